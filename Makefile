@@ -1,0 +1,15 @@
+# Thin names for run.py, which also works without make: python3 run.py demo
+PYTHON ?= python3
+ARGS ?=
+
+.PHONY: help demo test check setup
+help:
+	@$(PYTHON) run.py --help
+demo:  ## run the demonstration
+	@$(PYTHON) run.py demo $(ARGS)
+test:  ## the whole test suite; ARGS go to pytest
+	@$(PYTHON) run.py test $(ARGS)
+check: ## format, lint, types, import layers, fast tests
+	@$(PYTHON) run.py check $(ARGS)
+setup: ## only make .venv
+	@$(PYTHON) run.py setup

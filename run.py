@@ -1,0 +1,415 @@
+#!/usr/bin/env python3
+"""Set up edgewise and run it, with nothing but Python: ``python3 run.py demo``.
+
+    demo   run the demonstration                 (arguments go to `edgewise demo`)
+    test   run the whole test suite              (arguments go to pytest, e.g. -k quantize)
+    check  format, lint, types, import layers, fast tests
+    setup  only make the environment in .venv
+
+The first start makes ``.venv`` and installs edgewise with the exact versions of ``constraints/``; later starts reuse
+it. An interrupted set-up is started afresh. Environment variables: ``EDGEWISE_TORCH_INDEX`` is the package index for
+PyTorch (empty: whatever pip is configured for).
+
+This file must parse on Python 3.8, so that an old interpreter can say what is missing instead of a syntax error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "edgewise-stamp.json"  # written last: the environment is complete and was made from these inputs
+UNFINISHED = VENV / "edgewise-unfinished"  # written first: while it exists, the environment is never used
+LOG = ROOT / "build" / "setup.log"
+LOWEST = (3, 11)
+TESTED = ("3.11", "3.12", "3.13", "3.14")  # tried in this order when the starting interpreter is too old
+CPU_TORCH = "https://download.pytorch.org/whl/cpu"
+BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
+PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
+QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg"}
+COMMANDS = ("demo", "test", "check", "setup")
+
+
+class Stop(Exception):
+    """The set-up cannot go on: a cause, the next step, and the exit status (see docs/errors.md)."""
+
+    def __init__(self, cause: str, step: str, status: int = 1) -> None:
+        super().__init__(cause)
+        self.cause, self.step, self.status = cause, step, status
+
+
+def say(text: str) -> None:
+    """One line for people; standard output belongs to the command that is run."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- interpreters -----------------------------------------------------------------------------------------------------
+
+
+def probe(command: list[str]) -> tuple[tuple[int, int, int], str] | None:
+    """Version and real path of a Python command, or None where it does not run (a shim without a target, say)."""
+    code = "import sys; print(*sys.version_info[:3]); print(getattr(sys, '_base_executable', None) or sys.executable)"
+    try:
+        done = subprocess.run([*command, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=20)
+        version, path = done.stdout.decode().splitlines()[:2]
+        major, minor, micro = map(int, version.split())
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return (major, minor, micro), os.path.realpath(path)
+
+
+def find_interpreter() -> tuple[tuple[int, int, int], str]:
+    """The starting interpreter where it is new enough, else the first on PATH that is. Raises Stop."""
+    own = (sys.version_info[0], sys.version_info[1], sys.version_info[2])
+    base = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
+    if own >= LOWEST:
+        return own, base
+    found = {base: own}
+    commands = [[f"python{v}"] for v in TESTED] + [["python3"], ["python"]]
+    if os.name == "nt":
+        commands = [["py", f"-{v}"] for v in TESTED] + commands
+    for command in commands:
+        path = shutil.which(command[0])
+        seen = probe([path, *command[1:]]) if path else None
+        if seen and seen[0] >= LOWEST:
+            return seen
+        if seen:
+            found[seen[1]] = seen[0]
+    listing = "\n".join(f"    {'.'.join(map(str, version))}  {path}" for path, version in sorted(found.items()))
+    raise Stop(
+        f"edgewise needs Python {LOWEST[0]}.{LOWEST[1]} or newer. Found only:\n{listing}",
+        "install Python 3.11, then run this again:\n"
+        "    Debian, Ubuntu   sudo apt install python3.11 python3.11-venv\n"
+        "    Fedora           sudo dnf install python3.11\n"
+        "    macOS            brew install python@3.11\n"
+        "    Windows, others  https://www.python.org/downloads/",
+    )
+
+
+# --- the environment --------------------------------------------------------------------------------------------------
+
+
+def constraints(version: tuple[int, int, int]) -> Path:
+    """The pins for this Python: its own file where there is one, else those of 3.11 (also valid on 3.12 and 3.13)."""
+    own = ROOT / "constraints" / f"py{version[0]}{version[1]}.txt"
+    return own if own.exists() else ROOT / "constraints" / "py311.txt"
+
+
+def stamp(version: tuple[int, int, int], base: str) -> dict[str, str]:
+    """All that decides what is installed."""
+
+    def digest(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    return {
+        "pyproject": digest(ROOT / "pyproject.toml"),
+        "constraints": digest(constraints(version)),
+        "interpreter": f"{base} {'.'.join(map(str, version))}",
+        "folder": str(ROOT),  # an environment cannot be moved: its scripts hold absolute paths
+    }
+
+
+def ready(wanted: dict[str, str]) -> bool:
+    """Whether ``.venv`` is complete and made from exactly these inputs."""
+    try:
+        return not UNFINISHED.exists() and PYTHON.exists() and json.loads(STAMP.read_text()) == wanted
+    except (OSError, ValueError):
+        return False
+
+
+@contextlib.contextmanager
+def alone():
+    """One set-up at a time in this folder; the lock goes with the process, however it ends."""
+    LOG.parent.mkdir(exist_ok=True)
+    with open(LOG.parent / "setup.lock", "w") as handle:
+        waiting = False
+        while True:
+            try:
+                if os.name == "nt":
+                    import msvcrt
+
+                    msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)
+                else:
+                    import fcntl
+
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if not waiting:
+                    say("another set-up is running in this folder; waiting for it")
+                waiting = True
+                time.sleep(0.5)
+        yield
+
+
+def setup() -> None:
+    """Make ``.venv`` complete, doing nothing when it is. Raises Stop."""
+    version, base = find_interpreter()
+    wanted = stamp(version, base)
+    if ready(wanted):
+        return
+    with alone():
+        if not ready(wanted):
+            make(version, base, wanted)
+
+
+def make(version: tuple[int, int, int], base: str, wanted: dict[str, str]) -> None:
+    """Create or update the environment; whatever interrupts this, the next start begins afresh."""
+    started = time.monotonic()
+    try:
+        old = probe([str(PYTHON)]) if PYTHON.exists() and not UNFINISHED.exists() else None
+        reuse = old is not None and old == (version, base) and _folder_of_stamp() in (None, str(ROOT))
+        if VENV.exists() and not reuse:
+            inside = os.path.realpath(sys.prefix) == os.path.realpath(VENV)
+            if inside and os.name == "nt":
+                raise Stop(".venv has to be made anew, but it is in use.", "run `deactivate`, then this again.")
+            say("removing .venv: it is unfinished, moved, or of another Python")
+            shutil.rmtree(VENV)
+        VENV.mkdir(exist_ok=True)
+        UNFINISHED.touch()
+    except OSError as e:
+        raise Stop(f"cannot write {VENV}: {e}", "check the owner and the free space of this folder.", 6) from None
+    LOG.write_text(f"edgewise set-up, Python {wanted['interpreter']}\n")
+    if reuse:
+        say("updating .venv: pyproject.toml or the constraints have changed")
+    else:
+        say(f"making .venv with Python {'.'.join(map(str, version))} ({base})")
+        make_venv(base, version)
+    pins = constraints(version).relative_to(ROOT).as_posix()
+    install_torch(constraints(version))
+    pip("installing edgewise", ["-c", pins, "-e", ".[train,dev]"], pins)
+    STAMP.write_text(json.dumps(wanted, indent=1))
+    UNFINISHED.unlink()
+    say(f"environment ready in {time.monotonic() - started:.0f} s")
+
+
+def _folder_of_stamp() -> str | None:
+    """The folder for which ``.venv`` was made; None where it does not say."""
+    try:
+        return str(json.loads(STAMP.read_text())["folder"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def make_venv(base: str, version: tuple[int, int, int]) -> None:
+    """``python -m venv``. Raises Stop where the interpreter came without it, as on Debian and Ubuntu."""
+    has = subprocess.run([base, "-c", "import venv, ensurepip"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    if has.returncode == 0 and logged("creating .venv", [base, "-m", "venv", str(VENV)]) == 0:
+        return
+    raise Stop(
+        f"{base} cannot make virtual environments: its modules venv and ensurepip are missing or broken.",
+        f"on Debian and Ubuntu `sudo apt install python{version[0]}.{version[1]}-venv`; elsewhere install Python from\n"
+        f"    https://www.python.org/downloads/ . Then run this again. Log: {LOG}",
+    )
+
+
+def install_torch(pins: Path) -> None:
+    """Take PyTorch's CPU build where it surely is the right one; the ordinary Linux build brings gigabytes of CUDA.
+
+    Only with pip's own defaults: whoever has configured an index or local wheels has decided already. Best effort:
+    when this fails, the next step installs the ordinary build.
+    """
+    index = os.environ.get("EDGEWISE_TORCH_INDEX")
+    if index is None:
+        index = CPU_TORCH if wants_cpu_torch() and reachable(CPU_TORCH + "/torch/") else ""
+    pin = re.search(r"^torch==\S+", pins.read_text(encoding="utf-8"), re.MULTILINE)
+    if index and pin:
+        command = [str(PYTHON), "-m", "pip", "install", "--no-deps", "--index-url", index, pin.group()]
+        if logged("installing PyTorch", command) != 0:
+            say(f"no {pin.group()} at {index}; taking the ordinary build")
+
+
+def wants_cpu_torch() -> bool:
+    """Linux, no NVIDIA driver, and pip's configuration names no place for packages."""
+    if not sys.platform.startswith("linux") or shutil.which("nvidia-smi") or os.path.exists("/proc/driver/nvidia"):
+        return False
+    command = [str(PYTHON), "-m", "pip", "config", "list"]
+    listing = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout.decode()
+    return not re.search(r"index-url|find-links|no-index", listing)
+
+
+def reachable(url: str) -> bool:
+    """Whether ``url`` answers within 5 s; a thread, because name resolution has no time-out of its own."""
+    answered: list[int] = []
+
+    def ask() -> None:
+        import urllib.request
+
+        with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(url, timeout=5) as reply:
+            answered.append(reply.status)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(5)
+    return answered == [200]
+
+
+def pip(title: str, arguments: list[str], pins: str) -> None:
+    """``pip install``; the pins also hold for the build back end. Raises Stop with the cause read from the log."""
+    command = [str(PYTHON), "-m", "pip", "install", "--no-compile", "--disable-pip-version-check", *arguments]
+    given = os.environ.get("PIP_CONSTRAINT")
+    if (
+        logged(title, command, {"PIP_CONSTRAINT": f"{given} {pins}" if given else pins, "PIP_BUILD_CONSTRAINT": pins})
+        == 0
+    ):
+        return
+    lines = LOG.read_text(encoding="utf-8", errors="replace").splitlines()
+    cause, step, status = diagnose("\n".join(lines), pins)
+    tail = "\n".join(f"    {line}" for line in lines[-12:])
+    raise Stop(f"{cause}\n  the last lines of the log:\n{tail}", f"{step}\n  whole log: {LOG}", status)
+
+
+def diagnose(log: str, pins: str) -> tuple[str, str, int]:
+    """Cause, next step and exit status of a failed pip run."""
+    again = "then run the same command again."
+    if re.search(r"No space left on device|Errno 28", log):
+        return "the disk is full.", f"free 3 GB in this folder or in TMPDIR, {again}", 6
+    if re.search(
+        r"NewConnectionError|NameResolution|name resolution|ConnectTimeout|ProxyError|SSLError|timed out", log
+    ):
+        step = f"check the network and the proxy (`{BIN.name}/pip config list` in .venv shows the settings), {again}"
+        return "the package index cannot be reached.", step, 5
+    if "ResolutionImpossible" in log or re.search(r"conflicting dependencies", log):
+        step = f"undo the last change to pyproject.toml or {pins}, or renew the pins with\n    "
+        return "the pinned versions contradict pyproject.toml.", step + "scripts/freeze_constraints.py, " + again, 1
+    missing = re.search(r"No matching distribution found for (\S+)", log)
+    if missing:
+        step = f"check that pin in {pins} and pip's index settings (`pip config list`); a package without a build for"
+        return f"no index offers {missing.group(1)}.", f"{step}\n    this Python needs Python 3.11 to 3.13, {again}", 1
+    if re.search(r"Failed building wheel|error: command .*(gcc|cc|cl\.exe)", log):
+        return "a package has no ready build for this Python.", f"use Python 3.11 to 3.13 (delete .venv), {again}", 1
+    return "pip failed.", f"read the lines above, {again}", 1
+
+
+def logged(title: str, command: list[str], extra: dict[str, str] | None = None) -> int:
+    """Run a command into the log with a line of progress; returns its exit status."""
+    tty = sys.stderr.isatty()
+    started, told = time.monotonic(), 0.0
+    with open(LOG, "ab") as sink:
+        sink.write(("\n$ " + " ".join(command) + "\n").encode())
+        sink.flush()
+        begin = sink.tell()
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_NO_INPUT": "1", **(extra or {})}
+        child = subprocess.Popen(command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+        try:
+            while child.poll() is None:
+                passed = time.monotonic() - started
+                if tty:
+                    print(f"\r\033[K{title}  {passed:.0f} s  {doing(begin)}", end="", file=sys.stderr, flush=True)
+                elif passed - told >= 10:
+                    told = passed
+                    say(f"{title}  {passed:.0f} s  {doing(begin)}")
+                time.sleep(0.1)
+        except BaseException:
+            child.terminate()
+            child.wait()
+            raise
+        finally:
+            if tty:
+                print("\r\033[K", end="", file=sys.stderr, flush=True)
+    return child.returncode
+
+
+def doing(begin: int) -> str:
+    """What pip is at, from the last telling line of the log."""
+    text = LOG.read_bytes()[begin:].decode("utf-8", "replace")
+    steps = re.findall(r"^\s*(Collecting \S+|Downloading \S+|Building .*|Installing \w+.*)", text, re.MULTILINE)
+    return os.path.basename(steps[-1].strip())[:60] if steps else ""
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+def run(command: list[str]) -> int:
+    """Run in the foreground; Ctrl-C reaches the command, which decides how to end."""
+    child = subprocess.Popen(command, cwd=ROOT)
+    while True:
+        try:
+            status = child.wait()
+            return 128 - status if status < 0 else status
+        except KeyboardInterrupt:
+            continue
+
+
+def processors() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pytest(arguments: list[str]) -> int:
+    """pytest on up to four processors, a file never split between them; ``-n 0`` turns that off."""
+    os.environ.update(QUIET)
+    workers = min(4, processors())
+    chosen = any(re.match(r"-n\d*$|--numprocesses|--pdb|--trace|--collect-only|--co$", a) for a in arguments)
+    spread = [] if chosen or workers == 1 else ["-n", str(workers), "--dist", "loadfile"]
+    return run([str(PYTHON), "-m", "pytest", *spread, *arguments])
+
+
+def check(arguments: list[str]) -> int:
+    """The fast gate: four static checks side by side, then the tests that are not slow."""
+    started = time.monotonic()
+    static = {
+        "ruff format": ["-m", "ruff", "format", "--check", "."],
+        "ruff lint": ["-m", "ruff", "check", "."],
+        "mypy": ["-m", "mypy"],
+        "import layers": ["-c", "from importlinter.cli import lint_imports_command as main; main()"],
+    }
+    running = {}
+    for name, command in static.items():
+        child = [str(PYTHON), *command]
+        running[name] = subprocess.Popen(child, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    failed = []
+    for name, process in running.items():
+        text = process.communicate()[0].decode("utf-8", "replace").rstrip()
+        say(f"{name:14}{'failed' if process.returncode else 'ok'}")
+        if process.returncode:
+            failed.append(name)
+            say(text)
+    if pytest(["-m", "not slow", *arguments]) != 0:
+        failed.append("tests")
+    say(f"check: {'failed: ' + ', '.join(failed) if failed else 'all good'}, {time.monotonic() - started:.0f} s")
+    if "ruff format" in failed:
+        say("next step: .venv/bin/ruff format . && .venv/bin/ruff check --fix .")
+    return 1 if failed else 0
+
+
+def main(arguments: list[str]) -> int:
+    """Set up, then run one command; returns its exit status."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        say(f"run.py: no command `{command}`; there are: {', '.join(COMMANDS)}")
+        return 2
+    try:
+        setup()
+    except Stop as e:
+        say(f"\nset-up failed: {e.cause}\nnext step: {e.step}")
+        return e.status
+    except KeyboardInterrupt:
+        say("\nset-up interrupted; run the same command again to start it afresh")
+        return 130
+    if command == "demo":
+        return run([str(BIN / "edgewise"), "demo", *rest])
+    if command == "test":
+        return pytest(rest)
+    if command == "check":
+        return check(rest)
+    say(f"environment: {VENV}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,60 @@
+"""The Python API: ``edgewise.simulate(recipe)``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgewise.core.events import Sink
+    from edgewise.plan.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: where it lies and its summary (the content of ``summary.json``)."""
+
+    run_dir: Path
+    summary: Mapping[str, Any]
+
+
+def simulate(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    out: str | Path | None = None,
+    sinks: Sequence[Sink] = (),
+    extensions: Sequence[str] = (),
+    resume: bool = False,
+) -> Result:
+    """Play a recipe on this machine, from loading to the report.
+
+    Args:
+        recipe: path of a TOML file, plain tables, or a Recipe.
+        out: run directory; default ``runs/<name>-<hash>``.
+        sinks: callables that get every event (``edgewise.core.events``) as it happens.
+        extensions: names of importable modules that define ``EDGEWISE = Extension(...)`` with codecs, strategies or a
+            trainer of your own.
+        resume: go on with an unfinished run in ``out``.
+    Raises:
+        edgewise.EdgewiseError: with a stable code; see docs/errors.md.
+    """
+    from edgewise.apps.simulate import run
+    from edgewise.plan import recipe as recipes
+
+    recipe_dir = Path()
+    if isinstance(recipe, str | Path):
+        recipe_dir = Path(recipe).parent
+        recipe = recipes.load(recipe)
+    elif isinstance(recipe, Mapping):
+        recipe = recipes.from_plain(dict(recipe))
+    path = Path(out) if out is not None else default_out(recipe)
+    run(recipe, out=path, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks)
+    return Result(path, json.loads((path / "summary.json").read_text(encoding="utf-8")))
+
+
+def default_out(recipe: Recipe) -> Path:
+    """Where a run goes when nobody says: ``runs/<name>-<first 8 of its hash>``."""
+    return Path("runs") / f"{recipe.name}-{recipe.sha256()[:8]}"

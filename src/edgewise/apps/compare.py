@@ -1,0 +1,99 @@
+"""What the federated model is compared with, at equal steps: every device alone, and all text in one place.
+
+The centralised run is one chain of optimizer steps and cannot be split over workers, so it is started first and runs
+beside the devices' own training; its progress is kept after every chunk, so a killed run goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from edgewise.core import events, vector
+from edgewise.core.errors import REGISTRY, EdgewiseError
+from edgewise.drivers import jobs
+from edgewise.drivers.executor import Executor
+from edgewise.drivers.store import RunStore
+from edgewise.engine.ports import POOLED
+from edgewise.engine.run import Federation
+
+CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
+
+
+def compare(
+    store: RunStore,
+    executor: Executor,
+    federation: Federation,
+    initial: vector.Vector,
+    tell: Callable[[events.AnyEvent], None],
+) -> None:
+    """Run the comparisons that the recipe wants and that are not stored yet.
+
+    local_only: each device repeats its federated schedule (same steps, rates and batches) on its own model.
+    centralised: rounds x goal x local_steps steps on the pooled text, same schedule over rounds.
+    A device that cannot train alone has no local-only figure; nothing is put in its place.
+    """
+    plan, last = federation.plan, federation.plan.rounds - 1
+    wanted = plan.recipe.compare
+    locals_left = list(federation.population) if wanted.local_only and not store.evaluated(LOCAL_ONLY, last) else []
+    pooled = wanted.centralised and not store.evaluated(CENTRALISED, last)
+    if not (locals_left or pooled):
+        return
+    began, ids = time.perf_counter(), 0
+    start = vector.to_bytes(initial)
+    kept = store.kept(CENTRALISED) if pooled else None
+    chain, played = (vector.to_bytes(kept[0]), kept[1]) if kept else (start, 0)
+    chain_left = plan.rounds - played if pooled else 0
+    done, total = played, len(locals_left) + (plan.rounds if pooled else 0)
+    tell(events.PhaseStarted(phase="compare", steps=total))
+    nll: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    had_locals = bool(locals_left)
+
+    def submit_chain() -> None:
+        first, scale = plan.rounds - chain_left, plan.sampling.goal
+        executor.submit(jobs.Solo(id=0, device=POOLED, params=chain, first_round=first, rounds=1, scale=scale))
+
+    if chain_left:
+        submit_chain()
+    under_way = 0
+    while chain_left or locals_left or under_way:
+        # One place belongs to the chain while it lasts; the devices share the others.
+        places = max(1, executor.parallel - 1) if chain_left else executor.parallel
+        while locals_left and under_way < places:
+            ids, under_way = ids + 1, under_way + 1
+            executor.submit(
+                jobs.Solo(
+                    id=ids, device=locals_left.pop(0), params=start, first_round=0, rounds=plan.rounds, measure=True
+                )
+            )
+        result = executor.result()
+        done += 1
+        if isinstance(result, jobs.Broken):
+            if not result.id:
+                raise EdgewiseError(result.code if result.code in REGISTRY else "E-TRAIN", result.what, result.fix)
+            under_way -= 1
+            continue
+        assert isinstance(result, jobs.Trained)
+        if result.device == POOLED:
+            chain, chain_left = result.params, chain_left - 1
+            store.keep(CENTRALISED, vector.from_bytes(chain, plan.spec.dim), plan.rounds - chain_left)
+            if chain_left:
+                submit_chain()
+        else:
+            under_way -= 1
+            if result.tokens:
+                nll[result.device], tokens[result.device] = result.nll, result.tokens
+        tell(events.Progress(phase="compare", done=done, total=total, note=result.device))
+    if had_locals:
+        event = events.Evaluated(
+            round=last,
+            model=LOCAL_ONLY,
+            nll=dict(sorted(nll.items())),
+            tokens=dict(sorted(tokens.items())),
+            seconds=time.perf_counter() - began,
+        )
+        store.append(event)
+        tell(event)
+    if pooled:
+        federation.evaluate(CENTRALISED, last, vector.from_bytes(chain, plan.spec.dim))

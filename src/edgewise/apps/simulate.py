@@ -1,0 +1,214 @@
+"""The whole simulated job: load, federate, compare, report. Wires the engine to an executor and a run directory."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgewise.apps.compare import compare
+from edgewise.core import events, keys, vector
+from edgewise.core.errors import StoreError
+from edgewise.core.vector import Spec
+from edgewise.drivers import jobs
+from edgewise.drivers.executor import Executor, Inproc, checked
+from edgewise.drivers.pool import Pool
+from edgewise.drivers.simulated import SimulatedCohort, World
+from edgewise.drivers.store import RunStore
+from edgewise.engine.ports import Cohort
+from edgewise.engine.run import Federation
+from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.compile import Plan
+from edgewise.plan.compile import compile as compile_plan
+from edgewise.plan.recipe import Recipe
+
+Wrap = Callable[[Cohort], Cohort]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What the executor's trainers agree on."""
+
+    plan: Plan
+    devices: tuple[str, ...]
+    initial: vector.Vector
+    facts: dict[str, Any]
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path,
+    recipe_dir: Path,
+    resume: bool = False,
+    extensions: Sequence[str] = (),
+    sinks: Sequence[events.Sink] = (),
+    wrap: Wrap | None = None,
+    report: bool = True,
+) -> Path:
+    """Play a recipe to its end in ``out`` and write the report.
+
+    Args:
+        out: the run directory; new, or holding this recipe's unfinished run together with ``resume``.
+        recipe_dir: relative data paths start here. extensions: importable modules with parts of one's own.
+        sinks: called with every event. wrap: put something around the cohort (faults). report: write summary.json,
+            plots and report.html at the end.
+    Returns:
+        ``out``.
+    Raises:
+        EdgewiseError: with a code; whatever was committed before stays, and ``resume`` goes on from it.
+    """
+    began = time.time()
+
+    def tell(event: events.AnyEvent) -> None:
+        stamped = msgspec.structs.replace(event)
+        for sink in sinks:
+            sink(stamped)
+
+    with RunStore(out) as store:
+        known = _claim(store, recipe, resume)
+        tell(events.PhaseStarted(phase="load"))
+        executor = _executor(recipe)
+        try:
+            loaded = _load(executor, recipe, recipe_dir, out, extensions)
+            if known is None:
+                store.create(loaded.plan.run, recipe.name, recipe.resolved(), loaded.facts)
+            elif known["facts"].get("fingerprint") != loaded.facts.get("fingerprint"):
+                raise StoreError(
+                    "E-RESUME", "the data or the model changed since this run began.", "start again with another --out."
+                )
+            _play(store, executor, loaded, wrap, tell)
+        finally:
+            executor.close()
+        if report:
+            tell(events.PhaseStarted(phase="report"))
+            write_report(store, out)
+        store.finish()
+        final = store.models()[recipe.round.rounds]
+        tell(events.RunFinished(model=final, seconds=time.time() - began))
+    return out
+
+
+def write_report(store: RunStore, out: Path) -> dict[str, Any]:
+    """summary.json, plots and report.html from what the store holds."""
+    from edgewise.apps import plots, report, summary
+
+    data = summary.build(store)
+    summary.write(out, data)
+    plots.write(store, data, out)
+    report.write(store, data, out)
+    return data
+
+
+def _claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
+    known, sha = store.run(), recipe.sha256()
+    if known is None:
+        if resume:
+            raise StoreError("E-RESUME", f"there is no run in {store.out}.", "leave out --resume.")
+        return None
+    if known["id"] != sha:
+        what = f"{store.out} holds a run of another recipe ({known['name']}, {known['id'][:8]})."
+        raise StoreError("E-RESUME" if resume else "E-RUN-EXISTS", what, "choose another --out.")
+    if not resume:
+        state = "a finished" if known["finished"] else "an unfinished"
+        raise StoreError(
+            "E-RUN-EXISTS", f"{store.out} holds {state} run of this recipe.", "add --resume, or choose another --out."
+        )
+    return known
+
+
+def _executor(recipe: Recipe) -> Executor:
+    if recipe.simulation.engine == "pool":
+        return Pool(recipe.simulation.workers)
+    return Inproc()
+
+
+def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, out: Path, extensions: Sequence[str]) -> _Loaded:
+    setup = jobs.Setup(
+        recipe=json.dumps(recipe.resolved()),
+        recipe_dir=str(recipe_dir.resolve()),
+        run_dir=str(out.resolve()),
+        extensions=tuple(extensions),
+    )
+    answers = checked(executor.broadcast(setup))
+    first = answers[0]
+    assert isinstance(first, jobs.Described)
+    for other in answers[1:]:
+        if not isinstance(other, jobs.Described) or (other.spec, other.devices, other.initial) != (
+            first.spec,
+            first.devices,
+            first.initial,
+        ):
+            raise StoreError("E-WORKER", "the worker processes disagree about model or data.", "run it again.")
+    checked(executor.broadcast(jobs.Compile()))
+    spec = Spec.of([(name, shape, dtype) for name, shape, dtype in first.spec])
+    plan = compile_plan(recipe, spec, len(first.devices), with_extensions(extensions))
+    initial = vector.from_bytes(first.initial, spec.dim)
+    facts = {
+        **first.facts,
+        "initial_sha256": vector.digest(first.initial),
+        "versions": _versions(),
+        "started_at": time.time(),
+        "engine": recipe.simulation.engine,
+        "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
+        "plan": {
+            "trace": [],
+            "claims": list(plan.claims),
+            "upload_bytes": plan.upload_bytes,
+            "dim": spec.dim,
+            "population": len(first.devices),
+        },
+    }
+    return _Loaded(plan, tuple(first.devices), initial, facts)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for name in ("edgewise", "numpy", "torch", "transformers", "peft"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _play(
+    store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | None, tell: Callable[[events.AnyEvent], None]
+) -> None:
+    plan = loaded.plan
+    cohort: Cohort = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key))
+    if wrap is not None:
+        cohort = wrap(cohort)
+
+    federation = Federation(
+        plan=plan,
+        population=loaded.devices,
+        cohort=cohort,
+        store=store,
+        tell=tell,
+        now_s=time.perf_counter,
+        entropy=lambda number: keys.derive(plan.key, "noise", number),
+    )
+    checkpoint = federation.begin(loaded.initial)
+    resumed = checkpoint.next_round if checkpoint.next_round else -1
+    tell(
+        events.RunStarted(
+            run=plan.run,
+            name=plan.recipe.name,
+            rounds=plan.rounds,
+            population=len(loaded.devices),
+            cohort=plan.sampling.goal,
+            dim=plan.spec.dim,
+            resumed_round=resumed,
+        )
+    )
+    tell(events.PhaseStarted(phase="federated", steps=plan.rounds))
+    federation.run(checkpoint)
+    compare(store, executor, federation, loaded.initial, tell)

@@ -1,0 +1,183 @@
+"""Payload <-> bytes. The layout is fixed by the Space alone, so nothing in the bytes describes itself or can lie.
+
+    head     float64 little-endian, one per name
+    scales   bfloat16 (upper half of a float32), one per block
+    support  Rice code of the gaps, parameter from the density; a bitmap of the universe where that is shorter
+    body     REAL float32; INTEGER level + level_max in ``bits`` bits; RING residue in log2(modulus) bits
+
+Integers are little-endian, bits least significant first, each part padded with zero bits to a byte. The decoder accepts
+exactly what the encoder can produce: a truncated, oversized or trailing byte, a nonzero padding bit, a level out of
+range, positions outside the universe, a float that is not finite, a head beyond its bound is a DecodeError(E-PAYLOAD).
+It checks the total length first and allocates nothing beyond what the Space announces.
+Source: Rice 1971; parameter k = floor(log2(ln 2 / p)) within 0.5 % of the entropy (research/methods.md 2.2).
+"""
+
+from __future__ import annotations
+
+from math import floor, hypot, log, log2
+from typing import Any, Never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.codecs import kernels
+from edgewise.core.errors import DecodeError
+from edgewise.core.space import Kind, Space
+from edgewise.core.stage import WEIGHT, Payload
+
+
+def rice_parameter(n: int, universe: int) -> int:
+    """k for n positions among ``universe``; 0 means that a bitmap is used (unary gaps are no shorter)."""
+    return max(0, floor(log2(log(2.0) * universe / n))) if n else 0
+
+
+def size_bytes(space: Space) -> float:
+    """Bytes of one packed payload: exact, except Rice-coded supports, where it is the expectation over random ones."""
+    return _before_support(space) + _support_bytes(space) + _body_bytes(space)
+
+
+def pack(payload: Payload, space: Space) -> bytes:
+    """The payload as bytes. Raises ValueError when it does not belong to ``space`` (own misuse)."""
+    body, head = payload.body, payload.head
+    if body.shape != (space.dim,) or head.shape != (len(space.head),):
+        raise ValueError(f"body {body.shape} and head {head.shape} do not fit {space.dim} and {len(space.head)}")
+    parts = [head.astype("<f8").tobytes()]
+    if space.block:
+        if payload.scales is None or payload.scales.shape != (_blocks(space),):
+            raise ValueError("scales missing or of the wrong length")
+        words = payload.scales.view(np.uint32)
+        if (words & np.uint32(0xFFFF)).any():
+            raise ValueError("scales are not bfloat16")
+        parts.append((words >> np.uint32(16)).astype("<u2").tobytes())
+    if space.sparse:
+        if payload.support is None or payload.support.shape != (space.dim,):
+            raise ValueError("support missing or of the wrong length")
+        parts.append(_pack_support(payload.support, space))
+    if space.kind is Kind.REAL:
+        parts.append(body.astype("<f4").tobytes())
+    else:
+        offset = space.level_max if space.kind is Kind.INTEGER else 0
+        levels = body + body.dtype.type(offset)
+        if levels.size and not 0 <= int(levels.min()) <= int(levels.max()) < _values(space):
+            raise ValueError("level out of range")
+        parts.append(kernels.pack_bits(levels.astype(np.uint32), _width(space)))
+    return b"".join(parts)
+
+
+def unpack(raw: bytes | memoryview, space: Space) -> Payload:
+    """Inverse of ``pack``. Raises DecodeError(E-PAYLOAD) on anything that ``pack`` cannot have produced."""
+    view = memoryview(raw).cast("B")
+    fixed = _before_support(space) + _body_bytes(space)
+    least, most = (fixed, fixed) if not space.sparse else (fixed, fixed + _support_limit(space))
+    if not least <= len(view) <= most:
+        _refuse(f"{len(view)} bytes, expected {least}" + (f" to {most}" if most > least else ""))
+    head = np.frombuffer(view[: 8 * len(space.head)], "<f8").astype(np.float64)
+    at = 8 * len(space.head)
+    scales = None
+    if space.block:
+        words = np.frombuffer(view[at : at + 2 * _blocks(space)], "<u2").astype(np.uint32)
+        if words.size and words.max() >= 0x7F80:  # infinities, NaN, and every negative number
+            _refuse("a scale is negative or not finite")
+        scales = (words << np.uint32(16)).view(np.float32)
+        at += 2 * _blocks(space)
+    support = None
+    if space.sparse:
+        support, at = _unpack_support(view, at, space)
+    if len(view) - at != _body_bytes(space):
+        _refuse(f"{len(view) - at} bytes of body, expected {_body_bytes(space)}")
+    body = _unpack_body(view[at:], space)
+    _check_head(head, space)
+    return Payload(body, head, support, scales)
+
+
+def _check_head(head: NDArray[np.float64], space: Space) -> None:
+    if not np.isfinite(head).all():
+        _refuse("a head value is not finite")
+    if hypot(*head.tolist()) > space.head_l2 * (1.0 + 1e-9):
+        _refuse(f"the head is longer than its bound {space.head_l2:g}")
+    if WEIGHT in space.head and not 0.0 <= head[space.head.index(WEIGHT)] <= 1.0:
+        _refuse("the weight is not between 0 and 1")
+
+
+def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
+    if space.kind is Kind.REAL:
+        x = np.frombuffer(raw, "<f4").astype(np.float32)
+        if not np.isfinite(x).all():
+            _refuse("a coordinate is not finite")
+        return x
+    levels = kernels.unpack_bits(raw, _width(space), space.dim)
+    if levels is None:
+        _refuse("nonzero padding after the body")
+    if levels.size and int(levels.max()) >= _values(space):
+        _refuse("a level is out of range")
+    if space.kind is Kind.RING:
+        return levels.astype(np.uint64)
+    return (levels.astype(np.int64) - space.level_max).astype(np.int32)
+
+
+def _pack_support(support: NDArray[np.int64], space: Space) -> bytes:
+    if support.size and (support[0] < 0 or support[-1] >= space.universe or (np.diff(support) <= 0).any()):
+        raise ValueError("support is not strictly increasing inside the universe")
+    if k := rice_parameter(space.dim, space.universe):
+        return kernels.rice_encode(support, k)
+    bitmap = np.zeros(space.universe, np.uint8)
+    bitmap[support] = 1
+    return np.packbits(bitmap, bitorder="little").tobytes()
+
+
+def _unpack_support(view: memoryview, at: int, space: Space) -> tuple[NDArray[np.int64], int]:
+    if k := rice_parameter(space.dim, space.universe):
+        support = np.empty(space.dim, np.int64)
+        used = kernels.rice_decode(np.frombuffer(view[at:], np.uint8), k, space.universe, support)
+        if used < 0:
+            _refuse("the support is not a valid Rice code")
+        return support, at + used
+    size = (space.universe + 7) // 8
+    bits = np.unpackbits(np.frombuffer(view[at : at + size], np.uint8), bitorder="little")
+    support = np.flatnonzero(bits).astype(np.int64)
+    if support.size != space.dim or (support.size and support[-1] >= space.universe):
+        _refuse("the support's bitmap has the wrong number of bits")
+    return support, at + size
+
+
+def _blocks(space: Space) -> int:
+    return -(-space.dim // space.block)
+
+
+def _width(space: Space) -> int:
+    return (space.modulus - 1).bit_length() if space.kind is Kind.RING else int(space.bits)
+
+
+def _values(space: Space) -> int:
+    return space.modulus if space.kind is Kind.RING else 2 * space.level_max + 1
+
+
+def _before_support(space: Space) -> int:
+    return 8 * len(space.head) + (2 * _blocks(space) if space.block else 0)
+
+
+def _body_bytes(space: Space) -> int:
+    return 4 * space.dim if space.kind is Kind.REAL else kernels.packed_bytes(space.dim, _width(space))
+
+
+def _support_bytes(space: Space) -> float:
+    """Geometric gaps of density p: k + 1 + r / (1 - r) bits each, r = (1 - p)^(2^k); half a byte of padding."""
+    if not space.sparse:
+        return 0
+    k = rice_parameter(space.dim, space.universe)
+    if k == 0:
+        return (space.universe + 7) // 8
+    r = (1.0 - space.dim / space.universe) ** (1 << k)
+    return float(space.dim * (k + 1 + r / (1.0 - r)) / 8 + 7 / 16)
+
+
+def _support_limit(space: Space) -> int:
+    """The longest support the encoder can write: all quotients together are at most universe / 2^k."""
+    k = rice_parameter(space.dim, space.universe)
+    if k == 0:
+        return (space.universe + 7) // 8
+    return (space.dim * (k + 1) + (space.universe >> k) + 7) // 8
+
+
+def _refuse(why: str) -> Never:
+    raise DecodeError("E-PAYLOAD", f"not a valid payload: {why}.")

@@ -1,0 +1,87 @@
+"""A random subset of the coordinates, the same on all devices of a round, so that contributions still add up."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.codecs import kernels
+from edgewise.core import demand
+from edgewise.core.errors import CompositionError, TrainingError
+from edgewise.core.keys import Key, Turn, derive, word
+from edgewise.core.space import Space
+from edgewise.core.stage import Memory, Payload, Stage
+
+HAIR = 1.0 - 2.0**-24  # so that float32 rounding of x * d / k never passes the bound
+
+
+@lru_cache(maxsize=4)
+def _positions(key: Key, dim: int, k: int) -> NDArray[np.int64]:
+    at = kernels.choose(dim, k, np.uint64(word(key)))
+    at.setflags(write=False)
+    return at
+
+
+def random_k(fraction: float, unbiased: bool = True) -> Stage:
+    """Send ``k = max(1, round(fraction d))`` coordinates, drawn from the round's public key; no indices travel.
+
+    ``unbiased``: the kept coordinates are multiplied by d/k *before* they travel, so that the mean over supports is x
+    and every later clip or quantizer sees exactly what enters the sum.
+    Algebra: dim -> k; linear, summable; unbiased form l2 -> l2 d/k and linf -> linf d/k (all of x may sit on the
+    support), biased form keeps both. ``moving``: positions change every round, so nothing after this may remember.
+    Guarantees: uniform over supports; equal on every platform and library version (own counter-based sampler, O(d)
+    time, O(k) memory).
+    Args:
+        fraction: share of coordinates, above 0, at most 1 (1 is the identity).
+    Raises:
+        RecipeError(E-VALUE); CompositionError(E-NOT-REAL, E-ORDER); TrainingError(E-RANGE) when x d/k overflows.
+    Source: Konečný et al. 2016, arXiv:1610.05492, section 3 (random mask); variance d/k - 1 times ||x||^2.
+    """
+    name = f"random_k({fraction:g})" if unbiased else f"random_k({fraction:g}, biased)"
+    demand.positive("random_k: fraction", fraction, 1.0)
+
+    def size(space: Space) -> int:
+        return min(space.dim, max(1, round(fraction * space.dim)))
+
+    def gain(space: Space) -> float:
+        return space.dim / size(space) if unbiased and space.dim else 1.0
+
+    def infer(space: Space) -> Space:
+        demand.real(space, name)
+        if space.sparse:
+            raise CompositionError("E-ORDER", f"{name}: stands after a per-device support.", f"put {name} first.")
+        k, g = size(space), gain(space)
+        return space.but(
+            dim=k,
+            universe=k,
+            l2=space.l2 * g,
+            linf=space.linf * g,
+            moving=space.moving or k < space.dim,
+            unbiased=space.unbiased and (unbiased or k == space.dim),
+        )
+
+    def positions(space: Space, turn: Turn) -> NDArray[np.int64]:
+        return _positions(derive(turn.public, "random_k", turn.round), space.dim, size(space))
+
+    def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        if size(space) == space.dim:
+            return payload, memory
+        body = payload.body[positions(space, turn)]
+        g = gain(space)
+        if g != 1.0:
+            with np.errstate(over="ignore"):
+                body = np.multiply(body, g * HAIR, dtype=np.float64).astype(np.float32)
+            if not np.isfinite(body).all():
+                raise TrainingError("E-RANGE", f"{name}: coordinates times {g:g} overflow float32.", "clip before it.")
+        return payload.but(body=body), memory
+
+    def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
+        if size(space) == space.dim:
+            return payload
+        x = np.zeros(space.dim, np.float32)
+        x[positions(space, turn)] = payload.body
+        return payload.but(body=x)
+
+    return Stage(name, infer, encode, decode)

@@ -1,0 +1,51 @@
+"""Weigh each contribution by how much data is behind it, with a cap, so that one device cannot own the mean."""
+
+from __future__ import annotations
+
+from math import hypot, isfinite, isnan
+
+import numpy as np
+
+from edgewise.core import demand
+from edgewise.core.errors import CompositionError
+from edgewise.core.keys import Turn
+from edgewise.core.space import Space
+from edgewise.core.stage import WEIGHT, Memory, Payload, Stage
+
+
+def weigh(cap: float) -> Stage:
+    """Multiply body and head by ``w = min(count, cap) / cap`` and send ``w`` as one more exact scalar.
+
+    The sum of ``w x`` is divided by the sum of ``w`` as the very last step (``Pipeline.release``), so the result is
+    ``sum min(n_i, cap) x_i / sum min(n_i, cap)``.
+    Algebra: w <= 1, so l2 and linf stay and head_l2 -> sqrt(head_l2^2 + 1). Decoding keeps ``w x``.
+    Guarantees: no coordinate grows. Edge cases: count 0 gives w = 0 (a contribution that changes nothing).
+    Args:
+        cap: the count from which more data no longer counts more; finite, above 0.
+    Raises:
+        CompositionError: E-WEIGHT (cap), E-ORDER (weighed twice), E-NOT-REAL (after a quantizer).
+    Source: McMahan et al. 2018, arXiv:1710.06963, section 3 (w_k = min(n_k / cap, 1)).
+    """
+    name = f"weigh({cap:g})"
+    if not (isfinite(cap) and cap > 0):
+        raise CompositionError(
+            "E-WEIGHT", f"{name}: weights up to {cap!r} bound nothing.", "give a finite cap above 0, e.g. 1000 tokens."
+        )
+
+    def infer(space: Space) -> Space:
+        demand.real(space, name)
+        if WEIGHT in space.head:
+            raise CompositionError("E-ORDER", f"{name}: the update is already weighed.", "keep one weigh stage.")
+        return space.but(head=(*space.head, WEIGHT), head_l2=hypot(space.head_l2, 1.0))
+
+    def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        if isnan(payload.count) or payload.count < 0:
+            raise ValueError(f"count of a contribution is {payload.count}, must be >= 0")
+        w = min(payload.count, cap) / cap
+        body = payload.body if w == 1.0 else np.multiply(payload.body, w, dtype=np.float64).astype(np.float32)
+        return payload.but(body=body, head=np.append(payload.head * w, w)), memory
+
+    def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
+        return payload
+
+    return Stage(name, infer, encode, decode)

@@ -1,0 +1,67 @@
+"""Integers become residues of a ring, the only thing that masks can hide and a blind sum can add."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgewise.core import demand
+from edgewise.core.errors import CompositionError
+from edgewise.core.keys import Turn
+from edgewise.core.space import Kind, Space
+from edgewise.core.stage import Memory, Payload, Stage
+
+
+def wrap(bits: int) -> Stage:
+    """Map integers into Z_2^bits: ``q mod 2^bits``; decoding lifts to the centred residue in [-2^(b-1), 2^(b-1)).
+
+    Algebra: kind -> RING, modulus 2^bits, all bounds stay.
+    Guarantees: as long as at most ``n_max`` contributions are added, lift(sum mod 2^bits) is the integer sum exactly.
+    Args:
+        bits: 2 to 32.
+    Raises:
+        RecipeError(E-VALUE); CompositionError: E-NOT-INTEGER before a quantizer, E-TOPK-SECAGG on per-device supports,
+            E-NOT-SUMMABLE when scales travel per block, E-WRAP when 2^(bits-1) <= n_max * level_max.
+    Source: Bonawitz et al. 2017 (SecAgg), section 4; two's complement lift.
+    """
+    name = f"wrap({bits})"
+    demand.between("wrap: bits", bits, 2, 32)
+    modulus = 1 << bits
+    mask = np.uint64(modulus - 1)
+
+    def infer(space: Space) -> Space:
+        if space.kind is not Kind.INTEGER:
+            raise CompositionError(
+                "E-NOT-INTEGER",
+                f"{name}: needs integers, the body before it is {space.kind.value}.",
+                'put quantize(grid="shared") before it, and only one wrap.',
+            )
+        if space.sparse:
+            raise CompositionError(
+                "E-TOPK-SECAGG",
+                f"{name}: positions chosen per device reveal its data and masked sums would not line up.",
+                "use random_k instead of top_k.",
+            )
+        if space.scale == 0.0 or not space.summable:
+            raise CompositionError(
+                "E-NOT-SUMMABLE",
+                f"{name}: every device has its own scales, so the integers do not add up.",
+                'use quantize(grid="shared").',
+            )
+        need = space.quorum.n_max * space.level_max
+        if modulus // 2 <= need:
+            raise CompositionError(
+                "E-WRAP",
+                f"{name}: {space.quorum.n_max} contributions of up to {space.level_max} reach {need}, "
+                f"the ring holds less than {modulus // 2}.",
+                f"use wrap({need.bit_length() + 1}) or more, or quantize to fewer bits.",
+            )
+        return space.but(kind=Kind.RING, modulus=modulus, bits=float(bits))
+
+    def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        return payload.but(body=payload.body.astype(np.int64).view(np.uint64) & mask), memory
+
+    def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
+        residues = payload.body.astype(np.int64)
+        return payload.but(body=np.where(residues >= modulus // 2, residues - modulus, residues).astype(np.int32))
+
+    return Stage(name, infer, encode, decode)

@@ -1,0 +1,138 @@
+"""Every exception of edgewise, and the registry of their stable codes.
+
+    EdgewiseError
+    ├── RecipeError          the recipe is wrong: unknown key, wrong type, impossible value
+    │   └── CompositionError the parts are each fine but do not compose soundly
+    ├── DataError            a corpus is missing, empty, or not what the recipe says
+    ├── ModelError           a model cannot be read or does not fit the recipe
+    ├── TrainingError        local training failed on a device (the device is lost for the round)
+    ├── DecodeError          bytes from elsewhere are not a valid frame, blob or payload
+    ├── RoundError           a round cannot reach its minimum
+    ├── StoreError           the run directory cannot be used: exists, corrupt, full
+    └── Interrupted          the person pressed Ctrl-C; everything up to here is saved
+
+An error says what was asked, what is needed, and what to do; ``code`` is stable and has an entry in ``docs/errors.md``.
+Remote misbehaviour never raises out of an engine: it becomes a value (a lost device with a code).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """One line of the registry: what the code means and the process's exit status."""
+
+    title: str
+    exit_status: int
+
+
+# Exit statuses: 1 failed run, 2 usage or recipe, 3 time-out, 4 not authorised, 5 cannot connect,
+# 6 resources, 7 privacy budget, 8 integrity, 130 interrupted and resumable.
+REGISTRY: dict[str, Entry] = {
+    "E-RECIPE-READ": Entry("the recipe file cannot be read", 2),
+    "E-RECIPE-SYNTAX": Entry("the recipe is not valid TOML", 2),
+    "E-KEY": Entry("unknown recipe key", 2),
+    "E-TYPE": Entry("a recipe value has the wrong type", 2),
+    "E-VALUE": Entry("a recipe value is out of range", 2),
+    "E-MISSING": Entry("a required recipe key is missing", 2),
+    "E-COMBO": Entry("two recipe settings exclude each other", 2),
+    "E-NAME": Entry("no part of that name in the catalogue", 2),
+    "E-EXTENSION": Entry("an extension module cannot be used", 2),
+    "E-SEGMENT": Entry("a segment name matches no trainable tensor", 2),
+    "E-NO-BOUND": Entry("a quantizer on a shared grid needs a bound on each coordinate", 2),
+    "E-NOISE-NOCLIP": Entry("noise without an L2 bound on the very vector that is noised", 2),
+    "E-WEIGHT": Entry("contribution weights are not bounded", 2),
+    "E-NOT-SUMMABLE": Entry("a blind sum needs encodings that can be added", 2),
+    "E-TOPK-SECAGG": Entry("per-device supports cannot be summed blind", 2),
+    "E-NOT-REAL": Entry("a stage for real vectors stands after the quantizer", 2),
+    "E-NOT-INTEGER": Entry("a stage for integers stands before the quantizer", 2),
+    "E-SPARSE-TWICE": Entry("two stages choose a per-device support", 2),
+    "E-WRAP": Entry("the ring is too small for the sum", 2),
+    "E-ORDER": Entry("a stage stands where it cannot work", 2),
+    "E-QUORUM": Entry("minimum, goal and cohort of a round contradict each other", 2),
+    "E-DATA-MISSING": Entry("the data path does not exist", 2),
+    "E-DATA-FORMAT": Entry("the data file cannot be parsed", 2),
+    "E-DATA-COLUMN": Entry("a named column is not in the data", 2),
+    "E-DATA-EMPTY": Entry("no device has enough text to train on", 2),
+    "E-DEVICE-DATA": Entry("this device has too little text", 1),
+    "E-MODEL": Entry("the model cannot be loaded", 2),
+    "E-MODEL-REMOTE": Entry("the model is not on this machine and the hub cannot be reached", 5),
+    "E-TARGETS": Entry("no module of the model matches the LoRA targets or layer names", 2),
+    "E-NAN": Entry("training produced a value that is not finite", 1),
+    "E-TRAIN": Entry("local training failed", 1),
+    "E-FRAME": Entry("a frame is not valid", 8),
+    "E-FRAME-SIZE": Entry("a frame or blob is larger than allowed", 8),
+    "E-BLOB": Entry("a blob is missing or its digest is wrong", 8),
+    "E-PAYLOAD": Entry("an encoded update cannot be decoded", 8),
+    "E-RANGE": Entry("an update is too large to be summed exactly", 1),
+    "E-ROUND": Entry("a round ended below its minimum of contributions", 1),
+    "E-RUN-EXISTS": Entry("the run directory already holds a run", 2),
+    "E-RESUME": Entry("nothing to resume, or the recipe is not the one that was started", 2),
+    "E-CHECKPOINT": Entry("the run directory is damaged", 8),
+    "E-DISK": Entry("the disk is full or not writable", 6),
+    "E-WORKER": Entry("a worker process ended unexpectedly", 1),
+    "E-EXPORT": Entry("the model cannot be exported that way", 2),
+    "E-DEPENDENCY": Entry("an optional dependency is not installed", 2),
+    "E-INTERRUPTED": Entry("interrupted by the user; resumable", 130),
+}
+
+
+class EdgewiseError(Exception):
+    """Base of all errors; ``str()`` is one readable line: code, cause, and what to do.
+
+    Args:
+        code: a key of ``REGISTRY``.
+        what: the cause in one sentence, with the evidence (file, line, value, limit).
+        fix: the next step; may be empty when the cause already says it.
+    """
+
+    def __init__(self, code: str, what: str, fix: str = "") -> None:
+        if code not in REGISTRY:
+            raise KeyError(f"unregistered error code {code}")
+        super().__init__(code, what, fix)
+        self.code, self.what, self.fix = code, what, fix
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.what}" + (f" Fix: {self.fix}" if self.fix else "")
+
+    @property
+    def exit_status(self) -> int:
+        """The process exit status that goes with the code."""
+        return REGISTRY[self.code].exit_status
+
+
+class RecipeError(EdgewiseError):
+    """The recipe asks for something that does not exist or cannot be."""
+
+
+class CompositionError(RecipeError):
+    """Two parts of a pipeline do not compose soundly; raised before any data exists."""
+
+
+class DataError(EdgewiseError):
+    """A corpus is missing, empty, or not what the recipe says."""
+
+
+class ModelError(EdgewiseError):
+    """A model cannot be read, or does not fit the recipe."""
+
+
+class TrainingError(EdgewiseError):
+    """Local training failed; the device machine turns this into a refusal, never into an update."""
+
+
+class DecodeError(EdgewiseError):
+    """Bytes from elsewhere are not valid; raised by decoders only, caught by the engine."""
+
+
+class RoundError(EdgewiseError):
+    """A round cannot reach its minimum."""
+
+
+class StoreError(EdgewiseError):
+    """The run directory cannot be used."""
+
+
+class Interrupted(EdgewiseError):
+    """The person stopped the run; everything up to here is saved."""

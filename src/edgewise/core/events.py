@@ -1,0 +1,146 @@
+"""Typed events: what a person, a log or a dashboard is told about a run. A sink is ``Callable[[AnyEvent], None]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="event", kw_only=True):
+    """Base; ``at_s`` is wall-clock seconds since the epoch, stamped by the driver (0.0 in golden logs)."""
+
+    at_s: float = 0.0
+
+
+class RunStarted(Event, frozen=True, tag="run_started"):
+    """A run begins or, with ``resumed_round >= 0``, goes on from that round."""
+
+    run: str
+    name: str
+    rounds: int
+    population: int
+    cohort: int
+    dim: int
+    resumed_round: int = -1
+
+
+class PhaseStarted(Event, frozen=True, tag="phase_started"):
+    """A part of the run: ``load``, ``federated``, ``local_only``, ``centralised``, ``evaluate``, ``report``."""
+
+    phase: str
+    steps: int = 0
+
+
+class RoundStarted(Event, frozen=True, tag="round_started"):
+    """``invited`` devices are asked; ``goal`` contributions close the round."""
+
+    round: int
+    invited: int
+    goal: int
+    minimum: int
+
+
+class Accepted(Event, frozen=True, tag="accepted"):
+    """A contribution entered the round's sum."""
+
+    round: int
+    device: str
+    bytes_up: int
+    train_s: float
+    encode_s: float
+
+
+class Lost(Event, frozen=True, tag="lost"):
+    """A device gives nothing this round: ``E-*`` code of its failure, or ``dropped``, ``late``, ``deadline``."""
+
+    round: int
+    device: str
+    code: str
+    reason: str = ""
+
+
+class RoundFinished(Event, frozen=True, tag="round_finished"):
+    """The model moved, or with ``met=False`` the round was abandoned and it did not.
+
+    ``head`` holds the weighted means that travelled with the updates (train losses).
+    """
+
+    round: int
+    met: bool
+    accepted: int
+    lost: int
+    late: int
+    bytes_up: int
+    bytes_down: int
+    update_l2: float
+    head: dict[str, float]
+    train_s: float
+    encode_s: float
+    aggregate_s: float
+    seconds: float
+    model: str
+
+
+class Evaluated(Event, frozen=True, tag="evaluated"):
+    """Held-out quality of one model over devices: ``model`` is ``bundled``, ``federated``, ``local_only``, ...;
+    ``nll`` and ``tokens`` per device."""
+
+    round: int
+    model: str
+    nll: dict[str, float]
+    tokens: dict[str, int]
+    seconds: float
+
+
+class Progress(Event, frozen=True, tag="progress"):
+    """``done`` of ``total`` steps of a phase that is not made of rounds."""
+
+    phase: str
+    done: int
+    total: int
+    note: str = ""
+
+
+class RunFinished(Event, frozen=True, tag="run_finished"):
+    """All done."""
+
+    model: str
+    seconds: float
+
+
+class RunFailed(Event, frozen=True, tag="run_failed"):
+    """The run ended early; ``resumable`` says that the same command with ``--resume`` goes on."""
+
+    code: str
+    reason: str
+    resumable: bool
+
+
+AnyEvent = (
+    RunStarted
+    | PhaseStarted
+    | RoundStarted
+    | Accepted
+    | Lost
+    | RoundFinished
+    | Evaluated
+    | Progress
+    | RunFinished
+    | RunFailed
+)
+Sink = Callable[[AnyEvent], None]
+
+_decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(AnyEvent)
+
+
+def to_json(event: AnyEvent) -> str:
+    """One JSON line."""
+    return msgspec.json.encode(event).decode()
+
+
+def from_json(line: str | bytes) -> AnyEvent:
+    """Inverse of ``to_json``; raises msgspec.DecodeError on anything else."""
+    event: AnyEvent = _decoder.decode(line)
+    return event

@@ -1,0 +1,129 @@
+"""The messages that cross a Cohort port, and their only form on the wire.
+
+A frame is ``b"EWF" + version byte + MessagePack map`` (msgspec, tagged by ``"type"``). The decoder is strict: unknown
+fields, missing fields, wrong types, trailing bytes, wrong magic and anything above ``limit_bytes`` are DecodeErrors,
+and the size is checked before anything is parsed. Model vectors do not ride in frames: they are content-addressed
+blobs (``vector.digest``), named here by their digest, so that one broadcast serves a whole cohort.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from edgewise.core.errors import DecodeError
+
+MAGIC = b"EWF"
+VERSION = 1
+HEADER_BYTES = len(MAGIC) + 1
+LIMIT_BYTES = 64 * 1024 * 1024  # default ceiling of one frame; a contribution of 5 MB leaves room for ten
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
+    """Base of all messages: immutable, no unknown fields."""
+
+
+class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the device does between download and upload; the same for every device of the round.
+
+    Attributes:
+        steps: optimizer steps. lr: learning rate of this round (the schedule over rounds is the server's).
+        prox_mu: FedProx pull towards the round's model, added to the gradient before clipping; 0 = none.
+    """
+
+    steps: int
+    lr: float
+    prox_mu: float = 0.0
+
+
+class Invite(_Message, frozen=True, tag="invite"):
+    """Server -> device: train on this model in this round.
+
+    Attributes:
+        run: identity of the run (SHA-256 of the resolved recipe). round: from 0.
+        spec: digest of the trainable spec; the device refuses to answer another one.
+        model: digest of the blob with the round's parameters.
+        public: the round's public key, 32 bytes, for shared supports and grids.
+        accepted: last round in which a contribution of this device entered a model, -1 if none; the device commits
+            or discards its pending codec memory by it.
+        deadline_s: seconds from now after which a contribution is late.
+    """
+
+    run: str
+    round: int
+    spec: str
+    model: str
+    public: bytes
+    accepted: int
+    deadline_s: float
+    rule: LocalRule
+
+
+class Contribution(_Message, frozen=True, tag="contribution"):
+    """Device -> server: the packed payload of one round. How long it took is the device's own business."""
+
+    run: str
+    round: int
+    device: str
+    payload: bytes
+
+
+class Refusal(_Message, frozen=True, tag="refusal"):
+    """Device -> server: no contribution this round, with a registered code and a reason (never data)."""
+
+    run: str
+    round: int
+    device: str
+    code: str
+    reason: str
+
+
+class Probe(_Message, frozen=True, tag="probe"):
+    """Server -> device: measure this model on your held-out text (simulation, or where the recipe allows it)."""
+
+    run: str
+    round: int
+    model: str
+
+
+class Measurement(_Message, frozen=True, tag="measurement"):
+    """Device -> server: summed negative log-likelihood in nats over ``tokens`` held-out predictions."""
+
+    run: str
+    round: int
+    device: str
+    nll: float
+    tokens: int
+
+
+Message = Invite | Contribution | Refusal | Probe | Measurement
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
+
+
+def dump(message: Message) -> bytes:
+    """Serialise one message."""
+    return MAGIC + bytes([VERSION]) + _encoder.encode(message)
+
+
+def load(raw: bytes | memoryview, limit_bytes: int = LIMIT_BYTES) -> Message:
+    """Parse one frame.
+
+    Raises:
+        DecodeError: E-FRAME-SIZE above ``limit_bytes``; E-FRAME for anything that is not exactly one valid message.
+    """
+    if len(raw) > limit_bytes:
+        raise DecodeError("E-FRAME-SIZE", f"frame of {len(raw)} bytes, limit {limit_bytes}.")
+    if bytes(raw[:3]) != MAGIC or len(raw) < HEADER_BYTES:
+        raise DecodeError("E-FRAME", "not an edgewise frame.")
+    if raw[3] != VERSION:
+        raise DecodeError("E-FRAME", f"frame version {raw[3]}, this program speaks {VERSION}.", "update one side.")
+    try:
+        message: Message = _decoder.decode(memoryview(raw)[HEADER_BYTES:])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise DecodeError("E-FRAME", f"malformed frame: {e}.") from None
+    if _encoder.encode(message) != memoryview(raw)[HEADER_BYTES:]:  # e.g. a key given twice: two parsers may differ
+        raise DecodeError("E-FRAME", "malformed frame: not in the one encoding that `dump` gives.")
+    return message

@@ -1,0 +1,107 @@
+"""What is known about an update before any data exists: the abstract value that a fold carries through the stages.
+
+All bounds are in model units and hold for one contribution *as it enters the decoded sum*: a stage that rescales on
+decode (``random_k``) has already paid for it here. ``inf`` means unknown, never "small".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from math import hypot, inf
+
+
+class Kind(Enum):
+    """What the encoded body holds: reals, integers on a public grid, or residues modulo ``Space.modulus``."""
+
+    REAL = "real"
+    INTEGER = "integer"
+    RING = "ring"
+
+
+@dataclass(frozen=True, slots=True)
+class Quorum:
+    """How many contributions a sum has: at least ``n_min`` (a promise to privacy), at most ``n_max`` (capacity)."""
+
+    n_min: int
+    n_max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.n_min <= self.n_max:
+            raise ValueError(f"need 1 <= n_min <= n_max, got {self.n_min}, {self.n_max}")
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The shape, bounds and algebra of one contribution at one point of the pipeline.
+
+    Attributes:
+        dim: length of the encoded body.
+        quorum: survivors guaranteed, contributors possible.
+        head: names of the exact scalars that travel beside the body (metrics, then the weight).
+        kind: REAL, INTEGER or RING.
+        l2, linf: bounds of the body, model units; ``inf`` = unknown.
+        head_l2: bound of the head's L2 norm.
+        scale: model units per encoded unit (INTEGER, RING); 1.0 for REAL. 0.0: scales travel per block.
+        level_max: largest absolute encoded integer of one contribution (INTEGER, RING).
+        modulus: of the ring; 0 otherwise.
+        summable: decode(sum of encodings) = sum of decodings.
+        unbiased: the mean of decode(encode(x)) over the stages' own randomness is x.
+        memory: some stage keeps state on the device between rounds.
+        sparse: body positions are chosen per device and travel with it.
+        moving: body positions are public but drawn anew every round, so nothing after may remember per position.
+        universe: length of the vector that positions point into (equals dim where not sparse).
+        block: coordinates that share one travelling scale; 0 = none.
+        bits: bits per encoded body coordinate on the wire.
+        noise_std: standard deviation, model units, of noise that each contribution already carries.
+    """
+
+    dim: int
+    quorum: Quorum
+    head: tuple[str, ...] = ()
+    kind: Kind = Kind.REAL
+    l2: float = inf
+    linf: float = inf
+    head_l2: float = 0.0
+    scale: float = 1.0
+    level_max: int = 0
+    modulus: int = 0
+    summable: bool = True
+    unbiased: bool = True
+    memory: bool = False
+    sparse: bool = False
+    moving: bool = False
+    universe: int = 0
+    block: int = 0
+    bits: float = 32.0
+    noise_std: float = 0.0
+
+    def but(self, **changes: object) -> Space:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 bound of the whole contribution, body and head: sqrt(l2^2 + head_l2^2)."""
+        return hypot(self.l2, self.head_l2)
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What is known about a merged total: where it came from, how much one device can move it, who can see what.
+
+    Attributes:
+        space: the space of each contribution that was merged.
+        sensitivity: L2, model units, of the total when one contribution is added, removed or zeroed; inf = unknown.
+        noise_std: standard deviation per coordinate, model units, of noise in the total.
+        visible: the server sees single contributions.
+    """
+
+    space: Space
+    sensitivity: float
+    noise_std: float
+    visible: bool
+
+    def but(self, **changes: object) -> Total:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)  # type: ignore[arg-type]

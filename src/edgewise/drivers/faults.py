@@ -1,0 +1,91 @@
+"""A cohort with scripted faults: loss, delay, duplication and corruption between the devices and the server.
+
+For tests and drills: wrap any Cohort. The script sees the device and a running number of its arrival and says what
+happens to it; the wrapped cohort knows nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from edgewise.engine.ports import Arrived, Cohort, DeviceId, Lost
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What happens to one arrival.
+
+    Attributes:
+        lose: the server never hears of it (not even a Lost). delay_s: it comes later. copies: further identical
+        arrivals. corrupt: one byte of the frame is flipped.
+    """
+
+    lose: bool = False
+    delay_s: float = 0.0
+    copies: int = 0
+    corrupt: bool = False
+
+
+Script = Callable[[DeviceId, int], Fault]
+
+
+class Faulty:
+    """A Cohort port around another one."""
+
+    def __init__(self, inner: Cohort, script: Script) -> None:
+        self._inner, self._script = inner, script
+        self._held: list[tuple[float, int, Arrived | Lost]] = []
+        self._seen: Counter[DeviceId] = Counter()
+        self._now_s = inner.now_s()
+        self._order = 0
+
+    def now_s(self) -> float:
+        """Time of the last delivery."""
+        return self._now_s
+
+    def publish(self, blob: bytes) -> str:
+        """See Cohort."""
+        digest = self._inner.publish(blob)
+        self._now_s = self._inner.now_s()
+        return digest
+
+    def send(self, to: DeviceId, frame: bytes) -> None:
+        """See Cohort."""
+        self._inner.send(to, frame)
+
+    def receive(self, timeout_s: float) -> Arrived | Lost | None:
+        """See Cohort. Arrivals are pulled from inside until none can come before the earliest one held."""
+        limit_s = self._now_s + timeout_s
+        while not self._held or self._inner.now_s() < self._held[0][0]:
+            item = self._inner.receive(max(0.0, limit_s - self._inner.now_s()))
+            if item is None:
+                break
+            self._mangle(item)
+        if self._held and self._held[0][0] <= limit_s:
+            at_s, _, item = heapq.heappop(self._held)
+            self._now_s = max(self._now_s, at_s)
+            return item
+        if limit_s != float("inf"):
+            self._now_s = limit_s
+        return None
+
+    def _mangle(self, item: Arrived | Lost) -> None:
+        fault = self._script(item.device, self._seen[item.device])
+        self._seen[item.device] += 1
+        if fault.lose:
+            return
+        item = replace(item, at_s=item.at_s + fault.delay_s)
+        if fault.corrupt and isinstance(item, Arrived):
+            middle = len(item.frame) // 2
+            flipped = bytes([item.frame[middle] ^ 0x5A])
+            item = replace(item, frame=item.frame[:middle] + flipped + item.frame[middle + 1 :])
+        for _ in range(1 + fault.copies):
+            self._order += 1
+            heapq.heappush(self._held, (item.at_s, self._order, item))
+
+    def close_round(self) -> None:
+        """See Cohort. What is still held arrives in a later round, as late mail does."""
+        self._inner.close_round()

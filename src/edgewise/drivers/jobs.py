@@ -1,0 +1,160 @@
+"""What a simulation asks of the place where devices run, and the bytes of it: the same jobs in process and over pipes.
+
+A job carries its answer's identity in ``id``. Device frames ride inside unchanged; blobs are sent once per worker and
+named by digest afterwards. Length-prefixed MessagePack, decoded strictly; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO
+
+import msgspec
+
+from edgewise.core.errors import DecodeError
+
+LIMIT_BYTES = 4 * 1024**3
+
+
+class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
+    id: int = 0
+
+
+class Setup(_Base, frozen=True, tag="setup"):
+    """First job of a worker: make the trainer for this recipe (resolved, as JSON) and describe it."""
+
+    recipe: str
+    recipe_dir: str
+    run_dir: str
+    extensions: tuple[str, ...]
+
+
+class Compile(_Base, frozen=True, tag="compile"):
+    """Second job: compile the plan for the whole population."""
+
+
+class Blob(_Base, frozen=True, tag="blob"):
+    """Keep this blob; ``keep`` names the digests still needed, everything else may go. No answer."""
+
+    digest: str
+    data: bytes
+    keep: tuple[str, ...] = ()
+
+
+class Handle(_Base, frozen=True, tag="handle"):
+    """Give a server's frame to a device and return what it answers."""
+
+    device: str
+    frame: bytes
+
+
+class Solo(_Base, frozen=True, tag="solo"):
+    """Train without a federation: ``rounds`` rounds from ``first_round`` on, ``scale`` times the steps, from ``params``
+    (raw float32). ``measure``: return the device's held-out loss instead of the parameters."""
+
+    device: str
+    params: bytes
+    first_round: int
+    rounds: int
+    scale: int = 1
+    measure: bool = False
+
+
+class Sizes(_Base, frozen=True, tag="sizes"):
+    """Measure what a forecast needs (``Trainer.sizes``)."""
+
+
+Job = Setup | Compile | Blob | Handle | Solo | Sizes
+
+
+class Described(_Base, frozen=True, tag="described"):
+    """Answer to Setup: layout, population, and provenance facts; ``initial`` is the raw initial vector."""
+
+    spec: list[Any]
+    devices: list[str]
+    initial: bytes
+    facts: dict[str, Any]
+
+
+class Handled(_Base, frozen=True, tag="handled"):
+    """Answer to Handle: the device's frame and where its time went."""
+
+    device: str
+    frame: bytes
+    train_s: float = 0.0
+    encode_s: float = 0.0
+
+
+class Trained(_Base, frozen=True, tag="trained"):
+    """Answer to Solo: the parameters (raw float32), or the held-out measure."""
+
+    device: str
+    params: bytes = b""
+    nll: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Sized(_Base, frozen=True, tag="sized"):
+    """Answer to Sizes."""
+
+    sizes: dict[str, float]
+
+
+class Ready(_Base, frozen=True, tag="ready"):
+    """Answer to Compile."""
+
+
+class Broken(_Base, frozen=True, tag="broken"):
+    """The job failed with an edgewise error."""
+
+    code: str
+    what: str
+    fix: str
+
+
+Result = Described | Handled | Trained | Sized | Ready | Broken
+
+_encoder = msgspec.msgpack.Encoder()
+_jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)
+_results: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Result)
+
+
+def write(stream: BinaryIO, item: Job | Result) -> None:
+    """Write one length-prefixed item and flush."""
+    raw = _encoder.encode(item)
+    stream.write(len(raw).to_bytes(8, "little"))
+    stream.write(raw)
+    stream.flush()
+
+
+def _read(stream: BinaryIO) -> bytes | None:
+    header = stream.read(8)
+    if not header:
+        return None
+    size = int.from_bytes(header, "little")
+    if len(header) < 8 or size > LIMIT_BYTES:
+        raise DecodeError("E-FRAME-SIZE", "a worker stream is out of step.")
+    raw = stream.read(size)
+    if len(raw) < size:
+        raise DecodeError("E-FRAME", "a worker stream ended in the middle of an item.")
+    return raw
+
+
+def read_job(stream: BinaryIO) -> Job | None:
+    """The next job; None at the end of the stream. Raises DecodeError on anything else."""
+    raw = _read(stream)
+    try:
+        job: Job | None = None if raw is None else _jobs.decode(raw)
+    except msgspec.DecodeError as e:
+        raise DecodeError("E-FRAME", f"malformed job: {e}.") from None
+    return job
+
+
+def read_result(stream: BinaryIO) -> Result | None:
+    """The next result; None at the end of the stream. Raises DecodeError on anything else."""
+    raw = _read(stream)
+    try:
+        result: Result | None = None if raw is None else _results.decode(raw)
+    except msgspec.DecodeError as e:
+        raise DecodeError("E-FRAME", f"malformed result: {e}.") from None
+    return result

@@ -1,0 +1,148 @@
+"""A pool of worker processes, each one torch thread, fed over pipes with length-prefixed jobs (never pickles).
+
+Workers are plain ``python -m edgewise.drivers.worker`` processes: no fork of a process that holds torch, nothing
+inherited but two pipes, and the end of the pipe is the end of the worker, so a killed parent leaves none behind.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from edgewise.core.errors import DecodeError, StoreError
+from edgewise.drivers import jobs
+
+
+@dataclass
+class _Worker:
+    process: subprocess.Popen[bytes]
+    stdin: BinaryIO
+    stdout: BinaryIO
+    idle: bool = True
+
+
+class Pool:
+    """``workers`` processes, each with one job under way; a finished worker gets the next job from its listener thread
+    at once, also while the main thread is folding."""
+
+    def __init__(self, workers: int) -> None:
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        # Workers must import what this process can (extensions next to the recipe, a source checkout).
+        env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p or os.getcwd() for p in sys.path))
+        self._done: queue.SimpleQueue[tuple[int, jobs.Result | None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # guards _queue and every worker's idle flag
+        self._queue: deque[jobs.Job] = deque()
+        self._pending = 0  # submitted and not yet returned by result()
+        self._workers = [self._start(i, env) for i in range(workers)]
+
+    @property
+    def parallel(self) -> int:
+        """See Executor."""
+        return len(self._workers)
+
+    def _start(self, index: int, env: dict[str, str]) -> _Worker:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgewise.drivers.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=env,
+            start_new_session=True,  # Ctrl-C is for the parent; workers end when their pipe does
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        worker = _Worker(process, process.stdin, process.stdout)  # type: ignore[arg-type]
+        threading.Thread(target=self._listen, args=(index, worker), daemon=True).start()
+        return worker
+
+    def _listen(self, index: int, worker: _Worker) -> None:
+        """One thread per worker moves answers into the common queue; None marks the worker's end."""
+        try:
+            while (answer := jobs.read_result(worker.stdout)) is not None:
+                with self._lock:
+                    worker.idle = True
+                    self._feed()
+                self._done.put((index, answer))
+        except (DecodeError, OSError, ValueError):
+            pass  # the stream broke: reported as the worker's end just below
+        self._done.put((index, None))
+
+    def _feed(self) -> None:
+        """Give queued jobs to idle workers; the caller holds the lock."""
+        for worker in self._workers:
+            if worker.idle and self._queue:
+                worker.idle = False
+                jobs.write(worker.stdin, self._queue.popleft())
+
+    def _ended(self, index: int) -> StoreError:
+        code = self._workers[index].process.poll()
+        return StoreError(
+            "E-WORKER",
+            f"worker process {index} ended unexpectedly (exit status {code}; -9 is often: out of memory).",
+            "the run is saved up to here: continue with --resume, with fewer workers if memory is short.",
+        )
+
+    def _next(self) -> tuple[int, jobs.Result]:
+        index, answer = self._done.get()
+        if answer is None:
+            raise self._ended(index)
+        return index, answer
+
+    def broadcast(self, job: jobs.Job) -> list[jobs.Result]:
+        """See Executor. Only between submitted batches: nothing else may be under way."""
+        if self._pending:
+            raise RuntimeError("broadcast while jobs are under way")
+        for index, worker in enumerate(self._workers):
+            try:
+                jobs.write(worker.stdin, job)
+            except OSError:
+                raise self._ended(index) from None
+        if isinstance(job, jobs.Blob):
+            return []
+        answers = dict(self._next() for _ in self._workers)
+        return [answers[i] for i in sorted(answers)]
+
+    def submit(self, job: jobs.Job) -> None:
+        """See Executor."""
+        self._pending += 1
+        with self._lock:
+            self._queue.append(job)
+            with suppress(OSError):  # a dead worker: its listener reports the end, and result() raises it
+                self._feed()
+
+    def result(self) -> jobs.Result:
+        """See Executor."""
+        if not self._pending:
+            raise LookupError("no job under way")
+        _, answer = self._next()
+        self._pending -= 1
+        return answer
+
+    def cancel(self) -> None:
+        """See Executor. Waits for jobs under way, so that the next broadcast finds idle workers."""
+        with self._lock:
+            self._pending -= len(self._queue)
+            self._queue.clear()
+        while self._pending:
+            self.result()
+
+    def close(self) -> None:
+        """See Executor."""
+        with self._lock:
+            self._queue.clear()
+        for worker in self._workers:
+            with suppress(OSError):  # the worker may be gone already
+                worker.stdin.close()
+        for worker in self._workers:
+            try:
+                worker.process.wait(timeout=2)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+            worker.stdout.close()

@@ -1,0 +1,126 @@
+"""The simulated cohort: real devices' frames in virtual time, over any executor.
+
+Each device has a speed and a link (log-normal, fixed by the seed); an invitation's arrival time is known before
+anyone trains. So arrivals are delivered in virtual order whatever finishes first in reality, the same on every
+executor; devices past the goal need not be trained at all; and a deadline means something on a laptop.
+The clock's zero is the last ``publish``: a resumed round has the times of the first attempt.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+from edgewise.core import frame, vector
+from edgewise.core.keys import Key, derive, generator
+from edgewise.drivers import jobs
+from edgewise.drivers.executor import Executor, checked
+from edgewise.engine.ports import Arrived, DeviceId, Lost
+from edgewise.engine.round import DROPPED
+from edgewise.plan.compile import Plan
+from edgewise.plan.recipe import SimulationSection
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one invitation: answered or lost after ``after_s`` virtual seconds."""
+
+    after_s: float
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The simulated devices and links.
+
+    speed, link ~ exp(spread N(0, 1)) per device; every round adds 10 % log-normal jitter.
+    """
+
+    section: SimulationSection
+    key: Key = field(repr=False)
+
+    def fate(self, device: DeviceId, round: int, steps: int, bytes_down: float, bytes_up: float) -> Fate:
+        """Time until the answer: download + steps x step_s / speed + upload; or until the device drops out."""
+        s = self.section
+        fixed = generator(derive(self.key, "world", device))
+        slow, link = fixed.lognormal(0.0, s.speed_spread), fixed.lognormal(0.0, s.speed_spread)
+        now = generator(derive(self.key, "world", device, round))
+        transfer_s = 8.0 * (bytes_down + bytes_up) / (s.link_mbit * 1e6 * link)
+        after_s = (transfer_s + steps * s.step_s * slow) * now.lognormal(0.0, 0.1)
+        lost = bool(now.random() < s.dropout)
+        return Fate(after_s * now.random() if lost else after_s, lost)
+
+
+@dataclass(order=True)
+class _Expected:
+    at_s: float
+    order: int
+    device: DeviceId = field(compare=False)
+    frame: bytes = field(compare=False)
+    lost: bool = field(compare=False)
+    submitted: bool = field(default=False, compare=False)
+
+
+class SimulatedCohort:
+    """A Cohort port over an executor."""
+
+    def __init__(self, executor: Executor, plan: Plan, world: World) -> None:
+        self._executor, self._plan, self._world = executor, plan, world
+        self._expected: list[_Expected] = []
+        self._results: dict[int, jobs.Handled] = {}
+        self._blob_bytes = 0
+        self._now_s = 0.0
+        self._order = 0
+
+    def now_s(self) -> float:
+        """Virtual seconds since the last publish."""
+        return self._now_s
+
+    def publish(self, blob: bytes) -> str:
+        """See Cohort."""
+        digest = vector.digest(blob)
+        self._executor.broadcast(jobs.Blob(digest=digest, data=blob))
+        self._blob_bytes, self._now_s = len(blob), 0.0
+        return digest
+
+    def send(self, to: DeviceId, raw: bytes) -> None:
+        """See Cohort. A probe is answered at once and is never lost."""
+        message = frame.load(raw)
+        fate = Fate(0.0, False)
+        if isinstance(message, frame.Invite):
+            down, up = self._blob_bytes + len(raw), self._plan.upload_bytes
+            fate = self._world.fate(to, message.round, message.rule.steps, down, up)
+        self._order += 1
+        heapq.heappush(self._expected, _Expected(self._now_s + fate.after_s, self._order, to, raw, fate.lost))
+
+    def receive(self, timeout_s: float) -> Arrived | Lost | None:
+        """See Cohort."""
+        if not self._expected or self._expected[0].at_s > self._now_s + timeout_s:
+            self._now_s += timeout_s if timeout_s != float("inf") else 0.0
+            return None
+        self._dispatch()
+        item = heapq.heappop(self._expected)
+        self._now_s = max(self._now_s, item.at_s)
+        if item.lost:
+            return Lost(item.device, DROPPED, item.at_s)
+        while item.order not in self._results:
+            (result,) = checked([self._executor.result()])
+            assert isinstance(result, jobs.Handled)
+            self._results[result.id] = result
+        done = self._results.pop(item.order)
+        return Arrived(item.device, done.frame, item.at_s, done.train_s, done.encode_s)
+
+    def _dispatch(self) -> None:
+        """Keep the executor busy with the next arrivals, in order, at most two per place: results wait as small frames,
+        and hardly anything is trained that the round will not need."""
+        window = 2 * self._executor.parallel
+        for item in heapq.nsmallest(window, self._expected):
+            if not item.submitted and not item.lost:
+                item.submitted = True
+                self._executor.submit(jobs.Handle(id=item.order, device=item.device, frame=item.frame))
+
+    def close_round(self) -> None:
+        """See Cohort."""
+        self._executor.cancel()
+        self._expected.clear()
+        self._results.clear()

@@ -1,0 +1,23 @@
+"""A worker process: jobs from standard input, results to standard output, until the input ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from edgewise.drivers import jobs
+from edgewise.drivers.host import Host
+
+
+def main() -> None:
+    """Serve jobs until the pipe closes. Anything printed by libraries goes to standard error, never into the stream."""
+    stream_in, stream_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    host = Host()
+    while (job := jobs.read_job(stream_in)) is not None:
+        if (answer := host.do(job)) is not None:
+            jobs.write(stream_out, answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The device as a pure machine: an invitation becomes a training request, a trained update becomes a frame.
+
+    Idle ──Invited──► Training ──Trained──► Idle (with pending codec memory)
+                          └─────Failed────► Idle (memory as before), a Refusal is sent
+
+Codec memory (error-feedback residuals) must match what the server really used. So the memory after a contribution is
+only *pending*; the next invitation says which round's contribution was accepted last, and the device then commits the
+pending memory or discards it. A device asked again for the same round starts from the same committed memory and
+sends the same bytes: retries and restarts are idempotent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from edgewise.codecs import pack
+from edgewise.core import frame, keys
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.frame import Invite
+from edgewise.core.stage import Memory
+from edgewise.core.vector import Array, Vector
+from edgewise.engine.ports import DeviceId, FitRequest, Update
+from edgewise.plan.compile import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Between rounds. ``pending`` is the memory that holds if the contribution to ``pending_round`` was accepted."""
+
+    device: DeviceId
+    committed: Memory = field(repr=False)
+    pending: Memory = field(default_factory=dict, repr=False)
+    pending_round: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Waiting for the trainer. ``base`` is the codec memory that the contribution will start from."""
+
+    device: DeviceId
+    invite: Invite
+    base: Memory = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Invited:
+    """An invitation and the round's parameters, float32[d]."""
+
+    invite: Invite
+    params: Vector = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Training is done."""
+
+    update: Update
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Training is impossible; code and reason go to the server, data never does."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Please train."""
+
+    request: FitRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Please send this frame to the server."""
+
+    frame: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Please store the machine's memory before the frame leaves."""
+
+    state: Idle
+
+
+def join(plan: Plan, device: DeviceId) -> Idle:
+    """The state of a device that has never taken part."""
+    return Idle(device, plan.pipeline.init())
+
+
+def step(
+    plan: Plan, state: Idle | Training, event: Invited | Trained | Failed
+) -> tuple[Idle | Training, tuple[Train | Send | Remember, ...]]:
+    """One input. An input that does not fit the state is the driver's mistake: ValueError."""
+    if isinstance(event, Invited):
+        return _invited(plan, state, event)
+    if not isinstance(state, Training):
+        raise ValueError("not training")
+    if isinstance(event, Failed):
+        return Idle(state.device, state.base), (Send(_refusal(state, event.code, event.reason)),)
+    invite, update = state.invite, event.update
+    private = keys.derive(plan.key, "device", state.device, invite.round)
+    turn = keys.Turn(invite.round, invite.public, private)
+    try:
+        payload, after = plan.pipeline.encode(update.x, update.head, update.count, state.base, turn)
+    except EdgewiseError as e:
+        return Idle(state.device, state.base), (Send(_refusal(state, e.code, e.what)),)
+    body = pack.pack(payload, plan.pipeline.encoded)
+    sent = frame.dump(frame.Contribution(run=invite.run, round=invite.round, device=state.device, payload=body))
+    idle = Idle(state.device, state.base, after, invite.round)
+    remember = (Remember(idle),) if plan.pipeline.encoded.memory else ()
+    return idle, (*remember, Send(sent))
+
+
+def _invited(
+    plan: Plan, state: Idle | Training, event: Invited
+) -> tuple[Idle | Training, tuple[Train | Send | Remember, ...]]:
+    invite = event.invite
+    if isinstance(state, Training):  # asked anew: whatever was under way is void
+        base = state.base
+    elif state.pending_round >= 0 and invite.accepted == state.pending_round:
+        base = state.pending
+    else:
+        base = state.committed
+    training = Training(state.device, invite, base)
+    if invite.run != plan.run or invite.spec != plan.spec.digest():
+        reason = "the invitation is for another run or another model layout"
+        return Idle(state.device, base), (Send(_refusal(training, "E-FRAME", reason)),)
+    key = keys.derive(plan.key, "fit", state.device, invite.round)
+    request = FitRequest(state.device, invite.round, event.params, invite.rule, key)
+    return training, (Train(request),)
+
+
+def _refusal(state: Training, code: str, reason: str) -> bytes:
+    i = state.invite
+    return frame.dump(frame.Refusal(run=i.run, round=i.round, device=state.device, code=code, reason=reason[:500]))
+
+
+def save(state: Idle) -> dict[str, Array]:
+    """The state as named arrays, for a safetensors file."""
+    out: dict[str, Array] = {"pending_round": np.array([state.pending_round], np.int64)}
+    out.update({f"committed/{k}": v for k, v in state.committed.items()})
+    out.update({f"pending/{k}": v for k, v in state.pending.items()})
+    return out
+
+
+def restore(device: DeviceId, arrays: Mapping[str, Array]) -> Idle:
+    """Inverse of ``save``. Raises KeyError on foreign arrays."""
+
+    def part(prefix: str) -> dict[str, Array]:
+        return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+    return Idle(device, part("committed/"), part("pending/"), int(arrays["pending_round"][0]))

@@ -1,0 +1,197 @@
+"""The ports of the engine: small enough to fake in a test. Everything with a socket, a clock or torch is behind one.
+
+Frames, not objects, cross a ``Cohort``, also within one process: one path, tested everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from edgewise.core.events import AnyEvent
+from edgewise.core.frame import LocalRule
+from edgewise.core.keys import Key
+from edgewise.core.stage import HEAD as HEAD
+from edgewise.core.vector import Spec, Vector
+from edgewise.strategies.base import State
+
+DeviceId = str
+POOLED: DeviceId = "*"  # all training text together: the centralised comparison, possible in simulation only
+
+
+@dataclass(frozen=True, slots=True)
+class FitRequest:
+    """Train ``rule.steps`` steps from ``params`` (float32[d]) on the device's own text.
+
+    ``key`` decides batch order and dropout: same key, same update, on any driver.
+    """
+
+    device: DeviceId
+    round: int
+    params: Vector
+    rule: LocalRule
+    key: Key = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What training gives: ``x = params after - params before`` (float32[d]); ``head`` scalars (``loss_first``,
+    ``loss_last``: mean loss in nats per token of the first and last quarter of the steps, at least one step each);
+    ``count`` tokens (or examples) that the device holds for training, its natural weight."""
+
+    x: Vector
+    head: Mapping[str, float]
+    count: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Summed negative log-likelihood (nats) over ``tokens`` held-out predictions."""
+
+    nll: float
+    tokens: int
+
+
+class Trainer(Protocol):
+    """Everything that knows the model and the text. Lives beside the data; the server never has one.
+
+    Raises edgewise errors only: TrainingError, DataError, ModelError.
+    """
+
+    @property
+    def spec(self) -> Spec:
+        """Layout of the trainable vector."""
+        ...
+
+    def initial(self) -> Vector:
+        """float32[d]: the trainable parameters before round 0."""
+        ...
+
+    def devices(self) -> Sequence[DeviceId]:
+        """The population, sorted; cheap: no text is read into memory for it."""
+        ...
+
+    def fit(self, request: FitRequest) -> Update:
+        """Local training; ``request.device`` may be POOLED."""
+        ...
+
+    def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
+        """Held-out loss of ``params`` on one device."""
+        ...
+
+    def sizes(self) -> Mapping[str, float]:
+        """For forecasts: ``parameters`` (whole model), ``trainable``, ``memory_bytes`` of one device in training,
+        ``step_s`` measured seconds per optimizer step (0.0 where not measured)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A frame from a device, ``at_s`` on the cohort's clock. The timings are telemetry of simulation drivers."""
+
+    device: DeviceId
+    frame: bytes = field(repr=False)
+    at_s: float
+    train_s: float = 0.0
+    encode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The driver knows that a device will not answer: it dropped out, crashed, or was cut off."""
+
+    device: DeviceId
+    code: str
+    at_s: float
+
+
+class Clock(Protocol):
+    """Seconds on some monotonic scale; virtual in simulation."""
+
+    def now_s(self) -> float:
+        """Now."""
+        ...
+
+
+class Cohort(Clock, Protocol):
+    """A synchronous mailbox to the devices."""
+
+    def publish(self, blob: bytes) -> str:
+        """Make a blob available to all devices; returns its SHA-256 digest. Replaces the previous round's blob."""
+        ...
+
+    def send(self, to: DeviceId, frame: bytes) -> None:
+        """Post one frame; returns at once."""
+        ...
+
+    def receive(self, timeout_s: float) -> Arrived | Lost | None:
+        """The next arrival within ``timeout_s``, or None when that time has passed."""
+        ...
+
+    def close_round(self) -> None:
+        """Whatever has not arrived will not be waited for; drop it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """The loop's own note in a journal: the round's deadline passed."""
+
+    at_s: float
+
+
+Record = Arrived | Lost | Expired
+
+
+class Journal(Protocol):
+    """What happened in one round, in order, surviving a crash: the write-ahead log of the round machine."""
+
+    def replay(self) -> Sequence[Record]:
+        """All records written so far; a torn last record is dropped."""
+        ...
+
+    def append(self, record: Record) -> None:
+        """Write one record before it takes effect."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A run between two rounds.
+
+    Attributes:
+        next_round: the round to play next.
+        state: strategy state; ``state.params`` is the current model.
+        accepted: device -> last round in which its contribution entered a model.
+        unmet: rounds abandoned in a row.
+    """
+
+    next_round: int
+    state: State
+    accepted: Mapping[DeviceId, int]
+    unmet: int = 0
+
+
+class Store(Protocol):
+    """Durable state of one run. A commit is one transaction: all of it is there after a crash, or none."""
+
+    def load(self) -> Checkpoint | None:
+        """The last committed checkpoint; None before the first commit."""
+        ...
+
+    def journal(self, round: int) -> Journal:
+        """The round's write-ahead log."""
+        ...
+
+    def commit(self, checkpoint: Checkpoint, events: Sequence[AnyEvent], contributed: Sequence[DeviceId]) -> None:
+        """Save a checkpoint with the events that led to it; ``contributed`` were accepted in this round."""
+        ...
+
+    def evaluated(self, model: str, round: int) -> bool:
+        """Whether this evaluation is already stored."""
+        ...
+
+    def append(self, event: AnyEvent) -> None:
+        """Store one event (evaluations with their per-device rows) in a transaction of its own."""
+        ...

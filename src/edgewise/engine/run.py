@@ -1,0 +1,286 @@
+"""The only loop: rounds, one after the other, over a Cohort and a Store. No torch, no sockets, no wall clock.
+
+Crash safety: what arrives is written to the round's journal before it takes effect; a finished round is one
+transaction (model, strategy state, who contributed, events). After a crash the journal replays through the same pure
+machine, only the devices without an answer are asked again, and their answers are the same bytes as before; so the
+final model is bit-identical to an undisturbed run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from edgewise.codecs import pack
+from edgewise.core import events, frame, vector
+from edgewise.core.errors import DecodeError, RoundError, TrainingError
+from edgewise.core.keys import Key
+from edgewise.core.stage import Sum
+from edgewise.engine import round as machine
+from edgewise.engine.ports import Arrived, Checkpoint, Cohort, DeviceId, Expired, Lost, Record, Store
+from edgewise.engine.sampling import draw
+from edgewise.plan.compile import Plan
+
+UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
+
+Tell = Callable[[events.AnyEvent], None]
+
+
+@dataclass
+class _Round:
+    """Bookkeeping of the round in progress."""
+
+    total: Sum
+    told: list[events.AnyEvent] = field(default_factory=list)
+    bytes_up: int = 0
+    train_s: float = 0.0
+    encode_s: float = 0.0
+    aggregate_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Federation:
+    """One run: the plan and everything at its edges.
+
+    Attributes:
+        population: sorted device ids. cohort, store: the ports. tell: event sink.
+        now_s: wall clock for durations in events (injected; the engine has none).
+        entropy: round -> 32 bytes for noise that is added at release.
+    """
+
+    plan: Plan
+    population: Sequence[DeviceId]
+    cohort: Cohort
+    store: Store
+    tell: Tell
+    now_s: Callable[[], float]
+    entropy: Callable[[int], Key]
+
+    def begin(self, initial: vector.Vector) -> Checkpoint:
+        """The stored checkpoint, or a fresh one from ``initial`` (float32[d]), committed."""
+        if (stored := self.store.load()) is not None:
+            return stored
+        fresh = Checkpoint(0, self.plan.strategy.init(initial), {})
+        self.store.commit(fresh, (), ())
+        return fresh
+
+    def run(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Play all remaining rounds and the evaluations that are due.
+
+        Raises:
+            RoundError: ``UNMET_LIMIT`` rounds in a row ended below their minimum. The run can be resumed.
+        """
+        self.evaluate_if_due(checkpoint)
+        while checkpoint.next_round < self.plan.rounds:
+            checkpoint = self.round(checkpoint)
+            self.evaluate_if_due(checkpoint)
+        return checkpoint
+
+    def round(self, checkpoint: Checkpoint) -> Checkpoint:
+        """Play one round and commit it, met or abandoned."""
+        began, number, sampling = self.now_s(), checkpoint.next_round, self.plan.sampling
+        blob = vector.to_bytes(checkpoint.state.params)
+        model = self.cohort.publish(blob)
+        invited = draw(sampling, self.population, self.plan.key, number)
+        policy = machine.Policy(
+            min(sampling.goal, len(invited)), sampling.minimum, self.cohort.now_s() + sampling.deadline_s
+        )
+        state, _ = machine.start(number, frozenset(invited), policy)
+        now = _Round(self.plan.pipeline.start_sum())
+        self._say(
+            now,
+            events.RoundStarted(round=number, invited=len(invited), goal=policy.goal, minimum=policy.minimum),
+        )
+        journal = self.store.journal(number)
+        answered: set[DeviceId] = set()
+        for record in journal.replay():
+            state = self._take(now, state, record)
+            if not isinstance(record, Expired):
+                answered.add(record.device)
+        bytes_down = sum(
+            self._invite(device, number, model, checkpoint, device not in answered and not _closed(state))
+            for device in invited
+        ) + len(blob) * len(invited)
+        while not _closed(state):
+            left_s = policy.deadline_at_s - self.cohort.now_s()
+            item: Record = self.cohort.receive(max(0.0, left_s)) or Expired(policy.deadline_at_s)
+            journal.append(item)
+            state = self._take(now, state, item)
+        self.cohort.close_round()
+        assert isinstance(state, machine.Closed)
+        return self._finish(checkpoint, now, state, bytes_down, began)
+
+    def _invite(self, device: DeviceId, number: int, model: str, checkpoint: Checkpoint, send: bool) -> int:
+        invite = frame.Invite(
+            run=self.plan.run,
+            round=number,
+            spec=self.plan.spec.digest(),
+            model=model,
+            public=self.plan.public(number),
+            accepted=checkpoint.accepted.get(device, -1),
+            deadline_s=self.plan.sampling.deadline_s,
+            rule=self.plan.rule(number),
+        )
+        raw = frame.dump(invite)
+        if send:
+            self.cohort.send(device, raw)
+        return len(raw)
+
+    def _take(self, now: _Round, state: machine.State, record: Record) -> machine.State:
+        """Feed one journal record to the machine, folding a usable contribution first."""
+        event: machine.Input
+        if isinstance(record, Expired):
+            event = machine.Deadline(record.at_s)
+        elif isinstance(record, Lost):
+            event = machine.Gone(record.device, self._number(state), record.code)
+        else:
+            event = self._read(now, state, record)
+        state, effects = machine.step(state, event)
+        for effect in effects:
+            if isinstance(effect, machine.Counted) and isinstance(record, Arrived):
+                now.bytes_up += len(record.frame)
+                now.train_s += record.train_s
+                now.encode_s += record.encode_s
+                self._say(
+                    now,
+                    events.Accepted(
+                        round=self._number(state),
+                        device=effect.device,
+                        bytes_up=len(record.frame),
+                        train_s=record.train_s,
+                        encode_s=record.encode_s,
+                    ),
+                )
+            elif isinstance(effect, machine.Report):
+                reason = self._reason(record)
+                self._say(
+                    now,
+                    events.Lost(round=self._number(state), device=effect.device, code=effect.code, reason=reason),
+                )
+        return state
+
+    def _read(self, now: _Round, state: machine.State, record: Arrived) -> machine.Input:
+        """Decode and fold a frame; anything unusable becomes ``Gone`` with its code, never an exception."""
+        number = self._number(state)
+        try:
+            message = frame.load(record.frame)
+            if not isinstance(message, frame.Contribution | frame.Refusal):
+                raise DecodeError("E-FRAME", "not an answer to an invitation.")
+            if message.device != record.device or message.run != self.plan.run:
+                raise DecodeError("E-FRAME", "the frame names another device or run than its sender.")
+            if isinstance(message, frame.Refusal):
+                return machine.Gone(record.device, message.round, message.code)
+            if not machine.unwanted(state, message.device, message.round):
+                began = self.now_s()
+                payload = pack.unpack(message.payload, self.plan.pipeline.encoded)
+                now.total = self.plan.pipeline.add(now.total, payload, self.plan.turn(number))
+                now.aggregate_s += self.now_s() - began
+            return machine.Usable(message.device, message.round)
+        except DecodeError as e:
+            return machine.Gone(record.device, number, e.code)
+
+    def _reason(self, record: Record) -> str:
+        if isinstance(record, Arrived):
+            try:
+                message = frame.load(record.frame)
+            except DecodeError as e:
+                return e.what
+            return message.reason if isinstance(message, frame.Refusal) else "the contribution cannot be decoded"
+        return ""
+
+    def _finish(
+        self, checkpoint: Checkpoint, now: _Round, closed: machine.Closed, bytes_down: int, began: float
+    ) -> Checkpoint:
+        number, strategy_state = closed.round, checkpoint.state
+        head: dict[str, float] = {}
+        update_l2, started = 0.0, self.now_s()
+        accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + 1
+        if closed.met:
+            aggregate = self.plan.pipeline.release(now.total, self.plan.turn(number), self.entropy(number))
+            strategy_state = self.plan.strategy.apply(strategy_state, aggregate)
+            if not np.isfinite(strategy_state.params).all():
+                raise TrainingError(
+                    "E-NAN", f"the server step of round {number} gave values that are not finite.", "lower strategy.lr."
+                )
+            head, update_l2, unmet = dict(aggregate.head), float(np.linalg.norm(aggregate.mean)), 0
+            accepted.update(dict.fromkeys(closed.accepted, number))
+        now.aggregate_s += self.now_s() - started
+        self._say(
+            now,
+            events.RoundFinished(
+                round=number,
+                met=closed.met,
+                accepted=len(closed.accepted),
+                lost=len(closed.lost),
+                late=len(closed.late),
+                bytes_up=now.bytes_up,
+                bytes_down=bytes_down,
+                update_l2=update_l2,
+                head=head,
+                train_s=now.train_s,
+                encode_s=now.encode_s,
+                aggregate_s=now.aggregate_s,
+                seconds=self.now_s() - began,
+                model=vector.digest(vector.to_bytes(strategy_state.params)),
+            ),
+        )
+        after = Checkpoint(number + 1, strategy_state, accepted, unmet)
+        self.store.commit(after, now.told, closed.accepted if closed.met else ())
+        if unmet >= UNMET_LIMIT:
+            raise RoundError(
+                "E-ROUND",
+                f"{unmet} rounds in a row ended below their minimum of {self.plan.sampling.minimum} contributions.",
+                "see the lost devices in the report; lower round.minimum, raise round.deadline_s or overselect.",
+            )
+        return after
+
+    def evaluate_if_due(self, checkpoint: Checkpoint) -> None:
+        """Measure the model on held-out text when the recipe says so, and not if it is stored already."""
+        played, every = checkpoint.next_round, self.plan.recipe.eval.every
+        last = played == self.plan.rounds
+        due = played == 0 or last or (every > 0 and played % every == 0)
+        name = "bundled" if played == 0 else "federated"
+        if due and not self.store.evaluated(name, played - 1):
+            self.evaluate(name, played - 1, checkpoint.state.params)
+
+    def evaluate(self, name: str, number: int, params: vector.Vector) -> events.Evaluated:
+        """Held-out loss of ``params`` on the devices that the recipe lets measure; stored and told."""
+        began = self.now_s()
+        limit = self.plan.recipe.eval.devices or len(self.population)
+        step = max(1, len(self.population) // limit)
+        chosen = list(self.population)[::step][:limit]
+        model = self.cohort.publish(vector.to_bytes(params))
+        for device in chosen:
+            self.cohort.send(device, frame.dump(frame.Probe(run=self.plan.run, round=number, model=model)))
+        nll: dict[str, float] = {}
+        tokens: dict[str, int] = {}
+        for _ in chosen:
+            item = self.cohort.receive(float("inf"))
+            if isinstance(item, Arrived):
+                message = frame.load(item.frame)
+                if isinstance(message, frame.Measurement) and message.tokens:
+                    nll[message.device], tokens[message.device] = message.nll, message.tokens
+        event = events.Evaluated(
+            round=number,
+            model=name,
+            nll=dict(sorted(nll.items())),
+            tokens=dict(sorted(tokens.items())),
+            seconds=self.now_s() - began,
+        )
+        self.store.append(event)
+        self.tell(event)
+        return event
+
+    def _say(self, now: _Round, event: events.AnyEvent) -> None:
+        now.told.append(event)
+        self.tell(event)
+
+    def _number(self, state: machine.State) -> int:
+        return state.round
+
+
+def _closed(state: Any) -> bool:
+    return isinstance(state, machine.Closed)

@@ -1,0 +1,29 @@
+"""Drawing a cohort. What each way earns for privacy is stated by ``plan.compile.Sampling.earns``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgewise.core.keys import Key, derive, generator
+from edgewise.engine.ports import DeviceId
+from edgewise.plan.compile import Sampling
+
+
+def draw(sampling: Sampling, population: Sequence[DeviceId], key: Key, round: int) -> tuple[DeviceId, ...]:
+    """The devices invited to a round, in population order.
+
+    ``all``: everybody. ``fixed``: ``sampling.invite`` without replacement, uniformly. ``poisson``: each device
+    independently with probability ``sampling.rate``; may be empty.
+
+    Args:
+        population: sorted device ids, ``len == sampling.population``.
+        key: the run's key; the draw depends on it and the round only.
+    """
+    if sampling.kind == "all":
+        return tuple(population)
+    rng = generator(derive(key, "cohort", round))
+    if sampling.kind == "fixed":
+        chosen = rng.choice(len(population), sampling.invite, replace=False)
+    else:
+        chosen = (rng.random(len(population)) < sampling.rate).nonzero()[0]
+    return tuple(population[i] for i in sorted(chosen.tolist()))

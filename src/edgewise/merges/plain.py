@@ -1,0 +1,149 @@
+"""Sums that do not depend on the order of arrival: visible in fixed point, or blind in a ring (without masks)."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from edgewise.core.errors import CompositionError, DecodeError
+from edgewise.core.space import Kind, Space, Total
+from edgewise.core.stage import Merge, Payload
+
+FRACTION_BITS = 40  # one unit of the accumulator is 2^-40, far below float32 noise of any update
+CAPACITY_BITS = 62  # of int64, so that the sum of n_max contributions cannot overflow
+_HEAD_UNIT = 1074  # 2^-1074 is the smallest float64: every float64 is an integer multiple of it
+_HEAD_LIMIT = 2.0**512  # so that no sum of heads overflows float64
+
+
+class Tally(NamedTuple):
+    """An accumulator: ``body`` is reused in place; ``head`` holds exact sums in units of 2^-1074; ``n`` was added."""
+
+    body: NDArray[Any]
+    head: tuple[int, ...] | None
+    n: int
+
+
+def _fold(acc: NDArray[np.int64], x: NDArray[np.float32], limit: float, unit: float) -> bool:
+    """Check all coordinates, then add all, rounded half to even; False (and nothing added) if one fails."""
+    good = True
+    for i in range(x.size):
+        good &= abs(x[i]) <= limit  # false for NaN too
+    if good:
+        for i in range(x.size):
+            acc[i] += np.int64(np.rint(np.float64(x[i]) * unit))
+    return good
+
+
+_compiled_fold = njit(cache=True, nogil=True)(_fold)
+
+
+def plain_sum() -> Merge:
+    """Visible sum: each contribution is decoded to float32[d] and added in fixed point, 40 fraction bits in int64.
+
+    Guarantees: the sum is exact, hence the same for every order of arrival and every way to shard it; a refused
+    contribution leaves the accumulator unchanged; each coordinate's rounding is at most 2^-41 per contribution. The
+    head's scalars are added exactly.
+    Limits: |x_i| <= 2^22 / n_max, so that n_max contributions cannot overflow.
+    Raises (add): DecodeError E-PAYLOAD on a value that is not finite, E-RANGE beyond the limit; ValueError (own misuse)
+        on a wrong shape or above n_max contributions.
+    """
+
+    def infer(space: Space) -> Total:
+        return Total(space, space.sensitivity, sqrt(space.quorum.n_min) * space.noise_std, visible=True)
+
+    def init(space: Space) -> Tally:
+        return Tally(np.zeros(space.dim, np.int64), None, 0)
+
+    def add(acc: Tally, payload: Payload, space: Space) -> Tally:
+        _shape(acc, payload, space)
+        head = _head(acc.head, payload.head)
+        limit = 2.0 ** (CAPACITY_BITS - FRACTION_BITS) / space.quorum.n_max
+        if not _compiled_fold(acc.body, payload.body, limit, 2.0**FRACTION_BITS):
+            if not np.isfinite(payload.body).all():
+                raise DecodeError("E-PAYLOAD", "a decoded coordinate is not finite.")
+            raise DecodeError(
+                "E-RANGE",
+                f"a coordinate of {float(np.abs(payload.body).max()):.3g} is above the limit {limit:.6g}.",
+                "clip or clamp updates on the device.",
+            )
+        return Tally(acc.body, head, acc.n + 1)
+
+    def finish(acc: Tally, space: Space) -> Payload:
+        return Payload((acc.body * 2.0**-FRACTION_BITS).astype(np.float32), _total(acc.head))
+
+    return Merge("plain_sum", False, infer, init, add, finish)
+
+
+def ring_sum() -> Merge:
+    """Blind sum: residues are added modulo 2^b and only the total is decoded.
+
+    This is the arithmetic of secure aggregation without masks: it hides nothing by itself; a masked sum adds the same
+    numbers. Guarantees: exact, independent of order and sharding; a refused contribution changes nothing.
+    Raises: CompositionError E-TOPK-SECAGG on per-device supports, E-NOT-INTEGER when the body is not in a ring,
+        E-NOT-SUMMABLE; DecodeError E-PAYLOAD on a residue outside the ring or a head value that is not finite.
+    """
+
+    def infer(space: Space) -> Total:
+        if space.sparse:
+            raise CompositionError(
+                "E-TOPK-SECAGG",
+                "ring_sum: positions chosen per device reveal its data and blind sums would not line up.",
+                "use random_k instead of top_k.",
+            )
+        if space.kind is not Kind.RING:
+            raise CompositionError(
+                "E-NOT-INTEGER",
+                f"ring_sum: adds residues of a ring, the body is {space.kind.value}.",
+                'end the stages with quantize(grid="shared") and wrap.',
+            )
+        if not space.summable:
+            raise CompositionError(
+                "E-NOT-SUMMABLE", "ring_sum: these encodings do not add up.", 'use quantize(grid="shared").'
+            )
+        return Total(space, space.sensitivity, sqrt(space.quorum.n_min) * space.noise_std, visible=False)
+
+    def init(space: Space) -> Tally:
+        return Tally(np.zeros(space.dim, np.uint64), None, 0)
+
+    def add(acc: Tally, payload: Payload, space: Space) -> Tally:
+        _shape(acc, payload, space)
+        head = _head(acc.head, payload.head)
+        if payload.body.size and int(payload.body.max()) >= space.modulus:
+            raise DecodeError("E-PAYLOAD", f"a residue is not below the modulus {space.modulus}.")
+        np.add(acc.body, payload.body, out=acc.body)
+        np.bitwise_and(acc.body, np.uint64(space.modulus - 1), out=acc.body)
+        return Tally(acc.body, head, acc.n + 1)
+
+    def finish(acc: Tally, space: Space) -> Payload:
+        return Payload(acc.body.copy(), _total(acc.head))
+
+    return Merge("ring_sum", True, infer, init, add, finish)
+
+
+def _shape(acc: Tally, payload: Payload, space: Space) -> None:
+    if payload.body.shape != acc.body.shape:
+        raise ValueError(f"contribution has shape {payload.body.shape}, the sum {acc.body.shape}")
+    if acc.n >= space.quorum.n_max:
+        raise ValueError(f"the sum holds {acc.n} contributions, its limit")
+
+
+def _head(total: tuple[int, ...] | None, head: NDArray[np.float64]) -> tuple[int, ...]:
+    values = cast(list[float], head.tolist())
+    if not all(abs(v) <= _HEAD_LIMIT for v in values):
+        finite = bool(np.isfinite(head).all())
+        raise DecodeError("E-RANGE" if finite else "E-PAYLOAD", "a head value is not finite or too large to be summed.")
+    exact = []
+    for v in values:
+        numerator, denominator = v.as_integer_ratio()
+        exact.append(numerator << (_HEAD_UNIT + 1 - denominator.bit_length()))
+    if total is None:
+        return tuple(exact)
+    return tuple(a + b for a, b in zip(total, exact, strict=True))
+
+
+def _total(head: tuple[int, ...] | None) -> NDArray[np.float64]:
+    return np.array([v / (1 << _HEAD_UNIT) for v in head or ()], np.float64)

@@ -1,0 +1,301 @@
+"""The catalogue: every part that a recipe can name, in explicit dicts. An extension module adds to it, in one file.
+
+An extension is an importable module with a module-level ``EDGEWISE = Extension(...)``; give its name to
+``edgewise sim --extension my.module`` or ``edgewise.simulate(recipe, extensions=["my.module"])``. Worker processes
+import it too, so nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgewise.codecs.feedback import feedback
+from edgewise.codecs.quantize import quantize
+from edgewise.codecs.random_k import random_k
+from edgewise.codecs.segments import segments
+from edgewise.codecs.top_k import top_k
+from edgewise.codecs.weigh import weigh
+from edgewise.codecs.wrap import wrap
+from edgewise.core.errors import RecipeError
+from edgewise.core.vector import Spec
+from edgewise.merges.plain import plain_sum
+from edgewise.privacy.clip import clamp, clip
+from edgewise.privacy.noise import noise
+from edgewise.strategies import fedopt
+from edgewise.strategies.fedprox import fedprox
+
+
+class Params(BaseModel):
+    """Base of all parameter models: no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One part: its parameters (validated) and how to make it.
+
+    ``make(params, spec)`` for plain parts; with ``combinator=True`` ``make(params, spec, inner)`` gets the stages that
+    stand after it in the recipe and puts them inside itself.
+    """
+
+    params: type[BaseModel]
+    make: Callable[..., Any]
+    combinator: bool = False
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What a module adds: parts by name, and optionally a trainer factory ``trainer(recipe) -> Trainer``."""
+
+    stages: Mapping[str, Entry] = field(default_factory=dict)
+    merges: Mapping[str, Entry] = field(default_factory=dict)
+    posts: Mapping[str, Entry] = field(default_factory=dict)
+    strategies: Mapping[str, Entry] = field(default_factory=dict)
+    trainer: Callable[[Any], Any] | None = None
+
+
+class ClipParams(Params):
+    """Scale the update down to an L2 norm of at most ``l2``."""
+
+    l2: float = Field(gt=0)
+
+
+class ClampParams(Params):
+    """Cut every coordinate to [-linf, linf]."""
+
+    linf: float = Field(gt=0)
+
+
+class WeighParams(Params):
+    """Weight contributions by their amount of training tokens, w = min(tokens, cap) / cap."""
+
+    cap: float = Field(65536.0, gt=0, description="tokens above which a device counts no more")
+
+
+class SegmentsParams(Params):
+    """Only some layers travel."""
+
+    names: list[str] = Field(min_length=1, description="name patterns of trainable tensors")
+
+
+class RandomKParams(Params):
+    """The same random coordinates on all devices of a round."""
+
+    fraction: float = Field(gt=0, le=1)
+    unbiased: bool = Field(True, description="scale by d/k so that the mean is right; false inside feedback")
+
+
+class TopKParams(Params):
+    """Each device's largest coordinates."""
+
+    fraction: float = Field(gt=0, le=1)
+
+
+class QuantizeParams(Params):
+    """Few bits per coordinate by unbiased stochastic rounding."""
+
+    bits: int = Field(8, ge=2, le=16)
+    grid: Literal["block", "shared"] = Field("block", description="a scale per block travels, or one public grid")
+    block: int = Field(64, ge=8, le=65536)
+
+
+class FeedbackParams(Params):
+    """Error feedback around all stages after it: what was not sent is remembered on the device and added next time."""
+
+    decay: float = Field(1.0, gt=0, le=1, description="factor on the memory per absent round")
+    forget_after: int = Field(10, ge=1, description="absent rounds after which the memory is dropped")
+
+
+class WrapParams(Params):
+    """Integers into the ring of residues modulo 2^bits."""
+
+    bits: int = Field(32, ge=4, le=62)
+
+
+class NoiseParams(Params):
+    """Gaussian noise of ``z`` times the sensitivity on the total."""
+
+    z: float = Field(gt=0)
+
+
+class NoParams(Params):
+    """No parameters."""
+
+
+class ServerLr(Params):
+    """Plain averaging."""
+
+    lr: float = Field(1.0, gt=0, description="server learning rate; 1 = the average itself")
+
+
+class MomentumParams(Params):
+    """Server momentum."""
+
+    lr: float = Field(0.4, gt=0)
+    momentum: float = Field(0.8, ge=0, lt=1)
+    nesterov: bool = True
+
+
+class AdaptiveParams(Params):
+    """Adaptive server optimizers."""
+
+    lr: float = Field(1e-2, gt=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.99, ge=0, lt=1)
+    tau: float = Field(1e-3, gt=0)
+
+
+class AdagradParams(Params):
+    """Adagrad on the server: no momentum."""
+
+    lr: float = Field(3e-2, gt=0)
+    tau: float = Field(1e-3, gt=0)
+
+
+class ProxParams(Params):
+    """FedProx: devices are pulled towards the round's model."""
+
+    mu: float = Field(0.01, gt=0)
+    lr: float = Field(1.0, gt=0)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Name -> Entry for each kind of part."""
+
+    stages: Mapping[str, Entry]
+    merges: Mapping[str, Entry]
+    posts: Mapping[str, Entry]
+    strategies: Mapping[str, Entry]
+    trainer: Callable[[Any], Any] | None = None
+
+    def extended(self, extension: Extension) -> Catalogue:
+        """This catalogue with an extension's parts; a name that exists already is refused (E-EXTENSION)."""
+        merged: dict[str, Mapping[str, Entry]] = {}
+        for kind in ("stages", "merges", "posts", "strategies"):
+            mine, theirs = getattr(self, kind), getattr(extension, kind)
+            if clash := sorted(mine.keys() & theirs.keys()):
+                raise RecipeError("E-EXTENSION", f"the extension redefines {kind} {', '.join(clash)}.", "rename it.")
+            merged[kind] = {**mine, **theirs}
+        return replace(self, **merged, trainer=extension.trainer or self.trainer)
+
+
+BUILT_IN = Catalogue(
+    stages={
+        "clip": Entry(ClipParams, lambda p, _: clip(p.l2)),
+        "clamp": Entry(ClampParams, lambda p, _: clamp(p.linf)),
+        "weigh": Entry(WeighParams, lambda p, _: weigh(p.cap)),
+        "segments": Entry(SegmentsParams, lambda p, spec: segments(spec, p.names)),
+        "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased)),
+        "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),
+        "quantize": Entry(QuantizeParams, lambda p, _: quantize(p.bits, p.grid, p.block)),
+        "feedback": Entry(FeedbackParams, lambda p, _, inner: feedback(inner, p.decay, p.forget_after), True),
+        "wrap": Entry(WrapParams, lambda p, _: wrap(p.bits)),
+    },
+    merges={"sum": Entry(NoParams, lambda p, _: plain_sum())},
+    posts={"noise": Entry(NoiseParams, lambda p, _: noise(p.z))},
+    strategies={
+        "fedavg": Entry(ServerLr, lambda p, _: fedopt.fedavg(p.lr)),
+        "fedavgm": Entry(MomentumParams, lambda p, _: fedopt.fedavgm(p.lr, p.momentum, p.nesterov)),
+        "fedadam": Entry(AdaptiveParams, lambda p, _: fedopt.fedadam(p.lr, p.beta1, p.beta2, p.tau)),
+        "fedyogi": Entry(AdaptiveParams, lambda p, _: fedopt.fedyogi(p.lr, p.beta1, p.beta2, p.tau)),
+        "fedadagrad": Entry(AdagradParams, lambda p, _: fedopt.fedadagrad(p.lr, p.tau)),
+        "fedprox": Entry(ProxParams, lambda p, _: fedprox(p.mu, p.lr)),
+    },
+)
+
+
+def with_extensions(modules: Iterable[str]) -> Catalogue:
+    """The built-in catalogue plus the ``EDGEWISE`` of each importable module.
+
+    Raises RecipeError(E-EXTENSION) where a module cannot be imported or has no ``EDGEWISE``.
+    """
+    catalogue = BUILT_IN
+    for name in modules:
+        try:
+            extension = importlib.import_module(name).EDGEWISE
+        except (ImportError, AttributeError) as e:
+            raise RecipeError(
+                "E-EXTENSION", f"{name}: {e}.", "it must be importable (PYTHONPATH) and define EDGEWISE = Extension()."
+            ) from None
+        if not isinstance(extension, Extension):
+            raise RecipeError("E-EXTENSION", f"{name}.EDGEWISE is not an Extension.", "see docs/extend.md.")
+        catalogue = catalogue.extended(extension)
+    return catalogue
+
+
+def make(entries: Mapping[str, Entry], where: str, table: Mapping[str, Any], spec: Spec, inner: Any = None) -> Any:
+    """Build one part from its recipe table ``{"kind": name, **parameters}``.
+
+    Raises RecipeError: E-MISSING without ``kind``, E-NAME for an unknown one, E-KEY / E-TYPE / E-VALUE / E-MISSING for
+    its parameters; ``where`` is the table's place in the recipe, for the message.
+    """
+    entry, params = look_up(entries, where, table)
+    return entry.make(params, spec, inner) if entry.combinator else entry.make(params, spec)
+
+
+def look_up(entries: Mapping[str, Entry], where: str, table: Mapping[str, Any]) -> tuple[Entry, BaseModel]:
+    """The entry that a table names, and its validated parameters. Raises as ``make``."""
+    kind = table.get("kind")
+    if not isinstance(kind, str):
+        raise RecipeError("E-MISSING", f"{where}: `kind` is required.", f"one of: {', '.join(entries)}.")
+    if kind not in entries:
+        near = difflib.get_close_matches(kind, entries, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"one of: {', '.join(entries)}."
+        raise RecipeError("E-NAME", f"{where}: no part is called `{kind}`.", hint)
+    entry = entries[kind]
+    try:
+        return entry, entry.params.model_validate({k: v for k, v in table.items() if k != "kind"})
+    except ValidationError as e:
+        raise _explain(e, where, kind, entry.params) from None
+
+
+def _explain(error: ValidationError, where: str, kind: str, model: type[BaseModel]) -> RecipeError:
+    first = error.errors()[0]
+    name = ".".join(map(str, first["loc"]))
+    known = list(model.model_fields)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"{kind} knows: {', '.join(known) or 'no parameters'}."
+        return RecipeError("E-KEY", f"{where} ({kind}): unknown key `{name}`.", hint)
+    if first["type"] == "missing":
+        return RecipeError("E-MISSING", f"{where} ({kind}): `{name}` is required.", "add it.")
+    code = "E-TYPE" if first["type"].endswith(("_type", "_parsing")) else "E-VALUE"
+    return RecipeError(
+        code, f"{where} ({kind}): `{name}` = {first['input']!r}: {first['msg']}.", "see `edgewise schema`."
+    )
+
+
+def schema(catalogue: Catalogue, recipe_schema: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's JSON schema with each part's parameters in place of free tables, for editors."""
+
+    def alternatives(entries: Mapping[str, Entry]) -> dict[str, Any]:
+        options: Sequence[dict[str, Any]] = []
+        for name, entry in entries.items():
+            one = entry.params.model_json_schema()
+            one["properties"] = {"kind": {"const": name}, **one.get("properties", {})}
+            one["required"] = ["kind", *one.get("required", [])]
+            one["title"] = name
+            options = [*options, one]
+        return {"oneOf": list(options)}
+
+    out = {"$schema": "https://json-schema.org/draft/2020-12/schema", **recipe_schema}
+    properties = dict(out["properties"])
+    for key, entries, many in (
+        ("strategy", catalogue.strategies, False),
+        ("merge", catalogue.merges, False),
+        ("stage", catalogue.stages, True),
+        ("post", catalogue.posts, True),
+    ):
+        kept = {k: properties[key][k] for k in ("default", "description") if k in properties[key]}
+        one = alternatives(entries)
+        properties[key] = {**kept, "type": "array", "items": one} if many else {**kept, **one}
+    out["properties"] = properties
+    return out

@@ -1,0 +1,173 @@
+"""Recipe -> Plan: the only thing that runs. Parts that must match travel together; bounds are derived, never typed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgewise.codecs import pack
+from edgewise.core import keys
+from edgewise.core.errors import RecipeError
+from edgewise.core.frame import LocalRule
+from edgewise.core.space import Quorum, Space
+from edgewise.core.stage import HEAD, HEAD_BOUND, Pipeline, Stage, pipeline
+from edgewise.core.vector import Spec
+from edgewise.plan.catalogue import Catalogue, Entry, make
+from edgewise.plan.recipe import Recipe
+from edgewise.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Who is invited and when a round is complete.
+
+    Attributes:
+        kind: ``all``, ``fixed``, ``poisson``. population: devices that exist.
+        goal: contributions that close the round; the population for ``all`` and ``poisson`` (nobody is turned away:
+            closing early would spoil the sampling).
+        invite: devices invited (expected number for ``poisson``).
+        minimum: contributions below which the round is abandoned. deadline_s: when it closes regardless.
+        rate: probability that a given device is invited.
+    """
+
+    kind: str
+    population: int
+    goal: int
+    invite: int
+    minimum: int
+    deadline_s: float
+    rate: float
+
+    @property
+    def earns(self) -> str:
+        """What a privacy accountant may later assume, in words."""
+        return {
+            "all": "no amplification: every device is in every round",
+            "fixed": f"sampling without replacement, {self.invite} of {self.population}; not Poisson",
+            "poisson": f"Poisson sampling at rate {self.rate:.4g}; against the release only, never against the server",
+        }[self.kind]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run needs to know, checked to compose.
+
+    ``secagg`` and ``spend`` are None until secure aggregation and differential privacy are asked for.
+    """
+
+    recipe: Recipe
+    run: str
+    spec: Spec
+    pipeline: Pipeline
+    strategy: Strategy
+    sampling: Sampling
+    claims: tuple[str, ...]
+    secagg: None = None
+    spend: None = None
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return self.recipe.round.rounds
+
+    @property
+    def key(self) -> keys.Key:
+        """Root of all simulated randomness of the run."""
+        return keys.root(self.recipe.seed)
+
+    def rule(self, round: int) -> LocalRule:
+        """What devices do in this round; the learning-rate schedule runs over rounds.
+
+        cosine: lr (0.1 + 0.9 (1 + cos(pi r / R)) / 2): the full rate in round 0, a tenth at the end.
+        """
+        t = self.recipe.training
+        factor = 1.0
+        if t.schedule == "cosine":
+            factor = 0.1 + 0.45 * (1.0 + math.cos(math.pi * round / self.rounds))
+        return LocalRule(steps=t.local_steps, lr=t.lr * factor, prox_mu=self.strategy.prox_mu)
+
+    def turn(self, round: int, private: keys.Key = b"") -> keys.Turn:
+        """The codec's view of a round."""
+        return keys.Turn(round, self.public(round), private)
+
+    def public(self, round: int) -> keys.Key:
+        """The round's public key, announced in the invitation."""
+        return keys.derive(self.key, "public", round)
+
+    @property
+    def upload_bytes(self) -> float:
+        """Expected payload bytes of one contribution."""
+        return pack.size_bytes(self.pipeline.encoded)
+
+
+def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -> Plan:
+    """Check and assemble a recipe for a model layout and a population.
+
+    Raises:
+        RecipeError: unknown parts or parameters, a cohort larger than the population (E-QUORUM).
+        CompositionError: stages that do not compose soundly.
+    """
+    sampling = _sampling(recipe, population)
+    names = HEAD if recipe.metrics == "sum" else ()
+    start = Space(
+        dim=spec.dim,
+        quorum=Quorum(sampling.minimum, sampling.population if sampling.kind == "poisson" else sampling.invite),
+        head=names,
+        head_l2=HEAD_BOUND * math.sqrt(len(names)),
+        universe=spec.dim,
+    )
+    stages = build_stages(recipe.stage, spec, catalogue.stages)
+    merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
+    posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
+    pipe = pipeline(start, stages, merge, posts)
+    strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
+    return Plan(recipe, recipe.sha256(), spec, pipe, strategy, sampling, _claims(recipe, pipe, sampling))
+
+
+def build_stages(tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry]) -> list[Stage]:
+    """The stages of a recipe in order; a combinator takes everything after it inside."""
+    stages: list[Stage] = []
+    for i, table in enumerate(tables):
+        where = f"[[stage]] {i + 1}"
+        if (kind := table.get("kind")) in entries and entries[str(kind)].combinator:
+            stages.append(make(entries, where, table, spec, build_stages(tables[i + 1 :], spec, entries)))
+            return stages
+        stages.append(make(entries, where, table, spec))
+    return stages
+
+
+def _sampling(recipe: Recipe, population: int) -> Sampling:
+    r = recipe.round
+    if r.sampling == "all":
+        goal = invite = population
+    else:
+        if r.cohort > population:
+            raise RecipeError(
+                "E-QUORUM", f"round.cohort = {r.cohort}, but there are {population} devices.", "lower round.cohort."
+            )
+        invite = min(population, math.ceil(r.cohort * r.overselect)) if r.sampling == "fixed" else r.cohort
+        goal = r.cohort if r.sampling == "fixed" else population
+    wanted = population if r.sampling == "all" else r.cohort
+    minimum = max(1, math.ceil(wanted * r.minimum))
+    return Sampling(r.sampling, population, goal, invite, minimum, r.deadline_s, invite / population)
+
+
+def _claims(recipe: Recipe, pipe: Pipeline, sampling: Sampling) -> tuple[str, ...]:
+    who = "the server sees every device's update" if pipe.total.visible else "the server adds updates blind, unmasked"
+    claims = [
+        f'{who}: nothing is promised about privacy (privacy = "{recipe.privacy}")',
+        "raw text, codec memory and personal models never leave a device",
+        f"cohort: {sampling.earns}",
+    ]
+    claims.append(
+        "train losses leave devices only as a weighted sum" if recipe.metrics == "sum" else "no metrics leave devices"
+    )
+    if math.isfinite(pipe.total.sensitivity):
+        claims.append(f"one device moves the summed update by at most {pipe.total.sensitivity:.4g} (L2)")
+    else:
+        claims.append("one device can move the sum without limit (no clip)")
+    if pipe.total.noise_std:
+        claims.append(f"noise of std {pipe.total.noise_std:.4g} on the sum; no epsilon is derived from it")
+    return tuple(claims)

@@ -1,0 +1,282 @@
+"""The recipe: one TOML file that describes a run completely. Unknown keys are errors with a suggestion.
+
+Depth at most two, units in names, the safe choice is the default, and the unsafe one needs its word
+(``privacy = "none"``). The *resolved* recipe (all defaults filled in) and its SHA-256 are the identity of a run.
+Parts with their own parameters (``[[stage]]``, ``[[post]]``, ``[strategy]``, ``[merge]``) keep them as plain tables
+here; ``plan.catalogue`` validates them against the part's own model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edgewise.core.errors import RecipeError
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, no silent conversions between kinds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+
+
+class ModelSection(Section):
+    """Which model is federated."""
+
+    base: str = Field("bundled", description='"bundled", a local directory, or "hub:owner/name"; safetensors only')
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="arithmetic of training and evaluation; auto = bfloat16 where the CPU has it in hardware"
+    )
+
+
+class TrainableSection(Section):
+    """Which parameters are trained and travel."""
+
+    kind: Literal["full", "lora", "layers"] = Field("full", description="all, low-rank adapters, or named layers")
+    rank: int = Field(8, ge=1, le=1024, description="LoRA rank")
+    alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
+    targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
+    layers: list[str] = Field([], description='parameter name patterns for kind = "layers", e.g. "model.layers.3.*"')
+
+    @model_validator(mode="after")
+    def _layers_named(self) -> TrainableSection:
+        if (self.kind == "layers") != bool(self.layers):
+            raise ValueError('E-COMBO: trainable.layers goes with trainable.kind = "layers", and only with it')
+        return self
+
+
+class DataSection(Section):
+    """Whose text trains the model."""
+
+    source: Literal["python-stdlib", "text", "jsonl", "csv", "parquet"] = Field(
+        "python-stdlib", description="source text of this machine's standard library, a folder of text, or a table"
+    )
+    path: str = Field("", description="folder (text) or file (tables); relative to the recipe's folder")
+    text: str = Field("text", description="column with the text")
+    prompt: str = Field("", description="column with the prompt; its tokens are not trained on (instruction data)")
+    owner: str = Field("", description="column that names the device which holds the row")
+    time: str = Field("", description="column to order rows by before the hold-out; file order where empty")
+    label: str = Field("", description='column whose values a "dirichlet" partition skews; equal chunks where empty')
+    partition: Literal["owner", "dirichlet", "iid"] = Field("owner", description="how text comes to devices")
+    devices: int = Field(0, ge=0, description='number of devices for "dirichlet" and "iid"; 0 with "owner"')
+    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small = strong skew")
+    sequence_len: int = Field(128, ge=8, le=8192, description="tokens per training block")
+    holdout: float = Field(0.1, gt=0, lt=0.9, description="share of each device's text, its latest part, never trained")
+    max_tokens: int = Field(0, ge=0, description="tokens used per device at most; 0 = all")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSection:
+        if self.source != "python-stdlib" and not self.path:
+            raise ValueError(f'E-MISSING: data.path is required for data.source = "{self.source}"')
+        if self.partition != "owner" and not self.devices:
+            raise ValueError(f'E-MISSING: data.devices is required for data.partition = "{self.partition}"')
+        if self.partition == "owner" and self.devices:
+            raise ValueError('E-COMBO: data.devices is for "dirichlet" and "iid"; with "owner" the owners decide')
+        if self.partition == "owner" and self.source in ("jsonl", "csv", "parquet") and not self.owner:
+            raise ValueError("E-MISSING: data.owner names the column whose values are the devices")
+        return self
+
+
+class RoundSection(Section):
+    """Who takes part, and when a round is over."""
+
+    rounds: int = Field(20, ge=1, description="rounds")
+    sampling: Literal["all", "fixed", "poisson"] = Field("all", description="how a cohort is drawn")
+    cohort: int = Field(0, ge=0, description="contributions wanted per round (fixed), expected (poisson); all: unused")
+    overselect: float = Field(1.3, ge=1.0, le=10.0, description="invited / wanted, for fixed sampling")
+    minimum: float = Field(0.5, gt=0, le=1.0, description="share of the wanted contributions below which a round fails")
+    deadline_s: float = Field(600.0, gt=0, description="seconds after which the round closes with what it has")
+
+    @model_validator(mode="after")
+    def _cohort_given(self) -> RoundSection:
+        if (self.sampling == "all") == bool(self.cohort):
+            raise ValueError('E-COMBO: round.cohort is needed for "fixed" and "poisson", and unused with "all"')
+        return self
+
+
+class TrainingSection(Section):
+    """Local training; optimizer state starts fresh in every round."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, description="learning rate in round 0")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="over rounds, down to a tenth")
+    local_steps: int = Field(10, ge=1, description="optimizer steps per device and round")
+    batch: int = Field(8, ge=1, description="blocks per optimizer step")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step: same gradient, less memory")
+    clip_grad: float = Field(1.0, ge=0, description="largest gradient norm; 0 = off")
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="for sgd")
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainingSection:
+        if self.batch % self.accumulate:
+            raise ValueError("E-COMBO: training.accumulate must divide training.batch")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError('E-COMBO: training.momentum is for optimizer = "sgd"')
+        return self
+
+
+class EvalSection(Section):
+    """Measuring held-out text (a simulator can; a server cannot)."""
+
+    every: int = Field(5, ge=0, description="rounds between evaluations; the last round always; 0 = only the last")
+    devices: int = Field(0, ge=0, description="evaluate on at most so many devices; 0 = all")
+    max_tokens: int = Field(16384, ge=64, description="held-out tokens per device at most")
+
+
+class CompareSection(Section):
+    """What the federated model is compared with; each costs about as much compute as the federation."""
+
+    local_only: bool = Field(True, description="each device alone, same steps")
+    centralised: bool = Field(True, description="all text in one place, same number of steps in total")
+
+
+class SimulationSection(Section):
+    """The simulated world; times are virtual seconds and decide who is late."""
+
+    engine: Literal["inproc", "pool"] = Field("inproc", description="one process, or worker processes")
+    workers: int = Field(2, ge=1, le=256, description="worker processes of the pool")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability that an invited device is lost")
+    step_s: float = Field(0.1, gt=0, description="virtual seconds per local step of a median device")
+    speed_spread: float = Field(0.5, ge=0, le=4, description="sigma of the log-normal spread of device speeds")
+    link_mbit: float = Field(10.0, gt=0, description="link of a median device, spread likewise")
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    schema_: Literal[1] = Field(1, alias="schema", description="version of the recipe format")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run directory")
+    seed: int = Field(0, ge=0, description="all simulated randomness derives from it")
+    privacy: Literal["none"] = Field(
+        ..., description='required word: "none" says that the server sees single updates and nothing is promised'
+    )
+    metrics: Literal["sum", "none"] = Field("sum", description="train losses travel as summed scalars, or not at all")
+    model: ModelSection = ModelSection()
+    trainable: TrainableSection = TrainableSection()
+    data: DataSection = DataSection()
+    round: RoundSection = RoundSection()
+    training: TrainingSection = TrainingSection()
+    strategy: dict[str, Any] = Field({"kind": "fedavg"}, description="server algorithm and its parameters")
+    stage: list[dict[str, Any]] = Field(
+        [{"kind": "weigh"}], description="the way of an update, in order; see `edgewise schema`"
+    )
+    merge: dict[str, Any] = Field({"kind": "sum"}, description="how contributions become one total")
+    post: list[dict[str, Any]] = Field([], description="steps on the total, before the division")
+    eval: EvalSection = EvalSection()
+    compare: CompareSection = CompareSection()
+    simulation: SimulationSection = SimulationSection()
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    def resolved(self) -> dict[str, Any]:
+        """All keys with their values, defaults filled in; plain JSON types."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def sha256(self) -> str:
+        """Identity of the run: SHA-256 of the canonical JSON of what decides the model.
+
+        ``simulation.engine`` and ``simulation.workers`` are left out: they decide how fast, never what.
+        """
+        plain = self.resolved()
+        for key in ("engine", "workers"):
+            plain["simulation"].pop(key)
+        return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse(text: str, where: str = "recipe", overrides: dict[str, Any] | None = None) -> Recipe:
+    """Recipe from TOML text.
+
+    Args:
+        text: TOML. where: file name for messages. overrides: ``{"training.lr": 0.01}``, applied before validation.
+    Raises:
+        RecipeError: E-RECIPE-SYNTAX, E-KEY (with the nearest known key), E-TYPE, E-VALUE, E-MISSING, E-COMBO.
+    """
+    try:
+        plain = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise RecipeError("E-RECIPE-SYNTAX", f"{where}: {e}.") from None
+    for dotted, value in (overrides or {}).items():
+        _set(plain, dotted, value)
+    return from_plain(plain, where, text)
+
+
+def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Recipe from a TOML file. Raises RecipeError; E-RECIPE-READ where the file cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise RecipeError("E-RECIPE-READ", f"{path}: {e}.", "check the path.") from None
+    return parse(text, str(path), overrides)
+
+
+def from_plain(plain: dict[str, Any], where: str = "recipe", text: str = "") -> Recipe:
+    """Recipe from plain tables (the Python API). Raises RecipeError as ``parse``."""
+    try:
+        return Recipe.model_validate(plain)
+    except ValidationError as e:
+        raise _explain(e, where, text) from None
+
+
+def _set(plain: dict[str, Any], dotted: str, value: Any) -> None:
+    *path, last = dotted.split(".")
+    at: Any = plain
+    for part in path:
+        at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
+        if not isinstance(at, dict | list):
+            raise RecipeError("E-KEY", f"--set {dotted}: {part} is not a table.", "see `edgewise schema`.")
+    if isinstance(at, list):
+        at[int(last)] = value
+    else:
+        at[last] = value
+
+
+def _known(path: tuple[str | int, ...]) -> list[str]:
+    at: Any = Recipe
+    for part in path:
+        info = at.model_fields.get(part) if isinstance(part, str) else None
+        at = info.annotation if info is not None else None
+        if not (isinstance(at, type) and issubclass(at, BaseModel)):
+            return []
+    return [f.alias or k for k, f in at.model_fields.items()]
+
+
+def _line(text: str, loc: tuple[str | int, ...]) -> str:
+    """``":14"`` where the key's line can be found in the text, else nothing."""
+    names = [str(p) for p in loc if isinstance(p, str)]
+    table, key = ".".join(names[:-1]), names[-1] if names else ""
+    current = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if stripped.startswith("["):
+            current = stripped.strip("[] ").split("#")[0].strip("[] ")
+        elif current == table and stripped.split("=")[0].strip().strip('"') == key:
+            return f":{number}"
+    return ""
+
+
+def _explain(error: ValidationError, where: str, text: str) -> RecipeError:
+    first = error.errors()[0]
+    loc, kind = tuple(first["loc"]), first["type"]
+    dotted = ".".join(map(str, loc))
+    at = f"{where}{_line(text, loc)}"
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(loc[-1]), _known(loc[:-1]), n=1, cutoff=0.5)
+        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(_known(loc[:-1]))}."
+        return RecipeError("E-KEY", f"{at}: unknown key `{dotted}`{more}.", hint)
+    if kind == "missing":
+        hint = 'write `privacy = "none"` at the top.' if loc == ("privacy",) else "add it."
+        return RecipeError("E-MISSING", f"{at}: `{dotted}` is required{more}.", hint)
+    if kind == "value_error":
+        code, _, reason = str(first["ctx"]["error"]).partition(": ")
+        return RecipeError(code, f"{at}: {reason}{more}.")
+    got = repr(first["input"])[:80]
+    code = "E-TYPE" if kind.endswith(("_type", "_parsing")) else "E-VALUE"
+    return RecipeError(code, f"{at}: `{dotted}` = {got}: {first['msg']}{more}.", "see `edgewise schema`.")

@@ -1,0 +1,78 @@
+"""Bound one contribution: its Euclidean norm, or every coordinate. Both are biased and both are cheap."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import numpy as np
+
+from edgewise.core import demand
+from edgewise.core.keys import Turn
+from edgewise.core.space import Space
+from edgewise.core.stage import Memory, Payload, Stage
+
+HAIR = 1.0 - 2.0**-23  # float32 rounding can lengthen a vector by 2^-24; this pays for it
+SMALLEST, LARGEST = 1e-30, 1e30  # bounds outside meet float32's own limits
+
+
+def _keep(payload: Payload, space: Space, turn: Turn) -> Payload:
+    return payload
+
+
+def clip(l2: float) -> Stage:
+    """Shrink the body to norm at most ``l2``: ``x * min(1, l2 / ||x||)``.
+
+    Algebra: l2 -> min(l2, C), linf -> min(linf, C); biased unless the bound already held; the head is untouched.
+    Guarantees: the float64 norm of the float32 result is at most C (a clipped vector is shortened by 2^-23 more).
+    Edge cases: zero stays zero; a vector of norm exactly C is unchanged.
+    Args:
+        l2: C, model units, 1e-30 to 1e30.
+    Raises:
+        RecipeError(E-VALUE); CompositionError(E-NOT-REAL) after a quantizer.
+    Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
+    """
+    name = f"clip({l2:g})"
+    demand.between("clip: l2", l2, SMALLEST, LARGEST)
+
+    def infer(space: Space) -> Space:
+        demand.real(space, name)
+        return space.but(l2=min(space.l2, l2), linf=min(space.linf, l2), unbiased=space.unbiased and space.l2 <= l2)
+
+    def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        norm = sqrt(float(np.square(payload.body, dtype=np.float64).sum()))
+        if norm <= l2:
+            return payload, memory
+        body = np.multiply(payload.body, l2 / norm * HAIR, dtype=np.float64)
+        return payload.but(body=body.astype(np.float32)), memory
+
+    return Stage(name, infer, encode, _keep)
+
+
+def clamp(linf: float) -> Stage:
+    """Cut every coordinate to ``[-linf, linf]``.
+
+    Algebra: linf -> min(linf, c), l2 -> min(l2, c sqrt(d)); biased unless the bound already held.
+    Guarantees: no coordinate of the float32 result exceeds c (c is rounded down to float32).
+    Args:
+        linf: c, model units, 1e-30 to 1e30.
+    Raises:
+        RecipeError(E-VALUE); CompositionError(E-NOT-REAL) after a quantizer.
+    """
+    name = f"clamp({linf:g})"
+    demand.between("clamp: linf", linf, SMALLEST, LARGEST)
+    edge = np.float32(linf)
+    if float(edge) > linf:
+        edge = np.nextafter(edge, np.float32(0.0))
+
+    def infer(space: Space) -> Space:
+        demand.real(space, name)
+        return space.but(
+            linf=min(space.linf, linf),
+            l2=min(space.l2, linf * sqrt(space.dim)),
+            unbiased=space.unbiased and space.linf <= linf,
+        )
+
+    def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        return payload.but(body=np.clip(payload.body, -edge, edge)), memory
+
+    return Stage(name, infer, encode, _keep)

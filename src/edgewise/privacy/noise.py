@@ -1,0 +1,66 @@
+"""Gaussian noise on the total, sized by how much one device can move it, from a cryptographic generator."""
+
+from __future__ import annotations
+
+from math import hypot, inf
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from numpy.typing import NDArray
+
+from edgewise.core import demand
+from edgewise.core.errors import CompositionError
+from edgewise.core.keys import Key, derive
+from edgewise.core.space import Total
+from edgewise.core.stage import Post
+from edgewise.core.vector import Vector
+
+_CHUNK = 1 << 18  # pairs drawn at a time: bounds the temporary memory
+
+
+def normals(entropy: Key, n: int) -> NDArray[np.float64]:
+    """n standard normal float64 from 32 secret bytes: AES-256-CTR keystream, 53-bit uniforms, Box-Muller.
+
+    A stream must be used once: derive a fresh key for every draw.
+    """
+    stream = Cipher(algorithms.AES(entropy), modes.CTR(bytes(16))).encryptor()
+    out = np.empty(n + n % 2, np.float64)
+    for start in range(0, out.size // 2, _CHUNK):
+        pairs = min(_CHUNK, out.size // 2 - start)
+        words = np.frombuffer(stream.update(bytes(16 * pairs)), "<u8").reshape(2, pairs) >> np.uint64(11)
+        radius = np.sqrt(-2.0 * np.log((words[0] + np.float64(1.0)) * 2.0**-53))  # u in (0, 1]: never log 0
+        angle = words[1] * (2.0 * np.pi * 2.0**-53)
+        out[2 * start : 2 * (start + pairs)] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    return out[:n]
+
+
+def noise(z: float) -> Post:
+    """Add N(0, (z * sensitivity)^2) to every coordinate of the total, body and head alike.
+
+    Algebra: noise_std -> sqrt(noise_std^2 + (z sensitivity)^2).
+    Guarantees: independent of the data; the generator is AES-256-CTR keyed by ``entropy``, which must be secret and
+    fresh for each release. The noise is a continuous Gaussian in float64, rounded to float32 with the total: the
+    known floating-point leaks (Mironov 2012) apply, the exact discrete Gaussian comes with distributed noise.
+    Args:
+        z: noise multiplier, above 0.
+    Raises:
+        RecipeError(E-VALUE); CompositionError(E-NOISE-NOCLIP) when nothing bounds what one device adds.
+    Source: Dwork and Roth 2014, appendix A; McMahan et al. 2018, arXiv:1710.06963.
+    """
+    name = f"noise({z:g})"
+    demand.positive("noise: z", z)
+
+    def infer(total: Total) -> Total:
+        if total.sensitivity == inf:
+            raise CompositionError(
+                "E-NOISE-NOCLIP",
+                f"{name}: nothing bounds how far one device can move the total, so no noise hides it.",
+                "put clip after every stage that can lengthen the update (inside feedback), before quantize.",
+            )
+        return total.but(noise_std=hypot(total.noise_std, z * total.sensitivity))
+
+    def apply(x: Vector, total: Total, entropy: Key) -> Vector:
+        std = z * total.sensitivity
+        return (x + std * normals(derive(entropy, "noise"), x.size)).astype(np.float32)
+
+    return Post(name, infer, apply)

@@ -1,0 +1,37 @@
+"""How the server turns a round's aggregate into the next model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from edgewise.core.stage import Aggregate
+from edgewise.core.vector import Vector
+
+
+@dataclass(frozen=True)
+class State:
+    """What a strategy keeps between rounds.
+
+    Attributes:
+        params: float32[d], the current model.
+        slots: optimizer state by name (``"m"``, ``"v"``), float32[d] each; empty for plain averaging.
+        round: rounds applied so far.
+    """
+
+    params: Vector
+    slots: Mapping[str, Vector] = field(default_factory=dict)
+    round: int = 0
+
+
+class Strategy(NamedTuple):
+    """A server rule. ``init(params)`` and ``apply(state, aggregate)`` are pure; ``prox_mu`` is what devices add.
+
+    ``aggregate.mean`` is the mean of ``trained - start``: an ascent direction, so the server *adds* it.
+    """
+
+    name: str
+    init: Callable[[Vector], State]
+    apply: Callable[[State, Aggregate], State]
+    prox_mu: float = 0.0

@@ -1,0 +1,66 @@
+"""The source tree as the architecture tests see it: files, syntax trees, tracked paths."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SRC = ROOT / "src" / "edgewise"
+IGNORED = {".git", ".venv", "build", "dist", "runs", "node_modules"}
+
+
+def files() -> list[Path]:
+    """Every Python file of the package."""
+    return sorted(SRC.rglob("*.py"))
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    """Its syntax tree."""
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def where(path: Path, node: ast.AST | None = None) -> str:
+    """``src/edgewise/core/keys.py:12`` for messages."""
+    return f"{path.relative_to(ROOT).as_posix()}{f':{node.lineno}' if node is not None else ''}"  # type: ignore[attr-defined]
+
+
+def nodes() -> Iterator[tuple[Path, ast.AST]]:
+    """All syntax nodes of all files."""
+    for path in files():
+        for node in ast.walk(tree(path)):
+            yield path, node
+
+
+def dotted(node: ast.AST) -> str:
+    """``np.random.seed`` for that attribute chain; empty for anything that is not a plain chain."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        head = dotted(node.value)
+        return f"{head}.{node.attr}" if head else ""
+    return ""
+
+
+def imported(node: ast.AST) -> list[str]:
+    """Full names that an import statement brings in."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom) and node.level == 0:
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []
+
+
+def tracked() -> list[Path]:
+    """What git tracks or would track; without git, everything but the usual outputs."""
+    if (ROOT / ".git").exists():
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listing = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout.decode()
+        paths = [ROOT / name for name in listing.split("\0") if name]
+    else:
+        paths = [p for p in ROOT.rglob("*") if not IGNORED.intersection(p.relative_to(ROOT).parts)]
+    return sorted(p for p in paths if p.is_file() and "__pycache__" not in p.parts)

@@ -1,0 +1,65 @@
+"""The import contracts of pyproject.toml hold, leave no package out, and torch stays away from the fast paths."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from importlinter import cli
+
+from arch.source import ROOT, SRC
+
+CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+EDGES = {"apps", "drivers", "learn"}  # where I/O, clocks, threads and torch live
+HEAVY = ("torch", "transformers", "peft", "accelerate", "ray", "matplotlib")
+
+
+def packages() -> set[str]:
+    """The packages directly below edgewise."""
+    return {p.parent.name for p in SRC.glob("*/__init__.py")}
+
+
+def test_import_contracts(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    status = cli.lint_imports(config_filename="pyproject.toml", cache_dir=None)
+    assert status == 0, capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("contract", "free"),
+    [("the pure layers do no I/O", EDGES), ("torch stays in learn and apps", {"learn", "apps"})],
+)
+def test_no_package_is_left_out_of_a_contract(contract: str, free: set[str]) -> None:
+    [found] = [c for c in CONTRACTS if c["name"] == contract]
+    listed = {name.removeprefix("edgewise.") for name in found["source_modules"]}
+    assert listed == packages() - free, f"pyproject.toml, contract {contract!r}: make source_modules match src/edgewise"
+
+
+def loaded_by(code: str) -> set[str]:
+    """Which heavy packages a fresh interpreter holds after running ``code``."""
+    report = f"{code}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["edgewise", "edgewise.apps.cli"])
+def test_start_imports_nothing_heavy(module: str) -> None:
+    assert not loaded_by(f"import {module}")
+
+
+def test_cli_has_its_entry_point() -> None:
+    from edgewise.apps.cli import main
+
+    assert callable(main)
+
+
+def test_everything_below_drivers_imports_without_torch() -> None:
+    names = [
+        ".".join(path.relative_to(SRC.parent).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted(SRC.rglob("*.py"))
+        if path.relative_to(SRC).parts[0] in packages() - EDGES
+    ]
+    assert not loaded_by("\n".join(f"import {name}" for name in names))

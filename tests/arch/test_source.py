@@ -1,0 +1,119 @@
+"""Rules that can be read off the source: safety, randomness, size, documentation, error handling."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from arch.source import ROOT, dotted, files, imported, nodes, tracked, tree, where
+
+LONGEST = 400
+UNSAFE_MODULES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNSAFE_CALLS = {"eval", "exec", "torch.load", "torch.save", "os.system", "os.popen", "pandas.read_pickle", "yaml.load"}
+UNSAFE_KEYWORDS = {"allow_pickle", "shell", "trust_remote_code"}
+# Explicit generators, made from derived keys. Everything else below numpy.random draws from or seeds from elsewhere.
+EXPLICIT = {"Generator", "Philox", "SeedSequence", "BitGenerator"}
+
+
+def test_no_code_from_data() -> None:
+    """No pickle, no eval, no shell: nothing that turns bytes from elsewhere into behaviour."""
+    bad = []
+    for path, node in nodes():
+        for name in imported(node):
+            if name.split(".")[0] in UNSAFE_MODULES or name in UNSAFE_CALLS:
+                bad.append(f"{where(path, node)}: import of {name}")
+        if isinstance(node, ast.Call):
+            if dotted(node.func) in UNSAFE_CALLS:
+                bad.append(f"{where(path, node)}: call of {dotted(node.func)}")
+            for keyword in node.keywords:
+                literal_false = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+                if keyword.arg in UNSAFE_KEYWORDS and not literal_false:
+                    bad.append(f"{where(path, node)}: {keyword.arg} is not False")
+    assert not bad, "\n".join(bad)
+
+
+def test_no_global_randomness() -> None:
+    """All randomness comes from derived keys (core.keys) or entropy that a driver hands in."""
+    bad = []
+    for path, node in nodes():
+        for name in imported(node):
+            head, _, last = name.rpartition(".")
+            if name.split(".")[0] == "random" or (head == "numpy.random" and last not in EXPLICIT):
+                bad.append(f"{where(path, node)}: import of {name}")
+        if isinstance(node, ast.Attribute):
+            head, _, last = dotted(node).rpartition(".")
+            if head in ("np.random", "numpy.random") and last not in EXPLICIT:
+                bad.append(f"{where(path, node)}: {dotted(node)}; use core.keys")
+    assert not bad, "\n".join(bad)
+
+
+def test_no_handler_hides_errors() -> None:
+    """No bare except; a handler of everything says which boundary it guards: ``# boundary: why`` on its line."""
+    broad, bad = {"Exception", "BaseException"}, []
+    for path, node in nodes():
+        if isinstance(node, ast.ExceptHandler):
+            kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+            caught = {dotted(kind) for kind in kinds if kind is not None}
+        elif isinstance(node, ast.Call) and dotted(node.func) in ("suppress", "contextlib.suppress"):
+            caught = {dotted(argument) for argument in node.args}
+        else:
+            continue
+        line = path.read_text(encoding="utf-8").splitlines()[node.lineno - 1]
+        if not caught:
+            bad.append(f"{where(path, node)}: bare except")
+        elif caught & broad and not re.search(r"# boundary: \S", line):
+            bad.append(f"{where(path, node)}: catches {', '.join(caught & broad)} without `# boundary: why`")
+    assert not bad, "\n".join(bad)
+
+
+def test_files_stay_readable() -> None:
+    """A module is about one thing; the ten longest are printed (pytest -s)."""
+    sizes = sorted(((len(p.read_text(encoding="utf-8").splitlines()), where(p)) for p in files()), reverse=True)
+    print("\n".join(f"{n:5} {name}" for n, name in sizes[:10]))
+    long = [f"{name}: {n} lines" for n, name in sizes if n > LONGEST]
+    assert not long, f"over {LONGEST} lines, split by topic:\n" + "\n".join(long)
+
+
+def public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Public functions, classes and methods; dunder methods and overloads explain themselves."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            marks = {dotted(d) for d in node.decorator_list}
+            if marks & {"overload", "typing.overload", "override", "typing.override"}:
+                continue
+            yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node.body, f"{prefix}{node.name}.")
+
+
+def test_public_names_are_documented() -> None:
+    bad = []
+    for path in files():
+        module = tree(path)
+        if module.body and not ast.get_docstring(module):
+            bad.append(f"{where(path)}: module")
+        bad += [f"{where(path, n)}: {name}" for name, n in public(module.body) if not ast.get_docstring(n)]  # type: ignore[arg-type]
+    assert not bad, "without a docstring:\n" + "\n".join(bad)
+
+
+def test_no_machine_paths() -> None:
+    """Nothing tracked names a folder that exists on one machine only."""
+    pattern = re.compile(r"(?<![\w.~$}*-])/(?:wo" + r"rk|ro" + r"ot|ho" + r"me)/\w+")
+    bad = []
+    for path in tracked():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        for number, line in enumerate(text.splitlines(), 1):
+            if found := pattern.search(line):
+                bad.append(f"{path.relative_to(ROOT).as_posix()}:{number}: {found.group()}")
+    assert not bad, "\n".join(bad)
+
+
+def test_run_py_parses_on_old_interpreters() -> None:
+    """So that Python 3.8 can say that 3.11 is needed."""
+    path: Path = ROOT / "run.py"
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))

@@ -1,0 +1,68 @@
+"""What every test stands on: a quiet environment, no network beyond this machine, repeatable examples."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+# Before anything imports numpy, torch or transformers; worker and child processes inherit it.
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+)
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_CALM: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("fast", max_examples=25, **_CALM)
+settings.register_profile("ci", max_examples=50, derandomize=True, **_CALM)
+settings.register_profile("thorough", max_examples=1000, **_CALM)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "fast"))
+
+
+def _is_local(host: object) -> bool:
+    if host in (None, "", "localhost", b"localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host.decode() if isinstance(host, bytes) else str(host)).is_loopback
+    except ValueError:
+        return False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    """Refuse every connection and name look-up that leaves this machine.
+
+    ``pytest.fail`` raises a BaseException, so that code which catches OSError and carries on cannot hide the attempt.
+    """
+
+    def refuse(where: object) -> None:
+        pytest.fail(f"a test tried to reach {where!r}; tests use loopback only", pytrace=True)
+
+    def guarded(name: str, position: int) -> Any:
+        original = getattr(socket.socket, name)
+
+        def method(self: socket.socket, *args: Any) -> Any:
+            if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_local(args[position][0]):
+                refuse(args[position])
+            return original(self, *args)
+
+        return method
+
+    def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _is_local(host):
+            refuse(host)
+        return original_getaddrinfo(host, *args, **kwargs)
+
+    original_getaddrinfo = socket.getaddrinfo
+    with pytest.MonkeyPatch.context() as patch:
+        for name, position in (("connect", 0), ("connect_ex", 0), ("sendto", -1)):
+            patch.setattr(socket.socket, name, guarded(name, position))
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        yield

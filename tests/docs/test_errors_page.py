@@ -1,0 +1,39 @@
+"""docs/errors.md and the registry say the same, and the page helps."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from docs.blocks import PAGES, ROOT
+from edgewise.core.errors import REGISTRY
+
+PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (E-[A-Z0-9-]+)\n(.*?)(?=^#|\Z)", PAGE, re.DOTALL | re.MULTILINE))
+TEMPLATE = "## {code}\n\n**{title}** · exit status {status}\n\n- *Likely causes:* ...\n- *What to do:* ...\n"
+
+
+@pytest.mark.parametrize("code", sorted(REGISTRY))
+def test_every_code_has_its_section(code: str) -> None:
+    title, status = REGISTRY[code]
+    title = title[0].upper() + title[1:]
+    template = TEMPLATE.format(code=code, title=title, status=status)
+    assert code in SECTIONS, f"docs/errors.md has no section for {code}; add:\n\n{template}"
+    head = f"**{title}** · exit status {status}"
+    assert head in SECTIONS[code], f"docs/errors.md, {code}: the registry says:\n\n{head}"
+    assert "*What to do:*" in SECTIONS[code], f"docs/errors.md, {code}: say what to do"
+
+
+def test_no_section_without_a_code() -> None:
+    left = sorted(SECTIONS.keys() - REGISTRY.keys())
+    assert not left, f"docs/errors.md describes codes that are not in REGISTRY: {left}"
+    headings = re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
+    assert len(headings) == len(set(headings)), "docs/errors.md: a section appears twice"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_pages_name_existing_codes_only(page: object) -> None:
+    text = page.read_text(encoding="utf-8")  # type: ignore[attr-defined]
+    unknown = sorted(set(re.findall(r"\bE-[A-Z][A-Z0-9-]*[A-Z0-9]\b", text)) - REGISTRY.keys())
+    assert not unknown, f"codes that do not exist: {unknown}"

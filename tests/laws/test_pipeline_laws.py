@@ -1,0 +1,318 @@
+"""Every stage, alone and in useful chains, keeps what its ``infer`` promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isinf
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgewise.codecs import pack
+from edgewise.codecs.feedback import feedback
+from edgewise.codecs.quantize import quantize
+from edgewise.codecs.random_k import random_k
+from edgewise.codecs.segments import segments
+from edgewise.codecs.top_k import top_k
+from edgewise.codecs.weigh import weigh
+from edgewise.codecs.wrap import wrap
+from edgewise.core.errors import DecodeError
+from edgewise.core.keys import Turn, derive, root
+from edgewise.core.space import Kind, Quorum, Space
+from edgewise.core.stage import WEIGHT, Payload, Pipeline, Stage, pipeline
+from edgewise.core.vector import Spec, Vector
+from edgewise.merges.plain import plain_sum, ring_sum
+from edgewise.privacy.clip import clamp, clip
+
+SPEC = Spec.of([("layers.0.a", (10, 30), "float32"), ("layers.0.b", (300,), "float32"), ("head", (403,), "float32")])
+DIM = SPEC.dim
+START = Space(DIM, Quorum(2, 6), head=("loss",), head_l2=20.0, universe=DIM)
+LOSS = {"loss": 2.5}
+COUNT, CAP = 30.0, 100.0
+DENORMAL = 1e-43  # one float32 denormal per coordinate: rounding there is absolute
+
+
+@dataclass(frozen=True)
+class Chain:
+    name: str
+    stages: list[Stage]
+
+    def at(self, space: Space = START, blind: bool = False) -> Pipeline:
+        return pipeline(space, self.stages, ring_sum() if blind else plain_sum())
+
+
+def _chain(*stages: Stage) -> Chain:
+    return Chain(" > ".join(s.name for s in stages) or "identity", list(stages))
+
+
+CHAINS = [
+    _chain(),
+    _chain(clip(1.0)),
+    _chain(clamp(0.05)),
+    _chain(weigh(CAP)),
+    _chain(segments(SPEC, ["layers.*"])),
+    _chain(segments(SPEC, ["*"])),
+    _chain(random_k(0.1)),
+    _chain(random_k(0.1, unbiased=False)),
+    _chain(random_k(1.0)),
+    _chain(top_k(0.02)),
+    _chain(top_k(0.5)),
+    _chain(top_k(1.0)),
+    _chain(quantize(2)),
+    _chain(quantize(4)),
+    _chain(quantize(8, block=100)),
+    _chain(clip(1.0), quantize(4, "shared")),
+    _chain(clip(1.0), clamp(0.1), quantize(8, "shared")),
+    _chain(clip(1.0), weigh(CAP), quantize(8, "shared"), wrap(11)),
+    _chain(clip(1.0), weigh(CAP), random_k(0.3), clamp(0.2), quantize(6, "shared"), wrap(16)),
+    _chain(segments(SPEC, ["layers.0.b", "head"]), random_k(0.2)),
+    _chain(random_k(0.2), quantize(4)),
+    _chain(random_k(0.5), top_k(0.1), quantize(3)),
+    _chain(weigh(CAP), top_k(0.05), quantize(4)),
+    _chain(feedback([top_k(0.02)])),
+    _chain(weigh(CAP), feedback([top_k(0.05), quantize(4)])),
+    _chain(segments(SPEC, ["head"]), weigh(CAP), feedback([top_k(0.05), quantize(2)], decay=0.9)),
+    _chain(clip(1.0), weigh(CAP), feedback([random_k(0.2, unbiased=False), quantize(4)])),
+    _chain(weigh(CAP), feedback([clip(1.0), random_k(0.3, unbiased=False), quantize(8, "shared"), wrap(12)])),
+]
+every = pytest.mark.parametrize("chain", CHAINS, ids=lambda c: c.name)
+summable = [c for c in CHAINS if c.at().encoded.summable]
+fed_back = [c for c in CHAINS if c.at().encoded.memory]
+
+
+def _vectors() -> dict[str, Vector]:
+    g = np.random.default_rng(7)
+    just_above = np.full(DIM, 1.0001 / 7)
+    just_above[::64] = 1.0
+    vectors = {
+        "zeros": np.zeros(DIM),
+        "one-hot": np.eye(1, DIM, 17)[0],
+        "huge": np.sign(g.standard_normal(DIM)) * 1e36,
+        "tiny": g.standard_normal(DIM) * 1e-30,
+        "denormal": np.full(DIM, 1e-42),
+        "constant": np.full(DIM, -0.01),
+        "alternating": np.where(np.arange(DIM) % 2, 0.03, -0.03),
+        "gaussian": g.standard_normal(DIM) * 0.01,
+        "heavy": g.standard_t(1.5, DIM) * 0.01,
+        "just above a level": just_above,
+        "one giant": np.where(np.arange(DIM) == 3, 1e6, 1e-6),
+    }
+    return {k: v.astype(np.float32) for k, v in vectors.items()}
+
+
+VECTORS = _vectors()
+adversarial = pytest.mark.parametrize("x", VECTORS.values(), ids=VECTORS.keys())
+
+
+def _turn(round: int = 0, device: int = 0) -> Turn:
+    return Turn(round, derive(root(1), "public", round), derive(root(2), "private", round, device))
+
+
+def _norm(x: Vector) -> float:
+    return float(np.linalg.norm(x.astype(np.float64)))
+
+
+def _decoded(pipe: Pipeline, x: Vector, turn: Turn) -> Payload:
+    payload, _ = pipe.encode(x, LOSS, COUNT, pipe.init(), turn)
+    return pipe.decode(payload, turn)
+
+
+@every
+def test_infer_is_total_and_pure(chain: Chain) -> None:
+    first, again = chain.at(), chain.at()
+    assert first.spaces == again.spaces
+    assert first.totals == again.totals
+    for space in first.spaces:
+        assert space.dim >= 1
+        assert space.universe >= space.dim
+        assert space.sparse == (space.universe > space.dim) or space.universe == space.dim
+        assert (space.modulus > 0) == (space.kind is Kind.RING)
+        assert (space.block > 0) == (space.scale == 0.0)
+
+
+@every
+@adversarial
+def test_bounds_hold(chain: Chain, x: Vector) -> None:
+    """Also from the tightest start: the vector's own norms."""
+    own = START.but(l2=_norm(x) * (1 + 1e-12), linf=float(np.abs(x).max()))
+    for start in (START, own):
+        if start.linf == 0.0 and any("quantize" in s.name for s in chain.stages):
+            continue  # a grid of step zero; a real recipe clamps to something
+        pipe = chain.at(start)
+        for round in range(3):
+            out = _decoded(pipe, x, _turn(round))
+            assert out.body.dtype == np.float32
+            assert out.body.shape == (DIM,)
+            assert np.isfinite(out.body).all()
+            assert _norm(out.body) <= pipe.encoded.l2 * (1 + 1e-6) + DENORMAL
+            assert float(np.abs(out.body).max()) <= pipe.encoded.linf * (1 + 1e-6) + DENORMAL
+            assert np.linalg.norm(out.head) <= pipe.encoded.head_l2
+
+
+@every
+def test_bounds_are_finite_when_clipped(chain: Chain) -> None:
+    names = [s.name for s in chain.stages]
+    if names and names[0].startswith("clip") and not any(n.startswith("feedback") for n in names):
+        assert not isinf(chain.at().total.sensitivity)
+
+
+@every
+@adversarial
+def test_encode_is_pure_and_deterministic(chain: Chain, x: Vector) -> None:
+    pipe = chain.at()
+    memory = pipe.init()
+    before = x.copy(), {k: v.copy() for k, v in memory.items()}
+    one, memory_one = pipe.encode(x, LOSS, COUNT, memory, _turn(4))
+    two, memory_two = pipe.encode(x, LOSS, COUNT, memory, _turn(4))
+    assert x.tobytes() == before[0].tobytes()
+    assert {k: v.tobytes() for k, v in memory.items()} == {k: v.tobytes() for k, v in before[1].items()}
+    assert pack.pack(one, pipe.encoded) == pack.pack(two, pipe.encoded)
+    assert {k: v.tobytes() for k, v in memory_one.items()} == {k: v.tobytes() for k, v in memory_two.items()}
+    assert one.count == COUNT
+    raw = [a.tobytes() for a in (one.body, one.head, one.support, one.scales) if a is not None]
+    decoded = pipe.decode(one, _turn(4))
+    assert raw == [a.tobytes() for a in (one.body, one.head, one.support, one.scales) if a is not None]
+    assert decoded.count == COUNT
+
+
+@every
+def test_memory_keeps_the_shape_that_init_says(chain: Chain) -> None:
+    pipe = chain.at()
+    memory = pipe.init()
+    assert pipe.encoded.memory == bool(memory)
+    _, after = pipe.encode(VECTORS["gaussian"], LOSS, COUNT, memory, _turn())
+    assert {k: (v.shape, v.dtype) for k, v in after.items()} == {k: (v.shape, v.dtype) for k, v in memory.items()}
+
+
+@every
+@adversarial
+def test_pack_round_trip(chain: Chain, x: Vector) -> None:
+    pipe = chain.at()
+    payload, _ = pipe.encode(x, LOSS, COUNT, pipe.init(), _turn(1))
+    raw = pack.pack(payload, pipe.encoded)
+    back = pack.unpack(raw, pipe.encoded)
+    for a, b in ((payload.body, back.body), (payload.head, back.head), (payload.support, back.support)):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            assert a.dtype == b.dtype
+            assert a.tobytes() == b.tobytes()
+    assert (payload.scales is None) == (back.scales is None)
+    if payload.scales is not None and back.scales is not None:
+        assert payload.scales.tobytes() == back.scales.tobytes()
+    exact = not pipe.encoded.sparse or pipe.encoded.dim * 3 > pipe.encoded.universe
+    assert len(raw) == pack.size_bytes(pipe.encoded) or not exact
+
+
+@pytest.mark.parametrize("chain", summable, ids=lambda c: c.name)
+def test_both_orders_agree(chain: Chain) -> None:
+    """Decode each then sum, or sum the encodings and decode once."""
+    pipe = chain.at()
+    xs = [VECTORS[n] for n in ("gaussian", "heavy", "alternating", "zeros", "one-hot", "constant")]
+    payloads = [pipe.encode(x, LOSS, COUNT + i, pipe.init(), _turn(2, i))[0] for i, x in enumerate(xs)]
+    visible = np.sum([pipe.decode(p, _turn(2)).body.astype(np.float64) for p in payloads], axis=0)
+    bodies = np.stack([p.body for p in payloads])
+    if pipe.encoded.kind is Kind.RING:
+        added = bodies.sum(axis=0, dtype=np.uint64) % np.uint64(pipe.encoded.modulus)
+    else:
+        added = bodies.sum(axis=0, dtype=bodies.dtype)
+    blind = pipe.decode(payloads[0].but(body=added), _turn(2)).body
+    np.testing.assert_allclose(blind, visible, rtol=1e-5, atol=1e-6 * max(1.0, float(np.abs(visible).max())))
+
+
+@pytest.mark.parametrize("chain", [c for c in summable if c.at().encoded.kind is Kind.RING], ids=lambda c: c.name)
+def test_blind_and_visible_release_agree(chain: Chain) -> None:
+    means = []
+    for blind in (True, False):
+        pipe = chain.at(blind=blind)
+        total = pipe.start_sum()
+        for i, x in enumerate(list(VECTORS.values())[:6]):
+            payload, _ = pipe.encode(x, LOSS, COUNT + i, pipe.init(), _turn(3, i))
+            total = pipe.add(total, payload, _turn(3))
+        means.append(pipe.release(total, _turn(3), root(5)))
+    assert means[0].head == means[1].head
+    assert means[0].weight == means[1].weight
+    np.testing.assert_allclose(means[0].mean, means[1].mean, rtol=1e-5, atol=1e-6)
+
+
+@every
+def test_unbiased_means_unbiased(chain: Chain) -> None:
+    """Projections of decode(encode(x)) - w x on fixed directions have mean zero within five standard errors."""
+    x = VECTORS["gaussian"] + np.float32(0.003)
+    pipe = chain.at(START.but(l2=_norm(x), linf=float(np.abs(x).max())))
+    if not pipe.encoded.unbiased:
+        return
+    g = np.random.default_rng(3)
+    directions = np.concatenate([np.sign(g.standard_normal((DIM, 12))), x[:, None] / np.abs(x).max()], axis=1)
+    errors = []
+    for i in range(150):
+        out = _decoded(pipe, x, _turn(i, i))
+        w = out.head[pipe.encoded.head.index(WEIGHT)] if WEIGHT in pipe.encoded.head else 1.0
+        errors.append((out.body - w * x) @ directions)
+    e = np.stack(errors)
+    standard_error = e.std(axis=0, ddof=1) / np.sqrt(len(e))
+    assert (np.abs(e.mean(axis=0)) <= 5 * standard_error + 1e-6 * np.abs(x).sum()).all()
+
+
+def test_something_is_unbiased() -> None:
+    """The law above must not be vacuous."""
+    bounded = START.but(l2=1.0, linf=0.1)
+    assert sum(c.at(bounded).encoded.unbiased for c in CHAINS) >= 10
+
+
+@pytest.mark.parametrize("chain", fed_back, ids=lambda c: c.name)
+def test_feedback_telescopes(chain: Chain) -> None:
+    """With decay 1 and no absence: sum of decoded messages + residual = sum of what went in."""
+    pipe = chain.at()
+    at = next(i for i, s in enumerate(chain.stages) if s.name.startswith("feedback"))
+    memory = pipe.init()
+    sent, given_ = np.zeros(DIM), np.zeros(DIM)
+    before = pipeline(START, chain.stages[:at], plain_sum())
+    g = np.random.default_rng(11)
+    for round in range(6):
+        x = (g.standard_normal(DIM) * 0.02).astype(np.float32)
+        payload, memory = pipe.encode(x, LOSS, COUNT, memory, _turn(round))
+        sent += pipe.decode(payload, _turn(round)).body
+        given_ += before.decode(before.encode(x, LOSS, COUNT, before.init(), _turn(round))[0], _turn(round)).body
+    residual = Payload(memory[f"{at}.residual"], np.zeros(0))
+    np.testing.assert_allclose(sent + before.decode(residual, _turn()).body, given_, atol=1e-6)
+    assert memory[f"{at}.last"].tolist() == [5]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+@pytest.mark.parametrize(
+    "chain", [c for c in CHAINS if c.at().encoded.dim < 600 or c.at().encoded.kind is not Kind.REAL], ids=lambda c: c.name
+)
+def test_strict_decoder(chain: Chain, data: st.DataObject) -> None:
+    """Damaged bytes are refused, or are exactly what some payload packs to; nothing else happens."""
+    pipe = chain.at()
+    payload, _ = pipe.encode(VECTORS["gaussian"], LOSS, COUNT, pipe.init(), _turn())
+    raw = bytearray(pack.pack(payload, pipe.encoded))
+    how = data.draw(st.sampled_from(["flip", "cut", "extend", "random"]))
+    if how == "flip":
+        for _ in range(data.draw(st.integers(1, 4))):
+            raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
+    elif how == "cut":
+        del raw[data.draw(st.integers(0, len(raw) - 1)) :]
+    elif how == "extend":
+        raw += data.draw(st.binary(min_size=1, max_size=9))
+    else:
+        raw = bytearray(np.random.default_rng(data.draw(st.integers(0, 2**32))).bytes(len(raw)))
+    try:
+        back = pack.unpack(bytes(raw), pipe.encoded)
+    except DecodeError as e:
+        assert e.code == "E-PAYLOAD"
+        return
+    assert pack.pack(back, pipe.encoded) == bytes(raw)
+    out = pipe.decode(back, _turn())
+    assert out.body.shape == (DIM,)
+    assert np.isfinite(out.body).all()
+    assert how != "cut"
+
+
+def test_inf_means_unknown() -> None:
+    """A feedback forgets the clip before it: what it sends may hold many rounds' residuals."""
+    pipe = _chain(clip(1.0), feedback([top_k(0.1)])).at()
+    assert pipe.total.sensitivity == inf

@@ -1,0 +1,70 @@
+"""A federation without torch: every device pulls a linear model towards its own hidden target.
+
+loss(w) = mean((w - target)^2) / 2 + 1, whose gradient step is exact; held-out loss is the same function. Used as an
+extension module (``EDGEWISE``), so that worker processes make it too. ``TOY_*`` variables script misbehaviour.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from edgewise.core.errors import DataError
+from edgewise.core.keys import derive, generator, root
+from edgewise.core.vector import Spec, Vector
+from edgewise.engine.ports import POOLED, FitRequest, HeldOut, Update
+from edgewise.plan.catalogue import Extension
+from edgewise.plan.recipe import Recipe
+
+
+class ToyTrainer:
+    """``data.devices`` devices (default 6) and ``TOY_DIM`` parameters (default 50)."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._n = recipe.data.devices or 6
+        self._dim = int(os.environ.get("TOY_DIM", "50"))
+        self._seed = recipe.seed
+        self.spec = Spec.of([("w", (self._dim - 10,), "float32"), ("b", (10,), "float32")])
+
+    def initial(self) -> Vector:
+        return np.zeros(self._dim, np.float32)
+
+    def devices(self) -> Sequence[str]:
+        return [f"d{i:05d}" for i in range(self._n)]
+
+    def _target(self, device: str) -> Vector:
+        if device == POOLED:
+            return np.mean([self._target(d) for d in self.devices()], axis=0).astype(np.float32)
+        return generator(derive(root(self._seed), "target", device)).normal(1.0, 0.5, self._dim).astype(np.float32)
+
+    def fit(self, request: FitRequest) -> Update:
+        if request.device in os.environ.get("TOY_FAIL", "").split(","):
+            raise DataError("E-DEVICE-DATA", f"{request.device} has no text.")
+        if delay := float(os.environ.get("TOY_SLEEP", "0")):
+            time.sleep(delay)
+        target, w = self._target(request.device), request.params.copy()
+        losses = []
+        for step in range(request.rule.steps):
+            noise = generator(derive(request.key, step)).normal(0, 0.01, self._dim).astype(np.float32)
+            losses.append(float(np.mean((w - target) ** 2)) / 2 + 1)
+            w -= np.float32(request.rule.lr) * ((w - target) + noise + request.rule.prox_mu * (w - request.params))
+        x = w - request.params
+        if request.device in os.environ.get("TOY_NAN", "").split(","):
+            x[0] = np.nan
+        count = 100.0 + 10 * int(request.device[1:]) if request.device != POOLED else 1.0
+        return Update(x, {"loss_first": losses[0], "loss_last": losses[-1]}, count)
+
+    def evaluate(self, device: str, params: Vector) -> HeldOut:
+        return HeldOut(100 * (float(np.mean((params - self._target(device)) ** 2)) / 2 + 1), 100)
+
+    def sizes(self) -> Mapping[str, float]:
+        return {"parameters": self._dim, "trainable": self._dim, "memory_bytes": 8.0 * self._dim, "step_s": 0.0}
+
+    def describe(self) -> dict[str, object]:
+        return {"model": "toy", "fingerprint": f"toy-{self._n}-{self._dim}-{self._seed}"}
+
+
+EDGEWISE = Extension(trainer=ToyTrainer)
