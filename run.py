@@ -21,6 +21,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -130,9 +131,10 @@ def ready(wanted: dict[str, str]) -> bool:
 
 @contextlib.contextmanager
 def alone():
-    """One set-up at a time in this folder; the lock goes with the process, however it ends."""
+    """One set-up at a time in this folder; the lock goes with the last process that holds it, however that ends."""
     LOG.parent.mkdir(exist_ok=True)
     with open(LOG.parent / "setup.lock", "w") as handle:
+        os.set_inheritable(handle.fileno(), True)  # an orphaned pip must not write into the next set-up's .venv
         waiting = False
         while True:
             try:
@@ -266,7 +268,8 @@ def pip(title: str, arguments: list[str], pins: str) -> None:
         return
     lines = LOG.read_text(encoding="utf-8", errors="replace").splitlines()
     cause, step, status = diagnose("\n".join(lines), pins)
-    tail = "\n".join(f"    {line}" for line in lines[-12:])
+    noise = re.compile(r"\s*($|[×│╰]|note: This error|error: subprocess-exited)")
+    tail = "\n".join(f"    {line}" for line in [line for line in lines if not noise.match(line)][-12:])
     raise Stop(f"{cause}\n  the last lines of the log:\n{tail}", f"{step}\n  whole log: {LOG}", status)
 
 
@@ -278,11 +281,14 @@ def diagnose(log: str, pins: str) -> tuple[str, str, int]:
     if re.search(
         r"NewConnectionError|NameResolution|name resolution|ConnectTimeout|ProxyError|SSLError|timed out", log
     ):
-        step = f"check the network and the proxy (`{BIN.name}/pip config list` in .venv shows the settings), {again}"
+        step = f"check the network and the proxy (`{VENV.name}/{BIN.name}/pip config list` shows the settings), {again}"
         return "the package index cannot be reached.", step, 5
-    if "ResolutionImpossible" in log or re.search(r"conflicting dependencies", log):
-        step = f"undo the last change to pyproject.toml or {pins}, or renew the pins with\n    "
-        return "the pinned versions contradict pyproject.toml.", step + "scripts/freeze_constraints.py, " + again, 1
+    if "ResolutionImpossible" in log:
+        step = (
+            "check the network and pip's index settings (`pip config list`); if they are right, undo the last change to"
+        )
+        step += f"\n    pyproject.toml or {pins}, or renew the pins with scripts/freeze_constraints.py; {again}"
+        return f"no index offers versions that fit both pyproject.toml and {pins}.", step, 1
     missing = re.search(r"No matching distribution found for (\S+)", log)
     if missing:
         step = f"check that pin in {pins} and pip's index settings (`pip config list`); a package without a build for"
@@ -301,7 +307,9 @@ def logged(title: str, command: list[str], extra: dict[str, str] | None = None) 
         sink.flush()
         begin = sink.tell()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PIP_NO_INPUT": "1", **(extra or {})}
-        child = subprocess.Popen(command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, env=environment, close_fds=False
+        )
         try:
             while child.poll() is None:
                 passed = time.monotonic() - started
@@ -325,7 +333,8 @@ def doing(begin: int) -> str:
     """What pip is at, from the last telling line of the log."""
     text = LOG.read_bytes()[begin:].decode("utf-8", "replace")
     steps = re.findall(r"^\s*(Collecting \S+|Downloading \S+|Building .*|Installing \w+.*)", text, re.MULTILINE)
-    return os.path.basename(steps[-1].strip())[:60] if steps else ""
+    what = os.path.basename(steps[-1].strip())[:60] if steps else ""
+    return "unpacking, about a minute" if what.startswith("Installing collected") else what
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -393,6 +402,7 @@ def main(arguments: list[str]) -> int:
     if command not in COMMANDS:
         say(f"run.py: no command `{command}`; there are: {', '.join(COMMANDS)}")
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that pip is stopped too
     try:
         setup()
     except Stop as e:
@@ -401,6 +411,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         say("\nset-up interrupted; run the same command again to start it afresh")
         return 130
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if command == "demo":
         return run([str(BIN / "edgewise"), "demo", *rest])
     if command == "test":

@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import platform
 import pydoc_data.topics
 import shutil
@@ -37,25 +36,20 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 EOS, PAD = "<|endoftext|>", "<|pad|>"  # ids 0 and 1
 VOCAB, CONTEXT = 4096, 512
 BATCH_TOKENS = 1024  # per step: four sequences of 256, or (every fourth step) two of 512, so that 512 is not foreign
+Loss = Callable[[Module, Tensor, Tensor], Tensor]  # of a model on inputs and targets
 TEACHER = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 704}
 STUDENT = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
 
-# The demo's devices own these packages, so the base model must not have seen their text ...
-DEMO_PACKAGES = set(
-    "asyncio collections concurrent ctypes email html http importlib json logging multiprocessing re unittest urllib"
-    " wsgiref xml xmlrpc".split()
-)
-# ... nor that of the top-level modules which are merely parts of them.
+# The demo's devices own these packages and the modules that are merely parts of them: the base model must not see them.
+DEMO_PACKAGES = {"asyncio", "collections", "concurrent", "ctypes", "email", "html", "http", "importlib", "json", "re"}
+DEMO_PACKAGES |= {"logging", "multiprocessing", "unittest", "urllib", "wsgiref", "xml", "xmlrpc"}
 DEMO_PARTS = {"sre_compile", "sre_constants", "sre_parse", "_collections_abc", "_markupbase", "zipimport", "imp"}
 TABLES = {"encodings", "lib2to3", "pydoc_data", "stringprep"}  # pydoc_data comes in as prose, through its topics
 EXCLUDED = DEMO_PACKAGES | DEMO_PARTS | TABLES | {"test", "tests", "idle_test", "site-packages", "__pycache__"}
 
 
 def load_corpus() -> tuple[list[str], list[str], str, int]:
-    """Training texts, held-out texts, SHA-256 over names and contents, number of files skipped (not UTF-8).
-
-    Reads every permitted source file, then every documentation topic, each sorted by name.
-    """
+    """Training texts, held-out texts, SHA-256 over names and contents, number of files skipped (not UTF-8)."""
     root = Path(sysconfig.get_path("stdlib"))
     files: list[tuple[str, bytes]] = []
     for path in root.rglob("*.py"):
@@ -63,10 +57,10 @@ def load_corpus() -> tuple[list[str], list[str], str, int]:
         # stdlib_module_names also drops what is not Python's own text, such as the build's _sysconfigdata_*.
         if parts[0] in sys.stdlib_module_names and not EXCLUDED.intersection(parts):
             files.append((path.relative_to(root).as_posix(), path.read_bytes()))
-    topics = [(f"pydoc_data/topics/{name}.txt", text.encode()) for name, text in pydoc_data.topics.topics.items()]
+    topics = sorted(pydoc_data.topics.topics.items())
 
     train, held_out, skipped, digest = [], [], 0, hashlib.sha256()
-    for name, content in sorted(files) + sorted(topics):
+    for name, content in sorted(files) + [(f"pydoc_data/topics/{name}.txt", text.encode()) for name, text in topics]:
         try:
             text = content.decode("utf-8")
         except UnicodeDecodeError:
@@ -119,9 +113,6 @@ def logits_of(model: Module, inputs: Tensor) -> Tensor:
     return model(inputs, use_cache=False).logits.flatten(0, 1).float()
 
 
-Loss = Callable[[Module, Tensor, Tensor], Tensor]  # of a model on inputs and targets
-
-
 def cross_entropy(model: Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """The teacher's loss."""
     return F.cross_entropy(logits_of(model, inputs), targets.flatten())
@@ -167,7 +158,7 @@ def save_checkpoint(path: Path, model: Module, optimizers: list[Optimizer], prog
         for name, p in model.named_parameters():
             tensors.update({f"{key}/{name}": value for key, value in optimizer.state.get(p, {}).items()})
     save_file(tensors, path.with_suffix(".tmp"), metadata={"progress": json.dumps(progress)})
-    os.replace(path.with_suffix(".tmp"), path)
+    path.with_suffix(".tmp").replace(path)
 
 
 def load_checkpoint(path: Path, model: Module, optimizers: list[Optimizer]) -> dict[str, float]:
@@ -226,11 +217,11 @@ def train(name: str, model: Module, loss_of: Loss, stream: Tensor, plan: Namespa
 
 def steps_per_minute(model: Module, loss_of: Loss, stream: Tensor, bf16: bool) -> float:
     """Speed of a throw-away model: eight timed steps after two that warm up."""
-    optimizers, begun = new_optimizers(model), 0.0
+    optimizers, times = new_optimizers(model), []
     for step in range(10):
-        begun = time.monotonic() if step == 2 else begun
         train_step(model, optimizers, loss_of, batch_at(step, stream, seed=0), 1e-4, bf16)
-    return 8 * 60 / (time.monotonic() - begun)
+        times.append(time.monotonic())
+    return 8 * 60 / (times[9] - times[1])
 
 
 def make_plan(args: Namespace, fingerprint: str, stream: Tensor) -> Namespace:
@@ -246,7 +237,7 @@ def make_plan(args: Namespace, fingerprint: str, stream: Tensor) -> Namespace:
         args.student_steps = args.student_steps or int(args.student_minutes * student_speed)
         kept = {key: value for key, value in vars(args).items() if "minutes" not in key and key not in ("work", "out")}
         path.with_suffix(".tmp").write_text(json.dumps({"fingerprint": fingerprint, "bf16": bf16, **kept}, indent=2))
-        os.replace(path.with_suffix(".tmp"), path)
+        path.with_suffix(".tmp").replace(path)
     plan = Namespace(**json.loads(path.read_text()))
     if plan.fingerprint != fingerprint:
         raise SystemExit(f"{args.work} belongs to a build from other text: choose another --work")
@@ -273,14 +264,11 @@ A {student_parameters:,}-parameter Llama-style causal language model, the base m
 | held-out perplexity per token | {student_ppl:.2f} | {teacher_ppl:.2f} |
 | held-out bits per byte | {student_bpb:.3f} | {teacher_bpb:.3f} |
 | parameters | {student_parameters:,} | {teacher_parameters:,} |
-| training steps | {student_steps:,} | {teacher_steps:,} |
-| training tokens seen | {student_tokens:,} | {teacher_tokens:,} |
-| wall time, minutes | {student_minutes:.1f} | {teacher_minutes:.1f} |
-| tokens per second | {student_speed:,.0f} | {teacher_speed:,.0f} |
+| training steps (tokens seen) | {student_steps:,} ({student_tokens:,}) | {teacher_steps:,} ({teacher_tokens:,}) |
+| minutes (tok/s) | {student_minutes:.1f} ({student_speed:,.0f}) | {teacher_minutes:.1f} ({teacher_speed:,.0f}) |
 
-Held out: the last 10 % of every file ({held_out_tokens:,} tokens, {held_out_bytes:,} bytes), never trained on, scored
-in windows of 256 tokens that do not overlap, in fp32; the student from the weights as stored (bf16, {weight_bytes:,}
-bytes).
+Held out: the last 10 % of every file ({held_out_tokens:,} tokens, {held_out_bytes:,} bytes), scored in windows of 256
+tokens that do not overlap, in fp32; the student from the weights as stored (bf16, {weight_bytes:,} bytes).
 
 **Text.** The source files of Python {python}'s standard library and the topics of `pydoc`: {files} files, of which
 {train_bytes:,} bytes ({train_tokens:,} tokens) train; {skipped} more were skipped because they are not UTF-8. SHA-256
@@ -289,11 +277,11 @@ carry notices of their own. Left out: the packages that the demo's devices hold 
 ({parts}), tests, and tables or generated data ({tables}).
 
 **How it was built.** `python scripts/build_student.py --work WORK --seed {seed} --teacher-steps {teacher_steps} \
---student-steps {student_steps} --teacher-lr {teacher_lr} --student-lr {student_lr} --alpha {alpha} --tau {tau}`, on one
-CPU thread in {precision}. The teacher minimises cross-entropy, the student {alpha} * {tau}^2 * KL(teacher, student) +
-{rest} * cross-entropy. Muon for the layers' matrices, AdamW for the rest, weight decay 0.1, gradients clipped at 1,
-warm-up and cosine; {batch_tokens} tokens a step in sequences of 256 and, every fourth step, 512. The tokenizer is
-byte-level BPE with {vocab} entries, trained on the same text.
+--student-steps {student_steps} --teacher-lr {teacher_lr} --student-lr {student_lr} --alpha {alpha} --tau {tau}`, on
+one CPU thread in {precision}. The teacher minimises cross-entropy, the student {alpha:g} * {tau:g}^2 *
+KL(teacher, student) + {rest:g} * cross-entropy. Muon for the layers' matrices, AdamW for the rest, weight decay 0.1,
+gradients clipped at 1, warm-up and cosine; {batch_tokens} tokens a step in sequences of 256 and, every fourth step,
+512. The tokenizer is byte-level BPE with {vocab} entries, trained on the same text.
 
 **Use and limits.** Meant for trying federated fine-tuning without a download. It is tiny: it writes text that looks
 like Python code and documentation, knows no facts, follows no instructions, and its code should not be relied on. The
@@ -327,32 +315,33 @@ def build(args: Namespace) -> None:
 
     torch.manual_seed(plan.seed)
     teacher, student = new_model(TEACHER), new_model(STUDENT)
-    facts = {"rest": 1 - plan.alpha, "precision": "bf16 autocast" if plan.bf16 else "fp32", "skipped": skipped}
+    facts: dict[str, object] = {}
 
-    def record(name: str, model: LlamaForCausalLM, steps: int, seconds: float) -> None:
+    def record(name: str, model: LlamaForCausalLM, tokens: int, seconds: float) -> None:
         """Add what the card says about one of the two models."""
-        ppl, bpb = evaluate(model.eval(), held_out, held_out_bytes)
-        tokens, count = steps * BATCH_TOKENS, model.num_parameters()
-        new = {"ppl": ppl, "bpb": bpb, "parameters": count, "tokens": tokens, "minutes": seconds / 60}
-        facts.update({f"{name}_{key}": value for key, value in {**new, "speed": tokens / seconds}.items()})
+        (ppl, bpb), count = evaluate(model.eval(), held_out, held_out_bytes), model.num_parameters()
+        new = {"parameters": count, "tokens": tokens, "minutes": seconds / 60, "speed": tokens / seconds}
+        facts.update({f"{name}_{key}": value for key, value in {**new, "ppl": ppl, "bpb": bpb}.items()})
         print(f"{name}: held-out perplexity {ppl:.2f}, {bpb:.3f} bits per byte", flush=True)
 
     seconds = train("teacher", teacher, cross_entropy, stream, plan, args.work)
-    record("teacher", teacher, plan.teacher_steps, seconds)
+    record("teacher", teacher, plan.teacher_steps * BATCH_TOKENS, seconds)
 
     loss_of = distillation(teacher.to(torch.bfloat16 if plan.bf16 else torch.float32), plan.alpha, plan.tau)
     seconds = train("student", student, loss_of, stream, plan, args.work)
     folder = args.out.with_name(args.out.name + ".new")
     export(student, tokenizer, folder)
     shipped = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    record("student", shipped, plan.student_steps, seconds)
+    record("student", shipped, plan.student_steps * BATCH_TOKENS, seconds)
 
-    lists = {"demo": DEMO_PACKAGES, "parts": DEMO_PARTS, "tables": TABLES}
+    for key, names in (("demo", DEMO_PACKAGES), ("parts", DEMO_PARTS), ("tables", TABLES)):
+        facts[key] = ", ".join(sorted(names))
     card = CARD.format(
-        **vars(plan), **facts, **{key: ", ".join(sorted(names)) for key, names in lists.items()},
-        python=platform.python_version(), files=len(train_texts), train_bytes=train_bytes, train_tokens=len(stream),
-        held_out_bytes=held_out_bytes, held_out_tokens=len(held_out) - 1, batch_tokens=BATCH_TOKENS, vocab=VOCAB,
-        context=CONTEXT, weight_bytes=(folder / "model.safetensors").stat().st_size,
+        **vars(plan), **facts, python=platform.python_version(), files=len(train_texts), skipped=skipped,
+        train_bytes=train_bytes, train_tokens=len(stream), held_out_bytes=held_out_bytes,
+        held_out_tokens=len(held_out) - 1, precision="bf16 autocast" if plan.bf16 else "fp32", rest=1 - plan.alpha,
+        batch_tokens=BATCH_TOKENS, vocab=VOCAB, context=CONTEXT,
+        weight_bytes=(folder / "model.safetensors").stat().st_size,
     )  # fmt: skip
     (folder / "README.md").write_text(card, encoding="utf-8")
     old = args.out.with_name(args.out.name + ".old")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf, isinf
+from math import isfinite
 
 import numpy as np
 import pytest
@@ -125,9 +125,8 @@ def test_infer_is_total_and_pure(chain: Chain) -> None:
     assert first.spaces == again.spaces
     assert first.totals == again.totals
     for space in first.spaces:
-        assert space.dim >= 1
-        assert space.universe >= space.dim
-        assert space.sparse == (space.universe > space.dim) or space.universe == space.dim
+        assert 1 <= space.dim <= space.universe
+        assert space.sparse or space.universe == space.dim
         assert (space.modulus > 0) == (space.kind is Kind.RING)
         assert (space.block > 0) == (space.scale == 0.0)
 
@@ -152,13 +151,6 @@ def test_bounds_hold(chain: Chain, x: Vector) -> None:
 
 
 @every
-def test_bounds_are_finite_when_clipped(chain: Chain) -> None:
-    names = [s.name for s in chain.stages]
-    if names and names[0].startswith("clip") and not any(n.startswith("feedback") for n in names):
-        assert not isinf(chain.at().total.sensitivity)
-
-
-@every
 @adversarial
 def test_encode_is_pure_and_deterministic(chain: Chain, x: Vector) -> None:
     pipe = chain.at()
@@ -171,10 +163,8 @@ def test_encode_is_pure_and_deterministic(chain: Chain, x: Vector) -> None:
     assert pack.pack(one, pipe.encoded) == pack.pack(two, pipe.encoded)
     assert {k: v.tobytes() for k, v in memory_one.items()} == {k: v.tobytes() for k, v in memory_two.items()}
     assert one.count == COUNT
-    raw = [a.tobytes() for a in (one.body, one.head, one.support, one.scales) if a is not None]
-    decoded = pipe.decode(one, _turn(4))
-    assert raw == [a.tobytes() for a in (one.body, one.head, one.support, one.scales) if a is not None]
-    assert decoded.count == COUNT
+    assert pipe.decode(one, _turn(4)).count == COUNT
+    assert pack.pack(one, pipe.encoded) == pack.pack(two, pipe.encoded), "decode changed its input"
 
 
 @every
@@ -193,14 +183,10 @@ def test_pack_round_trip(chain: Chain, x: Vector) -> None:
     payload, _ = pipe.encode(x, LOSS, COUNT, pipe.init(), _turn(1))
     raw = pack.pack(payload, pipe.encoded)
     back = pack.unpack(raw, pipe.encoded)
-    for a, b in ((payload.body, back.body), (payload.head, back.head), (payload.support, back.support)):
+    for part in ("body", "head", "support", "scales"):
+        a, b = getattr(payload, part), getattr(back, part)
         assert (a is None) == (b is None)
-        if a is not None and b is not None:
-            assert a.dtype == b.dtype
-            assert a.tobytes() == b.tobytes()
-    assert (payload.scales is None) == (back.scales is None)
-    if payload.scales is not None and back.scales is not None:
-        assert payload.scales.tobytes() == back.scales.tobytes()
+        assert a is None or (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
     exact = not pipe.encoded.sparse or pipe.encoded.dim * 3 > pipe.encoded.universe
     assert len(raw) == pack.size_bytes(pipe.encoded) or not exact
 
@@ -255,10 +241,11 @@ def test_unbiased_means_unbiased(chain: Chain) -> None:
     assert (np.abs(e.mean(axis=0)) <= 5 * standard_error + 1e-6 * np.abs(x).sum()).all()
 
 
-def test_something_is_unbiased() -> None:
-    """The law above must not be vacuous."""
+def test_laws_have_subjects() -> None:
+    """The laws must not be vacuous."""
     bounded = START.but(l2=1.0, linf=0.1)
     assert sum(c.at(bounded).encoded.unbiased for c in CHAINS) >= 10
+    assert sum(isfinite(c.at().total.sensitivity) for c in CHAINS) >= 6
 
 
 @pytest.mark.parametrize("chain", fed_back, ids=lambda c: c.name)
@@ -283,7 +270,9 @@ def test_feedback_telescopes(chain: Chain) -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 @pytest.mark.parametrize(
-    "chain", [c for c in CHAINS if c.at().encoded.dim < 600 or c.at().encoded.kind is not Kind.REAL], ids=lambda c: c.name
+    "chain",
+    [c for c in CHAINS if c.at().encoded.dim < 600 or c.at().encoded.kind is not Kind.REAL],
+    ids=lambda c: c.name,
 )
 def test_strict_decoder(chain: Chain, data: st.DataObject) -> None:
     """Damaged bytes are refused, or are exactly what some payload packs to; nothing else happens."""
@@ -302,17 +291,10 @@ def test_strict_decoder(chain: Chain, data: st.DataObject) -> None:
         raw = bytearray(np.random.default_rng(data.draw(st.integers(0, 2**32))).bytes(len(raw)))
     try:
         back = pack.unpack(bytes(raw), pipe.encoded)
-    except DecodeError as e:
-        assert e.code == "E-PAYLOAD"
+    except DecodeError:
         return
     assert pack.pack(back, pipe.encoded) == bytes(raw)
     out = pipe.decode(back, _turn())
     assert out.body.shape == (DIM,)
     assert np.isfinite(out.body).all()
     assert how != "cut"
-
-
-def test_inf_means_unknown() -> None:
-    """A feedback forgets the clip before it: what it sends may hold many rounds' residuals."""
-    pipe = _chain(clip(1.0), feedback([top_k(0.1)])).at()
-    assert pipe.total.sensitivity == inf

@@ -108,7 +108,9 @@ VALUES: list[Callable[[], object]] = [
 ]
 
 
-@pytest.mark.parametrize(("code", "fix", "make"), COMPOSITIONS, ids=[f"{c}-{i}" for i, (c, _, _) in enumerate(COMPOSITIONS)])
+@pytest.mark.parametrize(
+    ("code", "fix", "make"), COMPOSITIONS, ids=[f"{c}-{i}" for i, (c, _, _) in enumerate(COMPOSITIONS)]
+)
 def test_refused(code: str, fix: str, make: Callable[[], object]) -> None:
     with pytest.raises(CompositionError) as caught:
         make()

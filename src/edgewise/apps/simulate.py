@@ -68,7 +68,7 @@ def run(
     began = time.time()
 
     def tell(event: events.AnyEvent) -> None:
-        stamped = msgspec.structs.replace(event)
+        stamped = msgspec.structs.replace(event, at_s=time.time())
         for sink in sinks:
             sink(stamped)
 

@@ -1,9 +1,10 @@
 """The messages that cross a Cohort port, and their only form on the wire.
 
 A frame is ``b"EWF" + version byte + MessagePack map`` (msgspec, tagged by ``"type"``). The decoder is strict: unknown
-fields, missing fields, wrong types, trailing bytes, wrong magic and anything above ``limit_bytes`` are DecodeErrors,
-and the size is checked before anything is parsed. Model vectors do not ride in frames: they are content-addressed
-blobs (``vector.digest``), named here by their digest, so that one broadcast serves a whole cohort.
+fields, missing fields, wrong types, trailing bytes, wrong magic, any encoding but ``dump``'s own (a key given twice, a
+longer integer) and anything above ``limit_bytes`` are DecodeErrors, and the size is checked before anything is parsed.
+Model vectors do not ride in frames: they are content-addressed blobs (``vector.digest``), named here by their digest,
+so that one broadcast serves a whole cohort.
 """
 
 from __future__ import annotations
@@ -124,6 +125,6 @@ def load(raw: bytes | memoryview, limit_bytes: int = LIMIT_BYTES) -> Message:
         message: Message = _decoder.decode(memoryview(raw)[HEADER_BYTES:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise DecodeError("E-FRAME", f"malformed frame: {e}.") from None
-    if _encoder.encode(message) != memoryview(raw)[HEADER_BYTES:]:  # e.g. a key given twice: two parsers may differ
+    if _encoder.encode(message) != bytes(raw[HEADER_BYTES:]):  # e.g. a key given twice: two parsers may differ
         raise DecodeError("E-FRAME", "malformed frame: not in the one encoding that `dump` gives.")
     return message

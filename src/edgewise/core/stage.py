@@ -169,10 +169,10 @@ class Pipeline:
         start = self.spaces[0]
         if x.shape != (start.dim,):
             raise ValueError(f"update has shape {x.shape}, pipeline starts at ({start.dim},)")
-        values = np.clip(np.array([head[name] for name in start.head], np.float64), 0.0, HEAD_BOUND)
+        values = np.array([head[name] for name in start.head], np.float64)
         if not (np.isfinite(x).all() and np.isfinite(values).all()):
             raise TrainingError("E-NAN", "the update holds NaN or infinity.", "lower training.lr or set clip_grad.")
-        payload, after = Payload(x, values, count=count), dict[str, Array]()
+        payload, after = Payload(x, np.clip(values, 0.0, HEAD_BOUND), count=count), dict[str, Array]()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
             mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
             payload, new = stage.encode(payload, mine, space, turn)

@@ -71,10 +71,14 @@ class FileJournal:
             ) from None
 
     def close(self) -> None:
-        """Close and delete: the round is committed."""
+        """Close the file; what it holds stays."""
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def discard(self) -> None:
+        """Close and delete: the round is committed."""
+        self.close()
         self._path.unlink(missing_ok=True)
 
 

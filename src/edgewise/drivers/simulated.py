@@ -58,7 +58,6 @@ class _Expected:
     device: DeviceId = field(compare=False)
     frame: bytes = field(compare=False)
     lost: bool = field(compare=False)
-    submitted: bool = field(default=False, compare=False)
 
 
 class SimulatedCohort:
@@ -66,7 +65,9 @@ class SimulatedCohort:
 
     def __init__(self, executor: Executor, plan: Plan, world: World) -> None:
         self._executor, self._plan, self._world = executor, plan, world
-        self._expected: list[_Expected] = []
+        self._expected: list[_Expected] = []  # heap by arrival: not delivered yet
+        self._unsent: list[_Expected] = []  # heap by arrival: not given to the executor yet
+        self._under_way = 0
         self._results: dict[int, jobs.Handled] = {}
         self._blob_bytes = 0
         self._now_s = 0.0
@@ -91,7 +92,9 @@ class SimulatedCohort:
             down, up = self._blob_bytes + len(raw), self._plan.upload_bytes
             fate = self._world.fate(to, message.round, message.rule.steps, down, up)
         self._order += 1
-        heapq.heappush(self._expected, _Expected(self._now_s + fate.after_s, self._order, to, raw, fate.lost))
+        item = _Expected(self._now_s + fate.after_s, self._order, to, raw, fate.lost)
+        heapq.heappush(self._expected, item)
+        heapq.heappush(self._unsent, item)
 
     def receive(self, timeout_s: float) -> Arrived | Lost | None:
         """See Cohort."""
@@ -107,20 +110,24 @@ class SimulatedCohort:
             (result,) = checked([self._executor.result()])
             assert isinstance(result, jobs.Handled)
             self._results[result.id] = result
+            self._under_way -= 1
+            self._dispatch()
         done = self._results.pop(item.order)
         return Arrived(item.device, done.frame, item.at_s, done.train_s, done.encode_s)
 
     def _dispatch(self) -> None:
         """Keep the executor busy with the next arrivals, in order, at most two per place: results wait as small frames,
         and hardly anything is trained that the round will not need."""
-        window = 2 * self._executor.parallel
-        for item in heapq.nsmallest(window, self._expected):
-            if not item.submitted and not item.lost:
-                item.submitted = True
+        while self._unsent and self._under_way < 2 * self._executor.parallel:
+            item = heapq.heappop(self._unsent)
+            if not item.lost:
+                self._under_way += 1
                 self._executor.submit(jobs.Handle(id=item.order, device=item.device, frame=item.frame))
 
     def close_round(self) -> None:
         """See Cohort."""
         self._executor.cancel()
         self._expected.clear()
+        self._unsent.clear()
+        self._under_way = 0
         self._results.clear()

@@ -99,8 +99,12 @@ class RunStore:
         self._lock = _lock(out / "lock")
         self._engine = sa.create_engine(f"sqlite:///{out / 'run.db'}")
         sa.event.listen(self._engine, "connect", _pragmas)
-        with self._guard():
-            _meta.create_all(self._engine)
+        try:
+            with self._guard():
+                _meta.create_all(self._engine)
+        except StoreError:
+            self.close()
+            raise
 
     def __enter__(self) -> RunStore:
         return self
@@ -109,7 +113,9 @@ class RunStore:
         self.close()
 
     def close(self) -> None:
-        """Release the database and the lock."""
+        """Release the database, the journal and the lock."""
+        if self._journal is not None:
+            self._journal.close()
         self._engine.dispose()
         self._lock()
 
@@ -185,14 +191,16 @@ class RunStore:
         with self._write() as c:
             c.execute(upsert(_models).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
             c.execute(_runs.update().values(next_round=checkpoint.next_round, unmet=checkpoint.unmet))
-            for device in contributed:
-                row = upsert(_contributions).values(device=device, last_round=checkpoint.next_round - 1, times=1)
-                update = {"last_round": checkpoint.next_round - 1, "times": _contributions.c.times + 1}
-                c.execute(row.on_conflict_do_update(index_elements=["device"], set_=update))
+            if contributed:
+                row = upsert(_contributions)
+                update = {"last_round": row.excluded.last_round, "times": _contributions.c.times + 1}
+                row = row.on_conflict_do_update(index_elements=["device"], set_=update)
+                played = checkpoint.next_round - 1
+                c.execute(row, [{"device": d, "last_round": played, "times": 1} for d in contributed])
             if told:
                 c.execute(_events.insert(), [_event_row(e) for e in told])
         if self._journal is not None:
-            self._journal.close()
+            self._journal.discard()
             self._journal = None
         self._sweep(checkpoint.next_round)
 

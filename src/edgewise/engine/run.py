@@ -86,7 +86,7 @@ class Federation:
         model = self.cohort.publish(blob)
         invited = draw(sampling, self.population, self.plan.key, number)
         policy = machine.Policy(
-            min(sampling.goal, len(invited)), sampling.minimum, self.cohort.now_s() + sampling.deadline_s
+            max(sampling.minimum, min(sampling.goal, len(invited))), sampling.minimum, self.cohort.now_s() + sampling.deadline_s
         )
         state, _ = machine.start(number, frozenset(invited), policy)
         now = _Round(self.plan.pipeline.start_sum())
@@ -257,12 +257,17 @@ class Federation:
             self.cohort.send(device, frame.dump(frame.Probe(run=self.plan.run, round=number, model=model)))
         nll: dict[str, float] = {}
         tokens: dict[str, int] = {}
-        for _ in chosen:
-            item = self.cohort.receive(float("inf"))
-            if isinstance(item, Arrived):
-                message = frame.load(item.frame)
-                if isinstance(message, frame.Measurement) and message.tokens:
-                    nll[message.device], tokens[message.device] = message.nll, message.tokens
+        waiting = set(chosen)
+        while waiting and (item := self.cohort.receive(float("inf"))) is not None:
+            if isinstance(item, Lost):
+                waiting.discard(item.device)
+                continue
+            held = self._measurement(item, number)
+            if held is not None and held.device in waiting:
+                waiting.discard(held.device)
+                if held.tokens:
+                    nll[held.device], tokens[held.device] = held.nll, held.tokens
+        self.cohort.close_round()
         event = events.Evaluated(
             round=number,
             model=name,
@@ -273,6 +278,16 @@ class Federation:
         self.store.append(event)
         self.tell(event)
         return event
+
+    def _measurement(self, item: Arrived, number: int) -> frame.Measurement | None:
+        """The measurement that answers this evaluation's probe; None for late mail and rubbish."""
+        try:
+            message = frame.load(item.frame)
+        except DecodeError:
+            return None
+        if not isinstance(message, frame.Measurement) or message.device != item.device or message.round != number:
+            return None
+        return message
 
     def _say(self, now: _Round, event: events.AnyEvent) -> None:
         now.told.append(event)

@@ -116,7 +116,7 @@ class FeedbackParams(Params):
 class WrapParams(Params):
     """Integers into the ring of residues modulo 2^bits."""
 
-    bits: int = Field(32, ge=4, le=62)
+    bits: int = Field(32, ge=2, le=32)
 
 
 class NoiseParams(Params):

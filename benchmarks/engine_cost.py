@@ -1,0 +1,104 @@
+"""The engine's own cost per contribution: no training, d coordinates, every frame encoded, packed, journalled, decoded.
+
+    python benchmarks/engine_cost.py [--dim 100000] [--devices 100] [--rounds 5] [--bits 0]
+
+Prints milliseconds per contribution over everything but the trainer: invitation, device machine, pipeline encode,
+pack, frame, journal, frame decode, unpack, fold, and the share of the round's commit. The reference is a plain
+in-memory ``sum += x`` of the same vectors in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from edgewise.apps import simulate
+from edgewise.core import events
+from edgewise.core.vector import Spec
+from edgewise.engine.ports import HeldOut, Update
+from edgewise.plan import recipe
+from edgewise.plan.catalogue import Extension
+
+ARGS = argparse.Namespace(dim=100_000, devices=100)
+
+
+class Idle:
+    """A trainer that does nothing: the update is a fixed random vector."""
+
+    def __init__(self, _: object) -> None:
+        self.spec = Spec.of([("w", (ARGS.dim,), "float32")])
+        self._x = np.random.default_rng(0).normal(0, 1e-3, ARGS.dim).astype(np.float32)
+
+    def initial(self):
+        return np.zeros(ARGS.dim, np.float32)
+
+    def devices(self):
+        return [f"d{i:06d}" for i in range(ARGS.devices)]
+
+    def fit(self, request):
+        return Update(self._x, {"loss_first": 1.0, "loss_last": 1.0}, 1.0)
+
+    def evaluate(self, device, params):
+        return HeldOut(1.0, 1)
+
+    def sizes(self):
+        return {}
+
+
+EDGEWISE = Extension(trainer=Idle)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dim", type=int, default=100_000)
+    parser.add_argument("--devices", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--bits", type=int, default=0, help="0 = float32, else quantized per block")
+    parser.parse_args(namespace=ARGS)
+    importlib.import_module("engine_cost").ARGS = ARGS  # the extension is imported by name, this file runs as __main__
+    stages = [{"kind": "weigh"}] + ([{"kind": "quantize", "bits": ARGS.bits}] if ARGS.bits else [])
+    plain = {
+        "privacy": "none",
+        "round": {"rounds": ARGS.rounds},
+        "stage": stages,
+        "eval": {"every": 0, "devices": 1},
+        "compare": {"local_only": False, "centralised": False},
+    }
+    told: list[events.AnyEvent] = []
+    with tempfile.TemporaryDirectory() as out:
+        simulate.run(
+            recipe.from_plain(plain),
+            out=Path(out),
+            recipe_dir=Path(),
+            extensions=["engine_cost"],
+            sinks=[told.append],
+            report=False,
+        )
+    rounds = [e for e in told if isinstance(e, events.RoundFinished)]
+    ends = {e.round: e.at_s for e in rounds}
+    # From the end of one round to the end of the next: includes the commit, which the event itself precedes.
+    per = [(ends[r] - ends[r - 1]) / ARGS.devices for r in range(2, ARGS.rounds)]
+    x, total = np.ones(ARGS.dim, np.float32), np.zeros(ARGS.dim, np.float32)
+    began = time.perf_counter()
+    for _ in range(ARGS.devices):
+        total += x
+    floor = (time.perf_counter() - began) / ARGS.devices
+    line = {
+        "dim": ARGS.dim,
+        "bits": ARGS.bits or 32,
+        "ms_per_contribution": round(1e3 * statistics.median(per), 4),
+        "ms_plain_add": round(1e3 * floor, 4),
+        "bytes_up": round(sum(r.bytes_up for r in rounds) / sum(r.accepted for r in rounds)),
+    }
+    print("RESULT " + json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The run's figures as PNG files in ``out/plots``, for slides and papers; the report draws its own in SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps import sections, words
+from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.drivers.store import RunStore
+
+# Okabe and Ito's palette, told apart with every kind of colour vision; each model also has a marker of its own.
+COLOUR = {
+    "bundled": "#7a828c",
+    "local_only": "#d98300",
+    "federated": "#0072b2",
+    "centralised": "#009e73",
+    "lost": "#c8502b",
+    "quiet": "#c3c8cf",
+}
+MARKER = {"bundled": "o", "local_only": "D", "federated": "o", "centralised": "^"}
+STYLE: dict[str, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "axes.labelcolor": "#5b6570",
+    "axes.edgecolor": "#c3c8cf",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e9eae6",
+    "text.color": "#1c2127",
+    "xtick.color": "#5b6570",
+    "ytick.color": "#5b6570",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 160,
+}
+MANY = 60  # devices above which the spread is drawn by rank
+
+Summary = Mapping[str, Any]
+
+
+def write(store: RunStore, summary: Summary, out: Path) -> list[Path]:
+    """Write the figures that the run has numbers for; returns their paths. ``summary`` is ``summary.build(store)``.
+
+    Raises EdgewiseError(E-DEPENDENCY) without matplotlib, StoreError(E-DISK) where the files cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        fix = 'pip install "edgewise[train]", or in a clone `make setup`.'
+        raise EdgewiseError("E-DEPENDENCY", "plots need matplotlib.", fix) from None
+    written: list[Path] = []
+    with matplotlib.rc_context(STYLE):
+        for name, draw in (
+            ("quality", _quality),
+            ("devices", _devices),
+            ("bytes", _bytes),
+            ("participation", _participation),
+        ):
+            path = out / "plots" / f"{name}.png"
+            with _figure(path, name, summary) as figure:
+                if draw(figure, summary):
+                    written.append(path)
+    return written
+
+
+@contextmanager
+def _figure(path: Path, name: str, s: Summary) -> Iterator[Any]:
+    """A figure without any global state (no pyplot), saved where something was drawn on it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tall = min(len(s["per_device"]), MANY) if name == "devices" else 0
+    figure = Figure(figsize=(9.5, max(3.4, 1.6 + 0.24 * tall)) if name == "devices" else (9.5, 3.8))
+    FigureCanvasAgg(figure)
+    yield figure
+    if figure.axes:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, metadata={"Software": None})
+        except OSError as e:
+            raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "free some space.") from None
+
+
+def _label_ends(axes: Any, ends: Sequence[tuple[str, str, float]], x: float, gap: float) -> None:
+    """Names at the right end of lines, moved apart where they would touch; ``gap`` in data units."""
+    at = -inf
+    for label, colour, y in sorted(ends, key=lambda e: e[2]):
+        at = max(y, at + gap)
+        axes.annotate(
+            label, (x, at), xytext=(8, 0), textcoords="offset points", va="center", color=colour, weight="bold"
+        )
+
+
+def _quality(figure: Any, s: Summary) -> bool:
+    curve = [c for c in s["curve"] if c.get("weighted_mean") is not None]
+    rounds = [r for r in s["per_round"] if r["loss_last"] is not None]
+    if not curve:
+        return False
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    x = [c["played"] for c in curve]
+    left.plot(x, [c["weighted_mean"] for c in curve], color=COLOUR["federated"], marker="o", lw=2, ms=5)
+    left.fill_between(
+        x, [c["low"] or 0 for c in curve], [c["high"] or 0 for c in curve], color=COLOUR["federated"], alpha=0.13, lw=0
+    )
+    ends = [("federated", curve[-1]["weighted_mean"])]
+    for name in ("local_only", "centralised"):
+        if (q := s["perplexity"][name]) and q["weighted_mean"] is not None:
+            left.plot([x[0], x[-1]], [q["weighted_mean"]] * 2, color=COLOUR[name], lw=1.8, ls=(0, (4, 3)))
+            ends.append((name, q["weighted_mean"]))
+    left.set_ylim(bottom=0)
+    named = [(f"{words.MODELS[n]} {words.perplexity(v)}", COLOUR[n], v) for n, v in ends]
+    _label_ends(left, named, x[-1], 0.062 * left.get_ylim()[1])
+    left.set(title="Held-out perplexity", xlabel="rounds played (shade: middle 80 % of devices)")
+    if rounds:
+        x = [r["round"] + 1 for r in rounds]
+        for key, name, colour in (("loss_first", "first steps", "bundled"), ("loss_last", "last steps", "federated")):
+            values = [r[key] for r in rounds]
+            right.plot(x, values, color=COLOUR[colour], lw=2, marker="o" if colour == "federated" else "", ms=4)
+            _label_ends(right, [(name, COLOUR[colour], values[-1])], x[-1], 0.0)
+        right.set(title="Training loss, nats per token", xlabel="round")
+    else:
+        right.set_axis_off()
+    return True
+
+
+def _devices(figure: Any, s: Summary) -> bool:
+    models = [m for m in words.MODELS if s["perplexity"][m]]
+    order = "federated" if "federated" in models else "bundled"
+    rows = sorted((r for r in s["per_device"] if r.get(order)), key=lambda r: r[order])
+    if not rows:
+        return False
+    axes = figure.subplots()
+    for m in models:
+        shown = [(i, r[m]) for i, r in enumerate(rows) if r.get(m)]
+        place = [i for i, _ in shown]
+        value = [v for _, v in shown]
+        if len(rows) > MANY:
+            axes.plot(sorted(value), [100 * i / max(1, len(value) - 1) for i in range(len(value))], color=COLOUR[m])
+        face = "white" if m == "bundled" else COLOUR[m]
+        ends = (sorted(value), [100 * i / max(1, len(value) - 1) for i in range(len(value))])
+        where = (value, place) if len(rows) <= MANY else (ends[0][-1:], ends[1][-1:])
+        axes.scatter(
+            *where, s=34, marker=MARKER[m], c=face, edgecolors=COLOUR[m], linewidths=1.6, zorder=3, label=words.MODELS[m]
+        )
+    if len(rows) <= MANY:
+        for i, r in enumerate(rows):
+            ends_x = [r[m] for m in models if r.get(m)]
+            axes.plot([min(ends_x), max(ends_x)], [i, i], color=COLOUR["quiet"], lw=1.6, zorder=1)
+        axes.set_yticks(range(len(rows)), [r["device"] for r in rows])
+        axes.grid(axis="y", visible=False)
+    else:
+        axes.set_ylabel("% of devices")
+    axes.set_xscale("log")
+    ticks = _log_ticks(*axes.get_xlim())
+    axes.set_xticks(ticks, [f"{t:,.6g}" for t in ticks])
+    axes.minorticks_off()
+    axes.set(title="Held-out perplexity of each device", xlabel="perplexity (log scale, lower is better)")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.62, 1.1), ncols=4, frameon=False, handletextpad=0.2)
+    return True
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    from edgewise.apps.charts import log_ticks
+
+    return log_ticks(low, high)
+
+
+def _bars(axes: Any, rows: Sequence[tuple[str, float, str, str]], title: str) -> None:
+    """Horizontal bars (name, value, shown, colour), first on top, labelled directly."""
+    axes.barh([r[0] for r in rows], [r[1] for r in rows], color=[COLOUR[r[3]] for r in rows], height=0.62)
+    for i, r in enumerate(rows):
+        axes.annotate(r[2], (r[1], i), xytext=(6, 0), textcoords="offset points", va="center", weight="bold")
+    axes.invert_yaxis()
+    axes.set_xticks([])
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.margins(x=0.2)
+    axes.set_xlim(left=0)
+    axes.set_title(title)
+
+
+def _bytes(figure: Any, s: Summary) -> bool:
+    rows = [(name, value, words.size(value), colour) for name, value, colour in sections.byte_stages(s)]
+    if not rows:
+        return False
+    _bars(figure.subplots(), rows, "Bytes of one contribution, stage by stage")
+    return True
+
+
+def _participation(figure: Any, s: Summary) -> bool:
+    p = s["participation"]
+    if not p["invited"]:
+        return False
+    left, right = figure.subplots(1, 2)
+    funnel = [(n, v, f"{words.count(v)}  {100 * v / p['invited']:.0f} %", "federated") for n, v in sections.funnel(p)]
+    _bars(left, funnel, "Invitations over all rounds")
+    reasons = [(words.lost(code), n, words.count(n), "lost") for code, n in sections.reasons(p)]
+    if reasons:
+        _bars(right, reasons, "Lost, by reason")
+    else:
+        right.set_axis_off()
+        right.set_title("No contribution was lost")
+    return True

@@ -1,0 +1,225 @@
+"""One self-contained HTML file about a run: no scripts, no requests, light and dark, printable.
+
+The page is built from ``summary.build`` alone, so it can be made again at any time from ``run.db``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps import charts, sections, words
+from edgewise.apps.blocks import card, details, pair, panel, row, table
+from edgewise.drivers.store import RunStore, write_durably
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser itself refuses any request
+PARTS = ("Verdict", "Quality", "Cost", "Participation", "Time", "Pipeline", "Provenance")
+
+
+def write(store: RunStore, summary: Mapping[str, Any], out: Path) -> Path:
+    """Write ``out/report.html`` and the resolved recipe ``out/recipe.toml``; returns the page's path.
+
+    ``summary`` is ``summary.build(store)``; the store itself is not asked again.
+    """
+    path = out / "report.html"
+    write_durably(out / "recipe.toml", sections.toml(summary["recipe"]).encode())
+    write_durably(path, page(summary).encode())
+    return path
+
+
+def page(s: Mapping[str, Any]) -> str:
+    """The whole page."""
+    css = resources.files("edgewise.apps").joinpath("templates/report.css").read_text(encoding="utf-8")
+    bodies = (
+        _verdict(s),
+        _quality(s),
+        sections.cost(s),
+        sections.participation(s),
+        sections.time(s),
+        sections.pipeline(s),
+        sections.provenance(s),
+    )
+    links = "".join(f'<li><a href="#{p.lower()}">{p}</a></li>' for p in PARTS)
+    parts = "".join(
+        f'<section id="{p.lower()}" aria-labelledby="h-{p.lower()}"><h2 id="h-{p.lower()}">{p}</h2>{b}</section>'
+        for p, b in zip(PARTS, bodies, strict=True)
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<title>{escape(s["name"])} · edgewise report</title><style>{css}</style></head><body>
+<a class="skip" href="#verdict">Skip to the verdict</a><div class="page"><header>
+<p class="kind">edgewise report · run <span class="hash">{escape(s["recipe_sha256"][:12])}</span></p>
+<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_unfinished(s)}
+<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>
+<footer>Made from <code>run.db</code> by <code>edgewise report</code>; the same numbers are in
+<code>summary.json</code>.</footer></div></body></html>
+"""
+
+
+def _lead(s: Mapping[str, Any]) -> str:
+    """The run in two sentences."""
+    ppl, change = s["perplexity"], s["change_percent"]["federated"]
+    played = s["rounds"]["played"]
+    who = f"{words.count(s['population'])} devices" if s["population"] else "The devices"
+    if change is None:
+        return f"{who}, {played} rounds. The federated model has not been measured yet."
+    verb = "lowered" if change < 0 else "raised"
+    first = (
+        f"{who} training together for {played} rounds {verb} held-out perplexity from"
+        f" <b>{words.perplexity(ppl['bundled']['weighted_mean'])}</b> to"
+        f" <b>{words.perplexity(ppl['federated']['weighted_mean'])}</b> ({words.percent(change)})."
+    )
+    up, ratio = s["bytes"]["up_per_device_round"], s["bytes"]["up_ratio"]
+    if up is None:
+        return first
+    return f"{first} Each device sent <b>{words.size(up)}</b> per round: {_against(ratio)}."
+
+
+def _against(ratio: float | None) -> str:
+    if ratio is None:
+        return "the model's size is not known"
+    if 0.95 < ratio < 1.05:
+        return "as much as the model in float32"
+    return f"{words.times(ratio)} less than the model in float32" if ratio > 1 else "more than the model in float32"
+
+
+def _unfinished(s: Mapping[str, Any]) -> str:
+    if s["complete"]:
+        return ""
+    r = s["rounds"]
+    return (
+        f'<p class="note-box" role="note"><b>This run is not complete:</b> {r["played"]} of {r["planned"]} rounds are'
+        " played or a comparison is missing. Figures cover what is there; go on with <code>--resume</code>.</p>"
+    )
+
+
+def _verdict(s: Mapping[str, Any]) -> str:
+    ppl, change, share, b = s["perplexity"], s["change_percent"], s["share_improved"], s["bytes"]
+    cards = []
+    if ppl["federated"]:
+        cards.append(
+            card(
+                "Federated perplexity",
+                words.perplexity(ppl["federated"]["weighted_mean"]),
+                f"{words.percent(change['federated'])} against the bundled model",
+            )
+        )
+    if share["over_bundled"] is not None:
+        alone = share["over_local_only"]
+        more = f"{_share(alone)} do better than alone" if alone is not None else "training alone was not measured"
+        cards.append(card("Devices that gain", _share(share["over_bundled"]), more))
+    if b["up_per_device_round"] is not None:
+        more = f"{words.smaller(b['up_ratio'])} than float32; down {words.size(b['down_per_device_round'])}"
+        if 0.95 < (b["up_ratio"] or 0) < 1.05:
+            more = f"same size as float32; down {words.size(b['down_per_device_round'])}"
+        cards.append(card("Up, per device and round", words.size(b["up_per_device_round"]), more))
+    p = s["participation"]
+    if p["invited"]:
+        cards.append(
+            card(
+                "Contributions that counted",
+                words.percent(100 * p["accepted"] / p["invited"], signed=False),
+                f"{words.count(p['accepted'])} of {words.count(p['invited'])}; {p['lost']} lost, {p['late']} late",
+            )
+        )
+    return f'<div class="cards">{"".join(cards)}</div><div class="panel">{_models_table(s)}</div>'
+
+
+def _share(x: float) -> str:
+    return words.percent(100 * x, signed=False)
+
+
+def _models_table(s: Mapping[str, Any]) -> str:
+    body = []
+    for name in words.MODELS:
+        q = s["perplexity"][name]
+        key = f'<span class="key" style="--c:var(--{name})"></span>'
+        head = f"{key}{words.MODELS[name]} <small>{words.MEANS[name]}</small>"
+        cells = ["not run", "", "", "", ""]
+        if q:
+            change = "" if name == "bundled" else words.percent(s["change_percent"][name])
+            keys = ("weighted_mean", "median", "worst_decile")
+            cells = [*(words.perplexity(q[k]) for k in keys), change, words.count(q["devices"])]
+        body.append(row(head, cells, "ours" if name == "federated" else ""))
+    counts = {q["devices"] for q in s["perplexity"].values() if q}
+    odd = "" if len(counts) < 2 else " Not all models were measured on the same devices: compare with care."
+    return table(
+        ("model", "weighted mean", "median", "worst 10 %", "change", "devices"),
+        body,
+        "Held-out perplexity; lower is better. Weighted mean: over all held-out tokens. Median and worst 10 %: over"
+        f" devices.{odd}",
+    )
+
+
+def _quality(s: Mapping[str, Any]) -> str:
+    curve = [c for c in s["curve"] if c.get("weighted_mean") is not None]
+    last = max((c["played"] for c in curve), default=0)
+    series = [charts.Series("federated", "federated", [(c["played"], c["weighted_mean"]) for c in curve], dots=True)]
+    for name in ("local_only", "centralised"):
+        if (q := s["perplexity"][name]) and curve and q["weighted_mean"] is not None:
+            ends = [(0.0, q["weighted_mean"]), (last, q["weighted_mean"])]
+            series.append(charts.Series(words.MODELS[name], name, ends, dashed=True))
+    band = [(c["played"], c["low"], c["high"]) for c in curve if None not in (c["low"], c["high"])]
+    held = charts.lines(
+        "Held-out perplexity by rounds played", series, x_name="rounds played", unit=words.perplexity, band=band
+    )
+    rounds = [r for r in s["per_round"] if r["loss_last"] is not None]
+    loss = charts.lines(
+        "Training loss by round",
+        [
+            charts.Series("first steps", "bundled", [(r["round"] + 1, r["loss_first"]) for r in rounds]),
+            charts.Series("last steps", "federated", [(r["round"] + 1, r["loss_last"]) for r in rounds], dots=True),
+        ],
+        x_name="round",
+        unit=lambda v: f"{v:.3f}",
+    )
+    both = panel(
+        "Held-out perplexity", "Line: mean over tokens. Shade: the middle 80 % of devices. Lower is better.", held
+    ) + panel("Training loss", "Nats per token in the first and last quarter of the local steps, over devices.", loss)
+    return (
+        '<p class="hint">Measured on text that no device trains on: the latest part of each device\'s own.</p>'
+        f"{pair(both)}{_spread(s)}"
+    )
+
+
+def _spread(s: Mapping[str, Any]) -> str:
+    """Every device under every model: rows for few devices, ranks for many; and the table behind it."""
+    models = [m for m in words.MODELS if s["perplexity"][m]]
+    order = "federated" if "federated" in models else "bundled"
+    rows = sorted((r for r in s["per_device"] if r.get(order)), key=lambda r: -r[order])
+    if not rows:
+        return ""
+    if len(rows) <= 60:
+        chart = charts.dumbbells("Perplexity of each device under each model", rows, models)
+        hint = "One row per device, sorted by the federated model."
+    else:
+        ranked = {m: sorted(r[m] for r in rows if r.get(m)) for m in models}
+        lines = [
+            charts.Series(words.MODELS[m], m, [(100 * i / max(1, len(v) - 1), p) for i, p in enumerate(v)])
+            for m, v in ranked.items()
+        ]
+        chart = charts.lines(
+            "Perplexity over devices", lines, x_name="% of devices, best first", unit=words.perplexity, width=1000
+        )
+        hint = f"{words.count(len(rows))} devices, each curve sorted on its own; the value is the worst device's."
+    cells = [
+        row(
+            escape(r["device"]),
+            [
+                words.count(r["tokens"]),
+                words.count(r["held_out_tokens"]),
+                *(words.perplexity(r.get(m)) for m in models),
+                str(len(r["rounds"])),
+            ],
+        )
+        for r in rows
+    ]
+    heads = ("device", "training tokens", "held-out tokens", *(words.MODELS[m] for m in models), "rounds")
+    return f"<div class=gap></div>{panel('Devices', hint, chart)}" + details(
+        f"Table of all {len(rows)} devices", table(heads, cells)
+    )

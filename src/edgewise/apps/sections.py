@@ -1,0 +1,303 @@
+"""The report's sections on cost, participation, time, pipeline and provenance: ``summary.build`` in, HTML out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from edgewise.apps import charts, words
+from edgewise.apps.blocks import details, facts, pair, panel, row, table
+
+Summary = Mapping[str, Any]
+MATRIX_DEVICES, MATRIX_ROUNDS = 64, 120  # beyond that, cells are too small to say anything
+
+
+def byte_stages(s: Summary) -> list[tuple[str, float, str]]:
+    """(name, bytes of one contribution, colour) from the float32 model through every stage to what was measured."""
+    b, trace = s["bytes"], s["plan"]["trace"]
+    out: list[tuple[str, float, str]] = []
+    if b["float32_model"] and b["float32_model"] != b["float32_update"]:
+        out.append(("whole model, float32", b["float32_model"], "quiet"))
+    for i, r in enumerate(trace):
+        combinator = i + 1 < len(trace) and trace[i + 1]["role"] == "inner" and r["role"] == "stage"
+        if r["role"] in ("start", "stage", "inner") and not combinator:
+            name = "update, float32" if r["role"] == "start" else f"after {r['name']}"
+            out.append((name, r["bytes"], "quiet" if r["role"] == "start" else "federated"))
+    if b["up_per_device_round"]:
+        out.append(("up, as measured", b["up_per_device_round"], "centralised"))
+    if b["down_per_device_round"]:
+        out.append(("down, as measured", b["down_per_device_round"], "local_only"))
+    return out
+
+
+def cost(s: Summary) -> str:
+    """Bytes by stage, and quality against bytes."""
+    b = s["bytes"]
+    whole = b["float32_model"] or b["float32_update"]
+    rows = [
+        charts.Bar(name, value, words.size(value), "" if not whole else _share_of(value, whole), colour)
+        for name, value, colour in byte_stages(s)
+    ]
+    stages = panel(
+        "Bytes of one contribution",
+        "From the update in float32 through each stage to the frame that was counted; shares of the float32 model.",
+        charts.bars("Bytes of one contribution by stage", rows, left=168),
+    )
+    totals = table(
+        ("", "per device and round", "against float32", "all devices and rounds"),
+        [
+            row(
+                name,
+                [words.size(b[f"{k}_per_device_round"]), words.smaller(b[f"{k}_ratio"]), words.size(b[f"{k}_total"])],
+            )
+            for k, name in (("up", "up: contributions"), ("down", "down: models and invitations"))
+        ],
+        f"Model in float32: {words.size(b['float32_model'])}; trained part: {words.size(b['float32_update'])}.",
+    )
+    return f'{pair(stages, _quality_for_bytes(s))}<div class="panel">{totals}</div>'
+
+
+def _share_of(value: float, whole: float) -> str:
+    share = 100 * value / whole
+    return "" if share > 99.5 else f"{words.figures(share, 2)} %"
+
+
+def _quality_for_bytes(s: Summary) -> str:
+    """Perplexity against the megabytes one device has sent so far (mean over the population)."""
+    sent, at = {0: 0.0}, 0.0
+    for r in s["per_round"]:
+        at += r["bytes_up"]
+        sent[r["round"] + 1] = at
+    devices = s["population"] or len(s["per_device"]) or 1
+    points = [
+        (sent[c["played"]] / devices / 1e6, c["weighted_mean"])
+        for c in s["curve"]
+        if c["played"] in sent and c.get("weighted_mean") is not None
+    ]
+    if len(points) < 2:
+        return ""
+    line = [charts.Series("federated", "federated", points, dots=True)]
+    chart = charts.lines(
+        "Held-out perplexity by megabytes sent", line, x_name="MB sent per device", unit=words.perplexity, whole_x=False
+    )
+    return panel("Quality for bytes", "Held-out perplexity against what a device has sent so far.", chart)
+
+
+def participation(s: Summary) -> str:
+    """Funnel, reasons, devices by rounds, rounds table."""
+    p = s["participation"]
+    if not p["invited"]:
+        return '<p class="hint">No round has been finished yet.</p>'
+    dropped = p["lost_by_code"].get("dropped", 0)
+    steps = [
+        charts.Bar(n, v, words.count(v), words.percent(100 * v / p["invited"], signed=False), "federated")
+        for n, v in funnel(p)
+    ]
+    causes = [
+        charts.Bar(words.lost(code), n, words.count(n), code if code.startswith("E-") else "", "lost")
+        for code, n in reasons(p)
+    ]
+    why = charts.bars("Lost contributions by reason", causes, left=250)
+    none = '<p class="hint">None: every invited device contributed.</p>'
+    hint = f"{p['lost'] - dropped} failed, {dropped} dropped out, {p['late']} late."
+    top = pair(
+        panel("Funnel", "Invitations over all rounds.", charts.bars("Participation funnel", steps, left=130)),
+        panel("Lost contributions", hint if why else "", why or none),
+    )
+    return top + _matrix(s) + _rounds(s)
+
+
+def funnel(p: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """How many invitations got how far."""
+    connected = p["invited"] - p["lost_by_code"].get("dropped", 0)
+    return [
+        ("invited", p["invited"]),
+        ("stayed connected", connected),
+        ("answered in time", connected - p["late"]),
+        ("accepted", p["accepted"]),
+    ]
+
+
+def reasons(p: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Why contributions are missing: codes with their counts, late ones among them."""
+    found = {**p["lost_by_code"], **({"late": p["late"]} if p["late"] else {})}
+    return sorted(found.items(), key=lambda pair: -pair[1])
+
+
+def _matrix(s: Summary) -> str:
+    devices, rounds = s["per_device"], s["rounds"]["played"]
+    if not (0 < len(devices) <= MATRIX_DEVICES and 0 < rounds <= MATRIX_ROUNDS):
+        return ""
+    everyone = s["recipe"]["round"]["sampling"] == "all"
+    rows = [(d["device"], list(_fates(d, rounds, everyone))) for d in devices]
+    late = '<span><i style="border:1.5px solid var(--local_only)"></i>late</span>' if everyone else ""
+    legend = (
+        '<div class="legend"><span><i style="background:var(--federated)"></i>accepted</span>'
+        f'<span><i style="background:var(--lost)"></i>lost</span>{late}</div>'
+    )
+    chart = charts.matrix("Devices by rounds: accepted, lost or late", rows, rounds)
+    return "<div class=gap></div>" + panel("Who took part when", "Columns are rounds.", legend + chart)
+
+
+def _fates(device: Mapping[str, Any], rounds: int, everyone: bool) -> Iterator[str]:
+    """With everybody invited, a device that neither contributed nor was lost was late; else it is not known."""
+    for r in range(rounds):
+        if r in device["rounds"]:
+            yield "accepted"
+        elif str(r) in device["lost"]:
+            yield "lost"
+        else:
+            yield "late" if everyone else ""
+
+
+def _rounds(s: Summary) -> str:
+    rows = [
+        row(
+            str(r["round"] + 1) + ("" if r["met"] else " <small>abandoned</small>"),
+            [
+                words.count(r["accepted"]),
+                words.count(r["lost"]),
+                words.count(r["late"]),
+                words.NOTHING if r["loss_last"] is None else f"{r['loss_last']:.4f}",
+                words.figures(r["update_l2"]),
+                words.size(r["bytes_up"]),
+                words.size(r["bytes_down"]),
+                words.duration(r["seconds"]),
+            ],
+        )
+        for r in s["per_round"]
+    ]
+    heads = ("round", "accepted", "lost", "late", "train loss", "update L2", "up", "down", "time")
+    return details(f"Table of all {len(rows)} rounds", table(heads, rows)) if rows else ""
+
+
+def time(s: Summary) -> str:
+    """Where the wall clock went, and where the rounds' computing went."""
+    t = s["seconds"]
+    wall = [
+        charts.Bar("rounds", t["rounds"], words.duration(t["rounds"]), "", "federated"),
+        charts.Bar("evaluation", t["evaluate"], words.duration(t["evaluate"]), "", "centralised"),
+        charts.Bar("comparisons", t["compare"], words.duration(t["compare"]), "", "local_only"),
+    ]
+    work = [
+        charts.Bar("training on devices", t["train"], words.duration(t["train"]), "", "federated"),
+        charts.Bar("encoding on devices", t["encode"], words.duration(t["encode"]), "", "local_only"),
+        charts.Bar("aggregation on the server", t["aggregate"], words.duration(t["aggregate"]), "", "centralised"),
+    ]
+    workers = s["facts"].get("workers")
+    beside = f" on {workers} worker{'s' if workers != 1 else ''}" if workers else ""
+    return pair(
+        panel(
+            f"Wall clock: {words.duration(t['total'])}",
+            "Loading and writing this report are not in it.",
+            charts.stack("Wall-clock time by part of the run", wall),
+        ),
+        panel(
+            "Computing inside the rounds",
+            f"Seconds of work, added up over devices{beside}.",
+            charts.stack("Computing time inside the rounds", work),
+        ),
+    )
+
+
+def pipeline(s: Summary) -> str:
+    """The trace of the Space, and who learns what."""
+    trace, claims = s["plan"]["trace"], s["plan"]["claims"]
+    rows = []
+    for r in trace:
+        cells = [escape(r["does"])]
+        if r["role"] in ("merge", "post"):
+            cells += [""] * 6
+        else:
+            unit = f"{r['bits']:g} bit"
+            cells += [words.count(r["dim"]), unit, _bound(r["l2"]), _yes(r["summable"]), _yes(r["unbiased"])]
+            cells.append(words.size(r["bytes"]))
+        name = escape(r["name"])
+        rows.append(row(f"{'↳ ' if r['role'] == 'inner' else ''}{name}", cells, r["role"], plain=(0,)))
+    heads = ("part", "what it does", "length", "each", "L2 bound", "summable", "unbiased", "bytes")
+    shown = table(heads, rows, "The way of an update, checked before any data was read.", plain=(0,)) if rows else ""
+    told = "".join(f"<li>{escape(c)}</li>" for c in claims)
+    who = f'<h3 class="later">Who learns what</h3><ul class="claims">{told}</ul>' if told else ""
+    return f'<div class="panel">{shown}{who}</div>' if shown or who else '<p class="hint">Not recorded.</p>'
+
+
+def _bound(x: float | None) -> str:
+    return '<span class="no">none</span>' if x is None else words.figures(x)
+
+
+def _yes(x: bool) -> str:
+    return '<span class="yes">yes</span>' if x else '<span class="no">no</span>'
+
+
+def provenance(s: Summary) -> str:
+    """Everything needed to get the same model again."""
+    f, name = s["facts"], s["name"]
+    began = f.get("started_at")
+    when = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M UTC") if began else ""
+    engine = f"{f.get('engine', '')}, {f.get('workers')} workers" if f.get("workers", 1) != 1 else f.get("engine", "")
+    known = {"model", "parameters", "fingerprint", "engine", "workers", "started_at", "initial_sha256"}
+    more = [(k.replace("_", " "), escape(_short(v))) for k, v in f.items() if k not in known]
+    listed = facts(
+        [
+            ("model", escape(str(f.get("model") or s["recipe"]["model"]["base"]))),
+            ("parameters", f"{words.count(s['parameters'])}, of which {words.count(s['trainable'])} trained"),
+            ("recipe SHA-256", _hash(s["recipe_sha256"])),
+            ("initial model SHA-256", _hash(s["initial_sha256"])),
+            ("final model SHA-256", _hash(s["model_sha256"]) + f" <small>after {s['rounds']['played']} rounds</small>"),
+            ("data fingerprint", _hash(f.get("fingerprint"))),
+            ("seed", escape(str(s["seed"]))),
+            ("started", when),
+            ("engine", escape(engine)),
+            ("versions", escape(", ".join(f"{k} {v}" for k, v in s["versions"].items()))),
+            *more,
+        ]
+    )
+    command = f"edgewise sim recipe.toml --out runs/{shlex.quote(name)}-again"
+    note = ""
+    if s["recipe"]["data"]["path"]:
+        note = " The data path is relative to the folder of the original recipe: put the file there."
+    repeat = (
+        "<h3>Repeat this run</h3><p class='hint'>The recipe with all defaults is <code>recipe.toml</code> beside this"
+        f" page. The same seed gives the same model bytes with any engine.{note}</p><pre>{escape(command)}</pre>"
+    )
+    return f'<div class="panel">{listed}</div>{repeat}' + details(
+        "recipe.toml", f"<pre>{escape(toml(s['recipe']))}</pre>"
+    )
+
+
+def _hash(x: str | None) -> str:
+    return f'<span class="hash">{escape(x)}</span>' if x else ""
+
+
+def _short(value: Any) -> str:
+    said = value if isinstance(value, str) else json.dumps(value)
+    return said if len(said) <= 300 else said[:299] + "…"
+
+
+def toml(recipe: Mapping[str, Any]) -> str:
+    """A recipe as TOML text that ``edgewise sim`` reads back to the same recipe (depth two, as recipes are)."""
+    plain = [(k, v) for k, v in recipe.items() if not isinstance(v, dict) and not _is_tables(v)]
+    lines = [f"{k} = {_toml(v)}" for k, v in plain]
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
+        elif _is_tables(value):
+            for one in value:
+                lines += ["", f"[[{key}]]", *(f"{k} = {_toml(v)}" for k, v in one.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are the same in both

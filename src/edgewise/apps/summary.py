@@ -1,0 +1,262 @@
+"""summary.json: every number of a run, computed from what its store measured, and nothing else.
+
+Definitions. ``nll`` is a device's summed negative log-likelihood (nats) over its held-out ``tokens``.
+
+    perplexity of a device    exp(nll / tokens)
+    weighted_mean             exp(sum of nll / sum of tokens) over the measured devices
+    median                    median of the devices' perplexities
+    worst_decile              mean of the ceil(n / 10) highest perplexities of n devices
+    change_percent            100 (weighted_mean / bundled weighted_mean - 1); negative is better
+    share_improved            share of the devices measured under both models whose perplexity is lower with the
+                              federated one
+
+``bundled`` is the model as it came, ``federated`` after the last round that was measured, ``local_only`` every device
+alone, ``centralised`` all text in one place. What was not run is null; a figure that is not finite is null too.
+
+Bytes: ``up_per_device_round`` is the mean size of an accepted contribution's frame, ``down_per_device_round`` the mean
+over invitations of frame and model. ``float32_model`` is 4 bytes for each parameter of the model (null where the
+trainer does not tell), ``float32_update`` 4 bytes for each trained one.
+
+Seconds: ``train`` and ``encode`` are device seconds, summed over contributions, and can exceed wall-clock time when
+workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
+and ``total`` is their sum: loading and the report itself are not in it, and what a crash repeated counts once.
+
+Facts that are used where the run has them: ``model``, ``parameters``, ``devices`` (name -> training tokens),
+``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan`` (``trace``, ``claims``, ``dim``,
+``upload_bytes``, ``population``). Every other fact is passed on under ``facts``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgewise.core import events
+from edgewise.core.errors import StoreError
+from edgewise.drivers.store import RunStore, write_durably
+
+MODELS = ("bundled", "local_only", "federated", "centralised")
+Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
+_SHOWN_APART = {"versions", "plan", "devices"}
+
+
+def perplexity(nll: float, tokens: float) -> float:
+    """exp(nll / tokens); inf where that overflows or nothing was measured."""
+    try:
+        return math.exp(nll / tokens)
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
+
+
+def quality(measures: Measures) -> dict[str, Any] | None:
+    """The figures of one model over devices (see the module's definitions); None where nothing was measured."""
+    if not measures:
+        return None
+    each = sorted(perplexity(*m) for m in measures.values())
+    worst = each[-math.ceil(len(each) / 10) :]
+    tokens = sum(t for _, t in measures.values())
+    return {
+        "weighted_mean": perplexity(sum(nll for nll, _ in measures.values()), tokens),
+        "median": statistics.median(each),
+        "worst_decile": statistics.fmean(worst),
+        "best": each[0],
+        "worst": each[-1],
+        "low": each[(len(each) - 1) // 10],
+        "high": each[-1 - (len(each) - 1) // 10],
+        "devices": len(each),
+        "tokens": tokens,
+    }
+
+
+def share_improved(new: Measures, old: Measures) -> float | None:
+    """Share of the devices in both whose perplexity is lower under ``new``; None where there is no such device."""
+    common = new.keys() & old.keys()
+    if not common:
+        return None
+    return sum(perplexity(*new[d]) < perplexity(*old[d]) for d in common) / len(common)
+
+
+def build(store: RunStore) -> dict[str, Any]:
+    """The summary of the run in ``store``, finished or not. Raises StoreError(E-RESUME) where there is no run."""
+    run = store.run()
+    if run is None:
+        raise StoreError("E-RESUME", f"there is no run in {store.out}.", "check the path of the run directory.")
+    recipe, facts = run["recipe"], dict(run["facts"])
+    told = store.events()
+    rounds = [e for e in told if isinstance(e, events.RoundFinished)]
+    measures = {name: store.measures(name) for name in MODELS}
+    models = store.models()
+    plan = facts.get("plan") or {}
+    played = max(0, run["next_round"])
+    ppl = {name: quality(m) for name, m in measures.items()}
+    wanted = recipe.get("compare", {})
+    out: dict[str, Any] = {
+        "schema": 1,
+        "name": run["name"],
+        "complete": played >= recipe["round"]["rounds"]
+        and ppl["federated"] is not None
+        and all(ppl[name] is not None or not wanted.get(name) for name in ("local_only", "centralised")),
+        "recipe_sha256": run["id"],
+        "model_sha256": models.get(played),
+        "initial_sha256": models.get(0),
+        "seed": recipe.get("seed"),
+        "parameters": facts.get("parameters"),
+        "trainable": plan.get("dim"),
+        "rounds": {
+            "planned": recipe["round"]["rounds"],
+            "played": played,
+            "abandoned": sum(not e.met for e in rounds),
+        },
+        "perplexity": ppl,
+        "change_percent": {n: _change(ppl[n], ppl["bundled"]) for n in MODELS if n != "bundled"},
+        "share_improved": {
+            f"over_{name}": share_improved(measures["federated"], measures[name]) for name in ("bundled", "local_only")
+        },
+        "bytes": _bytes(told, facts, plan),
+        "participation": _participation(told),
+        "seconds": _seconds(told),
+        "per_round": [_round_row(e) for e in rounds],
+        "curve": [
+            {"played": e.round + 1, **(quality({d: (e.nll[d], e.tokens[d]) for d in e.nll}) or {})}
+            for e in told
+            if isinstance(e, events.Evaluated) and e.model in ("bundled", "federated")
+        ],
+        "per_device": _devices(told, measures, facts),
+        "population": plan.get("population") or len(facts.get("devices") or {}) or None,
+        "plan": {"trace": plan.get("trace") or [], "claims": plan.get("claims") or []},
+        "versions": facts.get("versions") or {},
+        "facts": {k: v for k, v in facts.items() if k not in _SHOWN_APART},
+        "recipe": recipe,
+    }
+    clean: dict[str, Any] = _finite(out)
+    return clean
+
+
+def write(out: Path, summary: Mapping[str, Any]) -> Path:
+    """Write ``out/summary.json`` atomically."""
+    path = out / "summary.json"
+    write_durably(path, (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
+    return path
+
+
+def _change(new: Mapping[str, Any] | None, old: Mapping[str, Any] | None) -> float | None:
+    if new is None or old is None or not math.isfinite(old["weighted_mean"]):
+        return None
+    return float(100.0 * (new["weighted_mean"] / old["weighted_mean"] - 1.0))
+
+
+def _bytes(told: Sequence[events.AnyEvent], facts: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    up = [e.bytes_up for e in told if isinstance(e, events.Accepted)]
+    down = sum(e.bytes_down for e in told if isinstance(e, events.RoundFinished))
+    invited = _invited(told)
+    update = 4.0 * plan["dim"] if plan.get("dim") else None
+    model = 4.0 * facts["parameters"] if facts.get("parameters") else None
+    per_up = sum(up) / len(up) if up else None
+    per_down = down / invited if invited else None
+    reference = model or update
+    return {
+        "up_per_device_round": per_up,
+        "down_per_device_round": per_down,
+        "up_total": sum(up),
+        "down_total": down,
+        "float32_model": model,
+        "float32_update": update,
+        "up_ratio": reference / per_up if reference and per_up else None,
+        "down_ratio": reference / per_down if reference and per_down else None,
+    }
+
+
+def _invited(told: Iterable[events.AnyEvent]) -> int:
+    """Invitations of the rounds that were committed (a round in progress has no events in the store)."""
+    return sum(e.invited for e in told if isinstance(e, events.RoundStarted))
+
+
+def _participation(told: Sequence[events.AnyEvent]) -> dict[str, Any]:
+    finished = [e for e in told if isinstance(e, events.RoundFinished)]
+    answered = {(e.round, e.device) for e in told if isinstance(e, events.Accepted)}
+    gone = [e for e in told if isinstance(e, events.Lost) and (e.round, e.device) not in answered]
+    return {
+        "invited": _invited(told),
+        "accepted": sum(e.accepted for e in finished),
+        "lost": sum(e.lost for e in finished),
+        "late": sum(e.late for e in finished),
+        "lost_by_code": dict(Counter(e.code for e in gone).most_common()),
+    }
+
+
+def _seconds(told: Sequence[events.AnyEvent]) -> dict[str, float]:
+    finished = [e for e in told if isinstance(e, events.RoundFinished)]
+    measured = [e for e in told if isinstance(e, events.Evaluated)]
+    rounds = math.fsum(e.seconds for e in finished)
+    compare = math.fsum(e.seconds for e in measured if e.model in ("local_only", "centralised"))
+    evaluate = math.fsum(e.seconds for e in measured if e.model in ("bundled", "federated"))
+    return {
+        "total": rounds + evaluate + compare,
+        "rounds": rounds,
+        "evaluate": evaluate,
+        "compare": compare,
+        "train": math.fsum(e.train_s for e in finished),
+        "encode": math.fsum(e.encode_s for e in finished),
+        "aggregate": math.fsum(e.aggregate_s for e in finished),
+    }
+
+
+def _round_row(e: events.RoundFinished) -> dict[str, Any]:
+    return {
+        "round": e.round,
+        "met": e.met,
+        "accepted": e.accepted,
+        "lost": e.lost,
+        "late": e.late,
+        "loss_first": e.head.get("loss_first"),
+        "loss_last": e.head.get("loss_last"),
+        "update_l2": e.update_l2,
+        "bytes_up": e.bytes_up,
+        "bytes_down": e.bytes_down,
+        "train_s": e.train_s,
+        "seconds": e.seconds,
+    }
+
+
+def _devices(
+    told: Sequence[events.AnyEvent], measures: Mapping[str, Measures], facts: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """One row per device that was heard of: what it gave, and its perplexity under each model."""
+    accepted: dict[str, list[events.Accepted]] = defaultdict(list)
+    lost: dict[str, list[events.Lost]] = defaultdict(list)
+    for e in told:
+        if isinstance(e, events.Accepted):
+            accepted[e.device].append(e)
+        elif isinstance(e, events.Lost):
+            lost[e.device].append(e)
+    text = facts.get("devices") if isinstance(facts.get("devices"), dict) else {}
+    names = sorted({*accepted, *lost, *(text or {}), *(d for m in measures.values() for d in m)})
+    return [
+        {
+            "device": d,
+            "tokens": (text or {}).get(d),
+            "held_out_tokens": next((m[d][1] for m in measures.values() if d in m), None),
+            "rounds": [e.round for e in accepted[d]],
+            "lost": {str(e.round): e.code for e in lost[d] if e.round not in {a.round for a in accepted[d]}},
+            "bytes_up": sum(e.bytes_up for e in accepted[d]),
+            "train_s": sum(e.train_s for e in accepted[d]),
+            **{name: perplexity(*m[d]) if d in m else None for name, m in measures.items()},
+        }
+        for d in names
+    ]
+
+
+def _finite(x: Any) -> Any:
+    """Plain JSON values; a number that is not finite becomes null."""
+    if isinstance(x, float):
+        return x if math.isfinite(x) else None
+    if isinstance(x, Mapping):
+        return {str(k): _finite(v) for k, v in x.items()}
+    if isinstance(x, list | tuple):
+        return [_finite(v) for v in x]
+    return x

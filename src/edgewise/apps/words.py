@@ -1,0 +1,118 @@
+"""Numbers as people read them: one voice for the terminal, the plots and the report. No imports that cost time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MODELS = {"bundled": "bundled", "local_only": "local only", "federated": "federated", "centralised": "centralised"}
+MEANS = {
+    "bundled": "the model as it came",
+    "local_only": "every device alone, same steps",
+    "federated": "devices together, text stays apart",
+    "centralised": "all text in one place, same steps",
+}
+LOST = {
+    "dropped": "dropped out",
+    "late": "late: the round had closed",
+    "deadline": "missed the deadline",
+}
+NOTHING = "–"
+_BARS = "▁▂▃▄▅▆▇█"
+
+
+def size(n_bytes: float | None) -> str:
+    """``0.73 MB``, ``5.51 MB``, ``812 B``: decimal units, three significant digits."""
+    if n_bytes is None:
+        return NOTHING
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(n_bytes) >= 0.9995 * scale or (unit == "MB" and abs(n_bytes) >= 1e5):
+            return f"{figures(n_bytes / scale)} {unit}"
+    return f"{n_bytes:.0f} B"
+
+
+def figures(x: float | None, digits: int = 3) -> str:
+    """``x`` with three significant digits (more before the point), thousands separated: 634, 6.35, 0.0635, 1,314."""
+    if x is None:
+        return NOTHING
+    if x == 0:
+        return "0"
+    if abs(x) >= 10 ** (digits - 1):
+        return f"{x:,.0f}"
+    text = f"{x:.{digits}g}"
+    if "e" in text:
+        return text
+    whole = text.lstrip("-").split(".")[0].lstrip("0")
+    places = max(0, digits - len(whole)) if whole else None
+    return text if places is None else f"{x:.{places}f}"
+
+
+def perplexity(x: float | None) -> str:
+    """One decimal below 1000, none above."""
+    if x is None:
+        return NOTHING
+    return f"{x:,.1f}" if x < 1000 else f"{x:,.0f}"
+
+
+def percent(x: float | None, signed: bool = True) -> str:
+    """``−71 %`` with a true minus; one decimal below ten."""
+    if x is None:
+        return NOTHING
+    text = f"{abs(x):.0f}" if abs(x) >= 9.95 else f"{abs(x):.1f}"
+    sign = "−" if x < 0 else "+" if signed and x > 0 else ""
+    return f"{sign}{text} %"
+
+
+def duration(seconds: float | None) -> str:
+    """``0.41 s``, ``12.3 s``, ``3:07``, ``1:02:05``."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
+    return clock(seconds)
+
+
+def clock(seconds: float) -> str:
+    """``0:07``, ``3:07``, ``1:02:05``."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
+
+
+def count(n: float | None) -> str:
+    """A whole number with separators."""
+    return NOTHING if n is None else f"{n:,.0f}"
+
+
+def times(ratio: float | None) -> str:
+    """``7.5×``."""
+    return NOTHING if ratio is None else f"{figures(ratio, 2)}×"
+
+
+def smaller(ratio: float | None) -> str:
+    """``7.5× smaller``, ``same size``, ``1.2× larger``."""
+    if ratio is None:
+        return NOTHING
+    if 0.95 < ratio < 1.05:
+        return "same size"
+    return f"{times(ratio)} smaller" if ratio > 1 else f"{times(1 / ratio)} larger"
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """Block characters from the smallest to the largest of the last ``width`` values."""
+    shown = [v for v in values[-width:] if v == v]
+    if not shown:
+        return ""
+    low, high = min(shown), max(shown)
+    if high == low:
+        return _BARS[3] * len(shown)
+    return "".join(_BARS[round((v - low) / (high - low) * (len(_BARS) - 1))] for v in shown)
+
+
+def lost(code: str) -> str:
+    """Why a device gave nothing, in words: known outcomes, or the title of an error code."""
+    from edgewise.core.errors import REGISTRY
+
+    if code in LOST:
+        return LOST[code]
+    return REGISTRY[code].title if code in REGISTRY else code

@@ -1,0 +1,222 @@
+"""From documents to training and held-out blocks of tokens, cached as memory maps that all processes share.
+
+A block is int32[S], S = sequence_len + 1. ``~id`` (negative) is a token that is read but never predicted: prompts,
+padding, and the start of a piece of text. Successive blocks of a stream overlap by one token, so each token is
+predicted exactly once.
+
+Shape suffixes: N = blocks, S = tokens per block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from edgewise.core.vector import Array
+from edgewise.engine.ports import DeviceId
+from edgewise.learn.cache import write_atomically
+from edgewise.learn.corpus import Corpus, Document
+from edgewise.learn.model import Tokens
+from edgewise.plan.recipe import DataSection
+
+FORMAT = 1  # part of the cache key: raise it when the blocks of the same text change
+
+
+class Blocks(NamedTuple):
+    """A device's text: ``train_NS`` and ``held_NS``, int32; never both contain a predicted token of the same place."""
+
+    train_NS: Array
+    held_NS: Array
+
+    @property
+    def train_tokens(self) -> int:
+        """Predicted tokens in training."""
+        return predictions(self.train_NS)
+
+    @property
+    def held_tokens(self) -> int:
+        """Predicted tokens held out."""
+        return predictions(self.held_NS)
+
+
+def predictions(blocks_NS: Array) -> int:
+    """How many tokens of these blocks are predicted."""
+    return int(np.count_nonzero(blocks_NS[:, 1:] >= 0))
+
+
+class BlockStore:
+    """Blocks by device: tokenized on first use by any process, then mapped from ``cache_dir / "blocks"``.
+
+    The key is the digest of tokenizer, data section and the device's text itself, so a stale file cannot be hit and
+    several runs share a folder. Memory does not grow with the population: maps are not kept here.
+
+    """
+
+    def __init__(self, corpus: Corpus, tokens: Tokens, section: DataSection, cache_dir: Path) -> None:
+        self._corpus, self._tokens, self._section = corpus, tokens, section
+        self._folder = cache_dir / "blocks"
+        parts = [FORMAT, tokens.digest, section.sequence_len, section.holdout, section.max_tokens, section.prompt != ""]
+        self._key = json.dumps([*parts, corpus.cut_each])
+        self._stem: dict[DeviceId, str] = {}
+
+    def open(self, device: DeviceId) -> Blocks:
+        """Blocks of one device; either array may have no rows. Raises DataError as ``Corpus.documents``, StoreError."""
+        stem = self._stem.get(device)
+        if stem is None:
+            content = f"{self._key} {self._corpus.digest(device)}"
+            stem = self._stem[device] = hashlib.sha256(content.encode()).hexdigest()[:40]
+        paths = [self._folder / f"{stem}.{part}.npy" for part in ("train", "held")]
+        maps = [_map(p, self._section.sequence_len + 1) for p in paths]
+        if any(m is None for m in maps):
+            for path, array in zip(paths, self._build(device), strict=True):
+                write_atomically(path, lambda f, a=array: np.save(f, a, allow_pickle=False))
+            maps = [_map(p, self._section.sequence_len + 1) for p in paths]
+        return Blocks(*maps)
+
+    def _build(self, device: DeviceId) -> Blocks:
+        return build(self._corpus.documents(device), self._tokens, self._section, self._corpus.cut_each)
+
+
+def _map(path: Path, width: int) -> Array | None:
+    """The array in a cache file, or None where it is missing or damaged (then it is made again)."""
+    try:
+        blocks_NS = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return blocks_NS if blocks_NS.dtype == np.int32 and blocks_NS.shape[1:] == (width,) else None
+
+
+def build(documents: Iterable[Document], tokens: Tokens, section: DataSection, cut_each: bool) -> Blocks:
+    """Tokenize and cut.
+
+    The hold-out is the last ``holdout`` share of the tokens: of each file (``cut_each``; what a file is too short to
+    give is owed by the next), or of the device's rows in order. A row of instruction data (``data.prompt``) is never
+    split: its whole rows from the end, at least one where there are two, and rows are packed whole into blocks.
+    """
+    encoded = _encode(documents, tokens, section.max_tokens)
+    if section.prompt:
+        train, held = _hold_rows(encoded, section.holdout)
+        return Blocks(*(_pack_rows(part, tokens, section.sequence_len) for part in (train, held)))
+    lengths = [len(text) for _, text in encoded]
+    keep = _cut_each(lengths, section.holdout) if cut_each else _cut_end(lengths, section.holdout)
+    train_pieces, held_pieces = [], []
+    for (_, text), k in zip(encoded, keep, strict=True):
+        if k:
+            train_pieces.append(_piece(text[:k], tokens, begins=True, ends=k == len(text)))
+        if k < len(text):
+            held_pieces.append(_piece(text[k:], tokens, begins=k == 0, ends=True))
+    return Blocks(*(_stream(_joined(p, tokens), tokens, section.sequence_len) for p in (train_pieces, held_pieces)))
+
+
+Encoded = list[tuple[Array, Array]]  # (prompt ids, text ids) of each document that has text
+TOGETHER_CHARS = 1 << 20  # text given to the tokenizer at once: enough for its threads, little memory
+
+
+def _encode(documents: Iterable[Document], tokens: Tokens, limit: int) -> Encoded:
+    encoded: Encoded = []
+    total = 0
+    for group in _groups(documents):
+        prompts, texts = tokens.encode([d.prompt for d in group]), tokens.encode([d.text for d in group])
+        for prompt, text in zip(prompts, texts, strict=True):
+            if limit:
+                text = text[: max(0, limit - total - len(prompt))]
+            if len(text):
+                encoded.append((prompt, text))
+                total += len(prompt) + len(text)
+        if limit and total >= limit:
+            break
+    return encoded
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    group, size = [], 0
+    for d in documents:
+        group.append(d)
+        size += len(d.text) + len(d.prompt)
+        if size >= TOGETHER_CHARS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _cut_each(lengths: Sequence[int], holdout: float) -> list[int]:
+    """Per document, how many of its first tokens are trained; a tail is at least 2 tokens and at most half."""
+    keep, owed = [], 0.0
+    for n in lengths:
+        owed += n * holdout
+        tail = min(round(owed), max(n // 2, round(n * holdout)))
+        tail = tail if tail >= 2 and n - tail >= 2 else 0
+        owed -= tail
+        keep.append(n - tail)
+    return keep
+
+
+def _cut_end(lengths: Sequence[int], holdout: float) -> list[int]:
+    """As ``_cut_each`` for one cut in the concatenation of all documents."""
+    total = sum(lengths)
+    tail = round(total * holdout)
+    at = total - tail if tail >= 2 and total - tail >= 2 else total
+    keep = []
+    for n in lengths:
+        keep.append(max(0, min(n, at)))
+        at -= n
+    return keep
+
+
+def _hold_rows(encoded: Encoded, holdout: float) -> tuple[Encoded, Encoded]:
+    sizes = [len(p) + len(t) for p, t in encoded]
+    tail, rows = 0, 0
+    while rows < len(encoded) - 1 and (rows == 0 or tail + sizes[-rows - 1] <= holdout * sum(sizes)):
+        tail += sizes[-rows - 1]
+        rows += 1
+    at = len(encoded) - rows
+    return encoded[:at], encoded[at:]
+
+
+def _piece(text: Array, tokens: Tokens, begins: bool, ends: bool) -> Array:
+    """Text with the tokens around a document. A first token without its context is not predicted."""
+    start = [np.array([~tokens.start], np.int32)] if begins and tokens.start is not None else []
+    body = text if start else np.concatenate([~text[:1], text[1:]])
+    end = [np.array([tokens.end], np.int32)] if ends and tokens.end is not None else []
+    return np.concatenate([*start, body, *end])
+
+
+def _joined(pieces: Sequence[Array], tokens: Tokens) -> Array:
+    """One stream; where a document ends with the token that starts the next one, it stands once."""
+    parts: list[Array] = [np.zeros(0, np.int32)]
+    for piece in pieces:
+        doubled = tokens.start is not None and len(parts[-1]) and parts[-1][-1] == tokens.start
+        parts.append(piece[1:] if doubled and piece[0] == ~tokens.start else piece)
+    return np.concatenate(parts)
+
+
+def _stream(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
+    """Windows of S tokens, each starting with the last token of the one before; the last is padded."""
+    n = -(-max(0, len(stream) - 1) // sequence_len)
+    padded = np.full(n * sequence_len + 1, ~(tokens.end or 0), np.int32)
+    padded[: len(stream)] = stream[: len(padded)]
+    at = np.arange(n)[:, None] * sequence_len + np.arange(sequence_len + 1)[None, :]
+    blocks_NS = padded[at]
+    return blocks_NS[(blocks_NS[:, 1:] >= 0).any(1)]
+
+
+def _pack_rows(encoded: Encoded, tokens: Tokens, sequence_len: int) -> Array:
+    """Whole rows into blocks, in order, as many as fit; a row longer than a block goes on in the next ones."""
+    blocks: list[Array] = []
+    waiting: list[Array] = []
+    for prompt, text in encoded:
+        row = _piece(np.concatenate([prompt, text]), tokens, begins=True, ends=True)
+        learnt = len(text) + (tokens.end is not None)
+        row[:-learnt] = np.minimum(row[:-learnt], ~row[:-learnt])  # the negative one of x and ~x
+        if len(_joined([*waiting, row], tokens)) > sequence_len + 1 and waiting:
+            blocks.append(_stream(_joined(waiting, tokens), tokens, sequence_len))
+            waiting = []
+        waiting.append(row)
+    blocks.append(_stream(_joined(waiting, tokens), tokens, sequence_len))
+    return np.concatenate(blocks)

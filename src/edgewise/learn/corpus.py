@@ -1,0 +1,109 @@
+"""Whose text trains the model: an index of devices -> documents. Places, never text: 10,000 devices cost a few MB."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from edgewise.core.errors import DataError
+from edgewise.core.keys import Key
+from edgewise.core.vector import Array
+from edgewise.engine.ports import DeviceId
+from edgewise.learn import partition, sources, tables
+from edgewise.plan.recipe import DataSection
+
+
+class Document(NamedTuple):
+    """``name`` is the place (``asyncio/base_events.py@0``, ``notes.jsonl@5120``); ``prompt`` is read, not learnt."""
+
+    name: str
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Devices (sorted) and where their documents are; ``documents`` reads one device's, in time order.
+
+    ``cut_each`` says how the hold-out is taken: from the end of each document (files), or from the end of the device
+    (rows of a table).
+    """
+
+    devices: tuple[DeviceId, ...]
+    cut_each: bool
+    _found: sources.Found
+    _order: Array  # documents sorted by device, in time order within
+    _first: Array  # int64[n + 1]: device i has _order[_first[i] : _first[i + 1]]
+    _section: DataSection
+
+    def documents(self, device: DeviceId) -> Iterator[Document]:
+        """Text of one device, document by document.
+
+        Raises:
+            DataError: E-DEVICE-DATA for an unknown device or a file that is gone; E-DATA-FORMAT for a binary file.
+        """
+        i = bisect_left(self.devices, device)
+        if i == len(self.devices) or self.devices[i] != device:
+            raise DataError("E-DEVICE-DATA", f"no device {device!r:.60} in the data.", "see the list of devices.")
+        found = self._found
+        for d in self._order[self._first[i] : self._first[i + 1]]:
+            path, name = found.files[found.file[d]], f"{found.names[found.file[d]]}@{found.start[d]}"
+            raw = _read(path, int(found.start[d]), int(found.stop[d]))
+            if found.rows:
+                row = tables.decode(raw, name)
+                prompt = row[self._section.prompt] if self._section.prompt else ""
+                yield Document(name, prompt, row[self._section.text])
+            elif b"\0" in raw:
+                raise DataError("E-DATA-FORMAT", f"{path}: not text (it has NUL bytes).", "keep only text there.")
+            else:
+                yield Document(name, "", raw.decode("utf-8", errors="replace"))
+
+    def digest(self, device: DeviceId) -> str:
+        """SHA-256 over names, lengths and contents of a device's documents."""
+        h = hashlib.sha256()
+        for document in self.documents(device):
+            for part in document:
+                raw = part.encode("utf-8", errors="surrogatepass")
+                h.update(len(raw).to_bytes(8, "little") + raw)
+        return h.hexdigest()
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all devices' names and digests: what a run was trained on. Reads everything once."""
+        h = hashlib.sha256()
+        for device in self.devices:
+            h.update(f"{len(device)} {device} {self.digest(device)}\n".encode())
+        return h.hexdigest()
+
+
+def load(section: DataSection, recipe_dir: Path, cache_dir: Path, key: Key) -> Corpus:
+    """Find, partition, index.
+
+    Args:
+        recipe_dir: relative paths start here. cache_dir: csv and parquet are normalised into it. key: of the partition.
+    Raises:
+        DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY. A device with too little text is no error
+            here: it refuses when it is asked to train.
+    """
+    found = sources.find(section, recipe_dir, cache_dir)
+    if not (found.stop - found.start > 1).any():
+        raise DataError("E-DATA-EMPTY", "no document has two characters.", "give devices some text.")
+    names, device = partition.assign(found, section, key)
+    order = np.argsort(device, kind="stable")
+    first = np.searchsorted(device[order], np.arange(len(names) + 1))
+    cut_each = not found.rows
+    return Corpus(names, cut_each, found, order.astype(np.int32), first, section)
+
+
+def _read(path: Path, start: int, stop: int) -> bytes:
+    try:
+        with path.open("rb") as f:
+            f.seek(start)
+            return f.read(stop - start)
+    except OSError as e:
+        raise DataError("E-DEVICE-DATA", f"{path}: {e.strerror}.", "restore the file.") from None

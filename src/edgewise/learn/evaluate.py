@@ -1,0 +1,33 @@
+"""Held-out quality: summed negative log-likelihood over held-out predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from edgewise.core.errors import TrainingError
+from edgewise.engine.ports import HeldOut
+from edgewise.learn.train import Batch, Loss
+
+
+def evaluate(model: nn.Module, loss: Loss, batches: Iterable[Batch]) -> HeldOut:
+    """Sum of ``mean * n`` over the batches, without gradients and in evaluation mode (no dropout).
+
+    Raises:
+        TrainingError: E-NAN where the model's loss is not finite.
+    Guarantees:
+        Parameters, gradients and random state are untouched, so training before and after is not affected.
+    """
+    if model.training:
+        model.eval()
+    nll, tokens = 0.0, 0
+    with torch.no_grad():
+        for batch in batches:
+            mean, n = loss(model, batch)
+            nll, tokens = nll + mean.item() * n, tokens + int(n)
+    if not math.isfinite(nll):
+        raise TrainingError("E-NAN", f"the held-out loss is {nll}.", "lower training.lr or the server's step.")
+    return HeldOut(nll, tokens)

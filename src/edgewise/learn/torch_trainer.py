@@ -1,0 +1,201 @@
+"""Federate any torch model: a module, a loss, and for each device its batches. The text trainer is one of these.
+
+trainer = TorchTrainer(net, lambda m, b: (cross_entropy(m(b[0]), b[1]), len(b[0])), shards, recipe.training)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgewise.core.errors import DataError, TrainingError
+from edgewise.core.frame import LocalRule
+from edgewise.core.keys import Key, derive, generator
+from edgewise.core.vector import Array, Spec, Vector
+from edgewise.engine.ports import DeviceId, FitRequest, HeldOut, Update
+from edgewise.learn.evaluate import evaluate
+from edgewise.learn.flat import Flat
+from edgewise.learn.train import Batch, Loss, Optimizer, fit
+from edgewise.plan.recipe import TrainingSection
+
+
+class Shard(Protocol):
+    """What one device holds. ``count`` is its natural weight: training tokens, or examples."""
+
+    @property
+    def count(self) -> float:
+        """Training tokens or examples; 0 means that the device cannot train."""
+        ...
+
+    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterable[Sequence[Batch]]:
+        """The micro-batches of each of ``steps`` steps; a function of the arguments only."""
+        ...
+
+    def held_out(self) -> Iterable[Batch]:
+        """Batches that are never trained on; none where the device has no hold-out."""
+        ...
+
+
+class TorchTrainer:
+    """The ``Trainer`` port over one model instance, whose weights are overwritten for each device.
+
+    Args:
+        model: its float32 parameters that require a gradient are trained, unless ``flat`` says which.
+        loss: (mean loss of a batch, number of terms).
+        shards: device -> shard: a mapping, or a function beside ``devices``.
+        devices: the population where ``shards`` is a function. POOLED is asked of ``shards`` as any other.
+        activation_bytes: memory of one micro-batch's activations, for forecasts.
+    Guarantees:
+        ``fit`` is a function of the request alone: the same bits in any process with the same number of torch threads
+        (drivers set one). Not thread-safe: one instance per worker.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        shards: Mapping[DeviceId, Shard] | Callable[[DeviceId], Shard],
+        training: TrainingSection,
+        devices: Sequence[DeviceId] = (),
+        flat: Flat | None = None,
+        activation_bytes: float = 0.0,
+    ) -> None:
+        self.model, self.loss, self.training = model, loss, training
+        self.flat = flat or Flat([(n, p) for n, p in model.named_parameters() if p.requires_grad])
+        self._shard = shards if callable(shards) else shards.__getitem__
+        self._devices = tuple(sorted(devices or shards))  # type: ignore[arg-type]
+        self._optimizer = Optimizer(training, self.flat)
+        self._initial = self.flat.read()
+        self._activation_bytes = activation_bytes
+
+    @property
+    def spec(self) -> Spec:
+        """Layout of the trainable vector."""
+        return self.flat.spec
+
+    def initial(self) -> Vector:
+        """float32[d]: the trainable parameters before round 0."""
+        return self._initial.copy()
+
+    def devices(self) -> Sequence[DeviceId]:
+        """The population, sorted."""
+        return self._devices
+
+    def fit(self, request: FitRequest) -> Update:
+        """Local training.
+
+        Raises:
+            DataError: E-DEVICE-DATA where the device has nothing to train on.
+            TrainingError: E-NAN; E-TRAIN for anything that torch refuses (out of memory, wrong shapes).
+        """
+        shard = self._shard(request.device)
+        if not shard.count:
+            what = f"device {request.device!r:.60} has no token to predict; it needs two tokens of text."
+            raise DataError("E-DEVICE-DATA", what, "give it more text, or leave it out.")
+        batches = shard.batches(request.rule.steps, self.training, derive(request.key, "batches"))
+        try:
+            fitted = fit(
+                self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,
+                self._optimizer,
+            )  # fmt: skip
+        except (RuntimeError, IndexError, ValueError, MemoryError) as e:
+            raise TrainingError("E-TRAIN", f"device {request.device!r:.60}: {type(e).__name__}: {e}.") from e
+        head = {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}
+        return Update(fitted.x, head, float(shard.count))
+
+    def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
+        """Held-out loss of ``params`` on one device.
+
+        Raises:
+            DataError: E-DEVICE-DATA where the device has no hold-out. TrainingError: E-NAN, E-TRAIN.
+        """
+        batches = self._shard(device).held_out()
+        try:
+            self.flat.write(params)
+            measured = evaluate(self.model, self.loss, batches)
+        except (RuntimeError, IndexError, ValueError, MemoryError) as e:
+            raise TrainingError("E-TRAIN", f"device {device!r:.60}: {type(e).__name__}: {e}.") from e
+        if not measured.tokens:
+            what = f"device {device!r:.60} has too little text for a hold-out."
+            raise DataError("E-DEVICE-DATA", what, "give it more text, or raise data.holdout.")
+        return measured
+
+    def sizes(self, measure: bool = False) -> Mapping[str, float]:
+        """Forecasts: ``parameters``, ``trainable``, ``memory_bytes``, ``step_s`` (0.0 unless ``measure``).
+
+        ``memory_bytes``: weights, gradient, optimizer state, the round's model and the update, activations; without
+        Python and torch themselves.
+        """
+        weights = {p.data_ptr(): p.numel() * p.element_size() for p in self.model.parameters()}
+        vectors = 3 + len(self._optimizer.state)  # gradient, round's model, update
+        return {
+            "parameters": float(sum(p.numel() for p in self.model.parameters())),
+            "trainable": float(self.spec.dim),
+            "memory_bytes": sum(weights.values()) + 4.0 * self.spec.dim * vectors + self._activation_bytes,
+            "step_s": self._step_s() if measure else 0.0,
+        }
+
+    def _step_s(self) -> float:
+        """Seconds of one step on the first device that can train, the second of two so that caches are warm."""
+        for device in self._devices:
+            took = 0.0
+            for _ in range(2):
+                request = FitRequest(device, 0, self._initial, LocalRule(steps=1, lr=self.training.lr), bytes(32))
+                start = time.perf_counter()
+                try:
+                    self.fit(request)
+                except DataError:
+                    break
+                took = time.perf_counter() - start
+            if took:
+                return took
+        return 0.0
+
+
+def row_order(n: int, steps: int, batch: int, key: Key) -> Iterator[Array]:
+    """Row numbers of each step: successive random permutations of ``n`` rows, dealt out ``batch`` at a time.
+
+    A batch never has a row twice in one pass: with fewer rows than ``batch`` each step takes all of them once, since
+    repeating rows would cost time and change nothing in the mean.
+    """
+    rng, batch = generator(key), min(batch, n)
+    waiting = np.zeros(0, np.int64)
+    for _ in range(steps):
+        if len(waiting) < batch:
+            waiting = np.concatenate([waiting, rng.permutation(n)])
+        yield waiting[:batch]
+        waiting = waiting[batch:]
+
+
+class TensorShard:
+    """A device's examples as tensors, rows first; a batch is the tuple of their rows.
+
+    Args:
+        train, held: equally long tensors, e.g. ``(x, y)``. shuffle: random order by key; else in order, from the start
+            in every round.
+    """
+
+    def __init__(self, train: Sequence[Tensor], held: Sequence[Tensor] = (), shuffle: bool = True) -> None:
+        self._train, self._held, self._shuffle = tuple(train), tuple(held), shuffle
+        self.count = float(len(self._train[0]))
+
+    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, ...]]]:
+        """See ``Shard``."""
+        n, size = len(self._train[0]), max(1, training.batch // training.accumulate)
+        for step, rows in enumerate(row_order(n, steps, training.batch, key) if self._shuffle else range(steps)):
+            if self._shuffle:
+                chosen = tuple(t[torch.from_numpy(rows)] for t in self._train)
+            else:
+                at = step * training.batch % n
+                chosen = tuple(t[at : at + training.batch] for t in self._train)
+            yield [tuple(t[i : i + size] for t in chosen) for i in range(0, len(chosen[0]), size)]
+
+    def held_out(self) -> Iterator[tuple[Tensor, ...]]:
+        """See ``Shard``."""
+        if self._held:
+            yield self._held

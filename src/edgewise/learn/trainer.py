@@ -1,0 +1,199 @@
+"""The text trainer: recipe -> model, corpus, blocks -> the engine's ``Trainer`` port.
+
+Shape suffixes: N = blocks, B = blocks of a micro-batch, S = tokens per block (sequence_len + 1).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgewise.core.errors import DataError, ModelError
+from edgewise.core.keys import Key, derive, root
+from edgewise.core.vector import Array
+from edgewise.engine.ports import POOLED, DeviceId
+from edgewise.learn import corpus as corpora
+from edgewise.learn.adapters import trainable
+from edgewise.learn.blocks import Blocks, BlockStore, predictions
+from edgewise.learn.corpus import Corpus
+from edgewise.learn.flat import Flat
+from edgewise.learn.model import Loaded, TextLoss, autocast_dtype, float32_attention, load
+from edgewise.learn.torch_trainer import TorchTrainer, row_order
+from edgewise.plan.recipe import Recipe, TrainingSection
+
+EVAL_TOKENS = 2048  # per forward pass of an evaluation: larger batches gain nothing on a CPU and cost memory
+OPEN_DEVICES = 256  # memory maps kept open
+
+
+def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> TextTrainer:
+    """Everything that a recipe says about text and model.
+
+    Args:
+        recipe_dir: relative paths in the recipe start here. cache_dir: tokenized blocks; may be shared by processes
+            and runs, and deleted at any time between runs.
+    Raises:
+        ModelError: E-MODEL, E-MODEL-REMOTE, E-TARGETS. DataError: E-DATA-*.
+    """
+    key = root(recipe.seed)
+    corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"))
+    arithmetic = autocast_dtype(recipe.model.precision)
+    lora = recipe.trainable.kind == "lora"  # nothing of the base is trained, so it can be read in 16 bits at once
+    loaded = load(recipe.model.base, recipe_dir, arithmetic if lora else torch.float32)
+    _check(loaded, recipe)
+    if arithmetic is torch.bfloat16:
+        float32_attention(loaded.model)
+    model, flat = trainable(loaded.model, recipe.trainable, derive(key, "model"), frozen=arithmetic)
+    store = BlockStore(corpus, loaded.tokens, recipe.data, cache_dir)
+    return TextTrainer(recipe, loaded._replace(model=model), flat, corpus, store, TextLoss(arithmetic))
+
+
+def _check(loaded: Loaded, recipe: Recipe) -> None:
+    config, vocab = loaded.model.config, loaded.model.get_input_embeddings().weight.shape[0]
+    longest = getattr(config, "max_position_embeddings", None) or recipe.data.sequence_len
+    if recipe.data.sequence_len > longest:
+        what = f"{loaded.name} reads at most {longest} tokens, data.sequence_len is {recipe.data.sequence_len}."
+        raise ModelError("E-MODEL", what, f"set data.sequence_len = {longest} or less.")
+    if loaded.tokens.size > vocab:
+        what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {vocab}."
+        raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")
+
+
+class TextTrainer(TorchTrainer):
+    """A causal language model over the devices' text. ``count`` of an update is the device's training tokens."""
+
+    def __init__(
+        self, recipe: Recipe, loaded: Loaded, flat: Flat, corpus: Corpus, store: BlockStore, loss: TextLoss
+    ) -> None:
+        self.loaded, self.corpus, self._store = loaded, corpus, store
+        self._eval_tokens = recipe.eval.max_tokens
+        self._open = lru_cache(OPEN_DEVICES)(self._device)
+        micro = recipe.training.batch // recipe.training.accumulate * recipe.data.sequence_len
+        super().__init__(
+            loaded.model, loss, self._pooled_or_device, recipe.training, corpus.devices, flat,
+            activation_bytes=float(micro * _activation_bytes_per_token(loaded.model.config)),
+        )  # fmt: skip
+
+    def _device(self, device: DeviceId) -> TextShard:
+        return TextShard(self._store.open(device), self._eval_tokens)
+
+    def _pooled_or_device(self, device: DeviceId) -> TextShard | PooledShard:
+        return self._pooled if device == POOLED else self._open(device)
+
+    @cached_property
+    def _pooled(self) -> PooledShard:
+        return PooledShard(self._open, self.devices())
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all documents' names, lengths and contents; reads all text once."""
+        return self.corpus.fingerprint()
+
+    def describe(self) -> dict[str, Any]:
+        """Model name, parameters, vocabulary, and each device's training and held-out tokens (tokenizes everything)."""
+        sizes = self.sizes()
+        return {
+            "model": self.loaded.name,
+            "parameters": int(sizes["parameters"]),
+            "trainable": int(sizes["trainable"]),
+            "vocabulary": self.loaded.tokens.size,
+            "precision": str(self.loss.autocast).removeprefix("torch."),
+            "devices": {d: self._tokens(d) for d in self.devices()},
+        }
+
+    def _tokens(self, device: DeviceId) -> dict[str, int]:
+        try:
+            blocks = self._open(device).blocks
+        except DataError:  # a device with unreadable text is one that cannot train; fit says why
+            return {"train": 0, "held_out": 0}
+        return {"train": blocks.train_tokens, "held_out": blocks.held_tokens}
+
+
+class TextShard:
+    """One device's blocks (memory maps)."""
+
+    def __init__(self, blocks: Blocks, eval_tokens: int) -> None:
+        self.blocks, self._eval_tokens = blocks, eval_tokens
+        self.count = float(blocks.train_tokens)
+
+    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
+        """Blocks in random order, pass after pass."""
+        return _batches(self.blocks.train_NS.__getitem__, len(self.blocks.train_NS), steps, training, key)
+
+    def held_out(self) -> Iterator[tuple[Tensor, int]]:
+        """The first held-out predictions, at most ``eval_tokens``."""
+        held_NS, left = self.blocks.held_NS, self._eval_tokens
+        size = max(1, EVAL_TOKENS // max(1, held_NS.shape[1] - 1))
+        for at in range(0, len(held_NS), size):
+            if left <= 0:
+                return
+            blocks_BS = np.array(held_NS[at : at + size])
+            beyond_BT = np.cumsum(blocks_BS[:, 1:] >= 0).reshape(blocks_BS[:, 1:].shape) > left
+            blocks_BS[:, 1:][beyond_BT] = np.minimum(blocks_BS[:, 1:], ~blocks_BS[:, 1:])[beyond_BT]
+            batch = _batch(blocks_BS)
+            left -= batch[1]
+            yield batch
+
+
+class PooledShard:
+    """All devices' training blocks as one, for the centralised comparison. Nothing is copied: rows stay in their maps.
+
+    Devices whose text cannot be read or is too short have no part in it.
+    """
+
+    def __init__(self, open_device: Any, devices: Sequence[DeviceId]) -> None:
+        self._open, self._devices, counts = open_device, [], []
+        self.count = 0.0
+        for device in devices:
+            try:
+                shard = open_device(device)
+            except DataError:
+                continue
+            self._devices.append(device)
+            counts.append(len(shard.blocks.train_NS))
+            self.count += shard.count
+        self._stops = list(accumulate(counts))
+
+    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
+        """As ``TextShard.batches`` over all rows."""
+        return _batches(self._rows, self._stops[-1] if self._stops else 0, steps, training, key)
+
+    def held_out(self) -> Iterator[tuple[Tensor, int]]:
+        """All devices' hold-outs, one after the other."""
+        for device in self._devices:
+            yield from self._open(device).held_out()
+
+    def _rows(self, rows: Array) -> Array:
+        return np.stack([self._row(int(r)) for r in rows])
+
+    def _row(self, row: int) -> Array:
+        i = bisect_right(self._stops, row)
+        start = self._stops[i - 1] if i else 0
+        return self._open(self._devices[i]).blocks.train_NS[row - start]
+
+
+def _batches(take: Any, n: int, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
+    size = training.batch // training.accumulate
+    for rows in row_order(n, steps, training.batch, key):
+        blocks_BS = take(rows)
+        yield [_batch(blocks_BS[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def _batch(blocks_BS: Array) -> tuple[Tensor, int]:
+    """Blocks as the loss takes them, without columns in which nothing is predicted any more (padding)."""
+    used = np.flatnonzero((blocks_BS[:, 1:] >= 0).any(0))
+    stop = int(used[-1]) + 2 if len(used) else 2
+    return torch.from_numpy(blocks_BS[:, :stop].astype(np.int64)), predictions(blocks_BS)
+
+
+def _activation_bytes_per_token(config: Any) -> int:
+    """Rough: logits, their log-softmax and gradient in float32, and what each layer keeps for the backward pass."""
+    hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    return 14 * config.vocab_size + 4 * layers * (16 * hidden + 5 * inner)

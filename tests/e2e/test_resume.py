@@ -1,0 +1,128 @@
+"""Kill it anywhere: the same command with resume ends in the very same model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from toy_recipe import make_recipe
+
+from edgewise.apps import simulate
+from edgewise.core.errors import StoreError
+from edgewise.drivers.store import RunStore
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def start(out, engine, resume, sleep="0.02"):
+    env = {**os.environ, "PYTHONPATH": str(SUPPORT), "TOY_SLEEP": sleep}
+    return subprocess.Popen(
+        [sys.executable, str(SUPPORT / "toy_run.py"), str(out), engine, str(int(resume))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+    )
+
+
+def kill_after(process, lines):
+    """SIGKILL once so many events were printed; returns whether the process was still running then."""
+    seen = 0
+    for _ in process.stdout:
+        seen += 1
+        if seen >= lines:
+            os.kill(process.pid, signal.SIGKILL)
+            process.stdout.close()
+            process.stderr.close()
+            return process.wait() == -signal.SIGKILL
+    error = process.stderr.read()
+    process.stderr.close()
+    process.stdout.close()
+    assert process.wait() == 0, error
+    return False
+
+
+def final(out):
+    with RunStore(out) as store:
+        return store.models(), store.measures("federated"), store.measures("centralised"), store.measures("local_only")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["inproc", "pool"])
+def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, engine):
+    calm = tmp_path / "calm"
+    assert not kill_after(start(calm, engine, False, "0"), 10**9)
+    stormy, kills = tmp_path / "stormy", 0
+    # 4 rounds x 8 devices print about 70 events; every attempt gets a little further before it is killed.
+    for lines in (7, 12, 16, 9, 20, 11, 25, 14, 10**9, 10**9):
+        process = start(stormy, engine, kills > 0)
+        if not kill_after(process, lines):
+            break
+        kills += 1
+    assert kills >= 6
+    assert final(calm) == final(stormy)
+
+
+def test_what_was_journalled_is_not_trained_again(tmp_path, monkeypatch):
+    """Stop in the middle of round 1; on resume only the devices without an answer are asked."""
+    recipe = make_recipe({"compare.local_only": False, "compare.centralised": False})
+
+    class Stop(Exception):
+        pass
+
+    def stop_in_round_1(event):
+        if getattr(event, "device", "") and event.round == 1:
+            seen.append(event.device)
+            if len(seen) == 3:
+                raise Stop
+
+    seen, trained = [], []
+    monkeypatch.syspath_prepend(str(SUPPORT))
+    common = {"out": tmp_path, "recipe_dir": tmp_path, "extensions": ["toy"], "report": False}
+    with pytest.raises(Stop):
+        simulate.run(recipe, **common, sinks=[stop_in_round_1])
+    import toy
+
+    fit = toy.ToyTrainer.fit
+    monkeypatch.setattr(toy.ToyTrainer, "fit", lambda self, r: (trained.append((r.round, r.device)), fit(self, r))[1])
+    simulate.run(recipe, **common, resume=True)
+    asked = {d for r, d in trained if r == 1}
+    assert not asked & set(seen)
+    assert len(asked) == 5
+    assert min(r for r, _ in trained) == 1
+
+
+def test_two_processes_cannot_work_in_one_directory(tmp_path):
+    with RunStore(tmp_path), pytest.raises(StoreError) as caught:
+        RunStore(tmp_path)
+    assert caught.value.code == "E-RUN-EXISTS"
+
+
+def test_interrupt_leaves_a_resumable_run(tmp_path):
+    process = start(tmp_path, "pool", False, "0.1")
+    ready = threading.Event()
+    lines = []
+
+    def read():
+        for line in process.stdout:
+            lines.append(line)
+            if '"accepted"' in line:
+                ready.set()
+        ready.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    ready.wait(60)
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    reader.join(10)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.returncode != 0
+    again = start(tmp_path, "inproc", True, "0")
+    assert not kill_after(again, 10**9)

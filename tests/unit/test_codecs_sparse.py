@@ -1,0 +1,123 @@
+"""The stages that send part of the vector: top_k, random_k, segments; and the ring's lift."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgewise.codecs.random_k import random_k
+from edgewise.codecs.segments import segments
+from edgewise.codecs.top_k import top_k
+from edgewise.codecs.wrap import wrap
+from edgewise.core.keys import Turn, root
+from edgewise.core.space import Kind, Quorum, Space
+from edgewise.core.stage import Payload, Stage
+from edgewise.core.vector import Spec, Vector
+
+TURN = Turn(5, root(1), root(2))
+
+
+def _space(dim: int) -> Space:
+    return Space(dim, Quorum(1, 4), universe=dim, l2=3.0, linf=2.0)
+
+
+def _encode(stage: Stage, x: Vector, turn: Turn = TURN) -> Payload:
+    return stage.encode(Payload(x, np.zeros(0)), {}, _space(x.size), turn)[0]
+
+
+@given(hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-4, 4, width=16)), st.floats(0.01, 1.0))
+def test_top_k_is_a_stable_sort(x: Vector, fraction: float) -> None:
+    payload = _encode(top_k(fraction), x)
+    k = max(1, round(fraction * x.size))
+    want = sorted(np.argsort(-np.abs(x), kind="stable")[:k].tolist())
+    assert payload.support is not None
+    assert payload.support.tolist() == want
+    assert payload.body.tolist() == x[want].tolist()
+    dense = top_k(fraction).decode(payload, _space(x.size), TURN)
+    assert dense.support is None
+    assert dense.body.tolist() == [v if i in want else 0.0 for i, v in enumerate(x.tolist())]
+
+
+def test_top_k_space() -> None:
+    out = top_k(0.1).infer(_space(95))
+    assert (out.dim, out.universe, out.sparse, out.summable, out.unbiased) == (10, 95, True, False, False)
+    assert (out.l2, out.linf) == (3.0, 2.0)
+    assert top_k(0.001).infer(_space(95)).dim == 1
+
+
+def test_top_k_takes_the_lowest_of_equals() -> None:
+    assert _encode(top_k(0.3), np.full(10, -1.0, np.float32)).support.tolist() == [0, 1, 2]  # type: ignore[union-attr]
+    x = np.array([1, 2, 1, -2, 1, 1], np.float32)
+    assert _encode(top_k(0.5), x).support.tolist() == [0, 1, 3]  # type: ignore[union-attr]
+
+
+def test_random_k_support_is_public_and_moves() -> None:
+    x = np.arange(1, 101, dtype=np.float32)
+    stage = random_k(0.2, unbiased=False)
+    a = _encode(stage, x).body
+    assert (a == _encode(stage, x, Turn(5, root(1), root(99))).body).all(), "depends on nothing private"
+    assert (a != _encode(stage, x, Turn(6, root(1), root(2))).body).any(), "differs by round"
+    assert (a != _encode(stage, x, Turn(5, root(3), root(2))).body).any(), "differs by public key"
+    dense = stage.decode(_encode(stage, x), _space(100), TURN).body
+    assert sorted(dense[dense != 0].tolist()) == sorted(a.tolist())
+    assert ((dense == 0) | (dense == x)).all()
+
+
+def test_random_k_golden_support() -> None:
+    """Devices of different versions must draw the same support."""
+    x = np.arange(50, dtype=np.float32)
+    assert _encode(random_k(0.1, unbiased=False), x).body.tolist() == [15, 24, 25, 40, 44]
+
+
+def test_random_k_pays_before_it_travels() -> None:
+    x = np.ones(100, np.float32)
+    body = _encode(random_k(0.25), x).body
+    np.testing.assert_allclose(body, 4.0, rtol=1e-6)
+    assert (body <= 4.0).all()
+    out = random_k(0.25).infer(_space(100))
+    assert (out.dim, out.l2, out.linf, out.unbiased, out.moving, out.summable) == (25, 12.0, 8.0, True, True, True)
+    biased = random_k(0.25, unbiased=False).infer(_space(100))
+    assert (biased.l2, biased.linf, biased.unbiased) == (3.0, 2.0, False)
+    whole = random_k(1.0).infer(_space(100))
+    assert (whole.dim, whole.l2, whole.moving) == (100, 3.0, False)
+
+
+def test_random_k_variance_is_the_textbook_one() -> None:
+    """NMSE (1 - p) / p: 19 at 5 % (research/methods.md 2.1)."""
+    x = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
+    stage = random_k(0.05)
+    y = stage.decode(_encode(stage, x), _space(x.size), TURN).body
+    assert float(np.square(y - x).sum() / np.square(x).sum()) == pytest.approx(19.0, rel=0.1)
+
+
+SPEC = Spec.of([("l0.a", (2, 2), "float32"), ("l0.b", (3,), "float32"), ("l1.a", (1,), "float32")])
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [(["l0.*"], range(7)), (["*.a"], [0, 1, 2, 3, 7]), (["l1.a", "l0.b"], [4, 5, 6, 7]), (["l0.[ab]", "*"], range(8))],
+)
+def test_segments(names: list[str], kept: list[int]) -> None:
+    x = np.arange(1, 9, dtype=np.float32)
+    stage = segments(SPEC, names)
+    payload = _encode(stage, x)
+    assert payload.body.tolist() == x[list(kept)].tolist()
+    dense = stage.decode(payload, _space(8), TURN).body
+    assert dense.tolist() == [v if i in kept else 0.0 for i, v in enumerate(x.tolist())]
+    out = stage.infer(_space(8))
+    assert (out.dim, out.l2, out.unbiased, out.summable) == (len(kept), 3.0, len(kept) == 8, True)
+
+
+@given(st.integers(2, 32), st.data())
+def test_wrap_lifts_the_centred_residue(bits: int, data: st.DataObject) -> None:
+    half = 2 ** (bits - 1)
+    values = data.draw(st.lists(st.integers(-half, half - 1), min_size=1, max_size=20))
+    space = _space(len(values)).but(kind=Kind.INTEGER)
+    stage = wrap(bits)
+    payload, _ = stage.encode(Payload(np.array(values, np.int32), np.zeros(0)), {}, space, TURN)
+    assert payload.body.dtype == np.uint64
+    assert payload.body.tolist() == [v % 2**bits for v in values]
+    assert stage.decode(payload, space, TURN).body.tolist() == values

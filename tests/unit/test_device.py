@@ -1,0 +1,118 @@
+"""The device machine: idempotent retries, committed and pending memory, refusals instead of exceptions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from toy_recipe import make_recipe
+
+from edgewise.codecs import pack
+from edgewise.core import frame
+from edgewise.core.vector import Spec
+from edgewise.engine import device as machine
+from edgewise.engine.ports import Update
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile as compile_plan
+
+SPEC = Spec.of([("w", (40,), "float32")])
+PLAN = compile_plan(make_recipe(), SPEC, 8, BUILT_IN)
+PARAMS = np.zeros(40, np.float32)
+X = np.random.default_rng(0).normal(size=40).astype(np.float32)
+HEAD = {"loss_first": 2.0, "loss_last": 1.0}
+
+
+def invite(number, accepted=-1, run=PLAN.run, spec=SPEC):
+    return frame.Invite(
+        run=run,
+        round=number,
+        spec=spec.digest(),
+        model="0" * 64,
+        public=PLAN.public(number),
+        accepted=accepted,
+        deadline_s=1.0,
+        rule=PLAN.rule(number),
+    )
+
+
+def contribute(state, number, accepted=-1, x=X):
+    state, (train,) = machine.step(PLAN, state, machine.Invited(invite(number, accepted), PARAMS))
+    assert isinstance(train, machine.Train)
+    state, effects = machine.step(PLAN, state, machine.Trained(Update(x, HEAD, 100.0)))
+    assert isinstance(effects[-1], machine.Send)
+    return state, frame.load(effects[-1].frame)
+
+
+def residual(memory):
+    return next(v for k, v in memory.items() if v.dtype == np.float32 and v.shape == (40,))
+
+
+def decoded(sent, number):
+    payload = pack.unpack(sent.payload, PLAN.pipeline.encoded)
+    return PLAN.pipeline.decode(payload, PLAN.turn(number)).body
+
+
+def test_what_was_not_sent_is_remembered_exactly():
+    state, sent = contribute(machine.join(PLAN, "d"), 0)
+    # weigh: 100 of 160 tokens
+    np.testing.assert_allclose(decoded(sent, 0) + residual(state.pending), X * np.float32(100 / 160), atol=1e-6)
+    assert np.abs(residual(state.pending)).max() > 0
+
+
+def test_a_repeated_invitation_gives_the_same_bytes():
+    first, sent = contribute(machine.join(PLAN, "d"), 0)
+    again, resent = contribute(first, 0)
+    assert sent == resent
+    np.testing.assert_array_equal(residual(first.pending), residual(again.pending))
+
+
+def test_memory_is_committed_only_when_the_server_used_it():
+    state, _ = contribute(machine.join(PLAN, "d"), 0)
+    taken, sent_after = contribute(state, 1, accepted=0)
+    dropped, sent_fresh = contribute(state, 1, accepted=-1)
+    np.testing.assert_array_equal(residual(taken.committed), residual(state.pending))
+    assert not residual(dropped.committed).any()
+    assert sent_after.payload != sent_fresh.payload
+
+
+def test_state_survives_saving_at_any_point():
+    state, _ = contribute(machine.join(PLAN, "d"), 0)
+    loaded = machine.restore("d", machine.save(state))
+    assert loaded.pending_round == 0
+    assert contribute(state, 1, 0)[1] == contribute(loaded, 1, 0)[1]
+
+
+@pytest.mark.parametrize("bad", [{"run": "other"}, {"spec": Spec.of([("w", (41,), "float32")])}])
+def test_another_run_or_layout_is_refused_without_training(bad):
+    state, effects = machine.step(PLAN, machine.join(PLAN, "d"), machine.Invited(invite(0, **bad), PARAMS))
+    assert isinstance(state, machine.Idle)
+    (send,) = effects
+    assert frame.load(send.frame).code == "E-FRAME"
+
+
+def test_failure_and_nan_are_refusals_and_change_no_memory():
+    start, _ = contribute(machine.join(PLAN, "d"), 0)
+    training, _ = machine.step(PLAN, start, machine.Invited(invite(1, 0), PARAMS))
+    state, (send,) = machine.step(PLAN, training, machine.Failed("E-DEVICE-DATA", "no text"))
+    assert frame.load(send.frame).code == "E-DEVICE-DATA"
+    np.testing.assert_array_equal(residual(state.committed), residual(start.pending))
+    bad = X.copy()
+    bad[7] = np.inf
+    state, (send,) = machine.step(PLAN, training, machine.Trained(Update(bad, HEAD, 1.0)))
+    assert frame.load(send.frame).code == "E-NAN"
+    np.testing.assert_array_equal(residual(state.committed), residual(start.pending))
+
+
+def test_losses_outside_the_bound_are_cut():
+    training, _ = machine.step(PLAN, machine.join(PLAN, "d"), machine.Invited(invite(0), PARAMS))
+    _, effects = machine.step(PLAN, training, machine.Trained(Update(X, {"loss_first": 1e9, "loss_last": -5}, 160.0)))
+    payload = pack.unpack(frame.load(effects[-1].frame).payload, PLAN.pipeline.encoded)
+    assert dict(zip(PLAN.pipeline.encoded.head, payload.head.tolist(), strict=True)) == {
+        "loss_first": 20.0,
+        "loss_last": 0.0,
+        "weight": 1.0,
+    }
+
+
+def test_misuse_by_the_driver_raises():
+    with pytest.raises(ValueError, match="not training"):
+        machine.step(PLAN, machine.join(PLAN, "d"), machine.Failed("E-TRAIN", ""))

@@ -1,0 +1,79 @@
+"""Frames: golden vectors that must be read, vectors that must be refused, and damaged bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgewise.core import frame
+from edgewise.core.errors import DecodeError
+
+CASES: dict[str, list[dict[str, Any]]] = json.loads((Path(__file__).parent / "vectors" / "frames.json").read_text())
+VALID = [bytes.fromhex(c["frame"]) for c in CASES["accept"]]
+
+
+def _plain(message: Any) -> dict[str, Any]:
+    fields = {n: getattr(message, n) for n in message.__struct_fields__}
+    fields = {k: v.hex() if isinstance(v, bytes) else v for k, v in fields.items()}
+    if "rule" in fields:
+        fields["rule"] = {n: getattr(message.rule, n) for n in message.rule.__struct_fields__}
+    return {"type": message.__struct_config__.tag, **fields}
+
+
+@pytest.mark.parametrize("case", CASES["accept"], ids=lambda c: c["name"])
+def test_accepts(case: dict[str, Any]) -> None:
+    raw = bytes.fromhex(case["frame"])
+    message = frame.load(raw)
+    assert _plain(message) == case["message"]
+    assert frame.dump(message) == raw
+    assert frame.load(memoryview(raw)) == message
+
+
+@pytest.mark.parametrize("case", CASES["reject"], ids=lambda c: c["name"])
+def test_rejects(case: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError) as caught:
+        frame.load(bytes.fromhex(case["frame"]))
+    assert caught.value.code == "E-FRAME"
+
+
+def test_every_message_type_has_a_vector() -> None:
+    assert {type(frame.load(raw)) for raw in VALID} == set(frame.Message.__args__)
+
+
+def test_size_is_checked_before_parsing() -> None:
+    with pytest.raises(DecodeError) as caught:
+        frame.load(b"EWF\x01" + b"\xff" * 100, limit_bytes=103)
+    assert caught.value.code == "E-FRAME-SIZE"
+    assert "104" in caught.value.what
+    assert frame.load(VALID[0], limit_bytes=len(VALID[0])) == frame.load(VALID[0])
+
+
+def test_messages_are_immutable() -> None:
+    with pytest.raises(AttributeError):
+        frame.load(VALID[0]).run = "other"  # type: ignore[misc]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(VALID), st.data())
+def test_damaged_frames_are_refused_or_canonical(raw: bytes, data: st.DataObject) -> None:
+    damaged = bytearray(raw)
+    for _ in range(data.draw(st.integers(1, 5))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    damaged = damaged[: data.draw(st.integers(0, len(damaged)))] + data.draw(st.binary(max_size=3))
+    try:
+        message = frame.load(bytes(damaged))
+    except DecodeError:
+        return
+    assert frame.dump(message) == bytes(damaged)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=200))
+def test_random_bytes_never_raise_anything_else(body: bytes) -> None:
+    with pytest.raises(DecodeError):
+        frame.load(b"EWF\x01" + body)

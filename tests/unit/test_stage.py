@@ -1,0 +1,268 @@
+"""The pipeline: weighted means, order independence, posts, refusals; and both sums and the noise."""
+
+from __future__ import annotations
+
+from math import inf, sqrt
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgewise.codecs.feedback import feedback
+from edgewise.codecs.quantize import quantize
+from edgewise.codecs.random_k import random_k
+from edgewise.codecs.weigh import weigh
+from edgewise.codecs.wrap import wrap
+from edgewise.core.errors import DecodeError, TrainingError
+from edgewise.core.keys import Turn, derive, root
+from edgewise.core.space import Quorum, Space, Total
+from edgewise.core.stage import Aggregate, Payload, Pipeline, Post, Stage, pipeline
+from edgewise.core.vector import Vector
+from edgewise.merges.plain import plain_sum, ring_sum
+from edgewise.privacy.clip import clamp, clip
+from edgewise.privacy.noise import noise, normals
+
+DIM = 50
+START = Space(DIM, Quorum(2, 16), head=("loss",), head_l2=20.0, universe=DIM)
+BARE = Space(DIM, Quorum(2, 16), universe=DIM)
+TURN = Turn(0, root(1), root(2))
+
+
+def _xs(n: int, seed: int = 0) -> list[Vector]:
+    return list(np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32))
+
+
+def _release(pipe: Pipeline, xs: list[Vector], counts: list[float] | None = None) -> Aggregate:
+    total = pipe.start_sum()
+    for i, x in enumerate(xs):
+        head = {"loss": float(i)} if pipe.spaces[0].head else {}
+        payload, _ = pipe.encode(x, head, counts[i] if counts else 1.0, pipe.init(), TURN)
+        total = pipe.add(total, payload, TURN)
+    return pipe.release(total, TURN, root(3))
+
+
+def test_plain_mean() -> None:
+    xs = _xs(5)
+    out = _release(pipeline(START, [], plain_sum()), xs)
+    np.testing.assert_allclose(out.mean, np.mean(xs, axis=0), atol=1e-6)
+    assert (out.n, out.weight, out.head) == (5, 5.0, {"loss": 2.0})
+
+
+def test_weighted_mean_is_by_capped_counts() -> None:
+    xs, counts = _xs(4), [10.0, 40.0, 1000.0, 0.0]
+    out = _release(pipeline(START, [weigh(100.0)], plain_sum()), xs, counts)
+    w = np.array([0.1, 0.4, 1.0, 0.0])
+    np.testing.assert_allclose(out.mean, np.average(xs, axis=0, weights=w), atol=1e-6)
+    assert out.weight == pytest.approx(1.5)
+    assert out.head["loss"] == pytest.approx((0.4 + 2.0) / 1.5)
+
+
+def test_nobody_had_anything_to_say() -> None:
+    out = _release(pipeline(START, [weigh(100.0)], plain_sum()), _xs(2), [0.0, 0.0])
+    assert not out.mean.any()
+    assert (out.head, out.weight) == ({"loss": 0.0}, 0.0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.permutations(range(8)), st.integers(1, 7))
+def test_sums_do_not_depend_on_order_or_sharding(order: list[int], cut: int) -> None:
+    xs = [x * np.float32(10.0 ** (i - 4)) for i, x in enumerate(_xs(8))]
+    heads = [np.array([1e16 * (-1) ** i + i, 1e-20 * i]) for i in range(8)]
+    space = START.but(head=("a", "b"))
+    merge = plain_sum()
+
+    def run(indices: list[int]) -> tuple[np.ndarray, tuple[int, ...]]:
+        acc = merge.init(space)
+        for i in indices:
+            acc = merge.add(acc, Payload(xs[i], heads[i]), space)
+        return acc.body, acc.head
+
+    whole, parts = run(list(range(8))), [run(order[:cut]), run(order[cut:])]
+    assert (whole[0] == parts[0][0] + parts[1][0]).all()
+    assert whole[1] == tuple(a + b for a, b in zip(parts[0][1], parts[1][1], strict=True))
+
+
+def test_the_head_is_summed_exactly() -> None:
+    merge, acc = plain_sum(), plain_sum().init(BARE)
+    for v in (1e16, 1.0, -1e16, 5e-324):
+        acc = merge.add(acc, Payload(np.zeros(DIM, np.float32), np.array([v])), BARE)
+    assert merge.finish(acc, BARE).head.tolist() == [1.0]
+
+
+def test_a_refused_contribution_changes_nothing() -> None:
+    merge = plain_sum()
+    acc = merge.add(merge.init(START), Payload(_xs(1)[0], np.ones(1)), START)
+    before = acc.body.copy()
+    limit = 2.0**22 / 16
+    last_bad = [np.nan, np.inf, -np.inf, limit * 1.001, -1e30]
+    for value in last_bad:
+        x = np.ones(DIM, np.float32)
+        x[-1] = value
+        with pytest.raises(DecodeError) as caught:
+            merge.add(acc, Payload(x, np.ones(1)), START)
+        assert caught.value.code == ("E-RANGE" if np.isfinite(value) else "E-PAYLOAD")
+    for head in (np.nan, np.inf):
+        with pytest.raises(DecodeError) as caught:
+            merge.add(acc, Payload(np.ones(DIM, np.float32), np.array([head])), START)
+        assert caught.value.code == "E-PAYLOAD"
+    assert (acc.body == before).all()
+    assert acc.head == (1 << 1074,)
+
+
+def test_the_largest_sum_fits() -> None:
+    merge, acc = plain_sum(), plain_sum().init(BARE)
+    for _ in range(16):
+        acc = merge.add(acc, Payload(np.full(DIM, -(2.0**18), np.float32), np.zeros(0)), BARE)
+    assert (merge.finish(acc, BARE).body == -(2.0**22)).all()
+    with pytest.raises(ValueError, match="limit"):
+        merge.add(acc, Payload(np.zeros(DIM, np.float32), np.zeros(0)), BARE)
+
+
+@pytest.mark.parametrize("make", [plain_sum, ring_sum])
+def test_sums_refuse_other_shapes(make: object) -> None:
+    merge = make()  # type: ignore[operator]
+    with pytest.raises(ValueError, match="shape"):
+        merge.add(merge.init(BARE), Payload(np.zeros(3, np.float32), np.zeros(0)), BARE)
+
+
+def test_ring_sum_wraps_and_refuses_residues_outside() -> None:
+    merge, space = ring_sum(), BARE.but(modulus=1 << 12)
+    acc = merge.init(space)
+    for v in (4000, 4000, 96 + 96):
+        acc = merge.add(acc, Payload(np.full(DIM, v, np.uint64), np.zeros(0)), space)
+    assert (merge.finish(acc, space).body == 0).all()
+    with pytest.raises(DecodeError):
+        merge.add(acc, Payload(np.full(DIM, 4096, np.uint64), np.zeros(0)), space)
+
+
+def test_ring_release_is_the_mean_on_the_grid() -> None:
+    xs = _xs(6)
+    stages = [clip(2.0), clamp(0.5), quantize(12, "shared"), wrap(20)]
+    out = _release(pipeline(START, stages, ring_sum()), xs)
+    clipped = [np.clip(x * min(1, 2 / np.linalg.norm(x)), -0.5, 0.5) for x in xs]
+    np.testing.assert_allclose(out.mean, np.mean(clipped, axis=0), atol=0.5 / 2047)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_updates_never_leave(bad: float) -> None:
+    pipe = pipeline(START, [], plain_sum())
+    x = np.zeros(DIM, np.float32)
+    x[3] = bad
+    with pytest.raises(TrainingError) as caught:
+        pipe.encode(x, {"loss": 1.0}, 1.0, {}, TURN)
+    assert caught.value.code == "E-NAN"
+
+
+def test_overflow_is_refused_on_the_device() -> None:
+    x = np.full(DIM, 3e38, np.float32)
+    for stage, memory in ((random_k(0.1), {}), (feedback([clip(1.0)]), {"0.residual": x, "0.last": np.array([-1])})):
+        with pytest.raises(TrainingError) as caught:
+            pipeline(BARE, [stage], plain_sum()).encode(x, {}, 1.0, memory, TURN)
+        assert caught.value.code == "E-RANGE"
+
+
+def test_misuse() -> None:
+    pipe = pipeline(START, [], plain_sum())
+    with pytest.raises(ValueError, match="shape"):
+        pipe.encode(np.zeros(3, np.float32), {"loss": 1.0}, 1.0, {}, TURN)
+    with pytest.raises(ValueError, match="nothing to release"):
+        pipe.release(pipe.start_sum(), TURN, root(3))
+    with pytest.raises(ValueError, match="count"):
+        pipeline(START, [weigh(1.0)], plain_sum()).encode(np.zeros(DIM, np.float32), {"loss": 1.0}, -1.0, {}, TURN)
+
+
+def test_memory_of_more_than_ten_stages_stays_apart() -> None:
+    """Prefixes "1." and "11." must not mix."""
+
+    def counting(i: int) -> Stage:
+        def encode(p: Payload, m: dict, space: Space, turn: Turn) -> tuple[Payload, dict]:  # type: ignore[type-arg]
+            assert m["id"][0] == i
+            return p, {"id": m["id"], "rounds": m["rounds"] + 1}
+
+        return Stage(
+            f"s{i}", lambda s: s, encode, lambda p, s, t: p, lambda s: {"id": np.array([i]), "rounds": np.zeros(1)}
+        )  # type: ignore[arg-type]
+
+    pipe = pipeline(START, [counting(i) for i in range(12)], plain_sum())
+    memory = pipe.init()
+    for _ in range(3):
+        _, memory = pipe.encode(_xs(1)[0], {"loss": 1.0}, 1.0, memory, TURN)
+    assert all(memory[f"{i}.rounds"][0] == 3 for i in range(12))
+
+
+def test_noise_has_the_promised_size_and_covers_the_head() -> None:
+    big = Space(40_000, Quorum(2, 16), head=("loss",), head_l2=3.0, universe=40_000)
+    pipe = pipeline(big, [clip(4.0)], plain_sum(), [noise(0.5), noise(2.0)])
+    assert pipe.total.sensitivity == 5.0
+    assert pipe.total.noise_std == pytest.approx(sqrt(2.5**2 + 10.0**2))
+    payload, _ = pipe.encode(np.zeros(40_000, np.float32), {"loss": 1.0}, 1.0, {}, TURN)
+    out = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(3))
+    assert out.mean.std() == pytest.approx(pipe.total.noise_std, rel=0.02)
+    assert abs(out.head["loss"] - 1.0) > 0.01
+    other = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(4))
+    assert abs(np.corrcoef(out.mean, other.mean)[0, 1]) < 0.03
+
+
+def test_posts_draw_independently() -> None:
+    """Two noises with one stream would double the standard deviation instead of adding variances."""
+    pipe = pipeline(BARE.but(dim=20_000, universe=20_000), [clip(1.0)], plain_sum(), [noise(1.0), noise(1.0)])
+    payload, _ = pipe.encode(np.zeros(20_000, np.float32), {}, 1.0, {}, TURN)
+    out = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(3))
+    assert out.mean.std() == pytest.approx(sqrt(2.0), rel=0.03)
+
+
+def test_posts_see_body_and_head_as_one_vector() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def apply(x: Vector, total: Total, entropy: bytes) -> Vector:
+        seen.append(x.shape)
+        return x + np.float32(1.0)
+
+    pipe = pipeline(START, [], plain_sum(), [Post("plus one", lambda t: t, apply)])
+    out = _release(pipe, [np.zeros(DIM, np.float32)])
+    assert seen == [(DIM + 1,)]
+    assert (out.mean == 1.0).all()
+    assert out.head == {"loss": 1.0}
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 1001, (1 << 19) + 3])
+def test_normals(n: int) -> None:
+    a = normals(derive(root(1), n), n)
+    assert a.shape == (n,)
+    assert np.isfinite(a).all()
+    assert (a == normals(derive(root(1), n), n)).all()
+    if n > 1000:
+        assert abs(a.mean()) < 5 / sqrt(n)
+        assert abs(a.var() - 1) < 5 * sqrt(2 / n)
+        assert abs((a**4).mean() - 3) < 5 * sqrt(96 / n)
+        assert abs(np.corrcoef(a[: n // 2], a[n // 2 : 2 * (n // 2)])[0, 1]) < 5 / sqrt(n / 2)
+
+
+@pytest.mark.parametrize("factor", [0.1, 0.99999999, 1.0, 1.00000001, 1e20])
+def test_clip_really_bounds(factor: float) -> None:
+    g = np.random.default_rng(1)
+    for _ in range(50):
+        x = (g.standard_t(2, 3000)).astype(np.float32)
+        bound = float(np.linalg.norm(x.astype(np.float64))) / factor
+        y = clip(bound).encode(Payload(x, np.zeros(0)), {}, BARE, TURN)[0].body
+        assert float(np.linalg.norm(y.astype(np.float64))) <= bound * (1 + 1e-12)
+        np.testing.assert_allclose(y, x * min(1.0, 1 / factor), rtol=1e-6)
+
+
+def test_clamp_rounds_its_edge_inwards() -> None:
+    for c in (0.1, 0.3, 1e-3, 7.7):
+        y = clamp(c).encode(Payload(np.array([9e9, -9e9, 0.0], np.float32), np.zeros(0)), {}, BARE, TURN)[0].body
+        assert c * (1 - 1e-6) < float(y[0]) <= c
+        assert float(y[1]) >= -c
+
+
+def test_bounds_of_clip_and_clamp() -> None:
+    assert clip(2.0).infer(BARE).l2 == 2.0
+    assert clip(2.0).infer(BARE).linf == 2.0
+    assert clip(9.0).infer(BARE.but(l2=2.0)).l2 == 2.0
+    assert clip(9.0).infer(BARE.but(l2=2.0)).unbiased
+    assert not clip(1.0).infer(BARE.but(l2=2.0)).unbiased
+    assert clamp(0.5).infer(BARE).l2 == pytest.approx(0.5 * sqrt(DIM))
+    assert clamp(0.5).infer(BARE).linf == 0.5
+    assert BARE.sensitivity == inf
