@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps import sections, words
+from edgewise.apps.charts import log_ticks
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.store import RunStore
 
@@ -41,6 +42,8 @@ STYLE: dict[str, Any] = {
     "xtick.major.size": 0,
     "ytick.major.size": 0,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.12,
+    "figure.constrained_layout.h_pad": 0.12,
     "savefig.dpi": 160,
 }
 MANY = 60  # devices above which the spread is drawn by rank
@@ -79,8 +82,8 @@ def _figure(path: Path, name: str, s: Summary) -> Iterator[Any]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    tall = min(len(s["per_device"]), MANY) if name == "devices" else 0
-    figure = Figure(figsize=(9.5, max(3.4, 1.6 + 0.24 * tall)) if name == "devices" else (9.5, 3.8))
+    shown = len(s["per_device"]) if len(s["per_device"]) <= MANY else 10
+    figure = Figure(figsize=(9.5, max(3.6, 1.5 + 0.24 * shown) if name == "devices" else 3.8))
     FigureCanvasAgg(figure)
     yield figure
     if figure.axes:
@@ -140,39 +143,43 @@ def _devices(figure: Any, s: Summary) -> bool:
     if not rows:
         return False
     axes = figure.subplots()
-    for m in models:
-        shown = [(i, r[m]) for i, r in enumerate(rows) if r.get(m)]
-        place = [i for i, _ in shown]
-        value = [v for _, v in shown]
-        if len(rows) > MANY:
-            axes.plot(sorted(value), [100 * i / max(1, len(value) - 1) for i in range(len(value))], color=COLOUR[m])
-        face = "white" if m == "bundled" else COLOUR[m]
-        ends = (sorted(value), [100 * i / max(1, len(value) - 1) for i in range(len(value))])
-        where = (value, place) if len(rows) <= MANY else (ends[0][-1:], ends[1][-1:])
-        axes.scatter(
-            *where, s=34, marker=MARKER[m], c=face, edgecolors=COLOUR[m], linewidths=1.6, zorder=3, label=words.MODELS[m]
-        )
-    if len(rows) <= MANY:
-        for i, r in enumerate(rows):
-            ends_x = [r[m] for m in models if r.get(m)]
-            axes.plot([min(ends_x), max(ends_x)], [i, i], color=COLOUR["quiet"], lw=1.6, zorder=1)
-        axes.set_yticks(range(len(rows)), [r["device"] for r in rows])
-        axes.grid(axis="y", visible=False)
-    else:
-        axes.set_ylabel("% of devices")
+    draw = _each if len(rows) <= MANY else _ranked
+    draw(axes, rows, models)
     axes.set_xscale("log")
-    ticks = _log_ticks(*axes.get_xlim())
+    ticks = log_ticks(*axes.get_xlim())
     axes.set_xticks(ticks, [f"{t:,.6g}" for t in ticks])
     axes.minorticks_off()
     axes.set(title="Held-out perplexity of each device", xlabel="perplexity (log scale, lower is better)")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.62, 1.1), ncols=4, frameon=False, handletextpad=0.2)
+    figure.legend(loc="outside upper right", ncols=4, frameon=False, handletextpad=0.2)
     return True
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
-    from edgewise.apps.charts import log_ticks
+def _mark(axes: Any, model: str, x: Sequence[float], y: Sequence[float]) -> None:
+    face = "white" if model == "bundled" else COLOUR[model]
+    look = {"marker": MARKER[model], "c": face, "edgecolors": COLOUR[model], "linewidths": 1.6, "zorder": 3}
+    axes.scatter(x, y, s=34, label=words.MODELS[model], **look)
 
-    return log_ticks(low, high)
+
+def _each(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
+    """One row per device."""
+    for i, r in enumerate(rows):
+        ends = [r[m] for m in models if r.get(m)]
+        axes.plot([min(ends), max(ends)], [i, i], color=COLOUR["quiet"], lw=1.6, zorder=1)
+    for m in models:
+        shown = [(i, r[m]) for i, r in enumerate(rows) if r.get(m)]
+        _mark(axes, m, [v for _, v in shown], [i for i, _ in shown])
+    axes.set_yticks(range(len(rows)), [r["device"] for r in rows])
+    axes.grid(axis="y", visible=False)
+
+
+def _ranked(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
+    """Too many devices for rows: each model's perplexities in order."""
+    for m in models:
+        values = sorted(r[m] for r in rows if r.get(m))
+        share = [100 * i / max(1, len(values) - 1) for i in range(len(values))]
+        axes.plot(values, share, color=COLOUR[m], lw=2)
+        _mark(axes, m, values[-1:], share[-1:])
+    axes.set_ylabel("% of devices")
 
 
 def _bars(axes: Any, rows: Sequence[tuple[str, float, str, str]], title: str) -> None:

@@ -208,7 +208,7 @@ def pipeline(s: Summary) -> str:
     """The trace of the Space, and who learns what."""
     trace, claims = s["plan"]["trace"], s["plan"]["claims"]
     rows = []
-    for r in trace:
+    for r, after in zip(trace, [*trace[1:], None], strict=True):
         cells = [escape(r["does"])]
         if r["role"] in ("merge", "post"):
             cells += [""] * 6
@@ -216,7 +216,8 @@ def pipeline(s: Summary) -> str:
             unit = f"{r['bits']:g} bit"
             cells += [words.count(r["dim"]), unit, _bound(r["l2"]), _yes(r["summable"]), _yes(r["unbiased"])]
             cells.append(words.size(r["bytes"]))
-        name = escape(r["name"])
+        opens = r["role"] == "stage" and after is not None and after["role"] == "inner"
+        name = escape(r["name"].split("(")[0] if opens else r["name"])
         rows.append(row(f"{'↳ ' if r['role'] == 'inner' else ''}{name}", cells, r["role"], plain=(0,)))
     heads = ("part", "what it does", "length", "each", "L2 bound", "summable", "unbiased", "bytes")
     shown = table(heads, rows, "The way of an update, checked before any data was read.", plain=(0,)) if rows else ""

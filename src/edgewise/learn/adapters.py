@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -74,7 +75,8 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Modu
         fan_in_fan_out=any(_is_conv1d(m) for m in model.modules()),
         task_type="CAUSAL_LM",
     )
-    with seeded(derive(key, "lora")):
+    with seeded(derive(key, "lora")), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls a deprecated name of transformers
         return get_peft_model(model, config)
 
 

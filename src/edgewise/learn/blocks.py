@@ -62,14 +62,10 @@ class BlockStore:
         self._folder = cache_dir / "blocks"
         parts = [FORMAT, tokens.digest, section.sequence_len, section.holdout, section.max_tokens, section.prompt != ""]
         self._key = json.dumps([*parts, corpus.cut_each])
-        self._stem: dict[DeviceId, str] = {}
 
     def open(self, device: DeviceId) -> Blocks:
         """Blocks of one device; either array may have no rows. Raises DataError as ``Corpus.documents``, StoreError."""
-        stem = self._stem.get(device)
-        if stem is None:
-            content = f"{self._key} {self._corpus.digest(device)}"
-            stem = self._stem[device] = hashlib.sha256(content.encode()).hexdigest()[:40]
+        stem = hashlib.sha256(f"{self._key} {self._corpus.digest(device)}".encode()).hexdigest()[:40]
         paths = [self._folder / f"{stem}.{part}.npy" for part in ("train", "held")]
         maps = [_map(p, self._section.sequence_len + 1) for p in paths]
         if any(m is None for m in maps):

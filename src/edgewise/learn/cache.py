@@ -29,6 +29,6 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     except OSError as e:
         os.unlink(temporary)
         raise StoreError("E-DISK", f"{path}: {e}.", "free space, or choose another folder.") from None
-    except BaseException:
+    except BaseException:  # boundary: clean up after anything, also Ctrl-C, and pass it on
         os.unlink(temporary)
         raise

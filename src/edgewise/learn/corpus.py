@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ class Corpus:
     _order: Array  # documents sorted by device, in time order within
     _first: Array  # int64[n + 1]: device i has _order[_first[i] : _first[i + 1]]
     _section: DataSection
+    _digests: dict[DeviceId, str] = field(default_factory=dict, repr=False)
 
     def documents(self, device: DeviceId) -> Iterator[Document]:
         """Text of one device, document by document.
@@ -52,32 +54,48 @@ class Corpus:
         if i == len(self.devices) or self.devices[i] != device:
             raise DataError("E-DEVICE-DATA", f"no device {device!r:.60} in the data.", "see the list of devices.")
         found = self._found
-        for d in self._order[self._first[i] : self._first[i + 1]]:
-            path, name = found.files[found.file[d]], f"{found.names[found.file[d]]}@{found.start[d]}"
-            raw = _read(path, int(found.start[d]), int(found.stop[d]))
-            if found.rows:
-                row = tables.decode(raw, name)
-                prompt = row[self._section.prompt] if self._section.prompt else ""
-                yield Document(name, prompt, row[self._section.text])
-            elif b"\0" in raw:
-                raise DataError("E-DATA-FORMAT", f"{path}: not text (it has NUL bytes).", "keep only text there.")
-            else:
-                yield Document(name, "", raw.decode("utf-8", errors="replace"))
+        for number, places in groupby(self._order[self._first[i] : self._first[i + 1]], found.file.__getitem__):
+            path = found.files[number]
+            try:
+                with path.open("rb") as f:
+                    for d in places:
+                        f.seek(found.start[d])
+                        raw = f.read(found.stop[d] - found.start[d])
+                        yield self._document(f"{found.names[number]}@{found.start[d]}", raw)
+            except OSError as e:
+                raise DataError("E-DEVICE-DATA", f"{path}: {e.strerror}.", "restore the file.") from None
+
+    def _document(self, name: str, raw: bytes) -> Document:
+        if self._found.rows:
+            row = tables.decode(raw, name)
+            return Document(name, row[self._section.prompt] if self._section.prompt else "", row[self._section.text])
+        if b"\0" in raw:
+            raise DataError("E-DATA-FORMAT", f"{name}: not text (it has NUL bytes).", "keep only text there.")
+        return Document(name, "", raw.decode("utf-8", errors="replace"))
 
     def digest(self, device: DeviceId) -> str:
-        """SHA-256 over names, lengths and contents of a device's documents."""
-        h = hashlib.sha256()
-        for document in self.documents(device):
-            for part in document:
-                raw = part.encode("utf-8", errors="surrogatepass")
-                h.update(len(raw).to_bytes(8, "little") + raw)
-        return h.hexdigest()
+        """SHA-256 over names, lengths and contents of a device's documents; remembered."""
+        if device not in self._digests:
+            h = hashlib.sha256()
+            for document in self.documents(device):
+                for part in document:
+                    raw = part.encode("utf-8", errors="surrogatepass")
+                    h.update(len(raw).to_bytes(8, "little") + raw)
+            self._digests[device] = h.hexdigest()
+        return self._digests[device]
 
     def fingerprint(self) -> str:
-        """SHA-256 over all devices' names and digests: what a run was trained on. Reads everything once."""
+        """SHA-256 over all devices' names and digests: what a run was trained on. Reads everything once.
+
+        A device whose text cannot be read counts with the error's code: it will refuse to train, not stop the run.
+        """
         h = hashlib.sha256()
         for device in self.devices:
-            h.update(f"{len(device)} {device} {self.digest(device)}\n".encode())
+            try:
+                digest = self.digest(device)
+            except DataError as e:
+                digest = e.code
+            h.update(f"{len(device)} {device} {digest}\n".encode())
         return h.hexdigest()
 
 
@@ -98,12 +116,3 @@ def load(section: DataSection, recipe_dir: Path, cache_dir: Path, key: Key) -> C
     first = np.searchsorted(device[order], np.arange(len(names) + 1))
     cut_each = not found.rows
     return Corpus(names, cut_each, found, order.astype(np.int32), first, section)
-
-
-def _read(path: Path, start: int, stop: int) -> bytes:
-    try:
-        with path.open("rb") as f:
-            f.seek(start)
-            return f.read(stop - start)
-    except OSError as e:
-        raise DataError("E-DEVICE-DATA", f"{path}: {e.strerror}.", "restore the file.") from None

@@ -151,7 +151,7 @@ def _tokens(folder: Path) -> Tokens:
     except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as e:
         fix = "the folder needs a tokenizer.json."
         raise ModelError("E-MODEL", f"{folder}: no usable fast tokenizer: {_line(e)}.", fix) from None
-    except Exception as e:
+    except Exception as e:  # boundary: the Rust tokenizers raise plain Exception for damaged files
         raise ModelError("E-MODEL", f"{folder}: damaged tokenizer: {_line(e)}.") from None
 
 

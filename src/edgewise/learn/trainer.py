@@ -5,6 +5,7 @@ Shape suffixes: N = blocks, B = blocks of a micro-batch, S = tokens per block (s
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -31,6 +32,7 @@ from edgewise.plan.recipe import Recipe, TrainingSection
 
 EVAL_TOKENS = 2048  # per forward pass of an evaluation: larger batches gain nothing on a CPU and cost memory
 OPEN_DEVICES = 256  # memory maps kept open
+LISTED_DEVICES = 1000
 
 
 def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> TextTrainer:
@@ -96,23 +98,27 @@ class TextTrainer(TorchTrainer):
         return self.corpus.fingerprint()
 
     def describe(self) -> dict[str, Any]:
-        """Model name, parameters, vocabulary, and each device's training and held-out tokens (tokenizes everything)."""
-        sizes = self.sizes()
+        """Provenance: model name, parameters, vocabulary, arithmetic, data fingerprint, and each device's training
+        tokens (not for more than 1,000 devices: only those that take part are ever tokenized then).
+        """
+        sizes, listed = self.sizes(), self.devices() if len(self.devices()) <= LISTED_DEVICES else ()
+        # Workers share the cache: half of them begin at the other end, so that they meet in the middle.
+        tokens = {d: self._train_tokens(d) for d in (listed if os.getpid() % 2 else reversed(listed))}
         return {
             "model": self.loaded.name,
             "parameters": int(sizes["parameters"]),
             "trainable": int(sizes["trainable"]),
             "vocabulary": self.loaded.tokens.size,
             "precision": str(self.loss.autocast).removeprefix("torch."),
-            "devices": {d: self._tokens(d) for d in self.devices()},
+            "fingerprint": self.fingerprint(),
+            "devices": {d: tokens[d] for d in listed},
         }
 
-    def _tokens(self, device: DeviceId) -> dict[str, int]:
+    def _train_tokens(self, device: DeviceId) -> int:
         try:
-            blocks = self._open(device).blocks
-        except DataError:  # a device with unreadable text is one that cannot train; fit says why
-            return {"train": 0, "held_out": 0}
-        return {"train": blocks.train_tokens, "held_out": blocks.held_tokens}
+            return int(self._open(device).count)
+        except DataError:  # a device with unreadable text cannot train; fit says why
+            return 0
 
 
 class TextShard:

@@ -139,7 +139,7 @@ def _effect(before: Space, after: Space) -> str:
     if new := [name for name in after.head if name not in before.head]:
         said.append(f"multiplies by the device's {_names(new)}, which travels as an exact scalar")
     if after.dim != before.dim:
-        share = f"{after.dim / max(1, before.dim):.3g}".removesuffix(".0")
+        share = f"{100 * after.dim / max(1, before.dim):.3g} %"
         how = "chosen by each device"
         if not after.sparse:
             how = "drawn anew each round, the same on all devices" if after.moving else "fixed for the run"
