@@ -38,7 +38,9 @@ def shell_script(block: Block) -> str:
         elif not SETTING_UP.match(line):
             command = line.replace(".venv/bin/", "")
             extra = block.marks.get("run with", "")
-            lines.append(f"{command} {extra}" if extra and words[0].endswith("edgewise") else command)
+            if extra and words[0].endswith("edgewise"):  # before a pipe, a redirection or a comment
+                command = re.sub(r"^(.*?)(\s+(?:[|>&;#]|2>).*)?$", rf"\1 {extra}\2", command)
+            lines.append(command)
     return "\n".join(lines)
 
 

@@ -1,7 +1,8 @@
 """What the federated model is compared with, at equal steps: every device alone, and all text in one place.
 
 The centralised run is one chain of optimizer steps and cannot be split over workers, so it is started first and runs
-beside the devices' own training; its progress is kept after every chunk, so a killed run goes on from there.
+beside the devices' own training. Its progress is kept after every chunk, and each device's figure as soon as it is
+there, so a killed run goes on from both.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ def compare(
     kept = store.kept(CENTRALISED) if pooled else None
     chain, played = (vector.to_bytes(kept[0]), kept[1]) if kept else (start, 0)
     chain_left = plan.rounds - played if pooled else 0
-    done, total = played, len(locals_left) + (plan.rounds if pooled else 0)
+    total = len(locals_left) + (plan.rounds if pooled else 0)
     tell(events.PhaseStarted(phase="compare", steps=total))
-    nll: dict[str, float] = {}
-    tokens: dict[str, int] = {}
-    had_locals = bool(locals_left)
+    had_locals, stored = bool(locals_left), store.measures(LOCAL_ONLY, last)
+    locals_left = [d for d in locals_left if d not in stored]
+    done = played + len(stored)
 
     def submit_chain() -> None:
         first, scale = plan.rounds - chain_left, plan.sampling.goal
@@ -56,23 +57,23 @@ def compare(
 
     if chain_left:
         submit_chain()
-    under_way = 0
+    under_way: dict[int, str] = {}
     while chain_left or locals_left or under_way:
         # One place belongs to the chain while it lasts; the devices share the others.
         places = max(1, executor.parallel - 1) if chain_left else executor.parallel
-        while locals_left and under_way < places:
-            ids, under_way = ids + 1, under_way + 1
+        while locals_left and len(under_way) < places:
+            ids += 1
+            under_way[ids] = device = locals_left.pop(0)
             executor.submit(
-                jobs.Solo(
-                    id=ids, device=locals_left.pop(0), params=start, first_round=0, rounds=plan.rounds, measure=True
-                )
+                jobs.Solo(id=ids, device=device, params=start, first_round=0, rounds=plan.rounds, measure=True)
             )
         result = executor.result()
         done += 1
         if isinstance(result, jobs.Broken):
             if not result.id:
                 raise EdgewiseError(result.code if result.code in REGISTRY else "E-TRAIN", result.what, result.fix)
-            under_way -= 1
+            note = f"{under_way.pop(result.id)}: {result.code}"
+            tell(events.Progress(phase="compare", done=done, total=total, note=note))
             continue
         assert isinstance(result, jobs.Trained)
         if result.device == POOLED:
@@ -81,16 +82,17 @@ def compare(
             if chain_left:
                 submit_chain()
         else:
-            under_way -= 1
+            del under_way[result.id]
             if result.tokens:
-                nll[result.device], tokens[result.device] = result.nll, result.tokens
+                store.measure(LOCAL_ONLY, last, result.device, result.nll, result.tokens)
         tell(events.Progress(phase="compare", done=done, total=total, note=result.device))
     if had_locals:
+        measured = store.measures(LOCAL_ONLY, last)
         event = events.Evaluated(
             round=last,
             model=LOCAL_ONLY,
-            nll=dict(sorted(nll.items())),
-            tokens=dict(sorted(tokens.items())),
+            nll={d: nll for d, (nll, _) in sorted(measured.items())},
+            tokens={d: tokens for d, (_, tokens) in sorted(measured.items())},
             seconds=time.perf_counter() - began,
         )
         store.append(event)

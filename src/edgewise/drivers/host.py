@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from edgewise.core import frame, keys, vector
-from edgewise.core.errors import DecodeError, EdgewiseError, StoreError
+from edgewise.core.errors import DataError, DecodeError, EdgewiseError, StoreError
 from edgewise.drivers import jobs
 from edgewise.engine import device as machine
-from edgewise.engine.ports import FitRequest, Trainer
+from edgewise.engine.ports import FitRequest, HeldOut, Trainer
 from edgewise.plan.catalogue import Catalogue, with_extensions
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
@@ -98,7 +98,10 @@ class Host:
     def _handle(self, job: jobs.Handle) -> jobs.Result:
         message = frame.load(job.frame)
         if isinstance(message, frame.Probe):
-            held = self._trainer.evaluate(job.device, self._params(message.model))
+            try:
+                held = self._trainer.evaluate(job.device, self._params(message.model))
+            except DataError:  # nothing to measure on: zero tokens says so, and the device is left out of the means
+                held = HeldOut(0.0, 0)
             answer = frame.Measurement(
                 run=message.run, round=message.round, device=job.device, nll=held.nll, tokens=held.tokens
             )

@@ -261,12 +261,18 @@ class RunStore:
             if isinstance(event, events.Evaluated):
                 self._measure(c, event)
 
+    def measure(self, model: str, round: int, device: DeviceId, nll: float, tokens: int) -> None:
+        """Store one device's held-out loss before the whole evaluation is there."""
+        row = {"model": model, "round": round, "device": device, "nll": nll, "tokens": tokens}
+        with self._write() as c:
+            c.execute(upsert(_measures).values(**row).on_conflict_do_nothing())
+
     def _measure(self, c: sa.Connection, e: events.Evaluated) -> None:
         rows = [
             {"model": e.model, "round": e.round, "device": d, "nll": e.nll[d], "tokens": e.tokens[d]} for d in e.nll
         ]
-        for row in rows:
-            c.execute(upsert(_measures).values(**row).on_conflict_do_nothing())
+        if rows:
+            c.execute(upsert(_measures).on_conflict_do_nothing(), rows)
 
     def evaluated(self, model: str, round: int) -> bool:
         """See Store."""

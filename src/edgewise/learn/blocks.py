@@ -21,7 +21,7 @@ from edgewise.core.vector import Array
 from edgewise.engine.ports import DeviceId
 from edgewise.learn.cache import write_atomically
 from edgewise.learn.corpus import Corpus, Document
-from edgewise.learn.model import Tokens
+from edgewise.learn.tokens import Tokens
 from edgewise.plan.recipe import DataSection
 
 FORMAT = 1  # part of the cache key: raise it when the blocks of the same text change

@@ -5,66 +5,26 @@ Shape suffixes: B = batch, S = block length + 1, T = block length, V = vocabular
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgewise.core.errors import ModelError
-from edgewise.core.vector import Array
+from edgewise.learn import tokens
 
 FP32_ATTENTION = "edgewise_fp32_sdpa"
-
-
-class Tokens:
-    """A fast tokenizer as the corpus needs it: text -> ids, the ids around a document, a digest for cache keys.
-
-    Special tokens that happen to stand in a text are encoded as ordinary text: data cannot forge a document boundary.
-    """
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._backend = tokenizer.backend_tokenizer
-        self._backend.encode_special_tokens = True
-        self.end: int | None = tokenizer.eos_token_id
-        self.start: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end
-        self.size = len(tokenizer)
-        self.digest = hashlib.sha256(f"{self.start} {self.end} {self._backend.to_str()}".encode()).hexdigest()
-
-    def encode(self, texts: Sequence[str]) -> list[Array]:
-        """int32[n] for each text, without special tokens.
-
-        A text of more than a megabyte goes in parts, cut after a line, so that memory stays small.
-        """
-        parts = [(i, part) for i, text in enumerate(texts) for part in _parts(text)]
-        encodings = self._backend.encode_batch_fast([part for _, part in parts], add_special_tokens=False)
-        ids: list[list[Array]] = [[] for _ in texts]
-        for (i, _), encoding in zip(parts, encodings, strict=True):
-            ids[i].append(np.array(encoding.ids, np.int32))
-        return [np.concatenate(p) if p else np.zeros(0, np.int32) for p in ids]
-
-
-def _parts(text: str, size: int = 1 << 20) -> Iterator[str]:
-    at = 0
-    while at < len(text):
-        stop = min(at + size, len(text))
-        after_line = text.rfind("\n", at, stop) + 1 if stop < len(text) else 0
-        stop = after_line or stop
-        yield text[at:stop]
-        at = stop
 
 
 class Loaded(NamedTuple):
     """A model in the asked dtype, its tokenizer, a name for reports, and the folder that it came from."""
 
     model: nn.Module
-    tokens: Tokens
+    tokens: tokens.Tokens
     name: str
     folder: Path
 
@@ -85,7 +45,7 @@ def load(base: str, recipe_dir: Path, dtype: torch.dtype = torch.float32) -> Loa
         folder = (recipe_dir / Path(base).expanduser()).resolve()
         name = folder.name
     _check(folder)
-    return Loaded(_model(folder, dtype), _tokens(folder), name, folder)
+    return Loaded(_model(folder, dtype), tokens.load(folder), name, folder)
 
 
 def _from_hub(repo: str) -> Path:
@@ -99,7 +59,7 @@ def _from_hub(repo: str) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=wanted, local_files_only=offline, etag_timeout=10))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as e:
-        why = "HF_HUB_OFFLINE is set and the model is not in the cache" if offline else _line(e)
+        why = "HF_HUB_OFFLINE is set and the model is not in the cache" if offline else tokens.first_line(e)
         fix = "download it where there is a network and give the folder as model.base, or use the bundled model."
         raise ModelError("E-MODEL-REMOTE", f"hub:{repo}: {why}.", fix) from None
 
@@ -132,7 +92,9 @@ def _model(folder: Path, dtype: torch.dtype) -> nn.Module:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError, SafetensorError) as e:
-        raise ModelError("E-MODEL", f"{folder} cannot be loaded: {_line(e)}.", "check that it is complete.") from None
+        raise ModelError(
+            "E-MODEL", f"{folder} cannot be loaded: {tokens.first_line(e)}.", "check that it is complete."
+        ) from None
     for kind in ("missing_keys", "mismatched_keys"):  # transformers would fill these with random numbers
         if info.get(kind):
             odd = ", ".join(map(str, sorted(info[kind], key=str)[:3]))
@@ -140,23 +102,6 @@ def _model(folder: Path, dtype: torch.dtype) -> nn.Module:
                 "E-MODEL", f"{folder}: {len(info[kind])} {kind.replace('_', ' ')} ({odd}).", "save it again."
             )
     return model
-
-
-def _tokens(folder: Path) -> Tokens:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        return Tokens(tokenizer)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as e:
-        fix = "the folder needs a tokenizer.json."
-        raise ModelError("E-MODEL", f"{folder}: no usable fast tokenizer: {_line(e)}.", fix) from None
-    except Exception as e:  # boundary: the Rust tokenizers raise plain Exception for damaged files
-        raise ModelError("E-MODEL", f"{folder}: damaged tokenizer: {_line(e)}.") from None
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
 def bfloat16_in_hardware() -> bool:

@@ -18,11 +18,11 @@ Row = dict[str, Any]  # plain JSON; an unknown (infinite) bound is None
 def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
     """One row per part of the pipeline, in the order in which an update passes them.
 
-    Rows have ``role`` (``start``, ``stage``, ``inner``, ``merge``, ``post``), ``name`` and ``does`` (one line
-    of words). start, stage and inner: ``dim``, ``kind``, ``l2``, ``linf``, ``bits``, ``sparse``, ``summable``, ``unbiased``,
-    ``memory``, ``bytes`` (packed size of one contribution at that point). merge and post: ``sensitivity``,
-    ``noise_std``, ``visible``. ``inner`` rows are the stages inside the ``feedback`` row that stands before them; they
-    are left out where one of them is not in ``catalogue``.
+    Every row has ``role`` (``start``, ``stage``, ``inner``, ``merge``, ``post``), ``name`` and ``does`` (one line of
+    words). start, stage and inner: ``dim``, ``kind``, ``l2``, ``linf``, ``bits``, ``sparse``, ``summable``,
+    ``unbiased``, ``memory``, ``bytes`` (packed size of one contribution at that point). merge and post:
+    ``sensitivity``, ``noise_std``, ``visible``. ``inner`` rows are the stages inside the ``feedback`` row that stands
+    before them; they are left out where one of them is not in ``catalogue``.
     """
     pipe = plan.pipeline
     rows = [_space_row("start", "trained update", _start(pipe.spaces[0]), pipe.spaces[0])]

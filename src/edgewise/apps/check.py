@@ -1,0 +1,150 @@
+"""`edgewise check`: a recipe against its real model and text, without running it: what happens, who learns what, what
+it costs, how long it takes."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.apps import words
+from edgewise.drivers.host import make_trainer
+from edgewise.engine.ports import Trainer
+from edgewise.plan import explain
+from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.compile import compile
+from edgewise.plan.recipe import Recipe
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fast: bool = False) -> dict[str, Any]:
+    """Load model and text, compile, measure one optimizer step (not with ``fast``).
+
+    Returns:
+        Plain JSON: ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``bytes``, ``memory_bytes``,
+        ``forecast``. What is not known is null.
+    Raises:
+        EdgewiseError: whatever would stop a run before its first round.
+    """
+    catalogue = with_extensions(extensions)
+    with tempfile.TemporaryDirectory(prefix="edgewise-check-") as scratch:
+        trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)
+        population = len(trainer.devices())
+        plan = compile(recipe, trainer.spec, population, catalogue)
+        sizes = _sizes(trainer, measure=not fast)
+    parameters, step_s = sizes.get("parameters", 0.0), sizes.get("step_s", 0.0)
+    workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
+    forecast = explain.forecast(plan, step_s, workers)
+    cost = explain.cost(plan, parameters)
+    contributions = forecast["contributions_per_round"] * plan.rounds
+    return {
+        "recipe_sha256": plan.run,
+        "model": recipe.model.base,
+        "parameters": parameters or None,
+        "trainable": plan.spec.dim,
+        "population": population,
+        "rounds": plan.rounds,
+        "sampling": {
+            "kind": plan.sampling.kind,
+            "invited": plan.sampling.invite,
+            "goal": plan.sampling.goal,
+            "minimum": plan.sampling.minimum,
+        },
+        "trace": explain.trace(plan, catalogue),
+        "claims": list(plan.claims),
+        "bytes": {**cost, "up_total": cost["up"] * contributions, "down_total": cost["down"] * contributions},
+        "memory_bytes": sizes.get("memory_bytes") or None,
+        "step_s": step_s or None,
+        "workers": workers,
+        "forecast": forecast,
+    }
+
+
+def _sizes(trainer: Trainer, measure: bool) -> Mapping[str, float]:
+    """``Trainer.sizes``, asked to measure a step where the trainer can."""
+    if measure and "measure" in inspect.signature(trainer.sizes).parameters:
+        measured: Mapping[str, float] = trainer.sizes(measure=True)  # type: ignore[call-arg]
+        return measured
+    return trainer.sizes()
+
+
+def show(console: Console, found: Mapping[str, Any], path: str) -> None:
+    """Print what ``examine`` found."""
+    from rich.text import Text
+
+    console.print(Text(path, "bold").append(f"  sha256 {found['recipe_sha256'][:12]}", "dim not bold"), soft_wrap=True)
+    console.print()
+    console.print(trace_table(found["trace"]))
+    console.print(Text("who learns what", "bold"))
+    for claim in found["claims"]:
+        console.print(Text(f"  • {claim}"))
+    console.print()
+    console.print(_numbers(found))
+
+
+def trace_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """The Space trace as a rich table; flags are words, so that they survive without colour."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, title="the way of an update", title_justify="left", pad_edge=False)
+    table.add_column("part", no_wrap=True)
+    table.add_column("what it does", ratio=1)
+    for head in ("length", "kind", "L2", "Linf", "bytes"):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("properties", no_wrap=True)
+    for i, r in enumerate(rows):
+        inner, opens = r["role"] == "inner", i + 1 < len(rows) and rows[i + 1]["role"] == "inner"
+        name = r["name"].split("(")[0] if opens and not inner else r["name"]
+        cells: list[Any] = [Text(f"{'  ↳ ' if inner else ''}{name}", "bold"), r["does"]]
+        if r["role"] in ("merge", "post"):
+            cells += ["", "", "", "", "", "server sees each" if r["visible"] else "blind"]
+        else:
+            cells += [words.count(r["dim"]), f"{r['kind']} {r['bits']:g} bit", _bound(r["l2"]), _bound(r["linf"])]
+            cells += [words.size(r["bytes"]), _properties(r)]
+        table.add_row(*cells)
+    return table
+
+
+def _bound(x: float | None) -> str:
+    return "none" if x is None else words.figures(x)
+
+
+def _properties(r: Mapping[str, Any]) -> str:
+    names = ("summable", "unbiased", "sparse", "memory")
+    return " ".join(name for name in names if r[name])
+
+
+def _numbers(found: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    b, f, s = found["bytes"], found["forecast"], found["sampling"]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    trained = found["trainable"]
+    share = f", {100 * trained / found['parameters']:.3g} % trained" if found["parameters"] else ""
+    grid.add_row("model", f"{found['model']}, {words.count(found['parameters'] or trained)} parameters{share}")
+    asked = f"{s['invited']} invited, closes at {s['goal']}, fails below {s['minimum']}"
+    grid.add_row("rounds", f"{found['rounds']} × ({asked}) of {words.count(found['population'])} devices")
+    for key in ("up", "down"):
+        ratio = words.smaller(b[f"{key}_ratio"])
+        grid.add_row(
+            key,
+            f"{words.size(b[key])} per device and round ({ratio} than float32), {words.size(b[f'{key}_total'])} in all".replace(
+                "same size than", "same size as"
+            ),
+        )
+    grid.add_row("memory", f"{words.size(found['memory_bytes'])} per device for training, without Python and torch")
+    if f["total_s"] is None:
+        grid.add_row("time", "not measured (leave out --fast)")
+    else:
+        parts = f"rounds {words.duration(f['federated_s'])}, comparisons {words.duration(f['compare_s'])}"
+        step = f"{words.duration(found['step_s'])} per step, {found['workers']} worker{'s' * (found['workers'] != 1)}"
+        grid.add_row("time", f"about {words.duration(f['total_s'])}: {parts} ({step}; evaluation not counted)")
+    return grid

@@ -1,0 +1,332 @@
+"""The command line. Everything beyond typer is imported inside the commands: help must come at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from edgewise.apps.shell import Session
+    from edgewise.plan.recipe import Recipe
+
+app = typer.Typer(
+    name="edgewise",
+    help="Federate language-model training on data that stays where it is.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set training.lr=0.01."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in that directory.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON envelope on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries print.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no table, only errors.")]
+Engine = Annotated[str | None, typer.Option("--engine", help="inproc or pool.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes of the pool.")]
+Extension = Annotated[
+    list[str] | None,
+    typer.Option("--extension", metavar="MODULE", help="Importable module with parts of your own."),
+]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).", show_default=False)]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.", show_default=False)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"edgewise {version('edgewise')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Federate language-model training on data that stays where it is."""
+
+
+@app.command()
+def demo(
+    overrides: Set = None,
+    out: Out = None,
+    resume: Resume = False,
+    engine: Engine = None,
+    workers: Workers = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Run the bundled example from start to report.
+
+    Model and text are on this machine already; nothing is downloaded.
+    """
+    from importlib import resources
+
+    from edgewise.apps import doctor
+
+    recipe = Path(str(resources.files("edgewise"))) / "assets" / "recipes" / "demo.toml"
+    engine = engine or ("pool" if doctor.cores() > 1 else "inproc")
+    _simulate("demo", recipe, overrides, out, resume, engine, workers, [], as_json, quiet, debug)
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    overrides: Set = None,
+    extension: Extension = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Do not measure speed.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a run would do, cost and reveal.
+
+    Loads the real model and text, and runs nothing but one measured step.
+    """
+    session = _session("check", as_json, debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps import shell
+        from edgewise.plan.recipe import load
+
+        parsed = load(recipe, assignments(overrides))
+        with shell.interrupts(), shell.quiet_screen(Path("/nonexistent/log"), debug):
+            from edgewise.apps import check as checker
+
+            found = checker.examine(parsed, recipe.parent, extension or (), fast)
+        if not as_json:
+            from rich.console import Console
+
+            checker.show(Console(), found, str(recipe))
+        return found
+
+    raise typer.Exit(session.run(body))
+
+
+@app.command()
+def sim(
+    recipe: RecipePath,
+    overrides: Set = None,
+    out: Out = None,
+    resume: Resume = False,
+    engine: Engine = None,
+    workers: Workers = None,
+    extension: Extension = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Simulate a federation on this machine.
+
+    Plays the recipe, compares with training alone and on pooled text, and writes a report.
+    """
+    _simulate("sim", recipe, overrides, out, resume, engine, workers, extension or [], as_json, quiet, debug)
+
+
+@app.command()
+def report(run_dir: RunDir, as_json: Json = False, debug: Debug = False) -> None:
+    """Make a run's report again.
+
+    From its database: summary, plots and page; also of an unfinished run.
+    """
+    session = _session("report", as_json, debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.runs import opened
+        from edgewise.apps.simulate import write_report
+
+        with opened(run_dir) as store:
+            summary = write_report(store, run_dir)
+        if not as_json:
+            from rich.console import Console
+
+            from edgewise.apps import result
+
+            result.show(Console(), summary, run_dir)
+        return {"run_dir": str(run_dir), "report": str(run_dir / "report.html"), "summary": summary}
+
+    raise typer.Exit(session.run(body))
+
+
+@app.command()
+def export(
+    run_dir: RunDir,
+    dest: Annotated[Path, typer.Option("--dest", help="New or empty folder.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", help="peft (LoRA adapter) or merged (whole model).")] = "merged",
+    played: Annotated[
+        int | None,
+        typer.Option("--round", min=0, help="Model after so many rounds; the last one where left out."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a run's model for transformers or peft."""
+    session = _session("export", as_json, debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps import shell
+
+        with shell.interrupts(), shell.quiet_screen(run_dir / "log.txt", debug):
+            from edgewise.apps import export as exporter
+
+            written = exporter.write(run_dir, dest, to, played)
+        if not as_json:
+            print(f"{to} model after {written['rounds']} rounds: {dest}")
+        return written
+
+    raise typer.Exit(session.run(body))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Is this machine fit to run edgewise?
+
+    Exit status 1 where something must be fixed.
+    """
+    session = _session("doctor", as_json, False)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps import doctor as checks
+
+        findings = checks.examine(Path("runs").absolute())
+        if not as_json:
+            print("\n".join(checks.lines(findings)))
+        return {"ok": checks.healthy(findings), "findings": [f._asdict() for f in findings]}
+
+    raise typer.Exit(session.run(body))
+
+
+@app.command()
+def schema(
+    field: Annotated[str, typer.Option("--field", help="Only one key, e.g. training.lr or stage.quantize.bits.")] = "",
+) -> None:
+    """The recipe's JSON schema, or one key of it."""
+    session = _session("schema", False, False)
+
+    def body() -> None:
+        from edgewise.apps import keys
+
+        print(keys.describe(field) if field else keys.everything())
+
+    raise typer.Exit(session.run(body))
+
+
+def assignments(given: list[str] | None) -> dict[str, Any]:
+    """``["training.lr=0.01", "name=x"]`` -> ``{"training.lr": 0.01, "name": "x"}``.
+
+    Values are TOML; what is not TOML is text. Raises RecipeError(E-VALUE) without ``=``.
+    """
+    import tomllib
+
+    from edgewise.core.errors import RecipeError
+
+    out: dict[str, Any] = {}
+    for one in given or []:
+        key, equals, text = one.partition("=")
+        if not (equals and key.strip()):
+            raise RecipeError("E-VALUE", f"--set {one!r} assigns nothing.", "write --set section.key=value.")
+        try:
+            out[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            out[key.strip()] = text.strip()
+    return out
+
+
+def _session(name: str, as_json: bool, debug: bool) -> Session:
+    from edgewise.apps.shell import Session
+
+    return Session(name, as_json=as_json, debug=debug)
+
+
+def _simulate(
+    name: str,
+    path: Path,
+    overrides: list[str] | None,
+    out: Path | None,
+    resume: bool,
+    engine: str | None,
+    workers: int | None,
+    extensions: list[str],
+    as_json: bool,
+    quiet: bool,
+    debug: bool,
+) -> None:
+    session = _session(name, as_json, debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.plan.recipe import load
+
+        values = assignments(overrides)
+        for key, given in (("engine", engine), ("workers", workers)):
+            if given is not None:
+                values[f"simulation.{key}"] = given
+        recipe = load(path, values)
+        return _play(
+            session, recipe, path.parent, out or _place(recipe, name == "demo", resume), resume, extensions, quiet
+        )
+
+    raise typer.Exit(session.run(body))
+
+
+def _place(recipe: Recipe, fresh: bool, resume: bool) -> Path:
+    """``runs/<name>-<hash>``; with ``fresh`` the first such folder without a run (or, to resume, the last with one)."""
+    first = Path("runs") / f"{recipe.name}-{recipe.sha256()[:8]}"
+    if not fresh:
+        return first
+    taken, at = first, first
+    number = 1
+    while (at / "run.db").exists():
+        taken, number = at, number + 1
+        at = first.with_name(f"{first.name}-{number}")
+    return taken if resume else at
+
+
+def _play(
+    session: Session, recipe: Recipe, recipe_dir: Path, out: Path, resume: bool, extensions: list[str], quiet: bool
+) -> dict[str, Any]:
+    """Run, with progress on standard error; then the result."""
+    import json
+
+    from edgewise.apps import shell
+    from edgewise.apps.progress import Progress
+    from edgewise.core import events
+
+    session.folder = out
+
+    def started(event: events.AnyEvent) -> None:
+        session.resumable |= isinstance(event, events.RunStarted)
+
+    with shell.interrupts(), shell.quiet_screen(out / "log.txt", session.debug) as screen:
+        with Progress(recipe, screen, quiet=quiet) as progress:
+            from edgewise.apps import simulate  # seconds to import: the screen is there first
+
+            sinks = (started, progress)
+            simulate.run(recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks)
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    if not session.as_json and not quiet:
+        from rich.console import Console
+
+        from edgewise.apps import result
+
+        result.show(Console(), summary, out)
+    return {"run_dir": str(out), "report": str(out / "report.html"), "summary": summary}
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

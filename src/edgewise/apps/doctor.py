@@ -1,0 +1,175 @@
+"""`edgewise doctor`: is this machine fit to run edgewise, and what to do where it is not. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable
+from importlib import metadata, resources
+from pathlib import Path
+from typing import NamedTuple
+
+OK, NOTE, BAD = "ok", "note", "bad"
+LOWEST_PYTHON = (3, 11)
+DISK_BYTES, MEMORY_BYTES = 1e9, 2e9
+TRAIN = ("torch", "transformers", "tokenizers", "peft", "matplotlib")
+CORE = ("numpy", "numba", "msgspec", "pydantic", "sqlalchemy", "safetensors", "rich", "typer")
+
+
+class Finding(NamedTuple):
+    """One check: its state (``ok``, ``note`` = works with a limit, ``bad``), what was found, what to do."""
+
+    name: str
+    state: str
+    found: str
+    fix: str = ""
+
+
+def examine(folder: Path) -> list[Finding]:
+    """All checks; ``folder`` is where runs would be written."""
+    return [
+        _python(),
+        _packages("core packages", CORE, BAD, "pip install edgewise"),
+        _packages("training packages", TRAIN, BAD, 'pip install "edgewise[train]", or in a clone `make setup`'),
+        _cores(),
+        _memory(),
+        _disk(folder),
+        _writable(folder),
+        _bfloat16(),
+        _bundled_model(),
+        _stdlib(),
+    ]
+
+
+def healthy(findings: Iterable[Finding]) -> bool:
+    """Nothing is bad."""
+    return all(f.state != BAD for f in findings)
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.version_info < LOWEST_PYTHON:
+        return Finding("python", BAD, found, "install Python 3.11 or newer")
+    return Finding("python", OK, found)
+
+
+def _packages(name: str, wanted: Iterable[str], state: str, fix: str) -> Finding:
+    have, missing = [], []
+    for package in wanted:
+        try:
+            have.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        return Finding(name, state, f"missing: {', '.join(missing)}", fix)
+    return Finding(name, OK, ", ".join(have))
+
+
+def _cores() -> Finding:
+    n = cores()
+    if n == 1:
+        return Finding("processors", NOTE, "1: everything runs one after the other", "use --engine inproc")
+    return Finding("processors", OK, f"{n}: --engine pool --workers {n}")
+
+
+def memory_bytes() -> float | None:
+    """Memory that is free for programs, None where the system does not say; a container's limit counts."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        try:
+            return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        except (AttributeError, OSError, ValueError):
+            return None
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+        return min(free, float(limit)) if limit != "max" else free
+    except (OSError, ValueError):
+        return free
+
+
+def _memory() -> Finding:
+    free = memory_bytes()
+    if free is None:
+        return Finding("memory", NOTE, "this system does not tell")
+    found = f"{free / 1e9:.1f} GB free"
+    if free < MEMORY_BYTES:
+        return Finding("memory", NOTE, found, "each worker takes about 0.7 GB: lower --workers")
+    return Finding("memory", OK, found)
+
+
+def _disk(folder: Path) -> Finding:
+    at = next((p for p in (folder, *folder.parents) if p.exists()), Path())
+    free = shutil.disk_usage(at).free
+    found = f"{free / 1e9:.1f} GB free in {at}"
+    if free < DISK_BYTES:
+        return Finding("disk", BAD, found, "free 1 GB, or choose another --out")
+    return Finding("disk", OK, found)
+
+
+def _writable(folder: Path) -> Finding:
+    at = next((p for p in (folder, *folder.parents) if p.exists()), Path())
+    try:
+        with tempfile.TemporaryFile(dir=at):
+            return Finding("write access", OK, str(at))
+    except OSError as e:
+        return Finding("write access", BAD, f"{at}: {e.strerror}", "choose another folder with --out")
+
+
+def _bfloat16() -> Finding:
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
+    except OSError:
+        return Finding("bfloat16", NOTE, "this system does not tell; training uses float32")
+    if flags & {"avx512_bf16", "amx_bf16", "bf16"}:
+        return Finding("bfloat16", OK, "in hardware: training is faster")
+    return Finding("bfloat16", NOTE, "not in hardware: training uses float32, which is slower and just as good")
+
+
+def _bundled_model() -> Finding:
+    from safetensors import SafetensorError, safe_open
+
+    folder = Path(str(resources.files("edgewise"))) / "assets" / "student"
+    fix = "reinstall edgewise"
+    try:
+        missing = [n for n in ("config.json", "tokenizer.json") if not (folder / n).is_file()]
+        with safe_open(folder / "model.safetensors", framework="numpy") as f:
+            tensors = len(list(f.keys()))
+    except (OSError, SafetensorError) as e:
+        return Finding("bundled model", BAD, f"{folder}: {e}", fix)
+    if missing:
+        return Finding("bundled model", BAD, f"{folder} has no {', '.join(missing)}", fix)
+    return Finding(
+        "bundled model", OK, f"{tensors} tensors, {(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def _stdlib() -> Finding:
+    """The demo's text: source files of this Python's standard library."""
+    root = Path(sysconfig.get_path("stdlib"))
+    found = [n for n in ("asyncio", "email", "http", "json", "unittest", "xml") if any(root.glob(f"{n}/*.py"))]
+    if len(found) < 2:
+        fix = "use a Python whose library has its source, or your own text (data.source)"
+        return Finding("demo text", NOTE, f"no source text in {root}", fix)
+    return Finding("demo text", OK, f"standard library in {root}")
+
+
+def lines(findings: Iterable[Finding], mark: Callable[[str], str] | None = None) -> list[str]:
+    """One line per finding, a fix below where there is one; ``mark`` turns a state into its sign."""
+    signs = {OK: "ok  ", NOTE: "note", BAD: "BAD "}
+    out = []
+    for f in findings:
+        out.append(f"{mark(f.state) if mark else signs[f.state]}  {f.name:<18} {f.found}")
+        if f.fix:
+            out.append(f"{'':24} fix: {f.fix}")
+    return out

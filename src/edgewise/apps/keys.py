@@ -1,0 +1,88 @@
+"""`edgewise schema`: the recipe's JSON schema, or one key of it in words."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any
+
+from edgewise.core.errors import RecipeError
+from edgewise.plan.catalogue import BUILT_IN, schema
+from edgewise.plan.recipe import Recipe
+
+
+def everything() -> str:
+    """The whole schema as JSON text."""
+    return json.dumps(_schema(), indent=2)
+
+
+def describe(field: str) -> str:
+    """What a key means: ``training.lr``, a table ``training``, a part ``stage.quantize``, its key ``stage.quantize.bits``.
+
+    Raises RecipeError(E-KEY) with the nearest known key.
+    """
+    whole = _schema()
+    at, walked = whole, ""
+    for part in field.split("."):
+        below = _below(whole, at)
+        if part not in below:
+            near = difflib.get_close_matches(part, below, n=1, cutoff=0.5)
+            hint = f"did you mean `{walked}{near[0]}`?" if near else f"known here: {', '.join(below) or 'nothing'}."
+            raise RecipeError("E-KEY", f"there is no recipe key `{field}`.", hint)
+        at, walked = _plain(whole, below[part]), f"{walked}{part}."
+    return "\n".join(_words(whole, field, at))
+
+
+def _schema() -> dict[str, Any]:
+    return schema(BUILT_IN, Recipe.model_json_schema())
+
+
+def _plain(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """The node with its reference followed; what stands beside the reference wins."""
+    if "$ref" not in node:
+        return node
+    target = whole["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return {**target, **{k: v for k, v in node.items() if k != "$ref"}}
+
+
+def _below(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keys of a table, or parts of a slot (``strategy``, ``stage`` ...)."""
+    options = node.get("oneOf") or node.get("items", {}).get("oneOf")
+    if options:
+        return {one["title"]: one for one in options}
+    return {k: v for k, v in node.get("properties", {}).items() if k != "kind" or "const" not in v}
+
+
+def _words(whole: dict[str, Any], field: str, node: dict[str, Any]) -> list[str]:
+    out = [f"{field}: {_kind(node)}"]
+    if said := node.get("description"):
+        out.append(f"  {said}")
+    if "default" in node and not isinstance(node["default"], dict | list):
+        out.append(f"  default {json.dumps(node['default'])}")
+    for name, child in _below(whole, node).items():
+        plain = _plain(whole, child)
+        default = f" (default {json.dumps(plain['default'])})" if _simple(plain.get("default")) else ""
+        said = " ".join(str(plain.get("description", "")).split())
+        out.append(f"  {name}: {_kind(plain)}{default}{'  ' + said if said else ''}")
+    return out
+
+
+def _simple(value: Any) -> bool:
+    return value is not None and not isinstance(value, dict | list)
+
+
+def _kind(node: dict[str, Any]) -> str:
+    """Type and range in words."""
+    if "enum" in node:
+        return " | ".join(json.dumps(v) for v in node["enum"])
+    if "const" in node:
+        return json.dumps(node["const"])
+    if "oneOf" in node or "oneOf" in node.get("items", {}):
+        return "list of parts" if "items" in node else "one part"
+    kind = {"object": "table", "array": "list", "number": "number", "integer": "whole number", "string": "text"}
+    limits = [
+        f"{sign} {node[key]:g}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if key in node
+    ]
+    return " ".join([kind.get(node.get("type", ""), node.get("type", "value")), *limits])

@@ -1,0 +1,271 @@
+"""Live progress of a run: an event sink that draws with rich on a terminal and writes plain lines anywhere else."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
+
+from edgewise.apps import words
+from edgewise.core import events
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+
+    from edgewise.plan.recipe import Recipe
+
+PHASES = {
+    "load": "loading model and text",
+    "federated": "federated rounds",
+    "compare": "comparisons: each device alone, and all text in one place",
+    "local_only": "comparison: each device alone",
+    "centralised": "comparison: all text in one place",
+    "evaluate": "measuring",
+    "report": "writing the report",
+}
+
+
+@dataclass
+class Board:
+    """What is known so far, from events alone; ``now_s`` is given, so that a test can hold the clock."""
+
+    recipe: Recipe
+    now_s: Callable[[], float] = time.monotonic
+    name: str = ""
+    population: int = 0
+    dim: int = 0
+    rounds: int = 0
+    resumed: int = -1
+    phase: str = ""
+    phase_at: float = 0.0
+    done: int = 0
+    total: int = 0
+    round: int = -1
+    invited: int = 0
+    answered: int = 0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    contributions: int = 0
+    invitations: int = 0
+    train_s: float = 0.0
+    played_here: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    losses: list[float] = field(default_factory=list)
+    perplexities: list[float] = field(default_factory=list)
+    phases: list[tuple[str, float]] = field(default_factory=list)
+
+    def take(self, e: events.AnyEvent) -> None:
+        """Update from one event."""
+        match e:
+            case events.RunStarted():
+                self.name, self.population, self.dim = e.name, e.population, e.dim
+                self.rounds, self.resumed = e.rounds, e.resumed_round
+            case events.PhaseStarted():
+                self._close_phase()
+                self.phase, self.phase_at = e.phase, self.now_s()
+                self.done, self.total = 0, e.steps
+                if e.phase == "federated":
+                    self.done = max(0, self.resumed)
+            case events.RoundStarted():
+                self.round, self.invited, self.answered = e.round, e.invited, 0
+            case events.Accepted():
+                self.answered += 1
+                self.contributions += 1
+                self.bytes_up += e.bytes_up
+                self.train_s += e.train_s
+            case events.Lost():
+                self.answered += 1
+                self.lost[e.code] += 1
+            case events.RoundFinished():
+                self.done, self.played_here = e.round + 1, self.played_here + 1
+                self.bytes_down += e.bytes_down
+                self.invitations += self.invited
+                if e.late:
+                    self.lost["late"] += e.late
+                if (loss := e.head.get("loss_last")) is not None:
+                    self.losses.append(loss)
+            case events.Evaluated():
+                if e.model in ("bundled", "federated"):
+                    from edgewise.apps.summary import perplexity
+
+                    self.perplexities.append(perplexity(sum(e.nll.values()), sum(e.tokens.values())))
+            case events.Progress():
+                self.done, self.total = e.done, e.total
+            case events.RunFinished() | events.RunFailed():
+                self._close_phase()
+                self.phase = ""
+
+    def _close_phase(self) -> None:
+        if self.phase:
+            self.phases.append((self.phase, self.now_s() - self.phase_at))
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds in this phase."""
+        return self.now_s() - self.phase_at
+
+    def left_s(self) -> float | None:
+        """Seconds to the end of the run, the comparisons included; None before there is anything to go by.
+
+        In the rounds: their rate here, plus comparisons that repeat the same training (see ``plan.explain.forecast``).
+        """
+        began = max(0, self.resumed) if self.phase == "federated" else 0
+        if self.phase == "report" or self.total <= self.done:
+            return None
+        if self.done <= began:
+            return None
+        left = self.elapsed_s / (self.done - began) * (self.total - self.done)
+        if self.phase == "federated" and self.played_here:
+            left += self._compare_s()
+        return left
+
+    def _compare_s(self) -> float:
+        wanted, s = self.recipe.compare, self.recipe.simulation
+        workers = s.workers if s.engine == "pool" else 1
+        work = self.train_s / self.played_here * self.rounds  # device seconds of all rounds
+        if wanted.local_only and wanted.centralised:
+            return work if workers > 1 else 2 * work
+        return work / workers if wanted.local_only else work if wanted.centralised else 0.0
+
+
+class Progress:
+    """The sink. Use as a context manager around the run.
+
+    Args:
+        recipe: for titles and the forecast. stream: where to draw, usually standard error. quiet: draw nothing.
+        live: overrides the choice between drawing and lines (a terminal, and not CI).
+    """
+
+    def __init__(self, recipe: Recipe, stream: TextIO, *, quiet: bool = False, live: bool | None = None) -> None:
+        self.board = Board(recipe)
+        self.began = self.board.now_s()
+        self._stream, self._quiet = stream, quiet
+        self._draw = stream.isatty() and not os.environ.get("CI") if live is None else live
+        self._live: Any = None
+        self._console: Console | None = None
+
+    def __enter__(self) -> Progress:
+        if self._draw and not self._quiet:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._console = Console(file=self._stream)
+            self._live = Live(
+                get_renderable=self.render,
+                console=self._console,
+                refresh_per_second=8,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, event: events.AnyEvent) -> None:
+        """Take one event."""
+        self.board.take(event)
+        if self._quiet:
+            return
+        if self._console is not None:
+            self._finished_phase(event)
+        elif line := self.line(event):
+            print(line, file=self._stream, flush=True)
+
+    def _finished_phase(self, event: events.AnyEvent) -> None:
+        """A finished phase leaves one line above the live part."""
+        ended = isinstance(event, events.PhaseStarted | events.RunFinished)
+        if ended and self.board.phases and self._console is not None:
+            phase, seconds = self.board.phases[-1]
+            title = PHASES.get(phase, phase)
+            self._console.print(f"[green]✓[/] {title}  [dim]{words.duration(seconds)}[/]", highlight=False)
+
+    def line(self, e: events.AnyEvent) -> str:
+        """The plain line for an event; empty for events that say nothing new."""
+        b = self.board
+        match e:
+            case events.RunStarted():
+                again = f", resumed after round {e.resumed_round}" if e.resumed_round > 0 else ""
+                return f"{e.name}: {e.population} devices, {words.count(e.dim)} trained parameters{again}"
+            case events.PhaseStarted():
+                return PHASES.get(e.phase, e.phase)
+            case events.RoundFinished():
+                loss = f"  loss {b.losses[-1]:.4f}" if e.head.get("loss_last") is not None else ""
+                lost = f"  lost {e.lost}, late {e.late}" if e.lost or e.late else ""
+                gone = "" if e.met else "  abandoned: too few contributions"
+                up = words.size(e.bytes_up / e.accepted) if e.accepted else words.NOTHING
+                return (
+                    f"round {e.round + 1:>{len(str(b.rounds))}}/{b.rounds}  {e.accepted}/{b.invited} answered{lost}{loss}"
+                    f"  up {up} each  {words.duration(e.seconds)}{gone}"
+                )
+            case events.Evaluated():
+                from edgewise.apps.summary import perplexity
+
+                value = perplexity(sum(e.nll.values()), sum(e.tokens.values()))
+                return f"perplexity {words.MODELS.get(e.model, e.model)}: {words.perplexity(value)}"
+            case events.Progress():
+                step = max(1, e.total // 8)
+                return f"{e.phase} {e.done}/{e.total}" if e.done % step == 0 or e.done == e.total else ""
+        return ""
+
+    def render(self) -> Group:
+        """The live part of the screen."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        b = self.board
+        if not b.phase:
+            return Group()
+        left = b.left_s()
+        head = Table.grid(padding=(0, 2))
+        title = PHASES.get(b.phase, b.phase)
+        if b.phase == "federated":
+            title = f"round {min(b.done + 1, b.total)}/{b.total}"
+        bar = ProgressBar(total=b.total or None, completed=b.done, width=28, pulse=not b.total)
+        times = f"{words.clock(self.board.now_s() - self.began)} elapsed"
+        head.add_row(Text(title, style="bold"), bar, times + (f"  {words.clock(left)} left" if left else ""))
+        rows = Table.grid(padding=(0, 2))
+        rows.add_column(style="dim", min_width=11)
+        rows.add_column()
+        if b.phase == "federated":
+            rows.add_row("answered", Text(_dots(b.answered, b.invited)).append(f"  {b.answered}/{b.invited}", "dim"))
+        if b.losses:
+            rows.add_row("train loss", _trend(b.losses, lambda v: f"{v:.3f}"))
+        if b.perplexities:
+            rows.add_row("perplexity", _trend(b.perplexities, words.perplexity))
+        if b.contributions:
+            rows.add_row("up", _bytes(b.bytes_up, b.contributions))
+        if b.invitations:
+            rows.add_row("down", _bytes(b.bytes_down, b.invitations))
+        if b.lost:
+            said = ", ".join(f"{n} {code}" for code, n in b.lost.most_common())
+            rows.add_row("lost", Text(said, style="yellow"))
+        return Group(head, rows)
+
+
+def _dots(done: int, total: int, most: int = 40) -> str:
+    if total > most:
+        done, total = round(done / total * most), most
+    return "●" * done + "○" * (total - done)
+
+
+def _trend(values: list[float], shown: Callable[[float], str]) -> Any:
+    from rich.text import Text
+
+    text = Text(words.sparkline(values), style="cyan")
+    if len(values) > 1:
+        text.append(f"  {shown(values[0])} → ", "dim")
+    return text.append(f"{'' if len(values) > 1 else '  '}{shown(values[-1])}", "bold")
+
+
+def _bytes(total: int, n: int) -> str:
+    return f"{words.size(total / n)} per device and round, {words.size(total)} so far"

@@ -1,0 +1,87 @@
+"""The end of a run on the terminal: what came out, what it cost, where the time went, where to read more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.apps import words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show(console: Console, s: Mapping[str, Any], out: Path) -> None:
+    """Print the result of ``summary.build``."""
+    from rich.text import Text
+
+    console.print()
+    console.print(_quality(s, wide=console.width >= 104))
+    console.print(_costs(s))
+    if not s["complete"]:
+        r = s["rounds"]
+        console.print(
+            Text(f"not complete: {r['played']} of {r['planned']} rounds, or a comparison is missing", "yellow")
+        )
+    # A path must stay whole, to be clicked or copied.
+    console.print(Text("report  ", "dim").append(str(out / "report.html"), "bold"), soft_wrap=True)
+
+
+def _quality(s: Mapping[str, Any], wide: bool) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD, title="held-out perplexity, lower is better", title_justify="left", pad_edge=False
+    )
+    table.add_column("model")
+    for head in ("weighted mean", "median", "worst 10 %", "change"):
+        table.add_column(head, justify="right")
+    for name in words.MODELS:
+        q, style = s["perplexity"][name], "bold" if name == "federated" else ""
+        label = Text(words.MODELS[name], style)
+        if wide:
+            label.append(f"  {words.MEANS[name]}", "dim not bold")
+        if q is None:
+            table.add_row(label, Text("not run", "dim"), "", "", "")
+            continue
+        change = "" if name == "bundled" else words.percent(s["change_percent"][name])
+        figures = [words.perplexity(q[k]) for k in ("weighted_mean", "median", "worst_decile")]
+        table.add_row(label, *(Text(c, style) for c in [*figures, change]))
+    return table
+
+
+def _costs(s: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    b, t, p, share = s["bytes"], s["seconds"], s["participation"], s["share_improved"]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    if share["over_bundled"] is not None:
+        alone = share["over_local_only"]
+        more = f", {100 * alone:.0f} % than alone" if alone is not None else ""
+        grid.add_row("devices", f"{100 * share['over_bundled']:.0f} % do better than with the bundled model{more}")
+    for key, name in (("up", "up"), ("down", "down")):
+        size = words.size(b[f"{key}_per_device_round"])
+        grid.add_row(name, f"{size} per device and round, {_ratio(b[f'{key}_ratio'])}")
+    lost = ", ".join(
+        [*(f"{n} {code}" for code, n in p["lost_by_code"].items()), *([f"{p['late']} late"] * bool(p["late"]))]
+    )
+    said = f"{words.count(p['accepted'])} of {words.count(p['invited'])} invitations"
+    grid.add_row("counted", f"{said}{f'; lost: {lost}' if lost else ''}")
+    wall = ", ".join(f"{k} {words.duration(t[k])}" for k in ("rounds", "evaluate", "compare") if t[k])
+    grid.add_row("time", f"{words.duration(t['total'])}: {wall}" if wall else words.duration(t["total"]))
+    work = ", ".join(f"{k} {words.duration(t[k])}" for k in ("train", "encode", "aggregate"))
+    grid.add_row("work", f"{work} (device and server seconds)")
+    return grid
+
+
+def _ratio(ratio: float | None) -> str:
+    """Against the float32 model."""
+    if ratio is None:
+        return words.NOTHING
+    said = words.smaller(ratio)
+    return f"{said} as the float32 model" if said == "same size" else f"{said} than the float32 model"

@@ -1,0 +1,174 @@
+"""What all commands share: errors as messages and exit statuses, crash files, Ctrl-C, and a quiet screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from edgewise.core.errors import EdgewiseError, Interrupted
+
+TRAIN_EXTRA = {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"}
+PAGE = "docs/errors.md"
+NOISE = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+class Session:
+    """One command while it runs: where it works, and how to go on if it is stopped.
+
+    Attributes:
+        name: the command. as_json: one envelope on standard output instead of text. debug: show tracebacks.
+        folder: run directory for crash files. resumable: something was saved that ``--resume`` continues.
+    """
+
+    def __init__(self, name: str, *, as_json: bool = False, debug: bool = False) -> None:
+        self.name, self.as_json, self.debug = name, as_json, debug
+        self.folder: Path | None = None
+        self.resumable = False
+
+    def run(self, body: Callable[[], Mapping[str, Any] | None]) -> int:
+        """Do the command's work and return the exit status.
+
+        ``body`` returns what goes into the envelope; an ``ok`` in it that is False makes the status 1.
+        """
+        try:
+            payload = dict(body() or {})
+        except KeyboardInterrupt:
+            return self._fail(self._interrupted())
+        except EdgewiseError as e:
+            return self._fail(e)
+        except ImportError as e:
+            if (e.name or "").split(".")[0] not in TRAIN_EXTRA:
+                return self._crash(e)
+            fix = 'pip install "edgewise[train]", or in a clone `make setup`.'
+            return self._fail(EdgewiseError("E-DEPENDENCY", f"this command needs {e.name}.", fix))
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `edgewise schema | head` is no failure
+            return 0
+        except Exception as e:  # boundary: a bug becomes a crash file and a message, never a screen of traceback
+            return self._crash(e)
+        if self.as_json:
+            print(json.dumps({"ok": True, "command": self.name, **payload}))
+        return 0 if payload.get("ok", True) else 1
+
+    def _interrupted(self) -> Interrupted:
+        if not self.resumable:
+            return Interrupted("E-INTERRUPTED", "stopped before anything was saved.", "run the same command again.")
+        what = "stopped; every complete round is saved, and what arrived in the current one."
+        return Interrupted("E-INTERRUPTED", what, f"continue with: {again(sys.argv)}")
+
+    def _fail(self, e: EdgewiseError) -> int:
+        if self.debug:
+            traceback.print_exception(e)
+        if self.as_json:
+            error = {"code": e.code, "what": e.what, "fix": e.fix}
+            print(json.dumps({"ok": False, "command": self.name, "error": error}))
+        else:
+            lines = [f"{_bold(e.code)}: {e.what}", *([f"  fix   {e.fix}"] if e.fix else [])]
+            lines.append(f"  more  {PAGE}#{e.code.lower()}")
+            print("\n".join(lines), file=sys.stderr)
+        return e.exit_status
+
+    def _crash(self, e: BaseException) -> int:
+        """Keep the traceback (code lines only, no values of variables) where it can be read and reported."""
+        text = f"edgewise {self.name}\n{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(e))}"
+        path = write_crash(text, self.folder)
+        if self.debug:
+            print(text, file=sys.stderr)
+        what = f"unexpected {type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
+        if self.as_json:
+            error = {"code": "crash", "what": what, "fix": f"see {path}"}
+            print(json.dumps({"ok": False, "command": self.name, "error": error}))
+        else:
+            go_on = f"\n  then  {again(sys.argv)}" if self.resumable else ""
+            print(f"{_bold('this is a bug in edgewise')}: {what}\n  see   {path}{go_on}", file=sys.stderr)
+        return 1
+
+
+def write_crash(text: str, folder: Path | None) -> Path:
+    """Write a crash file into the run directory where there is one, else into the system's temporary folder."""
+    name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for place in (folder, Path(tempfile.gettempdir())):
+        if place is not None and place.is_dir():
+            with suppress(OSError):
+                (place / name).write_text(text, encoding="utf-8")
+                return place / name
+    return Path("(no place could be written)")
+
+
+def again(argv: list[str]) -> str:
+    """The command line that continues this one."""
+    words = ["edgewise", *argv[1:]]
+    return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """The first Ctrl-C (or SIGTERM) raises KeyboardInterrupt, the second ends the process at once."""
+    pressed = False
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            os._exit(130)
+        pressed = True
+        raise KeyboardInterrupt
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def quiet_screen(log: Path, debug: bool = False) -> Iterator[TextIO]:
+    """Send what libraries and worker processes print (file descriptors 1 and 2) to ``log``; yields the real stderr.
+
+    ``log`` is appended to only where something was said and its folder exists. With ``debug`` all stays on the screen.
+    """
+    for key, value in NOISE.items():
+        os.environ.setdefault(key, value)
+    if debug:
+        yield sys.stderr
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as noise, os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding) as screen:
+        kept = {fd: os.dup(fd) for fd in (1, 2)}
+        for fd in kept:
+            os.dup2(noise.fileno(), fd)
+        try:
+            yield screen
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for fd, copy in kept.items():
+                os.dup2(copy, fd)
+                os.close(copy)
+            noise.seek(0)
+            if noise.seek(0, os.SEEK_END) and log.parent.is_dir():
+                noise.seek(0)
+                with suppress(OSError), open(log, "ab") as f:
+                    shutil.copyfileobj(noise, f)
+
+
+def _bold(text: str) -> str:
+    return f"\033[1m{text}\033[0m" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else text

@@ -1,0 +1,216 @@
+"""The whole loop over a hostile mailbox: any order, loss, duplication, rubbish; the books and the sum stay right."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_recipe import make_recipe
+
+from edgewise.codecs import pack
+from edgewise.core import events, frame
+from edgewise.core.errors import RoundError
+from edgewise.core.keys import Turn, derive
+from edgewise.core.vector import Spec
+from edgewise.engine.ports import Arrived, Checkpoint, Lost
+from edgewise.engine.run import Federation
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile as compile_plan
+
+DIM, DEVICES = 20, tuple(f"d{i}" for i in range(6))
+PLAN = compile_plan(
+    make_recipe({"round.rounds": 1, "stage": [{"kind": "weigh", "cap": 10}], "strategy": {"kind": "fedavg"}}),
+    Spec.of([("w", (DIM,), "float32")]),
+    len(DEVICES),
+    BUILT_IN,
+)
+
+
+def update(device):
+    return np.random.default_rng(int(device[1:])).normal(size=DIM).astype(np.float32)
+
+
+def weight(device):
+    return min(10.0, 4.0 + int(device[1:])) / 10
+
+
+def contribution(device, number=0, run=PLAN.run, claimed=""):
+    turn = Turn(number, PLAN.public(number), derive(PLAN.key, device))
+    head = {"loss_first": 2.0, "loss_last": 1.0}
+    payload, _ = PLAN.pipeline.encode(update(device), head, weight(device) * 10, {}, turn)
+    body = pack.pack(payload, PLAN.pipeline.encoded)
+    return frame.dump(frame.Contribution(run=run, round=number, device=claimed or device, payload=body))
+
+
+CRASH = object()  # kills the loop when it is next in the mailbox
+
+
+class _Crashed(Exception):
+    pass
+
+
+class Mailbox:
+    """A Cohort that delivers a script and then stays silent; what was sent is kept."""
+
+    def __init__(self, script):
+        self.script, self.sent, self.clock = list(script), [], 0.0
+
+    def now_s(self):
+        return self.clock
+
+    def publish(self, blob):
+        return "0" * 64
+
+    def send(self, to, raw):
+        self.sent.append((to, frame.load(raw)))
+
+    def receive(self, timeout_s):
+        if self.script:
+            item = self.script.pop(0)
+            if item is CRASH:
+                raise _Crashed
+            return item
+        self.clock += min(timeout_s, 1e9)
+        return None
+
+    def close_round(self):
+        self.script.clear()
+
+
+class MemoryStore:
+    """A Store in lists, whose journal survives the loop that wrote it."""
+
+    def __init__(self):
+        self.checkpoint, self.events, self.records = None, [], []
+
+    def load(self):
+        return self.checkpoint
+
+    def journal(self, round):
+        return self
+
+    def replay(self):
+        return list(self.records)
+
+    def append(self, item):
+        (self.events if isinstance(item, events.Event) else self.records).append(item)
+
+    def commit(self, checkpoint, told, contributed):
+        self.checkpoint, self.records = checkpoint, []
+        self.events.extend(told)
+
+    def evaluated(self, model, round):
+        return True
+
+
+def federation(mailbox, store):
+    return Federation(
+        PLAN, DEVICES, mailbox, store, tell=lambda e: None, now_s=lambda: 0.0, entropy=lambda n: bytes(32)
+    )
+
+
+def play(script, store=None):
+    store = store or MemoryStore()
+    mailbox = Mailbox(script)
+    loop = federation(mailbox, store)
+    after = loop.round(loop.begin(np.zeros(DIM, np.float32)))
+    return after, store, mailbox
+
+
+def good(device):
+    return Arrived(device, contribution(device), 1.0)
+
+
+GOOD = [good(d) for d in DEVICES]
+
+NASTY = st.sampled_from(DEVICES).flatmap(
+    lambda d: st.sampled_from(
+        [
+            good(d),
+            good(d),
+            good(d),
+            Lost(d, "dropped", 1.0),
+            Arrived(d, b"EWF\x01rubbish", 1.0),
+            Arrived(d, contribution(d)[:-3], 1.0),
+            Arrived(d, contribution(d, number=3), 1.0),
+            Arrived(d, contribution(d, run="another run"), 1.0),
+            Arrived(d, contribution(d, claimed="d5" if d != "d5" else "d0"), 1.0),
+            Arrived(d, frame.dump(frame.Refusal(run=PLAN.run, round=0, device=d, code="E-NAN", reason="x")), 1.0),
+            Arrived("stranger", contribution(d), 1.0),
+            Arrived(d, frame.dump(frame.Probe(run=PLAN.run, round=0, model="")), 1.0),
+        ]
+    )
+)
+
+
+def expected(accepted):
+    total = sum(weight(d) for d in accepted)
+    return sum(update(d).astype(np.float64) * weight(d) for d in accepted) / total
+
+
+def accepted_in(store):
+    return [e.device for e in store.events if isinstance(e, events.Accepted)]
+
+
+@settings(max_examples=150)
+@given(st.lists(NASTY, max_size=25))
+def test_any_schedule_gives_the_exact_mean_of_who_was_accepted(script):
+    after, store, _ = play(script)
+    accepted = accepted_in(store)
+    assert len(set(accepted)) == len(accepted)
+    (end,) = [e for e in store.events if isinstance(e, events.RoundFinished)]
+    assert end.accepted == len(accepted)
+    assert end.accepted + end.lost + end.late == len(DEVICES)
+    sent_well = {item.device for item in script if item in GOOD}
+    assert set(accepted) <= sent_well
+    if end.met:
+        assert len(accepted) >= PLAN.sampling.minimum
+        np.testing.assert_allclose(after.state.params, expected(accepted), atol=1e-6)
+        assert after.accepted == dict.fromkeys(accepted, 0)
+    else:
+        assert not after.state.params.any()
+        assert after.accepted == {}
+
+
+@settings(max_examples=60)
+@given(st.lists(NASTY, max_size=20), st.integers(0, 20))
+def test_a_crash_between_any_two_arrivals_changes_nothing(script, cut):
+    calm, calm_store, _ = play(script)
+    store = MemoryStore()
+    try:
+        play([*script[:cut], *([CRASH] if cut < len(script) else script[cut:])], store)
+    except _Crashed:
+        # What had been delivered is in the journal; the rest is still to come.
+        mailbox = Mailbox(script[cut:])
+        loop = federation(mailbox, store)
+        loop.round(loop.begin(np.zeros(DIM, np.float32)))
+    assert store.checkpoint.accepted == calm.accepted
+    np.testing.assert_array_equal(store.checkpoint.state.params, calm.state.params)
+    assert accepted_in(store) == accepted_in(calm_store)
+
+
+@given(st.permutations(DEVICES))
+def test_the_sum_is_bit_identical_in_every_order(order):
+    first, _, _ = play([good(d) for d in DEVICES])
+    after, _, _ = play([good(d) for d in order])
+    np.testing.assert_array_equal(after.state.params, first.state.params)
+
+
+def test_invitations_name_the_last_accepted_round():
+    store = MemoryStore()
+    store.checkpoint = Checkpoint(0, PLAN.strategy.init(np.zeros(DIM, np.float32)), {"d1": 7})
+    _, _, mailbox = play([good(d) for d in DEVICES], store)
+    assert {to: m.accepted for to, m in mailbox.sent} == {**dict.fromkeys(DEVICES, -1), "d1": 7}
+
+
+def test_three_unmet_rounds_in_a_row_stop_the_run():
+    store = MemoryStore()
+    loop = federation(Mailbox([]), store)
+    checkpoint = loop.begin(np.zeros(DIM, np.float32))
+    checkpoint = loop.round(Checkpoint(0, checkpoint.state, {}, unmet=1))
+    assert checkpoint.unmet == 2
+    try:
+        loop.round(Checkpoint(0, checkpoint.state, {}, unmet=2))
+        raise AssertionError("did not stop")
+    except RoundError as e:
+        assert e.code == "E-ROUND"

@@ -1,0 +1,222 @@
+"""Local training against plain torch: flat parameters, optimizers, accumulation, FedProx, clipping, failures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from edgewise.core.errors import DataError, TrainingError
+from edgewise.core.frame import LocalRule
+from edgewise.core.keys import root
+from edgewise.engine.ports import FitRequest
+from edgewise.learn.evaluate import evaluate
+from edgewise.learn.flat import Flat
+from edgewise.learn.torch_trainer import TensorShard, TorchTrainer, row_order
+from edgewise.learn.train import fit
+from edgewise.plan.recipe import TrainingSection
+
+KEY = root(0)
+
+
+def net(seed: int = 0, dropout: float = 0.0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Dropout(dropout), nn.Linear(7, 3))
+
+
+def data(n: int = 24, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 5, generator=g), torch.randint(0, 3, (n,), generator=g)
+
+
+def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, float]:
+    return F.cross_entropy(model(batch[0]), batch[1]), len(batch[0])
+
+
+def section(**more: object) -> TrainingSection:
+    return TrainingSection(**{"clip_grad": 0.0, "batch": 8, **more})  # type: ignore[arg-type]
+
+
+def steps(n: int = 6, size: int = 8, parts: int = 1) -> list[list[tuple[torch.Tensor, ...]]]:
+    x, y = data(n * size)
+    batches = [(x[i : i + size], y[i : i + size]) for i in range(0, n * size, size)]
+    return [list(zip(a.chunk(parts), b.chunk(parts), strict=True)) for a, b in batches]
+
+
+def fitted(training: TrainingSection, rule: LocalRule | None = None, batches: list | None = None, model=None):
+    model = model or net()
+    flat = Flat(list(model.named_parameters()))
+    rule = rule or LocalRule(steps=6, lr=0.1)
+    start = flat.read()
+    result = fit(model, loss, batches or steps(), flat, start, rule, training, KEY)
+    np.testing.assert_array_equal(flat.read() - start, result.x)
+    return result
+
+
+def plain(make, rule: LocalRule | None = None, clip: float = 0.0, prox: float = 0.0, batches: list | None = None):
+    """The same in ordinary torch; FedProx as a term of the loss."""
+    model, rule = net(), rule or LocalRule(steps=6, lr=0.1)
+    start = [p.detach().clone() for p in model.parameters()]
+    optimizer = make(model.parameters())
+    for ((x, y),) in batches or steps():
+        optimizer.zero_grad()
+        pull = sum(((p - s) ** 2).sum() for p, s in zip(model.parameters(), start, strict=True))
+        (F.cross_entropy(model(x), y) + prox / 2 * pull).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+    return np.concatenate([(p.detach() - s).flatten().numpy() for p, s in zip(model.parameters(), start, strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("training", "make"),
+    [
+        (section(optimizer="sgd"), lambda p: torch.optim.SGD(p, lr=0.1)),
+        (
+            section(optimizer="sgd", momentum=0.9, weight_decay=0.01),
+            lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+        ),
+        (section(), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.0)),
+        (section(weight_decay=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1)),
+    ],
+)
+def test_optimizers_equal_torch(training: TrainingSection, make) -> None:
+    np.testing.assert_allclose(fitted(training).x, plain(make), rtol=1e-5, atol=2e-6)
+
+
+def test_plain_sgd_is_bit_identical_to_torch() -> None:
+    got = fitted(section(optimizer="sgd")).x
+    np.testing.assert_array_equal(got, plain(lambda p: torch.optim.SGD(p, lr=0.1)))
+
+
+def test_fedprox_is_the_gradient_of_half_mu_distance_squared_and_comes_before_clipping() -> None:
+    for clip in (0.0, 0.05):
+        training = section(optimizer="sgd", clip_grad=clip)
+        got = fitted(training, LocalRule(steps=6, lr=0.1, prox_mu=3.0)).x
+        expected = plain(lambda p: torch.optim.SGD(p, lr=0.1), clip=clip, prox=3.0)
+        np.testing.assert_allclose(got, expected, atol=1e-6)
+        assert np.abs(got - fitted(training).x).max() > (1e-3 if not clip else 0)
+
+
+def test_clipping_equals_torch() -> None:
+    got = fitted(section(optimizer="sgd", clip_grad=0.1)).x
+    np.testing.assert_allclose(got, plain(lambda p: torch.optim.SGD(p, lr=0.1), clip=0.1), atol=1e-6)
+    assert np.linalg.norm(got) <= 6 * 0.1 * 0.1 + 1e-6
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch_also_with_uneven_parts() -> None:
+    whole = fitted(section(optimizer="sgd"))
+    for parts in (2, 3, 8):
+        split = fitted(section(optimizer="sgd"), batches=steps(parts=parts))
+        np.testing.assert_allclose(split.x, whole.x, atol=1e-6)
+        assert split.loss_first == pytest.approx(whole.loss_first, abs=1e-5)
+
+
+def test_state_is_fresh_in_every_fit_and_the_request_decides_everything() -> None:
+    x, y = data()
+    shards = {"a": TensorShard((x, y)), "b": TensorShard((x * 2, y))}
+    trainer = TorchTrainer(net(dropout=0.3), loss, shards, section(batch=5))
+    ask = FitRequest("a", 0, trainer.initial(), LocalRule(steps=7, lr=0.01), KEY)
+    before = torch.random.get_rng_state()
+    first = trainer.fit(ask)
+    assert torch.equal(before, torch.random.get_rng_state())
+    trainer.fit(FitRequest("b", 0, first.x, LocalRule(steps=3, lr=0.1, prox_mu=0.1), root(5)))
+    torch.rand(3)
+    again = trainer.fit(ask)
+    np.testing.assert_array_equal(first.x, again.x)
+    assert first.head == again.head
+    assert first.count == 24
+    other = trainer.fit(FitRequest("a", 0, trainer.initial(), ask.rule, root(1)))
+    assert not np.array_equal(first.x, other.x)
+
+
+def test_losses_are_means_of_the_first_and_last_quarter() -> None:
+    result = fitted(section(optimizer="sgd"), LocalRule(steps=8, lr=0.1), batches=steps(8))
+    model, seen = net(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for ((x, y),) in steps(8):
+        optimizer.zero_grad()
+        value = F.cross_entropy(model(x), y)
+        value.backward()
+        optimizer.step()
+        seen.append(value.item())
+    assert result.loss_first == pytest.approx(np.mean(seen[:2]), rel=1e-5)
+    assert result.loss_last == pytest.approx(np.mean(seen[-2:]), rel=1e-5)
+
+
+def test_failures_have_codes_and_steps() -> None:
+    with pytest.raises(TrainingError, match=r"E-NAN.*step \d"):
+        fitted(section(optimizer="sgd", momentum=0.9), LocalRule(steps=6, lr=1e30))
+    bad = steps(1)
+    bad[0][0][0][0, 0] = float("nan")
+    with pytest.raises(TrainingError, match=r"E-NAN.*step 1\b"):
+        fitted(section(), LocalRule(steps=1, lr=0.1), batches=bad)
+    with pytest.raises(TrainingError, match=r"E-NAN.*update"):
+        fitted(section(optimizer="sgd"), LocalRule(steps=1, lr=float("inf")))
+    with pytest.raises(TrainingError, match=r"E-TRAIN.*after 6 of 9"):
+        fitted(section(), LocalRule(steps=9, lr=0.1))
+    trainer = TorchTrainer(net(), loss, {"a": TensorShard((torch.zeros(4, 9), torch.zeros(4).long()))}, section())
+    with pytest.raises(TrainingError, match=r"E-TRAIN.*device 'a'"):
+        trainer.fit(FitRequest("a", 0, trainer.initial(), LocalRule(steps=1, lr=0.1), KEY))
+    empty = TorchTrainer(net(), loss, {"a": TensorShard(data(0))}, section())
+    with pytest.raises(DataError, match="E-DEVICE-DATA"):
+        empty.fit(FitRequest("a", 0, empty.initial(), LocalRule(steps=1, lr=0.1), KEY))
+    with pytest.raises(DataError, match="E-DEVICE-DATA"):
+        empty.evaluate("a", empty.initial())
+
+
+def test_flat_parameters_are_views() -> None:
+    model = net()
+    flat = Flat(list(model.named_parameters()))
+    assert [s.name for s in flat.spec.segments] == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    x = np.arange(flat.spec.dim, dtype=np.float32)
+    x.setflags(write=False)  # as it comes from a received blob
+    flat.write(x)
+    assert model[3].bias.tolist() == x[-3:].tolist()
+    np.testing.assert_array_equal(flat.minus(x), 0)
+    model.zero_grad(set_to_none=True)
+    flat.zero_grad()
+    model(torch.ones(2, 5)).sum().backward()
+    assert flat.g_D[-3:].tolist() == [2.0, 2.0, 2.0]
+    with pytest.raises(ValueError, match="shape"):
+        flat.write(x[:-1])
+    with pytest.raises(ValueError, match="twice"):
+        Flat([("a", model[0].bias), ("b", model[0].bias)])
+
+
+def test_evaluation_leaves_training_alone() -> None:
+    x, y = data()
+    shards = {"a": TensorShard((x, y), held=(x[:9], y[:9]))}
+    requests = [
+        FitRequest("a", r, np.zeros(66, np.float32) + 0.01, LocalRule(steps=4, lr=0.1), root(r)) for r in (0, 1)
+    ]
+    quiet, busy = (TorchTrainer(net(dropout=0.5), loss, shards, section()) for _ in range(2))
+    for request in requests:
+        expected = quiet.fit(request).x
+        measured = busy.evaluate("a", busy.initial())
+        np.testing.assert_array_equal(busy.fit(request).x, expected)
+        assert measured.tokens == 9
+        assert measured == busy.evaluate("a", busy.initial())
+    model = net()
+    value = F.cross_entropy(model(x[:9]), y[:9]).item()
+    assert evaluate(model, loss, [(x[:4], y[:4]), (x[4:9], y[4:9])]).nll == pytest.approx(9 * value, rel=1e-5)
+    with pytest.raises(TrainingError, match="E-NAN"):
+        busy.evaluate("a", busy.initial() * np.float32("inf"))
+
+
+def test_row_order_passes_over_all_rows_before_repeating() -> None:
+    rows = list(row_order(10, steps=5, batch=4, key=KEY))
+    assert sorted(np.concatenate(rows)[:10]) == sorted(np.concatenate(rows)[10:20]) == list(range(10))
+    assert all(sorted(r) == [0, 1, 2] for r in row_order(3, steps=4, batch=8, key=KEY))
+    again = list(row_order(10, 5, 4, KEY))
+    assert all(np.array_equal(a, b) for a, b in zip(rows, again, strict=True))
+
+
+def test_unshuffled_shards_give_rows_in_order() -> None:
+    x, y = data(10)
+    got = list(TensorShard((x, y), shuffle=False).batches(3, section(batch=4, accumulate=2), KEY))
+    assert [[len(b[0]) for b in micro] for micro in got] == [[2, 2], [2, 2], [2]]
+    assert torch.equal(got[1][0][0], x[4:6])

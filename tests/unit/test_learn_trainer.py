@@ -1,0 +1,174 @@
+"""The text trainer behind the port: a recipe in, updates and measurements out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_model
+
+from edgewise.core.errors import DataError, ModelError
+from edgewise.core.frame import LocalRule
+from edgewise.core.keys import root
+from edgewise.engine.ports import POOLED, FitRequest
+from edgewise.learn.trainer import TextTrainer, make
+from edgewise.plan.recipe import Recipe, from_plain
+
+RULE = LocalRule(steps=4, lr=0.01)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    tiny_model.save(folder / "model")
+    texts = {"ann": "".join(f"the fox {i} jumps\n" for i in range(200)), "bob": "def add(a, b): return a + b\n" * 40}
+    for name, text in {**texts, "cat": "hi there", "dan": ".", "eve": "\n"}.items():
+        (folder / "notes" / name).mkdir(parents=True)
+        (folder / "notes" / name / "1.txt").write_text(text)
+    return folder
+
+
+def recipe(**sections: dict) -> Recipe:
+    plain = {
+        "privacy": "none",
+        "model": {"base": "model", "precision": "float32"},
+        "data": {"source": "text", "path": "notes", "sequence_len": 32},
+        "training": {"batch": 4, "lr": 0.01},
+    }
+    return from_plain({**plain, **{k: {**plain.get(k, {}), **v} for k, v in sections.items()}})
+
+
+def trainer(place: Path, **sections: dict) -> TextTrainer:
+    return make(recipe(**sections), place, place / "cache")
+
+
+def ask(t: TextTrainer, device: str, seed: int = 0) -> FitRequest:
+    return FitRequest(device, 0, t.initial(), RULE, root(seed))
+
+
+def test_training_lowers_held_out_loss(place: Path) -> None:
+    t = trainer(place)
+    assert t.devices() == ("ann", "bob", "cat", "dan", "eve")
+    x = t.initial()
+    before = t.evaluate("ann", x)
+    for r in range(5):
+        update = t.fit(FitRequest("ann", r, x, RULE, root(r)))
+        x = x + update.x
+    after = t.evaluate("ann", x)
+    assert after.tokens == before.tokens > 50
+    assert after.nll < 0.8 * before.nll
+    assert update.x.dtype == np.float32
+    assert update.x.shape == (t.spec.dim,)
+    assert set(update.head) == {"loss_first", "loss_last"}
+    assert update.count == t.describe()["devices"]["ann"] > 1000
+
+
+def test_devices_with_little_text(place: Path) -> None:
+    t = trainer(place)
+    assert t.fit(ask(t, "cat")).count >= 2  # a short sentence trains, as one short block
+    with pytest.raises(DataError, match="E-DEVICE-DATA.*hold-out"):
+        t.evaluate("cat", t.initial())
+    (place / "notes" / "eve" / "1.txt").write_text("")
+    empty = trainer(place)
+    assert "eve" in empty.devices()
+    with pytest.raises(DataError, match="E-DEVICE-DATA.*two tokens"):
+        empty.fit(ask(empty, "eve"))
+    with pytest.raises(DataError, match="E-DEVICE-DATA.*no device"):
+        t.fit(ask(t, "zoe"))
+
+
+def test_pooled_is_all_training_text(place: Path) -> None:
+    t = trainer(place)
+    per_device = t.describe()["devices"]
+    update = t.fit(ask(t, POOLED))
+    assert update.count == sum(per_device.values())
+    rows = {t._pooled._row(i).tobytes() for i in range(t._pooled._stops[-1])}
+    assert rows == {r.tobytes() for d in per_device for r in t._open(d).blocks.train_NS}
+    assert np.array_equal(update.x, t.fit(ask(t, POOLED)).x)
+
+
+def test_evaluation_is_capped_exactly(place: Path) -> None:
+    whole = trainer(place)
+    capped = trainer(place, eval={"max_tokens": 70})
+    assert whole.evaluate("ann", whole.initial()).tokens > 70
+    got = capped.evaluate("ann", capped.initial())
+    assert got.tokens == 70
+    assert got == capped.evaluate("ann", capped.initial())
+
+
+def test_batches_are_cut_to_what_is_predicted(place: Path) -> None:
+    t = trainer(place)
+    ((batch, n),) = next(iter(t._open("cat").batches(1, t.training, root(0))))
+    assert batch.shape == (1, n + 1)  # one short block, without padding, not repeated to a batch of four
+
+
+def test_accumulation_is_the_same_training(place: Path) -> None:
+    whole, split = (trainer(place, training={"optimizer": "sgd", "accumulate": a}) for a in (1, 4))
+    np.testing.assert_allclose(split.fit(ask(split, "bob")).x, whole.fit(ask(whole, "bob")).x, atol=1e-5)
+
+
+CHILD = """
+import sys, hashlib, json
+from pathlib import Path
+import torch
+from edgewise.core.frame import LocalRule
+from edgewise.core.keys import root
+from edgewise.engine.ports import FitRequest
+from edgewise.learn.trainer import make
+from edgewise.plan.recipe import from_plain
+torch.set_num_threads(1)
+torch.rand(7)
+place = Path(sys.argv[1])
+t = make(from_plain(json.loads(sys.argv[2])), place, place / sys.argv[3])
+t.evaluate("bob", t.initial())
+u = t.fit(FitRequest("ann", 0, t.initial(), LocalRule(steps=4, lr=0.01), root(0)))
+print(hashlib.sha256(u.x.tobytes()).hexdigest(), u.head, t.fingerprint(), t.spec.digest())
+"""
+
+
+def test_another_process_gives_the_same_bits(place: Path) -> None:
+    text = json.dumps(recipe(model={"precision": "bfloat16"}).resolved())
+    run = [
+        subprocess.Popen([sys.executable, "-c", CHILD, str(place), text, cache], stdout=subprocess.PIPE, text=True)
+        for cache in ("cache", "another")
+    ]
+    one, two = (p.communicate(timeout=300)[0] for p in run)
+    assert one == two != ""
+
+
+def test_lora_and_layers_through_the_port(place: Path) -> None:
+    for section in ({"kind": "lora", "rank": 2}, {"kind": "layers", "layers": ["model.layers.1.*"]}):
+        t = trainer(place, trainable=section, model={"precision": "bfloat16"})
+        update = t.fit(ask(t, "ann"))
+        assert 0 < np.abs(update.x).max() < 1
+        assert t.sizes()["trainable"] < t.sizes()["parameters"]
+        assert t.evaluate("ann", t.initial() + update.x).nll < t.evaluate("ann", t.initial()).nll
+
+
+def test_sizes_and_description(place: Path) -> None:
+    t = trainer(place)
+    sizes = t.sizes()
+    assert sizes["parameters"] == sizes["trainable"] == t.spec.dim
+    assert sizes["step_s"] == 0.0
+    assert sizes["memory_bytes"] > 6 * 4 * t.spec.dim
+    before = t.fit(ask(t, "ann")).x
+    assert t.sizes(measure=True)["step_s"] > 0
+    np.testing.assert_array_equal(t.fit(ask(t, "ann")).x, before)
+    facts = json.loads(json.dumps(t.describe()))
+    assert facts["model"] == "model"
+    assert facts["vocabulary"] == 300
+    assert facts["fingerprint"] == t.fingerprint()
+
+
+def test_model_and_data_must_fit(place: Path) -> None:
+    with pytest.raises(ModelError, match=r"E-MODEL.*at most 128.*is 256"):
+        trainer(place, data={"sequence_len": 256})
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import sys, edgewise.learn; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
