@@ -46,7 +46,7 @@ def story(told):
     """The events without wall-clock times; order within a round is virtual, so it is part of the story."""
     zero = {"at_s", "seconds", "train_s", "encode_s", "aggregate_s"}
     return [
-        msgspec.structs.replace(e, **{k: 0.0 for k in zero & set(e.__struct_fields__)})
+        msgspec.structs.replace(e, **dict.fromkeys(zero & set(e.__struct_fields__), 0.0))
         for e in told
         if not isinstance(e, events.Progress)
     ]

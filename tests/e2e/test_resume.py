@@ -32,9 +32,7 @@ def start(out, engine, resume, sleep="0.02"):
 
 def kill_after(process, lines):
     """SIGKILL once so many events were printed; returns whether the process was still running then."""
-    seen = 0
-    for _ in process.stdout:
-        seen += 1
+    for seen, _ in enumerate(process.stdout, 1):
         if seen >= lines:
             os.kill(process.pid, signal.SIGKILL)
             process.stdout.close()

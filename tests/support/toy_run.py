@@ -1,6 +1,6 @@
 """Play a toy recipe in a process of its own, printing one JSON event per line: something to kill.
 
-    python toy_run.py OUT ENGINE RESUME(0|1) [section.key=value ...]
+python toy_run.py OUT ENGINE RESUME(0|1) [section.key=value ...]
 """
 
 from __future__ import annotations

@@ -78,9 +78,7 @@ def test_deadline_decides_by_the_minimum():
 
 
 def test_refuses_duplicates_strangers_and_other_rounds():
-    _, effects = play(
-        begin(), Usable("d0", ROUND), Usable("d0", ROUND), Usable("x", ROUND), Usable("d1", ROUND - 1)
-    )
+    _, effects = play(begin(), Usable("d0", ROUND), Usable("d0", ROUND), Usable("x", ROUND), Usable("d1", ROUND - 1))
     assert effects == [Counted("d0"), Ignore("d0", "duplicate"), Ignore("x", "uninvited"), Ignore("d1", LATE)]
 
 

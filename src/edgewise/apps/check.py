@@ -133,12 +133,9 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     asked = f"{s['invited']} invited, closes at {s['goal']}, fails below {s['minimum']}"
     grid.add_row("rounds", f"{found['rounds']} × ({asked}) of {words.count(found['population'])} devices")
     for key in ("up", "down"):
-        ratio = words.smaller(b[f"{key}_ratio"])
+        against = words.against(b[f"{key}_ratio"])
         grid.add_row(
-            key,
-            f"{words.size(b[key])} per device and round ({ratio} than float32), {words.size(b[f'{key}_total'])} in all".replace(
-                "same size than", "same size as"
-            ),
+            key, f"{words.size(b[key])} per device and round, {against}; {words.size(b[f'{key}_total'])} in all"
         )
     grid.add_row("memory", f"{words.size(found['memory_bytes'])} per device for training, without Python and torch")
     if f["total_s"] is None:

@@ -9,7 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     from edgewise.apps.shell import Session
-    from edgewise.plan.recipe import Recipe
 
 app = typer.Typer(
     name="edgewise",
@@ -97,10 +96,10 @@ def check(
     session = _session("check", as_json, debug)
 
     def body() -> dict[str, Any]:
-        from edgewise.apps import shell
+        from edgewise.apps import runs, shell
         from edgewise.plan.recipe import load
 
-        parsed = load(recipe, assignments(overrides))
+        parsed = load(recipe, runs.assignments(overrides))
         with shell.interrupts(), shell.quiet_screen(Path("/nonexistent/log"), debug):
             from edgewise.apps import check as checker
 
@@ -222,27 +221,6 @@ def schema(
     raise typer.Exit(session.run(body))
 
 
-def assignments(given: list[str] | None) -> dict[str, Any]:
-    """``["training.lr=0.01", "name=x"]`` -> ``{"training.lr": 0.01, "name": "x"}``.
-
-    Values are TOML; what is not TOML is text. Raises RecipeError(E-VALUE) without ``=``.
-    """
-    import tomllib
-
-    from edgewise.core.errors import RecipeError
-
-    out: dict[str, Any] = {}
-    for one in given or []:
-        key, equals, text = one.partition("=")
-        if not (equals and key.strip()):
-            raise RecipeError("E-VALUE", f"--set {one!r} assigns nothing.", "write --set section.key=value.")
-        try:
-            out[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            out[key.strip()] = text.strip()
-    return out
-
-
 def _session(name: str, as_json: bool, debug: bool) -> Session:
     from edgewise.apps.shell import Session
 
@@ -265,62 +243,19 @@ def _simulate(
     session = _session(name, as_json, debug)
 
     def body() -> dict[str, Any]:
+        from edgewise.apps import runs
         from edgewise.plan.recipe import load
 
-        values = assignments(overrides)
+        values = runs.assignments(overrides)
         for key, given in (("engine", engine), ("workers", workers)):
             if given is not None:
                 values[f"simulation.{key}"] = given
         recipe = load(path, values)
-        return _play(
-            session, recipe, path.parent, out or _place(recipe, name == "demo", resume), resume, extensions, quiet
+        return runs.play(
+            session, recipe, path.parent, out or runs.place(recipe, name == "demo", resume), resume, extensions, quiet
         )
 
     raise typer.Exit(session.run(body))
-
-
-def _place(recipe: Recipe, fresh: bool, resume: bool) -> Path:
-    """``runs/<name>-<hash>``; with ``fresh`` the first such folder without a run (or, to resume, the last with one)."""
-    first = Path("runs") / f"{recipe.name}-{recipe.sha256()[:8]}"
-    if not fresh:
-        return first
-    taken, at = first, first
-    number = 1
-    while (at / "run.db").exists():
-        taken, number = at, number + 1
-        at = first.with_name(f"{first.name}-{number}")
-    return taken if resume else at
-
-
-def _play(
-    session: Session, recipe: Recipe, recipe_dir: Path, out: Path, resume: bool, extensions: list[str], quiet: bool
-) -> dict[str, Any]:
-    """Run, with progress on standard error; then the result."""
-    import json
-
-    from edgewise.apps import shell
-    from edgewise.apps.progress import Progress
-    from edgewise.core import events
-
-    session.folder = out
-
-    def started(event: events.AnyEvent) -> None:
-        session.resumable |= isinstance(event, events.RunStarted)
-
-    with shell.interrupts(), shell.quiet_screen(out / "log.txt", session.debug) as screen:
-        with Progress(recipe, screen, quiet=quiet) as progress:
-            from edgewise.apps import simulate  # seconds to import: the screen is there first
-
-            sinks = (started, progress)
-            simulate.run(recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks)
-    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    if not session.as_json and not quiet:
-        from rich.console import Console
-
-        from edgewise.apps import result
-
-        result.show(Console(), summary, out)
-    return {"run_dir": str(out), "report": str(out / "report.html"), "summary": summary}
 
 
 def main() -> None:

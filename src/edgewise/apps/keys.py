@@ -17,7 +17,7 @@ def everything() -> str:
 
 
 def describe(field: str) -> str:
-    """What a key means: ``training.lr``, a table ``training``, a part ``stage.quantize``, its key ``stage.quantize.bits``.
+    """What a key means: ``training.lr``, a table ``training``, a part ``stage.quantize``, its ``stage.quantize.bits``.
 
     Raises RecipeError(E-KEY) with the nearest known key.
     """

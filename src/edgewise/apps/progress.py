@@ -202,8 +202,8 @@ class Progress:
                 gone = "" if e.met else "  abandoned: too few contributions"
                 up = words.size(e.bytes_up / e.accepted) if e.accepted else words.NOTHING
                 return (
-                    f"round {e.round + 1:>{len(str(b.rounds))}}/{b.rounds}  {e.accepted}/{b.invited} answered{lost}{loss}"
-                    f"  up {up} each  {words.duration(e.seconds)}{gone}"
+                    f"round {e.round + 1:>{len(str(b.rounds))}}/{b.rounds}"
+                    f"  {e.accepted}/{b.invited} answered{lost}{loss}  up {up} each  {words.duration(e.seconds)}{gone}"
                 )
             case events.Evaluated():
                 from edgewise.apps.summary import perplexity

@@ -13,6 +13,7 @@ from typing import Any
 
 from edgewise.apps import charts, sections, words
 from edgewise.apps.blocks import card, details, pair, panel, row, table
+from edgewise.apps.toml_text import toml
 from edgewise.drivers.store import RunStore, write_durably
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser itself refuses any request
@@ -25,7 +26,7 @@ def write(store: RunStore, summary: Mapping[str, Any], out: Path) -> Path:
     ``summary`` is ``summary.build(store)``; the store itself is not asked again.
     """
     path = out / "report.html"
-    write_durably(out / "recipe.toml", sections.toml(summary["recipe"]).encode())
+    write_durably(out / "recipe.toml", toml(summary["recipe"]).encode())
     write_durably(path, page(summary).encode())
     return path
 

@@ -66,7 +66,7 @@ def _costs(s: Mapping[str, Any]) -> Any:
         grid.add_row("devices", f"{100 * share['over_bundled']:.0f} % do better than with the bundled model{more}")
     for key, name in (("up", "up"), ("down", "down")):
         size = words.size(b[f"{key}_per_device_round"])
-        grid.add_row(name, f"{size} per device and round, {_ratio(b[f'{key}_ratio'])}")
+        grid.add_row(name, f"{size} per device and round, {words.against(b[f'{key}_ratio'])}")
     lost = ", ".join(
         [*(f"{n} {code}" for code, n in p["lost_by_code"].items()), *([f"{p['late']} late"] * bool(p["late"]))]
     )
@@ -77,11 +77,3 @@ def _costs(s: Mapping[str, Any]) -> Any:
     work = ", ".join(f"{k} {words.duration(t[k])}" for k in ("train", "encode", "aggregate"))
     grid.add_row("work", f"{work} (device and server seconds)")
     return grid
-
-
-def _ratio(ratio: float | None) -> str:
-    """Against the float32 model."""
-    if ratio is None:
-        return words.NOTHING
-    said = words.smaller(ratio)
-    return f"{said} as the float32 model" if said == "same size" else f"{said} than the float32 model"

@@ -1,18 +1,90 @@
-"""Opening a run directory that must exist (a RunStore alone would begin an empty one)."""
+"""Run directories: where a run goes, playing one with its progress on the screen, opening one that must exist."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import tomllib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from edgewise.core.errors import StoreError
+from edgewise.apps import result, shell
+from edgewise.apps.progress import Progress
+from edgewise.core import events
+from edgewise.core.errors import RecipeError, StoreError
 from edgewise.drivers.store import RunStore
+from edgewise.plan.recipe import Recipe
+
+
+def assignments(given: list[str] | None) -> dict[str, Any]:
+    """``["training.lr=0.01", "name=x"]`` -> ``{"training.lr": 0.01, "name": "x"}``.
+
+    Values are TOML; what is not TOML is text. Raises RecipeError(E-VALUE) without ``=``.
+    """
+    out: dict[str, Any] = {}
+    for one in given or []:
+        key, equals, text = one.partition("=")
+        if not (equals and key.strip()):
+            raise RecipeError("E-VALUE", f"--set {one!r} assigns nothing.", "write --set section.key=value.")
+        try:
+            out[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            out[key.strip()] = text.strip()
+    return out
+
+
+def place(recipe: Recipe, fresh: bool, resume: bool) -> Path:
+    """``runs/<name>-<hash>``; with ``fresh`` the first such folder without a run (or, to resume, the last with one)."""
+    first = Path("runs") / f"{recipe.name}-{recipe.sha256()[:8]}"
+    if not fresh:
+        return first
+    taken, at = first, first
+    number = 1
+    while (at / "run.db").exists():
+        taken, number = at, number + 1
+        at = first.with_name(f"{first.name}-{number}")
+    return taken if resume else at
+
+
+def play(
+    session: shell.Session,
+    recipe: Recipe,
+    recipe_dir: Path,
+    out: Path,
+    resume: bool,
+    extensions: Sequence[str],
+    quiet: bool,
+) -> dict[str, Any]:
+    """Run, with progress on standard error; then the result."""
+    session.folder = out
+
+    def started(event: events.AnyEvent) -> None:
+        session.resumable |= isinstance(event, events.RunStarted)
+
+    with (
+        shell.interrupts(),
+        shell.quiet_screen(out / "log.txt", session.debug) as screen,
+        Progress(recipe, screen, quiet=quiet) as progress,
+    ):
+        from edgewise.apps import simulate  # seconds to import: the screen is there first
+
+        sinks = (started, progress)
+        simulate.run(recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks)
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    if not session.as_json and not quiet:
+        from rich.console import Console
+
+        result.show(Console(), summary, out)
+    return {"run_dir": str(out), "report": str(out / "report.html"), "summary": summary}
 
 
 @contextmanager
 def opened(run_dir: Path) -> Iterator[RunStore]:
-    """The store of an existing run. Raises StoreError(E-RESUME) where there is none."""
+    """The store of an existing run (a RunStore alone would begin an empty one).
+
+    Raises StoreError(E-RESUME) where there is none.
+    """
     if not (run_dir / "run.db").is_file():
         raise StoreError("E-RESUME", f"there is no run in {run_dir}.", "give the folder that holds run.db.")
     with RunStore(run_dir) as store:

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgewise.apps import charts, words
 from edgewise.apps.blocks import details, facts, pair, panel, row, table
+from edgewise.apps.toml_text import toml
 
 Summary = Mapping[str, Any]
 MATRIX_DEVICES, MATRIX_ROUNDS = 64, 120  # beyond that, cells are too small to say anything
@@ -208,7 +209,7 @@ def pipeline(s: Summary) -> str:
     """The trace of the Space, and who learns what."""
     trace, claims = s["plan"]["trace"], s["plan"]["claims"]
     rows = []
-    for r, after in zip(trace, [*trace[1:], None], strict=True):
+    for i, r in enumerate(trace):
         cells = [escape(r["does"])]
         if r["role"] in ("merge", "post"):
             cells += [""] * 6
@@ -216,7 +217,7 @@ def pipeline(s: Summary) -> str:
             unit = f"{r['bits']:g} bit"
             cells += [words.count(r["dim"]), unit, _bound(r["l2"]), _yes(r["summable"]), _yes(r["unbiased"])]
             cells.append(words.size(r["bytes"]))
-        opens = r["role"] == "stage" and after is not None and after["role"] == "inner"
+        opens = r["role"] == "stage" and i + 1 < len(trace) and trace[i + 1]["role"] == "inner"
         name = escape(r["name"].split("(")[0] if opens else r["name"])
         rows.append(row(f"{'↳ ' if r['role'] == 'inner' else ''}{name}", cells, r["role"], plain=(0,)))
     heads = ("part", "what it does", "length", "each", "L2 bound", "summable", "unbiased", "bytes")
@@ -240,7 +241,7 @@ def provenance(s: Summary) -> str:
     began = f.get("started_at")
     when = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M UTC") if began else ""
     engine = f"{f.get('engine', '')}, {f.get('workers')} workers" if f.get("workers", 1) != 1 else f.get("engine", "")
-    known = {"model", "parameters", "fingerprint", "engine", "workers", "started_at", "initial_sha256"}
+    known = {"model", "parameters", "fingerprint", "engine", "workers", "started_at", "initial_sha256", "trainable"}
     more = [(k.replace("_", " "), escape(_short(v))) for k, v in f.items() if k not in known]
     listed = facts(
         [
@@ -277,28 +278,3 @@ def _hash(x: str | None) -> str:
 def _short(value: Any) -> str:
     said = value if isinstance(value, str) else json.dumps(value)
     return said if len(said) <= 300 else said[:299] + "…"
-
-
-def toml(recipe: Mapping[str, Any]) -> str:
-    """A recipe as TOML text that ``edgewise sim`` reads back to the same recipe (depth two, as recipes are)."""
-    plain = [(k, v) for k, v in recipe.items() if not isinstance(v, dict) and not _is_tables(v)]
-    lines = [f"{k} = {_toml(v)}" for k, v in plain]
-    for key, value in recipe.items():
-        if isinstance(value, dict):
-            lines += ["", f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
-        elif _is_tables(value):
-            for one in value:
-                lines += ["", f"[[{key}]]", *(f"{k} = {_toml(v)}" for k, v in one.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _is_tables(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are the same in both

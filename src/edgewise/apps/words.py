@@ -98,6 +98,14 @@ def smaller(ratio: float | None) -> str:
     return f"{times(ratio)} smaller" if ratio > 1 else f"{times(1 / ratio)} larger"
 
 
+def against(ratio: float | None) -> str:
+    """``7.5× smaller than the float32 model``."""
+    said = smaller(ratio)
+    if ratio is None:
+        return "the model's size is not known"
+    return f"{said} as the float32 model" if said == "same size" else f"{said} than the float32 model"
+
+
 def sparkline(values: Sequence[float], width: int = 24) -> str:
     """Block characters from the smallest to the largest of the last ``width`` values."""
     shown = [v for v in values[-width:] if v == v]

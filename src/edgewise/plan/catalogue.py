@@ -258,7 +258,8 @@ def look_up(entries: Mapping[str, Entry], where: str, table: Mapping[str, Any]) 
 
 
 def _explain(error: ValidationError, where: str, kind: str, model: type[BaseModel]) -> RecipeError:
-    first = error.errors()[0]
+    # A misspelt key is also a missing one: the misspelling is the cause.
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
     name = ".".join(map(str, first["loc"]))
     known = list(model.model_fields)
     if first["type"] == "extra_forbidden":

@@ -262,7 +262,8 @@ def _line(text: str, loc: tuple[str | int, ...]) -> str:
 
 
 def _explain(error: ValidationError, where: str, text: str) -> RecipeError:
-    first = error.errors()[0]
+    # A misspelt key is also a missing one: the misspelling is the cause.
+    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
     loc, kind = tuple(first["loc"]), first["type"]
     dotted = ".".join(map(str, loc))
     at = f"{where}{_line(text, loc)}"

@@ -1,0 +1,164 @@
+"""`edgewise export`: a run's model as a plain transformers folder or a PEFT adapter, with a card that says how it came
+to be. The folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps import summary, words
+from edgewise.apps.runs import opened
+from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.keys import derive, root
+from edgewise.core.vector import Vector
+from edgewise.drivers.store import RunStore
+from edgewise.plan.recipe import Recipe
+
+FORMATS = ("peft", "merged")
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "chat_template*")
+
+
+def write(run_dir: Path, dest: Path, to: str, played: int | None = None) -> dict[str, Any]:
+    """Write the model of a run.
+
+    Args:
+        dest: a folder that does not exist or is empty. to: ``peft`` (adapter; runs with LoRA only) or ``merged`` (the
+            whole model, float32). played: the model after so many rounds; the last one of a complete run where None.
+    Returns:
+        Plain JSON: ``dest``, ``to``, ``rounds``, ``model_sha256``, ``files``.
+    Raises:
+        EdgewiseError: E-EXPORT with the reason; E-RESUME without a run; E-MODEL where the base cannot be loaded.
+    """
+    if to not in FORMATS:
+        raise _refused(f"there is no format {to!r}", f"--to {' or '.join(FORMATS)}.")
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise _refused(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
+    with opened(run_dir) as store:
+        run = store.run()
+        assert run is not None
+        recipe = Recipe.model_validate(run["recipe"])
+        if to == "peft" and recipe.trainable.kind != "lora":
+            what = f'a PEFT adapter needs trainable.kind = "lora"; this run trained "{recipe.trainable.kind}"'
+            raise _refused(what, "--to merged.")
+        number, digest, params = _params(store, recipe, run["next_round"], played)
+        card = _card(summary.build(store), recipe, to, number, digest)
+    recipe_dir = Path(run["facts"].get("recipe_dir") or ".")
+    files = _write(recipe, recipe_dir, params, dest, to, card)
+    return {"dest": str(dest), "to": to, "rounds": number, "model_sha256": digest, "files": files}
+
+
+def _refused(what: str, fix: str) -> EdgewiseError:
+    return EdgewiseError("E-EXPORT", f"{what}.", fix)
+
+
+def _params(store: RunStore, recipe: Recipe, reached: int, played: int | None) -> tuple[int, str, Vector]:
+    """(rounds played, digest, vector) of the wanted model version."""
+    models, rounds = store.models(), recipe.round.rounds
+    if played is None:
+        if reached < rounds:
+            what = f"the run has played {max(0, reached)} of {rounds} rounds"
+            raise _refused(what, f"finish it with --resume, or take what is there with --round {max(0, reached)}.")
+        played = reached
+    kept = [n for n, digest in models.items() if (store.out / "blobs" / digest).exists()]
+    if played not in kept:
+        what = f"there is no model after {played} rounds any more" if played in models else f"no round {played} yet"
+        raise _refused(what, f"kept: --round {', '.join(map(str, kept)) or 'none'}.")
+    return played, models[played], store.blob(models[played])
+
+
+def _write(recipe: Recipe, recipe_dir: Path, params: Vector, dest: Path, to: str, card: str) -> list[str]:
+    import torch
+
+    from edgewise.learn.adapters import trainable
+    from edgewise.learn.model import load
+
+    loaded = load(recipe.model.base, recipe_dir, torch.float32)
+    model, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), torch.float32)
+    if params.shape != (flat.spec.dim,):
+        what = f"the run trained {params.size} parameters, {loaded.name} has {flat.spec.dim}"
+        raise _refused(what, "a run of an extension's trainer, or of another model, is exported by its own code.")
+    flat.write(params)
+    for p in model.parameters():  # off the shared storage, which a safetensors file cannot say
+        p.data, p.grad = p.data.clone(), None
+    if to == "merged" and recipe.trainable.kind == "lora":
+        model = model.merge_and_unload()
+    part = dest.with_name(f".{dest.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        model.save_pretrained(part)
+        if to == "peft" and recipe.model.base.startswith("hub:"):
+            _name_base(part / "adapter_config.json", recipe.model.base[4:])
+        for pattern in TOKENIZER_FILES:
+            for file in loaded.folder.glob(pattern):
+                shutil.copyfile(file, part / file.name)
+        (part / "README.md").write_text(card, encoding="utf-8")
+        if dest.exists():
+            dest.rmdir()
+        part.rename(dest)
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot write {dest}: {e.strerror or e}.", "free some space.") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return sorted(p.name for p in dest.iterdir())
+
+
+def _name_base(config: Path, name: str) -> None:
+    """Name the hub model in place of this machine's cache folder."""
+    plain = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**plain, "base_model_name_or_path": name}, indent=2), encoding="utf-8")
+
+
+def _card(s: Mapping[str, Any], recipe: Recipe, to: str, played: int, digest: str) -> str:
+    """README.md: data, training, figures, claims, identity. Figures only where they belong to this model version."""
+    local = not recipe.model.base.startswith("hub:")
+    base = Path(recipe.model.base).name if local else recipe.model.base[4:]  # no path of this machine
+    hub = f"base_model: {base}\n" if not local else ""
+    library = "peft" if to == "peft" else "transformers"
+    what = {"full": "all parameters", "layers": "some layers", "lora": f"LoRA adapters of rank {recipe.trainable.rank}"}
+    trained, t = what[recipe.trainable.kind], recipe.training
+    if recipe.data.source == "python-stdlib":
+        data = "source text of the Python standard library, one package per device"
+    else:
+        data = f"{recipe.data.source} data, partition `{recipe.data.partition}`"
+    rows = [
+        f"| {words.MODELS[m]} | {words.perplexity(q['weighted_mean'])} | {words.perplexity(q['median'])} |"
+        f" {words.perplexity(q['worst_decile'])} |"
+        for m, q in s["perplexity"].items()
+        if q and played == s["rounds"]["played"] and s["complete"]
+    ]
+    head = "| model | weighted mean | median | worst 10 % |\n| --- | ---: | ---: | ---: |\n"
+    figures = f"\n## Held-out perplexity\n\n{head}" + "\n".join(rows) + "\n" if rows else ""
+    claims = "\n".join(f"- {c}" for c in s["plan"]["claims"])
+    return f"""---
+library_name: {library}
+{hub}pipeline_tag: text-generation
+tags:
+- edgewise
+- federated
+---
+
+# {s["name"]}
+
+{trained[0].upper()}{trained[1:]} of `{base}`, trained with edgewise on {words.count(s["population"])} simulated devices
+in {played} of {recipe.round.rounds} rounds of {t.local_steps} local steps ({t.optimizer}, learning rate {t.lr:g}).
+The weights are float32.
+
+Data: {data}. Fingerprint: `{s["facts"].get("fingerprint", "not recorded")}`.
+{figures}
+## Who learnt what in training
+
+{claims or "Not recorded."}
+
+## Identity
+
+| | |
+| --- | --- |
+| trained parameters, SHA-256 | `{digest}` |
+| recipe, SHA-256 | `{s["recipe_sha256"]}` |
+| seed | {s["seed"]} |
+| versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |
+"""

@@ -1,0 +1,32 @@
+"""A recipe as TOML text: the standard library reads TOML and does not write it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def toml(recipe: Mapping[str, Any]) -> str:
+    """A recipe as TOML text that ``edgewise sim`` reads back to the same recipe (depth two, as recipes are)."""
+    plain = [(k, v) for k, v in recipe.items() if not isinstance(v, dict) and not _is_tables(v)]
+    lines = [f"{k} = {_toml(v)}" for k, v in plain]
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            lines += ["", f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
+        elif _is_tables(value):
+            for one in value:
+                lines += ["", f"[[{key}]]", *(f"{k} = {_toml(v)}" for k, v in one.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are the same in both
