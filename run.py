@@ -372,7 +372,7 @@ def check(arguments: list[str]) -> int:
         "ruff format": ["-m", "ruff", "format", "--check", "."],
         "ruff lint": ["-m", "ruff", "check", "."],
         "mypy": ["-m", "mypy"],
-        "import layers": ["-c", "from importlinter.cli import lint_imports_command as main; main()"],
+        "import layers": ["-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"],
     }
     running = {}
     for name, command in static.items():

@@ -23,7 +23,7 @@ def packages() -> set[str]:
 
 def test_import_contracts(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    status = cli.lint_imports(config_filename="pyproject.toml", cache_dir=None)
+    status = cli.lint_imports(config_filename="pyproject.toml", no_cache=True)
     assert status == 0, capfd.readouterr().out
 
 

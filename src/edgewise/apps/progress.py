@@ -25,6 +25,7 @@ PHASES = {
     "centralised": "comparison: all text in one place",
     "evaluate": "measuring",
     "report": "writing the report",
+    "stopping": "stopping; Ctrl-C again quits at once",
 }
 
 
@@ -113,10 +114,11 @@ class Board:
         In the rounds: their rate here, plus comparisons that repeat the same training (see ``plan.explain.forecast``).
         """
         began = max(0, self.resumed) if self.phase == "federated" else 0
-        if self.phase == "report" or self.total <= self.done:
+        if self.phase in ("report", "stopping") or self.total <= self.done:
             return None
         if self.done <= began:
-            return None
+            known = self.phase == "compare" and self.played_here
+            return max(0.0, self._compare_s() - self.elapsed_s) if known else None
         left = self.elapsed_s / (self.done - began) * (self.total - self.done)
         if self.phase == "federated" and self.played_here:
             left += self._compare_s()
@@ -168,6 +170,10 @@ class Progress:
         if self._live is not None:
             self._live.stop()
             self._live = None
+
+    def stopping(self) -> None:
+        """Say that Ctrl-C was heard; safe to call from a signal handler."""
+        self.board.phase = "stopping"
 
     def __call__(self, event: events.AnyEvent) -> None:
         """Take one event."""

@@ -7,14 +7,16 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgewise.apps import result, shell
 from edgewise.apps.progress import Progress
 from edgewise.core import events
 from edgewise.core.errors import RecipeError, StoreError
-from edgewise.drivers.store import RunStore
 from edgewise.plan.recipe import Recipe
+
+if TYPE_CHECKING:
+    from edgewise.drivers.store import RunStore
 
 
 def assignments(given: list[str] | None) -> dict[str, Any]:
@@ -63,12 +65,13 @@ def play(
         session.resumable |= isinstance(event, events.RunStarted)
 
     with (
-        shell.interrupts(),
+        shell.interrupts() as told,
         shell.quiet_screen(out / "log.txt", session.debug) as screen,
         Progress(recipe, screen, quiet=quiet) as progress,
     ):
         from edgewise.apps import simulate  # seconds to import: the screen is there first
 
+        told.append(progress.stopping)
         sinks = (started, progress)
         simulate.run(recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks)
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
@@ -85,6 +88,8 @@ def opened(run_dir: Path) -> Iterator[RunStore]:
 
     Raises StoreError(E-RESUME) where there is none.
     """
+    from edgewise.drivers.store import RunStore
+
     if not (run_dir / "run.db").is_file():
         raise StoreError("E-RESUME", f"there is no run in {run_dir}.", "give the folder that holds run.db.")
     with RunStore(run_dir) as store:

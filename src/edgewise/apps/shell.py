@@ -114,25 +114,32 @@ def write_crash(text: str, folder: Path | None) -> Path:
 
 def again(argv: list[str]) -> str:
     """The command line that continues this one."""
-    words = ["edgewise", *argv[1:]]
+    program = "edgewise" if shutil.which("edgewise") else argv[0]
+    words = [program, *argv[1:]]
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
 
 
 @contextmanager
-def interrupts() -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) raises KeyboardInterrupt, the second ends the process at once."""
+def interrupts() -> Iterator[list[Callable[[], None]]]:
+    """The first Ctrl-C (or SIGTERM) raises KeyboardInterrupt, the second ends the process at once.
+
+    Yields a list: what is put into it is called at the first one. It must only set a flag.
+    """
     pressed = False
+    told: list[Callable[[], None]] = []
 
     def stop(number: int, _: FrameType | None) -> None:
         nonlocal pressed
         if pressed:
             os._exit(130)
         pressed = True
+        for tell in told:
+            tell()
         raise KeyboardInterrupt
 
     before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

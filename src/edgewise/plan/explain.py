@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from math import inf, isfinite
 from typing import Any
 
@@ -177,8 +177,3 @@ def _moves(total: Total) -> str:
 
 def _names(names: Iterable[str]) -> str:
     return " and ".join(names)
-
-
-def summary_line(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The pipeline in one line: ``weigh(65536) → quantize(4, block) → sum``."""
-    return " → ".join(row["name"] for row in rows if row["role"] in ("stage", "merge", "post"))

@@ -1,0 +1,176 @@
+"""The report and the plots: self-contained, well-formed, truthful for every kind of run, safe against its own data."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgewise.apps import charts, plots, report, summary, words
+from edgewise.apps.toml_text import toml
+from edgewise.drivers.store import RunStore
+from edgewise.plan.recipe import from_plain, parse
+from unit.made_run import PLAIN, make_run
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Checker(HTMLParser):
+    """Balanced tags, unique ids, links that lead somewhere, and what the page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.ids += [v for k, v in attrs if k == "id" and v]
+        self.links += [found["href"] or ""] if tag == "a" else []
+        self.loads += [v or "" for k, v in attrs if k in ("src", "srcset", "data") or (k == "href" and tag != "a")]
+        assert tag not in ("script", "iframe", "object"), tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def checked(page: str) -> Checker:
+    found = Checker()
+    found.feed(page)
+    assert found.open == []
+    assert len(set(found.ids)) == len(found.ids)
+    assert {link.lstrip("#") for link in found.links} <= set(found.ids)
+    assert found.loads == []
+    assert "url(" not in page
+    assert not re.search(r"(?<!xmlns=.)https?://", page)
+    for word in ("nan", "inf", "None"):
+        assert not re.search(rf'"{word}"|>{word}<|[ ,]{word}[ ,"]', page), f"{word} on the page"
+    return found
+
+
+def made(out: Path, **options: Any) -> tuple[dict[str, Any], str]:
+    make_run(out, **options)
+    with RunStore(out) as store:
+        s = summary.build(store)
+        return s, report.write(store, s, out).read_text(encoding="utf-8")
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "nothing yet": {"rounds_played": 0},
+    "stopped early": {"rounds_played": 4},
+    "no comparisons": {"compare": {"local_only": False, "centralised": False}},
+    "many devices": {"devices": 300, "round": {"rounds": 3, "sampling": "fixed", "cohort": 20}},
+    "feedback": {"stage": [{"kind": "feedback"}, {"kind": "top_k", "fraction": 0.01}, {"kind": "clip", "l2": 1.0}]},
+    "one device": {"devices": 1},
+    "no metrics": {"metrics": "none"},
+    "bare facts": {"facts": {"plan": {}, "devices": None, "parameters": None, "versions": {}, "started_at": None}},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_kind_of_run_has_a_sound_page_and_plots(case: str, tmp_path: Path) -> None:
+    s, page = made(tmp_path, **CASES[case])
+    found = checked(page)
+    assert {p.lower() for p in report.PARTS} <= set(found.ids)
+    assert ("is not complete" in page) == (not s["complete"])
+    with RunStore(tmp_path) as store:
+        written = plots.write(store, s, tmp_path)
+    assert written, "bundled quality is always measured"
+    for path in written:
+        assert path.parent == tmp_path / "plots"
+        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_page_says_the_summarys_numbers(tmp_path: Path) -> None:
+    s, page = made(tmp_path)
+    for q in s["perplexity"].values():
+        assert f">{words.perplexity(q['weighted_mean'])}<" in page
+    for x in (s["recipe_sha256"], s["model_sha256"], s["facts"]["fingerprint"]):
+        assert x in page
+    for claim in s["plan"]["claims"]:
+        assert claim.replace('"', "&quot;").replace("'", "&#x27;") in page
+
+
+def test_names_from_data_cannot_become_markup(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    with RunStore(tmp_path) as store:
+        s = summary.build(store)
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    for row in s["per_device"]:
+        row["device"] = evil + row["device"]
+    s["facts"].update(model=evil, fingerprint=evil, note={"x": evil})
+    s["plan"]["claims"] = [evil]
+    s["plan"]["trace"][1].update(name=evil, does=evil)
+    s["participation"]["lost_by_code"] = {evil: 3}
+    s["name"] = evil
+    page = report.page(s)
+    checked(page)
+    assert "<img" not in page
+
+
+def test_the_saved_recipe_is_the_same_run(tmp_path: Path) -> None:
+    plan = make_run(tmp_path, stage=[{"kind": "weigh"}, {"kind": "clip", "l2": 0.5}])
+    with RunStore(tmp_path) as store:
+        report.write(store, summary.build(store), tmp_path)
+    again = parse((tmp_path / "recipe.toml").read_text(encoding="utf-8"))
+    assert again.sha256() == plan.run
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"trainable": {"kind": "layers", "layers": ["a.*", 'quo"te', "naïve\\path"]}},
+        {"stage": [], "post": []},
+        {"training": {"lr": 1e-7, "local_steps": 3}},
+        {"stage": [{"kind": "x", "table": {"a b": [1, 2.5, True]}}]},
+    ],
+)
+def test_toml_reads_back_as_the_same_recipe(more: dict[str, Any]) -> None:
+    recipe = from_plain({**PLAIN, **more})
+    assert parse(toml(recipe.resolved())) == recipe
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert charts.ticks(0, 1000) == [0, 200, 400, 600, 800, 1000]
+    assert charts.ticks(4.9, 6.3) == [5.0, 5.25, 5.5, 5.75, 6.0, 6.25] or charts.ticks(4.9, 6.3) == [5.0, 5.5, 6.0]
+    assert charts.ticks(3, 3) == [3]
+    assert charts.log_ticks(60, 1100) == [100, 200, 500, 1000]
+
+
+def test_labels_are_moved_apart_and_stay_inside() -> None:
+    out = charts.spread_labels([50, 51, 52, 10], 16, 0, 100)
+    ordered = sorted(out)
+    assert all(b - a >= 16 for a, b in zip(ordered, ordered[1:], strict=False))
+    assert 0 <= ordered[0]
+    assert ordered[-1] <= 100
+    assert charts.spread_labels([99, 100], 16, 0, 100) == [84, 100]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0, "0 B"), (812, "812 B"), (3100, "3.10 kB"), (732_002, "0.732 MB"), (5_509_632, "5.51 MB"), (1.124e9, "1.12 GB")],
+)
+def test_sizes_as_people_read_them(value: float, said: str) -> None:
+    assert words.size(value) == said
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [words.percent(x) for x in (-70.95, -1.94, 0.0, 12.3, None)] == ["−71 %", "−1.9 %", "0.0 %", "+12 %", "–"]
+    assert [words.duration(x) for x in (0.41, 9.96, 64, 3725)] == ["0.41 s", "10.0 s", "1:04", "1:02:05"]
+    assert [words.figures(x) for x in (0, 1314, 634.5, 6.3519, 0.0635)] == ["0", "1,314", "634", "6.35", "0.0635"]
+    assert [words.smaller(x) for x in (7.53, 1.0, 0.5, None)] == ["7.5× smaller", "same size", "2.0× larger", "–"]
+    assert words.sparkline([3, 2, 1]) == "█▅▁"
+    assert words.sparkline([]) == ""
+    assert words.sparkline([1.0, 1.0]) == "▄▄"
+    assert words.lost("E-NAN") == "training produced a value that is not finite"

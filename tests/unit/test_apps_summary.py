@@ -1,0 +1,147 @@
+"""summary.json says what was measured, by its own definitions, and invents nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgewise.apps import summary
+from edgewise.core import events
+from edgewise.core.errors import StoreError
+from edgewise.drivers.store import RunStore
+from unit.made_run import make_run
+
+
+def built(out: Path) -> dict[str, Any]:
+    with RunStore(out) as store:
+        return summary.build(store)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("full")
+    make_run(out)
+    return built(out)
+
+
+def test_definitions_on_numbers_that_can_be_checked_by_hand() -> None:
+    q = summary.quality({"a": (100 * math.log(10), 100), "b": (300 * math.log(20), 300), "c": (0.0, 100)})
+    assert q is not None
+    assert q["weighted_mean"] == pytest.approx(math.exp((100 * math.log(10) + 300 * math.log(20)) / 500))
+    assert q["median"] == pytest.approx(10)
+    assert q["worst_decile"] == pytest.approx(20), "ceil(3 / 10) = 1 device"
+    assert (q["devices"], q["tokens"]) == (3, 500)
+
+
+def test_worst_decile_rounds_up() -> None:
+    q = summary.quality({f"d{i:02}": (math.log(i + 1), 1) for i in range(21)})
+    assert q is not None
+    assert q["worst_decile"] == pytest.approx((19 + 20 + 21) / 3), "ceil(21 / 10) = 3 devices"
+
+
+def test_nothing_measured_is_none_and_overflow_is_infinite() -> None:
+    assert summary.quality({}) is None
+    assert summary.perplexity(1e6, 1) == math.inf
+    assert summary.perplexity(1.0, 0) == math.inf
+
+
+def test_share_improved_looks_at_common_devices_only() -> None:
+    new, old = {"a": (1.0, 1), "b": (2.0, 1), "x": (0.0, 1)}, {"a": (2.0, 1), "b": (2.0, 1), "y": (9.0, 1)}
+    assert summary.share_improved(new, old) == 0.5, "equal is not better"
+    assert summary.share_improved(new, {}) is None
+
+
+def test_a_full_run_has_everything(full: dict[str, Any]) -> None:
+    assert full["complete"] is True
+    for model in ("bundled", "federated", "local_only", "centralised"):
+        assert set(full["perplexity"][model]) >= {"weighted_mean", "median", "worst_decile"}
+    assert set(full["seconds"]) >= {"total", "train", "encode", "aggregate"}
+    assert full["change_percent"]["federated"] < 0
+    assert len(full["recipe_sha256"]) == len(full["model_sha256"]) == 64
+    assert [c["played"] for c in full["curve"]] == [0, 3, 6, 9, 12]
+    assert full["curve"][-1]["weighted_mean"] == full["perplexity"]["federated"]["weighted_mean"]
+
+
+def test_bytes_are_what_was_counted(full: dict[str, Any]) -> None:
+    b, rounds = full["bytes"], full["per_round"]
+    assert b["up_total"] == sum(r["bytes_up"] for r in rounds)
+    assert b["up_per_device_round"] * full["participation"]["accepted"] == pytest.approx(b["up_total"])
+    assert b["down_per_device_round"] * full["participation"]["invited"] == pytest.approx(b["down_total"])
+    assert b["float32_model"] == 4 * 1_377_408
+
+
+def test_invitations_add_up(full: dict[str, Any]) -> None:
+    p = full["participation"]
+    assert p["invited"] == p["accepted"] + p["lost"] + p["late"] == 17 * 12
+    assert sum(p["lost_by_code"].values()) == p["lost"]
+    for device in full["per_device"]:
+        assert not {str(r) for r in device["rounds"]} & device["lost"].keys()
+
+
+def test_what_was_not_run_is_null(tmp_path: Path) -> None:
+    make_run(tmp_path, compare={"centralised": False})
+    s = built(tmp_path)
+    assert s["perplexity"]["centralised"] is None
+    assert s["change_percent"]["centralised"] is None
+    assert s["complete"] is True, "nobody asked for it"
+
+
+def test_a_run_that_stopped_early_is_not_complete(tmp_path: Path) -> None:
+    make_run(tmp_path, rounds_played=4)
+    s = built(tmp_path)
+    assert (s["complete"], s["rounds"]) == (False, {"planned": 12, "played": 4, "abandoned": 0})
+    assert s["perplexity"]["local_only"] is None
+    assert s["share_improved"] == {"over_bundled": 1.0, "over_local_only": None}
+
+
+def test_a_run_that_never_finished_a_round(tmp_path: Path) -> None:
+    make_run(tmp_path, rounds_played=0)
+    s = built(tmp_path)
+    assert s["bytes"]["up_per_device_round"] is None
+    assert s["perplexity"]["bundled"] is not None
+    assert s["perplexity"]["federated"] is None
+
+
+def test_every_fact_is_optional(tmp_path: Path) -> None:
+    plan = make_run(tmp_path / "a")
+    with RunStore(tmp_path / "b") as store:
+        store.create(plan.run, "bare", plan.recipe.resolved(), {})
+        s = summary.build(store)
+    assert s["bytes"]["float32_model"] is s["population"] is s["model_sha256"] is None
+
+
+def test_a_device_that_was_given_up_and_answered_counts_once(tmp_path: Path) -> None:
+    make_run(tmp_path, rounds_played=0)
+    with RunStore(tmp_path) as store:
+        store.append(events.RoundStarted(round=0, invited=1, goal=1, minimum=1))
+        store.append(events.Lost(round=0, device="re", code="dropped"))
+        store.append(events.Accepted(round=0, device="re", bytes_up=10, train_s=0.0, encode_s=0.0))
+        s = summary.build(store)
+    assert s["participation"]["lost_by_code"] == {}
+
+
+def test_the_file_is_strict_json(full: dict[str, Any], tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    path = summary.write(tmp_path, full)
+    assert json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse) == full
+
+
+def test_a_perplexity_beyond_floats_becomes_null(tmp_path: Path) -> None:
+    make_run(tmp_path, rounds_played=0)
+    with RunStore(tmp_path) as store:
+        store.append(events.Evaluated(round=11, model="federated", nll={"re": 1e9}, tokens={"re": 1}, seconds=0.0))
+        s = summary.build(store)
+    assert s["perplexity"]["federated"]["weighted_mean"] is None
+    assert s["change_percent"]["federated"] is None
+
+
+def test_no_run_is_said_with_its_code(tmp_path: Path) -> None:
+    with RunStore(tmp_path) as store, pytest.raises(StoreError) as e:
+        summary.build(store)
+    assert e.value.code == "E-RESUME"

@@ -1,0 +1,116 @@
+"""The trace tells what each part does, from the spaces alone; costs and forecasts are plain arithmetic."""
+
+from __future__ import annotations
+
+import json
+from math import isclose
+
+import pytest
+
+from edgewise.core.vector import Spec
+from edgewise.plan import explain
+from edgewise.plan.catalogue import BUILT_IN, Entry, Extension, NoParams
+from edgewise.plan.compile import Plan, compile
+from edgewise.plan.recipe import from_plain
+from unit.made_run import PLAIN, made_plan
+
+SPARSE = [
+    {"kind": "weigh"},
+    {"kind": "feedback"},
+    {"kind": "top_k", "fraction": 0.05},
+    {"kind": "clip", "l2": 1.0},
+    {"kind": "quantize", "bits": 8},
+]
+
+
+def test_rows_follow_the_pipeline_and_are_json() -> None:
+    rows = explain.trace(made_plan())
+    assert [r["role"] for r in rows] == ["start", "stage", "stage", "merge"]
+    assert [r["name"] for r in rows] == ["trained update", "weigh(65536)", "quantize(4, block)", "plain_sum"]
+    json.dumps(rows, allow_nan=False)
+    assert rows[0]["l2"] is None, "an unknown bound is null, never infinity"
+    assert rows[1]["does"] == "multiplies by the device's weight, which travels as an exact scalar"
+    assert rows[2]["does"] == "rounds to 4-bit integers, one scale per 64 coordinates"
+    assert rows[2]["summable"] is False
+    assert rows[2]["unbiased"] is True
+    assert rows[-1]["does"].endswith("one device can move the total without limit")
+
+
+def test_last_bytes_are_the_upload() -> None:
+    plan = made_plan(stage=SPARSE)
+    stages = [r for r in explain.trace(plan) if r["role"] == "stage"]
+    assert stages[-1]["bytes"] == plan.upload_bytes
+
+
+def test_stages_inside_feedback_are_shown_and_agree_with_it() -> None:
+    rows = explain.trace(made_plan(stage=SPARSE))
+    inner = [r for r in rows if r["role"] == "inner"]
+    assert [r["name"] for r in inner] == ["top_k(0.05)", "clip(1)", "quantize(8, block)"]
+    outer = next(r for r in rows if r["name"].startswith("feedback"))
+    assert inner[-1]["bytes"] == outer["bytes"]
+    assert inner[-1]["l2"] == outer["l2"]
+    assert outer["memory"] is True
+    assert "remembered on the device" in outer["does"]
+    assert inner[0]["does"] == "keeps 5 % of the coordinates, chosen by each device"
+
+
+def test_inner_rows_are_left_out_where_a_part_is_not_known() -> None:
+    mine = BUILT_IN.extended(Extension(stages={"mine": Entry(NoParams, BUILT_IN.stages["clip"].make)}))
+    table = [{"kind": "feedback"}, {"kind": "clip", "l2": 2.0}]
+    plan = compile(from_plain({**PLAIN, "stage": table}), Spec.of([("a", (64,), "float32")]), 3, mine)
+    hidden = BUILT_IN.__class__({"feedback": BUILT_IN.stages["feedback"]}, {}, {}, {})
+    assert [r["role"] for r in explain.trace(plan, hidden)] == ["start", "stage", "merge"]
+    assert [r["role"] for r in explain.trace(plan, mine)] == ["start", "stage", "inner", "merge"]
+
+
+def test_noise_is_named_with_its_size() -> None:
+    plan = made_plan(stage=[{"kind": "clip", "l2": 1.0}], post=[{"kind": "noise", "z": 1.5}], metrics="none")
+    row = explain.trace(plan)[-1]
+    assert row["role"] == "post"
+    assert isclose(row["noise_std"], 1.5)
+    assert "std 1.5" in row["does"]
+
+
+def test_public_support_and_ring_are_told_apart() -> None:
+    stages = [
+        {"kind": "random_k", "fraction": 0.1},
+        {"kind": "clip", "l2": 1.0},
+        {"kind": "quantize", "bits": 8, "grid": "shared"},
+        {"kind": "wrap", "bits": 24},
+    ]
+    does = [r["does"] for r in explain.trace(made_plan(stage=stages)) if r["role"] == "stage"]
+    assert does[0] == "keeps 10 % of the coordinates, drawn anew each round, the same on all devices"
+    assert does[1] == "L2 norm at most 1"
+    assert does[2] == "rounds to 8-bit integers, one public grid"
+    assert does[3] == "residues modulo 2^24"
+
+
+def test_cost_compares_with_the_whole_model() -> None:
+    plan = made_plan()
+    cost = explain.cost(plan, parameters=2.0 * plan.spec.dim)
+    assert cost["float32_model"] == 2 * cost["float32_update"] == 8 * plan.spec.dim
+    assert isclose(cost["up_ratio"], cost["float32_model"] / plan.upload_bytes)
+    unknown = explain.cost(plan)
+    assert unknown["float32_model"] is None
+    assert isclose(unknown["down_ratio"], 1.0)
+
+
+def seconds(plan: Plan, workers: int) -> tuple[float, float]:
+    f = explain.forecast(plan, 0.5, workers)
+    return f["federated_s"], f["compare_s"]
+
+
+def test_forecast_is_the_work_over_the_workers() -> None:
+    work = 0.5 * 8 * 17 * 12  # step_s x steps x devices x rounds
+    assert seconds(made_plan(), 1) == (work, 2 * work)
+    assert seconds(made_plan(), 2) == (work / 2, work), "the chain beside the devices"
+    assert seconds(made_plan(compare={"centralised": False}), 4) == (work / 4, work / 4)
+    assert seconds(made_plan(compare={"local_only": False}), 4) == (work / 4, work), "a chain cannot be split"
+    assert seconds(made_plan(compare={"local_only": False, "centralised": False}), 1) == (work, 0.0)
+
+
+@pytest.mark.parametrize("step_s", [0.0, -1.0])
+def test_forecast_invents_nothing(step_s: float) -> None:
+    f = explain.forecast(made_plan(), step_s, 2)
+    assert f["total_s"] is f["federated_s"] is f["compare_s"] is None
+    assert f["contributions_per_round"] == 17
