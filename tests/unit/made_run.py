@@ -89,7 +89,7 @@ def make_run(
         measure("bundled", -1, 0.0)
         for number in range(played):
             told, accepted = _round(plan, names, number, draw)
-            moved = State((x * (number + 1) / max(1, played)).astype(np.float32), {}, number + 1)
+            moved = State(x * np.float32((number + 1) / played), {}, number + 1)
             store.commit(Checkpoint(number + 1, moved, {}), told, accepted)
             if (number + 1) % 3 == 0 or number + 1 == plan.rounds:
                 measure("federated", number, 1.35 * (1 - math.exp(-(number + 1) / 5)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def test_toml_reads_back_as_the_same_recipe(more: dict[str, Any]) -> None:
 
 def test_ticks_are_round_and_inside() -> None:
     assert charts.ticks(0, 1000) == [0, 200, 400, 600, 800, 1000]
-    assert charts.ticks(4.9, 6.3) == [5.0, 5.25, 5.5, 5.75, 6.0, 6.25] or charts.ticks(4.9, 6.3) == [5.0, 5.5, 6.0]
+    assert charts.ticks(4.9, 6.3) == [5.0, 5.5, 6.0]
     assert charts.ticks(3, 3) == [3]
     assert charts.log_ticks(60, 1100) == [100, 200, 500, 1000]
 
@@ -151,15 +152,22 @@ def test_ticks_are_round_and_inside() -> None:
 def test_labels_are_moved_apart_and_stay_inside() -> None:
     out = charts.spread_labels([50, 51, 52, 10], 16, 0, 100)
     ordered = sorted(out)
-    assert all(b - a >= 16 for a, b in zip(ordered, ordered[1:], strict=False))
-    assert 0 <= ordered[0]
+    assert all(b - a >= 16 for a, b in pairwise(ordered))
+    assert ordered[0] >= 0
     assert ordered[-1] <= 100
     assert charts.spread_labels([99, 100], 16, 0, 100) == [84, 100]
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(0, "0 B"), (812, "812 B"), (3100, "3.10 kB"), (732_002, "0.732 MB"), (5_509_632, "5.51 MB"), (1.124e9, "1.12 GB")],
+    [
+        (0, "0 B"),
+        (812, "812 B"),
+        (3100, "3.10 kB"),
+        (732_002, "0.732 MB"),
+        (5_509_632, "5.51 MB"),
+        (1.124e9, "1.12 GB"),
+    ],
 )
 def test_sizes_as_people_read_them(value: float, said: str) -> None:
     assert words.size(value) == said

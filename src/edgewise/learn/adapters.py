@@ -35,7 +35,7 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
     """
     if section.kind == "lora":
         model = _with_lora(model, section, key)
-        named = [(n.replace(PEFT_PREFIX, "").replace(".default.", "."), p) for n, p in _trained(model)]
+        named = [((n + ".").replace(PEFT_PREFIX, "").replace(".default.", ".")[:-1], p) for n, p in _trained(model)]
     else:
         if section.kind == "layers":
             _freeze_others(model, section.layers)

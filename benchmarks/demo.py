@@ -1,0 +1,78 @@
+"""The demo, from start to report, and its figures.
+
+    python benchmarks/demo.py [--recipe FILE] [--out DIR] [--set KEY=VALUE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import bench
+
+os.environ.update({k: v for k, v in bench.QUIET.items() if k not in os.environ})
+DEMO = Path(bench.HERE).parent / "src" / "edgewise" / "assets" / "recipes" / "demo.toml"
+
+
+def main() -> None:
+    """Run and print."""
+    import tomllib
+
+    from edgewise.apps import simulate
+    from edgewise.core import events
+    from edgewise.plan import recipe
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default=str(DEMO))
+    parser.add_argument("--out", default="", help="keep the run directory here")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as TOML, e.g. round.rounds=2")
+    a = parser.parse_args()
+    overrides = {}
+    for pair in a.set:
+        key, _, value = pair.partition("=")
+        overrides[key] = tomllib.loads(f"x = {value}")["x"]
+
+    def sink(event: events.AnyEvent) -> None:
+        if isinstance(event, events.PhaseStarted):
+            bench.note(event.phase)
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out, path = Path(a.out or folder), Path(a.recipe)
+        simulate.run(recipe.load(path, overrides), out=out, recipe_dir=path.parent, sinks=[sink])
+        import json
+
+        s = json.loads((out / "summary.json").read_text())
+    wall = time.perf_counter() - began
+    print(f"{bench.machine()}; engine {s['facts'].get('engine')}, {s['rounds']['played']} rounds\n")
+    print(f"{'model':12} {'weighted mean':>14} {'median':>9} {'worst 10 %':>11} {'change':>8}")
+    for name, q in s["perplexity"].items():
+        if q:
+            change = s["change_percent"].get(name)
+            print(
+                f"{name:12} {q['weighted_mean']:14.2f} {q['median']:9.2f} {q['worst_decile']:11.2f} "
+                f"{'' if change is None else f'{change:+.1f} %':>8}"
+            )
+    b, t, better = s["bytes"], s["seconds"], s["share_improved"]
+    print(f"\ndevices that do better than bundled {better['over_bundled']}, than alone {better['over_local_only']}")
+    print(f"bytes per device and round: up {b['up_per_device_round']:.0f} ({b['up_ratio']:.2f} times less than float32),")
+    print(f"  down {b['down_per_device_round']:.0f}; model {b['float32_model']:.0f}")
+    print("seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in t.items()) + f"; from start to report {wall:.1f}")
+    print(f"participation: {s['participation']}")
+    bench.say(
+        perplexity={k: round(q["weighted_mean"], 4) for k, q in s["perplexity"].items() if q},
+        change_percent=s["change_percent"],
+        share_improved=better,
+        up_ratio=b["up_ratio"],
+        up_per_device_round=b["up_per_device_round"],
+        seconds={k: round(v, 1) for k, v in t.items()},
+        wall_s=round(wall, 1),
+        model=s["model_sha256"],
+    )
+
+
+if __name__ == "__main__":
+    main()

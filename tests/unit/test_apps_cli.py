@@ -1,0 +1,249 @@
+"""The command line from outside: statuses, envelopes, messages, run directories; with a trainer that is arithmetic."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from edgewise.apps import cli, doctor, keys, runs, shell
+from edgewise.core.errors import REGISTRY, EdgewiseError, RecipeError
+from unit.made_run import made_plan, make_run
+from unit.toy_trainer import RECIPE
+
+TOY = ("--extension", "unit.toy_trainer")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "toy.toml").write_text(RECIPE, encoding="utf-8")
+    return tmp_path
+
+
+def call(*args: str) -> Result:
+    return CliRunner().invoke(cli.app, list(args))
+
+
+def envelope(result: Result) -> dict[str, Any]:
+    """Standard output holds one JSON value and nothing else."""
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_help_names_every_command_and_is_light() -> None:
+    code = "import sys; from edgewise.apps import cli\ntry: cli.main()\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60)
+    for command in ("demo", "check", "sim", "report", "export", "doctor", "schema"):
+        assert f"\n  {command} " in done.stdout
+    loaded = set(done.stdout.rsplit("\n", 2)[-2].split())
+    assert not loaded & {"torch", "numpy", "sqlalchemy", "pydantic", "rich", "matplotlib", "numba", "msgspec"}
+
+
+def test_version() -> None:
+    assert call("--version").stdout.startswith("edgewise ")
+
+
+def test_a_whole_run_and_what_it_leaves(folder: Path) -> None:
+    result = call("sim", "toy.toml", *TOY, "--json")
+    assert result.exit_code == 0, result.output
+    found = envelope(result)
+    assert (found["ok"], found["command"]) == (True, "sim")
+    out = folder / found["run_dir"]
+    assert out.name.startswith("toy-")
+    assert out.parent.name == "runs"
+    assert json.loads((out / "summary.json").read_text(encoding="utf-8")) == found["summary"]
+    assert found["summary"]["complete"] is True
+    assert found["summary"]["change_percent"]["federated"] < 0
+    for name in ("report.html", "recipe.toml", "plots/quality.png"):
+        assert (out / name).is_file()
+
+    again = call("sim", "toy.toml", *TOY)
+    assert again.exit_code == REGISTRY["E-RUN-EXISTS"].exit_status
+    assert "E-RUN-EXISTS" in again.stderr
+    assert "docs/errors.md#e-run-exists" in again.stderr
+
+    (out / "report.html").unlink()
+    made = call("report", str(out))
+    assert made.exit_code == 0
+    assert (out / "report.html").is_file()
+    assert "federated" in made.stdout
+
+
+def test_set_engine_and_out_reach_the_run(folder: Path) -> None:
+    sets = ("--set", "round.rounds=1", "--set", "name=other", "--set", "compare.centralised=false")
+    result = call("sim", "toy.toml", *TOY, *sets, "--out", "here", "--engine", "inproc", "--workers", "3", "--json")
+    summary = envelope(result)["summary"]
+    assert (summary["name"], summary["rounds"]["played"]) == ("other", 1)
+    assert summary["perplexity"]["centralised"] is None
+    assert summary["recipe"]["simulation"]["workers"] == 3
+    assert (folder / "here" / "summary.json").exists()
+
+
+def test_errors_are_messages_with_their_status(folder: Path) -> None:
+    plain = call("sim", "toy.toml", "--set", "training.lrr=1")
+    assert plain.exit_code == 2
+    assert "E-KEY" in plain.stderr
+    assert "did you mean `lr`?" in plain.stderr
+    assert "Traceback" not in plain.stderr
+    assert plain.stdout == ""
+    error = envelope(call("sim", "toy.toml", "--set", "training.lrr=1", "--json"))
+    assert error["ok"] is False
+    assert error["error"]["code"] == "E-KEY"
+    assert set(error["error"]) == {"code", "what", "fix"}
+    assert call("sim", "missing.toml").exit_code == 2
+    assert call("report", "nowhere").exit_code == 2
+    assert not (folder / "nowhere").exists()
+    assert call("sim").exit_code == 2
+
+
+def test_a_bug_leaves_a_crash_file_and_a_short_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(runs, "place", broken)
+    monkeypatch.setattr(shell.tempfile, "gettempdir", lambda: str(folder))
+    result = call("sim", "toy.toml")
+    assert result.exit_code == 1
+    assert "unexpected ZeroDivisionError: a bug" in result.stderr
+    assert "Traceback" not in result.stderr
+    [crash] = folder.glob("crash-*.txt")
+    assert "ZeroDivisionError: a bug" in crash.read_text(encoding="utf-8")
+    assert str(crash) in result.stderr
+    assert "Traceback" in call("sim", "toy.toml", "--debug").stderr
+
+
+def test_a_missing_extra_is_named() -> None:
+    def body() -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    assert shell.Session("sim").run(body) == REGISTRY["E-DEPENDENCY"].exit_status
+
+
+def test_check_says_what_would_happen_and_runs_nothing(folder: Path) -> None:
+    found = envelope(call("check", "toy.toml", *TOY, "--json"))
+    assert found["population"] == 5
+    assert found["trace"][0]["role"] == "start"
+    assert found["claims"]
+    assert found["bytes"]["float32_model"] == 4 * 128
+    assert found["forecast"]["federated_s"] == pytest.approx(0.25 * 2 * 5 * 3)
+    text = call("check", "toy.toml", *TOY).stdout
+    for said in ("who learns what", "the way of an update", "0.25 s per step"):
+        assert said in text
+    assert "\033" not in text
+    assert sorted(p.name for p in folder.iterdir()) == ["toy.toml"]
+
+
+def test_assignments_are_toml_with_a_text_fallback() -> None:
+    given = ["a.b=1", "c=2.5", "d=true", "e=[1, 2]", 'f="x y"', "g=plain", "h=x=y", "i="]
+    assert runs.assignments(given) == {
+        "a.b": 1, "c": 2.5, "d": True, "e": [1, 2], "f": "x y", "g": "plain", "h": "x=y", "i": "",
+    }  # fmt: skip
+    assert runs.assignments(None) == {}
+    for bad in ("novalue", "=1"):
+        with pytest.raises(RecipeError) as e:
+            runs.assignments([bad])
+        assert e.value.code == "E-VALUE"
+
+
+def test_the_demo_never_stands_in_its_own_way(folder: Path) -> None:
+    recipe = made_plan().recipe
+    first = runs.place(recipe, fresh=True, resume=False)
+    assert first == Path("runs") / f"made-{recipe.sha256()[:8]}"
+    make_run(first)
+    assert runs.place(recipe, fresh=True, resume=False).name == f"{first.name}-2"
+    assert runs.place(recipe, fresh=True, resume=True) == first
+    assert runs.place(recipe, fresh=False, resume=False) == first
+
+
+def test_schema_of_everything_and_of_one_key() -> None:
+    whole = json.loads(call("schema").stdout)
+    assert "training" in whole["properties"]
+    assert "learning rate in round 0" in call("schema", "--field", "training.lr").stdout
+    assert "whole number ≥ 2 ≤ 16 (default 8)" in call("schema", "--field", "stage.quantize").stdout
+    wrong = call("schema", "--field", "training.lrr")
+    assert wrong.exit_code == 2
+    assert "did you mean `training.lr`?" in wrong.stderr
+
+
+def test_every_key_of_the_schema_can_be_described() -> None:
+    whole = json.loads(keys.everything())
+    for top in whole["properties"]:
+        assert keys.describe(top).startswith(f"{top}: ")
+
+
+def test_doctor_finds_this_machine_fit(folder: Path) -> None:
+    result = call("doctor", "--json")
+    found = envelope(result) if result.exit_code == 0 else json.loads(result.stdout)
+    assert {f["name"] for f in found["findings"]} >= {"python", "disk", "bundled model", "demo text", "bfloat16"}
+    assert result.exit_code == 0
+    assert "ok    python" in call("doctor").stdout
+
+
+def test_doctor_says_what_is_wrong_and_how_to_mend_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "DISK_BYTES", 1e18)
+    monkeypatch.setattr(doctor, "TRAIN", ("no-such-package",))
+    bad = {f.name: f for f in doctor.examine(folder / "runs") if f.state == doctor.BAD}
+    assert set(bad) == {"training packages", "disk"}
+    assert all(f.fix for f in bad.values())
+    result = call("doctor", "--json")
+    assert result.exit_code == 1
+    assert envelope(result)["ok"] is False
+
+
+def test_noise_goes_to_the_log_and_not_to_the_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with shell.quiet_screen(tmp_path / "log.txt") as screen:
+        os.write(1, b"library chatter\n")
+        os.write(2, b"worker chatter\n")
+        print("progress", file=screen, flush=True)
+    print("after")
+    out, err = capfd.readouterr()
+    assert (out, err) == ("after\n", "progress\n")
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "library chatter\nworker chatter\n"
+    with shell.quiet_screen(tmp_path / "other.txt"):
+        pass
+    assert not (tmp_path / "other.txt").exists()
+
+
+def test_the_command_that_continues() -> None:
+    assert shell.again(["/x/edgewise", "sim", "a b.toml", "--set", "x=1"]).endswith(
+        " sim 'a b.toml' --set x=1 --resume"
+    )
+    assert shell.again(["edgewise", "demo", "--resume"]).count("--resume") == 1
+
+
+def test_error_output_for_every_status() -> None:
+    for code, entry in REGISTRY.items():
+
+        def body(code: str = code) -> None:
+            raise EdgewiseError(code, "what happened.", "what to do.")
+
+        assert shell.Session("sim", as_json=True).run(body) == entry.exit_status
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same_model(folder: Path) -> None:
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    env = {**os.environ, "PYTHONPATH": path, "NO_COLOR": "1"}
+    run = ["sim", "toy.toml", *TOY, "--set", "round.rounds=60", "--set", "eval.every=0", "--out"]
+    command = [sys.executable, "-m", "edgewise.apps.cli", *run, "cut"]
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while not process.stderr.readline().startswith("round  3/"):
+            assert process.poll() is None, "the run ended before it could be interrupted"
+        process.send_signal(signal.SIGINT)
+        text = process.stderr.read()
+    assert process.returncode == 130
+    assert "E-INTERRUPTED" in text
+    assert "--set eval.every=0 --out cut --resume" in text
+    assert "Traceback" not in text
+    resumed, whole = call(*run, "cut", "--resume", "--json"), call(*run, "whole", "--json")
+    assert "resumed after round" not in whole.stderr
+    assert envelope(resumed)["summary"]["model_sha256"] == envelope(whole)["summary"]["model_sha256"]

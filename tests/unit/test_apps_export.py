@@ -1,0 +1,151 @@
+"""An exported model is the run's model: plain transformers or peft load it and give the same logits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edgewise.apps import export
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.keys import derive, root
+from edgewise.core.vector import unpack
+from edgewise.plan.recipe import from_plain
+from unit.made_run import PLAIN, make_run
+
+torch = pytest.importorskip("torch")
+IDS = [[3, 17, 200, 5, 99, 1024, 7]]
+LORA = {"kind": "lora", "rank": 4, "targets": ["q_proj", "v_proj"]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of a few thousand parameters with the bundled tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    student = Path(str(resources.files("edgewise"))) / "assets" / "student"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(student / name, folder / name)
+    return folder
+
+
+def logits(model: Any) -> Any:
+    with torch.no_grad():
+        return model.eval()(torch.tensor(IDS)).logits
+
+
+def close(got: Any, wanted: Any) -> None:
+    """Equal but for the last bits: kernels round differently on differently aligned memory, and a merge rounds once."""
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def trained(base: Path, section: dict[str, Any], out: Path, **options: Any) -> Any:
+    """A made run over ``base`` whose last model is a random step from the base: its trained tensors and its logits."""
+    from edgewise.learn.adapters import trainable
+    from edgewise.learn.model import load
+
+    recipe = from_plain({**PLAIN, "model": {"base": base.name}, "trainable": section})
+    loaded = load(str(base), base, torch.float32)
+    model, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), torch.float32)
+    step = np.random.default_rng(5).normal(0, 0.05, flat.spec.dim)
+    x = (flat.read() + step).astype(np.float32)
+    flat.write(x)
+    facts = {"recipe_dir": str(base.parent), "fingerprint": "ab" * 32}
+    make_run(out, params=x, spec=flat.spec, facts=facts, model={"base": base.name}, trainable=section, **options)
+    return unpack(x, flat.spec), logits(model)
+
+
+@pytest.mark.parametrize(
+    "section", [{"kind": "full"}, {"kind": "layers", "layers": ["model.layers.1.*"]}, LORA], ids=lambda s: s["kind"]
+)
+def test_merged_loads_in_plain_transformers(section: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tensors, wanted = trained(base, section, tmp_path / "run")
+    written = export.write(tmp_path / "run", tmp_path / "out", "merged")
+    assert written["rounds"] == 12
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    if section["kind"] != "lora":
+        state = model.state_dict()
+        assert all(np.array_equal(state[name].numpy(), x) for name, x in tensors.items())
+    close(logits(model), wanted)
+    assert model.config.tie_word_embeddings
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("import os").input_ids
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith(".")], "no half-written folder is left"
+
+
+def test_adapter_loads_in_plain_peft(base: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    tensors, wanted = trained(base, LORA, tmp_path / "run")
+    written = export.write(tmp_path / "run", tmp_path / "out", "peft")
+    assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(written["files"])
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
+    close(logits(model), wanted)
+    saved = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert saved.keys() == {f"base_model.model.{name}" for name in tensors}
+    assert all(np.array_equal(saved[f"base_model.model.{name}"], x) for name, x in tensors.items())
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["r"], set(config["target_modules"])) == (4, {"q_proj", "v_proj"})
+
+
+def test_the_card_says_where_the_model_comes_from(base: Path, tmp_path: Path) -> None:
+    trained(base, {"kind": "full"}, tmp_path / "run")
+    written = export.write(tmp_path / "run", tmp_path / "out", "merged")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    for said in (written["model_sha256"], "ab" * 32, "12 of 12 rounds", "the server sees every device's update"):
+        assert said in card
+    assert "| federated | 184.3 |" in card
+    assert str(tmp_path) not in card
+    assert str(base) not in card
+
+
+def test_an_earlier_round_and_the_base_itself(base: Path, tmp_path: Path) -> None:
+    trained(base, {"kind": "full"}, tmp_path / "run", rounds_played=4)
+    written = export.write(tmp_path / "run", tmp_path / "out", "merged", played=3)
+    assert written["rounds"] == 3
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "3 of 12 rounds" in card
+    assert "Held-out perplexity" not in card, "the figures belong to another version"
+
+
+def refused(*arguments: Any) -> str:
+    with pytest.raises(EdgewiseError) as e:
+        export.write(*arguments)
+    assert e.value.code == "E-EXPORT"
+    return str(e.value)
+
+
+def test_refusals_say_why(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    make_run(run, rounds_played=4, params=np.ones(8, np.float32))
+    assert 'needs trainable.kind = "lora"' in refused(run, out, "peft")
+    assert "has played 4 of 12 rounds" in refused(run, out, "merged")
+    assert "--round 4" in refused(run, out, "merged")
+    assert "no round 9 yet" in refused(run, out, "merged", 9)
+    assert "any more" in refused(run, out, "merged", 1), "old versions are swept"
+    assert "no format 'gguf'" in refused(run, out, "gguf")
+    out.mkdir()
+    (out / "mine.txt").touch()
+    assert "is not empty" in refused(run, out, "merged")
+    assert [p.name for p in out.iterdir()] == ["mine.txt"]
+
+
+def test_another_model_than_the_runs_is_refused(base: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "run", params=np.ones(7, np.float32), model={"base": str(base)})
+    assert "trained 7 parameters" in refused(tmp_path / "run", tmp_path / "out", "merged")
+    assert not (tmp_path / "out").exists()
