@@ -30,7 +30,7 @@ def script(name: str) -> str:
 
 
 def start(command: Sequence[str], **environment: str) -> dict[str, Any]:
-    """Run a program with one thread per process; its RESULT line as a dict. RuntimeError with its output without one."""
+    """Run a program with one thread per process; its RESULT line as a dict, or RuntimeError with its output."""
     done = subprocess.run(command, env={**os.environ, **QUIET, **environment}, capture_output=True, text=True)
     return result(done.stdout, done.stderr, done.returncode)
 

@@ -1,14 +1,16 @@
 """The demo, from start to report, and its figures.
 
-    python benchmarks/demo.py [--recipe FILE] [--out DIR] [--set KEY=VALUE ...]
+python benchmarks/demo.py [--recipe FILE] [--out DIR] [--set KEY=VALUE ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 import bench
@@ -19,8 +21,6 @@ DEMO = Path(bench.HERE).parent / "src" / "edgewise" / "assets" / "recipes" / "de
 
 def main() -> None:
     """Run and print."""
-    import tomllib
-
     from edgewise.apps import simulate
     from edgewise.core import events
     from edgewise.plan import recipe
@@ -43,8 +43,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         out, path = Path(a.out or folder), Path(a.recipe)
         simulate.run(recipe.load(path, overrides), out=out, recipe_dir=path.parent, sinks=[sink])
-        import json
-
         s = json.loads((out / "summary.json").read_text())
     wall = time.perf_counter() - began
     print(f"{bench.machine()}; engine {s['facts'].get('engine')}, {s['rounds']['played']} rounds\n")
@@ -58,8 +56,8 @@ def main() -> None:
             )
     b, t, better = s["bytes"], s["seconds"], s["share_improved"]
     print(f"\ndevices that do better than bundled {better['over_bundled']}, than alone {better['over_local_only']}")
-    print(f"bytes per device and round: up {b['up_per_device_round']:.0f} ({b['up_ratio']:.2f} times less than float32),")
-    print(f"  down {b['down_per_device_round']:.0f}; model {b['float32_model']:.0f}")
+    up, down = b["up_per_device_round"], b["down_per_device_round"]
+    print(f"bytes per device and round: up {up:.0f} ({b['up_ratio']:.2f} times less than float32), down {down:.0f}")
     print("seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in t.items()) + f"; from start to report {wall:.1f}")
     print(f"participation: {s['participation']}")
     bench.say(

@@ -1,22 +1,23 @@
 """The engine's own cost per contribution: no training, d coordinates, every frame encoded, packed, journalled, decoded.
 
-    python benchmarks/engine_cost.py [--dim 100000] [--devices 100] [--rounds 5] [--bits 0]
+    python benchmarks/engine_cost.py [--dim 100000] [--devices 100] [--rounds 12] [--bits 0]
 
 Prints milliseconds per contribution over everything but the trainer: invitation, device machine, pipeline encode,
-pack, frame, journal, frame decode, unpack, fold, and the share of the round's commit. The reference is a plain
-in-memory ``sum += x`` of the same vectors in the same run.
+pack, frame, journal, frame decode, unpack, fold, and the share of the round's commit; per round, then the median over
+rounds 3.. (wall clock, and the processor time of the process). The reference is a plain in-memory ``sum += x`` of the
+same vectors in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
+import bench
 import numpy as np
 
 from edgewise.apps import simulate
@@ -26,6 +27,7 @@ from edgewise.engine.ports import HeldOut, Update
 from edgewise.plan import recipe
 from edgewise.plan.catalogue import Extension
 
+BAR_MS = 1.0  # float32, d = 100,000
 ARGS = argparse.Namespace(dim=100_000, devices=100)
 
 
@@ -59,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dim", type=int, default=100_000)
     parser.add_argument("--devices", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--bits", type=int, default=0, help="0 = float32, else quantized per block")
     parser.parse_args(namespace=ARGS)
     importlib.import_module("engine_cost").ARGS = ARGS  # the extension is imported by name, this file runs as __main__
@@ -71,33 +73,45 @@ def main() -> None:
         "eval": {"every": 0, "devices": 1},
         "compare": {"local_only": False, "centralised": False},
     }
-    told: list[events.AnyEvent] = []
+    ends: list[tuple[float, float]] = []
+    finished: list[events.RoundFinished] = []
+
+    def sink(event: events.AnyEvent) -> None:
+        if isinstance(event, events.RoundFinished):
+            ends.append((time.perf_counter(), time.process_time()))
+            finished.append(event)
+
     with tempfile.TemporaryDirectory() as out:
         simulate.run(
             recipe.from_plain(plain),
             out=Path(out),
             recipe_dir=Path(),
             extensions=["engine_cost"],
-            sinks=[told.append],
+            sinks=[sink],
             report=False,
         )
-    rounds = [e for e in told if isinstance(e, events.RoundFinished)]
-    ends = {e.round: e.at_s for e in rounds}
     # From the end of one round to the end of the next: includes the commit, which the event itself precedes.
-    per = [(ends[r] - ends[r - 1]) / ARGS.devices for r in range(2, ARGS.rounds)]
+    wall, cpu = ([1e3 * (b[k] - a[k]) / ARGS.devices for a, b in zip(ends[1:], ends[2:], strict=False)] for k in (0, 1))
     x, total = np.ones(ARGS.dim, np.float32), np.zeros(ARGS.dim, np.float32)
     began = time.perf_counter()
     for _ in range(ARGS.devices):
         total += x
     floor = (time.perf_counter() - began) / ARGS.devices
-    line = {
-        "dim": ARGS.dim,
-        "bits": ARGS.bits or 32,
-        "ms_per_contribution": round(1e3 * statistics.median(per), 4),
-        "ms_plain_add": round(1e3 * floor, 4),
-        "bytes_up": round(sum(r.bytes_up for r in rounds) / sum(r.accepted for r in rounds)),
-    }
-    print("RESULT " + json.dumps(line))
+    value = statistics.median(wall)
+    print(
+        f"{bench.machine()}; d = {ARGS.dim}, {ARGS.devices} devices, {f'{ARGS.bits} bits' if ARGS.bits else 'float32'}"
+    )
+    print(f"ms per contribution: wall {bench.spread(wall)}, cpu {bench.spread(cpu)}; plain add {1e3 * floor:.4f}")
+    if (ARGS.dim, ARGS.bits) == (100_000, 0):
+        print(f"bar {BAR_MS} ms: {bench.verdict(value, BAR_MS)}")
+    bench.say(
+        dim=ARGS.dim,
+        bits=ARGS.bits or 32,
+        ms_per_contribution=round(value, 4),
+        cpu_ms_per_contribution=round(statistics.median(cpu), 4),
+        ms_plain_add=round(1e3 * floor, 4),
+        bytes_up=round(sum(r.bytes_up for r in finished) / sum(r.accepted for r in finished)),
+    )
 
 
 if __name__ == "__main__":

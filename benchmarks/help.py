@@ -1,6 +1,6 @@
 """How long ``edgewise --help`` takes, and that it imports neither torch nor transformers.
 
-    python benchmarks/help.py [--repeats 15]
+python benchmarks/help.py [--repeats 15]
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ BAR = 0.3
 HEAVY = ("torch", "transformers", "peft", "numba", "numpy", "sqlalchemy", "matplotlib")
 PROBE = (
     "import sys\nfrom edgewise.apps.cli import main\nsys.argv = ['edgewise', '--help']\n"
-    f"try:\n    main()\nexcept SystemExit:\n    pass\nprint([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    "try:\n    main()\nexcept SystemExit:\n    pass\n"
+    f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
 )
 
 
@@ -39,7 +40,8 @@ def main() -> None:
     probe = subprocess.run([sys.executable, "-c", PROBE], env=environment, check=True, capture_output=True, text=True)
     imported = probe.stderr.strip().splitlines()[-1]
     median = sorted(took["help"])[len(took["help"]) // 2]
-    print(f"{bench.machine()}\nedgewise --help {bench.spread(took['help'])} s; python -c pass {bench.spread(took['python'])} s")
+    print(bench.machine())
+    print(f"edgewise --help {bench.spread(took['help'])} s; python -c pass {bench.spread(took['python'])} s")
     print(f"of {', '.join(HEAVY)} it imports: {imported}")
     met = bench.verdict(median, BAR) if "torch" not in imported else "MISSED: torch is imported"
     print(f"bar {BAR} s, no torch: {met}")

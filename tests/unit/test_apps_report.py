@@ -174,7 +174,7 @@ def test_sizes_as_people_read_them(value: float, said: str) -> None:
 
 
 def test_numbers_as_people_read_them() -> None:
-    assert [words.percent(x) for x in (-70.95, -1.94, 0.0, 12.3, None)] == ["−71 %", "−1.9 %", "0.0 %", "+12 %", "–"]
+    assert [words.percent(x) for x in (-70.95, -1.94, 0.0, 12.3, None)] == ["−71 %", "−1.9 %", "0 %", "+12 %", "–"]
     assert [words.duration(x) for x in (0.41, 9.96, 64, 3725)] == ["0.41 s", "10.0 s", "1:04", "1:02:05"]
     assert [words.figures(x) for x in (0, 1314, 634.5, 6.3519, 0.0635)] == ["0", "1,314", "634", "6.35", "0.0635"]
     assert [words.smaller(x) for x in (7.53, 1.0, 0.5, None)] == ["7.5× smaller", "same size", "2.0× larger", "–"]

@@ -4,6 +4,7 @@ it costs, how long it takes."""
 from __future__ import annotations
 
 import inspect
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
     """
+    if recipe.simulation.engine == "pool":  # measure as a worker computes: with one thread (torch reads this once)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     catalogue = with_extensions(extensions)
     with tempfile.TemporaryDirectory(prefix="edgewise-check-") as scratch:
         trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)

@@ -100,7 +100,7 @@ def check(
         from edgewise.plan.recipe import load
 
         parsed = load(recipe, runs.assignments(overrides))
-        with shell.interrupts(), shell.quiet_screen(Path("/nonexistent/log"), debug):
+        with shell.interrupts(), shell.quiet_screen(None, debug):
             from edgewise.apps import check as checker
 
             found = checker.examine(parsed, recipe.parent, extension or (), fast)

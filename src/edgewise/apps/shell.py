@@ -146,10 +146,11 @@ def interrupts() -> Iterator[list[Callable[[], None]]]:
 
 
 @contextmanager
-def quiet_screen(log: Path, debug: bool = False) -> Iterator[TextIO]:
+def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
     """Send what libraries and worker processes print (file descriptors 1 and 2) to ``log``; yields the real stderr.
 
-    ``log`` is appended to only where something was said and its folder exists. With ``debug`` all stays on the screen.
+    ``log`` is appended to only where something was said and its folder exists; None drops it. With ``debug`` all stays
+    on the screen.
     """
     for key, value in NOISE.items():
         os.environ.setdefault(key, value)
@@ -170,8 +171,7 @@ def quiet_screen(log: Path, debug: bool = False) -> Iterator[TextIO]:
             for fd, copy in kept.items():
                 os.dup2(copy, fd)
                 os.close(copy)
-            noise.seek(0)
-            if noise.seek(0, os.SEEK_END) and log.parent.is_dir():
+            if noise.seek(0, os.SEEK_END) and log is not None and log.parent.is_dir():
                 noise.seek(0)
                 with suppress(OSError), open(log, "ab") as f:
                     shutil.copyfileobj(noise, f)

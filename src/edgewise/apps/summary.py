@@ -23,7 +23,8 @@ and ``total`` is their sum: loading and the report itself are not in it, and wha
 
 Facts that are used where the run has them: ``model``, ``parameters``, ``devices`` (name -> training tokens),
 ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan`` (``trace``, ``claims``, ``dim``,
-``upload_bytes``, ``population``). Every other fact is passed on under ``facts``.
+``upload_bytes``, ``population``), ``recipe_dir`` (``edgewise export`` finds a relative ``model.base`` by it; it is not
+part of the summary). Every other fact is passed on under ``facts``.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from edgewise.drivers.store import RunStore, write_durably
 
 MODELS = ("bundled", "local_only", "federated", "centralised")
 Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
-_SHOWN_APART = {"versions", "plan", "devices"}
+_SHOWN_APART = {"versions", "plan", "devices", "recipe_dir"}  # the last names a folder of one machine
 
 
 def perplexity(nll: float, tokens: float) -> float:

@@ -57,7 +57,7 @@ def percent(x: float | None, signed: bool = True) -> str:
     """``−71 %`` with a true minus; one decimal below ten."""
     if x is None:
         return NOTHING
-    text = f"{abs(x):.0f}" if abs(x) >= 9.95 else f"{abs(x):.1f}"
+    text = f"{abs(x):.0f}" if abs(x) >= 9.95 or x == 0 else f"{abs(x):.1f}"
     sign = "−" if x < 0 else "+" if signed and x > 0 else ""
     return f"{sign}{text} %"
 

@@ -1,0 +1,147 @@
+"""Speed, size and error of the codec chains on one core.
+
+    python benchmarks/codecs.py [--dim 5000000] [--repeats 5]
+
+GB/s are of the float32 update (4 d bytes): ``up`` is encode and pack on the device, ``down`` unpack, decode and add on
+the server. NMSE is ||decoded - x||^2 / ||x||^2 of one contribution with normally distributed x, beside its theory:
+
+    quantize          E[step^2 f (1 - f)], f the position between two grid points; step = largest of the block's
+                      64 normals / L, or clamp / L on the shared grid (and what the clamp takes)
+    random_k          d / k - 1 (unbiased), 1 - k / d (biased)
+    top_k             1 - 2 (t phi(t) + Q(t)), 2 Q(t) = k / d
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from math import sqrt
+from typing import Any
+
+import bench
+import numpy as np
+
+from edgewise.codecs import pack
+from edgewise.core import keys
+from edgewise.core.space import Quorum, Space
+from edgewise.core.stage import HEAD, HEAD_BOUND, pipeline
+from edgewise.core.vector import Spec
+from edgewise.plan.catalogue import BUILT_IN, make
+from edgewise.plan.compile import build_stages
+
+CLAMP = 4.0  # in standard deviations, for the shared grid
+
+
+def rounding(x: np.ndarray, step: np.ndarray | float) -> float:
+    """Mean of step^2 f (1 - f), f the position between two grid points: the variance of stochastic rounding."""
+    f = np.abs(x) / step % 1.0
+    return float(np.mean(np.square(step) * f * (1.0 - f)))
+
+
+def block_theory(bits: int, block: int = 64) -> float:
+    """Over normals of another seed; a block's scale is its largest magnitude (its rounding up to bfloat16 left out)."""
+    x = np.random.default_rng(99).normal(size=(30_000, block))
+    return rounding(x, np.abs(x).max(1, keepdims=True) * (1 + 1e-12) / (2 ** (bits - 1) - 1))
+
+
+def shared_theory(bits: int) -> float:
+    """As ``block_theory`` on one grid, and what clamping takes."""
+    x = np.random.default_rng(99).normal(size=2_000_000)
+    cut = np.clip(x, -CLAMP, CLAMP)
+    return rounding(cut, CLAMP / (2 ** (bits - 1) - 1)) + float(np.mean(np.square(x - cut)))
+
+
+def top_theory(fraction: float) -> float:
+    """What the largest ``fraction`` of normals leave behind."""
+    normal = statistics.NormalDist()
+    t = normal.inv_cdf(1 - fraction / 2)
+    return 1 - 2 * (t * normal.pdf(t) + fraction / 2)
+
+
+WEIGH: dict[str, Any] = {"kind": "weigh", "cap": 1.0}
+CHAINS: dict[str, tuple[list[dict[str, Any]], Callable[[], float]]] = {
+    "float32": ([WEIGH], lambda: 0.0),
+    "quantize 8": ([WEIGH, {"kind": "quantize", "bits": 8}], lambda: block_theory(8)),
+    "quantize 4": ([WEIGH, {"kind": "quantize", "bits": 4}], lambda: block_theory(4)),
+    "quantize 2": ([WEIGH, {"kind": "quantize", "bits": 2}], lambda: block_theory(2)),
+    "clamp, quantize 8 shared, wrap 16": (
+        [
+            WEIGH,
+            {"kind": "clamp", "linf": CLAMP},
+            {"kind": "quantize", "bits": 8, "grid": "shared"},
+            {"kind": "wrap", "bits": 16},
+        ],
+        lambda: shared_theory(8),
+    ),
+    "random_k 10 %": ([WEIGH, {"kind": "random_k", "fraction": 0.1}], lambda: 9.0),
+    "random_k 10 % biased, quantize 8": (
+        [WEIGH, {"kind": "random_k", "fraction": 0.1, "unbiased": False}, {"kind": "quantize", "bits": 8}],
+        lambda: 0.9 + 0.1 * block_theory(8),
+    ),
+    "feedback: top_k 1 %": (
+        [WEIGH, {"kind": "feedback"}, {"kind": "top_k", "fraction": 0.01}],
+        lambda: top_theory(0.01),
+    ),
+    "feedback: top_k 1 %, quantize 8": (
+        [WEIGH, {"kind": "feedback"}, {"kind": "top_k", "fraction": 0.01}, {"kind": "quantize", "bits": 8}],
+        lambda: top_theory(0.01),
+    ),
+}
+
+
+def measure(name: str, d: int, repeats: int) -> dict[str, float]:
+    """One chain: seconds up and down (medians), bytes, NMSE and its theory."""
+    tables, theory = CHAINS[name]
+    spec = Spec.of([("w", (d,), "float32")])
+    start = Space(dim=d, quorum=Quorum(1, 64), head=HEAD, head_l2=HEAD_BOUND * sqrt(len(HEAD)), universe=d)
+    chain = pipeline(
+        start, build_stages(tables, spec, BUILT_IN.stages), make(BUILT_IN.merges, "[merge]", {"kind": "sum"}, spec)
+    )
+    x = np.random.default_rng(1).normal(size=d).astype(np.float32)
+    head = dict.fromkeys(HEAD, 1.0)
+    total, up, down, raw = chain.start_sum(), [], [], b""
+    for i in range(repeats + 1):  # the first one compiles
+        turn = keys.Turn(i, keys.derive(keys.root(1), "public", i), keys.derive(keys.root(1), "private", i))
+        memory = chain.init()
+        began = time.perf_counter()
+        payload, _ = chain.encode(x, head, 1.0, memory, turn)
+        raw = pack.pack(payload, chain.encoded)
+        packed = time.perf_counter()
+        total = chain.add(total, pack.unpack(raw, chain.encoded), turn)
+        up.append(packed - began)
+        down.append(time.perf_counter() - packed)
+    decoded = chain.decode(pack.unpack(raw, chain.encoded), turn).body
+    error = float(np.square(decoded.astype(np.float64) - x).sum() / np.square(x, dtype=np.float64).sum())
+    return {
+        "up_s": statistics.median(up[1:]),
+        "down_s": statistics.median(down[1:]),
+        "bytes": len(raw),
+        "announced": pack.size_bytes(chain.encoded),
+        "nmse": error,
+        "theory": theory(),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dim", type=int, default=5_000_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    a = parser.parse_args()
+    size, out = 4 * a.dim, {}
+    print(f"{bench.machine()}; d = {a.dim}")
+    print(f"{'chain':34} {'up GB/s':>8} {'down GB/s':>9} {'bytes':>10} {'smaller':>8} {'NMSE':>10} {'theory':>10}")
+    for name in CHAINS:
+        m = measure(name, a.dim, a.repeats)
+        out[name] = {k: round(v, 6) for k, v in m.items()}
+        print(
+            f"{name:34} {size / m['up_s'] / 1e9:8.3f} {size / m['down_s'] / 1e9:9.3f} {m['bytes']:10.0f} "
+            f"{size / m['bytes']:8.2f} {m['nmse']:10.3e} {m['theory']:10.3e}"
+        )
+    bench.say(dim=a.dim, chains=out)
+
+
+if __name__ == "__main__":
+    main()
