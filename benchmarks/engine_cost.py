@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import statistics
 import tempfile
 import time
@@ -91,7 +92,7 @@ def main() -> None:
             report=False,
         )
     # From the end of one round to the end of the next: includes the commit, which the event itself precedes.
-    wall, cpu = ([1e3 * (b[k] - a[k]) / ARGS.devices for a, b in zip(ends[1:], ends[2:], strict=False)] for k in (0, 1))
+    wall, cpu = ([1e3 * (b[k] - a[k]) / ARGS.devices for a, b in itertools.pairwise(ends[1:])] for k in (0, 1))
     x, total = np.ones(ARGS.dim, np.float32), np.zeros(ARGS.dim, np.float32)
     began = time.perf_counter()
     for _ in range(ARGS.devices):
