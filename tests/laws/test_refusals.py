@@ -36,10 +36,14 @@ def ring(bits: int = 8) -> list[Stage]:
 
 
 COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
-    ("E-WEIGHT", "finite cap", lambda: weigh(inf)),
-    ("E-WEIGHT", "finite cap", lambda: weigh(nan)),
-    ("E-WEIGHT", "finite cap", lambda: weigh(0.0)),
-    ("E-WEIGHT", "finite cap", lambda: weigh(-1.0)),
+    ("E-WEIGHT", "give a cap", lambda: weigh(inf)),
+    ("E-WEIGHT", "give a cap", lambda: weigh(nan)),
+    ("E-WEIGHT", "give a cap", lambda: weigh(0.0)),
+    ("E-WEIGHT", "give a cap", lambda: weigh(-1.0)),
+    ("E-WEIGHT", "give a cap", lambda: weigh(1e12)),
+    ("E-WEIGHT", "leave out weigh", lambda: build([clip(1.0), weigh(1.0)], posts=[noise(1.0)])),
+    ("E-ORDER", "unbiased = false", lambda: build([feedback([random_k(0.1)])])),
+    ("E-ORDER", "unbiased = false", lambda: build([feedback([clip(1.0), random_k(0.1), quantize(4)])])),
     ("E-ORDER", "keep one weigh", lambda: build([weigh(1.0), weigh(1.0)])),
     ("E-ORDER", "put weigh before", lambda: build([feedback([weigh(1.0), top_k(0.1)])])),
     ("E-ORDER", "inside feedback", lambda: build([random_k(0.1), feedback([quantize(4)])])),

@@ -10,11 +10,12 @@ from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
 from edgewise.core import events, frame
-from edgewise.core.errors import RoundError
+from edgewise.core.errors import DataError, RoundError
 from edgewise.core.keys import Turn, derive
 from edgewise.core.vector import Spec
 from edgewise.engine.ports import Arrived, Checkpoint, Lost
 from edgewise.engine.run import Federation
+from edgewise.engine.sampling import draw
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
 
@@ -195,6 +196,81 @@ def test_the_sum_is_bit_identical_in_every_order(order):
     first, _, _ = play([good(d) for d in DEVICES])
     after, _, _ = play([good(d) for d in order])
     np.testing.assert_array_equal(after.state.params, first.state.params)
+
+
+def test_late_mail_in_the_journal_is_not_an_answer():
+    """Mail of an older round arrives, then the process dies: on resume the device is still asked."""
+    store = MemoryStore()
+    late = [Arrived(d, contribution(d, number=5), 1.0) for d in DEVICES[:2]]
+    with pytest.raises(_Crashed):
+        play([*late, CRASH], store)
+    assert len(store.records) == 2
+    mailbox = Mailbox([good(d) for d in DEVICES])
+    loop = federation(mailbox, store)
+    loop.round(loop.begin(np.zeros(DIM, np.float32)))
+    assert {to for to, _ in mailbox.sent} == set(DEVICES)
+    assert accepted_in(store) == list(DEVICES)
+
+
+def test_an_unregistered_refusal_code_is_not_passed_on():
+    refusal = frame.Refusal(run=PLAN.run, round=0, device="d0", code="<script>", reason="x")
+    _, store, _ = play([Arrived("d0", frame.dump(refusal), 1.0), *(good(d) for d in DEVICES[1:])])
+    assert [e.code for e in store.events if isinstance(e, events.Lost)] == ["E-FRAME"]
+
+
+def test_a_cohort_that_sampling_drew_too_small_is_no_failure():
+    plan = compile_plan(
+        make_recipe(
+            {
+                "round.sampling": "poisson",
+                "round.cohort": 1,
+                "round.rounds": 60,
+                "stage": [{"kind": "weigh", "cap": 10}],
+            }
+        ),
+        PLAN.spec,
+        len(DEVICES),
+        BUILT_IN,
+    )
+    store, sizes = MemoryStore(), []
+    mailbox = Mailbox([])
+    loop = Federation(plan, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32))
+    checkpoint = loop.begin(np.zeros(DIM, np.float32))
+    for _ in range(60):
+        invited = draw(plan.sampling, DEVICES, plan.key, checkpoint.next_round)
+        sizes.append(len(invited))
+        if invited:
+            checkpoint = Checkpoint(checkpoint.next_round + 1, checkpoint.state, {}, checkpoint.unmet)
+            continue
+        checkpoint = loop.round(checkpoint)
+        assert checkpoint.unmet == 0
+    assert sizes.count(0) > 3
+
+
+@pytest.mark.parametrize(
+    ("nll", "tokens", "run"),
+    [(float("inf"), 5, ""), (float("nan"), 5, ""), (-1.0, 5, ""), (1.0, -5, ""), (1.0, 5, "x")],
+)
+def test_impossible_measurements_are_left_out(nll, tokens, run):
+    def answer(device, nll, tokens, run):
+        return Arrived(
+            device,
+            frame.dump(frame.Measurement(run=run or PLAN.run, round=-1, device=device, nll=nll, tokens=tokens)),
+            0.0,
+        )
+
+    store = MemoryStore()
+    loop = federation(Mailbox([answer("d0", nll, tokens, run), answer("d1", 10.0, 5, "")]), store)
+    event = loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
+    assert event.nll == {"d1": 10.0}
+    assert store.events == [event]
+
+
+def test_an_evaluation_that_nobody_can_do_says_why():
+    refusal = frame.Refusal(run=PLAN.run, round=-1, device="d0", code="E-NAN", reason="the held-out loss is nan")
+    loop = federation(Mailbox([Arrived("d0", frame.dump(refusal), 0.0)]), MemoryStore())
+    with pytest.raises(DataError, match=r"E-NAN.*held-out loss is nan"):
+        loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
 
 
 def test_invitations_name_the_last_accepted_round():

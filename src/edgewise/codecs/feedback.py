@@ -57,6 +57,12 @@ def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10)
         out = fold(space)[-1]
         if space.memory or out.memory:
             raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
+        if out.gain > space.gain:
+            raise CompositionError(
+                "E-ORDER",
+                f"{name}: a stage inside stretches what it keeps {out.gain / space.gain:.3g} times: the residual grows",
+                "set unbiased = false for random_k inside feedback.",
+            )
         if out.head != space.head:
             raise CompositionError(
                 "E-ORDER", f"{name}: a weight is no compression error.", "put weigh before feedback."

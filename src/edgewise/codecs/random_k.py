@@ -58,6 +58,7 @@ def random_k(fraction: float, unbiased: bool = True) -> Stage:
             universe=k,
             l2=space.l2 * g,
             linf=space.linf * g,
+            gain=space.gain * g,
             moving=space.moving or k < space.dim,
             unbiased=space.unbiased and (unbiased or k == space.dim),
         )

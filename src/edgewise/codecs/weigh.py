@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import hypot, isfinite, isnan
+from math import hypot, isnan
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
 from edgewise.core.stage import WEIGHT, Memory, Payload, Stage
+
+CAP_MAX = 2.0**24  # a contribution of one token still keeps 16 bits of a 2^-40 fixed-point sum
 
 
 def weigh(cap: float) -> Stage:
@@ -27,9 +29,12 @@ def weigh(cap: float) -> Stage:
     Source: McMahan et al. 2018, arXiv:1710.06963, section 3 (w_k = min(n_k / cap, 1)).
     """
     name = f"weigh({cap:g})"
-    if not (isfinite(cap) and cap > 0):
+    if not 0 < cap <= CAP_MAX:
         raise CompositionError(
-            "E-WEIGHT", f"{name}: weights up to {cap!r} bound nothing.", "give a finite cap above 0, e.g. 1000 tokens."
+            "E-WEIGHT",
+            f"{name}: the cap must be above 0 and at most 2^24; far above what devices hold, weights bound nothing and "
+            "small updates drown in rounding.",
+            "give a cap near the largest amount of data that should count, e.g. 65536 tokens.",
         )
 
     def infer(space: Space) -> Space:
@@ -42,7 +47,6 @@ def weigh(cap: float) -> Stage:
         if isnan(payload.count) or payload.count < 0:
             raise ValueError(f"count of a contribution is {payload.count}, must be >= 0")
         w = min(payload.count, cap) / cap
-        # float32: rounding may exceed the bound by one part in 2^24, far inside every consumer's margin
         body = payload.body if w == 1.0 else payload.body * np.float32(w)
         return payload.but(body=body, head=np.append(payload.head * w, w)), memory
 

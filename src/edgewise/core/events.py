@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -136,7 +137,12 @@ _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(AnyEvent)
 
 
 def to_json(event: AnyEvent) -> str:
-    """One JSON line."""
+    """One JSON line. Raises ValueError on a number that is not finite: JSON would read it back as null."""
+    for name in event.__struct_fields__:
+        value = getattr(event, name)
+        numbers = value.values() if isinstance(value, dict) else (value,)
+        if any(isinstance(x, float) and not isfinite(x) for x in numbers):
+            raise ValueError(f"{type(event).__name__}.{name} is not finite")
     return msgspec.json.encode(event).decode()
 
 

@@ -1,7 +1,8 @@
 """Domain-separated randomness: every random choice names what it is for.
 
 A ``Key`` is 32 bytes. ``derive`` is a keyed BLAKE2b over length-prefixed labels, so no two different label tuples can
-collide by concatenation. Nothing in edgewise uses a global generator; secrets and privacy noise never come from here.
+collide by concatenation. Nothing in edgewise uses a global generator. Everything derived here can be repeated by who
+knows the seed, so it is no secret: a simulation's noise comes from here on purpose (runs repeat), a server's must not.
 """
 
 from __future__ import annotations

@@ -53,6 +53,8 @@ class Space:
         universe: length of the vector that positions point into (equals dim where not sparse).
         block: coordinates that share one travelling scale; 0 = none.
         bits: bits per encoded body coordinate on the wire.
+        gain: product of the factors by which stages stretched what is kept (unbiased sparsifiers); > 1 does not
+            contract, so it cannot stand inside error feedback.
         noise_std: standard deviation, model units, of noise that each contribution already carries.
     """
 
@@ -74,6 +76,7 @@ class Space:
     universe: int = 0
     block: int = 0
     bits: float = 32.0
+    gain: float = 1.0
     noise_std: float = 0.0
 
     def but(self, **changes: object) -> Space:

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import CompositionError, TrainingError
+from edgewise.core.errors import CompositionError, DecodeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.space import Space, Total
 from edgewise.core.vector import Array, Vector
@@ -190,10 +191,30 @@ class Pipeline:
         return Sum(self.merge.init(self.encoded if self.merge.blind else self.spaces[0]), 0)
 
     def add(self, total: Sum, payload: Payload, turn: Turn) -> Sum:
-        """Fold one encoded contribution into the total (the old total must not be used again)."""
+        """Fold one encoded contribution into the total (the old total must not be used again).
+
+        A visible merge sees each contribution, so it enforces what the plan claims of it, honest device or not.
+
+        Raises:
+            DecodeError: E-RANGE above the plan's norm bounds or with head values that no honest device sends;
+                whatever the merge refuses. The total is unchanged then.
+        """
         space = self.encoded if self.merge.blind else self.spaces[0]
         item = payload if self.merge.blind else self.decode(payload, turn)
+        if not self.merge.blind:
+            self._enforce(item)
         return Sum(self.merge.add(total.acc, item, space), total.n + 1)
+
+    def _enforce(self, item: Payload) -> None:
+        bounds, slack = self.encoded, 1.0 + 1e-5  # float32 rounding of an honest encoder
+        if isfinite(bounds.l2) and float(np.linalg.norm(item.body)) > bounds.l2 * slack:
+            raise DecodeError("E-RANGE", f"an update is longer than its bound of {bounds.l2:g}.")
+        if isfinite(bounds.linf) and item.body.size and float(np.abs(item.body).max()) > bounds.linf * slack:
+            raise DecodeError("E-RANGE", f"a coordinate is above its bound of {bounds.linf:g}.")
+        head = dict(zip(bounds.head, item.head.tolist(), strict=True))
+        weight = head.pop(WEIGHT, 1.0)
+        if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= HEAD_BOUND * weight * slack for v in head.values())):
+            raise DecodeError("E-RANGE", "a weight or a metric is outside its bounds.")
 
     def release(self, total: Sum, turn: Turn, entropy: Key) -> Aggregate:
         """Decode (blind merges), apply the posts in model units, divide by the summed weight as the very last step.

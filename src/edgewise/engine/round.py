@@ -33,7 +33,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Collecting:
-    """Waiting for contributions. ``lost`` pairs a device with the code of its failure; ``accepted`` in arrival order."""
+    """Waiting for contributions. ``lost`` pairs a device with its failure's code; ``accepted`` in arrival order."""
 
     round: int
     invited: frozenset[DeviceId]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from edgewise.codecs import pack
 from edgewise.core import events, frame, vector
-from edgewise.core.errors import DecodeError, RoundError, TrainingError
+from edgewise.core.errors import REGISTRY, DataError, DecodeError, RoundError, TrainingError
 from edgewise.core.keys import Key
 from edgewise.core.stage import Sum
 from edgewise.engine import round as machine
@@ -85,9 +86,8 @@ class Federation:
         blob = vector.to_bytes(checkpoint.state.params)
         model = self.cohort.publish(blob)
         invited = draw(sampling, self.population, self.plan.key, number)
-        policy = machine.Policy(
-            max(sampling.minimum, min(sampling.goal, len(invited))), sampling.minimum, self.cohort.now_s() + sampling.deadline_s
-        )
+        goal = max(sampling.minimum, min(sampling.goal, len(invited)))
+        policy = machine.Policy(goal, sampling.minimum, self.cohort.now_s() + sampling.deadline_s)
         state, _ = machine.start(number, frozenset(invited), policy)
         now = _Round(self.plan.pipeline.start_sum())
         self._say(
@@ -95,15 +95,16 @@ class Federation:
             events.RoundStarted(round=number, invited=len(invited), goal=policy.goal, minimum=policy.minimum),
         )
         journal = self.store.journal(number)
-        answered: set[DeviceId] = set()
+        asked = not _closed(state)  # a sampled cohort may be too small to begin with: then nobody is asked
         for record in journal.replay():
             state = self._take(now, state, record)
-            if not isinstance(record, Expired):
-                answered.add(record.device)
-        bytes_down = sum(
-            self._invite(device, number, model, checkpoint, device not in answered and not _closed(state))
-            for device in invited
-        ) + len(blob) * len(invited)
+        answered = {*state.accepted, *(device for device, _ in state.lost)}  # late mail of older rounds is no answer
+        bytes_down = 0
+        for device in invited if asked else ():
+            raw = self._invitation(device, number, model, checkpoint)
+            bytes_down += len(raw) + len(blob)
+            if device not in answered and not _closed(state):
+                self.cohort.send(device, raw)
         while not _closed(state):
             left_s = policy.deadline_at_s - self.cohort.now_s()
             item: Record = self.cohort.receive(max(0.0, left_s)) or Expired(policy.deadline_at_s)
@@ -111,9 +112,9 @@ class Federation:
             state = self._take(now, state, item)
         self.cohort.close_round()
         assert isinstance(state, machine.Closed)
-        return self._finish(checkpoint, now, state, bytes_down, began)
+        return self._finish(checkpoint, now, state, bytes_down, began, asked)
 
-    def _invite(self, device: DeviceId, number: int, model: str, checkpoint: Checkpoint, send: bool) -> int:
+    def _invitation(self, device: DeviceId, number: int, model: str, checkpoint: Checkpoint) -> bytes:
         invite = frame.Invite(
             run=self.plan.run,
             round=number,
@@ -124,10 +125,7 @@ class Federation:
             deadline_s=self.plan.sampling.deadline_s,
             rule=self.plan.rule(number),
         )
-        raw = frame.dump(invite)
-        if send:
-            self.cohort.send(device, raw)
-        return len(raw)
+        return frame.dump(invite)
 
     def _take(self, now: _Round, state: machine.State, record: Record) -> machine.State:
         """Feed one journal record to the machine, folding a usable contribution first."""
@@ -166,13 +164,14 @@ class Federation:
         """Decode and fold a frame; anything unusable becomes ``Gone`` with its code, never an exception."""
         number = self._number(state)
         try:
-            message = frame.load(record.frame)
+            message = frame.load(record.frame, self.plan.frame_limit_bytes)
             if not isinstance(message, frame.Contribution | frame.Refusal):
                 raise DecodeError("E-FRAME", "not an answer to an invitation.")
             if message.device != record.device or message.run != self.plan.run:
                 raise DecodeError("E-FRAME", "the frame names another device or run than its sender.")
             if isinstance(message, frame.Refusal):
-                return machine.Gone(record.device, message.round, message.code)
+                code = message.code if message.code in REGISTRY else "E-FRAME"
+                return machine.Gone(record.device, message.round, code)
             if not machine.unwanted(state, message.device, message.round):
                 began = self.now_s()
                 payload = pack.unpack(message.payload, self.plan.pipeline.encoded)
@@ -192,12 +191,19 @@ class Federation:
         return ""
 
     def _finish(
-        self, checkpoint: Checkpoint, now: _Round, closed: machine.Closed, bytes_down: int, began: float
+        self,
+        checkpoint: Checkpoint,
+        now: _Round,
+        closed: machine.Closed,
+        bytes_down: int,
+        began: float,
+        asked: bool,
     ) -> Checkpoint:
         number, strategy_state = closed.round, checkpoint.state
         head: dict[str, float] = {}
         update_l2, started = 0.0, self.now_s()
-        accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + 1
+        # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
+        accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + int(asked)
         if closed.met:
             aggregate = self.plan.pipeline.release(now.total, self.plan.turn(number), self.entropy(number))
             strategy_state = self.plan.strategy.apply(strategy_state, aggregate)
@@ -248,26 +254,28 @@ class Federation:
 
     def evaluate(self, name: str, number: int, params: vector.Vector) -> events.Evaluated:
         """Held-out loss of ``params`` on the devices that the recipe lets measure; stored and told."""
-        began = self.now_s()
-        limit = self.plan.recipe.eval.devices or len(self.population)
-        step = max(1, len(self.population) // limit)
-        chosen = list(self.population)[::step][:limit]
+        began, chosen = self.now_s(), self.measured()
         model = self.cohort.publish(vector.to_bytes(params))
         for device in chosen:
             self.cohort.send(device, frame.dump(frame.Probe(run=self.plan.run, round=number, model=model)))
         nll: dict[str, float] = {}
         tokens: dict[str, int] = {}
-        waiting = set(chosen)
+        waiting, refused = set(chosen), DecodeError("E-DATA-EMPTY", "no device answered.")
         while waiting and (item := self.cohort.receive(float("inf"))) is not None:
             if isinstance(item, Lost):
                 waiting.discard(item.device)
                 continue
             held = self._measurement(item, number)
-            if held is not None and held.device in waiting:
-                waiting.discard(held.device)
-                if held.tokens:
-                    nll[held.device], tokens[held.device] = held.nll, held.tokens
+            if held is None or held.device not in waiting:
+                continue
+            waiting.discard(held.device)
+            if isinstance(held, frame.Refusal):
+                refused = DecodeError(held.code if held.code in REGISTRY else "E-FRAME", held.reason)
+            elif held.tokens:
+                nll[held.device], tokens[held.device] = held.nll, held.tokens
         self.cohort.close_round()
+        if not nll:
+            raise DataError(refused.code, f"no device could measure the model ({name}): {refused.what}", refused.fix)
         event = events.Evaluated(
             round=number,
             model=name,
@@ -279,14 +287,24 @@ class Federation:
         self.tell(event)
         return event
 
-    def _measurement(self, item: Arrived, number: int) -> frame.Measurement | None:
-        """The measurement that answers this evaluation's probe; None for late mail and rubbish."""
+    def measured(self) -> list[DeviceId]:
+        """The devices that evaluations ask: all, or ``eval.devices`` spread evenly over the population."""
+        limit = self.plan.recipe.eval.devices or len(self.population)
+        return list(self.population)[:: max(1, len(self.population) // limit)][:limit]
+
+    def _measurement(self, item: Arrived, number: int) -> frame.Measurement | frame.Refusal | None:
+        """What answers this evaluation's probe; None for late mail and rubbish, impossible numbers included."""
         try:
             message = frame.load(item.frame)
         except DecodeError:
             return None
-        if not isinstance(message, frame.Measurement) or message.device != item.device or message.round != number:
+        if not isinstance(message, frame.Measurement | frame.Refusal):
             return None
+        if (message.device, message.round, message.run) != (item.device, number, self.plan.run):
+            return None
+        if isinstance(message, frame.Measurement):
+            possible = isfinite(message.nll) and message.nll >= 0 and message.tokens >= 0
+            return message if possible else None
         return message
 
     def _say(self, now: _Round, event: events.AnyEvent) -> None:

@@ -76,7 +76,7 @@ class ClampParams(Params):
 class WeighParams(Params):
     """Weight contributions by their amount of training tokens, w = min(tokens, cap) / cap."""
 
-    cap: float = Field(65536.0, gt=0, description="tokens above which a device counts no more")
+    cap: float = Field(65536.0, gt=0, le=2.0**24, description="tokens above which a device counts no more")
 
 
 class SegmentsParams(Params):
@@ -138,9 +138,9 @@ class ServerLr(Params):
 class MomentumParams(Params):
     """Server momentum."""
 
-    lr: float = Field(0.4, gt=0)
-    momentum: float = Field(0.8, ge=0, lt=1)
-    nesterov: bool = True
+    lr: float = Field(0.3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = Field(False, description="look-ahead; a good pair then is lr 0.4, momentum 0.8")
 
 
 class AdaptiveParams(Params):

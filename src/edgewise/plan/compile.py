@@ -18,6 +18,8 @@ from edgewise.plan.catalogue import Catalogue, Entry, make
 from edgewise.plan.recipe import Recipe
 from edgewise.strategies.base import Strategy
 
+MESSAGE_LIMIT_BYTES = 2**32 - 2**20  # MessagePack's largest binary field, less room for the rest
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -27,6 +29,7 @@ class Sampling:
         kind: ``all``, ``fixed``, ``poisson``. population: devices that exist.
         goal: contributions that close the round; the population for ``all`` and ``poisson`` (nobody is turned away:
             closing early would spoil the sampling).
+        expected: contributions that a round is meant to have: the population, or ``round.cohort``.
         invite: devices invited (expected number for ``poisson``).
         minimum: contributions below which the round is abandoned. deadline_s: when it closes regardless.
         rate: probability that a given device is invited.
@@ -35,6 +38,7 @@ class Sampling:
     kind: str
     population: int
     goal: int
+    expected: int
     invite: int
     minimum: int
     deadline_s: float
@@ -97,6 +101,13 @@ class Plan:
         return keys.derive(self.key, "public", round)
 
     @property
+    def frame_limit_bytes(self) -> int:
+        """No honest answer is larger: the packed payload at its worst, and room for the frame around it."""
+        space = self.pipeline.encoded
+        worst = 16 * space.dim + space.universe + 16 * len(space.head) + 65536
+        return min(worst, MESSAGE_LIMIT_BYTES)
+
+    @property
     def upload_bytes(self) -> float:
         """Expected payload bytes of one contribution."""
         return pack.size_bytes(self.pipeline.encoded)
@@ -122,6 +133,12 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
     pipe = pipeline(start, stages, merge, posts)
+    for what, size in (("the model's trainable vector", 4.0 * spec.dim), ("an upload", pack.size_bytes(pipe.encoded))):
+        if size > MESSAGE_LIMIT_BYTES:
+            raise RecipeError(
+                "E-FRAME-SIZE", f"{what} has {size:.3g} bytes, one message holds {MESSAGE_LIMIT_BYTES}.",
+                'train less: trainable.kind = "lora" or "layers".',
+            )  # fmt: skip
     strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
     return Plan(recipe, recipe.sha256(), spec, pipe, strategy, sampling, _claims(recipe, pipe, sampling))
 
@@ -147,11 +164,16 @@ def _sampling(recipe: Recipe, population: int) -> Sampling:
             raise RecipeError(
                 "E-QUORUM", f"round.cohort = {r.cohort}, but there are {population} devices.", "lower round.cohort."
             )
-        invite = min(population, math.ceil(r.cohort * r.overselect)) if r.sampling == "fixed" else r.cohort
+        invite = min(population, _ceil(r.cohort * r.overselect)) if r.sampling == "fixed" else r.cohort
         goal = r.cohort if r.sampling == "fixed" else population
-    wanted = population if r.sampling == "all" else r.cohort
-    minimum = max(1, math.ceil(wanted * r.minimum))
-    return Sampling(r.sampling, population, goal, invite, minimum, r.deadline_s, invite / population)
+    expected = population if r.sampling == "all" else r.cohort
+    minimum = max(1, _ceil(expected * r.minimum))
+    return Sampling(r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population)
+
+
+def _ceil(x: float) -> int:
+    """Round up, but not because of the last bits of a product such as 100 x 1.1."""
+    return math.ceil(x - 1e-9)
 
 
 def _claims(recipe: Recipe, pipe: Pipeline, sampling: Sampling) -> tuple[str, ...]:
@@ -169,5 +191,8 @@ def _claims(recipe: Recipe, pipe: Pipeline, sampling: Sampling) -> tuple[str, ..
     else:
         claims.append("one device can move the sum without limit (no clip)")
     if pipe.total.noise_std:
-        claims.append(f"noise of std {pipe.total.noise_std:.4g} on the sum; no epsilon is derived from it")
+        claims.append(
+            f"noise of std {pipe.total.noise_std:.4g} on the sum, in simulation derived from the seed: repeatable, so "
+            "not private; no epsilon is derived from it"
+        )
     return tuple(claims)

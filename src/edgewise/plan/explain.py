@@ -63,14 +63,14 @@ def forecast(plan: Plan, step_s: float, workers: int) -> Row:
     and start-up are not in it. All None where ``step_s`` is not known (0).
     """
     recipe, sampling = plan.recipe, plan.sampling
-    expected = sampling.goal if sampling.kind != "poisson" else sampling.invite
+    expected = sampling.expected
     out: Row = {"contributions_per_round": expected, "federated_s": None, "compare_s": None, "total_s": None}
     if step_s <= 0.0:
         return out
     device_round_s = step_s * recipe.training.local_steps
     federated = device_round_s * expected * plan.rounds / min(workers, expected)
     alone = device_round_s * sampling.population * plan.rounds if recipe.compare.local_only else 0.0
-    chain = device_round_s * sampling.goal * plan.rounds if recipe.compare.centralised else 0.0
+    chain = device_round_s * expected * plan.rounds if recipe.compare.centralised else 0.0
     if not (alone and chain):
         compare = alone / workers + chain
     else:

@@ -12,7 +12,7 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Key, derive
 from edgewise.core.space import Total
-from edgewise.core.stage import Post
+from edgewise.core.stage import WEIGHT, Post
 from edgewise.core.vector import Vector
 
 _CHUNK = 1 << 18  # pairs drawn at a time: bounds the temporary memory
@@ -44,7 +44,8 @@ def noise(z: float) -> Post:
     Args:
         z: noise multiplier, above 0.
     Raises:
-        RecipeError(E-VALUE); CompositionError(E-NOISE-NOCLIP) when nothing bounds what one device adds.
+        RecipeError(E-VALUE); CompositionError: E-NOISE-NOCLIP when nothing bounds what one device adds, E-WEIGHT
+            when the divisor would be a noisy sum of weights.
     Source: Dwork and Roth 2014, appendix A; McMahan et al. 2018, arXiv:1710.06963.
     """
     name = f"noise({z:g})"
@@ -56,6 +57,12 @@ def noise(z: float) -> Post:
                 "E-NOISE-NOCLIP",
                 f"{name}: nothing bounds how far one device can move the total, so no noise hides it.",
                 "put clip after every stage that can lengthen the update (inside feedback), before quantize.",
+            )
+        if WEIGHT in total.space.head:
+            raise CompositionError(
+                "E-WEIGHT",
+                f"{name}: the mean would be divided by a noisy sum of weights, which may be near zero or negative.",
+                "leave out weigh: then all devices count the same and the divisor is their number.",
             )
         return total.but(noise_std=hypot(total.noise_std, z * total.sensitivity))
 

@@ -1,0 +1,59 @@
+"""Recipe to plan: cohort arithmetic, limits, claims."""
+
+from __future__ import annotations
+
+import pytest
+from toy_recipe import make_recipe
+
+from edgewise.core import events
+from edgewise.core.errors import RecipeError
+from edgewise.core.vector import Spec
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile as compile_plan
+
+SPEC = Spec.of([("w", (40,), "float32")])
+
+
+def plan(population=1000, spec=SPEC, **overrides):
+    return compile_plan(
+        make_recipe({k.replace("__", "."): v for k, v in overrides.items()}), spec, population, BUILT_IN
+    )
+
+
+def test_cohort_arithmetic_is_exact():
+    s = plan(round__sampling="fixed", round__cohort=100, round__overselect=1.1, round__minimum=0.55).sampling
+    assert (s.goal, s.expected, s.invite, s.minimum) == (100, 100, 110, 55)
+    s = plan(round__sampling="poisson", round__cohort=100).sampling
+    assert (s.goal, s.expected, s.minimum, s.rate) == (1000, 100, 50, 0.1)
+    s = plan(population=17).sampling
+    assert (s.goal, s.expected, s.invite, s.minimum) == (17, 17, 17, 9)
+
+
+def test_the_frame_limit_grows_with_the_model():
+    small, large = plan(), plan(spec=Spec.of([("w", (50_000_000,), "float32")]), stage=[])
+    assert small.frame_limit_bytes < 100_000
+    assert large.frame_limit_bytes > 200_000_000
+
+
+def test_what_no_message_can_hold_is_refused_before_training():
+    with pytest.raises(RecipeError, match="E-FRAME-SIZE"):
+        plan(spec=Spec.of([("w", (2_000_000_000,), "float32")]), stage=[])
+
+
+def test_the_schedule_runs_from_the_full_rate_to_a_tenth():
+    p = plan(round__rounds=10)
+    rates = [p.rule(r).lr for r in range(10)]
+    assert rates[0] == pytest.approx(0.3)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 0.03
+    assert len({plan(training__schedule="constant").rule(r).lr for r in range(4)}) == 1
+
+
+def test_engine_and_workers_do_not_change_a_runs_identity():
+    assert plan().run == plan(simulation__engine="pool", simulation__workers=7).run
+    assert plan().run != plan(training__lr=0.1).run
+
+
+def test_events_refuse_what_json_would_swallow():
+    with pytest.raises(ValueError, match="nll"):
+        events.to_json(events.Evaluated(round=0, model="m", nll={"a": float("inf")}, tokens={"a": 1}, seconds=0.0))
