@@ -96,20 +96,20 @@ def trace_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, title="the way of an update", title_justify="left", pad_edge=False)
-    table.add_column("part", no_wrap=True)
-    table.add_column("what it does", ratio=1)
-    for head in ("length", "kind", "L2", "Linf", "bytes"):
+    table.add_column("part, and what it does", ratio=1)
+    for head in ("holds", "L2, Linf", "bytes"):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("properties", no_wrap=True)
+    table.add_column("properties", max_width=18)
     for i, r in enumerate(rows):
         inner, opens = r["role"] == "inner", i + 1 < len(rows) and rows[i + 1]["role"] == "inner"
         name = r["name"].split("(")[0] if opens and not inner else r["name"]
-        cells: list[Any] = [Text(f"{'  ↳ ' if inner else ''}{name}", "bold"), r["does"]]
+        label = Text(f"{'↳ ' if inner else ''}{name}", "bold")
+        cells: list[Any] = [label.append(f"\n{r['does']}", "not bold dim") if r["does"] else label]
         if r["role"] in ("merge", "post"):
-            cells += ["", "", "", "", "", "server sees each" if r["visible"] else "blind"]
+            cells += ["", "", "", "server sees each" if r["visible"] else "blind"]
         else:
-            cells += [words.count(r["dim"]), f"{r['kind']} {r['bits']:g} bit", _bound(r["l2"]), _bound(r["linf"])]
-            cells += [words.size(r["bytes"]), _properties(r)]
+            holds = f"{words.count(r['dim'])}\n{r['kind']} {r['bits']:g} bit"
+            cells += [holds, f"{_bound(r['l2'])}\n{_bound(r['linf'])}", words.size(r["bytes"]), _properties(r)]
         table.add_row(*cells)
     return table
 
