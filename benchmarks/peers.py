@@ -6,6 +6,8 @@ DIR holds the side-by-side scripts (bare/run.py, pfl/run.py, flower/run.py, comm
 interpreters of the peers' own environments. Each repeat runs every program once, one after the other (A B C A B C),
 each process with one torch thread. A figure is the median over repeats of the steady round (median of rounds 2..);
 memory is the peak PSS of the process tree, in runs of their own. ``l2`` is the norm of the final global model.
+``--cpu`` measures the single-process programs in processor seconds instead (their ``time.time`` is replaced), for a
+machine that is busy with something else.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ from measure import measure
 
 BARS = {"bare": 1.05, "pfl": 1.0, "flower": 0.85, "flower memory": 0.6}
 PARITY = 1e-5
+CPU = (
+    "import runpy, sys, time; time.time = time.process_time; sys.argv = sys.argv[1:]; "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 
 
 def main() -> None:
@@ -35,6 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--cpu", action="store_true", help="processor seconds; for bare and pfl")
     a = parser.parse_args()
     job = ["--arch", a.arch, "--params", a.params, "--clients", a.clients, "--local-steps", a.local_steps]
     job = [str(v) for v in [*job, "--rounds", a.rounds, "--workers", 2]]
@@ -47,6 +54,9 @@ def main() -> None:
         "edgewise_pool": [*ours, "--engine", "pool"],
         "flower": [a.python_flower, f"{a.peers}/flower/run.py", *job],
     }
+    if a.cpu:
+        commands = {name: [c[0], "-c", CPU, *c[1:]] for name, c in commands.items()}
+        wanted = [name for name in wanted if name != "flower"]
     keep = {
         "bare": "bare" in wanted,
         "edgewise": "bare" in wanted or "pfl" in wanted,
@@ -62,8 +72,9 @@ def main() -> None:
             bench.note(f"{name}: memory")
             memory[name] = measure(commands[name])["peak_pss_mb"]
 
+    unit = "cpu s" if a.cpu else "s"
     print(f"\n{bench.machine()}; {' '.join(job)}")
-    print(f"{'program':14} {'steady round, s':42} {'first, s':>8} {'set-up, s':>9} {'PSS, MiB':>9}  l2")
+    print(f"{'program':14} {f'steady round, {unit}':42} {'first, s':>8} {'set-up, s':>9} {'PSS, MiB':>9}  l2")
     steady = {name: [r["steady_round_s"] for r in results] for name, results in done.items()}
     for name, results in done.items():
         first = statistics.median(r["round_s"][0] for r in results)

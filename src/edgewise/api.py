@@ -41,6 +41,7 @@ def simulate(
     Raises:
         edgewise.EdgewiseError: with a stable code; see docs/errors.md.
     """
+    from edgewise.apps.runs import place
     from edgewise.apps.simulate import run
     from edgewise.plan import recipe as recipes
 
@@ -50,11 +51,6 @@ def simulate(
         recipe = recipes.load(recipe)
     elif isinstance(recipe, Mapping):
         recipe = recipes.from_plain(dict(recipe))
-    path = Path(out) if out is not None else default_out(recipe)
+    path = Path(out) if out is not None else place(recipe)
     run(recipe, out=path, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks)
     return Result(path, json.loads((path / "summary.json").read_text(encoding="utf-8")))
-
-
-def default_out(recipe: Recipe) -> Path:
-    """Where a run goes when nobody says: ``runs/<name>-<first 8 of its hash>``."""
-    return Path("runs") / f"{recipe.name}-{recipe.sha256()[:8]}"

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sqlite3
+import zlib
+
+import msgspec
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from edgewise.core import events
 from edgewise.core.errors import StoreError
+from edgewise.drivers import store as module
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.store import RunStore
 from edgewise.engine.ports import Arrived, Checkpoint, Expired, Lost
@@ -77,7 +85,7 @@ def test_events_and_measures_are_kept(store):
     event = events.Evaluated(round=-1, model="bundled", nll={"a": 2.0}, tokens={"a": 4}, seconds=0.5)
     store.append(event)
     store.append(event)
-    assert store.events("evaluated") == [event, event]
+    assert [msgspec.structs.replace(e, at_s=0.0) for e in store.events("evaluated")] == [event, event]
     assert store.measures("bundled") == {"a": (2.0, 4)}
     assert store.evaluated("bundled", -1)
     assert not store.evaluated("bundled", 0)
@@ -119,12 +127,11 @@ def test_journal_damage_in_the_middle_is_an_error(tmp_path):
 
 def test_a_full_disk_is_e_disk_and_leaves_the_run_usable(store, monkeypatch):
     store.commit(checkpoint(0), (), ())
-    import edgewise.drivers.store as module
 
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError) as caught:
         store.commit(checkpoint(1, 9.0), (), ())
     assert caught.value.code == "E-DISK"
@@ -132,3 +139,147 @@ def test_a_full_disk_is_e_disk_and_leaves_the_run_usable(store, monkeypatch):
     assert store.load().next_round == 0
     store.commit(checkpoint(1, 9.0), (), ())
     assert store.load().next_round == 1
+
+
+def test_stored_events_say_when(tmp_path):
+    with RunStore(tmp_path, now_s=lambda: 7.5) as store:
+        store.create("run", "toy", {}, {})
+        store.append(events.Evaluated(round=-1, model="bundled", nll={}, tokens={}, seconds=0.5))
+        store.commit(checkpoint(0), (events.RoundStarted(round=0, invited=1, goal=1, minimum=1, at_s=3.0),), ())
+        assert [e.at_s for e in store.events()] == [7.5, 3.0]
+
+
+def test_a_kept_vector_that_was_replaced_goes(store):
+    x = lambda value: np.full(5, value, np.float32)  # noqa: E731
+    store.commit(checkpoint(0), (), ())
+    before = {p.name for p in (store.out / "blobs").iterdir()}
+    for n in range(4):
+        store.keep("chain", x(50.0 + n), n)
+    after = {p.name for p in (store.out / "blobs").iterdir()}
+    assert len(after - before) == 1
+    np.testing.assert_array_equal(store.kept("chain")[0], x(53.0))
+    store.keep("chain", checkpoint(0).state.params, 9)
+    store.keep("chain", x(60.0), 10)
+    assert before <= {p.name for p in (store.out / "blobs").iterdir()}, "a model version was named chain for a while"
+
+
+def test_one_commit_syncs_the_folder_once(store, monkeypatch):
+    synced = []
+    monkeypatch.setattr(module, "sync_folder", synced.append)
+    store.commit(checkpoint(0), (), ())
+    assert synced == [store.out / "blobs"]
+    store.keep("chain", np.ones(3, np.float32))
+    assert len(synced) == 2
+
+
+def test_opening_removes_what_a_killed_process_left(tmp_path):
+    with RunStore(tmp_path) as store:
+        store.create("run", "toy", {}, {})
+        store.commit(checkpoint(2), (), ())
+    (tmp_path / "devices").mkdir()
+    stale = ["blobs/.ab.77.tmp", "devices/.cd.safetensors.77.tmp", ".summary.json.77.tmp", "journal/round-000001.log"]
+    kept = ["journal/round-000002.log", "devices/cd.safetensors"]
+    for name in (*stale, *kept):
+        (tmp_path / name).write_bytes(b"x")
+    with RunStore(tmp_path):
+        pass
+    assert [n for n in stale if (tmp_path / n).exists()] == []
+    assert [n for n in kept if (tmp_path / n).exists()] == kept
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [
+        ("attempt to write a readonly database", "E-DISK"),
+        ("unable to open database file", "E-DISK"),
+        ("database or disk is full", "E-DISK"),
+        ("disk I/O error", "E-DISK"),
+        ("database is locked", "E-RUN-EXISTS"),
+        ("database disk image is malformed", "E-CHECKPOINT"),
+        ("no such table: runs", "E-CHECKPOINT"),
+    ],
+)
+def test_what_sqlite_says_becomes_a_code(store, said, code):
+    with pytest.raises(StoreError, match=said) as caught, store._guard():
+        raise sa.exc.OperationalError("select", {}, sqlite3.OperationalError(said))
+    assert caught.value.code == code
+
+
+def test_a_lock_that_cannot_be_opened_is_e_disk(tmp_path):
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(StoreError, match="E-DISK"):
+        RunStore(tmp_path)
+
+
+def journal_of(path, records=RECORDS):
+    journal = FileJournal(path)
+    for record in records:
+        journal.append(record)
+    journal.close()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_damaged_header_is_never_taken_for_a_torn_tail(tmp_path, at):
+    path = tmp_path / "round.log"
+    raw = bytearray(journal_of(path))
+    raw[at] ^= 0x40
+    path.write_bytes(raw)
+    with pytest.raises(StoreError, match="E-CHECKPOINT"):
+        FileJournal(path).replay()
+    assert path.read_bytes() == bytes(raw)
+
+
+def test_zeros_at_the_end_are_a_torn_tail(tmp_path):
+    path = tmp_path / "round.log"
+    raw = journal_of(path)
+    path.write_bytes(raw + bytes(100))
+    assert FileJournal(path).replay() == RECORDS
+    assert path.read_bytes() == raw
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\xc1",
+        msgspec.msgpack.encode(["arrived", "a"]),
+        msgspec.msgpack.encode(["told", "a", b"", 0.0, 0.0, 0.0]),
+        msgspec.msgpack.encode(["lost", "a", b"\xff", 0.0, 0.0, 0.0]),
+    ],
+)
+def test_a_whole_record_that_means_nothing_is_an_error(tmp_path, body):
+    path = tmp_path / "round.log"
+    lengths = len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little")
+    path.write_bytes(journal_of(path) + lengths + zlib.crc32(lengths).to_bytes(4, "little") + body)
+    with pytest.raises(StoreError, match="E-CHECKPOINT"):
+        FileJournal(path).replay()
+
+
+class NearlyFull(io.FileIO):
+    """Takes seven bytes at a time, and after ``room`` bytes none."""
+
+    room = 10**9
+
+    def write(self, raw):
+        if self.room <= 0:
+            raise OSError(28, "No space left on device")
+        n = super().write(bytes(raw[: min(7, self.room)]))
+        self.room -= n
+        return n
+
+
+def test_a_disk_that_takes_a_part_of_a_record(tmp_path):
+    path = tmp_path / "round.log"
+    journal = FileJournal(path)
+    journal._file = NearlyFull(path, "ab")
+    journal.append(RECORDS[0])
+    whole = path.read_bytes()
+    assert FileJournal(path).replay() == RECORDS[:1]
+    journal._file.room = 20
+    with pytest.raises(StoreError, match="E-DISK"):
+        journal.append(RECORDS[2])
+    assert path.read_bytes() == whole
+    journal._file.room = 10**9
+    journal.append(RECORDS[3])
+    journal.close()
+    assert FileJournal(path).replay() == [RECORDS[0], RECORDS[3]]

@@ -69,6 +69,24 @@ def test_unknown_extension_and_missing_recipe(cli):
     assert cli("sim", "nowhere.toml")[1]["error"]["code"] == "E-RECIPE-READ"
 
 
+def test_an_extension_that_fails_at_import(cli, tmp_path, monkeypatch):
+    (tmp_path / "half_done.py").write_text("1 / 0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    status, envelope = cli("sim", write(PLAIN), "--out", "run", "--extension", "half_done")
+    assert (status, envelope["error"]["code"]) == (2, "E-EXTENSION")
+    assert "ZeroDivisionError" in envelope["error"]["what"]
+
+
+@pytest.mark.parametrize("text", [PLAIN, 'privacy = "none"\n'], ids=["with stages", "without"])
+@pytest.mark.parametrize("key", ["stage.x.cap", "stage.5.cap", "stage.-1.cap", "stage.9", "post.0.z", "name.x.y"])
+def test_set_where_there_is_nothing(cli, text, key):
+    status, envelope = cli("sim", write(text), "--out", "run", "--set", f"{key}=1", *TOY)
+    error = envelope["error"]
+    named = text == PLAIN or not key.startswith("name")  # without a name, name.x.y makes a table: the wrong type
+    assert (status, error["code"]) == (2, "E-KEY" if named else "E-TYPE"), error
+    assert not named or key in error["what"]
+
+
 def test_missing_data_and_unreadable_model(cli, tmp_path):
     text = 'privacy = "none"\n[data]\nsource = "text"\npath = "nowhere"\n'
     status, envelope = cli("sim", write(text), "--out", "run")

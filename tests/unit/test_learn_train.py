@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,11 @@ from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
 from edgewise.engine.ports import FitRequest
+from edgewise.learn import train
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer, row_order
-from edgewise.learn.train import fit
+from edgewise.learn.train import fit, is_hidden_matrix, orthogonal
 from edgewise.plan.recipe import TrainingSection
 
 KEY = root(0)
@@ -87,6 +90,76 @@ def test_optimizers_equal_torch(training: TrainingSection, make) -> None:
     np.testing.assert_allclose(fitted(training).x, plain(make), rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9 has no Muon to compare with")
+@pytest.mark.parametrize(("decay", "bf16"), [(0.0, True), (0.1, True), (0.1, False)])
+def test_muon_equals_torch_for_matrices_and_adamw_for_the_rest(decay: float, bf16: bool, monkeypatch) -> None:
+    """torch's Muon works in bfloat16 always: in float32 ours differs from it by bfloat16's rounding."""
+    monkeypatch.setattr(train, "bfloat16_in_hardware", lambda: bf16)
+    (x, y), reference = data(), net()
+    matrices = [p for p in reference.parameters() if p.ndim == 2]  # 7 x 5 and 3 x 7: tall and wide
+    vectors = [p for p in reference.parameters() if p.ndim == 1]
+    muon = torch.optim.Muon(matrices, lr=0.1, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(vectors, lr=0.1, weight_decay=decay)
+    start = [p.detach().clone() for p in reference.parameters()]
+    # The same gradients for both, since rounding in the weights would make them drift apart.
+    mine = net()
+    flat = Flat(list(mine.named_parameters()))
+    optimizer = train.Optimizer(section(optimizer="muon", weight_decay=decay), flat)
+    optimizer.reset()
+    for _ in range(4):
+        reference.zero_grad()
+        F.cross_entropy(reference(x), y).backward()
+        flat.g_D.copy_(torch.cat([p.grad.flatten() for p in reference.parameters()]))
+        muon.step()
+        adamw.step()
+        optimizer.step(0.1)
+    moved = torch.cat([(p.detach() - s).flatten() for p, s in zip(reference.parameters(), start, strict=True)])
+    got = flat.w_D - torch.cat([s.flatten() for s in start])
+    np.testing.assert_allclose(got, moved, atol=2e-3 if bf16 else 2e-2)
+    assert moved.abs().max() > 0.15
+
+
+def test_orthogonal_moves_all_singular_values_to_about_one_in_any_orientation_and_batch() -> None:
+    x = torch.randn(4, 24, 60, generator=torch.Generator().manual_seed(3))
+    u = orthogonal(x)
+    values = torch.linalg.svdvals(u)
+    assert 0.6 < values.min() <= values.max() < 1.3
+    torch.testing.assert_close(orthogonal(x.mT), u.mT)
+    torch.testing.assert_close(orthogonal(x[1:2]), u[1:2])
+    torch.testing.assert_close(orthogonal(1e-3 * x), u, rtol=1e-3, atol=1e-4)
+    assert not orthogonal(torch.zeros(1, 3, 5)).any()  # a factor of LoRA has no gradient at first
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (128, 32), (32, 128)])
+def test_a_step_of_muon_is_as_large_as_one_of_adamw(shape: tuple[int, int]) -> None:
+    model = nn.Sequential(nn.Linear(shape[1], shape[0], bias=False))
+    flat = Flat(list(model.named_parameters()))
+    g = torch.randn(flat.spec.dim, generator=torch.Generator().manual_seed(5))
+    for lr in (0.1, 0.01):
+        optimizer, before = train.Optimizer(section(optimizer="muon"), flat), flat.read()
+        flat.g_D.copy_(g)
+        optimizer.step(lr)
+        rms = np.sqrt(np.mean(flat.minus(before) ** 2))
+        assert rms == pytest.approx(0.2 * lr, rel=0.2)  # AdamW's typical step: 0.2 to 0.4 lr (Liu et al. 2025)
+
+
+def test_muon_is_for_the_matrices_of_numbered_layers() -> None:
+    names = {
+        "model.embed_tokens.weight": False,
+        "lm_head.weight": False,
+        "model.layers.0.mlp.up_proj.weight": True,
+        "model.layers.3.self_attn.q_proj.lora_A.weight": True,
+        "transformer.h.11.attn.c_attn.weight": True,
+    }
+    assert {n: is_hidden_matrix(n, (8, 4)) for n in names} == names
+    assert not is_hidden_matrix("model.layers.0.input_layernorm.weight", (8,))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        head = nn.Linear(5, 3)  # its names have no number: AdamW alone
+    moved = [fitted(section(optimizer=o), model=copy.deepcopy(head)).x for o in ("muon", "adamw")]
+    np.testing.assert_allclose(*moved, rtol=1e-5)
+
+
 def test_plain_sgd_is_bit_identical_to_torch() -> None:
     got = fitted(section(optimizer="sgd")).x
     np.testing.assert_array_equal(got, plain(lambda p: torch.optim.SGD(p, lr=0.1)))
@@ -115,10 +188,12 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch_also_with_uneven_par
         assert split.loss_first == pytest.approx(whole.loss_first, abs=1e-5)
 
 
-def test_state_is_fresh_in_every_fit_and_the_request_decides_everything() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_state_is_fresh_in_every_fit_and_the_request_decides_everything(optimizer: str) -> None:
     x, y = data()
     shards = {"a": TensorShard((x, y)), "b": TensorShard((x * 2, y))}
-    trainer = TorchTrainer(net(dropout=0.3), loss, shards, section(batch=5))
+    training = section(batch=5, optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else 0.0)
+    trainer = TorchTrainer(net(dropout=0.3), loss, shards, training)
     ask = FitRequest("a", 0, trainer.initial(), LocalRule(steps=7, lr=0.01), KEY)
     before = torch.random.get_rng_state()
     first = trainer.fit(ask)

@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_model
+import torch
 
 from edgewise.core import vector
-from edgewise.core.errors import DataError, ModelError
+from edgewise.core.errors import DataError, ModelError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
 from edgewise.engine.ports import POOLED, FitRequest
+from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.learn.trainer import TextTrainer, make
-from edgewise.plan.recipe import Recipe, from_plain
+from edgewise.plan.recipe import Recipe, TrainingSection, from_plain
 
 RULE = LocalRule(steps=4, lr=0.01)
 
@@ -47,7 +49,7 @@ def trainer(place: Path, **sections: dict) -> TextTrainer:
     return make(recipe(**sections), place, place / "cache")
 
 
-def ask(t: TextTrainer, device: str, seed: int = 0) -> FitRequest:
+def ask(t: TorchTrainer, device: str, seed: int = 0) -> FitRequest:
     return FitRequest(device, 0, t.initial(), RULE, root(seed))
 
 
@@ -172,3 +174,59 @@ def test_model_and_data_must_fit(place: Path) -> None:
 def test_importing_the_package_is_light() -> None:
     code = "import sys, edgewise.learn; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _norms() -> tuple[torch.nn.Module, dict[str, TensorShard]]:
+    """Large enough that two threads share the sums over rows."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.LayerNorm(64), torch.nn.Linear(64, 256), torch.nn.LayerNorm(256))
+    x = torch.randn(4000, 64)
+    return net, {"a": TensorShard((x, torch.randn(4000, 256)), (x[:500], torch.randn(500, 256)))}
+
+
+def _square(net: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, float]:
+    return (net(batch[0]) - batch[1]).square().mean(), float(len(batch[0]))
+
+
+def test_threads_outside_do_not_change_a_bit() -> None:
+    threads, seen = torch.get_num_threads(), []
+    try:
+        for n in (1, 2):
+            net, shards = _norms()
+            t = TorchTrainer(net, _square, shards, TrainingSection(batch=4000))
+            torch.set_num_threads(n)
+            update = t.fit(FitRequest("a", 0, t.initial(), RULE, root(0)))
+            seen.append((update.x.tobytes(), update.head["loss_last"], t.evaluate("a", t.initial() + update.x)))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(threads)
+    assert seen[0] == seen[1]
+
+
+def test_pooled_is_no_device_and_may_be_missing() -> None:
+    net, shards = _norms()
+    with_all = TorchTrainer(net, _square, {**shards, POOLED: shards["a"]}, TrainingSection(batch=8))
+    assert with_all.devices() == ("a",)
+    assert with_all.fit(ask(with_all, POOLED)).count == 4000
+    without = TorchTrainer(net, _square, shards, TrainingSection(batch=8))
+    with pytest.raises(DataError, match=r"E-DEVICE-DATA.*all training data together.*compare.centralised"):
+        without.fit(ask(without, POOLED))
+    with pytest.raises(DataError, match=r"E-DEVICE-DATA.*no device 'b'"):
+        without.evaluate("b", without.initial())
+
+
+def test_what_torch_says_is_a_cause_and_no_message() -> None:
+    def quoting(net: torch.nn.Module, batch: object) -> tuple[torch.Tensor, float]:
+        raise error("my private diary")
+
+    net, shards = _norms()
+    t = TorchTrainer(net, quoting, shards, TrainingSection(batch=8))
+    error: type[Exception] = RuntimeError
+    for call in (lambda: t.fit(ask(t, "a")), lambda: t.evaluate("a", t.initial())):
+        with pytest.raises(TrainingError, match=r"E-TRAIN.*'a'.*RuntimeError") as caught:
+            call()
+        assert "diary" not in str(caught.value)
+        assert "diary" in str(caught.value.__cause__)
+    error = KeyError
+    with pytest.raises(KeyError):
+        t.fit(ask(t, "a"))

@@ -1,5 +1,9 @@
 """What the federated model is compared with, at equal steps: every device alone, and all text in one place.
 
+Equal steps. A device takes part in rounds x expected / population rounds on average, where the round wants ``expected``
+contributions; so a device alone trains that many rounds, spread evenly over the schedule of learning rates (all of
+them where every device is in every round). The centralised run takes ``expected`` times the steps in every round.
+
 The centralised run is one chain of optimizer steps and cannot be split over workers, so it is started first and runs
 beside the devices' own training. Its progress is kept after every chunk, and each device's figure as soon as it is
 there, so a killed run goes on from both.
@@ -9,14 +13,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from math import isfinite
 
 from edgewise.core import events, vector
-from edgewise.core.errors import REGISTRY, EdgewiseError
 from edgewise.drivers import jobs
-from edgewise.drivers.executor import Executor
+from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.store import RunStore
 from edgewise.engine.ports import POOLED
 from edgewise.engine.run import Federation
+from edgewise.plan.compile import Plan
 
 CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
 
@@ -30,13 +35,14 @@ def compare(
 ) -> None:
     """Run the comparisons that the recipe wants and that are not stored yet.
 
-    local_only: each device repeats its federated schedule (same steps, rates and batches) on its own model.
-    centralised: rounds x goal x local_steps steps on the pooled text, same schedule over rounds.
-    A device that cannot train alone has no local-only figure; nothing is put in its place.
+    local_only: each device that evaluations measure repeats its federated schedule (same steps, rates and batches) on
+    its own model. centralised: rounds x expected x local_steps steps on the pooled text, same schedule over rounds.
+    What cannot train has no figure, and a Progress note says why; nothing is put in its place.
+    Raises EdgewiseError only where the run directory or a worker fails.
     """
     plan, last = federation.plan, federation.plan.rounds - 1
     wanted = plan.recipe.compare
-    locals_left = list(federation.population) if wanted.local_only and not store.evaluated(LOCAL_ONLY, last) else []
+    locals_left = federation.measured() if wanted.local_only and not store.evaluated(LOCAL_ONLY, last) else []
     pooled = wanted.centralised and not store.evaluated(CENTRALISED, last)
     if not (locals_left or pooled):
         return
@@ -52,27 +58,30 @@ def compare(
     done = played + len(stored)
 
     def submit_chain() -> None:
-        first, scale = plan.rounds - chain_left, plan.sampling.goal
-        executor.submit(jobs.Solo(id=0, device=POOLED, params=chain, first_round=first, rounds=1, scale=scale))
+        number, scale = plan.rounds - chain_left, plan.sampling.expected
+        executor.submit(jobs.Solo(id=0, device=POOLED, params=chain, rounds=(number,), scale=scale))
 
     if chain_left:
         submit_chain()
     under_way: dict[int, str] = {}
+    alone = rounds_alone(plan)
     while chain_left or locals_left or under_way:
         # One place belongs to the chain while it lasts; the devices share the others.
         places = max(1, executor.parallel - 1) if chain_left else executor.parallel
         while locals_left and len(under_way) < places:
             ids += 1
             under_way[ids] = device = locals_left.pop(0)
-            executor.submit(
-                jobs.Solo(id=ids, device=device, params=start, first_round=0, rounds=plan.rounds, measure=True)
-            )
+            executor.submit(jobs.Solo(id=ids, device=device, params=start, rounds=alone, measure=True))
         result = executor.result()
         done += 1
         if isinstance(result, jobs.Broken):
-            if not result.id:
-                raise EdgewiseError(result.code if result.code in REGISTRY else "E-TRAIN", result.what, result.fix)
-            note = f"{under_way.pop(result.id)}: {result.code}"
+            if result.stops:
+                checked([result])
+            if result.id:
+                note = f"{under_way.pop(result.id)}: {result.code}"
+            else:
+                note = f"{CENTRALISED}: {result.code}: {result.what}"
+                done, chain_left, pooled = done + chain_left - 1, 0, False
             tell(events.Progress(phase="compare", done=done, total=total, note=note))
             continue
         assert isinstance(result, jobs.Trained)
@@ -83,7 +92,7 @@ def compare(
                 submit_chain()
         else:
             del under_way[result.id]
-            if result.tokens:
+            if result.tokens and isfinite(result.nll):
                 store.measure(LOCAL_ONLY, last, result.device, result.nll, result.tokens)
         tell(events.Progress(phase="compare", done=done, total=total, note=result.device))
     if had_locals:
@@ -99,3 +108,9 @@ def compare(
         tell(event)
     if pooled:
         federation.evaluate(CENTRALISED, last, vector.from_bytes(chain, plan.spec.dim))
+
+
+def rounds_alone(plan: Plan) -> tuple[int, ...]:
+    """The rounds that a device trains alone: as many as it takes part in on average, evenly over the schedule."""
+    n = max(1, round(plan.rounds * plan.sampling.expected / plan.sampling.population))
+    return tuple(i * plan.rounds // n for i in range(n))

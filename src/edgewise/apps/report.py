@@ -14,7 +14,8 @@ from typing import Any
 from edgewise.apps import charts, sections, words
 from edgewise.apps.blocks import card, details, pair, panel, row, table
 from edgewise.apps.toml_text import toml
-from edgewise.drivers.store import RunStore, write_durably
+from edgewise.drivers.files import write_durably
+from edgewise.drivers.store import RunStore
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser itself refuses any request
 PARTS = ("Verdict", "Quality", "Cost", "Participation", "Time", "Pipeline", "Provenance")

@@ -36,7 +36,7 @@ def assignments(given: list[str] | None) -> dict[str, Any]:
     return out
 
 
-def place(recipe: Recipe, fresh: bool, resume: bool) -> Path:
+def place(recipe: Recipe, fresh: bool = False, resume: bool = False) -> Path:
     """``runs/<name>-<hash>``; with ``fresh`` the first such folder without a run (or, to resume, the last with one)."""
     first = Path("runs") / f"{recipe.name}-{recipe.sha256()[:8]}"
     if not fresh:

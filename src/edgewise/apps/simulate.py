@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -14,22 +15,35 @@ from typing import Any
 import msgspec
 
 from edgewise.apps.compare import compare
+from edgewise.apps.toml_text import toml
 from edgewise.core import events, keys, vector
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import DataError, EdgewiseError, StoreError
 from edgewise.core.vector import Spec
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, Inproc, checked
+from edgewise.drivers.files import write_durably
 from edgewise.drivers.pool import Pool
 from edgewise.drivers.simulated import SimulatedCohort, World
 from edgewise.drivers.store import RunStore
 from edgewise.engine.ports import Cohort
 from edgewise.engine.run import Federation
+from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.recipe import Recipe
 
 Wrap = Callable[[Cohort], Cohort]
+Tell = Callable[[events.AnyEvent], None]
+# What a resumed run must still have, or it would go on as another one: fact -> what it is.
+SAME = {
+    "fingerprint": "the data",
+    "model_fingerprint": "the model's weights",
+    "initial_sha256": "the model's trained parameters",
+    "spec_sha256": "the layout of the model's trained parameters",
+    "precision": "the arithmetic",
+    "extensions": "the extensions",
+}
 
 
 @dataclass(frozen=True)
@@ -65,13 +79,42 @@ def run(
     Raises:
         EdgewiseError: with a code; whatever was committed before stays, and ``resume`` goes on from it.
     """
-    began = time.time()
+    resumable = False
 
     def tell(event: events.AnyEvent) -> None:
+        nonlocal resumable
+        resumable |= isinstance(event, events.RunStarted)
         stamped = msgspec.structs.replace(event, at_s=time.time())
         for sink in sinks:
             sink(stamped)
 
+    try:
+        _run(recipe, out, recipe_dir, resume, extensions, wrap, report, tell)
+    except BaseException as e:
+        with suppress(Exception):  # boundary: a sink that fails must not hide why the run failed
+            tell(_failed(e, resumable))
+        raise
+    return out
+
+
+def _failed(e: BaseException, resumable: bool) -> events.RunFailed:
+    if isinstance(e, EdgewiseError):
+        return events.RunFailed(code=e.code, reason=e.what, resumable=resumable)
+    code = "E-INTERRUPTED" if isinstance(e, KeyboardInterrupt) else "crash"
+    return events.RunFailed(code=code, reason=type(e).__name__, resumable=resumable)
+
+
+def _run(
+    recipe: Recipe,
+    out: Path,
+    recipe_dir: Path,
+    resume: bool,
+    extensions: Sequence[str],
+    wrap: Wrap | None,
+    report: bool,
+    tell: Tell,
+) -> None:
+    began = time.time()
     with RunStore(out) as store:
         known = _claim(store, recipe, resume)
         tell(events.PhaseStarted(phase="load"))
@@ -79,11 +122,10 @@ def run(
         try:
             loaded = _load(executor, recipe, recipe_dir, out, extensions)
             if known is None:
+                write_durably(out / "recipe.toml", toml(recipe.resolved()).encode())
                 store.create(loaded.plan.run, recipe.name, recipe.resolved(), loaded.facts)
-            elif known["facts"].get("fingerprint") != loaded.facts.get("fingerprint"):
-                raise StoreError(
-                    "E-RESUME", "the data or the model changed since this run began.", "start again with another --out."
-                )
+            else:
+                _same(known["facts"], loaded.facts)
             _play(store, executor, loaded, wrap, tell)
         finally:
             executor.close()
@@ -93,7 +135,6 @@ def run(
         store.finish()
         final = store.models()[recipe.round.rounds]
         tell(events.RunFinished(model=final, seconds=time.time() - began))
-    return out
 
 
 def write_report(store: RunStore, out: Path) -> dict[str, Any]:
@@ -124,6 +165,22 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
     return known
 
 
+def _same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises StoreError(E-RESUME) where something that decides the model is not what it was when the run began."""
+    for fact, what in SAME.items():
+        if known.get(fact) != now.get(fact):
+            was, is_ = (_short(facts.get(fact)) for facts in (known, now))
+            raise StoreError(
+                "E-RESUME",
+                f"{what} changed since this run began ({fact}: {was} then, {is_} now).",
+                "put it back as it was, or start again with another --out.",
+            )
+
+
+def _short(fact: Any) -> str:
+    return fact[:12] if isinstance(fact, str) else ", ".join(fact) or "none" if isinstance(fact, list) else "none"
+
+
 def _executor(recipe: Recipe) -> Executor:
     if recipe.simulation.engine == "pool":
         return Pool(recipe.simulation.workers)
@@ -147,19 +204,25 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, out: Path, exten
             first.initial,
         ):
             raise StoreError("E-WORKER", "the worker processes disagree about model or data.", "run it again.")
+    if not first.devices:
+        raise DataError("E-DATA-EMPTY", "the trainer knows no device.", "check where its data comes from.")
     checked(executor.broadcast(jobs.Compile()))
     spec = Spec.of([(name, shape, dtype) for name, shape, dtype in first.spec])
-    plan = compile_plan(recipe, spec, len(first.devices), with_extensions(extensions))
+    catalogue = with_extensions(extensions)
+    plan = compile_plan(recipe, spec, len(first.devices), catalogue)
     initial = vector.from_bytes(first.initial, spec.dim)
     facts = {
         **first.facts,
         "initial_sha256": vector.digest(first.initial),
+        "spec_sha256": spec.digest(),
+        "extensions": list(extensions),
+        "recipe_dir": str(recipe_dir.resolve()),
         "versions": _versions(),
         "started_at": time.time(),
         "engine": recipe.simulation.engine,
         "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
         "plan": {
-            "trace": [],
+            "trace": explain.trace(plan, catalogue),
             "claims": list(plan.claims),
             "upload_bytes": plan.upload_bytes,
             "dim": spec.dim,
@@ -179,9 +242,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _play(
-    store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | None, tell: Callable[[events.AnyEvent], None]
-) -> None:
+def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | None, tell: Tell) -> None:
     plan = loaded.plan
     cohort: Cohort = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key))
     if wrap is not None:

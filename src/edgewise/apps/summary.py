@@ -39,7 +39,8 @@ from typing import Any
 
 from edgewise.core import events
 from edgewise.core.errors import StoreError
-from edgewise.drivers.store import RunStore, write_durably
+from edgewise.drivers.files import write_durably
+from edgewise.drivers.store import RunStore
 
 MODELS = ("bundled", "local_only", "federated", "centralised")
 Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)

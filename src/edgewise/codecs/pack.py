@@ -41,7 +41,7 @@ def pack(payload: Payload, space: Space) -> bytes:
     body, head = payload.body, payload.head
     if body.shape != (space.dim,) or head.shape != (len(space.head),):
         raise ValueError(f"body {body.shape} and head {head.shape} do not fit {space.dim} and {len(space.head)}")
-    parts = [head.astype("<f8").tobytes()]
+    parts: list[bytes | memoryview] = [head.astype("<f8").tobytes()]
     if space.block:
         if payload.scales is None or payload.scales.shape != (_blocks(space),):
             raise ValueError("scales missing or of the wrong length")
@@ -54,7 +54,7 @@ def pack(payload: Payload, space: Space) -> bytes:
             raise ValueError("support missing or of the wrong length")
         parts.append(_pack_support(payload.support, space))
     if space.kind is Kind.REAL:
-        parts.append(body.astype("<f4").tobytes())
+        parts.append(np.ascontiguousarray(body, "<f4").data)
     else:
         offset = space.level_max if space.kind is Kind.INTEGER else 0
         levels = body + body.dtype.type(offset)

@@ -28,7 +28,7 @@ class RunStarted(Event, frozen=True, tag="run_started"):
 
 
 class PhaseStarted(Event, frozen=True, tag="phase_started"):
-    """A part of the run: ``load``, ``federated``, ``local_only``, ``centralised``, ``evaluate``, ``report``."""
+    """A part of the run: ``load``, ``federated``, ``compare``, ``report``; of how many ``steps`` (0: not known)."""
 
     phase: str
     steps: int = 0
@@ -54,7 +54,7 @@ class Accepted(Event, frozen=True, tag="accepted"):
 
 
 class Lost(Event, frozen=True, tag="lost"):
-    """A device gives nothing this round: ``E-*`` code of its failure, or ``dropped``, ``late``, ``deadline``."""
+    """A device gives nothing this round: ``E-*`` code of its failure, or ``dropped`` where it never answered."""
 
     round: int
     device: str
@@ -85,8 +85,8 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
 
 
 class Evaluated(Event, frozen=True, tag="evaluated"):
-    """Held-out quality of one model over devices: ``model`` is ``bundled``, ``federated``, ``local_only``, ...;
-    ``nll`` and ``tokens`` per device."""
+    """Held-out quality of one model over devices: ``model`` is ``bundled``, ``federated``, ``local_only`` or
+    ``centralised``; ``nll`` and ``tokens`` per device."""
 
     round: int
     model: str
@@ -112,7 +112,8 @@ class RunFinished(Event, frozen=True, tag="run_finished"):
 
 
 class RunFailed(Event, frozen=True, tag="run_failed"):
-    """The run ended early; ``resumable`` says that the same command with ``--resume`` goes on."""
+    """The run ended early: ``E-*`` code, or ``crash`` for a bug; with ``resumable`` the same command goes on from
+    what is saved when ``--resume`` is added."""
 
     code: str
     reason: str

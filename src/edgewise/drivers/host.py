@@ -1,33 +1,40 @@
 """A host runs devices: it feeds frames to the pure device machine, trains where the machine asks, and keeps its memory.
 
 One class for the single-process simulator and for worker processes. A device's codec memory is a safetensors file in
-``run_dir/devices``, replaced atomically before the device's frame leaves; data and models stay with the trainer.
+``run_dir/devices``, replaced before the device's frame leaves; data and models stay with the trainer.
+
+A trainer is foreign code: whatever it raises costs the device its part in the round, never the run. The server is told
+the code and, of errors that are not edgewise's own, the name of the type; the traceback stays here, in the log
+``edgewise``. Only a run directory that cannot be written ends the run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import logging
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from edgewise.core import frame, keys, vector
-from edgewise.core.errors import DataError, DecodeError, EdgewiseError, StoreError
+from edgewise.core.errors import DecodeError, EdgewiseError, StoreError
 from edgewise.drivers import jobs
+from edgewise.drivers.files import write_durably
 from edgewise.engine import device as machine
-from edgewise.engine.ports import FitRequest, HeldOut, Trainer
+from edgewise.engine.ports import FitRequest, Trainer
 from edgewise.plan.catalogue import Catalogue, with_extensions
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+LOG = logging.getLogger("edgewise")
+T = TypeVar("T")
 
 
 def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Catalogue) -> Trainer:
@@ -41,9 +48,14 @@ def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Cat
 
 
 class Host:
-    """Devices of one machine or process; answers one job at a time."""
+    """Devices of one machine or process; answers one job at a time.
 
-    def __init__(self) -> None:
+    ``alive`` says whether the run that the jobs belong to still goes on: nothing is written for one that was killed,
+    since another process may go on with it already.
+    """
+
+    def __init__(self, alive: Callable[[], bool] = lambda: True) -> None:
+        self._alive = alive
         self._blobs: dict[str, bytes] = {}
         self._recipe: Recipe
         self._run_dir: Path
@@ -56,7 +68,7 @@ class Host:
         try:
             return self._do(job)
         except EdgewiseError as e:
-            return jobs.Broken(id=job.id, code=e.code, what=e.what, fix=e.fix)
+            return jobs.Broken(id=job.id, code=e.code, what=e.what, fix=e.fix, stops=isinstance(e, StoreError))
 
     def _do(self, job: jobs.Job) -> jobs.Result | None:
         match job:
@@ -73,8 +85,6 @@ class Host:
                 return self._handle(job)
             case jobs.Solo():
                 return self._solo(job)
-            case jobs.Sizes():
-                return jobs.Sized(id=job.id, sizes=dict(self._trainer.sizes()))
 
     def _setup(self, job: jobs.Setup) -> jobs.Result:
         self._recipe = Recipe.model_validate(json.loads(job.recipe))
@@ -98,14 +108,7 @@ class Host:
     def _handle(self, job: jobs.Handle) -> jobs.Result:
         message = frame.load(job.frame)
         if isinstance(message, frame.Probe):
-            try:
-                held = self._trainer.evaluate(job.device, self._params(message.model))
-            except DataError:  # nothing to measure on: zero tokens says so, and the device is left out of the means
-                held = HeldOut(0.0, 0)
-            answer = frame.Measurement(
-                run=message.run, round=message.round, device=job.device, nll=held.nll, tokens=held.tokens
-            )
-            return jobs.Handled(id=job.id, device=job.device, frame=frame.dump(answer))
+            return jobs.Handled(id=job.id, device=job.device, frame=frame.dump(self._measure(job.device, message)))
         if not isinstance(message, frame.Invite):
             raise DecodeError("E-FRAME", "a device was sent something that is neither an invitation nor a probe.")
         state, effects = machine.step(
@@ -115,11 +118,8 @@ class Host:
         for effect in effects:
             if isinstance(effect, machine.Train):
                 began = time.perf_counter()
-                event: machine.Trained | machine.Failed
-                try:
-                    event = machine.Trained(self._trainer.fit(effect.request))
-                except EdgewiseError as e:
-                    event = machine.Failed(e.code, e.what)
+                update = _guarded(job.device, partial(self._trainer.fit, effect.request))
+                event = update if isinstance(update, machine.Failed) else machine.Trained(update)
                 trained = time.perf_counter()
                 state, effects = machine.step(self._plan, state, event)
                 train_s, encode_s = trained - began, time.perf_counter() - trained
@@ -129,10 +129,24 @@ class Host:
         sent = next(effect.frame for effect in effects if isinstance(effect, machine.Send))
         return jobs.Handled(id=job.id, device=job.device, frame=sent, train_s=train_s, encode_s=encode_s)
 
+    def _measure(self, device: str, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
+        params = self._params(probe.model)
+        held = _guarded(device, partial(self._trainer.evaluate, device, params))
+        run, number = probe.run, probe.round
+        if isinstance(held, machine.Failed):
+            return frame.Refusal(run=run, round=number, device=device, code=held.code, reason=held.reason[:500])
+        return frame.Measurement(run=run, round=number, device=device, nll=held.nll, tokens=held.tokens)
+
     def _solo(self, job: jobs.Solo) -> jobs.Result:
+        done = _guarded(job.device, partial(self._train_alone, job))
+        if isinstance(done, machine.Failed):
+            return jobs.Broken(id=job.id, code=done.code, what=done.reason, fix="")
+        return done
+
+    def _train_alone(self, job: jobs.Solo) -> jobs.Trained:
         began = time.perf_counter()
         params = np.array(vector.from_bytes(job.params, self._trainer.spec.dim))
-        for number in range(job.first_round, job.first_round + job.rounds):
+        for number in job.rounds:
             rule = self._plan.rule(number)
             rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr)
             key = keys.derive(self._plan.key, "fit", job.device, number)
@@ -153,21 +167,40 @@ class Host:
         if not path.exists():
             return machine.join(self._plan, device)
         try:
-            return machine.restore(device, load_file(path))
+            return machine.restore(device, load(path.read_bytes()))
         except (SafetensorError, KeyError, OSError) as e:
             raise StoreError(
                 "E-CHECKPOINT", f"codec memory of device {device} is damaged ({path}: {e}).", f"delete {path}."
             ) from None
 
     def _remember(self, state: machine.Idle) -> None:
+        """Keep a device's memory.
+
+        A killed process leaves the new file or the one before, whole. After a power cut the name may still stand for
+        the one before, though the server has the contribution: then the device goes on from older memory, and at most
+        that contribution's remainder is lost or sent twice.
+        """
+        if not self._alive():
+            raise StoreError("E-WORKER", "the run that this process worked for has ended.", "go on with --resume.")
         path = self._memory_path(state.device)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        raw = save({k: np.ascontiguousarray(v) for k, v in machine.save(state).items()})
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({k: np.ascontiguousarray(v) for k, v in machine.save(state).items()}, temporary)
-            os.replace(temporary, path)
         except OSError as e:
-            temporary.unlink(missing_ok=True)
-            raise StoreError(
-                "E-DISK", f"cannot write {path}: {e.strerror}.", "free some space, then --resume."
-            ) from None
+            raise StoreError("E-DISK", f"cannot create {path.parent}: {e.strerror}.", "then --resume.") from None
+        write_durably(path, raw)
+
+
+def _guarded(device: str, work: Callable[[], T]) -> T | machine.Failed:
+    """What the trainer gives, or why it failed. Raises StoreError only."""
+    try:
+        return work()
+    except StoreError:
+        raise
+    except EdgewiseError as e:
+        if e.__cause__ is not None:
+            LOG.warning("device %.60r: %s", device, e.code, exc_info=e)
+        return machine.Failed(e.code, e.what)
+    except Exception as e:  # boundary: a trainer may raise anything, and its message may quote the device's text
+        LOG.warning("device %.60r: local training failed", device, exc_info=e)
+        return machine.Failed("E-TRAIN", type(e).__name__)

@@ -48,22 +48,17 @@ class Handle(_Base, frozen=True, tag="handle"):
 
 
 class Solo(_Base, frozen=True, tag="solo"):
-    """Train without a federation: ``rounds`` rounds from ``first_round`` on, ``scale`` times the steps, from ``params``
+    """Train without a federation: the given rounds of the schedule in order, ``scale`` times the steps, from ``params``
     (raw float32). ``measure``: return the device's held-out loss instead of the parameters."""
 
     device: str
     params: bytes
-    first_round: int
-    rounds: int
+    rounds: tuple[int, ...]
     scale: int = 1
     measure: bool = False
 
 
-class Sizes(_Base, frozen=True, tag="sizes"):
-    """Measure what a forecast needs (``Trainer.sizes``)."""
-
-
-Job = Setup | Compile | Blob | Handle | Solo | Sizes
+Job = Setup | Compile | Blob | Handle | Solo
 
 
 class Described(_Base, frozen=True, tag="described"):
@@ -94,25 +89,21 @@ class Trained(_Base, frozen=True, tag="trained"):
     seconds: float = 0.0
 
 
-class Sized(_Base, frozen=True, tag="sized"):
-    """Answer to Sizes."""
-
-    sizes: dict[str, float]
-
-
 class Ready(_Base, frozen=True, tag="ready"):
     """Answer to Compile."""
 
 
 class Broken(_Base, frozen=True, tag="broken"):
-    """The job failed with an edgewise error."""
+    """The job failed with an edgewise error. ``stops``: not the device but the run directory is at fault, so that
+    nothing can go on."""
 
     code: str
     what: str
     fix: str
+    stops: bool = False
 
 
-Result = Described | Handled | Trained | Sized | Ready | Broken
+Result = Described | Handled | Trained | Ready | Broken
 
 _encoder = msgspec.msgpack.Encoder()
 _jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)

@@ -1,7 +1,9 @@
 """A round's write-ahead log: one file, length- and CRC-framed records, appended before they take effect.
 
-Record: ``u32 length | u32 crc32 | MessagePack [kind, device, frame or code, at_s, train_s, encode_s]``, little endian.
-A torn tail (the process died while writing) is cut off on opening; anything damaged before it is E-CHECKPOINT.
+Record: ``u32 length | u32 crc32 of the body | u32 crc32 of these 8 bytes | body``, little endian; the body is
+MessagePack ``[kind, device, frame or code, at_s, train_s, encode_s]``. A torn tail (the process died while writing) is
+cut off on opening: what it held is asked again. Anything damaged before it is E-CHECKPOINT; deleting the journal is
+safe, since a device asked again for the same round sends the same bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ import msgspec
 from edgewise.core.errors import StoreError
 from edgewise.engine.ports import Arrived, Expired, Lost, Record
 
-_HEADER = struct.Struct("<II")
+_LENGTHS, _CRC = struct.Struct("<II"), struct.Struct("<I")
+_HEADER_BYTES = _LENGTHS.size + _CRC.size
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(tuple[str, str, bytes, float, float, float])
 
@@ -31,23 +35,37 @@ class FileJournal:
         self._file: Any = None
 
     def replay(self) -> Sequence[Record]:
-        """See Journal."""
+        """See Journal. Raises StoreError(E-CHECKPOINT) where the file is damaged or cannot be read."""
         records: list[Record] = []
         good = 0
-        raw = self._path.read_bytes() if self._path.exists() else b""
-        while good + _HEADER.size <= len(raw):
-            length, crc = _HEADER.unpack_from(raw, good)
-            body = raw[good + _HEADER.size : good + _HEADER.size + length]
+        try:
+            raw = self._path.read_bytes() if self._path.exists() else b""
+        except OSError as e:
+            raise self._damaged(f"cannot be read: {e.strerror}") from None
+        while good + _HEADER_BYTES <= len(raw):
+            (length, crc), (header_crc,) = _LENGTHS.unpack_from(raw, good), _CRC.unpack_from(raw, good + _LENGTHS.size)
+            if zlib.crc32(raw[good : good + _LENGTHS.size]) != header_crc:
+                if not any(raw[good:]):  # a power cut may leave zeros where the tail was to be
+                    break
+                raise self._damaged(f"is damaged at byte {good}")
+            start = good + _HEADER_BYTES
+            body = raw[start : start + length]
             if len(body) < length:
                 break
             if zlib.crc32(body) != crc:
-                if good + _HEADER.size + length == len(raw):
+                if start + length == len(raw):
                     break
-                raise StoreError("E-CHECKPOINT", f"{self._path} is damaged at byte {good}.", f"delete {self._path}.")
-            records.append(_record(body))
-            good += _HEADER.size + length
+                raise self._damaged(f"is damaged at byte {good}")
+            try:
+                records.append(_record(body))
+            except (msgspec.DecodeError, ValueError):
+                raise self._damaged(f"holds no record of this version at byte {good}") from None
+            good = start + length
         if good < len(raw):
-            os.truncate(self._path, good)
+            try:
+                os.truncate(self._path, good)
+            except OSError as e:
+                raise self._full(e) from None
         return records
 
     def append(self, record: Record) -> None:
@@ -60,15 +78,25 @@ class FileJournal:
             case Expired():
                 item = ("expired", "", b"", record.at_s, 0.0, 0.0)
         body = _encoder.encode(item)
+        lengths = _LENGTHS.pack(len(body), zlib.crc32(body))
         try:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (kept open for the round)
-            self._file.write(_HEADER.pack(len(body), zlib.crc32(body)) + body)
+            self._write(lengths + _CRC.pack(zlib.crc32(lengths)) + body)
         except OSError as e:
-            raise StoreError(
-                "E-DISK", f"cannot write {self._path}: {e.strerror}.", "free space, then --resume."
-            ) from None
+            raise self._full(e) from None
+
+    def _write(self, raw: bytes) -> None:
+        """All of it, or nothing: a nearly full disk takes a part and then refuses."""
+        start, left = self._file.seek(0, os.SEEK_END), memoryview(raw)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            with suppress(OSError):  # what cannot be cut off is a torn tail, cut off on opening
+                self._file.truncate(start)
+            raise
 
     def close(self) -> None:
         """Close the file; what it holds stays."""
@@ -81,11 +109,21 @@ class FileJournal:
         self.close()
         self._path.unlink(missing_ok=True)
 
+    def _damaged(self, how: str) -> StoreError:
+        return StoreError("E-CHECKPOINT", f"{self._path} {how}.", f"delete {self._path}: its round is asked again.")
+
+    def _full(self, e: OSError) -> StoreError:
+        return StoreError("E-DISK", f"cannot write {self._path}: {e.strerror}.", "free space, then --resume.")
+
 
 def _record(body: bytes) -> Record:
+    """Raises msgspec.DecodeError or ValueError (UnicodeDecodeError is one) on anything else."""
     kind, device, data, at_s, train_s, encode_s = _decoder.decode(body)
-    if kind == "arrived":
-        return Arrived(device, data, at_s, train_s, encode_s)
-    if kind == "lost":
-        return Lost(device, data.decode(), at_s)
-    return Expired(at_s)
+    match kind:
+        case "arrived":
+            return Arrived(device, data, at_s, train_s, encode_s)
+        case "lost":
+            return Lost(device, data.decode(), at_s)
+        case "expired":
+            return Expired(at_s)
+    raise ValueError(f"unknown kind {kind!r}")

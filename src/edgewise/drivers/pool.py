@@ -11,6 +11,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import BinaryIO
 
 from edgewise.core.errors import DecodeError, StoreError
 from edgewise.drivers import jobs
+
+CLOSE_S = 2.0
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Pool:
 
     def _start(self, index: int, env: dict[str, str]) -> _Worker:
         process = subprocess.Popen(
-            [sys.executable, "-m", "edgewise.drivers.worker"],
+            [sys.executable, "-P", "-m", "edgewise.drivers.worker"],  # -P: the current folder is not searched first
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=env,
@@ -78,10 +81,14 @@ class Pool:
         for worker in self._workers:
             if worker.idle and self._queue:
                 worker.idle = False
-                jobs.write(worker.stdin, self._queue.popleft())
+                with suppress(OSError):  # this worker is dead: its own listener reports it, and result() raises it
+                    jobs.write(worker.stdin, self._queue.popleft())
 
     def _ended(self, index: int) -> StoreError:
-        code = self._workers[index].process.poll()
+        try:
+            code: int | str = self._workers[index].process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            code = "none: it still runs"
         return StoreError(
             "E-WORKER",
             f"worker process {index} ended unexpectedly (exit status {code}; -9 is often: out of memory).",
@@ -113,8 +120,7 @@ class Pool:
         self._pending += 1
         with self._lock:
             self._queue.append(job)
-            with suppress(OSError):  # a dead worker: its listener reports the end, and result() raises it
-                self._feed()
+            self._feed()
 
     def result(self) -> jobs.Result:
         """See Executor."""
@@ -133,16 +139,18 @@ class Pool:
             self.result()
 
     def close(self) -> None:
-        """See Executor."""
+        """See Executor. A worker in the middle of a job has two seconds to end it; all have the same two."""
         with self._lock:
             self._queue.clear()
+        until_s = time.monotonic() + CLOSE_S
         for worker in self._workers:
             with suppress(OSError):  # the worker may be gone already
                 worker.stdin.close()
         for worker in self._workers:
             try:
-                worker.process.wait(timeout=2)
+                worker.process.wait(timeout=max(0.0, until_s - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.process.kill()
-                worker.process.wait()
+        for worker in self._workers:
+            worker.process.wait()
             worker.stdout.close()

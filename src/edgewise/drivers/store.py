@@ -1,107 +1,63 @@
 """The run directory: a SQLite database (SQLAlchemy Core), content-addressed blobs, and the round journal.
 
-    OUT/run.db      runs, rounds, models, contributions, events, measures; WAL, full sync
+    OUT/run.db      the tables of ``drivers.tables``; WAL, full sync
+    OUT/recipe.toml the resolved recipe
     OUT/blobs/      parameter vectors and optimizer slots, raw float32, named by SHA-256; written before they are named
     OUT/journal/    the write-ahead log of the round in progress
     OUT/devices/    codec memory of simulated devices
     OUT/lock        held while a process works here
 
-A commit is one transaction. Blobs that no row names any more are swept after it. A damaged blob or database is
-E-CHECKPOINT, a full disk E-DISK; neither leaves anything half-written that is named.
+A commit is one transaction. Blobs that no row names any more are swept after it; what a killed process left half-done
+(temporary files, journals of rounds that are committed) is removed when the directory is opened. A damaged blob or
+database is E-CHECKPOINT, a full disk E-DISK; neither leaves anything half-written that is named.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
+from edgewise.drivers.files import lock, sync_folder, write_durably
 from edgewise.drivers.journal import FileJournal
+from edgewise.drivers.tables import CONTRIBUTIONS, EVENTS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
 from edgewise.engine.ports import Checkpoint, DeviceId
 from edgewise.strategies.base import State
 
-SCHEMA_VERSION = 1
 KEEP_MODELS = 3  # model versions whose vectors stay on disk
-
-_meta = sa.MetaData()
-_runs = sa.Table(
-    "runs",
-    _meta,
-    sa.Column("id", sa.String, primary_key=True),
-    sa.Column("schema_version", sa.Integer, nullable=False),
-    sa.Column("name", sa.String, nullable=False),
-    sa.Column("recipe", sa.Text, nullable=False),
-    sa.Column("facts", sa.Text, nullable=False),
-    sa.Column("next_round", sa.Integer, nullable=False, default=-1),
-    sa.Column("unmet", sa.Integer, nullable=False, default=0),
-    sa.Column("finished", sa.Boolean, nullable=False, default=False),
-)
-_models = sa.Table(
-    "models",
-    _meta,
-    sa.Column("next_round", sa.Integer, primary_key=True),
-    sa.Column("params", sa.String, nullable=False),
-    sa.Column("slots", sa.Text, nullable=False),
-    sa.Column("step", sa.Integer, nullable=False),
-)
-_contributions = sa.Table(
-    "contributions",
-    _meta,
-    sa.Column("device", sa.String, primary_key=True),
-    sa.Column("last_round", sa.Integer, nullable=False),
-    sa.Column("times", sa.Integer, nullable=False),
-)
-_events = sa.Table(
-    "events",
-    _meta,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("kind", sa.String, nullable=False, index=True),
-    sa.Column("round", sa.Integer, nullable=False, index=True),
-    sa.Column("body", sa.Text, nullable=False),
-)
-_measures = sa.Table(
-    "measures",
-    _meta,
-    sa.Column("model", sa.String, primary_key=True),
-    sa.Column("round", sa.Integer, primary_key=True),
-    sa.Column("device", sa.String, primary_key=True),
-    sa.Column("nll", sa.Float, nullable=False),
-    sa.Column("tokens", sa.Integer, nullable=False),
-)
-_vectors = sa.Table(
-    "vectors",
-    _meta,
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("digest", sa.String, nullable=False),
-    sa.Column("note", sa.Integer, nullable=False),
-)
+DISK = ("readonly", "unable to open", "full", "disk I/O")  # in SQLite's messages
 
 
 class RunStore:
-    """One run's durable state; a Store port. Use as a context manager: it holds the directory's lock."""
+    """One run's durable state; a Store port. Use as a context manager: it holds the directory's lock.
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    ``now_s`` stamps events that carry no time yet: those of a round have the time of its commit.
+    """
+
+    def __init__(self, out: Path, now_s: Callable[[], float] = time.time) -> None:
+        self.out, self._now_s = out, now_s
         self._journal: FileJournal | None = None
         try:
             for sub in ("blobs", "journal"):
                 (out / sub).mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise StoreError("E-DISK", f"cannot create {out}: {e.strerror}.", "choose another --out.") from None
-        self._lock = _lock(out / "lock")
+        self._lock = lock(out / "lock")
         self._engine = sa.create_engine(f"sqlite:///{out / 'run.db'}")
         sa.event.listen(self._engine, "connect", _pragmas)
         try:
             with self._guard():
-                _meta.create_all(self._engine)
+                META.create_all(self._engine)
+            self._clean()
         except StoreError:
             self.close()
             raise
@@ -123,12 +79,24 @@ class RunStore:
     def _guard(self) -> Iterator[None]:
         try:
             yield
-        except sa.exc.OperationalError as e:
-            if "full" in str(e.orig) or "disk I/O" in str(e.orig):
-                raise StoreError("E-DISK", f"{self.out / 'run.db'}: {e.orig}.", "free space, then --resume.") from None
-            raise StoreError("E-CHECKPOINT", f"{self.out / 'run.db'}: {e.orig}.", "use another --out.") from None
         except sa.exc.DatabaseError as e:
-            raise StoreError("E-CHECKPOINT", f"{self.out / 'run.db'}: {e.orig}.", "use another --out.") from None
+            what, said = f"{self.out / 'run.db'}: {e.orig}.", str(e.orig)
+            if "locked" in said:
+                raise StoreError("E-RUN-EXISTS", what, "another program reads or writes it: wait for it.") from None
+            if any(words in said for words in DISK):
+                raise StoreError("E-DISK", what, "free space or give write permission, then --resume.") from None
+            raise StoreError("E-CHECKPOINT", what, "use another --out.") from None
+
+    def _clean(self) -> None:
+        """Remove what a killed process left behind. The caller holds the lock, so nobody is writing."""
+        rows = self._rows(sa.select(RUNS.c.next_round))
+        current = _journal_name(rows[0].next_round if rows else 0)
+        left = [path for path in self.out.glob("journal/*.log") if path.name < current]
+        for pattern in (".*.tmp", "blobs/*.tmp", "devices/*.tmp"):
+            left += self.out.glob(pattern)
+        for path in left:
+            with suppress(OSError):  # harmless where it stays
+                path.unlink()
 
     @contextmanager
     def _write(self) -> Iterator[sa.Connection]:
@@ -143,7 +111,7 @@ class RunStore:
 
     def run(self) -> Mapping[str, Any] | None:
         """The run in this directory (id, name, recipe, facts, next_round, finished), or None."""
-        rows = self._rows(sa.select(_runs))
+        rows = self._rows(sa.select(RUNS))
         if not rows:
             return None
         row = rows[0]._asdict()
@@ -157,12 +125,12 @@ class RunStore:
         """Register the run that lives in this directory."""
         with self._write() as c:
             values = {"id": run, "schema_version": SCHEMA_VERSION, "name": name, "recipe": json.dumps(recipe)}
-            c.execute(_runs.insert().values(**values, facts=json.dumps(facts), next_round=-1, unmet=0, finished=False))
+            c.execute(RUNS.insert().values(**values, facts=json.dumps(facts), next_round=-1, unmet=0, finished=False))
 
     def finish(self) -> None:
         """Mark the run as finished."""
         with self._write() as c:
-            c.execute(_runs.update().values(finished=True))
+            c.execute(RUNS.update().values(finished=True))
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
@@ -171,8 +139,8 @@ class RunStore:
         run = self.run()
         if run is None or run["next_round"] < 0:
             return None
-        rows = self._rows(sa.select(_models).where(_models.c.next_round == run["next_round"]))
-        accepted = {r.device: r.last_round for r in self._rows(sa.select(_contributions))}
+        rows = self._rows(sa.select(MODELS).where(MODELS.c.next_round == run["next_round"]))
+        accepted = {r.device: r.last_round for r in self._rows(sa.select(CONTRIBUTIONS))}
         slots = {name: self.blob(digest) for name, digest in json.loads(rows[0].slots).items()}
         return Checkpoint(
             run["next_round"], State(self.blob(rows[0].params), slots, rows[0].step), accepted, run["unmet"]
@@ -180,7 +148,7 @@ class RunStore:
 
     def journal(self, round: int) -> FileJournal:
         """See Store."""
-        self._journal = FileJournal(self.out / "journal" / f"round-{round:06d}.log")
+        self._journal = FileJournal(self.out / "journal" / _journal_name(round))
         return self._journal
 
     def commit(self, checkpoint: Checkpoint, told: Sequence[events.AnyEvent], contributed: Sequence[DeviceId]) -> None:
@@ -188,24 +156,25 @@ class RunStore:
         state = checkpoint.state
         slots = json.dumps({name: self.put(x) for name, x in state.slots.items()})
         model = {"params": self.put(state.params), "slots": slots, "step": state.round}
+        sync_folder(self.out / "blobs")
         with self._write() as c:
-            c.execute(upsert(_models).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
-            c.execute(_runs.update().values(next_round=checkpoint.next_round, unmet=checkpoint.unmet))
+            c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
+            c.execute(RUNS.update().values(next_round=checkpoint.next_round, unmet=checkpoint.unmet))
             if contributed:
-                row = upsert(_contributions)
-                update = {"last_round": row.excluded.last_round, "times": _contributions.c.times + 1}
+                row = upsert(CONTRIBUTIONS)
+                update = {"last_round": row.excluded.last_round, "times": CONTRIBUTIONS.c.times + 1}
                 row = row.on_conflict_do_update(index_elements=["device"], set_=update)
                 played = checkpoint.next_round - 1
                 c.execute(row, [{"device": d, "last_round": played, "times": 1} for d in contributed])
             if told:
-                c.execute(_events.insert(), [_event_row(e) for e in told])
+                c.execute(EVENTS.insert(), [self._event_row(e) for e in told])
         if self._journal is not None:
             self._journal.discard()
             self._journal = None
         self._sweep(checkpoint.next_round)
 
     def put(self, x: vector.Vector) -> str:
-        """Store a float32 vector; returns its digest. Durable when it returns."""
+        """Store a float32 vector; returns its digest. Sync the folder before anything durable names it."""
         raw = vector.to_bytes(x)
         digest = vector.digest(raw)
         path = self.out / "blobs" / digest
@@ -226,30 +195,37 @@ class RunStore:
             raise StoreError("E-CHECKPOINT", f"{path} is not what was written.", "start again with another --out.")
         return vector.from_bytes(raw, len(raw) // 4)
 
-    def _sweep(self, next_round: int) -> None:
-        kept = self._rows(sa.select(_models).where(_models.c.next_round > next_round - KEEP_MODELS))
+    def _named(self, next_round: int) -> set[str]:
+        """Digests that a row still needs: the newest models, the first one, and the vectors kept by name."""
+        kept = self._rows(sa.select(MODELS).where(MODELS.c.next_round > next_round - KEEP_MODELS))
         named = {d for r in kept for d in (r.params, *json.loads(r.slots).values())}
-        named |= {r.digest for r in self._rows(sa.select(_vectors))}
-        first = self._rows(sa.select(_models.c.params).where(_models.c.next_round == 0))
-        named |= {r.params for r in first}
+        named |= {r.digest for r in self._rows(sa.select(VECTORS))}
+        first = self._rows(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))
+        return named | {r.params for r in first}
+
+    def _sweep(self, next_round: int) -> None:
+        named = self._named(next_round)
         for path in (self.out / "blobs").iterdir():
             if path.name not in named:
                 path.unlink(missing_ok=True)
 
     def models(self) -> dict[int, str]:
         """Rounds played -> digest of the parameters then (vectors of old versions are swept)."""
-        return {r.next_round: r.params for r in self._rows(sa.select(_models).order_by(_models.c.next_round))}
+        return {r.next_round: r.params for r in self._rows(sa.select(MODELS).order_by(MODELS.c.next_round))}
 
     def keep(self, name: str, x: vector.Vector, note: int = 0) -> None:
         """Keep a vector under a name beside the model versions (progress of a comparison); ``note`` is a counter."""
         digest = self.put(x)
+        sync_folder(self.out / "blobs")
         with self._write() as c:
-            row = upsert(_vectors).values(name=name, digest=digest, note=note)
+            row = upsert(VECTORS).values(name=name, digest=digest, note=note)
             c.execute(row.on_conflict_do_update(index_elements=["name"], set_={"digest": digest, "note": note}))
+        rows = self._rows(sa.select(RUNS.c.next_round))
+        self._sweep(rows[0].next_round if rows else 0)
 
     def kept(self, name: str) -> tuple[vector.Vector, int] | None:
         """The vector and note kept under a name."""
-        rows = self._rows(sa.select(_vectors).where(_vectors.c.name == name))
+        rows = self._rows(sa.select(VECTORS).where(VECTORS.c.name == name))
         return (self.blob(rows[0].digest), rows[0].note) if rows else None
 
     # -- events and measures ------------------------------------------------------------------------------------
@@ -257,7 +233,7 @@ class RunStore:
     def append(self, event: events.AnyEvent) -> None:
         """See Store."""
         with self._write() as c:
-            c.execute(_events.insert(), [_event_row(event)])
+            c.execute(EVENTS.insert(), [self._event_row(event)])
             if isinstance(event, events.Evaluated):
                 self._measure(c, event)
 
@@ -265,14 +241,14 @@ class RunStore:
         """Store one device's held-out loss before the whole evaluation is there."""
         row = {"model": model, "round": round, "device": device, "nll": nll, "tokens": tokens}
         with self._write() as c:
-            c.execute(upsert(_measures).values(**row).on_conflict_do_nothing())
+            c.execute(upsert(MEASURES).values(**row).on_conflict_do_nothing())
 
     def _measure(self, c: sa.Connection, e: events.Evaluated) -> None:
         rows = [
             {"model": e.model, "round": e.round, "device": d, "nll": e.nll[d], "tokens": e.tokens[d]} for d in e.nll
         ]
         if rows:
-            c.execute(upsert(_measures).on_conflict_do_nothing(), rows)
+            c.execute(upsert(MEASURES).on_conflict_do_nothing(), rows)
 
     def evaluated(self, model: str, round: int) -> bool:
         """See Store."""
@@ -282,21 +258,25 @@ class RunStore:
 
     def measures(self, model: str, round: int | None = None) -> dict[DeviceId, tuple[float, int]]:
         """Device -> (nll, tokens) of a model; of its latest round where ``round`` is None."""
-        query = sa.select(_measures).where(_measures.c.model == model).order_by(_measures.c.round)
-        rows = self._rows(query if round is None else query.where(_measures.c.round == round))
+        query = sa.select(MEASURES).where(MEASURES.c.model == model).order_by(MEASURES.c.round)
+        rows = self._rows(query if round is None else query.where(MEASURES.c.round == round))
         latest = rows[-1].round if rows else 0
         return {r.device: (r.nll, r.tokens) for r in rows if r.round == latest}
 
+    def _event_row(self, event: events.AnyEvent) -> dict[str, Any]:
+        stamped = msgspec.structs.replace(event, at_s=event.at_s or self._now_s())
+        kind = event.__struct_config__.tag
+        return {"kind": kind, "round": getattr(event, "round", -1), "body": events.to_json(stamped)}
+
     def events(self, kind: str = "") -> list[events.AnyEvent]:
         """Stored events in order, of one kind (tag) or all."""
-        query = sa.select(_events.c.body).order_by(_events.c.number)
-        rows = self._rows(query.where(_events.c.kind == kind) if kind else query)
+        query = sa.select(EVENTS.c.body).order_by(EVENTS.c.number)
+        rows = self._rows(query.where(EVENTS.c.kind == kind) if kind else query)
         return [events.from_json(r.body) for r in rows]
 
 
-def _event_row(event: events.AnyEvent) -> dict[str, Any]:
-    tag = event.__struct_config__.tag
-    return {"kind": tag, "round": getattr(event, "round", -1), "body": events.to_json(event)}
+def _journal_name(round: int) -> str:
+    return f"round-{max(0, round):06d}.log"
 
 
 def _pragmas(connection: Any, _: object) -> None:
@@ -304,37 +284,3 @@ def _pragmas(connection: Any, _: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
-
-
-def write_durably(path: Path, raw: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all. Raises StoreError(E-DISK)."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(raw)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "free some space, then --resume.") from None
-
-
-def _lock(path: Path) -> Callable[[], None]:
-    """Take the directory's advisory lock; returns its release. Raises StoreError(E-RUN-EXISTS) if another holds it."""
-    handle = open(path, "a+b")  # noqa: SIM115 (held as long as the store)
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        raise StoreError(
-            "E-RUN-EXISTS", f"another process is working in {path.parent}.", "wait for it, or choose another --out."
-        ) from None
-    return handle.close

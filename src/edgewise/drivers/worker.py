@@ -1,4 +1,4 @@
-"""A worker process: jobs from standard input, results to standard output, until the input ends."""
+"""A worker process: jobs from standard input, results to standard output, until the input or the parent ends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ from edgewise.drivers.host import Host
 
 
 def main() -> None:
-    """Serve jobs until the pipe closes. Anything printed by libraries goes to standard error, never into the stream."""
+    """Serve jobs until the pipe closes. Anything printed by libraries goes to standard error, never into the stream.
+
+    An orphan writes nothing and answers nothing: ``--resume`` may have started another worker for the same device.
+    """
     stream_in, stream_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    host = Host()
-    while (job := jobs.read_job(stream_in)) is not None:
-        if (answer := host.do(job)) is not None:
+    parent = os.getppid()
+
+    def alive() -> bool:
+        return os.getppid() == parent
+
+    host = Host(alive)
+    while (job := jobs.read_job(stream_in)) is not None and alive():
+        answer = host.do(job)
+        if not alive():
+            return
+        if answer is not None:
             jobs.write(stream_out, answer)
 
 

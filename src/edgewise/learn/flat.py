@@ -40,8 +40,8 @@ class Flat:
         self.g_D = torch.zeros(self.spec.dim, dtype=torch.float32)
         self._views: list[tuple[nn.Parameter, torch.Tensor]] = []
         for segment, (_, p) in zip(self.spec.segments, named, strict=True):
-            p.data = _view(self.w_D, segment).copy_(p.data)
-            p.grad = _view(self.g_D, segment)
+            p.data = view(self.w_D, segment).copy_(p.data)
+            p.grad = view(self.g_D, segment)
             self._views.append((p, p.grad))
         self._w = self.w_D.numpy()  # the same memory, for copies without torch's overhead
 
@@ -66,5 +66,6 @@ class Flat:
             p.grad = g
 
 
-def _view(x_D: torch.Tensor, s: Segment) -> torch.Tensor:
+def view(x_D: torch.Tensor, s: Segment) -> torch.Tensor:
+    """The part of ``x_D`` that is one segment, in its shape; shares memory."""
     return x_D[s.start : s.stop].view(s.shape)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.vector import Array, Spec, Vector
-from edgewise.engine.ports import DeviceId, FitRequest, HeldOut, Update
+from edgewise.engine.ports import POOLED, DeviceId, FitRequest, HeldOut, Update
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.train import Batch, Loss, Optimizer, fit
@@ -48,11 +49,12 @@ class TorchTrainer:
         model: its float32 parameters that require a gradient are trained, unless ``flat`` says which.
         loss: (mean loss of a batch, number of terms).
         shards: device -> shard: a mapping, or a function beside ``devices``.
-        devices: the population where ``shards`` is a function. POOLED is asked of ``shards`` as any other.
+        devices: the population where ``shards`` is a function. POOLED is asked of ``shards`` as any other, and is no
+            device; without it there is no centralised comparison.
         activation_bytes: memory of one micro-batch's activations, for forecasts.
     Guarantees:
-        ``fit`` is a function of the request alone: the same bits in any process with the same number of torch threads
-        (drivers set one). Not thread-safe: one instance per worker.
+        ``fit`` is a function of the request alone, the same bits in any process: it computes with one torch thread,
+        whatever is set outside, since sums over threads round differently. Not thread-safe: one instance per worker.
     """
 
     def __init__(
@@ -67,8 +69,8 @@ class TorchTrainer:
     ) -> None:
         self.model, self.loss, self.training = model, loss, training
         self.flat = flat or Flat([(n, p) for n, p in model.named_parameters() if p.requires_grad])
-        self._shard = shards if callable(shards) else shards.__getitem__
-        self._devices = tuple(sorted(devices or shards))  # type: ignore[arg-type]
+        self._shard = shards if callable(shards) else _of(shards)
+        self._devices = tuple(sorted({*(devices or shards)} - {POOLED}))  # type: ignore[misc]
         self._optimizer = Optimizer(training, self.flat)
         self._initial = self.flat.read()
         self._activation_bytes = activation_bytes
@@ -91,20 +93,19 @@ class TorchTrainer:
 
         Raises:
             DataError: E-DEVICE-DATA where the device has nothing to train on.
-            TrainingError: E-NAN; E-TRAIN for anything that torch refuses (out of memory, wrong shapes).
+            TrainingError: E-NAN; E-TRAIN for what torch refuses (out of memory, wrong shapes), with torch's own words
+                as its cause only: they may quote data. What else a loss of one's own raises passes through.
         """
         shard = self._shard(request.device)
         if not shard.count:
             what = f"device {request.device!r:.60} has no token to predict; it needs two tokens of text."
             raise DataError("E-DEVICE-DATA", what, "give it more text, or leave it out.")
         batches = shard.batches(request.rule.steps, self.training, derive(request.key, "batches"))
-        try:
+        with _computing(request.device):
             fitted = fit(
                 self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,
                 self._optimizer,
             )  # fmt: skip
-        except (RuntimeError, IndexError, ValueError, MemoryError) as e:
-            raise TrainingError("E-TRAIN", f"device {request.device!r:.60}: {type(e).__name__}: {e}.") from e
         head = {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}
         return Update(fitted.x, head, float(shard.count))
 
@@ -115,11 +116,9 @@ class TorchTrainer:
             DataError: E-DEVICE-DATA where the device has no hold-out. TrainingError: E-NAN, E-TRAIN.
         """
         batches = self._shard(device).held_out()
-        try:
+        with _computing(device):
             self.flat.write(params)
             measured = evaluate(self.model, self.loss, batches)
-        except (RuntimeError, IndexError, ValueError, MemoryError) as e:
-            raise TrainingError("E-TRAIN", f"device {device!r:.60}: {type(e).__name__}: {e}.") from e
         if not measured.tokens:
             what = f"device {device!r:.60} has too little text for a hold-out."
             raise DataError("E-DEVICE-DATA", what, "give it more text, or raise data.holdout.")
@@ -155,6 +154,32 @@ class TorchTrainer:
             if took:
                 return took
         return 0.0
+
+
+def _of(shards: Mapping[DeviceId, Shard]) -> Callable[[DeviceId], Shard]:
+    def shard(device: DeviceId) -> Shard:
+        if device in shards:
+            return shards[device]
+        if device == POOLED:
+            fix = f"add a shard of all devices' examples as shards[{POOLED!r}], or set compare.centralised = false."
+            raise DataError("E-DEVICE-DATA", "there is no shard with all training data together.", fix)
+        raise DataError("E-DEVICE-DATA", f"there is no device {device!r:.60}.")
+
+    return shard
+
+
+@contextmanager
+def _computing(device: DeviceId) -> Iterator[None]:
+    """One torch thread inside; what torch refuses becomes TrainingError(E-TRAIN)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        fix = "torch's own words are in the run's log.txt; `edgewise check --debug` shows them too."
+        raise TrainingError("E-TRAIN", f"device {device!r:.60}: {type(e).__name__}.", fix) from e
+    finally:
+        torch.set_num_threads(threads)
 
 
 def row_order(n: int, steps: int, batch: int, key: Key) -> Iterator[Array]:

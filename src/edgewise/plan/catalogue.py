@@ -221,10 +221,12 @@ def with_extensions(modules: Iterable[str]) -> Catalogue:
     for name in modules:
         try:
             extension = importlib.import_module(name).EDGEWISE
-        except (ImportError, AttributeError) as e:
+        except Exception as e:  # boundary: an extension is foreign code, and its import may raise anything
             raise RecipeError(
-                "E-EXTENSION", f"{name}: {e}.", "it must be importable (PYTHONPATH) and define EDGEWISE = Extension()."
-            ) from None
+                "E-EXTENSION",
+                f"{name}: {type(e).__name__}: {e}.",
+                "it must be importable (PYTHONPATH) and define EDGEWISE = Extension().",
+            ) from e
         if not isinstance(extension, Extension):
             raise RecipeError("E-EXTENSION", f"{name}.EDGEWISE is not an Extension.", "see docs/extend.md.")
         catalogue = catalogue.extended(extension)

@@ -103,7 +103,9 @@ class RoundSection(Section):
 class TrainingSection(Section):
     """Local training; optimizer state starts fresh in every round."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "muon", "sgd"] = Field(
+        "adamw", description="muon: for the matrices of numbered layers, adamw for the rest; same lr as adamw"
+    )
     lr: float = Field(1e-3, gt=0, description="learning rate in round 0")
     schedule: Literal["constant", "cosine"] = Field("cosine", description="over rounds, down to a tenth")
     local_steps: int = Field(10, ge=1, description="optimizer steps per device and round")
@@ -225,16 +227,25 @@ def from_plain(plain: dict[str, Any], where: str = "recipe", text: str = "") -> 
 
 
 def _set(plain: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put a value at ``section.key`` or ``list.number.key``. Raises RecipeError(E-KEY) where there is no such place."""
     *path, last = dotted.split(".")
     at: Any = plain
-    for part in path:
-        at = at[int(part)] if isinstance(at, list) else at.setdefault(part, {})
+    for i, part in enumerate(path):
+        if isinstance(at, list):
+            at = at[_number(at, part, dotted)]
+        else:
+            at = at.setdefault(part, [] if not i and part in ("stage", "post") else {})
         if not isinstance(at, dict | list):
             raise RecipeError("E-KEY", f"--set {dotted}: {part} is not a table.", "see `edgewise schema`.")
-    if isinstance(at, list):
-        at[int(last)] = value
-    else:
-        at[last] = value
+    at[_number(at, last, dotted) if isinstance(at, list) else last] = value
+
+
+def _number(at: list[Any], part: str, dotted: str) -> int:
+    numbers = [str(i) for i in range(len(at))]
+    if part not in numbers:
+        fix = f"they are numbered from 0 to {len(at) - 1}." if at else "write them into the recipe first."
+        raise RecipeError("E-KEY", f"--set {dotted}: the recipe lists no number {part!r:.40} there.", fix)
+    return int(part)
 
 
 def _known(path: tuple[str | int, ...]) -> list[str]:

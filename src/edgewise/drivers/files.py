@@ -1,0 +1,67 @@
+"""Files that survive a crash: written whole or not at all, and a lock that ends with its process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from edgewise.core.errors import StoreError
+
+
+def write_durably(path: Path, raw: bytes) -> None:
+    """Write a file so that after a crash it is there whole, or as it was before. Raises StoreError(E-DISK).
+
+    The bytes are on the disk when this returns; its name is there for all processes, and survives a power cut once
+    ``sync_folder`` was called.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(raw)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "free some space, then --resume.") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut. Raises StoreError(E-DISK)."""
+    if os.name == "nt":  # folders cannot be opened there; NTFS journals its names
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot write {folder}: {e.strerror}.", "free some space, then --resume.") from None
+
+
+def lock(path: Path) -> Callable[[], None]:
+    """Take a folder's advisory lock; returns its release.
+
+    Raises StoreError: E-RUN-EXISTS if another process holds it, E-DISK where the file cannot be opened.
+    """
+    try:
+        handle = open(path, "a+b")  # noqa: SIM115 (held as long as the store)
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot open {path}: {e.strerror}.", "choose another --out.") from None
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(handle.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise StoreError(
+            "E-RUN-EXISTS", f"another process is working in {path.parent}.", "wait for it, or choose another --out."
+        ) from None
+    return handle.close

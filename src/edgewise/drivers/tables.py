@@ -1,0 +1,60 @@
+"""The tables of a run directory's database."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+SCHEMA_VERSION = 1
+
+META = sa.MetaData()
+RUNS = sa.Table(
+    "runs",
+    META,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("schema_version", sa.Integer, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("recipe", sa.Text, nullable=False),
+    sa.Column("facts", sa.Text, nullable=False),
+    sa.Column("next_round", sa.Integer, nullable=False, default=-1),
+    sa.Column("unmet", sa.Integer, nullable=False, default=0),
+    sa.Column("finished", sa.Boolean, nullable=False, default=False),
+)
+MODELS = sa.Table(
+    "models",
+    META,
+    sa.Column("next_round", sa.Integer, primary_key=True),
+    sa.Column("params", sa.String, nullable=False),
+    sa.Column("slots", sa.Text, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+)
+CONTRIBUTIONS = sa.Table(
+    "contributions",
+    META,
+    sa.Column("device", sa.String, primary_key=True),
+    sa.Column("last_round", sa.Integer, nullable=False),
+    sa.Column("times", sa.Integer, nullable=False),
+)
+EVENTS = sa.Table(
+    "events",
+    META,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("kind", sa.String, nullable=False, index=True),
+    sa.Column("round", sa.Integer, nullable=False, index=True),
+    sa.Column("body", sa.Text, nullable=False),
+)
+MEASURES = sa.Table(
+    "measures",
+    META,
+    sa.Column("model", sa.String, primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("device", sa.String, primary_key=True),
+    sa.Column("nll", sa.Float, nullable=False),
+    sa.Column("tokens", sa.Integer, nullable=False),
+)
+VECTORS = sa.Table(
+    "vectors",
+    META,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("note", sa.Integer, nullable=False),
+)

@@ -1,0 +1,137 @@
+"""A host: whatever a trainer does, the answer is a frame; only a run directory that cannot be written ends the run."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+import toy
+from toy_recipe import make_recipe
+
+from edgewise.core import frame, vector
+from edgewise.core.errors import DataError, ModelError, StoreError
+from edgewise.drivers import jobs
+from edgewise.drivers.host import Host
+from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.compile import compile
+
+DEVICE = "d00001"
+
+
+class Bench:
+    """A host that has been set up, and the frames to send to it."""
+
+    def __init__(self, run_dir, alive=lambda: True):
+        recipe, self.run_dir = make_recipe(), run_dir
+        self.host = Host(alive)
+        described = self.host.do(
+            jobs.Setup(recipe=json.dumps(recipe.resolved()), recipe_dir=".", run_dir=str(run_dir), extensions=("toy",))
+        )
+        assert self.host.do(jobs.Compile()) == jobs.Ready()
+        trainer = toy.ToyTrainer(recipe)
+        self.plan = compile(recipe, trainer.spec, 8, with_extensions(["toy"]))
+        self.model = vector.digest(described.initial)
+        self.host.do(jobs.Blob(digest=self.model, data=described.initial))
+
+    def send(self, message):
+        return self.host.do(jobs.Handle(id=3, device=DEVICE, frame=frame.dump(message)))
+
+    def invite(self):
+        p = self.plan
+        return self.send(
+            frame.Invite(
+                run=p.run, round=0, spec=p.spec.digest(), model=self.model, public=p.public(0), accepted=-1,
+                deadline_s=9.0, rule=p.rule(0),
+            )
+        )  # fmt: skip
+
+    def probe(self):
+        return self.send(frame.Probe(run=self.plan.run, round=2, model=self.model))
+
+    def memories(self):
+        return list((self.run_dir / "devices").glob("*")) if (self.run_dir / "devices").exists() else []
+
+
+def broken(monkeypatch, method, error):
+    def fail(self, *_):
+        raise error
+
+    monkeypatch.setattr(toy.ToyTrainer, method, fail)
+
+
+def test_a_contribution_and_its_memory(tmp_path):
+    bench = Bench(tmp_path)
+    first = bench.invite()
+    assert isinstance(frame.load(first.frame), frame.Contribution)
+    assert len(bench.memories()) == 1
+    assert bench.invite().frame == first.frame, "asked again for the same round: the same bytes"
+
+
+FAILURES = [
+    (DataError("E-DEVICE-DATA", "no text."), "E-DEVICE-DATA", "no text."),
+    (ModelError("E-MODEL", "torn."), "E-MODEL", "torn."),
+    (KeyError("my private diary"), "E-TRAIN", "KeyError"),
+    (ZeroDivisionError("my private diary"), "E-TRAIN", "ZeroDivisionError"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), FAILURES)
+def test_a_trainer_that_fails_is_a_refusal(tmp_path, monkeypatch, caplog, error, code, reason):
+    bench = Bench(tmp_path)
+    broken(monkeypatch, "fit", error)
+    answer = bench.invite()
+    assert b"diary" not in answer.frame
+    refused = frame.load(answer.frame)
+    assert (type(refused), refused.code, refused.reason, refused.round) == (frame.Refusal, code, reason, 0)
+    assert ("Traceback" in caplog.text) == (code == "E-TRAIN")
+    assert not bench.memories()
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), FAILURES)
+def test_a_measurement_that_fails_is_a_refusal(tmp_path, monkeypatch, error, code, reason):
+    bench = Bench(tmp_path)
+    broken(monkeypatch, "evaluate", error)
+    refused = frame.load(bench.probe().frame)
+    assert (type(refused), refused.code, refused.reason, refused.round) == (frame.Refusal, code, reason, 2)
+    assert (refused.device, refused.run) == (DEVICE, bench.plan.run)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_training_alone_fails_for_one_device_only(tmp_path, monkeypatch, method):
+    bench = Bench(tmp_path)
+    broken(monkeypatch, method, KeyError("my private diary"))
+    x = vector.to_bytes(np.zeros(50, np.float32))
+    answer = bench.host.do(jobs.Solo(id=4, device=DEVICE, params=x, rounds=(0, 2), measure=True))
+    assert answer == jobs.Broken(id=4, code="E-TRAIN", what="KeyError", fix="")
+
+
+@pytest.mark.parametrize("ask", ["invite", "probe"])
+def test_a_store_error_of_the_trainer_ends_the_run(tmp_path, monkeypatch, ask):
+    bench = Bench(tmp_path)
+    for method in ("fit", "evaluate"):
+        broken(monkeypatch, method, StoreError("E-DISK", "no room for the cache.", "free some."))
+    assert getattr(bench, ask)() == jobs.Broken(
+        id=3, code="E-DISK", what="no room for the cache.", fix="free some.", stops=True
+    )
+
+
+def test_no_room_for_the_memory_is_e_disk(tmp_path, monkeypatch):
+    bench = Bench(tmp_path)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    answer = bench.invite()
+    assert (answer.code, answer.stops) == ("E-DISK", True)
+    assert not bench.memories(), "nothing half-written stays"
+    monkeypatch.undo()
+    assert isinstance(bench.invite(), jobs.Handled)
+
+
+def test_an_orphan_writes_no_memory(tmp_path):
+    bench = Bench(tmp_path, alive=lambda: False)
+    assert bench.invite().stops
+    assert not bench.memories()

@@ -1,0 +1,231 @@
+"""What a whole run promises beside its model: what it is compared with, what it writes down, what resume refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import toy
+from toy_recipe import make_recipe
+
+from edgewise.apps import simulate
+from edgewise.apps.compare import rounds_alone
+from edgewise.core import events
+from edgewise.core.errors import DataError, EdgewiseError, StoreError
+from edgewise.core.vector import Spec
+from edgewise.drivers.store import RunStore
+from edgewise.engine.ports import POOLED, FitRequest
+from edgewise.plan import recipe as recipes
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
+
+BARE = {"compare.local_only": False, "compare.centralised": False}
+
+
+def play(out, overrides=None, *, resume=False, extensions=("toy",), sinks=(), report=False):
+    recipe = make_recipe(overrides)
+    simulate.run(
+        recipe, out=out, recipe_dir=out, resume=resume, extensions=list(extensions), sinks=sinks, report=report
+    )
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Every fit request, in order."""
+    requests: list[FitRequest] = []
+    fit = toy.ToyTrainer.fit
+    monkeypatch.setattr(toy.ToyTrainer, "fit", lambda self, r: (requests.append(r), fit(self, r))[1])
+    return requests
+
+
+# -- comparisons ------------------------------------------------------------------------------------------------------
+
+
+def test_alone_and_together_at_equal_steps(tmp_path, asked):
+    """Fixed sampling of 4 among 8: half the rounds alone, four times the steps centralised."""
+    play(tmp_path, {"round.sampling": "fixed", "round.cohort": 4, "round.rounds": 6, "eval.devices": 2})
+    with RunStore(tmp_path) as store:
+        measured = set(store.measures("federated"))
+        assert set(store.measures("local_only")) == measured
+        assert len(measured) == 2
+    compared = asked[-(6 + 2 * 3) :]
+    pooled = [r for r in compared if r.device == POOLED]
+    assert [(r.round, r.rule.steps) for r in pooled] == [(n, 4 * 4) for n in range(6)]
+    for device in measured:
+        alone = [r for r in compared if r.device == device]
+        assert [(r.round, r.rule.steps) for r in alone] == [(0, 4), (2, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("sampling", ["fixed", "poisson"])
+def test_steps_of_the_centralised_run_are_those_of_the_federation(tmp_path, asked, sampling):
+    play(tmp_path, {"round.sampling": sampling, "round.cohort": 4, "round.minimum": 0.25, "compare.local_only": False})
+    assert sum(r.rule.steps for r in asked if r.device == POOLED) == 4 * 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("rounds", "cohort", "alone"), [(4, 0, (0, 1, 2, 3)), (20, 1, (0, 10)), (3, 1, (0,)), (7, 3, (0, 3))]
+)
+def test_rounds_alone(rounds, cohort, alone):
+    section = {"rounds": rounds, **({"sampling": "poisson", "cohort": cohort} if cohort else {})}
+    recipe = recipes.from_plain({"privacy": "none", "round": section})
+    plan = compile(recipe, Spec.of([("w", (9,), "float32")]), 10, BUILT_IN)
+    assert rounds_alone(plan) == alone
+
+
+def test_without_pooled_text_there_is_no_centralised_figure_and_the_run_ends_well(tmp_path, monkeypatch):
+    fit = toy.ToyTrainer.fit
+
+    def no_pool(self, request):
+        if request.device == POOLED:
+            raise DataError("E-DEVICE-DATA", "there is no shard with all training data together.")
+        return fit(self, request)
+
+    monkeypatch.setattr(toy.ToyTrainer, "fit", no_pool)
+    told = []
+    play(tmp_path, sinks=[told.append])
+    notes = [e for e in told if isinstance(e, events.Progress)]
+    assert [e.note for e in notes if "E-" in e.note] == [
+        "centralised: E-DEVICE-DATA: there is no shard with all training data together."
+    ]
+    assert (notes[-1].done, notes[-1].total) == (12, 12)
+    assert isinstance(told[-1], events.RunFinished)
+    with RunStore(tmp_path) as store:
+        assert len(store.measures("local_only")) == 8
+        assert not store.measures("centralised")
+
+
+def test_one_blob_of_the_comparison_stays(tmp_path):
+    play(tmp_path, {"round.rounds": 9, "compare.local_only": False})
+    # three models with two slots each, the first model, the end of the chain
+    assert len(list((tmp_path / "blobs").iterdir())) <= 3 * 3 + 1 + 1
+
+
+def test_a_device_that_cannot_measure_is_left_out(tmp_path, monkeypatch):
+    evaluate = toy.ToyTrainer.evaluate
+
+    def partly(self, device, params):
+        if device == "d00002":
+            raise IndexError("my private diary")
+        return evaluate(self, device, params)
+
+    monkeypatch.setattr(toy.ToyTrainer, "evaluate", partly)
+    play(tmp_path)
+    with RunStore(tmp_path) as store:
+        for model in ("bundled", "federated", "local_only", "centralised"):
+            assert set(store.measures(model)) == {f"d{i:05d}" for i in range(8)} - {"d00002"}
+
+
+def test_no_room_in_the_comparison_ends_the_run(tmp_path, monkeypatch):
+    fit = toy.ToyTrainer.fit
+
+    def full(self, request):
+        if request.device == "d00003" and played:
+            raise StoreError("E-DISK", "no room for the cache.")
+        return fit(self, request)
+
+    played = []
+    monkeypatch.setattr(toy.ToyTrainer, "fit", full)
+    phase = lambda e: played.append(e) if getattr(e, "phase", "") == "compare" else None  # noqa: E731
+    with pytest.raises(EdgewiseError, match="E-DISK"):
+        play(tmp_path, {"compare.centralised": False}, sinks=[phase])
+
+
+# -- resume -----------------------------------------------------------------------------------------------------------
+
+
+def _facts(self, **more):
+    return {"model": "toy", "fingerprint": "f", "precision": "float32", "model_fingerprint": "m", **more}
+
+
+CHANGES = {
+    "the data": ("describe", lambda self: _facts(self, fingerprint="g")),
+    "the arithmetic": ("describe", lambda self: _facts(self, precision="bfloat16")),
+    "the model's weights": ("describe", lambda self: _facts(self, model_fingerprint="n")),
+    "the model's trained parameters": ("initial", lambda self: np.ones(50, np.float32)),
+}
+
+
+@pytest.mark.parametrize("what", [*CHANGES, "the layout", "the extensions"])
+def test_resume_says_what_changed(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(toy.ToyTrainer, "describe", _facts)
+    play(tmp_path, BARE)
+    extensions = ["toy"]
+    if what == "the extensions":
+        (tmp_path / "more_parts.py").write_text(
+            "from edgewise.plan.catalogue import Extension\nEDGEWISE = Extension()\n", encoding="utf-8"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+        extensions.append("more_parts")
+    elif what == "the layout":
+        made = toy.ToyTrainer.__init__
+
+        def other(self, recipe):
+            made(self, recipe)
+            self.spec = Spec.of([("w", (30,), "float32"), ("b", (20,), "float32")])
+
+        monkeypatch.setattr(toy.ToyTrainer, "__init__", other)
+    else:
+        monkeypatch.setattr(toy.ToyTrainer, *CHANGES[what])
+    with pytest.raises(StoreError, match=rf"E-RESUME: {what}.* changed since this run began"):
+        play(tmp_path, BARE, resume=True, extensions=extensions)
+    monkeypatch.undo()
+    monkeypatch.setattr(toy.ToyTrainer, "describe", _facts)
+    play(tmp_path, BARE, resume=True)
+
+
+# -- what a run writes down -------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_and_its_trace_are_there_from_the_start(tmp_path):
+    def stop(event):
+        if isinstance(event, events.RoundStarted):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path, sinks=[stop])
+    assert recipes.load(tmp_path / "recipe.toml") == make_recipe()
+    with RunStore(tmp_path) as store:
+        facts = store.run()["facts"]
+        assert all(e.at_s > 0 for e in store.events())
+    roles = [row["role"] for row in facts["plan"]["trace"]]
+    assert roles == ["start", "stage", "stage", "inner", "inner", "merge"]
+    assert Path(facts["recipe_dir"]) == tmp_path.resolve()
+
+
+def test_no_path_of_this_machine_in_what_is_shown(tmp_path):
+    play(tmp_path, {"round.rounds": 1}, report=True)
+    for name in ("summary.json", "report.html", "recipe.toml"):
+        assert str(tmp_path) not in (tmp_path / name).read_text(encoding="utf-8"), name
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))["plan"]["trace"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_that_fails_says_so_to_its_sinks(tmp_path, monkeypatch, begun):
+    told = []
+    if begun:
+        monkeypatch.setenv("TOY_NAN", ",".join(f"d{i:05d}" for i in range(8)))
+    else:
+        monkeypatch.setattr(toy.ToyTrainer, "devices", lambda self: [])
+    with pytest.raises(EdgewiseError) as caught:
+        play(tmp_path, BARE, sinks=[told.append])
+    code = "E-ROUND" if begun else "E-DATA-EMPTY"
+    assert caught.value.code == code
+    assert (told[-1].code, told[-1].reason, told[-1].resumable) == (code, caught.value.what, begun)
+    assert told[-1].at_s > 0
+    assert sum(isinstance(e, events.RunFailed) for e in told) == 1
+
+
+def test_interrupts_and_bugs_are_told_and_passed_on(tmp_path):
+    for number, (error, code) in enumerate([(KeyboardInterrupt(), "E-INTERRUPTED"), (OSError(), "crash")]):
+        told = []
+
+        def sink(event, error=error, told=told):
+            told.append(event)
+            if isinstance(event, events.RoundStarted | events.RunFailed):
+                raise error
+
+        with pytest.raises(type(error)):
+            play(tmp_path / str(number), BARE, sinks=[sink])
+        assert (told[-1].code, told[-1].resumable) == (code, True)
