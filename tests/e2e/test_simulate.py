@@ -11,7 +11,6 @@ import toy
 from toy_recipe import make_recipe
 
 from edgewise.apps import simulate
-from edgewise.apps.compare import rounds_alone
 from edgewise.core import events
 from edgewise.core.errors import DataError, EdgewiseError, StoreError
 from edgewise.core.vector import Spec
@@ -71,7 +70,7 @@ def test_rounds_alone(rounds, cohort, alone):
     section = {"rounds": rounds, **({"sampling": "poisson", "cohort": cohort} if cohort else {})}
     recipe = recipes.from_plain({"privacy": "none", "round": section})
     plan = compile(recipe, Spec.of([("w", (9,), "float32")]), 10, BUILT_IN)
-    assert rounds_alone(plan) == alone
+    assert plan.rounds_alone == alone
 
 
 def test_without_pooled_text_there_is_no_centralised_figure_and_the_run_ends_well(tmp_path, monkeypatch):

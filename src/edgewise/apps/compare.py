@@ -21,7 +21,6 @@ from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.store import RunStore
 from edgewise.engine.ports import POOLED
 from edgewise.engine.run import Federation
-from edgewise.plan.compile import Plan
 
 CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
 
@@ -64,7 +63,7 @@ def compare(
     if chain_left:
         submit_chain()
     under_way: dict[int, str] = {}
-    alone = rounds_alone(plan)
+    alone = plan.rounds_alone
     while chain_left or locals_left or under_way:
         # One place belongs to the chain while it lasts; the devices share the others.
         places = max(1, executor.parallel - 1) if chain_left else executor.parallel
@@ -108,9 +107,3 @@ def compare(
         tell(event)
     if pooled:
         federation.evaluate(CENTRALISED, last, vector.from_bytes(chain, plan.spec.dim))
-
-
-def rounds_alone(plan: Plan) -> tuple[int, ...]:
-    """The rounds that a device trains alone: as many as it takes part in on average, evenly over the schedule."""
-    n = max(1, round(plan.rounds * plan.sampling.expected / plan.sampling.population))
-    return tuple(i * plan.rounds // n for i in range(n))

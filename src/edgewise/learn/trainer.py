@@ -5,6 +5,7 @@ Shape suffixes: N = blocks, B = blocks of a micro-batch, S = tokens per block (s
 
 from __future__ import annotations
 
+import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -111,8 +112,18 @@ class TextTrainer(TorchTrainer):
             "vocabulary": self.loaded.tokens.size,
             "precision": str(self.loss.autocast).removeprefix("torch."),
             "fingerprint": self.fingerprint(),
+            "model_fingerprint": self._frozen_digest(),
             "devices": {d: tokens[d] for d in listed},
         }
+
+    def _frozen_digest(self) -> str:
+        """SHA-256 over the weights that are not trained (the trained ones are the run's initial vector)."""
+        h = hashlib.sha256()
+        for name, p in self.model.named_parameters():
+            if not p.requires_grad:
+                h.update(name.encode())
+                h.update(p.detach().contiguous().view(torch.uint8).numpy().data)
+        return h.hexdigest()
 
     def _train_tokens(self, device: DeviceId) -> int:
         try:

@@ -77,6 +77,13 @@ class Plan:
         return self.recipe.round.rounds
 
     @property
+    def rounds_alone(self) -> tuple[int, ...]:
+        """The rounds that a device trains in the local-only comparison: as many as it takes part in on average,
+        spread evenly over the schedule."""
+        n = max(1, round(self.rounds * self.sampling.expected / self.sampling.population))
+        return tuple(i * self.rounds // n for i in range(n))
+
+    @property
     def key(self) -> keys.Key:
         """Root of all simulated randomness of the run."""
         return keys.root(self.recipe.seed)

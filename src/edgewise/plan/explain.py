@@ -58,7 +58,8 @@ def cost(plan: Plan, parameters: float = 0.0) -> Row:
 def forecast(plan: Plan, step_s: float, workers: int) -> Row:
     """Seconds of computing that a simulation needs, from the measured time of one optimizer step.
 
-    federated = step_s x local_steps x contributions x rounds / workers; local_only the same over the population;
+    federated = step_s x local_steps x contributions x rounds / workers; local_only
+    the same for the measured devices, at the rounds that a device takes part in;
     centralised is one chain of steps, which has a worker to itself and runs beside local_only. Evaluation, encoding
     and start-up are not in it. All None where ``step_s`` is not known (0).
     """
@@ -69,7 +70,8 @@ def forecast(plan: Plan, step_s: float, workers: int) -> Row:
         return out
     device_round_s = step_s * recipe.training.local_steps
     federated = device_round_s * expected * plan.rounds / min(workers, expected)
-    alone = device_round_s * sampling.population * plan.rounds if recipe.compare.local_only else 0.0
+    measured = min(recipe.eval.devices or sampling.population, sampling.population)
+    alone = device_round_s * measured * len(plan.rounds_alone) if recipe.compare.local_only else 0.0
     chain = device_round_s * expected * plan.rounds if recipe.compare.centralised else 0.0
     if not (alone and chain):
         compare = alone / workers + chain
