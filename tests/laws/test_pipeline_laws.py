@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import isfinite
 
@@ -24,6 +25,7 @@ from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import WEIGHT, Payload, Pipeline, Stage, pipeline
 from edgewise.core.vector import Spec, Vector
 from edgewise.merges.plain import plain_sum, ring_sum
+from edgewise.plan.catalogue import BUILT_IN
 from edgewise.privacy.clip import clamp, clip
 
 SPEC = Spec.of([("layers.0.a", (10, 30), "float32"), ("layers.0.b", (300,), "float32"), ("head", (403,), "float32")])
@@ -298,3 +300,8 @@ def test_strict_decoder(chain: Chain, data: st.DataObject) -> None:
     assert out.body.shape == (DIM,)
     assert np.isfinite(out.body).all()
     assert how != "cut"
+
+
+def test_every_stage_of_the_catalogue_is_under_these_laws() -> None:
+    tested = {word for c in CHAINS for s in c.at().stages for word in re.findall(r"[a-z_]+(?=\()", s.name)}
+    assert set(BUILT_IN.stages) <= tested, "add a chain with the new stage to CHAINS"

@@ -83,16 +83,18 @@ class FileJournal:
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (kept open for the round)
-            self._write(lengths + _CRC.pack(zlib.crc32(lengths)) + body)
+            self._write(lengths + _CRC.pack(zlib.crc32(lengths)), body)  # in two parts: the body is not copied again
         except OSError as e:
             raise self._full(e) from None
 
-    def _write(self, raw: bytes) -> None:
+    def _write(self, *parts: bytes) -> None:
         """All of it, or nothing: a nearly full disk takes a part and then refuses."""
-        start, left = self._file.seek(0, os.SEEK_END), memoryview(raw)
+        start = self._file.seek(0, os.SEEK_END)
         try:
-            while left:
-                left = left[self._file.write(left) :]
+            for part in parts:
+                left = memoryview(part)
+                while left:
+                    left = left[self._file.write(left) :]
         except OSError:
             with suppress(OSError):  # what cannot be cut off is a torn tail, cut off on opening
                 self._file.truncate(start)

@@ -23,6 +23,10 @@ from edgewise.drivers import jobs
 CLOSE_S = 2.0
 
 
+# Linux's default of 64 KiB makes a context switch of every 64 KiB: 12.5 ms for 4 MB there and back, against 3.5 ms.
+PIPE_BYTES = 2**20
+
+
 @dataclass
 class _Worker:
     process: subprocess.Popen[bytes]
@@ -55,6 +59,7 @@ class Pool:
             [sys.executable, "-P", "-m", "edgewise.drivers.worker"],  # -P: the current folder is not searched first
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            pipesize=PIPE_BYTES,
             env=env,
             start_new_session=True,  # Ctrl-C is for the parent; workers end when their pipe does
         )
