@@ -273,6 +273,17 @@ def test_an_evaluation_that_nobody_can_do_says_why():
         loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
 
 
+def test_measured_devices_are_spread_over_the_population():
+    loop = federation(Mailbox([]), MemoryStore())
+    limited = Federation(compile_plan(make_recipe({"eval.devices": 4}), PLAN.spec, 6, BUILT_IN), DEVICES, *_edges(loop))
+    assert limited.measured() == ["d0", "d1", "d3", "d4"]
+    assert loop.measured() == list(DEVICES)
+
+
+def _edges(loop):
+    return loop.cohort, loop.store, loop.tell, loop.now_s, loop.entropy
+
+
 def test_invitations_name_the_last_accepted_round():
     store = MemoryStore()
     store.checkpoint = Checkpoint(0, PLAN.strategy.init(np.zeros(DIM, np.float32)), {"d1": 7})

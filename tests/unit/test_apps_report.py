@@ -120,6 +120,16 @@ def test_names_from_data_cannot_become_markup(tmp_path: Path) -> None:
     assert "<img" not in page
 
 
+def test_names_from_data_are_no_mathematics_and_fit(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    with RunStore(tmp_path) as store:
+        s = summary.build(store)
+        for i, row in enumerate(s["per_device"]):
+            row["device"] = ["$\\alice_$", "a$b", "\\$x$", "long" * 200][i % 4]
+        s["plan"]["trace"][1]["name"] = "$_^$"
+        assert len(plots.write(store, s, tmp_path)) == 4
+
+
 def test_the_saved_recipe_is_the_same_run(tmp_path: Path) -> None:
     plan = make_run(tmp_path, stage=[{"kind": "weigh"}, {"kind": "clip", "l2": 0.5}])
     with RunStore(tmp_path) as store:
@@ -147,6 +157,7 @@ def test_ticks_are_round_and_inside() -> None:
     assert charts.ticks(4.9, 6.3) == [5.0, 5.5, 6.0]
     assert charts.ticks(3, 3) == [3]
     assert charts.log_ticks(60, 1100) == [100, 200, 500, 1000]
+    assert len(charts.log_ticks(21, 49)) > 1
 
 
 def test_labels_are_moved_apart_and_stay_inside() -> None:
@@ -180,5 +191,11 @@ def test_numbers_as_people_read_them() -> None:
     assert [words.smaller(x) for x in (7.53, 1.0, 0.5, None)] == ["7.5× smaller", "same size", "2.0× larger", "–"]
     assert words.sparkline([3, 2, 1]) == "█▅▁"
     assert words.sparkline([]) == ""
+    assert words.sparkline([1.0, float("inf"), 2.0]) == "▁█"
+    assert words.perplexity(float("inf")) == "too large"
+    assert (
+        words.against(12.0, 7.53) == "12× smaller than the whole model in float32, 7.5× smaller than the float32 update"
+    )
+    assert words.against(1.0, 1.0) == "same size as the whole model in float32"
     assert words.sparkline([1.0, 1.0]) == "▄▄"
     assert words.lost("E-NAN") == "training produced a value that is not finite"

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgewise.apps import summary
@@ -93,7 +94,7 @@ def test_what_was_not_run_is_null(tmp_path: Path) -> None:
 def test_a_run_that_stopped_early_is_not_complete(tmp_path: Path) -> None:
     make_run(tmp_path, rounds_played=4)
     s = built(tmp_path)
-    assert (s["complete"], s["rounds"]) == (False, {"planned": 12, "played": 4, "abandoned": 0})
+    assert (s["complete"], s["rounds"]) == (False, {"planned": 12, "played": 4, "met": 4, "abandoned": 0})
     assert s["perplexity"]["local_only"] is None
     assert s["share_improved"] == {"over_bundled": 1.0, "over_local_only": None}
 
@@ -122,6 +123,24 @@ def test_a_device_that_was_given_up_and_answered_counts_once(tmp_path: Path) -> 
         store.append(events.Accepted(round=0, device="re", bytes_up=10, train_s=0.0, encode_s=0.0))
         s = summary.build(store)
     assert s["participation"]["lost_by_code"] == {}
+
+
+def test_contributions_to_an_abandoned_round_do_not_count(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    with RunStore(tmp_path) as store:
+        before = summary.build(store)["participation"]
+        last = [e for e in store.events() if isinstance(e, events.RoundFinished)][-1]
+        store.append(msgspec.structs.replace(last, met=False, accepted=3))
+        after = summary.build(store)
+    assert (after["participation"]["accepted"], after["participation"]["unused"]) == (before["accepted"], 3)
+    assert after["rounds"]["abandoned"] == 1
+
+
+def test_a_run_whose_last_model_was_not_measured_is_not_complete(tmp_path: Path) -> None:
+    make_run(tmp_path, rounds_played=4, compare={"local_only": False, "centralised": False})
+    with RunStore(tmp_path) as store:
+        first = summary.build(store)
+    assert first["complete"] is False
 
 
 def test_the_file_is_strict_json(full: dict[str, Any], tmp_path: Path) -> None:

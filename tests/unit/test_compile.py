@@ -57,3 +57,13 @@ def test_engine_and_workers_do_not_change_a_runs_identity():
 def test_events_refuse_what_json_would_swallow():
     with pytest.raises(ValueError, match="nll"):
         events.to_json(events.Evaluated(round=0, model="m", nll={"a": float("inf")}, tokens={"a": 1}, seconds=0.0))
+
+
+def test_claims_tell_the_truth_about_metrics():
+    assert "each device's train losses and weight are visible to the server beside its update" in plan().claims
+    assert not any("train losses and weight" in c for c in plan(metrics="none").claims)
+
+
+def test_infinite_numbers_are_refused():
+    with pytest.raises(RecipeError, match="E-VALUE"):
+        plan(round__deadline_s=float("inf"))

@@ -92,9 +92,8 @@ def test_optimizers_equal_torch(training: TrainingSection, make) -> None:
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch < 2.9 has no Muon to compare with")
 @pytest.mark.parametrize(("decay", "bf16"), [(0.0, True), (0.1, True), (0.1, False)])
-def test_muon_equals_torch_for_matrices_and_adamw_for_the_rest(decay: float, bf16: bool, monkeypatch) -> None:
+def test_muon_equals_torch_for_matrices_and_adamw_for_the_rest(decay: float, bf16: bool) -> None:
     """torch's Muon works in bfloat16 always: in float32 ours differs from it by bfloat16's rounding."""
-    monkeypatch.setattr(train, "bfloat16_in_hardware", lambda: bf16)
     (x, y), reference = data(), net()
     matrices = [p for p in reference.parameters() if p.ndim == 2]  # 7 x 5 and 3 x 7: tall and wide
     vectors = [p for p in reference.parameters() if p.ndim == 1]
@@ -104,7 +103,8 @@ def test_muon_equals_torch_for_matrices_and_adamw_for_the_rest(decay: float, bf1
     # The same gradients for both, since rounding in the weights would make them drift apart.
     mine = net()
     flat = Flat(list(mine.named_parameters()))
-    optimizer = train.Optimizer(section(optimizer="muon", weight_decay=decay), flat)
+    arithmetic = torch.bfloat16 if bf16 else torch.float32
+    optimizer = train.Optimizer(section(optimizer="muon", weight_decay=decay), flat, arithmetic)
     optimizer.reset()
     for _ in range(4):
         reference.zero_grad()

@@ -57,9 +57,10 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 times powers of ten inside [low, high]."""
+    """1, 2, 5 times powers of ten inside [low, high]; evenly spaced round numbers where those are fewer than two."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    found = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
+    return found if len(found) > 1 else ticks(low, high)
 
 
 def linear(low: float, high: float, start: float, stop: float) -> Scale:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps import sections, words
-from edgewise.apps.charts import log_ticks
+from edgewise.apps.charts import clipped, log_ticks
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.store import RunStore
 
@@ -154,6 +154,11 @@ def _devices(figure: Any, s: Summary) -> bool:
     return True
 
 
+def _plain(name: str) -> str:
+    """A name from data or an extension: cut to fit, and its ``$`` no mathematics."""
+    return clipped(name, 230).replace("$", r"\$")
+
+
 def _mark(axes: Any, model: str, x: Sequence[float], y: Sequence[float]) -> None:
     face = "white" if model == "bundled" else COLOUR[model]
     look = {"marker": MARKER[model], "c": face, "edgecolors": COLOUR[model], "linewidths": 1.6, "zorder": 3}
@@ -168,7 +173,7 @@ def _each(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
     for m in models:
         shown = [(i, r[m]) for i, r in enumerate(rows) if r.get(m)]
         _mark(axes, m, [v for _, v in shown], [i for i, _ in shown])
-    axes.set_yticks(range(len(rows)), [r["device"] for r in rows])
+    axes.set_yticks(range(len(rows)), [_plain(str(r["device"])) for r in rows])
     axes.grid(axis="y", visible=False)
 
 
@@ -184,7 +189,9 @@ def _ranked(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
 
 def _bars(axes: Any, rows: Sequence[tuple[str, float, str, str]], title: str) -> None:
     """Horizontal bars (name, value, shown, colour), first on top, labelled directly."""
-    axes.barh([r[0] for r in rows], [r[1] for r in rows], color=[COLOUR[r[3]] for r in rows], height=0.62)
+    at = range(len(rows))
+    axes.barh(at, [r[1] for r in rows], color=[COLOUR[r[3]] for r in rows], height=0.62)
+    axes.set_yticks(at, [_plain(r[0]) for r in rows])
     for i, r in enumerate(rows):
         axes.annotate(r[2], (r[1], i), xytext=(6, 0), textcoords="offset points", va="center", weight="bold")
     axes.invert_yaxis()

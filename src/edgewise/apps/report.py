@@ -67,27 +67,20 @@ def _lead(s: Mapping[str, Any]) -> str:
     """The run in two sentences."""
     ppl, change = s["perplexity"], s["change_percent"]["federated"]
     played = s["rounds"]["played"]
+    measured = max((c["played"] for c in s["curve"]), default=played)  # what the shown perplexity belongs to
     who = f"{words.count(s['population'])} devices" if s["population"] else "The devices"
     if change is None:
         return f"{who}, {played} rounds. The federated model has not been measured yet."
     verb = "lowered" if change < 0 else "raised"
     first = (
-        f"{who} training together for {played} rounds {verb} held-out perplexity from"
+        f"{who} training together for {measured} rounds {verb} held-out perplexity from"
         f" <b>{words.perplexity(ppl['bundled']['weighted_mean'])}</b> to"
         f" <b>{words.perplexity(ppl['federated']['weighted_mean'])}</b> ({words.percent(change)})."
     )
     up, ratio = s["bytes"]["up_per_device_round"], s["bytes"]["up_ratio"]
     if up is None:
         return first
-    return f"{first} Each device sent <b>{words.size(up)}</b> per round: {_against(ratio)}."
-
-
-def _against(ratio: float | None) -> str:
-    if ratio is None:
-        return "the model's size is not known"
-    if 0.95 < ratio < 1.05:
-        return "as much as the model in float32"
-    return f"{words.times(ratio)} less than the model in float32" if ratio > 1 else "more than the model in float32"
+    return f"{first} Each device sent <b>{words.size(up)}</b> per round: {words.against(ratio, s['bytes']['up_ratio_update'])}."
 
 
 def _unfinished(s: Mapping[str, Any]) -> str:
@@ -96,7 +89,7 @@ def _unfinished(s: Mapping[str, Any]) -> str:
     r = s["rounds"]
     return (
         f'<p class="note-box" role="note"><b>This run is not complete:</b> {r["played"]} of {r["planned"]} rounds are'
-        " played or a comparison is missing. Figures cover what is there; go on with <code>--resume</code>.</p>"
+        " played, or a measurement is missing. Figures cover what is there; go on with <code>--resume</code>.</p>"
     )
 
 
@@ -116,17 +109,16 @@ def _verdict(s: Mapping[str, Any]) -> str:
         more = f"{_share(alone)} do better than alone" if alone is not None else "training alone was not measured"
         cards.append(card("Devices that gain", _share(share["over_bundled"]), more))
     if b["up_per_device_round"] is not None:
-        more = f"{words.smaller(b['up_ratio'])} than float32; down {words.size(b['down_per_device_round'])}"
-        if 0.95 < (b["up_ratio"] or 0) < 1.05:
-            more = f"same size as float32; down {words.size(b['down_per_device_round'])}"
+        more = f"{words.against(b['up_ratio'], b['up_ratio_update'])}; down {words.size(b['down_per_device_round'])}"
         cards.append(card("Up, per device and round", words.size(b["up_per_device_round"]), more))
     p = s["participation"]
+    unused = f", {words.count(p['unused'])} in abandoned rounds" if p["unused"] else ""
     if p["invited"]:
         cards.append(
             card(
                 "Contributions that counted",
                 words.percent(100 * p["accepted"] / p["invited"], signed=False),
-                f"{words.count(p['accepted'])} of {words.count(p['invited'])}; {p['lost']} lost, {p['late']} late",
+                f"{words.count(p['accepted'])} of {words.count(p['invited'])}; {p['lost']} lost, {p['late']} late{unused}",
             )
         )
     return f'<div class="cards">{"".join(cards)}</div><div class="panel">{_models_table(s)}</div>'

@@ -19,10 +19,12 @@ def show(console: Console, s: Mapping[str, Any], out: Path) -> None:
     console.print()
     console.print(_quality(s, wide=console.width >= 104))
     console.print(_costs(s))
+    r = s["rounds"]
+    if r["abandoned"]:
+        console.print(Text(f"{r['met']} rounds moved the model, {r['abandoned']} were abandoned", "yellow"))
     if not s["complete"]:
-        r = s["rounds"]
         console.print(
-            Text(f"not complete: {r['played']} of {r['planned']} rounds, or a comparison is missing", "yellow")
+            Text(f"not complete: {r['played']} of {r['planned']} rounds, or a measurement is missing", "yellow")
         )
     # A path must stay whole, to be clicked or copied.
     console.print(Text("report  ", "dim").append(str(out / "report.html"), "bold"), soft_wrap=True)
@@ -66,12 +68,14 @@ def _costs(s: Mapping[str, Any]) -> Any:
         grid.add_row("devices", f"{100 * share['over_bundled']:.0f} % do better than with the bundled model{more}")
     for key, name in (("up", "up"), ("down", "down")):
         size = words.size(b[f"{key}_per_device_round"])
-        grid.add_row(name, f"{size} per device and round, {words.against(b[f'{key}_ratio'])}")
+        said = words.against(b[f"{key}_ratio"], b["up_ratio_update"] if key == "up" else None)
+        grid.add_row(name, f"{size} per device and round, {said}")
     lost = ", ".join(
         [*(f"{n} {code}" for code, n in p["lost_by_code"].items()), *([f"{p['late']} late"] * bool(p["late"]))]
     )
+    unused = f"; {words.count(p['unused'])} in abandoned rounds" if p["unused"] else ""
     said = f"{words.count(p['accepted'])} of {words.count(p['invited'])} invitations"
-    grid.add_row("counted", f"{said}{f'; lost: {lost}' if lost else ''}")
+    grid.add_row("counted", f"{said}{unused}{f'; lost: {lost}' if lost else ''}")
     wall = ", ".join(f"{k} {words.duration(t[k])}" for k in ("rounds", "evaluate", "compare") if t[k])
     grid.add_row("time", f"{words.duration(t['total'])}: {wall}" if wall else words.duration(t["total"]))
     work = ", ".join(f"{k} {words.duration(t[k])}" for k in ("train", "encode", "aggregate"))

@@ -43,7 +43,7 @@ def place(recipe: Recipe, fresh: bool = False, resume: bool = False) -> Path:
         return first
     taken, at = first, first
     number = 1
-    while (at / "run.db").exists():
+    while (at / "recipe.toml").exists():  # written when a run begins; a folder whose loading was stopped has none
         taken, number = at, number + 1
         at = first.with_name(f"{first.name}-{number}")
     return taken if resume else at

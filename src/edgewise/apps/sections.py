@@ -106,7 +106,7 @@ def participation(s: Summary) -> str:
     none = '<p class="hint">None: every invited device contributed.</p>'
     hint = f"{p['lost'] - dropped} failed, {dropped} dropped out, {p['late']} late."
     top = pair(
-        panel("Funnel", "Invitations over all rounds.", charts.bars("Participation funnel", steps, left=130)),
+        panel("Funnel", "Invitations over all rounds.", charts.bars("Participation funnel", steps, left=165)),
         panel("Lost contributions", hint if why else "", why or none),
     )
     return top + _matrix(s) + _rounds(s)
@@ -119,7 +119,8 @@ def funnel(p: Mapping[str, Any]) -> list[tuple[str, int]]:
         ("invited", p["invited"]),
         ("stayed connected", connected),
         ("answered in time", connected - p["late"]),
-        ("accepted", p["accepted"]),
+        ("accepted", p["accepted"] + p["unused"]),
+        *([("in a round that counted", p["accepted"])] if p["unused"] else []),
     ]
 
 

@@ -159,7 +159,11 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as noise, os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding) as screen:
+    with (
+        tempfile.TemporaryFile() as noise,
+        # A terminal that knows few characters shows others as escapes.
+        os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace") as screen,
+    ):
         kept = {fd: os.dup(fd) for fd in (1, 2)}
         for fd in kept:
             os.dup2(noise.fileno(), fd)

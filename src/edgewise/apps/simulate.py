@@ -143,8 +143,8 @@ def write_report(store: RunStore, out: Path) -> dict[str, Any]:
 
     data = summary.build(store)
     summary.write(out, data)
+    report.write(store, data, out)  # before the plots: they need more that can fail
     plots.write(store, data, out)
-    report.write(store, data, out)
     return data
 
 

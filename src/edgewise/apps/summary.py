@@ -13,9 +13,13 @@ Definitions. ``nll`` is a device's summed negative log-likelihood (nats) over it
 ``bundled`` is the model as it came, ``federated`` after the last round that was measured, ``local_only`` every device
 alone, ``centralised`` all text in one place. What was not run is null; a figure that is not finite is null too.
 
+Participation: ``accepted`` are the contributions that moved the model, ``unused`` those that came to a round which was
+abandoned for too few. Rounds: ``played`` are ``met`` (the model moved) and ``abandoned`` ones.
+
 Bytes: ``up_per_device_round`` is the mean size of an accepted contribution's frame, ``down_per_device_round`` the mean
 over invitations of frame and model. ``float32_model`` is 4 bytes for each parameter of the model (null where the
-trainer does not tell), ``float32_update`` 4 bytes for each trained one.
+trainer does not tell), ``float32_update`` 4 bytes for each trained one. ``up_ratio`` and ``down_ratio`` are against the
+whole model (the trained part where that is not known), ``up_ratio_update`` against the trained part.
 
 Seconds: ``train`` and ``encode`` are device seconds, summed over contributions, and can exceed wall-clock time when
 workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
@@ -101,7 +105,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "schema": 1,
         "name": run["name"],
         "complete": played >= recipe["round"]["rounds"]
-        and ppl["federated"] is not None
+        and store.evaluated("federated", recipe["round"]["rounds"] - 1)
         and all(ppl[name] is not None or not wanted.get(name) for name in ("local_only", "centralised")),
         "recipe_sha256": run["id"],
         "model_sha256": models.get(played),
@@ -112,6 +116,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "rounds": {
             "planned": recipe["round"]["rounds"],
             "played": played,
+            "met": sum(e.met for e in rounds),
             "abandoned": sum(not e.met for e in rounds),
         },
         "perplexity": ppl,
@@ -169,6 +174,7 @@ def _bytes(told: Sequence[events.AnyEvent], facts: Mapping[str, Any], plan: Mapp
         "float32_model": model,
         "float32_update": update,
         "up_ratio": reference / per_up if reference and per_up else None,
+        "up_ratio_update": update / per_up if update and per_up else None,
         "down_ratio": reference / per_down if reference and per_down else None,
     }
 
@@ -182,9 +188,11 @@ def _participation(told: Sequence[events.AnyEvent]) -> dict[str, Any]:
     finished = [e for e in told if isinstance(e, events.RoundFinished)]
     answered = {(e.round, e.device) for e in told if isinstance(e, events.Accepted)}
     gone = [e for e in told if isinstance(e, events.Lost) and (e.round, e.device) not in answered]
+    met = [e for e in finished if e.met]
     return {
         "invited": _invited(told),
-        "accepted": sum(e.accepted for e in finished),
+        "accepted": sum(e.accepted for e in met),
+        "unused": sum(e.accepted for e in finished if not e.met),
         "lost": sum(e.lost for e in finished),
         "late": sum(e.late for e in finished),
         "lost_by_code": dict(Counter(e.code for e in gone).most_common()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 MODELS = {"bundled": "bundled", "local_only": "local only", "federated": "federated", "centralised": "centralised"}
 MEANS = {
@@ -47,9 +48,11 @@ def figures(x: float | None, digits: int = 3) -> str:
 
 
 def perplexity(x: float | None) -> str:
-    """One decimal below 1000, none above."""
+    """One decimal below 1000, none above; ``too large`` beyond what a float can say."""
     if x is None:
         return NOTHING
+    if not isfinite(x):
+        return "too large"
     return f"{x:,.1f}" if x < 1000 else f"{x:,.0f}"
 
 
@@ -98,17 +101,24 @@ def smaller(ratio: float | None) -> str:
     return f"{times(ratio)} smaller" if ratio > 1 else f"{times(1 / ratio)} larger"
 
 
-def against(ratio: float | None) -> str:
-    """``7.5× smaller than the float32 model``."""
-    said = smaller(ratio)
-    if ratio is None:
+def against(model: float | None, update: float | None = None) -> str:
+    """``12× smaller than the whole model in float32, 7.5× smaller than the float32 update``; once where equal."""
+    if model is None:
         return "the model's size is not known"
-    return f"{said} as the float32 model" if said == "same size" else f"{said} than the float32 model"
+    said = [_than(model, "the whole model in float32")]
+    if update is not None and smaller(update) != smaller(model):
+        said.append(_than(update, "the float32 update"))
+    return ", ".join(said)
+
+
+def _than(ratio: float, what: str) -> str:
+    said = smaller(ratio)
+    return f"{said} as {what}" if said == "same size" else f"{said} than {what}"
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
     """Block characters from the smallest to the largest of the last ``width`` values."""
-    shown = [v for v in values[-width:] if v == v]
+    shown = [v for v in values[-width:] if isfinite(v)]
     if not shown:
         return ""
     low, high = min(shown), max(shown)

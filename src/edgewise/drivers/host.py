@@ -90,7 +90,12 @@ class Host:
         self._recipe = Recipe.model_validate(json.loads(job.recipe))
         self._run_dir = Path(job.run_dir)
         self._catalogue = with_extensions(job.extensions)
-        self._trainer = make_trainer(self._recipe, Path(job.recipe_dir), self._run_dir, self._catalogue)
+        try:
+            self._trainer = make_trainer(self._recipe, Path(job.recipe_dir), self._run_dir, self._catalogue)
+        except ImportError as e:
+            raise EdgewiseError(
+                "E-DEPENDENCY", f"training needs {e.name or e}.", 'pip install "edgewise[train]", or `make setup`.'
+            ) from None
         describe: Callable[[], dict[str, object]] | None = getattr(self._trainer, "describe", None)
         return jobs.Described(
             id=job.id,

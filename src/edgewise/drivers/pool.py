@@ -47,7 +47,14 @@ class Pool:
         self._lock = threading.Lock()  # guards _queue and every worker's idle flag
         self._queue: deque[jobs.Job] = deque()
         self._pending = 0  # submitted and not yet returned by result()
-        self._workers = [self._start(i, env) for i in range(workers)]
+        self._workers: list[_Worker] = []
+        try:
+            for index in range(workers):
+                self._workers.append(self._start(index, env))
+        except OSError as e:
+            self.close()
+            what = f"cannot start worker process {len(self._workers)} of {workers}: {e.strerror}."
+            raise StoreError("E-WORKER", what, "ask for fewer workers.") from None
 
     @property
     def parallel(self) -> int:

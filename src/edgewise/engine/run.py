@@ -89,13 +89,15 @@ class Federation:
         goal = max(sampling.minimum, min(sampling.goal, len(invited)))
         policy = machine.Policy(goal, sampling.minimum, self.cohort.now_s() + sampling.deadline_s)
         state, _ = machine.start(number, frozenset(invited), policy)
+        asked = not _closed(state)  # a sampled cohort may be too small to begin with: then nobody is asked
         now = _Round(self.plan.pipeline.start_sum())
         self._say(
             now,
-            events.RoundStarted(round=number, invited=len(invited), goal=policy.goal, minimum=policy.minimum),
+            events.RoundStarted(
+                round=number, invited=len(invited) if asked else 0, goal=policy.goal, minimum=policy.minimum
+            ),
         )
         journal = self.store.journal(number)
-        asked = not _closed(state)  # a sampled cohort may be too small to begin with: then nobody is asked
         for record in journal.replay():
             state = self._take(now, state, record)
         answered = {*state.accepted, *(device for device, _ in state.lost)}  # late mail of older rounds is no answer
@@ -221,7 +223,7 @@ class Federation:
                 met=closed.met,
                 accepted=len(closed.accepted),
                 lost=len(closed.lost),
-                late=len(closed.late),
+                late=len(closed.late) if asked else 0,
                 bytes_up=now.bytes_up,
                 bytes_down=bytes_down,
                 update_l2=update_l2,
@@ -290,7 +292,8 @@ class Federation:
     def measured(self) -> list[DeviceId]:
         """The devices that evaluations ask: all, or ``eval.devices`` spread evenly over the population."""
         limit = self.plan.recipe.eval.devices or len(self.population)
-        return list(self.population)[:: max(1, len(self.population) // limit)][:limit]
+        n, limit = len(self.population), min(limit, len(self.population))
+        return [self.population[i * n // limit] for i in range(limit)]
 
     def _measurement(self, item: Arrived, number: int) -> frame.Measurement | frame.Refusal | None:
         """What answers this evaluation's probe; None for late mail and rubbish, impossible numbers included."""

@@ -52,6 +52,7 @@ class TorchTrainer:
         devices: the population where ``shards`` is a function. POOLED is asked of ``shards`` as any other, and is no
             device; without it there is no centralised comparison.
         activation_bytes: memory of one micro-batch's activations, for forecasts.
+        arithmetic: of matrix work in the optimizer (Muon); the loss decides its own.
     Guarantees:
         ``fit`` is a function of the request alone, the same bits in any process: it computes with one torch thread,
         whatever is set outside, since sums over threads round differently. Not thread-safe: one instance per worker.
@@ -66,12 +67,13 @@ class TorchTrainer:
         devices: Sequence[DeviceId] = (),
         flat: Flat | None = None,
         activation_bytes: float = 0.0,
+        arithmetic: torch.dtype = torch.float32,
     ) -> None:
         self.model, self.loss, self.training = model, loss, training
         self.flat = flat or Flat([(n, p) for n, p in model.named_parameters() if p.requires_grad])
         self._shard = shards if callable(shards) else _of(shards)
         self._devices = tuple(sorted({*(devices or shards)} - {POOLED}))  # type: ignore[misc]
-        self._optimizer = Optimizer(training, self.flat)
+        self._optimizer = Optimizer(training, self.flat, arithmetic)
         self._initial = self.flat.read()
         self._activation_bytes = activation_bytes
 

@@ -18,7 +18,6 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, word
 from edgewise.core.vector import Vector
 from edgewise.learn.flat import Flat, view
-from edgewise.learn.model import bfloat16_in_hardware
 from edgewise.plan.recipe import TrainingSection
 
 Batch = Any
@@ -133,11 +132,12 @@ class Optimizer:
 
     Muon (Jordan et al. 2024) serves the matrices of numbered layers (``model.layers.0.mlp.up_proj.weight``; the factors
     of LoRA are such too), AdamW the rest: embeddings, output head, gains, biases. m = 0.95 m + 0.05 g;
-    u = orthogonal(0.05 g + 0.95 m), in bfloat16 where the CPU has it; w -= lr 0.2 sqrt(max(rows, columns)) u, which is
-    as large as a step of AdamW, so both share one lr (Liu et al. 2025, arXiv:2502.16982).
+    u = orthogonal(0.05 g + 0.95 m), in the recipe's ``model.precision``; w -= lr 0.2 sqrt(max(rows, columns)) u,
+    which is as large as a step of AdamW, so both share one lr (Liu et al. 2025, arXiv:2502.16982).
     """
 
-    def __init__(self, training: TrainingSection, flat: Flat) -> None:
+    def __init__(self, training: TrainingSection, flat: Flat, arithmetic: torch.dtype = torch.float32) -> None:
+        self._arithmetic = arithmetic  # of Muon's orthogonalisation
         self._training, self._steps = training, torch.zeros(())
         self._w_D, self._g_D = flat.w_D, flat.g_D
         pairs = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
@@ -146,7 +146,6 @@ class Optimizer:
         self._adam = [[x_D] for x_D in columns]  # weights, gradients, first and second moments: lists of pieces
         self._muon: list[list[list[Tensor]]] = []  # for each shape: weights, gradients, momenta
         if training.optimizer == "muon":
-            self._arithmetic = torch.bfloat16 if bfloat16_in_hardware() else torch.float32
             hidden = {s.name: s for s in flat.spec.segments if is_hidden_matrix(s.name, s.shape)}
             rest = [s for s in flat.spec.segments if s.name not in hidden]
             self._adam = [[view(x_D, s) for s in rest] for x_D in columns]

@@ -81,7 +81,7 @@ class TextTrainer(TorchTrainer):
         micro = recipe.training.batch // recipe.training.accumulate * recipe.data.sequence_len
         super().__init__(
             loaded.model, loss, self._pooled_or_device, recipe.training, corpus.devices, flat,
-            activation_bytes=float(micro * _activation_bytes_per_token(loaded.model.config)),
+            activation_bytes=float(micro * _activation_bytes_per_token(loaded.model.config)), arithmetic=loss.autocast,
         )  # fmt: skip
 
     def _device(self, device: DeviceId) -> TextShard:

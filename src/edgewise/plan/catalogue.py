@@ -34,7 +34,7 @@ from edgewise.strategies.fedprox import fedprox
 class Params(BaseModel):
     """Base of all parameter models: no unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -190,9 +190,13 @@ def _claims(recipe: Recipe, pipe: Pipeline, sampling: Sampling) -> tuple[str, ..
         "raw text, codec memory and personal models never leave a device",
         f"cohort: {sampling.earns}",
     ]
-    claims.append(
-        "train losses leave devices only as a weighted sum" if recipe.metrics == "sum" else "no metrics leave devices"
-    )
+    if recipe.metrics == "none":
+        claims.append("no train losses leave devices; the weight of an update does, where a stage weighs")
+    elif pipe.total.visible:
+        claims.append("each device's train losses and weight are visible to the server beside its update")
+    else:
+        claims.append("train losses and weights leave devices only as a sum")
+    claims.append("held-out losses of single devices are collected by evaluations: a simulation's instrument")
     if math.isfinite(pipe.total.sensitivity):
         claims.append(f"one device moves the summed update by at most {pipe.total.sensitivity:.4g} (L2)")
     else:

@@ -23,7 +23,7 @@ from edgewise.core.errors import RecipeError
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, no silent conversions between kinds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -159,7 +159,9 @@ class Recipe(Section):
     privacy: Literal["none"] = Field(
         ..., description='required word: "none" says that the server sees single updates and nothing is promised'
     )
-    metrics: Literal["sum", "none"] = Field("sum", description="train losses travel as summed scalars, or not at all")
+    metrics: Literal["sum", "none"] = Field(
+        "sum", description="train losses travel beside the update, to be summed; or not at all"
+    )
     model: ModelSection = ModelSection()
     trainable: TrainableSection = TrainableSection()
     data: DataSection = DataSection()
@@ -175,7 +177,7 @@ class Recipe(Section):
     compare: CompareSection = CompareSection()
     simulation: SimulationSection = SimulationSection()
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     def resolved(self) -> dict[str, Any]:
         """All keys with their values, defaults filled in; plain JSON types."""
