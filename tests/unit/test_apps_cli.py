@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -79,11 +80,11 @@ def test_a_whole_run_and_what_it_leaves(folder: Path) -> None:
 
 def test_set_engine_and_out_reach_the_run(folder: Path) -> None:
     sets = ("--set", "round.rounds=1", "--set", "name=other", "--set", "compare.centralised=false")
-    result = call("sim", "toy.toml", *TOY, *sets, "--out", "here", "--engine", "inproc", "--workers", "3", "--json")
+    result = call("sim", "toy.toml", *TOY, *sets, "--out", "here", "--engine", "inproc", "--json")
     summary = envelope(result)["summary"]
     assert (summary["name"], summary["rounds"]["played"]) == ("other", 1)
     assert summary["perplexity"]["centralised"] is None
-    assert summary["recipe"]["simulation"]["workers"] == 3
+    assert summary["recipe"]["simulation"]["engine"] == "inproc"
     assert (folder / "here" / "summary.json").exists()
 
 
@@ -99,6 +100,9 @@ def test_errors_are_messages_with_their_status(folder: Path) -> None:
     assert error["error"]["code"] == "E-KEY"
     assert set(error["error"]) == {"code", "what", "fix"}
     assert call("sim", "missing.toml").exit_code == 2
+    assert "E-COMBO" in call("sim", "toy.toml", *TOY, "--engine", "inproc", "--workers", "3").stderr
+    own = call("demo", "--set", "simulation.engine=inproc", "--workers", "2")
+    assert "E-COMBO" in own.stderr, "a recipe key given by hand wins over the demo's default"
     assert call("report", "nowhere").exit_code == 2
     assert not (folder / "nowhere").exists()
     assert call("sim").exit_code == 2
@@ -158,6 +162,7 @@ def test_the_demo_never_stands_in_its_own_way(folder: Path) -> None:
     first = runs.place(recipe, fresh=True, resume=False)
     assert first == Path("runs") / f"made-{recipe.sha256()[:8]}"
     make_run(first)
+    (first / "recipe.toml").touch()
     assert runs.place(recipe, fresh=True, resume=False).name == f"{first.name}-2"
     assert runs.place(recipe, fresh=True, resume=True) == first
     assert runs.place(recipe, fresh=False, resume=False) == first
@@ -210,6 +215,15 @@ def test_noise_goes_to_the_log_and_not_to_the_screen(tmp_path: Path, capfd: pyte
     with shell.quiet_screen(tmp_path / "other.txt"):
         pass
     assert not (tmp_path / "other.txt").exists()
+
+
+def test_a_screen_of_few_characters_does_not_stop_a_run(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    with shell.quiet_screen(None) as screen:
+        print("●", file=screen, flush=True)
+    assert capfd.readouterr().err == "\\u25cf\n"
 
 
 def test_the_command_that_continues() -> None:

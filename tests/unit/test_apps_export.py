@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from importlib import resources
@@ -21,6 +22,7 @@ from unit.made_run import PLAIN, make_run
 
 torch = pytest.importorskip("torch")
 IDS = [[3, 17, 200, 5, 99, 1024, 7]]
+NOTHING_FROZEN = hashlib.sha256().hexdigest()
 LORA = {"kind": "lora", "rank": 4, "targets": ["q_proj", "v_proj"]}
 
 
@@ -52,7 +54,7 @@ def close(got: Any, wanted: Any) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-def trained(base: Path, section: dict[str, Any], out: Path, **options: Any) -> Any:
+def trained(base: Path, section: dict[str, Any], out: Path, more: dict[str, Any] | None = None, **options: Any) -> Any:
     """A made run over ``base`` whose last model is a random step from the base: its trained tensors and its logits."""
     from edgewise.learn.adapters import trainable
     from edgewise.learn.model import load
@@ -63,7 +65,7 @@ def trained(base: Path, section: dict[str, Any], out: Path, **options: Any) -> A
     step = np.random.default_rng(5).normal(0, 0.05, flat.spec.dim)
     x = (flat.read() + step).astype(np.float32)
     flat.write(x)
-    facts = {"recipe_dir": str(base.parent), "fingerprint": "ab" * 32}
+    facts = {"recipe_dir": str(base.parent), "fingerprint": "ab" * 32, **(more or {})}
     make_run(out, params=x, spec=flat.spec, facts=facts, model={"base": base.name}, trainable=section, **options)
     return unpack(x, flat.spec), logits(model)
 
@@ -101,6 +103,20 @@ def test_adapter_loads_in_plain_peft(base: Path, tmp_path: Path) -> None:
     assert all(np.array_equal(saved[f"base_model.model.{name}"], x) for name, x in tensors.items())
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["r"], set(config["target_modules"])) == (4, {"q_proj", "v_proj"})
+    assert config["base_model_name_or_path"] == base.name, "no path of this machine"
+    assert "PeftModel.from_pretrained" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_base_that_changed_is_refused_and_the_working_folder_can_be_written(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(base, LORA, tmp_path / "run", more={"model_fingerprint": "0" * 64, "precision": "bfloat16"})
+    assert "other weights" in refused(tmp_path / "run", tmp_path / "out", "peft")
+    trained(base, {"kind": "full"}, tmp_path / "whole", more={"model_fingerprint": NOTHING_FROZEN})
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export.write(tmp_path / "whole", Path("."), "merged")
+    assert (tmp_path / "here" / "model.safetensors").is_file()
 
 
 def test_the_card_says_where_the_model_comes_from(base: Path, tmp_path: Path) -> None:

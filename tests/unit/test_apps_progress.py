@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from edgewise.apps.compare import _since
 from edgewise.apps.progress import Board, Progress
 from edgewise.core import events
+from edgewise.engine.run import Federation
 from unit.made_run import made_plan
 
 HEAD = {"loss_first": 6.0, "loss_last": 5.5}
@@ -116,7 +118,7 @@ def whole() -> list[events.AnyEvent]:
         *started(1),
         finished(1, met=False, accepted=0, lost=4, head={}, bytes_up=0),
         events.PhaseStarted(phase="compare", steps=2),
-        events.Progress(phase="compare", done=1, total=2, note="a"),
+        events.Progress(phase="compare", done=1, total=2, note="a: E-NAN: not finite."),
         events.Progress(phase="compare", done=2, total=2),
         events.RunFinished(model="", seconds=9.0),
     ]
@@ -132,6 +134,7 @@ def test_lines_where_there_is_no_terminal() -> None:
     assert "round  1/12  3/4 answered  lost 1, late 0  loss 5.5000  up 100 B each  2.0 s\n" in text
     assert "abandoned: too few contributions" in text
     assert "perplexity bundled: 601.8\n" in text
+    assert "compare 1/2  no figure for a: E-NAN: not finite.\n" in text
     assert "compare 2/2" in text
 
 
@@ -147,6 +150,7 @@ def test_the_live_part_draws_every_state_and_cleans_up() -> None:
         progress.stopping()
     assert any("round 1/12" in d and "●●●●" in d for d in drawn)
     assert any("1 E-NAN" in d for d in drawn)
+    assert any("no figure" in d and "a: E-NAN" in d for d in drawn)
     assert "loading model and text" in stream.getvalue(), "a finished phase leaves its line"
 
 
@@ -169,3 +173,10 @@ def test_ci_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     with Progress(made_plan(4).recipe, stream) as progress:
         progress(FEDERATED)
     assert stream.getvalue() == "federated rounds\n"
+
+
+def test_a_comparisons_time_includes_its_training() -> None:
+    nothing: Any = None
+    federation = Federation(made_plan(4), (), nothing, nothing, nothing, lambda: 10.0, nothing)
+    later = _since(federation, 3.0)
+    assert [later.now_s(), later.now_s(), later.now_s()] == [7.0, 10.0, 10.0]

@@ -130,6 +130,20 @@ def test_names_from_data_are_no_mathematics_and_fit(tmp_path: Path) -> None:
         assert len(plots.write(store, s, tmp_path)) == 4
 
 
+def test_the_lead_tells_what_was_measured_and_abandoned(tmp_path: Path) -> None:
+    s, page = made(tmp_path, rounds_played=4)
+    assert "training together for 3 rounds lowered" in page, "the shown perplexity is the one after three"
+    s["rounds"]["abandoned"] = 1
+    s["facts"]["extensions"] = ["my.parts"]
+    page = report.page(s)
+    assert "1 of 4 rounds were abandoned" in page
+    assert "--extension my.parts" in page
+    s["perplexity"]["federated"]["weighted_mean"] = s["change_percent"]["federated"] = None
+    page = report.page(s)
+    assert "too large for a number" in page
+    checked(page)
+
+
 def test_the_saved_recipe_is_the_same_run(tmp_path: Path) -> None:
     plan = make_run(tmp_path, stage=[{"kind": "weigh"}, {"kind": "clip", "l2": 0.5}])
     with RunStore(tmp_path) as store:

@@ -136,7 +136,8 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     asked = f"{s['invited']} invited, closes at {s['goal']}, fails below {s['minimum']}"
     grid.add_row("rounds", f"{found['rounds']} × ({asked}) of {words.count(found['population'])} devices")
     for key in ("up", "down"):
-        against = words.against(b[f"{key}_ratio"])
+        update = b["float32_update"] / b["up"] if key == "up" and b["float32_update"] and b["up"] else None
+        against = words.against(b[f"{key}_ratio"], update)
         grid.add_row(
             key, f"{words.size(b[key])} per device and round, {against}; {words.size(b[f'{key}_total'])} in all"
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +78,9 @@ def demo(
     from edgewise.apps import doctor
 
     recipe = Path(str(resources.files("edgewise"))) / "assets" / "recipes" / "demo.toml"
-    engine = engine or ("pool" if doctor.cores() > 1 else "inproc")
+    chosen = any(one.partition("=")[0].strip() == "simulation.engine" for one in overrides or ())
+    if engine is None and not chosen:
+        engine = "pool" if doctor.cores() > 1 or workers else "inproc"
     _simulate("demo", recipe, overrides, out, resume, engine, workers, [], as_json, quiet, debug)
 
 
@@ -244,6 +248,7 @@ def _simulate(
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs
+        from edgewise.core.errors import RecipeError
         from edgewise.plan.recipe import load
 
         values = runs.assignments(overrides)
@@ -251,6 +256,9 @@ def _simulate(
             if given is not None:
                 values[f"simulation.{key}"] = given
         recipe = load(path, values)
+        if workers is not None and recipe.simulation.engine != "pool":
+            what = f'--workers is for the pool; the engine is "{recipe.simulation.engine}".'
+            raise RecipeError("E-COMBO", what, "add --engine pool, or leave out --workers.")
         return runs.play(
             session, recipe, path.parent, out or runs.place(recipe, name == "demo", resume), resume, extensions, quiet
         )
@@ -260,6 +268,8 @@ def _simulate(
 
 def main() -> None:
     """Entry point."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows few characters shows others as escapes
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()
 
 

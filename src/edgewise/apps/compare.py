@@ -7,12 +7,16 @@ them where every device is in every round). The centralised run takes ``expected
 The centralised run is one chain of optimizer steps and cannot be split over workers, so it is started first and runs
 beside the devices' own training. Its progress is kept after every chunk, and each device's figure as soon as it is
 there, so a killed run goes on from both.
+
+Time. The wall-clock seconds of both together are in local_only's event, and in centralised's where local_only was not
+run beside it; what was spent before a crash or Ctrl-C is missing.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from math import isfinite
 
 from edgewise.core import events, vector
@@ -84,6 +88,7 @@ def compare(
             tell(events.Progress(phase="compare", done=done, total=total, note=note))
             continue
         assert isinstance(result, jobs.Trained)
+        note = result.device
         if result.device == POOLED:
             chain, chain_left = result.params, chain_left - 1
             store.keep(CENTRALISED, vector.from_bytes(chain, plan.spec.dim), plan.rounds - chain_left)
@@ -93,7 +98,9 @@ def compare(
             del under_way[result.id]
             if result.tokens and isfinite(result.nll):
                 store.measure(LOCAL_ONLY, last, result.device, result.nll, result.tokens)
-        tell(events.Progress(phase="compare", done=done, total=total, note=result.device))
+            elif result.tokens:
+                note = f"{result.device}: E-NAN: its held-out loss is not finite."
+        tell(events.Progress(phase="compare", done=done, total=total, note=note))
     if had_locals:
         measured = store.measures(LOCAL_ONLY, last)
         event = events.Evaluated(
@@ -106,4 +113,12 @@ def compare(
         store.append(event)
         tell(event)
     if pooled:
+        if not had_locals:
+            federation = _since(federation, time.perf_counter() - began)
         federation.evaluate(CENTRALISED, last, vector.from_bytes(chain, plan.spec.dim))
+
+
+def _since(federation: Federation, seconds: float) -> Federation:
+    """``federation`` whose next duration starts ``seconds`` ago."""
+    first = [federation.now_s() - seconds]
+    return replace(federation, now_s=lambda: first.pop() if first else federation.now_s())

@@ -3,6 +3,7 @@ to be. The folder appears whole or not at all."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ def write(run_dir: Path, dest: Path, to: str, played: int | None = None) -> dict
     """
     if to not in FORMATS:
         raise _refused(f"there is no format {to!r}", f"--to {' or '.join(FORMATS)}.")
+    dest = dest.resolve()  # "." has no name of its own
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise _refused(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
     with opened(run_dir) as store:
@@ -47,7 +49,7 @@ def write(run_dir: Path, dest: Path, to: str, played: int | None = None) -> dict
         number, digest, params = _params(store, recipe, run["next_round"], played)
         card = _card(summary.build(store), recipe, to, number, digest)
     recipe_dir = Path(run["facts"].get("recipe_dir") or ".")
-    files = _write(recipe, recipe_dir, params, dest, to, card)
+    files = _write(recipe, recipe_dir, run["facts"], params, dest, to, card)
     return {"dest": str(dest), "to": to, "rounds": number, "model_sha256": digest, "files": files}
 
 
@@ -70,7 +72,9 @@ def _params(store: RunStore, recipe: Recipe, reached: int, played: int | None) -
     return played, models[played], store.blob(models[played])
 
 
-def _write(recipe: Recipe, recipe_dir: Path, params: Vector, dest: Path, to: str, card: str) -> list[str]:
+def _write(
+    recipe: Recipe, recipe_dir: Path, facts: Mapping[str, Any], params: Vector, dest: Path, to: str, card: str
+) -> list[str]:
     import torch
 
     from edgewise.learn.adapters import trainable
@@ -81,6 +85,10 @@ def _write(recipe: Recipe, recipe_dir: Path, params: Vector, dest: Path, to: str
     if params.shape != (flat.spec.dim,):
         what = f"the run trained {params.size} parameters, {loaded.name} has {flat.spec.dim}"
         raise _refused(what, "a run of an extension's trainer, or of another model, is exported by its own code.")
+    known = facts.get("model_fingerprint")
+    if known and known != _frozen_digest(model, getattr(torch, facts.get("precision") or "float32")):
+        what = f"{loaded.name} has other weights than the run trained on"
+        raise _refused(what, "put the base model back as it was when the run began.")
     flat.write(params)
     for p in model.parameters():  # off the shared storage, which a safetensors file cannot say
         p.data, p.grad = p.data.clone(), None
@@ -90,8 +98,8 @@ def _write(recipe: Recipe, recipe_dir: Path, params: Vector, dest: Path, to: str
     try:
         part.mkdir(parents=True)
         model.save_pretrained(part)
-        if to == "peft" and recipe.model.base.startswith("hub:"):
-            _name_base(part / "adapter_config.json", recipe.model.base[4:])
+        if to == "peft":
+            _name_base(part / "adapter_config.json", _base_name(recipe))
         for pattern in TOKENIZER_FILES:
             for file in loaded.folder.glob(pattern):
                 shutil.copyfile(file, part / file.name)
@@ -106,16 +114,51 @@ def _write(recipe: Recipe, recipe_dir: Path, params: Vector, dest: Path, to: str
     return sorted(p.name for p in dest.iterdir())
 
 
+def _frozen_digest(model: Any, arithmetic: Any) -> str:
+    """As ``learn.trainer`` tells it: SHA-256 over the weights that are not trained, in the run's arithmetic."""
+    import torch
+
+    h = hashlib.sha256()
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            h.update(name.encode())
+            h.update(p.detach().to(arithmetic).contiguous().view(torch.uint8).numpy().data)
+    return h.hexdigest()
+
+
+def _base_name(recipe: Recipe) -> str:
+    """What the base is called in exported files: no path of this machine."""
+    base = recipe.model.base
+    if base == "bundled":
+        return "edgewise bundled student"
+    return base[4:] if base.startswith("hub:") else Path(base).name
+
+
 def _name_base(config: Path, name: str) -> None:
-    """Name the hub model in place of this machine's cache folder."""
+    """Name the base in place of this machine's folder."""
     plain = json.loads(config.read_text(encoding="utf-8"))
     config.write_text(json.dumps({**plain, "base_model_name_or_path": name}, indent=2), encoding="utf-8")
+
+
+def _loading(recipe: Recipe, base: str) -> str:
+    """How to load an adapter whose base is on no hub."""
+    where = f'"path/to/{base}"'
+    if recipe.model.base == "bundled":
+        where = 'importlib.resources.files("edgewise") / "assets" / "student"'
+    return f"""
+The base, `{base}`, is on no hub, so it is loaded first:
+
+```python
+base = AutoModelForCausalLM.from_pretrained({where})
+model = PeftModel.from_pretrained(base, "path/to/this/folder")
+```
+"""
 
 
 def _card(s: Mapping[str, Any], recipe: Recipe, to: str, played: int, digest: str) -> str:
     """README.md: data, training, figures, claims, identity. Figures only where they belong to this model version."""
     local = not recipe.model.base.startswith("hub:")
-    base = Path(recipe.model.base).name if local else recipe.model.base[4:]  # no path of this machine
+    base = _base_name(recipe)
     hub = f"base_model: {base}\n" if not local else ""
     library = "peft" if to == "peft" else "transformers"
     what = {"full": "all parameters", "layers": "some layers", "lora": f"LoRA adapters of rank {recipe.trainable.rank}"}
@@ -146,7 +189,7 @@ tags:
 {trained[0].upper()}{trained[1:]} of `{base}`, trained with edgewise on {words.count(s["population"])} simulated devices
 in {played} of {recipe.round.rounds} rounds of {t.local_steps} local steps ({t.optimizer}, learning rate {t.lr:g}).
 The weights are float32.
-
+{_loading(recipe, base) if to == "peft" and local else ""}
 Data: {data}. Fingerprint: `{s["facts"].get("fingerprint", "not recorded")}`.
 {figures}
 ## Who learnt what in training

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from edgewise.apps import words
 from edgewise.core import events
+from edgewise.core.errors import REGISTRY
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -57,6 +58,7 @@ class Board:
     losses: list[float] = field(default_factory=list)
     perplexities: list[float] = field(default_factory=list)
     phases: list[tuple[str, float]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
 
     def take(self, e: events.AnyEvent) -> None:
         """Update from one event."""
@@ -95,6 +97,8 @@ class Board:
                     self.perplexities.append(perplexity(sum(e.nll.values()), sum(e.tokens.values())))
             case events.Progress():
                 self.done, self.total = e.done, e.total
+                if failure(e.note):
+                    self.failures.append(e.note)
             case events.RunFinished() | events.RunFailed():
                 self._close_phase()
                 self.phase = ""
@@ -217,6 +221,8 @@ class Progress:
                 value = perplexity(sum(e.nll.values()), sum(e.tokens.values()))
                 return f"perplexity {words.MODELS.get(e.model, e.model)}: {words.perplexity(value)}"
             case events.Progress():
+                if failure(e.note):
+                    return f"{e.phase} {e.done}/{e.total}  no figure for {e.note}"
                 step = max(1, e.total // 8)
                 return f"{e.phase} {e.done}/{e.total}" if e.done % step == 0 or e.done == e.total else ""
         return ""
@@ -255,7 +261,15 @@ class Progress:
         if b.lost:
             said = ", ".join(f"{n} {code}" for code, n in b.lost.most_common())
             rows.add_row("lost", Text(said, style="yellow"))
+        if b.failures:
+            more = f" (and {len(b.failures) - 1} more)" if len(b.failures) > 1 else ""
+            rows.add_row("no figure", Text(f"{b.failures[-1]}{more}", style="yellow"))
         return Group(head, rows)
+
+
+def failure(note: str) -> bool:
+    """Whether a note says with a code that something failed: ``device: E-NAN: ...``."""
+    return any(part.strip() in REGISTRY for part in note.split(":"))
 
 
 def _dots(done: int, total: int, most: int = 40) -> str:

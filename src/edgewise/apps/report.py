@@ -69,6 +69,10 @@ def _lead(s: Mapping[str, Any]) -> str:
     played = s["rounds"]["played"]
     measured = max((c["played"] for c in s["curve"]), default=played)  # what the shown perplexity belongs to
     who = f"{words.count(s['population'])} devices" if s["population"] else "The devices"
+    if abandoned := s["rounds"]["abandoned"]:
+        who = f"{words.count(abandoned)} of {played} rounds were abandoned for too few contributions. {who}"
+    if change is None and ppl["federated"] and ppl["bundled"]:
+        return f"{who}, {measured} rounds. A held-out perplexity is too large for a number."
     if change is None:
         return f"{who}, {played} rounds. The federated model has not been measured yet."
     verb = "lowered" if change < 0 else "raised"
@@ -77,10 +81,12 @@ def _lead(s: Mapping[str, Any]) -> str:
         f" <b>{words.perplexity(ppl['bundled']['weighted_mean'])}</b> to"
         f" <b>{words.perplexity(ppl['federated']['weighted_mean'])}</b> ({words.percent(change)})."
     )
-    up, ratio = s["bytes"]["up_per_device_round"], s["bytes"]["up_ratio"]
+    b = s["bytes"]
+    up = b["up_per_device_round"]
     if up is None:
         return first
-    return f"{first} Each device sent <b>{words.size(up)}</b> per round: {words.against(ratio, s['bytes']['up_ratio_update'])}."
+    against = words.against(b["up_ratio"], b["up_ratio_update"])
+    return f"{first} Each device sent <b>{words.size(up)}</b> per round: {against}."
 
 
 def _unfinished(s: Mapping[str, Any]) -> str:
@@ -100,25 +106,27 @@ def _verdict(s: Mapping[str, Any]) -> str:
         cards.append(
             card(
                 "Federated perplexity",
-                words.perplexity(ppl["federated"]["weighted_mean"]),
+                words.measured(ppl["federated"]["weighted_mean"]),
                 f"{words.percent(change['federated'])} against the bundled model",
             )
         )
     if share["over_bundled"] is not None:
         alone = share["over_local_only"]
         more = f"{_share(alone)} do better than alone" if alone is not None else "training alone was not measured"
-        cards.append(card("Devices that gain", _share(share["over_bundled"]), more))
+        cards.append(card("Measured devices that gain", _share(share["over_bundled"]), more))
     if b["up_per_device_round"] is not None:
         more = f"{words.against(b['up_ratio'], b['up_ratio_update'])}; down {words.size(b['down_per_device_round'])}"
         cards.append(card("Up, per device and round", words.size(b["up_per_device_round"]), more))
     p = s["participation"]
-    unused = f", {words.count(p['unused'])} in abandoned rounds" if p["unused"] else ""
+    missing = f"{p['lost']} lost, {p['late']} late"
+    if p["unused"]:
+        missing += f", {words.count(p['unused'])} in abandoned rounds"
     if p["invited"]:
         cards.append(
             card(
                 "Contributions that counted",
                 words.percent(100 * p["accepted"] / p["invited"], signed=False),
-                f"{words.count(p['accepted'])} of {words.count(p['invited'])}; {p['lost']} lost, {p['late']} late{unused}",
+                f"{words.count(p['accepted'])} of {words.count(p['invited'])}; {missing}",
             )
         )
     return f'<div class="cards">{"".join(cards)}</div><div class="panel">{_models_table(s)}</div>'
@@ -138,7 +146,7 @@ def _models_table(s: Mapping[str, Any]) -> str:
         if q:
             change = "" if name == "bundled" else words.percent(s["change_percent"][name])
             keys = ("weighted_mean", "median", "worst_decile")
-            cells = [*(words.perplexity(q[k]) for k in keys), change, words.count(q["devices"])]
+            cells = [*(words.measured(q[k]) for k in keys), change, words.count(q["devices"])]
         body.append(row(head, cells, "ours" if name == "federated" else ""))
     counts = {q["devices"] for q in s["perplexity"].values() if q}
     odd = "" if len(counts) < 2 else " Not all models were measured on the same devices: compare with care."
@@ -146,7 +154,7 @@ def _models_table(s: Mapping[str, Any]) -> str:
         ("model", "weighted mean", "median", "worst 10 %", "change", "devices"),
         body,
         "Held-out perplexity; lower is better. Weighted mean: over all held-out tokens. Median and worst 10 %: over"
-        f" devices.{odd}",
+        f" the measured devices.{odd}",
     )
 
 

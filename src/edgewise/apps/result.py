@@ -50,7 +50,7 @@ def _quality(s: Mapping[str, Any], wide: bool) -> Any:
             table.add_row(label, Text("not run", "dim"), "", "", "")
             continue
         change = "" if name == "bundled" else words.percent(s["change_percent"][name])
-        figures = [words.perplexity(q[k]) for k in ("weighted_mean", "median", "worst_decile")]
+        figures = [words.measured(q[k]) for k in ("weighted_mean", "median", "worst_decile")]
         table.add_row(label, *(Text(c, style) for c in [*figures, change]))
     return table
 
@@ -65,7 +65,10 @@ def _costs(s: Mapping[str, Any]) -> Any:
     if share["over_bundled"] is not None:
         alone = share["over_local_only"]
         more = f", {100 * alone:.0f} % than alone" if alone is not None else ""
-        grid.add_row("devices", f"{100 * share['over_bundled']:.0f} % do better than with the bundled model{more}")
+        grid.add_row(
+            "devices",
+            f"{100 * share['over_bundled']:.0f} % of those measured do better than with the bundled model{more}",
+        )
     for key, name in (("up", "up"), ("down", "down")):
         size = words.size(b[f"{key}_per_device_round"])
         said = words.against(b[f"{key}_ratio"], b["up_ratio_update"] if key == "up" else None)

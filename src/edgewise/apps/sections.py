@@ -104,7 +104,7 @@ def participation(s: Summary) -> str:
     ]
     why = charts.bars("Lost contributions by reason", causes, left=250)
     none = '<p class="hint">None: every invited device contributed.</p>'
-    hint = f"{p['lost'] - dropped} failed, {dropped} dropped out, {p['late']} late."
+    hint = f"{p['lost'] - dropped} failed, {dropped} dropped out, {p['late']} late (in virtual time)."
     top = pair(
         panel("Funnel", "Invitations over all rounds.", charts.bars("Participation funnel", steps, left=165)),
         panel("Lost contributions", hint if why else "", why or none),
@@ -260,12 +260,15 @@ def provenance(s: Summary) -> str:
         ]
     )
     command = f"edgewise sim recipe.toml --out runs/{shlex.quote(name)}-again"
+    for module in f.get("extensions") or ():
+        command += f" --extension {shlex.quote(str(module))}"
     note = ""
     if s["recipe"]["data"]["path"]:
         note = " The data path is relative to the folder of the original recipe: put the file there."
     repeat = (
         "<h3>Repeat this run</h3><p class='hint'>The recipe with all defaults is <code>recipe.toml</code> beside this"
-        f" page. The same seed gives the same model bytes with any engine.{note}</p><pre>{escape(command)}</pre>"
+        f" page. The same seed, data and arithmetic give the same model bytes with any engine.{note}</p>"
+        f"<pre>{escape(command)}</pre>"
     )
     return f'<div class="panel">{listed}</div>{repeat}' + details(
         "recipe.toml", f"<pre>{escape(toml(s['recipe']))}</pre>"

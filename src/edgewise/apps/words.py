@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 
 MODELS = {"bundled": "bundled", "local_only": "local only", "federated": "federated", "centralised": "centralised"}
 MEANS = {
@@ -14,8 +14,8 @@ MEANS = {
 }
 LOST = {
     "dropped": "dropped out",
-    "late": "late: the round had closed",
-    "deadline": "missed the deadline",
+    "late": "late in virtual time: the round had closed",
+    "deadline": "missed the deadline (virtual time)",
 }
 NOTHING = "–"
 _BARS = "▁▂▃▄▅▆▇█"
@@ -54,6 +54,11 @@ def perplexity(x: float | None) -> str:
     if not isfinite(x):
         return "too large"
     return f"{x:,.1f}" if x < 1000 else f"{x:,.0f}"
+
+
+def measured(x: float | None) -> str:
+    """The perplexity of a model that was measured: a summary's null means that no float holds it."""
+    return perplexity(inf if x is None else x)
 
 
 def percent(x: float | None, signed: bool = True) -> str:
