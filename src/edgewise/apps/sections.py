@@ -243,7 +243,8 @@ def provenance(s: Summary) -> str:
     when = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M UTC") if began else ""
     engine = f"{f.get('engine', '')}, {f.get('workers')} workers" if f.get("workers", 1) != 1 else f.get("engine", "")
     known = {"model", "parameters", "fingerprint", "engine", "workers", "started_at", "initial_sha256", "trainable"}
-    more = [(k.replace("_", " "), escape(_short(v))) for k, v in f.items() if k not in known]
+    known |= {"model_fingerprint", "spec_sha256"}
+    more = [(k.replace("_", " "), escape(_short(v))) for k, v in f.items() if k not in known and v not in ([], "")]
     listed = facts(
         [
             ("model", escape(str(f.get("model") or s["recipe"]["model"]["base"]))),
@@ -252,6 +253,8 @@ def provenance(s: Summary) -> str:
             ("initial model SHA-256", _hash(s["initial_sha256"])),
             ("final model SHA-256", _hash(s["model_sha256"]) + f" <small>after {s['rounds']['played']} rounds</small>"),
             ("data fingerprint", _hash(f.get("fingerprint"))),
+            ("frozen weights SHA-256", _hash(f.get("model_fingerprint"))),
+            ("layout SHA-256", _hash(f.get("spec_sha256"))),
             ("seed", escape(str(s["seed"]))),
             ("started", when),
             ("engine", escape(engine)),
