@@ -135,7 +135,7 @@ class Federation:
         if isinstance(record, Expired):
             event = machine.Deadline(record.at_s)
         elif isinstance(record, Lost):
-            event = machine.Gone(record.device, self._number(state), record.code)
+            event = machine.Gone(record.device, state.round, record.code)
         else:
             event = self._read(now, state, record)
         state, effects = machine.step(state, event)
@@ -147,7 +147,7 @@ class Federation:
                 self._say(
                     now,
                     events.Accepted(
-                        round=self._number(state),
+                        round=state.round,
                         device=effect.device,
                         bytes_up=len(record.frame),
                         train_s=record.train_s,
@@ -158,13 +158,13 @@ class Federation:
                 reason = self._reason(record)
                 self._say(
                     now,
-                    events.Lost(round=self._number(state), device=effect.device, code=effect.code, reason=reason),
+                    events.Lost(round=state.round, device=effect.device, code=effect.code, reason=reason),
                 )
         return state
 
     def _read(self, now: _Round, state: machine.State, record: Arrived) -> machine.Input:
         """Decode and fold a frame; anything unusable becomes ``Gone`` with its code, never an exception."""
-        number = self._number(state)
+        number = state.round
         try:
             message = frame.load(record.frame, self.plan.frame_limit_bytes)
             if not isinstance(message, frame.Contribution | frame.Refusal):
@@ -313,9 +313,6 @@ class Federation:
     def _say(self, now: _Round, event: events.AnyEvent) -> None:
         now.told.append(event)
         self.tell(event)
-
-    def _number(self, state: machine.State) -> int:
-        return state.round
 
 
 def _closed(state: Any) -> bool:
