@@ -26,7 +26,7 @@ def _turn(round: int) -> Turn:
 
 def _send(stage: Stage, x: list[float], memory: Memory, round: int) -> tuple[Vector, Memory]:
     payload, memory = stage.encode(Payload(np.array(x, np.float32), np.zeros(0)), memory, SPACE, _turn(round))
-    return stage.decode(payload, SPACE, _turn(round)).body, memory
+    return stage.decode(payload, SPACE, _turn(round)).dense(SPACE.dim).body, memory
 
 
 def test_by_hand() -> None:

@@ -36,7 +36,7 @@ def test_top_k_is_a_stable_sort(x: Vector, fraction: float) -> None:
     assert payload.support is not None
     assert payload.support.tolist() == want
     assert payload.body.tolist() == x[want].tolist()
-    dense = top_k(fraction).decode(payload, _space(x.size), TURN)
+    dense = top_k(fraction).decode(payload, _space(x.size), TURN).dense(x.size)
     assert dense.support is None
     assert dense.body.tolist() == [v if i in want else 0.0 for i, v in enumerate(x.tolist())]
 
@@ -61,7 +61,7 @@ def test_random_k_support_is_public_and_moves() -> None:
     assert (a == _encode(stage, x, Turn(5, root(1), root(99))).body).all(), "depends on nothing private"
     assert (a != _encode(stage, x, Turn(6, root(1), root(2))).body).any(), "differs by round"
     assert (a != _encode(stage, x, Turn(5, root(3), root(2))).body).any(), "differs by public key"
-    dense = stage.decode(_encode(stage, x), _space(100), TURN).body
+    dense = stage.decode(_encode(stage, x), _space(100), TURN).dense(100).body
     assert sorted(dense[dense != 0].tolist()) == sorted(a.tolist())
     assert ((dense == 0) | (dense == x)).all()
 
@@ -89,7 +89,7 @@ def test_random_k_variance_is_the_textbook_one() -> None:
     """NMSE (1 - p) / p: 19 at 5 % (research/methods.md 2.1)."""
     x = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
     stage = random_k(0.05)
-    y = stage.decode(_encode(stage, x), _space(x.size), TURN).body
+    y = stage.decode(_encode(stage, x), _space(x.size), TURN).dense(x.size).body
     assert float(np.square(y - x).sum() / np.square(x).sum()) == pytest.approx(19.0, rel=0.1)
 
 
@@ -105,7 +105,7 @@ def test_segments(names: list[str], kept: list[int]) -> None:
     stage = segments(SPEC, names)
     payload = _encode(stage, x)
     assert payload.body.tolist() == x[list(kept)].tolist()
-    dense = stage.decode(payload, _space(8), TURN).body
+    dense = stage.decode(payload, _space(8), TURN).dense(8).body
     assert dense.tolist() == [v if i in kept else 0.0 for i, v in enumerate(x.tolist())]
     out = stage.infer(_space(8))
     assert (out.dim, out.l2, out.unbiased, out.summable) == (len(kept), 3.0, len(kept) == 8, True)
@@ -120,4 +120,4 @@ def test_wrap_lifts_the_centred_residue(bits: int, data: st.DataObject) -> None:
     payload, _ = stage.encode(Payload(np.array(values, np.int32), np.zeros(0)), {}, space, TURN)
     assert payload.body.dtype == np.uint64
     assert payload.body.tolist() == [v % 2**bits for v in values]
-    assert stage.decode(payload, space, TURN).body.tolist() == values
+    assert stage.decode(payload, space, TURN).dense(space.dim).body.tolist() == values

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgewise.codecs import pack
-from edgewise.codecs.kernels import rice_encode
+from edgewise.codecs.kernels import golomb_encode
 from edgewise.core.errors import DecodeError
 from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import Payload
@@ -24,7 +24,7 @@ def _space(dim: int, **more: object) -> Space:
 REAL = _space(3)
 INTEGER = _space(5, kind=Kind.INTEGER, bits=4.0, level_max=7, scale=0.0, block=4)
 RING = _space(3, kind=Kind.RING, modulus=1 << 11, bits=11.0, level_max=127)
-RICE = _space(4, universe=100, sparse=True, kind=Kind.INTEGER, bits=8.0, level_max=127)
+GOLOMB = _space(4, universe=100, sparse=True, kind=Kind.INTEGER, bits=8.0, level_max=127)
 BITMAP = _space(5, universe=10, sparse=True)
 
 
@@ -45,11 +45,13 @@ def test_golden_layouts() -> None:
     ring = Payload(np.array([1, 2047, 1024], np.uint64), HEAD)
     assert pack.pack(ring, RING) == head + (1 | 2047 << 11 | 1024 << 22).to_bytes(5, "little")
     sparse = Payload(np.array([5, -5, 0, 1], np.int32), HEAD, np.array([0, 17, 18, 99]))
-    assert pack.rice_parameter(4, 100) == 4
-    assert pack.pack(sparse, RICE) == head + rice_encode(np.array([0, 17, 18, 99]), 4) + bytes([132, 122, 127, 128])
+    assert pack.golomb_parameter(4, 100) == 17
+    assert pack.pack(sparse, GOLOMB) == head + golomb_encode(np.array([0, 17, 18, 99]), 17) + bytes(
+        [132, 122, 127, 128]
+    )
     bitmap = Payload(np.arange(5, dtype=np.float32), HEAD, np.array([0, 1, 4, 8, 9]))
     assert pack.pack(bitmap, BITMAP) == head + bytes([0b00010011, 0b11]) + struct.pack("<5f", 0, 1, 2, 3, 4)
-    for payload, space in ((real, REAL), (integer, INTEGER), (ring, RING), (sparse, RICE), (bitmap, BITMAP)):
+    for payload, space in ((real, REAL), (integer, INTEGER), (ring, RING), (sparse, GOLOMB), (bitmap, BITMAP)):
         back = pack.unpack(pack.pack(payload, space), space)
         assert back.body.tolist() == payload.body.tolist()
         assert back.count == 1.0, "the amount of data never travels"
@@ -89,15 +91,15 @@ def test_published_index_cost() -> None:
 
 @pytest.mark.parametrize("where", [[0, 1, 2, 3], [96, 97, 98, 99], [0, 1, 2, 99]])
 def test_extreme_supports(where: list[int]) -> None:
-    raw = pack.pack(Payload(np.zeros(4, np.int32), HEAD, np.array(where)), RICE)
-    assert pack.unpack(raw, RICE).support.tolist() == where  # type: ignore[union-attr]
+    raw = pack.pack(Payload(np.zeros(4, np.int32), HEAD, np.array(where)), GOLOMB)
+    assert pack.unpack(raw, GOLOMB).support.tolist() == where  # type: ignore[union-attr]
 
 
 def test_refuses_lengths() -> None:
     for payload, space in (
         (Payload(np.zeros(3, np.float32), HEAD), REAL),
         (Payload(np.zeros(5, np.int32), HEAD, scales=np.ones(2, np.float32)), INTEGER),
-        (Payload(np.zeros(4, np.int32), HEAD, np.array([0, 17, 18, 99])), RICE),
+        (Payload(np.zeros(4, np.int32), HEAD, np.array([0, 17, 18, 99])), GOLOMB),
         (Payload(np.zeros(5, np.float32), HEAD, np.arange(5)), BITMAP),
     ):
         raw = pack.pack(payload, space)
@@ -121,8 +123,8 @@ def test_refuses_values() -> None:
     good = pack.pack(Payload(np.zeros(5, np.float32), HEAD, np.arange(5)), BITMAP)
     for bitmap in (b"\x1f\x01", b"\x0f\x00", b"\x0f\x04", b"\xff\xff"):
         assert "bitmap" in _refused(good[:16] + bitmap + good[18:], BITMAP)
-    good = pack.pack(Payload(np.zeros(4, np.int32), HEAD, np.array([0, 17, 18, 99])), RICE)
-    assert "Rice" in _refused(good[:16] + b"\xff" * (len(good) - 16), RICE)
+    good = pack.pack(Payload(np.zeros(4, np.int32), HEAD, np.array([0, 17, 18, 99])), GOLOMB)
+    assert "Golomb" in _refused(good[:16] + b"\xff" * (len(good) - 16), GOLOMB)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +137,10 @@ def test_refuses_values() -> None:
         (Payload(np.full(5, 8, np.int32), HEAD, scales=np.ones(2, np.float32)), INTEGER),
         (Payload(np.full(5, -8, np.int32), HEAD, scales=np.ones(2, np.float32)), INTEGER),
         (Payload(np.full(3, 2048, np.uint64), HEAD), RING),
-        (Payload(np.zeros(4, np.int32), HEAD), RICE),
-        (Payload(np.zeros(4, np.int32), HEAD, np.array([0, 17, 17, 99])), RICE),
-        (Payload(np.zeros(4, np.int32), HEAD, np.array([0, 17, 18, 100])), RICE),
-        (Payload(np.zeros(4, np.int32), HEAD, np.array([-1, 17, 18, 19])), RICE),
+        (Payload(np.zeros(4, np.int32), HEAD), GOLOMB),
+        (Payload(np.zeros(4, np.int32), HEAD, np.array([0, 17, 17, 99])), GOLOMB),
+        (Payload(np.zeros(4, np.int32), HEAD, np.array([0, 17, 18, 100])), GOLOMB),
+        (Payload(np.zeros(4, np.int32), HEAD, np.array([-1, 17, 18, 19])), GOLOMB),
     ],
 )
 def test_own_misuse(payload: Payload, space: Space) -> None:

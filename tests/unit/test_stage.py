@@ -39,7 +39,7 @@ def _release(pipe: Pipeline, xs: list[Vector], counts: list[float] | None = None
         head = {"loss": float(i)} if pipe.spaces[0].head else {}
         payload, _ = pipe.encode(x, head, counts[i] if counts else 1.0, pipe.init(), TURN)
         total = pipe.add(total, payload, TURN)
-    return pipe.release(total, TURN, root(3))
+    return pipe.release(total, TURN, root(3), {})[0]
 
 
 def test_plain_mean() -> None:
@@ -167,7 +167,7 @@ def test_misuse() -> None:
     with pytest.raises(ValueError, match="shape"):
         pipe.encode(np.zeros(3, np.float32), {"loss": 1.0}, 1.0, {}, TURN)
     with pytest.raises(ValueError, match="nothing to release"):
-        pipe.release(pipe.start_sum(), TURN, root(3))
+        pipe.release(pipe.start_sum(), TURN, root(3), {})
     with pytest.raises(ValueError, match="count"):
         pipeline(START, [weigh(1.0)], plain_sum()).encode(np.zeros(DIM, np.float32), {"loss": 1.0}, -1.0, {}, TURN)
 
@@ -197,10 +197,10 @@ def test_noise_has_the_promised_size_and_covers_the_head() -> None:
     assert pipe.total.sensitivity == 5.0
     assert pipe.total.noise_std == pytest.approx(sqrt(2.5**2 + 10.0**2))
     payload, _ = pipe.encode(np.zeros(40_000, np.float32), {"loss": 1.0}, 1.0, {}, TURN)
-    out = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(3))
+    out = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(3), {})[0]
     assert out.mean.std() == pytest.approx(pipe.total.noise_std, rel=0.02)
     assert abs(out.head["loss"] - 1.0) > 0.01
-    other = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(4))
+    other = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(4), {})[0]
     assert abs(np.corrcoef(out.mean, other.mean)[0, 1]) < 0.03
 
 
@@ -208,7 +208,7 @@ def test_posts_draw_independently() -> None:
     """Two noises with one stream would double the standard deviation instead of adding variances."""
     pipe = pipeline(BARE.but(dim=20_000, universe=20_000), [clip(1.0)], plain_sum(), [noise(1.0), noise(1.0)])
     payload, _ = pipe.encode(np.zeros(20_000, np.float32), {}, 1.0, {}, TURN)
-    out = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(3))
+    out = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(3), {})[0]
     assert out.mean.std() == pytest.approx(sqrt(2.0), rel=0.03)
 
 

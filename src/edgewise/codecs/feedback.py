@@ -11,7 +11,7 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Payload, Stage, undo
 from edgewise.core.vector import Array
 
 
@@ -54,6 +54,10 @@ def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10)
                 f"{name}: the positions before it change every round, so a residual would come back elsewhere.",
                 "put the stage that chooses positions inside feedback.",
             )
+        if any(stage.server is not None for stage in stages):
+            raise CompositionError(
+                "E-ORDER", f"{name}: a stage inside has its own memory on the server.", "use it without feedback."
+            )
         out = fold(space)[-1]
         if space.memory or out.memory:
             raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
@@ -89,17 +93,16 @@ def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10)
             mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
             message, new = stage.encode(message, mine, before, turn)
             after.update({f"{i}.{k}": v for k, v in new.items()})
-        after["residual"] = a - _undo(stages, spaces, message, turn).body
+        sent = undo(stages, spaces, message, turn)
+        if sent.support is None:
+            after["residual"] = a - sent.body
+        else:
+            after["residual"] = a
+            a[sent.support] -= sent.body
         after["last"] = np.full(1, turn.round, np.int64)
         return message, after
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
-        return _undo(stages, fold(space), payload, turn)
+        return undo(stages, fold(space), payload, turn)
 
-    return Stage(name, infer, encode, decode, init)
-
-
-def _undo(stages: Sequence[Stage], spaces: Sequence[Space], message: Payload, turn: Turn) -> Payload:
-    for stage, before in zip(reversed(stages), reversed(spaces[:-1]), strict=True):
-        message = stage.decode(message, before, turn)
-    return message
+    return Stage(name, infer, encode, decode, init, sparse=True)

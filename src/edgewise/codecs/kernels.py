@@ -1,4 +1,4 @@
-"""The loops that numpy cannot do: counter-based rounding and sampling, bit packing, Rice codes.
+"""The loops that numpy cannot do: counter-based rounding and sampling, bit packing, Golomb codes.
 
 All kernels are sequential, bounds-checked where their input comes from elsewhere, and give the same bits on every
 platform: integer arithmetic and IEEE float64 without contraction or reordering. Randomness is SplitMix64 of a seed and
@@ -54,21 +54,24 @@ def choose(n: int, k: int, seed: np.uint64) -> NDArray[np.int64]:
 
 @compiled
 def round_levels(
-    x: NDArray[np.float32], inverse: NDArray[np.float64], block: int, level_max: int, seed: np.uint64
-) -> NDArray[np.int32]:
+    x: NDArray[np.float32],
+    inverse: NDArray[np.float64],
+    block: int,
+    level_max: int,
+    seed: np.uint64,
+    out: NDArray[Any],
+) -> None:
     """floor(x_i * inverse_b + u_i), cut to +-level_max; one ``inverse`` (levels per unit) per ``block`` coordinates."""
-    out = np.empty(x.size, np.int32)
     top = np.float64(level_max)
     for b in range(inverse.size):
         inv = inverse[b]
         for i in range(b * block, min(x.size, (b + 1) * block)):
             q = np.floor(np.float64(x[i]) * inv + uniform(seed, i))
             out[i] = np.int32(min(max(q, -top), top))
-    return out
 
 
 @compiled
-def unround(levels: NDArray[np.int32], step: NDArray[np.float64], block: int) -> NDArray[np.float32]:
+def unround(levels: NDArray[Any], step: NDArray[np.float64], block: int) -> NDArray[np.float32]:
     """level * step_b in float64, then float32."""
     out = np.empty(levels.size, np.float32)
     for b in range(step.size):
@@ -118,90 +121,145 @@ def packed_bytes(n: int, width: int) -> int:
     return (n * width + 7) // 8
 
 
-def pack_bits(values: NDArray[np.uint32], width: int) -> bytes:
+def pack_bits(values: NDArray[Any], width: int) -> bytes:
     """Values below 2^width (not checked), least significant bit first, zero padding to a byte. width: 1 to 32."""
     if width == 8:
         return values.astype(np.uint8).tobytes()
+    values = values.astype(np.uint32, copy=False)
     words = np.zeros((values.size * width + 31) // 32, np.uint32)
     _pack_words(values, width, words)
     return words.astype("<u4").tobytes()[: packed_bytes(values.size, width)]
 
 
-def unpack_bits(raw: memoryview, width: int, n: int) -> NDArray[np.uint32] | None:
+def unpack_bits(raw: memoryview, width: int, n: int) -> NDArray[Any] | None:
     """Inverse of ``pack_bits``; None unless ``raw`` has exactly that many bytes and zero padding."""
     size = packed_bytes(n, width)
     spare = 8 * size - n * width
     if len(raw) != size or (spare and raw[-1] >> (8 - spare)):
         return None
     if width == 8:
-        return np.frombuffer(raw, np.uint8).astype(np.uint32)
+        return np.array(np.frombuffer(raw, np.uint8))
     padded = np.zeros((size + 3) // 4 * 4, np.uint8)
     padded[:size] = np.frombuffer(raw, np.uint8)
     return _unpack_words(padded.view("<u4").astype(np.uint32, copy=False), width, n)
 
 
 @compiled
-def _rice_bits(positions: NDArray[np.int64], k: int) -> int:
+def _golomb_bits(positions: NDArray[np.int64], m: int, low: int, cut: int) -> int:
     bits = 0
-    last = -1
-    for i in range(positions.size):
-        bits += ((positions[i] - last - 1) >> k) + 1 + k
-        last = positions[i]
-    return bits
-
-
-@compiled
-def _rice_write(positions: NDArray[np.int64], k: int, out: NDArray[np.uint8]) -> None:
-    bit = 0
     last = -1
     for i in range(positions.size):
         gap = positions[i] - last - 1
         last = positions[i]
-        for _ in range(gap >> k):
-            out[bit >> 3] |= np.uint8(1 << (bit & 7))
-            bit += 1
-        bit += 1
-        for j in range(k):
-            if (gap >> j) & 1:
-                out[bit >> 3] |= np.uint8(1 << (bit & 7))
-            bit += 1
+        bits += gap // m + 1 + low + (1 if gap % m >= cut else 0)
+    return bits
 
 
-def rice_encode(positions: NDArray[np.int64], k: int) -> bytes:
-    """Gaps between strictly increasing positions: quotient by 2^k in unary (ones, then a zero), remainder in k bits."""
-    out = np.zeros((_rice_bits(positions, k) + 7) // 8, np.uint8)
-    _rice_write(positions, k, out)
+@compiled
+def _golomb_write(positions: NDArray[np.int64], m: int, low: int, cut: int, out: NDArray[np.uint8]) -> None:
+    acc = np.uint64(0)  # bits not yet written, fewer than 8 of them between two steps
+    have = 0
+    at = 0
+    last = -1
+    for i in range(positions.size):
+        gap = positions[i] - last - 1
+        last = positions[i]
+        ones = gap // m
+        rest = gap - ones * m
+        while ones > 0:
+            now = min(ones, 32)
+            acc |= ((_ONE << np.uint64(now)) - _ONE) << np.uint64(have)
+            have += now
+            ones -= now
+            while have >= 8:
+                out[at] = np.uint8(acc & np.uint64(0xFF))
+                acc >>= np.uint64(8)
+                have -= 8
+                at += 1
+        have += 1  # the zero that ends the unary part
+        if rest < cut:
+            acc |= np.uint64(rest) << np.uint64(have)
+            have += low
+        else:
+            long = rest + cut
+            acc |= (np.uint64(long >> 1) | (np.uint64(long & 1) << np.uint64(low))) << np.uint64(have)
+            have += low + 1
+        while have >= 8:
+            out[at] = np.uint8(acc & np.uint64(0xFF))
+            acc >>= np.uint64(8)
+            have -= 8
+            at += 1
+    if have > 0:
+        out[at] = np.uint8(acc & np.uint64(0xFF))
+
+
+def _truncated(m: int) -> tuple[int, int]:
+    """Of remainders below m: bits of the short ones, and how many are short; the others have one bit more."""
+    width = (m - 1).bit_length()
+    return max(0, width - 1), (1 << width) - m if m > 1 else 1
+
+
+def golomb_encode(positions: NDArray[np.int64], m: int) -> bytes:
+    """Gaps between strictly increasing positions: quotient by m in unary (ones, then a zero), remainder in truncated
+    binary (its last bit last). m: 1 to 2^40."""
+    low, cut = _truncated(m)
+    out = np.zeros((_golomb_bits(positions, m, low, cut) + 7) // 8, np.uint8)
+    _golomb_write(positions, m, low, cut, out)
     return out.tobytes()
 
 
 @compiled
-def rice_decode(data: NDArray[np.uint8], k: int, universe: int, out: NDArray[np.int64]) -> int:
-    """Fill ``out`` with positions; returns the bytes read, or -1 when the data ends, leaves [0, universe), or pads
-    with ones. Time is linear in the bytes read."""
-    bits = data.size * 8
-    bit = 0
+def _golomb_read(data: NDArray[np.uint8], m: int, low: int, cut: int, universe: int, out: NDArray[np.int64]) -> int:
+    size = data.size
+    acc = np.uint64(0)  # the next ``have`` bits
+    have = 0
+    byte = 0
     at = -1
     for i in range(out.size):
         at += 1
-        while True:
-            if bit >= bits or at >= universe:
+        while True:  # unary part
+            if have == 0:
+                while have <= 48 and byte < size:
+                    acc |= np.uint64(data[byte]) << np.uint64(have)
+                    have += 8
+                    byte += 1
+                if have == 0:
+                    return -1
+            if at >= universe:
                 return -1
-            one = (data[bit >> 3] >> (bit & 7)) & 1
-            bit += 1
-            if one == 0:
+            one = acc & _ONE
+            acc >>= _ONE
+            have -= 1
+            if one == np.uint64(0):
                 break
-            at += 1 << k
-        if bit + k > bits:
+            at += m
+        while have <= 48 and byte < size:
+            acc |= np.uint64(data[byte]) << np.uint64(have)
+            have += 8
+            byte += 1
+        if have < low:
             return -1
-        for j in range(k):
-            if (data[bit >> 3] >> (bit & 7)) & 1:
-                at += 1 << j
-            bit += 1
+        rest: Any = np.int64(acc & ((_ONE << np.uint64(low)) - _ONE))
+        acc >>= np.uint64(low)
+        have -= low
+        if rest >= cut:
+            if have < 1:
+                return -1
+            rest = 2 * rest + np.int64(acc & _ONE) - cut
+            acc >>= _ONE
+            have -= 1
+        at += rest
         if at >= universe:
             return -1
         out[i] = at
-    while bit & 7:
-        if (data[bit >> 3] >> (bit & 7)) & 1:
-            return -1
-        bit += 1
-    return bit >> 3
+    spare = have & 7  # the rest of the last byte that was begun
+    if acc & ((_ONE << np.uint64(spare)) - _ONE):
+        return -1
+    return byte - have // 8
+
+
+def golomb_decode(data: NDArray[np.uint8], m: int, universe: int, out: NDArray[np.int64]) -> int:
+    """Fill ``out`` with positions; returns the bytes read, or -1 when the data ends, leaves [0, universe), or pads
+    with ones. Time is linear in the bytes read."""
+    low, cut = _truncated(m)
+    return int(_golomb_read(data, m, low, cut, universe, out))

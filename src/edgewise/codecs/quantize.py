@@ -98,14 +98,15 @@ def quantize(bits: int, grid: str = "block", block: int = 64) -> Stage:
         return out.but(scale=step, block=0, l2=shared_l2(space.l2, step, space.dim, top))
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        x = payload.body
+        x, body = payload.body, np.empty(payload.body.size, np.int8 if top <= 127 else np.int32)
         seed = np.uint64(word(derive(turn.private, "quantize", turn.round)))
         if shared:
-            body = kernels.round_levels(x, np.array([top / space.linf]), max(1, x.size), top, seed)
+            kernels.round_levels(x, np.array([top / space.linf]), max(1, x.size), top, seed, body)
             return payload.but(body=body), memory
         scales = block_scales(x, block)
         inverse = np.divide(float(top), scales, out=np.zeros(scales.size), where=scales > 0, dtype=np.float64)
-        return payload.but(body=kernels.round_levels(x, inverse, block, top, seed), scales=scales), memory
+        kernels.round_levels(x, inverse, block, top, seed, body)
+        return payload.but(body=body, scales=scales), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         if shared:

@@ -81,8 +81,7 @@ def random_k(fraction: float, unbiased: bool = True) -> Stage:
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         if size(space) == space.dim:
             return payload
-        x = np.zeros(space.dim, np.float32)
-        x[positions(space, turn)] = payload.body
-        return payload.but(body=x)
+        at = positions(space, turn)
+        return payload.but(support=at if payload.support is None else at[payload.support])
 
-    return Stage(name, infer, encode, decode)
+    return Stage(name, infer, encode, decode, sparse=True)

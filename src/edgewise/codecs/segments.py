@@ -38,6 +38,8 @@ def segments(spec: Spec, names: Sequence[str]) -> Stage:
         raise CompositionError("E-SEGMENT", "segments: no names given.", 'name at least one, or "*" for all.')
     kept = [s for s in spec.segments if any(fnmatchcase(s.name, p) for p in names)]
     size = sum(s.size for s in kept)
+    stops = np.cumsum([s.size for s in kept])  # of each kept segment, among the kept coordinates
+    shift = np.array([s.stop for s in kept]) - stops
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
@@ -51,10 +53,12 @@ def segments(spec: Spec, names: Sequence[str]) -> Stage:
         return payload.but(body=np.concatenate([payload.body[s.start : s.stop] for s in kept])), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
+        if payload.support is not None:
+            return payload.but(support=payload.support + shift[np.searchsorted(stops, payload.support, "right")])
         x, at = np.zeros(spec.dim, np.float32), 0
         for s in kept:
             x[s.start : s.stop] = payload.body[at : at + s.size]
             at += s.size
         return payload.but(body=x)
 
-    return Stage(name, infer, encode, decode)
+    return Stage(name, infer, encode, decode, sparse=True)

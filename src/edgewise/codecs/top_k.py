@@ -17,6 +17,7 @@ def top_k(fraction: float) -> Stage:
     Algebra: a projection, so l2 and linf stay; biased (use ``feedback``); positions differ per device, so not summable
     and the positions themselves say something about the data.
     Guarantees: exactly k coordinates; equal magnitudes go to the lowest positions; positions strictly increase.
+    Decoding leaves the contribution sparse, so that a visible sum costs time by what was sent, not by d.
     Edge cases: a zero vector sends zeros at positions 0..k-1.
     Args:
         fraction: share of coordinates, above 0, at most 1.
@@ -53,8 +54,6 @@ def top_k(fraction: float) -> Stage:
         return payload.but(body=payload.body[support], support=support), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
-        x = np.zeros(space.dim, np.float32)
-        x[payload.support] = payload.body
-        return payload.but(body=x, support=None)
+        return payload
 
-    return Stage(name, infer, encode, decode)
+    return Stage(name, infer, encode, decode, sparse=True)

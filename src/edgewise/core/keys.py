@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
+from numpy.typing import NDArray
 
 Key = bytes
 KEY_BYTES = 32
@@ -57,10 +59,16 @@ def word(key: Key) -> int:
 class Turn:
     """What a codec may know about the moment: the round, its public key, and this device's own key.
 
-    ``public`` is announced by the server and equal on all devices of the round (shared supports, rotations, grids);
-    ``private`` never leaves the device (stochastic rounding) and is empty on the server.
+    Attributes:
+        public: announced by the server, equal on all devices of the round (shared supports, rotations, grids).
+        private: never leaves the device (stochastic rounding); empty on the server.
+        support: announced likewise: int64[], increasing positions of the largest coordinates of the last release, for
+            stages whose ``Space.support`` asks for them; empty before the first release.
+        budget_bytes: what the device may upload in this round, measured by itself; never sent.
     """
 
     round: int
     public: Key
     private: Key = field(default=b"", repr=False)
+    support: NDArray[np.int64] | None = field(default=None, repr=False)
+    budget_bytes: float = inf

@@ -44,6 +44,8 @@ class Space:
         head_l2: bound of the head's L2 norm.
         scale: model units per encoded unit (INTEGER, RING); 1.0 for REAL. 0.0: scales travel per block.
         level_max: largest absolute encoded integer of one contribution (INTEGER, RING).
+        stride: distance of neighbouring encoded integers (INTEGER): 1 where zero is one of them; 2 for grids of an
+            even number of values, -level_max, -level_max + 2, ..., level_max.
         modulus: of the ring; 0 otherwise.
         summable: decode(sum of encodings) = sum of decodings.
         unbiased: the mean of decode(encode(x)) over the stages' own randomness is x.
@@ -51,11 +53,14 @@ class Space:
         sparse: body positions are chosen per device and travel with it.
         moving: body positions are public but drawn anew every round, so nothing after may remember per position.
         universe: length of the vector that positions point into (equals dim where not sparse).
-        block: coordinates that share one travelling scale; 0 = none.
+        block: coordinates that share ``scales`` travelling scales; 0 = none.
+        scales: travelling scales per block.
         bits: bits per encoded body coordinate on the wire.
         gain: product of the factors by which stages stretched what is kept (unbiased sparsifiers); > 1 does not
             contract, so it cannot stand inside error feedback.
         noise_std: standard deviation, model units, of noise that each contribution already carries.
+        population: devices that exist, of which a round's cohort is drawn; 0 = not known.
+        support: positions of the last release that devices have to be told (``shared_top_k``); 0 = none.
     """
 
     dim: int
@@ -67,6 +72,7 @@ class Space:
     head_l2: float = 0.0
     scale: float = 1.0
     level_max: int = 0
+    stride: int = 1
     modulus: int = 0
     summable: bool = True
     unbiased: bool = True
@@ -75,9 +81,12 @@ class Space:
     moving: bool = False
     universe: int = 0
     block: int = 0
+    scales: int = 1
     bits: float = 32.0
     gain: float = 1.0
     noise_std: float = 0.0
+    population: int = 0
+    support: int = 0
 
     def but(self, **changes: object) -> Space:
         """A copy with some fields replaced."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -29,10 +30,10 @@ class Payload:
     """One contribution between two stages.
 
     Attributes:
-        body: float32[m] (REAL), int32[m] (INTEGER) or uint64[m] (RING).
+        body: float32[m] (REAL); int8[m] up to level_max 127, else int32[m] (INTEGER); uint64[m] (RING).
         head: float64[h], exact scalars in the order of ``Space.head``; only ``weigh`` touches them.
         support: int64[m], strictly increasing positions of the body; None where positions are public or all.
-        scales: float32[ceil(m / block)], bfloat16 values; None where the grid is public.
+        scales: float32[scales ceil(m / block)], bfloat16 values; None where the grid is public.
         count: amount of data behind the contribution; input of ``weigh``, never sent.
     """
 
@@ -46,9 +47,34 @@ class Payload:
         """A copy with some fields replaced."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
+    def dense(self, dim: int) -> Payload:
+        """The same in a body of ``dim`` coordinates: zeros wherever ``support`` does not point."""
+        if self.support is None:
+            return self
+        x = np.zeros(dim, self.body.dtype)
+        x[self.support] = self.body
+        return self.but(body=x, support=None)
+
 
 def _stateless(_: Space) -> Memory:
     return {}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A stage's other half: what the server keeps for it between rounds, and how a round's mean passes through it.
+
+    Attributes:
+        init: Space before the stage -> memory before the first round.
+        absorb: (mean, contributions in it, memory, Space before, turn) -> (what leaves the stage, float32 of the space
+            before; new memory).
+        encoded: the mean is one of encodings and ``absorb`` takes the place of ``decode``; otherwise it is one of
+            decoded contributions.
+    """
+
+    init: Callable[[Space], Memory]
+    absorb: Callable[[Vector, int, Memory, Space, Turn], tuple[Vector, Memory]]
+    encoded: bool
 
 
 @dataclass(frozen=True)
@@ -60,7 +86,10 @@ class Stage:
         infer: the algebra: Space before -> Space after; raises CompositionError.
         encode: (payload, memory, space before, turn) -> (payload, new memory). On the device; may use turn.private.
         decode: (payload, space before, turn) -> payload. On the server (and inside ``feedback``); public values only.
+            Linear in the encoding where the stage keeps ``summable``.
         init: Space before -> memory of a device that has never taken part.
+        sparse: ``decode`` also takes a payload with a support, and passes one on; others are given it ``dense``.
+        server: memory on the server's side, for stages that are undone once a round, on the mean.
     """
 
     name: str
@@ -68,6 +97,8 @@ class Stage:
     encode: Callable[[Payload, Memory, Space, Turn], tuple[Payload, Memory]]
     decode: Callable[[Payload, Space, Turn], Payload]
     init: Callable[[Space], Memory] = _stateless
+    sparse: bool = False
+    server: Server | None = None
 
 
 @dataclass(frozen=True)
@@ -75,8 +106,8 @@ class Merge:
     """How contributions become one total.
 
     ``init(space) -> acc``, ``add(acc, payload, space) -> acc`` (may reuse acc), ``finish(acc, space) -> payload``.
-    A blind merge is given encodings and the space after all stages; a visible one decoded payloads and the space
-    before all stages.
+    A blind merge is given encodings and the space after all stages; a visible one payloads decoded to
+    ``Pipeline.merged`` (which may still be sparse, ``Payload.support``) and that space.
     """
 
     name: str
@@ -144,6 +175,19 @@ class Pipeline:
         """The space of what travels."""
         return self.spaces[-1]
 
+    @cached_property
+    def level(self) -> int:
+        """``spaces[level]`` is where contributions are merged: before all stages, or where a ``Server`` takes over."""
+        for i, stage in enumerate(self.stages):
+            if stage.server is not None:
+                return i + stage.server.encoded
+        return 0
+
+    @property
+    def merged(self) -> Space:
+        """The space of the decoded sum."""
+        return self.spaces[self.level]
+
     @property
     def total(self) -> Total:
         """What is known of the total after all posts."""
@@ -180,15 +224,20 @@ class Pipeline:
             after.update({f"{i}.{k}": v for k, v in new.items()})
         return payload, after
 
-    def decode(self, payload: Payload, turn: Turn) -> Payload:
-        """Server side: undo the stages in reverse order; the body is float32[d] again."""
-        for stage, space in zip(reversed(self.stages), reversed(self.spaces[:-1]), strict=True):
-            payload = stage.decode(payload, space, turn)
-        return payload
+    def decode(self, payload: Payload, turn: Turn, level: int = 0) -> Payload:
+        """Server side: undo the stages in reverse order down to ``spaces[level]``; the body is float32 of its dim."""
+        return undo(self.stages, self.spaces, payload, turn, level).dense(self.spaces[level].dim)
+
+    def start_memory(self) -> Memory:
+        """What the server keeps for the stages before the first round; empty for most pipelines."""
+        for stage, space in zip(self.stages, self.spaces, strict=False):
+            if stage.server is not None:
+                return stage.server.init(space)
+        return {}
 
     def start_sum(self) -> Sum:
         """An empty total."""
-        return Sum(self.merge.init(self.encoded if self.merge.blind else self.spaces[0]), 0)
+        return Sum(self.merge.init(self.encoded if self.merge.blind else self.merged), 0)
 
     def add(self, total: Sum, payload: Payload, turn: Turn) -> Sum:
         """Fold one encoded contribution into the total (the old total must not be used again).
@@ -199,11 +248,11 @@ class Pipeline:
             DecodeError: E-RANGE above the plan's norm bounds or with head values that no honest device sends;
                 whatever the merge refuses. The total is unchanged then.
         """
-        space = self.encoded if self.merge.blind else self.spaces[0]
-        item = payload if self.merge.blind else self.decode(payload, turn)
-        if not self.merge.blind:
-            self._enforce(item)
-        return Sum(self.merge.add(total.acc, item, space), total.n + 1)
+        if self.merge.blind:
+            return Sum(self.merge.add(total.acc, payload, self.encoded), total.n + 1)
+        item = undo(self.stages, self.spaces, payload, turn, self.level)
+        self._enforce(item)
+        return Sum(self.merge.add(total.acc, item, self.merged), total.n + 1)
 
     def _enforce(self, item: Payload) -> None:
         bounds, slack = self.encoded, 1.0 + 1e-5  # float32 rounding of an honest encoder
@@ -216,16 +265,20 @@ class Pipeline:
         if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= HEAD_BOUND * weight * slack for v in head.values())):
             raise DecodeError("E-RANGE", "a weight or a metric is outside its bounds.")
 
-    def release(self, total: Sum, turn: Turn, entropy: Key) -> Aggregate:
-        """Decode (blind merges), apply the posts in model units, divide by the summed weight as the very last step.
+    def release(self, total: Sum, turn: Turn, entropy: Key, memory: Memory) -> tuple[Aggregate, Memory]:
+        """Decode (blind merges), apply the posts, divide by the summed weight; then what the server undoes on the mean.
 
+        Args:
+            memory: what the server keeps for the stages (``start_memory`` before the first round).
+        Returns:
+            The aggregate and the server's memory after this round.
         Raises ValueError on an empty total. A summed weight of zero gives a zero mean (nobody had anything to say).
         """
         if total.n == 0:
             raise ValueError("nothing to release: no contribution was added")
-        payload = self.merge.finish(total.acc, self.encoded if self.merge.blind else self.spaces[0])
+        payload = self.merge.finish(total.acc, self.encoded if self.merge.blind else self.merged)
         if self.merge.blind:
-            payload = self.decode(payload, turn)
+            payload = self.decode(payload, turn, self.level)
         x: Vector = payload.body
         head = payload.head
         if self.posts:  # body and head leave together, so posts (noise above all) see them as one vector
@@ -236,11 +289,32 @@ class Pipeline:
         names = self.encoded.head
         sums = dict(zip(names, head.tolist(), strict=True))
         weight = sums.pop(WEIGHT, float(total.n))
-        if weight <= 0.0:
-            return Aggregate(np.zeros_like(x), dict.fromkeys(sums, 0.0), total.n, 0.0)
-        return Aggregate(
-            (x / np.float32(weight)).astype(np.float32), {k: v / weight for k, v in sums.items()}, total.n, weight
-        )
+        empty = weight <= 0.0
+        mean = np.zeros_like(x) if empty else (x / np.float32(weight)).astype(np.float32)
+        means = {k: 0.0 if empty else v / weight for k, v in sums.items()}
+        mean, memory = self._settle(mean, total.n, memory, turn)
+        return Aggregate(mean, means, total.n, max(0.0, weight)), memory
+
+    def _settle(self, mean: Vector, n: int, memory: Memory, turn: Turn) -> tuple[Vector, Memory]:
+        """The mean in ``spaces[level]`` -> in ``spaces[0]``, through the server's half of the one stage that has it."""
+        at = next((i for i, stage in enumerate(self.stages) if stage.server is not None), None)
+        if at is None:
+            return mean, memory
+        server = self.stages[at].server
+        assert server is not None
+        mean, memory = server.absorb(mean, n, memory, self.spaces[at], turn)
+        rest = undo(self.stages[:at], self.spaces[: at + 1], Payload(mean, np.zeros(0)), turn)
+        return rest.dense(self.spaces[0].dim).body, memory
+
+
+def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, turn: Turn, level: int = 0) -> Payload:
+    """Decode ``stages[level:]`` in reverse order; the result may be sparse. ``spaces[i]`` is before stage i."""
+    for i in range(len(stages) - 1, level - 1, -1):
+        stage, space = stages[i], spaces[i]
+        if not stage.sparse and payload.support is not None and not spaces[i + 1].sparse:
+            payload = payload.dense(spaces[i + 1].dim)
+        payload = stage.decode(payload, space, turn)
+    return payload
 
 
 def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequence[Post] = ()) -> Pipeline:
@@ -253,6 +327,9 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
     spaces = [start]
     for stage in stages:
         spaces.append(stage.infer(spaces[-1]))
+    if sum(stage.server is not None for stage in stages) > 1:
+        names = " and ".join(stage.name for stage in stages if stage.server is not None)
+        raise CompositionError("E-ORDER", f"{names}: each is undone on the server, with memory.", "keep one of them.")
     totals = [merge.infer(spaces[-1])]  # first, because the merge knows the better reason
     if merge.blind and not spaces[-1].summable:
         raise CompositionError("E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k.")

@@ -207,7 +207,7 @@ class Federation:
         # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
         accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + int(asked)
         if closed.met:
-            aggregate = self.plan.pipeline.release(now.total, self.plan.turn(number), self.entropy(number))
+            aggregate, _ = self.plan.pipeline.release(now.total, self.plan.turn(number), self.entropy(number), {})
             strategy_state = self.plan.strategy.apply(strategy_state, aggregate)
             if not np.isfinite(strategy_state.params).all():
                 raise TrainingError(

@@ -38,12 +38,27 @@ def _fold(acc: NDArray[np.int64], x: NDArray[np.float32], limit: float, unit: fl
     return good
 
 
+def _fold_sparse(
+    acc: NDArray[np.int64], support: NDArray[np.int64], x: NDArray[np.float32], limit: float, unit: float
+) -> bool:
+    """As ``_fold`` at the positions of ``support``."""
+    good = True
+    for i in range(x.size):
+        good &= abs(x[i]) <= limit
+    if good:
+        for i in range(x.size):
+            acc[support[i]] += np.int64(np.rint(np.float64(x[i]) * unit))
+    return good
+
+
 _compiled_fold = njit(cache=True, nogil=True)(_fold)
+_compiled_fold_sparse = njit(cache=True, nogil=True)(_fold_sparse)
 
 
 def plain_sum() -> Merge:
     """Visible sum: each contribution is decoded to float32[d] and added in fixed point, 40 fraction bits in int64.
 
+    A contribution that is sparse (``Payload.support``) is added at its positions only: time by its non-zeros.
     Guarantees: the sum is exact, hence the same for every order of arrival and every way to shard it; a refused
     contribution leaves the accumulator unchanged; each coordinate's rounding is at most 2^-41 per contribution. The
     head's scalars are added exactly.
@@ -62,7 +77,11 @@ def plain_sum() -> Merge:
         _shape(acc, payload, space)
         head = _head(acc.head, payload.head)
         limit = 2.0 ** (CAPACITY_BITS - FRACTION_BITS) / space.quorum.n_max
-        if not _compiled_fold(acc.body, payload.body, limit, 2.0**FRACTION_BITS):
+        if payload.support is None:
+            good = _compiled_fold(acc.body, payload.body, limit, 2.0**FRACTION_BITS)
+        else:
+            good = _compiled_fold_sparse(acc.body, payload.support, payload.body, limit, 2.0**FRACTION_BITS)
+        if not good:
             if not np.isfinite(payload.body).all():
                 raise DecodeError("E-PAYLOAD", "a decoded coordinate is not finite.")
             raise DecodeError(
@@ -125,8 +144,13 @@ def ring_sum() -> Merge:
 
 
 def _shape(acc: Tally, payload: Payload, space: Space) -> None:
-    if payload.body.shape != acc.body.shape:
+    at = payload.support
+    if at is None and payload.body.shape != acc.body.shape:
         raise ValueError(f"contribution has shape {payload.body.shape}, the sum {acc.body.shape}")
+    if at is not None:
+        inside = at.size == 0 or (at[0] >= 0 and at[-1] < acc.body.size and bool((np.diff(at) > 0).all()))
+        if at.shape != payload.body.shape or not inside:
+            raise ValueError(f"a support of {at.size} positions does not increase inside a sum of {acc.body.size}")
     if acc.n >= space.quorum.n_max:
         raise ValueError(f"the sum holds {acc.n} contributions, its limit")
 

@@ -135,6 +135,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
         head=names,
         head_l2=HEAD_BOUND * math.sqrt(len(names)),
         universe=spec.dim,
+        population=population,
     )
     stages = build_stages(recipe.stage, spec, catalogue.stages)
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
