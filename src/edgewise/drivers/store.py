@@ -2,7 +2,8 @@
 
     OUT/run.db      the tables of ``drivers.tables``; WAL, full sync
     OUT/recipe.toml the resolved recipe
-    OUT/blobs/      parameter vectors and optimizer slots, raw float32, named by SHA-256; written before they are named
+    OUT/blobs/      parameter vectors and optimizer slots, raw float32, and the codec's memory on the server,
+                    safetensors; named by SHA-256, written before they are named
     OUT/journal/    the write-ahead log of the round in progress
     OUT/devices/    codec memory of simulated devices
     OUT/lock        held while a process works here
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import safetensors.numpy
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
@@ -142,9 +145,9 @@ class RunStore:
         rows = self._rows(sa.select(MODELS).where(MODELS.c.next_round == run["next_round"]))
         accepted = {r.device: r.last_round for r in self._rows(sa.select(CONTRIBUTIONS))}
         slots = {name: self.blob(digest) for name, digest in json.loads(rows[0].slots).items()}
-        return Checkpoint(
-            run["next_round"], State(self.blob(rows[0].params), slots, rows[0].step), accepted, run["unmet"]
-        )
+        state = State(self.blob(rows[0].params), slots, rows[0].step)
+        memory = safetensors.numpy.load(self._read(rows[0].memory)) if rows[0].memory else {}
+        return Checkpoint(run["next_round"], state, accepted, run["unmet"], memory)
 
     def journal(self, round: int) -> FileJournal:
         """See Store."""
@@ -155,7 +158,12 @@ class RunStore:
         """See Store."""
         state = checkpoint.state
         slots = json.dumps({name: self.put(x) for name, x in state.slots.items()})
-        model = {"params": self.put(state.params), "slots": slots, "step": state.round}
+        memory = ""
+        if checkpoint.memory:
+            memory = self._put(
+                safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in checkpoint.memory.items()})
+            )
+        model = {"params": self.put(state.params), "slots": slots, "step": state.round, "memory": memory}
         sync_folder(self.out / "blobs")
         with self._write() as c:
             c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
@@ -175,7 +183,9 @@ class RunStore:
 
     def put(self, x: vector.Vector) -> str:
         """Store a float32 vector; returns its digest. Sync the folder before anything durable names it."""
-        raw = vector.to_bytes(x)
+        return self._put(vector.to_bytes(x))
+
+    def _put(self, raw: bytes) -> str:
         digest = vector.digest(raw)
         path = self.out / "blobs" / digest
         if not path.exists():
@@ -184,6 +194,10 @@ class RunStore:
 
     def blob(self, digest: str) -> vector.Vector:
         """A stored vector, its digest checked."""
+        raw = self._read(digest)
+        return vector.from_bytes(raw, len(raw) // 4)
+
+    def _read(self, digest: str) -> bytes:
         path = self.out / "blobs" / digest
         try:
             raw = path.read_bytes()
@@ -193,12 +207,12 @@ class RunStore:
             ) from None
         if vector.digest(raw) != digest:
             raise StoreError("E-CHECKPOINT", f"{path} is not what was written.", "start again with another --out.")
-        return vector.from_bytes(raw, len(raw) // 4)
+        return raw
 
     def _named(self, next_round: int) -> set[str]:
         """Digests that a row still needs: the newest models, the first one, and the vectors kept by name."""
         kept = self._rows(sa.select(MODELS).where(MODELS.c.next_round > next_round - KEEP_MODELS))
-        named = {d for r in kept for d in (r.params, *json.loads(r.slots).values())}
+        named = {d for r in kept for d in (r.params, r.memory, *json.loads(r.slots).values())}
         named |= {r.digest for r in self._rows(sa.select(VECTORS))}
         first = self._rows(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))
         return named | {r.params for r in first}

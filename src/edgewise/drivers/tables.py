@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 META = sa.MetaData()
 RUNS = sa.Table(
@@ -25,6 +25,7 @@ MODELS = sa.Table(
     sa.Column("next_round", sa.Integer, primary_key=True),
     sa.Column("params", sa.String, nullable=False),
     sa.Column("slots", sa.Text, nullable=False),
+    sa.Column("memory", sa.String, nullable=False),  # blob of the codec's memory on the server; empty = none
     sa.Column("step", sa.Integer, nullable=False),
 )
 CONTRIBUTIONS = sa.Table(

@@ -13,6 +13,7 @@ from edgewise.core.events import AnyEvent
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key
 from edgewise.core.stage import HEAD as HEAD
+from edgewise.core.stage import Memory
 from edgewise.core.vector import Spec, Vector
 from edgewise.strategies.base import State
 
@@ -165,12 +166,14 @@ class Checkpoint:
         state: strategy state; ``state.params`` is the current model.
         accepted: device -> last round in which its contribution entered a model.
         unmet: rounds abandoned in a row.
+        memory: what the server keeps for the codec between rounds (``Pipeline.start_memory``), arrays by name.
     """
 
     next_round: int
     state: State
     accepted: Mapping[DeviceId, int]
     unmet: int = 0
+    memory: Memory = field(default_factory=dict)
 
 
 class Store(Protocol):

@@ -64,7 +64,8 @@ class Federation:
         """The stored checkpoint, or a fresh one from ``initial`` (float32[d]), committed."""
         if (stored := self.store.load()) is not None:
             return stored
-        fresh = Checkpoint(0, self.plan.strategy.init(initial), {})
+        memory = self.plan.pipeline.start_memory()
+        fresh = Checkpoint(0, self.plan.strategy.init(initial), {}, memory=memory)
         self.store.commit(fresh, (), ())
         return fresh
 
@@ -201,13 +202,14 @@ class Federation:
         began: float,
         asked: bool,
     ) -> Checkpoint:
-        number, strategy_state = closed.round, checkpoint.state
+        number, strategy_state, memory = closed.round, checkpoint.state, checkpoint.memory
         head: dict[str, float] = {}
         update_l2, started = 0.0, self.now_s()
         # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
         accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + int(asked)
         if closed.met:
-            aggregate, _ = self.plan.pipeline.release(now.total, self.plan.turn(number), self.entropy(number), {})
+            turn, entropy = self.plan.turn(number), self.entropy(number)
+            aggregate, memory = self.plan.pipeline.release(now.total, turn, entropy, memory)
             strategy_state = self.plan.strategy.apply(strategy_state, aggregate)
             if not np.isfinite(strategy_state.params).all():
                 raise TrainingError(
@@ -235,7 +237,7 @@ class Federation:
                 model=vector.digest(vector.to_bytes(strategy_state.params)),
             ),
         )
-        after = Checkpoint(number + 1, strategy_state, accepted, unmet)
+        after = Checkpoint(number + 1, strategy_state, accepted, unmet, memory)
         self.store.commit(after, now.told, closed.accepted if closed.met else ())
         if unmet >= UNMET_LIMIT:
             raise RoundError(
