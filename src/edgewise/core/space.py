@@ -50,6 +50,7 @@ class Space:
         memory: some stage keeps state on the device between rounds.
         sparse: body positions are chosen per device and travel with it.
         moving: body positions are public but drawn anew every round, so nothing after may remember per position.
+        period: rounds from one visit of these positions to the next; 1 = every round (``segments`` with a cycle).
         universe: length of the vector that positions point into (equals dim where not sparse).
         block: coordinates that share one travelling scale; 0 = none.
         bits: bits per encoded body coordinate on the wire.
@@ -73,6 +74,7 @@ class Space:
     memory: bool = False
     sparse: bool = False
     moving: bool = False
+    period: int = 1
     universe: int = 0
     block: int = 0
     bits: float = 32.0

@@ -24,6 +24,7 @@ from edgewise.engine import round as machine
 from edgewise.engine.ports import Arrived, Checkpoint, Cohort, DeviceId, Expired, Lost, Record, Store
 from edgewise.engine.sampling import draw
 from edgewise.plan.compile import Plan
+from edgewise.strategies.base import hold
 
 UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
 
@@ -90,7 +91,7 @@ class Federation:
         policy = machine.Policy(goal, sampling.minimum, self.cohort.now_s() + sampling.deadline_s)
         state, _ = machine.start(number, frozenset(invited), policy)
         asked = not _closed(state)  # a sampled cohort may be too small to begin with: then nobody is asked
-        now = _Round(self.plan.pipeline.start_sum())
+        now = _Round(self.plan.at(number).start_sum())
         self._say(
             now,
             events.RoundStarted(
@@ -176,8 +177,9 @@ class Federation:
                 return machine.Gone(record.device, message.round, code)
             if not machine.unwanted(state, message.device, message.round):
                 began = self.now_s()
-                payload = pack.unpack(message.payload, self.plan.pipeline.encoded)
-                now.total = self.plan.pipeline.add(now.total, payload, self.plan.turn(number))
+                pipe = self.plan.at(number)
+                payload = pack.unpack(message.payload, pipe.encoded)
+                now.total = pipe.add(now.total, payload, self.plan.turn(number))
                 now.aggregate_s += self.now_s() - began
             return machine.Usable(message.device, message.round)
         except DecodeError as e:
@@ -207,8 +209,9 @@ class Federation:
         # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
         accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + int(asked)
         if closed.met:
-            aggregate = self.plan.pipeline.release(now.total, self.plan.turn(number), self.entropy(number))
-            strategy_state = self.plan.strategy.apply(strategy_state, aggregate)
+            aggregate = self.plan.at(number).release(now.total, self.plan.turn(number), self.entropy(number))
+            stepped = self.plan.strategy.apply(strategy_state, aggregate)
+            strategy_state = hold(strategy_state, stepped, self.plan.frozen(number))
             if not np.isfinite(strategy_state.params).all():
                 raise TrainingError(
                     "E-NAN", f"the server step of round {number} gave values that are not finite.", "lower strategy.lr."
