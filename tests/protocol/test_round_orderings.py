@@ -39,8 +39,8 @@ def weight(device):
 def contribution(device, number=0, run=PLAN.run, claimed=""):
     turn = Turn(number, PLAN.public(number), derive(PLAN.key, device))
     head = {"loss_first": 2.0, "loss_last": 1.0}
-    payload, _ = PLAN.pipeline.encode(update(device), head, weight(device) * 10, {}, turn)
-    body = pack.pack(payload, PLAN.pipeline.encoded)
+    payload, _ = PLAN.at(0).encode(update(device), head, weight(device) * 10, {}, turn)
+    body = pack.pack(payload, PLAN.at(0).encoded)
     return frame.dump(frame.Contribution(run=run, round=number, device=claimed or device, payload=body))
 
 

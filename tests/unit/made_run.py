@@ -72,7 +72,7 @@ def make_run(
         "plan": {
             "trace": explain.trace(plan),
             "claims": list(plan.claims),
-            "upload_bytes": plan.upload_bytes,
+            "upload_bytes": plan.upload_bytes(0),
             "dim": plan.spec.dim,
             "population": devices,
         },
@@ -105,7 +105,7 @@ def make_run(
 def _round(
     plan: Plan, names: list[str], number: int, draw: np.random.Generator
 ) -> tuple[list[events.AnyEvent], list[str]]:
-    up, fate = round(plan.upload_bytes) + 230, draw.random(len(names))
+    up, fate = round(plan.upload_bytes(0)) + 230, draw.random(len(names))
     gone = [d for d, f in zip(names, fate, strict=True) if f < 0.06]
     late = [d for d, f in zip(names, fate, strict=True) if 0.06 <= f < 0.09]
     accepted = [d for d in names if d not in gone and d not in late]

@@ -47,8 +47,8 @@ def residual(memory):
 
 
 def decoded(sent, number):
-    payload = pack.unpack(sent.payload, PLAN.pipeline.encoded)
-    return PLAN.pipeline.decode(payload, PLAN.turn(number)).body
+    payload = pack.unpack(sent.payload, PLAN.at(0).encoded)
+    return PLAN.at(0).decode(payload, PLAN.turn(number)).body
 
 
 def test_what_was_not_sent_is_remembered_exactly():
@@ -105,8 +105,8 @@ def test_failure_and_nan_are_refusals_and_change_no_memory():
 def test_losses_outside_the_bound_are_cut():
     training, _ = machine.step(PLAN, machine.join(PLAN, "d"), machine.Invited(invite(0), PARAMS))
     _, effects = machine.step(PLAN, training, machine.Trained(Update(X, {"loss_first": 1e9, "loss_last": -5}, 160.0)))
-    payload = pack.unpack(frame.load(effects[-1].frame).payload, PLAN.pipeline.encoded)
-    assert dict(zip(PLAN.pipeline.encoded.head, payload.head.tolist(), strict=True)) == {
+    payload = pack.unpack(frame.load(effects[-1].frame).payload, PLAN.at(0).encoded)
+    assert dict(zip(PLAN.at(0).encoded.head, payload.head.tolist(), strict=True)) == {
         "loss_first": 20.0,
         "loss_last": 0.0,
         "weight": 1.0,

@@ -39,7 +39,7 @@ def test_rows_follow_the_pipeline_and_are_json() -> None:
 def test_last_bytes_are_the_upload() -> None:
     plan = made_plan(stage=SPARSE)
     stages = [r for r in explain.trace(plan) if r["role"] == "stage"]
-    assert stages[-1]["bytes"] == plan.upload_bytes
+    assert stages[-1]["bytes"] == plan.upload_bytes(0)
 
 
 def test_stages_inside_feedback_are_shown_and_agree_with_it() -> None:
@@ -89,7 +89,7 @@ def test_cost_compares_with_the_whole_model() -> None:
     plan = made_plan()
     cost = explain.cost(plan, parameters=2.0 * plan.spec.dim)
     assert cost["float32_model"] == 2 * cost["float32_update"] == 8 * plan.spec.dim
-    assert isclose(cost["up_ratio"], cost["float32_model"] / plan.upload_bytes)
+    assert isclose(cost["up_ratio"], cost["float32_model"] / plan.upload_bytes(0))
     unknown = explain.cost(plan)
     assert unknown["float32_model"] is None
     assert isclose(unknown["down_ratio"], 1.0)

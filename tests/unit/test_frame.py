@@ -22,6 +22,7 @@ def _plain(message: Any) -> dict[str, Any]:
     fields = {k: v.hex() if isinstance(v, bytes) else v for k, v in fields.items()}
     if "rule" in fields:
         fields["rule"] = {n: getattr(message.rule, n) for n in message.rule.__struct_fields__}
+        fields["rule"]["segments"] = list(message.rule.segments)
     return {"type": message.__struct_config__.tag, **fields}
 
 

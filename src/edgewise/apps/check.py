@@ -44,6 +44,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     forecast = explain.forecast(plan, step_s, workers)
     cost = explain.cost(plan, parameters)
     contributions = forecast["contributions_per_round"] * plan.rounds
+    up_total = forecast["contributions_per_round"] * sum(map(plan.upload_bytes, range(plan.rounds)))
     return {
         "recipe_sha256": plan.run,
         "model": recipe.model.base,
@@ -59,7 +60,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         },
         "trace": explain.trace(plan, catalogue),
         "claims": list(plan.claims),
-        "bytes": {**cost, "up_total": cost["up"] * contributions, "down_total": cost["down"] * contributions},
+        "bytes": {**cost, "up_total": up_total, "down_total": cost["down"] * contributions},
         "memory_bytes": sizes.get("memory_bytes") or None,
         "step_s": step_s or None,
         "workers": workers,
@@ -141,6 +142,8 @@ def _numbers(found: Mapping[str, Any]) -> Any:
         grid.add_row(
             key, f"{words.size(b[key])} per device and round, {against}; {words.size(b[f'{key}_total'])} in all"
         )
+        if key == "up" and b["up_largest"] > b["up"]:
+            grid.add_row("", f"the mean of groups that take turns; the largest sends {words.size(b['up_largest'])}")
     grid.add_row("memory", f"{words.size(found['memory_bytes'])} per device for training, without Python and torch")
     if f["total_s"] is None:
         grid.add_row("time", "not measured (leave out --fast)")

@@ -224,7 +224,7 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, out: Path, exten
         "plan": {
             "trace": explain.trace(plan, catalogue),
             "claims": list(plan.claims),
-            "upload_bytes": plan.upload_bytes,
+            "upload_bytes": explain.cost(plan)["up"],
             "dim": spec.dim,
             "population": len(first.devices),
         },

@@ -19,7 +19,8 @@ def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10)
     """Error feedback over ``inner``: ``a = x + f e``, send ``m = inner(a)``, keep ``e' = a - decode(m)``.
 
     ``f = decay ** absent``, where absent counts the rounds since the device last took part; from ``forget_after``
-    absent rounds on f = 0: the residual is too stale to help. With decay 1 and no absence the decoded messages
+    absent rounds on f = 0: the residual is too stale to help. Where positions take turns (``Space.period`` p > 1) only
+    the rounds that visit them count: absent = (round - last) / p - 1. With decay 1 and no absence the decoded messages
     telescope: sum of decode(m) = sum of x - e.
     Algebra: the residual has no bound, so the inner stages see l2 = linf = inf (put a clip *inside* where a bound is
     needed; what it cuts comes back next round); biased in one round; memory. Otherwise as ``inner``.
@@ -30,7 +31,8 @@ def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10)
         inner: the stages whose error is fed back, outermost first. decay: 0 (exclusive) to 1. forget_after: >= 1.
     Raises:
         RecipeError(E-VALUE); CompositionError: E-ORDER for a weigh or feedback inside, or when positions before it are
-            not the same every round; E-NOT-REAL; whatever ``inner`` raises; TrainingError(E-RANGE) on float32 overflow.
+            not the same every round, or take turns inside; E-NOT-REAL; whatever ``inner`` raises;
+            TrainingError(E-RANGE) on float32 overflow.
     Source: Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847, algorithm 2 ("EF14").
     """
     stages = tuple(inner)
@@ -59,6 +61,10 @@ def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10)
                 "E-ORDER", f"{name}: a stage inside has its own memory on the server.", "use it without feedback."
             )
         out = fold(space)[-1]
+        if out.period != space.period:
+            raise CompositionError(
+                "E-ORDER", f"{name}: the segments inside take turns, the residual does not.", "put segments before it."
+            )
         if space.memory or out.memory:
             raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
         if out.gain > space.gain:
@@ -80,7 +86,7 @@ def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10)
         return memory
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        absent = max(0, turn.round - int(memory["last"][0]) - 1)
+        absent = max(0, (turn.round - int(memory["last"][0])) // space.period - 1)
         factor = np.float32(decay**absent if absent < forget_after else 0.0)
         with np.errstate(over="ignore"):
             a = payload.body + factor * memory["residual"]

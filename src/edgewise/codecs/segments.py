@@ -1,42 +1,40 @@
-"""Layer-wise federation: only the named segments of the update travel."""
+"""Layer-wise federation: only the named segments of the update travel, all of them or a different group each round."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from itertools import accumulate, groupby, pairwise
+from math import inf
 
 import numpy as np
 
 from edgewise.core import demand
-from edgewise.core.errors import CompositionError
+from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
-from edgewise.core.vector import Spec
+from edgewise.core.vector import Segment, Spec
 
 
-def segments(spec: Spec, names: Sequence[str]) -> Stage:
-    """Keep the coordinates of the segments that match any of ``names``; the others decode to zero.
+def segments(spec: Spec, names: Sequence[str] = ("*",), cycle: int = 1, phase: int = 0) -> Stage:
+    """Keep the coordinates of group ``phase`` of the segments that match any of ``names``; the others decode to zero.
 
+    Round r moves group r mod ``cycle`` (``Plan.at``); with cycle 1 the one group is everything that matches.
     Algebra: a public coordinate projection, so linear and summable; l2 and linf stay; dim is the kept length;
-    unbiased only when everything is kept.
+    unbiased only when everything is kept; period is ``cycle``: what remembers per position comes back after so many
+    rounds.
     Args:
         spec: layout of the update. names: segment names or shell patterns (``"model.layers.1.*"``).
+        cycle, phase: number of groups, and which of them (from 0).
     Raises:
-        CompositionError: E-SEGMENT when a name matches nothing; E-ORDER when the vector is no longer the whole
-            update; E-NOT-REAL after a quantizer.
+        RecipeError, CompositionError: as ``groups``; E-VALUE for a phase outside the cycle; E-ORDER when the vector is
+            no longer the whole update; E-NOT-REAL after a quantizer.
     """
-    name = f"segments({', '.join(names)})"
-    known = [s.name for s in spec.segments]
-    for pattern in names:
-        if not any(fnmatchcase(n, pattern) for n in known):
-            near = get_close_matches(pattern, known, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"the segments are {', '.join(known[:5])}, ..."
-            raise CompositionError("E-SEGMENT", f"{name}: {pattern!r} matches no segment.", hint)
-    if not names:
-        raise CompositionError("E-SEGMENT", "segments: no names given.", 'name at least one, or "*" for all.')
-    kept = [s for s in spec.segments if any(fnmatchcase(s.name, p) for p in names)]
+    demand.between("segments: phase", phase, 0, cycle - 1)
+    kept = groups(spec, names, cycle)[phase]
+    name = f"segments({', '.join(names)}{f'; group {phase} of cycle {cycle}' if cycle > 1 else ''})"
     size = sum(s.size for s in kept)
     stops = np.cumsum([s.size for s in kept])  # of each kept segment, among the kept coordinates
     shift = np.array([s.stop for s in kept]) - stops
@@ -47,7 +45,7 @@ def segments(spec: Spec, names: Sequence[str]) -> Stage:
             raise CompositionError(
                 "E-ORDER", f"{name}: needs the whole update of {spec.dim} coordinates.", "put it first."
             )
-        return space.but(dim=size, universe=size, unbiased=space.unbiased and size == spec.dim)
+        return space.but(dim=size, universe=size, unbiased=space.unbiased and size == spec.dim, period=cycle)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         return payload.but(body=np.concatenate([payload.body[s.start : s.stop] for s in kept])), memory
@@ -62,3 +60,53 @@ def segments(spec: Spec, names: Sequence[str]) -> Stage:
         return payload.but(body=x)
 
     return Stage(name, infer, encode, decode, sparse=True)
+
+
+def groups(spec: Spec, names: Sequence[str], cycle: int) -> tuple[tuple[Segment, ...], ...]:
+    """The segments that match any of ``names``, cut into ``cycle`` contiguous groups of about equal size.
+
+    Rule: in the order of ``spec``, neighbours of one numbered layer (equal names up to the first number:
+    ``model.layers.3.``) hold together, every other segment stands alone. Cut j of 1..cycle-1 is made where the
+    coordinates so far are nearest to j / cycle of all (the earlier place of two), leaving something for each group. A
+    layer is cut only where there are fewer such units than groups.
+    Guarantees: a partition of what matches, without an empty group; the same on every machine.
+    Raises:
+        CompositionError: E-SEGMENT when a name matches nothing. RecipeError: E-VALUE for a cycle below 1, or larger
+            than the number of segments (a segment is never cut).
+    """
+    demand.between("segments: cycle", cycle, 1, inf)
+    matched = _matched(spec, names)
+    if cycle > len(matched):
+        raise RecipeError(
+            "E-VALUE",
+            f"segments: cycle = {cycle}, but only {len(matched)} segments match.",
+            "give a cycle of at most that.",
+        )
+    units = [tuple(unit) for _, unit in groupby(matched, _layer)]
+    if len(units) < cycle:
+        units = [(s,) for s in matched]
+    so_far = list(accumulate(sum(s.size for s in unit) for unit in units))
+    cuts = [0]
+    for j in range(1, cycle):
+        places = range(cuts[-1] + 1, len(units) - (cycle - j) + 1)
+        cuts.append(min(places, key=lambda i: abs(so_far[i - 1] * cycle - j * so_far[-1])))
+    cuts.append(len(units))
+    return tuple(tuple(s for unit in units[a:b] for s in unit) for a, b in pairwise(cuts))
+
+
+def _layer(segment: Segment) -> tuple[str, ...]:
+    """What holds neighbours together: the name up to its first number, or the whole name where it has none."""
+    parts = segment.name.split(".")
+    return tuple(parts[: next((i for i, p in enumerate(parts) if p.isdecimal()), len(parts)) + 1])
+
+
+def _matched(spec: Spec, names: Sequence[str]) -> list[Segment]:
+    if not names:
+        raise CompositionError("E-SEGMENT", "segments: no names given.", 'name at least one, or "*" for all.')
+    known = [s.name for s in spec.segments]
+    for pattern in names:
+        if not any(fnmatchcase(n, pattern) for n in known):
+            near = get_close_matches(pattern, known, n=3, cutoff=0.4)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"the segments are {', '.join(known[:5])}, ..."
+            raise CompositionError("E-SEGMENT", f"segments: {pattern!r} matches no segment.", hint)
+    return [s for s in spec.segments if any(fnmatchcase(s.name, p) for p in names)]

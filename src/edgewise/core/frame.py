@@ -25,17 +25,20 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     """Base of all messages: immutable, no unknown fields."""
 
 
-class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """What the device does between download and upload; the same for every device of the round.
 
     Attributes:
         steps: optimizer steps. lr: learning rate of this round (the schedule over rounds is the server's).
         prox_mu: FedProx pull towards the round's model, added to the gradient before clipping; 0 = none.
+        segments: names of the segments that train, the others stay as they are to the bit; empty = all train, and
+            nothing is written into the frame.
     """
 
     steps: int
     lr: float
-    prox_mu: float = 0.0
+    prox_mu: float = msgspec.field(default_factory=float)  # 0.0; a factory's value is always written
+    segments: tuple[str, ...] = ()
 
 
 class Invite(_Message, frozen=True, tag="invite"):

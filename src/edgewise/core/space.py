@@ -52,6 +52,7 @@ class Space:
         memory: some stage keeps state on the device between rounds.
         sparse: body positions are chosen per device and travel with it.
         moving: body positions are public but drawn anew every round, so nothing after may remember per position.
+        period: rounds from one visit of these positions to the next; 1 = every round (``segments`` with a cycle).
         universe: length of the vector that positions point into (equals dim where not sparse).
         block: coordinates that share ``scales`` travelling scales; 0 = none.
         scales: travelling scales per block.
@@ -61,6 +62,11 @@ class Space:
         noise_std: standard deviation, model units, of noise that each contribution already carries.
         population: devices that exist, of which a round's cohort is drawn; 0 = not known.
         support: positions of the last release that devices have to be told (``shared_top_k``); 0 = none.
+        parts: lengths of consecutive parts of the body, each with a width of its own that travels (``mixed``);
+            empty = one width for all.
+        budget_bytes: what widths, scales and body of such a contribution take together at most.
+        rungs: what travels is in one of these spaces, chosen by the device (``ladder``); the other fields then are
+            those of the largest one, with bounds and flags that hold for all. Empty = no choice.
     """
 
     dim: int
@@ -79,6 +85,7 @@ class Space:
     memory: bool = False
     sparse: bool = False
     moving: bool = False
+    period: int = 1
     universe: int = 0
     block: int = 0
     scales: int = 1
@@ -87,6 +94,9 @@ class Space:
     noise_std: float = 0.0
     population: int = 0
     support: int = 0
+    parts: tuple[int, ...] = ()
+    budget_bytes: int = 0
+    rungs: tuple[Space, ...] = ()
 
     def but(self, **changes: object) -> Space:
         """A copy with some fields replaced."""

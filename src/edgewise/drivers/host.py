@@ -153,6 +153,7 @@ class Host:
         params = np.array(vector.from_bytes(job.params, self._trainer.spec.dim))
         for number in job.rounds:
             rule = self._plan.rule(number)
+            # Nothing travels here, so nothing takes turns: all segments train in every round.
             rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr)
             key = keys.derive(self._plan.key, "fit", job.device, number)
             params += self._trainer.fit(FitRequest(job.device, number, params, rule, key)).x
@@ -166,7 +167,7 @@ class Host:
         return self._run_dir / "devices" / (hashlib.sha256(device.encode()).hexdigest()[:32] + ".safetensors")
 
     def _recall(self, device: str) -> machine.Idle:
-        if not self._plan.pipeline.encoded.memory:
+        if not any(pipe.encoded.memory for pipe in self._plan.pipelines):
             return machine.join(self._plan, device)
         path = self._memory_path(device)
         if not path.exists():

@@ -89,7 +89,7 @@ class SimulatedCohort:
         message = frame.load(raw)
         fate = Fate(0.0, False)
         if isinstance(message, frame.Invite):
-            down, up = self._blob_bytes + len(raw), self._plan.upload_bytes
+            down, up = self._blob_bytes + len(raw), self._plan.upload_bytes(message.round)
             fate = self._world.fate(to, message.round, message.rule.steps, down, up)
         self._order += 1
         item = _Expected(self._now_s + fate.after_s, self._order, to, raw, fate.lost)

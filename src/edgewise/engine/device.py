@@ -20,7 +20,7 @@ from edgewise.codecs import pack
 from edgewise.core import frame, keys
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.frame import Invite
-from edgewise.core.stage import Memory
+from edgewise.core.stage import Memory, Pipeline
 from edgewise.core.vector import Array, Vector
 from edgewise.engine.ports import DeviceId, FitRequest, Update
 from edgewise.plan.compile import Plan
@@ -91,7 +91,7 @@ class Remember:
 
 def join(plan: Plan, device: DeviceId) -> Idle:
     """The state of a device that has never taken part."""
-    return Idle(device, plan.pipeline.init())
+    return Idle(device, plan.each(Pipeline.init))
 
 
 def step(
@@ -105,16 +105,18 @@ def step(
     if isinstance(event, Failed):
         return Idle(state.device, state.base), (Send(_refusal(state, event.code, event.reason)),)
     invite, update = state.invite, event.update
+    pipe = plan.at(invite.round)
     private = keys.derive(plan.key, "device", state.device, invite.round)
     turn = keys.Turn(invite.round, invite.public, private)
     try:
-        payload, after = plan.pipeline.encode(update.x, update.head, update.count, state.base, turn)
+        mine = plan.mine(state.base, invite.round)
+        payload, after = pipe.encode(update.x, update.head, update.count, mine, turn)
     except EdgewiseError as e:
         return Idle(state.device, state.base), (Send(_refusal(state, e.code, e.what)),)
-    body = pack.pack(payload, plan.pipeline.encoded)
+    body = pack.pack(payload, pipe.encoded)
     sent = frame.dump(frame.Contribution(run=invite.run, round=invite.round, device=state.device, payload=body))
-    idle = Idle(state.device, state.base, after, invite.round)
-    remember = (Remember(idle),) if plan.pipeline.encoded.memory else ()
+    idle = Idle(state.device, state.base, plan.kept(state.base, invite.round, after), invite.round)
+    remember = (Remember(idle),) if pipe.encoded.memory else ()
     return idle, (*remember, Send(sent))
 
 
@@ -132,9 +134,16 @@ def _invited(
     if invite.run != plan.run or invite.spec != plan.spec.digest():
         reason = "the invitation is for another run or another model layout"
         return Idle(state.device, base), (Send(_refusal(training, "E-FRAME", reason)),)
+    if not {s.name for s in plan.spec.segments}.issuperset(invite.rule.segments):
+        reason = "the invitation asks to train segments that this model does not have"
+        return Idle(state.device, base), (Send(_refusal(training, "E-FRAME", reason)),)
     key = keys.derive(plan.key, "fit", state.device, invite.round)
     request = FitRequest(state.device, invite.round, event.params, invite.rule, key)
     return training, (Train(request),)
+
+
+def _part(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _refusal(state: Training, code: str, reason: str) -> bytes:
@@ -152,8 +161,4 @@ def save(state: Idle) -> dict[str, Array]:
 
 def restore(device: DeviceId, arrays: Mapping[str, Array]) -> Idle:
     """Inverse of ``save``. Raises KeyError on foreign arrays."""
-
-    def part(prefix: str) -> dict[str, Array]:
-        return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-
-    return Idle(device, part("committed/"), part("pending/"), int(arrays["pending_round"][0]))
+    return Idle(device, _part(arrays, "committed/"), _part(arrays, "pending/"), int(arrays["pending_round"][0]))

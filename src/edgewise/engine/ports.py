@@ -23,7 +23,8 @@ POOLED: DeviceId = "*"  # all training text together: the centralised comparison
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """Train ``rule.steps`` steps from ``params`` (float32[d]) on the device's own text.
+    """Train ``rule.steps`` steps from ``params`` (float32[d]) on the device's own text; where ``rule.segments`` names
+    segments, only those, the update being zero elsewhere.
 
     ``key`` decides batch order and dropout: same key, same update, on any driver.
     """

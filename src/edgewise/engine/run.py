@@ -19,11 +19,12 @@ from edgewise.codecs import pack
 from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, DecodeError, RoundError, TrainingError
 from edgewise.core.keys import Key
-from edgewise.core.stage import Sum
+from edgewise.core.stage import Pipeline, Sum
 from edgewise.engine import round as machine
 from edgewise.engine.ports import Arrived, Checkpoint, Cohort, DeviceId, Expired, Lost, Record, Store
 from edgewise.engine.sampling import draw
 from edgewise.plan.compile import Plan
+from edgewise.strategies.base import hold
 
 UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
 
@@ -64,7 +65,7 @@ class Federation:
         """The stored checkpoint, or a fresh one from ``initial`` (float32[d]), committed."""
         if (stored := self.store.load()) is not None:
             return stored
-        memory = self.plan.pipeline.start_memory()
+        memory = self.plan.each(Pipeline.start_memory)
         fresh = Checkpoint(0, self.plan.strategy.init(initial), {}, memory=memory)
         self.store.commit(fresh, (), ())
         return fresh
@@ -91,7 +92,7 @@ class Federation:
         policy = machine.Policy(goal, sampling.minimum, self.cohort.now_s() + sampling.deadline_s)
         state, _ = machine.start(number, frozenset(invited), policy)
         asked = not _closed(state)  # a sampled cohort may be too small to begin with: then nobody is asked
-        now = _Round(self.plan.pipeline.start_sum())
+        now = _Round(self.plan.at(number).start_sum())
         self._say(
             now,
             events.RoundStarted(
@@ -177,8 +178,9 @@ class Federation:
                 return machine.Gone(record.device, message.round, code)
             if not machine.unwanted(state, message.device, message.round):
                 began = self.now_s()
-                payload = pack.unpack(message.payload, self.plan.pipeline.encoded)
-                now.total = self.plan.pipeline.add(now.total, payload, self.plan.turn(number))
+                pipe = self.plan.at(number)
+                payload = pack.unpack(message.payload, pipe.encoded)
+                now.total = pipe.add(now.total, payload, self.plan.turn(number))
                 now.aggregate_s += self.now_s() - began
             return machine.Usable(message.device, message.round)
         except DecodeError as e:
@@ -208,9 +210,11 @@ class Federation:
         # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
         accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + int(asked)
         if closed.met:
-            turn, entropy = self.plan.turn(number), self.entropy(number)
-            aggregate, memory = self.plan.pipeline.release(now.total, turn, entropy, memory)
-            strategy_state = self.plan.strategy.apply(strategy_state, aggregate)
+            turn, entropy, mine = self.plan.turn(number), self.entropy(number), self.plan.mine(memory, number)
+            aggregate, mine = self.plan.at(number).release(now.total, turn, entropy, mine)
+            memory = self.plan.kept(memory, number, mine)
+            stepped = self.plan.strategy.apply(strategy_state, aggregate)
+            strategy_state = hold(strategy_state, stepped, self.plan.frozen(number))
             if not np.isfinite(strategy_state.params).all():
                 raise TrainingError(
                     "E-NAN", f"the server step of round {number} gave values that are not finite.", "lower strategy.lr."

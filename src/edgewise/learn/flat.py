@@ -5,7 +5,8 @@ Shape suffixes: D = all trainable coordinates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -64,6 +65,33 @@ class Flat:
         self.g_D.zero_()
         for p, g in self._views:
             p.grad = g
+
+    def runs(self, x_D: torch.Tensor, names: Collection[str]) -> list[torch.Tensor]:
+        """The parts of ``x_D`` that hold the named segments, neighbours in one piece; all of it where none is named."""
+        if not names:
+            return [x_D]
+        out: list[list[int]] = []
+        for s in self.spec.segments:
+            if s.name not in names:
+                continue
+            if out and out[-1][1] == s.start:
+                out[-1][1] = s.stop
+            else:
+                out.append([s.start, s.stop])
+        return [x_D[start:stop] for start, stop in out]
+
+    @contextmanager
+    def only(self, names: Collection[str]) -> Iterator[None]:
+        """Inside, only the named segments take gradients (all where none is named): ``g_D`` stays zero elsewhere, and a
+        backward pass does no work for the others and stops where nothing before them is trained."""
+        held = [p for s, (p, _) in zip(self.spec.segments, self._views, strict=True) if names and s.name not in names]
+        for p in held:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in held:
+                p.requires_grad_(True)
 
 
 def view(x_D: torch.Tensor, s: Segment) -> torch.Tensor:

@@ -6,7 +6,7 @@ Shape suffixes: D = all trainable coordinates; n = matrices of one shape, r = ro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -43,7 +43,8 @@ def fit(
     key: Key,
     optimizer: Optimizer | None = None,
 ) -> Fitted:
-    """``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state.
+    """``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state, on the segments that
+    ``rule.segments`` names (all where it is empty).
 
     Each step: g = sum_m n_m grad(loss_m) / sum_m n_m over its micro-batches; g += mu (w - params) (FedProx);
     g *= min(1, clip / ||g||); one optimizer step.
@@ -51,7 +52,8 @@ def fit(
     Args:
         loss: mean loss of a micro-batch and the number of terms n_m (tokens) that it is a mean of.
         batches: for each step its micro-batches, at least one.
-        flat: the trainable parameters of ``model``. params: float32[d], the round's model; not changed.
+        flat: the trainable parameters of ``model``, all of which require a gradient.
+        params: float32[d], the round's model; not changed.
         key: decides dropout; torch's global generator is left as it was.
         optimizer: buffers to reuse between calls (zeroed first); made where None.
     Returns:
@@ -60,18 +62,20 @@ def fit(
         TrainingError: E-NAN where a loss or the update is not finite (with the step), E-TRAIN where the batches end
             too early.
     Guarantees:
-        Same arguments, same number of torch threads: the same bits.
+        Same arguments, same number of torch threads: the same bits. Segments that are not named stay as they are to
+        the bit, and neither count in ||g|| nor cost a gradient.
     Source: FedProx: Li et al. 2020, eq. 2 (gradient of mu/2 ||w - w_t||^2).
     """
     optimizer = optimizer or Optimizer(training, flat)
-    optimizer.reset()
+    optimizer.reset(rule.segments)
     flat.write(params)
-    anchor_D = flat.w_D.clone() if rule.prox_mu else None
+    vectors = (flat.w_D, flat.g_D, flat.w_D.clone()) if rule.prox_mu else ()
+    pulled = list(zip(*(flat.runs(x_D, rule.segments) for x_D in vectors), strict=True))
     if not model.training:
         model.train()
     seen: list[tuple[float, float]] = []  # per step: summed loss, terms
     stream = iter(batches)
-    with seeded(key):
+    with seeded(key), flat.only(rule.segments):
         for step in range(rule.steps):
             micro = next(stream, None)
             if micro is None:
@@ -80,8 +84,8 @@ def fit(
             seen.append(_backward(model, loss, micro, flat.g_D))
             if not math.isfinite(seen[-1][0]):
                 raise TrainingError("E-NAN", f"the loss is {seen[-1][0]} at local step {step + 1}.", LOWER)
-            if anchor_D is not None:
-                flat.g_D.add_(flat.w_D, alpha=rule.prox_mu).sub_(anchor_D, alpha=rule.prox_mu)
+            for w, g, anchor in pulled:
+                g.add_(w, alpha=rule.prox_mu).sub_(anchor, alpha=rule.prox_mu)
             if training.clip_grad:
                 norm = torch.linalg.vector_norm(flat.g_D)
                 flat.g_D.mul_((training.clip_grad / (norm + 1e-6)).clamp_(max=1.0))
@@ -138,35 +142,36 @@ class Optimizer:
 
     def __init__(self, training: TrainingSection, flat: Flat, arithmetic: torch.dtype = torch.float32) -> None:
         self._arithmetic = arithmetic  # of Muon's orthogonalisation
-        self._training, self._steps = training, torch.zeros(())
-        self._w_D, self._g_D = flat.w_D, flat.g_D
+        self._training, self._flat, self._steps = training, flat, torch.zeros(())
         pairs = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
         self.state = [torch.zeros_like(flat.w_D) for _ in range(pairs)]
-        columns = [flat.w_D, flat.g_D, *self.state]
-        self._adam = [[x_D] for x_D in columns]  # weights, gradients, first and second moments: lists of pieces
+        self.reset()
+
+    def reset(self, names: Collection[str] = ()) -> None:
+        """Fresh state, as at the start of every round; only the named segments will move (all where none is named)."""
+        self._steps.zero_()
+        for x_D in self.state:
+            x_D.zero_()
+        columns = [self._flat.w_D, self._flat.g_D, *self.state]  # weights, gradients, moments
+        self._pieces = [self._flat.runs(x_D, names) for x_D in columns]
         self._muon: list[list[list[Tensor]]] = []  # for each shape: weights, gradients, momenta
-        if training.optimizer == "muon":
-            hidden = {s.name: s for s in flat.spec.segments if is_hidden_matrix(s.name, s.shape)}
-            rest = [s for s in flat.spec.segments if s.name not in hidden]
-            self._adam = [[view(x_D, s) for s in rest] for x_D in columns]
+        if self._training.optimizer == "muon":
+            moving = [s for s in self._flat.spec.segments if not names or s.name in names]
+            hidden = {s.name: s for s in moving if is_hidden_matrix(s.name, s.shape)}
+            rest = [s for s in moving if s.name not in hidden]
+            self._pieces = [[view(x_D, s) for s in rest] for x_D in columns]
             for shape in sorted({s.shape for s in hidden.values()}):
                 alike = [s for s in hidden.values() if s.shape == shape]
                 self._muon.append([[view(x_D, s) for s in alike] for x_D in columns[:3]])
 
-    def reset(self) -> None:
-        """Fresh state, as at the start of every round."""
-        self._steps.zero_()
-        for x_D in self.state:
-            x_D.zero_()
-
     def step(self, lr: float) -> None:
         """w from g, in place; ``g_D`` may be changed."""
-        w_D, g_D, decay = self._w_D, self._g_D, self._training.weight_decay
+        decay = self._training.weight_decay
         if self._training.optimizer != "sgd":
             self._steps += 1
-            if self._adam[0]:
+            if self._pieces[0]:
                 torch._fused_adamw_(
-                    *self._adam, [], [self._steps] * len(self._adam[0]),
+                    *self._pieces, [], [self._steps] * len(self._pieces[0]),
                     lr=lr, beta1=0.9, beta2=0.999, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False,
                 )  # fmt: skip
             for w, g, m in self._muon:
@@ -176,11 +181,12 @@ class Optimizer:
                     torch._foreach_mul_(w, 1 - lr * decay)
                 torch._foreach_add_(w, u.unbind(), alpha=-lr * 0.2 * math.sqrt(max(u.shape[1:])))
             return
-        if decay:
-            g_D.add_(w_D, alpha=decay)
-        if self.state:  # from zero: the first step's momentum is the gradient itself, as in torch.optim.SGD
-            g_D = self.state[0].mul_(self._training.momentum).add_(g_D)
-        w_D.add_(g_D, alpha=-lr)
+        for w, g, *momentum in zip(*self._pieces, strict=True):
+            if decay:
+                g.add_(w, alpha=decay)
+            for m in momentum:  # from zero: the first step's momentum is the gradient itself, as in torch.optim.SGD
+                g = m.mul_(self._training.momentum).add_(g)
+            w.add_(g, alpha=-lr)
 
 
 def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:

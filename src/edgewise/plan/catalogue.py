@@ -18,12 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
-from edgewise.codecs.segments import segments
+from edgewise.codecs.segments import groups, segments
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import RecipeError
-from edgewise.core.vector import Spec
+from edgewise.core.vector import Segment, Spec
 from edgewise.merges.plain import plain_sum
 from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
@@ -42,12 +42,15 @@ class Entry:
     """One part: its parameters (validated) and how to make it.
 
     ``make(params, spec)`` for plain parts; with ``combinator=True`` ``make(params, spec, inner)`` gets the stages that
-    stand after it in the recipe and puts them inside itself.
+    stand after it in the recipe and puts them inside itself. A stage with ``groups(params, spec)`` may move another
+    group of segments in each round: ``groups`` gives them in turn, and ``make(params, spec, phase)`` makes the stage of
+    the rounds that move ``groups(params, spec)[phase]``.
     """
 
     params: type[BaseModel]
     make: Callable[..., Any]
     combinator: bool = False
+    groups: Callable[[Any, Spec], Sequence[Sequence[Segment]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,10 @@ class WeighParams(Params):
 
 
 class SegmentsParams(Params):
-    """Only some layers travel."""
+    """Only some layers travel; with a cycle, and are trained, in turn."""
 
-    names: list[str] = Field(min_length=1, description="name patterns of trainable tensors")
+    names: list[str] = Field(["*"], min_length=1, description="name patterns of trainable tensors")
+    cycle: int = Field(1, ge=1, description="groups of about equal size; round r moves and trains group r mod cycle")
 
 
 class RandomKParams(Params):
@@ -192,7 +196,11 @@ BUILT_IN = Catalogue(
         "clip": Entry(ClipParams, lambda p, _: clip(p.l2)),
         "clamp": Entry(ClampParams, lambda p, _: clamp(p.linf)),
         "weigh": Entry(WeighParams, lambda p, _: weigh(p.cap)),
-        "segments": Entry(SegmentsParams, lambda p, spec: segments(spec, p.names)),
+        "segments": Entry(
+            SegmentsParams,
+            lambda p, spec, phase: segments(spec, p.names, p.cycle, phase),
+            groups=lambda p, spec: groups(spec, p.names, p.cycle),
+        ),
         "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased)),
         "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),
         "quantize": Entry(QuantizeParams, lambda p, _: quantize(p.bits, p.grid, p.block)),
@@ -233,13 +241,17 @@ def with_extensions(modules: Iterable[str]) -> Catalogue:
     return catalogue
 
 
-def make(entries: Mapping[str, Entry], where: str, table: Mapping[str, Any], spec: Spec, inner: Any = None) -> Any:
-    """Build one part from its recipe table ``{"kind": name, **parameters}``.
+def make(
+    entries: Mapping[str, Entry], where: str, table: Mapping[str, Any], spec: Spec, inner: Any = None, phase: int = 0
+) -> Any:
+    """Build one part from its recipe table ``{"kind": name, **parameters}``; ``phase`` for one with groups.
 
     Raises RecipeError: E-MISSING without ``kind``, E-NAME for an unknown one, E-KEY / E-TYPE / E-VALUE / E-MISSING for
     its parameters; ``where`` is the table's place in the recipe, for the message.
     """
     entry, params = look_up(entries, where, table)
+    if entry.groups is not None:
+        return entry.make(params, spec, phase)
     return entry.make(params, spec, inner) if entry.combinator else entry.make(params, spec)
 
 

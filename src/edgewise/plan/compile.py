@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgewise.codecs import pack
 from edgewise.core import keys
-from edgewise.core.errors import RecipeError
+from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND, Pipeline, Stage, pipeline
-from edgewise.core.vector import Spec
-from edgewise.plan.catalogue import Catalogue, Entry, make
+from edgewise.core.stage import HEAD, HEAD_BOUND, Memory, Pipeline, Stage, pipeline
+from edgewise.core.vector import Segment, Spec
+from edgewise.plan.catalogue import Catalogue, Entry, look_up, make
 from edgewise.plan.recipe import Recipe
 from edgewise.strategies.base import Strategy
 
@@ -58,18 +58,55 @@ class Sampling:
 class Plan:
     """Everything that a run needs to know, checked to compose.
 
-    ``secagg`` and ``spend`` are None until secure aggregation and differential privacy are asked for.
+    Attributes:
+        pipelines: one per phase; round r is of phase r mod their number. One phase, unless a stage has a schedule.
+        groups: for each phase the segments that it moves and trains; empty with one phase (all are trained).
+        secagg, spend: None until secure aggregation and differential privacy are asked for.
     """
 
     recipe: Recipe
     run: str
     spec: Spec
-    pipeline: Pipeline
+    pipelines: tuple[Pipeline, ...]
     strategy: Strategy
     sampling: Sampling
     claims: tuple[str, ...]
+    groups: tuple[tuple[Segment, ...], ...] = ()
     secagg: None = None
     spend: None = None
+
+    def phase(self, round: int) -> int:
+        """Which of the pipelines a round uses."""
+        return round % len(self.pipelines)
+
+    def at(self, round: int) -> Pipeline:
+        """The way of an update in this round."""
+        return self.pipelines[self.phase(round)]
+
+    def each(self, start: Callable[[Pipeline], Memory]) -> Memory:
+        """Codec memory before the first round, of all phases together; each phase moves other coordinates, so each has
+        its own."""
+        return {self._prefix(i) + k: v for i, pipe in enumerate(self.pipelines) for k, v in start(pipe).items()}
+
+    def mine(self, memory: Memory, round: int) -> Memory:
+        """The part of a codec memory that belongs to the round's phase."""
+        prefix = self._prefix(round)
+        return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+
+    def kept(self, memory: Memory, round: int, mine: Memory) -> Memory:
+        """``memory`` after a round that left ``mine``; that of other phases as it was."""
+        prefix = self._prefix(round)
+        return {**memory, **{prefix + k: v for k, v in mine.items()}}
+
+    def _prefix(self, round: int) -> str:
+        return f"phase{self.phase(round)}/" if len(self.pipelines) > 1 else ""
+
+    def frozen(self, round: int) -> tuple[Segment, ...]:
+        """Segments that are neither trained nor moved in this round; none with one phase."""
+        if not self.groups:
+            return ()
+        travels = set(self.groups[self.phase(round)])
+        return tuple(s for s in self.spec.segments if s not in travels)
 
     @property
     def rounds(self) -> int:
@@ -97,7 +134,8 @@ class Plan:
         factor = 1.0
         if t.schedule == "cosine":
             factor = 0.1 + 0.45 * (1.0 + math.cos(math.pi * round / self.rounds))
-        return LocalRule(steps=t.local_steps, lr=t.lr * factor, prox_mu=self.strategy.prox_mu)
+        trained = tuple(s.name for s in self.groups[self.phase(round)]) if self.groups else ()
+        return LocalRule(steps=t.local_steps, lr=t.lr * factor, prox_mu=self.strategy.prox_mu, segments=trained)
 
     def turn(self, round: int, private: keys.Key = b"") -> keys.Turn:
         """The codec's view of a round."""
@@ -109,15 +147,14 @@ class Plan:
 
     @property
     def frame_limit_bytes(self) -> int:
-        """No honest answer is larger: the packed payload at its worst, and room for the frame around it."""
-        space = self.pipeline.encoded
-        worst = 16 * space.dim + space.universe + 16 * len(space.head) + 65536
+        """No honest answer of any phase is larger: the packed payload at its worst, and room for the frame around."""
+        spaces = [pipe.encoded for pipe in self.pipelines]
+        worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces)
         return min(worst, MESSAGE_LIMIT_BYTES)
 
-    @property
-    def upload_bytes(self) -> float:
-        """Expected payload bytes of one contribution."""
-        return pack.size_bytes(self.pipeline.encoded)
+    def upload_bytes(self, round: int) -> float:
+        """Expected payload bytes of one contribution to this round."""
+        return pack.size_bytes(self.at(round).encoded)
 
 
 def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -> Plan:
@@ -137,29 +174,56 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
         universe=spec.dim,
         population=population,
     )
-    stages = build_stages(recipe.stage, spec, catalogue.stages)
+    groups = schedule(recipe.stage, spec, catalogue.stages)
+    phases = [build_stages(recipe.stage, spec, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
-    pipe = pipeline(start, stages, merge, posts)
-    for what, size in (("the model's trainable vector", 4.0 * spec.dim), ("an upload", pack.size_bytes(pipe.encoded))):
+    pipes = tuple(pipeline(start, stages, merge, posts) for stages in phases)
+    upload = max(pack.size_bytes(pipe.encoded) for pipe in pipes)
+    for what, size in (("the model's trainable vector", 4.0 * spec.dim), ("an upload", upload)):
         if size > MESSAGE_LIMIT_BYTES:
             raise RecipeError(
                 "E-FRAME-SIZE", f"{what} has {size:.3g} bytes, one message holds {MESSAGE_LIMIT_BYTES}.",
                 'train less: trainable.kind = "lora" or "layers".',
             )  # fmt: skip
     strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
-    return Plan(recipe, recipe.sha256(), spec, pipe, strategy, sampling, _claims(recipe, pipe, sampling))
+    return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, _claims(recipe, pipes, sampling), groups)
 
 
-def build_stages(tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry]) -> list[Stage]:
-    """The stages of a recipe in order; a combinator takes everything after it inside."""
+def schedule(
+    tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry]
+) -> tuple[tuple[Segment, ...], ...]:
+    """The groups of segments that take turns, one per phase; empty where all rounds are alike.
+
+    Raises CompositionError(E-ORDER) where a second stage has a schedule; RecipeError as ``make``.
+    """
+    found: tuple[tuple[Segment, ...], ...] = ()
+    for i, table in enumerate(tables):
+        entry = entries.get(str(table.get("kind")))
+        if entry is None or entry.groups is None:
+            continue
+        where = f"[[stage]] {i + 1}"
+        groups = tuple(tuple(group) for group in entry.groups(look_up(entries, where, table)[1], spec))
+        if len(groups) > 1 and found:
+            raise CompositionError(
+                "E-ORDER", f"{where} ({table['kind']}): an earlier stage already says what moves when.", "keep one."
+            )
+        found = groups if len(groups) > 1 else found
+    return found
+
+
+def build_stages(
+    tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry], phase: int = 0
+) -> list[Stage]:
+    """The stages of a recipe in order, as the rounds of ``phase`` use them; a combinator takes everything after it
+    inside."""
     stages: list[Stage] = []
     for i, table in enumerate(tables):
         where = f"[[stage]] {i + 1}"
         if (kind := table.get("kind")) in entries and entries[str(kind)].combinator:
-            stages.append(make(entries, where, table, spec, build_stages(tables[i + 1 :], spec, entries)))
-            return stages
-        stages.append(make(entries, where, table, spec))
+            inner = build_stages(tables[i + 1 :], spec, entries, phase)
+            return [*stages, make(entries, where, table, spec, inner, phase)]
+        stages.append(make(entries, where, table, spec, phase=phase))
     return stages
 
 
@@ -184,7 +248,8 @@ def _ceil(x: float) -> int:
     return math.ceil(x - 1e-9)
 
 
-def _claims(recipe: Recipe, pipe: Pipeline, sampling: Sampling) -> tuple[str, ...]:
+def _claims(recipe: Recipe, pipes: Sequence[Pipeline], sampling: Sampling) -> tuple[str, ...]:
+    pipe = max(pipes, key=lambda p: p.total.sensitivity)
     who = "the server sees every device's update" if pipe.total.visible else "the server adds updates blind, unmasked"
     claims = [
         f'{who}: nothing is promised about privacy (privacy = "{recipe.privacy}")',
@@ -203,8 +268,9 @@ def _claims(recipe: Recipe, pipe: Pipeline, sampling: Sampling) -> tuple[str, ..
     else:
         claims.append("one device can move the sum without limit (no clip)")
     if pipe.total.noise_std:
+        stds = sorted({f"{p.total.noise_std:.4g}" for p in pipes}, key=float)
         claims.append(
-            f"noise of std {pipe.total.noise_std:.4g} on the sum, in simulation derived from the seed: repeatable, so "
+            f"noise of std {' or '.join(stds)} on the sum, in simulation derived from the seed: repeatable, so "
             "not private; no epsilon is derived from it"
         )
     return tuple(claims)

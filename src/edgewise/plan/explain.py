@@ -16,7 +16,8 @@ Row = dict[str, Any]  # plain JSON; an unknown (infinite) bound is None
 
 
 def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
-    """One row per part of the pipeline, in the order in which an update passes them.
+    """One row per part of the pipeline of round 0, in the order in which an update passes them. Where stages take turns
+    over rounds, the row of the stage that keeps another group in each phase says what the phases keep.
 
     Every row has ``role`` (``start``, ``stage``, ``inner``, ``merge``, ``post``), ``name`` and ``does`` (one line of
     words). start, stage and inner: ``dim``, ``kind``, ``l2``, ``linf``, ``bits``, ``sparse``, ``summable``,
@@ -24,13 +25,14 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
     ``sensitivity``, ``noise_std``, ``visible``. ``inner`` rows are the stages inside the ``feedback`` row that stands
     before them; they are left out where one of them is not in ``catalogue``.
     """
-    pipe = plan.pipeline
+    pipe = plan.at(0)
     rows = [_space_row("start", "trained update", _start(pipe.spaces[0]), pipe.spaces[0])]
     for i, stage in enumerate(pipe.stages):
         before, after = pipe.spaces[i], pipe.spaces[i + 1]
         inside = _inner(plan, i, before, catalogue)
         does = "what the stages inside leave out is remembered on the device and added next time"
-        rows.append(_space_row("stage", stage.name, does if inside else _effect(before, after), after))
+        turns = _turns(plan, i + 1) if after.period > before.period else ""
+        rows.append(_space_row("stage", stage.name, does if inside else _effect(before, after) + turns, after))
         rows += inside
     rows.append(_total_row("merge", pipe.merge.name, _merged(pipe.merge.blind, pipe.totals[0]), pipe.totals[0]))
     for post, before_total, total in zip(pipe.posts, pipe.totals, pipe.totals[1:], strict=False):
@@ -39,18 +41,22 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
 
 
 def cost(plan: Plan, parameters: float = 0.0) -> Row:
-    """Bytes per device and round, against float32: ``up`` (expected payload), ``down`` (the model vector),
-    ``float32_update`` (the trained part), ``float32_model`` (all ``parameters``; None where unknown), and the ratios
-    ``up_ratio``, ``down_ratio`` = how many times smaller than the float32 model (or update, where that is unknown)."""
+    """Bytes per device and round, against float32: ``up`` (expected payload, mean over phases; ``up_largest``: of the
+    largest), ``down`` (the model vector), ``float32_update`` (the trained part), ``float32_model`` (all
+    ``parameters``; None where unknown), and the ratios ``up_ratio``, ``down_ratio`` = how many times smaller than the
+    float32 model (or update, where that is unknown)."""
     update = 4.0 * plan.spec.dim
     model = 4.0 * parameters if parameters else None
     reference = model or update
+    sizes = [plan.upload_bytes(phase) for phase in range(len(plan.pipelines))]
+    up = sum(sizes) / len(sizes)
     return {
-        "up": plan.upload_bytes,
+        "up": up,
+        "up_largest": max(sizes),
         "down": update,
         "float32_update": update,
         "float32_model": model,
-        "up_ratio": reference / max(1.0, plan.upload_bytes),
+        "up_ratio": reference / max(1.0, up),
         "down_ratio": reference / max(1.0, update),
     }
 
@@ -61,7 +67,8 @@ def forecast(plan: Plan, step_s: float, workers: int) -> Row:
     federated = step_s x local_steps x contributions x rounds / workers; local_only
     the same for the measured devices, at the rounds that a device takes part in;
     centralised is one chain of steps, which has a worker to itself and runs beside local_only. Evaluation, encoding
-    and start-up are not in it. All None where ``step_s`` is not known (0).
+    and start-up are not in it; a step that trains only some segments counts as a whole one. All None where ``step_s``
+    is not known (0).
     """
     recipe, sampling = plan.recipe, plan.sampling
     expected = sampling.expected
@@ -95,6 +102,15 @@ def _inner(plan: Plan, i: int, before: Space, catalogue: Catalogue) -> list[Row]
         rows.append(_space_row("inner", stage.name, _effect(space, after), after))
         space = after
     return rows
+
+
+def _turns(plan: Plan, i: int) -> str:
+    """What the phases keep at space ``i``, in words."""
+    kept = [100 * pipe.spaces[i].dim / plan.spec.dim for pipe in plan.pipelines]
+    each = ", ".join(f"{share:.3g}" for share in kept)
+    if len(kept) > 4:
+        each = f"{min(kept):.3g} to {max(kept):.3g}"
+    return f"; {len(kept)} groups of {each} % take turns, the group of round 0 is shown"
 
 
 def _finite(x: float) -> float | None:
@@ -143,7 +159,9 @@ def _effect(before: Space, after: Space) -> str:
     if after.dim != before.dim:
         share = f"{100 * after.dim / max(1, before.dim):.3g} %"
         how = "chosen by each device"
-        if not after.sparse:
+        if after.period > before.period:
+            how = "the same on all devices"
+        elif not after.sparse:
             how = "drawn anew each round, the same on all devices" if after.moving else "fixed for the run"
         said.append(f"keeps {share} of the coordinates, {how}")
     if after.kind is Kind.INTEGER and before.kind is Kind.REAL:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from edgewise.core.stage import Aggregate
-from edgewise.core.vector import Vector
+from edgewise.core.vector import Segment, Vector
 
 
 @dataclass(frozen=True)
@@ -35,3 +35,21 @@ class Strategy(NamedTuple):
     init: Callable[[Vector], State]
     apply: Callable[[State, Aggregate], State]
     prox_mu: float = 0.0
+
+
+def hold(before: State, after: State, frozen: Sequence[Segment]) -> State:
+    """``after``, with the parameters and the optimizer state of ``frozen`` as they were ``before``.
+
+    Segments that did not travel are no zero update: without this a server's momentum would go on moving them.
+    """
+    if not frozen:
+        return after
+
+    def held(old: Vector, new: Vector) -> Vector:
+        out = new.copy()
+        for s in frozen:
+            out[s.start : s.stop] = old[s.start : s.stop]
+        return out
+
+    slots = {name: held(before.slots.get(name, new), new) for name, new in after.slots.items()}
+    return replace(after, params=held(before.params, after.params), slots=slots)

@@ -1,0 +1,192 @@
+"""Layer-wise federation in the plan and on the device: one pipeline per phase, each with its own memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_recipe import make_recipe
+
+from edgewise.codecs import pack
+from edgewise.core import frame
+from edgewise.core.errors import CompositionError, RecipeError
+from edgewise.core.vector import Spec
+from edgewise.engine import device as machine
+from edgewise.engine.ports import Update
+from edgewise.plan import explain
+from edgewise.plan.catalogue import BUILT_IN, Entry, Extension
+from edgewise.plan.compile import Plan, compile
+from edgewise.strategies.base import State, hold
+from edgewise.strategies.fedopt import fedadam, fedavgm
+
+SPEC = Spec.of([("layers.0.w", (30,), "float32"), ("layers.1.w", (24,), "float32"), ("layers.1.b", (6,), "float32")])
+FIRST, SECOND = slice(0, 30), slice(30, 60)
+HEAD = {"loss_first": 2.0, "loss_last": 1.0}
+TURNS = [
+    {"kind": "segments", "cycle": 2},
+    {"kind": "weigh", "cap": 100},
+    {"kind": "feedback"},
+    {"kind": "top_k", "fraction": 0.2},
+]
+
+
+def plan(stages: list[dict[str, Any]] | None = None, spec: Spec = SPEC, **overrides: Any) -> Plan:
+    recipe = make_recipe({"stage": stages or TURNS, **{k.replace("__", "."): v for k, v in overrides.items()}})
+    return compile(recipe, spec, 8, BUILT_IN)
+
+
+def invite(p: Plan, number: int, accepted: int = -1, rule: frame.LocalRule | None = None) -> machine.Invited:
+    message = frame.Invite(
+        run=p.run, round=number, spec=p.spec.digest(), model="0" * 64, public=p.public(number), accepted=accepted,
+        deadline_s=1.0, rule=rule or p.rule(number),
+    )  # fmt: skip
+    return machine.Invited(message, np.zeros(p.spec.dim, np.float32))
+
+
+def contribute(p: Plan, state: Any, number: int, accepted: int, x: np.ndarray) -> tuple[Any, np.ndarray]:
+    """The next state, and what the server decodes."""
+    state, (train,) = machine.step(p, state, invite(p, number, accepted))
+    assert isinstance(train, machine.Train)
+    state, effects = machine.step(p, state, machine.Trained(Update(x, HEAD, 100.0)))
+    sent = frame.load(effects[-1].frame)
+    assert isinstance(sent, frame.Contribution)
+    return state, p.at(number).decode(pack.unpack(sent.payload, p.at(number).encoded), p.turn(number)).body
+
+
+def test_rounds_take_turns() -> None:
+    p = plan()
+    assert len(p.pipelines) == 2
+    assert [p.at(r) for r in range(4)] == [p.pipelines[0], p.pipelines[1], p.pipelines[0], p.pipelines[1]]
+    assert p.rule(2).segments == ("layers.0.w",)
+    assert p.rule(3).segments == ("layers.1.w", "layers.1.b")
+    assert [s.name for s in p.frozen(2)] == ["layers.1.w", "layers.1.b"]
+    assert [s.name for s in p.frozen(3)] == ["layers.0.w"]
+
+
+def test_what_no_group_holds_is_frozen_in_every_round() -> None:
+    p = plan([{"kind": "segments", "names": ["layers.1.*"], "cycle": 2}])
+    assert [[s.name for s in p.frozen(r)] for r in range(2)] == [
+        ["layers.0.w", "layers.1.b"],
+        ["layers.0.w", "layers.1.w"],
+    ]
+
+
+@pytest.mark.parametrize("stages", [[{"kind": "weigh"}], [{"kind": "segments", "names": ["layers.1.*"]}]])
+def test_without_a_cycle_all_rounds_are_alike_and_everything_trains(stages: list[dict[str, Any]]) -> None:
+    p = plan(stages)
+    assert len(p.pipelines) == 1
+    assert p.groups == p.frozen(0) == p.rule(1).segments == ()
+
+
+def test_sizes_are_those_of_the_round_and_the_limit_fits_the_largest() -> None:
+    spec = Spec.of([("a", (10,), "float32"), ("b", (4000,), "float32")])
+    p = plan([{"kind": "segments", "cycle": 2}], spec)
+    small, large = p.upload_bytes(0), p.upload_bytes(1)
+    assert large - small == 4 * 3990
+    assert p.frame_limit_bytes == plan([{"kind": "segments", "names": ["b"]}], spec).frame_limit_bytes
+    cost = explain.cost(p)
+    assert (cost["up"], cost["up_largest"]) == ((small + large) / 2, large)
+    what = (
+        "keeps 0.249 % of the coordinates, the same on all devices; 2 groups of 0.249, 99.8 % take turns, the group of"
+    )
+    assert explain.trace(p)[1]["does"] == f"{what} round 0 is shown"
+
+
+def test_claims_name_the_loosest_bound() -> None:
+    stages = [{"kind": "segments", "cycle": 2}, {"kind": "clip", "l2": 2.0}]
+    assert "one device moves the summed update by at most 2 (L2)" in plan(stages, metrics="none").claims
+    p = plan(stages, metrics="none", post=[{"kind": "noise", "z": 0.5}])
+    assert any(c.startswith("noise of std 1 on the sum") for c in p.claims)
+
+
+def test_a_second_schedule_is_refused() -> None:
+    mine = BUILT_IN.extended(Extension(stages={"mine": BUILT_IN.stages["segments"]}))
+    assert isinstance(mine.stages["mine"], Entry)
+    stages = [{"kind": "segments", "cycle": 2}, {"kind": "mine", "cycle": 3}]
+    with pytest.raises(CompositionError, match=r"E-ORDER: \[\[stage\]\] 2 \(mine\)"):
+        compile(make_recipe({"stage": stages}), SPEC, 8, mine)
+
+
+@pytest.mark.parametrize(("cycle", "code"), [(4, "only 3 segments match"), (0, "cycle"), (1.5, "cycle")])
+def test_cycles_that_cannot_be(cycle: float, code: str) -> None:
+    with pytest.raises(RecipeError, match=code):
+        plan([{"kind": "segments", "cycle": cycle}])
+
+
+def test_each_phase_telescopes_on_its_own() -> None:
+    """What was sent plus what each phase's residual holds is what was trained, group by group."""
+    p, g = plan(), np.random.default_rng(3)
+    state, sent, given = machine.join(p, "d"), np.zeros(60), np.zeros(60)
+    assert {k.split("/")[0] for k in state.committed} == {"phase0", "phase1"}
+    for number in range(7):
+        x = np.zeros(60, np.float32)
+        group = (FIRST, SECOND)[number % 2]
+        x[group] = g.standard_normal(30)
+        other = {k: v for k, v in state.pending.items() if not k.startswith(f"phase{number % 2}/")}
+        state, body = contribute(p, state, number, number - 1, x)
+        assert all(state.pending[k] is v for k, v in other.items()), "the other phase's memory passes through"
+        assert not body[(SECOND, FIRST)[number % 2]].any()
+        sent, given = sent + body, given + x
+    residuals = [state.pending[f"phase{i}/2.residual"] for i in range(2)]
+    assert all(r.any() for r in residuals)
+    np.testing.assert_allclose(sent + np.concatenate(residuals), given, atol=1e-5)
+    assert [int(state.pending[f"phase{i}/2.last"][0]) for i in range(2)] == [6, 5]
+
+
+def test_a_contribution_that_was_not_used_changes_no_phase() -> None:
+    p, x = plan(), np.linspace(-1, 1, 60, dtype=np.float32)
+    state, _ = contribute(p, machine.join(p, "d"), 0, -1, x)
+    kept = machine.restore("d", machine.save(state))
+    state, _ = contribute(p, kept, 1, -1, x)  # round 0 was late
+    assert not state.committed["phase0/2.residual"].any()
+    assert not state.pending["phase0/2.residual"].any()
+    assert state.pending["phase1/2.residual"].any()
+    state, _ = contribute(p, kept, 1, 0, x)
+    np.testing.assert_array_equal(state.pending["phase0/2.residual"], kept.pending["phase0/2.residual"])
+
+
+@pytest.mark.parametrize(("number", "factor"), [(2, 1.0), (4, 0.5), (6, 0.25), (8, 0.0)])
+def test_absence_counts_visits_of_the_phase(number: int, factor: float) -> None:
+    p = plan([*TURNS[:2], {"kind": "feedback", "decay": 0.5, "forget_after": 3}, TURNS[3]])
+    x = np.zeros(60, np.float32)
+    x[FIRST] = np.arange(1, 31)
+    state, _ = contribute(p, machine.join(p, "d"), 0, -1, x)
+    before = state.pending["phase0/2.residual"].copy()
+    state, body = contribute(p, state, number, 0, np.zeros(60, np.float32))
+    np.testing.assert_allclose(body[FIRST] + state.pending["phase0/2.residual"], factor * before, atol=1e-6)
+
+
+def test_an_invitation_to_train_unknown_segments_is_refused() -> None:
+    p = plan()
+    rule = frame.LocalRule(steps=1, lr=0.1, segments=("layers.0.w", "layers.9.w"))
+    state, (send,) = machine.step(p, machine.join(p, "d"), invite(p, 0, rule=rule))
+    assert isinstance(state, machine.Idle)
+    assert isinstance(send, machine.Send)
+    refusal = frame.load(send.frame)
+    assert isinstance(refusal, frame.Refusal)
+    assert (refusal.code, "segments" in refusal.reason) == ("E-FRAME", True)
+
+
+@pytest.mark.parametrize("strategy", [fedavgm(0.5, 0.9), fedadam(0.1)])
+def test_the_server_holds_what_did_not_travel(strategy: Any) -> None:
+    """A zero update would not: momentum goes on. Held, each group is as if the other rounds had not been."""
+    from edgewise.core.stage import Aggregate
+
+    p, g = plan(), np.random.default_rng(5)
+    state, alone = strategy.init(np.ones(60, np.float32)), [strategy.init(np.ones(30, np.float32))] * 2
+    for number in range(6):
+        group = (FIRST, SECOND)[number % 2]
+        mean = np.zeros(60, np.float32)
+        mean[group] = g.standard_normal(30)
+        state = hold(state, strategy.apply(state, Aggregate(mean, {}, 1, 1.0)), p.frozen(number))
+        alone[number % 2] = strategy.apply(alone[number % 2], Aggregate(mean[group], {}, 1, 1.0))
+    assert state.round == 6
+    np.testing.assert_array_equal(state.params, np.concatenate([s.params for s in alone]))
+    for name in state.slots:
+        np.testing.assert_array_equal(state.slots[name], np.concatenate([s.slots[name] for s in alone]))
+
+
+def test_holding_nothing_is_free() -> None:
+    state = State(np.ones(3, np.float32))
+    assert hold(State(np.zeros(3, np.float32)), state, ()) is state
