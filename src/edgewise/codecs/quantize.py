@@ -114,4 +114,4 @@ def quantize(bits: int, grid: str = "block", block: int = 64) -> Stage:
             body=kernels.unround(payload.body, payload.scales.astype(np.float64) / top, block), scales=None
         )
 
-    return Stage(name, infer, encode, decode)
+    return Stage(name, infer, encode, decode, pointwise=True)
