@@ -111,4 +111,4 @@ def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10)
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         return undo(stages, fold(space), payload, turn)
 
-    return Stage(name, infer, encode, decode, init, sparse=True)
+    return Stage(name, infer, encode, decode, init, sparse=True, pointwise=all(s.pointwise for s in stages))

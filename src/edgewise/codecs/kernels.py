@@ -1,8 +1,10 @@
-"""The loops that numpy cannot do: counter-based rounding and sampling, bit packing, Golomb codes.
+"""The loops that numpy cannot do: counter-based rounding and sampling, bit packing, selection.
 
 All kernels are sequential, bounds-checked where their input comes from elsewhere, and give the same bits on every
-platform: integer arithmetic and IEEE float64 without contraction or reordering. Randomness is SplitMix64 of a seed and
-the coordinate's index, so it depends neither on block order nor on a library's generator.
+little-endian platform: integer arithmetic and IEEE float64 without contraction or reordering. Randomness is SplitMix64
+of a seed and the coordinate's index, so it depends neither on block order nor on a library's generator.
+Inner loops run over slices from 0 to their size: only then does the compiler know that no index is negative and turn
+them into vector instructions. Work is done in runs that stay in the first-level cache.
 Source of the mixer: Steele, Lea, Flood 2014 (SplitMix), constants of ``java.util.SplittableRandom``.
 """
 
@@ -27,15 +29,29 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S11, _S27, _S30, _S31 = np.uint64(11), np.uint64(27), np.uint64(30), np.uint64(31)
 _ONE = np.uint64(1)
+_RUN = 2048  # coordinates at a time: 8 KiB of float32, 8 KiB of random words
+_MAGNITUDE = np.int32(0x7FFFFFFF)  # bits of a float32 without its sign; ordered as the magnitudes are
+
+
+@compiled
+def _mix(seed: np.uint64, i: int) -> np.uint64:
+    z = seed + (np.uint64(i) + _ONE) * _GOLDEN
+    z = (z ^ (z >> _S30)) * _M1
+    z = (z ^ (z >> _S27)) * _M2
+    return z ^ (z >> _S31)
 
 
 @compiled
 def uniform(seed: np.uint64, i: int) -> float:
     """The i-th number in [0, 1) of the stream ``seed``; 53 bits."""
-    z = seed + (np.uint64(i) + _ONE) * _GOLDEN
-    z = (z ^ (z >> _S30)) * _M1
-    z = (z ^ (z >> _S27)) * _M2
-    return np.float64((z ^ (z >> _S31)) >> _S11) * 2.0**-53
+    return np.float64(_mix(seed, i) >> _S11) * 2.0**-53
+
+
+@compiled
+def fill(seed: np.uint64, first: int, words: NDArray[np.uint64]) -> None:
+    """The words ``first``, ``first`` + 1, ... of the stream ``seed``, 64 bits each."""
+    for j in range(words.size):
+        words[j] = _mix(seed, first + j)
 
 
 @compiled
@@ -53,6 +69,48 @@ def choose(n: int, k: int, seed: np.uint64) -> NDArray[np.int64]:
 
 
 @compiled
+def peak(bits: NDArray[np.int32]) -> np.int32:
+    """Largest magnitude of float32 values given as their bits, as bits too; above 0x7F7FFFFF: not all are finite."""
+    top = np.int32(0)
+    for i in range(bits.size):
+        top = max(top, bits[i] & _MAGNITUDE)
+    return top
+
+
+@compiled
+def _round_run(x: NDArray[np.float32], half: NDArray[np.int32], inverse: float, top: float, out: NDArray[Any]) -> None:
+    for i in range(x.size):
+        # A signed half word h is h 2^-32 + 1/2 + 2^-33: the middle of its interval, so the mean is 1/2 exactly.
+        u = np.float64(half[i]) * 2.0**-32 + (0.5 + 2.0**-33)
+        out[i] = np.int32(min(max(np.floor(np.float64(x[i]) * inverse + u), -top), top))
+
+
+@compiled
+def _round_span(
+    x: NDArray[np.float32],
+    start: int,
+    stop: int,
+    inverse: float,
+    top: float,
+    seed: np.uint64,
+    words: NDArray[np.uint64],
+    have: int,
+    out: NDArray[Any],
+) -> int:
+    """Round x[start:stop]; ``words`` holds the randomness of the run that begins at ``have``, which is returned."""
+    halves = words.view(np.int32)
+    while start < stop:
+        run = start // _RUN * _RUN  # runs begin at fixed places, whatever the block
+        if run != have:
+            fill(seed, run // 2, words)
+            have = run
+        now = min(stop, run + _RUN)
+        _round_run(x[start:now], halves[start - run : now - run], inverse, top, out[start:now])
+        start = now
+    return have
+
+
+@compiled
 def round_levels(
     x: NDArray[np.float32],
     inverse: NDArray[np.float64],
@@ -61,13 +119,44 @@ def round_levels(
     seed: np.uint64,
     out: NDArray[Any],
 ) -> None:
-    """floor(x_i * inverse_b + u_i), cut to +-level_max; one ``inverse`` (levels per unit) per ``block`` coordinates."""
-    top = np.float64(level_max)
+    """floor(x_i * inverse_b + u_i), cut to +-level_max; one ``inverse`` (levels per unit) per ``block`` coordinates.
+
+    u_i = (h + 1/2) 2^-32 with h the low (even i) or high half of word i // 2 of the stream: the chance to round up is
+    the fraction to within 2^-33 of a step, far below the rounding of a float32 x itself. Zero stays zero.
+    """
+    words, have = np.empty(_RUN // 2, np.uint64), -1
     for b in range(inverse.size):
-        inv = inverse[b]
-        for i in range(b * block, min(x.size, (b + 1) * block)):
-            q = np.floor(np.float64(x[i]) * inv + uniform(seed, i))
-            out[i] = np.int32(min(max(q, -top), top))
+        stop = min(x.size, (b + 1) * block)
+        have = _round_span(x, b * block, stop, inverse[b], np.float64(level_max), seed, words, have, out)
+
+
+@compiled
+def round_blocks(
+    x: NDArray[np.float32], block: int, level_max: int, seed: np.uint64, out: NDArray[Any]
+) -> NDArray[np.float32]:
+    """``round_levels`` with a scale found for each block while it is in the cache; returns the scales.
+
+    A scale is the block's largest magnitude rounded up to bfloat16, at most the largest finite one; below 2^-126 it is
+    0 and so are the levels. inverse = level_max / scale.
+    """
+    scales = np.zeros((x.size + block - 1) // block, np.float32)
+    bits, as_bits = x.view(np.int32), scales.view(np.int32)
+    words, have, top = np.empty(_RUN // 2, np.uint64), -1, np.float64(level_max)
+    for b in range(scales.size):
+        start, stop = b * block, min(x.size, (b + 1) * block)
+        m = np.int64(peak(bits[start:stop]))
+        inverse = 0.0
+        if m >= 0x00800000:
+            as_bits[b] = np.int32(min((m + np.int64(0xFFFF)) & np.int64(0xFFFF0000), np.int64(0x7F7F0000)))
+            inverse = top / np.float64(scales[b])
+        have = _round_span(x, start, stop, inverse, top, seed, words, have, out)
+    return scales
+
+
+@compiled
+def _unround_run(levels: NDArray[Any], step: float, out: NDArray[np.float32]) -> None:
+    for i in range(levels.size):
+        out[i] = np.float32(np.float64(levels[i]) * step)
 
 
 @compiled
@@ -75,14 +164,13 @@ def unround(levels: NDArray[Any], step: NDArray[np.float64], block: int) -> NDAr
     """level * step_b in float64, then float32."""
     out = np.empty(levels.size, np.float32)
     for b in range(step.size):
-        s = step[b]
-        for i in range(b * block, min(levels.size, (b + 1) * block)):
-            out[i] = np.float32(np.float64(levels[i]) * s)
+        start, stop = b * block, min(levels.size, (b + 1) * block)
+        _unround_run(levels[start:stop], step[b], out[start:stop])
     return out
 
 
 @compiled
-def _pack_words(values: NDArray[np.uint32], width: int, words: NDArray[np.uint32]) -> None:
+def _pack_words(values: NDArray[Any], width: int, words: NDArray[np.uint32]) -> None:
     acc = np.uint64(0)
     have = 0
     at = 0
@@ -99,21 +187,57 @@ def _pack_words(values: NDArray[np.uint32], width: int, words: NDArray[np.uint32
 
 
 @compiled
-def _unpack_words(words: NDArray[np.uint32], width: int, n: int) -> NDArray[np.uint32]:
-    out = np.empty(n, np.uint32)
+def _unpack_words(words: NDArray[np.uint32], width: int, out: NDArray[Any]) -> None:
     mask = (_ONE << np.uint64(width)) - _ONE
     acc = np.uint64(0)
     have = 0
     at = 0
-    for i in range(n):
+    for i in range(out.size):
         if have < width:
             acc |= np.uint64(words[at]) << np.uint64(have)
             at += 1
             have += 32
-        out[i] = np.uint32(acc & mask)
+        out[i] = acc & mask
         acc >>= np.uint64(width)
         have -= width
-    return out
+
+
+@compiled
+def _pack_narrow(x: NDArray[np.uint8], width: int, out: NDArray[np.uint8]) -> None:
+    """1, 2 or 4 bits: the values of one output byte lie in one word of ``x``, which is folded onto itself.
+    x: whole words."""
+    if width == 4:
+        pairs = x.view(np.uint16)
+        for i in range(pairs.size):
+            out[i] = np.uint8((pairs[i] | (pairs[i] >> 4)) & 0xFF)
+    elif width == 2:
+        fours = x.view(np.uint32)
+        for i in range(fours.size):
+            out[i] = np.uint8((fours[i] | (fours[i] >> 6) | (fours[i] >> 12) | (fours[i] >> 18)) & 0xFF)
+    else:
+        eights = x.view(np.uint64)
+        for i in range(eights.size):  # byte k times 2^(56 - 7 k) puts its bit at 56 + k
+            out[i] = np.uint8((eights[i] * np.uint64(0x0102040810204080)) >> np.uint64(56))
+
+
+@compiled
+def _unpack_narrow(raw: NDArray[np.uint8], width: int, out: NDArray[np.uint8]) -> None:
+    """Inverse of ``_pack_narrow``."""
+    if width == 4:
+        pairs = out.view(np.uint16)
+        for i in range(raw.size):
+            b = np.uint32(raw[i])
+            pairs[i] = np.uint16((b | (b << 4)) & 0x0F0F)
+    elif width == 2:
+        fours = out.view(np.uint32)
+        for i in range(raw.size):
+            b = np.uint32(raw[i])
+            fours[i] = np.uint32((b | (b << 6) | (b << 12) | (b << 18)) & 0x03030303)
+    else:
+        eights = out.view(np.uint64)
+        for i in range(raw.size):  # bit k of every byte k, then any set byte becomes 1
+            z = (np.uint64(raw[i]) * np.uint64(0x0101010101010101)) & np.uint64(0x8040201008040201)
+            eights[i] = ((z + np.uint64(0x7F7F7F7F7F7F7F7F)) >> np.uint64(7)) & np.uint64(0x0101010101010101)
 
 
 def packed_bytes(n: int, width: int) -> int:
@@ -122,144 +246,44 @@ def packed_bytes(n: int, width: int) -> int:
 
 
 def pack_bits(values: NDArray[Any], width: int) -> bytes:
-    """Values below 2^width (not checked), least significant bit first, zero padding to a byte. width: 1 to 32."""
+    """Values below 2^width (not checked), least significant bit first, zero padding to a byte. width: 1 to 32.
+
+    Quickest from uint8 at 1, 2, 4 and 8 bits.
+    """
     if width == 8:
-        return values.astype(np.uint8).tobytes()
-    values = values.astype(np.uint32, copy=False)
+        return values.astype(np.uint8, copy=False).tobytes()
+    size = packed_bytes(values.size, width)
+    if width in (1, 2, 4):
+        values = values.astype(np.uint8, copy=False)
+        whole = values.size * width // 8 * (8 // width)
+        out = np.empty(size, np.uint8)
+        _pack_narrow(values[:whole], width, out)
+        if whole < values.size:
+            last = np.zeros(8 // width, np.uint8)
+            last[: values.size - whole] = values[whole:]
+            _pack_narrow(last, width, out[-1:])
+        return out.tobytes()
     words = np.zeros((values.size * width + 31) // 32, np.uint32)
     _pack_words(values, width, words)
-    return words.astype("<u4").tobytes()[: packed_bytes(values.size, width)]
+    return words.astype("<u4", copy=False).tobytes()[:size]
 
 
 def unpack_bits(raw: memoryview, width: int, n: int) -> NDArray[Any] | None:
-    """Inverse of ``pack_bits``; None unless ``raw`` has exactly that many bytes and zero padding."""
+    """Inverse of ``pack_bits``, uint8 up to 8 bits, else uint32; the caller owns the array. None unless ``raw`` has
+    exactly that many bytes and zero padding."""
     size = packed_bytes(n, width)
     spare = 8 * size - n * width
     if len(raw) != size or (spare and raw[-1] >> (8 - spare)):
         return None
+    data = np.frombuffer(raw, np.uint8)
     if width == 8:
-        return np.array(np.frombuffer(raw, np.uint8))
+        return data.copy()
+    if width in (1, 2, 4):
+        out = np.empty(size * (8 // width), np.uint8)
+        _unpack_narrow(data, width, out)
+        return out[:n]
     padded = np.zeros((size + 3) // 4 * 4, np.uint8)
-    padded[:size] = np.frombuffer(raw, np.uint8)
-    return _unpack_words(padded.view("<u4").astype(np.uint32, copy=False), width, n)
-
-
-@compiled
-def _golomb_bits(positions: NDArray[np.int64], m: int, low: int, cut: int) -> int:
-    bits = 0
-    last = -1
-    for i in range(positions.size):
-        gap = positions[i] - last - 1
-        last = positions[i]
-        bits += gap // m + 1 + low + (1 if gap % m >= cut else 0)
-    return bits
-
-
-@compiled
-def _golomb_write(positions: NDArray[np.int64], m: int, low: int, cut: int, out: NDArray[np.uint8]) -> None:
-    acc = np.uint64(0)  # bits not yet written, fewer than 8 of them between two steps
-    have = 0
-    at = 0
-    last = -1
-    for i in range(positions.size):
-        gap = positions[i] - last - 1
-        last = positions[i]
-        ones = gap // m
-        rest = gap - ones * m
-        while ones > 0:
-            now = min(ones, 32)
-            acc |= ((_ONE << np.uint64(now)) - _ONE) << np.uint64(have)
-            have += now
-            ones -= now
-            while have >= 8:
-                out[at] = np.uint8(acc & np.uint64(0xFF))
-                acc >>= np.uint64(8)
-                have -= 8
-                at += 1
-        have += 1  # the zero that ends the unary part
-        if rest < cut:
-            acc |= np.uint64(rest) << np.uint64(have)
-            have += low
-        else:
-            long = rest + cut
-            acc |= (np.uint64(long >> 1) | (np.uint64(long & 1) << np.uint64(low))) << np.uint64(have)
-            have += low + 1
-        while have >= 8:
-            out[at] = np.uint8(acc & np.uint64(0xFF))
-            acc >>= np.uint64(8)
-            have -= 8
-            at += 1
-    if have > 0:
-        out[at] = np.uint8(acc & np.uint64(0xFF))
-
-
-def _truncated(m: int) -> tuple[int, int]:
-    """Of remainders below m: bits of the short ones, and how many are short; the others have one bit more."""
-    width = (m - 1).bit_length()
-    return max(0, width - 1), (1 << width) - m if m > 1 else 1
-
-
-def golomb_encode(positions: NDArray[np.int64], m: int) -> bytes:
-    """Gaps between strictly increasing positions: quotient by m in unary (ones, then a zero), remainder in truncated
-    binary (its last bit last). m: 1 to 2^40."""
-    low, cut = _truncated(m)
-    out = np.zeros((_golomb_bits(positions, m, low, cut) + 7) // 8, np.uint8)
-    _golomb_write(positions, m, low, cut, out)
-    return out.tobytes()
-
-
-@compiled
-def _golomb_read(data: NDArray[np.uint8], m: int, low: int, cut: int, universe: int, out: NDArray[np.int64]) -> int:
-    size = data.size
-    acc = np.uint64(0)  # the next ``have`` bits
-    have = 0
-    byte = 0
-    at = -1
-    for i in range(out.size):
-        at += 1
-        while True:  # unary part
-            if have == 0:
-                while have <= 48 and byte < size:
-                    acc |= np.uint64(data[byte]) << np.uint64(have)
-                    have += 8
-                    byte += 1
-                if have == 0:
-                    return -1
-            if at >= universe:
-                return -1
-            one = acc & _ONE
-            acc >>= _ONE
-            have -= 1
-            if one == np.uint64(0):
-                break
-            at += m
-        while have <= 48 and byte < size:
-            acc |= np.uint64(data[byte]) << np.uint64(have)
-            have += 8
-            byte += 1
-        if have < low:
-            return -1
-        rest: Any = np.int64(acc & ((_ONE << np.uint64(low)) - _ONE))
-        acc >>= np.uint64(low)
-        have -= low
-        if rest >= cut:
-            if have < 1:
-                return -1
-            rest = 2 * rest + np.int64(acc & _ONE) - cut
-            acc >>= _ONE
-            have -= 1
-        at += rest
-        if at >= universe:
-            return -1
-        out[i] = at
-    spare = have & 7  # the rest of the last byte that was begun
-    if acc & ((_ONE << np.uint64(spare)) - _ONE):
-        return -1
-    return byte - have // 8
-
-
-def golomb_decode(data: NDArray[np.uint8], m: int, universe: int, out: NDArray[np.int64]) -> int:
-    """Fill ``out`` with positions; returns the bytes read, or -1 when the data ends, leaves [0, universe), or pads
-    with ones. Time is linear in the bytes read."""
-    low, cut = _truncated(m)
-    return int(_golomb_read(data, m, low, cut, universe, out))
+    padded[:size] = data
+    wide = np.empty(n, np.uint8 if width <= 8 else np.uint32)
+    _unpack_words(padded.view("<u4"), width, wide)
+    return wide

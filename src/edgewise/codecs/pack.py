@@ -21,7 +21,7 @@ from typing import Any, Never
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs import kernels
+from edgewise.codecs import golomb, kernels
 from edgewise.core.errors import DecodeError
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import WEIGHT, Payload
@@ -134,8 +134,8 @@ def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
     if space.level_max <= 127:
         small = levels.astype(np.uint8, copy=False)
         if space.stride == 2:
-            small = small << np.uint8(1)
-        return (small - np.uint8(space.level_max)).view(np.int8)
+            np.left_shift(small, np.uint8(1), out=small)
+        return np.subtract(small, np.uint8(space.level_max), out=small).view(np.int8)
     return (levels.astype(np.int64) * space.stride - space.level_max).astype(np.int32)
 
 
@@ -143,7 +143,7 @@ def _pack_support(support: NDArray[np.int64], space: Space) -> bytes:
     if support.size and (support[0] < 0 or support[-1] >= space.universe or (np.diff(support) <= 0).any()):
         raise ValueError("support is not strictly increasing inside the universe")
     if (m := golomb_parameter(space.dim, space.universe)) > 1:
-        return kernels.golomb_encode(support, m)
+        return golomb.encode(support, m)
     bitmap = np.zeros(space.universe, np.uint8)
     bitmap[support] = 1
     return np.packbits(bitmap, bitorder="little").tobytes()
@@ -152,7 +152,7 @@ def _pack_support(support: NDArray[np.int64], space: Space) -> bytes:
 def _unpack_support(view: memoryview, at: int, space: Space) -> tuple[NDArray[np.int64], int]:
     if (m := golomb_parameter(space.dim, space.universe)) > 1:
         support = np.empty(space.dim, np.int64)
-        used = kernels.golomb_decode(np.frombuffer(view[at:], np.uint8), m, space.universe, support)
+        used = golomb.decode(np.frombuffer(view[at:], np.uint8), m, space.universe, support)
         if used < 0:
             _refuse("the support is not a valid Golomb code")
         return support, at + used

@@ -103,10 +103,7 @@ def quantize(bits: int, grid: str = "block", block: int = 64) -> Stage:
         if shared:
             kernels.round_levels(x, np.array([top / space.linf]), max(1, x.size), top, seed, body)
             return payload.but(body=body), memory
-        scales = block_scales(x, block)
-        inverse = np.divide(float(top), scales, out=np.zeros(scales.size), where=scales > 0, dtype=np.float64)
-        kernels.round_levels(x, inverse, block, top, seed, body)
-        return payload.but(body=body, scales=scales), memory
+        return payload.but(scales=kernels.round_blocks(x, block, top, seed, body), body=body), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         if shared:
@@ -117,4 +114,4 @@ def quantize(bits: int, grid: str = "block", block: int = 64) -> Stage:
             body=kernels.unround(payload.body, payload.scales.astype(np.float64) / top, block), scales=None
         )
 
-    return Stage(name, infer, encode, decode)
+    return Stage(name, infer, encode, decode, pointwise=True)

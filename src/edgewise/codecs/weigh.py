@@ -53,4 +53,4 @@ def weigh(cap: float) -> Stage:
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         return payload
 
-    return Stage(name, infer, encode, decode, sparse=True)
+    return Stage(name, infer, encode, decode, sparse=True, pointwise=True)

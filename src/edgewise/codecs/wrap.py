@@ -68,4 +68,4 @@ def wrap(bits: int) -> Stage:
         residues = payload.body.astype(np.int64)
         return payload.but(body=np.where(residues >= modulus // 2, residues - modulus, residues).astype(np.int32))
 
-    return Stage(name, infer, encode, decode)
+    return Stage(name, infer, encode, decode, pointwise=True)

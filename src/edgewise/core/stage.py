@@ -8,10 +8,10 @@ decodes each contribution, then merges; for a summable chain the two agree (a la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from math import isfinite
+from math import isfinite, sqrt
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from edgewise.core.errors import CompositionError, DecodeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.space import Space, Total
-from edgewise.core.vector import Array, Vector
+from edgewise.core.vector import Array, Vector, finite
 
 Memory = Mapping[str, Array]  # what a device keeps between rounds for its codec; empty for most stages
 
@@ -93,6 +93,8 @@ class Stage:
             Linear in the encoding where the stage keeps ``summable``.
         init: Space before -> memory of a device that has never taken part.
         sparse: ``decode`` also takes a payload with a support, and passes one on; others are given it ``dense``.
+        pointwise: as many coordinates leave ``decode`` as enter it, and each depends on nothing but its encoded value
+            and its block's scales: decoding some blocks is the same as taking those blocks of the decoded whole.
         server: memory on the server's side, for stages that are undone once a round, on the mean.
     """
 
@@ -102,6 +104,7 @@ class Stage:
     decode: Callable[[Payload, Space, Turn], Payload]
     init: Callable[[Space], Memory] = _stateless
     sparse: bool = False
+    pointwise: bool = False
     server: Server | None = None
 
 
@@ -112,6 +115,9 @@ class Merge:
     ``init(space) -> acc``, ``add(acc, payload, space) -> acc`` (may reuse acc), ``finish(acc, space) -> payload``.
     A blind merge is given encodings and the space after all stages; a visible one payloads decoded to
     ``Pipeline.merged`` (which may still be sparse, ``Payload.support``) and that space.
+    ``stream(acc, pieces, space) -> acc``, optional: ``add`` of one dense contribution that is decoded while it is added
+    and never as a whole. ``pieces()`` starts the sequence of its consecutive parts, each with the whole head; it may
+    raise DecodeError before any of them. The result, and what is left after an error, are those of ``add``.
     """
 
     name: str
@@ -120,6 +126,7 @@ class Merge:
     init: Callable[[Space], Any]
     add: Callable[[Any, Payload, Space], Any]
     finish: Callable[[Any, Space], Payload]
+    stream: Callable[[Any, Callable[[], Iterator[Payload]], Space], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,7 @@ class Sum:
 
 WEIGHT = "weight"
 HEAD = ("loss_first", "loss_last")  # metrics that may travel with an update: mean train loss, nats per token
+PIECE = 1 << 15  # coordinates decoded at a time while they are added: 128 KiB of float32, half a second-level cache
 HEAD_BOUND = 20.0  # every head value is cut to [0, this] on the device, so that one device cannot move the mean freely
 
 
@@ -219,7 +227,7 @@ class Pipeline:
         if x.shape != (start.dim,):
             raise ValueError(f"update has shape {x.shape}, pipeline starts at ({start.dim},)")
         values = np.array([head[name] for name in start.head], np.float64)
-        if not (np.isfinite(x).all() and np.isfinite(values).all()):
+        if not (finite(x) and np.isfinite(values).all()):
             raise TrainingError("E-NAN", "the update holds NaN or infinity.", "lower training.lr or set clip_grad.")
         payload, after = Payload(x, np.clip(values, 0.0, HEAD_BOUND), count=count), dict[str, Array]()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
@@ -254,20 +262,44 @@ class Pipeline:
         """
         if self.merge.blind:
             return Sum(self.merge.add(total.acc, payload, self.encoded), total.n + 1)
+        if self.merge.stream and payload.support is None and payload.body.shape == (self.encoded.dim,) and self._local:
+            return Sum(self.merge.stream(total.acc, lambda: self._pieces(payload, turn), self.merged), total.n + 1)
         item = undo(self.stages, self.spaces, payload, turn, self.level)
         self._enforce(item)
         return Sum(self.merge.add(total.acc, item, self.merged), total.n + 1)
 
-    def _enforce(self, item: Payload) -> None:
+    @cached_property
+    def _local(self) -> bool:
+        return all(stage.pointwise for stage in self.stages[self.level :])
+
+    def _pieces(self, payload: Payload, turn: Turn) -> Iterator[Payload]:
+        """The decoded contribution, some blocks at a time, refused as soon as it is beyond the plan's bounds."""
+        space, square = self.encoded, 0.0
+        block = space.block or 1
+        size = max(1, PIECE // block) * block
+        for start in range(0, max(1, space.dim), size):
+            part = payload.but(body=payload.body[start : start + size])
+            if payload.scales is not None:
+                first, count = start // block * space.scales, size // block * space.scales
+                part = part.but(scales=payload.scales[first : first + count])
+            item = undo(self.stages, self.spaces, part, turn, self.level)
+            square = self._enforce(item, square)
+            yield item
+
+    def _enforce(self, item: Payload, square: float = 0.0) -> float:
+        """Refuse what is beyond the bounds; ``square``: squared norm of earlier pieces; returns it with this one."""
         bounds, slack = self.encoded, 1.0 + 1e-5  # float32 rounding of an honest encoder
-        if isfinite(bounds.l2) and float(np.linalg.norm(item.body)) > bounds.l2 * slack:
-            raise DecodeError("E-RANGE", f"an update is longer than its bound of {bounds.l2:g}.")
+        if isfinite(bounds.l2):
+            square += float(np.square(item.body, dtype=np.float64).sum())
+            if not sqrt(square) <= bounds.l2 * slack:
+                raise DecodeError("E-RANGE", f"an update is longer than its bound of {bounds.l2:g}.")
         if isfinite(bounds.linf) and item.body.size and float(np.abs(item.body).max()) > bounds.linf * slack:
             raise DecodeError("E-RANGE", f"a coordinate is above its bound of {bounds.linf:g}.")
         head = dict(zip(bounds.head, item.head.tolist(), strict=True))
         weight = head.pop(WEIGHT, 1.0)
         if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= HEAD_BOUND * weight * slack for v in head.values())):
             raise DecodeError("E-RANGE", "a weight or a metric is outside its bounds.")
+        return square
 
     def release(self, total: Sum, turn: Turn, entropy: Key, memory: Memory) -> tuple[Aggregate, Memory]:
         """Decode (blind merges), apply the posts, divide by the summed weight; then what the server undoes on the mean.

@@ -114,6 +114,11 @@ def unpack(x: Vector, spec: Spec) -> dict[str, Array]:
     return {s.name: x[s.start : s.stop].reshape(s.shape) for s in spec.segments}
 
 
+def finite(x: Vector) -> bool:
+    """Whether no coordinate is NaN or infinite; needs no memory in proportion to x."""
+    return all(bool(np.isfinite(x[i : i + 65536]).all()) for i in range(0, x.size, 65536))
+
+
 def to_bytes(x: Vector) -> bytes:
     """Raw little-endian float32, ``4 d`` bytes: how model vectors travel and are stored."""
     return np.ascontiguousarray(x, dtype="<f4").tobytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from itertools import islice
 from math import sqrt
 from typing import Any, NamedTuple, cast
 
@@ -15,6 +17,10 @@ from edgewise.core.stage import Merge, Payload
 
 FRACTION_BITS = 40  # one unit of the accumulator is 2^-40, far below float32 noise of any update
 CAPACITY_BITS = 62  # of int64, so that the sum of n_max contributions cannot overflow
+_UNIT = 2.0**FRACTION_BITS
+_RUN = 1024  # coordinates at a time, in the first-level cache
+_SHIFT, _SHIFT_BITS = 1.5 * 2.0**52, 0x4338000000000000
+_SMALL = int(np.float32(2.0**10).view(np.int32))  # times 2^40 still below 2^51
 _HEAD_UNIT = 1074  # 2^-1074 is the smallest float64: every float64 is an integer multiple of it
 _HEAD_LIMIT = 2.0**512  # so that no sum of heads overflows float64
 
@@ -27,38 +33,57 @@ class Tally(NamedTuple):
     n: int
 
 
-def _fold(acc: NDArray[np.int64], x: NDArray[np.float32], limit: float, unit: float) -> bool:
-    """Check all coordinates, then add all, rounded half to even; False (and nothing added) if one fails."""
-    good = True
-    for i in range(x.size):
-        good &= abs(x[i]) <= limit  # false for NaN too
-    if good:
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _peak(bits: NDArray[np.int32]) -> Any:
+    """Largest magnitude of float32 values given as bits, as bits: ordered as the magnitudes, NaN above infinity."""
+    top = np.int32(0)
+    for i in range(bits.size):
+        top = max(top, bits[i] & np.int32(0x7FFFFFFF))
+    return top
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _fold(acc: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: float) -> bool:
+    """Check all coordinates, then add all, rounded half to even; False (and nothing added) if one fails.
+
+    ``limit`` is the bits of the largest float32 allowed. A sum with 1.5 2^52 is rounded to an integer, which then
+    stands in its low bits: exact up to 2^51, and a vector instruction where float64 to int64 is none.
+    """
+    top = _peak(x.view(np.int32))
+    if top > limit:
+        return False
+    if top > _SMALL:
         for i in range(x.size):
             acc[i] += np.int64(np.rint(np.float64(x[i]) * unit))
-    return good
+        return True
+    shifted = np.empty(_RUN, np.float64)
+    bits = shifted.view(np.int64)
+    for start in range(0, x.size, _RUN):
+        now, to = x[start : start + _RUN], acc[start : start + _RUN]
+        for i in range(now.size):
+            shifted[i] = np.float64(now[i]) * unit + _SHIFT
+        for i in range(now.size):
+            to[i] += bits[i] - _SHIFT_BITS
+    return True
 
 
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _fold_sparse(
-    acc: NDArray[np.int64], support: NDArray[np.int64], x: NDArray[np.float32], limit: float, unit: float
+    acc: NDArray[np.int64], support: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: float
 ) -> bool:
     """As ``_fold`` at the positions of ``support``."""
-    good = True
+    if _peak(x.view(np.int32)) > limit:
+        return False
     for i in range(x.size):
-        good &= abs(x[i]) <= limit
-    if good:
-        for i in range(x.size):
-            acc[support[i]] += np.int64(np.rint(np.float64(x[i]) * unit))
-    return good
-
-
-_compiled_fold = njit(cache=True, nogil=True)(_fold)
-_compiled_fold_sparse = njit(cache=True, nogil=True)(_fold_sparse)
+        acc[support[i]] += np.int64(np.rint(np.float64(x[i]) * unit))
+    return True
 
 
 def plain_sum() -> Merge:
     """Visible sum: each contribution is decoded to float32[d] and added in fixed point, 40 fraction bits in int64.
 
-    A contribution that is sparse (``Payload.support``) is added at its positions only: time by its non-zeros.
+    A contribution that is sparse (``Payload.support``) is added at its positions only: time by its non-zeros. A dense
+    one can be added while it is decoded, piece by piece; if a piece is refused, those before it are subtracted again.
     Guarantees: the sum is exact, hence the same for every order of arrival and every way to shard it; a refused
     contribution leaves the accumulator unchanged; each coordinate's rounding is at most 2^-41 per contribution. The
     head's scalars are added exactly.
@@ -76,25 +101,36 @@ def plain_sum() -> Merge:
     def add(acc: Tally, payload: Payload, space: Space) -> Tally:
         _shape(acc, payload, space)
         head = _head(acc.head, payload.head)
-        limit = 2.0 ** (CAPACITY_BITS - FRACTION_BITS) / space.quorum.n_max
+        limit, body = _limit(space), np.ascontiguousarray(payload.body, np.float32)
         if payload.support is None:
-            good = _compiled_fold(acc.body, payload.body, limit, 2.0**FRACTION_BITS)
+            good = _fold(acc.body, body, limit, _UNIT)
         else:
-            good = _compiled_fold_sparse(acc.body, payload.support, payload.body, limit, 2.0**FRACTION_BITS)
+            good = _fold_sparse(acc.body, payload.support, body, limit, _UNIT)
         if not good:
-            if not np.isfinite(payload.body).all():
-                raise DecodeError("E-PAYLOAD", "a decoded coordinate is not finite.")
-            raise DecodeError(
-                "E-RANGE",
-                f"a coordinate of {float(np.abs(payload.body).max()):.3g} is above the limit {limit:.6g}.",
-                "clip or clamp updates on the device.",
-            )
+            raise _beyond(body, space)
+        return Tally(acc.body, head, acc.n + 1)
+
+    def stream(acc: Tally, pieces: Callable[[], Iterator[Payload]], space: Space) -> Tally:
+        _room(acc, space)
+        head, limit, at, done = acc.head, _limit(space), 0, 0
+        try:
+            for piece in pieces():
+                head = _head(acc.head, piece.head) if at == 0 else head
+                if not _fold(acc.body[at : at + piece.body.size], piece.body, limit, _UNIT):
+                    raise _beyond(piece.body, space)
+                at, done = at + piece.body.size, done + 1
+        except DecodeError:
+            at = 0
+            for piece in islice(pieces(), done):  # the sum is exact, so subtracting leaves no trace
+                _fold(acc.body[at : at + piece.body.size], piece.body, limit, -_UNIT)
+                at += piece.body.size
+            raise
         return Tally(acc.body, head, acc.n + 1)
 
     def finish(acc: Tally, space: Space) -> Payload:
         return Payload((acc.body * 2.0**-FRACTION_BITS).astype(np.float32), _total(acc.head))
 
-    return Merge("plain_sum", False, infer, init, add, finish)
+    return Merge("plain_sum", False, infer, init, add, finish, stream)
 
 
 def ring_sum() -> Merge:
@@ -151,8 +187,32 @@ def _shape(acc: Tally, payload: Payload, space: Space) -> None:
         inside = at.size == 0 or (at[0] >= 0 and at[-1] < acc.body.size and bool((np.diff(at) > 0).all()))
         if at.shape != payload.body.shape or not inside:
             raise ValueError(f"a support of {at.size} positions does not increase inside a sum of {acc.body.size}")
+    _room(acc, space)
+
+
+def _room(acc: Tally, space: Space) -> None:
     if acc.n >= space.quorum.n_max:
         raise ValueError(f"the sum holds {acc.n} contributions, its limit")
+
+
+def _bound(space: Space) -> float:
+    return 2.0 ** (CAPACITY_BITS - FRACTION_BITS) / space.quorum.n_max
+
+
+def _limit(space: Space) -> int:
+    """Bits of the largest float32 up to the bound."""
+    edge = np.float32(_bound(space))
+    return int(edge.view(np.int32)) - int(float(edge) > _bound(space))
+
+
+def _beyond(body: NDArray[np.float32], space: Space) -> DecodeError:
+    if not np.isfinite(body).all():
+        return DecodeError("E-PAYLOAD", "a decoded coordinate is not finite.")
+    return DecodeError(
+        "E-RANGE",
+        f"a coordinate of {float(np.abs(body).max()):.3g} is above the limit {_bound(space):.6g}.",
+        "clip or clamp updates on the device.",
+    )
 
 
 def _head(total: tuple[int, ...] | None, head: NDArray[np.float64]) -> tuple[int, ...]:

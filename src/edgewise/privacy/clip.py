@@ -45,7 +45,7 @@ def clip(l2: float) -> Stage:
         body = np.multiply(payload.body, l2 / norm * HAIR, dtype=np.float64)
         return payload.but(body=body.astype(np.float32)), memory
 
-    return Stage(name, infer, encode, _keep, sparse=True)
+    return Stage(name, infer, encode, _keep, sparse=True, pointwise=True)
 
 
 def clamp(linf: float) -> Stage:
@@ -75,4 +75,4 @@ def clamp(linf: float) -> Stage:
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         return payload.but(body=np.clip(payload.body, -edge, edge)), memory
 
-    return Stage(name, infer, encode, _keep, sparse=True)
+    return Stage(name, infer, encode, _keep, sparse=True, pointwise=True)
