@@ -16,6 +16,7 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
+from edgewise.codecs.shared_top_k import shared_top_k
 from edgewise.codecs.sketch import sketch
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
@@ -72,6 +73,10 @@ CHAINS = [
     _chain(clip(1.0), weigh(CAP), random_k(0.3), clamp(0.2), quantize(6, "shared"), wrap(16)),
     _chain(segments(SPEC, ["layers.0.b", "head"]), random_k(0.2)),
     _chain(random_k(0.2), quantize(4)),
+    _chain(shared_top_k(SPEC, 0.1)),
+    _chain(shared_top_k(SPEC, 1.0)),
+    _chain(clip(1.0), weigh(CAP), shared_top_k(SPEC, 0.2, explore=0.5), quantize(8, "shared"), wrap(12)),
+    _chain(weigh(CAP), feedback([shared_top_k(SPEC, 0.05), quantize(4)])),
     _chain(sketch(4.0)),
     _chain(segments(SPEC, ["layers.*"]), weigh(CAP), sketch(3.0, rows=3, momentum=0.9), quantize(6)),
     _chain(clip(1.0), weigh(CAP), sketch(5.0, floor=0.5), clip(0.5), clamp(0.1), quantize(12, "shared"), wrap(16)),

@@ -19,6 +19,7 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
+from edgewise.codecs.shared_top_k import shared_top_k
 from edgewise.codecs.sketch import sketch
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
@@ -91,6 +92,13 @@ class RandomKParams(Params):
 
     fraction: float = Field(gt=0, le=1)
     unbiased: bool = Field(True, description="scale by d/k so that the mean is right; false inside feedback")
+
+
+class SharedTopKParams(Params):
+    """The coordinates that were largest in the last release, and some new ones; the same on all devices of a round."""
+
+    fraction: float = Field(gt=0, le=1)
+    explore: float = Field(0.2, gt=0, le=1, description="share of them that is drawn at random among the others")
 
 
 class TopKParams(Params):
@@ -205,6 +213,7 @@ BUILT_IN = Catalogue(
         "weigh": Entry(WeighParams, lambda p, _: weigh(p.cap)),
         "segments": Entry(SegmentsParams, lambda p, spec: segments(spec, p.names)),
         "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased)),
+        "shared_top_k": Entry(SharedTopKParams, lambda p, spec: shared_top_k(spec, p.fraction, p.explore)),
         "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),
         "sketch": Entry(SketchParams, lambda p, _: sketch(p.ratio, p.rows, p.keep, p.momentum, p.floor)),
         "quantize": Entry(QuantizeParams, lambda p, _: quantize(p.bits, p.grid, p.block)),

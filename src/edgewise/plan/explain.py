@@ -149,6 +149,8 @@ def _effect(before: Space, after: Space) -> str:
         how = "chosen by each device"
         if not after.sparse:
             how = "drawn anew each round, the same on all devices" if after.moving else "fixed for the run"
+            if after.support > before.support:
+                how = "the largest of the last release and some drawn anew, the same on all devices"
         said.append(f"keeps {share} of the coordinates, {how}")
     if after.kind is Kind.INTEGER and before.kind is Kind.REAL:
         grid = f"one scale per {after.block} coordinates" if after.block else "one public grid"
