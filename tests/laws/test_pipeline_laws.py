@@ -16,6 +16,8 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
+from edgewise.codecs.shared_top_k import shared_top_k
+from edgewise.codecs.sketch import sketch
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
@@ -74,6 +76,13 @@ CHAINS = [
     _chain(segments(SPEC, ["*"], cycle=2, phase=1), weigh(CAP), feedback([top_k(0.1), quantize(4)], decay=1.0)),
     _chain(segments(SPEC, ["layers.*"], cycle=2, phase=1), clip(1.0), weigh(CAP), quantize(8, "shared"), wrap(11)),
     _chain(random_k(0.2), quantize(4)),
+    _chain(shared_top_k(SPEC, 0.1)),
+    _chain(shared_top_k(SPEC, 1.0)),
+    _chain(clip(1.0), weigh(CAP), shared_top_k(SPEC, 0.2, explore=0.5), quantize(8, "shared"), wrap(12)),
+    _chain(weigh(CAP), feedback([shared_top_k(SPEC, 0.05), quantize(4)])),
+    _chain(sketch(4.0)),
+    _chain(segments(SPEC, ["layers.*"]), weigh(CAP), sketch(3.0, rows=3, momentum=0.9), quantize(6)),
+    _chain(clip(1.0), weigh(CAP), sketch(5.0, floor=0.5), clip(0.5), clamp(0.1), quantize(12, "shared"), wrap(16)),
     _chain(random_k(0.5), top_k(0.1), quantize(3)),
     _chain(weigh(CAP), top_k(0.05), quantize(4)),
     _chain(feedback([top_k(0.02)])),
@@ -119,9 +128,9 @@ def _norm(x: Vector) -> float:
     return float(np.linalg.norm(x.astype(np.float64)))
 
 
-def _decoded(pipe: Pipeline, x: Vector, turn: Turn) -> Payload:
+def _decoded(pipe: Pipeline, x: Vector, turn: Turn, level: int = 0) -> Payload:
     payload, _ = pipe.encode(x, LOSS, COUNT, pipe.init(), turn)
-    return pipe.decode(payload, turn)
+    return pipe.decode(payload, turn, level)
 
 
 @every
@@ -139,16 +148,16 @@ def test_infer_is_total_and_pure(chain: Chain) -> None:
 @every
 @adversarial
 def test_bounds_hold(chain: Chain, x: Vector) -> None:
-    """Also from the tightest start: the vector's own norms."""
+    """Where contributions are merged; also from the tightest start: the vector's own norms."""
     own = START.but(l2=_norm(x) * (1 + 1e-12), linf=float(np.abs(x).max()))
     for start in (START, own):
         if start.linf == 0.0 and any("quantize" in s.name for s in chain.stages):
             continue  # a grid of step zero; a real recipe clamps to something
         pipe = chain.at(start)
         for round in range(3):
-            out = _decoded(pipe, x, _turn(round))
+            out = _decoded(pipe, x, _turn(round), pipe.level)
             assert out.body.dtype == np.float32
-            assert out.body.shape == (DIM,)
+            assert out.body.shape == (pipe.merged.dim,)
             assert np.isfinite(out.body).all()
             assert _norm(out.body) <= pipe.encoded.l2 * (1 + 1e-6) + DENORMAL
             assert float(np.abs(out.body).max()) <= pipe.encoded.linf * (1 + 1e-6) + DENORMAL
@@ -221,7 +230,7 @@ def test_blind_and_visible_release_agree(chain: Chain) -> None:
         for i, x in enumerate(list(VECTORS.values())[:6]):
             payload, _ = pipe.encode(x, LOSS, COUNT + i, pipe.init(), _turn(3, i))
             total = pipe.add(total, payload, _turn(3))
-        means.append(pipe.release(total, _turn(3), root(5), {})[0])
+        means.append(pipe.release(total, _turn(3), root(5), pipe.start_memory())[0])
     assert means[0].head == means[1].head
     assert means[0].weight == means[1].weight
     np.testing.assert_allclose(means[0].mean, means[1].mean, rtol=1e-5, atol=1e-6)

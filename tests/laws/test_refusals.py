@@ -11,6 +11,8 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
+from edgewise.codecs.shared_top_k import shared_top_k
+from edgewise.codecs.sketch import sketch
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
@@ -69,6 +71,21 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-WRAP", "wrap(12)", lambda: build([clip(1.0), quantize(8, "shared"), wrap(11)])),
     ("E-NOISE-NOCLIP", "put clip", lambda: build([], posts=[noise(1.0)])),
     ("E-NOISE-NOCLIP", "put clip", lambda: build([clip(1.0), feedback([top_k(0.1)])], posts=[noise(1.0)])),
+    ("E-ORDER", "before every stage", lambda: build([random_k(1 / 2), shared_top_k(SPEC, 0.1)])),
+    ("E-ORDER", "before every stage", lambda: build([top_k(1.0), shared_top_k(SPEC, 0.1)])),
+    ("E-ORDER", "before every stage", lambda: build([sketch(4.0), shared_top_k(SPEC, 0.1)])),
+    ("E-ORDER", "before every stage", lambda: build([segments(SPEC, ["layers.1*"]), shared_top_k(SPEC, 0.1)])),
+    ("E-ORDER", "keep one", lambda: build([shared_top_k(SPEC, 0.1), shared_top_k(SPEC, 0.1)])),
+    ("E-ORDER", "inside feedback", lambda: build([shared_top_k(SPEC, 0.1), feedback([quantize(4)])])),
+    ("E-ORDER", "leave out", lambda: build([shared_top_k(SPEC, 0.5), sketch(4.0)])),
+    ("E-ORDER", "without feedback", lambda: build([feedback([sketch(4.0)])])),
+    ("E-ORDER", "leave out", lambda: build([random_k(0.5), sketch(4.0)])),
+    ("E-ORDER", "leave out", lambda: build([top_k(0.5), sketch(4.0)])),
+    ("E-ORDER", "keep one", lambda: build([sketch(4.0), sketch(4.0)])),
+    ("E-ORDER", "put it first", lambda: build([sketch(4.0), segments(SPEC, ["*"])])),
+    ("E-NO-BOUND", "clamp or clip", lambda: build([clip(1.0), sketch(4.0), quantize(8, "shared"), wrap(16)])),
+    ("E-NOISE-NOCLIP", "put clip", lambda: build([clip(1.0), sketch(4.0)], posts=[noise(1.0)])),
+    ("E-VALUE", "larger updates", lambda: pipeline(Space(5, Quorum(1, 1), universe=5), [sketch(2.0)], plain_sum())),
     *[
         ("E-NOT-REAL", "before quantize", lambda s=s: build([clip(1.0), quantize(8, "shared"), s]))  # type: ignore[misc]
         for s in (
@@ -78,6 +95,8 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
             segments(SPEC, ["*"]),
             random_k(0.1),
             top_k(0.1),
+            shared_top_k(SPEC, 0.1),
+            sketch(4.0),
             quantize(4),
             quantize(4, "shared"),
             feedback([top_k(0.1)]),
@@ -93,6 +112,17 @@ VALUES: list[Callable[[], object]] = [
     lambda: random_k(0.0),
     lambda: random_k(1.5),
     lambda: top_k(nan),
+    lambda: shared_top_k(SPEC, 0.0),
+    lambda: shared_top_k(SPEC, 1.5),
+    lambda: shared_top_k(SPEC, 0.1, explore=0.0),
+    lambda: shared_top_k(SPEC, 0.1, explore=1.1),
+    lambda: sketch(1.0),
+    lambda: sketch(inf),
+    lambda: sketch(4.0, rows=2),
+    lambda: sketch(4.0, rows=17),
+    lambda: sketch(4.0, keep=0.0),
+    lambda: sketch(4.0, momentum=1.0),
+    lambda: sketch(4.0, floor=nan),
     lambda: quantize(1),
     lambda: quantize(9),
     lambda: quantize(17, "shared"),

@@ -19,6 +19,8 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import groups, segments
+from edgewise.codecs.shared_top_k import shared_top_k
+from edgewise.codecs.sketch import sketch
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
@@ -96,10 +98,27 @@ class RandomKParams(Params):
     unbiased: bool = Field(True, description="scale by d/k so that the mean is right; false inside feedback")
 
 
+class SharedTopKParams(Params):
+    """The coordinates that were largest in the last release, and some new ones; the same on all devices of a round."""
+
+    fraction: float = Field(gt=0, le=1)
+    explore: float = Field(0.2, gt=0, le=1, description="share of them that is drawn at random among the others")
+
+
 class TopKParams(Params):
     """Each device's largest coordinates."""
 
     fraction: float = Field(gt=0, le=1)
+
+
+class SketchParams(Params):
+    """A count sketch of the update, the same linear map on all devices; the server finds what is large in it."""
+
+    ratio: float = Field(gt=1, description="coordinates per cell of the sketch: how many times smaller it is")
+    rows: int = Field(5, ge=1, le=15, description="independent hashes; odd")
+    keep: float = Field(0.01, gt=0, le=1, description="share of coordinates released per round at most")
+    momentum: float = Field(0.0, ge=0, lt=1, description="in the sketch, on the server; not together with fedavgm's")
+    floor: float = Field(1.0, ge=0, le=4, description="in units of the collision noise; 0 = as published, diverges")
 
 
 class QuantizeParams(Params):
@@ -202,7 +221,9 @@ BUILT_IN = Catalogue(
             groups=lambda p, spec: groups(spec, p.names, p.cycle),
         ),
         "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased)),
+        "shared_top_k": Entry(SharedTopKParams, lambda p, spec: shared_top_k(spec, p.fraction, p.explore)),
         "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),
+        "sketch": Entry(SketchParams, lambda p, _: sketch(p.ratio, p.rows, p.keep, p.momentum, p.floor)),
         "quantize": Entry(QuantizeParams, lambda p, _: quantize(p.bits, p.grid, p.block)),
         "feedback": Entry(FeedbackParams, lambda p, _, inner: feedback(inner, p.decay, p.forget_after), True),
         "wrap": Entry(WrapParams, lambda p, _: wrap(p.bits)),

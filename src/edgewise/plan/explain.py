@@ -30,9 +30,12 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
     for i, stage in enumerate(pipe.stages):
         before, after = pipe.spaces[i], pipe.spaces[i + 1]
         inside = _inner(plan, i, before, catalogue)
-        does = "what the stages inside leave out is remembered on the device and added next time"
-        turns = _turns(plan, i + 1) if after.period > before.period else ""
-        rows.append(_space_row("stage", stage.name, does if inside else _effect(before, after) + turns, after))
+        does = _effect(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
+        if inside:
+            does = "what the stages inside leave out is remembered on the device and added next time"
+        elif stage.server is not None:
+            does = _served(before, after, stage.server.encoded)
+        rows.append(_space_row("stage", stage.name, does, after))
         rows += inside
     rows.append(_total_row("merge", pipe.merge.name, _merged(pipe.merge.blind, pipe.totals[0]), pipe.totals[0]))
     for post, before_total, total in zip(pipe.posts, pipe.totals, pipe.totals[1:], strict=False):
@@ -163,6 +166,8 @@ def _effect(before: Space, after: Space) -> str:
             how = "the same on all devices"
         elif not after.sparse:
             how = "drawn anew each round, the same on all devices" if after.moving else "fixed for the run"
+            if after.support > before.support:
+                how = "the largest of the last release and some drawn anew, the same on all devices"
         said.append(f"keeps {share} of the coordinates, {how}")
     if after.kind is Kind.INTEGER and before.kind is Kind.REAL:
         grid = f"one scale per {after.block} coordinates" if after.block else "one public grid"
@@ -176,6 +181,14 @@ def _effect(before: Space, after: Space) -> str:
     elif after.linf < before.linf and after.dim == before.dim:
         said.append(f"every coordinate at most {after.linf:.4g}")
     return "; ".join(said) or "changes neither size nor bounds"
+
+
+def _served(before: Space, after: Space, encoded: bool) -> str:
+    """As ``_effect`` for a stage with a half on the server."""
+    if not encoded or after.dim == before.dim:
+        return f"{_effect(before, after)}; the server undoes it on the mean, with memory"
+    share = f"{100 * after.dim / max(1, before.dim):.3g} %"
+    return f"sums of coordinates, {share} of their number; the server undoes it on the mean, with memory"
 
 
 def _merged(blind: bool, total: Total) -> str:
