@@ -20,10 +20,14 @@ from edgewise.drivers.store import RunStore
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-def start(out, engine, resume, sleep="0.02"):
+# Layer-wise: residuals of two phases, and a server momentum that rests every second round.
+TURNS = 'stage=[{kind="segments",cycle=2},{kind="weigh"},{kind="feedback"},{kind="top_k",fraction=0.2}]'
+
+
+def start(out, engine, resume, sleep="0.02", settings=()):
     env = {**os.environ, "PYTHONPATH": str(SUPPORT), "TOY_SLEEP": sleep}
     return subprocess.Popen(
-        [sys.executable, str(SUPPORT / "toy_run.py"), str(out), engine, str(int(resume))],
+        [sys.executable, str(SUPPORT / "toy_run.py"), str(out), engine, str(int(resume)), *settings],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -52,14 +56,14 @@ def final(out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["inproc", "pool"])
-def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, engine):
+@pytest.mark.parametrize(("engine", "settings"), [("inproc", []), ("pool", []), ("inproc", [TURNS])])
+def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, engine, settings):
     calm = tmp_path / "calm"
-    assert not kill_after(start(calm, engine, False, "0"), 10**9)
+    assert not kill_after(start(calm, engine, False, "0", settings), 10**9)
     stormy, kills = tmp_path / "stormy", 0
     # 4 rounds x 8 devices print about 70 events; every attempt gets a little further before it is killed.
     for lines in (7, 12, 16, 9, 20, 11, 25, 14, 10**9, 10**9):
-        process = start(stormy, engine, kills > 0)
+        process = start(stormy, engine, kills > 0, settings=settings)
         if not kill_after(process, lines):
             break
         kills += 1

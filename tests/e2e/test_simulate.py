@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import toy
+from rich.console import Console
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps import check, simulate
 from edgewise.core import events
 from edgewise.core.errors import DataError, EdgewiseError, StoreError
 from edgewise.core.vector import Spec
@@ -37,6 +40,45 @@ def asked(monkeypatch):
     fit = toy.ToyTrainer.fit
     monkeypatch.setattr(toy.ToyTrainer, "fit", lambda self, r: (requests.append(r), fit(self, r))[1])
     return requests
+
+
+# -- layer-wise -------------------------------------------------------------------------------------------------------
+
+TURNS = [{"kind": "segments", "cycle": 2}, {"kind": "weigh", "cap": 160}, {"kind": "feedback"},
+         {"kind": "top_k", "fraction": 0.2}, {"kind": "quantize", "bits": 4}]  # fmt: skip
+
+
+def test_in_each_round_one_group_moves_and_the_rest_stays_to_the_bit(tmp_path, asked):
+    """Groups of 40 and 10 coordinates; FedAdam's momentum would move the resting one."""
+    play(tmp_path, {"stage": TURNS, "round.rounds": 5})
+    with RunStore(tmp_path) as store:
+        last = store.blob(store.models()[5])
+    rounds = asked[: 5 * 8]
+    models = [next(r.params for r in rounds if r.round == n) for n in range(5)] + [last]
+    for number, (before, after) in enumerate(pairwise(models)):
+        moved = before != after
+        group = (slice(0, 40), slice(40, 50))[number % 2]
+        assert moved[group].any()
+        moved[group] = False
+        assert not moved.any()
+    names = {0: ("w",), 1: ("b",)}
+    assert all(r.rule.segments == names[r.round % 2] for r in rounds)
+    compared = asked[5 * 8 :]
+    assert compared
+    assert all(r.rule.segments == () for r in compared), "what does not travel takes no turns"
+
+
+def test_check_tells_of_the_turns_within_80_columns(tmp_path):
+    found = check.examine(make_recipe({"stage": TURNS}), tmp_path, ["toy"], fast=True)
+    assert found["bytes"]["up_largest"] > found["bytes"]["up"]
+    assert found["bytes"]["up_total"] == pytest.approx(4 * 8 * found["bytes"]["up"])
+    console = Console(width=80, record=True, file=io.StringIO())
+    check.show(console, found, "toy.toml")
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    flat = " ".join(text.split())
+    assert "the mean of groups that take turns; the largest sends" in flat
+    assert "2 groups of 80, 20 % take" in flat.replace("\n", " ")
 
 
 # -- comparisons ------------------------------------------------------------------------------------------------------

@@ -180,6 +180,57 @@ def test_clipping_equals_torch() -> None:
     assert np.linalg.norm(got) <= 6 * 0.1 * 0.1 + 1e-6
 
 
+ALL = ("0.weight", "0.bias", "3.weight", "3.bias")
+WAYS = [
+    section(optimizer="sgd", momentum=0.9, weight_decay=0.1, clip_grad=0.05),
+    section(weight_decay=0.1, clip_grad=0.05),
+    section(optimizer="muon", weight_decay=0.1, clip_grad=0.05),
+]
+
+
+@pytest.mark.parametrize("training", WAYS, ids=lambda t: t.optimizer)
+@pytest.mark.parametrize("names", [ALL[2:], ALL[:1], (ALL[0], ALL[3])], ids=",".join)
+def test_what_is_not_named_stays_to_the_bit(training: TrainingSection, names: tuple[str, ...]) -> None:
+    """Decay, pull, clipping, momentum: nothing reaches a frozen segment, and it takes part in nothing."""
+    model = net()
+    flat = Flat(list(model.named_parameters()))
+    start, rule = flat.read(), LocalRule(steps=6, lr=0.1, prox_mu=0.7, segments=names)
+    used = train.Optimizer(training, flat)
+    fit(model, loss, steps(), flat, start, LocalRule(steps=6, lr=0.1, prox_mu=0.7), training, KEY, used)
+    x = fit(model, loss, steps(), flat, start, rule, training, KEY, used).x  # buffers with a past
+    moved = {s.name: x[s.start : s.stop].any() for s in flat.spec.segments}
+    assert moved == {n: n in names for n in ALL}
+    assert all(p.requires_grad for p in model.parameters())
+    after = flat.read()
+    for s in flat.spec.segments:
+        if s.name not in names:
+            assert after[s.start : s.stop].tobytes() == start[s.start : s.stop].tobytes()
+    # The same as a model that has no other parameters to train.
+    small = net()
+    for n, p in small.named_parameters():
+        p.requires_grad_(n in names)
+    alone = Flat([(n, p) for n, p in small.named_parameters() if p.requires_grad])
+    begin = alone.read()
+    want = fit(small, loss, steps(), alone, begin, LocalRule(steps=6, lr=0.1, prox_mu=0.7), training, KEY).x
+    got = np.concatenate([x[s.start : s.stop] for s in flat.spec.segments if s.name in names])
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6)  # pieces round differently
+
+
+@pytest.mark.parametrize("training", WAYS, ids=lambda t: t.optimizer)
+def test_naming_all_segments_is_naming_none(training: TrainingSection) -> None:
+    named = fitted(training, LocalRule(steps=6, lr=0.1, prox_mu=0.7, segments=ALL)).x
+    np.testing.assert_array_equal(named, fitted(training, LocalRule(steps=6, lr=0.1, prox_mu=0.7)).x)
+
+
+def test_frozen_parameters_take_gradients_again_after_a_failure() -> None:
+    model = net()
+    flat = Flat(list(model.named_parameters()))
+    rule = LocalRule(steps=9, lr=0.1, segments=ALL[2:])
+    with pytest.raises(TrainingError, match="E-TRAIN"):
+        fit(model, loss, steps(), flat, flat.read(), rule, section(), KEY)
+    assert all(p.requires_grad for p in model.parameters())
+
+
 def test_accumulation_gives_the_gradient_of_the_whole_batch_also_with_uneven_parts() -> None:
     whole = fitted(section(optimizer="sgd"))
     for parts in (2, 3, 8):
