@@ -30,12 +30,18 @@ _ONE = np.uint64(1)
 
 
 @compiled
-def uniform(seed: np.uint64, i: int) -> float:
-    """The i-th number in [0, 1) of the stream ``seed``; 53 bits."""
+def mix(seed: np.uint64, i: int) -> np.uint64:
+    """The i-th word of the stream ``seed``; 64 bits."""
     z = seed + (np.uint64(i) + _ONE) * _GOLDEN
     z = (z ^ (z >> _S30)) * _M1
     z = (z ^ (z >> _S27)) * _M2
-    return np.float64((z ^ (z >> _S31)) >> _S11) * 2.0**-53
+    return z ^ (z >> _S31)
+
+
+@compiled
+def uniform(seed: np.uint64, i: int) -> float:
+    """The i-th number in [0, 1) of the stream ``seed``; 53 bits."""
+    return np.float64(mix(seed, i) >> _S11) * 2.0**-53
 
 
 @compiled
