@@ -25,6 +25,7 @@ from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
 from edgewise.strategies.fedopt import fedadam, fedavg, fedavgm
 from edgewise.strategies.fedprox import fedprox
+from edgewise.strategies.zeroth_order import zeroth_order
 
 SPEC = Spec.of([("layers.0.q_proj", (10, 30), "float32"), ("layers.1.q_proj", (200,), "float32")])
 
@@ -145,6 +146,10 @@ VALUES: list[Callable[[], object]] = [
     lambda: fedadam(tau=0.0),
     lambda: fedadam(beta2=2.0),
     lambda: fedprox(0.0),
+    lambda: zeroth_order(15),
+    lambda: zeroth_order(65537),
+    lambda: zeroth_order(eps=0.0),
+    lambda: zeroth_order(lr=nan),
 ]
 
 

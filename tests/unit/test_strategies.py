@@ -13,11 +13,21 @@ from edgewise.core.vector import Vector
 from edgewise.strategies.base import State, Strategy
 from edgewise.strategies.fedopt import fedadagrad, fedadam, fedavg, fedavgm, fedyogi
 from edgewise.strategies.fedprox import fedprox
+from edgewise.strategies.zeroth_order import zeroth_order
 
 DIM, ROUNDS = 20, 8
 START = np.random.default_rng(0).standard_normal(DIM).astype(np.float32)
 MEANS = (np.random.default_rng(1).standard_normal((ROUNDS, DIM)) * 0.05).astype(np.float32)
-ALL = [fedavg(), fedavgm(0.5), fedavgm(0.7, 0.9, True), fedadam(), fedyogi(), fedadagrad(), fedprox(0.1)]
+ALL = [
+    fedavg(),
+    fedavgm(0.5),
+    fedavgm(0.7, 0.9, True),
+    fedadam(),
+    fedyogi(),
+    fedadagrad(),
+    fedprox(0.1),
+    zeroth_order(),
+]
 
 
 def run(strategy: Strategy, means: np.ndarray = MEANS) -> State:
@@ -77,6 +87,7 @@ def adagrad(w: float, m: float, v: float, d: float) -> tuple[float, float, float
     [
         (fedavg(0.8), avg, 0.0),
         (fedprox(0.1, lr=0.8), avg, 0.0),
+        (zeroth_order(lr=0.8), avg, 0.0),
         (fedavgm(0.3, 0.9), heavy_ball, 0.0),
         (fedavgm(0.7, 0.9, nesterov=True), nesterov, 0.0),
         (fedadam(), adam, 1e-6),

@@ -42,14 +42,15 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     parameters, step_s = sizes.get("parameters", 0.0), sizes.get("step_s", 0.0)
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
     forecast = explain.forecast(plan, step_s, workers)
-    cost = explain.cost(plan, parameters)
+    trained = sizes.get("trainable") or plan.spec.dim  # of the model; the run's vector may be shorter
+    cost = explain.cost(plan, parameters, trained)
     contributions = forecast["contributions_per_round"] * plan.rounds
     up_total = forecast["contributions_per_round"] * sum(map(plan.upload_bytes, range(plan.rounds)))
     return {
         "recipe_sha256": plan.run,
         "model": recipe.model.base,
         "parameters": parameters or None,
-        "trainable": plan.spec.dim,
+        "trainable": int(trained),
         "population": population,
         "rounds": plan.rounds,
         "sampling": {

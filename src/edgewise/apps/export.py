@@ -15,9 +15,11 @@ from edgewise.apps import summary, words
 from edgewise.apps.runs import opened
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.keys import derive, root
-from edgewise.core.vector import Vector
+from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.store import RunStore
+from edgewise.plan.catalogue import BUILT_IN, make
 from edgewise.plan.recipe import Recipe
+from edgewise.strategies.base import Directions, Strategy
 
 FORMATS = ("peft", "merged")
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "chat_template*")
@@ -82,6 +84,8 @@ def _write(
 
     loaded = load(recipe.model.base, recipe_dir, torch.float32)
     model, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), torch.float32)
+    if (directions := _directions(recipe)) is not None:
+        params = _rebuilt(recipe, recipe_dir, facts, params, directions)
     if params.shape != (flat.spec.dim,):
         what = f"the run trained {params.size} parameters, {loaded.name} has {flat.spec.dim}"
         raise _refused(what, "a run of an extension's trainer, or of another model, is exported by its own code.")
@@ -112,6 +116,37 @@ def _write(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return sorted(p.name for p in dest.iterdir())
+
+
+def _directions(recipe: Recipe) -> Directions | None:
+    """The directions whose coefficients the run's vector holds; None where it holds parameters.
+
+    An extension's strategy is not known here: its vector is taken for parameters, and refused where it is too short.
+    """
+    if recipe.strategy["kind"] not in BUILT_IN.strategies:
+        return None
+    strategy: Strategy = make(BUILT_IN.strategies, "[strategy]", recipe.strategy, Spec(()))
+    return strategy.directions
+
+
+def _rebuilt(
+    recipe: Recipe, recipe_dir: Path, facts: Mapping[str, Any], params: Vector, directions: Directions
+) -> Vector:
+    """The parameters that the run's coefficients stand for."""
+    import torch
+
+    from edgewise.learn.adapters import trainable
+    from edgewise.learn.model import load
+    from edgewise.learn.zeroth_order import base_digest, rebuilt
+
+    # Read as the run read it: in bfloat16, the start of LoRA's A is drawn in that.
+    arithmetic = getattr(torch, facts.get("precision") or "float32")
+    loaded = load(recipe.model.base, recipe_dir, arithmetic if recipe.trainable.kind == "lora" else torch.float32)
+    _, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), arithmetic)
+    if facts.get("base_sha256") != base_digest(flat.spec, flat.read()):
+        what = f"{loaded.name} has other parameters than the run's directions start from"
+        raise _refused(what, "put the base model back as it was when the run began.")
+    return rebuilt(flat.read(), params, directions, root(recipe.seed))
 
 
 def _frozen_digest(model: Any, arithmetic: Any) -> str:
@@ -175,6 +210,7 @@ def _card(s: Mapping[str, Any], recipe: Recipe, to: str, played: int, digest: st
     ]
     head = "| model | weighted mean | median | worst 10 % |\n| --- | ---: | ---: | ---: |\n"
     figures = f"\n## Held-out perplexity\n\n{head}" + "\n".join(rows) + "\n" if rows else ""
+    vector = "trained parameters" if _directions(recipe) is None else "coefficients of the directions"
     claims = "\n".join(f"- {c}" for c in s["plan"]["claims"])
     return f"""---
 library_name: {library}
@@ -200,7 +236,7 @@ Data: {data}. Fingerprint: `{s["facts"].get("fingerprint", "not recorded")}`.
 
 | | |
 | --- | --- |
-| trained parameters, SHA-256 | `{digest}` |
+| {vector}, SHA-256 | `{digest}` |
 | recipe, SHA-256 | `{s["recipe_sha256"]}` |
 | seed | {s["seed"]} |
 | versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |

@@ -203,7 +203,7 @@ class Progress:
         match e:
             case events.RunStarted():
                 again = f", resumed after round {e.resumed_round}" if e.resumed_round > 0 else ""
-                return f"{e.name}: {e.population} devices, {words.count(e.dim)} trained parameters{again}"
+                return f"{e.name}: {e.population} devices, {words.count(e.dim)} trained coordinates{again}"
             case events.PhaseStarted():
                 return PHASES.get(e.phase, e.phase)
             case events.RoundFinished():

@@ -40,6 +40,7 @@ SAME = {
     "fingerprint": "the data",
     "model_fingerprint": "the model's weights",
     "initial_sha256": "the model's trained parameters",
+    "base_sha256": "the parameters that the directions start from",
     "spec_sha256": "the layout of the model's trained parameters",
     "precision": "the arithmetic",
     "extensions": "the extensions",

@@ -25,10 +25,10 @@ Seconds: ``train`` and ``encode`` are device seconds, summed over contributions,
 workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
 and ``total`` is their sum: loading and the report itself are not in it, and what a crash repeated counts once.
 
-Facts that are used where the run has them: ``model``, ``parameters``, ``devices`` (name -> training tokens),
-``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan`` (``trace``, ``claims``, ``dim``,
-``upload_bytes``, ``population``), ``recipe_dir`` (``edgewise export`` finds a relative ``model.base`` by it; it is not
-part of the summary). Every other fact is passed on under ``facts``.
+Facts that are used where the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
+tokens), ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan`` (``trace``, ``claims``,
+``dim``, ``upload_bytes``, ``population``), ``recipe_dir`` (``edgewise export`` finds a relative ``model.base`` by it;
+it is not part of the summary). Every other fact is passed on under ``facts``.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def build(store: RunStore) -> dict[str, Any]:
     measures = {name: store.measures(name) for name in MODELS}
     models = store.models()
     plan = facts.get("plan") or {}
+    trained = facts.get("trainable") or plan.get("dim")  # of the model; the run's vector may be shorter
     played = max(0, run["next_round"])
     ppl = {name: quality(m) for name, m in measures.items()}
     wanted = recipe.get("compare", {})
@@ -112,7 +113,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "initial_sha256": models.get(0),
         "seed": recipe.get("seed"),
         "parameters": facts.get("parameters"),
-        "trainable": plan.get("dim"),
+        "trainable": trained,
         "rounds": {
             "planned": recipe["round"]["rounds"],
             "played": played,
@@ -124,7 +125,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "share_improved": {
             f"over_{name}": share_improved(measures["federated"], measures[name]) for name in ("bundled", "local_only")
         },
-        "bytes": _bytes(told, facts, plan),
+        "bytes": _bytes(told, facts, trained),
         "participation": _participation(told),
         "seconds": _seconds(told),
         "per_round": [_round_row(e) for e in rounds],
@@ -157,11 +158,11 @@ def _change(new: Mapping[str, Any] | None, old: Mapping[str, Any] | None) -> flo
     return float(100.0 * (new["weighted_mean"] / old["weighted_mean"] - 1.0))
 
 
-def _bytes(told: Sequence[events.AnyEvent], facts: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+def _bytes(told: Sequence[events.AnyEvent], facts: Mapping[str, Any], trained: int | None) -> dict[str, Any]:
     up = [e.bytes_up for e in told if isinstance(e, events.Accepted)]
     down = sum(e.bytes_down for e in told if isinstance(e, events.RoundFinished))
     invited = _invited(told)
-    update = 4.0 * plan["dim"] if plan.get("dim") else None
+    update = 4.0 * trained if trained else None
     model = 4.0 * facts["parameters"] if facts.get("parameters") else None
     per_up = sum(up) / len(up) if up else None
     per_down = down / invited if invited else None

@@ -34,7 +34,8 @@ _MAGNITUDE = np.int32(0x7FFFFFFF)  # bits of a float32 without its sign; ordered
 
 
 @compiled
-def _mix(seed: np.uint64, i: int) -> np.uint64:
+def mix(seed: np.uint64, i: int) -> np.uint64:
+    """The i-th word of the stream ``seed``; 64 bits."""
     z = seed + (np.uint64(i) + _ONE) * _GOLDEN
     z = (z ^ (z >> _S30)) * _M1
     z = (z ^ (z >> _S27)) * _M2
@@ -44,14 +45,14 @@ def _mix(seed: np.uint64, i: int) -> np.uint64:
 @compiled
 def uniform(seed: np.uint64, i: int) -> float:
     """The i-th number in [0, 1) of the stream ``seed``; 53 bits."""
-    return np.float64(_mix(seed, i) >> _S11) * 2.0**-53
+    return np.float64(mix(seed, i) >> _S11) * 2.0**-53
 
 
 @compiled
 def fill(seed: np.uint64, first: int, words: NDArray[np.uint64]) -> None:
     """The words ``first``, ``first`` + 1, ... of the stream ``seed``, 64 bits each."""
     for j in range(words.size):
-        words[j] = _mix(seed, first + j)
+        words[j] = mix(seed, first + j)
 
 
 @compiled

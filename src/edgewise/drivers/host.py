@@ -29,22 +29,34 @@ from edgewise.drivers import jobs
 from edgewise.drivers.files import write_durably
 from edgewise.engine import device as machine
 from edgewise.engine.ports import FitRequest, Trainer
-from edgewise.plan.catalogue import Catalogue, with_extensions
+from edgewise.plan.catalogue import Catalogue, make, with_extensions
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
+from edgewise.strategies.base import Strategy
 
 LOG = logging.getLogger("edgewise")
 T = TypeVar("T")
 
 
 def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Catalogue) -> Trainer:
-    """The extension's trainer where there is one, else the text trainer (imports torch)."""
-    if catalogue.trainer is not None:
-        trainer: Trainer = catalogue.trainer(recipe)
-        return trainer
-    from edgewise.learn import trainer as text
+    """The extension's trainer where there is one, else the text trainer (imports torch).
 
-    return text.make(recipe, recipe_dir, run_dir / "cache")
+    Where the recipe's strategy works along directions, a torch trainer is wrapped so that its vector is their
+    coefficients; another trainer stays as it is, and ``compile`` refuses it.
+    """
+    trainer: Trainer
+    if catalogue.trainer is not None:
+        trainer = catalogue.trainer(recipe)
+    else:
+        from edgewise.learn import trainer as text
+
+        trainer = text.make(recipe, recipe_dir, run_dir / "cache")
+    strategy: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, trainer.spec)
+    if strategy.directions is None:
+        return trainer
+    from edgewise.learn import zeroth_order
+
+    return zeroth_order.wrapped(trainer, strategy.directions, keys.root(recipe.seed))
 
 
 class Host:

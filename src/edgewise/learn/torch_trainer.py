@@ -18,7 +18,7 @@ from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.vector import Array, Spec, Vector
-from edgewise.engine.ports import POOLED, DeviceId, FitRequest, HeldOut, Update
+from edgewise.engine.ports import POOLED, DeviceId, FitRequest, HeldOut, Trainer, Update
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.train import Batch, Loss, Optimizer, fit
@@ -51,7 +51,8 @@ class TorchTrainer:
         shards: device -> shard: a mapping, or a function beside ``devices``.
         devices: the population where ``shards`` is a function. POOLED is asked of ``shards`` as any other, and is no
             device; without it there is no centralised comparison.
-        activation_bytes: memory of one micro-batch's activations, for forecasts.
+        activation_bytes: memory of one micro-batch's activations, for forecasts. forward_bytes: the same without a
+            backward pass to keep them for.
         arithmetic: of matrix work in the optimizer (Muon); the loss decides its own.
     Guarantees:
         ``fit`` is a function of the request alone, the same bits in any process: it computes with one torch thread,
@@ -68,6 +69,7 @@ class TorchTrainer:
         flat: Flat | None = None,
         activation_bytes: float = 0.0,
         arithmetic: torch.dtype = torch.float32,
+        forward_bytes: float = 0.0,
     ) -> None:
         self.model, self.loss, self.training = model, loss, training
         self.flat = flat or Flat([(n, p) for n, p in model.named_parameters() if p.requires_grad])
@@ -75,7 +77,7 @@ class TorchTrainer:
         self._devices = tuple(sorted({*(devices or shards)} - {POOLED}))  # type: ignore[misc]
         self._optimizer = Optimizer(training, self.flat, arithmetic)
         self._initial = self.flat.read()
-        self._activation_bytes = activation_bytes
+        self._activation_bytes, self.forward_bytes = activation_bytes, forward_bytes
 
     @property
     def spec(self) -> Spec:
@@ -98,18 +100,23 @@ class TorchTrainer:
             TrainingError: E-NAN; E-TRAIN for what torch refuses (out of memory, wrong shapes), with torch's own words
                 as its cause only: they may quote data. What else a loss of one's own raises passes through.
         """
-        shard = self._shard(request.device)
-        if not shard.count:
-            what = f"device {request.device!r:.60} has no token to predict; it needs two tokens of text."
-            raise DataError("E-DEVICE-DATA", what, "give it more text, or leave it out.")
-        batches = shard.batches(request.rule.steps, self.training, derive(request.key, "batches"))
-        with _computing(request.device):
+        batches, count = self.work(request)
+        with computing(request.device):
             fitted = fit(
                 self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,
                 self._optimizer,
             )  # fmt: skip
         head = {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}
-        return Update(fitted.x, head, float(shard.count))
+        return Update(fitted.x, head, count)
+
+    def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
+        """The micro-batches of each step, and the device's weight. Raises DataError(E-DEVICE-DATA) as ``fit``."""
+        shard = self._shard(request.device)
+        if not shard.count:
+            what = f"device {request.device!r:.60} has no token to predict; it needs two tokens of text."
+            raise DataError("E-DEVICE-DATA", what, "give it more text, or leave it out.")
+        batches = shard.batches(request.rule.steps, self.training, derive(request.key, "batches"))
+        return batches, float(shard.count)
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
         """Held-out loss of ``params`` on one device.
@@ -118,7 +125,7 @@ class TorchTrainer:
             DataError: E-DEVICE-DATA where the device has no hold-out. TrainingError: E-NAN, E-TRAIN.
         """
         batches = self._shard(device).held_out()
-        with _computing(device):
+        with computing(device):
             self.flat.write(params)
             measured = evaluate(self.model, self.loss, batches)
         if not measured.tokens:
@@ -132,30 +139,36 @@ class TorchTrainer:
         ``memory_bytes``: weights, gradient, optimizer state, the round's model and the update, activations; without
         Python and torch themselves.
         """
-        weights = {p.data_ptr(): p.numel() * p.element_size() for p in self.model.parameters()}
         vectors = 3 + len(self._optimizer.state)  # gradient, round's model, update
         return {
             "parameters": float(sum(p.numel() for p in self.model.parameters())),
             "trainable": float(self.spec.dim),
-            "memory_bytes": sum(weights.values()) + 4.0 * self.spec.dim * vectors + self._activation_bytes,
-            "step_s": self._step_s() if measure else 0.0,
+            "memory_bytes": weights_bytes(self.model) + 4.0 * self.spec.dim * vectors + self._activation_bytes,
+            "step_s": measured_step_s(self, self.training.lr) if measure else 0.0,
         }
 
-    def _step_s(self) -> float:
-        """Seconds of one step on the first device that can train, the second of two so that caches are warm."""
-        for device in self._devices:
-            took = 0.0
-            for _ in range(2):
-                request = FitRequest(device, 0, self._initial, LocalRule(steps=1, lr=self.training.lr), bytes(32))
-                start = time.perf_counter()
-                try:
-                    self.fit(request)
-                except DataError:
-                    break
-                took = time.perf_counter() - start
-            if took:
-                return took
-        return 0.0
+
+def weights_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters; shared ones count once."""
+    return sum({p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}.values())
+
+
+def measured_step_s(trainer: Trainer, lr: float) -> float:
+    """Seconds of one step on the first device that can train, the second of two so that caches are warm; 0.0 where
+    none can."""
+    for device in trainer.devices():
+        took = 0.0
+        for _ in range(2):
+            request = FitRequest(device, 0, trainer.initial(), LocalRule(steps=1, lr=lr), bytes(32))
+            start = time.perf_counter()
+            try:
+                trainer.fit(request)
+            except DataError:
+                break
+            took = time.perf_counter() - start
+        if took:
+            return took
+    return 0.0
 
 
 def _of(shards: Mapping[DeviceId, Shard]) -> Callable[[DeviceId], Shard]:
@@ -171,7 +184,7 @@ def _of(shards: Mapping[DeviceId, Shard]) -> Callable[[DeviceId], Shard]:
 
 
 @contextmanager
-def _computing(device: DeviceId) -> Iterator[None]:
+def computing(device: DeviceId) -> Iterator[None]:
     """One torch thread inside; what torch refuses becomes TrainingError(E-TRAIN)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

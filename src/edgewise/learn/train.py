@@ -74,16 +74,12 @@ def fit(
     if not model.training:
         model.train()
     seen: list[tuple[float, float]] = []  # per step: summed loss, terms
-    stream = iter(batches)
     with seeded(key), flat.only(rule.segments):
-        for step in range(rule.steps):
-            micro = next(stream, None)
-            if micro is None:
-                raise TrainingError("E-TRAIN", f"the data ends after {step} of {rule.steps} steps.")
+        for micro in dealt(batches, rule.steps):
             flat.zero_grad()
             seen.append(_backward(model, loss, micro, flat.g_D))
             if not math.isfinite(seen[-1][0]):
-                raise TrainingError("E-NAN", f"the loss is {seen[-1][0]} at local step {step + 1}.", LOWER)
+                raise TrainingError("E-NAN", f"the loss is {seen[-1][0]} at local step {len(seen)}.", LOWER)
             for w, g, anchor in pulled:
                 g.add_(w, alpha=rule.prox_mu).sub_(anchor, alpha=rule.prox_mu)
             if training.clip_grad:
@@ -93,8 +89,7 @@ def fit(
     x = flat.minus(params)
     if not all(map(math.isfinite, torch.aminmax(torch.from_numpy(x)))):
         raise TrainingError("E-NAN", f"the update is not finite after local step {rule.steps}.", LOWER)
-    quarter = max(1, rule.steps // 4)
-    return Fitted(x, _mean(seen[:quarter]), _mean(seen[-quarter:]))
+    return Fitted(x, *quarters(seen))
 
 
 LOWER = "lower training.lr, or set training.clip_grad."
@@ -115,8 +110,21 @@ def _backward(model: nn.Module, loss: Loss, micro: Sequence[Batch], g_D: Tensor)
     return total, terms
 
 
-def _mean(seen: Sequence[tuple[float, float]]) -> float:
-    return sum(s for s, _ in seen) / sum(n for _, n in seen)
+def dealt(batches: Iterable[Sequence[Batch]], steps: int) -> Iterator[Sequence[Batch]]:
+    """The micro-batches of each step. Raises TrainingError(E-TRAIN) where they end before ``steps``."""
+    stream = iter(batches)
+    for step in range(steps):
+        micro = next(stream, None)
+        if micro is None:
+            raise TrainingError("E-TRAIN", f"the data ends after {step} of {steps} steps.")
+        yield micro
+
+
+def quarters(seen: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Mean loss per term of the first and of the last quarter of the steps, from each step's (summed loss, terms)."""
+    n = max(1, len(seen) // 4)
+    first, last = ((sum(s for s, _ in part), sum(n for _, n in part)) for part in (seen[:n], seen[-n:]))
+    return first[0] / first[1], last[0] / last[1]
 
 
 @contextmanager

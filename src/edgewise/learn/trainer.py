@@ -82,6 +82,7 @@ class TextTrainer(TorchTrainer):
         super().__init__(
             loaded.model, loss, self._pooled_or_device, recipe.training, corpus.devices, flat,
             activation_bytes=float(micro * _activation_bytes_per_token(loaded.model.config)), arithmetic=loss.autocast,
+            forward_bytes=float(micro * _forward_bytes_per_token(loaded.model.config)),
         )  # fmt: skip
 
     def _device(self, device: DeviceId) -> TextShard:
@@ -211,6 +212,16 @@ def _batch(blocks_BS: Array) -> tuple[Tensor, int]:
 
 def _activation_bytes_per_token(config: Any) -> int:
     """Rough: logits, their log-softmax and gradient in float32, and what each layer keeps for the backward pass."""
-    hidden, layers = getattr(config, "hidden_size", 0), getattr(config, "num_hidden_layers", 0)
+    layers = getattr(config, "num_hidden_layers", 0)
+    return 14 * config.vocab_size + layers * _layer_bytes_per_token(config)
+
+
+def _forward_bytes_per_token(config: Any) -> int:
+    """Rough: logits and their log-softmax, and one layer at a time."""
+    return 8 * config.vocab_size + _layer_bytes_per_token(config)
+
+
+def _layer_bytes_per_token(config: Any) -> int:
+    hidden = getattr(config, "hidden_size", 0)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    return 14 * config.vocab_size + 4 * layers * (16 * hidden + 5 * inner)
+    return 4 * (16 * hidden + 5 * inner)

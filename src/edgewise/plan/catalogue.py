@@ -31,6 +31,7 @@ from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
 from edgewise.strategies import fedopt
 from edgewise.strategies.fedprox import fedprox
+from edgewise.strategies.zeroth_order import FEWEST, MOST, zeroth_order
 
 
 class Params(BaseModel):
@@ -189,6 +190,16 @@ class ProxParams(Params):
     lr: float = Field(1.0, gt=0)
 
 
+class ZerothOrderParams(Params):
+    """Losses along seeded directions instead of gradients; only the directions' coefficients travel."""
+
+    seeds: int = Field(4096, ge=FEWEST, le=MOST, description="directions; 4 bytes of each travel")
+    eps: float = Field(
+        5e-4, gt=0, description="distance of the two compared models from the current one, per parameter"
+    )
+    lr: float = Field(1.0, gt=0, description="server learning rate; 1 = the average itself")
+
+
 @dataclass(frozen=True)
 class Catalogue:
     """Name -> Entry for each kind of part."""
@@ -237,6 +248,7 @@ BUILT_IN = Catalogue(
         "fedyogi": Entry(AdaptiveParams, lambda p, _: fedopt.fedyogi(p.lr, p.beta1, p.beta2, p.tau)),
         "fedadagrad": Entry(AdagradParams, lambda p, _: fedopt.fedadagrad(p.lr, p.tau)),
         "fedprox": Entry(ProxParams, lambda p, _: fedprox(p.mu, p.lr)),
+        "zeroth_order": Entry(ZerothOrderParams, lambda p, _: zeroth_order(p.seeds, p.eps, p.lr)),
     },
 )
 

@@ -187,6 +187,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
                 'train less: trainable.kind = "lora" or "layers".',
             )  # fmt: skip
     strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
+    _check_directions(recipe, strategy, spec)
     return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, _claims(recipe, pipes, sampling), groups)
 
 
@@ -241,6 +242,24 @@ def _sampling(recipe: Recipe, population: int) -> Sampling:
     expected = population if r.sampling == "all" else r.cohort
     minimum = max(1, _ceil(expected * r.minimum))
     return Sampling(r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population)
+
+
+def _check_directions(recipe: Recipe, strategy: Strategy, spec: Spec) -> None:
+    """Raises RecipeError(E-COMBO) where directions meet what has no meaning along them."""
+    if strategy.directions is None:
+        return
+    kind, training = recipe.strategy["kind"], recipe.training
+    if training.optimizer != "sgd" or training.momentum:
+        what = (
+            f'strategy "{kind}" takes plain steps along directions; training.optimizer and momentum have no gradient.'
+        )
+        raise RecipeError("E-COMBO", what, 'training.optimizer = "sgd", training.momentum = 0.')
+    if training.weight_decay:
+        what = f'strategy "{kind}" moves along its directions only, and weight decay points along none of them.'
+        raise RecipeError("E-COMBO", what, "training.weight_decay = 0.")
+    if spec != strategy.directions.spec:
+        what = f'strategy "{kind}" works with a torch model, and this trainer does not say that it has one.'
+        raise RecipeError("E-COMBO", what, "build the trainer on learn.torch_trainer.TorchTrainer.")
 
 
 def _ceil(x: float) -> int:

@@ -26,7 +26,8 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
     before them; they are left out where one of them is not in ``catalogue``.
     """
     pipe = plan.at(0)
-    rows = [_space_row("start", "trained update", _start(pipe.spaces[0]), pipe.spaces[0])]
+    each = "direction" if plan.strategy.directions else "trained parameter"
+    rows = [_space_row("start", "trained update", _start(pipe.spaces[0], each), pipe.spaces[0])]
     for i, stage in enumerate(pipe.stages):
         before, after = pipe.spaces[i], pipe.spaces[i + 1]
         inside = _inner(plan, i, before, catalogue)
@@ -43,12 +44,13 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
     return rows
 
 
-def cost(plan: Plan, parameters: float = 0.0) -> Row:
+def cost(plan: Plan, parameters: float = 0.0, trained: float = 0.0) -> Row:
     """Bytes per device and round, against float32: ``up`` (expected payload, mean over phases; ``up_largest``: of the
-    largest), ``down`` (the model vector), ``float32_update`` (the trained part), ``float32_model`` (all
-    ``parameters``; None where unknown), and the ratios ``up_ratio``, ``down_ratio`` = how many times smaller than the
-    float32 model (or update, where that is unknown)."""
-    update = 4.0 * plan.spec.dim
+    largest), ``down`` (the run's vector), ``float32_update`` (the ``trained`` part; the vector where 0),
+    ``float32_model`` (all ``parameters``; None where unknown), and the ratios ``up_ratio``, ``down_ratio`` = how many
+    times smaller than the float32 model (or update, where that is unknown)."""
+    down = 4.0 * plan.spec.dim
+    update = 4.0 * trained or down
     model = 4.0 * parameters if parameters else None
     reference = model or update
     sizes = [plan.upload_bytes(phase) for phase in range(len(plan.pipelines))]
@@ -56,11 +58,11 @@ def cost(plan: Plan, parameters: float = 0.0) -> Row:
     return {
         "up": up,
         "up_largest": max(sizes),
-        "down": update,
+        "down": down,
         "float32_update": update,
         "float32_model": model,
         "up_ratio": reference / max(1.0, up),
-        "down_ratio": reference / max(1.0, update),
+        "down_ratio": reference / max(1.0, down),
     }
 
 
@@ -149,9 +151,9 @@ def _total_row(role: str, name: str, does: str, total: Total) -> Row:
     }
 
 
-def _start(space: Space) -> str:
+def _start(space: Space, each: str) -> str:
     more = f", and {_names(space.head)} as exact scalars" if space.head else ""
-    return f"float32, one per trained parameter{more}"
+    return f"float32, one per {each}{more}"
 
 
 def _effect(before: Space, after: Space) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from edgewise.core.stage import Aggregate
-from edgewise.core.vector import Segment, Vector
+from edgewise.core.vector import Segment, Spec, Vector
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,25 @@ class State:
     round: int = 0
 
 
+@dataclass(frozen=True)
+class Directions:
+    """Devices move along ``count`` seeded directions only, and coefficients of these are what travels and is summed.
+
+    ``eps``: half the distance between the two losses that a step compares.
+    """
+
+    count: int
+    eps: float
+
+    @property
+    def spec(self) -> Spec:
+        """Layout of the engine's vector in such a run: one coefficient per direction."""
+        return Spec.of([("directions", (self.count,), "float32")])
+
+
 class Strategy(NamedTuple):
     """A server rule. ``init(params)`` and ``apply(state, aggregate)`` are pure; ``prox_mu`` is what devices add.
+    ``directions``, where there are any, says what the vector stands for: coefficients instead of parameters.
 
     ``aggregate.mean`` is the mean of ``trained - start``: an ascent direction, so the server *adds* it.
     """
@@ -35,6 +52,7 @@ class Strategy(NamedTuple):
     init: Callable[[Vector], State]
     apply: Callable[[State, Aggregate], State]
     prox_mu: float = 0.0
+    directions: Directions | None = None
 
 
 def hold(before: State, after: State, frozen: Sequence[Segment]) -> State:

@@ -1,0 +1,38 @@
+"""Zeroth order: devices compare losses along seeded random directions; only the directions' coefficients travel.
+
+The model is w(a) = w_0 + sum_k a_k z_k, with directions z_k in {-1, +1}^D that everybody makes from K public seeds, and
+``a`` (float32[K], zero at first) is the vector of the whole run: it is what the server averages, and what every stage
+weighs, clips, quantizes or sums. That is sound because w is linear in a.
+"""
+
+from __future__ import annotations
+
+from edgewise.core import demand
+from edgewise.strategies.base import Directions, Strategy
+from edgewise.strategies.fedopt import fedavg
+
+FEWEST, MOST = 16, 65536
+
+
+def zeroth_order(seeds: int = 4096, eps: float = 5e-4, lr: float = 1.0) -> Strategy:
+    """Plain averaging of coefficients: a += lr mean_i(x_i).
+
+    A device's step with direction k: rho = (L(w + eps z_k) - L(w - eps z_k)) / (2 eps); w -= eta rho z_k;
+    x_k -= eta rho. eta is part of x, so a schedule of rates over rounds needs no list of past rates (FedKSeed sums bare
+    rho and is therefore tied to one constant rate).
+
+    Args:
+        seeds: K, 16 to 65536 directions. 4 K bytes go each way, and rebuilding w from a takes time K D.
+        eps: distance of the two points from w, per coordinate (the directions' entries are +-1).
+        lr: server learning rate; 1 is the average itself.
+    Raises:
+        RecipeError(E-VALUE).
+    Edge cases:
+        The model never leaves the K-dimensional affine space w_0 + span(z_1, ..., z_K), however long the run.
+    Source: Qin et al. 2024, arXiv:2312.06353 (FedKSeed); Malladi et al. 2023, arXiv:2305.17333 (MeZO, the step);
+    Spall 1992 (SPSA, directions of signs; both papers take Gaussian ones: E z z^T = I either way).
+    """
+    demand.between("zeroth_order: seeds", seeds, FEWEST, MOST)
+    demand.positive("zeroth_order: eps", eps)
+    name = f"zeroth_order({seeds}, {eps:g}, {lr:g})"
+    return fedavg(lr)._replace(name=name, directions=Directions(seeds, eps))
