@@ -38,8 +38,8 @@ def task(name: str, rounds: int, changes: Sequence[str] = ()) -> Table:
     """A task's recipe with ``weigh`` as its only stage; ``changes`` are ``section.key=value`` with TOML values."""
     if name == "demo":  # 17 packages of the standard library, all in every round
         plain = tomllib.loads(DEMO.read_text(encoding="utf-8"))
-        plain["training"] |= {"local_steps": 4, "batch": 4, "lr": 1e-3}
-        plain["eval"] = {"every": 2, "max_tokens": 2048}
+        plain["training"] |= {"local_steps": 3, "batch": 4, "lr": 1e-3}
+        plain["eval"] = {"every": 3, "max_tokens": 2048}
     else:  # 64 speakers of the plays, 8 of them in a round
         plain = {
             "schema": 1,
@@ -47,9 +47,9 @@ def task(name: str, rounds: int, changes: Sequence[str] = ()) -> Table:
             "trainable": {"kind": "layers", "layers": ["model.layers.*"]},
             "data": {"source": "text", "path": PLAYS, "sequence_len": 64, "holdout": 0.1},
             "round": {"sampling": "fixed", "cohort": 8, "overselect": 1.0},
-            "training": {"optimizer": "adamw", "lr": 2e-3, "local_steps": 8, "batch": 4},
+            "training": {"optimizer": "adamw", "lr": 2e-3, "local_steps": 5, "batch": 4},
             "strategy": {"kind": "fedavgm", "lr": 0.4, "momentum": 0.8, "nesterov": True},
-            "eval": {"every": 3, "max_tokens": 2048},
+            "eval": {"every": 4, "max_tokens": 2048},
         }
     plain["name"], plain["round"]["rounds"] = name, rounds
     plain["stage"], plain["simulation"] = [{"kind": "weigh"}], {}

@@ -106,7 +106,7 @@ def draw(runs: Mapping[str, Sequence[Record]], png: Path) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        axes.set_ylim(low, max(high, before * 1.02))
+        axes.set_ylim(low / (high / low) ** 0.3, max(high, before * 1.02))  # most rungs end low: room for their names
         axes.axhline(before, color="#7a828c", lw=1.4, ls=(0, (4, 3)))
         axes.annotate(
             f"before training {before:.1f}", (0.004, before), xycoords=("axes fraction", "data"), xytext=(0, -11),
@@ -130,29 +130,46 @@ def draw(runs: Mapping[str, Sequence[Record]], png: Path) -> None:
 def name_ends(figure: Any, axes: Any, ends: Sequence[tuple[str, str, float, float]]) -> None:
     """Names beside the last points, each where it meets the least of lines, points and other names."""
     figure.draw_without_rendering()  # settles the layout, so that pixels are final
-    crowd = []
+    crowd = []  # what names should keep off, in pixels
     for line in axes.lines[: len(ends)]:  # the rungs' own were drawn first
         path = line.get_transform().transform(line.get_xydata())
         crowd += [tuple(a + (b - a) * t / 8) for a, b in pairwise(path) for t in range(9)]
-    taken: list[Any] = []
     places = [
         *((7, -4, "left"), (4, 6, "left"), (4, -14, "left"), (0, 9, "center"), (0, -18, "center")),
-        *((-7, -4, "right"), (-4, 8, "right"), (-4, -16, "right"), (7, 18, "left"), (7, -28, "left")),
+        *((-7, -4, "right"), (-4, 8, "right"), (-4, -16, "right")),
+        *((3, -18 - 12 * row, "right") for row in range(1, 9)),
     ]
-    for name, colour, x, y in ends:
-        best, cost = None, float("inf")
-        for dx, dy, side in places:
+    spots = [(end, axes.transData.transform(end[2:])) for end in ends]
+    taken: list[Any] = []
+    for name, colour, x, y in sorted(
+        ends, key=lambda end: end[2]
+    ):  # from the left: a name's stem meets no earlier name
+        left, top = axes.transData.transform((x, y))
+        options = []
+        for order, (dx, dy, side) in enumerate(places):
             text = axes.annotate(
                 name, (x, y), xytext=(dx, dy), textcoords="offset points", ha=side, color=colour, weight="bold", size=9
             )
             box = text.get_window_extent(figure.canvas.get_renderer())
-            outside = not (axes.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and axes.bbox.y0 <= box.y0)
-            now = 1000 * outside + 100 * sum(box.overlaps(t) for t in taken) + sum(box.contains(*p) for p in crowd)
-            if now < cost:
-                if best is not None:
-                    best.remove()
-                best, cost = text, now
-            else:
-                text.remove()
-        assert best is not None
-        taken.append(best.get_window_extent(figure.canvas.get_renderer()))
+            text.remove()
+            stem = [(left, top + (box.y1 - top) * t / 12) for t in range(1, 13)] if dy < -20 else []
+            outside = box.x0 < axes.bbox.x0 or box.x1 > figure.bbox.x1 or box.y0 < axes.bbox.y0
+            barred = sum(x < e[2] and box.x0 < at[0] + 3 and at[0] - 3 < box.x1 and box.y0 < at[1] for e, at in spots)
+            hits = sum(box.overlaps(t) for t in taken) + sum(t.contains(*p) for t in taken for p in stem)
+            options.append(
+                (
+                    1000 * outside + 100 * hits + 30 * barred + sum(box.contains(*p) for p in crowd) + order / 10,
+                    order,
+                    box,
+                    stem,
+                )
+            )
+        arrow = {"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.6, "relpos": (1, 1)}
+        _, order, box, stem = min(options, key=lambda option: option[:2])
+        dx, dy, side = places[order]
+        axes.annotate(
+            name, (x, y), xytext=(dx, dy), textcoords="offset points", ha=side, color=colour, weight="bold", size=9,
+            arrowprops=arrow if stem else None,
+        )  # fmt: skip
+        taken.append(box)
+        crowd += stem

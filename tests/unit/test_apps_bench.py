@@ -129,5 +129,5 @@ def test_nothing_is_cut_off_in_eighty_columns() -> None:
     text = console.export_text()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
-    for said in ("3.41 GB", "7:35:00", "7.2e-05", *(word for r in RUNGS for word in r.name.split())):
+    for said in ("3.41 GB", "7:35:00", "7.2e-05", *(r.name for r in RUNGS)):
         assert said in text

@@ -207,7 +207,8 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
     what = f"a local update of device {found['device']}" if found["device"] else "normal random numbers"
     said = f"{words.count(found['dim'])} trained parameters of {found['model']}, {what}"
     console.print(Text(said, "dim"), soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # fits into 80 columns
+    roomy = console.width >= 96  # the narrow form fits into 80 columns
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, int(roomy)), collapse_padding=True)
     table.add_column("rung", overflow="fold")
     for name in ("bits", "bytes", "smaller", "NMSE", "encode\nMB/s", "decode\nMB/s", "device\nkeeps", "at 1\nMbit/s"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -224,7 +225,7 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
             _link_time(r["seconds_at_1_mbit_s"]),
         )
     console.print(table)
-    console.print(Text("bits per trained parameter; NMSE of one contribution, from empty memory", "dim"))
+    console.print(Text("\nbits per trained parameter; NMSE of one contribution, from empty memory", "dim"))
 
 
 def _link_time(seconds: float) -> str:
