@@ -15,21 +15,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
-from math import sqrt
 from typing import Any
 
 import bench
 import numpy as np
 
+from edgewise.apps.bench import WEIGH, chain, measure
 from edgewise.codecs import pack
-from edgewise.core import keys
-from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND, pipeline
+from edgewise.core.stage import HEAD
 from edgewise.core.vector import Spec
-from edgewise.plan.catalogue import BUILT_IN, make
-from edgewise.plan.compile import build_stages
+from edgewise.engine.ports import Update
 
 CLAMP = 4.0  # in standard deviations, for the shared grid
 
@@ -60,7 +56,6 @@ def top_theory(fraction: float) -> float:
     return 1 - 2 * (t * normal.pdf(t) + fraction / 2)
 
 
-WEIGH: dict[str, Any] = {"kind": "weigh", "cap": 1.0}
 CHAINS: dict[str, tuple[list[dict[str, Any]], Callable[[], float]]] = {
     "float32": ([WEIGH], lambda: 0.0),
     "quantize 8": ([WEIGH, {"kind": "quantize", "bits": 8}], lambda: block_theory(8)),
@@ -91,35 +86,18 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], Callable[[], float]]] = {
 }
 
 
-def measure(name: str, d: int, repeats: int) -> dict[str, float]:
+def row(name: str, d: int, repeats: int) -> dict[str, float]:
     """One chain: seconds up and down (medians), bytes, NMSE and its theory."""
     tables, theory = CHAINS[name]
-    spec = Spec.of([("w", (d,), "float32")])
-    start = Space(dim=d, quorum=Quorum(1, 64), head=HEAD, head_l2=HEAD_BOUND * sqrt(len(HEAD)), universe=d)
-    chain = pipeline(
-        start, build_stages(tables, spec, BUILT_IN.stages), make(BUILT_IN.merges, "[merge]", {"kind": "sum"}, spec)
-    )
+    pipe = chain(tables, Spec.of([("w", (d,), "float32")]))
     x = np.random.default_rng(1).normal(size=d).astype(np.float32)
-    head = dict.fromkeys(HEAD, 1.0)
-    total, up, down, raw = chain.start_sum(), [], [], b""
-    for i in range(repeats + 1):  # the first one compiles
-        turn = keys.Turn(i, keys.derive(keys.root(1), "public", i), keys.derive(keys.root(1), "private", i))
-        memory = chain.init()
-        began = time.perf_counter()
-        payload, _ = chain.encode(x, head, 1.0, memory, turn)
-        raw = pack.pack(payload, chain.encoded)
-        packed = time.perf_counter()
-        total = chain.add(total, pack.unpack(raw, chain.encoded), turn)
-        up.append(packed - began)
-        down.append(time.perf_counter() - packed)
-    decoded = chain.decode(pack.unpack(raw, chain.encoded), turn).body
-    error = float(np.square(decoded.astype(np.float64) - x).sum() / np.square(x, dtype=np.float64).sum())
+    m = measure(pipe, Update(x, dict.fromkeys(HEAD, 1.0), 1.0), repeats)
     return {
-        "up_s": statistics.median(up[1:]),
-        "down_s": statistics.median(down[1:]),
-        "bytes": len(raw),
-        "announced": pack.size_bytes(chain.encoded),
-        "nmse": error,
+        "up_s": m.encode_s,
+        "down_s": m.decode_s,
+        "bytes": len(m.payload),
+        "announced": pack.size_bytes(pipe.encoded),
+        "nmse": m.nmse,
         "theory": theory(),
     }
 
@@ -134,7 +112,7 @@ def main() -> None:
     print(f"{bench.machine()}; d = {a.dim}")
     print(f"{'chain':34} {'up GB/s':>8} {'down GB/s':>9} {'bytes':>10} {'smaller':>8} {'NMSE':>10} {'theory':>10}")
     for name in CHAINS:
-        m = measure(name, a.dim, a.repeats)
+        m = row(name, a.dim, a.repeats)
         out[name] = {k: round(v, 6) for k, v in m.items()}
         print(
             f"{name:34} {size / m['up_s'] / 1e9:8.3f} {size / m['down_s'] / 1e9:9.3f} {m['bytes']:10.0f} "

@@ -42,7 +42,7 @@ def envelope(result: Result) -> dict[str, Any]:
 def test_help_names_every_command_and_is_light() -> None:
     code = "import sys; from edgewise.apps import cli\ntry: cli.main()\nfinally: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60)
-    for command in ("demo", "check", "sim", "report", "export", "doctor", "schema"):
+    for command in ("demo", "check", "sim", "report", "export", "bench", "doctor", "schema"):
         assert f"\n  {command} " in done.stdout
     loaded = set(done.stdout.rsplit("\n", 2)[-2].split())
     assert not loaded & {"torch", "numpy", "sqlalchemy", "pydantic", "rich", "matplotlib", "numba", "msgspec"}

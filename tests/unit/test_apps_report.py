@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgewise.apps import charts, plots, report, summary, words
+from edgewise.apps import charts, plots, report, sections, summary, words
 from edgewise.apps.toml_text import toml
 from edgewise.drivers.store import RunStore
 from edgewise.plan.recipe import from_plain, parse
@@ -127,7 +127,33 @@ def test_names_from_data_are_no_mathematics_and_fit(tmp_path: Path) -> None:
         for i, row in enumerate(s["per_device"]):
             row["device"] = ["$\\alice_$", "a$b", "\\$x$", "long" * 200][i % 4]
         s["plan"]["trace"][1]["name"] = "$_^$"
-        assert len(plots.write(store, s, tmp_path)) == 4
+        assert len(plots.write(store, s, tmp_path)) == 5
+
+
+def test_quality_is_drawn_over_bytes_one_way_and_both_ways(tmp_path: Path) -> None:
+    s, page = made(tmp_path)
+    series = s["quality_for_bytes"]
+    lines = {name: points for name, _, points in sections.moved(s)}
+    assert lines["sent"] == [(p["up"] / 1e6, p["perplexity"]) for p in series[1:]], "nothing was sent before round 1"
+    assert lines["both ways"] == [((p["up"] + p["down"]) / 1e6, p["perplexity"]) for p in series[1:]]
+    assert "Quality for bytes" in page
+    for p in s["quality_for_bytes"]:
+        p["down"] = 0.0
+    assert "both ways" not in report.page(s), "the same line twice"
+    for p in s["quality_for_bytes"]:
+        p["perplexity"] = None
+    page = report.page(s)
+    checked(page)
+    assert "Quality for bytes" not in page
+    with RunStore(tmp_path) as store:
+        assert "quality_for_bytes" not in {path.stem for path in plots.write(store, s, tmp_path)}
+
+
+def test_a_log_axis_puts_equal_factors_at_equal_distances() -> None:
+    series = [charts.Series("a", "federated", [(1.0, 3.0), (10.0, 2.0), (100.0, 1.0)], dots=True)]
+    drawn = charts.lines("t", series, x_name="x", unit=str, whole_x=False, log_x=True)
+    at = [float(x) for x in re.findall(r'<circle cx="([0-9.]+)"', drawn)]
+    assert at[2] - at[1] == pytest.approx(at[1] - at[0], abs=0.11), "written with one decimal"
 
 
 def test_the_lead_tells_what_was_measured_and_abandoned(tmp_path: Path) -> None:

@@ -75,6 +75,16 @@ def test_bytes_are_what_was_counted(full: dict[str, Any]) -> None:
     assert b["float32_model"] == 4 * 1_377_408
 
 
+def test_quality_for_bytes_is_the_curve_over_what_was_counted(full: dict[str, Any]) -> None:
+    series, rounds = full["quality_for_bytes"], full["per_round"]
+    assert [p["played"] for p in series] == [0, 3, 6, 9, 12]
+    assert [p["perplexity"] for p in series] == [c["weighted_mean"] for c in full["curve"]]
+    assert (series[0]["up"], series[0]["down"]) == (0.0, 0.0)
+    assert series[1]["up"] == sum(r["bytes_up"] for r in rounds[:3]) / 17
+    assert series[-1]["up"] * full["population"] == pytest.approx(full["bytes"]["up_total"])
+    assert series[-1]["down"] * full["population"] == pytest.approx(full["bytes"]["down_total"])
+
+
 def test_invitations_add_up(full: dict[str, Any]) -> None:
     p = full["participation"]
     assert p["invited"] == p["accepted"] + p["lost"] + p["late"] == 17 * 12

@@ -91,10 +91,14 @@ def lines(
     band: Sequence[tuple[float, float, float]] = (),
     band_colour: str = "federated",
     whole_x: bool = True,
+    log_x: bool = False,
     width: int = 520,
     height: int = 280,
 ) -> str:
-    """Lines with their names at the right end. ``band``: (x, low, high) drawn behind. ``unit`` formats values."""
+    """Lines with their names at the right end. ``band``: (x, low, high) drawn behind. ``unit`` formats values.
+
+    ``log_x`` needs x above 0.
+    """
     points = [p for s in series for p in s.points]
     if not points:
         return ""
@@ -104,11 +108,18 @@ def lines(
     room = (max(values) - min(values) or abs(max(values)) or 1.0) * 0.06
     y_low = 0.0 if min(values) >= 0 and min(values) < 0.35 * max(values) else min(values) - room
     x, y = linear(x_low, x_high, left, right), linear(y_low, max(values) + room, bottom, top)
+    x_ticks = ticks(x_low, x_high, 6)
+    if log_x:
+        powers, x_ticks = linear(math.log(x_low), math.log(x_high), left, right), log_ticks(x_low, x_high)
+
+        def x(v: float) -> float:
+            return powers(math.log(v))
+
     body = []
     for t in ticks(y_low, max(values) + room):
         body.append(f'<line x1="{left}" x2="{right}" y1="{y(t):.1f}" y2="{y(t):.1f}" class="grid"/>')
         body.append(text(left - 7, y(t) + 4, f"{t:,.6g}", "tick", "end"))
-    for t in ticks(x_low, x_high, 6):
+    for t in x_ticks:
         if not whole_x or t == int(t):
             body.append(text(x(t), bottom + 17, f"{t:,.6g}", "tick", "middle"))
     body.append(text((left + right) / 2, height - 4, x_name, "axis", "middle"))

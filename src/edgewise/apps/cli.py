@@ -22,6 +22,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench", help="Measure parts of edgewise on your own model.")
+
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set training.lr=0.01."),
@@ -73,15 +76,12 @@ def demo(
 
     Model and text are on this machine already; nothing is downloaded.
     """
-    from importlib import resources
-
     from edgewise.apps import doctor
 
-    recipe = Path(str(resources.files("edgewise"))) / "assets" / "recipes" / "demo.toml"
     chosen = any(one.partition("=")[0].strip() == "simulation.engine" for one in overrides or ())
     if engine is None and not chosen:
         engine = "pool" if doctor.cores() > 1 or workers else "inproc"
-    _simulate("demo", recipe, overrides, out, resume, engine, workers, [], as_json, quiet, debug)
+    _simulate("demo", _demo_recipe(), overrides, out, resume, engine, workers, [], as_json, quiet, debug)
 
 
 @app.command()
@@ -191,6 +191,44 @@ def export(
     raise typer.Exit(session.run(body))
 
 
+@bench.command()
+def codecs(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; the demo's if none.")
+    ] = None,
+    overrides: Set = None,
+    extension: Extension = None,
+    random: Annotated[bool, typer.Option("--random", help="Normal numbers as the update: no training.")] = False,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timings are medians of so many.")] = 5,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Bytes, error and speed of each way to send an update.
+
+    Trains one device for one round on the recipe's model, and sends its update through the ladder of codecs.
+    """
+    session = _session("bench codecs", as_json, debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps import runs, shell
+        from edgewise.plan.recipe import load
+
+        path = recipe or _demo_recipe()
+        parsed = load(path, runs.assignments(overrides))
+        with shell.interrupts(), shell.quiet_screen(None, debug) as screen:
+            from edgewise.apps import bench as measuring
+
+            shown = None if as_json else screen
+            found = measuring.examine(parsed, path.parent, extension or (), random, repeats, shown)
+        if not as_json:
+            from rich.console import Console
+
+            measuring.show(Console(), found)
+        return found
+
+    raise typer.Exit(session.run(body))
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Is this machine fit to run edgewise?
@@ -223,6 +261,12 @@ def schema(
         print(keys.describe(field) if field else keys.everything())
 
     raise typer.Exit(session.run(body))
+
+
+def _demo_recipe() -> Path:
+    from importlib import resources
+
+    return Path(str(resources.files("edgewise"))) / "assets" / "recipes" / "demo.toml"
 
 
 def _session(name: str, as_json: bool, debug: bool) -> Session:

@@ -67,6 +67,7 @@ def write(store: RunStore, summary: Summary, out: Path) -> list[Path]:
             ("quality", _quality),
             ("devices", _devices),
             ("bytes", _bytes),
+            ("quality_for_bytes", _quality_for_bytes),
             ("participation", _participation),
         ):
             path = out / "plots" / f"{name}.png"
@@ -208,6 +209,32 @@ def _bytes(figure: Any, s: Summary) -> bool:
     if not rows:
         return False
     _bars(figure.subplots(), rows, "Bytes of one contribution, stage by stage")
+    return True
+
+
+def _quality_for_bytes(figure: Any, s: Summary) -> bool:
+    lines = sections.moved(s)
+    if not lines:
+        return False
+    axes = figure.subplots()
+    for name, colour, points in lines:
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, color=COLOUR[colour], marker="o", lw=2, ms=5)
+        axes.annotate(
+            name, (x[0], y[0]), xytext=(0, 8), textcoords="offset points", color=COLOUR[colour], weight="bold"
+        )
+    if (q := s["perplexity"]["bundled"]) and q["weighted_mean"] is not None:
+        axes.axhline(q["weighted_mean"], color=COLOUR["bundled"], lw=1.8, ls=(0, (4, 3)))
+        said = f"{words.MODELS['bundled']} {words.perplexity(q['weighted_mean'])}"
+        axes.annotate(
+            said, (1, q["weighted_mean"]), xytext=(-4, 4), textcoords="offset points", ha="right",
+            xycoords=("axes fraction", "data"), color=COLOUR["bundled"], weight="bold",
+        )  # fmt: skip
+    axes.set_xscale("log")
+    ticks = log_ticks(*axes.get_xlim())
+    axes.set_xticks(ticks, [f"{t:,.6g}" for t in ticks])
+    axes.minorticks_off()
+    axes.set(title="Held-out perplexity for bytes", xlabel="MB of one device so far, mean over all devices (log scale)")
     return True
 
 

@@ -67,25 +67,34 @@ def _share_of(value: float, whole: float) -> str:
     return "" if share > 99.5 else f"{words.figures(share, 2)} %"
 
 
+def moved(s: Summary) -> list[tuple[str, str, list[tuple[float, float]]]]:
+    """(name, colour, [(MB of one device so far, perplexity)]): what devices sent, and that with what they received."""
+    points = [p for p in s["quality_for_bytes"] if p["perplexity"] is not None and p["up"] > 0]
+    out = [("sent", "federated", [(p["up"] / 1e6, p["perplexity"]) for p in points])]
+    if any(p["down"] for p in points):
+        out.append(("both ways", "local_only", [((p["up"] + p["down"]) / 1e6, p["perplexity"]) for p in points]))
+    return out if points else []
+
+
 def _quality_for_bytes(s: Summary) -> str:
-    """Perplexity against the megabytes one device has sent so far (mean over the population)."""
-    sent, at = {0: 0.0}, 0.0
-    for r in s["per_round"]:
-        at += r["bytes_up"]
-        sent[r["round"] + 1] = at
-    devices = s["population"] or len(s["per_device"]) or 1
-    points = [
-        (sent[c["played"]] / devices / 1e6, c["weighted_mean"])
-        for c in s["curve"]
-        if c["played"] in sent and c.get("weighted_mean") is not None
-    ]
-    if len(points) < 2:
+    lines = moved(s)
+    if not lines:
         return ""
-    line = [charts.Series("federated", "federated", points, dots=True)]
+    series = [charts.Series(name, colour, points, dots=True) for name, colour, points in lines]
+    if (q := s["perplexity"]["bundled"]) and q["weighted_mean"] is not None:
+        at = [x for _, _, points in lines for x, _ in points]
+        ends = [(x, q["weighted_mean"]) for x in (min(at), max(at))]
+        series.append(charts.Series(words.MODELS["bundled"], "bundled", ends, dashed=True))
     chart = charts.lines(
-        "Held-out perplexity by megabytes sent", line, x_name="MB sent per device", unit=words.perplexity, whole_x=False
+        "Held-out perplexity by megabytes moved",
+        series,
+        x_name="MB per device (log scale)",
+        unit=words.perplexity,
+        whole_x=False,
+        log_x=True,
     )
-    return panel("Quality for bytes", "Held-out perplexity against what a device has sent so far.", chart)
+    hint = "Held-out perplexity against what a device has sent so far, and sent and received; mean over all."
+    return panel("Quality for bytes", hint, chart)
 
 
 def participation(s: Summary) -> str:

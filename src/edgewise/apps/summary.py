@@ -20,6 +20,8 @@ Bytes: ``up_per_device_round`` is the mean size of an accepted contribution's fr
 over invitations of frame and model. ``float32_model`` is 4 bytes for each parameter of the model (null where the
 trainer does not tell), ``float32_update`` 4 bytes for each trained one. ``up_ratio`` and ``down_ratio`` are against the
 whole model (the trained part where that is not known), ``up_ratio_update`` against the trained part.
+``quality_for_bytes`` is the curve over bytes: the federated model's weighted mean at each evaluation beside the bytes
+that one device has sent (``up``) and received (``down``) until then, the mean over the whole population.
 
 Seconds: ``train`` and ``encode`` are device seconds, summed over contributions, and can exceed wall-clock time when
 workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
@@ -134,6 +136,7 @@ def build(store: RunStore) -> dict[str, Any]:
             for e in told
             if isinstance(e, events.Evaluated) and e.model in ("bundled", "federated")
         ],
+        "quality_for_bytes": [],
         "per_device": _devices(told, measures, facts),
         "population": plan.get("population") or len(facts.get("devices") or {}) or None,
         "plan": {"trace": plan.get("trace") or [], "claims": plan.get("claims") or []},
@@ -141,6 +144,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "facts": {k: v for k, v in facts.items() if k not in _SHOWN_APART},
         "recipe": recipe,
     }
+    out["quality_for_bytes"] = _quality_for_bytes(out)
     clean: dict[str, Any] = _finite(out)
     return clean
 
@@ -178,6 +182,26 @@ def _bytes(told: Sequence[events.AnyEvent], facts: Mapping[str, Any], trained: i
         "up_ratio_update": update / per_up if update and per_up else None,
         "down_ratio": reference / per_down if reference and per_down else None,
     }
+
+
+def _quality_for_bytes(s: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The curve over bytes: an evaluation whose round is not among the committed ones has no place on it."""
+    devices = s["population"] or len(s["per_device"]) or 1
+    up, down = 0.0, 0.0
+    moved = {0: (up, down)}
+    for r in s["per_round"]:
+        up, down = up + r["bytes_up"], down + r["bytes_down"]
+        moved[r["round"] + 1] = (up, down)
+    return [
+        {
+            "played": c["played"],
+            "up": moved[c["played"]][0] / devices,
+            "down": moved[c["played"]][1] / devices,
+            "perplexity": c["weighted_mean"],
+        }
+        for c in s["curve"]
+        if c["played"] in moved and "weighted_mean" in c
+    ]
 
 
 def _invited(told: Iterable[events.AnyEvent]) -> int:
