@@ -123,7 +123,7 @@ class ZerothOrderTrainer:
     Guarantees:
         ``fit`` and ``evaluate`` are functions of their arguments alone. The model is rebuilt from the coefficients once
         for as long as they stay the same, so that all devices of a round share it; that takes O(K D) time (1.2 s for
-        D = 1.4 M and K = 4096 on one Zen 4 core with AVX2).
+        D = 1.4 M and K = 4096 on one EPYC core with AVX2).
     """
 
     def __init__(self, inner: TorchTrainer, directions: Directions, root: Key) -> None:
