@@ -63,7 +63,9 @@ def update(spec: Spec) -> np.ndarray:
 
 def chain(spec: Spec, stages: list[dict[str, Any]]) -> Pipeline:
     """weigh, then error feedback around a rung, into the visible sum."""
-    start = Space(dim=spec.dim, quorum=Quorum(1, 64), head=HEAD, head_l2=HEAD_BOUND * sqrt(len(HEAD)), universe=spec.dim)
+    start = Space(
+        dim=spec.dim, quorum=Quorum(1, 64), head=HEAD, head_l2=HEAD_BOUND * sqrt(len(HEAD)), universe=spec.dim
+    )
     tables = [{"kind": "weigh"}, {"kind": "feedback", "residual": "int8"}, *stages]
     built = build_stages(tables, spec, BUILT_IN.stages)
     return pipeline(start, built, make(BUILT_IN.merges, "[merge]", {"kind": "sum"}, spec))
@@ -118,14 +120,15 @@ def main() -> None:
         bench.say(**one(a.one, a.limit_mb))
         return
     print(f"{bench.machine()}; at most {a.limit_mb:g} MB")
-    print("| model | parameters | rung | bytes | smaller than float32 | encode s | add s | residual | peak above the update |")
+    print("| model | parameters | rung | bytes | than float32 | encode s | add s | residual | peak above the update |")
     print("|---|---|---|---|---|---|---|---|---|")
     out = []
     for name in a.models.split(","):
         r = bench.start([sys.executable, __file__, "--one", name, "--limit-mb", str(a.limit_mb)])
         above = r["device_gib"] - r["before_gib"]
         print(
-            f"| {name} | {r['parameters']:,} | {r['rung']} | {r['bytes']:,} ({bench.verdict(r['bytes'], a.limit_mb * 1e6)}) "
+            f"| {name} | {r['parameters']:,} | {r['rung']} "
+            f"| {r['bytes']:,} ({bench.verdict(r['bytes'], a.limit_mb * 1e6)}) "
             f"| {4 * r['parameters'] / r['bytes']:.0f} x | {r['encode_s']:.2f} | {r['add_s']:.2f} "
             f"| {r['residual_bytes'] / 2**30:.2f} GiB | {above:.2f} GiB |"
         )

@@ -33,6 +33,8 @@ def main() -> None:
         ["engine_cost.py"],
         ["engine_cost.py", "--bits", "4"],
         ["codecs.py"],
+        ["kernels.py"],
+        ["kernels.py", "--memory"],
         ["pool.py"],
         ["memory.py"],
         ["demo.py"],

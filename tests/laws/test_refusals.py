@@ -56,6 +56,7 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-ORDER", "put it first", lambda: build([top_k(1.0), segments(SPEC, ["*"])])),
     ("E-ORDER", "first", lambda: build([top_k(0.1), random_k(0.1)])),
     ("E-ORDER", "before it", lambda: build([feedback([segments(SPEC, ["*"], cycle=2), top_k(0.1)])])),
+    ("E-COMBO", "population", lambda: build([feedback([top_k(0.1)], form="ef21")])),
     ("E-SEGMENT", "layers.1.q_proj", lambda: segments(SPEC, ["layers.1.qproj"])),
     ("E-SEGMENT", "segments are", lambda: segments(SPEC, ["zzz*"])),
     ("E-SEGMENT", "name at least one", lambda: segments(SPEC, [])),
@@ -139,6 +140,9 @@ VALUES: list[Callable[[], object]] = [
     lambda: segments(SPEC, ["layers.0.*"], cycle=2),
     lambda: segments(SPEC, ["*"], cycle=2, phase=2),
     lambda: segments(SPEC, ["*"], phase=-1),
+    lambda: feedback([top_k(0.1)], residual="float16"),
+    lambda: feedback([top_k(0.1)], form="ef22"),
+    lambda: feedback([top_k(0.1)], form="ef21_sgdm", eta=0.0),
     lambda: noise(0.0),
     lambda: noise(inf),
     lambda: fedavg(0.0),
@@ -179,3 +183,25 @@ def test_the_smallest_ring_that_is_offered_is_accepted() -> None:
 def test_noise_behind_a_clip_inside_feedback_is_accepted() -> None:
     pipe = build([feedback([clip(2.0), random_k(0.1, unbiased=False)])], posts=[noise(0.5)])
     assert pipe.total.noise_std == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: feedback([top_k(0.1)], form="ef21", residual="bfloat16"),
+        lambda: feedback([top_k(0.1)], form="ef21_sgdm", residual="int8"),
+        lambda: feedback([top_k(0.1)], form="ef21", decay=0.9),
+        lambda: feedback([top_k(0.1)], form="ef21", forget_after=10),
+        lambda: feedback([top_k(0.1)], form="ef21", eta=0.1),
+        lambda: feedback([top_k(0.1)], eta=0.1),
+    ],
+)
+def test_settings_that_a_form_of_feedback_cannot_have(make: Callable[[], object]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make()
+    assert caught.value.code == "E-COMBO"
+    assert "remove" in caught.value.fix
+
+
+def test_exact_mirrors_may_be_asked_for_by_name() -> None:
+    feedback([top_k(0.1)], form="ef21", residual="float32")

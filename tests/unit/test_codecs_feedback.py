@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 
 import numpy as np
 import pytest
 
+from edgewise.codecs import residual
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
@@ -29,23 +31,28 @@ def _send(stage: Stage, x: list[float], memory: Memory, round: int) -> tuple[Vec
     return stage.decode(payload, SPACE, _turn(round)).dense(SPACE.dim).body, memory
 
 
-def test_by_hand() -> None:
-    stage = feedback([top_k(0.25)])
+def _kept(memory: Memory) -> Vector:
+    return residual.Mixed("", np.zeros(memory["residual"].size, np.float32), memory, np.float32(1.0)).whole()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float32"])
+def test_by_hand(kind: str) -> None:
+    stage = feedback([top_k(0.25)], residual=kind)
     memory = stage.init(SPACE)
     assert memory["residual"].tolist() == [0, 0, 0, 0]
     assert memory["last"].tolist() == [-1]
     sent, memory = _send(stage, [5, 3, -4, 1], memory, 0)
     assert sent.tolist() == [5, 0, 0, 0]
-    assert memory["residual"].tolist() == [0, 3, -4, 1]
+    assert _kept(memory).tolist() == [0, 3, -4, 1]
     sent, memory = _send(stage, [1, 2, 0, 0], memory, 1)
     assert sent.tolist() == [0, 5, 0, 0]
-    assert memory["residual"].tolist() == [1, 0, -4, 1]
+    assert _kept(memory).tolist() == [1, 0, -4, 1]
     assert memory["last"].tolist() == [1]
 
 
 @pytest.mark.parametrize(("absent", "factor"), [(0, 1.0), (1, 0.5), (2, 0.25), (3, 0.0), (9, 0.0)])
 def test_the_residual_fades_and_is_forgotten(absent: int, factor: float) -> None:
-    stage = feedback([top_k(0.25)], decay=0.5, forget_after=3)
+    stage = feedback([top_k(0.25)], decay=0.5, forget_after=3, residual="float32")
     _, memory = _send(stage, [5, 3, -4, 1], stage.init(SPACE), 10)
     sent, memory = _send(stage, [0, 0, 0, 0.01], memory, 11 + absent)
     residual = np.array([0, 3, -4, 1], np.float32) * np.float32(factor) + np.array([0, 0, 0, 0.01], np.float32)
@@ -76,3 +83,65 @@ def test_it_recovers_what_compression_loses() -> None:
         sent, memory = _send(stage, [1.0, 0.9, 0.8, 0.7], memory, round)
         total += sent
     np.testing.assert_allclose(total / 100, [1.0, 0.9, 0.8, 0.7], atol=0.05)
+
+
+WIDE = Space(100_000, Quorum(1, 4), universe=100_000)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "float32"])
+@pytest.mark.parametrize("scale", [1.0, 1e-42, 1e38])
+def test_a_stored_residual_is_near_and_right_on_average(kind: str, scale: float) -> None:
+    g = np.random.default_rng(0)
+    x = np.clip(g.standard_normal(WIDE.dim) * scale, -3.3e38, 3.3e38).astype(np.float32)
+    exact = x.astype(np.float64)
+    errors = []
+    for i in range(30):
+        memory = residual.store(kind, x.size, lambda a, b: x[a:b].copy(), root(i))
+        errors.append(_kept(memory).astype(np.float64) - exact)
+    top = np.repeat(np.abs(exact[: x.size // 256 * 256]).reshape(-1, 256).max(1), 256)
+    top = np.concatenate([top, np.full(x.size % 256, np.abs(exact[-(x.size % 256) :]).max())])
+    # float32 has no number between two denormals: below, a step is absolute
+    step = {"bfloat16": np.maximum(np.abs(exact) * 2.0**-7, 2.0**-133), "int8": top / 127 + 2.0**-149, "float32": 0.0}
+    assert (np.abs(errors) <= np.asarray(step[kind]) * (1 + 1e-6)).all()
+    if kind != "float32" and scale == 1.0:
+        e = np.array(errors)
+        assert abs(e.mean()) <= 5 * e.std() / np.sqrt(e.size)
+        assert abs((e @ np.sign(exact)).mean()) <= 5 * e.std() * np.sqrt(x.size / len(e))
+        assert abs(np.corrcoef(e[0], e[1])[0, 1]) < 0.05
+
+
+def test_small_updates_are_not_lost_against_a_large_residual() -> None:
+    """To nearest, 1 + 0.001 would stay 1 in bfloat16 for ever."""
+    space = Space(4096, Quorum(1, 4), universe=4096)
+    stage = feedback([top_k(1 / 4096)])
+    memory = stage.init(space)
+    x = np.full(4096, 1e-3, np.float32)
+    for i in range(200):
+        payload = Payload(x if i else x + np.float32(1.0), np.zeros(0))
+        _, memory = stage.encode(payload, memory, space, Turn(i, root(1), root(2)))
+    assert np.median(_kept(memory)) == pytest.approx(1.2, abs=0.02)
+
+
+def test_stored_types() -> None:
+    for kind, dtype in (("bfloat16", np.uint16), ("int8", np.int8), ("float32", np.float32)):
+        memory = feedback([top_k(0.1)], residual=kind).init(WIDE)
+        assert memory["residual"].dtype == dtype
+        assert ("residual_scale" in memory) == (kind == "int8")
+    assert feedback([top_k(0.1)]).init(WIDE)["residual"].dtype == np.uint16
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "int8", "float32"])
+def test_reading_in_parts_gives_the_bits_of_the_whole(kind: str) -> None:
+    """The fused way (positions picked from parts) and the general one, over rounds."""
+    g = np.random.default_rng(3)
+    fused = feedback([top_k(0.01), quantize(4)], residual=kind)
+    whole = feedback([replace(top_k(0.01), pick=None), quantize(4)], residual=kind)
+    ours, theirs = fused.init(WIDE), whole.init(WIDE)
+    for i in range(4):
+        x = g.standard_normal(WIDE.dim).astype(np.float32)
+        a, ours = fused.encode(Payload(x, np.zeros(0)), ours, WIDE, _turn(i))
+        b, theirs = whole.encode(Payload(x, np.zeros(0)), theirs, WIDE, _turn(i))
+        assert a.support is not None
+        assert b.support is not None
+        assert (a.body.tobytes(), a.support.tobytes()) == (b.body.tobytes(), b.support.tobytes())
+        assert {k: v.tobytes() for k, v in ours.items()} == {k: v.tobytes() for k, v in theirs.items()}

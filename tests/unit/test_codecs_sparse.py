@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
-from edgewise.codecs.top_k import top_k
+from edgewise.codecs.top_k import largest, top_k
 from edgewise.codecs.wrap import wrap
 from edgewise.core.keys import Turn, root
 from edgewise.core.space import Kind, Quorum, Space
@@ -52,6 +52,55 @@ def test_top_k_takes_the_lowest_of_equals() -> None:
     assert _encode(top_k(0.3), np.full(10, -1.0, np.float32)).support.tolist() == [0, 1, 2]  # type: ignore[union-attr]
     x = np.array([1, 2, 1, -2, 1, 1], np.float32)
     assert _encode(top_k(0.5), x).support.tolist() == [0, 1, 3]  # type: ignore[union-attr]
+
+
+def _partition(x: Vector, k: int) -> list[int]:
+    """Selection over the whole vector."""
+    size = np.abs(x)
+    edge = np.partition(size, x.size - k)[x.size - k]
+    above = np.flatnonzero(size > edge)
+    return sorted([*above.tolist(), *np.flatnonzero(size == edge)[: k - above.size].tolist()])
+
+
+def _large() -> dict[str, Vector]:
+    g, d = np.random.default_rng(5), 300_001
+    layers = np.repeat(10.0 ** g.uniform(-3, 3, 31), 10_000)[:d]
+    layers = np.concatenate([layers, np.ones(d - layers.size)])
+    peaks = np.zeros(d)
+    peaks[1000:1400] = g.standard_normal(400)
+    seen = np.zeros(d)  # large exactly where the sample looks
+    for i in range(256):
+        seen[i * (d - 256) // 255 :][:256] = 1.0
+    return {
+        k: v.astype(np.float32)
+        for k, v in {
+            "gaussian": g.standard_normal(d),
+            "heavy": g.standard_t(1.2, d),
+            "layers": g.standard_normal(d) * layers,
+            "zeros": np.zeros(d),
+            "minus zero": np.full(d, -0.0),
+            "constant": np.full(d, -0.25),
+            "ties": g.integers(-3, 4, d),
+            "rising": np.arange(d),
+            "falling": -np.arange(d)[::-1],
+            "denormal": g.integers(-50, 50, d) * 1.4e-45,
+            "few": peaks,
+            "sampled": seen + g.uniform(0, 0.5, d),
+            "huge": g.choice([-3.4e38, 3.4e38, 1.0], d),
+        }.items()
+    }
+
+
+LARGE = _large()
+
+
+@pytest.mark.parametrize("name", LARGE)
+@pytest.mark.parametrize("k", [1, 150, 3000, 90_000, 300_000, 300_001])
+def test_top_k_is_that_of_a_partition(name: str, k: int) -> None:
+    x = LARGE[name]
+    got = largest(lambda a, b: x[a:b], x.size, k)
+    assert got.dtype == np.int64
+    assert got.tolist() == _partition(x, k)
 
 
 def test_random_k_support_is_public_and_moves() -> None:

@@ -26,7 +26,7 @@ HEAD = {"loss_first": 2.0, "loss_last": 1.0}
 TURNS = [
     {"kind": "segments", "cycle": 2},
     {"kind": "weigh", "cap": 100},
-    {"kind": "feedback"},
+    {"kind": "feedback", "residual": "float32"},
     {"kind": "top_k", "fraction": 0.2},
 ]
 
@@ -148,7 +148,7 @@ def test_a_contribution_that_was_not_used_changes_no_phase() -> None:
 
 @pytest.mark.parametrize(("number", "factor"), [(2, 1.0), (4, 0.5), (6, 0.25), (8, 0.0)])
 def test_absence_counts_visits_of_the_phase(number: int, factor: float) -> None:
-    p = plan([*TURNS[:2], {"kind": "feedback", "decay": 0.5, "forget_after": 3}, TURNS[3]])
+    p = plan([*TURNS[:2], {"kind": "feedback", "residual": "float32", "decay": 0.5, "forget_after": 3}, TURNS[3]])
     x = np.zeros(60, np.float32)
     x[FIRST] = np.arange(1, 31)
     state, _ = contribute(p, machine.join(p, "d"), 0, -1, x)

@@ -7,108 +7,99 @@ from math import inf
 
 import numpy as np
 
+from edgewise.codecs import residual as residuals
+from edgewise.codecs.ef21 import ef21
+from edgewise.codecs.inner import Inner
 from edgewise.core import demand
-from edgewise.core.errors import CompositionError, RecipeError, TrainingError
-from edgewise.core.keys import Turn
+from edgewise.core.errors import RecipeError
+from edgewise.core.keys import Turn, derive
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage, undo
-from edgewise.core.vector import Array
+from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.vector import Vector
+
+FORMS = ("ef14", "ef21", "ef21_sgdm")
 
 
-def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10) -> Stage:
-    """Error feedback over ``inner``: ``a = x + f e``, send ``m = inner(a)``, keep ``e' = a - decode(m)``.
+def feedback(
+    inner: Sequence[Stage],
+    decay: float = 1.0,
+    forget_after: int | None = None,
+    residual: str | None = None,
+    form: str = "ef14",
+    eta: float | None = None,
+) -> Stage:
+    """Error feedback over ``inner``, in one of three forms.
 
-    ``f = decay ** absent``, where absent counts the rounds since the device last took part; from ``forget_after``
-    absent rounds on f = 0: the residual is too stale to help. Where positions take turns (``Space.period`` p > 1) only
-    the rounds that visit them count: absent = (round - last) / p - 1. With decay 1 and no absence the decoded messages
-    telescope: sum of decode(m) = sum of x - e.
-    Algebra: the residual has no bound, so the inner stages see l2 = linf = inf (put a clip *inside* where a bound is
-    needed; what it cuts comes back next round); biased in one round; memory. Otherwise as ``inner``.
+    ``"ef14"``: ``a = x + f e``, send ``m = inner(a)``, keep ``e' = a - decode(m)``. f = ``decay ** absent``, where
+    absent counts the rounds since the device last took part; from ``forget_after`` absent rounds on the residual is
+    dropped (f = 0): it is too stale to help. Where positions take turns (``Space.period`` p > 1) only the rounds that
+    visit them count: absent = (round - last) / p - 1. With decay 1 and no absence the decoded messages telescope: sum
+    of decode(m) = sum of x - e, as exactly as e is stored.
+    ``"ef21"``, ``"ef21_sgdm"``: see ``ef21``; device and server keep mirrors instead of an error.
+    Algebra: what is compressed has no bound, so the inner stages see l2 = linf = inf (put a clip *inside* where a bound
+    is needed; what it cuts comes back next round); biased in one round; memory. Otherwise as ``inner``.
     ``segments`` belongs before it: what never travels would only pile up in the residual.
-    Memory: ``residual`` float32[dim], in the units at this point of the pipeline; ``last`` int64[1], -1 = never;
-    ``<i>.<key>`` of inner stage i. The residual is personal data: it stays on the device.
+    Memory (ef14): ``residual`` of ``dim`` coordinates, in the units at this point of the pipeline: bfloat16 as uint16,
+    int8 with ``residual_scale`` float32 per 256, or float32; ``last`` int64[1], -1 = never; ``<i>.<key>`` of inner
+    stage i. The residual is personal data: it stays on the device.
+    Cost: where the first stage inside picks positions (``top_k``), no second float32 copy of the update is made.
     Args:
-        inner: the stages whose error is fed back, outermost first. decay: 0 (exclusive) to 1. forget_after: >= 1.
+        inner: the stages whose error is fed back, outermost first.
+        decay: 0 (exclusive) to 1 (ef14). forget_after: >= 1, default 10 (ef14).
+        residual: "bfloat16" (default of ef14), "int8" or "float32" (default and only one of the other forms).
+        form: "ef14", "ef21", "ef21_sgdm". eta: above 0, at most 1, default 0.1 (ef21_sgdm).
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-ORDER for a weigh or feedback inside, or when positions before it are
-            not the same every round, or take turns inside; E-NOT-REAL; whatever ``inner`` raises;
+        RecipeError: E-VALUE; E-COMBO for a setting that the form cannot have. CompositionError: E-ORDER for a weigh or
+            feedback inside, or when positions before it are not the same every round, or take turns inside;
+            E-NOT-REAL; E-COMBO where ef21 does not know the population; whatever ``inner`` raises.
             TrainingError(E-RANGE) on float32 overflow.
     Source: Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847, algorithm 2 ("EF14").
     """
     stages = tuple(inner)
-    name = f"feedback({', '.join(s.name for s in stages)})"
+    label = "feedback" if form == "ef14" else f"feedback[{form}]"
+    nest = Inner(f"{label}({', '.join(s.name for s in stages)})", stages)
+    name = nest.name
     demand.positive("feedback: decay", decay, 1.0)
-    demand.between("feedback: forget_after", forget_after, 1, inf)
+    demand.between("feedback: forget_after", forget_after or (10 if forget_after is None else 0), 1, inf)
+    if form not in FORMS:
+        raise RecipeError("E-VALUE", f"feedback: form is {form!r}.", f"use {', '.join(FORMS)}.")
+    if residual is not None and residual not in residuals.TYPES:
+        raise RecipeError("E-VALUE", f"feedback: residual is {residual!r}.", f"use {', '.join(residuals.TYPES)}.")
+    if eta is not None and form != "ef21_sgdm":
+        raise RecipeError("E-COMBO", f"feedback: eta is the momentum of ef21_sgdm, the form is {form}.", "remove eta.")
     if not stages:
         raise RecipeError("E-VALUE", "feedback: there is nothing inside.", "name the stages whose error it feeds back.")
-
-    def fold(space: Space) -> list[Space]:
-        spaces = [space.but(l2=inf, linf=inf)]
-        for stage in stages:
-            spaces.append(stage.infer(spaces[-1]))
-        return spaces
-
-    def infer(space: Space) -> Space:
-        demand.real(space, name)
-        if space.sparse or space.moving:
-            raise CompositionError(
-                "E-ORDER",
-                f"{name}: the positions before it change every round, so a residual would come back elsewhere.",
-                "put the stage that chooses positions inside feedback.",
+    if form != "ef14":
+        if residual in ("bfloat16", "int8") or decay < 1.0 or forget_after is not None:
+            raise RecipeError(
+                "E-COMBO",
+                f"feedback: {form} keeps on device and server what must stay equal, so it is never rounded, decayed or "
+                "forgotten.",
+                'remove residual, decay and forget_after, or use form = "ef14".',
             )
-        if any(stage.server is not None for stage in stages):
-            raise CompositionError(
-                "E-ORDER", f"{name}: a stage inside has its own memory on the server.", "use it without feedback."
-            )
-        out = fold(space)[-1]
-        if out.period != space.period:
-            raise CompositionError(
-                "E-ORDER", f"{name}: the segments inside take turns, the residual does not.", "put segments before it."
-            )
-        if space.memory or out.memory:
-            raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
-        if out.gain > space.gain:
-            raise CompositionError(
-                "E-ORDER",
-                f"{name}: a stage inside stretches what it keeps {out.gain / space.gain:.3g} times: the residual grows",
-                "set unbiased = false for random_k inside feedback.",
-            )
-        if out.head != space.head:
-            raise CompositionError(
-                "E-ORDER", f"{name}: a weight is no compression error.", "put weigh before feedback."
-            )
-        return out.but(unbiased=False, memory=True)
+        return ef21(nest, None if form == "ef21" else 0.1 if eta is None else eta)
+    kind, limit = residual or "bfloat16", 10 if forget_after is None else forget_after
 
     def init(space: Space) -> Memory:
-        memory: dict[str, Array] = {"residual": np.zeros(space.dim, np.float32), "last": np.full(1, -1, np.int64)}
-        for i, (stage, before) in enumerate(zip(stages, fold(space), strict=False)):
-            memory.update({f"{i}.{k}": v for k, v in stage.init(before).items()})
-        return memory
+        return {**residuals.start(kind, space.dim), "last": np.full(1, -1, np.int64), **nest.init(space)}
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         absent = max(0, (turn.round - int(memory["last"][0])) // space.period - 1)
-        factor = np.float32(decay**absent if absent < forget_after else 0.0)
-        with np.errstate(over="ignore"):
-            a = payload.body + factor * memory["residual"]
-        if not np.isfinite(a).all():
-            raise TrainingError("E-RANGE", f"{name}: update and residual overflow float32.", "lower training.lr.")
-        spaces = fold(space)
-        after: dict[str, Array] = {}
-        message = payload.but(body=a)
-        for i, (stage, before) in enumerate(zip(stages, spaces, strict=False)):
-            mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
-            message, new = stage.encode(message, mine, before, turn)
-            after.update({f"{i}.{k}": v for k, v in new.items()})
-        sent = undo(stages, spaces, message, turn)
-        if sent.support is None:
-            after["residual"] = a - sent.body
-        else:
-            after["residual"] = a
-            a[sent.support] -= sent.body
+        a = residuals.Mixed(name, payload.body, memory, np.float32(decay**absent if absent < limit else 0.0))
+        message, sent, after = nest.encode(payload, a, memory, space, turn)
+
+        def left(start: int, stop: int) -> Vector:
+            part = a.read(start, stop)
+            if sent.support is None:
+                part -= sent.body[start:stop]
+                return part
+            low, high = np.searchsorted(sent.support, (start, stop))
+            part[sent.support[low:high] - start] -= sent.body[low:high]
+            return part
+
+        key = derive(turn.private, "residual", turn.round)
+        after |= residuals.store(kind, space.dim, left, key)
         after["last"] = np.full(1, turn.round, np.int64)
         return message, after
 
-    def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
-        return undo(stages, fold(space), payload, turn)
-
-    return Stage(name, infer, encode, decode, init, sparse=True, pointwise=all(s.pointwise for s in stages))
+    return nest.stage(infer=nest.infer, encode=encode, init=init)

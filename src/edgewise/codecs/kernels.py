@@ -171,6 +171,82 @@ def unround(levels: NDArray[Any], step: NDArray[np.float64], block: int) -> NDAr
 
 
 @compiled
+def gather(
+    bits: NDArray[np.int32],
+    first: int,
+    floor: int,
+    where: NDArray[np.int64],
+    size: NDArray[np.int32],
+    have: int,
+) -> tuple[int, int]:
+    """Append magnitudes of at least ``floor`` (bits of float32) to ``size`` and their positions, counted from
+    ``first``, to ``where``, which hold ``have``; stops before the one that no longer fits.
+
+    Returns coordinates read, and how many are held now. Most groups of 32 have none, which a vector loop finds.
+    """
+    for start in range(0, bits.size, 32):
+        group = bits[start : start + 32]
+        if peak(group) >= floor:
+            for i in range(group.size):
+                m = group[i] & _MAGNITUDE
+                if m >= floor:
+                    if have == where.size:
+                        return start + i, have
+                    where[have], size[have] = first + start + i, m
+                    have += 1
+    return bits.size, have
+
+
+@compiled
+def add_bfloat16(x: NDArray[np.float32], e: NDArray[np.uint16], f: np.float32, out: NDArray[np.float32]) -> np.int32:
+    """out = x + f e in float32, e given as the upper halves of float32; returns ``peak`` of it."""
+    bits = out.view(np.int32)
+    for i in range(e.size):
+        bits[i] = np.int32(np.uint32(e[i]) << np.uint32(16))
+    for i in range(x.size):
+        out[i] = x[i] + f * out[i]
+    return peak(bits)
+
+
+@compiled
+def add_float32(x: NDArray[np.float32], e: NDArray[np.float32], f: np.float32, out: NDArray[np.float32]) -> np.int32:
+    """out = x + f e; returns ``peak`` of it."""
+    for i in range(x.size):
+        out[i] = x[i] + f * e[i]
+    return peak(out.view(np.int32))
+
+
+@compiled
+def to_bfloat16(x: NDArray[np.float32], seed: np.uint64, out: NDArray[np.uint16]) -> None:
+    """The upper halves of x, rounded up in magnitude with the probability of what they leave out; never to infinity.
+
+    Quarter i mod 4 of word i // 4 of the stream is added to the lower half, so the mean is x within 2^-17 of a step.
+    """
+    bits, words = x.view(np.int32), np.empty(_RUN // 4, np.uint64)
+    quarters = words.view(np.uint16)
+    for start in range(0, x.size, _RUN):
+        fill(seed, start // 4, words)
+        now, to = bits[start : start + _RUN], out[start : start + _RUN]
+        for i in range(now.size):
+            m = min(np.uint32(now[i] & _MAGNITUDE) + np.uint32(quarters[i]), np.uint32(0x7F7FFFFF))
+            to[i] = np.uint16((m >> np.uint32(16)) | ((np.uint32(now[i]) >> np.uint32(16)) & np.uint32(0x8000)))
+
+
+@compiled
+def to_int8(
+    x: NDArray[np.float32], block: int, seed: np.uint64, out: NDArray[np.int8], scales: NDArray[np.float32]
+) -> None:
+    """As ``round_blocks`` to +-127, with the largest magnitude itself, a float32, as the scale of a block."""
+    bits, as_bits = x.view(np.int32), scales.view(np.int32)
+    words, have = np.empty(_RUN // 2, np.uint64), -1
+    for b in range(scales.size):
+        start, stop = b * block, min(x.size, (b + 1) * block)
+        as_bits[b] = min(peak(bits[start:stop]), np.int32(0x7F7FFFFF))
+        inverse = 127.0 / np.float64(scales[b]) if scales[b] > 0 else 0.0
+        have = _round_span(x, start, stop, inverse, 127.0, seed, words, have, out)
+
+
+@compiled
 def _pack_words(values: NDArray[Any], width: int, words: NDArray[np.uint32]) -> None:
     acc = np.uint64(0)
     have = 0

@@ -2,13 +2,74 @@
 
 from __future__ import annotations
 
-import numpy as np
+from math import ceil, sqrt
 
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Payload, Read, Stage
+
+_PART = 1 << 15  # coordinates read at a time
+_SAMPLES, _SAMPLE = 256, 256  # stretches of the vector that are looked at first, and their length
+
+
+def largest(read: Read, dim: int, k: int) -> NDArray[np.int64]:
+    """Positions of the k largest magnitudes, increasing; the lowest of equals at the edge. O(dim) time, O(k) memory.
+
+    A sample guesses a magnitude somewhat below the k-th largest. One pass collects what is not below it; whenever the
+    room for 2 k + 4096 candidates is used up, the best k of them stay and the guess rises above the least of these.
+    Where the guess was too high, a second pass starts from 0. So the result is exact whatever the sample says.
+    Args:
+        read: start, stop -> float32, finite. k: 0 to dim.
+    """
+    if k == 0:
+        return np.zeros(0, np.int64)
+    where = _collect(read, dim, k, _guess(read, dim, k))
+    return where if where.size == k else _collect(read, dim, k, 0)
+
+
+def _guess(read: Read, dim: int, k: int) -> int:
+    """Bits of a float32 that about 1.2 k coordinates reach; 0 where a sample would not pay."""
+    seen = _SAMPLES * _SAMPLE
+    hits = seen * k / dim
+    rank = ceil(1.2 * hits + 4.0 * sqrt(hits) + 8.0)
+    if dim < 4 * seen or rank >= seen:
+        return 0
+    starts = [i * (dim - _SAMPLE) // (_SAMPLES - 1) for i in range(_SAMPLES)]
+    bits = np.concatenate([read(i, i + _SAMPLE) for i in starts]).view(np.int32) & np.int32(0x7FFFFFFF)
+    return int(np.partition(bits, seen - rank)[seen - rank])
+
+
+def _collect(read: Read, dim: int, k: int, floor: int) -> NDArray[np.int64]:
+    """The k largest of those that are not below ``floor``; all of them where there are fewer."""
+    room = min(dim, 2 * k + 4096)
+    where, size, have = np.empty(room, np.int64), np.empty(room, np.int32), 0
+    for start in range(0, dim, _PART):
+        bits, at = read(start, min(dim, start + _PART)).view(np.int32), 0
+        while True:
+            used, have = kernels.gather(bits[at:], start + at, floor, where, size, have)
+            at += used
+            if at == bits.size:
+                break
+            floor, have = _keep(where, size, have, k) + 1, k  # later equals lose against these
+    if have > k:
+        _keep(where, size, have, k)
+    return where[: min(have, k)].copy()
+
+
+def _keep(where: NDArray[np.int64], size: NDArray[np.int32], have: int, k: int) -> int:
+    """Move the k largest of ``have`` to the front, in order; returns the least of them."""
+    sizes = size[:have]
+    edge = np.partition(sizes, have - k)[have - k]
+    good = sizes > edge
+    good[np.flatnonzero(sizes == edge)[: k - np.count_nonzero(good)]] = True
+    where[:k], size[:k] = where[:have][good], sizes[good]
+    return int(edge)
 
 
 def top_k(fraction: float) -> Stage:
@@ -42,18 +103,15 @@ def top_k(fraction: float) -> Stage:
             dim=k, universe=space.dim, sparse=True, summable=False, unbiased=space.unbiased and k == space.dim
         )
 
+    def pick(read: Read, space: Space) -> NDArray[np.int64]:
+        return largest(read, space.dim, size(space))
+
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        k = size(space)
-        magnitude = np.abs(payload.body)
-        if k == 0:
-            return payload.but(support=np.zeros(0, np.int64)), memory
-        threshold = np.partition(magnitude, space.dim - k)[space.dim - k]
-        above = np.flatnonzero(magnitude > threshold)
-        level = np.flatnonzero(magnitude == threshold)[: k - above.size]
-        support = np.sort(np.concatenate([above, level])).astype(np.int64)
-        return payload.but(body=payload.body[support], support=support), memory
+        body = np.ascontiguousarray(payload.body)
+        support = pick(lambda start, stop: body[start:stop], space)
+        return payload.but(body=body[support], support=support), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         return payload
 
-    return Stage(name, infer, encode, decode, sparse=True)
+    return Stage(name, infer, encode, decode, sparse=True, pick=pick)

@@ -22,6 +22,7 @@ from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.space import Space, Total
 from edgewise.core.vector import Array, Vector, finite
 
+Read = Callable[[int, int], Vector]  # coordinates start to stop of a vector that need not be there as a whole
 Memory = Mapping[str, Array]  # what a device keeps between rounds for its codec; empty for most stages
 
 
@@ -95,6 +96,8 @@ class Stage:
         sparse: ``decode`` also takes a payload with a support, and passes one on; others are given it ``dense``.
         pointwise: as many coordinates leave ``decode`` as enter it, and each depends on nothing but its encoded value
             and its block's scales: decoding some blocks is the same as taking those blocks of the decoded whole.
+        pick: (read, space before) -> int64[k], the increasing positions that ``encode`` keeps, of a body that is given
+            in parts, float32 = read(start, stop). ``encode`` then does nothing but take them, and has no memory.
         server: memory on the server's side, for stages that are undone once a round, on the mean.
     """
 
@@ -105,6 +108,7 @@ class Stage:
     init: Callable[[Space], Memory] = _stateless
     sparse: bool = False
     pointwise: bool = False
+    pick: Callable[[Read, Space], NDArray[np.int64]] | None = None
     server: Server | None = None
 
 

@@ -25,6 +25,7 @@ from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import RecipeError
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Segment, Spec
 from edgewise.merges.plain import plain_sum
 from edgewise.privacy.clip import clamp, clip
@@ -133,8 +134,17 @@ class QuantizeParams(Params):
 class FeedbackParams(Params):
     """Error feedback around all stages after it: what was not sent is remembered on the device and added next time."""
 
-    decay: float = Field(1.0, gt=0, le=1, description="factor on the memory per absent round")
-    forget_after: int = Field(10, ge=1, description="absent rounds after which the memory is dropped")
+    decay: float = Field(1.0, gt=0, le=1, description="factor on the memory per absent round (ef14)")
+    forget_after: int | None = Field(
+        None, ge=1, description="absent rounds after which the memory is dropped (ef14; 10 where not given)"
+    )
+    residual: Literal["bfloat16", "int8", "float32"] | None = Field(
+        None, description="how the memory is stored (ef14: bfloat16 where not given; the others: float32)"
+    )
+    form: Literal["ef14", "ef21", "ef21_sgdm"] = Field(
+        "ef14", description="residual on the device, or mirrors on device and server, without or with momentum"
+    )
+    eta: float | None = Field(None, gt=0, le=1, description="momentum of ef21_sgdm (0.1 where not given)")
 
 
 class WrapParams(Params):
@@ -221,6 +231,10 @@ class Catalogue:
         return replace(self, **merged, trainer=extension.trainer or self.trainer)
 
 
+def _feedback(p: FeedbackParams, _: Spec, inner: Sequence[Stage]) -> Stage:
+    return feedback(inner, p.decay, p.forget_after, p.residual, p.form, p.eta)
+
+
 BUILT_IN = Catalogue(
     stages={
         "clip": Entry(ClipParams, lambda p, _: clip(p.l2)),
@@ -236,7 +250,7 @@ BUILT_IN = Catalogue(
         "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),
         "sketch": Entry(SketchParams, lambda p, _: sketch(p.ratio, p.rows, p.keep, p.momentum, p.floor)),
         "quantize": Entry(QuantizeParams, lambda p, _: quantize(p.bits, p.grid, p.block)),
-        "feedback": Entry(FeedbackParams, lambda p, _, inner: feedback(inner, p.decay, p.forget_after), True),
+        "feedback": Entry(FeedbackParams, _feedback, True),
         "wrap": Entry(WrapParams, lambda p, _: wrap(p.bits)),
     },
     merges={"sum": Entry(NoParams, lambda p, _: plain_sum())},

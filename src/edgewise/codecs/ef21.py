@@ -1,0 +1,79 @@
+"""Error feedback by mirrors: the device compresses what has changed since the server last heard of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgewise.codecs.inner import Inner
+from edgewise.codecs.residual import Mixed
+from edgewise.core import demand
+from edgewise.core.errors import CompositionError
+from edgewise.core.keys import Turn
+from edgewise.core.space import Space
+from edgewise.core.stage import Memory, Payload, Server, Stage
+from edgewise.core.vector import Array, Vector
+
+
+def ef21(inner: Inner, eta: float | None) -> Stage:
+    """Device i sends ``c = inner(v - g_i)`` and keeps ``g_i += decode(c)``; the server releases ``g``.
+
+    ``v = x`` (eta None: EF21), or ``v = (1 - eta) v + eta x``, at the device's first time ``v = x`` (EF21-SGDM).
+    Server: ``g += (n / N) mean_c``, n contributions of the round's, N = ``Space.population``. A device that is absent
+    keeps g_i, and so does its share of g (EF21-PP).
+    Guarantees: without weights g is the mean of all g_i, those of devices that never took part being 0; a contribution
+    that the server did not use changes neither side. With ``weigh`` before it g_i follows w_i x and the server divides
+    by the weights of the round, so g is sum g_i / sum w_i exactly when every device takes part in every round with an
+    unchanging weight; otherwise n / N stands for the cohort's share of all weights, which is right on average only.
+    Algebra: as the inner stages; the bounds are those of one message, not of g; biased; memory on both sides.
+    Memory: device ``residual`` = g_i float32[dim]; EF21-SGDM also ``v`` float32[dim] and ``begun`` int64[1];
+    server ``g`` float32[dim]. Exact mirrors, so never rounded to fewer bits, decayed or forgotten.
+    Args:
+        inner: the compressor. eta: above 0, at most 1.
+    Raises:
+        RecipeError(E-VALUE); CompositionError: E-COMBO without a population, and as ``Inner.infer``;
+        TrainingError(E-RANGE) on float32 overflow.
+    Source: Richtárik et al. 2021, arXiv:2106.05203, algorithm 2; Fatkhullin et al. 2021, arXiv:2110.03294, algorithm 2
+        (partial participation); Fatkhullin et al. 2023, arXiv:2305.15155, algorithm 1.
+    """
+    if eta is not None:
+        demand.positive("feedback: eta", eta, 1.0)
+
+    def infer(space: Space) -> Space:
+        if not space.population:
+            raise CompositionError(
+                "E-COMBO",
+                f"{inner.name}: the server's mirror is a mean over all devices, and their number is not known.",
+                "give the start space its population.",
+            )
+        return inner.infer(space)
+
+    def init(space: Space) -> Memory:
+        memory: dict[str, Array] = {"residual": np.zeros(space.dim, np.float32), **inner.init(space)}
+        if eta is not None:
+            memory |= {"v": np.zeros(space.dim, np.float32), "begun": np.zeros(1, np.int64)}
+        return memory
+
+    def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        v: Vector = payload.body
+        if eta is not None and memory["begun"][0]:
+            v = np.float32(1.0 - eta) * memory["v"] + np.float32(eta) * v
+        change = Mixed(inner.name, v, {"residual": memory["residual"]}, np.float32(-1.0))
+        message, sent, after = inner.encode(payload, change, memory, space, turn)
+        mirror: Vector = memory["residual"].copy()
+        if sent.support is None:
+            mirror += sent.body
+        else:
+            mirror[sent.support] += sent.body
+        after["residual"] = mirror
+        if eta is not None:
+            after |= {"v": np.array(v), "begun": np.ones(1, np.int64)}
+        return message, after
+
+    def start(space: Space) -> Memory:
+        return {"g": np.zeros(space.dim, np.float32)}
+
+    def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn) -> tuple[Vector, Memory]:
+        g: Vector = memory["g"] + np.float32(n / space.population) * mean
+        return g, {"g": g}
+
+    return inner.stage(infer=infer, encode=encode, init=init, server=Server(start, absorb, encoded=False))

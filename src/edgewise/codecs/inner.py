@@ -1,0 +1,98 @@
+"""The stages inside error feedback: folded, run and undone as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+
+from edgewise.codecs.residual import Mixed
+from edgewise.core import demand
+from edgewise.core.errors import CompositionError
+from edgewise.core.keys import Turn
+from edgewise.core.space import Space
+from edgewise.core.stage import Memory, Payload, Stage, undo
+from edgewise.core.vector import Array
+
+
+@dataclass(frozen=True)
+class Inner:
+    """``stages`` inside the combinator ``name``, outermost first; at least one."""
+
+    name: str
+    stages: tuple[Stage, ...]
+
+    def spaces(self, space: Space) -> list[Space]:
+        """Before each stage, and after all; what is fed back has no bound, so l2 = linf = inf at first."""
+        spaces = [space.but(l2=inf, linf=inf)]
+        for stage in self.stages:
+            spaces.append(stage.infer(spaces[-1]))
+        return spaces
+
+    def infer(self, space: Space) -> Space:
+        """The space after all. Raises as ``feedback`` says."""
+        name = self.name
+        demand.real(space, name)
+        if space.sparse or space.moving:
+            raise CompositionError(
+                "E-ORDER",
+                f"{name}: the positions before it change every round, so a residual would come back elsewhere.",
+                "put the stage that chooses positions inside feedback.",
+            )
+        if any(stage.server is not None for stage in self.stages):
+            raise CompositionError(
+                "E-ORDER", f"{name}: a stage inside has its own memory on the server.", "use it without feedback."
+            )
+        out = self.spaces(space)[-1]
+        if out.period != space.period:
+            raise CompositionError(
+                "E-ORDER", f"{name}: the segments inside take turns, the residual does not.", "put segments before it."
+            )
+        if space.memory or out.memory:
+            raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
+        if out.gain > space.gain:
+            raise CompositionError(
+                "E-ORDER",
+                f"{name}: a stage inside stretches what it keeps {out.gain / space.gain:.3g} times: the residual grows",
+                "set unbiased = false for random_k inside feedback.",
+            )
+        if out.head != space.head:
+            raise CompositionError(
+                "E-ORDER", f"{name}: a weight is no compression error.", "put weigh before feedback."
+            )
+        return out.but(unbiased=False, memory=True)
+
+    def init(self, space: Space) -> dict[str, Array]:
+        """Memory of the stages: ``<i>.<key>`` of stage i."""
+        memory: dict[str, Array] = {}
+        for i, (stage, before) in enumerate(zip(self.stages, self.spaces(space), strict=False)):
+            memory.update({f"{i}.{k}": v for k, v in stage.init(before).items()})
+        return memory
+
+    def encode(
+        self, payload: Payload, body: Mixed, memory: Memory, space: Space, turn: Turn
+    ) -> tuple[Payload, Payload, dict[str, Array]]:
+        """Encode ``body`` (with the head of ``payload``): the message, what it decodes to, and the stages' memory.
+
+        Where the first stage can pick positions from parts, the body is never there as a whole.
+        """
+        spaces, after = self.spaces(space), dict[str, Array]()
+        pick, first = self.stages[0].pick, 0
+        if pick is None:
+            message = payload.but(body=body.whole())
+        else:
+            where = pick(body.read, spaces[0])
+            message, first = payload.but(body=body.at(where), support=where), 1
+        for i in range(first, len(self.stages)):
+            mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
+            message, new = self.stages[i].encode(message, mine, spaces[i], turn)
+            after.update({f"{i}.{k}": v for k, v in new.items()})
+        return message, undo(self.stages, spaces, message, turn), after
+
+    def decode(self, payload: Payload, space: Space, turn: Turn) -> Payload:
+        """Undo all."""
+        return undo(self.stages, self.spaces(space), payload, turn)
+
+    def stage(self, **parts: object) -> Stage:
+        """The combinator as a stage, with ``infer``, ``encode``, ``init`` and perhaps ``server`` given."""
+        local = all(stage.pointwise for stage in self.stages)
+        return Stage(self.name, decode=self.decode, sparse=True, pointwise=local, **parts)  # type: ignore[arg-type]
