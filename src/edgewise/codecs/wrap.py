@@ -29,6 +29,10 @@ def wrap(bits: int) -> Stage:
     mask = np.uint64(modulus - 1)
 
     def infer(space: Space) -> Space:
+        if space.rungs:
+            raise CompositionError(
+                "E-RUNG", f"{name}: residues of different grids do not add up.", "fix one codec instead of a ladder."
+            )
         if space.kind is not Kind.INTEGER:
             raise CompositionError(
                 "E-NOT-INTEGER",

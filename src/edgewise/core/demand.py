@@ -22,7 +22,12 @@ def between(what: str, value: float, low: float, high: float) -> None:
 
 
 def real(space: Space, who: str) -> None:
-    """Raise CompositionError(E-NOT-REAL) unless the body before ``who`` is real numbers."""
+    """Raise CompositionError unless the body before ``who`` is real numbers (E-NOT-REAL), the same ones on every device
+    (E-ORDER behind a ladder)."""
+    if space.rungs:
+        raise CompositionError(
+            "E-ORDER", f"{who}: behind a ladder every device has another encoding.", f"put {who} before the ladder."
+        )
     if space.kind is not Kind.REAL:
         raise CompositionError(
             "E-NOT-REAL",

@@ -49,6 +49,7 @@ REGISTRY: dict[str, Entry] = {
     "E-NOT-INTEGER": Entry("a stage for integers stands before the quantizer", 2),
     "E-SPARSE-TWICE": Entry("two stages choose a per-device support", 2),
     "E-WRAP": Entry("the ring is too small for the sum", 2),
+    "E-RUNG": Entry("no rung of the ladder can be used", 2),
     "E-ORDER": Entry("a stage stands where it cannot work", 2),
     "E-QUORUM": Entry("minimum, goal and cohort of a round contradict each other", 2),
     "E-DATA-MISSING": Entry("the data path does not exist", 2),

@@ -61,6 +61,11 @@ class Space:
         noise_std: standard deviation, model units, of noise that each contribution already carries.
         population: devices that exist, of which a round's cohort is drawn; 0 = not known.
         support: positions of the last release that devices have to be told (``shared_top_k``); 0 = none.
+        parts: lengths of consecutive parts of the body, each with a width of its own that travels (``mixed``);
+            empty = one width for all.
+        budget_bytes: what widths, scales and body of such a contribution take together at most.
+        rungs: what travels is in one of these spaces, chosen by the device (``ladder``); the other fields then are
+            those of the largest one, with bounds and flags that hold for all. Empty = no choice.
     """
 
     dim: int
@@ -87,6 +92,9 @@ class Space:
     noise_std: float = 0.0
     population: int = 0
     support: int = 0
+    parts: tuple[int, ...] = ()
+    budget_bytes: int = 0
+    rungs: tuple[Space, ...] = ()
 
     def but(self, **changes: object) -> Space:
         """A copy with some fields replaced."""

@@ -35,6 +35,8 @@ class Payload:
         support: int64[m], strictly increasing positions of the body; None where positions are public or all.
         scales: float32[scales ceil(m / block)], bfloat16 values; None where the grid is public.
         count: amount of data behind the contribution; input of ``weigh``, never sent.
+        widths: uint8[parts], bits per coordinate of each part (``Space.parts``); None where all have the same.
+        rung: number of the space that this is an encoding of (``Space.rungs``); -1 where there is no choice.
     """
 
     body: NDArray[Any]
@@ -42,6 +44,8 @@ class Payload:
     support: NDArray[np.int64] | None = None
     scales: NDArray[np.float32] | None = None
     count: float = field(default=1.0, repr=False)
+    widths: NDArray[np.uint8] | None = None
+    rung: int = -1
 
     def but(self, **changes: object) -> Payload:
         """A copy with some fields replaced."""
@@ -330,6 +334,12 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
     if sum(stage.server is not None for stage in stages) > 1:
         names = " and ".join(stage.name for stage in stages if stage.server is not None)
         raise CompositionError("E-ORDER", f"{names}: each is undone on the server, with memory.", "keep one of them.")
+    if merge.blind and spaces[-1].rungs:
+        raise CompositionError(
+            "E-RUNG",
+            f"{merge.name}: a blind sum needs one grid, and here each device chooses its own codec.",
+            "fix one codec for the whole group (codecs.ladder.common_rung picks it).",
+        )
     totals = [merge.infer(spaces[-1])]  # first, because the merge knows the better reason
     if merge.blind and not spaces[-1].summable:
         raise CompositionError("E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k.")

@@ -36,6 +36,7 @@ class _Round:
 
     total: Sum
     told: list[events.AnyEvent] = field(default_factory=list)
+    rung: int = -1  # of the contribution that was folded last
     bytes_up: int = 0
     train_s: float = 0.0
     encode_s: float = 0.0
@@ -153,6 +154,7 @@ class Federation:
                         bytes_up=len(record.frame),
                         train_s=record.train_s,
                         encode_s=record.encode_s,
+                        rung=now.rung,
                     ),
                 )
             elif isinstance(effect, machine.Report):
@@ -178,6 +180,7 @@ class Federation:
             if not machine.unwanted(state, message.device, message.round):
                 began = self.now_s()
                 payload = pack.unpack(message.payload, self.plan.pipeline.encoded)
+                now.rung = payload.rung
                 now.total = self.plan.pipeline.add(now.total, payload, self.plan.turn(number))
                 now.aggregate_s += self.now_s() - began
             return machine.Usable(message.device, message.round)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgewise.codecs.feedback import feedback
+from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
@@ -104,6 +105,12 @@ class QuantizeParams(Params):
     bits: int = Field(8, ge=2, le=16)
     grid: Literal["block", "shared"] = Field("block", description="a scale per block travels, or one public grid")
     block: int = Field(64, ge=8, le=65536)
+
+
+class MixedParams(Params):
+    """Few bits per coordinate, more of them for the layers where they help most; inside feedback."""
+
+    bits: float = Field(3.25, ge=0.1, le=8.5, description="average per coordinate, scales included")
 
 
 class FeedbackParams(Params):
@@ -196,6 +203,7 @@ BUILT_IN = Catalogue(
         "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased)),
         "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),
         "quantize": Entry(QuantizeParams, lambda p, _: quantize(p.bits, p.grid, p.block)),
+        "mixed": Entry(MixedParams, lambda p, spec: mixed(spec, p.bits)),
         "feedback": Entry(FeedbackParams, lambda p, _, inner: feedback(inner, p.decay, p.forget_after), True),
         "wrap": Entry(WrapParams, lambda p, _: wrap(p.bits)),
     },

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from edgewise.codecs import pack
-from edgewise.core import keys
-from edgewise.core.errors import RecipeError
+from edgewise.codecs.feedback import feedback
+from edgewise.codecs.ladder import ladder, pick
+from edgewise.core import demand, keys
+from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import HEAD, HEAD_BOUND, Pipeline, Stage, pipeline
 from edgewise.core.vector import Spec
+from edgewise.plan.budget import upload_budget
 from edgewise.plan.catalogue import Catalogue, Entry, make
+from edgewise.plan.ladder import RUNGS, remaining
 from edgewise.plan.recipe import Recipe
 from edgewise.strategies.base import Strategy
 
@@ -58,6 +63,7 @@ class Sampling:
 class Plan:
     """Everything that a run needs to know, checked to compose.
 
+    ``rungs`` names the rungs that a device may choose from, by number; empty where the codec is fixed.
     ``secagg`` and ``spend`` are None until secure aggregation and differential privacy are asked for.
     """
 
@@ -68,6 +74,7 @@ class Plan:
     strategy: Strategy
     sampling: Sampling
     claims: tuple[str, ...]
+    rungs: tuple[str, ...] = ()
     secagg: None = None
     spend: None = None
 
@@ -110,14 +117,31 @@ class Plan:
     @property
     def frame_limit_bytes(self) -> int:
         """No honest answer is larger: the packed payload at its worst, and room for the frame around it."""
-        space = self.pipeline.encoded
-        worst = 16 * space.dim + space.universe + 16 * len(space.head) + 65536
+        encoded = self.pipeline.encoded
+        spaces = encoded.rungs or (encoded,)
+        worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces)
         return min(worst, MESSAGE_LIMIT_BYTES)
 
     @property
     def upload_bytes(self) -> float:
-        """Expected payload bytes of one contribution."""
+        """Expected payload bytes of one contribution; of the largest rung where devices choose."""
         return pack.size_bytes(self.pipeline.encoded)
+
+    def budget_bytes(self, elapsed_s: float, up_mbit: float) -> float:
+        """What a device may upload that has spent ``elapsed_s`` of the round and has a link of ``up_mbit``
+        (``plan.budget``); inf where the codec is fixed and the size with it."""
+        if not self.rungs:
+            return math.inf
+        a = self.recipe.adaptive
+        deadline_s = a.deadline_s or self.recipe.round.deadline_s
+        return upload_budget(a.max_upload_mb * 1e6, deadline_s * (1.0 - a.slack), elapsed_s, up_mbit)
+
+    def expected_bytes(self, elapsed_s: float, up_mbit: float) -> float:
+        """Payload bytes of a contribution by such a device, announced before anyone trains."""
+        if not self.rungs:
+            return self.upload_bytes
+        sizes = pack.rung_bytes(self.pipeline.encoded)
+        return sizes[pick(self.budget_bytes(elapsed_s, up_mbit), sizes)]
 
 
 def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -> Plan:
@@ -138,6 +162,10 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
         population=population,
     )
     stages = build_stages(recipe.stage, spec, catalogue.stages)
+    rungs: tuple[str, ...] = ()
+    if recipe.codec == "adaptive":
+        rungs, ending = _adaptive(recipe, spec, start, stages, catalogue)
+        stages = [*stages, ending]
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
     pipe = pipeline(start, stages, merge, posts)
@@ -148,7 +176,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
                 'train less: trainable.kind = "lora" or "layers".',
             )  # fmt: skip
     strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
-    return Plan(recipe, recipe.sha256(), spec, pipe, strategy, sampling, _claims(recipe, pipe, sampling))
+    return Plan(recipe, recipe.sha256(), spec, pipe, strategy, sampling, _claims(recipe, pipe, sampling), rungs)
 
 
 def build_stages(tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry]) -> list[Stage]:
@@ -161,6 +189,73 @@ def build_stages(tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mappi
             return stages
         stages.append(make(entries, where, table, spec))
     return stages
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A rung for one recipe and model: its stages and the bytes of one contribution by it, its number included."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    size_bytes: float
+
+
+def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue) -> list[Offer]:
+    """The rungs that the recipe names (all where it names none), from the most bytes to the fewest; also those above
+    ``adaptive.max_upload_mb``. ``before``: the space at the ladder.
+
+    Raises RecipeError: E-NAME for a rung that does not exist, E-VALUE for one named twice.
+    """
+    known = {rung.name: rung for rung in RUNGS}
+    names = recipe.adaptive.ladder or list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f'did you mean "{near[0]}"?' if near else f"the rungs are: {', '.join(known)}."
+            raise RecipeError("E-NAME", f'adaptive.ladder: no rung is called "{name}".', hint)
+    if len(set(names)) < len(names):
+        raise RecipeError("E-VALUE", "adaptive.ladder names a rung twice.", "name each once.")
+    left = remaining(spec, recipe.stage)
+    found = []
+    for name in names:
+        stages = tuple(build_stages(known[name].stages, left, catalogue.stages))
+        space = before
+        for stage in stages:
+            space = stage.infer(space)
+        found.append(Offer(name, stages, 1 + pack.size_bytes(space)))  # a rung's number takes one byte
+    return sorted(found, key=lambda offer: -offer.size_bytes)
+
+
+def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage]) -> Space:
+    """The space between the recipe's stages and the ladder, as feedback shows it to what is inside."""
+    for table in recipe.stage:
+        if table.get("kind") == "feedback":
+            raise CompositionError(
+                "E-ORDER", 'codec = "adaptive" puts feedback around its ladder itself.', "leave out the feedback stage."
+            )
+    space = start
+    for stage in stages:
+        space = stage.infer(space)
+    demand.real(space, "ladder")
+    return space.but(l2=math.inf, linf=math.inf)
+
+
+def _adaptive(
+    recipe: Recipe, spec: Spec, start: Space, stages: Sequence[Stage], catalogue: Catalogue
+) -> tuple[tuple[str, ...], Stage]:
+    """The names of the rungs within ``adaptive.max_upload_mb``, and feedback around the ladder of them."""
+    offered = offers(recipe, spec, at_ladder(recipe, start, stages), catalogue)
+    limit = recipe.adaptive.max_upload_mb * 1e6
+    fitting = [offer for offer in offered if offer.size_bytes <= limit]
+    if not fitting:
+        least = offered[-1]
+        raise RecipeError(
+            "E-RUNG",
+            f'adaptive.max_upload_mb = {recipe.adaptive.max_upload_mb:g}, but the smallest rung, "{least.name}", '
+            f"takes {least.size_bytes / 1e6:.3g} MB.",
+            "raise adaptive.max_upload_mb, name smaller rungs in adaptive.ladder, or train less.",
+        )
+    return tuple(offer.name for offer in fitting), feedback([ladder([offer.stages for offer in fitting])])
 
 
 def _sampling(recipe: Recipe, population: int) -> Sampling:
