@@ -292,6 +292,8 @@ def _claims(recipe: Recipe, pipe: Pipeline, sampling: Sampling) -> tuple[str, ..
         claims.append("each device's train losses and weight are visible to the server beside its update")
     else:
         claims.append("train losses and weights leave devices only as a sum")
+    if pipe.encoded.rungs:
+        claims.append("which rung a device chose tells the server roughly how fast its link and training were")
     claims.append("held-out losses of single devices are collected by evaluations: a simulation's instrument")
     if math.isfinite(pipe.total.sensitivity):
         claims.append(f"one device moves the summed update by at most {pipe.total.sensitivity:.4g} (L2)")
