@@ -27,8 +27,8 @@ from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import HEAD, HEAD_BOUND, Pipeline, pipeline
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN, make
-from edgewise.plan.compile import build_stages
 from edgewise.plan.ladder import RUNGS
+from edgewise.plan.stages import build_stages
 
 # vocabulary, hidden size, inner size of the MLP, layers
 SHAPES = {"1M": (512, 128, 384, 4), "300M": (32_000, 1024, 2816, 21), "1B": (32_000, 2048, 5632, 18)}

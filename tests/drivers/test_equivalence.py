@@ -23,6 +23,15 @@ SETTINGS = {
     },
     "poisson": {"round.sampling": "poisson", "round.cohort": 4, "round.minimum": 0.25},
     "deadline": {"round.deadline_s": 0.9, "round.minimum": 0.1, "simulation.speed_spread": 1.0},
+    "adaptive": {
+        "codec": "adaptive",
+        "stage": [{"kind": "weigh", "cap": 160}],
+        "round.deadline_s": 2.0,
+        "simulation.link_mbit": 0.002,
+        "simulation.link_down": 20.0,
+        "simulation.link_low_mbit": 0.0005,
+        "simulation.link_spread": 1.0,
+    },
     "prox, plain update": {"strategy": {"kind": "fedprox", "mu": 0.1}, "stage": [{"kind": "weigh"}]},
 }
 

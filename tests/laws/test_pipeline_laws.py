@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 
 import numpy as np
 import pytest
@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from edgewise.codecs import pack, residual
 from edgewise.codecs.feedback import feedback
+from edgewise.codecs.ladder import ladder
+from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
@@ -42,13 +44,22 @@ DENORMAL = 1e-43  # one float32 denormal per coordinate: rounding there is absol
 class Chain:
     name: str
     stages: list[Stage]
+    budget_bytes: float = inf
 
     def at(self, space: Space = START, blind: bool = False) -> Pipeline:
         return pipeline(space, self.stages, ring_sum() if blind else plain_sum())
 
+    def turn(self, round: int = 0, device: int = 0) -> Turn:
+        private = derive(root(2), "private", round, device)
+        return Turn(round, derive(root(1), "public", round), private, budget_bytes=self.budget_bytes)
 
-def _chain(*stages: Stage) -> Chain:
-    return Chain(" > ".join(s.name for s in stages) or "identity", list(stages))
+
+def _chain(*stages: Stage, budget_bytes: float = inf) -> Chain:
+    name = " > ".join(s.name for s in stages) or "identity"
+    return Chain(name if budget_bytes == inf else f"{name} in {budget_bytes:g} bytes", list(stages), budget_bytes)
+
+
+RUNGS = [[quantize(8)], [mixed(SPEC, 3.25)], [top_k(0.1), quantize(8)], [top_k(0.02), quantize(4)]]
 
 
 CHAINS = [
@@ -95,6 +106,17 @@ CHAINS = [
     _chain(feedback([random_k(0.2, unbiased=False)], form="ef21_sgdm", eta=0.3)),
     _chain(clip(1.0), weigh(CAP), feedback([random_k(0.2, unbiased=False), quantize(4)])),
     _chain(weigh(CAP), feedback([clip(1.0), random_k(0.3, unbiased=False), quantize(8, "shared"), wrap(12)])),
+    _chain(mixed(SPEC, 0.1)),
+    _chain(mixed(SPEC, 1.0)),
+    _chain(mixed(SPEC, 3.25)),
+    _chain(mixed(SPEC, 8.5)),
+    _chain(weigh(CAP), feedback([mixed(SPEC, 2.0)])),
+    _chain(ladder([[], [quantize(4)]])),
+    _chain(ladder([[quantize(8)], [quantize(4)]]), budget_bytes=900),
+    _chain(ladder([[top_k(0.3)], [top_k(0.1)]]), budget_bytes=800),
+    _chain(weigh(CAP), feedback([ladder([[], *RUNGS])])),
+    *[_chain(weigh(CAP), feedback([ladder(RUNGS)]), budget_bytes=b) for b in (inf, 600, 300, 60, 0)],
+    _chain(segments(SPEC, ["head"]), weigh(CAP), feedback([ladder([[quantize(4)], [top_k(0.1)]])]), budget_bytes=230),
 ]
 every = pytest.mark.parametrize("chain", CHAINS, ids=lambda c: c.name)
 summable = [c for c in CHAINS if c.at().encoded.summable]
@@ -123,10 +145,6 @@ def _vectors() -> dict[str, Vector]:
 
 VECTORS = _vectors()
 adversarial = pytest.mark.parametrize("x", VECTORS.values(), ids=VECTORS.keys())
-
-
-def _turn(round: int = 0, device: int = 0) -> Turn:
-    return Turn(round, derive(root(1), "public", round), derive(root(2), "private", round, device))
 
 
 def _norm(x: Vector) -> float:
@@ -160,7 +178,7 @@ def test_bounds_hold(chain: Chain, x: Vector) -> None:
             continue  # a grid of step zero; a real recipe clamps to something
         pipe = chain.at(start)
         for round in range(3):
-            out = _decoded(pipe, x, _turn(round), pipe.level)
+            out = _decoded(pipe, x, chain.turn(round), pipe.level)
             assert out.body.dtype == np.float32
             assert out.body.shape == (pipe.merged.dim,)
             assert np.isfinite(out.body).all()
@@ -175,14 +193,14 @@ def test_encode_is_pure_and_deterministic(chain: Chain, x: Vector) -> None:
     pipe = chain.at()
     memory = pipe.init()
     before = x.copy(), {k: v.copy() for k, v in memory.items()}
-    one, memory_one = pipe.encode(x, LOSS, COUNT, memory, _turn(4))
-    two, memory_two = pipe.encode(x, LOSS, COUNT, memory, _turn(4))
+    one, memory_one = pipe.encode(x, LOSS, COUNT, memory, chain.turn(4))
+    two, memory_two = pipe.encode(x, LOSS, COUNT, memory, chain.turn(4))
     assert x.tobytes() == before[0].tobytes()
     assert {k: v.tobytes() for k, v in memory.items()} == {k: v.tobytes() for k, v in before[1].items()}
     assert pack.pack(one, pipe.encoded) == pack.pack(two, pipe.encoded)
     assert {k: v.tobytes() for k, v in memory_one.items()} == {k: v.tobytes() for k, v in memory_two.items()}
     assert one.count == COUNT
-    assert pipe.decode(one, _turn(4)).count == COUNT
+    assert pipe.decode(one, chain.turn(4)).count == COUNT
     assert pack.pack(one, pipe.encoded) == pack.pack(two, pipe.encoded), "decode changed its input"
 
 
@@ -191,7 +209,7 @@ def test_memory_keeps_the_shape_that_init_says(chain: Chain) -> None:
     pipe = chain.at()
     memory = pipe.init()
     assert pipe.encoded.memory == bool(memory)
-    _, after = pipe.encode(VECTORS["gaussian"], LOSS, COUNT, memory, _turn())
+    _, after = pipe.encode(VECTORS["gaussian"], LOSS, COUNT, memory, chain.turn())
     assert {k: (v.shape, v.dtype) for k, v in after.items()} == {k: (v.shape, v.dtype) for k, v in memory.items()}
 
 
@@ -199,15 +217,22 @@ def test_memory_keeps_the_shape_that_init_says(chain: Chain) -> None:
 @adversarial
 def test_pack_round_trip(chain: Chain, x: Vector) -> None:
     pipe = chain.at()
-    payload, _ = pipe.encode(x, LOSS, COUNT, pipe.init(), _turn(1))
+    payload, _ = pipe.encode(x, LOSS, COUNT, pipe.init(), chain.turn(1))
     raw = pack.pack(payload, pipe.encoded)
     back = pack.unpack(raw, pipe.encoded)
-    for part in ("body", "head", "support", "scales"):
+    assert payload.rung == back.rung
+    for part in ("body", "head", "support", "scales", "widths"):
         a, b = getattr(payload, part), getattr(back, part)
         assert (a is None) == (b is None)
         assert a is None or (a.dtype, a.tobytes()) == (b.dtype, b.tobytes())
-    exact = not pipe.encoded.sparse or pipe.encoded.dim * 3 > pipe.encoded.universe
-    assert len(raw) == pack.size_bytes(pipe.encoded) or not exact
+    space, announced = pipe.encoded, pack.size_bytes(pipe.encoded)
+    if space.rungs:
+        space, announced = space.rungs[back.rung], pack.rung_bytes(space)[back.rung]
+    if space.parts:
+        assert len(raw) <= announced
+    else:
+        exact = not space.sparse or space.dim * 3 > space.universe
+        assert len(raw) == announced or not exact
 
 
 @pytest.mark.parametrize("chain", summable, ids=lambda c: c.name)
@@ -215,14 +240,14 @@ def test_both_orders_agree(chain: Chain) -> None:
     """Decode each then sum, or sum the encodings and decode once."""
     pipe = chain.at()
     xs = [VECTORS[n] for n in ("gaussian", "heavy", "alternating", "zeros", "one-hot", "constant")]
-    payloads = [pipe.encode(x, LOSS, COUNT + i, pipe.init(), _turn(2, i))[0] for i, x in enumerate(xs)]
-    visible = np.sum([pipe.decode(p, _turn(2)).body.astype(np.float64) for p in payloads], axis=0)
+    payloads = [pipe.encode(x, LOSS, COUNT + i, pipe.init(), chain.turn(2, i))[0] for i, x in enumerate(xs)]
+    visible = np.sum([pipe.decode(p, chain.turn(2)).body.astype(np.float64) for p in payloads], axis=0)
     bodies = np.stack([p.body for p in payloads])
     if pipe.encoded.kind is Kind.RING:
         added = bodies.sum(axis=0, dtype=np.uint64) % np.uint64(pipe.encoded.modulus)
     else:
         added = bodies.sum(axis=0, dtype=np.float32 if pipe.encoded.kind is Kind.REAL else np.int32)
-    blind = pipe.decode(payloads[0].but(body=added), _turn(2)).body
+    blind = pipe.decode(payloads[0].but(body=added), chain.turn(2)).body
     np.testing.assert_allclose(blind, visible, rtol=1e-5, atol=1e-6 * max(1.0, float(np.abs(visible).max())))
 
 
@@ -233,9 +258,9 @@ def test_blind_and_visible_release_agree(chain: Chain) -> None:
         pipe = chain.at(blind=blind)
         total = pipe.start_sum()
         for i, x in enumerate(list(VECTORS.values())[:6]):
-            payload, _ = pipe.encode(x, LOSS, COUNT + i, pipe.init(), _turn(3, i))
-            total = pipe.add(total, payload, _turn(3))
-        means.append(pipe.release(total, _turn(3), root(5), pipe.start_memory())[0])
+            payload, _ = pipe.encode(x, LOSS, COUNT + i, pipe.init(), chain.turn(3, i))
+            total = pipe.add(total, payload, chain.turn(3))
+        means.append(pipe.release(total, chain.turn(3), root(5), pipe.start_memory())[0])
     assert means[0].head == means[1].head
     assert means[0].weight == means[1].weight
     np.testing.assert_allclose(means[0].mean, means[1].mean, rtol=1e-5, atol=1e-6)
@@ -252,7 +277,7 @@ def test_unbiased_means_unbiased(chain: Chain) -> None:
     directions = np.concatenate([np.sign(g.standard_normal((DIM, 12))), x[:, None] / np.abs(x).max()], axis=1)
     errors = []
     for i in range(150):
-        out = _decoded(pipe, x, _turn(i, i))
+        out = _decoded(pipe, x, chain.turn(i, i))
         w = out.head[pipe.encoded.head.index(WEIGHT)] if WEIGHT in pipe.encoded.head else 1.0
         errors.append((out.body - w * x) @ directions)
     e = np.stack(errors)
@@ -283,13 +308,14 @@ def test_feedback_telescopes(chain: Chain) -> None:
     g = np.random.default_rng(11)
     for round in range(6):
         x = (g.standard_normal(DIM) * 0.02).astype(np.float32)
-        payload, memory = pipe.encode(x, LOSS, COUNT, memory, _turn(round))
-        sent += pipe.decode(payload, _turn(round)).body
-        given_ += before.decode(before.encode(x, LOSS, COUNT, before.init(), _turn(round))[0], _turn(round)).body
+        turn = chain.turn(round)
+        payload, memory = pipe.encode(x, LOSS, COUNT, memory, turn)
+        sent += pipe.decode(payload, turn).body
+        given_ += before.decode(before.encode(x, LOSS, COUNT, before.init(), turn)[0], turn).body
         own = {k.removeprefix(f"{at}."): v for k, v in memory.items()}
         kept = residual.Mixed("", np.zeros(pipe.spaces[at].dim, np.float32), own, np.float32(1.0)).whole()
         lost += step * float(np.abs(kept).max())
-    left = before.decode(Payload(kept, np.zeros(0)), _turn()).body
+    left = before.decode(Payload(kept, np.zeros(0)), chain.turn()).body
     np.testing.assert_allclose(sent + left, given_, atol=1e-6 + lost)
     assert memory[f"{at}.last"].tolist() == [5]
 
@@ -304,7 +330,7 @@ def test_feedback_telescopes(chain: Chain) -> None:
 def test_strict_decoder(chain: Chain, data: st.DataObject) -> None:
     """Damaged bytes are refused, or are exactly what some payload packs to; nothing else happens."""
     pipe = chain.at()
-    payload, _ = pipe.encode(VECTORS["gaussian"], LOSS, COUNT, pipe.init(), _turn())
+    payload, _ = pipe.encode(VECTORS["gaussian"], LOSS, COUNT, pipe.init(), chain.turn())
     raw = bytearray(pack.pack(payload, pipe.encoded))
     how = data.draw(st.sampled_from(["flip", "cut", "extend", "random"]))
     if how == "flip":
@@ -321,7 +347,7 @@ def test_strict_decoder(chain: Chain, data: st.DataObject) -> None:
     except DecodeError:
         return
     assert pack.pack(back, pipe.encoded) == bytes(raw)
-    out = pipe.decode(back, _turn())
+    out = pipe.decode(back, chain.turn())
     assert out.body.shape == (DIM,)
     assert np.isfinite(out.body).all()
     assert how != "cut"

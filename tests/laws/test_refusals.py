@@ -8,6 +8,8 @@ from math import inf, nan
 import pytest
 
 from edgewise.codecs.feedback import feedback
+from edgewise.codecs.ladder import ladder
+from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
@@ -70,6 +72,18 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-NOT-SUMMABLE", "shared", lambda: build([quantize(8), wrap(16)])),
     ("E-TOPK-SECAGG", "random_k", lambda: build([clip(1.0), top_k(0.1), quantize(8, "shared"), wrap(16)])),
     ("E-TOPK-SECAGG", "random_k", lambda: build([top_k(0.1)], ring_sum())),
+    ("E-RUNG", "common_rung", lambda: build([ladder([[quantize(8)], [quantize(4)]])], ring_sum())),
+    ("E-RUNG", "common_rung", lambda: build([feedback([ladder([ring(), ring(4)])])], ring_sum())),
+    ("E-RUNG", "one codec", lambda: build([clip(1.0), ladder([ring()[1:2]]), wrap(16)], ring_sum())),
+    ("E-ORDER", "before the ladder", lambda: build([ladder([[]]), clip(1.0)])),
+    ("E-ORDER", "before the ladder", lambda: build([ladder([[]]), feedback([top_k(0.1)])])),
+    ("E-ORDER", "before the ladder", lambda: build([ladder([[]]), ladder([[]])])),
+    ("E-ORDER", "weigh before", lambda: build([ladder([[], [weigh(1.0)]])])),
+    ("E-ORDER", "feedback around", lambda: build([ladder([[feedback([top_k(0.1)])], []])])),
+    ("E-ORDER", "unbiased = false", lambda: build([feedback([ladder([[], [random_k(0.1)]])])])),
+    ("E-ORDER", "before sparsifiers", lambda: build([top_k(0.1), mixed(SPEC, 3.0)])),
+    ("E-ORDER", "before sparsifiers", lambda: build([random_k(0.5), mixed(SPEC, 3.0)])),
+    ("E-ORDER", "before sparsifiers", lambda: build([segments(SPEC, ["layers.1*"]), mixed(SPEC, 3.0)])),
     ("E-WRAP", "wrap(12)", lambda: build([clip(1.0), quantize(8, "shared"), wrap(11)])),
     ("E-NOISE-NOCLIP", "put clip", lambda: build([], posts=[noise(1.0)])),
     ("E-NOISE-NOCLIP", "put clip", lambda: build([clip(1.0), feedback([top_k(0.1)])], posts=[noise(1.0)])),
@@ -102,6 +116,8 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
             quantize(4),
             quantize(4, "shared"),
             feedback([top_k(0.1)]),
+            mixed(SPEC, 3.0),
+            ladder([[]]),
         )
     ],
 ]
@@ -132,6 +148,10 @@ VALUES: list[Callable[[], object]] = [
     lambda: quantize(4, block=1),
     lambda: wrap(1),
     lambda: wrap(33),
+    lambda: mixed(SPEC, 0.0),
+    lambda: mixed(SPEC, 9.0),
+    lambda: mixed(SPEC, nan),
+    lambda: ladder([]),
     lambda: feedback([]),
     lambda: feedback([top_k(0.1)], decay=0.0),
     lambda: feedback([top_k(0.1)], forget_after=0),

@@ -35,7 +35,7 @@ def measured(tables: list[dict[str, Any]], x: np.ndarray[Any, Any], count: float
     return bench.measure(bench.chain(tables, spec(x.size)), Update(x, dict.fromkeys(HEAD, 1.0), count), 1)
 
 
-@pytest.mark.parametrize("d", [1_000, 100_000, 1_000_000_000])
+@pytest.mark.parametrize("d", [100_000, 1_000_000, 1_000_000_000])
 def test_every_rung_needs_fewer_bytes_than_the_one_before(d: int) -> None:
     sizes = [pack.size_bytes(bench.chain(bench.rung_tables(r, spec(d)), spec(d)).encoded) for r in RUNGS]
     assert all(a > b for a, b in pairwise(sizes)), sizes

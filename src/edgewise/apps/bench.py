@@ -31,10 +31,11 @@ from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.host import make_trainer
 from edgewise.engine.ports import FitRequest, Trainer, Update
 from edgewise.plan.catalogue import BUILT_IN, Catalogue, make, with_extensions
-from edgewise.plan.compile import Plan, build_stages
+from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.ladder import RUNGS, Rung
 from edgewise.plan.recipe import Recipe
+from edgewise.plan.stages import build_stages
 
 if TYPE_CHECKING:
     from rich.console import Console

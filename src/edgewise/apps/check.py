@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.apps import words
 from edgewise.drivers.host import make_trainer
+from edgewise.drivers.traces import read_traces
 from edgewise.engine.ports import Trainer
 from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
@@ -26,14 +27,16 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     """Load model and text, compile, measure one optimizer step (not with ``fast``).
 
     Returns:
-        Plain JSON: ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``bytes``, ``memory_bytes``,
-        ``forecast``. What is not known is null.
+        Plain JSON: ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``ladder``, ``bytes``,
+        ``memory_bytes``, ``forecast``. What is not known is null.
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
     """
     if recipe.simulation.engine == "pool":  # measure as a worker computes: with one thread (torch reads this once)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     catalogue = with_extensions(extensions)
+    if recipe.simulation.link_trace:
+        read_traces(recipe_dir / recipe.simulation.link_trace)
     with tempfile.TemporaryDirectory(prefix="edgewise-check-") as scratch:
         trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)
         population = len(trainer.devices())
@@ -61,6 +64,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         },
         "trace": explain.trace(plan, catalogue),
         "claims": list(plan.claims),
+        "ladder": explain.ladder(plan, catalogue),
         "bytes": {**cost, "up_total": up_total, "down_total": cost["down"] * contributions},
         "memory_bytes": sizes.get("memory_bytes") or None,
         "step_s": step_s or None,
@@ -88,7 +92,45 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
     for claim in found["claims"]:
         console.print(Text(f"  • {claim}"))
     console.print()
+    if found["ladder"]:
+        for table in ladder_tables(found["ladder"]):
+            console.print(table)
     console.print(_numbers(found))
+
+
+def ladder_tables(found: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The rungs with their bytes, and what devices on some links would send, as rich tables."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rungs = Table(box=box.SIMPLE_HEAD, title="the ladder", title_justify="left", pad_edge=False)
+    rungs.add_column("rung", justify="right")
+    rungs.add_column("codec, inside feedback")
+    rungs.add_column("bytes", justify="right")
+    for r in found["rungs"]:
+        out = r["number"] is None
+        number = "left out" if out else str(r["number"])
+        rungs.add_row(*(Text(c, "dim" if out else "") for c in (number, r["name"], words.size(r["bytes"]))))
+    slack = words.percent(100 * found["slack"], signed=False)
+    links = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"who sends what: deadline {words.duration(found['deadline_s'])}, {slack} of it kept free",
+        title_justify="left",
+        pad_edge=False,
+    )
+    for head in ("Mbit/s up", "download", "training"):
+        links.add_column(head, justify="right")
+    links.add_column("sends")
+    for head in ("bytes", "done after"):
+        links.add_column(head, justify="right")
+    for r in found["links"]:
+        done = words.duration(r["total_s"]) + (", late" if r["late"] else "")
+        links.add_row(
+            f"{r['mbit']:g}", words.duration(r["down_s"]), words.duration(r["train_s"]), r["rung"],
+            words.size(r["bytes"]), done,
+        )  # fmt: skip
+    return rungs, links
 
 
 def trace_table(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -140,8 +182,9 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     for key in ("up", "down"):
         update = b["float32_update"] / b["up"] if key == "up" and b["float32_update"] and b["up"] else None
         against = words.against(b[f"{key}_ratio"], update)
+        most = "at most " if key == "up" and found["ladder"] else ""
         grid.add_row(
-            key, f"{words.size(b[key])} per device and round, {against}; {words.size(b[f'{key}_total'])} in all"
+            key, f"{most}{words.size(b[key])} per device and round, {against}; {words.size(b[f'{key}_total'])} in all"
         )
         if key == "up" and b["up_largest"] > b["up"]:
             grid.add_row("", f"the mean of groups that take turns; the largest sends {words.size(b['up_largest'])}")

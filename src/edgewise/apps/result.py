@@ -79,6 +79,8 @@ def _costs(s: Mapping[str, Any]) -> Any:
     unused = f"; {words.count(p['unused'])} in abandoned rounds" if p["unused"] else ""
     said = f"{words.count(p['accepted'])} of {words.count(p['invited'])} invitations"
     grid.add_row("counted", f"{said}{unused}{f'; lost: {lost}' if lost else ''}")
+    if used := [r for r in s["rungs"] if r["accepted"]]:
+        grid.add_row("rungs", ", ".join(f"{r['accepted']} × {r['name'].replace(', ', ' ')}" for r in used))
     wall = ", ".join(f"{k} {words.duration(t[k])}" for k in ("rounds", "evaluate", "compare") if t[k])
     grid.add_row("time", f"{words.duration(t['total'])}: {wall}" if wall else words.duration(t["total"]))
     work = ", ".join(f"{k} {words.duration(t[k])}" for k in ("train", "encode", "aggregate"))

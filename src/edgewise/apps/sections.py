@@ -118,7 +118,28 @@ def participation(s: Summary) -> str:
         panel("Funnel", "Invitations over all rounds.", charts.bars("Participation funnel", steps, left=165)),
         panel("Lost contributions", hint if why else "", why or none),
     )
-    return top + _matrix(s) + _rounds(s)
+    return top + _rungs(s) + _matrix(s) + _rounds(s)
+
+
+def _rungs(s: Summary) -> str:
+    """Which codec devices chose; nothing where it is fixed."""
+    used = [r for r in s["rungs"] if r["accepted"]]
+    rows = [
+        charts.Bar(
+            r["name"],
+            r["accepted"],
+            words.count(r["accepted"]),
+            f"{words.count(r['devices'])} devices, {words.size(r['bytes_up'])}",
+            "federated",
+        )
+        for r in used
+    ]
+    if not rows:
+        return ""
+    hint = f"Accepted contributions by the rung of the ladder that their device chose; {len(s['rungs'])} could be."
+    return "<div class=gap></div>" + panel(
+        "Codecs that devices chose", hint, charts.bars("Contributions by rung", rows)
+    )
 
 
 def funnel(p: Mapping[str, Any]) -> list[tuple[str, int]]:

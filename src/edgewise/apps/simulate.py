@@ -25,6 +25,7 @@ from edgewise.drivers.files import write_durably
 from edgewise.drivers.pool import Pool
 from edgewise.drivers.simulated import SimulatedCohort, World
 from edgewise.drivers.store import RunStore
+from edgewise.drivers.traces import Traces, read_traces
 from edgewise.engine.ports import Cohort
 from edgewise.engine.run import Federation
 from edgewise.plan import explain
@@ -44,6 +45,7 @@ SAME = {
     "spec_sha256": "the layout of the model's trained parameters",
     "precision": "the arithmetic",
     "extensions": "the extensions",
+    "link_trace_sha256": "the file of link traces",
 }
 
 
@@ -55,6 +57,7 @@ class _Loaded:
     devices: tuple[str, ...]
     initial: vector.Vector
     facts: dict[str, Any]
+    traces: Traces
 
 
 def run(
@@ -228,9 +231,13 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, out: Path, exten
             "upload_bytes": explain.cost(plan)["up"],
             "dim": spec.dim,
             "population": len(first.devices),
+            "rungs": list(plan.rungs),
         },
     }
-    return _Loaded(plan, tuple(first.devices), initial, facts)
+    if recipe.simulation.link_trace:
+        traces, facts["link_trace_sha256"] = read_traces(recipe_dir / recipe.simulation.link_trace)
+        return _Loaded(plan, tuple(first.devices), initial, facts, traces)
+    return _Loaded(plan, tuple(first.devices), initial, facts, ())
 
 
 def _versions() -> dict[str, str]:
@@ -245,7 +252,7 @@ def _versions() -> dict[str, str]:
 
 def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | None, tell: Tell) -> None:
     plan = loaded.plan
-    cohort: Cohort = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key))
+    cohort: Cohort = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key, loaded.traces))
     if wrap is not None:
         cohort = wrap(cohort)
 

@@ -16,6 +16,9 @@ alone, ``centralised`` all text in one place. What was not run is null; a figure
 Participation: ``accepted`` are the contributions that moved the model, ``unused`` those that came to a round which was
 abandoned for too few. Rounds: ``played`` are ``met`` (the model moved) and ``abandoned`` ones.
 
+Rungs: where devices choose their codec, one row per rung: ``accepted`` contributions by it, ``devices`` that used it at
+least once, ``bytes_up`` mean size of such a contribution's frame. Empty where the codec is fixed.
+
 Bytes: ``up_per_device_round`` is the mean size of an accepted contribution's frame, ``down_per_device_round`` the mean
 over invitations of frame and model. ``float32_model`` is 4 bytes for each parameter of the model (null where the
 trainer does not tell), ``float32_update`` 4 bytes for each trained one. ``up_ratio`` and ``down_ratio`` are against the
@@ -29,7 +32,8 @@ and ``total`` is their sum: loading and the report itself are not in it, and wha
 
 Facts that are used where the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
 tokens), ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan`` (``trace``, ``claims``,
-``dim``, ``upload_bytes``, ``population``), ``recipe_dir`` (``edgewise export`` finds a relative ``model.base`` by it;
+``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir`` (``edgewise export`` finds a relative
+``model.base`` by it;
 it is not part of the summary). Every other fact is passed on under ``facts``.
 """
 
@@ -129,6 +133,7 @@ def build(store: RunStore) -> dict[str, Any]:
         },
         "bytes": _bytes(told, facts, trained),
         "participation": _participation(told),
+        "rungs": _rungs(told, plan.get("rungs") or []),
         "seconds": _seconds(told),
         "per_round": [_round_row(e) for e in rounds],
         "curve": [
@@ -222,6 +227,24 @@ def _participation(told: Sequence[events.AnyEvent]) -> dict[str, Any]:
         "late": sum(e.late for e in finished),
         "lost_by_code": dict(Counter(e.code for e in gone).most_common()),
     }
+
+
+def _rungs(told: Sequence[events.AnyEvent], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per rung that devices could choose, from the most bytes to the fewest; empty where the codec is fixed."""
+    chosen: dict[int, list[events.Accepted]] = defaultdict(list)
+    for e in told:
+        if isinstance(e, events.Accepted):
+            chosen[e.rung].append(e)
+    return [
+        {
+            "rung": i,
+            "name": name,
+            "accepted": len(chosen[i]),
+            "devices": len({e.device for e in chosen[i]}),
+            "bytes_up": statistics.fmean(e.bytes_up for e in chosen[i]) if chosen[i] else None,
+        }
+        for i, name in enumerate(names)
+    ]
 
 
 def _seconds(told: Sequence[events.AnyEvent]) -> dict[str, float]:

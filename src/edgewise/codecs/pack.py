@@ -1,8 +1,10 @@
 """Payload <-> bytes. The layout is fixed by the Space alone, so nothing in the bytes describes itself or can lie.
 
+    rung     only where the Space has rungs: which of them the rest is in, LEB128 in its shortest form
     head     float64 little-endian, one per name
     scales   bfloat16 (upper half of a float32), one per block
     support  Golomb code of the gaps, parameter from the density; a bitmap of the universe where that is shorter
+             (``mixed``: widths of the parts in 4 bits each stand before the scales, and each part is padded)
     body     REAL float32; INTEGER (level + level_max) / stride in ``bits`` bits; RING residue in log2(modulus) bits
 
 Integers are little-endian, bits least significant first, each part padded with zero bits to a byte. The decoder accepts
@@ -21,7 +23,7 @@ from typing import Any, Never
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs import golomb, kernels
+from edgewise.codecs import golomb, kernels, mixed
 from edgewise.core.errors import DecodeError
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import WEIGHT, Payload
@@ -36,16 +38,32 @@ def golomb_parameter(n: int, universe: int) -> int:
 
 
 def size_bytes(space: Space) -> float:
-    """Bytes of one packed payload: exact, except Rice-coded supports, where it is the expectation over random ones."""
+    """Bytes of one packed payload: exact, except Golomb-coded supports, where it is the expectation over random ones,
+    ``mixed`` widths, where it is the most, and rungs, where it is the size of the largest."""
+    if space.rungs:
+        return max(rung_bytes(space))
+    if space.parts:
+        return 8 * len(space.head) + mixed.width_bytes(space) + space.budget_bytes
     return _before_support(space) + _support_bytes(space) + _body_bytes(space)
+
+
+def rung_bytes(space: Space) -> tuple[float, ...]:
+    """Bytes of one packed payload of each rung, its number included; empty where there are no rungs."""
+    return tuple(len(_varint(i)) + size_bytes(rung) for i, rung in enumerate(space.rungs))
 
 
 def pack(payload: Payload, space: Space) -> bytes:
     """The payload as bytes. Raises ValueError when it does not belong to ``space`` (own misuse)."""
+    if space.rungs:
+        if not 0 <= payload.rung < len(space.rungs):
+            raise ValueError(f"no rung {payload.rung} among {len(space.rungs)}")
+        return _varint(payload.rung) + pack(payload, space.rungs[payload.rung])
     body, head = payload.body, payload.head
     if body.shape != (space.dim,) or head.shape != (len(space.head),):
         raise ValueError(f"body {body.shape} and head {head.shape} do not fit {space.dim} and {len(space.head)}")
     parts: list[bytes | memoryview] = [head.astype("<f8").tobytes()]
+    if space.parts:
+        return b"".join([*parts, *mixed.pack_parts(payload, space)])
     if space.block:
         if payload.scales is None or payload.scales.shape != (_blocks(space),):
             raise ValueError("scales missing or of the wrong length")
@@ -86,6 +104,13 @@ def _indices(body: NDArray[Any], space: Space) -> NDArray[Any]:
 def unpack(raw: bytes | memoryview, space: Space) -> Payload:
     """Inverse of ``pack``. Raises DecodeError(E-PAYLOAD) on anything that ``pack`` cannot have produced."""
     view = memoryview(raw).cast("B")
+    if space.rungs:
+        rung, at = _unpack_varint(view)
+        if rung >= len(space.rungs):
+            _refuse(f"rung {rung} of {len(space.rungs)}")
+        return unpack(view[at:], space.rungs[rung]).but(rung=rung)
+    if space.parts:
+        return _unpack_mixed(view, space)
     fixed = _before_support(space) + _body_bytes(space)
     least, most = (fixed, fixed) if not space.sparse else (fixed, fixed + _support_limit(space))
     if not least <= len(view) <= most:
@@ -94,10 +119,7 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
     at = 8 * len(space.head)
     scales = None
     if space.block:
-        words = np.frombuffer(view[at : at + 2 * _blocks(space)], "<u2").astype(np.uint32)
-        if words.size and words.max() >= 0x7F80:  # infinities, NaN, and every negative number
-            _refuse("a scale is negative or not finite")
-        scales = (words << np.uint32(16)).view(np.float32)
+        scales = mixed.unpack_scales(view[at : at + 2 * _blocks(space)])
         at += 2 * _blocks(space)
     support = None
     if space.sparse:
@@ -107,6 +129,35 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
     body = _unpack_body(view[at:], space)
     _check_head(head, space)
     return Payload(body, head, support, scales)
+
+
+def _unpack_mixed(view: memoryview, space: Space) -> Payload:
+    at = 8 * len(space.head)
+    if not at + mixed.width_bytes(space) <= len(view) <= size_bytes(space):
+        _refuse(f"{len(view)} bytes, expected at most {size_bytes(space)}")
+    head = np.frombuffer(view[:at], "<f8").astype(np.float64)
+    body, scales, widths = mixed.unpack_parts(view[at:], space)
+    _check_head(head, space)
+    return Payload(body, head, None, scales, widths=widths)
+
+
+def _varint(number: int) -> bytes:
+    """LEB128: seven bits a byte, least significant first; all but the last have the top bit."""
+    out = bytearray()
+    while number > 127:
+        out.append(128 | (number & 127))
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _unpack_varint(view: memoryview) -> tuple[int, int]:
+    """The number and the bytes that it took; at most two, and no encoding longer than needed."""
+    length = 1 if len(view) and view[0] < 128 else 2
+    if len(view) < length or view[length - 1] > 127:
+        _refuse("no rung number")
+    if length == 2 and not view[1]:
+        _refuse("a rung number is longer than needed")
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(view[:length])), length
 
 
 def _check_head(head: NDArray[np.float64], space: Space) -> None:

@@ -44,13 +44,14 @@ class RoundStarted(Event, frozen=True, tag="round_started"):
 
 
 class Accepted(Event, frozen=True, tag="accepted"):
-    """A contribution entered the round's sum."""
+    """A contribution entered the round's sum; ``rung`` is the one its device chose, -1 where the codec is fixed."""
 
     round: int
     device: str
     bytes_up: int
     train_s: float
     encode_s: float
+    rung: int = -1
 
 
 class Lost(Event, frozen=True, tag="lost"):

@@ -136,7 +136,11 @@ class Host:
             if isinstance(effect, machine.Train):
                 began = time.perf_counter()
                 update = _guarded(job.device, partial(self._trainer.fit, effect.request))
-                event = update if isinstance(update, machine.Failed) else machine.Trained(update)
+                event = (
+                    update
+                    if isinstance(update, machine.Failed)
+                    else machine.Trained(update, job.elapsed_s, job.up_mbit)
+                )
                 trained = time.perf_counter()
                 state, effects = machine.step(self._plan, state, event)
                 train_s, encode_s = trained - began, time.perf_counter() - trained

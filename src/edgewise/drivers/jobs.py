@@ -6,6 +6,7 @@ named by digest afterwards. Length-prefixed MessagePack, decoded strictly; nothi
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any, BinaryIO
 
 import msgspec
@@ -41,10 +42,13 @@ class Blob(_Base, frozen=True, tag="blob"):
 
 
 class Handle(_Base, frozen=True, tag="handle"):
-    """Give a server's frame to a device and return what it answers."""
+    """Give a server's frame to a device and return what it answers. ``elapsed_s``, ``up_mbit``: what the device will
+    have measured in the simulated world when it has trained (``engine.device.Trained``)."""
 
     device: str
     frame: bytes
+    elapsed_s: float = 0.0
+    up_mbit: float = inf
 
 
 class Solo(_Base, frozen=True, tag="solo"):

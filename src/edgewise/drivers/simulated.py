@@ -1,54 +1,90 @@
 """The simulated cohort: real devices' frames in virtual time, over any executor.
 
-Each device has a speed and a link (log-normal, fixed by the seed); an invitation's arrival time is known before
-anyone trains. So arrivals are delivered in virtual order whatever finishes first in reality, the same on every
-executor; devices past the goal need not be trained at all; and a deadline means something on a laptop.
+Each device has a speed and a link (drawn by the seed, or a trace); an invitation's arrival time is known before anyone
+trains, also where devices choose how much to send: the choice depends on announced sizes and times alone. So arrivals
+are delivered in virtual order whatever finishes first in reality, the same on every executor; devices past the goal
+need not be trained at all; and a deadline means something on a laptop.
 The clock's zero is the last ``publish``: a resumed round has the times of the first attempt.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 
 from edgewise.core import frame, vector
 from edgewise.core.keys import Key, derive, generator
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
+from edgewise.drivers.traces import Traces
 from edgewise.engine.ports import Arrived, DeviceId, Lost
 from edgewise.engine.round import DROPPED
+from edgewise.plan.budget import link_estimate
 from edgewise.plan.compile import Plan
 from edgewise.plan.recipe import SimulationSection
+
+HISTORY = 16  # transfers that a device remembers of its link
 
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What becomes of one invitation: answered or lost after ``after_s`` virtual seconds."""
+    """What becomes of one invitation: answered or lost after ``after_s`` virtual seconds; and what the device knows
+    when it has trained: ``elapsed_s`` seconds have passed, its next upload will probably reach ``up_mbit``."""
 
     after_s: float
     lost: bool
+    elapsed_s: float = 0.0
+    up_mbit: float = inf
 
 
 @dataclass(frozen=True, slots=True)
 class World:
     """The simulated devices and links.
 
-    speed, link ~ exp(spread N(0, 1)) per device; every round adds 10 % log-normal jitter.
+    A device's speed is exp(speed_spread N(0, 1)), and 10 % log-normal jitter in every round. Its uplink is a sequence
+    of samples: of its trace, which starts anywhere and goes around; or, without traces, link_mbit exp(link_spread
+    N(0, 1)) per device with 10 % jitter per sample, within the limits. In round r it downloads at ``link_down`` times
+    sample r, and uploads at sample r + 1. A device measures its uplink once a round, so it knows samples 0 to r when it
+    decides what to send, and never the one that its upload will meet: it can be late in spite of its care.
     """
 
     section: SimulationSection
     key: Key = field(repr=False)
+    traces: Traces = ()
 
-    def fate(self, device: DeviceId, round: int, steps: int, bytes_down: float, bytes_up: float) -> Fate:
-        """Time until the answer: download + steps x step_s / speed + upload; or until the device drops out."""
+    def uplink_mbit(self, device: DeviceId, sample: int) -> float:
+        """One sample of a device's uplink."""
         s = self.section
-        fixed = generator(derive(self.key, "world", device))
-        slow, link = fixed.lognormal(0.0, s.speed_spread), fixed.lognormal(0.0, s.speed_spread)
+        fixed = generator(derive(self.key, "link", device))
+        if self.traces:
+            trace = self.traces[int(fixed.integers(len(self.traces)))]
+            return trace[(int(fixed.integers(len(trace))) + sample) % len(trace)]
+        jitter = generator(derive(self.key, "link", device, sample)).lognormal(0.0, 0.1)
+        link = s.link_mbit * fixed.lognormal(0.0, s.link_spread) * jitter
+        return float(min(max(link, s.link_low_mbit), s.link_high_mbit))
+
+    def fate(
+        self, device: DeviceId, round: int, steps: int, bytes_down: float, upload: Callable[[float, float], float]
+    ) -> Fate:
+        """Time until the answer: download + steps x step_s / speed + upload; or until the device drops out.
+
+        Args:
+            upload: bytes of the answer by a device that has spent ``elapsed_s`` and believes in ``up_mbit``.
+        """
+        s = self.section
+        slow = generator(derive(self.key, "world", device)).lognormal(0.0, s.speed_spread)
         now = generator(derive(self.key, "world", device, round))
-        transfer_s = 8.0 * (bytes_down + bytes_up) / (s.link_mbit * 1e6 * link)
-        after_s = (transfer_s + steps * s.step_s * slow) * now.lognormal(0.0, 0.1)
+        train_s = steps * s.step_s * slow * now.lognormal(0.0, 0.1)
+        known = [self.uplink_mbit(device, i) for i in range(max(0, round + 1 - HISTORY), round + 1)]
+        elapsed_s = 8.0 * bytes_down / (known[-1] * s.link_down * 1e6) + train_s
+        up_mbit = link_estimate(known)
+        upload_s = 8.0 * upload(elapsed_s, up_mbit) / (self.uplink_mbit(device, round + 1) * 1e6)
+        after_s = elapsed_s + upload_s
         lost = bool(now.random() < s.dropout)
-        return Fate(after_s * now.random() if lost else after_s, lost)
+        return Fate(after_s * now.random() if lost else after_s, lost, elapsed_s, up_mbit)
 
 
 @dataclass(order=True)
@@ -57,7 +93,7 @@ class _Expected:
     order: int
     device: DeviceId = field(compare=False)
     frame: bytes = field(compare=False)
-    lost: bool = field(compare=False)
+    fate: Fate = field(compare=False)
 
 
 class SimulatedCohort:
@@ -89,10 +125,10 @@ class SimulatedCohort:
         message = frame.load(raw)
         fate = Fate(0.0, False)
         if isinstance(message, frame.Invite):
-            down, up = self._blob_bytes + len(raw), self._plan.upload_bytes(message.round)
-            fate = self._world.fate(to, message.round, message.rule.steps, down, up)
+            down, upload = self._blob_bytes + len(raw), partial(self._plan.expected_bytes, message.round)
+            fate = self._world.fate(to, message.round, message.rule.steps, down, upload)
         self._order += 1
-        item = _Expected(self._now_s + fate.after_s, self._order, to, raw, fate.lost)
+        item = _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)
         heapq.heappush(self._expected, item)
         heapq.heappush(self._unsent, item)
 
@@ -104,7 +140,7 @@ class SimulatedCohort:
         self._dispatch()
         item = heapq.heappop(self._expected)
         self._now_s = max(self._now_s, item.at_s)
-        if item.lost:
+        if item.fate.lost:
             return Lost(item.device, DROPPED, item.at_s)
         while item.order not in self._results:
             (result,) = checked([self._executor.result()])
@@ -120,9 +156,17 @@ class SimulatedCohort:
         and hardly anything is trained that the round will not need."""
         while self._unsent and self._under_way < 2 * self._executor.parallel:
             item = heapq.heappop(self._unsent)
-            if not item.lost:
+            if not item.fate.lost:
                 self._under_way += 1
-                self._executor.submit(jobs.Handle(id=item.order, device=item.device, frame=item.frame))
+                self._executor.submit(
+                    jobs.Handle(
+                        id=item.order,
+                        device=item.device,
+                        frame=item.frame,
+                        elapsed_s=item.fate.elapsed_s,
+                        up_mbit=item.fate.up_mbit,
+                    )
+                )
 
     def close_round(self) -> None:
         """See Cohort."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 
@@ -55,9 +56,17 @@ class Invited:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Training is done."""
+    """Training is done; and what the driver measured, from which the device sets its own upload budget.
+
+    Attributes:
+        elapsed_s: since the invitation came, with download and training; 0: not measured, the whole deadline counts.
+        up_mbit: what the next upload will probably reach (``plan.budget.link_estimate`` of the device's own transfers);
+            inf: the link is no limit; 0: nothing is known of it, so the smallest rung is sent.
+    """
 
     update: Update
+    elapsed_s: float = 0.0
+    up_mbit: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +116,8 @@ def step(
     invite, update = state.invite, event.update
     pipe = plan.at(invite.round)
     private = keys.derive(plan.key, "device", state.device, invite.round)
-    turn = keys.Turn(invite.round, invite.public, private)
+    budget_bytes = plan.budget_bytes(event.elapsed_s, event.up_mbit)
+    turn = keys.Turn(invite.round, invite.public, private, budget_bytes=budget_bytes)
     try:
         mine = plan.mine(state.base, invite.round)
         payload, after = pipe.encode(update.x, update.head, update.count, mine, turn)

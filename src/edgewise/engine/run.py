@@ -37,6 +37,7 @@ class _Round:
 
     total: Sum
     told: list[events.AnyEvent] = field(default_factory=list)
+    rung: int = -1  # of the contribution that was folded last
     bytes_up: int = 0
     train_s: float = 0.0
     encode_s: float = 0.0
@@ -154,6 +155,7 @@ class Federation:
                         bytes_up=len(record.frame),
                         train_s=record.train_s,
                         encode_s=record.encode_s,
+                        rung=now.rung,
                     ),
                 )
             elif isinstance(effect, machine.Report):
@@ -180,6 +182,7 @@ class Federation:
                 began = self.now_s()
                 pipe = self.plan.at(number)
                 payload = pack.unpack(message.payload, pipe.encoded)
+                now.rung = payload.rung
                 now.total = pipe.add(now.total, payload, self.plan.turn(number))
                 now.aggregate_s += self.now_s() - began
             return machine.Usable(message.device, message.round)

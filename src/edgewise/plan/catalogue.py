@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgewise.codecs.feedback import feedback
+from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import groups, segments
@@ -129,6 +130,12 @@ class QuantizeParams(Params):
     bits: int = Field(8, ge=2, le=16)
     grid: Literal["block", "shared"] = Field("block", description="a scale per block travels, or one public grid")
     block: int = Field(64, ge=8, le=65536)
+
+
+class MixedParams(Params):
+    """Few bits per coordinate, more of them for the layers where they help most; inside feedback."""
+
+    bits: float = Field(3.25, ge=0.1, le=8.5, description="average per coordinate, scales included")
 
 
 class FeedbackParams(Params):
@@ -250,6 +257,7 @@ BUILT_IN = Catalogue(
         "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),
         "sketch": Entry(SketchParams, lambda p, _: sketch(p.ratio, p.rows, p.keep, p.momentum, p.floor)),
         "quantize": Entry(QuantizeParams, lambda p, _: quantize(p.bits, p.grid, p.block)),
+        "mixed": Entry(MixedParams, lambda p, spec: mixed(spec, p.bits)),
         "feedback": Entry(FeedbackParams, _feedback, True),
         "wrap": Entry(WrapParams, lambda p, _: wrap(p.bits)),
     },

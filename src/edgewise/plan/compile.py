@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from edgewise.codecs import pack
+from edgewise.codecs.ladder import pick
 from edgewise.core import keys
-from edgewise.core.errors import CompositionError, RecipeError
+from edgewise.core.errors import RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND, Memory, Pipeline, Stage, pipeline
+from edgewise.core.stage import HEAD, HEAD_BOUND, Memory, Pipeline, pipeline
 from edgewise.core.vector import Segment, Spec
-from edgewise.plan.catalogue import Catalogue, Entry, look_up, make
+from edgewise.plan.adaptive import adaptive
+from edgewise.plan.budget import upload_budget
+from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.recipe import Recipe
+from edgewise.plan.stages import build_stages, schedule
 from edgewise.strategies.base import Strategy
 
 MESSAGE_LIMIT_BYTES = 2**32 - 2**20  # MessagePack's largest binary field, less room for the rest
@@ -61,6 +64,7 @@ class Plan:
     Attributes:
         pipelines: one per phase; round r is of phase r mod their number. One phase, unless a stage has a schedule.
         groups: for each phase the segments that it moves and trains; empty with one phase (all are trained).
+        rungs: names of the rungs that a device may choose from, by number; empty where the codec is fixed.
         secagg, spend: None until secure aggregation and differential privacy are asked for.
     """
 
@@ -72,6 +76,7 @@ class Plan:
     sampling: Sampling
     claims: tuple[str, ...]
     groups: tuple[tuple[Segment, ...], ...] = ()
+    rungs: tuple[str, ...] = ()
     secagg: None = None
     spend: None = None
 
@@ -147,14 +152,30 @@ class Plan:
 
     @property
     def frame_limit_bytes(self) -> int:
-        """No honest answer of any phase is larger: the packed payload at its worst, and room for the frame around."""
-        spaces = [pipe.encoded for pipe in self.pipelines]
+        """No honest answer of any phase or rung is larger: the packed payload at its worst, and room for the frame."""
+        spaces = [space for pipe in self.pipelines for space in pipe.encoded.rungs or (pipe.encoded,)]
         worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces)
         return min(worst, MESSAGE_LIMIT_BYTES)
 
     def upload_bytes(self, round: int) -> float:
-        """Expected payload bytes of one contribution to this round."""
+        """Expected payload bytes of one contribution to this round; of the largest rung where devices choose."""
         return pack.size_bytes(self.at(round).encoded)
+
+    def budget_bytes(self, elapsed_s: float, up_mbit: float) -> float:
+        """What a device may upload that has spent ``elapsed_s`` of the round and has a link of ``up_mbit``
+        (``plan.budget``); inf where the codec is fixed and the size with it."""
+        if not self.rungs:
+            return math.inf
+        a = self.recipe.adaptive
+        deadline_s = a.deadline_s or self.recipe.round.deadline_s
+        return upload_budget(a.max_upload_mb * 1e6, deadline_s * (1.0 - a.slack), elapsed_s, up_mbit)
+
+    def expected_bytes(self, round: int, elapsed_s: float, up_mbit: float) -> float:
+        """Payload bytes of a contribution by such a device, announced before anyone trains."""
+        if not self.rungs:
+            return self.upload_bytes(round)
+        sizes = pack.rung_bytes(self.at(round).encoded)
+        return sizes[pick(self.budget_bytes(elapsed_s, up_mbit), sizes)]
 
 
 def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -> Plan:
@@ -176,6 +197,16 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     )
     groups = schedule(recipe.stage, spec, catalogue.stages)
     phases = [build_stages(recipe.stage, spec, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
+    rungs: tuple[str, ...] = ()
+    if recipe.codec == "adaptive":
+        if groups:
+            raise RecipeError(
+                "E-COMBO",
+                'codec = "adaptive" with segments that take turns: the rungs would be others in every round.',
+                'leave out cycle, or fix the codec: codec = "stages".',
+            )
+        rungs, ending = adaptive(recipe, spec, start, phases[0], catalogue)
+        phases[0].append(ending)
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
     pipes = tuple(pipeline(start, stages, merge, posts) for stages in phases)
@@ -188,44 +219,8 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
             )  # fmt: skip
     strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
     _check_directions(recipe, strategy, spec)
-    return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, _claims(recipe, pipes, sampling), groups)
-
-
-def schedule(
-    tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry]
-) -> tuple[tuple[Segment, ...], ...]:
-    """The groups of segments that take turns, one per phase; empty where all rounds are alike.
-
-    Raises CompositionError(E-ORDER) where a second stage has a schedule; RecipeError as ``make``.
-    """
-    found: tuple[tuple[Segment, ...], ...] = ()
-    for i, table in enumerate(tables):
-        entry = entries.get(str(table.get("kind")))
-        if entry is None or entry.groups is None:
-            continue
-        where = f"[[stage]] {i + 1}"
-        groups = tuple(tuple(group) for group in entry.groups(look_up(entries, where, table)[1], spec))
-        if len(groups) > 1 and found:
-            raise CompositionError(
-                "E-ORDER", f"{where} ({table['kind']}): an earlier stage already says what moves when.", "keep one."
-            )
-        found = groups if len(groups) > 1 else found
-    return found
-
-
-def build_stages(
-    tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry], phase: int = 0
-) -> list[Stage]:
-    """The stages of a recipe in order, as the rounds of ``phase`` use them; a combinator takes everything after it
-    inside."""
-    stages: list[Stage] = []
-    for i, table in enumerate(tables):
-        where = f"[[stage]] {i + 1}"
-        if (kind := table.get("kind")) in entries and entries[str(kind)].combinator:
-            inner = build_stages(tables[i + 1 :], spec, entries, phase)
-            return [*stages, make(entries, where, table, spec, inner, phase)]
-        stages.append(make(entries, where, table, spec, phase=phase))
-    return stages
+    claims = _claims(recipe, pipes, sampling)
+    return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, claims, groups, rungs)
 
 
 def _sampling(recipe: Recipe, population: int) -> Sampling:
@@ -281,6 +276,8 @@ def _claims(recipe: Recipe, pipes: Sequence[Pipeline], sampling: Sampling) -> tu
         claims.append("each device's train losses and weight are visible to the server beside its update")
     else:
         claims.append("train losses and weights leave devices only as a sum")
+    if pipe.encoded.rungs:
+        claims.append("which rung a device chose tells the server roughly how fast its link and training were")
     claims.append("held-out losses of single devices are collected by evaluations: a simulation's instrument")
     if math.isfinite(pipe.total.sensitivity):
         claims.append(f"one device moves the summed update by at most {pipe.total.sensitivity:.4g} (L2)")

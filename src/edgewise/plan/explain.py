@@ -7,10 +7,13 @@ from math import inf, isfinite
 from typing import Any
 
 from edgewise.codecs import pack
+from edgewise.codecs.ladder import pick
 from edgewise.core.space import Kind, Space, Total
 from edgewise.core.stage import Stage
+from edgewise.plan.adaptive import offers
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
-from edgewise.plan.compile import Plan, build_stages
+from edgewise.plan.compile import Plan
+from edgewise.plan.stages import build_stages
 
 Row = dict[str, Any]  # plain JSON; an unknown (infinite) bound is None
 
@@ -31,12 +34,14 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
     for i, stage in enumerate(pipe.stages):
         before, after = pipe.spaces[i], pipe.spaces[i + 1]
         inside = _inner(plan, i, before, catalogue)
-        does = _effect(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
-        if inside:
+        name, does = stage.name, _effect(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
+        if after.rungs:  # a name that lists the stages of every rung would fill the screen
+            name, does = "feedback(ladder)", _choice(after)
+        elif inside:
             does = "what the stages inside leave out is remembered on the device and added next time"
         elif stage.server is not None:
             does = _served(before, after, stage.server.encoded)
-        rows.append(_space_row("stage", stage.name, does, after))
+        rows.append(_space_row("stage", name, does, after))
         rows += inside
     rows.append(_total_row("merge", pipe.merge.name, _merged(pipe.merge.blind, pipe.totals[0]), pipe.totals[0]))
     for post, before_total, total in zip(pipe.posts, pipe.totals, pipe.totals[1:], strict=False):
@@ -90,6 +95,57 @@ def forecast(plan: Plan, step_s: float, workers: int) -> Row:
     else:
         compare = alone + chain if workers == 1 else max(chain, alone / (workers - 1))
     return {**out, "federated_s": federated, "compare_s": compare, "total_s": federated + compare}
+
+
+LINKS_MBIT = (0.1, 0.3, 1.0, 3.0, 10.0, 20.0)
+
+
+def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
+    """What devices may choose from and what a device on a given link would; None where the codec is fixed.
+
+    ``rungs``: ``name``, ``bytes``, ``number`` (None for one that is left out: above ``adaptive.max_upload_mb``).
+    ``links``: for each uplink speed ``mbit``: ``down_s``, ``train_s``, the ``rung`` (name) and ``bytes`` that a device
+    picks on a steady link, ``total_s`` with the upload, and ``late`` where that is after ``deadline_s``. Training time
+    is that of the simulation's median device, the downlink ``simulation.link_down`` times the uplink.
+    """
+    if not plan.rungs:
+        return None
+    recipe, s = plan.recipe, plan.recipe.simulation
+    pipe = plan.at(0)
+    before = pipe.spaces[-2].but(l2=inf, linf=inf)
+    numbers = {name: i for i, name in enumerate(plan.rungs)}
+    rungs = [
+        {"name": o.name, "bytes": o.size_bytes, "number": numbers.get(o.name)}
+        for o in offers(recipe, plan.spec, before, catalogue)
+    ]
+    deadline_s = recipe.adaptive.deadline_s or recipe.round.deadline_s
+    sizes = pack.rung_bytes(pipe.encoded)
+    train_s = s.step_s * recipe.training.local_steps
+    links = []
+    for mbit in LINKS_MBIT:
+        down_s = 8.0 * 4.0 * plan.spec.dim / (mbit * s.link_down * 1e6)
+        chosen = pick(plan.budget_bytes(down_s + train_s, mbit), sizes)
+        total_s = down_s + train_s + 8.0 * sizes[chosen] / (mbit * 1e6)
+        links.append(
+            {
+                "mbit": mbit,
+                "down_s": down_s,
+                "train_s": train_s,
+                "rung": plan.rungs[chosen],
+                "bytes": sizes[chosen],
+                "total_s": total_s,
+                "late": total_s > deadline_s,
+            }
+        )
+    return {"deadline_s": deadline_s, "slack": recipe.adaptive.slack, "rungs": rungs, "links": links}
+
+
+def _choice(space: Space) -> str:
+    sizes = pack.rung_bytes(space)
+    return (
+        f"each device sends by one of {len(sizes)} rungs, {min(sizes):,.0f} to {max(sizes):,.0f} bytes, as its own "
+        "link and time allow; what a rung leaves out is remembered on the device and added next time"
+    )
 
 
 def _inner(plan: Plan, i: int, before: Space, catalogue: Catalogue) -> list[Row]:

@@ -124,6 +124,15 @@ class TrainingSection(Section):
         return self
 
 
+class AdaptiveSection(Section):
+    """For ``codec = "adaptive"``: which codecs a device may choose from, and how much it may send."""
+
+    max_upload_mb: float = Field(5.0, gt=0, description="largest upload of one device and round, 10^6 bytes")
+    deadline_s: float = Field(0.0, ge=0, description="when an upload has to be complete; 0 = round.deadline_s")
+    slack: float = Field(0.1, ge=0, lt=1, description="share of the deadline that devices keep free")
+    ladder: list[str] = Field([], description="names of the rungs, see `edgewise check`; empty = all that fit")
+
+
 class EvalSection(Section):
     """Measuring held-out text (a simulator can; a server cannot)."""
 
@@ -147,7 +156,24 @@ class SimulationSection(Section):
     dropout: float = Field(0.0, ge=0, lt=1, description="probability that an invited device is lost")
     step_s: float = Field(0.1, gt=0, description="virtual seconds per local step of a median device")
     speed_spread: float = Field(0.5, ge=0, le=4, description="sigma of the log-normal spread of device speeds")
-    link_mbit: float = Field(10.0, gt=0, description="link of a median device, spread likewise")
+    link_mbit: float = Field(10.0, gt=0, description="uplink of a median device")
+    link_spread: float = Field(0.5, ge=0, le=4, description="sigma of the log-normal spread of uplinks")
+    link_low_mbit: float = Field(0.1, gt=0, description="no uplink is slower")
+    link_high_mbit: float = Field(20.0, gt=0, description="no uplink is faster")
+    link_down: float = Field(1.0, gt=0, le=1000, description="downlink / uplink")
+    link_trace: str = Field(
+        "", description="CSV file with columns trace,mbit: measured uplinks, one sample a round, instead of a spread"
+    )
+
+    @model_validator(mode="after")
+    def _links(self) -> SimulationSection:
+        drawn = ("link_mbit", "link_spread", "link_low_mbit", "link_high_mbit")
+        fields = type(self).model_fields
+        if self.link_trace and any(getattr(self, name) != fields[name].default for name in drawn):
+            raise ValueError(f"E-COMBO: with simulation.link_trace links are not drawn: leave out {', '.join(drawn)}")
+        if not self.link_low_mbit <= self.link_mbit <= self.link_high_mbit:
+            raise ValueError("E-COMBO: simulation.link_mbit must lie between link_low_mbit and link_high_mbit")
+        return self
 
 
 class Recipe(Section):
@@ -168,6 +194,10 @@ class Recipe(Section):
     round: RoundSection = RoundSection()
     training: TrainingSection = TrainingSection()
     strategy: dict[str, Any] = Field({"kind": "fedavg"}, description="server algorithm and its parameters")
+    codec: Literal["stages", "adaptive"] = Field(
+        "stages", description="the stages are the codec, or each device picks a rung of a ladder that follows them"
+    )
+    adaptive: AdaptiveSection = AdaptiveSection()
     stage: list[dict[str, Any]] = Field(
         [{"kind": "weigh"}], description="the way of an update, in order; see `edgewise schema`"
     )
@@ -178,6 +208,14 @@ class Recipe(Section):
     simulation: SimulationSection = SimulationSection()
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ladder_used(self) -> Recipe:
+        if self.codec == "stages" and self.adaptive != AdaptiveSection():
+            raise ValueError('E-COMBO: the section [adaptive] is for codec = "adaptive"')
+        if self.adaptive.deadline_s > self.round.deadline_s:
+            raise ValueError("E-COMBO: adaptive.deadline_s is after round.deadline_s, when the round closes")
+        return self
 
     def resolved(self) -> dict[str, Any]:
         """All keys with their values, defaults filled in; plain JSON types."""

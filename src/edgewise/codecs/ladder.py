@@ -1,0 +1,101 @@
+"""A ladder of codecs: each device takes the best rung that its own link and time allow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isnan
+
+from edgewise.codecs import pack
+from edgewise.core import demand
+from edgewise.core.errors import CompositionError
+from edgewise.core.keys import Turn
+from edgewise.core.space import Space
+from edgewise.core.stage import Memory, Payload, Stage, undo
+
+
+def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
+    """The rung with the most bytes among those that fit: ``argmax {s_i : s_i <= budget}``, the first of equals; the
+    smallest one where none fits (it may be late, but its bytes are the best that the device can do).
+
+    Args:
+        budget_bytes: what may be sent; inf = everything fits. sizes: bytes of each rung, in any order, not empty.
+    Raises:
+        ValueError (own misuse): no sizes, or a budget that is not a number.
+    """
+    if not sizes or isnan(budget_bytes):
+        raise ValueError("pick needs rungs and a budget that is a number")
+    fitting = [i for i, size in enumerate(sizes) if size <= budget_bytes]
+    if not fitting:
+        return min(range(len(sizes)), key=lambda i: sizes[i])
+    return max(fitting, key=lambda i: (sizes[i], -i))
+
+
+def common_rung(budgets_bytes: Sequence[float], sizes: Sequence[float]) -> int:
+    """The rung for a group that has to share one: the highest that fits all members, ``pick(min(budgets), sizes)``.
+
+    Masked sums add encodings, so all members of one secure-aggregation group must use the same grid: the server sorts
+    a cohort into groups and announces one rung for each. A group is as slow as its slowest member.
+    Raises ValueError (own misuse) for an empty group.
+    """
+    if not budgets_bytes:
+        raise ValueError("a group has at least one member")
+    return pick(min(budgets_bytes), sizes)
+
+
+def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
+    """Encode by one of ``rungs``, ``pick(turn.budget_bytes, sizes)``; its number travels in front.
+
+    Stands inside ``feedback``, so that one residual, a - decode(m), serves all rungs: what a small rung leaves out
+    today, a larger one sends tomorrow.
+    Algebra: ``Space.rungs`` = the space after each rung; l2, linf, gain are the largest over the rungs; unbiased when
+    all are; not summable (different grids); the other fields are those of the rung with the most bytes.
+    Guarantees: given the same budget the choice is the same; the server learns the rung and nothing else of the budget.
+    Args:
+        rungs: chains of stages, an empty one sends float32. At least one.
+    Raises:
+        RecipeError(E-VALUE) without rungs; CompositionError: E-NOT-REAL; E-ORDER for a rung with memory or a weight of
+            its own; E-RUNG where it is summed blind (``core.stage.pipeline``); whatever the stages raise.
+    Source: Kimad, arXiv:2312.08053, section 3 (a compressor from the bandwidth of each worker and round).
+    """
+    chains = tuple(tuple(rung) for rung in rungs)
+    name = f"ladder({' | '.join(' > '.join(s.name for s in chain) or 'float32' for chain in chains)})"
+    demand.between("ladder: number of rungs", len(chains), 1, 2**14)
+
+    def fold(space: Space, chain: Sequence[Stage]) -> list[Space]:
+        spaces = [space]
+        for stage in chain:
+            spaces.append(stage.infer(spaces[-1]))
+        return spaces
+
+    def infer(space: Space) -> Space:
+        demand.real(space, "ladder")
+        ends = tuple(fold(space, chain)[-1] for chain in chains)
+        for chain, end in zip(chains, ends, strict=True):
+            if end.head != space.head or end.memory != space.memory or any(s.server is not None for s in chain):
+                raise CompositionError(
+                    "E-ORDER",
+                    f"ladder: the rung {' > '.join(s.name for s in chain)} weighs, or keeps memory of its own.",
+                    "put weigh before the ladder and feedback around it.",
+                )
+        largest = max(ends, key=pack.size_bytes)
+        return largest.but(
+            rungs=ends,
+            l2=max(end.l2 for end in ends),
+            linf=max(end.linf for end in ends),
+            gain=max(end.gain for end in ends),
+            moving=any(end.moving for end in ends),
+            unbiased=all(end.unbiased for end in ends),
+            summable=False,
+        )
+
+    def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        chosen = pick(turn.budget_bytes, pack.rung_bytes(infer(space)))
+        for stage, before in zip(chains[chosen], fold(space, chains[chosen]), strict=False):
+            payload, _ = stage.encode(payload, {}, before, turn)
+        return payload.but(rung=chosen), memory
+
+    def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
+        chain = chains[payload.rung]
+        return undo(chain, fold(space, chain), payload.but(rung=-1), turn)
+
+    return Stage(name, infer, encode, decode, sparse=True)

@@ -1,0 +1,61 @@
+"""Measured links from a CSV file, for simulations.
+
+Columns ``trace`` (any name) and ``mbit`` (megabit a second), in any order among others::
+
+    trace,mbit
+    bus-1,3.4
+    bus-1,0.9
+    hut-7,0.12
+
+The rows of a trace are its samples in the order of the file, one for each round, whatever time they stand for: a
+simulation's clock starts anew in every round, so that a resumed run has the same times.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from math import isfinite
+from pathlib import Path
+
+from edgewise.core.errors import DataError
+
+Traces = tuple[tuple[float, ...], ...]  # megabit a second; sorted by the traces' names
+COLUMNS = ("trace", "mbit")
+
+
+def read_traces(path: Path) -> tuple[Traces, str]:
+    """The traces of a file, and the SHA-256 of its bytes.
+
+    Raises DataError: E-DATA-MISSING, E-DATA-COLUMN, E-DATA-FORMAT (not CSV in UTF-8, or a sample that is not a finite
+        number above 0), E-DATA-EMPTY.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as e:
+        raise DataError("E-DATA-MISSING", f"simulation.link_trace: {path}: {e.strerror}.", "check the path.") from None
+    samples: dict[str, list[float]] = {}
+    try:
+        rows = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True)
+        if absent := [c for c in COLUMNS if c not in (rows.fieldnames or ())]:
+            raise DataError("E-DATA-COLUMN", f"{path} has no column {absent[0]}.", "its first line is: trace,mbit")
+        for row in rows:
+            samples.setdefault(row["trace"] or "", []).append(_speed(row["mbit"], f"{path}:{rows.line_num}"))
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise DataError("E-DATA-FORMAT", f"{path} is not CSV in UTF-8: {e}.", "save it as such.") from None
+    if not samples:
+        raise DataError("E-DATA-EMPTY", f"{path} has no samples.", "give at least one row.")
+    return tuple(tuple(samples[name]) for name in sorted(samples)), hashlib.sha256(raw).hexdigest()
+
+
+def _speed(text: str | None, where: str) -> float:
+    try:
+        mbit = float(text or "")
+    except ValueError:
+        mbit = 0.0
+    if not (isfinite(mbit) and mbit > 0.0):
+        raise DataError(
+            "E-DATA-FORMAT", f"{where}: mbit = {text!r:.40} is no speed.", "give a number of Mbit/s above 0."
+        )
+    return mbit

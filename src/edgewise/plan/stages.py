@@ -1,0 +1,48 @@
+"""The stages of a recipe: which of them there are, in order, and whose turn it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgewise.core.errors import CompositionError
+from edgewise.core.stage import Stage
+from edgewise.core.vector import Segment, Spec
+from edgewise.plan.catalogue import Entry, look_up, make
+
+
+def schedule(
+    tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry]
+) -> tuple[tuple[Segment, ...], ...]:
+    """The groups of segments that take turns, one per phase; empty where all rounds are alike.
+
+    Raises CompositionError(E-ORDER) where a second stage has a schedule; RecipeError as ``make``.
+    """
+    found: tuple[tuple[Segment, ...], ...] = ()
+    for i, table in enumerate(tables):
+        entry = entries.get(str(table.get("kind")))
+        if entry is None or entry.groups is None:
+            continue
+        where = f"[[stage]] {i + 1}"
+        groups = tuple(tuple(group) for group in entry.groups(look_up(entries, where, table)[1], spec))
+        if len(groups) > 1 and found:
+            raise CompositionError(
+                "E-ORDER", f"{where} ({table['kind']}): an earlier stage already says what moves when.", "keep one."
+            )
+        found = groups if len(groups) > 1 else found
+    return found
+
+
+def build_stages(
+    tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry], phase: int = 0
+) -> list[Stage]:
+    """The stages of a recipe in order, as the rounds of ``phase`` use them; a combinator takes everything after it
+    inside."""
+    stages: list[Stage] = []
+    for i, table in enumerate(tables):
+        where = f"[[stage]] {i + 1}"
+        if (kind := table.get("kind")) in entries and entries[str(kind)].combinator:
+            inner = build_stages(tables[i + 1 :], spec, entries, phase)
+            return [*stages, make(entries, where, table, spec, inner, phase)]
+        stages.append(make(entries, where, table, spec, phase=phase))
+    return stages

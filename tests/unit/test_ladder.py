@@ -1,0 +1,127 @@
+"""Choosing a rung: by budget alone, on the device; one rung for a group; one residual for all rungs."""
+
+from __future__ import annotations
+
+from math import inf, nan
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgewise.codecs import pack
+from edgewise.codecs.feedback import feedback
+from edgewise.codecs.ladder import common_rung, ladder, pick
+from edgewise.codecs.quantize import quantize
+from edgewise.codecs.top_k import top_k
+from edgewise.core.errors import DecodeError
+from edgewise.core.keys import Turn, root
+from edgewise.core.space import Quorum, Space
+from edgewise.core.stage import Payload, pipeline
+from edgewise.merges.plain import plain_sum
+from edgewise.privacy.clip import clip
+
+DIM = 2000
+START = Space(DIM, Quorum(1, 4), universe=DIM)
+RUNGS = [[], [quantize(8)], [top_k(0.1), quantize(4)], [top_k(0.01)]]
+X = (np.random.default_rng(0).standard_t(3, DIM) * 0.01).astype(np.float32)
+sizes = st.lists(st.floats(1, 1e7), min_size=1, max_size=14)
+
+
+def turn(budget_bytes: float, round: int = 0) -> Turn:
+    return Turn(round, root(1), root(2), budget_bytes=budget_bytes)
+
+
+def test_by_hand() -> None:
+    assert [pick(b, (400.0, 100.0, 10.0)) for b in (inf, 400, 399, 100, 99, 10, 9, 0)] == [0, 0, 1, 1, 2, 2, 2, 2]
+    assert pick(150, (10.0, 100.0, 400.0)) == 1, "in any order"
+    assert pick(50, (40.0, 40.0)) == 0
+    with pytest.raises(ValueError, match="pick needs"):
+        pick(nan, (1.0,))
+    with pytest.raises(ValueError, match="pick needs"):
+        pick(1.0, ())
+
+
+@given(sizes=sizes, budget=st.floats(0, 1e7))
+def test_nothing_that_fits_is_larger(sizes: list[float], budget: float) -> None:
+    chosen = sizes[pick(budget, sizes)]
+    fitting = [s for s in sizes if s <= budget]
+    assert chosen == (max(fitting) if fitting else min(sizes))
+
+
+@given(sizes=sizes, budgets=st.lists(st.floats(0, 1e7), min_size=1, max_size=9))
+def test_a_group_shares_the_highest_rung_that_fits_all(sizes: list[float], budgets: list[float]) -> None:
+    common = sizes[common_rung(budgets, sizes)]
+    assert common == min(sizes) or all(common <= b for b in budgets)
+    assert all(common <= sizes[pick(b, sizes)] for b in budgets)
+    assert any(common == sizes[pick(b, sizes)] for b in budgets)
+
+
+def test_an_empty_group_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="at least one member"):
+        common_rung([], [1.0])
+
+
+def test_the_announced_size_decides_and_is_kept() -> None:
+    pipe = pipeline(START, [feedback([ladder(RUNGS)])], plain_sum())
+    announced = pack.rung_bytes(pipe.encoded)
+    assert announced[0] == 1 + 4 * DIM == pack.size_bytes(pipe.encoded)
+    for rung, size in enumerate(announced):
+        for budget, expected in ((size, rung), (np.nextafter(size, 0), min(rung + 1, 3))):
+            payload, _ = pipe.encode(X, {}, 1.0, pipe.init(), turn(float(budget)))
+            assert payload.rung == expected
+        sent = len(pack.pack(pipe.encode(X, {}, 1.0, pipe.init(), turn(size))[0], pipe.encoded))
+        assert sent == pytest.approx(size, rel=0.15)  # positions are an expectation
+
+
+def test_one_residual_serves_all_rungs() -> None:
+    """What small rungs leave out, a large one sends: after float32 nothing is owed."""
+    pipe = pipeline(START, [feedback([ladder(RUNGS)])], plain_sum())
+    memory, sent = pipe.init(), np.zeros(DIM)
+    for round, budget in enumerate((0, 500, 2500, 100, inf)):
+        payload, memory = pipe.encode(X, {}, 1.0, memory, turn(budget, round))
+        sent += pipe.decode(pack.unpack(pack.pack(payload, pipe.encoded), pipe.encoded), turn(0, round)).body
+    assert payload.rung == 0
+    assert not memory["0.residual"].any()
+    np.testing.assert_allclose(sent, 5 * X.astype(np.float64), atol=1e-6)
+
+
+def test_the_fold_holds_for_every_rung() -> None:
+    space = ladder([[clip(1.0)], [clip(2.0), quantize(4)], [top_k(0.5)]]).infer(START.but(l2=3.0, linf=0.5))
+    assert space.l2 == max(r.l2 for r in space.rungs) > 3.0
+    assert space.linf == max(r.linf for r in space.rungs) > 0.5
+    assert not space.summable
+    assert not space.unbiased
+    assert ladder([[], [quantize(4)]]).infer(START).unbiased
+
+
+def test_sparse_rungs_stay_sparse_through_decoding() -> None:
+    stage = ladder(RUNGS)
+    payload, _ = stage.encode(Payload(X, np.zeros(0)), {}, START, turn(0))
+    back = stage.decode(payload, START, turn(0))
+    assert back.support is not None
+    assert back.support.size == DIM // 100
+    assert back.rung == -1
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x04", b"\x80", b"\x80\x00", b"\x81\x00", b"\x80\x80\x01", b"\xff\x7f"])
+def test_a_rung_number_is_strict(raw: bytes) -> None:
+    space = ladder([[top_k(0.01)]] * 4).infer(START)
+    good = pack.pack(ladder([[top_k(0.01)]] * 4).encode(Payload(X, np.zeros(0)), {}, START, turn(inf))[0], space)
+    assert good[0] == 0
+    with pytest.raises(DecodeError):
+        pack.unpack(raw + good[1:], space)
+    with pytest.raises(DecodeError):
+        pack.unpack(raw, space)
+
+
+def test_numbers_above_127_take_two_bytes() -> None:
+    stage = ladder([[top_k(0.01)]] * 129 + [[top_k(0.005)]])
+    space = stage.infer(START)
+    payload, _ = stage.encode(Payload(X, np.zeros(0)), {}, START, turn(0))
+    raw = pack.pack(payload, space)
+    assert payload.rung == 129
+    assert raw[:2] == b"\x81\x01"
+    assert pack.pack(pack.unpack(raw, space), space) == raw
+    with pytest.raises(ValueError, match="no rung"):
+        pack.pack(payload.but(rung=130), space)
