@@ -85,3 +85,15 @@ def test_bytes_are_little_endian_and_content_addressed() -> None:
     assert raw.hex() == "0000803f000000c0"
     assert vector.digest(raw) == hashlib.sha256(raw).hexdigest()
     assert not vector.from_bytes(raw, 2).flags.writeable
+
+
+def test_finite() -> None:
+    x = np.full(20_000, 3e38, np.float32)  # squares overflow, the numbers do not
+    assert vector.finite(x)
+    assert vector.finite(x[:0])
+    for bad in (np.nan, np.inf, -np.inf):
+        for at in (0, 9000, 19_999):
+            y = x.copy()
+            y[at] = bad
+            assert not vector.finite(y)
+            assert not vector.finite(np.where(np.isfinite(y), 0, y).astype(np.float32))

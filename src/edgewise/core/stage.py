@@ -172,7 +172,7 @@ class Sum:
 
 WEIGHT = "weight"
 HEAD = ("loss_first", "loss_last")  # metrics that may travel with an update: mean train loss, nats per token
-PIECE = 1 << 15  # coordinates decoded at a time while they are added: 128 KiB of float32, half a second-level cache
+PIECE = 1 << 16  # coordinates decoded at a time while they are added: 256 KiB of float32, for a second-level cache
 HEAD_BOUND = 20.0  # every head value is cut to [0, this] on the device, so that one device cannot move the mean freely
 
 
@@ -282,10 +282,9 @@ class Pipeline:
         block = space.block or 1
         size = max(1, PIECE // block) * block
         for start in range(0, max(1, space.dim), size):
-            part = payload.but(body=payload.body[start : start + size])
-            if payload.scales is not None:
-                first, count = start // block * space.scales, size // block * space.scales
-                part = part.but(scales=payload.scales[first : first + count])
+            first, count = start // block * space.scales, size // block * space.scales
+            scales = None if payload.scales is None else payload.scales[first : first + count]
+            part = Payload(payload.body[start : start + size], payload.head, None, scales, payload.count)
             item = undo(self.stages, self.spaces, part, turn, self.level)
             square = self._enforce(item, square)
             yield item
