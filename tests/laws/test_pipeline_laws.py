@@ -15,6 +15,7 @@ from edgewise.codecs import pack
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
+from edgewise.codecs.rotate import rotate
 from edgewise.codecs.segments import segments
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
@@ -69,6 +70,12 @@ CHAINS = [
     _chain(clip(1.0), clamp(0.1), quantize(8, "shared")),
     _chain(clip(1.0), weigh(CAP), quantize(8, "shared"), wrap(11)),
     _chain(clip(1.0), weigh(CAP), random_k(0.3), clamp(0.2), quantize(6, "shared"), wrap(16)),
+    _chain(rotate()),
+    _chain(rotate(256)),
+    _chain(clip(1.0), weigh(CAP), rotate(64), clamp(0.2), quantize(8, "shared"), wrap(16)),
+    _chain(random_k(0.5), rotate(128), quantize(4)),
+    _chain(rotate(256), random_k(0.2)),
+    _chain(weigh(CAP), feedback([rotate(256), top_k(0.05), quantize(4)])),
     _chain(segments(SPEC, ["layers.0.b", "head"]), random_k(0.2)),
     _chain(random_k(0.2), quantize(4)),
     _chain(random_k(0.5), top_k(0.1), quantize(3)),
@@ -148,7 +155,7 @@ def test_bounds_hold(chain: Chain, x: Vector) -> None:
             assert out.body.shape == (DIM,)
             assert np.isfinite(out.body).all()
             assert _norm(out.body) <= pipe.encoded.l2 * (1 + 1e-6) + DENORMAL
-            assert float(np.abs(out.body).max()) <= pipe.encoded.linf * (1 + 1e-6) + DENORMAL
+            assert float(np.abs(out.body).max()) <= pipe.encoded.peak * (1 + 1e-6) + DENORMAL
             assert np.linalg.norm(out.head) <= pipe.encoded.head_l2
 
 

@@ -10,6 +10,7 @@ import pytest
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
+from edgewise.codecs.rotate import rotate
 from edgewise.codecs.segments import segments
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
@@ -52,6 +53,10 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-ORDER", "put it first", lambda: build([random_k(0.1), segments(SPEC, ["*"])])),
     ("E-ORDER", "put it first", lambda: build([top_k(1.0), segments(SPEC, ["*"])])),
     ("E-ORDER", "first", lambda: build([top_k(0.1), random_k(0.1)])),
+    ("E-ORDER", "first", lambda: build([top_k(0.1), rotate()])),
+    ("E-ORDER", "keep one rotate", lambda: build([rotate(), rotate()])),
+    ("E-ORDER", "inside feedback", lambda: build([rotate(), feedback([quantize(4)])])),
+    ("E-ORDER", "put it first", lambda: build([rotate(), segments(SPEC, ["*"])])),
     ("E-SEGMENT", "layers.1.q_proj", lambda: segments(SPEC, ["layers.1.qproj"])),
     ("E-SEGMENT", "segments are", lambda: segments(SPEC, ["zzz*"])),
     ("E-SEGMENT", "name at least one", lambda: segments(SPEC, [])),
@@ -75,6 +80,7 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
             clamp(1.0),
             weigh(1.0),
             segments(SPEC, ["*"]),
+            rotate(),
             random_k(0.1),
             top_k(0.1),
             quantize(4),
@@ -89,6 +95,9 @@ VALUES: list[Callable[[], object]] = [
     lambda: clip(inf),
     lambda: clip(nan),
     lambda: clamp(-1.0),
+    lambda: rotate(100),
+    lambda: rotate(32),
+    lambda: rotate(2**21),
     lambda: random_k(0.0),
     lambda: random_k(1.5),
     lambda: top_k(nan),

@@ -61,6 +61,9 @@ class Space:
         noise_std: standard deviation, model units, of noise that each contribution already carries.
         population: devices that exist, of which a round's cohort is drawn; 0 = not known.
         support: positions of the last release that devices have to be told (``shared_top_k``); 0 = none.
+        rotated: block length of the rotation that the update has passed; 0 = none.
+        rotated_dim: length of the vector that was rotated; ``dim`` while its blocks still are whole.
+        spread: decoding may enlarge a single coordinate beyond ``linf`` by this factor (rotations).
     """
 
     dim: int
@@ -87,10 +90,18 @@ class Space:
     noise_std: float = 0.0
     population: int = 0
     support: int = 0
+    rotated: int = 0
+    rotated_dim: int = 0
+    spread: float = 1.0
 
     def but(self, **changes: object) -> Space:
         """A copy with some fields replaced."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def peak(self) -> float:
+        """Bound of one coordinate of the decoded contribution: min(l2, linf spread) where something spreads."""
+        return self.linf if self.spread == 1.0 else min(self.l2, self.linf * self.spread)
 
     @property
     def sensitivity(self) -> float:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
+from edgewise.codecs.rotate import rotate
 from edgewise.codecs.segments import segments
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
@@ -83,6 +84,12 @@ class SegmentsParams(Params):
     """Only some layers travel."""
 
     names: list[str] = Field(min_length=1, description="name patterns of trainable tensors")
+
+
+class RotateParams(Params):
+    """A shared random rotation: no coordinate stands out afterwards."""
+
+    block: int = Field(32768, ge=64, le=2**20, description="coordinates that are mixed; a power of two")
 
 
 class RandomKParams(Params):
@@ -193,6 +200,7 @@ BUILT_IN = Catalogue(
         "clamp": Entry(ClampParams, lambda p, _: clamp(p.linf)),
         "weigh": Entry(WeighParams, lambda p, _: weigh(p.cap)),
         "segments": Entry(SegmentsParams, lambda p, spec: segments(spec, p.names)),
+        "rotate": Entry(RotateParams, lambda p, _: rotate(p.block)),
         "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased)),
         "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),
         "quantize": Entry(QuantizeParams, lambda p, _: quantize(p.bits, p.grid, p.block)),
