@@ -106,11 +106,15 @@ class TopKParams(Params):
 
 
 class QuantizeParams(Params):
-    """Few bits per coordinate by unbiased stochastic rounding."""
+    """Few bits per coordinate."""
 
-    bits: int = Field(8, ge=2, le=16)
-    grid: Literal["block", "shared"] = Field("block", description="a scale per block travels, or one public grid")
-    block: int = Field(64, ge=8, le=65536)
+    bits: int = Field(8, ge=1, le=16, description="block 1-8, shared 1-16, eden 1-4, sign 1, pair 2, nf4 4")
+    grid: Literal["block", "shared", "eden", "sign", "pair", "nf4"] = Field(
+        "block",
+        description="unbiased: block (a scale per block travels), shared (one public grid), eden (after rotate); "
+        "biased: sign, pair (two magnitudes), nf4",
+    )
+    block: int = Field(64, ge=8, le=65536, description="coordinates per travelling scale; not of shared and eden")
 
 
 class FeedbackParams(Params):
