@@ -12,31 +12,62 @@ from typing import Any
 Table = dict[str, Any]
 
 
-def feedback(*stages: Table) -> list[Table]:
+def feedback(*stages: Table, **more: Any) -> list[Table]:
     """Error feedback around ``stages``."""
-    return [{"kind": "feedback"}, *stages]
+    return [{"kind": "feedback", **more}, *stages]
 
 
-def quantize(bits: int) -> Table:
-    """One scale per block of 64."""
-    return {"kind": "quantize", "bits": bits}
+def quantize(bits: int, grid: str = "block", **more: Any) -> Table:
+    """Few bits per coordinate."""
+    return {"kind": "quantize", "bits": bits, "grid": grid, **more}
 
 
-def top_k(fraction: float) -> Table:
-    """Each device's largest coordinates."""
-    return {"kind": "top_k", "fraction": fraction}
+def eden(bits: int) -> list[Table]:
+    """A shared random rotation, then the normal distribution's best levels."""
+    return [{"kind": "rotate"}, quantize(bits, "eden")]
+
+
+def top(percent: float, *values: Table) -> list[Table]:
+    """Each device's largest coordinates, in feedback; two magnitudes and a sign where ``values`` says nothing else."""
+    kept = {"kind": "top_k", "fraction": percent / 100}
+    return feedback(kept, *(values or (quantize(2, "pair", block=256),)))
+
+
+def lora(rank: int) -> Table:
+    """Low-rank adapters of all linear layers instead of the layers' own weights."""
+    return {"kind": "lora", "rank": rank, "alpha": 2.0 * rank, "layers": []}
 
 
 REFERENCE = "float32"
+FULL: Table = {"kind": "full", "layers": []}
 RUNGS: dict[str, Table] = {
-    REFERENCE: {"stage": []},
+    REFERENCE: {"stage": [], "trainable": FULL},
+    "layers": {"stage": []},
     "quantize 8": {"stage": [quantize(8)]},
     "quantize 4": {"stage": [quantize(4)]},
-    "quantize 2": {"stage": [quantize(2)]},
+    "mixed 3": {"stage": feedback({"kind": "mixed", "bits": 3.0})},
+    "eden 2": {"stage": eden(2)},
+    "eden 1": {"stage": eden(1)},
+    "sign": {"stage": feedback(quantize(1, "sign"))},
+    "top 10 %": {"stage": top(10)},
+    "top 5 %": {"stage": top(5)},
+    "top 2 %": {"stage": top(2)},
+    "top 1 %": {"stage": top(1)},
+    "top 0.5 %": {"stage": top(0.5)},
+    "top 0.25 %": {"stage": top(0.25)},
+    "top 0.1 %": {"stage": top(0.1)},
+    "top 0.05 %": {"stage": top(0.05)},
+    "top 0.02 %": {"stage": top(0.02)},
     "random_k 10 %": {"stage": feedback({"kind": "random_k", "fraction": 0.1, "unbiased": False})},
-    "top_k 5 %": {"stage": feedback(top_k(0.05))},
-    "top_k 1 %": {"stage": feedback(top_k(0.01))},
-    "top_k 0.5 % x 4 bit": {"stage": feedback(top_k(0.005), quantize(4))},
+    "shared_top_k 10 %": {"stage": feedback({"kind": "shared_top_k", "fraction": 0.1})},
+    "sketch / 10": {"stage": [{"kind": "sketch", "ratio": 10.0, "keep": 0.05}]},
+    "low_rank 4": {"stage": feedback({"kind": "low_rank", "rank": 4})},
+    "cycle 2, eden 1": {"stage": [{"kind": "segments", "cycle": 2}, *eden(1)]},
+    "lora 8": {"stage": [], "trainable": lora(8), "training": {"lr": 1e-2}},
+    "lora 8, eden 2": {"stage": eden(2), "trainable": lora(8), "training": {"lr": 1e-2}},
+    "lora 8, eden 1": {"stage": eden(1), "trainable": lora(8), "training": {"lr": 1e-2}},
+    "lora 2, eden 1": {"stage": eden(1), "trainable": lora(2), "training": {"lr": 1e-2}},
+    "lora 8, top 5 %": {"stage": top(5), "trainable": lora(8), "training": {"lr": 1e-2}},
 }
 
 

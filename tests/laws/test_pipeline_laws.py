@@ -15,6 +15,7 @@ from edgewise.codecs.ladder import ladder
 from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
+from edgewise.codecs.rotate import rotate
 from edgewise.codecs.segments import segments
 from edgewise.codecs.shared_top_k import shared_top_k
 from edgewise.codecs.sketch import sketch
@@ -79,6 +80,12 @@ CHAINS = [
     _chain(clip(1.0), clamp(0.1), quantize(8, "shared")),
     _chain(clip(1.0), weigh(CAP), quantize(8, "shared"), wrap(11)),
     _chain(clip(1.0), weigh(CAP), random_k(0.3), clamp(0.2), quantize(6, "shared"), wrap(16)),
+    _chain(rotate()),
+    _chain(rotate(256)),
+    _chain(clip(1.0), weigh(CAP), rotate(64), clamp(0.2), quantize(8, "shared"), wrap(16)),
+    _chain(random_k(0.5), rotate(128), quantize(4)),
+    _chain(rotate(256), random_k(0.2)),
+    _chain(weigh(CAP), feedback([rotate(256), top_k(0.05), quantize(4)])),
     _chain(segments(SPEC, ["layers.0.b", "head"]), random_k(0.2)),
     _chain(segments(SPEC, ["*"], cycle=2, phase=0), quantize(4)),
     _chain(segments(SPEC, ["*"], cycle=2, phase=1), weigh(CAP), feedback([top_k(0.1), quantize(4)], decay=1.0)),
@@ -93,6 +100,19 @@ CHAINS = [
     _chain(clip(1.0), weigh(CAP), sketch(5.0, floor=0.5), clip(0.5), clamp(0.1), quantize(12, "shared"), wrap(16)),
     _chain(random_k(0.5), top_k(0.1), quantize(3)),
     _chain(weigh(CAP), top_k(0.05), quantize(4)),
+    _chain(quantize(1)),
+    _chain(clip(1.0), clamp(0.1), quantize(1, "shared")),
+    _chain(clip(1.0), weigh(CAP), quantize(1, "shared"), wrap(11)),
+    _chain(quantize(1, "sign")),
+    _chain(quantize(4, "nf4")),
+    _chain(quantize(2, "pair", block=100)),
+    _chain(top_k(0.1), quantize(2, "pair", block=16)),
+    _chain(rotate(), quantize(1, "eden")),
+    _chain(rotate(256), quantize(2, "eden")),
+    _chain(weigh(CAP), rotate(64), quantize(3, "eden")),
+    _chain(clip(1.0), random_k(0.5), rotate(128), quantize(4, "eden")),
+    _chain(weigh(CAP), feedback([rotate(256), quantize(1, "sign", block=256)])),
+    _chain(weigh(CAP), feedback([top_k(0.1), quantize(2, "pair", block=16)])),
     _chain(feedback([top_k(0.02)])),
     _chain(weigh(CAP), feedback([top_k(0.05), quantize(4)])),
     _chain(segments(SPEC, ["head"]), weigh(CAP), feedback([top_k(0.05), quantize(2)], decay=0.9)),
@@ -180,7 +200,7 @@ def test_bounds_hold(chain: Chain, x: Vector) -> None:
             assert out.body.shape == (pipe.merged.dim,)
             assert np.isfinite(out.body).all()
             assert _norm(out.body) <= pipe.encoded.l2 * (1 + 1e-6) + DENORMAL
-            assert float(np.abs(out.body).max()) <= pipe.encoded.linf * (1 + 1e-6) + DENORMAL
+            assert float(np.abs(out.body).max()) <= pipe.encoded.peak * (1 + 1e-6) + DENORMAL
             assert np.linalg.norm(out.head) <= pipe.encoded.head_l2
 
 

@@ -12,6 +12,7 @@ from edgewise.codecs.ladder import ladder
 from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
+from edgewise.codecs.rotate import rotate
 from edgewise.codecs.segments import segments
 from edgewise.codecs.shared_top_k import shared_top_k
 from edgewise.codecs.sketch import sketch
@@ -59,6 +60,16 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-ORDER", "first", lambda: build([top_k(0.1), random_k(0.1)])),
     ("E-ORDER", "before it", lambda: build([feedback([segments(SPEC, ["*"], cycle=2), top_k(0.1)])])),
     ("E-COMBO", "population", lambda: build([feedback([top_k(0.1)], form="ef21")])),
+    ("E-ORDER", "first", lambda: build([top_k(0.1), rotate()])),
+    ("E-ORDER", "keep one rotate", lambda: build([rotate(), rotate()])),
+    ("E-ORDER", "inside feedback", lambda: build([rotate(), feedback([quantize(4)])])),
+    ("E-ORDER", "put it first", lambda: build([rotate(), segments(SPEC, ["*"])])),
+    ("E-ORDER", "put rotate before it", lambda: build([quantize(2, "eden")])),
+    ("E-ORDER", "put rotate before it", lambda: build([rotate(), top_k(0.1), quantize(2, "eden")])),
+    ("E-ORDER", "before rotate", lambda: build([rotate(), random_k(0.1), quantize(2, "eden")])),
+    ("E-NO-BOUND", "clamp or clip", lambda: build([quantize(1, "shared")])),
+    ("E-NOT-SUMMABLE", "shared", lambda: build([rotate(), quantize(1, "eden"), wrap(16)])),
+    ("E-NOT-SUMMABLE", "shared", lambda: build([quantize(1, "sign"), wrap(16)])),
     ("E-SEGMENT", "layers.1.q_proj", lambda: segments(SPEC, ["layers.1.qproj"])),
     ("E-SEGMENT", "segments are", lambda: segments(SPEC, ["zzz*"])),
     ("E-SEGMENT", "name at least one", lambda: segments(SPEC, [])),
@@ -109,12 +120,14 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
             clamp(1.0),
             weigh(1.0),
             segments(SPEC, ["*"]),
+            rotate(),
             random_k(0.1),
             top_k(0.1),
             shared_top_k(SPEC, 0.1),
             sketch(4.0),
             quantize(4),
             quantize(4, "shared"),
+            *(quantize(bits, grid) for bits, grid in ((1, "sign"), (4, "nf4"), (2, "pair"), (2, "eden"))),
             feedback([top_k(0.1)]),
             mixed(SPEC, 3.0),
             ladder([[]]),
@@ -127,6 +140,9 @@ VALUES: list[Callable[[], object]] = [
     lambda: clip(inf),
     lambda: clip(nan),
     lambda: clamp(-1.0),
+    lambda: rotate(100),
+    lambda: rotate(32),
+    lambda: rotate(2**21),
     lambda: random_k(0.0),
     lambda: random_k(1.5),
     lambda: top_k(nan),
@@ -141,9 +157,13 @@ VALUES: list[Callable[[], object]] = [
     lambda: sketch(4.0, keep=0.0),
     lambda: sketch(4.0, momentum=1.0),
     lambda: sketch(4.0, floor=nan),
-    lambda: quantize(1),
+    lambda: quantize(0),
     lambda: quantize(9),
     lambda: quantize(17, "shared"),
+    lambda: quantize(5, "eden"),
+    lambda: quantize(2, "sign"),
+    lambda: quantize(3, "nf4"),
+    lambda: quantize(4, "pair"),
     lambda: quantize(4, "other"),
     lambda: quantize(4, block=1),
     lambda: wrap(1),
@@ -194,6 +214,13 @@ def test_values_out_of_range(make: Callable[[], object]) -> None:
         make()
     assert caught.value.code == "E-VALUE"
     assert caught.value.fix
+
+
+def test_bits_that_a_grid_lacks_are_answered_with_those_there_are() -> None:
+    with pytest.raises(RecipeError) as caught:
+        quantize(8, "sign")
+    for has in ("block: 1 to 8", "shared: 1 to 16", "eden: 1 to 4", "sign: 1;", "nf4: 4", "pair: 2"):
+        assert has in caught.value.fix
 
 
 def test_the_smallest_ring_that_is_offered_is_accepted() -> None:

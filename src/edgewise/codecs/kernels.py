@@ -161,6 +161,17 @@ def _unround_run(levels: NDArray[Any], step: float, out: NDArray[np.float32]) ->
 
 
 @compiled
+def flip_coins(
+    x: NDArray[np.float32], inverse: NDArray[np.float64], block: int, seed: np.uint64, out: NDArray[np.int8]
+) -> None:
+    """1 with probability (1 + x_i * inverse_b) / 2, else -1."""
+    for b in range(inverse.size):
+        inv = inverse[b]
+        for i in range(b * block, min(x.size, (b + 1) * block)):
+            out[i] = 1 if 2.0 * uniform(seed, i) < 1.0 + np.float64(x[i]) * inv else -1
+
+
+@compiled
 def unround(levels: NDArray[Any], step: NDArray[np.float64], block: int) -> NDArray[np.float32]:
     """level * step_b in float64, then float32."""
     out = np.empty(levels.size, np.float32)

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
-from edgewise.codecs.quantize import SLACK, block_growth, block_scales
+from edgewise.codecs.quantize import block_growth, block_scales
+from edgewise.codecs.scales import SLACK
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Turn, derive, word
@@ -171,7 +172,7 @@ def width_bytes(space: Space) -> int:
     return kernels.packed_bytes(len(space.parts), 4)
 
 
-def pack_parts(payload: Payload, space: Space) -> list[bytes]:
+def pack_parts(payload: Payload, space: Space) -> list[bytes | memoryview]:
     """Widths, scales and integers as bytes. Raises ValueError (own misuse) on a payload of another space."""
     widths, scales = payload.widths, payload.scales
     if widths is None or widths.shape != (len(space.parts),) or not np.isin(widths, WIDTHS).all():
@@ -181,7 +182,7 @@ def pack_parts(payload: Payload, space: Space) -> list[bytes]:
     words = scales.view(np.uint32)
     if (words & np.uint32(0xFFFF)).any():
         raise ValueError("scales are not bfloat16")
-    out = [kernels.pack_bits(widths, 4), (words >> np.uint32(16)).astype("<u2").tobytes()]
+    out: list[bytes | memoryview] = [kernels.pack_bits(widths, 4), (words >> np.uint32(16)).astype("<u2").tobytes()]
     at = 0
     for size, width in zip(space.parts, widths.tolist(), strict=True):
         levels = payload.body[at : at + size]

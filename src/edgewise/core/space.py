@@ -67,6 +67,9 @@ class Space:
         budget_bytes: what widths, scales and body of such a contribution take together at most.
         rungs: what travels is in one of these spaces, chosen by the device (``ladder``); the other fields then are
             those of the largest one, with bounds and flags that hold for all. Empty = no choice.
+        rotated: block length of the rotation that the update has passed; 0 = none.
+        rotated_dim: length of the vector that was rotated; ``dim`` while its blocks still are whole.
+        spread: decoding may enlarge a single coordinate beyond ``linf`` by this factor (rotations).
     """
 
     dim: int
@@ -97,10 +100,18 @@ class Space:
     parts: tuple[int, ...] = ()
     budget_bytes: int = 0
     rungs: tuple[Space, ...] = ()
+    rotated: int = 0
+    rotated_dim: int = 0
+    spread: float = 1.0
 
     def but(self, **changes: object) -> Space:
         """A copy with some fields replaced."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def peak(self) -> float:
+        """Bound of one coordinate of the decoded contribution: min(l2, linf spread) where something spreads."""
+        return self.linf if self.spread == 1.0 else min(self.l2, self.linf * self.spread)
 
     @property
     def sensitivity(self) -> float:

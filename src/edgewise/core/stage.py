@@ -296,8 +296,8 @@ class Pipeline:
             square += float(np.square(item.body, dtype=np.float64).sum())
             if not sqrt(square) <= bounds.l2 * slack:
                 raise DecodeError("E-RANGE", f"an update is longer than its bound of {bounds.l2:g}.")
-        if isfinite(bounds.linf) and item.body.size and float(np.abs(item.body).max()) > bounds.linf * slack:
-            raise DecodeError("E-RANGE", f"a coordinate is above its bound of {bounds.linf:g}.")
+        if isfinite(bounds.peak) and item.body.size and float(np.abs(item.body).max()) > bounds.peak * slack:
+            raise DecodeError("E-RANGE", f"a coordinate is above its bound of {bounds.peak:g}.")
         head = dict(zip(bounds.head, item.head.tolist(), strict=True))
         weight = head.pop(WEIGHT, 1.0)
         if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= HEAD_BOUND * weight * slack for v in head.values())):

@@ -19,6 +19,7 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
+from edgewise.codecs.rotate import rotate
 from edgewise.codecs.segments import groups, segments
 from edgewise.codecs.shared_top_k import shared_top_k
 from edgewise.codecs.sketch import sketch
@@ -94,6 +95,12 @@ class SegmentsParams(Params):
     cycle: int = Field(1, ge=1, description="groups of about equal size; round r moves and trains group r mod cycle")
 
 
+class RotateParams(Params):
+    """A shared random rotation: no coordinate stands out afterwards."""
+
+    block: int = Field(32768, ge=64, le=2**20, description="coordinates that are mixed; a power of two")
+
+
 class RandomKParams(Params):
     """The same random coordinates on all devices of a round."""
 
@@ -125,11 +132,15 @@ class SketchParams(Params):
 
 
 class QuantizeParams(Params):
-    """Few bits per coordinate by unbiased stochastic rounding."""
+    """Few bits per coordinate."""
 
-    bits: int = Field(8, ge=2, le=16)
-    grid: Literal["block", "shared"] = Field("block", description="a scale per block travels, or one public grid")
-    block: int = Field(64, ge=8, le=65536)
+    bits: int = Field(8, ge=1, le=16, description="block 1-8, shared 1-16, eden 1-4, sign 1, pair 2, nf4 4")
+    grid: Literal["block", "shared", "eden", "sign", "pair", "nf4"] = Field(
+        "block",
+        description="unbiased: block (a scale per block travels), shared (one public grid), eden (after rotate); "
+        "biased: sign, pair (two magnitudes), nf4",
+    )
+    block: int = Field(64, ge=8, le=65536, description="coordinates per travelling scale; not of shared and eden")
 
 
 class MixedParams(Params):
@@ -252,6 +263,7 @@ BUILT_IN = Catalogue(
             lambda p, spec, phase: segments(spec, p.names, p.cycle, phase),
             groups=lambda p, spec: groups(spec, p.names, p.cycle),
         ),
+        "rotate": Entry(RotateParams, lambda p, _: rotate(p.block)),
         "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased)),
         "shared_top_k": Entry(SharedTopKParams, lambda p, spec: shared_top_k(spec, p.fraction, p.explore)),
         "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),

@@ -1,0 +1,36 @@
+"""A block's scale travels as bfloat16, the upper half of a float32: rounded up, down, or at random without bias."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.codecs import kernels
+
+SLACK = 1.0 + 2.0**-7  # rounding up multiplies by at most this
+SMALLEST = np.float32(2.0**-126)  # below (float32 denormals) a scale is zero
+LARGEST = np.float32(2.0**127 * (2.0 - 2.0**-7))  # the largest finite bfloat16
+_HIGH, _LOW = np.uint32(0xFFFF0000), np.uint32(0xFFFF)
+
+Scales = NDArray[np.float32]
+
+
+def rounded_up(values: NDArray[np.float32]) -> Scales:
+    """Non-negative float32[n] -> the next bfloat16 at or above, at most LARGEST."""
+    up = ((np.minimum(values, LARGEST).view(np.uint32) + _LOW) & _HIGH).view(np.float32)
+    return np.where(values < SMALLEST, np.float32(0.0), up)
+
+
+def rounded_down(values: NDArray[np.float64]) -> Scales:
+    """Non-negative float64[n] -> the next bfloat16 at or below."""
+    x = np.minimum(values, np.float64(LARGEST)).astype(np.float32)
+    x = np.where(x > values, np.nextafter(x, np.float32(0.0)), x)
+    return np.where(x < SMALLEST, np.float32(0.0), (x.view(np.uint32) & _HIGH).view(np.float32))
+
+
+def rounded_randomly(values: NDArray[np.float64], seed: np.uint64) -> Scales:
+    """Non-negative float64[n] -> the bfloat16 below or above, so that the mean is the value (to float32 precision)."""
+    x = np.minimum(values, np.float64(LARGEST)).astype(np.float32)
+    coins = np.array([int(65536.0 * kernels.uniform(seed, i)) for i in range(x.size)], np.uint32)
+    up = (np.minimum(x.view(np.uint32) + coins, LARGEST.view(np.uint32)) & _HIGH).view(np.float32)
+    return np.where(x < SMALLEST, np.float32(0.0), up)
