@@ -62,12 +62,12 @@ RUNGS: dict[str, Table] = {
     "shared_top_k 10 %": {"stage": feedback({"kind": "shared_top_k", "fraction": 0.1})},
     "sketch / 10": {"stage": [{"kind": "sketch", "ratio": 10.0, "keep": 0.05}]},
     "low_rank 4": {"stage": feedback({"kind": "low_rank", "rank": 4})},
-    "cycle 2, eden 1": {"stage": [{"kind": "segments", "cycle": 2}, *eden(1)]},
+    "cycle 2 eden 1": {"stage": [{"kind": "segments", "cycle": 2}, *eden(1)]},
     "lora 8": {"stage": [], "trainable": lora(8), "training": {"lr": 1e-2}},
-    "lora 8, eden 2": {"stage": eden(2), "trainable": lora(8), "training": {"lr": 1e-2}},
-    "lora 8, eden 1": {"stage": eden(1), "trainable": lora(8), "training": {"lr": 1e-2}},
-    "lora 2, eden 1": {"stage": eden(1), "trainable": lora(2), "training": {"lr": 1e-2}},
-    "lora 8, top 5 %": {"stage": top(5), "trainable": lora(8), "training": {"lr": 1e-2}},
+    "lora 8 eden 2": {"stage": eden(2), "trainable": lora(8), "training": {"lr": 1e-2}},
+    "lora 8 eden 1": {"stage": eden(1), "trainable": lora(8), "training": {"lr": 1e-2}},
+    "lora 2 eden 1": {"stage": eden(1), "trainable": lora(2), "training": {"lr": 1e-2}},
+    "lora 8 top 5 %": {"stage": top(5), "trainable": lora(8), "training": {"lr": 1e-2}},
 }
 
 
