@@ -75,6 +75,7 @@ def make_run(
             "upload_bytes": plan.upload_bytes(0),
             "dim": plan.spec.dim,
             "population": devices,
+            "rungs": list(plan.rungs),
         },
     }
     with RunStore(out) as store:
@@ -115,7 +116,8 @@ def _round(
     for i, d in enumerate(gone):
         told.append(events.Lost(round=number, device=d, code="E-NAN" if (i + number) % 4 == 0 else "dropped"))
     for d in accepted:
-        told.append(events.Accepted(round=number, device=d, bytes_up=up, train_s=0.41, encode_s=0.012))
+        rung = names.index(d) % len(plan.rungs) if plan.rungs else -1
+        told.append(events.Accepted(round=number, device=d, bytes_up=up, train_s=0.41, encode_s=0.012, rung=rung))
     loss = 6.3 - 1.4 * (1 - math.exp(-(number + 1) / 4))
     told.append(
         events.RoundFinished(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -9,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from edgewise.apps import charts, plots, report, sections, summary, words
+from edgewise.apps import charts, plots, report, result, sections, summary, words
 from edgewise.apps.toml_text import toml
 from edgewise.drivers.store import RunStore
 from edgewise.plan.recipe import from_plain, parse
@@ -239,3 +241,17 @@ def test_numbers_as_people_read_them() -> None:
     assert words.against(1.0, 1.0) == "same size as the whole model in float32"
     assert words.sparkline([1.0, 1.0]) == "▄▄"
     assert words.lost("E-NAN") == "training produced a value that is not finite"
+
+
+def test_codecs_that_devices_chose_are_shown(tmp_path: Path) -> None:
+    make_run(tmp_path, codec="adaptive", stage=[{"kind": "weigh"}])
+    with RunStore(tmp_path) as store:
+        s = summary.build(store)
+        report.write(store, s, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    checked(page)
+    assert "Codecs that devices chose" in page
+    assert "mixed 3 bit" in page
+    console = Console(width=200, record=True, file=io.StringIO())
+    result.show(console, s, tmp_path)
+    assert re.search(r"rungs +\d+ × 8 bit, \d+ × 4 bit", console.export_text())

@@ -14,6 +14,7 @@ from edgewise.apps import summary
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.drivers.store import RunStore
+from edgewise.plan.ladder import RUNGS
 from unit.made_run import make_run
 
 
@@ -133,6 +134,23 @@ def test_a_device_that_was_given_up_and_answered_counts_once(tmp_path: Path) -> 
         store.append(events.Accepted(round=0, device="re", bytes_up=10, train_s=0.0, encode_s=0.0))
         s = summary.build(store)
     assert s["participation"]["lost_by_code"] == {}
+
+
+def test_rungs_are_counted_by_contributions_and_devices(full: dict[str, Any], tmp_path: Path) -> None:
+    assert full["rungs"] == [], "a fixed codec has no rungs"
+    make_run(tmp_path, rounds_played=0, codec="adaptive", stage=[{"kind": "weigh"}])
+    with RunStore(tmp_path) as store:
+        for number, device, rung in ((0, "re", 0), (0, "xml", 3), (1, "re", 3), (1, "xml", 3)):
+            store.append(
+                events.Accepted(
+                    round=number, device=device, bytes_up=100 + number, train_s=0.0, encode_s=0.0, rung=rung
+                )
+            )
+        rows = summary.build(store)["rungs"]
+    assert [r["name"] for r in rows] == [r.name for r in RUNGS[1:]], "float32 is above 5 MB here"
+    assert [(r["accepted"], r["devices"]) for r in rows[:5]] == [(1, 1), (0, 0), (0, 0), (3, 2), (0, 0)]
+    assert rows[1]["bytes_up"] is None
+    assert rows[3]["bytes_up"] == pytest.approx(302 / 3)
 
 
 def test_contributions_to_an_abandoned_round_do_not_count(tmp_path: Path) -> None:
