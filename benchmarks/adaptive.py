@@ -32,7 +32,7 @@ from edgewise.apps.summary import perplexity
 from edgewise.core import events, frame
 from edgewise.plan import recipe as recipes
 
-RUNGS = ("float32", "8 bit", "4 bit", "top 5 %, 8 bit", "top 1 %, 4 bit", "top 0.02 %, 4 bit")
+RUNGS = ("float32", "8 bit", "4 bit", "eden 1 bit", "top 5 %, 2 bit", "top 1 %, 2 bit", "top 0.02 %, 2 bit")
 
 # byte_model has 188,928 parameters, the recipe's model 852,992 trained ones: the same shares of the deadline.
 SMALL = {

@@ -132,7 +132,7 @@ def test_the_table_of_links_is_what_devices_do() -> None:
     by_link = {r["mbit"]: r for r in found["links"]}
     assert by_link[20.0]["rung"] == "float32"
     assert by_link[0.1]["late"], "the download alone takes 38 s"
-    assert by_link[0.1]["rung"] == "top 0.02 %, 4 bit"
+    assert by_link[0.1]["rung"] == "top 0.02 %, 2 bit"
     assert by_link[0.3]["total_s"] == pytest.approx(12.8 + 10 + 8 * by_link[0.3]["bytes"] / 3e5)
     assert explain.ladder(plan_of(codec="stages")) is None
     for table in check.ladder_tables(found):
