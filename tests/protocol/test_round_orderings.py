@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
-from edgewise.core import events, frame
+from edgewise.core import events, frame, vector
 from edgewise.core.errors import DataError, RoundError
 from edgewise.core.keys import Turn, derive
 from edgewise.core.vector import Spec
@@ -60,8 +60,9 @@ class Mailbox:
     def now_s(self):
         return self.clock
 
-    def publish(self, blob):
-        return "0" * 64
+    def publish(self, blobs):
+        self.blobs = tuple(blobs)
+        return tuple(vector.digest(b) for b in blobs)
 
     def send(self, to, raw):
         self.sent.append((to, frame.load(raw)))

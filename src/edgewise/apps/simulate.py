@@ -223,6 +223,7 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, out: Path, exten
         "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
         "plan": {
             "trace": explain.trace(plan, catalogue),
+            "trace_down": explain.trace_down(plan),
             "claims": list(plan.claims),
             "upload_bytes": plan.upload_bytes,
             "dim": spec.dim,
@@ -244,9 +245,8 @@ def _versions() -> dict[str, str]:
 
 def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | None, tell: Tell) -> None:
     plan = loaded.plan
-    cohort: Cohort = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key))
-    if wrap is not None:
-        cohort = wrap(cohort)
+    simulated = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key))
+    cohort: Cohort = simulated if wrap is None else wrap(simulated)
 
     federation = Federation(
         plan=plan,
@@ -258,6 +258,8 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         entropy=lambda number: keys.derive(plan.key, "noise", number),
     )
     checkpoint = federation.begin(loaded.initial)
+    if checkpoint.down is not None:
+        simulated.restore(checkpoint.down)
     resumed = checkpoint.next_round if checkpoint.next_round else -1
     tell(
         events.RunStarted(

@@ -44,13 +44,14 @@ class RoundStarted(Event, frozen=True, tag="round_started"):
 
 
 class Accepted(Event, frozen=True, tag="accepted"):
-    """A contribution entered the round's sum."""
+    """A contribution entered the round's sum; ``bytes_down`` is what its device had to download for it."""
 
     round: int
     device: str
     bytes_up: int
     train_s: float
     encode_s: float
+    bytes_down: int = 0
 
 
 class Lost(Event, frozen=True, tag="lost"):
@@ -65,7 +66,8 @@ class Lost(Event, frozen=True, tag="lost"):
 class RoundFinished(Event, frozen=True, tag="round_finished"):
     """The model moved, or with ``met=False`` the round was abandoned and it did not.
 
-    ``head`` holds the weighted means that travelled with the updates (train losses).
+    ``head`` holds the weighted means that travelled with the updates (train losses). ``lag_l2`` is the L2 distance of
+    the model from what devices will be given of it in the next round; 0.0 where they are given the model itself.
     """
 
     round: int
@@ -82,6 +84,7 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
     aggregate_s: float
     seconds: float
     model: str
+    lag_l2: float = 0.0
 
 
 class Evaluated(Event, frozen=True, tag="evaluated"):

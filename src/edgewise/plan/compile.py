@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Never
 
 from edgewise.codecs import pack
 from edgewise.core import keys
-from edgewise.core.errors import RecipeError
+from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import HEAD, HEAD_BOUND, Pipeline, Stage, pipeline
-from edgewise.core.vector import Spec
+from edgewise.core.vector import Array, Spec
+from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import Catalogue, Entry, make
 from edgewise.plan.recipe import Recipe
 from edgewise.strategies.base import Strategy
 
 MESSAGE_LIMIT_BYTES = 2**32 - 2**20  # MessagePack's largest binary field, less room for the rest
+DELTA_FRAME_BYTES = 75  # of a ``frame.Delta``: all but its payload, give or take the digits of its integers
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Sampling:
 class Plan:
     """Everything that a run needs to know, checked to compose.
 
-    ``secagg`` and ``spend`` are None until secure aggregation and differential privacy are asked for.
+    ``pipeline`` is the way of an update up; ``downlink`` that of the model's change down, a pipeline of one
+    contribution, None where devices download the model itself. ``secagg`` and ``spend`` are None until secure
+    aggregation and differential privacy are asked for.
     """
 
     recipe: Recipe
@@ -68,6 +72,7 @@ class Plan:
     strategy: Strategy
     sampling: Sampling
     claims: tuple[str, ...]
+    downlink: Pipeline | None = None
     secagg: None = None
     spend: None = None
 
@@ -99,9 +104,14 @@ class Plan:
             factor = 0.1 + 0.45 * (1.0 + math.cos(math.pi * round / self.rounds))
         return LocalRule(steps=t.local_steps, lr=t.lr * factor, prox_mu=self.strategy.prox_mu)
 
-    def turn(self, round: int, private: keys.Key = b"") -> keys.Turn:
+    def turn(self, round: int, private: keys.Key = b"", support: Array | None = None) -> keys.Turn:
         """The codec's view of a round."""
-        return keys.Turn(round, self.public(round), private)
+        return keys.Turn(round, self.public(round), private, support)
+
+    def turn_down(self, round: int) -> keys.Turn:
+        """The downlink's view of the delta that leads to the model of a round. Its public key travels in the delta."""
+        public = keys.derive(self.public(round), "downlink")
+        return keys.Turn(round, public, keys.derive(self.key, "downlink", round))
 
     def public(self, round: int) -> keys.Key:
         """The round's public key, announced in the invitation."""
@@ -118,6 +128,22 @@ class Plan:
     def upload_bytes(self) -> float:
         """Expected payload bytes of one contribution."""
         return pack.size_bytes(self.pipeline.encoded)
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of the model vector in float32: what a device downloads that has nothing to start from."""
+        return 4 * self.spec.dim
+
+    @property
+    def delta_bytes(self) -> float | None:
+        """Expected bytes of one round's delta, its frame included; None where there are no deltas."""
+        return None if self.downlink is None else pack.size_bytes(self.downlink.encoded) + DELTA_FRAME_BYTES
+
+    @property
+    def support_bytes(self) -> float:
+        """Expected bytes of the positions of the last release that devices are told each round; 0 where none are."""
+        n = min(self.pipeline.encoded.support, self.spec.dim)
+        return pack.support_bytes(n, self.spec.dim) if n else 0.0
 
 
 def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -> Plan:
@@ -148,16 +174,62 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
                 'train less: trainable.kind = "lora" or "layers".',
             )  # fmt: skip
     strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
-    return Plan(recipe, recipe.sha256(), spec, pipe, strategy, sampling, _claims(recipe, pipe, sampling))
+    down = _downlink(build_stages(recipe.downlink, spec, catalogue.stages, "[[downlink]]"), spec)
+    return Plan(recipe, recipe.sha256(), spec, pipe, strategy, sampling, _claims(recipe, pipe, sampling), down)
 
 
-def build_stages(tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry]) -> list[Stage]:
-    """The stages of a recipe in order; a combinator takes everything after it inside."""
+def _downlink(stages: Sequence[Stage], spec: Spec) -> Pipeline | None:
+    """The way down: one contribution, the server's, with nothing beside it. None where there are no stages.
+
+    Raises:
+        CompositionError: E-ORDER for what cannot work there, besides whatever the stages refuse by themselves.
+        RecipeError: E-COMBO where a delta would be no smaller than the model.
+    """
+    if not stages:
+        return None
+    if any(stage.server is not None for stage in stages):
+        _refuse_down(stages, "a stage has its own memory on the server: it undoes a mean, and nothing is averaged here")
+    start = Space(dim=spec.dim, quorum=Quorum(1, 1), universe=spec.dim)
+    pipe = pipeline(start, stages, plain_sum())
+    out = pipe.encoded
+    if out.memory or pipe.init():
+        _refuse_down(
+            stages, "what a delta leaves out comes back by itself, as the next one is taken against what devices hold"
+        )
+    if out.head:
+        _refuse_down(stages, "there is one model to send and nothing to weigh")
+    if out.support:
+        _refuse_down(stages, "a stage needs the positions of the last release, and a late device has only the newest")
+    if out.gain > 1.0:
+        raise CompositionError(
+            "E-ORDER",
+            f"[[downlink]]: a stage stretches what it keeps {out.gain:.3g} times, so what deltas leave out would grow.",
+            "set unbiased = false for random_k.",
+        )
+    size, snapshot = pack.size_bytes(out) + DELTA_FRAME_BYTES, 4 * spec.dim
+    if size >= snapshot:
+        raise RecipeError(
+            "E-COMBO", f"[[downlink]]: a delta would have {size:.0f} bytes, the whole model has {snapshot}.",
+            "compress more, or leave out [[downlink]].",
+        )  # fmt: skip
+    return pipe
+
+
+def _refuse_down(stages: Sequence[Stage], why: str) -> Never:
+    names = ", ".join(stage.name for stage in stages)
+    raise CompositionError("E-ORDER", f"[[downlink]] {names}: {why}.", "take it out of [[downlink]].")
+
+
+def build_stages(
+    tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry], label: str = "[[stage]]"
+) -> list[Stage]:
+    """The stages of a recipe's list in order; a combinator takes everything after it inside. ``label`` is the list's
+    place in the recipe, for messages."""
     stages: list[Stage] = []
     for i, table in enumerate(tables):
-        where = f"[[stage]] {i + 1}"
+        where = f"{label} {i + 1}"
         if (kind := table.get("kind")) in entries and entries[str(kind)].combinator:
-            stages.append(make(entries, where, table, spec, build_stages(tables[i + 1 :], spec, entries)))
+            stages.append(make(entries, where, table, spec, build_stages(tables[i + 1 :], spec, entries, label)))
             return stages
         stages.append(make(entries, where, table, spec))
     return stages
