@@ -22,7 +22,8 @@ SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def start(out, engine, resume, sleep="0.02", settings=()):
-    env = {**os.environ, "PYTHONPATH": str(SUPPORT), "TOY_SLEEP": sleep}
+    path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH", "")]))
+    env = {**os.environ, "PYTHONPATH": path, "TOY_SLEEP": sleep}
     return subprocess.Popen(
         [sys.executable, str(SUPPORT / "toy_run.py"), str(out), engine, str(int(resume)), *settings],
         stdout=subprocess.PIPE,
