@@ -6,6 +6,7 @@ import io
 import os
 import sqlite3
 import zlib
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -14,10 +15,11 @@ import sqlalchemy as sa
 
 from edgewise.core import events
 from edgewise.core.errors import StoreError
+from edgewise.core.vector import digest, to_bytes
 from edgewise.drivers import store as module
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.store import RunStore
-from edgewise.engine.ports import Arrived, Checkpoint, Expired, Lost
+from edgewise.engine.ports import Arrived, Checkpoint, Delta, Downlink, Expired, Lost
 from edgewise.strategies.base import State
 
 RECORDS = [Arrived("a", b"frame" * 50, 1.5, 0.1, 0.2), Lost("b", "dropped", 2.0), Arrived("c", b"", 3.0), Expired(9.0)]
@@ -45,6 +47,43 @@ def test_commit_and_load_round_trip(store):
     assert loaded.accepted == {"a": 0}
     np.testing.assert_array_equal(loaded.state.params, np.full(5, 3.0, np.float32))
     np.testing.assert_array_equal(loaded.state.slots["m"], np.full(5, 6.0, np.float32))
+
+
+def downlink(n, first):
+    """As after n rounds with deltas from round ``first`` on."""
+    ring = tuple(Delta(r, digest(b"delta %d" % r), f"base {r}", b"delta %d" % r) for r in range(first, n + 1))
+    x = np.full(5, 100.0 + n, np.float32)
+    return Downlink(n, x, digest(to_bytes(x)), ring, np.full(5, 100.0 + first - 1, np.float32))
+
+
+def test_what_devices_hold_is_part_of_the_checkpoint(store):
+    store.commit(replace(checkpoint(0), down=downlink(0, 1)), (), ())
+    assert store.load().down.ring == ()
+    for n, first in ((1, 1), (2, 1), (3, 2)):
+        held = {"a": n - 1, "b": first}
+        memory = {"release/support": np.array([2, 4]), "0.e": np.ones(2, np.float32)}
+        store.commit(replace(checkpoint(n), down=downlink(n, first), held=held, memory=memory), (), ())
+        loaded, expected = store.load(), downlink(n, first)
+        assert loaded.held == held
+        assert (loaded.down.round, loaded.down.model, loaded.down.ring) == (n, expected.model, expected.ring)
+        assert loaded.down.anchor_round == first - 1
+        np.testing.assert_array_equal(loaded.down.shadow, expected.shadow)
+        np.testing.assert_array_equal(loaded.down.anchor, expected.anchor)
+        np.testing.assert_array_equal(loaded.memory["release/support"], [2, 4])
+    store.commit(replace(checkpoint(4), down=downlink(4, 3)), (), ())
+    assert store.load().held == {}
+
+
+def test_deltas_that_left_the_ring_are_swept(store):
+    for n in range(9):
+        store.commit(replace(checkpoint(n), down=downlink(n, max(1, n - 1))), (), ())
+    blobs = {p.name for p in (store.out / "blobs").iterdir()}
+    assert {n for n in range(1, 9) if digest(b"delta %d" % n) in blobs} == {7, 8}
+    assert downlink(8, 7).model in blobs
+    assert downlink(2, 1).model not in blobs
+    (store.out / "blobs" / digest(b"delta 8")).write_bytes(b"delta 9")
+    with pytest.raises(StoreError, match="E-CHECKPOINT"):
+        store.load()
 
 
 def test_old_vectors_are_swept_and_the_first_kept(store):

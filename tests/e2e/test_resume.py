@@ -14,6 +14,7 @@ import pytest
 from toy_recipe import make_recipe
 
 from edgewise.apps import simulate
+from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.drivers.store import RunStore
 
@@ -21,11 +22,12 @@ SUPPORT = Path(__file__).parents[1] / "support"
 
 
 # Layer-wise: residuals of two phases, and a server momentum that rests every second round.
-TURNS = 'stage=[{kind="segments",cycle=2},{kind="weigh"},{kind="feedback"},{kind="top_k",fraction=0.2}]'
+TURNS = ('stage=[{kind="segments",cycle=2},{kind="weigh"},{kind="feedback"},{kind="top_k",fraction=0.2}]',)
 
 
 def start(out, engine, resume, sleep="0.02", settings=()):
-    env = {**os.environ, "PYTHONPATH": str(SUPPORT), "TOY_SLEEP": sleep}
+    path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH", "")]))
+    env = {**os.environ, "PYTHONPATH": path, "TOY_SLEEP": sleep}
     return subprocess.Popen(
         [sys.executable, str(SUPPORT / "toy_run.py"), str(out), engine, str(int(resume)), *settings],
         stdout=subprocess.PIPE,
@@ -55,10 +57,31 @@ def final(out):
         return store.models(), store.measures("federated"), store.measures("centralised"), store.measures("local_only")
 
 
+def down(out):
+    """What was downloaded: per round, and per device and round."""
+    with RunStore(out) as store:
+        told = store.events()
+    finished = [(e.round, e.bytes_down, e.lag_l2) for e in told if isinstance(e, events.RoundFinished)]
+    return finished, [(e.round, e.device, e.bytes_down) for e in told if isinstance(e, events.Accepted)]
+
+
+# Some devices of each round, so that deltas of several rounds are needed; 600 parameters, so that they pay.
+DOWNLINK = (
+    'downlink=[{kind = "top_k", fraction = 0.1}, {kind = "quantize", bits = 4}]',
+    'round.sampling="fixed"', "round.cohort=5", "simulation.dropout=0.1", "round.rounds=6",
+)  # fmt: skip
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("engine", "settings"), [("inproc", []), ("pool", []), ("inproc", [TURNS])])
-def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, engine, settings):
+@pytest.mark.parametrize(
+    ("engine", "settings"),
+    [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("inproc", DOWNLINK), ("pool", DOWNLINK)],
+    ids=["inproc", "pool", "inproc-turns", "inproc-downlink", "pool-downlink"],
+)
+def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, monkeypatch, engine, settings):
     calm = tmp_path / "calm"
+    if settings == DOWNLINK:
+        monkeypatch.setenv("TOY_DIM", "600")
     assert not kill_after(start(calm, engine, False, "0", settings), 10**9)
     stormy, kills = tmp_path / "stormy", 0
     # 4 rounds x 8 devices print about 70 events; every attempt gets a little further before it is killed.
@@ -69,6 +92,7 @@ def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, engine, se
         kills += 1
     assert kills >= 6
     assert final(calm) == final(stormy)
+    assert down(calm) == down(stormy)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
-from edgewise.core import events, frame
+from edgewise.core import events, frame, vector
 from edgewise.core.errors import DataError, RoundError
 from edgewise.core.keys import Turn, derive
 from edgewise.core.vector import Spec
@@ -60,8 +62,9 @@ class Mailbox:
     def now_s(self):
         return self.clock
 
-    def publish(self, blob):
-        return "0" * 64
+    def publish(self, blobs):
+        self.blobs = tuple(blobs)
+        return tuple(vector.digest(b) for b in blobs)
 
     def send(self, to, raw):
         self.sent.append((to, frame.load(raw)))
@@ -289,6 +292,93 @@ def test_invitations_name_the_last_accepted_round():
     store.checkpoint = Checkpoint(0, PLAN.strategy.init(np.zeros(DIM, np.float32)), {"d1": 7})
     _, _, mailbox = play([good(d) for d in DEVICES], store)
     assert {to: m.accepted for to, m in mailbox.sent} == {**dict.fromkeys(DEVICES, -1), "d1": 7}
+
+
+DOWN = compile_plan(
+    make_recipe(
+        {
+            "round.rounds": 1,
+            "stage": [{"kind": "weigh", "cap": 10}],
+            "strategy": {"kind": "fedavg"},
+            "downlink": [{"kind": "quantize", "bits": 4}],
+        }
+    ),
+    Spec.of([("w", (300,), "float32")]),
+    len(DEVICES),
+    BUILT_IN,
+)
+
+
+def downloaded(device, number, code=""):
+    """An answer to an invitation of the plan with a downlink: a contribution, or a refusal."""
+    if code:
+        raw = frame.dump(frame.Refusal(run=DOWN.run, round=number, device=device, code=code, reason=""))
+        return Arrived(device, raw, 1.0)
+    x = np.random.default_rng([number, int(device[1:])]).normal(size=300).astype(np.float32)
+    turn = Turn(number, DOWN.public(number), derive(DOWN.key, device))
+    payload, _ = DOWN.at(number).encode(x, {"loss_first": 2.0, "loss_last": 1.0}, 10.0, {}, turn)
+    body = pack.pack(payload, DOWN.at(number).encoded)
+    return Arrived(device, frame.dump(frame.Contribution(run=DOWN.run, round=number, device=device, payload=body)), 1.0)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.lists(st.sampled_from(["answers", "answers", "stale", "NaN", "silent"]), min_size=6, max_size=6),
+                min_size=2, max_size=6))  # fmt: skip
+def test_devices_get_deltas_from_the_model_they_certainly_hold(rounds):
+    """Whoever answered holds that round's model, in met and abandoned rounds; who is stale holds nothing."""
+    store, holds, shadows = MemoryStore(), {}, []
+    mailbox = Mailbox([])
+    loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32))
+    checkpoint = loop.begin(np.zeros(300, np.float32))
+    for number, fates in enumerate(rounds):
+        checkpoint = replace(checkpoint, unmet=0)
+        shadows.append(checkpoint.down.model)
+        codes = {"answers": "", "stale": "E-STALE", "NaN": "E-NAN"}
+        told = [(d, codes[f]) for d, f in zip(DEVICES, fates, strict=True) if f != "silent"]
+        mailbox.sent.clear()
+        mailbox.script[:] = [downloaded(d, number, code) for d, code in told]
+        before, at = dict(holds), len(store.events)
+        after = loop.round(checkpoint)
+        blobs = {vector.digest(b): b for b in mailbox.blobs}
+        for device, letter in mailbox.sent:
+            since = before.get(device)
+            reach = since is not None and since >= checkpoint.down.anchor_round
+            assert letter.model == shadows[number]
+            assert (letter.base, len(letter.deltas)) == ((shadows[since], number - since) if reach else ("", 0))
+            assert all(d in blobs for d in (letter.deltas if reach else (letter.model,)))
+        for e in store.events[at:]:
+            if isinstance(e, events.Accepted):
+                holds[e.device] = number
+            elif isinstance(e, events.Lost) and e.code == "E-STALE":
+                holds.pop(e.device, None)
+        checkpoint = after
+        assert checkpoint.held == {d: r for d, r in holds.items() if r >= checkpoint.down.anchor_round}
+
+
+def test_a_crash_in_a_round_with_deltas_changes_nothing():
+    def play_two(cut):
+        store, mailbox = MemoryStore(), Mailbox([downloaded(d, 0) for d in DEVICES])
+        loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32))
+        checkpoint = loop.round(loop.begin(np.zeros(300, np.float32)))
+        answers = [downloaded(d, 1) for d in DEVICES]
+        if cut:
+            mailbox.script[:] = [*answers[:cut], CRASH]
+            with pytest.raises(_Crashed):
+                loop.round(checkpoint)
+            answers = answers[cut:]
+            mailbox = Mailbox([])
+            loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32))
+            checkpoint = store.load()
+        mailbox.script[:] = answers
+        return loop.round(checkpoint), store.events, mailbox.blobs
+
+    calm, told, blobs = play_two(0)
+    for cut in (1, 3, 5):
+        stormy, again, same = play_two(cut)
+        assert same == blobs
+        assert again == told
+        assert (stormy.held, stormy.down.ring) == (calm.held, calm.down.ring)
+        np.testing.assert_array_equal(stormy.state.params, calm.state.params)
 
 
 def test_three_unmet_rounds_in_a_row_stop_the_run():

@@ -71,6 +71,7 @@ def make_run(
         "started_at": 1_790_000_000.0,
         "plan": {
             "trace": explain.trace(plan),
+            "trace_down": explain.trace_down(plan),
             "claims": list(plan.claims),
             "upload_bytes": plan.upload_bytes(0),
             "dim": plan.spec.dim,
@@ -106,6 +107,8 @@ def make_run(
 def _round(
     plan: Plan, names: list[str], number: int, draw: np.random.Generator
 ) -> tuple[list[events.AnyEvent], list[str]]:
+    deltas = plan.delta_bytes is not None and number > 0
+    down = (round(plan.delta_bytes or 0) if deltas else 4 * plan.spec.dim) + 310
     up, fate = round(plan.upload_bytes(0)) + 230, draw.random(len(names))
     gone = [d for d, f in zip(names, fate, strict=True) if f < 0.06]
     late = [d for d, f in zip(names, fate, strict=True) if 0.06 <= f < 0.09]
@@ -117,7 +120,11 @@ def _round(
         told.append(events.Lost(round=number, device=d, code="E-NAN" if (i + number) % 4 == 0 else "dropped"))
     for d in accepted:
         rung = names.index(d) % len(plan.rungs) if plan.rungs else -1
-        told.append(events.Accepted(round=number, device=d, bytes_up=up, train_s=0.41, encode_s=0.012, rung=rung))
+        told.append(
+            events.Accepted(
+                round=number, device=d, bytes_up=up, bytes_down=down, train_s=0.41, encode_s=0.012, rung=rung
+            )
+        )
     loss = 6.3 - 1.4 * (1 - math.exp(-(number + 1) / 4))
     told.append(
         events.RoundFinished(
@@ -127,7 +134,7 @@ def _round(
             lost=len(gone),
             late=len(late),
             bytes_up=up * len(accepted),
-            bytes_down=(4 * plan.spec.dim + 310) * len(names),
+            bytes_down=down * len(names),
             update_l2=2.0 / (number + 1),
             head={"loss_first": loss + 0.25, "loss_last": loss},
             train_s=0.41 * len(accepted),
@@ -135,6 +142,7 @@ def _round(
             aggregate_s=0.11,
             seconds=4.2 + 0.1 * math.sin(number),
             model="ab" * 32,
+            lag_l2=0.25 if plan.downlink else 0.0,
         )
     )
     return told, accepted

@@ -145,6 +145,20 @@ def test_check_says_what_would_happen_and_runs_nothing(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["toy.toml"]
 
 
+def test_check_tells_the_way_down(folder: Path) -> None:
+    down = ("--set", 'downlink=[{kind="quantize", bits=4}]')
+    found = envelope(call("check", "toy.toml", *TOY, *down, "--json"))
+    assert [r["role"] for r in found["trace_down"]] == ["start", "stage"]
+    assert found["bytes"]["down"] < found["bytes"]["snapshot"] == 4 * 64
+    assert found["bytes"]["down_total"] == pytest.approx(5 * (found["bytes"]["snapshot"] + 2 * found["bytes"]["down"]))
+    text = " ".join(call("check", "toy.toml", *TOY, *down).stdout.split())
+    assert "the way down" in text
+    assert "one that was not: the deltas of up to 1 missed round, else the model, 256 B" in text
+    assert "E-KEY" in call("check", "toy.toml", *TOY, "--set", "downlink.0.bits=4").stderr
+    assert "(default 8)" in call("schema", "--field", "downlink.quantize").stdout
+    assert "the way down" not in call("check", "toy.toml", *TOY).stdout
+
+
 def test_assignments_are_toml_with_a_text_fallback() -> None:
     given = ["a.b=1", "c=2.5", "d=true", "e=[1, 2]", 'f="x y"', "g=plain", "h=x=y", "i="]
     assert runs.assignments(given) == {

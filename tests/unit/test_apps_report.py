@@ -75,6 +75,7 @@ CASES: dict[str, dict[str, Any]] = {
     "no comparisons": {"compare": {"local_only": False, "centralised": False}},
     "many devices": {"devices": 300, "round": {"rounds": 3, "sampling": "fixed", "cohort": 20}},
     "feedback": {"stage": [{"kind": "feedback"}, {"kind": "top_k", "fraction": 0.01}, {"kind": "clip", "l2": 1.0}]},
+    "downlink": {"downlink": [{"kind": "quantize", "bits": 4}]},
     "one device": {"devices": 1},
     "no metrics": {"metrics": "none"},
     "bare facts": {"facts": {"plan": {}, "devices": None, "parameters": None, "versions": {}, "started_at": None}},
@@ -103,6 +104,19 @@ def test_the_page_says_the_summarys_numbers(tmp_path: Path) -> None:
         assert x in page
     for claim in s["plan"]["claims"]:
         assert claim.replace('"', "&quot;").replace("'", "&#x27;") in page
+
+
+def test_the_way_down_is_shown_where_there_is_one(tmp_path: Path) -> None:
+    _, plain = made(tmp_path / "a")
+    s, page = made(tmp_path / "b", downlink=[{"kind": "quantize", "bits": 8}])
+    for said in ("The way down", "quantize(8, block)", "devices behind by"):
+        assert said in page
+        assert said not in plain
+    down = s["bytes"]["down_per_device_round"]
+    assert s["bytes"]["float32_update"] / 4 < down < s["bytes"]["float32_update"] / 2, "the model once, then a quarter"
+    assert s["per_round"][3]["lag_l2"] == 0.25
+    devices = [d for d in s["per_device"] if d["rounds"]]
+    assert sum(d["bytes_down"] for d in devices) < s["bytes"]["down_total"]
 
 
 def test_names_from_data_cannot_become_markup(tmp_path: Path) -> None:

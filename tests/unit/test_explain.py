@@ -95,6 +95,44 @@ def test_cost_compares_with_the_whole_model() -> None:
     assert isclose(unknown["down_ratio"], 1.0)
 
 
+DOWN = [{"kind": "top_k", "fraction": 0.01}, {"kind": "quantize", "bits": 4}]
+
+
+def test_the_way_down_is_a_trace_of_its_own() -> None:
+    rows = explain.trace_down(made_plan(downlink=DOWN))
+    assert [(r["role"], r["name"]) for r in rows] == [
+        ("start", "change of the model"), ("stage", "top_k(0.01)"), ("stage", "quantize(4, block)")
+    ]  # fmt: skip
+    assert rows[1]["does"] == "keeps 1 % of the coordinates, chosen by the server"
+    json.dumps(rows, allow_nan=False)
+    assert explain.trace_down(made_plan()) == []
+
+
+def test_cost_of_a_device_that_is_there_every_round_and_of_one_that_was_not() -> None:
+    plan = made_plan(downlink=[{"kind": "quantize", "bits": 4}])
+    cost = explain.cost(plan)
+    assert cost["down"] == plan.delta_bytes
+    assert plan.delta_bytes is not None
+    assert cost["snapshot"] == 4 * plan.spec.dim
+    assert cost["down_missed"] == 6, "32 bits are 7.1 times 4.5"
+    assert isclose(cost["down_ratio"], 4 * plan.spec.dim / plan.delta_bytes)
+    plain = explain.cost(made_plan())
+    assert (plain["down"], plain["down_missed"]) == (plain["snapshot"], None)
+
+
+def test_downloads_of_a_whole_run() -> None:
+    plain, everybody = made_plan(), made_plan(downlink=DOWN)
+    snapshot, delta = float(plain.snapshot_bytes), everybody.delta_bytes
+    assert delta is not None
+    assert isclose(explain.down_total(plain), 17 * 12 * snapshot)
+    assert isclose(explain.down_total(everybody), 17 * (snapshot + 11 * delta)), "the model once, then deltas"
+    some = made_plan(downlink=DOWN, round={"rounds": 3, "sampling": "poisson", "cohort": 4})
+    p = 4 / 17
+    second = p * delta + (1 - p) * snapshot
+    third = p * delta + p * (1 - p) * 2 * delta + (1 - p) ** 2 * snapshot
+    assert isclose(explain.down_total(some), 4 * (snapshot + second + third))
+
+
 def seconds(plan: Plan, workers: int) -> tuple[float, float]:
     f = explain.forecast(plan, 0.5, workers)
     return f["federated_s"], f["compare_s"]

@@ -20,6 +20,7 @@ VALID = [bytes.fromhex(c["frame"]) for c in CASES["accept"]]
 def _plain(message: Any) -> dict[str, Any]:
     fields = {n: getattr(message, n) for n in message.__struct_fields__}
     fields = {k: v.hex() if isinstance(v, bytes) else v for k, v in fields.items()}
+    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
     if "rule" in fields:
         fields["rule"] = {n: getattr(message.rule, n) for n in message.rule.__struct_fields__}
         fields["rule"]["segments"] = list(message.rule.segments)

@@ -47,7 +47,6 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     forecast = explain.forecast(plan, step_s, workers)
     trained = sizes.get("trainable") or plan.spec.dim  # of the model; the run's vector may be shorter
     cost = explain.cost(plan, parameters, trained)
-    contributions = forecast["contributions_per_round"] * plan.rounds
     up_total = forecast["contributions_per_round"] * sum(map(plan.upload_bytes, range(plan.rounds)))
     return {
         "recipe_sha256": plan.run,
@@ -63,9 +62,10 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
             "minimum": plan.sampling.minimum,
         },
         "trace": explain.trace(plan, catalogue),
+        "trace_down": explain.trace_down(plan),
         "claims": list(plan.claims),
         "ladder": explain.ladder(plan, catalogue),
-        "bytes": {**cost, "up_total": up_total, "down_total": cost["down"] * contributions},
+        "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan)},
         "memory_bytes": sizes.get("memory_bytes") or None,
         "step_s": step_s or None,
         "workers": workers,
@@ -88,6 +88,8 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
     console.print(Text(path, "bold").append(f"  sha256 {found['recipe_sha256'][:12]}", "dim not bold"), soft_wrap=True)
     console.print()
     console.print(trace_table(found["trace"]))
+    if found["trace_down"]:
+        console.print(trace_table(found["trace_down"], "the way down"))
     console.print(Text("who learns what", "bold"))
     for claim in found["claims"]:
         console.print(Text(f"  • {claim}"))
@@ -133,13 +135,13 @@ def ladder_tables(found: Mapping[str, Any]) -> tuple[Any, Any]:
     return rungs, links
 
 
-def trace_table(rows: Sequence[Mapping[str, Any]]) -> Any:
+def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the way of an update") -> Any:
     """The Space trace as a rich table; flags are words, so that they survive without colour."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, title="the way of an update", title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     table.add_column("part, and what it does", ratio=1)
     for head in ("holds", "L2, Linf", "bytes"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -188,6 +190,11 @@ def _numbers(found: Mapping[str, Any]) -> Any:
         )
         if key == "up" and b["up_largest"] > b["up"]:
             grid.add_row("", f"the mean of groups that take turns; the largest sends {words.size(b['up_largest'])}")
+    if b["down_missed"] is not None:
+        missed = b["down_missed"]
+        some = f"the deltas of up to {missed} missed round{'s' * (missed != 1)}, else " if missed else ""
+        absent = f"that is in every round; one that was not: {some}the model, {words.size(b['snapshot'])}"
+        grid.add_row("", f"down is for a device {absent}")
     grid.add_row("memory", f"{words.size(found['memory_bytes'])} per device for training, without Python and torch")
     if f["total_s"] is None:
         grid.add_row("time", "not measured (leave out --fast)")

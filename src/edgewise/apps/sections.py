@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
@@ -187,6 +187,7 @@ def _fates(device: Mapping[str, Any], rounds: int, everyone: bool) -> Iterator[s
 
 
 def _rounds(s: Summary) -> str:
+    lags = any(r["lag_l2"] for r in s["per_round"])
     rows = [
         row(
             str(r["round"] + 1) + ("" if r["met"] else " <small>abandoned</small>"),
@@ -196,6 +197,7 @@ def _rounds(s: Summary) -> str:
                 words.count(r["late"]),
                 words.NOTHING if r["loss_last"] is None else f"{r['loss_last']:.4f}",
                 words.figures(r["update_l2"]),
+                *([words.figures(r["lag_l2"])] if lags else []),
                 words.size(r["bytes_up"]),
                 words.size(r["bytes_down"]),
                 words.duration(r["seconds"]),
@@ -203,7 +205,8 @@ def _rounds(s: Summary) -> str:
         )
         for r in s["per_round"]
     ]
-    heads = ("round", "accepted", "lost", "late", "train loss", "update L2", "up", "down", "time")
+    lag = ("devices behind by, L2",) if lags else ()
+    heads = ("round", "accepted", "lost", "late", "train loss", "update L2", *lag, "up", "down", "time")
     return details(f"Table of all {len(rows)} rounds", table(heads, rows)) if rows else ""
 
 
@@ -238,7 +241,15 @@ def time(s: Summary) -> str:
 
 def pipeline(s: Summary) -> str:
     """The trace of the Space, and who learns what."""
-    trace, claims = s["plan"]["trace"], s["plan"]["claims"]
+    claims = s["plan"]["claims"]
+    shown = _trace(s["plan"]["trace"], "The way of an update, checked before any data was read.")
+    down = _trace(s["plan"]["trace_down"], "The way down: what a device downloads that took part in the round before.")
+    told = "".join(f"<li>{escape(c)}</li>" for c in claims)
+    who = f'<h3 class="later">Who learns what</h3><ul class="claims">{told}</ul>' if told else ""
+    return f'<div class="panel">{shown}{down}{who}</div>' if shown or who else '<p class="hint">Not recorded.</p>'
+
+
+def _trace(trace: Sequence[Mapping[str, Any]], note: str) -> str:
     rows = []
     for i, r in enumerate(trace):
         cells = [escape(r["does"])]
@@ -252,10 +263,7 @@ def pipeline(s: Summary) -> str:
         name = escape(r["name"].split("(")[0] if opens else r["name"])
         rows.append(row(f"{'↳ ' if r['role'] == 'inner' else ''}{name}", cells, r["role"], plain=(0,)))
     heads = ("part", "what it does", "length", "each", "L2 bound", "summable", "unbiased", "bytes")
-    shown = table(heads, rows, "The way of an update, checked before any data was read.", plain=(0,)) if rows else ""
-    told = "".join(f"<li>{escape(c)}</li>" for c in claims)
-    who = f'<h3 class="later">Who learns what</h3><ul class="claims">{told}</ul>' if told else ""
-    return f'<div class="panel">{shown}{who}</div>' if shown or who else '<p class="hint">Not recorded.</p>'
+    return table(heads, rows, note, plain=(0,)) if rows else ""
 
 
 def _bound(x: float | None) -> str:

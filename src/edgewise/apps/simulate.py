@@ -227,6 +227,7 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, out: Path, exten
         "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
         "plan": {
             "trace": explain.trace(plan, catalogue),
+            "trace_down": explain.trace_down(plan),
             "claims": list(plan.claims),
             "upload_bytes": explain.cost(plan)["up"],
             "dim": spec.dim,
@@ -252,9 +253,8 @@ def _versions() -> dict[str, str]:
 
 def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | None, tell: Tell) -> None:
     plan = loaded.plan
-    cohort: Cohort = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key, loaded.traces))
-    if wrap is not None:
-        cohort = wrap(cohort)
+    simulated = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key, loaded.traces))
+    cohort: Cohort = simulated if wrap is None else wrap(simulated)
 
     federation = Federation(
         plan=plan,
@@ -266,6 +266,8 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         entropy=lambda number: keys.derive(plan.key, "noise", number),
     )
     checkpoint = federation.begin(loaded.initial)
+    if checkpoint.down is not None:
+        simulated.restore(checkpoint.down)
     resumed = checkpoint.next_round if checkpoint.next_round else -1
     tell(
         events.RunStarted(

@@ -20,7 +20,8 @@ Rungs: where devices choose their codec, one row per rung: ``accepted`` contribu
 least once, ``bytes_up`` mean size of such a contribution's frame. Empty where the codec is fixed.
 
 Bytes: ``up_per_device_round`` is the mean size of an accepted contribution's frame, ``down_per_device_round`` the mean
-over invitations of frame and model. ``float32_model`` is 4 bytes for each parameter of the model (null where the
+over invitations of all that the invited device downloads: the frame, and the model or its changes since the device last
+had it. ``float32_model`` is 4 bytes for each parameter of the model (null where the
 trainer does not tell), ``float32_update`` 4 bytes for each trained one. ``up_ratio`` and ``down_ratio`` are against the
 whole model (the trained part where that is not known), ``up_ratio_update`` against the trained part.
 ``quality_for_bytes`` is the curve over bytes: the federated model's weighted mean at each evaluation beside the bytes
@@ -31,8 +32,8 @@ workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`
 and ``total`` is their sum: loading and the report itself are not in it, and what a crash repeated counts once.
 
 Facts that are used where the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
-tokens), ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan`` (``trace``, ``claims``,
-``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir`` (``edgewise export`` finds a relative
+tokens), ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan`` (``trace``, ``trace_down``,
+``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir`` (``edgewise export`` finds a relative
 ``model.base`` by it;
 it is not part of the summary). Every other fact is passed on under ``facts``.
 """
@@ -144,7 +145,11 @@ def build(store: RunStore) -> dict[str, Any]:
         "quality_for_bytes": [],
         "per_device": _devices(told, measures, facts),
         "population": plan.get("population") or len(facts.get("devices") or {}) or None,
-        "plan": {"trace": plan.get("trace") or [], "claims": plan.get("claims") or []},
+        "plan": {
+            "trace": plan.get("trace") or [],
+            "trace_down": plan.get("trace_down") or [],
+            "claims": plan.get("claims") or [],
+        },
         "versions": facts.get("versions") or {},
         "facts": {k: v for k, v in facts.items() if k not in _SHOWN_APART},
         "recipe": recipe,
@@ -276,6 +281,7 @@ def _round_row(e: events.RoundFinished) -> dict[str, Any]:
         "update_l2": e.update_l2,
         "bytes_up": e.bytes_up,
         "bytes_down": e.bytes_down,
+        "lag_l2": e.lag_l2,
         "train_s": e.train_s,
         "seconds": e.seconds,
     }
@@ -302,6 +308,7 @@ def _devices(
             "rounds": [e.round for e in accepted[d]],
             "lost": {str(e.round): e.code for e in lost[d] if e.round not in {a.round for a in accepted[d]}},
             "bytes_up": sum(e.bytes_up for e in accepted[d]),
+            "bytes_down": sum(e.bytes_down for e in accepted[d]),
             "train_s": sum(e.train_s for e in accepted[d]),
             **{name: perplexity(*m[d]) if d in m else None for name, m in measures.items()},
         }

@@ -28,6 +28,8 @@ from edgewise.core.errors import DecodeError
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import WEIGHT, Payload
 
+_COUNT_BYTES = 4  # of the number of positions that travel alone
+
 
 def golomb_parameter(n: int, universe: int) -> int:
     """m for n positions among ``universe``, m = ceil(log(2 - p) / -log(1 - p)); 1 means that a bitmap is used."""
@@ -44,7 +46,8 @@ def size_bytes(space: Space) -> float:
         return max(rung_bytes(space))
     if space.parts:
         return 8 * len(space.head) + mixed.width_bytes(space) + space.budget_bytes
-    return _before_support(space) + _support_bytes(space) + _body_bytes(space)
+    support = _support_bytes(space.dim, space.universe) if space.sparse else 0
+    return _before_support(space) + support + _body_bytes(space)
 
 
 def rung_bytes(space: Space) -> tuple[float, ...]:
@@ -74,7 +77,7 @@ def pack(payload: Payload, space: Space) -> bytes:
     if space.sparse:
         if payload.support is None or payload.support.shape != (space.dim,):
             raise ValueError("support missing or of the wrong length")
-        parts.append(_pack_support(payload.support, space))
+        parts.append(_write_support(payload.support, space.universe))
     if space.kind is Kind.REAL:
         parts.append(np.ascontiguousarray(body, "<f4").data)
     else:
@@ -112,7 +115,7 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
     if space.parts:
         return _unpack_mixed(view, space)
     fixed = _before_support(space) + _body_bytes(space)
-    least, most = (fixed, fixed) if not space.sparse else (fixed, fixed + _support_limit(space))
+    least, most = (fixed, fixed) if not space.sparse else (fixed, fixed + _support_limit(space.dim, space.universe))
     if not least <= len(view) <= most:
         _refuse(f"{len(view)} bytes, expected {least}" + (f" to {most}" if most > least else ""))
     head = np.frombuffer(view[: 8 * len(space.head)], "<f8").astype(np.float64)
@@ -123,7 +126,8 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
         at += 2 * _blocks(space)
     support = None
     if space.sparse:
-        support, at = _unpack_support(view, at, space)
+        support, used = _read_support(view[at:], space.dim, space.universe)
+        at += used
     if len(view) - at != _body_bytes(space):
         _refuse(f"{len(view) - at} bytes of body, expected {_body_bytes(space)}")
     body = _unpack_body(view[at:], space)
@@ -190,29 +194,54 @@ def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
     return (levels.astype(np.int64) * space.stride - space.level_max).astype(np.int32)
 
 
-def _pack_support(support: NDArray[np.int64], space: Space) -> bytes:
-    if support.size and (support[0] < 0 or support[-1] >= space.universe or (np.diff(support) <= 0).any()):
+def pack_support(support: NDArray[np.int64], universe: int) -> bytes:
+    """Positions alone (int64[n], strictly increasing, below ``universe``): n as little-endian uint32, then Golomb code,
+    or a bitmap where shorter. Raises ValueError on any other positions."""
+    return support.size.to_bytes(_COUNT_BYTES, "little") + _write_support(support, universe)
+
+
+def unpack_support(raw: bytes | memoryview, most: int, universe: int) -> NDArray[np.int64]:
+    """Inverse of ``pack_support`` for up to ``most`` positions. Raises DecodeError(E-PAYLOAD) on what it cannot have
+    produced."""
+    view = memoryview(raw).cast("B")
+    n = int.from_bytes(view[:_COUNT_BYTES], "little")
+    if len(view) < _COUNT_BYTES or n > min(most, universe):
+        _refuse(f"a support of {n} positions, expected at most {min(most, universe)}")
+    support, used = _read_support(view[_COUNT_BYTES:], n, universe)
+    if _COUNT_BYTES + used != len(view):
+        _refuse("the support has the wrong length")
+    return support
+
+
+def announced_bytes(n: int, universe: int) -> float:
+    """Expected bytes of ``pack_support`` for n random positions."""
+    return _COUNT_BYTES + _support_bytes(n, universe)
+
+
+def _write_support(support: NDArray[np.int64], universe: int) -> bytes:
+    if support.size and (support[0] < 0 or support[-1] >= universe or (np.diff(support) <= 0).any()):
         raise ValueError("support is not strictly increasing inside the universe")
-    if (m := golomb_parameter(space.dim, space.universe)) > 1:
+    if (m := golomb_parameter(support.size, universe)) > 1:
         return golomb.encode(support, m)
-    bitmap = np.zeros(space.universe, np.uint8)
+    bitmap = np.zeros(universe, np.uint8)
     bitmap[support] = 1
     return np.packbits(bitmap, bitorder="little").tobytes()
 
 
-def _unpack_support(view: memoryview, at: int, space: Space) -> tuple[NDArray[np.int64], int]:
-    if (m := golomb_parameter(space.dim, space.universe)) > 1:
-        support = np.empty(space.dim, np.int64)
-        used = golomb.decode(np.frombuffer(view[at:], np.uint8), m, space.universe, support)
+def _read_support(view: memoryview, n: int, universe: int) -> tuple[NDArray[np.int64], int]:
+    """n positions from the start of ``view``, and the bytes that they took."""
+    if (m := golomb_parameter(n, universe)) > 1:
+        support = np.empty(n, np.int64)
+        used = golomb.decode(np.frombuffer(view, np.uint8), m, universe, support)
         if used < 0:
             _refuse("the support is not a valid Golomb code")
-        return support, at + used
-    size = (space.universe + 7) // 8
-    bits = np.unpackbits(np.frombuffer(view[at : at + size], np.uint8), bitorder="little")
+        return support, used
+    size = (universe + 7) // 8
+    bits = np.unpackbits(np.frombuffer(view[:size], np.uint8), bitorder="little")
     support = np.flatnonzero(bits).astype(np.int64)
-    if support.size != space.dim or (support.size and support[-1] >= space.universe):
+    if support.size != n or (support.size and support[-1] >= universe):
         _refuse("the support's bitmap has the wrong number of bits")
-    return support, at + size
+    return support, size
 
 
 def _blocks(space: Space) -> int:
@@ -235,27 +264,28 @@ def _body_bytes(space: Space) -> int:
     return 4 * space.dim if space.kind is Kind.REAL else kernels.packed_bytes(space.dim, _width(space))
 
 
-def _support_bytes(space: Space) -> float:
-    """Geometric gaps of density p, q = 1 - p: 1 / (1 - q^m) bits of quotient and the mean remainder's bits for each;
-    half a byte of padding."""
-    if not space.sparse:
-        return 0
-    m = golomb_parameter(space.dim, space.universe)
+def _support_bytes(n: int, universe: int) -> float:
+    """Expected bytes of ``pack_support`` for n random positions.
+
+    Geometric gaps of density p, q = 1 - p: 1 / (1 - q^m) bits of quotient and the mean remainder's bits for each; half
+    a byte of padding.
+    """
+    m = golomb_parameter(n, universe)
     if m == 1:
-        return (space.universe + 7) // 8
+        return (universe + 7) // 8
     width = (m - 1).bit_length()
-    log_q = log1p(-space.dim / space.universe)
+    log_q = log1p(-n / universe)
     begun = -expm1(m * log_q)  # 1 - q^m
     short = -expm1(((1 << width) - m) * log_q) / begun
-    return float(space.dim * (1.0 / begun + width - short) / 8 + 7 / 16)
+    return float(n * (1.0 / begun + width - short) / 8 + 7 / 16)
 
 
-def _support_limit(space: Space) -> int:
+def _support_limit(n: int, universe: int) -> int:
     """The longest support the encoder can write: all quotients together are at most universe / m."""
-    m = golomb_parameter(space.dim, space.universe)
+    m = golomb_parameter(n, universe)
     if m == 1:
-        return (space.universe + 7) // 8
-    return (space.dim * (1 + (m - 1).bit_length()) + space.universe // m + 7) // 8
+        return (universe + 7) // 8
+    return (n * (1 + (m - 1).bit_length()) + universe // m + 7) // 8
 
 
 def _refuse(why: str) -> Never:

@@ -65,6 +65,7 @@ REGISTRY: dict[str, Entry] = {
     "E-FRAME": Entry("a frame is not valid", 8),
     "E-FRAME-SIZE": Entry("a frame or blob is larger than allowed", 8),
     "E-BLOB": Entry("a blob is missing or its digest is wrong", 8),
+    "E-STALE": Entry("the deltas start from a model that this device no longer has", 1),
     "E-PAYLOAD": Entry("an encoded update cannot be decoded", 8),
     "E-RANGE": Entry("an update is too large to be summed exactly", 1),
     "E-ROUND": Entry("a round ended below its minimum of contributions", 1),

@@ -44,7 +44,8 @@ class RoundStarted(Event, frozen=True, tag="round_started"):
 
 
 class Accepted(Event, frozen=True, tag="accepted"):
-    """A contribution entered the round's sum; ``rung`` is the one its device chose, -1 where the codec is fixed."""
+    """A contribution entered the round's sum; ``rung`` is the one its device chose, -1 where the codec is fixed;
+    ``bytes_down`` is what its device had to download for it."""
 
     round: int
     device: str
@@ -52,6 +53,7 @@ class Accepted(Event, frozen=True, tag="accepted"):
     train_s: float
     encode_s: float
     rung: int = -1
+    bytes_down: int = 0
 
 
 class Lost(Event, frozen=True, tag="lost"):
@@ -66,7 +68,8 @@ class Lost(Event, frozen=True, tag="lost"):
 class RoundFinished(Event, frozen=True, tag="round_finished"):
     """The model moved, or with ``met=False`` the round was abandoned and it did not.
 
-    ``head`` holds the weighted means that travelled with the updates (train losses).
+    ``head`` holds the weighted means that travelled with the updates (train losses). ``lag_l2`` is the L2 distance of
+    the model from what devices will be given of it in the next round; 0.0 where they are given the model itself.
     """
 
     round: int
@@ -83,6 +86,7 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
     aggregate_s: float
     seconds: float
     model: str
+    lag_l2: float = 0.0
 
 
 class Evaluated(Event, frozen=True, tag="evaluated"):

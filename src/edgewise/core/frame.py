@@ -4,7 +4,7 @@ A frame is ``b"EWF" + version byte + MessagePack map`` (msgspec, tagged by ``"ty
 fields, missing fields, wrong types, trailing bytes, wrong magic, any encoding but ``dump``'s own (a key given twice, a
 longer integer) and anything above ``limit_bytes`` are DecodeErrors, and the size is checked before anything is parsed.
 Model vectors do not ride in frames: they are content-addressed blobs (``vector.digest``), named here by their digest,
-so that one broadcast serves a whole cohort.
+so that one broadcast serves a whole cohort. The blob of one round's compressed step is itself a frame, ``Delta``.
 """
 
 from __future__ import annotations
@@ -47,11 +47,14 @@ class Invite(_Message, frozen=True, tag="invite"):
     Attributes:
         run: identity of the run (SHA-256 of the resolved recipe). round: from 0.
         spec: digest of the trainable spec; the device refuses to answer another one.
-        model: digest of the blob with the round's parameters.
+        model: digest of the round's parameters: of the snapshot's blob, and of what the deltas lead to.
         public: the round's public key, 32 bytes, for shared supports and grids.
         accepted: last round in which a contribution of this device entered a model, -1 if none; the device commits
             or discards its pending codec memory by it.
         deadline_s: seconds from now after which a contribution is late.
+        base: digest of the model that the deltas start from, one that this device has; empty = download ``model``.
+        deltas: digests of the ``Delta`` blobs to apply to ``base``, in this order.
+        support: digest of the blob with the positions of the last release (``Turn.support``); empty = none.
     """
 
     run: str
@@ -62,6 +65,22 @@ class Invite(_Message, frozen=True, tag="invite"):
     accepted: int
     deadline_s: float
     rule: LocalRule
+    base: str = ""
+    deltas: tuple[str, ...] = ()
+    support: str = ""
+
+
+class Delta(_Message, frozen=True, tag="delta"):
+    """Server -> devices, as a blob: the step from the model of the round before to that of ``round``.
+
+    Attributes:
+        public: 32 bytes, what the payload's stages drew from; the key of its own round, whenever it is applied.
+        payload: packed by the plan's downlink.
+    """
+
+    round: int
+    public: bytes
+    payload: bytes
 
 
 class Contribution(_Message, frozen=True, tag="contribution"):
@@ -101,7 +120,7 @@ class Measurement(_Message, frozen=True, tag="measurement"):
     tokens: int
 
 
-Message = Invite | Contribution | Refusal | Probe | Measurement
+Message = Invite | Delta | Contribution | Refusal | Probe | Measurement
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from edgewise.engine.ports import Arrived, Cohort, DeviceId, Lost
@@ -46,11 +46,11 @@ class Faulty:
         """Time of the last delivery."""
         return self._now_s
 
-    def publish(self, blob: bytes) -> str:
+    def publish(self, blobs: Sequence[bytes]) -> Sequence[str]:
         """See Cohort."""
-        digest = self._inner.publish(blob)
+        digests = self._inner.publish(blobs)
         self._now_s = self._inner.now_s()
-        return digest
+        return digests
 
     def send(self, to: DeviceId, frame: bytes) -> None:
         """See Cohort."""

@@ -23,11 +23,14 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError, StoreError
 from edgewise.drivers import jobs
 from edgewise.drivers.files import write_durably
+from edgewise.drivers.following import Following
 from edgewise.engine import device as machine
+from edgewise.engine.downlink import STALE
 from edgewise.engine.ports import FitRequest, Trainer
 from edgewise.plan.catalogue import Catalogue, make, with_extensions
 from edgewise.plan.compile import Plan, compile
@@ -74,6 +77,7 @@ class Host:
         self._catalogue: Catalogue
         self._trainer: Trainer
         self._plan: Plan
+        self._following: Following
 
     def do(self, job: jobs.Job) -> jobs.Result | None:
         """Do one job. Edgewise errors become a ``Broken`` result; anything else is a bug and propagates."""
@@ -88,10 +92,16 @@ class Host:
                 return self._setup(job)
             case jobs.Compile():
                 self._plan = compile(self._recipe, self._trainer.spec, len(self._trainer.devices()), self._catalogue)
+                self._following = Following(self._plan.downlink)
                 return jobs.Ready(id=job.id)
             case jobs.Blob():
                 self._blobs = {d: b for d, b in self._blobs.items() if d in job.keep}
                 self._blobs[job.digest] = job.data
+                self._following.take(job.digest, job.data)
+                return None
+            case jobs.Held():
+                model = vector.from_bytes(job.data, self._trainer.spec.dim)
+                self._following.put(job.round, vector.digest(job.data), model)
                 return None
             case jobs.Handle():
                 return self._handle(job)
@@ -117,10 +127,27 @@ class Host:
             facts=describe() if describe is not None else {},
         )
 
-    def _params(self, digest: str) -> vector.Vector:
+    def _blob(self, digest: str) -> bytes:
         if digest not in self._blobs:
             raise DecodeError("E-BLOB", f"blob {digest[:12]} was never published here.")
-        return vector.from_bytes(self._blobs[digest], self._trainer.spec.dim)
+        return self._blobs[digest]
+
+    def _params(self, digest: str) -> vector.Vector:
+        return vector.from_bytes(self._blob(digest), self._trainer.spec.dim)
+
+    def _invited(self, invite: frame.Invite) -> machine.Invited | machine.Unready:
+        """The invitation with what it names: the model by its snapshot or by the deltas, the last release's support."""
+        params = self._following.find(invite) if invite.base else self._params(invite.model)
+        if params is None:
+            return machine.Unready(invite, STALE, "the deltas start from a model that this device no longer has")
+        if not invite.base:
+            self._following.put(invite.round, invite.model, params)
+        support, dim = None, self._trainer.spec.dim
+        if most := self._plan.at(invite.round).encoded.support:
+            support = np.zeros(0, np.int64)
+            if invite.support:
+                support = pack.unpack_support(self._blob(invite.support), most, dim)
+        return machine.Invited(invite, params, support)
 
     def _handle(self, job: jobs.Handle) -> jobs.Result:
         message = frame.load(job.frame)
@@ -128,9 +155,7 @@ class Host:
             return jobs.Handled(id=job.id, device=job.device, frame=frame.dump(self._measure(job.device, message)))
         if not isinstance(message, frame.Invite):
             raise DecodeError("E-FRAME", "a device was sent something that is neither an invitation nor a probe.")
-        state, effects = machine.step(
-            self._plan, self._recall(job.device), machine.Invited(message, self._params(message.model))
-        )
+        state, effects = machine.step(self._plan, self._recall(job.device), self._invited(message))
         train_s = encode_s = 0.0
         for effect in effects:
             if isinstance(effect, machine.Train):

@@ -41,6 +41,14 @@ class Blob(_Base, frozen=True, tag="blob"):
     keep: tuple[str, ...] = ()
 
 
+class Held(_Base, frozen=True, tag="held"):
+    """The devices of this run have this model (raw float32) of that round already: what the disks of real ones would
+    give back after a restart. No answer."""
+
+    round: int
+    data: bytes
+
+
 class Handle(_Base, frozen=True, tag="handle"):
     """Give a server's frame to a device and return what it answers. ``elapsed_s``, ``up_mbit``: what the device will
     have measured in the simulated world when it has trained (``engine.device.Trained``)."""
@@ -62,7 +70,8 @@ class Solo(_Base, frozen=True, tag="solo"):
     measure: bool = False
 
 
-Job = Setup | Compile | Blob | Handle | Solo
+Job = Setup | Compile | Blob | Held | Handle | Solo
+SILENT = Blob | Held  # jobs without an answer
 
 
 class Described(_Base, frozen=True, tag="described"):

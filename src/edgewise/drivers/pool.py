@@ -122,7 +122,7 @@ class Pool:
                 jobs.write(worker.stdin, job)
             except OSError:
                 raise self._ended(index) from None
-        if isinstance(job, jobs.Blob):
+        if isinstance(job, jobs.SILENT):
             return []
         answers = dict(self._next() for _ in self._workers)
         return [answers[i] for i in sorted(answers)]

@@ -10,7 +10,7 @@ The clock's zero is the last ``publish``: a resumed round has the times of the f
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -20,7 +20,8 @@ from edgewise.core.keys import Key, derive, generator
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.traces import Traces
-from edgewise.engine.ports import Arrived, DeviceId, Lost
+from edgewise.engine.downlink import downloads
+from edgewise.engine.ports import Arrived, DeviceId, Downlink, Lost
 from edgewise.engine.round import DROPPED
 from edgewise.plan.budget import link_estimate
 from edgewise.plan.compile import Plan
@@ -105,7 +106,7 @@ class SimulatedCohort:
         self._unsent: list[_Expected] = []  # heap by arrival: not given to the executor yet
         self._under_way = 0
         self._results: dict[int, jobs.Handled] = {}
-        self._blob_bytes = 0
+        self._sizes: dict[str, int] = {}  # of the blobs that are available
         self._now_s = 0.0
         self._order = 0
 
@@ -113,19 +114,27 @@ class SimulatedCohort:
         """Virtual seconds since the last publish."""
         return self._now_s
 
-    def publish(self, blob: bytes) -> str:
+    def restore(self, down: Downlink) -> None:
+        """Give the devices back what they had downloaded when the run stopped: the model that the deltas start from.
+        (Real devices have it on their disks.)"""
+        self._executor.broadcast(jobs.Held(round=down.anchor_round, data=vector.to_bytes(down.anchor)))
+
+    def publish(self, blobs: Sequence[bytes]) -> Sequence[str]:
         """See Cohort."""
-        digest = vector.digest(blob)
-        self._executor.broadcast(jobs.Blob(digest=digest, data=blob))
-        self._blob_bytes, self._now_s = len(blob), 0.0
-        return digest
+        digests = tuple(vector.digest(blob) for blob in blobs)
+        for digest, blob in zip(digests, blobs, strict=True):
+            if digest not in self._sizes:
+                self._executor.broadcast(jobs.Blob(digest=digest, data=blob, keep=digests))
+        self._sizes, self._now_s = dict(zip(digests, map(len, blobs), strict=True)), 0.0
+        return digests
 
     def send(self, to: DeviceId, raw: bytes) -> None:
         """See Cohort. A probe is answered at once and is never lost."""
         message = frame.load(raw)
         fate = Fate(0.0, False)
         if isinstance(message, frame.Invite):
-            down, upload = self._blob_bytes + len(raw), partial(self._plan.expected_bytes, message.round)
+            down = len(raw) + sum(self._sizes[digest] for digest in downloads(message))
+            upload = partial(self._plan.expected_bytes, message.round)
             fate = self._world.fate(to, message.round, message.rule.steps, down, upload)
         self._order += 1
         item = _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)

@@ -2,8 +2,8 @@
 
     OUT/run.db      the tables of ``drivers.tables``; WAL, full sync
     OUT/recipe.toml the resolved recipe
-    OUT/blobs/      parameter vectors and optimizer slots, raw float32, and the codec's memory on the server,
-                    safetensors; named by SHA-256, written before they are named
+    OUT/blobs/      parameter vectors and optimizer slots, raw float32, the codec's memory on the server, safetensors,
+                    and the deltas of the downlink as they travel; named by SHA-256, written before they are named
     OUT/journal/    the write-ahead log of the round in progress
     OUT/devices/    codec memory of simulated devices
     OUT/lock        held while a process works here
@@ -32,8 +32,19 @@ from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
 from edgewise.drivers.files import lock, sync_folder, write_durably
 from edgewise.drivers.journal import FileJournal
-from edgewise.drivers.tables import CONTRIBUTIONS, EVENTS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
-from edgewise.engine.ports import Checkpoint, DeviceId
+from edgewise.drivers.tables import (
+    CONTRIBUTIONS,
+    DELTAS,
+    EVENTS,
+    HELD,
+    MEASURES,
+    META,
+    MODELS,
+    RUNS,
+    SCHEMA_VERSION,
+    VECTORS,
+)
+from edgewise.engine.ports import Checkpoint, Delta, DeviceId, Downlink
 from edgewise.strategies.base import State
 
 KEEP_MODELS = 3  # model versions whose vectors stay on disk
@@ -147,7 +158,14 @@ class RunStore:
         slots = {name: self.blob(digest) for name, digest in json.loads(rows[0].slots).items()}
         state = State(self.blob(rows[0].params), slots, rows[0].step)
         memory = safetensors.numpy.load(self._read(rows[0].memory)) if rows[0].memory else {}
-        return Checkpoint(run["next_round"], state, accepted, run["unmet"], memory)
+        held = {r.device: r.round for r in self._rows(sa.select(HELD))}
+        down = self._downlink(rows[0]) if rows[0].shadow else None
+        return Checkpoint(run["next_round"], state, accepted, run["unmet"], memory, down, held)
+
+    def _downlink(self, model: Any) -> Downlink:
+        rows = self._rows(sa.select(DELTAS).order_by(DELTAS.c.round))
+        ring = tuple(Delta(r.round, r.digest, r.base, self._read(r.digest)) for r in rows)
+        return Downlink(model.next_round, self.blob(model.shadow), model.shadow, ring, self.blob(model.anchor))
 
     def journal(self, round: int) -> FileJournal:
         """See Store."""
@@ -164,10 +182,15 @@ class RunStore:
                 safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in checkpoint.memory.items()})
             )
         model = {"params": self.put(state.params), "slots": slots, "step": state.round, "memory": memory}
+        if (down := checkpoint.down) is not None:
+            model |= {"shadow": self.put(down.shadow), "anchor": self.put(down.anchor)}
+            for delta in down.ring:
+                self._put(delta.blob)
         sync_folder(self.out / "blobs")
         with self._write() as c:
             c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
             c.execute(RUNS.update().values(next_round=checkpoint.next_round, unmet=checkpoint.unmet))
+            _write_down(c, checkpoint)
             if contributed:
                 row = upsert(CONTRIBUTIONS)
                 update = {"last_round": row.excluded.last_round, "times": CONTRIBUTIONS.c.times + 1}
@@ -212,7 +235,8 @@ class RunStore:
     def _named(self, next_round: int) -> set[str]:
         """Digests that a row still needs: the newest models, the first one, and the vectors kept by name."""
         kept = self._rows(sa.select(MODELS).where(MODELS.c.next_round > next_round - KEEP_MODELS))
-        named = {d for r in kept for d in (r.params, r.memory, *json.loads(r.slots).values())}
+        named = {d for r in kept for d in (r.params, r.memory, r.shadow, r.anchor, *json.loads(r.slots).values())}
+        named |= {r.digest for r in self._rows(sa.select(DELTAS))}
         named |= {r.digest for r in self._rows(sa.select(VECTORS))}
         first = self._rows(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))
         return named | {r.params for r in first}
@@ -287,6 +311,18 @@ class RunStore:
         query = sa.select(EVENTS.c.body).order_by(EVENTS.c.number)
         rows = self._rows(query.where(EVENTS.c.kind == kind) if kind else query)
         return [events.from_json(r.body) for r in rows]
+
+
+def _write_down(c: sa.Connection, checkpoint: Checkpoint) -> None:
+    """The ring and who holds what, in place of those of the checkpoint before."""
+    if checkpoint.down is None:
+        return
+    c.execute(DELTAS.delete())
+    c.execute(HELD.delete())
+    if ring := checkpoint.down.ring:
+        c.execute(DELTAS.insert(), [{"round": d.round, "digest": d.digest, "base": d.base} for d in ring])
+    if held := checkpoint.held:
+        c.execute(HELD.insert(), [{"device": device, "round": n} for device, n in held.items()])
 
 
 def _journal_name(round: int) -> str:

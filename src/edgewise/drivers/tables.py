@@ -27,6 +27,21 @@ MODELS = sa.Table(
     sa.Column("slots", sa.Text, nullable=False),
     sa.Column("memory", sa.String, nullable=False),  # blob of the codec's memory on the server; empty = none
     sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("shadow", sa.String, nullable=False, default=""),  # what devices hold; empty = the model itself
+    sa.Column("anchor", sa.String, nullable=False, default=""),  # the model that the deltas start from
+)
+DELTAS = sa.Table(  # the ring of the newest checkpoint
+    "deltas",
+    META,
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("digest", sa.String, nullable=False),
+    sa.Column("base", sa.String, nullable=False),
+)
+HELD = sa.Table(  # whose model devices have, of the newest checkpoint
+    "held",
+    META,
+    sa.Column("device", sa.String, primary_key=True),
+    sa.Column("round", sa.Integer, nullable=False),
 )
 CONTRIBUTIONS = sa.Table(
     "contributions",

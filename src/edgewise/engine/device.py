@@ -1,7 +1,8 @@
 """The device as a pure machine: an invitation becomes a training request, a trained update becomes a frame.
 
     Idle ──Invited──► Training ──Trained──► Idle (with pending codec memory)
-                          └─────Failed────► Idle (memory as before), a Refusal is sent
+      │                   └─────Failed────► Idle (memory as before), a Refusal is sent
+      └────Unready──► Idle, a Refusal is sent
 
 Codec memory (error-feedback residuals) must match what the server really used. So the memory after a contribution is
 only *pending*; the next invitation says which round's contribution was accepted last, and the device then commits the
@@ -39,19 +40,32 @@ class Idle:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Waiting for the trainer. ``base`` is the codec memory that the contribution will start from."""
+    """Waiting for the trainer. ``base`` is the codec memory that the contribution will start from; ``support`` as in
+    ``Turn``."""
 
     device: DeviceId
     invite: Invite
     base: Memory = field(repr=False)
+    support: Array | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Invited:
-    """An invitation and the round's parameters, float32[d]."""
+    """An invitation, the round's parameters, float32[d], and where stages ask for them the positions of the last
+    release."""
 
     invite: Invite
     params: Vector = field(repr=False)
+    support: Array | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Unready:
+    """An invitation whose parameters cannot be had."""
+
+    invite: Invite
+    code: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +118,14 @@ def join(plan: Plan, device: DeviceId) -> Idle:
 
 
 def step(
-    plan: Plan, state: Idle | Training, event: Invited | Trained | Failed
+    plan: Plan, state: Idle | Training, event: Invited | Unready | Trained | Failed
 ) -> tuple[Idle | Training, tuple[Train | Send | Remember, ...]]:
     """One input. An input that does not fit the state is the driver's mistake: ValueError."""
     if isinstance(event, Invited):
         return _invited(plan, state, event)
+    if isinstance(event, Unready):
+        waiting = Training(state.device, event.invite, _base(state, event.invite))
+        return Idle(state.device, waiting.base), (Send(_refusal(waiting, event.code, event.reason)),)
     if not isinstance(state, Training):
         raise ValueError("not training")
     if isinstance(event, Failed):
@@ -117,7 +134,7 @@ def step(
     pipe = plan.at(invite.round)
     private = keys.derive(plan.key, "device", state.device, invite.round)
     budget_bytes = plan.budget_bytes(event.elapsed_s, event.up_mbit)
-    turn = keys.Turn(invite.round, invite.public, private, budget_bytes=budget_bytes)
+    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes)
     try:
         mine = plan.mine(state.base, invite.round)
         payload, after = pipe.encode(update.x, update.head, update.count, mine, turn)
@@ -134,13 +151,8 @@ def _invited(
     plan: Plan, state: Idle | Training, event: Invited
 ) -> tuple[Idle | Training, tuple[Train | Send | Remember, ...]]:
     invite = event.invite
-    if isinstance(state, Training):  # asked anew: whatever was under way is void
-        base = state.base
-    elif state.pending_round >= 0 and invite.accepted == state.pending_round:
-        base = state.pending
-    else:
-        base = state.committed
-    training = Training(state.device, invite, base)
+    base = _base(state, invite)
+    training = Training(state.device, invite, base, event.support)
     if invite.run != plan.run or invite.spec != plan.spec.digest():
         reason = "the invitation is for another run or another model layout"
         return Idle(state.device, base), (Send(_refusal(training, "E-FRAME", reason)),)
@@ -150,6 +162,13 @@ def _invited(
     key = keys.derive(plan.key, "fit", state.device, invite.round)
     request = FitRequest(state.device, invite.round, event.params, invite.rule, key)
     return training, (Train(request),)
+
+
+def _base(state: Idle | Training, invite: Invite) -> Memory:
+    """The codec memory that holds now, by what the invitation says of the last contribution."""
+    if isinstance(state, Training):  # asked anew: whatever was under way is void
+        return state.base
+    return state.pending if state.pending_round >= 0 and invite.accepted == state.pending_round else state.committed
 
 
 def _part(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:

@@ -119,8 +119,9 @@ class Clock(Protocol):
 class Cohort(Clock, Protocol):
     """A synchronous mailbox to the devices."""
 
-    def publish(self, blob: bytes) -> str:
-        """Make a blob available to all devices; returns its SHA-256 digest. Replaces the previous round's blob."""
+    def publish(self, blobs: Sequence[bytes]) -> Sequence[str]:
+        """Make these blobs, and no others, available to all devices; returns their SHA-256 digests in order. A blob
+        that was available already need not be moved again."""
         ...
 
     def send(self, to: DeviceId, frame: bytes) -> None:
@@ -159,6 +160,47 @@ class Journal(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Delta:
+    """One round's compressed step of the model that devices hold.
+
+    Attributes:
+        round: the round whose model it leads to, from the one before.
+        digest: of ``blob``. base: digest of the model it starts from.
+        blob: a ``frame.Delta`` as it travels.
+    """
+
+    round: int
+    digest: str
+    base: str
+    blob: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Downlink:
+    """What devices hold of the model (``engine.downlink``).
+
+    Attributes:
+        round: the round that ``shadow`` is for: the next one to play.
+        shadow: float32[d], what devices train from in that round.
+        model: digest of ``shadow``.
+        ring: the latest deltas, of consecutive rounds up to ``round``; together smaller than a snapshot, but at least
+            the newest. Empty before the first.
+        anchor: float32[d], the model that the ring starts from.
+    """
+
+    round: int
+    shadow: Vector = field(repr=False)
+    model: str
+    ring: tuple[Delta, ...]
+    anchor: Vector = field(repr=False)
+
+    @property
+    def anchor_round(self) -> int:
+        """The round whose model ``anchor`` was."""
+        return self.round - len(self.ring)
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A run between two rounds.
 
@@ -167,7 +209,10 @@ class Checkpoint:
         state: strategy state; ``state.params`` is the current model.
         accepted: device -> last round in which its contribution entered a model.
         unmet: rounds abandoned in a row.
-        memory: what the server keeps for the codec between rounds (``Pipeline.start_memory``), arrays by name.
+        memory: what the server keeps for the codec between rounds, arrays by name: ``Pipeline.start_memory``, and the
+            positions of the last release (``engine.downlink.SUPPORT``).
+        down: what devices hold of the model; None where they download the model itself.
+        held: device -> round whose model it has; only those from which the ring leads on.
     """
 
     next_round: int
@@ -175,6 +220,8 @@ class Checkpoint:
     accepted: Mapping[DeviceId, int]
     unmet: int = 0
     memory: Memory = field(default_factory=dict)
+    down: Downlink | None = None
+    held: Mapping[DeviceId, int] = field(default_factory=dict)
 
 
 class Store(Protocol):

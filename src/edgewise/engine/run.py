@@ -4,11 +4,13 @@ Crash safety: what arrives is written to the round's journal before it takes eff
 transaction (model, strategy state, who contributed, events). After a crash the journal replays through the same pure
 machine, only the devices without an answer are asked again, and their answers are the same bytes as before; so the
 final model is bit-identical to an undisturbed run.
+
+Devices train from what they are given of the model (``engine.downlink``); evaluations measure the model itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -18,8 +20,9 @@ import numpy as np
 from edgewise.codecs import pack
 from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, DecodeError, RoundError, TrainingError
-from edgewise.core.keys import Key
+from edgewise.core.keys import Key, Turn
 from edgewise.core.stage import Pipeline, Sum
+from edgewise.engine import downlink
 from edgewise.engine import round as machine
 from edgewise.engine.ports import Arrived, Checkpoint, Cohort, DeviceId, Expired, Lost, Record, Store
 from edgewise.engine.sampling import draw
@@ -36,6 +39,8 @@ class _Round:
     """Bookkeeping of the round in progress."""
 
     total: Sum
+    turn: Turn
+    bytes_down: Mapping[DeviceId, int]
     told: list[events.AnyEvent] = field(default_factory=list)
     rung: int = -1  # of the contribution that was folded last
     bytes_up: int = 0
@@ -67,7 +72,8 @@ class Federation:
         if (stored := self.store.load()) is not None:
             return stored
         memory = self.plan.each(Pipeline.start_memory)
-        fresh = Checkpoint(0, self.plan.strategy.init(initial), {}, memory=memory)
+        down = None if self.plan.downlink is None else downlink.start(initial)
+        fresh = Checkpoint(0, self.plan.strategy.init(initial), {}, memory=memory, down=down)
         self.store.commit(fresh, (), ())
         return fresh
 
@@ -86,14 +92,17 @@ class Federation:
     def round(self, checkpoint: Checkpoint) -> Checkpoint:
         """Play one round and commit it, met or abandoned."""
         began, number, sampling = self.now_s(), checkpoint.next_round, self.plan.sampling
-        blob = vector.to_bytes(checkpoint.state.params)
-        model = self.cohort.publish(blob)
         invited = draw(sampling, self.population, self.plan.key, number)
         goal = max(sampling.minimum, min(sampling.goal, len(invited)))
+        asked = (
+            len(invited) >= sampling.minimum
+        )  # a sampled cohort may be too small to begin with: nobody is asked then
+        letters = downlink.invite(self.plan, checkpoint, invited if asked else ())
+        self.cohort.publish(letters.blobs)
         policy = machine.Policy(goal, sampling.minimum, self.cohort.now_s() + sampling.deadline_s)
         state, _ = machine.start(number, frozenset(invited), policy)
-        asked = not _closed(state)  # a sampled cohort may be too small to begin with: then nobody is asked
-        now = _Round(self.plan.at(number).start_sum())
+        turn = self.plan.turn(number, support=downlink.support(self.plan, number, checkpoint.memory))
+        now = _Round(self.plan.at(number).start_sum(), turn, letters.sizes)
         self._say(
             now,
             events.RoundStarted(
@@ -104,10 +113,7 @@ class Federation:
         for record in journal.replay():
             state = self._take(now, state, record)
         answered = {*state.accepted, *(device for device, _ in state.lost)}  # late mail of older rounds is no answer
-        bytes_down = 0
-        for device in invited if asked else ():
-            raw = self._invitation(device, number, model, checkpoint)
-            bytes_down += len(raw) + len(blob)
+        for device, raw in letters.frames.items():
             if device not in answered and not _closed(state):
                 self.cohort.send(device, raw)
         while not _closed(state):
@@ -117,20 +123,7 @@ class Federation:
             state = self._take(now, state, item)
         self.cohort.close_round()
         assert isinstance(state, machine.Closed)
-        return self._finish(checkpoint, now, state, bytes_down, began, asked)
-
-    def _invitation(self, device: DeviceId, number: int, model: str, checkpoint: Checkpoint) -> bytes:
-        invite = frame.Invite(
-            run=self.plan.run,
-            round=number,
-            spec=self.plan.spec.digest(),
-            model=model,
-            public=self.plan.public(number),
-            accepted=checkpoint.accepted.get(device, -1),
-            deadline_s=self.plan.sampling.deadline_s,
-            rule=self.plan.rule(number),
-        )
-        return frame.dump(invite)
+        return self._finish(checkpoint, now, state, began, asked)
 
     def _take(self, now: _Round, state: machine.State, record: Record) -> machine.State:
         """Feed one journal record to the machine, folding a usable contribution first."""
@@ -156,6 +149,7 @@ class Federation:
                         train_s=record.train_s,
                         encode_s=record.encode_s,
                         rung=now.rung,
+                        bytes_down=now.bytes_down[effect.device],
                     ),
                 )
             elif isinstance(effect, machine.Report):
@@ -183,7 +177,7 @@ class Federation:
                 pipe = self.plan.at(number)
                 payload = pack.unpack(message.payload, pipe.encoded)
                 now.rung = payload.rung
-                now.total = pipe.add(now.total, payload, self.plan.turn(number))
+                now.total = pipe.add(now.total, payload, now.turn)
                 now.aggregate_s += self.now_s() - began
             return machine.Usable(message.device, message.round)
         except DecodeError as e:
@@ -203,7 +197,6 @@ class Federation:
         checkpoint: Checkpoint,
         now: _Round,
         closed: machine.Closed,
-        bytes_down: int,
         began: float,
         asked: bool,
     ) -> Checkpoint:
@@ -213,9 +206,10 @@ class Federation:
         # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
         accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + int(asked)
         if closed.met:
-            turn, entropy, mine = self.plan.turn(number), self.entropy(number), self.plan.mine(memory, number)
-            aggregate, mine = self.plan.at(number).release(now.total, turn, entropy, mine)
-            memory = self.plan.kept(memory, number, mine)
+            pipe, mine = self.plan.at(number), self.plan.mine(memory, number)
+            mine = {name: x for name, x in mine.items() if name != downlink.SUPPORT}  # the codec knows nothing of it
+            aggregate, mine = pipe.release(now.total, now.turn, self.entropy(number), mine)
+            memory = self.plan.kept(memory, number, downlink.released(pipe, mine, aggregate.mean))
             stepped = self.plan.strategy.apply(strategy_state, aggregate)
             strategy_state = hold(strategy_state, stepped, self.plan.frozen(number))
             if not np.isfinite(strategy_state.params).all():
@@ -224,6 +218,11 @@ class Federation:
                 )
             head, update_l2, unmet = dict(aggregate.head), float(np.linalg.norm(aggregate.mean)), 0
             accepted.update(dict.fromkeys(closed.accepted, number))
+        down, held, lag_l2 = checkpoint.down, checkpoint.held, 0.0
+        if down is not None and self.plan.downlink is not None:
+            down = downlink.advance(self.plan, self.plan.downlink, down, strategy_state.params)
+            held = downlink.holding(held, down, number, closed.accepted, closed.lost)
+            lag_l2 = float(np.linalg.norm(strategy_state.params - down.shadow))
         now.aggregate_s += self.now_s() - started
         self._say(
             now,
@@ -234,7 +233,7 @@ class Federation:
                 lost=len(closed.lost),
                 late=len(closed.late) if asked else 0,
                 bytes_up=now.bytes_up,
-                bytes_down=bytes_down,
+                bytes_down=sum(now.bytes_down.values()),
                 update_l2=update_l2,
                 head=head,
                 train_s=now.train_s,
@@ -242,9 +241,10 @@ class Federation:
                 aggregate_s=now.aggregate_s,
                 seconds=self.now_s() - began,
                 model=vector.digest(vector.to_bytes(strategy_state.params)),
+                lag_l2=lag_l2,
             ),
         )
-        after = Checkpoint(number + 1, strategy_state, accepted, unmet, memory)
+        after = Checkpoint(number + 1, strategy_state, accepted, unmet, memory, down, held)
         self.store.commit(after, now.told, closed.accepted if closed.met else ())
         if unmet >= UNMET_LIMIT:
             raise RoundError(
@@ -266,7 +266,7 @@ class Federation:
     def evaluate(self, name: str, number: int, params: vector.Vector) -> events.Evaluated:
         """Held-out loss of ``params`` on the devices that the recipe lets measure; stored and told."""
         began, chosen = self.now_s(), self.measured()
-        model = self.cohort.publish(vector.to_bytes(params))
+        (model,) = self.cohort.publish((vector.to_bytes(params),))
         for device in chosen:
             self.cohort.send(device, frame.dump(frame.Probe(run=self.plan.run, round=number, model=model)))
         nll: dict[str, float] = {}

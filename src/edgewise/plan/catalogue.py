@@ -374,6 +374,7 @@ def schema(catalogue: Catalogue, recipe_schema: dict[str, Any]) -> dict[str, Any
         ("strategy", catalogue.strategies, False),
         ("merge", catalogue.merges, False),
         ("stage", catalogue.stages, True),
+        ("downlink", catalogue.stages, True),
         ("post", catalogue.posts, True),
     ):
         kept = {k: properties[key][k] for k in ("default", "description") if k in properties[key]}

@@ -13,10 +13,11 @@ from edgewise.core.errors import RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import HEAD, HEAD_BOUND, Memory, Pipeline, pipeline
-from edgewise.core.vector import Segment, Spec
+from edgewise.core.vector import Array, Segment, Spec
 from edgewise.plan.adaptive import adaptive
 from edgewise.plan.budget import upload_budget
 from edgewise.plan.catalogue import Catalogue, make
+from edgewise.plan.downlink import delta_bytes, downlink
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.stages import build_stages, schedule
 from edgewise.strategies.base import Strategy
@@ -62,9 +63,12 @@ class Plan:
     """Everything that a run needs to know, checked to compose.
 
     Attributes:
-        pipelines: one per phase; round r is of phase r mod their number. One phase, unless a stage has a schedule.
+        pipelines: the way of an update up, one per phase; round r is of phase r mod their number. One phase, unless a
+            stage has a schedule.
         groups: for each phase the segments that it moves and trains; empty with one phase (all are trained).
         rungs: names of the rungs that a device may choose from, by number; empty where the codec is fixed.
+        downlink: the way of the model's change down, a pipeline of one contribution, the same in all rounds; None where
+            devices download the model itself.
         secagg, spend: None until secure aggregation and differential privacy are asked for.
     """
 
@@ -77,6 +81,7 @@ class Plan:
     claims: tuple[str, ...]
     groups: tuple[tuple[Segment, ...], ...] = ()
     rungs: tuple[str, ...] = ()
+    downlink: Pipeline | None = None
     secagg: None = None
     spend: None = None
 
@@ -142,9 +147,14 @@ class Plan:
         trained = tuple(s.name for s in self.groups[self.phase(round)]) if self.groups else ()
         return LocalRule(steps=t.local_steps, lr=t.lr * factor, prox_mu=self.strategy.prox_mu, segments=trained)
 
-    def turn(self, round: int, private: keys.Key = b"") -> keys.Turn:
+    def turn(self, round: int, private: keys.Key = b"", support: Array | None = None) -> keys.Turn:
         """The codec's view of a round."""
-        return keys.Turn(round, self.public(round), private)
+        return keys.Turn(round, self.public(round), private, support)
+
+    def turn_down(self, round: int) -> keys.Turn:
+        """The downlink's view of the delta that leads to the model of a round. Its public key travels in the delta."""
+        public = keys.derive(self.public(round), "downlink")
+        return keys.Turn(round, public, keys.derive(self.key, "downlink", round))
 
     def public(self, round: int) -> keys.Key:
         """The round's public key, announced in the invitation."""
@@ -176,6 +186,16 @@ class Plan:
             return self.upload_bytes(round)
         sizes = pack.rung_bytes(self.at(round).encoded)
         return sizes[pick(self.budget_bytes(elapsed_s, up_mbit), sizes)]
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of the model vector in float32: what a device downloads that has nothing to start from."""
+        return 4 * self.spec.dim
+
+    @property
+    def delta_bytes(self) -> float | None:
+        """Expected bytes of one round's delta, its frame included; None where there are no deltas."""
+        return None if self.downlink is None else delta_bytes(self.downlink)
 
 
 def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -> Plan:
@@ -219,8 +239,8 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
             )  # fmt: skip
     strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
     _check_directions(recipe, strategy, spec)
-    claims = _claims(recipe, pipes, sampling)
-    return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, claims, groups, rungs)
+    claims, down = _claims(recipe, pipes, sampling), downlink(recipe, spec, catalogue)
+    return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, claims, groups, rungs, down)
 
 
 def _sampling(recipe: Recipe, population: int) -> Sampling:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from typing import Any
 
 from edgewise.codecs import pack
@@ -49,13 +49,31 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
     return rows
 
 
+def trace_down(plan: Plan) -> list[Row]:
+    """The same for the way down: ``start`` and ``stage`` rows; empty where devices download the model itself."""
+    pipe = plan.downlink
+    if pipe is None:
+        return []
+    start = "float32: the model less what devices hold of it"
+    rows = [_space_row("start", "change of the model", start, pipe.spaces[0])]
+    for stage, before, after in zip(pipe.stages, pipe.spaces, pipe.spaces[1:], strict=False):
+        rows.append(_space_row("stage", stage.name, _effect(before, after, "the server"), after))
+    return rows
+
+
 def cost(plan: Plan, parameters: float = 0.0, trained: float = 0.0) -> Row:
     """Bytes per device and round, against float32: ``up`` (expected payload, mean over phases; ``up_largest``: of the
-    largest), ``down`` (the run's vector), ``float32_update`` (the ``trained`` part; the vector where 0),
-    ``float32_model`` (all ``parameters``; None where unknown), and the ratios ``up_ratio``, ``down_ratio`` = how many
-    times smaller than the float32 model (or update, where that is unknown)."""
-    down = 4.0 * plan.spec.dim
-    update = 4.0 * trained or down
+    largest), ``down`` (expected download of a device that takes part in every round: one delta, or the run's vector
+    where there is no downlink; and the positions of the last release where stages ask for them), ``snapshot`` (the
+    run's vector, what a device downloads the first time and after a longer absence), ``down_missed`` (rounds that a
+    device may miss and still download deltas; None without a downlink), ``float32_update`` (the ``trained`` part; the
+    vector where 0), ``float32_model`` (all ``parameters``; None where unknown), and the ratios ``up_ratio``,
+    ``down_ratio`` = how many times smaller than the float32 model (or update, where that is unknown)."""
+    down, missed = float(plan.snapshot_bytes), None
+    if plan.delta_bytes is not None:
+        down, missed = plan.delta_bytes, ceil(plan.snapshot_bytes / plan.delta_bytes) - 2
+    down += _support_bytes(plan)
+    update = 4.0 * trained or float(plan.snapshot_bytes)
     model = 4.0 * parameters if parameters else None
     reference = model or update
     sizes = [plan.upload_bytes(phase) for phase in range(len(plan.pipelines))]
@@ -64,11 +82,38 @@ def cost(plan: Plan, parameters: float = 0.0, trained: float = 0.0) -> Row:
         "up": up,
         "up_largest": max(sizes),
         "down": down,
+        "snapshot": float(plan.snapshot_bytes),
+        "down_missed": missed,
         "float32_update": update,
         "float32_model": model,
         "up_ratio": reference / max(1.0, up),
         "down_ratio": reference / max(1.0, down),
     }
+
+
+def _support_bytes(plan: Plan) -> float:
+    """Expected bytes of the positions of the last release that devices are told each round, mean over phases; 0 where
+    none are."""
+    wanted = [pipe.encoded.support for pipe in plan.pipelines]
+    return sum(pack.announced_bytes(n, plan.spec.dim) for n in wanted if n) / len(wanted)
+
+
+def down_total(plan: Plan) -> float:
+    """Expected bytes that all invited devices download in all rounds, frames not counted.
+
+    A device is invited with probability p each round, so in round t it took part g rounds ago with probability
+    p (1 - p)^(g - 1), g <= t, and never with (1 - p)^t; it downloads min(g deltas, snapshot), or the snapshot. Devices
+    that were invited and gave nothing count as if they had taken part.
+    """
+    sampling, snapshot = plan.sampling, float(plan.snapshot_bytes)
+    delta = snapshot if plan.delta_bytes is None else plan.delta_bytes
+    p, support = min(1.0, sampling.invite / sampling.population), _support_bytes(plan)
+    total, known = 0.0, 0.0  # known: expected download of those who took part before
+    for t in range(plan.rounds):
+        if t:
+            known += p * (1.0 - p) ** (t - 1) * min(t * delta, snapshot)
+        total += sampling.invite * (known + (1.0 - p) ** t * snapshot + support)
+    return total
 
 
 def forecast(plan: Plan, step_s: float, workers: int) -> Row:
@@ -212,14 +257,14 @@ def _start(space: Space, each: str) -> str:
     return f"float32, one per {each}{more}"
 
 
-def _effect(before: Space, after: Space) -> str:
+def _effect(before: Space, after: Space, who: str = "each device") -> str:
     """What changed between two spaces, in words: true of any stage, also of one from an extension."""
     said: list[str] = []
     if new := [name for name in after.head if name not in before.head]:
         said.append(f"multiplies by the device's {_names(new)}, which travels as an exact scalar")
     if after.dim != before.dim:
         share = f"{100 * after.dim / max(1, before.dim):.3g} %"
-        how = "chosen by each device"
+        how = f"chosen by {who}"
         if after.period > before.period:
             how = "the same on all devices"
         elif not after.sparse:

@@ -2,8 +2,8 @@
 
 Depth at most two, units in names, the safe choice is the default, and the unsafe one needs its word
 (``privacy = "none"``). The *resolved* recipe (all defaults filled in) and its SHA-256 are the identity of a run.
-Parts with their own parameters (``[[stage]]``, ``[[post]]``, ``[strategy]``, ``[merge]``) keep them as plain tables
-here; ``plan.catalogue`` validates them against the part's own model.
+Parts with their own parameters (``[[stage]]``, ``[[downlink]]``, ``[[post]]``, ``[strategy]``, ``[merge]``) keep them
+as plain tables here; ``plan.catalogue`` validates them against the part's own model.
 """
 
 from __future__ import annotations
@@ -201,6 +201,9 @@ class Recipe(Section):
     stage: list[dict[str, Any]] = Field(
         [{"kind": "weigh"}], description="the way of an update, in order; see `edgewise schema`"
     )
+    downlink: list[dict[str, Any]] = Field(
+        [], description="stages that compress what devices download each round; none = the model in float32"
+    )
     merge: dict[str, Any] = Field({"kind": "sum"}, description="how contributions become one total")
     post: list[dict[str, Any]] = Field([], description="steps on the total, before the division")
     eval: EvalSection = EvalSection()
@@ -274,7 +277,7 @@ def _set(plain: dict[str, Any], dotted: str, value: Any) -> None:
         if isinstance(at, list):
             at = at[_number(at, part, dotted)]
         else:
-            at = at.setdefault(part, [] if not i and part in ("stage", "post") else {})
+            at = at.setdefault(part, [] if not i and part in ("stage", "downlink", "post") else {})
         if not isinstance(at, dict | list):
             raise RecipeError("E-KEY", f"--set {dotted}: {part} is not a table.", "see `edgewise schema`.")
     at[_number(at, last, dotted) if isinstance(at, list) else last] = value

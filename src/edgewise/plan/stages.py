@@ -34,15 +34,19 @@ def schedule(
 
 
 def build_stages(
-    tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry], phase: int = 0
+    tables: Sequence[Mapping[str, Any]],
+    spec: Spec,
+    entries: Mapping[str, Entry],
+    phase: int = 0,
+    label: str = "[[stage]]",
 ) -> list[Stage]:
-    """The stages of a recipe in order, as the rounds of ``phase`` use them; a combinator takes everything after it
-    inside."""
+    """The stages of a recipe's list in order, as the rounds of ``phase`` use them; a combinator takes everything after
+    it inside. ``label`` is the list's place in the recipe, for messages."""
     stages: list[Stage] = []
     for i, table in enumerate(tables):
-        where = f"[[stage]] {i + 1}"
+        where = f"{label} {i + 1}"
         if (kind := table.get("kind")) in entries and entries[str(kind)].combinator:
-            inner = build_stages(tables[i + 1 :], spec, entries, phase)
+            inner = build_stages(tables[i + 1 :], spec, entries, phase, label)
             return [*stages, make(entries, where, table, spec, inner, phase)]
         stages.append(make(entries, where, table, spec, phase=phase))
     return stages

@@ -1,0 +1,59 @@
+"""The model that the devices of a host have downloaded, kept up to date by the deltas that are published.
+
+A real device keeps two models: the one that its last invitation started from, and the one that it led to; the next
+invitation starts from either. Simulated devices of one host hold the same models, so the host decodes every delta once
+for all of them, when it is published, and remembers which model it led from and to. A device whose invitation starts
+from a model further back has applied the same deltas one by one: the same bytes.
+"""
+
+from __future__ import annotations
+
+from edgewise.core import frame, vector
+from edgewise.core.errors import DecodeError
+from edgewise.core.stage import Pipeline
+from edgewise.core.vector import Vector
+from edgewise.engine import downlink
+
+
+class Following:
+    """The newest model of the downlink ``pipe`` (None: there are no deltas), and the way to it."""
+
+    def __init__(self, pipe: Pipeline | None) -> None:
+        self._pipe = pipe
+        self._round, self._digest = -1, ""
+        self._model: Vector | None = None
+        self._steps: dict[str, tuple[str, str]] = {}  # digest of a delta -> of the models before and after it
+
+    def put(self, round: int, digest: str, model: Vector) -> None:
+        """The devices have this model of that round; an older one than what they have already is of no use."""
+        if self._pipe is not None and round > self._round:
+            self._round, self._digest, self._model = round, digest, model
+
+    def take(self, digest: str, blob: bytes) -> None:
+        """A blob was published: if it is the delta to the next round's model, apply it.
+
+        One that cannot be decoded leads nowhere: the devices then have no model of its round, and say so.
+        """
+        if self._pipe is None or self._model is None or not blob.startswith(frame.MAGIC):
+            return
+        try:
+            message = frame.load(blob, len(blob))
+            if not isinstance(message, frame.Delta) or message.round != self._round + 1:
+                return
+            model = downlink.follow(self._pipe, self._model, blob)
+        except DecodeError:
+            return
+        after = vector.digest(vector.to_bytes(model))
+        self._steps[digest] = (self._digest, after)
+        self._round, self._digest, self._model = message.round, after, model
+
+    def find(self, invite: frame.Invite) -> Vector | None:
+        """The model that an invitation's deltas lead to, float32[d]; None where they start from another model than
+        devices here have had, or do not lead to the one that the invitation names by its digest."""
+        at = invite.base
+        for delta in invite.deltas:
+            before, after = self._steps.get(delta, ("", ""))
+            if before != at:
+                return None
+            at = after
+        return self._model if at == invite.model == self._digest else None

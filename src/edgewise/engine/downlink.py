@@ -1,0 +1,185 @@
+"""The way down: what devices hold of the model, the deltas that lead there, and what each invitation makes download.
+
+    m = C(w - v),  v' = v + decode(m)      w: the server's model, v: the one that devices hold ("shadow")
+
+Devices train from v, the server adds the aggregate to w. The difference w - v holds all that earlier deltas left out,
+so this is error feedback with its memory on the server: where C contracts, v stays near w.
+
+A device that took part in round s holds the v of that round, and gets the deltas since then where they are fewer bytes
+than a snapshot of v. Decoding and adding is float32 in one fixed order, so both ways give the same bytes, and the
+invitation names their digest.
+Source: Tang et al. 2019, arXiv:1905.05957 (DoubleSqueeze); Gruntkowska et al. 2023, arXiv:2209.15218 (EF21-P).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.codecs import pack
+from edgewise.core import frame, vector
+from edgewise.core.errors import DecodeError, TrainingError
+from edgewise.core.keys import KEY_BYTES, Turn
+from edgewise.core.stage import Memory, Pipeline, undo
+from edgewise.core.vector import Vector
+from edgewise.engine.ports import Checkpoint, Delta, DeviceId, Downlink
+from edgewise.plan.compile import Plan
+
+STALE = "E-STALE"
+SUPPORT = "release/support"  # in Checkpoint.memory: int64[], increasing positions
+
+
+def start(initial: Vector) -> Downlink:
+    """Before the first round: devices will be given ``initial`` itself."""
+    return Downlink(0, initial, vector.digest(vector.to_bytes(initial)), (), initial)
+
+
+def advance(plan: Plan, pipe: Pipeline, down: Downlink, params: Vector) -> Downlink:
+    """After a round: one delta more, towards ``params`` (float32[d]).
+
+    Old deltas leave the ring as long as all together are no smaller than a snapshot: who lacks that many takes the
+    snapshot. The newest always stays, so that whoever has the model before it can go on.
+    Deterministic: the same inputs give the same bytes.
+    Raises TrainingError(E-NAN) where the difference or the new shadow is not finite.
+    """
+    turn = plan.turn_down(down.round + 1)
+    payload, _ = pipe.encode(params - down.shadow, {}, 1.0, {}, turn)
+    body = pack.pack(payload, pipe.encoded)
+    blob = frame.dump(frame.Delta(round=turn.round, public=turn.public, payload=body))
+    shadow = follow(pipe, down.shadow, blob)
+    if not np.isfinite(shadow).all():
+        raise TrainingError(
+            "E-NAN", f"what devices hold of the model left float32 in round {turn.round}.", "compress less."
+        )
+    ring, anchor = [*down.ring, Delta(turn.round, vector.digest(blob), down.model, blob)], down.anchor
+    while len(ring) > 1 and sum(len(d.blob) for d in ring) >= plan.snapshot_bytes:
+        anchor = follow(pipe, anchor, ring.pop(0).blob)
+    return Downlink(turn.round, shadow, vector.digest(vector.to_bytes(shadow)), tuple(ring), anchor)
+
+
+def follow(pipe: Pipeline, model: Vector, blob: bytes) -> Vector:
+    """Apply one delta, on a device or on the server: float32[d], new.
+
+    Raises DecodeError (E-FRAME, E-PAYLOAD) on a blob that is no delta of this plan.
+    """
+    message = frame.load(blob, len(blob))
+    if not isinstance(message, frame.Delta) or len(message.public) != KEY_BYTES:
+        raise DecodeError("E-FRAME", "not a delta.")
+    payload = pack.unpack(message.payload, pipe.encoded)
+    step = undo(pipe.stages, pipe.spaces, payload, Turn(message.round, message.public))
+    out: Vector = np.array(model, np.float32)
+    if step.support is None:
+        out += step.body
+    else:
+        out[step.support] += step.body
+    return out
+
+
+def since(down: Downlink, held: int | None) -> tuple[Delta, ...]:
+    """The deltas from the model of round ``held`` to the shadow; empty where the ring does not reach back so far."""
+    if held is None or not down.anchor_round <= held < down.round:
+        return ()
+    return down.ring[held - down.anchor_round :]
+
+
+@dataclass(frozen=True)
+class Letters:
+    """A round's invitations.
+
+    Attributes:
+        frames: device -> its invitation, in the order of the cohort.
+        sizes: device -> bytes that it has to download, invitation and blobs.
+        blobs: what must be available, without double.
+    """
+
+    frames: Mapping[DeviceId, bytes] = field(repr=False)
+    sizes: Mapping[DeviceId, int]
+    blobs: tuple[bytes, ...] = field(repr=False)
+
+
+def invite(plan: Plan, checkpoint: Checkpoint, devices: Iterable[DeviceId]) -> Letters:
+    """The invitations to round ``checkpoint.next_round``, each by the way down that is fewer bytes for its device.
+
+    All of the ring is among the blobs: a device that nobody asks may follow the model all the same.
+    """
+    number, down = checkpoint.next_round, checkpoint.down
+    snapshot = vector.to_bytes(checkpoint.state.params if down is None else down.shadow)
+    positions = support(plan, number, checkpoint.memory)
+    told = b"" if positions is None or not positions.size else pack.pack_support(positions, plan.spec.dim)
+    common = frame.Invite(
+        run=plan.run,
+        round=number,
+        spec=plan.spec.digest(),
+        model=vector.digest(snapshot) if down is None else down.model,
+        public=plan.public(number),
+        accepted=-1,
+        deadline_s=plan.sampling.deadline_s,
+        rule=plan.rule(number),
+        support=vector.digest(told) if told else "",
+    )
+    frames: dict[DeviceId, bytes] = {}
+    sizes: dict[DeviceId, int] = {}
+    whole = down is None  # somebody needs the snapshot
+    for device in devices:
+        letter = msgspec.structs.replace(common, accepted=checkpoint.accepted.get(device, -1))
+        raw = frame.dump(letter)
+        size = len(raw) + len(snapshot) + len(told)
+        if down is not None and (way := since(down, checkpoint.held.get(device))):
+            letter = msgspec.structs.replace(letter, base=way[0].base, deltas=tuple(d.digest for d in way))
+            shorter = frame.dump(letter)
+            if (least := len(shorter) + sum(len(d.blob) for d in way) + len(told)) < size:
+                raw, size = shorter, least
+            else:
+                whole = True
+        else:
+            whole = True
+        frames[device], sizes[device] = raw, size
+    ring = () if down is None else tuple(d.blob for d in down.ring)
+    return Letters(frames, sizes, (*((snapshot,) if whole else ()), *ring, *((told,) if told else ())))
+
+
+def downloads(letter: frame.Invite) -> tuple[str, ...]:
+    """Digests of the blobs that an invited device has to download."""
+    return (*(letter.deltas if letter.base else (letter.model,)), *((letter.support,) if letter.support else ()))
+
+
+def holding(held: Mapping[DeviceId, int], down: Downlink, round: int, had: Iterable[DeviceId],
+            lost: Iterable[tuple[DeviceId, str]]) -> dict[DeviceId, int]:  # fmt: skip
+    """Who holds what after ``round``: ``had`` certainly had its model, since they sent an update of it; who refused
+    with E-STALE has nothing to start from any more; entries that the ring ``down`` does not reach are dropped."""
+    gone = {device for device, code in lost if code == STALE}
+    after = {**held, **dict.fromkeys(had, round)}
+    return {d: r for d, r in after.items() if d not in gone and r >= down.anchor_round}
+
+
+def support(plan: Plan, round: int, memory: Memory) -> NDArray[np.int64] | None:
+    """``Turn.support`` of a round: None where no stage of its pipeline asks for it, empty before the first release.
+
+    Where stages take turns over rounds, the last release is that of the same phase: it moved the same coordinates.
+    """
+    if not plan.at(round).encoded.support:
+        return None
+    return plan.mine(memory, round).get(SUPPORT, np.zeros(0, np.int64))
+
+
+def released(pipe: Pipeline, memory: Memory, mean: Vector) -> Memory:
+    """``memory`` with the positions of the release ``mean`` (float32[d]) that stages ask for."""
+    n = pipe.encoded.support
+    return {**memory, SUPPORT: largest(mean, n)} if n else memory
+
+
+def largest(x: Vector, n: int) -> NDArray[np.int64]:
+    """Increasing positions of the n coordinates of largest magnitude, fewer where fewer are not zero; equal ones go to
+    the lowest positions."""
+    n = min(n, int(np.count_nonzero(x)))
+    if n == 0:
+        return np.zeros(0, np.int64)
+    magnitude = np.abs(x)
+    threshold = np.partition(magnitude, x.size - n)[x.size - n]
+    above = np.flatnonzero(magnitude > threshold)
+    level = np.flatnonzero(magnitude == threshold)[: n - above.size]
+    return np.sort(np.concatenate([above, level])).astype(np.int64)
