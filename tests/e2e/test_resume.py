@@ -70,8 +70,8 @@ DOWNLINK = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", DOWNLINK), ("pool", DOWNLINK)],
-    ids=["inproc", "pool", "inproc-downlink", "pool-downlink"],
+    ("engine", "settings"), [("inproc", ()), ("pool", ()), ("pool", DOWNLINK)],
+    ids=["inproc", "pool", "pool-downlink"],
 )  # fmt: skip
 def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, monkeypatch, engine, settings):
     calm = tmp_path / "calm"
