@@ -102,6 +102,15 @@ def test_failure_and_nan_are_refusals_and_change_no_memory():
     np.testing.assert_array_equal(residual(state.committed), residual(start.pending))
 
 
+def test_a_model_that_cannot_be_had_is_a_refusal_and_keeps_the_memory_that_holds():
+    start, _ = contribute(machine.join(PLAN, "d"), 0)
+    for accepted, holds in ((0, start.pending), (-1, start.committed)):
+        state, (send,) = machine.step(PLAN, start, machine.Unready(invite(1, accepted), "E-STALE", "wiped"))
+        refused = frame.load(send.frame)
+        assert (refused.code, refused.reason, refused.round) == ("E-STALE", "wiped", 1)
+        np.testing.assert_array_equal(residual(state.committed), residual(holds))
+
+
 def test_losses_outside_the_bound_are_cut():
     training, _ = machine.step(PLAN, machine.join(PLAN, "d"), machine.Invited(invite(0), PARAMS))
     _, effects = machine.step(PLAN, training, machine.Trained(Update(X, {"loss_first": 1e9, "loss_last": -5}, 160.0)))
