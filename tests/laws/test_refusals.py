@@ -108,6 +108,8 @@ VALUES: list[Callable[[], object]] = [
     lambda: random_k(0.0),
     lambda: random_k(1.5),
     lambda: top_k(nan),
+    lambda: top_k(0.1, chunk=1),
+    lambda: top_k(0.1, chunk=2**25),
     lambda: quantize(0),
     lambda: quantize(9),
     lambda: quantize(17, "shared"),

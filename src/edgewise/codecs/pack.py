@@ -2,7 +2,8 @@
 
     head     float64 little-endian, one per name
     scales   bfloat16 (upper half of a float32), one per block
-    support  Golomb code of the gaps, parameter from the density; a bitmap of the universe where that is shorter
+    support  Golomb code of the gaps, parameter from the density; a bitmap of the universe where that is shorter; where
+             chunks have few positions each, positions inside their chunk in log2(chunk) bits
     body     REAL float32; INTEGER (level + level_max) / stride in ``bits`` bits; RING residue in log2(modulus) bits
 
 Integers are little-endian, bits least significant first, each part padded with zero bits to a byte. The decoder accepts
@@ -140,8 +141,10 @@ def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
 
 
 def _pack_support(support: NDArray[np.int64], space: Space) -> bytes:
-    if support.size and (support[0] < 0 or support[-1] >= space.universe or (np.diff(support) <= 0).any()):
-        raise ValueError("support is not strictly increasing inside the universe")
+    if not _increases(support, space):
+        raise ValueError("support is not strictly increasing inside the universe, with each chunk's share")
+    if _inside(space):
+        return kernels.pack_bits(support - _starts(space), _offset_bits(space))
     if (m := golomb_parameter(space.dim, space.universe)) > 1:
         return kernels.golomb_encode(support, m)
     bitmap = np.zeros(space.universe, np.uint8)
@@ -150,18 +153,51 @@ def _pack_support(support: NDArray[np.int64], space: Space) -> bytes:
 
 
 def _unpack_support(view: memoryview, at: int, space: Space) -> tuple[NDArray[np.int64], int]:
-    if (m := golomb_parameter(space.dim, space.universe)) > 1:
+    if _inside(space):
+        size = kernels.packed_bytes(space.dim, _offset_bits(space))
+        offsets = kernels.unpack_bits(view[at : at + size], _offset_bits(space), space.dim)
+        if offsets is None:
+            _refuse("nonzero padding after the support")
+        support, at = offsets.astype(np.int64) + _starts(space), at + size
+    elif (m := golomb_parameter(space.dim, space.universe)) > 1:
         support = np.empty(space.dim, np.int64)
         used = kernels.golomb_decode(np.frombuffer(view[at:], np.uint8), m, space.universe, support)
         if used < 0:
             _refuse("the support is not a valid Golomb code")
-        return support, at + used
-    size = (space.universe + 7) // 8
-    bits = np.unpackbits(np.frombuffer(view[at : at + size], np.uint8), bitorder="little")
-    support = np.flatnonzero(bits).astype(np.int64)
-    if support.size != space.dim or (support.size and support[-1] >= space.universe):
-        _refuse("the support's bitmap has the wrong number of bits")
-    return support, at + size
+        at += used
+    else:
+        size = (space.universe + 7) // 8
+        bits = np.unpackbits(np.frombuffer(view[at : at + size], np.uint8), bitorder="little")
+        support, at = np.flatnonzero(bits).astype(np.int64), at + size
+        if support.size != space.dim:
+            _refuse("the support's bitmap has the wrong number of bits")
+    if not _increases(support, space):
+        _refuse("positions do not increase inside the universe, with each chunk's share (a bitmap's padding is zero)")
+    return support, at
+
+
+def _increases(support: NDArray[np.int64], space: Space) -> bool:
+    if not support.size:
+        return True
+    inside = support[0] >= 0 and support[-1] < space.universe and bool((support[1:] > support[:-1]).all())
+    return inside and (not space.chunk or bool((support // space.chunk == _starts(space) // space.chunk).all()))
+
+
+def _starts(space: Space) -> NDArray[np.int64]:
+    """int64[dim]: where each position's chunk begins."""
+    whole = space.universe // space.chunk
+    counts = np.full(whole + 1, space.chunk_k)
+    counts[-1] = space.dim - whole * space.chunk_k
+    return np.repeat(np.arange(whole + 1, dtype=np.int64) * space.chunk, counts)
+
+
+def _offset_bits(space: Space) -> int:
+    return (space.chunk - 1).bit_length()
+
+
+def _inside(space: Space) -> bool:
+    """Whether positions travel relative to their chunk: a choice that the Space alone makes."""
+    return space.chunk > 0 and kernels.packed_bytes(space.dim, _offset_bits(space)) < _free_bytes(space)
 
 
 def _blocks(space: Space) -> int:
@@ -185,10 +221,14 @@ def _body_bytes(space: Space) -> int:
 
 
 def _support_bytes(space: Space) -> float:
-    """Geometric gaps of density p, q = 1 - p: 1 / (1 - q^m) bits of quotient and the mean remainder's bits for each;
-    half a byte of padding."""
     if not space.sparse:
         return 0
+    return kernels.packed_bytes(space.dim, _offset_bits(space)) if _inside(space) else _free_bytes(space)
+
+
+def _free_bytes(space: Space) -> float:
+    """Of a bitmap, or expected of a Golomb code: gaps are geometric, q = 1 - p, so each takes 1 / (1 - q^m) bits of
+    quotient and the mean remainder's bits; half a byte of padding."""
     m = golomb_parameter(space.dim, space.universe)
     if m == 1:
         return (space.universe + 7) // 8
@@ -201,6 +241,8 @@ def _support_bytes(space: Space) -> float:
 
 def _support_limit(space: Space) -> int:
     """The longest support the encoder can write: all quotients together are at most universe / m."""
+    if _inside(space):
+        return kernels.packed_bytes(space.dim, _offset_bits(space))
     m = golomb_parameter(space.dim, space.universe)
     if m == 1:
         return (space.universe + 7) // 8

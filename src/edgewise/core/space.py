@@ -53,6 +53,8 @@ class Space:
         sparse: body positions are chosen per device and travel with it.
         moving: body positions are public but drawn anew every round, so nothing after may remember per position.
         universe: length of the vector that positions point into (equals dim where not sparse).
+        chunk: positions are chosen per this many coordinates of the universe, ``chunk_k`` of each whole chunk and the
+            others of the last, shorter one; 0 = freely.
         block: coordinates that share ``scales`` travelling scales; 0 = none.
         scales: travelling scales per block.
         bits: bits per encoded body coordinate on the wire.
@@ -83,6 +85,8 @@ class Space:
     sparse: bool = False
     moving: bool = False
     universe: int = 0
+    chunk: int = 0
+    chunk_k: int = 0
     block: int = 0
     scales: int = 1
     bits: float = 32.0

@@ -103,6 +103,7 @@ class TopKParams(Params):
     """Each device's largest coordinates."""
 
     fraction: float = Field(gt=0, le=1)
+    chunk: int = Field(0, ge=0, le=2**24, description="choose in each run of this many coordinates; 0 = in all of them")
 
 
 class QuantizeParams(Params):
@@ -206,7 +207,7 @@ BUILT_IN = Catalogue(
         "segments": Entry(SegmentsParams, lambda p, spec: segments(spec, p.names)),
         "rotate": Entry(RotateParams, lambda p, _: rotate(p.block)),
         "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased)),
-        "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),
+        "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction, p.chunk)),
         "quantize": Entry(QuantizeParams, lambda p, _: quantize(p.bits, p.grid, p.block)),
         "feedback": Entry(FeedbackParams, lambda p, _, inner: feedback(inner, p.decay, p.forget_after), True),
         "wrap": Entry(WrapParams, lambda p, _: wrap(p.bits)),
