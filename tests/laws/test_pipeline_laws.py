@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgewise.codecs import pack
 from edgewise.codecs.feedback import feedback
+from edgewise.codecs.low_rank import low_rank
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.rotate import rotate
@@ -98,6 +99,9 @@ CHAINS = [
     _chain(clip(1.0), random_k(0.5), rotate(128), quantize(4, "eden")),
     _chain(weigh(CAP), feedback([rotate(256), quantize(1, "sign", block=256)])),
     _chain(weigh(CAP), feedback([top_k(0.1), quantize(2, "pair", block=16)])),
+    _chain(low_rank(SPEC, 2)),
+    _chain(clip(1.0), low_rank(SPEC, 3, "svd"), quantize(8)),
+    _chain(weigh(CAP), feedback([low_rank(SPEC, 2), quantize(8)])),
     _chain(feedback([top_k(0.02)])),
     _chain(weigh(CAP), feedback([top_k(0.05), quantize(4)])),
     _chain(segments(SPEC, ["head"]), weigh(CAP), feedback([top_k(0.05), quantize(2)], decay=0.9)),
@@ -106,7 +110,7 @@ CHAINS = [
 ]
 every = pytest.mark.parametrize("chain", CHAINS, ids=lambda c: c.name)
 summable = [c for c in CHAINS if c.at().encoded.summable]
-fed_back = [c for c in CHAINS if c.at().encoded.memory]
+fed_back = [c for c in CHAINS if c.at().encoded.residual]
 
 
 def _vectors() -> dict[str, Vector]:

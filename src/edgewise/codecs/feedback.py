@@ -59,7 +59,7 @@ def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10)
                 "E-ORDER", f"{name}: a stage inside has its own memory on the server.", "use it without feedback."
             )
         out = fold(space)[-1]
-        if space.memory or out.memory:
+        if space.residual or out.residual:
             raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
         if out.gain > space.gain:
             raise CompositionError(
@@ -71,7 +71,7 @@ def feedback(inner: Sequence[Stage], decay: float = 1.0, forget_after: int = 10)
             raise CompositionError(
                 "E-ORDER", f"{name}: a weight is no compression error.", "put weigh before feedback."
             )
-        return out.but(unbiased=False, memory=True)
+        return out.but(unbiased=False, memory=True, residual=True)
 
     def init(space: Space) -> Memory:
         memory: dict[str, Array] = {"residual": np.zeros(space.dim, np.float32), "last": np.full(1, -1, np.int64)}

@@ -50,6 +50,7 @@ class Space:
         summable: decode(sum of encodings) = sum of decodings.
         unbiased: the mean of decode(encode(x)) over the stages' own randomness is x.
         memory: some stage keeps state on the device between rounds.
+        residual: an error feedback keeps what was not sent.
         sparse: body positions are chosen per device and travel with it.
         moving: body positions are public but drawn anew every round, so nothing after may remember per position.
         universe: length of the vector that positions point into (equals dim where not sparse).
@@ -65,6 +66,7 @@ class Space:
         support: positions of the last release that devices have to be told (``shared_top_k``); 0 = none.
         rotated: block length of the rotation that the update has passed; 0 = none.
         rotated_dim: length of the vector that was rotated; ``dim`` while its blocks still are whole.
+        rank: matrices travel as factors of this rank; 0 = none do.
         spread: decoding may enlarge a single coordinate beyond ``linf`` by this factor (rotations).
     """
 
@@ -82,6 +84,7 @@ class Space:
     summable: bool = True
     unbiased: bool = True
     memory: bool = False
+    residual: bool = False
     sparse: bool = False
     moving: bool = False
     universe: int = 0
@@ -96,6 +99,7 @@ class Space:
     support: int = 0
     rotated: int = 0
     rotated_dim: int = 0
+    rank: int = 0
     spread: float = 1.0
 
     def but(self, **changes: object) -> Space:
