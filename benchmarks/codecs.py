@@ -8,6 +8,9 @@ the server. NMSE is ||decoded - x||^2 / ||x||^2 of one contribution with normall
     quantize          E[step^2 f (1 - f)], f the position between two grid points; step = largest of the block's
                       64 normals / L, or clamp / L on the shared grid (and what the clamp takes)
     random_k          d / k - 1 (unbiased), 1 - k / d (biased)
+    eden              D / (1 - D), D the error of the Lloyd-Max quantizer of normals
+    sign, pair        (1 - 2 / pi)(1 - 1 / 64); D of two magnitudes (2 bits), over long blocks
+    nf4               over normals of another seed, as quantize
     top_k             1 - 2 (t phi(t) + Q(t)), 2 Q(t) = k / d
 """
 
@@ -17,13 +20,17 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from math import sqrt
+from functools import partial
+from itertools import pairwise
+from math import inf, pi, sqrt
 from typing import Any
 
 import bench
 import numpy as np
 
 from edgewise.codecs import pack
+from edgewise.codecs.codebook import NF4
+from edgewise.codecs.eden import CENTROIDS
 from edgewise.core import keys
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import HEAD, HEAD_BOUND, pipeline
@@ -46,11 +53,39 @@ def block_theory(bits: int, block: int = 64) -> float:
     return rounding(x, np.abs(x).max(1, keepdims=True) * (1 + 1e-12) / (2 ** (bits - 1) - 1))
 
 
+def one_theory(block: int = 64) -> float:
+    """One bit: every coordinate becomes +-s, s the block's largest magnitude, so s^2 - x^2."""
+    x = np.random.default_rng(99).normal(size=(30_000, block))
+    return float(np.mean(np.square(x).max(1)) - 1.0)
+
+
 def shared_theory(bits: int) -> float:
     """As ``block_theory`` on one grid, and what clamping takes."""
     x = np.random.default_rng(99).normal(size=2_000_000)
     cut = np.clip(x, -CLAMP, CLAMP)
     return rounding(cut, CLAMP / (2 ** (bits - 1) - 1)) + float(np.mean(np.square(x - cut)))
+
+
+def nf4_theory(block: int = 64) -> float:
+    """As ``block_theory``, to the nearest value of the code book."""
+    x = np.random.default_rng(99).normal(size=(4_000, block))
+    top = np.abs(x).max(1, keepdims=True)
+    near = NF4[np.abs((x / top)[..., None] - NF4).argmin(-1)] * top
+    return float(np.mean(np.square(near - x)))
+
+
+def lloyd_theory(bits: int) -> float:
+    """D = 1 - E[Q(x)^2] of the code book's own cells."""
+    normal, c = statistics.NormalDist(), CENTROIDS[bits]
+    edges = [0.0, *((c[1:] + c[:-1]) / 2), inf]
+    mass = [2 * (normal.cdf(b) - normal.cdf(a)) for a, b in pairwise(edges)]
+    return float(1 - np.dot(mass, np.square(c)))
+
+
+def eden_theory(bits: int) -> float:
+    """The scale that removes the bias stretches by 1 / (1 - D)."""
+    d = lloyd_theory(bits)
+    return d / (1 - d)
 
 
 def top_theory(fraction: float) -> float:
@@ -66,6 +101,30 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], Callable[[], float]]] = {
     "quantize 8": ([WEIGH, {"kind": "quantize", "bits": 8}], lambda: block_theory(8)),
     "quantize 4": ([WEIGH, {"kind": "quantize", "bits": 4}], lambda: block_theory(4)),
     "quantize 2": ([WEIGH, {"kind": "quantize", "bits": 2}], lambda: block_theory(2)),
+    "quantize 1": ([WEIGH, {"kind": "quantize", "bits": 1}], one_theory),
+    "sign": ([WEIGH, {"kind": "quantize", "bits": 1, "grid": "sign"}], lambda: (1 - 2 / pi) * (1 - 1 / 64)),
+    "pair, blocks of 4096": (
+        [WEIGH, {"kind": "quantize", "bits": 2, "grid": "pair", "block": 4096}],
+        lambda: lloyd_theory(2),
+    ),
+    "nf4": ([WEIGH, {"kind": "quantize", "bits": 4, "grid": "nf4"}], nf4_theory),
+    "rotate": ([WEIGH, {"kind": "rotate"}], lambda: 0.0),
+    **{
+        f"rotate, eden {bits}": (
+            [WEIGH, {"kind": "rotate"}, {"kind": "quantize", "bits": bits, "grid": "eden"}],
+            partial(eden_theory, bits),
+        )
+        for bits in (1, 2, 3, 4)
+    },
+    "rotate, clamp, quantize 4 shared": (
+        [
+            WEIGH,
+            {"kind": "rotate"},
+            {"kind": "clamp", "linf": CLAMP},
+            {"kind": "quantize", "bits": 4, "grid": "shared"},
+        ],
+        lambda: shared_theory(4),
+    ),
     "clamp, quantize 8 shared, wrap 16": (
         [
             WEIGH,
@@ -86,6 +145,15 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], Callable[[], float]]] = {
     ),
     "feedback: top_k 1 %, quantize 8": (
         [WEIGH, {"kind": "feedback"}, {"kind": "top_k", "fraction": 0.01}, {"kind": "quantize", "bits": 8}],
+        lambda: top_theory(0.01),
+    ),
+    "feedback: top_k 1 % of 4096, pair": (
+        [
+            WEIGH,
+            {"kind": "feedback"},
+            {"kind": "top_k", "fraction": 0.01, "chunk": 4096},
+            {"kind": "quantize", "bits": 2, "grid": "pair"},
+        ],
         lambda: top_theory(0.01),
     ),
 }

@@ -64,8 +64,8 @@ def low_rank(spec: Spec, rank: int, method: str = "power") -> Stage:
     A segment of two or more dimensions is a matrix with its first dimension as rows; those that factors would not make
     smaller, r (m + n) >= m n, stay as they are.
     ``"power"`` (PowerSGD): P = orthonormal basis of M Q_last, Q = M^T P; Q, its columns normalised, is remembered on
-    the device as the next start (first start: normal numbers of a fixed key). One step costs 4 m n r operations; it finds
-    the leading directions over rounds, so it is meant to stand inside ``feedback``.
+    the device as the next start (first start: normal numbers of a fixed key). One step costs 4 m n r operations; it
+    finds the leading directions over rounds, so it is meant to stand inside ``feedback``.
     ``"svd"``: the best approximation, U sqrt(S) and V sqrt(S); min(m, n) m n operations; no memory.
     Algebra: biased; not summable (every device has its own factors). P Q^T with exact factors is a projection of M and
     no longer than it, but whatever happens to the factors afterwards is multiplied: an error of e in P moves the
