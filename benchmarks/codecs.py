@@ -8,6 +8,9 @@ the server. NMSE is ||decoded - x||^2 / ||x||^2 of one contribution with normall
     quantize          E[step^2 f (1 - f)], f the position between two grid points; step = largest of the block's
                       64 normals / L, or clamp / L on the shared grid (and what the clamp takes)
     random_k          d / k - 1 (unbiased), 1 - k / d (biased)
+    eden              D / (1 - D), D the error of the Lloyd-Max quantizer of normals
+    sign, pair        (1 - 2 / pi)(1 - 1 / 64); D of two magnitudes (2 bits), over long blocks
+    nf4               over normals of another seed, as quantize
     top_k             1 - 2 (t phi(t) + Q(t)), 2 Q(t) = k / d
 """
 
@@ -16,6 +19,9 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from math import inf, pi
 from typing import Any
 
 import bench
@@ -23,6 +29,8 @@ import numpy as np
 
 from edgewise.apps.bench import WEIGH, chain, measure
 from edgewise.codecs import pack
+from edgewise.codecs.codebook import NF4
+from edgewise.codecs.eden import CENTROIDS
 from edgewise.core.stage import HEAD
 from edgewise.core.vector import Spec
 from edgewise.engine.ports import Update
@@ -42,11 +50,39 @@ def block_theory(bits: int, block: int = 64) -> float:
     return rounding(x, np.abs(x).max(1, keepdims=True) * (1 + 1e-12) / (2 ** (bits - 1) - 1))
 
 
+def one_theory(block: int = 64) -> float:
+    """One bit: every coordinate becomes +-s, s the block's largest magnitude, so s^2 - x^2."""
+    x = np.random.default_rng(99).normal(size=(30_000, block))
+    return float(np.mean(np.square(x).max(1)) - 1.0)
+
+
 def shared_theory(bits: int) -> float:
     """As ``block_theory`` on one grid, and what clamping takes."""
     x = np.random.default_rng(99).normal(size=2_000_000)
     cut = np.clip(x, -CLAMP, CLAMP)
     return rounding(cut, CLAMP / (2 ** (bits - 1) - 1)) + float(np.mean(np.square(x - cut)))
+
+
+def nf4_theory(block: int = 64) -> float:
+    """As ``block_theory``, to the nearest value of the code book."""
+    x = np.random.default_rng(99).normal(size=(4_000, block))
+    top = np.abs(x).max(1, keepdims=True)
+    near = NF4[np.abs((x / top)[..., None] - NF4).argmin(-1)] * top
+    return float(np.mean(np.square(near - x)))
+
+
+def lloyd_theory(bits: int) -> float:
+    """D = 1 - E[Q(x)^2] of the code book's own cells."""
+    normal, c = statistics.NormalDist(), CENTROIDS[bits]
+    edges = [0.0, *((c[1:] + c[:-1]) / 2), inf]
+    mass = [2 * (normal.cdf(b) - normal.cdf(a)) for a, b in pairwise(edges)]
+    return float(1 - np.dot(mass, np.square(c)))
+
+
+def eden_theory(bits: int) -> float:
+    """The scale that removes the bias stretches by 1 / (1 - D)."""
+    d = lloyd_theory(bits)
+    return d / (1 - d)
 
 
 def top_theory(fraction: float) -> float:
@@ -61,6 +97,30 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], Callable[[], float]]] = {
     "quantize 8": ([WEIGH, {"kind": "quantize", "bits": 8}], lambda: block_theory(8)),
     "quantize 4": ([WEIGH, {"kind": "quantize", "bits": 4}], lambda: block_theory(4)),
     "quantize 2": ([WEIGH, {"kind": "quantize", "bits": 2}], lambda: block_theory(2)),
+    "quantize 1": ([WEIGH, {"kind": "quantize", "bits": 1}], one_theory),
+    "sign": ([WEIGH, {"kind": "quantize", "bits": 1, "grid": "sign"}], lambda: (1 - 2 / pi) * (1 - 1 / 64)),
+    "pair, blocks of 4096": (
+        [WEIGH, {"kind": "quantize", "bits": 2, "grid": "pair", "block": 4096}],
+        lambda: lloyd_theory(2),
+    ),
+    "nf4": ([WEIGH, {"kind": "quantize", "bits": 4, "grid": "nf4"}], nf4_theory),
+    "rotate": ([WEIGH, {"kind": "rotate"}], lambda: 0.0),
+    **{
+        f"rotate, eden {bits}": (
+            [WEIGH, {"kind": "rotate"}, {"kind": "quantize", "bits": bits, "grid": "eden"}],
+            partial(eden_theory, bits),
+        )
+        for bits in (1, 2, 3, 4)
+    },
+    "rotate, clamp, quantize 4 shared": (
+        [
+            WEIGH,
+            {"kind": "rotate"},
+            {"kind": "clamp", "linf": CLAMP},
+            {"kind": "quantize", "bits": 4, "grid": "shared"},
+        ],
+        lambda: shared_theory(4),
+    ),
     "clamp, quantize 8 shared, wrap 16": (
         [
             WEIGH,
@@ -81,6 +141,15 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], Callable[[], float]]] = {
     ),
     "feedback: top_k 1 %, quantize 8": (
         [WEIGH, {"kind": "feedback"}, {"kind": "top_k", "fraction": 0.01}, {"kind": "quantize", "bits": 8}],
+        lambda: top_theory(0.01),
+    ),
+    "feedback: top_k 1 % of 4096, pair": (
+        [
+            WEIGH,
+            {"kind": "feedback"},
+            {"kind": "top_k", "fraction": 0.01, "chunk": 4096},
+            {"kind": "quantize", "bits": 2, "grid": "pair"},
+        ],
         lambda: top_theory(0.01),
     ),
 }

@@ -12,6 +12,7 @@ import pytest
 from edgewise.codecs import pack, residual
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.ladder import ladder
+from edgewise.codecs.low_rank import low_rank
 from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
@@ -73,6 +74,11 @@ CHAINS = [
     _chain(top_k(0.02)),
     _chain(top_k(0.5)),
     _chain(top_k(1.0)),
+    _chain(top_k(0.05, chunk=64)),
+    _chain(top_k(0.001, chunk=100), quantize(2, "pair", block=4)),
+    _chain(top_k(0.5, chunk=64)),
+    _chain(top_k(1.0, chunk=2000)),
+    _chain(weigh(CAP), feedback([top_k(0.02, chunk=256), quantize(2, "pair")])),
     _chain(quantize(2)),
     _chain(quantize(4)),
     _chain(quantize(8, block=100)),
@@ -113,6 +119,9 @@ CHAINS = [
     _chain(clip(1.0), random_k(0.5), rotate(128), quantize(4, "eden")),
     _chain(weigh(CAP), feedback([rotate(256), quantize(1, "sign", block=256)])),
     _chain(weigh(CAP), feedback([top_k(0.1), quantize(2, "pair", block=16)])),
+    _chain(low_rank(SPEC, 2)),
+    _chain(clip(1.0), low_rank(SPEC, 3, "svd"), quantize(8)),
+    _chain(weigh(CAP), feedback([low_rank(SPEC, 2), quantize(8)])),
     _chain(feedback([top_k(0.02)])),
     _chain(weigh(CAP), feedback([top_k(0.05), quantize(4)])),
     _chain(segments(SPEC, ["head"]), weigh(CAP), feedback([top_k(0.05), quantize(2)], decay=0.9)),

@@ -9,6 +9,7 @@ import pytest
 
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.ladder import ladder
+from edgewise.codecs.low_rank import low_rank
 from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
@@ -70,6 +71,10 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-NO-BOUND", "clamp or clip", lambda: build([quantize(1, "shared")])),
     ("E-NOT-SUMMABLE", "shared", lambda: build([rotate(), quantize(1, "eden"), wrap(16)])),
     ("E-NOT-SUMMABLE", "shared", lambda: build([quantize(1, "sign"), wrap(16)])),
+    ("E-ORDER", "before what selects", lambda: build([random_k(0.1), low_rank(SPEC, 1)])),
+    ("E-ORDER", "before what selects", lambda: build([rotate(), low_rank(SPEC, 1)])),
+    ("E-ORDER", "inside feedback", lambda: build([low_rank(SPEC, 1), feedback([quantize(4)])])),
+    ("E-ORDER", "keep one", lambda: build([feedback([clip(1.0), feedback([low_rank(SPEC, 1)])])])),
     ("E-SEGMENT", "layers.1.q_proj", lambda: segments(SPEC, ["layers.1.qproj"])),
     ("E-SEGMENT", "segments are", lambda: segments(SPEC, ["zzz*"])),
     ("E-SEGMENT", "name at least one", lambda: segments(SPEC, [])),
@@ -125,6 +130,7 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
             top_k(0.1),
             shared_top_k(SPEC, 0.1),
             sketch(4.0),
+            low_rank(SPEC, 1),
             quantize(4),
             quantize(4, "shared"),
             *(quantize(bits, grid) for bits, grid in ((1, "sign"), (4, "nf4"), (2, "pair"), (2, "eden"))),
@@ -157,6 +163,8 @@ VALUES: list[Callable[[], object]] = [
     lambda: sketch(4.0, keep=0.0),
     lambda: sketch(4.0, momentum=1.0),
     lambda: sketch(4.0, floor=nan),
+    lambda: top_k(0.1, chunk=1),
+    lambda: top_k(0.1, chunk=2**25),
     lambda: quantize(0),
     lambda: quantize(9),
     lambda: quantize(17, "shared"),
@@ -166,6 +174,9 @@ VALUES: list[Callable[[], object]] = [
     lambda: quantize(4, "pair"),
     lambda: quantize(4, "other"),
     lambda: quantize(4, block=1),
+    lambda: low_rank(SPEC, 0),
+    lambda: low_rank(SPEC, 8),
+    lambda: low_rank(SPEC, 2, "other"),
     lambda: wrap(1),
     lambda: wrap(33),
     lambda: mixed(SPEC, 0.0),

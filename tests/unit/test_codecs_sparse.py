@@ -8,14 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edgewise.codecs import pack
+from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
 from edgewise.codecs.top_k import largest, top_k
 from edgewise.codecs.wrap import wrap
+from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
 from edgewise.core.space import Kind, Quorum, Space
-from edgewise.core.stage import Payload, Stage
+from edgewise.core.stage import Payload, Stage, pipeline
 from edgewise.core.vector import Spec, Vector
+from edgewise.merges.plain import plain_sum
 
 TURN = Turn(5, root(1), root(2))
 
@@ -101,6 +105,62 @@ def test_top_k_is_that_of_a_partition(name: str, k: int) -> None:
     got = largest(lambda a, b: x[a:b], x.size, k)
     assert got.dtype == np.int64
     assert got.tolist() == _partition(x, k)
+
+
+@given(
+    hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-4, 4, width=16)),
+    st.floats(0.01, 1.0),
+    st.integers(2, 70),
+)
+def test_chunks_choose_for_themselves(x: Vector, fraction: float, chunk: int) -> None:
+    payload = _encode(top_k(fraction, chunk), x)
+    want = []
+    for at in range(0, x.size, chunk):
+        part = x[at : at + chunk]
+        k = min(part.size, max(1, round(fraction * part.size)))
+        want += [at + i for i in sorted(np.argsort(-np.abs(part), kind="stable")[:k].tolist())]
+    assert payload.support is not None
+    assert payload.support.tolist() == want
+    space = top_k(fraction, chunk).infer(_space(x.size))
+    assert space.dim == len(want)
+    back = pack.unpack(pack.pack(payload.but(head=np.zeros(0)), space), space)
+    assert back.support is not None
+    assert back.support.tolist() == want
+
+
+def test_chunks_cost_what_the_literature_says() -> None:
+    """research/methods.md 2.1: .14 bits per parameter at 1 %, chunks of 4096, 2-bit values."""
+    x = np.random.default_rng(0).standard_normal(2**20).astype(np.float32)
+    pipe = pipeline(_space(x.size), [top_k(0.01, 4096), quantize(2, "pair")], plain_sum())
+    payload, _ = pipe.encode(x, {}, 1.0, {}, TURN)
+    raw = pack.pack(payload, pipe.encoded)
+    assert 8 * len(raw) / x.size <= 0.11
+    assert len(raw) == pytest.approx(pack.size_bytes(pipe.encoded), rel=0.01)
+    y = pipe.decode(payload, TURN).body
+    assert float(np.square(y - x).sum() / np.square(x).sum()) == pytest.approx(0.915, abs=0.003)
+
+
+def test_few_positions_per_chunk_travel_inside_it() -> None:
+    x = np.random.default_rng(0).standard_normal(2**20 + 7).astype(np.float32)
+    stage = top_k(1 / 4096, 4096)
+    space = stage.infer(_space(x.size))
+    raw = pack.pack(_encode(stage, x), space)
+    assert (space.dim, space.chunk_k) == (257, 1)
+    assert len(raw) == pack.size_bytes(space) == 257 * 4 + (257 * 12 + 7) // 8
+    moved = bytearray(raw)
+    moved[385] = 0x0F  # the last position: behind the end of the last, shorter chunk
+    with pytest.raises(DecodeError, match="positions"):
+        pack.unpack(bytes(moved), space)
+
+
+def test_a_chunk_with_more_than_its_share_is_refused() -> None:
+    for fraction, where in ((0.05, range(50)), (0.5, range(500))):  # a Golomb code, a bitmap
+        space = top_k(fraction, 100).infer(_space(1000))
+        payload = Payload(np.zeros(space.dim, np.float32), np.zeros(0), np.array(where))
+        with pytest.raises(ValueError, match="share"):
+            pack.pack(payload, space)
+        with pytest.raises(DecodeError, match="share"):
+            pack.unpack(pack.pack(payload, space.but(chunk=0)), space)
 
 
 def test_random_k_support_is_public_and_moves() -> None:

@@ -47,7 +47,7 @@ class Inner:
             raise CompositionError(
                 "E-ORDER", f"{name}: the segments inside take turns, the residual does not.", "put segments before it."
             )
-        if space.memory or out.memory:
+        if space.residual or out.residual:
             raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
         if out.gain > space.gain:
             raise CompositionError(
@@ -59,7 +59,7 @@ class Inner:
             raise CompositionError(
                 "E-ORDER", f"{name}: a weight is no compression error.", "put weigh before feedback."
             )
-        return out.but(unbiased=False, memory=True)
+        return out.but(unbiased=False, memory=True, residual=True)
 
     def init(self, space: Space) -> dict[str, Array]:
         """Memory of the stages: ``<i>.<key>`` of stage i."""

@@ -3,7 +3,8 @@
     rung     only where the Space has rungs: which of them the rest is in, LEB128 in its shortest form
     head     float64 little-endian, one per name
     scales   bfloat16 (upper half of a float32), one per block
-    support  Golomb code of the gaps, parameter from the density; a bitmap of the universe where that is shorter
+    support  Golomb code of the gaps, parameter from the density; a bitmap of the universe where that is shorter; where
+             chunks have few positions each, positions inside their chunk in log2(chunk) bits
              (``mixed``: widths of the parts in 4 bits each stand before the scales, and each part is padded)
     body     REAL float32; INTEGER (level + level_max) / stride in ``bits`` bits; RING residue in log2(modulus) bits
 
@@ -46,7 +47,7 @@ def size_bytes(space: Space) -> float:
         return max(rung_bytes(space))
     if space.parts:
         return 8 * len(space.head) + mixed.width_bytes(space) + space.budget_bytes
-    support = _support_bytes(space.dim, space.universe) if space.sparse else 0
+    support = _positions_bytes(space)
     return _before_support(space) + support + _body_bytes(space)
 
 
@@ -77,7 +78,7 @@ def pack(payload: Payload, space: Space) -> bytes:
     if space.sparse:
         if payload.support is None or payload.support.shape != (space.dim,):
             raise ValueError("support missing or of the wrong length")
-        parts.append(_write_support(payload.support, space.universe))
+        parts.append(_write_positions(payload.support, space))
     if space.kind is Kind.REAL:
         parts.append(np.ascontiguousarray(body, "<f4").data)
     else:
@@ -115,7 +116,7 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
     if space.parts:
         return _unpack_mixed(view, space)
     fixed = _before_support(space) + _body_bytes(space)
-    least, most = (fixed, fixed) if not space.sparse else (fixed, fixed + _support_limit(space.dim, space.universe))
+    least, most = (fixed, fixed) if not space.sparse else (fixed, fixed + _positions_limit(space))
     if not least <= len(view) <= most:
         _refuse(f"{len(view)} bytes, expected {least}" + (f" to {most}" if most > least else ""))
     head = np.frombuffer(view[: 8 * len(space.head)], "<f8").astype(np.float64)
@@ -126,7 +127,7 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
         at += 2 * _blocks(space)
     support = None
     if space.sparse:
-        support, used = _read_support(view[at:], space.dim, space.universe)
+        support, used = _read_positions(view[at:], space)
         at += used
     if len(view) - at != _body_bytes(space):
         _refuse(f"{len(view) - at} bytes of body, expected {_body_bytes(space)}")
@@ -218,6 +219,56 @@ def announced_bytes(n: int, universe: int) -> float:
     return _COUNT_BYTES + _support_bytes(n, universe)
 
 
+def _write_positions(support: NDArray[np.int64], space: Space) -> bytes | memoryview:
+    if space.chunk and not _shares(support, space):
+        raise ValueError("the support does not have each chunk's share of positions")
+    if not _inside(space):
+        return _write_support(support, space.universe)
+    if support.size and not (support[0] >= 0 and support[-1] < space.universe and (np.diff(support) > 0).all()):
+        raise ValueError("support is not strictly increasing inside the universe")
+    return kernels.pack_bits(support - _starts(space), _offset_bits(space))
+
+
+def _read_positions(view: memoryview, space: Space) -> tuple[NDArray[np.int64], int]:
+    """The payload's positions from the start of ``view``, and the bytes that they took."""
+    if _inside(space):
+        size = kernels.packed_bytes(space.dim, _offset_bits(space))
+        offsets = kernels.unpack_bits(view[:size], _offset_bits(space), space.dim)
+        if offsets is None:
+            _refuse("nonzero padding after the support")
+        support = offsets.astype(np.int64) + _starts(space)
+        if support.size and not ((np.diff(support) > 0).all() and support[-1] < space.universe):
+            _refuse("positions do not increase inside the universe")
+    else:
+        support, size = _read_support(view, space.dim, space.universe)
+    if space.chunk and not _shares(support, space):
+        _refuse("the support does not have each chunk's share of positions")
+    return support, size
+
+
+def _shares(support: NDArray[np.int64], space: Space) -> bool:
+    return bool((support // space.chunk == _starts(space) // space.chunk).all())
+
+
+def _starts(space: Space) -> NDArray[np.int64]:
+    """int64[dim]: where each position's chunk begins."""
+    whole = space.universe // space.chunk
+    counts = np.full(whole + 1, space.chunk_k)
+    counts[-1] = space.dim - whole * space.chunk_k
+    return np.repeat(np.arange(whole + 1, dtype=np.int64) * space.chunk, counts)
+
+
+def _offset_bits(space: Space) -> int:
+    return (space.chunk - 1).bit_length()
+
+
+def _inside(space: Space) -> bool:
+    """Whether positions travel relative to their chunk: a choice that the Space alone makes."""
+    if not space.chunk:
+        return False
+    return kernels.packed_bytes(space.dim, _offset_bits(space)) < _support_bytes(space.dim, space.universe)
+
+
 def _write_support(support: NDArray[np.int64], universe: int) -> bytes:
     if support.size and (support[0] < 0 or support[-1] >= universe or (np.diff(support) <= 0).any()):
         raise ValueError("support is not strictly increasing inside the universe")
@@ -262,6 +313,20 @@ def _before_support(space: Space) -> int:
 
 def _body_bytes(space: Space) -> int:
     return 4 * space.dim if space.kind is Kind.REAL else kernels.packed_bytes(space.dim, _width(space))
+
+
+def _positions_bytes(space: Space) -> float:
+    if not space.sparse:
+        return 0
+    if _inside(space):
+        return kernels.packed_bytes(space.dim, _offset_bits(space))
+    return _support_bytes(space.dim, space.universe)
+
+
+def _positions_limit(space: Space) -> int:
+    if _inside(space):
+        return kernels.packed_bytes(space.dim, _offset_bits(space))
+    return _support_limit(space.dim, space.universe)
 
 
 def _support_bytes(n: int, universe: int) -> float:

@@ -15,6 +15,7 @@ from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Read, Stage
 
 _PART = 1 << 15  # coordinates read at a time
+CHUNK_MAX = 2**24
 _SAMPLES, _SAMPLE = 256, 256  # stretches of the vector that are looked at first, and their length
 
 
@@ -72,25 +73,78 @@ def _keep(where: NDArray[np.int64], size: NDArray[np.int32], have: int, k: int) 
     return int(edge)
 
 
-def top_k(fraction: float) -> Stage:
+@kernels.compiled
+def _at_least(
+    magnitude: NDArray[np.float32], chunk: int, k: int, limits: NDArray[np.float32], first: int, out: NDArray[np.int64]
+) -> None:
+    """Positions of the k magnitudes of each chunk that reach its limit, the k-th largest; of equal ones the lowest."""
+    for c in range(limits.size):
+        part, limit = magnitude[c * chunk : (c + 1) * chunk], limits[c]
+        level = k
+        for v in part:
+            level -= 1 if v > limit else 0
+        at = c * k
+        for i in range(part.size):
+            take = part[i] > limit
+            if part[i] == limit and level > 0:
+                take = True
+                level -= 1
+            if take:
+                out[at] = first + c * chunk + i
+                at += 1
+
+
+def largest_of_chunks(read: Read, dim: int, chunk: int, k: int, k_rest: int) -> NDArray[np.int64]:
+    """As ``largest``, the k of each whole chunk and the ``k_rest`` of what is left behind them."""
+    step = max(1, _PART // chunk) * chunk
+    parts = [np.zeros(0, np.int64)]
+    for start in range(0, dim, step):
+        magnitude = np.abs(read(start, min(dim, start + step)))
+        whole = magnitude.size // chunk
+        rest = magnitude[whole * chunk :]
+        support = np.empty(whole * k + (k_rest if rest.size else 0), np.int64)
+        if whole:
+            limits = np.partition(magnitude[: whole * chunk].reshape(-1, chunk), chunk - k, axis=1)[:, chunk - k]
+            _at_least(magnitude[: whole * chunk], chunk, k, np.ascontiguousarray(limits), start, support)
+        if rest.size:
+            limits = np.partition(rest, rest.size - k_rest)[[rest.size - k_rest]]
+            _at_least(rest, rest.size, k_rest, limits, start + whole * chunk, support[whole * k :])
+        parts.append(support)
+    return np.concatenate(parts)
+
+
+def top_k(fraction: float, chunk: int = 0) -> Stage:
     """Send the ``k = max(1, round(fraction d))`` coordinates of largest magnitude and where they are.
+
+    ``chunk`` > 0: instead the ``max(1, round(fraction c))`` largest of every c = chunk consecutive coordinates (fewer
+    in a last, shorter chunk). Every part of the model then sends its share; selection needs one chunk at a time; and
+    where few of a chunk travel, positions inside it take fewer bits than a Golomb code.
 
     Algebra: a projection, so l2 and linf stay; biased (use ``feedback``); positions differ per device, so not summable
     and the positions themselves say something about the data.
-    Guarantees: exactly k coordinates; equal magnitudes go to the lowest positions; positions strictly increase.
+    Guarantees: exactly k coordinates (of every chunk); equal magnitudes go to the lowest positions; positions strictly
+    increase.
     Decoding leaves the contribution sparse, so that a visible sum costs time by what was sent, not by d.
     Edge cases: a zero vector sends zeros at positions 0..k-1.
     Args:
-        fraction: share of coordinates, above 0, at most 1.
+        fraction: share of coordinates, above 0, at most 1. chunk: 0 (the whole vector is one), or 2 to 2^24.
     Raises:
         RecipeError(E-VALUE); CompositionError(E-SPARSE-TWICE, E-NOT-REAL).
     Source: Aji and Heafield 2017, arXiv:1704.05021; ||x - top_k(x)||^2 <= (1 - k/d) ||x||^2.
+        Chunks: Sarfi et al. 2025 (SparseLoCo), arXiv:2508.15706, with c = 4096.
     """
-    name = f"top_k({fraction:g})"
+    name = f"top_k({fraction:g}, chunk {chunk})" if chunk else f"top_k({fraction:g})"
     demand.positive("top_k: fraction", fraction, 1.0)
+    if chunk:
+        demand.between("top_k: chunk", chunk, 2, CHUNK_MAX)
 
-    def size(space: Space) -> int:
-        return min(space.dim, max(1, round(fraction * space.dim)))
+    def share(n: int) -> int:
+        return min(n, max(1, round(fraction * n)))
+
+    def sizes(space: Space) -> tuple[int, int, int]:
+        """Length of whole chunks, coordinates kept of each, coordinates kept of the rest."""
+        length = chunk or space.dim
+        return length, share(length), share(space.dim % length) if length else 0
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
@@ -98,13 +152,21 @@ def top_k(fraction: float) -> Stage:
             raise CompositionError(
                 "E-SPARSE-TWICE", f"{name}: an earlier stage already chose a per-device support.", "keep one of them."
             )
-        k = size(space)
+        length, k, k_rest = sizes(space)
+        kept = (space.dim // length if length else 0) * k + k_rest
         return space.but(
-            dim=k, universe=space.dim, sparse=True, summable=False, unbiased=space.unbiased and k == space.dim
+            dim=kept,
+            universe=space.dim,
+            sparse=True,
+            summable=False,
+            unbiased=space.unbiased and kept == space.dim,
+            chunk=chunk,
+            chunk_k=k if chunk else 0,
         )
 
     def pick(read: Read, space: Space) -> NDArray[np.int64]:
-        return largest(read, space.dim, size(space))
+        length, k, k_rest = sizes(space)
+        return largest_of_chunks(read, space.dim, length, k, k_rest) if chunk else largest(read, space.dim, k)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         body = np.ascontiguousarray(payload.body)

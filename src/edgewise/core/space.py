@@ -50,10 +50,13 @@ class Space:
         summable: decode(sum of encodings) = sum of decodings.
         unbiased: the mean of decode(encode(x)) over the stages' own randomness is x.
         memory: some stage keeps state on the device between rounds.
+        residual: an error feedback keeps what was not sent.
         sparse: body positions are chosen per device and travel with it.
         moving: body positions are public but drawn anew every round, so nothing after may remember per position.
         period: rounds from one visit of these positions to the next; 1 = every round (``segments`` with a cycle).
         universe: length of the vector that positions point into (equals dim where not sparse).
+        chunk: positions are chosen per this many coordinates of the universe, ``chunk_k`` of each whole chunk and the
+            others of the last, shorter one; 0 = freely.
         block: coordinates that share ``scales`` travelling scales; 0 = none.
         scales: travelling scales per block.
         bits: bits per encoded body coordinate on the wire.
@@ -69,6 +72,7 @@ class Space:
             those of the largest one, with bounds and flags that hold for all. Empty = no choice.
         rotated: block length of the rotation that the update has passed; 0 = none.
         rotated_dim: length of the vector that was rotated; ``dim`` while its blocks still are whole.
+        rank: matrices travel as factors of this rank; 0 = none do.
         spread: decoding may enlarge a single coordinate beyond ``linf`` by this factor (rotations).
     """
 
@@ -86,10 +90,13 @@ class Space:
     summable: bool = True
     unbiased: bool = True
     memory: bool = False
+    residual: bool = False
     sparse: bool = False
     moving: bool = False
     period: int = 1
     universe: int = 0
+    chunk: int = 0
+    chunk_k: int = 0
     block: int = 0
     scales: int = 1
     bits: float = 32.0
@@ -102,6 +109,7 @@ class Space:
     rungs: tuple[Space, ...] = ()
     rotated: int = 0
     rotated_dim: int = 0
+    rank: int = 0
     spread: float = 1.0
 
     def but(self, **changes: object) -> Space:

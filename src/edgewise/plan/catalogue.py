@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgewise.codecs.feedback import feedback
+from edgewise.codecs.low_rank import low_rank
 from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
@@ -119,6 +120,16 @@ class TopKParams(Params):
     """Each device's largest coordinates."""
 
     fraction: float = Field(gt=0, le=1)
+    chunk: int = Field(0, ge=0, le=2**24, description="choose in each run of this many coordinates; 0 = in all of them")
+
+
+class LowRankParams(Params):
+    """Matrices as products of two thin factors."""
+
+    rank: int = Field(4, ge=1)
+    method: Literal["power", "svd"] = Field(
+        "power", description="one step per round from where the last ended (inside feedback), or the best factors"
+    )
 
 
 class SketchParams(Params):
@@ -266,7 +277,8 @@ BUILT_IN = Catalogue(
         "rotate": Entry(RotateParams, lambda p, _: rotate(p.block)),
         "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased)),
         "shared_top_k": Entry(SharedTopKParams, lambda p, spec: shared_top_k(spec, p.fraction, p.explore)),
-        "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction)),
+        "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction, p.chunk)),
+        "low_rank": Entry(LowRankParams, lambda p, spec: low_rank(spec, p.rank, p.method)),
         "sketch": Entry(SketchParams, lambda p, _: sketch(p.ratio, p.rows, p.keep, p.momentum, p.floor)),
         "quantize": Entry(QuantizeParams, lambda p, _: quantize(p.bits, p.grid, p.block)),
         "mixed": Entry(MixedParams, lambda p, spec: mixed(spec, p.bits)),

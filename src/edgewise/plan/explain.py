@@ -262,7 +262,12 @@ def _effect(before: Space, after: Space, who: str = "each device") -> str:
     said: list[str] = []
     if new := [name for name in after.head if name not in before.head]:
         said.append(f"multiplies by the device's {_names(new)}, which travels as an exact scalar")
-    if after.dim != before.dim:
+    if after.rotated != before.rotated:
+        said.append(f"turns runs of {after.rotated} coordinates at random, the same on all devices of a round")
+    if after.rank != before.rank:
+        share = f"{100 * after.dim / max(1, before.dim):.3g} %"
+        said.append(f"sends matrices as factors of rank {after.rank}, {share} of the numbers")
+    elif after.dim != before.dim:
         share = f"{100 * after.dim / max(1, before.dim):.3g} %"
         how = f"chosen by {who}"
         if after.period > before.period:
@@ -273,12 +278,15 @@ def _effect(before: Space, after: Space, who: str = "each device") -> str:
                 how = "the largest of the last release and some drawn anew, the same on all devices"
         said.append(f"keeps {share} of the coordinates, {how}")
     if after.kind is Kind.INTEGER and before.kind is Kind.REAL:
-        grid = f"one scale per {after.block} coordinates" if after.block else "one public grid"
+        many = "one scale" if after.scales == 1 else f"{after.scales} scales"
+        grid = f"{many} per {after.block} coordinates" if after.block else "one public grid"
         said.append(f"rounds to {after.bits:g}-bit integers, {grid}")
     if after.kind is Kind.RING and before.kind is not Kind.RING:
         said.append(f"residues modulo 2^{(after.modulus - 1).bit_length()}")
-    if after.memory and not before.memory:
+    if after.residual and not before.residual:
         said.append("remembers on the device what was not sent, and adds it next time")
+    elif after.memory and not before.memory:
+        said.append("remembers on the device where to start next time")
     if after.l2 < before.l2:
         said.append(f"L2 norm at most {after.l2:.4g}")
     elif after.linf < before.linf and after.dim == before.dim:
