@@ -15,7 +15,7 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
 
 SPEC = Spec.of([("w", (40,), "float32")])
-PLAN = compile_plan(make_recipe(), SPEC, 8, BUILT_IN)
+PLAN = compile_plan(make_recipe({"stage.1.residual": "float32"}), SPEC, 8, BUILT_IN)
 PARAMS = np.zeros(40, np.float32)
 X = np.random.default_rng(0).normal(size=40).astype(np.float32)
 HEAD = {"loss_first": 2.0, "loss_last": 1.0}
@@ -100,6 +100,15 @@ def test_failure_and_nan_are_refusals_and_change_no_memory():
     state, (send,) = machine.step(PLAN, training, machine.Trained(Update(bad, HEAD, 1.0)))
     assert frame.load(send.frame).code == "E-NAN"
     np.testing.assert_array_equal(residual(state.committed), residual(start.pending))
+
+
+def test_a_model_that_cannot_be_had_is_a_refusal_and_keeps_the_memory_that_holds():
+    start, _ = contribute(machine.join(PLAN, "d"), 0)
+    for accepted, holds in ((0, start.pending), (-1, start.committed)):
+        state, (send,) = machine.step(PLAN, start, machine.Unready(invite(1, accepted), "E-STALE", "wiped"))
+        refused = frame.load(send.frame)
+        assert (refused.code, refused.reason, refused.round) == ("E-STALE", "wiped", 1)
+        np.testing.assert_array_equal(residual(state.committed), residual(holds))
 
 
 def test_losses_outside_the_bound_are_cut():

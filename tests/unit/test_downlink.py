@@ -14,15 +14,15 @@ from edgewise.codecs import pack
 from edgewise.core import frame, vector
 from edgewise.core.errors import CompositionError, DecodeError, RecipeError, TrainingError
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import pipeline
+from edgewise.core.stage import Server, Stage, pipeline
 from edgewise.core.vector import Spec
 from edgewise.drivers.following import Following
 from edgewise.engine import downlink
 from edgewise.engine.ports import Checkpoint
 from edgewise.merges.plain import plain_sum
-from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.downlink import DELTA_FRAME_BYTES
+from edgewise.plan.catalogue import BUILT_IN, Entry, Extension, NoParams
 from edgewise.plan.compile import compile as compile_plan
+from edgewise.plan.downlink import DELTA_FRAME_BYTES
 
 DIM = 600
 SPEC = Spec.of([("w", (DIM - 100,), "float32"), ("b", (100,), "float32")])
@@ -210,6 +210,9 @@ def test_what_is_no_delta_is_refused(blob, code):
         ([{"kind": "feedback"}, *FOUR_BITS], "E-ORDER", "comes back by itself"),
         ([{"kind": "random_k", "fraction": 0.2}], "E-ORDER", "would grow"),
         ([{"kind": "quantize", "bits": 4, "grid": "shared"}], "E-NO-BOUND", "bound"),
+        ([{"kind": "segments", "names": ["*"], "cycle": 2}, *FOUR_BITS], "E-ORDER", "never reach devices"),
+        ([{"kind": "segments", "names": ["w"]}, *FOUR_BITS], "E-ORDER", "never reach devices"),
+        ([{"kind": "shared_top_k", "fraction": 0.2}, *FOUR_BITS], "E-ORDER", "positions of the last release"),
     ],
 )
 def test_refused(stages, code, said):
@@ -218,6 +221,22 @@ def test_refused(stages, code, said):
     assert caught.value.code == code
     assert said in caught.value.what
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ({"server": Server(lambda s: {}, lambda m, n, e, s, t: (m, e), encoded=False)}, "memory on the server"),
+        ({"init": lambda space: {"e": np.zeros(space.dim, np.float32)}}, "comes back by itself"),
+        ({"infer": lambda space: space.but(support=5)}, "positions of the last release"),
+    ],
+)
+def test_stages_of_ones_own_are_refused_by_what_they_are(extra, said):
+    plain = Stage("mine", lambda s: s, lambda p, m, s, t: (p, m), lambda p, s, t: p)
+    mine = Extension(stages={"mine": Entry(NoParams, lambda p, _: replace(plain, **extra))})
+    recipe = make_recipe({"downlink": [{"kind": "mine"}, *FOUR_BITS]})
+    with pytest.raises(CompositionError, match=f"E-ORDER.*mine.*{said}"):
+        compile_plan(recipe, SPEC, 8, BUILT_IN.extended(mine))
 
 
 def test_what_saves_nothing_is_refused():

@@ -277,14 +277,13 @@ def test_touched_coefficients_alone_are_the_same_round(place: Path) -> None:
     """top_k with room for local_steps coefficients loses nothing: at most so many are not zero."""
     t = trainer(place)
     stages = {"stage": [{"kind": "weigh"}, {"kind": "top_k", "fraction": 4 / 4096}]}
-    dense, sparse = (
-        compile_plan(from_plain(plain(place, **more)), t.spec, 2, BUILT_IN).at(0) for more in ({}, stages)
-    )
+    dense, sparse = (compile_plan(from_plain(plain(place, **more)), t.spec, 2, BUILT_IN).at(0) for more in ({}, stages))
     update, turn = t.fit(ask(t, 4, 1e-3, device="ann")), Turn(0, b"p" * 32, b"k" * 32)
     means = []
     for pipe in (dense, sparse):
         payload, _ = pipe.encode(update.x, update.head, update.count, pipe.init(), turn)
-        means.append(pipe.release(pipe.add(pipe.start_sum(), payload, turn), turn, bytes(32)).mean)
+        total = pipe.add(pipe.start_sum(), payload, turn)
+        means.append(pipe.release(total, turn, bytes(32), pipe.start_memory())[0].mean)
     np.testing.assert_array_equal(means[0], means[1])
     assert np.count_nonzero(means[0])
 
