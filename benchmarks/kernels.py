@@ -12,7 +12,8 @@ c. ``fold``: n sparse contributions added to one sum. Bar: the time for each coo
 
 Ours and the reference alternate; times are processor seconds of this one-threaded process, the smallest of the repeats,
 since whatever else runs only adds to them. The copy is np.copyto of the float32 vector. ``--memory`` gives the largest
-resident set of a process that encodes (a) at d = 10^8, above what it had with the update and the residual of the round before in place.
+resident set of a process that encodes (a) at d = 10^8, above what it had with the update and the residual of the round
+before in place.
 """
 
 from __future__ import annotations
