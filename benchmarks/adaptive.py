@@ -4,9 +4,9 @@
 
 The recipe is ``tiny-link`` (17 devices, uplinks of 0.1 to 20 Mbit/s), constant learning rate. Seeds, links, speeds
 and data are the same in all runs; only the codec differs: ``adaptive``, or one rung for everybody, inside the same
-error feedback. Virtual time is the simulated devices'. The model is the one of byte_model.py, and deadline and
-training time are shorter than the recipe's by as much as it is smaller (x 0.22); with ``--bundled`` it is the
-recipe's own, which takes minutes per run.
+error feedback. Virtual time is the simulated devices'. The model is the one of byte_model.py, and deadline and training
+time are shorter than the recipe's by as much as it is smaller (x 0.22); with ``--bundled`` it is the recipe's own,
+which takes minutes per run.
 
     late       contributions that missed the round's deadline, of all invitations
     virtual s  when the last round closed

@@ -10,10 +10,10 @@ b. ``up``: 8 bits in blocks of 64, packed; bar 1 GB/s of float32. ``down``: unpa
 c. ``fold``: n sparse contributions added to one sum. Bar: the time for each coordinate that travelled does not grow
    with n (within 1.5), and the sum's memory not with n.
 
-Ours and the reference alternate; times are processor seconds of this one-threaded process, the smallest of the
-repeats, since whatever else runs only adds to them. The copy is np.copyto of the float32 vector.
-``--memory`` gives the largest resident set of a process that encodes (a) at
-d = 10^8, above what it had with the update and the residual of the round before in place.
+Ours and the reference alternate; times are processor seconds of this one-threaded process, the smallest of the repeats,
+since whatever else runs only adds to them. The copy is np.copyto of the float32 vector. ``--memory`` gives the largest
+resident set of a process that encodes (a) at d = 10^8, above what it had with the update and the residual of the round
+before in place.
 """
 
 from __future__ import annotations

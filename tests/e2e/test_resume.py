@@ -74,10 +74,9 @@ DOWNLINK = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("engine", "settings"),
-    [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK)],
+    ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK)],
     ids=["inproc", "pool", "inproc-turns", "pool-downlink"],
-)
+)  # fmt: skip
 def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, monkeypatch, engine, settings):
     calm = tmp_path / "calm"
     if settings == DOWNLINK:

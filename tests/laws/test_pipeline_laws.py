@@ -289,7 +289,15 @@ def test_blind_and_visible_release_agree(chain: Chain) -> None:
         means.append(pipe.release(total, chain.turn(3), root(5), pipe.start_memory())[0])
     assert means[0].head == means[1].head
     assert means[0].weight == means[1].weight
-    np.testing.assert_allclose(means[0].mean, means[1].mean, rtol=1e-5, atol=1e-6)
+    one, two = means[0].mean, means[1].mean
+    if any(stage.server is not None for stage in chain.stages):
+        # A server that releases the largest may choose another of two equal ones, as sums differ in their last bits.
+        apart = ~np.isclose(one, two, rtol=1e-5, atol=1e-6)
+        least = min(np.abs(x[x != 0]).min() for x in (one, two))
+        np.testing.assert_allclose(np.maximum(np.abs(one), np.abs(two))[apart], least, rtol=1e-5)
+        np.testing.assert_array_equal((one != 0)[apart], (two == 0)[apart])
+        one, two = np.sort(np.abs(one)), np.sort(np.abs(two))
+    np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
 @every

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from edgewise.core import events, frame, vector
 from edgewise.core.errors import DataError, RoundError
 from edgewise.core.keys import Turn, derive
 from edgewise.core.vector import Spec
+from edgewise.engine import downlink
 from edgewise.engine.ports import Arrived, Checkpoint, Lost
 from edgewise.engine.run import Federation
 from edgewise.engine.sampling import draw
@@ -344,8 +346,17 @@ def test_devices_get_deltas_from_the_model_they_certainly_hold(rounds):
             since = before.get(device)
             reach = since is not None and since >= checkpoint.down.anchor_round
             assert letter.model == shadows[number]
-            assert (letter.base, len(letter.deltas)) == ((shadows[since], number - since) if reach else ("", 0))
-            assert all(d in blobs for d in (letter.deltas if reach else (letter.model,)))
+            ring = downlink.since(checkpoint.down, since)
+            assert len(ring) == (number - since if reach else 0)
+            whole = msgspec.structs.replace(letter, base="", deltas=())
+            way = (
+                msgspec.structs.replace(letter, base=shadows[since], deltas=tuple(d.digest for d in ring))
+                if reach
+                else whole
+            )
+            shorter = len(frame.dump(way)) + sum(len(d.blob) for d in ring) < len(frame.dump(whole)) + 4 * 300
+            assert letter == (way if reach and shorter else whole)
+            assert all(d in blobs for d in letter.deltas or (letter.model,))
         for e in store.events[at:]:
             if isinstance(e, events.Accepted):
                 holds[e.device] = number

@@ -61,7 +61,7 @@ def test_error_is_of_the_update_whatever_it_weighs() -> None:
     part = measured(tables, NORMAL, count=25.0)
     squares = np.sort(np.square(NORMAL.astype(np.float64)))
     assert part.nmse == pytest.approx(squares[: 3 * NORMAL.size // 4].sum() / squares.sum(), rel=1e-5)
-    assert part.memory_bytes == 2 * NORMAL.size + 8, "the residual and the round it is from"
+    assert part.memory_bytes == 2 * NORMAL.size + 8, "the residual in bfloat16 and the round it is from"
 
 
 def test_a_zero_update_has_no_error_and_one_that_is_not_finite_is_refused() -> None:

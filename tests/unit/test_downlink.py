@@ -210,6 +210,9 @@ def test_what_is_no_delta_is_refused(blob, code):
         ([{"kind": "feedback"}, *FOUR_BITS], "E-ORDER", "comes back by itself"),
         ([{"kind": "random_k", "fraction": 0.2}], "E-ORDER", "would grow"),
         ([{"kind": "quantize", "bits": 4, "grid": "shared"}], "E-NO-BOUND", "bound"),
+        ([{"kind": "segments", "names": ["*"], "cycle": 2}, *FOUR_BITS], "E-ORDER", "never reach devices"),
+        ([{"kind": "segments", "names": ["w"]}, *FOUR_BITS], "E-ORDER", "never reach devices"),
+        ([{"kind": "shared_top_k", "fraction": 0.2}, *FOUR_BITS], "E-ORDER", "positions of the last release"),
     ],
 )
 def test_refused(stages, code, said):

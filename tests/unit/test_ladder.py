@@ -76,7 +76,7 @@ def test_the_announced_size_decides_and_is_kept() -> None:
 
 def test_one_residual_serves_all_rungs() -> None:
     """What small rungs leave out, a large one sends: after float32 nothing is owed."""
-    pipe = pipeline(START, [feedback([ladder(RUNGS)])], plain_sum())
+    pipe = pipeline(START, [feedback([ladder(RUNGS)], residual="float32")], plain_sum())  # which stores it exactly
     memory, sent = pipe.init(), np.zeros(DIM)
     for round, budget in enumerate((0, 500, 2500, 100, inf)):
         payload, memory = pipe.encode(X, {}, 1.0, memory, turn(budget, round))

@@ -282,7 +282,8 @@ def test_touched_coefficients_alone_are_the_same_round(place: Path) -> None:
     means = []
     for pipe in (dense, sparse):
         payload, _ = pipe.encode(update.x, update.head, update.count, pipe.init(), turn)
-        means.append(pipe.release(pipe.add(pipe.start_sum(), payload, turn), turn, bytes(32)).mean)
+        total = pipe.add(pipe.start_sum(), payload, turn)
+        means.append(pipe.release(total, turn, bytes(32), pipe.start_memory())[0].mean)
     np.testing.assert_array_equal(means[0], means[1])
     assert np.count_nonzero(means[0])
 
