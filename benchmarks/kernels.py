@@ -5,8 +5,8 @@
 
 a. ``sparse``: top_k 0.5 % in error feedback, 4 bits in blocks of 64, packed. ``torch`` does the same on one thread:
    a = x + e, torch.topk(|a|), 4-bit blocks with random rounding, bytes, new residual. Bar: 3 times faster.
-b. ``up``: 8 bits in blocks of 64, packed; bar 1 GB/s of float32. ``down``: unpacked, decoded and added to the exact
-   sum; bar 2 GB/s.
+b. ``up``: 8 bits in blocks of 64, packed; bar 1 GB/s of float32. ``down``: unpacked, decoded and added to the
+   exact sum; bar 2 GB/s.
 c. ``fold``: n sparse contributions added to one sum. Bar: the time for each coordinate that travelled does not grow with
    n (within 1.5), and the sum's memory not with n.
 
