@@ -7,8 +7,8 @@ a. ``sparse``: top_k 0.5 % in error feedback, 4 bits in blocks of 64, packed. ``
    a = x + e, torch.topk(|a|), 4-bit blocks with random rounding, bytes, new residual. Bar: 3 times faster.
 b. ``up``: 8 bits in blocks of 64, packed; bar 1 GB/s of float32. ``down``: unpacked, decoded and added to the
    exact sum; bar 2 GB/s.
-c. ``fold``: n sparse contributions added to one sum. Bar: the time for each coordinate that travelled does not grow with
-   n (within 1.5), and the sum's memory not with n.
+c. ``fold``: n sparse contributions added to one sum. Bar: the time for each coordinate that travelled does not grow
+   with n (within 1.5), and the sum's memory not with n.
 
 Ours and the reference alternate; times are processor seconds of this one-threaded process, the smallest of the
 repeats, since whatever else runs only adds to them. The copy is np.copyto of the float32 vector.
