@@ -66,7 +66,8 @@ def chain(spec: Spec, stages: list[dict[str, Any]]) -> Pipeline:
     start = Space(
         dim=spec.dim, quorum=Quorum(1, 64), head=HEAD, head_l2=HEAD_BOUND * sqrt(len(HEAD)), universe=spec.dim
     )
-    tables = [{"kind": "weigh"}, {"kind": "feedback", "residual": "int8"}, *stages]
+    inside = [{"kind": "feedback", "residual": "int8"}, *stages] if stages else []
+    tables = [{"kind": "weigh"}, *inside]
     built = build_stages(tables, spec, BUILT_IN.stages)
     return pipeline(start, built, make(BUILT_IN.merges, "[merge]", {"kind": "sum"}, spec))
 
