@@ -128,7 +128,7 @@ CHAINS = [
     _chain(weigh(CAP), feedback([top_k(0.05), quantize(4)], residual="int8")),
     _chain(weigh(CAP), feedback([top_k(0.05), quantize(4)], residual="float32")),
     _chain(feedback([quantize(3)], residual="float32")),
-    _chain(weigh(CAP), feedback([top_k(0.05), quantize(4)], form="ef21")),
+    _chain(clip(1.0), feedback([top_k(0.05), quantize(4)], form="ef21")),
     _chain(feedback([random_k(0.2, unbiased=False)], form="ef21_sgdm", eta=0.3)),
     _chain(clip(1.0), weigh(CAP), feedback([random_k(0.2, unbiased=False), quantize(4)])),
     _chain(weigh(CAP), feedback([clip(1.0), random_k(0.3, unbiased=False), quantize(8, "shared"), wrap(12)])),

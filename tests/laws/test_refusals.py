@@ -38,6 +38,10 @@ def build(stages: Sequence[Stage], merge: Merge | None = None, posts: Sequence[P
     return pipeline(Space(SPEC.dim, Quorum(2, 10), universe=SPEC.dim), stages, merge or plain_sum(), posts)
 
 
+def mirrored(stages: Sequence[Stage], posts: Sequence[Post] = ()) -> Pipeline:
+    return pipeline(Space(SPEC.dim, Quorum(2, 10), universe=SPEC.dim, population=10), stages, plain_sum(), posts)
+
+
 def ring(bits: int = 8) -> list[Stage]:
     return [clip(1.0), quantize(bits, "shared"), wrap(16)]
 
@@ -61,6 +65,15 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-ORDER", "first", lambda: build([top_k(0.1), random_k(0.1)])),
     ("E-ORDER", "before it", lambda: build([feedback([segments(SPEC, ["*"], cycle=2), top_k(0.1)])])),
     ("E-COMBO", "population", lambda: build([feedback([top_k(0.1)], form="ef21")])),
+    ("E-COMBO", "leave out weigh", lambda: mirrored([weigh(1.0), feedback([top_k(0.1)], form="ef21")])),
+    (
+        "E-ORDER",
+        "leave out the noise",
+        lambda: mirrored([feedback([clip(1.0), top_k(0.1)], form="ef21")], [noise(1.0)]),
+    ),
+    ("E-ORDER", "put segments before", lambda: build([feedback([segments(SPEC, ["layers.0.*"]), top_k(0.1)])])),
+    ("E-ORDER", "before low_rank", lambda: build([low_rank(SPEC, 1), clip(1.0)])),
+    ("E-ORDER", "before low_rank", lambda: build([low_rank(SPEC, 1), clamp(1.0)])),
     ("E-ORDER", "first", lambda: build([top_k(0.1), rotate()])),
     ("E-ORDER", "keep one rotate", lambda: build([rotate(), rotate()])),
     ("E-ORDER", "inside feedback", lambda: build([rotate(), feedback([quantize(4)])])),
@@ -88,8 +101,8 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-NOT-SUMMABLE", "shared", lambda: build([quantize(8), wrap(16)])),
     ("E-TOPK-SECAGG", "random_k", lambda: build([clip(1.0), top_k(0.1), quantize(8, "shared"), wrap(16)])),
     ("E-TOPK-SECAGG", "random_k", lambda: build([top_k(0.1)], ring_sum())),
-    ("E-RUNG", "common_rung", lambda: build([ladder([[quantize(8)], [quantize(4)]])], ring_sum())),
-    ("E-RUNG", "common_rung", lambda: build([feedback([ladder([ring(), ring(4)])])], ring_sum())),
+    ("E-RUNG", 'codec = "stages"', lambda: build([ladder([[quantize(8)], [quantize(4)]])], ring_sum())),
+    ("E-RUNG", 'codec = "stages"', lambda: build([feedback([ladder([ring(), ring(4)])])], ring_sum())),
     ("E-RUNG", "one codec", lambda: build([clip(1.0), ladder([ring()[1:2]]), wrap(16)], ring_sum())),
     ("E-ORDER", "before the ladder", lambda: build([ladder([[]]), clip(1.0)])),
     ("E-ORDER", "before the ladder", lambda: build([ladder([[]]), feedback([top_k(0.1)])])),

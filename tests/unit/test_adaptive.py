@@ -71,8 +71,12 @@ def test_segments_before_the_ladder_make_it_smaller() -> None:
         ("E-NAME", 'did you mean "8 bit"', {"adaptive": {"ladder": ["8 bits"]}}),
         ("E-VALUE", "twice", {"adaptive": {"ladder": ["8 bit", "8 bit"]}}),
         ("E-ORDER", "feedback", {"stage": [{"kind": "feedback"}, {"kind": "top_k", "fraction": 0.1}]}),
-        ("E-NOT-REAL", "ladder", {"stage": [{"kind": "quantize"}]}),
-        ("E-ORDER", "positions", {"stage": [{"kind": "random_k", "fraction": 0.5}], "adaptive": {"ladder": ["4 bit"]}}),
+        ("E-ORDER", "ladder chooses", {"stage": [{"kind": "quantize"}]}),
+        (
+            "E-ORDER",
+            "ladder chooses",
+            {"stage": [{"kind": "random_k", "fraction": 0.5}], "adaptive": {"ladder": ["4 bit"]}},
+        ),
         ("E-COMBO", "adaptive", {"codec": "stages", "adaptive": {"slack": 0.2}}),
         ("E-COMBO", "deadline_s", {"adaptive": {"deadline_s": 21.0}}),
         ("E-COMBO", "link_mbit", {"simulation": {"link_mbit": 50.0}}),
@@ -217,3 +221,8 @@ def test_a_device_does_not_know_the_link_that_its_upload_meets() -> None:
     assert fates[1].after_s > fates[0].after_s + 5.0
     upload_s = 8 * 1e5 * fates[0].up_mbit / 8e6
     assert fates[0].after_s == pytest.approx(fates[0].elapsed_s + upload_s)
+
+
+def test_segments_without_names_may_stand_before_the_ladder() -> None:
+    plan = planned({"stage": [{"kind": "segments"}, {"kind": "weigh"}]})
+    assert "mixed 3 bit" in plan.rungs

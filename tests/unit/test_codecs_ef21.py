@@ -8,7 +8,6 @@ import pytest
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
-from edgewise.codecs.weigh import weigh
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Memory, Pipeline, Stage, pipeline
@@ -95,17 +94,6 @@ def test_the_servers_mirror_is_the_mean_of_the_devices_mirrors() -> None:
             mirrors = np.mean([d["0.residual"] for d in fed.devices], axis=0, dtype=np.float64)
             np.testing.assert_allclose(released, mirrors, atol=1e-6)
             assert released.tobytes() == fed.server["g"].tobytes()
-
-
-def test_with_weights_it_is_the_weighted_mean_where_all_take_part() -> None:
-    counts = {i: 1.0 + i for i in range(N)}
-    w = np.array([counts[i] / 8.0 for i in range(N)])
-    fed = Federation([weigh(8.0), feedback([top_k(0.1)], form="ef21")])
-    g = np.random.default_rng(4)
-    for r in range(6):
-        released = fed.play(r, {i: g.standard_normal(DIM).astype(np.float32) for i in range(N)}, counts)
-        mirrors = np.sum([d["1.residual"] for d in fed.devices], axis=0, dtype=np.float64)
-        np.testing.assert_allclose(released, mirrors / w.sum(), atol=1e-6)
 
 
 def test_it_arrives_where_compression_alone_never_does() -> None:

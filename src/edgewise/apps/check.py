@@ -186,7 +186,8 @@ def _numbers(found: Mapping[str, Any]) -> Any:
         against = words.against(b[f"{key}_ratio"], update)
         most = "at most " if key == "up" and found["ladder"] else ""
         grid.add_row(
-            key, f"{most}{words.size(b[key])} per device and round, {against}; {words.size(b[f'{key}_total'])} in all"
+            key,
+            f"{most}{words.size(b[key])} per device and round, {against}; {most}{words.size(b[f'{key}_total'])} in all",
         )
         if key == "up" and b["up_largest"] > b["up"]:
             grid.add_row("", f"the mean of groups that take turns; the largest sends {words.size(b['up_largest'])}")

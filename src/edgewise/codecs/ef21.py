@@ -10,7 +10,7 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Server, Stage
+from edgewise.core.stage import WEIGHT, Memory, Payload, Server, Stage
 from edgewise.core.vector import Array, Vector
 
 
@@ -21,16 +21,14 @@ def ef21(inner: Inner, eta: float | None) -> Stage:
     Server: ``g += (n / N) mean_c``, n contributions of the round's, N = ``Space.population``. A device that is absent
     keeps g_i, and so does its share of g (EF21-PP).
     Guarantees: without weights g is the mean of all g_i, those of devices that never took part being 0; a contribution
-    that the server did not use changes neither side. With ``weigh`` before it g_i follows w_i x and the server divides
-    by the weights of the round, so g is sum g_i / sum w_i exactly when every device takes part in every round with an
-    unchanging weight; otherwise n / N stands for the cohort's share of all weights, which is right on average only.
+    that the server did not use changes neither side. A device that loses its memory leaves its old g_i in g for good.
     Algebra: as the inner stages; the bounds are those of one message, not of g; biased; memory on both sides.
     Memory: device ``residual`` = g_i float32[dim]; EF21-SGDM also ``v`` float32[dim] and ``begun`` int64[1];
     server ``g`` float32[dim]. Exact mirrors, so never rounded to fewer bits, decayed or forgotten.
     Args:
         inner: the compressor. eta: above 0, at most 1.
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-COMBO without a population, and as ``Inner.infer``;
+        RecipeError(E-VALUE); CompositionError: E-COMBO without a population or after weigh, and as ``Inner.infer``;
         TrainingError(E-RANGE) on float32 overflow.
     Source: Richtárik et al. 2021, arXiv:2106.05203, algorithm 2; Fatkhullin et al. 2021, arXiv:2110.03294, algorithm 2
         (partial participation); Fatkhullin et al. 2023, arXiv:2305.15155, algorithm 1.
@@ -44,6 +42,13 @@ def ef21(inner: Inner, eta: float | None) -> Stage:
                 "E-COMBO",
                 f"{inner.name}: the server's mirror is a mean over all devices, and their number is not known.",
                 "give the start space its population.",
+            )
+        if WEIGHT in space.head:
+            raise CompositionError(
+                "E-COMBO",
+                f"{inner.name}: the mirrors are averaged over all devices, whatever each one weighs in its round, so "
+                "weights would be applied to the wrong mean.",
+                "leave out weigh: then all devices count the same.",
             )
         return inner.infer(space)
 

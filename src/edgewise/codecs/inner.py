@@ -47,6 +47,13 @@ class Inner:
             raise CompositionError(
                 "E-ORDER", f"{name}: the segments inside take turns, the residual does not.", "put segments before it."
             )
+        # A support is chosen by size and other projections are drawn anew; what is fixed would only pile up.
+        if any(s.universe < space.dim and not s.moving for s in self.spaces(space)):
+            raise CompositionError(
+                "E-ORDER",
+                f"{name}: a stage inside always leaves out the same coordinates, which would only pile up.",
+                "put segments before feedback.",
+            )
         if space.residual or out.residual:
             raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
         if out.gain > space.gain:

@@ -33,8 +33,8 @@ def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
 def common_rung(budgets_bytes: Sequence[float], sizes: Sequence[float]) -> int:
     """The rung for a group that has to share one: the highest that fits all members, ``pick(min(budgets), sizes)``.
 
-    Masked sums add encodings, so all members of one secure-aggregation group must use the same grid: the server sorts
-    a cohort into groups and announces one rung for each. A group is as slow as its slowest member.
+    Masked sums add encodings, so all members of one secure-aggregation group must use the same grid: whoever runs a
+    blind sum sorts the cohort into groups and announces one rung for each. A group is as slow as its slowest member.
     Raises ValueError (own misuse) for an empty group.
     """
     if not budgets_bytes:
@@ -83,6 +83,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
             l2=max(end.l2 for end in ends),
             linf=max(end.linf for end in ends),
             gain=max(end.gain for end in ends),
+            spread=max(end.spread for end in ends),
             moving=any(end.moving for end in ends),
             unbiased=all(end.unbiased for end in ends),
             summable=False,

@@ -38,7 +38,8 @@ def _part(s: Segment, rank: int) -> _Part:
 
 
 def _power(matrix: Matrix, q: Matrix) -> tuple[Matrix, Matrix, Matrix]:
-    """One step of subspace iteration from ``q`` (n, r): P (m, r) orthonormal, Q = M^T P, and the next start."""
+    """One step of subspace iteration from ``q`` (n, r): P (m, r), Q (n, r) and the next start; P Q^T = U U^T M for an
+    orthonormal U, with columns of P and Q of equal lengths."""
     with np.errstate(over="ignore", invalid="ignore"):
         image = (matrix @ q).astype(np.float64)
     if not np.isfinite(image).all():
@@ -49,7 +50,8 @@ def _power(matrix: Matrix, q: Matrix) -> tuple[Matrix, Matrix, Matrix]:
     length = np.sqrt(np.square(factor, dtype=np.float64).sum(axis=0))
     usable = (length > 0.0) & np.isfinite(length)  # where nothing came through, the old start serves again
     start = np.where(usable, factor / np.where(usable, length, 1.0), q).astype(np.float32)
-    return p, factor, start
+    even = np.where(usable, np.sqrt(length), 1.0)  # both factors of one size, so that one grid suits both
+    return (p * even).astype(np.float32), (factor / even).astype(np.float32), start
 
 
 def _svd(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
@@ -63,9 +65,10 @@ def low_rank(spec: Spec, rank: int, method: str = "power") -> Stage:
 
     A segment of two or more dimensions is a matrix with its first dimension as rows; those that factors would not make
     smaller, r (m + n) >= m n, stay as they are.
-    ``"power"`` (PowerSGD): P = orthonormal basis of M Q_last, Q = M^T P; Q, its columns normalised, is remembered on
-    the device as the next start (first start: normal numbers of a fixed key). One step costs 4 m n r operations; it
-    finds the leading directions over rounds, so it is meant to stand inside ``feedback``.
+    ``"power"`` (PowerSGD): P = orthonormal basis of M Q_last, Q = M^T P, both brought to equal lengths; the columns of
+    Q, normalised, are remembered on the device as the next start (first start: normal numbers of a fixed key). One
+    step costs 4 m n r operations; it finds the leading directions over rounds, so it is meant to stand inside
+    ``feedback``.
     ``"svd"``: the best approximation, U sqrt(S) and V sqrt(S); min(m, n) m n operations; no memory.
     Algebra: biased; not summable (every device has its own factors). P Q^T with exact factors is a projection of M and
     no longer than it, but whatever happens to the factors afterwards is multiplied: an error of e in P moves the

@@ -373,11 +373,18 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
         raise CompositionError(
             "E-RUNG",
             f"{merge.name}: a blind sum needs one grid, and here each device chooses its own codec.",
-            "fix one codec for the whole group (codecs.ladder.common_rung picks it).",
+            'fix one codec for all: codec = "stages".',
         )
     totals = [merge.infer(spaces[-1])]  # first, because the merge knows the better reason
     if merge.blind and not spaces[-1].summable:
         raise CompositionError("E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k.")
     for post in posts:
         totals.append(post.infer(totals[-1]))
+    mirrored = [stage.name for stage in stages if stage.server is not None and not stage.server.encoded]
+    if mirrored and totals[-1].noise_std > 0.0:
+        raise CompositionError(
+            "E-ORDER",
+            f"{mirrored[0]}: the server keeps what it was sent, so noise on it stays and adds up over the rounds.",
+            'use feedback with form = "ef14", or leave out the noise.',
+        )
     return Pipeline(tuple(stages), merge, tuple(posts), tuple(spaces), tuple(totals))

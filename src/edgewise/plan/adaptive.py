@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from edgewise.codecs import pack
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.ladder import ladder
-from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Space
 from edgewise.core.stage import Stage
@@ -38,13 +37,14 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue) -> l
     """
     known = {rung.name: rung for rung in RUNGS}
     names = recipe.adaptive.ladder or list(known)
-    for name in names:
+    for i, name in enumerate(names):
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f'did you mean "{near[0]}"?' if near else f"the rungs are: {', '.join(known)}."
-            raise RecipeError("E-NAME", f'adaptive.ladder: no rung is called "{name}".', hint)
-    if len(set(names)) < len(names):
-        raise RecipeError("E-VALUE", "adaptive.ladder names a rung twice.", "name each once.")
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f'did you mean "{near[0]}"? ' if near else ""
+            rungs = f"The rungs are: {', '.join(known)}."
+            raise RecipeError("E-NAME", f'adaptive.ladder: no rung is called "{name}".', hint + rungs)
+        if name in names[:i]:
+            raise RecipeError("E-VALUE", f'adaptive.ladder names the rung "{name}" twice.', "name each once.")
     left = remaining(spec, recipe.stage)
     found = []
     for name in names:
@@ -57,16 +57,21 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue) -> l
 
 
 def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage]) -> Space:
-    """The space between the recipe's stages and the ladder, as feedback shows it to what is inside."""
-    for table in recipe.stage:
-        if table.get("kind") == "feedback":
-            raise CompositionError(
-                "E-ORDER", 'codec = "adaptive" puts feedback around its ladder itself.', "leave out the feedback stage."
-            )
+    """The space between the recipe's stages and the ladder, as feedback shows it to what is inside.
+
+    Raises CompositionError(E-ORDER) for a stage that is a codec already: choosing it is the ladder's part.
+    """
     space = start
-    for stage in stages:
-        space = stage.infer(space)
-    demand.real(space, "ladder")
+    for i, stage in enumerate(stages):
+        before, space = space, stage.infer(space)
+        coded = space.kind is not before.kind or space.sparse or space.moving or space.memory or stage.server
+        if coded:
+            raise CompositionError(
+                "E-ORDER",
+                f'[[stage]] {i + 1} ({recipe.stage[i]["kind"]}): with codec = "adaptive" the ladder chooses the codec, '
+                "in feedback of its own.",
+                'leave the stage out (weigh, clip, clamp and segments may stay), or set codec = "stages".',
+            )
     return space.but(l2=math.inf, linf=math.inf)
 
 

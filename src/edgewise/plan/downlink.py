@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Never
 
 from edgewise.codecs import pack
@@ -49,6 +50,8 @@ def downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | Non
     # A support is chosen by size and other projections are drawn anew; what is fixed, or would take turns, stays here.
     if any(space.universe < spec.dim and not space.moving for space in pipe.spaces):
         _refuse(stages, "every delta would leave out the same coordinates, so their changes would never reach devices")
+    if any(space.l2 < inf or space.linf < inf for space in pipe.spaces):
+        _refuse(stages, "a delta longer than the bound would never arrive whole: devices would fall behind for good")
     if out.gain > 1.0:
         raise CompositionError(
             "E-ORDER",

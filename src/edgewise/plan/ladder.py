@@ -54,6 +54,7 @@ def remaining(spec: Spec, tables: Sequence[Mapping[str, Any]]) -> Spec:
     among them. Patterns that match nothing are that stage's own to refuse."""
     for table in tables:
         if table.get("kind") == "segments":
-            kept = [s for s in spec.segments if any(fnmatchcase(s.name, p) for p in table.get("names", ()))]
+            patterns = table.get("names", ["*"])
+            kept = [s for s in spec.segments if any(fnmatchcase(s.name, p) for p in patterns)]
             spec = Spec.of([(s.name, s.shape, s.dtype) for s in kept])
     return spec

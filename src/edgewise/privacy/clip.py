@@ -7,6 +7,7 @@ from math import sqrt
 import numpy as np
 
 from edgewise.core import demand
+from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
@@ -19,6 +20,15 @@ def _keep(payload: Payload, space: Space, turn: Turn) -> Payload:
     return payload
 
 
+def _whole(space: Space, name: str) -> None:
+    if space.rank:
+        raise CompositionError(
+            "E-ORDER",
+            f"{name}: it would bound the factors of low_rank, and their product can be longer than both.",
+            f"put {name.split('(')[0]} before low_rank.",
+        )
+
+
 def clip(l2: float) -> Stage:
     """Shrink the body to norm at most ``l2``: ``x * min(1, l2 / ||x||)``.
 
@@ -28,7 +38,7 @@ def clip(l2: float) -> Stage:
     Args:
         l2: C, model units, 1e-30 to 1e30.
     Raises:
-        RecipeError(E-VALUE); CompositionError(E-NOT-REAL) after a quantizer.
+        RecipeError(E-VALUE); CompositionError: E-NOT-REAL after a quantizer, E-ORDER after low_rank.
     Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
     """
     name = f"clip({l2:g})"
@@ -36,6 +46,7 @@ def clip(l2: float) -> Stage:
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
+        _whole(space, name)
         return space.but(l2=min(space.l2, l2), linf=min(space.linf, l2), unbiased=space.unbiased and space.l2 <= l2)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
@@ -56,7 +67,7 @@ def clamp(linf: float) -> Stage:
     Args:
         linf: c, model units, 1e-30 to 1e30.
     Raises:
-        RecipeError(E-VALUE); CompositionError(E-NOT-REAL) after a quantizer.
+        RecipeError(E-VALUE); CompositionError: E-NOT-REAL after a quantizer, E-ORDER after low_rank.
     """
     name = f"clamp({linf:g})"
     demand.between("clamp: linf", linf, SMALLEST, LARGEST)
@@ -66,6 +77,7 @@ def clamp(linf: float) -> Stage:
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
+        _whole(space, name)
         return space.but(
             linf=min(space.linf, linf),
             l2=min(space.l2, linf * sqrt(space.dim)),
