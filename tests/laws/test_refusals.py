@@ -46,6 +46,11 @@ def ring(bits: int = 8) -> list[Stage]:
     return [clip(1.0), quantize(bits, "shared"), wrap(16)]
 
 
+def grown(inner: Sequence[Stage], form: str) -> Space:
+    start = Space(SPEC.dim, Quorum(2, 10), universe=SPEC.dim, population=10)
+    return feedback(inner, form=form).infer(start)
+
+
 COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-WEIGHT", "give a cap", lambda: weigh(inf)),
     ("E-WEIGHT", "give a cap", lambda: weigh(nan)),
@@ -79,7 +84,23 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-ORDER", "inside feedback", lambda: build([rotate(), feedback([quantize(4)])])),
     ("E-ORDER", "put it first", lambda: build([rotate(), segments(SPEC, ["*"])])),
     ("E-ORDER", "put rotate before it", lambda: build([quantize(2, "eden")])),
-    ("E-ORDER", "put rotate before it", lambda: build([rotate(), top_k(0.1), quantize(2, "eden")])),
+    *[
+        ("E-ORDER", fix, lambda s=s: build(s))  # type: ignore[misc]
+        for s in ([rotate(), top_k(0.1), quantize(2, "eden")], [top_k(0.1), rotate(), quantize(2, "eden")])
+        for fix in ('grid = "pair"', "random_k or shared_top_k")
+    ],
+    *[
+        ("E-COMBO", "3 bits or more", lambda s=s, f=f: grown(s, f))  # type: ignore[misc]
+        for f in ("ef14", "ef21", "ef21_sgdm")
+        for s in (
+            [quantize(1)],
+            [quantize(2)],
+            [random_k(0.1, unbiased=False), quantize(2)],
+            [top_k(0.01), quantize(1)],
+            [top_k(0.5), quantize(2, block=256)],
+            [ladder([[quantize(8)], [quantize(2)]])],
+        )
+    ],
     ("E-ORDER", "before rotate", lambda: build([rotate(), random_k(0.1), quantize(2, "eden")])),
     ("E-NO-BOUND", "clamp or clip", lambda: build([quantize(1, "shared")])),
     ("E-NOT-SUMMABLE", "shared", lambda: build([rotate(), quantize(1, "eden"), wrap(16)])),
@@ -240,11 +261,36 @@ def test_values_out_of_range(make: Callable[[], object]) -> None:
     assert caught.value.fix
 
 
-def test_bits_that_a_grid_lacks_are_answered_with_those_there_are() -> None:
+@pytest.mark.parametrize(
+    ("bits", "grid", "has"), [(8, "sign", "bits are 1."), (9, "block", "are 1 to 8."), (5, "eden", "are 1 to 4.")]
+)
+def test_bits_that_a_grid_lacks_are_answered_with_its_own(bits: int, grid: str, has: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        quantize(8, "sign")
-    for has in ("block: 1 to 8", "shared: 1 to 16", "eden: 1 to 4", "sign: 1;", "nf4: 4", "pair: 2"):
-        assert has in caught.value.fix
+        quantize(bits, grid)
+    assert caught.value.fix.endswith(has)
+
+
+@pytest.mark.parametrize("grid", ["eden", "shared"])
+def test_a_block_that_a_grid_does_not_use(grid: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        quantize(4, grid, block=64)
+    assert (caught.value.code, caught.value.fix) == ("E-COMBO", "remove block.")
+
+
+def test_eden_is_told_its_bits() -> None:
+    with pytest.raises(RecipeError) as caught:
+        quantize(grid="eden")
+    assert (caught.value.code, caught.value.fix) == ("E-MISSING", "choose 1 to 4.")
+
+
+@pytest.mark.parametrize(("grid", "bits"), [("block", 8), ("shared", 8), ("sign", 1), ("pair", 2), ("nf4", 4)])
+def test_the_bits_of_a_grid_are_its_own(grid: str, bits: int) -> None:
+    assert build([clip(1.0), quantize(grid=grid)]).encoded.bits == bits
+
+
+def test_chunks_are_refused_with_whole_numbers() -> None:
+    with pytest.raises(RecipeError, match="2 to 16777216, or 0 for no chunks"):
+        top_k(0.1, chunk=1)
 
 
 def test_the_smallest_ring_that_is_offered_is_accepted() -> None:

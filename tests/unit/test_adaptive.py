@@ -224,5 +224,5 @@ def test_a_device_does_not_know_the_link_that_its_upload_meets() -> None:
 
 
 def test_segments_without_names_may_stand_before_the_ladder() -> None:
-    plan = planned({"stage": [{"kind": "segments"}, {"kind": "weigh"}]})
+    plan = plan_of(stage=[{"kind": "segments"}, {"kind": "weigh"}])
     assert "mixed 3 bit" in plan.rungs

@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from edgewise.codecs.quantize import SLACK, block_growth, block_scales, quantize, shared_l2
+from edgewise.codecs.quantize import SLACK, block_error, block_growth, block_scales, quantize, shared_l2
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import Payload, Stage
@@ -125,3 +125,13 @@ def test_rounding_depends_on_round_and_device() -> None:
     a = _through(quantize(2), x, _space(1000), 1)[0].body
     b = _through(quantize(2), x, _space(1000), 2)[0].body
     assert (a != b).any()
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.1])
+@pytest.mark.parametrize(("bits", "block"), [(1, 64), (2, 8), (2, 64), (2, 1024), (3, 64), (8, 64)])
+def test_the_expected_error_is_the_measured_one(bits: int, block: int, kept: float) -> None:
+    g = np.random.default_rng(5)
+    x = g.standard_normal(400_000).astype(np.float32)
+    x = x[np.abs(x) >= np.quantile(np.abs(x), 1.0 - kept)]
+    _, y = _through(quantize(bits, block=block), x, _space(x.size))
+    assert float(((y - x) ** 2).sum() / (x**2).sum()) == pytest.approx(block_error(bits, block, kept), rel=0.06)

@@ -212,6 +212,12 @@ def test_what_is_no_delta_is_refused(blob, code):
         ([{"kind": "quantize", "bits": 4, "grid": "shared"}], "E-NO-BOUND", "bound"),
         ([{"kind": "segments", "names": ["*"], "cycle": 2}, *FOUR_BITS], "E-ORDER", "never reach devices"),
         ([{"kind": "segments", "names": ["w"]}, *FOUR_BITS], "E-ORDER", "never reach devices"),
+        ([{"kind": "quantize", "bits": 2}], "E-COMBO", "remembered grows"),
+        (
+            [{"kind": "random_k", "fraction": 0.2, "unbiased": False}, {"kind": "quantize", "bits": 1}],
+            "E-COMBO",
+            "grows",
+        ),
         ([{"kind": "shared_top_k", "fraction": 0.2}, *FOUR_BITS], "E-ORDER", "positions of the last release"),
     ],
 )

@@ -7,7 +7,7 @@ They belong inside ``feedback``, or where a small systematic error is affordable
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import sqrt
+from math import pi, sqrt
 from typing import Any
 
 import numpy as np
@@ -160,13 +160,15 @@ def _stage(name: str, grown: Callable[[Space], Space], encoded: Encode, decoded:
     return Stage(name, infer, encode, decode)
 
 
-def coded(space: Space, bits: int, block: int, many: int = 1) -> Space:
-    """The space after a code book of 2^bits values whose ``many`` scales per block travel; bounds and bias stay."""
+def coded(space: Space, bits: int, block: int, error: float, many: int = 1) -> Space:
+    """The space after a code book of 2^bits values whose ``many`` scales per block travel; bounds and bias stay.
+    ``error``: see ``Space.quantized``."""
     return space.but(
         kind=Kind.INTEGER,
         level_max=2**bits - 1,
         stride=2,
         bits=float(bits),
+        quantized=error,
         scale=0.0,
         block=block,
         scales=many,
@@ -191,7 +193,7 @@ def sign(block: int) -> Stage:
     code = np.array([-1.0, 1.0])
     return _stage(
         "quantize(1, sign)",
-        lambda space: coded(space, 1, block).but(unbiased=False),
+        lambda space: coded(space, 1, block, (1 - 2 / pi) * (1 - 1 / block)).but(unbiased=False),
         encoded,
         lambda levels, step: look_up(levels, code, step, block),
     )
@@ -215,7 +217,7 @@ def nf4(block: int) -> Stage:
         return levels, step
 
     def grown(space: Space) -> Space:
-        return coded(space, 4, block).but(unbiased=False, l2=space.l2 * growth, linf=space.linf * scales.SLACK)
+        return coded(space, 4, block, 0.0085).but(unbiased=False, l2=space.l2 * growth, linf=space.linf * scales.SLACK)
 
     return _stage("quantize(4, nf4)", grown, encoded, lambda levels, step: look_up(levels, NF4, step, block))
 
@@ -237,7 +239,7 @@ def pair(block: int) -> Stage:
 
     return _stage(
         "quantize(2, pair)",
-        lambda space: coded(space, 2, block, many=2).but(unbiased=False),
+        lambda space: coded(space, 2, block, 0.1175, many=2).but(unbiased=False),
         encoded,
         lambda levels, step: _unpair(levels, step, block),
     )

@@ -35,6 +35,7 @@ CENTROIDS = {
         ]
     ),
 }
+NMSE = {1: np.pi / 2 - 1, 2: 0.1331, 3: 0.0358, 4: 0.0096}  # of normal blocks
 LONGEST = 2.0  # a decoded block is at most this many times as long as the block; 1.26 is what one bit needs
 _CHUNK = 128  # partial sums: enough for any vector unit, few enough to stay in registers and L1
 
@@ -138,13 +139,13 @@ def eden(bits: int) -> Stage:
     def infer(space: Space) -> Space:
         demand.real(space, name)
         if space.sparse or not space.rotated or space.dim != space.rotated_dim:
-            raise CompositionError(
-                "E-ORDER",
-                f"{name}: its values fit coordinates that a rotation has made alike, block by block.",
-                "put rotate before it, and what chooses coordinates before rotate.",
-            )
+            fix = "put rotate before it, and random_k or shared_top_k before rotate."
+            if space.sparse:
+                fix = 'after top_k use grid = "pair"; or choose by random_k or shared_top_k, before rotate.'
+            what = "its values fit coordinates that a rotation has made alike, block by block"
+            raise CompositionError("E-ORDER", f"{name}: {what}{', so it cannot follow top_k' * space.sparse}.", fix)
         shortest = int(np.diff(edges(space.dim, space.rotated)).min(initial=SHORTEST))
-        return coded(space, bits, space.rotated).but(
+        return coded(space, bits, space.rotated, NMSE[bits]).but(
             unbiased=space.unbiased and shortest >= SHORTEST,
             l2=space.l2 * LONGEST,
             linf=min(space.l2 * LONGEST, space.linf * ratio),

@@ -32,12 +32,8 @@ class Inner:
         """The space after all. Raises as ``feedback`` says."""
         name = self.name
         demand.real(space, name)
-        if space.sparse or space.moving:
-            raise CompositionError(
-                "E-ORDER",
-                f"{name}: the positions before it change every round, so a residual would come back elsewhere.",
-                "put the stage that chooses positions inside feedback.",
-            )
+        fix = "put the stage that chooses positions inside feedback."
+        demand.still(space, name, "a residual would come back elsewhere", fix)
         if any(stage.server is not None for stage in self.stages):
             raise CompositionError(
                 "E-ORDER", f"{name}: a stage inside has its own memory on the server.", "use it without feedback."
@@ -62,6 +58,7 @@ class Inner:
                 f"{name}: a stage inside stretches what it keeps {out.gain / space.gain:.3g} times: the residual grows",
                 "set unbiased = false for random_k inside feedback.",
             )
+        demand.contracting(out, name)
         if out.head != space.head:
             raise CompositionError(
                 "E-ORDER", f"{name}: a weight is no compression error.", "put weigh before feedback."

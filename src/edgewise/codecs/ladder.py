@@ -47,7 +47,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
 
     Stands inside ``feedback``, so that one residual, a - decode(m), serves all rungs: what a small rung leaves out
     today, a larger one sends tomorrow.
-    Algebra: ``Space.rungs`` = the space after each rung; l2, linf, gain are the largest over the rungs; unbiased when
+    Algebra: ``Space.rungs`` = the space after each rung; l2, linf, gain, quantized are the largest over the rungs; unbiased when
     all are; not summable (different grids); the other fields are those of the rung with the most bytes.
     Guarantees: given the same budget the choice is the same; the server learns the rung and nothing else of the budget.
     Args:
@@ -84,6 +84,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
             linf=max(end.linf for end in ends),
             gain=max(end.gain for end in ends),
             spread=max(end.spread for end in ends),
+            quantized=max(end.quantized for end in ends),
             moving=any(end.moving for end in ends),
             unbiased=all(end.unbiased for end in ends),
             summable=False,

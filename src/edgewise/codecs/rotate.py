@@ -8,7 +8,7 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs.kernels import compiled
+from edgewise.codecs.kernels import compiled, mix
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
@@ -21,9 +21,6 @@ _MOST = float(np.finfo(np.float32).max)
 _LIFT = 2.0**40  # blocks near the ends of float32's range are transformed this much smaller, or larger
 _HIGH, _LOW = np.int32((127 + 100) << 23), np.int32((127 - 80) << 23)  # bits of 2^100, 2^-80: sums of 2^20 of them are
 #   far from overflow, and their last bits far from the denormals
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_S27, _S30, _S31 = np.uint64(27), np.uint64(30), np.uint64(31)
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 
 
@@ -39,19 +36,11 @@ def edges(dim: int, block: int) -> NDArray[np.int64]:
 
 
 @compiled
-def _flips(seed: np.uint64, i: int) -> np.uint64:
-    z = seed + (np.uint64(i) + _ONE) * _GOLDEN
-    z = (z ^ (z >> _S30)) * _M1
-    z = (z ^ (z >> _S27)) * _M2
-    return z ^ (z >> _S31)
-
-
-@compiled
 def _flip(x: NDArray[np.float32], first: int, seed: np.uint64) -> None:
     """Random signs in place, 64 per SplitMix64 word. ``first``: position of x[0] in the vector, a multiple of 64."""
     plus, minus = np.float32(1.0), np.float32(-1.0)
     for w in range((x.size + 63) // 64):
-        flips = _flips(seed, first // 64 + w)
+        flips = mix(seed, first // 64 + w)
         part = x[64 * w : 64 * w + 64]
         for j in range(part.size):
             part[j] *= plus if (flips >> np.uint64(j)) & _ONE == _ZERO else minus
@@ -185,7 +174,12 @@ def rotate(block: int = BLOCK) -> Stage:
     def infer(space: Space) -> Space:
         demand.real(space, name)
         if space.sparse:
-            raise CompositionError("E-ORDER", f"{name}: stands after a per-device support.", f"put {name} first.")
+            raise CompositionError(
+                "E-ORDER",
+                f"{name}: stands after a per-device support (top_k).",
+                f'put {name} first; grid = "eden" cannot follow top_k in either order: use grid = "pair" after top_k, or '
+                "random_k or shared_top_k before rotate.",
+            )
         if space.rotated:
             raise CompositionError("E-ORDER", f"{name}: the update is already rotated.", "keep one rotate stage.")
         longest = sqrt(max(1, int(np.diff(edges(space.dim, block)).max(initial=0))))

@@ -132,12 +132,8 @@ def sketch(ratio: float, rows: int = 5, keep: float = 0.01, momentum: float = 0.
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
-        if space.sparse or space.moving:
-            raise CompositionError(
-                "E-ORDER",
-                f"{name}: the positions before it change every round, so the server's memory would mix them up.",
-                "leave out the stage that chooses positions.",
-            )
+        fix = "leave out the stage that chooses positions."
+        demand.still(space, name, "the server's memory would mix them up", fix)
         cells = rows * cols(space)
         if cells >= space.dim:
             raise CompositionError(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
 from edgewise.core import demand
-from edgewise.core.errors import CompositionError
+from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Read, Stage
@@ -135,8 +135,9 @@ def top_k(fraction: float, chunk: int = 0) -> Stage:
     """
     name = f"top_k({fraction:g}, chunk {chunk})" if chunk else f"top_k({fraction:g})"
     demand.positive("top_k: fraction", fraction, 1.0)
-    if chunk:
-        demand.between("top_k: chunk", chunk, 2, CHUNK_MAX)
+    if chunk and not 2 <= chunk <= CHUNK_MAX:
+        what = f"top_k: chunk is {chunk!r}, must be 2 to {CHUNK_MAX}, or 0 for no chunks."
+        raise RecipeError("E-VALUE", what, "use 4096, or leave it out.")
 
     def share(n: int) -> int:
         return min(n, max(1, round(fraction * n)))

@@ -21,6 +21,25 @@ def between(what: str, value: float, low: float, high: float) -> None:
         raise RecipeError("E-VALUE", f"{what} is {value!r}, must be {low:g} to {high:g}.", "choose a value in it.")
 
 
+def still(space: Space, who: str, why: str, fix: str) -> None:
+    """Raise CompositionError(E-ORDER) where the positions before ``who``, which remembers per position, change every
+    round. ``why``: what would go wrong, after a "so"."""
+    if space.sparse or space.moving:
+        raise CompositionError("E-ORDER", f"{who}: the positions before it change every round, so {why}.", fix)
+
+
+def contracting(space: Space, who: str) -> None:
+    """Raise CompositionError(E-COMBO) where what ``who`` remembers would grow: the quantizer's error is added to it
+    every round, and is larger than what was encoded (``Space.quantized``)."""
+    if space.quantized >= 1.0:
+        raise CompositionError(
+            "E-COMBO",
+            f"{who}: the quantizer's error is {space.quantized:.3g} times what it encodes (squared norms, normal values), "
+            "so what is remembered grows.",
+            'use 3 bits or more, grid = "eden" after rotate, or grid = "pair" after top_k.',
+        )
+
+
 def real(space: Space, who: str) -> None:
     """Raise CompositionError unless the body before ``who`` is real numbers (E-NOT-REAL), the same ones on every device
     (E-ORDER behind a ladder)."""

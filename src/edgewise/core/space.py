@@ -60,6 +60,10 @@ class Space:
         block: coordinates that share ``scales`` travelling scales; 0 = none.
         scales: travelling scales per block.
         bits: bits per encoded body coordinate on the wire.
+        quantized: expected ||Q(x) - x||^2 / ||x||^2 of the last quantizer on its own input, where that is normally
+            distributed (after ``top_k``: the largest of normals). A design figure, no bound: heavier tails have more.
+            1 or more does not contract, so it cannot stand inside error feedback. 0: no quantizer, or one whose error
+            does not grow with what it encodes (a shared grid; ``mixed``, which rather leaves a part behind).
         gain: product of the factors by which stages stretched what is kept (unbiased sparsifiers); > 1 does not
             contract, so it cannot stand inside error feedback.
         noise_std: standard deviation, model units, of noise that each contribution already carries.
@@ -100,6 +104,7 @@ class Space:
     block: int = 0
     scales: int = 1
     bits: float = 32.0
+    quantized: float = 0.0
     gain: float = 1.0
     noise_std: float = 0.0
     population: int = 0

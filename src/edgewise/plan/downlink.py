@@ -7,6 +7,7 @@ from math import inf
 from typing import Never
 
 from edgewise.codecs import pack
+from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Pipeline, Stage, pipeline
@@ -29,6 +30,7 @@ def downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | Non
 
     Raises:
         CompositionError: E-ORDER for what cannot work there, besides whatever the stages refuse by themselves.
+        E-COMBO for a quantizer that does not contract.
         RecipeError: E-COMBO where a delta would be no smaller than the model; as ``build_stages``.
     """
     stages = build_stages(recipe.downlink, spec, catalogue.stages, label="[[downlink]]")
@@ -58,6 +60,7 @@ def downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | Non
             f"[[downlink]]: a stage stretches what it keeps {out.gain:.3g} times, so what deltas leave out would grow.",
             "set unbiased = false for random_k.",
         )
+    demand.contracting(out, f"[[downlink]] {', '.join(stage.name for stage in stages)}")
     size, snapshot = delta_bytes(pipe), 4 * spec.dim
     if size >= snapshot:
         raise RecipeError(
