@@ -51,8 +51,8 @@ def feedback(
     Raises:
         RecipeError: E-VALUE; E-COMBO for a setting that the form cannot have. CompositionError: E-ORDER for a weigh or
             feedback inside, or when positions before it are not the same every round, or take turns inside;
-            E-NOT-REAL; E-COMBO where ef21 does not know the population, or a quantizer inside does not contract; whatever ``inner`` raises.
-            TrainingError(E-RANGE) on float32 overflow.
+            E-NOT-REAL; E-COMBO where ef21 does not know the population, or a quantizer inside does not
+            contract; whatever ``inner`` raises. TrainingError(E-RANGE) on float32 overflow.
     Source: Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847, algorithm 2 ("EF14").
     """
     stages = tuple(inner)

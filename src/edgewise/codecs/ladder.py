@@ -47,8 +47,8 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
 
     Stands inside ``feedback``, so that one residual, a - decode(m), serves all rungs: what a small rung leaves out
     today, a larger one sends tomorrow.
-    Algebra: ``Space.rungs`` = the space after each rung; l2, linf, gain, quantized are the largest over the rungs; unbiased when
-    all are; not summable (different grids); the other fields are those of the rung with the most bytes.
+    Algebra: ``Space.rungs`` = the space after each rung; l2, linf, gain, quantized are the largest over the rungs;
+    unbiased when all are; not summable (different grids); the other fields are those of the rung with the most bytes.
     Guarantees: given the same budget the choice is the same; the server learns the rung and nothing else of the budget.
     Args:
         rungs: chains of stages, an empty one sends float32. At least one.

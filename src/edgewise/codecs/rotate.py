@@ -177,8 +177,8 @@ def rotate(block: int = BLOCK) -> Stage:
             raise CompositionError(
                 "E-ORDER",
                 f"{name}: stands after a per-device support (top_k).",
-                f'put {name} first; grid = "eden" cannot follow top_k in either order: use grid = "pair" after top_k, or '
-                "random_k or shared_top_k before rotate.",
+                f'put {name} first; grid = "eden" cannot follow top_k in either order: use grid = "pair" after top_k, '
+                "or random_k or shared_top_k before rotate.",
             )
         if space.rotated:
             raise CompositionError("E-ORDER", f"{name}: the update is already rotated.", "keep one rotate stage.")

@@ -34,8 +34,8 @@ def contracting(space: Space, who: str) -> None:
     if space.quantized >= 1.0:
         raise CompositionError(
             "E-COMBO",
-            f"{who}: the quantizer's error is {space.quantized:.3g} times what it encodes (squared norms, normal values), "
-            "so what is remembered grows.",
+            f"{who}: the quantizer's error is {space.quantized:.3g} times what it encodes (squared norms, normal "
+            "values), so what is remembered grows.",
             'use 3 bits or more, grid = "eden" after rotate, or grid = "pair" after top_k.',
         )
 

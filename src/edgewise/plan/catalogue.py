@@ -145,20 +145,13 @@ class SketchParams(Params):
 class QuantizeParams(Params):
     """Few bits per coordinate."""
 
-    bits: int | None = Field(
-        None, ge=1, le=16, description="block 1-8 and shared 1-16 (8 where not given), eden 1-4, sign 1, pair 2, nf4 4"
-    )
+    bits: int | None = Field(None, ge=1, le=16, description="block 1-8, shared 1-16 (default 8); eden 1-4; others: one")
     grid: Literal["block", "shared", "eden", "sign", "pair", "nf4"] = Field(
         "block",
         description="unbiased: block (a scale per block travels), shared (one public grid), eden (after rotate); "
         "biased: sign, pair (two magnitudes), nf4",
     )
-    block: int | None = Field(
-        None,
-        ge=8,
-        le=65536,
-        description="coordinates per travelling scale (64 where not given); not of shared and eden",
-    )
+    block: int | None = Field(None, ge=8, le=65536, description="coordinates per scale (default 64); not shared, eden")
 
 
 class MixedParams(Params):
