@@ -155,7 +155,7 @@ def test_check_tells_the_way_down(folder: Path) -> None:
     assert "the way down" in text
     assert "one that was not: the deltas of up to 1 missed round, else the model, 256 B" in text
     assert "E-KEY" in call("check", "toy.toml", *TOY, "--set", "downlink.0.bits=4").stderr
-    assert "(default 8)" in call("schema", "--field", "downlink.quantize").stdout
+    assert "whole number ≥ 1 ≤ 16" in call("schema", "--field", "downlink.quantize").stdout
     assert "the way down" not in call("check", "toy.toml", *TOY).stdout
 
 

@@ -15,7 +15,7 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
 
 SPEC = Spec.of([("w", (40,), "float32")])
-PLAN = compile_plan(make_recipe({"stage.1.residual": "float32"}), SPEC, 8, BUILT_IN)
+PLAN = compile_plan(make_recipe(), SPEC, 8, BUILT_IN)
 PARAMS = np.zeros(40, np.float32)
 X = np.random.default_rng(0).normal(size=40).astype(np.float32)
 HEAD = {"loss_first": 2.0, "loss_last": 1.0}
