@@ -146,10 +146,21 @@ def test_rungs_are_counted_by_contributions_and_devices(full: dict[str, Any], tm
                     round=number, device=device, bytes_up=100 + number, train_s=0.0, encode_s=0.0, rung=rung
                 )
             )
-        rows = summary.build(store)["rungs"]
+        store.append(events.Accepted(round=2, device="re", bytes_up=7, train_s=0.0, encode_s=0.0, rung=4))
+        for number, accepted in enumerate((2, 2, 1)):
+            store.append(
+                events.RoundFinished(
+                    round=number, met=number < 2, accepted=accepted, lost=0, late=0, bytes_up=0, bytes_down=0,
+                    update_l2=0.0, head={}, train_s=0.0, encode_s=0.0, aggregate_s=0.0, seconds=0.0, model="ab" * 32,
+                )
+            )  # fmt: skip
+        s = summary.build(store)
+        rows = s["rungs"]
     assert [r["name"] for r in rows] == [r.name for r in RUNGS[1:]], "float32 is above 5 MB here"
     assert [(r["accepted"], r["devices"]) for r in rows[:5]] == [(1, 1), (0, 0), (0, 0), (3, 2), (0, 0)]
-    assert rows[1]["bytes_up"] is None
+    assert rows[1]["bytes_up"] is rows[4]["bytes_up"] is None, "nothing of an abandoned round counts"
+    assert sum(r["accepted"] for r in rows) == s["participation"]["accepted"] == 4
+    assert s["participation"]["unused"] == 1
     assert rows[3]["bytes_up"] == pytest.approx(302 / 3)
 
 

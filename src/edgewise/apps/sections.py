@@ -136,7 +136,7 @@ def _rungs(s: Summary) -> str:
     ]
     if not rows:
         return ""
-    hint = f"Accepted contributions by the rung of the ladder that their device chose; {len(s['rungs'])} could be."
+    hint = f"Accepted contributions by the rung of the ladder that their device chose, of {len(s['rungs'])} rungs."
     return "<div class=gap></div>" + panel(
         "Codecs that devices chose", hint, charts.bars("Contributions by rung", rows)
     )

@@ -16,8 +16,9 @@ alone, ``centralised`` all text in one place. What was not run is null; a figure
 Participation: ``accepted`` are the contributions that moved the model, ``unused`` those that came to a round which was
 abandoned for too few. Rounds: ``played`` are ``met`` (the model moved) and ``abandoned`` ones.
 
-Rungs: where devices choose their codec, one row per rung: ``accepted`` contributions by it, ``devices`` that used it at
-least once, ``bytes_up`` mean size of such a contribution's frame. Empty where the codec is fixed.
+Rungs: where devices choose their codec, one row per rung: ``accepted`` contributions by it, ``devices`` that gave one,
+``bytes_up`` mean size of such a contribution's frame (null where there is none). As in participation, only those that
+moved the model count, so the rows add up to its ``accepted``. Empty where the codec is fixed.
 
 Bytes: ``up_per_device_round`` is the mean size of an accepted contribution's frame, ``down_per_device_round`` the mean
 over invitations of all that the invited device downloads: the frame, and the model or its changes since the device last
@@ -235,10 +236,12 @@ def _participation(told: Sequence[events.AnyEvent]) -> dict[str, Any]:
 
 
 def _rungs(told: Sequence[events.AnyEvent], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per rung that devices could choose, from the most bytes to the fewest; empty where the codec is fixed."""
+    """One row per rung that devices could choose, from the most bytes to the fewest; empty where the codec is fixed.
+    Contributions to rounds that were met."""
+    met = {e.round for e in told if isinstance(e, events.RoundFinished) and e.met}
     chosen: dict[int, list[events.Accepted]] = defaultdict(list)
     for e in told:
-        if isinstance(e, events.Accepted):
+        if isinstance(e, events.Accepted) and e.round in met:
             chosen[e.rung].append(e)
     return [
         {

@@ -39,7 +39,11 @@ def read_traces(path: Path) -> tuple[Traces, str]:
     try:
         rows = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True)
         if absent := [c for c in COLUMNS if c not in (rows.fieldnames or ())]:
-            raise DataError("E-DATA-COLUMN", f"{path} has no column {absent[0]}.", "its first line is: trace,mbit")
+            raise DataError(
+                "E-DATA-COLUMN",
+                f"{path} has no column {absent[0]}.",
+                "its first line must name the columns trace and mbit.",
+            )
         for row in rows:
             samples.setdefault(row["trace"] or "", []).append(_speed(row["mbit"], f"{path}:{rows.line_num}"))
     except (UnicodeDecodeError, csv.Error) as e:
@@ -50,8 +54,10 @@ def read_traces(path: Path) -> tuple[Traces, str]:
 
 
 def _speed(text: str | None, where: str) -> float:
+    if text is None:
+        raise DataError("E-DATA-FORMAT", f"{where}: the row has no mbit.", "give a number of Mbit/s above 0.")
     try:
-        mbit = float(text or "")
+        mbit = float(text)
     except ValueError:
         mbit = 0.0
     if not (isfinite(mbit) and mbit > 0.0):
