@@ -37,6 +37,8 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
         name, does = stage.name, _effect(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
         if after.rungs:  # a name that lists the stages of every rung would fill the screen
             name, does = "feedback(ladder)", _choice(after)
+        elif stage.server is not None and inside:
+            does = "the stages inside send what changed; device and server keep mirrors, and the server's are released"
         elif inside:
             does = "what the stages inside leave out is remembered on the device and added next time"
         elif stage.server is not None:
@@ -166,9 +168,10 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
     deadline_s = recipe.adaptive.deadline_s or recipe.round.deadline_s
     sizes = pack.rung_bytes(pipe.encoded)
     train_s = s.step_s * recipe.training.local_steps
+    down_bytes = cost(plan)["down"]
     links = []
     for mbit in LINKS_MBIT:
-        down_s = 8.0 * 4.0 * plan.spec.dim / (mbit * s.link_down * 1e6)
+        down_s = 8.0 * down_bytes / (mbit * s.link_down * 1e6)
         chosen = pick(plan.budget_bytes(down_s + train_s, mbit), sizes)
         total_s = down_s + train_s + 8.0 * sizes[chosen] / (mbit * 1e6)
         links.append(
