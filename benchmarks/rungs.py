@@ -42,6 +42,8 @@ REFERENCE = "float32"
 FULL: Table = {"kind": "full", "layers": []}
 RUNGS: dict[str, Table] = {
     REFERENCE: {"stage": [], "trainable": FULL},
+    "float32 lr 3e-4": {"stage": [], "trainable": FULL, "training": {"lr": 3e-4}},
+    "float32 lr 1e-4": {"stage": [], "trainable": FULL, "training": {"lr": 1e-4}},
     "layers": {"stage": []},
     "quantize 8": {"stage": [quantize(8)]},
     "quantize 4": {"stage": [quantize(4)]},
@@ -61,6 +63,12 @@ RUNGS: dict[str, Table] = {
     "random_k 10 %": {"stage": feedback({"kind": "random_k", "fraction": 0.1, "unbiased": False})},
     "shared_top_k 10 %": {"stage": feedback({"kind": "shared_top_k", "fraction": 0.1})},
     "sketch / 10": {"stage": [{"kind": "sketch", "ratio": 10.0, "keep": 0.05}]},
+    "top 1 % chunked": {
+        "stage": feedback({"kind": "top_k", "fraction": 0.01, "chunk": 4096}, quantize(2, "pair", block=256))
+    },
+    "top 1 % ef21": {
+        "stage": feedback({"kind": "top_k", "fraction": 0.01}, quantize(2, "pair", block=256), form="ef21")
+    },
     "low_rank 4": {"stage": feedback({"kind": "low_rank", "rank": 4})},
     "cycle 2 eden 1": {"stage": [{"kind": "segments", "cycle": 2}, *eden(1)]},
     "lora 8": {"stage": [], "trainable": lora(8), "training": {"lr": 1e-2}},
@@ -68,6 +76,11 @@ RUNGS: dict[str, Table] = {
     "lora 8 eden 1": {"stage": eden(1), "trainable": lora(8), "training": {"lr": 1e-2}},
     "lora 2 eden 1": {"stage": eden(1), "trainable": lora(2), "training": {"lr": 1e-2}},
     "lora 8 top 5 %": {"stage": top(5), "trainable": lora(8), "training": {"lr": 1e-2}},
+    "zeroth_order": {
+        "stage": [],
+        "strategy": {"kind": "zeroth_order"},
+        "training": {"optimizer": "sgd", "lr": 1e-5, "local_steps": 20},
+    },
 }
 
 
