@@ -27,7 +27,8 @@ from edgewise.core.keys import Turn, derive, root
 from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import WEIGHT, Payload, Pipeline, Stage, pipeline
 from edgewise.core.vector import Spec, Vector
-from edgewise.merges.plain import plain_sum, ring_sum
+from edgewise.merges.plain import plain_sum
+from edgewise.merges.ring import ring_sum
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.privacy.clip import clamp, clip
 

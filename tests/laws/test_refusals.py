@@ -24,7 +24,8 @@ from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Merge, Pipeline, Post, Stage, pipeline
 from edgewise.core.vector import Spec
-from edgewise.merges.plain import plain_sum, ring_sum
+from edgewise.merges.plain import plain_sum
+from edgewise.merges.ring import ring_sum
 from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
 from edgewise.strategies.fedopt import fedadam, fedavg, fedavgm

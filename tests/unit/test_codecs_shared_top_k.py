@@ -16,7 +16,8 @@ from edgewise.core.keys import Turn, root
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Payload, Stage, pipeline
 from edgewise.core.vector import Spec, Vector
-from edgewise.merges.plain import plain_sum, ring_sum
+from edgewise.merges.plain import plain_sum
+from edgewise.merges.ring import ring_sum
 from edgewise.privacy.clip import clip
 
 DIM = 100

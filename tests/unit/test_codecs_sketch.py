@@ -15,7 +15,8 @@ from edgewise.core.keys import Turn, derive, root
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Memory, Payload, Pipeline, Stage, pipeline
 from edgewise.core.vector import Vector
-from edgewise.merges.plain import plain_sum, ring_sum
+from edgewise.merges.plain import plain_sum
+from edgewise.merges.ring import ring_sum
 from edgewise.privacy.clip import clamp
 
 DIM = 2000

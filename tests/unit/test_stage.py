@@ -19,7 +19,8 @@ from edgewise.core.keys import Turn, derive, root
 from edgewise.core.space import Quorum, Space, Total
 from edgewise.core.stage import Aggregate, Payload, Pipeline, Post, Stage, pipeline
 from edgewise.core.vector import Vector
-from edgewise.merges.plain import plain_sum, ring_sum
+from edgewise.merges.plain import plain_sum
+from edgewise.merges.ring import ring_sum
 from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise, normals
 
@@ -130,10 +131,10 @@ def test_ring_sum_wraps_and_refuses_residues_outside() -> None:
     merge, space = ring_sum(), BARE.but(modulus=1 << 12)
     acc = merge.init(space)
     for v in (4000, 4000, 96 + 96):
-        acc = merge.add(acc, Payload(np.full(DIM, v, np.uint64), np.zeros(0)), space)
+        acc = merge.add(acc, Payload(np.full(DIM, v, np.uint32), np.zeros(0)), space)
     assert (merge.finish(acc, space).body == 0).all()
     with pytest.raises(DecodeError):
-        merge.add(acc, Payload(np.full(DIM, 4096, np.uint64), np.zeros(0)), space)
+        merge.add(acc, Payload(np.full(DIM, 4096, np.uint32), np.zeros(0)), space)
 
 
 def test_ring_release_is_the_mean_on_the_grid() -> None:

@@ -186,7 +186,7 @@ def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
     if levels.size and _values(space) < 1 << _width(space) and int(levels.max()) >= _values(space):
         _refuse("a level is out of range")
     if space.kind is Kind.RING:
-        return levels.astype(np.uint64)
+        return levels.astype(np.uint32, copy=False)
     if space.level_max <= 127:
         small = levels.astype(np.uint8, copy=False)
         if space.stride == 2:

@@ -11,22 +11,26 @@ from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Memory, Payload, Stage
 
 
-def wrap(bits: int) -> Stage:
+LARGEST = 32  # bits: a residue is a uint32
+
+
+def wrap(bits: int | None = None) -> Stage:
     """Map integers into Z_2^bits: ``q mod 2^bits``; decoding lifts to the centred residue in [-2^(b-1), 2^(b-1)).
 
     Algebra: kind -> RING, modulus 2^bits, all bounds stay.
     Guarantees: as long as at most ``n_max`` contributions are added, lift(sum mod 2^bits) is the integer sum exactly.
     Args:
-        bits: 2 to 32.
+        bits: 2 to 32; None: the smallest ring that the largest sum fits.
     Raises:
         RecipeError(E-VALUE); CompositionError: E-NOT-INTEGER before a quantizer, E-TOPK-SECAGG on per-device supports,
             E-NOT-SUMMABLE when scales travel per block, E-WRAP when 2^(bits-1) <= n_max * level_max.
     Source: Bonawitz et al. 2017 (SecAgg), section 4; two's complement lift.
     """
-    name = f"wrap({bits})"
-    demand.between("wrap: bits", bits, 2, 32)
-    modulus = 1 << bits
-    mask = np.uint64(modulus - 1)
+    name = "wrap" if bits is None else f"wrap({bits})"
+    demand.between("wrap: bits", 2 if bits is None else bits, 2, LARGEST)
+
+    def width(space: Space) -> int:
+        return (space.quorum.n_max * space.level_max).bit_length() + 1 if bits is None else bits
 
     def infer(space: Space) -> Space:
         if space.rungs:
@@ -51,21 +55,25 @@ def wrap(bits: int) -> Stage:
                 f"{name}: every device has its own scales, so the integers do not add up.",
                 'use quantize(grid="shared").',
             )
-        need = space.quorum.n_max * space.level_max
-        if modulus // 2 <= need:
+        need, many = space.quorum.n_max * space.level_max, width(space)
+        modulus = 1 << many
+        if many > LARGEST or modulus // 2 <= need:
             raise CompositionError(
                 "E-WRAP",
                 f"{name}: {space.quorum.n_max} contributions of up to {space.level_max} reach {need}, "
-                f"the ring holds less than {modulus // 2}.",
-                f"use wrap({need.bit_length() + 1}) or more, or quantize to fewer bits.",
+                f"the ring holds less than {1 << min(many, LARGEST) - 1}.",
+                f"use wrap({need.bit_length() + 1}) or more, or quantize to fewer bits."
+                if need.bit_length() < LARGEST
+                else "quantize to fewer bits.",
             )
-        return space.but(kind=Kind.RING, modulus=modulus, bits=float(bits))
+        return space.but(kind=Kind.RING, modulus=modulus, bits=float(many))
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        return payload.but(body=payload.body.astype(np.int64).view(np.uint64) & mask), memory
+        mask = np.uint32((1 << width(space)) - 1)
+        return payload.but(body=payload.body.astype(np.int32, copy=False).view(np.uint32) & mask), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
-        residues = payload.body.astype(np.int64)
-        return payload.but(body=np.where(residues >= modulus // 2, residues - modulus, residues).astype(np.int32))
+        shift = np.int32(LARGEST - width(space))  # an arithmetic shift back brings the sign down
+        return payload.but(body=payload.body.astype(np.uint32, copy=False).view(np.int32) << shift >> shift)
 
     return Stage(name, infer, encode, decode, pointwise=True)

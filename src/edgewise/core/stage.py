@@ -31,7 +31,7 @@ class Payload:
     """One contribution between two stages.
 
     Attributes:
-        body: float32[m] (REAL); int8[m] up to level_max 127, else int32[m] (INTEGER); uint64[m] (RING).
+        body: float32[m] (REAL); int8[m] up to level_max 127, else int32[m] (INTEGER); uint32[m] (RING).
         head: float64[h], exact scalars in the order of ``Space.head``; only ``weigh`` touches them.
         support: int64[m], strictly increasing positions of the body; None where positions are public or all.
         scales: float32[scales ceil(m / block)], bfloat16 values; None where the grid is public.
@@ -131,6 +131,7 @@ class Merge:
     add: Callable[[Any, Payload, Space], Any]
     finish: Callable[[Any, Space], Payload]
     stream: Callable[[Any, Callable[[], Iterator[Payload]], Space], Any] | None = None
+    hides: Any = None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Sums that do not depend on the order of arrival: visible in fixed point, or blind in a ring (without masks)."""
+"""A visible sum in fixed point, which does not depend on the order of arrival."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from edgewise.core.errors import CompositionError, DecodeError
-from edgewise.core.space import Kind, Space, Total
+from edgewise.core.errors import DecodeError
+from edgewise.core.space import Space, Total
 from edgewise.core.stage import Merge, Payload
 
 FRACTION_BITS = 40  # one unit of the accumulator is 2^-40, far below float32 noise of any update
@@ -131,52 +131,6 @@ def plain_sum() -> Merge:
         return Payload((acc.body * 2.0**-FRACTION_BITS).astype(np.float32), _total(acc.head))
 
     return Merge("plain_sum", False, infer, init, add, finish, stream)
-
-
-def ring_sum() -> Merge:
-    """Blind sum: residues are added modulo 2^b and only the total is decoded.
-
-    This is the arithmetic of secure aggregation without masks: it hides nothing by itself; a masked sum adds the same
-    numbers. Guarantees: exact, independent of order and sharding; a refused contribution changes nothing.
-    Raises: CompositionError E-TOPK-SECAGG on per-device supports, E-NOT-INTEGER when the body is not in a ring,
-        E-NOT-SUMMABLE; DecodeError E-PAYLOAD on a residue outside the ring or a head value that is not finite.
-    """
-
-    def infer(space: Space) -> Total:
-        if space.sparse:
-            raise CompositionError(
-                "E-TOPK-SECAGG",
-                "ring_sum: positions chosen per device reveal its data and blind sums would not line up.",
-                "use random_k instead of top_k.",
-            )
-        if space.kind is not Kind.RING:
-            raise CompositionError(
-                "E-NOT-INTEGER",
-                f"ring_sum: adds residues of a ring, the body is {space.kind.value}.",
-                'end the stages with quantize(grid="shared") and wrap.',
-            )
-        if not space.summable:
-            raise CompositionError(
-                "E-NOT-SUMMABLE", "ring_sum: these encodings do not add up.", 'use quantize(grid="shared").'
-            )
-        return Total(space, space.sensitivity, sqrt(space.quorum.n_min) * space.noise_std, visible=False)
-
-    def init(space: Space) -> Tally:
-        return Tally(np.zeros(space.dim, np.uint64), None, 0)
-
-    def add(acc: Tally, payload: Payload, space: Space) -> Tally:
-        _shape(acc, payload, space)
-        head = _head(acc.head, payload.head)
-        if payload.body.size and int(payload.body.max()) >= space.modulus:
-            raise DecodeError("E-PAYLOAD", f"a residue is not below the modulus {space.modulus}.")
-        np.add(acc.body, payload.body, out=acc.body)
-        np.bitwise_and(acc.body, np.uint64(space.modulus - 1), out=acc.body)
-        return Tally(acc.body, head, acc.n + 1)
-
-    def finish(acc: Tally, space: Space) -> Payload:
-        return Payload(acc.body.copy(), _total(acc.head))
-
-    return Merge("ring_sum", True, infer, init, add, finish)
 
 
 def _shape(acc: Tally, payload: Payload, space: Space) -> None:

@@ -1,0 +1,89 @@
+"""A blind sum: residues are added in rings, body and head alike, and only the total is ever decoded."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core.errors import CompositionError, DecodeError
+from edgewise.core.space import Kind, Space, Total
+from edgewise.core.stage import Merge, Payload
+
+HEAD_FRACTION_BITS = 32  # one unit of a head's residue is 2^-32: far below any metric, and 2^31 devices cannot wrap
+_UNIT = 2.0**HEAD_FRACTION_BITS
+
+
+class Residues(NamedTuple):
+    """An accumulator: ``body`` uint32[d] modulo ``Space.modulus`` and ``head`` uint64[h] modulo 2^64, both reused in
+    place; ``n`` contributions."""
+
+    body: NDArray[np.uint32]
+    head: NDArray[np.uint64]
+    n: int
+
+
+def head_residues(head: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Head scalars as residues modulo 2^64, in units of 2^-32, rounded half to even.
+
+    Raises DecodeError(E-PAYLOAD) on a value that is not finite, E-RANGE on one of 2^20 or more.
+    """
+    if not np.isfinite(head).all():
+        raise DecodeError("E-PAYLOAD", "a head value is not finite.")
+    if head.size and float(np.abs(head).max()) >= 2.0**20:
+        raise DecodeError("E-RANGE", "a head value is too large to be summed.")
+    return np.rint(head * _UNIT).astype(np.int64).view(np.uint64)
+
+
+def ring_sum() -> Merge:
+    """Blind sum: residues are added modulo 2^b (body) and 2^64 (head), and only the total is decoded.
+
+    This is the arithmetic of secure aggregation without masks: it hides nothing by itself; ``secagg.merge`` adds the
+    protocol that does, and gives the same numbers.
+    Guarantees: exact, independent of order and sharding; a refused contribution changes nothing. Each head scalar is
+    rounded by at most 2^-33 per contribution.
+    Raises: CompositionError E-TOPK-SECAGG on per-device supports, E-NOT-INTEGER when the body is not in a ring,
+        E-NOT-SUMMABLE; DecodeError E-PAYLOAD on a residue outside the ring or a head value that is not finite.
+    """
+
+    def infer(space: Space) -> Total:
+        if space.sparse:
+            raise CompositionError(
+                "E-TOPK-SECAGG",
+                "a blind sum: positions chosen per device reveal its data and masked sums would not line up.",
+                "use random_k instead of top_k.",
+            )
+        if space.kind is not Kind.RING:
+            raise CompositionError(
+                "E-NOT-INTEGER",
+                f"a blind sum adds residues of a ring, the body is {space.kind.value}.",
+                'end the stages with quantize(grid="shared") and wrap.',
+            )
+        if not space.summable:
+            raise CompositionError(
+                "E-NOT-SUMMABLE", "a blind sum: these encodings do not add up.", 'use quantize(grid="shared").'
+            )
+        return Total(space, space.sensitivity, sqrt(space.quorum.n_min) * space.noise_std, visible=False)
+
+    def init(space: Space) -> Residues:
+        return Residues(np.zeros(space.dim, np.uint32), np.zeros(len(space.head), np.uint64), 0)
+
+    def add(acc: Residues, payload: Payload, space: Space) -> Residues:
+        if payload.support is not None or payload.body.shape != acc.body.shape or payload.head.shape != acc.head.shape:
+            raise ValueError(f"contribution has shape {payload.body.shape}, the sum {acc.body.shape}")
+        if acc.n >= space.quorum.n_max:
+            raise ValueError(f"the sum holds {acc.n} contributions, its limit")
+        head = head_residues(payload.head)
+        if payload.body.size and int(payload.body.max()) >= space.modulus:
+            raise DecodeError("E-PAYLOAD", f"a residue is not below the modulus {space.modulus}.")
+        np.add(acc.body, payload.body, out=acc.body, casting="same_kind")
+        np.bitwise_and(acc.body, np.uint32(space.modulus - 1), out=acc.body)
+        np.add(acc.head, head, out=acc.head)
+        return Residues(acc.body, acc.head, acc.n + 1)
+
+    def finish(acc: Residues, space: Space) -> Payload:
+        return Payload(acc.body.copy(), acc.head.view(np.int64) / _UNIT)
+
+    return Merge("ring_sum", True, infer, init, add, finish)
