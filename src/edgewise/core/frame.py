@@ -55,6 +55,7 @@ class Invite(_Message, frozen=True, tag="invite"):
         base: digest of the model that the deltas start from, one that this device has; empty = download ``model``.
         deltas: digests of the ``Delta`` blobs to apply to ``base``, in this order.
         support: digest of the blob with the positions of the last release (``Turn.support``); empty = none.
+        nonce: 32 fresh bytes that tell this round's secure aggregation from all others; empty where there is none.
     """
 
     run: str
@@ -68,6 +69,7 @@ class Invite(_Message, frozen=True, tag="invite"):
     base: str = ""
     deltas: tuple[str, ...] = ()
     support: str = ""
+    nonce: bytes = b""
 
 
 class Delta(_Message, frozen=True, tag="delta"):
@@ -90,6 +92,16 @@ class Contribution(_Message, frozen=True, tag="contribution"):
     round: int
     device: str
     payload: bytes
+
+
+class Step(_Message, frozen=True, tag="step"):
+    """Either way: one message of the round's secure aggregation. ``body`` is a message of ``secagg.messages``, with a
+    strict form of its own; ``device`` is who sends or is sent it."""
+
+    run: str
+    round: int
+    device: str
+    body: bytes
 
 
 class Refusal(_Message, frozen=True, tag="refusal"):
@@ -120,7 +132,7 @@ class Measurement(_Message, frozen=True, tag="measurement"):
     tokens: int
 
 
-Message = Invite | Delta | Contribution | Refusal | Probe | Measurement
+Message = Invite | Delta | Contribution | Step | Refusal | Probe | Measurement
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)

@@ -50,11 +50,13 @@ class Held(_Base, frozen=True, tag="held"):
 
 
 class Handle(_Base, frozen=True, tag="handle"):
-    """Give a server's frame to a device and return what it answers. ``elapsed_s``, ``up_mbit``: what the device will
-    have measured in the simulated world when it has trained (``engine.device.Trained``)."""
+    """Give a server's frame to a device and return what it answers. ``session``: what the device kept in memory since
+    its last answer in this round. ``elapsed_s``, ``up_mbit``: what the device will have measured in the simulated world
+    when it has trained (``engine.device.Trained``)."""
 
     device: str
     frame: bytes
+    session: bytes = b""
     elapsed_s: float = 0.0
     up_mbit: float = inf
 
@@ -84,10 +86,12 @@ class Described(_Base, frozen=True, tag="described"):
 
 
 class Handled(_Base, frozen=True, tag="handled"):
-    """Answer to Handle: the device's frame and where its time went."""
+    """Answer to Handle: the device's frame (empty: it says nothing), what it keeps in memory until the next one, and
+    where its time went."""
 
     device: str
     frame: bytes
+    session: bytes = b""
     train_s: float = 0.0
     encode_s: float = 0.0
 

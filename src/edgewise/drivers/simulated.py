@@ -10,6 +10,7 @@ The clock's zero is the last ``publish``: a resumed round has the times of the f
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,6 +89,15 @@ class World:
         return Fate(after_s * now.random() if lost else after_s, lost, elapsed_s, up_mbit)
 
 
+    def answer(self, device: DeviceId, round: int, step: int, bytes_down: float, bytes_up: float) -> Fate:
+        """Time until the answer to message ``step`` (1, 2, ...) of the round's secure aggregation, or until the device
+        drops out: download and upload at the rate of the round's upload; computing is not counted."""
+        now = generator(derive(self.key, "step", device, round, step))
+        after_s = 8.0 * (bytes_down / self.section.link_down + bytes_up) / (self.uplink_mbit(device, round + 1) * 1e6)
+        lost = bool(now.random() < self.section.step_dropout)
+        return Fate(after_s * now.random() if lost else after_s, lost)
+
+
 @dataclass(order=True)
 class _Expected:
     at_s: float
@@ -107,6 +117,8 @@ class SimulatedCohort:
         self._under_way = 0
         self._results: dict[int, jobs.Handled] = {}
         self._sizes: dict[str, int] = {}  # of the blobs that are available
+        self._sessions: dict[DeviceId, bytes] = {}  # the devices' own memory of a round's secure aggregation
+        self._steps: Counter[DeviceId] = Counter()
         self._now_s = 0.0
         self._order = 0
 
@@ -136,6 +148,10 @@ class SimulatedCohort:
             down = len(raw) + sum(self._sizes[digest] for digest in downloads(message))
             upload = partial(self._plan.expected_bytes, message.round)
             fate = self._world.fate(to, message.round, message.rule.steps, down, upload)
+        elif isinstance(message, frame.Step):
+            self._steps[to] += 1
+            up = self._plan.answer_bytes(message.body)
+            fate = self._world.answer(to, message.round, self._steps[to], len(raw), up)
         self._order += 1
         item = _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)
         heapq.heappush(self._expected, item)
@@ -155,6 +171,7 @@ class SimulatedCohort:
             (result,) = checked([self._executor.result()])
             assert isinstance(result, jobs.Handled)
             self._results[result.id] = result
+            self._sessions[result.device] = result.session
             self._under_way -= 1
             self._dispatch()
         done = self._results.pop(item.order)
@@ -172,6 +189,7 @@ class SimulatedCohort:
                         id=item.order,
                         device=item.device,
                         frame=item.frame,
+                        session=self._sessions.get(item.device, b""),
                         elapsed_s=item.fate.elapsed_s,
                         up_mbit=item.fate.up_mbit,
                     )
@@ -184,3 +202,5 @@ class SimulatedCohort:
         self._unsent.clear()
         self._under_way = 0
         self._results.clear()
+        self._sessions.clear()
+        self._steps.clear()

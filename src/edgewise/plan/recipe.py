@@ -154,6 +154,9 @@ class SimulationSection(Section):
     engine: Literal["inproc", "pool"] = Field("inproc", description="one process, or worker processes")
     workers: int = Field(2, ge=1, le=256, description="worker processes of the pool")
     dropout: float = Field(0.0, ge=0, lt=1, description="probability that an invited device is lost")
+    step_dropout: float = Field(
+        0.0, ge=0, lt=1, description="probability that a device is lost at each later message of secure aggregation"
+    )
     step_s: float = Field(0.1, gt=0, description="virtual seconds per local step of a median device")
     speed_spread: float = Field(0.5, ge=0, le=4, description="sigma of the log-normal spread of device speeds")
     link_mbit: float = Field(10.0, gt=0, description="uplink of a median device")

@@ -1,0 +1,296 @@
+"""The device's side of single-server secure aggregation, a pure machine.
+
+    start ─► Advertised ─Roster─► Sharing ─Boxes─► Waiting ─Survivors─► Signed ─Proofs─► Finished
+                 └──────────────────┴─────────────────┴──────────────────┴────► Aborted(code)
+
+The masked update is y = x + PRG(b) + sum_(v > u) PRG(k_uv) - sum_(v < u) PRG(k_uv) in the ring, v over the neighbours
+whose boxes came. Nothing that a server sends can make a device reveal both secrets of another one: it answers one
+survivor list per session, which enough neighbours have signed, and then has no state left.
+Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4 (malicious); Bell et al. 2020, ePrint 2020/704.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+
+from edgewise.codecs import kernels
+from edgewise.core.errors import DecodeError
+from edgewise.core.keys import derive
+from edgewise.crypto import agree, seal, shamir, sign
+from edgewise.secagg import graph, messages
+from edgewise.secagg.messages import Keys, survivors_digest
+from edgewise.secagg.params import COMPLETE_TO, Params
+from edgewise.secagg.secrets import Body, Head, Hidden, bound, commitment, pair_seed, sealing_key
+
+Registry = Callable[[str], bytes | None]  # device -> its enrolled Ed25519 key, None for a stranger
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="state", kw_only=True):
+    """Base; printing shows nothing but whose state it is."""
+
+    device: str
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(device={self.device!r})"
+
+
+class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A device's secrets of one session."""
+
+    sid: bytes
+    identity: bytes
+    seal: bytes
+    mask: bytes
+    seed: bytes
+    entropy: bytes
+
+    def __repr__(self) -> str:
+        return "Own()"
+
+
+class Advertised(_State, frozen=True, tag="advertised"):
+    """Keys are sent; ``body`` and ``head`` are the update, packed."""
+
+    own: Own
+    body: bytes
+    head: bytes
+
+
+class Sharing(_State, frozen=True, tag="sharing"):
+    """Shares are sent. ``keys``: of the neighbours. ``everybody``: who is on the roster. ``mine``: what this device
+    keeps of its own shares."""
+
+    own: Own
+    body: bytes
+    head: bytes
+    everybody: tuple[str, ...]
+    keys: dict[str, Keys]
+    threshold: int
+    mine: tuple[bytes, ...]
+
+
+class Waiting(_State, frozen=True, tag="waiting"):
+    """The masked update is sent. ``held``: whose shares this device holds, seed and key."""
+
+    own: Own
+    everybody: tuple[str, ...]
+    neighbours: tuple[str, ...]
+    threshold: int
+    held: dict[str, tuple[bytes, bytes]]
+
+
+class Signed(_State, frozen=True, tag="signed"):
+    """A survivor list is signed, this one and no other."""
+
+    own: Own
+    neighbours: tuple[str, ...]
+    threshold: int
+    held: dict[str, tuple[bytes, bytes]]
+    survivors: tuple[str, ...]
+
+
+class Finished(_State, frozen=True, tag="finished"):
+    """Shares are revealed and forgotten."""
+
+
+class Aborted(_State, frozen=True, tag="aborted"):
+    """The session is over for this device."""
+
+    code: str
+
+
+State = Advertised | Sharing | Waiting | Signed | Finished | Aborted
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[State] = msgspec.msgpack.Decoder(State)
+
+
+def save(state: State) -> bytes:
+    """The state as bytes, secrets and all: for the memory of a simulator, never for a disk."""
+    return _encoder.encode(state)
+
+
+def restore(raw: bytes) -> State:
+    """Inverse of ``save``."""
+    return _decoder.decode(raw)
+
+
+def start(
+    params: Params, sid: bytes, device: str, identity: bytes, body: Body, head: Head, entropy: bytes
+) -> tuple[Advertised, bytes]:
+    """Begin a session with an update that is ready.
+
+    Args:
+        identity: secret Ed25519 key of the device, 32 bytes. body: uint32[dim] below 2^bits. head: uint64[heads].
+        entropy: 32 fresh secret bytes.
+    Returns:
+        The state and the first message.
+    """
+    if body.shape != (params.dim,) or head.shape != (params.heads,):
+        raise ValueError(f"body {body.shape} and head {head.shape} do not fit {params.dim} and {params.heads}")
+    own = Own(
+        sid=sid,
+        identity=identity,
+        seal=derive(entropy, "seal"),
+        mask=derive(entropy, "mask"),
+        seed=derive(entropy, "seed"),
+        entropy=derive(entropy, "shares"),
+    )
+    keys = Keys(
+        seal=agree.public(own.seal),
+        mask=agree.public(own.mask),
+        commitment=commitment(sid, device, own.seed),
+        signature=b"",
+    )
+    keys = msgspec.structs.replace(keys, signature=sign.sign(identity, keys.signed(sid, device)))
+    state = Advertised(
+        device=device, own=own, body=bytes(kernels.pack_bits(body, params.bits)), head=head.astype("<u8").tobytes()
+    )
+    return state, messages.dump(messages.Advertise(keys=keys))
+
+
+def step(params: Params, state: State, raw: bytes, registry: Registry) -> tuple[State, bytes]:
+    """One message from the server. What is not the next step of this session ends it: the answer then is an Abort; a
+    session that has ended answers nothing (empty bytes)."""
+    if isinstance(state, Finished | Aborted):
+        return state, b""
+    try:
+        message = messages.load(raw)
+        match state, message:
+            case Advertised(), messages.Roster():
+                return _share(params, state, message, registry)
+            case Sharing(), messages.Boxes():
+                return _mask(params, state, message)
+            case Waiting(), messages.Survivors():
+                return _sign(params, state, message)
+            case Signed(), messages.Proofs():
+                return _reveal(state, message, registry)
+        raise DecodeError("E-SECAGG-ORDER", "a message that is not the next step.")
+    except DecodeError as e:
+        return Aborted(device=state.device, code=e.code), messages.dump(messages.Abort(code=e.code))
+
+
+def _share(params: Params, state: Advertised, roster: messages.Roster, registry: Registry) -> tuple[State, bytes]:
+    own, me, keys = state.own, state.device, roster.keys
+    everybody = tuple(keys)
+    if list(everybody) != sorted(everybody) or len(everybody) < params.n_min:
+        raise DecodeError("E-SECAGG-FEW", f"{len(everybody)} devices, at least {params.n_min} in order are needed.")
+    mine = keys.get(me)
+    if mine is None or mine.seal != agree.public(own.seal) or mine.mask != agree.public(own.mask):
+        raise DecodeError("E-SECAGG-KEYS", "my own keys are not on the roster.")
+    for device, k in keys.items():
+        enrolled = registry(device)
+        if enrolled is None or not sign.verify(enrolled, k.signature, k.signed(own.sid, device)):
+            raise DecodeError("E-SECAGG-KEYS", "keys on the roster are not signed by an enrolled device.")
+    if len({k.seal for k in keys.values()} | {k.mask for k in keys.values()}) != 2 * len(keys):
+        raise DecodeError("E-SECAGG-KEYS", "a key stands twice on the roster.")
+    near, k, threshold = circle(params, own.sid, keys)
+    holders = holding(me, near[me], k, len(keys))
+    points = {device: i + 1 for i, device in enumerate(holders)}
+    seeds = shamir.share(own.seed, list(points.values()), threshold, derive(own.entropy, "seed"))
+    masks = shamir.share(own.mask, list(points.values()), threshold, derive(own.entropy, "mask"))
+    boxes = {}
+    for device in near[me]:
+        key = sealing_key(own.seal, keys[device].seal, own.sid, me, device)
+        at = points[device]
+        boxes[device] = seal.seal(key, seeds[at] + masks[at], bound(own.sid, me, device))
+    kept = (seeds[points[me]], masks[points[me]]) if me in points else ()
+    after = Sharing(
+        device=me,
+        own=own,
+        body=state.body,
+        head=state.head,
+        everybody=everybody,
+        keys={d: keys[d] for d in near[me]},
+        threshold=threshold,
+        mine=kept,
+    )
+    return after, messages.dump(messages.Shares(boxes=boxes))
+
+
+def circle(params: Params, sid: bytes, keys: dict[str, Keys]) -> tuple[dict[str, tuple[str, ...]], int, int]:
+    """Everybody's neighbours, k and the threshold, from the signed keys of a session."""
+    k, threshold = params.policy.shape(len(keys))
+    seed = graph.seed(sid, [v.signed(sid, d) + v.signature for d, v in keys.items()])
+    return dict(graph.neighbours(seed, tuple(keys), k)), k, threshold
+
+
+def holding(device: str, near: tuple[str, ...], k: int, n: int) -> list[str]:
+    """Who holds shares of a device's secrets: its neighbours; in the complete graph also itself."""
+    return sorted((*near, device)) if n <= COMPLETE_TO else list(near)
+
+
+def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[State, bytes]:
+    own, me = state.own, state.device
+    held: dict[str, tuple[bytes, bytes]] = {}
+    for sender, box in message.boxes.items():
+        if sender not in state.keys:
+            raise DecodeError("E-SECAGG-KEYS", "a box from a device that is no neighbour.")
+        key = sealing_key(own.seal, state.keys[sender].seal, own.sid, sender, me)
+        plain = seal.open(key, box, bound(own.sid, sender, me))
+        if len(plain) != 2 * shamir.SHARE_BYTES:
+            raise DecodeError("E-SHARE", "a box does not hold two shares.")
+        held[sender] = (plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :])
+    if len(held) + len(state.mine) // 2 < state.threshold:
+        raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares, {state.threshold} are needed.")
+    body = kernels.unpack_bits(memoryview(state.body), params.bits, params.dim)
+    assert body is not None
+    hidden = Hidden(params, body, np.frombuffer(state.head, "<u8"))
+    hidden.mask(own.seed, own.sid, 1)
+    seeds = ((v, pair_seed(own.mask, state.keys[v].mask, own.sid, me, v)) for v in held)
+    hidden.masks(me, seeds, own.sid)
+    if state.mine:
+        held[me] = (state.mine[0], state.mine[1])
+    after = Waiting(
+        device=me,
+        own=own,
+        everybody=state.everybody,
+        neighbours=tuple(state.keys),
+        threshold=state.threshold,
+        held=held,
+    )
+    packed = bytes(kernels.pack_bits(hidden.body, params.bits))
+    return after, messages.dump(messages.Masked(body=packed, head=hidden.head.astype("<u8").tobytes()))
+
+
+def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[State, bytes]:
+    me, survivors = state.device, message.devices
+    if list(survivors) != sorted(set(survivors)) or not set(state.everybody).issuperset(survivors):
+        raise DecodeError("E-SECAGG-SURVIVORS", "the survivors are not a sorted part of the roster.")
+    if me not in survivors:
+        raise DecodeError("E-SECAGG-SURVIVORS", "the survivors are without me.")
+    if len(survivors) < params.needed(len(state.everybody)):
+        raise DecodeError("E-SECAGG-FEW", f"{len(survivors)} survivors are too few.")
+    if not set(state.held).issuperset(set(survivors) & set(state.neighbours)):
+        raise DecodeError("E-SECAGG-SURVIVORS", "a neighbour survived that never sent me a share.")
+    signature = sign.sign(state.own.identity, survivors_digest(state.own.sid, survivors))
+    after = Signed(
+        device=me,
+        own=state.own,
+        neighbours=state.neighbours,
+        threshold=state.threshold,
+        held=state.held,
+        survivors=survivors,
+    )
+    return after, messages.dump(messages.Consistent(signature=signature))
+
+
+def _reveal(state: Signed, message: messages.Proofs, registry: Registry) -> tuple[State, bytes]:
+    said, near = survivors_digest(state.own.sid, state.survivors), {*state.neighbours, *state.held}
+    good = 0
+    for device, signature in message.signatures.items():
+        if device not in near or device not in state.survivors:
+            continue
+        enrolled = registry(device)
+        if enrolled is None or not sign.verify(enrolled, signature, said):
+            raise DecodeError("E-SECAGG-SURVIVORS", "a neighbour has signed another list of survivors.")
+        good += 1
+    if good < state.threshold:
+        raise DecodeError("E-SECAGG-FEW", f"{good} neighbours signed the survivors, {state.threshold} are needed.")
+    alive = set(state.survivors)
+    seeds = {d: shares[0] for d, shares in state.held.items() if d in alive}
+    keys = {d: shares[1] for d, shares in state.held.items() if d not in alive}
+    revealed = messages.Revealed(seeds=messages.ordered(seeds), keys=messages.ordered(keys))
+    return Finished(device=state.device), messages.dump(revealed)

@@ -1,0 +1,166 @@
+"""The messages of single-server secure aggregation, and their only form on the wire: MessagePack maps, strict.
+
+    step   device -> server                      server -> device
+    0      Advertise   keys, signed              Roster      everybody's keys
+    1      Shares      sealed, one per holder    Boxes       those sealed for this device
+    2      Masked      the hidden update         Survivors   who is in the sum
+    3      Consistent  signature on that list    Proofs      the others' signatures
+    4      Revealed    shares, one kind of each
+    any    Abort       a code                    (silence)
+
+Device ids are strings; maps are sorted by them. Unknown or missing fields, other types and any other encoding of the
+same message are DecodeErrors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from edgewise.core.errors import DecodeError
+
+PROTOCOL = b"edgewise/secagg/v1"
+CODES = (  # with which a device may end its session
+    "E-FRAME", "E-SHARE", "E-SEAL", "E-KEY-AGREE",
+    "E-SECAGG-FEW", "E-SECAGG-KEYS", "E-SECAGG-ORDER", "E-SECAGG-SURVIVORS",
+)  # fmt: skip
+
+
+class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
+    """Base of all messages."""
+
+
+class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A device's public keys of one session.
+
+    Attributes:
+        seal: X25519, 32 bytes: shares are sealed under it. mask: X25519, 32 bytes: pairwise masks come from it.
+        commitment: 32 bytes, of the seed of the device's own mask. signature: Ed25519 over ``signed``.
+    """
+
+    seal: bytes
+    mask: bytes
+    commitment: bytes
+    signature: bytes
+
+    def signed(self, sid: bytes, device: str) -> bytes:
+        """What the signature is on."""
+        return digest(b"keys", sid, device.encode(), self.seal, self.mask, self.commitment)
+
+
+class Advertise(_Message, frozen=True, tag="advertise"):
+    """0, device: my keys."""
+
+    keys: Keys
+
+
+class Roster(_Message, frozen=True, tag="roster"):
+    """0, server: the keys of all who sent some, sorted by device."""
+
+    keys: dict[str, Keys]
+
+
+class Shares(_Message, frozen=True, tag="shares"):
+    """1, device: for each holder one box with its shares of my two secrets."""
+
+    boxes: dict[str, bytes]
+
+
+class Boxes(_Message, frozen=True, tag="boxes"):
+    """1, server: the boxes that others sealed for this device; who is missing has dropped out."""
+
+    boxes: dict[str, bytes]
+
+
+class Masked(_Message, frozen=True, tag="masked"):
+    """2, device: body, residues of ``bits`` bits packed as in ``codecs.kernels``; head, little-endian uint64."""
+
+    body: bytes
+    head: bytes
+
+
+class Survivors(_Message, frozen=True, tag="survivors"):
+    """2, server: whose masked updates it has, sorted."""
+
+    devices: tuple[str, ...]
+
+
+class Consistent(_Message, frozen=True, tag="consistent"):
+    """3, device: Ed25519 over ``survivors_digest`` of the list that I was told."""
+
+    signature: bytes
+
+
+class Proofs(_Message, frozen=True, tag="proofs"):
+    """3, server: the signatures that it has, sorted by device."""
+
+    signatures: dict[str, bytes]
+
+
+class Revealed(_Message, frozen=True, tag="revealed"):
+    """4, device: of survivors the share of the own mask's seed, of the others that of the key behind pairwise masks."""
+
+    seeds: dict[str, bytes]
+    keys: dict[str, bytes]
+
+
+class Abort(_Message, frozen=True, tag="abort"):
+    """Device: I end the session, because of this."""
+
+    code: str
+
+
+Message = (
+    Advertise | Roster | Shares | Boxes | Masked | Survivors | Consistent | Proofs | Revealed | Abort
+)  # fmt: skip
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
+
+
+def dump(message: Message) -> bytes:
+    """Serialise one message."""
+    return _encoder.encode(message)
+
+
+def load(raw: bytes) -> Message:
+    """Parse one message. Raises DecodeError(E-FRAME) for anything that ``dump`` cannot have produced."""
+    try:
+        message: Message = _decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise DecodeError("E-FRAME", "malformed message of secure aggregation.") from None
+    if _encoder.encode(message) != raw:
+        raise DecodeError("E-FRAME", "a message of secure aggregation in another encoding than `dump` gives.")
+    return message
+
+
+def digest(label: bytes, *parts: bytes) -> bytes:
+    """SHA-256 over the protocol's name, a label and the parts, each with its length before it."""
+    h = hashlib.sha256()
+    for part in (PROTOCOL, label, *parts):
+        h.update(len(part).to_bytes(8, "little") + part)
+    return h.digest()
+
+
+def session_id(task: str, round: int, model: str, config: str, nonce: bytes) -> bytes:
+    """What all of a session hangs on: devices that were given another model or configuration get other masks, which do
+    not cancel.
+
+    Args:
+        task: the run. model: digest of the round's model. config: digest of the plan's public part. nonce: the server's
+        32 fresh bytes.
+    """
+    return digest(b"session", task.encode(), round.to_bytes(8, "little"), model.encode(), config.encode(), nonce)
+
+
+def survivors_digest(sid: bytes, devices: Sequence[str]) -> bytes:
+    """What survivors sign."""
+    return digest(b"survivors", sid, *(d.encode() for d in devices))
+
+
+def ordered(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A map with sorted keys, as it travels."""
+    return dict(sorted(table.items()))

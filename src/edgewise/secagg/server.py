@@ -1,0 +1,378 @@
+"""The server's side of single-server secure aggregation, a pure machine.
+
+    Advertising ─Close─► Sharing ─all or Close─► Masking ─► Signing ─► Unmasking ─► Released
+         └───────────────────┴───────────────────────┴──────────┴──────────┴─────► Aborted(code)
+
+A step ends when everybody has answered who is still in, or with ``Close`` (its deadline). Whoever has not answered by
+then has dropped out; what they send later is refused. Masked updates are folded on arrival: memory O(d), whatever the
+number of devices. What a device does wrong costs that device its place and is reported with a code; the sum is opened
+only with ``Params.needed`` survivors. Every seed and key that shares give back is checked against what the device
+committed to, so wrong shares cannot give a wrong sum.
+Not checked, because nobody can: that a masked update holds what its device says. A device may add anything.
+Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edgewise.codecs import kernels
+from edgewise.core.errors import DecodeError
+from edgewise.crypto import agree, shamir, sign
+from edgewise.secagg import messages
+from edgewise.secagg.client import Registry, circle, holding
+from edgewise.secagg.messages import Keys, survivors_digest
+from edgewise.secagg.params import Params
+from edgewise.secagg.secrets import Body, Head, Hidden, commitment, pair_seed
+
+Device = str
+_TRIES = 64  # sets of shares that are tried where some are wrong
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What does not change in a session. ``registry``: device -> its enrolled Ed25519 key."""
+
+    params: Params
+    sid: bytes
+    registry: Registry = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Advertising:
+    """Collecting keys."""
+
+    session: Session
+    keys: Mapping[Device, Keys] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Collecting sealed shares. ``near``: everybody's neighbours."""
+
+    session: Session
+    keys: Mapping[Device, Keys]
+    near: Mapping[Device, tuple[Device, ...]]
+    k: int
+    threshold: int
+    boxes: Mapping[Device, Mapping[Device, bytes]] = field(default_factory=dict, repr=False)
+    gone: frozenset[Device] = frozenset()
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Collecting masked updates; ``total`` is their running sum and must not be used after the next step."""
+
+    shared: Sharing
+    total: Hidden = field(repr=False)
+    folded: tuple[Device, ...] = ()
+    gone: frozenset[Device] = frozenset()
+
+
+@dataclass(frozen=True)
+class Signing:
+    """Collecting signatures on the survivor list."""
+
+    masked: Masking
+    survivors: tuple[Device, ...]
+    signatures: Mapping[Device, bytes] = field(default_factory=dict)
+    gone: frozenset[Device] = frozenset()
+
+
+@dataclass(frozen=True)
+class Unmasking:
+    """Collecting shares."""
+
+    signed: Signing
+    asked: frozenset[Device]
+    seeds: Mapping[Device, Mapping[Device, bytes]] = field(default_factory=dict, repr=False)
+    keys: Mapping[Device, Mapping[Device, bytes]] = field(default_factory=dict, repr=False)
+    answered: frozenset[Device] = frozenset()
+
+
+@dataclass(frozen=True)
+class Released:
+    """The end: the sum of the survivors' bodies (uint32[d] mod 2^bits) and heads (uint64[h]), nothing of any one."""
+
+    body: Body = field(repr=False)
+    head: Head = field(repr=False)
+    survivors: tuple[Device, ...]
+
+
+@dataclass(frozen=True)
+class Aborted:
+    """The end without a sum."""
+
+    code: str
+    why: str
+
+
+State = Advertising | Sharing | Masking | Signing | Unmasking | Released | Aborted
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A message from a device, authenticated by the transport as its own."""
+
+    device: Device
+    raw: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A device will say nothing more."""
+
+    device: Device
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Wait no longer for answers to this step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Please send."""
+
+    device: Device
+    raw: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a device sent is of no use, or it is out of the session."""
+
+    device: Device
+    code: str
+
+
+Event = Received | Gone | Close
+Effect = Send | Refused
+Out = tuple[State, tuple[Effect, ...]]
+
+
+def start(session: Session) -> Advertising:
+    """An empty session. It stays in this state until ``Close``: the caller knows how many keys are enough."""
+    return Advertising(session)
+
+
+def waiting_for(state: State) -> frozenset[Device]:
+    """Who has not answered yet in this step; empty while advertising, and at the end."""
+    match state:
+        case Sharing():
+            return frozenset(state.keys) - set(state.boxes) - state.gone
+        case Masking():
+            return frozenset(state.shared.boxes) - set(state.folded) - state.gone
+        case Signing():
+            return frozenset(state.survivors) - set(state.signatures) - state.gone
+        case Unmasking():
+            return state.asked - state.answered
+    return frozenset()
+
+
+def step(state: State, event: Event) -> Out:
+    """One input. Never raises for anything a device does."""
+    if isinstance(state, Released | Aborted):
+        return state, ()
+    if isinstance(event, Close):
+        return _close(state)
+    if isinstance(event, Gone):
+        return _settle(_without(state, event.device), ())
+    try:
+        message = messages.load(event.raw)
+        if isinstance(state, Advertising):
+            return _advertised(state, event.device, message), ()
+        if event.device not in waiting_for(state):
+            raise DecodeError("E-SECAGG-ORDER", "a message from a device that is not waited for.")
+        if isinstance(message, messages.Abort):
+            return _settle(_without(state, event.device), (Refused(event.device, _code(message.code)),))
+        return _settle(_taken(state, event.device, message), ())
+    except DecodeError as e:
+        after = _without(state, event.device) if event.device in waiting_for(state) else state
+        return _settle(after, (Refused(event.device, e.code),))
+
+
+def _code(code: str) -> str:
+    return code if code in messages.CODES else "E-SECAGG-ORDER"
+
+
+def _without(state: State, device: Device) -> State:
+    """A device that is waited for no longer."""
+    if device not in waiting_for(state):
+        return state
+    match state:
+        case Sharing() | Masking() | Signing():
+            return replace(state, gone=state.gone | {device})
+        case Unmasking():
+            return replace(state, answered=state.answered | {device})
+    return state
+
+
+def _advertised(state: Advertising, device: Device, message: messages.Message) -> Advertising:
+    if not isinstance(message, messages.Advertise):
+        raise DecodeError("E-SECAGG-ORDER", "keys are expected.")
+    if device in state.keys:
+        raise DecodeError("E-SECAGG-ORDER", "a device's keys came twice.")
+    keys, enrolled = message.keys, state.session.registry(device)
+    if enrolled is None or not sign.verify(enrolled, keys.signature, keys.signed(state.session.sid, device)):
+        raise DecodeError("E-SECAGG-KEYS", "keys are not signed by the enrolled device for this session.")
+    known = {k for other in state.keys.values() for k in (other.seal, other.mask)}
+    if keys.seal in known or keys.mask in known or keys.seal == keys.mask:
+        raise DecodeError("E-SECAGG-KEYS", "keys of another device, or one key for two purposes.")
+    return replace(state, keys={**state.keys, device: keys})
+
+
+def _taken(state: State, device: Device, message: messages.Message) -> State:
+    """A device's answer to the step, checked and kept. Raises DecodeError."""
+    match state, message:
+        case Sharing(), messages.Shares():
+            if set(message.boxes) != set(state.near[device]):
+                raise DecodeError("E-SECAGG-ORDER", "boxes are not for exactly the neighbours.")
+            return replace(state, boxes={**state.boxes, device: message.boxes})
+        case Masking(), messages.Masked():
+            params = state.shared.session.params
+            body = kernels.unpack_bits(memoryview(message.body), params.bits, params.dim)
+            if body is None or len(message.head) != 8 * params.heads:
+                raise DecodeError("E-PAYLOAD", "a masked update of another size.")
+            state.total.add(body.astype(np.uint32, copy=False), np.frombuffer(message.head, "<u8").astype(np.uint64))
+            return replace(state, folded=(*state.folded, device))
+        case Signing(), messages.Consistent():
+            session = state.masked.shared.session
+            enrolled = session.registry(device)
+            said = survivors_digest(session.sid, state.survivors)
+            if enrolled is None or not sign.verify(enrolled, message.signature, said):
+                raise DecodeError("E-SECAGG-SURVIVORS", "a signature on another list of survivors.")
+            return replace(state, signatures={**state.signatures, device: message.signature})
+        case Unmasking(), messages.Revealed():
+            alive = set(state.signed.survivors)
+            if not alive.issuperset(message.seeds) or alive.intersection(message.keys):
+                raise DecodeError("E-SECAGG-ORDER", "shares of the wrong kind.")
+            return replace(
+                state,
+                seeds={**state.seeds, device: message.seeds},
+                keys={**state.keys, device: message.keys},
+                answered=state.answered | {device},
+            )
+    raise DecodeError("E-SECAGG-ORDER", "a message that is not the answer to this step.")
+
+
+def _settle(state: State, effects: tuple[Effect, ...]) -> Out:
+    """Go on where nobody is waited for."""
+    if isinstance(state, Advertising | Released | Aborted) or waiting_for(state):
+        return state, effects
+    after, more = _close(state)
+    return after, effects + more
+
+
+def _close(state: State) -> Out:
+    match state:
+        case Advertising():
+            return _roster(state)
+        case Sharing():
+            return _boxes(state)
+        case Masking():
+            return _survivors(state)
+        case Signing():
+            return _proofs(state)
+        case Unmasking():
+            return _open(state), ()
+    return state, ()
+
+
+def _few(have: int, need: int, what: str) -> Aborted:
+    return Aborted("E-SECAGG-FEW", f"{have} devices {what}, {need} are needed")
+
+
+def _roster(state: Advertising) -> Out:
+    session, keys = state.session, messages.ordered(state.keys)
+    need = session.params.needed(len(keys))
+    if len(keys) < need:
+        return _few(len(keys), need, "sent keys"), ()
+    near, k, threshold = circle(session.params, session.sid, keys)
+    raw = messages.dump(messages.Roster(keys=keys))
+    return Sharing(session, keys, near, k, threshold), tuple(Send(device, raw) for device in keys)
+
+
+def _boxes(state: Sharing) -> Out:
+    params, need = state.session.params, state.session.params.needed(len(state.keys))
+    if len(state.boxes) < need:
+        return _few(len(state.boxes), need, "sent shares"), ()
+    letters = []
+    for device in state.boxes:
+        mine = {v: state.boxes[v][device] for v in sorted(state.near[device]) if v in state.boxes}
+        letters.append(Send(device, messages.dump(messages.Boxes(boxes=mine))))
+    kept = replace(state, boxes=dict.fromkeys(state.boxes, {}))  # the boxes have been passed on
+    return Masking(kept, Hidden(params)), tuple(letters)
+
+
+def _survivors(state: Masking) -> Out:
+    params, need = state.shared.session.params, state.shared.session.params.needed(len(state.shared.keys))
+    if len(state.folded) < need:
+        return _few(len(state.folded), need, "sent a masked update"), ()
+    survivors = tuple(sorted(state.folded))
+    raw = messages.dump(messages.Survivors(devices=survivors))
+    return Signing(state, survivors), tuple(Send(device, raw) for device in survivors)
+
+
+def _proofs(state: Signing) -> Out:
+    shared = state.masked.shared
+    if len(state.signatures) < shared.threshold:
+        return _few(len(state.signatures), shared.threshold, "signed the survivors"), ()
+    letters = []
+    for device in sorted(state.signatures):
+        circle = {*shared.near[device], device}
+        signatures = {d: s for d, s in sorted(state.signatures.items()) if d in circle}
+        letters.append(Send(device, messages.dump(messages.Proofs(signatures=signatures))))
+    return Unmasking(state, frozenset(state.signatures)), tuple(letters)
+
+
+def _open(state: Unmasking) -> State:
+    masked = state.signed.masked
+    shared, total, survivors = masked.shared, masked.total, state.signed.survivors
+    session, alive = shared.session, set(survivors)
+    try:
+        for device in survivors:
+            commit = shared.keys[device].commitment
+            seed = _recover(
+                shared, device, state.seeds, lambda s, d=device, c=commit: commitment(session.sid, d, s) == c
+            )
+            total.mask(seed, session.sid, -1)
+        for device in sorted(set(shared.boxes) - alive):  # they may have masked for others, and are not in the sum
+            public = shared.keys[device].mask
+            secret = _recover(shared, device, state.keys, lambda s, p=public: agree.public(s) == p)
+            near = [v for v in shared.near[device] if v in alive]
+            pairs = ((v, pair_seed(secret, shared.keys[v].mask, session.sid, device, v)) for v in near)
+            total.masks(device, pairs, session.sid)
+    except DecodeError as e:
+        return Aborted("E-SECAGG-FEW", e.what)
+    return Released(total.body, total.head, survivors)
+
+
+def _recover(
+    shared: Sharing, device: Device, told: Mapping[Device, Mapping[Device, bytes]], right: Callable[[bytes], bool]
+) -> bytes:
+    """A device's secret from what its holders told; sets without the wrong shares are tried where some are wrong.
+
+    Raises DecodeError(E-SHARE): too few right shares.
+    """
+    holders = holding(device, shared.near[device], shared.k, len(shared.keys))
+    shares = {i + 1: told[h][device] for i, h in enumerate(holders) if device in told.get(h, {})}
+    for chosen in _sets(list(shares), shared.threshold):
+        try:
+            secret = shamir.combine({x: shares[x] for x in chosen}, shared.threshold)
+        except DecodeError:
+            continue
+        if right(secret):
+            return secret
+    raise DecodeError("E-SHARE", f"too few right shares, {shared.threshold} are needed.")
+
+
+def _sets(points: list[int], size: int) -> Iterable[list[int]]:
+    """Sets of shares to try: windows around the circle of points."""
+    n = len(points)
+    if n >= size:
+        for first in range(min(n, _TRIES)):
+            yield sorted(points[(first + i) % n] for i in range(size))

@@ -1,0 +1,212 @@
+"""Secure aggregation with two servers: additive shares, one message per device, no drop-outs.
+
+    x_H = PRG(k)  (k: 32 bytes),  x_L = x - PRG(k) mod 2^b;  sum x = sum x_L + sum x_H
+
+The leader gets x_L and the helper k, each sealed to its own HPKE key, so neither learns anything about x unless they
+work together. The report is signed by the device: a leader cannot fill a batch with reports of its own (Sybils), and
+both servers refuse one that was seen, belongs to another model or configuration, or whose half does not open. The
+helper opens a batch once, with at least ``n_min`` reports, each of another device.
+Source: the shape of DAP (draft-ietf-ppm-dap) and Prio (Corrigan-Gibbs and Boneh 2017), without validity proofs: a
+device may send any residues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+
+from edgewise.codecs import kernels
+from edgewise.core.errors import DecodeError
+from edgewise.core.keys import derive
+from edgewise.crypto import prg, seal, sign
+from edgewise.crypto.agree import Pair, pair
+from edgewise.secagg.client import Registry
+from edgewise.secagg.messages import digest
+from edgewise.secagg.params import Params
+from edgewise.secagg.secrets import Body, Head, Hidden
+
+ID_BYTES = 16
+
+
+class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a device sends.
+
+    Attributes:
+        id: 16 random bytes. leader: sealed x_L. helper: sealed k. signature: Ed25519 over ``signed``.
+    """
+
+    id: bytes
+    leader: bytes
+    helper: bytes
+    signature: bytes
+
+
+class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The helper's part of a report: all of it but the leader's box, of which the digest."""
+
+    device: str
+    id: bytes
+    leader: bytes
+    helper: bytes
+    signature: bytes
+
+
+_encoder = msgspec.msgpack.Encoder()
+_reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+
+def signed(context: bytes, device: str, id: bytes, leader: bytes, helper: bytes) -> bytes:
+    """What a device signs; ``leader`` is the digest of the leader's box."""
+    return digest(b"report", context, device.encode(), id, leader, helper)
+
+
+def _bound(context: bytes, role: bytes, device: str, id: bytes) -> bytes:
+    return digest(b"share", context, role, device.encode(), id)
+
+
+def box_digest(box: bytes) -> bytes:
+    """Names the leader's box to the helper."""
+    return digest(b"leader box", box)
+
+
+def split(
+    params: Params,
+    context: bytes,
+    device: str,
+    identity: bytes,
+    leader: bytes,
+    helper: bytes,
+    body: Body,
+    head: Head,
+    entropy: bytes,
+) -> bytes:
+    """A device's report, as bytes.
+
+    Args:
+        context: ``messages.session_id`` of the round. identity: secret Ed25519 key. leader, helper: the servers' HPKE
+        keys. body: uint32[dim] below 2^bits. head: uint64[heads]. entropy: 32 fresh secret bytes.
+    """
+    id, k = derive(entropy, "report")[:ID_BYTES], derive(entropy, "share")
+    hidden = Hidden(params, body, head)
+    hidden.mask(k, context, -1)
+    share = bytes(kernels.pack_bits(hidden.body, params.bits)) + hidden.head.astype("<u8").tobytes()
+    one = seal.hpke_seal(leader, share, _bound(context, b"leader", device, id))
+    other = seal.hpke_seal(helper, k, _bound(context, b"helper", device, id))
+    signature = sign.sign(identity, signed(context, device, id, box_digest(one), other))
+    return _encoder.encode(Report(id=id, leader=one, helper=other, signature=signature))
+
+
+def server_pair(entropy: bytes) -> Pair:
+    """A server's HPKE pair."""
+    return pair(entropy)
+
+
+def _authentic(context: bytes, registry: Registry, t: Ticket) -> None:
+    enrolled = registry(t.device)
+    said = signed(context, t.device, t.id, t.leader, t.helper)
+    if len(t.id) != ID_BYTES or enrolled is None or not sign.verify(enrolled, t.signature, said):
+        raise DecodeError("E-SECAGG-KEYS", "a report is not signed by an enrolled device for this round.")
+
+
+@dataclass(frozen=True)
+class Leader:
+    """The orchestrator: sums its shares as they come. ``total`` must not be used after the next report."""
+
+    params: Params
+    context: bytes
+    secret: bytes = field(repr=False)
+    registry: Registry = field(repr=False)
+    total: Hidden = field(repr=False)
+    counted: Mapping[str, bytes] = field(default_factory=dict)  # device -> report id
+
+
+def lead(params: Params, context: bytes, secret: bytes, registry: Registry) -> Leader:
+    """A leader without reports; ``secret`` is its HPKE key."""
+    return Leader(params, context, secret, registry, Hidden(params))
+
+
+def open_report(leader: Leader, device: str, raw: bytes) -> tuple[Ticket, Hidden]:
+    """The helper's ticket and the leader's own share of a report, which is not counted yet.
+
+    Raises DecodeError: E-FRAME, E-SECAGG-KEYS (signature), E-SECAGG-ORDER (a second report), E-SEAL, E-PAYLOAD.
+    """
+    try:
+        report = _reports.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise DecodeError("E-FRAME", "malformed report.") from None
+    if _encoder.encode(report) != raw:
+        raise DecodeError("E-FRAME", "a report in another encoding than its own.")
+    ticket = Ticket(
+        device=device, id=report.id, leader=box_digest(report.leader), helper=report.helper, signature=report.signature
+    )
+    if device in leader.counted or report.id in leader.counted.values():
+        raise DecodeError("E-SECAGG-ORDER", "a device's report came twice.")
+    _authentic(leader.context, leader.registry, ticket)
+    p = leader.params
+    plain = seal.hpke_open(leader.secret, report.leader, _bound(leader.context, b"leader", device, report.id))
+    size = kernels.packed_bytes(p.dim, p.bits)
+    body = kernels.unpack_bits(memoryview(plain)[:size], p.bits, p.dim)
+    if body is None or len(plain) != size + 8 * p.heads:
+        raise DecodeError("E-PAYLOAD", "a share of another size.")
+    return ticket, Hidden(p, body.astype(np.uint32, copy=False), np.frombuffer(plain, "<u8", offset=size))
+
+
+def count(leader: Leader, ticket: Ticket, share: Hidden) -> Leader:
+    """Add an opened share that the helper has admitted."""
+    leader.total.add(share.body, share.head)
+    return replace(leader, counted={**leader.counted, ticket.device: ticket.id})
+
+
+@dataclass(frozen=True)
+class Helper:
+    """The gateway: keeps 32 bytes per report until the batch is opened, and report ids for ever.
+
+    Attributes:
+        seen: ids of all reports of earlier rounds and this one (what must survive a restart).
+        seeds: device -> (report id, k) of this round; empty once it is opened.
+        opened: this round's batch has been opened.
+    """
+
+    params: Params
+    context: bytes
+    secret: bytes = field(repr=False)
+    registry: Registry = field(repr=False)
+    seen: frozenset[bytes] = frozenset()
+    seeds: Mapping[str, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
+    opened: bool = False
+
+
+def admit(helper: Helper, ticket: Ticket) -> Helper:
+    """Take a report into the round's batch.
+
+    Raises DecodeError: E-SECAGG-ORDER (seen before, a second one of its device, or the batch was opened),
+        E-SECAGG-KEYS (signature: also where the context, that is model, configuration or round, is another), E-SEAL.
+    """
+    if helper.opened or ticket.id in helper.seen or ticket.device in helper.seeds:
+        raise DecodeError("E-SECAGG-ORDER", "a report came twice, or after its batch was opened.")
+    _authentic(helper.context, helper.registry, ticket)
+    k = seal.hpke_open(helper.secret, ticket.helper, _bound(helper.context, b"helper", ticket.device, ticket.id))
+    if len(k) != prg.SEED_BYTES:
+        raise DecodeError("E-SEAL", "a sealed seed of another size.")
+    seeds = {**helper.seeds, ticket.device: (ticket.id, k)}
+    return replace(helper, seen=helper.seen | {ticket.id}, seeds=seeds)
+
+
+def open_batch(helper: Helper, devices: Iterable[str]) -> tuple[Helper, Hidden]:
+    """The helper's share of the sum over these devices' reports, once.
+
+    The helper then forgets all seeds of the round: no second batch can be opened that differs by one report.
+    Raises DecodeError: E-SECAGG-ORDER (opened already, a device without a report), E-SECAGG-FEW (below n_min).
+    """
+    batch = sorted(set(devices))
+    if helper.opened or not set(helper.seeds).issuperset(batch):
+        raise DecodeError("E-SECAGG-ORDER", "the batch was opened, or lists a report that never came.")
+    if len(batch) < helper.params.n_min:
+        raise DecodeError("E-SECAGG-FEW", f"a batch of {len(batch)} reports, {helper.params.n_min} are needed.")
+    share = Hidden(helper.params)
+    for device in batch:
+        share.mask(helper.seeds[device][1], helper.context, 1)
+    return replace(helper, seeds={}, opened=True), share
