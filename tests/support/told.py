@@ -12,7 +12,8 @@ from edgewise.core.keys import Turn
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.core.vector import Array
-from edgewise.plan.catalogue import Entry, Extension, Params
+from edgewise.plan.catalogue import Entry, Extension
+from edgewise.plan.params import Params
 
 SEEN: list[tuple[str, int, tuple[int, ...]]] = []  # (side, round, positions)
 

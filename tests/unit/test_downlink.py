@@ -20,9 +20,10 @@ from edgewise.drivers.following import Following
 from edgewise.engine import downlink
 from edgewise.engine.ports import Checkpoint
 from edgewise.merges.plain import plain_sum
-from edgewise.plan.catalogue import BUILT_IN, Entry, Extension, NoParams
+from edgewise.plan.catalogue import BUILT_IN, Entry, Extension
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.downlink import DELTA_FRAME_BYTES
+from edgewise.plan.params import NoParams
 
 DIM = 600
 SPEC = Spec.of([("w", (DIM - 100,), "float32"), ("b", (100,), "float32")])

@@ -9,8 +9,9 @@ import pytest
 
 from edgewise.core.vector import Spec
 from edgewise.plan import explain
-from edgewise.plan.catalogue import BUILT_IN, Entry, Extension, NoParams
+from edgewise.plan.catalogue import BUILT_IN, Entry, Extension
 from edgewise.plan.compile import Plan, compile
+from edgewise.plan.params import NoParams
 from edgewise.plan.recipe import from_plain
 from unit.made_run import PLAIN, made_plan
 

@@ -22,6 +22,8 @@ from edgewise.core.vector import Spec
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, Inproc, checked
 from edgewise.drivers.files import write_durably
+from edgewise.drivers.gateway import LocalGateway
+from edgewise.drivers.identities import simulated_servers, simulated_trust
 from edgewise.drivers.pool import Pool
 from edgewise.drivers.simulated import SimulatedCohort, World
 from edgewise.drivers.store import RunStore
@@ -256,6 +258,7 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
     simulated = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key, loaded.traces))
     cohort: Cohort = simulated if wrap is None else wrap(simulated)
 
+    trust, (leader, helper) = simulated_trust(plan.key), simulated_servers(plan.key)
     federation = Federation(
         plan=plan,
         population=loaded.devices,
@@ -264,6 +267,9 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         tell=tell,
         now_s=time.perf_counter,
         entropy=lambda number: keys.derive(plan.key, "noise", number),
+        trust=trust,
+        secret=leader.secret,
+        helper=LocalGateway(helper.secret, trust.registry),
     )
     checkpoint = federation.begin(loaded.initial)
     if checkpoint.down is not None:

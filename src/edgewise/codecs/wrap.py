@@ -10,7 +10,6 @@ from edgewise.core.keys import Turn
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Memory, Payload, Stage
 
-
 LARGEST = 32  # bits: a residue is a uint32
 
 

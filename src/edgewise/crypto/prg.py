@@ -99,6 +99,6 @@ def add(acc: Ring, seed: bytes, bits: int, sign: int = 1) -> None:
 
 def expand(seed: bytes, dim: int, bits: int) -> Ring:
     """PRG(seed): ``dim`` residues, uniform modulo 2^bits. Raises as ``add``."""
-    out = np.zeros(dim, width(bits))
+    out: Ring = np.zeros(dim, np.uint32) if width(bits) is np.uint32 else np.zeros(dim, np.uint64)
     add(out, seed, bits)
     return out

@@ -1,6 +1,6 @@
 """Secret sharing: any ``threshold`` of the shares give the secret, fewer say nothing about it.
 
-    f(x) = s + a_1 x + ... + a_(t-1) x^(t-1)  over GF(p), p = 2^256 + 297 (the next prime after 2^256);  share at x: f(x)
+    f(x) = s + a_1 x + ... + a_(t-1) x^(t-1)  over GF(p), p = 2^256 + 297 (prime);  share at x: f(x)
     s = sum_j y_j prod_(m != j) x_m / (x_m - x_j)
 
 A 32-byte secret is one field element. Python integers are not constant in time; secrets here live for one round.

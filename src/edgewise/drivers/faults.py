@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from edgewise.engine.ports import Arrived, Cohort, DeviceId, Lost
@@ -86,6 +86,6 @@ class Faulty:
             self._order += 1
             heapq.heappush(self._held, (item.at_s, self._order, item))
 
-    def close_round(self) -> None:
-        """See Cohort. What is still held arrives in a later round, as late mail does."""
-        self._inner.close_round()
+    def close_round(self, keep: Collection[DeviceId] = ()) -> None:
+        """See Cohort. What is still held arrives later, as late mail does."""
+        self._inner.close_round(keep)

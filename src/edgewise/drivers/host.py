@@ -29,9 +29,10 @@ from edgewise.core.errors import DecodeError, EdgewiseError, StoreError
 from edgewise.drivers import jobs
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.following import Following
+from edgewise.drivers.identities import simulated_trust
 from edgewise.engine import device as machine
 from edgewise.engine.downlink import STALE
-from edgewise.engine.ports import FitRequest, Trainer
+from edgewise.engine.ports import FitRequest, Trainer, Trust
 from edgewise.plan.catalogue import Catalogue, make, with_extensions
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
@@ -78,6 +79,7 @@ class Host:
         self._trainer: Trainer
         self._plan: Plan
         self._following: Following
+        self._trust: Trust
 
     def do(self, job: jobs.Job) -> jobs.Result | None:
         """Do one job. Edgewise errors become a ``Broken`` result; anything else is a bug and propagates."""
@@ -93,6 +95,7 @@ class Host:
             case jobs.Compile():
                 self._plan = compile(self._recipe, self._trainer.spec, len(self._trainer.devices()), self._catalogue)
                 self._following = Following(self._plan.downlink)
+                self._trust = simulated_trust(self._plan.key)
                 return jobs.Ready(id=job.id)
             case jobs.Blob():
                 self._blobs = {d: b for d, b in self._blobs.items() if d in job.keep}
@@ -150,12 +153,16 @@ class Host:
         return machine.Invited(invite, params, support)
 
     def _handle(self, job: jobs.Handle) -> jobs.Result:
-        message = frame.load(job.frame)
+        message = frame.load(job.frame, self._plan.frame_limit_bytes)
+        if isinstance(message, frame.Step):
+            return self._letter(job, message)
         if isinstance(message, frame.Probe):
             return jobs.Handled(id=job.id, device=job.device, frame=frame.dump(self._measure(job.device, message)))
         if not isinstance(message, frame.Invite):
             raise DecodeError("E-FRAME", "a device was sent something that is neither an invitation nor a probe.")
+        state: machine.State
         state, effects = machine.step(self._plan, self._recall(job.device), self._invited(message))
+        entropy = keys.derive(self._plan.key, "session", job.device, message.round, message.nonce)
         train_s = encode_s = 0.0
         for effect in effects:
             if isinstance(effect, machine.Train):
@@ -164,16 +171,28 @@ class Host:
                 event = (
                     update
                     if isinstance(update, machine.Failed)
-                    else machine.Trained(update, job.elapsed_s, job.up_mbit)
+                    else machine.Trained(update, job.elapsed_s, job.up_mbit, entropy)
                 )
                 trained = time.perf_counter()
-                state, effects = machine.step(self._plan, state, event)
+                state, effects = machine.step(self._plan, state, event, self._trust)
                 train_s, encode_s = trained - began, time.perf_counter() - trained
         for effect in effects:
             if isinstance(effect, machine.Remember):
                 self._remember(effect.state)
         sent = next(effect.frame for effect in effects if isinstance(effect, machine.Send))
-        return jobs.Handled(id=job.id, device=job.device, frame=sent, train_s=train_s, encode_s=encode_s)
+        session = machine.save_session(state)
+        return jobs.Handled(
+            id=job.id, device=job.device, frame=sent, session=session, train_s=train_s, encode_s=encode_s
+        )
+
+    def _letter(self, job: jobs.Handle, message: frame.Step) -> jobs.Result:
+        began = time.perf_counter()
+        state = machine.restore_session(job.session, self._recall(job.device))
+        state, effects = machine.step(self._plan, state, machine.Letter(message), self._trust)
+        sent = next((effect.frame for effect in effects if isinstance(effect, machine.Send)), b"")
+        session = machine.save_session(state)
+        seconds = time.perf_counter() - began
+        return jobs.Handled(id=job.id, device=job.device, frame=sent, session=session, encode_s=seconds)
 
     def _measure(self, device: str, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
         params = self._params(probe.model)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -88,7 +88,6 @@ class World:
         lost = bool(now.random() < s.dropout)
         return Fate(after_s * now.random() if lost else after_s, lost, elapsed_s, up_mbit)
 
-
     def answer(self, device: DeviceId, round: int, step: int, bytes_down: float, bytes_up: float) -> Fate:
         """Time until the answer to message ``step`` (1, 2, ...) of the round's secure aggregation, or until the device
         drops out: download and upload at the rate of the round's upload; computing is not counted."""
@@ -150,7 +149,7 @@ class SimulatedCohort:
             fate = self._world.fate(to, message.round, message.rule.steps, down, upload)
         elif isinstance(message, frame.Step):
             self._steps[to] += 1
-            up = self._plan.answer_bytes(message.body)
+            up = self._plan.answer_bytes(message.round, message.body)
             fate = self._world.answer(to, message.round, self._steps[to], len(raw), up)
         self._order += 1
         item = _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)
@@ -195,12 +194,12 @@ class SimulatedCohort:
                     )
                 )
 
-    def close_round(self) -> None:
+    def close_round(self, keep: Collection[DeviceId] = ()) -> None:
         """See Cohort."""
         self._executor.cancel()
         self._expected.clear()
         self._unsent.clear()
         self._under_way = 0
         self._results.clear()
-        self._sessions.clear()
-        self._steps.clear()
+        self._sessions = {device: raw for device, raw in self._sessions.items() if device in keep}
+        self._steps = Counter({device: n for device, n in self._steps.items() if device in keep})

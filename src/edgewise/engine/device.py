@@ -1,6 +1,7 @@
 """The device as a pure machine: an invitation becomes a training request, a trained update becomes a frame.
 
     Idle ──Invited──► Training ──Trained──► Idle (with pending codec memory)
+      │                   ├─────Trained───► Hiding, where masks hide the update ──Letter──► ... ──Letter──► Idle
       │                   └─────Failed────► Idle (memory as before), a Refusal is sent
       └────Unready──► Idle, a Refusal is sent
 
@@ -24,8 +25,10 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.core.frame import Invite
 from edgewise.core.stage import Memory, Pipeline
 from edgewise.core.vector import Array, Vector
-from edgewise.engine.ports import DeviceId, FitRequest, Update
+from edgewise.engine.ports import DeviceId, FitRequest, Trust, Update
 from edgewise.plan.compile import Plan
+from edgewise.secagg import client, two_server
+from edgewise.secagg.merge import residues
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,15 @@ class Training:
     invite: Invite
     base: Memory = field(repr=False)
     support: Array | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Hiding:
+    """In the round's secure aggregation: ``client`` is its machine's state, ``idle`` what holds after it."""
+
+    round: int
+    client: client.State = field(repr=False)
+    idle: Idle = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +88,13 @@ class Trained:
         elapsed_s: since the invitation came, with download and training; 0: not measured, the whole deadline counts.
         up_mbit: what the next upload will probably reach (``plan.budget.link_estimate`` of the device's own transfers);
             inf: the link is no limit; 0: nothing is known of it, so the smallest rung is sent.
+        entropy: 32 fresh secret bytes, for secure aggregation only.
     """
 
     update: Update
     elapsed_s: float = 0.0
     up_mbit: float = inf
+    entropy: keys.Key = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,13 @@ class Failed:
 
     code: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A message of the round's secure aggregation came."""
+
+    message: frame.Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +138,21 @@ def join(plan: Plan, device: DeviceId) -> Idle:
     return Idle(device, plan.each(Pipeline.init))
 
 
-def step(
-    plan: Plan, state: Idle | Training, event: Invited | Unready | Trained | Failed
-) -> tuple[Idle | Training, tuple[Train | Send | Remember, ...]]:
-    """One input. An input that does not fit the state is the driver's mistake: ValueError."""
+State = Idle | Training | Hiding
+Event = Invited | Unready | Trained | Failed | Letter
+Effect = Train | Send | Remember
+
+
+def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> tuple[State, tuple[Effect, ...]]:
+    """One input. An input that does not fit the state is the driver's mistake: ValueError.
+
+    ``trust`` is needed where contributions are hidden (``Plan.hides``). A device that is asked anew while it is in a
+    session of secure aggregation leaves that session.
+    """
+    if isinstance(event, Letter):
+        return _letter(plan, state, event.message, trust)
+    if isinstance(state, Hiding):
+        state = state.idle
     if isinstance(event, Invited):
         return _invited(plan, state, event)
     if isinstance(event, Unready):
@@ -140,16 +172,40 @@ def step(
         payload, after = pipe.encode(update.x, update.head, update.count, mine, turn)
     except EdgewiseError as e:
         return Idle(state.device, state.base), (Send(_refusal(state, e.code, e.what)),)
-    body = pack.pack(payload, pipe.encoded)
-    sent = frame.dump(frame.Contribution(run=invite.run, round=invite.round, device=state.device, payload=body))
     idle = Idle(state.device, state.base, plan.kept(state.base, invite.round, after), invite.round)
     remember = (Remember(idle),) if pipe.encoded.memory else ()
-    return idle, (*remember, Send(sent))
+    if plan.hides is None:
+        packed = pack.pack(payload, pipe.encoded)
+        return idle, (*remember, Send(frame.dump(_contribution(state, packed))))
+    if trust is None or not event.entropy:
+        raise ValueError("hiding a contribution needs trust and entropy")
+    secagg, sid = plan.secagg(invite.round), plan.session(invite)
+    body, head = residues(payload)
+    me, secret = state.device, trust.identity(state.device)
+    if plan.hides.servers == 2:
+        report = two_server.split(
+            secagg, sid, me, secret, trust.leader, trust.helper, body, head, event.entropy
+        )  # fmt: skip
+        return idle, (*remember, Send(frame.dump(_contribution(state, report))))
+    hiding, first = client.start(secagg, sid, me, secret, body, head, event.entropy)
+    sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first)
+    return Hiding(invite.round, hiding, idle), (*remember, Send(frame.dump(sent)))
 
 
-def _invited(
-    plan: Plan, state: Idle | Training, event: Invited
-) -> tuple[Idle | Training, tuple[Train | Send | Remember, ...]]:
+def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
+    """A message to a session that this device is not in, or no longer, is not answered."""
+    if not isinstance(state, Hiding) or trust is None:
+        return state, ()
+    me = state.client.device
+    if (message.run, message.round, message.device) != (plan.run, state.round, me):
+        return state, ()
+    after, answer = client.step(plan.secagg(state.round), state.client, message.body, trust.registry)
+    over = isinstance(after, client.Finished | client.Aborted)
+    sent = frame.Step(run=message.run, round=message.round, device=me, body=answer)
+    return state.idle if over else Hiding(state.round, after, state.idle), (Send(frame.dump(sent)),)
+
+
+def _invited(plan: Plan, state: Idle | Training, event: Invited) -> tuple[State, tuple[Effect, ...]]:
     invite = event.invite
     base = _base(state, invite)
     training = Training(state.device, invite, base, event.support)
@@ -158,6 +214,9 @@ def _invited(
         return Idle(state.device, base), (Send(_refusal(training, "E-FRAME", reason)),)
     if not {s.name for s in plan.spec.segments}.issuperset(invite.rule.segments):
         reason = "the invitation asks to train segments that this model does not have"
+        return Idle(state.device, base), (Send(_refusal(training, "E-FRAME", reason)),)
+    if plan.hides is not None and len(invite.nonce) != keys.KEY_BYTES:
+        reason = "the invitation has no nonce, and without one a session could be played twice"
         return Idle(state.device, base), (Send(_refusal(training, "E-FRAME", reason)),)
     key = keys.derive(plan.key, "fit", state.device, invite.round)
     request = FitRequest(state.device, invite.round, event.params, invite.rule, key)
@@ -175,9 +234,24 @@ def _part(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
+def _contribution(state: Training, payload: bytes) -> frame.Contribution:
+    i = state.invite
+    return frame.Contribution(run=i.run, round=i.round, device=state.device, payload=payload)
+
+
 def _refusal(state: Training, code: str, reason: str) -> bytes:
     i = state.invite
     return frame.dump(frame.Refusal(run=i.run, round=i.round, device=state.device, code=code, reason=reason[:500]))
+
+
+def save_session(state: State) -> bytes:
+    """What a device keeps in memory between two messages of a round, secrets and all; never for a disk."""
+    return state.round.to_bytes(8, "little") + client.save(state.client) if isinstance(state, Hiding) else b""
+
+
+def restore_session(raw: bytes, idle: Idle) -> State:
+    """Inverse of ``save_session``, with what the device has on its disk."""
+    return Hiding(int.from_bytes(raw[:8], "little"), client.restore(raw[8:]), idle) if raw else idle
 
 
 def save(state: Idle) -> dict[str, Array]:

@@ -94,15 +94,18 @@ class Letters:
         frames: device -> its invitation, in the order of the cohort.
         sizes: device -> bytes that it has to download, invitation and blobs.
         blobs: what must be available, without double.
+        common: what all invitations say.
     """
 
+    common: frame.Invite
     frames: Mapping[DeviceId, bytes] = field(repr=False)
     sizes: Mapping[DeviceId, int]
     blobs: tuple[bytes, ...] = field(repr=False)
 
 
-def invite(plan: Plan, checkpoint: Checkpoint, devices: Iterable[DeviceId]) -> Letters:
+def invite(plan: Plan, checkpoint: Checkpoint, devices: Iterable[DeviceId], nonce: bytes = b"") -> Letters:
     """The invitations to round ``checkpoint.next_round``, each by the way down that is fewer bytes for its device.
+    ``nonce``: of the round's secure aggregation, where there is one.
 
     All of the ring is among the blobs: a device that nobody asks may follow the model all the same.
     """
@@ -120,6 +123,7 @@ def invite(plan: Plan, checkpoint: Checkpoint, devices: Iterable[DeviceId]) -> L
         deadline_s=plan.sampling.deadline_s,
         rule=plan.rule(number),
         support=vector.digest(told) if told else "",
+        nonce=nonce,
     )
     frames: dict[DeviceId, bytes] = {}
     sizes: dict[DeviceId, int] = {}
@@ -139,7 +143,7 @@ def invite(plan: Plan, checkpoint: Checkpoint, devices: Iterable[DeviceId]) -> L
             whole = True
         frames[device], sizes[device] = raw, size
     ring = () if down is None else tuple(d.blob for d in down.ring)
-    return Letters(frames, sizes, (*((snapshot,) if whole else ()), *ring, *((told,) if told else ())))
+    return Letters(common, frames, sizes, (*((snapshot,) if whole else ()), *ring, *((told,) if told else ())))
 
 
 def downloads(letter: frame.Invite) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ Frames, not objects, cross a ``Cohort``, also within one process: one path, test
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,6 +15,9 @@ from edgewise.core.keys import Key
 from edgewise.core.stage import HEAD as HEAD
 from edgewise.core.stage import Memory
 from edgewise.core.vector import Spec, Vector
+from edgewise.secagg.params import Params
+from edgewise.secagg.secrets import Hidden
+from edgewise.secagg.two_server import Ticket
 from edgewise.strategies.base import State
 
 DeviceId = str
@@ -132,8 +135,40 @@ class Cohort(Clock, Protocol):
         """The next arrival within ``timeout_s``, or None when that time has passed."""
         ...
 
-    def close_round(self) -> None:
-        """Whatever has not arrived will not be waited for; drop it."""
+    def close_round(self, keep: Collection[DeviceId] = ()) -> None:
+        """Whatever has not arrived will not be waited for; drop it. With the devices ``keep`` the round goes on."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Who is who, known before a run and not from the other side of the wire.
+
+    Attributes:
+        registry: device -> its enrolled Ed25519 key; None for a stranger.
+        identity: device -> its own secret Ed25519 key; a driver knows that of its own devices only.
+        leader, helper: public HPKE keys of the two servers; empty where there is one.
+    """
+
+    registry: Callable[[DeviceId], bytes | None] = field(repr=False)
+    identity: Callable[[DeviceId], bytes] = field(repr=False)
+    leader: bytes = b""
+    helper: bytes = b""
+
+
+class Helper(Protocol):
+    """The second server, which holds one share of every contribution (``secagg.two_server``)."""
+
+    def begin(self, params: Params, context: bytes) -> None:
+        """A new round: forget the reports of the last one."""
+        ...
+
+    def admit(self, ticket: Ticket) -> str:
+        """Take a report into the batch; the code of a refusal, empty where it is taken."""
+        ...
+
+    def open(self, devices: Collection[DeviceId]) -> Hidden:
+        """The helper's share of the batch's sum. Raises DecodeError where it refuses."""
         ...
 
 

@@ -10,26 +10,39 @@ Devices train from what they are given of the model (``engine.downlink``); evalu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from typing import Any
 
 import numpy as np
 
-from edgewise.codecs import pack
 from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, DecodeError, RoundError, TrainingError
-from edgewise.core.keys import Key, Turn
-from edgewise.core.stage import Pipeline, Sum
+from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.stage import Pipeline
 from edgewise.engine import downlink
 from edgewise.engine import round as machine
-from edgewise.engine.ports import Arrived, Checkpoint, Cohort, DeviceId, Expired, Lost, Record, Store
+from edgewise.engine.intake import Gathered, Intake, intake
+from edgewise.engine.ports import (
+    Arrived,
+    Checkpoint,
+    Cohort,
+    DeviceId,
+    Expired,
+    Helper,
+    Lost,
+    Record,
+    Store,
+    Trust,
+)
 from edgewise.engine.sampling import draw
 from edgewise.plan.compile import Plan
 from edgewise.strategies.base import hold
 
 UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
+
+REASON_LATER = "left secure aggregation after its keys were known"
 
 Tell = Callable[[events.AnyEvent], None]
 
@@ -38,9 +51,11 @@ Tell = Callable[[events.AnyEvent], None]
 class _Round:
     """Bookkeeping of the round in progress."""
 
-    total: Sum
+    intake: Intake
     turn: Turn
-    bytes_down: Mapping[DeviceId, int]
+    bytes_down: dict[DeviceId, int]
+    answers: dict[DeviceId, Arrived] = field(default_factory=dict)  # of those that count, without their frames
+    sent: dict[DeviceId, int] = field(default_factory=dict)  # bytes of those frames
     told: list[events.AnyEvent] = field(default_factory=list)
     rung: int = -1  # of the contribution that was folded last
     bytes_up: int = 0
@@ -56,7 +71,9 @@ class Federation:
     Attributes:
         population: sorted device ids. cohort, store: the ports. tell: event sink.
         now_s: wall clock for durations in events (injected; the engine has none).
-        entropy: round -> 32 bytes for noise that is added at release.
+        entropy: round -> 32 bytes for noise that is added at release, and for what secure aggregation needs fresh.
+        trust, secret, helper: for merges that hide contributions: who is enrolled; with two servers the leader's secret
+            HPKE key and the other server.
     """
 
     plan: Plan
@@ -66,6 +83,9 @@ class Federation:
     tell: Tell
     now_s: Callable[[], float]
     entropy: Callable[[int], Key]
+    trust: Trust | None = None
+    secret: bytes = field(default=b"", repr=False)
+    helper: Helper | None = None
 
     def begin(self, initial: vector.Vector) -> Checkpoint:
         """The stored checkpoint, or a fresh one from ``initial`` (float32[d]), committed."""
@@ -97,20 +117,24 @@ class Federation:
         asked = (
             len(invited) >= sampling.minimum
         )  # a sampled cohort may be too small to begin with: nobody is asked then
-        letters = downlink.invite(self.plan, checkpoint, invited if asked else ())
+        hidden = self.plan.hides is not None
+        nonce = derive(self.entropy(number), "nonce") if hidden else b""
+        letters = downlink.invite(self.plan, checkpoint, invited if asked else (), nonce)
         self.cohort.publish(letters.blobs)
         policy = machine.Policy(goal, sampling.minimum, self.cohort.now_s() + sampling.deadline_s)
         state, _ = machine.start(number, frozenset(invited), policy)
         turn = self.plan.turn(number, support=downlink.support(self.plan, number, checkpoint.memory))
-        now = _Round(self.plan.at(number).start_sum(), turn, letters.sizes)
+        gate = intake(self.plan, turn, letters.common, self.trust, self.secret, self.helper)
+        now = _Round(gate, turn, dict(letters.sizes))
         self._say(
             now,
             events.RoundStarted(
                 round=number, invited=len(invited) if asked else 0, goal=policy.goal, minimum=policy.minimum
             ),
         )
-        journal = self.store.journal(number)
-        for record in journal.replay():
+        # Secrets of a session live in memory only, so a session that was cut off is begun anew, without a journal.
+        journal = None if hidden else self.store.journal(number)
+        for record in journal.replay() if journal else ():
             state = self._take(now, state, record)
         answered = {*state.accepted, *(device for device, _ in state.lost)}  # late mail of older rounds is no answer
         for device, raw in letters.frames.items():
@@ -119,11 +143,51 @@ class Federation:
         while not _closed(state):
             left_s = policy.deadline_at_s - self.cohort.now_s()
             item: Record = self.cohort.receive(max(0.0, left_s)) or Expired(policy.deadline_at_s)
-            journal.append(item)
+            if journal:
+                journal.append(item)
             state = self._take(now, state, item)
-        self.cohort.close_round()
         assert isinstance(state, machine.Closed)
-        return self._finish(checkpoint, now, state, began, asked)
+        gathered, state = self._gather(now, state)
+        self.cohort.close_round()
+        return self._finish(checkpoint, now, gathered, state, began, asked)
+
+    def _gather(self, now: _Round, closed: machine.Closed) -> tuple[Gathered, machine.Closed]:
+        """The round's sum, and who is in it; a sum that hides its parts may lose some, or fail."""
+        if not closed.met:
+            return Gathered(None, ()), closed
+        began = self.now_s()
+        gathered = now.intake.close(closed.accepted, self.cohort)
+        now.aggregate_s += self.now_s() - began
+        now.encode_s += gathered.encode_s
+        for device, n in gathered.bytes_down.items():
+            now.bytes_down[device] += n
+        if self.plan.hides is not None:
+            for device in gathered.devices:
+                self._accepted(now, closed.round, device, gathered.bytes_up.get(device, 0))
+            for device, code in gathered.lost:
+                now.bytes_up += gathered.bytes_up.get(device, 0)
+                self._say(now, events.Lost(round=closed.round, device=device, code=code, reason=REASON_LATER))
+        met = gathered.total is not None
+        return gathered, replace(closed, met=met, accepted=gathered.devices, lost=closed.lost + gathered.lost)
+
+    def _accepted(self, now: _Round, number: int, device: DeviceId, later_bytes: int = 0) -> None:
+        """Tell that a contribution is in the sum; ``later_bytes``: of the device's messages after the first."""
+        record, size = now.answers[device], now.sent[device] + later_bytes
+        now.bytes_up += size
+        now.train_s += record.train_s
+        now.encode_s += record.encode_s
+        self._say(
+            now,
+            events.Accepted(
+                round=number,
+                device=device,
+                bytes_up=size,
+                train_s=record.train_s,
+                encode_s=record.encode_s,
+                rung=now.rung,
+                bytes_down=now.bytes_down[device],
+            ),
+        )
 
     def _take(self, now: _Round, state: machine.State, record: Record) -> machine.State:
         """Feed one journal record to the machine, folding a usable contribution first."""
@@ -137,21 +201,10 @@ class Federation:
         state, effects = machine.step(state, event)
         for effect in effects:
             if isinstance(effect, machine.Counted) and isinstance(record, Arrived):
-                now.bytes_up += len(record.frame)
-                now.train_s += record.train_s
-                now.encode_s += record.encode_s
-                self._say(
-                    now,
-                    events.Accepted(
-                        round=state.round,
-                        device=effect.device,
-                        bytes_up=len(record.frame),
-                        train_s=record.train_s,
-                        encode_s=record.encode_s,
-                        rung=now.rung,
-                        bytes_down=now.bytes_down[effect.device],
-                    ),
-                )
+                now.answers[effect.device] = replace(record, frame=b"")
+                now.sent[effect.device] = len(record.frame)
+                if self.plan.hides is None:
+                    self._accepted(now, state.round, effect.device)
             elif isinstance(effect, machine.Report):
                 reason = self._reason(record)
                 self._say(
@@ -165,7 +218,7 @@ class Federation:
         number = state.round
         try:
             message = frame.load(record.frame, self.plan.frame_limit_bytes)
-            if not isinstance(message, frame.Contribution | frame.Refusal):
+            if not isinstance(message, frame.Contribution | frame.Step | frame.Refusal):
                 raise DecodeError("E-FRAME", "not an answer to an invitation.")
             if message.device != record.device or message.run != self.plan.run:
                 raise DecodeError("E-FRAME", "the frame names another device or run than its sender.")
@@ -174,10 +227,7 @@ class Federation:
                 return machine.Gone(record.device, message.round, code)
             if not machine.unwanted(state, message.device, message.round):
                 began = self.now_s()
-                pipe = self.plan.at(number)
-                payload = pack.unpack(message.payload, pipe.encoded)
-                now.rung = payload.rung
-                now.total = pipe.add(now.total, payload, now.turn)
+                now.rung = now.intake.take(record.device, message)
                 now.aggregate_s += self.now_s() - began
             return machine.Usable(message.device, message.round)
         except DecodeError as e:
@@ -196,6 +246,7 @@ class Federation:
         self,
         checkpoint: Checkpoint,
         now: _Round,
+        gathered: Gathered,
         closed: machine.Closed,
         began: float,
         asked: bool,
@@ -205,10 +256,10 @@ class Federation:
         update_l2, started = 0.0, self.now_s()
         # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
         accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + int(asked)
-        if closed.met:
+        if gathered.total is not None:
             pipe, mine = self.plan.at(number), self.plan.mine(memory, number)
             mine = {name: x for name, x in mine.items() if name != downlink.SUPPORT}  # the codec knows nothing of it
-            aggregate, mine = pipe.release(now.total, now.turn, self.entropy(number), mine)
+            aggregate, mine = pipe.release(gathered.total, now.turn, self.entropy(number), mine)
             memory = self.plan.kept(memory, number, downlink.released(pipe, mine, aggregate.mean))
             stepped = self.plan.strategy.apply(strategy_state, aggregate)
             strategy_state = hold(strategy_state, stepped, self.plan.frozen(number))
@@ -242,6 +293,7 @@ class Federation:
                 seconds=self.now_s() - began,
                 model=vector.digest(vector.to_bytes(strategy_state.params)),
                 lag_l2=lag_l2,
+                code=gathered.code,
             ),
         )
         after = Checkpoint(number + 1, strategy_state, accepted, unmet, memory, down, held)

@@ -10,9 +10,9 @@ from edgewise.codecs import pack
 from edgewise.codecs.ladder import pick
 from edgewise.core import keys
 from edgewise.core.errors import RecipeError
-from edgewise.core.frame import LocalRule
+from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND, Memory, Pipeline, pipeline
+from edgewise.core.stage import HEAD, HEAD_BOUND, Memory, Merge, Pipeline, pipeline
 from edgewise.core.vector import Array, Segment, Spec
 from edgewise.plan.adaptive import adaptive
 from edgewise.plan.budget import upload_budget
@@ -20,8 +20,14 @@ from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.downlink import delta_bytes, downlink
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.stages import build_stages, schedule
+from edgewise.secagg import messages
+from edgewise.secagg.merge import Hiding, params
+from edgewise.secagg.params import Params
 from edgewise.strategies.base import Strategy
 
+# Of messages of secure aggregation, names of 16 characters: one device's sealed shares for another, a signed answer
+# with its frame, one revealed share.
+BOX_BYTES, SIGNED_BYTES, REVEALED_BYTES = 102, 200, 54
 MESSAGE_LIMIT_BYTES = 2**32 - 2**20  # MessagePack's largest binary field, less room for the rest
 
 
@@ -69,7 +75,7 @@ class Plan:
         rungs: names of the rungs that a device may choose from, by number; empty where the codec is fixed.
         downlink: the way of the model's change down, a pipeline of one contribution, the same in all rounds; None where
             devices download the model itself.
-        secagg, spend: None until secure aggregation and differential privacy are asked for.
+        spend: None until differential privacy is asked for.
     """
 
     recipe: Recipe
@@ -82,7 +88,6 @@ class Plan:
     groups: tuple[tuple[Segment, ...], ...] = ()
     rungs: tuple[str, ...] = ()
     downlink: Pipeline | None = None
-    secagg: None = None
     spend: None = None
 
     def phase(self, round: int) -> int:
@@ -92,6 +97,22 @@ class Plan:
     def at(self, round: int) -> Pipeline:
         """The way of an update in this round."""
         return self.pipelines[self.phase(round)]
+
+    @property
+    def hides(self) -> Hiding | None:
+        """How contributions are hidden from the server; None: it sees each."""
+        hides: Hiding | None = self.pipelines[0].merge.hides
+        return hides
+
+    def secagg(self, round: int) -> Params:
+        """The fixed part of the round's secure aggregation."""
+        assert self.hides is not None
+        return params(self.at(round).encoded, self.hides)
+
+    def session(self, invite: Invite) -> bytes:
+        """The id of the session that an invitation opens: run, round, model, configuration and nonce."""
+        config = f"{self.run}/{self.spec.digest()}/{invite.rule}/{invite.public.hex()}"
+        return messages.session_id(self.run, invite.round, invite.model, config, invite.nonce)
 
     def each(self, start: Callable[[Pipeline], Memory]) -> Memory:
         """Codec memory before the first round, of all phases together; each phase moves other coordinates, so each has
@@ -160,11 +181,25 @@ class Plan:
         """The round's public key, announced in the invitation."""
         return keys.derive(self.key, "public", round)
 
+    def answer_bytes(self, round: int, body: bytes) -> float:
+        """Expected bytes of a device's answer to a message of secure aggregation."""
+        secagg, message = self.secagg(round), messages.load(body)
+        match message:
+            case messages.Roster():
+                k, _ = secagg.policy.shape(len(message.keys))
+                return BOX_BYTES * k
+            case messages.Boxes():
+                return self.upload_bytes(round)
+            case messages.Proofs():
+                return REVEALED_BYTES * len(message.signatures)
+        return SIGNED_BYTES
+
     @property
     def frame_limit_bytes(self) -> int:
         """No honest answer of any phase or rung is larger: the packed payload at its worst, and room for the frame."""
         spaces = [space for pipe in self.pipelines for space in pipe.encoded.rungs or (pipe.encoded,)]
-        worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces)
+        boxes = 2 * BOX_BYTES * self.sampling.invite if self.hides else 0
+        worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces) + boxes
         return min(worst, MESSAGE_LIMIT_BYTES)
 
     def upload_bytes(self, round: int) -> float:
@@ -228,6 +263,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
         rungs, ending = adaptive(recipe, spec, start, phases[0], catalogue)
         phases[0].append(ending)
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
+    _check_word(recipe, merge)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
     pipes = tuple(pipeline(start, stages, merge, posts) for stages in phases)
     upload = max(pack.size_bytes(pipe.encoded) for pipe in pipes)
@@ -241,6 +277,17 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     _check_directions(recipe, strategy, spec)
     claims, down = _claims(recipe, pipes, sampling), downlink(recipe, spec, catalogue)
     return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, claims, groups, rungs, down)
+
+
+def _check_word(recipe: Recipe, merge: Merge) -> None:
+    """Raises RecipeError(E-COMBO) where the privacy word and the merge say different things."""
+    kind = recipe.merge["kind"]
+    if recipe.privacy == "none" and merge.hides is not None:
+        what = f'privacy = "none", but [merge] {kind} hides single updates.'
+        raise RecipeError("E-COMBO", what, 'write privacy = "hidden".')
+    if recipe.privacy == "hidden" and merge.hides is None:
+        what = f'privacy = "hidden", but with [merge] {kind} the server sees single updates.'
+        raise RecipeError("E-COMBO", what, '[merge] kind = "secure_sum" (one server) or "shared_sum" (two).')
 
 
 def _sampling(recipe: Recipe, population: int) -> Sampling:

@@ -20,6 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edgewise.core.errors import RecipeError
 
 
+Privacy = Literal["none", "hidden"]
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, no silent conversions between kinds."""
 
@@ -185,8 +188,10 @@ class Recipe(Section):
     schema_: Literal[1] = Field(1, alias="schema", description="version of the recipe format")
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run directory")
     seed: int = Field(0, ge=0, description="all simulated randomness derives from it")
-    privacy: Literal["none"] = Field(
-        ..., description='required word: "none" says that the server sees single updates and nothing is promised'
+    privacy: Privacy = Field(
+        ...,
+        description='required word. "none": the server sees single updates, nothing is promised; "hidden": secure '
+        "aggregation hides single updates, the sum is as it is",
     )
     metrics: Literal["sum", "none"] = Field(
         "sum", description="train losses travel beside the update, to be summed; or not at all"

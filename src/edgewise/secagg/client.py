@@ -180,9 +180,9 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
     mine = keys.get(me)
     if mine is None or mine.seal != agree.public(own.seal) or mine.mask != agree.public(own.mask):
         raise DecodeError("E-SECAGG-KEYS", "my own keys are not on the roster.")
-    for device, k in keys.items():
+    for device, theirs in keys.items():
         enrolled = registry(device)
-        if enrolled is None or not sign.verify(enrolled, k.signature, k.signed(own.sid, device)):
+        if enrolled is None or not sign.verify(enrolled, theirs.signature, theirs.signed(own.sid, device)):
             raise DecodeError("E-SECAGG-KEYS", "keys on the roster are not signed by an enrolled device.")
     if len({k.seal for k in keys.values()} | {k.mask for k in keys.values()}) != 2 * len(keys):
         raise DecodeError("E-SECAGG-KEYS", "a key stands twice on the roster.")

@@ -1,8 +1,8 @@
 """How many neighbours share a device's secrets, and how many of them give them back.
 
-Complete graph up to 64 devices, t = floor(2 n / 3) + 1 holders of n: with fewer than n / 3 corrupt devices neither of two
-survivor lists that a malicious server tells to different devices can be unmasked beside the other (2 t > n + corrupt),
-and fewer than n / 3 may drop out. Above, each device has k neighbours of a random Harary graph, and ``choose`` finds
+Complete graph up to 64 devices, t = floor(2 n / 3) + 1 holders of n: with fewer than n / 3 corrupt devices a malicious
+server that tells two survivor lists to different devices cannot unmask both (2 t > n + corrupt), and fewer than n / 3
+may drop out. Above, each device has k neighbours of a random Harary graph, and ``choose`` finds
 the smallest k with a threshold t that keeps (with A = floor(gamma n) corrupt, D = floor(delta n) dropping out)
     1. the graph of honest survivors connected:
        ln n + ln(n-k-1) - ln 2 + ln[(A+D)! (n-k)! / (n! (A+D-k)!)] < -(sigma+1) ln 2    (holds by itself for k > A + D)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -154,6 +155,12 @@ Effect = Send | Refused
 Out = tuple[State, tuple[Effect, ...]]
 
 
+_STEPS = (messages.Advertise, messages.Shares, messages.Masked, messages.Consistent)
+_EARLIER: Mapping[type, tuple[type, ...]] = {
+    kind: _STEPS[:i] for i, kind in enumerate((Advertising, Sharing, Masking, Signing, Unmasking))
+}
+
+
 def start(session: Session) -> Advertising:
     """An empty session. It stays in this state until ``Close``: the caller knows how many keys are enough."""
     return Advertising(session)
@@ -185,6 +192,8 @@ def step(state: State, event: Event) -> Out:
         message = messages.load(event.raw)
         if isinstance(state, Advertising):
             return _advertised(state, event.device, message), ()
+        if type(message) in _EARLIER[type(state)]:
+            return state, ()  # a copy that the network kept for a while
         if event.device not in waiting_for(state):
             raise DecodeError("E-SECAGG-ORDER", "a message from a device that is not waited for.")
         if isinstance(message, messages.Abort):
@@ -304,12 +313,12 @@ def _boxes(state: Sharing) -> Out:
     for device in state.boxes:
         mine = {v: state.boxes[v][device] for v in sorted(state.near[device]) if v in state.boxes}
         letters.append(Send(device, messages.dump(messages.Boxes(boxes=mine))))
-    kept = replace(state, boxes=dict.fromkeys(state.boxes, {}))  # the boxes have been passed on
+    kept = replace(state, boxes={device: {} for device in state.boxes})  # the boxes have been passed on
     return Masking(kept, Hidden(params)), tuple(letters)
 
 
 def _survivors(state: Masking) -> Out:
-    params, need = state.shared.session.params, state.shared.session.params.needed(len(state.shared.keys))
+    need = state.shared.session.params.needed(len(state.shared.keys))
     if len(state.folded) < need:
         return _few(len(state.folded), need, "sent a masked update"), ()
     survivors = tuple(sorted(state.folded))
@@ -335,20 +344,25 @@ def _open(state: Unmasking) -> State:
     session, alive = shared.session, set(survivors)
     try:
         for device in survivors:
-            commit = shared.keys[device].commitment
-            seed = _recover(
-                shared, device, state.seeds, lambda s, d=device, c=commit: commitment(session.sid, d, s) == c
-            )
+            right = partial(_opens, shared.keys[device].commitment, session.sid, device)
+            seed = _recover(shared, device, state.seeds, right)
             total.mask(seed, session.sid, -1)
         for device in sorted(set(shared.boxes) - alive):  # they may have masked for others, and are not in the sum
-            public = shared.keys[device].mask
-            secret = _recover(shared, device, state.keys, lambda s, p=public: agree.public(s) == p)
+            secret = _recover(shared, device, state.keys, partial(_belongs, shared.keys[device].mask))
             near = [v for v in shared.near[device] if v in alive]
             pairs = ((v, pair_seed(secret, shared.keys[v].mask, session.sid, device, v)) for v in near)
             total.masks(device, pairs, session.sid)
     except DecodeError as e:
         return Aborted("E-SECAGG-FEW", e.what)
     return Released(total.body, total.head, survivors)
+
+
+def _opens(commit: bytes, sid: bytes, device: Device, seed: bytes) -> bool:
+    return commitment(sid, device, seed) == commit
+
+
+def _belongs(public: bytes, secret: bytes) -> bool:
+    return agree.public(secret) == public
 
 
 def _recover(

@@ -36,6 +36,9 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     Attributes:
         id: 16 random bytes. leader: sealed x_L. helper: sealed k. signature: Ed25519 over ``signed``.
+        The signature covers the leader's box by its ends (encapsulated key and authentication tag), not by a digest of
+        its megabytes: without the key nobody can make another box with these ends, and the leader, who has it, could
+        misstate its own share in any case.
     """
 
     id: bytes
@@ -45,7 +48,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The helper's part of a report: all of it but the leader's box, of which the digest."""
+    """The helper's part of a report: all of it but the leader's box, of which the ends."""
 
     device: str
     id: bytes
@@ -59,7 +62,7 @@ _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 
 
 def signed(context: bytes, device: str, id: bytes, leader: bytes, helper: bytes) -> bytes:
-    """What a device signs; ``leader`` is the digest of the leader's box."""
+    """What a device signs; ``leader``: the ends of the leader's box."""
     return digest(b"report", context, device.encode(), id, leader, helper)
 
 
@@ -67,9 +70,9 @@ def _bound(context: bytes, role: bytes, device: str, id: bytes) -> bytes:
     return digest(b"share", context, role, device.encode(), id)
 
 
-def box_digest(box: bytes) -> bytes:
-    """Names the leader's box to the helper."""
-    return digest(b"leader box", box)
+def ends(box: bytes) -> bytes:
+    """Encapsulated key (32 bytes) and authentication tag (16 bytes) of an HPKE box."""
+    return box[:32] + box[-16:]
 
 
 def split(
@@ -95,7 +98,7 @@ def split(
     share = bytes(kernels.pack_bits(hidden.body, params.bits)) + hidden.head.astype("<u8").tobytes()
     one = seal.hpke_seal(leader, share, _bound(context, b"leader", device, id))
     other = seal.hpke_seal(helper, k, _bound(context, b"helper", device, id))
-    signature = sign.sign(identity, signed(context, device, id, box_digest(one), other))
+    signature = sign.sign(identity, signed(context, device, id, ends(one), other))
     return _encoder.encode(Report(id=id, leader=one, helper=other, signature=signature))
 
 
@@ -140,7 +143,7 @@ def open_report(leader: Leader, device: str, raw: bytes) -> tuple[Ticket, Hidden
     if _encoder.encode(report) != raw:
         raise DecodeError("E-FRAME", "a report in another encoding than its own.")
     ticket = Ticket(
-        device=device, id=report.id, leader=box_digest(report.leader), helper=report.helper, signature=report.signature
+        device=device, id=report.id, leader=ends(report.leader), helper=report.helper, signature=report.signature
     )
     if device in leader.counted or report.id in leader.counted.values():
         raise DecodeError("E-SECAGG-ORDER", "a device's report came twice.")
