@@ -17,19 +17,22 @@ def wrap(bits: int | None = None) -> Stage:
     """Map integers into Z_2^bits: ``q mod 2^bits``; decoding lifts to the centred residue in [-2^(b-1), 2^(b-1)).
 
     Algebra: kind -> RING, modulus 2^bits, all bounds stay.
-    Guarantees: as long as at most ``n_max`` contributions are added, lift(sum mod 2^bits) is the integer sum exactly.
+    Guarantees: as long as at most ``n_max`` contributions are added, lift(sum mod 2^bits) is the integer sum exactly;
+        behind noise, which has no largest value, except in the few coordinates that ``discrete_gaussian`` allows for.
     Args:
         bits: 2 to 32; None: the smallest ring that the largest sum fits.
     Raises:
         RecipeError(E-VALUE); CompositionError: E-NOT-INTEGER before a quantizer, E-TOPK-SECAGG on per-device supports,
-            E-NOT-SUMMABLE when scales travel per block, E-WRAP when 2^(bits-1) <= n_max * level_max.
+            E-NOT-SUMMABLE when scales travel per block, E-WRAP when 2^(bits-1) <= n_max * level_max, or where noise is scaled for another ring.
     Source: Bonawitz et al. 2017 (SecAgg), section 4; two's complement lift.
     """
     name = "wrap" if bits is None else f"wrap({bits})"
     demand.between("wrap: bits", 2 if bits is None else bits, 2, LARGEST)
 
     def width(space: Space) -> int:
-        return (space.quorum.n_max * space.level_max).bit_length() + 1 if bits is None else bits
+        if bits is not None:
+            return bits
+        return space.ring_bits or (space.quorum.n_max * space.level_max).bit_length() + 1
 
     def infer(space: Space) -> Space:
         if space.rungs:
@@ -55,6 +58,14 @@ def wrap(bits: int | None = None) -> Stage:
                 'use quantize(grid="shared").',
             )
         need, many = space.quorum.n_max * space.level_max, width(space)
+        if space.ring_bits:
+            if many != space.ring_bits:
+                raise CompositionError(
+                    "E-WRAP",
+                    f"{name}: the noise before it is scaled for a ring of {space.ring_bits} bits.",
+                    "leave out bits here.",
+                )
+            return space.but(kind=Kind.RING, modulus=1 << many, bits=float(many))
         modulus = 1 << many
         if many > LARGEST or modulus // 2 <= need:
             raise CompositionError(

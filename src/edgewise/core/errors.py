@@ -51,6 +51,7 @@ REGISTRY: dict[str, Entry] = {
     "E-WRAP": Entry("the ring is too small for the sum", 2),
     "E-RUNG": Entry("no rung of the ladder can be used", 2),
     "E-ORDER": Entry("a stage stands where it cannot work", 2),
+    "E-STATS": Entry("metrics would leave devices without noise", 2),
     "E-NMIN": Entry("too few devices for what secure aggregation promises", 2),
     "E-QUORUM": Entry("minimum, goal and cohort of a round contradict each other", 2),
     "E-DATA-MISSING": Entry("the data path does not exist", 2),

@@ -67,6 +67,9 @@ class Space:
         gain: product of the factors by which stages stretched what is kept (unbiased sparsifiers); > 1 does not
             contract, so it cannot stand inside error feedback.
         noise_std: standard deviation, model units, of noise that each contribution already carries.
+        honest: contributions to a sum whose noise can be counted on; 0 = no noise.
+        zcdp: (rho, xi): one round's sum is xi-approximately rho-zCDP by that noise; (0, 0) = no noise.
+        ring_bits: of the ring that noisy integers (which have no largest value) are scaled for; 0 = no noise.
         population: devices that exist, of which a round's cohort is drawn; 0 = not known.
         support: positions of the last release that devices have to be told (``shared_top_k``); 0 = none.
         parts: lengths of consecutive parts of the body, each with a width of its own that travels (``mixed``);
@@ -107,6 +110,9 @@ class Space:
     quantized: float = 0.0
     gain: float = 1.0
     noise_std: float = 0.0
+    honest: int = 0
+    zcdp: tuple[float, float] = (0.0, 0.0)
+    ring_bits: int = 0
     population: int = 0
     support: int = 0
     parts: tuple[int, ...] = ()

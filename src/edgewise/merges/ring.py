@@ -65,7 +65,8 @@ def ring_sum() -> Merge:
             raise CompositionError(
                 "E-NOT-SUMMABLE", "a blind sum: these encodings do not add up.", 'use quantize(grid="shared").'
             )
-        return Total(space, space.sensitivity, sqrt(space.quorum.n_min) * space.noise_std, visible=False)
+        sure = space.honest or space.quorum.n_min
+        return Total(space, space.sensitivity, sqrt(sure) * space.noise_std, visible=False)
 
     def init(space: Space) -> Residues:
         return Residues(np.zeros(space.dim, np.uint32), np.zeros(len(space.head), np.uint64), 0)

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgewise.core.errors import RecipeError
 
-
 Privacy = Literal["none", "hidden"]
 
 

@@ -1,0 +1,212 @@
+"""Distributed discrete Gaussian noise: every device adds a share, the server never sees an update without noise.
+
+    device:  clip to C, rotate, q = round(scale x) with ||q||_2 <= D2, q + N_Z(0, S^2), mod 2^b
+    sum:     lift, / scale, rotate back
+
+    sl    = z C / sqrt(h)                                         noise of one device, model units; h honest survivors
+    scale = sqrt(2^(2b) - n k^2) / (2 k sqrt(n^2 C^2 / B + n sl^2))  so that k standard deviations fit half the ring
+    S     = ceil(scale sl),   L = scale C,   beta = exp(-1/2)
+    D2    = min(L + sqrt(d), sqrt(L^2 + d/4 + sqrt(2 ln(1/beta)) (L + sqrt(d)/2)))
+    tau   = 10 sum_(j=1)^(h-1) exp(-2 pi^2 S^2 j / (j+1))
+    one release is (xi = tau d)-approximately (rho = D2^2 / (2 h S^2))-zCDP, zero-out adjacency
+
+n: contributions possible, d: coordinates, B: length of the blocks that are rotated (a sum of length at most n C has a
+standard deviation of at most n C / sqrt(B) in one). With B = d these are the paper's formulas.
+Source: Kairouz, Liu, Steinke 2021, arXiv:2102.06387, theorem 5 and section 4; Canonne et al. 2020, arXiv:2004.00010.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import ceil, exp, floor, inf, pi, sqrt
+from statistics import NormalDist
+
+import numpy as np
+
+from edgewise.codecs.rotate import edges
+from edgewise.core import demand
+from edgewise.core.errors import CompositionError
+from edgewise.core.keys import Turn, derive
+from edgewise.core.space import Kind, Space
+from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within
+
+BETA = exp(-0.5)  # a rounding is repeated with at most this probability
+INFLATION = 1.01  # D2 / L at most: what rounding may cost, as if the update were that much longer
+WRAPPED = 0.01  # coordinates of a sum, expected per round, that may leave the ring
+MOST_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """The numbers of one round (see the module). ``z``: noise of h shares / C. ``rho``, ``xi``: of its release."""
+
+    n: int
+    honest: int
+    z: float
+    clip_l2: float
+    dim: int
+    bits: int
+    scale: float
+    s: int
+    d2: float
+    rho: float
+    xi: float
+
+    @property
+    def inflation(self) -> float:
+        """D2 / L."""
+        return self.d2 / (self.scale * self.clip_l2)
+
+
+def rounded_norm(l: float, dim: int) -> float:  # noqa: E741 (the paper's L)
+    """D2: a vector of norm L rounds to one within it with probability at least 1 - BETA."""
+    return min(l + sqrt(dim), sqrt(l * l + dim / 4 + 1.0 * (l + sqrt(dim) / 2)))  # sqrt(2 ln(1/BETA)) = 1
+
+
+def gap(s: float, honest: int) -> float:
+    """tau: how far a sum of discrete Gaussians is from a discrete Gaussian, per coordinate."""
+    return 10.0 * sum(exp(-2.0 * pi**2 * s * s * j / (j + 1)) for j in range(1, honest))
+
+
+def wrap_k(dim: int) -> float:
+    """Standard deviations that half a ring must hold so that at most WRAPPED coordinates of ``dim`` leave it."""
+    return NormalDist().inv_cdf(1.0 - WRAPPED / (2.0 * dim))
+
+
+def size(n: int, honest: int, z: float, clip_l2: float, dim: int, bits: int, k: float, block: int = 0) -> Sizing:
+    """All numbers for a ring of ``bits`` bits; ``block``: B, d where 0.
+
+    Raises ValueError where the ring is too small for k standard deviations of n units.
+    """
+    local = z * clip_l2 / sqrt(honest)
+    room = 2.0 ** (2 * bits) - n * k * k
+    if room <= 0:
+        raise ValueError(f"{bits} bits are too few")
+    scale = sqrt(room) / (2.0 * k * sqrt(n * n * clip_l2**2 / (block or dim) + n * local**2))
+    s, l2 = ceil(scale * local), scale * clip_l2
+    d2 = rounded_norm(l2, dim)
+    return Sizing(
+        n, honest, z, clip_l2, dim, bits, scale, s, d2, d2 * d2 / (2.0 * honest * s * s), gap(s, honest) * dim
+    )
+
+
+@lru_cache(maxsize=4096)
+def fit(n: int, honest: int, z: float, clip_l2: float, dim: int, block: int, bits: int | None) -> Sizing:
+    """``size`` with the smallest ring in which rounding costs at most INFLATION, or with ``bits``.
+
+    Raises CompositionError(E-WRAP) where the ring is too small; the fix names the smallest.
+    """
+    k = wrap_k(dim)
+    least = None
+    for many in range(8, MOST_BITS + 1):
+        if 2.0 ** (2 * many) > n * k * k:
+            found = size(n, honest, z, clip_l2, dim, many, k, block)
+            if found.inflation <= INFLATION and 1 <= found.s <= LARGEST:
+                least = found
+                break
+    if least is None or (bits is not None and bits < least.bits):
+        what = f"discrete_gaussian: in a ring of {bits or MOST_BITS} bits rounding would cost more than the noise hides."
+        fix = f"use bits = {least.bits} or more." if least else "fewer coordinates: LoRA, layers or random_k."
+        raise CompositionError("E-WRAP", what, fix)
+    return least if bits is None else size(n, honest, z, clip_l2, dim, bits, k, block)
+
+
+def honest_survivors(n_min: int, n_max: int, corrupt: float) -> int:
+    """Devices whose noise is surely in a sum: of at least ``n_min`` contributions at most floor(corrupt n_max) come
+    from devices that may leave theirs out."""
+    return n_min - floor(corrupt * n_max + 1e-9)
+
+
+def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = None) -> Stage:
+    """Round to integers and add this device's share of the noise: exact discrete Gaussian of std S.
+
+    Together the honest survivors' shares have standard deviation >= z C in every coordinate of the sum, C the L2 bound
+    before (put ``clip`` in front, and ``rotate`` after it).
+    Algebra: kind -> INTEGER for a ring of ``bits`` bits; l2 -> D2 / scale; noise_std -> S / scale; ``zcdp`` of a round.
+    Guarantees: the integers that the noise is added to have norm <= D2, whatever the update; both randomnesses come
+        from a CSPRNG keyed by the device. A sum of n encodings decodes to the sum of the inputs plus noise, except where
+        it leaves the ring: at most 0.01 coordinates per round, each an error of the ring's size.
+    Args:
+        z: noise multiplier, above 0. corrupt: share of a cohort that may leave out its noise.
+        bits: of the ring, None: the smallest in which rounding lengthens the bound by at most 1 %.
+    Raises:
+        CompositionError: E-NOISE-NOCLIP without an L2 bound; E-ORDER without rotate, after a per-device support, with a
+            sketch or feedback around; E-STATS with metrics beside the update; E-WEIGHT with weights; E-NMIN where the
+            round may end without an honest survivor; E-WRAP.
+    Source: Kairouz, Liu, Steinke 2021, arXiv:2102.06387.
+    """
+    name = f"discrete_gaussian({z:g})"
+    demand.positive("discrete_gaussian: z", z)
+    demand.between("discrete_gaussian: corrupt", corrupt, 0.0, 0.5)
+    demand.between("discrete_gaussian: bits", 8 if bits is None else bits, 8, MOST_BITS)
+
+    def sizing(space: Space) -> Sizing:
+        q = space.quorum
+        honest = honest_survivors(q.n_min, q.n_max, corrupt)
+        shortest = int(np.diff(edges(space.rotated_dim, space.rotated)).min(initial=space.dim))
+        return fit(q.n_max, honest, z, space.l2, space.dim, shortest, bits)
+
+    def infer(space: Space) -> Space:
+        demand.real(space, name)
+        if space.l2 == inf:
+            raise CompositionError(
+                "E-NOISE-NOCLIP",
+                f"{name}: nothing bounds how long an update is, so no noise hides it.",
+                "put clip before rotate.",
+            )
+        if space.sparse or space.rank:
+            raise CompositionError(
+                "E-TOPK-SECAGG", f"{name}: what a device chooses to send would show beside the noise.", "use random_k."
+            )
+        if "weight" in space.head:
+            raise CompositionError(
+                "E-WEIGHT",
+                f"{name}: the mean would be divided by a sum of weights, which carries no noise.",
+                "leave out weigh: then all devices count the same and the divisor is their number.",
+            )
+        if space.head:
+            raise CompositionError(
+                "E-STATS", f"{name}: train losses would leave the device without noise.", 'write metrics = "none".'
+            )
+        if not space.rotated or space.dim != space.rotated_dim:
+            raise CompositionError(
+                "E-ORDER",
+                f"{name}: one large coordinate would leave the ring.",
+                "put rotate right before it, after clip and after what shortens the vector.",
+            )
+        q = space.quorum
+        if (honest := honest_survivors(q.n_min, q.n_max, corrupt)) < 1:
+            raise CompositionError(
+                "E-NMIN",
+                f"{name}: of {q.n_min} contributions up to {q.n_min - honest} may come without noise.",
+                "raise round.minimum or the cohort, or assume fewer corrupt devices.",
+            )
+        found = sizing(space)
+        return space.but(
+            kind=Kind.INTEGER,
+            l2=found.d2 / found.scale,
+            linf=inf,
+            scale=1.0 / found.scale,
+            level_max=(1 << found.bits - 1) - 1,
+            bits=float(found.bits),
+            ring_bits=found.bits,
+            noise_std=found.s / found.scale,
+            honest=honest,
+            zcdp=(found.rho, found.xi),
+            unbiased=False,
+        )
+
+    def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        found = sizing(space)
+        y = payload.body.astype(np.float64) * found.scale
+        q = round_within(y, found.d2, derive(turn.private, "round", turn.round))
+        q += discrete_gaussian(found.s, q.size, derive(turn.private, "noise", turn.round))
+        half = 1 << (found.bits - 1)
+        return payload.but(body=((q + half & (2 * half - 1)) - half).astype(np.int32)), memory
+
+    def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
+        return payload.but(body=(payload.body / sizing(space).scale).astype(np.float32))
+
+    return Stage(name, infer, encode, decode, pointwise=True)
