@@ -23,7 +23,8 @@ def wrap(bits: int | None = None) -> Stage:
         bits: 2 to 32; None: the smallest ring that the largest sum fits.
     Raises:
         RecipeError(E-VALUE); CompositionError: E-NOT-INTEGER before a quantizer, E-TOPK-SECAGG on per-device supports,
-            E-NOT-SUMMABLE when scales travel per block, E-WRAP when 2^(bits-1) <= n_max * level_max, or where noise is scaled for another ring.
+            E-NOT-SUMMABLE when scales travel per block, E-WRAP when 2^(bits-1) <= n_max * level_max,
+            or where noise is scaled for another ring.
     Source: Bonawitz et al. 2017 (SecAgg), section 4; two's complement lift.
     """
     name = "wrap" if bits is None else f"wrap({bits})"

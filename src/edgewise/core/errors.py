@@ -8,6 +8,7 @@
     ├── TrainingError        local training failed on a device (the device is lost for the round)
     ├── DecodeError          bytes from elsewhere are not a valid frame, blob or payload
     ├── RoundError           a round cannot reach its minimum
+    ├── BudgetError          the next round would exceed the privacy budget
     ├── StoreError           the run directory cannot be used: exists, corrupt, full
     └── Interrupted          the person pressed Ctrl-C; everything up to here is saved
 
@@ -51,6 +52,8 @@ REGISTRY: dict[str, Entry] = {
     "E-WRAP": Entry("the ring is too small for the sum", 2),
     "E-RUNG": Entry("no rung of the ladder can be used", 2),
     "E-ORDER": Entry("a stage stands where it cannot work", 2),
+    "E-ADJ-MIX": Entry("the accountant's neighbours are not those of the mechanism", 2),
+    "E-BUDGET": Entry("the next round would exceed the privacy budget", 7),
     "E-STATS": Entry("metrics would leave devices without noise", 2),
     "E-NMIN": Entry("too few devices for what secure aggregation promises", 2),
     "E-QUORUM": Entry("minimum, goal and cohort of a round contradict each other", 2),
@@ -139,6 +142,10 @@ class DecodeError(EdgewiseError):
 
 class RoundError(EdgewiseError):
     """A round cannot reach its minimum."""
+
+
+class BudgetError(EdgewiseError):
+    """The privacy budget is spent."""
 
 
 class StoreError(EdgewiseError):

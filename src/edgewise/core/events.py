@@ -70,7 +70,8 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
 
     ``head`` holds the weighted means that travelled with the updates (train losses). ``lag_l2`` is the L2 distance of
     the model from what devices will be given of it in the next round; 0.0 where they are given the model itself.
-    ``code`` says why secure aggregation ended without a sum; empty where it did not.
+    ``code`` says why secure aggregation ended without a sum; empty where it did not. ``epsilon`` is what all rounds so
+    far have spent of the privacy budget; 0.0 without one.
     """
 
     round: int
@@ -89,6 +90,7 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
     model: str
     lag_l2: float = 0.0
     code: str = ""
+    epsilon: float = 0.0
 
 
 class Evaluated(Event, frozen=True, tag="evaluated"):

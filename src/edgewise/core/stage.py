@@ -179,13 +179,18 @@ HEAD_BOUND = 20.0  # every head value is cut to [0, this] on the device, so that
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A type-checked chain; build with ``pipeline``. ``spaces[i]`` is before stage i, ``spaces[-1]`` after all."""
+    """A type-checked chain; build with ``pipeline``. ``spaces[i]`` is before stage i, ``spaces[-1]`` after all.
+
+    ``divisor``: a fixed number to divide the sum by, where how many contributed is itself private; 0: their number or
+    weight.
+    """
 
     stages: tuple[Stage, ...]
     merge: Merge
     posts: tuple[Post, ...]
     spaces: tuple[Space, ...]
     totals: tuple[Total, ...]
+    divisor: float = 0.0
 
     @property
     def encoded(self) -> Space:
@@ -328,7 +333,7 @@ class Pipeline:
             x, head = joint[: x.size], joint[x.size :].astype(np.float64)
         names = self.encoded.head
         sums = dict(zip(names, head.tolist(), strict=True))
-        weight = sums.pop(WEIGHT, float(total.n))
+        weight = sums.pop(WEIGHT, self.divisor or float(total.n))
         empty = weight <= 0.0
         mean = np.zeros_like(x) if empty else (x / np.float32(weight)).astype(np.float32)
         means = {k: 0.0 if empty else v / weight for k, v in sums.items()}

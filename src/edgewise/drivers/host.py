@@ -15,6 +15,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -169,7 +170,7 @@ class Host:
                 began = time.perf_counter()
                 update = _guarded(job.device, partial(self._trainer.fit, effect.request))
                 event = (
-                    update
+                    replace(update, entropy=entropy)
                     if isinstance(update, machine.Failed)
                     else machine.Trained(update, job.elapsed_s, job.up_mbit, entropy)
                 )

@@ -33,6 +33,7 @@ from edgewise.core.errors import StoreError
 from edgewise.drivers.files import lock, sync_folder, write_durably
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.tables import (
+    CHARGES,
     CONTRIBUTIONS,
     DELTAS,
     EVENTS,
@@ -45,6 +46,8 @@ from edgewise.drivers.tables import (
     VECTORS,
 )
 from edgewise.engine.ports import Checkpoint, Delta, DeviceId, Downlink
+from edgewise.privacy.ledger import Charge
+from edgewise.privacy.spend import Event
 from edgewise.strategies.base import State
 
 KEEP_MODELS = 3  # model versions whose vectors stay on disk
@@ -265,6 +268,20 @@ class RunStore:
         """The vector and note kept under a name."""
         rows = self._rows(sa.select(VECTORS).where(VECTORS.c.name == name))
         return (self.blob(rows[0].digest), rows[0].note) if rows else None
+
+    # -- the privacy ledger -------------------------------------------------------------------------------------
+
+    def charge(self, charge: Charge) -> None:
+        """See Store."""
+        row = {"round": charge.round, "attempt": charge.attempt, "cohort": charge.cohort}
+        with self._write() as c:
+            values = upsert(CHARGES).values(**row, event=json.dumps(charge.event.to_plain()))
+            c.execute(values.on_conflict_do_nothing())
+
+    def charges(self) -> tuple[Charge, ...]:
+        """See Store."""
+        rows = self._rows(sa.select(CHARGES).order_by(CHARGES.c.number))
+        return tuple(Charge(r.round, r.attempt, r.cohort, Event.from_plain(json.loads(r.event))) for r in rows)
 
     # -- events and measures ------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 META = sa.MetaData()
 RUNS = sa.Table(
@@ -66,6 +66,16 @@ MEASURES = sa.Table(
     sa.Column("device", sa.String, primary_key=True),
     sa.Column("nll", sa.Float, nullable=False),
     sa.Column("tokens", sa.Integer, nullable=False),
+)
+CHARGES = sa.Table(  # the privacy ledger; rows are only ever added
+    "charges",
+    META,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("attempt", sa.String, nullable=False),
+    sa.Column("cohort", sa.Integer, nullable=False),
+    sa.Column("event", sa.Text, nullable=False),
+    sa.UniqueConstraint("round", "attempt"),
 )
 VECTORS = sa.Table(
     "vectors",

@@ -14,7 +14,7 @@ sends the same bytes: retries and restarts are idempotent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 
 import numpy as np
@@ -24,7 +24,7 @@ from edgewise.core import frame, keys
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.frame import Invite
 from edgewise.core.stage import Memory, Pipeline
-from edgewise.core.vector import Array, Vector
+from edgewise.core.vector import Array, Vector, finite
 from edgewise.engine.ports import DeviceId, FitRequest, Trust, Update
 from edgewise.plan.compile import Plan
 from edgewise.secagg import client, two_server
@@ -99,10 +99,12 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Training is impossible; code and reason go to the server, data never does."""
+    """Training is impossible; code and reason go to the server, data never does. With differential privacy neither
+    does: the device then sends zeros (``entropy`` as in ``Trained``)."""
 
     code: str
     reason: str
+    entropy: keys.Key = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,9 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         return Idle(state.device, waiting.base), (Send(_refusal(waiting, event.code, event.reason)),)
     if not isinstance(state, Training):
         raise ValueError("not training")
+    if plan.spend is not None and (isinstance(event, Failed) or not finite(event.update.x)):
+        # Who is in a sum must not depend on what text a device holds: it is in it with zeros.
+        event = _silent(plan, event)
     if isinstance(event, Failed):
         return Idle(state.device, state.base), (Send(_refusal(state, event.code, event.reason)),)
     invite, update = state.invite, event.update
@@ -190,6 +195,13 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     hiding, first = client.start(secagg, sid, me, secret, body, head, event.entropy)
     sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first)
     return Hiding(invite.round, hiding, idle), (*remember, Send(frame.dump(sent)))
+
+
+def _silent(plan: Plan, event: Trained | Failed) -> Trained:
+    nothing = Update(np.zeros(plan.spec.dim, np.float32), {}, 0.0)
+    if isinstance(event, Trained):
+        return replace(event, update=nothing)
+    return Trained(nothing, entropy=event.entropy)
 
 
 def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:

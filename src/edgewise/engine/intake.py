@@ -11,7 +11,7 @@ lost on the way.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -58,8 +58,8 @@ class Intake(Protocol):
         """
         ...
 
-    def close(self, accepted: Sequence[DeviceId], cohort: Cohort) -> Gathered:
-        """The sum over ``accepted``, all of whom ``take`` took."""
+    def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
+        """The sum over ``accepted``, all of whom ``take`` took; ``charge`` is called before it is opened."""
         ...
 
 
@@ -78,8 +78,9 @@ class Visible:
         self._total = self._pipe.add(self._total, payload, self._turn)
         return payload.rung
 
-    def close(self, accepted: Sequence[DeviceId], cohort: Cohort) -> Gathered:
+    def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
         """See Intake."""
+        charge()
         return Gathered(self._total, tuple(accepted))
 
 
@@ -101,8 +102,9 @@ class Shared:
         self._leader = two_server.count(self._leader, ticket, share)
         return -1
 
-    def close(self, accepted: Sequence[DeviceId], cohort: Cohort) -> Gathered:
+    def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
         """See Intake."""
+        charge()
         try:
             share = self._helper.open(accepted)
         except DecodeError as e:
@@ -123,6 +125,7 @@ class Masked:
         self._up: Counter[DeviceId] = Counter()
         self._down: Counter[DeviceId] = Counter()
         self._encode_s = 0.0
+        self._charge: Callable[[], None]
 
     def take(self, device: DeviceId, message: Contribution | Step) -> int:
         """See Intake."""
@@ -134,9 +137,10 @@ class Masked:
                 raise DecodeError(effect.code, "the device's keys cannot be used.")
         return -1
 
-    def close(self, accepted: Sequence[DeviceId], cohort: Cohort) -> Gathered:
+    def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
         """See Intake."""
         cohort.close_round(keep=frozenset(accepted))
+        self._charge = charge
         self._step(server.Close(), cohort)
         while not isinstance(self._state, server.Released | server.Aborted):
             phase, until_s = type(self._state), cohort.now_s() + self._deadline_s
@@ -158,7 +162,10 @@ class Masked:
             self._lost |= dict.fromkeys(server.waiting_for(self._state), DROPPED)
         elif isinstance(event, server.Gone):
             self._lost[event.device] = DROPPED
+        before = type(self._state)
         self._state, effects = server.step(self._state, event)
+        if before is server.Signing and isinstance(self._state, server.Unmasking):
+            self._charge()  # the letters below ask for the shares that open the sum
         for effect in effects:
             if isinstance(effect, server.Refused):
                 self._lost[effect.device] = effect.code

@@ -15,6 +15,7 @@ from edgewise.core.keys import Key
 from edgewise.core.stage import HEAD as HEAD
 from edgewise.core.stage import Memory
 from edgewise.core.vector import Spec, Vector
+from edgewise.privacy.ledger import Charge
 from edgewise.secagg.params import Params
 from edgewise.secagg.secrets import Hidden
 from edgewise.secagg.two_server import Ticket
@@ -272,6 +273,15 @@ class Store(Protocol):
 
     def commit(self, checkpoint: Checkpoint, events: Sequence[AnyEvent], contributed: Sequence[DeviceId]) -> None:
         """Save a checkpoint with the events that led to it; ``contributed`` were accepted in this round."""
+        ...
+
+    def charge(self, charge: Charge) -> None:
+        """Write a charge to the privacy ledger, in a transaction of its own, before what it is for is opened. The same
+        round and attempt are written once."""
+        ...
+
+    def charges(self) -> tuple[Charge, ...]:
+        """The ledger's rows in order."""
         ...
 
     def evaluated(self, model: str, round: int) -> bool:

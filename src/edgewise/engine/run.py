@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from math import isfinite
 from typing import Any
 
@@ -36,6 +37,7 @@ from edgewise.engine.ports import (
     Store,
     Trust,
 )
+from edgewise.engine.purse import Purse
 from edgewise.engine.sampling import draw
 from edgewise.plan.compile import Plan
 from edgewise.strategies.base import hold
@@ -87,6 +89,11 @@ class Federation:
     secret: bytes = field(default=b"", repr=False)
     helper: Helper | None = None
 
+    @cached_property
+    def purse(self) -> Purse:
+        """The privacy budget."""
+        return Purse(self.plan, self.store)
+
     def begin(self, initial: vector.Vector) -> Checkpoint:
         """The stored checkpoint, or a fresh one from ``initial`` (float32[d]), committed."""
         if (stored := self.store.load()) is not None:
@@ -112,6 +119,8 @@ class Federation:
     def round(self, checkpoint: Checkpoint) -> Checkpoint:
         """Play one round and commit it, met or abandoned."""
         began, number, sampling = self.now_s(), checkpoint.next_round, self.plan.sampling
+        attempt = derive(self.entropy(number), "attempt").hex()
+        self.purse.ask(number, attempt)
         invited = draw(sampling, self.population, self.plan.key, number)
         goal = max(sampling.minimum, min(sampling.goal, len(invited)))
         asked = (
@@ -147,16 +156,18 @@ class Federation:
                 journal.append(item)
             state = self._take(now, state, item)
         assert isinstance(state, machine.Closed)
-        gathered, state = self._gather(now, state)
+        gathered, state = self._gather(now, state, partial(self.purse.charge, number, attempt))
         self.cohort.close_round()
         return self._finish(checkpoint, now, gathered, state, began, asked)
 
-    def _gather(self, now: _Round, closed: machine.Closed) -> tuple[Gathered, machine.Closed]:
+    def _gather(
+        self, now: _Round, closed: machine.Closed, charge: Callable[[], None]
+    ) -> tuple[Gathered, machine.Closed]:
         """The round's sum, and who is in it; a sum that hides its parts may lose some, or fail."""
         if not closed.met:
             return Gathered(None, ()), closed
         began = self.now_s()
-        gathered = now.intake.close(closed.accepted, self.cohort)
+        gathered = now.intake.close(closed.accepted, self.cohort, charge)
         now.aggregate_s += self.now_s() - began
         now.encode_s += gathered.encode_s
         for device, n in gathered.bytes_down.items():
@@ -294,6 +305,7 @@ class Federation:
                 model=vector.digest(vector.to_bytes(strategy_state.params)),
                 lag_l2=lag_l2,
                 code=gathered.code,
+                epsilon=self.purse.spent(),
             ),
         )
         after = Checkpoint(number + 1, strategy_state, accepted, unmet, memory, down, held)

@@ -13,7 +13,8 @@ def draw(sampling: Sampling, population: Sequence[DeviceId], key: Key, round: in
     """The devices invited to a round, in population order.
 
     ``all``: everybody. ``fixed``: ``sampling.invite`` without replacement, uniformly. ``poisson``: each device
-    independently with probability ``sampling.rate``; may be empty.
+    independently with probability ``sampling.rate``; may be empty. ``cyclic``: the devices are dealt once, at random,
+    into ``sampling.groups`` groups, and round r asks group r mod their number.
 
     Args:
         population: sorted device ids, ``len == sampling.population``.
@@ -21,6 +22,9 @@ def draw(sampling: Sampling, population: Sequence[DeviceId], key: Key, round: in
     """
     if sampling.kind == "all":
         return tuple(population)
+    if sampling.kind == "cyclic":
+        order = generator(derive(key, "groups")).permutation(len(population))
+        return tuple(population[i] for i in sorted(order[round % sampling.groups :: sampling.groups].tolist()))
     rng = generator(derive(key, "cohort", round))
     if sampling.kind == "fixed":
         chosen = rng.choice(len(population), sampling.invite, replace=False)

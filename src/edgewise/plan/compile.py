@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from edgewise.codecs import pack
 from edgewise.codecs.ladder import pick
@@ -17,8 +17,10 @@ from edgewise.core.vector import Array, Segment, Spec
 from edgewise.plan.adaptive import adaptive
 from edgewise.plan.budget import upload_budget
 from edgewise.plan.catalogue import Catalogue, make
+from edgewise.plan.claims import claims
 from edgewise.plan.downlink import delta_bytes, downlink
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.private import Spend, Taking, private
+from edgewise.plan.recipe import DP_WORDS, Recipe
 from edgewise.plan.stages import build_stages, schedule
 from edgewise.secagg import messages
 from edgewise.secagg.merge import Hiding, params
@@ -36,13 +38,14 @@ class Sampling:
     """Who is invited and when a round is complete.
 
     Attributes:
-        kind: ``all``, ``fixed``, ``poisson``. population: devices that exist.
+        kind: ``all``, ``fixed``, ``poisson``, ``cyclic``. population: devices that exist.
         goal: contributions that close the round; the population for ``all`` and ``poisson`` (nobody is turned away:
             closing early would spoil the sampling).
         expected: contributions that a round is meant to have: the population, or ``round.cohort``.
         invite: devices invited (expected number for ``poisson``).
         minimum: contributions below which the round is abandoned. deadline_s: when it closes regardless.
         rate: probability that a given device is invited.
+        groups: disjoint groups that take turns; 1 = everybody may be in every round.
     """
 
     kind: str
@@ -53,6 +56,7 @@ class Sampling:
     minimum: int
     deadline_s: float
     rate: float
+    groups: int = 1
 
     @property
     def earns(self) -> str:
@@ -60,6 +64,7 @@ class Sampling:
         return {
             "all": "no amplification: every device is in every round",
             "fixed": f"sampling without replacement, {self.invite} of {self.population}; not Poisson",
+            "cyclic": f"{self.groups} groups take turns: a device is in every {self.groups}th round, no amplification",
             "poisson": f"Poisson sampling at rate {self.rate:.4g}; against the release only, never against the server",
         }[self.kind]
 
@@ -75,7 +80,7 @@ class Plan:
         rungs: names of the rungs that a device may choose from, by number; empty where the codec is fixed.
         downlink: the way of the model's change down, a pipeline of one contribution, the same in all rounds; None where
             devices download the model itself.
-        spend: None until differential privacy is asked for.
+        spend: what a round gives away and what may be given away in all; None without differential privacy.
     """
 
     recipe: Recipe
@@ -88,7 +93,7 @@ class Plan:
     groups: tuple[tuple[Segment, ...], ...] = ()
     rungs: tuple[str, ...] = ()
     downlink: Pipeline | None = None
-    spend: None = None
+    spend: Spend | None = None
 
     def phase(self, round: int) -> int:
         """Which of the pipelines a round uses."""
@@ -265,7 +270,13 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
     _check_word(recipe, merge)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
+    spend = None
+    if recipe.privacy in DP_WORDS:
+        more, spend = private(recipe, start, phases, _taking(sampling, recipe), merge.hides is not None)
+        posts += more
     pipes = tuple(pipeline(start, stages, merge, posts) for stages in phases)
+    if spend is not None:
+        pipes = tuple(replace(pipe, divisor=spend.divisor) for pipe in pipes)
     upload = max(pack.size_bytes(pipe.encoded) for pipe in pipes)
     for what, size in (("the model's trainable vector", 4.0 * spec.dim), ("an upload", upload)):
         if size > MESSAGE_LIMIT_BYTES:
@@ -275,8 +286,13 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
             )  # fmt: skip
     strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
     _check_directions(recipe, strategy, spec)
-    claims, down = _claims(recipe, pipes, sampling), downlink(recipe, spec, catalogue)
-    return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, claims, groups, rungs, down)
+    told, down = claims(recipe, pipes, sampling.earns, spend), downlink(recipe, spec, catalogue)
+    return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, told, groups, rungs, down, spend)
+
+
+def _taking(sampling: Sampling, recipe: Recipe) -> Taking:
+    each = -(-recipe.round.rounds // sampling.groups)
+    return Taking(sampling.kind, sampling.rate, sampling.expected, each, sampling.earns)
 
 
 def _check_word(recipe: Recipe, merge: Merge) -> None:
@@ -301,9 +317,13 @@ def _sampling(recipe: Recipe, population: int) -> Sampling:
             )
         invite = min(population, _ceil(r.cohort * r.overselect)) if r.sampling == "fixed" else r.cohort
         goal = r.cohort if r.sampling == "fixed" else population
+    groups = 1
+    if r.sampling == "cyclic":
+        groups = population // r.cohort
+        goal = invite = _ceil(population / groups)
     expected = population if r.sampling == "all" else r.cohort
     minimum = max(1, _ceil(expected * r.minimum))
-    return Sampling(r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population)
+    return Sampling(r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population, groups)
 
 
 def _check_directions(recipe: Recipe, strategy: Strategy, spec: Spec) -> None:
@@ -327,33 +347,3 @@ def _check_directions(recipe: Recipe, strategy: Strategy, spec: Spec) -> None:
 def _ceil(x: float) -> int:
     """Round up, but not because of the last bits of a product such as 100 x 1.1."""
     return math.ceil(x - 1e-9)
-
-
-def _claims(recipe: Recipe, pipes: Sequence[Pipeline], sampling: Sampling) -> tuple[str, ...]:
-    pipe = max(pipes, key=lambda p: p.total.sensitivity)
-    who = "the server sees every device's update" if pipe.total.visible else "the server adds updates blind, unmasked"
-    claims = [
-        f'{who}: nothing is promised about privacy (privacy = "{recipe.privacy}")',
-        "raw text, codec memory and personal models never leave a device",
-        f"cohort: {sampling.earns}",
-    ]
-    if recipe.metrics == "none":
-        claims.append("no train losses leave devices; the weight of an update does, where a stage weighs")
-    elif pipe.total.visible:
-        claims.append("each device's train losses and weight are visible to the server beside its update")
-    else:
-        claims.append("train losses and weights leave devices only as a sum")
-    if pipe.encoded.rungs:
-        claims.append("which rung a device chose tells the server roughly how fast its link and training were")
-    claims.append("held-out losses of single devices are collected by evaluations: a simulation's instrument")
-    if math.isfinite(pipe.total.sensitivity):
-        claims.append(f"one device moves the summed update by at most {pipe.total.sensitivity:.4g} (L2)")
-    else:
-        claims.append("one device can move the sum without limit (no clip)")
-    if pipe.total.noise_std:
-        stds = sorted({f"{p.total.noise_std:.4g}" for p in pipes}, key=float)
-        claims.append(
-            f"noise of std {' or '.join(stds)} on the sum, in simulation derived from the seed: repeatable, so "
-            "not private; no epsilon is derived from it"
-        )
-    return tuple(claims)

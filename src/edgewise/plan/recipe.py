@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgewise.core.errors import RecipeError
 
-Privacy = Literal["none", "hidden"]
+Privacy = Literal["none", "hidden", "central", "distributed", "local"]
+DP_WORDS = ("central", "distributed", "local")  # those that promise an epsilon
 
 
 class Section(BaseModel):
@@ -89,7 +90,9 @@ class RoundSection(Section):
     """Who takes part, and when a round is over."""
 
     rounds: int = Field(20, ge=1, description="rounds")
-    sampling: Literal["all", "fixed", "poisson"] = Field("all", description="how a cohort is drawn")
+    sampling: Literal["all", "fixed", "poisson", "cyclic"] = Field(
+        "all", description="how a cohort is drawn; cyclic: groups of at least ``cohort`` that take turns"
+    )
     cohort: int = Field(0, ge=0, description="contributions wanted per round (fixed), expected (poisson); all: unused")
     overselect: float = Field(1.3, ge=1.0, le=10.0, description="invited / wanted, for fixed sampling")
     minimum: float = Field(0.5, gt=0, le=1.0, description="share of the wanted contributions below which a round fails")
@@ -98,7 +101,7 @@ class RoundSection(Section):
     @model_validator(mode="after")
     def _cohort_given(self) -> RoundSection:
         if (self.sampling == "all") == bool(self.cohort):
-            raise ValueError('E-COMBO: round.cohort is needed for "fixed" and "poisson", and unused with "all"')
+            raise ValueError('E-COMBO: round.cohort is needed for all ways of sampling but "all"')
         return self
 
 
@@ -133,6 +136,19 @@ class AdaptiveSection(Section):
     deadline_s: float = Field(0.0, ge=0, description="when an upload has to be complete; 0 = round.deadline_s")
     slack: float = Field(0.1, ge=0, lt=1, description="share of the deadline that devices keep free")
     ladder: list[str] = Field([], description="names of the rungs, see `edgewise check`; empty = all that fit")
+
+
+class DpSection(Section):
+    """Differential privacy of whole devices, for the privacy words "central", "distributed" and "local"."""
+
+    epsilon: float = Field(0.0, ge=0, description="budget of the whole run; required")
+    delta: float = Field(0.0, ge=0, lt=1, description="required; well below 1 / number of devices")
+    clip_l2: float = Field(0.0, ge=0, description="bound of one update's L2 norm; required")
+    noise_multiplier: float = Field(
+        0.0, ge=0, description="noise on the sum / clip_l2; 0 = as little as the budget allows for all rounds"
+    )
+    corrupt: float = Field(0.1, ge=0, le=0.5, description="distributed: share of a cohort that may leave out its noise")
+    bits: int | None = Field(None, ge=8, le=32, description="distributed: of the ring; the smallest where not given")
 
 
 class EvalSection(Section):
@@ -190,7 +206,8 @@ class Recipe(Section):
     privacy: Privacy = Field(
         ...,
         description='required word. "none": the server sees single updates, nothing is promised; "hidden": secure '
-        "aggregation hides single updates, the sum is as it is",
+        'aggregation hides single updates, the sum is as it is; with differential privacy: "central" (the server adds '
+        'noise), "distributed" (devices add shares of it, under secure aggregation), "local" (every device by itself)',
     )
     metrics: Literal["sum", "none"] = Field(
         "sum", description="train losses travel beside the update, to be summed; or not at all"
@@ -198,6 +215,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     trainable: TrainableSection = TrainableSection()
     data: DataSection = DataSection()
+    dp: DpSection = DpSection()
     round: RoundSection = RoundSection()
     training: TrainingSection = TrainingSection()
     strategy: dict[str, Any] = Field({"kind": "fedavg"}, description="server algorithm and its parameters")
@@ -225,6 +243,25 @@ class Recipe(Section):
             raise ValueError('E-COMBO: the section [adaptive] is for codec = "adaptive"')
         if self.adaptive.deadline_s > self.round.deadline_s:
             raise ValueError("E-COMBO: adaptive.deadline_s is after round.deadline_s, when the round closes")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _quiet(cls, plain: Any) -> Any:
+        """With differential privacy nothing is weighed and no metrics travel, unless the recipe says so."""
+        if isinstance(plain, dict) and plain.get("privacy") in DP_WORDS:
+            return {"metrics": "none", "stage": [], **plain}
+        return plain
+
+    @model_validator(mode="after")
+    def _budget_given(self) -> Recipe:
+        if self.privacy not in DP_WORDS:
+            if self.dp != DpSection():
+                raise ValueError(f'E-COMBO: [dp] is for privacy = {", ".join(DP_WORDS)}, here it is "{self.privacy}"')
+            return self
+        for key in ("epsilon", "delta", "clip_l2"):
+            if not getattr(self.dp, key):
+                raise ValueError(f'E-MISSING: privacy = "{self.privacy}" needs dp.{key}')
         return self
 
     def resolved(self) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def fit(n: int, honest: int, z: float, clip_l2: float, dim: int, block: int, bit
                 least = found
                 break
     if least is None or (bits is not None and bits < least.bits):
-        what = f"discrete_gaussian: in a ring of {bits or MOST_BITS} bits rounding would cost more than the noise hides."
+        what = f"discrete_gaussian: a ring of {bits or MOST_BITS} bits is too coarse for this noise."
         fix = f"use bits = {least.bits} or more." if least else "fewer coordinates: LoRA, layers or random_k."
         raise CompositionError("E-WRAP", what, fix)
     return least if bits is None else size(n, honest, z, clip_l2, dim, bits, k, block)
@@ -126,8 +126,8 @@ def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = N
     before (put ``clip`` in front, and ``rotate`` after it).
     Algebra: kind -> INTEGER for a ring of ``bits`` bits; l2 -> D2 / scale; noise_std -> S / scale; ``zcdp`` of a round.
     Guarantees: the integers that the noise is added to have norm <= D2, whatever the update; both randomnesses come
-        from a CSPRNG keyed by the device. A sum of n encodings decodes to the sum of the inputs plus noise, except where
-        it leaves the ring: at most 0.01 coordinates per round, each an error of the ring's size.
+        from a CSPRNG keyed by the device. A sum of n encodings decodes to the sum of the inputs plus noise, except
+        where it leaves the ring: at most 0.01 coordinates per round, each an error of the ring's size.
     Args:
         z: noise multiplier, above 0. corrupt: share of a cohort that may leave out its noise.
         bits: of the ring, None: the smallest in which rounding lengthens the bound by at most 1 %.

@@ -5,15 +5,15 @@ from __future__ import annotations
 from math import hypot, inf
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
-from edgewise.core.keys import Key, derive
-from edgewise.core.space import Total
-from edgewise.core.stage import WEIGHT, Post
+from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.space import Space, Total
+from edgewise.core.stage import WEIGHT, Memory, Payload, Post, Stage
 from edgewise.core.vector import Vector
+from edgewise.crypto.prg import Words
 
 _CHUNK = 1 << 18  # pairs drawn at a time: bounds the temporary memory
 
@@ -23,15 +23,50 @@ def normals(entropy: Key, n: int) -> NDArray[np.float64]:
 
     A stream must be used once: derive a fresh key for every draw.
     """
-    stream = Cipher(algorithms.AES(entropy), modes.CTR(bytes(16))).encryptor()
+    stream = Words(entropy)
     out = np.empty(n + n % 2, np.float64)
     for start in range(0, out.size // 2, _CHUNK):
         pairs = min(_CHUNK, out.size // 2 - start)
-        words = np.frombuffer(stream.update(bytes(16 * pairs)), "<u8").reshape(2, pairs) >> np.uint64(11)
+        words = np.empty((2, pairs), np.uint64)
+        stream.fill(words.reshape(-1))
+        words >>= np.uint64(11)
         radius = np.sqrt(-2.0 * np.log((words[0] + np.float64(1.0)) * 2.0**-53))  # u in (0, 1]: never log 0
         angle = words[1] * (2.0 * np.pi * 2.0**-53)
         out[2 * start : 2 * (start + pairs)] = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
     return out[:n]
+
+
+def local_noise(z: float) -> Stage:
+    """Add N(0, (z C)^2) to every coordinate on the device, C the L2 bound before.
+
+    Algebra: noise_std -> z C; nothing bounds the body any more. Guarantees: the generator is AES-256-CTR keyed by the
+    device; what leaves it hides it by itself. The continuous Gaussian's floating-point leaks apply (see ``noise``).
+    Args:
+        z: noise multiplier, above 0.
+    Raises: RecipeError(E-VALUE); CompositionError: E-NOT-REAL, E-NOISE-NOCLIP, E-STATS with metrics or weights beside.
+    Source: Dwork and Roth 2014, appendix A.
+    """
+    name = f"local_noise({z:g})"
+    demand.positive("local_noise: z", z)
+
+    def infer(space: Space) -> Space:
+        demand.real(space, name)
+        if space.l2 == inf:
+            raise CompositionError("E-NOISE-NOCLIP", f"{name}: nothing bounds the update.", "put clip before it.")
+        if space.head:
+            raise CompositionError(
+                "E-STATS", f"{name}: weights or losses would leave without noise.", 'metrics = "none", no weigh.'
+            )
+        return space.but(l2=inf, linf=inf, noise_std=hypot(space.noise_std, z * space.l2))
+
+    def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        fresh = normals(derive(turn.private, "local noise", turn.round), payload.body.size)
+        return payload.but(body=(payload.body + z * space.l2 * fresh).astype(np.float32)), memory
+
+    def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
+        return payload
+
+    return Stage(name, infer, encode, decode, pointwise=True)
 
 
 def noise(z: float) -> Post:

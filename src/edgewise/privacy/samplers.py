@@ -21,10 +21,8 @@ LARGEST = 1 << 24  # S: its square times what is compared stays far inside 64 bi
 _BUFFER = 1 << 15  # words drawn at a time: 256 KiB
 _SPARE = 4096  # words left below which no sample is begun; one takes about 15, and more than these never (< 2^-1000)
 
-_jit: Any = njit(cache=True, nogil=True)
 
-
-@_jit
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _below(words: NDArray[np.uint64], at: int, n: np.uint64) -> Any:
     """(uniform in [0, n), next position): as many low bits as n needs, drawn again where they are too large."""
     mask = n - np.uint64(1)
@@ -41,7 +39,7 @@ def _below(words: NDArray[np.uint64], at: int, n: np.uint64) -> Any:
             return value, at
 
 
-@_jit
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _chance(words: NDArray[np.uint64], at: int, top: np.uint64, bottom: np.uint64) -> Any:
     """(Bernoulli(exp(-top / bottom)), next position), top <= bottom: algorithm 1, gamma in [0, 1]."""
     k = np.uint64(1)
@@ -52,7 +50,7 @@ def _chance(words: NDArray[np.uint64], at: int, top: np.uint64, bottom: np.uint6
         k += np.uint64(1)
 
 
-@_jit
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _sample(words: NDArray[np.uint64], at: int, s: np.uint64) -> Any:
     """(one sample, next position): algorithm 3 around algorithm 2."""
     one, square = np.uint64(1), np.uint64(2) * s * s
@@ -84,7 +82,7 @@ def _sample(words: NDArray[np.uint64], at: int, s: np.uint64) -> Any:
             return (-np.int64(x) if negative else np.int64(x)), at
 
 
-@_jit
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _fill(words: NDArray[np.uint64], s: np.uint64, out: NDArray[np.int64], done: int, spare: int) -> Any:
     at = 0
     while done < out.size and words.size - at >= spare:
@@ -113,7 +111,7 @@ def discrete_gaussian(s: int, n: int, entropy: Key) -> NDArray[np.int64]:
     return out
 
 
-@_jit
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _round(y: NDArray[np.float64], words: NDArray[np.uint64], out: NDArray[np.int64]) -> Any:
     total = np.int64(0)
     for i in range(y.size):

@@ -1,0 +1,59 @@
+"""The privacy budget in the loop: asked before anyone trains, charged before anything is opened."""
+
+from __future__ import annotations
+
+from edgewise.core.errors import BudgetError
+from edgewise.engine.ports import Store
+from edgewise.plan.compile import Plan
+from edgewise.privacy import ledger
+from edgewise.privacy.ledger import Charge, Ledger, Refused
+
+
+class Purse:
+    """What a run may still give away. Without differential privacy in the plan it costs nothing and says nothing."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self._plan, self._store = plan, store
+
+    def _of(self, round: int, attempt: str) -> Charge | None:
+        spend = self._plan.spend
+        if spend is None:
+            return None
+        return Charge(round, attempt, round % self._plan.sampling.groups, spend.events[self._plan.phase(round)])
+
+    def _ledger(self) -> Ledger:
+        assert self._plan.spend is not None
+        return Ledger(self._plan.spend.budget, self._store.charges())
+
+    def ask(self, round: int, attempt: str) -> None:
+        """Raises BudgetError(E-BUDGET) where the round would exceed the budget; charges it at once where devices send
+        what others may read as it is (``local``)."""
+        if (new := self._of(round, attempt)) is None:
+            return
+        if isinstance(refused := ledger.charge(self._ledger(), new), Refused):
+            raise self._empty(round, refused)
+        if self._plan.recipe.privacy == "local":
+            self._store.charge(new)
+
+    def charge(self, round: int, attempt: str) -> None:
+        """Write the round's charge down: its sum is opened next. Raises as ``ask``."""
+        if (new := self._of(round, attempt)) is None:
+            return
+        if isinstance(refused := ledger.charge(self._ledger(), new), Refused):
+            raise self._empty(round, refused)
+        self._store.charge(new)
+
+    def spent(self) -> float:
+        """Epsilon so far, 0.0 without differential privacy."""
+        if self._plan.spend is None:
+            return 0.0
+        return ledger.spent(self._store.charges(), self._plan.spend.budget.delta)
+
+    def _empty(self, round: int, refused: Refused) -> BudgetError:
+        assert self._plan.spend is not None
+        return BudgetError(
+            "E-BUDGET",
+            f"round {round} would bring epsilon to {refused.epsilon:.4g}, the budget is "
+            f"{self._plan.spend.budget.epsilon:g}.",
+            "the model of the last round stays; `edgewise report` shows it. Another run needs a budget of its own.",
+        )

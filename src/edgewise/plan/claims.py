@@ -1,0 +1,67 @@
+"""Who learns what, in sentences: nothing is called private that no epsilon stands behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from edgewise.core.stage import Pipeline
+from edgewise.plan.private import Spend
+from edgewise.plan.recipe import Recipe
+from edgewise.privacy import card
+
+# What hides single updates, and from whom: by the number of servers.
+HIDDEN = {
+    1: "individual updates are hidden from the server by masks that cancel in the sum",
+    2: "individual updates are hidden from both servers, each of which holds one share, unless they work together",
+}
+
+
+def claims(recipe: Recipe, pipes: Sequence[Pipeline], earns: str, spend: Spend | None) -> tuple[str, ...]:
+    """The claims of a plan, the most important first. ``earns``: what the sampling does for privacy, in words."""
+    pipe = max(pipes, key=lambda p: p.total.sensitivity)
+    visible, noisy = pipe.merge.hides is None, spend is not None
+    told = [_updates(recipe, pipe, visible)]
+    if spend is not None:
+        c = spend.card
+        told.append(c.summary)
+        told.append(f"against the server: {card.words(c.against_server, c.delta)}, for one {c.unit}")
+        told.append(f"against readers of the models: {card.words(c.of_release, c.delta)}; neighbours: {c.adjacency}")
+        told.append(f"budget: epsilon {spend.budget.epsilon:g}; the round that would exceed it is not played")
+    elif not visible:
+        told.append("the sum is not noised: what it says about one device is not bounded (no epsilon)")
+    told.append("raw text, codec memory and personal models never leave a device")
+    told.append(f"cohort: {earns}")
+    told.append(_metrics(recipe, visible))
+    if pipe.encoded.rungs:
+        told.append("which rung a device chose tells the server roughly how fast its link and training were")
+    told.append("held-out losses of single devices are collected by evaluations: a simulation's instrument")
+    if not visible:
+        told.append("who takes part, when, and how many bytes it sends is visible to the server")
+    if math.isfinite(pipe.total.sensitivity):
+        told.append(f"one device moves the summed update by at most {pipe.total.sensitivity:.4g} (L2)")
+    elif not noisy:
+        told.append("one device can move the sum without limit (no clip)")
+    if pipe.total.noise_std:
+        stds = sorted({f"{p.total.noise_std:.4g}" for p in pipes}, key=float)
+        what = f"noise of std {' or '.join(stds)} on the sum, in simulation derived from the seed: repeatable, so "
+        told.append(what + ("who knows the seed can take it off" if noisy else "not private; no epsilon is derived"))
+    return tuple(told)
+
+
+def _updates(recipe: Recipe, pipe: Pipeline, visible: bool) -> str:
+    if not visible:
+        return HIDDEN[pipe.merge.hides.servers]
+    word = f'privacy = "{recipe.privacy}"'
+    if recipe.privacy == "local":
+        return f"the server sees every device's update, with the noise that the device added ({word})"
+    promised = "nothing is promised about privacy against it" if recipe.privacy == "central" else None
+    return f"the server sees every device's update: {promised or 'nothing is promised about privacy'} ({word})"
+
+
+def _metrics(recipe: Recipe, visible: bool) -> str:
+    if recipe.metrics == "none":
+        return "no train losses leave devices; the weight of an update does, where a stage weighs"
+    if visible:
+        return "each device's train losses and weight are visible to the server beside its update"
+    return "train losses and weights leave devices only as a sum"
