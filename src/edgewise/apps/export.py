@@ -45,7 +45,7 @@ def write(run_dir: Path, dest: Path, to: str, played: int | None = None) -> dict
         run = store.run()
         assert run is not None
         recipe = Recipe.model_validate(run["recipe"])
-        if to == "peft" and recipe.trainable.kind != "lora":
+        if to == "peft" and not recipe.trainable.adapts:
             what = f'a PEFT adapter needs trainable.kind = "lora"; this run trained "{recipe.trainable.kind}"'
             raise _refused(what, "--to merged.")
         number, digest, params = _params(store, recipe, run["next_round"], played)
@@ -96,7 +96,7 @@ def _write(
     flat.write(params)
     for p in model.parameters():  # off the shared storage, which a safetensors file cannot say
         p.data, p.grad = p.data.clone(), None
-    if to == "merged" and recipe.trainable.kind == "lora":
+    if to == "merged" and recipe.trainable.adapts:
         model = model.merge_and_unload()
     part = dest.with_name(f".{dest.name}.{os.getpid()}.part")
     try:
@@ -141,7 +141,7 @@ def _rebuilt(
 
     # Read as the run read it: in bfloat16, the start of LoRA's A is drawn in that.
     arithmetic = getattr(torch, facts.get("precision") or "float32")
-    loaded = load(recipe.model.base, recipe_dir, arithmetic if recipe.trainable.kind == "lora" else torch.float32)
+    loaded = load(recipe.model.base, recipe_dir, arithmetic if recipe.trainable.adapts else torch.float32)
     _, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), arithmetic)
     if facts.get("base_sha256") != base_digest(flat.spec, flat.read()):
         what = f"{loaded.name} has other parameters than the run's directions start from"
@@ -153,9 +153,11 @@ def _frozen_digest(model: Any, arithmetic: Any) -> str:
     """As ``learn.trainer`` tells it: SHA-256 over the weights that are not trained, in the run's arithmetic."""
     import torch
 
+    from edgewise.learn.adapters import FACTOR_A
+
     h = hashlib.sha256()
     for name, p in model.named_parameters():
-        if not p.requires_grad:
+        if not p.requires_grad and FACTOR_A not in name:
             h.update(name.encode())
             h.update(p.detach().to(arithmetic).contiguous().view(torch.uint8).numpy().data)
     return h.hexdigest()
@@ -196,7 +198,14 @@ def _card(s: Mapping[str, Any], recipe: Recipe, to: str, played: int, digest: st
     base = _base_name(recipe)
     hub = f"base_model: {base}\n" if not local else ""
     library = "peft" if to == "peft" else "transformers"
-    what = {"full": "all parameters", "layers": "some layers", "lora": f"LoRA adapters of rank {recipe.trainable.rank}"}
+    rank = recipe.trainable.rank
+    what = {
+        "full": "all parameters",
+        "layers": "some layers",
+        "lora": f"LoRA adapters of rank {rank}",
+        "ffa_lora": f"LoRA adapters of rank {rank}, B only (FFA-LoRA)",
+        "rolora": f"LoRA adapters of rank {rank}, B and A in turn (RoLoRA)",
+    }
     trained, t = what[recipe.trainable.kind], recipe.training
     if recipe.data.source == "python-stdlib":
         data = "source text of the Python standard library, one package per device"

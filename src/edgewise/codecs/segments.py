@@ -35,6 +35,35 @@ def segments(spec: Spec, names: Sequence[str] = ("*",), cycle: int = 1, phase: i
     demand.between("segments: phase", phase, 0, cycle - 1)
     kept = groups(spec, names, cycle)[phase]
     name = f"segments({', '.join(names)}{f'; group {phase} of cycle {cycle}' if cycle > 1 else ''})"
+    return _keeping(spec, kept, name, cycle)
+
+
+def factors(spec: Spec, phase: int = 0) -> Stage:
+    """RoLoRA: the factors of LoRA take turns, all B in even rounds and all A in odd ones; the others stay as they are.
+
+    The mean of products that share one factor is the product of the mean: with A fixed mean(B_i) A = mean(B_i A), which
+    does not hold where both move. Algebra as ``segments`` with a cycle of 2.
+    Raises: CompositionError(E-SEGMENT) where the update has no such factors; the others as ``segments``.
+    Source: Chen et al. 2024, arXiv:2409.02346 (RoLoRA).
+    """
+    demand.between("factors: phase", phase, 0, 1)
+    return _keeping(spec, factor_groups(spec)[phase], f"factors({'BA'[phase]})", 2)
+
+
+def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
+    """The segments of all B, and those of all A. Raises as ``factors``."""
+    found = tuple(tuple(s for s in spec.segments if f"lora_{letter}." in s.name) for letter in "BA")
+    if not all(found) or sum(map(len, found)) != len(spec.segments):
+        raise CompositionError(
+            "E-SEGMENT",
+            "factors: the update is not made of the two factors of LoRA.",
+            'train them: trainable.kind = "rolora".',
+        )
+    return found
+
+
+def _keeping(spec: Spec, kept: Sequence[Segment], name: str, cycle: int) -> Stage:
+    """The stage that keeps these segments, of a cycle of so many rounds."""
     size = sum(s.size for s in kept)
     stops = np.cumsum([s.size for s in kept])  # of each kept segment, among the kept coordinates
     shift = np.array([s.stop for s in kept]) - stops

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from edgewise.core.errors import ModelError
-from edgewise.core.keys import Key, derive
+from edgewise.core.keys import Key, derive, generator
 from edgewise.learn.flat import Flat
 from edgewise.learn.train import seeded
 from edgewise.plan.recipe import TrainableSection
 
+FACTOR_A = "lora_A"
 PEFT_PREFIX = "base_model.model."  # what peft puts before each name in memory and in a saved adapter
 
 
@@ -33,15 +34,18 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
     Raises:
         ModelError: E-TARGETS where a target or pattern matches nothing.
     """
-    if section.kind == "lora":
+    if section.adapts:
         model = _with_lora(model, section, key)
+        if section.kind == "ffa_lora":
+            _fix_a(model, key)
         named = [((n + ".").replace(PEFT_PREFIX, "").replace(".default.", ".")[:-1], p) for n, p in _trained(model)]
     else:
         if section.kind == "layers":
             _freeze_others(model, section.layers)
         named = _trained(model)
+    kept = {p for n, p in model.named_parameters() if FACTOR_A in n}  # half of an adapter, as exact as the other half
     for p in model.parameters():
-        if not p.requires_grad and p.is_floating_point():
+        if not p.requires_grad and p.is_floating_point() and p not in kept:
             p.data = p.data.to(frozen)
     return model, Flat(named)
 
@@ -78,6 +82,26 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Modu
     with seeded(derive(key, "lora")), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft calls a deprecated name of transformers
         return get_peft_model(model, config)
+
+
+def _fix_a(model: nn.Module, key: Key) -> None:
+    """FFA-LoRA: A with orthonormal rows, the same on all devices, is never trained; only B moves and travels.
+
+    Then mean(B_i A) = mean(B_i) A exactly, noise on B enters the product once instead of squared, and half as much
+    travels. Rows are orthonormal (columns where the rank is larger than the layer is wide), so B's noise reaches the
+    product undistorted.
+    Source: Sun et al. 2024, arXiv:2403.12313 (FFA-LoRA).
+    """
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if FACTOR_A not in name:
+                continue
+            rng = generator(derive(key, "ffa", name.replace(PEFT_PREFIX, "")))
+            draw = torch.from_numpy(rng.standard_normal((max(p.shape), min(p.shape))))
+            q, r = torch.linalg.qr(draw)
+            q = q * torch.sign(torch.diagonal(r))  # one answer, whatever signs the library chooses
+            p.copy_(q.T if p.shape[0] <= p.shape[1] else q)
+            p.requires_grad_(False)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

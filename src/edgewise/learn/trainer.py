@@ -23,7 +23,7 @@ from edgewise.core.keys import Key, derive, root
 from edgewise.core.vector import Array
 from edgewise.engine.ports import POOLED, DeviceId
 from edgewise.learn import corpus as corpora
-from edgewise.learn.adapters import trainable
+from edgewise.learn.adapters import FACTOR_A, trainable
 from edgewise.learn.blocks import Blocks, BlockStore, predictions
 from edgewise.learn.corpus import Corpus
 from edgewise.learn.flat import Flat
@@ -48,7 +48,7 @@ def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> TextTrainer:
     key = root(recipe.seed)
     corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"))
     arithmetic = autocast_dtype(recipe.model.precision)
-    lora = recipe.trainable.kind == "lora"  # nothing of the base is trained, so it can be read in 16 bits at once
+    lora = recipe.trainable.adapts  # nothing of the base is trained, so it can be read in 16 bits at once
     loaded = load(recipe.model.base, recipe_dir, arithmetic if lora else torch.float32)
     _check(loaded, recipe)
     if arithmetic is torch.bfloat16:
@@ -121,7 +121,7 @@ class TextTrainer(TorchTrainer):
         """SHA-256 over the weights that are not trained (the trained ones are the run's initial vector)."""
         h = hashlib.sha256()
         for name, p in self.model.named_parameters():
-            if not p.requires_grad:
+            if not p.requires_grad and FACTOR_A not in name:  # a fixed A comes from the seed
                 h.update(name.encode())
                 h.update(p.detach().contiguous().view(torch.uint8).numpy().data)
         return h.hexdigest()

@@ -21,7 +21,7 @@ from edgewise.codecs.mixed import mixed
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.rotate import rotate
-from edgewise.codecs.segments import groups, segments
+from edgewise.codecs.segments import factor_groups, factors, groups, segments
 from edgewise.codecs.shared_top_k import shared_top_k
 from edgewise.codecs.sketch import sketch
 from edgewise.codecs.top_k import top_k
@@ -126,6 +126,9 @@ BUILT_IN = Catalogue(
             SegmentsParams,
             lambda p, spec, phase: segments(spec, p.names, p.cycle, phase),
             groups=lambda p, spec: groups(spec, p.names, p.cycle),
+        ),
+        "factors": Entry(
+            NoParams, lambda p, spec, phase: factors(spec, phase), groups=lambda p, spec: factor_groups(spec)
         ),
         "rotate": Entry(RotateParams, lambda p, _: rotate(p.block)),
         "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased)),

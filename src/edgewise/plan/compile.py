@@ -255,8 +255,9 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
         universe=spec.dim,
         population=population,
     )
-    groups = schedule(recipe.stage, spec, catalogue.stages)
-    phases = [build_stages(recipe.stage, spec, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
+    tables = [{"kind": "factors"}, *recipe.stage] if recipe.trainable.kind == "rolora" else recipe.stage
+    groups = schedule(tables, spec, catalogue.stages)
+    phases = [build_stages(tables, spec, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
     rungs: tuple[str, ...] = ()
     if recipe.codec == "adaptive":
         if groups:

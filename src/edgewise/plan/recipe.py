@@ -41,7 +41,16 @@ class ModelSection(Section):
 class TrainableSection(Section):
     """Which parameters are trained and travel."""
 
-    kind: Literal["full", "lora", "layers"] = Field("full", description="all, low-rank adapters, or named layers")
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained, and nothing of the model itself."""
+        return "lora" in self.kind
+
+    kind: Literal["full", "lora", "ffa_lora", "rolora", "layers"] = Field(
+        "full",
+        description="all; named layers; low-rank adapters, of which ffa_lora trains B only (A is fixed and orthonormal) "
+        "and rolora B and A in turn",
+    )
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank")
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
     targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
