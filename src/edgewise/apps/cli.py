@@ -230,6 +230,43 @@ def codecs(
 
 
 @app.command()
+def audit(
+    recipe: RecipePath,
+    overrides: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.html and audit.json.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer runs and devices: weaker bounds.")] = False,
+    extension: Extension = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Attack a recipe: claimed against measured epsilon, and what leaks behind each defence.
+
+    Runs the recipe's own code path; exit status 8 where more is measured than is claimed.
+    """
+    session = _session("audit", as_json, debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps import runs, shell
+        from edgewise.plan.catalogue import with_extensions
+        from edgewise.plan.recipe import load
+
+        parsed = load(recipe, runs.assignments(overrides))
+        with shell.interrupts(), shell.quiet_screen(None, debug) as screen:
+            from edgewise.apps import audit as auditor
+            from edgewise.apps.bar import steps
+
+            with steps(None if as_json else screen) as step:
+                found = auditor.examine(parsed, recipe.parent, out, quick, step, with_extensions(extension or ()))
+        if not as_json:
+            from rich.console import Console
+
+            auditor.show(Console(), found)
+        return found
+
+    raise typer.Exit(session.run(body))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Is this machine fit to run edgewise?
 

@@ -9,6 +9,7 @@
     ├── DecodeError          bytes from elsewhere are not a valid frame, blob or payload
     ├── RoundError           a round cannot reach its minimum
     ├── BudgetError          the next round would exceed the privacy budget
+    ├── AuditError           an audit measured more than is claimed
     ├── StoreError           the run directory cannot be used: exists, corrupt, full
     └── Interrupted          the person pressed Ctrl-C; everything up to here is saved
 
@@ -53,6 +54,7 @@ REGISTRY: dict[str, Entry] = {
     "E-RUNG": Entry("no rung of the ladder can be used", 2),
     "E-ORDER": Entry("a stage stands where it cannot work", 2),
     "E-ADJ-MIX": Entry("the accountant's neighbours are not those of the mechanism", 2),
+    "E-AUDIT": Entry("an audit measured more than is claimed", 8),
     "E-BUDGET": Entry("the next round would exceed the privacy budget", 7),
     "E-STATS": Entry("metrics would leave devices without noise", 2),
     "E-NMIN": Entry("too few devices for what secure aggregation promises", 2),
@@ -146,6 +148,10 @@ class RoundError(EdgewiseError):
 
 class BudgetError(EdgewiseError):
     """The privacy budget is spent."""
+
+
+class AuditError(EdgewiseError):
+    """The code gives away more than it claims."""
 
 
 class StoreError(EdgewiseError):

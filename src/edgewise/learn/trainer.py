@@ -95,6 +95,10 @@ class TextTrainer(TorchTrainer):
     def _pooled(self) -> PooledShard:
         return PooledShard(self._open, self.devices())
 
+    def text(self, device: DeviceId) -> TextShard:
+        """One device's blocks. Raises DataError(E-DEVICE-DATA, E-DATA-*) where they cannot be made."""
+        return self._open(device)
+
     def fingerprint(self) -> str:
         """SHA-256 over all documents' names, lengths and contents; reads all text once."""
         return self.corpus.fingerprint()

@@ -48,8 +48,8 @@ class TrainableSection(Section):
 
     kind: Literal["full", "lora", "ffa_lora", "rolora", "layers"] = Field(
         "full",
-        description="all; named layers; low-rank adapters, of which ffa_lora trains B only (A is fixed and orthonormal) "
-        "and rolora B and A in turn",
+        description="all; named layers; low-rank adapters, of which ffa_lora trains B only (A is fixed, orthonormal) and "
+        "rolora B and A in turn",
     )
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank")
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")

@@ -103,7 +103,7 @@ def discrete_gaussian(s: int, n: int, entropy: Key) -> NDArray[np.int64]:
     stream, out, done = Words(entropy), np.empty(n, np.int64), 0
     words = np.empty(0, np.uint64)
     while done < n:
-        fresh = np.empty(_BUFFER, np.uint64)
+        fresh = np.empty(min(_BUFFER, _SPARE + 20 * (n - done)), np.uint64)
         stream.fill(fresh)
         words = np.concatenate([words, fresh])  # what was left over comes first: no word is skipped
         done, at = _fill(words, np.uint64(s), out, done, _SPARE)

@@ -1,0 +1,203 @@
+"""`edgewise audit`: the recipe's own code path under attack. What is claimed, what is measured, what leaks.
+
+Mechanism   many releases of a small update by the recipe's pipeline, with and without one worst-case device
+One run     one release of many canaries by the same pipeline
+Leakage     token recall from what the server sees: each update, the cohort's sum, the noised sum
+Memory      membership inference and canary exposure of the model after an update, and after the release
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgewise.core import keys
+from edgewise.core.errors import AuditError
+from edgewise.core.keys import Key, derive
+from edgewise.core.vector import Spec, Vector
+from edgewise.plan.catalogue import BUILT_IN, Catalogue
+from edgewise.plan.compile import Plan, compile
+from edgewise.plan.recipe import DP_WORDS, Recipe
+from edgewise.privacy import audit
+from edgewise.privacy.audit import Finding
+
+SMALL_DIM, SMALL_COHORT = 16, 8
+CANARY_DIM = 4096
+Step = Callable[[str, int, int], None]  # what is done, of how many
+
+
+def _one_round(recipe: Recipe, dim: int, population: int, z: float, catalogue: Catalogue) -> Plan:
+    """The recipe's private ending on a small vector: one round, everybody in it, a given noise multiplier."""
+    plain = recipe.resolved()
+    plain["trainable"], plain["codec"] = {"kind": "full", "layers": []}, "stages"
+    plain["data"] = {**plain["data"], "partition": "iid", "devices": population, "owner": ""}
+    plain["round"] = {"rounds": 1, "sampling": "all", "minimum": 1.0}
+    plain["stage"], plain["downlink"] = [], []
+    plain["strategy"] = {"kind": "fedavg"}
+    plain["dp"] = {**plain["dp"], "noise_multiplier": z, "epsilon": 1e6, "corrupt": 0.0, "bits": None}
+    return compile(Recipe.model_validate(plain), Spec.of([("x", (dim,), "float32")]), population, catalogue)
+
+
+def release(plan: Plan, updates: Sequence[Vector], key: Key) -> Vector:
+    """What the server has after one round of ``plan`` with these updates: the decoded sum, after all stages and posts.
+
+    Masks and shares are left out: they cancel exactly, whoever looks at the sum.
+    """
+    pipe, total = plan.at(0), plan.at(0).start_sum()
+    public = derive(key, "public")
+    for i, x in enumerate(updates):
+        turn = keys.Turn(0, public, derive(key, "device", i))
+        payload, _ = pipe.encode(x, {}, 1.0, pipe.init(), turn)
+        total = pipe.add(total, payload, turn)
+    turn = keys.Turn(0, public)
+    aggregate, _ = pipe.release(total, turn, derive(key, "release"), pipe.start_memory())
+    return aggregate.mean * np.float32(aggregate.weight)
+
+
+def mechanism(recipe: Recipe, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
+    """Many small releases in both worlds, the device an update of the clip's length along one coordinate.
+
+    The noise multiplier is chosen so that mu is about 1: there an audit is most telling, and the code is the same.
+    """
+    plan = _one_round(recipe, SMALL_DIM, SMALL_COHORT, 1.0, catalogue)
+    assert plan.spend is not None
+    event, clip = plan.spend.events[0], recipe.dp.clip_l2
+    mu = sqrt(2.0 * event.rho) if event.kind == "zcdp" else 1.0 / event.z
+    one, none = np.zeros(SMALL_DIM, np.float32), np.zeros(SMALL_DIM, np.float32)
+    one[0] = 4.0 * clip  # longer than the clip, so that a missing one is seen
+    other = -one if event.adjacency == "replace_one" else none
+    scores = []
+    for world, mine in enumerate((other, one)):
+        seen = np.empty(runs)
+        # One device's own words are what the server sees where each adds its own noise.
+        rest = [] if recipe.privacy == "local" else [none] * (SMALL_COHORT - 1)
+        for i in range(runs):
+            seen[i] = release(plan, [mine, *rest], derive(keys.root(7), "audit", world, i))[0]
+            if i % 256 == 0:
+                step("mechanism", world * runs + i, 2 * runs)
+        scores.append(seen)
+    return audit.mechanism("mechanism", mu, recipe.dp.delta, scores[0], scores[1])
+
+
+def one_run(recipe: Recipe, canaries: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
+    """One release at the recipe's own noise: of ``canaries`` orthogonal updates of the clip's length half are in it."""
+    plan = _one_round(recipe, CANARY_DIM, canaries, _recipe_z(recipe, catalogue), catalogue)
+    assert plan.spend is not None
+    rng = np.random.default_rng(11)
+    present = rng.random(canaries) < 0.5
+    updates = []
+    for i in range(canaries):
+        x = np.zeros(CANARY_DIM, np.float32)
+        if present[i]:
+            x[i] = recipe.dp.clip_l2
+        updates.append(x)
+        step("canaries", i, canaries)
+    seen = release(plan, updates, derive(keys.root(7), "one run"))
+    epsilon = plan.spend.card.of_release
+    assert epsilon is not None
+    return audit.one_run("one run", epsilon, recipe.dp.delta, seen[:canaries].astype(np.float64), present)
+
+
+def _recipe_z(recipe: Recipe, catalogue: Catalogue) -> float:
+    """The noise multiplier of the recipe, as for a population that the audit can play."""
+    if recipe.dp.noise_multiplier:
+        return recipe.dp.noise_multiplier
+    plain = recipe.resolved()
+    plain["dp"] = {**plain["dp"]}
+    one = Spec.of([("x", (CANARY_DIM,), "float32")])
+    plain["trainable"], plain["stage"], plain["codec"] = {"kind": "full", "layers": []}, [], "stages"
+    plain["strategy"], plain["downlink"] = {"kind": "fedavg"}, []
+    spend = compile(Recipe.model_validate(plain), one, max(1000, 4 * recipe.round.cohort), catalogue).spend
+    assert spend is not None
+    return spend.z
+
+
+def examine(
+    recipe: Recipe,
+    recipe_dir: Path,
+    out: Path | None = None,
+    quick: bool = False,
+    step: Step | None = None,
+    catalogue: Catalogue = BUILT_IN,
+) -> dict[str, Any]:
+    """All audits that the recipe's words allow.
+
+    Returns:
+        Plain JSON: ``privacy``, ``card``, ``findings`` (claimed and measured), ``leaks``, ``membership``, ``exposure``;
+        the same as ``audit.json`` and a page ``audit.html`` in ``out``.
+    Raises:
+        AuditError(E-AUDIT): more was measured than is claimed. The files are written first.
+    """
+    say = step or (lambda *_: None)
+    findings: list[Finding] = []
+    if recipe.privacy in DP_WORDS:
+        findings.append(mechanism(recipe, 1024 if quick else 8192, say, catalogue))
+        findings.append(one_run(recipe, 200 if quick else 1000, say, catalogue))
+    from edgewise.apps import leakage  # imports torch
+
+    found: dict[str, Any] = {
+        "recipe": recipe.name,
+        "privacy": recipe.privacy,
+        "findings": [{**asdict(f), "holds": f.holds} for f in findings],
+        **leakage.examine(recipe, recipe_dir, quick, say, catalogue),
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "audit.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+        from edgewise.apps import audit_page
+
+        (out / "audit.html").write_text(audit_page.page(found), encoding="utf-8")
+    for f in findings:
+        if not f.holds:
+            raise AuditError(
+                "E-AUDIT",
+                f"{f.name}: claimed {f.claimed:.4g}, measured at least {f.lower:.4g} "
+                f"(epsilon {f.epsilon_claimed:.3g} claimed, {f.epsilon_lower:.3g} measured).",
+                "do not run this recipe: the code gives away more than it says. Report it.",
+            )
+    return found
+
+
+def show(console: Any, found: Mapping[str, Any]) -> None:
+    """Print what ``examine`` found."""
+    from rich import box
+    from rich.table import Table
+
+    def add(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+        for i, head in enumerate(heads):
+            table.add_column(head, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+    if found["findings"]:
+        claims = [
+            (f["name"], f"{f['epsilon_claimed']:.3g}", f"{f['epsilon_lower']:.3g}", f"{f['runs']:,}",
+             "holds" if f["holds"] else "BROKEN")
+            for f in found["findings"]
+        ]  # fmt: skip
+        add("epsilon: claimed and measured (lower bound, 95 %)", ("audit", "claimed", "measured", "runs", ""), claims)
+    else:
+        console.print("No epsilon is claimed, so none is measured.\n")
+    rows = [
+        (x["what"] + (" *" if x["seen"] else ""), _share(x["span"]), _share(x["rows"]), _share(x["base"]))
+        for x in found["leaks"]
+    ]
+    add("tokens of one device's batch that an attacker names", ("from", "span check", "rows", "guessing"), rows)
+    console.print("* what the server sees under this recipe\n")
+    memory = [
+        (x["what"], f"{x['auc']:.3f}", f"{x['tpr_at_1']:.3f}", f"{x['exposure']:.1f} of {x['exposure_most']:.1f} bits")
+        for x in found["memory"]
+    ]
+    add("what the model remembers", ("model after", "membership AUC", "TPR at 1 %", "canary exposure"), memory)
+
+
+def _share(x: float | None) -> str:
+    return "-" if x is None else f"{100 * x:.0f} %"

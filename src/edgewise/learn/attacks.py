@@ -1,0 +1,146 @@
+"""What an update gives away about the text behind it: the attacks that a defence has to stop.
+
+Shape suffixes: V = vocabulary, H = hidden width, O = outputs of a layer, T = tokens of a batch, R = rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgewise.core.vector import Spec, Vector, unpack
+
+Scores = NDArray[np.float64]
+
+
+class Leak(NamedTuple):
+    """How much of a batch's vocabulary an attack named.
+
+    Attributes:
+        recall: share of the batch's distinct tokens among the attack's guesses, as many guesses as there are tokens.
+        base: the same for guessing the most frequent tokens, without any update.
+        tokens: distinct tokens of the batch.
+    """
+
+    recall: float
+    base: float
+    tokens: int
+
+
+def first_layer(spec: Spec) -> str:
+    """The segment that reads the first block's normed embeddings: its query projection (or LoRA's A of it).
+
+    Returns the empty string where the update has none.
+    """
+    names = [s.name for s in spec.segments if ".0." in s.name and "q_proj" in s.name and len(s.shape) == 2]
+    good = [n for n in names if "lora_B" not in n]
+    return good[0] if good else ""
+
+
+def embedding(spec: Spec, vocabulary: int) -> str:
+    """The segment with one row per token; empty where the update has none."""
+    return next((s.name for s in spec.segments if len(s.shape) == 2 and s.shape[0] == vocabulary), "")
+
+
+def row_scores(update: Vector, spec: Spec, segment: str) -> Scores:
+    """Embedding-row attack: how far each token's row moved, relative to the median row. float64[V].
+
+    A token that was read moves its own row through the input; every row moves a little through a tied output layer.
+    """
+    norms = np.linalg.norm(unpack(update, spec)[segment].astype(np.float64), axis=1)
+    scores: Scores = norms / max(float(np.median(norms)), 1e-300)
+    return scores
+
+
+def span_scores(update: Vector, spec: Spec, segment: str, inputs_VH: Tensor) -> Scores:
+    """Span check: how much of each token's layer input lies in the row space of a weight's gradient. float64[V], 0..1.
+
+    The gradient of y = x W^T is sum_t dy_t x_t^T: its rows are combinations of the inputs x_t, so while a batch has
+    fewer tokens than H, the inputs of its tokens lie in the row space and others do not. In the first block of a model
+    with rotary positions an input depends on its token alone, so every token of the vocabulary can be tried.
+    The row space is that of the singular vectors above 1e-3 of the largest, at most H - 1 of them.
+    Source: Petrov et al. 2024, arXiv:2405.15586 (DAGER), section 4.
+    """
+    g_OH = torch.from_numpy(unpack(update, spec)[segment].astype(np.float64))
+    _, s_R, v_RH = torch.linalg.svd(g_OH, full_matrices=False)
+    rank = min(int((s_R > 1e-3 * s_R[0]).sum()), g_OH.shape[1] - 1) if s_R.numel() and s_R[0] > 0 else 0
+    x_VH = inputs_VH.double()
+    inside_V = (x_VH @ v_RH[:rank].T).square().sum(1) / x_VH.square().sum(1).clamp_min(1e-300)
+    return inside_V.numpy()
+
+
+def layer_inputs(model: nn.Module) -> Tensor:
+    """What each token looks like to the first block's projections, [V, H]: its normed embedding.
+
+    Raises ValueError for a model that is not built like Llama (``model.layers[0].input_layernorm``).
+    """
+    layers = [m for n, m in model.named_modules() if n.endswith("layers.0.input_layernorm")]
+    if not layers:
+        raise ValueError("the model has no layers.0.input_layernorm")
+    with torch.no_grad():
+        return layers[0](model.get_input_embeddings().weight.float())  # type: ignore[operator]
+
+
+def leak(scores: Scores, batch: Sequence[int], frequencies: NDArray[np.float64]) -> Leak:
+    """How well the best-scored tokens name those of ``batch``. ``frequencies``: float64[V], of tokens in other text."""
+    true = np.unique(np.asarray(batch, np.int64))
+    guessed = np.argsort(-scores, kind="stable")[: true.size]
+    usual = np.argsort(-frequencies, kind="stable")[: true.size]
+    return Leak(
+        float(np.isin(true, guessed).mean()), float(np.isin(true, usual).mean()), int(true.size)
+    )  # fmt: skip
+
+
+class Membership(NamedTuple):
+    """Loss-threshold membership inference: AUC, and true positives at 1 % false positives."""
+
+    auc: float
+    tpr_at_1: float
+
+
+def membership(members: Scores, others: Scores) -> Membership:
+    """Tell trained text from text that was not by its loss (nats per token; smaller: rather a member).
+
+    Source: Yeom et al. 2018, arXiv:1709.01604; TPR at low FPR: Carlini et al. 2022, arXiv:2112.03570.
+    """
+    both = np.concatenate([members, others])
+    ranks = np.empty(both.size)
+    ranks[np.argsort(both, kind="stable")] = np.arange(1, both.size + 1)
+    for value in np.unique(both):  # ties share their mean rank
+        same = both == value
+        ranks[same] = ranks[same].mean()
+    wins = members.size * others.size + members.size * (members.size + 1) / 2 - ranks[: members.size].sum()
+    auc = wins / (members.size * others.size)
+    return Membership(float(auc), float((members < np.quantile(others, 0.01)).mean()))
+
+
+def exposure(canary_loss: float, others: Scores) -> float:
+    """Bits by which a planted secret stands out among equally likely ones: log2(R) - log2(rank). 0 to log2(R), R = all.
+
+    Source: Carlini et al. 2019, arXiv:1802.08232, section 4.2.
+    """
+    rank = 1 + int((others < canary_loss).sum())
+    return float(np.log2(others.size + 1) - np.log2(rank))
+
+
+def losses(model: nn.Module, rows_NS: Tensor) -> Scores:
+    """Mean loss of each row of tokens, nats per token, float64[N]."""
+    out = []
+    with torch.no_grad():
+        for rows in rows_NS.split(16):
+            x = torch.where(rows < 0, ~rows, rows)
+            logp = torch.log_softmax(model(input_ids=x[:, :-1], use_cache=False).logits.float(), -1)
+            nll = -logp.gather(2, x[:, 1:, None]).squeeze(2)
+            counted = rows[:, 1:] >= 0
+            out.append((nll * counted).sum(1) / counted.sum(1).clamp_min(1))
+    return torch.cat(out).double().numpy()
+
+
+def named(leaks: Mapping[str, Leak]) -> dict[str, dict[str, float]]:
+    """As plain JSON types."""
+    return {name: dict(found._asdict()) for name, found in leaks.items()}
