@@ -186,7 +186,7 @@ def test_schema_of_everything_and_of_one_key() -> None:
     whole = json.loads(call("schema").stdout)
     assert "training" in whole["properties"]
     assert "learning rate in round 0" in call("schema", "--field", "training.lr").stdout
-    assert "whole number ≥ 2 ≤ 32 (default 32)" in call("schema", "--field", "stage.wrap").stdout
+    assert "bits: whole number ≥ 2 ≤ 32" in call("schema", "--field", "stage.wrap").stdout
     assert "bits: whole number ≥ 1 ≤ 16  block 1-8" in call("schema", "--field", "stage.quantize").stdout
     wrong = call("schema", "--field", "training.lrr")
     assert wrong.exit_code == 2

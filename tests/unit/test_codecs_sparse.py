@@ -227,6 +227,6 @@ def test_wrap_lifts_the_centred_residue(bits: int, data: st.DataObject) -> None:
     space = _space(len(values)).but(kind=Kind.INTEGER)
     stage = wrap(bits)
     payload, _ = stage.encode(Payload(np.array(values, np.int32), np.zeros(0)), {}, space, TURN)
-    assert payload.body.dtype == np.uint64
+    assert payload.body.dtype == np.uint32
     assert payload.body.tolist() == [v % 2**bits for v in values]
     assert stage.decode(payload, space, TURN).dense(space.dim).body.tolist() == values

@@ -40,7 +40,7 @@ def _one_round(recipe: Recipe, dim: int, population: int, z: float, catalogue: C
     plain["round"] = {"rounds": 1, "sampling": "all", "minimum": 1.0}
     plain["stage"], plain["downlink"] = [], []
     plain["strategy"] = {"kind": "fedavg"}
-    plain["dp"] = {**plain["dp"], "noise_multiplier": z, "epsilon": 1e6, "corrupt": 0.0, "bits": None}
+    plain["dp"] = {**plain["dp"], "noise_multiplier": z, "epsilon": 1e6, "corrupt": 0.0, "bits": 0}
     return compile(Recipe.model_validate(plain), Spec.of([("x", (dim,), "float32")]), population, catalogue)
 
 
@@ -89,8 +89,7 @@ def one_run(recipe: Recipe, canaries: int, step: Step, catalogue: Catalogue = BU
     """One release at the recipe's own noise: of ``canaries`` orthogonal updates of the clip's length half are in it."""
     plan = _one_round(recipe, CANARY_DIM, canaries, _recipe_z(recipe, catalogue), catalogue)
     assert plan.spend is not None
-    rng = np.random.default_rng(11)
-    present = rng.random(canaries) < 0.5
+    present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
     updates = []
     for i in range(canaries):
         x = np.zeros(CANARY_DIM, np.float32)

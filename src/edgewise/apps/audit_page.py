@@ -57,7 +57,7 @@ def _claims(a: Mapping[str, Any]) -> str:
     ]
     note = (
         "<p class=hint>A lower bound can show that a claim is false, never that it is true. The mechanism audit is "
-        "played at a noise multiplier of about 1, where it is sharpest; the one-run audit at the recipe's own noise.</p>"
+        "played at a noise multiplier of about 1, where it is sharpest; the one-run audit at the recipe's noise.</p>"
     )
     return f'<section><h2>Claims</h2><div class="cards">{"".join(cards)}</div>{note}</section>'
 

@@ -182,12 +182,14 @@ def rotate(block: int = BLOCK) -> Stage:
             )
         if space.rotated:
             raise CompositionError("E-ORDER", f"{name}: the update is already rotated.", "keep one rotate stage.")
-        longest = sqrt(max(1, int(np.diff(edges(space.dim, block)).max(initial=0))))
+        lengths = np.diff(edges(space.dim, block))
+        longest = sqrt(max(1, int(lengths.max(initial=0))))
         return space.but(
             linf=min(space.l2, space.linf * longest),
             spread=space.spread * longest,
             rotated=block,
             rotated_dim=space.dim,
+            rotated_least=int(lengths.min(initial=space.dim)),
             moving=True,
         )
 

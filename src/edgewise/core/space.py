@@ -79,6 +79,7 @@ class Space:
             those of the largest one, with bounds and flags that hold for all. Empty = no choice.
         rotated: block length of the rotation that the update has passed; 0 = none.
         rotated_dim: length of the vector that was rotated; ``dim`` while its blocks still are whole.
+        rotated_least: length of its shortest block.
         rank: matrices travel as factors of this rank; 0 = none do.
         spread: decoding may enlarge a single coordinate beyond ``linf`` by this factor (rotations).
     """
@@ -120,6 +121,7 @@ class Space:
     rungs: tuple[Space, ...] = ()
     rotated: int = 0
     rotated_dim: int = 0
+    rotated_least: int = 0
     rank: int = 0
     spread: float = 1.0
 

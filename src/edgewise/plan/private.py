@@ -136,7 +136,12 @@ def _distributed(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden
     dp = recipe.dp
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
-        return [clip(dp.clip_l2), rotate(_block(before)), discrete_gaussian_noise(z, dp.corrupt, dp.bits), wrap()], []
+        return [
+            clip(dp.clip_l2),
+            rotate(_block(before)),
+            discrete_gaussian_noise(z, dp.corrupt, dp.bits or None),
+            wrap(),
+        ], []
 
     def events(z: float) -> tuple[Event, ...]:
         found = [fold(space, ending(z)[0]).zcdp for space in before]

@@ -48,7 +48,7 @@ class TrainableSection(Section):
 
     kind: Literal["full", "lora", "ffa_lora", "rolora", "layers"] = Field(
         "full",
-        description="all; named layers; low-rank adapters, of which ffa_lora trains B only (A is fixed, orthonormal) and "
+        description="all; named layers; adapters of low rank, of which ffa_lora trains B only (A is fixed) and "
         "rolora B and A in turn",
     )
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank")
@@ -157,7 +157,7 @@ class DpSection(Section):
         0.0, ge=0, description="noise on the sum / clip_l2; 0 = as little as the budget allows for all rounds"
     )
     corrupt: float = Field(0.1, ge=0, le=0.5, description="distributed: share of a cohort that may leave out its noise")
-    bits: int | None = Field(None, ge=8, le=32, description="distributed: of the ring; the smallest where not given")
+    bits: int = Field(0, ge=0, le=32, description="distributed: of the ring; 0 = the smallest that will do")
 
 
 class EvalSection(Section):

@@ -24,7 +24,6 @@ from statistics import NormalDist
 
 import numpy as np
 
-from edgewise.codecs.rotate import edges
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive
@@ -145,8 +144,7 @@ def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = N
     def sizing(space: Space) -> Sizing:
         q = space.quorum
         honest = honest_survivors(q.n_min, q.n_max, corrupt)
-        shortest = int(np.diff(edges(space.rotated_dim, space.rotated)).min(initial=space.dim))
-        return fit(q.n_max, honest, z, space.l2, space.dim, shortest, bits)
+        return fit(q.n_max, honest, z, space.l2, space.dim, space.rotated_least, bits)
 
     def infer(space: Space) -> Space:
         demand.real(space, name)

@@ -1,0 +1,285 @@
+"""Masks with one server: the exact sum or a named end, whatever is lost, delayed, copied, swapped or forged."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from session import IDENTITIES, ROOT, SID, Session, registry
+
+from edgewise.core.keys import derive
+from edgewise.crypto import sign
+from edgewise.secagg import client, messages, server
+from edgewise.secagg.params import Policy
+
+STAYS = 5
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_every_pattern_of_drop_outs_at_small_n(n: int) -> None:
+    """Each device leaves at any of the four messages, or stays: all (5 to the n) patterns."""
+    released = 0
+    for pattern in product(range(1, STAYS + 1), repeat=n):
+        s = Session(n)
+        leaves = dict(zip(s.devices, pattern, strict=True))
+        end = s.play(lambda step, d, leaves=leaves: step >= leaves[d])
+        released += isinstance(end, server.Released)
+        if all(p == STAYS for p in pattern):
+            assert isinstance(end, server.Released)
+    assert released >= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(5, 9), st.data())
+def test_drop_outs_at_larger_n(n: int, data: st.DataObject) -> None:
+    s = Session(n)
+    leaves = {d: data.draw(st.sampled_from([1, 2, 3, 4, 5, 5, 5, 5])) for d in s.devices}
+    end = s.play(lambda step, d: step >= leaves[d])
+    # Enough of everybody at every step: then there must be a sum.
+    if sum(p == STAYS for p in leaves.values()) >= 2 * n // 3 + 1:
+        assert isinstance(end, server.Released)
+        assert set(end.survivors) == {d for d, p in leaves.items() if p > 2}
+
+
+def test_sparse_graph_with_drop_outs() -> None:
+    s = Session(80, n_min=40, policy=Policy(0.05, 0.05, "curious"))
+    k, t = s.policy.shape(80)
+    assert k < 79
+    end = s.play(lambda step, d: (step == 2 and d.endswith("7")) or (step == 4 and d.endswith("03")))
+    assert isinstance(end, server.Released)
+    assert len(end.survivors) == 72
+    assert t > 2
+
+
+Mischief = st.sampled_from(["ok"] * 12 + ["lose", "late", "copy", "flip", "empty", "other", "abort"])
+
+
+def schedule(n: int, draw: object, order: object) -> server.State:
+    """One random schedule: every message may be lost, delayed, copied, damaged, replaced by another's, or an abort."""
+    s = Session(n)
+    queue = [("server", d, raw) for d, raw in s.advertise()]
+    held: list[tuple[str, str, bytes]] = []
+    old: list[bytes] = [raw for *_, raw in queue]
+    for _ in range(400):
+        if s.over:
+            break
+        if not queue:
+            queue, held = held, []
+            if not queue:
+                queue += [("device", d, raw) for d, raw in s.close()]
+            if not queue:
+                continue
+        to, device, raw = queue.pop(order(len(queue)))  # type: ignore[operator]
+        what = draw()  # type: ignore[operator]
+        if what == "lose":
+            continue
+        if what == "late":
+            held.append((to, device, raw))
+            continue
+        if what == "copy":
+            queue.append((to, device, raw))
+        if what == "flip":
+            raw = raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:]
+        if what == "empty":
+            raw = b""
+        if what == "other":
+            raw = old[order(len(old))]  # type: ignore[operator]
+        if what == "abort":
+            raw = messages.dump(messages.Abort(code="E-SEAL" if to == "server" else "nonsense"))
+        old.append(raw)
+        if to == "server":
+            queue += [("device", d, r) for d, r in s.give(device, raw)]
+        elif device in s.clients and (answer := s.answer(device, raw)):
+            queue.append(("server", device, answer))
+    if s.over:
+        s.check()
+    return s.server
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(2, 6), st.data())
+def test_any_schedule_gives_the_exact_sum_or_a_named_end(n: int, data: st.DataObject) -> None:
+    schedule(n, lambda: data.draw(Mischief), lambda k: data.draw(st.integers(0, k - 1)))
+
+
+def _to_masks(s: Session) -> list[tuple[str, bytes]]:
+    """Until all masked updates are with the server: the survivor lists."""
+    for device, raw in s.advertise():
+        s.give(device, raw)
+    mail = s.close()
+    for _ in range(2):
+        answers = [(d, s.answer(d, raw)) for d, raw in mail]
+        mail = [letter for d, raw in answers for letter in s.give(d, raw)]
+    return mail
+
+
+def _code(raw: bytes) -> str:
+    message = messages.load(raw)
+    assert isinstance(message, messages.Abort), message
+    return message.code
+
+
+def test_devices_given_other_models_reveal_nothing() -> None:
+    """A server that tells devices different models: their keys are signed for another session."""
+    s = Session(5)
+    odd = messages.session_id("task", 3, "another model", "config", bytes(32))
+    s.sid = lambda d: odd if d == "d002" else SID
+    for device, raw in s.advertise():
+        s.give(device, raw)
+    assert s.refused == [("d002", "E-SECAGG-KEYS")]
+    # Even a server that leaves that out: the device itself does not accept keys signed for another session.
+    keys = {d: messages.load(raw).keys for d, raw in s.advertise()}  # type: ignore[union-attr]
+    roster = messages.dump(messages.Roster(keys=messages.ordered(keys)))
+    assert _code(s.answer("d002", roster)) == "E-SECAGG-KEYS"
+    assert _code(s.answer("d000", roster)) == "E-SECAGG-KEYS"
+
+
+def _roster(s: Session) -> dict[str, messages.Keys]:
+    return messages.ordered({d: messages.load(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("what", ["stranger", "swapped", "forged", "without me", "too few", "unsorted", "twice"])
+def test_forged_rosters_are_refused(what: str) -> None:
+    s = Session(5, n_min=4)
+    keys, me = _roster(s), "d001"
+    code = "E-SECAGG-KEYS"
+    if what == "stranger":
+        keys["zz"] = keys["d000"]
+    elif what == "swapped":  # the server in the middle of two devices
+        keys["d002"] = msgspec.structs.replace(keys["d002"], seal=keys["d003"].seal)
+    elif what == "forged":
+        keys["d002"] = msgspec.structs.replace(keys["d002"], signature=bytes(64))
+    elif what == "without me":
+        del keys[me]
+    elif what == "too few":
+        keys, code = dict(list(keys.items())[:3]), "E-SECAGG-FEW"
+    elif what == "unsorted":
+        keys, code = dict(reversed(keys.items())), "E-SECAGG-FEW"
+    else:  # one device under two enrolled names
+        first = keys["d000"]
+        signature = sign.sign(IDENTITIES["d002"].secret, first.signed(SID, "d002"))
+        keys["d002"] = msgspec.structs.replace(first, signature=signature)
+    assert _code(s.answer(me, messages.dump(messages.Roster(keys=keys)))) == code
+
+
+@pytest.mark.parametrize("what", ["without me", "too few", "stranger", "unsorted", "twice the same"])
+def test_forged_survivor_lists_are_refused(what: str) -> None:
+    s = Session(6, n_min=4)
+    _to_masks(s)
+    all_ = tuple(s.devices)
+    lists = {
+        "without me": (all_[1:], "E-SECAGG-SURVIVORS"),
+        "too few": (all_[:4], "E-SECAGG-FEW"),  # t = 5 of 6
+        "stranger": ((*all_, "zz"), "E-SECAGG-SURVIVORS"),
+        "unsorted": (tuple(reversed(all_)), "E-SECAGG-SURVIVORS"),
+        "twice the same": ((*all_[:5], all_[4]), "E-SECAGG-SURVIVORS"),
+    }
+    devices, code = lists[what]
+    assert _code(s.answer("d000", messages.dump(messages.Survivors(devices=devices)))) == code
+
+
+def test_two_survivor_lists_cannot_both_be_unmasked() -> None:
+    """A malicious server tells half of the devices that d005 dropped out, to get its update alone."""
+    s = Session(6)
+    _to_masks(s)
+    all_, five = tuple(s.devices), tuple(s.devices[:5])
+    signed: dict[str, bytes] = {}
+    for i, d in enumerate(s.devices):
+        told = all_ if i % 2 or d == "d005" else five
+        signed[d] = messages.load(s.answer(d, messages.dump(messages.Survivors(devices=told)))).signature  # type: ignore[union-attr]
+    shown = messages.dump(messages.Proofs(signatures=messages.ordered(signed)))
+    assert {_code(s.answer(d, shown)) for d in s.devices} == {"E-SECAGG-SURVIVORS"}
+
+
+def test_only_one_answer_and_never_both_shares() -> None:
+    s = Session(5)
+    mail = _to_masks(s)
+    proofs = [letter for d, raw in mail for letter in s.give(d, s.answer(d, raw))]
+    for d, raw in proofs:
+        revealed = messages.load(s.answer(d, raw))
+        assert isinstance(revealed, messages.Revealed)
+        assert not set(revealed.seeds) & set(revealed.keys)
+        assert set(revealed.seeds) | set(revealed.keys) == set(s.devices)
+        assert s.answer(d, raw) == b""  # the state is gone
+        assert isinstance(s.clients[d], client.Finished)
+
+
+def test_lying_share_holders_cannot_spoil_the_sum() -> None:
+    """Two of seven holders reveal wrong shares: the sum is found from the others."""
+    s = Session(7)
+    mail = _to_masks(s)
+    proofs = [letter for d, raw in mail for letter in s.give(d, s.answer(d, raw))]
+    for i, (d, raw) in enumerate(proofs):
+        revealed = messages.load(s.answer(d, raw))
+        assert isinstance(revealed, messages.Revealed)
+        if i < 2:
+            revealed = msgspec.structs.replace(revealed, seeds={v: bytes(33) for v in revealed.seeds})
+        s.give(d, messages.dump(revealed))
+    assert isinstance(s.server, server.Released)
+    s.check()
+
+
+def test_too_many_liars_are_a_named_end() -> None:
+    s = Session(7)
+    mail = _to_masks(s)
+    proofs = [letter for d, raw in mail for letter in s.give(d, s.answer(d, raw))]
+    for i, (d, raw) in enumerate(proofs):
+        revealed = messages.load(s.answer(d, raw))
+        assert isinstance(revealed, messages.Revealed)
+        if i < 3:  # t = 5 of 7
+            revealed = msgspec.structs.replace(revealed, seeds={v: bytes(33) for v in revealed.seeds})
+        s.give(d, messages.dump(revealed))
+    assert isinstance(s.server, server.Aborted)
+
+
+def test_a_masked_update_looks_random() -> None:
+    s = Session(4, dim=20_000, bits=8)
+    s.xs = {d: np.zeros(s.dim, np.uint32) for d in s.devices}
+    for device, raw in s.advertise():
+        s.give(device, raw)
+    mail = [(d, s.answer(d, raw)) for d, raw in s.close()]
+    boxes = [letter for d, raw in mail for letter in s.give(d, raw)]
+    masked = messages.load(s.answer(*boxes[0]))
+    assert isinstance(masked, messages.Masked)
+    counts = np.bincount(np.frombuffer(masked.body, np.uint8), minlength=256)
+    assert float(((counts - s.dim / 256) ** 2 / (s.dim / 256)).sum()) < 360
+
+
+def test_no_secret_is_ever_printed_or_sent_in_the_clear() -> None:
+    s = Session(4)
+    seen: list[str] = []
+    for device, raw in s.advertise():
+        seen.append(repr(s.clients[device]))
+        s.give(device, raw)
+    mail = s.close()
+    wire: list[bytes] = []
+    for step in range(4):
+        answers = []
+        for d, raw in mail:
+            answers.append((d, s.answer(d, raw)))
+            seen += [repr(s.clients[d]), repr(s.server)]
+            wire += [answers[-1][1]] if step < 2 else []
+        mail = [letter for d, raw in answers for letter in s.give(d, raw)]
+    secrets = [
+        derive(derive(ROOT, "entropy", d), label) for d in s.devices for label in ("seal", "mask", "seed", "shares")
+    ] + [IDENTITIES[d].secret for d in s.devices]
+    text, sent = "".join(seen), b"".join(wire)
+    for secret in secrets:
+        assert secret.hex() not in text
+        assert repr(secret)[2:-1] not in text
+        assert secret not in sent
+    for d in s.devices:  # nor the update itself
+        assert s.xs[d].astype("<u4").tobytes() not in sent
+
+
+def test_the_registry_is_who_may_take_part() -> None:
+    assert registry("zz") is None
+    s = Session(3)
+    [(_, raw), *_] = s.advertise()
+    s.give("zz", raw)
+    s.give("d001", raw)  # another's keys under one's own name
+    assert s.refused == [("zz", "E-SECAGG-KEYS"), ("d001", "E-SECAGG-KEYS")]

@@ -1,0 +1,124 @@
+"""Shares with two servers: exact sums, one batch, and nothing that a single server could open."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from session import IDENTITIES, ROOT, registry
+
+from edgewise.core.errors import DecodeError
+from edgewise.core.keys import derive
+from edgewise.secagg import messages, two_server
+from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.two_server import Helper, Report, Ticket
+
+P = Params(Policy(), 3, 20, 50, 2)
+CONTEXT = messages.session_id("task", 0, "model", "config", bytes(32))
+LEADER, HELPER = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
+DEVICES = list(IDENTITIES)[:5]
+RNG = np.random.default_rng(5)
+XS = {d: RNG.integers(0, 1 << 20, 50, dtype=np.uint32) for d in DEVICES}
+HS = {d: RNG.integers(0, 1 << 63, 2, dtype=np.uint64) for d in DEVICES}
+
+
+def report(device: str, context: bytes = CONTEXT, attempt: int = 0) -> bytes:
+    return two_server.split(
+        P, context, device, IDENTITIES[device].secret, LEADER.public, HELPER.public, XS[device], HS[device],
+        derive(ROOT, device, attempt),
+    )  # fmt: skip
+
+
+def servers() -> tuple[two_server.Leader, Helper]:
+    return two_server.lead(P, CONTEXT, LEADER.secret, registry), Helper(P, CONTEXT, HELPER.secret, registry)
+
+
+def refused(code: str, attempt: object) -> None:
+    with pytest.raises(DecodeError) as caught:
+        attempt()  # type: ignore[operator]
+    assert caught.value.code == code
+
+
+def test_the_sum_is_exact_and_opened_once() -> None:
+    lead, helper = servers()
+    for d in DEVICES:
+        ticket, share = two_server.open_report(lead, d, report(d))
+        assert not np.array_equal(share.body, XS[d])
+        helper = two_server.admit(helper, ticket)
+        lead = two_server.count(lead, ticket, share)
+    after, share = two_server.open_batch(helper, lead.counted)
+    lead.total.add(share.body, share.head)
+    np.testing.assert_array_equal(lead.total.body, sum(x.astype(np.uint64) for x in XS.values()) % (1 << 20))
+    np.testing.assert_array_equal(lead.total.head, np.sum(list(HS.values()), axis=0))
+    assert not after.seeds
+    refused("E-SECAGG-ORDER", lambda: two_server.open_batch(after, DEVICES[:3]))
+    refused("E-SECAGG-ORDER", lambda: two_server.admit(after, ticket))
+
+
+def test_batches_below_the_minimum_stay_closed() -> None:
+    lead, helper = servers()
+    for d in DEVICES[:2]:
+        helper = two_server.admit(helper, two_server.open_report(lead, d, report(d))[0])
+    refused("E-SECAGG-FEW", lambda: two_server.open_batch(helper, DEVICES[:2]))
+    refused("E-SECAGG-FEW", lambda: two_server.open_batch(helper, [DEVICES[0]] * 5))
+    refused("E-SECAGG-ORDER", lambda: two_server.open_batch(helper, DEVICES[:3]))
+
+
+def test_replays_are_refused() -> None:
+    lead, helper = servers()
+    raw = report(DEVICES[0])
+    ticket, share = two_server.open_report(lead, DEVICES[0], raw)
+    helper = two_server.admit(helper, ticket)
+    lead = two_server.count(lead, ticket, share)
+    refused("E-SECAGG-ORDER", lambda: two_server.open_report(lead, DEVICES[0], report(DEVICES[0], attempt=1)))
+    refused("E-SECAGG-ORDER", lambda: two_server.admit(helper, ticket))
+    later = Helper(P, messages.session_id("task", 1, "m", "c", bytes(32)), HELPER.secret, registry, helper.seen)
+    refused("E-SECAGG-ORDER", lambda: two_server.admit(later, ticket))
+
+
+def test_other_models_and_configurations_are_refused() -> None:
+    lead, helper = servers()
+    other = messages.session_id("task", 0, "another model", "config", bytes(32))
+    refused("E-SECAGG-KEYS", lambda: two_server.open_report(lead, DEVICES[0], report(DEVICES[0], other)))
+    elsewhere = two_server.lead(P, other, LEADER.secret, registry)
+    ticket, _ = two_server.open_report(elsewhere, DEVICES[0], report(DEVICES[0], other))
+    refused("E-SECAGG-KEYS", lambda: two_server.admit(helper, ticket))
+
+
+def test_a_leader_cannot_invent_reports() -> None:
+    """Neither under a device's name with another key, nor by moving one device's box to another."""
+    lead, helper = servers()
+    ticket, _ = two_server.open_report(lead, DEVICES[0], report(DEVICES[0]))
+    refused("E-SECAGG-KEYS", lambda: two_server.admit(helper, msgspec.structs.replace(ticket, device=DEVICES[1])))
+    refused("E-SECAGG-KEYS", lambda: two_server.admit(helper, msgspec.structs.replace(ticket, device="stranger")))
+    fresh = Ticket(device=DEVICES[1], id=ticket.id, leader=ticket.leader, helper=ticket.helper, signature=bytes(64))
+    refused("E-SECAGG-KEYS", lambda: two_server.admit(helper, fresh))
+
+
+@pytest.mark.parametrize("field", ["leader", "helper", "signature", "id"])
+def test_damage_is_refused(field: str) -> None:
+    lead, helper = servers()
+    decoded = msgspec.msgpack.decode(report(DEVICES[0]), type=Report)
+    value = getattr(decoded, field)
+    for at in (0, len(value) // 2, len(value) - 1):
+        bad = value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :]
+        raw = msgspec.msgpack.encode(msgspec.structs.replace(decoded, **{field: bad}))
+
+        def attempt(raw: bytes = raw) -> None:
+            two_server.admit(helper, two_server.open_report(lead, DEVICES[0], raw)[0])
+
+        with pytest.raises(DecodeError) as caught:
+            attempt()
+        assert caught.value.code in ("E-SECAGG-KEYS", "E-SEAL")
+    for raw in (b"", b"\x00", report(DEVICES[0]) + b"\x00"):
+        refused("E-FRAME", lambda raw=raw: two_server.open_report(lead, DEVICES[0], raw))
+
+
+def test_no_secret_is_printed() -> None:
+    lead, helper = servers()
+    ticket, _ = two_server.open_report(lead, DEVICES[0], report(DEVICES[0]))
+    helper = two_server.admit(helper, ticket)
+    text = repr(lead) + repr(helper)
+    for secret in (LEADER.secret, HELPER.secret, derive(derive(ROOT, DEVICES[0], 0), "share")):
+        assert secret.hex() not in text
+        assert repr(secret)[2:-1] not in text
