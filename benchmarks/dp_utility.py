@@ -27,18 +27,29 @@ os.environ.update({k: v for k, v in bench.QUIET.items() if k not in os.environ})
 DEVICES, ROUNDS, COHORT, DELTA = 1024, 16, 128, 1e-5
 LORA = {"kind": "lora", "rank": 8}
 ARMS: dict[str, dict[str, Any]] = {
-    "distributed, FFA-LoRA": {"privacy": "distributed", "trainable": LORA | {"kind": "ffa_lora"}, "clip": 1.0},
-    "central, FFA-LoRA": {"privacy": "central", "trainable": LORA | {"kind": "ffa_lora"}, "clip": 1.0},
-    "distributed, LoRA": {"privacy": "distributed", "trainable": LORA, "clip": 1.0},
+    "distributed, FFA-LoRA": {
+        "privacy": "distributed",
+        "trainable": LORA | {"kind": "ffa_lora"},
+        "clip": 1.0,
+        "server_lr": 1e-2,
+    },
+    "central, FFA-LoRA": {
+        "privacy": "central",
+        "trainable": LORA | {"kind": "ffa_lora"},
+        "clip": 1.0,
+        "server_lr": 1e-2,
+    },
+    "distributed, LoRA": {"privacy": "distributed", "trainable": LORA, "clip": 1.0, "server_lr": 1e-2},
     "distributed, layers": {
         "privacy": "distributed",
         "trainable": {"kind": "layers", "layers": ["model.layers.*"]},
         "clip": 1.0,
+        "server_lr": 3e-3,
     },
 }
 
 
-def recipe(arm: str, epsilon: float, clip: float = 0.0, lr: float = 0.0, server_lr: float = 1.0) -> dict[str, Any]:
+def recipe(arm: str, epsilon: float, clip: float = 0.0, lr: float = 0.0, server_lr: float = 0.0) -> dict[str, Any]:
     """An arm at a budget; without one (inf) nothing is clipped, noised or hidden."""
     a = ARMS[arm]
     plain: dict[str, Any] = {
@@ -54,7 +65,7 @@ def recipe(arm: str, epsilon: float, clip: float = 0.0, lr: float = 0.0, server_
         "training": {
             "optimizer": "sgd", "lr": lr or 1.0, "local_steps": 1, "batch": 4, "clip_grad": 0.0, "schedule": "constant",
         },
-        "strategy": {"kind": "fedadam", "lr": server_lr, "tau": 1e-4},
+        "strategy": {"kind": "fedadam", "lr": server_lr or a["server_lr"], "tau": 1e-4},
         "eval": {"every": 0, "devices": 128, "max_tokens": 512},
         "compare": {"local_only": False, "centralised": False},
         "dp": {"epsilon": epsilon, "delta": DELTA, "clip_l2": clip or a["clip"], "corrupt": 0.0},
@@ -120,7 +131,7 @@ def plot(path: Path, png: Path) -> None:
         finite = sorted({r["epsilon"] for r in runs if r["arm"] == arm and r["epsilon"] != "inf"})
         rows = [[r["after"] for r in runs if r["arm"] == arm and r["epsilon"] == e] for e in finite]
         means = [sum(row) / len(row) for row in rows]
-        spread = [[m - min(row) for m, row in zip(means, rows)], [max(row) - m for m, row in zip(means, rows)]]
+        spread = [[m - min(row) for m, row in zip(means, rows, strict=True)], [max(row) - m for m, row in zip(means, rows, strict=True)]]
         ax.errorbar(finite, means, spread, marker="o", capsize=3, color=f"C{i}", label=arm)
         if free := [r["after"] for r in runs if r["arm"] == arm and r["epsilon"] == "inf"]:
             ax.axhline(sum(free) / len(free), color=f"C{i}", ls=":", lw=1)
@@ -136,7 +147,9 @@ def plot(path: Path, png: Path) -> None:
     for arm in ARMS:
         for e in sorted({r["epsilon"] for r in runs if r["arm"] == arm}, key=float):
             after = [r["after"] for r in runs if r["arm"] == arm and r["epsilon"] == e]
-            print(f"| {arm} | {e} | {sum(after) / len(after):.1f} ({min(after):.1f}..{max(after):.1f}) | {len(after)} |")
+            print(
+                f"| {arm} | {e} | {sum(after) / len(after):.1f} ({min(after):.1f}..{max(after):.1f}) | {len(after)} |"
+            )
 
 
 def main() -> None:
@@ -147,7 +160,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--clip", type=float, default=0.0)
     parser.add_argument("--lr", type=float, default=0.0)
-    parser.add_argument("--server-lr", type=float, default=3e-3)
+    parser.add_argument("--server-lr", type=float, default=0.0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs beside each other")
     parser.add_argument("--data", type=Path, help="folder that holds shakespeare/input.txt")
     parser.add_argument("--out", type=Path)
@@ -164,6 +177,8 @@ def main() -> None:
         with ProcessPoolExecutor(a.jobs, multiprocessing.get_context("spawn")) as pool:
             keys = {}
             for seed, epsilon, arm in product(range(a.seeds), a.epsilons.split(","), arms):
+                if epsilon == "inf" and ARMS[arm]["privacy"] == "central":
+                    continue  # without noise it does not matter who would add it
                 plain = recipe(arm, float(epsilon), a.clip, a.lr, a.server_lr)
                 shown = epsilon if epsilon == "inf" else float(epsilon)
                 key = {"arm": arm, "epsilon": shown, "seed": seed, "settings": sha(plain)}

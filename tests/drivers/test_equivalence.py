@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-import msgspec
 import pytest
-from toy_recipe import make_recipe
+from played import play, story
 
-from edgewise.apps import simulate
 from edgewise.core import events
 from edgewise.drivers.faults import Fault, Faulty
-from edgewise.drivers.store import RunStore
 
 SETTINGS = {
     "everybody": {},
@@ -34,31 +31,6 @@ SETTINGS = {
     },
     "prox, plain update": {"strategy": {"kind": "fedprox", "mu": 0.1}, "stage": [{"kind": "weigh"}]},
 }
-
-
-def play(out, overrides, wrap=None):
-    told = []
-    simulate.run(
-        make_recipe(overrides),
-        out=out,
-        recipe_dir=out,
-        extensions=["toy"],
-        sinks=[told.append],
-        wrap=wrap,
-        report=False,
-    )
-    with RunStore(out) as store:
-        return store.models(), told, store.measures("federated")
-
-
-def story(told):
-    """The events without wall-clock times; order within a round is virtual, so it is part of the story."""
-    zero = {"at_s", "seconds", "train_s", "encode_s", "aggregate_s"}
-    return [
-        msgspec.structs.replace(e, **dict.fromkeys(zero & set(e.__struct_fields__), 0.0))
-        for e in told
-        if not isinstance(e, events.Progress)
-    ]
 
 
 @pytest.mark.slow

@@ -24,6 +24,12 @@ SUPPORT = Path(__file__).parents[1] / "support"
 # Layer-wise: residuals of two phases, and a server momentum that rests every second round.
 TURNS = ('stage=[{kind="segments",cycle=2},{kind="weigh"},{kind="feedback"},{kind="top_k",fraction=0.2}]',)
 
+# Masks and noise: a session that is cut off is begun anew, and its round is charged once (the same attempt).
+PRIVATE = (
+    'privacy="distributed"', 'metrics="none"', "stage=[]", 'merge={kind="secure_sum"}', "dp.epsilon=20.0", "dp.delta=1e-5",
+    "dp.clip_l2=4.0", "round.minimum=0.75",
+)  # fmt: skip
+
 
 def start(out, engine, resume, sleep="0.02", settings=()):
     path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH", "")]))
@@ -74,8 +80,8 @@ DOWNLINK = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK)],
-    ids=["inproc", "pool", "inproc-turns", "pool-downlink"],
+    ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK), ("pool", PRIVATE)],
+    ids=["inproc", "pool", "inproc-turns", "pool-downlink", "pool-private"],
 )  # fmt: skip
 def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, monkeypatch, engine, settings):
     calm = tmp_path / "calm"

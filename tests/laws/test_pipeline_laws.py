@@ -358,5 +358,7 @@ def test_feedback_telescopes(chain: Chain) -> None:
 
 def test_every_stage_of_the_catalogue_is_under_these_laws() -> None:
     tested = {word for c in CHAINS for s in c.at().stages for word in re.findall(r"[a-z_]+(?=\()", s.name)}
-    tested.add("factors")  # segments by other names, which this layout does not have: tests/unit/test_codecs_segments.py
+    tested.add(
+        "factors"
+    )  # segments by other names, which this layout does not have: tests/unit/test_codecs_segments.py
     assert set(BUILT_IN.stages) <= tested, "add a chain with the new stage to CHAINS"

@@ -167,7 +167,9 @@ def test_a_ledger_refuses_what_exceeds_the_budget() -> None:
 def test_disjoint_cohorts_do_not_add_up() -> None:
     charges = [Charge(i, "a", i % 4, plain(2.0)) for i in range(8)]
     assert ledger.spent(charges, 1e-5) == pytest.approx(epsilon({plain(2.0): 2}, 1e-5))
-    assert ledger.spent([Charge(8, "a", 0, plain(2.0)), *charges], 1e-5) == pytest.approx(epsilon({plain(2.0): 3}, 1e-5))
+    assert ledger.spent([Charge(8, "a", 0, plain(2.0)), *charges], 1e-5) == pytest.approx(
+        epsilon({plain(2.0): 3}, 1e-5)
+    )
 
 
 def test_fewer_honest_devices_cost_what_the_table_says() -> None:

@@ -110,7 +110,7 @@ def test_smallest_rings(dim: int, bits: tuple[int, ...]) -> None:
 def test_half_a_ring_holds_enough_deviations() -> None:
     for dim, k in ((2**20, 5.74), (2**24, 6.19), (2**30, 6.82)):
         assert wrap_k(dim) == pytest.approx(k, abs=0.005)
-    assert distributed.BETA == exp(-0.5)
+    assert exp(-0.5) == distributed.BETA
     assert honest_survivors(80, 100, 0.1) == 70
     assert honest_survivors(9, 10, 0.1) == 8
 
@@ -135,7 +135,10 @@ def chain(*before: Stage, z: float = 1.0, space: Space = SPACE, bits: int | None
         ("E-NOT-REAL", lambda: chain(clip(1.0), quantize(8, "shared"))),
         ("E-NMIN", lambda: chain(clip(1.0), rotate(64), space=SPACE.but(quorum=Quorum(2, 20)))),
         ("E-WRAP", lambda: chain(clip(1.0), rotate(64), bits=9)),
-        ("E-WRAP", lambda: pipeline(SPACE, [clip(1.0), rotate(64), discrete_gaussian_noise(1.0), wrap(16)], ring_sum())),
+        (
+            "E-WRAP",
+            lambda: pipeline(SPACE, [clip(1.0), rotate(64), discrete_gaussian_noise(1.0), wrap(16)], ring_sum()),
+        ),
     ],
 )
 def test_what_does_not_compose_is_refused(code: str, make: object) -> None:

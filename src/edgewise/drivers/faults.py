@@ -60,7 +60,8 @@ class Faulty:
         """See Cohort. Arrivals are pulled from inside until none can come before the earliest one held."""
         limit_s = self._now_s + timeout_s
         while not self._held or self._inner.now_s() < self._held[0][0]:
-            item = self._inner.receive(max(0.0, limit_s - self._inner.now_s()))
+            until_s = min(limit_s, self._held[0][0]) if self._held else limit_s  # its clock must not run ahead
+            item = self._inner.receive(max(0.0, until_s - self._inner.now_s()))
             if item is None:
                 break
             self._mangle(item)

@@ -72,6 +72,12 @@ def private(
             'write metrics = "none", or leave it out.',
         )
     before = [fold(start, stages) for stages in phases]
+    if any(space.sparse for space in before) and word != "central":
+        raise CompositionError(
+            "E-TOPK-SECAGG",
+            f'privacy = "{word}": positions chosen per device say what it holds, and noise hides values only.',
+            "use random_k, or shared_top_k, which chooses from what was released.",
+        )
     ending, events = {"central": _central, "distributed": _distributed, "local": _local}[word](
         recipe, before, taking, hidden
     )

@@ -73,11 +73,13 @@ class Sharing(_State, frozen=True, tag="sharing"):
 
 
 class Waiting(_State, frozen=True, tag="waiting"):
-    """The masked update is sent. ``held``: whose shares this device holds, seed and key."""
+    """The masked update is sent. ``paired``: with whom it shares a mask. ``held``: whose shares this device holds, seed
+    and key."""
 
     own: Own
     everybody: tuple[str, ...]
     neighbours: tuple[str, ...]
+    paired: tuple[str, ...]
     threshold: int
     held: dict[str, tuple[bytes, bytes]]
 
@@ -229,9 +231,12 @@ def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[Stat
         if sender not in state.keys:
             raise DecodeError("E-SECAGG-KEYS", "a box from a device that is no neighbour.")
         key = sealing_key(own.seal, state.keys[sender].seal, own.sid, sender, me)
-        plain = seal.open(key, box, bound(own.sid, sender, me))
+        try:
+            plain = seal.open(key, box, bound(own.sid, sender, me))
+        except DecodeError:
+            continue  # its sender's loss: one holder fewer; the mask between the two cancels all the same
         if len(plain) != 2 * shamir.SHARE_BYTES:
-            raise DecodeError("E-SHARE", "a box does not hold two shares.")
+            continue
         held[sender] = (plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :])
     if len(held) + len(state.mine) // 2 < state.threshold:
         raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares, {state.threshold} are needed.")
@@ -239,7 +244,7 @@ def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[Stat
     assert body is not None
     hidden = Hidden(params, body, np.frombuffer(state.head, "<u8"))
     hidden.mask(own.seed, own.sid, 1)
-    seeds = ((v, pair_seed(own.mask, state.keys[v].mask, own.sid, me, v)) for v in held)
+    seeds = ((v, pair_seed(own.mask, state.keys[v].mask, own.sid, me, v)) for v in message.boxes)
     hidden.masks(me, seeds, own.sid)
     if state.mine:
         held[me] = (state.mine[0], state.mine[1])
@@ -248,6 +253,7 @@ def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[Stat
         own=own,
         everybody=state.everybody,
         neighbours=tuple(state.keys),
+        paired=tuple(message.boxes),
         threshold=state.threshold,
         held=held,
     )
@@ -263,8 +269,8 @@ def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[
         raise DecodeError("E-SECAGG-SURVIVORS", "the survivors are without me.")
     if len(survivors) < params.needed(len(state.everybody)):
         raise DecodeError("E-SECAGG-FEW", f"{len(survivors)} survivors are too few.")
-    if not set(state.held).issuperset(set(survivors) & set(state.neighbours)):
-        raise DecodeError("E-SECAGG-SURVIVORS", "a neighbour survived that never sent me a share.")
+    if not set(state.paired).issuperset(set(survivors) & set(state.neighbours)):
+        raise DecodeError("E-SECAGG-SURVIVORS", "a neighbour survived with whom I share no mask.")
     signature = sign.sign(state.own.identity, survivors_digest(state.own.sid, survivors))
     after = Signed(
         device=me,

@@ -1,0 +1,230 @@
+"""Whole runs under secure aggregation and differential privacy: the same sums, drop-outs, faults, budgets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from played import play, story
+
+from edgewise.core import events
+from edgewise.core.errors import BudgetError, EdgewiseError, RoundError
+from edgewise.drivers.faults import Fault, Faulty
+from edgewise.drivers.store import RunStore
+from edgewise.privacy import ledger
+
+GRID = [
+    {"kind": "weigh", "cap": 160},
+    {"kind": "clip", "l2": 8.0},
+    {"kind": "clamp", "linf": 2.0},
+    {"kind": "quantize", "bits": 8, "grid": "shared"},
+]
+MASKS = {"privacy": "hidden", "merge": {"kind": "secure_sum"}, "stage": [*GRID, {"kind": "wrap"}], "round.rounds": 3}
+SHARES = {**MASKS, "merge": {"kind": "shared_sum"}}
+PRIVATE = {
+    "privacy": "distributed",
+    "metrics": "none",
+    "stage": [],
+    "merge": {"kind": "secure_sum"},
+    "dp.epsilon": 20.0,
+    "dp.delta": 1e-5,
+    "dp.clip_l2": 4.0,
+    "round.minimum": 0.75,
+    "round.rounds": 3,
+}
+CENTRAL = {**PRIVATE, "privacy": "central", "merge": {"kind": "sum"}}
+
+
+def rounds(told):
+    return [e for e in told if isinstance(e, events.RoundFinished)]
+
+
+def test_masks_and_shares_give_the_visible_sums(tmp_path):
+    """The first round's mean is the visible one up to float32; masks and shares agree to the byte in all."""
+    masks, told, _ = play(tmp_path / "a", MASKS)
+    shares, _, _ = play(tmp_path / "b", SHARES)
+    _, seen, _ = play(tmp_path / "c", {"stage": GRID, "round.rounds": 3})
+    assert masks == shares
+    for hidden, visible in zip(rounds(told), rounds(seen), strict=True):
+        assert hidden.update_l2 == pytest.approx(visible.update_l2, rel=1e-5)
+        assert hidden.head == pytest.approx(visible.head, rel=1e-6)
+        assert hidden.accepted == visible.accepted == 8
+        assert hidden.bytes_up > visible.bytes_up
+
+
+def test_what_is_stored_of_a_hidden_round_names_nobodys_update(tmp_path):
+    play(tmp_path, MASKS)
+    assert not list((tmp_path / "journal").iterdir())
+    with RunStore(tmp_path) as store:
+        claims = store.run()["facts"]["plan"]["claims"]
+    assert "hidden" in claims[0]
+    assert not any("private" in claim for claim in claims[:3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [MASKS, SHARES, PRIVATE], ids=["masks", "shares", "private"])
+def test_pool_and_inproc_agree_to_the_byte(tmp_path, settings):
+    one, told_one, _ = play(tmp_path / "a", {"simulation.engine": "inproc", **settings})
+    two, told_two, _ = play(tmp_path / "b", {"simulation.engine": "pool", **settings})
+    assert one == two
+    assert story(told_one) == story(told_two)
+
+
+def test_devices_that_leave_on_the_way_are_not_in_the_sum_or_are(tmp_path):
+    _, told, _ = play(tmp_path, {**MASKS, "data.devices": 12, "simulation.step_dropout": 0.03})
+    for r in rounds(told):
+        accepted = [e.device for e in told if isinstance(e, events.Accepted) and e.round == r.round]
+        lost = [e.device for e in told if isinstance(e, events.Lost) and e.round == r.round]
+        assert r.met
+        assert len(accepted) == r.accepted >= 9
+        assert len(lost) == r.lost
+        assert not set(accepted) & set(lost)
+    assert sum(r.lost for r in rounds(told)) > 0
+
+
+def test_too_many_leaving_abandon_the_round_by_name(tmp_path):
+    with pytest.raises(RoundError):
+        play(tmp_path, {**MASKS, "simulation.step_dropout": 0.3, "round.rounds": 4})
+    with RunStore(tmp_path) as store:
+        told = store.events("round_finished")
+        assert {e.code for e in told} == {"E-SECAGG-FEW"}
+        assert not any(e.met for e in told)
+        assert len({e.model for e in told}) == 1  # the model did not move
+
+
+@pytest.mark.parametrize("settings", [MASKS, SHARES], ids=["masks", "shares"])
+def test_copies_and_delays_change_nothing(tmp_path, settings):
+    clean, _, _ = play(tmp_path / "a", settings)
+    twice, _, _ = play(tmp_path / "b", settings, wrap=lambda c: Faulty(c, lambda device, n: Fault(copies=2)))
+    script = lambda device, n: Fault(delay_s=float((7 * int(device[1:]) + n) % 11))  # noqa: E731
+    mixed, _, _ = play(tmp_path / "c", settings, wrap=lambda c: Faulty(c, script))
+    assert clean == twice == mixed
+
+
+def test_damage_costs_a_device_its_place_only(tmp_path):
+    script = lambda device, n: Fault(corrupt=device == "d00001" and n % 5 == 2)  # noqa: E731
+    _, told, _ = play(tmp_path, MASKS, wrap=lambda c: Faulty(c, script))
+    assert all(r.met and r.accepted >= 7 for r in rounds(told))
+    assert {e.device for e in told if isinstance(e, events.Lost)} == {"d00001"}
+
+
+def test_epsilon_grows_to_the_budget_and_the_ledger_says_the_same(tmp_path):
+    _, told, _ = play(tmp_path, PRIVATE)
+    spent = [r.epsilon for r in rounds(told)]
+    assert 0 < spent[0] < spent[1] < spent[2] <= 20.0
+    assert spent[2] > 18.0  # the budget is used
+    with RunStore(tmp_path) as store:
+        charges = store.charges()
+    assert [c.round for c in charges] == [0, 1, 2]
+    assert ledger.spent(charges, 1e-5) == pytest.approx(spent[2])
+
+
+def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path):
+    """Too little noise for all rounds: the run stops, its last model stays, and a restart stops at once."""
+    settings = {**PRIVATE, "dp.noise_multiplier": 0.5, "round.rounds": 4}
+    with pytest.raises(BudgetError) as caught:
+        play(tmp_path, settings)
+    assert caught.value.exit_status == 7
+    with RunStore(tmp_path) as store:
+        done = [e for e in store.events("round_finished") if isinstance(e, events.RoundFinished)]
+        charges = store.charges()
+    assert 0 < len(done) < 4
+    assert len(charges) == len(done)
+    assert done[-1].epsilon <= 20.0
+    from toy_recipe import make_recipe
+
+    from edgewise.apps import simulate
+
+    with pytest.raises(BudgetError):
+        simulate.run(
+            make_recipe(settings), out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], resume=True, report=False
+        )
+
+
+def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
+    """The sum may have been seen by then: another attempt is charged beside the first."""
+    from edgewise.core.stage import Pipeline
+
+    def crash(*_: object) -> None:
+        raise OSError("power cut")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "release", crash)
+        with pytest.raises(OSError, match="power cut"):
+            play(tmp_path, PRIVATE)
+    with RunStore(tmp_path) as store:
+        assert [c.round for c in store.charges()] == [0]
+        assert store.load().next_round == 0
+
+
+@pytest.mark.parametrize("settings", [PRIVATE, CENTRAL], ids=["distributed", "central"])
+def test_who_cannot_train_sends_zeros_and_does_not_show(tmp_path, monkeypatch, settings):
+    monkeypatch.setenv("TOY_NAN", "d00002")
+    monkeypatch.setenv("TOY_FAIL", "d00003")
+    models, told, _ = play(tmp_path / "a", {**settings, "compare.local_only": False})
+    assert all((r.accepted, r.lost) == (8, 0) for r in rounds(told))
+    assert not any(isinstance(e, events.Lost) for e in told)
+    monkeypatch.delenv("TOY_NAN")
+    monkeypatch.delenv("TOY_FAIL")
+    assert play(tmp_path / "b", {**settings, "compare.local_only": False})[0] != models
+
+
+def test_central_noise_is_what_the_budget_asks_for(tmp_path):
+    _, told, _ = play(tmp_path, CENTRAL)
+    assert [r.met for r in rounds(told)] == [True] * 3
+    assert rounds(told)[-1].epsilon == pytest.approx(20.0, rel=2e-3)
+
+
+def test_cyclic_groups_cost_less(tmp_path):
+    cyclic = {**PRIVATE, "data.devices": 16, "round.sampling": "cyclic", "round.cohort": 8, "round.rounds": 4}
+    _, told, _ = play(tmp_path, cyclic)
+    spent = [r.epsilon for r in rounds(told)]
+    assert spent[0] == spent[1] < spent[2] == spent[3]
+    who = [{e.device for e in told if isinstance(e, events.Accepted) and e.round == n} for n in range(4)]
+    assert who[0] == who[2]
+    assert who[1] == who[3]
+    assert not who[0] & who[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "change"),
+    [
+        ("E-COMBO", {"privacy": "none"}),
+        ("E-COMBO", {"merge": {"kind": "sum"}}),
+        ("E-NMIN", {"round.minimum": 0.1}),
+        ("E-NOT-INTEGER", {"stage": GRID[:2]}),
+        ("E-NOT-INTEGER", {"stage": [{"kind": "top_k", "fraction": 0.1}, {"kind": "wrap"}]}),
+    ],
+)
+def test_words_and_merges_must_agree(tmp_path, code, change):
+    with pytest.raises(EdgewiseError) as caught:
+        play(tmp_path, {**MASKS, **change})
+    assert caught.value.code == code
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("code", "change"),
+    [
+        ("E-MISSING", {"dp.epsilon": 0.0}),
+        ("E-MISSING", {"dp.delta": 0.0}),
+        ("E-MISSING", {"dp.clip_l2": 0.0}),
+        ("E-COMBO", {"privacy": "hidden"}),
+        ("E-COMBO", {"merge": {"kind": "sum"}}),
+        ("E-STATS", {"metrics": "sum"}),
+        ("E-WEIGHT", {"stage": [{"kind": "weigh"}]}),
+        ("E-TOPK-SECAGG", {"stage": [{"kind": "top_k", "fraction": 0.1}]}),
+        ("E-NMIN", {"dp.corrupt": 0.5, "round.minimum": 0.25}),
+    ],
+)
+def test_private_recipes_that_do_not_compose(tmp_path, code, change):
+    with pytest.raises(EdgewiseError) as caught:
+        play(tmp_path, {**PRIVATE, **change})
+    assert caught.value.code == code
+
+
+def test_noise_is_fresh_in_every_round(tmp_path):
+    """Two rounds of updates of zero: what the model moves by is noise, and another one each time."""
+    _, told, _ = play(tmp_path, {**PRIVATE, "training.lr": 1e-12, "strategy": {"kind": "fedavg"}})
+    moved = [r.update_l2 for r in rounds(told)]
+    assert len(set(moved)) == 3
+    assert np.mean(moved) > 0.1
