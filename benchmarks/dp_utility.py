@@ -131,7 +131,10 @@ def plot(path: Path, png: Path) -> None:
         finite = sorted({r["epsilon"] for r in runs if r["arm"] == arm and r["epsilon"] != "inf"})
         rows = [[r["after"] for r in runs if r["arm"] == arm and r["epsilon"] == e] for e in finite]
         means = [sum(row) / len(row) for row in rows]
-        spread = [[m - min(row) for m, row in zip(means, rows, strict=True)], [max(row) - m for m, row in zip(means, rows, strict=True)]]
+        spread = [
+            [m - min(row) for m, row in zip(means, rows, strict=True)],
+            [max(row) - m for m, row in zip(means, rows, strict=True)],
+        ]
         ax.errorbar(finite, means, spread, marker="o", capsize=3, color=f"C{i}", label=arm)
         if free := [r["after"] for r in runs if r["arm"] == arm and r["epsilon"] == "inf"]:
             ax.axhline(sum(free) / len(free), color=f"C{i}", ls=":", lw=1)

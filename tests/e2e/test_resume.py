@@ -26,8 +26,8 @@ TURNS = ('stage=[{kind="segments",cycle=2},{kind="weigh"},{kind="feedback"},{kin
 
 # Masks and noise: a session that is cut off is begun anew, and its round is charged once (the same attempt).
 PRIVATE = (
-    'privacy="distributed"', 'metrics="none"', "stage=[]", 'merge={kind="secure_sum"}', "dp.epsilon=20.0", "dp.delta=1e-5",
-    "dp.clip_l2=4.0", "round.minimum=0.75",
+    'privacy="distributed"', 'metrics="none"', "stage=[]", 'merge={kind="secure_sum"}', "dp.epsilon=20.0",
+    "dp.delta=1e-5", "dp.clip_l2=4.0", "round.minimum=0.75",
 )  # fmt: skip
 
 

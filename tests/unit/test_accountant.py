@@ -87,7 +87,7 @@ def test_published_values_come_from_the_conversion_of_their_time() -> None:
 
 
 def test_the_librarys_replace_one_trap_is_not_ours() -> None:
-    """dp-accounting gives two answers for one Gaussian under REPLACE_ONE; ours is the exact one of the z that is given."""
+    """dp-accounting gives two answers for one Gaussian under REPLACE_ONE; ours is the exact one of the given z."""
     import dp_accounting as dpa
     from dp_accounting import pld, rdp
 

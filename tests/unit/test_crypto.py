@@ -94,10 +94,7 @@ def test_bad_shares_are_refused() -> None:
             shamir.combine(wrong, 2)
         assert caught.value.code == "E-SHARE"
     tampered = {1: shares[1], 2: bytes([shares[2][0] ^ 1]) + shares[2][1:]}
-    try:
-        assert shamir.combine(tampered, 2) != SEED
-    except DecodeError as e:
-        assert e.code == "E-SHARE"
+    assert shamir.combine(tampered, 2) != SEED
     for at, threshold in (([1, 1], 1), ([0, 1], 1), ([1, 2], 3), ([1], 0)):
         with pytest.raises(ValueError):
             shamir.share(SEED, at, threshold, SEED)

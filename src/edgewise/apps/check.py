@@ -16,6 +16,7 @@ from edgewise.drivers.traces import read_traces
 from edgewise.engine.ports import Trainer
 from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.claims import privacy_facts
 from edgewise.plan.compile import compile
 from edgewise.plan.recipe import Recipe
 
@@ -64,6 +65,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "trace": explain.trace(plan, catalogue),
         "trace_down": explain.trace_down(plan),
         "claims": list(plan.claims),
+        "privacy": privacy_facts(plan),
         "ladder": explain.ladder(plan, catalogue),
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan)},
         "memory_bytes": sizes.get("memory_bytes") or None,
@@ -94,10 +96,39 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
     for claim in found["claims"]:
         console.print(Text(f"  • {claim}"))
     console.print()
+    console.print(privacy_table(found["privacy"]))
     if found["ladder"]:
         for table in ladder_tables(found["ladder"]):
             console.print(table)
     console.print(_numbers(found))
+
+
+def privacy_table(p: Mapping[str, Any]) -> Any:
+    """Who could see what, and below it what the promise rests on, as a rich group."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    seen = Table(box=box.SIMPLE_HEAD, title="who could see what", title_justify="left", pad_edge=False)
+    for head in ("who", "single updates", "the sum", "promised"):
+        seen.add_column(head)
+    for w in p["seen"]:
+        seen.add_row(w["who"], w["updates"], w["sum"], w["promised"])
+    c = p["card"]
+    if c is None:
+        return seen
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    grid.add_row("unit", c["unit"])
+    grid.add_row("neighbours", c["adjacency"])
+    grid.add_row("taking part", f"{c['sampling']}; a device is in at most {c['rounds_each']} rounds")
+    grid.add_row("noise", c["noise"])
+    if c["fewer"]:
+        fewer = ", ".join(f"{h}: {eps:.3g}" for h, eps in c["fewer"])
+        grid.add_row("honest", f"{c['honest']} are counted on; epsilon of one round if only so many are: {fewer}")
+    return Group(seen, Text("privacy card", "bold"), grid, Text(""))
 
 
 def ladder_tables(found: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgewise.apps.audit import release
+from edgewise.apps.audit import FULL_WEIGHT, release
 from edgewise.core.errors import DataError, RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, generator, root
@@ -63,14 +63,18 @@ class _Probe:
     def __init__(self, recipe: Recipe, trainer: TextTrainer, cohort: int, step: Step) -> None:
         self.recipe, self.trainer, self.step = recipe, trainer, step
         self.devices = _with_text(trainer, cohort)
-        rows = np.array(self.trainer.text(self.devices[0]).blocks.train_NS[:1])[:, : TOKENS + 1].astype(np.int64)
-        self.rows = rows
+        self.rows = rows = self._first(self.devices[0])
         self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]
         self.inputs = attacks.layer_inputs(trainer.model)
         vocabulary = self.inputs.shape[0]
         others = [np.array(self.trainer.text(d).blocks.train_NS[:64]).ravel() for d in self.devices[1:]]
         text = np.concatenate([np.where(o < 0, ~o, o) for o in others]) if others else np.zeros(0, np.int64)
         self.usual = np.bincount(text.astype(np.int64), minlength=vocabulary).astype(np.float64)
+
+    def _first(self, device: str) -> np.ndarray[Any, Any]:
+        """The beginning of a device's text, one row."""
+        found: np.ndarray[Any, Any] = np.array(self.trainer.text(device).blocks.train_NS[:1])[:, : TOKENS + 1]
+        return found.astype(np.int64)
 
     def single(self) -> Vector:
         """The update of one plain gradient step on the batch: what federated SGD would send."""
@@ -118,7 +122,7 @@ class _Probe:
 
     def whole(self, plan: Plan) -> list[dict[str, Any]]:
         """The attacks where they are strongest, on one gradient step of all weights: alone, in a sum, in a release."""
-        mine, others = self.single(), self._others(plan)
+        mine, others = self.single(), [self._trained(self._first(d), 1, sgd=True) for d in self.devices[1:]]
         total = np.asarray(np.sum([mine, *others], axis=0, dtype=np.float64), np.float32)
         released = release(plan, [mine, *others, *self._quiet(plan, mine, 1 + len(others))], derive(root(3), "whole"))
         n, noise = 1 + len(others), " with the recipe's noise" if self.recipe.privacy in DP_WORDS else ""
@@ -180,7 +184,7 @@ class _Probe:
 
         pipe, public = plan.at(0), derive(root(3), "public")
         turn = Turn(0, public, derive(root(3), "device"))
-        payload, _ = pipe.encode(x, dict.fromkeys(pipe.spaces[0].head, 0.0), 1e6, pipe.init(), turn)
+        payload, _ = pipe.encode(x, dict.fromkeys(pipe.spaces[0].head, 0.0), FULL_WEIGHT, pipe.init(), turn)
         return pipe.decode(payload, Turn(0, public)).body
 
     def _remembers(self, name: str, params: Vector) -> dict[str, Any]:

@@ -11,14 +11,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps import charts, sections, words
+from edgewise.apps import charts, privacy_part, sections, words
 from edgewise.apps.blocks import card, details, pair, panel, row, table
 from edgewise.apps.toml_text import toml
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.store import RunStore
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser itself refuses any request
-PARTS = ("Verdict", "Quality", "Cost", "Participation", "Time", "Pipeline", "Provenance")
+PARTS = ("Verdict", "Quality", "Privacy", "Cost", "Participation", "Time", "Pipeline", "Provenance")
 
 
 def write(store: RunStore, summary: Mapping[str, Any], out: Path) -> Path:
@@ -38,6 +38,7 @@ def page(s: Mapping[str, Any]) -> str:
     bodies = (
         _verdict(s),
         _quality(s),
+        privacy_part.privacy(s),
         sections.cost(s),
         sections.participation(s),
         sections.time(s),

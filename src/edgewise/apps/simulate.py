@@ -32,6 +32,7 @@ from edgewise.engine.ports import Cohort
 from edgewise.engine.run import Federation
 from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.claims import privacy_facts
 from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.recipe import Recipe
@@ -231,6 +232,7 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, out: Path, exten
             "trace": explain.trace(plan, catalogue),
             "trace_down": explain.trace_down(plan),
             "claims": list(plan.claims),
+            "privacy": privacy_facts(plan),
             "upload_bytes": explain.cost(plan)["up"],
             "dim": spec.dim,
             "population": len(first.devices),

@@ -150,6 +150,7 @@ def build(store: RunStore) -> dict[str, Any]:
             "trace": plan.get("trace") or [],
             "trace_down": plan.get("trace_down") or [],
             "claims": plan.get("claims") or [],
+            "privacy": plan.get("privacy"),
         },
         "versions": facts.get("versions") or {},
         "facts": {k: v for k, v in facts.items() if k not in _SHOWN_APART},
@@ -285,6 +286,8 @@ def _round_row(e: events.RoundFinished) -> dict[str, Any]:
         "bytes_up": e.bytes_up,
         "bytes_down": e.bytes_down,
         "lag_l2": e.lag_l2,
+        "code": e.code,
+        "epsilon": e.epsilon,
         "train_s": e.train_s,
         "seconds": e.seconds,
     }

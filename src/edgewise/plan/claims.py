@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from edgewise.core.stage import Pipeline
 from edgewise.plan.private import Spend
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy import card
+
+if TYPE_CHECKING:
+    from edgewise.plan.compile import Plan
 
 # What hides single updates, and from whom: by the number of servers.
 HIDDEN = {
@@ -65,3 +69,42 @@ def _metrics(recipe: Recipe, visible: bool) -> str:
     if visible:
         return "each device's train losses and weight are visible to the server beside its update"
     return "train losses and weights leave devices only as a sum"
+
+
+def witnesses(recipe: Recipe, servers: int, spend: Spend | None) -> list[dict[str, str]]:
+    """Who could see what: for each party its ``who``, single ``updates``, the ``sum``, and what is ``promised``.
+
+    ``servers``: 0 where the server sees each update, else how many hide it.
+    """
+    c = spend.card if spend is not None else None
+    server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
+    reader = card.words(c.of_release, c.delta) if c is not None else "nothing is promised"
+    noisy = {"distributed": "with noise", "central": "before noise", "local": "with noise"}.get(
+        recipe.privacy, "as it is"
+    )
+    single = {0: "each" + (", with its noise" if recipe.privacy == "local" else ""), 1: "hidden", 2: "one share"}[
+        servers
+    ]
+    rows = [{"who": "the server", "updates": single, "sum": noised, "promised": server}]
+    if servers == 2:
+        rows[0]["who"] = "the server (leader)"
+        rows.append({"who": "the gateway (helper)", "updates": "one share", "sum": "hidden", "promised": server})
+        both = "each" + (", with its share of the noise" if recipe.privacy == "distributed" else "")
+        rows.append({"who": "both together", "updates": both, "sum": noised, "promised": "nothing is promised"})
+    rows.append({"who": "other devices", "updates": "hidden", "sum": "hidden", "promised": reader})
+    rows.append({"who": "who reads the models", "updates": "hidden", "sum": "what the models show", "promised": reader})
+    rows.append(
+        {"who": "the network", "updates": "who, when, how many bytes", "sum": "hidden", "promised": "needs TLS outside"}
+    )
+    return rows
+
+
+def privacy_facts(plan: Plan) -> dict[str, Any]:
+    """For check and report, plain JSON: ``word``, ``servers``, ``card`` (None without epsilon), ``seen``."""
+    servers = plan.hides.servers if plan.hides is not None else 0
+    return {
+        "word": plan.recipe.privacy,
+        "servers": servers,
+        "card": None if plan.spend is None else plan.spend.card.to_plain(),
+        "seen": witnesses(plan.recipe, servers, plan.spend),
+    }

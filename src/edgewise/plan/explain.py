@@ -284,6 +284,9 @@ def _effect(before: Space, after: Space, who: str = "each device") -> str:
         many = "one scale" if after.scales == 1 else f"{after.scales} scales"
         grid = f"{many} per {after.block} coordinates" if after.block else "one public grid"
         said.append(f"rounds to {after.bits:g}-bit integers, {grid}")
+    if after.noise_std > before.noise_std:
+        how = f", of which {after.honest} shares are counted on in each sum" if after.honest else ""
+        said.append(f"adds noise of standard deviation {after.noise_std:.4g} to every coordinate{how}")
     if after.kind is Kind.RING and before.kind is not Kind.RING:
         said.append(f"residues modulo 2^{(after.modulus - 1).bit_length()}")
     if after.residual and not before.residual:
