@@ -79,12 +79,10 @@ def witnesses(recipe: Recipe, servers: int, spend: Spend | None) -> list[dict[st
     c = spend.card if spend is not None else None
     server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
     reader = card.words(c.of_release, c.delta) if c is not None else "nothing is promised"
-    noisy = {"distributed": "with noise", "central": "before noise", "local": "with noise"}.get(
-        recipe.privacy, "as it is"
-    )
-    single = {0: "each" + (", with its noise" if recipe.privacy == "local" else ""), 1: "hidden", 2: "one share"}[
-        servers
-    ]
+    noisy = {"distributed": "with noise", "central": "before noise", "local": "with noise"}
+    noised = noisy.get(recipe.privacy, "as it is")
+    each = "each, with its noise" if recipe.privacy == "local" else "each"
+    single = {0: each, 1: "hidden", 2: "one share"}[servers]
     rows = [{"who": "the server", "updates": single, "sum": noised, "promised": server}]
     if servers == 2:
         rows[0]["who"] = "the server (leader)"
