@@ -341,6 +341,8 @@ def pack_bits(values: NDArray[Any], width: int) -> memoryview:
     if width == 8:
         return np.ascontiguousarray(values, np.uint8).data
     size = packed_bytes(values.size, width)
+    if width == 32:
+        return np.ascontiguousarray(values, "<u4").view(np.uint8).data
     if width in (1, 2, 4):
         values = values.astype(np.uint8, copy=False)
         whole = values.size * width // 8 * (8 // width)

@@ -52,7 +52,7 @@ class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Advertised(_State, frozen=True, tag="advertised"):
-    """Keys are sent; ``body`` and ``head`` are the update, packed."""
+    """Keys are sent; ``body`` (uint32) and ``head`` (uint64) are the update, little-endian."""
 
     own: Own
     body: bytes
@@ -148,7 +148,7 @@ def start(
     )
     keys = msgspec.structs.replace(keys, signature=sign.sign(identity, keys.signed(sid, device)))
     state = Advertised(
-        device=device, own=own, body=bytes(kernels.pack_bits(body, params.bits)), head=head.astype("<u8").tobytes()
+        device=device, own=own, body=body.astype("<u4").tobytes(), head=head.astype("<u8").tobytes()
     )
     return state, messages.dump(messages.Advertise(keys=keys))
 
@@ -240,9 +240,7 @@ def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[Stat
         held[sender] = (plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :])
     if len(held) + len(state.mine) // 2 < state.threshold:
         raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares, {state.threshold} are needed.")
-    body = kernels.unpack_bits(memoryview(state.body), params.bits, params.dim)
-    assert body is not None
-    hidden = Hidden(params, body, np.frombuffer(state.head, "<u8"))
+    hidden = Hidden(params, np.frombuffer(state.body, "<u4"), np.frombuffer(state.head, "<u8"))
     hidden.mask(own.seed, own.sid, 1)
     seeds = ((v, pair_seed(own.mask, state.keys[v].mask, own.sid, me, v)) for v in message.boxes)
     hidden.masks(me, seeds, own.sid)
