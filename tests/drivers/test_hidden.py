@@ -228,3 +228,30 @@ def test_noise_is_fresh_in_every_round(tmp_path):
     moved = [r.update_l2 for r in rounds(told)]
     assert len(set(moved)) == 3
     assert np.mean(moved) > 0.1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dp.amplification": "poisson"},
+        {**CENTRAL, "dp.amplification": "poisson"},
+        {"privacy": "local", "merge": {"kind": "sum"}, "dp.amplification": "poisson"},
+    ],
+)
+def test_amplification_that_others_can_see_is_refused(tmp_path, change):
+    with pytest.raises(EdgewiseError) as caught:
+        play(tmp_path, {**PRIVATE, **change})
+    assert caught.value.code == "E-AMP-VISIBLE"
+
+
+def test_poisson_cohorts_amplify_for_readers_only(tmp_path):
+    poisson = {**CENTRAL, "round.sampling": "poisson", "round.cohort": 4, "round.minimum": 0.25}
+    play(tmp_path / "a", {**poisson, "dp.amplification": "poisson"})
+    play(tmp_path / "b", CENTRAL)
+    cards = []
+    for name in "ab":
+        with RunStore(tmp_path / name) as store:
+            cards.append(store.run()["facts"]["plan"]["privacy"]["card"])
+    assert [c["against_server"] for c in cards] == [None, None]
+    noise = [float(c["noise"].split(",")[1].split()[0]) for c in cards]
+    assert noise[0] < noise[1]  # the same budget needs less noise

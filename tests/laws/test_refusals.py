@@ -137,7 +137,7 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-ORDER", "before sparsifiers", lambda: build([segments(SPEC, ["layers.1*"]), mixed(SPEC, 3.0)])),
     ("E-WRAP", "wrap(12)", lambda: build([clip(1.0), quantize(8, "shared"), wrap(11)])),
     ("E-NOISE-NOCLIP", "put clip", lambda: build([], posts=[noise(1.0)])),
-    ("E-NOISE-NOCLIP", "put clip", lambda: build([clip(1.0), feedback([top_k(0.1)])], posts=[noise(1.0)])),
+    ("E-NORM-AFTER", "put clip", lambda: build([clip(1.0), feedback([top_k(0.1)])], posts=[noise(1.0)])),
     ("E-ORDER", "before every stage", lambda: build([random_k(1 / 2), shared_top_k(SPEC, 0.1)])),
     ("E-ORDER", "before every stage", lambda: build([top_k(1.0), shared_top_k(SPEC, 0.1)])),
     ("E-ORDER", "before every stage", lambda: build([sketch(4.0), shared_top_k(SPEC, 0.1)])),
@@ -151,7 +151,7 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-ORDER", "keep one", lambda: build([sketch(4.0), sketch(4.0)])),
     ("E-ORDER", "put it first", lambda: build([sketch(4.0), segments(SPEC, ["*"])])),
     ("E-NO-BOUND", "clamp or clip", lambda: build([clip(1.0), sketch(4.0), quantize(8, "shared"), wrap(16)])),
-    ("E-NOISE-NOCLIP", "put clip", lambda: build([clip(1.0), sketch(4.0)], posts=[noise(1.0)])),
+    ("E-NORM-AFTER", "put clip", lambda: build([clip(1.0), sketch(4.0)], posts=[noise(1.0)])),
     ("E-VALUE", "larger updates", lambda: pipeline(Space(5, Quorum(1, 1), universe=5), [sketch(2.0)], plain_sum())),
     *[
         ("E-NOT-REAL", "before quantize", lambda s=s: build([clip(1.0), quantize(8, "shared"), s]))  # type: ignore[misc]

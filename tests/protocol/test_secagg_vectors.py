@@ -50,7 +50,8 @@ def transcript(leaves: dict[str, int]) -> dict[str, Any]:
         "devices": {
             d: {
                 "identity": IDENTITIES[d].secret.hex(), "public": IDENTITIES[d].public.hex(),
-                "entropy": derive(ROOT, "entropy", d).hex(), "body": s.xs[d].tolist(), "head": [str(v) for v in s.hs[d]],
+                "entropy": derive(ROOT, "entropy", d).hex(), "body": s.xs[d].tolist(),
+                "head": [str(v) for v in s.hs[d]],
             }
             for d in s.devices
         },

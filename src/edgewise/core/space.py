@@ -67,6 +67,7 @@ class Space:
         gain: product of the factors by which stages stretched what is kept (unbiased sparsifiers); > 1 does not
             contract, so it cannot stand inside error feedback.
         noise_std: standard deviation, model units, of noise that each contribution already carries.
+        clipped: some stage before has bounded the L2 norm.
         honest: contributions to a sum whose noise can be counted on; 0 = no noise.
         zcdp: (rho, xi): one round's sum is xi-approximately rho-zCDP by that noise; (0, 0) = no noise.
         ring_bits: of the ring that noisy integers (which have no largest value) are scaled for; 0 = no noise.
@@ -111,6 +112,7 @@ class Space:
     quantized: float = 0.0
     gain: float = 1.0
     noise_std: float = 0.0
+    clipped: bool = False
     honest: int = 0
     zcdp: tuple[float, float] = (0.0, 0.0)
     ring_bits: int = 0

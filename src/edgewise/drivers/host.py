@@ -26,7 +26,7 @@ from safetensors.numpy import load, save
 
 from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
-from edgewise.core.errors import DecodeError, EdgewiseError, StoreError
+from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, StoreError
 from edgewise.drivers import jobs
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.following import Following
@@ -97,6 +97,7 @@ class Host:
                 self._plan = compile(self._recipe, self._trainer.spec, len(self._trainer.devices()), self._catalogue)
                 self._following = Following(self._plan.downlink)
                 self._trust = simulated_trust(self._plan.key)
+                self._noised_steps()
                 return jobs.Ready(id=job.id)
             case jobs.Blob():
                 self._blobs = {d: b for d, b in self._blobs.items() if d in job.keep}
@@ -130,6 +131,18 @@ class Host:
             initial=vector.to_bytes(self._trainer.initial()),
             facts=describe() if describe is not None else {},
         )
+
+    def _noised_steps(self) -> None:
+        """Record-level privacy is the trainer's work. Raises RecipeError(E-COMBO) for one that cannot do it."""
+        spend, dp = self._plan.spend, self._recipe.dp
+        if spend is None or self._recipe.privacy != "record":
+            return
+        if not hasattr(self._trainer, "record_dp"):
+            what = 'privacy = "record" needs a trainer that noises its steps.'
+            raise RecipeError("E-COMBO", what, "build it on learn.torch_trainer.TorchTrainer.")
+        from edgewise.learn.dp_sgd import RecordDp
+
+        self._trainer.record_dp = RecordDp(dp.clip_l2, spend.z, dp.sample_rate)
 
     def _blob(self, digest: str) -> bytes:
         if digest not in self._blobs:

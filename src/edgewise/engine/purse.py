@@ -27,12 +27,12 @@ class Purse:
 
     def ask(self, round: int, attempt: str) -> None:
         """Raises BudgetError(E-BUDGET) where the round would exceed the budget; charges it at once where devices send
-        what others may read as it is (``local``)."""
+        what others may read as it is (``local``, ``record``)."""
         if (new := self._of(round, attempt)) is None:
             return
         if isinstance(refused := ledger.charge(self._ledger(), new), Refused):
             raise self._empty(round, refused)
-        if self._plan.recipe.privacy == "local":
+        if self._plan.recipe.privacy in ("local", "record"):
             self._store.charge(new)
 
     def charge(self, round: int, attempt: str) -> None:

@@ -19,6 +19,8 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.vector import Array, Spec, Vector
 from edgewise.engine.ports import POOLED, DeviceId, FitRequest, HeldOut, Trainer, Update
+from edgewise.learn import dp_sgd
+from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.train import Batch, Loss, Optimizer, fit
@@ -41,6 +43,15 @@ class Shard(Protocol):
         """Batches that are never trained on; none where the device has no hold-out."""
         ...
 
+    @property
+    def size(self) -> int:
+        """Records: what record-level privacy takes for one."""
+        ...
+
+    def records(self, rows: Array) -> Sequence[Batch]:
+        """These records, a batch of each."""
+        ...
+
 
 class TorchTrainer:
     """The ``Trainer`` port over one model instance, whose weights are overwritten for each device.
@@ -54,6 +65,8 @@ class TorchTrainer:
         activation_bytes: memory of one micro-batch's activations, for forecasts. forward_bytes: the same without a
             backward pass to keep them for.
         arithmetic: of matrix work in the optimizer (Muon); the loss decides its own.
+    Attributes:
+        record_dp: set by who runs the devices, from the plan: every step's gradient is then noised (``learn.dp_sgd``).
     Guarantees:
         ``fit`` is a function of the request alone, the same bits in any process: it computes with one torch thread,
         whatever is set outside, since sums over threads round differently. Not thread-safe: one instance per worker.
@@ -78,6 +91,7 @@ class TorchTrainer:
         self._optimizer = Optimizer(training, self.flat, arithmetic)
         self._initial = self.flat.read()
         self._activation_bytes, self.forward_bytes = activation_bytes, forward_bytes
+        self.record_dp: RecordDp | None = None
 
     @property
     def spec(self) -> Spec:
@@ -101,10 +115,17 @@ class TorchTrainer:
                 as its cause only: they may quote data. What else a loss of one's own raises passes through.
         """
         batches, count = self.work(request)
+        records, expected = None, 0.0
+        if self.record_dp is not None and request.device != POOLED:
+            dp_sgd.check(self.model)
+            shard = self._shard(request.device)
+            key, rate, n = derive(request.key, "records"), self.record_dp.rate, shard.size
+            batches = (shard.records(dp_sgd.drawn(n, rate, derive(key, i))) for i in range(request.rule.steps))
+            records, expected = self.record_dp, rate * n
         with computing(request.device):
             fitted = fit(
                 self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,
-                self._optimizer,
+                self._optimizer, records, expected,
             )  # fmt: skip
         head = {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}
         return Update(fitted.x, head, count)
@@ -234,6 +255,15 @@ class TensorShard:
                 at = step * training.batch % n
                 chosen = tuple(t[at : at + training.batch] for t in self._train)
             yield [tuple(t[i : i + size] for t in chosen) for i in range(0, len(chosen[0]), size)]
+
+    @property
+    def size(self) -> int:
+        """See ``Shard``."""
+        return len(self._train[0])
+
+    def records(self, rows: Array) -> list[tuple[Tensor, ...]]:
+        """See ``Shard``."""
+        return [tuple(t[int(r) : int(r) + 1] for t in self._train) for r in rows]
 
     def held_out(self) -> Iterator[tuple[Tensor, ...]]:
         """See ``Shard``."""

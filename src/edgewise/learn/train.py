@@ -17,6 +17,8 @@ from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, word
 from edgewise.core.vector import Vector
+from edgewise.learn import dp_sgd
+from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat, view
 from edgewise.plan.recipe import TrainingSection
 
@@ -42,6 +44,8 @@ def fit(
     training: TrainingSection,
     key: Key,
     optimizer: Optimizer | None = None,
+    dp: RecordDp | None = None,
+    expected: float = 0.0,
 ) -> Fitted:
     """``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state, on the segments that
     ``rule.segments`` names (all where it is empty).
@@ -56,6 +60,8 @@ def fit(
         params: float32[d], the round's model; not changed.
         key: decides dropout; torch's global generator is left as it was.
         optimizer: buffers to reuse between calls (zeroed first); made where None.
+        dp: noise every step's gradient (``dp_sgd``); each micro-batch then is one record, there may be none in a step,
+            and ``expected`` is their mean number.
     Returns:
         The difference and the losses.
     Raises:
@@ -77,7 +83,11 @@ def fit(
     with seeded(key), flat.only(rule.segments):
         for micro in dealt(batches, rule.steps):
             flat.zero_grad()
-            seen.append(_backward(model, loss, micro, flat.g_D))
+            if dp is not None:
+                step_key = derive(key, "dp", len(seen))
+                seen.append(dp_sgd.gradient(model, loss, micro, flat, dp, expected, step_key))
+            else:
+                seen.append(_backward(model, loss, micro, flat.g_D))
             if not math.isfinite(seen[-1][0]):
                 raise TrainingError("E-NAN", f"the loss is {seen[-1][0]} at local step {len(seen)}.", LOWER)
             for w, g, anchor in pulled:
@@ -124,7 +134,7 @@ def quarters(seen: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Mean loss per term of the first and of the last quarter of the steps, from each step's (summed loss, terms)."""
     n = max(1, len(seen) // 4)
     first, last = ((sum(s for s, _ in part), sum(n for _, n in part)) for part in (seen[:n], seen[-n:]))
-    return first[0] / first[1], last[0] / last[1]
+    return first[0] / max(first[1], 1e-30), last[0] / max(last[1], 1e-30)
 
 
 @contextmanager

@@ -148,6 +148,15 @@ class TextShard:
         """Blocks in random order, pass after pass."""
         return _batches(self.blocks.train_NS.__getitem__, len(self.blocks.train_NS), steps, training, key)
 
+    @property
+    def size(self) -> int:
+        """Blocks of training text: the records of record-level privacy."""
+        return len(self.blocks.train_NS)
+
+    def records(self, rows: Array) -> list[tuple[Tensor, int]]:
+        """These blocks, a batch of each."""
+        return [_batch(self.blocks.train_NS[int(r) : int(r) + 1]) for r in rows]
+
     def held_out(self) -> Iterator[tuple[Tensor, int]]:
         """The first held-out predictions, at most ``eval_tokens``."""
         held_NS, left = self.blocks.held_NS, self._eval_tokens

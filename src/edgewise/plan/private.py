@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 
 from edgewise.codecs.rotate import BLOCK, rotate
@@ -71,6 +71,13 @@ def private(
             "for more noise than the update.",
             'write metrics = "none", or leave it out.',
         )
+    if dp.amplification == "poisson" and (word != "central" or taking.kind != "poisson"):
+        raise CompositionError(
+            "E-AMP-VISIBLE",
+            f'privacy = "{word}" with {taking.kind} cohorts: amplification needs Poisson sampling that the adversary '
+            "does not see, and the server sees who takes part.",
+            'only readers of the models can be kept in the dark: privacy = "central" and round.sampling = "poisson".',
+        )
     before = [fold(start, stages) for stages in phases]
     if any(space.sparse for space in before) and word != "central":
         raise CompositionError(
@@ -78,7 +85,7 @@ def private(
             f'privacy = "{word}": positions chosen per device say what it holds, and noise hides values only.',
             "use random_k, or shared_top_k, which chooses from what was released.",
         )
-    ending, events = {"central": _central, "distributed": _distributed, "local": _local}[word](
+    ending, events = {"central": _central, "distributed": _distributed, "local": _local, "record": _record}[word](
         recipe, before, taking, hidden
     )
     turns = Counter(round % len(phases) for round in range(taking.rounds_each))
@@ -86,7 +93,7 @@ def private(
     def all_rounds(z: float) -> Counter[Event]:
         out: Counter[Event] = Counter()
         for phase, event in enumerate(events(z)):
-            out[event] += turns[phase]
+            out[replace(event, steps=1)] += turns[phase] * event.steps
         return out
 
     z = dp.noise_multiplier
@@ -171,9 +178,28 @@ def _local(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden: bool
     return ending, lambda z: (Event("gaussian", "replace_one", z=z / 2.0),) * len(before)
 
 
+def _record(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
+    """Devices train with DP-SGD; what they send is theirs to send."""
+    if any(space.residual for space in before):
+        raise CompositionError(
+            "E-EF-RECORD",
+            "error feedback sends what a record left in the residual again, later and without noise of its own.",
+            "leave out feedback, or protect whole devices.",
+        )
+    dp = recipe.dp
+
+    def events(z: float) -> tuple[Event, ...]:
+        one = Event("gaussian", "add_remove", z=z, sampling="poisson", rate=dp.sample_rate,
+                    steps=recipe.training.local_steps)  # fmt: skip
+        return (one,) * len(before)
+
+    return lambda z: ([], []), events
+
+
 def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, event: Event) -> card.Card:
     dp, word = recipe.dp, recipe.privacy
     server: float | None = spent
+    unit, adjacency, sampling = "device: all its text, in all rounds", _ADJACENCY[event.adjacency], taking.words
     fewer: tuple[tuple[int, float], ...] = ()
     honest = 0
     if word == "central":
@@ -188,6 +214,12 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         summary += "the models learn more of a device than epsilon allows"
         who = f"each device, {each:.4g} per coordinate; at least {each * sqrt(honest):.4g} in every sum"
         fewer = card.degradation(each * sqrt(honest) / space.l2, honest, dp.delta)
+    elif word == "record":
+        summary = "every step on a device is noised: no single block of its text shows in what it sends"
+        unit = "block of text of one device, in all rounds"
+        adjacency = "one block is on the device or not; how many there are is public"
+        sampling = f"each step takes each block with probability {dp.sample_rate:g}, unknown to others"
+        who = f"each device in each step, {z:.4g} times the clip of {dp.clip_l2:g} of one block's gradient"
     else:
         summary = "every device adds enough noise to hide by itself, whatever the server does"
         who = f"each device, {z:.4g} times the clip of {dp.clip_l2:g}"
@@ -197,9 +229,9 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         against_server=server,
         of_release=spent,
         delta=dp.delta,
-        unit="device: all text that it holds, in all rounds",
-        adjacency=_ADJACENCY[event.adjacency],
-        sampling=taking.words,
+        unit=unit,
+        adjacency=adjacency,
+        sampling=sampling,
         noise=who,
         honest=honest,
         rounds_each=taking.rounds_each,

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from edgewise.core.errors import RecipeError
 
-Privacy = Literal["none", "hidden", "central", "distributed", "local"]
-DP_WORDS = ("central", "distributed", "local")  # those that promise an epsilon
+Privacy = Literal["none", "hidden", "central", "distributed", "local", "record"]
+DP_WORDS = ("central", "distributed", "local", "record")  # those that promise an epsilon
 
 
 class Section(BaseModel):
@@ -148,13 +148,21 @@ class AdaptiveSection(Section):
 
 
 class DpSection(Section):
-    """Differential privacy of whole devices, for the privacy words "central", "distributed" and "local"."""
+    """Differential privacy: of whole devices ("central", "distributed", "local"), or of their records ("record")."""
 
     epsilon: float = Field(0.0, ge=0, description="budget of the whole run; required")
     delta: float = Field(0.0, ge=0, lt=1, description="required; well below 1 / number of devices")
-    clip_l2: float = Field(0.0, ge=0, description="bound of one update's L2 norm; required")
+    clip_l2: float = Field(
+        0.0, ge=0, description="bound of one update's L2 norm, for \"record\" of one block's gradient; required"
+    )
+    sample_rate: float = Field(
+        0.0, ge=0, le=1, description="record: probability with which a local step takes each block; required for it"
+    )
     noise_multiplier: float = Field(
         0.0, ge=0, description="noise on the sum / clip_l2; 0 = as little as the budget allows for all rounds"
+    )
+    amplification: Literal["auto", "poisson"] = Field(
+        "auto", description="poisson: refuse where amplification by Poisson sampling cannot be counted"
     )
     corrupt: float = Field(0.1, ge=0, le=0.5, description="distributed: share of a cohort that may leave out its noise")
     bits: int = Field(0, ge=0, le=32, description="distributed: of the ring; 0 = the smallest that will do")
@@ -214,9 +222,9 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, description="all simulated randomness derives from it")
     privacy: Privacy = Field(
         ...,
-        description='required word. "none": the server sees single updates, nothing is promised; "hidden": secure '
-        'aggregation hides single updates, the sum is as it is; with differential privacy: "central" (the server adds '
-        'noise), "distributed" (devices add shares of it, under secure aggregation), "local" (every device by itself)',
+        description='required word. "none": nothing is promised; "hidden": secure aggregation hides single updates; '
+        'with noise: "central" (by the server), "distributed" (by devices, under secure aggregation), "local" (each '
+        'device by itself), "record" (DP-SGD on devices, for single blocks of text)',
     )
     metrics: Literal["sum", "none"] = Field(
         "sum", description="train losses travel beside the update, to be summed; or not at all"
@@ -271,6 +279,8 @@ class Recipe(Section):
         for key in ("epsilon", "delta", "clip_l2"):
             if not getattr(self.dp, key):
                 raise ValueError(f'E-MISSING: privacy = "{self.privacy}" needs dp.{key}')
+        if (self.privacy == "record") != bool(self.dp.sample_rate):
+            raise ValueError('E-MISSING: dp.sample_rate goes with privacy = "record", and only with it')
         return self
 
     def resolved(self) -> dict[str, Any]:

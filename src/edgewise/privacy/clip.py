@@ -47,7 +47,8 @@ def clip(l2: float) -> Stage:
     def infer(space: Space) -> Space:
         demand.real(space, name)
         _whole(space, name)
-        return space.but(l2=min(space.l2, l2), linf=min(space.linf, l2), unbiased=space.unbiased and space.l2 <= l2)
+        unbiased = space.unbiased and space.l2 <= l2
+        return space.but(l2=min(space.l2, l2), linf=min(space.linf, l2), unbiased=unbiased, clipped=True)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         norm = sqrt(float(np.square(payload.body, dtype=np.float64).sum()))

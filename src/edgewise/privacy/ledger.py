@@ -53,7 +53,7 @@ def spent(charges: Iterable[Charge], delta: float) -> float:
     """Epsilon of all charges, recomputed from them."""
     cohorts: dict[int, Counter[Event]] = defaultdict(Counter)
     for c in charges:
-        cohorts[c.cohort][c.event] += 1
+        cohorts[c.cohort][replace(c.event, steps=1)] += c.event.steps
     alike = {tuple(sorted(events.items(), key=repr)) for events in cohorts.values()}
     # The coarse grid: it is what budgets are calibrated with, an upper bound, and quick enough for every round.
     return max((accountant.epsilon(dict(events), delta, accountant.COARSE) for events in alike), default=0.0)

@@ -88,6 +88,12 @@ def noise(z: float) -> Post:
 
     def infer(total: Total) -> Total:
         if total.sensitivity == inf:
+            if total.space.clipped:
+                raise CompositionError(
+                    "E-NORM-AFTER",
+                    f"{name}: a stage after clip can lengthen the update again, so no noise hides it.",
+                    "put clip after that stage, right before rotate or quantize (inside feedback, behind a sketch).",
+                )
             raise CompositionError(
                 "E-NOISE-NOCLIP",
                 f"{name}: nothing bounds how far one device can move the total, so no noise hides it.",

@@ -23,6 +23,7 @@ class Event:
         sampling: "every": a device is in each of its rounds and may be known to be. "poisson": independently with
             probability ``rate``, unknown to who sees the release; "truncated": the same, at most ``cap`` of
             ``population``; "fixed": ``cohort`` of ``population`` without replacement.
+        steps: how many such releases one charge stands for (the local steps of record-level privacy).
     """
 
     kind: Literal["gaussian", "zcdp", "matrix"]
@@ -35,6 +36,7 @@ class Event:
     population: int = 0
     cohort: int = 0
     cap: int = 0
+    steps: int = 1
 
     def __post_init__(self) -> None:
         wanted = {"poisson": "add_remove", "truncated": "add_remove", "fixed": "replace_one"}.get(self.sampling)

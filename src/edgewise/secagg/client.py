@@ -147,9 +147,7 @@ def start(
         signature=b"",
     )
     keys = msgspec.structs.replace(keys, signature=sign.sign(identity, keys.signed(sid, device)))
-    state = Advertised(
-        device=device, own=own, body=body.astype("<u4").tobytes(), head=head.astype("<u8").tobytes()
-    )
+    state = Advertised(device=device, own=own, body=body.astype("<u4").tobytes(), head=head.astype("<u8").tobytes())
     return state, messages.dump(messages.Advertise(keys=keys))
 
 
