@@ -2,6 +2,7 @@
 
 ``stage`` are the ``[[stage]]`` tables after ``weigh`` (none: float32). Any other key is a table of the recipe: one of
 another ``kind`` replaces the task's, else its keys are put over the task's; a list (``downlink``, ``post``) replaces.
+``weigh = False`` leaves out the task's ``weigh``.
 The first word of a name is its family: one colour in the plot. ``REFERENCE`` is what the others are measured against.
 """
 
@@ -67,7 +68,8 @@ RUNGS: dict[str, Table] = {
         "stage": feedback({"kind": "top_k", "fraction": 0.01, "chunk": 4096}, quantize(2, "pair", block=256))
     },
     "top 1 % ef21": {
-        "stage": feedback({"kind": "top_k", "fraction": 0.01}, quantize(2, "pair", block=256), form="ef21")
+        "stage": feedback({"kind": "top_k", "fraction": 0.01}, quantize(2, "pair", block=256), form="ef21"),
+        "weigh": False,  # the mirrors are averaged over all devices
     },
     "low_rank 4": {"stage": feedback({"kind": "low_rank", "rank": 4})},
     "cycle 2 eden 1": {"stage": [{"kind": "segments", "cycle": 2}, *eden(1)]},
@@ -88,8 +90,10 @@ def applied(base: Table, rung: Table) -> Table:
     """A task's recipe with a rung's changes. ``base`` has ``weigh`` as its only stage."""
     out = {**base}
     for key, value in rung.items():
+        if key == "weigh":
+            continue
         if key == "stage":
-            out[key] = [*base["stage"], *value]
+            out[key] = [*(base["stage"] if rung.get("weigh", True) else ()), *value]
         elif isinstance(value, dict) and value.get("kind") in (None, base.get(key, {}).get("kind")):
             out[key] = {**base.get(key, {}), **value}
         else:
