@@ -255,3 +255,23 @@ def test_poisson_cohorts_amplify_for_readers_only(tmp_path):
     assert [c["against_server"] for c in cards] == [None, None]
     noise = [float(c["noise"].split(",")[1].split()[0]) for c in cards]
     assert noise[0] < noise[1]  # the same budget needs less noise
+
+
+def test_an_adaptive_clip_moves_and_costs_the_same(tmp_path):
+    settings = {**CENTRAL, "data.devices": 60, "dp.clip_l2": 0.5, "dp.adaptive_clip": True, "round.rounds": 4}
+    _, told, _ = play(tmp_path / "a", settings)
+    _, fixed, _ = play(tmp_path / "b", {**settings, "dp.adaptive_clip": False})
+    assert rounds(told)[-1].epsilon == pytest.approx(rounds(fixed)[-1].epsilon)
+    with RunStore(tmp_path / "a") as store:
+        clip = float(store.load().memory["clip"][0])
+    assert clip > 0.55  # all updates are longer than the first clip
+    assert all("below" in r.head for r in rounds(told))
+
+
+@pytest.mark.parametrize(
+    ("code", "change"), [("E-COMBO", {"privacy": "distributed"}), ("E-VALUE", {"dp.epsilon": 0.5})]
+)
+def test_adaptive_clips_that_cannot_be(tmp_path, code, change):
+    with pytest.raises(EdgewiseError) as caught:
+        play(tmp_path, {**CENTRAL, "dp.adaptive_clip": True, **change})
+    assert caught.value.code == code

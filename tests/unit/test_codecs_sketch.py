@@ -111,7 +111,7 @@ def test_the_step_is_fetchsgd(momentum: float, floor: float) -> None:
         x = np.random.default_rng(round).standard_t(1.5, dim).astype(np.float32)
         mean = _sketch(stage, x, space)
         before = {k: v.copy() for k, v in memory.items()}
-        got, after = stage.server.absorb(mean, 3, memory, space, _turn(round))
+        got, after = stage.server.absorb(mean, 3, memory, space, _turn(round), {})
         assert all((memory[k] == before[k]).all() for k in before), "memory is replaced, not changed"
         want, u, e = _plain_step(matrix, u, e, mean.astype(np.float64), 9, momentum, floor)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
@@ -126,7 +126,7 @@ def _run(stage: Stage, xs: list[Vector]) -> tuple[list[Vector], Memory]:
     assert stage.server is not None
     memory, out = stage.server.init(SPACE), []
     for x in xs:
-        released, memory = stage.server.absorb(_sketch(stage, x), 1, memory, SPACE, _turn())
+        released, memory = stage.server.absorb(_sketch(stage, x), 1, memory, SPACE, _turn(), {})
         out.append(released)
     return out, memory
 
@@ -156,7 +156,7 @@ def test_noise_alone_releases_next_to_nothing() -> None:
     space, x = SPACE.but(dim=dim, universe=dim), _normal(5, dim)
     stage = sketch(10.0)
     assert stage.server is not None
-    got, memory = stage.server.absorb(_sketch(stage, x, space), 1, stage.server.init(space), space, _turn())
+    got, memory = stage.server.absorb(_sketch(stage, x, space), 1, stage.server.init(space), space, _turn(), {})
     assert np.count_nonzero(got) <= 4
     assert float(np.square(got).sum()) < 0.001 * float(np.square(x).sum())
     np.testing.assert_allclose(memory["error"], _sketch(stage, x - got, space), atol=1e-4)
@@ -176,7 +176,7 @@ def test_a_quadratic_converges_with_the_floor_and_diverges_without(
     w, memory = np.zeros(dim, np.float32), stage.server.init(space)
     for _ in range(60 if converges else 25):
         x = np.float32(0.3 * (1 - momentum)) * (target - w)
-        released, memory = stage.server.absorb(_sketch(stage, x, space), 1, memory, space, _turn())
+        released, memory = stage.server.absorb(_sketch(stage, x, space), 1, memory, space, _turn(), {})
         w = w + released
     error = float(np.square(w - target).sum() / np.square(target).sum())
     assert (error < 0.1) if converges else (error > 10.0)
@@ -225,6 +225,6 @@ def test_the_estimate_does_not_depend_on_the_block() -> None:
     x[at] = [1.0, -3.0, 2.0, 4.0]
     stage = sketch(50.0, keep=3 / dim, floor=0.0)
     assert stage.server is not None
-    got, _ = stage.server.absorb(_sketch(stage, x, space), 1, stage.server.init(space), space, _turn())
+    got, _ = stage.server.absorb(_sketch(stage, x, space), 1, stage.server.init(space), space, _turn(), {})
     assert np.flatnonzero(got).tolist() == at[1:]
     assert got[at[1:]].tolist() == [-3.0, 2.0, 4.0]

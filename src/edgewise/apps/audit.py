@@ -23,7 +23,8 @@ from edgewise.core.keys import Key, derive
 from edgewise.core.vector import Spec, Vector
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import Plan, compile
-from edgewise.plan.recipe import DP_WORDS, Recipe
+from edgewise.plan.recipe import Recipe
+from edgewise.plan.section import DP_WORDS
 from edgewise.privacy import audit
 from edgewise.privacy.audit import Finding
 

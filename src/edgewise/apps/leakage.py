@@ -24,7 +24,8 @@ from edgewise.learn.train import fit
 from edgewise.learn.trainer import TextTrainer
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import Plan, compile
-from edgewise.plan.recipe import DP_WORDS, Recipe
+from edgewise.plan.recipe import Recipe
+from edgewise.plan.section import DP_WORDS
 
 TOKENS = 48  # of the attacked batch: fewer than the bundled model is wide
 OTHERS = 255  # random strings that a canary is compared with

@@ -10,7 +10,7 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
-from edgewise.core.stage import WEIGHT, Memory, Payload, Server, Stage
+from edgewise.core.stage import WEIGHT, Head, Memory, Payload, Server, Stage
 from edgewise.core.vector import Array, Vector
 
 
@@ -77,8 +77,8 @@ def ef21(inner: Inner, eta: float | None) -> Stage:
     def start(space: Space) -> Memory:
         return {"g": np.zeros(space.dim, np.float32)}
 
-    def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn) -> tuple[Vector, Memory]:
+    def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         g: Vector = memory["g"] + np.float32(n / space.population) * mean
         return g, {"g": g}
 
-    return inner.stage(infer=infer, encode=encode, init=init, server=Server(start, absorb, encoded=False))
+    return inner.stage(infer=infer, encode=encode, init=init, server=Server(start, absorb, encoded=False, mirrors=True))

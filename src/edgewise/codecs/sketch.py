@@ -13,7 +13,7 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Turn, derive, word
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Server, Stage
+from edgewise.core.stage import Head, Memory, Payload, Server, Stage
 from edgewise.core.vector import Vector
 
 ROWS_MAX = 15
@@ -155,7 +155,7 @@ def sketch(ratio: float, rows: int = 5, keep: float = 0.01, momentum: float = 0.
         blank = np.zeros(rows * cols(space), np.float32)
         return {"error": blank, "momentum": blank} if momentum else {"error": blank}
 
-    def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn) -> tuple[Vector, Memory]:
+    def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         u = rho * memory["momentum"] + mean if momentum else mean
         error: Vector = memory["error"] + u
         rms = sqrt(float(np.square(error, dtype=np.float64).mean()))

@@ -55,6 +55,7 @@ class Invite(_Message, frozen=True, tag="invite"):
         base: digest of the model that the deltas start from, one that this device has; empty = download ``model``.
         deltas: digests of the ``Delta`` blobs to apply to ``base``, in this order.
         support: digest of the blob with the positions of the last release (``Turn.support``); empty = none.
+        clip: the round's clip where it follows the updates (``Turn.clip``); 0 = fixed by the recipe.
         nonce: 32 fresh bytes that tell this round's secure aggregation from all others; empty where there is none.
     """
 
@@ -70,6 +71,7 @@ class Invite(_Message, frozen=True, tag="invite"):
     deltas: tuple[str, ...] = ()
     support: str = ""
     nonce: bytes = b""
+    clip: float = 0.0
 
 
 class Delta(_Message, frozen=True, tag="delta"):

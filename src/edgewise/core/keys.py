@@ -64,6 +64,7 @@ class Turn:
         private: never leaves the device (stochastic rounding); empty on the server.
         support: announced likewise: int64[], increasing positions of the largest coordinates of the last release, for
             stages whose ``Space.support`` asks for them; empty before the first release.
+        clip: announced likewise: the round's clip, model units, where it follows the updates; 0 = not.
         budget_bytes: what the device may upload in this round, measured by itself; never sent.
     """
 
@@ -72,3 +73,4 @@ class Turn:
     private: Key = field(default=b"", repr=False)
     support: NDArray[np.int64] | None = field(default=None, repr=False)
     budget_bytes: float = inf
+    clip: float = 0.0

@@ -23,6 +23,7 @@ from edgewise.core.space import Space, Total
 from edgewise.core.vector import Array, Vector, finite
 
 Read = Callable[[int, int], Vector]  # coordinates start to stop of a vector that need not be there as a whole
+Head = Mapping[str, float]  # scalars beside the body, by name
 Memory = Mapping[str, Array]  # what a device keeps between rounds for its codec; empty for most stages
 
 
@@ -71,15 +72,16 @@ class Server:
 
     Attributes:
         init: Space before the stage -> memory before the first round.
-        absorb: (mean, contributions in it, memory, Space before, turn) -> (what leaves the stage, float32 of the space
-            before; new memory).
-        encoded: the mean is one of encodings and ``absorb`` takes the place of ``decode``; otherwise it is one of
-            decoded contributions.
+        absorb: (mean, contributions in it, memory, Space before, turn, means of the head) -> (what leaves the stage,
+            float32 of the space before; new memory).
+        encoded: the mean is one of encodings and ``absorb`` takes the place of ``decode``; else of what is decoded.
+        mirrors: the memory keeps what was sent, so noise on it would stay and add up over the rounds.
     """
 
     init: Callable[[Space], Memory]
-    absorb: Callable[[Vector, int, Memory, Space, Turn], tuple[Vector, Memory]]
+    absorb: Callable[[Vector, int, Memory, Space, Turn, Head], tuple[Vector, Memory]]
     encoded: bool
+    mirrors: bool = False
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class Sum:
 
 
 WEIGHT = "weight"
+BELOW = "below"  # of an adaptive clip: whether the update was below it, as a number around zero
 HEAD = ("loss_first", "loss_last")  # metrics that may travel with an update: mean train loss, nats per token
 PIECE = 1 << 16  # coordinates decoded at a time while they are added: 256 KiB of float32, for a second-level cache
 HEAD_BOUND = 20.0  # every head value is cut to [0, this] on the device, so that one device cannot move the mean freely
@@ -306,6 +309,7 @@ class Pipeline:
             raise DecodeError("E-RANGE", f"a coordinate is above its bound of {bounds.peak:g}.")
         head = dict(zip(bounds.head, item.head.tolist(), strict=True))
         weight = head.pop(WEIGHT, 1.0)
+        head.pop(BELOW, None)  # bounded by its norm already (``codecs.pack``)
         if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= HEAD_BOUND * weight * slack for v in head.values())):
             raise DecodeError("E-RANGE", "a weight or a metric is outside its bounds.")
         return square
@@ -337,17 +341,17 @@ class Pipeline:
         empty = weight <= 0.0
         mean = np.zeros_like(x) if empty else (x / np.float32(weight)).astype(np.float32)
         means = {k: 0.0 if empty else v / weight for k, v in sums.items()}
-        mean, memory = self._settle(mean, total.n, memory, turn)
+        mean, memory = self._settle(mean, total.n, memory, turn, means)
         return Aggregate(mean, means, total.n, max(0.0, weight)), memory
 
-    def _settle(self, mean: Vector, n: int, memory: Memory, turn: Turn) -> tuple[Vector, Memory]:
+    def _settle(self, mean: Vector, n: int, memory: Memory, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         """The mean in ``spaces[level]`` -> in ``spaces[0]``, through the server's half of the one stage that has it."""
         at = next((i for i, stage in enumerate(self.stages) if stage.server is not None), None)
         if at is None:
             return mean, memory
         server = self.stages[at].server
         assert server is not None
-        mean, memory = server.absorb(mean, n, memory, self.spaces[at], turn)
+        mean, memory = server.absorb(mean, n, memory, self.spaces[at], turn, head)
         rest = undo(self.stages[:at], self.spaces[: at + 1], Payload(mean, np.zeros(0)), turn)
         return rest.dense(self.spaces[0].dim).body, memory
 
@@ -386,7 +390,7 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
         raise CompositionError("E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k.")
     for post in posts:
         totals.append(post.infer(totals[-1]))
-    mirrored = [stage.name for stage in stages if stage.server is not None and not stage.server.encoded]
+    mirrored = [stage.name for stage in stages if stage.server is not None and stage.server.mirrors]
     if mirrored and totals[-1].noise_std > 0.0:
         raise CompositionError(
             "E-ORDER",

@@ -171,7 +171,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     pipe = plan.at(invite.round)
     private = keys.derive(plan.key, "device", state.device, invite.round)
     budget_bytes = plan.budget_bytes(event.elapsed_s, event.up_mbit)
-    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes)
+    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip)
     try:
         mine = plan.mine(state.base, invite.round)
         payload, after = pipe.encode(update.x, update.head, update.count, mine, turn)

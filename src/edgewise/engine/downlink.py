@@ -28,6 +28,7 @@ from edgewise.core.stage import Memory, Pipeline, undo
 from edgewise.core.vector import Vector
 from edgewise.engine.ports import Checkpoint, Delta, DeviceId, Downlink
 from edgewise.plan.compile import Plan
+from edgewise.privacy.adaptive import CLIP
 
 STALE = "E-STALE"
 SUPPORT = "release/support"  # in Checkpoint.memory: int64[], increasing positions
@@ -124,6 +125,7 @@ def invite(plan: Plan, checkpoint: Checkpoint, devices: Iterable[DeviceId], nonc
         rule=plan.rule(number),
         support=vector.digest(told) if told else "",
         nonce=nonce,
+        clip=clip(plan, number, checkpoint.memory),
     )
     frames: dict[DeviceId, bytes] = {}
     sizes: dict[DeviceId, int] = {}
@@ -168,6 +170,12 @@ def support(plan: Plan, round: int, memory: Memory) -> NDArray[np.int64] | None:
     if not plan.at(round).encoded.support:
         return None
     return plan.mine(memory, round).get(SUPPORT, np.zeros(0, np.int64))
+
+
+def clip(plan: Plan, round: int, memory: Memory) -> float:
+    """``Turn.clip`` of a round: 0 where the clip is fixed."""
+    found = plan.mine(memory, round).get(CLIP)
+    return 0.0 if found is None else float(found[0])
 
 
 def released(pipe: Pipeline, memory: Memory, mean: Vector) -> Memory:

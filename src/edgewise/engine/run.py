@@ -133,6 +133,7 @@ class Federation:
         policy = machine.Policy(goal, sampling.minimum, self.cohort.now_s() + sampling.deadline_s)
         state, _ = machine.start(number, frozenset(invited), policy)
         turn = self.plan.turn(number, support=downlink.support(self.plan, number, checkpoint.memory))
+        turn = replace(turn, clip=letters.common.clip)
         gate = intake(self.plan, turn, letters.common, self.trust, self.secret, self.helper)
         now = _Round(gate, turn, dict(letters.sizes))
         self._say(

@@ -20,7 +20,8 @@ from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.claims import claims
 from edgewise.plan.downlink import delta_bytes, downlink
 from edgewise.plan.private import Spend, Taking, private
-from edgewise.plan.recipe import DP_WORDS, Recipe
+from edgewise.plan.recipe import Recipe
+from edgewise.plan.section import DP_WORDS
 from edgewise.plan.stages import build_stages, schedule
 from edgewise.secagg import messages
 from edgewise.secagg.merge import Hiding, params
@@ -116,7 +117,7 @@ class Plan:
 
     def session(self, invite: Invite) -> bytes:
         """The id of the session that an invitation opens: run, round, model, configuration and nonce."""
-        config = f"{self.run}/{self.spec.digest()}/{invite.rule}/{invite.public.hex()}"
+        config = f"{self.run}/{self.spec.digest()}/{invite.rule}/{invite.public.hex()}/{invite.clip.hex()}"
         return messages.session_id(self.run, invite.round, invite.model, config, invite.nonce)
 
     def each(self, start: Callable[[Pipeline], Memory]) -> Memory:

@@ -14,6 +14,7 @@ from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Post, Stage
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy import accountant, card
+from edgewise.privacy.adaptive import adaptive_clip
 from edgewise.privacy.clip import clip
 from edgewise.privacy.distributed import discrete_gaussian_noise, honest_survivors
 from edgewise.privacy.ledger import Budget
@@ -127,7 +128,14 @@ def _central(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden: bo
             f"put clip with l2 = {recipe.dp.clip_l2:g} before quantize.",
         )
 
+    if recipe.dp.adaptive_clip and not real:
+        raise CompositionError(
+            "E-NOT-REAL", "an adaptive clip stands behind a quantizer.", "quantize nothing, or fix the clip."
+        )
+
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
+        if recipe.dp.adaptive_clip:
+            return [adaptive_clip(recipe.dp.clip_l2, z, taking.expected)], [noise(z)]
         return ([clip(recipe.dp.clip_l2)] if real else []), [noise(z)]
 
     def events(z: float) -> tuple[Event, ...]:
@@ -205,7 +213,8 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
     if word == "central":
         summary = "the server adds noise to the sum: readers of the models are kept from learning about a device, the "
         summary += "server itself is trusted"
-        who, server = f"the server, {z:.4g} times the clip of {dp.clip_l2:g}", None
+        how = f"{'a clip that follows the updates, from' if dp.adaptive_clip else 'the clip of'} {dp.clip_l2:g}"
+        who, server = f"the server, {z:.4g} times {how}", None
     elif word == "distributed":
         quorum = space.quorum
         honest = honest_survivors(quorum.n_min, quorum.n_max, dp.corrupt)

@@ -18,15 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgewise.core.errors import RecipeError
-
-Privacy = Literal["none", "hidden", "central", "distributed", "local", "record"]
-DP_WORDS = ("central", "distributed", "local", "record")  # those that promise an epsilon
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, no silent conversions between kinds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from edgewise.plan.section import DP_WORDS, DpSection, Privacy, Section
 
 
 class ModelSection(Section):
@@ -147,27 +139,6 @@ class AdaptiveSection(Section):
     ladder: list[str] = Field([], description="names of the rungs, see `edgewise check`; empty = all that fit")
 
 
-class DpSection(Section):
-    """Differential privacy: of whole devices ("central", "distributed", "local"), or of their records ("record")."""
-
-    epsilon: float = Field(0.0, ge=0, description="budget of the whole run; required")
-    delta: float = Field(0.0, ge=0, lt=1, description="required; well below 1 / number of devices")
-    clip_l2: float = Field(
-        0.0, ge=0, description="bound of one update's L2 norm, for \"record\" of one block's gradient; required"
-    )
-    sample_rate: float = Field(
-        0.0, ge=0, le=1, description="record: probability with which a local step takes each block; required for it"
-    )
-    noise_multiplier: float = Field(
-        0.0, ge=0, description="noise on the sum / clip_l2; 0 = as little as the budget allows for all rounds"
-    )
-    amplification: Literal["auto", "poisson"] = Field(
-        "auto", description="poisson: refuse where amplification by Poisson sampling cannot be counted"
-    )
-    corrupt: float = Field(0.1, ge=0, le=0.5, description="distributed: share of a cohort that may leave out its noise")
-    bits: int = Field(0, ge=0, le=32, description="distributed: of the ring; 0 = the smallest that will do")
-
-
 class EvalSection(Section):
     """Measuring held-out text (a simulator can; a server cannot)."""
 
@@ -279,6 +250,8 @@ class Recipe(Section):
         for key in ("epsilon", "delta", "clip_l2"):
             if not getattr(self.dp, key):
                 raise ValueError(f'E-MISSING: privacy = "{self.privacy}" needs dp.{key}')
+        if self.dp.adaptive_clip and self.privacy != "central":
+            raise ValueError('E-COMBO: dp.adaptive_clip is for privacy = "central"')
         if (self.privacy == "record") != bool(self.dp.sample_rate):
             raise ValueError('E-MISSING: dp.sample_rate goes with privacy = "record", and only with it')
         return self

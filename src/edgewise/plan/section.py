@@ -1,0 +1,38 @@
+"""The base of a recipe's sections, and the section on differential privacy with its words."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Privacy = Literal["none", "hidden", "central", "distributed", "local", "record"]
+DP_WORDS = ("central", "distributed", "local", "record")  # those that promise an epsilon
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, no silent conversions between kinds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DpSection(Section):
+    """Differential privacy: of whole devices ("central", "distributed", "local"), or of their records ("record")."""
+
+    epsilon: float = Field(0.0, ge=0, description="budget of the whole run; required")
+    delta: float = Field(0.0, ge=0, lt=1, description="required; well below 1 / number of devices")
+    clip_l2: float = Field(
+        0.0, ge=0, description="bound of one update's L2 norm, for \"record\" of one block's gradient; required"
+    )
+    adaptive_clip: bool = Field(False, description="central: clip_l2 is where the clip begins; it follows the median")
+    sample_rate: float = Field(
+        0.0, ge=0, le=1, description="record: probability with which a local step takes each block; required for it"
+    )
+    noise_multiplier: float = Field(
+        0.0, ge=0, description="noise on the sum / clip_l2; 0 = as little as the budget allows for all rounds"
+    )
+    amplification: Literal["auto", "poisson"] = Field(
+        "auto", description="poisson: refuse where amplification by Poisson sampling cannot be counted"
+    )
+    corrupt: float = Field(0.1, ge=0, le=0.5, description="distributed: share of a cohort that may leave out its noise")
+    bits: int = Field(0, ge=0, le=32, description="distributed: of the ring; 0 = the smallest that will do")

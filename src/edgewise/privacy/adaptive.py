@@ -1,0 +1,90 @@
+"""A clip that follows the updates: the bound that a given share of them is below, found privately.
+
+    b_i = 1 if ||x_i|| <= C else 0;   C <- C exp(-eta (mean b - gamma)),  the mean from a noised sum
+    z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2),   sigma_b = m / 20
+
+The update travels in units of C, and the bit as one more coordinate, s (b - 1/2) with s = z_delta / sigma_b; then one
+noise of z times the joint bound sqrt(1 + s^2 / 4) is z_delta on the update and sigma_b on the sum of bits, and the two
+together cost exactly what z alone would.
+Source: Andrew, Thakkar, McMahan, Ramaswamy 2021, arXiv:1905.03871, algorithm 1 and theorem 1.
+"""
+
+from __future__ import annotations
+
+from math import exp, hypot, sqrt
+
+import numpy as np
+
+from edgewise.core import demand
+from edgewise.core.errors import CompositionError
+from edgewise.core.keys import Turn
+from edgewise.core.space import Space
+from edgewise.core.stage import BELOW, Head, Memory, Payload, Server, Stage
+from edgewise.core.vector import Vector
+from edgewise.privacy.clip import HAIR, LARGEST, SMALLEST
+
+CLIP = "clip"  # in the server's memory: float64[1], C of the next round
+QUANTILE, RATE = 0.5, 0.2
+
+
+def bit_noise(cohort: float) -> float:
+    """sigma_b: standard deviation of the noise on the sum of bits, for a cohort of m."""
+    return cohort / 20.0
+
+
+def split(z: float, sigma_b: float) -> float:
+    """z_delta: the update's multiplier, so that update and bit together cost what z alone does.
+
+    Raises CompositionError(E-VALUE) where the bit alone would cost more: z must be below 2 sigma_b.
+    """
+    if z >= 2.0 * sigma_b:
+        raise CompositionError(
+            "E-VALUE",
+            f"adaptive clipping: at a noise multiplier of {z:.4g} the bit alone, with {sigma_b:.4g}, costs all of it.",
+            "a larger cohort, a larger budget, or a fixed clip.",
+        )
+    return 1.0 / sqrt(z**-2 - (2.0 * sigma_b) ** -2)
+
+
+def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANTILE, rate: float = RATE) -> Stage:
+    """Clip to the round's C, which begins at ``start`` and follows the ``quantile`` of the updates' norms.
+
+    Algebra: the body is in units of C from here on: l2 -> 1; one head scalar more, within s / 2. The server multiplies
+    the mean by C again (``Server``), after noise and division.
+    Guarantees: the float64 norm of the clipped body is at most 1. C depends on noised sums only.
+    Args:
+        start: C of round 0, model units. z: the noise multiplier that body and bit share. cohort: m, expected.
+        quantile: gamma, share of updates that should stay whole. rate: eta.
+    Raises: CompositionError: E-VALUE (see ``split``), E-NOT-REAL after a quantizer.
+    """
+    demand.between("dp.clip_l2", start, SMALLEST, LARGEST)
+    weight = split(z, bit_noise(cohort)) / bit_noise(cohort)
+    name = f"adaptive_clip({start:g})"
+
+    def infer(space: Space) -> Space:
+        demand.real(space, name)
+        head = (*space.head, BELOW)
+        return space.but(
+            l2=1.0, linf=1.0, head=head, head_l2=hypot(space.head_l2, weight / 2.0), unbiased=False, clipped=True
+        )
+
+    def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        clip = turn.clip or start
+        norm = sqrt(float(np.square(payload.body, dtype=np.float64).sum()))
+        body = np.multiply(payload.body, HAIR / max(norm, clip), dtype=np.float64).astype(np.float32)
+        bit = 0.5 if norm <= clip else -0.5
+        return payload.but(body=body, head=np.append(payload.head, weight * bit)), memory
+
+    def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
+        return payload
+
+    def init(space: Space) -> Memory:
+        return {CLIP: np.array([start])}
+
+    def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn, head: Head) -> tuple[Vector, Memory]:
+        clip = float(memory[CLIP][0])
+        below = min(max(head[BELOW] / weight + 0.5, 0.0), 1.0)
+        new = min(max(clip * exp(-rate * (below - quantile)), SMALLEST), LARGEST)
+        return (mean * np.float32(clip)).astype(np.float32), {CLIP: np.array([new])}
+
+    return Stage(name, infer, encode, decode, server=Server(init, absorb, encoded=False))
