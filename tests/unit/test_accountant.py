@@ -89,7 +89,7 @@ def test_published_values_come_from_the_conversion_of_their_time(
 
 
 def test_the_librarys_replace_one_trap_is_not_ours() -> None:
-    """dp-accounting gives two answers for one Gaussian under REPLACE_ONE; ours is the exact one of the z given."""
+    """dp-accounting gives two answers for one Gaussian under REPLACE_ONE; ours is the exact one of the given z."""
     import dp_accounting as dpa
     from dp_accounting import pld, rdp
 
@@ -251,6 +251,15 @@ def test_published_calibrations_meet_their_targets(
     assert epsilon({plain(none): 5}, 1e-5) == pytest.approx(target, rel=1e-4)
 
 
+def test_made_events_keep_the_convention() -> None:
+    """z of an event is over the distance of two neighbours' sums; these two are made from noise over the clip."""
+    assert spend.fixed_size(1.0, 10_000, 100) == fixed(1.0)
+    assert spend.local(1.0) == Event("gaussian", "replace_one", z=0.5)
+    assert spend.poisson(1.0, 0.01) == poisson(0.01, 1.0)
+    assert spend.gaussian(3.0) == plain(3.0)
+    assert spend.discrete(0.81) == zcdp(0.81)
+
+
 def test_calibration_is_from_above_and_tight() -> None:
     def one(z: float) -> dict[Event, int]:
         return {poisson(0.01, z): 500}
@@ -311,6 +320,9 @@ def test_the_two_numbers_and_what_they_rest_on() -> None:
     hidden = card.guarantee({poisson(0.01, 4.0): 5}, 1e-5, "devices", honest=1, z=4.0)
     assert hidden.against_server == pytest.approx(gaussian(4 / sqrt(5), 1e-5))
     assert hidden.of_release < 0.2 * hidden.against_server
+    # two samplings of one noise are the same thing to the server, and add up
+    mixed = card.guarantee({poisson(0.01, 4.0): 3, poisson(0.02, 4.0): 2}, 1e-5, "devices")
+    assert mixed.against_server == hidden.against_server
     run = card.guarantee({spend.matrix(2.0, 100, 10, 3): 1}, 1e-5, "server")
     assert "at least 10 rounds" in run.sampling
     assert "at most 3" in run.sampling
