@@ -2,8 +2,8 @@
 
     python benchmarks/accountant.py [--rounds 500]
 
-A figure is reproduced where ours rounds to the digits that are printed, or, marked ~, differs by less than 0.1 %: it was
-found by a search of that tolerance. The ledger is charged round after round, as a run does it; the first charge
+A figure is reproduced where ours rounds to the digits that are printed, or, marked ~, differs by less than 0.1 %: those
+were found by a search of that tolerance. The ledger is charged round after round, as a run does it; the first charge
 also imports dp-accounting, which is timed apart.
 """
 
