@@ -30,7 +30,8 @@ class Event:
         sampling: "every": a unit is in each of its rounds and may be known to be. "poisson": independently with
             probability ``rate``, unknown to who sees the release; "truncated": the same, at most ``cap`` of
             ``population``; "fixed": ``cohort`` of ``population`` without replacement.
-        unit: who is protected. steps: releases in one round (DP-SGD on a device).
+        steps: how many such releases one charge stands for (the local steps of record-level privacy).
+        unit: who is protected.
         rounds, gap, takes: of "matrix": rounds of the run, least distance of two rounds that a device is in, and most
             rounds that it is in; of "tree": rounds only, and a device is in one of them.
     Raises: ValueError for values that cannot be; CompositionError(E-ADJ-MIX) for amplification without a proof.
@@ -46,8 +47,8 @@ class Event:
     population: int = 0
     cohort: int = 0
     cap: int = 0
-    unit: Unit = "device"
     steps: int = 1
+    unit: Unit = "device"
     rounds: int = 0
     gap: int = 0
     takes: int = 0
