@@ -53,7 +53,9 @@ class Purse:
         assert self._plan.spend is not None
         return BudgetError(
             "E-BUDGET",
-            f"round {round} would bring epsilon to {refused.epsilon:.4g}, the budget is "
+            f"round {round} cannot be charged: {refused.why}."
+            if refused.why
+            else f"round {round} would bring epsilon to {refused.epsilon:.4g}, the budget is "
             f"{self._plan.spend.budget.epsilon:g}.",
             "the model of the last round stays; `edgewise report` shows it. Another run needs a budget of its own.",
         )

@@ -198,7 +198,7 @@ def _record(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden: boo
 
     def events(z: float) -> tuple[Event, ...]:
         one = Event("gaussian", "add_remove", z=z, sampling="poisson", rate=dp.sample_rate,
-                    steps=recipe.training.local_steps)  # fmt: skip
+                    unit="record", steps=recipe.training.local_steps)  # fmt: skip
         return (one,) * len(before)
 
     return lambda z: ([], []), events

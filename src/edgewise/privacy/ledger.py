@@ -3,17 +3,27 @@
 A ledger is a list of charges that only grows. A charge names the round, the attempt (a round that was cut off after its
 charge is charged again: its sum may have been seen), the cohort that it was about, and the event. Devices of different
 cohorts are disjoint (``round.sampling = "cyclic"``; one cohort otherwise), so the epsilon of a run is the largest over
-cohorts, not their sum. What it says can be recomputed from the rows alone.
+cohorts, not their sum. What it says can be recomputed from the rows alone: ``verify``.
+
+Correlated noise ("matrix", "tree") is one release for its whole run: its rounds cost the event once, and a round more,
+or a second attempt of one, is not covered by it, whatever the budget.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf
+from typing import TypeVar
 
+from edgewise.core.errors import CompositionError
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import Event
+
+RUN_LONG = ("matrix", "tree")  # kinds of which one event stands for all rounds
+_HAIR = 1.0 + 1e-9
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,36 +45,138 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """What charges come to. Attributes: times: charges of each event, by cohort. rounds: charges of each round with
+    each event that stands for a whole run. at: the charge of each (round, attempt)."""
+
+    times: Mapping[int, Mapping[Event, int]] = field(default_factory=dict)
+    rounds: Mapping[Event, Mapping[int, int]] = field(default_factory=dict)
+    at: Mapping[tuple[int, str], Charge] = field(default_factory=dict)
+
+    def plus(self, new: Charge) -> Tally:
+        """With one charge more; the old one stays as it is."""
+        cohort, event = new.cohort, new.event
+        times = {**self.times, cohort: _more(self.times.get(cohort, {}), event)}
+        rounds = self.rounds
+        if event.kind in RUN_LONG:
+            rounds = {**rounds, event: _more(rounds.get(event, {}), new.round)}
+        return Tally(times, rounds, {**self.at, (new.round, new.attempt): new})
+
+    def epsilon(self, delta: float, grid: float) -> float:
+        """Of the cohort that has given away most."""
+        alike = {tuple(sorted(self._releases(cohort).items(), key=repr)) for cohort in self.times}
+        return max((accountant.epsilon(dict(releases), delta, grid) for releases in alike), default=0.0)
+
+    def overrun(self) -> bool:
+        """Whether correlated noise was asked to cover what it does not: more rounds than it has, or one twice."""
+        return any(len(played) > event.rounds or max(played.values()) > 1 for event, played in self.rounds.items())
+
+    def _releases(self, cohort: int) -> dict[Event, int]:
+        return {event: 1 if event.kind in RUN_LONG else n for event, n in self.times[cohort].items()}
+
+
+def _more(counts: Mapping[K, int], key: K) -> dict[K, int]:
+    return {**counts, key: counts.get(key, 0) + 1}
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """The budget and what was charged against it."""
 
     budget: Budget
     charges: tuple[Charge, ...] = ()
+    tally: Tally | None = field(default=None, compare=False, repr=False)  # of ``charges``, where it is known
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The charge would exceed the budget; ``epsilon`` is what it would have come to."""
+    """The charge would exceed the budget; ``epsilon`` is what it would have come to, ``why`` if it is not that."""
 
     epsilon: float
+    why: str = ""
+
+    @property
+    def code(self) -> str:
+        """Of the error that it becomes; exit status 7."""
+        return "E-BUDGET"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the rows alone say. ``epsilon``: recomputed, on the fine grid. ``problems``: none in an honest ledger."""
+
+    epsilon: float
+    problems: tuple[str, ...]
+
+    @property
+    def sound(self) -> bool:
+        """No problem was found."""
+        return not self.problems
+
+
+def tally(charges: Iterable[Charge]) -> Tally:
+    """Count charges; equal ones are counted as often as they stand there."""
+    times: dict[int, Counter[Event]] = defaultdict(Counter)
+    rounds: dict[Event, Counter[int]] = defaultdict(Counter)
+    at: dict[tuple[int, str], Charge] = {}
+    for c in charges:
+        times[c.cohort][c.event] += 1
+        if c.event.kind in RUN_LONG:
+            rounds[c.event][c.round] += 1
+        at[c.round, c.attempt] = c
+    return Tally(times, rounds, at)
 
 
 def spent(charges: Iterable[Charge], delta: float) -> float:
-    """Epsilon of all charges, recomputed from them."""
-    cohorts: dict[int, Counter[Event]] = defaultdict(Counter)
-    for c in charges:
-        cohorts[c.cohort][replace(c.event, steps=1)] += c.event.steps
-    alike = {tuple(sorted(events.items(), key=repr)) for events in cohorts.values()}
+    """Epsilon of all charges, recomputed from them; ``inf`` where correlated noise does not cover its rounds."""
+    counted = tally(charges)
     # The coarse grid: it is what budgets are calibrated with, an upper bound, and quick enough for every round.
-    return max((accountant.epsilon(dict(events), delta, accountant.COARSE) for events in alike), default=0.0)
+    return inf if counted.overrun() else counted.epsilon(delta, accountant.COARSE)
 
 
 def charge(ledger: Ledger, new: Charge) -> Ledger | Refused:
-    """The ledger with one charge more, or why not. The same round and attempt are charged once."""
-    if any((c.round, c.attempt) == (new.round, new.attempt) for c in ledger.charges):
-        return ledger
-    charges = (*ledger.charges, new)
-    total = spent(charges, ledger.budget.delta)
-    if total > ledger.budget.epsilon * (1.0 + 1e-9):
+    """The ledger with one charge more, or why not. The same round and attempt are charged once.
+
+    Guarantees: a ledger that comes back holds at most its budget. Charging twice changes nothing; charging *another*
+    event under a name that is already charged is refused, since it would be free.
+    Cost: that of one composition of what the cohort has given away, kept for the next call with the same counts.
+    """
+    counted = ledger.tally or tally(ledger.charges)
+    if (old := counted.at.get((new.round, new.attempt))) is not None:
+        return ledger if old == new else Refused(inf, "this attempt is charged already, with another event")
+    after = counted.plus(new)
+    if after.overrun():
+        return Refused(inf, "correlated noise covers each of its rounds once, and no others; leave the round out")
+    try:
+        total = after.epsilon(ledger.budget.delta, accountant.COARSE)
+    except CompositionError as e:  # events that cannot be added up: no number would be true
+        return Refused(inf, e.what)
+    if total > ledger.budget.epsilon * _HAIR:
         return Refused(total)
-    return replace(ledger, charges=charges)
+    return Ledger(ledger.budget, (*ledger.charges, new), after)
+
+
+def verify(charges: Iterable[Charge], budget: Budget) -> Verdict:
+    """Recompute everything from the rows, in order: for an auditor who trusts nothing but them.
+
+    Problems: an epsilon above the budget; a (round, attempt) that stands there twice; rounds that go back, which an
+    append-only list cannot; events that cannot be added up; correlated noise beyond its rounds.
+    """
+    rows = tuple(charges)
+    counted, problems, latest = tally(rows), [], -1
+    if len(counted.at) < len(rows):
+        problems.append(f"{len(rows) - len(counted.at)} of {len(rows)} rows repeat a round and attempt")
+    for number, c in enumerate(rows):
+        if c.round < latest:
+            problems.append(f"row {number} is of round {c.round}, after one of round {latest}")
+        latest = max(latest, c.round)
+    if counted.overrun():
+        problems.append("correlated noise covers each of its rounds once, and no others")
+    try:
+        total = counted.epsilon(budget.delta, accountant.FINE)
+    except CompositionError as e:
+        return Verdict(inf, (*problems, e.what))
+    total = inf if counted.overrun() else total
+    if total > budget.epsilon * _HAIR:
+        problems.append(f"epsilon {total:.6g} is above the budget of {budget.epsilon:g}")
+    return Verdict(total, tuple(problems))

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from math import inf
+from typing import Any, Literal, get_args
 
 from edgewise.core.errors import CompositionError
 
+Kind = Literal["gaussian", "zcdp", "matrix", "tree"]
 Sampling = Literal["every", "poisson", "truncated", "fixed"]
 Adjacency = Literal["zero_out", "add_remove", "replace_one"]
+Unit = Literal["device", "record"]
+
+# Whose neighbours a bound is proved for.
+_PROVED = {"poisson": "add_remove", "truncated": "add_remove", "fixed": "replace_one"}
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One release.
+    """One release, or ``steps`` equal ones.
 
     Attributes:
-        kind: "gaussian" (noise of ``z`` times the sensitivity), "zcdp" (``xi``-approximately ``rho``-zCDP), or
-            "matrix": all rounds of a run together, correlated noise of ``z`` times the joint sensitivity.
-        adjacency: what one device's data may be in the neighbouring world: an update of zeros ("zero_out"), nobody
-            ("add_remove"), any other update ("replace_one").
-        sampling: "every": a device is in each of its rounds and may be known to be. "poisson": independently with
+        kind: "gaussian" (noise of ``z`` times the sensitivity); "zcdp" (Renyi divergence of order a at most
+            ``xi + rho a``); "matrix" and "tree": all ``rounds`` of a run together, correlated noise. z of "matrix" is
+            the noise over the joint sensitivity, of "tree" the noise of one node over that of one round.
+        adjacency: what one unit's data may be in the neighbouring world: an update of zeros ("zero_out"), nobody
+            ("add_remove"), any other update ("replace_one": twice the clip, so z is half of noise over clip).
+        sampling: "every": a unit is in each of its rounds and may be known to be. "poisson": independently with
             probability ``rate``, unknown to who sees the release; "truncated": the same, at most ``cap`` of
             ``population``; "fixed": ``cohort`` of ``population`` without replacement.
         steps: how many such releases one charge stands for (the local steps of record-level privacy).
+        unit: who is protected.
+        rounds, gap, takes: of "matrix": rounds of the run, least distance of two rounds that a device is in, and most
+            rounds that it is in; of "tree": rounds only, and a device is in one of them.
+    Raises: ValueError for values that cannot be; CompositionError(E-ADJ-MIX) for amplification without a proof.
     """
 
-    kind: Literal["gaussian", "zcdp", "matrix"]
+    kind: Kind
     adjacency: Adjacency
     z: float = 0.0
     rho: float = 0.0
@@ -37,9 +48,28 @@ class Event:
     cohort: int = 0
     cap: int = 0
     steps: int = 1
+    unit: Unit = "device"
+    rounds: int = 0
+    gap: int = 0
+    takes: int = 0
 
     def __post_init__(self) -> None:
-        wanted = {"poisson": "add_remove", "truncated": "add_remove", "fixed": "replace_one"}.get(self.sampling)
+        for name, allowed in (("kind", Kind), ("adjacency", Adjacency), ("sampling", Sampling), ("unit", Unit)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name} is {getattr(self, name)!r}")
+        self._check_proofs()
+        for name in ("z", "rho", "xi"):
+            if not 0.0 <= getattr(self, name) < inf:
+                raise ValueError(f"{name} is {getattr(self, name)!r}")
+        if not 0.0 <= self.rate <= 1.0 or self.steps < 1:
+            raise ValueError(f"rate is {self.rate!r}, steps are {self.steps!r}")
+        if self.sampling == "truncated" and not 0 < self.cap <= self.population:
+            raise ValueError(f"cap is {self.cap} of {self.population}")
+        if self.sampling == "fixed" and not 0 < self.cohort <= self.population:
+            raise ValueError(f"cohort is {self.cohort} of {self.population}")
+
+    def _check_proofs(self) -> None:
+        wanted = _PROVED.get(self.sampling)
         if wanted is not None and self.adjacency != wanted:
             raise CompositionError(
                 "E-ADJ-MIX",
@@ -52,6 +82,22 @@ class Event:
                 f"amplification is known for Gaussian noise, not for {self.kind}.",
                 "account without it.",
             )
+        if self.kind == "tree" and self.adjacency != "zero_out":
+            raise CompositionError(
+                "E-ADJ-MIX", "tree noise is accounted for zero_out neighbours only.", "account for zero_out neighbours."
+            )
+
+    @property
+    def amplified(self) -> bool:
+        """Whether it counts on nobody knowing who is in the cohort."""
+        return self.sampling != "every"
+
+    @property
+    def seen(self) -> Event:
+        """The same release for who sees which devices take part; which records a device draws, nobody sees."""
+        if self.unit == "record" or not self.amplified:
+            return self
+        return replace(self, sampling="every", rate=1.0, population=0, cohort=0, cap=0)
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -59,5 +105,60 @@ class Event:
 
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> Event:
-        """Inverse of ``to_plain``."""
+        """Inverse of ``to_plain``; fields that are missing have their defaults. Raises ValueError for other keys and
+        types, and as ``Event``."""
+        numbers: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float)}
+        types = {f.name: numbers.get(str(f.type), (str,)) for f in fields(Event)}
+        for key, value in plain.items():
+            if key not in types or isinstance(value, bool) or not isinstance(value, types[key]):
+                raise ValueError(f"an event has no {key} = {value!r}")
         return Event(**plain)
+
+
+def gaussian(z: float, adjacency: Adjacency = "zero_out") -> Event:
+    """Everybody may be in, and be known to be: noise of ``z`` times the sensitivity of ``adjacency``."""
+    return Event("gaussian", adjacency, z=z)
+
+
+def discrete(rho: float, xi: float = 0.0) -> Event:
+    """Distributed discrete Gaussian noise, (xi, rho)-zCDP (Bun and Steinke 2016, definition 8.1; arXiv:2102.06387)."""
+    return Event("zcdp", "zero_out", rho=rho, xi=xi)
+
+
+def poisson(z: float, rate: float) -> Event:
+    """Every device with probability ``rate``; z: noise on the sum over the clip."""
+    return Event("gaussian", "add_remove", z=z, sampling="poisson", rate=rate)
+
+
+def truncated(z: float, rate: float, population: int, cap: int) -> Event:
+    """As ``poisson``, at most ``cap`` of ``population`` devices; ``accountant.safe_cap`` costs next to nothing."""
+    return Event("gaussian", "add_remove", z=z, sampling="truncated", rate=rate, population=population, cap=cap)
+
+
+def fixed_size(z: float, population: int, cohort: int) -> Event:
+    """``cohort`` of ``population`` without replacement. z: noise over the *clip*; replacing moves the sum by two."""
+    return Event("gaussian", "replace_one", z=z / 2.0, sampling="fixed", population=population, cohort=cohort)
+
+
+def matrix(z: float, rounds: int, gap: int, takes: int) -> Event:
+    """A run of ``rounds`` with correlated noise; z: noise over clip times ``matrix.sensitivity``."""
+    if rounds < 1 or gap < 1 or takes < 1:
+        raise ValueError("rounds, gap and takes must be at least 1")
+    return Event("matrix", "zero_out", z=z, rounds=rounds, gap=gap, takes=takes)
+
+
+def tree(z: float, rounds: int) -> Event:
+    """A run of ``rounds`` with tree noise of z per node over the clip, every device in one round (arXiv:2103.00039)."""
+    if rounds < 1:
+        raise ValueError("rounds must be at least 1")
+    return Event("tree", "zero_out", z=z, rounds=rounds)
+
+
+def local(z: float) -> Event:
+    """A device hides itself: noise over the *clip* of z on its own update, which might have been any other."""
+    return Event("gaussian", "replace_one", z=z / 2.0)
+
+
+def record_level(z: float, rate: float, steps: int) -> Event:
+    """``steps`` of DP-SGD in a round, Poisson batches of a device's records; z: noise over the clip per record."""
+    return Event("gaussian", "add_remove", z=z, sampling="poisson", rate=rate, unit="record", steps=steps)

@@ -1,0 +1,161 @@
+"""Correlated noise: what one round adds the next ones partly take back, so that sums over rounds are less noisy.
+
+    noise of all rounds = C^-1 z,  z independent;  C lower triangular, Toeplitz:  c_0 = 1, c_t = sum_j w_j theta_j^(t-1)
+    y_t = z_t - sum_j w_j s_j(t),   s_j(t + 1) = theta_j s_j(t) + y_t,   s_j(0) = 0
+
+so a stream of noise needs as many buffers as there are theta, whatever the number of rounds. Nothing is assumed of who
+is in a round, only that two rounds of one device are at least ``gap`` apart and that it is in at most ``takes``:
+
+    sensitivity = || sum_(j < takes) C[:, j gap] ||_2        for columns that never rise and are never negative
+    a whole run with noise sigma z is Gaussian(sigma / (sensitivity clip)): ``spend.matrix``
+
+A prefix sum of the rounds' totals, which is what a model is, carries the noise (A C^-1 z)_t, A all ones below the
+diagonal: ``loss``. The buffers give away all noise so far: who stores them must treat them as secret.
+Source: Dvijotham et al. 2024, arXiv:2404.16706 (the algorithm); McMahan et al. 2024, arXiv:2408.08868 (participation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core.errors import BudgetError
+from edgewise.privacy import spend
+from edgewise.privacy.spend import Event
+
+Array = NDArray[np.float64]
+Factors = tuple[tuple[float, ...], tuple[float, ...]]  # theta, w
+
+
+@dataclass(frozen=True, slots=True)
+class Blt:
+    """A buffered linear Toeplitz matrix for a run.
+
+    Attributes: theta, w: see the module. rounds: rows of C. gap, takes: how devices take part.
+    Raises: ValueError where a column of C would rise or be negative: ``sensitivity`` would be too small.
+    """
+
+    theta: tuple[float, ...]
+    w: tuple[float, ...]
+    rounds: int
+    gap: int
+    takes: int
+
+    def __post_init__(self) -> None:
+        if len(self.theta) != len(self.w) or not all(0.0 <= t <= 1.0 for t in self.theta):
+            raise ValueError("theta must be in 0 to 1, one for each w")
+        if not (all(w >= 0.0 for w in self.w) and sum(self.w) <= 1.0):
+            raise ValueError("w must not be negative and add up to at most 1")
+        if self.rounds < 1 or self.gap < 1 or self.takes < 1:
+            raise ValueError("rounds, gap and takes must be at least 1")
+
+
+def column(blt: Blt) -> Array:
+    """The first column of C, float64[rounds]."""
+    powers = np.asarray(blt.theta)[:, None] ** np.arange(blt.rounds - 1)
+    return np.concatenate([[1.0], np.asarray(blt.w) @ powers]) if blt.theta else np.eye(1, blt.rounds)[0]
+
+
+def sensitivity(blt: Blt) -> float:
+    """How far one device of clip 1 moves C times the rounds' totals (L2), at worst."""
+    return participation_norm(column(blt), blt.gap, blt.takes)
+
+
+def participation_norm(first: Array, gap: int, takes: int) -> float:
+    """``||sum_(j < takes) C[:, j gap]||_2`` of the lower triangular Toeplitz matrix with that first column; it is the
+    sensitivity only where columns never rise and are never negative."""
+    total = np.zeros_like(first)
+    for start in range(0, min(first.size, gap * takes), gap):
+        total[start:] += first[: first.size - start]
+    return float(np.linalg.norm(total))
+
+
+def loss(blt: Blt) -> tuple[float, float]:
+    """(largest, root mean square) standard deviation of the noise on a prefix sum, for ``sensitivity`` noise 1.
+
+    The identity matrix has ``sqrt(takes rounds)`` for the largest: independent noise.
+    """
+    noise = np.zeros(blt.rounds)
+    state = start(blt, 1)
+    for t in range(blt.rounds):
+        state, y = step(blt, state, np.asarray([float(t == 0)]))
+        noise[t] = y[0]
+    rows = np.cumsum(np.cumsum(noise) ** 2)
+    own = sensitivity(blt)
+    return own * sqrt(float(rows[-1])), own * sqrt(float(rows.mean()))
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """How far the noise of a run has come. ``round``: the next one. ``buffers``: float64[buffers, d], secret."""
+
+    round: int
+    buffers: Array = field(repr=False)
+
+
+def start(blt: Blt, dim: int) -> Stream:
+    """Before the first round, for vectors of ``dim``."""
+    return Stream(0, np.zeros((len(blt.theta), dim)))
+
+
+def step(blt: Blt, state: Stream, z: Array) -> tuple[Stream, Array]:
+    """The noise of one round from fresh independent normals ``z`` (float64[d]): row ``state.round`` of C^-1 z.
+
+    Guarantees: the state that is given stays as it is; memory is that of the buffers. A round that was played with some
+    noise must not be played again with the same: go on from the new state, also where the round is abandoned.
+    Raises: BudgetError(E-BUDGET) beyond the rounds that ``sensitivity`` was taken over.
+    """
+    if state.round >= blt.rounds:
+        raise BudgetError(
+            "E-BUDGET", f"the noise is made for {blt.rounds} rounds, all of which were played.", "start another run."
+        )
+    y = z - np.asarray(blt.w) @ state.buffers
+    return Stream(state.round + 1, np.asarray(blt.theta)[:, None] * state.buffers + y), y
+
+
+def event(blt: Blt, z: float) -> Event:
+    """The whole run, with noise of ``z sensitivity clip`` times what ``step`` gives for standard normals."""
+    return spend.matrix(z, blt.rounds, blt.gap, blt.takes)
+
+
+def choose(rounds: int, gap: int, takes: int, buffers: int = 3) -> Blt:
+    """The best shipped factors of at most ``buffers`` buffers for these numbers, by the largest loss of a prefix sum.
+
+    Sound for all numbers: sensitivity is computed for them. Best for those that the factors were optimised for.
+    """
+    shipped = [f for some in SHIPPED.values() for f in some if len(f[0]) <= buffers]
+    found = [Blt(theta, w, rounds, gap, takes) for theta, w in [*shipped, ((), ())]]
+    return min(found, key=lambda blt: loss(blt)[0])
+
+
+# (rounds, gap, takes) -> factors that minimise the largest loss, found by Nelder-Mead from eight random starts.
+SHIPPED: Mapping[tuple[int, int, int], tuple[Factors, ...]] = {
+    (1000, 1000, 1): (
+        ((0.998077239, 0.907992001), (0.0671756809, 0.319703068)),
+        ((0.998951848, 0.978230959, 0.741553936), (0.044870816, 0.121106936, 0.31079298)),
+        (
+            (0.999213056, 0.98870401, 0.920925595, 0.560802388),
+            (0.0375342388, 0.0694021543, 0.160331068, 0.229552418),
+        ),
+    ),
+    (1000, 100, 10): (
+        ((0.986071868, 0.623144421), (0.231318578, 0.272537958)),
+        ((1.0, 0.981396496, 0.62813791), (0.00838209749, 0.215244795, 0.275528367)),
+    ),
+    (2000, 400, 5): (
+        ((0.995857872, 0.82894658), (0.118177324, 0.330940557)),
+        ((1.0, 0.994023299, 0.823303189), (0.00747851726, 0.11093703, 0.332024714)),
+        (
+            (1.0, 0.994469464, 0.905884411, 0.510056355),
+            (0.00738941321, 0.101872003, 0.184225307, 0.205642315),
+        ),
+    ),
+    (2000, 100, 20): (
+        ((0.987943799, 0.609933165), (0.238575757, 0.268221558)),
+        ((1.0, 0.984480481, 0.618533106), (0.00466303366, 0.225422847, 0.272314984)),
+    ),
+}

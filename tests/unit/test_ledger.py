@@ -1,0 +1,151 @@
+"""The ledger: a budget that is never exceeded, charges that cost once, rows that an auditor can recompute."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgewise.core.errors import REGISTRY
+from edgewise.privacy import ledger
+from edgewise.privacy.accountant import COARSE, epsilon
+from edgewise.privacy.ledger import Budget, Charge, Ledger, Refused, Verdict, charge, spent, verify
+from edgewise.privacy.spend import Event, fixed_size, gaussian, matrix, poisson, record_level, tree
+
+DELTA = 1e-5
+ROOM = Budget(1e6, DELTA)
+
+
+def play(book: Ledger, *charges: Charge) -> Ledger | Refused:
+    """All of them, or the first refusal."""
+    for new in charges:
+        after = charge(book, new)
+        if isinstance(after, Refused):
+            return after
+        book = after
+    return book
+
+
+def rows(event: Event, rounds: int, groups: int = 1) -> list[Charge]:
+    return [Charge(i, f"a{i}", i % groups, event) for i in range(rounds)]
+
+
+def test_another_event_under_a_charged_name_is_not_free() -> None:
+    book = play(Ledger(ROOM), Charge(0, "a", 0, gaussian(4.0)))
+    assert isinstance(book, Ledger)
+    assert charge(book, Charge(0, "a", 0, gaussian(4.0))) is book
+    for other in (Charge(0, "a", 0, gaussian(0.1)), Charge(0, "a", 1, gaussian(4.0))):
+        refused = charge(book, other)
+        assert isinstance(refused, Refused)
+        assert refused.epsilon == inf
+        assert "already" in refused.why
+
+
+def test_a_refusal_is_a_spent_budget() -> None:
+    refused = charge(Ledger(Budget(1.0, DELTA)), Charge(0, "a", 0, gaussian(1.0)))
+    assert isinstance(refused, Refused)
+    assert refused.epsilon == pytest.approx(4.377178, abs=1e-6)
+    assert not refused.why
+    assert REGISTRY[refused.code].exit_status == 7
+
+
+def test_events_that_do_not_add_up_are_refused() -> None:
+    book = play(Ledger(ROOM), Charge(0, "a", 0, poisson(1.0, 0.1)))
+    assert isinstance(book, Ledger)
+    for other in (fixed_size(2.0, 100, 10), record_level(1.0, 0.1, 5), gaussian(1.0)):
+        refused = charge(book, Charge(1, "a", 0, other))
+        assert isinstance(refused, Refused)
+        assert refused.epsilon == inf
+        assert "cannot be added up" in refused.why
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from("ab"), st.sampled_from([2.0, 3.0, 8.0])), min_size=1, max_size=12
+    ),
+    st.floats(1.0, 12.0),
+)
+def test_no_order_of_charges_exceeds_the_budget(asked: list[tuple[int, str, float]], limit: float) -> None:
+    """Whatever is asked: what is in the ledger was within the budget, counted from scratch; refusals would not be."""
+    book = Ledger(Budget(limit, DELTA))
+    for round, attempt, z in asked:
+        new = Charge(round, attempt, 0, gaussian(z))
+        after = charge(book, new)
+        if isinstance(after, Ledger):
+            assert after.charges[: len(book.charges)] == book.charges, "rows were changed or dropped"
+            # a ledger without its running count says the same
+            assert after == charge(Ledger(book.budget, book.charges), new)
+            book = after
+        elif not after.why:
+            assert spent((*book.charges, new), DELTA) > limit
+    assert spent(book.charges, DELTA) <= limit * (1 + 1e-8)
+
+
+def test_the_running_count_is_that_of_the_rows() -> None:
+    charges = rows(gaussian(3.0), 7, groups=3) + rows(gaussian(2.0), 4)
+    charges = [replace(c, attempt=f"{c.attempt}-{i}") for i, c in enumerate(charges)]
+    book = play(Ledger(ROOM), *charges)
+    assert isinstance(book, Ledger)
+    assert book.tally is not None
+    assert book.tally == ledger.tally(book.charges)
+
+
+def test_sampled_charges_cost_what_the_accountant_says() -> None:
+    book = play(Ledger(ROOM), *rows(poisson(1.0, 0.01), 40))
+    assert isinstance(book, Ledger)
+    assert spent(book.charges, DELTA) == pytest.approx(epsilon({poisson(1.0, 0.01): 40}, DELTA, COARSE), abs=1e-12)
+
+
+@pytest.mark.parametrize("event", [matrix(1.0, 5, 2, 2), tree(4.0, 5)])
+def test_correlated_noise_is_paid_once_and_covers_each_of_its_rounds_once(event: Event) -> None:
+    book = play(Ledger(ROOM), *rows(event, 5))
+    assert isinstance(book, Ledger)
+    assert spent(book.charges, DELTA) == pytest.approx(epsilon({event: 1}, DELTA))
+    for beyond in (Charge(5, "x", 0, event), Charge(4, "again", 0, event), Charge(5, "x", 1, event)):
+        refused = charge(book, beyond)
+        assert isinstance(refused, Refused)
+        assert "correlated" in refused.why
+        assert spent((*book.charges, beyond), DELTA) == inf
+
+
+def test_the_noise_of_turns_is_one_stream() -> None:
+    """Cohorts that take turns are in the same rounds' noise: together they may not use more rounds than it has."""
+    event = matrix(1.0, 4, 2, 2)
+    book = play(Ledger(ROOM), *rows(event, 4, groups=2))
+    assert isinstance(book, Ledger)
+    assert spent(book.charges, DELTA) == pytest.approx(epsilon({event: 1}, DELTA))
+    assert isinstance(charge(book, Charge(4, "a", 0, event)), Refused)
+
+
+def test_an_honest_ledger_verifies() -> None:
+    charges = rows(gaussian(4.0), 6, groups=2)
+    verdict = verify(charges, Budget(epsilon({gaussian(4.0): 3}, DELTA), DELTA))
+    assert verdict == Verdict(pytest.approx(epsilon({gaussian(4.0): 3}, DELTA)), ())
+    assert verdict.sound
+    assert verify([], Budget(1.0, DELTA)) == Verdict(0.0, ())
+
+
+@pytest.mark.parametrize(
+    ("charges", "problem"),
+    [
+        (rows(gaussian(1.0), 1), "above the budget"),
+        ([*rows(gaussian(9.0), 2), Charge(1, "a1", 0, gaussian(9.0))], "repeat"),
+        ([Charge(3, "a", 0, gaussian(9.0)), Charge(2, "a", 0, gaussian(9.0))], "row 1 is of round 2, after"),
+        ([Charge(0, "a", 0, gaussian(9.0)), Charge(1, "a", 0, poisson(9.0, 0.5))], "cannot be added up"),
+        (rows(matrix(9.0, 2, 1, 2), 3), "correlated"),
+    ],
+)
+def test_what_an_auditor_finds(charges: list[Charge], problem: str) -> None:
+    verdict = verify(charges, Budget(3.0, DELTA))
+    assert not verdict.sound
+    assert any(problem in found for found in verdict.problems)
+
+
+def test_a_repeated_row_counts_for_the_auditor() -> None:
+    """The writer charges once, so a second row is a release that somebody else wrote down: it is paid for."""
+    twice = [Charge(0, "a", 0, gaussian(4.0))] * 2
+    assert verify(twice, ROOM).epsilon == pytest.approx(epsilon({gaussian(4.0): 2}, DELTA))
