@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.rotate import rotate
@@ -19,10 +20,12 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import Stage, pipeline
+from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
-from edgewise.privacy import distributed
+from edgewise.privacy import distributed, samplers
 from edgewise.privacy.clip import clip
 from edgewise.privacy.distributed import discrete_gaussian_noise, honest_survivors, rounded_norm, size, wrap_k
+from edgewise.privacy.noise import local_noise
 from edgewise.privacy.samplers import discrete_gaussian, round_within
 
 KEY = root(9)
@@ -57,6 +60,16 @@ def test_samples_depend_on_the_key_only() -> None:
     for bad in (0, (1 << 24) + 1):
         with pytest.raises(ValueError):
             discrete_gaussian(bad, 1, KEY)
+
+
+def test_samples_do_not_depend_on_how_many_are_drawn_or_in_what_portions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No word of the stream is skipped or used twice: 20,000 samples take some 300,000 words, ten portions."""
+    many = discrete_gaussian(300, 20_000, KEY)
+    for n in (0, 1, 17, 3000):
+        np.testing.assert_array_equal(discrete_gaussian(300, n, KEY), many[:n])
+    for portion in (5000, 1 << 17):
+        monkeypatch.setattr(samplers, "_BUFFER", portion)
+        np.testing.assert_array_equal(discrete_gaussian(300, 20_000, KEY), many)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 400), st.floats(0.1, 300.0))
@@ -98,13 +111,37 @@ def test_sizes_are_the_papers(given_: tuple[float, ...], expected: tuple[float, 
 
 @pytest.mark.parametrize(
     ("dim", "bits"),
-    [(2**20, (15, 16, 19)), (2**22, (16, 16, 19)), (2**24, (17, 17, 19)), (2**27, (19, 19, 19)), (2**33, (22, 22, 22))],
+    [
+        (2**20, (15, 16, 19)),
+        (2**22, (16, 16, 19)),
+        (2**24, (17, 17, 19)),
+        (2**27, (19, 19, 19)),
+        (2**30, (20, 20, 20)),
+        (2**33, (22, 22, 22)),
+    ],  # fmt: skip,
 )
 def test_smallest_rings(dim: int, bits: tuple[int, ...]) -> None:
     for n, wanted in zip((100, 1000, 10_000), bits, strict=True):
         rings = [b for b in range(8, 33) if 2.0 ** (2 * b) > n * 16]
         fits = [b for b in rings if size(n, n, 1.0, 1.0, dim, b, 4.0).inflation <= 1.01]
         assert fits[0] == wanted
+
+
+@pytest.mark.parametrize("honest", [2, 3, 6])
+def test_a_sum_of_discrete_gaussians_is_as_near_to_one_as_tau_says(honest: int) -> None:
+    """Exactly, for the smallest S, where it matters: largest |log(P[sum = x] / P[N_Z(0, h S^2) = x])|."""
+    x = np.arange(-60, 61).astype(np.float64)
+    one = np.exp(-x * x / 2)
+    one /= one.sum()
+    total = one
+    for _ in range(honest - 1):
+        total = np.convolve(total, one)
+    y = np.arange(total.size) - total.size // 2
+    near = np.abs(y) <= 30  # farther out float64 ends
+    target = np.exp(-(y.astype(np.float64) ** 2) / (2 * honest))
+    off = np.abs(np.log(total[near] * target.sum() / target[near])).max()
+    assert off <= distributed.gap(1, honest)
+    assert honest > 2 or off > 0.1 * distributed.gap(1, honest)  # with more it is ever looser
 
 
 def test_half_a_ring_holds_enough_deviations() -> None:
@@ -115,6 +152,7 @@ def test_half_a_ring_holds_enough_deviations() -> None:
     assert honest_survivors(9, 10, 0.1) == 8
 
 
+ENDING = [clip(1.0), rotate(64), discrete_gaussian_noise(1.0)]
 SPACE = Space(3000, Quorum(8, 10), universe=3000, population=10)
 
 
@@ -135,6 +173,12 @@ def chain(*before: Stage, z: float = 1.0, space: Space = SPACE, bits: int | None
         ("E-NOT-REAL", lambda: chain(clip(1.0), quantize(8, "shared"))),
         ("E-NMIN", lambda: chain(clip(1.0), rotate(64), space=SPACE.but(quorum=Quorum(2, 20)))),
         ("E-WRAP", lambda: chain(clip(1.0), rotate(64), bits=9)),
+        ("E-VALUE", lambda: chain(clip(1.0), rotate(64), bits=32)),
+        ("E-ORDER", lambda: pipeline(SPACE, [feedback(ENDING), wrap()], ring_sum())),
+        ("E-ORDER", lambda: pipeline(SPACE, [feedback([*ENDING, wrap()])], ring_sum())),
+        ("E-ORDER", lambda: pipeline(SPACE, [feedback([clip(1.0), local_noise(1.0)])], plain_sum())),
+        ("E-COMBO", lambda: pipeline(SPACE, ENDING, plain_sum())),
+        ("E-COMBO", lambda: pipeline(SPACE, [*ENDING, wrap()], plain_sum())),
         (
             "E-WRAP",
             lambda: pipeline(SPACE, [clip(1.0), rotate(64), discrete_gaussian_noise(1.0), wrap(16)], ring_sum()),
@@ -148,11 +192,15 @@ def test_what_does_not_compose_is_refused(code: str, make: object) -> None:
     assert caught.value.fix
 
 
-def test_the_fix_for_a_small_ring_works() -> None:
+@pytest.mark.parametrize(("wrong", "step"), [(9, -1), (30, 1), (32, 1)])
+def test_the_fix_for_a_ring_of_the_wrong_size_works(wrong: int, step: int) -> None:
     with pytest.raises(CompositionError) as caught:
-        chain(clip(1.0), rotate(64), bits=9)
+        chain(clip(1.0), rotate(64), bits=wrong)
     bits = int(caught.value.fix.split("bits = ")[1].split()[0])
-    chain(clip(1.0), rotate(64), bits=bits)
+    pipe = chain(clip(1.0), rotate(64), bits=bits)
+    pipe.encode(np.ones(SPACE.dim, np.float32), {}, 1.0, {}, Turn(0, KEY, derive(KEY, 1)))  # type: ignore[attr-defined]
+    with pytest.raises(CompositionError):
+        chain(clip(1.0), rotate(64), bits=bits + step)  # and it is the nearest that does
 
 
 def _noise(z: float) -> tuple[np.ndarray, float, float]:
@@ -189,3 +237,22 @@ def test_shares_differ_between_devices_and_rounds() -> None:
         for d in ("a", "b")
     ]
     assert len({b.tobytes() for b in bodies}) == 4
+
+
+@pytest.mark.parametrize("bits", [13, 20, 29])
+def test_a_contribution_may_fill_the_whole_ring(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    """What is beyond it comes back from the other side, as residues do."""
+    half = 1 << bits - 1
+    given_ = np.resize(np.array([half - 1, -half, half, -half - 1, 0, half // 2 + 1]), SPACE.dim)
+    monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: given_)
+    pipe = chain(clip(1.0), rotate(64), bits=bits)
+    payload, _ = pipe.encode(np.zeros(SPACE.dim, np.float32), {}, 1.0, {}, Turn(0, KEY, KEY))  # type: ignore[attr-defined]
+    back = payload.body.astype(np.int64)
+    assert np.where(back >= half, back - 2 * half, back)[:6].tolist() == [
+        half - 1,
+        -half,
+        -half,
+        half - 1,
+        0,
+        half // 2 + 1,
+    ]

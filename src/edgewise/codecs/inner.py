@@ -50,6 +50,12 @@ class Inner:
                 f"{name}: a stage inside always leaves out the same coordinates, which would only pile up.",
                 "put segments before feedback.",
             )
+        if out.noise_std > space.noise_std:
+            raise CompositionError(
+                "E-ORDER",
+                f"{name}: what noise adds would count as an error of the codec, and be sent back in the next round.",
+                "put noise after feedback.",
+            )
         if space.residual or out.residual:
             raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
         if out.gain > space.gain:

@@ -388,6 +388,9 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
     totals = [merge.infer(spaces[-1])]  # first, because the merge knows the better reason
     if merge.blind and not spaces[-1].summable:
         raise CompositionError("E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k.")
+    if not merge.blind and spaces[-1].honest:
+        why = "it sees each contribution, and a device's share of the noise hides it only in a sum."
+        raise CompositionError("E-COMBO", f"{merge.name}: {why}", "use secure_sum or shared_sum.")
     for post in posts:
         totals.append(post.infer(totals[-1]))
     mirrored = [stage.name for stage in stages if stage.server is not None and stage.server.mirrors]

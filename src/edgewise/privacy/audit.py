@@ -3,6 +3,7 @@
 *Mechanism audit*: many runs with and without one worst-case device; a threshold test between the two worlds has false
 positive and negative rates that no mu-GDP mechanism can have for a mu below a bound (Dong, Roth, Su 2019):
     mu >= Phi^-1(1 - FPR) - Phi^-1(FNR)
+``mechanism_audit`` has the many runs in the coordinates of one large release, through the real pipeline.
 *One-run audit*: m canaries, each in with probability 1/2, in a single run; the auditor guesses r of them. Of an (eps,
 delta)-DP mechanism v or more right guesses have probability at most (Steinke, Nasr, Jagielski 2023, arXiv:2305.08846)
     p = min(1, P[B >= v] + 2 m delta max_i P[v - i <= B < v] / i),  B ~ Binomial(r, 1 / (1 + e^-eps))
@@ -10,15 +11,20 @@ delta)-DP mechanism v or more right guesses have probability at most (Steinke, N
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, lgamma, log, log1p
+from math import exp, inf, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.stage import Pipeline
+from edgewise.core.vector import Vector
 from edgewise.privacy import accountant
 
+FULL_WEIGHT = 1e9  # amount of data: whatever the cap, every update counts in full
 _NORMAL = NormalDist()
 
 
@@ -67,7 +73,8 @@ def _binomial_below(k: int, n: int, p: float) -> float:
         return 1.0
     if p >= 1.0:
         return float(k >= n)
-    i = np.arange(max(0, k - 2000), k + 1)  # further terms are far below what matters
+    reach = 2000 + 12 * int(sqrt(n))  # further terms are far below what matters: 24 standard deviations and more
+    i = np.arange(max(0, k - reach), k + 1)
     gammas = np.array([lgamma(x + 1) + lgamma(n - x + 1) for x in i.tolist()])
     return float(np.exp(lgamma(n + 1) - gammas + i * log(p) + (n - i) * log1p(-p)).sum())
 
@@ -100,6 +107,46 @@ def mechanism(name: str, mu: float, delta: float, without: NDArray[np.float64], 
     lower, n = gaussian_mu(without, with_), min(without.size, with_.size)
     eps = [accountant.gaussian(1.0 / m, delta) if m > 0 else 0.0 for m in (mu, lower)]
     return Finding(name, mu, lower, eps[0], eps[1], n, 0.95)
+
+
+def release(pipe: Pipeline, updates: Sequence[Vector], key: Key) -> Vector:
+    """What the server has after one round with these updates: the decoded sum, after all stages and posts.
+
+    Masks and shares are left out: they cancel exactly, whoever looks at the sum.
+    """
+    public, total = derive(key, "public"), pipe.start_sum()
+    for i, x in enumerate(updates):
+        turn = Turn(0, public, derive(key, "device", i))
+        payload, _ = pipe.encode(x, dict.fromkeys(pipe.spaces[0].head, 0.0), FULL_WEIGHT, pipe.init(), turn)
+        total = pipe.add(total, payload, turn)
+    aggregate, _ = pipe.release(total, Turn(0, public), derive(key, "release"), pipe.start_memory())
+    return aggregate.mean * np.float32(aggregate.weight)
+
+
+def mechanism_audit(name: str, pipe: Pipeline, update: Vector, delta: float, key: Key) -> Finding:
+    """Two real releases of ``pipe``, with one device's ``update`` and with zeros in its place, every coordinate a run.
+
+    The claim is the pipeline's own: mu = sensitivity / noise_std, divided by sqrt(d) for one coordinate, which is what
+    an update of equal magnitudes at the bound moves it by. Only the contributions whose noise is counted on are in the
+    sum: others may come without.
+    Args:
+        update: float32[d], |update_i| all alike and not 0; longer than the clip, so that a missing one is seen. For mu
+            near 1: clip C sqrt(d) and z = 1 / sqrt(d).
+    Raises ValueError on another update, or where nothing bounds or hides one.
+    Guarantees: ``lower`` holds with 95 % where the noise of different coordinates is independent. After a rotation it
+        is uncorrelated and nearly normal, which is as good once S is 10 or so.
+    """
+    if update.size == 0 or not (update != 0).all() or np.ptp(np.abs(update)) > 1e-6 * float(np.abs(update).max()):
+        raise ValueError("every coordinate of the update is a run, so all must have one magnitude")
+    claim = pipe.total
+    if not (0.0 < claim.noise_std < inf and claim.sensitivity < inf):
+        raise ValueError("this pipeline claims nothing")
+    mu = claim.sensitivity / (claim.noise_std * sqrt(update.size))
+    others = [np.zeros_like(update)] * ((claim.space.honest or claim.space.quorum.n_min) - 1)
+    sides, scores = np.sign(update).astype(np.float64), []
+    for world, mine in (("without", np.zeros_like(update)), ("with", update)):
+        scores.append(sides * release(pipe, [mine, *others], derive(key, world)))
+    return mechanism(name, mu, delta, *scores)
 
 
 def p_value(m: int, r: int, v: int, eps: float, delta: float) -> float:

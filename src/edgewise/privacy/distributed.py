@@ -10,8 +10,9 @@
     tau   = 10 sum_(j=1)^(h-1) exp(-2 pi^2 S^2 j / (j+1))
     one release is (xi = tau d)-approximately (rho = D2^2 / (2 h S^2))-zCDP, zero-out adjacency
 
-n: contributions possible, d: coordinates, B: length of the blocks that are rotated (a sum of length at most n C has a
-standard deviation of at most n C / sqrt(B) in one). With B = d these are the paper's formulas.
+n: contributions possible, d: coordinates, B: such that a coordinate of a rotated vector of length r has a standard
+deviation of at most r / sqrt(B) over the random signs, whatever the vector (``evenness``). With B = d these are the
+paper's formulas. Blocks change the room in the ring only: rho and tau do not depend on B, so neither does privacy.
 Source: Kairouz, Liu, Steinke 2021, arXiv:2102.06387, theorem 5 and section 4; Canonne et al. 2020, arXiv:2004.00010.
 """
 
@@ -70,7 +71,11 @@ def gap(s: float, honest: int) -> float:
 
 
 def wrap_k(dim: int) -> float:
-    """Standard deviations that half a ring must hold so that at most WRAPPED coordinates of ``dim`` leave it."""
+    """Standard deviations that half a ring must hold so that at most WRAPPED coordinates of ``dim`` leave it.
+
+    Of normal sums, which rotated updates and noise nearly are. For any vector a sum of random signs and noise is
+    sub-Gaussian: 2 dim exp(-k^2 / 2), some 15 times as many.
+    """
     return NormalDist().inv_cdf(1.0 - WRAPPED / (2.0 * dim))
 
 
@@ -95,7 +100,8 @@ def size(n: int, honest: int, z: float, clip_l2: float, dim: int, bits: int, k: 
 def fit(n: int, honest: int, z: float, clip_l2: float, dim: int, block: int, bits: int | None) -> Sizing:
     """``size`` with the smallest ring in which rounding costs at most INFLATION, or with ``bits``.
 
-    Raises CompositionError(E-WRAP) where the ring is too small; the fix names the smallest.
+    Raises CompositionError: E-WRAP where the ring is too small, the fix names the smallest; E-VALUE where it is so
+        large that S is beyond the sampler.
     """
     k = wrap_k(dim)
     least = None
@@ -109,7 +115,28 @@ def fit(n: int, honest: int, z: float, clip_l2: float, dim: int, block: int, bit
         what = f"discrete_gaussian: a ring of {bits or MOST_BITS} bits is too coarse for this noise."
         fix = f"use bits = {least.bits} or more." if least else "fewer coordinates: LoRA, layers or random_k."
         raise CompositionError("E-WRAP", what, fix)
-    return least if bits is None else size(n, honest, z, clip_l2, dim, bits, k, block)
+    if bits is None:
+        return least
+    found = size(n, honest, z, clip_l2, dim, bits, k, block)
+    if found.s > LARGEST:
+        most = next(b for b in range(bits, 0, -1) if size(n, honest, z, clip_l2, dim, b, k, block).s <= LARGEST)
+        raise CompositionError(
+            "E-VALUE",
+            f"discrete_gaussian: in a ring of {bits} bits the noise has a scale of {found.s}, the sampler's largest is "
+            f"{LARGEST}.",
+            f"use bits = {most} or fewer, or leave it out: {least.bits} are enough.",
+        )
+    return found
+
+
+def evenness(space: Space) -> int:
+    """B of a rotated space: the shortest block's length, and half of it where a Hartley block is among them.
+
+    A coordinate is sum_j s_j x_j t_j with random signs s, so its variance is sum_j x_j^2 t_j^2: t_j^2 = 1 / B in a
+    Hadamard block, up to 2 / B in a Hartley block (cas^2 <= 2), and an adversary puts x where it is that much.
+    """
+    whole = space.rotated_dim % space.rotated == 0
+    return space.rotated_least if whole else max(1, space.rotated_least // 2)
 
 
 def honest_survivors(n_min: int, n_max: int, corrupt: float) -> int:
@@ -131,9 +158,11 @@ def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = N
         z: noise multiplier, above 0. corrupt: share of a cohort that may leave out its noise.
         bits: of the ring, None: the smallest in which rounding lengthens the bound by at most 1 %.
     Raises:
-        CompositionError: E-NOISE-NOCLIP without an L2 bound; E-ORDER without rotate, after a per-device support, with a
-            sketch or feedback around; E-STATS with metrics beside the update; E-WEIGHT with weights; E-NMIN where the
-            round may end without an honest survivor; E-WRAP.
+        CompositionError: E-NOISE-NOCLIP without an L2 bound; E-ORDER without rotate right before it, and inside
+            feedback (which would send the noise back later); E-TOPK-SECAGG after a per-device support or low_rank;
+            E-NOT-REAL after a quantizer; E-STATS with metrics beside the update; E-WEIGHT with weights; E-NMIN where
+            the round may end without an honest survivor; E-WRAP, E-VALUE where the ring does not fit; E-COMBO with a
+            merge that sees each contribution.
     Source: Kairouz, Liu, Steinke 2021, arXiv:2102.06387.
     """
     name = f"discrete_gaussian({z:g})"
@@ -144,7 +173,7 @@ def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = N
     def sizing(space: Space) -> Sizing:
         q = space.quorum
         honest = honest_survivors(q.n_min, q.n_max, corrupt)
-        return fit(q.n_max, honest, z, space.l2, space.dim, space.rotated_least, bits)
+        return fit(q.n_max, honest, z, space.l2, space.dim, evenness(space), bits)
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
