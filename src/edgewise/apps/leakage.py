@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgewise.apps.audit import FULL_WEIGHT, release
 from edgewise.core.errors import DataError, RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, generator, root
@@ -26,6 +25,7 @@ from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.section import DP_WORDS
+from edgewise.privacy.audit import FULL_WEIGHT, release
 
 TOKENS = 48  # of the attacked batch: fewer than the bundled model is wide
 OTHERS = 255  # random strings that a canary is compared with
@@ -125,7 +125,9 @@ class _Probe:
         """The attacks where they are strongest, on one gradient step of all weights: alone, in a sum, in a release."""
         mine, others = self.single(), [self._trained(self._first(d), 1, sgd=True) for d in self.devices[1:]]
         total = np.asarray(np.sum([mine, *others], axis=0, dtype=np.float64), np.float32)
-        released = release(plan, [mine, *others, *self._quiet(plan, mine, 1 + len(others))], derive(root(3), "whole"))
+        released = release(
+            plan.at(0), [mine, *others, *self._quiet(plan, mine, 1 + len(others))], derive(root(3), "whole")
+        )
         n, noise = 1 + len(others), " with the recipe's noise" if self.recipe.privacy in DP_WORDS else ""
         return [
             self.row("whole model, one SGD step of one device, in the clear", mine),
@@ -154,9 +156,9 @@ class _Probe:
         hidden, noisy = plan.hides is not None, self.recipe.privacy in DP_WORDS
         total = np.asarray(np.sum(updates, axis=0, dtype=np.float64), np.float32)
         quiet = self._quiet(plan, mine, len(updates))
-        released = release(plan, [*updates, *quiet], derive(root(3), "release"))
+        released = release(plan.at(0), [*updates, *quiet], derive(root(3), "release"))
         n, noisy_too = len(updates), [self._planted(steps), *updates[1:], *quiet]
-        remembered = release(plan, noisy_too, derive(root(3), "release"))
+        remembered = release(plan.at(0), noisy_too, derive(root(3), "release"))
         central = self.recipe.privacy == "central"
         leaks = [
             self.row("one update, one SGD step, in the clear", self.single()),

@@ -184,9 +184,7 @@ HEAD_BOUND = 20.0  # every head value is cut to [0, this] on the device, so that
 class Pipeline:
     """A type-checked chain; build with ``pipeline``. ``spaces[i]`` is before stage i, ``spaces[-1]`` after all.
 
-    ``divisor``: a fixed number to divide the sum by, where how many contributed is itself private; 0: their number or
-    weight.
-    """
+    ``divisor``: a fixed number to divide by, where how many came is private; 0: their number or weight."""
 
     stages: tuple[Stage, ...]
     merge: Merge
@@ -389,8 +387,7 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
     if merge.blind and not spaces[-1].summable:
         raise CompositionError("E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k.")
     if not merge.blind and spaces[-1].honest:
-        why = "it sees each contribution, and a device's share of the noise hides it only in a sum."
-        raise CompositionError("E-COMBO", f"{merge.name}: {why}", "use secure_sum or shared_sum.")
+        raise CompositionError("E-COMBO", f"{merge.name} sees single shares of noise.", "use secure_sum.")
     for post in posts:
         totals.append(post.infer(totals[-1]))
     mirrored = [stage.name for stage in stages if stage.server is not None and stage.server.mirrors]

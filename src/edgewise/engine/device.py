@@ -170,6 +170,8 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     invite, update = state.invite, event.update
     pipe = plan.at(invite.round)
     private = keys.derive(plan.key, "device", state.device, invite.round)
+    if plan.spend is not None and event.entropy:  # another attempt at the round must not repeat its noise
+        private = keys.derive(event.entropy, "private")
     budget_bytes = plan.budget_bytes(event.elapsed_s, event.up_mbit)
     turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip)
     try:
