@@ -58,8 +58,8 @@ def mechanism(recipe: Recipe, runs: int, step: Step, catalogue: Catalogue = BUIL
     """Releases in both worlds, the device an update of four times the clip's length.
 
     Every coordinate of two large releases is a run (``audit.mechanism_audit``); with ``local`` noise, where neighbours
-    are replaced, many small ones. Clip and noise multiplier are chosen so that mu is about 1 for one run: there an audit
-    is most telling, and the code is the same.
+    are replaced, many small ones. Clip and noise multiplier are chosen so that mu is about 1 for one run: there an
+    audit is most telling, and the code is the same.
     """
     step("mechanism", 0, 1)
     if recipe.privacy != "local":
