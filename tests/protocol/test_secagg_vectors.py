@@ -15,13 +15,16 @@ import numpy as np
 import pytest
 from session import IDENTITIES, ROOT, SID, Session
 
+from edgewise.codecs import kernels
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import derive
-from edgewise.secagg import client, messages, server, two_server
+from edgewise.crypto import agree, shamir, sign
+from edgewise.secagg import client, graph, messages, secrets, server, two_server
 from edgewise.secagg.params import Params, Policy
 
 PATH = Path(__file__).parent / "vectors" / "secagg.json"
 CASES = {"all stay": {}, "one leaves before its update": {"d001": 2}, "one leaves after its update": {"d002": 3}}
+STATES = ("advertised", "sharing", "waiting", "signed")
 LEADER, HELPER = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
 
 
@@ -67,25 +70,86 @@ def rejects() -> list[dict[str, str]]:
     keys = messages.ordered({d: messages.load(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
     less = {d: k for d, k in keys.items() if d != "d000"}
     moved = {**keys, "d001": msgspec.structs.replace(keys["d001"], mask=keys["d002"].mask)}
+    again = msgspec.structs.replace(keys["d000"], signature=b"")
+    again = msgspec.structs.replace(again, signature=sign.sign(IDENTITIES["d001"].secret, again.signed(SID, "d001")))
+    other = messages.session_id("task", 3, "another model", "config", bytes(32))
+    foreign = sign.sign(IDENTITIES["d001"].secret, keys["d001"].signed(other, "d001"))
+    alien = {**keys, "d001": msgspec.structs.replace(keys["d001"], signature=foreign)}
     good = messages.dump(messages.Roster(keys=keys))
-    out = [
-        ("roster without me", "advertised", messages.dump(messages.Roster(keys=less)), "E-SECAGG-KEYS"),
-        ("a key of another device", "advertised", messages.dump(messages.Roster(keys=moved)), "E-SECAGG-KEYS"),
-        ("roster of one", "advertised", messages.dump(messages.Roster(keys={"d000": keys["d000"]})), "E-SECAGG-FEW"),
-        ("not sorted", "advertised", messages.dump(messages.Roster(keys=dict(reversed(keys.items())))), "E-SECAGG-FEW"),
-        (
-            "the survivors too early",
-            "advertised",
-            messages.dump(messages.Survivors(devices=("d000",))),
-            "E-SECAGG-ORDER",
-        ),
+    names, roster = tuple(keys), graph.seed(SID, [k.signed(SID, d) + k.signature for d, k in keys.items()])
+
+    def proofs(devices: tuple[str, ...], who: tuple[str, ...] = names) -> messages.Proofs:
+        said = messages.survivors_digest(SID, roster, devices)
+        return messages.Proofs(signatures={d: sign.sign(IDENTITIES[d].secret, said) for d in who})
+
+    made: list[tuple[str, str, messages.Message | bytes, str]] = [
+        ("roster without me", "advertised", messages.Roster(keys=less), "E-SECAGG-KEYS"),
+        ("a key of another device", "advertised", messages.Roster(keys=moved), "E-SECAGG-KEYS"),
+        ("my keys under another name", "advertised", messages.Roster(keys={**keys, "d001": again}), "E-SECAGG-KEYS"),
+        ("keys signed for another model", "advertised", messages.Roster(keys=alien), "E-SECAGG-KEYS"),
+        ("a stranger's keys", "advertised", messages.Roster(keys={**keys, "zz": keys["d001"]}), "E-SECAGG-KEYS"),
+        ("roster of one", "advertised", messages.Roster(keys={"d000": keys["d000"]}), "E-SECAGG-FEW"),
+        ("not sorted", "advertised", messages.Roster(keys=dict(reversed(keys.items()))), "E-SECAGG-FEW"),
+        ("the survivors too early", "advertised", messages.Survivors(devices=("d000",)), "E-SECAGG-ORDER"),
         ("a trailing byte", "advertised", good + b"\x00", "E-FRAME"),
+        ("a longer length prefix", "advertised", good.replace(b"\xa4type", b"\xd9\x04type", 1), "E-FRAME"),
         ("nothing", "advertised", b"", "E-FRAME"),
-        ("no shares", "sharing", messages.dump(messages.Boxes(boxes={})), "E-SECAGG-FEW"),
-        ("a stranger's box", "sharing", messages.dump(messages.Boxes(boxes={"zz": b""})), "E-SECAGG-KEYS"),
+        ("no shares", "sharing", messages.Boxes(boxes={}), "E-SECAGG-FEW"),
+        ("a stranger's box", "sharing", messages.Boxes(boxes={"zz": bytes(messages.BOX_BYTES)}), "E-SECAGG-KEYS"),
+        ("a short box", "sharing", messages.Boxes(boxes={"d001": bytes(9)}), "E-FRAME"),
+        ("boxes that do not open", "sharing",
+         messages.Boxes(boxes=dict.fromkeys(names[1:], bytes(messages.BOX_BYTES))), "E-SECAGG-FEW"),
         ("the roster again", "sharing", good, "E-SECAGG-ORDER"),
+        ("survivors without me", "waiting", messages.Survivors(devices=names[1:]), "E-SECAGG-SURVIVORS"),
+        ("too few survivors", "waiting", messages.Survivors(devices=names[:2]), "E-SECAGG-FEW"),
+        ("a survivor nobody knows", "waiting", messages.Survivors(devices=(*names, "zz")), "E-SECAGG-SURVIVORS"),
+        ("survivors not sorted", "waiting", messages.Survivors(devices=names[::-1]), "E-SECAGG-SURVIVORS"),
+        ("proofs before survivors", "waiting", proofs(names), "E-SECAGG-ORDER"),
+        ("proofs of another list", "signed", proofs(names[:3]), "E-SECAGG-SURVIVORS"),
+        ("too few proofs", "signed", proofs(names, names[:2]), "E-SECAGG-FEW"),
+        ("a second survivor list", "signed", messages.Survivors(devices=names[:3]), "E-SECAGG-ORDER"),
+    ]  # fmt: skip
+    return [
+        {"name": n, "state": state, "hex": (m if isinstance(m, bytes) else messages.dump(m)).hex(), "code": code}
+        for n, state, m, code in made
     ]
-    return [{"name": n, "state": state, "hex": raw.hex(), "code": code} for n, state, raw, code in out]
+
+
+def pieces() -> dict[str, Any]:
+    """Every derivation by itself, for an implementation that does not yet speak."""
+    one, two = derive(ROOT, "one"), derive(ROOT, "two")
+    params = Params(Policy(), 2, 20, 6, 2)
+    hidden = secrets.Hidden(params)
+    hidden.mask(one, SID, 1)
+    names = [f"d{i:03d}" for i in range(12)]
+    loaded = agree.Secret(one)
+    shared = shamir.share(two, [1, 2, 3], 2, one)
+    return {
+        "digest": {"label": "x", "parts": ["", "616263"], "hex": messages.digest(b"x", b"", b"abc").hex()},
+        "session": {"task": "task", "round": 3, "model": "model", "config": "config", "nonce": bytes(32).hex(),
+                    "sid": SID.hex()},
+        "entropy": {"entropy": one.hex(),
+                    **{what: derive(one, what).hex() for what in ("seal", "mask", "seed", "shares")}},
+        "commitment": {"device": "d000", "seed": one.hex(), "hex": secrets.commitment(SID, "d000", one).hex()},
+        "sealing_key": {"secret": one.hex(), "peer": agree.public(two).hex(), "sender": "a", "to": "b",
+                        "key": secrets.sealing_key(loaded, agree.public(two), SID, "a", "b").hex(),
+                        "bound": secrets.bound(SID, "a", "b").hex()},
+        "pair_seed": {"secret": one.hex(), "peer": agree.public(two).hex(), "one": "b", "other": "a",
+                      "hex": secrets.pair_seed(loaded, agree.public(two), SID, "b", "a").hex()},
+        "mask": {"seed": one.hex(), "bits": 20, "body": hidden.body.tolist(), "head": [str(v) for v in hidden.head]},
+        "pack": {"bits": 20, "body": hidden.body.tolist(), "hex": bytes(kernels.pack_bits(hidden.body, 20)).hex()},
+        "shares": {"secret": two.hex(), "threshold": 2, "entropy": one.hex(),
+                   "at": {str(x): y.hex() for x, y in shared.items()}},
+        "masked": messages.masked_digest(SID, one, "d000", ["d001", "d002"], b"body", b"head").hex(),
+        "survivors": messages.survivors_digest(SID, one, ["d000", "d002"]).hex(),
+        "circle": {"seed": one.hex(), "k": 4, "devices": names,
+                   "neighbours": {d: list(v) for d, v in graph.neighbours(one, names, 4).items()}},
+        "shapes": [{"n": n, "corrupt": c, "dropout": d, "server": server_, "k": k, "t": t}
+                   for n, c, d, server_ in ((4, 0.1, 0.1, "malicious"), (64, 0.1, 0.1, "malicious"),
+                                            (65, 0.05, 0.05, "curious"), (100, 0.1, 0.1, "malicious"),
+                                            (1000, 0.05, 0.05, "malicious"), (1000, 0.2, 0.1, "malicious"))
+                   for k, t in (Policy(c, d, server_).shape(n),)],
+    }  # fmt: skip
 
 
 def report() -> dict[str, Any]:
@@ -104,7 +168,7 @@ def report() -> dict[str, Any]:
 if os.environ.get("EDGEWISE_REWRITE_GOLDEN"):
     PATH.parent.mkdir(exist_ok=True)
     made = {"accept": {name: transcript(leaves) for name, leaves in CASES.items()}, "reject": rejects()}
-    PATH.write_text(json.dumps({**made, "two_server": report()}, indent=1) + "\n")
+    PATH.write_text(json.dumps({**made, "pieces": pieces(), "two_server": report()}, indent=1) + "\n")
 VECTORS: dict[str, Any] = json.loads(PATH.read_text())
 
 
@@ -119,6 +183,14 @@ def _registry(device: str) -> bytes | None:
     return bytes.fromhex(known["public"]) if known else None
 
 
+def test_the_recorded_rejects_are_ours() -> None:
+    assert rejects() == VECTORS["reject"]
+
+
+def test_every_derivation_is_the_recorded_one() -> None:
+    assert pieces() == VECTORS["pieces"]
+
+
 @pytest.mark.parametrize("case", VECTORS["reject"], ids=lambda c: c["name"])
 def test_recorded_rejects_are_refused(case: dict[str, str]) -> None:
     """From the file alone, as another implementation would."""
@@ -129,9 +201,10 @@ def test_recorded_rejects_are_refused(case: dict[str, str]) -> None:
         params, bytes.fromhex(t["sid"]), "d000", bytes.fromhex(me["identity"]), np.array(me["body"], np.uint32),
         np.array([int(v) for v in me["head"]], np.uint64), bytes.fromhex(me["entropy"]),
     )  # fmt: skip
-    if case["state"] == "sharing":
-        roster = next(m["hex"] for m in t["messages"] if m.get("to") == "d000" and m["step"] == 1)
-        state, _ = client.step(params, state, bytes.fromhex(roster), _registry)
+    for number in range(1, STATES.index(case["state"]) + 1):
+        told = next(m["hex"] for m in t["messages"] if m.get("to") == "d000" and m["step"] == number)
+        state, _ = client.step(params, state, bytes.fromhex(told), _registry)
+    assert type(state).__name__.lower() == case["state"]
     state, answer = client.step(params, state, bytes.fromhex(case["hex"]), _registry)
     assert isinstance(state, client.Aborted)
     assert messages.load(answer) == messages.Abort(code=case["code"])

@@ -89,6 +89,7 @@ REGISTRY: dict[str, Entry] = {
     "E-SECAGG-ORDER": Entry("a message of secure aggregation that is not the next step", 8),
     "E-SECAGG-KEYS": Entry("keys of secure aggregation are not signed by who they belong to", 8),
     "E-SECAGG-SURVIVORS": Entry("the list of survivors is not one that this device can accept", 8),
+    "E-SECAGG-POLICY": Entry("secure aggregation with less care than this device's owner asks for", 2),
     "E-SECAGG-FEW": Entry("too few devices are left for secure aggregation to open a sum", 1),
     "E-RANGE": Entry("an update is too large to be summed exactly", 1),
     "E-ROUND": Entry("a round ended below its minimum of contributions", 1),

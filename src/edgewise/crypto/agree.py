@@ -36,13 +36,39 @@ def derive(secret: bytes, salt: bytes, info: bytes, length: int = KEY_BYTES) -> 
     return HKDF(hashes.SHA256(), length, salt, info).derive(secret)
 
 
-def agree(secret: bytes, peer: bytes, salt: bytes, info: bytes) -> bytes:
-    """HKDF(X25519(secret, peer), salt, info): the same 32 bytes on both sides.
+class Secret:
+    """A secret key, loaded once for many agreements: loading costs as much as one of them."""
 
-    Raises DecodeError(E-KEY-AGREE): ``peer`` is no key, or one of small order (the shared value would be zero).
+    __slots__ = ("_key",)
+
+    def __init__(self, secret: bytes) -> None:
+        self._key = X25519PrivateKey.from_private_bytes(secret)
+
+    def agree(self, peer: bytes, salt: bytes, info: bytes) -> bytes:
+        """HKDF(X25519(secret, peer), salt, info): the same 32 bytes on both sides.
+
+        Raises DecodeError(E-KEY-AGREE): ``peer`` is no key, or one of small order (the shared value would be zero).
+        """
+        try:
+            shared = self._key.exchange(X25519PublicKey.from_public_bytes(peer))
+        except ValueError:
+            raise DecodeError("E-KEY-AGREE", "a peer's public key is not usable.") from None
+        return derive(shared, salt, info)
+
+
+def agree(secret: bytes, peer: bytes, salt: bytes, info: bytes) -> bytes:
+    """``Secret.agree``, for one agreement."""
+    return Secret(secret).agree(peer, salt, info)
+
+
+def usable(peer: bytes) -> bool:
+    """Whether ``peer`` is a public key that ``agree`` takes: 32 bytes, and not of small order.
+
+    A secret scalar is a multiple of 8, so a point of small order gives zero with every secret, and the one that is used
+    here does not matter.
     """
     try:
-        shared = X25519PrivateKey.from_private_bytes(secret).exchange(X25519PublicKey.from_public_bytes(peer))
+        X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES)).exchange(X25519PublicKey.from_public_bytes(peer))
     except ValueError:
-        raise DecodeError("E-KEY-AGREE", "a peer's public key is not usable.") from None
-    return derive(shared, salt, info)
+        return False
+    return True

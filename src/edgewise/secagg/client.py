@@ -17,12 +17,12 @@ import msgspec
 import numpy as np
 
 from edgewise.codecs import kernels
-from edgewise.core.errors import DecodeError
+from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import derive
 from edgewise.crypto import agree, seal, shamir, sign
 from edgewise.secagg import graph, messages
 from edgewise.secagg.messages import Keys, survivors_digest
-from edgewise.secagg.params import COMPLETE_TO, Params
+from edgewise.secagg.params import COMPLETE_TO, Floor, Params
 from edgewise.secagg.secrets import Body, Head, Hidden, bound, commitment, pair_seed, sealing_key
 
 Registry = Callable[[str], bytes | None]  # device -> its enrolled Ed25519 key, None for a stranger
@@ -60,12 +60,13 @@ class Advertised(_State, frozen=True, tag="advertised"):
 
 
 class Sharing(_State, frozen=True, tag="sharing"):
-    """Shares are sent. ``keys``: of the neighbours. ``everybody``: who is on the roster. ``mine``: what this device
-    keeps of its own shares."""
+    """Shares are sent. ``roster``: its digest. ``keys``: of the neighbours. ``everybody``: who is on the roster.
+    ``mine``: what this device keeps of its own shares."""
 
     own: Own
     body: bytes
     head: bytes
+    roster: bytes
     everybody: tuple[str, ...]
     keys: dict[str, Keys]
     threshold: int
@@ -77,6 +78,7 @@ class Waiting(_State, frozen=True, tag="waiting"):
     and key."""
 
     own: Own
+    roster: bytes
     everybody: tuple[str, ...]
     neighbours: tuple[str, ...]
     paired: tuple[str, ...]
@@ -88,6 +90,7 @@ class Signed(_State, frozen=True, tag="signed"):
     """A survivor list is signed, this one and no other."""
 
     own: Own
+    roster: bytes
     neighbours: tuple[str, ...]
     threshold: int
     held: dict[str, tuple[bytes, bytes]]
@@ -120,16 +123,25 @@ def restore(raw: bytes) -> State:
 
 
 def start(
-    params: Params, sid: bytes, device: str, identity: bytes, body: Body, head: Head, entropy: bytes
-) -> tuple[Advertised, bytes]:
+    params: Params,
+    sid: bytes,
+    device: str,
+    identity: bytes,
+    body: Body,
+    head: Head,
+    entropy: bytes,
+    floor: Floor = Floor(),  # noqa: B008 (immutable)
+) -> tuple[Advertised | Aborted, bytes]:
     """Begin a session with an update that is ready.
 
     Args:
         identity: secret Ed25519 key of the device, 32 bytes. body: uint32[dim] below 2^bits. head: uint64[heads].
-        entropy: 32 fresh secret bytes.
+        entropy: 32 fresh secret bytes. floor: what the device's owner asks for.
     Returns:
-        The state and the first message.
+        The state and the first message; an end with E-SECAGG-POLICY where ``params`` are below ``floor``.
     """
+    if not floor.allows(params):
+        return Aborted(device=device, code="E-SECAGG-POLICY"), messages.dump(messages.Abort(code="E-SECAGG-POLICY"))
     if body.shape != (params.dim,) or head.shape != (params.heads,):
         raise ValueError(f"body {body.shape} and head {head.shape} do not fit {params.dim} and {params.heads}")
     own = Own(
@@ -186,14 +198,15 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
             raise DecodeError("E-SECAGG-KEYS", "keys on the roster are not signed by an enrolled device.")
     if len({k.seal for k in keys.values()} | {k.mask for k in keys.values()}) != 2 * len(keys):
         raise DecodeError("E-SECAGG-KEYS", "a key stands twice on the roster.")
-    near, k, threshold = circle(params, own.sid, keys)
+    seed, near, k, threshold = circle(params, own.sid, keys)
+    secret = agree.Secret(own.seal)
     holders = holding(me, near[me], k, len(keys))
     points = {device: i + 1 for i, device in enumerate(holders)}
     seeds = shamir.share(own.seed, list(points.values()), threshold, derive(own.entropy, "seed"))
     masks = shamir.share(own.mask, list(points.values()), threshold, derive(own.entropy, "mask"))
     boxes = {}
     for device in near[me]:
-        key = sealing_key(own.seal, keys[device].seal, own.sid, me, device)
+        key = sealing_key(secret, keys[device].seal, own.sid, me, device)
         at = points[device]
         boxes[device] = seal.seal(key, seeds[at] + masks[at], bound(own.sid, me, device))
     kept = (seeds[points[me]], masks[points[me]]) if me in points else ()
@@ -202,6 +215,7 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
         own=own,
         body=state.body,
         head=state.head,
+        roster=seed,
         everybody=everybody,
         keys={d: keys[d] for d in near[me]},
         threshold=threshold,
@@ -210,11 +224,17 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
     return after, messages.dump(messages.Shares(boxes=boxes))
 
 
-def circle(params: Params, sid: bytes, keys: dict[str, Keys]) -> tuple[dict[str, tuple[str, ...]], int, int]:
-    """Everybody's neighbours, k and the threshold, from the signed keys of a session."""
-    k, threshold = params.policy.shape(len(keys))
+def circle(params: Params, sid: bytes, keys: dict[str, Keys]) -> tuple[bytes, dict[str, tuple[str, ...]], int, int]:
+    """The roster's digest, everybody's neighbours, k and the threshold, from the signed keys of a session.
+
+    Raises DecodeError(E-SECAGG-FEW): no graph of that many devices keeps the policy's promise.
+    """
+    try:
+        k, threshold = params.policy.shape(len(keys))
+    except CompositionError as e:  # how many devices there are came over the wire
+        raise DecodeError("E-SECAGG-FEW", e.what) from None
     seed = graph.seed(sid, [v.signed(sid, d) + v.signature for d, v in keys.items()])
-    return dict(graph.neighbours(seed, tuple(keys), k)), k, threshold
+    return seed, dict(graph.neighbours(seed, tuple(keys), k)), k, threshold
 
 
 def holding(device: str, near: tuple[str, ...], k: int, n: int) -> list[str]:
@@ -225,36 +245,38 @@ def holding(device: str, near: tuple[str, ...], k: int, n: int) -> list[str]:
 def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[State, bytes]:
     own, me = state.own, state.device
     held: dict[str, tuple[bytes, bytes]] = {}
+    opening, masking = agree.Secret(own.seal), agree.Secret(own.mask)
     for sender, box in message.boxes.items():
         if sender not in state.keys:
             raise DecodeError("E-SECAGG-KEYS", "a box from a device that is no neighbour.")
-        key = sealing_key(own.seal, state.keys[sender].seal, own.sid, sender, me)
+        key = sealing_key(opening, state.keys[sender].seal, own.sid, sender, me)
         try:
             plain = seal.open(key, box, bound(own.sid, sender, me))
         except DecodeError:
             continue  # its sender's loss: one holder fewer; the mask between the two cancels all the same
-        if len(plain) != 2 * shamir.SHARE_BYTES:
-            continue
         held[sender] = (plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :])
     if len(held) + len(state.mine) // 2 < state.threshold:
         raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares, {state.threshold} are needed.")
     hidden = Hidden(params, np.frombuffer(state.body, "<u4"), np.frombuffer(state.head, "<u8"))
     hidden.mask(own.seed, own.sid, 1)
-    seeds = ((v, pair_seed(own.mask, state.keys[v].mask, own.sid, me, v)) for v in message.boxes)
+    seeds = ((v, pair_seed(masking, state.keys[v].mask, own.sid, me, v)) for v in message.boxes)
     hidden.masks(me, seeds, own.sid)
     if state.mine:
         held[me] = (state.mine[0], state.mine[1])
     after = Waiting(
         device=me,
         own=own,
+        roster=state.roster,
         everybody=state.everybody,
         neighbours=tuple(state.keys),
         paired=tuple(message.boxes),
         threshold=state.threshold,
         held=held,
     )
-    packed = bytes(kernels.pack_bits(hidden.body, params.bits))
-    return after, messages.dump(messages.Masked(body=packed, head=hidden.head.astype("<u8").tobytes()))
+    packed, head = bytes(kernels.pack_bits(hidden.body, params.bits)), hidden.head.astype("<u8").tobytes()
+    said = messages.masked_digest(own.sid, state.roster, me, tuple(message.boxes), packed, head)
+    signature = sign.sign(own.identity, said)
+    return after, messages.dump(messages.Masked(body=packed, head=head, signature=signature))
 
 
 def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[State, bytes]:
@@ -267,10 +289,11 @@ def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[
         raise DecodeError("E-SECAGG-FEW", f"{len(survivors)} survivors are too few.")
     if not set(state.paired).issuperset(set(survivors) & set(state.neighbours)):
         raise DecodeError("E-SECAGG-SURVIVORS", "a neighbour survived with whom I share no mask.")
-    signature = sign.sign(state.own.identity, survivors_digest(state.own.sid, survivors))
+    signature = sign.sign(state.own.identity, survivors_digest(state.own.sid, state.roster, survivors))
     after = Signed(
         device=me,
         own=state.own,
+        roster=state.roster,
         neighbours=state.neighbours,
         threshold=state.threshold,
         held=state.held,
@@ -280,7 +303,8 @@ def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[
 
 
 def _reveal(state: Signed, message: messages.Proofs, registry: Registry) -> tuple[State, bytes]:
-    said, near = survivors_digest(state.own.sid, state.survivors), {*state.neighbours, *state.held}
+    said = survivors_digest(state.own.sid, state.roster, state.survivors)
+    near = {*state.neighbours, *state.held}
     good = 0
     for device, signature in message.signatures.items():
         if device not in near or device not in state.survivors:

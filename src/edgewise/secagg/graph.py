@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from edgewise.core.keys import generator
-
 
 def neighbours(seed: bytes, devices: Sequence[str], k: int) -> Mapping[str, tuple[str, ...]]:
     """Each device's neighbours, sorted.
 
-    The devices are put on a circle in an order drawn from ``seed``; each is a neighbour of the k / 2 nearest on either
-    side. With k = n - 1 everybody is. The relation is symmetric.
+    The devices are put on a circle, in the order of SHA-256(seed, device): a uniformly random one that every
+    implementation finds alike. Each is a neighbour of the k / 2 nearest on either side; with k = n - 1 everybody is.
+    The relation is symmetric.
     Args:
         seed: 32 bytes that nobody could choose: a hash of all signed keys. devices: distinct. k: even, or n - 1.
     Source: Bell et al. 2020, ePrint 2020/704, algorithm 1.
@@ -20,7 +19,7 @@ def neighbours(seed: bytes, devices: Sequence[str], k: int) -> Mapping[str, tupl
     n = len(devices)
     if k >= n - 1:
         return {d: tuple(sorted(other for other in devices if other != d)) for d in devices}
-    circle = [sorted(devices)[i] for i in generator(seed).permutation(n)]
+    circle = sorted(devices, key=lambda d: hashlib.sha256(seed + d.encode()).digest())
     near = [*range(-(k // 2), 0), *range(1, k // 2 + 1)]
     return {d: tuple(sorted(circle[(i + j) % n] for j in near)) for i, d in enumerate(circle)}
 

@@ -8,29 +8,43 @@
     4      Revealed    shares, one kind of each
     any    Abort       a code                    (silence)
 
-Device ids are strings; maps are sorted by them. Unknown or missing fields, other types and any other encoding of the
-same message are DecodeErrors.
+Device ids are strings; maps are sorted by them. Unknown or missing fields, other types, fields of another length than
+written here and any other encoding of the same message are DecodeErrors. Printing a message shows its type alone: t
+shares printed by accident would be somebody's secret.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from edgewise.core.errors import DecodeError
+from edgewise.crypto.seal import OVERHEAD_BYTES
+from edgewise.crypto.shamir import SHARE_BYTES
+from edgewise.crypto.sign import SIGNATURE_BYTES
 
 PROTOCOL = b"edgewise/secagg/v1"
 CODES = (  # with which a device may end its session
     "E-FRAME", "E-SHARE", "E-SEAL", "E-KEY-AGREE",
-    "E-SECAGG-FEW", "E-SECAGG-KEYS", "E-SECAGG-ORDER", "E-SECAGG-SURVIVORS",
+    "E-SECAGG-FEW", "E-SECAGG-KEYS", "E-SECAGG-ORDER", "E-SECAGG-POLICY", "E-SECAGG-SURVIVORS",
 )  # fmt: skip
+BOX_BYTES = 2 * SHARE_BYTES + OVERHEAD_BYTES  # two shares, sealed
+
+Device = Annotated[str, msgspec.Meta(max_length=256)]
+Word = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]  # a public key or a digest
+Signature = Annotated[bytes, msgspec.Meta(min_length=SIGNATURE_BYTES, max_length=SIGNATURE_BYTES)]
+Box = Annotated[bytes, msgspec.Meta(min_length=BOX_BYTES, max_length=BOX_BYTES)]
+Share = Annotated[bytes, msgspec.Meta(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
     """Base of all messages."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -41,10 +55,10 @@ class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         commitment: 32 bytes, of the seed of the device's own mask. signature: Ed25519 over ``signed``.
     """
 
-    seal: bytes
-    mask: bytes
-    commitment: bytes
-    signature: bytes
+    seal: Word
+    mask: Word
+    commitment: Word
+    signature: Signature
 
     def signed(self, sid: bytes, device: str) -> bytes:
         """What the signature is on."""
@@ -60,57 +74,65 @@ class Advertise(_Message, frozen=True, tag="advertise"):
 class Roster(_Message, frozen=True, tag="roster"):
     """0, server: the keys of all who sent some, sorted by device."""
 
-    keys: dict[str, Keys]
+    keys: dict[Device, Keys]
 
 
 class Shares(_Message, frozen=True, tag="shares"):
     """1, device: for each holder one box with its shares of my two secrets."""
 
-    boxes: dict[str, bytes]
+    boxes: dict[Device, Box]
 
 
 class Boxes(_Message, frozen=True, tag="boxes"):
     """1, server: the boxes that others sealed for this device; who is missing has dropped out."""
 
-    boxes: dict[str, bytes]
+    boxes: dict[Device, Box]
 
 
 class Masked(_Message, frozen=True, tag="masked"):
-    """2, device: body, residues of ``bits`` bits packed as in ``codecs.kernels``; head, little-endian uint64."""
+    """2, device: body, residues of ``bits`` bits packed as in ``codecs.kernels``; head, little-endian uint64.
+
+    Signed, with the roster and the list of those whose masks are in it (``masked_digest``): any residues are a masked
+    update of something, so nothing else shows damage to it, or to what the device was told before.
+    """
 
     body: bytes
     head: bytes
+    signature: Signature
 
 
 class Survivors(_Message, frozen=True, tag="survivors"):
     """2, server: whose masked updates it has, sorted."""
 
-    devices: tuple[str, ...]
+    devices: tuple[Device, ...]
 
 
 class Consistent(_Message, frozen=True, tag="consistent"):
-    """3, device: Ed25519 over ``survivors_digest`` of the list that I was told."""
+    """3, device: Ed25519 over ``survivors_digest`` of the list that I was told, and the roster."""
 
-    signature: bytes
+    signature: Signature
 
 
 class Proofs(_Message, frozen=True, tag="proofs"):
     """3, server: the signatures that it has, sorted by device."""
 
-    signatures: dict[str, bytes]
+    signatures: dict[Device, Signature]
 
 
 class Revealed(_Message, frozen=True, tag="revealed"):
     """4, device: of survivors the share of the own mask's seed, of the others that of the key behind pairwise masks."""
 
-    seeds: dict[str, bytes]
-    keys: dict[str, bytes]
+    seeds: dict[Device, Share]
+    keys: dict[Device, Share]
 
 
 class Abort(_Message, frozen=True, tag="abort"):
     """Device: I end the session, because of this."""
 
-    code: str
+    code: Annotated[str, msgspec.Meta(max_length=64)]
+
+    def __repr__(self) -> str:
+        return f"Abort({self.code!r})"
 
 
 Message = (
@@ -156,9 +178,15 @@ def session_id(task: str, round: int, model: str, config: str, nonce: bytes) -> 
     return digest(b"session", task.encode(), round.to_bytes(8, "little"), model.encode(), config.encode(), nonce)
 
 
-def survivors_digest(sid: bytes, devices: Sequence[str]) -> bytes:
-    """What survivors sign."""
-    return digest(b"survivors", sid, *(d.encode() for d in devices))
+def masked_digest(sid: bytes, roster: bytes, device: str, paired: Sequence[str], body: bytes, head: bytes) -> bytes:
+    """What a device signs of its masked update. ``roster``: ``graph.seed``. ``paired``: whose boxes came, sorted."""
+    others = digest(b"paired", *(d.encode() for d in paired))
+    return digest(b"masked", sid, roster, device.encode(), others, body, head)
+
+
+def survivors_digest(sid: bytes, roster: bytes, devices: Sequence[str]) -> bytes:
+    """What survivors sign. ``roster``: ``graph.seed``, so that they agree on neighbours and thresholds too."""
+    return digest(b"survivors", sid, roster, *(d.encode() for d in devices))
 
 
 def ordered(table: Mapping[str, Any]) -> dict[str, Any]:

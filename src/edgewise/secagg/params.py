@@ -72,8 +72,31 @@ class Params:
     heads: int
 
     def needed(self, n: int) -> int:
-        """Survivors without which a sum of n devices' updates is not opened: max(n_min, t of the complete graph)."""
-        return max(self.n_min, complete_threshold(n) if n <= COMPLETE_TO else 2)
+        """Survivors without which a sum of n devices' updates is not opened: max(n_min, t).
+
+        Raises as ``Policy.shape``.
+        """
+        return max(self.n_min, self.policy.shape(n)[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What a device's owner asks of every session, whatever the run's recipe says.
+
+    Attributes:
+        n_min: a sum over fewer devices is never opened. corrupt: at least this share must be allowed for.
+        server: "malicious" asks for sessions that stand a server which lies; "curious" takes either.
+    """
+
+    n_min: int = 2
+    corrupt: float = 0.0
+    server: Server = "curious"
+
+    def allows(self, params: Params) -> bool:
+        """Whether a session is at least as careful as this."""
+        policy = params.policy
+        careful = self.server == "curious" or policy.server == "malicious"
+        return params.n_min >= self.n_min and policy.corrupt >= self.corrupt and careful
 
 
 def complete_threshold(n: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.crypto import prg
-from edgewise.crypto.agree import agree, derive
+from edgewise.crypto.agree import Secret, derive
 from edgewise.secagg.messages import PROTOCOL, digest
 from edgewise.secagg.params import Params
 
@@ -20,9 +20,9 @@ def _info(label: str, *names: str) -> bytes:
     return digest(label.encode(), *(n.encode() for n in names))
 
 
-def sealing_key(secret: bytes, peer: bytes, sid: bytes, sender: str, to: str) -> bytes:
+def sealing_key(secret: Secret, peer: bytes, sid: bytes, sender: str, to: str) -> bytes:
     """The key of the one box that ``sender`` seals for ``to``."""
-    return agree(secret, peer, sid, _info("seal", sender, to))
+    return secret.agree(peer, sid, _info("seal", sender, to))
 
 
 def bound(sid: bytes, sender: str, to: str) -> bytes:
@@ -30,9 +30,9 @@ def bound(sid: bytes, sender: str, to: str) -> bytes:
     return digest(b"box", sid, sender.encode(), to.encode())
 
 
-def pair_seed(secret: bytes, peer: bytes, sid: bytes, one: str, other: str) -> bytes:
+def pair_seed(secret: Secret, peer: bytes, sid: bytes, one: str, other: str) -> bytes:
     """The seed of the mask between two devices, the same for both."""
-    return agree(secret, peer, sid, _info("mask", *sorted((one, other))))
+    return secret.agree(peer, sid, _info("mask", *sorted((one, other))))
 
 
 def commitment(sid: bytes, device: str, seed: bytes) -> bytes:

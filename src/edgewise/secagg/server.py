@@ -7,30 +7,29 @@ A step ends when everybody has answered who is still in, or with ``Close`` (its 
 then has dropped out; what they send later is refused. Masked updates are folded on arrival: memory O(d), whatever the
 number of devices. What a device does wrong costs that device its place and is reported with a code; the sum is opened
 only with ``Params.needed`` survivors. Every seed and key that shares give back is checked against what the device
-committed to, so wrong shares cannot give a wrong sum.
+committed to, so wrong shares cannot give a wrong sum; a device signs its masked update with the roster and the peers
+that it was masked for, so nothing that happens to messages on their way can.
 Not checked, because nobody can: that a masked update holds what its device says. A device may add anything.
 Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 import numpy as np
 
 from edgewise.codecs import kernels
 from edgewise.core.errors import DecodeError
-from edgewise.crypto import agree, shamir, sign
-from edgewise.secagg import messages
+from edgewise.crypto import agree, sign
+from edgewise.secagg import messages, recovery
 from edgewise.secagg.client import Registry, circle, holding
 from edgewise.secagg.messages import Keys, survivors_digest
 from edgewise.secagg.params import Params
-from edgewise.secagg.secrets import Body, Head, Hidden, commitment, pair_seed
+from edgewise.secagg.secrets import Body, Head, Hidden, pair_seed
 
 Device = str
-_TRIES = 64  # sets of shares that are tried where some are wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +51,10 @@ class Advertising:
 
 @dataclass(frozen=True)
 class Sharing:
-    """Collecting sealed shares. ``near``: everybody's neighbours."""
+    """Collecting sealed shares. ``roster``: its digest. ``near``: everybody's neighbours."""
 
     session: Session
+    roster: bytes
     keys: Mapping[Device, Keys]
     near: Mapping[Device, tuple[Device, ...]]
     k: int
@@ -228,6 +228,8 @@ def _advertised(state: Advertising, device: Device, message: messages.Message) -
     keys, enrolled = message.keys, state.session.registry(device)
     if enrolled is None or not sign.verify(enrolled, keys.signature, keys.signed(state.session.sid, device)):
         raise DecodeError("E-SECAGG-KEYS", "keys are not signed by the enrolled device for this session.")
+    if not (agree.usable(keys.seal) and agree.usable(keys.mask)):  # every neighbour would have to end its session
+        raise DecodeError("E-KEY-AGREE", "a device's public key is not usable.")
     known = {k for other in state.keys.values() for k in (other.seal, other.mask)}
     if keys.seal in known or keys.mask in known or keys.seal == keys.mask:
         raise DecodeError("E-SECAGG-KEYS", "keys of another device, or one key for two purposes.")
@@ -242,7 +244,14 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
                 raise DecodeError("E-SECAGG-ORDER", "boxes are not for exactly the neighbours.")
             return replace(state, boxes={**state.boxes, device: message.boxes})
         case Masking(), messages.Masked():
-            params = state.shared.session.params
+            session = state.shared.session
+            params, enrolled = session.params, session.registry(device)
+            paired = _paired(state.shared, device)
+            said = messages.masked_digest(session.sid, state.shared.roster, device, paired, message.body, message.head)
+            if enrolled is None or not sign.verify(enrolled, message.signature, said):
+                raise DecodeError(
+                    "E-SECAGG-KEYS", "a masked update is not signed, or masked for other boxes than sent."
+                )
             body = kernels.unpack_bits(memoryview(message.body), params.bits, params.dim)
             if body is None or len(message.head) != 8 * params.heads:
                 raise DecodeError("E-PAYLOAD", "a masked update of another size.")
@@ -251,7 +260,7 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
         case Signing(), messages.Consistent():
             session = state.masked.shared.session
             enrolled = session.registry(device)
-            said = survivors_digest(session.sid, state.survivors)
+            said = survivors_digest(session.sid, state.masked.shared.roster, state.survivors)
             if enrolled is None or not sign.verify(enrolled, message.signature, said):
                 raise DecodeError("E-SECAGG-SURVIVORS", "a signature on another list of survivors.")
             return replace(state, signatures={**state.signatures, device: message.signature})
@@ -297,12 +306,15 @@ def _few(have: int, need: int, what: str) -> Aborted:
 
 def _roster(state: Advertising) -> Out:
     session, keys = state.session, messages.ordered(state.keys)
+    try:
+        seed, near, k, threshold = circle(session.params, session.sid, keys)
+    except DecodeError as e:
+        return Aborted(e.code, e.what), ()
     need = session.params.needed(len(keys))
     if len(keys) < need:
         return _few(len(keys), need, "sent keys"), ()
-    near, k, threshold = circle(session.params, session.sid, keys)
     raw = messages.dump(messages.Roster(keys=keys))
-    return Sharing(session, keys, near, k, threshold), tuple(Send(device, raw) for device in keys)
+    return Sharing(session, seed, keys, near, k, threshold), tuple(Send(device, raw) for device in keys)
 
 
 def _boxes(state: Sharing) -> Out:
@@ -311,10 +323,15 @@ def _boxes(state: Sharing) -> Out:
         return _few(len(state.boxes), need, "sent shares"), ()
     letters = []
     for device in state.boxes:
-        mine = {v: state.boxes[v][device] for v in sorted(state.near[device]) if v in state.boxes}
+        mine = {v: state.boxes[v][device] for v in _paired(state, device)}
         letters.append(Send(device, messages.dump(messages.Boxes(boxes=mine))))
     kept = replace(state, boxes={device: {} for device in state.boxes})  # the boxes have been passed on
     return Masking(kept, Hidden(params)), tuple(letters)
+
+
+def _paired(state: Sharing, device: Device) -> list[Device]:
+    """Whose boxes a device is sent, and with whom it shares a mask."""
+    return [v for v in state.near[device] if v in state.boxes]
 
 
 def _survivors(state: Masking) -> Out:
@@ -341,52 +358,21 @@ def _proofs(state: Signing) -> Out:
 def _open(state: Unmasking) -> State:
     masked = state.signed.masked
     shared, total, survivors = masked.shared, masked.total, state.signed.survivors
-    session, alive = shared.session, set(survivors)
+    session, alive, t = shared.session, set(survivors), shared.threshold
+
+    def shares(device: Device, told: Mapping[Device, Mapping[Device, bytes]]) -> dict[int, bytes]:
+        holders = holding(device, shared.near[device], shared.k, len(shared.keys))
+        return {i + 1: told[h][device] for i, h in enumerate(holders) if device in told.get(h, {})}
+
     try:
         for device in survivors:
-            right = partial(_opens, shared.keys[device].commitment, session.sid, device)
-            seed = _recover(shared, device, state.seeds, right)
+            seed = recovery.seed(session.sid, device, shared.keys[device], shares(device, state.seeds), t)
             total.mask(seed, session.sid, -1)
         for device in sorted(set(shared.boxes) - alive):  # they may have masked for others, and are not in the sum
-            secret = _recover(shared, device, state.keys, partial(_belongs, shared.keys[device].mask))
+            secret = agree.Secret(recovery.key(shared.keys[device], shares(device, state.keys), t))
             near = [v for v in shared.near[device] if v in alive]
             pairs = ((v, pair_seed(secret, shared.keys[v].mask, session.sid, device, v)) for v in near)
             total.masks(device, pairs, session.sid)
     except DecodeError as e:
         return Aborted("E-SECAGG-FEW", e.what)
     return Released(total.body, total.head, survivors)
-
-
-def _opens(commit: bytes, sid: bytes, device: Device, seed: bytes) -> bool:
-    return commitment(sid, device, seed) == commit
-
-
-def _belongs(public: bytes, secret: bytes) -> bool:
-    return agree.public(secret) == public
-
-
-def _recover(
-    shared: Sharing, device: Device, told: Mapping[Device, Mapping[Device, bytes]], right: Callable[[bytes], bool]
-) -> bytes:
-    """A device's secret from what its holders told; sets without the wrong shares are tried where some are wrong.
-
-    Raises DecodeError(E-SHARE): too few right shares.
-    """
-    holders = holding(device, shared.near[device], shared.k, len(shared.keys))
-    shares = {i + 1: told[h][device] for i, h in enumerate(holders) if device in told.get(h, {})}
-    for chosen in _sets(list(shares), shared.threshold):
-        try:
-            secret = shamir.combine({x: shares[x] for x in chosen}, shared.threshold)
-        except DecodeError:
-            continue
-        if right(secret):
-            return secret
-    raise DecodeError("E-SHARE", f"too few right shares, {shared.threshold} are needed.")
-
-
-def _sets(points: list[int], size: int) -> Iterable[list[int]]:
-    """Sets of shares to try: windows around the circle of points."""
-    n = len(points)
-    if n >= size:
-        for first in range(min(n, _TRIES)):
-            yield sorted(points[(first + i) % n] for i in range(size))

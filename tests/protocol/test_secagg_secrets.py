@@ -1,0 +1,135 @@
+"""Nothing that is printed, and nothing that others read, shows a secret: every state and message of a whole session."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from session import IDENTITIES, ROOT, SID, Session, registry
+
+from edgewise.core.keys import derive
+from edgewise.secagg import client, messages, server
+from edgewise.secagg.params import Floor, Params, Policy
+
+
+def _spellings(secret: bytes) -> tuple[str, ...]:
+    """Ways in which printing shows bytes."""
+    return secret.hex(), repr(secret)[2:-1], str(list(secret))[1:-1]
+
+
+def test_no_state_and_no_message_prints_a_secret() -> None:
+    s = Session(4)
+    shown: list[str] = []
+    secrets = [IDENTITIES[d].secret for d in s.devices]
+    for d in s.devices:
+        secrets += [derive(derive(ROOT, "entropy", d), what) for what in ("seal", "mask", "seed", "shares")]
+        secrets += [s.xs[d].astype("<u4").tobytes(), s.hs[d].astype("<u8").tobytes()]
+    mail, kinds = [(d, raw) for d, raw in s.advertise()], set()
+    shown += [repr(state) for state in s.clients.values()]
+    letters = [letter for d, raw in mail for letter in s.give(d, raw)] + s.close()
+    while not s.over:
+        after = []
+        for d, raw in letters:
+            answer = s.answer(d, raw)
+            for message in (messages.load(raw), messages.load(answer)):
+                kinds.add(type(message))
+                shown += [repr(message), str(message), f"{message}"]
+                if isinstance(message, messages.Revealed):
+                    secrets += [*message.seeds.values(), *message.keys.values()]
+            held = getattr(s.clients[d], "held", {})
+            secrets += [share for pair in held.values() for share in pair]
+            event = server.Received(d, answer)
+            after += s.give(d, answer)
+            shown += [
+                repr(s.clients[d]),
+                str(s.clients[d]),
+                repr(s.server),
+                repr(event),
+                repr(getattr(s.clients[d], "own", "")),
+            ]
+        letters = after
+    assert isinstance(s.server, server.Released)
+    assert len(kinds) == 8  # all but Advertise, whose parts are on the roster, and Abort
+    text = "\n".join(shown)
+    assert len(secrets) > 100
+    for secret in secrets:
+        for spelling in _spellings(secret):
+            assert spelling not in text
+    for d in s.devices:
+        assert str(s.xs[d].tolist()) not in text
+        assert str(s.xs[d]) not in text
+
+
+def test_a_search_like_this_would_find_one() -> None:
+    """The test above can fail."""
+    share = derive(ROOT, "share") + b"\1"
+
+    class Loud(msgspec.Struct):
+        seeds: dict[str, bytes]
+
+    assert any(spelling in repr(Loud({"d": share})) for spelling in _spellings(share))
+    assert not any(spelling in repr(messages.Revealed(seeds={"d": share}, keys={})) for spelling in _spellings(share))
+
+
+def test_a_session_that_has_ended_keeps_no_secret() -> None:
+    s = Session(4)
+    s.play()
+    for d in s.devices:
+        assert isinstance(s.clients[d], client.Finished)
+        kept = client.save(s.clients[d])
+        assert len(kept) < 64
+        for what in ("seal", "mask", "seed", "shares"):
+            assert derive(derive(ROOT, "entropy", d), what) not in kept
+
+
+def test_an_aborted_session_keeps_no_secret() -> None:
+    s = Session(4)
+    s.advertise()
+    s.answer("d000", b"")
+    assert client.save(s.clients["d000"]) == client.save(client.Aborted(device="d000", code="E-FRAME"))
+
+
+def test_masks_of_another_model_do_not_cancel() -> None:
+    """Even if nobody checked a signature: devices that were told different models derive different pairwise masks."""
+    models = ["model", "another model"]
+    sids = [messages.session_id("task", 3, model, "config", bytes(32)) for model in models]
+    sums = []
+    for other in sids:
+        total = np.zeros(5, np.uint64)
+        ends = {"d000": sids[0], "d001": other}
+        keys = {d: client.start(_params(), ends[d], d, IDENTITIES[d].secret, np.zeros(5, np.uint32),
+                                np.zeros(0, np.uint64), derive(ROOT, d)) for d in ends}  # fmt: skip
+        secret = {d: client.agree.Secret(keys[d][0].own.mask) for d in ends}  # type: ignore[union-attr]
+        public = {d: client.agree.public(keys[d][0].own.mask) for d in ends}  # type: ignore[union-attr]
+        for d, peer in (("d000", "d001"), ("d001", "d000")):
+            hidden = client.Hidden(_params())
+            hidden.masks(d, [(peer, client.pair_seed(secret[d], public[peer], ends[d], d, peer))], ends[d])
+            total += hidden.body
+        sums.append(total % (1 << 20))
+    assert not sums[0].any()
+    assert sums[1].any()
+
+
+def _params() -> Params:
+    return Params(Policy(), 2, 20, 5, 0)
+
+
+@pytest.mark.parametrize(
+    ("floor", "allowed"),
+    [
+        (Floor(), True), (Floor(n_min=10), True), (Floor(n_min=11), False), (Floor(corrupt=0.1), True),
+        (Floor(corrupt=0.2), False), (Floor(server="malicious"), True),
+    ],
+)  # fmt: skip
+def test_a_device_takes_no_part_below_its_owners_floor(floor: Floor, allowed: bool) -> None:
+    params = Params(Policy(), 10, 20, 5, 0)
+    state, raw = client.start(params, SID, "d000", IDENTITIES["d000"].secret, np.ones(5, np.uint32),
+                              np.zeros(0, np.uint64), derive(ROOT, "e"), floor)  # fmt: skip
+    if allowed:
+        assert isinstance(state, client.Advertised)
+    else:
+        assert state == client.Aborted(device="d000", code="E-SECAGG-POLICY")
+        assert messages.load(raw) == messages.Abort(code="E-SECAGG-POLICY")
+        assert client.step(params, state, raw, registry) == (state, b"")
+    assert not Floor(server="malicious").allows(Params(Policy(server="curious"), 10, 20, 5, 0))
+    assert not Floor().allows(Params(Policy(), 1, 20, 5, 0))
