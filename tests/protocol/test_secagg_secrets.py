@@ -103,7 +103,8 @@ def test_masks_of_another_model_do_not_cancel() -> None:
         public = {d: client.agree.public(keys[d][0].own.mask) for d in ends}  # type: ignore[union-attr]
         for d, peer in (("d000", "d001"), ("d001", "d000")):
             hidden = client.Hidden(_params())
-            hidden.masks(d, [(peer, client.pair_seed(secret[d], public[peer], ends[d], d, peer))], ends[d])
+            seed = client.pair_seed(secret[d], public[peer], ends[d], d, peer)
+            hidden.mask(client.pairwise(d, [(peer, seed)]), ends[d])
             total += hidden.body
         sums.append(total % (1 << 20))
     assert not sums[0].any()

@@ -120,7 +120,7 @@ def pieces() -> dict[str, Any]:
     one, two = derive(ROOT, "one"), derive(ROOT, "two")
     params = Params(Policy(), 2, 20, 6, 2)
     hidden = secrets.Hidden(params)
-    hidden.mask(one, SID, 1)
+    hidden.mask([(one, 1)], SID)
     names = [f"d{i:03d}" for i in range(12)]
     loaded = agree.Secret(one)
     shared = shamir.share(two, [1, 2, 3], 2, one)
@@ -132,7 +132,7 @@ def pieces() -> dict[str, Any]:
                     **{what: derive(one, what).hex() for what in ("seal", "mask", "seed", "shares")}},
         "commitment": {"device": "d000", "seed": one.hex(), "hex": secrets.commitment(SID, "d000", one).hex()},
         "sealing_key": {"secret": one.hex(), "peer": agree.public(two).hex(), "sender": "a", "to": "b",
-                        "key": secrets.sealing_key(loaded, agree.public(two), SID, "a", "b").hex(),
+                        "key": secrets.sealing_keys(loaded, agree.public(two), SID, "a", "b")[0].hex(),
                         "bound": secrets.bound(SID, "a", "b").hex()},
         "pair_seed": {"secret": one.hex(), "peer": agree.public(two).hex(), "one": "b", "other": "a",
                       "hex": secrets.pair_seed(loaded, agree.public(two), SID, "b", "a").hex()},
@@ -219,7 +219,7 @@ def test_the_recorded_report_opens() -> None:
     ticket, share = two_server.open_report(leader, v["device"], raw)
     helper = two_server.Helper(params, context, bytes.fromhex(v["helper_secret"]), registry)
     helper = two_server.admit(helper, ticket)
-    share.mask(helper.seeds[v["device"]][1], context, 1)
+    share.mask([(helper.seeds[v["device"]][1], 1)], context)
     assert share.body.tolist() == v["body"]
     assert [str(x) for x in share.head] == v["head"]
     with pytest.raises(DecodeError):

@@ -44,16 +44,19 @@ class Secret:
     def __init__(self, secret: bytes) -> None:
         self._key = X25519PrivateKey.from_private_bytes(secret)
 
-    def agree(self, peer: bytes, salt: bytes, info: bytes) -> bytes:
-        """HKDF(X25519(secret, peer), salt, info): the same 32 bytes on both sides.
+    def shared(self, peer: bytes) -> bytes:
+        """X25519(secret, peer), for ``derive`` only: the same 32 bytes on both sides, not uniform.
 
         Raises DecodeError(E-KEY-AGREE): ``peer`` is no key, or one of small order (the shared value would be zero).
         """
         try:
-            shared = self._key.exchange(X25519PublicKey.from_public_bytes(peer))
+            return self._key.exchange(X25519PublicKey.from_public_bytes(peer))
         except ValueError:
             raise DecodeError("E-KEY-AGREE", "a peer's public key is not usable.") from None
-        return derive(shared, salt, info)
+
+    def agree(self, peer: bytes, salt: bytes, info: bytes) -> bytes:
+        """HKDF(X25519(secret, peer), salt, info). Raises as ``shared``."""
+        return derive(self.shared(peer), salt, info)
 
 
 def agree(secret: bytes, peer: bytes, salt: bytes, info: bytes) -> bytes:

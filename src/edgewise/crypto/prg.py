@@ -6,6 +6,8 @@ Primitive: AES in counter mode, NIST SP 800-38A, from the ``cryptography`` libra
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,25 +17,29 @@ from numpy.typing import NDArray
 
 SEED_BYTES = 32
 LIMIT_BYTES = 1 << 36  # of one seed's key stream, 2^32 blocks: far below what counter mode may leak
-_CHUNK_BYTES = 1 << 18  # of key stream at a time: stays in the second-level cache
-_ZEROS = bytes(_CHUNK_BYTES)
-_TAIL = 16  # update_into wants room for one block more
+_CHUNK_BYTES = 1 << 18  # of key stream at a time: below it calls cost more than caches save
+_TOGETHER = 4  # key streams that are added in one pass over the sum
+_ZEROS = memoryview(bytes(_CHUNK_BYTES))
 
 Ring = NDArray[np.uint32] | NDArray[np.uint64]
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _add(acc: NDArray[Any], words: NDArray[Any], mask: Any) -> None:
+def _add_one(acc: NDArray[Any], a: NDArray[Any], sign: Any, mask: Any) -> None:
     word = acc.dtype.type  # two uint32 add up to a uint64 here, which would halve the width of the vector unit
     for i in range(acc.size):
-        acc[i] = word(acc[i] + words[i]) & mask
+        acc[i] = word(acc[i] + word((a[i] ^ sign) - sign)) & mask
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _subtract(acc: NDArray[Any], words: NDArray[Any], mask: Any) -> None:
+def _add_four(acc: NDArray[Any], words: NDArray[Any], signs: NDArray[Any], mask: Any) -> None:
     word = acc.dtype.type
+    a, b, c, d = words[0], words[1], words[2], words[3]
+    p, q, r, s = signs[0], signs[1], signs[2], signs[3]
     for i in range(acc.size):
-        acc[i] = word(acc[i] - words[i]) & mask
+        one = word(word((a[i] ^ p) - p) + word((b[i] ^ q) - q))
+        other = word(word((c[i] ^ r) - r) + word((d[i] ^ s) - s))
+        acc[i] = word(acc[i] + word(one + other)) & mask
 
 
 class Words:
@@ -43,7 +49,6 @@ class Words:
         if len(seed) != SEED_BYTES:
             raise ValueError(f"a seed has {SEED_BYTES} bytes, this one {len(seed)}")
         self._stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
-        self._room = np.empty(_CHUNK_BYTES + _TAIL, np.uint8)
         self._used = 0
 
     def fill(self, out: NDArray[Any]) -> None:
@@ -52,17 +57,12 @@ class Words:
         Raises ValueError beyond ``LIMIT_BYTES``.
         """
         view = out.view(np.uint8)
-        for start in range(0, view.size, _CHUNK_BYTES):
-            part = view[start : start + _CHUNK_BYTES]
-            part[:] = self.take(part.size)
-
-    def take(self, size: int) -> NDArray[np.uint8]:
-        """The next ``size`` bytes, at most one chunk; overwritten by the next call."""
-        self._used += size
+        self._used += view.size
         if self._used > LIMIT_BYTES:
             raise ValueError(f"a seed may give {LIMIT_BYTES} bytes, this would be more")
-        self._stream.update_into(memoryview(_ZEROS)[:size], self._room.data)
-        return self._room[:size]
+        for start in range(0, view.size, _CHUNK_BYTES):
+            part = view[start : start + _CHUNK_BYTES]
+            self._stream.update_into(_ZEROS[: part.size], part.data)
 
 
 def width(bits: int) -> type[np.uint32] | type[np.uint64]:
@@ -72,14 +72,14 @@ def width(bits: int) -> type[np.uint32] | type[np.uint64]:
     return np.uint32 if bits <= 32 else np.uint64
 
 
-def add(acc: Ring, seed: bytes, bits: int, sign: int = 1) -> None:
-    """``acc += sign PRG(seed) mod 2^bits``, in place and in one pass.
+def add(acc: Ring, seeds: Iterable[tuple[bytes, int]], bits: int) -> None:
+    """``acc += sum over (seed, sign) of sign PRG(seed) mod 2^bits``, in place, each byte of key stream touched once.
 
-    Word i of the key stream belongs to coordinate i, so the result does not depend on how it is computed. Masking a
+    Word i of a key stream belongs to coordinate i, so the result does not depend on how it is computed. Masking a
     uniform word to ``bits`` bits is exactly uniform.
     Args:
-        acc: uint32[d] up to 32 bits, else uint64[d]; contiguous. seed: 32 bytes, used for nothing else.
-        sign: 1 adds, -1 subtracts.
+        acc: uint32[d] up to 32 bits, else uint64[d]; contiguous, below 2^bits. seeds: 32 bytes each, used for nothing
+        else; sign: 1 adds, -1 subtracts. Four key streams are open at a time, however many there are.
     Raises:
         ValueError: wrong dtype, sign or seed; d beyond ``LIMIT_BYTES``.
     """
@@ -88,17 +88,29 @@ def add(acc: Ring, seed: bytes, bits: int, sign: int = 1) -> None:
         raise ValueError(f"the sum must be a contiguous {word.__name__} vector")
     if acc.nbytes > LIMIT_BYTES:
         raise ValueError(f"a seed may give {LIMIT_BYTES} bytes, {acc.nbytes} are asked for")
-    if sign not in (1, -1):
-        raise ValueError(f"sign is {sign}, must be 1 or -1")
-    step, mask = (_add if sign == 1 else _subtract), word((1 << bits) - 1)
-    words, size = Words(seed), acc.itemsize
-    for start in range(0, acc.size, _CHUNK_BYTES // size):
-        part = acc[start : start + _CHUNK_BYTES // size]
-        step(part, words.take(part.nbytes).view(word), mask)
+    mask, whole = word((1 << bits) - 1), word((1 << 8 * acc.itemsize) - 1)
+    step = _CHUNK_BYTES // acc.itemsize
+    room = np.empty((_TOGETHER, step), word)
+    terms = iter(seeds)
+    while some := list(islice(terms, _TOGETHER)):
+        if any(sign not in (1, -1) for _, sign in some):
+            raise ValueError("a sign must be 1 or -1")
+        streams = [Words(seed) for seed, _ in some]
+        signs = np.array([0 if sign == 1 else whole for _, sign in some], word)  # x ^ ~0 - ~0 = -x
+        for start in range(0, acc.size, step):
+            part = acc[start : start + step]
+            words = room[:, : part.size]
+            for stream, row in zip(streams, words, strict=False):
+                stream.fill(row)
+            if len(some) == _TOGETHER:
+                _add_four(part, words, signs, mask)
+                continue
+            for row, sign in zip(words, signs, strict=False):
+                _add_one(part, row, sign, mask)
 
 
 def expand(seed: bytes, dim: int, bits: int) -> Ring:
     """PRG(seed): ``dim`` residues, uniform modulo 2^bits. Raises as ``add``."""
     out: Ring = np.zeros(dim, np.uint32) if width(bits) is np.uint32 else np.zeros(dim, np.uint64)
-    add(out, seed, bits)
+    add(out, [(seed, 1)], bits)
     return out

@@ -28,7 +28,7 @@ def open(key: bytes, box: bytes, bound: bytes) -> bytes:
         raise DecodeError("E-SEAL", "a sealed box does not open.") from None
 
 
-def hpke_seal(public: bytes, plain: bytes, bound: bytes) -> bytes:
+def hpke_seal(public: bytes, plain: bytes | memoryview, bound: bytes) -> bytes:
     """A box for the holder of an X25519 key: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM, base mode.
 
     ``bound`` goes into the key schedule as HPKE's ``info``, so a box opens for exactly the same ``bound`` only.

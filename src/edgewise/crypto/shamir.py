@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
+import numpy as np
+
 from edgewise.core.errors import DecodeError
 from edgewise.crypto.prg import Words
 
@@ -48,9 +50,10 @@ def share(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> d
 
 def _uniform(entropy: bytes, n: int) -> list[int]:
     """n uniform field elements: 257 random bits, drawn again where they are not below p."""
-    words, out = Words(entropy), list[int]()
+    words, room, out = Words(entropy), np.empty(SHARE_BYTES, np.uint8), list[int]()
     while len(out) < n:
-        candidate = int.from_bytes(words.take(SHARE_BYTES).tobytes(), "little") & (2**257 - 1)
+        words.fill(room)
+        candidate = int.from_bytes(room.tobytes(), "little") & (2**257 - 1)
         if candidate < PRIME:
             out.append(candidate)
     return out

@@ -12,6 +12,7 @@ Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4 (malicious); Bell et al.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import msgspec
 import numpy as np
@@ -23,7 +24,7 @@ from edgewise.crypto import agree, seal, shamir, sign
 from edgewise.secagg import graph, messages
 from edgewise.secagg.messages import Keys, survivors_digest
 from edgewise.secagg.params import COMPLETE_TO, Floor, Params
-from edgewise.secagg.secrets import Body, Head, Hidden, bound, commitment, pair_seed, sealing_key
+from edgewise.secagg.secrets import Body, Head, Hidden, bound, commitment, pair_seed, pairwise, sealing_keys
 
 Registry = Callable[[str], bytes | None]  # device -> its enrolled Ed25519 key, None for a stranger
 
@@ -61,7 +62,7 @@ class Advertised(_State, frozen=True, tag="advertised"):
 
 class Sharing(_State, frozen=True, tag="sharing"):
     """Shares are sent. ``roster``: its digest. ``keys``: of the neighbours. ``everybody``: who is on the roster.
-    ``mine``: what this device keeps of its own shares."""
+    ``opening``: the keys of the boxes that they send. ``mine``: what this device keeps of its own shares."""
 
     own: Own
     body: bytes
@@ -69,6 +70,7 @@ class Sharing(_State, frozen=True, tag="sharing"):
     roster: bytes
     everybody: tuple[str, ...]
     keys: dict[str, Keys]
+    opening: dict[str, bytes]
     threshold: int
     mine: tuple[bytes, ...]
 
@@ -204,11 +206,11 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
     points = {device: i + 1 for i, device in enumerate(holders)}
     seeds = shamir.share(own.seed, list(points.values()), threshold, derive(own.entropy, "seed"))
     masks = shamir.share(own.mask, list(points.values()), threshold, derive(own.entropy, "mask"))
-    boxes = {}
+    boxes, opening = {}, dict[str, bytes]()
     for device in near[me]:
-        key = sealing_key(secret, keys[device].seal, own.sid, me, device)
+        sealing, opening[device] = sealing_keys(secret, keys[device].seal, own.sid, me, device)
         at = points[device]
-        boxes[device] = seal.seal(key, seeds[at] + masks[at], bound(own.sid, me, device))
+        boxes[device] = seal.seal(sealing, seeds[at] + masks[at], bound(own.sid, me, device))
     kept = (seeds[points[me]], masks[points[me]]) if me in points else ()
     after = Sharing(
         device=me,
@@ -219,6 +221,7 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
         everybody=everybody,
         keys={d: keys[d] for d in near[me]},
         threshold=threshold,
+        opening=opening,
         mine=kept,
     )
     return after, messages.dump(messages.Shares(boxes=boxes))
@@ -245,22 +248,20 @@ def holding(device: str, near: tuple[str, ...], k: int, n: int) -> list[str]:
 def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[State, bytes]:
     own, me = state.own, state.device
     held: dict[str, tuple[bytes, bytes]] = {}
-    opening, masking = agree.Secret(own.seal), agree.Secret(own.mask)
+    masking = agree.Secret(own.mask)
     for sender, box in message.boxes.items():
         if sender not in state.keys:
             raise DecodeError("E-SECAGG-KEYS", "a box from a device that is no neighbour.")
-        key = sealing_key(opening, state.keys[sender].seal, own.sid, sender, me)
         try:
-            plain = seal.open(key, box, bound(own.sid, sender, me))
+            plain = seal.open(state.opening[sender], box, bound(own.sid, sender, me))
         except DecodeError:
             continue  # its sender's loss: one holder fewer; the mask between the two cancels all the same
         held[sender] = (plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :])
     if len(held) + len(state.mine) // 2 < state.threshold:
         raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares, {state.threshold} are needed.")
     hidden = Hidden(params, np.frombuffer(state.body, "<u4"), np.frombuffer(state.head, "<u8"))
-    hidden.mask(own.seed, own.sid, 1)
     seeds = ((v, pair_seed(masking, state.keys[v].mask, own.sid, me, v)) for v in message.boxes)
-    hidden.masks(me, seeds, own.sid)
+    hidden.mask(chain([(own.seed, 1)], pairwise(me, seeds)), own.sid)
     if state.mine:
         held[me] = (state.mine[0], state.mine[1])
     after = Waiting(

@@ -163,7 +163,8 @@ def digest(label: bytes, *parts: bytes) -> bytes:
     """SHA-256 over the protocol's name, a label and the parts, each with its length before it."""
     h = hashlib.sha256()
     for part in (PROTOCOL, label, *parts):
-        h.update(len(part).to_bytes(8, "little") + part)
+        h.update(len(part).to_bytes(8, "little"))
+        h.update(part)
     return h.digest()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,10 @@ def _info(label: str, *names: str) -> bytes:
     return digest(label.encode(), *(n.encode() for n in names))
 
 
-def sealing_key(secret: Secret, peer: bytes, sid: bytes, sender: str, to: str) -> bytes:
-    """The key of the one box that ``sender`` seals for ``to``."""
-    return secret.agree(peer, sid, _info("seal", sender, to))
+def sealing_keys(secret: Secret, peer: bytes, sid: bytes, me: str, other: str) -> tuple[bytes, bytes]:
+    """The key of the one box that ``me`` seals for ``other``, and that of the box that comes back."""
+    shared = secret.shared(peer)
+    return derive(shared, sid, _info("seal", me, other)), derive(shared, sid, _info("seal", other, me))
 
 
 def bound(sid: bytes, sender: str, to: str) -> bytes:
@@ -40,6 +41,11 @@ def commitment(sid: bytes, device: str, seed: bytes) -> bytes:
     return digest(b"commit", sid, device.encode(), seed)
 
 
+def mask_key(seed: bytes, sid: bytes, part: str) -> bytes:
+    """The key whose stream masks the ``body`` or the ``head``."""
+    return derive(seed, sid, PROTOCOL + b"/" + part.encode())
+
+
 class Hidden:
     """A body and a head under construction: residues, to which masks are added in place."""
 
@@ -54,13 +60,21 @@ class Hidden:
         np.bitwise_and(self.body, np.uint32((1 << self.params.bits) - 1), out=self.body)
         np.add(self.head, head, out=self.head)
 
-    def mask(self, seed: bytes, sid: bytes, sign: int) -> None:
-        """Add or take away the mask that a seed stands for: one key for the body, one for the head."""
-        prg.add(self.body, derive(seed, sid, PROTOCOL + b"/body"), self.params.bits, sign)
-        if self.head.size:
-            prg.add(self.head, derive(seed, sid, PROTOCOL + b"/head"), 64, sign)
+    def mask(self, seeds: Iterable[tuple[bytes, int]], sid: bytes) -> None:
+        """Add (1) or take away (-1) the masks that seeds stand for: of each, one key for the body, one for the head."""
+        heads = []
 
-    def masks(self, device: str, seeds: Iterable[tuple[str, bytes]], sid: bytes, sign: int = 1) -> None:
-        """The pairwise masks of ``device`` with others, as it adds them: plus where its name comes first."""
-        for other, seed in seeds:
-            self.mask(seed, sid, sign if device < other else -sign)
+        def bodies() -> Iterator[tuple[bytes, int]]:
+            for seed, sign in seeds:
+                if self.head.size:
+                    heads.append((mask_key(seed, sid, "head"), sign))
+                yield mask_key(seed, sid, "body"), sign
+
+        prg.add(self.body, bodies(), self.params.bits)
+        prg.add(self.head, heads, 64)
+
+
+def pairwise(device: str, seeds: Iterable[tuple[str, bytes]]) -> Iterator[tuple[bytes, int]]:
+    """The masks of ``device`` with others, as it adds them: plus where its name comes first."""
+    for other, seed in seeds:
+        yield seed, 1 if device < other else -1

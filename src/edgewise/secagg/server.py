@@ -27,7 +27,7 @@ from edgewise.secagg import messages, recovery
 from edgewise.secagg.client import Registry, circle, holding
 from edgewise.secagg.messages import Keys, survivors_digest
 from edgewise.secagg.params import Params
-from edgewise.secagg.secrets import Body, Head, Hidden, pair_seed
+from edgewise.secagg.secrets import Body, Head, Hidden, pair_seed, pairwise
 
 Device = str
 
@@ -365,14 +365,13 @@ def _open(state: Unmasking) -> State:
         return {i + 1: told[h][device] for i, h in enumerate(holders) if device in told.get(h, {})}
 
     try:
-        for device in survivors:
-            seed = recovery.seed(session.sid, device, shared.keys[device], shares(device, state.seeds), t)
-            total.mask(seed, session.sid, -1)
+        own = ((recovery.seed(session.sid, v, shared.keys[v], shares(v, state.seeds), t), -1) for v in survivors)
+        total.mask(own, session.sid)
         for device in sorted(set(shared.boxes) - alive):  # they may have masked for others, and are not in the sum
             secret = agree.Secret(recovery.key(shared.keys[device], shares(device, state.keys), t))
             near = [v for v in shared.near[device] if v in alive]
             pairs = ((v, pair_seed(secret, shared.keys[v].mask, session.sid, device, v)) for v in near)
-            total.masks(device, pairs, session.sid)
+            total.mask(pairwise(device, pairs), session.sid)
     except DecodeError as e:
         return Aborted("E-SECAGG-FEW", e.what)
     return Released(total.body, total.head, survivors)

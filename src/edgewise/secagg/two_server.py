@@ -26,9 +26,10 @@ from edgewise.crypto.agree import Pair, pair
 from edgewise.secagg.client import Registry
 from edgewise.secagg.messages import digest
 from edgewise.secagg.params import Params
-from edgewise.secagg.secrets import Body, Head, Hidden
+from edgewise.secagg.secrets import Body, Head, Hidden, mask_key
 
 ID_BYTES = 16
+_BLOCK = 1 << 16  # coordinates; a multiple of 8, so that every block ends on a byte
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,13 +94,30 @@ def split(
         keys. body: uint32[dim] below 2^bits. head: uint64[heads]. entropy: 32 fresh secret bytes.
     """
     id, k = derive(entropy, "report")[:ID_BYTES], derive(entropy, "share")
-    hidden = Hidden(params, body, head)
-    hidden.mask(k, context, -1)
-    share = bytes(kernels.pack_bits(hidden.body, params.bits)) + hidden.head.astype("<u8").tobytes()
-    one = seal.hpke_seal(leader, share, _bound(context, b"leader", device, id))
+    one = seal.hpke_seal(leader, _leaders(params, body, head, k, context), _bound(context, b"leader", device, id))
     other = seal.hpke_seal(helper, k, _bound(context, b"helper", device, id))
     signature = sign.sign(identity, signed(context, device, id, ends(one), other))
     return _encoder.encode(Report(id=id, leader=one, helper=other, signature=signature))
+
+
+def _leaders(params: Params, body: Body, head: Head, k: bytes, context: bytes) -> memoryview:
+    """x - PRG(k), packed: a block at a time, so that no second copy of a large update is made."""
+    size = kernels.packed_bytes(params.dim, params.bits)
+    share, stream = np.empty(size + 8 * params.heads, np.uint8), prg.Words(mask_key(k, context, "body"))
+    room, mask = np.empty(_BLOCK, np.uint32), np.uint32((1 << params.bits) - 1)
+    for start in range(0, params.dim, _BLOCK):
+        part = body[start : start + _BLOCK]
+        block = room[: part.size]
+        stream.fill(block)
+        np.subtract(part, block, out=block)
+        np.bitwise_and(block, mask, out=block)
+        packed = kernels.pack_bits(block, params.bits)
+        at = start * params.bits // 8
+        share[at : at + len(packed)] = packed
+    tail = head.copy()
+    prg.add(tail, [(mask_key(k, context, "head"), -1)], 64)
+    share[size:] = tail.astype("<u8", copy=False).view(np.uint8)
+    return share.data
 
 
 def server_pair(entropy: bytes) -> Pair:
@@ -210,6 +228,5 @@ def open_batch(helper: Helper, devices: Iterable[str]) -> tuple[Helper, Hidden]:
     if len(batch) < helper.params.n_min:
         raise DecodeError("E-SECAGG-FEW", f"a batch of {len(batch)} reports, {helper.params.n_min} are needed.")
     share = Hidden(helper.params)
-    for device in batch:
-        share.mask(helper.seeds[device][1], helper.context, 1)
+    share.mask(((helper.seeds[device][1], 1) for device in batch), helper.context)
     return replace(helper, seeds={}, opened=True), share
