@@ -32,8 +32,8 @@ from edgewise.codecs import pack
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
 from edgewise.core import frame
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Space
-from edgewise.core.stage import Pipeline, pipeline
 from edgewise.merges.plain import plain_sum
 from laws.test_decoder_fuzz import TURN, frames, streams_of
 from laws.test_pipeline_laws import CHAINS, START

@@ -34,8 +34,9 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
 from edgewise.core import keys
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Pipeline, Stage, pipeline
+from edgewise.core.stage import Stage
 from edgewise.merges.plain import plain_sum
 
 FRACTION, BLOCK = 0.005, 64

@@ -23,8 +23,9 @@ import numpy as np
 
 from edgewise.codecs import pack
 from edgewise.core import keys
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND, Pipeline, pipeline
+from edgewise.core.stage import HEAD, HEAD_BOUND
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN, make
 from edgewise.plan.ladder import RUNGS

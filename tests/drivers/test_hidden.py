@@ -142,7 +142,7 @@ def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path):
 
 def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
     """The sum may have been seen by then: another attempt is charged beside the first."""
-    from edgewise.core.stage import Pipeline
+    from edgewise.core.pipeline import Pipeline
 
     def crash(*_: object) -> None:
         raise OSError("power cut")
@@ -255,6 +255,22 @@ def test_poisson_cohorts_amplify_for_readers_only(tmp_path):
     assert [c["against_server"] for c in cards] == [None, None]
     noise = [float(c["noise"].split(",")[1].split()[0]) for c in cards]
     assert noise[0] < noise[1]  # the same budget needs less noise
+
+
+def test_correlated_noise_of_a_run_costs_what_is_promised_whatever_happens_to_its_rounds(tmp_path):
+    """Cohorts in turns: the whole run is charged once, before its first model, and stays within the budget."""
+    turns = {**CENTRAL, "round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 6}
+    _, told, _ = play(tmp_path / "a", {**turns, "dp.noise": "correlated"})
+    spent = [r.epsilon for r in rounds(told)]
+    assert len(set(spent)) == 1
+    assert spent[0] == pytest.approx(20.0, rel=1e-3)
+    with RunStore(tmp_path / "a") as store:
+        card = store.run()["facts"]["plan"]["privacy"]["card"]
+        assert card["of_release"] == pytest.approx(20.0, rel=1e-3)
+        assert "take back" in card["noise"]
+        assert "every 2th round" in card["sampling"] or "2" in card["sampling"]
+    _, independent, _ = play(tmp_path / "b", turns)
+    assert rounds(independent)[0].epsilon < spent[0]
 
 
 def test_an_adaptive_clip_moves_and_costs_the_same(tmp_path):

@@ -30,6 +30,12 @@ PRIVATE = (
     "dp.delta=1e-5", "dp.clip_l2=4.0", "round.minimum=0.75",
 )  # fmt: skip
 
+# Noise that a round takes back from those before it: the server's memory of it must survive too.
+CORRELATED = (
+    'privacy="central"', 'metrics="none"', "stage=[]", 'round.sampling="cyclic"', "round.cohort=4", "dp.epsilon=20.0",
+    "dp.delta=1e-5", "dp.clip_l2=4.0", 'dp.noise="correlated"', "round.rounds=8",
+)  # fmt: skip
+
 
 def start(out, engine, resume, sleep="0.02", settings=()):
     path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH", "")]))
@@ -80,8 +86,9 @@ DOWNLINK = (
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK), ("pool", PRIVATE)],
-    ids=["inproc", "pool", "inproc-turns", "pool-downlink", "pool-private"],
+    ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK), ("pool", PRIVATE),
+     ("inproc", CORRELATED)],
+    ids=["inproc", "pool", "inproc-turns", "pool-downlink", "pool-private", "inproc-correlated"],
 )  # fmt: skip
 def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, monkeypatch, engine, settings):
     calm = tmp_path / "calm"

@@ -24,8 +24,9 @@ from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Kind, Quorum, Space
-from edgewise.core.stage import WEIGHT, Payload, Pipeline, Stage, pipeline
+from edgewise.core.stage import WEIGHT, Payload, Stage
 from edgewise.core.vector import Spec, Vector
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum

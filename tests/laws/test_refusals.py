@@ -21,8 +21,9 @@ from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Merge, Pipeline, Post, Stage, pipeline
+from edgewise.core.stage import Merge, Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum

@@ -12,8 +12,8 @@ from edgewise.codecs import pack
 from edgewise.core import frame
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn
+from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Space
-from edgewise.core.stage import Pipeline
 
 KINDS = ("flip", "cut", "insert", "delete", "splice", "graft", "random", "length", "extend", "zero")
 _LENGTHS = (

@@ -306,33 +306,18 @@ def test_amplified_epsilons_are_for_the_release_only() -> None:
     assert found == pytest.approx(1.3265, abs=5e-5)
 
 
-def test_the_two_numbers_and_what_they_rest_on() -> None:
-    together = card.guarantee({spend.discrete(0.05): 10}, 1e-6, "devices", honest=70, z=1.0)
-    assert together.against_server == together.of_release == pytest.approx(epsilon({spend.discrete(0.05): 10}, 1e-6))
-    assert "zero or not" in together.adjacency
-    assert together.honest == 70
-    assert dict(together.fewer)[70] == pytest.approx(gaussian(1.0, 1e-6), abs=1e-3)
-    trusted = card.guarantee({poisson(0.01, 1.0): 500}, 1e-5, "server")
-    assert trusted.against_server is None
-    assert trusted.of_release == pytest.approx(1.3261, abs=5.1e-5)
-    assert "probability 0.01" in trusted.sampling
-    assert not trusted.fewer
-    hidden = card.guarantee({poisson(0.01, 4.0): 5}, 1e-5, "devices", honest=1, z=4.0)
-    assert hidden.against_server == pytest.approx(gaussian(4 / sqrt(5), 1e-5))
-    assert hidden.of_release < 0.2 * hidden.against_server
-    # two samplings of one noise are the same thing to the server, and add up
-    mixed = card.guarantee({poisson(0.01, 4.0): 3, poisson(0.02, 4.0): 2}, 1e-5, "devices")
-    assert mixed.against_server == hidden.against_server
-    run = card.guarantee({spend.matrix(2.0, 100, 10, 3): 1}, 1e-5, "server")
-    assert "at least 10 rounds" in run.sampling
-    assert "at most 3" in run.sampling
-    records = card.guarantee({spend.record_level(1.0, 0.01, 10): 2}, 1e-5, "device")
-    assert records.unit.startswith("record")
-    assert records.to_plain()["against_server"] == records.of_release
-    bare = card.guarantee({plain(0.0): 1}, 1e-5, "devices")
-    assert bare.to_plain()["of_release"] is None
-    with pytest.raises(ValueError, match="at least one"):
-        card.guarantee({}, 1e-5, "server")
+def test_two_samplings_of_one_noise_are_the_same_thing_to_the_server() -> None:
+    seen: dict[Event, int] = {}
+    for event, n in {poisson(0.01, 4.0): 3, poisson(0.02, 4.0): 2}.items():
+        seen[event.seen] = seen.get(event.seen, 0) + n
+    assert epsilon(seen, 1e-5, against="server") == pytest.approx(gaussian(4 / sqrt(5), 1e-5))
+
+
+def test_fewer_honest_devices_promise_less() -> None:
+    fewer = dict(card.degradation(1.0, 70, 1e-6))
+    assert fewer[70] == pytest.approx(gaussian(1.0, 1e-6), abs=1e-3)
+    assert fewer[20] == pytest.approx(gaussian(sqrt(20 / 70), 1e-6), abs=1e-3)
+    assert sorted(fewer.values()) == [fewer[h] for h in (70, 50, 20, 5, 1)]
 
 
 def test_every_event_survives_the_ledgers_rows() -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive, generator, root
+from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import pipeline
 from edgewise.merges.plain import plain_sum
 from edgewise.privacy.adaptive import CLIP, adaptive_clip, bit_noise, split
 from edgewise.privacy.noise import noise

@@ -9,8 +9,9 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Memory, Pipeline, Stage, pipeline
+from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 

@@ -16,8 +16,9 @@ from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.rotate import edges, rotate
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload, Stage, pipeline
+from edgewise.core.stage import Payload, Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 

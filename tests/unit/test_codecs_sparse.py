@@ -16,8 +16,9 @@ from edgewise.codecs.top_k import largest, top_k
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Kind, Quorum, Space
-from edgewise.core.stage import Payload, Stage, pipeline
+from edgewise.core.stage import Payload, Stage
 from edgewise.core.vector import Spec, Vector
 from edgewise.merges.plain import plain_sum
 

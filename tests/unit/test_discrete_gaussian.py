@@ -18,8 +18,9 @@ from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Kind, Quorum, Space
-from edgewise.core.stage import Stage, pipeline
+from edgewise.core.stage import Stage
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
 from edgewise.privacy import distributed, samplers

@@ -13,8 +13,9 @@ from toy_recipe import make_recipe
 from edgewise.codecs import pack
 from edgewise.core import frame, vector
 from edgewise.core.errors import CompositionError, DecodeError, RecipeError, TrainingError
+from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Server, Stage, pipeline
+from edgewise.core.stage import Server, Stage
 from edgewise.core.vector import Spec
 from edgewise.drivers.following import Following
 from edgewise.engine import downlink

@@ -16,8 +16,9 @@ from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload, pipeline
+from edgewise.core.stage import Payload
 from edgewise.merges.plain import plain_sum
 from edgewise.privacy.clip import clip
 

@@ -12,6 +12,7 @@ from edgewise.core.errors import CompositionError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.space import Quorum, Space
+from edgewise.core.vector import Spec
 from edgewise.engine.ports import FitRequest
 from edgewise.learn import dp_sgd
 from edgewise.learn.dp_sgd import RecordDp
@@ -118,8 +119,11 @@ local_steps = 4
 """
 
 
+SPEC = Spec.of([("x", (10,), "float32")])
+
+
 def spend(text: str, space: Space):
-    return private(parse(text), space, [[]], Taking("all", 1.0, 4, 3, "all"), False)[1]
+    return private(parse(text), SPEC, space, [[]], Taking("all", 1.0, 4, 3, 1, "all"), False)[1]
 
 
 def test_epsilon_counts_every_local_step() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 from math import sqrt
 
@@ -10,10 +12,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgewise.core.errors import BudgetError
-from edgewise.privacy import matrix
+from edgewise.core.errors import BudgetError, CompositionError
+from edgewise.core.keys import Turn, derive, root
+from edgewise.core.pipeline import pipeline
+from edgewise.core.space import Quorum, Space, Total
+from edgewise.core.vector import Vector
+from edgewise.merges.plain import plain_sum
+from edgewise.privacy import audit, matrix
 from edgewise.privacy.accountant import epsilon, gaussian
-from edgewise.privacy.matrix import SHIPPED, Blt, choose, column, loss, participation_norm, sensitivity, start, step
+from edgewise.privacy.clip import clip
+from edgewise.privacy.matrix import (
+    SHIPPED,
+    Blt,
+    choose,
+    column,
+    correlated_noise,
+    loss,
+    participation_norm,
+    sensitivity,
+    start,
+    step,
+)
 
 ANCHOR = Blt((0.986072, 0.623144), (0.231319, 0.272538), 1000, 100, 10)
 
@@ -160,3 +179,98 @@ def test_matrices_for_which_the_sensitivity_is_not_known_do_not_exist(
 ) -> None:
     with pytest.raises(ValueError, match="must"):
         Blt(**{"theta": (0.9, 0.5), "w": (0.3, 0.3), "rounds": 5, "gap": 1, "takes": 5, **wrong})  # type: ignore[arg-type]
+
+
+SPACE = Space(40_000, Quorum(2, 8), universe=40_000)
+RUN = Blt((0.95, 0.5), (0.3, 0.2), 6, 3, 2)
+
+
+def released(blt: Blt, rounds: Sequence[int], z: float = 0.7, stop_at: int = -1) -> list[Vector]:
+    """The totals of a run's rounds whose updates are all zero, as ``Pipeline.release`` gives them; ``stop_at``: after
+    that round the server forgets all but what it has stored, and plays it a second time."""
+    pipe = pipeline(SPACE, [clip(2.0)], plain_sum(), [correlated_noise(z, blt)])
+    memory, out = pipe.start_memory(), []
+    for number in rounds:
+        turn = Turn(number, root(1), root(2))
+        payload, _ = pipe.encode(np.zeros(SPACE.dim, np.float32), {}, 1.0, {}, turn)
+        for again in (False, True) if number == stop_at else (False,):
+            total = pipe.add(pipe.start_sum(), payload, turn)
+            aggregate, after = pipe.release(total, turn, derive(root(9), number), memory)
+            if again:
+                assert np.array_equal(aggregate.mean, out.pop())
+            out.append(aggregate.mean)
+        memory = after
+    return out
+
+
+def test_what_a_run_releases_is_the_matrix_of_its_noise() -> None:
+    """C times the releases is fresh noise again: of the promised size, and without a trace between rounds."""
+    seen = np.array(released(RUN, range(6)), np.float64)
+    fresh = dense(column(RUN)) @ seen / (0.7 * sensitivity(RUN) * 2.0)
+    found = np.cov(fresh)
+    assert np.abs(found - np.eye(6)).max() < 5 * sqrt(2 / SPACE.dim)
+    assert abs(np.corrcoef(seen[0], seen[1])[0, 1]) > 0.1, "the releases themselves hang together"
+
+
+def test_a_round_played_again_after_a_crash_adds_the_same_noise() -> None:
+    for a, b in zip(released(RUN, range(6)), released(RUN, range(6), stop_at=3), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_rounds_that_were_abandoned_are_passed_over() -> None:
+    """Rows of C^-1 z for the rounds that there were; later ones keep their distance to earlier ones."""
+    seen = np.array(released(RUN, (0, 3, 5)), np.float64) / (0.7 * sensitivity(RUN) * 2.0)
+    inverse = np.linalg.inv(dense(column(RUN)))[[0, 3, 5]]
+    expected = inverse @ inverse.T
+    assert np.abs(np.cov(seen) - expected).max() < 0.03 * expected.max()
+
+
+def test_no_round_twice_and_none_beyond_the_last() -> None:
+    for rounds in ((0, 1, 1), (2, 1), (6,)):
+        with pytest.raises(BudgetError) as caught:
+            released(RUN, rounds)
+        assert caught.value.code == "E-BUDGET"
+
+
+def test_noise_without_a_clip_is_refused() -> None:
+    with pytest.raises(CompositionError) as caught:
+        pipeline(SPACE, [], plain_sum(), [correlated_noise(1.0, RUN)])
+    assert caught.value.code == "E-NOISE-NOCLIP"
+
+
+def attacked(blt: Blt, z: float) -> float:
+    """A lower bound of mu from a run in which one device is in all its rounds with the longest update, or with zeros.
+
+    Every coordinate is a run of its own. The attacker knows C, whitens the releases with it, and adds up what lies in
+    the direction in which the device moves them: the best test there is.
+    """
+    own = dense(column(blt))
+    worst = own[:, [j * blt.gap for j in range(blt.takes)]].sum(1)
+    scores = []
+    for key, update in (("without", 0.0), ("with", 1.0)):
+        post, space = correlated_noise(z, blt), Total(SPACE.but(l2=1.0, clipped=True), 1.0, 0.0, True)
+        memory, seen = post.init(space, SPACE.dim), []
+        for number in range(blt.rounds):
+            mine = update if number % blt.gap == 0 and number // blt.gap < blt.takes else 0.0
+            x = np.full(SPACE.dim, mine, np.float32)
+            x, memory = post.apply(x, space, number, derive(root(4), key, number), memory)
+            seen.append(x.astype(np.float64))
+        scores.append(worst @ (own @ np.array(seen)) / np.linalg.norm(worst))
+    return audit.mechanism("run", 1.0 / z, 1e-5, scores[0], scores[1]).lower
+
+
+def test_the_best_attack_on_a_whole_run_finds_what_is_accounted_and_no_more() -> None:
+    assert 0.93 < attacked(RUN, 1.0) <= 1.0
+    assert 0.46 < attacked(RUN, 2.0) <= 0.5
+
+
+def test_the_attack_catches_a_sensitivity_of_a_single_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "sensitivity", lambda blt: float(np.linalg.norm(column(blt))))
+    assert attacked(RUN, 1.0) > 1.2
+
+
+def test_the_attack_catches_noise_that_is_taken_back_too_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the weights: less noise in every sum of rounds than was accounted."""
+    step_of = matrix.step
+    monkeypatch.setattr(matrix, "step", lambda blt, state, z: step_of(replace(blt, w=(0.6, 0.39)), state, z))
+    assert attacked(RUN, 1.0) > 1.1

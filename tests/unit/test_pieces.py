@@ -16,8 +16,9 @@ from edgewise.codecs.wrap import wrap
 from edgewise.core import stage
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload, Pipeline, Stage, pipeline
+from edgewise.core.stage import Payload, Stage
 from edgewise.merges.plain import plain_sum
 from edgewise.privacy.clip import clamp, clip
 

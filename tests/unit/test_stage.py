@@ -16,8 +16,9 @@ from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space, Total
-from edgewise.core.stage import Aggregate, Payload, Pipeline, Post, Stage, pipeline
+from edgewise.core.stage import Aggregate, Memory, Payload, Post, Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
@@ -216,9 +217,9 @@ def test_posts_draw_independently() -> None:
 def test_posts_see_body_and_head_as_one_vector() -> None:
     seen: list[tuple[int, ...]] = []
 
-    def apply(x: Vector, total: Total, entropy: bytes) -> Vector:
+    def apply(x: Vector, total: Total, round: int, entropy: bytes, memory: Memory) -> tuple[Vector, Memory]:
         seen.append(x.shape)
-        return x + np.float32(1.0)
+        return x + np.float32(1.0), memory
 
     pipe = pipeline(START, [], plain_sum(), [Post("plus one", lambda t: t, apply)])
     out = _release(pipe, [np.zeros(DIM, np.float32)])

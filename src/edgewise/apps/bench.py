@@ -25,8 +25,9 @@ from edgewise.apps import words
 from edgewise.codecs import pack
 from edgewise.core import frame, keys
 from edgewise.core.errors import DataError
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND, WEIGHT, Pipeline, pipeline
+from edgewise.core.stage import HEAD, HEAD_BOUND, WEIGHT
 from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.host import make_trainer
 from edgewise.engine.ports import FitRequest, Trainer, Update

@@ -9,8 +9,9 @@ from edgewise.codecs.residual import Mixed
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.pipeline import undo
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage, undo
+from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.core.vector import Array
 
 

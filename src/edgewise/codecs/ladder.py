@@ -9,8 +9,9 @@ from edgewise.codecs import pack
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.pipeline import undo
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage, undo
+from edgewise.core.stage import Memory, Payload, Stage
 
 
 def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
@@ -54,7 +55,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
         rungs: chains of stages, an empty one sends float32. At least one.
     Raises:
         RecipeError(E-VALUE) without rungs; CompositionError: E-NOT-REAL; E-ORDER for a rung with memory or a weight of
-            its own; E-RUNG where it is summed blind (``core.stage.pipeline``); whatever the stages raise.
+            its own; E-RUNG where it is summed blind (``core.pipeline.pipeline``); whatever the stages raise.
     Source: Kimad, arXiv:2312.08053, section 3 (a compressor from the bandwidth of each worker and round).
     """
     chains = tuple(tuple(rung) for rung in rungs)

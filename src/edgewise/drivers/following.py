@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from edgewise.core import frame, vector
 from edgewise.core.errors import DecodeError
-from edgewise.core.stage import Pipeline
+from edgewise.core.pipeline import Pipeline
 from edgewise.core.vector import Vector
 from edgewise.engine import downlink
 

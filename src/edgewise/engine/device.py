@@ -23,7 +23,8 @@ from edgewise.codecs import pack
 from edgewise.core import frame, keys
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.frame import Invite
-from edgewise.core.stage import Memory, Pipeline
+from edgewise.core.pipeline import Pipeline
+from edgewise.core.stage import Memory
 from edgewise.core.vector import Array, Vector, finite
 from edgewise.engine.ports import DeviceId, FitRequest, Trust, Update
 from edgewise.plan.compile import Plan

@@ -24,7 +24,8 @@ from edgewise.codecs import pack
 from edgewise.core import frame, vector
 from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.keys import KEY_BYTES, Turn
-from edgewise.core.stage import Memory, Pipeline, undo
+from edgewise.core.pipeline import Pipeline, undo
+from edgewise.core.stage import Memory
 from edgewise.core.vector import Vector
 from edgewise.engine.ports import Checkpoint, Delta, DeviceId, Downlink
 from edgewise.plan.compile import Plan

@@ -21,7 +21,7 @@ import numpy as np
 from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, DecodeError, RoundError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
-from edgewise.core.stage import Pipeline
+from edgewise.core.pipeline import Pipeline
 from edgewise.engine import downlink
 from edgewise.engine import round as machine
 from edgewise.engine.intake import Gathered, Intake, intake

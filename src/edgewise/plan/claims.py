@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgewise.core.stage import Pipeline
+from edgewise.core.pipeline import Pipeline
 from edgewise.plan.private import Spend
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy import card

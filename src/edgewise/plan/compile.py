@@ -11,8 +11,9 @@ from edgewise.codecs.ladder import pick
 from edgewise.core import keys
 from edgewise.core.errors import RecipeError
 from edgewise.core.frame import Invite, LocalRule
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND, Memory, Merge, Pipeline, pipeline
+from edgewise.core.stage import HEAD, HEAD_BOUND, Memory, Merge
 from edgewise.core.vector import Array, Segment, Spec
 from edgewise.plan.adaptive import adaptive
 from edgewise.plan.budget import upload_budget
@@ -274,7 +275,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
     spend = None
     if recipe.privacy in DP_WORDS:
-        more, spend = private(recipe, start, phases, _taking(sampling, recipe), merge.hides is not None)
+        more, spend = private(recipe, spec, start, phases, _taking(sampling, recipe), merge.hides is not None)
         posts += more
     pipes = tuple(pipeline(start, stages, merge, posts) for stages in phases)
     if spend is not None:
@@ -294,7 +295,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
 
 def _taking(sampling: Sampling, recipe: Recipe) -> Taking:
     each = -(-recipe.round.rounds // sampling.groups)
-    return Taking(sampling.kind, sampling.rate, sampling.expected, each, sampling.earns)
+    return Taking(sampling.kind, sampling.rate, sampling.expected, each, sampling.groups, sampling.earns)
 
 
 def _check_word(recipe: Recipe, merge: Merge) -> None:

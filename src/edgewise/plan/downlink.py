@@ -9,8 +9,9 @@ from typing import Never
 from edgewise.codecs import pack
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
+from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Pipeline, Stage, pipeline
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import Catalogue

@@ -12,12 +12,13 @@ from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Post, Stage
+from edgewise.core.vector import Spec
 from edgewise.plan.recipe import Recipe
-from edgewise.privacy import accountant, card
+from edgewise.privacy import accountant, card, matrix, rules
 from edgewise.privacy.adaptive import adaptive_clip
-from edgewise.privacy.clip import clip
+from edgewise.privacy.clip import clip, clip_tensors
 from edgewise.privacy.distributed import discrete_gaussian_noise, honest_survivors
-from edgewise.privacy.ledger import Budget
+from edgewise.privacy.ledger import RUN_LONG, Budget
 from edgewise.privacy.noise import local_noise, noise
 from edgewise.privacy.spend import Event
 
@@ -47,6 +48,7 @@ class Taking:
     rate: float
     expected: int
     rounds_each: int
+    gap: int  # rounds between two of a device, at least
     words: str
 
 
@@ -58,43 +60,34 @@ def fold(space: Space, stages: Sequence[Stage]) -> Space:
 
 
 def private(
-    recipe: Recipe, start: Space, phases: Sequence[list[Stage]], taking: Taking, hidden: bool
+    recipe: Recipe, spec: Spec, start: Space, phases: Sequence[list[Stage]], taking: Taking, hidden: bool
 ) -> tuple[list[Post], Spend]:
     """Append the private ending to each phase's stages; the posts that belong to it, and the spend.
 
     Raises CompositionError and RecipeError: what does not compose; E-BUDGET where no noise keeps the budget.
     """
     dp, word = recipe.dp, recipe.privacy
-    if start.head:
-        raise CompositionError(
-            "E-STATS",
-            f'metrics = "{recipe.metrics}": train losses are data about a person, and their bound of 20 nats would ask '
-            "for more noise than the update.",
-            'write metrics = "none", or leave it out.',
-        )
-    if dp.amplification == "poisson" and (word != "central" or taking.kind != "poisson"):
-        raise CompositionError(
-            "E-AMP-VISIBLE",
-            f'privacy = "{word}" with {taking.kind} cohorts: amplification needs Poisson sampling that the adversary '
-            "does not see, and the server sees who takes part.",
-            'only readers of the models can be kept in the dark: privacy = "central" and round.sampling = "poisson".',
-        )
+    rules.metrics(start.head)
+    rules.amplification(dp.amplification, taking.kind, seen_by_reader=word != "central")
+    if dp.noise == "correlated":
+        rules.correlated_noise(word)
+        rules.participation_gap(taking.gap, taking.kind)
     before = [fold(start, stages) for stages in phases]
-    if any(space.sparse for space in before) and word != "central":
+    if any(space.sparse for space in before) and word in ("distributed", "local"):
         raise CompositionError(
             "E-TOPK-SECAGG",
             f'privacy = "{word}": positions chosen per device say what it holds, and noise hides values only.',
             "use random_k, or shared_top_k, which chooses from what was released.",
         )
     ending, events = {"central": _central, "distributed": _distributed, "local": _local, "record": _record}[word](
-        recipe, before, taking, hidden
+        recipe, spec, before, taking, hidden
     )
     turns = Counter(round % len(phases) for round in range(taking.rounds_each))
 
     def all_rounds(z: float) -> Counter[Event]:
         out: Counter[Event] = Counter()
         for phase, event in enumerate(events(z)):
-            out[replace(event, steps=1)] += turns[phase] * event.steps
+            out[replace(event, steps=1)] += 1 if event.kind in RUN_LONG else turns[phase] * event.steps
         return out
 
     z = dp.noise_multiplier
@@ -109,6 +102,7 @@ def private(
         more, posts = ending(z)
         stages += more
     divisor = float(taking.expected) if word == "central" else 0.0
+    rules.divisor(not divisor, events(z)[0].adjacency, word)
     spent = accountant.epsilon(all_rounds(z), dp.delta)
     shown = _card(recipe, fold(start, phases[0]), taking, z, spent, events(z)[0])
     return posts, Spend(events(z), Budget(dp.epsilon, dp.delta), taking.rounds_each, divisor, z, shown)
@@ -118,7 +112,21 @@ Ending = Callable[[float], tuple[list[Stage], list[Post]]]
 Events = Callable[[float], tuple[Event, ...]]
 
 
-def _central(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
+def _clip(recipe: Recipe, spec: Spec) -> Stage:
+    """What bounds an update, by the recipe: it is as long as ``dp.clip_l2`` at most.
+
+    Raises CompositionError(E-PERTENSOR).
+    """
+    dp = recipe.dp
+    if not dp.tensor_l2:
+        return clip(dp.clip_l2)
+    rules.per_tensor(len(spec.segments), dp.tensor_l2, dp.clip_l2)
+    return clip_tensors(spec, dp.tensor_l2)
+
+
+def _central(
+    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool
+) -> tuple[Ending, Events]:
     """The server adds Gaussian noise to the sum."""
     real = all(space.kind is Kind.REAL for space in before)
     if not real and any(space.l2 == float("inf") for space in before):
@@ -128,17 +136,32 @@ def _central(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden: bo
             f"put clip with l2 = {recipe.dp.clip_l2:g} before quantize.",
         )
 
-    if recipe.dp.adaptive_clip and not real:
-        raise CompositionError(
-            "E-NOT-REAL", "an adaptive clip stands behind a quantizer.", "quantize nothing, or fix the clip."
-        )
+    if (recipe.dp.adaptive_clip or recipe.dp.tensor_l2) and not real:
+        what = "an adaptive clip" if recipe.dp.adaptive_clip else "dp.tensor_l2"
+        raise CompositionError("E-NOT-REAL", f"{what} stands behind a quantizer.", "quantize nothing, or use clip.")
+
+    bound = _clip(recipe, spec)
+    blt = None
+    if recipe.dp.noise == "correlated":
+        if recipe.dp.adaptive_clip or len(before) > 1:
+            what = "a clip that moves" if recipe.dp.adaptive_clip else "layers that take turns"
+            raise CompositionError(
+                "E-COMBO",
+                f"correlated noise with {what}: a round could not take back what an earlier one added.",
+                'dp.noise = "independent", or the same coordinates and clip in all rounds.',
+            )
+        blt = matrix.choose(recipe.round.rounds, taking.gap, taking.rounds_each, recipe.dp.buffers)
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
+        if blt is not None:
+            return ([bound] if real else []), [matrix.correlated_noise(z, blt)]
         if recipe.dp.adaptive_clip:
             return [adaptive_clip(recipe.dp.clip_l2, z, taking.expected)], [noise(z)]
-        return ([clip(recipe.dp.clip_l2)] if real else []), [noise(z)]
+        return ([bound] if real else []), [noise(z)]
 
     def events(z: float) -> tuple[Event, ...]:
+        if blt is not None:
+            return (matrix.event(blt, z),)
         if taking.kind == "poisson":
             return (Event("gaussian", "add_remove", z=z, sampling="poisson", rate=taking.rate),) * len(before)
         return (Event("gaussian", "zero_out", z=z),) * len(before)
@@ -146,7 +169,9 @@ def _central(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden: bo
     return ending, events
 
 
-def _distributed(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
+def _distributed(
+    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool
+) -> tuple[Ending, Events]:
     """Devices add discrete noise, and the server sees the sum only."""
     if not hidden:
         raise RecipeError(
@@ -154,11 +179,11 @@ def _distributed(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden
             'privacy = "distributed": a device\'s share of the noise hides it only in the sum.',
             '[merge] kind = "secure_sum" or "shared_sum".',
         )
-    dp = recipe.dp
+    dp, bound = recipe.dp, _clip(recipe, spec)
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         return [
-            clip(dp.clip_l2),
+            bound,
             rotate(_block(before)),
             discrete_gaussian_noise(z, dp.corrupt, dp.bits or None),
             wrap(),
@@ -177,23 +202,20 @@ def _block(before: Sequence[Space]) -> int:
     return max(64, min(BLOCK, 1 << max(0, shortest.bit_length() - 1)))
 
 
-def _local(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
+def _local(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
     """Every device hides itself."""
 
+    bound = _clip(recipe, spec)
+
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
-        return [clip(recipe.dp.clip_l2), local_noise(z)], []
+        return [bound, local_noise(z)], []
 
     return ending, lambda z: (Event("gaussian", "replace_one", z=z / 2.0),) * len(before)
 
 
-def _record(recipe: Recipe, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
+def _record(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
     """Devices train with DP-SGD; what they send is theirs to send."""
-    if any(space.residual for space in before):
-        raise CompositionError(
-            "E-EF-RECORD",
-            "error feedback sends what a record left in the residual again, later and without noise of its own.",
-            "leave out feedback, or protect whole devices.",
-        )
+    rules.feedback_of_records(any(space.residual for space in before))
     dp = recipe.dp
 
     def events(z: float) -> tuple[Event, ...]:
@@ -210,11 +232,17 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
     unit, adjacency, sampling = "device: all its text, in all rounds", _ADJACENCY[event.adjacency], taking.words
     fewer: tuple[tuple[int, float], ...] = ()
     honest = 0
+    bound = f"the clip of {dp.clip_l2:g}"
+    if dp.tensor_l2:
+        bound = f"what tensors clipped to {dp.tensor_l2:g} can have together"
     if word == "central":
         summary = "the server adds noise to the sum: readers of the models are kept from learning about a device, the "
         summary += "server itself is trusted"
-        how = f"{'a clip that follows the updates, from' if dp.adaptive_clip else 'the clip of'} {dp.clip_l2:g}"
+        how = f"a clip that follows the updates, from {dp.clip_l2:g}" if dp.adaptive_clip else bound
         who, server = f"the server, {z:.4g} times {how}", None
+        if event.kind == "matrix":
+            who = f"the server, {z:.4g} times how far one device in all its rounds can move the run's encoded sums, by "
+            who += f"{bound}; rounds take back noise of earlier ones"
     elif word == "distributed":
         quorum = space.quorum
         honest = honest_survivors(quorum.n_min, quorum.n_max, dp.corrupt)
@@ -231,7 +259,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         who = f"each device in each step, {z:.4g} times the clip of {dp.clip_l2:g} of one block's gradient"
     else:
         summary = "every device adds enough noise to hide by itself, whatever the server does"
-        who = f"each device, {z:.4g} times the clip of {dp.clip_l2:g}"
+        who = f"each device, {z:.4g} times {bound}"
     return card.Card(
         word=word,
         summary=summary,

@@ -252,6 +252,8 @@ class Recipe(Section):
                 raise ValueError(f'E-MISSING: privacy = "{self.privacy}" needs dp.{key}')
         if self.dp.adaptive_clip and self.privacy != "central":
             raise ValueError('E-COMBO: dp.adaptive_clip is for privacy = "central"')
+        if self.dp.tensor_l2 and (self.dp.adaptive_clip or self.privacy == "record"):
+            raise ValueError("E-COMBO: dp.tensor_l2 is for whole updates and a clip that stays")
         if (self.privacy == "record") != bool(self.dp.sample_rate):
             raise ValueError('E-MISSING: dp.sample_rate goes with privacy = "record", and only with it')
         return self

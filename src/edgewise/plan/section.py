@@ -24,6 +24,9 @@ class DpSection(Section):
     clip_l2: float = Field(
         0.0, ge=0, description="bound of one update's L2 norm, for \"record\" of one block's gradient; required"
     )
+    tensor_l2: float = Field(
+        0.0, ge=0, description="bound of every tensor's L2 norm by itself, in place of the whole's; 0 = off"
+    )
     adaptive_clip: bool = Field(False, description="central: clip_l2 is where the clip begins; it follows the median")
     sample_rate: float = Field(
         0.0, ge=0, le=1, description="record: probability with which a local step takes each block; required for it"
@@ -31,6 +34,11 @@ class DpSection(Section):
     noise_multiplier: float = Field(
         0.0, ge=0, description="noise on the sum / clip_l2; 0 = as little as the budget allows for all rounds"
     )
+    noise: Literal["independent", "correlated"] = Field(
+        "independent",
+        description="correlated (central, cyclic cohorts): a round takes back part of the noise of those before it",
+    )
+    buffers: int = Field(3, ge=1, le=4, description="correlated: memory of the noise, in models; more is better")
     amplification: Literal["auto", "poisson"] = Field(
         "auto", description="poisson: refuse where amplification by Poisson sampling cannot be counted"
     )

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.keys import Key, Turn, derive
-from edgewise.core.stage import Pipeline
+from edgewise.core.pipeline import Pipeline
 from edgewise.core.vector import Vector
 from edgewise.privacy import accountant
 

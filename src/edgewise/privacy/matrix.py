@@ -18,13 +18,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import sqrt
+from math import hypot, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.core import demand
 from edgewise.core.errors import BudgetError
+from edgewise.core.keys import Key, derive
+from edgewise.core.space import Total
+from edgewise.core.stage import Memory, Post
+from edgewise.core.vector import Vector
 from edgewise.privacy import spend
+from edgewise.privacy.noise import bounded, normals
 from edgewise.privacy.spend import Event
 
 Array = NDArray[np.float64]
@@ -115,6 +121,43 @@ def step(blt: Blt, state: Stream, z: Array) -> tuple[Stream, Array]:
         )
     y = z - np.asarray(blt.w) @ state.buffers
     return Stream(state.round + 1, np.asarray(blt.theta)[:, None] * state.buffers + y), y
+
+
+def correlated_noise(z: float, blt: Blt) -> Post:
+    """Add row ``round`` of C^-1 z to the total, times z ``sensitivity`` times what one device of one round can move it.
+
+    Algebra: noise_std -> as if the noise of the rounds were independent, so it is not below that of any prefix.
+    Guarantees: the run as a whole is ``event(blt, z)``. Rounds that were abandoned are passed over: their noise is
+    drawn and never shown, so that later rounds keep their distance to earlier ones. The memory (``buffers``, float64)
+    gives away all noise so far: who stores it must treat it as secret.
+    Args: z: noise multiplier, above 0. blt: for at least as many rounds as are played.
+    Raises: RecipeError(E-VALUE); CompositionError as ``noise.bounded``; BudgetError(E-BUDGET) as ``step``, and for a
+        round that comes twice.
+    """
+    name = f"correlated_noise({z:g}, {len(blt.theta)} buffers)"
+    demand.positive("correlated_noise: z", z)
+    own = sensitivity(blt)
+
+    def infer(total: Total) -> Total:
+        bounded(total, name)
+        return total.but(noise_std=hypot(total.noise_std, z * own * total.sensitivity))
+
+    def init(total: Total, size: int) -> Memory:
+        return {"round": np.zeros(1), "buffers": start(blt, size).buffers}
+
+    def apply(x: Vector, total: Total, round: int, entropy: Key, memory: Memory) -> tuple[Vector, Memory]:
+        stream = Stream(int(memory["round"][0]), memory["buffers"])
+        if round < stream.round:
+            raise BudgetError("E-BUDGET", f"the noise of round {round} was given already.", "start another run.")
+        while True:  # one step, more after abandoned rounds
+            number = stream.round
+            stream, y = step(blt, stream, normals(derive(entropy, "correlated", number), x.size))
+            if number == round:
+                break
+        std = z * own * total.sensitivity
+        return (x + std * y).astype(np.float32), {"round": np.array([float(stream.round)]), "buffers": stream.buffers}
+
+    return Post(name, infer, apply, init)
 
 
 def event(blt: Blt, z: float) -> Event:

@@ -69,6 +69,32 @@ def local_noise(z: float) -> Stage:
     return Stage(name, infer, encode, decode, pointwise=True)
 
 
+def bounded(total: Total, name: str) -> None:
+    """What noise on a total needs.
+
+    Raises CompositionError: E-NOISE-NOCLIP and E-NORM-AFTER when nothing bounds what one device adds, E-WEIGHT when the
+        divisor would be a noisy sum of weights.
+    """
+    if total.sensitivity == inf:
+        if total.space.clipped:
+            raise CompositionError(
+                "E-NORM-AFTER",
+                f"{name}: a stage after clip can lengthen the update again, so no noise hides it.",
+                "put clip after that stage, right before rotate or quantize (inside feedback, behind a sketch).",
+            )
+        raise CompositionError(
+            "E-NOISE-NOCLIP",
+            f"{name}: nothing bounds how far one device can move the total, so no noise hides it.",
+            "put clip after every stage that can lengthen the update (inside feedback), before quantize.",
+        )
+    if WEIGHT in total.space.head:
+        raise CompositionError(
+            "E-WEIGHT",
+            f"{name}: the mean would be divided by a noisy sum of weights, which may be near zero or negative.",
+            "leave out weigh: then all devices count the same and the divisor is their number.",
+        )
+
+
 def noise(z: float) -> Post:
     """Add N(0, (z * sensitivity)^2) to every coordinate of the total, body and head alike.
 
@@ -79,36 +105,18 @@ def noise(z: float) -> Post:
     Args:
         z: noise multiplier, above 0.
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-NOISE-NOCLIP when nothing bounds what one device adds, E-WEIGHT
-            when the divisor would be a noisy sum of weights.
+        RecipeError(E-VALUE); CompositionError as ``bounded``.
     Source: Dwork and Roth 2014, appendix A; McMahan et al. 2018, arXiv:1710.06963.
     """
     name = f"noise({z:g})"
     demand.positive("noise: z", z)
 
     def infer(total: Total) -> Total:
-        if total.sensitivity == inf:
-            if total.space.clipped:
-                raise CompositionError(
-                    "E-NORM-AFTER",
-                    f"{name}: a stage after clip can lengthen the update again, so no noise hides it.",
-                    "put clip after that stage, right before rotate or quantize (inside feedback, behind a sketch).",
-                )
-            raise CompositionError(
-                "E-NOISE-NOCLIP",
-                f"{name}: nothing bounds how far one device can move the total, so no noise hides it.",
-                "put clip after every stage that can lengthen the update (inside feedback), before quantize.",
-            )
-        if WEIGHT in total.space.head:
-            raise CompositionError(
-                "E-WEIGHT",
-                f"{name}: the mean would be divided by a noisy sum of weights, which may be near zero or negative.",
-                "leave out weigh: then all devices count the same and the divisor is their number.",
-            )
+        bounded(total, name)
         return total.but(noise_std=hypot(total.noise_std, z * total.sensitivity))
 
-    def apply(x: Vector, total: Total, entropy: Key) -> Vector:
+    def apply(x: Vector, total: Total, round: int, entropy: Key, memory: Memory) -> tuple[Vector, Memory]:
         std = z * total.sensitivity
-        return (x + std * normals(derive(entropy, "noise"), x.size)).astype(np.float32)
+        return (x + std * normals(derive(entropy, "noise"), x.size)).astype(np.float32), memory
 
     return Post(name, infer, apply)

@@ -2,97 +2,71 @@
 
 A rule takes what a plan declares, says nothing where it is sound, and raises CompositionError with a stable code, the
 reason and the fix where it is not. The rules that the algebra of spaces enforces by itself (noise without a clip, a
-ring too small, per-device supports under a blind sum) are in the stages.
+ring too small, per-device supports under a blind sum) are in the stages; those about adding up are in the accountant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite, sqrt
-from typing import Literal
+from collections.abc import Iterable
+from math import sqrt
 
 from edgewise.core.errors import CompositionError
-from edgewise.privacy.spend import Adjacency, Event, Unit
+from edgewise.privacy.spend import Adjacency
 
-AddedBy = Literal["server", "devices", "device"]
 _ROUNDING = 1.0 + 1e-6
 
-# Layers by class name: anything with batch statistics, whatever its framework calls the dimension.
-_MIXING = ("BatchNorm", "batch_norm")
+
+def metrics(names: Iterable[str]) -> None:
+    """E-STATS: numbers about a device's data leave it beside the private sum. ``names``: of those that do."""
+    if outside := sorted(set(names)):
+        raise CompositionError(
+            "E-STATS",
+            f"{', '.join(outside)} would leave devices without noise, and each is computed from a device's data.",
+            'write metrics = "none".',
+        )
 
 
-def norm_after(stage: str, accounted_l2: float, noised_l2: float) -> None:
-    """E-NORM-AFTER: the vector that is noised may be longer than the accountant was told.
+def amplification(asked: str, sampler: str, seen_by_reader: bool) -> None:
+    """E-AMP-VISIBLE: amplification by Poisson sampling is asked for where it does not happen, or can be watched.
 
     Args:
-        stage: what stands between. accounted_l2: sensitivity in the accountant. noised_l2: bound where noise is added.
+        asked: "poisson", or anything else for nothing. sampler: how cohorts come about ("poisson", "fixed", "cyclic",
+            "all"); every other one amplifies nothing. seen_by_reader: who is to be kept from learning runs the server
+            and sees which devices take part.
     """
-    if not noised_l2 <= accounted_l2 * _ROUNDING:
-        raise CompositionError(
-            "E-NORM-AFTER",
-            f"{stage} lengthens the update after the clip: noise for {accounted_l2:.6g} would have to hide up to "
-            f"{noised_l2:.6g}.",
-            f"put {stage} before clip, or account with the longer bound.",
-        )
-
-
-def per_tensor(bounds: Sequence[float], accounted_l2: float) -> float:
-    """``sqrt(sum C_l^2)``, the bound of an update whose tensors are clipped to C_l each. E-PERTENSOR: less is told."""
-    if not all(c > 0.0 and isfinite(c) for c in bounds):
-        raise CompositionError(
-            "E-PERTENSOR",
-            "a tensor without a clip of its own can be of any length.",
-            "clip every tensor, or all as one.",
-        )
-    total = sqrt(sum(c * c for c in bounds))
-    if not total <= accounted_l2 * _ROUNDING:
-        raise CompositionError(
-            "E-PERTENSOR",
-            f"{len(bounds)} tensors clipped one by one have a total length of up to {total:.6g}, the accountant was "
-            f"told {accounted_l2:.6g}.",
-            f"account with {total:.6g}, or clip the update as one vector.",
-        )
-    return total
-
-
-def amplification(event: Event, sampler: str, seen_by_reader: bool) -> None:
-    """E-AMP-VISIBLE: the event counts on a sampling that does not happen, or that the reader can watch.
-
-    Args:
-        sampler: how cohorts come about: "poisson", "truncated", "fixed"; anything else ("all", "cyclic", who is
-            available) amplifies nothing. seen_by_reader: who is to be kept from learning sees which devices take part.
-    """
-    if not event.amplified:
+    if asked != "poisson":
         return
-    if seen_by_reader and event.unit == "device":
+    if seen_by_reader:
         raise CompositionError(
             "E-AMP-VISIBLE",
             "amplification by sampling is claimed against somebody who sees which devices take part.",
-            "claim it for readers of the models only; against the server account every round that a device is in.",
+            'dp.amplification = "auto" (every round counts in full), or privacy = "central" for readers of the models.',
         )
-    if event.sampling != sampler:
+    if sampler != "poisson":
         raise CompositionError(
             "E-AMP-VISIBLE",
-            f"the accountant assumes {event.sampling} sampling, cohorts are drawn by {sampler}: their epsilons can "
+            f"the accountant is asked to assume poisson sampling, and cohorts are drawn by {sampler}: the epsilons can "
             "differ tenfold at the same noise.",
-            f'account for {sampler}, or set round.sampling = "{event.sampling}".',
+            'round.sampling = "poisson", or dp.amplification = "auto".',
         )
 
 
-def neighbours(mechanism: Adjacency, accounted: Adjacency) -> None:
-    """E-ADJ-MIX: noise is made for one neighbouring world and accounted for another."""
-    if mechanism != accounted:
+def per_tensor(tensors: int, each_l2: float, accounted_l2: float) -> None:
+    """E-PERTENSOR: ``tensors`` clipped to ``each_l2`` are up to sqrt(tensors) each_l2 long, less is accounted."""
+    total = sqrt(tensors) * each_l2
+    if not total <= accounted_l2 * _ROUNDING:
         raise CompositionError(
-            "E-ADJ-MIX",
-            f"the noise is sized for {mechanism} neighbours, the accountant is told {accounted}; replacing an update "
-            "moves a sum by up to twice as much as leaving it out.",
-            f"account for {mechanism} neighbours.",
+            "E-PERTENSOR",
+            f"{tensors} tensors clipped to {each_l2:g} one by one have a total length of up to {total:.6g}, the noise "
+            f"is sized for {accounted_l2:g}.",
+            f"dp.clip_l2 = {total:.6g}, or dp.tensor_l2 = {accounted_l2 / sqrt(tensors):.6g}, or clip the update as "
+            "one vector (dp.tensor_l2 = 0).",
         )
 
 
-def feedback_of_records(feedback: bool, unit: Unit) -> None:
+def feedback_of_records(feedback: bool) -> None:
     """E-EF-RECORD: error feedback on the device together with record-level privacy."""
-    if feedback and unit == "record":
+    if feedback:
         raise CompositionError(
             "E-EF-RECORD",
             "feedback keeps what was not sent, and a record in it comes back in later rounds, where the accountant "
@@ -101,42 +75,39 @@ def feedback_of_records(feedback: bool, unit: Unit) -> None:
         )
 
 
-def correlated_noise(added_by: AddedBy) -> None:
+def correlated_noise(word: str) -> None:
     """E-MF-LOCAL: correlated noise by anyone but the one who holds the sum and the buffers of all rounds."""
-    if added_by != "server":
+    if word != "central":
         raise CompositionError(
             "E-MF-LOCAL",
-            "correlated noise takes back in one round what it added in another; devices come and go, and none can take "
-            "back another's share.",
-            'use independent noise (privacy = "distributed" or "local"), or let a trusted server add it.',
+            f'privacy = "{word}": correlated noise takes back in one round what it added in another; devices come and '
+            "go, and none can take back another's share.",
+            'dp.noise = "independent", or privacy = "central", where a trusted server adds it.',
         )
 
 
-def participation_gap(gap: int, by_devices: bool, by_sampler: bool) -> None:
-    """E-MF-GAP: nobody makes sure that ``gap`` rounds lie between two of one device.
+def participation_gap(gap: int, sampler: str) -> None:
+    """E-MF-GAP: nobody makes sure that more than one round lies between two of one device.
 
-    Both must: the sampler alone would be the server's word, the device's timer alone could lag behind its rounds.
+    Correlated noise without a gap would be sized for a device in every round, and hide no more than independent noise.
+    ``gap``: rounds from one of a device to its next, at least, by the sampler that the plan enforces.
     """
-    if gap < 1 or (gap > 1 and not (by_devices and by_sampler)):
-        lacking = " and ".join(w for w, ok in (("devices", by_devices), ("the sampler", by_sampler)) if not ok)
+    if gap <= 1:
         raise CompositionError(
             "E-MF-GAP",
-            f"the noise is sized for {gap} rounds between two of one device"
-            + (f", which {lacking} would not refuse to shorten." if gap >= 1 else "."),
-            'set the gap on devices and draw cohorts in turns (round.sampling = "cyclic"), or account with gap 1.',
+            f"correlated noise is sized by the rounds between two of one device, and cohorts drawn by {sampler} "
+            "promise none.",
+            'round.sampling = "cyclic" (cohorts in turns) with a cohort of at most half the devices.',
         )
 
 
-def divisor(by: Literal["expected", "count", "weights"], adjacency: Adjacency) -> None:
-    """E-DIV-N, and E-WEIGHT for weights: what a noised sum is divided by must be public.
+def divisor(by_count: bool, adjacency: Adjacency, word: str) -> None:
+    """E-DIV-N: a noised sum is divided by how many came, and that is private.
 
-    The number of contributions is public where who takes part is ("zero_out"), and private otherwise.
+    The number of contributions is public where who takes part is ("zero_out"). Where each device hides itself
+    (``local``, ``record``) being there at all is no secret either.
     """
-    if by == "weights":
-        raise CompositionError(
-            "E-WEIGHT", "the mean would be divided by a noised sum of weights.", "leave out weigh: all count the same."
-        )
-    if by == "count" and adjacency != "zero_out":
+    if by_count and adjacency != "zero_out" and word not in ("local", "record"):
         raise CompositionError(
             "E-DIV-N",
             "the mean would be divided by how many devices came, and one device more or less would show in it.",
@@ -144,54 +115,11 @@ def divisor(by: Literal["expected", "count", "weights"], adjacency: Adjacency) -
         )
 
 
-def enough(n_min: int, least: int) -> None:
-    """E-NMIN: a round may end with fewer contributions than the policy asks for."""
-    if n_min < least:
-        raise CompositionError(
-            "E-NMIN",
-            f"a round may end with {n_min} contributions, and a sum of fewer than {least} says too much of each.",
-            "raise round.minimum or the cohort.",
-        )
-
-
-def one_sum(sums: int, disjoint: bool) -> None:
-    """E-NMIN: several sums over overlapping cohorts in a round, whose difference is a sum over very few."""
-    if sums > 1 and not disjoint:
-        raise CompositionError(
-            "E-NMIN",
-            f"{sums} sums of one round over overlapping cohorts: their difference is about the few devices that are in "
-            "one only.",
-            "sum over disjoint groups, or once.",
-        )
-
-
-def robust(rule: str, blind: bool) -> None:
+def robust(rule: str, hidden: bool) -> None:
     """E-ROBUST-SECAGG: a rule that looks at single updates, behind a sum that hides them."""
-    if blind:
+    if hidden:
         raise CompositionError(
             "E-ROBUST-SECAGG",
             f"{rule} compares single updates, and secure aggregation shows their sum only.",
             "use the robust rule on visible updates, or on the sums of several groups.",
-        )
-
-
-def metrics(outside: Iterable[str], private: bool) -> None:
-    """E-STATS: numbers about a device's data leave it beside the private sum. ``outside``: their names."""
-    if private and (names := sorted(set(outside))):
-        raise CompositionError(
-            "E-STATS",
-            f"{', '.join(names)} would leave devices without noise, and each is computed from a device's data.",
-            'write metrics = "none", or make them coordinates of the update that is clipped and noised.',
-        )
-
-
-def separate_records(layers: Mapping[str, str], unit: Unit) -> None:
-    """E-BN: a layer computes one record's output from others of its batch. ``layers``: name -> class name."""
-    if unit != "record":
-        return
-    if mixing := sorted(name for name, kind in layers.items() if any(m in kind for m in _MIXING)):
-        raise CompositionError(
-            "E-BN",
-            f"{', '.join(mixing)}: the statistics of a batch mix its records, so that no clip bounds what one does.",
-            "use layer or group normalisation, or protect whole devices instead of records.",
         )

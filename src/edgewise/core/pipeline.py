@@ -1,0 +1,254 @@
+"""The fold that type-checks a chain before any data exists, and the chain at work: encode, add, release.
+
+``pipeline`` carries a ``Space`` through every ``infer``; what does not compose raises ``CompositionError`` with the
+reason and the fix. There is one merge slot, so "secure sum *and* Krum" cannot be written. A blind merge adds encodings
+and decodes the sum once; a visible merge decodes each contribution, then merges; for a summable chain the two agree (a
+law test).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite, sqrt
+
+import numpy as np
+
+from edgewise.core.errors import CompositionError, DecodeError, TrainingError
+from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.space import Space, Total
+from edgewise.core.stage import BELOW, HEAD_BOUND, WEIGHT, Aggregate, Head, Memory, Merge, Payload, Post, Stage, Sum
+from edgewise.core.vector import Array, Vector, finite
+
+POST = "post"  # begins the names of what posts keep on the server
+PIECE = 1 << 16  # coordinates decoded at a time while they are added: 256 KiB of float32, for a second-level cache
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A type-checked chain; build with ``pipeline``. ``spaces[i]`` is before stage i, ``spaces[-1]`` after all.
+
+    ``divisor``: a fixed number to divide by, where how many came is private; 0: their number or weight."""
+
+    stages: tuple[Stage, ...]
+    merge: Merge
+    posts: tuple[Post, ...]
+    spaces: tuple[Space, ...]
+    totals: tuple[Total, ...]
+    divisor: float = 0.0
+
+    @property
+    def encoded(self) -> Space:
+        """The space of what travels."""
+        return self.spaces[-1]
+
+    @cached_property
+    def level(self) -> int:
+        """``spaces[level]`` is where contributions are merged: before all stages, or where a ``Server`` takes over."""
+        for i, stage in enumerate(self.stages):
+            if stage.server is not None:
+                return i + stage.server.encoded
+        return 0
+
+    @property
+    def merged(self) -> Space:
+        """The space of the decoded sum."""
+        return self.spaces[self.level]
+
+    @property
+    def total(self) -> Total:
+        """What is known of the total after all posts."""
+        return self.totals[-1]
+
+    def init(self) -> Memory:
+        """The codec memory of a device that has never taken part."""
+        memory: dict[str, Array] = {}
+        for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
+            memory.update({f"{i}.{k}": v for k, v in stage.init(space).items()})
+        return memory
+
+    def encode(
+        self, x: Vector, head: Mapping[str, float], count: float, memory: Memory, turn: Turn
+    ) -> tuple[Payload, Memory]:
+        """Device side: a raw update becomes what travels.
+
+        Args:
+            x: float32[d]. count: amount of data (tokens, examples).
+            head: the metrics named by the start space; cut to [0, HEAD_BOUND].
+        Raises:
+            TrainingError(E-NAN): x or a head value is not finite.
+        """
+        start = self.spaces[0]
+        if x.shape != (start.dim,):
+            raise ValueError(f"update has shape {x.shape}, pipeline starts at ({start.dim},)")
+        values = np.array([head[name] for name in start.head], np.float64)
+        if not (finite(x) and np.isfinite(values).all()):
+            raise TrainingError("E-NAN", "the update holds NaN or infinity.", "lower training.lr or set clip_grad.")
+        payload, after = Payload(x, np.clip(values, 0.0, HEAD_BOUND), count=count), dict[str, Array]()
+        for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
+            mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
+            payload, new = stage.encode(payload, mine, space, turn)
+            after.update({f"{i}.{k}": v for k, v in new.items()})
+        return payload, after
+
+    def decode(self, payload: Payload, turn: Turn, level: int = 0) -> Payload:
+        """Server side: undo the stages in reverse order down to ``spaces[level]``; the body is float32 of its dim."""
+        return undo(self.stages, self.spaces, payload, turn, level).dense(self.spaces[level].dim)
+
+    def start_memory(self) -> Memory:
+        """What the server keeps for stages and posts before the first round; empty for most pipelines."""
+        memory: dict[str, Array] = {}
+        for stage, space in zip(self.stages, self.spaces, strict=False):
+            if stage.server is not None:
+                memory.update(stage.server.init(space))
+        size = self.merged.dim + len(self.encoded.head)
+        for i, (post, total) in enumerate(zip(self.posts, self.totals, strict=False)):
+            memory.update({f"{POST}{i}.{k}": v for k, v in post.init(total, size).items()})
+        return memory
+
+    def start_sum(self) -> Sum:
+        """An empty total."""
+        return Sum(self.merge.init(self.encoded if self.merge.blind else self.merged), 0)
+
+    def add(self, total: Sum, payload: Payload, turn: Turn) -> Sum:
+        """Fold one encoded contribution into the total (the old total must not be used again).
+
+        A visible merge sees each contribution, so it enforces what the plan claims of it, honest device or not.
+
+        Raises:
+            DecodeError: E-RANGE above the plan's norm bounds or with head values that no honest device sends;
+                whatever the merge refuses. The total is unchanged then.
+        """
+        if self.merge.blind:
+            return Sum(self.merge.add(total.acc, payload, self.encoded), total.n + 1)
+        if self.merge.stream and payload.support is None and payload.body.shape == (self.encoded.dim,) and self._local:
+            return Sum(self.merge.stream(total.acc, lambda: self._pieces(payload, turn), self.merged), total.n + 1)
+        item = undo(self.stages, self.spaces, payload, turn, self.level)
+        self._enforce(item)
+        return Sum(self.merge.add(total.acc, item, self.merged), total.n + 1)
+
+    @cached_property
+    def _local(self) -> bool:
+        return all(stage.pointwise for stage in self.stages[self.level :])
+
+    def _pieces(self, payload: Payload, turn: Turn) -> Iterator[Payload]:
+        """The decoded contribution, some blocks at a time, refused as soon as it is beyond the plan's bounds."""
+        space, square = self.encoded, 0.0
+        block = space.block or 1
+        size = max(1, PIECE // block) * block
+        for start in range(0, max(1, space.dim), size):
+            first, count = start // block * space.scales, size // block * space.scales
+            scales = None if payload.scales is None else payload.scales[first : first + count]
+            part = Payload(payload.body[start : start + size], payload.head, None, scales, payload.count)
+            item = undo(self.stages, self.spaces, part, turn, self.level)
+            square = self._enforce(item, square)
+            yield item
+
+    def _enforce(self, item: Payload, square: float = 0.0) -> float:
+        """Refuse what is beyond the bounds; ``square``: squared norm of earlier pieces; returns it with this one."""
+        bounds, slack = self.encoded, 1.0 + 1e-5  # float32 rounding of an honest encoder
+        if isfinite(bounds.l2):
+            square += float(np.square(item.body, dtype=np.float64).sum())
+            if not sqrt(square) <= bounds.l2 * slack:
+                raise DecodeError("E-RANGE", f"an update is longer than its bound of {bounds.l2:g}.")
+        if isfinite(bounds.peak) and item.body.size and float(np.abs(item.body).max()) > bounds.peak * slack:
+            raise DecodeError("E-RANGE", f"a coordinate is above its bound of {bounds.peak:g}.")
+        head = dict(zip(bounds.head, item.head.tolist(), strict=True))
+        weight = head.pop(WEIGHT, 1.0)
+        head.pop(BELOW, None)  # bounded by its norm already (``codecs.pack``)
+        if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= HEAD_BOUND * weight * slack for v in head.values())):
+            raise DecodeError("E-RANGE", "a weight or a metric is outside its bounds.")
+        return square
+
+    def release(self, total: Sum, turn: Turn, entropy: Key, memory: Memory) -> tuple[Aggregate, Memory]:
+        """Decode (blind merges), apply the posts, divide by the summed weight; then what the server undoes on the mean.
+
+        Args:
+            memory: what the server keeps for stages and posts (``start_memory`` before the first round).
+        Returns:
+            The aggregate and the server's memory after this round.
+        Raises ValueError on an empty total. A summed weight of zero gives a zero mean (nobody had anything to say).
+        """
+        if total.n == 0:
+            raise ValueError("nothing to release: no contribution was added")
+        payload = self.merge.finish(total.acc, self.encoded if self.merge.blind else self.merged)
+        if self.merge.blind:
+            payload = self.decode(payload, turn, self.level)
+        x: Vector = payload.body
+        head = payload.head
+        kept = {k: v for k, v in memory.items() if k.startswith(POST)}
+        memory = {k: v for k, v in memory.items() if k not in kept}
+        if self.posts:  # body and head leave together, so posts (noise above all) see them as one vector
+            joint: Vector = np.concatenate([x, head.astype(np.float32)])
+            for i, post in enumerate(self.posts):
+                mark, fresh = f"{POST}{i}.", derive(entropy, "post", i)
+                mine = {k.removeprefix(mark): v for k, v in kept.items() if k.startswith(mark)}
+                joint, new = post.apply(joint, self.totals[i], turn.round, fresh, mine)
+                kept |= {mark + k: v for k, v in new.items()}
+            x, head = joint[: x.size], joint[x.size :].astype(np.float64)
+        names = self.encoded.head
+        sums = dict(zip(names, head.tolist(), strict=True))
+        weight = sums.pop(WEIGHT, self.divisor or float(total.n))
+        empty = weight <= 0.0
+        mean = np.zeros_like(x) if empty else (x / np.float32(weight)).astype(np.float32)
+        means = {k: 0.0 if empty else v / weight for k, v in sums.items()}
+        mean, memory = self._settle(mean, total.n, memory, turn, means)
+        return Aggregate(mean, means, total.n, max(0.0, weight)), {**memory, **kept}
+
+    def _settle(self, mean: Vector, n: int, memory: Memory, turn: Turn, head: Head) -> tuple[Vector, Memory]:
+        """The mean in ``spaces[level]`` -> in ``spaces[0]``, through the server's half of the one stage that has it."""
+        at = next((i for i, stage in enumerate(self.stages) if stage.server is not None), None)
+        if at is None:
+            return mean, memory
+        server = self.stages[at].server
+        assert server is not None
+        mean, memory = server.absorb(mean, n, memory, self.spaces[at], turn, head)
+        rest = undo(self.stages[:at], self.spaces[: at + 1], Payload(mean, np.zeros(0)), turn)
+        return rest.dense(self.spaces[0].dim).body, memory
+
+
+def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, turn: Turn, level: int = 0) -> Payload:
+    """Decode ``stages[level:]`` in reverse order; the result may be sparse. ``spaces[i]`` is before stage i."""
+    for i in range(len(stages) - 1, level - 1, -1):
+        stage, space = stages[i], spaces[i]
+        if not stage.sparse and payload.support is not None and not spaces[i + 1].sparse:
+            payload = payload.dense(spaces[i + 1].dim)
+        payload = stage.decode(payload, space, turn)
+    return payload
+
+
+def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequence[Post] = ()) -> Pipeline:
+    """Type-check ``stages``, ``merge`` and ``posts`` by folding the start space through them.
+
+    Raises:
+        CompositionError: some part cannot stand where it stands; the message names the part, what it needs, what it
+            got, and the fix.
+    """
+    spaces = [start]
+    for stage in stages:
+        spaces.append(stage.infer(spaces[-1]))
+    if sum(stage.server is not None for stage in stages) > 1:
+        names = " and ".join(stage.name for stage in stages if stage.server is not None)
+        raise CompositionError("E-ORDER", f"{names}: each is undone on the server, with memory.", "keep one of them.")
+    if merge.blind and spaces[-1].rungs:
+        raise CompositionError(
+            "E-RUNG",
+            f"{merge.name}: a blind sum needs one grid, and here each device chooses its own codec.",
+            'fix one codec for all: codec = "stages".',
+        )
+    totals = [merge.infer(spaces[-1])]  # first, because the merge knows the better reason
+    if merge.blind and not spaces[-1].summable:
+        raise CompositionError("E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k.")
+    if not merge.blind and spaces[-1].honest:
+        raise CompositionError("E-COMBO", f"{merge.name} sees single shares of noise.", "use secure_sum.")
+    for post in posts:
+        totals.append(post.infer(totals[-1]))
+    mirrored = [stage.name for stage in stages if stage.server is not None and stage.server.mirrors]
+    if mirrored and totals[-1].noise_std > 0.0:
+        raise CompositionError(
+            "E-ORDER",
+            f"{mirrored[0]}: the server keeps what it was sent, so noise on it stays and adds up over the rounds.",
+            'use feedback with form = "ef14", or leave out the noise.',
+        )
+    return Pipeline(tuple(stages), merge, tuple(posts), tuple(spaces), tuple(totals))
