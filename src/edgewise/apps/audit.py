@@ -1,7 +1,7 @@
 """`edgewise audit`: the recipe's own code path under attack. What is claimed, what is measured, what leaks.
 
 Mechanism   many releases of a small update by the recipe's pipeline, with and without one worst-case device
-One run     one release of many canaries by the same pipeline
+One run     one release of many canaries by the same pipeline, at the recipe's own noise
 Leakage     token recall from what the server sees: each update, the cohort's sum, the noised sum
 Memory      membership inference and canary exposure of the model after an update, and after the release
 """
@@ -9,7 +9,7 @@ Memory      membership inference and canary exposure of the model after an updat
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from math import sqrt
 from pathlib import Path
@@ -20,17 +20,18 @@ import numpy as np
 from edgewise.core import keys
 from edgewise.core.errors import AuditError
 from edgewise.core.keys import derive
-from edgewise.core.vector import Spec
+from edgewise.core.vector import Spec, Vector
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.section import DP_WORDS
 from edgewise.privacy import audit
-from edgewise.privacy.audit import Finding, release
+from edgewise.privacy import one_run as guessing
+from edgewise.privacy.audit import Finding, claimed_mu, release
 
 SMALL_DIM, SMALL_COHORT = 16, 8
-CANARY_DIM = 4096
-RUNS = {True: 1 << 14, False: 1 << 17}  # quick or not
+CANARIES = {True: 512, False: 4096}  # quick or not
+RUNS = {True: 1 << 14, False: 1 << 17}
 LOCAL_RUNS = {True: 1024, False: 8192}
 Step = Callable[[str, int, int], None]  # what is done, of how many
 
@@ -79,30 +80,42 @@ def mechanism(recipe: Recipe, runs: int, step: Step, catalogue: Catalogue = BUIL
 
 
 def one_run(recipe: Recipe, canaries: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
-    """One release at the recipe's own noise: of ``canaries`` orthogonal updates of the clip's length half are in it."""
-    plan = _one_round(recipe, CANARY_DIM, canaries, _recipe_z(recipe, catalogue), catalogue)
-    assert plan.spend is not None
+    """One round at the recipe's own noise: ``canaries`` devices, of which each is in with probability 1/2.
+
+    The updates are orthogonal and of the clip's length, those of devices that are out are zeros, and the score of each
+    is its inner product with the released sum. With ``local`` noise the server sees every message, and neighbours are
+    replaced: "out" is the opposite update, and the score that of the device's own message.
+    """
+    z, clip = _recipe_z(recipe, canaries, catalogue), recipe.dp.clip_l2
     present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
-    updates = []
-    for i in range(canaries):
-        x = np.zeros(CANARY_DIM, np.float32)
-        if present[i]:
-            x[i] = recipe.dp.clip_l2
-        updates.append(x)
-        step("canaries", i, canaries)
-    seen = release(plan.at(0), updates, derive(keys.root(7), "one run"))
-    epsilon = plan.spend.card.of_release
-    assert epsilon is not None
-    return audit.one_run("one run", epsilon, recipe.dp.delta, seen[:canaries].astype(np.float64), present)
+    local = recipe.privacy == "local"
+    plan = _one_round(recipe, SMALL_DIM if local else canaries, canaries, z, catalogue)
+    pipe = plan.at(0)
+
+    def updates() -> Iterator[Vector]:
+        for i in range(canaries):
+            step("canaries", i, canaries)
+            x = np.zeros(SMALL_DIM if local else canaries, np.float32)
+            x[0 if local else i] = clip if present[i] else -clip if local else 0.0
+            yield x
+
+    if local:
+        assert plan.spend is not None
+        sent = [release(pipe, [x], derive(keys.root(7), "one run", i)) for i, x in enumerate(updates())]
+        mu, scores = 1.0 / plan.spend.events[0].z, np.array([message[0] for message in sent], np.float64)
+    else:
+        mu = claimed_mu(pipe)
+        scores = release(pipe, updates(), derive(keys.root(7), "one run")).astype(np.float64)
+    return guessing.one_run("one run", mu, recipe.dp.delta, scores, present)
 
 
-def _recipe_z(recipe: Recipe, catalogue: Catalogue) -> float:
+def _recipe_z(recipe: Recipe, dim: int, catalogue: Catalogue) -> float:
     """The noise multiplier of the recipe, as for a population that the audit can play."""
     if recipe.dp.noise_multiplier:
         return recipe.dp.noise_multiplier
     plain = recipe.resolved()
     plain["dp"] = {**plain["dp"]}
-    one = Spec.of([("x", (CANARY_DIM,), "float32")])
+    one = Spec.of([("x", (dim,), "float32")])
     plain["trainable"], plain["stage"], plain["codec"] = {"kind": "full", "layers": []}, [], "stages"
     plain["strategy"], plain["downlink"] = {"kind": "fedavg"}, []
     spend = compile(Recipe.model_validate(plain), one, max(1000, 4 * recipe.round.cohort), catalogue).spend
@@ -131,7 +144,7 @@ def examine(
     if recipe.privacy in DP_WORDS and recipe.privacy != "record":
         runs = (LOCAL_RUNS if recipe.privacy == "local" else RUNS)[quick]
         findings.append(mechanism(recipe, runs, say, catalogue))
-        findings.append(one_run(recipe, 200 if quick else 1000, say, catalogue))
+        findings.append(one_run(recipe, CANARIES[quick], say, catalogue))
     from edgewise.apps import leakage  # imports torch
 
     found: dict[str, Any] = {
@@ -150,7 +163,7 @@ def examine(
         if not f.holds:
             raise AuditError(
                 "E-AUDIT",
-                f"{f.name}: claimed {f.claimed:.4g}, measured at least {f.lower:.4g} "
+                f"{f.name}: mu {f.claimed:.4g} claimed, at least {f.lower:.4g} measured "
                 f"(epsilon {f.epsilon_claimed:.3g} claimed, {f.epsilon_lower:.3g} measured).",
                 "do not run this recipe: the code gives away more than it says. Report it.",
             )
@@ -177,6 +190,12 @@ def show(console: Any, found: Mapping[str, Any]) -> None:
             for f in found["findings"]
         ]  # fmt: skip
         add("epsilon: claimed and measured (lower bound, 95 %)", ("audit", "claimed", "measured", "runs", ""), claims)
+        for f in found["findings"]:
+            if g := f["guessed"]:
+                console.print(
+                    f"{f['name']}: {g['right']} of {g['guesses']} guesses were right; without the Gaussian's curve "
+                    f"that shows {g['epsilon_plain']:.3g}.\n"
+                )
     else:
         console.print("No epsilon is claimed, so none is measured.\n")
     rows = [

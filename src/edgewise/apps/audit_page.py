@@ -50,8 +50,7 @@ def _claims(a: Mapping[str, Any]) -> str:
         card(
             f["name"].capitalize(),
             f"{f['epsilon_lower']:.3g} of {f['epsilon_claimed']:.3g}",
-            f"epsilon measured (95 % lower bound) of claimed, {f['runs']:,} runs or canaries: "
-            + ("holds" if f["holds"] else "BROKEN"),
+            f"epsilon measured (95 % lower bound) of claimed, {_measured(f)}: {'holds' if f['holds'] else 'BROKEN'}",
         )
         for f in a["findings"]
     ]
@@ -60,6 +59,16 @@ def _claims(a: Mapping[str, Any]) -> str:
         "played at a noise multiplier of about 1, where it is sharpest; the one-run audit at the recipe's noise.</p>"
     )
     return f'<section><h2>Claims</h2><div class="cards">{"".join(cards)}</div>{note}</section>'
+
+
+def _measured(f: Mapping[str, Any]) -> str:
+    """From what."""
+    if (g := f["guessed"]) is None:
+        return f"{f['runs']:,} runs"
+    return (
+        f"{f['runs']:,} canaries, {g['right']:,} of {g['guesses']:,} guesses right "
+        f"({g['epsilon_plain']:.3g} without the Gaussian's curve)"
+    )
 
 
 def _leaks(a: Mapping[str, Any]) -> str:

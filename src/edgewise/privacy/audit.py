@@ -1,19 +1,17 @@
-"""Does it hold? Lower bounds of epsilon from what a mechanism really puts out.
+"""Does it hold? A lower bound of mu from many runs of what a mechanism really puts out.
 
 *Mechanism audit*: many runs with and without one worst-case device; a threshold test between the two worlds has false
 positive and negative rates that no mu-GDP mechanism can have for a mu below a bound (Dong, Roth, Su 2019):
     mu >= Phi^-1(1 - FPR) - Phi^-1(FNR)
 ``mechanism_audit`` has the many runs in the coordinates of one large release, through the real pipeline.
-*One-run audit*: m canaries, each in with probability 1/2, in a single run; the auditor guesses r of them. Of an (eps,
-delta)-DP mechanism v or more right guesses have probability at most (Steinke, Nasr, Jagielski 2023, arXiv:2305.08846)
-    p = min(1, P[B >= v] + 2 m delta max_i P[v - i <= B < v] / i),  B ~ Binomial(r, 1 / (1 + e^-eps))
+The audit with many devices and a single release is in ``privacy.one_run``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import exp, inf, lgamma, log, log1p, sqrt
+from math import inf, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -29,12 +27,22 @@ _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, slots=True)
+class Guessed:
+    """What a one-run audit rests on: ``right`` of ``guesses`` were, from which the plain form, which does not use the
+    Gaussian's curve, has the bound ``epsilon_plain``."""
+
+    guesses: int
+    right: int
+    epsilon_plain: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """A claim and what was measured against it.
 
     Attributes:
-        claimed: mu (mechanism) or epsilon (one run). lower: bound that holds with ``confidence``. runs: of each world,
-        or canaries. epsilon_lower: the same as epsilon at the claim's delta.
+        claimed: mu. lower: bound of mu that holds with ``confidence``. epsilon_claimed, epsilon_lower: the same as
+        epsilon at the claim's delta. runs: of each world, or canaries. guessed: of a one-run audit.
     """
 
     name: str
@@ -44,6 +52,7 @@ class Finding:
     epsilon_lower: float
     runs: int
     confidence: float
+    guessed: Guessed | None = None
 
     @property
     def holds(self) -> bool:
@@ -109,7 +118,7 @@ def mechanism(name: str, mu: float, delta: float, without: NDArray[np.float64], 
     return Finding(name, mu, lower, eps[0], eps[1], n, 0.95)
 
 
-def release(pipe: Pipeline, updates: Sequence[Vector], key: Key) -> Vector:
+def release(pipe: Pipeline, updates: Iterable[Vector], key: Key) -> Vector:
     """What the server has after one round with these updates: the decoded sum, after all stages and posts.
 
     Masks and shares are left out: they cancel exactly, whoever looks at the sum.
@@ -121,6 +130,14 @@ def release(pipe: Pipeline, updates: Sequence[Vector], key: Key) -> Vector:
         total = pipe.add(total, payload, turn)
     aggregate, _ = pipe.release(total, Turn(0, public), derive(key, "release"), pipe.start_memory())
     return aggregate.mean * np.float32(aggregate.weight)
+
+
+def claimed_mu(pipe: Pipeline) -> float:
+    """What ``pipe`` says of itself: sensitivity / noise_std. Raises ValueError where nothing bounds or hides one."""
+    claim = pipe.total
+    if not (0.0 < claim.noise_std < inf and claim.sensitivity < inf):
+        raise ValueError("this pipeline claims nothing")
+    return claim.sensitivity / claim.noise_std
 
 
 def mechanism_audit(name: str, pipe: Pipeline, update: Vector, delta: float, key: Key) -> Finding:
@@ -138,53 +155,9 @@ def mechanism_audit(name: str, pipe: Pipeline, update: Vector, delta: float, key
     """
     if update.size == 0 or not (update != 0).all() or np.ptp(np.abs(update)) > 1e-6 * float(np.abs(update).max()):
         raise ValueError("every coordinate of the update is a run, so all must have one magnitude")
-    claim = pipe.total
-    if not (0.0 < claim.noise_std < inf and claim.sensitivity < inf):
-        raise ValueError("this pipeline claims nothing")
-    mu = claim.sensitivity / (claim.noise_std * sqrt(update.size))
-    others = [np.zeros_like(update)] * ((claim.space.honest or claim.space.quorum.n_min) - 1)
+    mu, space = claimed_mu(pipe) / sqrt(update.size), pipe.total.space
+    others = [np.zeros_like(update)] * ((space.honest or space.quorum.n_min) - 1)
     sides, scores = np.sign(update).astype(np.float64), []
     for world, mine in (("without", np.zeros_like(update)), ("with", update)):
         scores.append(sides * release(pipe, [mine, *others], derive(key, world)))
     return mechanism(name, mu, delta, *scores)
-
-
-def p_value(m: int, r: int, v: int, eps: float, delta: float) -> float:
-    """Largest probability of ``v`` or more right among ``r`` guesses about ``m`` canaries under (eps, delta)-DP."""
-    q = 1.0 / (1.0 + exp(-eps))
-    i = np.arange(r + 1)
-    gammas = np.array([lgamma(x + 1) + lgamma(r - x + 1) for x in i.tolist()])
-    mass = np.exp(lgamma(r + 1) - gammas + i * log(q) + (r - i) * (log1p(-q) if q < 1 else -np.inf))
-    beta = float(mass[v:].sum())
-    below = np.cumsum(mass[:v][::-1])  # P[v - i <= B < v] for i = 1 .. v
-    alpha = float((below / np.arange(1, v + 1)).max()) if v else 0.0
-    return min(1.0, beta + 2.0 * m * delta * alpha)
-
-
-def one_run_epsilon(m: int, r: int, v: int, delta: float, confidence: float = 0.95) -> float:
-    """The largest eps that ``v`` right of ``r`` guesses rule out at this confidence; 0.0 where none."""
-    if p_value(m, r, v, 0.0, delta) > 1 - confidence:
-        return 0.0
-    low, high = 0.0, 64.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if p_value(m, r, v, middle, delta) <= 1 - confidence else (low, middle)
-    return low
-
-
-def guesses(scores: NDArray[np.float64], present: NDArray[np.bool_], r: int) -> int:
-    """Right guesses among the r canaries with the most extreme scores: half "in" at the top, half "out" below."""
-    order = np.argsort(scores)
-    half = r // 2
-    return int(present[order[-half:]].sum() + (~present[order[:half]]).sum())
-
-
-def one_run(
-    name: str, epsilon: float, delta: float, scores: NDArray[np.float64], present: NDArray[np.bool_]
-) -> Finding:
-    """The finding of a one-run audit: the best of some numbers of guesses, corrected for having tried them."""
-    m = scores.size
-    tries = sorted({max(2, 2 * int(m * share / 2)) for share in (0.02, 0.1, 0.3, 1.0)})
-    confidence = 1 - 0.05 / len(tries)
-    lower = max(one_run_epsilon(m, r, guesses(scores, present, r), delta, confidence) for r in tries)
-    return Finding(name, epsilon, lower, epsilon, lower, m, 0.95)
