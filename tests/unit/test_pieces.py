@@ -13,7 +13,6 @@ from edgewise.codecs.random_k import random_k
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
-from edgewise.core import stage
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
 from edgewise.core.pipeline import Pipeline, pipeline
@@ -37,7 +36,7 @@ CHAINS: list[list[Stage]] = [
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "PIECE", 256)
+    monkeypatch.setattr("edgewise.core.pipeline.PIECE", 256)
 
 
 def _both(stages: list[Stage]) -> tuple[Pipeline, Pipeline]:
