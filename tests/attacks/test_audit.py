@@ -78,6 +78,7 @@ def test_noise_without_a_root_of_two_is_caught(monkeypatch):
     assert not audit.mechanism(recipe("local"), 4000, quiet).holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["central", "local"])
 def test_a_missing_clip_is_caught(monkeypatch, word):
     import edgewise.plan.private as private

@@ -46,6 +46,7 @@ def recall(scores: np.ndarray, tokens: np.ndarray) -> float:
     return attacks.leak(scores, tokens.tolist(), np.ones(400)).recall
 
 
+@pytest.mark.slow
 def test_one_plain_update_gives_its_tokens_away(model):
     x, flat = update(model, rows(1))
     tokens = rows(1)[0, :-1]

@@ -117,6 +117,7 @@ def test_noise_of_the_server(monkeypatch: Patch, actual: float, holds: bool) -> 
     assert found.lower > 0.9 / actual
 
 
+@pytest.mark.slow
 def test_runs_in_coordinates_are_like_runs_one_by_one() -> None:
     """Sixteen coordinates and 600 whole releases of eight devices, against 2^17 coordinates of one release."""
     small = private(16, bits=18)
@@ -149,6 +150,7 @@ def test_updates_that_are_no_runs_are_refused() -> None:
         audit.mechanism_audit("x", bare, np.ones(64, np.float32), DELTA, KEY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "n"), [(3, 100), (99, 100), (20_000, 98_304), (2_000_000, 2**24)])
 def test_rates_are_clopper_pearson(k: int, n: int) -> None:
     from scipy.stats import beta

@@ -133,6 +133,7 @@ def test_a_late_device_costs_the_virtual_time_of_what_it_downloads(tmp_path, mon
     assert len(set(asked.values())) > 2
 
 
+@pytest.mark.slow
 def test_deltas_and_snapshots_lead_to_the_same_model(tmp_path, monkeypatch):
     """All devices by snapshots: other bytes on the way, the same contributions, the same model."""
     models, seen, _ = play(tmp_path / "a", {})

@@ -43,6 +43,7 @@ def test_pool_and_inproc_agree_to_the_byte(tmp_path, name):
     assert story(told_one) == story(told_two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_model_learns_and_a_seed_matters(tmp_path, name):
     models, told, held = play(tmp_path / "a", SETTINGS[name])

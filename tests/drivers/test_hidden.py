@@ -69,6 +69,7 @@ def test_pool_and_inproc_agree_to_the_byte(tmp_path, settings):
     assert story(told_one) == story(told_two)
 
 
+@pytest.mark.slow
 def test_devices_that_leave_on_the_way_are_not_in_the_sum_or_are(tmp_path):
     _, told, _ = play(tmp_path, {**MASKS, "data.devices": 20, "simulation.step_dropout": 0.06})
     for r in rounds(told):
@@ -91,6 +92,7 @@ def test_too_many_leaving_abandon_the_round_by_name(tmp_path):
         assert len({e.model for e in told}) == 1  # the model did not move
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [MASKS, SHARES], ids=["masks", "shares"])
 def test_copies_and_delays_change_nothing(tmp_path, settings):
     clean, _, _ = play(tmp_path / "a", settings)
@@ -244,6 +246,7 @@ def test_amplification_that_others_can_see_is_refused(tmp_path, change):
     assert caught.value.code == "E-AMP-VISIBLE"
 
 
+@pytest.mark.slow
 def test_poisson_cohorts_amplify_for_readers_only(tmp_path):
     poisson = {**CENTRAL, "round.sampling": "poisson", "round.cohort": 4, "round.minimum": 0.25}
     play(tmp_path / "a", {**poisson, "dp.amplification": "poisson"})
@@ -273,6 +276,7 @@ def test_correlated_noise_of_a_run_costs_what_is_promised_whatever_happens_to_it
     assert rounds(independent)[0].epsilon < spent[0]
 
 
+@pytest.mark.slow
 def test_an_adaptive_clip_moves_and_costs_the_same(tmp_path):
     settings = {**CENTRAL, "data.devices": 60, "dp.clip_l2": 0.5, "dp.adaptive_clip": True, "round.rounds": 4}
     _, told, _ = play(tmp_path / "a", settings)

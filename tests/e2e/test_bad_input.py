@@ -87,6 +87,7 @@ def test_set_where_there_is_nothing(cli, text, key):
     assert not named or key in error["what"]
 
 
+@pytest.mark.slow
 def test_missing_data_and_unreadable_model(cli, tmp_path):
     text = 'privacy = "none"\n[data]\nsource = "text"\npath = "nowhere"\n'
     status, envelope = cli("sim", write(text), "--out", "run")
@@ -99,6 +100,7 @@ def test_missing_data_and_unreadable_model(cli, tmp_path):
     assert cli("sim", write(PLAIN), "--out", "run", *TOY)[0] == 0
 
 
+@pytest.mark.slow
 def test_empty_and_tiny_devices_are_handled_one_by_one(cli, tmp_path):
     for name, content in {
         "long": "the quick brown fox jumps over the lazy dog. " * 80,
@@ -147,6 +149,7 @@ def test_training_that_explodes_stops_with_a_reason_and_is_not_averaged(cli, mon
     assert len(set(models.values())) == 1
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_never_overwritten(cli):
     recipe = write(PLAIN)
     assert cli("sim", recipe, "--out", "run", *TOY)[0] == 0
@@ -159,6 +162,7 @@ def test_an_existing_run_is_never_overwritten(cli):
     assert cli("sim", recipe, "--out", "run", "--resume", *TOY)[0] == 0  # finished: nothing to do, report again
 
 
+@pytest.mark.slow
 def test_a_corrupt_checkpoint_is_named(cli):
     recipe = write(PLAIN)
     assert cli("sim", recipe, "--out", "run", *TOY)[0] == 0

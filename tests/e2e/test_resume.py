@@ -153,6 +153,7 @@ def test_two_processes_cannot_work_in_one_directory(tmp_path):
     assert caught.value.code == "E-RUN-EXISTS"
 
 
+@pytest.mark.slow
 def test_interrupt_leaves_a_resumable_run(tmp_path):
     process = start(tmp_path, "pool", False, "0.1")
     ready = threading.Event()

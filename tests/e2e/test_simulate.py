@@ -235,6 +235,7 @@ def test_the_recipe_and_its_trace_are_there_from_the_start(tmp_path):
     assert Path(facts["recipe_dir"]) == tmp_path.resolve()
 
 
+@pytest.mark.slow
 def test_no_path_of_this_machine_in_what_is_shown(tmp_path):
     play(tmp_path, {"round.rounds": 1}, report=True)
     for name in ("summary.json", "report.html", "recipe.toml"):

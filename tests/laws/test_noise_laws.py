@@ -140,6 +140,7 @@ def test_the_merge_releases_the_decoded_sum(before: list[Stage], block: int, z: 
     assert (mean.n, mean.weight) == (N, N)  # all count the same, and the divisor is their number
 
 
+@pytest.mark.slow
 @every
 def test_a_ring_holds_the_worst_sum(before: list[Stage], block: int, z: float, bits: int | None) -> None:
     """All contributions alike and as long as they may be, with all the noise."""

@@ -159,6 +159,7 @@ def accepted_in(store):
     return [e.device for e in store.events if isinstance(e, events.Accepted)]
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.lists(NASTY, max_size=25))
 def test_any_schedule_gives_the_exact_mean_of_who_was_accepted(script):

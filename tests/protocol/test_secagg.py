@@ -13,6 +13,7 @@ from edgewise.secagg import client, messages, server
 from edgewise.secagg.params import Policy
 
 
+@pytest.mark.slow
 def test_sparse_graph_with_drop_outs() -> None:
     s = Session(80, n_min=40, policy=Policy(0.05, 0.05, "curious"))
     k, t = s.policy.shape(80)

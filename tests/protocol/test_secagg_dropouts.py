@@ -35,12 +35,14 @@ def outcome(pattern: Sequence[int], n_min: int = 2) -> None:
         assert end.code == "E-SECAGG-FEW"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_every_pattern_at_small_n(n: int) -> None:
     for pattern in product(range(1, STAYS + 1), repeat=n):
         outcome(pattern)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [5, 6])
 def test_every_pattern_up_to_names_at_five_and_six(n: int) -> None:
     """How many leave when, in every combination; who they are is drawn."""
@@ -56,12 +58,14 @@ def test_every_pattern_at_five_and_six(n: int) -> None:
         outcome(pattern)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.sampled_from([1, 2, 3, 4, 5, 5, 5, 5, 5, 5]), min_size=6, max_size=10), st.integers(2, 10))
 def test_larger_cohorts_with_a_minimum(pattern: list[int], n_min: int) -> None:
     outcome(pattern, n_min)
 
 
+@pytest.mark.slow
 def test_a_sparse_graph_with_drop_outs_at_every_step() -> None:
     """80 devices with fewer neighbours than everybody; against a server that lies, as the default is."""
     policy = Policy(0.05, 0.05)
@@ -74,6 +78,7 @@ def test_a_sparse_graph_with_drop_outs_at_every_step() -> None:
     assert set(s.devices) - set(end.survivors) == {"d003", "d017", "d031"}
 
 
+@pytest.mark.slow
 def test_a_sparse_graph_below_its_minimum_is_a_named_end() -> None:
     s = Session(80, n_min=78, policy=Policy(0.05, 0.05))
     end = s.play(lambda step, d: step >= 2 and d in ("d001", "d002", "d003"))

@@ -26,6 +26,7 @@ def test_any_schedule_gives_the_exact_sum_or_a_named_end(n: int, faults: dict[in
     Run(n, faults, seed).play()
 
 
+@pytest.mark.slow
 def test_schedules_reach_both_ends_and_every_fault() -> None:
     """The test above means something: many of its schedules end with a sum in spite of their faults."""
     rng, ends, done = Random(3), Counter[str](), Counter[str]()
@@ -40,6 +41,7 @@ def test_schedules_reach_both_ends_and_every_fault() -> None:
     assert all(count >= 10 for count in done.values())
 
 
+@pytest.mark.slow
 def test_schedules_on_a_sparse_graph() -> None:
     rng = Random(4)
     for seed in range(2):
@@ -154,6 +156,7 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
     return both, answered
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.integers(4, 8), st.integers(0, 2**32 - 1))
 def test_a_lying_server_never_gets_both_secrets_of_an_honest_device(n: int, seed: int) -> None:
@@ -161,6 +164,7 @@ def test_a_lying_server_never_gets_both_secrets_of_an_honest_device(n: int, seed
     assert not sum(both.values())
 
 
+@pytest.mark.slow
 def test_lying_servers_are_answered_sometimes() -> None:
     """The test above means something: devices do reveal, where what they are told is consistent."""
     answered = [lying_server(4 + seed % 5, seed)[1] for seed in range(60)]

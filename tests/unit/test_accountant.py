@@ -31,6 +31,7 @@ def fixed(z: float) -> Event:
     return Event("gaussian", "replace_one", z=z / 2, sampling="fixed", population=10_000, cohort=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "rounds", "delta", "expected"),
     [
@@ -260,6 +261,7 @@ def test_made_events_keep_the_convention() -> None:
     assert spend.discrete(0.81) == zcdp(0.81)
 
 
+@pytest.mark.slow
 def test_calibration_is_from_above_and_tight() -> None:
     def one(z: float) -> dict[Event, int]:
         return {poisson(0.01, z): 500}

@@ -51,6 +51,7 @@ def test_no_update_exceeds_the_clip_and_the_mean_comes_back_in_model_units() -> 
         assert (after[CLIP][0] < memory[CLIP][0]) == (length == pytest.approx(np.sqrt(30)))  # below: C shrinks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0.01, 50.0])
 def test_the_clip_finds_the_median(start: float) -> None:
     pipe = pipeline(SPACE, [adaptive_clip(start, 1.0, 200)], plain_sum(), [noise(1.0)])

@@ -52,6 +52,7 @@ def test_version() -> None:
     assert call("--version").stdout.startswith("edgewise ")
 
 
+@pytest.mark.slow
 def test_a_whole_run_and_what_it_leaves(folder: Path) -> None:
     result = call("sim", "toy.toml", *TOY, "--json")
     assert result.exit_code == 0, result.output
@@ -78,6 +79,7 @@ def test_a_whole_run_and_what_it_leaves(folder: Path) -> None:
     assert "federated" in made.stdout
 
 
+@pytest.mark.slow
 def test_set_engine_and_out_reach_the_run(folder: Path) -> None:
     sets = ("--set", "round.rounds=1", "--set", "name=other", "--set", "compare.centralised=false")
     result = call("sim", "toy.toml", *TOY, *sets, "--out", "here", "--engine", "inproc", "--json")
@@ -257,6 +259,7 @@ def test_error_output_for_every_status() -> None:
         assert shell.Session("sim", as_json=True).run(body) == entry.exit_status
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same_model(folder: Path) -> None:
     path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])

@@ -70,6 +70,7 @@ def trained(base: Path, section: dict[str, Any], out: Path, more: dict[str, Any]
     return unpack(x, flat.spec), logits(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "section", [{"kind": "full"}, {"kind": "layers", "layers": ["model.layers.1.*"]}, LORA], ids=lambda s: s["kind"]
 )

@@ -82,6 +82,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_every_kind_of_run_has_a_sound_page_and_plots(case: str, tmp_path: Path) -> None:
     s, page = made(tmp_path, **CASES[case])
@@ -136,6 +137,7 @@ def test_names_from_data_cannot_become_markup(tmp_path: Path) -> None:
     assert "<img" not in page
 
 
+@pytest.mark.slow
 def test_names_from_data_are_no_mathematics_and_fit(tmp_path: Path) -> None:
     make_run(tmp_path)
     with RunStore(tmp_path) as store:
@@ -146,6 +148,7 @@ def test_names_from_data_are_no_mathematics_and_fit(tmp_path: Path) -> None:
         assert len(plots.write(store, s, tmp_path)) == 5
 
 
+@pytest.mark.slow
 def test_quality_is_drawn_over_bytes_one_way_and_both_ways(tmp_path: Path) -> None:
     s, page = made(tmp_path)
     series = s["quality_for_bytes"]

@@ -198,6 +198,7 @@ assert "torch" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_two_processes_may_tokenize_at_once(notes: Path) -> None:
     command = [sys.executable, "-c", WRITER, str(notes)]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

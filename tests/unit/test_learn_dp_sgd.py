@@ -126,6 +126,7 @@ def spend(text: str, space: Space):
     return private(parse(text), SPEC, space, [[]], Taking("all", 1.0, 4, 3, 1, "all"), False)[1]
 
 
+@pytest.mark.slow
 def test_epsilon_counts_every_local_step() -> None:
     from edgewise.privacy.accountant import COARSE, epsilon
     from edgewise.privacy.spend import Event

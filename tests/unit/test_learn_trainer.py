@@ -133,6 +133,7 @@ print(hashlib.sha256(u.x.tobytes()).hexdigest(), u.head["loss_last"], t.fingerpr
 """
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_bits(place: Path) -> None:
     plain = recipe(model={"precision": "bfloat16"})
     command = [sys.executable, "-c", CHILD, str(place), json.dumps(plain.resolved()), "another-cache"]

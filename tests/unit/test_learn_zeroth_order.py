@@ -239,6 +239,7 @@ def play(place: Path, out: Path, **sections: Any) -> dict[str, Any]:
         return summary.build(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "lr", "gain"), [({"kind": "full"}, 2e-3, 0.1), ({"kind": "lora", "rank": 2}, 0.02, 0.02)]
 )

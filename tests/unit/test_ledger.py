@@ -94,6 +94,7 @@ def test_the_running_count_is_that_of_the_rows() -> None:
     assert book.tally == ledger.tally(book.charges)
 
 
+@pytest.mark.slow
 def test_sampled_charges_cost_what_the_accountant_says() -> None:
     book = play(Ledger(ROOM), *rows(poisson(1.0, 0.01), 40))
     assert isinstance(book, Ledger)

@@ -113,6 +113,7 @@ def test_every_refusal_of_the_design_is_met_above() -> None:
     assert set(named) <= {code for code, *_ in REFUSED}
 
 
+@pytest.mark.slow
 def test_sound_settings_pass() -> None:
     plan(CENTRAL, {"dp.amplification": "poisson", "round.sampling": "poisson", "round.cohort": 4})
     plan(CORRELATED)
