@@ -11,6 +11,8 @@ from edgewise.learn import attacks
 from edgewise.learn.flat import Flat
 from edgewise.learn.model import TextLoss
 
+pytestmark = pytest.mark.slow  # every test here loads a model
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -46,7 +48,6 @@ def recall(scores: np.ndarray, tokens: np.ndarray) -> float:
     return attacks.leak(scores, tokens.tolist(), np.ones(400)).recall
 
 
-@pytest.mark.slow
 def test_one_plain_update_gives_its_tokens_away(model):
     x, flat = update(model, rows(1))
     tokens = rows(1)[0, :-1]

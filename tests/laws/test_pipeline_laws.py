@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf, isfinite
 
@@ -172,7 +173,21 @@ def _vectors() -> dict[str, Vector]:
 
 
 VECTORS = _vectors()
-adversarial = pytest.mark.parametrize("x", VECTORS.values(), ids=VECTORS.keys())
+
+
+def adversarial(test: Callable[[Chain, Vector], None]) -> Callable[[Chain], None]:
+    """The test with every vector, one after the other: as tests of their own they would mostly be pytest's work."""
+
+    def every_vector(chain: Chain) -> None:
+        for name, x in VECTORS.items():
+            try:
+                test(chain, x)
+            except Exception as e:
+                e.add_note(f"with the vector {name!r}")
+                raise
+
+    every_vector.__name__, every_vector.__doc__ = test.__name__, test.__doc__
+    return every_vector
 
 
 def _norm(x: Vector) -> float:

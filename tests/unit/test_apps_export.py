@@ -25,6 +25,8 @@ IDS = [[3, 17, 200, 5, 99, 1024, 7]]
 NOTHING_FROZEN = hashlib.sha256().hexdigest()
 LORA = {"kind": "lora", "rank": 4, "targets": ["q_proj", "v_proj"]}
 
+pytestmark = pytest.mark.slow  # every test here loads a model
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -70,7 +72,6 @@ def trained(base: Path, section: dict[str, Any], out: Path, more: dict[str, Any]
     return unpack(x, flat.spec), logits(model)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "section", [{"kind": "full"}, {"kind": "layers", "layers": ["model.layers.1.*"]}, LORA], ids=lambda s: s["kind"]
 )
