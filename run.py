@@ -402,6 +402,9 @@ def main(arguments: list[str]) -> int:
     if command not in COMMANDS:
         say(f"run.py: no command `{command}`; there are: {', '.join(COMMANDS)}")
         return 2
+    # pip compiles nothing (it would take longer than all of the set-up); what a process compiles has to stay, or each
+    # one would compile torch and transformers anew, which are ten seconds.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that pip is stopped too
     try:
         setup()
