@@ -142,6 +142,7 @@ def plot(path: Path, png: Path) -> None:
         ax.axhline(runs[0]["before"], color="0.4", ls="--", lw=1, label="before training")
     ax.set(xscale="log", xlabel=f"epsilon (delta {DELTA:g}, device level)", ylabel="held-out perplexity")
     ax.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    ax.minorticks_off()
     ax.set_title(f"{DEVICES} devices of the plays, {ROUNDS} rounds of {COHORT}; dotted: no privacy", fontsize=10)
     ax.legend(fontsize=8)
     ax.grid(alpha=0.25)
