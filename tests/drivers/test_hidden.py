@@ -10,6 +10,7 @@ from edgewise.core import events
 from edgewise.core.errors import BudgetError, EdgewiseError, RoundError
 from edgewise.drivers.faults import Fault, Faulty
 from edgewise.drivers.store import RunStore
+from edgewise.engine import device
 from edgewise.privacy import ledger
 
 GRID = [
@@ -32,6 +33,11 @@ PRIVATE = {
     "round.rounds": 3,
 }
 CENTRAL = {**PRIVATE, "privacy": "central", "merge": {"kind": "sum"}}
+
+
+GROUPED = {
+    **MASKS, "merge": {"kind": "grouped", "groups": 5, "byzantine": 2}, "data.devices": 20, "round.minimum": 0.75,
+}  # fmt: skip
 
 
 def rounds(told):
@@ -61,7 +67,7 @@ def test_what_is_stored_of_a_hidden_round_names_nobodys_update(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [MASKS, SHARES, PRIVATE], ids=["masks", "shares", "private"])
+@pytest.mark.parametrize("settings", [MASKS, SHARES, PRIVATE, GROUPED], ids=["masks", "shares", "private", "grouped"])
 def test_pool_and_inproc_agree_to_the_byte(tmp_path, settings):
     one, told_one, _ = play(tmp_path / "a", {"simulation.engine": "inproc", **settings})
     two, told_two, _ = play(tmp_path / "b", {"simulation.engine": "pool", **settings})
@@ -80,6 +86,50 @@ def test_devices_that_leave_on_the_way_are_not_in_the_sum_or_are(tmp_path):
         assert len(lost) == r.lost
         assert not set(accepted) & set(lost)
     assert sum(r.lost for r in rounds(told)) > 0
+
+
+def _poisoned(monkeypatch, liars):
+    """Some devices send the largest residues there are, whatever their clip and grid say."""
+    honest = device.client.start
+
+    def start(secagg, sid, me, secret, body, head, entropy):
+        if me in liars:
+            body = np.full_like(body, 2 ** (secagg.bits - 2))
+        return honest(secagg, sid, me, secret, body, head, entropy)
+
+    monkeypatch.setattr(device.client, "start", start)
+
+
+def _loss(told):
+    """Held-out loss per token of the last federated model; the toy's own floor is 1."""
+    last = [e for e in told if isinstance(e, events.Evaluated) and e.model == "federated"][-1]
+    return sum(last.nll.values()) / sum(last.tokens.values())
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
+def test_two_poisoners_spoil_a_sum_and_not_the_rule_between_groups(tmp_path, monkeypatch, rule):
+    single = {**GROUPED, "merge": {"kind": "secure_sum"}, "strategy": {"kind": "fedavg"}}
+    groups = {**single, "merge": {**GROUPED["merge"], "rule": rule}}
+    honest = [_loss(play(tmp_path / f"honest {i}", s)[1]) for i, s in enumerate((single, groups))]
+    assert honest[1] == pytest.approx(honest[0], rel=0.05)
+    _poisoned(monkeypatch, {"d00003", "d00011"})
+    spoilt = [_loss(play(tmp_path / f"spoilt {i}", s)[1]) for i, s in enumerate((single, groups))]
+    assert spoilt[0] > 1.5 * honest[0]
+    assert spoilt[1] < 1.1 * honest[1]
+
+
+def test_a_group_without_a_sum_costs_its_devices_their_place_only(tmp_path):
+    """As long as more groups than twice the poisoners have one."""
+    _, told, _ = play(
+        tmp_path, {**GROUPED, "merge": {**GROUPED["merge"], "byzantine": 1}, "simulation.step_dropout": 0.05}
+    )
+    assert all(r.met for r in rounds(told))
+    for r in rounds(told):
+        accepted = [e.device for e in told if isinstance(e, events.Accepted) and e.round == r.round]
+        lost = [e.device for e in told if isinstance(e, events.Lost) and e.round == r.round]
+        assert sorted(accepted + lost) == [f"d{i:05d}" for i in range(20)]
+        assert len(accepted) == r.accepted
+    assert any(e.code == "E-SECAGG-FEW" for e in told if isinstance(e, events.Lost))
 
 
 def test_too_many_leaving_abandon_the_round_by_name(tmp_path):

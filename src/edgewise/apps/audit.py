@@ -44,8 +44,12 @@ def _one_round(recipe: Recipe, dim: int, population: int, z: float, catalogue: C
     plain["round"] = {"rounds": 1, "sampling": "all", "minimum": 1.0}
     plain["stage"], plain["downlink"] = [], []
     plain["strategy"] = {"kind": "fedavg"}
+    if plain["merge"]["kind"] == "grouped":  # the server sees each group's sum: that is the release to attack
+        plain["merge"] = {"kind": "secure_sum"}
     plain["dp"] = {
         **plain["dp"],
+        "noise": "independent",  # one round says nothing of how rounds correlate
+        "tensor_l2": 0.0,
         "noise_multiplier": z,
         "epsilon": 1e6,
         "corrupt": 0.0,

@@ -8,12 +8,14 @@ law test).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, sqrt
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgewise.core.errors import CompositionError, DecodeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
@@ -21,6 +23,7 @@ from edgewise.core.space import Space, Total
 from edgewise.core.stage import BELOW, HEAD_BOUND, WEIGHT, Aggregate, Head, Memory, Merge, Payload, Post, Stage, Sum
 from edgewise.core.vector import Array, Vector, finite
 
+Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [g, m] -> [m]
 POST = "post"  # begins the names of what posts keep on the server
 PIECE = 1 << 16  # coordinates decoded at a time while they are added: 256 KiB of float32, for a second-level cache
 
@@ -172,11 +175,9 @@ class Pipeline:
         """
         if total.n == 0:
             raise ValueError("nothing to release: no contribution was added")
-        payload = self.merge.finish(total.acc, self.encoded if self.merge.blind else self.merged)
-        if self.merge.blind:
-            payload = self.decode(payload, turn, self.level)
-        x: Vector = payload.body
-        head = payload.head
+        if self.merge.combine is not None and self.merge.parts is not None:
+            return self._combined(self.merge.parts(total.acc), self.merge.combine, turn, memory)
+        x, head = self._finished(total.acc, turn)
         kept = {k: v for k, v in memory.items() if k.startswith(POST)}
         memory = {k: v for k, v in memory.items() if k not in kept}
         if self.posts:  # body and head leave together, so posts (noise above all) see them as one vector
@@ -187,14 +188,36 @@ class Pipeline:
                 joint, new = post.apply(joint, self.totals[i], turn.round, fresh, mine)
                 kept |= {mark + k: v for k, v in new.items()}
             x, head = joint[: x.size], joint[x.size :].astype(np.float64)
-        names = self.encoded.head
-        sums = dict(zip(names, head.tolist(), strict=True))
-        weight = sums.pop(WEIGHT, self.divisor or float(total.n))
+        mean, means, weight = self._divided(x, head, total.n)
+        mean, memory = self._settle(mean, total.n, memory, turn, means)
+        return Aggregate(mean, means, total.n, weight), {**memory, **kept}
+
+    def _finished(self, acc: Any, turn: Turn) -> tuple[Vector, NDArray[np.float64]]:
+        """A sum's body, decoded to ``merged``, and head."""
+        payload = self.merge.finish(acc, self.encoded if self.merge.blind else self.merged)
+        if self.merge.blind:
+            payload = self.decode(payload, turn, self.level)
+        return payload.body, payload.head
+
+    def _divided(self, x: Vector, head: NDArray[np.float64], n: int) -> tuple[Vector, dict[str, float], float]:
+        """(mean, means of the head, weight) of a sum of n contributions."""
+        sums = dict(zip(self.encoded.head, head.tolist(), strict=True))
+        weight = sums.pop(WEIGHT, self.divisor or float(n))
         empty = weight <= 0.0
         mean = np.zeros_like(x) if empty else (x / np.float32(weight)).astype(np.float32)
-        means = {k: 0.0 if empty else v / weight for k, v in sums.items()}
-        mean, memory = self._settle(mean, total.n, memory, turn, means)
-        return Aggregate(mean, means, total.n, max(0.0, weight)), {**memory, **kept}
+        return mean, {k: 0.0 if empty else v / weight for k, v in sums.items()}, max(0.0, weight)
+
+    def _combined(
+        self, parts: list[tuple[Any, int]], combine: Rule, turn: Turn, memory: Memory
+    ) -> tuple[Aggregate, Memory]:
+        """One mean of the means of several sums, each of which counts the same."""
+        means = [self._divided(*self._finished(acc, turn), n) for acc, n in parts]
+        body = combine(np.stack([mean for mean, *_ in means]).astype(np.float64)).astype(np.float32)
+        heads = combine(np.array([list(head.values()) for _, head, _ in means], np.float64).reshape(len(means), -1))
+        n, names = sum(n for _, n in parts), means[0][1]
+        head = dict(zip(names, heads.tolist(), strict=True))
+        mean, memory = self._settle(body, n, memory, turn, head)
+        return Aggregate(mean, head, n, sum(weight for *_, weight in means)), memory
 
     def _settle(self, mean: Vector, n: int, memory: Memory, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         """The mean in ``spaces[level]`` -> in ``spaces[0]``, through the server's half of the one stage that has it."""
@@ -242,6 +265,12 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
         raise CompositionError("E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k.")
     if not merge.blind and spaces[-1].honest:
         raise CompositionError("E-COMBO", f"{merge.name} sees single shares of noise.", "use secure_sum.")
+    if merge.combine is not None and posts:
+        raise CompositionError(
+            "E-COMBO",
+            f"{posts[0].name} behind {merge.name}: a rule between sums has no bound for what one device moves.",
+            'let devices add the noise (privacy = "distributed"), or use secure_sum.',
+        )
     for post in posts:
         totals.append(post.infer(totals[-1]))
     mirrored = [stage.name for stage in stages if stage.server is not None and stage.server.mirrors]

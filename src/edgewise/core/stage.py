@@ -119,6 +119,8 @@ class Merge:
     ``init(space) -> acc``, ``add(acc, payload, space) -> acc`` (may reuse acc), ``finish(acc, space) -> payload``.
     A blind merge is given encodings and the space after all stages; a visible one payloads decoded to
     ``Pipeline.merged`` (which may still be sparse, ``Payload.support``) and that space.
+    With ``combine`` there are several sums: ``parts(acc) -> [(acc, n)]`` are those that are not empty, each is finished
+    and divided by itself, and ``combine(rows [g, m]) -> [m]`` makes one mean of their means.
     ``stream(acc, pieces, space) -> acc``, optional: ``add`` of one dense contribution that is decoded while it is added
     and never as a whole. ``pieces()`` starts the sequence of its consecutive parts, each with the whole head; it may
     raise DecodeError before any of them. The result, and what is left after an error, are those of ``add``.
@@ -132,6 +134,9 @@ class Merge:
     finish: Callable[[Any, Space], Payload]
     stream: Callable[[Any, Callable[[], Iterator[Payload]], Space], Any] | None = None
     hides: Any = None
+    groups: int = 1
+    parts: Callable[[Any], list[tuple[Any, int]]] | None = None
+    combine: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """What becomes of the contributions to a round: the server sees each and adds it, or secure aggregation hides it.
 
     Visible   unpack, decode, add                                      ``merges.plain``
-    Masked    the first message is a device's keys; the sum comes after four more exchanges with those that sent some
+    Masked    the first message is a device's keys; the sum comes after four more exchanges with those that sent some,
+              or several sums, of groups that are dealt when the keys are in (``secagg.merge.grouped``)
     Shared    each contribution is two sealed shares; the sum comes with the helper's half
 
 ``take`` raises DecodeError for a contribution that is of no use; ``close`` gives the sum, who is in it, and who was
@@ -19,13 +20,13 @@ from edgewise.codecs import pack
 from edgewise.core import frame
 from edgewise.core.errors import DecodeError
 from edgewise.core.frame import Contribution, Invite, Step
-from edgewise.core.keys import Turn
+from edgewise.core.keys import Key, Turn, generator
 from edgewise.core.stage import Sum
 from edgewise.engine.ports import Arrived, Cohort, DeviceId, Helper, Lost, Trust
 from edgewise.engine.round import DROPPED
 from edgewise.plan.compile import Plan
 from edgewise.secagg import server, two_server
-from edgewise.secagg.merge import total
+from edgewise.secagg.merge import Groups, total
 
 
 @dataclass(frozen=True)
@@ -114,58 +115,100 @@ class Shared:
         return Gathered(Sum(total(hidden.body, hidden.head, len(accepted)), len(accepted)), tuple(accepted))
 
 
-class Masked:
-    """One server that never sees an unmasked contribution. ``deadline_s``: for the answers to each message."""
+@dataclass
+class _Group:
+    """One session of masks: its state, and when this step of it ends."""
 
-    def __init__(self, plan: Plan, invite: Invite, trust: Trust, deadline_s: float) -> None:
+    state: server.State
+    until_s: float
+
+    @property
+    def open(self) -> bool:
+        return not isinstance(self.state, server.Released | server.Aborted)
+
+
+class Masked:
+    """One server that never sees an unmasked contribution.
+
+    Each group of a cohort, mostly all of it, has a session of its own; the groups are dealt when the keys are in.
+    ``deadline_s``: for the answers to each message. ``deal``: decides the groups, and no device can know it before.
+    """
+
+    def __init__(self, plan: Plan, invite: Invite, trust: Trust, deadline_s: float, deal: Key) -> None:
+        assert plan.hides is not None
         session = server.Session(plan.secagg(invite.round), plan.session(invite), trust.registry)
-        self._plan, self._round, self._deadline_s = plan, invite.round, deadline_s
-        self._state: server.State = server.start(session)
+        self._plan, self._round, self._deadline_s, self._deal = plan, invite.round, deadline_s, deal
+        self._hides = plan.hides
+        self._keys: server.State = server.start(session)
+        self._groups: list[_Group] = []
+        self._of: dict[DeviceId, _Group] = {}
         self._lost: dict[DeviceId, str] = {}
         self._up: Counter[DeviceId] = Counter()
         self._down: Counter[DeviceId] = Counter()
         self._encode_s = 0.0
+        self._charged = False
         self._charge: Callable[[], None]
 
     def take(self, device: DeviceId, message: Contribution | Step) -> int:
         """See Intake."""
         if not isinstance(message, Step):
             raise DecodeError("E-FRAME", "keys of secure aggregation are expected.")
-        self._state, effects = server.step(self._state, server.Received(device, message.body))
+        self._keys, effects = server.step(self._keys, server.Received(device, message.body))
         for effect in effects:
             if isinstance(effect, server.Refused):
                 raise DecodeError(effect.code, "the device's keys cannot be used.")
         return -1
 
     def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
-        """See Intake."""
+        """See Intake. With several groups the sum is of those that have one, if they are enough for the rule."""
         cohort.close_round(keep=frozenset(accepted))
         self._charge = charge
-        self._step(server.Close(), cohort)
-        while not isinstance(self._state, server.Released | server.Aborted):
-            phase, until_s = type(self._state), cohort.now_s() + self._deadline_s
-            while type(self._state) is phase:
-                item = cohort.receive(max(0.0, until_s - cohort.now_s()))
-                for event in self._events(item):
-                    self._step(event, cohort)
-        survivors = self._state.survivors if isinstance(self._state, server.Released) else ()
-        lost = tuple((device, code) for device, code in self._lost.items() if device not in survivors)
-        summed, code, n = None, "", len(survivors)
-        if isinstance(self._state, server.Aborted):
-            code = self._state.code
+        assert isinstance(self._keys, server.Advertising)
+        dealt = deal(accepted, self._hides.groups, self._deal)
+        for devices, state in zip(dealt, server.split(self._keys, dealt), strict=True):
+            group = _Group(state, 0.0)
+            self._groups.append(group)
+            self._of |= dict.fromkeys(devices, group)
+            self._step(group, server.Close(), cohort)
+        while running := [group for group in self._groups if group.open]:
+            first = min(running, key=lambda group: group.until_s)
+            item = cohort.receive(max(0.0, first.until_s - cohort.now_s()))
+            if item is None:
+                self._step(first, server.Close(), cohort)
+            elif (mine := self._of.get(item.device)) is not None and (event := self._event(mine, item)) is not None:
+                self._step(mine, event, cohort)
+        return self._gathered()
+
+    def _gathered(self) -> Gathered:
+        ended = [group.state for group in self._groups]
+        released = [state for state in ended if isinstance(state, server.Released)]
+        failed = [state.code for state in ended if isinstance(state, server.Aborted)]
+        survivors = tuple(device for state in released for device in state.survivors)
+        summed: Sum | None = None
+        if len(released) >= self._hides.least:
+            sums = [total(state.body, state.head, len(state.survivors)) for state in released]
+            summed = Sum(sums[0] if self._hides.groups == 1 else Groups(tuple(sums)), len(survivors))
+            for device, group in self._of.items():
+                if isinstance(group.state, server.Aborted):
+                    self._lost.setdefault(device, group.state.code)
         else:
-            summed = Sum(total(self._state.body, self._state.head, n), n)
+            survivors = ()
+        lost = tuple((device, code) for device, code in self._lost.items() if device not in survivors)
+        code = "" if summed is not None else failed[0]
         return Gathered(summed, survivors, lost, self._up, self._down, self._encode_s, code)
 
-    def _step(self, event: server.Event, cohort: Cohort) -> None:
+    def _step(self, group: _Group, event: server.Event, cohort: Cohort) -> None:
         if isinstance(event, server.Close):
-            self._lost |= dict.fromkeys(server.waiting_for(self._state), DROPPED)
+            self._lost |= dict.fromkeys(server.waiting_for(group.state), DROPPED)
         elif isinstance(event, server.Gone):
             self._lost[event.device] = DROPPED
-        before = type(self._state)
-        self._state, effects = server.step(self._state, event)
-        if before is server.Signing and isinstance(self._state, server.Unmasking):
-            self._charge()  # the letters below ask for the shares that open the sum
+        before = type(group.state)
+        group.state, effects = server.step(group.state, event)
+        if type(group.state) is not before:
+            group.until_s = cohort.now_s() + self._deadline_s
+        if before is server.Signing and isinstance(group.state, server.Unmasking) and not self._charged:
+            self._charge()  # the letters below ask for the shares that open the first sum
+            self._charged = True
         for effect in effects:
             if isinstance(effect, server.Refused):
                 self._lost[effect.device] = effect.code
@@ -175,27 +218,34 @@ class Masked:
                 self._down[effect.device] += len(raw)
                 cohort.send(effect.device, raw)
 
-    def _events(self, item: Arrived | Lost | None) -> tuple[server.Event, ...]:
+    def _event(self, group: _Group, item: Arrived | Lost) -> server.Event | None:
         """What an arrival means to the protocol; late mail of other rounds, copies and rubbish mean nothing."""
-        if item is None:
-            return (server.Close(),)
         if isinstance(item, Lost):
-            return (server.Gone(item.device),)
+            return server.Gone(item.device)
         try:
             message = frame.load(item.frame, self._plan.frame_limit_bytes)
         except DecodeError:
-            return ()
+            return None
         if not isinstance(message, Step) or (message.run, message.round) != (self._plan.run, self._round):
-            return ()
-        if message.device != item.device or item.device not in server.waiting_for(self._state):
-            return ()
+            return None
+        if message.device != item.device or item.device not in server.waiting_for(group.state):
+            return None
         self._up[item.device] += len(item.frame)
         self._encode_s += item.encode_s
-        return (server.Received(item.device, message.body),)
+        return server.Received(item.device, message.body)
 
 
-def intake(plan: Plan, turn: Turn, invite: Invite, trust: Trust | None, secret: bytes, helper: Helper | None) -> Intake:
-    """The intake of the round that ``invite`` opens; ``secret``: with two servers the leader's HPKE key."""
+def deal(devices: Sequence[DeviceId], groups: int, key: Key) -> list[list[DeviceId]]:
+    """``devices`` in random groups whose sizes differ by one at most; the order they come in does not matter."""
+    shuffled = generator(key).permutation(sorted(devices)).tolist() if groups > 1 else list(devices)
+    return [shuffled[i::groups] for i in range(groups)]
+
+
+def intake(
+    plan: Plan, turn: Turn, invite: Invite, trust: Trust | None, secret: bytes, helper: Helper | None, groups: Key
+) -> Intake:
+    """The intake of the round that ``invite`` opens; ``secret``: with two servers the leader's HPKE key; ``groups``:
+    with several groups, who is in which."""
     if plan.hides is None:
         return Visible(plan, turn)
     if trust is None:
@@ -204,4 +254,4 @@ def intake(plan: Plan, turn: Turn, invite: Invite, trust: Trust | None, secret: 
         if helper is None:
             raise ValueError("shared_sum needs a helper")
         return Shared(plan, invite, trust, secret, helper)
-    return Masked(plan, invite, trust, plan.sampling.deadline_s)
+    return Masked(plan, invite, trust, plan.sampling.deadline_s, groups)

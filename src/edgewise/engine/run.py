@@ -44,7 +44,7 @@ from edgewise.strategies.base import hold
 
 UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
 
-REASON_LATER = "left secure aggregation after its keys were known"
+REASON_LATER = "left secure aggregation after its keys were known, or its group came to no sum"
 
 Tell = Callable[[events.AnyEvent], None]
 
@@ -134,7 +134,8 @@ class Federation:
         state, _ = machine.start(number, frozenset(invited), policy)
         turn = self.plan.turn(number, support=downlink.support(self.plan, number, checkpoint.memory))
         turn = replace(turn, clip=letters.common.clip)
-        gate = intake(self.plan, turn, letters.common, self.trust, self.secret, self.helper)
+        groups = derive(self.entropy(number), "groups")
+        gate = intake(self.plan, turn, letters.common, self.trust, self.secret, self.helper, groups)
         now = _Round(gate, turn, dict(letters.sizes))
         self._say(
             now,

@@ -37,6 +37,7 @@ from edgewise.plan.params import (
     ClampParams,
     ClipParams,
     FeedbackParams,
+    GroupedParams,
     LowRankParams,
     MixedParams,
     MomentumParams,
@@ -58,7 +59,7 @@ from edgewise.plan.params import (
 )
 from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
-from edgewise.secagg.merge import secure_sum, shared_sum
+from edgewise.secagg.merge import grouped, secure_sum, shared_sum
 from edgewise.secagg.params import Policy
 from edgewise.strategies import fedopt
 from edgewise.strategies.fedprox import fedprox
@@ -144,6 +145,10 @@ BUILT_IN = Catalogue(
     merges={
         "sum": Entry(NoParams, lambda p, _: plain_sum()),
         "secure_sum": Entry(SecureSumParams, lambda p, _: secure_sum(Policy(p.corrupt, p.dropout, p.server))),
+        "grouped": Entry(
+            GroupedParams,
+            lambda p, _: grouped(p.groups, p.byzantine, p.rule, Policy(p.corrupt, p.dropout, p.server)),
+        ),
         "shared_sum": Entry(NoParams, lambda p, _: shared_sum()),
     },
     posts={"noise": Entry(NoiseParams, lambda p, _: noise(p.z))},

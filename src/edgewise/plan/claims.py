@@ -44,6 +44,9 @@ def claims(recipe: Recipe, pipes: Sequence[Pipeline], earns: str, spend: Spend |
         told.append("who takes part, when, and how many bytes it sends is visible to the server")
     if math.isfinite(pipe.total.sensitivity):
         told.append(f"one device moves the summed update by at most {pipe.total.sensitivity:.4g} (L2)")
+    elif pipe.merge.groups > 1:
+        f = (pipe.merge.hides.least - 1) // 2
+        told.append(f"up to {f} devices of a cohort may send anything: the mean stays within that of the other groups")
     elif not noisy:
         told.append("one device can move the sum without limit (no clip)")
     if pipe.total.noise_std:
@@ -55,7 +58,12 @@ def claims(recipe: Recipe, pipes: Sequence[Pipeline], earns: str, spend: Spend |
 
 def _updates(recipe: Recipe, pipe: Pipeline, visible: bool) -> str:
     if not visible:
-        return HIDDEN[pipe.merge.hides.servers]
+        told = HIDDEN[pipe.merge.hides.servers]
+        if pipe.merge.groups > 1:
+            told += (
+                f"; it sees the sums of {pipe.merge.groups} random groups, each of {pipe.encoded.quorum.n_min} or more"
+            )
+        return told
     word = f'privacy = "{recipe.privacy}"'
     if recipe.privacy == "local":
         return f"the server sees every device's update, with the noise that the device added ({word})"
@@ -71,16 +79,16 @@ def _metrics(recipe: Recipe, visible: bool) -> str:
     return "train losses and weights leave devices only as a sum"
 
 
-def witnesses(recipe: Recipe, servers: int, spend: Spend | None) -> list[dict[str, str]]:
+def witnesses(recipe: Recipe, servers: int, spend: Spend | None, groups: int = 1) -> list[dict[str, str]]:
     """Who could see what: for each party its ``who``, single ``updates``, the ``sum``, and what is ``promised``.
 
-    ``servers``: 0 where the server sees each update, else how many hide it.
+    ``servers``: 0 where the server sees each update, else how many hide it. ``groups``: sums of a round.
     """
     c = spend.card if spend is not None else None
     server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
     reader = card.words(c.of_release, c.delta) if c is not None else "nothing is promised"
     noisy = {"distributed": "with noise", "central": "before noise", "local": "with noise"}
-    noised = noisy.get(recipe.privacy, "as it is")
+    noised = noisy.get(recipe.privacy, "as it is") + (f", of each of {groups} groups" if groups > 1 else "")
     each = "each, with its noise" if recipe.privacy == "local" else "each"
     single = {0: each, 1: "hidden", 2: "one share"}[servers]
     rows = [{"who": "the server", "updates": single, "sum": noised, "promised": server}]
@@ -99,10 +107,10 @@ def witnesses(recipe: Recipe, servers: int, spend: Spend | None) -> list[dict[st
 
 def privacy_facts(plan: Plan) -> dict[str, Any]:
     """For check and report, plain JSON: ``word``, ``servers``, ``card`` (None without epsilon), ``seen``."""
-    servers = plan.hides.servers if plan.hides is not None else 0
+    servers, groups = (plan.hides.servers, plan.hides.groups) if plan.hides is not None else (0, 1)
     return {
         "word": plan.recipe.privacy,
         "servers": servers,
         "card": None if plan.spend is None else plan.spend.card.to_plain(),
-        "seen": witnesses(plan.recipe, servers, plan.spend),
+        "seen": witnesses(plan.recipe, servers, plan.spend, groups),
     }

@@ -249,9 +249,11 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     """
     sampling = _sampling(recipe, population)
     names = HEAD if recipe.metrics == "sum" else ()
+    merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
+    most = sampling.population if sampling.kind == "poisson" else sampling.invite
     start = Space(
         dim=spec.dim,
-        quorum=Quorum(sampling.minimum, sampling.population if sampling.kind == "poisson" else sampling.invite),
+        quorum=Quorum(max(1, sampling.minimum // merge.groups), -(-most // merge.groups)),
         head=names,
         head_l2=HEAD_BOUND * math.sqrt(len(names)),
         universe=spec.dim,
@@ -270,7 +272,6 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
             )
         rungs, ending = adaptive(recipe, spec, start, phases[0], catalogue)
         phases[0].append(ending)
-    merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
     _check_word(recipe, merge)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
     spend = None

@@ -9,7 +9,7 @@ from typing import Any
 from edgewise.codecs import pack
 from edgewise.codecs.ladder import pick
 from edgewise.core.space import Kind, Space, Total
-from edgewise.core.stage import Stage
+from edgewise.core.stage import Merge, Stage
 from edgewise.plan.adaptive import offers
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import Plan
@@ -45,7 +45,7 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
             does = _served(before, after, stage.server.encoded)
         rows.append(_space_row("stage", name, does, after))
         rows += inside
-    rows.append(_total_row("merge", pipe.merge.name, _merged(pipe.merge.blind, pipe.totals[0]), pipe.totals[0]))
+    rows.append(_total_row("merge", pipe.merge.name, _merged(pipe.merge, pipe.totals[0]), pipe.totals[0]))
     for post, before_total, total in zip(pipe.posts, pipe.totals, pipe.totals[1:], strict=False):
         rows.append(_total_row("post", post.name, _posted(before_total, total), total))
     return rows
@@ -308,8 +308,12 @@ def _served(before: Space, after: Space, encoded: bool) -> str:
     return f"sums of coordinates, {share} of their number; the server undoes it on the mean, with memory"
 
 
-def _merged(blind: bool, total: Total) -> str:
-    who = "adds encodings, decodes the sum once" if blind else "decodes each contribution, then merges"
+def _merged(merge: Merge, total: Total) -> str:
+    who = "adds encodings, decodes the sum once" if merge.blind else "decodes each contribution, then merges"
+    if merge.groups > 1:
+        each = total.space.quorum.n_min
+        who = f"adds the encodings of {merge.groups} random groups, decodes each sum, a robust mean of their means"
+        return f"{who}; a group has {each} devices or more"
     return f"{who}; {_moves(total)}"
 
 

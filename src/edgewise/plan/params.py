@@ -136,6 +136,14 @@ class SecureSumParams(Params):
     )
 
 
+class GroupedParams(SecureSumParams):
+    """Masked sums of several random groups, and a robust rule between their means."""
+
+    groups: int = Field(ge=3, description="into which a cohort is dealt; above twice byzantine")
+    byzantine: int = Field(1, ge=1, description="devices of a cohort that may send anything")
+    rule: Literal["median", "trimmed_mean"] = Field("median", description="between the groups' means")
+
+
 class NoiseParams(Params):
     """Gaussian noise of ``z`` times the sensitivity on the total."""
 

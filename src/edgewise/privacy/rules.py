@@ -115,11 +115,11 @@ def divisor(by_count: bool, adjacency: Adjacency, word: str) -> None:
         )
 
 
-def robust(rule: str, hidden: bool) -> None:
-    """E-ROBUST-SECAGG: a rule that looks at single updates, behind a sum that hides them."""
-    if hidden:
+def robust(rule: str, alone: bool) -> None:
+    """E-ROBUST-SECAGG: a rule that looks at single updates, behind a sum that hides them. ``alone``: groups of one."""
+    if alone:
         raise CompositionError(
             "E-ROBUST-SECAGG",
-            f"{rule} compares single updates, and secure aggregation shows their sum only.",
-            "use the robust rule on visible updates, or on the sums of several groups.",
+            f"{rule} would compare single updates, and secure aggregation shows sums of two or more only.",
+            "take fewer groups, or raise round.cohort or round.minimum.",
         )

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
+from typing import NamedTuple
 
 import numpy as np
 
+from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.space import Space, Total
 from edgewise.core.stage import Merge, Payload
+from edgewise.merges import robust
 from edgewise.merges.ring import Residues, head_residues, ring_sum
+from edgewise.privacy import rules
 from edgewise.secagg.params import Params, Policy
 from edgewise.secagg.secrets import Body, Head
 
@@ -20,10 +25,13 @@ class Hiding:
 
     Attributes:
         servers: 1 (masks) or 2 (additive shares). policy: what devices assume of each other and of the server.
+        groups: into how many a cohort is dealt, each with a sum of its own. least: sums without which there is none.
     """
 
     servers: int
     policy: Policy
+    groups: int = 1
+    least: int = 1
 
 
 def _hiding(merge: Merge, name: str, hides: Hiding) -> Merge:
@@ -58,6 +66,50 @@ def shared_sum() -> Merge:
     Guarantees: neither learns more than the sum, unless both work together. Raises as ``secure_sum``.
     """
     return _hiding(ring_sum(), "shared_sum", Hiding(2, Policy()))
+
+
+class Groups(NamedTuple):
+    """An accumulator of several sums. ``sums``: one for each group."""
+
+    sums: tuple[Residues, ...]
+
+
+def grouped(groups: int, byzantine: int, rule: robust.RuleName = "median", policy: Policy | None = None) -> Merge:
+    """``secure_sum`` over each of several random groups of a cohort, and a robust rule between the groups' means.
+
+    The server deals the groups anew in every round, after the keys are in, so that nobody can choose a group. A device
+    that poisons spoils the mean of one group; with at most ``byzantine`` such devices the result is within the range of
+    the means of the other groups, coordinate by coordinate.
+    Guarantees: those of ``secure_sum`` with a group in place of the cohort: the server sees the sum of each group.
+    Algebra: sensitivity inf, so no noise on the result; noise that devices add is sized for their group, and the groups
+        are disjoint, so that a round costs what one group's sum costs.
+    Args: groups: g > 2 ``byzantine``. byzantine: f, at least 1.
+    Raises: RecipeError(E-VALUE); CompositionError as ``secure_sum``, and E-ROBUST-SECAGG for groups of one.
+    Source: Velicheti et al. 2021, arXiv:2110.02940.
+    """
+    demand.between("grouped: byzantine", byzantine, 1, 1000)
+    demand.between("grouped: groups (above twice byzantine)", groups, 2 * byzantine + 1, 1000)
+    one, name = ring_sum(), f"grouped({groups}, {rule})"
+
+    def infer(space: Space) -> Total:
+        rules.robust(rule, space.quorum.n_min < 2)
+        return one.infer(space).but(sensitivity=inf)
+
+    def init(space: Space) -> Groups:
+        return Groups(tuple(one.init(space) for _ in range(groups)))
+
+    def add(acc: Groups, payload: Payload, space: Space) -> Groups:
+        """To the smallest group; a protocol with real groups brings its sums itself."""
+        at = min(range(groups), key=lambda i: acc.sums[i].n)
+        return Groups((*acc.sums[:at], one.add(acc.sums[at], payload, space), *acc.sums[at + 1 :]))
+
+    def parts(acc: Groups) -> list[tuple[Residues, int]]:
+        return [(held, held.n) for held in acc.sums if held.n]
+
+    return replace(
+        one, name=name, infer=infer, init=init, add=add, groups=groups, parts=parts,
+        combine=robust.rule(rule, byzantine), hides=Hiding(1, policy or Policy(), groups, 2 * byzantine + 1),
+    )  # fmt: skip
 
 
 def params(space: Space, hides: Hiding) -> Params:

@@ -15,7 +15,7 @@ Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -164,6 +164,11 @@ _EARLIER: Mapping[type, tuple[type, ...]] = {
 def start(session: Session) -> Advertising:
     """An empty session. It stays in this state until ``Close``: the caller knows how many keys are enough."""
     return Advertising(session)
+
+
+def split(state: Advertising, groups: Sequence[Collection[Device]]) -> list[Advertising]:
+    """The session of ``state`` as one for each group of its devices, who then are each other's whole roster."""
+    return [replace(state, keys={d: keys for d, keys in state.keys.items() if d in group}) for group in groups]
 
 
 def waiting_for(state: State) -> frozenset[Device]:
