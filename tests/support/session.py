@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,6 +99,13 @@ class Session:
                 mail = self.close()
         self.check()
         return self.server
+
+    def copy(self) -> Session:
+        """This session as it stands; what happens to the one does not happen to the other."""
+        other = copy(self)
+        other.server = deepcopy(self.server)  # its sum is folded in place
+        other.clients, other.refused, other.sent = dict(self.clients), list(self.refused), list(self.sent)
+        return other
 
     def check(self) -> None:
         """A released sum is the survivors', exactly."""
