@@ -22,7 +22,7 @@ sys.path[:0] = [str(bench.HERE.parent / "tests" / "support"), str(bench.HERE.par
 from edgewise.core.keys import derive, root  # noqa: E402
 from edgewise.crypto import agree, prg, seal, shamir, sign  # noqa: E402
 from edgewise.privacy.samplers import discrete_gaussian  # noqa: E402
-from edgewise.secagg import client, messages, server, two_server  # noqa: E402
+from edgewise.secagg import client, messages, secrets, server, two_server  # noqa: E402
 from edgewise.secagg.params import Params, Policy  # noqa: E402
 
 KEY = root(1)
@@ -74,9 +74,9 @@ def masks() -> None:
     bench.note(f"Shamir 67 of 100: share {1e3 * took[0]:.1f} ms, combine {1e6 * took[1]:.0f} us")
 
 
-def session(n: int, d: int, dropped: float, policy: Policy, check: bool) -> None:
+def session(n: int, d: int, dropped: float, policy: Policy, check: bool, bits: int = 24) -> None:
     """One session in this process: devices one after the other, so that only the server's memory counts."""
-    params = Params(policy, 2, 24, d, 1)
+    params = Params(policy, 2, bits, d, 1)
     names = [f"d{i:05d}" for i in range(n)]
     identities = {name: sign.pair(derive(KEY, "id", name)) for name in names}
 
@@ -86,7 +86,6 @@ def session(n: int, d: int, dropped: float, policy: Policy, check: bool) -> None
     sid = messages.session_id("bench", 0, "model", "config", bytes(32))
     state: server.State = server.start(server.Session(params, sid, registry))
     rng = np.random.default_rng(0)
-    base = rng.integers(0, 1 << 24, d, dtype=np.uint32)
     gone = set(rng.choice(names, int(dropped * n), replace=False).tolist())
     spent: dict[str, float] = Counter()
     took, expected, letters = 0.0, np.zeros(d, np.uint64), {}
@@ -130,14 +129,15 @@ def session(n: int, d: int, dropped: float, policy: Policy, check: bool) -> None
             took += unmask
     assert isinstance(state, server.Released), state
     if check:
-        np.testing.assert_array_equal(state.body, expected % (1 << 24))
+        np.testing.assert_array_equal(state.body, expected % (1 << bits))
         heads = sum(int(name[1:]) for name in state.survivors)
         assert int(state.head[0]) == heads
-    del base
     k, t = policy.shape(n)
     live = [spent[name] for name in names if name not in gone]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    bench.note(f"n = {n}, d = 2^{d.bit_length() - 1}, k = {k}, t = {t}, {len(gone)} dropped; peak {peak:.0f} MiB")
+    bench.note(
+        f"n = {n}, d = 2^{d.bit_length() - 1}, {bits} bits, k = {k}, t = {t}, {len(gone)} dropped; peak {peak:.0f} MiB"
+    )
     bench.note(
         f"  client {1e3 * np.median(live):.1f} ms, server unmask {1e3 * unmask:.0f} ms, server in all {took:.1f} s"
     )
@@ -153,16 +153,18 @@ def _light(state: client.State) -> client.State:
 
 def shares() -> None:
     """What a device does with two servers."""
-    params = Params(Policy(), 2, 24, 1 << 22, 0)
     identity = sign.pair(derive(KEY, "id"))
     leader, helper = two_server.server_pair(derive(KEY, "l")), two_server.server_pair(derive(KEY, "h"))
-    body, sid = prg.expand(derive(KEY, "x"), params.dim, 24), bytes(32)
+    for bits in (16, 24):
+        params = Params(Policy(), 2, bits, 1 << 22, 0)
+        body = prg.expand(derive(KEY, "x"), params.dim, bits)
 
-    def split() -> bytes:
-        return two_server.split(params, sid, "d", identity.secret, leader.public, helper.public, body,  # type: ignore[arg-type]
-                                np.zeros(0, np.uint64), derive(KEY, "e"))  # fmt: skip
+        def split(params: Params = params, body: secrets.Body = body) -> bytearray:  # type: ignore[assignment]
+            return two_server.split(params, bytes(32), "d", identity.secret, leader.public, helper.public, body,
+                                    np.zeros(0, np.uint64), derive(KEY, "e"))  # fmt: skip
 
-    bench.note(f"two servers, d = 2^22: client {1e3 * best(split, 5):.1f} ms, report {len(split()) / 1e6:.2f} MB")
+        took, size = 1e3 * best(split, 9), len(split())
+        bench.note(f"two servers, d = 2^22, {bits} bits: client {took:.1f} ms, report {size / 1e6:.2f} MB")
 
 
 def sampler() -> None:
@@ -197,8 +199,9 @@ def main() -> None:
             case "masks":
                 masks()
             case "complete":
-                session(32, 1 << 12, 0.1, Policy(), True)  # compiles
-                session(32, 1 << 20, 0.1, Policy(), True)
+                for bits in (16, 24):
+                    session(32, 1 << 12, 0.1, Policy(), True, bits)  # compiles
+                    session(32, 1 << 20, 0.1, Policy(), True, bits)
             case "sparse":
                 session(1000, 1 << 20, 0.05, Policy(0.05, 0.05, "malicious"), True)
             case "shares":

@@ -23,14 +23,19 @@ from edgewise.secagg import client, graph, messages, secrets, server, two_server
 from edgewise.secagg.params import Params, Policy
 
 PATH = Path(__file__).parent / "vectors" / "secagg.json"
-CASES = {"all stay": {}, "one leaves before its update": {"d001": 2}, "one leaves after its update": {"d002": 3}}
+CASES: dict[str, tuple[int, dict[str, int]]] = {  # bits; who leaves when
+    "all stay": (20, {}),
+    "one leaves before its update": (20, {"d001": 2}),
+    "one leaves after its update": (20, {"d002": 3}),
+    "a narrow ring": (13, {"d002": 2}),
+}
 STATES = ("advertised", "sharing", "waiting", "signed")
 LEADER, HELPER = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
 
 
-def transcript(leaves: dict[str, int]) -> dict[str, Any]:
+def transcript(bits: int, leaves: dict[str, int]) -> dict[str, Any]:
     """A session of four devices; ``leaves``: device -> the message that it does not answer any more."""
-    s = Session(4, dim=6, heads=1, bits=20)
+    s = Session(4, dim=6, heads=1, bits=bits)
     lines, number = [], 0
 
     def to_server(device: str, raw: bytes) -> list[tuple[str, bytes]]:
@@ -118,9 +123,10 @@ def rejects() -> list[dict[str, str]]:
 def pieces() -> dict[str, Any]:
     """Every derivation by itself, for an implementation that does not yet speak."""
     one, two = derive(ROOT, "one"), derive(ROOT, "two")
-    params = Params(Policy(), 2, 20, 6, 2)
-    hidden = secrets.Hidden(params)
-    hidden.mask([(one, 1)], SID)
+    hidden = {bits: secrets.Hidden(Params(Policy(), 2, bits, 6, 2)) for bits in (8, 16, 17, 20, 32)}
+    for h in hidden.values():
+        h.mask([(one, 1)], SID)
+    body = hidden[20].body
     names = [f"d{i:03d}" for i in range(12)]
     loaded = agree.Secret(one)
     shared = shamir.share(two, [1, 2, 3], 2, one)
@@ -136,8 +142,9 @@ def pieces() -> dict[str, Any]:
                         "bound": secrets.bound(SID, "a", "b").hex()},
         "pair_seed": {"secret": one.hex(), "peer": agree.public(two).hex(), "one": "b", "other": "a",
                       "hex": secrets.pair_seed(loaded, agree.public(two), SID, "b", "a").hex()},
-        "mask": {"seed": one.hex(), "bits": 20, "body": hidden.body.tolist(), "head": [str(v) for v in hidden.head]},
-        "pack": {"bits": 20, "body": hidden.body.tolist(), "hex": bytes(kernels.pack_bits(hidden.body, 20)).hex()},
+        "mask": [{"seed": one.hex(), "bits": bits, "body": h.body.tolist(), "head": [str(v) for v in h.head]}
+                 for bits, h in hidden.items()],
+        "pack": {"bits": 20, "body": body.tolist(), "hex": bytes(kernels.pack_bits(body, 20)).hex()},
         "shares": {"secret": two.hex(), "threshold": 2, "entropy": one.hex(),
                    "at": {str(x): y.hex() for x, y in shared.items()}},
         "masked": messages.masked_digest(SID, one, "d000", ["d001", "d002"], b"body", b"head").hex(),
@@ -167,7 +174,7 @@ def report() -> dict[str, Any]:
 
 if os.environ.get("EDGEWISE_REWRITE_GOLDEN"):
     PATH.parent.mkdir(exist_ok=True)
-    made = {"accept": {name: transcript(leaves) for name, leaves in CASES.items()}, "reject": rejects()}
+    made = {"accept": {name: transcript(*case) for name, case in CASES.items()}, "reject": rejects()}
     PATH.write_text(json.dumps({**made, "pieces": pieces(), "two_server": report()}, indent=1) + "\n")
 VECTORS: dict[str, Any] = json.loads(PATH.read_text())
 
@@ -175,7 +182,7 @@ VECTORS: dict[str, Any] = json.loads(PATH.read_text())
 @pytest.mark.parametrize("name", CASES)
 def test_sessions_are_the_recorded_ones(name: str) -> None:
     """Every message that we send is the recorded one, and so is the sum."""
-    assert transcript(CASES[name]) == VECTORS["accept"][name]
+    assert transcript(*CASES[name]) == VECTORS["accept"][name]
 
 
 def _registry(device: str) -> bytes | None:

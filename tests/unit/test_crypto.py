@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -23,10 +24,14 @@ def test_the_key_stream_is_aes_256_ctr() -> None:
 
     block = Cipher(algorithms.AES(SEED), modes.ECB()).encryptor()
     counters = b"".join(i.to_bytes(16, "big") for i in range(4))
-    assert prg.expand(SEED, 16, 32).astype("<u4").tobytes() == block.update(counters)
+    stream = block.update(counters)
+    assert prg.expand(SEED, 16, 32).astype("<u4").tobytes() == stream
+    assert prg.expand(SEED, 8, 64).astype("<u8").tobytes() == stream
+    assert prg.expand(SEED, 32, 16).astype("<u2").tobytes() == stream  # half the stream up to 16 bits
+    np.testing.assert_array_equal(prg.expand(SEED, 16, 17), np.frombuffer(stream, "<u4") & 0x1FFFF)
 
 
-@pytest.mark.parametrize("bits", [1, 7, 20, 24, 31, 32, 33, 48, 63, 64])
+@pytest.mark.parametrize("bits", [1, 7, 15, 16, 17, 20, 24, 31, 32, 33, 48, 63, 64])
 def test_masks_cancel_and_stay_in_the_ring(bits: int) -> None:
     x = prg.expand(derive(root(1), bits), 70_000, bits)
     acc = x.copy()
@@ -149,6 +154,35 @@ def test_boxes_open_for_what_they_were_sealed_for() -> None:
         lambda: seal.hpke_open(pair.secret, hpke, b"other"),
         lambda: seal.hpke_open(bytes([1] * 32), hpke, b"bound"),
         lambda: seal.hpke_open(pair.secret, hpke[:-1], b"bound"),
+    ):
+        with pytest.raises(DecodeError) as caught:
+            attempt()
+        assert caught.value.code == "E-SEAL"
+
+
+@given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=4))
+def test_large_boxes_are_written_in_pieces(plain: bytes, cuts: list[int]) -> None:
+    pair, box = agree.pair(SEED), bytearray(len(plain) + seal.LARGE_OVERHEAD_BYTES)
+    writing = seal.LargeBox(pair.public, bytes([7] * 32), b"bound", memoryview(box))
+    at = [0, *sorted(min(cut, len(plain)) for cut in cuts), len(plain)]
+    for start, end in pairwise(at):
+        writing.write(plain[start:end])
+    with pytest.raises(ValueError, match="more"):
+        writing.write(b"x")
+    writing.close()
+    assert len(plain) < 8 or plain not in box
+    assert seal.large_open(pair.secret, box, b"bound") == plain
+    short = seal.LargeBox(pair.public, bytes([7] * 32), b"bound", memoryview(bytearray(len(box) + 1)))
+    short.write(plain)
+    with pytest.raises(ValueError, match="less"):
+        short.close()
+    hpke = seal.hpke_seal(pair.public, b"not a key", b"bound")
+    for attempt in (
+        lambda: seal.large_open(pair.secret, box, b"other"),
+        lambda: seal.large_open(bytes([1] * 32), box, b"bound"),
+        lambda: seal.large_open(pair.secret, box[:-1], b"bound"),
+        lambda: seal.large_open(pair.secret, box[:20], b"bound"),
+        lambda: seal.large_open(pair.secret, hpke, b"bound"),
     ):
         with pytest.raises(DecodeError) as caught:
             attempt()

@@ -26,20 +26,20 @@ Ring = NDArray[np.uint32] | NDArray[np.uint64]
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _add_one(acc: NDArray[Any], a: NDArray[Any], sign: Any, mask: Any) -> None:
-    word = acc.dtype.type  # two uint32 add up to a uint64 here, which would halve the width of the vector unit
+    word, wide = a.dtype.type, acc.dtype.type  # two words add up to a uint64 here, which the vector unit is slow at
     for i in range(acc.size):
-        acc[i] = word(acc[i] + word((a[i] ^ sign) - sign)) & mask
+        acc[i] = wide(acc[i] + wide(word((a[i] ^ sign) - sign))) & mask
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _add_four(acc: NDArray[Any], words: NDArray[Any], signs: NDArray[Any], mask: Any) -> None:
-    word = acc.dtype.type
+    word, wide = words.dtype.type, acc.dtype.type
     a, b, c, d = words[0], words[1], words[2], words[3]
     p, q, r, s = signs[0], signs[1], signs[2], signs[3]
     for i in range(acc.size):
         one = word(word((a[i] ^ p) - p) + word((b[i] ^ q) - q))
         other = word(word((c[i] ^ r) - r) + word((d[i] ^ s) - s))
-        acc[i] = word(acc[i] + word(one + other)) & mask
+        acc[i] = wide(acc[i] + wide(word(one + other))) & mask
 
 
 class Words:
@@ -52,7 +52,7 @@ class Words:
         self._used = 0
 
     def fill(self, out: NDArray[Any]) -> None:
-        """Overwrite ``out`` (uint32[n] or uint64[n], contiguous) with the next words of the stream, little-endian.
+        """Overwrite ``out`` (words of any size, contiguous) with the next words of the stream, little-endian.
 
         Raises ValueError beyond ``LIMIT_BYTES``.
         """
@@ -72,24 +72,29 @@ def width(bits: int) -> type[np.uint32] | type[np.uint64]:
     return np.uint32 if bits <= 32 else np.uint64
 
 
+def stream_word(bits: int) -> type[np.uint16] | type[np.uint32] | type[np.uint64]:
+    """The word of a key stream that stands for one residue: half as much stream up to 16 bits. Raises as ``width``."""
+    return np.uint16 if 1 <= bits <= 16 else width(bits)
+
+
 def add(acc: Ring, seeds: Iterable[tuple[bytes, int]], bits: int) -> None:
     """``acc += sum over (seed, sign) of sign PRG(seed) mod 2^bits``, in place, each byte of key stream touched once.
 
-    Word i of a key stream belongs to coordinate i, so the result does not depend on how it is computed. Masking a
-    uniform word to ``bits`` bits is exactly uniform.
+    Word i of a key stream (``stream_word``) belongs to coordinate i, so the result does not depend on how it is
+    computed. Masking a uniform word to ``bits`` bits is exactly uniform.
     Args:
         acc: uint32[d] up to 32 bits, else uint64[d]; contiguous, below 2^bits. seeds: 32 bytes each, used for nothing
         else; sign: 1 adds, -1 subtracts. Four key streams are open at a time, however many there are.
     Raises:
         ValueError: wrong dtype, sign or seed; d beyond ``LIMIT_BYTES``.
     """
-    word = width(bits)
-    if acc.dtype != word or not acc.flags.c_contiguous or acc.ndim != 1:
-        raise ValueError(f"the sum must be a contiguous {word.__name__} vector")
-    if acc.nbytes > LIMIT_BYTES:
-        raise ValueError(f"a seed may give {LIMIT_BYTES} bytes, {acc.nbytes} are asked for")
-    mask, whole = word((1 << bits) - 1), word((1 << 8 * acc.itemsize) - 1)
-    step = _CHUNK_BYTES // acc.itemsize
+    wide, word = width(bits), np.dtype(stream_word(bits))
+    if acc.dtype != wide or not acc.flags.c_contiguous or acc.ndim != 1:
+        raise ValueError(f"the sum must be a contiguous {wide.__name__} vector")
+    if acc.size * word.itemsize > LIMIT_BYTES:
+        raise ValueError(f"a seed may give {LIMIT_BYTES} bytes, {acc.size * word.itemsize} are asked for")
+    mask, whole = wide((1 << bits) - 1), (1 << 8 * word.itemsize) - 1
+    step = _CHUNK_BYTES // word.itemsize
     room = np.empty((_TOGETHER, step), word)
     terms = iter(seeds)
     while some := list(islice(terms, _TOGETHER)):
@@ -107,6 +112,25 @@ def add(acc: Ring, seeds: Iterable[tuple[bytes, int]], bits: int) -> None:
                 continue
             for row, sign in zip(words, signs, strict=False):
                 _add_one(part, row, sign, mask)
+
+
+class Mask:
+    """PRG(seed), added (sign 1) or taken away (-1) a piece at a time: what ``add`` does to a whole vector."""
+
+    def __init__(self, seed: bytes, sign: int, bits: int) -> None:
+        if sign not in (1, -1):
+            raise ValueError("a sign must be 1 or -1")
+        word = np.dtype(stream_word(bits))
+        self._stream, self._words = Words(seed), np.empty(0, word)
+        self._sign = word.type(0 if sign == 1 else (1 << 8 * word.itemsize) - 1)
+        self._mask = width(bits)((1 << bits) - 1)
+
+    def add(self, piece: Ring) -> None:
+        """To the next coordinates, in place."""
+        if self._words.size < piece.size:
+            self._words = np.empty(piece.size, self._words.dtype)
+        self._stream.fill(self._words[: piece.size])
+        _add_one(piece, self._words[: piece.size], self._sign, self._mask)
 
 
 def expand(seed: bytes, dim: int, bits: int) -> Ring:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
@@ -13,6 +14,9 @@ _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 _ONCE = bytes(12)  # a nonce of zeros is sound because a key seals one box only
 OVERHEAD_BYTES = 16  # of a box under a shared key
 HPKE_OVERHEAD_BYTES = 48
+KEY_BYTES = 32
+_LEAD_BYTES = KEY_BYTES + HPKE_OVERHEAD_BYTES  # of a large box: its key, sealed
+LARGE_OVERHEAD_BYTES = _LEAD_BYTES + OVERHEAD_BYTES
 
 
 def seal(key: bytes, plain: bytes, bound: bytes) -> bytes:
@@ -44,5 +48,50 @@ def hpke_open(secret: bytes, box: bytes, bound: bytes) -> bytes:
     """Inverse of ``hpke_seal``. Raises DecodeError(E-SEAL)."""
     try:
         return _SUITE.decrypt(box, X25519PrivateKey.from_private_bytes(secret), bound)
+    except (InvalidTag, ValueError):
+        raise DecodeError("E-SEAL", "a sealed box does not open.") from None
+
+
+class LargeBox:
+    """A box for the holder of an X25519 key that is written a piece at a time, without a second copy of its plain text.
+
+    HPKE seals a key, and that key seals the pieces with AES-256-GCM, both for ``bound``; as enveloped data are in CMS
+    (RFC 5652, 6), with HPKE for the key (RFC 9180). Bytes: sealed key (80), cipher text, tag (16).
+    Args:
+        key: 32 fresh secret bytes that seal nothing else. room: the box, ``LARGE_OVERHEAD_BYTES`` more than the plain
+        text, to be written; whatever fails, nothing in it is plain.
+    Raises:
+        DecodeError: E-KEY-AGREE, ``public`` is no key.
+    """
+
+    def __init__(self, public: bytes, key: bytes, bound: bytes, room: memoryview) -> None:
+        self._room, self._at = room, _LEAD_BYTES
+        room[:_LEAD_BYTES] = hpke_seal(public, key, bound)
+        self._stream = Cipher(algorithms.AES256(key), modes.GCM(_ONCE)).encryptor()
+        self._stream.authenticate_additional_data(bound)
+
+    def write(self, piece: bytes | memoryview) -> None:
+        """Seal the next bytes. Raises ValueError where they have no room."""
+        end = self._at + len(piece)
+        if end > len(self._room) - OVERHEAD_BYTES:
+            raise ValueError("more plain text than the box has room for")
+        self._stream.update_into(piece, self._room[self._at : end])
+        self._at = end
+
+    def close(self) -> None:
+        """Write the tag; the box is complete. Raises ValueError where plain text is missing."""
+        if self._at != len(self._room) - OVERHEAD_BYTES:
+            raise ValueError("less plain text than the box has room for")
+        self._stream.finalize()
+        self._room[self._at :] = self._stream.tag
+
+
+def large_open(secret: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
+    """Inverse of ``LargeBox``. Raises DecodeError(E-SEAL)."""
+    key = hpke_open(secret, bytes(box[:_LEAD_BYTES]), bound)
+    if len(key) != KEY_BYTES:
+        raise DecodeError("E-SEAL", "a sealed box does not open.")
+    try:
+        return AESGCM(key).decrypt(_ONCE, box[_LEAD_BYTES:], bound)
     except (InvalidTag, ValueError):
         raise DecodeError("E-SEAL", "a sealed box does not open.") from None

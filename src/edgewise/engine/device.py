@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import cast
 
 import numpy as np
 
@@ -249,9 +250,10 @@ def _part(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
-def _contribution(state: Training, payload: bytes) -> frame.Contribution:
+def _contribution(state: Training, payload: bytes | bytearray) -> frame.Contribution:
     i = state.invite
-    return frame.Contribution(run=i.run, round=i.round, device=state.device, payload=payload)
+    whole = cast(bytes, payload)  # any buffer is encoded alike, and a copy of megabytes is saved
+    return frame.Contribution(run=i.run, round=i.round, device=state.device, payload=whole)
 
 
 def _refusal(state: Training, code: str, reason: str) -> bytes:

@@ -33,17 +33,16 @@ _BLOCK = 1 << 16  # coordinates; a multiple of 8, so that every block ends on a 
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a device sends.
+    """The head of what a device sends, of ``_HEAD_BYTES``; the leader's box follows: x_L and the head scalars.
 
     Attributes:
-        id: 16 random bytes. leader: sealed x_L. helper: sealed k. signature: Ed25519 over ``signed``.
-        The signature covers the leader's box by its ends (encapsulated key and authentication tag), not by a digest of
-        its megabytes: without the key nobody can make another box with these ends, and the leader, who has it, could
+        id: 16 random bytes. helper: sealed k. signature: Ed25519 over ``signed``.
+        The signature covers the leader's box by its ends (sealed key and authentication tag), not by a digest of its
+        megabytes: without the key nobody can make another box with these ends, and the leader, who has it, could
         misstate its own share in any case.
     """
 
     id: bytes
-    leader: bytes
     helper: bytes
     signature: bytes
 
@@ -60,6 +59,10 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 _encoder = msgspec.msgpack.Encoder()
 _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+_SEALED_SEED_BYTES = prg.SEED_BYTES + seal.HPKE_OVERHEAD_BYTES
+_HEAD_BYTES = len(
+    _encoder.encode(Report(id=bytes(ID_BYTES), helper=bytes(_SEALED_SEED_BYTES), signature=bytes(sign.SIGNATURE_BYTES)))
+)
 
 
 def signed(context: bytes, device: str, id: bytes, leader: bytes, helper: bytes) -> bytes:
@@ -71,9 +74,9 @@ def _bound(context: bytes, role: bytes, device: str, id: bytes) -> bytes:
     return digest(b"share", context, role, device.encode(), id)
 
 
-def ends(box: bytes) -> bytes:
-    """Encapsulated key (32 bytes) and authentication tag (16 bytes) of an HPKE box."""
-    return box[:32] + box[-16:]
+def ends(box: bytes | memoryview) -> bytes:
+    """Sealed key (80 bytes) and authentication tag (16 bytes) of the leader's box."""
+    return bytes(box[: seal.LARGE_OVERHEAD_BYTES - seal.OVERHEAD_BYTES]) + bytes(box[-seal.OVERHEAD_BYTES :])
 
 
 def split(
@@ -86,38 +89,33 @@ def split(
     body: Body,
     head: Head,
     entropy: bytes,
-) -> bytes:
-    """A device's report, as bytes.
+) -> bytearray:
+    """A device's report: its only large copy of the update, a block of which is masked, packed and sealed at a time.
 
     Args:
         context: ``messages.session_id`` of the round. identity: secret Ed25519 key. leader, helper: the servers' HPKE
         keys. body: uint32[dim] below 2^bits. head: uint64[heads]. entropy: 32 fresh secret bytes.
     """
     id, k = derive(entropy, "report")[:ID_BYTES], derive(entropy, "share")
-    one = seal.hpke_seal(leader, _leaders(params, body, head, k, context), _bound(context, b"leader", device, id))
-    other = seal.hpke_seal(helper, k, _bound(context, b"helper", device, id))
-    signature = sign.sign(identity, signed(context, device, id, ends(one), other))
-    return _encoder.encode(Report(id=id, leader=one, helper=other, signature=signature))
-
-
-def _leaders(params: Params, body: Body, head: Head, k: bytes, context: bytes) -> memoryview:
-    """x - PRG(k), packed: a block at a time, so that no second copy of a large update is made."""
-    size = kernels.packed_bytes(params.dim, params.bits)
-    share, stream = np.empty(size + 8 * params.heads, np.uint8), prg.Words(mask_key(k, context, "body"))
-    room, mask = np.empty(_BLOCK, np.uint32), np.uint32((1 << params.bits) - 1)
+    size = kernels.packed_bytes(params.dim, params.bits) + 8 * params.heads + seal.LARGE_OVERHEAD_BYTES
+    report = bytearray(_HEAD_BYTES + size)
+    room = memoryview(report)[_HEAD_BYTES:]
+    box = seal.LargeBox(leader, derive(entropy, "box"), _bound(context, b"leader", device, id), room)
+    mask, share = prg.Mask(mask_key(k, context, "body"), -1, params.bits), np.empty(_BLOCK, np.uint32)
     for start in range(0, params.dim, _BLOCK):
         part = body[start : start + _BLOCK]
-        block = room[: part.size]
-        stream.fill(block)
-        np.subtract(part, block, out=block)
-        np.bitwise_and(block, mask, out=block)
-        packed = kernels.pack_bits(block, params.bits)
-        at = start * params.bits // 8
-        share[at : at + len(packed)] = packed
+        block = share[: part.size]
+        block[:] = part
+        mask.add(block)
+        box.write(kernels.pack_bits(block, params.bits))
     tail = head.copy()
     prg.add(tail, [(mask_key(k, context, "head"), -1)], 64)
-    share[size:] = tail.astype("<u8", copy=False).view(np.uint8)
-    return share.data
+    box.write(tail.astype("<u8", copy=False).view(np.uint8).data)
+    box.close()
+    other = seal.hpke_seal(helper, k, _bound(context, b"helper", device, id))
+    signature = sign.sign(identity, signed(context, device, id, ends(room), other))
+    report[:_HEAD_BYTES] = _encoder.encode(Report(id=id, helper=other, signature=signature))
+    return report
 
 
 def server_pair(entropy: bytes) -> Pair:
@@ -154,20 +152,19 @@ def open_report(leader: Leader, device: str, raw: bytes) -> tuple[Ticket, Hidden
 
     Raises DecodeError: E-FRAME, E-SECAGG-KEYS (signature), E-SECAGG-ORDER (a second report), E-SEAL, E-PAYLOAD.
     """
+    raw, box = raw[:_HEAD_BYTES], memoryview(raw)[_HEAD_BYTES:]
     try:
         report = _reports.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise DecodeError("E-FRAME", "malformed report.") from None
     if _encoder.encode(report) != raw:
         raise DecodeError("E-FRAME", "a report in another encoding than its own.")
-    ticket = Ticket(
-        device=device, id=report.id, leader=ends(report.leader), helper=report.helper, signature=report.signature
-    )
+    ticket = Ticket(device=device, id=report.id, leader=ends(box), helper=report.helper, signature=report.signature)
     if device in leader.counted or report.id in leader.counted.values():
         raise DecodeError("E-SECAGG-ORDER", "a device's report came twice.")
     _authentic(leader.context, leader.registry, ticket)
     p = leader.params
-    plain = seal.hpke_open(leader.secret, report.leader, _bound(leader.context, b"leader", device, report.id))
+    plain = seal.large_open(leader.secret, box, _bound(leader.context, b"leader", device, report.id))
     size = kernels.packed_bytes(p.dim, p.bits)
     body = kernels.unpack_bits(memoryview(plain)[:size], p.bits, p.dim)
     if body is None or len(plain) != size + 8 * p.heads:
