@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from edgewise.codecs import golomb, kernels
-from edgewise.codecs.quantize import block_scales
+from edgewise.codecs.scales import of_blocks
 
 MASK = (1 << 64) - 1
 
@@ -142,7 +142,7 @@ def test_round_blocks_is_scales_then_levels(block: int, scale: float) -> None:
     x[:block] = 0.0
     got, want = np.empty(x.size, np.int8), np.empty(x.size, np.int8)
     scales = kernels.round_blocks(x, block, 7, np.uint64(5), got)
-    assert scales.tolist() == block_scales(x, block).tolist()
+    assert scales.tolist() == of_blocks(x, block).tolist()
     inverse = np.divide(7.0, scales, out=np.zeros(scales.size), where=scales > 0, dtype=np.float64)
     kernels.round_levels(x, inverse, block, 7, np.uint64(5), want)
     assert got.tolist() == want.tolist()

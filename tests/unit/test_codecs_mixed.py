@@ -9,7 +9,8 @@ import pytest
 
 from edgewise.codecs import pack
 from edgewise.codecs.mixed import BLOCK, WIDTHS, allocate, mixed, part_bytes, part_errors
-from edgewise.codecs.quantize import block_scales, quantize
+from edgewise.codecs.quantize import quantize
+from edgewise.codecs.scales import of_blocks
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
 from edgewise.core.space import Quorum, Space
@@ -55,7 +56,7 @@ def test_at_equal_bytes_never_worse_than_one_width(bits: int, x: Vector, gain: f
 
 def test_expected_errors_are_those_of_the_rounding() -> None:
     x = LIKE_REAL[:4096]
-    predicted = part_errors(x, block_scales(x, BLOCK), BLOCK) / float(np.square(x, dtype=np.float64).sum())
+    predicted = part_errors(x, of_blocks(x, BLOCK), BLOCK) / float(np.square(x, dtype=np.float64).sum())
     spec = Spec.of([("s", (4096,), "float32")])
     space = Space(4096, Quorum(1, 4), universe=4096)
     for bits in (2, 4, 8):
@@ -76,7 +77,7 @@ def test_near_the_best_of_all_assignments(seed: int) -> None:
     g = np.random.default_rng(seed)
     sizes = [64, 128, 192, 64]
     xs = [(g.lognormal(0, 1.5) * g.standard_normal(n)).astype(np.float32) for n in sizes]
-    errors = np.array([part_errors(x, block_scales(x, BLOCK), BLOCK) for x in xs])
+    errors = np.array([part_errors(x, of_blocks(x, BLOCK), BLOCK) for x in xs])
     costs = part_bytes(sizes)
     budget = int(g.uniform(40, 350))
     rows = np.arange(4)

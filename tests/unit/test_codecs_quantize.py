@@ -8,7 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from edgewise.codecs.quantize import SLACK, block_error, block_growth, block_scales, quantize, shared_l2
+from edgewise.codecs.quantize import SLACK, block_error, block_growth, quantize, shared_l2
+from edgewise.codecs.scales import of_blocks
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import Payload, Stage
@@ -56,13 +57,13 @@ def test_each_coordinate_is_unbiased(grid: str) -> None:
 def test_scales_are_bfloat16_rounded_up() -> None:
     g = np.random.default_rng(0)
     x = (g.standard_normal(6400) * 10.0 ** g.uniform(-30, 30, 6400)).astype(np.float32)
-    s = block_scales(x, 64)
+    s = of_blocks(x, 64)
     top = np.abs(x).reshape(-1, 64).max(axis=1)
     assert not (s.view(np.uint32) & 0xFFFF).any()
     assert (s >= top).all()
     assert (s <= top * SLACK).all()
     exact = np.full(64, 1.5, np.float32)
-    assert block_scales(exact, 64).tolist() == [1.5]
+    assert of_blocks(exact, 64).tolist() == [1.5]
 
 
 def test_extremes() -> None:

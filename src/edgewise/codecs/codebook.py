@@ -210,8 +210,7 @@ def nf4(block: int) -> Stage:
 
     def encoded(x: Vector) -> tuple[NDArray[np.int8], scales.Scales]:
         levels = np.empty(x.size, np.int8)
-        top = np.maximum.reduceat(np.abs(x), np.arange(0, x.size, block)) if x.size else x
-        step = scales.rounded_up(top)
+        step = scales.of_blocks(x, block)
         inverse = np.divide(1.0, step, out=np.zeros(step.size), where=step > 0, dtype=np.float64)
         _count(x, inverse, _BETWEEN, block, levels)
         return levels, step

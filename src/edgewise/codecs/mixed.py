@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
-from edgewise.codecs.quantize import block_growth, block_scales
-from edgewise.codecs.scales import SLACK
+from edgewise.codecs.quantize import block_growth
+from edgewise.codecs.scales import SLACK, of_blocks
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Turn, derive, word
@@ -64,7 +64,7 @@ def mixed(spec: Spec, bits: float) -> Stage:
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         x, body = payload.body, np.zeros(payload.body.size, np.int8)
-        scales = [block_scales(x[a:b], BLOCK) for a, b in zip(starts, stops, strict=True)]
+        scales = [of_blocks(x[a:b], BLOCK) for a, b in zip(starts, stops, strict=True)]
         errors = np.array([part_errors(x[a:b], s, BLOCK) for a, b, s in zip(starts, stops, scales, strict=True)])
         widths = allocate(errors, part_bytes(sizes), int(bits * spec.dim / 8))
         for i, (a, b, width) in enumerate(zip(starts, stops, widths.tolist(), strict=True)):

@@ -13,24 +13,12 @@ from numpy.typing import NDArray
 from edgewise.codecs import kernels
 from edgewise.codecs.codebook import nf4, pair, sign
 from edgewise.codecs.eden import eden
-from edgewise.codecs.scales import SLACK
+from edgewise.codecs.scales import SLACK, of_blocks
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn, derive, word
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Memory, Payload, Stage
-
-_SMALLEST = np.float32(2.0**-126)  # below, a block is sent as zeros (float32 denormals)
-_LARGEST = np.float32(2.0**127 * (2.0 - 2.0**-7))  # the largest finite bfloat16
-
-
-def block_scales(x: NDArray[np.float32], block: int) -> NDArray[np.float32]:
-    """Largest magnitude of each block, rounded up to bfloat16 (the upper half of a float32)."""
-    if x.size == 0:
-        return np.zeros(0, np.float32)
-    top = np.maximum.reduceat(np.abs(x), np.arange(0, x.size, block))
-    up = ((np.minimum(top, _LARGEST).view(np.uint32) + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)).view(np.float32)
-    return np.where(top < _SMALLEST, np.float32(0.0), up)
 
 
 def block_growth(block: int, level_max: int) -> float:
@@ -182,7 +170,7 @@ def even(bits: int, shared: bool, block: int) -> Stage:
         if shared:
             return payload.but(body=rounded(x, np.array([top / space.linf]), max(1, x.size), turn)), memory
         if bits == 1:
-            scales = block_scales(x, block)
+            scales = of_blocks(x, block)
             inverse = np.divide(1.0, scales, out=np.zeros(scales.size), where=scales > 0, dtype=np.float64)
             return payload.but(body=rounded(x, inverse, block, turn), scales=scales), memory
         body = np.empty(x.size, np.int8)

@@ -21,6 +21,11 @@ def rounded_up(values: NDArray[np.float32]) -> Scales:
     return np.where(values < SMALLEST, np.float32(0.0), up)
 
 
+def of_blocks(x: NDArray[np.float32], block: int) -> Scales:
+    """The largest magnitude of each block of ``block`` coordinates (the last may be shorter), rounded up."""
+    return rounded_up(np.maximum.reduceat(np.abs(x), np.arange(0, x.size, block)) if x.size else x)
+
+
 def rounded_down(values: NDArray[np.float64]) -> Scales:
     """Non-negative float64[n] -> the next bfloat16 at or below."""
     x = np.minimum(values, np.float64(LARGEST)).astype(np.float32)
