@@ -1,10 +1,11 @@
 """Perplexity against epsilon: the plays, dealt out to 1,024 devices, under differential privacy of whole devices.
 
-    python benchmarks/dp_utility.py --data DIR --out dp.jsonl [--arms a,b] [--epsilons 1,2,4,8,inf] [--seeds 3]
+    python benchmarks/dp_utility.py --data DIR --out dp.jsonl [--arms 'A; B'] [--epsilons 1,2,4,8,inf] [--seeds 3]
     python benchmarks/dp_utility.py --plot dp.jsonl --png dp.png
 
 Every finished (arm, epsilon, seed) is one line of the file; what is there is not played again. Arms: where the noise is
-added (devices or server) and what is trained (B of FFA-LoRA, both factors of LoRA, or the layers' own weights).
+added (devices or server) and what is trained (B of FFA-LoRA, both factors of LoRA, the layers' own weights, or the whole
+model).
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "distributed, layers": {
         "privacy": "distributed",
         "trainable": {"kind": "layers", "layers": ["model.layers.*"]},
+        "clip": 1.0,
+        "server_lr": 3e-3,
+    },
+    "distributed, full": {
+        "privacy": "distributed",
+        "trainable": {"kind": "full"},
         "clip": 1.0,
         "server_lr": 3e-3,
     },
