@@ -38,6 +38,8 @@ def task(name: str, rounds: int, changes: Sequence[str] = ()) -> Table:
     """A task's recipe with ``weigh`` as its only stage; ``changes`` are ``section.key=value`` with TOML values."""
     if name == "demo":  # 17 packages of the standard library, all in every round
         plain = tomllib.loads(DEMO.read_text(encoding="utf-8"))
+        del plain["merge"]  # every rung is to compose: updates are visible
+        plain["privacy"] = "none"
         plain["training"] |= {"local_steps": 3, "batch": 4, "lr": 1e-3}
         plain["eval"] = {"every": 3, "max_tokens": 2048}
     else:  # 64 speakers of the plays, 8 of them in a round

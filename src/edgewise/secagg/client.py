@@ -161,7 +161,7 @@ def start(
         signature=b"",
     )
     keys = msgspec.structs.replace(keys, signature=sign.sign(identity, keys.signed(sid, device)))
-    state = Advertised(device=device, own=own, body=body.astype("<u4").tobytes(), head=head.astype("<u8").tobytes())
+    state = Advertised(device=device, own=own, body=body.astype("<u4", copy=False).tobytes(), head=head.astype("<u8").tobytes())
     return state, messages.dump(messages.Advertise(keys=keys))
 
 
@@ -308,6 +308,8 @@ def _reveal(state: Signed, message: messages.Proofs, registry: Registry) -> tupl
     near = {*state.neighbours, *state.held}
     good = 0
     for device, signature in message.signatures.items():
+        if good >= state.threshold:
+            break  # enough to be sure that no other list can have as many; each costs as much as a key agreement
         if device not in near or device not in state.survivors:
             continue
         enrolled = registry(device)
