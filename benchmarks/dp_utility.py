@@ -4,8 +4,8 @@
     python benchmarks/dp_utility.py --plot dp.jsonl --png dp.png
 
 Every finished (arm, epsilon, seed) is one line of the file; what is there is not played again. Arms: where the noise is
-added (devices or server) and what is trained (B of FFA-LoRA, both factors of LoRA, the layers' own weights, or the whole
-model).
+added (devices or server) and what is trained (B of FFA-LoRA, both factors of LoRA, the layers' own weights, or the
+whole model).
 """
 
 from __future__ import annotations

@@ -40,6 +40,24 @@ GROUPED = {
 }  # fmt: skip
 
 
+LADDER = {  # devices plan for 2 s of a round of 60: about half of them need longer for training alone
+    "privacy": "hidden",
+    "codec": "adaptive",
+    "merge": {"kind": "secure_sum"},
+    "stage": [{"kind": "weigh", "cap": 160}, {"kind": "clip", "l2": 8.0}],
+    "data.devices": 20,
+    "round.rounds": 4,
+    "round.deadline_s": 60.0,
+    "round.minimum": 0.6,
+    "adaptive.deadline_s": 2.0,
+    "simulation.step_s": 0.4,
+    "simulation.link_mbit": 0.01,
+    "simulation.link_low_mbit": 1e-4,
+    "simulation.link_high_mbit": 1.0,
+    "simulation.link_down": 100.0,
+}
+
+
 def rounds(told):
     return [e for e in told if isinstance(e, events.RoundFinished)]
 
@@ -130,6 +148,51 @@ def test_a_group_without_a_sum_costs_its_devices_their_place_only(tmp_path):
         assert sorted(accepted + lost) == [f"d{i:05d}" for i in range(20)]
         assert len(accepted) == r.accepted
     assert any(e.code == "E-SECAGG-FEW" for e in told if isinstance(e, events.Lost))
+
+
+def test_hidden_groups_send_by_rungs_of_their_own(tmp_path):
+    """Fast devices are not held back by slow ones, and a sum of each group is all that the server has."""
+    models, told, _ = play(tmp_path / "a", LADDER)
+    assert all(r.met and r.accepted == 20 for r in rounds(told))
+    accepted = [e for e in told if isinstance(e, events.Accepted)]
+    for r in rounds(told):
+        rungs = {e.rung for e in accepted if e.round == r.round}
+        assert 2 <= len(rungs) <= 3
+        for rung in rungs:
+            assert sum(e.rung == rung for e in accepted if e.round == r.round) >= 4  # 12 in three groups
+    _, alone, _ = play(tmp_path / "b", {**LADDER, "adaptive.groups": 1})
+    slowest = {e.rung for e in alone if isinstance(e, events.Accepted)}
+    assert slowest == {max(e.rung for e in accepted)}
+    assert _loss(told) < _loss(alone)
+    pool, other, _ = play(tmp_path / "c", {**LADDER, "simulation.engine": "pool"})
+    assert pool == models
+    assert story(other) == story(told)
+
+
+def test_a_hidden_ladder_of_one_rung_is_that_codec(tmp_path):
+    """To the byte: sums of integers on one grid, whatever the groups."""
+    ladder, _, _ = play(tmp_path / "a", {**LADDER, "adaptive.ladder": ["masked 8 bit"]})
+    grid = [
+        {"kind": "feedback"},
+        {"kind": "clip", "l2": 8.0},
+        {"kind": "rotate"},
+        {"kind": "clamp", "linf": 4.0 * 8.0 / 50**0.5},  # the toy has 50 parameters
+        {"kind": "quantize", "bits": 8, "grid": "shared"},
+        {"kind": "wrap"},
+    ]
+    plain = {k: v for k, v in LADDER.items() if k not in ("codec", "adaptive.deadline_s")}
+    fixed, _, _ = play(tmp_path / "b", {**plain, "stage": [*LADDER["stage"], *grid]})
+    assert ladder == fixed
+
+
+def test_a_group_of_a_hidden_ladder_may_be_lost(tmp_path):
+    """Its devices lose their place in the round and keep their memory; the others count, if they are enough."""
+    _, told, _ = play(tmp_path, {**LADDER, "simulation.step_dropout": 0.08, "round.minimum": 0.4, "round.rounds": 6})
+    met = [r for r in rounds(told) if r.met]
+    assert met
+    assert any(r.accepted < 20 for r in met)
+    assert all(r.accepted >= 8 for r in met)
+    assert all(r.code == "E-SECAGG-FEW" for r in rounds(told) if not r.met)
 
 
 def test_too_many_leaving_abandon_the_round_by_name(tmp_path):

@@ -84,11 +84,19 @@ DOWNLINK = (
 )  # fmt: skip
 
 
+# Groups of devices that send by different rungs behind masks, and remember what those leave out.
+LADDER = (
+    'privacy="hidden"', 'codec="adaptive"', 'merge.kind="secure_sum"',
+    'stage=[{kind = "weigh", cap = 160}, {kind = "clip", l2 = 8.0}]',
+    "adaptive.deadline_s=2.0", "adaptive.groups=2", "simulation.step_s=0.4", "round.minimum=0.6",
+)  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK), ("pool", PRIVATE),
-     ("inproc", CORRELATED)],
-    ids=["inproc", "pool", "inproc-turns", "pool-downlink", "pool-private", "inproc-correlated"],
+     ("inproc", CORRELATED), ("inproc", LADDER)],
+    ids=["inproc", "pool", "inproc-turns", "pool-downlink", "pool-private", "inproc-correlated", "inproc-ladder"],
 )  # fmt: skip
 def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, monkeypatch, engine, settings):
     calm = tmp_path / "calm"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from edgewise.codecs import pack
 from edgewise.codecs.feedback import feedback
-from edgewise.codecs.ladder import common_rung, ladder, pick
+from edgewise.codecs.ladder import ladder, pick
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
 from edgewise.core.errors import DecodeError
@@ -48,19 +48,6 @@ def test_nothing_that_fits_is_larger(sizes: list[float], budget: float) -> None:
     chosen = sizes[pick(budget, sizes)]
     fitting = [s for s in sizes if s <= budget]
     assert chosen == (max(fitting) if fitting else min(sizes))
-
-
-@given(sizes=sizes, budgets=st.lists(st.floats(0, 1e7), min_size=1, max_size=9))
-def test_a_group_shares_the_highest_rung_that_fits_all(sizes: list[float], budgets: list[float]) -> None:
-    common = sizes[common_rung(budgets, sizes)]
-    assert common == min(sizes) or all(common <= b for b in budgets)
-    assert all(common <= sizes[pick(b, sizes)] for b in budgets)
-    assert any(common == sizes[pick(b, sizes)] for b in budgets)
-
-
-def test_an_empty_group_is_a_mistake() -> None:
-    with pytest.raises(ValueError, match="at least one member"):
-        common_rung([], [1.0])
 
 
 def test_the_announced_size_decides_and_is_kept() -> None:

@@ -31,18 +31,6 @@ def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
     return max(fitting, key=lambda i: (sizes[i], -i))
 
 
-def common_rung(budgets_bytes: Sequence[float], sizes: Sequence[float]) -> int:
-    """The rung for a group that has to share one: the highest that fits all members, ``pick(min(budgets), sizes)``.
-
-    Masked sums add encodings, so all members of one secure-aggregation group must use the same grid: whoever runs a
-    blind sum sorts the cohort into groups and announces one rung for each. A group is as slow as its slowest member.
-    Raises ValueError (own misuse) for an empty group.
-    """
-    if not budgets_bytes:
-        raise ValueError("a group has at least one member")
-    return pick(min(budgets_bytes), sizes)
-
-
 def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
     """Encode by one of ``rungs``, ``pick(turn.budget_bytes, sizes)``; its number travels in front.
 

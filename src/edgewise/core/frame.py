@@ -96,14 +96,16 @@ class Contribution(_Message, frozen=True, tag="contribution"):
     payload: bytes
 
 
-class Step(_Message, frozen=True, tag="step"):
+class Step(_Message, frozen=True, tag="step", omit_defaults=True):
     """Either way: one message of the round's secure aggregation. ``body`` is a message of ``secagg.messages``, with a
-    strict form of its own; ``device`` is who sends or is sent it."""
+    strict form of its own; ``device`` is who sends or is sent it. ``rung``: with keys, the best that the device can
+    send in time; with the server's messages, that of the device's group; -1 where the codec is fixed."""
 
     run: str
     round: int
     device: str
     body: bytes
+    rung: int = -1
 
 
 class Refusal(_Message, frozen=True, tag="refusal"):

@@ -241,6 +241,20 @@ def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, tur
     return payload
 
 
+def together(parts: Sequence[Aggregate]) -> Aggregate:
+    """The mean of all contributions from the means of several sums: each counts by its weight; n and weights add up.
+    A single part is returned as it is. Raises ValueError for no parts (own misuse)."""
+    if not parts:
+        raise ValueError("there is no part")
+    if len(parts) == 1:
+        return parts[0]
+    weight = sum(part.weight for part in parts)
+    shares = [part.weight / weight if weight > 0.0 else 0.0 for part in parts]
+    mean = sum(share * part.mean.astype(np.float64) for share, part in zip(shares, parts, strict=True))
+    head = {k: sum(s * part.head[k] for s, part in zip(shares, parts, strict=True)) for k in parts[0].head}
+    return Aggregate(np.asarray(mean).astype(np.float32), head, sum(part.n for part in parts), weight)
+
+
 def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequence[Post] = ()) -> Pipeline:
     """Type-check ``stages``, ``merge`` and ``posts`` by folding the start space through them.
 

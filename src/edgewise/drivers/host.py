@@ -203,6 +203,9 @@ class Host:
         began = time.perf_counter()
         state = machine.restore_session(job.session, self._recall(job.device))
         state, effects = machine.step(self._plan, state, machine.Letter(message), self._trust)
+        for effect in effects:
+            if isinstance(effect, machine.Remember):
+                self._remember(effect.state)
         sent = next((effect.frame for effect in effects if isinstance(effect, machine.Send)), b"")
         session = machine.save_session(state)
         seconds = time.perf_counter() - began

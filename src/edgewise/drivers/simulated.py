@@ -149,7 +149,7 @@ class SimulatedCohort:
             fate = self._world.fate(to, message.round, message.rule.steps, down, upload)
         elif isinstance(message, frame.Step):
             self._steps[to] += 1
-            up = self._plan.answer_bytes(message.round, message.body)
+            up = self._plan.answer_bytes(message.round, message.body, message.rung)
             fate = self._world.answer(to, message.round, self._steps[to], len(raw), up)
         self._order += 1
         item = _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)

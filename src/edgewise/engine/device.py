@@ -18,18 +18,19 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import cast
 
+import msgspec
 import numpy as np
 
 from edgewise.codecs import pack
-from edgewise.core import frame, keys
-from edgewise.core.errors import EdgewiseError
+from edgewise.core import frame, keys, vector
+from edgewise.core.errors import DecodeError, EdgewiseError
 from edgewise.core.frame import Invite
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.stage import Memory
+from edgewise.core.stage import Memory, Payload
 from edgewise.core.vector import Array, Vector, finite
 from edgewise.engine.ports import DeviceId, FitRequest, Trust, Update
 from edgewise.plan.compile import Plan
-from edgewise.secagg import client, two_server
+from edgewise.secagg import client, messages, two_server
 from edgewise.secagg.merge import residues
 
 
@@ -54,13 +55,30 @@ class Training:
     support: Array | None = field(default=None, repr=False)
 
 
+class Unsent(msgspec.Struct, frozen=True):
+    """An update that is encoded when the device's group and its rung are known. ``invite``: a frame. ``x``: float32[d],
+    little-endian. ``best``: number of the rung that the device asked for."""
+
+    invite: bytes
+    x: bytes
+    head: dict[str, float]
+    count: float
+    best: int
+
+    def __repr__(self) -> str:
+        return "Unsent()"
+
+
 @dataclass(frozen=True, slots=True)
 class Hiding:
-    """In the round's secure aggregation: ``client`` is its machine's state, ``idle`` what holds after it."""
+    """In the round's secure aggregation: ``client`` is its machine's state, ``idle`` what holds after it. ``rung``: of
+    the device's group, -1 where the codec is fixed. ``unsent``: until the group is known."""
 
     round: int
     client: client.State = field(repr=False)
     idle: Idle = field(repr=False)
+    rung: int = -1
+    unsent: Unsent | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +188,8 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if isinstance(event, Failed):
         return Idle(state.device, state.base), (Send(_refusal(state, event.code, event.reason)),)
     invite, update = state.invite, event.update
+    if plan.ways:
+        return _asking(plan, state, event, trust)
     pipe = plan.at(invite.round)
     private = keys.derive(plan.key, "device", state.device, invite.round)
     if plan.spend is not None and event.entropy:  # another attempt at the round must not repeat its noise
@@ -177,11 +197,9 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     budget_bytes = plan.budget_bytes(event.elapsed_s, event.up_mbit)
     turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip)
     try:
-        mine = plan.mine(state.base, invite.round)
-        payload, after = pipe.encode(update.x, update.head, update.count, mine, turn)
+        payload, idle = _encoded(plan, pipe, state.device, state.base, update, turn)
     except EdgewiseError as e:
         return Idle(state.device, state.base), (Send(_refusal(state, e.code, e.what)),)
-    idle = Idle(state.device, state.base, plan.kept(state.base, invite.round, after), invite.round)
     remember = (Remember(idle),) if pipe.encoded.memory else ()
     if plan.hides is None:
         packed = pack.pack(payload, pipe.encoded)
@@ -201,6 +219,46 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     return Hiding(invite.round, hiding, idle), (*remember, Send(frame.dump(sent)))
 
 
+def _encoded(
+    plan: Plan, pipe: Pipeline, device: DeviceId, base: Memory, update: Update, turn: keys.Turn
+) -> tuple[Payload, Idle]:
+    """An update on its way up, and the device with the memory that this leaves. Raises EdgewiseError."""
+    payload, after = pipe.encode(update.x, update.head, update.count, plan.mine(base, turn.round), turn)
+    return payload, Idle(device, base, plan.kept(base, turn.round, after), turn.round)
+
+
+def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
+    """Keys, and the best rung that this device can send in time; the update waits for the rung of its group."""
+    if trust is None or not event.entropy:
+        raise ValueError("hiding a contribution needs trust and entropy")
+    invite, update, me = state.invite, event.update, state.device
+    best = plan.best(event.elapsed_s, event.up_mbit)
+    unsent = Unsent(frame.dump(invite), vector.to_bytes(update.x), dict(update.head), float(update.count), best)
+    secagg, secret = plan.secagg(invite.round, best), trust.identity(me)
+    hiding, first = client.advertise(secagg, plan.session(invite), me, secret, event.entropy)
+    sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first, rung=best)
+    return Hiding(invite.round, hiding, Idle(me, state.base), unsent=unsent), (Send(frame.dump(sent)),)
+
+
+def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hiding, tuple[Effect, ...]]:
+    """The session with the update encoded by the rung of the device's group: its own best one, or a smaller.
+
+    Raises EdgewiseError: E-RUNG for another one, or whatever encoding raises.
+    """
+    if not unsent.best <= rung < len(plan.ways):
+        raise DecodeError("E-RUNG", "the group's rung is not one that this device can send in time.")
+    invite, pipe = frame.load(unsent.invite), plan.at(state.round, rung)
+    assert isinstance(invite, Invite)
+    assert isinstance(state.client, client.Advertised)
+    base = _base(state.idle, invite)  # what is on the disk may be older than the invitation
+    private = keys.derive(plan.key, "device", state.idle.device, state.round)
+    turn = keys.Turn(state.round, invite.public, private, clip=invite.clip)
+    update = Update(vector.from_bytes(unsent.x, plan.spec.dim), unsent.head, unsent.count)
+    payload, idle = _encoded(plan, pipe, state.idle.device, base, update, turn)
+    ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
+    return Hiding(state.round, ready, idle, rung), (Remember(idle),)
+
+
 def _silent(plan: Plan, event: Trained | Failed) -> Trained:
     nothing = Update(np.zeros(plan.spec.dim, np.float32), {}, 0.0)
     if isinstance(event, Trained):
@@ -215,10 +273,20 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
     me = state.client.device
     if (message.run, message.round, message.device) != (plan.run, state.round, me):
         return state, ()
-    after, answer = client.step(plan.secagg(state.round), state.client, message.body, trust.registry)
-    over = isinstance(after, client.Finished | client.Aborted)
-    sent = frame.Step(run=message.run, round=message.round, device=me, body=answer)
-    return state.idle if over else Hiding(state.round, after, state.idle), (Send(frame.dump(sent)),)
+    remember: tuple[Effect, ...] = ()
+    sent = frame.Step(run=message.run, round=message.round, device=me, body=b"")
+    if state.unsent is not None:
+        try:
+            state, remember = _grouped(plan, state, state.unsent, message.rung)
+        except EdgewiseError as e:
+            over = messages.dump(messages.Abort(code=e.code))
+            return state.idle, (Send(frame.dump(msgspec.structs.replace(sent, body=over))),)
+    secagg = plan.secagg(state.round, state.rung)
+    after, answer = client.step(secagg, state.client, message.body, trust.registry)
+    effects = (*remember, Send(frame.dump(msgspec.structs.replace(sent, body=answer))))
+    if isinstance(after, client.Finished | client.Aborted):
+        return state.idle, effects
+    return replace(state, client=after), effects
 
 
 def _invited(plan: Plan, state: Idle | Training, event: Invited) -> tuple[State, tuple[Effect, ...]]:
@@ -261,14 +329,30 @@ def _refusal(state: Training, code: str, reason: str) -> bytes:
     return frame.dump(frame.Refusal(run=i.run, round=i.round, device=state.device, code=code, reason=reason[:500]))
 
 
+class _Session(msgspec.Struct, frozen=True):
+    round: int
+    client: bytes
+    rung: int
+    unsent: Unsent | None
+
+
+_sessions = msgspec.msgpack.Encoder()
+_kept = msgspec.msgpack.Decoder(_Session)
+
+
 def save_session(state: State) -> bytes:
     """What a device keeps in memory between two messages of a round, secrets and all; never for a disk."""
-    return state.round.to_bytes(8, "little") + client.save(state.client) if isinstance(state, Hiding) else b""
+    if not isinstance(state, Hiding):
+        return b""
+    return _sessions.encode(_Session(state.round, client.save(state.client), state.rung, state.unsent))
 
 
 def restore_session(raw: bytes, idle: Idle) -> State:
     """Inverse of ``save_session``, with what the device has on its disk."""
-    return Hiding(int.from_bytes(raw[:8], "little"), client.restore(raw[8:]), idle) if raw else idle
+    if not raw:
+        return idle
+    kept = _kept.decode(raw)
+    return Hiding(kept.round, client.restore(kept.client), idle, kept.rung, kept.unsent)
 
 
 def save(state: Idle) -> dict[str, Array]:

@@ -2,7 +2,8 @@
 
     Visible   unpack, decode, add                                      ``merges.plain``
     Masked    the first message is a device's keys; the sum comes after four more exchanges with those that sent some,
-              or several sums, of groups that are dealt when the keys are in (``secagg.merge.grouped``)
+              or several sums: of groups that are dealt at random when the keys are in (``secagg.merge.grouped``), or
+              sorted by what their devices can send in time (``codec = "adaptive"``)
     Shared    each contribution is two sealed shares; the sum comes with the helper's half
 
 ``take`` raises DecodeError for a contribution that is of no use; ``close`` gives the sum, who is in it, and who was
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Protocol
 
 from edgewise.codecs import pack
@@ -34,19 +36,22 @@ class Gathered:
     """A round's sum.
 
     Attributes:
-        total: of the contributions of ``devices``; None where the protocol ended without one, ``code`` says why.
+        sums: of the contributions of ``devices``, with the rung of each (-1: the codec is fixed); several only where
+            devices were sorted by rungs; none where the protocol ended without one, ``code`` says why.
+        rungs: of devices whose group was told one.
         lost: (device, code) of those who sent something and are not in the sum.
         bytes_up, bytes_down: device -> bytes of the messages after the first.
         encode_s: device seconds spent on them.
     """
 
-    total: Sum | None
+    sums: tuple[tuple[int, Sum], ...]
     devices: tuple[DeviceId, ...]
     lost: tuple[tuple[DeviceId, str], ...] = ()
     bytes_up: Mapping[DeviceId, int] = field(default_factory=dict)
     bytes_down: Mapping[DeviceId, int] = field(default_factory=dict)
     encode_s: float = 0.0
     code: str = ""
+    rungs: Mapping[DeviceId, int] = field(default_factory=dict)
 
 
 class Intake(Protocol):
@@ -82,7 +87,7 @@ class Visible:
     def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
         """See Intake."""
         charge()
-        return Gathered(self._total, tuple(accepted))
+        return Gathered(((-1, self._total),), tuple(accepted))
 
 
 class Shared:
@@ -109,18 +114,20 @@ class Shared:
         try:
             share = self._helper.open(accepted)
         except DecodeError as e:
-            return Gathered(None, (), code=e.code)
+            return Gathered((), (), code=e.code)
         hidden = self._leader.total
         hidden.add(share.body, share.head)
-        return Gathered(Sum(total(hidden.body, hidden.head, len(accepted)), len(accepted)), tuple(accepted))
+        summed = Sum(total(hidden.body, hidden.head, len(accepted)), len(accepted))
+        return Gathered(((-1, summed),), tuple(accepted))
 
 
 @dataclass
 class _Group:
-    """One session of masks: its state, and when this step of it ends."""
+    """One session of masks: its state, when this step of it ends, and by which rung it sends (-1: no choice)."""
 
     state: server.State
-    until_s: float
+    rung: int
+    until_s: float = 0.0
 
     @property
     def open(self) -> bool:
@@ -142,6 +149,7 @@ class Masked:
         self._keys: server.State = server.start(session)
         self._groups: list[_Group] = []
         self._of: dict[DeviceId, _Group] = {}
+        self._best: dict[DeviceId, int] = {}
         self._lost: dict[DeviceId, str] = {}
         self._up: Counter[DeviceId] = Counter()
         self._down: Counter[DeviceId] = Counter()
@@ -153,10 +161,13 @@ class Masked:
         """See Intake."""
         if not isinstance(message, Step):
             raise DecodeError("E-FRAME", "keys of secure aggregation are expected.")
+        if message.rung not in (range(len(self._plan.ways)) if self._plan.ways else (-1,)):
+            raise DecodeError("E-RUNG", "no rung of this run has that number.")
         self._keys, effects = server.step(self._keys, server.Received(device, message.body))
         for effect in effects:
             if isinstance(effect, server.Refused):
                 raise DecodeError(effect.code, "the device's keys cannot be used.")
+        self._best[device] = message.rung
         return -1
 
     def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
@@ -164,9 +175,9 @@ class Masked:
         cohort.close_round(keep=frozenset(accepted))
         self._charge = charge
         assert isinstance(self._keys, server.Advertising)
-        dealt = deal(accepted, self._hides.groups, self._deal)
-        for devices, state in zip(dealt, server.split(self._keys, dealt), strict=True):
-            group = _Group(state, 0.0)
+        for rung, devices in self._dealt(accepted):
+            params = self._plan.secagg(self._round, rung)
+            group = _Group(server.part(self._keys, devices, params), rung)
             self._groups.append(group)
             self._of |= dict.fromkeys(devices, group)
             self._step(group, server.Close(), cohort)
@@ -179,23 +190,34 @@ class Masked:
                 self._step(mine, event, cohort)
         return self._gathered()
 
+    def _dealt(self, accepted: Sequence[DeviceId]) -> list[tuple[int, list[DeviceId]]]:
+        if not self._plan.ways:
+            return [(-1, devices) for devices in deal(accepted, self._hides.groups, self._deal)]
+        best = {device: self._best[device] for device in accepted}
+        least = self._plan.secagg(self._round, 0).n_min
+        return sort(best, self._plan.sizes, self._plan.recipe.adaptive.groups, least, self._deal)
+
     def _gathered(self) -> Gathered:
-        ended = [group.state for group in self._groups]
-        released = [state for state in ended if isinstance(state, server.Released)]
-        failed = [state.code for state in ended if isinstance(state, server.Aborted)]
-        survivors = tuple(device for state in released for device in state.survivors)
-        summed: Sum | None = None
-        if len(released) >= self._hides.least:
-            sums = [total(state.body, state.head, len(state.survivors)) for state in released]
-            summed = Sum(sums[0] if self._hides.groups == 1 else Groups(tuple(sums)), len(survivors))
+        ended = [(group.rung, group.state) for group in self._groups]
+        released = [(rung, state) for rung, state in ended if isinstance(state, server.Released)]
+        failed = [state.code for _, state in ended if isinstance(state, server.Aborted)]
+        survivors = tuple(device for _, state in released for device in state.survivors)
+        sums = [
+            (rung, Sum(total(state.body, state.head, len(state.survivors)), len(state.survivors)))
+            for rung, state in released
+        ]
+        if len(sums) < self._hides.least or (self._plan.ways and len(survivors) < self._plan.sampling.minimum):
+            sums, survivors = [], ()
+        elif self._hides.groups > 1:
+            sums = [(-1, Sum(Groups(tuple(part.acc for _, part in sums)), len(survivors)))]
+        if sums:
             for device, group in self._of.items():
                 if isinstance(group.state, server.Aborted):
                     self._lost.setdefault(device, group.state.code)
-        else:
-            survivors = ()
         lost = tuple((device, code) for device, code in self._lost.items() if device not in survivors)
-        code = "" if summed is not None else failed[0]
-        return Gathered(summed, survivors, lost, self._up, self._down, self._encode_s, code)
+        code = "" if sums else next(iter(failed), "E-SECAGG-FEW")
+        rungs = {device: group.rung for device, group in self._of.items()}
+        return Gathered(tuple(sums), survivors, lost, self._up, self._down, self._encode_s, code, rungs)
 
     def _step(self, group: _Group, event: server.Event, cohort: Cohort) -> None:
         if isinstance(event, server.Close):
@@ -213,7 +235,8 @@ class Masked:
             if isinstance(effect, server.Refused):
                 self._lost[effect.device] = effect.code
             else:
-                letter = Step(run=self._plan.run, round=self._round, device=effect.device, body=effect.raw)
+                to, rung = effect.device, group.rung
+                letter = Step(run=self._plan.run, round=self._round, device=to, body=effect.raw, rung=rung)
                 raw = frame.dump(letter)
                 self._down[effect.device] += len(raw)
                 cohort.send(effect.device, raw)
@@ -239,6 +262,42 @@ def deal(devices: Sequence[DeviceId], groups: int, key: Key) -> list[list[Device
     """``devices`` in random groups whose sizes differ by one at most; the order they come in does not matter."""
     shuffled = generator(key).permutation(sorted(devices)).tolist() if groups > 1 else list(devices)
     return [shuffled[i::groups] for i in range(groups)]
+
+
+def sort(
+    best: Mapping[DeviceId, int], sizes: Sequence[float], groups: int, least: int, key: Key
+) -> list[tuple[int, list[DeviceId]]]:
+    """Devices in at most ``groups`` groups of ``least`` or more, each with the rung of its slowest member; so that as
+    many bytes as possible are sent: of all ways to cut the devices, in the order of their rungs, argmax of the sum over
+    groups of |group| x size of its rung. Groups with the same rung are one.
+
+    Args: best: number of the rung that each device asks for. sizes: bytes of each rung, decreasing. key: decides which
+        of equals go with slower ones, where a group would be too small without.
+    Edge cases: fewer devices than ``least``, or than twice as many, are one group.
+    """
+    shuffled = generator(key).permutation(sorted(best)).tolist()
+    order = sorted(shuffled, key=lambda device: -best[device])  # the slowest first
+    n = len(order)
+    starts = [i for i in range(n) if i == 0 or best[order[i]] != best[order[i - 1]]]
+    cuts = sorted({at for i in starts for k in range(groups) if least <= (at := i + k * least) <= n - least})
+    # gain[at]: bytes of the devices before ``at``, cut as the list beside it says; one more cut per pass.
+    gain: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
+    for _ in range(groups - 1):
+        for at in reversed(cuts):
+            options = [gain[at]] if at in gain else []
+            options += [
+                (before + (at - start) * sizes[best[order[start]]], (*made, at))
+                for start, (before, made) in gain.items()
+                if at - start >= least
+            ]
+            if options:
+                gain[at] = max(options, key=lambda option: option[0])
+    ends = [(before + (n - at) * sizes[best[order[at]]], made) for at, (before, made) in gain.items() if at < n]
+    made = max(ends, key=lambda end: (end[0], -len(end[1])))[1] if ends else ()
+    sorted_: dict[int, list[DeviceId]] = {}
+    for start, stop in pairwise((0, *made, n)):
+        sorted_.setdefault(best[order[start]], []).extend(order[start:stop])
+    return list(sorted_.items())
 
 
 def intake(

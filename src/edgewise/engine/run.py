@@ -21,7 +21,7 @@ import numpy as np
 from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, DecodeError, RoundError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
-from edgewise.core.pipeline import Pipeline
+from edgewise.core.pipeline import Pipeline, together
 from edgewise.engine import downlink
 from edgewise.engine import round as machine
 from edgewise.engine.intake import Gathered, Intake, intake
@@ -167,7 +167,7 @@ class Federation:
     ) -> tuple[Gathered, machine.Closed]:
         """The round's sum, and who is in it; a sum that hides its parts may lose some, or fail."""
         if not closed.met:
-            return Gathered(None, ()), closed
+            return Gathered((), ()), closed
         began = self.now_s()
         gathered = now.intake.close(closed.accepted, self.cohort, charge)
         now.aggregate_s += self.now_s() - began
@@ -176,11 +176,12 @@ class Federation:
             now.bytes_down[device] += n
         if self.plan.hides is not None:
             for device in gathered.devices:
+                now.rung = gathered.rungs.get(device, -1)
                 self._accepted(now, closed.round, device, gathered.bytes_up.get(device, 0))
             for device, code in gathered.lost:
                 now.bytes_up += gathered.bytes_up.get(device, 0)
                 self._say(now, events.Lost(round=closed.round, device=device, code=code, reason=REASON_LATER))
-        met = gathered.total is not None
+        met = bool(gathered.sums)
         return gathered, replace(closed, met=met, accepted=gathered.devices, lost=closed.lost + gathered.lost)
 
     def _accepted(self, now: _Round, number: int, device: DeviceId, later_bytes: int = 0) -> None:
@@ -269,11 +270,15 @@ class Federation:
         update_l2, started = 0.0, self.now_s()
         # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
         accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + int(asked)
-        if gathered.total is not None:
-            pipe, mine = self.plan.at(number), self.plan.mine(memory, number)
+        if gathered.sums:
+            mine = self.plan.mine(memory, number)
             mine = {name: x for name, x in mine.items() if name != downlink.SUPPORT}  # the codec knows nothing of it
-            aggregate, mine = pipe.release(gathered.total, now.turn, self.entropy(number), mine)
-            memory = self.plan.kept(memory, number, downlink.released(pipe, mine, aggregate.mean))
+            parts = []
+            for rung, summed in gathered.sums:
+                part, mine = self.plan.at(number, rung).release(summed, now.turn, self.entropy(number), mine)
+                parts.append(part)
+            aggregate = together(parts)
+            memory = self.plan.kept(memory, number, downlink.released(self.plan.at(number), mine, aggregate.mean))
             stepped = self.plan.strategy.apply(strategy_state, aggregate)
             strategy_state = hold(strategy_state, stepped, self.plan.frozen(number))
             if not np.isfinite(strategy_state.params).all():

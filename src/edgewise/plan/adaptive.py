@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from edgewise.codecs import pack
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.ladder import ladder
+from edgewise.codecs.quantize import quantize
+from edgewise.codecs.random_k import random_k
+from edgewise.codecs.rotate import rotate
+from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue
-from edgewise.plan.ladder import RUNGS, remaining
+from edgewise.plan.ladder import MASKED_RUNGS, RUNGS, Masked, Rung, remaining
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.stages import build_stages
+from edgewise.privacy.clip import clamp, clip
+
+CLAMP_STDS = 4.0  # of a rotated coordinate of an update at the clip: beyond, one in 16,000 is cut
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A rung for one recipe and model: its stages and the bytes of one contribution by it, its number included."""
+    """A rung for one recipe and model: its stages and the bytes of one contribution by it, its number included. Where
+    a sum hides its parts ``stages`` are all that is left of the way, feedback and all."""
 
     name: str
     stages: tuple[Stage, ...]
     size_bytes: float
 
 
-def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue) -> list[Offer]:
+def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidden: bool = False) -> list[Offer]:
     """The rungs that the recipe names (all where it names none), from the most bytes to the fewest; also those above
-    ``adaptive.max_upload_mb``. ``before``: the space at the ladder.
+    ``adaptive.max_upload_mb``. ``before``: the space at the ladder. ``hidden``: those for masked sums.
 
-    Raises RecipeError: E-NAME for a rung that does not exist, E-VALUE for one named twice.
+    Raises:
+        RecipeError: E-NAME for a rung that does not exist, E-VALUE for one named twice. CompositionError: E-NO-BOUND.
     """
-    known = {rung.name: rung for rung in RUNGS}
+    known: Mapping[str, Rung | Masked] = {rung.name: rung for rung in (MASKED_RUNGS if hidden else RUNGS)}
     names = recipe.adaptive.ladder or list(known)
     for i, name in enumerate(names):
         if name not in known:
@@ -48,16 +57,45 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue) -> l
     left = remaining(spec, recipe.stage)
     found = []
     for name in names:
-        stages = tuple(build_stages(known[name].stages, left, catalogue.stages))
-        space = before
-        for stage in stages:
-            space = stage.infer(space)
+        rung = known[name]
+        if isinstance(rung, Masked):
+            chain = _masked(rung, before)
+            found.append(Offer(name, chain, pack.size_bytes(_folded(chain, before))))
+            continue
+        stages = tuple(build_stages(rung.stages, left, catalogue.stages))
+        space = _folded(stages, before)
         found.append(Offer(name, stages, 1 + pack.size_bytes(space)))  # a rung's number takes one byte
     return sorted(found, key=lambda offer: -offer.size_bytes)
 
 
-def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage]) -> Space:
-    """The space between the recipe's stages and the ladder, as feedback shows it to what is inside.
+def _folded(stages: Sequence[Stage], space: Space) -> Space:
+    for stage in stages:
+        space = stage.infer(space)
+    return space
+
+
+def _masked(rung: Masked, before: Space) -> tuple[Stage, ...]:
+    """Feedback around a choice of coordinates, the recipe's bound, and a shared grid; then a ring.
+
+    The bound is on what travels: what it cuts comes back next time. A rotated coordinate of a vector of length l2 has
+    a standard deviation of l2 / sqrt(d), and the grid ends at ``CLAMP_STDS`` of them.
+    """
+    if not math.isfinite(before.l2):
+        raise CompositionError(
+            "E-NO-BOUND",
+            'codec = "adaptive" behind a hidden sum: a grid that all devices share needs a bound on the update.',
+            'put a clip before the ladder: [[stage]] kind = "clip" with l2.',
+        )
+    chosen = [] if rung.keep == 1.0 else [random_k(rung.keep, unbiased=False)]
+    turned = [*chosen, clip(before.l2), rotate()]
+    dim = _folded(turned, before).dim
+    grid = [clamp(CLAMP_STDS * before.l2 / math.sqrt(dim)), quantize(rung.bits, "shared")]
+    return feedback([*turned, *grid]), wrap()
+
+
+def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage], hidden: bool = False) -> Space:
+    """The space between the recipe's stages and the ladder; where sums are visible as feedback shows it to what is
+    inside, without bounds.
 
     Raises CompositionError(E-ORDER) for a stage that is a codec already: choosing it is the ladder's part.
     """
@@ -72,14 +110,15 @@ def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage]) -> Space:
                 "in feedback of its own.",
                 'leave the stage out (weigh, clip, clamp and segments may stay), or set codec = "stages".',
             )
-    return space.but(l2=math.inf, linf=math.inf)
+    return space if hidden else space.but(l2=math.inf, linf=math.inf)
 
 
 def adaptive(
-    recipe: Recipe, spec: Spec, start: Space, stages: Sequence[Stage], catalogue: Catalogue
-) -> tuple[tuple[str, ...], Stage]:
-    """The names of the rungs within ``adaptive.max_upload_mb``, and feedback around the ladder of them."""
-    offered = offers(recipe, spec, at_ladder(recipe, start, stages), catalogue)
+    recipe: Recipe, spec: Spec, start: Space, stages: Sequence[Stage], catalogue: Catalogue, hidden: bool
+) -> tuple[tuple[str, ...], list[tuple[Stage, ...]]]:
+    """The names of the rungs within ``adaptive.max_upload_mb``, and how the stages go on: in one way, feedback around
+    the ladder of them, or where a sum hides its parts in a way of its own for each."""
+    offered = offers(recipe, spec, at_ladder(recipe, start, stages, hidden), catalogue, hidden)
     limit = recipe.adaptive.max_upload_mb * 1e6
     fitting = [offer for offer in offered if offer.size_bytes <= limit]
     if not fitting:
@@ -90,4 +129,7 @@ def adaptive(
             f"takes {least.size_bytes / 1e6:.3g} MB.",
             "raise adaptive.max_upload_mb, name smaller rungs in adaptive.ladder, or train less.",
         )
-    return tuple(offer.name for offer in fitting), feedback([ladder([offer.stages for offer in fitting])])
+    names = tuple(offer.name for offer in fitting)
+    if hidden:
+        return names, [offer.stages for offer in fitting]
+    return names, [(feedback([ladder([offer.stages for offer in fitting])]),)]

@@ -21,11 +21,14 @@ HIDDEN = {
 }
 
 
-def claims(recipe: Recipe, pipes: Sequence[Pipeline], earns: str, spend: Spend | None) -> tuple[str, ...]:
-    """The claims of a plan, the most important first. ``earns``: what the sampling does for privacy, in words."""
+def claims(
+    recipe: Recipe, pipes: Sequence[Pipeline], earns: str, spend: Spend | None, sorted_into: int = 1
+) -> tuple[str, ...]:
+    """The claims of a plan, the most important first. ``earns``: what the sampling does for privacy, in words.
+    ``sorted_into``: groups of a rung each, at most, where a sum hides its parts."""
     pipe = max(pipes, key=lambda p: p.total.sensitivity)
     visible, noisy = pipe.merge.hides is None, spend is not None
-    told = [_updates(recipe, pipe, visible)]
+    told = [_updates(recipe, pipe, visible, sorted_into)]
     if spend is not None:
         c = spend.card
         told.append(c.summary)
@@ -37,7 +40,7 @@ def claims(recipe: Recipe, pipes: Sequence[Pipeline], earns: str, spend: Spend |
     told.append("raw text, codec memory and personal models never leave a device")
     told.append(f"cohort: {earns}")
     told.append(_metrics(recipe, visible))
-    if pipe.encoded.rungs:
+    if recipe.codec == "adaptive":
         told.append("which rung a device chose tells the server roughly how fast its link and training were")
     told.append("held-out losses of single devices are collected by evaluations: a simulation's instrument")
     if not visible:
@@ -56,9 +59,12 @@ def claims(recipe: Recipe, pipes: Sequence[Pipeline], earns: str, spend: Spend |
     return tuple(told)
 
 
-def _updates(recipe: Recipe, pipe: Pipeline, visible: bool) -> str:
+def _updates(recipe: Recipe, pipe: Pipeline, visible: bool, sorted_into: int) -> str:
     if not visible:
         told = HIDDEN[pipe.merge.hides.servers]
+        if sorted_into > 1:
+            least = pipe.encoded.quorum.n_min
+            told += f"; it sees the sums of at most {sorted_into} groups of like links, each of {least} or more"
         if pipe.merge.groups > 1:
             told += (
                 f"; it sees the sums of {pipe.merge.groups} random groups, each of {pipe.encoded.quorum.n_min} or more"

@@ -31,7 +31,7 @@ from edgewise.strategies.base import Strategy
 
 # Of messages of secure aggregation, names of 16 characters: one device's sealed shares for another, a signed answer
 # with its frame, one revealed share.
-BOX_BYTES, SIGNED_BYTES, REVEALED_BYTES = 102, 200, 54
+KEYS_BYTES, BOX_BYTES, SIGNED_BYTES, REVEALED_BYTES = 300, 102, 200, 54
 MESSAGE_LIMIT_BYTES = 2**32 - 2**20  # MessagePack's largest binary field, less room for the rest
 
 
@@ -80,6 +80,8 @@ class Plan:
             stage has a schedule.
         groups: for each phase the segments that it moves and trains; empty with one phase (all are trained).
         rungs: names of the rungs that a device may choose from, by number; empty where the codec is fixed.
+        ways: the way up of each rung where a sum hides its parts, ``pipelines`` being the first; else empty: one
+            pipeline then holds all rungs.
         downlink: the way of the model's change down, a pipeline of one contribution, the same in all rounds; None where
             devices download the model itself.
         spend: what a round gives away and what may be given away in all; None without differential privacy.
@@ -96,14 +98,15 @@ class Plan:
     rungs: tuple[str, ...] = ()
     downlink: Pipeline | None = None
     spend: Spend | None = None
+    ways: tuple[Pipeline, ...] = ()
 
     def phase(self, round: int) -> int:
         """Which of the pipelines a round uses."""
         return round % len(self.pipelines)
 
-    def at(self, round: int) -> Pipeline:
-        """The way of an update in this round."""
-        return self.pipelines[self.phase(round)]
+    def at(self, round: int, rung: int = -1) -> Pipeline:
+        """The way of an update in this round, by a rung of ``ways``."""
+        return self.pipelines[self.phase(round)] if rung < 0 else self.ways[rung]
 
     @property
     def hides(self) -> Hiding | None:
@@ -111,10 +114,17 @@ class Plan:
         hides: Hiding | None = self.pipelines[0].merge.hides
         return hides
 
-    def secagg(self, round: int) -> Params:
-        """The fixed part of the round's secure aggregation."""
+    def secagg(self, round: int, rung: int = -1) -> Params:
+        """The fixed part of the round's secure aggregation, in a group that sends by ``rung`` of ``ways``."""
         assert self.hides is not None
-        return params(self.at(round).encoded, self.hides)
+        return params(self.at(round, rung).encoded, self.hides, rung)
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """Bytes of a contribution by each rung; empty where the codec is fixed."""
+        if self.ways:
+            return tuple(pack.size_bytes(way.encoded) for way in self.ways)
+        return pack.rung_bytes(self.at(0).encoded)
 
     def session(self, invite: Invite) -> bytes:
         """The id of the session that an invitation opens: run, round, model, configuration and nonce."""
@@ -188,15 +198,15 @@ class Plan:
         """The round's public key, announced in the invitation."""
         return keys.derive(self.key, "public", round)
 
-    def answer_bytes(self, round: int, body: bytes) -> float:
-        """Expected bytes of a device's answer to a message of secure aggregation."""
-        secagg, message = self.secagg(round), messages.load(body)
+    def answer_bytes(self, round: int, body: bytes, rung: int = -1) -> float:
+        """Expected bytes of a device's answer to a message of secure aggregation, in a group that sends by ``rung``."""
+        secagg, message = self.secagg(round, rung), messages.load(body)
         match message:
             case messages.Roster():
                 k, _ = secagg.policy.shape(len(message.keys))
                 return BOX_BYTES * k
             case messages.Boxes():
-                return self.upload_bytes(round)
+                return self.sizes[rung] if self.ways else self.upload_bytes(round)
             case messages.Proofs():
                 return REVEALED_BYTES * len(message.signatures)
         return SIGNED_BYTES
@@ -204,7 +214,7 @@ class Plan:
     @property
     def frame_limit_bytes(self) -> int:
         """No honest answer of any phase or rung is larger: the packed payload at its worst, and room for the frame."""
-        spaces = [space for pipe in self.pipelines for space in pipe.encoded.rungs or (pipe.encoded,)]
+        spaces = [space for pipe in self.ways or self.pipelines for space in pipe.encoded.rungs or (pipe.encoded,)]
         boxes = 2 * BOX_BYTES * self.sampling.invite if self.hides else 0
         worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces) + boxes
         return min(worst, MESSAGE_LIMIT_BYTES)
@@ -223,11 +233,16 @@ class Plan:
         return upload_budget(a.max_upload_mb * 1e6, deadline_s * (1.0 - a.slack), elapsed_s, up_mbit)
 
     def expected_bytes(self, round: int, elapsed_s: float, up_mbit: float) -> float:
-        """Payload bytes of a contribution by such a device, announced before anyone trains."""
+        """Bytes of such a device's answer to an invitation, announced before anyone trains: the payload, or keys."""
+        if self.hides is not None and self.hides.servers == 1:
+            return KEYS_BYTES
         if not self.rungs:
             return self.upload_bytes(round)
-        sizes = pack.rung_bytes(self.at(round).encoded)
-        return sizes[pick(self.budget_bytes(elapsed_s, up_mbit), sizes)]
+        return self.sizes[self.best(elapsed_s, up_mbit)]
+
+    def best(self, elapsed_s: float, up_mbit: float) -> int:
+        """The rung that such a device picks; where a sum hides its parts, the one that it asks for."""
+        return pick(self.budget_bytes(elapsed_s, up_mbit), self.sizes)
 
     @property
     def snapshot_bytes(self) -> int:
@@ -251,9 +266,11 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     names = HEAD if recipe.metrics == "sum" else ()
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
     most = sampling.population if sampling.kind == "poisson" else sampling.invite
+    hidden_ladder = recipe.codec == "adaptive" and merge.hides is not None
+    sorted_into = _sorted_into(recipe, merge) if hidden_ladder else 1
     start = Space(
         dim=spec.dim,
-        quorum=Quorum(max(1, sampling.minimum // merge.groups), -(-most // merge.groups)),
+        quorum=Quorum(max(1, sampling.minimum // max(merge.groups, sorted_into)), -(-most // merge.groups)),
         head=names,
         head_l2=HEAD_BOUND * math.sqrt(len(names)),
         universe=spec.dim,
@@ -270,8 +287,8 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
                 'codec = "adaptive" with segments that take turns: the rungs would be others in every round.',
                 'leave out cycle, or fix the codec: codec = "stages".',
             )
-        rungs, ending = adaptive(recipe, spec, start, phases[0], catalogue)
-        phases[0].append(ending)
+        rungs, endings = adaptive(recipe, spec, start, phases[0], catalogue, hidden_ladder)
+        phases = [[*phases[0], *ending] for ending in endings]
     _check_word(recipe, merge)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
     spend = None
@@ -290,8 +307,22 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
             )  # fmt: skip
     strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
     _check_directions(recipe, strategy, spec)
-    told, down = claims(recipe, pipes, sampling.earns, spend), downlink(recipe, spec, catalogue)
-    return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, told, groups, rungs, down, spend)
+    told, down = claims(recipe, pipes, sampling.earns, spend, sorted_into), downlink(recipe, spec, catalogue)
+    ways, pipes = (pipes, pipes[:1]) if hidden_ladder else ((), pipes)
+    return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, told, groups, rungs, down, spend, ways)
+
+
+def _sorted_into(recipe: Recipe, merge: Merge) -> int:
+    """Into how many groups, each with a rung of its own, a hidden cohort may be sorted.
+
+    Raises RecipeError(E-COMBO) where there can be none.
+    """
+    kind = recipe.merge["kind"]
+    if recipe.privacy != "hidden" or merge.groups > 1 or merge.hides.servers != 1 or recipe.post:
+        what = f'codec = "adaptive" with privacy = "{recipe.privacy}", [merge] {kind} and posts: {len(recipe.post)}.'
+        fix = 'hidden rungs need privacy = "hidden", [merge] kind = "secure_sum" and no [[post]]; or codec = "stages".'
+        raise RecipeError("E-COMBO", what, fix)
+    return recipe.adaptive.groups
 
 
 def _taking(sampling: Sampling, recipe: Recipe) -> Taking:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import ceil, inf, isfinite
 from typing import Any
 
 from edgewise.codecs import pack
-from edgewise.codecs.ladder import pick
 from edgewise.core.space import Kind, Space, Total
 from edgewise.core.stage import Merge, Stage
 from edgewise.plan.adaptive import offers
@@ -36,7 +35,9 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
         inside = _inner(plan, i, before, catalogue)
         name, does = stage.name, _effect(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
         if after.rungs:  # a name that lists the stages of every rung would fill the screen
-            name, does = "feedback(ladder)", _choice(after)
+            name, does = "feedback(ladder)", _choice(plan.sizes)
+        elif plan.ways and i == len(pipe.stages) - 2:  # feedback, then wrap
+            does = _shared_choice(plan)
         elif stage.server is not None and inside:
             does = "the stages inside send what changed; device and server keep mirrors, and the server's are released"
         elif inside:
@@ -159,20 +160,20 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
         return None
     recipe, s = plan.recipe, plan.recipe.simulation
     pipe = plan.at(0)
-    before = pipe.spaces[-2].but(l2=inf, linf=inf)
+    before = pipe.spaces[-3] if plan.ways else pipe.spaces[-2].but(l2=inf, linf=inf)
     numbers = {name: i for i, name in enumerate(plan.rungs)}
     rungs = [
         {"name": o.name, "bytes": o.size_bytes, "number": numbers.get(o.name)}
-        for o in offers(recipe, plan.spec, before, catalogue)
+        for o in offers(recipe, plan.spec, before, catalogue, bool(plan.ways))
     ]
     deadline_s = recipe.adaptive.deadline_s or recipe.round.deadline_s
-    sizes = pack.rung_bytes(pipe.encoded)
+    sizes = plan.sizes
     train_s = s.step_s * recipe.training.local_steps
     down_bytes = cost(plan)["down"]
     links = []
     for mbit in LINKS_MBIT:
         down_s = 8.0 * down_bytes / (mbit * s.link_down * 1e6)
-        chosen = pick(plan.budget_bytes(down_s + train_s, mbit), sizes)
+        chosen = plan.best(down_s + train_s, mbit)
         total_s = down_s + train_s + 8.0 * sizes[chosen] / (mbit * 1e6)
         links.append(
             {
@@ -188,8 +189,16 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
     return {"deadline_s": deadline_s, "slack": recipe.adaptive.slack, "rungs": rungs, "links": links}
 
 
-def _choice(space: Space) -> str:
-    sizes = pack.rung_bytes(space)
+def _shared_choice(plan: Plan) -> str:
+    sizes, most = plan.sizes, plan.recipe.adaptive.groups
+    return (
+        f"the largest of {len(sizes)} rungs, {min(sizes):,.0f} to {max(sizes):,.0f} bytes: a cohort is sorted into "
+        f"{most} groups or fewer by what each device can send in time, and a group sends by the rung of its slowest; "
+        "what a rung leaves out is remembered on the device and added next time"
+    )
+
+
+def _choice(sizes: Sequence[float]) -> str:
     return (
         f"each device sends by one of {len(sizes)} rungs, {min(sizes):,.0f} to {max(sizes):,.0f} bytes, as its own "
         "link and time allow; what a rung leaves out is remembered on the device and added next time"

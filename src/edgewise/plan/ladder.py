@@ -46,6 +46,23 @@ RUNGS: tuple[Rung, ...] = (
 )
 
 
+# For masked sums, which need integers on a grid that all share. ``keep``: the share of coordinates that travels, drawn
+# anew in each round and alike for all; ``bits``: of the grid.
+@dataclass(frozen=True)
+class Masked:
+    """One way to send an update into a masked sum, its stages but for the bounds, which the recipe's clip decides."""
+
+    name: str
+    bits: int
+    keep: float = 1.0
+
+
+MASKED_RUNGS: tuple[Masked, ...] = (
+    *(Masked(f"masked {bits} bit", bits) for bits in (8, 6, 4, 2)),
+    *(Masked(f"masked {percent:g} %, 4 bit", 4, percent / 100) for percent in (25, 10, 5, 2, 1, 0.5)),
+)
+
+
 def remaining(spec: Spec, tables: Sequence[Mapping[str, Any]]) -> Spec:
     """The layout of what is left of the update behind the stages of a recipe: fewer segments where ``segments`` stands
     among them. Patterns that match nothing are that stage's own to refuse."""

@@ -137,6 +137,9 @@ class AdaptiveSection(Section):
     deadline_s: float = Field(0.0, ge=0, description="when an upload has to be complete; 0 = round.deadline_s")
     slack: float = Field(0.1, ge=0, lt=1, description="share of the deadline that devices keep free")
     ladder: list[str] = Field([], description="names of the rungs, see `edgewise check`; empty = all that fit")
+    groups: int = Field(
+        3, ge=1, le=16, description="behind a hidden sum: into how many groups of one rung a cohort is sorted at most"
+    )
 
 
 class EvalSection(Section):
@@ -229,6 +232,8 @@ class Recipe(Section):
     def _ladder_used(self) -> Recipe:
         if self.codec == "stages" and self.adaptive != AdaptiveSection():
             raise ValueError('E-COMBO: the section [adaptive] is for codec = "adaptive"')
+        if self.privacy != "hidden" and self.adaptive.groups != AdaptiveSection().groups:
+            raise ValueError('E-COMBO: adaptive.groups is for privacy = "hidden"; here each device chooses by itself')
         if self.adaptive.deadline_s > self.round.deadline_s:
             raise ValueError("E-COMBO: adaptive.deadline_s is after round.deadline_s, when the round closes")
         return self

@@ -134,18 +134,30 @@ def start(
     entropy: bytes,
     floor: Floor = Floor(),  # noqa: B008 (immutable)
 ) -> tuple[Advertised | Aborted, bytes]:
-    """Begin a session with an update that is ready.
+    """``advertise`` with an update that is ``ready``."""
+    state, raw = advertise(params, sid, device, identity, entropy, floor)
+    return (ready(params, state, body, head) if isinstance(state, Advertised) else state), raw
+
+
+def advertise(
+    params: Params,
+    sid: bytes,
+    device: str,
+    identity: bytes,
+    entropy: bytes,
+    floor: Floor = Floor(),  # noqa: B008 (immutable)
+) -> tuple[Advertised | Aborted, bytes]:
+    """Begin a session.
 
     Args:
-        identity: secret Ed25519 key of the device, 32 bytes. body: uint32[dim] below 2^bits. head: uint64[heads].
-        entropy: 32 fresh secret bytes. floor: what the device's owner asks for.
+        identity: secret Ed25519 key of the device, 32 bytes. entropy: 32 fresh secret bytes. floor: what the device's
+        owner asks for.
     Returns:
-        The state and the first message; an end with E-SECAGG-POLICY where ``params`` are below ``floor``.
+        The state, without an update, and the first message; an end with E-SECAGG-POLICY where ``params`` are below
+        ``floor``.
     """
     if not floor.allows(params):
         return Aborted(device=device, code="E-SECAGG-POLICY"), messages.dump(messages.Abort(code="E-SECAGG-POLICY"))
-    if body.shape != (params.dim,) or head.shape != (params.heads,):
-        raise ValueError(f"body {body.shape} and head {head.shape} do not fit {params.dim} and {params.heads}")
     own = Own(
         sid=sid,
         identity=identity,
@@ -161,8 +173,16 @@ def start(
         signature=b"",
     )
     keys = msgspec.structs.replace(keys, signature=sign.sign(identity, keys.signed(sid, device)))
-    state = Advertised(device=device, own=own, body=body.astype("<u4", copy=False).tobytes(), head=head.astype("<u8").tobytes())
-    return state, messages.dump(messages.Advertise(keys=keys))
+    return Advertised(device=device, own=own, body=b"", head=b""), messages.dump(messages.Advertise(keys=keys))
+
+
+def ready(params: Params, state: Advertised, body: Body, head: Head) -> Advertised:
+    """The session with its update: body uint32[dim] below 2^bits, head uint64[heads]. At the latest before the roster
+    is answered. Raises ValueError for other shapes."""
+    if body.shape != (params.dim,) or head.shape != (params.heads,):
+        raise ValueError(f"body {body.shape} and head {head.shape} do not fit {params.dim} and {params.heads}")
+    raw = body.astype("<u4", copy=False).tobytes(), head.astype("<u8", copy=False).tobytes()
+    return msgspec.structs.replace(state, body=raw[0], head=raw[1])
 
 
 def step(params: Params, state: State, raw: bytes, registry: Registry) -> tuple[State, bytes]:
@@ -261,7 +281,7 @@ def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[Stat
         raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares, {state.threshold} are needed.")
     hidden = Hidden(params, np.frombuffer(state.body, "<u4"), np.frombuffer(state.head, "<u8"))
     seeds = ((v, pair_seed(masking, state.keys[v].mask, own.sid, me, v)) for v in message.boxes)
-    hidden.mask(chain([(own.seed, 1)], pairwise(me, seeds)), own.sid)
+    hidden.mask(chain([(own.seed, 1)], pairwise(me, seeds)), params.bound(own.sid))
     if state.mine:
         held[me] = (state.mine[0], state.mine[1])
     after = Waiting(
@@ -275,7 +295,7 @@ def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[Stat
         held=held,
     )
     packed, head = bytes(kernels.pack_bits(hidden.body, params.bits)), hidden.head.astype("<u8").tobytes()
-    said = messages.masked_digest(own.sid, state.roster, me, tuple(message.boxes), packed, head)
+    said = messages.masked_digest(params.bound(own.sid), state.roster, me, tuple(message.boxes), packed, head)
     signature = sign.sign(own.identity, said)
     return after, messages.dump(messages.Masked(body=packed, head=head, signature=signature))
 

@@ -112,10 +112,10 @@ def grouped(groups: int, byzantine: int, rule: robust.RuleName = "median", polic
     )  # fmt: skip
 
 
-def params(space: Space, hides: Hiding) -> Params:
+def params(space: Space, hides: Hiding, rung: int = -1) -> Params:
     """The session's fixed part for contributions in ``space`` (the ring after all stages)."""
     bits = space.modulus.bit_length() - 1
-    return Params(hides.policy, max(2, space.quorum.n_min), bits, space.dim, len(space.head))
+    return Params(hides.policy, max(2, space.quorum.n_min), bits, space.dim, len(space.head), rung)
 
 
 def residues(payload: Payload) -> tuple[Body, Head]:

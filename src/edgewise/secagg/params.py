@@ -22,6 +22,7 @@ from typing import Literal
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
+from edgewise.secagg.messages import digest
 
 COMPLETE_TO = 64  # devices
 FEWEST = 50  # for ``choose``: below, shares of n round down to nobody
@@ -63,6 +64,7 @@ class Params:
     Attributes:
         policy: see there. n_min: devices below which a device reveals nothing, at least 2.
         bits: of the body's ring, 1 to 32. dim: residues of the body. heads: residues of the head, modulo 2^64.
+        rung: number of the codec that all devices of the session use; -1 where there is no choice.
     """
 
     policy: Policy
@@ -70,6 +72,11 @@ class Params:
     bits: int
     dim: int
     heads: int
+    rung: int = -1
+
+    def bound(self, sid: bytes) -> bytes:
+        """What masks and masked updates are bound to: masks of devices that were told different rungs do not cancel."""
+        return sid if self.rung < 0 else digest(b"rung", sid, self.rung.to_bytes(8, "little"))
 
     def needed(self, n: int) -> int:
         """Survivors without which a sum of n devices' updates is not opened: max(n_min, t).

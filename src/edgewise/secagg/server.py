@@ -15,7 +15,7 @@ Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -166,9 +166,10 @@ def start(session: Session) -> Advertising:
     return Advertising(session)
 
 
-def split(state: Advertising, groups: Sequence[Collection[Device]]) -> list[Advertising]:
-    """The session of ``state`` as one for each group of its devices, who then are each other's whole roster."""
-    return [replace(state, keys={d: keys for d, keys in state.keys.items() if d in group}) for group in groups]
+def part(state: Advertising, devices: Collection[Device], params: Params) -> Advertising:
+    """The session of ``state`` among some of its devices, who then are each other's whole roster."""
+    keys = {d: keys for d, keys in state.keys.items() if d in devices}
+    return replace(state, session=replace(state.session, params=params), keys=keys)
 
 
 def waiting_for(state: State) -> frozenset[Device]:
@@ -251,8 +252,8 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
         case Masking(), messages.Masked():
             session = state.shared.session
             params, enrolled = session.params, session.registry(device)
-            paired = _paired(state.shared, device)
-            said = messages.masked_digest(session.sid, state.shared.roster, device, paired, message.body, message.head)
+            paired, sid = _paired(state.shared, device), params.bound(session.sid)
+            said = messages.masked_digest(sid, state.shared.roster, device, paired, message.body, message.head)
             if enrolled is None or not sign.verify(enrolled, message.signature, said):
                 raise DecodeError(
                     "E-SECAGG-KEYS", "a masked update is not signed, or masked for other boxes than sent."
@@ -364,6 +365,7 @@ def _open(state: Unmasking) -> State:
     masked = state.signed.masked
     shared, total, survivors = masked.shared, masked.total, state.signed.survivors
     session, alive, t = shared.session, set(survivors), shared.threshold
+    sid = session.params.bound(session.sid)
 
     def shares(device: Device, told: Mapping[Device, Mapping[Device, bytes]]) -> dict[int, bytes]:
         holders = holding(device, shared.near[device], shared.k, len(shared.keys))
@@ -371,12 +373,12 @@ def _open(state: Unmasking) -> State:
 
     try:
         own = ((recovery.seed(session.sid, v, shared.keys[v], shares(v, state.seeds), t), -1) for v in survivors)
-        total.mask(own, session.sid)
+        total.mask(own, sid)
         for device in sorted(set(shared.boxes) - alive):  # they may have masked for others, and are not in the sum
             secret = agree.Secret(recovery.key(shared.keys[device], shares(device, state.keys), t))
             near = [v for v in shared.near[device] if v in alive]
             pairs = ((v, pair_seed(secret, shared.keys[v].mask, session.sid, device, v)) for v in near)
-            total.mask(pairwise(device, pairs), session.sid)
+            total.mask(pairwise(device, pairs), sid)
     except DecodeError as e:
         return Aborted("E-SECAGG-FEW", e.what)
     return Released(total.body, total.head, survivors)

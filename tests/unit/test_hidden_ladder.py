@@ -1,0 +1,239 @@
+"""codec = "adaptive" behind masks: groups of one rung, bound to it, and nobody sends more than it can in time."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+from math import inf
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from session import IDENTITIES, SID, Session, registry
+
+from edgewise.core import frame
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.keys import derive, root
+from edgewise.core.pipeline import together
+from edgewise.core.stage import Aggregate
+from edgewise.core.vector import Spec
+from edgewise.engine import device as machine
+from edgewise.engine.intake import sort
+from edgewise.engine.ports import Trust, Update
+from edgewise.plan import explain
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import Plan, compile
+from edgewise.plan.ladder import MASKED_RUNGS
+from edgewise.plan.recipe import from_plain
+from edgewise.secagg import client, messages, server
+from edgewise.secagg.params import Params, Policy
+
+SPEC = Spec.of([("a", (50_000,), "float32"), ("b", (70_000,), "float32")])
+PLAIN: dict[str, Any] = {
+    "privacy": "hidden",
+    "codec": "adaptive",
+    "merge": {"kind": "secure_sum"},
+    "stage": [{"kind": "weigh"}, {"kind": "clip", "l2": 2.0}],
+    "round": {"deadline_s": 20.0, "minimum": 0.5},
+}
+KEY = root(3)
+
+
+def plan_of(**changes: Any) -> Plan:
+    return compile(from_plain({**PLAIN, **changes}), SPEC, 12, BUILT_IN)
+
+
+def test_every_rung_is_a_way_of_its_own() -> None:
+    plan = plan_of()
+    assert list(plan.rungs) == [rung.name for rung in MASKED_RUNGS]
+    assert all(a > b for a, b in pairwise(plan.sizes))
+    assert plan.pipelines == plan.ways[:1]
+    for rung, way in enumerate(plan.ways):
+        assert way.merge.blind
+        assert way.encoded.quorum.n_min == 2  # half of 12 devices in three groups
+        assert way.encoded.quorum.n_max == 12  # all may ask for the same
+        assert way.totals[0].sensitivity < inf
+        assert plan.secagg(0, rung).rung == rung
+        assert plan.answer_bytes(0, messages.dump(messages.Boxes(boxes={})), rung) == plan.sizes[rung]
+    assert plan_of(adaptive={"groups": 1}).ways[0].encoded.quorum.n_min == 6
+    found = explain.ladder(plan)
+    assert found is not None
+    assert [r["bytes"] for r in found["rungs"]] == list(plan.sizes)
+    assert len({link["rung"] for link in found["links"]}) > 2
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "changes"),
+    [
+        ("E-NO-BOUND", "clip", {"stage": [{"kind": "weigh"}]}),
+        ("E-COMBO", "secure_sum", {"merge": {"kind": "shared_sum"}}),
+        ("E-COMBO", "secure_sum", {"merge": {"kind": "grouped", "groups": 3}}),
+        ("E-COMBO", "adaptive.groups", {"privacy": "none", "merge": {"kind": "sum"}, "adaptive": {"groups": 2}}),
+        (
+            "E-COMBO",
+            "hidden rungs",
+            {
+                "privacy": "distributed",
+                "metrics": "none",
+                "stage": [],
+                "dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0},
+            },
+        ),
+        ("E-NMIN", "contribution", {"adaptive": {"groups": 6}}),
+        ("E-NAME", "masked 8 bit", {"adaptive": {"ladder": ["8 bit"]}}),
+        ("E-RUNG", "smallest rung", {"adaptive": {"max_upload_mb": 1e-5}}),
+        ("E-ORDER", "ladder chooses", {"stage": [*PLAIN["stage"], {"kind": "rotate"}, {"kind": "quantize"}]}),
+    ],
+)
+def test_refused(code: str, said: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(EdgewiseError, match=said) as caught:
+        plan_of(**changes)
+    assert caught.value.code == code
+
+
+bests = st.lists(st.integers(0, 5), min_size=1, max_size=9)
+
+
+@given(bests, st.integers(1, 4), st.integers(1, 4))
+def test_groups_are_large_enough_few_enough_and_the_best_there_are(best: list[int], groups: int, least: int) -> None:
+    asked = {f"d{i}": rung for i, rung in enumerate(best)}
+    sizes = (1000.0, 500.0, 200.0, 50.0, 20.0, 1.0)
+    dealt = sort(asked, sizes, groups, least, KEY)
+    assert sorted(d for _, devices in dealt for d in devices) == sorted(asked)
+    assert len(dealt) <= groups
+    assert len({rung for rung, _ in dealt}) == len(dealt)
+    assert len(dealt) == 1 or all(len(devices) >= least for _, devices in dealt)
+    for rung, devices in dealt:
+        assert rung == max(asked[d] for d in devices)  # the slowest member's
+
+    slowest = sorted(best, reverse=True)
+    n = len(best)
+    possible = [0.0] + [
+        sum((stop - start) * sizes[slowest[start]] for start, stop in pairwise((0, *cuts, n)))
+        for count in range(groups)
+        for cuts in combinations(range(1, n), count)
+        if count == 0 or all(stop - start >= least for start, stop in pairwise((0, *cuts, n)))
+    ]
+    assert sum(len(devices) * sizes[rung] for rung, devices in dealt) == max(possible)
+
+
+def test_who_goes_with_the_slow_is_drawn() -> None:
+    asked = {"slow": 3, **{f"d{i}": 0 for i in range(9)}}
+    with_it = {
+        frozenset(dict(sort(asked, (9.0, 4.0, 2.0, 1.0), 2, 3, derive(KEY, i)))[3]) - {"slow"} for i in range(20)
+    }
+    assert len(with_it) > 5
+
+
+def test_means_of_groups_count_by_their_weight() -> None:
+    a = Aggregate(np.array([1.0, 0.0], np.float32), {"loss": 2.0}, 3, 30.0)
+    b = Aggregate(np.array([0.0, 4.0], np.float32), {"loss": 6.0}, 2, 10.0)
+    both = together([a, b])
+    np.testing.assert_allclose(both.mean, [0.75, 1.0])
+    assert (both.head, both.n, both.weight) == ({"loss": 3.0}, 5, 40.0)
+    assert together([a]) is a
+    none = Aggregate(np.zeros(2, np.float32), {"loss": 0.0}, 1, 0.0)
+    assert together([none, none]).weight == 0.0
+    with pytest.raises(ValueError, match="no part"):
+        together([])
+
+
+def asked(plan: Plan, elapsed_s: float = 1.0, up_mbit: float = 0.03) -> tuple[machine.State, frame.Step, Trust]:
+    """A device that has sent its keys."""
+    trust = Trust(registry, lambda d: IDENTITIES[d].secret)
+    invite = frame.Invite(
+        run=plan.run, round=0, spec=SPEC.digest(), model="0" * 64, public=plan.public(0), accepted=-1,
+        deadline_s=20.0, rule=plan.rule(0), nonce=bytes(32),
+    )  # fmt: skip
+    state: machine.State
+    state, _ = machine.step(plan, machine.join(plan, "d000"), machine.Invited(invite, np.zeros(SPEC.dim, np.float32)))
+    x = np.random.default_rng(0).standard_normal(SPEC.dim).astype(np.float32)
+    update = Update(x, {"loss_first": 1.0, "loss_last": 1.0}, 10.0)
+    state, effects = machine.step(plan, state, machine.Trained(update, elapsed_s, up_mbit, bytes([5] * 32)), trust)
+    (send,) = effects
+    assert isinstance(send, machine.Send)
+    sent = frame.load(send.frame)
+    assert isinstance(sent, frame.Step)
+    return state, sent, trust
+
+
+def roster(plan: Plan, sent: frame.Step, rung: int) -> frame.Step:
+    """A roster with the device and two others."""
+    mine = messages.load(sent.body)
+    assert isinstance(mine, messages.Advertise)
+    keys = {"d000": mine.keys}
+    nothing = frame.Invite(
+        run=plan.run, round=0, spec=SPEC.digest(), model="0" * 64, public=plan.public(0), accepted=-1,
+        deadline_s=20.0, rule=plan.rule(0), nonce=bytes(32),
+    )  # fmt: skip
+    for d in ("d001", "d002"):
+        _, raw = client.advertise(
+            plan.secagg(0, 0), plan.session(nothing), d, IDENTITIES[d].secret, derive(KEY, "entropy", d)
+        )
+        other = messages.load(raw)
+        assert isinstance(other, messages.Advertise)
+        keys[d] = other.keys
+    body = messages.dump(messages.Roster(keys=keys))
+    return frame.Step(run=plan.run, round=0, device="d000", body=body, rung=rung)
+
+
+def test_a_device_asks_for_what_it_has_time_for_and_encodes_by_its_groups_rung() -> None:
+    plan = plan_of()
+    state, sent, trust = asked(plan)
+    assert sent.rung == plan.best(1.0, 0.03) > 0
+    assert plan.sizes[sent.rung] <= plan.budget_bytes(1.0, 0.03) < plan.sizes[sent.rung - 1]
+    assert len(frame.dump(sent)) < 600  # keys, and nothing of the update
+    for rung in (sent.rung, len(plan.ways) - 1):
+        raw = machine.save_session(state)
+        restored = machine.restore_session(raw, machine.join(plan, "d000"))
+        after, effects = machine.step(plan, restored, machine.Letter(roster(plan, sent, rung)), trust)
+        assert isinstance(effects[0], machine.Remember)  # the residual of what that rung leaves out
+        assert effects[0].state.pending_round == 0
+        assert isinstance(after, machine.Hiding)
+        assert (after.rung, after.unsent) == (rung, None)
+        assert isinstance(after.client, client.Sharing)
+        assert len(after.client.body) == 4 * plan.ways[rung].encoded.dim
+        assert isinstance(machine.restore_session(machine.save_session(after), effects[0].state), machine.Hiding)
+
+
+@pytest.mark.parametrize("rung", [-1, 0, 10, 99])
+def test_a_rung_that_was_not_asked_for_ends_the_session(rung: int) -> None:
+    """A server cannot make a device send more than it said it could, or by a rung that there is not."""
+    plan = plan_of()
+    state, sent, trust = asked(plan)
+    after, effects = machine.step(plan, state, machine.Letter(roster(plan, sent, rung)), trust)
+    assert isinstance(after, machine.Idle)
+    assert after.pending_round == -1
+    (send,) = effects
+    assert isinstance(send, machine.Send)
+    answer = frame.load(send.frame)
+    assert isinstance(answer, frame.Step)
+    assert messages.load(answer.body) == messages.Abort(code="E-RUNG")
+
+
+def test_nothing_of_a_waiting_update_is_printed() -> None:
+    state, _, _ = asked(plan_of())
+    assert isinstance(state, machine.Hiding)
+    assert state.unsent is not None
+    assert "x=" not in repr(state)
+    assert repr(state.unsent) == "Unsent()"
+
+
+def test_masks_of_devices_that_were_told_different_rungs_do_not_cancel() -> None:
+    """The same ring and dimension, and one device was told another number: its masked update is refused, since what it
+    signed is bound to its rung; and so are its masks."""
+    params = [Params(Policy(), 2, 20, 5, 1, rung) for rung in (0, 1)]
+    assert len({p.bound(SID) for p in [*params, Params(Policy(), 2, 20, 5, 1)]}) == 3
+    s = Session(4)
+    s.params = params[0]
+    s.server = server.start(server.Session(params[0], SID, registry))
+    for d, raw in s.advertise():
+        s.give(d, raw)
+    mail = s.close()
+    letters = [letter for d, raw in mail for letter in s.give(d, s.answer(d, raw))]
+    liar = letters[0][0]
+    for d, raw in letters:
+        s.params = params[d == liar]
+        s.give(d, s.answer(d, raw))
+    assert s.refused == [(liar, "E-SECAGG-KEYS")]
