@@ -8,7 +8,7 @@ error feedback. Virtual time is the simulated devices'. The model is the one of 
 time are shorter than the recipe's by as much as it is smaller (x 0.22); with ``--bundled`` it is the recipe's own,
 which takes minutes per run.
 
-    late       invitations whose contribution did not count, of all: it missed the round's deadline, or its sum did not come
+    late       invitations whose contribution did not count, of all: it missed a deadline, or its sum did not come
     virtual s  when the last round closed
     ppl        held-out perplexity (weighted mean) after the last round
     ppl at T   the same at the moment T when the first of the runs ended: of the last model that was there by then
@@ -90,17 +90,17 @@ def play(ladder: list[str], settings: dict[str, Any], bundled: bool) -> dict[str
 
     tiny = Path(str(resources.files("edgewise"))) / "assets" / "recipes" / "tiny-link.toml"
     recipe = recipes.load(tiny, {**settings, **({"adaptive.ladder": ladder} if ladder else {})})
-    with tempfile.TemporaryDirectory() as scratch:
-        with suppress(RoundError):  # masks need two thirds of a group: a rung may be too large for any sum
-            simulate.run(
-                recipe,
-                out=Path(scratch) / "run",
-                recipe_dir=Path(),
-                extensions=[] if bundled else ["byte_model"],
-                sinks=[told.append],
-                wrap=wrap,
-                report=False,
-            )
+    # Masks need two thirds of a group, so a rung may be too large for any sum: such a run ends early.
+    with tempfile.TemporaryDirectory() as scratch, suppress(RoundError):
+        simulate.run(
+            recipe,
+            out=Path(scratch) / "run",
+            recipe_dir=Path(),
+            extensions=[] if bundled else ["byte_model"],
+            sinks=[told.append],
+            wrap=wrap,
+            report=False,
+        )
     rounds = [e for e in told if isinstance(e, events.RoundFinished)]
     ppl = {
         e.round: perplexity(sum(e.nll.values()), sum(e.tokens.values()))
