@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
+from collections.abc import Collection
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -72,11 +73,11 @@ class Timed:
         self._invited |= isinstance(frame.load(raw), frame.Invite)
         self._inner.send(to, raw)
 
-    def close_round(self) -> None:
-        if self._invited:
+    def close_round(self, keep: Collection[str] = ()) -> None:
+        if self._invited and not keep:  # with devices to keep, masks go on with the round
             self.rounds_s.append(self._inner.now_s())
-        self._invited = False
-        self._inner.close_round()
+            self._invited = False
+        self._inner.close_round(keep)
 
 
 def play(ladder: list[str], settings: dict[str, Any], bundled: bool) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def witnesses(recipe: Recipe, servers: int, spend: Spend | None, groups: int = 1
     server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
     reader = card.words(c.of_release, c.delta) if c is not None else "nothing is promised"
     noisy = {"distributed": "with noise", "central": "before noise", "local": "with noise"}
-    noised = noisy.get(recipe.privacy, "as it is") + (f", of each of {groups} groups" if groups > 1 else "")
+    noised = noisy.get(recipe.privacy, "as it is") + (f", of each of up to {groups} groups" if groups > 1 else "")
     each = "each, with its noise" if recipe.privacy == "local" else "each"
     single = {0: each, 1: "hidden", 2: "one share"}[servers]
     rows = [{"who": "the server", "updates": single, "sum": noised, "promised": server}]
@@ -114,6 +114,7 @@ def witnesses(recipe: Recipe, servers: int, spend: Spend | None, groups: int = 1
 def privacy_facts(plan: Plan) -> dict[str, Any]:
     """For check and report, plain JSON: ``word``, ``servers``, ``card`` (None without epsilon), ``seen``."""
     servers, groups = (plan.hides.servers, plan.hides.groups) if plan.hides is not None else (0, 1)
+    groups = plan.recipe.adaptive.groups if plan.ways else groups
     return {
         "word": plan.recipe.privacy,
         "servers": servers,
