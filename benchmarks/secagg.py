@@ -43,9 +43,9 @@ def masks() -> None:
     """Expansion and addition in one pass, beside the bare cipher; and the public-key operations."""
     d = 1 << 22
     acc, seed = np.zeros(d, np.uint32), derive(KEY, "mask")
-    one = 4 * d / best(lambda: prg.add(acc, [(seed, 1)], 24)) / 1e9
+    one = 4 * d / best(lambda: prg.add(acc, [(prg.Words(seed), 1)], 24)) / 1e9
     masks = [(derive(KEY, "mask", i), 1 - i % 2 * 2) for i in range(8)]
-    ours = 32 * d / best(lambda: prg.add(acc, masks, 24)) / 1e9
+    ours = 32 * d / best(lambda: prg.add(acc, ((prg.Words(key), sign) for key, sign in masks), 24)) / 1e9
     zeros, out = bytes(1 << 18), bytearray((1 << 18) + 16)
 
     def bare() -> None:

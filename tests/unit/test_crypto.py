@@ -36,13 +36,13 @@ def test_masks_cancel_and_stay_in_the_ring(bits: int) -> None:
     x = prg.expand(derive(root(1), bits), 70_000, bits)
     acc = x.copy()
     seeds = [derive(root(2), i) for i in range(7)]
-    prg.add(acc, ((seed, 1) for seed in seeds), bits)
+    prg.add(acc, ((prg.Words(seed), 1) for seed in seeds), bits)
     assert not np.array_equal(acc, x)
     assert bits in (32, 64) or int(acc.max()) < 1 << bits
     for seed in reversed(seeds):  # one by one: how many are added in one pass makes no difference
-        prg.add(acc, [(seed, -1)], bits)
+        prg.add(acc, [(prg.Words(seed), -1)], bits)
     np.testing.assert_array_equal(acc, x)
-    prg.add(acc, [(seed, s) for seed in seeds[:5] for s in (1, -1)], bits)
+    prg.add(acc, [(prg.Words(seed), s) for seed in seeds[:5] for s in (1, -1)], bits)
     np.testing.assert_array_equal(acc, x)
 
 
@@ -64,14 +64,14 @@ def test_masks_are_uniform() -> None:
 @pytest.mark.parametrize("acc", [np.zeros(4, np.uint64), np.zeros((2, 2), np.uint32), np.zeros(8, np.uint32)[::2]])
 def test_wrong_accumulators_are_refused(acc: object) -> None:
     with pytest.raises(ValueError):
-        prg.add(acc, [(SEED, 1)], 24)  # type: ignore[arg-type]
+        prg.add(acc, [(prg.Words(SEED), 1)], 24)  # type: ignore[arg-type]
 
 
 def test_short_seeds_and_signs_are_refused() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         prg.expand(b"short", 4, 8)
     with pytest.raises(ValueError, match="sign"):
-        prg.add(np.zeros(4, np.uint32), [(SEED, 2)], 8)
+        prg.add(np.zeros(4, np.uint32), [(prg.Words(SEED), 2)], 8)
     with pytest.raises(ValueError, match="bits"):
         prg.expand(SEED, 4, 65)
 

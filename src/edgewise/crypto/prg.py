@@ -43,7 +43,10 @@ def _add_four(acc: NDArray[Any], words: NDArray[Any], signs: NDArray[Any], mask:
 
 
 class Words:
-    """A seed's key stream, read in order: ``fill`` gives the next 64-bit words, whatever the sizes of the reads."""
+    """A seed's key stream, read in order: ``fill`` gives the next words, whatever the sizes of the reads.
+
+    Raises ValueError for a seed that has not 32 bytes.
+    """
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != SEED_BYTES:
@@ -77,35 +80,32 @@ def stream_word(bits: int) -> type[np.uint16] | type[np.uint32] | type[np.uint64
     return np.uint16 if 1 <= bits <= 16 else width(bits)
 
 
-def add(acc: Ring, seeds: Iterable[tuple[bytes, int]], bits: int) -> None:
-    """``acc += sum over (seed, sign) of sign PRG(seed) mod 2^bits``, in place, each byte of key stream touched once.
+def add(acc: Ring, masks: Iterable[tuple[Words, int]], bits: int) -> None:
+    """``acc += sum over (stream, sign) of sign stream mod 2^bits``, in place, each byte of key stream touched once.
 
-    Word i of a key stream (``stream_word``) belongs to coordinate i, so the result does not depend on how it is
-    computed. Masking a uniform word to ``bits`` bits is exactly uniform.
+    The i-th next word of a key stream (``stream_word``) belongs to coordinate i, so the result does not depend on how
+    it is computed. Masking a uniform word to ``bits`` bits is exactly uniform.
     Args:
-        acc: uint32[d] up to 32 bits, else uint64[d]; contiguous, below 2^bits. seeds: 32 bytes each, used for nothing
-        else; sign: 1 adds, -1 subtracts. Four key streams are open at a time, however many there are.
+        acc: uint32[d] up to 32 bits, else uint64[d]; contiguous, below 2^bits. masks: key streams, each a different
+        one; sign: 1 adds, -1 subtracts. Four are drawn from ``masks`` at a time.
     Raises:
-        ValueError: wrong dtype, sign or seed; d beyond ``LIMIT_BYTES``.
+        ValueError: wrong dtype or sign; d beyond ``LIMIT_BYTES``.
     """
     wide, word = width(bits), np.dtype(stream_word(bits))
     if acc.dtype != wide or not acc.flags.c_contiguous or acc.ndim != 1:
         raise ValueError(f"the sum must be a contiguous {wide.__name__} vector")
-    if acc.size * word.itemsize > LIMIT_BYTES:
-        raise ValueError(f"a seed may give {LIMIT_BYTES} bytes, {acc.size * word.itemsize} are asked for")
     mask, whole = wide((1 << bits) - 1), (1 << 8 * word.itemsize) - 1
     step = _CHUNK_BYTES // word.itemsize
     room = np.empty((_TOGETHER, step), word)
-    terms = iter(seeds)
+    terms = iter(masks)
     while some := list(islice(terms, _TOGETHER)):
         if any(sign not in (1, -1) for _, sign in some):
             raise ValueError("a sign must be 1 or -1")
-        streams = [Words(seed) for seed, _ in some]
         signs = np.array([0 if sign == 1 else whole for _, sign in some], word)  # x ^ ~0 - ~0 = -x
         for start in range(0, acc.size, step):
             part = acc[start : start + step]
             words = room[:, : part.size]
-            for stream, row in zip(streams, words, strict=False):
+            for (stream, _), row in zip(some, words, strict=False):
                 stream.fill(row)
             if len(some) == _TOGETHER:
                 _add_four(part, words, signs, mask)
@@ -115,13 +115,13 @@ def add(acc: Ring, seeds: Iterable[tuple[bytes, int]], bits: int) -> None:
 
 
 class Mask:
-    """PRG(seed), added (sign 1) or taken away (-1) a piece at a time: what ``add`` does to a whole vector."""
+    """A key stream, added (sign 1) or taken away (-1) a piece at a time: what ``add`` does to a whole vector."""
 
-    def __init__(self, seed: bytes, sign: int, bits: int) -> None:
+    def __init__(self, stream: Words, sign: int, bits: int) -> None:
         if sign not in (1, -1):
             raise ValueError("a sign must be 1 or -1")
         word = np.dtype(stream_word(bits))
-        self._stream, self._words = Words(seed), np.empty(0, word)
+        self._stream, self._words = stream, np.empty(0, word)
         self._sign = word.type(0 if sign == 1 else (1 << 8 * word.itemsize) - 1)
         self._mask = width(bits)((1 << bits) - 1)
 
@@ -136,5 +136,5 @@ class Mask:
 def expand(seed: bytes, dim: int, bits: int) -> Ring:
     """PRG(seed): ``dim`` residues, uniform modulo 2^bits. Raises as ``add``."""
     out: Ring = np.zeros(dim, np.uint32) if width(bits) is np.uint32 else np.zeros(dim, np.uint64)
-    add(out, [(seed, 1)], bits)
+    add(out, [(Words(seed), 1)], bits)
     return out

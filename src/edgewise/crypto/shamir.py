@@ -50,12 +50,12 @@ def share(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> d
 
 def _uniform(entropy: bytes, n: int) -> list[int]:
     """n uniform field elements: 257 random bits, drawn again where they are not below p."""
-    words, room, out = Words(entropy), np.empty(SHARE_BYTES, np.uint8), list[int]()
+    words, out = Words(entropy), list[int]()
     while len(out) < n:
-        words.fill(room)
-        candidate = int.from_bytes(room.tobytes(), "little") & (2**257 - 1)
-        if candidate < PRIME:
-            out.append(candidate)
+        room = np.empty((n - len(out), SHARE_BYTES), np.uint8)
+        words.fill(room.reshape(-1))
+        drawn = (int.from_bytes(row.tobytes(), "little") & (2**257 - 1) for row in room)
+        out += [candidate for candidate in drawn if candidate < PRIME]
     return out
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.crypto import prg
-from edgewise.crypto.agree import Secret, derive
+from edgewise.crypto.agree import KEY_BYTES, Secret, derive
 from edgewise.secagg.messages import PROTOCOL, digest
 from edgewise.secagg.params import Params
 
@@ -22,8 +22,9 @@ def _info(label: str, *names: str) -> bytes:
 
 def sealing_keys(secret: Secret, peer: bytes, sid: bytes, me: str, other: str) -> tuple[bytes, bytes]:
     """The key of the one box that ``me`` seals for ``other``, and that of the box that comes back."""
-    shared = secret.shared(peer)
-    return derive(shared, sid, _info("seal", me, other)), derive(shared, sid, _info("seal", other, me))
+    both = derive(secret.shared(peer), sid, _info("seal", *sorted((me, other))), 2 * KEY_BYTES)
+    up, down = both[:KEY_BYTES], both[KEY_BYTES:]  # from the first in order to the second, and back
+    return (up, down) if me < other else (down, up)
 
 
 def bound(sid: bytes, sender: str, to: str) -> bytes:
@@ -41,9 +42,12 @@ def commitment(sid: bytes, device: str, seed: bytes) -> bytes:
     return digest(b"commit", sid, device.encode(), seed)
 
 
-def mask_key(seed: bytes, sid: bytes, part: str) -> bytes:
-    """The key whose stream masks the ``body`` or the ``head``."""
-    return derive(seed, sid, PROTOCOL + b"/" + part.encode())
+def mask(seed: bytes, sid: bytes, heads: int) -> tuple[Head, prg.Words]:
+    """The mask that a seed stands for: the first words of a key stream for the head, and the stream from there on, for
+    the body."""
+    stream, head = prg.Words(derive(seed, sid, PROTOCOL + b"/mask")), np.empty(heads, np.uint64)
+    stream.fill(head)
+    return head, stream
 
 
 class Hidden:
@@ -61,17 +65,15 @@ class Hidden:
         np.add(self.head, head, out=self.head)
 
     def mask(self, seeds: Iterable[tuple[bytes, int]], sid: bytes) -> None:
-        """Add (1) or take away (-1) the masks that seeds stand for: of each, one key for the body, one for the head."""
-        heads = []
+        """Add (1) or take away (-1) the masks that seeds stand for."""
 
-        def bodies() -> Iterator[tuple[bytes, int]]:
+        def bodies() -> Iterator[tuple[prg.Words, int]]:
             for seed, sign in seeds:
-                if self.head.size:
-                    heads.append((mask_key(seed, sid, "head"), sign))
-                yield mask_key(seed, sid, "body"), sign
+                head, stream = mask(seed, sid, self.head.size)
+                (np.add if sign == 1 else np.subtract)(self.head, head, out=self.head)
+                yield stream, sign
 
         prg.add(self.body, bodies(), self.params.bits)
-        prg.add(self.head, heads, 64)
 
 
 def pairwise(device: str, seeds: Iterable[tuple[str, bytes]]) -> Iterator[tuple[bytes, int]]:

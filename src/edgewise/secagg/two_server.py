@@ -26,7 +26,7 @@ from edgewise.crypto.agree import Pair, pair
 from edgewise.secagg.client import Registry
 from edgewise.secagg.messages import digest
 from edgewise.secagg.params import Params
-from edgewise.secagg.secrets import Body, Head, Hidden, mask_key
+from edgewise.secagg.secrets import Body, Head, Hidden, mask
 
 ID_BYTES = 16
 _BLOCK = 1 << 16  # coordinates; a multiple of 8, so that every block ends on a byte
@@ -101,15 +101,15 @@ def split(
     report = bytearray(_HEAD_BYTES + size)
     room = memoryview(report)[_HEAD_BYTES:]
     box = seal.LargeBox(leader, derive(entropy, "box"), _bound(context, b"leader", device, id), room)
-    mask, share = prg.Mask(mask_key(k, context, "body"), -1, params.bits), np.empty(_BLOCK, np.uint32)
+    tail, stream = mask(k, context, params.heads)
+    np.subtract(head, tail, out=tail)
+    minus, share = prg.Mask(stream, -1, params.bits), np.empty(_BLOCK, np.uint32)
     for start in range(0, params.dim, _BLOCK):
         part = body[start : start + _BLOCK]
         block = share[: part.size]
         block[:] = part
-        mask.add(block)
+        minus.add(block)
         box.write(kernels.pack_bits(block, params.bits))
-    tail = head.copy()
-    prg.add(tail, [(mask_key(k, context, "head"), -1)], 64)
     box.write(tail.astype("<u8", copy=False).view(np.uint8).data)
     box.close()
     other = seal.hpke_seal(helper, k, _bound(context, b"helper", device, id))
