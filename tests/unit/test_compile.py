@@ -10,6 +10,7 @@ from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
+from edgewise.plan.recipe import from_plain
 
 SPEC = Spec.of([("w", (40,), "float32")])
 
@@ -62,6 +63,21 @@ def test_events_refuse_what_json_would_swallow():
 def test_claims_tell_the_truth_about_metrics():
     assert "each device's train losses and weight are visible to the server beside its update" in plan().claims
     assert not any("train losses and weight" in c for c in plan(metrics="none").claims)
+
+
+@pytest.mark.parametrize("word", ["central", "distributed", "local", "record"])
+def test_with_noise_factors_are_trained_unless_the_recipe_says_so(word):
+    dp = {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0} | ({"sample_rate": 0.1} if word == "record" else {})
+    plain = {"schema": 1, "privacy": word, "dp": dp}
+    assert from_plain(plain).trainable.kind == "ffa_lora"
+    assert (
+        from_plain({**plain, "trainable": {"rank": 2}}).trainable
+        == from_plain({**plain, "trainable": {"kind": "ffa_lora", "rank": 2}}).trainable
+    )
+    assert from_plain({**plain, "trainable": {"kind": "full"}}).trainable.kind == "full"
+    named = {"kind": "layers", "layers": ["w"]}
+    assert from_plain({**plain, "trainable": named}).trainable.kind == "layers"
+    assert from_plain({"schema": 1, "privacy": "hidden"}).trainable.kind == "full"
 
 
 def test_infinite_numbers_are_refused():

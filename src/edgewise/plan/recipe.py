@@ -40,8 +40,8 @@ class TrainableSection(Section):
 
     kind: Literal["full", "lora", "ffa_lora", "rolora", "layers"] = Field(
         "full",
-        description="all; named layers; adapters of low rank, of which ffa_lora trains B only (A is fixed) and "
-        "rolora B and A in turn",
+        description="all; named layers; adapters of low rank, of which ffa_lora trains B only (A is fixed; the default "
+        "with differential privacy) and rolora B and A in turn",
     )
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank")
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
@@ -241,9 +241,13 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _quiet(cls, plain: Any) -> Any:
-        """With differential privacy nothing is weighed and no metrics travel, unless the recipe says so."""
-        if isinstance(plain, dict) and plain.get("privacy") in DP_WORDS:
-            return {"metrics": "none", "stage": [], **plain}
+        """With differential privacy nothing is weighed, no metrics travel and FFA-LoRA is trained, unless the recipe
+        says so."""
+        if not isinstance(plain, dict) or plain.get("privacy") not in DP_WORDS:
+            return plain
+        plain = {"metrics": "none", "stage": [], "trainable": {}, **plain}
+        if isinstance(plain["trainable"], dict) and "layers" not in plain["trainable"]:
+            plain["trainable"] = {"kind": "ffa_lora", **plain["trainable"]}
         return plain
 
     @model_validator(mode="after")
