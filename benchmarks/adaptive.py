@@ -38,7 +38,7 @@ from edgewise.core.errors import RoundError
 from edgewise.plan import recipe as recipes
 
 RUNGS = ("float32", "8 bit", "4 bit", "eden 1 bit", "top 5 %, 2 bit", "top 1 %, 2 bit", "top 0.02 %, 2 bit")
-MASKED = ("masked 8 bit", "masked 4 bit", "masked 25 %, 4 bit", "masked 5 %, 4 bit", "masked 0.5 %, 4 bit")
+MASKED = ("masked 8 bit", "masked 4 bit", "masked 25 %, 8 bit", "masked 5 %, 8 bit", "masked 0.5 %, 8 bit")
 
 # byte_model has 188,928 parameters, the recipe's model 852,992 trained ones: the same shares of the deadline.
 SMALL = {

@@ -23,19 +23,20 @@ from edgewise.secagg import client, graph, messages, secrets, server, two_server
 from edgewise.secagg.params import Params, Policy
 
 PATH = Path(__file__).parent / "vectors" / "secagg.json"
-CASES: dict[str, tuple[int, dict[str, int]]] = {  # bits; who leaves when
-    "all stay": (20, {}),
-    "one leaves before its update": (20, {"d001": 2}),
-    "one leaves after its update": (20, {"d002": 3}),
-    "a narrow ring": (13, {"d002": 2}),
+CASES: dict[str, tuple[int, dict[str, int], int]] = {  # bits; who leaves when; rung
+    "all stay": (20, {}, -1),
+    "one leaves before its update": (20, {"d001": 2}, -1),
+    "one leaves after its update": (20, {"d002": 3}, -1),
+    "a narrow ring": (13, {"d002": 2}, -1),
+    "a group of one rung": (20, {"d002": 2}, 3),
 }
 STATES = ("advertised", "sharing", "waiting", "signed")
 LEADER, HELPER = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
 
 
-def transcript(bits: int, leaves: dict[str, int]) -> dict[str, Any]:
+def transcript(bits: int, leaves: dict[str, int], rung: int) -> dict[str, Any]:
     """A session of four devices; ``leaves``: device -> the message that it does not answer any more."""
-    s = Session(4, dim=6, heads=1, bits=bits)
+    s = Session(4, dim=6, heads=1, bits=bits, rung=rung)
     lines, number = [], 0
 
     def to_server(device: str, raw: bytes) -> list[tuple[str, bytes]]:
@@ -54,7 +55,7 @@ def transcript(bits: int, leaves: dict[str, int]) -> dict[str, Any]:
             mail = s.close()
     assert isinstance(s.server, server.Released)
     return {
-        "n_min": s.n_min, "bits": s.bits, "sid": SID.hex(),
+        "n_min": s.n_min, "bits": s.bits, "rung": rung, "sid": SID.hex(),
         "devices": {
             d: {
                 "identity": IDENTITIES[d].secret.hex(), "public": IDENTITIES[d].public.hex(),
@@ -202,7 +203,7 @@ def test_every_derivation_is_the_recorded_one() -> None:
 def test_recorded_rejects_are_refused(case: dict[str, str]) -> None:
     """From the file alone, as another implementation would."""
     t = VECTORS["accept"]["all stay"]
-    params, me = Params(Policy(), t["n_min"], t["bits"], 6, 1), t["devices"]["d000"]
+    params, me = Params(Policy(), t["n_min"], t["bits"], 6, 1, t["rung"]), t["devices"]["d000"]
     state: client.State
     state, _ = client.start(
         params, bytes.fromhex(t["sid"]), "d000", bytes.fromhex(me["identity"]), np.array(me["body"], np.uint32),

@@ -33,9 +33,10 @@ class Session:
     bits: int = 20
     sid: Callable[[str], bytes] = lambda _: SID
     policy: Policy = field(default_factory=Policy)
+    rung: int = -1
 
     def __post_init__(self) -> None:
-        self.params = Params(self.policy, self.n_min, self.bits, self.dim, self.heads)
+        self.params = Params(self.policy, self.n_min, self.bits, self.dim, self.heads, self.rung)
         self.devices = list(IDENTITIES)[: self.n]
         rng = np.random.default_rng(self.n)
         self.xs = {d: rng.integers(0, 1 << self.bits, self.dim, dtype=np.uint32) for d in self.devices}

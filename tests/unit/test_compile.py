@@ -80,6 +80,20 @@ def test_with_noise_factors_are_trained_unless_the_recipe_says_so(word):
     assert from_plain({"schema": 1, "privacy": "hidden"}).trainable.kind == "full"
 
 
+def test_groups_carry_the_noise_of_a_cohort_whose_corrupt_devices_are_all_in_one():
+    plain = {
+        "schema": 1,
+        "privacy": "distributed",
+        "dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0, "corrupt": 0.1},
+        "round": {"rounds": 4, "minimum": 0.9},
+        "trainable": {"kind": "full"},
+    }
+    for merge, n_min in (({"kind": "secure_sum"}, 54), ({"kind": "grouped", "groups": 3}, 18)):
+        made = compile_plan(from_plain({**plain, "merge": merge}), SPEC, 60, BUILT_IN)
+        assert made.at(0).encoded.quorum.n_min == n_min
+        assert made.at(0).encoded.honest == n_min - 6
+
+
 def test_infinite_numbers_are_refused():
     with pytest.raises(RecipeError, match="E-VALUE"):
         plan(round__deadline_s=float("inf"))

@@ -149,8 +149,9 @@ def test_half_a_ring_holds_enough_deviations() -> None:
     for dim, k in ((2**20, 5.74), (2**24, 6.19), (2**30, 6.82)):
         assert wrap_k(dim) == pytest.approx(k, abs=0.005)
     assert exp(-0.5) == distributed.BETA
-    assert honest_survivors(80, 100, 0.1) == 70
-    assert honest_survivors(9, 10, 0.1) == 8
+    assert honest_survivors(Quorum(80, 100), 0.1) == 70
+    assert honest_survivors(Quorum(9, 10), 0.1) == 8
+    assert honest_survivors(Quorum(9, 10, 40), 0.1) == 5  # all corrupt devices of a cohort may be in one part of it
 
 
 ENDING = [clip(1.0), rotate(64), discrete_gaussian_noise(1.0)]

@@ -51,16 +51,21 @@ def test_every_rung_is_a_way_of_its_own() -> None:
     assert plan.pipelines == plan.ways[:1]
     for rung, way in enumerate(plan.ways):
         assert way.merge.blind
-        assert way.encoded.quorum.n_min == 2  # half of 12 devices in three groups
+        assert way.encoded.quorum.n_min == 4  # above three times the one device of 12 that may be corrupt
         assert way.encoded.quorum.n_max == 12  # all may ask for the same
         assert way.totals[0].sensitivity < inf
         assert plan.secagg(0, rung).rung == rung
         assert plan.answer_bytes(0, messages.dump(messages.Boxes(boxes={})), rung) == plan.sizes[rung]
+    assert plan.secagg(0, 0).policy.corrupt == 1 / 4  # all of a cohort's in one group
     assert plan_of(adaptive={"groups": 1}).ways[0].encoded.quorum.n_min == 6
-    found = explain.ladder(plan)
+    found = explain.ladder(plan_of(adaptive={"deadline_s": 0.5}))
     assert found is not None
     assert [r["bytes"] for r in found["rungs"]] == list(plan.sizes)
     assert len({link["rung"] for link in found["links"]}) > 2
+    # Training has the round's 20 s, the upload half a second of its own.
+    assert [link["late"] for link in found["links"]] == [
+        link["down_s"] + link["train_s"] > 20 for link in found["links"]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +85,7 @@ def test_every_rung_is_a_way_of_its_own() -> None:
                 "dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0},
             },
         ),
-        ("E-NMIN", "contribution", {"adaptive": {"groups": 6}}),
+        ("E-NMIN", "may be corrupt", {"round": {"deadline_s": 20.0, "minimum": 0.25}}),
         ("E-NAME", "masked 8 bit", {"adaptive": {"ladder": ["8 bit"]}}),
         ("E-RUNG", "smallest rung", {"adaptive": {"max_upload_mb": 1e-5}}),
         ("E-ORDER", "ladder chooses", {"stage": [*PLAIN["stage"], {"kind": "rotate"}, {"kind": "quantize"}]}),
@@ -126,6 +131,15 @@ def test_who_goes_with_the_slow_is_drawn() -> None:
     assert len(with_it) > 5
 
 
+def test_nobody_can_be_alone_with_another_by_asking_for_a_small_rung() -> None:
+    plan = plan_of()
+    asked = {"victim": 5, "spy": 9, **{f"d{i}": 0 for i in range(10)}}
+    least = plan.secagg(0, 0).n_min
+    for i in range(50):
+        dealt = sort(asked, plan.sizes, plan.recipe.adaptive.groups, least, derive(KEY, i))
+        assert min(len(devices) for _, devices in dealt) >= 4
+
+
 def test_means_of_groups_count_by_their_weight() -> None:
     a = Aggregate(np.array([1.0, 0.0], np.float32), {"loss": 2.0}, 3, 30.0)
     b = Aggregate(np.array([0.0, 4.0], np.float32), {"loss": 6.0}, 2, 10.0)
@@ -139,8 +153,10 @@ def test_means_of_groups_count_by_their_weight() -> None:
         together([])
 
 
-def asked(plan: Plan, elapsed_s: float = 1.0, up_mbit: float = 0.03) -> tuple[machine.State, frame.Step, Trust]:
-    """A device that has sent its keys."""
+def trained(
+    plan: Plan, up_mbit: float, x: np.ndarray, head: dict[str, float]
+) -> tuple[machine.State, frame.Message, Trust]:
+    """A device that has trained: its state, and what it sends."""
     trust = Trust(registry, lambda d: IDENTITIES[d].secret)
     invite = frame.Invite(
         run=plan.run, round=0, spec=SPEC.digest(), model="0" * 64, public=plan.public(0), accepted=-1,
@@ -148,18 +164,41 @@ def asked(plan: Plan, elapsed_s: float = 1.0, up_mbit: float = 0.03) -> tuple[ma
     )  # fmt: skip
     state: machine.State
     state, _ = machine.step(plan, machine.join(plan, "d000"), machine.Invited(invite, np.zeros(SPEC.dim, np.float32)))
-    x = np.random.default_rng(0).standard_normal(SPEC.dim).astype(np.float32)
-    update = Update(x, {"loss_first": 1.0, "loss_last": 1.0}, 10.0)
-    state, effects = machine.step(plan, state, machine.Trained(update, elapsed_s, up_mbit, bytes([5] * 32)), trust)
+    update = Update(x, head, 10.0)
+    state, effects = machine.step(plan, state, machine.Trained(update, 1.0, up_mbit, bytes([5] * 32)), trust)
     (send,) = effects
     assert isinstance(send, machine.Send)
-    sent = frame.load(send.frame)
+    return state, frame.load(send.frame), trust
+
+
+def asked(plan: Plan, up_mbit: float = 0.03) -> tuple[machine.State, frame.Step, Trust]:
+    """A device that has sent its keys. A trainer may well give numbers of NumPy."""
+    x = np.random.default_rng(0).standard_normal(SPEC.dim).astype(np.float32)
+    state, sent, trust = trained(plan, up_mbit, x, {"loss_first": np.float64(1.0), "loss_last": np.float64(1.0)})
     assert isinstance(sent, frame.Step)
     return state, sent, trust
 
 
+@pytest.mark.parametrize(("at", "loss"), [(7, 1.0), (-1, np.nan)])
+def test_an_update_that_cannot_be_encoded_is_refused_before_the_keys(at: int, loss: float) -> None:
+    x = np.zeros(SPEC.dim, np.float32)
+    x[at] = np.inf if at >= 0 else 0.0
+    state, sent, _ = trained(plan_of(), 1.0, x, {"loss_first": loss, "loss_last": 1.0})
+    assert isinstance(state, machine.Idle)
+    assert isinstance(sent, frame.Refusal)
+    assert sent.code == "E-NAN"
+
+
+def test_an_upload_has_the_time_of_its_own_message() -> None:
+    """Keys are sent when training is done, and the update when those of all are in."""
+    plan = plan_of()
+    assert plan.budget_bytes(0.0, 0.03) == plan.budget_bytes(19.9, 0.03) == 0.03e6 / 8 * 18.0
+    visible = plan_of(privacy="none", merge={"kind": "sum"}, stage=[{"kind": "weigh"}])
+    assert visible.budget_bytes(19.9, 0.03) == 0.0
+
+
 def roster(plan: Plan, sent: frame.Step, rung: int) -> frame.Step:
-    """A roster with the device and two others."""
+    """A roster with the device and three others."""
     mine = messages.load(sent.body)
     assert isinstance(mine, messages.Advertise)
     keys = {"d000": mine.keys}
@@ -167,7 +206,7 @@ def roster(plan: Plan, sent: frame.Step, rung: int) -> frame.Step:
         run=plan.run, round=0, spec=SPEC.digest(), model="0" * 64, public=plan.public(0), accepted=-1,
         deadline_s=20.0, rule=plan.rule(0), nonce=bytes(32),
     )  # fmt: skip
-    for d in ("d001", "d002"):
+    for d in ("d001", "d002", "d003"):
         _, raw = client.advertise(
             plan.secagg(0, 0), plan.session(nothing), d, IDENTITIES[d].secret, derive(KEY, "entropy", d)
         )

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
+from edgewise.codecs.sketch import sketch
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
@@ -24,7 +26,7 @@ from edgewise.secagg.merge import grouped, secure_sum
 
 RULES: list[RuleName] = ["median", "trimmed_mean"]
 TURN = Turn(0, root(1), root(2))
-SPACE = Space(40, Quorum(2, 4), head=("loss",), head_l2=20.0, universe=40)
+SPACE = Space(40, Quorum(3, 4), head=("loss",), head_l2=20.0, universe=40)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -108,9 +110,16 @@ def test_what_does_not_go_with_groups() -> None:
         with pytest.raises(RecipeError) as refused:
             grouped(*wrong)
         assert refused.value.code == "E-VALUE"
-    with pytest.raises(CompositionError) as caught:
-        pipeline(SPACE.but(quorum=Quorum(1, 4)), [clip(1.0), quantize(8, "shared"), wrap()], grouped(3, 1))
-    assert caught.value.code == "E-ROBUST-SECAGG"
+    for least, byzantine in ((1, 1), (2, 1), (3, 2)):  # one honest device, alone with the others
+        space = SPACE.but(quorum=Quorum(least, 4))
+        with pytest.raises(CompositionError) as caught:
+            pipeline(space, [clip(1.0), quantize(8, "shared"), wrap()], grouped(5, byzantine))
+        assert caught.value.code == "E-ROBUST-SECAGG"
+    grid = [clamp(1.0), quantize(8, "shared")]
+    for served in ([sketch(4.0), *grid], [feedback(grid, form="ef21")]):
+        with pytest.raises(CompositionError, match="server") as caught:
+            pipeline(SPACE, [clip(1.0), *served, wrap()], grouped(3, 1))
+        assert caught.value.code == "E-COMBO"
     with pytest.raises(CompositionError) as caught:
         pipeline(SPACE, [clip(1.0), quantize(8, "shared"), wrap()], grouped(3, 1), [noise(1.0)])
     assert caught.value.code == "E-COMBO"

@@ -8,7 +8,7 @@ law test).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, sqrt
@@ -20,10 +20,22 @@ from numpy.typing import NDArray
 from edgewise.core.errors import CompositionError, DecodeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.space import Space, Total
-from edgewise.core.stage import BELOW, HEAD_BOUND, WEIGHT, Aggregate, Head, Memory, Merge, Payload, Post, Stage, Sum
+from edgewise.core.stage import (
+    BELOW,
+    HEAD_BOUND,
+    WEIGHT,
+    Aggregate,
+    Head,
+    Memory,
+    Merge,
+    Payload,
+    Post,
+    Rule,
+    Stage,
+    Sum,
+)
 from edgewise.core.vector import Array, Vector, finite
 
-Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [g, m] -> [m]
 POST = "post"  # begins the names of what posts keep on the server
 PIECE = 1 << 16  # coordinates decoded at a time while they are added: 256 KiB of float32, for a second-level cache
 
@@ -80,7 +92,21 @@ class Pipeline:
             x: float32[d]. count: amount of data (tokens, examples).
             head: the metrics named by the start space; cut to [0, HEAD_BOUND].
         Raises:
-            TrainingError(E-NAN): x or a head value is not finite.
+            As ``checked``.
+        """
+        values = self.checked(x, head)
+        payload, after = Payload(x, np.clip(values, 0.0, HEAD_BOUND), count=count), dict[str, Array]()
+        for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
+            mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
+            payload, new = stage.encode(payload, mine, space, turn)
+            after.update({f"{i}.{k}": v for k, v in new.items()})
+        return payload, after
+
+    def checked(self, x: Vector, head: Mapping[str, float]) -> NDArray[np.float64]:
+        """The head's values of an update that can be encoded.
+
+        Raises:
+            TrainingError(E-NAN): x or a head value is not finite. ValueError for another shape (own misuse).
         """
         start = self.spaces[0]
         if x.shape != (start.dim,):
@@ -88,12 +114,7 @@ class Pipeline:
         values = np.array([head[name] for name in start.head], np.float64)
         if not (finite(x) and np.isfinite(values).all()):
             raise TrainingError("E-NAN", "the update holds NaN or infinity.", "lower training.lr or set clip_grad.")
-        payload, after = Payload(x, np.clip(values, 0.0, HEAD_BOUND), count=count), dict[str, Array]()
-        for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
-            mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
-            payload, new = stage.encode(payload, mine, space, turn)
-            after.update({f"{i}.{k}": v for k, v in new.items()})
-        return payload, after
+        return values
 
     def decode(self, payload: Payload, turn: Turn, level: int = 0) -> Payload:
         """Server side: undo the stages in reverse order down to ``spaces[level]``; the body is float32 of its dim."""
@@ -284,6 +305,12 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
             "E-COMBO",
             f"{posts[0].name} behind {merge.name}: a rule between sums has no bound for what one device moves.",
             'let devices add the noise (privacy = "distributed"), or use secure_sum.',
+        )
+    if merge.combine is not None and (served := [stage.name for stage in stages if stage.server is not None]):
+        raise CompositionError(
+            "E-COMBO",
+            f"{served[0]} with {merge.name}: its half on the server needs the mean of all, not one between sums.",
+            "leave it out, or use secure_sum.",
         )
     for post in posts:
         totals.append(post.infer(totals[-1]))

@@ -21,14 +21,22 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Quorum:
-    """How many contributions a sum has: at least ``n_min`` (a promise to privacy), at most ``n_max`` (capacity)."""
+    """How many contributions a sum has: at least ``n_min`` (a promise to privacy), at most ``n_max`` (capacity).
+
+    ``cohort``: devices of the round, of which the sum's may be a part; 0: ``n_max`` of them. Shares of a cohort that
+    may be corrupt are shares of this, since all of them may be in one part.
+    """
 
     n_min: int
     n_max: int
+    cohort: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_min <= self.n_max:
             raise ValueError(f"need 1 <= n_min <= n_max, got {self.n_min}, {self.n_max}")
+        object.__setattr__(self, "cohort", self.cohort or self.n_max)
+        if self.cohort < self.n_max:
+            raise ValueError(f"a sum of up to {self.n_max} is no part of a cohort of {self.cohort}")
 
 
 @dataclass(frozen=True, slots=True)

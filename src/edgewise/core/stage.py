@@ -19,6 +19,7 @@ from edgewise.core.vector import Array, Vector
 Read = Callable[[int, int], Vector]  # coordinates start to stop of a vector that need not be there as a whole
 Head = Mapping[str, float]  # scalars beside the body, by name
 Memory = Mapping[str, Array]  # what a device keeps between rounds for its codec; empty for most stages
+Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [g, m] -> [m]: one mean for several
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Merge:
     hides: Any = None
     groups: int = 1
     parts: Callable[[Any], list[tuple[Any, int]]] | None = None
-    combine: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None
+    combine: Rule | None = None
 
 
 @dataclass(frozen=True)

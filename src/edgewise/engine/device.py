@@ -233,7 +233,12 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
         raise ValueError("hiding a contribution needs trust and entropy")
     invite, update, me = state.invite, event.update, state.device
     best = plan.best(event.elapsed_s, event.up_mbit)
-    unsent = Unsent(frame.dump(invite), vector.to_bytes(update.x), dict(update.head), float(update.count), best)
+    try:  # a device that could not encode would cost its group a member after the keys
+        plan.at(invite.round, best).checked(update.x, update.head)
+    except EdgewiseError as e:
+        return Idle(me, state.base), (Send(_refusal(state, e.code, e.what)),)
+    head = {name: float(value) for name, value in update.head.items()}
+    unsent = Unsent(frame.dump(invite), vector.to_bytes(update.x), head, float(update.count), best)
     secagg, secret = plan.secagg(invite.round, best), trust.identity(me)
     hiding, first = client.advertise(secagg, plan.session(invite), me, secret, event.entropy)
     sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first, rung=best)

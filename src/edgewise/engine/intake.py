@@ -138,13 +138,13 @@ class Masked:
     """One server that never sees an unmasked contribution.
 
     Each group of a cohort, mostly all of it, has a session of its own; the groups are dealt when the keys are in.
-    ``deadline_s``: for the answers to each message. ``deal``: decides the groups, and no device can know it before.
+    ``deadline_s``: for the answers to each message. ``dealing``: decides the groups, and no device can know it before.
     """
 
-    def __init__(self, plan: Plan, invite: Invite, trust: Trust, deadline_s: float, deal: Key) -> None:
+    def __init__(self, plan: Plan, invite: Invite, trust: Trust, deadline_s: float, dealing: Key) -> None:
         assert plan.hides is not None
         session = server.Session(plan.secagg(invite.round), plan.session(invite), trust.registry)
-        self._plan, self._round, self._deadline_s, self._deal = plan, invite.round, deadline_s, deal
+        self._plan, self._round, self._deadline_s, self._dealing = plan, invite.round, deadline_s, dealing
         self._hides = plan.hides
         self._keys: server.State = server.start(session)
         self._groups: list[_Group] = []
@@ -171,7 +171,8 @@ class Masked:
         return -1
 
     def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
-        """See Intake. With several groups the sum is of those that have one, if they are enough for the rule."""
+        """See Intake. With several groups the sum is of those that have one, if they are enough for the rule, and their
+        devices for a round."""
         cohort.close_round(keep=frozenset(accepted))
         self._charge = charge
         assert isinstance(self._keys, server.Advertising)
@@ -192,10 +193,10 @@ class Masked:
 
     def _dealt(self, accepted: Sequence[DeviceId]) -> list[tuple[int, list[DeviceId]]]:
         if not self._plan.ways:
-            return [(-1, devices) for devices in deal(accepted, self._hides.groups, self._deal)]
+            return [(-1, devices) for devices in deal(accepted, self._hides.groups, self._dealing)]
         best = {device: self._best[device] for device in accepted}
         least = self._plan.secagg(self._round, 0).n_min
-        return sort(best, self._plan.sizes, self._plan.recipe.adaptive.groups, least, self._deal)
+        return sort(best, self._plan.sizes, self._plan.recipe.adaptive.groups, least, self._dealing)
 
     def _gathered(self) -> Gathered:
         ended = [(group.rung, group.state) for group in self._groups]
@@ -206,7 +207,7 @@ class Masked:
             (rung, Sum(total(state.body, state.head, len(state.survivors)), len(state.survivors)))
             for rung, state in released
         ]
-        if len(sums) < self._hides.least or (self._plan.ways and len(survivors) < self._plan.sampling.minimum):
+        if len(sums) < self._hides.least or len(survivors) < self._plan.sampling.minimum:
             sums, survivors = [], ()
         elif self._hides.groups > 1:
             sums = [(-1, Sum(Groups(tuple(part.acc for _, part in sums)), len(survivors)))]

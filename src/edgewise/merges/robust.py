@@ -10,14 +10,13 @@ Source: Yin et al. 2018, arXiv:1803.01498.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = NDArray[np.float64]  # [g, d]
-Rule = Callable[[Rows], NDArray[np.float64]]
+from edgewise.core.stage import Rule
+
 RuleName = Literal["median", "trimmed_mean"]
 _BLOCK = 1 << 16  # coordinates at a time, so that sorting takes no second copy of all rows
 
@@ -25,7 +24,7 @@ _BLOCK = 1 << 16  # coordinates at a time, so that sorting takes no second copy 
 def rule(name: RuleName, byzantine: int) -> Rule:
     """``rows``: [g, d], g > 2 ``byzantine`` -> [d]. Raises ValueError for fewer rows."""
 
-    def apply(rows: Rows) -> NDArray[np.float64]:
+    def apply(rows: NDArray[np.float64]) -> NDArray[np.float64]:
         if rows.shape[0] <= 2 * byzantine:
             raise ValueError(f"{rows.shape[0]} rows, of which {byzantine} may be anything")
         out = np.empty(rows.shape[1])

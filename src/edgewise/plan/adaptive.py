@@ -19,7 +19,7 @@ from edgewise.core.space import Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue
-from edgewise.plan.ladder import MASKED_RUNGS, RUNGS, Masked, Rung, remaining
+from edgewise.plan.ladder import MASKED_RUNGS, RUNGS, MaskedRung, Rung, remaining
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.stages import build_stages
 from edgewise.privacy.clip import clamp, clip
@@ -30,7 +30,8 @@ CLAMP_STDS = 4.0  # of a rotated coordinate of an update at the clip: beyond, on
 @dataclass(frozen=True)
 class Offer:
     """A rung for one recipe and model: its stages and the bytes of one contribution by it, its number included. Where
-    a sum hides its parts ``stages`` are all that is left of the way, feedback and all."""
+    a sum hides its parts ``stages`` are all that is left of the way, feedback and all, and the number travels with the
+    keys."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -44,7 +45,7 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidd
     Raises:
         RecipeError: E-NAME for a rung that does not exist, E-VALUE for one named twice. CompositionError: E-NO-BOUND.
     """
-    known: Mapping[str, Rung | Masked] = {rung.name: rung for rung in (MASKED_RUNGS if hidden else RUNGS)}
+    known: Mapping[str, Rung | MaskedRung] = {rung.name: rung for rung in (MASKED_RUNGS if hidden else RUNGS)}
     names = recipe.adaptive.ladder or list(known)
     for i, name in enumerate(names):
         if name not in known:
@@ -58,7 +59,7 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidd
     found = []
     for name in names:
         rung = known[name]
-        if isinstance(rung, Masked):
+        if isinstance(rung, MaskedRung):
             chain = _masked(rung, before)
             found.append(Offer(name, chain, pack.size_bytes(_folded(chain, before))))
             continue
@@ -74,7 +75,7 @@ def _folded(stages: Sequence[Stage], space: Space) -> Space:
     return space
 
 
-def _masked(rung: Masked, before: Space) -> tuple[Stage, ...]:
+def _masked(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
     """Feedback around a choice of coordinates, the recipe's bound, and a shared grid; then a ring.
 
     The bound is on what travels: what it cuts comes back next time. A rotated coordinate of a vector of length l2 has

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from edgewise.codecs import pack
 from edgewise.codecs.ladder import pick
 from edgewise.core import keys
-from edgewise.core.errors import RecipeError
+from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
@@ -26,7 +26,7 @@ from edgewise.plan.section import DP_WORDS
 from edgewise.plan.stages import build_stages, schedule
 from edgewise.secagg import messages
 from edgewise.secagg.merge import Hiding, params
-from edgewise.secagg.params import Params
+from edgewise.secagg.params import CORRUPT_MOST, Params
 from edgewise.strategies.base import Strategy
 
 # Of messages of secure aggregation, names of 16 characters: one device's sealed shares for another, a signed answer
@@ -225,10 +225,11 @@ class Plan:
 
     def budget_bytes(self, elapsed_s: float, up_mbit: float) -> float:
         """What a device may upload that has spent ``elapsed_s`` of the round and has a link of ``up_mbit``
-        (``plan.budget``); inf where the codec is fixed and the size with it."""
+        (``plan.budget``); inf where the codec is fixed and the size with it. Behind masks the update is sent when the
+        keys of all are in, within a deadline that starts then."""
         if not self.rungs:
             return math.inf
-        a = self.recipe.adaptive
+        a, elapsed_s = self.recipe.adaptive, 0.0 if self.ways else elapsed_s
         deadline_s = a.deadline_s or self.recipe.round.deadline_s
         return upload_budget(a.max_upload_mb * 1e6, deadline_s * (1.0 - a.slack), elapsed_s, up_mbit)
 
@@ -267,10 +268,12 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
     most = sampling.population if sampling.kind == "poisson" else sampling.invite
     hidden_ladder = recipe.codec == "adaptive" and merge.hides is not None
-    sorted_into = _sorted_into(recipe, merge) if hidden_ladder else 1
+    sorted_into, least = 1, max(1, sampling.minimum // merge.groups)
+    if hidden_ladder:
+        merge, sorted_into, least = _sorted_into(recipe, merge, sampling.minimum, most)
     start = Space(
         dim=spec.dim,
-        quorum=Quorum(max(1, sampling.minimum // max(merge.groups, sorted_into)), -(-most // merge.groups)),
+        quorum=Quorum(least, -(-most // merge.groups), most),
         head=names,
         head_l2=HEAD_BOUND * math.sqrt(len(names)),
         universe=spec.dim,
@@ -312,17 +315,32 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, told, groups, rungs, down, spend, ways)
 
 
-def _sorted_into(recipe: Recipe, merge: Merge) -> int:
-    """Into how many groups, each with a rung of its own, a hidden cohort may be sorted.
+def _sorted_into(recipe: Recipe, merge: Merge, minimum: int, most: int) -> tuple[Merge, int, int]:
+    """The merge, into how many groups of one rung a hidden cohort may be sorted, and devices of the smallest group.
 
-    Raises RecipeError(E-COMBO) where there can be none.
+    A device is in the group that it asks for, so all corrupt ones of a cohort may be in one: that has to be fewer than
+    a third of the smallest group, and is the share that sessions of groups allow for.
+    Raises:
+        RecipeError: E-COMBO where there can be no groups. CompositionError: E-NMIN where a round may end with fewer
+            devices than a group needs.
     """
     kind = recipe.merge["kind"]
     if recipe.privacy != "hidden" or merge.groups > 1 or merge.hides.servers != 1 or recipe.post:
         what = f'codec = "adaptive" with privacy = "{recipe.privacy}", [merge] {kind} and posts: {len(recipe.post)}.'
         fix = 'hidden rungs need privacy = "hidden", [merge] kind = "secure_sum" and no [[post]]; or codec = "stages".'
         raise RecipeError("E-COMBO", what, fix)
-    return recipe.adaptive.groups
+    policy, groups = merge.hides.policy, recipe.adaptive.groups
+    corrupt = math.floor(policy.corrupt * most)
+    least = max(2, minimum // groups, 3 * corrupt + 1, math.ceil(corrupt / CORRUPT_MOST))
+    if minimum < least:
+        raise CompositionError(
+            "E-NMIN",
+            f'codec = "adaptive": a group of one rung needs {least} devices, for {corrupt} of {most} may be corrupt '
+            f"and choose the same one; a round may end with {minimum}.",
+            "raise round.minimum, or assume fewer corrupt devices ([merge] corrupt).",
+        )
+    policy = replace(policy, corrupt=max(policy.corrupt, corrupt / least))
+    return replace(merge, hides=replace(merge.hides, policy=policy)), groups, least
 
 
 def _taking(sampling: Sampling, recipe: Recipe) -> Taking:

@@ -153,8 +153,9 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
 
     ``rungs``: ``name``, ``bytes``, ``number`` (None for one that is left out: above ``adaptive.max_upload_mb``).
     ``links``: for each uplink speed ``mbit``: ``down_s``, ``train_s``, the ``rung`` (name) and ``bytes`` that a device
-    picks on a steady link, ``total_s`` with the upload, and ``late`` where that is after ``deadline_s``. Training time
-    is that of the simulation's median device, the downlink ``simulation.link_down`` times the uplink.
+    picks on a steady link, ``total_s`` with the upload, and ``late`` where that is after ``deadline_s``; behind masks
+    where training ends after the round's deadline or the upload by itself takes longer than ``deadline_s``. Training
+    time is that of the simulation's median device, the downlink ``simulation.link_down`` times the uplink.
     """
     if not plan.rungs:
         return None
@@ -174,7 +175,11 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
     for mbit in LINKS_MBIT:
         down_s = 8.0 * down_bytes / (mbit * s.link_down * 1e6)
         chosen = plan.best(down_s + train_s, mbit)
-        total_s = down_s + train_s + 8.0 * sizes[chosen] / (mbit * 1e6)
+        up_s = 8.0 * sizes[chosen] / (mbit * 1e6)
+        total_s = down_s + train_s + up_s
+        late = total_s > deadline_s
+        if plan.ways:
+            late = up_s > deadline_s or down_s + train_s > recipe.round.deadline_s
         links.append(
             {
                 "mbit": mbit,
@@ -183,7 +188,7 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
                 "rung": plan.rungs[chosen],
                 "bytes": sizes[chosen],
                 "total_s": total_s,
-                "late": total_s > deadline_s,
+                "late": late,
             }
         )
     return {"deadline_s": deadline_s, "slack": recipe.adaptive.slack, "rungs": rungs, "links": links}

@@ -46,20 +46,24 @@ RUNGS: tuple[Rung, ...] = (
 )
 
 
-# For masked sums, which need integers on a grid that all share. ``keep``: the share of coordinates that travels, drawn
-# anew in each round and alike for all; ``bits``: of the grid.
 @dataclass(frozen=True)
-class Masked:
-    """One way to send an update into a masked sum, its stages but for the bounds, which the recipe's clip decides."""
+class MaskedRung:
+    """One way to send an update into a masked sum, which needs integers on a grid that all share.
+
+    The bounds are the recipe's clip's. ``bits``: of the grid. ``keep``: the share of coordinates that travels, drawn
+    anew in each round and alike for all.
+    """
 
     name: str
     bits: int
     keep: float = 1.0
 
 
-MASKED_RUNGS: tuple[Masked, ...] = (
-    *(Masked(f"masked {bits} bit", bits) for bits in (8, 6, 4, 2)),
-    *(Masked(f"masked {percent:g} %, 4 bit", 4, percent / 100) for percent in (25, 10, 5, 2, 1, 0.5)),
+# A coordinate costs log2 of the cohort's size above its bits, so few bits save little; and what is left out is larger
+# when it travels than what is sent in the first round, so part of the grid's range is for later.
+MASKED_RUNGS: tuple[MaskedRung, ...] = (
+    *(MaskedRung(f"masked {bits} bit", bits) for bits in (8, 6, 4)),
+    *(MaskedRung(f"masked {percent:g} %, 8 bit", 8, percent / 100) for percent in (50, 25, 10, 5, 2, 1, 0.5)),
 )
 
 

@@ -244,8 +244,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
             who = f"the server, {z:.4g} times how far one device in all its rounds can move the run's encoded sums, by "
             who += f"{bound}; rounds take back noise of earlier ones"
     elif word == "distributed":
-        quorum = space.quorum
-        honest = honest_survivors(quorum.n_min, quorum.n_max, dp.corrupt)
+        honest = honest_survivors(space.quorum, dp.corrupt)
         each = space.noise_std
         summary = "every device adds its share of noise before its update is hidden: neither the server nor readers of "
         summary += "the models learn more of a device than epsilon allows"

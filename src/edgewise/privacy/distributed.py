@@ -28,7 +28,7 @@ import numpy as np
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive
-from edgewise.core.space import Kind, Space
+from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within
 
@@ -139,10 +139,10 @@ def evenness(space: Space) -> int:
     return space.rotated_least if whole else max(1, space.rotated_least // 2)
 
 
-def honest_survivors(n_min: int, n_max: int, corrupt: float) -> int:
-    """Devices whose noise is surely in a sum: of at least ``n_min`` contributions at most floor(corrupt n_max) come
-    from devices that may leave theirs out."""
-    return n_min - floor(corrupt * n_max + 1e-9)
+def honest_survivors(quorum: Quorum, corrupt: float) -> int:
+    """Devices whose noise is surely in a sum: of at least ``n_min`` contributions at most floor(corrupt ``cohort``)
+    come from devices that may leave theirs out."""
+    return quorum.n_min - floor(corrupt * quorum.cohort + 1e-9)
 
 
 def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = None) -> Stage:
@@ -172,7 +172,7 @@ def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = N
 
     def sizing(space: Space) -> Sizing:
         q = space.quorum
-        honest = honest_survivors(q.n_min, q.n_max, corrupt)
+        honest = honest_survivors(q, corrupt)
         return fit(q.n_max, honest, z, space.l2, space.dim, evenness(space), bits)
 
     def infer(space: Space) -> Space:
@@ -204,7 +204,7 @@ def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = N
                 "put rotate right before it, after clip and after what shortens the vector.",
             )
         q = space.quorum
-        if (honest := honest_survivors(q.n_min, q.n_max, corrupt)) < 1:
+        if (honest := honest_survivors(q, corrupt)) < 1:
             raise CompositionError(
                 "E-NMIN",
                 f"{name}: of {q.n_min} contributions up to {q.n_min - honest} may come without noise.",

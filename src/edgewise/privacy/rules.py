@@ -115,11 +115,13 @@ def divisor(by_count: bool, adjacency: Adjacency, word: str) -> None:
         )
 
 
-def robust(rule: str, alone: bool) -> None:
-    """E-ROBUST-SECAGG: a rule that looks at single updates, behind a sum that hides them. ``alone``: groups of one."""
-    if alone:
+def robust(rule: str, least: int, byzantine: int) -> None:
+    """E-ROBUST-SECAGG: a rule that looks at single updates, behind a sum that hides them. ``least``: devices of the
+    smallest group, of which ``byzantine`` know their own part of the sum."""
+    if least < byzantine + 2:
         raise CompositionError(
             "E-ROBUST-SECAGG",
-            f"{rule} would compare single updates, and secure aggregation shows sums of two or more only.",
+            f"{rule} would compare single updates, and secure aggregation shows sums of two honest devices or more: "
+            f"groups of {least} have {max(0, least - byzantine)} where {byzantine} may be dishonest.",
             "take fewer groups, or raise round.cohort or round.minimum.",
         )

@@ -84,7 +84,7 @@ def grouped(groups: int, byzantine: int, rule: robust.RuleName = "median", polic
     Algebra: sensitivity inf, so no noise on the result; noise that devices add is sized for their group, and the groups
         are disjoint, so that a round costs what one group's sum costs.
     Args: groups: g > 2 ``byzantine``. byzantine: f, at least 1.
-    Raises: RecipeError(E-VALUE); CompositionError as ``secure_sum``, and E-ROBUST-SECAGG for groups of one.
+    Raises: RecipeError(E-VALUE); CompositionError as ``ring_sum``, and E-ROBUST-SECAGG for groups of fewer than f + 2.
     Source: Velicheti et al. 2021, arXiv:2110.02940.
     """
     demand.between("grouped: byzantine", byzantine, 1, 1000)
@@ -92,7 +92,7 @@ def grouped(groups: int, byzantine: int, rule: robust.RuleName = "median", polic
     one, name = ring_sum(), f"grouped({groups}, {rule})"
 
     def infer(space: Space) -> Total:
-        rules.robust(rule, space.quorum.n_min < 2)
+        rules.robust(rule, space.quorum.n_min, byzantine)
         return one.infer(space).but(sensitivity=inf)
 
     def init(space: Space) -> Groups:

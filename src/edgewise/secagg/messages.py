@@ -28,7 +28,7 @@ from edgewise.crypto.sign import SIGNATURE_BYTES
 
 PROTOCOL = b"edgewise/secagg/v1"
 CODES = (  # with which a device may end its session
-    "E-FRAME", "E-SHARE", "E-SEAL", "E-KEY-AGREE",
+    "E-FRAME", "E-SHARE", "E-SEAL", "E-KEY-AGREE", "E-RUNG",
     "E-SECAGG-FEW", "E-SECAGG-KEYS", "E-SECAGG-ORDER", "E-SECAGG-POLICY", "E-SECAGG-SURVIVORS",
 )  # fmt: skip
 BOX_BYTES = 2 * SHARE_BYTES + OVERHEAD_BYTES  # two shares, sealed

@@ -25,6 +25,7 @@ from edgewise.core.errors import CompositionError
 from edgewise.secagg.messages import digest
 
 COMPLETE_TO = 64  # devices
+CORRUPT_MOST = 0.33  # of a session's devices: below a third
 FEWEST = 50  # for ``choose``: below, shares of n round down to nobody
 ETA = 20  # the protocol fails for want of shares with probability at most 2^-ETA
 SIGMA = {"curious": 40, "malicious": 80}  # bits of statistical security; 80, because a server may draw graphs anew
@@ -47,7 +48,7 @@ class Policy:
     server: Server = "malicious"
 
     def __post_init__(self) -> None:
-        demand.between("secure_sum: corrupt", self.corrupt, 0.0, 0.33)
+        demand.between("secure_sum: corrupt", self.corrupt, 0.0, CORRUPT_MOST)
         demand.between("secure_sum: dropout", self.dropout, 0.0, 0.33)
 
     def shape(self, n: int) -> tuple[int, int]:
