@@ -124,6 +124,7 @@ def _loss(told):
     return sum(last.nll.values()) / sum(last.tokens.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
 def test_two_poisoners_spoil_a_sum_and_not_the_rule_between_groups(tmp_path, monkeypatch, rule):
     single = {**GROUPED, "merge": {"kind": "secure_sum"}, "strategy": {"kind": "fedavg"}}
@@ -136,6 +137,7 @@ def test_two_poisoners_spoil_a_sum_and_not_the_rule_between_groups(tmp_path, mon
     assert spoilt[1] < 1.1 * honest[1]
 
 
+@pytest.mark.slow
 def test_a_group_without_a_sum_costs_its_devices_their_place_only(tmp_path):
     """As long as more groups than twice the poisoners have one, and all together are enough for a round."""
     leaving = {**GROUPED, "merge": {**GROUPED["merge"], "byzantine": 1}, "simulation.step_dropout": 0.08}
@@ -151,6 +153,7 @@ def test_a_group_without_a_sum_costs_its_devices_their_place_only(tmp_path):
         play(tmp_path / "b", {**leaving, "simulation.step_dropout": 0.1, "round.minimum": 0.9})
 
 
+@pytest.mark.slow
 def test_hidden_groups_send_by_rungs_of_their_own(tmp_path):
     """Fast devices are not held back by slow ones, and a sum of each group is all that the server has."""
     models, told, _ = play(tmp_path / "a", LADDER)
@@ -170,6 +173,7 @@ def test_hidden_groups_send_by_rungs_of_their_own(tmp_path):
     assert story(other) == story(told)
 
 
+@pytest.mark.slow
 def test_a_hidden_ladder_of_one_rung_is_that_codec(tmp_path):
     """To the byte: sums of integers on one grid, whatever the groups."""
     ladder, _, _ = play(tmp_path / "a", {**LADDER, "adaptive.ladder": ["masked 8 bit"]})
@@ -186,6 +190,7 @@ def test_a_hidden_ladder_of_one_rung_is_that_codec(tmp_path):
     assert ladder == fixed
 
 
+@pytest.mark.slow
 def test_a_group_of_a_hidden_ladder_may_be_lost(tmp_path):
     """Its devices lose their place in the round and keep their memory; the others count, if they are enough."""
     _, told, _ = play(tmp_path, {**LADDER, "simulation.step_dropout": 0.08, "round.minimum": 0.4, "round.rounds": 6})
