@@ -73,6 +73,7 @@ RUNGS: dict[str, Table] = {
     },
     "low_rank 4": {"stage": feedback({"kind": "low_rank", "rank": 4})},
     "cycle 2 eden 1": {"stage": [{"kind": "segments", "cycle": 2}, *eden(1)]},
+    "full eden 2": {"stage": eden(2), "trainable": FULL},
     "full eden 1": {"stage": eden(1), "trainable": FULL},
     "full 60 % eden 1": {"stage": [{"kind": "random_k", "fraction": 0.6}, *eden(1)], "trainable": FULL},
     "full 30 % eden 1": {"stage": [{"kind": "random_k", "fraction": 0.3}, *eden(1)], "trainable": FULL},

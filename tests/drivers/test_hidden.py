@@ -178,8 +178,6 @@ def test_a_hidden_ladder_of_one_rung_is_that_codec(tmp_path):
     """To the byte: sums of integers on one grid, whatever the groups."""
     ladder, _, _ = play(tmp_path / "a", {**LADDER, "adaptive.ladder": ["masked 8 bit"]})
     grid = [
-        {"kind": "feedback"},
-        {"kind": "clip", "l2": 8.0},
         {"kind": "rotate"},
         {"kind": "clamp", "linf": 4.0 * 8.0 / 50**0.5},  # the toy has 50 parameters
         {"kind": "quantize", "bits": 8, "grid": "shared"},

@@ -74,6 +74,8 @@ CHAINS = [
     _chain(random_k(0.1)),
     _chain(random_k(0.1, unbiased=False)),
     _chain(random_k(1.0)),
+    _chain(random_k(0.05, most=4.0)),
+    _chain(clip(1.0), weigh(CAP), random_k(0.05, most=4.0), clip(1.0), rotate(128), quantize(8, "shared"), wrap()),
     _chain(top_k(0.02)),
     _chain(top_k(0.5)),
     _chain(top_k(1.0)),

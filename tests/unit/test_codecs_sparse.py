@@ -14,7 +14,7 @@ from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
 from edgewise.codecs.top_k import largest, top_k
 from edgewise.codecs.wrap import wrap
-from edgewise.core.errors import DecodeError
+from edgewise.core.errors import DecodeError, RecipeError
 from edgewise.core.keys import Turn, root
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Kind, Quorum, Space
@@ -201,6 +201,27 @@ def test_random_k_variance_is_the_textbook_one() -> None:
     stage = random_k(0.05)
     y = stage.decode(_encode(stage, x), _space(x.size), TURN).dense(x.size).body
     assert float(np.square(y - x).sum() / np.square(x).sum()) == pytest.approx(19.0, rel=0.1)
+
+
+def test_random_k_with_a_limit_trades_variance_for_length() -> None:
+    """At 5 % and 8 times at most: a mean of 0.4 x, a variance of 64 0.05 0.95 = 3.04 ||x||^2."""
+    x = np.ones(2000, np.float32)
+    stage = random_k(0.05, most=8.0)
+    y = np.array(
+        [
+            stage.decode(_encode(stage, x, Turn(i, root(1), root(2))), _space(x.size), Turn(i, root(1), root(2)))
+            .dense(x.size)
+            .body
+            for i in range(200)
+        ]
+    )
+    assert y.mean() == pytest.approx(0.4)
+    assert y.var(axis=0).mean() == pytest.approx(3.04, rel=0.05)
+    out = stage.infer(_space(100))
+    assert (out.l2, out.gain, out.unbiased) == (24.0, 8.0, False)
+    assert random_k(0.25, most=4.0).infer(_space(100)).unbiased
+    with pytest.raises(RecipeError, match="at least 1"):
+        random_k(0.5, most=0.5)
 
 
 SPEC = Spec.of([("l0.a", (2, 2), "float32"), ("l0.b", (3,), "float32"), ("l1.a", (1,), "float32")])

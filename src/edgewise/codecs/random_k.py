@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
 from edgewise.core import demand
-from edgewise.core.errors import CompositionError, TrainingError
+from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
@@ -24,29 +25,34 @@ def _positions(key: Key, dim: int, k: int) -> NDArray[np.int64]:
     return at
 
 
-def random_k(fraction: float, unbiased: bool = True) -> Stage:
+def random_k(fraction: float, unbiased: bool = True, most: float = inf) -> Stage:
     """Send ``k = max(1, round(fraction d))`` coordinates, drawn from the round's public key; no indices travel.
 
     ``unbiased``: the kept coordinates are multiplied by d/k *before* they travel, so that the mean over supports is x
     and every later clip or quantizer sees exactly what enters the sum.
     Algebra: dim -> k; linear, summable; unbiased form l2 -> l2 d/k and linf -> linf d/k (all of x may sit on the
-    support), biased form keeps both. ``moving``: positions change every round, so nothing after this may remember.
+    support), biased form keeps both. With m = ``most`` below d/k the factor is m: the mean over supports is x m k/d,
+    with a variance of m^2 k/d (1 - k/d) ||x||^2, which is at most m times, instead of d/k - 1 times. ``moving``:
+    positions change every round, so nothing after this may remember.
     Guarantees: uniform over supports; equal on every platform and library version (own counter-based sampler, O(d)
     time, O(k) memory).
     Args:
-        fraction: share of coordinates, above 0, at most 1 (1 is the identity).
+        fraction: share of coordinates, above 0, at most 1 (1 is the identity). most: largest factor, at least 1.
     Raises:
         RecipeError(E-VALUE); CompositionError(E-NOT-REAL, E-ORDER); TrainingError(E-RANGE) when x d/k overflows.
     Source: Konečný et al. 2016, arXiv:1610.05492, section 3 (random mask); variance d/k - 1 times ||x||^2.
     """
-    name = f"random_k({fraction:g})" if unbiased else f"random_k({fraction:g}, biased)"
+    limit = f", at most {most:g} times" if isfinite(most) else ""
+    name = f"random_k({fraction:g}{limit})" if unbiased else f"random_k({fraction:g}, biased)"
     demand.positive("random_k: fraction", fraction, 1.0)
+    if not most >= 1.0:
+        raise RecipeError("E-VALUE", f"random_k: most is {most!r}, must be at least 1.", "leave it out: no limit.")
 
     def size(space: Space) -> int:
         return min(space.dim, max(1, round(fraction * space.dim)))
 
     def gain(space: Space) -> float:
-        return space.dim / size(space) if unbiased and space.dim else 1.0
+        return min(most, space.dim / size(space)) if unbiased and space.dim else 1.0
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
@@ -60,7 +66,7 @@ def random_k(fraction: float, unbiased: bool = True) -> Stage:
             linf=space.linf * g,
             gain=space.gain * g,
             moving=space.moving or k < space.dim,
-            unbiased=space.unbiased and (unbiased or k == space.dim),
+            unbiased=space.unbiased and (k == space.dim or (unbiased and k * most >= space.dim)),
         )
 
     def positions(space: Space, turn: Turn) -> NDArray[np.int64]:

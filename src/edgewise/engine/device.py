@@ -261,7 +261,7 @@ def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hidi
     update = Update(vector.from_bytes(unsent.x, plan.spec.dim), unsent.head, unsent.count)
     payload, idle = _encoded(plan, pipe, state.idle.device, base, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
-    return Hiding(state.round, ready, idle, rung), (Remember(idle),)
+    return Hiding(state.round, ready, idle, rung), (Remember(idle),) if pipe.encoded.memory else ()
 
 
 def _silent(plan: Plan, event: Trained | Failed) -> Trained:

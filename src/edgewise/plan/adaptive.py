@@ -25,13 +25,14 @@ from edgewise.plan.stages import build_stages
 from edgewise.privacy.clip import clamp, clip
 
 CLAMP_STDS = 4.0  # of a rotated coordinate of an update at the clip: beyond, one in 16,000 is cut
+CUT = 1.5  # times the length that a random share of an update at the clip has: longer ones are clipped
+STRETCH_MOST = 20.0  # of what travels for all: beyond, a choice adds more noise than a few devices' updates can carry
 
 
 @dataclass(frozen=True)
 class Offer:
     """A rung for one recipe and model: its stages and the bytes of one contribution by it, its number included. Where
-    a sum hides its parts ``stages`` are all that is left of the way, feedback and all, and the number travels with the
-    keys."""
+    a sum hides its parts ``stages`` are all that is left of the way, and the number travels with the keys."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -76,10 +77,11 @@ def _folded(stages: Sequence[Stage], space: Space) -> Space:
 
 
 def _masked(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
-    """Feedback around a choice of coordinates, the recipe's bound, and a shared grid; then a ring.
+    """A random choice of coordinates that stands for all, and a shared grid; then a ring.
 
-    The bound is on what travels: what it cuts comes back next time. A rotated coordinate of a vector of length l2 has
-    a standard deviation of l2 / sqrt(d), and the grid ends at ``CLAMP_STDS`` of them.
+    Nothing is remembered: the choice is the group's, so what it leaves out would come back rounds later, from a model
+    that is no more. A rotated coordinate of a vector of length l2 has a standard deviation of l2 / sqrt(d), and the
+    grid ends at ``CLAMP_STDS`` of them.
     """
     if not math.isfinite(before.l2):
         raise CompositionError(
@@ -87,11 +89,12 @@ def _masked(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
             'codec = "adaptive" behind a hidden sum: a grid that all devices share needs a bound on the update.',
             'put a clip before the ladder: [[stage]] kind = "clip" with l2.',
         )
-    chosen = [] if rung.keep == 1.0 else [random_k(rung.keep, unbiased=False)]
-    turned = [*chosen, clip(before.l2), rotate()]
-    dim = _folded(turned, before).dim
-    grid = [clamp(CLAMP_STDS * before.l2 / math.sqrt(dim)), quantize(rung.bits, "shared")]
-    return feedback([*turned, *grid]), wrap()
+    chosen = [] if rung.keep == 1.0 else [random_k(rung.keep, most=STRETCH_MOST)]
+    kept = _folded(chosen, before)
+    length = kept.l2 * math.sqrt(kept.dim / before.dim)
+    cut = [clip(CUT * length)] if chosen else []
+    grid = [rotate(), clamp(CLAMP_STDS * length / math.sqrt(kept.dim)), quantize(rung.bits, "shared")]
+    return *chosen, *cut, *grid, wrap()
 
 
 def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage], hidden: bool = False) -> Space:

@@ -41,7 +41,8 @@ def claims(
     told.append(f"cohort: {earns}")
     told.append(_metrics(recipe, visible))
     if recipe.codec == "adaptive":
-        told.append("which rung a device chose tells the server roughly how fast its link and training were")
+        fast = "its link and training were" if visible else "its link is"
+        told.append(f"which rung a device chose tells the server roughly how fast {fast}")
     told.append("held-out losses of single devices are collected by evaluations: a simulation's instrument")
     if not visible:
         told.append("who takes part, when, and how many bytes it sends is visible to the server")

@@ -51,7 +51,7 @@ class MaskedRung:
     """One way to send an update into a masked sum, which needs integers on a grid that all share.
 
     The bounds are the recipe's clip's. ``bits``: of the grid. ``keep``: the share of coordinates that travels, drawn
-    anew in each round and alike for all.
+    anew in each round and alike for the group.
     """
 
     name: str
@@ -59,8 +59,7 @@ class MaskedRung:
     keep: float = 1.0
 
 
-# A coordinate costs log2 of the cohort's size above its bits, so few bits save little; and what is left out is larger
-# when it travels than what is sent in the first round, so part of the grid's range is for later.
+# A coordinate costs log2 of the cohort's size above its bits, so few bits save little.
 MASKED_RUNGS: tuple[MaskedRung, ...] = (
     *(MaskedRung(f"masked {bits} bit", bits) for bits in (8, 6, 4)),
     *(MaskedRung(f"masked {percent:g} %, 8 bit", 8, percent / 100) for percent in (50, 25, 10, 5, 2, 1, 0.5)),

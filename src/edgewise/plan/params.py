@@ -51,6 +51,7 @@ class RandomKParams(Params):
 
     fraction: float = Field(gt=0, le=1)
     unbiased: bool = Field(True, description="scale by d/k so that the mean is right; false inside feedback")
+    most: float = Field(0.0, ge=0, description="largest factor of that scaling, from 1; 0 = no limit")
 
 
 class SharedTopKParams(Params):
