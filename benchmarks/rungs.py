@@ -62,6 +62,7 @@ RUNGS: dict[str, Table] = {
     "top 0.05 %": {"stage": top(0.05)},
     "top 0.02 %": {"stage": top(0.02)},
     "random_k 10 %": {"stage": feedback({"kind": "random_k", "fraction": 0.1, "unbiased": False})},
+    "random_k 10 % stretched": {"stage": [{"kind": "random_k", "fraction": 0.1}]},
     "shared_top_k 10 %": {"stage": feedback({"kind": "shared_top_k", "fraction": 0.1})},
     "sketch / 10": {"stage": [{"kind": "sketch", "ratio": 10.0, "keep": 0.05}]},
     "top 1 % chunked": {
