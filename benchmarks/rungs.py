@@ -28,6 +28,11 @@ def eden(bits: int) -> list[Table]:
     return [{"kind": "rotate"}, quantize(bits, "eden")]
 
 
+def share(percent: float) -> list[Table]:
+    """A random share of the coordinates, stretched to stand for all, in one rotated bit."""
+    return [{"kind": "random_k", "fraction": percent / 100}, *eden(1)]
+
+
 def top(percent: float, *values: Table) -> list[Table]:
     """Each device's largest coordinates, in feedback; two magnitudes and a sign where ``values`` says nothing else."""
     kept = {"kind": "top_k", "fraction": percent / 100}
@@ -74,13 +79,17 @@ RUNGS: dict[str, Table] = {
     },
     "low_rank 4": {"stage": feedback({"kind": "low_rank", "rank": 4})},
     "cycle 2 eden 1": {"stage": [{"kind": "segments", "cycle": 2}, *eden(1)]},
+    "30 % eden 1": {"stage": share(30)},
+    "10 % eden 1": {"stage": share(10)},
+    "5 % eden 1": {"stage": share(5)},
     "full eden 2": {"stage": eden(2), "trainable": FULL},
     "full eden 1": {"stage": eden(1), "trainable": FULL},
-    "full 60 % eden 1": {"stage": [{"kind": "random_k", "fraction": 0.6}, *eden(1)], "trainable": FULL},
-    "full 30 % eden 1": {"stage": [{"kind": "random_k", "fraction": 0.3}, *eden(1)], "trainable": FULL},
+    "full 60 % eden 1": {"stage": share(60), "trainable": FULL},
+    "full 30 % eden 1": {"stage": share(30), "trainable": FULL},
     "lora 8": {"stage": [], "trainable": lora(8), "training": {"lr": 1e-2}},
     "lora 8 eden 2": {"stage": eden(2), "trainable": lora(8), "training": {"lr": 1e-2}},
     "lora 8 eden 1": {"stage": eden(1), "trainable": lora(8), "training": {"lr": 1e-2}},
+    "lora 8 30 % eden 1": {"stage": share(30), "trainable": lora(8), "training": {"lr": 1e-2}},
     "lora 2 eden 1": {"stage": eden(1), "trainable": lora(2), "training": {"lr": 1e-2}},
     "lora 8 top 5 %": {"stage": top(5), "trainable": lora(8), "training": {"lr": 1e-2}},
     "zeroth_order": {
