@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgewise.codecs import pack
 from edgewise.codecs.feedback import feedback
@@ -16,13 +16,14 @@ from edgewise.codecs.rotate import rotate
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Space
-from edgewise.core.stage import Stage
+from edgewise.core.stage import Merge, Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.ladder import MASKED_RUNGS, RUNGS, MaskedRung, Rung, remaining
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.stages import build_stages
 from edgewise.privacy.clip import clamp, clip
+from edgewise.secagg.params import CORRUPT_MOST
 
 CLAMP_STDS = 4.0  # of a rotated coordinate of an update at the clip: beyond, one in 16,000 is cut
 CUT = 1.5  # times the length that a random share of an update at the clip has: longer ones are clipped
@@ -115,6 +116,34 @@ def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage], hidden: boo
                 'leave the stage out (weigh, clip, clamp and segments may stay), or set codec = "stages".',
             )
     return space if hidden else space.but(l2=math.inf, linf=math.inf)
+
+
+def sorting(recipe: Recipe, merge: Merge, minimum: int, most: int) -> tuple[Merge, int, int]:
+    """The merge, into how many groups of one rung a hidden cohort may be sorted, and devices of the smallest group.
+
+    A device is in the group that it asks for, so all corrupt ones of a cohort may be in one: that has to be fewer than
+    a third of the smallest group, and is the share that sessions of groups allow for.
+    Raises:
+        RecipeError: E-COMBO where there can be no groups. CompositionError: E-NMIN where a round may end with fewer
+            devices than a group needs.
+    """
+    kind = recipe.merge["kind"]
+    if recipe.privacy != "hidden" or merge.groups > 1 or merge.hides.servers != 1 or recipe.post:
+        what = f'codec = "adaptive" with privacy = "{recipe.privacy}", [merge] {kind} and posts: {len(recipe.post)}.'
+        fix = 'hidden rungs need privacy = "hidden", [merge] kind = "secure_sum" and no [[post]]; or codec = "stages".'
+        raise RecipeError("E-COMBO", what, fix)
+    policy, groups = merge.hides.policy, recipe.adaptive.groups
+    corrupt = math.floor(policy.corrupt * most)
+    least = max(2, minimum // groups, 3 * corrupt + 1, math.ceil(corrupt / CORRUPT_MOST))
+    if minimum < least:
+        raise CompositionError(
+            "E-NMIN",
+            f'codec = "adaptive": a group of one rung needs {least} devices, for {corrupt} of {most} may be corrupt '
+            f"and choose the same one; a round may end with {minimum}.",
+            "raise round.minimum, or assume fewer corrupt devices ([merge] corrupt).",
+        )
+    policy = replace(policy, corrupt=max(policy.corrupt, corrupt / least))
+    return replace(merge, hides=replace(merge.hides, policy=policy)), groups, least
 
 
 def adaptive(

@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 from edgewise.codecs import pack
 from edgewise.codecs.ladder import pick
 from edgewise.core import keys
-from edgewise.core.errors import CompositionError, RecipeError
+from edgewise.core.errors import RecipeError
 from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import HEAD, HEAD_BOUND, Memory, Merge
 from edgewise.core.vector import Array, Segment, Spec
-from edgewise.plan.adaptive import adaptive
+from edgewise.plan.adaptive import adaptive, sorting
 from edgewise.plan.budget import upload_budget
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.claims import claims
@@ -26,7 +26,7 @@ from edgewise.plan.section import DP_WORDS
 from edgewise.plan.stages import build_stages, schedule
 from edgewise.secagg import messages
 from edgewise.secagg.merge import Hiding, params
-from edgewise.secagg.params import CORRUPT_MOST, Params
+from edgewise.secagg.params import Params
 from edgewise.strategies.base import Strategy
 
 # Of messages of secure aggregation, names of 16 characters: one device's sealed shares for another, a signed answer
@@ -270,7 +270,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     hidden_ladder = recipe.codec == "adaptive" and merge.hides is not None
     sorted_into, least = 1, max(1, sampling.minimum // merge.groups)
     if hidden_ladder:
-        merge, sorted_into, least = _sorted_into(recipe, merge, sampling.minimum, most)
+        merge, sorted_into, least = sorting(recipe, merge, sampling.minimum, most)
     start = Space(
         dim=spec.dim,
         quorum=Quorum(least, -(-most // merge.groups), most),
@@ -313,34 +313,6 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     told, down = claims(recipe, pipes, sampling.earns, spend, sorted_into), downlink(recipe, spec, catalogue)
     ways, pipes = (pipes, pipes[:1]) if hidden_ladder else ((), pipes)
     return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, told, groups, rungs, down, spend, ways)
-
-
-def _sorted_into(recipe: Recipe, merge: Merge, minimum: int, most: int) -> tuple[Merge, int, int]:
-    """The merge, into how many groups of one rung a hidden cohort may be sorted, and devices of the smallest group.
-
-    A device is in the group that it asks for, so all corrupt ones of a cohort may be in one: that has to be fewer than
-    a third of the smallest group, and is the share that sessions of groups allow for.
-    Raises:
-        RecipeError: E-COMBO where there can be no groups. CompositionError: E-NMIN where a round may end with fewer
-            devices than a group needs.
-    """
-    kind = recipe.merge["kind"]
-    if recipe.privacy != "hidden" or merge.groups > 1 or merge.hides.servers != 1 or recipe.post:
-        what = f'codec = "adaptive" with privacy = "{recipe.privacy}", [merge] {kind} and posts: {len(recipe.post)}.'
-        fix = 'hidden rungs need privacy = "hidden", [merge] kind = "secure_sum" and no [[post]]; or codec = "stages".'
-        raise RecipeError("E-COMBO", what, fix)
-    policy, groups = merge.hides.policy, recipe.adaptive.groups
-    corrupt = math.floor(policy.corrupt * most)
-    least = max(2, minimum // groups, 3 * corrupt + 1, math.ceil(corrupt / CORRUPT_MOST))
-    if minimum < least:
-        raise CompositionError(
-            "E-NMIN",
-            f'codec = "adaptive": a group of one rung needs {least} devices, for {corrupt} of {most} may be corrupt '
-            f"and choose the same one; a round may end with {minimum}.",
-            "raise round.minimum, or assume fewer corrupt devices ([merge] corrupt).",
-        )
-    policy = replace(policy, corrupt=max(policy.corrupt, corrupt / least))
-    return replace(merge, hides=replace(merge.hides, policy=policy)), groups, least
 
 
 def _taking(sampling: Sampling, recipe: Recipe) -> Taking:
