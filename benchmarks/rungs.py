@@ -28,9 +28,9 @@ def eden(bits: int) -> list[Table]:
     return [{"kind": "rotate"}, quantize(bits, "eden")]
 
 
-def share(percent: float) -> list[Table]:
+def share(percent: float, **more: Any) -> list[Table]:
     """A random share of the coordinates, stretched to stand for all, in one rotated bit."""
-    return [{"kind": "random_k", "fraction": percent / 100}, *eden(1)]
+    return [{"kind": "random_k", "fraction": percent / 100, **more}, *eden(1)]
 
 
 def top(percent: float, *values: Table) -> list[Table]:
@@ -82,6 +82,9 @@ RUNGS: dict[str, Table] = {
     "random 30 % eden 1": {"stage": share(30)},
     "random 10 % eden 1": {"stage": share(10)},
     "random 5 % eden 1": {"stage": share(5)},
+    "random 10 % each eden 1": {"stage": share(10, each=True)},
+    "random 5 % each eden 1": {"stage": share(5, each=True)},
+    "full 30 % each eden 1": {"stage": share(30, each=True), "trainable": FULL},
     "full eden 2": {"stage": eden(2), "trainable": FULL},
     "full eden 1": {"stage": eden(1), "trainable": FULL},
     "full 60 % eden 1": {"stage": share(60), "trainable": FULL},

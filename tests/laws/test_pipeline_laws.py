@@ -75,6 +75,7 @@ CHAINS = [
     _chain(random_k(0.1, unbiased=False)),
     _chain(random_k(1.0)),
     _chain(random_k(0.05, most=4.0)),
+    _chain(random_k(0.3, each=True), rotate(128), quantize(4, "eden")),
     _chain(clip(1.0), weigh(CAP), random_k(0.05, most=4.0), clip(1.0), rotate(128), quantize(8, "shared"), wrap()),
     _chain(top_k(0.02)),
     _chain(top_k(0.5)),

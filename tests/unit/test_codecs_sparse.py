@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import cast
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,13 +17,19 @@ from edgewise.codecs.random_k import random_k
 from edgewise.codecs.segments import segments
 from edgewise.codecs.top_k import largest, top_k
 from edgewise.codecs.wrap import wrap
-from edgewise.core.errors import DecodeError, RecipeError
+from edgewise.core.errors import CompositionError, DecodeError, RecipeError
+from edgewise.core.frame import Contribution
 from edgewise.core.keys import Turn, root
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import Payload, Stage
 from edgewise.core.vector import Spec, Vector
+from edgewise.engine.intake import Visible
+from edgewise.engine.ports import Cohort
 from edgewise.merges.plain import plain_sum
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile as compile_plan
+from edgewise.plan.recipe import from_plain
 
 TURN = Turn(5, root(1), root(2))
 
@@ -222,6 +231,54 @@ def test_random_k_with_a_limit_trades_variance_for_length() -> None:
     assert random_k(0.25, most=4.0).infer(_space(100)).unbiased
     with pytest.raises(RecipeError, match="at least 1"):
         random_k(0.5, most=0.5)
+
+
+def test_random_k_of_each_device_is_its_own() -> None:
+    """A mean of n has an n-th of the variance, and a sum that is not decoded one by one cannot take it."""
+    x, n = np.ones(2000, np.float32), 100
+    turns = [Turn(5, root(1), root(2), device=f"d{i}") for i in range(n)]
+    mine = random_k(0.1, each=True)
+    mean = sum(mine.decode(_encode(mine, x, turn), _space(x.size), turn).dense(x.size).body for turn in turns) / n
+    assert float(np.square(mean - x).mean()) == pytest.approx(9.0 / n, rel=0.1)
+    all_alike = random_k(0.1)
+    a, b = (all_alike.decode(_encode(all_alike, x, turn), _space(x.size), turn).support for turn in turns[:2])
+    np.testing.assert_array_equal(a, b)
+    assert not mine.infer(_space(100)).summable
+    assert random_k(1.0, each=True).infer(_space(100)).summable
+
+
+def test_the_server_knows_whose_choice_it_decodes() -> None:
+    plain = {
+        "schema": 1,
+        "privacy": "none",
+        "stage": [{"kind": "weigh"}, {"kind": "random_k", "fraction": 0.25, "each": True}],
+    }
+    plan = compile_plan(from_plain(plain), Spec.of([("w", (200,), "float32")]), 2, BUILT_IN)
+    pipe, taken, decoded = plan.at(0), Visible(plan, plan.turn(0)), []
+    for i, device in enumerate(("a", "b")):
+        turn = replace(plan.turn(0), device=device)
+        x = np.random.default_rng(i).standard_normal(200).astype(np.float32)
+        payload, _ = pipe.encode(x, {"loss_first": 1.0, "loss_last": 1.0}, 65536.0, {}, turn)
+        raw = pack.pack(payload, pipe.encoded)
+        taken.take(device, Contribution(run=plan.run, round=0, device=device, payload=bytes(raw)))
+        decoded.append(pipe.decode(payload, turn).body)
+    (_, summed), *_ = taken.close(("a", "b"), cast(Cohort, None), lambda: None).sums
+    released, _ = pipe.release(summed, plan.turn(0), root(3), {})
+    np.testing.assert_allclose(released.mean, (decoded[0] + decoded[1]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_a_choice_of_its_own_is_no_part_of_a_hidden_sum() -> None:
+    plain = {
+        "schema": 1,
+        "privacy": "hidden",
+        "merge": {"kind": "secure_sum"},
+        "stage": [{"kind": "clip", "l2": 1.0}, {"kind": "random_k", "fraction": 0.25, "each": True},
+                  {"kind": "rotate"}, {"kind": "clamp", "linf": 1.0},
+                  {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}],
+    }  # fmt: skip
+    with pytest.raises(CompositionError) as caught:
+        compile_plan(from_plain(plain), Spec.of([("w", (200,), "float32")]), 5, BUILT_IN)
+    assert caught.value.code == "E-NOT-SUMMABLE"
 
 
 SPEC = Spec.of([("l0.a", (2, 2), "float32"), ("l0.b", (3,), "float32"), ("l1.a", (1,), "float32")])

@@ -25,7 +25,7 @@ def _positions(key: Key, dim: int, k: int) -> NDArray[np.int64]:
     return at
 
 
-def random_k(fraction: float, unbiased: bool = True, most: float = inf) -> Stage:
+def random_k(fraction: float, unbiased: bool = True, most: float = inf, each: bool = False) -> Stage:
     """Send ``k = max(1, round(fraction d))`` coordinates, drawn from the round's public key; no indices travel.
 
     ``unbiased``: the kept coordinates are multiplied by d/k *before* they travel, so that the mean over supports is x
@@ -33,17 +33,20 @@ def random_k(fraction: float, unbiased: bool = True, most: float = inf) -> Stage
     Algebra: dim -> k; linear, summable; unbiased form l2 -> l2 d/k and linf -> linf d/k (all of x may sit on the
     support), biased form keeps both. With m = ``most`` below d/k the factor is m: the mean over supports is x m k/d,
     with a variance of m^2 k/d (1 - k/d) ||x||^2, which is at most m times, instead of d/k - 1 times. ``moving``:
-    positions change every round, so nothing after this may remember.
+    positions change every round, so nothing after this may remember. ``each``: every device draws its own, from its
+    name too, so what the choice adds to a mean of n devices has an n-th of the variance; not summable.
     Guarantees: uniform over supports; equal on every platform and library version (own counter-based sampler, O(d)
     time, O(k) memory).
     Args:
         fraction: share of coordinates, above 0, at most 1 (1 is the identity). most: largest factor, at least 1.
+        each: whether devices draw for themselves.
     Raises:
         RecipeError(E-VALUE); CompositionError(E-NOT-REAL, E-ORDER); TrainingError(E-RANGE) when x d/k overflows.
     Source: Konečný et al. 2016, arXiv:1610.05492, section 3 (random mask); variance d/k - 1 times ||x||^2.
     """
     limit = f", at most {most:g} times" if isfinite(most) else ""
-    name = f"random_k({fraction:g}{limit})" if unbiased else f"random_k({fraction:g}, biased)"
+    limit += ", each its own" if each else ""
+    name = f"random_k({fraction:g}{limit})" if unbiased else f"random_k({fraction:g}, biased{limit})"
     demand.positive("random_k: fraction", fraction, 1.0)
     if not most >= 1.0:
         raise RecipeError("E-VALUE", f"random_k: most is {most!r}, must be at least 1.", "leave it out: no limit.")
@@ -66,11 +69,13 @@ def random_k(fraction: float, unbiased: bool = True, most: float = inf) -> Stage
             linf=space.linf * g,
             gain=space.gain * g,
             moving=space.moving or k < space.dim,
+            summable=space.summable and not (each and k < space.dim),
             unbiased=space.unbiased and (k == space.dim or (unbiased and k * most >= space.dim)),
         )
 
     def positions(space: Space, turn: Turn) -> NDArray[np.int64]:
-        return _positions(derive(turn.public, "random_k", turn.round), space.dim, size(space))
+        names = (turn.device,) if each else ()
+        return _positions(derive(turn.public, "random_k", turn.round, *names), space.dim, size(space))
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         if size(space) == space.dim:

@@ -66,6 +66,7 @@ class Turn:
             stages whose ``Space.support`` asks for them; empty before the first release.
         clip: announced likewise: the round's clip, model units, where it follows the updates; 0 = not.
         budget_bytes: what the device may upload in this round, measured by itself; never sent.
+        device: whose contribution it is; empty on the server where contributions are added before they are decoded.
     """
 
     round: int
@@ -74,3 +75,4 @@ class Turn:
     support: NDArray[np.int64] | None = field(default=None, repr=False)
     budget_bytes: float = inf
     clip: float = 0.0
+    device: str = ""

@@ -195,7 +195,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if plan.spend is not None and event.entropy:  # another attempt at the round must not repeat its noise
         private = keys.derive(event.entropy, "private")
     budget_bytes = plan.budget_bytes(event.elapsed_s, event.up_mbit)
-    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip)
+    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip, state.device)
     try:
         payload, idle = _encoded(plan, pipe, state.device, state.base, update, turn)
     except EdgewiseError as e:
@@ -257,7 +257,7 @@ def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hidi
     assert isinstance(state.client, client.Advertised)
     base = _base(state.idle, invite)  # what is on the disk may be older than the invitation
     private = keys.derive(plan.key, "device", state.idle.device, state.round)
-    turn = keys.Turn(state.round, invite.public, private, clip=invite.clip)
+    turn = keys.Turn(state.round, invite.public, private, clip=invite.clip, device=state.idle.device)
     update = Update(vector.from_bytes(unsent.x, plan.spec.dim), unsent.head, unsent.count)
     payload, idle = _encoded(plan, pipe, state.idle.device, base, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -81,7 +81,7 @@ class Visible:
         if not isinstance(message, Contribution):
             raise DecodeError("E-FRAME", "a contribution is expected.")
         payload = pack.unpack(message.payload, self._pipe.encoded)
-        self._total = self._pipe.add(self._total, payload, self._turn)
+        self._total = self._pipe.add(self._total, payload, replace(self._turn, device=device))
         return payload.rung
 
     def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:

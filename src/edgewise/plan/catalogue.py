@@ -133,7 +133,7 @@ BUILT_IN = Catalogue(
             NoParams, lambda p, spec, phase: factors(spec, phase), groups=lambda p, spec: factor_groups(spec)
         ),
         "rotate": Entry(RotateParams, lambda p, _: rotate(p.block)),
-        "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased, p.most or inf)),
+        "random_k": Entry(RandomKParams, lambda p, _: random_k(p.fraction, p.unbiased, p.most or inf, p.each)),
         "shared_top_k": Entry(SharedTopKParams, lambda p, spec: shared_top_k(spec, p.fraction, p.explore)),
         "top_k": Entry(TopKParams, lambda p, _: top_k(p.fraction, p.chunk)),
         "low_rank": Entry(LowRankParams, lambda p, spec: low_rank(spec, p.rank, p.method)),

@@ -47,11 +47,12 @@ class RotateParams(Params):
 
 
 class RandomKParams(Params):
-    """The same random coordinates on all devices of a round."""
+    """Random coordinates, the same on all devices of a round or not."""
 
     fraction: float = Field(gt=0, le=1)
     unbiased: bool = Field(True, description="scale by d/k so that the mean is right; false inside feedback")
     most: float = Field(0.0, ge=0, description="largest factor of that scaling, from 1; 0 = no limit")
+    each: bool = Field(False, description="every device draws its own: less noise in the mean, but no blind sum")
 
 
 class SharedTopKParams(Params):
