@@ -84,6 +84,8 @@ def test_public_support_and_ring_are_told_apart() -> None:
     assert does[1] == "L2 norm at most 1"
     assert does[2] == "rounds to 8-bit integers, one public grid"
     assert does[3] == "residues modulo 2^24"
+    own = explain.trace(made_plan(stage=[{"kind": "random_k", "fraction": 0.1, "each": True}]))
+    assert own[1]["does"] == "keeps 10 % of the coordinates, drawn anew each round, by each device for itself"
 
 
 def test_cost_compares_with_the_whole_model() -> None:

@@ -295,7 +295,8 @@ def _effect(before: Space, after: Space, who: str = "each device") -> str:
         if after.period > before.period:
             how = "the same on all devices"
         elif not after.sparse:
-            how = "drawn anew each round, the same on all devices" if after.moving else "fixed for the run"
+            whose = "the same on all devices" if after.summable else "by each device for itself"
+            how = f"drawn anew each round, {whose}" if after.moving else "fixed for the run"
             if after.support > before.support:
                 how = "the largest of the last release and some drawn anew, the same on all devices"
         said.append(f"keeps {share} of the coordinates, {how}")
