@@ -300,6 +300,7 @@ def test_pool_and_inproc_agree_to_the_byte(place: Path, tmp_path: Path) -> None:
     assert len(models[0]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "to", "precision"),
     [
