@@ -18,14 +18,15 @@ from edgewise.codecs.segments import segments
 from edgewise.codecs.top_k import largest, top_k
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, DecodeError, RecipeError
-from edgewise.core.frame import Contribution
+from edgewise.core.frame import Contribution, Invite, load
 from edgewise.core.keys import Turn, root
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import Payload, Stage
 from edgewise.core.vector import Spec, Vector
+from edgewise.engine import device as machine
 from edgewise.engine.intake import Visible
-from edgewise.engine.ports import Cohort
+from edgewise.engine.ports import Cohort, Update
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
@@ -265,6 +266,28 @@ def test_the_server_knows_whose_choice_it_decodes() -> None:
     (_, summed), *_ = taken.close(("a", "b"), cast(Cohort, None), lambda: None).sums
     released, _ = pipe.release(summed, plan.turn(0), root(3), {})
     np.testing.assert_allclose(released.mean, (decoded[0] + decoded[1]) / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_a_device_draws_by_its_name() -> None:
+    """What its machine sends decodes, for its name and no other, to its own coordinates."""
+    plain = {"schema": 1, "privacy": "none", "stage": [{"kind": "random_k", "fraction": 0.25, "each": True}]}
+    spec = Spec.of([("w", (200,), "float32")])
+    plan = compile_plan(from_plain(plain), spec, 2, BUILT_IN)
+    x = np.arange(1, 201, dtype=np.float32)
+    invite = Invite(
+        run=plan.run, round=0, spec=spec.digest(), model="0" * 64, public=plan.public(0), accepted=-1,
+        deadline_s=20.0, rule=plan.rule(0), nonce=bytes(32),
+    )  # fmt: skip
+    state, _ = machine.step(plan, machine.join(plan, "a"), machine.Invited(invite, np.zeros(200, np.float32)))
+    _, effects = machine.step(plan, state, machine.Trained(Update(x, {"loss_first": 1.0, "loss_last": 1.0}, 9.0)))
+    (sent,) = (load(e.frame) for e in effects if isinstance(e, machine.Send))
+    assert isinstance(sent, Contribution)
+    payload = pack.unpack(sent.payload, plan.at(0).encoded)
+    mine, others = (plan.at(0).decode(payload, replace(plan.turn(0), device=name)).body for name in ("a", "b"))
+    at = mine != 0
+    assert at.sum() == 50
+    np.testing.assert_allclose(mine[at], 4.0 * x[at], rtol=1e-6)
+    assert not np.allclose(others[others != 0], 4.0 * x[others != 0])
 
 
 def test_a_choice_of_its_own_is_no_part_of_a_hidden_sum() -> None:
