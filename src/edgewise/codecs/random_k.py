@@ -38,7 +38,8 @@ def random_k(fraction: float, unbiased: bool = True, most: float = inf, each: bo
     Guarantees: uniform over supports; equal on every platform and library version (own counter-based sampler, O(d)
     time, O(k) memory).
     Args:
-        fraction: share of coordinates, above 0, at most 1 (1 is the identity). most: largest factor, at least 1.
+        fraction: share of coordinates, above 0, at most 1 (1 is the identity). most: largest factor, at least 1;
+        the biased form has none.
         each: whether devices draw for themselves.
     Raises:
         RecipeError(E-VALUE); CompositionError(E-NOT-REAL, E-ORDER); TrainingError(E-RANGE) when x d/k overflows.

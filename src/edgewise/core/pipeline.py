@@ -297,7 +297,9 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
         )
     totals = [merge.infer(spaces[-1])]  # first, because the merge knows the better reason
     if merge.blind and not spaces[-1].summable:
-        raise CompositionError("E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k.")
+        raise CompositionError(
+            "E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k, without each."
+        )
     if not merge.blind and spaces[-1].honest:
         raise CompositionError("E-COMBO", f"{merge.name} sees single shares of noise.", "use secure_sum.")
     if merge.combine is not None and posts:

@@ -1,4 +1,5 @@
-"""codec = "adaptive": the rungs that fit a recipe and a model, in error feedback."""
+"""codec = "adaptive": the rungs that fit a recipe and a model; in error feedback where sums are visible, and where they
+are hidden a way of its own for each, with the groups that a cohort is sorted into."""
 
 from __future__ import annotations
 
@@ -134,7 +135,7 @@ def sorting(recipe: Recipe, merge: Merge, minimum: int, most: int) -> tuple[Merg
         raise RecipeError("E-COMBO", what, fix)
     policy, groups = merge.hides.policy, recipe.adaptive.groups
     corrupt = math.floor(policy.corrupt * most)
-    least = max(2, minimum // groups, 3 * corrupt + 1, math.ceil(corrupt / CORRUPT_MOST))
+    least = max(2, minimum // groups, math.ceil(corrupt / CORRUPT_MOST))  # the last is above 3 corrupt
     if minimum < least:
         raise CompositionError(
             "E-NMIN",

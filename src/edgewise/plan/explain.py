@@ -36,7 +36,7 @@ def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
         name, does = stage.name, _effect(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
         if after.rungs:  # a name that lists the stages of every rung would fill the screen
             name, does = "feedback(ladder)", _choice(plan.sizes)
-        elif plan.ways and i == _at_ladder(plan):
+        elif plan.ways and i == len(plan.recipe.stage):  # the ladder's first
             does = f"{_shared_choice(plan)}; the largest: {does}"
         elif stage.server is not None and inside:
             does = "the stages inside send what changed; device and server keep mirrors, and the server's are released"
@@ -161,7 +161,7 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
         return None
     recipe, s = plan.recipe, plan.recipe.simulation
     pipe = plan.at(0)
-    before = pipe.spaces[_at_ladder(plan)] if plan.ways else pipe.spaces[-2].but(l2=inf, linf=inf)
+    before = pipe.spaces[len(recipe.stage)] if plan.ways else pipe.spaces[-2].but(l2=inf, linf=inf)
     numbers = {name: i for i, name in enumerate(plan.rungs)}
     rungs = [
         {"name": o.name, "bytes": o.size_bytes, "number": numbers.get(o.name)}
@@ -201,11 +201,6 @@ def _shared_choice(plan: Plan) -> str:
         f"{most} groups or fewer by what each device can send in time, and a group sends by the rung of its slowest; "
         "rungs of a share of the coordinates stretch them, to stand for all"
     )
-
-
-def _at_ladder(plan: Plan) -> int:
-    """How many stages stand before the ladder's."""
-    return len(plan.recipe.stage) + (plan.recipe.trainable.kind == "rolora")
 
 
 def _choice(sizes: Sequence[float]) -> str:
