@@ -232,6 +232,8 @@ def test_random_k_with_a_limit_trades_variance_for_length() -> None:
     assert random_k(0.25, most=4.0).infer(_space(100)).unbiased
     with pytest.raises(RecipeError, match="at least 1"):
         random_k(0.5, most=0.5)
+    with pytest.raises(RecipeError, match="unbiased = false"):
+        random_k(0.5, unbiased=False, most=2.0)
 
 
 def test_random_k_of_each_device_is_its_own() -> None:

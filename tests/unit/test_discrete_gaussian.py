@@ -151,6 +151,7 @@ def test_half_a_ring_holds_enough_deviations() -> None:
     assert exp(-0.5) == distributed.BETA
     assert honest_survivors(Quorum(80, 100), 0.1) == 70
     assert honest_survivors(Quorum(9, 10), 0.1) == 8
+    assert honest_survivors(Quorum(90, 100), 0.29) == 61  # 0.29 * 100 is below 29 in binary fractions
     assert honest_survivors(Quorum(9, 10, 40), 0.1) == 5  # all corrupt devices of a cohort may be in one part of it
 
 

@@ -29,6 +29,11 @@ def test_the_finder_gives_the_table(n: int, sigma: int) -> None:
     assert [choose(n, gamma, delta, sigma, server) for gamma, delta, server in COLUMNS] == TABLE[n, sigma]  # type: ignore[arg-type]
 
 
+def test_a_share_that_binary_fractions_round_down_is_counted_whole() -> None:
+    """0.29 of 200 devices are 58, not 57, as for the next larger share."""
+    assert choose(200, 0.29, 0.05, 80, "malicious") == choose(200, 0.2901, 0.05, 80, "malicious") == (76, 66)
+
+
 def test_small_cohorts_have_no_sparse_graph() -> None:
     with pytest.raises(CompositionError) as caught:
         choose(49, 0.05, 0.05, 40, "curious")

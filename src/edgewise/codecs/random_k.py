@@ -38,8 +38,8 @@ def random_k(fraction: float, unbiased: bool = True, most: float = inf, each: bo
     Guarantees: uniform over supports; equal on every platform and library version (own counter-based sampler, O(d)
     time, O(k) memory).
     Args:
-        fraction: share of coordinates, above 0, at most 1 (1 is the identity). most: largest factor, at least 1;
-        the biased form has none.
+        fraction: share of coordinates, above 0, at most 1 (1 is the identity). most: largest factor, at least 1; only
+        for the unbiased form, the other has no factor.
         each: whether devices draw for themselves.
     Raises:
         RecipeError(E-VALUE); CompositionError(E-NOT-REAL, E-ORDER); TrainingError(E-RANGE) when x d/k overflows.
@@ -51,6 +51,9 @@ def random_k(fraction: float, unbiased: bool = True, most: float = inf, each: bo
     demand.positive("random_k: fraction", fraction, 1.0)
     if not most >= 1.0:
         raise RecipeError("E-VALUE", f"random_k: most is {most!r}, must be at least 1.", "leave it out: no limit.")
+    if isfinite(most) and not unbiased:
+        what = f"random_k: most = {most:g} limits a factor that unbiased = false does not have."
+        raise RecipeError("E-VALUE", what, "leave out one of the two.")
 
     def size(space: Space) -> int:
         return min(space.dim, max(1, round(fraction * space.dim)))

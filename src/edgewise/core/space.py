@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from math import hypot, inf
+from math import floor, hypot, inf
 
 
 class Kind(Enum):
@@ -17,6 +17,12 @@ class Kind(Enum):
     REAL = "real"
     INTEGER = "integer"
     RING = "ring"
+
+
+def share_of(share: float, n: int) -> int:
+    """How many of ``n`` devices a share of them is at most: floor(share n), where 0.29 of 100 are 29 and not 28, as
+    they would be in binary fractions."""
+    return floor(share * n + 1e-9)
 
 
 @dataclass(frozen=True, slots=True)

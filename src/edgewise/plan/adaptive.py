@@ -16,7 +16,7 @@ from edgewise.codecs.random_k import random_k
 from edgewise.codecs.rotate import rotate
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
-from edgewise.core.space import Space
+from edgewise.core.space import Space, share_of
 from edgewise.core.stage import Merge, Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue
@@ -134,7 +134,7 @@ def sorting(recipe: Recipe, merge: Merge, minimum: int, most: int) -> tuple[Merg
         fix = 'hidden rungs need privacy = "hidden", [merge] kind = "secure_sum" and no [[post]]; or codec = "stages".'
         raise RecipeError("E-COMBO", what, fix)
     policy, groups = merge.hides.policy, recipe.adaptive.groups
-    corrupt = math.floor(policy.corrupt * most)
+    corrupt = share_of(policy.corrupt, most)
     least = max(2, minimum // groups, math.ceil(corrupt / CORRUPT_MOST))  # the last is above 3 corrupt
     if minimum < least:
         raise CompositionError(

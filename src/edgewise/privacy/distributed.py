@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, exp, floor, inf, pi, sqrt
+from math import ceil, exp, inf, pi, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -28,7 +28,7 @@ import numpy as np
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive
-from edgewise.core.space import Kind, Quorum, Space
+from edgewise.core.space import Kind, Quorum, Space, share_of
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within
 
@@ -142,7 +142,7 @@ def evenness(space: Space) -> int:
 def honest_survivors(quorum: Quorum, corrupt: float) -> int:
     """Devices whose noise is surely in a sum: of at least ``n_min`` contributions at most floor(corrupt ``cohort``)
     come from devices that may leave theirs out."""
-    return quorum.n_min - floor(corrupt * quorum.cohort + 1e-9)
+    return quorum.n_min - share_of(corrupt, quorum.cohort)
 
 
 def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = None) -> Stage:

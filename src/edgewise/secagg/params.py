@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, exp, floor, lgamma, log
+from math import ceil, exp, lgamma, log
 from typing import Literal
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
+from edgewise.core.space import share_of
 from edgewise.secagg.messages import digest
 
 COMPLETE_TO = 64  # devices
@@ -120,7 +121,7 @@ def choose(n: int, gamma: float, delta: float, sigma: int, server: Server, eta: 
     """
     if n < FEWEST:
         raise CompositionError("E-NMIN", f"a sparse graph needs {FEWEST} devices, here are {n}.", "use all neighbours.")
-    corrupt, dropped = floor(gamma * n), floor(delta * n)
+    corrupt, dropped = share_of(gamma, n), share_of(delta, n)
     for k in range(2, n - 1, 2):
         if not _connected(n, corrupt + dropped, k, sigma):
             continue
