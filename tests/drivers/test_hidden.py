@@ -365,7 +365,7 @@ def test_amplification_that_others_can_see_is_refused(tmp_path, change):
 
 @pytest.mark.slow
 def test_poisson_cohorts_amplify_for_readers_only(tmp_path):
-    poisson = {**CENTRAL, "round.sampling": "poisson", "round.cohort": 4, "round.minimum": 0.25}
+    poisson = {**CENTRAL, "round.sampling": "poisson", "round.cohort": 4, "round.minimum": 0.0}
     play(tmp_path / "a", {**poisson, "dp.amplification": "poisson"})
     play(tmp_path / "b", CENTRAL)
     cards = []

@@ -9,6 +9,7 @@ from edgewise.core import events
 from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import Sampling
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.recipe import from_plain
 
@@ -97,3 +98,14 @@ def test_groups_carry_the_noise_of_a_cohort_whose_corrupt_devices_are_all_in_one
 def test_infinite_numbers_are_refused():
     with pytest.raises(RecipeError, match="E-VALUE"):
         plan(round__deadline_s=float("inf"))
+
+
+def test_poisson_cohorts_have_a_size_that_they_hardly_ever_pass() -> None:
+    from scipy.stats import binom
+
+    for n, cohort in ((1000, 50), (100_000, 100), (30, 3), (20, 19)):
+        sampling = Sampling("poisson", n, n, cohort, cohort, 1, 1.0, cohort / n)
+        assert binom.sf(sampling.largest, n, cohort / n) <= 1e-9
+        assert sampling.largest <= binom.isf(1e-13, n, cohort / n)
+    assert Sampling("poisson", 8, 8, 8, 8, 1, 1.0, 1.0).largest == 8
+    assert Sampling("fixed", 1000, 50, 50, 65, 25, 1.0, 0.065).largest == 65

@@ -35,6 +35,7 @@ SPEC = Spec.of([("a", (30, 10), "float32"), ("b", (100,), "float32"), ("c", (100
 SPACE = Space(SPEC.dim, Quorum(3, 8), universe=SPEC.dim)
 DP = {"metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "round.minimum": 0.75}
 CENTRAL = {"privacy": "central", **DP}
+POISSON = {"round.sampling": "poisson", "round.cohort": 4, "round.minimum": 0.0}
 DISTRIBUTED = {"privacy": "distributed", "merge": {"kind": "secure_sum"}, **DP}
 LOCAL = {"privacy": "local", **DP}
 RECORD = {"privacy": "record", "dp.sample_rate": 0.1, **DP}
@@ -82,7 +83,7 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
     (
         "E-MF-GAP",
         '"cyclic"',
-        lambda: plan(CENTRAL, {"dp.noise": "correlated", "round.sampling": "poisson", "round.cohort": 4}),
+        lambda: plan(CENTRAL, {"dp.noise": "correlated", **POISSON}),
     ),
     ("E-DIV-N", "expected number", lambda: rules.divisor(True, "add_remove", "central")),
     ("E-DIV-N", "expected number", lambda: rules.divisor(True, "replace_one", "central")),
@@ -115,7 +116,7 @@ def test_every_refusal_of_the_design_is_met_above() -> None:
 
 @pytest.mark.slow
 def test_sound_settings_pass() -> None:
-    plan(CENTRAL, {"dp.amplification": "poisson", "round.sampling": "poisson", "round.cohort": 4})
+    plan(CENTRAL, {"dp.amplification": "poisson", **POISSON})
     plan(CORRELATED)
     plan(CORRELATED, {"round.cohort": 2, "dp.buffers": 1})
     plan(RECORD, {"stage": [TOP]})

@@ -210,7 +210,8 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     trained = found["trainable"]
     share = f", {100 * trained / found['parameters']:.3g} % trained" if found["parameters"] else ""
     grid.add_row("model", f"{found['model']}, {words.count(found['parameters'] or trained)} parameters{share}")
-    asked = f"{s['invited']} invited, closes at {s['goal']}, fails below {s['minimum']}"
+    fails = f"fails below {s['minimum']}" if s["minimum"] else "never fails"
+    asked = f"{s['invited']} invited, closes at {s['goal']}, {fails}"
     grid.add_row("rounds", f"{found['rounds']} × ({asked}) of {words.count(found['population'])} devices")
     for key in ("up", "down"):
         update = b["float32_update"] / b["up"] if key == "up" and b["float32_update"] and b["up"] else None

@@ -192,9 +192,10 @@ class Pipeline:
             memory: what the server keeps for stages and posts (``start_memory`` before the first round).
         Returns:
             The aggregate and the server's memory after this round.
-        Raises ValueError on an empty total. A summed weight of zero gives a zero mean (nobody had anything to say).
+        Raises ValueError on an empty total, unless the divisor is fixed: then it is the noise that posts add. A summed
+            weight of zero gives a zero mean (nobody had anything to say).
         """
-        if total.n == 0:
+        if total.n == 0 and not self.divisor:
             raise ValueError("nothing to release: no contribution was added")
         if self.merge.combine is not None and self.merge.parts is not None:
             return self._combined(self.merge.parts(total.acc), self.merge.combine, turn, memory)

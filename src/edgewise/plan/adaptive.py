@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from edgewise.codecs import pack
 from edgewise.codecs.feedback import feedback
@@ -24,7 +24,7 @@ from edgewise.plan.ladder import MASKED_RUNGS, RUNGS, MaskedRung, Rung, remainin
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.stages import build_stages
 from edgewise.privacy.clip import clamp, clip
-from edgewise.secagg.params import CORRUPT_MOST
+from edgewise.secagg.merge import assured, fewest
 
 CLAMP_STDS = 4.0  # of a rotated coordinate of an update at the clip: beyond, one in 16,000 is cut
 CUT = 1.5  # times the length that a random share of an update at the clip has: longer ones are clipped
@@ -133,18 +133,9 @@ def sorting(recipe: Recipe, merge: Merge, minimum: int, most: int) -> tuple[Merg
         what = f'codec = "adaptive" with privacy = "{recipe.privacy}", [merge] {kind} and posts: {len(recipe.post)}.'
         fix = 'hidden rungs need privacy = "hidden", [merge] kind = "secure_sum" and no [[post]]; or codec = "stages".'
         raise RecipeError("E-COMBO", what, fix)
-    policy, groups = merge.hides.policy, recipe.adaptive.groups
-    corrupt = share_of(policy.corrupt, most)
-    least = max(2, minimum // groups, math.ceil(corrupt / CORRUPT_MOST))  # the last is above 3 corrupt
-    if minimum < least:
-        raise CompositionError(
-            "E-NMIN",
-            f'codec = "adaptive": a group of one rung needs {least} devices, for {corrupt} of {most} may be corrupt '
-            f"and choose the same one; a round may end with {minimum}.",
-            "raise round.minimum, or assume fewer corrupt devices ([merge] corrupt).",
-        )
-    policy = replace(policy, corrupt=max(policy.corrupt, corrupt / least))
-    return replace(merge, hides=replace(merge.hides, policy=policy)), groups, least
+    groups = recipe.adaptive.groups
+    least = min(minimum, max(minimum // groups, fewest(share_of(merge.hides.policy.corrupt, most))))
+    return assured(merge, least, most), groups, least
 
 
 def adaptive(

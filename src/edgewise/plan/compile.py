@@ -25,7 +25,7 @@ from edgewise.plan.recipe import Recipe
 from edgewise.plan.section import DP_WORDS
 from edgewise.plan.stages import build_stages, schedule
 from edgewise.secagg import messages
-from edgewise.secagg.merge import Hiding, params
+from edgewise.secagg.merge import Hiding, assured, params
 from edgewise.secagg.params import Params
 from edgewise.strategies.base import Strategy
 
@@ -45,7 +45,8 @@ class Sampling:
             closing early would spoil the sampling).
         expected: contributions that a round is meant to have: the population, or ``round.cohort``.
         invite: devices invited (expected number for ``poisson``).
-        minimum: contributions below which the round is abandoned. deadline_s: when it closes regardless.
+        minimum: contributions below which the round is abandoned; 0: never, not even with none.
+        deadline_s: when it closes regardless.
         rate: probability that a given device is invited.
         groups: disjoint groups that take turns; 1 = everybody may be in every round.
     """
@@ -59,6 +60,19 @@ class Sampling:
     deadline_s: float
     rate: float
     groups: int = 1
+
+    @property
+    def largest(self) -> int:
+        """Devices of a cohort at most; of a Poisson cohort in all but one of 10^9, by Chernoff's bound: P[X > m] <=
+        exp(-n KL((m + 1) / n, rate)) for n devices."""
+        n, p = self.population, self.rate
+        if self.kind != "poisson" or p >= 1.0:
+            return self.invite
+        for m in range(self.invite, n - 1):
+            q = (m + 1) / n
+            if n * (q * math.log(q / p) + (1.0 - q) * math.log((1.0 - q) / (1.0 - p))) >= math.log(1e9):
+                return m
+        return n
 
     @property
     def earns(self) -> str:
@@ -270,7 +284,9 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     hidden_ladder = recipe.codec == "adaptive" and merge.hides is not None
     sorted_into, least = 1, max(1, sampling.minimum // merge.groups)
     if hidden_ladder:
-        merge, sorted_into, least = sorting(recipe, merge, sampling.minimum, most)
+        merge, sorted_into, least = sorting(recipe, merge, sampling.minimum, sampling.largest)
+    elif merge.hides is not None and merge.hides.servers == 1 and merge.groups == 1:
+        merge = assured(merge, least, sampling.largest)
     start = Space(
         dim=spec.dim,
         quorum=Quorum(least, -(-most // merge.groups), most),
@@ -347,7 +363,7 @@ def _sampling(recipe: Recipe, population: int) -> Sampling:
         groups = population // r.cohort
         goal = invite = _ceil(population / groups)
     expected = population if r.sampling == "all" else r.cohort
-    minimum = max(1, _ceil(expected * r.minimum))
+    minimum = max(1, _ceil(expected * r.minimum)) if r.minimum else 0
     return Sampling(r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population, groups)
 
 

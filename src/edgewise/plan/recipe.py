@@ -96,7 +96,7 @@ class RoundSection(Section):
     )
     cohort: int = Field(0, ge=0, description="contributions wanted per round (fixed), expected (poisson); all: unused")
     overselect: float = Field(1.3, ge=1.0, le=10.0, description="invited / wanted, for fixed sampling")
-    minimum: float = Field(0.5, gt=0, le=1.0, description="share of the wanted contributions below which a round fails")
+    minimum: float = Field(0.5, ge=0, le=1.0, description="share of the wanted contributions below which a round fails")
     deadline_s: float = Field(600.0, gt=0, description="seconds after which the round closes with what it has")
 
     @model_validator(mode="after")
@@ -242,13 +242,29 @@ class Recipe(Section):
     @classmethod
     def _quiet(cls, plain: Any) -> Any:
         """With differential privacy nothing is weighed, no metrics travel and FFA-LoRA is trained, unless the recipe
-        says so."""
+        says so; rounds of Poisson cohorts that a trusted server noises have no minimum."""
         if not isinstance(plain, dict) or plain.get("privacy") not in DP_WORDS:
             return plain
         plain = {"metrics": "none", "stage": [], "trainable": {}, **plain}
+        drawn = plain.get("round")
+        if plain["privacy"] == "central" and isinstance(drawn, dict) and drawn.get("sampling") == "poisson":
+            plain["round"] = {"minimum": 0.0, **drawn}
         if isinstance(plain["trainable"], dict) and "layers" not in plain["trainable"]:
             plain["trainable"] = {"kind": "ffa_lora", **plain["trainable"]}
         return plain
+
+    @model_validator(mode="after")
+    def _minimum_given(self) -> Recipe:
+        always = self.privacy == "central" and self.round.sampling == "poisson"
+        if not self.round.minimum and not always:
+            raise ValueError('E-COMBO: round.minimum = 0 is for privacy = "central" with round.sampling = "poisson"')
+        if self.round.minimum and always:
+            raise ValueError(
+                'E-COMBO: privacy = "central" with round.sampling = "poisson" hides whether a device is there, and an '
+                "abandoned round would tell how many came: leave out round.minimum, and every round is released, with "
+                "noise"
+            )
+        return self
 
     @model_validator(mode="after")
     def _budget_given(self) -> Recipe:

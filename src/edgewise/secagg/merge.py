@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf
+from math import ceil, inf
 from typing import NamedTuple
 
 import numpy as np
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
-from edgewise.core.space import Space, Total
+from edgewise.core.space import Space, Total, share_of
 from edgewise.core.stage import Merge, Payload
 from edgewise.merges import robust
 from edgewise.merges.ring import Residues, head_residues, ring_sum
 from edgewise.privacy import rules
-from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.params import CORRUPT_MOST, Params, Policy
 from edgewise.secagg.secrets import Body, Head
 
 
@@ -52,12 +52,38 @@ def secure_sum(policy: Policy | None = None) -> Merge:
     """Masks that cancel in the sum (``secagg.client``, ``secagg.server``).
 
     Guarantees: the server learns the sum over at least ``n_min`` devices and who is in it, and nothing else of any
-        contribution; with a malicious server as long as fewer than the policy's share of a cohort works with it. The
-        numbers are those of ``ring_sum``.
+        contribution; with a malicious server as long as no more than the policy's share of a cohort works with it
+        (``assured``). The numbers are those of ``ring_sum``.
     Not promised: that the sum itself says nothing of a device (that takes noise), or that devices are honest.
     Raises: CompositionError as ``ring_sum``, and E-NMIN.
     """
     return _hiding(ring_sum(), "secure_sum", Hiding(1, policy or Policy()))
+
+
+def assured(merge: Merge, least: int, cohort: int) -> Merge:
+    """The merge with a policy that holds in sums of only ``least`` of a ``cohort``'s devices: all corrupt ones may be
+    among them, since a server that lies chooses whose keys arrived, and there they are a larger share.
+
+    Raises CompositionError(E-NMIN) where they would be a third or more of the smallest sum: then a lying server could
+    have two lists of survivors signed, and take one sum from the other.
+    """
+    assert merge.hides is not None
+    policy = merge.hides.policy
+    corrupt = share_of(policy.corrupt, cohort)
+    if least < (needed := fewest(corrupt)):
+        raise CompositionError(
+            "E-NMIN",
+            f"{merge.name}: a sum of {least} of {cohort} devices, of whom {corrupt} may be corrupt and all in it, "
+            f"would not hide the others; it needs {needed}.",
+            "raise round.minimum, or assume fewer corrupt devices ([merge] corrupt).",
+        )
+    policy = replace(policy, corrupt=max(policy.corrupt, corrupt / least))
+    return replace(merge, hides=replace(merge.hides, policy=policy))
+
+
+def fewest(corrupt: int) -> int:
+    """Devices of the smallest sum that hides the others from a lying server: more than three times the corrupt."""
+    return max(2, ceil(corrupt / CORRUPT_MOST))
 
 
 def shared_sum() -> Merge:

@@ -1,0 +1,92 @@
+"""A server that lies about who dropped out, and the devices that work with it, against single updates."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from session import IDENTITIES, SID, Session
+
+from edgewise.codecs import kernels
+from edgewise.core.errors import CompositionError
+from edgewise.crypto import agree, sign
+from edgewise.secagg import messages, recovery, secrets
+from edgewise.secagg.client import holding
+from edgewise.secagg.merge import assured, secure_sum
+from edgewise.secagg.params import Policy
+
+
+def attack(n: int, bad: int) -> np.ndarray | None:
+    """Tells some honest devices that the first one survived and others that it did not, and puts its two secrets
+    together: its update, or None where too few shares of them came."""
+    s = Session(n, n_min=2, policy=Policy(0.33, 0.1))
+    for device, raw in s.advertise():
+        s.give(device, raw)
+    mail = [letter for device, raw in s.close() for letter in s.give(device, s.answer(device, raw))]
+    masked = {}
+    for device, raw in mail:
+        answer = s.answer(device, raw)
+        masked[device] = messages.load(answer)
+        s.give(device, answer)
+    shared = s.server.masked.shared  # type: ignore[union-attr]
+    honest, corrupt = s.devices[: n - bad], s.devices[n - bad :]
+    victim, others = honest[0], honest[1:]
+    parts = {}
+    for told, survivors in (
+        (others[: len(others) // 2], s.devices),
+        (others[len(others) // 2 :], [d for d in s.devices if d != victim]),
+    ):
+        said = messages.survivors_digest(SID, shared.roster, survivors)
+        signed = {d: sign.sign(IDENTITIES[d].secret, said) for d in corrupt}
+        for device in told:
+            answer = messages.load(s.answer(device, messages.dump(messages.Survivors(devices=tuple(survivors)))))
+            assert isinstance(answer, messages.Consistent)
+            signed[device] = answer.signature
+        proofs = messages.dump(messages.Proofs(signatures=dict(sorted(signed.items()))))
+        parts |= {device: messages.load(s.answer(device, proofs)) for device in told}
+    at = {d: i + 1 for i, d in enumerate(holding(victim, shared.near[victim], shared.k, n))}
+    opened = {h: r for h, r in parts.items() if isinstance(r, messages.Revealed)}
+    seeds = {at[h]: r.seeds[victim] for h, r in opened.items() if victim in r.seeds}
+    keys = {at[h]: r.keys[victim] for h, r in opened.items() if victim in r.keys}
+    for d in corrupt:
+        seeds[at[d]], keys[at[d]] = s.clients[d].held[victim]  # type: ignore[union-attr]
+    if min(len(seeds), len(keys)) < shared.threshold:
+        return None
+    seed = recovery.seed(SID, victim, shared.keys[victim], seeds, shared.threshold)
+    key = agree.Secret(recovery.key(shared.keys[victim], keys, shared.threshold))
+    raw = masked[victim]
+    body = kernels.unpack_bits(memoryview(raw.body), s.bits, s.dim)
+    hidden = secrets.Hidden(s.params, body.astype(np.uint32), np.frombuffer(raw.head, "<u8"))
+    hidden.mask([(seed, -1)], SID)
+    pairs = [(o, secrets.pair_seed(key, shared.keys[o].mask, SID, victim, o)) for o in shared.near[victim]]
+    hidden.mask([(k, -sign) for k, sign in secrets.pairwise(victim, pairs)], SID)
+    np.testing.assert_array_equal(hidden.body, s.xs[victim])
+    return hidden.body
+
+
+@pytest.mark.parametrize(("n", "bad"), [(11, 6), (13, 6), (16, 7)])
+def test_more_than_a_third_single_one_out(n: int, bad: int) -> None:
+    assert attack(n, bad) is not None
+
+
+@pytest.mark.parametrize(("n", "bad"), [(11, 3), (13, 4), (16, 5)])
+def test_fewer_than_a_third_do_not(n: int, bad: int) -> None:
+    assert attack(n, bad) is None
+
+
+def test_a_round_may_not_end_with_so_few_that_the_corrupt_of_its_cohort_are_a_third() -> None:
+    """Six of 20 may be corrupt: a lying server would show its victims a roster of eleven, with all six."""
+    for least in (10, 11, 18):
+        with pytest.raises(CompositionError, match="6 may be corrupt") as caught:
+            assured(secure_sum(Policy(0.3, 0.1)), least, 20)
+        assert caught.value.code == "E-NMIN"
+    hides = assured(secure_sum(Policy(0.3, 0.1)), 19, 20).hides
+    assert hides is not None
+    assert hides.policy.corrupt == pytest.approx(6 / 19)
+
+
+def test_the_graph_of_the_smallest_roster_allows_for_all_corrupt_devices_of_the_cohort() -> None:
+    """A tenth of 1,000 devices are a fifth of 500, and the graph of 500 has to stand that."""
+    hides = assured(secure_sum(Policy(0.1, 0.1)), 500, 1000).hides
+    assert hides is not None
+    assert hides.policy.shape(500) == Policy(0.2, 0.1).shape(500)
+    assert hides.policy.shape(500)[0] > Policy(0.1, 0.1).shape(500)[0]
