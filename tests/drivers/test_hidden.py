@@ -260,7 +260,10 @@ def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path):
 
 
 def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
-    """The sum may have been seen by then: another attempt is charged beside the first."""
+    """The round that goes on is the same session with the same noise: one charge, and the model of a quiet run."""
+    from toy_recipe import make_recipe
+
+    from edgewise.apps import simulate
     from edgewise.core.pipeline import Pipeline
 
     def crash(*_: object) -> None:
@@ -273,6 +276,14 @@ def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
     with RunStore(tmp_path) as store:
         assert [c.round for c in store.charges()] == [0]
         assert store.load().next_round == 0
+    again = {"out": tmp_path, "recipe_dir": tmp_path, "extensions": ["toy"], "report": False}
+    simulate.run(make_recipe(PRIVATE), resume=True, **again)
+    with RunStore(tmp_path) as store:
+        assert [c.round for c in store.charges()] == [0, 1, 2]
+        models = store.models()
+    play(tmp_path / "quiet", PRIVATE)
+    with RunStore(tmp_path / "quiet") as store:
+        assert store.models() == models
 
 
 @pytest.mark.parametrize("settings", [PRIVATE, CENTRAL], ids=["distributed", "central"])

@@ -20,10 +20,12 @@ class LocalGateway:
         self._secret, self._registry = secret, registry
         self._seen: frozenset[bytes] = frozenset()
         self._helper: two_server.Helper
+        self._round, self._opened = -1, -1  # this one, and the last one whose batch was opened
 
-    def begin(self, params: Params, context: bytes) -> None:
+    def begin(self, round: int, params: Params, context: bytes) -> None:
         """See Helper."""
-        self._helper = two_server.Helper(params, context, self._secret, self._registry, self._seen)
+        self._round, opened = round, round <= self._opened
+        self._helper = two_server.Helper(params, context, self._secret, self._registry, self._seen, opened=opened)
 
     def admit(self, ticket: Ticket) -> str:
         """See Helper."""
@@ -37,4 +39,5 @@ class LocalGateway:
     def open(self, devices: Collection[DeviceId]) -> Hidden:
         """See Helper."""
         self._helper, share = two_server.open_batch(self._helper, devices)
+        self._opened = self._round
         return share

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -171,11 +171,12 @@ class Host:
         if isinstance(message, frame.Step):
             return self._letter(job, message)
         if isinstance(message, frame.Probe):
-            return jobs.Handled(id=job.id, device=job.device, frame=frame.dump(self._measure(job.device, message)))
+            told = frame.dump(self._measure(job.device, message))
+            return jobs.Handled(id=job.id, device=job.device, frame=told, answered=job.answered)
         if not isinstance(message, frame.Invite):
             raise DecodeError("E-FRAME", "a device was sent something that is neither an invitation nor a probe.")
         state: machine.State
-        state, effects = machine.step(self._plan, self._recall(job.device), self._invited(message))
+        state, effects = machine.step(self._plan, self._recall(job), self._invited(message))
         entropy = keys.derive(self._plan.key, "session", job.device, message.round, message.nonce)
         train_s = encode_s = 0.0
         for effect in effects:
@@ -190,26 +191,36 @@ class Host:
                 trained = time.perf_counter()
                 state, effects = machine.step(self._plan, state, event, self._trust)
                 train_s, encode_s = trained - began, time.perf_counter() - trained
-        for effect in effects:
-            if isinstance(effect, machine.Remember):
-                self._remember(effect.state)
-        sent = next(effect.frame for effect in effects if isinstance(effect, machine.Send))
-        session = machine.save_session(state)
-        return jobs.Handled(
-            id=job.id, device=job.device, frame=sent, session=session, train_s=train_s, encode_s=encode_s
-        )
+        return self._handled(job, state, effects, train_s, encode_s)
 
     def _letter(self, job: jobs.Handle, message: frame.Step) -> jobs.Result:
         began = time.perf_counter()
-        state = machine.restore_session(job.session, self._recall(job.device))
+        state = machine.restore_session(job.session, self._recall(job))
         state, effects = machine.step(self._plan, state, machine.Letter(message), self._trust)
+        return self._handled(job, state, effects, 0.0, time.perf_counter() - began)
+
+    def _handled(
+        self,
+        job: jobs.Handle,
+        state: machine.State,
+        effects: Sequence[machine.Effect],
+        train_s: float,
+        encode_s: float,
+    ) -> jobs.Handled:
+        answered = job.answered
         for effect in effects:
             if isinstance(effect, machine.Remember):
                 self._remember(effect.state)
-        sent = next((effect.frame for effect in effects if isinstance(effect, machine.Send)), b"")
-        session = machine.save_session(state)
-        seconds = time.perf_counter() - began
-        return jobs.Handled(id=job.id, device=job.device, frame=sent, session=session, encode_s=seconds)
+                answered = effect.state.answered
+        return jobs.Handled(
+            id=job.id,
+            device=job.device,
+            frame=next((effect.frame for effect in effects if isinstance(effect, machine.Send)), b""),
+            session=machine.save_session(state),
+            answered=answered,
+            train_s=train_s,
+            encode_s=encode_s,
+        )
 
     def _measure(self, device: str, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
         params = self._params(probe.model)
@@ -243,26 +254,32 @@ class Host:
     def _memory_path(self, device: str) -> Path:
         return self._run_dir / "devices" / (hashlib.sha256(device.encode()).hexdigest()[:32] + ".safetensors")
 
-    def _recall(self, device: str) -> machine.Idle:
-        if not any(pipe.encoded.memory for pipe in self._plan.pipelines):
-            return machine.join(self._plan, device)
-        path = self._memory_path(device)
-        if not path.exists():
-            return machine.join(self._plan, device)
+    @property
+    def _remembers(self) -> bool:
+        return any(pipe.encoded.memory for pipe in self._plan.pipelines)
+
+    def _recall(self, job: jobs.Handle) -> machine.Idle:
+        """A device's codec memory from the disk. Which rounds it has answered it knows from memory only: simulated
+        devices begin with their run, so that a run which goes on plays a round that was cut off again."""
+        device, path = job.device, self._memory_path(job.device)
+        if not self._remembers or not path.exists():
+            return replace(machine.join(self._plan, device), answered=job.answered)
         try:
-            return machine.restore(device, load(path.read_bytes()))
+            return replace(machine.restore(device, load(path.read_bytes())), answered=job.answered)
         except (SafetensorError, KeyError, OSError) as e:
             raise StoreError(
                 "E-CHECKPOINT", f"codec memory of device {device} is damaged ({path}: {e}).", f"delete {path}."
             ) from None
 
     def _remember(self, state: machine.Idle) -> None:
-        """Keep a device's memory.
+        """Keep a device's codec memory.
 
         A killed process leaves the new file or the one before, whole. After a power cut the name may still stand for
         the one before, though the server has the contribution: then the device goes on from older memory, and at most
         that contribution's remainder is lost or sent twice.
         """
+        if not self._remembers:
+            return
         if not self._alive():
             raise StoreError("E-WORKER", "the run that this process worked for has ended.", "go on with --resume.")
         path = self._memory_path(state.device)

@@ -51,12 +51,13 @@ class Held(_Base, frozen=True, tag="held"):
 
 class Handle(_Base, frozen=True, tag="handle"):
     """Give a server's frame to a device and return what it answers. ``session``: what the device kept in memory since
-    its last answer in this round. ``elapsed_s``, ``up_mbit``: what the device will have measured in the simulated world
-    when it has trained (``engine.device.Trained``)."""
+    its last answer in this round; ``answered`` as in ``engine.device.Idle``. ``elapsed_s``, ``up_mbit``: what the
+    device will have measured in the simulated world when it has trained (``engine.device.Trained``)."""
 
     device: str
     frame: bytes
     session: bytes = b""
+    answered: int = -1
     elapsed_s: float = 0.0
     up_mbit: float = inf
 
@@ -86,12 +87,13 @@ class Described(_Base, frozen=True, tag="described"):
 
 
 class Handled(_Base, frozen=True, tag="handled"):
-    """Answer to Handle: the device's frame (empty: it says nothing), what it keeps in memory until the next one, and
-    where its time went."""
+    """Answer to Handle: the device's frame (empty: it says nothing), what it keeps in memory until the next one, the
+    round of its last hidden update, and where its time went."""
 
     device: str
     frame: bytes
     session: bytes = b""
+    answered: int = -1
     train_s: float = 0.0
     encode_s: float = 0.0
 

@@ -117,6 +117,7 @@ class SimulatedCohort:
         self._results: dict[int, jobs.Handled] = {}
         self._sizes: dict[str, int] = {}  # of the blobs that are available
         self._sessions: dict[DeviceId, bytes] = {}  # the devices' own memory of a round's secure aggregation
+        self._answered: dict[DeviceId, int] = {}  # and of the last round that they sent a hidden update to
         self._steps: Counter[DeviceId] = Counter()
         self._now_s = 0.0
         self._order = 0
@@ -171,6 +172,7 @@ class SimulatedCohort:
             assert isinstance(result, jobs.Handled)
             self._results[result.id] = result
             self._sessions[result.device] = result.session
+            self._answered[result.device] = result.answered
             self._under_way -= 1
             self._dispatch()
         done = self._results.pop(item.order)
@@ -189,6 +191,7 @@ class SimulatedCohort:
                         device=item.device,
                         frame=item.frame,
                         session=self._sessions.get(item.device, b""),
+                        answered=self._answered.get(item.device, -1),
                         elapsed_s=item.fate.elapsed_s,
                         up_mbit=item.fate.up_mbit,
                     )

@@ -8,7 +8,8 @@
 Codec memory (error-feedback residuals) must match what the server really used. So the memory after a contribution is
 only *pending*; the next invitation says which round's contribution was accepted last, and the device then commits the
 pending memory or discards it. A device asked again for the same round starts from the same committed memory and
-sends the same bytes: retries and restarts are idempotent.
+sends the same bytes: retries and restarts are idempotent. Where sums hide their parts, an update leaves once per round:
+of two sums that differ by one device, whoever has both has that device's update.
 """
 
 from __future__ import annotations
@@ -36,23 +37,31 @@ from edgewise.secagg.merge import residues
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Between rounds. ``pending`` is the memory that holds if the contribution to ``pending_round`` was accepted."""
+    """Between rounds. ``pending`` is the memory that holds if the contribution to ``pending_round`` was accepted.
+    ``answered``: the last round for which a hidden update has left; to it and to older ones nothing more is sent."""
 
     device: DeviceId
     committed: Memory = field(repr=False)
     pending: Memory = field(default_factory=dict, repr=False)
     pending_round: int = -1
+    answered: int = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
     """Waiting for the trainer. ``base`` is the codec memory that the contribution will start from; ``support`` as in
-    ``Turn``."""
+    ``Turn``, ``answered`` as in ``Idle``."""
 
     device: DeviceId
     invite: Invite
     base: Memory = field(repr=False)
     support: Array | None = field(default=None, repr=False)
+    answered: int = -1
+
+    @property
+    def idle(self) -> Idle:
+        """The device without what was under way."""
+        return Idle(self.device, self.base, answered=self.answered)
 
 
 class Unsent(msgspec.Struct, frozen=True):
@@ -178,15 +187,15 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if isinstance(event, Invited):
         return _invited(plan, state, event)
     if isinstance(event, Unready):
-        waiting = Training(state.device, event.invite, _base(state, event.invite))
-        return Idle(state.device, waiting.base), (Send(_refusal(waiting, event.code, event.reason)),)
+        waiting = Training(state.device, event.invite, _base(state, event.invite), answered=state.answered)
+        return waiting.idle, (Send(_refusal(waiting, event.code, event.reason)),)
     if not isinstance(state, Training):
         raise ValueError("not training")
     if plan.spend is not None and (isinstance(event, Failed) or not finite(event.update.x)):
         # Who is in a sum must not depend on what text a device holds: it is in it with zeros.
         event = _silent(plan, event)
     if isinstance(event, Failed):
-        return Idle(state.device, state.base), (Send(_refusal(state, event.code, event.reason)),)
+        return state.idle, (Send(_refusal(state, event.code, event.reason)),)
     invite, update = state.invite, event.update
     if plan.ways:
         return _asking(plan, state, event, trust)
@@ -197,9 +206,9 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     budget_bytes = plan.budget_bytes(event.elapsed_s, event.up_mbit)
     turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip, state.device)
     try:
-        payload, idle = _encoded(plan, pipe, state.device, state.base, update, turn)
+        payload, idle = _encoded(plan, pipe, state.idle, update, turn)
     except EdgewiseError as e:
-        return Idle(state.device, state.base), (Send(_refusal(state, e.code, e.what)),)
+        return state.idle, (Send(_refusal(state, e.code, e.what)),)
     remember = (Remember(idle),) if pipe.encoded.memory else ()
     if plan.hides is None:
         packed = pack.pack(payload, pipe.encoded)
@@ -213,18 +222,18 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         report = two_server.split(
             secagg, sid, me, secret, trust.leader, trust.helper, body, head, event.entropy
         )  # fmt: skip
-        return idle, (*remember, Send(frame.dump(_contribution(state, report))))
+        idle = replace(idle, answered=invite.round)
+        return idle, (Remember(idle), Send(frame.dump(_contribution(state, report))))
     hiding, first = client.start(secagg, sid, me, secret, body, head, event.entropy)
     sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first)
     return Hiding(invite.round, hiding, idle), (*remember, Send(frame.dump(sent)))
 
 
-def _encoded(
-    plan: Plan, pipe: Pipeline, device: DeviceId, base: Memory, update: Update, turn: keys.Turn
-) -> tuple[Payload, Idle]:
-    """An update on its way up, and the device with the memory that this leaves. Raises EdgewiseError."""
+def _encoded(plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.Turn) -> tuple[Payload, Idle]:
+    """An update on its way up, from the committed memory; the device with what this leaves. Raises EdgewiseError."""
+    base = idle.committed
     payload, after = pipe.encode(update.x, update.head, update.count, plan.mine(base, turn.round), turn)
-    return payload, Idle(device, base, plan.kept(base, turn.round, after), turn.round)
+    return payload, replace(idle, pending=plan.kept(base, turn.round, after), pending_round=turn.round)
 
 
 def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
@@ -236,13 +245,13 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
     try:  # a device that could not encode would cost its group a member after the keys
         plan.at(invite.round, best).checked(update.x, update.head)
     except EdgewiseError as e:
-        return Idle(me, state.base), (Send(_refusal(state, e.code, e.what)),)
+        return state.idle, (Send(_refusal(state, e.code, e.what)),)
     head = {name: float(value) for name, value in update.head.items()}
     unsent = Unsent(frame.dump(invite), vector.to_bytes(update.x), head, float(update.count), best)
     secagg, secret = plan.secagg(invite.round, best), trust.identity(me)
     hiding, first = client.advertise(secagg, plan.session(invite), me, secret, event.entropy)
     sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first, rung=best)
-    return Hiding(invite.round, hiding, Idle(me, state.base), unsent=unsent), (Send(frame.dump(sent)),)
+    return Hiding(invite.round, hiding, state.idle, unsent=unsent), (Send(frame.dump(sent)),)
 
 
 def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hiding, tuple[Effect, ...]]:
@@ -255,11 +264,11 @@ def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hidi
     invite, pipe = frame.load(unsent.invite), plan.at(state.round, rung)
     assert isinstance(invite, Invite)
     assert isinstance(state.client, client.Advertised)
-    base = _base(state.idle, invite)  # what is on the disk may be older than the invitation
+    idle = Idle(state.idle.device, _base(state.idle, invite), answered=state.idle.answered)  # the disk's may be older
     private = keys.derive(plan.key, "device", state.idle.device, state.round)
     turn = keys.Turn(state.round, invite.public, private, clip=invite.clip, device=state.idle.device)
     update = Update(vector.from_bytes(unsent.x, plan.spec.dim), unsent.head, unsent.count)
-    payload, idle = _encoded(plan, pipe, state.idle.device, base, update, turn)
+    payload, idle = _encoded(plan, pipe, idle, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
     return Hiding(state.round, ready, idle, rung), (Remember(idle),) if pipe.encoded.memory else ()
 
@@ -288,6 +297,9 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
             return state.idle, (Send(frame.dump(msgspec.structs.replace(sent, body=over))),)
     secagg = plan.secagg(state.round, state.rung)
     after, answer = client.step(secagg, state.client, message.body, trust.registry)
+    if isinstance(after, client.Waiting) and state.idle.answered < state.round:  # the masked update leaves
+        state = replace(state, idle=replace(state.idle, answered=state.round))
+        remember = (Remember(state.idle),)
     effects = (*remember, Send(frame.dump(msgspec.structs.replace(sent, body=answer))))
     if isinstance(after, client.Finished | client.Aborted):
         return state.idle, effects
@@ -296,17 +308,20 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
 
 def _invited(plan: Plan, state: Idle | Training, event: Invited) -> tuple[State, tuple[Effect, ...]]:
     invite = event.invite
-    base = _base(state, invite)
-    training = Training(state.device, invite, base, event.support)
+    training = Training(state.device, invite, _base(state, invite), event.support, state.answered)
+    code, reason = "E-FRAME", ""
     if invite.run != plan.run or invite.spec != plan.spec.digest():
         reason = "the invitation is for another run or another model layout"
-        return Idle(state.device, base), (Send(_refusal(training, "E-FRAME", reason)),)
-    if not {s.name for s in plan.spec.segments}.issuperset(invite.rule.segments):
+    elif not {s.name for s in plan.spec.segments}.issuperset(invite.rule.segments):
         reason = "the invitation asks to train segments that this model does not have"
-        return Idle(state.device, base), (Send(_refusal(training, "E-FRAME", reason)),)
-    if plan.hides is not None and len(invite.nonce) != keys.KEY_BYTES:
+    elif plan.hides is not None and len(invite.nonce) != keys.KEY_BYTES:
         reason = "the invitation has no nonce, and without one a session could be played twice"
-        return Idle(state.device, base), (Send(_refusal(training, "E-FRAME", reason)),)
+    elif plan.hides is not None and invite.round <= state.answered:
+        code, reason = "E-SECAGG-ORDER", f"this device's update of round {state.answered} has left: no second sum of it"
+    if reason:
+        # What was sent before may yet be accepted: the next invitation tells.
+        idle = state if isinstance(state, Idle) and code != "E-FRAME" else training.idle
+        return idle, (Send(_refusal(training, code, reason)),)
     key = keys.derive(plan.key, "fit", state.device, invite.round)
     request = FitRequest(state.device, invite.round, event.params, invite.rule, key)
     return training, (Train(request),)
@@ -363,6 +378,7 @@ def restore_session(raw: bytes, idle: Idle) -> State:
 def save(state: Idle) -> dict[str, Array]:
     """The state as named arrays, for a safetensors file."""
     out: dict[str, Array] = {"pending_round": np.array([state.pending_round], np.int64)}
+    out["answered"] = np.array([state.answered], np.int64)
     out.update({f"committed/{k}": v for k, v in state.committed.items()})
     out.update({f"pending/{k}": v for k, v in state.pending.items()})
     return out
@@ -370,4 +386,5 @@ def save(state: Idle) -> dict[str, Array]:
 
 def restore(device: DeviceId, arrays: Mapping[str, Array]) -> Idle:
     """Inverse of ``save``. Raises KeyError on foreign arrays."""
-    return Idle(device, _part(arrays, "committed/"), _part(arrays, "pending/"), int(arrays["pending_round"][0]))
+    pending_round, answered = (int(arrays[name][0]) for name in ("pending_round", "answered"))
+    return Idle(device, _part(arrays, "committed/"), _part(arrays, "pending/"), pending_round, answered)

@@ -160,8 +160,9 @@ class Trust:
 class Helper(Protocol):
     """The second server, which holds one share of every contribution (``secagg.two_server``)."""
 
-    def begin(self, params: Params, context: bytes) -> None:
-        """A new round: forget the reports of the last one."""
+    def begin(self, round: int, params: Params, context: bytes) -> None:
+        """A new round: forget the reports of the last one. A round whose batch was opened is not opened again, whatever
+        the context: two batches that differ by one report would show it."""
         ...
 
     def admit(self, ticket: Ticket) -> str:

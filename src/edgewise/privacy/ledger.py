@@ -1,7 +1,9 @@
 """The budget of a run: every release is written down before it happens, and the one that would exceed it is refused.
 
-A ledger is a list of charges that only grows. A charge names the round, the attempt (a round that was cut off after its
-charge is charged again: its sum may have been seen), the cohort that it was about, and the event. Devices of different
+A ledger is a list of charges that only grows. A charge names the round, the attempt, the cohort that it was about, and
+the event. An attempt is a session with its own nonce: another one is charged again, for the sum of the first may have
+been seen. A simulation that goes on after a crash plays the same session with the same noise, and its devices with it,
+so that is the same attempt; devices that live on send an update to one session of a round only. Devices of different
 cohorts are disjoint (``round.sampling = "cyclic"``; one cohort otherwise), so the epsilon of a run is the largest over
 cohorts, not their sum. What it says can be recomputed from the rows alone: ``verify``.
 

@@ -1,0 +1,163 @@
+"""A server that plays one round twice, over devices that differ by one: the difference of the sums is its update."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from toy_recipe import make_recipe
+
+from edgewise.core import frame
+from edgewise.core.errors import DecodeError
+from edgewise.core.keys import derive, root
+from edgewise.core.vector import Spec
+from edgewise.drivers.gateway import LocalGateway
+from edgewise.drivers.identities import simulated_servers, simulated_trust
+from edgewise.engine import device as machine
+from edgewise.engine.ports import Update
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import Plan, compile
+from edgewise.secagg import server, two_server
+
+GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
+DEVICES = [f"d{i}" for i in range(8)]
+SPEC = Spec.of([("a", (5,), "float32")])
+XS = {d: np.random.default_rng(i).standard_normal(5).astype(np.float32) for i, d in enumerate(DEVICES)}
+
+
+def plan_of(kind: str) -> Plan:
+    recipe = make_recipe({"privacy": "hidden", "metrics": "none", "merge": {"kind": kind}, "stage": GRID})
+    return compile(recipe, SPEC, len(DEVICES), BUILT_IN)
+
+
+def invite(plan: Plan, nonce: bytes, round: int = 0) -> frame.Invite:
+    return frame.Invite(
+        run=plan.run, round=round, model="m", spec=SPEC.digest(), rule=plan.rule(round), public=plan.public(round),
+        accepted=-1, deadline_s=9.0, nonce=nonce,
+    )  # fmt: skip
+
+
+class Devices:
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.trust = plan, simulated_trust(plan.key)
+        self.states: dict[str, machine.State] = {d: machine.join(plan, d) for d in DEVICES}
+        self.remembered: dict[str, machine.Idle] = {}
+
+    def step(self, device: str, event: machine.Event) -> tuple[machine.Effect, ...]:
+        self.states[device], effects = machine.step(self.plan, self.states[device], event, self.trust)
+        for effect in effects:
+            if isinstance(effect, machine.Remember):
+                self.remembered[device] = effect.state
+        return effects
+
+    def asked(self, device: str, message: frame.Invite) -> frame.AnyFrame:
+        """The answer to an invitation, trained where the device would."""
+        effects = self.step(device, machine.Invited(message, np.zeros(5, np.float32)))
+        if isinstance(effects[0], machine.Train):
+            entropy = derive(root(9), device, message.nonce)
+            effects = self.step(device, machine.Trained(Update(XS[device], {}, 1.0), entropy=entropy))
+        return frame.load(next(e.frame for e in effects if isinstance(e, machine.Send)))
+
+
+def masked(devices: Devices, nonce: bytes, who: list[str]) -> server.State | list[frame.Refusal]:
+    """One session to its end; or the refusals of devices that stay out."""
+    plan, message = devices.plan, invite(devices.plan, nonce)
+    answers = {d: devices.asked(d, message) for d in who}
+    if refused := [a for a in answers.values() if isinstance(a, frame.Refusal)]:
+        return refused
+    state: server.State = server.start(server.Session(plan.secagg(0), plan.session(message), devices.trust.registry))
+    mail: list[server.Send] = []
+
+    def feed(event: server.Event) -> None:
+        nonlocal state
+        state, effects = server.step(state, event)
+        mail.extend(e for e in effects if isinstance(e, server.Send))
+
+    for d, answer in answers.items():
+        feed(server.Received(d, answer.body))
+    feed(server.Close())
+    while mail:
+        letter = mail.pop(0)
+        step = frame.Step(run=plan.run, round=0, device=letter.device, body=letter.raw)
+        for effect in devices.step(letter.device, machine.Letter(step)):
+            if isinstance(effect, machine.Send):
+                feed(server.Received(letter.device, frame.load(effect.frame).body))
+    return state
+
+
+def test_a_device_sends_one_masked_update_a_round() -> None:
+    devices = Devices(plan_of("secure_sum"))
+    first = masked(devices, b"A" * 32, DEVICES)
+    assert isinstance(first, server.Released)
+    assert {d: s.answered for d, s in devices.remembered.items()} == dict.fromkeys(DEVICES, 0), "before it left"
+    again = masked(devices, b"B" * 32, DEVICES[1:])
+    assert isinstance(again, list)
+    assert {a.code for a in again} == {"E-SECAGG-ORDER"}
+    assert len(again) == len(DEVICES) - 1
+    assert all(isinstance(s, machine.Idle) and s.answered == 0 for s in devices.states.values())
+    later = devices.asked("d0", invite(devices.plan, b"A" * 32, round=1))
+    assert isinstance(later, frame.Step), "the next round is another matter"
+
+    # What a device would give away that forgot: the attack itself.
+    forgetful = Devices(devices.plan)
+    first = masked(forgetful, b"A" * 32, DEVICES)
+    forgetful.states = {d: replace(s, answered=-1) for d, s in forgetful.states.items()}  # type: ignore[arg-type, type-var]
+    second = masked(forgetful, b"B" * 32, DEVICES[1:])
+    assert isinstance(first, server.Released)
+    assert isinstance(second, server.Released)
+    bits, scale = devices.plan.secagg(0).bits, devices.plan.at(0).encoded.scale
+    apart = (first.body.astype(np.int64) - second.body) % (1 << bits)
+    apart = np.where(apart >= 1 << bits - 1, apart - (1 << bits), apart)
+    np.testing.assert_allclose(apart * scale, XS["d0"], atol=1.01 * scale)
+
+
+def test_an_update_that_has_not_left_may_be_asked_for_again() -> None:
+    """Keys and shares say nothing of it: a session that ends before the masks costs nothing."""
+    devices = Devices(plan_of("secure_sum"))
+    for nonce in (b"A" * 32, b"B" * 32):
+        for d in DEVICES:
+            assert isinstance(devices.asked(d, invite(devices.plan, nonce)), frame.Step)
+    assert not devices.remembered
+    assert isinstance(masked(devices, b"C" * 32, DEVICES), server.Released)
+
+
+def test_what_was_answered_survives_on_the_disk() -> None:
+    idle = machine.Idle("d0", {}, answered=7)
+    assert machine.restore("d0", machine.save(idle)).answered == 7
+
+
+def test_a_device_seals_one_report_a_round() -> None:
+    devices = Devices(plan_of("shared_sum"))
+    assert isinstance(devices.asked("d0", invite(devices.plan, b"A" * 32)), frame.Contribution)
+    assert devices.remembered["d0"].answered == 0
+    again = devices.asked("d0", invite(devices.plan, b"B" * 32))
+    assert isinstance(again, frame.Refusal)
+    assert again.code == "E-SECAGG-ORDER"
+
+
+def test_the_gateway_opens_one_batch_a_round() -> None:
+    """Under another nonce, of fewer devices: it takes no report for a round whose batch was opened."""
+    plan = plan_of("shared_sum")
+    trust, (leader, helper) = simulated_trust(plan.key), simulated_servers(plan.key)
+    gateway, devices = LocalGateway(helper.secret, trust.registry), Devices(plan)
+    tickets = {}
+    for nonce in (b"A" * 32, b"B" * 32):
+        message = invite(plan, nonce)
+        params, context = plan.secagg(0), plan.session(message)
+        gateway.begin(0, params, context)
+        lead = two_server.lead(params, context, leader.secret, trust.registry)
+        devices = Devices(plan)  # that have forgotten
+        for d in DEVICES:
+            answer = devices.asked(d, message)
+            assert isinstance(answer, frame.Contribution)
+            ticket, _ = two_server.open_report(lead, d, answer.payload)
+            tickets[nonce, d] = gateway.admit(ticket)
+        if nonce[:1] == b"A":
+            gateway.open(DEVICES)
+    assert {code for (nonce, _), code in tickets.items() if nonce[:1] == b"A"} == {""}
+    assert {code for (nonce, _), code in tickets.items() if nonce[:1] == b"B"} == {"E-SECAGG-ORDER"}
+    with pytest.raises(DecodeError):
+        gateway.open(DEVICES[1:])
+    gateway.begin(1, plan.secagg(1), plan.session(invite(plan, b"C" * 32, 1)))
+    assert not gateway._helper.opened
