@@ -17,6 +17,7 @@ from session import IDENTITIES, ROOT, SID, Session
 
 from edgewise.codecs import kernels
 from edgewise.core.errors import DecodeError
+from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive
 from edgewise.crypto import agree, shamir, sign
 from edgewise.secagg import client, graph, messages, secrets, server, two_server
@@ -30,6 +31,7 @@ CASES: dict[str, tuple[int, dict[str, int], int]] = {  # bits; who leaves when; 
     "a narrow ring": (13, {"d002": 2}, -1),
     "a group of one rung": (20, {"d002": 2}, 3),
 }
+RULE = msgspec.msgpack.encode(LocalRule(steps=8, lr=0.25, segments=("a",)))
 STATES = ("advertised", "sharing", "waiting", "signed")
 LEADER, HELPER = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
 
@@ -121,6 +123,54 @@ def rejects() -> list[dict[str, str]]:
     ]
 
 
+def server_rejects() -> list[dict[str, Any]]:
+    """For the server of the first transcript, when all messages of earlier steps are in: a device's message that it must
+    refuse, and the code."""
+    t = transcript(*CASES["all stay"])
+    sent = {(m["step"], m["from"]): messages.load(bytes.fromhex(m["hex"])) for m in t["messages"] if "from" in m}
+    keys, shares, masked = (sent[step, "d000"] for step in (0, 1, 2))
+    revealed = sent[4, "d000"]
+    replace, identity = msgspec.structs.replace, IDENTITIES["d000"].secret
+
+    def signed(sid: bytes, **changed: bytes) -> messages.Advertise:
+        mine = replace(keys.keys, **changed)
+        return messages.Advertise(keys=replace(mine, signature=sign.sign(identity, mine.signed(sid, "d000"))))
+
+    other = messages.session_id("task", 3, "another model", "config", bytes(32))
+    boxes = shares.boxes  # type: ignore[union-attr]
+    flipped = bytes([masked.body[0] ^ 1]) + masked.body[1:]  # type: ignore[union-attr]
+    roster = graph.seed(SID, [sent[0, d].keys.signed(SID, d) + sent[0, d].keys.signature for d in t["devices"]])
+    short = masked.body[:-1]  # type: ignore[union-attr]
+    said = messages.masked_digest(SID, roster, "d000", ["d001", "d002", "d003"], short, masked.head)  # type: ignore[union-attr]
+    list_of_three = messages.survivors_digest(SID, roster, ["d000", "d001", "d002"])
+    seeds = revealed.seeds  # type: ignore[union-attr]
+    made: list[tuple[str, int, str, messages.Message | bytes, str]] = [
+        ("keys of a stranger", 0, "zz", keys, "E-SECAGG-KEYS"),
+        ("keys that another device signed", 0, "d001", keys, "E-SECAGG-KEYS"),
+        ("keys for another model", 0, "d000", signed(other), "E-SECAGG-KEYS"),
+        ("one key for two purposes", 0, "d000", signed(SID, mask=keys.keys.seal), "E-SECAGG-KEYS"),
+        ("a key that agrees with nobody", 0, "d000", signed(SID, mask=bytes(32)), "E-KEY-AGREE"),
+        ("shares before keys", 0, "d000", shares, "E-SECAGG-ORDER"),
+        ("cut off", 0, "d000", messages.dump(keys)[:-1], "E-FRAME"),
+        ("a box too few", 1, "d000", messages.Shares(boxes={"d001": boxes["d001"]}), "E-SECAGG-ORDER"),
+        ("a box for oneself", 1, "d000", messages.Shares(boxes=messages.ordered({**boxes, "d000": boxes["d001"]})),
+         "E-SECAGG-ORDER"),
+        ("a masked update with a flipped bit", 2, "d000", replace(masked, body=flipped), "E-SECAGG-KEYS"),
+        ("another device's masked update", 2, "d001", masked, "E-SECAGG-KEYS"),
+        ("a masked update that is too short", 2, "d000",
+         replace(masked, body=short, signature=sign.sign(identity, said)), "E-PAYLOAD"),
+        ("a signature on another list", 3, "d000", messages.Consistent(signature=sign.sign(identity, list_of_three)),
+         "E-SECAGG-SURVIVORS"),
+        ("a key share of a survivor", 4, "d000", messages.Revealed(seeds={}, keys=seeds), "E-SECAGG-ORDER"),
+        ("a seed share of nobody", 4, "d000", messages.Revealed(seeds={"zz": seeds["d001"]}, keys={}),
+         "E-SECAGG-ORDER"),
+    ]  # fmt: skip
+    return [
+        {"name": n, "step": step, "from": d, "hex": (m if isinstance(m, bytes) else messages.dump(m)).hex(), "code": c}
+        for n, step, d, m, c in made
+    ]
+
+
 def pieces() -> dict[str, Any]:
     """Every derivation by itself, for an implementation that does not yet speak."""
     one, two = derive(ROOT, "one"), derive(ROOT, "two")
@@ -135,6 +185,9 @@ def pieces() -> dict[str, Any]:
         "digest": {"label": "x", "parts": ["", "616263"], "hex": messages.digest(b"x", b"", b"abc").hex()},
         "session": {"task": "task", "round": 3, "model": "model", "config": "config", "nonce": bytes(32).hex(),
                     "sid": SID.hex()},
+        "configuration": {"layout": "ab", "rule": RULE.hex(), "public": one.hex(), "clip": 0.5, "support": "cd",
+                          "hex": messages.configuration("ab", RULE, one, 0.5, "cd").hex()},
+        "roster": {"keys": ["00" * 96, "11" * 96], "hex": graph.seed(SID, [bytes(96), b"\x11" * 96]).hex()},
         "entropy": {"entropy": one.hex(),
                     **{what: derive(one, what).hex() for what in ("seal", "mask", "seed", "shares")}},
         "commitment": {"device": "d000", "seed": one.hex(), "hex": secrets.commitment(SID, "d000", one).hex()},
@@ -173,10 +226,48 @@ def report() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def report_rejects(sealed: dict[str, Any]) -> list[dict[str, str]]:
+    """A report that one of the two servers must refuse (``by``), for a context and from a device, and the code."""
+    raw, n = bytes.fromhex(sealed["report"]), two_server._HEAD_BYTES
+    other = messages.session_id("task", 3, "another model", "config", bytes(32)).hex()
+    params, body, head = Params(Policy(), 2, 20, 6, 1), np.arange(6, dtype=np.uint32), np.array([7], np.uint64)
+    mine = IDENTITIES["d000"].secret
+
+    def split(entropy: str, params: Params = params, body: Any = body, helper: bytes = HELPER.public) -> bytes:
+        args = (params, SID, "d000", mine, LEADER.public, helper, body, head, derive(ROOT, entropy))
+        return bytes(two_server.split(*args))
+
+    longer = split("longer", Params(Policy(), 2, 20, 8, 1), np.arange(8, dtype=np.uint32))
+    made = [
+        ("of another model", "leader", other, "d000", raw, "E-SECAGG-KEYS"),
+        ("of another device", "leader", SID.hex(), "d001", raw, "E-SECAGG-KEYS"),
+        ("of a stranger", "leader", SID.hex(), "zz", raw, "E-SECAGG-KEYS"),
+        ("a flipped bit in the leader's box", "leader", SID.hex(), "d000", raw[: n + 90] + bytes([raw[n + 90] ^ 1])
+         + raw[n + 91 :], "E-SEAL"),
+        ("another end of the leader's box", "leader", SID.hex(), "d000", raw[:-1] + bytes([raw[-1] ^ 1]),
+         "E-SECAGG-KEYS"),
+        ("another id", "leader", SID.hex(), "d000", raw.replace(raw[raw.index(b"\xa2id") + 5 :][:16], bytes(16), 1),
+         "E-SECAGG-KEYS"),
+        ("cut off in its head", "leader", SID.hex(), "d000", raw[:40], "E-FRAME"),
+        ("another type", "leader", SID.hex(), "d000", raw.replace(b"\xa2id", b"\xa2ix", 1), "E-FRAME"),
+        ("a share that is too long", "leader", SID.hex(), "d000", longer, "E-PAYLOAD"),
+        ("a seed sealed for the leader", "helper", SID.hex(), "d000", split("wrong", helper=LEADER.public), "E-SEAL"),
+        ("the same report again", "helper, after the accepted one", SID.hex(), "d000", raw, "E-SECAGG-ORDER"),
+        ("a second report of a device", "helper, after the accepted one", SID.hex(), "d000", split("second"),
+         "E-SECAGG-ORDER"),
+    ]  # fmt: skip
+    return [
+        {"name": name, "by": by, "context": context, "device": device, "report": report.hex(), "code": code}
+        for name, by, context, device, report, code in made
+    ]
+
+
 if os.environ.get("EDGEWISE_REWRITE_GOLDEN"):
     PATH.parent.mkdir(exist_ok=True)
     made = {"accept": {name: transcript(*case) for name, case in CASES.items()}, "reject": rejects()}
-    PATH.write_text(json.dumps({**made, "pieces": pieces(), "two_server": report()}, indent=1) + "\n")
+    sealed = report()
+    rest = {"pieces": pieces(), "two_server": sealed, "two_server_reject": report_rejects(sealed)}
+    PATH.write_text(json.dumps({**made, "reject_server": server_rejects(), **rest}, indent=1) + "\n")
 VECTORS: dict[str, Any] = json.loads(PATH.read_text())
 
 
@@ -216,6 +307,39 @@ def test_recorded_rejects_are_refused(case: dict[str, str]) -> None:
     state, answer = client.step(params, state, bytes.fromhex(case["hex"]), _registry)
     assert isinstance(state, client.Aborted)
     assert messages.load(answer) == messages.Abort(code=case["code"])
+
+
+@pytest.mark.parametrize("case", VECTORS["reject_server"], ids=lambda c: c["name"])
+def test_recorded_rejects_are_refused_by_the_server(case: dict[str, Any]) -> None:
+    t = VECTORS["accept"]["all stay"]
+    params = Params(Policy(), t["n_min"], t["bits"], 6, 1, t["rung"])
+    state: server.State = server.start(server.Session(params, bytes.fromhex(t["sid"]), _registry))
+    for m in (m for m in t["messages"] if "from" in m and m["step"] < case["step"]):
+        state, _ = server.step(state, server.Received(m["from"], bytes.fromhex(m["hex"])))
+        if m["step"] == 0 and m["from"] == "d003":
+            state, _ = server.step(state, server.Close())
+    _, effects = server.step(state, server.Received(case["from"], bytes.fromhex(case["hex"])))
+    assert server.Refused(case["from"], case["code"]) in effects
+
+
+def test_the_recorded_rejects_of_servers_are_ours() -> None:
+    assert server_rejects() == VECTORS["reject_server"]
+
+
+@pytest.mark.parametrize("case", VECTORS["two_server_reject"], ids=lambda c: c["name"])
+def test_recorded_reports_are_refused(case: dict[str, Any]) -> None:
+    v = VECTORS["two_server"]
+    params, context = Params(Policy(), 2, v["bits"], len(v["body"]), 1), bytes.fromhex(case["context"])
+    leader = two_server.lead(params, context, bytes.fromhex(v["leader_secret"]), _registry)
+    helper = two_server.Helper(params, context, bytes.fromhex(v["helper_secret"]), _registry)
+    if "after" in case["by"]:
+        ticket, _ = two_server.open_report(leader, v["device"], bytes.fromhex(v["report"]))
+        helper = two_server.admit(helper, ticket)
+    with pytest.raises(DecodeError) as caught:
+        ticket, _ = two_server.open_report(leader, case["device"], bytes.fromhex(case["report"]))
+        assert case["by"] != "leader"
+        two_server.admit(helper, ticket)
+    assert caught.value.code == case["code"]
 
 
 def test_the_recorded_report_opens() -> None:

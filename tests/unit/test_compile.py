@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from toy_recipe import make_recipe
 
-from edgewise.core import events
+from edgewise.core import events, frame
 from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
@@ -109,3 +110,21 @@ def test_poisson_cohorts_have_a_size_that_they_hardly_ever_pass() -> None:
         assert sampling.largest <= binom.isf(1e-13, n, cohort / n)
     assert Sampling("poisson", 8, 8, 8, 8, 1, 1.0, 1.0).largest == 8
     assert Sampling("fixed", 1000, 50, 50, 65, 25, 1.0, 0.065).largest == 65
+
+
+def test_a_session_hangs_on_all_that_its_devices_are_told_alike() -> None:
+    plan = compile_plan(make_recipe({}), SPEC, 8, BUILT_IN)
+    one = frame.Invite(
+        run=plan.run, round=1, model="m", spec=SPEC.digest(), rule=plan.rule(1), public=plan.public(1), accepted=-1,
+        deadline_s=9.0, nonce=bytes(32),
+    )  # fmt: skip
+    other = {
+        "round": 2, "model": "n", "rule": plan.rule(2), "public": plan.public(2), "support": "s", "clip": 0.5,
+        "nonce": b"n" * 32,
+    }  # fmt: skip
+    ids = {plan.session(msgspec.structs.replace(one, **{name: value})) for name, value in other.items()}
+    assert len(ids | {plan.session(one)}) == 1 + len(other)
+    own = {"accepted": 0, "deadline_s": 1.0, "base": "b", "deltas": ("d",)}
+    assert {plan.session(msgspec.structs.replace(one, **{name: value})) for name, value in own.items()} == {
+        plan.session(one)
+    }

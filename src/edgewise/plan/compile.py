@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from edgewise.codecs import pack
 from edgewise.codecs.ladder import pick
 from edgewise.core import keys
@@ -142,8 +144,9 @@ class Plan:
 
     def session(self, invite: Invite) -> bytes:
         """The id of the session that an invitation opens: run, round, model, configuration and nonce."""
-        config = f"{self.run}/{self.spec.digest()}/{invite.rule}/{invite.public.hex()}/{invite.clip.hex()}"
-        return messages.session_id(self.run, invite.round, invite.model, config, invite.nonce)
+        rule = msgspec.msgpack.encode(invite.rule)
+        config = messages.configuration(self.spec.digest(), rule, invite.public, invite.clip, invite.support)
+        return messages.session_id(self.run, invite.round, invite.model, config.hex(), invite.nonce)
 
     def each(self, start: Callable[[Pipeline], Memory]) -> Memory:
         """Codec memory before the first round, of all phases together; each phase moves other coordinates, so each has

@@ -16,6 +16,7 @@ shares printed by accident would be somebody's secret.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -173,10 +174,21 @@ def session_id(task: str, round: int, model: str, config: str, nonce: bytes) -> 
     not cancel.
 
     Args:
-        task: the run. model: digest of the round's model. config: digest of the plan's public part. nonce: the server's
-        32 fresh bytes.
+        task: the run. model: digest of the round's model. config: ``configuration``, in hex. nonce: the server's 32
+        fresh bytes.
     """
     return digest(b"session", task.encode(), round.to_bytes(8, "little"), model.encode(), config.encode(), nonce)
+
+
+def configuration(layout: str, rule: bytes, public: bytes, clip: float, support: str) -> bytes:
+    """What devices of a round were told beside its model: of other positions, steps or clips sums would make no sense,
+    or could be told apart.
+
+    Args:
+        layout: digest of the update's. rule: the round's training rule, MessagePack as in the invitation. public: the
+        round's public key. clip, support: as in the invitation.
+    """
+    return digest(b"configuration", layout.encode(), rule, public, struct.pack("<d", clip), support.encode())
 
 
 def masked_digest(sid: bytes, roster: bytes, device: str, paired: Sequence[str], body: bytes, head: bytes) -> bytes:
