@@ -75,12 +75,13 @@ def recipe(arm: str, epsilon: float, clip: float = 0.0, lr: float = 0.0, server_
         "strategy": {"kind": "fedadam", "lr": server_lr or a["server_lr"], "tau": 1e-4},
         "eval": {"every": 0, "devices": 128, "max_tokens": 512},
         "compare": {"local_only": False, "centralised": False},
-        "dp": {"epsilon": epsilon, "delta": DELTA, "clip_l2": clip or a["clip"], "corrupt": 0.0},
+        "dp": {"epsilon": epsilon, "delta": DELTA, "clip_l2": clip or a["clip"]},
     }  # fmt: skip
     if math.isinf(epsilon):
         plain |= {"privacy": "none", "metrics": "none", "stage": []}
         del plain["dp"]
     elif a["privacy"] == "distributed":
+        plain["dp"]["corrupt"] = 0.0
         plain["merge"] = {"kind": "shared_sum"}  # the same numbers as with masks, in a tenth of the time
     return plain
 

@@ -28,6 +28,7 @@ from edgewise.plan.compile import Plan, compile
 from edgewise.privacy import rules
 from edgewise.privacy.accountant import epsilon
 from edgewise.privacy.clip import clip, clip_tensors
+from edgewise.privacy.ledger import Charge, Ledger, charge, spent
 from edgewise.privacy.noise import noise
 from edgewise.privacy.spend import fixed_size, poisson, record_level
 
@@ -42,6 +43,7 @@ RECORD = {"privacy": "record", "dp.sample_rate": 0.1, **DP}
 CYCLIC = {"round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 10}
 CORRELATED = {**CENTRAL, **CYCLIC, "dp.noise": "correlated"}
 TOP = {"kind": "top_k", "fraction": 0.1}
+TURNS = {"kind": "segments", "cycle": 2}
 
 
 def plan(*settings: dict[str, Any]) -> Plan:
@@ -68,6 +70,7 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
     ("E-PERTENSOR", "one vector", lambda: plan(LOCAL, {"dp.tensor_l2": 4.0})),
     ("E-NORM-AFTER", "put clip after", lambda: chain(clip(1.0), feedback([top_k(0.1)]))),
     ("E-WEIGHT", "leave out weigh", lambda: plan(CENTRAL, {"stage": [{"kind": "weigh", "cap": 160}]})),
+    ("E-WEIGHT", "leave out weigh", lambda: plan(RECORD, {"stage": [{"kind": "weigh", "cap": 160}]})),
     ("E-AMP-VISIBLE", "readers of the models", lambda: plan(DISTRIBUTED, {"dp.amplification": "poisson"})),
     ("E-AMP-VISIBLE", "readers of the models", lambda: plan(LOCAL, {"dp.amplification": "poisson"})),
     ("E-AMP-VISIBLE", 'sampling = "poisson"', lambda: plan(CENTRAL, {"dp.amplification": "poisson"})),
@@ -112,6 +115,38 @@ def test_every_refusal_of_the_design_is_met_above() -> None:
     assert len(named) == 16
     assert set(named) <= REGISTRY.keys()
     assert set(named) <= {code for code, *_ in REFUSED}
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "settings"),
+    [
+        ("E-COMBO", "dp.corrupt", {**CENTRAL, "dp.corrupt": 0.2}),
+        ("E-COMBO", "dp.bits", {**LOCAL, "dp.bits": 12}),
+        ("E-COMBO", "dp.buffers", {**CENTRAL, "dp.buffers": 2}),
+        ("E-BUDGET", "first round alone", {**CENTRAL, "dp.noise_multiplier": 0.1}),
+        ("E-COMBO", "trained by all", {**CENTRAL, **CYCLIC, "round.rounds": 3, "stage": [TURNS]}),
+    ],
+)
+def test_what_nothing_reads_and_what_cannot_begin_is_refused(code: str, said: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(EdgewiseError, match=said) as caught:
+        plan(settings)
+    assert caught.value.code == code
+    assert caught.value.fix or code == "E-COMBO"
+
+
+def test_devices_of_cohorts_in_turn_train_every_part_and_the_card_is_the_ledger() -> None:
+    """Two cohorts and two parts of the model, of different size and so of different noise: every device has both, and
+    what the ledger sums up to over the run is what the card says."""
+    made = plan({**DISTRIBUTED, **CYCLIC, "round.rounds": 8, "stage": [TURNS]})
+    assert made.sampling.groups == len(made.pipelines) == 2
+    assert [made.phase(r) for r in range(8)] == [0, 0, 1, 1, 0, 0, 1, 1]
+    assert made.spend is not None
+    books = Ledger(made.spend.budget)
+    for r in range(8):
+        after = charge(books, Charge(r, "", r % 2, made.spend.events[made.phase(r)]))
+        assert isinstance(after, Ledger)
+        books = after
+    assert spent(books.charges, 1e-5) == pytest.approx(made.spend.card.of_release, rel=1e-3)
 
 
 @pytest.mark.slow

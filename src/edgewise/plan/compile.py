@@ -117,8 +117,9 @@ class Plan:
     ways: tuple[Pipeline, ...] = ()
 
     def phase(self, round: int) -> int:
-        """Which of the pipelines a round uses."""
-        return round % len(self.pipelines)
+        """Which of the pipelines a round uses: they take turns, and where cohorts do too, a turn lasts until each has
+        had one, so that every device trains every part."""
+        return round // self.sampling.groups % len(self.pipelines)
 
     def at(self, round: int, rung: int = -1) -> Pipeline:
         """The way of an update in this round, by a rung of ``ways``."""
@@ -151,20 +152,20 @@ class Plan:
     def each(self, start: Callable[[Pipeline], Memory]) -> Memory:
         """Codec memory before the first round, of all phases together; each phase moves other coordinates, so each has
         its own."""
-        return {self._prefix(i) + k: v for i, pipe in enumerate(self.pipelines) for k, v in start(pipe).items()}
+        return {self._named(i) + k: v for i, pipe in enumerate(self.pipelines) for k, v in start(pipe).items()}
 
     def mine(self, memory: Memory, round: int) -> Memory:
         """The part of a codec memory that belongs to the round's phase."""
-        prefix = self._prefix(round)
+        prefix = self._named(self.phase(round))
         return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
 
     def kept(self, memory: Memory, round: int, mine: Memory) -> Memory:
         """``memory`` after a round that left ``mine``; that of other phases as it was."""
-        prefix = self._prefix(round)
+        prefix = self._named(self.phase(round))
         return {**memory, **{prefix + k: v for k, v in mine.items()}}
 
-    def _prefix(self, round: int) -> str:
-        return f"phase{self.phase(round)}/" if len(self.pipelines) > 1 else ""
+    def _named(self, phase: int) -> str:
+        return f"phase{phase}/" if len(self.pipelines) > 1 else ""
 
     def frozen(self, round: int) -> tuple[Segment, ...]:
         """Segments that are neither trained nor moved in this round; none with one phase."""
@@ -301,6 +302,13 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     tables = [{"kind": "factors"}, *recipe.stage] if recipe.trainable.kind == "rolora" else recipe.stage
     groups = schedule(tables, spec, catalogue.stages)
     phases = [build_stages(tables, spec, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
+    if sampling.groups > 1 and recipe.round.rounds < (least_rounds := sampling.groups * len(phases)):
+        raise RecipeError(
+            "E-COMBO",
+            f"{recipe.round.rounds} rounds of {sampling.groups} cohorts in turn end before each of the {len(phases)} "
+            "parts of the model that take turns was trained by all of them.",
+            f"play {least_rounds} rounds or more, take larger cohorts, or leave out cycle.",
+        )
     rungs: tuple[str, ...] = ()
     if recipe.codec == "adaptive":
         if groups:

@@ -11,7 +11,7 @@ from edgewise.codecs.rotate import BLOCK, rotate
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Kind, Space
-from edgewise.core.stage import Post, Stage
+from edgewise.core.stage import WEIGHT, Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy import accountant, card, matrix, rules
@@ -82,7 +82,7 @@ def private(
     ending, events = {"central": _central, "distributed": _distributed, "local": _local, "record": _record}[word](
         recipe, spec, before, taking, hidden
     )
-    turns = Counter(round % len(phases) for round in range(taking.rounds_each))
+    turns = Counter(turn % len(phases) for turn in range(taking.rounds_each))  # as ``Plan.phase``
 
     def all_rounds(z: float) -> Counter[Event]:
         out: Counter[Event] = Counter()
@@ -97,14 +97,21 @@ def private(
         except ValueError as e:
             fix = "raise dp.epsilon, or play fewer rounds."
             raise RecipeError("E-BUDGET", f"the budget cannot be kept: {e}.", fix) from None
+    first = events(z)[0]
+    if dp.noise_multiplier and (one := accountant.epsilon({first: 1}, dp.delta)) > dp.epsilon * (1.0 + 1e-3):
+        raise RecipeError(
+            "E-BUDGET",
+            f"dp.noise_multiplier = {z:g}: the first round alone takes epsilon {one:.4g} of {dp.epsilon:g}.",
+            "leave out dp.noise_multiplier: then it is as small as the budget allows for all rounds.",
+        )
     posts: list[Post] = []
     for stages in phases:
         more, posts = ending(z)
         stages += more
     divisor = float(taking.expected) if word == "central" else 0.0
-    rules.divisor(not divisor, events(z)[0].adjacency, word)
+    rules.divisor(not divisor, first.adjacency, word)
     spent = accountant.epsilon(all_rounds(z), dp.delta)
-    shown = _card(recipe, fold(start, phases[0]), taking, z, spent, events(z)[0])
+    shown = _card(recipe, fold(start, phases[0]), taking, z, spent, first)
     return posts, Spend(events(z), Budget(dp.epsilon, dp.delta), taking.rounds_each, divisor, z, shown)
 
 
@@ -216,6 +223,7 @@ def _local(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, 
 def _record(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
     """Devices train with DP-SGD; what they send is theirs to send."""
     rules.feedback_of_records(any(space.residual for space in before))
+    rules.weight_of_records(any(WEIGHT in space.head for space in before))
     dp = recipe.dp
 
     def events(z: float) -> tuple[Event, ...]:

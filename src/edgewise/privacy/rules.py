@@ -75,6 +75,16 @@ def feedback_of_records(feedback: bool) -> None:
         )
 
 
+def weight_of_records(weighed: bool) -> None:
+    """E-WEIGHT: a device says how much it has to say, which its records decide, together with record-level privacy."""
+    if weighed:
+        raise CompositionError(
+            "E-WEIGHT",
+            "the weight of an update is how many tokens its device predicts: one record changes it, without noise.",
+            "leave out weigh: then all devices count the same.",
+        )
+
+
 def correlated_noise(word: str) -> None:
     """E-MF-LOCAL: correlated noise by anyone but the one who holds the sum and the buffers of all rounds."""
     if word != "central":
