@@ -19,7 +19,7 @@ import numpy as np
 
 from edgewise.privacy import accountant, card, distributed, ledger, matrix
 from edgewise.privacy.accountant import COARSE, calibrate, epsilon, epsilon_renyi, gaussian, renyi, safe_cap
-from edgewise.privacy.adaptive import split
+from edgewise.privacy.adaptive import bit_noise, split
 from edgewise.privacy.ledger import Budget, Charge, Ledger
 from edgewise.privacy.spend import Event, discrete, fixed_size, local, poisson, tree, truncated
 from edgewise.privacy.spend import gaussian as plain
@@ -95,7 +95,7 @@ def plain_ones() -> Iterator[Row]:
         card.degradation(1.0, 70, 1e-5)[1:], ("5.3", "9.2", "22", "70"), strict=True
     ):
         yield f"70 honest devices counted on, {left} there", expected, found_eps
-    yield "adaptive clip, z = 1, m = 100: z of the update", "1.0050", split(1.0, 100).z_update
+    yield "adaptive clip, z = 1, m = 100: z of the update", "1.0050", split(1.0, bit_noise(100))
 
 
 def calibrations() -> Iterator[Row]:
