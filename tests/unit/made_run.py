@@ -14,6 +14,7 @@ from edgewise.drivers.store import RunStore
 from edgewise.engine.ports import Checkpoint
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.claims import privacy_facts
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import from_plain
 from edgewise.strategies.base import State
@@ -32,6 +33,23 @@ PLAIN: dict[str, Any] = {
     "strategy": {"kind": "fedavgm"},
     "stage": [{"kind": "weigh"}, {"kind": "quantize", "bits": 4}],
     "eval": {"every": 3},
+}
+
+SECURE = {"kind": "secure_sum"}
+GRID = [
+    {"kind": "weigh", "cap": 16_000},
+    {"kind": "clamp", "linf": 2.0},
+    {"kind": "quantize", "bits": 8, "grid": "shared"},
+    {"kind": "wrap"},
+]
+DP: dict[str, Any] = {"stage": [], "metrics": "none", "dp": {"epsilon": 20.0, "delta": 1e-3, "clip_l2": 1.0}}
+RECIPES: dict[str, dict[str, Any]] = {  # the sections in which a recipe of each privacy word differs from ``PLAIN``
+    "none": {"privacy": "none"},
+    "hidden": {"privacy": "hidden", "merge": SECURE, "stage": GRID},
+    "central": {"privacy": "central", **DP},
+    "distributed": {"privacy": "distributed", **DP, "dp": {**DP["dp"], "corrupt": 0.05}, "merge": SECURE},
+    "local": {"privacy": "local", **DP},
+    "record": {"privacy": "record", **DP, "dp": {**DP["dp"], "sample_rate": 0.1}},
 }
 
 
@@ -73,6 +91,7 @@ def make_run(
             "trace": explain.trace(plan),
             "trace_down": explain.trace_down(plan),
             "claims": list(plan.claims),
+            "privacy": privacy_facts(plan),
             "upload_bytes": plan.upload_bytes(0),
             "dim": plan.spec.dim,
             "population": devices,

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edgewise.apps import export
+from edgewise.apps import export, privacy_part, summary
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.keys import derive, root
 from edgewise.core.vector import unpack
+from edgewise.drivers.store import RunStore
 from edgewise.plan.recipe import from_plain
-from unit.made_run import PLAIN, make_run
+from edgewise.privacy.card import without
+from unit.made_run import PLAIN, RECIPES, make_run
 
 torch = pytest.importorskip("torch")
 IDS = [[3, 17, 200, 5, 99, 1024, 7]]
@@ -130,6 +132,27 @@ def test_the_card_says_where_the_model_comes_from(base: Path, tmp_path: Path) ->
     assert "| federated | 184.3 |" in card
     assert str(tmp_path) not in card
     assert str(base) not in card
+
+
+@pytest.mark.parametrize("word", ["none", "hidden", "distributed"])
+def test_the_privacy_card_is_exported(word: str, base: Path, tmp_path: Path) -> None:
+    recipe = RECIPES[word]
+    trained(base, {"kind": "full"}, tmp_path / "run", **recipe)
+    export.write(tmp_path / "run", tmp_path / "out", "merged")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    with RunStore(tmp_path / "run") as store:
+        s = summary.build(store)
+    assert privacy_part.markdown(s, 12) in text
+    card = s["plan"]["privacy"]["card"]
+    assert (card is None) == (word != "distributed")
+    if card is None:
+        assert f"\n{without(s['plan']['privacy']['servers'])}\n" in text
+        assert "private" not in text
+    else:
+        for said in (card["unit"], card["adjacency"], card["sampling"], card["noise"], "delta 0.001"):
+            assert said in text
+        for honest, epsilon in card["fewer"]:
+            assert f"| {honest} | {epsilon:.3g} |" in text
 
 
 def test_an_earlier_round_and_the_base_itself(base: Path, tmp_path: Path) -> None:

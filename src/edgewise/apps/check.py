@@ -19,6 +19,7 @@ from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.claims import privacy_facts
 from edgewise.plan.compile import compile
 from edgewise.plan.recipe import Recipe
+from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,17 +118,16 @@ def privacy_table(p: Mapping[str, Any]) -> Any:
         seen.add_row(w["who"], w["updates"], w["sum"], w["promised"])
     c = p["card"]
     if c is None:
-        return seen
+        return Group(seen, Text(without(p["servers"])), Text(""))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    grid.add_row("unit", c["unit"])
-    grid.add_row("neighbours", c["adjacency"])
-    grid.add_row("taking part", f"{c['sampling']}; a device is in at most {c['rounds_each']} rounds")
-    grid.add_row("noise", c["noise"])
-    if c["fewer"]:
-        fewer = ", ".join(f"{h}: {eps:.3g}" for h, eps in c["fewer"])
-        grid.add_row("honest", f"{c['honest']} are counted on; epsilon of one round if only so many are: {fewer}")
+    for name, said in (*promises(c), *rests_on(c)):
+        grid.add_row(name, said)
+    if rows := fewer(c):
+        caption, devices, epsilon = FEWER
+        each = ", ".join(f"{eps} ({honest})" for honest, eps in rows)
+        grid.add_row("", f"{caption}: {epsilon} ({devices}) {each}")
     return Group(seen, Text("privacy card", "bold"), grid, Text(""))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps import summary, words
+from edgewise.apps import privacy_part, summary, words
 from edgewise.apps.runs import opened
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.keys import derive, root
@@ -193,7 +193,8 @@ model = PeftModel.from_pretrained(base, "path/to/this/folder")
 
 
 def _card(s: Mapping[str, Any], recipe: Recipe, to: str, played: int, digest: str) -> str:
-    """README.md: data, training, figures, claims, identity. Figures only where they belong to this model version."""
+    """README.md: data, training, figures, claims, privacy card, identity. Figures only where they belong to this model
+    version."""
     local = not recipe.model.base.startswith("hub:")
     base = _base_name(recipe)
     hub = f"base_model: {base}\n" if not local else ""
@@ -240,7 +241,7 @@ Data: {data}. Fingerprint: `{s["facts"].get("fingerprint", "not recorded")}`.
 ## Who learnt what in training
 
 {claims or "Not recorded."}
-
+{privacy_part.markdown(s, played)}
 ## Identity
 
 | | |

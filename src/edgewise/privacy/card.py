@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite, sqrt
 from typing import Any
 
 from edgewise.privacy import accountant
+
+Plain = Mapping[str, Any]  # of ``Card.to_plain``, as a run records it
+FEWER = ("If fewer of them add their noise", "honest devices", "epsilon of one round")  # a table's caption and heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,46 @@ def degradation(z: float, honest: int, delta: float) -> tuple[tuple[int, float],
     """Epsilon of one round if only h of the honest devices are: z_eff = z sqrt(h / honest), exact Gaussian."""
     steps = sorted({honest, max(1, honest * 5 // 7), max(1, honest * 2 // 7), max(1, honest // 14), 1}, reverse=True)
     return tuple((h, round(accountant.gaussian(z * sqrt(h / honest), delta), 3)) for h in steps)
+
+
+def promises(c: Plain) -> list[tuple[str, str]]:
+    """What a card promises after all rounds, as names and sentences."""
+    budget = [] if c["budget"] is None else [("budget", limit(c["budget"]))]
+    return [
+        ("against the server", words(c["against_server"], c["delta"])),
+        ("of the released models", words(c["of_release"], c["delta"])),
+        *budget,
+    ]
+
+
+def rests_on(c: Plain) -> list[tuple[str, str]]:
+    """What those promises rest on, as names and sentences: unit, neighbours, sampling, rounds of a device, noise,
+    honest devices."""
+    each = f"{c['rounds_each']:,} round{'s' * (c['rounds_each'] != 1)}"
+    honest = [("honest devices", f"{c['honest']:,} are counted on in every round")] if c["honest"] else []
+    return [
+        ("unit", c["unit"]),
+        ("neighbours", c["adjacency"]),
+        ("taking part", f"{c['sampling']}; a device is in at most {each}"),
+        ("noise", c["noise"]),
+        *honest,
+    ]
+
+
+def fewer(c: Plain) -> list[tuple[str, str]]:
+    """The rows of ``FEWER``; none where no devices' noise is counted on."""
+    return [(f"{honest:,}", f"{epsilon:.3g}") for honest, epsilon in c["fewer"]]
+
+
+def without(servers: int) -> str:
+    """What is said in a card's place where there is no epsilon; ``servers``: how many hide updates, 0 = none."""
+    seen = "Individual updates are hidden." if servers else "The server sees each update."
+    return f"{seen} No epsilon is claimed."
+
+
+def limit(epsilon: float) -> str:
+    """What a budget means."""
+    return f"epsilon {epsilon:g}; the round that would exceed it is not played"
 
 
 def words(epsilon: float | None, delta: float) -> str:

@@ -1,0 +1,83 @@
+"""The privacy card says the same in `edgewise check`, in the report and in the model card: all of it, or that there is
+none."""
+
+from __future__ import annotations
+
+import io
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from edgewise.apps import check, privacy_part, summary
+from edgewise.drivers.store import RunStore
+from edgewise.plan.claims import privacy_facts
+from unit.made_run import RECIPES, made_plan, make_run
+
+VISIBLE = "The server sees each update. No epsilon is claimed."
+HIDDEN = "Individual updates are hidden. No epsilon is claimed."
+
+
+def written(out: Path, **recipe: Any) -> dict[str, str]:
+    """What each of the three says of privacy, spaces and line breaks apart."""
+    make_run(out, **recipe)
+    with RunStore(out) as store:
+        s = summary.build(store)
+    screen = Console(file=io.StringIO(), width=1000)
+    screen.print(check.privacy_table(privacy_facts(made_plan(**recipe))))
+    told = {
+        "check": screen.file.getvalue(),  # type: ignore[attr-defined]
+        "report": unescape(privacy_part.privacy(s)),
+        "model card": privacy_part.markdown(s, s["rounds"]["played"]),
+    }
+    return {where: " ".join(text.split()) for where, text in told.items()}
+
+
+@pytest.mark.parametrize("word", ["central", "distributed", "local", "record"])
+def test_every_part_of_the_card_is_in_all_three(word: str, tmp_path: Path) -> None:
+    recipe = RECIPES[word]
+    spend = made_plan(**recipe).spend
+    assert spend is not None
+    card = spend.card
+    told = written(tmp_path, **recipe)
+    parts = [card.unit, card.adjacency, card.sampling, card.noise, f"in at most {card.rounds_each} round"]
+    parts += [f"{epsilon:.3g}" for _, epsilon in card.fewer]
+    parts += [f"{card.delta:g}"]
+    if word == "distributed":
+        assert len(card.fewer) > 2
+        assert "per coordinate; at least" in card.noise
+        parts += [f"{card.honest} are counted on in every round", "If fewer of them add their noise"]
+    else:
+        assert card.honest == 0
+    for where, text in told.items():
+        for part in parts:
+            assert part in text, (where, part)
+    for where in ("check", "model card"):  # the report says it in large figures
+        assert "epsilon 20; the round that would exceed it is not played" in told[where]
+        assert f"epsilon {card.of_release:.3g} at delta 0.001" in told[where]
+        assert ("against the server nothing is promised" in told[where].replace("| ", "")) == (word == "central")
+
+
+@pytest.mark.parametrize(("word", "said"), [("none", VISIBLE), ("hidden", HIDDEN)])
+def test_without_epsilon_nothing_is_called_private(word: str, said: str, tmp_path: Path) -> None:
+    for where, text in written(tmp_path, **RECIPES[word]).items():
+        assert said in text, where
+        assert "private" not in text.lower(), where
+        assert "privacy card" not in text.lower(), where
+        assert "who could see what" in text.lower(), where
+
+
+def test_a_model_card_says_what_was_spent_on_its_model(tmp_path: Path) -> None:
+    make_run(tmp_path, **RECIPES["central"])
+    with RunStore(tmp_path) as store:
+        s = summary.build(store)
+    for row in s["per_round"]:
+        row["epsilon"] = float(row["round"] + 1)
+    assert "| spent on this model | epsilon 3, charged before each release |" in privacy_part.markdown(s, 3)
+    assert "spent" not in privacy_part.markdown(s, 0)
+
+
+def test_a_run_that_recorded_nothing_says_nothing() -> None:
+    assert privacy_part.markdown({"plan": {"privacy": None}}, 1) == ""
