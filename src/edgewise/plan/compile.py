@@ -82,7 +82,7 @@ class Sampling:
         return {
             "all": "no amplification: every device is in every round",
             "fixed": f"sampling without replacement, {self.invite} of {self.population}; not Poisson",
-            "cyclic": f"{self.groups} groups take turns: a device is in every {self.groups}th round, no amplification",
+            "cyclic": f"{self.groups} groups take turns: a device is in one of {self.groups} rounds, no amplification",
             "poisson": f"Poisson sampling at rate {self.rate:.4g}; against the release only, never against the server",
         }[self.kind]
 
