@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from session import IDENTITIES, ROOT, SID, Session, registry
 
+from edgewise.core import frame
 from edgewise.core.keys import derive
+from edgewise.drivers import jobs
+from edgewise.engine import device as engine
 from edgewise.secagg import client, messages, server
 from edgewise.secagg.params import Floor, Params, Policy
 
@@ -39,6 +42,13 @@ def test_no_state_and_no_message_prints_a_secret() -> None:
             held = getattr(s.clients[d], "held", {})
             secrets += [share for pair in held.values() for share in pair]
             event = server.Received(d, answer)
+            kept = engine.save_session(engine.Hiding(0, s.clients[d], engine.Idle(d, {})))
+            shown += [
+                repr(msgspec.msgpack.decode(kept, type=engine._Session)),
+                repr(jobs.Handle(device=d, frame=raw, session=kept)),
+                repr(jobs.Handled(device=d, frame=answer, session=kept)),
+                repr(frame.Step(run="run", round=0, device=d, body=answer)),
+            ]
             after += s.give(d, answer)
             shown += [
                 repr(s.clients[d]),

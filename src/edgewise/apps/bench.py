@@ -25,6 +25,7 @@ from edgewise.apps import words
 from edgewise.codecs import pack
 from edgewise.core import frame, keys
 from edgewise.core.errors import DataError
+from edgewise.core.outline import outline
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import HEAD, HEAD_BOUND, WEIGHT
@@ -57,6 +58,8 @@ class Measured:
     payload: bytes
     nmse: float
     memory_bytes: int
+
+    __repr__ = outline
 
 
 def chain(tables: Tables, spec: Spec, catalogue: Catalogue = BUILT_IN) -> Pipeline:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgewise.codecs import kernels
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Key, derive, word
+from edgewise.core.outline import outline
 from edgewise.core.stage import Memory
 from edgewise.core.vector import Array, Vector
 
@@ -61,6 +62,8 @@ class Mixed:
     x: Vector
     memory: Memory
     factor: np.float32
+
+    __repr__ = outline
 
     def read(self, start: int, stop: int) -> Vector:
         """Coordinates start to stop, in a new float32 array."""

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from edgewise.core.errors import DecodeError
+from edgewise.core.outline import outline
 
 MAGIC = b"EWF"
 VERSION = 1
@@ -22,7 +23,9 @@ LIMIT_BYTES = 64 * 1024 * 1024  # default ceiling of one frame; a contribution o
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
-    """Base of all messages: immutable, no unknown fields."""
+    """Base of all messages: immutable, no unknown fields; printing shows no payload."""
+
+    __repr__ = outline
 
 
 class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.keys import Key, Turn
+from edgewise.core.outline import outline
 from edgewise.core.space import Space, Total
 from edgewise.core.vector import Array, Vector
 
@@ -43,6 +44,8 @@ class Payload:
     count: float = field(default=1.0, repr=False)
     widths: NDArray[np.uint8] | None = None
     rung: int = -1
+
+    __repr__ = outline
 
     def but(self, **changes: object) -> Payload:
         """A copy with some fields replaced."""
@@ -171,6 +174,8 @@ class Aggregate:
     n: int
     weight: float
 
+    __repr__ = outline
+
 
 @dataclass(frozen=True)
 class Sum:
@@ -178,6 +183,8 @@ class Sum:
 
     acc: Any
     n: int
+
+    __repr__ = outline
 
 
 WEIGHT = "weight"

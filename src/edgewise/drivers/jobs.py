@@ -12,12 +12,15 @@ from typing import Any, BinaryIO
 import msgspec
 
 from edgewise.core.errors import DecodeError
+from edgewise.core.outline import outline
 
 LIMIT_BYTES = 4 * 1024**3
 
 
 class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
     id: int = 0
+
+    __repr__ = outline
 
 
 class Setup(_Base, frozen=True, tag="setup"):

@@ -18,6 +18,7 @@ from math import inf
 
 from edgewise.core import frame, vector
 from edgewise.core.keys import Key, derive, generator
+from edgewise.core.outline import outline
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.traces import Traces
@@ -104,6 +105,8 @@ class _Expected:
     device: DeviceId = field(compare=False)
     frame: bytes = field(compare=False)
     fate: Fate = field(compare=False)
+
+    __repr__ = outline
 
 
 class SimulatedCohort:

@@ -26,6 +26,7 @@ from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError
 from edgewise.core.frame import Invite
+from edgewise.core.outline import outline
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.stage import Memory, Payload
 from edgewise.core.vector import Array, Vector, finite
@@ -74,8 +75,7 @@ class Unsent(msgspec.Struct, frozen=True):
     count: float
     best: int
 
-    def __repr__(self) -> str:
-        return "Unsent()"
+    __repr__ = outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +354,8 @@ class _Session(msgspec.Struct, frozen=True):
     client: bytes
     rung: int
     unsent: Unsent | None
+
+    __repr__ = outline
 
 
 _sessions = msgspec.msgpack.Encoder()

@@ -12,6 +12,7 @@ from typing import Protocol
 from edgewise.core.events import AnyEvent
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key
+from edgewise.core.outline import outline
 from edgewise.core.stage import HEAD as HEAD
 from edgewise.core.stage import Memory
 from edgewise.core.vector import Spec, Vector
@@ -49,6 +50,8 @@ class Update:
     x: Vector
     head: Mapping[str, float]
     count: float
+
+    __repr__ = outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +262,8 @@ class Checkpoint:
     memory: Memory = field(default_factory=dict)
     down: Downlink | None = None
     held: Mapping[DeviceId, int] = field(default_factory=dict)
+
+    __repr__ = outline
 
 
 class Store(Protocol):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edgewise.core.outline import outline
 from edgewise.core.vector import Array
 from edgewise.engine.ports import DeviceId
 from edgewise.learn.cache import write_atomically
@@ -32,6 +33,9 @@ class Blocks(NamedTuple):
 
     train_NS: Array
     held_NS: Array
+
+    def __repr__(self) -> str:
+        return outline(self)
 
     @property
     def train_tokens(self) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, word
+from edgewise.core.outline import outline
 from edgewise.core.vector import Vector
 from edgewise.learn import dp_sgd
 from edgewise.learn.dp_sgd import RecordDp
@@ -32,6 +33,9 @@ class Fitted(NamedTuple):
     x: Vector
     loss_first: float
     loss_last: float
+
+    def __repr__(self) -> str:
+        return outline(self)
 
 
 def fit(

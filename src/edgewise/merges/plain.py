@@ -12,6 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from edgewise.core.errors import DecodeError
+from edgewise.core.outline import outline
 from edgewise.core.space import Space, Total
 from edgewise.core.stage import Merge, Payload
 
@@ -31,6 +32,9 @@ class Tally(NamedTuple):
     body: NDArray[Any]
     head: tuple[int, ...] | None
     n: int
+
+    def __repr__(self) -> str:
+        return outline(self)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import CompositionError, DecodeError
+from edgewise.core.outline import outline
 from edgewise.core.space import Kind, Space, Total
 from edgewise.core.stage import Merge, Payload
 
@@ -23,6 +24,9 @@ class Residues(NamedTuple):
     body: NDArray[np.uint32]
     head: NDArray[np.uint64]
     n: int
+
+    def __repr__(self) -> str:
+        return outline(self)
 
 
 def head_residues(head: NDArray[np.float64]) -> NDArray[np.uint64]:

@@ -20,6 +20,7 @@ import numpy as np
 from edgewise.codecs import kernels
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import derive
+from edgewise.core.outline import outline
 from edgewise.crypto import agree, seal, shamir, sign
 from edgewise.secagg import graph, messages
 from edgewise.secagg.messages import Keys, survivors_digest
@@ -30,12 +31,11 @@ Registry = Callable[[str], bytes | None]  # device -> its enrolled Ed25519 key, 
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="state", kw_only=True):
-    """Base; printing shows nothing but whose state it is."""
+    """Base; printing shows whose state it is, and sizes."""
 
     device: str
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(device={self.device!r})"
+    __repr__ = outline
 
 
 class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -48,8 +48,7 @@ class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     seed: bytes
     entropy: bytes
 
-    def __repr__(self) -> str:
-        return "Own()"
+    __repr__ = outline
 
 
 class Advertised(_State, frozen=True, tag="advertised"):

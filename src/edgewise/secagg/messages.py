@@ -9,7 +9,7 @@
     any    Abort       a code                    (silence)
 
 Device ids are strings; maps are sorted by them. Unknown or missing fields, other types, fields of another length than
-written here and any other encoding of the same message are DecodeErrors. Printing a message shows its type alone: t
+written here and any other encoding of the same message are DecodeErrors. Printing a message shows sizes alone: t
 shares printed by accident would be somebody's secret.
 """
 
@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import msgspec
 
 from edgewise.core.errors import DecodeError
+from edgewise.core.outline import outline
 from edgewise.crypto.seal import OVERHEAD_BYTES
 from edgewise.crypto.shamir import SHARE_BYTES
 from edgewise.crypto.sign import SIGNATURE_BYTES
@@ -44,8 +45,7 @@ Share = Annotated[bytes, msgspec.Meta(min_length=SHARE_BYTES, max_length=SHARE_B
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
     """Base of all messages."""
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+    __repr__ = outline
 
 
 class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -131,9 +131,6 @@ class Abort(_Message, frozen=True, tag="abort"):
     """Device: I end the session, because of this."""
 
     code: Annotated[str, msgspec.Meta(max_length=64)]
-
-    def __repr__(self) -> str:
-        return f"Abort({self.code!r})"
 
 
 Message = (

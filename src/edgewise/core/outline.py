@@ -1,0 +1,40 @@
+"""Printing without contents, for values that hold keys, shares, noise or updates: what is printed ends up in a log."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sized
+from typing import Any
+
+import numpy as np
+
+
+def outline(self: Any) -> str:
+    """A ``__repr__`` for dataclasses, msgspec structs and named tuples: names, scalars and sizes.
+
+    ``__repr__ = outline`` in the body of a class that has ``device: str`` and ``box: bytes`` prints
+    ``Letter(device='d1', box=<80 bytes>)``.
+    Guarantees: bytes, arrays, elements of containers and text of more than 100 characters are not shown; of a field
+    that is another record, its own outline or its type. Fields with ``repr=False`` are left out.
+    """
+    shown = ", ".join(f"{name}={_sized(getattr(self, name))}" for name in _names(self))
+    return f"{type(self).__name__}({shown})"
+
+
+def _names(x: Any) -> tuple[str, ...]:
+    if dataclasses.is_dataclass(x):
+        return tuple(f.name for f in dataclasses.fields(x) if f.repr)
+    return tuple(getattr(x, "_fields", None) or x.__struct_fields__)
+
+
+def _sized(x: Any) -> str:
+    if x is None or isinstance(x, bool | int | float) or (isinstance(x, str) and len(x) <= 100):
+        return repr(x)
+    kind: Any = type(x)
+    if kind.__repr__ is outline:
+        return repr(x)
+    if isinstance(x, np.ndarray):
+        return f"<{x.dtype}[{', '.join(map(str, x.shape))}]>"
+    if isinstance(x, bytes | bytearray | memoryview):
+        return f"<{len(x)} bytes>"
+    return f"<{len(x)} items>" if isinstance(x, Sized) else f"<{kind.__name__}>"
