@@ -81,3 +81,14 @@ def test_a_model_card_says_what_was_spent_on_its_model(tmp_path: Path) -> None:
 
 def test_a_run_that_recorded_nothing_says_nothing() -> None:
     assert privacy_part.markdown({"plan": {"privacy": None}}, 1) == ""
+
+
+@pytest.mark.parametrize("word", ["local", "record"])
+def test_updates_that_devices_noise_are_not_said_to_be_without_promise(word: str) -> None:
+    """The server sees each of them, and epsilon holds against it all the same."""
+    plan = made_plan(**RECIPES[word])
+    server = privacy_facts(plan)["seen"][0]
+    assert (server["updates"], server["sum"]) == ("each, with its noise", "with noise")
+    assert "epsilon 20" in server["promised"]
+    assert "with the noise that the device added" in plan.claims[0]
+    assert "nothing is promised" not in plan.claims[0]

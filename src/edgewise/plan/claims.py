@@ -72,7 +72,7 @@ def _updates(recipe: Recipe, pipe: Pipeline, visible: bool, sorted_into: int) ->
             )
         return told
     word = f'privacy = "{recipe.privacy}"'
-    if recipe.privacy == "local":
+    if recipe.privacy in ("local", "record"):
         return f"the server sees every device's update, with the noise that the device added ({word})"
     promised = "nothing is promised about privacy against it" if recipe.privacy == "central" else None
     return f"the server sees every device's update: {promised or 'nothing is promised about privacy'} ({word})"
@@ -94,9 +94,9 @@ def witnesses(recipe: Recipe, servers: int, spend: Spend | None, groups: int = 1
     c = spend.card if spend is not None else None
     server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
     reader = card.words(c.of_release, c.delta) if c is not None else "nothing is promised"
-    noisy = {"distributed": "with noise", "central": "before noise", "local": "with noise"}
+    noisy = {"distributed": "with noise", "central": "before noise", "local": "with noise", "record": "with noise"}
     noised = noisy.get(recipe.privacy, "as it is") + (f", of each of up to {groups} groups" if groups > 1 else "")
-    each = "each, with its noise" if recipe.privacy == "local" else "each"
+    each = "each, with its noise" if recipe.privacy in ("local", "record") else "each"
     single = {0: each, 1: "hidden", 2: "one share"}[servers]
     rows = [{"who": "the server", "updates": single, "sum": noised, "promised": server}]
     if servers == 2:
