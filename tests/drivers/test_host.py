@@ -117,6 +117,17 @@ def test_a_store_error_of_the_trainer_ends_the_run(tmp_path, monkeypatch, ask):
     )
 
 
+@pytest.mark.skipif(os.name == "nt", reason="there are no such modes")
+def test_a_devices_memory_is_for_its_owner_only(tmp_path):
+    bench, before = Bench(tmp_path), os.umask(0)
+    try:
+        bench.invite()
+    finally:
+        os.umask(before)
+    (memory,) = bench.memories()
+    assert [p.stat().st_mode & 0o777 for p in (memory, memory.parent)] == [0o600, 0o700]
+
+
 def test_no_room_for_the_memory_is_e_disk(tmp_path, monkeypatch):
     bench = Bench(tmp_path)
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import os
 import sqlite3
+import stat
 import zlib
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
+import safetensors.numpy
 import sqlalchemy as sa
 
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.core.vector import digest, to_bytes
 from edgewise.drivers import store as module
+from edgewise.drivers.files import write_durably
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.store import RunStore
 from edgewise.engine.ports import Arrived, Checkpoint, Delta, Downlink, Expired, Lost
@@ -178,6 +181,45 @@ def test_a_full_disk_is_e_disk_and_leaves_the_run_usable(store, monkeypatch):
     assert store.load().next_round == 0
     store.commit(checkpoint(1, 9.0), (), ())
     assert store.load().next_round == 1
+
+
+@pytest.fixture
+def open_umask():
+    """Files are made readable for everybody, unless whoever makes one says otherwise."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def modes(folder):
+    """Path below ``folder`` -> who may do what with it."""
+    return {p.relative_to(folder).as_posix(): stat.S_IMODE(p.stat().st_mode) for p in folder.rglob("*")}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such modes")
+def test_what_holds_secrets_is_for_its_owner_only(tmp_path, open_umask):
+    """Noise buffers are a blob, updates in the journal, losses of single devices in the database and its log."""
+    memory = {"noise/0": np.ones(4, np.float32)}
+    with RunStore(tmp_path) as store:
+        store.create("run", "toy", {}, {})
+        store.commit(replace(checkpoint(1), down=downlink(1, 1), memory=memory), (), ())
+        store.measure("federated", 0, "a", 1.0, 3)
+        store.journal(1).append(RECORDS[0])
+        found = modes(tmp_path)
+    buffers = digest(safetensors.numpy.save(memory))
+    for name in (f"blobs/{buffers}", "journal/round-000001.log", "run.db", "run.db-wal", "run.db-shm"):
+        assert found.pop(name) == 0o600, name
+    assert found.pop("blobs") == found.pop("journal") == 0o700
+    assert found.pop("lock") == 0o666
+    assert set(found.values()) == {0o600}  # models and deltas
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no such modes")
+def test_a_report_is_for_whom_the_umask_says(tmp_path, open_umask):
+    write_durably(tmp_path / "report.html", b"page")
+    assert modes(tmp_path) == {"report.html": 0o666}
+    write_durably(tmp_path / "report.html", b"page", private=True)
+    assert modes(tmp_path) == {"report.html": 0o600}
 
 
 def test_stored_events_say_when(tmp_path):

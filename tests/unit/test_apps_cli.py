@@ -229,6 +229,7 @@ def test_noise_goes_to_the_log_and_not_to_the_screen(tmp_path: Path, capfd: pyte
     out, err = capfd.readouterr()
     assert (out, err) == ("after\n", "progress\n")
     assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "library chatter\nworker chatter\n"
+    assert os.name == "nt" or (tmp_path / "log.txt").stat().st_mode & 0o077 == 0
     with shell.quiet_screen(tmp_path / "other.txt"):
         pass
     assert not (tmp_path / "other.txt").exists()

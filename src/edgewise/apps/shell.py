@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from edgewise.core.errors import EdgewiseError, Interrupted
+from edgewise.drivers.files import for_owner
 
 TRAIN_EXTRA = {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"}
 PAGE = "docs/errors.md"
@@ -149,7 +150,8 @@ def interrupts() -> Iterator[list[Callable[[], None]]]:
 def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
     """Send what libraries and worker processes print (file descriptors 1 and 2) to ``log``; yields the real stderr.
 
-    ``log`` is appended to only where something was said and its folder exists; None drops it. With ``debug`` all stays
+    ``log`` is appended to only where something was said and its folder exists, and is for its owner only: what a
+    trainer says may quote text. None drops it. With ``debug`` all stays
     on the screen.
     """
     for key, value in NOISE.items():
@@ -177,7 +179,7 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
                 os.close(copy)
             if noise.seek(0, os.SEEK_END) and log is not None and log.parent.is_dir():
                 noise.seek(0)
-                with suppress(OSError), open(log, "ab") as f:
+                with suppress(OSError), open(log, "ab", opener=for_owner) as f:
                     shutil.copyfileobj(noise, f)
 
 

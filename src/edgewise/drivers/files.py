@@ -1,4 +1,5 @@
-"""Files that survive a crash: written whole or not at all, and a lock that ends with its process."""
+"""Files that survive a crash: written whole or not at all; files for their owner only; and a lock that ends with its
+process."""
 
 from __future__ import annotations
 
@@ -8,16 +9,23 @@ from pathlib import Path
 
 from edgewise.core.errors import StoreError
 
+FOLDER = 0o700  # of a folder that others than its owner have no business in
 
-def write_durably(path: Path, raw: bytes) -> None:
+
+def for_owner(path: str, flags: int) -> int:
+    """An ``opener`` for ``open``: a file that is created is for its owner to read and write, for nobody else."""
+    return os.open(path, flags, 0o600)
+
+
+def write_durably(path: Path, raw: bytes, private: bool = False) -> None:
     """Write a file so that after a crash it is there whole, or as it was before. Raises StoreError(E-DISK).
 
-    The bytes are on the disk when this returns; its name is there for all processes, and survives a power cut once
-    ``sync_folder`` was called.
+    ``private``: for its owner only (``for_owner``); else as the umask has it. The bytes are on the disk when this
+    returns; its name is there for all processes, and survives a power cut once ``sync_folder`` was called.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with open(temporary, "wb", opener=for_owner if private else None) as f:
             f.write(raw)
             f.flush()
             os.fsync(f.fileno())

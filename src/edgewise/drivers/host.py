@@ -28,7 +28,7 @@ from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, StoreError
 from edgewise.drivers import jobs
-from edgewise.drivers.files import write_durably
+from edgewise.drivers.files import FOLDER, write_durably
 from edgewise.drivers.following import Following
 from edgewise.drivers.identities import simulated_trust
 from edgewise.engine import device as machine
@@ -285,10 +285,10 @@ class Host:
         path = self._memory_path(state.device)
         raw = save({k: np.ascontiguousarray(v) for k, v in machine.save(state).items()})
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
         except OSError as e:
             raise StoreError("E-DISK", f"cannot create {path.parent}: {e.strerror}.", "then --resume.") from None
-        write_durably(path, raw)
+        write_durably(path, raw, private=True)
 
 
 def _guarded(device: str, work: Callable[[], T]) -> T | machine.Failed:

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from edgewise.core.errors import StoreError
+from edgewise.drivers.files import FOLDER, for_owner
 from edgewise.engine.ports import Arrived, Expired, Lost, Record
 
 _LENGTHS, _CRC = struct.Struct("<II"), struct.Struct("<I")
@@ -81,8 +82,8 @@ class FileJournal:
         lengths = _LENGTHS.pack(len(body), zlib.crc32(body))
         try:
             if self._file is None:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (kept open for the round)
+                self._path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
+                self._file = open(self._path, "ab", 0, opener=for_owner)  # noqa: SIM115 (kept open for the round)
             self._write(lengths + _CRC.pack(zlib.crc32(lengths)), body)  # in two parts: the body is not copied again
         except OSError as e:
             raise self._full(e) from None

@@ -8,6 +8,10 @@
     OUT/devices/    codec memory of simulated devices
     OUT/lock        held while a process works here
 
+Database, blobs, journal and codec memory are made readable by their owner only, their folders too: they hold losses of
+single devices, plain updates where those are visible, residuals, and the buffers of correlated noise. Recipe, summary
+and report are as the umask has it.
+
 A commit is one transaction. Blobs that no row names any more are swept after it; what a killed process left half-done
 (temporary files, journals of rounds that are committed) is removed when the directory is opened. A damaged blob or
 database is E-CHECKPOINT, a full disk E-DISK; neither leaves anything half-written that is named.
@@ -30,7 +34,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
-from edgewise.drivers.files import lock, sync_folder, write_durably
+from edgewise.drivers.files import FOLDER, for_owner, lock, sync_folder, write_durably
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.tables import (
     CHARGES,
@@ -65,10 +69,11 @@ class RunStore:
         self._journal: FileJournal | None = None
         try:
             for sub in ("blobs", "journal"):
-                (out / sub).mkdir(parents=True, exist_ok=True)
+                (out / sub).mkdir(FOLDER, parents=True, exist_ok=True)
         except OSError as e:
             raise StoreError("E-DISK", f"cannot create {out}: {e.strerror}.", "choose another --out.") from None
         self._lock = lock(out / "lock")
+        _create(out / "run.db")
         self._engine = sa.create_engine(f"sqlite:///{out / 'run.db'}")
         sa.event.listen(self._engine, "connect", _pragmas)
         try:
@@ -215,7 +220,7 @@ class RunStore:
         digest = vector.digest(raw)
         path = self.out / "blobs" / digest
         if not path.exists():
-            write_durably(path, raw)
+            write_durably(path, raw, private=True)
         return digest
 
     def blob(self, digest: str) -> vector.Vector:
@@ -340,6 +345,13 @@ def _write_down(c: sa.Connection, checkpoint: Checkpoint) -> None:
         c.execute(DELTAS.insert(), [{"round": d.round, "digest": d.digest, "base": d.base} for d in ring])
     if held := checkpoint.held:
         c.execute(HELD.insert(), [{"device": device, "round": n} for device, n in held.items()])
+
+
+def _create(database: Path) -> None:
+    """An empty database where there is none; SQLite gives its journal and log files the mode of the database."""
+    if not database.exists():
+        with suppress(OSError), open(database, "ab", opener=for_owner):  # SQLite says why it cannot be
+            pass
 
 
 def _journal_name(round: int) -> str:
