@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from edgewise.core.keys import derive, generator, root
 from edgewise.privacy.accountant import calibrate, gaussian
-from edgewise.privacy.one_run import count, mu_lower, one_run, plain_epsilon, plain_p_value, right
+from edgewise.privacy.one_run import count, mu_lower, one_run, plain_epsilon, plain_p_value, right, telling
 from edgewise.privacy.spend import gaussian as event
 
 DELTA = 1e-5
@@ -120,6 +120,15 @@ def test_monotone():
 
 def test_numbers_of_guesses():
     assert [count(m) for m in (0, 1, 2, 3, 10, 25, 100, 1000, 4096, 10_000)] == [0, 0, 2, 2, 10, 24, 50, 158, 320, 500]
+
+
+def test_more_guesses_where_fewer_could_not_contradict():
+    assert [telling(m, 0.5) for m in (0, 1, 2, 10, 4096)] == [0, 0, 2, 10, 320]
+    assert [telling(4096, mu) for mu in (1.0, 1.2, 1.6, 5.0)] == [320, 1024, 2048, 2048]
+    assert mu_lower(4096, 2048, 2048) == pytest.approx(2.35, abs=0.01)
+    scores, present = played(4096, 0.6 / 2, "half the noise")
+    assert one_run("x", 1 / 0.6, DELTA, scores, present).holds  # all of its guesses may be right
+    assert not one_run("x", 1 / 0.6, DELTA, scores, present, guesses=telling(4096, 1 / 0.6)).holds
 
 
 def test_guesses_take_both_ends():
