@@ -4,14 +4,15 @@
 positive and negative rates that no mu-GDP mechanism can have for a mu below a bound (Dong, Roth, Su 2019):
     mu >= Phi^-1(1 - FPR) - Phi^-1(FNR)
 ``mechanism_audit`` has the many runs in the coordinates of one large release, through the real pipeline.
+*Length audit*: how long an update is where the noise is added; without statistics, mu >= length / noise_std.
 The audit with many devices and a single release is in ``privacy.one_run``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf, lgamma, log, log1p, sqrt
+from math import hypot, inf, isfinite, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -19,10 +20,14 @@ from numpy.typing import NDArray
 
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.pipeline import Pipeline
+from edgewise.core.space import Space
+from edgewise.core.stage import Memory, Payload
 from edgewise.core.vector import Vector
 from edgewise.privacy import accountant
+from edgewise.privacy.spend import Event
 
 FULL_WEIGHT = 1e9  # amount of data: whatever the cap, every update counts in full
+SLACK = 1.0 + 1e-5  # float32 rounding of an honest encoder, as ``Pipeline.add`` allows it
 _NORMAL = NormalDist()
 
 
@@ -42,7 +47,8 @@ class Finding:
 
     Attributes:
         claimed: mu. lower: bound of mu that holds with ``confidence``. epsilon_claimed, epsilon_lower: the same as
-        epsilon at the claim's delta. runs: of each world, or canaries. guessed: of a one-run audit.
+        epsilon at the claim's delta. runs: of each world, canaries, or updates. guessed: of a one-run audit.
+        of: what was played, in words: the claim is of that and of nothing larger. left_out: what was not.
     """
 
     name: str
@@ -53,6 +59,8 @@ class Finding:
     runs: int
     confidence: float
     guessed: Guessed | None = None
+    of: str = ""
+    left_out: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
@@ -114,8 +122,23 @@ def gaussian_mu(without: NDArray[np.float64], with_: NDArray[np.float64], confid
 def mechanism(name: str, mu: float, delta: float, without: NDArray[np.float64], with_: NDArray[np.float64]) -> Finding:
     """The finding of a mechanism audit with a claim of ``mu``."""
     lower, n = gaussian_mu(without, with_), min(without.size, with_.size)
-    eps = [accountant.gaussian(1.0 / m, delta) if m > 0 else 0.0 for m in (mu, lower)]
-    return Finding(name, mu, lower, eps[0], eps[1], n, 0.95)
+    return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), n, 0.95)
+
+
+def _epsilon(mu: float, delta: float) -> float:
+    return accountant.gaussian(1.0 / mu, delta) if mu > 0.0 else 0.0
+
+
+def event_mu(event: Event) -> float:
+    """What the accountant charges for ``event`` where it is known who takes part, as mu: 1 / z, or sqrt(2 rho).
+
+    The noise of distributed sums is no Gaussian; of its zCDP the Gaussian with the same rho is taken (xi is far below
+    what an audit can see). Correlated noise: of the whole run. Raises ValueError for trees and for no noise at all.
+    """
+    size = sqrt(2.0 * event.rho) if event.kind == "zcdp" else 1.0 / event.z if event.z > 0.0 else 0.0
+    if event.kind == "tree" or size <= 0.0:
+        raise ValueError(f"no mu for {event}")
+    return size
 
 
 def release(pipe: Pipeline, updates: Iterable[Vector], key: Key) -> Vector:
@@ -123,13 +146,21 @@ def release(pipe: Pipeline, updates: Iterable[Vector], key: Key) -> Vector:
 
     Masks and shares are left out: they cancel exactly, whoever looks at the sum.
     """
-    public, total = derive(key, "public"), pipe.start_sum()
+    return released(pipe, updates, key, 0, pipe.start_memory())[0]
+
+
+def released(
+    pipe: Pipeline, updates: Iterable[Vector], key: Key, round: int, memory: Memory, public: Key = b""
+) -> tuple[Vector, Memory]:
+    """As ``release``, of any round of a run: with what the server keeps for stages and posts, before and after it.
+    ``public``: the round's public key; of ``key`` where empty."""
+    public, total = public or derive(key, "public"), pipe.start_sum()
     for i, x in enumerate(updates):
-        turn = Turn(0, public, derive(key, "device", i))
+        turn = Turn(round, public, derive(key, "device", i), device=str(i))
         payload, _ = pipe.encode(x, dict.fromkeys(pipe.spaces[0].head, 0.0), FULL_WEIGHT, pipe.init(), turn)
         total = pipe.add(total, payload, turn)
-    aggregate, _ = pipe.release(total, Turn(0, public), derive(key, "release"), pipe.start_memory())
-    return aggregate.mean * np.float32(aggregate.weight)
+    aggregate, memory = pipe.release(total, Turn(round, public), derive(key, "release"), memory)
+    return aggregate.mean * np.float32(aggregate.weight), memory
 
 
 def claimed_mu(pipe: Pipeline) -> float:
@@ -140,24 +171,73 @@ def claimed_mu(pipe: Pipeline) -> float:
     return claim.sensitivity / claim.noise_std
 
 
-def mechanism_audit(name: str, pipe: Pipeline, update: Vector, delta: float, key: Key) -> Finding:
+def mechanism_audit(
+    name: str, pipe: Pipeline, update: Vector, delta: float, key: Key, mu: float = 0.0, replaced: bool = False
+) -> Finding:
     """Two real releases of ``pipe``, with one device's ``update`` and with zeros in its place, every coordinate a run.
 
-    The claim is the pipeline's own: mu = sensitivity / noise_std, divided by sqrt(d) for one coordinate, which is what
-    an update of equal magnitudes at the bound moves it by. Only the contributions whose noise is counted on are in the
-    sum: others may come without.
+    The claim is the pipeline's own, mu = sensitivity / noise_std, or ``mu``; divided by sqrt(m) for one of the m
+    coordinates that travel, which is what an update of equal magnitudes at the bound moves it by. Only the
+    contributions whose noise is counted on are in the sum: others may come without.
     Args:
         update: float32[d], |update_i| all alike and not 0; longer than the clip, so that a missing one is seen. For mu
-            near 1: clip C sqrt(d) and z = 1 / sqrt(d).
+            near 1: z = 1 / sqrt(m).
+        mu: the claim, where it is not the pipeline's. replaced: the other world has the opposite update instead of
+            zeros, and the device is alone: it hides itself.
     Raises ValueError on another update, or where nothing bounds or hides one.
     Guarantees: ``lower`` holds with 95 % where the noise of different coordinates is independent. After a rotation it
         is uncorrelated and nearly normal, which is as good once S is 10 or so.
     """
     if update.size == 0 or not (update != 0).all() or np.ptp(np.abs(update)) > 1e-6 * float(np.abs(update).max()):
         raise ValueError("every coordinate of the update is a run, so all must have one magnitude")
-    mu, space = claimed_mu(pipe) / sqrt(update.size), pipe.total.space
-    others = [np.zeros_like(update)] * ((space.honest or space.quorum.n_min) - 1)
+    mu, space = mu or claimed_mu(pipe), pipe.total.space
+    others = [] if replaced else [np.zeros_like(update)] * ((space.honest or space.quorum.n_min) - 1)
     sides, scores = np.sign(update).astype(np.float64), []
-    for world, mine in (("without", np.zeros_like(update)), ("with", update)):
-        scores.append(sides * release(pipe, [mine, *others], derive(key, world)))
-    return mechanism(name, mu, delta, *scores)
+    public, start = derive(key, "public"), pipe.start_memory()  # neighbours share what everybody knows
+    for world, mine in (("with", update), ("without", -update if replaced else np.zeros_like(update))):
+        seen, _ = released(pipe, [mine, *others], derive(key, world), 0, start, public)
+        scores.append(sides * seen)
+    travels = contribution(pipe, update, Turn(0, public, derive(key, "travels"), device="0")) != 0.0
+    return mechanism(name, mu / sqrt(pipe.encoded.dim), delta, scores[1][travels], scores[0][travels])
+
+
+def contribution(pipe: Pipeline, x: Vector, turn: Turn) -> Vector:
+    """What ``x`` adds to the decoded sum, float32[d], with the noise that its device adds; as the server merges it
+    where a stage has a half on the server, float32[m] then."""
+    head = dict.fromkeys(pipe.spaces[0].head, 0.0)
+    return pipe.decode(pipe.encode(x, head, FULL_WEIGHT, pipe.init(), turn)[0], turn, pipe.level).body
+
+
+def length_audit(name: str, pipe: Pipeline, mu: float, updates: Sequence[Vector], delta: float, key: Key) -> Finding:
+    """How long the longest of ``updates`` is where the noise is added, against what the claim of ``mu`` counts with.
+
+    On devices that add noise that is before they do, else after the server has decoded the contribution. Two worlds
+    that differ by a length of l under noise of sigma are told apart as those of mu = l / sigma, so a clip that is
+    missing shows here, whether or not the code after it refuses what is too long.
+    Args:
+        mu: claimed, for the bound of the pipeline. updates: float32[d] each, as bad as they come.
+    Guarantees: exact for these updates; ``confidence`` is 1. A length within float32 rounding of the bound is taken
+        for it.
+    Raises ValueError where the pipeline has no bound.
+    """
+    longest, space = 0.0, pipe.encoded
+    for i, x in enumerate(updates):
+        turn = Turn(0, derive(key, "public"), derive(key, "device", i), device=str(i))
+        body, space = _before_noise(pipe, x, turn)
+        longest = max(longest, sqrt(float(np.square(body, dtype=np.float64).sum())))
+    if not isfinite(space.l2):
+        raise ValueError("this pipeline bounds nothing")
+    longest = longest if longest > space.l2 * SLACK else min(longest, space.l2)
+    lower = mu * hypot(longest, space.head_l2) / hypot(space.l2, space.head_l2)
+    return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), len(updates), 1.0)
+
+
+def _before_noise(pipe: Pipeline, x: Vector, turn: Turn) -> tuple[NDArray[np.float32], Space]:
+    """A contribution where noise is added to it, or to the sum of it with others; and the space with its bound."""
+    memory, payload = pipe.init(), Payload(x, np.zeros(len(pipe.spaces[0].head)), count=FULL_WEIGHT)
+    for i, stage in enumerate(pipe.stages):
+        if pipe.spaces[i + 1].noise_std > 0.0:
+            return payload.body.astype(np.float32), pipe.spaces[i]
+        mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
+        payload, _ = stage.encode(payload, mine, pipe.spaces[i], turn)
+    return contribution(pipe, x, turn), pipe.encoded
