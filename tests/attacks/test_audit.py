@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import json
-from io import StringIO
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from edgewise.apps import audit
-from edgewise.core.errors import AuditError
+import edgewise.plan.private as private
+from edgewise.apps import trials
 from edgewise.core.keys import generator, root
+from edgewise.core.vector import Spec
+from edgewise.learn import dp_sgd
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import parse
 from edgewise.privacy import audit as bounds
-from edgewise.privacy import distributed, noise
+from edgewise.privacy import distributed, matrix, noise
+from edgewise.privacy.accountant import gaussian
 from edgewise.privacy.audit import gaussian_mu, upper_rate
 
 WORDS = {"distributed": "secure_sum", "central": "sum", "local": "sum"}
-RUNS = {"distributed": 1 << 14, "central": 1 << 14, "local": 4000}
+RUNS = 1 << 14
+SPEC = Spec.of([(f"model.layers.{i}.w", (20 + 8 * i, 30), "float32") for i in range(4)])
+CYCLIC = {"round.sampling": "cyclic", "round.cohort": 25}
 
 
-def recipe(word: str):
-    return parse(f"""
+def plan(word: str, population: int = 100, **more: object) -> Plan:
+    """A plan; ``more``: keys of the recipe with __ for dots."""
+    text = f"""
 privacy = "{word}"
 [merge]
-kind = "{WORDS[word]}"
+kind = "{WORDS.get(word, "sum")}"
 [dp]
 epsilon = 8.0
 delta = 1e-5
@@ -33,7 +39,19 @@ clip_l2 = 0.5
 [round]
 rounds = 4
 minimum = 0.9
-""")
+"""
+    overrides = {"dp.sample_rate": 0.1} if word == "record" else {}
+    overrides |= {key.replace("__", "."): value for key, value in more.items()}
+    return compile(parse(text, overrides=overrides), SPEC, population, BUILT_IN)
+
+
+def passing(true):
+    """A maker of clips whose clips only claim to be some."""
+
+    def lazy(*args):
+        return replace(true(*args), encode=lambda payload, memory, space, turn: (payload, memory))
+
+    return lazy
 
 
 def quiet(*_: object) -> None:
@@ -54,55 +72,69 @@ def test_bounds_of_known_gaussians_are_below_and_near():
     assert gaussian_mu(rng.normal(0, 1, 2000), rng.normal(0, 1, 2000)) < 0.2
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_honest_code_passes_and_is_found_tight(word):
-    found = audit.mechanism(recipe(word), RUNS[word], quiet)
+    found = trials.mechanism(plan(word), RUNS, quiet)
     assert found.holds, found
     assert found.tight, found
+    assert found.claimed == pytest.approx(1.0, abs=0.05)
     assert found.epsilon_lower < found.epsilon_claimed
 
 
-@pytest.mark.slow
-def test_noise_of_half_the_size_is_caught(monkeypatch):
-    true = distributed.discrete_gaussian
-    monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: true(max(1, s // 2), n, key))
-    assert not audit.mechanism(recipe("distributed"), 1 << 14, quiet).holds
+@pytest.mark.parametrize("by", [np.sqrt(2.0), 2.0])
+@pytest.mark.parametrize("word", WORDS)
+def test_too_little_noise_is_caught(monkeypatch, word, by):
+    discrete, normal = distributed.discrete_gaussian, noise.normals
+    monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: discrete(max(1, round(s / by)), n, key))
+    monkeypatch.setattr(noise, "normals", lambda key, n: normal(key, n) / by)
+    assert not trials.mechanism(plan(word), RUNS, quiet).holds
 
 
-@pytest.mark.slow
-def test_noise_without_a_root_of_two_is_caught(monkeypatch):
-    true = noise.normals
-    monkeypatch.setattr(noise, "normals", lambda key, n: true(key, n) / np.sqrt(2.0))
-    assert not audit.mechanism(recipe("central"), 1 << 14, quiet).holds
-    assert not audit.mechanism(recipe("local"), 4000, quiet).holds
+@pytest.mark.parametrize("word", WORDS)
+def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monkeypatch, word):
+    """The rounding and the visible sum refuse it: the audit measures, and does not end in their errors."""
+    (honest, *_) = trials.examine(plan(word), True, quiet)
+    assert (honest.name, honest.holds, honest.tight, honest.confidence) == ("length", True, True, 1.0)
+    monkeypatch.setattr(private, "clip", passing(private.clip))
+    (found,) = trials.examine(plan(word), True, quiet)
+    assert not found.holds
+    assert found.lower > 4 * found.claimed
+    assert found.epsilon_lower > found.epsilon_claimed == pytest.approx(honest.epsilon_claimed)
+    assert found.left_out == ("mechanism and one run: the code does not go on with such updates",)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("word", ["central", "local"])
-def test_a_missing_clip_is_caught(monkeypatch, word):
-    import edgewise.plan.private as private
-    from edgewise.core.stage import Stage
+@pytest.mark.parametrize("name", ["clip_tensors", "adaptive_clip"])
+def test_other_clips_are_tried_too(monkeypatch, name):
+    more = {"dp__tensor_l2": 0.2} if name == "clip_tensors" else {"dp__adaptive_clip": True}
+    for found in trials.examine(plan("central", **more), True, quiet):
+        assert found.holds, found
+    monkeypatch.setattr(private, name, passing(getattr(private, name)))
+    assert not trials.length(plan("central", **more)).holds
 
-    true = private.clip
 
-    def lazy(l2: float) -> Stage:
-        honest = true(l2)
-        return Stage(honest.name, honest.infer, lambda p, m, s, t: (p, m), honest.decode)
+@pytest.mark.parametrize("name", ["clip_tensors", "adaptive_clip"])
+def test_a_clip_of_twice_the_length_is_caught(monkeypatch, name):
+    true, more = (
+        getattr(private, name),
+        {"dp__tensor_l2": 0.2} if name == "clip_tensors" else {"dp__adaptive_clip": True},
+    )
 
-    monkeypatch.setattr(private, "clip", lazy)
-    if word == "local":
-        assert not audit.mechanism(recipe(word), 1000, quiet).holds
-    else:  # the visible sum enforces the bound itself
-        from edgewise.core.errors import DecodeError
+    def loose(*args):
+        honest = true(*args)
 
-        with pytest.raises(DecodeError):
-            audit.mechanism(recipe(word), 10, quiet)
+        def encode(payload, memory, space, turn):
+            payload, memory = honest.encode(payload, memory, space, turn)
+            return payload.but(body=2 * payload.body), memory
+
+        return replace(honest, encode=encode)
+
+    monkeypatch.setattr(private, name, loose)
+    assert not trials.length(plan("central", **more)).holds
 
 
 @pytest.mark.parametrize("word", WORDS)
 def test_one_run_of_honest_code_holds_and_sees_something(word):
-    found = audit.one_run(recipe(word), 512, quiet)
+    found = trials.one_run(plan(word), 512, quiet)
     assert found.holds, found
     assert 0.25 * found.claimed < found.lower, found
     assert found.runs == 512
@@ -111,42 +143,149 @@ def test_one_run_of_honest_code_holds_and_sees_something(word):
 @pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_one_run_catches_noise_of_half_the_size(monkeypatch, word):
-    assert audit.one_run(recipe(word), 4096, quiet).holds
+    assert trials.one_run(plan(word), 4096, quiet).holds
     discrete, normal = distributed.discrete_gaussian, noise.normals
     monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: discrete(max(1, s // 2), n, key))
     monkeypatch.setattr(noise, "normals", lambda key, n: normal(key, n) / 2.0)
-    assert not audit.one_run(recipe(word), 4096, quiet).holds
+    assert not trials.one_run(plan(word), 4096, quiet).holds
 
 
 def test_one_run_catches_missing_noise(monkeypatch):
     monkeypatch.setattr(noise, "normals", lambda key, n: np.zeros(n))
     for word in ("central", "local"):
-        found = audit.one_run(recipe(word), 512, quiet)
+        found = trials.one_run(plan(word), 512, quiet)
         assert not found.holds, found
         assert found.guessed == bounds.Guessed(114, 114, pytest.approx(3.6, abs=0.1))
 
 
-def test_a_broken_claim_fails_the_command(tmp_path, monkeypatch):
-    """Exit status 8, with the figures on the disk and on the page; the mechanism's claim may well hold."""
-    from edgewise.apps import leakage
+@pytest.mark.parametrize(
+    ("word", "population", "more"),
+    [
+        ("central", 400, {"round__sampling": "poisson", "round__cohort": 50}),
+        ("central", 100, {"round__rounds": 20, "round__sampling": "cyclic", "round__cohort": 25}),
+        (
+            "distributed",
+            100,
+            {"round__rounds": 20, "round__sampling": "cyclic", "round__cohort": 25, "dp__corrupt": 0.2},
+        ),
+        ("central", 100, {"dp__noise_multiplier": 2.5}),
+    ],
+)
+def test_one_run_is_at_the_plans_own_noise(monkeypatch, word, population, more):
+    """What is claimed is of that one release, and what is added has the size that the plan has for its population."""
+    it = plan(word, population, **more)
+    stds, true = [], noise.normals
+    monkeypatch.setattr(noise, "normals", lambda key, n: stds.append(n) or true(key, n))
+    found = trials.one_run(it, 512, quiet)
+    assert found.claimed == pytest.approx(1 / it.spend.z, rel=0.02)
+    assert found.epsilon_claimed == pytest.approx(gaussian(1 / found.claimed, 1e-5))
+    assert found.of == f"one release at noise multiplier {it.spend.z:.4g}"
+    assert found.epsilon_claimed < it.spend.card.of_release or it.sampling.kind != "all"
+    if word == "central":
+        assert set(stds) == {SPEC.dim}  # real vectors of the model's own layout
+    assert ("sampling" in " ".join(found.left_out)) == (it.sampling.kind == "poisson")
 
-    monkeypatch.setattr(audit, "mechanism", lambda *_: bounds.Finding("mechanism", 1.0, 0.9, 4.4, 3.9, 100, 0.95))
-    broken = bounds.Finding("one run", 1.0, 1.5, 4.4, 7.0, 4096, 0.95, bounds.Guessed(320, 311, 3.125))
-    monkeypatch.setattr(audit, "one_run", lambda *_: broken)
-    leak = {"what": "x", "span": 0.5, "rows": None, "base": 0.1, "tokens": 3, "seen": True}
-    memory = {"what": "x", "auc": 0.5, "tpr_at_1": 0.0, "exposure": 1.0, "exposure_most": 8.0}
-    monkeypatch.setattr(leakage, "examine", lambda *_: {"leaks": [leak], "memory": [memory], "tokens": 3})
-    with pytest.raises(AuditError) as caught:
-        audit.examine(recipe("central"), tmp_path, tmp_path / "out", quick=True)
-    assert caught.value.exit_status == 8
-    assert "one run: mu 1 claimed, at least 1.5 measured" in str(caught.value)
-    found = json.loads((tmp_path / "out" / "audit.json").read_text())
-    assert [f["holds"] for f in found["findings"]] == [True, False]
-    assert [f["guessed"] for f in found["findings"]] == [None, {"guesses": 320, "right": 311, "epsilon_plain": 3.125}]
-    page = (tmp_path / "out" / "audit.html").read_text()
-    assert "must not run" in page
-    assert "4,096 canaries, 311 of 320 guesses right (3.12 without" in page
-    screen = StringIO()
-    audit.show(Console(file=screen, width=120), found)
-    assert "311 of 320 guesses were right" in screen.getvalue()
-    assert "BROKEN" in screen.getvalue()
+
+def test_the_share_of_corrupt_devices_is_counted(monkeypatch):
+    """The sum has the noise of as few honest devices as are promised, and not that of all."""
+    sent = []
+    true = bounds.released
+    monkeypatch.setattr(bounds, "released", lambda pipe, x, *a: true(pipe, sent.append(x) or x, *a))
+    found = trials.mechanism(plan("distributed", dp__corrupt=0.25), RUNS, quiet)
+    assert found.holds
+    assert found.tight
+    assert [len(x) for x in sent] == [15, 15]  # of 20
+    assert "corrupt" in " ".join(trials.mechanism(plan("distributed", dp__corrupt=0.02), RUNS, quiet).left_out)
+
+
+def test_the_recipes_stages_are_played():
+    """Those that keep coordinates apart in both trials, the others in one run, and they are named."""
+    stages = [{"kind": "random_k", "fraction": 0.25}, {"kind": "clip", "l2": 0.5}, {"kind": "quantize", "bits": 8}]
+    it = plan("central", stage=stages)
+    mechanism = trials.mechanism(it, RUNS, quiet)
+    assert mechanism.runs == RUNS // 4
+    assert mechanism.holds
+    assert mechanism.tight
+    rounds = "how a device's rounds add up"
+    assert mechanism.left_out == ("quantize: behind it coordinates are not runs of their own", rounds)
+    found = trials.one_run(it, 512, quiet)
+    assert found.holds
+    assert 0.25 * found.claimed < found.lower, found  # scored along what the stages leave of a canary
+    assert found.left_out == (rounds,)
+
+
+def test_correlated_noise_is_tried_as_a_run():
+    it = plan("central", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
+    found = trials.one_run(it, 1024, quiet)
+    assert found.claimed == pytest.approx(1 / it.spend.z)  # of all its rounds together
+    assert found.epsilon_claimed == pytest.approx(it.spend.card.of_release, rel=1e-6)
+    assert found.holds
+    assert 0.4 * found.claimed < found.lower
+    assert found.of == f"20 of 20 rounds of correlated noise at multiplier {it.spend.z:.4g}, a device in 5"
+    short = trials.one_run(it, 64, quiet, work=4 * 6 * SPEC.dim)
+    assert short.of.startswith("6 of 20 rounds")
+    assert short.claimed < found.claimed
+    assert "how noise correlates over the rounds" in trials.mechanism(it, RUNS, quiet).left_out
+
+
+@pytest.mark.parametrize("broken", ["normals", "sensitivity"])
+def test_broken_correlated_noise_is_caught(monkeypatch, broken):
+    true = getattr(matrix, broken)
+    monkeypatch.setattr(matrix, broken, lambda *args: true(*args) / 2.0)
+    it = plan("central", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
+    assert not trials.one_run(it, 4096, quiet).holds
+
+
+def test_what_too_few_canaries_cannot_show_is_said():
+    found = trials.one_run(plan("central", dp__noise_multiplier=0.3, dp__epsilon=100.0), 512, quiet)
+    assert found.left_out[1:] == ("breaches: 512 canaries show a mu of 1.8 at most, 3.33 is claimed",)
+
+
+def test_noise_that_takes_back_too_much_is_caught(monkeypatch):
+    """Every round is noised as it should be, and the sum of them is not."""
+    true = matrix.step
+
+    def greedy(blt, state, z):
+        after, y = true(blt, state, z)
+        if state.round % 5 == 0:  # the next rounds take all of it back
+            return matrix.Stream(after.round, after.buffers), y
+        return after, np.zeros_like(y)
+
+    monkeypatch.setattr(matrix, "step", greedy)
+    it = plan("central", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
+    assert not trials.one_run(it, 1024, quiet).holds
+
+
+@pytest.mark.parametrize("audited", [trials.record_mechanism, trials.record_one_run])
+def test_steps_of_dp_sgd_hold_at_the_recipes_noise(audited):
+    it = plan("record")
+    found = audited(it, 4096, quiet)
+    assert found.holds, found
+    assert found.tight or audited is trials.record_one_run
+    assert 0.5 * found.claimed < found.lower
+    assert found.claimed == pytest.approx(1 / it.spend.z)
+    assert f"noise multiplier {it.spend.z:.4g} and clip 0.5" in found.of
+    assert len(found.left_out) == 2
+
+
+@pytest.mark.parametrize("by", [np.sqrt(2.0), 2.0])
+def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
+    true = dp_sgd.normals
+    monkeypatch.setattr(dp_sgd, "normals", lambda key, n: true(key, n) / by)
+    mechanism, run = trials.examine(plan("record"), True, quiet)
+    assert not mechanism.holds
+    assert mechanism.lower == pytest.approx(by * mechanism.claimed, rel=0.1)
+    assert run.lower > 0
+
+
+def test_a_missing_clip_of_dp_sgd_is_caught(monkeypatch):
+    monkeypatch.setattr(dp_sgd, "min", lambda *_: 1.0, raising=False)  # of 1 and C / norm
+    mechanism, run = trials.examine(plan("record"), True, quiet)
+    assert not mechanism.holds
+    assert mechanism.lower > 3 * mechanism.claimed
+    assert not run.holds
+
+
+def test_without_an_epsilon_nothing_is_tried():
+    it = compile(parse('privacy = "none"'), SPEC, 10, BUILT_IN)
+    assert trials.examine(it, True, quiet) == []

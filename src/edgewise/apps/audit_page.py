@@ -29,7 +29,7 @@ def page(a: Mapping[str, Any]) -> str:
 
 def _lead(a: Mapping[str, Any]) -> str:
     seen = next((x for x in a["leaks"] if x["seen"]), None)
-    first = "No epsilon is claimed." if not a["findings"] else "What was measured stays below what is claimed."
+    first = "No epsilon is claimed." if not a["findings"] else "Nothing that was measured is above its claim."
     if any(not f["holds"] for f in a["findings"]):
         first = "<b>More was measured than is claimed: this recipe must not run.</b>"
     if seen is None:
@@ -45,24 +45,37 @@ def _lead(a: Mapping[str, Any]) -> str:
 
 def _claims(a: Mapping[str, Any]) -> str:
     if not a["findings"]:
-        return "<section><h2>Claims</h2><p>Without differential privacy nothing is claimed of the sum.</p></section>"
+        return "<section><h2>Claims</h2><p>Without differential privacy no epsilon is claimed.</p></section>"
     cards = [
         card(
             f["name"].capitalize(),
             f"{f['epsilon_lower']:.3g} of {f['epsilon_claimed']:.3g}",
-            f"epsilon measured (95 % lower bound) of claimed, {_measured(f)}: {'holds' if f['holds'] else 'BROKEN'}",
+            f"epsilon measured ({_sure(f)}) of claimed, {_measured(f)}: {'holds' if f['holds'] else 'BROKEN'}",
         )
         for f in a["findings"]
     ]
+    whole = a["claim"]
+    rows = [
+        row(escape(f["name"]), [escape(f["of"]), escape("; ".join(f["left_out"]) or "nothing")]) for f in a["findings"]
+    ]
     note = (
-        "<p class=hint>A lower bound can show that a claim is false, never that it is true. The mechanism audit is "
-        "played at a noise multiplier of about 1, where it is sharpest; the one-run audit at the recipe's noise.</p>"
+        f"<p>The recipe claims epsilon {whole['epsilon']:.3g} at delta {whole['delta']:g} of its whole run, at noise "
+        f"multiplier {whole['noise_multiplier']:.4g}. Every audit compares with what is claimed of what it played.</p>"
+        f"{table(('audit', 'what was played', 'left out'), rows)}"
+        "<p class=hint>A lower bound can show that a claim is false, never that it is true.</p>"
     )
     return f'<section><h2>Claims</h2><div class="cards">{"".join(cards)}</div>{note}</section>'
 
 
+def _sure(f: Mapping[str, Any]) -> str:
+    """How sure the bound is."""
+    return "exact" if f["confidence"] == 1.0 else f"{100 * f['confidence']:.0f} % lower bound"
+
+
 def _measured(f: Mapping[str, Any]) -> str:
     """From what."""
+    if f["name"] == "length":
+        return f"{f['runs']:,} updates"
     if (g := f["guessed"]) is None:
         return f"{f['runs']:,} runs"
     return (
@@ -72,6 +85,8 @@ def _measured(f: Mapping[str, Any]) -> str:
 
 
 def _leaks(a: Mapping[str, Any]) -> str:
+    if not a["leaks"]:
+        return ""
     drawn = []
     for x in a["leaks"]:
         best = max((v for v in (x["span"], x["rows"]) if v is not None), default=None)
@@ -93,6 +108,8 @@ def _leaks(a: Mapping[str, Any]) -> str:
 
 
 def _memory(a: Mapping[str, Any]) -> str:
+    if not a["memory"]:
+        return ""
     rows = [
         row(
             escape(x["what"]),

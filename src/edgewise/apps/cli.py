@@ -241,7 +241,8 @@ def audit(
 ) -> None:
     """Attack a recipe: claimed against measured epsilon, and what leaks behind each defence.
 
-    Runs the recipe's own code path; exit status 8 where more is measured than is claimed.
+    Plays the compiled recipe: single releases, or steps of record-level privacy, at its own noise. Every figure says of
+    what it is, and what was left out. Exit status 8 where more is measured than is claimed.
     """
     session = _session("audit", as_json, debug)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ import torch
 
 from edgewise.core.errors import DataError, RecipeError
 from edgewise.core.frame import LocalRule
-from edgewise.core.keys import derive, generator, root
+from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.host import make_trainer
 from edgewise.engine.ports import FitRequest
-from edgewise.learn import attacks
+from edgewise.learn import attacks, dp_sgd
 from edgewise.learn.attacks import Leak
 from edgewise.learn.blocks import predictions
+from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.train import fit
 from edgewise.learn.trainer import TextTrainer
 from edgewise.plan.catalogue import Catalogue
@@ -29,40 +29,49 @@ from edgewise.privacy.audit import FULL_WEIGHT, release
 
 TOKENS = 48  # of the attacked batch: fewer than the bundled model is wide
 OTHERS = 255  # random strings that a canary is compared with
+LEAVES = {  # what stands between the update in the clear and what leaves a device, by the word of privacy
+    "hidden": ", before it is hidden",
+    "distributed": ", with its share of the noise, before it is hidden",
+    "local": ", with its noise",
+    "record": ", every step noised",
+}
 Step = Callable[[str, int, int], None]
 
 
-def examine(recipe: Recipe, recipe_dir: Path, quick: bool, step: Step, catalogue: Catalogue) -> dict[str, Any]:
-    """``leaks``: token recall from one update in the clear, as it leaves the device, from the cohort's sum, and from
-    the release; ``memory``: membership and exposure of the models after them.
+def text_trainer(recipe: Recipe, recipe_dir: Path, scratch: Path, catalogue: Catalogue) -> TextTrainer:
+    """The recipe's own trainer. Raises RecipeError(E-COMBO) for an extension's: the attacks know text models."""
+    trainer = make_trainer(recipe, recipe_dir, scratch, catalogue)
+    if not isinstance(trainer, TextTrainer):
+        what = "an audit attacks a text model, and this trainer is an extension's or wrapped."
+        raise RecipeError("E-COMBO", what, "audit a recipe of the text trainer.")
+    return trainer
 
-    Raises RecipeError(E-COMBO) for an extension's trainer: the attacks know text models.
+
+def examine(
+    plan: Plan, trainer: TextTrainer, recipe_dir: Path, scratch: Path, quick: bool, step: Step, catalogue: Catalogue
+) -> dict[str, Any]:
+    """``leaks``: token recall from one update in the clear, as it leaves the device, from the cohort's sum, and from
+    the release; ``memory``: membership and exposure of the models after them. With ``privacy = "record"`` devices train
+    by the recipe's DP-SGD wherever a row does not say "in the clear".
     """
-    with tempfile.TemporaryDirectory(prefix="edgewise-audit-") as scratch:
-        whole = recipe.model_copy(update={"trainable": type(recipe.trainable)(kind="full")})
-        leaks: list[dict[str, Any]] = []
-        memory: list[dict[str, Any]] = []
-        for name, one in (("sanity", whole), ("recipe", recipe)):
-            trainer = make_trainer(one, recipe_dir, Path(scratch), catalogue)
-            if not isinstance(trainer, TextTrainer):
-                what = "an audit attacks a text model, and this trainer is an extension's or wrapped."
-                raise RecipeError("E-COMBO", what, "audit a recipe of the text trainer.")
-            probe = _Probe(one, trainer, 8 if quick else 32, step)
-            if name == "sanity":
-                plan = compile(one, trainer.spec, len(trainer.devices()), catalogue)
-                leaks += probe.whole(plan)
-                continue
-            plan = compile(one, trainer.spec, len(trainer.devices()), catalogue)
-            more, memory = probe.behind(plan)
-            leaks += more
-    return {"leaks": leaks, "memory": memory, "tokens": leaks[0]["tokens"]}
+    recipe, cohort = plan.recipe, 8 if quick else 32
+    whole = recipe.model_copy(update={"trainable": type(recipe.trainable)(kind="full")})
+    other = text_trainer(whole, recipe_dir, scratch, catalogue)
+    everything = compile(whole, other.spec, len(other.devices()), catalogue)
+    leaks = _Probe(everything, other, cohort, step).whole()
+    more, memory = _Probe(plan, trainer, cohort, step).behind()
+    return {"leaks": leaks + more, "memory": memory, "tokens": leaks[0]["tokens"]}
 
 
 class _Probe:
     """One device's batch, and what can be said of it."""
 
-    def __init__(self, recipe: Recipe, trainer: TextTrainer, cohort: int, step: Step) -> None:
-        self.recipe, self.trainer, self.step = recipe, trainer, step
+    def __init__(self, plan: Plan, trainer: TextTrainer, cohort: int, step: Step) -> None:
+        self.plan, self.recipe, self.trainer, self.step = plan, plan.recipe, trainer, step
+        if plan.spend is not None and plan.recipe.privacy == "record":  # as a host of devices does
+            dp_sgd.check(trainer.model)
+            dp = plan.recipe.dp
+            trainer.record_dp = RecordDp(dp.clip_l2, plan.spend.z, dp.sample_rate)
         self.devices = _with_text(trainer, cohort)
         self.rows = rows = self._first(self.devices[0])
         self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]
@@ -81,16 +90,24 @@ class _Probe:
         """The update of one plain gradient step on the batch: what federated SGD would send."""
         return self._trained(self.rows, 1, sgd=True)
 
-    def _trained(self, rows: np.ndarray[Any, Any], steps: int, sgd: bool) -> Vector:
+    def _trained(self, rows: np.ndarray[Any, Any], steps: int, sgd: bool, own: bool = False, device: int = 0) -> Vector:
+        """The update of some steps on ``rows``; ``own``: noised as the recipe's devices do it, each row a record that
+        is in every step (the worst case; the device's other records are left out).
+        """
         training = self.recipe.training
         if sgd:
             training = training.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "clip_grad": 0.0})
-        batch = (torch.from_numpy(rows), int(predictions(rows)))
         rule = LocalRule(steps=steps, lr=1e-2 if sgd else self.recipe.training.lr)
-        batches: Iterable[Sequence[Any]] = [[batch]] * steps
+        dp, expected = self.trainer.record_dp if own else None, 0.0
+        together = [(torch.from_numpy(rows), int(predictions(rows)))]
+        if dp is not None:
+            together = [(torch.from_numpy(row[None]), int(predictions(row[None]))) for row in rows]
+            expected = dp.rate * self.trainer.text(self.devices[device]).size
+        batches: Iterable[Sequence[Any]] = [together] * steps
+        key = derive(root(3), "audit", device)
         return fit(
             self.trainer.model, self.trainer.loss, batches, self.trainer.flat, self.trainer.initial(), rule, training,
-            derive(root(3), "audit"),
+            key, dp=dp, expected=expected,
         ).x  # fmt: skip
 
     def row(self, what: str, update: Vector, seen: bool = False) -> dict[str, Any]:
@@ -121,71 +138,76 @@ class _Probe:
             scores = attacks.span_scores(update, spec, segment, self.inputs)
         return attacks.leak(scores, self.tokens.tolist(), self.usual)
 
-    def whole(self, plan: Plan) -> list[dict[str, Any]]:
+    def whole(self) -> list[dict[str, Any]]:
         """The attacks where they are strongest, on one gradient step of all weights: alone, in a sum, in a release."""
-        mine, others = self.single(), [self._trained(self._first(d), 1, sgd=True) for d in self.devices[1:]]
-        total = np.asarray(np.sum([mine, *others], axis=0, dtype=np.float64), np.float32)
-        released = release(
-            plan.at(0), [mine, *others, *self._quiet(plan, mine, 1 + len(others))], derive(root(3), "whole")
-        )
-        n, noise = 1 + len(others), " with the recipe's noise" if self.recipe.privacy in DP_WORDS else ""
+        batches = [self._first(d) for d in self.devices]
+        plain = [self._trained(rows, 1, sgd=True) for rows in batches]
+        total = np.asarray(np.sum(plain, axis=0, dtype=np.float64), np.float32)
+        sent = [self._trained(rows, 1, sgd=True, own=True, device=i) for i, rows in enumerate(batches)]
+        n, key = len(sent), derive(root(3), "whole")
+        seen = release(self.plan.at(0), [*sent, *self._quiet(sent[0], n)], key)
         return [
-            self.row("whole model, one SGD step of one device, in the clear", mine),
-            self.row(f"whole model, the sum of {n} devices", total),
-            self.row(f"whole model, the release of {n}{noise}", released),
+            self.row("whole model, one SGD step of one device, in the clear", plain[0]),
+            self.row(f"whole model, the sum of {n} devices, in the clear", total),
+            self.row(f"whole model, the release of {n}{self._noise(' with ')}", seen),
         ]
 
-    def _others(self, plan: Plan) -> list[Vector]:
+    def _noise(self, word: str) -> str:
+        """The recipe's noise in words; empty where there is none."""
+        if self.recipe.privacy not in DP_WORDS:
+            return ""
+        return word + ("the noise of every step" if self.recipe.privacy == "record" else "the recipe's noise")
+
+    def _others(self) -> list[Vector]:
         """What the other devices of the cohort send, by the recipe's own training."""
         out = []
         for i, device in enumerate(self.devices[1:]):
             self.step("training a cohort", i, len(self.devices) - 1)
-            request = FitRequest(device, 0, self.trainer.initial(), plan.rule(0), derive(root(3), "fit", device))
+            request = FitRequest(device, 0, self.trainer.initial(), self.plan.rule(0), derive(root(3), "fit", device))
             out.append(self.trainer.fit(request).x)
         return out
 
-    def _quiet(self, plan: Plan, like: Vector, n: int) -> list[Vector]:
+    def _quiet(self, like: Vector, n: int) -> list[Vector]:
         """The rest of the cohort sends nothing but its noise: no fewer devices than the plan counts on."""
-        return [np.zeros_like(like)] * max(0, min(plan.sampling.minimum, 256) - n)
+        return [np.zeros_like(like)] * max(0, min(self.plan.sampling.minimum, 256) - n)
 
-    def behind(self, plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def behind(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The rows of the recipe's own way: leaks, and what models remember."""
-        steps = min(self.recipe.training.local_steps, 8)
-        mine = self._trained(self.rows, steps, sgd=False)
-        updates = [mine, *self._others(plan)]
-        hidden, noisy = plan.hides is not None, self.recipe.privacy in DP_WORDS
+        plan, steps, word = self.plan, min(self.recipe.training.local_steps, 8), self.recipe.privacy
+        plain = self._trained(self.rows, steps, sgd=False)
+        mine = self._trained(self.rows, steps, sgd=False, own=True) if word == "record" else plain
+        updates = [mine, *self._others()]
+        hidden, noisy = plan.hides is not None, word in DP_WORDS
         total = np.asarray(np.sum(updates, axis=0, dtype=np.float64), np.float32)
-        quiet = self._quiet(plan, mine, len(updates))
-        released = release(plan.at(0), [*updates, *quiet], derive(root(3), "release"))
-        n, noisy_too = len(updates), [self._planted(steps), *updates[1:], *quiet]
-        remembered = release(plan.at(0), noisy_too, derive(root(3), "release"))
-        central = self.recipe.privacy == "central"
+        quiet = self._quiet(mine, len(updates))
+        seen = release(plan.at(0), [*updates, *quiet], derive(root(3), "release"))
+        n, with_secret = len(updates), [self._planted(steps), *updates[1:], *quiet]
+        remembered = release(plan.at(0), with_secret, derive(root(3), "release"))
         leaks = [
             self.row("one update, one SGD step, in the clear", self.single()),
-            self.row(f"one update, this recipe's {steps} local steps, in the clear", mine, not hidden and not noisy),
-            self.row("the same as it leaves the device, before it is hidden", self._sent(plan, mine),
-                     not hidden and (noisy or central)),
+            self.row(f"one update, this recipe's {steps} local steps, in the clear", plain, not hidden and not noisy),
+            self.row(f"the same as it leaves the device{LEAVES.get(word, '')}", self._sent(mine),
+                     not hidden and noisy),
             self.row(f"the sum of {n} updates", total, False),
-            self.row(f"the release: sum of {n}{' with the noise of all' if noisy else ''}", released, hidden),
+            self.row(f"the release: sum of {n}{self._noise(' with ')}", seen, hidden),
         ]  # fmt: skip
         start = self.trainer.initial()
-        models = [("nothing (bundled)", start), ("one update of the device", start + noisy_too[0])]
+        models = [("nothing (bundled)", start), ("one update of the device", start + with_secret[0])]
         models.append((f"the release of {n}", start + remembered / np.float32(n)))
         return leaks, [self._remembers(name, x) for name, x in models]
 
     def _planted(self, steps: int) -> Vector:
         """The update of the device where its text holds a secret of random tokens beside the batch."""
-        return self._trained(np.concatenate([self.rows, self._secret(self.rows.shape[1])]), steps, sgd=False)
+        rows = np.concatenate([self.rows, self._secret(self.rows.shape[1])])
+        return self._trained(rows, steps, sgd=False, own=True)
 
     def _secret(self, length: int, which: int = 0) -> np.ndarray[Any, Any]:
         rng = generator(derive(root(3), "canary", which))
         drawn: np.ndarray[Any, Any] = rng.choice(np.unique(self.tokens), (1, length)).astype(np.int64)
         return drawn
 
-    def _sent(self, plan: Plan, x: Vector) -> Vector:
-        from edgewise.core.keys import Turn
-
-        pipe, public = plan.at(0), derive(root(3), "public")
+    def _sent(self, x: Vector) -> Vector:
+        pipe, public = self.plan.at(0), derive(root(3), "public")
         turn = Turn(0, public, derive(root(3), "device"))
         payload, _ = pipe.encode(x, dict.fromkeys(pipe.spaces[0].head, 0.0), FULL_WEIGHT, pipe.init(), turn)
         return pipe.decode(payload, Turn(0, public)).body

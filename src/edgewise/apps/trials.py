@@ -1,0 +1,366 @@
+"""What a plan claims, tried on its own code: lengths before the noise, two worlds, one play with many canaries.
+
+Each finding says of what it is (``Finding.of``), compares with the claim of exactly that, and names what was left out.
+A recipe's epsilon is of all rounds together; a trial is of one release, or, where noise is correlated over rounds, of
+the run. Canaries have updates that no training would give: dense random signs, far longer than the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core import keys
+from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.pipeline import Pipeline, pipeline
+from edgewise.core.space import share_of
+from edgewise.core.vector import Spec, Vector
+from edgewise.merges.ring import ring_sum
+from edgewise.plan.catalogue import BUILT_IN, Catalogue
+from edgewise.plan.compile import Plan, compile
+from edgewise.plan.private import Spend
+from edgewise.plan.recipe import Recipe
+from edgewise.privacy import audit, matrix
+from edgewise.privacy import one_run as guessing
+from edgewise.privacy.audit import Finding, contribution, event_mu, release, released
+from edgewise.privacy.distributed import MOST_BITS
+from edgewise.privacy.matrix import Blt
+
+COHORT = 20  # of the mechanism's trial: enough for 5 % of it to be one corrupt device
+CANARIES = {True: 512, False: 4096}  # quick or not
+RUNS = {True: 1 << 14, False: 1 << 17}
+WORK = {True: 1 << 27, False: 1 << 29}  # coordinates that canaries, and their noise, may have in all
+STEP_RECORDS = 2048  # canaries of one step of DP-SGD
+GROUPS = 8  # of the groups that take turns, at most so many have canaries: each needs a sum of all rounds
+FINER = 4  # bits by which the mechanism's ring is finer than need be: so little noise is rounded up a good deal else
+LONG = 4.0  # a canary's coordinates, in clips
+BY_COORDINATE = ("clip", "clamp", "segments", "factors", "random_k", "rotate")  # decode coordinates one by one
+RECORD_LEFT_OUT = (
+    "the draw of records: the attacker knows who is in the step, and the claim is without it",
+    "how steps and rounds add up",
+)
+Step = Callable[[str, int, int], None]  # what is done, of how many
+
+
+def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN) -> list[Finding]:
+    """All trials of a plan that claims an epsilon; none of one that does not.
+
+    Where an update is longer than its bound, nothing else is tried: the code refuses such updates later on.
+    """
+    if plan.spend is None:
+        return []
+    if plan.recipe.privacy == "record":
+        return [record_mechanism(plan, RUNS[quick], step), record_one_run(plan, CANARIES[quick], step)]
+    first = length(plan)
+    if not first.holds:
+        return [replace(first, left_out=("mechanism and one run: the code does not go on with such updates",))]
+    return [
+        first,
+        mechanism(plan, RUNS[quick], step, catalogue),
+        one_run(plan, CANARIES[quick], step, WORK[quick]),
+    ]
+
+
+def length(plan: Plan) -> Finding:
+    """How long the longest of some updates is where the noise is added, in every phase: the worst finding."""
+    dim, size = plan.spec.dim, LONG * _clip(plan.recipe)
+    spike, found = np.zeros(dim, np.float32), []
+    spike[dim // 2] = size
+    for phase, pipe in enumerate(_pipes(plan)):
+        updates = [*(_signs(dim, i) * np.float32(size) for i in range(6)), spike, np.zeros(dim, np.float32)]
+        mu, key = _mu(plan, phase), derive(keys.root(7), "length", phase)
+        found.append(audit.length_audit("length", pipe, mu, updates, plan.recipe.dp.delta, key))
+    of = f"one release at noise multiplier {_z(plan):.4g}: how long updates are where the noise is added"
+    return replace(max(found, key=lambda f: f.lower / f.claimed), of=of)
+
+
+def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
+    """One worst-case device in or out of a release of ``runs`` coordinates, every one a run.
+
+    The recipe's stages, clip and share of corrupt devices, on tensors of the model's names and of one length. The noise
+    multiplier is chosen so that mu is about 1 for one run, where an audit is most telling; the code is the same. With
+    ``local`` noise the other world has the opposite update.
+    """
+    step("mechanism", 0, 1)
+    spec = Spec.of([(s.name, (-(-runs // len(plan.spec.segments)),), "float32") for s in plan.spec.segments])
+    stages = [table for table in plan.recipe.stage if _by_coordinate(table)]
+    local = plan.recipe.privacy == "local"
+    whole = 2.0 if local else 1.0
+    probe = _scaled(plan.recipe, stages, spec, whole / sqrt(spec.dim), catalogue)
+    bits = min(MOST_BITS, probe.at(0).encoded.ring_bits + FINER) if plan.recipe.privacy == "distributed" else 0
+    small = _scaled(plan.recipe, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
+    update = np.full(spec.dim, LONG * _clip(plan.recipe), np.float32)
+    pipe, mu = _pipes(small)[0], _mu(small, 0)
+    found = audit.mechanism_audit("mechanism", pipe, update, plan.recipe.dp.delta, keys.root(7), mu, replaced=local)
+    dp, others = plan.recipe.dp, [table["kind"] for table in plan.recipe.stage if not _by_coordinate(table)]
+    left = {
+        **{f"{kind}: behind it coordinates are not runs of their own": True for kind in others},
+        "how noise correlates over the rounds": dp.noise == "correlated",
+        "corrupt devices: too few for this small a cohort": plan.recipe.privacy == "distributed"
+        and _honest(dp.corrupt),
+        "dp.bits: so little noise needs another ring": dp.bits > 0,
+        "phases but the first": len(plan.pipelines) > 1,
+        "the rungs of the ladder": bool(plan.rungs),
+    }
+    of = f"one coordinate of one release, its noise scaled for a mu of {found.claimed:.3g}"
+    return replace(found, of=of, left_out=tuple(dict.fromkeys([*_those(left), *_left_out(plan)])))
+
+
+def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> Finding:
+    """The plan itself, at its own noise: devices of which each is in with probability 1/2, and a score of each.
+
+    The canaries are dealt to releases of the plan's stages, each with noise of its own: together they are one play, and
+    flipping a canary changes one release. With ``local`` noise a release is one message, and "out" is the opposite
+    update. With correlated noise a play is the run itself: a canary is in all the rounds that a device of its group is
+    in, and its score is the sum of all releases with the weights of a matched filter (``_play``).
+    Args:
+        canaries: as many, or as ``work`` allows (at least 64): coordinates of all that is encoded. Long runs of
+            correlated noise are cut likewise; the claim is then that of their beginning.
+    """
+    pipes, blt = _pipes(plan), _blt(plan)
+    rounds = min(blt.rounds, max(1, work // (4 * plan.spec.dim)))
+    takes = min(blt.takes, -(-rounds // blt.gap))
+    canaries = min(canaries, max(64, work // (plan.spec.dim * takes)))
+    present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
+    if plan.recipe.privacy == "local":
+        scores = np.array([_message(plan, pipes[i % len(pipes)], i, present, step) for i in range(canaries)])
+    else:
+        each = min(_each(pipe) for pipe in pipes) * min(blt.gap, rounds, GROUPS)
+        scores = np.zeros(canaries)
+        for play, start in enumerate(range(0, canaries, each)):
+            step("canaries", start, canaries)
+            mine = range(start, min(canaries, start + each))
+            scores[start : mine.stop] = _play(plan, pipes[play % len(pipes)], blt, rounds, mine, present)
+    mu, of = max(_mu(plan, phase) for phase in range(len(pipes))), f"one release at noise multiplier {_z(plan):.4g}"
+    if blt.rounds > 1:
+        column = matrix.column(blt)
+        mu *= matrix.participation_norm(column[:rounds], blt.gap, takes)
+        mu /= matrix.participation_norm(column, blt.gap, blt.takes)
+        of = f"{rounds} of {blt.rounds} rounds of correlated noise at multiplier {_z(plan):.4g}, a device in {takes}"
+    return _guessed(plan, mu, scores, present, of, _left_out(plan))
+
+
+def record_mechanism(plan: Plan, runs: int, step: Step) -> Finding:
+    """DP-SGD's step at the recipe's noise multiplier and clip: one record in or out, many times.
+
+    Every record of a step is a run of its own: its gradient has a coordinate to itself (``learn.canaries``).
+    """
+    plays = -(-runs // STEP_RECORDS)
+    scores: dict[bool, list[NDArray[np.float64]]] = {False: [], True: []}
+    for i in range(plays):
+        step("mechanism", i, plays)
+        for world, seen in scores.items():
+            seen.append(_record_step(plan, np.full(STEP_RECORDS, world), derive(keys.root(7), "record", int(world), i)))
+    both = (np.concatenate(scores[world])[:runs] for world in (False, True))
+    found = audit.mechanism("mechanism", _mu(plan, 0), plan.recipe.dp.delta, *both)
+    return replace(found, of=_one_step(plan), left_out=RECORD_LEFT_OUT)
+
+
+def record_one_run(plan: Plan, canaries: int, step: Step) -> Finding:
+    """DP-SGD's step with canaries for records, each drawn with probability 1/2."""
+    present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
+    starts = range(0, canaries, STEP_RECORDS)
+    scores = []
+    for start in starts:
+        step("canaries", start, canaries)
+        key = derive(keys.root(7), "record one run", start)
+        scores.append(_record_step(plan, present[start : start + STEP_RECORDS], key))
+    return _guessed(plan, _mu(plan, 0), np.concatenate(scores), present, _one_step(plan), RECORD_LEFT_OUT)
+
+
+def _guessed(
+    plan: Plan, mu: float, scores: NDArray[np.float64], present: NDArray[np.bool_], of: str, left_out: tuple[str, ...]
+) -> Finding:
+    m = scores.size
+    guesses = guessing.telling(m, mu)
+    if (most := guessing.mu_lower(m, guesses, guesses)) <= mu:
+        left_out += (f"breaches: {m:,} canaries show a mu of {most:.2g} at most, {mu:.3g} is claimed",)
+    found = guessing.one_run("one run", mu, plan.recipe.dp.delta, scores, present, guesses=guesses)
+    return replace(found, of=of, left_out=left_out)
+
+
+def _record_step(plan: Plan, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
+    from edgewise.learn import canaries  # imports torch
+    from edgewise.learn.dp_sgd import RecordDp
+
+    dp = plan.recipe.dp
+    return canaries.step(RecordDp(dp.clip_l2, _z(plan), dp.sample_rate), present, key)
+
+
+def _one_step(plan: Plan) -> str:
+    steps, clip = plan.recipe.training.local_steps * plan.rounds, plan.recipe.dp.clip_l2
+    return f"one of up to {steps} steps of a device, at noise multiplier {_z(plan):.4g} and clip {clip:g}"
+
+
+def _scaled(
+    recipe: Recipe, stages: Sequence[Mapping[str, Any]], spec: Spec, z: float, catalogue: Catalogue, bits: int = 0
+) -> Plan:
+    """The recipe's way of an update on another layout, with a given noise multiplier: one round of everybody."""
+    plain = recipe.resolved()
+    plain["codec"], plain["stage"], plain["downlink"] = "stages", list(stages), []
+    plain["strategy"] = {"kind": "fedavg"}
+    plain["round"] = {"rounds": 1, "sampling": "all", "minimum": 1.0}
+    if plain["merge"]["kind"] == "grouped":  # the server sees each group's sum: that is the release to attack
+        plain["merge"] = {"kind": "secure_sum"}
+    loose = {"noise": "independent", "amplification": "auto", "noise_multiplier": z, "epsilon": 1e6, "bits": bits}
+    plain["dp"] = {**plain["dp"], **loose}
+    return compile(Recipe.model_validate(plain), spec, COHORT, catalogue)
+
+
+def _play(
+    plan: Plan, pipe: Pipeline, blt: Blt, rounds: int, mine: range, present: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Scores of the canaries ``mine``, dealt to groups, from one play of ``rounds``.
+
+    The noise of all rounds is C^-1 z with z independent, so C times the releases has a canary of group g with length
+    C u_g in white noise, u_g[t] = 1 in its rounds. The best score is sum_t (C^T C u_g)[t] <canary, release_t>, less
+    half of what a canary that is in has there, since groups have different lengths. With rounds = 1 it is the inner
+    product with the release.
+    """
+    groups = min(blt.gap, rounds, GROUPS)
+    column = matrix.column(blt)[:rounds]
+    apart = np.subtract.outer(np.arange(rounds), np.arange(rounds))
+    c = np.where(apart >= 0, column[np.maximum(apart, 0)], 0.0)
+    u = np.zeros((groups, rounds))
+    for g in range(groups):
+        u[g, g : blt.gap * blt.takes : blt.gap] = 1.0
+    weights, half = u @ c.T @ c, 0.5 * pipe.encoded.l2 * np.square(u @ c.T).sum(1)
+    sums, memory = np.zeros((groups, plan.spec.dim)), pipe.start_memory()
+    for t in range(rounds):
+        key = derive(keys.root(7), "one run", mine.start, t)
+        seen, memory = released(pipe, _cohort(plan, pipe, mine, u[:, t], present), key, t, memory)
+        for g in range(groups):
+            sums[g] += weights[g, t] * seen
+    public = derive(derive(keys.root(7), "one run", mine.start, 0), "public") if rounds == 1 else b""
+    scores = np.zeros(len(mine))
+    for at, i in enumerate(mine):
+        along = _seen(plan, pipe, i, Turn(0, public, derive(keys.root(7), "seen", i), device=str(at)))
+        scores[at] = along @ sums[i % groups] - half[i % groups]
+    return scores
+
+
+def _cohort(
+    plan: Plan, pipe: Pipeline, mine: range, turn: NDArray[np.float64], present: NDArray[np.bool_]
+) -> Iterator[Vector]:
+    """What one round's devices send: the canaries whose turn it is, and zeros of others whose noise is counted on."""
+    n, nothing = 0, np.zeros(plan.spec.dim, np.float32)
+    for i in mine:
+        if turn[i % turn.size]:
+            yield _canary(plan, i) if present[i] else nothing
+            n += 1
+    for _ in range(max(pipe.total.space.honest, 1) - n):
+        yield nothing
+
+
+def _message(plan: Plan, pipe: Pipeline, i: int, present: NDArray[np.bool_], step: Step) -> float:
+    """The score of a device that hides itself, from its own message."""
+    step("canaries", i, present.size)
+    x = _canary(plan, i)
+    seen = release(pipe, [x if present[i] else -x], derive(keys.root(7), "message", i))
+    return float(_along(plan, i) @ seen)
+
+
+def _each(pipe: Pipeline) -> int:
+    """Canaries of one release: with more than an eighth of the coordinates they would be in each other's way."""
+    space = pipe.total.space
+    return min(space.honest or space.quorum.n_max, max(8, pipe.spaces[0].dim // 8))
+
+
+def _canary(plan: Plan, i: int) -> Vector:
+    return _signs(plan.spec.dim, i) * np.float32(LONG * _clip(plan.recipe))
+
+
+def _seen(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]:
+    """The direction, of length 1, in which a canary moves the release: what the stages make of it in this round, which
+    anyone can compute that knows the canary; without stages' help where devices add noise or rounds are weighted."""
+    if turn.public and not pipe.encoded.noise_std:
+        mine = contribution(pipe, _canary(plan, i), turn).astype(np.float64)
+        if mine.size == plan.spec.dim and (norm := float(np.linalg.norm(mine))):
+            return np.asarray(mine / norm)
+    return _along(plan, i)
+
+
+def _along(plan: Plan, i: int) -> NDArray[np.float64]:
+    """The direction of a canary behind the clip, of length 1; a clip for each tensor makes all of them alike."""
+    shape = _signs(plan.spec.dim, i).astype(np.float64)
+    if plan.recipe.dp.tensor_l2:
+        for s in plan.spec.segments:
+            shape[s.start : s.stop] /= sqrt(max(1, s.size))
+    return shape / float(np.linalg.norm(shape))
+
+
+def _signs(dim: int, i: int) -> Vector:
+    drawn = keys.generator(derive(keys.root(7), "canary", i)).integers(0, 2, dim, np.int8)
+    return (2 * drawn - 1).astype(np.float32)
+
+
+def _pipes(plan: Plan) -> list[Pipeline]:
+    """The plan's ways up, one per phase or rung, as far as one sum: of several the server sees each."""
+    return [
+        pipeline(pipe.spaces[0], pipe.stages, ring_sum(), pipe.posts) if pipe.merge.combine is not None else pipe
+        for pipe in plan.ways or plan.pipelines
+    ]
+
+
+def _blt(plan: Plan) -> Blt:
+    """How noise correlates over the run's rounds; a run of one round where it does not."""
+    event = _spend(plan).events[0]
+    if event.kind != "matrix":
+        return Blt((), (), 1, 1, 1)
+    return matrix.choose(event.rounds, event.gap, event.takes, plan.recipe.dp.buffers)
+
+
+def _spend(plan: Plan) -> Spend:
+    assert plan.spend is not None
+    return plan.spend
+
+
+def _z(plan: Plan) -> float:
+    return _spend(plan).z
+
+
+def _mu(plan: Plan, phase: int) -> float:
+    """What the accountant counts for a release of a phase, or for the run of correlated noise."""
+    events = _spend(plan).events
+    return event_mu(events[phase % len(events)])
+
+
+def _clip(recipe: Recipe) -> float:
+    return max(recipe.dp.clip_l2, recipe.dp.tensor_l2)
+
+
+def _by_coordinate(table: Mapping[str, Any]) -> bool:
+    return table.get("kind") in BY_COORDINATE and not table.get("each")
+
+
+def _left_out(plan: Plan) -> tuple[str, ...]:
+    """What no trial of the plan's releases looks at."""
+    pipe, dp, event = _pipes(plan)[0], plan.recipe.dp, _spend(plan).events[0]
+    space = pipe.encoded
+    halves = [stage.name for stage in pipe.stages if stage.server is not None and not dp.adaptive_clip]
+    found = {
+        f"the noised sum before the server's half of {', '.join(halves)}: scores are of what leaves it": bool(halves),
+        "sampling: the attacker knows who takes part, and the claim is without it": event.amplified,
+        "how a device's rounds add up": event.kind != "matrix" and _spend(plan).rounds_each > 1,
+        "what error feedback keeps from earlier rounds": space.residual,
+        "positions that earlier releases chose": space.support > 0,
+        "how the clip moves over the rounds": dp.adaptive_clip,
+        "rungs of the ladder but the one for the fastest link": bool(plan.rungs) and not plan.ways,
+        "the rule between the groups: the server sees each group's sum": plan.recipe.merge["kind"] == "grouped",
+        "masks and shares: they cancel in the sum": plan.hides is not None,
+    }
+    return _those(found)
+
+
+def _those(found: Mapping[str, bool]) -> tuple[str, ...]:
+    return tuple(what for what, so in found.items() if so)
+
+
+def _honest(corrupt: float) -> bool:
+    """Whether a cohort of the mechanism's trial has no corrupt device though some are assumed."""
+    return corrupt > 0.0 and share_of(corrupt, COHORT) == 0

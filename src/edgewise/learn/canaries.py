@@ -1,0 +1,58 @@
+"""One real step of DP-SGD with canaries for records: what an attacker sees of each.
+
+Shape suffixes: M = canaries, one coordinate each.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgewise.core.frame import LocalRule
+from edgewise.core.keys import Key
+from edgewise.learn.dp_sgd import RecordDp
+from edgewise.learn.flat import Flat
+from edgewise.learn.train import fit
+from edgewise.plan.recipe import TrainingSection
+
+LENGTH = 4.0  # of a canary's gradient, in clips: longer, so that a missing clip is seen
+_STEP = TrainingSection(optimizer="sgd", clip_grad=0.0)
+
+
+class _Line(nn.Module):
+    """One weight per canary."""
+
+    def __init__(self, m: int) -> None:
+        super().__init__()
+        self.w_M = nn.Parameter(torch.zeros(m))
+
+
+def _along(model: nn.Module, canary: Any) -> tuple[Tensor, float]:
+    """A loss whose gradient is ``LENGTH`` clips long and points along the canary's own coordinate."""
+    i, length = canary
+    return model.w_M[i] * length, 1.0
+
+
+def step(dp: RecordDp, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
+    """What one step of ``train.fit`` under ``dp`` gives away of every canary, in clips: the noised sum's coordinate.
+
+        score_i = sum_j min(1, 4) e_j[i] [j present] + N(0, z^2)
+
+    so present moves a canary's score by 1, under noise of z: 1 / z is the mu of one step for one record. The canaries'
+    gradients are orthogonal, so the others' presence says nothing of one's own.
+    Args:
+        present: bool[M], which records the step has drawn.
+    Returns: float64[M].
+    Guarantees: the code is that of a device: ``fit`` with its ``dp``, and through it ``dp_sgd.gradient``. The divisor
+        is 1 and the optimizer plain SGD with a rate of 1, from weights of zero: all of it follows the noise.
+    """
+    line = _Line(present.size)
+    flat = Flat(list(line.named_parameters()))
+    records = [(int(i), LENGTH * dp.clip) for i in np.flatnonzero(present)]
+    rule = LocalRule(steps=1, lr=1.0)
+    x = fit(line, _along, [records], flat, flat.read(), rule, _STEP, key, dp=dp, expected=1.0).x
+    return -x.astype(np.float64) / dp.clip

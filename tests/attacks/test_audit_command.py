@@ -1,0 +1,145 @@
+"""`edgewise audit` as a command, on a small model and text: statuses, files, words; what is broken is a real part."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+import edgewise.plan.private as private
+from edgewise.apps import cli
+from edgewise.learn import dp_sgd
+from edgewise.privacy import distributed, noise
+
+pytestmark = pytest.mark.slow  # every test here loads a model
+
+WORDS = {"none": "sum", "central": "sum", "distributed": "secure_sum", "local": "sum", "record": "sum"}
+DP = ["dp.epsilon=8.0", "dp.delta=1e-5", "dp.clip_l2=0.5"]
+RECIPE = """
+name = "small"
+privacy = "none"
+[data]
+source = "text"
+path = "texts"
+sequence_len = 32
+[round]
+rounds = 2
+minimum = 0.9
+[training]
+local_steps = 2
+batch = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from support import tiny_model
+
+    path = tmp_path_factory.mktemp("audited")
+    tiny_model.save(path / "model")
+    (path / "small.toml").write_text(RECIPE + '[model]\nbase = "model"\n', encoding="utf-8")
+    for i in range(8):
+        (path / "texts" / f"device{i}").mkdir(parents=True)
+        lines = [f"the {i} quick brown foxes jump over {n} lazy dogs and devices" for n in range(60)]
+        (path / "texts" / f"device{i}" / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def run(folder: Path, word: str, *more: str) -> Result:
+    sets = [f'privacy="{word}"', f'merge.kind="{WORDS[word]}"', *(DP if word != "none" else [])]
+    sets += ["dp.sample_rate=0.2"] if word == "record" else []
+    flags = [flag for s in sets for flag in ("--set", s)]
+    out = str(folder / word)
+    return CliRunner().invoke(cli.app, ["audit", str(folder / "small.toml"), "--quick", "--out", out, *flags, *more])
+
+
+def found(folder: Path, word: str) -> tuple[dict, str]:
+    page = (folder / word / "audit.html").read_text(encoding="utf-8")
+    return json.loads((folder / word / "audit.json").read_text(encoding="utf-8")), page
+
+
+@pytest.mark.parametrize("word", ["none", "distributed", "record"])
+def test_what_holds_is_told_in_true_words(folder: Path, word: str) -> None:
+    result = run(folder, word)
+    assert result.exit_code == 0, result.output
+    told, page = found(folder, word)
+    text = " ".join(result.stdout.split())
+    trials = {"none": [], "record": ["mechanism", "one run"], "distributed": ["length", "mechanism", "one run"]}[word]
+    assert [f["name"] for f in told["findings"]] == trials
+    assert all(f["holds"] for f in told["findings"])
+    assert ("No epsilon is claimed" in text) == ("no epsilon is claimed" in page) == (word == "none")
+    assert (told["claim"] is None) == (word == "none")
+    if word == "none":
+        return
+    assert told["claim"]["epsilon"] == pytest.approx(8.0, rel=0.01)
+    z = f"{told['claim']['noise_multiplier']:.4g}"
+    assert "Claimed of the whole run: epsilon 8 at delta 1e-05" in text
+    assert f"at noise multiplier {z}" in text
+    assert f"at noise multiplier {z}" in page
+    for f in told["findings"]:
+        for left_out in f["left_out"]:
+            assert left_out in text
+            assert left_out.replace("'", "&#x27;") in page
+    leaks = [x["what"] for x in told["leaks"]]
+    assert sum(x["seen"] for x in told["leaks"]) == 1
+    if word == "record":
+        assert "the same as it leaves the device, every step noised" in leaks
+        assert any(x.startswith("whole model, the release") and x.endswith("the noise of every step") for x in leaks)
+
+
+def test_the_leaks_of_record_privacy_are_of_its_dp_sgd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch, cohort and whole model train with the recipe's clip and noise; "in the clear" does not."""
+    used, true = [], dp_sgd.gradient
+
+    def watched(model, loss, records, flat, dp, expected, key):
+        used.append((dp, flat.spec.dim))
+        return true(model, loss, records, flat, dp, expected, key)
+
+    monkeypatch.setattr(dp_sgd, "gradient", watched)
+    result = run(folder, "record")
+    assert result.exit_code == 0, result.output
+    told, _ = found(folder, "record")
+    sizes = [dim for dp, dim in used if dim not in (2048, 512)]  # of the trials
+    assert len(set(sizes)) == 2  # the whole model, and what the recipe trains
+    assert sizes.count(max(sizes)) == 8  # one step each
+    assert sizes.count(min(sizes)) == 2 * (1 + 7 + 1)  # two steps: the batch, the others, the planted secret
+    assert {dp.z for dp, _ in used} == {told["claim"]["noise_multiplier"]}
+    assert {dp.clip for dp, _ in used} == {0.5}
+
+
+@pytest.mark.parametrize("word", ["central", "distributed", "local", "record"])
+def test_noise_of_half_the_size_ends_the_command_with_8(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """The samplers give less; nothing of the audit is touched."""
+    discrete, normal = distributed.discrete_gaussian, noise.normals
+    monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: discrete(max(1, s // 2), n, key))
+    monkeypatch.setattr(noise, "normals", lambda key, n: normal(key, n) / 2.0)
+    monkeypatch.setattr(dp_sgd, "normals", lambda key, n: normal(key, n) / 2.0)
+    check_broken(folder, word)
+
+
+@pytest.mark.parametrize("word", ["central", "distributed", "local", "record"])
+def test_a_missing_clip_ends_the_command_with_8(folder: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    true = private.clip
+    monkeypatch.setattr(private, "clip", lambda l2: replace(true(l2), encode=lambda p, memory, *_: (p, memory)))
+    monkeypatch.setattr(dp_sgd, "min", lambda *_: 1.0, raising=False)
+    check_broken(folder, word)
+
+
+def check_broken(folder: Path, word: str) -> None:
+    result = run(folder, word)
+    assert result.exit_code == 8, result.output
+    assert "E-AUDIT" in result.stderr
+    told, page = found(folder, word)
+    broken = [f for f in told["findings"] if not f["holds"]]
+    assert broken
+    assert all(f["lower"] > f["claimed"] and f["epsilon_lower"] > f["epsilon_claimed"] for f in broken)
+    assert "must not run" in page
+    assert "BROKEN" in page
+    assert told["leaks"] == told["memory"] == []
+    assert np.isfinite([f["lower"] for f in told["findings"]]).all()
