@@ -161,7 +161,7 @@ def test_one_run_catches_missing_noise(monkeypatch):
 @pytest.mark.parametrize(
     ("word", "population", "more"),
     [
-        ("central", 400, {"round__sampling": "poisson", "round__cohort": 50}),
+        ("central", 400, {"round__sampling": "poisson", "round__cohort": 50, "round__minimum": 0.0}),
         ("central", 100, {"round__rounds": 20, "round__sampling": "cyclic", "round__cohort": 25}),
         (
             "distributed",

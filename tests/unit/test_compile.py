@@ -10,9 +10,9 @@ from edgewise.core import events, frame
 from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Sampling
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.recipe import from_plain
+from edgewise.plan.sampling import Sampling
 
 SPEC = Spec.of([("w", (40,), "float32")])
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from edgewise.core.keys import Key, derive, generator
 from edgewise.engine.ports import DeviceId
-from edgewise.plan.compile import Sampling
+from edgewise.plan.sampling import Sampling
 
 
 def draw(sampling: Sampling, population: Sequence[DeviceId], key: Key, round: int) -> tuple[DeviceId, ...]:

@@ -268,30 +268,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _budget_given(self) -> Recipe:
-        if self.privacy not in DP_WORDS:
-            if self.dp != DpSection():
-                raise ValueError(f'E-COMBO: [dp] is for privacy = {", ".join(DP_WORDS)}, here it is "{self.privacy}"')
-            return self
-        for key in ("epsilon", "delta", "clip_l2"):
-            if not getattr(self.dp, key):
-                raise ValueError(f'E-MISSING: privacy = "{self.privacy}" needs dp.{key}')
-        if self.dp.adaptive_clip and self.privacy != "central":
-            raise ValueError('E-COMBO: dp.adaptive_clip is for privacy = "central"')
-        if self.dp.tensor_l2 and (self.dp.adaptive_clip or self.privacy == "record"):
-            raise ValueError("E-COMBO: dp.tensor_l2 is for whole updates and a clip that stays")
-        unused = {
-            "corrupt": self.privacy != "distributed",
-            "bits": self.privacy != "distributed",
-            "buffers": self.dp.noise != "correlated",
-        }
-        for key, idle in unused.items():
-            if idle and getattr(self.dp, key) != DpSection.model_fields[key].default:
-                raise ValueError(
-                    f"E-COMBO: dp.{key} is for {'dp.noise = correlated' if key == 'buffers' else 'distributed noise'}, "
-                    f'and nothing here reads it (privacy = "{self.privacy}")'
-                )
-        if (self.privacy == "record") != bool(self.dp.sample_rate):
-            raise ValueError('E-MISSING: dp.sample_rate goes with privacy = "record", and only with it')
+        self.dp.check(self.privacy)
         return self
 
     def resolved(self) -> dict[str, Any]:

@@ -44,3 +44,27 @@ class DpSection(Section):
     )
     corrupt: float = Field(0.1, ge=0, le=0.5, description="distributed: share of a cohort that may leave out its noise")
     bits: int = Field(0, ge=0, le=32, description="distributed: of the ring; 0 = the smallest that will do")
+
+    def check(self, privacy: Privacy) -> None:
+        """Raises ValueError (E-COMBO, E-MISSING) where the section and the recipe's word do not go together."""
+        if privacy not in DP_WORDS:
+            if self != DpSection():
+                raise ValueError(f'E-COMBO: [dp] is for privacy = {", ".join(DP_WORDS)}, here it is "{privacy}"')
+            return
+        for key in ("epsilon", "delta", "clip_l2"):
+            if not getattr(self, key):
+                raise ValueError(f'E-MISSING: privacy = "{privacy}" needs dp.{key}')
+        if self.adaptive_clip and privacy != "central":
+            raise ValueError('E-COMBO: dp.adaptive_clip is for privacy = "central"')
+        if self.tensor_l2 and (self.adaptive_clip or privacy == "record"):
+            raise ValueError("E-COMBO: dp.tensor_l2 is for whole updates and a clip that stays")
+        distributed, correlated = privacy == "distributed", self.noise == "correlated"
+        for key, read, by in (
+            ("corrupt", distributed, 'privacy = "distributed"'),
+            ("bits", distributed, 'privacy = "distributed"'),
+            ("buffers", correlated, 'dp.noise = "correlated"'),
+        ):
+            if not read and getattr(self, key) != DpSection.model_fields[key].default:
+                raise ValueError(f"E-COMBO: dp.{key} is for {by}; nothing reads it here")
+        if (privacy == "record") != bool(self.sample_rate):
+            raise ValueError('E-MISSING: dp.sample_rate goes with privacy = "record", and only with it')

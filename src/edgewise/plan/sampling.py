@@ -1,0 +1,85 @@
+"""Who takes part: cohorts as a recipe wants them, in numbers of devices."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from edgewise.core.errors import RecipeError
+from edgewise.plan.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Who is invited and when a round is complete.
+
+    Attributes:
+        kind: ``all``, ``fixed``, ``poisson``, ``cyclic``. population: devices that exist.
+        goal: contributions that close the round; the population for ``all`` and ``poisson`` (nobody is turned away:
+            closing early would spoil the sampling).
+        expected: contributions that a round is meant to have: the population, or ``round.cohort``.
+        invite: devices invited (expected number for ``poisson``).
+        minimum: contributions below which the round is abandoned; 0: never, not even with none.
+        deadline_s: when it closes regardless.
+        rate: probability that a given device is invited.
+        groups: disjoint groups that take turns; 1 = everybody may be in every round.
+    """
+
+    kind: str
+    population: int
+    goal: int
+    expected: int
+    invite: int
+    minimum: int
+    deadline_s: float
+    rate: float
+    groups: int = 1
+
+    @property
+    def largest(self) -> int:
+        """Devices of a cohort at most; of a Poisson cohort in all but one of 10^9, by Chernoff's bound: P[X > m] <=
+        exp(-n KL((m + 1) / n, rate)) for n devices."""
+        n, p = self.population, self.rate
+        if self.kind != "poisson" or p >= 1.0:
+            return self.invite
+        for m in range(self.invite, n - 1):
+            q = (m + 1) / n
+            if n * (q * math.log(q / p) + (1.0 - q) * math.log((1.0 - q) / (1.0 - p))) >= math.log(1e9):
+                return m
+        return n
+
+    @property
+    def earns(self) -> str:
+        """What a privacy accountant may later assume, in words."""
+        return {
+            "all": "no amplification: every device is in every round",
+            "fixed": f"sampling without replacement, {self.invite} of {self.population}; not Poisson",
+            "cyclic": f"{self.groups} groups take turns: a device is in one of {self.groups} rounds, no amplification",
+            "poisson": f"Poisson sampling at rate {self.rate:.4g}; against the release only, never against the server",
+        }[self.kind]
+
+
+def sampled(recipe: Recipe, population: int) -> Sampling:
+    """A recipe's sampling of a population. Raises RecipeError(E-QUORUM): a cohort that is larger."""
+    r = recipe.round
+    if r.sampling == "all":
+        goal = invite = population
+    else:
+        if r.cohort > population:
+            raise RecipeError(
+                "E-QUORUM", f"round.cohort = {r.cohort}, but there are {population} devices.", "lower round.cohort."
+            )
+        invite = min(population, _ceil(r.cohort * r.overselect)) if r.sampling == "fixed" else r.cohort
+        goal = r.cohort if r.sampling == "fixed" else population
+    groups = 1
+    if r.sampling == "cyclic":
+        groups = population // r.cohort
+        goal = invite = _ceil(population / groups)
+    expected = population if r.sampling == "all" else r.cohort
+    minimum = max(1, _ceil(expected * r.minimum)) if r.minimum else 0
+    return Sampling(r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population, groups)
+
+
+def _ceil(x: float) -> int:
+    """Round up, but not because of the last bits of a product such as 100 x 1.1."""
+    return math.ceil(x - 1e-9)
