@@ -271,7 +271,7 @@ def test_nothing_of_a_waiting_update_is_printed() -> None:
     assert isinstance(state, machine.Hiding)
     assert state.unsent is not None
     assert "x=<480000 bytes>" in repr(state)
-    assert repr(state.unsent) == "Unsent()"
+    assert len(repr(state)) < 500
 
 
 def test_masks_of_devices_that_were_told_different_rungs_do_not_cancel() -> None:
