@@ -10,7 +10,7 @@ from played import play
 from scipy.stats import binom, norm
 
 from edgewise.core import events
-from edgewise.core.errors import RecipeError
+from edgewise.core.errors import EdgewiseError, RecipeError
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import poisson
 
@@ -27,14 +27,35 @@ CENTRAL = {
 }
 
 
-def test_a_round_with_nobody_is_released_too(tmp_path):
-    _, told, _ = play(tmp_path, CENTRAL)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"dp.adaptive_clip": True, "round.cohort": 3, "dp.epsilon": 200.0, "simulation.dropout": 0.7},
+        {"stage": [{"kind": "clip", "l2": 4.0}, {"kind": "quantize", "bits": 8}]},
+        {"stage": [{"kind": "random_k", "fraction": 0.5}]},
+        {"stage": [{"kind": "shared_top_k", "fraction": 0.5}]},
+        {"downlink": [{"kind": "quantize", "bits": 8}]},
+    ],
+    ids=str,
+)
+def test_a_round_with_nobody_is_released_too(tmp_path, more):
+    _, told, _ = play(tmp_path, {**CENTRAL, **more})
     done = [e for e in told if isinstance(e, events.RoundFinished)]
     assert [e.met for e in done] == [True] * 12
     assert {0, 1} <= {e.accepted for e in done}, "some had nobody, some one or more"
     assert all(e.update_l2 > 0 for e in done)
     assert len({e.model for e in done}) == 12
-    assert done[-1].epsilon == pytest.approx(50.0, rel=5e-3)
+    assert done[-1].epsilon == pytest.approx(more.get("dp.epsilon", 50.0), rel=5e-3)
+
+
+def test_not_even_an_outage_ends_the_run(tmp_path):
+    """It would be an outcome that one device there or not decides."""
+    _, told, _ = play(tmp_path, {**CENTRAL, "round.cohort": 3, "simulation.dropout": 0.97})
+    done = [e for e in told if isinstance(e, events.RoundFinished)]
+    assert len(done) == 12
+    assert sum(e.accepted for e in done) < 6
+    assert all(e.met and e.update_l2 > 0 for e in done)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +69,12 @@ def test_a_round_with_nobody_is_released_too(tmp_path):
 def test_only_these_rounds_have_no_minimum(tmp_path, change):
     with pytest.raises(RecipeError, match=r"round\.minimum") as caught:
         play(tmp_path, {**CENTRAL, **change})
+    assert caught.value.code == "E-COMBO"
+
+
+def test_a_hidden_sum_cannot_be_opened_of_nobody(tmp_path):
+    with pytest.raises(EdgewiseError, match="every round") as caught:
+        play(tmp_path, {**CENTRAL, "merge": {"kind": "secure_sum"}})
     assert caught.value.code == "E-COMBO"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from edgewise.core.errors import DataError
 from edgewise.core.keys import root
-from edgewise.learn.corpus import Corpus, load
+from edgewise.learn.corpus import Corpus, Document, load
 from edgewise.learn.sources import STDLIB_PACKAGES
 from edgewise.plan.recipe import DataSection
 
@@ -201,3 +201,10 @@ def test_ten_thousand_devices_stay_light(tmp_path: Path) -> None:
     assert kept < 4e6
     assert peak < 9e6
     assert [t.split()[1] for t in texts(c, "device-00007")] == ["7", "10007", "20007"]
+
+
+def test_a_document_prints_without_its_text():
+    shown = repr([Document("notes.txt@0", "My PIN?", "My card is 1234")])
+    assert "notes.txt@0" in shown
+    assert "7 characters" in shown
+    assert not any(word in shown for word in ("PIN", "1234"))

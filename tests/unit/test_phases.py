@@ -85,6 +85,10 @@ def test_sizes_are_those_of_the_round_and_the_limit_fits_the_largest() -> None:
     small, large = p.upload_bytes(0), p.upload_bytes(1)
     assert large - small == 4 * 3990
     assert p.frame_limit_bytes == plan([{"kind": "segments", "names": ["b"]}], spec).frame_limit_bytes
+    turns = plan(
+        [{"kind": "segments", "cycle": 2}], spec, **{"round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 8}
+    )
+    assert explain.cost(turns)["up"] == explain.cost(p)["up"], "whichever parts the first rounds have"
     cost = explain.cost(p)
     assert (cost["up"], cost["up_largest"]) == ((small + large) / 2, large)
     what = (

@@ -219,7 +219,8 @@ class Pipeline:
         payload = self.merge.finish(acc, self.encoded if self.merge.blind else self.merged)
         if self.merge.blind:
             payload = self.decode(payload, turn, self.level)
-        return payload.body, payload.head
+        head = payload.head if payload.head.size else np.zeros(len(self.encoded.head))  # of nobody: there was no head
+        return payload.body, head
 
     def _divided(self, x: Vector, head: NDArray[np.float64], n: int) -> tuple[Vector, dict[str, float], float]:
         """(mean, means of the head, weight) of a sum of n contributions."""

@@ -284,8 +284,7 @@ class Federation:
                 raise TrainingError(
                     "E-NAN", f"the server step of round {number} gave values that are not finite.", "lower strategy.lr."
                 )
-            head, update_l2 = dict(aggregate.head), float(np.linalg.norm(aggregate.mean))
-            unmet = 0 if closed.accepted else unmet  # without a minimum a sum may be of noise alone
+            head, update_l2, unmet = dict(aggregate.head), float(np.linalg.norm(aggregate.mean)), 0
             accepted.update(dict.fromkeys(closed.accepted, number))
         down, held, lag_l2 = checkpoint.down, checkpoint.held, 0.0
         if down is not None and self.plan.downlink is not None:
@@ -318,10 +317,9 @@ class Federation:
         after = Checkpoint(number + 1, strategy_state, accepted, unmet, memory, down, held)
         self.store.commit(after, now.told, closed.accepted if closed.met else ())
         if unmet >= UNMET_LIMIT:
-            minimum = max(1, self.plan.sampling.minimum)
             raise RoundError(
                 "E-ROUND",
-                f"{unmet} rounds in a row ended below their minimum of {minimum} contributions.",
+                f"{unmet} rounds in a row ended below their minimum of {self.plan.sampling.minimum} contributions.",
                 "see the lost devices in the report; lower round.minimum, raise round.deadline_s or overselect.",
             )
         return after

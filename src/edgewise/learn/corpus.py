@@ -27,6 +27,11 @@ class Document(NamedTuple):
     prompt: str
     text: str
 
+    def __repr__(self) -> str:
+        return (
+            f"Document(name={self.name!r}, prompt=<{len(self.prompt)} characters>, text=<{len(self.text)} characters>)"
+        )
+
 
 @dataclass(frozen=True)
 class Corpus:

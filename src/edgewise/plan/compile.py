@@ -240,6 +240,13 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     sorted_into, least = 1, max(1, sampling.minimum // merge.groups)
     if hidden_ladder:
         merge, sorted_into, least = sorting(recipe, merge, sampling.minimum, sampling.largest)
+    elif merge.hides is not None and not sampling.minimum:
+        raise RecipeError(
+            "E-COMBO",
+            'privacy = "central" with round.sampling = "poisson" releases every round, and a hidden sum is opened of a '
+            "least number of devices only.",
+            '[merge] kind = "sum", or round.sampling = "cyclic".',
+        )
     elif merge.hides is not None and merge.hides.servers == 1 and merge.groups == 1:
         merge = assured(merge, least, sampling.largest)
     start = Space(
@@ -253,12 +260,12 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     tables = [{"kind": "factors"}, *recipe.stage] if recipe.trainable.kind == "rolora" else recipe.stage
     groups = schedule(tables, spec, catalogue.stages)
     phases = [build_stages(tables, spec, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
-    if sampling.groups > 1 and recipe.round.rounds < (least_rounds := sampling.groups * len(phases)):
+    if len(phases) > 1 and sampling.groups > 1 and recipe.round.rounds < (needed := sampling.groups * len(phases)):
         raise RecipeError(
             "E-COMBO",
             f"{recipe.round.rounds} rounds of {sampling.groups} cohorts in turn end before each of the {len(phases)} "
             "parts of the model that take turns was trained by all of them.",
-            f"play {least_rounds} rounds or more, take larger cohorts, or leave out cycle.",
+            f"play {needed} rounds or more, take larger cohorts, or train the parts together.",
         )
     rungs: tuple[str, ...] = ()
     if recipe.codec == "adaptive":

@@ -79,7 +79,7 @@ def cost(plan: Plan, parameters: float = 0.0, trained: float = 0.0) -> Row:
     update = 4.0 * trained or float(plan.snapshot_bytes)
     model = 4.0 * parameters if parameters else None
     reference = model or update
-    sizes = [plan.upload_bytes(phase) for phase in range(len(plan.pipelines))]
+    sizes = [pack.size_bytes(pipe.encoded) for pipe in plan.pipelines]
     up = sum(sizes) / len(sizes)
     return {
         "up": up,

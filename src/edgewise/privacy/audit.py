@@ -228,7 +228,7 @@ def length_audit(name: str, pipe: Pipeline, mu: float, updates: Sequence[Vector]
     if not isfinite(space.l2):
         raise ValueError("this pipeline bounds nothing")
     longest = longest if longest > space.l2 * SLACK else min(longest, space.l2)
-    lower = mu * hypot(longest, space.head_l2) / hypot(space.l2, space.head_l2)
+    lower = mu * (hypot(longest, space.head_l2) / hypot(space.l2, space.head_l2))  # of equal lengths exactly mu
     return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), len(updates), 1.0)
 
 

@@ -24,7 +24,7 @@ rejected, and mu, being monotone too, is found by bisection. Once h_i stays, it 
 
 *Number of guesses*: fixed by m alone (``count``), or by m and the claim (``telling``), before a score is seen, so that
 nothing is paid for choosing it. If c' guesses are all right, the bound is ``mu_lower(m, c', c')``, and no more can be
-shown: 1.5 for 320 of 4,096, 2.0 for 1,024, 2.4 for 2,048.
+shown: 1.5 for 320 of 4,096, 2.0 for 1,024, 2.3 for 2,048.
 
 *Plain form* (Steinke et al., theorem 5.2): of an (epsilon, delta)-DP mechanism c or more right guesses have probability
 at most

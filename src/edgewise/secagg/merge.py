@@ -65,7 +65,8 @@ def assured(merge: Merge, least: int, cohort: int) -> Merge:
     among them, since a server that lies chooses whose keys arrived, and there they are a larger share.
 
     Raises CompositionError(E-NMIN) where they would be a third or more of the smallest sum: then a lying server could
-    have two lists of survivors signed, and take one sum from the other.
+    have two lists of survivors signed, and take one sum from the other. A curious server could not, but drop-outs may
+    leave the same few; one rule for both.
     """
     assert merge.hides is not None
     policy = merge.hides.policy
