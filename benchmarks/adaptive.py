@@ -15,7 +15,7 @@ which takes minutes per run.
 
 With ``--hidden`` updates are masked, and devices are sorted into groups that share a rung.
 
-Bars: adaptive has no more late contributions than the smallest rung, and a lower perplexity at T than the best rung.
+Bars: adaptive has no more late contributions than the smallest rung, and no higher perplexity at T than the best rung.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from edgewise.core import events, frame
 from edgewise.core.errors import RoundError
 from edgewise.plan import recipe as recipes
 
-RUNGS = ("float32", "8 bit", "4 bit", "eden 1 bit", "top 5 %, 2 bit", "top 1 %, 2 bit", "top 0.02 %, 2 bit")
+RUNGS = ("float32", "8 bit", "4 bit", "eden 1 bit", "random 30 %, 1 bit", "random 10 %, 1 bit", "top 0.02 %, 2 bit")
 MASKED = ("masked 8 bit", "masked 4 bit", "masked 25 %, 8 bit", "masked 5 %, 8 bit", "masked 0.5 %, 8 bit")
 
 # byte_model has 188,928 parameters, the recipe's model 852,992 trained ones: the same shares of the deadline.

@@ -4,8 +4,8 @@
 
 Layouts are Llama-shaped (embeddings, attention and MLP matrices, norms); the update is heavy-tailed random numbers
 (Student t, 3 degrees of freedom, a scale of its own for each segment). For each model the highest rung of the package's
-ladder that fits the limit is taken, inside error feedback with a residual in int8, and one contribution is encoded,
-packed, unpacked and added into an empty sum on the server. Each model runs in a process of its own. Bar: at most 5 MB
+ladder that fits the limit is taken, in error feedback with a residual in int8 if it remembers, and one contribution is
+encoded, packed, unpacked and added into an empty sum on the server. Each model runs in a process of its own. Bar: at most 5 MB
 per device and round.
 """
 
@@ -63,13 +63,13 @@ def update(spec: Spec) -> np.ndarray:
 
 
 def chain(spec: Spec, stages: list[dict[str, Any]]) -> Pipeline:
-    """weigh, then error feedback around a rung, into the visible sum."""
+    """weigh, then a rung, in error feedback where it is of those that remember, into the visible sum."""
     start = Space(
         dim=spec.dim, quorum=Quorum(1, 64), head=HEAD, head_l2=HEAD_BOUND * sqrt(len(HEAD)), universe=spec.dim
     )
-    inside = [{"kind": "feedback", "residual": "int8"}, *stages] if stages else []
-    tables = [{"kind": "weigh"}, *inside]
-    built = build_stages(tables, spec, BUILT_IN.stages)
+    stretched = any(table["kind"] == "random_k" for table in stages)  # needs no memory
+    around = [{"kind": "feedback", "residual": "int8"}] if stages and not stretched else []
+    built = build_stages([{"kind": "weigh"}, *around, *stages], spec, BUILT_IN.stages)
     return pipeline(start, built, make(BUILT_IN.merges, "[merge]", {"kind": "sum"}, spec))
 
 

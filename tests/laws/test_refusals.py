@@ -132,7 +132,6 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-ORDER", "before the ladder", lambda: build([ladder([[]]), ladder([[]])])),
     ("E-ORDER", "weigh before", lambda: build([ladder([[], [weigh(1.0)]])])),
     ("E-ORDER", "feedback around", lambda: build([ladder([[feedback([top_k(0.1)])], []])])),
-    ("E-ORDER", "unbiased = false", lambda: build([feedback([ladder([[], [random_k(0.1)]])])])),
     ("E-ORDER", "before sparsifiers", lambda: build([top_k(0.1), mixed(SPEC, 3.0)])),
     ("E-ORDER", "before sparsifiers", lambda: build([random_k(0.5), mixed(SPEC, 3.0)])),
     ("E-ORDER", "before sparsifiers", lambda: build([segments(SPEC, ["layers.1*"]), mixed(SPEC, 3.0)])),

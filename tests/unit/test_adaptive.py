@@ -79,6 +79,7 @@ def test_segments_before_the_ladder_make_it_smaller() -> None:
         ),
         ("E-COMBO", "adaptive", {"codec": "stages", "adaptive": {"slack": 0.2}}),
         ("E-COMBO", "deadline_s", {"adaptive": {"deadline_s": 21.0}}),
+        ("E-COMBO", "patience", {"privacy": "hidden", "merge": {"kind": "secure_sum"}, "adaptive": {"patience": 0.2}}),
         ("E-COMBO", "link_mbit", {"simulation": {"link_mbit": 50.0}}),
         ("E-COMBO", "link_trace", {"simulation": {"link_trace": "a.csv", "link_mbit": 2.0}}),
     ],
@@ -107,7 +108,7 @@ def trained(plan: Plan, elapsed_s: float, up_mbit: float, round: int = 0) -> tup
 
 @pytest.mark.parametrize(("elapsed_s", "up_mbit"), [(1, 20), (1, 0.3), (10, 0.1), (17, 0.1), (17.9, 0.02), (2, 0.05)])
 def test_a_device_sends_what_it_has_time_for(elapsed_s: float, up_mbit: float) -> None:
-    plan = plan_of()
+    plan = plan_of(adaptive={"patience": 0.0})
     rung, size = trained(plan, elapsed_s, up_mbit)
     budget = up_mbit * 1e6 / 8 * (18.0 - elapsed_s)
     sizes = pack.rung_bytes(plan.at(0).encoded)
@@ -125,8 +126,17 @@ def test_without_time_or_knowledge_it_sends_the_smallest() -> None:
 
 
 def test_the_earlier_of_two_deadlines_counts() -> None:
-    plan = plan_of(adaptive={"deadline_s": 10.0, "slack": 0.0})
+    plan = plan_of(adaptive={"deadline_s": 10.0, "slack": 0.0, "patience": 0.0})
     assert plan.budget_bytes(8.0, 0.8) == pytest.approx(2e5)
+
+
+def test_an_upload_takes_a_share_of_the_time_until_then() -> None:
+    """Rounds last as long as their slowest device: a tenth of its 8 s, and less where the deadline is near."""
+    plan = plan_of(adaptive={"deadline_s": 10.0, "slack": 0.0})
+    assert plan.budget_bytes(8.0, 0.8) == pytest.approx(0.8e6 / 8 * 0.8)
+    assert plan.budget_bytes(9.5, 0.8) == pytest.approx(0.8e6 / 8 * 0.5)
+    assert plan_of(adaptive={"patience": 0.5}).budget_bytes(8.0, 0.8) == pytest.approx(0.8e6 / 8 * 4.0)
+    assert plan.budget_bytes(0.0, 0.8) == pytest.approx(1e6), "nothing measured: all of the deadline"
 
 
 def test_the_table_of_links_is_what_devices_do() -> None:

@@ -13,8 +13,9 @@ from edgewise.codecs import pack
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.ladder import ladder, pick
 from edgewise.codecs.quantize import quantize
+from edgewise.codecs.random_k import random_k
 from edgewise.codecs.top_k import top_k
-from edgewise.core.errors import DecodeError
+from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Turn, root
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
@@ -72,6 +73,32 @@ def test_one_residual_serves_all_rungs() -> None:
     assert payload.rung == 0
     assert not memory["0.residual"].any()
     np.testing.assert_allclose(sent, 5 * X.astype(np.float64), atol=1e-6)
+
+
+def test_a_rung_that_stands_for_all_leaves_no_debt() -> None:
+    """What the largest 1 % left out travels with the next random share, stretched; then nothing is owed."""
+    rungs = [[random_k(0.2, each=True)], [top_k(0.01)]]
+    pipe = pipeline(START, [feedback([ladder(rungs)], residual="float32")], plain_sum())
+    _, memory = pipe.encode(X, {}, 1.0, pipe.init(), turn(0))
+    owed = memory["0.residual"].copy()
+    assert np.count_nonzero(owed) == DIM - DIM // 100
+    payload, memory = pipe.encode(X, {}, 1.0, memory, turn(inf, 1))
+    got = pipe.decode(payload, turn(inf, 1)).dense(DIM).body
+    sent = got != 0
+    assert (payload.rung, np.count_nonzero(sent)) == (0, DIM // 5)
+    np.testing.assert_allclose(got[sent], 5 * (X + owed)[sent], rtol=1e-6)
+    assert not memory["0.residual"].any()
+    assert int(memory["0.last"][0]) == 1
+
+
+def test_stretched_rungs_need_a_memory_that_can_be_emptied() -> None:
+    """Mirrors on both sides cannot, and no more can feedback around a share without a ladder, which has no choice."""
+    stretched = random_k(0.2)
+    start = START.but(population=4)
+    for stages, form in (([ladder([[stretched], [top_k(0.01)]])], "ef21"), ([stretched], "ef14")):
+        with pytest.raises(CompositionError, match="stretches") as caught:
+            pipeline(start, [feedback(stages, form=form)], plain_sum())
+        assert caught.value.code == "E-ORDER"
 
 
 def test_the_fold_holds_for_every_rung() -> None:

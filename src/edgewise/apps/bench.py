@@ -72,10 +72,12 @@ def chain(tables: Tables, spec: Spec, catalogue: Catalogue = BUILT_IN) -> Pipeli
 
 
 def rung_tables(rung: Rung, spec: Spec, catalogue: Catalogue = BUILT_IN) -> list[Mapping[str, Any]]:
-    """A rung's ``[[stage]]`` tables as a recipe would have them: after ``weigh``, inside ``feedback`` where biased."""
+    """A rung's ``[[stage]]`` tables as a recipe would have them: after ``weigh``, inside ``feedback`` where biased,
+    unless what they keep is stretched."""
     plain = [WEIGH, *rung.stages]
     encoded = chain(plain, spec, catalogue).encoded
-    return plain if encoded.unbiased or encoded.memory else [WEIGH, {"kind": "feedback"}, *rung.stages]
+    alone = encoded.unbiased or encoded.memory or encoded.gain > 1.0
+    return plain if alone else [WEIGH, {"kind": "feedback"}, *rung.stages]
 
 
 def measure(pipe: Pipeline, update: Update, repeats: int) -> Measured:

@@ -34,7 +34,8 @@ def feedback(
     absent counts the rounds since the device last took part; from ``forget_after`` absent rounds on the residual is
     dropped (f = 0): it is too stale to help. Where positions take turns (``Space.period`` p > 1) only the rounds that
     visit them count: absent = (round - last) / p - 1. With decay 1 and no absence the decoded messages telescope: sum
-    of decode(m) = sum of x - e, as exactly as e is stored.
+    of decode(m) = sum of x - e, as exactly as e is stored. A rung of a ``ladder`` that stretches what it keeps
+    (``Space.gain``) stands for all of a: after it e' = 0.
     ``"ef21"``, ``"ef21_sgdm"``: see ``ef21``; device and server keep mirrors instead of an error.
     Algebra: what is compressed has no bound, so the inner stages see l2 = linf = inf (put a clip *inside* where a bound
     is needed; what it cuts comes back next round); biased in one round; memory. Otherwise as ``inner``.
@@ -57,7 +58,7 @@ def feedback(
     """
     stages = tuple(inner)
     label = "feedback" if form == "ef14" else f"feedback[{form}]"
-    nest = Inner(f"{label}({', '.join(s.name for s in stages)})", stages)
+    nest = Inner(f"{label}({', '.join(s.name for s in stages)})", stages, forgets=form == "ef14")
     name = nest.name
     demand.positive("feedback: decay", decay, 1.0)
     demand.between("feedback: forget_after", forget_after or (10 if forget_after is None else 0), 1, inf)
@@ -97,8 +98,10 @@ def feedback(
             part[sent.support[low:high] - start] -= sent.body[low:high]
             return part
 
-        key = derive(turn.private, "residual", turn.round)
-        after |= residuals.store(kind, space.dim, left, key)
+        if message.rung >= 0 and nest.spaces(space)[-1].rungs[message.rung].gain > space.gain:
+            after |= residuals.start(kind, space.dim)
+        else:
+            after |= residuals.store(kind, space.dim, left, derive(turn.private, "residual", turn.round))
         after["last"] = np.full(1, turn.round, np.int64)
         return message, after
 

@@ -21,6 +21,7 @@ class Inner:
 
     name: str
     stages: tuple[Stage, ...]
+    forgets: bool = False  # whether nothing is remembered after a rung of a ladder that stretches what it keeps
 
     def spaces(self, space: Space) -> list[Space]:
         """Before each stage, and after all; what is fed back has no bound, so l2 = linf = inf at first."""
@@ -59,7 +60,7 @@ class Inner:
             )
         if space.residual or out.residual:
             raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
-        if out.gain > space.gain:
+        if out.gain > space.gain and not (self.forgets and out.rungs):
             raise CompositionError(
                 "E-ORDER",
                 f"{name}: a stage inside stretches what it keeps {out.gain / space.gain:.3g} times: the residual grows",

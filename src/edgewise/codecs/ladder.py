@@ -35,7 +35,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
     """Encode by one of ``rungs``, ``pick(turn.budget_bytes, sizes)``; its number travels in front.
 
     Stands inside ``feedback``, so that one residual, a - decode(m), serves all rungs: what a small rung leaves out
-    today, a larger one sends tomorrow.
+    today, a larger one sends tomorrow. A rung that stretches what it keeps leaves no residual.
     Algebra: ``Space.rungs`` = the space after each rung; l2, linf, gain, quantized are the largest over the rungs;
     unbiased when all are; not summable (different grids); the other fields are those of the rung with the most bytes.
     Guarantees: given the same budget the choice is the same; the server learns the rung and nothing else of the budget.

@@ -199,8 +199,10 @@ class Plan:
         if not self.rungs:
             return math.inf
         a, elapsed_s = self.recipe.adaptive, 0.0 if self.ways else elapsed_s
-        deadline_s = a.deadline_s or self.recipe.round.deadline_s
-        return upload_budget(a.max_upload_mb * 1e6, deadline_s * (1.0 - a.slack), elapsed_s, up_mbit)
+        until_s = (a.deadline_s or self.recipe.round.deadline_s) * (1.0 - a.slack)
+        if a.patience and elapsed_s > 0.0:  # behind masks, and where nothing was measured, the deadline alone counts
+            until_s = min(until_s, elapsed_s * (1.0 + a.patience))
+        return upload_budget(a.max_upload_mb * 1e6, until_s, elapsed_s, up_mbit)
 
     def expected_bytes(self, round: int, elapsed_s: float, up_mbit: float) -> float:
         """Bytes of such a device's answer to an invitation, announced before anyone trains: the payload, or keys."""

@@ -206,7 +206,8 @@ def _shared_choice(plan: Plan) -> str:
 def _choice(sizes: Sequence[float]) -> str:
     return (
         f"each device sends by one of {len(sizes)} rungs, {min(sizes):,.0f} to {max(sizes):,.0f} bytes, as its own "
-        "link and time allow; what a rung leaves out is remembered on the device and added next time"
+        "link and time allow; a random share of the coordinates is stretched, to stand for all; what any other rung "
+        "leaves out is remembered on the device and added next time"
     )
 
 

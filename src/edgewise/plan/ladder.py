@@ -18,7 +18,7 @@ class Rung:
         name: for people, and for ``adaptive.ladder`` in recipes.
         stages: the ``[[stage]]`` tables after ``weigh``, outermost first; none = float32. They are written without
             ``feedback``: a rung whose stages are biased (``Space.unbiased`` is false after them) is meant to stand
-            inside it, an unbiased one need not.
+            inside it, an unbiased one need not, and one that stretches what it keeps is not remembered there.
     """
 
     name: str
@@ -34,6 +34,10 @@ def _largest(percent: float) -> tuple[Mapping[str, Any], ...]:
     return ({"kind": "top_k", "fraction": percent / 100}, pair)
 
 
+def _random(percent: float) -> tuple[Mapping[str, Any], ...]:
+    return ({"kind": "random_k", "fraction": percent / 100, "each": True}, *_eden(1))
+
+
 # Strictly fewer bytes from rung to rung, for every vector of 100,000 parameters and more: a test checks it.
 RUNGS: tuple[Rung, ...] = (
     Rung("float32", ()),
@@ -42,7 +46,8 @@ RUNGS: tuple[Rung, ...] = (
     Rung("mixed 3 bit", ({"kind": "mixed", "bits": 3.0},)),
     Rung("eden 2 bit", _eden(2)),
     Rung("eden 1 bit", _eden(1)),
-    *(Rung(f"top {percent:g} %, 2 bit", _largest(percent)) for percent in (10, 5, 2, 1, 0.5, 0.25, 0.1, 0.05, 0.02)),
+    *(Rung(f"random {percent:g} %, 1 bit", _random(percent)) for percent in (50, 30, 20, 10)),
+    *(Rung(f"top {percent:g} %, 2 bit", _largest(percent)) for percent in (0.5, 0.25, 0.1, 0.05, 0.02)),
 )
 
 

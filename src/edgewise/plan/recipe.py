@@ -136,6 +136,11 @@ class AdaptiveSection(Section):
     max_upload_mb: float = Field(5.0, gt=0, description="largest upload of one device and round, 10^6 bytes")
     deadline_s: float = Field(0.0, ge=0, description="when an upload has to be complete; 0 = round.deadline_s")
     slack: float = Field(0.1, ge=0, lt=1, description="share of the deadline that devices keep free")
+    patience: float = Field(
+        0.1,
+        ge=0,
+        description="visible updates: upload time / time until then, at most; 0 = all that the deadline leaves",
+    )
     ladder: list[str] = Field([], description="names of the rungs, see `edgewise check`; empty = all that fit")
     groups: int = Field(
         3, ge=1, le=16, description="behind a hidden sum: into how many groups of one rung a cohort is sorted at most"
@@ -234,6 +239,8 @@ class Recipe(Section):
             raise ValueError('E-COMBO: the section [adaptive] is for codec = "adaptive"')
         if self.privacy != "hidden" and self.adaptive.groups != AdaptiveSection().groups:
             raise ValueError('E-COMBO: adaptive.groups is for privacy = "hidden"; here each device chooses by itself')
+        if self.privacy == "hidden" and self.adaptive.patience != AdaptiveSection().patience:
+            raise ValueError("E-COMBO: adaptive.patience is for visible updates; behind masks deadline_s is the upload")
         if self.adaptive.deadline_s > self.round.deadline_s:
             raise ValueError("E-COMBO: adaptive.deadline_s is after round.deadline_s, when the round closes")
         return self
