@@ -5,8 +5,8 @@
 Layouts are Llama-shaped (embeddings, attention and MLP matrices, norms); the update is heavy-tailed random numbers
 (Student t, 3 degrees of freedom, a scale of its own for each segment). For each model the highest rung of the package's
 ladder that fits the limit is taken, in error feedback with a residual in int8 if it remembers, and one contribution is
-encoded, packed, unpacked and added into an empty sum on the server. Each model runs in a process of its own. Bar: at most 5 MB
-per device and round.
+encoded, packed, unpacked and added into an empty sum on the server. Each model runs in a process of its own. Bar: at
+most 5 MB per device and round.
 """
 
 from __future__ import annotations
