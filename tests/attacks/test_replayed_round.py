@@ -112,6 +112,26 @@ def test_a_device_sends_one_masked_update_a_round() -> None:
     np.testing.assert_allclose(apart * scale, XS["d0"], atol=1.01 * scale)
 
 
+def test_devices_take_part_as_often_as_their_noise_was_sized_for() -> None:
+    """Two cohorts take turns: whatever a server asks, a device is in every second of the four rounds."""
+    recipe = make_recipe(
+        {
+            "privacy": "distributed", "metrics": "none", "merge": {"kind": "secure_sum"}, "stage": [],
+            "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "round.sampling": "cyclic", "round.cohort": 4,
+            "round.minimum": 1.0, "round.rounds": 4,
+        }
+    )  # fmt: skip
+    devices = Devices(compile(recipe, SPEC, len(DEVICES), BUILT_IN))
+    assert devices.plan.sampling.groups == 2
+    for round, code in ((1, ""), (2, "E-SECAGG-ORDER"), (3, ""), (4, "E-SECAGG-ORDER"), (5, "E-BUDGET")):
+        answer = devices.asked("d0", invite(devices.plan, bytes(32), round))
+        assert code == (answer.code if isinstance(answer, frame.Refusal) else ""), round
+        if not code:  # as if its masked update had left
+            state = devices.states["d0"]
+            assert isinstance(state, machine.Hiding)
+            devices.states["d0"] = replace(state.idle, answered=round)
+
+
 def test_an_update_that_has_not_left_may_be_asked_for_again() -> None:
     """Keys and shares say nothing of it: a session that ends before the masks costs nothing."""
     devices = Devices(plan_of("secure_sum"))

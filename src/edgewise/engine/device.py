@@ -30,6 +30,7 @@ from edgewise.core.outline import outline
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.stage import Memory, Payload
 from edgewise.core.vector import Array, Vector, finite
+from edgewise.engine import invitation
 from edgewise.engine.ports import DeviceId, FitRequest, Trust, Update
 from edgewise.plan.compile import Plan
 from edgewise.secagg import client, messages, two_server
@@ -309,15 +310,7 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
 def _invited(plan: Plan, state: Idle | Training, event: Invited) -> tuple[State, tuple[Effect, ...]]:
     invite = event.invite
     training = Training(state.device, invite, _base(state, invite), event.support, state.answered)
-    code, reason = "E-FRAME", ""
-    if invite.run != plan.run or invite.spec != plan.spec.digest():
-        reason = "the invitation is for another run or another model layout"
-    elif not {s.name for s in plan.spec.segments}.issuperset(invite.rule.segments):
-        reason = "the invitation asks to train segments that this model does not have"
-    elif plan.hides is not None and len(invite.nonce) != keys.KEY_BYTES:
-        reason = "the invitation has no nonce, and without one a session could be played twice"
-    elif plan.hides is not None and invite.round <= state.answered:
-        code, reason = "E-SECAGG-ORDER", f"this device's update of round {state.answered} has left: no second sum of it"
+    code, reason = invitation.refused(plan, invite, state.answered)
     if reason:
         # What was sent before may yet be accepted: the next invitation tells.
         idle = state if isinstance(state, Idle) and code != "E-FRAME" else training.idle
