@@ -15,7 +15,7 @@ which takes minutes per run.
 
 With ``--hidden`` updates are masked, and devices are sorted into groups that share a rung.
 
-Bars: adaptive has no more late contributions than the smallest rung, and no higher perplexity at T than the best rung.
+Bars: adaptive has no more late contributions than the smallest rung, and a lower perplexity at T than the best rung.
 """
 
 from __future__ import annotations

@@ -15,21 +15,18 @@ import argparse
 import resource
 import sys
 import time
-from math import sqrt
 from typing import Any
 
 import bench
 import numpy as np
 
+from edgewise.apps.bench import chain, rung_tables
 from edgewise.codecs import pack
 from edgewise.core import keys
-from edgewise.core.pipeline import Pipeline, pipeline
-from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND
+from edgewise.core.pipeline import Pipeline
+from edgewise.core.stage import HEAD
 from edgewise.core.vector import Spec
-from edgewise.plan.catalogue import BUILT_IN, make
-from edgewise.plan.ladder import RUNGS
-from edgewise.plan.stages import build_stages
+from edgewise.plan.ladder import RUNGS, Rung
 
 # vocabulary, hidden size, inner size of the MLP, layers
 SHAPES = {"1M": (512, 128, 384, 4), "300M": (32_000, 1024, 2816, 21), "1B": (32_000, 2048, 5632, 18)}
@@ -62,15 +59,10 @@ def update(spec: Spec) -> np.ndarray:
     return x
 
 
-def chain(spec: Spec, stages: list[dict[str, Any]]) -> Pipeline:
-    """weigh, then a rung, in error feedback where it is of those that remember, into the visible sum."""
-    start = Space(
-        dim=spec.dim, quorum=Quorum(1, 64), head=HEAD, head_l2=HEAD_BOUND * sqrt(len(HEAD)), universe=spec.dim
-    )
-    stretched = any(table["kind"] == "random_k" for table in stages)  # needs no memory
-    around = [{"kind": "feedback", "residual": "int8"}] if stages and not stretched else []
-    built = build_stages([{"kind": "weigh"}, *around, *stages], spec, BUILT_IN.stages)
-    return pipeline(start, built, make(BUILT_IN.merges, "[merge]", {"kind": "sum"}, spec))
+def pipe_of(rung: Rung, spec: Spec) -> Pipeline:
+    """A rung as ``edgewise bench codecs`` has it, what it remembers in int8, into the visible sum."""
+    tables = rung_tables(rung, spec)
+    return chain([{**t, "residual": "int8"} if t["kind"] == "feedback" else t for t in tables], spec)
 
 
 def peak_gib() -> float:
@@ -81,10 +73,10 @@ def peak_gib() -> float:
 def one(name: str, limit_mb: float) -> dict[str, Any]:
     """The largest rung that fits, on one random update."""
     small = layout("1M")  # compiles the kernels, so that they are in no figure
-    rung = next(r for r in RUNGS if pack.size_bytes(chain(layout(name), list(r.stages)).encoded) <= limit_mb * 1e6)
-    run(chain(small, list(rung.stages)), update(small))
     spec = layout(name)
-    pipe, x = chain(spec, list(rung.stages)), update(spec)
+    rung = next(r for r in RUNGS if pack.size_bytes(pipe_of(r, spec).encoded) <= limit_mb * 1e6)
+    run(pipe_of(rung, small), update(small))
+    pipe, x = pipe_of(rung, spec), update(spec)
     before = peak_gib()
     return {"model": name, "parameters": spec.dim, "rung": rung.name, "before_gib": before, **run(pipe, x)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from toy_recipe import make_recipe
@@ -18,6 +19,7 @@ from edgewise.engine import device as machine
 from edgewise.engine.ports import Update
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
+from edgewise.privacy.accountant import epsilon
 from edgewise.secagg import server, two_server
 
 GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
@@ -130,6 +132,50 @@ def test_devices_take_part_as_often_as_their_noise_was_sized_for() -> None:
             state = devices.states["d0"]
             assert isinstance(state, machine.Hiding)
             devices.states["d0"] = replace(state.idle, answered=round)
+
+
+def test_noise_of_a_device_is_not_averaged_out() -> None:
+    """``local``: each update hides by itself, so a server that asks again and again would see through the noise."""
+    recipe = make_recipe(
+        {
+            "privacy": "local", "metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5,
+            "dp.clip_l2": 4.0, "round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 4,
+        }
+    )  # fmt: skip
+    devices = Devices(compile(recipe, SPEC, len(DEVICES), BUILT_IN))
+    codes = []
+    for round in (0, 0, 1, 2, 2, 3, 4, 5, 999):
+        answer = devices.asked("d0", invite(devices.plan, b"", round))
+        codes.append(answer.code if isinstance(answer, frame.Refusal) else "")
+        if not codes[-1]:
+            assert devices.remembered["d0"].answered == round
+    order, over = "E-SECAGG-ORDER", "E-BUDGET"
+    assert codes == ["", order, order, "", order, order, over, over, over]
+
+
+@pytest.mark.parametrize("kind", ["secure_sum", "shared_sum", "sum"])
+def test_rounds_are_counted_from_zero(kind: str) -> None:
+    visible = {"privacy": "none", "metrics": "none", "merge": {"kind": "sum"}, "stage": []}
+    plan = plan_of(kind) if kind != "sum" else compile(make_recipe(visible), SPEC, len(DEVICES), BUILT_IN)
+    message = invite(plan, b"A" * 32)
+    answer = Devices(plan).asked("d0", msgspec.structs.replace(message, round=-1))
+    assert isinstance(answer, frame.Refusal)
+    assert answer.code == "E-FRAME"
+
+
+def test_a_multiplier_that_was_typed_ends_with_the_budget() -> None:
+    more = {"round.rounds": 400, "dp.noise_multiplier": 1.0, "dp.epsilon": 30.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0}
+    recipe = make_recipe({"privacy": "local", "metrics": "none", "stage": [], **more})
+    plan = compile(recipe, SPEC, len(DEVICES), BUILT_IN)
+    assert plan.spend is not None
+    n = plan.spend.rounds
+    assert 1 < n < 400
+    assert f"enough for {n} of 400 rounds" in " ".join(plan.claims)
+    (event,) = set(plan.spend.events)
+    assert epsilon({event: n}, 1e-5) <= 30.0 < epsilon({event: n + 1}, 1e-5)
+    answer = Devices(plan).asked("d0", invite(plan, b"", n))
+    assert isinstance(answer, frame.Refusal)
+    assert answer.code == "E-BUDGET"
 
 
 def test_an_update_that_has_not_left_may_be_asked_for_again() -> None:

@@ -95,7 +95,13 @@ def test_stretched_rungs_need_a_memory_that_can_be_emptied() -> None:
     """Mirrors on both sides cannot, and no more can feedback around a share without a ladder, which has no choice."""
     stretched = random_k(0.2)
     start = START.but(population=4)
-    for stages, form in (([ladder([[stretched], [top_k(0.01)]])], "ef21"), ([stretched], "ef14")):
+    for stages, form in (
+        ([ladder([[stretched], [top_k(0.01)]])], "ef21"),
+        ([stretched], "ef14"),
+        ([ladder([[stretched, top_k(0.1)], []])], "ef14"),  # stretched, and yet much is left out
+        ([ladder([[random_k(0.01, most=20.0)], []])], "ef14"),
+        ([random_k(0.5), ladder([[top_k(0.01)], []])], "ef14"),
+    ):
         with pytest.raises(CompositionError, match="stretches") as caught:
             pipeline(start, [feedback(stages, form=form)], plain_sum())
         assert caught.value.code == "E-ORDER"

@@ -23,6 +23,7 @@ import numpy as np
 
 from edgewise.apps import words
 from edgewise.codecs import pack
+from edgewise.codecs.inner import stands_for_all
 from edgewise.core import frame, keys
 from edgewise.core.errors import DataError
 from edgewise.core.outline import outline
@@ -73,10 +74,10 @@ def chain(tables: Tables, spec: Spec, catalogue: Catalogue = BUILT_IN) -> Pipeli
 
 def rung_tables(rung: Rung, spec: Spec, catalogue: Catalogue = BUILT_IN) -> list[Mapping[str, Any]]:
     """A rung's ``[[stage]]`` tables as a recipe would have them: after ``weigh``, inside ``feedback`` where biased,
-    unless what they keep is stretched."""
+    unless what they keep stands for all."""
     plain = [WEIGH, *rung.stages]
     encoded = chain(plain, spec, catalogue).encoded
-    alone = encoded.unbiased or encoded.memory or encoded.gain > 1.0
+    alone = encoded.unbiased or encoded.memory or stands_for_all(chain([WEIGH], spec, catalogue).encoded, encoded)
     return plain if alone else [WEIGH, {"kind": "feedback"}, *rung.stages]
 
 

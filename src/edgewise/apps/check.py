@@ -139,16 +139,18 @@ def ladder_tables(found: Mapping[str, Any]) -> tuple[Any, Any]:
 
     rungs = Table(box=box.SIMPLE_HEAD, title="the ladder", title_justify="left", pad_edge=False)
     rungs.add_column("rung", justify="right")
-    rungs.add_column("codec, inside feedback")
+    rungs.add_column("codec")
     rungs.add_column("bytes", justify="right")
     for r in found["rungs"]:
         out = r["number"] is None
         number = "left out" if out else str(r["number"])
         rungs.add_row(*(Text(c, "dim" if out else "") for c in (number, r["name"], words.size(r["bytes"]))))
     slack = words.percent(100 * found["slack"], signed=False)
+    share = words.percent(100 * found["patience"], signed=False)
+    quick = f"; an upload takes {share} of the time until then" if found["patience"] else ""
     links = Table(
         box=box.SIMPLE_HEAD,
-        title=f"who sends what: deadline {words.duration(found['deadline_s'])}, {slack} of it kept free",
+        title=f"who sends what: deadline {words.duration(found['deadline_s'])}, {slack} of it kept free{quick}",
         title_justify="left",
         pad_edge=False,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgewise.codecs import residual as residuals
 from edgewise.codecs.ef21 import ef21
-from edgewise.codecs.inner import Inner
+from edgewise.codecs.inner import Inner, stands_for_all
 from edgewise.core import demand
 from edgewise.core.errors import RecipeError
 from edgewise.core.keys import Turn, derive
@@ -34,8 +34,8 @@ def feedback(
     absent counts the rounds since the device last took part; from ``forget_after`` absent rounds on the residual is
     dropped (f = 0): it is too stale to help. Where positions take turns (``Space.period`` p > 1) only the rounds that
     visit them count: absent = (round - last) / p - 1. With decay 1 and no absence the decoded messages telescope: sum
-    of decode(m) = sum of x - e, as exactly as e is stored. A rung of a ``ladder`` that stretches what it keeps
-    (``Space.gain``) stands for all of a: after it e' = 0.
+    of decode(m) = sum of x - e, as exactly as e is stored. After a rung of a ``ladder`` that stands for
+    all of a (``codecs.inner.stands_for_all``) e' = 0.
     ``"ef21"``, ``"ef21_sgdm"``: see ``ef21``; device and server keep mirrors instead of an error.
     Algebra: what is compressed has no bound, so the inner stages see l2 = linf = inf (put a clip *inside* where a bound
     is needed; what it cuts comes back next round); biased in one round; memory. Otherwise as ``inner``.
@@ -98,7 +98,7 @@ def feedback(
             part[sent.support[low:high] - start] -= sent.body[low:high]
             return part
 
-        if message.rung >= 0 and nest.spaces(space)[-1].rungs[message.rung].gain > space.gain:
+        if message.rung >= 0 and stands_for_all(space, nest.spaces(space)[-1].rungs[message.rung]):
             after |= residuals.start(kind, space.dim)
         else:
             after |= residuals.store(kind, space.dim, left, derive(turn.private, "residual", turn.round))

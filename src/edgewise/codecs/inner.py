@@ -15,13 +15,19 @@ from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.core.vector import Array
 
 
+def stands_for_all(before: Space, after: Space) -> bool:
+    """Whether what is kept of ``before`` was chosen at random and is stretched by as much as was left out, so that it
+    is right in the mean and there is nothing to remember."""
+    return after.gain > before.gain and not after.sparse and after.gain * after.dim >= before.gain * before.dim * 0.999
+
+
 @dataclass(frozen=True)
 class Inner:
     """``stages`` inside the combinator ``name``, outermost first; at least one."""
 
     name: str
     stages: tuple[Stage, ...]
-    forgets: bool = False  # whether nothing is remembered after a rung of a ladder that stretches what it keeps
+    forgets: bool = False  # whether nothing is remembered after a rung that ``stands_for_all``
 
     def spaces(self, space: Space) -> list[Space]:
         """Before each stage, and after all; what is fed back has no bound, so l2 = linf = inf at first."""
@@ -60,7 +66,8 @@ class Inner:
             )
         if space.residual or out.residual:
             raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
-        if out.gain > space.gain and not (self.forgets and out.rungs):
+        stretched = [r for r in out.rungs or (out,) if r.gain > space.gain]
+        if stretched and not (self.forgets and out.rungs and all(stands_for_all(space, r) for r in stretched)):
             raise CompositionError(
                 "E-ORDER",
                 f"{name}: a stage inside stretches what it keeps {out.gain / space.gain:.3g} times: the residual grows",

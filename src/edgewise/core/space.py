@@ -79,7 +79,7 @@ class Space:
             1 or more does not contract, so it cannot stand inside error feedback. 0: no quantizer, or one whose error
             does not grow with what it encodes (a shared grid; ``mixed``, which rather leaves a part behind).
         gain: product of the factors by which stages stretched what is kept (unbiased sparsifiers); > 1 does not
-            contract, so it cannot stand inside error feedback.
+            contract, so it cannot stand inside error feedback, unless nothing is remembered after it.
         noise_std: standard deviation, model units, of noise that each contribution already carries.
         clipped: some stage before has bounded the L2 norm.
         honest: contributions to a sum whose noise can be counted on; 0 = no noise.

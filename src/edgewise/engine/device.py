@@ -8,8 +8,8 @@
 Codec memory (error-feedback residuals) must match what the server really used. So the memory after a contribution is
 only *pending*; the next invitation says which round's contribution was accepted last, and the device then commits the
 pending memory or discards it. A device asked again for the same round starts from the same committed memory and
-sends the same bytes: retries and restarts are idempotent. Where sums hide their parts, an update leaves once per round:
-of two sums that differ by one device, whoever has both has that device's update.
+sends the same bytes: retries and restarts are idempotent. What sums or the device's own noise hide leaves once per
+round (``engine.invitation``).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from edgewise.secagg.merge import residues
 @dataclass(frozen=True, slots=True)
 class Idle:
     """Between rounds. ``pending`` is the memory that holds if the contribution to ``pending_round`` was accepted.
-    ``answered``: the last round for which a hidden update has left; to it and to older ones nothing more is sent."""
+    ``answered``: the last round for which an update has left that leaves once (``engine.invitation``)."""
 
     device: DeviceId
     committed: Memory = field(repr=False)
@@ -210,7 +210,9 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         payload, idle = _encoded(plan, pipe, state.idle, update, turn)
     except EdgewiseError as e:
         return state.idle, (Send(_refusal(state, e.code, e.what)),)
-    remember = (Remember(idle),) if pipe.encoded.memory else ()
+    if invitation.once(plan) and (plan.hides is None or plan.hides.servers == 2):  # else when the masked update leaves
+        idle = replace(idle, answered=invite.round)
+    remember = (Remember(idle),) if pipe.encoded.memory or idle.answered == invite.round else ()
     if plan.hides is None:
         packed = pack.pack(payload, pipe.encoded)
         return idle, (*remember, Send(frame.dump(_contribution(state, packed))))
@@ -223,8 +225,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         report = two_server.split(
             secagg, sid, me, secret, trust.leader, trust.helper, body, head, event.entropy
         )  # fmt: skip
-        idle = replace(idle, answered=invite.round)
-        return idle, (Remember(idle), Send(frame.dump(_contribution(state, report))))
+        return idle, (*remember, Send(frame.dump(_contribution(state, report))))
     hiding, first = client.start(secagg, sid, me, secret, body, head, event.entropy)
     sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first)
     return Hiding(invite.round, hiding, idle), (*remember, Send(frame.dump(sent)))

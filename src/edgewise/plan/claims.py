@@ -34,7 +34,10 @@ def claims(
         told.append(c.summary)
         told.append(f"against the server: {card.words(c.against_server, c.delta)}, for one {c.unit}")
         told.append(f"against readers of the models: {card.words(c.of_release, c.delta)}; neighbours: {c.adjacency}")
-        told.append(f"budget: {card.limit(spend.budget.epsilon)}")
+        enough = (
+            f", enough for {spend.rounds} of {recipe.round.rounds} rounds" if spend.rounds < recipe.round.rounds else ""
+        )
+        told.append(f"budget: {card.limit(spend.budget.epsilon)}{enough}")
     elif not visible:
         told.append("the sum is not noised: what it says about one device is not bounded (no epsilon)")
     told.append("raw text, codec memory and personal models never leave a device")

@@ -191,7 +191,9 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
                 "late": late,
             }
         )
-    return {"deadline_s": deadline_s, "slack": recipe.adaptive.slack, "rungs": rungs, "links": links}
+    patience = 0.0 if plan.ways else recipe.adaptive.patience
+    told = {"deadline_s": deadline_s, "slack": recipe.adaptive.slack, "patience": patience}
+    return {**told, "rungs": rungs, "links": links}
 
 
 def _shared_choice(plan: Plan) -> str:

@@ -22,6 +22,8 @@ from edgewise.privacy.ledger import RUN_LONG, Budget
 from edgewise.privacy.noise import local_noise, noise
 from edgewise.privacy.spend import Event
 
+_HAIR = 1.0 + 1e-3  # calibrated noise comes this close to its budget
+
 
 @dataclass(frozen=True)
 class Spend:
@@ -29,12 +31,14 @@ class Spend:
 
     Attributes:
         events: of a release, by phase. budget: enforced. rounds_each: rounds that a device is in at most.
+        rounds: of the run that the budget is enough for.
         divisor: what the sum is divided by, 0 = by the number of contributions. z: noise multiplier. card: in words.
     """
 
     events: tuple[Event, ...]
     budget: Budget
     rounds_each: int
+    rounds: int
     divisor: float
     z: float
     card: card.Card
@@ -82,9 +86,9 @@ def private(
     ending, events = {"central": _central, "distributed": _distributed, "local": _local, "record": _record}[word](
         recipe, spec, before, taking, hidden
     )
-    turns = Counter(turn % len(phases) for turn in range(taking.rounds_each))  # as ``Plan.phase``
 
-    def all_rounds(z: float) -> Counter[Event]:
+    def all_rounds(z: float, each: int = taking.rounds_each) -> Counter[Event]:
+        turns = Counter(turn % len(phases) for turn in range(each))  # as ``Plan.phase``
         out: Counter[Event] = Counter()
         for phase, event in enumerate(events(z)):
             out[replace(event, steps=1)] += 1 if event.kind in RUN_LONG else turns[phase] * event.steps
@@ -98,7 +102,7 @@ def private(
             fix = "raise dp.epsilon, or play fewer rounds."
             raise RecipeError("E-BUDGET", f"the budget cannot be kept: {e}.", fix) from None
     first = events(z)[0]
-    if dp.noise_multiplier and (one := accountant.epsilon({first: 1}, dp.delta)) > dp.epsilon * (1.0 + 1e-3):
+    if dp.noise_multiplier and (one := accountant.epsilon({first: 1}, dp.delta)) > dp.epsilon * _HAIR:
         raise RecipeError(
             "E-BUDGET",
             f"dp.noise_multiplier = {z:g}: the first round alone takes epsilon {one:.4g} of {dp.epsilon:g}.",
@@ -112,7 +116,16 @@ def private(
     rules.divisor(not divisor, first.adjacency, word)
     spent = accountant.epsilon(all_rounds(z), dp.delta)
     shown = _card(recipe, fold(start, phases[0]), taking, z, spent, first)
-    return posts, Spend(events(z), Budget(dp.epsilon, dp.delta), taking.rounds_each, divisor, z, shown)
+    rounds = recipe.round.rounds
+    if spent > dp.epsilon * _HAIR:  # by a noise multiplier that was given: the budget ends the run
+        least, most = 1, taking.rounds_each
+        while most - least > 1:
+            half = (least + most) // 2
+            least, most = (
+                (half, most) if accountant.epsilon(all_rounds(z, half), dp.delta) <= dp.epsilon else (least, half)
+            )
+        rounds = least * taking.gap
+    return posts, Spend(events(z), Budget(dp.epsilon, dp.delta), taking.rounds_each, rounds, divisor, z, shown)
 
 
 Ending = Callable[[float], tuple[list[Stage], list[Post]]]
