@@ -4,6 +4,7 @@ none."""
 from __future__ import annotations
 
 import io
+import re
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,12 @@ def test_updates_that_devices_noise_are_not_said_to_be_without_promise(word: str
     assert "epsilon 20" in server["promised"]
     assert "with the noise that the device added" in plan.claims[0]
     assert "nothing is promised" not in plan.claims[0]
+
+
+@pytest.mark.parametrize("rounds", [1, 11, 12, 13, 16, 24, 100])
+def test_epsilon_is_drawn_of_a_dozen_rounds_each_once_and_of_the_last(rounds: int) -> None:
+    per_round = [{"round": r, "epsilon": 1.0 + r} for r in range(rounds)]
+    html = privacy_part._spending({"per_round": per_round}, {"budget": 200.0})  # type: ignore[typeddict-item]
+    drawn = re.findall(r">round (\d+)<", html)
+    assert len(drawn) == len(set(drawn)) <= 13
+    assert (drawn[0], drawn[-1]) == ("1", str(rounds))

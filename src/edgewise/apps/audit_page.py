@@ -56,12 +56,13 @@ def _claims(a: Mapping[str, Any]) -> str:
     ]
     whole = a["claim"]
     rows = [
-        row(escape(f["name"]), [escape(f["of"]), escape("; ".join(f["left_out"]) or "nothing")]) for f in a["findings"]
+        row(escape(f["name"]), [escape(f["of"]), escape("; ".join(f["left_out"]) or "nothing")], plain=(0, 1))
+        for f in a["findings"]
     ]
     note = (
         f"<p>The recipe claims epsilon {whole['epsilon']:.3g} at delta {whole['delta']:g} of its whole run, at noise "
         f"multiplier {whole['noise_multiplier']:.4g}. Every audit compares with what is claimed of what it played.</p>"
-        f"{table(('audit', 'what was played', 'left out'), rows)}"
+        f"{table(('audit', 'what was played', 'left out'), rows, plain=(0, 1))}"
         "<p class=hint>A lower bound can show that a claim is false, never that it is true.</p>"
     )
     return f'<section><h2>Claims</h2><div class="cards">{"".join(cards)}</div>{note}</section>'

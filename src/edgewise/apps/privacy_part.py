@@ -71,10 +71,8 @@ def _cards(s: Summary, c: Mapping[str, Any]) -> str:
 
 def _spending(s: Summary, c: Mapping[str, Any]) -> str:
     spent = [(r["round"] + 1, r["epsilon"]) for r in s["per_round"] if r.get("epsilon")]
-    bars = [
-        charts.Bar(f"round {n}", eps, f"{eps:.3g}")
-        for n, eps in spent[:: max(1, len(spent) // 12)] + ([spent[-1]] if len(spent) > 12 else [])
-    ]
+    some = spent[:: -(-len(spent) // 12) or 1]
+    bars = [charts.Bar(f"round {n}", eps, f"{eps:.3g}") for n, eps in some + spent[-1:] * (some[-1:] != spent[-1:])]
     if not bars:
         return ""
     bars.append(charts.Bar("budget", c["budget"], f"{c['budget']:g}", colour="bundled"))
