@@ -143,3 +143,11 @@ def check_broken(folder: Path, word: str) -> None:
     assert "BROKEN" in page
     assert told["leaks"] == told["memory"] == []
     assert np.isfinite([f["lower"] for f in told["findings"]]).all()
+
+
+def test_a_model_in_bfloat16_is_audited_as_it_is_trained(folder: Path) -> None:
+    """Some layers train in float32, the frozen rest stays in bfloat16: what the attacks run has to know of both."""
+    half = ['model.precision="bfloat16"', 'trainable.kind="layers"', 'trainable.layers=["model.layers.*"]']
+    result = run(folder, "none", *(flag for s in half for flag in ("--set", s)))
+    assert result.exit_code == 0, result.output
+    assert "what the model remembers" in result.output

@@ -19,6 +19,7 @@ from edgewise.learn import attacks, dp_sgd
 from edgewise.learn.attacks import Leak
 from edgewise.learn.blocks import predictions
 from edgewise.learn.dp_sgd import RecordDp
+from edgewise.learn.model import TextLoss
 from edgewise.learn.train import fit
 from edgewise.learn.trainer import TextTrainer
 from edgewise.plan.catalogue import Catalogue
@@ -212,20 +213,24 @@ class _Probe:
         payload, _ = pipe.encode(x, dict.fromkeys(pipe.spaces[0].head, 0.0), FULL_WEIGHT, pipe.init(), turn)
         return pipe.decode(payload, Turn(0, public)).body
 
+    def _losses(self, rows_NS: np.ndarray[Any, Any]) -> attacks.Scores:
+        rows = torch.from_numpy(np.array(rows_NS).astype(np.int64))
+        half = isinstance(loss := self.trainer.loss, TextLoss) and loss.autocast is torch.bfloat16
+        return attacks.losses(self.trainer.model.eval(), rows, half)
+
     def _remembers(self, name: str, params: Vector) -> dict[str, Any]:
         """Membership of the attacked rows' neighbours, and exposure of a canary trained with them."""
         self.step("what models remember", 0, 1)
         shard = self.trainer.text(self.devices[0])
         self.trainer.flat.write(params.astype(np.float32))
-        model = self.trainer.model.eval()
         n = min(48, len(shard.blocks.train_NS), max(8, len(shard.blocks.held_NS)))
-        members = attacks.losses(model, torch.from_numpy(np.array(shard.blocks.train_NS[:n]).astype(np.int64)))
-        others = attacks.losses(model, torch.from_numpy(np.array(shard.blocks.held_NS[:n]).astype(np.int64)))
+        members = self._losses(shard.blocks.train_NS[:n])
+        others = self._losses(shard.blocks.held_NS[:n])
         found = attacks.membership(members, others)
         length = self.rows.shape[1]
         false = np.concatenate([self._secret(length, i) for i in range(1, OTHERS + 1)])
-        own = float(attacks.losses(model, torch.from_numpy(self._secret(length)))[0])
-        bits = attacks.exposure(own, attacks.losses(model, torch.from_numpy(false)))
+        own = float(self._losses(self._secret(length))[0])
+        bits = attacks.exposure(own, self._losses(false))
         return {
             "what": name,
             "auc": found.auc,

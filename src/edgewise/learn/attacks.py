@@ -128,10 +128,10 @@ def exposure(canary_loss: float, others: Scores) -> float:
     return float(np.log2(others.size + 1) - np.log2(rank))
 
 
-def losses(model: nn.Module, rows_NS: Tensor) -> Scores:
-    """Mean loss of each row of tokens, nats per token, float64[N]."""
+def losses(model: nn.Module, rows_NS: Tensor, bfloat16: bool = False) -> Scores:
+    """Mean loss of each row of tokens, nats per token, float64[N]. ``bfloat16``: whether the run computes in it."""
     out = []
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         for rows in rows_NS.split(16):
             x = torch.where(rows < 0, ~rows, rows)
             logp = torch.log_softmax(model(input_ids=x[:, :-1], use_cache=False).logits.float(), -1)
