@@ -134,6 +134,20 @@ def test_the_card_says_where_the_model_comes_from(base: Path, tmp_path: Path) ->
     assert str(base) not in card
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"source": "python-stdlib"}, "Python standard library, one package per device."),
+        ({"partition": "iid", "devices": 3}, "Python standard library, partition `iid`."),
+        ({"source": "jsonl", "path": "a.jsonl", "owner": "who"}, "jsonl data, partition `owner`."),
+    ],
+)
+def test_the_card_says_how_text_came_to_devices(data: dict[str, Any], said: str, base: Path, tmp_path: Path) -> None:
+    trained(base, {"kind": "full"}, tmp_path / "run", data=data)
+    export.write(tmp_path / "run", tmp_path / "out", "merged")
+    assert said in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("word", ["none", "hidden", "distributed"])
 def test_the_privacy_card_is_exported(word: str, base: Path, tmp_path: Path) -> None:
     recipe = RECIPES[word]

@@ -208,10 +208,10 @@ def _card(s: Mapping[str, Any], recipe: Recipe, to: str, played: int, digest: st
         "rolora": f"LoRA adapters of rank {rank}, B and A in turn (RoLoRA)",
     }
     trained, t = what[recipe.trainable.kind], recipe.training
-    if recipe.data.source == "python-stdlib":
-        data = "source text of the Python standard library, one package per device"
-    else:
-        data = f"{recipe.data.source} data, partition `{recipe.data.partition}`"
+    stdlib = recipe.data.source == "python-stdlib"
+    data = "source text of the Python standard library" if stdlib else f"{recipe.data.source} data"
+    whole = stdlib and recipe.data.partition == "owner"
+    data += ", one package per device" if whole else f", partition `{recipe.data.partition}`"
     rows = [
         f"| {words.MODELS[m]} | {words.perplexity(q['weighted_mean'])} | {words.perplexity(q['median'])} |"
         f" {words.perplexity(q['worst_decile'])} |"
