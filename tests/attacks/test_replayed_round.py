@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+from played import play
 from toy_recipe import make_recipe
 
 from edgewise.core import frame
@@ -16,14 +19,16 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.gateway import LocalGateway
 from edgewise.drivers.identities import simulated_servers, simulated_trust
 from edgewise.engine import device as machine
-from edgewise.engine.ports import Update
+from edgewise.engine.ports import Arrived, Update
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
 from edgewise.privacy.accountant import epsilon
+from edgewise.privacy.ledger import Charge, Ledger, Refused, charge
 from edgewise.secagg import server, two_server
 
 GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
 DEVICES = [f"d{i}" for i in range(8)]
+DEVICES_OF_TOY = [f"d{i:05d}" for i in range(8)]
 SPEC = Spec.of([("a", (5,), "float32")])
 XS = {d: np.random.default_rng(i).standard_normal(5).astype(np.float32) for i, d in enumerate(DEVICES)}
 
@@ -53,7 +58,7 @@ class Devices:
                 self.remembered[device] = effect.state
         return effects
 
-    def asked(self, device: str, message: frame.Invite) -> frame.AnyFrame:
+    def asked(self, device: str, message: frame.Invite) -> frame.Message:
         """The answer to an invitation, trained where the device would."""
         effects = self.step(device, machine.Invited(message, np.zeros(5, np.float32)))
         if isinstance(effects[0], machine.Train):
@@ -153,6 +158,56 @@ def test_noise_of_a_device_is_not_averaged_out() -> None:
     assert codes == ["", order, order, "", order, order, over, over, over]
 
 
+class Twice:
+    """A cohort whose server sends each invitation again when its answer has come."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self._invites, self.answers = inner, dict[str, bytes](), dict[str, list[frame.Message]]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def send(self, to: str, raw: bytes) -> None:
+        if isinstance(frame.load(raw), frame.Invite):
+            self._invites[to] = raw
+        self._inner.send(to, raw)
+
+    def receive(self, timeout_s: float) -> Any:
+        item = self._inner.receive(timeout_s)
+        if isinstance(item, Arrived):
+            message = frame.load(item.frame)
+            if isinstance(message, frame.Contribution | frame.Refusal):
+                self.answers.setdefault(item.device, []).append(message)
+            if raw := self._invites.pop(item.device, b""):
+                self._inner.send(item.device, raw)
+        return item
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"privacy": "local", "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "stage": []},
+        {"privacy": "hidden", "merge": {"kind": "shared_sum"}, "stage": GRID},
+    ],
+    ids=["local", "two servers"],
+)
+def test_simulated_devices_know_what_they_sent(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Between two messages a device's memory is the simulator's to keep."""
+    made: list[Twice] = []
+
+    def wrap(cohort: Any) -> Twice:
+        made.append(Twice(cohort))
+        return made[0]
+
+    play(tmp_path, {"metrics": "none", "round.rounds": 1, "compare.local_only": False, **settings}, wrap=wrap)
+    both = [kinds for d in DEVICES_OF_TOY if len(kinds := made[0].answers.get(d, [])) > 1]
+    assert len(both) > 1, "the round ends with the last first answer, so not all are waited for"
+    for first, second, *_ in both:
+        assert isinstance(first, frame.Contribution)
+        assert isinstance(second, frame.Refusal)
+        assert second.code == "E-SECAGG-ORDER"
+
+
 @pytest.mark.parametrize("kind", ["secure_sum", "shared_sum", "sum"])
 def test_rounds_are_counted_from_zero(kind: str) -> None:
     visible = {"privacy": "none", "metrics": "none", "merge": {"kind": "sum"}, "stage": []}
@@ -163,16 +218,26 @@ def test_rounds_are_counted_from_zero(kind: str) -> None:
     assert answer.code == "E-FRAME"
 
 
-def test_a_multiplier_that_was_typed_ends_with_the_budget() -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_multiplier_that_was_typed_ends_with_the_budget(groups: int) -> None:
+    """For the device where it does for the ledger: when the first cohort could not play again."""
     more = {"round.rounds": 400, "dp.noise_multiplier": 1.0, "dp.epsilon": 30.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0}
-    recipe = make_recipe({"privacy": "local", "metrics": "none", "stage": [], **more})
+    turns = {"round.sampling": "cyclic", "round.cohort": 4} if groups == 2 else {}
+    recipe = make_recipe({"privacy": "local", "metrics": "none", "stage": [], **more, **turns})
     plan = compile(recipe, SPEC, len(DEVICES), BUILT_IN)
     assert plan.spend is not None
+    assert plan.sampling.groups == groups
     n = plan.spend.rounds
     assert 1 < n < 400
     assert f"enough for {n} of 400 rounds" in " ".join(plan.claims)
     (event,) = set(plan.spend.events)
-    assert epsilon({event: n}, 1e-5) <= 30.0 < epsilon({event: n + 1}, 1e-5)
+    assert epsilon({event: n // groups}, 1e-5) <= 30.0 < epsilon({event: n // groups + 1}, 1e-5)
+    books: Ledger | Refused = Ledger(plan.spend.budget)
+    for r in range(n):
+        assert isinstance(books, Ledger)
+        books = charge(books, Charge(r, "", r % groups, event))
+    assert isinstance(books, Ledger)
+    assert isinstance(charge(books, Charge(n, "", n % groups, event)), Refused)
     answer = Devices(plan).asked("d0", invite(plan, b"", n))
     assert isinstance(answer, frame.Refusal)
     assert answer.code == "E-BUDGET"

@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from session import IDENTITIES, SID, Session
+from toy_recipe import make_recipe
 
 from edgewise.codecs import kernels
 from edgewise.core.errors import CompositionError
+from edgewise.core.vector import Spec
 from edgewise.crypto import agree, sign
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import Plan, compile
 from edgewise.secagg import messages, recovery, secrets
 from edgewise.secagg.client import holding
 from edgewise.secagg.merge import assured, secure_sum
@@ -82,6 +86,23 @@ def test_a_round_may_not_end_with_so_few_that_the_corrupt_of_its_cohort_are_a_th
     hides = assured(secure_sum(Policy(0.3, 0.1)), 19, 20).hides
     assert hides is not None
     assert hides.policy.corrupt == pytest.approx(6 / 19)
+
+
+def test_plans_of_masked_sums_are_held_to_it() -> None:
+    spec = Spec.of([("a", (5,), "float32")])
+    grid = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
+
+    def plan(n: int, corrupt: float) -> Plan:
+        merge = {"kind": "secure_sum", "corrupt": corrupt}
+        return compile(
+            make_recipe({"privacy": "hidden", "merge": merge, "stage": grid, "metrics": "none"}), spec, n, BUILT_IN
+        )
+
+    with pytest.raises(CompositionError, match="6 may be corrupt"):
+        plan(20, 0.3)
+    least = plan(1000, 0.1).secagg(0)
+    assert least.policy.corrupt == pytest.approx(100 / least.n_min)
+    assert least.policy.corrupt > 0.1
 
 
 def test_the_graph_of_the_smallest_roster_allows_for_all_corrupt_devices_of_the_cohort() -> None:

@@ -91,7 +91,7 @@ class Described(_Base, frozen=True, tag="described"):
 
 class Handled(_Base, frozen=True, tag="handled"):
     """Answer to Handle: the device's frame (empty: it says nothing), what it keeps in memory until the next one, the
-    round of its last hidden update, and where its time went."""
+    round of its last update that leaves once, and where its time went."""
 
     device: str
     frame: bytes

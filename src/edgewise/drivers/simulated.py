@@ -120,7 +120,7 @@ class SimulatedCohort:
         self._results: dict[int, jobs.Handled] = {}
         self._sizes: dict[str, int] = {}  # of the blobs that are available
         self._sessions: dict[DeviceId, bytes] = {}  # the devices' own memory of a round's secure aggregation
-        self._answered: dict[DeviceId, int] = {}  # and of the last round that they sent a hidden update to
+        self._answered: dict[DeviceId, int] = {}  # and of the last round whose update left once
         self._steps: Counter[DeviceId] = Counter()
         self._now_s = 0.0
         self._order = 0
