@@ -84,7 +84,18 @@ DOWNLINK = (
 )  # fmt: skip
 
 
-# Groups of devices that send by different rungs behind masks, and remember what those leave out.
+# Noise of each device's own: an update leaves once, and what was journalled of it is not asked for again.
+LOCAL = (
+    'privacy="local"', 'metrics="none"', "stage=[]", "dp.epsilon=20.0", "dp.delta=1e-5", "dp.clip_l2=4.0",
+)  # fmt: skip
+
+# Masks over what devices remember: a session that is begun anew starts from the same memory.
+REMEMBERED = (
+    'privacy="hidden"', 'merge={kind="secure_sum"}',
+    'stage=[{kind="feedback"},{kind="clip",l2=8.0},{kind="quantize",bits=4,grid="shared"},{kind="wrap"}]',
+)  # fmt: skip
+
+# Groups of devices that send by different rungs behind masks.
 LADDER = (
     'privacy="hidden"', 'codec="adaptive"', 'merge.kind="secure_sum"',
     'stage=[{kind = "weigh", cap = 160}, {kind = "clip", l2 = 8.0}]',
@@ -95,8 +106,9 @@ LADDER = (
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK), ("pool", PRIVATE),
-     ("inproc", CORRELATED), ("inproc", LADDER)],
-    ids=["inproc", "pool", "inproc-turns", "pool-downlink", "pool-private", "inproc-correlated", "inproc-ladder"],
+     ("inproc", CORRELATED), ("inproc", LADDER), ("pool", LOCAL), ("inproc", REMEMBERED)],
+    ids=["inproc", "pool", "inproc-turns", "pool-downlink", "pool-private", "inproc-correlated", "inproc-ladder",
+         "pool-local", "inproc-remembered"],
 )  # fmt: skip
 def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, monkeypatch, engine, settings):
     calm = tmp_path / "calm"

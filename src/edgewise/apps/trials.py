@@ -277,7 +277,7 @@ def _canary(plan: Plan, i: int) -> Vector:
 
 def _seen(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]:
     """The direction, of length 1, in which a canary moves the release: what the stages make of it in this round, which
-    anyone can compute that knows the canary; without stages' help where devices add noise or rounds are weighted."""
+    anyone can compute that knows the canary; where devices add noise or rounds are weighted, the canary's own."""
     if turn.public and not pipe.encoded.noise_std:
         mine = contribution(pipe, _canary(plan, i), turn).astype(np.float64)
         if mine.size == plan.spec.dim and (norm := float(np.linalg.norm(mine))):

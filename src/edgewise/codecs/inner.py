@@ -18,7 +18,7 @@ from edgewise.core.vector import Array
 def stands_for_all(before: Space, after: Space) -> bool:
     """Whether what is kept of ``before`` was chosen at random and is stretched by as much as was left out, so that it
     is right in the mean and there is nothing to remember."""
-    return after.gain > before.gain and not after.sparse and after.gain * after.dim >= before.gain * before.dim * 0.999
+    return after.gain > before.gain and after.gain * after.dim >= before.gain * before.dim * 0.999
 
 
 @dataclass(frozen=True)
