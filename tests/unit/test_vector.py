@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import pytest
@@ -97,3 +98,13 @@ def test_finite() -> None:
             y[at] = bad
             assert not vector.finite(y)
             assert not vector.finite(np.where(np.isfinite(y), 0, y).astype(np.float32))
+
+
+def test_the_norm_is_added_up_in_float64() -> None:
+    x = np.random.default_rng(0).normal(size=(1 << 20) + 1000).astype(np.float32)
+    for part in (x, x[:50], x[:1]):
+        exact = math.sqrt(math.fsum(v * v for v in part.tolist()))
+        assert vector.norm_l2(part) == pytest.approx(exact, rel=1e-14)
+    assert vector.norm_l2(np.full(4, 3e38, np.float32)) == pytest.approx(6e38)  # no overflow of float32
+    assert vector.norm_l2(x[:0]) == 0.0
+    assert np.isnan(vector.norm_l2(np.array([1.0, np.nan], np.float32)))

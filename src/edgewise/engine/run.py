@@ -284,13 +284,13 @@ class Federation:
                 raise TrainingError(
                     "E-NAN", f"the server step of round {number} gave values that are not finite.", "lower strategy.lr."
                 )
-            head, update_l2, unmet = dict(aggregate.head), float(np.linalg.norm(aggregate.mean)), 0
+            head, update_l2, unmet = dict(aggregate.head), vector.norm_l2(aggregate.mean), 0
             accepted.update(dict.fromkeys(closed.accepted, number))
         down, held, lag_l2 = checkpoint.down, checkpoint.held, 0.0
         if down is not None and self.plan.downlink is not None:
             down = downlink.advance(self.plan, self.plan.downlink, down, strategy_state.params)
             held = downlink.holding(held, down, number, closed.accepted, closed.lost)
-            lag_l2 = float(np.linalg.norm(strategy_state.params - down.shadow))
+            lag_l2 = vector.norm_l2(strategy_state.params - down.shadow)
         now.aggregate_s += self.now_s() - started
         self._say(
             now,

@@ -20,7 +20,7 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
 from edgewise.core.stage import BELOW, Head, Memory, Payload, Server, Stage
-from edgewise.core.vector import Vector
+from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy.clip import HAIR, LARGEST, SMALLEST
 
 CLIP = "clip"  # in the server's memory: float64[1], C of the next round
@@ -70,7 +70,7 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         clip = turn.clip or start
-        norm = sqrt(float(np.square(payload.body, dtype=np.float64).sum()))
+        norm = norm_l2(payload.body)
         body = np.multiply(payload.body, HAIR / max(norm, clip), dtype=np.float64).astype(np.float32)
         bit = 0.5 if norm <= clip else -0.5
         return payload.but(body=body, head=np.append(payload.head, weight * bit)), memory

@@ -22,7 +22,7 @@ from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload
-from edgewise.core.vector import Vector
+from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import Event
 
@@ -224,7 +224,7 @@ def length_audit(name: str, pipe: Pipeline, mu: float, updates: Sequence[Vector]
     for i, x in enumerate(updates):
         turn = Turn(0, derive(key, "public"), derive(key, "device", i), device=str(i))
         body, space = _before_noise(pipe, x, turn)
-        longest = max(longest, sqrt(float(np.square(body, dtype=np.float64).sum())))
+        longest = max(longest, norm_l2(body))
     if not isfinite(space.l2):
         raise ValueError("this pipeline bounds nothing")
     longest = longest if longest > space.l2 * SLACK else min(longest, space.l2)

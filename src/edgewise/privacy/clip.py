@@ -11,7 +11,7 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
-from edgewise.core.vector import Spec, Vector
+from edgewise.core.vector import Spec, Vector, norm_l2
 
 HAIR = 1.0 - 2.0**-23  # float32 rounding can lengthen a vector by 2^-24; this pays for it
 SMALLEST, LARGEST = 1e-30, 1e30  # bounds outside meet float32's own limits
@@ -58,7 +58,7 @@ def clip(l2: float) -> Stage:
 
 
 def _shortened(x: Vector, l2: float) -> Vector:
-    norm = sqrt(float(np.square(x, dtype=np.float64).sum()))
+    norm = norm_l2(x)
     return x if norm <= l2 else np.multiply(x, l2 / norm * HAIR, dtype=np.float64).astype(np.float32)
 
 
