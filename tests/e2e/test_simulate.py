@@ -14,7 +14,7 @@ from rich.console import Console
 from toy_recipe import make_recipe
 
 from edgewise.apps import check, simulate
-from edgewise.core import events
+from edgewise.core import events, frame
 from edgewise.core.errors import DataError, EdgewiseError, StoreError
 from edgewise.core.vector import Spec
 from edgewise.drivers.store import RunStore
@@ -214,6 +214,21 @@ def test_resume_says_what_changed(tmp_path, monkeypatch, what):
     monkeypatch.undo()
     monkeypatch.setattr(toy.ToyTrainer, "describe", _facts)
     play(tmp_path, BARE, resume=True)
+
+
+@pytest.mark.parametrize("changed", [{"simulation.dropout": 0.5}, {"eval.every": 1}, {"training.lr": 0.1}])
+def test_a_run_of_another_recipe_or_world_is_not_resumed(tmp_path, changed):
+    play(tmp_path, BARE)
+    with pytest.raises(StoreError, match=r"E-RESUME: .* another recipe"):
+        play(tmp_path, {**BARE, **changed}, resume=True)
+    play(tmp_path, {**BARE, "simulation.engine": "inproc", "simulation.workers": 5}, resume=True)
+
+
+def test_a_run_of_another_wire_version_is_not_resumed(tmp_path, monkeypatch):
+    play(tmp_path, BARE)
+    monkeypatch.setattr(frame, "VERSION", frame.VERSION + 1)
+    with pytest.raises(StoreError, match=r"E-RESUME: .* another version"):
+        play(tmp_path, BARE, resume=True)
 
 
 # -- what a run writes down -------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.recipe import from_plain
 from edgewise.plan.sampling import Sampling
+from edgewise.secagg import messages
 
 SPEC = Spec.of([("w", (40,), "float32")])
 
@@ -52,9 +53,44 @@ def test_the_schedule_runs_from_the_full_rate_to_a_tenth():
     assert len({plan(training__schedule="constant").rule(r).lr for r in range(4)}) == 1
 
 
-def test_engine_and_workers_do_not_change_a_runs_identity():
-    assert plan().run == plan(simulation__engine="pool", simulation__workers=7).run
-    assert plan().run != plan(training__lr=0.1).run
+def test_the_simulated_world_is_no_part_of_a_runs_identity():
+    same = {"simulation.engine": "pool", "simulation.dropout": 0.2, "eval.every": 2, "compare.local_only": False}
+    assert plan().run == plan(**same).run
+    others = ({"training.lr": 0.1}, {"name": "other"}, {"seed": 8}, {"round.minimum": 0.75})
+    assert len({plan(**changed).run for changed in others} | {plan().run}) == 1 + len(others)
+
+
+MASKED = {
+    "privacy": "hidden", "merge": {"kind": "secure_sum"},
+    "stage": [{"kind": "clip", "l2": 1.0}, {"kind": "quantize", "grid": "shared"}, {"kind": "wrap"}],
+}  # fmt: skip
+NOISED = {
+    "privacy": "distributed", "merge": {"kind": "secure_sum"}, "stage": [], "metrics": "none", "dp.epsilon": 8.0,
+    "dp.delta": 1e-5, "dp.clip_l2": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", [MASKED, NOISED], ids=["hidden", "distributed"])
+def test_sides_that_would_compile_other_bounds_never_meet_in_a_session(word, monkeypatch):
+    def identity(population, spec=SPEC):
+        side = plan(population, spec, **word)
+        invite = frame.Invite(
+            run=side.run, round=0, model="m", spec="s", rule=side.rule(0), public=side.public(0), accepted=-1,
+            deadline_s=9.0, nonce=bytes(32),
+        )  # fmt: skip
+        return side.run, side.session(invite)
+
+    sides = [identity(n) for n in (6, 40, 60, 1000)]
+    sides += [identity(40, Spec.of([("w", (8, 5), "float32")])), identity(40, Spec.of([("v", (40,), "float32")]))]
+    with monkeypatch.context() as patch:
+        patch.setattr(frame, "VERSION", frame.VERSION + 1)
+        sides.append(identity(40))
+    with monkeypatch.context() as patch:
+        patch.setattr(messages, "PROTOCOL", messages.PROTOCOL + b"x")
+        sides.append(identity(40))
+    runs, sessions = zip(*sides, strict=True)
+    assert len(set(runs)) == len(set(sessions)) == len(sides)
+    assert identity(40) == sides[1]
 
 
 def test_events_refuse_what_json_would_swallow():

@@ -146,7 +146,7 @@ def examine(
         device, update = ("", _normal(plan)) if random else _local(trainer, plan)
     rungs = [(r.name, rung_tables(r, plan.spec, catalogue)) for r in RUNGS] + [(OWN, recipe.stage)]
     return {
-        "recipe_sha256": plan.run,
+        "recipe_sha256": recipe.sha256(),
         "model": recipe.model.base,
         "dim": plan.spec.dim,
         "device": device or None,

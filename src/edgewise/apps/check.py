@@ -29,7 +29,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     """Load model and text, compile, measure one optimizer step (not with ``fast``).
 
     Returns:
-        Plain JSON: ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``ladder``, ``bytes``,
+        Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``ladder``, ``bytes``,
         ``memory_bytes``, ``forecast``. What is not known is null.
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
@@ -51,7 +51,8 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     cost = explain.cost(plan, parameters, trained)
     up_total = forecast["contributions_per_round"] * sum(map(plan.upload_bytes, range(plan.rounds)))
     return {
-        "recipe_sha256": plan.run,
+        "run": plan.run,
+        "recipe_sha256": recipe.sha256(),
         "model": recipe.model.base,
         "parameters": parameters or None,
         "trainable": int(trained),

@@ -247,6 +247,7 @@ Data: {data}. Fingerprint: `{s["facts"].get("fingerprint", "not recorded")}`.
 | | |
 | --- | --- |
 | {vector}, SHA-256 | `{digest}` |
+| run id | `{s["run"]}` |
 | recipe, SHA-256 | `{s["recipe_sha256"]}` |
 | seed | {s["seed"]} |
 | versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |

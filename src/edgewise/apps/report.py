@@ -56,7 +56,7 @@ def page(s: Mapping[str, Any]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>{escape(s["name"])} · edgewise report</title><style>{css}</style></head><body>
 <a class="skip" href="#verdict">Skip to the verdict</a><div class="page"><header>
-<p class="kind">edgewise report · run <span class="hash">{escape(s["recipe_sha256"][:12])}</span></p>
+<p class="kind">edgewise report · run <span class="hash">{escape(s["run"][:12])}</span></p>
 <h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_unfinished(s)}
 <nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>
 <footer>Made from <code>run.db</code> by <code>edgewise report</code>; the same numbers are in

@@ -287,6 +287,7 @@ def provenance(s: Summary) -> str:
         [
             ("model", escape(str(f.get("model") or s["recipe"]["model"]["base"]))),
             ("parameters", f"{words.count(s['parameters'])}, of which {words.count(s['trainable'])} trained"),
+            ("run id", _hash(s["run"])),
             ("recipe SHA-256", _hash(s["recipe_sha256"])),
             ("initial model SHA-256", _hash(s["initial_sha256"])),
             ("final model SHA-256", _hash(s["model_sha256"]) + f" <small>after {s['rounds']['played']} rounds</small>"),

@@ -35,7 +35,7 @@ from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.claims import privacy_facts
 from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe import Recipe, simulation_digest
 
 Wrap = Callable[[Cohort], Cohort]
 Tell = Callable[[events.AnyEvent], None]
@@ -133,6 +133,13 @@ def _run(
                 store.create(loaded.plan.run, recipe.name, recipe.resolved(), loaded.facts)
             else:
                 _same(known["facts"], loaded.facts)
+                if known["id"] != loaded.plan.run:
+                    raise StoreError(
+                        "E-RESUME",
+                        f"{out} holds a run that began with another number of devices or another version of the wire's "
+                        f"protocols ({known['id'][:12]} then, {loaded.plan.run[:12]} now).",
+                        "resume it with the program and the devices that it began with, or choose another --out.",
+                    )
             _play(store, executor, loaded, wrap, tell)
         finally:
             executor.close()
@@ -156,13 +163,13 @@ def write_report(store: RunStore, out: Path) -> dict[str, Any]:
 
 
 def _claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
-    known, sha = store.run(), recipe.sha256()
+    known = store.run()
     if known is None:
         if resume:
             raise StoreError("E-RESUME", f"there is no run in {store.out}.", "leave out --resume.")
         return None
-    if known["id"] != sha:
-        what = f"{store.out} holds a run of another recipe ({known['name']}, {known['id'][:8]})."
+    if (sha := simulation_digest(known["recipe"])) != recipe.sha256():
+        what = f"{store.out} holds a run of another recipe ({known['name']}, {sha[:8]})."
         raise StoreError("E-RESUME" if resume else "E-RUN-EXISTS", what, "choose another --out.")
     if not resume:
         state = "a finished" if known["finished"] else "an unfinished"

@@ -53,6 +53,7 @@ from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.store import RunStore
+from edgewise.plan.recipe import simulation_digest
 
 MODELS = ("bundled", "local_only", "federated", "centralised")
 Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
@@ -116,7 +117,8 @@ def build(store: RunStore) -> dict[str, Any]:
         "complete": played >= recipe["round"]["rounds"]
         and store.evaluated("federated", recipe["round"]["rounds"] - 1)
         and all(ppl[name] is not None or not wanted.get(name) for name in ("local_only", "centralised")),
-        "recipe_sha256": run["id"],
+        "run": run["id"],
+        "recipe_sha256": simulation_digest(recipe),
         "model_sha256": models.get(played),
         "initial_sha256": models.get(0),
         "seed": recipe.get("seed"),

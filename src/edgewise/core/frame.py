@@ -48,7 +48,7 @@ class Invite(_Message, frozen=True, tag="invite"):
     """Server -> device: train on this model in this round.
 
     Attributes:
-        run: identity of the run (SHA-256 of the resolved recipe). round: from 0.
+        run: identity of the run (``plan.facts``). round: from 0.
         spec: digest of the trainable spec; the device refuses to answer another one.
         model: digest of the round's parameters: of the snapshot's blob, and of what the deltas lead to.
         public: the round's public key, 32 bytes, for shared supports and grids.

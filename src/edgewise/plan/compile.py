@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import msgspec
 
@@ -22,6 +23,7 @@ from edgewise.plan.budget import upload_budget
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.claims import claims
 from edgewise.plan.downlink import delta_bytes, downlink
+from edgewise.plan.facts import PlanFacts, facts
 from edgewise.plan.private import Spend, Taking, private
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
@@ -43,6 +45,7 @@ class Plan:
     """Everything that a run needs to know, checked to compose.
 
     Attributes:
+        facts: what identifies the run; their digest is ``run``.
         pipelines: the way of an update up, one per phase; round r is of phase r mod their number. One phase, unless a
             stage has a schedule.
         groups: for each phase the segments that it moves and trains; empty with one phase (all are trained).
@@ -55,7 +58,7 @@ class Plan:
     """
 
     recipe: Recipe
-    run: str
+    facts: PlanFacts
     spec: Spec
     pipelines: tuple[Pipeline, ...]
     strategy: Strategy
@@ -66,6 +69,11 @@ class Plan:
     downlink: Pipeline | None = None
     spend: Spend | None = None
     ways: tuple[Pipeline, ...] = ()
+
+    @cached_property
+    def run(self) -> str:
+        """The run's identity: the digest of ``facts``."""
+        return self.facts.digest()
 
     def phase(self, round: int) -> int:
         """Which of the pipelines a round uses: they take turns, and where cohorts do too, a turn lasts until each has
@@ -299,7 +307,8 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     _check_directions(recipe, strategy, spec)
     told, down = claims(recipe, pipes, sampling.earns, spend, sorted_into), downlink(recipe, spec, catalogue)
     ways, pipes = (pipes, pipes[:1]) if hidden_ladder else ((), pipes)
-    return Plan(recipe, recipe.sha256(), spec, pipes, strategy, sampling, told, groups, rungs, down, spend, ways)
+    known = facts(recipe, spec.digest(), population)
+    return Plan(recipe, known, spec, pipes, strategy, sampling, told, groups, rungs, down, spend, ways)
 
 
 def _taking(sampling: Sampling, recipe: Recipe) -> Taking:

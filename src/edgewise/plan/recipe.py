@@ -1,7 +1,7 @@
 """The recipe: one TOML file that describes a run completely. Unknown keys are errors with a suggestion.
 
 Depth at most two, units in names, the safe choice is the default, and the unsafe one needs its word
-(``privacy = "none"``). The *resolved* recipe (all defaults filled in) and its SHA-256 are the identity of a run.
+(``privacy = "none"``). The *resolved* recipe has all defaults filled in; ``plan.facts`` makes a run's identity of it.
 Parts with their own parameters (``[[stage]]``, ``[[downlink]]``, ``[[post]]``, ``[strategy]``, ``[merge]``) keep them
 as plain tables here; ``plan.catalogue`` validates them against the part's own model.
 """
@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -283,14 +284,23 @@ class Recipe(Section):
         return self.model_dump(mode="json", by_alias=True)
 
     def sha256(self) -> str:
-        """Identity of the run: SHA-256 of the canonical JSON of what decides the model.
+        """``simulation_digest`` of the resolved recipe."""
+        return simulation_digest(self.resolved())
 
-        ``simulation.engine`` and ``simulation.workers`` are left out: they decide how fast, never what.
-        """
-        plain = self.resolved()
-        for key in ("engine", "workers"):
-            plain["simulation"].pop(key)
-        return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+def digest(plain: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of plain tables, 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def simulation_digest(resolved: Mapping[str, Any]) -> str:
+    """Digest of everything in a resolved recipe that decides the results of a simulation.
+
+    ``simulation.engine`` and ``simulation.workers`` are left out: they decide how fast, never what. Resuming a run
+    directory and its name go by this digest. A run's identity on the wire is ``plan.facts``.
+    """
+    simulation = {k: v for k, v in resolved["simulation"].items() if k not in ("engine", "workers")}
+    return digest({**resolved, "simulation": simulation})
 
 
 def parse(text: str, where: str = "recipe", overrides: dict[str, Any] | None = None) -> Recipe:
