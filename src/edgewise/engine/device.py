@@ -232,9 +232,20 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
 
 
 def _encoded(plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.Turn) -> tuple[Payload, Idle]:
-    """An update on its way up, from the committed memory; the device with what this leaves. Raises EdgewiseError."""
+    """An update on its way up, from the committed memory; the device with what this leaves.
+
+    Raises EdgewiseError where the update cannot be encoded. With differential privacy zeros then take its place, as of
+    a device that remembers nothing, and the memory stays: whether a device is in a sum must not depend on its text.
+    """
     base = idle.committed
-    payload, after = pipe.encode(update.x, update.head, update.count, plan.mine(base, turn.round), turn)
+    try:
+        payload, after = pipe.encode(update.x, update.head, update.count, plan.mine(base, turn.round), turn)
+    except EdgewiseError:
+        if plan.spend is None:
+            raise
+        nothing = _nothing(plan)
+        payload, _ = pipe.encode(nothing.x, nothing.head, nothing.count, pipe.init(), turn)
+        return payload, idle
     return payload, replace(idle, pending=plan.kept(base, turn.round, after), pending_round=turn.round)
 
 
@@ -247,7 +258,9 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
     try:  # a device that could not encode would cost its group a member after the keys
         plan.at(invite.round, best).checked(update.x, update.head)
     except EdgewiseError as e:
-        return state.idle, (Send(_refusal(state, e.code, e.what)),)
+        if plan.spend is None:
+            return state.idle, (Send(_refusal(state, e.code, e.what)),)
+        update = _nothing(plan)
     head = {name: float(value) for name, value in update.head.items()}
     unsent = Unsent(frame.dump(invite), vector.to_bytes(update.x), head, float(update.count), best)
     secagg, secret = plan.secagg(invite.round, best), trust.identity(me)
@@ -276,10 +289,13 @@ def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hidi
 
 
 def _silent(plan: Plan, event: Trained | Failed) -> Trained:
-    nothing = Update(np.zeros(plan.spec.dim, np.float32), {}, 0.0)
     if isinstance(event, Trained):
-        return replace(event, update=nothing)
-    return Trained(nothing, entropy=event.entropy)
+        return replace(event, update=_nothing(plan))
+    return Trained(_nothing(plan), entropy=event.entropy)
+
+
+def _nothing(plan: Plan) -> Update:
+    return Update(np.zeros(plan.spec.dim, np.float32), {}, 0.0)
 
 
 def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:

@@ -1,0 +1,70 @@
+"""With noise, nobody learns from who is in a sum, or from the form of an answer, what a device holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgewise.codecs import pack
+from edgewise.core import frame, vector
+from edgewise.core.vector import Spec
+from edgewise.drivers.identities import simulated_trust
+from edgewise.engine import device as machine
+from edgewise.engine.ports import Update
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import Plan, compile
+from edgewise.plan.recipe import from_plain
+
+DIM = 4096
+SPEC = Spec.of([("w", (DIM,), "float32")])
+DP = {"epsilon": 4.0, "delta": 1e-5, "clip_l2": 1.0}
+
+
+def plan(word: str, **changes: Any) -> Plan:
+    merge = {"kind": "secure_sum" if word == "distributed" else "sum"}
+    plain = {"privacy": word, "trainable": {"kind": "full"}, "round": {"rounds": 5}, "dp": DP, "merge": merge}
+    return compile(from_plain({**plain, **changes}), SPEC, 20, BUILT_IN)
+
+
+def answer(plan: Plan, x: vector.Vector) -> frame.Frame:
+    """What a device sends after training gave ``x``."""
+    params = np.zeros(DIM, np.float32)
+    invite = frame.Invite(
+        run=plan.run,
+        round=0,
+        spec=SPEC.digest(),
+        model=vector.digest(vector.to_bytes(params)),
+        public=plan.public(0),
+        accepted=-1,
+        deadline_s=600.0,
+        rule=plan.rule(0),
+        nonce=b"n" * 32 if plan.hides else b"",
+    )
+    state, _ = machine.step(plan, machine.join(plan, "dev0"), machine.Invited(invite, params))
+    trained = machine.Trained(Update(x, {}, 10.0), entropy=b"e" * 32)
+    _, effects = machine.step(plan, state, trained, simulated_trust(plan.key))
+    (sent,) = (frame.load(e.frame) for e in effects if isinstance(e, machine.Send))
+    return sent
+
+
+RANDOM, ROTATE, SKETCH = {"kind": "random_k", "fraction": 0.01}, {"kind": "rotate"}, {"kind": "sketch", "ratio": 4}
+
+
+@pytest.mark.parametrize(
+    ("word", "stage"),
+    [(word, stage) for word in ("central", "local") for stage in (RANDOM, ROTATE, SKETCH)]
+    + [("distributed", stage) for stage in (RANDOM, SKETCH)],
+)
+def test_an_update_that_cannot_be_encoded_is_answered_as_zeros_are(word: str, stage: dict[str, Any]) -> None:
+    """Each stage overflows float32 before the clip."""
+    checked = plan(word, stage=[stage])
+    quiet, loud = (answer(checked, np.full(DIM, x, np.float32)) for x in (0.0, 3e38))
+    assert type(quiet) is type(loud)
+    assert not isinstance(loud, frame.Refusal)
+    if word == "central":
+        pipe = checked.at(0)
+        for sent in (quiet, loud):
+            assert isinstance(sent, frame.Contribution)
+            assert pipe.add(pipe.start_sum(), pack.unpack(sent.payload, pipe.encoded), checked.turn(0)).n == 1
