@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
 from edgewise.engine.ports import DeviceId
 from edgewise.secagg import two_server
@@ -18,7 +19,7 @@ class LocalGateway:
 
     def __init__(self, secret: bytes, registry: Registry) -> None:
         self._secret, self._registry = secret, registry
-        self._seen: frozenset[bytes] = frozenset()
+        self._seen: AppendMap[bytes, None] = AppendMap()
         self._helper: two_server.Helper
         self._round, self._opened = -1, -1  # this one, and the last one whose batch was opened
 

@@ -215,7 +215,8 @@ class Masked:
             for device, group in self._of.items():
                 if isinstance(group.state, server.Aborted):
                     self._lost.setdefault(device, group.state.code)
-        lost = tuple((device, code) for device, code in self._lost.items() if device not in survivors)
+        there = set(survivors)
+        lost = tuple((device, code) for device, code in self._lost.items() if device not in there)
         code = "" if sums else next(iter(failed), "E-SECAGG-FEW")
         rungs = {device: group.rung for device, group in self._of.items()}
         return Gathered(tuple(sums), survivors, lost, self._up, self._down, self._encode_s, code, rungs)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from edgewise.core.append_map import AppendMap
 from edgewise.engine.ports import DeviceId
 
 LATE, DROPPED = "late", "dropped"
@@ -33,23 +34,41 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Collecting:
-    """Waiting for contributions. ``lost`` pairs a device with its failure's code; ``accepted`` in arrival order."""
+    """Waiting for contributions. A step takes the same time in a cohort of any size.
+
+    Attributes:
+        counted: the devices whose contributions count, in arrival order.
+        reported: device -> code of its failure, also of devices that answered afterwards.
+        returned: how many of ``reported`` did.
+    """
 
     round: int
     invited: frozenset[DeviceId]
     policy: Policy
-    accepted: tuple[DeviceId, ...] = ()
-    lost: tuple[tuple[DeviceId, str], ...] = ()
+    counted: AppendMap[DeviceId, None] = field(default_factory=AppendMap)
+    reported: AppendMap[DeviceId, str] = field(default_factory=AppendMap)
+    returned: int = 0
+
+    @property
+    def accepted(self) -> tuple[DeviceId, ...]:
+        """As in ``Closed``; O(cohort)."""
+        return tuple(self.counted)
+
+    @property
+    def lost(self) -> tuple[tuple[DeviceId, str], ...]:
+        """As in ``Closed``; O(cohort)."""
+        return tuple(pair for pair in self.reported.items() if pair[0] not in self.counted)
 
     @property
     def outstanding(self) -> int:
         """Invited devices that have neither answered nor been lost."""
-        return len(self.invited) - len(self.accepted) - len(self.lost)
+        return len(self.invited) - len(self.counted) - len(self.reported) + self.returned
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The end: ``met`` says that the minimum was reached; ``late`` are the invited devices nobody waited for."""
+    """The end: ``met`` says that the minimum was reached; ``late`` are the invited devices nobody waited for.
+    ``lost`` pairs a device with its failure's code; ``accepted`` in arrival order."""
 
     round: int
     met: bool
@@ -134,7 +153,7 @@ def unwanted(state: State, device: DeviceId, round: int) -> str:
         return "uninvited"
     if round != state.round:
         return LATE
-    return "duplicate" if device in state.accepted else ""
+    return "duplicate" if device in state.counted else ""
 
 
 def step(state: State, event: Input) -> tuple[State, tuple[Effect, ...]]:
@@ -142,21 +161,21 @@ def step(state: State, event: Input) -> tuple[State, tuple[Effect, ...]]:
     if isinstance(event, Deadline):
         if isinstance(state, Closed) or event.at_s < state.policy.deadline_at_s:
             return state, ()
-        return _close(state, len(state.accepted) >= state.policy.minimum, ())
+        return _close(state, len(state.counted) >= state.policy.minimum, ())
     if (why := unwanted(state, event.device, event.round)) or isinstance(state, Closed):
         return state, (Ignore(event.device, why),)
-    others = tuple(pair for pair in state.lost if pair[0] != event.device)
+    lost = event.device in state.reported
     if isinstance(event, Usable):
-        state = replace(state, accepted=(*state.accepted, event.device), lost=others)
+        state = replace(state, counted=state.counted.plus(event.device, None), returned=state.returned + lost)
         return _settle(state, (Counted(event.device),))
-    if len(others) < len(state.lost):
+    if lost:
         return state, (Ignore(event.device, "duplicate"),)
-    state = replace(state, lost=(*state.lost, (event.device, event.code)))
+    state = replace(state, reported=state.reported.plus(event.device, event.code))
     return _settle(state, (Report(event.device, event.code),))
 
 
 def _settle(state: Collecting, effects: tuple[Effect, ...]) -> tuple[State, tuple[Effect, ...]]:
-    have, policy = len(state.accepted), state.policy
+    have, policy = len(state.counted), state.policy
     if have >= policy.goal or (state.outstanding == 0 and have >= policy.minimum):
         return _close(state, True, effects)
     if have + state.outstanding < policy.minimum:
@@ -165,6 +184,5 @@ def _settle(state: Collecting, effects: tuple[Effect, ...]) -> tuple[State, tupl
 
 
 def _close(state: Collecting, met: bool, effects: tuple[Effect, ...]) -> tuple[State, tuple[Effect, ...]]:
-    seen = {*state.accepted, *(device for device, _ in state.lost)}
-    late = tuple(sorted(state.invited - seen))
+    late = tuple(sorted(state.invited - {*state.counted, *state.reported}))
     return Closed(state.round, met, state.accepted, state.lost, late), (*effects, Close(met))

@@ -12,13 +12,14 @@ device may send any residues.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
 
 from edgewise.codecs import kernels
+from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import derive
 from edgewise.crypto import prg, seal, sign
@@ -132,14 +133,16 @@ def _authentic(context: bytes, registry: Registry, t: Ticket) -> None:
 
 @dataclass(frozen=True)
 class Leader:
-    """The orchestrator: sums its shares as they come. ``total`` must not be used after the next report."""
+    """The orchestrator: sums its shares as they come. ``total`` must not be used after the next report.
+    ``counted``: device -> report id. ``ids``: the same ids, to find one."""
 
     params: Params
     context: bytes
     secret: bytes = field(repr=False)
     registry: Registry = field(repr=False)
     total: Hidden = field(repr=False)
-    counted: Mapping[str, bytes] = field(default_factory=dict)  # device -> report id
+    counted: AppendMap[str, bytes] = field(default_factory=AppendMap)
+    ids: AppendMap[bytes, None] = field(default_factory=AppendMap, repr=False)
 
 
 def lead(params: Params, context: bytes, secret: bytes, registry: Registry) -> Leader:
@@ -160,7 +163,7 @@ def open_report(leader: Leader, device: str, raw: bytes) -> tuple[Ticket, Hidden
     if _encoder.encode(report) != raw:
         raise DecodeError("E-FRAME", "a report in another encoding than its own.")
     ticket = Ticket(device=device, id=report.id, leader=ends(box), helper=report.helper, signature=report.signature)
-    if device in leader.counted or report.id in leader.counted.values():
+    if device in leader.counted or report.id in leader.ids:
         raise DecodeError("E-SECAGG-ORDER", "a device's report came twice.")
     _authentic(leader.context, leader.registry, ticket)
     p = leader.params
@@ -175,7 +178,8 @@ def open_report(leader: Leader, device: str, raw: bytes) -> tuple[Ticket, Hidden
 def count(leader: Leader, ticket: Ticket, share: Hidden) -> Leader:
     """Add an opened share that the helper has admitted."""
     leader.total.add(share.body, share.head)
-    return replace(leader, counted={**leader.counted, ticket.device: ticket.id})
+    counted, ids = leader.counted.plus(ticket.device, ticket.id), leader.ids.plus(ticket.id, None)
+    return replace(leader, counted=counted, ids=ids)
 
 
 @dataclass(frozen=True)
@@ -192,8 +196,8 @@ class Helper:
     context: bytes
     secret: bytes = field(repr=False)
     registry: Registry = field(repr=False)
-    seen: frozenset[bytes] = frozenset()
-    seeds: Mapping[str, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
+    seen: AppendMap[bytes, None] = field(default_factory=AppendMap)
+    seeds: AppendMap[str, tuple[bytes, bytes]] = field(default_factory=AppendMap, repr=False)
     opened: bool = False
 
 
@@ -209,8 +213,8 @@ def admit(helper: Helper, ticket: Ticket) -> Helper:
     k = seal.hpke_open(helper.secret, ticket.helper, _bound(helper.context, b"helper", ticket.device, ticket.id))
     if len(k) != prg.SEED_BYTES:
         raise DecodeError("E-SEAL", "a sealed seed of another size.")
-    seeds = {**helper.seeds, ticket.device: (ticket.id, k)}
-    return replace(helper, seen=helper.seen | {ticket.id}, seeds=seeds)
+    seeds = helper.seeds.plus(ticket.device, (ticket.id, k))
+    return replace(helper, seen=helper.seen.plus(ticket.id, None), seeds=seeds)
 
 
 def open_batch(helper: Helper, devices: Iterable[str]) -> tuple[Helper, Hidden]:
@@ -220,10 +224,10 @@ def open_batch(helper: Helper, devices: Iterable[str]) -> tuple[Helper, Hidden]:
     Raises DecodeError: E-SECAGG-ORDER (opened already, a device without a report), E-SECAGG-FEW (below n_min).
     """
     batch = sorted(set(devices))
-    if helper.opened or not set(helper.seeds).issuperset(batch):
+    if helper.opened or not all(device in helper.seeds for device in batch):
         raise DecodeError("E-SECAGG-ORDER", "the batch was opened, or lists a report that never came.")
     if len(batch) < helper.params.n_min:
         raise DecodeError("E-SECAGG-FEW", f"a batch of {len(batch)} reports, {helper.params.n_min} are needed.")
     share = Hidden(helper.params)
     share.mask(((helper.seeds[device][1], 1) for device in batch), helper.context)
-    return replace(helper, seeds={}, opened=True), share
+    return replace(helper, seeds=AppendMap(), opened=True), share

@@ -1,0 +1,110 @@
+"""A message costs the same in a large cohort as in a small one: bytes and comparisons are counted, not seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from cost import Name, per_step
+from session import ROOT
+
+from edgewise.core.keys import derive
+from edgewise.crypto import sign
+from edgewise.engine import round as machine
+from edgewise.secagg import messages, two_server
+from edgewise.secagg.params import Params, Policy
+
+SMALL, LARGE, LAST = 64, 1024, 32
+
+
+def answers(n: int) -> list[machine.Input]:
+    """Of n devices: every fourth is lost, half of these answer after all, every eighth answers twice."""
+    out: list[machine.Input] = []
+    for i in range(n):
+        device = Name(f"d{i:05d}")
+        if i % 4 == 0:
+            out.append(machine.Gone(device, 0, "dropped"))
+        if i % 8 != 0:
+            out.append(machine.Usable(Name(device), 0))
+        if i % 8 == 1:
+            out.append(machine.Usable(Name(device), 0))
+    return out
+
+
+def opened(n: int) -> machine.State:
+    return machine.start(0, frozenset(Name(f"d{i:05d}") for i in range(n)), machine.Policy(n, 1, 9.0))[0]
+
+
+def test_the_round_machine_takes_the_same_per_message_in_any_cohort() -> None:
+    def cost(n: int) -> tuple[float, float]:
+        state = opened(n)
+
+        def take(event: machine.Input) -> None:
+            nonlocal state
+            state, _ = machine.step(state, event)
+
+        events = answers(n)
+        Name.compared = 0
+        steps: list[Callable[[], None]] = [lambda event=event: take(event) for event in events[:-1]]  # type: ignore[misc]
+        size = per_step(steps, LAST)
+        assert isinstance(state, machine.Collecting)
+        assert len(state.accepted) == n - n // 8 - 1
+        return size, Name.compared / len(events)
+
+    (small, few), (large, many) = cost(SMALL), cost(LARGE)
+    assert large <= 2 * small
+    assert many <= 2 * few + 1
+
+
+def test_every_state_of_a_large_round_stays_as_it_was() -> None:
+    state, states, plain = opened(SMALL), [], []
+    for event in answers(SMALL):
+        states.append(state)
+        plain.append((state.accepted, state.lost))
+        state, _ = machine.step(state, event)
+    assert [(s.accepted, s.lost) for s in states] == plain
+    again = states[0]
+    for event, stored in zip(answers(SMALL), states, strict=True):
+        assert again == stored
+        again, _ = machine.step(again, event)
+    assert again == state
+    fork, _ = machine.step(states[10], machine.Usable("d00063", 0))
+    assert fork != states[11]
+    assert "d00063" in fork.accepted
+    assert "d00063" not in states[11].accepted
+
+
+def test_two_servers_take_the_same_per_report_in_any_batch() -> None:
+    params = Params(Policy(), 3, 20, 8, 1)
+    context = messages.session_id("task", 0, "model", "config", bytes(32))
+    lead_pair, helper_pair = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
+    identity = sign.pair(derive(ROOT, "one for all"))
+    body, head = np.zeros(8, np.uint32), np.zeros(1, np.uint64)
+
+    def cost(n: int) -> float:
+        lead = two_server.lead(params, context, lead_pair.secret, lambda device: identity.public)
+        helper = two_server.Helper(params, context, helper_pair.secret, lambda device: identity.public)
+
+        def take(device: str, report: bytearray) -> None:
+            nonlocal lead, helper
+            ticket, share = two_server.open_report(lead, device, report)
+            helper = two_server.admit(helper, ticket)
+            lead = two_server.count(lead, ticket, share)
+
+        def steps() -> Iterator[Callable[[], None]]:
+            for i in range(n):
+                device = f"d{i:05d}"
+                report = two_server.split(
+                    params, context, device, identity.secret, lead_pair.public, helper_pair.public, body, head,
+                    derive(ROOT, device),
+                )  # fmt: skip
+                yield lambda device=device, report=report: take(device, report)  # type: ignore[misc]
+
+        size = per_step(steps(), LAST)
+        assert len(lead.counted) == len(helper.seen) == len(helper.seeds) == n
+        assert dataclasses.replace(lead).counted == lead.counted
+        return size
+
+    small, large = cost(SMALL), cost(LARGE)
+    assert large <= 2 * small
