@@ -11,7 +11,7 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.pipeline import undo
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Payload, Stage, placed
 from edgewise.core.vector import Array
 
 
@@ -103,7 +103,7 @@ class Inner:
             message, first = payload.but(body=body.at(where), support=where), 1
         for i in range(first, len(self.stages)):
             mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
-            message, new = self.stages[i].encode(message, mine, spaces[i], turn)
+            message, new = self.stages[i].encode(message, mine, spaces[i], placed(turn, self.stages, i))
             after.update({f"{i}.{k}": v for k, v in new.items()})
         return message, undo(self.stages, spaces, message, turn), after
 

@@ -11,7 +11,7 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.pipeline import undo
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Payload, Stage, placed
 
 
 def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
@@ -81,8 +81,9 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         chosen = pick(turn.budget_bytes, pack.rung_bytes(infer(space)))
-        for stage, before in zip(chains[chosen], fold(space, chains[chosen]), strict=False):
-            payload, _ = stage.encode(payload, {}, before, turn)
+        chain = chains[chosen]
+        for i, (stage, before) in enumerate(zip(chain, fold(space, chain), strict=False)):
+            payload, _ = stage.encode(payload, {}, before, placed(turn, chain, i))
         return payload.but(rung=chosen), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:

@@ -67,6 +67,7 @@ class Turn:
         clip: announced likewise: the round's clip, model units, where it follows the updates; 0 = not.
         budget_bytes: what the device may upload in this round, measured by itself; never sent.
         device: whose contribution it is; empty on the server where contributions are added before they are decoded.
+        before: kinds of the stages that stand before those to which the turn is given (``core.stage.placed``).
     """
 
     round: int
@@ -76,3 +77,4 @@ class Turn:
     budget_bytes: float = inf
     clip: float = 0.0
     device: str = ""
+    before: tuple[str, ...] = ()

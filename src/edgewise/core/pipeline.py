@@ -33,6 +33,7 @@ from edgewise.core.stage import (
     Rule,
     Stage,
     Sum,
+    placed,
 )
 from edgewise.core.vector import Array, Vector, finite
 
@@ -98,7 +99,7 @@ class Pipeline:
         payload, after = Payload(x, np.clip(values, 0.0, HEAD_BOUND), count=count), dict[str, Array]()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
             mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
-            payload, new = stage.encode(payload, mine, space, turn)
+            payload, new = stage.encode(payload, mine, space, placed(turn, self.stages, i))
             after.update({f"{i}.{k}": v for k, v in new.items()})
         return payload, after
 
@@ -249,7 +250,7 @@ class Pipeline:
             return mean, memory
         server = self.stages[at].server
         assert server is not None
-        mean, memory = server.absorb(mean, n, memory, self.spaces[at], turn, head)
+        mean, memory = server.absorb(mean, n, memory, self.spaces[at], placed(turn, self.stages, at), head)
         rest = undo(self.stages[:at], self.spaces[: at + 1], Payload(mean, np.zeros(0)), turn)
         return rest.dense(self.spaces[0].dim).body, memory
 
@@ -260,7 +261,7 @@ def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, tur
         stage, space = stages[i], spaces[i]
         if not stage.sparse and payload.support is not None and not spaces[i + 1].sparse:
             payload = payload.dense(spaces[i + 1].dim)
-        payload = stage.decode(payload, space, turn)
+        payload = stage.decode(payload, space, placed(turn, stages, i))
     return payload
 
 

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.keys import Key, Turn
+from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.outline import outline
 from edgewise.core.space import Space, Total
 from edgewise.core.vector import Array, Vector
@@ -114,6 +114,26 @@ class Stage:
     pointwise: bool = False
     pick: Callable[[Read, Space], NDArray[np.int64]] | None = None
     server: Server | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name without arguments."""
+        return self.name.split("(")[0].split("[")[0]
+
+
+def placed(turn: Turn, stages: Sequence[Stage], at: int) -> Turn:
+    """The turn as ``stages[at]`` has it: keys of its own for a stage of a kind that stands before it too.
+
+    A stage derives its keys by what they are for, and two of one kind are for the same: with the same keys the second
+    ``random_k`` would choose among the survivors of its own choice, and no mean over supports would be right.
+    The first of a kind has the turn's own keys. A chain inside a stage counts the stages before it outside.
+    """
+    kinds = (*turn.before, *(stage.kind for stage in stages[:at]))
+    again = kinds.count(stages[at].kind)
+    if not again:
+        return replace(turn, before=kinds)
+    private = derive(turn.private, "again", again) if turn.private else b""  # the server has none
+    return replace(turn, before=kinds, public=derive(turn.public, "again", again), private=private)
 
 
 @dataclass(frozen=True)

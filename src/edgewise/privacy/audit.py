@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload
+from edgewise.core.stage import Memory, Payload, placed
 from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import Event
@@ -239,5 +239,5 @@ def _before_noise(pipe: Pipeline, x: Vector, turn: Turn) -> tuple[NDArray[np.flo
         if pipe.spaces[i + 1].noise_std > 0.0:
             return payload.body.astype(np.float32), pipe.spaces[i]
         mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
-        payload, _ = stage.encode(payload, mine, pipe.spaces[i], turn)
+        payload, _ = stage.encode(payload, mine, pipe.spaces[i], placed(turn, pipe.stages, i))
     return contribution(pipe, x, turn), pipe.encoded
