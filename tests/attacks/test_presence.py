@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from invited import invited
 
 from edgewise.codecs import pack
 from edgewise.core import frame, vector
@@ -30,20 +31,8 @@ def plan(word: str, **changes: Any) -> Plan:
 
 def answer(plan: Plan, x: vector.Vector) -> frame.Frame:
     """What a device sends after training gave ``x``."""
-    params = np.zeros(DIM, np.float32)
-    invite = frame.Invite(
-        run=plan.run,
-        round=0,
-        spec=SPEC.digest(),
-        model=vector.digest(vector.to_bytes(params)),
-        public=plan.public(0),
-        accepted=-1,
-        deadline_s=600.0,
-        rule=plan.rule(0),
-        nonce=b"n" * 32 if plan.hides else b"",
-    )
-    state, _ = machine.step(plan, machine.join(plan, "dev0"), machine.Invited(invite, params))
-    trained = machine.Trained(Update(x, {}, 10.0), entropy=b"e" * 32)
+    state, _ = machine.step(plan, machine.join(plan, "dev0"), invited(plan))
+    trained = machine.Trained(Update(x, {}, 10.0))
     _, effects = machine.step(plan, state, trained, simulated_trust(plan.key))
     (sent,) = (frame.load(e.frame) for e in effects if isinstance(e, machine.Send))
     return sent

@@ -112,7 +112,14 @@ class MemoryStore:
 
 def federation(mailbox, store):
     return Federation(
-        PLAN, DEVICES, mailbox, store, tell=lambda e: None, now_s=lambda: 0.0, entropy=lambda n: bytes(32)
+        PLAN,
+        DEVICES,
+        mailbox,
+        store,
+        tell=lambda e: None,
+        now_s=lambda: 0.0,
+        entropy=lambda n: bytes(32),
+        sampling_key=PLAN.key,
     )
 
 
@@ -240,7 +247,7 @@ def test_a_cohort_that_sampling_drew_too_small_is_no_failure():
     )
     store, sizes = MemoryStore(), []
     mailbox = Mailbox([])
-    loop = Federation(plan, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32))
+    loop = Federation(plan, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), plan.key)
     checkpoint = loop.begin(np.zeros(DIM, np.float32))
     for _ in range(60):
         invited = draw(plan.sampling, DEVICES, plan.key, checkpoint.next_round)
@@ -287,7 +294,7 @@ def test_measured_devices_are_spread_over_the_population():
 
 
 def _edges(loop):
-    return loop.cohort, loop.store, loop.tell, loop.now_s, loop.entropy
+    return loop.cohort, loop.store, loop.tell, loop.now_s, loop.entropy, loop.sampling_key
 
 
 def test_invitations_name_the_last_accepted_round():
@@ -331,7 +338,7 @@ def test_devices_get_deltas_from_the_model_they_certainly_hold(rounds):
     """Whoever answered holds that round's model, in met and abandoned rounds; who is stale holds nothing."""
     store, holds, shadows = MemoryStore(), {}, []
     mailbox = Mailbox([])
-    loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32))
+    loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), DOWN.key)
     checkpoint = loop.begin(np.zeros(300, np.float32))
     for number, fates in enumerate(rounds):
         checkpoint = replace(checkpoint, unmet=0)
@@ -370,7 +377,7 @@ def test_devices_get_deltas_from_the_model_they_certainly_hold(rounds):
 def test_a_crash_in_a_round_with_deltas_changes_nothing():
     def play_two(cut):
         store, mailbox = MemoryStore(), Mailbox([downloaded(d, 0) for d in DEVICES])
-        loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32))
+        loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), DOWN.key)
         checkpoint = loop.round(loop.begin(np.zeros(300, np.float32)))
         answers = [downloaded(d, 1) for d in DEVICES]
         if cut:
@@ -379,7 +386,7 @@ def test_a_crash_in_a_round_with_deltas_changes_nothing():
                 loop.round(checkpoint)
             answers = answers[cut:]
             mailbox = Mailbox([])
-            loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32))
+            loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), DOWN.key)
             checkpoint = store.load()
         mailbox.script[:] = answers
         return loop.round(checkpoint), store.events, mailbox.blobs

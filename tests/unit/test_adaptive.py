@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from invited import invited
 
 from edgewise.apps import check
 from edgewise.codecs import pack
@@ -92,11 +93,7 @@ def test_refused(code: str, said: str, changes: dict[str, Any]) -> None:
 
 def trained(plan: Plan, elapsed_s: float, up_mbit: float, round: int = 0) -> tuple[int, int]:
     """The rung and the bytes of what a device sends that measured this."""
-    invite = frame.Invite(
-        run=plan.run, round=round, spec=SPEC.digest(), model="0" * 64, public=plan.public(round), accepted=-1,
-        deadline_s=20.0, rule=plan.rule(round),
-    )  # fmt: skip
-    state, _ = machine.step(plan, machine.join(plan, "d"), machine.Invited(invite, np.zeros(SPEC.dim, np.float32)))
+    state, _ = machine.step(plan, machine.join(plan, "d"), invited(plan, round))
     x = np.random.default_rng(0).standard_normal(SPEC.dim).astype(np.float32)
     update = Update(x, {"loss_first": 1.0, "loss_last": 1.0}, 10.0)
     _, effects = machine.step(plan, state, machine.Trained(update, elapsed_s, up_mbit))

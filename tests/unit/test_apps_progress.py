@@ -177,6 +177,6 @@ def test_ci_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_comparisons_time_includes_its_training() -> None:
     nothing: Any = None
-    federation = Federation(made_plan(4), (), nothing, nothing, nothing, lambda: 10.0, nothing)
+    federation = Federation(made_plan(4), (), nothing, nothing, nothing, lambda: 10.0, nothing, nothing)
     later = _since(federation, 3.0)
     assert [later.now_s(), later.now_s(), later.now_s()] == [7.0, 10.0, 10.0]

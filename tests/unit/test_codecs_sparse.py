@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from invited import invited
 
 from edgewise.codecs import pack
 from edgewise.codecs.quantize import quantize
@@ -18,7 +19,7 @@ from edgewise.codecs.segments import segments
 from edgewise.codecs.top_k import largest, top_k
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, DecodeError, RecipeError
-from edgewise.core.frame import Contribution, Invite, load
+from edgewise.core.frame import Contribution, load
 from edgewise.core.keys import Turn, root
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Kind, Quorum, Space
@@ -276,11 +277,7 @@ def test_a_device_draws_by_its_name() -> None:
     spec = Spec.of([("w", (200,), "float32")])
     plan = compile_plan(from_plain(plain), spec, 2, BUILT_IN)
     x = np.arange(1, 201, dtype=np.float32)
-    invite = Invite(
-        run=plan.run, round=0, spec=spec.digest(), model="0" * 64, public=plan.public(0), accepted=-1,
-        deadline_s=20.0, rule=plan.rule(0), nonce=bytes(32),
-    )  # fmt: skip
-    state, _ = machine.step(plan, machine.join(plan, "a"), machine.Invited(invite, np.zeros(200, np.float32)))
+    state, _ = machine.step(plan, machine.join(plan, "a"), invited(plan))
     _, effects = machine.step(plan, state, machine.Trained(Update(x, {"loss_first": 1.0, "loss_last": 1.0}, 9.0)))
     (sent,) = (load(e.frame) for e in effects if isinstance(e, machine.Send))
     assert isinstance(sent, Contribution)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from invited import invitation, invited
 from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
@@ -16,26 +17,12 @@ from edgewise.plan.compile import compile as compile_plan
 
 SPEC = Spec.of([("w", (40,), "float32")])
 PLAN = compile_plan(make_recipe(), SPEC, 8, BUILT_IN)
-PARAMS = np.zeros(40, np.float32)
 X = np.random.default_rng(0).normal(size=40).astype(np.float32)
 HEAD = {"loss_first": 2.0, "loss_last": 1.0}
 
 
-def invite(number, accepted=-1, run=PLAN.run, spec=SPEC):
-    return frame.Invite(
-        run=run,
-        round=number,
-        spec=spec.digest(),
-        model="0" * 64,
-        public=PLAN.public(number),
-        accepted=accepted,
-        deadline_s=1.0,
-        rule=PLAN.rule(number),
-    )
-
-
 def contribute(state, number, accepted=-1, x=X):
-    state, (train,) = machine.step(PLAN, state, machine.Invited(invite(number, accepted), PARAMS))
+    state, (train,) = machine.step(PLAN, state, invited(PLAN, number, accepted=accepted))
     assert isinstance(train, machine.Train)
     state, effects = machine.step(PLAN, state, machine.Trained(Update(x, HEAD, 100.0)))
     assert isinstance(effects[-1], machine.Send)
@@ -83,17 +70,9 @@ def test_state_survives_saving_at_any_point():
     assert contribute(state, 1, 0)[1] == contribute(loaded, 1, 0)[1]
 
 
-@pytest.mark.parametrize("bad", [{"run": "other"}, {"spec": Spec.of([("w", (41,), "float32")])}])
-def test_another_run_or_layout_is_refused_without_training(bad):
-    state, effects = machine.step(PLAN, machine.join(PLAN, "d"), machine.Invited(invite(0, **bad), PARAMS))
-    assert isinstance(state, machine.Idle)
-    (send,) = effects
-    assert frame.load(send.frame).code == "E-FRAME"
-
-
 def test_failure_and_nan_are_refusals_and_change_no_memory():
     start, _ = contribute(machine.join(PLAN, "d"), 0)
-    training, _ = machine.step(PLAN, start, machine.Invited(invite(1, 0), PARAMS))
+    training, _ = machine.step(PLAN, start, invited(PLAN, 1, accepted=0))
     state, (send,) = machine.step(PLAN, training, machine.Failed("E-DEVICE-DATA", "no text"))
     assert frame.load(send.frame).code == "E-DEVICE-DATA"
     np.testing.assert_array_equal(residual(state.committed), residual(start.pending))
@@ -107,14 +86,16 @@ def test_failure_and_nan_are_refusals_and_change_no_memory():
 def test_a_model_that_cannot_be_had_is_a_refusal_and_keeps_the_memory_that_holds():
     start, _ = contribute(machine.join(PLAN, "d"), 0)
     for accepted, holds in ((0, start.pending), (-1, start.committed)):
-        state, (send,) = machine.step(PLAN, start, machine.Unready(invite(1, accepted), "E-STALE", "wiped"))
+        state, (send,) = machine.step(
+            PLAN, start, machine.Unready(invitation(PLAN, 1, accepted=accepted), "E-STALE", "wiped")
+        )
         refused = frame.load(send.frame)
         assert (refused.code, refused.reason, refused.round) == ("E-STALE", "wiped", 1)
         np.testing.assert_array_equal(residual(state.committed), residual(holds))
 
 
 def test_losses_outside_the_bound_are_cut():
-    training, _ = machine.step(PLAN, machine.join(PLAN, "d"), machine.Invited(invite(0), PARAMS))
+    training, _ = machine.step(PLAN, machine.join(PLAN, "d"), invited(PLAN))
     _, effects = machine.step(PLAN, training, machine.Trained(Update(X, {"loss_first": 1e9, "loss_last": -5}, 160.0)))
     payload = pack.unpack(frame.load(effects[-1].frame).payload, PLAN.at(0).encoded)
     assert dict(zip(PLAN.at(0).encoded.head, payload.head.tolist(), strict=True)) == {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from invited import invitation, invited
 from session import IDENTITIES, SID, Session, registry
 
 from edgewise.core import frame
@@ -78,7 +79,7 @@ def test_what_a_rung_sends_stands_for_all(name: str, share: float) -> None:
     way = plan.ways[plan.rungs.index(name)]
     x = np.random.default_rng(5).standard_normal(SPEC.dim)
     x = (2.0 * x / np.linalg.norm(x)).astype(np.float32)
-    payload, memory = way.encode(x, {"loss_first": 1.0, "loss_last": 1.0}, 65536.0, {}, plan.turn(0))
+    payload, memory = way.encode(x, {"loss_first": 1.0, "loss_last": 1.0}, 65536.0, {}, plan.turn(0, KEY))
     released, _ = way.release(way.add(way.start_sum(), payload, plan.turn(0)), plan.turn(0), KEY, {})
     assert float(released.mean @ x / (x @ x)) == pytest.approx(share, rel=0.1)
     assert not memory
@@ -174,14 +175,10 @@ def trained(
 ) -> tuple[machine.State, frame.Message, Trust]:
     """A device that has trained: its state, and what it sends."""
     trust = Trust(registry, lambda d: IDENTITIES[d].secret)
-    invite = frame.Invite(
-        run=plan.run, round=0, spec=SPEC.digest(), model="0" * 64, public=plan.public(0), accepted=-1,
-        deadline_s=20.0, rule=plan.rule(0), nonce=bytes(32),
-    )  # fmt: skip
     state: machine.State
-    state, _ = machine.step(plan, machine.join(plan, "d000"), machine.Invited(invite, np.zeros(SPEC.dim, np.float32)))
+    state, _ = machine.step(plan, machine.join(plan, "d000"), invited(plan))
     update = Update(x, head, 10.0)
-    state, effects = machine.step(plan, state, machine.Trained(update, 1.0, up_mbit, bytes([5] * 32)), trust)
+    state, effects = machine.step(plan, state, machine.Trained(update, 1.0, up_mbit), trust)
     (send,) = effects
     assert isinstance(send, machine.Send)
     return state, frame.load(send.frame), trust
@@ -218,14 +215,9 @@ def roster(plan: Plan, sent: frame.Step, rung: int) -> frame.Step:
     mine = messages.load(sent.body)
     assert isinstance(mine, messages.Advertise)
     keys = {"d000": mine.keys}
-    nothing = frame.Invite(
-        run=plan.run, round=0, spec=SPEC.digest(), model="0" * 64, public=plan.public(0), accepted=-1,
-        deadline_s=20.0, rule=plan.rule(0), nonce=bytes(32),
-    )  # fmt: skip
+    session = plan.session(invitation(plan))
     for d in ("d001", "d002", "d003"):
-        _, raw = client.advertise(
-            plan.secagg(0, 0), plan.session(nothing), d, IDENTITIES[d].secret, derive(KEY, "entropy", d)
-        )
+        _, raw = client.advertise(plan.secagg(0, 0), session, d, IDENTITIES[d].secret, derive(KEY, "entropy", d))
         other = messages.load(raw)
         assert isinstance(other, messages.Advertise)
         keys[d] = other.keys

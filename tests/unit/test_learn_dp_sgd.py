@@ -95,7 +95,7 @@ def test_layers_that_mix_records_are_refused() -> None:
 def test_a_trainer_noises_its_steps() -> None:
     training = TrainingSection(optimizer="sgd", batch=8, clip_grad=0.0)
     trainer = TorchTrainer(net(), loss, {"d": TensorShard((X, Y), (X[:2], Y[:2]))}, training)
-    request = FitRequest("d", 0, trainer.initial(), LocalRule(steps=4, lr=0.1), KEY)
+    request = FitRequest("d", 0, trainer.initial(), LocalRule(steps=4, lr=0.1), KEY, KEY)
     plain = trainer.fit(request).x
     trainer.record_dp = RecordDp(1.0, 1.0, 0.2)
     one, again = trainer.fit(request), trainer.fit(request)

@@ -245,17 +245,17 @@ def test_state_is_fresh_in_every_fit_and_the_request_decides_everything(optimize
     shards = {"a": TensorShard((x, y)), "b": TensorShard((x * 2, y))}
     training = section(batch=5, optimizer=optimizer, momentum=0.9 if optimizer == "sgd" else 0.0)
     trainer = TorchTrainer(net(dropout=0.3), loss, shards, training)
-    ask = FitRequest("a", 0, trainer.initial(), LocalRule(steps=7, lr=0.01), KEY)
+    ask = FitRequest("a", 0, trainer.initial(), LocalRule(steps=7, lr=0.01), KEY, KEY)
     before = torch.random.get_rng_state()
     first = trainer.fit(ask)
     assert torch.equal(before, torch.random.get_rng_state())
-    trainer.fit(FitRequest("b", 0, first.x, LocalRule(steps=3, lr=0.1, prox_mu=0.1), root(5)))
+    trainer.fit(FitRequest("b", 0, first.x, LocalRule(steps=3, lr=0.1, prox_mu=0.1), root(5), root(5)))
     torch.rand(3)
     again = trainer.fit(ask)
     np.testing.assert_array_equal(first.x, again.x)
     assert first.head == again.head
     assert first.count == 24
-    other = trainer.fit(FitRequest("a", 0, trainer.initial(), ask.rule, root(1)))
+    other = trainer.fit(FitRequest("a", 0, trainer.initial(), ask.rule, root(1), root(1)))
     assert not np.array_equal(first.x, other.x)
 
 
@@ -286,10 +286,10 @@ def test_failures_have_codes_and_steps() -> None:
         fitted(section(), LocalRule(steps=9, lr=0.1))
     trainer = TorchTrainer(net(), loss, {"a": TensorShard((torch.zeros(4, 9), torch.zeros(4).long()))}, section())
     with pytest.raises(TrainingError, match=r"E-TRAIN.*device 'a'"):
-        trainer.fit(FitRequest("a", 0, trainer.initial(), LocalRule(steps=1, lr=0.1), KEY))
+        trainer.fit(FitRequest("a", 0, trainer.initial(), LocalRule(steps=1, lr=0.1), KEY, KEY))
     empty = TorchTrainer(net(), loss, {"a": TensorShard(data(0))}, section())
     with pytest.raises(DataError, match="E-DEVICE-DATA"):
-        empty.fit(FitRequest("a", 0, empty.initial(), LocalRule(steps=1, lr=0.1), KEY))
+        empty.fit(FitRequest("a", 0, empty.initial(), LocalRule(steps=1, lr=0.1), KEY, KEY))
     with pytest.raises(DataError, match="E-DEVICE-DATA"):
         empty.evaluate("a", empty.initial())
 
@@ -317,7 +317,8 @@ def test_evaluation_leaves_training_alone() -> None:
     x, y = data()
     shards = {"a": TensorShard((x, y), held=(x[:9], y[:9]))}
     requests = [
-        FitRequest("a", r, np.zeros(66, np.float32) + 0.01, LocalRule(steps=4, lr=0.1), root(r)) for r in (0, 1)
+        FitRequest("a", r, np.zeros(66, np.float32) + 0.01, LocalRule(steps=4, lr=0.1), root(r), root(r))
+        for r in (0, 1)
     ]
     quiet, busy = (TorchTrainer(net(dropout=0.5), loss, shards, section()) for _ in range(2))
     for request in requests:

@@ -50,7 +50,7 @@ def trainer(place: Path, **sections: dict) -> TextTrainer:
 
 
 def ask(t: TorchTrainer, device: str, seed: int = 0) -> FitRequest:
-    return FitRequest(device, 0, t.initial(), RULE, root(seed))
+    return FitRequest(device, 0, t.initial(), RULE, root(seed), root(seed))
 
 
 def test_training_lowers_held_out_loss(place: Path) -> None:
@@ -59,7 +59,7 @@ def test_training_lowers_held_out_loss(place: Path) -> None:
     x = t.initial()
     before = t.evaluate("ann", x)
     for r in range(5):
-        update = t.fit(FitRequest("ann", r, x, RULE, root(r)))
+        update = t.fit(FitRequest("ann", r, x, RULE, root(r), root(r)))
         x = x + update.x
     after = t.evaluate("ann", x)
     assert after.tokens == before.tokens > 50
@@ -128,7 +128,7 @@ torch.rand(7)
 place = Path(sys.argv[1])
 t = make(from_plain(json.loads(sys.argv[2])), place, place / sys.argv[3])
 t.evaluate("bob", t.initial())
-u = t.fit(FitRequest("ann", 0, t.initial(), LocalRule(steps=4, lr=0.01), root(0)))
+u = t.fit(FitRequest("ann", 0, t.initial(), LocalRule(steps=4, lr=0.01), root(0), root(0)))
 print(hashlib.sha256(u.x.tobytes()).hexdigest(), u.head["loss_last"], t.fingerprint(), t.spec.digest())
 """
 
@@ -196,7 +196,7 @@ def test_threads_outside_do_not_change_a_bit() -> None:
             net, shards = _norms()
             t = TorchTrainer(net, _square, shards, TrainingSection(batch=4000))
             torch.set_num_threads(n)
-            update = t.fit(FitRequest("a", 0, t.initial(), RULE, root(0)))
+            update = t.fit(FitRequest("a", 0, t.initial(), RULE, root(0), root(0)))
             seen.append((update.x.tobytes(), update.head["loss_last"], t.evaluate("a", t.initial() + update.x)))
             assert torch.get_num_threads() == n
     finally:

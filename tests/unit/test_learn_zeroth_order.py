@@ -112,7 +112,9 @@ def bowl(clip_grad: float = 0.0, count: int = COUNT, rows: int = 8, **more: Any)
 
 
 def ask(t: Any, steps: int = 1, lr: float = 0.01, seed: int = 0, params: Any = None, device: str = "a") -> FitRequest:
-    return FitRequest(device, 0, t.initial() if params is None else params, LocalRule(steps=steps, lr=lr), root(seed))
+    return FitRequest(
+        device, 0, t.initial() if params is None else params, LocalRule(steps=steps, lr=lr), root(seed), root(seed)
+    )
 
 
 def test_one_step_is_the_gradient_along_one_direction() -> None:

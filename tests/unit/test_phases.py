@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from invited import invited
 from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
@@ -37,11 +38,7 @@ def plan(stages: list[dict[str, Any]] | None = None, spec: Spec = SPEC, **overri
 
 
 def invite(p: Plan, number: int, accepted: int = -1, rule: frame.LocalRule | None = None) -> machine.Invited:
-    message = frame.Invite(
-        run=p.run, round=number, spec=p.spec.digest(), model="0" * 64, public=p.public(number), accepted=accepted,
-        deadline_s=1.0, rule=rule or p.rule(number),
-    )  # fmt: skip
-    return machine.Invited(message, np.zeros(p.spec.dim, np.float32))
+    return invited(p, number, accepted=accepted, rule=rule or p.rule(number))
 
 
 def contribute(p: Plan, state: Any, number: int, accepted: int, x: np.ndarray) -> tuple[Any, np.ndarray]:

@@ -167,9 +167,9 @@ def _local(trainer: Trainer, plan: Plan) -> tuple[str, Update]:
     """What the first device that can train would send in the first round."""
     reason = DataError("E-DATA-EMPTY", "the trainer knows no device.", "check where its data comes from.")
     for device in trainer.devices():
-        key = keys.derive(plan.key, "fit", device, 0)
+        key = plan.batch_key(device, 0)
         try:
-            return device, trainer.fit(FitRequest(device, 0, trainer.initial(), plan.rule(0), key))
+            return device, trainer.fit(FitRequest(device, 0, trainer.initial(), plan.rule(0), key, key))
         except DataError as e:  # this device's text is too short or cannot be read: the next one
             reason = e
     raise reason

@@ -108,7 +108,7 @@ class _Probe:
         key = derive(root(3), "audit", device)
         return fit(
             self.trainer.model, self.trainer.loss, batches, self.trainer.flat, self.trainer.initial(), rule, training,
-            key, dp=dp, expected=expected,
+            key, dp=dp, expected=expected, secret=key,
         ).x  # fmt: skip
 
     def row(self, what: str, update: Vector, seen: bool = False) -> dict[str, Any]:
@@ -164,7 +164,8 @@ class _Probe:
         out = []
         for i, device in enumerate(self.devices[1:]):
             self.step("training a cohort", i, len(self.devices) - 1)
-            request = FitRequest(device, 0, self.trainer.initial(), self.plan.rule(0), derive(root(3), "fit", device))
+            key = derive(root(3), "fit", device)
+            request = FitRequest(device, 0, self.trainer.initial(), self.plan.rule(0), key, key)
             out.append(self.trainer.fit(request).x)
         return out
 

@@ -276,6 +276,7 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         tell=tell,
         now_s=time.perf_counter,
         entropy=lambda number: keys.derive(plan.key, "noise", number),
+        sampling_key=plan.key,
         trust=trust,
         secret=leader.secret,
         helper=LocalGateway(helper.secret, trust.registry),

@@ -29,10 +29,12 @@ def derive(key: Key, *labels: str | int | bytes) -> Key:
     """A new key for one purpose: BLAKE2b-256(key; len(l1) l1 len(l2) l2 ...).
 
     Args:
-        key: 32 bytes.
+        key: 32 bytes. Raises ValueError for another length: an empty key would make public what looks secret.
         labels: what the key is for, e.g. ``derive(k, "cohort", round)``; ints, strings and bytes are type-tagged, so
             ``1``, ``"1"`` and ``b"1"`` give different keys.
     """
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a key has {KEY_BYTES} bytes, this one has {len(key)}")
     mac = hashlib.blake2b(key=key, digest_size=KEY_BYTES)
     for label in labels:
         if isinstance(label, int):
@@ -53,6 +55,33 @@ def generator(key: Key) -> np.random.Generator:
 def word(key: Key) -> int:
     """The first 63 bits of a key as an int, for generators that take one integer (torch, kernels)."""
     return int.from_bytes(key[:8], "little") >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """A device's own randomness for one attempt at a round. Nobody else has it, and no recipe or seed leads to it.
+
+    Attributes: 32 bytes each.
+        training: noise and the draw of records while the device trains.
+        encoding: noise and stochastic rounding of its update.
+        session: keys, shares and sealed reports of secure aggregation.
+    Raises: ValueError for a key of another length, so an empty one.
+    """
+
+    training: Key = field(repr=False)
+    encoding: Key = field(repr=False)
+    session: Key = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """See the class."""
+        for key in (self.training, self.encoding, self.session):
+            if len(key) != KEY_BYTES:
+                raise ValueError(f"a device's secrets have {KEY_BYTES} bytes each, one has {len(key)}")
+
+    @classmethod
+    def of(cls, entropy: Key) -> Secrets:
+        """All three from 32 fresh bytes of the system's generator. Raises ValueError for another number of bytes."""
+        return cls(derive(entropy, "training"), derive(entropy, "encoding"), derive(entropy, "session"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, StoreE
 from edgewise.drivers import jobs
 from edgewise.drivers.files import FOLDER, write_durably
 from edgewise.drivers.following import Following
-from edgewise.drivers.identities import simulated_trust
+from edgewise.drivers.identities import simulated_secrets, simulated_trust
 from edgewise.engine import device as machine
 from edgewise.engine.downlink import STALE
 from edgewise.engine.ports import FitRequest, Trainer, Trust
@@ -152,7 +152,7 @@ class Host:
     def _params(self, digest: str) -> vector.Vector:
         return vector.from_bytes(self._blob(digest), self._trainer.spec.dim)
 
-    def _invited(self, invite: frame.Invite) -> machine.Invited | machine.Unready:
+    def _invited(self, device: str, invite: frame.Invite) -> machine.Invited | machine.Unready:
         """The invitation with what it names: the model by its snapshot or by the deltas, the last release's support."""
         params = self._following.find(invite) if invite.base else self._params(invite.model)
         if params is None:
@@ -164,7 +164,8 @@ class Host:
             support = np.zeros(0, np.int64)
             if invite.support:
                 support = pack.unpack_support(self._blob(invite.support), most, dim)
-        return machine.Invited(invite, params, support)
+        secrets = simulated_secrets(self._plan, device, invite.round, invite.nonce)
+        return machine.Invited(invite, params, secrets, support)
 
     def _handle(self, job: jobs.Handle) -> jobs.Result:
         message = frame.load(job.frame, self._plan.frame_limit_bytes)
@@ -176,17 +177,16 @@ class Host:
         if not isinstance(message, frame.Invite):
             raise DecodeError("E-FRAME", "a device was sent something that is neither an invitation nor a probe.")
         state: machine.State
-        state, effects = machine.step(self._plan, self._recall(job), self._invited(message))
-        entropy = keys.derive(self._plan.key, "session", job.device, message.round, message.nonce)
+        state, effects = machine.step(self._plan, self._recall(job), self._invited(job.device, message))
         train_s = encode_s = 0.0
         for effect in effects:
             if isinstance(effect, machine.Train):
                 began = time.perf_counter()
                 update = _guarded(job.device, partial(self._trainer.fit, effect.request))
                 event = (
-                    replace(update, entropy=entropy)
+                    update
                     if isinstance(update, machine.Failed)
-                    else machine.Trained(update, job.elapsed_s, job.up_mbit, entropy)
+                    else machine.Trained(update, job.elapsed_s, job.up_mbit)
                 )
                 trained = time.perf_counter()
                 state, effects = machine.step(self._plan, state, event, self._trust)
@@ -243,8 +243,8 @@ class Host:
             rule = self._plan.rule(number)
             # Nothing travels here, so nothing takes turns: all segments train in every round.
             rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr)
-            key = keys.derive(self._plan.key, "fit", job.device, number)
-            params += self._trainer.fit(FitRequest(job.device, number, params, rule, key)).x
+            key = self._plan.batch_key(job.device, number)  # simulated, so it may be the secret too
+            params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, key)).x
         seconds = time.perf_counter() - began
         if job.measure:
             held = self._trainer.evaluate(job.device, params)

@@ -1,4 +1,4 @@
-"""Who is who in a simulation: every device's keys come from the run's seed, so nothing needs to be enrolled.
+"""Who is who in a simulation, and its devices' secrets: all from the run's seed, so nothing needs to be enrolled.
 
 That makes a run repeat, and hides nothing from whoever knows the seed: all devices are on this machine anyway.
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from edgewise.core.keys import Key, derive
+from edgewise.core.keys import Key, Secrets, derive
 from edgewise.crypto import sign
 from edgewise.crypto.agree import Pair
 from edgewise.engine.ports import DeviceId, Trust
+from edgewise.plan.compile import Plan
 from edgewise.secagg import two_server
 
 
@@ -33,3 +34,11 @@ def simulated_trust(key: Key) -> Trust:
         leader=leader.public,
         helper=helper.public,
     )
+
+
+def simulated_secrets(plan: Plan, device: DeviceId, round: int, nonce: bytes) -> Secrets:
+    """A simulated device's secrets. ``nonce``: of the invitation; another attempt at a round that hides contributions
+    has another one, so no noise is repeated."""
+    session = derive(plan.key, "session", device, round, nonce)
+    encoding = derive(plan.key, "device", device, round) if plan.spend is None else derive(session, "private")
+    return Secrets(plan.batch_key(device, round), encoding, session)

@@ -5,11 +5,14 @@
       │                   └─────Failed────► Idle (memory as before), a Refusal is sent
       └────Unready──► Idle, a Refusal is sent
 
+Its secrets come with each invitation from the driver (``core.keys.Secrets``). None is ever derived from the plan, which
+the server has too.
+
 Codec memory (error-feedback residuals) must match what the server really used. So the memory after a contribution is
 only *pending*; the next invitation says which round's contribution was accepted last, and the device then commits the
-pending memory or discards it. A device asked again for the same round starts from the same committed memory and
-sends the same bytes: retries and restarts are idempotent. What sums or the device's own noise hide leaves once per
-round (``engine.invitation``).
+pending memory or discards it. A device asked again for the same round starts from the same committed memory, and with
+the same secrets it sends the same bytes: retries and restarts are idempotent. What sums or the device's own noise hide
+leaves once per round (``engine.invitation``).
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ class Training:
     device: DeviceId
     invite: Invite
     base: Memory = field(repr=False)
+    secrets: keys.Secrets = field(repr=False)
     support: Array | None = field(default=None, repr=False)
     answered: int = -1
 
@@ -68,10 +72,11 @@ class Training:
 
 class Unsent(msgspec.Struct, frozen=True):
     """An update that is encoded when the device's group and its rung are known. ``invite``: a frame. ``x``: float32[d],
-    little-endian. ``best``: number of the rung that the device asked for."""
+    little-endian. ``private``: ``Secrets.encoding``. ``best``: number of the rung that the device asked for."""
 
     invite: bytes
     x: bytes
+    private: bytes
     head: dict[str, float]
     count: float
     best: int
@@ -93,11 +98,12 @@ class Hiding:
 
 @dataclass(frozen=True, slots=True)
 class Invited:
-    """An invitation, the round's parameters, float32[d], and where stages ask for them the positions of the last
-    release."""
+    """An invitation, the round's parameters, float32[d], the device's secrets for this attempt at the round, and where
+    stages ask for them the positions of the last release."""
 
     invite: Invite
     params: Vector = field(repr=False)
+    secrets: keys.Secrets = field(repr=False)
     support: Array | None = field(default=None, repr=False)
 
 
@@ -118,23 +124,20 @@ class Trained:
         elapsed_s: since the invitation came, with download and training; 0: not measured, the whole deadline counts.
         up_mbit: what the next upload will probably reach (``plan.budget.link_estimate`` of the device's own transfers);
             inf: the link is no limit; 0: nothing is known of it, so the smallest rung is sent.
-        entropy: 32 fresh secret bytes, for secure aggregation only.
     """
 
     update: Update
     elapsed_s: float = 0.0
     up_mbit: float = inf
-    entropy: keys.Key = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
     """Training is impossible; code and reason go to the server, data never does. With differential privacy neither
-    does: the device then sends zeros (``entropy`` as in ``Trained``)."""
+    does: the device then sends zeros."""
 
     code: str
     reason: str
-    entropy: keys.Key = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,45 +191,43 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if isinstance(event, Invited):
         return _invited(plan, state, event)
     if isinstance(event, Unready):
-        waiting = Training(state.device, event.invite, _base(state, event.invite), answered=state.answered)
-        return waiting.idle, (Send(_refusal(waiting, event.code, event.reason)),)
+        return Idle(state.device, _base(state, event.invite), answered=state.answered), (
+            Send(_refusal(state.device, event.invite, event.code, event.reason)),
+        )
     if not isinstance(state, Training):
         raise ValueError("not training")
     if plan.spend is not None and (isinstance(event, Failed) or not finite(event.update.x)):
         # Who is in a sum must not depend on what text a device holds: it is in it with zeros.
-        event = _silent(plan, event)
+        event = replace(event, update=_nothing(plan)) if isinstance(event, Trained) else Trained(_nothing(plan))
     if isinstance(event, Failed):
-        return state.idle, (Send(_refusal(state, event.code, event.reason)),)
+        return state.idle, (Send(_refusal(state.device, state.invite, event.code, event.reason)),)
     invite, update = state.invite, event.update
     if plan.ways:
         return _asking(plan, state, event, trust)
     pipe = plan.at(invite.round)
-    private = keys.derive(plan.key, "device", state.device, invite.round)
-    if plan.spend is not None and event.entropy:  # another attempt at the round must not repeat its noise
-        private = keys.derive(event.entropy, "private")
-    budget_bytes = plan.budget_bytes(event.elapsed_s, event.up_mbit)
-    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip, state.device)
+    secrets, budget_bytes = state.secrets, plan.budget_bytes(event.elapsed_s, event.up_mbit)
+    private, me = secrets.encoding, state.device
+    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip, me)
     try:
         payload, idle = _encoded(plan, pipe, state.idle, update, turn)
     except EdgewiseError as e:
-        return state.idle, (Send(_refusal(state, e.code, e.what)),)
+        return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
     if invitation.once(plan) and (plan.hides is None or plan.hides.servers == 2):  # else when the masked update leaves
         idle = replace(idle, answered=invite.round)
     remember = (Remember(idle),) if pipe.encoded.memory or idle.answered == invite.round else ()
     if plan.hides is None:
         packed = pack.pack(payload, pipe.encoded)
         return idle, (*remember, Send(frame.dump(_contribution(state, packed))))
-    if trust is None or not event.entropy:
-        raise ValueError("hiding a contribution needs trust and entropy")
+    if trust is None:
+        raise ValueError("hiding a contribution needs to know who is enrolled")
     secagg, sid = plan.secagg(invite.round), plan.session(invite)
     body, head = residues(payload)
-    me, secret = state.device, trust.identity(state.device)
+    secret = trust.identity(me)
     if plan.hides.servers == 2:
-        report = two_server.split(
-            secagg, sid, me, secret, trust.leader, trust.helper, body, head, event.entropy
-        )  # fmt: skip
+        servers, session = (trust.leader, trust.helper), secrets.session
+        report = two_server.split(secagg, sid, me, secret, *servers, body, head, session)
         return idle, (*remember, Send(frame.dump(_contribution(state, report))))
-    hiding, first = client.start(secagg, sid, me, secret, body, head, event.entropy)
+    hiding, first = client.start(secagg, sid, me, secret, body, head, secrets.session)
     sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first)
     return Hiding(invite.round, hiding, idle), (*remember, Send(frame.dump(sent)))
 
@@ -251,20 +252,21 @@ def _encoded(plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.
 
 def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
     """Keys, and the best rung that this device can send in time; the update waits for the rung of its group."""
-    if trust is None or not event.entropy:
-        raise ValueError("hiding a contribution needs trust and entropy")
+    if trust is None:
+        raise ValueError("hiding a contribution needs to know who is enrolled")
     invite, update, me = state.invite, event.update, state.device
     best = plan.best(event.elapsed_s, event.up_mbit)
     try:  # a device that could not encode would cost its group a member after the keys
         plan.at(invite.round, best).checked(update.x, update.head)
     except EdgewiseError as e:
         if plan.spend is None:
-            return state.idle, (Send(_refusal(state, e.code, e.what)),)
+            return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
         update = _nothing(plan)
     head = {name: float(value) for name, value in update.head.items()}
-    unsent = Unsent(frame.dump(invite), vector.to_bytes(update.x), head, float(update.count), best)
+    x, secrets = vector.to_bytes(update.x), state.secrets
+    unsent = Unsent(frame.dump(invite), x, secrets.encoding, head, float(update.count), best)
     secagg, secret = plan.secagg(invite.round, best), trust.identity(me)
-    hiding, first = client.advertise(secagg, plan.session(invite), me, secret, event.entropy)
+    hiding, first = client.advertise(secagg, plan.session(invite), me, secret, secrets.session)
     sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first, rung=best)
     return Hiding(invite.round, hiding, state.idle, unsent=unsent), (Send(frame.dump(sent)),)
 
@@ -280,18 +282,11 @@ def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hidi
     assert isinstance(invite, Invite)
     assert isinstance(state.client, client.Advertised)
     idle = Idle(state.idle.device, _base(state.idle, invite), answered=state.idle.answered)  # the disk's may be older
-    private = keys.derive(plan.key, "device", state.idle.device, state.round)
-    turn = keys.Turn(state.round, invite.public, private, clip=invite.clip, device=state.idle.device)
+    turn = keys.Turn(state.round, invite.public, unsent.private, clip=invite.clip, device=state.idle.device)
     update = Update(vector.from_bytes(unsent.x, plan.spec.dim), unsent.head, unsent.count)
     payload, idle = _encoded(plan, pipe, idle, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
     return Hiding(state.round, ready, idle, rung), (Remember(idle),) if pipe.encoded.memory else ()
-
-
-def _silent(plan: Plan, event: Trained | Failed) -> Trained:
-    if isinstance(event, Trained):
-        return replace(event, update=_nothing(plan))
-    return Trained(_nothing(plan), entropy=event.entropy)
 
 
 def _nothing(plan: Plan) -> Update:
@@ -326,14 +321,14 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
 
 def _invited(plan: Plan, state: Idle | Training, event: Invited) -> tuple[State, tuple[Effect, ...]]:
     invite = event.invite
-    training = Training(state.device, invite, _base(state, invite), event.support, state.answered)
+    training = Training(state.device, invite, _base(state, invite), event.secrets, event.support, state.answered)
     code, reason = invitation.refused(plan, invite, state.answered)
     if reason:
         # What was sent before may yet be accepted: the next invitation tells.
         idle = state if isinstance(state, Idle) and code != "E-FRAME" else training.idle
-        return idle, (Send(_refusal(training, code, reason)),)
-    key = keys.derive(plan.key, "fit", state.device, invite.round)
-    request = FitRequest(state.device, invite.round, event.params, invite.rule, key)
+        return idle, (Send(_refusal(state.device, invite, code, reason)),)
+    key = plan.batch_key(state.device, invite.round)
+    request = FitRequest(state.device, invite.round, event.params, plan.rule(invite.round), key, event.secrets.training)
     return training, (Train(request),)
 
 
@@ -354,9 +349,8 @@ def _contribution(state: Training, payload: bytes | bytearray) -> frame.Contribu
     return frame.Contribution(run=i.run, round=i.round, device=state.device, payload=whole)
 
 
-def _refusal(state: Training, code: str, reason: str) -> bytes:
-    i = state.invite
-    return frame.dump(frame.Refusal(run=i.run, round=i.round, device=state.device, code=code, reason=reason[:500]))
+def _refusal(device: DeviceId, invite: Invite, code: str, reason: str) -> bytes:
+    return frame.dump(frame.Refusal(run=invite.run, round=invite.round, device=device, code=code, reason=reason[:500]))
 
 
 class _Session(msgspec.Struct, frozen=True):

@@ -31,7 +31,11 @@ class FitRequest:
     """Train ``rule.steps`` steps from ``params`` (float32[d]) on the device's own text; where ``rule.segments`` names
     segments, only those, the update being zero elsewhere.
 
-    ``key`` decides batch order and dropout: same key, same update, on any driver.
+    Attributes:
+        key: decides batch order and dropout. Everyone who has the recipe can derive it, so nothing secret may.
+        secret: decides the noise and the draw of records where training is differentially private (``Secrets``).
+
+    Same ``key`` and ``secret``, same update, on any driver.
     """
 
     device: DeviceId
@@ -39,6 +43,7 @@ class FitRequest:
     params: Vector
     rule: LocalRule
     key: Key = field(repr=False)
+    secret: Key = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

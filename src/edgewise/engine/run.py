@@ -74,6 +74,7 @@ class Federation:
         population: sorted device ids. cohort, store: the ports. tell: event sink.
         now_s: wall clock for durations in events (injected; the engine has none).
         entropy: round -> 32 bytes for noise that is added at release, and for what secure aggregation needs fresh.
+        sampling_key: 32 bytes that decide who is invited, in all rounds; secret where sampling amplifies privacy.
         trust, secret, helper: for merges that hide contributions: who is enrolled; with two servers the leader's secret
             HPKE key and the other server.
     """
@@ -85,6 +86,7 @@ class Federation:
     tell: Tell
     now_s: Callable[[], float]
     entropy: Callable[[int], Key]
+    sampling_key: Key = field(repr=False)
     trust: Trust | None = None
     secret: bytes = field(default=b"", repr=False)
     helper: Helper | None = None
@@ -121,7 +123,7 @@ class Federation:
         began, number, sampling = self.now_s(), checkpoint.next_round, self.plan.sampling
         attempt = derive(self.entropy(number), "attempt").hex()
         self.purse.ask(number, attempt)
-        invited = draw(sampling, self.population, self.plan.key, number)
+        invited = draw(sampling, self.population, self.sampling_key, number)
         goal = max(sampling.minimum, min(sampling.goal, len(invited)))
         # A sampled cohort may be too small to begin with: nobody is asked then.
         asked = len(invited) >= max(1, sampling.minimum)

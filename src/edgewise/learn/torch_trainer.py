@@ -119,13 +119,13 @@ class TorchTrainer:
         if self.record_dp is not None and request.device != POOLED:
             dp_sgd.check(self.model)
             shard = self._shard(request.device)
-            key, rate, n = derive(request.key, "records"), self.record_dp.rate, shard.size
+            key, rate, n = derive(request.secret, "records"), self.record_dp.rate, shard.size
             batches = (shard.records(dp_sgd.drawn(n, rate, derive(key, i))) for i in range(request.rule.steps))
             records, expected = self.record_dp, rate * n
         with computing(request.device):
             fitted = fit(
                 self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,
-                self._optimizer, records, expected,
+                self._optimizer, records, expected, request.secret,
             )  # fmt: skip
         head = {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}
         return Update(fitted.x, head, count)
@@ -180,7 +180,7 @@ def measured_step_s(trainer: Trainer, lr: float) -> float:
     for device in trainer.devices():
         took = 0.0
         for _ in range(2):
-            request = FitRequest(device, 0, trainer.initial(), LocalRule(steps=1, lr=lr), bytes(32))
+            request = FitRequest(device, 0, trainer.initial(), LocalRule(steps=1, lr=lr), bytes(32), bytes(32))
             start = time.perf_counter()
             try:
                 trainer.fit(request)

@@ -50,6 +50,7 @@ def fit(
     optimizer: Optimizer | None = None,
     dp: RecordDp | None = None,
     expected: float = 0.0,
+    secret: Key = b"",
 ) -> Fitted:
     """``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state, on the segments that
     ``rule.segments`` names (all where it is empty).
@@ -66,6 +67,7 @@ def fit(
         optimizer: buffers to reuse between calls (zeroed first); made where None.
         dp: noise every step's gradient (``dp_sgd``); each micro-batch then is one record, there may be none in a step,
             and ``expected`` is their mean number.
+        secret: decides that noise. ValueError where it is missing.
     Returns:
         The difference and the losses.
     Raises:
@@ -88,7 +90,7 @@ def fit(
         for micro in dealt(batches, rule.steps):
             flat.zero_grad()
             if dp is not None:
-                step_key = derive(key, "dp", len(seen))
+                step_key = derive(secret, "dp", len(seen))
                 seen.append(dp_sgd.gradient(model, loss, micro, flat, dp, expected, step_key))
             else:
                 seen.append(_backward(model, loss, micro, flat.g_D))

@@ -147,8 +147,12 @@ class Plan:
 
     @property
     def key(self) -> keys.Key:
-        """Root of all simulated randomness of the run."""
+        """Root of the run's public randomness. Everyone who has the recipe has it: no secret may come from it."""
         return keys.root(self.recipe.seed)
+
+    def batch_key(self, device: str, round: int) -> keys.Key:
+        """Public seed of a device's batch order and dropout in a round."""
+        return keys.derive(self.key, "fit", device, round)
 
     def rule(self, round: int) -> LocalRule:
         """What devices do in this round; the learning-rate schedule runs over rounds.
