@@ -2,13 +2,15 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help demo test check setup
+.PHONY: help demo test test-isa check setup
 help:
 	@$(PYTHON) run.py --help
 demo:  ## run the demonstration
 	@$(PYTHON) run.py demo $(ARGS)
 test:  ## the whole test suite; ARGS go to pytest
 	@$(PYTHON) run.py test $(ARGS)
+test-isa: ## tests as older and newer processors compute; ARGS go to pytest
+	@$(PYTHON) run.py test-isa $(ARGS)
 check: ## format, lint, types, import layers, fast tests
 	@$(PYTHON) run.py check $(ARGS)
 setup: ## only make .venv

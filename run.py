@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Set up edgewise and run it, with nothing but Python: ``python3 run.py demo``.
 
-    demo   run the demonstration                 (arguments go to `edgewise demo`)
-    test   run the whole test suite              (arguments go to pytest, e.g. -k quantize)
-    check  format, lint, types, import layers, fast tests
-    setup  only make the environment in .venv
+    demo      run the demonstration                 (arguments go to `edgewise demo`)
+    test      run the whole test suite              (arguments go to pytest, e.g. -k quantize)
+    test-isa  run the fast tests under three instruction sets, the whole suite with `test-isa tests`
+    check     format, lint, types, import layers, fast tests
+    setup     only make the environment in .venv
 
 The first start makes ``.venv`` and installs edgewise with the exact versions of ``constraints/``; later starts reuse
 it. An interrupted set-up is started afresh. Environment variables: ``EDGEWISE_TORCH_INDEX`` is the package index for
@@ -39,7 +40,7 @@ CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg"}
-COMMANDS = ("demo", "test", "check", "setup")
+COMMANDS = ("demo", "test", "test-isa", "check", "setup")
 
 
 class Stop(Exception):
@@ -337,6 +338,60 @@ def doing(begin: int) -> str:
     return "unpacking, about a minute" if what.startswith("Installing collected") else what
 
 
+# --- processors -------------------------------------------------------------------------------------------------------
+
+# Variables that keep libraries from instructions that this processor has. Each library then adds and rounds in another
+# order, so a test that passes under all of these depends on no kind of processor. numpy has no variable for a level: it
+# gets the names of what it must leave out.
+SETTINGS = {
+    "baseline": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "MKL_ENABLE_INSTRUCTIONS": "SSE4_2",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "OPENBLAS_CORETYPE": "Prescott",
+        "NUMBA_CPU_NAME": "generic",
+    },
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "OPENBLAS_CORETYPE": "Haswell",
+    },
+    "avx512": {"OPENBLAS_CORETYPE": "SkylakeX"},
+}
+
+
+def numpy_features() -> list[str]:
+    """Instruction sets beyond its baseline that numpy uses on this processor."""
+    names = "from numpy._core._multiarray_umath import __cpu_dispatch__ as names, __cpu_features__ as here; "
+    code = names + "print(*[n for n in names if here[n]])"
+    done = subprocess.run([str(PYTHON), "-c", code], stdout=subprocess.PIPE, check=True)
+    return done.stdout.decode().split()
+
+
+def test_isa(arguments: list[str]) -> int:
+    """The tests in which arithmetic matters, once for each of SETTINGS that this processor can play."""
+    features = numpy_features()
+    newer = [n for n in features if n == "X86_V4" or n.startswith("AVX512")]
+    left_out = {"baseline": features, "avx2": newer, "avx512": []}
+    failed = []
+    for name, settings in SETTINGS.items():
+        if name == "avx512" and not newer:
+            say("avx512: left out, this processor has none of it")
+            continue
+        chosen = {**settings, "NPY_DISABLE_CPU_FEATURES": " ".join(left_out[name])}
+        say(f"{name}: " + " ".join(f'{k}="{v}"' for k, v in chosen.items()))
+        os.environ.update(chosen)
+        if pytest(
+            arguments or ["-m", "not slow", "tests/unit", "tests/laws", "tests/drivers", "tests/attacks", "tests/e2e"]
+        ):
+            failed.append(name)
+        for key in chosen:
+            del os.environ[key]
+    say(f"test-isa: {'failed under ' + ', '.join(failed) if failed else 'all good'}")
+    return 1 if failed else 0
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -419,6 +474,8 @@ def main(arguments: list[str]) -> int:
         return run([str(BIN / "edgewise"), "demo", *rest])
     if command == "test":
         return pytest(rest)
+    if command == "test-isa":
+        return test_isa(rest)
     if command == "check":
         return check(rest)
     say(f"environment: {VENV}")
