@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -350,8 +348,9 @@ def _simulate(
 
 def main() -> None:
     """Entry point."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal that knows few characters shows others as escapes
-        sys.stdout.reconfigure(errors="backslashreplace")
+    from edgewise.drivers.screen import guard
+
+    guard()
     app()
 
 

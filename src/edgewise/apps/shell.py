@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from edgewise.core.errors import EdgewiseError, Interrupted
 from edgewise.drivers.files import for_owner
+from edgewise.drivers.screen import screen
 
 TRAIN_EXTRA = {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"}
 PAGE = "docs/errors.md"
@@ -59,10 +60,7 @@ class Session:
                 return self._crash(e)
             fix = 'pip install "edgewise[train]", or in a clone `make setup`.'
             return self._fail(EdgewiseError("E-DEPENDENCY", f"this command needs {e.name}.", fix))
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `edgewise schema | head` is no failure
-            return 0
-        except Exception as e:  # boundary: a bug becomes a crash file and a message, never a screen of traceback
+        except (Exception, SystemExit) as e:  # boundary: a bug becomes a crash file and a message, never a traceback
             return self._crash(e)
         if self.as_json:
             print(json.dumps({"ok": True, "command": self.name, **payload}))
@@ -106,8 +104,8 @@ def write_crash(text: str, folder: Path | None) -> Path:
     """Write a crash file into the run directory where there is one, else into the system's temporary folder."""
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     for place in (folder, Path(tempfile.gettempdir())):
-        if place is not None and place.is_dir():
-            with suppress(OSError):
+        with suppress(OSError):
+            if place is not None and place.is_dir():
                 (place / name).write_text(text, encoding="utf-8")
                 return place / name
     return Path("(no place could be written)")
@@ -162,15 +160,14 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     with (
-        tempfile.TemporaryFile() as noise,
-        # A terminal that knows few characters shows others as escapes.
-        os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace") as screen,
+        _noise() as noise,
+        screen(os.dup(2), sys.stderr.encoding) as shown,
     ):
         kept = {fd: os.dup(fd) for fd in (1, 2)}
         for fd in kept:
             os.dup2(noise.fileno(), fd)
         try:
-            yield screen
+            yield shown
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -181,6 +178,14 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
                 noise.seek(0)
                 with suppress(OSError), open(log, "ab", opener=for_owner) as f:
                     shutil.copyfileobj(noise, f)
+
+
+def _noise() -> BinaryIO:
+    """Where what libraries print is kept until the end; where there is no room for it, it is dropped."""
+    try:
+        return cast(BinaryIO, tempfile.TemporaryFile())
+    except OSError:
+        return open(os.devnull, "w+b")
 
 
 def _bold(text: str) -> str:

@@ -7,6 +7,7 @@ import sys
 
 from edgewise.drivers import jobs
 from edgewise.drivers.host import Host
+from edgewise.drivers.screen import guard
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
     """
     stream_in, stream_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    guard()
     parent = os.getppid()
 
     def alive() -> bool:
