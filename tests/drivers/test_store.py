@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import sqlalchemy as sa
+from cost import calls
 
 from edgewise.core import events
 from edgewise.core.errors import StoreError
@@ -131,6 +132,23 @@ def test_events_and_measures_are_kept(store):
     assert store.measures("bundled") == {"a": (2.0, 4)}
     assert store.evaluated("bundled", -1)
     assert not store.evaluated("bundled", 0)
+
+
+def test_asking_for_an_evaluation_costs_the_same_after_many(store):
+    def evaluate(n):
+        store.append(events.Evaluated(round=n, model="federated", nll={"a": 2.0}, tokens={"a": 4}, seconds=0.5))
+
+    def ask():
+        assert store.evaluated("federated", 5)
+        assert not store.evaluated("bundled", 5)
+
+    for n in range(10):
+        evaluate(n)
+    ask()
+    few = calls(ask)
+    for n in range(10, 60):
+        evaluate(n)
+    assert calls(ask) == few
 
 
 def test_journal_survives_a_torn_tail(tmp_path):

@@ -312,9 +312,9 @@ class RunStore:
 
     def evaluated(self, model: str, round: int) -> bool:
         """See Store."""
-        return (model, round) in {
-            (e.model, e.round) for e in self.events("evaluated") if isinstance(e, events.Evaluated)
-        }
+        query = sa.select(EVENTS.c.body).where(EVENTS.c.kind == "evaluated", EVENTS.c.round == round)
+        found = (events.from_json(r.body) for r in self._rows(query))
+        return any(isinstance(e, events.Evaluated) and e.model == model for e in found)
 
     def measures(self, model: str, round: int | None = None) -> dict[DeviceId, tuple[float, int]]:
         """Device -> (nll, tokens) of a model; of its latest round where ``round`` is None."""

@@ -10,10 +10,14 @@ from edgewise.privacy.ledger import Charge, Ledger, Refused
 
 
 class Purse:
-    """What a run may still give away. Without differential privacy in the plan it costs nothing and says nothing."""
+    """What a run may still give away. Without differential privacy in the plan it costs nothing and says nothing.
+
+    The stored ledger is read once. It grows only by what this purse writes into it: a store has one writer.
+    """
 
     def __init__(self, plan: Plan, store: Store) -> None:
         self._plan, self._store = plan, store
+        self._charged: Ledger | None = None
 
     def _of(self, round: int, attempt: str) -> Charge | None:
         spend = self._plan.spend
@@ -23,31 +27,39 @@ class Purse:
 
     def _ledger(self) -> Ledger:
         assert self._plan.spend is not None
-        return Ledger(self._plan.spend.budget, self._store.charges())
+        if self._charged is None:
+            self._charged = Ledger(self._plan.spend.budget, self._store.charges())
+        return self._charged
+
+    def _with(self, new: Charge) -> Ledger:
+        after = ledger.charge(self._ledger(), new)
+        if isinstance(after, Refused):
+            raise self._empty(new.round, after)
+        return after
+
+    def _write(self, new: Charge) -> None:
+        after = self._with(new)
+        self._store.charge(new)
+        self._charged = after
 
     def ask(self, round: int, attempt: str) -> None:
         """Raises BudgetError(E-BUDGET) where the round would exceed the budget; charges it at once where devices send
         what others may read as it is (``local``, ``record``)."""
         if (new := self._of(round, attempt)) is None:
             return
-        if isinstance(refused := ledger.charge(self._ledger(), new), Refused):
-            raise self._empty(round, refused)
         if self._plan.recipe.privacy in ("local", "record"):
-            self._store.charge(new)
+            self._write(new)
+        else:
+            self._with(new)
 
     def charge(self, round: int, attempt: str) -> None:
         """Write the round's charge down: its sum is opened next. Raises as ``ask``."""
-        if (new := self._of(round, attempt)) is None:
-            return
-        if isinstance(refused := ledger.charge(self._ledger(), new), Refused):
-            raise self._empty(round, refused)
-        self._store.charge(new)
+        if (new := self._of(round, attempt)) is not None:
+            self._write(new)
 
     def spent(self) -> float:
         """Epsilon so far, 0.0 without differential privacy."""
-        if self._plan.spend is None:
-            return 0.0
-        return ledger.spent(self._store.charges(), self._plan.spend.budget.delta)
+        return 0.0 if self._plan.spend is None else ledger.counted(self._ledger()).spent
 
     def _empty(self, round: int, refused: Refused) -> BudgetError:
         assert self._plan.spend is not None

@@ -13,19 +13,18 @@ or a second attempt of one, is not covered by it, whatever the budget.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from math import inf
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from math import inf, nan
 
+from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import CompositionError
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import Event
 
 RUN_LONG = ("matrix", "tree")  # kinds of which one event stands for all rounds
 _HAIR = 1.0 + 1e-9
-K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,46 +47,55 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What charges come to. Attributes: times: charges of each event, by cohort. rounds: charges of each round with
-    each event that stands for a whole run. at: the charge of each (round, attempt)."""
+    """What charges come to.
+
+    Attributes:
+        times: charges of each event, by cohort.
+        rounds: the rounds that were charged with each event that stands for a whole run.
+        twice: whether one of these rounds was charged with its event more than once.
+        at: the charge of each (round, attempt).
+    """
 
     times: Mapping[int, Mapping[Event, int]] = field(default_factory=dict)
-    rounds: Mapping[Event, Mapping[int, int]] = field(default_factory=dict)
-    at: Mapping[tuple[int, str], Charge] = field(default_factory=dict)
+    rounds: Mapping[Event, AppendMap[int, None]] = field(default_factory=dict)
+    twice: bool = False
+    at: AppendMap[tuple[int, str], Charge] = field(default_factory=AppendMap)
 
     def plus(self, new: Charge) -> Tally:
-        """With one charge more; the old one stays as it is."""
-        cohort, event = new.cohort, new.event
-        times = {**self.times, cohort: _more(self.times.get(cohort, {}), event)}
-        rounds = self.rounds
+        """With one charge more; the old one stays as it is. Takes the same time however many charges there are."""
+        cohort, event, name = new.cohort, new.event, (new.round, new.attempt)
+        counts = self.times.get(cohort, {})
+        times = {**self.times, cohort: {**counts, event: counts.get(event, 0) + 1}}
+        rounds, twice = self.rounds, self.twice
         if event.kind in RUN_LONG:
-            rounds = {**rounds, event: _more(rounds.get(event, {}), new.round)}
-        return Tally(times, rounds, {**self.at, (new.round, new.attempt): new})
+            played = rounds.get(event, AppendMap[int, None]())
+            twice = twice or new.round in played
+            rounds = {**rounds, event: played if new.round in played else played.plus(new.round, None)}
+        return Tally(times, rounds, twice, self.at if name in self.at else self.at.plus(name, new))
 
-    def epsilon(self, delta: float, grid: float) -> float:
-        """Of the cohort that has given away most."""
-        alike = {tuple(sorted(self._releases(cohort).items(), key=repr)) for cohort in self.times}
+    def epsilon(self, delta: float, grid: float, cohorts: Iterable[int] | None = None) -> float:
+        """Of the cohort that has given away most, among ``cohorts`` or all."""
+        chosen = self.times if cohorts is None else cohorts
+        alike = {tuple(sorted(self._releases(cohort).items(), key=repr)) for cohort in chosen}
         return max((accountant.epsilon(dict(releases), delta, grid) for releases in alike), default=0.0)
 
     def overrun(self) -> bool:
         """Whether correlated noise was asked to cover what it does not: more rounds than it has, or one twice."""
-        return any(len(played) > event.rounds or max(played.values()) > 1 for event, played in self.rounds.items())
+        return self.twice or any(len(played) > event.rounds for event, played in self.rounds.items())
 
     def _releases(self, cohort: int) -> dict[Event, int]:
         return {event: 1 if event.kind in RUN_LONG else n for event, n in self.times[cohort].items()}
 
 
-def _more(counts: Mapping[K, int], key: K) -> dict[K, int]:
-    return {**counts, key: counts.get(key, 0) + 1}
-
-
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The budget and what was charged against it."""
+    """The budget and what was charged against it. ``tally``, ``spent``: of ``charges``, where they were counted
+    (``counted``); epsilon as of the function ``spent``."""
 
     budget: Budget
     charges: tuple[Charge, ...] = ()
-    tally: Tally | None = field(default=None, compare=False, repr=False)  # of ``charges``, where it is known
+    tally: Tally | None = field(default=None, compare=False, repr=False)
+    spent: float = field(default=nan, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,22 +126,25 @@ class Verdict:
 
 def tally(charges: Iterable[Charge]) -> Tally:
     """Count charges; equal ones are counted as often as they stand there."""
-    times: dict[int, Counter[Event]] = defaultdict(Counter)
-    rounds: dict[Event, Counter[int]] = defaultdict(Counter)
-    at: dict[tuple[int, str], Charge] = {}
-    for c in charges:
-        times[c.cohort][c.event] += 1
-        if c.event.kind in RUN_LONG:
-            rounds[c.event][c.round] += 1
-        at[c.round, c.attempt] = c
-    return Tally(times, rounds, at)
+    return reduce(Tally.plus, charges, Tally())
 
 
 def spent(charges: Iterable[Charge], delta: float) -> float:
     """Epsilon of all charges, recomputed from them; ``inf`` where correlated noise does not cover its rounds."""
-    counted = tally(charges)
+    return _spent(tally(charges), delta)
+
+
+def _spent(counted: Tally, delta: float) -> float:
     # The coarse grid: it is what budgets are calibrated with, an upper bound, and quick enough for every round.
     return inf if counted.overrun() else counted.epsilon(delta, accountant.COARSE)
+
+
+def counted(ledger: Ledger) -> Ledger:
+    """The same ledger with ``tally`` and ``spent``. Raises CompositionError where its events cannot be added up."""
+    if ledger.tally is not None:
+        return ledger
+    count = tally(ledger.charges)
+    return replace(ledger, tally=count, spent=_spent(count, ledger.budget.delta))
 
 
 def charge(ledger: Ledger, new: Charge) -> Ledger | Refused:
@@ -141,21 +152,23 @@ def charge(ledger: Ledger, new: Charge) -> Ledger | Refused:
 
     Guarantees: a ledger that comes back holds at most its budget. Charging twice changes nothing; charging *another*
     event under a name that is already charged is refused, since it would be free.
-    Cost: that of one composition of what the cohort has given away, kept for the next call with the same counts.
+    Cost: that of one composition of what the cohort has given away, kept for the next call with the same counts. A
+        charge moves the epsilon of its own cohort only, so the other cohorts' are not computed again.
     """
-    counted = ledger.tally or tally(ledger.charges)
-    if (old := counted.at.get((new.round, new.attempt))) is not None:
-        return ledger if old == new else Refused(inf, "this attempt is charged already, with another event")
-    after = counted.plus(new)
-    if after.overrun():
-        return Refused(inf, "correlated noise covers each of its rounds once, and no others; leave the round out")
     try:
-        total = after.epsilon(ledger.budget.delta, accountant.COARSE)
+        ledger = counted(ledger)
+        assert ledger.tally is not None
+        if (old := ledger.tally.at.get((new.round, new.attempt))) is not None:
+            return ledger if old == new else Refused(inf, "this attempt is charged already, with another event")
+        after = ledger.tally.plus(new)
+        if after.overrun():
+            return Refused(inf, "correlated noise covers each of its rounds once, and no others; leave the round out")
+        total = max(ledger.spent, after.epsilon(ledger.budget.delta, accountant.COARSE, (new.cohort,)))
     except CompositionError as e:  # events that cannot be added up: no number would be true
         return Refused(inf, e.what)
     if total > ledger.budget.epsilon * _HAIR:
         return Refused(total)
-    return Ledger(ledger.budget, (*ledger.charges, new), after)
+    return Ledger(ledger.budget, (*ledger.charges, new), after, total)
 
 
 def verify(charges: Iterable[Charge], budget: Budget) -> Verdict:
@@ -165,20 +178,20 @@ def verify(charges: Iterable[Charge], budget: Budget) -> Verdict:
     append-only list cannot; events that cannot be added up; correlated noise beyond its rounds.
     """
     rows = tuple(charges)
-    counted, problems, latest = tally(rows), [], -1
-    if len(counted.at) < len(rows):
-        problems.append(f"{len(rows) - len(counted.at)} of {len(rows)} rows repeat a round and attempt")
+    count, problems, latest = tally(rows), [], -1
+    if len(count.at) < len(rows):
+        problems.append(f"{len(rows) - len(count.at)} of {len(rows)} rows repeat a round and attempt")
     for number, c in enumerate(rows):
         if c.round < latest:
             problems.append(f"row {number} is of round {c.round}, after one of round {latest}")
         latest = max(latest, c.round)
-    if counted.overrun():
+    if count.overrun():
         problems.append("correlated noise covers each of its rounds once, and no others")
     try:
-        total = counted.epsilon(budget.delta, accountant.FINE)
+        total = count.epsilon(budget.delta, accountant.FINE)
     except CompositionError as e:
         return Verdict(inf, (*problems, e.what))
-    total = inf if counted.overrun() else total
+    total = inf if count.overrun() else total
     if total > budget.epsilon * _HAIR:
         problems.append(f"epsilon {total:.6g} is above the budget of {budget.epsilon:g}")
     return Verdict(total, tuple(problems))
