@@ -129,7 +129,7 @@ def test_devices_take_part_as_often_as_their_noise_was_sized_for() -> None:
     )  # fmt: skip
     devices = Devices(compile(recipe, SPEC, len(DEVICES), BUILT_IN))
     assert devices.plan.sampling.groups == 2
-    for round, code in ((1, ""), (2, "E-SECAGG-ORDER"), (3, ""), (4, "E-SECAGG-ORDER"), (5, "E-BUDGET")):
+    for round, code in ((1, ""), (2, "E-SECAGG-ORDER"), (3, ""), (4, "E-INVITE"), (5, "E-INVITE")):
         answer = devices.asked("d0", invite(devices.plan, bytes(32), round))
         assert code == (answer.code if isinstance(answer, frame.Refusal) else ""), round
         if not code:  # as if its masked update had left
@@ -153,7 +153,7 @@ def test_noise_of_a_device_is_not_averaged_out() -> None:
         codes.append(answer.code if isinstance(answer, frame.Refusal) else "")
         if not codes[-1]:
             assert devices.remembered["d0"].answered == round
-    order, over = "E-SECAGG-ORDER", "E-BUDGET"
+    order, over = "E-SECAGG-ORDER", "E-INVITE"
     assert codes == ["", order, order, "", order, order, over, over, over]
 
 
@@ -214,7 +214,7 @@ def test_rounds_are_counted_from_zero(kind: str) -> None:
     message = invite(plan, b"A" * 32)
     answer = Devices(plan).asked("d0", msgspec.structs.replace(message, round=-1))
     assert isinstance(answer, frame.Refusal)
-    assert answer.code == "E-FRAME"
+    assert answer.code == "E-INVITE"
 
 
 @pytest.mark.parametrize("groups", [1, 2])

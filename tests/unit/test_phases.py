@@ -117,7 +117,7 @@ def test_cycles_that_cannot_be(cycle: float, code: str) -> None:
 
 def test_each_phase_telescopes_on_its_own() -> None:
     """What was sent plus what each phase's residual holds is what was trained, group by group."""
-    p, g = plan(), np.random.default_rng(3)
+    p, g = plan(round__rounds=7), np.random.default_rng(3)
     state, sent, given = machine.join(p, "d"), np.zeros(60), np.zeros(60)
     assert {k.split("/")[0] for k in state.committed} == {"phase0", "phase1"}
     for number in range(7):
@@ -149,7 +149,8 @@ def test_a_contribution_that_was_not_used_changes_no_phase() -> None:
 
 @pytest.mark.parametrize(("number", "factor"), [(2, 1.0), (4, 0.5), (6, 0.25), (8, 0.0)])
 def test_absence_counts_visits_of_the_phase(number: int, factor: float) -> None:
-    p = plan([*TURNS[:2], {"kind": "feedback", "residual": "float32", "decay": 0.5, "forget_after": 3}, TURNS[3]])
+    feedback = {"kind": "feedback", "residual": "float32", "decay": 0.5, "forget_after": 3}
+    p = plan([*TURNS[:2], feedback, TURNS[3]], round__rounds=9)
     x = np.zeros(60, np.float32)
     x[FIRST] = np.arange(1, 31)
     state, _ = contribute(p, machine.join(p, "d"), 0, -1, x)
@@ -166,7 +167,7 @@ def test_an_invitation_to_train_unknown_segments_is_refused() -> None:
     assert isinstance(send, machine.Send)
     refusal = frame.load(send.frame)
     assert isinstance(refusal, frame.Refusal)
-    assert (refusal.code, "segments" in refusal.reason) == ("E-FRAME", True)
+    assert (refusal.code, "segments" in refusal.reason) == ("E-INVITE", True)
 
 
 @pytest.mark.parametrize("strategy", [fedavgm(0.5, 0.9), fedadam(0.1)])

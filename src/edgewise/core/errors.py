@@ -79,6 +79,7 @@ REGISTRY: dict[str, Entry] = {
     "E-NAN": Entry("training produced a value that is not finite", 1),
     "E-TRAIN": Entry("local training failed", 1),
     "E-FRAME": Entry("a frame is not valid", 8),
+    "E-INVITE": Entry("an invitation is not one that the run's plan gives", 8),
     "E-FRAME-SIZE": Entry("a frame or blob is larger than allowed", 8),
     "E-BLOB": Entry("a blob is missing or its digest is wrong", 8),
     "E-STALE": Entry("the deltas start from a model that this device no longer has", 1),

@@ -145,6 +145,11 @@ def to_bytes(x: Vector) -> bytes:
     return np.ascontiguousarray(x, dtype="<f4").tobytes()
 
 
+def digest_of(x: Vector) -> str:
+    """``digest(to_bytes(x))`` without the copy."""
+    return digest(memoryview(np.ascontiguousarray(x, dtype="<f4")).cast("B"))
+
+
 def from_bytes(raw: bytes | memoryview, dim: int) -> Vector:
     """Inverse of ``to_bytes``; read-only view without a copy. Raises DecodeError on another length."""
     if len(raw) != 4 * dim:

@@ -32,8 +32,9 @@ from edgewise.drivers.files import FOLDER, write_durably
 from edgewise.drivers.following import Following
 from edgewise.drivers.identities import simulated_secrets, simulated_trust
 from edgewise.engine import device as machine
+from edgewise.engine import invitation
 from edgewise.engine.downlink import STALE
-from edgewise.engine.ports import FitRequest, Trainer, Trust
+from edgewise.engine.ports import FitRequest, HeldOut, Trainer, Trust
 from edgewise.plan.catalogue import Catalogue, make, with_extensions
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
@@ -101,6 +102,9 @@ class Host:
                 return jobs.Ready(id=job.id)
             case jobs.Blob():
                 self._blobs = {d: b for d, b in self._blobs.items() if d in job.keep}
+                if vector.digest(job.data) != job.digest:
+                    LOG.warning("a blob is not the one that its name says: %.64r", job.digest)
+                    return None
                 self._blobs[job.digest] = job.data
                 self._following.take(job.digest, job.data)
                 return None
@@ -152,8 +156,18 @@ class Host:
     def _params(self, digest: str) -> vector.Vector:
         return vector.from_bytes(self._blob(digest), self._trainer.spec.dim)
 
-    def _invited(self, device: str, invite: frame.Invite) -> machine.Invited | machine.Unready:
-        """The invitation with what it names: the model by its snapshot or by the deltas, the last release's support."""
+    def _invited(self, job: jobs.Handle, invite: frame.Invite) -> machine.Invited | machine.Unready:
+        """The invitation with what it names: the model by its snapshot or by the deltas, the last release's support.
+        Nothing is looked up for an invitation that will be refused."""
+        code, reason = invitation.refused(self._plan, invite, job.answered)
+        if reason:
+            return machine.Unready(invite, code, reason)
+        try:
+            return self._ready(job.device, invite)
+        except DecodeError as e:
+            return machine.Unready(invite, e.code, e.what)
+
+    def _ready(self, device: str, invite: frame.Invite) -> machine.Invited | machine.Unready:
         params = self._following.find(invite) if invite.base else self._params(invite.model)
         if params is None:
             return machine.Unready(invite, STALE, "the deltas start from a model that this device no longer has")
@@ -176,8 +190,8 @@ class Host:
             return jobs.Handled(id=job.id, device=job.device, frame=told, answered=job.answered)
         if not isinstance(message, frame.Invite):
             raise DecodeError("E-FRAME", "a device was sent something that is neither an invitation nor a probe.")
-        state: machine.State
-        state, effects = machine.step(self._plan, self._recall(job), self._invited(job.device, message))
+        state = machine.restore_session(job.session, self._recall(job))
+        state, effects = machine.step(self._plan, state, self._invited(job, message))
         train_s = encode_s = 0.0
         for effect in effects:
             if isinstance(effect, machine.Train):
@@ -223,9 +237,12 @@ class Host:
         )
 
     def _measure(self, device: str, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
-        params = self._params(probe.model)
-        held = _guarded(device, partial(self._trainer.evaluate, device, params))
         run, number = probe.run, probe.round
+        held: HeldOut | machine.Failed
+        if run != self._plan.run or not -1 <= number < self._plan.rounds:
+            held = machine.Failed("E-FRAME", "the probe is for another run, or for a round that this one does not have")
+        else:
+            held = _guarded(device, lambda: self._trainer.evaluate(device, self._params(probe.model)))
         if isinstance(held, machine.Failed):
             return frame.Refusal(run=run, round=number, device=device, code=held.code, reason=held.reason[:500])
         return frame.Measurement(run=run, round=number, device=device, nll=held.nll, tokens=held.tokens)

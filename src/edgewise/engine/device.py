@@ -3,7 +3,7 @@
     Idle ──Invited──► Training ──Trained──► Idle (with pending codec memory)
       │                   ├─────Trained───► Hiding, where masks hide the update ──Letter──► ... ──Letter──► Idle
       │                   └─────Failed────► Idle (memory as before), a Refusal is sent
-      └────Unready──► Idle, a Refusal is sent
+      └────Unready──► Idle; an invitation that is refused changes nothing in any state, a Refusal is sent
 
 Its secrets come with each invitation from the driver (``core.keys.Secrets``). None is ever derived from the plan, which
 the server has too.
@@ -95,6 +95,11 @@ class Hiding:
     rung: int = -1
     unsent: Unsent | None = None
 
+    @property
+    def device(self) -> DeviceId:
+        """Whose state it is."""
+        return self.idle.device
+
 
 @dataclass(frozen=True, slots=True)
 class Invited:
@@ -109,7 +114,7 @@ class Invited:
 
 @dataclass(frozen=True, slots=True)
 class Unready:
-    """An invitation whose parameters cannot be had."""
+    """An invitation that the driver refuses: what it names cannot be had, or ``engine.invitation.refused``."""
 
     invite: Invite
     code: str
@@ -181,19 +186,15 @@ Effect = Train | Send | Remember
 def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> tuple[State, tuple[Effect, ...]]:
     """One input. An input that does not fit the state is the driver's mistake: ValueError.
 
-    ``trust`` is needed where contributions are hidden (``Plan.hides``). A device that is asked anew while it is in a
-    session of secure aggregation leaves that session.
+    ``trust`` is needed where contributions are hidden (``Plan.hides``). A device that takes another invitation while it
+    is in a session of secure aggregation leaves that session.
     """
     if isinstance(event, Letter):
         return _letter(plan, state, event.message, trust)
-    if isinstance(state, Hiding):
-        state = state.idle
     if isinstance(event, Invited):
         return _invited(plan, state, event)
     if isinstance(event, Unready):
-        return Idle(state.device, _base(state, event.invite), answered=state.answered), (
-            Send(_refusal(state.device, event.invite, event.code, event.reason)),
-        )
+        return state, (Send(_refusal(state.device, event.invite, event.code, event.reason)),)
     if not isinstance(state, Training):
         raise ValueError("not training")
     if plan.spend is not None and (isinstance(event, Failed) or not finite(event.update.x)):
@@ -319,16 +320,18 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
     return replace(state, client=after), effects
 
 
-def _invited(plan: Plan, state: Idle | Training, event: Invited) -> tuple[State, tuple[Effect, ...]]:
-    invite = event.invite
-    training = Training(state.device, invite, _base(state, invite), event.secrets, event.support, state.answered)
-    code, reason = invitation.refused(plan, invite, state.answered)
+def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Effect, ...]]:
+    """What is refused changes nothing: neither memory, nor training or a session that is under way."""
+    invite, device = event.invite, state.device
+    before = state.idle if isinstance(state, Hiding) else state
+    code, reason = invitation.refused(plan, invite, before.answered)
+    if not reason:
+        code, reason = invitation.unfit(plan, invite, event.params, event.support)
     if reason:
-        # What was sent before may yet be accepted: the next invitation tells.
-        idle = state if isinstance(state, Idle) and code != "E-FRAME" else training.idle
-        return idle, (Send(_refusal(state.device, invite, code, reason)),)
-    key = plan.batch_key(state.device, invite.round)
-    request = FitRequest(state.device, invite.round, event.params, plan.rule(invite.round), key, event.secrets.training)
+        return state, (Send(_refusal(device, invite, code, reason)),)
+    training = Training(device, invite, _base(before, invite), event.secrets, event.support, before.answered)
+    key, rule = plan.batch_key(device, invite.round), plan.rule(invite.round)
+    request = FitRequest(device, invite.round, event.params, rule, key, event.secrets.training)
     return training, (Train(request),)
 
 

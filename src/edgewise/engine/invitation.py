@@ -1,10 +1,26 @@
-"""Which invitations a device takes: those of its run, and no more of them than its privacy was counted for."""
+"""Which invitations a device takes: those that its own plan gives, and no more than its privacy was counted for.
+
+Whatever an epsilon or another promise rests on, a device computes from the plan. The invitation repeats it, so that a
+server with another recipe or version is found out, and a server that lies is refused. Nothing is trained by its word.
+"""
 
 from __future__ import annotations
 
-from edgewise.core import keys
-from edgewise.core.frame import Invite
+import math
+import re
+
+import numpy as np
+
+from edgewise.codecs import pack
+from edgewise.core import vector
+from edgewise.core.frame import Invite, LocalRule
+from edgewise.core.keys import KEY_BYTES
+from edgewise.core.vector import Array, Vector
 from edgewise.plan.compile import Plan
+
+_ALIKE = 1e-9  # relative: two processors differ by less in the learning rate of a schedule
+_CLIPS = 1e-6  # relative: and by less in a clip after many rounds
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 def once(plan: Plan) -> bool:
@@ -14,24 +30,79 @@ def once(plan: Plan) -> bool:
 
 
 def refused(plan: Plan, invite: Invite, answered: int) -> tuple[str, str]:
-    """Code and reason of a refusal; without a reason the device takes part.
+    """Code and reason of a refusal; without a reason the device takes part, if ``unfit`` agrees.
 
     ``answered``: the last round for which an update of the device has left that leaves ``once``; -1 for none.
+    Guarantees: no value of any field raises.
     """
-    if invite.run != plan.run or invite.spec != plan.spec.digest():
-        return "E-FRAME", "the invitation is for another run or another model layout"
-    if invite.round < 0:
-        return "E-FRAME", "rounds are counted from 0"
-    if not {s.name for s in plan.spec.segments}.issuperset(invite.rule.segments):
-        return "E-FRAME", "the invitation asks to train segments that this model does not have"
-    if plan.hides is not None and len(invite.nonce) != keys.KEY_BYTES:
-        return "E-FRAME", "the invitation has no nonce, and without one a session could be played twice"
-    if not once(plan):
-        return "", ""
-    # Noise is counted for a number of rounds, of which a device is in one of as many as there are cohorts in turn.
-    first = answered + (plan.sampling.groups if plan.spend is not None else 1)
-    if answered >= 0 and invite.round < first:
-        return "E-SECAGG-ORDER", f"this device's update of round {answered} has left, the next may in round {first}"
+    if reason := _foreign(plan, invite) or _malformed(plan, invite):
+        return "E-INVITE", reason
     if plan.spend is not None and invite.round >= plan.spend.rounds:
         return "E-BUDGET", f"the privacy budget is enough for {plan.spend.rounds} rounds"
+    # Noise is counted for a number of rounds, of which a device is in one of as many as there are cohorts in turn.
+    first = answered + (plan.sampling.groups if plan.spend is not None else 1)
+    if once(plan) and answered >= 0 and invite.round < first:
+        return "E-SECAGG-ORDER", f"this device's update of round {answered} has left, the next may in round {first}"
     return "", ""
+
+
+def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> tuple[str, str]:
+    """The same for what an invitation names: the model (float32[d]) and the positions of the last release (int64[]).
+
+    The session of secure aggregation is bound to both digests. A device that did not compare them would train, unseen
+    by the others, from a model that was made for it alone.
+    """
+    if params.dtype != np.float32 or params.shape != (plan.spec.dim,) or vector.digest_of(params) != invite.model:
+        return "E-BLOB", "the model is not the one that the invitation names"
+    if not vector.finite(params):
+        return "E-NAN", "the round's model has values that are not finite"
+    most = plan.at(invite.round).encoded.support
+    if not most or support is None:
+        fits = not most and support is None and not invite.support
+    elif support.size:
+        named = vector.digest(pack.pack_support(support, plan.spec.dim))
+        fits = support.size <= most and named == invite.support
+    else:
+        fits = not invite.support
+    return ("", "") if fits else ("E-BLOB", "the positions of the last release are not those that the invitation names")
+
+
+def _foreign(plan: Plan, invite: Invite) -> str:
+    """Why the plan does not give this invitation; empty where it does."""
+    if invite.run != plan.run or invite.spec != plan.spec.digest():
+        return "the invitation is for another run or another model layout"
+    if not 0 <= invite.round < plan.rounds:
+        return f"the run has the rounds 0 to {plan.rounds - 1}"
+    if not _alike(invite.rule, plan.rule(invite.round)):
+        return "the invitation asks for other local training than the recipe: steps, rate, pull or segments"
+    least, most = plan.clips(invite.round)
+    if not least * (1.0 - _CLIPS) <= invite.clip <= most * (1.0 + _CLIPS):  # also for NaN
+        return f"the clip of this round is between {least:.6g} and {most:.6g}"
+    return ""
+
+
+def _malformed(plan: Plan, invite: Invite) -> str:
+    """Why no server of this version writes such an invitation; empty where one does."""
+    if not -1 <= invite.accepted < invite.round:
+        return "the last accepted round is not before this one"
+    if not 0.0 < invite.deadline_s < math.inf:
+        return "the deadline is no positive number of seconds"
+    if len(invite.public) != KEY_BYTES:
+        return f"the public key does not have {KEY_BYTES} bytes"
+    if len(invite.nonce) != (KEY_BYTES if plan.hides is not None else 0):
+        return "the nonce has the wrong length, and without one a session could be played twice"
+    if bool(invite.base) != bool(invite.deltas) or (invite.base and plan.downlink is None):
+        return "the invitation names deltas without a base, a base without deltas, or either where there are none"
+    named = [invite.model, *([invite.base] if invite.base else []), *([invite.support] if invite.support else [])]
+    if not all(map(_DIGEST.fullmatch, (*named, *invite.deltas))):
+        return "the name of a blob is not a digest"
+    return ""
+
+
+def _alike(told: LocalRule, rule: LocalRule) -> bool:
+    """Whether two rules are the same but for the rounding of another processor."""
+    return (
+        (told.steps, told.segments) == (rule.steps, rule.segments)
+        and math.isclose(told.lr, rule.lr, rel_tol=_ALIKE)
+        and math.isclose(told.prox_mu, rule.prox_mu, rel_tol=_ALIKE)
+    )

@@ -29,6 +29,7 @@ from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
 from edgewise.plan.section import DP_WORDS
 from edgewise.plan.stages import build_stages, schedule
+from edgewise.privacy.adaptive import reachable
 from edgewise.secagg import messages
 from edgewise.secagg.merge import Hiding, assured, params
 from edgewise.secagg.params import Params
@@ -165,6 +166,12 @@ class Plan:
             factor = 0.1 + 0.45 * (1.0 + math.cos(math.pi * round / self.rounds))
         trained = tuple(s.name for s in self.groups[self.phase(round)]) if self.groups else ()
         return LocalRule(steps=t.local_steps, lr=t.lr * factor, prox_mu=self.strategy.prox_mu, segments=trained)
+
+    def clips(self, round: int) -> tuple[float, float]:
+        """Least and largest clip that an invitation to a round can name; both 0 where the recipe fixes it."""
+        if self.recipe.privacy != "central" or not self.recipe.dp.adaptive_clip:
+            return 0.0, 0.0
+        return reachable(self.recipe.dp.clip_l2, round)
 
     def turn(self, round: int, private: keys.Key = b"", support: Array | None = None) -> keys.Turn:
         """The codec's view of a round."""

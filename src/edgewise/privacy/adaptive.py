@@ -46,6 +46,12 @@ def split(z: float, sigma_b: float) -> float:
     return 1.0 / sqrt(z**-2 - (2.0 * sigma_b) ** -2)
 
 
+def reachable(start: float, releases: int, quantile: float = QUANTILE, rate: float = RATE) -> tuple[float, float]:
+    """Least and largest C after at most ``releases`` releases: every mean b is 1, or every one 0."""
+    least, most = (start * exp(min(rate * releases * toward, 700.0)) for toward in (quantile - 1.0, quantile))
+    return max(least, SMALLEST), min(most, LARGEST)
+
+
 def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANTILE, rate: float = RATE) -> Stage:
     """Clip to the round's C, which begins at ``start`` and follows the ``quantile`` of the updates' norms.
 
