@@ -146,3 +146,35 @@ def test_an_orphan_writes_no_memory(tmp_path):
     bench = Bench(tmp_path, alive=lambda: False)
     assert bench.invite().stops
     assert not bench.memories()
+
+
+def test_a_blob_is_kept_under_its_own_digest_only(tmp_path, caplog):
+    bench, name = Bench(tmp_path), vector.digest(b"the model that devices agreed on")
+    other = vector.to_bytes(np.full(50, 7, np.float32))
+    assert bench.host.do(jobs.Blob(digest=name, data=other)) is None
+    assert "not the one that its name says" in caplog.text
+    bench.model = name
+    for answer in (bench.invite(), bench.probe()):
+        assert frame.load(answer.frame).code == "E-BLOB"
+
+
+@pytest.mark.parametrize("changes", [{"run": "other"}, {"round": 2**63}, {"round": -2}, {"model": "x"}])
+def test_a_probe_that_cannot_be_answered_is_a_refusal(tmp_path, changes):
+    bench = Bench(tmp_path)
+    probe = frame.Probe(**{"run": bench.plan.run, "round": 0, "model": bench.model, **changes})
+    refused = frame.load(bench.send(probe).frame)
+    assert isinstance(refused, frame.Refusal)
+    assert refused.code in ("E-FRAME", "E-BLOB")
+
+
+def test_an_invitation_that_lies_leaves_the_host_as_it_was(tmp_path):
+    """Also what it remembers of downloaded models: a round of the far future would make all later ones stale."""
+    bench = Bench(tmp_path)
+    p = bench.plan
+    lie = frame.Invite(
+        run=p.run, round=10**15, spec=p.spec.digest(), model=bench.model, public=p.public(0), accepted=-1,
+        deadline_s=9.0, rule=p.rule(0),
+    )  # fmt: skip
+    assert frame.load(bench.send(lie).frame).code == "E-INVITE"
+    assert not bench.memories()
+    assert isinstance(frame.load(bench.invite().frame), frame.Contribution)
