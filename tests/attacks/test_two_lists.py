@@ -39,7 +39,7 @@ def attack(n: int, bad: int) -> np.ndarray | None:
         (others[: len(others) // 2], s.devices),
         (others[len(others) // 2 :], [d for d in s.devices if d != victim]),
     ):
-        said = messages.survivors_digest(SID, shared.roster, survivors)
+        said = messages.survivors_digest(shared.roster, survivors)
         signed = {d: sign.sign(IDENTITIES[d].secret, said) for d in corrupt}
         for device in told:
             answer = messages.load(s.answer(device, messages.dump(messages.Survivors(devices=tuple(survivors)))))
@@ -47,7 +47,7 @@ def attack(n: int, bad: int) -> np.ndarray | None:
             signed[device] = answer.signature
         proofs = messages.dump(messages.Proofs(signatures=dict(sorted(signed.items()))))
         parts |= {device: messages.load(s.answer(device, proofs)) for device in told}
-    at = {d: i + 1 for i, d in enumerate(holding(victim, shared.near[victim], shared.k, n))}
+    at = {d: i + 1 for i, d in enumerate(holding(victim, shared.near[victim], n))}
     opened = {h: r for h, r in parts.items() if isinstance(r, messages.Revealed)}
     seeds = {at[h]: r.seeds[victim] for h, r in opened.items() if victim in r.seeds}
     keys = {at[h]: r.keys[victim] for h, r in opened.items() if victim in r.keys}
@@ -60,9 +60,9 @@ def attack(n: int, bad: int) -> np.ndarray | None:
     raw = masked[victim]
     body = kernels.unpack_bits(memoryview(raw.body), s.bits, s.dim)
     hidden = secrets.Hidden(s.params, body.astype(np.uint32), np.frombuffer(raw.head, "<u8"))
-    hidden.mask([(seed, -1)], SID)
-    pairs = [(o, secrets.pair_seed(key, shared.keys[o].mask, SID, victim, o)) for o in shared.near[victim]]
-    hidden.mask([(k, -sign) for k, sign in secrets.pairwise(victim, pairs)], SID)
+    hidden.mask([(seed, -1)], shared.roster)
+    pairs = [(o, secrets.pair_seed(key, shared.keys[o].mask, shared.roster, victim, o)) for o in shared.near[victim]]
+    hidden.mask([(k, -sign) for k, sign in secrets.pairwise(victim, pairs)], shared.roster)
     np.testing.assert_array_equal(hidden.body, s.xs[victim])
     return hidden.body
 

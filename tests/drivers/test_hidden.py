@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
 import numpy as np
 import pytest
 from played import play, story
 
-from edgewise.core import events
+from edgewise.apps import summary
+from edgewise.core import events, frame
 from edgewise.core.errors import BudgetError, EdgewiseError, RoundError
 from edgewise.drivers.faults import Fault, Faulty
 from edgewise.drivers.store import RunStore
 from edgewise.engine import device
+from edgewise.engine.ports import Arrived
 from edgewise.privacy import ledger
+from edgewise.secagg import messages
 
 GRID = [
     {"kind": "weigh", "cap": 160},
@@ -224,6 +230,41 @@ def test_damage_costs_a_device_its_place_only(tmp_path):
     _, told, _ = play(tmp_path, MASKS, wrap=lambda c: Faulty(c, script))
     assert all(r.met and r.accepted >= 7 for r in rounds(told))
     assert {e.device for e in told if isinstance(e, events.Lost)} == {"d00001"}
+
+
+class _Lying(Faulty):
+    """Devices that reveal wrong shares."""
+
+    def __init__(self, inner, liars):
+        super().__init__(inner, lambda device, n: Fault())
+        self._liars = liars
+
+    def receive(self, timeout_s):
+        item = super().receive(timeout_s)
+        if not isinstance(item, Arrived) or item.device not in self._liars:
+            return item
+        step = frame.load(item.frame)
+        message = messages.load(step.body) if isinstance(step, frame.Step) else None
+        if not isinstance(message, messages.Revealed):
+            return item
+        wrong = messages.Revealed(seeds={d: bytes(33) for d in message.seeds}, keys=message.keys)
+        body = frame.dump(msgspec.structs.replace(step, body=messages.dump(wrong)))
+        return dataclasses.replace(item, frame=body)
+
+
+def test_devices_that_reveal_wrong_shares_are_told_of_and_change_nothing(tmp_path):
+    """Two of eight, apart from each other in the order, in every round."""
+    liars = {"d00001", "d00005"}
+    honest, _, _ = play(tmp_path / "a", MASKS)
+    sums, told, _ = play(tmp_path / "b", MASKS, wrap=lambda c: _Lying(c, liars))
+    assert sums == honest
+    assert all(r.met and r.accepted == 8 for r in rounds(told))
+    flagged = [e for e in told if isinstance(e, events.Flagged)]
+    assert {(e.device, e.round) for e in flagged} == {(d, r) for d in liars for r in range(3)}
+    assert {e.code for e in flagged} == {"E-SECAGG-REVEAL"}
+    with RunStore(tmp_path / "b") as store:
+        rows = {row["device"]: row["flagged"] for row in summary.build(store)["per_device"]}
+    assert {d: set(rounds_) for d, rounds_ in rows.items() if rounds_} == {d: {"0", "1", "2"} for d in liars}
 
 
 def test_epsilon_grows_to_the_budget_and_the_ledger_says_the_same(tmp_path):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import msgspec
 import numpy as np
 import pytest
-from session import IDENTITIES, ROOT, SID, Session, registry
+from session import IDENTITIES, SID, Session, fresh, registry
 
-from edgewise.core.keys import derive
 from edgewise.crypto import sign
 from edgewise.secagg import client, messages, server
 from edgewise.secagg.params import Policy
@@ -76,7 +75,7 @@ def test_forged_rosters_are_refused(what: str) -> None:
     elif what == "too few":
         keys, code = dict(list(keys.items())[:3]), "E-SECAGG-FEW"
     elif what == "unsorted":
-        keys, code = dict(reversed(keys.items())), "E-SECAGG-FEW"
+        keys, code = dict(reversed(keys.items())), "E-FRAME"
     else:  # one device under two enrolled names
         first = keys["d000"]
         signature = sign.sign(IDENTITIES["d002"].secret, first.signed(SID, "d002"))
@@ -93,8 +92,8 @@ def test_forged_survivor_lists_are_refused(what: str) -> None:
         "without me": (all_[1:], "E-SECAGG-SURVIVORS"),
         "too few": (all_[:4], "E-SECAGG-FEW"),  # t = 5 of 6
         "stranger": ((*all_, "zz"), "E-SECAGG-SURVIVORS"),
-        "unsorted": (tuple(reversed(all_)), "E-SECAGG-SURVIVORS"),
-        "twice the same": ((*all_[:5], all_[4]), "E-SECAGG-SURVIVORS"),
+        "unsorted": (tuple(reversed(all_)), "E-FRAME"),
+        "twice the same": ((*all_[:5], all_[4]), "E-FRAME"),
     }
     devices, code = lists[what]
     assert _code(s.answer("d000", messages.dump(messages.Survivors(devices=devices)))) == code
@@ -126,34 +125,6 @@ def test_only_one_answer_and_never_both_shares() -> None:
         assert isinstance(s.clients[d], client.Finished)
 
 
-def test_lying_share_holders_cannot_spoil_the_sum() -> None:
-    """Two of seven holders reveal wrong shares: the sum is found from the others."""
-    s = Session(7)
-    mail = _to_masks(s)
-    proofs = [letter for d, raw in mail for letter in s.give(d, s.answer(d, raw))]
-    for i, (d, raw) in enumerate(proofs):
-        revealed = messages.load(s.answer(d, raw))
-        assert isinstance(revealed, messages.Revealed)
-        if i < 2:
-            revealed = msgspec.structs.replace(revealed, seeds={v: bytes(33) for v in revealed.seeds})
-        s.give(d, messages.dump(revealed))
-    assert isinstance(s.server, server.Released)
-    s.check()
-
-
-def test_too_many_liars_are_a_named_end() -> None:
-    s = Session(7)
-    mail = _to_masks(s)
-    proofs = [letter for d, raw in mail for letter in s.give(d, s.answer(d, raw))]
-    for i, (d, raw) in enumerate(proofs):
-        revealed = messages.load(s.answer(d, raw))
-        assert isinstance(revealed, messages.Revealed)
-        if i < 3:  # t = 5 of 7
-            revealed = msgspec.structs.replace(revealed, seeds={v: bytes(33) for v in revealed.seeds})
-        s.give(d, messages.dump(revealed))
-    assert isinstance(s.server, server.Aborted)
-
-
 def test_a_masked_update_looks_random() -> None:
     s = Session(4, dim=20_000, bits=8)
     s.xs = {d: np.zeros(s.dim, np.uint32) for d in s.devices}
@@ -182,9 +153,7 @@ def test_no_secret_is_ever_printed_or_sent_in_the_clear() -> None:
             seen += [repr(s.clients[d]), repr(s.server)]
             wire += [answers[-1][1]] if step < 2 else []
         mail = [letter for d, raw in answers for letter in s.give(d, raw)]
-    secrets = [
-        derive(derive(ROOT, "entropy", d), label) for d in s.devices for label in ("seal", "mask", "seed", "shares")
-    ] + [IDENTITIES[d].secret for d in s.devices]
+    secrets = [secret for d in s.devices for secret in (*fresh(d), IDENTITIES[d].secret)]
     text, sent = "".join(seen), b"".join(wire)
     for secret in secrets:
         assert secret.hex() not in text

@@ -12,7 +12,7 @@ from schedules import KINDS, Run, drawn
 from session import IDENTITIES, SID, Session
 
 from edgewise.crypto import sign
-from edgewise.secagg import graph, messages, server
+from edgewise.secagg import messages, server
 from edgewise.secagg.params import Policy, complete_threshold
 
 
@@ -129,12 +129,12 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
             signatures[believes[d]][d] = said.signature
     for d in corrupt & set(inside):  # those on the server's side sign everything
         for i, roster in enumerate(rosters):
-            view = graph.seed(SID, [k.signed(SID, v) + k.signature for v, k in roster.items()])
+            view = messages.roster_digest(SID, roster)
             for j in range(2):
                 if i == 0 or rng.random() < 0.5:
-                    digest = messages.survivors_digest(SID, view, lists[j])
+                    digest = messages.survivors_digest(view, lists[j])
                     signatures[j][d] = sign.sign(IDENTITIES[d].secret, digest)
-    seeds, pairs, answered = Counter[str](), Counter[str](), 0
+    seeds, pairs, whole, answered = Counter[str](), Counter[str](), set[str](), 0
     for d in inside:
         if d in corrupt:
             continue
@@ -146,13 +146,14 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
         revealed = answer(d, messages.Proofs(signatures=messages.ordered(mixed)))
         if isinstance(revealed, messages.Revealed):
             answered += 1
+            whole.add(d)
             seeds.update(revealed.seeds.keys())
             pairs.update(revealed.keys.keys())
     both = Counter[str]()
     for d in set(s.devices) - corrupt:
         helpers, threshold = len(corrupt & set(told[d])), complete_threshold(len(told[d]))
         if 3 * helpers < len(told[d]):
-            both[d] = int(seeds[d] + helpers >= threshold and pairs[d] + helpers >= threshold)
+            both[d] = int((d in whole or seeds[d] + helpers >= threshold) and pairs[d] + helpers >= threshold)
     return both, answered
 
 

@@ -84,10 +84,10 @@ def rejects() -> list[dict[str, str]]:
     foreign = sign.sign(IDENTITIES["d001"].secret, keys["d001"].signed(other, "d001"))
     alien = {**keys, "d001": msgspec.structs.replace(keys["d001"], signature=foreign)}
     good = messages.dump(messages.Roster(keys=keys))
-    names, roster = tuple(keys), graph.seed(SID, [k.signed(SID, d) + k.signature for d, k in keys.items()])
+    names, roster = tuple(keys), messages.roster_digest(SID, keys)
 
     def proofs(devices: tuple[str, ...], who: tuple[str, ...] = names) -> messages.Proofs:
-        said = messages.survivors_digest(SID, roster, devices)
+        said = messages.survivors_digest(roster, devices)
         return messages.Proofs(signatures={d: sign.sign(IDENTITIES[d].secret, said) for d in who})
 
     made: list[tuple[str, str, messages.Message | bytes, str]] = [
@@ -97,7 +97,7 @@ def rejects() -> list[dict[str, str]]:
         ("keys signed for another model", "advertised", messages.Roster(keys=alien), "E-SECAGG-KEYS"),
         ("a stranger's keys", "advertised", messages.Roster(keys={**keys, "zz": keys["d001"]}), "E-SECAGG-KEYS"),
         ("roster of one", "advertised", messages.Roster(keys={"d000": keys["d000"]}), "E-SECAGG-FEW"),
-        ("not sorted", "advertised", messages.Roster(keys=dict(reversed(keys.items()))), "E-SECAGG-FEW"),
+        ("not sorted", "advertised", messages.Roster(keys=dict(reversed(keys.items()))), "E-FRAME"),
         ("the survivors too early", "advertised", messages.Survivors(devices=("d000",)), "E-SECAGG-ORDER"),
         ("a trailing byte", "advertised", good + b"\x00", "E-FRAME"),
         ("a longer length prefix", "advertised", good.replace(b"\xa4type", b"\xd9\x04type", 1), "E-FRAME"),
@@ -111,7 +111,7 @@ def rejects() -> list[dict[str, str]]:
         ("survivors without me", "waiting", messages.Survivors(devices=names[1:]), "E-SECAGG-SURVIVORS"),
         ("too few survivors", "waiting", messages.Survivors(devices=names[:2]), "E-SECAGG-FEW"),
         ("a survivor nobody knows", "waiting", messages.Survivors(devices=(*names, "zz")), "E-SECAGG-SURVIVORS"),
-        ("survivors not sorted", "waiting", messages.Survivors(devices=names[::-1]), "E-SECAGG-SURVIVORS"),
+        ("survivors not sorted", "waiting", messages.Survivors(devices=names[::-1]), "E-FRAME"),
         ("proofs before survivors", "waiting", proofs(names), "E-SECAGG-ORDER"),
         ("proofs of another list", "signed", proofs(names[:3]), "E-SECAGG-SURVIVORS"),
         ("too few proofs", "signed", proofs(names, names[:2]), "E-SECAGG-FEW"),
@@ -139,10 +139,10 @@ def server_rejects() -> list[dict[str, Any]]:
     other = messages.session_id("task", 3, "another model", "config", bytes(32))
     boxes = shares.boxes  # type: ignore[union-attr]
     flipped = bytes([masked.body[0] ^ 1]) + masked.body[1:]  # type: ignore[union-attr]
-    roster = graph.seed(SID, [sent[0, d].keys.signed(SID, d) + sent[0, d].keys.signature for d in t["devices"]])
+    roster = messages.roster_digest(SID, {d: sent[0, d].keys for d in t["devices"]})
     short = masked.body[:-1]  # type: ignore[union-attr]
-    said = messages.masked_digest(SID, roster, "d000", ["d001", "d002", "d003"], short, masked.head)  # type: ignore[union-attr]
-    list_of_three = messages.survivors_digest(SID, roster, ["d000", "d001", "d002"])
+    said = messages.masked_digest(roster, "d000", ["d001", "d002", "d003"], short, masked.head)  # type: ignore[union-attr]
+    list_of_three = messages.survivors_digest(roster, ["d000", "d001", "d002"])
     seeds = revealed.seeds  # type: ignore[union-attr]
     made: list[tuple[str, int, str, messages.Message | bytes, str]] = [
         ("keys of a stranger", 0, "zz", keys, "E-SECAGG-KEYS"),
@@ -187,13 +187,12 @@ def pieces() -> dict[str, Any]:
                     "sid": SID.hex()},
         "configuration": {"layout": "ab", "rule": RULE.hex(), "public": one.hex(), "clip": 0.5, "support": "cd",
                           "hex": messages.configuration("ab", RULE, one, 0.5, "cd").hex()},
-        "roster": {"keys": ["00" * 96, "11" * 96], "hex": graph.seed(SID, [bytes(96), b"\x11" * 96]).hex()},
         "entropy": {"entropy": one.hex(),
-                    **{what: derive(one, what).hex() for what in ("seal", "mask", "seed", "shares")}},
+                    **{r: secrets.fresh(one, SID, r, "d000").hex() for r in ("seal", "mask", "seed", "shares")}},
         "commitment": {"device": "d000", "seed": one.hex(), "hex": secrets.commitment(SID, "d000", one).hex()},
         "sealing_key": {"secret": one.hex(), "peer": agree.public(two).hex(), "sender": "a", "to": "b",
                         "key": secrets.sealing_keys(loaded, agree.public(two), SID, "a", "b")[0].hex(),
-                        "bound": secrets.bound(SID, "a", "b").hex()},
+                        "bound": secrets.bound(SID, "a", "b", bytes(64)).hex()},
         "pair_seed": {"secret": one.hex(), "peer": agree.public(two).hex(), "one": "b", "other": "a",
                       "hex": secrets.pair_seed(loaded, agree.public(two), SID, "b", "a").hex()},
         "mask": [{"seed": one.hex(), "bits": bits, "body": h.body.tolist(), "head": [str(v) for v in h.head]}
@@ -201,8 +200,8 @@ def pieces() -> dict[str, Any]:
         "pack": {"bits": 20, "body": body.tolist(), "hex": bytes(kernels.pack_bits(body, 20)).hex()},
         "shares": {"secret": two.hex(), "threshold": 2, "entropy": one.hex(),
                    "at": {str(x): y.hex() for x, y in shared.items()}},
-        "masked": messages.masked_digest(SID, one, "d000", ["d001", "d002"], b"body", b"head").hex(),
-        "survivors": messages.survivors_digest(SID, one, ["d000", "d002"]).hex(),
+        "masked": messages.masked_digest(one, "d000", ["d001", "d002"], b"body", b"head").hex(),
+        "survivors": messages.survivors_digest(one, ["d000", "d002"]).hex(),
         "circle": {"seed": one.hex(), "k": 4, "devices": names,
                    "neighbours": {d: list(v) for d, v in graph.neighbours(one, names, 4).items()}},
         "shapes": [{"n": n, "corrupt": c, "dropout": d, "server": server_, "k": k, "t": t}

@@ -11,6 +11,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.core.keys import derive
 from edgewise.secagg import messages, two_server
 from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.secrets import fresh
 from edgewise.secagg.two_server import Helper, Ticket
 
 P = Params(Policy(), 3, 20, 50, 2)
@@ -127,6 +128,6 @@ def test_no_secret_is_printed() -> None:
     ticket, _ = two_server.open_report(lead, DEVICES[0], report(DEVICES[0]))
     helper = two_server.admit(helper, ticket)
     text = repr(lead) + repr(helper)
-    for secret in (LEADER.secret, HELPER.secret, derive(derive(ROOT, DEVICES[0], 0), "share")):
+    for secret in (LEADER.secret, HELPER.secret, fresh(derive(ROOT, DEVICES[0], 0), CONTEXT, "share", DEVICES[0])):
         assert secret.hex() not in text
         assert repr(secret)[2:-1] not in text

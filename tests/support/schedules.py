@@ -143,18 +143,19 @@ class Run:
                     replace(m, body=b"", head=b""),
                 ]
             case messages.Consistent():
-                fewer = messages.survivors_digest(SID, self._noise(32), others)
+                fewer = messages.survivors_digest(self._noise(32), others)
                 return [replace(m, signature=self._noise(64)), replace(m, signature=sign.sign(identity, fewer))]
             case messages.Revealed():
-                swapped = messages.Revealed(seeds=m.keys, keys=m.seeds)
-                both = messages.Revealed(seeds=m.seeds, keys={**m.keys, **m.seeds})
+                swapped = replace(m, seeds=m.keys, keys=m.seeds)
+                both = replace(m, keys=messages.ordered({**m.keys, **m.seeds}))
                 kept = rng.sample(sorted(m.seeds), len(m.seeds) // 2)
                 return [
                     swapped,
                     both,
+                    replace(m, seeds={**m.seeds, device: self._noise(33)}),
                     replace(m, seeds={d: bytes(33) for d in m.seeds}),
                     replace(m, seeds={}, keys={}),
-                    replace(m, seeds={d: m.seeds[d] for d in kept}),
+                    replace(m, seeds={d: m.seeds[d] for d in sorted(kept)}),
                     replace(m, keys=dict.fromkeys(m.keys, b"\xff" * 33)),
                     replace(m, seeds={d: self._noise(32) + b"\0" for d in m.seeds}),
                 ]

@@ -10,12 +10,18 @@ import numpy as np
 
 from edgewise.core.keys import derive, root
 from edgewise.crypto import sign
-from edgewise.secagg import client, messages, server
+from edgewise.secagg import client, messages, secrets, server
 from edgewise.secagg.params import Params, Policy
 
 ROOT = root(1)
 IDENTITIES = {f"d{i:03d}": sign.pair(derive(ROOT, "id", i)) for i in range(120)}
 SID = messages.session_id("task", 3, "model", "config", bytes(32))
+
+
+def fresh(device: str) -> list[bytes]:
+    """The secrets that a device of a ``Session`` draws at its start."""
+    entropy = derive(ROOT, "entropy", device)
+    return [secrets.fresh(entropy, SID, role, device) for role in ("seal", "mask", "seed", "shares")]
 
 
 def registry(device: str) -> bytes | None:

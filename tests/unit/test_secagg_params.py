@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import derive, root
-from edgewise.secagg import graph
+from edgewise.secagg import graph, messages
 from edgewise.secagg.params import COMPLETE_TO, Params, Policy, choose, complete_threshold
 
 # (corrupt, dropping out, server), from the C++ reference's own rule with eta = 20.
@@ -72,6 +73,10 @@ def test_the_graph_is_regular_and_symmetric(n: int, half: int, which: int) -> No
 
 
 def test_the_graph_depends_on_every_key() -> None:
-    keys = [bytes([i]) * 8 for i in range(5)]
-    assert graph.seed(b"s", keys) != graph.seed(b"s", [*keys[:4], b"other"])
-    assert graph.seed(b"s", [b"ab", b"c"]) != graph.seed(b"s", [b"a", b"bc"])
+    word = [bytes([i]) * 32 for i in range(5)]
+    keys = {f"d{i}": messages.Keys(seal=w, mask=w, commitment=w, signature=w + w) for i, w in enumerate(word)}
+    seen = {messages.roster_digest(b"s", keys), messages.roster_digest(b"t", keys)}
+    for field, value in (("seal", word[0]), ("mask", word[0]), ("commitment", word[0]), ("signature", word[0] * 2)):
+        seen.add(messages.roster_digest(b"s", keys | {"d4": msgspec.structs.replace(keys["d4"], **{field: value})}))
+    seen.add(messages.roster_digest(b"s", {"d9" if d == "d4" else d: k for d, k in keys.items()}))
+    assert len(seen) == 7

@@ -301,11 +301,14 @@ def _devices(
     """One row per device that was heard of: what it gave, and its perplexity under each model."""
     accepted: dict[str, list[events.Accepted]] = defaultdict(list)
     lost: dict[str, list[events.Lost]] = defaultdict(list)
+    flagged: dict[str, dict[str, str]] = defaultdict(dict)
     for e in told:
         if isinstance(e, events.Accepted):
             accepted[e.device].append(e)
         elif isinstance(e, events.Lost):
             lost[e.device].append(e)
+        elif isinstance(e, events.Flagged):
+            flagged[e.device][str(e.round)] = e.code
     text = facts.get("devices") if isinstance(facts.get("devices"), dict) else {}
     names = sorted({*accepted, *lost, *(text or {}), *(d for m in measures.values() for d in m)})
     return [
@@ -315,6 +318,7 @@ def _devices(
             "held_out_tokens": next((m[d][1] for m in measures.values() if d in m), None),
             "rounds": [e.round for e in accepted[d]],
             "lost": {str(e.round): e.code for e in lost[d] if e.round not in {a.round for a in accepted[d]}},
+            "flagged": flagged[d],
             "bytes_up": sum(e.bytes_up for e in accepted[d]),
             "bytes_down": sum(e.bytes_down for e in accepted[d]),
             "train_s": sum(e.train_s for e in accepted[d]),

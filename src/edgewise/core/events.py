@@ -65,6 +65,15 @@ class Lost(Event, frozen=True, tag="lost"):
     reason: str = ""
 
 
+class Flagged(Event, frozen=True, tag="flagged"):
+    """A device's update is in the sum, and after that it broke off, or broke the protocol of secure aggregation:
+    ``code`` says how. With E-SHARE and E-SECAGG-REVEAL it lied, and should be revoked."""
+
+    round: int
+    device: str
+    code: str
+
+
 class RoundFinished(Event, frozen=True, tag="round_finished"):
     """The model moved, or with ``met=False`` the round was abandoned and it did not.
 
@@ -135,6 +144,7 @@ AnyEvent = (
     | RoundStarted
     | Accepted
     | Lost
+    | Flagged
     | RoundFinished
     | Evaluated
     | Progress

@@ -48,6 +48,11 @@ def share(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> d
     return out
 
 
+def element(secret: bytes) -> bytes:
+    """A secret as the field element that it is, f(0): 33 bytes, little-endian."""
+    return secret.ljust(SHARE_BYTES, b"\0")
+
+
 def _uniform(entropy: bytes, n: int) -> list[int]:
     """n uniform field elements: 257 random bits, drawn again where they are not below p."""
     words, out = Words(entropy), list[int]()

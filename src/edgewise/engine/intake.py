@@ -39,7 +39,8 @@ class Gathered:
         sums: of the contributions of ``devices``, with the rung of each (-1: the codec is fixed); several only where
             devices were sorted by rungs; none where the protocol ended without one, ``code`` says why.
         rungs: of devices whose group was told one.
-        lost: (device, code) of those who sent something and are not in the sum.
+        lost: (device, code) of those who sent something and are not in the sum. flagged: of those who are in it, and
+        lied or broke off later; mere silence is not flagged.
         bytes_up, bytes_down: device -> bytes of the messages after the first.
         encode_s: device seconds spent on them.
     """
@@ -47,6 +48,7 @@ class Gathered:
     sums: tuple[tuple[int, Sum], ...]
     devices: tuple[DeviceId, ...]
     lost: tuple[tuple[DeviceId, str], ...] = ()
+    flagged: tuple[tuple[DeviceId, str], ...] = ()
     bytes_up: Mapping[DeviceId, int] = field(default_factory=dict)
     bytes_down: Mapping[DeviceId, int] = field(default_factory=dict)
     encode_s: float = 0.0
@@ -217,9 +219,10 @@ class Masked:
                     self._lost.setdefault(device, group.state.code)
         there = set(survivors)
         lost = tuple((device, code) for device, code in self._lost.items() if device not in there)
+        flagged = tuple((d, code) for d, code in self._lost.items() if d in there and code != DROPPED)
         code = "" if sums else next(iter(failed), "E-SECAGG-FEW")
         rungs = {device: group.rung for device, group in self._of.items()}
-        return Gathered(tuple(sums), survivors, lost, self._up, self._down, self._encode_s, code, rungs)
+        return Gathered(tuple(sums), survivors, lost, flagged, self._up, self._down, self._encode_s, code, rungs)
 
     def _step(self, group: _Group, event: server.Event, cohort: Cohort) -> None:
         if isinstance(event, server.Close):

@@ -173,8 +173,7 @@ class Federation:
         gathered = now.intake.close(closed.accepted, self.cohort, charge)
         now.aggregate_s += self.now_s() - began
         now.encode_s += gathered.encode_s
-        for device, n in gathered.bytes_down.items():
-            now.bytes_down[device] += n
+        now.bytes_down |= {d: now.bytes_down[d] + n for d, n in gathered.bytes_down.items()}
         if self.plan.hides is not None:
             for device in gathered.devices:
                 now.rung = gathered.rungs.get(device, -1)
@@ -182,8 +181,10 @@ class Federation:
             for device, code in gathered.lost:
                 now.bytes_up += gathered.bytes_up.get(device, 0)
                 self._say(now, events.Lost(round=closed.round, device=device, code=code, reason=REASON_LATER))
-        met = bool(gathered.sums)
-        return gathered, replace(closed, met=met, accepted=gathered.devices, lost=closed.lost + gathered.lost)
+            for device, code in gathered.flagged:
+                self._say(now, events.Flagged(round=closed.round, device=device, code=code))
+        lost = closed.lost + gathered.lost
+        return gathered, replace(closed, met=bool(gathered.sums), accepted=gathered.devices, lost=lost)
 
     def _accepted(self, now: _Round, number: int, device: DeviceId, later_bytes: int = 0) -> None:
         """Tell that a contribution is in the sum; ``later_bytes``: of the device's messages after the first."""
@@ -386,10 +387,9 @@ class Federation:
             return None
         if (message.device, message.round, message.run) != (item.device, number, self.plan.run):
             return None
-        if isinstance(message, frame.Measurement):
-            possible = isfinite(message.nll) and message.nll >= 0 and message.tokens >= 0
-            return message if possible else None
-        return message
+        if isinstance(message, frame.Refusal) or (isfinite(message.nll) and min(message.nll, message.tokens) >= 0):
+            return message
+        return None
 
     def _say(self, now: _Round, event: events.AnyEvent) -> None:
         now.told.append(event)

@@ -5,7 +5,8 @@
 
 The masked update is y = x + PRG(b) + sum_(v > u) PRG(k_uv) - sum_(v < u) PRG(k_uv) in the ring, v over the neighbours
 whose boxes came. Nothing that a server sends can make a device reveal both secrets of another one: it answers one
-survivor list per session, which enough neighbours have signed, and then has no state left.
+survivor list per session, which enough neighbours have signed, and then has no state left. It reveals its own seed when
+it reveals its shares of others', so that no sum depends on the shares of a device that is still there.
 Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4 (malicious); Bell et al. 2020, ePrint 2020/704.
 """
 
@@ -19,13 +20,23 @@ import numpy as np
 
 from edgewise.codecs import kernels
 from edgewise.core.errors import CompositionError, DecodeError
-from edgewise.core.keys import derive
 from edgewise.core.outline import outline
 from edgewise.crypto import agree, seal, shamir, sign
 from edgewise.secagg import graph, messages
-from edgewise.secagg.messages import Keys, survivors_digest
+from edgewise.secagg.messages import SEALED_BYTES, Keys, roster_digest, share_check, survivors_digest
 from edgewise.secagg.params import COMPLETE_TO, Floor, Params
-from edgewise.secagg.secrets import Body, Head, Hidden, bound, commitment, pair_seed, pairwise, sealing_keys
+from edgewise.secagg.secrets import (
+    Body,
+    Head,
+    Hidden,
+    bound,
+    coins,
+    commitment,
+    fresh,
+    pair_seed,
+    pairwise,
+    sealing_keys,
+)
 
 Registry = Callable[[str], bytes | None]  # device -> its enrolled Ed25519 key, None for a stranger
 
@@ -39,14 +50,14 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
 
 class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A device's secrets of one session."""
+    """A device's secrets of one session. ``seed``: of its own mask. ``shares``: polynomials are drawn from it."""
 
     sid: bytes
     identity: bytes
     seal: bytes
     mask: bytes
     seed: bytes
-    entropy: bytes
+    shares: bytes
 
     __repr__ = outline
 
@@ -61,7 +72,7 @@ class Advertised(_State, frozen=True, tag="advertised"):
 
 class Sharing(_State, frozen=True, tag="sharing"):
     """Shares are sent. ``roster``: its digest. ``keys``: of the neighbours. ``everybody``: who is on the roster.
-    ``opening``: the keys of the boxes that they send. ``mine``: what this device keeps of its own shares."""
+    ``opening``: the keys of the boxes that they send."""
 
     own: Own
     body: bytes
@@ -71,17 +82,16 @@ class Sharing(_State, frozen=True, tag="sharing"):
     keys: dict[str, Keys]
     opening: dict[str, bytes]
     threshold: int
-    mine: tuple[bytes, ...]
 
 
 class Waiting(_State, frozen=True, tag="waiting"):
-    """The masked update is sent. ``paired``: with whom it shares a mask. ``held``: whose shares this device holds, seed
-    and key."""
+    """The masked update is sent. ``holders``: of this device's secrets. ``paired``: with whom it shares a mask.
+    ``held``: whose shares this device holds, seed and key."""
 
     own: Own
     roster: bytes
     everybody: tuple[str, ...]
-    neighbours: tuple[str, ...]
+    holders: tuple[str, ...]
     paired: tuple[str, ...]
     threshold: int
     held: dict[str, tuple[bytes, bytes]]
@@ -92,7 +102,7 @@ class Signed(_State, frozen=True, tag="signed"):
 
     own: Own
     roster: bytes
-    neighbours: tuple[str, ...]
+    holders: tuple[str, ...]
     threshold: int
     held: dict[str, tuple[bytes, bytes]]
     survivors: tuple[str, ...]
@@ -149,8 +159,8 @@ def advertise(
     """Begin a session.
 
     Args:
-        identity: secret Ed25519 key of the device, 32 bytes. entropy: 32 fresh secret bytes. floor: what the device's
-        owner asks for.
+        identity: secret Ed25519 key of the device, 32 bytes. entropy: 32 secret bytes, fresh for every call. floor:
+        what the device's owner asks for.
     Returns:
         The state, without an update, and the first message; an end with E-SECAGG-POLICY where ``params`` are below
         ``floor``.
@@ -160,10 +170,10 @@ def advertise(
     own = Own(
         sid=sid,
         identity=identity,
-        seal=derive(entropy, "seal"),
-        mask=derive(entropy, "mask"),
-        seed=derive(entropy, "seed"),
-        entropy=derive(entropy, "shares"),
+        seal=fresh(entropy, sid, "seal", device),
+        mask=fresh(entropy, sid, "mask", device),
+        seed=fresh(entropy, sid, "seed", device),
+        shares=fresh(entropy, sid, "shares", device),
     )
     keys = Keys(
         seal=agree.public(own.seal),
@@ -208,8 +218,8 @@ def step(params: Params, state: State, raw: bytes, registry: Registry) -> tuple[
 def _share(params: Params, state: Advertised, roster: messages.Roster, registry: Registry) -> tuple[State, bytes]:
     own, me, keys = state.own, state.device, roster.keys
     everybody = tuple(keys)
-    if list(everybody) != sorted(everybody) or len(everybody) < params.n_min:
-        raise DecodeError("E-SECAGG-FEW", f"{len(everybody)} devices, at least {params.n_min} in order are needed.")
+    if len(everybody) < params.n_min:
+        raise DecodeError("E-SECAGG-FEW", f"{len(everybody)} devices, at least {params.n_min} are needed.")
     mine = keys.get(me)
     if mine is None or mine.seal != agree.public(own.seal) or mine.mask != agree.public(own.mask):
         raise DecodeError("E-SECAGG-KEYS", "my own keys are not on the roster.")
@@ -219,35 +229,36 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
             raise DecodeError("E-SECAGG-KEYS", "keys on the roster are not signed by an enrolled device.")
     if len({k.seal for k in keys.values()} | {k.mask for k in keys.values()}) != 2 * len(keys):
         raise DecodeError("E-SECAGG-KEYS", "a key stands twice on the roster.")
-    seed, near, k, threshold = circle(params, own.sid, keys)
-    secret = agree.Secret(own.seal)
-    holders = holding(me, near[me], k, len(keys))
-    points = {device: i + 1 for i, device in enumerate(holders)}
-    seeds = shamir.share(own.seed, list(points.values()), threshold, derive(own.entropy, "seed"))
-    masks = shamir.share(own.mask, list(points.values()), threshold, derive(own.entropy, "mask"))
-    boxes, opening = {}, dict[str, bytes]()
+    digest, near, threshold = circle(params, own.sid, keys)
+    secret, boxes, opening = agree.Secret(own.seal), {}, dict[str, bytes]()
+    points = {device: i + 1 for i, device in enumerate(holding(me, near[me], len(keys)))}
+    seeds = shamir.share(own.seed, list(points.values()), threshold, coins(own.shares, digest, "seed"))
+    masks = shamir.share(own.mask, list(points.values()), threshold, coins(own.shares, digest, "key"))
     for device in near[me]:
-        sealing, opening[device] = sealing_keys(secret, keys[device].seal, own.sid, me, device)
-        at = points[device]
-        boxes[device] = seal.seal(sealing, seeds[at] + masks[at], bound(own.sid, me, device))
-    kept = (seeds[points[me]], masks[points[me]]) if me in points else ()
+        sealing, opening[device] = sealing_keys(secret, keys[device].seal, digest, me, device)
+        both = seeds[points[device]], masks[points[device]]
+        checks = _checks(digest, me, device, *both)
+        boxes[device] = seal.seal(sealing, b"".join(both), bound(digest, me, device, checks)) + checks
     after = Sharing(
         device=me,
         own=own,
         body=state.body,
         head=state.head,
-        roster=seed,
+        roster=digest,
         everybody=everybody,
         keys={d: keys[d] for d in near[me]},
         threshold=threshold,
         opening=opening,
-        mine=kept,
     )
     return after, messages.dump(messages.Shares(boxes=boxes))
 
 
-def circle(params: Params, sid: bytes, keys: dict[str, Keys]) -> tuple[bytes, dict[str, tuple[str, ...]], int, int]:
-    """The roster's digest, everybody's neighbours, k and the threshold, from the signed keys of a session.
+def _checks(roster: bytes, dealer: str, holder: str, seed: bytes, key: bytes) -> bytes:
+    return share_check(roster, dealer, holder, b"seed", seed) + share_check(roster, dealer, holder, b"key", key)
+
+
+def circle(params: Params, sid: bytes, keys: dict[str, Keys]) -> tuple[bytes, dict[str, tuple[str, ...]], int]:
+    """The roster's digest, everybody's neighbours and the threshold, from the signed keys of a session.
 
     Raises DecodeError(E-SECAGG-FEW): no graph of that many devices keeps the policy's promise.
     """
@@ -255,11 +266,11 @@ def circle(params: Params, sid: bytes, keys: dict[str, Keys]) -> tuple[bytes, di
         k, threshold = params.policy.shape(len(keys))
     except CompositionError as e:  # how many devices there are came over the wire
         raise DecodeError("E-SECAGG-FEW", e.what) from None
-    seed = graph.seed(sid, [v.signed(sid, d) + v.signature for d, v in keys.items()])
-    return seed, dict(graph.neighbours(seed, tuple(keys), k)), k, threshold
+    digest = roster_digest(sid, keys)
+    return digest, dict(graph.neighbours(digest, tuple(keys), k)), threshold
 
 
-def holding(device: str, near: tuple[str, ...], k: int, n: int) -> list[str]:
+def holding(device: str, near: tuple[str, ...], n: int) -> list[str]:
     """Who holds shares of a device's secrets: its neighbours; in the complete graph also itself."""
     return sorted((*near, device)) if n <= COMPLETE_TO else list(near)
 
@@ -271,50 +282,52 @@ def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[Stat
     for sender, box in message.boxes.items():
         if sender not in state.keys:
             raise DecodeError("E-SECAGG-KEYS", "a box from a device that is no neighbour.")
+        checks = box[SEALED_BYTES:]
         try:
-            plain = seal.open(state.opening[sender], box, bound(own.sid, sender, me))
+            plain = seal.open(state.opening[sender], box[:SEALED_BYTES], bound(state.roster, sender, me, checks))
         except DecodeError:
             continue  # its sender's loss: one holder fewer; the mask between the two cancels all the same
-        held[sender] = (plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :])
-    if len(held) + len(state.mine) // 2 < state.threshold:
+        both = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
+        if _checks(state.roster, sender, me, *both) == checks:  # another share would be taken for this device's lie
+            held[sender] = both
+    holders = holding(me, tuple(state.keys), len(state.everybody))
+    if len(held) + (me in holders) < state.threshold:
         raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares, {state.threshold} are needed.")
     hidden = Hidden(params, np.frombuffer(state.body, "<u4"), np.frombuffer(state.head, "<u8"))
-    seeds = ((v, pair_seed(masking, state.keys[v].mask, own.sid, me, v)) for v in message.boxes)
-    hidden.mask(chain([(own.seed, 1)], pairwise(me, seeds)), params.bound(own.sid))
-    if state.mine:
-        held[me] = (state.mine[0], state.mine[1])
+    context = params.bound(state.roster)
+    seeds = ((v, pair_seed(masking, state.keys[v].mask, state.roster, me, v)) for v in message.boxes)
+    hidden.mask(chain([(own.seed, 1)], pairwise(me, seeds)), context)
     after = Waiting(
         device=me,
         own=own,
         roster=state.roster,
         everybody=state.everybody,
-        neighbours=tuple(state.keys),
+        holders=tuple(holders),
         paired=tuple(message.boxes),
         threshold=state.threshold,
         held=held,
     )
     packed, head = bytes(kernels.pack_bits(hidden.body, params.bits)), hidden.head.astype("<u8").tobytes()
-    said = messages.masked_digest(params.bound(own.sid), state.roster, me, tuple(message.boxes), packed, head)
-    signature = sign.sign(own.identity, said)
+    signature = sign.sign(own.identity, messages.masked_digest(context, me, tuple(message.boxes), packed, head))
     return after, messages.dump(messages.Masked(body=packed, head=head, signature=signature))
 
 
 def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[State, bytes]:
     me, survivors = state.device, message.devices
-    if list(survivors) != sorted(set(survivors)) or not set(state.everybody).issuperset(survivors):
-        raise DecodeError("E-SECAGG-SURVIVORS", "the survivors are not a sorted part of the roster.")
+    if not set(state.everybody).issuperset(survivors):
+        raise DecodeError("E-SECAGG-SURVIVORS", "the survivors are no part of the roster.")
     if me not in survivors:
         raise DecodeError("E-SECAGG-SURVIVORS", "the survivors are without me.")
     if len(survivors) < params.needed(len(state.everybody)):
         raise DecodeError("E-SECAGG-FEW", f"{len(survivors)} survivors are too few.")
-    if not set(state.paired).issuperset(set(survivors) & set(state.neighbours)):
+    if not set(state.paired).issuperset(set(survivors) & set(state.holders) - {me}):
         raise DecodeError("E-SECAGG-SURVIVORS", "a neighbour survived with whom I share no mask.")
-    signature = sign.sign(state.own.identity, survivors_digest(state.own.sid, state.roster, survivors))
+    signature = sign.sign(state.own.identity, survivors_digest(state.roster, survivors))
     after = Signed(
         device=me,
         own=state.own,
         roster=state.roster,
-        neighbours=state.neighbours,
+        holders=state.holders,
         threshold=state.threshold,
         held=state.held,
         survivors=survivors,
@@ -323,13 +336,11 @@ def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[
 
 
 def _reveal(state: Signed, message: messages.Proofs, registry: Registry) -> tuple[State, bytes]:
-    said = survivors_digest(state.own.sid, state.roster, state.survivors)
-    near = {*state.neighbours, *state.held}
-    good = 0
+    said, good = survivors_digest(state.roster, state.survivors), 0
     for device, signature in message.signatures.items():
         if good >= state.threshold:
             break  # enough to be sure that no other list can have as many; each costs as much as a key agreement
-        if device not in near or device not in state.survivors:
+        if device not in state.holders or device not in state.survivors:
             continue
         enrolled = registry(device)
         if enrolled is None or not sign.verify(enrolled, signature, said):
@@ -340,5 +351,6 @@ def _reveal(state: Signed, message: messages.Proofs, registry: Registry) -> tupl
     alive = set(state.survivors)
     seeds = {d: shares[0] for d, shares in state.held.items() if d in alive}
     keys = {d: shares[1] for d, shares in state.held.items() if d not in alive}
+    seeds[state.device] = shamir.element(state.own.seed)
     revealed = messages.Revealed(seeds=messages.ordered(seeds), keys=messages.ordered(keys))
     return Finished(device=state.device), messages.dump(revealed)

@@ -8,8 +8,9 @@
     4      Revealed    shares, one kind of each
     any    Abort       a code                    (silence)
 
-Device ids are strings; maps are sorted by them. Unknown or missing fields, other types, fields of another length than
-written here and any other encoding of the same message are DecodeErrors. Printing a message shows sizes alone: t
+Device ids are strings. Maps and lists of devices are sorted by them, in the order of code points, and name nobody
+twice. Unknown or missing fields, other types, fields of another length than written here, another order and any other
+encoding of the same message are DecodeErrors. Printing a message shows sizes alone: t
 shares printed by accident would be somebody's secret.
 """
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any
 
 import msgspec
@@ -28,12 +30,15 @@ from edgewise.crypto.seal import OVERHEAD_BYTES
 from edgewise.crypto.shamir import SHARE_BYTES
 from edgewise.crypto.sign import SIGNATURE_BYTES
 
-PROTOCOL = b"edgewise/secagg/v1"
+PROTOCOL = b"edgewise/secagg/v2"
 CODES = (  # with which a device may end its session
-    "E-FRAME", "E-SHARE", "E-SEAL", "E-KEY-AGREE", "E-RUNG",
+    "E-FRAME", "E-KEY-AGREE", "E-RUNG",
     "E-SECAGG-FEW", "E-SECAGG-KEYS", "E-SECAGG-ORDER", "E-SECAGG-POLICY", "E-SECAGG-SURVIVORS",
 )  # fmt: skip
-BOX_BYTES = 2 * SHARE_BYTES + OVERHEAD_BYTES  # two shares, sealed
+DIGEST_BYTES = 32
+SEALED_BYTES = 2 * SHARE_BYTES + OVERHEAD_BYTES  # two shares, sealed
+CHECKS_BYTES = 2 * DIGEST_BYTES  # a digest of either share
+BOX_BYTES = SEALED_BYTES + CHECKS_BYTES
 
 Device = Annotated[str, msgspec.Meta(max_length=256)]
 Word = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]  # a public key or a digest
@@ -79,7 +84,7 @@ class Roster(_Message, frozen=True, tag="roster"):
 
 
 class Shares(_Message, frozen=True, tag="shares"):
-    """1, device: for each holder one box with its shares of my two secrets."""
+    """1, device: for each neighbour one box: its shares of my two secrets, sealed, and a digest of either."""
 
     boxes: dict[Device, Box]
 
@@ -121,7 +126,8 @@ class Proofs(_Message, frozen=True, tag="proofs"):
 
 
 class Revealed(_Message, frozen=True, tag="revealed"):
-    """4, device: of survivors the share of the own mask's seed, of the others that of the key behind pairwise masks."""
+    """4, device: of survivors the share of their own mask's seed, of the others that of the key behind pairwise masks.
+    Under its own name stands its own seed, whole (``shamir.element``)."""
 
     seeds: dict[Device, Share]
     keys: dict[Device, Share]
@@ -152,9 +158,15 @@ def load(raw: bytes) -> Message:
         message: Message = _decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise DecodeError("E-FRAME", "malformed message of secure aggregation.") from None
-    if _encoder.encode(message) != raw:
+    if _encoder.encode(message) != raw or not _sorted(message):
         raise DecodeError("E-FRAME", "a message of secure aggregation in another encoding than `dump` gives.")
     return message
+
+
+def _sorted(message: Message) -> bool:
+    """Whether each map and list of devices is in order, without one twice."""
+    tables = (getattr(message, field) for field in message.__struct_fields__)
+    return all(a < b for table in tables if isinstance(table, dict | tuple) for a, b in pairwise(table))
 
 
 def digest(label: bytes, *parts: bytes) -> bytes:
@@ -188,15 +200,30 @@ def configuration(layout: str, rule: bytes, public: bytes, clip: float, support:
     return digest(b"configuration", layout.encode(), rule, public, struct.pack("<d", clip), support.encode())
 
 
-def masked_digest(sid: bytes, roster: bytes, device: str, paired: Sequence[str], body: bytes, head: bytes) -> bytes:
-    """What a device signs of its masked update. ``roster``: ``graph.seed``. ``paired``: whose boxes came, sorted."""
+def roster_digest(sid: bytes, keys: Mapping[str, Keys]) -> bytes:
+    """What a session hangs on once its devices are known: fixed only when the last of them has signed its keys.
+
+    ``keys``: sorted by device.
+    """
+    return digest(b"roster", sid, *(part for d, k in keys.items() for part in (k.signed(sid, d), k.signature)))
+
+
+def share_check(roster: bytes, dealer: str, holder: str, kind: bytes, share: bytes) -> bytes:
+    """What a dealer says of a share to everybody: its holder sees when it was given another one, and the server when
+    the holder reveals another one. ``kind``: b"seed" or b"key". A share has 256 random bits, so this does not show it.
+    """
+    return digest(b"share", roster, dealer.encode(), holder.encode(), kind, share)
+
+
+def masked_digest(context: bytes, device: str, paired: Sequence[str], body: bytes, head: bytes) -> bytes:
+    """What a device signs of its masked update. ``context``: ``Params.bound``. ``paired``: whose boxes came, sorted."""
     others = digest(b"paired", *(d.encode() for d in paired))
-    return digest(b"masked", sid, roster, device.encode(), others, body, head)
+    return digest(b"masked", context, device.encode(), others, body, head)
 
 
-def survivors_digest(sid: bytes, roster: bytes, devices: Sequence[str]) -> bytes:
-    """What survivors sign. ``roster``: ``graph.seed``, so that they agree on neighbours and thresholds too."""
-    return digest(b"survivors", sid, roster, *(d.encode() for d in devices))
+def survivors_digest(roster: bytes, devices: Sequence[str]) -> bytes:
+    """What survivors sign: with the roster, so that they agree on neighbours and thresholds too."""
+    return digest(b"survivors", roster, *(d.encode() for d in devices))
 
 
 def ordered(table: Mapping[str, Any]) -> dict[str, Any]:

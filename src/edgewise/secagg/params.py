@@ -58,6 +58,11 @@ class Policy:
             return max(0, n - 1), complete_threshold(n)
         return choose(n, self.corrupt, self.dropout, SIGMA[self.server], self.server)
 
+    def lying(self, n: int) -> int:
+        """How many of a device's neighbours may be corrupt, with n devices: in the sparse graph t1 of 2. above."""
+        corrupt = share_of(self.corrupt, n)
+        return corrupt if n <= COMPLETE_TO else corrupt_neighbours(n, corrupt, self.shape(n)[0], SIGMA[self.server])
+
 
 @dataclass(frozen=True, slots=True)
 class Params:
@@ -76,9 +81,9 @@ class Params:
     heads: int
     rung: int = -1
 
-    def bound(self, sid: bytes) -> bytes:
+    def bound(self, roster: bytes) -> bytes:
         """What masks and masked updates are bound to: masks of devices that were told different rungs do not cancel."""
-        return sid if self.rung < 0 else digest(b"rung", sid, self.rung.to_bytes(8, "little"))
+        return roster if self.rung < 0 else digest(b"rung", roster, self.rung.to_bytes(8, "little"))
 
     def needed(self, n: int) -> int:
         """Survivors without which a sum of n devices' updates is not opened: max(n_min, t).
@@ -125,7 +130,7 @@ def choose(n: int, gamma: float, delta: float, sigma: int, server: Server, eta: 
     for k in range(2, n - 1, 2):
         if not _connected(n, corrupt + dropped, k, sigma):
             continue
-        most = _quantile_above(n, corrupt, k, 2.0 ** -(sigma + 1) / n)
+        most = corrupt_neighbours(n, corrupt, k, sigma)
         if server == "malicious":
             most = ceil((most + k - 1.25) / 2)
         if _quantile_below(n, n - dropped, k, 2.0**-eta / n) > most:
@@ -135,6 +140,11 @@ def choose(n: int, gamma: float, delta: float, sigma: int, server: Server, eta: 
         f"no graph of {n} devices keeps its promise with {gamma:g} corrupt and {delta:g} dropping out.",
         "take a larger cohort, or assume fewer corrupt devices or drop-outs.",
     )
+
+
+def corrupt_neighbours(n: int, corrupt: int, k: int, sigma: int) -> int:
+    """t1 = min{t: P[X > t] <= 2^-(sigma+1) / n},  X ~ Hypergeometric(n, corrupt, k)."""
+    return _quantile_above(n, corrupt, k, 2.0 ** -(sigma + 1) / n)
 
 
 def _connected(n: int, bad: int, k: int, sigma: int) -> bool:

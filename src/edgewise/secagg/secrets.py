@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgewise.crypto import prg
 from edgewise.crypto.agree import KEY_BYTES, Secret, derive
-from edgewise.secagg.messages import PROTOCOL, digest
+from edgewise.secagg.messages import digest
 from edgewise.secagg.params import Params
 
 Body = NDArray[np.uint32]
@@ -20,21 +20,31 @@ def _info(label: str, *names: str) -> bytes:
     return digest(label.encode(), *(n.encode() for n in names))
 
 
-def sealing_keys(secret: Secret, peer: bytes, sid: bytes, me: str, other: str) -> tuple[bytes, bytes]:
+def fresh(entropy: bytes, sid: bytes, role: str, device: str) -> bytes:
+    """A device's 32 secret bytes for one purpose in one session: entropy that is used twice gives no key twice."""
+    return derive(entropy, sid, _info("fresh", role, device))
+
+
+def coins(shares: bytes, roster: bytes, kind: str) -> bytes:
+    """The seed of one secret's polynomial (``shamir.share``): other rosters have other thresholds and holders."""
+    return derive(shares, roster, _info("polynomial", kind))
+
+
+def sealing_keys(secret: Secret, peer: bytes, roster: bytes, me: str, other: str) -> tuple[bytes, bytes]:
     """The key of the one box that ``me`` seals for ``other``, and that of the box that comes back."""
-    both = derive(secret.shared(peer), sid, _info("seal", *sorted((me, other))), 2 * KEY_BYTES)
+    both = derive(secret.shared(peer), roster, _info("seal", *sorted((me, other))), 2 * KEY_BYTES)
     up, down = both[:KEY_BYTES], both[KEY_BYTES:]  # from the first in order to the second, and back
     return (up, down) if me < other else (down, up)
 
 
-def bound(sid: bytes, sender: str, to: str) -> bytes:
-    """What is authenticated with that box."""
-    return digest(b"box", sid, sender.encode(), to.encode())
+def bound(roster: bytes, sender: str, to: str, checks: bytes) -> bytes:
+    """What is authenticated with that box. ``checks``: the digests of both shares, 64 bytes."""
+    return digest(b"box", roster, sender.encode(), to.encode(), checks)
 
 
-def pair_seed(secret: Secret, peer: bytes, sid: bytes, one: str, other: str) -> bytes:
+def pair_seed(secret: Secret, peer: bytes, roster: bytes, one: str, other: str) -> bytes:
     """The seed of the mask between two devices, the same for both."""
-    return secret.agree(peer, sid, _info("mask", *sorted((one, other))))
+    return secret.agree(peer, roster, _info("mask", *sorted((one, other))))
 
 
 def commitment(sid: bytes, device: str, seed: bytes) -> bytes:
@@ -42,10 +52,10 @@ def commitment(sid: bytes, device: str, seed: bytes) -> bytes:
     return digest(b"commit", sid, device.encode(), seed)
 
 
-def mask(seed: bytes, sid: bytes, heads: int) -> tuple[Head, prg.Words]:
+def mask(seed: bytes, context: bytes, heads: int) -> tuple[Head, prg.Words]:
     """The mask that a seed stands for: the first words of a key stream for the head, and the stream from there on, for
-    the body."""
-    stream, head = prg.Words(derive(seed, sid, PROTOCOL + b"/mask")), np.empty(heads, np.uint64)
+    the body. ``context``: ``Params.bound``, or the session's id with two servers."""
+    stream, head = prg.Words(derive(seed, context, _info("stream"))), np.empty(heads, np.uint64)
     stream.fill(head)
     return head, stream
 
@@ -64,12 +74,12 @@ class Hidden:
         np.bitwise_and(self.body, np.uint32((1 << self.params.bits) - 1), out=self.body)
         np.add(self.head, head, out=self.head)
 
-    def mask(self, seeds: Iterable[tuple[bytes, int]], sid: bytes) -> None:
+    def mask(self, seeds: Iterable[tuple[bytes, int]], context: bytes) -> None:
         """Add (1) or take away (-1) the masks that seeds stand for."""
 
         def bodies() -> Iterator[tuple[prg.Words, int]]:
             for seed, sign in seeds:
-                head, stream = mask(seed, sid, self.head.size)
+                head, stream = mask(seed, context, self.head.size)
                 (np.add if sign == 1 else np.subtract)(self.head, head, out=self.head)
                 yield stream, sign
 

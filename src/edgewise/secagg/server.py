@@ -5,11 +5,16 @@
 
 A step ends when everybody has answered who is still in, or with ``Close`` (its deadline). Whoever has not answered by
 then has dropped out; what they send later is refused. Masked updates are folded on arrival: memory O(d), whatever the
-number of devices. What a device does wrong costs that device its place and is reported with a code; the sum is opened
-only with ``Params.needed`` survivors. Every seed and key that shares give back is checked against what the device
-committed to, so wrong shares cannot give a wrong sum; a device signs its masked update with the roster and the peers
-that it was masked for, so nothing that happens to messages on their way can.
-Not checked, because nobody can: that a masked update holds what its device says. A device may add anything.
+number of devices. What a device does wrong costs it its place and is reported with a code; once its masked update is
+added, it is only reported. The sum is opened only with ``Params.needed`` survivors. Every share is checked against what
+its dealer said of it, and every secret against what its device committed to: wrong ones are left out and cannot give a
+wrong sum (``recovery``). A device signs its masked update with the roster and the peers that it was masked for, so
+nothing that happens to messages on their way can.
+Guarantees: the sum is opened, whatever liars deal and reveal, where every device that does not reveal its own seed has
+    dealt right shares and at least t of its holders reveal them.
+Not checked, because nobody can: that a masked update holds what its device says; a device may add anything. Nor, before
+    it is too late, that shares give back a secret: a device that deals wrong ones and vanishes ends the session, and is
+    named.
 Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4.
 """
 
@@ -25,7 +30,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, sign
 from edgewise.secagg import messages, recovery
 from edgewise.secagg.client import Registry, circle, holding
-from edgewise.secagg.messages import Keys, survivors_digest
+from edgewise.secagg.messages import SEALED_BYTES, Keys, survivors_digest
 from edgewise.secagg.params import Params
 from edgewise.secagg.secrets import Body, Head, Hidden, pair_seed, pairwise
 
@@ -51,13 +56,13 @@ class Advertising:
 
 @dataclass(frozen=True)
 class Sharing:
-    """Collecting sealed shares. ``roster``: its digest. ``near``: everybody's neighbours."""
+    """Collecting sealed shares. ``roster``: its digest. ``near``: everybody's neighbours. ``boxes``: dealer, neighbour
+    -> box; once boxes have been passed on, what their dealers say of the shares in them."""
 
     session: Session
     roster: bytes
     keys: Mapping[Device, Keys]
     near: Mapping[Device, tuple[Device, ...]]
-    k: int
     threshold: int
     boxes: Mapping[Device, Mapping[Device, bytes]] = field(default_factory=dict, repr=False)
     gone: frozenset[Device] = frozenset()
@@ -89,8 +94,7 @@ class Unmasking:
 
     signed: Signing
     asked: frozenset[Device]
-    seeds: Mapping[Device, Mapping[Device, bytes]] = field(default_factory=dict, repr=False)
-    keys: Mapping[Device, Mapping[Device, bytes]] = field(default_factory=dict, repr=False)
+    told: Mapping[Device, recovery.Told] = field(default_factory=dict)
     answered: frozenset[Device] = frozenset()
 
 
@@ -204,7 +208,9 @@ def step(state: State, event: Event) -> Out:
             raise DecodeError("E-SECAGG-ORDER", "a message from a device that is not waited for.")
         if isinstance(message, messages.Abort):
             return _settle(_without(state, event.device), (Refused(event.device, _code(message.code)),))
-        return _settle(_taken(state, event.device, message), ())
+        after = _taken(state, event.device, message)
+        lied = isinstance(after, Unmasking) and after.told[event.device].lied
+        return _settle(after, (Refused(event.device, recovery.LIED),) if lied else ())
     except DecodeError as e:
         after = _without(state, event.device) if event.device in waiting_for(state) else state
         return _settle(after, (Refused(event.device, e.code),))
@@ -252,8 +258,8 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
         case Masking(), messages.Masked():
             session = state.shared.session
             params, enrolled = session.params, session.registry(device)
-            paired, sid = _paired(state.shared, device), params.bound(session.sid)
-            said = messages.masked_digest(sid, state.shared.roster, device, paired, message.body, message.head)
+            paired, context = _paired(state.shared, device), params.bound(state.shared.roster)
+            said = messages.masked_digest(context, device, paired, message.body, message.head)
             if enrolled is None or not sign.verify(enrolled, message.signature, said):
                 raise DecodeError(
                     "E-SECAGG-KEYS", "a masked update is not signed, or masked for other boxes than sent."
@@ -264,22 +270,21 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
             state.total.add(body.astype(np.uint32, copy=False), np.frombuffer(message.head, "<u8").astype(np.uint64))
             return replace(state, folded=(*state.folded, device))
         case Signing(), messages.Consistent():
-            session = state.masked.shared.session
-            enrolled = session.registry(device)
-            said = survivors_digest(session.sid, state.masked.shared.roster, state.survivors)
+            enrolled = state.masked.shared.session.registry(device)
+            said = survivors_digest(state.masked.shared.roster, state.survivors)
             if enrolled is None or not sign.verify(enrolled, message.signature, said):
                 raise DecodeError("E-SECAGG-SURVIVORS", "a signature on another list of survivors.")
             return replace(state, signatures={**state.signatures, device: message.signature})
         case Unmasking(), messages.Revealed():
-            alive = set(state.signed.survivors)
-            if not alive.issuperset(message.seeds) or alive.intersection(message.keys):
-                raise DecodeError("E-SECAGG-ORDER", "shares of the wrong kind.")
-            return replace(
-                state,
-                seeds={**state.seeds, device: message.seeds},
-                keys={**state.keys, device: message.keys},
-                answered=state.answered | {device},
-            )
+            shared, alive = state.signed.masked.shared, set(state.signed.survivors)
+            dealers = set(_paired(shared, device))
+            if not {device, *(dealers & alive)}.issuperset(message.seeds) or not (dealers - alive).issuperset(
+                message.keys
+            ):
+                raise DecodeError("E-SECAGG-ORDER", "shares of the wrong kind, or that the device was not dealt.")
+            sid, keys = shared.session.sid, shared.keys[device]
+            told = recovery.told(sid, shared.roster, device, keys, message, shared.boxes)
+            return replace(state, told={**state.told, device: told}, answered=state.answered | {device})
     raise DecodeError("E-SECAGG-ORDER", "a message that is not the answer to this step.")
 
 
@@ -302,7 +307,7 @@ def _close(state: State) -> Out:
         case Signing():
             return _proofs(state)
         case Unmasking():
-            return _open(state), ()
+            return _open(state)
     return state, ()
 
 
@@ -313,14 +318,14 @@ def _few(have: int, need: int, what: str) -> Aborted:
 def _roster(state: Advertising) -> Out:
     session, keys = state.session, messages.ordered(state.keys)
     try:
-        seed, near, k, threshold = circle(session.params, session.sid, keys)
+        digest, near, threshold = circle(session.params, session.sid, keys)
     except DecodeError as e:
         return Aborted(e.code, e.what), ()
     need = session.params.needed(len(keys))
     if len(keys) < need:
         return _few(len(keys), need, "sent keys"), ()
     raw = messages.dump(messages.Roster(keys=keys))
-    return Sharing(session, seed, keys, near, k, threshold), tuple(Send(device, raw) for device in keys)
+    return Sharing(session, digest, keys, near, threshold), tuple(Send(device, raw) for device in keys)
 
 
 def _boxes(state: Sharing) -> Out:
@@ -331,7 +336,8 @@ def _boxes(state: Sharing) -> Out:
     for device in state.boxes:
         mine = {v: state.boxes[v][device] for v in _paired(state, device)}
         letters.append(Send(device, messages.dump(messages.Boxes(boxes=mine))))
-    kept = replace(state, boxes={device: {} for device in state.boxes})  # the boxes have been passed on
+    checks = {device: {v: box[SEALED_BYTES:] for v, box in boxes.items()} for device, boxes in state.boxes.items()}
+    kept = replace(state, boxes=checks)
     return Masking(kept, Hidden(params)), tuple(letters)
 
 
@@ -355,30 +361,26 @@ def _proofs(state: Signing) -> Out:
         return _few(len(state.signatures), shared.threshold, "signed the survivors"), ()
     letters = []
     for device in sorted(state.signatures):
-        circle = {*shared.near[device], device}
-        signatures = {d: s for d, s in sorted(state.signatures.items()) if d in circle}
+        holders = holding(device, shared.near[device], len(shared.keys))
+        signatures = {d: state.signatures[d] for d in holders if d in state.signatures}
         letters.append(Send(device, messages.dump(messages.Proofs(signatures=signatures))))
     return Unmasking(state, frozenset(state.signatures)), tuple(letters)
 
 
-def _open(state: Unmasking) -> State:
+def _open(state: Unmasking) -> Out:
     masked = state.signed.masked
     shared, total, survivors = masked.shared, masked.total, state.signed.survivors
-    session, alive, t = shared.session, set(survivors), shared.threshold
-    sid = session.params.bound(session.sid)
-
-    def shares(device: Device, told: Mapping[Device, Mapping[Device, bytes]]) -> dict[int, bytes]:
-        holders = holding(device, shared.near[device], shared.k, len(shared.keys))
-        return {i + 1: told[h][device] for i, h in enumerate(holders) if device in told.get(h, {})}
-
-    try:
-        own = ((recovery.seed(session.sid, v, shared.keys[v], shares(v, state.seeds), t), -1) for v in survivors)
-        total.mask(own, sid)
-        for device in sorted(set(shared.boxes) - alive):  # they may have masked for others, and are not in the sum
-            secret = agree.Secret(recovery.key(shared.keys[device], shares(device, state.keys), t))
-            near = [v for v in shared.near[device] if v in alive]
-            pairs = ((v, pair_seed(secret, shared.keys[v].mask, session.sid, device, v)) for v in near)
-            total.mask(pairwise(device, pairs), sid)
-    except DecodeError as e:
-        return Aborted("E-SECAGG-FEW", e.what)
-    return Released(total.body, total.head, survivors)
+    session, n, alive = shared.session, len(shared.keys), frozenset(survivors)
+    holders = {device: holding(device, shared.near[device], n) for device in shared.boxes}
+    most = session.params.policy.lying(n)
+    found = recovery.recover(session.sid, shared.keys, holders, alive, state.told, shared.threshold, most)
+    effects = tuple(Refused(device, code) for device, code in sorted(found.named.items()))
+    if found.lacking:
+        return Aborted("E-SECAGG-FEW", f"too few right shares of {', '.join(found.lacking)}"), effects
+    context = session.params.bound(shared.roster)
+    total.mask(((found.secrets[v], -1) for v in survivors), context)
+    for device in sorted(set(shared.boxes) - alive):  # they may have masked for others, and are not in the sum
+        secret, near = agree.Secret(found.secrets[device]), [v for v in shared.near[device] if v in alive]
+        pairs = ((v, pair_seed(secret, shared.keys[v].mask, shared.roster, device, v)) for v in near)
+        total.mask(pairwise(device, pairs), context)
+    return Released(total.body, total.head, survivors), effects

@@ -21,13 +21,12 @@ import numpy as np
 from edgewise.codecs import kernels
 from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
-from edgewise.core.keys import derive
 from edgewise.crypto import prg, seal, sign
 from edgewise.crypto.agree import Pair, pair
 from edgewise.secagg.client import Registry
 from edgewise.secagg.messages import digest
 from edgewise.secagg.params import Params
-from edgewise.secagg.secrets import Body, Head, Hidden, mask
+from edgewise.secagg.secrets import Body, Head, Hidden, fresh, mask
 
 ID_BYTES = 16
 _BLOCK = 1 << 16  # coordinates; a multiple of 8, so that every block ends on a byte
@@ -97,11 +96,11 @@ def split(
         context: ``messages.session_id`` of the round. identity: secret Ed25519 key. leader, helper: the servers' HPKE
         keys. body: uint32[dim] below 2^bits. head: uint64[heads]. entropy: 32 fresh secret bytes.
     """
-    id, k = derive(entropy, "report")[:ID_BYTES], derive(entropy, "share")
+    id, k = fresh(entropy, context, "report", device)[:ID_BYTES], fresh(entropy, context, "share", device)
     size = kernels.packed_bytes(params.dim, params.bits) + 8 * params.heads + seal.LARGE_OVERHEAD_BYTES
     report = bytearray(_HEAD_BYTES + size)
     room = memoryview(report)[_HEAD_BYTES:]
-    box = seal.LargeBox(leader, derive(entropy, "box"), _bound(context, b"leader", device, id), room)
+    box = seal.LargeBox(leader, fresh(entropy, context, "box", device), _bound(context, b"leader", device, id), room)
     tail, stream = mask(k, context, params.heads)
     np.subtract(head, tail, out=tail)
     minus, share = prg.Mask(stream, -1, params.bits), np.empty(_BLOCK, np.uint32)
