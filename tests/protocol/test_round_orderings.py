@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 
 import msgspec
@@ -13,7 +14,7 @@ from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
 from edgewise.core import events, frame, vector
-from edgewise.core.errors import DataError, RoundError
+from edgewise.core.errors import REGISTRY, DataError, RoundError
 from edgewise.core.keys import Turn, derive
 from edgewise.core.vector import Spec
 from edgewise.engine import downlink
@@ -262,7 +263,16 @@ def test_a_cohort_that_sampling_drew_too_small_is_no_failure():
 
 @pytest.mark.parametrize(
     ("nll", "tokens", "run"),
-    [(float("inf"), 5, ""), (float("nan"), 5, ""), (-1.0, 5, ""), (1.0, -5, ""), (1.0, 5, "x")],
+    [
+        (float("inf"), 5, ""),
+        (float("nan"), 5, ""),
+        (-1.0, 5, ""),
+        (1.0, -5, ""),
+        (1.0, 5, "x"),
+        (1e300, 5, ""),
+        (1.0, 0, ""),
+        (1.0, 2**63, ""),
+    ],
 )
 def test_impossible_measurements_are_left_out(nll, tokens, run):
     def answer(device, nll, tokens, run):
@@ -283,6 +293,85 @@ def test_an_evaluation_that_nobody_can_do_says_why():
     refusal = frame.Refusal(run=PLAN.run, round=-1, device="d0", code="E-NAN", reason="the held-out loss is nan")
     loop = federation(Mailbox([Arrived("d0", frame.dump(refusal), 0.0)]), MemoryStore())
     with pytest.raises(DataError, match=r"E-NAN.*held-out loss is nan"):
+        loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
+
+
+DIRTY = "\x1b[31m\r\n\u202e" + "A" * 60_000
+OVERSIZE = PLAN.frame_limit_bytes + 1
+
+
+def refusal(reason, number=0, device="d0"):
+    return frame.dump(frame.Refusal(run=PLAN.run, round=number, device=device, code="E-NAN", reason=reason))
+
+
+def lost_in(store):
+    return [e for e in store.events if isinstance(e, events.Lost)]
+
+
+def test_a_reason_is_kept_short_and_legible():
+    _, store, _ = play([Arrived("d0", refusal(DIRTY), 1.0), *(good(d) for d in DEVICES[1:])])
+    (lost,) = lost_in(store)
+    assert (lost.code, len(lost.reason), lost.reason.isprintable()) == ("E-NAN", 500, True)
+    assert lost.reason.startswith("\ufffd[31m\ufffd\ufffd\ufffdAAA")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        pytest.param(refusal("A" * OVERSIZE), id="too large, and then read again"),
+        pytest.param(refusal("x").replace(b"\xa6reason", b"\xda\xea\x60" + b"\x1b" * 60_000), id="an unknown field"),
+        pytest.param(frame.dump(frame.Probe(run=PLAN.run, round=0, model="m")), id="what only a server sends"),
+        pytest.param(frame.dump(frame.Delta(round=0, public=bytes(32), payload=b"")), id="a blob"),
+        pytest.param(
+            frame.dump(frame.Measurement(run=PLAN.run, round=0, device="d0", nll=1.0, tokens=1)), id="a measurement"
+        ),
+    ],
+)
+def test_what_is_no_answer_says_so_in_few_words(raw):
+    _, store, _ = play([Arrived("d0", raw, 1.0), *(good(d) for d in DEVICES[1:])])
+    (lost,) = lost_in(store)
+    assert lost.code == ("E-FRAME-SIZE" if len(raw) > PLAN.frame_limit_bytes else "E-FRAME")
+    assert "\x1b" not in lost.reason
+    assert len(lost.reason) <= 500
+    assert "A" * 20 not in lost.reason
+
+
+def test_evaluations_read_no_more_and_show_no_more():
+    loop = federation(Mailbox([Arrived("d0", refusal("A" * OVERSIZE, -1), 0.0)]), MemoryStore())
+    with pytest.raises(DataError, match="no device answered"):
+        loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
+    loop = federation(Mailbox([Arrived("d0", refusal(DIRTY, -1), 0.0)]), MemoryStore())
+    with pytest.raises(DataError, match="E-NAN") as caught:
+        loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
+    assert len(str(caught.value)) < 700
+    assert "\x1b" not in str(caught.value)
+
+
+INTEGERS = st.sampled_from([0, -1, 1, 2**63, -(2**63), 10**15]) | st.integers(-(2**63), 2**64 - 1)
+NAMES = st.sampled_from(["d0", "d1", "stranger", "", "\x1b"]) | st.text(max_size=3)
+COMMON = {"run": st.just(PLAN.run) | NAMES, "round": st.just(0) | INTEGERS, "device": NAMES}
+ANSWERS = st.one_of(
+    st.builds(frame.Contribution, **COMMON, payload=st.binary(max_size=400)),
+    st.builds(frame.Step, **COMMON, body=st.binary(max_size=50), rung=INTEGERS),
+    st.builds(frame.Refusal, **COMMON, code=st.text(max_size=9) | st.just("E-STALE"), reason=st.text(max_size=600)),
+    st.builds(frame.Measurement, **COMMON, nll=st.floats(), tokens=INTEGERS),
+    st.builds(frame.Probe, run=NAMES, round=INTEGERS, model=NAMES),
+).map(frame.dump)
+
+
+@given(raws=st.lists(st.tuples(NAMES, ANSWERS | st.binary(max_size=40)), max_size=6))
+def test_whatever_devices_send_the_round_ends_with_the_others(raws):
+    script = [Arrived(device, raw, 1.0) for device, raw in raws]
+    _, store, _ = play([*script, *(good(d) for d in DEVICES)])
+    assert accepted_in(store)
+    for lost in lost_in(store):
+        assert lost.device in DEVICES
+        assert lost.code in REGISTRY
+        assert len(lost.reason) <= 500
+        assert lost.reason.isprintable()
+    measured = MemoryStore()
+    loop = federation(Mailbox([*script, Arrived("d1", refusal("no text", -1, "d1"), 1.0)]), measured)
+    with suppress(DataError):
         loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
 
 

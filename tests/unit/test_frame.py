@@ -47,6 +47,27 @@ def test_every_message_type_has_a_vector() -> None:
     assert {type(frame.load(raw)) for raw in VALID} == set(frame.Message.__args__)
 
 
+@pytest.mark.parametrize("raw", VALID, ids=lambda raw: type(frame.load(raw)).__name__)
+def test_each_side_reads_what_the_other_sends(raw: bytes) -> None:
+    message = frame.load(raw)
+    readers = {
+        lambda: frame.from_server(raw, len(raw)): (frame.Invite, frame.Step, frame.Probe),
+        lambda: frame.from_device(raw, len(raw)): (frame.Contribution, frame.Step, frame.Refusal, frame.Measurement),
+        lambda: frame.delta(raw): (frame.Delta,),
+    }
+    for read, kinds in readers.items():
+        if isinstance(message, kinds):
+            assert read() == message
+        else:
+            with pytest.raises(DecodeError) as caught:
+                read()
+            assert caught.value.code == "E-FRAME"
+    with pytest.raises(DecodeError, match="E-FRAME-SIZE"):
+        frame.from_server(raw, len(raw) - 1)
+    with pytest.raises(DecodeError, match="E-FRAME-SIZE"):
+        frame.from_device(raw, len(raw) - 1)
+
+
 def test_size_is_checked_before_parsing() -> None:
     with pytest.raises(DecodeError) as caught:
         frame.load(b"EWF\x01" + b"\xff" * 100, limit_bytes=103)

@@ -3,6 +3,7 @@
 A frame is ``b"EWF" + version byte + MessagePack map`` (msgspec, tagged by ``"type"``). The decoder is strict: unknown
 fields, missing fields, wrong types, trailing bytes, wrong magic, any encoding but ``dump``'s own (a key given twice, a
 longer integer) and anything above ``limit_bytes`` are DecodeErrors, and the size is checked before anything is parsed.
+Each side decodes what the other may send and nothing else: ``from_device`` on the server, ``from_server`` on devices.
 Model vectors do not ride in frames: they are content-addressed blobs (``vector.digest``), named here by their digest,
 so that one broadcast serves a whole cohort. The blob of one round's compressed step is itself a frame, ``Delta``.
 """
@@ -139,10 +140,17 @@ class Measurement(_Message, frozen=True, tag="measurement"):
     tokens: int
 
 
-Message = Invite | Delta | Contribution | Step | Refusal | Probe | Measurement
+FromServer = Invite | Step | Probe
+FromDevice = Contribution | Step | Refusal | Measurement
+Message = FromServer | FromDevice | Delta
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
+_any: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
+_from_server: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromServer)
+_from_device: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromDevice)
+_delta: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Delta)
+
+REASON_CHARACTERS = 500
 
 
 def dump(message: Message) -> bytes:
@@ -150,12 +158,41 @@ def dump(message: Message) -> bytes:
     return MAGIC + bytes([VERSION]) + _encoder.encode(message)
 
 
+def legible(text: str) -> str:
+    """What is kept and shown of a reason from the other side: its first 500 characters, with U+FFFD for every one that
+    is not printable (control characters, line breaks, marks that turn the direction of writing)."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:REASON_CHARACTERS])
+
+
+def from_server(raw: bytes | memoryview, limit_bytes: int) -> FromServer:
+    """Parse one frame on a device. Raises DecodeError as ``load``, also for what only devices send."""
+    message: FromServer = _load(raw, limit_bytes, _from_server)
+    return message
+
+
+def from_device(raw: bytes | memoryview, limit_bytes: int) -> FromDevice:
+    """Parse one frame on the server. Raises DecodeError as ``load``, also for what only a server sends."""
+    message: FromDevice = _load(raw, limit_bytes, _from_device)
+    return message
+
+
+def delta(blob: bytes | memoryview) -> Delta:
+    """Parse the blob of one round's compressed step. Raises DecodeError as ``load``, also for every other message."""
+    message: Delta = _load(blob, len(blob), _delta)
+    return message
+
+
 def load(raw: bytes | memoryview, limit_bytes: int = LIMIT_BYTES) -> Message:
-    """Parse one frame.
+    """Parse one frame of either direction, for whoever watches both.
 
     Raises:
         DecodeError: E-FRAME-SIZE above ``limit_bytes``; E-FRAME for anything that is not exactly one valid message.
     """
+    message: Message = _load(raw, limit_bytes, _any)
+    return message
+
+
+def _load(raw: bytes | memoryview, limit_bytes: int, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
     if len(raw) > limit_bytes:
         raise DecodeError("E-FRAME-SIZE", f"frame of {len(raw)} bytes, limit {limit_bytes}.")
     if bytes(raw[:3]) != MAGIC or len(raw) < HEADER_BYTES:
@@ -163,7 +200,7 @@ def load(raw: bytes | memoryview, limit_bytes: int = LIMIT_BYTES) -> Message:
     if raw[3] != VERSION:
         raise DecodeError("E-FRAME", f"frame version {raw[3]}, this program speaks {VERSION}.", "update one side.")
     try:
-        message: Message = _decoder.decode(memoryview(raw)[HEADER_BYTES:])
+        message = decoder.decode(memoryview(raw)[HEADER_BYTES:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise DecodeError("E-FRAME", f"malformed frame: {e}.") from None
     plain = _encoder.encode(message)

@@ -147,7 +147,7 @@ def to_bytes(x: Vector) -> bytes:
 
 def digest_of(x: Vector) -> str:
     """``digest(to_bytes(x))`` without the copy."""
-    return digest(memoryview(np.ascontiguousarray(x, dtype="<f4")).cast("B"))
+    return digest(np.ascontiguousarray(x, dtype="<f4").data.cast("B"))
 
 
 def from_bytes(raw: bytes | memoryview, dim: int) -> Vector:

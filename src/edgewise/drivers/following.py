@@ -37,8 +37,8 @@ class Following:
         if self._pipe is None or self._model is None or not blob.startswith(frame.MAGIC):
             return
         try:
-            message = frame.load(blob, len(blob))
-            if not isinstance(message, frame.Delta) or message.round != self._round + 1:
+            message = frame.delta(blob)
+            if message.round != self._round + 1:
                 return
             model = downlink.follow(self._pipe, self._model, blob)
         except DecodeError:

@@ -182,14 +182,12 @@ class Host:
         return machine.Invited(invite, params, secrets, support)
 
     def _handle(self, job: jobs.Handle) -> jobs.Result:
-        message = frame.load(job.frame, self._plan.frame_limit_bytes)
+        message = frame.from_server(job.frame, self._plan.frame_limit_bytes)
         if isinstance(message, frame.Step):
             return self._letter(job, message)
         if isinstance(message, frame.Probe):
             told = frame.dump(self._measure(job.device, message))
             return jobs.Handled(id=job.id, device=job.device, frame=told, answered=job.answered)
-        if not isinstance(message, frame.Invite):
-            raise DecodeError("E-FRAME", "a device was sent something that is neither an invitation nor a probe.")
         state = machine.restore_session(job.session, self._recall(job))
         state, effects = machine.step(self._plan, state, self._invited(job, message))
         train_s = encode_s = 0.0
@@ -244,7 +242,9 @@ class Host:
         else:
             held = _guarded(device, lambda: self._trainer.evaluate(device, self._params(probe.model)))
         if isinstance(held, machine.Failed):
-            return frame.Refusal(run=run, round=number, device=device, code=held.code, reason=held.reason[:500])
+            return frame.Refusal(
+                run=run, round=number, device=device, code=held.code, reason=frame.legible(held.reason)
+            )
         return frame.Measurement(run=run, round=number, device=device, nll=held.nll, tokens=held.tokens)
 
     def _solo(self, job: jobs.Solo) -> jobs.Result:

@@ -145,7 +145,7 @@ class SimulatedCohort:
 
     def send(self, to: DeviceId, raw: bytes) -> None:
         """See Cohort. A probe is answered at once and is never lost."""
-        message = frame.load(raw)
+        message = frame.from_server(raw, self._plan.frame_limit_bytes)
         fate = Fate(0.0, False)
         if isinstance(message, frame.Invite):
             down = len(raw) + sum(self._sizes[digest] for digest in downloads(message))

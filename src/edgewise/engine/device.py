@@ -279,7 +279,7 @@ def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hidi
     """
     if not unsent.best <= rung < len(plan.ways):
         raise DecodeError("E-RUNG", "the group's rung is not one that this device can send in time.")
-    invite, pipe = frame.load(unsent.invite), plan.at(state.round, rung)
+    invite, pipe = frame.from_server(unsent.invite, len(unsent.invite)), plan.at(state.round, rung)
     assert isinstance(invite, Invite)
     assert isinstance(state.client, client.Advertised)
     idle = Idle(state.idle.device, _base(state.idle, invite), answered=state.idle.answered)  # the disk's may be older
@@ -353,7 +353,9 @@ def _contribution(state: Training, payload: bytes | bytearray) -> frame.Contribu
 
 
 def _refusal(device: DeviceId, invite: Invite, code: str, reason: str) -> bytes:
-    return frame.dump(frame.Refusal(run=invite.run, round=invite.round, device=device, code=code, reason=reason[:500]))
+    return frame.dump(
+        frame.Refusal(run=invite.run, round=invite.round, device=device, code=code, reason=frame.legible(reason))
+    )
 
 
 class _Session(msgspec.Struct, frozen=True):

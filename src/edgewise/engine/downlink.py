@@ -68,8 +68,8 @@ def follow(pipe: Pipeline, model: Vector, blob: bytes) -> Vector:
 
     Raises DecodeError (E-FRAME, E-PAYLOAD) on a blob that is no delta of this plan.
     """
-    message = frame.load(blob, len(blob))
-    if not isinstance(message, frame.Delta) or len(message.public) != KEY_BYTES:
+    message = frame.delta(blob)
+    if len(message.public) != KEY_BYTES:
         raise DecodeError("E-FRAME", "not a delta.")
     payload = pack.unpack(message.payload, pipe.encoded)
     step = undo(pipe.stages, pipe.spaces, payload, Turn(message.round, message.public))

@@ -251,7 +251,7 @@ class Masked:
         if isinstance(item, Lost):
             return server.Gone(item.device)
         try:
-            message = frame.load(item.frame, self._plan.frame_limit_bytes)
+            message = frame.from_device(item.frame, self._plan.frame_limit_bytes)
         except DecodeError:
             return None
         if not isinstance(message, Step) or (message.run, message.round) != (self._plan.run, self._round):

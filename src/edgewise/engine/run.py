@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -43,6 +42,8 @@ from edgewise.plan.compile import Plan
 from edgewise.strategies.base import hold
 
 UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
+
+MOST_TOKENS, LARGEST_NLL = 2**53, 2.0**128  # of a measurement: integers of a database, float32 losses
 
 REASON_LATER = "left secure aggregation after its keys were known, or its group came to no sum"
 
@@ -208,12 +209,13 @@ class Federation:
     def _take(self, now: _Round, state: machine.State, record: Record) -> machine.State:
         """Feed one journal record to the machine, folding a usable contribution first."""
         event: machine.Input
+        reason = ""
         if isinstance(record, Expired):
             event = machine.Deadline(record.at_s)
         elif isinstance(record, Lost):
             event = machine.Gone(record.device, state.round, record.code)
         else:
-            event = self._read(now, state, record)
+            event, reason = self._read(now, state, record)
         state, effects = machine.step(state, event)
         for effect in effects:
             if isinstance(effect, machine.Counted) and isinstance(record, Arrived):
@@ -222,41 +224,29 @@ class Federation:
                 if self.plan.hides is None:
                     self._accepted(now, state.round, effect.device)
             elif isinstance(effect, machine.Report):
-                reason = self._reason(record)
-                self._say(
-                    now,
-                    events.Lost(round=state.round, device=effect.device, code=effect.code, reason=reason),
-                )
+                lost = events.Lost(round=state.round, device=effect.device, code=effect.code, reason=reason)
+                self._say(now, lost)
         return state
 
-    def _read(self, now: _Round, state: machine.State, record: Arrived) -> machine.Input:
-        """Decode and fold a frame; anything unusable becomes ``Gone`` with its code, never an exception."""
+    def _read(self, now: _Round, state: machine.State, record: Arrived) -> tuple[machine.Input, str]:
+        """Decode and fold a frame; anything unusable becomes ``Gone`` with its code and reason, never an exception."""
         number = state.round
         try:
-            message = frame.load(record.frame, self.plan.frame_limit_bytes)
-            if not isinstance(message, frame.Contribution | frame.Step | frame.Refusal):
+            message = frame.from_device(record.frame, self.plan.frame_limit_bytes)
+            if isinstance(message, frame.Measurement):
                 raise DecodeError("E-FRAME", "not an answer to an invitation.")
             if message.device != record.device or message.run != self.plan.run:
                 raise DecodeError("E-FRAME", "the frame names another device or run than its sender.")
             if isinstance(message, frame.Refusal):
                 code = message.code if message.code in REGISTRY else "E-FRAME"
-                return machine.Gone(record.device, message.round, code)
+                return machine.Gone(record.device, message.round, code), frame.legible(message.reason)
             if not machine.unwanted(state, message.device, message.round):
                 began = self.now_s()
                 now.rung = now.intake.take(record.device, message)
                 now.aggregate_s += self.now_s() - began
-            return machine.Usable(message.device, message.round)
+            return machine.Usable(message.device, message.round), ""
         except DecodeError as e:
-            return machine.Gone(record.device, number, e.code)
-
-    def _reason(self, record: Record) -> str:
-        if isinstance(record, Arrived):
-            try:
-                message = frame.load(record.frame)
-            except DecodeError as e:
-                return e.what
-            return message.reason if isinstance(message, frame.Refusal) else "the contribution cannot be decoded"
-        return ""
+            return machine.Gone(record.device, number, e.code), frame.legible(e.what)
 
     def _finish(
         self,
@@ -354,7 +344,7 @@ class Federation:
                 continue
             waiting.discard(held.device)
             if isinstance(held, frame.Refusal):
-                refused = DecodeError(held.code if held.code in REGISTRY else "E-FRAME", held.reason)
+                refused = DecodeError(held.code if held.code in REGISTRY else "E-FRAME", frame.legible(held.reason))
             elif held.tokens:
                 nll[held.device], tokens[held.device] = held.nll, held.tokens
         self.cohort.close_round()
@@ -380,16 +370,17 @@ class Federation:
     def _measurement(self, item: Arrived, number: int) -> frame.Measurement | frame.Refusal | None:
         """What answers this evaluation's probe; None for late mail and rubbish, impossible numbers included."""
         try:
-            message = frame.load(item.frame)
+            message = frame.from_device(item.frame, self.plan.frame_limit_bytes)
         except DecodeError:
             return None
         if not isinstance(message, frame.Measurement | frame.Refusal):
             return None
         if (message.device, message.round, message.run) != (item.device, number, self.plan.run):
             return None
-        if isinstance(message, frame.Refusal) or (isfinite(message.nll) and min(message.nll, message.tokens) >= 0):
+        if isinstance(message, frame.Refusal):
             return message
-        return None
+        possible = 0 <= message.tokens <= MOST_TOKENS and 0.0 <= message.nll <= message.tokens * LARGEST_NLL
+        return message if possible else None
 
     def _say(self, now: _Round, event: events.AnyEvent) -> None:
         now.told.append(event)
