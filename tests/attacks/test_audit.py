@@ -16,7 +16,7 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import parse
 from edgewise.privacy import audit as bounds
-from edgewise.privacy import distributed, matrix, noise
+from edgewise.privacy import distributed, grid, matrix
 from edgewise.privacy.accountant import gaussian
 from edgewise.privacy.audit import gaussian_mu, upper_rate
 
@@ -84,9 +84,9 @@ def test_honest_code_passes_and_is_found_tight(word):
 @pytest.mark.parametrize("by", [np.sqrt(2.0), 2.0])
 @pytest.mark.parametrize("word", WORDS)
 def test_too_little_noise_is_caught(monkeypatch, word, by):
-    discrete, normal = distributed.discrete_gaussian, noise.normals
-    monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: discrete(max(1, round(s / by)), n, key))
-    monkeypatch.setattr(noise, "normals", lambda key, n: normal(key, n) / by)
+    true = grid.discrete_gaussian
+    for module in (distributed, grid):
+        monkeypatch.setattr(module, "discrete_gaussian", lambda s, n, key: true(max(1, round(s / by)), n, key))
     assert not trials.mechanism(plan(word), RUNS, quiet).holds
 
 
@@ -144,14 +144,14 @@ def test_one_run_of_honest_code_holds_and_sees_something(word):
 @pytest.mark.parametrize("word", WORDS)
 def test_one_run_catches_noise_of_half_the_size(monkeypatch, word):
     assert trials.one_run(plan(word), 4096, quiet).holds
-    discrete, normal = distributed.discrete_gaussian, noise.normals
-    monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: discrete(max(1, s // 2), n, key))
-    monkeypatch.setattr(noise, "normals", lambda key, n: normal(key, n) / 2.0)
+    true = grid.discrete_gaussian
+    for module in (distributed, grid):
+        monkeypatch.setattr(module, "discrete_gaussian", lambda s, n, key: true(max(1, s // 2), n, key))
     assert not trials.one_run(plan(word), 4096, quiet).holds
 
 
 def test_one_run_catches_missing_noise(monkeypatch):
-    monkeypatch.setattr(noise, "normals", lambda key, n: np.zeros(n))
+    monkeypatch.setattr(grid, "noise", lambda on, n, key: np.zeros(n, np.int64))
     for word in ("central", "local"):
         found = trials.one_run(plan(word), 512, quiet)
         assert not found.holds, found
@@ -174,15 +174,15 @@ def test_one_run_catches_missing_noise(monkeypatch):
 def test_one_run_is_at_the_plans_own_noise(monkeypatch, word, population, more):
     """What is claimed is of that one release, and what is added has the size that the plan has for its population."""
     it = plan(word, population, **more)
-    stds, true = [], noise.normals
-    monkeypatch.setattr(noise, "normals", lambda key, n: stds.append(n) or true(key, n))
+    sizes, true = [], grid.noise
+    monkeypatch.setattr(grid, "noise", lambda on, n, key: sizes.append(n) or true(on, n, key))
     found = trials.one_run(it, 512, quiet)
     assert found.claimed == pytest.approx(1 / it.spend.z, rel=0.02)
     assert found.epsilon_claimed == pytest.approx(gaussian(1 / found.claimed, 1e-5))
     assert found.of == f"one release at noise multiplier {it.spend.z:.4g}"
     assert found.epsilon_claimed < it.spend.card.of_release or it.sampling.kind != "all"
     if word == "central":
-        assert set(stds) == {SPEC.dim}  # real vectors of the model's own layout
+        assert set(sizes) == {SPEC.dim}  # real vectors of the model's own layout
     assert ("sampling" in " ".join(found.left_out)) == (it.sampling.kind == "poisson")
 
 
@@ -270,8 +270,8 @@ def test_steps_of_dp_sgd_hold_at_the_recipes_noise(audited):
 
 @pytest.mark.parametrize("by", [np.sqrt(2.0), 2.0])
 def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
-    true = dp_sgd.normals
-    monkeypatch.setattr(dp_sgd, "normals", lambda key, n: true(key, n) / by)
+    true = grid.discrete_gaussian
+    monkeypatch.setattr(grid, "discrete_gaussian", lambda s, n, key: true(round(s / by), n, key))
     mechanism, run = trials.examine(plan("record"), True, quiet)
     assert not mechanism.holds
     assert mechanism.lower == pytest.approx(by * mechanism.claimed, rel=0.1)

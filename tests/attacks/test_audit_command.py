@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 import edgewise.plan.private as private
 from edgewise.apps import cli
 from edgewise.learn import dp_sgd
-from edgewise.privacy import distributed, noise
+from edgewise.privacy import distributed, grid
 
 pytestmark = pytest.mark.slow  # every test here loads a model
 
@@ -116,10 +116,9 @@ def test_noise_of_half_the_size_ends_the_command_with_8(
     folder: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     """The samplers give less; nothing of the audit is touched."""
-    discrete, normal = distributed.discrete_gaussian, noise.normals
-    monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: discrete(max(1, s // 2), n, key))
-    monkeypatch.setattr(noise, "normals", lambda key, n: normal(key, n) / 2.0)
-    monkeypatch.setattr(dp_sgd, "normals", lambda key, n: normal(key, n) / 2.0)
+    true = distributed.discrete_gaussian
+    for module in (distributed, grid):
+        monkeypatch.setattr(module, "discrete_gaussian", lambda s, n, key: true(max(1, s // 2), n, key))
     check_broken(folder, word)
 
 

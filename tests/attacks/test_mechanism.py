@@ -112,7 +112,7 @@ def test_noise_of_the_server(monkeypatch: Patch, actual: float, holds: bool) -> 
     post = replace(told, apply=real.apply)
     pipe = pipeline(Space(dim, Quorum(N, N), universe=dim), [clip(sqrt(dim))], plain_sum(), [post])
     found = examined(pipe, UPDATE[:dim])
-    assert found.claimed == pytest.approx(1.0)
+    assert found.claimed == pytest.approx(1.0, rel=2e-5)  # what is rounded is noised too
     assert found.holds is holds
     assert found.lower > 0.9 / actual
 

@@ -31,8 +31,8 @@ def test_update_and_bit_together_cost_z() -> None:
     pipe = pipeline(SPACE, [adaptive_clip(0.1, z, m)], plain_sum(), [noise(z)])
     std = pipe.total.noise_std  # on body and bit alike
     z_delta, s = split(z, bit_noise(m)), split(z, bit_noise(m)) / bit_noise(m)
-    assert std == pytest.approx(z_delta)  # the body's own bound is 1
-    assert std / s == pytest.approx(bit_noise(m))  # in units of bits
+    assert std == pytest.approx(z_delta, rel=2e-5)  # the body's own bound is 1
+    assert std / s == pytest.approx(bit_noise(m), rel=2e-5)  # in units of bits
     assert (z_delta**-2 + (2 * bit_noise(m)) ** -2) ** -0.5 == pytest.approx(z)
     assert pipe.total.sensitivity == pytest.approx(hypot(1.0, s / 2))
 

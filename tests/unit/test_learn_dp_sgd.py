@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgewise.core.errors import CompositionError, TrainingError
+from edgewise.core.errors import CompositionError, DataError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.space import Quorum, Space
@@ -51,19 +51,19 @@ def test_without_clip_and_noise_it_is_the_plain_gradient() -> None:
     flat = Flat(list(model.named_parameters()))
     mean, n = loss(model, (X, Y))
     (mean * n / 10.0).backward()
-    np.testing.assert_allclose(noised(RECORDS, RecordDp(1e9, 0.0, 1.0)), flat.g_D.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(noised(RECORDS, RecordDp(1e3, 1e-9, 1.0)), flat.g_D.numpy(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e6, 1e20])
 def test_one_record_moves_the_sum_by_the_clip_at_most(scale: float) -> None:
-    dp = RecordDp(0.5, 0.0, 1.0)
+    dp = RecordDp(0.5, 1e-6, 1.0)
     worst = (X[:1] * scale, Y[:1])
     moved = 10.0 * (noised([*RECORDS, worst], dp).astype(np.float64) - noised(RECORDS, dp))
     assert np.linalg.norm(moved) <= 0.5 * (1 + 1e-5)
 
 
 def test_a_record_that_is_not_finite_counts_as_zero() -> None:
-    dp = RecordDp(0.5, 0.0, 1.0)
+    dp = RecordDp(0.5, 1e-6, 1.0)
     bad = (torch.full((1, 5), float("nan")), Y[:1])
     np.testing.assert_array_equal(noised([*RECORDS, bad], dp), noised(RECORDS, dp))
 
@@ -75,7 +75,7 @@ def test_the_noise_has_the_promised_size_and_is_there_without_records() -> None:
     assert abs(off.mean()) < 0.03
     np.testing.assert_array_equal(noised([], dp), noised([], dp))
     clean = 10.0 * (noised(RECORDS, dp) - noised([], dp))
-    np.testing.assert_allclose(clean, 10.0 * noised(RECORDS, RecordDp(0.5, 0.0, 1.0)), atol=1e-5)
+    np.testing.assert_allclose(clean, 10.0 * noised(RECORDS, RecordDp(0.5, 1e-6, 1.0)), atol=1e-5)
 
 
 def test_batches_are_poisson() -> None:
@@ -143,3 +143,61 @@ def test_error_feedback_is_refused() -> None:
     with pytest.raises(CompositionError) as caught:
         spend(RECIPE, Space(10, Quorum(2, 4), universe=10, residual=True))
     assert caught.value.code == "E-EF-RECORD"
+
+
+@pytest.mark.parametrize("bad", ["raises", "infinite loss", "no number"])
+def test_a_record_that_training_cannot_take_leaves_no_trace(bad: str) -> None:
+    """The device sends the update that it would send without the record, noise and all."""
+    x = X.clone()
+    x[0] = {"raises": 777.0, "infinite loss": 3e38, "no number": np.nan}[bad]
+
+    def broken(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, float]:
+        if bad == "raises" and bool((batch[0] == 777.0).any()):
+            raise IndexError("index out of range in self")
+        if bad == "infinite loss":  # with a finite gradient
+            return F.huber_loss(10.0 * batch[0][:, :1] + model(batch[0] * 1e-38)[:, :1], batch[1][:, None].float()), 1.0
+        return loss(model, batch)
+
+    class Whole(TensorShard):
+        """Of which every step takes record 0 and some others."""
+
+        def records(self, rows: np.ndarray) -> list:
+            return super().records(np.union1d(rows, [0]) if self.first else rows[rows != 0])
+
+    def fitted(first: bool) -> np.ndarray:
+        Whole.first = first
+        training = TrainingSection(optimizer="sgd", batch=8, clip_grad=0.0)
+        trainer = TorchTrainer(net(), broken, {"d": Whole((x, Y))}, training)
+        trainer.record_dp = RecordDp(1.0, 1.0, 0.2)
+        return trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=3, lr=0.1), KEY, root(9))).x
+
+    there, away = fitted(True), fitted(False)
+    np.testing.assert_array_equal(there, away)
+    assert np.isfinite(there).all()
+    assert there.all()
+
+
+@pytest.mark.parametrize("where", ["size", "records", "everything"])
+def test_a_device_that_cannot_train_sends_noise_alone(where: str) -> None:
+    class Broken(TensorShard):
+        @property
+        def size(self) -> int:
+            if where == "size":
+                raise OSError("unreadable")
+            return super().size
+
+        def records(self, rows: np.ndarray) -> list:
+            if where == "records":
+                raise OSError("unreadable")
+            return super().records(rows)
+
+    def shard(device: str) -> TensorShard:
+        if where == "everything":
+            raise DataError("E-DEVICE-DATA", "no text.")
+        return Broken((X, Y))
+
+    trainer = TorchTrainer(net(), loss, shard, TrainingSection(optimizer="adamw", batch=8), devices=("d",))
+    trainer.record_dp = RecordDp(1.0, 1.0, 0.2)
+    x = trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=2, lr=0.1), KEY, root(9))).x
+    assert np.isfinite(x).all()
+    assert x.all()

@@ -248,13 +248,16 @@ def attacked(blt: Blt, z: float) -> float:
     worst = own[:, [j * blt.gap for j in range(blt.takes)]].sum(1)
     scores = []
     for key, update in (("without", 0.0), ("with", 1.0)):
-        post, space = correlated_noise(z, blt), Total(SPACE.but(l2=1.0, clipped=True), 1.0, 0.0, True)
+        post, space = (
+            correlated_noise(z, blt),
+            Total(SPACE.but(l2=1.0, clipped=True), 1.0, 0.0, True, SPACE.dim, step=0.0),
+        )
         memory, seen = post.init(space, SPACE.dim), []
         for number in range(blt.rounds):
             mine = update if number % blt.gap == 0 and number // blt.gap < blt.takes else 0.0
-            x = np.full(SPACE.dim, mine, np.float32)
+            x = np.full(SPACE.dim, mine)
             x, memory = post.apply(x, space, number, derive(root(4), key, number), memory)
-            seen.append(x.astype(np.float64))
+            seen.append(x)
         scores.append(worst @ (own @ np.array(seen)) / np.linalg.norm(worst))
     return audit.mechanism("run", 1.0 / z, 1e-5, scores[0], scores[1]).lower
 

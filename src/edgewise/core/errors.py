@@ -62,6 +62,7 @@ REGISTRY: dict[str, Entry] = {
     "E-BUDGET": Entry("the next round would exceed the privacy budget", 7),
     "E-STATS": Entry("metrics would leave devices without noise", 2),
     "E-PERTENSOR": Entry("clips of single tensors add up to more than is accounted", 2),
+    "E-PRECISION": Entry("noise at a precision too coarse for what it hides", 2),
     "E-MF-LOCAL": Entry("noise that is correlated over rounds cannot be added on devices", 2),
     "E-MF-GAP": Entry("correlated noise needs a least distance between a device's rounds", 2),
     "E-DIV-N": Entry("a mean is divided by a private number of contributions", 2),

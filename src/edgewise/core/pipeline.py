@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import CompositionError, DecodeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
-from edgewise.core.space import Space, Total
+from edgewise.core.space import SLACK, Space, Total
 from edgewise.core.stage import (
     BELOW,
     HEAD_BOUND,
@@ -62,10 +62,7 @@ class Pipeline:
     @cached_property
     def level(self) -> int:
         """``spaces[level]`` is where contributions are merged: before all stages, or where a ``Server`` takes over."""
-        for i, stage in enumerate(self.stages):
-            if stage.server is not None:
-                return i + stage.server.encoded
-        return 0
+        return _level(self.stages)
 
     @property
     def merged(self) -> Space:
@@ -172,7 +169,7 @@ class Pipeline:
 
     def _enforce(self, item: Payload, square: float = 0.0) -> float:
         """Refuse what is beyond the bounds; ``square``: squared norm of earlier pieces; returns it with this one."""
-        bounds, slack = self.encoded, 1.0 + 1e-5  # float32 rounding of an honest encoder
+        bounds, slack = self.encoded, 1.0 + SLACK
         if isfinite(bounds.l2):
             square += float(np.square(item.body, dtype=np.float64).sum())
             if not sqrt(square) <= bounds.l2 * slack:
@@ -204,31 +201,34 @@ class Pipeline:
         kept = {k: v for k, v in memory.items() if k.startswith(POST)}
         memory = {k: v for k, v in memory.items() if k not in kept}
         if self.posts:  # body and head leave together, so posts (noise above all) see them as one vector
-            joint: Vector = np.concatenate([x, head.astype(np.float32)])
+            joint = np.concatenate([x.astype(np.float64, copy=False), head])  # rounded once: after the division
             for i, post in enumerate(self.posts):
                 mark, fresh = f"{POST}{i}.", derive(entropy, "post", i)
                 mine = {k.removeprefix(mark): v for k, v in kept.items() if k.startswith(mark)}
                 joint, new = post.apply(joint, self.totals[i], turn.round, fresh, mine)
                 kept |= {mark + k: v for k, v in new.items()}
-            x, head = joint[: x.size], joint[x.size :].astype(np.float64)
+            x, head = joint[: x.size], joint[x.size :]
         mean, means, weight = self._divided(x, head, total.n)
         mean, memory = self._settle(mean, total.n, memory, turn, means)
         return Aggregate(mean, means, total.n, weight), {**memory, **kept}
 
-    def _finished(self, acc: Any, turn: Turn) -> tuple[Vector, NDArray[np.float64]]:
-        """A sum's body, decoded to ``merged``, and head."""
+    def _finished(self, acc: Any, turn: Turn) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+        """A sum's body, decoded to ``merged``, and head. The body is float64 where posts follow and the merge has it,
+        for noise must not be added to a sum that is rounded; else float32."""
         payload = self.merge.finish(acc, self.encoded if self.merge.blind else self.merged)
         if self.merge.blind:
             payload = self.decode(payload, turn, self.level)
         head = payload.head if payload.head.size else np.zeros(len(self.encoded.head))  # of nobody: there was no head
-        return payload.body, head
+        return payload.body if self.posts else payload.body.astype(np.float32, copy=False), head
 
-    def _divided(self, x: Vector, head: NDArray[np.float64], n: int) -> tuple[Vector, dict[str, float], float]:
+    def _divided(
+        self, x: NDArray[np.floating], head: NDArray[np.float64], n: int
+    ) -> tuple[Vector, dict[str, float], float]:
         """(mean, means of the head, weight) of a sum of n contributions."""
         sums = dict(zip(self.encoded.head, head.tolist(), strict=True))
         weight = sums.pop(WEIGHT, self.divisor or float(n))
         empty = weight <= 0.0
-        mean = np.zeros_like(x) if empty else (x / np.float32(weight)).astype(np.float32)
+        mean = np.zeros(x.size, np.float32) if empty else (x / np.float32(weight)).astype(np.float32, copy=False)
         return mean, {k: 0.0 if empty else v / weight for k, v in sums.items()}, max(0.0, weight)
 
     def _combined(
@@ -253,6 +253,13 @@ class Pipeline:
         mean, memory = server.absorb(mean, n, memory, self.spaces[at], placed(turn, self.stages, at), head)
         rest = undo(self.stages[:at], self.spaces[: at + 1], Payload(mean, np.zeros(0)), turn)
         return rest.dense(self.spaces[0].dim).body, memory
+
+
+def _level(stages: Sequence[Stage]) -> int:
+    for i, stage in enumerate(stages):
+        if stage.server is not None:
+            return i + stage.server.encoded
+    return 0
 
 
 def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, turn: Turn, level: int = 0) -> Payload:
@@ -299,6 +306,7 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
             'fix one codec for all: codec = "stages".',
         )
     totals = [merge.infer(spaces[-1])]  # first, because the merge knows the better reason
+    totals[0] = totals[0].but(dim=spaces[_level(stages)].dim + len(spaces[-1].head))
     if merge.blind and not spaces[-1].summable:
         raise CompositionError(
             "E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k, without each."

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from math import floor, hypot, inf
 
+SLACK = 1e-5  # of a bound: what float32 rounding in an honest encoder and its decoder may add
+
 
 class Kind(Enum):
     """What the encoded body holds: reals, integers on a public grid, or residues modulo ``Space.modulus``."""
@@ -165,12 +167,22 @@ class Total:
         sensitivity: L2, model units, of the total when one contribution is added, removed or zeroed; inf = unknown.
         noise_std: standard deviation per coordinate, model units, of noise in the total.
         visible: the server sees single contributions.
+        dim: coordinates of the decoded total, body and head together; set by ``core.pipeline.pipeline``.
+        step: a contribution is rounded to multiples of this before it is added, model units, at most half of it per
+            coordinate; inf: the merge does not say, so no noise is known to be finer than what it hides.
+        rounding: how much farther apart two totals can be because they are rounded once more after they are summed: L2,
+            model units.
+        most: a contribution with a larger coordinate is refused, model units.
     """
 
     space: Space
     sensitivity: float
     noise_std: float
     visible: bool
+    dim: int = 0
+    step: float = inf
+    rounding: float = 0.0
+    most: float = inf
 
     def but(self, **changes: object) -> Total:
         """A copy with some fields replaced."""

@@ -140,7 +140,8 @@ def placed(turn: Turn, stages: Sequence[Stage], at: int) -> Turn:
 class Merge:
     """How contributions become one total.
 
-    ``init(space) -> acc``, ``add(acc, payload, space) -> acc`` (may reuse acc), ``finish(acc, space) -> payload``.
+    ``init(space) -> acc``, ``add(acc, payload, space) -> acc`` (may reuse acc), ``finish(acc, space) -> payload``; its
+    body may be float64 where the merge is visible.
     A blind merge is given encodings and the space after all stages; a visible one payloads decoded to
     ``Pipeline.merged`` (which may still be sparse, ``Payload.support``) and that space.
     With ``combine`` there are several sums: ``parts(acc) -> [(acc, n)]`` are those that are not empty, each is finished
@@ -167,14 +168,14 @@ class Merge:
 class Post:
     """A step on the decoded total, in model units, before the division.
 
-    ``apply(x, total, round, entropy, memory) -> (x, new memory)``: ``x`` is body and head, float32[d + h];
+    ``apply(x, total, round, entropy, memory) -> (x, new memory)``: ``x`` is body and head, float64[d + h];
     ``entropy`` is fresh for each post and round; ``memory`` is what the post keeps on the server between rounds
     (``init(total, d + h)`` before the first one), empty for most.
     """
 
     name: str
     infer: Callable[[Total], Total]
-    apply: Callable[[Vector, Total, int, Key, Memory], tuple[Vector, Memory]]
+    apply: Callable[[NDArray[np.float64], Total, int, Key, Memory], tuple[NDArray[np.float64], Memory]]
     init: Callable[[Total, int], Memory] = _nothing
 
 

@@ -5,9 +5,11 @@ trainer = TorchTrainer(net, lambda m, b: (cross_entropy(m(b[0]), b[1]), len(b[0]
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +27,8 @@ from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.train import Batch, Loss, Optimizer, fit
 from edgewise.plan.recipe import TrainingSection
+
+LOG = logging.getLogger("edgewise")
 
 
 class Shard(Protocol):
@@ -109,26 +113,43 @@ class TorchTrainer:
     def fit(self, request: FitRequest) -> Update:
         """Local training.
 
+        With ``record_dp`` a device that cannot train gives the update of steps without a record, noise alone: an answer
+        without noise, or none, would say what its text did.
+
         Raises:
             DataError: E-DEVICE-DATA where the device has nothing to train on.
             TrainingError: E-NAN; E-TRAIN for what torch refuses (out of memory, wrong shapes), with torch's own words
                 as its cause only: they may quote data. What else a loss of one's own raises passes through.
+                With ``record_dp``: E-BN; E-NAN where noise alone is not finite.
         """
-        batches, count = self.work(request)
-        records, expected = None, 0.0
-        if self.record_dp is not None and request.device != POOLED:
-            dp_sgd.check(self.model)
-            shard = self._shard(request.device)
-            key, rate, n = derive(request.secret, "records"), self.record_dp.rate, shard.size
-            batches = (shard.records(dp_sgd.drawn(n, rate, derive(key, i))) for i in range(request.rule.steps))
-            records, expected = self.record_dp, rate * n
+        if self.record_dp is None or request.device == POOLED:
+            return self._fitted(request, *self.work(request))
+        dp, steps = self.record_dp, range(request.rule.steps)
+        dp_sgd.check(self.model)
+        try:
+            shard, key = self._shard(request.device), derive(request.secret, "records")
+            rows = (dp_sgd.drawn(shard.size, dp.rate, derive(key, i)) for i in steps)
+            batches = (list(dp_sgd.taken(shard.records, at)) for at in rows)
+            return self._fitted(request, batches, float(shard.count), dp, dp.rate * max(1, shard.size))
+        except Exception:  # boundary: a shard and a loss are foreign code, and what they raise may depend on the text
+            LOG.warning("device %.60r: local training failed, its update is noise alone", request.device, exc_info=True)
+            blank = replace(request, secret=derive(request.secret, "blank"))  # no noise is drawn twice
+            return self._fitted(blank, ([] for _ in steps), 0.0, dp, dp.rate)
+
+    def _fitted(
+        self,
+        request: FitRequest,
+        batches: Iterable[Sequence[Batch]],
+        count: float,
+        dp: RecordDp | None = None,
+        expected: float = 0.0,
+    ) -> Update:
         with computing(request.device):
             fitted = fit(
                 self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,
-                self._optimizer, records, expected, request.secret,
+                self._optimizer, dp, expected, request.secret,
             )  # fmt: skip
-        head = {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}
-        return Update(fitted.x, head, count)
+        return Update(fitted.x, {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}, count)
 
     def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
         """The micro-batches of each step, and the device's weight. Raises DataError(E-DEVICE-DATA) as ``fit``."""

@@ -71,8 +71,8 @@ def fit(
     Returns:
         The difference and the losses.
     Raises:
-        TrainingError: E-NAN where a loss or the update is not finite (with the step), E-TRAIN where the batches end
-            too early.
+        TrainingError: E-NAN where a loss (without ``dp``) or the update is not finite (with the step), E-TRAIN where
+            the batches end too early.
     Guarantees:
         Same arguments, same number of torch threads: the same bits. Segments that are not named stay as they are to
         the bit, and neither count in ||g|| nor cost a gradient.
@@ -94,7 +94,7 @@ def fit(
                 seen.append(dp_sgd.gradient(model, loss, micro, flat, dp, expected, step_key))
             else:
                 seen.append(_backward(model, loss, micro, flat.g_D))
-            if not math.isfinite(seen[-1][0]):
+            if dp is None and not math.isfinite(seen[-1][0]):
                 raise TrainingError("E-NAN", f"the loss is {seen[-1][0]} at local step {len(seen)}.", LOWER)
             for w, g, anchor in pulled:
                 g.add_(w, alpha=rule.prox_mu).sub_(anchor, alpha=rule.prox_mu)

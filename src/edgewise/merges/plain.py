@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import DecodeError
 from edgewise.core.outline import outline
-from edgewise.core.space import Space, Total
+from edgewise.core.space import SLACK, Space, Total
 from edgewise.core.stage import Merge, Payload
 
 FRACTION_BITS = 40  # one unit of the accumulator is 2^-40, far below float32 noise of any update
@@ -91,13 +91,17 @@ def plain_sum() -> Merge:
     Guarantees: the sum is exact, hence the same for every order of arrival and every way to shard it; a refused
     contribution leaves the accumulator unchanged; each coordinate's rounding is at most 2^-41 per contribution. The
     head's scalars are added exactly.
-    Limits: |x_i| <= 2^22 / n_max, so that n_max contributions cannot overflow.
+    Algebra: ``step`` 2^-40. The sum leaves as float64, and ``rounding`` is of its 53 bits.
+    Limits: |x_i| <= 2^22 / n_max (``most``), so that n_max contributions cannot overflow.
     Raises (add): DecodeError E-PAYLOAD on a value that is not finite, E-RANGE beyond the limit; ValueError (own misuse)
         on a wrong shape or above n_max contributions.
     """
 
     def infer(space: Space) -> Total:
-        return Total(space, space.sensitivity, sqrt(space.quorum.n_min) * space.noise_std, visible=True)
+        # What ``Pipeline.add`` accepts may be longer than the bound by its slack; float64 has 53 bits of the sum.
+        more = space.sensitivity * (SLACK + 2.0**-52 * space.quorum.n_max)
+        std = sqrt(space.quorum.n_min) * space.noise_std
+        return Total(space, space.sensitivity, std, visible=True, step=1.0 / _UNIT, rounding=more, most=_bound(space))
 
     def init(space: Space) -> Tally:
         return Tally(np.zeros(space.dim, np.int64), None, 0)
@@ -132,7 +136,7 @@ def plain_sum() -> Merge:
         return Tally(acc.body, head, acc.n + 1)
 
     def finish(acc: Tally, space: Space) -> Payload:
-        return Payload((acc.body * 2.0**-FRACTION_BITS).astype(np.float32), _total(acc.head))
+        return Payload(acc.body * 2.0**-FRACTION_BITS, _total(acc.head))
 
     return Merge("plain_sum", False, infer, init, add, finish, stream)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import log2, sqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +70,11 @@ def ring_sum() -> Merge:
                 "E-NOT-SUMMABLE", "a blind sum: these encodings do not add up.", 'use quantize(grid="shared").'
             )
         sure = space.honest or space.quorum.n_min
-        return Total(space, space.sensitivity, sqrt(sure) * space.noise_std, visible=False)
+        # The sum is exact, and then decoded in float32: one rounding of each level of a rotation, three of the rest.
+        roundings = 3 + log2(max(1, space.rotated))
+        more = 2.0 * space.quorum.n_max * space.l2 * 2.0**-24 * roundings
+        head = sqrt(len(space.head)) / _UNIT
+        return Total(space, space.sensitivity, sqrt(sure) * space.noise_std, False, step=0.0, rounding=more + head)
 
     def init(space: Space) -> Residues:
         return Residues(np.zeros(space.dim, np.uint32), np.zeros(len(space.head), np.uint64), 0)

@@ -14,7 +14,7 @@ from edgewise.core.space import Kind, Space
 from edgewise.core.stage import WEIGHT, Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.recipe import Recipe
-from edgewise.privacy import accountant, card, matrix, rules
+from edgewise.privacy import accountant, card, grid, matrix, rules
 from edgewise.privacy.adaptive import adaptive_clip
 from edgewise.privacy.clip import clip, clip_tensors
 from edgewise.privacy.distributed import discrete_gaussian_noise, honest_survivors
@@ -244,7 +244,11 @@ def _record(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking,
                     unit="record", steps=recipe.training.local_steps)  # fmt: skip
         return (one,) * len(before)
 
-    return lambda z: ([], []), events
+    def ending(z: float) -> tuple[list[Stage], list[Post]]:
+        grid.fit('privacy = "record"', z, dp.clip_l2, spec.dim)  # devices noise their steps on it
+        return [], []
+
+    return ending, events
 
 
 def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, event: Event) -> card.Card:

@@ -28,9 +28,9 @@ from edgewise.core.errors import BudgetError
 from edgewise.core.keys import Key, derive
 from edgewise.core.space import Total
 from edgewise.core.stage import Memory, Post
-from edgewise.core.vector import Vector
 from edgewise.privacy import spend
-from edgewise.privacy.noise import bounded, normals
+from edgewise.privacy.grid import rounded
+from edgewise.privacy.noise import bounded, normals, on_total
 from edgewise.privacy.spend import Event
 
 Array = NDArray[np.float64]
@@ -129,7 +129,9 @@ def correlated_noise(z: float, blt: Blt) -> Post:
     Algebra: noise_std -> as if the noise of the rounds were independent, so it is not below that of any prefix.
     Guarantees: the run as a whole is ``event(blt, z)``. Rounds that were abandoned are passed over: their noise is
     drawn and never shown, so that later rounds keep their distance to earlier ones. The memory (``buffers``, float64)
-    gives away all noise so far: who stores it must treat it as secret.
+    gives away all noise so far: who stores it must treat it as secret. Total and noise are rounded to one grid before
+    they are added (``grid``), the noise from float64 with 2^-29 of a step to spare: as the total then is a multiple of
+    the step, what leaves is the continuous mechanism's, rounded.
     Args: z: noise multiplier, above 0. blt: for at least as many rounds as are played.
     Raises: RecipeError(E-VALUE); CompositionError as ``noise.bounded``; BudgetError(E-BUDGET) as ``step``, and for a
         round that comes twice.
@@ -140,12 +142,12 @@ def correlated_noise(z: float, blt: Blt) -> Post:
 
     def infer(total: Total) -> Total:
         bounded(total, name)
-        return total.but(noise_std=hypot(total.noise_std, z * own * total.sensitivity))
+        return total.but(noise_std=hypot(total.noise_std, on_total(name, z * own, total).std))
 
     def init(total: Total, size: int) -> Memory:
         return {"round": np.zeros(1), "buffers": start(blt, size).buffers}
 
-    def apply(x: Vector, total: Total, round: int, entropy: Key, memory: Memory) -> tuple[Vector, Memory]:
+    def apply(x: Array, total: Total, round: int, entropy: Key, memory: Memory) -> tuple[Array, Memory]:
         stream = Stream(int(memory["round"][0]), memory["buffers"])
         if round < stream.round:
             raise BudgetError("E-BUDGET", f"the noise of round {round} was given already.", "start another run.")
@@ -154,8 +156,10 @@ def correlated_noise(z: float, blt: Blt) -> Post:
             stream, y = step(blt, stream, normals(derive(entropy, "correlated", number), x.size))
             if number == round:
                 break
-        std = z * own * total.sensitivity
-        return (x + std * y).astype(np.float32), {"round": np.array([float(stream.round)]), "buffers": stream.buffers}
+        on = on_total(name, z * own, total)
+        steps = rounded(x, on.step) + rounded(y, 1.0 / on.s)
+        out: Array = np.multiply(steps, on.step, dtype=np.float64)
+        return out, {"round": np.array([float(stream.round)]), "buffers": stream.buffers}
 
     return Post(name, infer, apply, init)
 

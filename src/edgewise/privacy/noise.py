@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import hypot, inf
+from math import hypot, inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.space import Space, Total
 from edgewise.core.stage import WEIGHT, Memory, Payload, Post, Stage
-from edgewise.core.vector import Vector
 from edgewise.crypto.prg import Words
+from edgewise.privacy import grid
 
 _CHUNK = 1 << 18  # pairs drawn at a time: bounds the temporary memory
 
@@ -39,12 +39,13 @@ def normals(entropy: Key, n: int) -> NDArray[np.float64]:
 def local_noise(z: float) -> Stage:
     """Add N(0, (z C)^2) to every coordinate on the device, C the L2 bound before.
 
-    Algebra: noise_std -> z C; nothing bounds the body any more. Guarantees: the generator is AES-256-CTR keyed by the
-    device; what leaves it hides it by itself. The continuous Gaussian's floating-point leaks apply (see ``noise``).
+    Algebra: noise_std -> z C; nothing bounds the body any more. Guarantees: the exact discrete Gaussian on a grid that
+    the update is rounded to first (``grid``), from AES-256-CTR keyed by the device; what leaves it hides it by itself.
     Args:
         z: noise multiplier, above 0.
-    Raises: RecipeError(E-VALUE); CompositionError: E-NOT-REAL, E-NOISE-NOCLIP, E-STATS with metrics or weights beside.
-    Source: Dwork and Roth 2014, appendix A.
+    Raises: RecipeError(E-VALUE); CompositionError: E-NOT-REAL, E-NOISE-NOCLIP, E-STATS with metrics or weights beside,
+        E-PRECISION as ``grid.fit``.
+    Source: Dwork and Roth 2014, appendix A; ``grid``.
     """
     name = f"local_noise({z:g})"
     demand.positive("local_noise: z", z)
@@ -57,11 +58,14 @@ def local_noise(z: float) -> Stage:
             raise CompositionError(
                 "E-STATS", f"{name}: weights or losses would leave without noise.", 'metrics = "none", no weigh.'
             )
-        return space.but(l2=inf, linf=inf, noise_std=hypot(space.noise_std, z * space.l2))
+        return space.but(l2=inf, linf=inf, noise_std=hypot(space.noise_std, fitted(space).std))
+
+    def fitted(space: Space) -> grid.Grid:
+        return grid.fit(name, z, space.l2, space.dim, space.l2)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        fresh = normals(derive(turn.private, "local noise", turn.round), payload.body.size)
-        return payload.but(body=(payload.body + z * space.l2 * fresh).astype(np.float32)), memory
+        body = grid.hidden(payload.body, fitted(space), derive(turn.private, "local noise", turn.round))
+        return payload.but(body=body.astype(np.float32)), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         return payload
@@ -69,11 +73,17 @@ def local_noise(z: float) -> Stage:
     return Stage(name, infer, encode, decode, pointwise=True)
 
 
+def moved(total: Total) -> float:
+    """How far apart neighbouring totals are when noise comes to them, L2: the sensitivity, and what was rounded."""
+    return total.sensitivity + total.rounding + total.step / 2.0 * sqrt(total.dim)
+
+
 def bounded(total: Total, name: str) -> None:
     """What noise on a total needs.
 
     Raises CompositionError: E-NOISE-NOCLIP and E-NORM-AFTER when nothing bounds what one device adds, E-WEIGHT when the
-        divisor would be a noisy sum of weights.
+        divisor would be a noisy sum of weights, E-PRECISION when the sum is rounded too coarsely, E-VALUE when it has
+        no room for what the clip allows: a device would be refused for what its text gives.
     """
     if total.sensitivity == inf:
         if total.space.clipped:
@@ -93,19 +103,37 @@ def bounded(total: Total, name: str) -> None:
             f"{name}: the mean would be divided by a noisy sum of weights, which may be near zero or negative.",
             "leave out weigh: then all devices count the same and the divisor is their number.",
         )
+    if (peak := min(total.space.peak, total.space.l2)) > total.most:
+        raise CompositionError(
+            "E-VALUE",
+            f"{name}: a coordinate of an update may be as large as {peak:.4g}, and a sum of up to "
+            f"{total.space.quorum.n_max} has room for {total.most:.4g} of each.",
+            "lower dp.clip_l2, or use a smaller cohort.",
+        )
+    if (more := moved(total) - total.sensitivity) > grid.COST * total.sensitivity:
+        raise CompositionError(
+            "E-PRECISION",
+            f"{name}: the sum is rounded, which can move it by {more:.3g}, and a device by {total.sensitivity:.3g}: "
+            "noise at that precision does not hide what it should.",
+            "raise the clip, use a smaller cohort, or leave out rotate behind a hidden sum.",
+        )
+
+
+def on_total(name: str, z: float, total: Total) -> grid.Grid:
+    """The grid for noise of z times ``moved`` on a total. Raises CompositionError(E-PRECISION)."""
+    return grid.fit(name, z, moved(total), total.dim, total.space.quorum.n_max * total.sensitivity)
 
 
 def noise(z: float) -> Post:
     """Add N(0, (z * sensitivity)^2) to every coordinate of the total, body and head alike.
 
-    Algebra: noise_std -> sqrt(noise_std^2 + (z sensitivity)^2).
-    Guarantees: independent of the data; the generator is AES-256-CTR keyed by ``entropy``, which must be secret and
-    fresh for each release. The noise is a continuous Gaussian in float64, rounded to float32 with the total: the
-    known floating-point leaks (Mironov 2012) apply, the exact discrete Gaussian comes with distributed noise.
+    Algebra: noise_std -> sqrt(noise_std^2 + (z sensitivity)^2), where rounding counts as sensitivity (``moved``).
+    Guarantees: the exact discrete Gaussian on a grid that the float64 total is rounded to first (``grid``); independent
+    of the data; the generator is AES-256-CTR keyed by ``entropy``, which must be secret and fresh for each release.
     Args:
         z: noise multiplier, above 0.
     Raises:
-        RecipeError(E-VALUE); CompositionError as ``bounded``.
+        RecipeError(E-VALUE); CompositionError as ``bounded`` and ``grid.fit``.
     Source: Dwork and Roth 2014, appendix A; McMahan et al. 2018, arXiv:1710.06963.
     """
     name = f"noise({z:g})"
@@ -113,10 +141,11 @@ def noise(z: float) -> Post:
 
     def infer(total: Total) -> Total:
         bounded(total, name)
-        return total.but(noise_std=hypot(total.noise_std, z * total.sensitivity))
+        return total.but(noise_std=hypot(total.noise_std, on_total(name, z, total).std))
 
-    def apply(x: Vector, total: Total, round: int, entropy: Key, memory: Memory) -> tuple[Vector, Memory]:
-        std = z * total.sensitivity
-        return (x + std * normals(derive(entropy, "noise"), x.size)).astype(np.float32), memory
+    def apply(
+        x: NDArray[np.float64], total: Total, round: int, entropy: Key, memory: Memory
+    ) -> tuple[NDArray[np.float64], Memory]:
+        return grid.hidden(x, on_total(name, z, total), derive(entropy, "noise")), memory
 
     return Post(name, infer, apply)
