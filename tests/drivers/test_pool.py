@@ -23,7 +23,9 @@ def ready(run_dir, workers):
     """A pool whose workers have their plan; the initial model."""
     made = Pool(workers)
     recipe = json.dumps(make_recipe().resolved())
-    setup = jobs.Setup(recipe=recipe, recipe_dir=".", run_dir=str(run_dir), extensions=("toy",))
+    setup = jobs.Setup(
+        recipe=recipe, recipe_dir=".", run_dir=str(run_dir), memory_dir="", instance="", extensions=("toy",)
+    )
     try:
         initial = checked(made.broadcast(setup))[0].initial
         checked(made.broadcast(jobs.Compile()))
@@ -51,7 +53,12 @@ def test_extensions_of_the_parent_are_found(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     made = Pool(1)
     setup = jobs.Setup(
-        recipe=json.dumps(make_recipe().resolved()), recipe_dir=".", run_dir=str(tmp_path), extensions=("beside",)
+        recipe=json.dumps(make_recipe().resolved()),
+        recipe_dir=".",
+        run_dir=str(tmp_path),
+        memory_dir="",
+        instance="",
+        extensions=("beside",),
     )
     assert len(checked(made.broadcast(setup))[0].devices) == 8
     made.close()

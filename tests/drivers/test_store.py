@@ -19,7 +19,8 @@ from cost import calls
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.core.vector import digest, to_bytes
-from edgewise.drivers import store as module
+from edgewise.drivers import blobs
+from edgewise.drivers import store as store_module
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.store import RunStore
@@ -153,27 +154,27 @@ def test_asking_for_an_evaluation_costs_the_same_after_many(store):
 
 def test_journal_survives_a_torn_tail(tmp_path):
     path = tmp_path / "j" / "round.log"
-    journal = FileJournal(path)
-    assert journal.replay() == []
+    journal = FileJournal(path, "c")
+    assert list(journal.replay()) == []
     for record in RECORDS:
         journal.append(record)
     journal.close()
     whole = path.read_bytes()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        records = FileJournal(path).replay()
+        records = list(FileJournal(path, "c").replay())
         assert records == RECORDS[: len(records)]
         assert path.stat().st_size <= cut
     path.write_bytes(whole)
-    again = FileJournal(path)
-    assert again.replay() == RECORDS
+    again = FileJournal(path, "c")
+    assert list(again.replay()) == RECORDS
     again.discard()
     assert not path.exists()
 
 
 def test_journal_damage_in_the_middle_is_an_error(tmp_path):
     path = tmp_path / "round.log"
-    journal = FileJournal(path)
+    journal = FileJournal(path, "c")
     for record in RECORDS:
         journal.append(record)
     journal.close()
@@ -181,7 +182,7 @@ def test_journal_damage_in_the_middle_is_an_error(tmp_path):
     raw[20] ^= 1
     path.write_bytes(raw)
     with pytest.raises(StoreError) as caught:
-        FileJournal(path).replay()
+        list(FileJournal(path, "c").replay())
     assert caught.value.code == "E-CHECKPOINT"
 
 
@@ -227,7 +228,8 @@ def test_what_holds_secrets_is_for_its_owner_only(tmp_path, open_umask):
     buffers = digest(safetensors.numpy.save(memory))
     for name in (f"blobs/{buffers}", "journal/round-000001.log", "run.db", "run.db-wal", "run.db-shm"):
         assert found.pop(name) == 0o600, name
-    assert found.pop("blobs") == found.pop("journal") == 0o700
+    assert found.pop("blobs") == found.pop("journal") == found.pop("devices") == 0o700
+    assert found.pop(f"devices/{store.memory_dir.name}") == 0o700
     assert found.pop("lock") == 0o666
     assert set(found.values()) == {0o600}  # models and deltas
 
@@ -264,26 +266,28 @@ def test_a_kept_vector_that_was_replaced_goes(store):
 
 def test_one_commit_syncs_the_folder_once(store, monkeypatch):
     synced = []
-    monkeypatch.setattr(module, "sync_folder", synced.append)
+    for module in (blobs, store_module):
+        monkeypatch.setattr(module, "sync_folder", synced.append)
     store.commit(checkpoint(0), (), ())
-    assert synced == [store.out / "blobs"]
+    assert sorted(synced) == [store.out / "blobs", store.memory_dir]
     store.keep("chain", np.ones(3, np.float32))
-    assert len(synced) == 2
+    assert len(synced) == 3
 
 
 def test_opening_removes_what_a_killed_process_left(tmp_path):
     with RunStore(tmp_path) as store:
         store.create("run", "toy", {}, {})
         store.commit(checkpoint(2), (), ())
-    (tmp_path / "devices").mkdir()
-    stale = ["blobs/.ab.77.tmp", "devices/.cd.safetensors.77.tmp", ".summary.json.77.tmp", "journal/round-000001.log"]
-    kept = ["journal/round-000002.log", "devices/cd.safetensors"]
+    memory = f"devices/{store.memory_dir.name}"
+    stale = ["blobs/.ab.77.tmp", "blobs/" + "a" * 64, f"{memory}/.cd.safetensors.77.tmp", ".summary.json.77.tmp"]
+    stale += ["journal/round-000001.log"]
+    kept = ["journal/round-000002.log", "journal/round-1000000.log", f"{memory}/cd.safetensors"]
     for name in (*stale, *kept):
         (tmp_path / name).write_bytes(b"x")
-    with RunStore(tmp_path):
-        pass
-    assert [n for n in stale if (tmp_path / n).exists()] == []
-    assert [n for n in kept if (tmp_path / n).exists()] == kept
+    with RunStore(tmp_path) as store:
+        names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
+        renamed = [n.replace(memory, f"devices/{store.memory_dir.name}") for n in (*stale, *kept)]
+    assert [n for n in renamed if n in names] == renamed[len(stale) :]
 
 
 @pytest.mark.parametrize(
@@ -311,7 +315,7 @@ def test_a_lock_that_cannot_be_opened_is_e_disk(tmp_path):
 
 
 def journal_of(path, records=RECORDS):
-    journal = FileJournal(path)
+    journal = FileJournal(path, "c")
     for record in records:
         journal.append(record)
     journal.close()
@@ -325,7 +329,7 @@ def test_a_damaged_header_is_never_taken_for_a_torn_tail(tmp_path, at):
     raw[at] ^= 0x40
     path.write_bytes(raw)
     with pytest.raises(StoreError, match="E-CHECKPOINT"):
-        FileJournal(path).replay()
+        list(FileJournal(path, "c").replay())
     assert path.read_bytes() == bytes(raw)
 
 
@@ -333,7 +337,7 @@ def test_zeros_at_the_end_are_a_torn_tail(tmp_path):
     path = tmp_path / "round.log"
     raw = journal_of(path)
     path.write_bytes(raw + bytes(100))
-    assert FileJournal(path).replay() == RECORDS
+    assert list(FileJournal(path, "c").replay()) == RECORDS
     assert path.read_bytes() == raw
 
 
@@ -351,7 +355,7 @@ def test_a_whole_record_that_means_nothing_is_an_error(tmp_path, body):
     lengths = len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little")
     path.write_bytes(journal_of(path) + lengths + zlib.crc32(lengths).to_bytes(4, "little") + body)
     with pytest.raises(StoreError, match="E-CHECKPOINT"):
-        FileJournal(path).replay()
+        list(FileJournal(path, "c").replay())
 
 
 class NearlyFull(io.FileIO):
@@ -369,11 +373,11 @@ class NearlyFull(io.FileIO):
 
 def test_a_disk_that_takes_a_part_of_a_record(tmp_path):
     path = tmp_path / "round.log"
-    journal = FileJournal(path)
+    journal = FileJournal(path, "c")
     journal._file = NearlyFull(path, "ab")
     journal.append(RECORDS[0])
     whole = path.read_bytes()
-    assert FileJournal(path).replay() == RECORDS[:1]
+    assert list(FileJournal(path, "c").replay()) == RECORDS[:1]
     journal._file.room = 20
     with pytest.raises(StoreError, match="E-DISK"):
         journal.append(RECORDS[2])
@@ -381,4 +385,4 @@ def test_a_disk_that_takes_a_part_of_a_record(tmp_path):
     journal._file.room = 10**9
     journal.append(RECORDS[3])
     journal.close()
-    assert FileJournal(path).replay() == [RECORDS[0], RECORDS[3]]
+    assert list(FileJournal(path, "c").replay()) == [RECORDS[0], RECORDS[3]]

@@ -108,3 +108,33 @@ def test_losses_outside_the_bound_are_cut():
 def test_misuse_by_the_driver_raises():
     with pytest.raises(ValueError, match="not training"):
         machine.step(PLAN, machine.join(PLAN, "d"), machine.Failed("E-TRAIN", ""))
+
+
+def lost(number, accepted, state):
+    """What a device answers whose memory is of another round."""
+    state, effects = machine.step(PLAN, state, invited(PLAN, number, accepted=accepted))
+    remember, send = effects
+    assert isinstance(remember, machine.Remember)
+    assert remember.state == state
+    return state, frame.load(send.frame)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "accepted"),
+    [((), 1), ((0,), 1), ((0, 1), -1), ((0, 1, 2), 0)],
+    ids=["wiped", "device from a backup", "server begun anew", "server from a backup"],
+)
+def test_memory_of_another_round_is_refused_once_and_never_used(rounds, accepted):
+    """The device and the server are out of step. Nothing is trained, the server hears of it, and the device goes on."""
+    state, before = machine.join(PLAN, "d"), -1
+    for number in rounds:
+        state, _ = contribute(state, number, before)
+        before = number
+    state, refused = lost(2, accepted, state)
+    assert (refused.code, refused.round) == ("E-STALE", 2)
+    assert not residual(state.committed).any()
+    assert not state.pending
+    fresh = contribute(machine.join(PLAN, "d"), 3)[1]
+    state, sent = contribute(machine.restore("d", machine.save(state)), 3, accepted)
+    assert sent.payload == fresh.payload, "empty memory, as of a device that has never taken part"
+    assert (state.committed_round, state.pending_round) == (accepted, 3)

@@ -127,7 +127,7 @@ def _run(
         tell(events.PhaseStarted(phase="load"))
         executor = _executor(recipe)
         try:
-            loaded = _load(executor, recipe, recipe_dir, out, extensions)
+            loaded = _load(executor, recipe, recipe_dir, store, extensions)
             if known is None:
                 write_durably(out / "recipe.toml", toml(recipe.resolved()).encode())
                 store.create(loaded.plan.run, recipe.name, recipe.resolved(), loaded.facts)
@@ -201,11 +201,13 @@ def _executor(recipe: Recipe) -> Executor:
     return Inproc()
 
 
-def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, out: Path, extensions: Sequence[str]) -> _Loaded:
+def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, store: RunStore, extensions: Sequence[str]) -> _Loaded:
     setup = jobs.Setup(
         recipe=json.dumps(recipe.resolved()),
         recipe_dir=str(recipe_dir.resolve()),
-        run_dir=str(out.resolve()),
+        run_dir=str(store.out.resolve()),
+        memory_dir=str(store.memory_dir.resolve()),
+        instance=store.instance,
         extensions=tuple(extensions),
     )
     answers = checked(executor.broadcast(setup))

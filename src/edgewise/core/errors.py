@@ -83,7 +83,7 @@ REGISTRY: dict[str, Entry] = {
     "E-INVITE": Entry("an invitation is not one that the run's plan gives", 8),
     "E-FRAME-SIZE": Entry("a frame or blob is larger than allowed", 8),
     "E-BLOB": Entry("a blob is missing or its digest is wrong", 8),
-    "E-STALE": Entry("the deltas start from a model that this device no longer has", 1),
+    "E-STALE": Entry("a device lacks the model or the memory that an invitation goes on from", 1),
     "E-PAYLOAD": Entry("an encoded update cannot be decoded", 8),
     "E-SHARE": Entry("a device dealt shares that do not give back its secret", 8),
     "E-KEY-AGREE": Entry("a peer's public key cannot be used", 8),

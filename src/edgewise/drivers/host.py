@@ -1,7 +1,7 @@
 """A host runs devices: it feeds frames to the pure device machine, trains where the machine asks, and keeps its memory.
 
-One class for the single-process simulator and for worker processes. A device's codec memory is a safetensors file in
-``run_dir/devices``, replaced before the device's frame leaves; data and models stay with the trainer.
+One class for the single-process simulator and for worker processes. A device's codec memory is a file
+(``drivers.memory``), replaced before the device's frame leaves; data and models stay with the trainer.
 
 A trainer is foreign code: whatever it raises costs the device its part in the round, never the run. The server is told
 the code and, of errors that are not edgewise's own, the name of the type; the traceback stays here, in the log
@@ -10,7 +10,6 @@ the code and, of errors that are not edgewise's own, the name of the type; the t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -21,16 +20,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
 from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, StoreError
 from edgewise.drivers import jobs
-from edgewise.drivers.files import FOLDER, write_durably
 from edgewise.drivers.following import Following
 from edgewise.drivers.identities import simulated_secrets, simulated_trust
+from edgewise.drivers.memory import Memories
 from edgewise.engine import device as machine
 from edgewise.engine import invitation
 from edgewise.engine.downlink import STALE
@@ -66,17 +63,13 @@ def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Cat
 
 
 class Host:
-    """Devices of one machine or process; answers one job at a time.
+    """Devices of one machine or process; answers one job at a time."""
 
-    ``alive`` says whether the run that the jobs belong to still goes on: nothing is written for one that was killed,
-    since another process may go on with it already.
-    """
-
-    def __init__(self, alive: Callable[[], bool] = lambda: True) -> None:
-        self._alive = alive
+    def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
         self._recipe: Recipe
-        self._run_dir: Path
+        self._setup_job: jobs.Setup
+        self._memories: Memories
         self._catalogue: Catalogue
         self._trainer: Trainer
         self._plan: Plan
@@ -98,6 +91,7 @@ class Host:
                 self._plan = compile(self._recipe, self._trainer.spec, len(self._trainer.devices()), self._catalogue)
                 self._following = Following(self._plan.downlink)
                 self._trust = simulated_trust(self._plan.key)
+                self._memories = Memories(Path(self._setup_job.memory_dir), self._plan.run, self._setup_job.instance)
                 self._noised_steps()
                 return jobs.Ready(id=job.id)
             case jobs.Blob():
@@ -119,10 +113,10 @@ class Host:
 
     def _setup(self, job: jobs.Setup) -> jobs.Result:
         self._recipe = Recipe.model_validate(json.loads(job.recipe))
-        self._run_dir = Path(job.run_dir)
+        self._setup_job = job
         self._catalogue = with_extensions(job.extensions)
         try:
-            self._trainer = make_trainer(self._recipe, Path(job.recipe_dir), self._run_dir, self._catalogue)
+            self._trainer = make_trainer(self._recipe, Path(job.recipe_dir), Path(job.run_dir), self._catalogue)
         except ImportError as e:
             raise EdgewiseError(
                 "E-DEPENDENCY", f"training needs {e.name or e}.", 'pip install "edgewise[train]", or `make setup`.'
@@ -188,8 +182,11 @@ class Host:
         if isinstance(message, frame.Probe):
             told = frame.dump(self._measure(job.device, message))
             return jobs.Handled(id=job.id, device=job.device, frame=told, answered=job.answered)
-        state = machine.restore_session(job.session, self._recall(job))
+        known = self._recall(job)
+        state = machine.restore_session(job.session, known)
         state, effects = machine.step(self._plan, state, self._invited(job, message))
+        if any(isinstance(effect, machine.Remember) for effect in effects):  # it would begin anew with empty memory
+            raise self._memories.out_of_step(known, message.accepted)
         train_s = encode_s = 0.0
         for effect in effects:
             if isinstance(effect, machine.Train):
@@ -222,7 +219,8 @@ class Host:
         answered = job.answered
         for effect in effects:
             if isinstance(effect, machine.Remember):
-                self._remember(effect.state)
+                if machine.remembers(self._plan):
+                    self._memories.save(effect.state)
                 answered = effect.state.answered
         return jobs.Handled(
             id=job.id,
@@ -268,44 +266,11 @@ class Host:
             return jobs.Trained(id=job.id, device=job.device, nll=held.nll, tokens=held.tokens, seconds=seconds)
         return jobs.Trained(id=job.id, device=job.device, params=vector.to_bytes(params), seconds=seconds)
 
-    def _memory_path(self, device: str) -> Path:
-        return self._run_dir / "devices" / (hashlib.sha256(device.encode()).hexdigest()[:32] + ".safetensors")
-
-    @property
-    def _remembers(self) -> bool:
-        return any(pipe.encoded.memory for pipe in self._plan.pipelines)
-
     def _recall(self, job: jobs.Handle) -> machine.Idle:
         """A device's codec memory from the disk. Which rounds it has answered it knows from memory only: simulated
         devices begin with their run, so that a run which goes on plays a round that was cut off again."""
-        device, path = job.device, self._memory_path(job.device)
-        if not self._remembers or not path.exists():
-            return replace(machine.join(self._plan, device), answered=job.answered)
-        try:
-            return replace(machine.restore(device, load(path.read_bytes())), answered=job.answered)
-        except (SafetensorError, KeyError, OSError) as e:
-            raise StoreError(
-                "E-CHECKPOINT", f"codec memory of device {device} is damaged ({path}: {e}).", f"delete {path}."
-            ) from None
-
-    def _remember(self, state: machine.Idle) -> None:
-        """Keep a device's codec memory.
-
-        A killed process leaves the new file or the one before, whole. After a power cut the name may still stand for
-        the one before, though the server has the contribution: then the device goes on from older memory, and at most
-        that contribution's remainder is lost or sent twice.
-        """
-        if not self._remembers:
-            return
-        if not self._alive():
-            raise StoreError("E-WORKER", "the run that this process worked for has ended.", "go on with --resume.")
-        path = self._memory_path(state.device)
-        raw = save({k: np.ascontiguousarray(v) for k, v in machine.save(state).items()})
-        try:
-            path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
-        except OSError as e:
-            raise StoreError("E-DISK", f"cannot create {path.parent}: {e.strerror}.", "then --resume.") from None
-        write_durably(path, raw, private=True)
+        kept = self._memories.load(job.device) if machine.remembers(self._plan) else None
+        return replace(kept or machine.join(self._plan, job.device), answered=job.answered)
 
 
 def _guarded(device: str, work: Callable[[], T]) -> T | machine.Failed:

@@ -24,11 +24,14 @@ class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
 
 class Setup(_Base, frozen=True, tag="setup"):
-    """First job of a worker: make the trainer for this recipe (resolved, as JSON) and describe it."""
+    """First job of a worker: make the trainer for this recipe (resolved, as JSON) and describe it. ``memory_dir``,
+    ``instance``: of the run directory as it is open now (``RunStore``)."""
 
     recipe: str
     recipe_dir: str
     run_dir: str
+    memory_dir: str
+    instance: str
     extensions: tuple[str, ...]
 
 

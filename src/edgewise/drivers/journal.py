@@ -1,9 +1,12 @@
 """A round's write-ahead log: one file, length- and CRC-framed records, appended before they take effect.
 
 Record: ``u32 length | u32 crc32 of the body | u32 crc32 of these 8 bytes | body``, little endian; the body is
-MessagePack ``[kind, device, frame or code, at_s, train_s, encode_s]``. A torn tail (the process died while writing) is
-cut off on opening: what it held is asked again. Anything damaged before it is E-CHECKPOINT; deleting the journal is
-safe, since a device asked again for the same round sends the same bytes.
+MessagePack ``[kind, device, frame or code, at_s, train_s, encode_s]``. The first record names the checkpoint that the
+round started from: a journal of another one is not replayed. A torn tail (the process died while writing) is cut off on
+opening: what it held is asked again. Anything damaged before it is E-CHECKPOINT; deleting the journal is safe, since a
+device asked again for the same round sends the same bytes.
+
+A replay holds one record at a time, so that a run goes on in the memory in which it began.
 """
 
 from __future__ import annotations
@@ -11,10 +14,10 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -29,45 +32,58 @@ _decoder = msgspec.msgpack.Decoder(tuple[str, str, bytes, float, float, float])
 
 
 class FileJournal:
-    """The journal of one round in one file; opened on first use."""
+    """The journal of one round in one file; opened on first use. ``of``: names the checkpoint that it extends."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, of: str) -> None:
+        self._path, self._of = path, of
         self._file: Any = None
 
-    def replay(self) -> Sequence[Record]:
-        """See Journal. Raises StoreError(E-CHECKPOINT) where the file is damaged or cannot be read."""
-        records: list[Record] = []
+    def replay(self) -> Iterator[Record]:
+        """See Journal. Raises StoreError(E-CHECKPOINT) where the file is damaged, cannot be read, or extends another
+        checkpoint; E-DISK where its torn tail cannot be cut off."""
         good = 0
         try:
-            raw = self._path.read_bytes() if self._path.exists() else b""
+            with open(self._path, "rb") as f:
+                size = os.fstat(f.fileno()).st_size
+                while (body := self._body(f, good, size)) is not None:
+                    try:
+                        record = _record(body)
+                    except (msgspec.DecodeError, ValueError):
+                        raise self._damaged(f"holds no record of this version at byte {good}") from None
+                    if record != self._of if good == 0 else isinstance(record, str):
+                        raise self._damaged("is of another checkpoint or run")
+                    good += _HEADER_BYTES + len(body)
+                    if not isinstance(record, str):
+                        yield record
+        except FileNotFoundError:
+            return
         except OSError as e:
             raise self._damaged(f"cannot be read: {e.strerror}") from None
-        while good + _HEADER_BYTES <= len(raw):
-            (length, crc), (header_crc,) = _LENGTHS.unpack_from(raw, good), _CRC.unpack_from(raw, good + _LENGTHS.size)
-            if zlib.crc32(raw[good : good + _LENGTHS.size]) != header_crc:
-                if not any(raw[good:]):  # a power cut may leave zeros where the tail was to be
-                    break
-                raise self._damaged(f"is damaged at byte {good}")
-            start = good + _HEADER_BYTES
-            body = raw[start : start + length]
-            if len(body) < length:
-                break
-            if zlib.crc32(body) != crc:
-                if start + length == len(raw):
-                    break
-                raise self._damaged(f"is damaged at byte {good}")
-            try:
-                records.append(_record(body))
-            except (msgspec.DecodeError, ValueError):
-                raise self._damaged(f"holds no record of this version at byte {good}") from None
-            good = start + length
-        if good < len(raw):
+        if good < size:
             try:
                 os.truncate(self._path, good)
             except OSError as e:
                 raise self._full(e) from None
-        return records
+
+    def _body(self, f: BinaryIO, at: int, size: int) -> bytes | None:
+        """The body of the record at byte ``at``, where the file stands; None at the end or at a torn tail."""
+        header = f.read(_HEADER_BYTES)
+        if len(header) < _HEADER_BYTES:
+            return None
+        (length, crc), (header_crc,) = _LENGTHS.unpack_from(header), _CRC.unpack_from(header, _LENGTHS.size)
+        if zlib.crc32(header[: _LENGTHS.size]) != header_crc:
+            if not any(header) and not any(any(chunk) for chunk in iter(lambda: f.read(2**20), b"")):
+                return None  # a power cut may leave zeros where the tail was to be
+            raise self._damaged(f"is damaged at byte {at}")
+        end = at + _HEADER_BYTES + length
+        if end > size:
+            return None
+        body = f.read(length)
+        if zlib.crc32(body) != crc:
+            if end == size:
+                return None
+            raise self._damaged(f"is damaged at byte {at}")
+        return body
 
     def append(self, record: Record) -> None:
         """See Journal. Survives the death of the process; a power cut may cost the tail, which is then asked again."""
@@ -78,18 +94,21 @@ class FileJournal:
                 item = ("lost", record.device, record.code.encode(), record.at_s, 0.0, 0.0)
             case Expired():
                 item = ("expired", "", b"", record.at_s, 0.0, 0.0)
-        body = _encoder.encode(item)
-        lengths = _LENGTHS.pack(len(body), zlib.crc32(body))
         try:
             if self._file is None:
                 self._path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
                 self._file = open(self._path, "ab", 0, opener=for_owner)  # noqa: SIM115 (kept open for the round)
-            self._write(lengths + _CRC.pack(zlib.crc32(lengths)), body)  # in two parts: the body is not copied again
+            if self._file.seek(0, os.SEEK_END) == 0:
+                self._write(("of", self._of, b"", 0.0, 0.0, 0.0))
+            self._write(item)
         except OSError as e:
             raise self._full(e) from None
 
-    def _write(self, *parts: bytes) -> None:
+    def _write(self, item: tuple[Any, ...]) -> None:
         """All of it, or nothing: a nearly full disk takes a part and then refuses."""
+        body = _encoder.encode(item)
+        lengths = _LENGTHS.pack(len(body), zlib.crc32(body))
+        parts = (lengths + _CRC.pack(zlib.crc32(lengths)), body)  # two, so that the body is not copied again
         start = self._file.seek(0, os.SEEK_END)
         try:
             for part in parts:
@@ -108,9 +127,10 @@ class FileJournal:
             self._file = None
 
     def discard(self) -> None:
-        """Close and delete: the round is committed."""
+        """Close and delete: the round is committed. One that cannot be deleted is skipped: its round is over."""
         self.close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink()
 
     def _damaged(self, how: str) -> StoreError:
         return StoreError("E-CHECKPOINT", f"{self._path} {how}.", f"delete {self._path}: its round is asked again.")
@@ -119,10 +139,15 @@ class FileJournal:
         return StoreError("E-DISK", f"cannot write {self._path}: {e.strerror}.", "free space, then --resume.")
 
 
-def _record(body: bytes) -> Record:
-    """Raises msgspec.DecodeError or ValueError (UnicodeDecodeError is one) on anything else."""
+def _record(body: bytes) -> Record | str:
+    """A record, or of the first one the name of its checkpoint.
+
+    Raises msgspec.DecodeError or ValueError (UnicodeDecodeError is one) on anything else.
+    """
     kind, device, data, at_s, train_s, encode_s = _decoder.decode(body)
     match kind:
+        case "of":
+            return device
         case "arrived":
             return Arrived(device, data, at_s, train_s, encode_s)
         case "lost":

@@ -5,24 +5,29 @@
     OUT/blobs/      parameter vectors and optimizer slots, raw float32, the codec's memory on the server, safetensors,
                     and the deltas of the downlink as they travel; named by SHA-256, written before they are named
     OUT/journal/    the write-ahead log of the round in progress
-    OUT/devices/    codec memory of simulated devices
+    OUT/devices/    codec memory of simulated devices, in a folder whose name changes at every opening
+    OUT/witness.json what run.db has reached (``drivers.witness``)
     OUT/lock        held while a process works here
 
 Database, blobs, journal and codec memory are made readable by their owner only, their folders too: they hold losses of
 single devices, plain updates where those are visible, residuals, and the buffers of correlated noise. Recipe, summary
 and report are as the umask has it.
 
-A commit is one transaction. Blobs that no row names any more are swept after it; what a killed process left half-done
-(temporary files, journals of rounds that are committed) is removed when the directory is opened. A damaged blob or
+A commit is one transaction. Blobs that no row names any more are swept after it and at opening; what a killed process
+left half-done (temporary files, journals of rounds that are committed) is removed at opening too. A damaged blob or
 database is E-CHECKPOINT, a full disk E-DISK; neither leaves anything half-written that is named.
+
+Database, device memory, journal, ledger and witness name one ``instance``, which is random and made when the run
+begins, and the round that they belong to. Where they are out of step, the run does not go on: E-CHECKPOINT.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +39,12 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
-from edgewise.drivers.files import FOLDER, for_owner, lock, sync_folder, write_durably
+from edgewise.drivers import charges, opening, witness
+from edgewise.drivers.blobs import Blobs
+from edgewise.drivers.files import FOLDER, lock, sync_folder
 from edgewise.drivers.journal import FileJournal
+from edgewise.drivers.memory import RESTORE
 from edgewise.drivers.tables import (
-    CHARGES,
     CONTRIBUTIONS,
     DELTAS,
     EVENTS,
@@ -49,9 +56,10 @@ from edgewise.drivers.tables import (
     SCHEMA_VERSION,
     VECTORS,
 )
+from edgewise.drivers.witness import Witness
 from edgewise.engine.ports import Checkpoint, Delta, DeviceId, Downlink
+from edgewise.privacy import ledger
 from edgewise.privacy.ledger import Charge
-from edgewise.privacy.spend import Event
 from edgewise.strategies.base import State
 
 KEEP_MODELS = 3  # model versions whose vectors stay on disk
@@ -62,24 +70,33 @@ class RunStore:
     """One run's durable state; a Store port. Use as a context manager: it holds the directory's lock.
 
     ``now_s`` stamps events that carry no time yet: those of a round have the time of its commit.
+
+    Attributes:
+        instance: of this run directory; of the run that would begin in it, where there is none.
+        memory_dir: folder for the codec memory of devices, of this opening only.
     """
 
     def __init__(self, out: Path, now_s: Callable[[], float] = time.time) -> None:
         self.out, self._now_s = out, now_s
         self._journal: FileJournal | None = None
+        self._blobs = Blobs(out / "blobs")
         try:
-            for sub in ("blobs", "journal"):
+            for sub in ("blobs", "journal", "devices"):
                 (out / sub).mkdir(FOLDER, parents=True, exist_ok=True)
         except OSError as e:
             raise StoreError("E-DISK", f"cannot create {out}: {e.strerror}.", "choose another --out.") from None
         self._lock = lock(out / "lock")
-        _create(out / "run.db")
-        self._engine = sa.create_engine(f"sqlite:///{out / 'run.db'}")
-        sa.event.listen(self._engine, "connect", _pragmas)
+        self._engine = opening.database(out)
         try:
             with self._guard():
+                opening.check_schema(self._engine, out)
                 META.create_all(self._engine)
-            self._clean()
+            run = self.run()
+            self.instance: str = run["instance"] if run else opening.token()
+            self.memory_dir = opening.memory_dir(out / "devices", run is not None)
+            if run:
+                opening.clean(out, run["next_round"])
+                self._blobs.sweep(self._named(run["next_round"]))
         except StoreError:
             self.close()
             raise
@@ -109,16 +126,17 @@ class RunStore:
                 raise StoreError("E-DISK", what, "free space or give write permission, then --resume.") from None
             raise StoreError("E-CHECKPOINT", what, "use another --out.") from None
 
-    def _clean(self) -> None:
-        """Remove what a killed process left behind. The caller holds the lock, so nobody is writing."""
-        rows = self._rows(sa.select(RUNS.c.next_round))
-        current = _journal_name(rows[0].next_round if rows else 0)
-        left = [path for path in self.out.glob("journal/*.log") if path.name < current]
-        for pattern in (".*.tmp", "blobs/*.tmp", "devices/*.tmp"):
-            left += self.out.glob(pattern)
-        for path in left:
-            with suppress(OSError):  # harmless where it stays
-                path.unlink()
+    @contextmanager
+    def _sound(self, what: str) -> Iterator[None]:
+        """Turn whatever parsing a damaged row raises into StoreError(E-CHECKPOINT)."""
+        try:
+            yield
+        except StoreError:
+            raise
+        except Exception as e:  # boundary: a damaged row breaks parsers in ways that no list of errors is complete for
+            raise StoreError(
+                "E-CHECKPOINT", f"{what} in {self.out / 'run.db'} is damaged.", "use another --out."
+            ) from e
 
     @contextmanager
     def _write(self) -> Iterator[sa.Connection]:
@@ -126,7 +144,7 @@ class RunStore:
             yield connection
 
     def _rows(self, query: sa.Select[Any]) -> list[Any]:
-        with self._guard(), self._engine.connect() as connection:
+        with self._sound("a row"), self._guard(), self._engine.connect() as connection:
             return list(connection.execute(query))
 
     # -- the run ------------------------------------------------------------------------------------------------
@@ -136,18 +154,21 @@ class RunStore:
         rows = self._rows(sa.select(RUNS))
         if not rows:
             return None
-        row = rows[0]._asdict()
-        if row["schema_version"] != SCHEMA_VERSION:
-            raise StoreError(
-                "E-CHECKPOINT", f"{self.out} was written by another version of edgewise.", "use another --out."
-            )
-        return {**row, "recipe": json.loads(row["recipe"]), "facts": json.loads(row["facts"])}
+        with self._sound("the run"):
+            row = rows[0]._asdict()
+            numbers = {name: int(row[name]) for name in ("next_round", "unmet")}
+            return {**row, **numbers, "recipe": json.loads(row["recipe"]), "facts": json.loads(row["facts"])}
 
     def create(self, run: str, name: str, recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Register the run that lives in this directory."""
+        """Register the run that lives in this directory. Device memory and journals of another run are removed."""
+        opening.empty(self.out, self.memory_dir)
+        start = ledger.start(run, self.instance)
+        witness.write(self.out, self._reached({"id": run, "next_round": -1}, 0, start))
+        sync_folder(self.out)
         with self._write() as c:
-            values = {"id": run, "schema_version": SCHEMA_VERSION, "name": name, "recipe": json.dumps(recipe)}
-            c.execute(RUNS.insert().values(**values, facts=json.dumps(facts), next_round=-1, unmet=0, finished=False))
+            values = {"id": run, "schema_version": SCHEMA_VERSION, "instance": self.instance, "ledger": start}
+            values |= {"name": name, "recipe": json.dumps(recipe), "facts": json.dumps(facts)}
+            c.execute(RUNS.insert().values(**values, next_round=-1, unmet=0, finished=False))
 
     def finish(self) -> None:
         """Mark the run as finished."""
@@ -157,27 +178,73 @@ class RunStore:
     # -- checkpoints --------------------------------------------------------------------------------------------
 
     def load(self) -> Checkpoint | None:
-        """See Store. Raises StoreError(E-CHECKPOINT) where a blob is missing or not what it was."""
+        """See Store. Raises StoreError(E-CHECKPOINT) where a blob is missing or not what it was, and where database,
+        ledger, journal and witness are out of step."""
         run = self.run()
-        if run is None or run["next_round"] < 0:
+        if run is None:
             return None
+        self._in_step(run)
+        if run["next_round"] < 0:
+            return None
+        with self._sound("the newest checkpoint"):
+            (model,) = self._rows(sa.select(MODELS).where(MODELS.c.next_round == run["next_round"]))
+            accepted = {r.device: r.last_round for r in self._rows(sa.select(CONTRIBUTIONS))}
+            slots = {name: self.blob(digest) for name, digest in json.loads(model.slots).items()}
+            state = State(self.blob(model.params), slots, model.step)
+            memory = safetensors.numpy.load(self._blobs.get(model.memory)) if model.memory else {}
+            held = {r.device: r.round for r in self._rows(sa.select(HELD))}
+            down = self._downlink(model) if model.shadow else None
+            return Checkpoint(run["next_round"], state, accepted, run["unmet"], memory, down, held, run["epsilon"])
+
+    def _in_step(self, run: Mapping[str, Any]) -> None:
+        """Raises StoreError(E-CHECKPOINT) where the files of this directory do not belong together."""
+        _, chain = self._ledger(run)
+        if run["ledger"] not in chain:
+            raise StoreError("E-CHECKPOINT", f"{self.out / 'run.db'} lost rows of the privacy ledger.", RESTORE)
+        witness.check(self.out, self._reached(run, len(chain) - 1, chain[-1]), chain)
+        for number, path in opening.journals(self.out):
+            if number > max(0, run["next_round"]):
+                what = f"{path} is of a later round than run.db has reached ({run['next_round']})."
+                raise StoreError("E-CHECKPOINT", what, RESTORE)
+
+    def _reached(self, run: Mapping[str, Any], count: int, last: str) -> Witness:
+        return Witness(self.instance, run["next_round"], self._checkpoint(run), count, last)
+
+    def _checkpoint(self, run: Mapping[str, Any]) -> str:
+        """Digest of the newest checkpoint: run, instance, round, and all that it names."""
         rows = self._rows(sa.select(MODELS).where(MODELS.c.next_round == run["next_round"]))
-        accepted = {r.device: r.last_round for r in self._rows(sa.select(CONTRIBUTIONS))}
-        slots = {name: self.blob(digest) for name, digest in json.loads(rows[0].slots).items()}
-        state = State(self.blob(rows[0].params), slots, rows[0].step)
-        memory = safetensors.numpy.load(self._read(rows[0].memory)) if rows[0].memory else {}
-        held = {r.device: r.round for r in self._rows(sa.select(HELD))}
-        down = self._downlink(rows[0]) if rows[0].shadow else None
-        return Checkpoint(run["next_round"], state, accepted, run["unmet"], memory, down, held)
+        named = [run["id"], self.instance, run["next_round"], *(list(row) for row in rows)]
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+    def _testify(self) -> None:
+        """Bring the witness up to date."""
+        run = self._known()
+        with self._write() as c:
+            count, last = charges.end(c, self._start(run))
+        witness.write(self.out, self._reached(run, count, last))
+
+    def _known(self) -> Mapping[str, Any]:
+        run = self.run()
+        if run is None:
+            raise ValueError("no run was created here")
+        return run
+
+    def _start(self, run: Mapping[str, Any]) -> str:
+        return ledger.start(run["id"], self.instance)
+
+    def _ledger(self, run: Mapping[str, Any]) -> tuple[tuple[Charge, ...], tuple[str, ...]]:
+        with self._sound("the privacy ledger"):
+            return charges.read(self._rows(charges.ROWS), self._start(run))
 
     def _downlink(self, model: Any) -> Downlink:
         rows = self._rows(sa.select(DELTAS).order_by(DELTAS.c.round))
-        ring = tuple(Delta(r.round, r.digest, r.base, self._read(r.digest)) for r in rows)
+        ring = tuple(Delta(r.round, r.digest, r.base, self._blobs.get(r.digest)) for r in rows)
         return Downlink(model.next_round, self.blob(model.shadow), model.shadow, ring, self.blob(model.anchor))
 
     def journal(self, round: int) -> FileJournal:
         """See Store."""
-        self._journal = FileJournal(self.out / "journal" / _journal_name(round))
+        path = self.out / "journal" / opening.journal_name(round)
+        self._journal = FileJournal(path, self._checkpoint(self._known()))
         return self._journal
 
     def commit(self, checkpoint: Checkpoint, told: Sequence[events.AnyEvent], contributed: Sequence[DeviceId]) -> None:
@@ -186,18 +253,21 @@ class RunStore:
         slots = json.dumps({name: self.put(x) for name, x in state.slots.items()})
         memory = ""
         if checkpoint.memory:
-            memory = self._put(
+            memory = self._blobs.put(
                 safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in checkpoint.memory.items()})
             )
         model = {"params": self.put(state.params), "slots": slots, "step": state.round, "memory": memory}
         if (down := checkpoint.down) is not None:
             model |= {"shadow": self.put(down.shadow), "anchor": self.put(down.anchor)}
             for delta in down.ring:
-                self._put(delta.blob)
-        sync_folder(self.out / "blobs")
+                self._blobs.put(delta.blob)
+        self._blobs.sync()
+        sync_folder(self.memory_dir)
+        start = self._start(self._known())
         with self._write() as c:
             c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
-            c.execute(RUNS.update().values(next_round=checkpoint.next_round, unmet=checkpoint.unmet))
+            reached = {"next_round": checkpoint.next_round, "unmet": checkpoint.unmet, "epsilon": checkpoint.epsilon}
+            c.execute(RUNS.update().values(**reached, ledger=charges.end(c, start)[1]))
             _write_down(c, checkpoint)
             if contributed:
                 row = upsert(CONTRIBUTIONS)
@@ -207,53 +277,30 @@ class RunStore:
                 c.execute(row, [{"device": d, "last_round": played, "times": 1} for d in contributed])
             if told:
                 c.execute(EVENTS.insert(), [self._event_row(e) for e in told])
+        self._testify()
         if self._journal is not None:
             self._journal.discard()
             self._journal = None
-        self._sweep(checkpoint.next_round)
+        self._blobs.sweep(self._named(checkpoint.next_round))
 
     def put(self, x: vector.Vector) -> str:
         """Store a float32 vector; returns its digest. Sync the folder before anything durable names it."""
-        return self._put(vector.to_bytes(x))
-
-    def _put(self, raw: bytes) -> str:
-        digest = vector.digest(raw)
-        path = self.out / "blobs" / digest
-        if not path.exists():
-            write_durably(path, raw, private=True)
-        return digest
+        return self._blobs.put(vector.to_bytes(x))
 
     def blob(self, digest: str) -> vector.Vector:
         """A stored vector, its digest checked."""
-        raw = self._read(digest)
+        raw = self._blobs.get(digest)
         return vector.from_bytes(raw, len(raw) // 4)
-
-    def _read(self, digest: str) -> bytes:
-        path = self.out / "blobs" / digest
-        try:
-            raw = path.read_bytes()
-        except OSError as e:
-            raise StoreError(
-                "E-CHECKPOINT", f"cannot read {path}: {e.strerror}.", "start again with another --out."
-            ) from None
-        if vector.digest(raw) != digest:
-            raise StoreError("E-CHECKPOINT", f"{path} is not what was written.", "start again with another --out.")
-        return raw
 
     def _named(self, next_round: int) -> set[str]:
         """Digests that a row still needs: the newest models, the first one, and the vectors kept by name."""
         kept = self._rows(sa.select(MODELS).where(MODELS.c.next_round > next_round - KEEP_MODELS))
-        named = {d for r in kept for d in (r.params, r.memory, r.shadow, r.anchor, *json.loads(r.slots).values())}
+        with self._sound("a model"):
+            named = {d for r in kept for d in (r.params, r.memory, r.shadow, r.anchor, *json.loads(r.slots).values())}
         named |= {r.digest for r in self._rows(sa.select(DELTAS))}
         named |= {r.digest for r in self._rows(sa.select(VECTORS))}
         first = self._rows(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))
         return named | {r.params for r in first}
-
-    def _sweep(self, next_round: int) -> None:
-        named = self._named(next_round)
-        for path in (self.out / "blobs").iterdir():
-            if path.name not in named:
-                path.unlink(missing_ok=True)
 
     def models(self) -> dict[int, str]:
         """Rounds played -> digest of the parameters then (vectors of old versions are swept)."""
@@ -262,12 +309,12 @@ class RunStore:
     def keep(self, name: str, x: vector.Vector, note: int = 0) -> None:
         """Keep a vector under a name beside the model versions (progress of a comparison); ``note`` is a counter."""
         digest = self.put(x)
-        sync_folder(self.out / "blobs")
+        self._blobs.sync()
         with self._write() as c:
             row = upsert(VECTORS).values(name=name, digest=digest, note=note)
             c.execute(row.on_conflict_do_update(index_elements=["name"], set_={"digest": digest, "note": note}))
         rows = self._rows(sa.select(RUNS.c.next_round))
-        self._sweep(rows[0].next_round if rows else 0)
+        self._blobs.sweep(self._named(rows[0].next_round if rows else 0))
 
     def kept(self, name: str) -> tuple[vector.Vector, int] | None:
         """The vector and note kept under a name."""
@@ -278,15 +325,15 @@ class RunStore:
 
     def charge(self, charge: Charge) -> None:
         """See Store."""
-        row = {"round": charge.round, "attempt": charge.attempt, "cohort": charge.cohort}
+        start = self._start(self._known())
         with self._write() as c:
-            values = upsert(CHARGES).values(**row, event=json.dumps(charge.event.to_plain()))
-            c.execute(values.on_conflict_do_nothing())
+            charges.add(c, start, charge)
+        self._testify()
 
     def charges(self) -> tuple[Charge, ...]:
-        """See Store."""
-        rows = self._rows(sa.select(CHARGES).order_by(CHARGES.c.number))
-        return tuple(Charge(r.round, r.attempt, r.cohort, Event.from_plain(json.loads(r.event))) for r in rows)
+        """See Store. Raises StoreError(E-CHECKPOINT) where a row was changed, removed or moved."""
+        run = self.run()
+        return self._ledger(run)[0] if run else ()
 
     # -- events and measures ------------------------------------------------------------------------------------
 
@@ -332,7 +379,8 @@ class RunStore:
         """Stored events in order, of one kind (tag) or all."""
         query = sa.select(EVENTS.c.body).order_by(EVENTS.c.number)
         rows = self._rows(query.where(EVENTS.c.kind == kind) if kind else query)
-        return [events.from_json(r.body) for r in rows]
+        with self._sound("an event"):
+            return [events.from_json(r.body) for r in rows]
 
 
 def _write_down(c: sa.Connection, checkpoint: Checkpoint) -> None:
@@ -345,21 +393,3 @@ def _write_down(c: sa.Connection, checkpoint: Checkpoint) -> None:
         c.execute(DELTAS.insert(), [{"round": d.round, "digest": d.digest, "base": d.base} for d in ring])
     if held := checkpoint.held:
         c.execute(HELD.insert(), [{"device": device, "round": n} for device, n in held.items()])
-
-
-def _create(database: Path) -> None:
-    """An empty database where there is none; SQLite gives its journal and log files the mode of the database."""
-    if not database.exists():
-        with suppress(OSError), open(database, "ab", opener=for_owner):  # SQLite says why it cannot be
-            pass
-
-
-def _journal_name(round: int) -> str:
-    return f"round-{max(0, round):06d}.log"
-
-
-def _pragmas(connection: Any, _: object) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 META = sa.MetaData()
 RUNS = sa.Table(
@@ -12,11 +12,14 @@ RUNS = sa.Table(
     META,
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("schema_version", sa.Integer, nullable=False),
+    sa.Column("instance", sa.String, nullable=False),  # of the run directory: random, made when the run began
     sa.Column("name", sa.String, nullable=False),
     sa.Column("recipe", sa.Text, nullable=False),
     sa.Column("facts", sa.Text, nullable=False),
     sa.Column("next_round", sa.Integer, nullable=False, default=-1),
     sa.Column("unmet", sa.Integer, nullable=False, default=0),
+    sa.Column("ledger", sa.String, nullable=False),  # digest of the ledger's last row at the newest checkpoint
+    sa.Column("epsilon", sa.Float, nullable=False, default=0.0),  # spent up to there
     sa.Column("finished", sa.Boolean, nullable=False, default=False),
 )
 MODELS = sa.Table(
@@ -75,6 +78,7 @@ CHARGES = sa.Table(  # the privacy ledger; rows are only ever added
     sa.Column("attempt", sa.String, nullable=False),
     sa.Column("cohort", sa.Integer, nullable=False),
     sa.Column("event", sa.Text, nullable=False),
+    sa.Column("digest", sa.String, nullable=False),  # of this row and the one before (privacy.ledger.link)
     sa.UniqueConstraint("round", "attempt"),
 )
 VECTORS = sa.Table(

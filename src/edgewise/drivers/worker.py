@@ -13,7 +13,8 @@ from edgewise.drivers.screen import guard
 def main() -> None:
     """Serve jobs until the pipe closes. Anything printed by libraries goes to standard error, never into the stream.
 
-    An orphan writes nothing and answers nothing: ``--resume`` may have started another worker for the same device.
+    An orphan ends with its job: ``--resume`` may have started another worker for the same device. What the orphan
+    still writes is kept from that one's folder (``drivers.memory``).
     """
     stream_in, stream_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -23,7 +24,7 @@ def main() -> None:
     def alive() -> bool:
         return os.getppid() == parent
 
-    host = Host(alive)
+    host = Host()
     while (job := jobs.read_job(stream_in)) is not None and alive():
         answer = host.do(job)
         if not alive():

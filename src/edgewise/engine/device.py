@@ -11,13 +11,13 @@ the server has too.
 Codec memory (error-feedback residuals) must match what the server really used. So the memory after a contribution is
 only *pending*; the next invitation says which round's contribution was accepted last, and the device then commits the
 pending memory or discards it. A device asked again for the same round starts from the same committed memory, and with
-the same secrets it sends the same bytes: retries and restarts are idempotent. What sums or the device's own noise hide
-leaves once per round (``engine.invitation``).
+the same secrets it sends the same bytes: retries and restarts are idempotent. Both memories carry their rounds. Where
+the invitation names neither, the device or the server lost state: the device refuses once with E-STALE and goes on with
+empty memory. What sums or the device's own noise hide leaves once per round (``engine.invitation``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import cast
@@ -34,28 +34,25 @@ from edgewise.core.pipeline import Pipeline
 from edgewise.core.stage import Memory, Payload
 from edgewise.core.vector import Array, Vector, finite
 from edgewise.engine import invitation
+from edgewise.engine.device_memory import Idle as Idle
+from edgewise.engine.device_memory import join as join
+from edgewise.engine.device_memory import remembers as remembers
+from edgewise.engine.device_memory import restore as restore
+from edgewise.engine.device_memory import save as save
+from edgewise.engine.device_memory import settled as settled
+from edgewise.engine.downlink import STALE
 from edgewise.engine.ports import DeviceId, FitRequest, Trust, Update
 from edgewise.plan.compile import Plan
 from edgewise.secagg import client, messages, two_server
 from edgewise.secagg.merge import residues
 
-
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """Between rounds. ``pending`` is the memory that holds if the contribution to ``pending_round`` was accepted.
-    ``answered``: the last round for which an update has left that leaves once (``engine.invitation``)."""
-
-    device: DeviceId
-    committed: Memory = field(repr=False)
-    pending: Memory = field(default_factory=dict, repr=False)
-    pending_round: int = -1
-    answered: int = -1
+OUT_OF_STEP = "this device's codec memory is not of the round that the server names; it goes on with empty memory"
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Waiting for the trainer. ``base`` is the codec memory that the contribution will start from; ``support`` as in
-    ``Turn``, ``answered`` as in ``Idle``."""
+    """Waiting for the trainer. ``base`` is the codec memory that the contribution will start from, that after
+    ``base_round``; ``support`` as in ``Turn``, ``answered`` as in ``Idle``."""
 
     device: DeviceId
     invite: Invite
@@ -63,11 +60,12 @@ class Training:
     secrets: keys.Secrets = field(repr=False)
     support: Array | None = field(default=None, repr=False)
     answered: int = -1
+    base_round: int = -1
 
     @property
     def idle(self) -> Idle:
         """The device without what was under way."""
-        return Idle(self.device, self.base, answered=self.answered)
+        return Idle(self.device, self.base, answered=self.answered, committed_round=self.base_round)
 
 
 class Unsent(msgspec.Struct, frozen=True):
@@ -173,11 +171,6 @@ class Remember:
     state: Idle
 
 
-def join(plan: Plan, device: DeviceId) -> Idle:
-    """The state of a device that has never taken part."""
-    return Idle(device, plan.each(Pipeline.init))
-
-
 State = Idle | Training | Hiding
 Event = Invited | Unready | Trained | Failed | Letter
 Effect = Train | Send | Remember
@@ -215,7 +208,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
     if invitation.once(plan) and (plan.hides is None or plan.hides.servers == 2):  # else when the masked update leaves
         idle = replace(idle, answered=invite.round)
-    remember = (Remember(idle),) if pipe.encoded.memory or idle.answered == invite.round else ()
+    remember = (Remember(idle),) if remembers(plan) or idle.answered == invite.round else ()
     if plan.hides is None:
         packed = pack.pack(payload, pipe.encoded)
         return idle, (*remember, Send(frame.dump(_contribution(state, packed))))
@@ -247,7 +240,7 @@ def _encoded(plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.
             raise
         nothing = _nothing(plan)
         payload, _ = pipe.encode(nothing.x, nothing.head, nothing.count, pipe.init(), turn)
-        return payload, idle
+        return payload, replace(idle, pending=base, pending_round=turn.round)
     return payload, replace(idle, pending=plan.kept(base, turn.round, after), pending_round=turn.round)
 
 
@@ -275,19 +268,22 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
 def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hiding, tuple[Effect, ...]]:
     """The session with the update encoded by the rung of the device's group: its own best one, or a smaller.
 
-    Raises EdgewiseError: E-RUNG for another one, or whatever encoding raises.
+    Raises EdgewiseError: E-RUNG for another one, E-STALE where codec memory got lost since the invitation, or whatever
+    encoding raises.
     """
     if not unsent.best <= rung < len(plan.ways):
         raise DecodeError("E-RUNG", "the group's rung is not one that this device can send in time.")
     invite, pipe = frame.from_server(unsent.invite, len(unsent.invite)), plan.at(state.round, rung)
     assert isinstance(invite, Invite)
     assert isinstance(state.client, client.Advertised)
-    idle = Idle(state.idle.device, _base(state.idle, invite), answered=state.idle.answered)  # the disk's may be older
+    idle = settled(plan, state.idle, invite.accepted)  # the disk's may be older
+    if idle is None:
+        raise DecodeError(STALE, OUT_OF_STEP)
     turn = keys.Turn(state.round, invite.public, unsent.private, clip=invite.clip, device=state.idle.device)
     update = Update(vector.from_bytes(unsent.x, plan.spec.dim), unsent.head, unsent.count)
     payload, idle = _encoded(plan, pipe, idle, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
-    return Hiding(state.round, ready, idle, rung), (Remember(idle),) if pipe.encoded.memory else ()
+    return Hiding(state.round, ready, idle, rung), (Remember(idle),) if remembers(plan) else ()
 
 
 def _nothing(plan: Plan) -> Update:
@@ -323,27 +319,21 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
 def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Effect, ...]]:
     """What is refused changes nothing: neither memory, nor training or a session that is under way."""
     invite, device = event.invite, state.device
-    before = state.idle if isinstance(state, Hiding) else state
+    before = state if isinstance(state, Idle) else state.idle
     code, reason = invitation.refused(plan, invite, before.answered)
     if not reason:
         code, reason = invitation.unfit(plan, invite, event.params, event.support)
     if reason:
         return state, (Send(_refusal(device, invite, code, reason)),)
-    training = Training(device, invite, _base(before, invite), event.secrets, event.support, before.answered)
+    held = settled(plan, before, invite.accepted)
+    if held is None:
+        empty = replace(join(plan, device), answered=before.answered, committed_round=invite.accepted)
+        return empty, (Remember(empty), Send(_refusal(device, invite, STALE, OUT_OF_STEP)))
+    memory, answered, base_round = held.committed, held.answered, held.committed_round
+    training = Training(device, invite, memory, event.secrets, event.support, answered, base_round)
     key, rule = plan.batch_key(device, invite.round), plan.rule(invite.round)
     request = FitRequest(device, invite.round, event.params, rule, key, event.secrets.training)
     return training, (Train(request),)
-
-
-def _base(state: Idle | Training, invite: Invite) -> Memory:
-    """The codec memory that holds now, by what the invitation says of the last contribution."""
-    if isinstance(state, Training):  # asked anew: whatever was under way is void
-        return state.base
-    return state.pending if state.pending_round >= 0 and invite.accepted == state.pending_round else state.committed
-
-
-def _part(arrays: Mapping[str, Array], prefix: str) -> dict[str, Array]:
-    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
 def _contribution(state: Training, payload: bytes | bytearray) -> frame.Contribution:
@@ -384,18 +374,3 @@ def restore_session(raw: bytes, idle: Idle) -> State:
         return idle
     kept = _kept.decode(raw)
     return Hiding(kept.round, client.restore(kept.client), idle, kept.rung, kept.unsent)
-
-
-def save(state: Idle) -> dict[str, Array]:
-    """The state as named arrays, for a safetensors file."""
-    out: dict[str, Array] = {"pending_round": np.array([state.pending_round], np.int64)}
-    out["answered"] = np.array([state.answered], np.int64)
-    out.update({f"committed/{k}": v for k, v in state.committed.items()})
-    out.update({f"pending/{k}": v for k, v in state.pending.items()})
-    return out
-
-
-def restore(device: DeviceId, arrays: Mapping[str, Array]) -> Idle:
-    """Inverse of ``save``. Raises KeyError on foreign arrays."""
-    pending_round, answered = (int(arrays[name][0]) for name in ("pending_round", "answered"))
-    return Idle(device, _part(arrays, "committed/"), _part(arrays, "pending/"), pending_round, answered)

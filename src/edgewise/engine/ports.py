@@ -5,7 +5,7 @@ Frames, not objects, cross a ``Cohort``, also within one process: one path, test
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -195,8 +195,9 @@ Record = Arrived | Lost | Expired
 class Journal(Protocol):
     """What happened in one round, in order, surviving a crash: the write-ahead log of the round machine."""
 
-    def replay(self) -> Sequence[Record]:
-        """All records written so far; a torn last record is dropped."""
+    def replay(self) -> Iterable[Record]:
+        """The records written so far, one at a time; a torn last record is dropped. Read all of them before the next
+        ``append``."""
         ...
 
     def append(self, record: Record) -> None:
@@ -258,6 +259,7 @@ class Checkpoint:
             positions of the last release (``engine.downlink.SUPPORT``).
         down: what devices hold of the model; None where they download the model itself.
         held: device -> round whose model it has; only those from which the ring leads on.
+        epsilon: spent up to here; 0 without differential privacy.
     """
 
     next_round: int
@@ -267,6 +269,7 @@ class Checkpoint:
     memory: Memory = field(default_factory=dict)
     down: Downlink | None = None
     held: Mapping[DeviceId, int] = field(default_factory=dict)
+    epsilon: float = 0.0
 
     __repr__ = outline
 

@@ -307,7 +307,7 @@ class Federation:
                 epsilon=self.purse.spent(),
             ),
         )
-        after = Checkpoint(number + 1, strategy_state, accepted, unmet, memory, down, held)
+        after = Checkpoint(number + 1, strategy_state, accepted, unmet, memory, down, held, self.purse.spent())
         self.store.commit(after, now.told, closed.accepted if closed.met else ())
         if unmet >= UNMET_LIMIT:
             raise RoundError(

@@ -13,6 +13,8 @@ or a second attempt of one, is not covered by it, whatever the budget.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -122,6 +124,18 @@ class Verdict:
     def sound(self) -> bool:
         """No problem was found."""
         return not self.problems
+
+
+def start(run: str, instance: str) -> str:
+    """The digest before the first row of a ledger, hex: of one run in one place only."""
+    return hashlib.sha256(json.dumps(["edgewise ledger", run, instance]).encode()).hexdigest()
+
+
+def link(before: str, new: Charge) -> str:
+    """The digest of a row, hex; ``before``: that of the row before it. A row that is changed, removed, swapped or taken
+    from another ledger breaks all links after it."""
+    row = [before, new.round, new.attempt, new.cohort, new.event.to_plain()]
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
 def tally(charges: Iterable[Charge]) -> Tally:

@@ -1,0 +1,65 @@
+"""Content-addressed files: each is named by the SHA-256 of its bytes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from edgewise.core import vector
+from edgewise.core.errors import StoreError
+from edgewise.drivers.files import sync_folder, write_durably
+
+PIECE = 2**20  # bytes compared at a time
+
+
+class Blobs:
+    """The blobs of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, raw: bytes) -> str:
+        """Store bytes; returns their digest. One that rotted since it was written is written anew. ``sync`` before
+        anything durable names it."""
+        digest = vector.digest(raw)
+        path = self._folder / digest
+        if not _holds(path, raw):
+            write_durably(path, raw, private=True)
+        return digest
+
+    def sync(self) -> None:
+        """Make the names survive a power cut."""
+        sync_folder(self._folder)
+
+    def get(self, digest: str) -> bytes:
+        """Stored bytes. Raises StoreError(E-CHECKPOINT) where they are missing or not what was written."""
+        path = self._folder / digest
+        try:
+            raw = path.read_bytes()
+        except OSError as e:
+            raise StoreError(
+                "E-CHECKPOINT", f"cannot read {path}: {e.strerror}.", "start again with another --out."
+            ) from None
+        if vector.digest(raw) != digest:
+            raise StoreError("E-CHECKPOINT", f"{path} is not what was written.", "start again with another --out.")
+        return raw
+
+    def sweep(self, named: Collection[str]) -> None:
+        """Remove all others."""
+        for path in self._folder.iterdir():
+            if path.name not in named:
+                with suppress(OSError):  # harmless where it stays, and swept next time
+                    path.unlink()
+
+
+def _holds(path: Path, raw: bytes) -> bool:
+    """Whether a file holds exactly these bytes; compared in pieces, so that no second copy is in memory."""
+    try:
+        with open(path, "rb") as f:
+            return os.fstat(f.fileno()).st_size == len(raw) and all(
+                f.read(PIECE) == raw[at : at + PIECE] for at in range(0, len(raw), PIECE)
+            )
+    except OSError:  # absent, or unreadable and so written anew
+        return False

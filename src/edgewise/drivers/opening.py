@@ -1,0 +1,114 @@
+"""Putting the files of a run directory in order when it is opened, and when a run begins in it."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from edgewise.core.errors import StoreError
+from edgewise.drivers.files import FOLDER, for_owner
+from edgewise.drivers.tables import SCHEMA_VERSION
+
+_EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # of folders for device memory
+_ROUND = re.compile(r"round-(\d+)\.log")
+
+
+def token() -> str:
+    """A new name for a run directory: 128 random bits."""
+    return secrets.token_hex(16)
+
+
+def database(out: Path) -> sa.Engine:
+    """``run.db``, empty where there is none; SQLite gives its journal and log files the mode of the database."""
+    path = out / "run.db"
+    if not path.exists():
+        with suppress(OSError), open(path, "ab", opener=for_owner):  # SQLite says why it cannot be
+            pass
+    engine = sa.create_engine(f"sqlite:///{path}")
+    sa.event.listen(engine, "connect", _pragmas)
+    return engine
+
+
+def _pragmas(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def check_schema(engine: sa.Engine, out: Path) -> None:
+    """Raises StoreError(E-CHECKPOINT) for a damaged database, and for one of another version of edgewise."""
+    with engine.connect() as c:
+        found = [str(row[0]) for row in c.execute(sa.text("PRAGMA quick_check(1)"))]
+        if found != ["ok"]:
+            raise StoreError("E-CHECKPOINT", f"{out / 'run.db'} is damaged: {found[0]}.", "use another --out.")
+        if not sa.inspect(c).has_table("runs"):
+            return
+        if any(row[0] != SCHEMA_VERSION for row in c.execute(sa.text("SELECT schema_version FROM runs"))):
+            what = f"{out} was written by another version of edgewise."
+            raise StoreError("E-CHECKPOINT", what, "use another --out.")
+
+
+def memory_dir(devices: Path, goes_on: bool) -> Path:
+    """The folder for device memory of this opening: ``devices/EPOCH-RANDOM``, with an epoch above all that are there.
+
+    Where a run ``goes_on``, the newest folder gets the new name, so that whoever knows the old one finds nothing there.
+    Otherwise the folder is made when a run begins (``empty``). Raises StoreError(E-DISK).
+    """
+    try:
+        there = sorted((int(found[1]), p) for p in devices.iterdir() if (found := _EPOCH.fullmatch(p.name)))
+        path = devices / f"{there[-1][0] + 1 if there else 1:06d}-{secrets.token_hex(4)}"
+        if goes_on and there:
+            os.rename(there[-1][1], path)
+        elif goes_on:
+            path.mkdir(FOLDER)
+    except OSError as e:
+        what = f"cannot take over the device memory in {devices}: {e.strerror}."
+        raise StoreError("E-DISK", what, "wait for worker processes of a killed run, then --resume.") from None
+    return path
+
+
+def empty(out: Path, memory: Path) -> None:
+    """Remove device memory and journals of whatever run was here before, and make the folder ``memory``.
+
+    Raises StoreError(E-DISK).
+    """
+    try:
+        for path in (*(out / "devices").iterdir(), *(out / "journal").iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        memory.mkdir(FOLDER)
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot empty {out}: {e.strerror}.", "choose another --out.") from None
+
+
+def clean(out: Path, next_round: int) -> None:
+    """Remove what a killed process left behind. The caller holds the lock, so nobody is writing."""
+    left = [path for number, path in journals(out) if number < max(0, next_round)]
+    for pattern in (".*.tmp", "blobs/*.tmp", "devices/*/*.tmp"):
+        left += out.glob(pattern)
+    for path in left:
+        with suppress(OSError):  # harmless where it stays
+            path.unlink()
+
+
+def journal_name(round: int) -> str:
+    """The file of a round's journal."""
+    return f"round-{max(0, round):06d}.log"
+
+
+def journals(out: Path) -> Iterator[tuple[int, Path]]:
+    """The journals of a run directory: (round, file)."""
+    for path in (out / "journal").iterdir():
+        if found := _ROUND.fullmatch(path.name):
+            yield int(found[1]), path
