@@ -266,28 +266,89 @@ def test_a_device_seals_one_report_a_round() -> None:
     assert again.code == "E-SECAGG-ORDER"
 
 
+class Leader:
+    """A leader of ``shared_sum`` before an honest helper, with devices that forget what they answered."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.trust = plan, simulated_trust(plan.key)
+        self.pair, helper = simulated_servers(plan.key)
+        self.gateway = LocalGateway(plan, helper.secret, self.trust.registry)
+
+    def batch(self, told: frame.Invite, begun: frame.Invite | None = None, devices: list[str] = DEVICES) -> set[str]:
+        """The helper's answers to the reports of devices that were ``told`` so, in the round ``begun``."""
+        self.gateway.begin(begun or told)
+        params, context = self.plan.secagg(told.round), self.plan.session(told)
+        lead = two_server.lead(params, context, self.pair.secret, self.trust.registry)
+        fresh, codes = Devices(self.plan), set()
+        for d in devices:
+            answer = fresh.asked(d, told)
+            assert isinstance(answer, frame.Contribution)
+            codes.add(self.gateway.admit(two_server.open_report(lead, d, answer.payload)[0]))
+        return codes
+
+    def opens(self, devices: list[str]) -> str:
+        try:
+            self.gateway.open(devices)
+        except DecodeError as e:
+            return e.code
+        return ""
+
+
 def test_the_gateway_opens_one_batch_a_round() -> None:
     """Under another nonce, of fewer devices: it takes no report for a round whose batch was opened."""
+    leader = Leader(plan := plan_of("shared_sum"))
+    assert leader.batch(invite(plan, b"A" * 32)) == {""}
+    assert leader.opens(DEVICES) == ""
+    assert leader.batch(invite(plan, b"B" * 32)) == {"E-SECAGG-ORDER"}
+    assert leader.opens(DEVICES[1:]) == "E-SECAGG-ORDER"
+    assert leader.batch(invite(plan, b"C" * 32, 1)) == {""}
+    assert leader.opens(DEVICES) == ""
+
+
+def test_a_round_that_was_cut_off_may_begin_again_and_no_earlier_one() -> None:
+    leader = Leader(plan := plan_of("shared_sum"))
+    assert leader.batch(invite(plan, b"A" * 32, 2)) == {""}
+    assert leader.batch(invite(plan, b"B" * 32, 2)) == {""}
+    assert leader.batch(invite(plan, b"C" * 32, 1)) == {"E-SECAGG-ORDER"}
+    assert leader.opens(DEVICES) == "E-SECAGG-ORDER"
+
+
+def test_the_gateway_takes_its_smallest_batch_from_its_own_plan() -> None:
+    """Eight devices of whom one may be corrupt: a sum of four or more, whatever the leader would like."""
     plan = plan_of("shared_sum")
-    trust, (leader, helper) = simulated_trust(plan.key), simulated_servers(plan.key)
-    gateway, devices = LocalGateway(helper.secret, trust.registry), Devices(plan)
-    tickets = {}
-    for nonce in (b"A" * 32, b"B" * 32):
-        message = invite(plan, nonce)
-        params, context = plan.secagg(0), plan.session(message)
-        gateway.begin(0, params, context)
-        lead = two_server.lead(params, context, leader.secret, trust.registry)
-        devices = Devices(plan)  # that have forgotten
-        for d in DEVICES:
-            answer = devices.asked(d, message)
-            assert isinstance(answer, frame.Contribution)
-            ticket, _ = two_server.open_report(lead, d, answer.payload)
-            tickets[nonce, d] = gateway.admit(ticket)
-        if nonce[:1] == b"A":
-            gateway.open(DEVICES)
-    assert {code for (nonce, _), code in tickets.items() if nonce[:1] == b"A"} == {""}
-    assert {code for (nonce, _), code in tickets.items() if nonce[:1] == b"B"} == {"E-SECAGG-ORDER"}
-    with pytest.raises(DecodeError):
-        gateway.open(DEVICES[1:])
-    gateway.begin(1, plan.secagg(1), plan.session(invite(plan, b"C" * 32, 1)))
-    assert not gateway._helper.opened
+    assert plan.secagg(0).n_min == 4
+    for fewer in range(4):
+        leader = Leader(plan)
+        assert leader.batch(invite(plan, b"A" * 32)) == {""}
+        assert leader.opens(DEVICES[:fewer]) == "E-SECAGG-FEW"
+        assert leader.opens(DEVICES) == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"run": "f" * 64}, "E-INVITE"),
+        ({"spec": "f" * 64}, "E-INVITE"),
+        ({"nonce": b""}, "E-INVITE"),
+        ({"nonce": b"B" * 32}, "E-SECAGG-KEYS"),
+        ({"model": "f" * 64}, "E-SECAGG-KEYS"),
+        ({"public": b"p" * 32}, "E-SECAGG-KEYS"),
+        ({"clip": 2.0}, "E-INVITE"),
+        ({"round": 1}, "E-INVITE"),
+    ],
+)
+def test_the_gateway_takes_no_reports_of_another_invitation(changed: dict[str, Any], code: str) -> None:
+    leader = Leader(plan := plan_of("shared_sum"))
+    told = invite(plan, b"A" * 32)
+    assert leader.batch(told, msgspec.structs.replace(told, **changed)) == {code}
+    assert leader.opens(DEVICES) != ""
+
+
+def test_a_leader_that_was_told_another_population_has_no_helper() -> None:
+    """Of fewer devices fewer are corrupt, and its smallest batch would be smaller."""
+    recipe = make_recipe({"privacy": "hidden", "metrics": "none", "merge": {"kind": "shared_sum"}, "stage": GRID})
+    other = compile(recipe, SPEC, 4, BUILT_IN)
+    assert other.secagg(0).n_min < plan_of("shared_sum").secagg(0).n_min
+    leader = Leader(plan_of("shared_sum"))
+    leader.gateway.begin(invite(other, b"A" * 32))
+    assert leader.opens(DEVICES[: other.secagg(0).n_min]) == "E-INVITE"

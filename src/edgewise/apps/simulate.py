@@ -281,7 +281,7 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         sampling_key=plan.key,
         trust=trust,
         secret=leader.secret,
-        helper=LocalGateway(helper.secret, trust.registry),
+        helper=LocalGateway(plan, helper.secret, trust.registry),
     )
     checkpoint = federation.begin(loaded.initial)
     if checkpoint.down is not None:

@@ -6,30 +6,46 @@ from collections.abc import Collection
 
 from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
+from edgewise.core.frame import Invite
+from edgewise.engine.invitation import refused
 from edgewise.engine.ports import DeviceId
+from edgewise.plan.compile import Plan
 from edgewise.secagg import two_server
 from edgewise.secagg.client import Registry
-from edgewise.secagg.params import Params
 from edgewise.secagg.secrets import Hidden
 from edgewise.secagg.two_server import Ticket
 
 
 class LocalGateway:
-    """A helper in the server's own process: right for a simulation, and no protection by itself."""
+    """A helper in the server's own process: right for a simulation, and no protection by itself.
 
-    def __init__(self, secret: bytes, registry: Registry) -> None:
-        self._secret, self._registry = secret, registry
+    ``plan`` is the helper's own, compiled from the recipe and the population. The leader's word counts for nothing but
+    which invitation the devices got; were it another one, their signatures would not match.
+    """
+
+    def __init__(self, plan: Plan, secret: bytes, registry: Registry) -> None:
+        self._plan, self._secret, self._registry = plan, secret, registry
         self._seen: AppendMap[bytes, None] = AppendMap()
-        self._helper: two_server.Helper
+        self._helper: two_server.Helper | None = None
+        self._refusal = "E-SECAGG-ORDER"  # of tickets where there is no helper: no round has begun
         self._round, self._opened = -1, -1  # this one, and the last one whose batch was opened
 
-    def begin(self, round: int, params: Params, context: bytes) -> None:
+    def begin(self, invite: Invite) -> None:
         """See Helper."""
-        self._round, opened = round, round <= self._opened
-        self._helper = two_server.Helper(params, context, self._secret, self._registry, self._seen, opened=opened)
+        self._helper = None
+        self._refusal, _ = refused(self._plan, invite, answered=-1)
+        if not self._refusal and (invite.round < self._round or invite.round <= self._opened):
+            self._refusal = "E-SECAGG-ORDER"
+        if self._refusal:
+            return
+        self._round = invite.round
+        params, context = self._plan.secagg(invite.round), self._plan.session(invite)
+        self._helper = two_server.Helper(params, context, self._secret, self._registry, self._seen)
 
     def admit(self, ticket: Ticket) -> str:
         """See Helper."""
+        if self._helper is None:
+            return self._refusal
         try:
             self._helper = two_server.admit(self._helper, ticket)
         except DecodeError as e:
@@ -39,6 +55,8 @@ class LocalGateway:
 
     def open(self, devices: Collection[DeviceId]) -> Hidden:
         """See Helper."""
+        if self._helper is None:
+            raise DecodeError(self._refusal, "the helper refused the round's invitation.")
         self._helper, share = two_server.open_batch(self._helper, devices)
         self._opened = self._round
         return share

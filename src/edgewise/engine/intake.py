@@ -98,7 +98,7 @@ class Shared:
     def __init__(self, plan: Plan, invite: Invite, trust: Trust, secret: bytes, helper: Helper) -> None:
         params, context = plan.secagg(invite.round), plan.session(invite)
         self._helper, self._leader = helper, two_server.lead(params, context, secret, trust.registry)
-        helper.begin(invite.round, params, context)
+        helper.begin(invite)
 
     def take(self, device: DeviceId, message: Contribution | Step) -> int:
         """See Intake."""

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edgewise.core.events import AnyEvent
-from edgewise.core.frame import LocalRule
+from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.keys import Key
 from edgewise.core.outline import outline
 from edgewise.core.stage import HEAD as HEAD
 from edgewise.core.stage import Memory
 from edgewise.core.vector import Spec, Vector
 from edgewise.privacy.ledger import Charge
-from edgewise.secagg.params import Params
 from edgewise.secagg.secrets import Hidden
 from edgewise.secagg.two_server import Ticket
 from edgewise.strategies.base import State
@@ -168,9 +167,14 @@ class Trust:
 class Helper(Protocol):
     """The second server, which holds one share of every contribution (``secagg.two_server``)."""
 
-    def begin(self, round: int, params: Params, context: bytes) -> None:
-        """A new round: forget the reports of the last one. A round whose batch was opened is not opened again, whatever
-        the context: two batches that differ by one report would show it."""
+    def begin(self, invite: Invite) -> None:
+        """A new round: forget the reports of the last one.
+
+        The helper works out the smallest batch and the session's id from its own plan and from the invitation as the
+        devices got it; neither is taken from the leader. It refuses an invitation that a device would refuse, one of an
+        earlier round, and one of a round whose batch was opened, since two batches that differ by one report would show
+        it. Then ``admit`` and ``open`` refuse with the code.
+        """
         ...
 
     def admit(self, ticket: Ticket) -> str:
