@@ -81,7 +81,7 @@ def recipe(arm: str, epsilon: float, clip: float = 0.0, lr: float = 0.0, server_
         plain |= {"privacy": "none", "metrics": "none", "stage": []}
         del plain["dp"]
     elif a["privacy"] == "distributed":
-        plain["dp"]["corrupt"] = 0.0
+        plain["trust"] = {"malicious_fraction": 0.0}
         plain["merge"] = {"kind": "shared_sum"}  # the same numbers as with masks, in a tenth of the time
     return plain
 

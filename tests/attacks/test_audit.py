@@ -166,7 +166,7 @@ def test_one_run_catches_missing_noise(monkeypatch):
         (
             "distributed",
             100,
-            {"round__rounds": 20, "round__sampling": "cyclic", "round__cohort": 25, "dp__corrupt": 0.2},
+            {"round__rounds": 20, "round__sampling": "cyclic", "round__cohort": 25, "trust__malicious_fraction": 0.03},
         ),
         ("central", 100, {"dp__noise_multiplier": 2.5}),
     ],
@@ -191,11 +191,13 @@ def test_the_share_of_corrupt_devices_is_counted(monkeypatch):
     sent = []
     true = bounds.released
     monkeypatch.setattr(bounds, "released", lambda pipe, x, *a: true(pipe, sent.append(x) or x, *a))
-    found = trials.mechanism(plan("distributed", dp__corrupt=0.25), RUNS, quiet)
+    found = trials.mechanism(plan("distributed", trust__malicious_fraction=0.25), RUNS, quiet)
     assert found.holds
     assert found.tight
     assert [len(x) for x in sent] == [15, 15]  # of 20
-    assert "corrupt" in " ".join(trials.mechanism(plan("distributed", dp__corrupt=0.02), RUNS, quiet).left_out)
+    assert "corrupt" in " ".join(
+        trials.mechanism(plan("distributed", trust__malicious_fraction=0.02), RUNS, quiet).left_out
+    )
 
 
 def test_the_recipes_stages_are_played():

@@ -30,13 +30,13 @@ KEY = root(3)
 Patch = pytest.MonkeyPatch
 
 
-def private(dim: int = RUNS, z: float = 1.0, corrupt: float = 0.0, bits: int = 18, broken: bool = False) -> Pipeline:
+def private(dim: int = RUNS, z: float = 1.0, corrupt: int = 0, bits: int = 18, broken: bool = False) -> Pipeline:
     """A clip of 1 for each coordinate, noise of z on it; ``broken``: the clip passes everything on."""
     first = clip(sqrt(dim))
     if broken:
         first = replace(first, encode=_pass)
-    stages = [first, rotate(), discrete_gaussian_noise(z / sqrt(dim), corrupt, bits), wrap()]
-    return pipeline(Space(dim, Quorum(N, N), universe=dim, population=N), stages, ring_sum())
+    stages = [first, rotate(), discrete_gaussian_noise(z / sqrt(dim), bits), wrap()]
+    return pipeline(Space(dim, Quorum(N, N, corrupt), universe=dim, population=N), stages, ring_sum())
 
 
 def _pass(payload: Payload, memory: Memory, space: Space, turn: object) -> tuple[Payload, Memory]:
@@ -62,7 +62,7 @@ def test_correct_code_holds_and_is_tight() -> None:
 
 def test_noise_that_some_leave_out_was_never_counted_on() -> None:
     """Two of eight devices add none: the other six carry the claim, with larger shares."""
-    some, all_ = private(corrupt=0.25), private()
+    some, all_ = private(corrupt=2), private()
     assert some.encoded.honest == 6
     assert some.encoded.noise_std == pytest.approx(sqrt(8 / 6) * all_.encoded.noise_std, rel=0.01)
     found = examined(some)

@@ -81,9 +81,9 @@ def test_a_round_may_not_end_with_so_few_that_the_corrupt_of_its_cohort_are_a_th
     """Six of 20 may be corrupt: a lying server would show its victims a roster of eleven, with all six."""
     for least in (10, 11, 18):
         with pytest.raises(CompositionError, match="6 may be corrupt") as caught:
-            assured(secure_sum(Policy(0.3, 0.1)), least, 20)
+            assured(secure_sum(), least, 6)
         assert caught.value.code == "E-NMIN"
-    hides = assured(secure_sum(Policy(0.3, 0.1)), 19, 20).hides
+    hides = assured(secure_sum(), 19, 6).hides
     assert hides is not None
     assert hides.policy.corrupt == pytest.approx(6 / 19)
 
@@ -93,10 +93,9 @@ def test_plans_of_masked_sums_are_held_to_it() -> None:
     grid = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
 
     def plan(n: int, corrupt: float) -> Plan:
-        merge = {"kind": "secure_sum", "corrupt": corrupt}
-        return compile(
-            make_recipe({"privacy": "hidden", "merge": merge, "stage": grid, "metrics": "none"}), spec, n, BUILT_IN
-        )
+        trust = {"malicious_fraction": corrupt}
+        masked = {"privacy": "hidden", "merge": {"kind": "secure_sum"}, "stage": grid, "metrics": "none"}
+        return compile(make_recipe({**masked, "trust": trust}), spec, n, BUILT_IN)
 
     with pytest.raises(CompositionError, match="6 may be corrupt"):
         plan(20, 0.3)
@@ -107,7 +106,7 @@ def test_plans_of_masked_sums_are_held_to_it() -> None:
 
 def test_the_graph_of_the_smallest_roster_allows_for_all_corrupt_devices_of_the_cohort() -> None:
     """A tenth of 1,000 devices are a fifth of 500, and the graph of 500 has to stand that."""
-    hides = assured(secure_sum(Policy(0.1, 0.1)), 500, 1000).hides
+    hides = assured(secure_sum(), 500, 100).hides
     assert hides is not None
     assert hides.policy.shape(500) == Policy(0.2, 0.1).shape(500)
     assert hides.policy.shape(500)[0] > Policy(0.1, 0.1).shape(500)[0]

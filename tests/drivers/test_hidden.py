@@ -384,7 +384,7 @@ def test_words_and_merges_must_agree(tmp_path, code, change):
         ("E-STATS", {"metrics": "sum"}),
         ("E-WEIGHT", {"stage": [{"kind": "weigh"}]}),
         ("E-TOPK-SECAGG", {"stage": [{"kind": "top_k", "fraction": 0.1}]}),
-        ("E-NMIN", {"dp.corrupt": 0.5, "round.minimum": 0.25}),
+        ("E-NMIN", {"trust.malicious_fraction": 0.5, "round.minimum": 0.25}),
     ],
 )
 def test_private_recipes_that_do_not_compose(tmp_path, code, change):

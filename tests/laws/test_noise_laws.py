@@ -32,7 +32,7 @@ from edgewise.privacy.distributed import discrete_gaussian_noise, evenness
 from laws.test_pipeline_laws import DIM, SPEC, VECTORS
 
 N = 8
-START = Space(DIM, Quorum(6, N), universe=DIM, population=N)
+START = Space(DIM, Quorum(6, N, 2), universe=DIM, population=N)
 BEFORE: dict[str, list[Stage]] = {
     "clip": [],
     "random_k": [random_k(0.3)],
@@ -51,7 +51,7 @@ C = 0.7
 
 
 def build(before: list[Stage], block: int, z: float, bits: int | None, space: Space = START) -> Pipeline:
-    ending = [clip(C), rotate(block), discrete_gaussian_noise(z, 0.25, bits), wrap()]
+    ending = [clip(C), rotate(block), discrete_gaussian_noise(z, bits), wrap()]
     return pipeline(space, [*before, *ending], ring_sum())
 
 

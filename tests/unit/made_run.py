@@ -47,7 +47,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # the sections in which a recipe of each
     "none": {"privacy": "none"},
     "hidden": {"privacy": "hidden", "merge": SECURE, "stage": GRID},
     "central": {"privacy": "central", **DP},
-    "distributed": {"privacy": "distributed", **DP, "dp": {**DP["dp"], "corrupt": 0.05}, "merge": SECURE},
+    "distributed": {"privacy": "distributed", **DP, "trust": {"malicious_fraction": 0.05}, "merge": SECURE},
     "local": {"privacy": "local", **DP},
     "record": {"privacy": "record", **DP, "dp": {**DP["dp"], "sample_rate": 0.1}},
 }

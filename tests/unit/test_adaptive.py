@@ -25,7 +25,8 @@ from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.ladder import RUNGS
-from edgewise.plan.recipe import SimulationSection, from_plain, load
+from edgewise.plan.recipe import from_plain, load
+from edgewise.plan.section import SimulationSection
 
 SPEC = Spec.of([("a", (50_000,), "float32"), ("b", (50_000,), "float32"), ("c", (20_000,), "float32")])
 PLAIN: dict[str, Any] = {"privacy": "none", "codec": "adaptive", "round": {"deadline_s": 20.0}}

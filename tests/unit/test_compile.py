@@ -7,7 +7,7 @@ import pytest
 from toy_recipe import make_recipe
 
 from edgewise.core import events, frame
-from edgewise.core.errors import RecipeError
+from edgewise.core.errors import EdgewiseError, RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
@@ -122,14 +122,52 @@ def test_groups_carry_the_noise_of_a_cohort_whose_corrupt_devices_are_all_in_one
     plain = {
         "schema": 1,
         "privacy": "distributed",
-        "dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0, "corrupt": 0.1},
+        "dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0},
+        "trust": {"malicious_fraction": 0.05},
         "round": {"rounds": 4, "minimum": 0.9},
         "trainable": {"kind": "full"},
     }
     for merge, n_min in (({"kind": "secure_sum"}, 54), ({"kind": "grouped", "groups": 3}, 18)):
         made = compile_plan(from_plain({**plain, "merge": merge}), SPEC, 60, BUILT_IN)
         assert made.at(0).encoded.quorum.n_min == n_min
-        assert made.at(0).encoded.honest == n_min - 6
+        assert made.at(0).encoded.honest == n_min - 3
+
+
+SECURE, GROUPED = {"kind": "secure_sum"}, {"kind": "grouped", "groups": 3}
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "said"),
+    [
+        ({**NOISED, "dp.corrupt": 0.1}, "E-KEY", "write `trust.malicious_fraction`"),
+        ({**MASKED, "merge": {**SECURE, "corrupt": 0.1}}, "E-KEY", "write `trust.malicious_fraction`"),
+        ({**MASKED, "merge": {**GROUPED, "dropout": 0.1}}, "E-KEY", "write `trust.dropout_fraction`"),
+        ({**MASKED, "merge": {**SECURE, "server": "curious"}}, "E-KEY", "write `trust.server`"),
+        ({**MASKED, "trust.malicious_fractoin": 0.1}, "E-KEY", "did you mean `malicious_fraction`"),
+        ({**MASKED, "merge": {"kind": "shared_sum"}, "trust.dropout_fraction": 0.2}, "E-COMBO", "trust.dropout_frac"),
+        ({"trust.server": "curious"}, "E-COMBO", "trust.server"),
+    ],
+)
+def test_one_figure_says_how_many_devices_are_corrupt(given, code, said):
+    with pytest.raises(EdgewiseError, match=said) as caught:
+        plan(**given)
+    assert caught.value.code == code
+
+
+def test_sessions_without_a_graph_are_refused_before_anyone_trains():
+    given = {**MASKED, "trust.malicious_fraction": 0.329, "trust.dropout_fraction": 0.329, "round.minimum": 1.0}
+    with pytest.raises(EdgewiseError, match="no graph of 67 devices") as caught:
+        plan(67, **given)
+    assert caught.value.code == "E-NMIN"
+
+
+def test_masks_and_noise_are_sized_by_the_same_figure():
+    for share in (0.0, 0.01, 0.05):
+        masked, noised = (plan(**word, trust__malicious_fraction=share) for word in (MASKED, NOISED))
+        for made in (masked, noised):
+            assert made.at(0).encoded.quorum.corrupt == round(1000 * share)
+            assert made.secagg(0).policy.corrupt == pytest.approx(1000 * share / 500)
+        assert noised.at(0).encoded.honest == 500 - round(1000 * share)
 
 
 def test_infinite_numbers_are_refused():

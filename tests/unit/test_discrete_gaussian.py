@@ -25,7 +25,7 @@ from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
 from edgewise.privacy import distributed, samplers
 from edgewise.privacy.clip import clip
-from edgewise.privacy.distributed import discrete_gaussian_noise, honest_survivors, rounded_norm, size, wrap_k
+from edgewise.privacy.distributed import discrete_gaussian_noise, rounded_norm, size, wrap_k
 from edgewise.privacy.noise import local_noise
 from edgewise.privacy.samplers import discrete_gaussian, round_within
 
@@ -149,18 +149,15 @@ def test_half_a_ring_holds_enough_deviations() -> None:
     for dim, k in ((2**20, 5.74), (2**24, 6.19), (2**30, 6.82)):
         assert wrap_k(dim) == pytest.approx(k, abs=0.005)
     assert exp(-0.5) == distributed.BETA
-    assert honest_survivors(Quorum(80, 100), 0.1) == 70
-    assert honest_survivors(Quorum(9, 10), 0.1) == 8
-    assert honest_survivors(Quorum(90, 100), 0.29) == 61  # 0.29 * 100 is below 29 in binary fractions
-    assert honest_survivors(Quorum(9, 10, 40), 0.1) == 5  # all corrupt devices of a cohort may be in one part of it
+    assert [Quorum(80, 100, corrupt).honest for corrupt in (0, 10, 80, 90)] == [80, 70, 0, 0]
 
 
 ENDING = [clip(1.0), rotate(64), discrete_gaussian_noise(1.0)]
-SPACE = Space(3000, Quorum(8, 10), universe=3000, population=10)
+SPACE = Space(3000, Quorum(8, 10, 1), universe=3000, population=10)
 
 
 def chain(*before: Stage, z: float = 1.0, space: Space = SPACE, bits: int | None = None) -> object:
-    stages = [*before, discrete_gaussian_noise(z, 0.1, bits), wrap()]
+    stages = [*before, discrete_gaussian_noise(z, bits), wrap()]
     return pipeline(space, stages, ring_sum())
 
 
@@ -174,7 +171,7 @@ def chain(*before: Stage, z: float = 1.0, space: Space = SPACE, bits: int | None
         ("E-WEIGHT", lambda: chain(clip(1.0), weigh(10.0), rotate(64))),
         ("E-STATS", lambda: chain(clip(1.0), rotate(64), space=SPACE.but(head=("loss",), head_l2=1.0))),
         ("E-NOT-REAL", lambda: chain(clip(1.0), quantize(8, "shared"))),
-        ("E-NMIN", lambda: chain(clip(1.0), rotate(64), space=SPACE.but(quorum=Quorum(2, 20)))),
+        ("E-NMIN", lambda: chain(clip(1.0), rotate(64), space=SPACE.but(quorum=Quorum(2, 20, 2)))),
         ("E-WRAP", lambda: chain(clip(1.0), rotate(64), bits=9)),
         ("E-VALUE", lambda: chain(clip(1.0), rotate(64), bits=32)),
         ("E-ORDER", lambda: pipeline(SPACE, [feedback(ENDING), wrap()], ring_sum())),

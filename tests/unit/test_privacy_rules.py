@@ -38,6 +38,7 @@ DP = {"metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.
 CENTRAL = {"privacy": "central", **DP}
 POISSON = {"round.sampling": "poisson", "round.cohort": 4, "round.minimum": 0.0}
 DISTRIBUTED = {"privacy": "distributed", "merge": {"kind": "secure_sum"}, **DP}
+HONEST = {"trust.malicious_fraction": 0.0, "round.minimum": 1.0}
 LOCAL = {"privacy": "local", **DP}
 RECORD = {"privacy": "record", "dp.sample_rate": 0.1, **DP}
 CYCLIC = {"round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 10}
@@ -92,7 +93,11 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
     ("E-DIV-N", "expected number", lambda: rules.divisor(True, "replace_one", "central")),
     ("E-WRAP", "wrap(11)", lambda: pipeline(SPACE, [clip(1.0), quantize(8, "shared"), wrap(10)], plain_sum())),
     ("E-NMIN", "raise", lambda: plan(DISTRIBUTED, {"round.minimum": 0.1})),
-    ("E-ROBUST-SECAGG", "fewer groups", lambda: plan(DISTRIBUTED, {"merge": {"kind": "grouped", "groups": 5}})),
+    (
+        "E-ROBUST-SECAGG",
+        "fewer groups",
+        lambda: plan(DISTRIBUTED, {**HONEST, "merge": {"kind": "grouped", "groups": 3}}),
+    ),
     ("E-STATS", 'metrics = "none"', lambda: plan(CENTRAL, {"metrics": "sum"})),
     ("E-STATS", 'metrics = "none"', lambda: plan(RECORD, {"metrics": "sum"})),
     ("E-BN", "normalisation", lambda: dp_sgd.check(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))),
@@ -120,7 +125,7 @@ def test_every_refusal_of_the_design_is_met_above() -> None:
 @pytest.mark.parametrize(
     ("code", "said", "settings"),
     [
-        ("E-COMBO", "dp.corrupt", {**CENTRAL, "dp.corrupt": 0.2}),
+        ("E-COMBO", "trust.malicious_fraction", {**CENTRAL, "trust.malicious_fraction": 0.2}),
         ("E-COMBO", "dp.bits", {**LOCAL, "dp.bits": 12}),
         ("E-COMBO", "dp.buffers", {**CENTRAL, "dp.buffers": 2}),
         ("E-BUDGET", "first round alone", {**CENTRAL, "dp.noise_multiplier": 0.1}),

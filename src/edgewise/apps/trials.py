@@ -91,9 +91,9 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     stages = [table for table in plan.recipe.stage if _by_coordinate(table)]
     local = plan.recipe.privacy == "local"
     whole = 2.0 if local else 1.0
-    probe = _scaled(plan.recipe, stages, spec, whole / sqrt(spec.dim), catalogue)
+    probe = _scaled(plan, stages, spec, whole / sqrt(spec.dim), catalogue)
     bits = min(MOST_BITS, probe.at(0).encoded.ring_bits + FINER) if plan.recipe.privacy == "distributed" else 0
-    small = _scaled(plan.recipe, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
+    small = _scaled(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
     update = np.full(spec.dim, LONG * _clip(plan.recipe), np.float32)
     pipe, mu = _pipes(small)[0], _mu(small, 0)
     found = audit.mechanism_audit("mechanism", pipe, update, plan.recipe.dp.delta, keys.root(7), mu, replaced=local)
@@ -101,8 +101,7 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     left = {
         **{f"{kind}: behind it coordinates are not runs of their own": True for kind in others},
         "how noise correlates over the rounds": dp.noise == "correlated",
-        "corrupt devices: too few for this small a cohort": plan.recipe.privacy == "distributed"
-        and _honest(dp.corrupt),
+        "corrupt devices: too few for this small a cohort": plan.recipe.privacy == "distributed" and _uncounted(plan),
         "dp.bits: so little noise needs another ring": dp.bits > 0,
         "phases but the first": len(plan.pipelines) > 1,
         "the rungs of the ladder": bool(plan.rungs),
@@ -198,13 +197,16 @@ def _one_step(plan: Plan) -> str:
 
 
 def _scaled(
-    recipe: Recipe, stages: Sequence[Mapping[str, Any]], spec: Spec, z: float, catalogue: Catalogue, bits: int = 0
+    plan: Plan, stages: Sequence[Mapping[str, Any]], spec: Spec, z: float, catalogue: Catalogue, bits: int = 0
 ) -> Plan:
-    """The recipe's way of an update on another layout, with a given noise multiplier: one round of everybody."""
-    plain = recipe.resolved()
+    """The plan's way of an update on another layout, with a given noise multiplier: one round of everybody, of whom the
+    same share may be corrupt as of the plan's smallest sum."""
+    plain = plan.recipe.resolved()
     plain["codec"], plain["stage"], plain["downlink"] = "stages", list(stages), []
     plain["strategy"] = {"kind": "fedavg"}
     plain["round"] = {"rounds": 1, "sampling": "all", "minimum": 1.0}
+    if plan.hides is not None:
+        plain["trust"] = {**plain["trust"], "malicious_fraction": min(0.5, _corrupt(plan)), "server": "malicious"}
     if plain["merge"]["kind"] == "grouped":  # the server sees each group's sum: that is the release to attack
         plain["merge"] = {"kind": "secure_sum"}
     loose = {"noise": "independent", "amplification": "auto", "noise_multiplier": z, "epsilon": 1e6, "bits": bits}
@@ -361,6 +363,12 @@ def _those(found: Mapping[str, bool]) -> tuple[str, ...]:
     return tuple(what for what, so in found.items() if so)
 
 
-def _honest(corrupt: float) -> bool:
+def _corrupt(plan: Plan) -> float:
+    """The share of the smallest sum that may be corrupt."""
+    quorum = plan.pipelines[0].spaces[0].quorum
+    return quorum.corrupt / quorum.n_min
+
+
+def _uncounted(plan: Plan) -> bool:
     """Whether a cohort of the mechanism's trial has no corrupt device though some are assumed."""
-    return corrupt > 0.0 and share_of(corrupt, COHORT) == 0
+    return _corrupt(plan) > 0.0 and share_of(_corrupt(plan), COHORT) == 0

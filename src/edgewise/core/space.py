@@ -31,20 +31,23 @@ def share_of(share: float, n: int) -> int:
 class Quorum:
     """How many contributions a sum has: at least ``n_min`` (a promise to privacy), at most ``n_max`` (capacity).
 
-    ``cohort``: devices of the round, of which the sum's may be a part; 0: ``n_max`` of them. Shares of a cohort that
-    may be corrupt are shares of this, since all of them may be in one part.
+    ``corrupt``: contributions of any one sum that may come from corrupt devices, at most.
     """
 
     n_min: int
     n_max: int
-    cohort: int = 0
+    corrupt: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_min <= self.n_max:
             raise ValueError(f"need 1 <= n_min <= n_max, got {self.n_min}, {self.n_max}")
-        object.__setattr__(self, "cohort", self.cohort or self.n_max)
-        if self.cohort < self.n_max:
-            raise ValueError(f"a sum of up to {self.n_max} is no part of a cohort of {self.cohort}")
+        if self.corrupt < 0:
+            raise ValueError(f"need corrupt >= 0, got {self.corrupt}")
+
+    @property
+    def honest(self) -> int:
+        """Contributions of the smallest sum that surely come from honest devices: max(0, n_min - corrupt)."""
+        return max(0, self.n_min - self.corrupt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from edgewise.engine.ports import Arrived, DeviceId, Downlink, Lost
 from edgewise.engine.round import DROPPED
 from edgewise.plan.budget import link_estimate
 from edgewise.plan.compile import Plan
-from edgewise.plan.recipe import SimulationSection
+from edgewise.plan.section import SimulationSection
 
 HISTORY = 16  # transfers that a device remembers of its link
 

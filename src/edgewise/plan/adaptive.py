@@ -16,7 +16,7 @@ from edgewise.codecs.random_k import random_k
 from edgewise.codecs.rotate import rotate
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
-from edgewise.core.space import Space, share_of
+from edgewise.core.space import Space
 from edgewise.core.stage import Merge, Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue
@@ -24,7 +24,7 @@ from edgewise.plan.ladder import MASKED_RUNGS, RUNGS, MaskedRung, Rung, remainin
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.stages import build_stages
 from edgewise.privacy.clip import clamp, clip
-from edgewise.secagg.merge import assured, fewest
+from edgewise.secagg.merge import fewest
 
 CLAMP_STDS = 4.0  # of a rotated coordinate of an update at the clip: beyond, one in 16,000 is cut
 CUT = 1.5  # times the length that a random share of an update at the clip has: longer ones are clipped
@@ -119,14 +119,11 @@ def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage], hidden: boo
     return space if hidden else space.but(l2=math.inf, linf=math.inf)
 
 
-def sorting(recipe: Recipe, merge: Merge, minimum: int, most: int) -> tuple[Merge, int, int]:
-    """The merge, into how many groups of one rung a hidden cohort may be sorted, and devices of the smallest group.
+def sorting(recipe: Recipe, merge: Merge, minimum: int, corrupt: int) -> tuple[int, int]:
+    """Into how many groups of one rung a hidden cohort may be sorted, and devices of the smallest group.
 
-    A device is in the group that it asks for, so all corrupt ones of a cohort may be in one: that has to be fewer than
-    a third of the smallest group, and is the share that sessions of groups allow for.
-    Raises:
-        RecipeError: E-COMBO where there can be no groups. CompositionError: E-NMIN where a round may end with fewer
-            devices than a group needs.
+    A device is in the group that it asks for, so all ``corrupt`` ones of a cohort may be in one.
+    Raises RecipeError(E-COMBO) where there can be no groups.
     """
     kind = recipe.merge["kind"]
     if recipe.privacy != "hidden" or merge.groups > 1 or merge.hides.servers != 1 or recipe.post:
@@ -134,8 +131,7 @@ def sorting(recipe: Recipe, merge: Merge, minimum: int, most: int) -> tuple[Merg
         fix = 'hidden rungs need privacy = "hidden", [merge] kind = "secure_sum" and no [[post]]; or codec = "stages".'
         raise RecipeError("E-COMBO", what, fix)
     groups = recipe.adaptive.groups
-    least = min(minimum, max(minimum // groups, fewest(share_of(merge.hides.policy.corrupt, most))))
-    return assured(merge, least, most), groups, least
+    return groups, min(minimum, max(minimum // groups, fewest(corrupt)))
 
 
 def adaptive(

@@ -48,7 +48,6 @@ from edgewise.plan.params import (
     QuantizeParams,
     RandomKParams,
     RotateParams,
-    SecureSumParams,
     SegmentsParams,
     ServerLr,
     SharedTopKParams,
@@ -58,10 +57,10 @@ from edgewise.plan.params import (
     WrapParams,
     ZerothOrderParams,
 )
+from edgewise.plan.section import MOVED
 from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
 from edgewise.secagg.merge import grouped, secure_sum, shared_sum
-from edgewise.secagg.params import Policy
 from edgewise.strategies import fedopt
 from edgewise.strategies.fedprox import fedprox
 from edgewise.strategies.zeroth_order import zeroth_order
@@ -145,11 +144,8 @@ BUILT_IN = Catalogue(
     },
     merges={
         "sum": Entry(NoParams, lambda p, _: plain_sum()),
-        "secure_sum": Entry(SecureSumParams, lambda p, _: secure_sum(Policy(p.corrupt, p.dropout, p.server))),
-        "grouped": Entry(
-            GroupedParams,
-            lambda p, _: grouped(p.groups, p.byzantine, p.rule, Policy(p.corrupt, p.dropout, p.server)),
-        ),
+        "secure_sum": Entry(NoParams, lambda p, _: secure_sum()),
+        "grouped": Entry(GroupedParams, lambda p, _: grouped(p.groups, p.byzantine, p.rule)),
         "shared_sum": Entry(NoParams, lambda p, _: shared_sum()),
     },
     posts={"noise": Entry(NoiseParams, lambda p, _: noise(p.z))},
@@ -224,6 +220,8 @@ def _explain(error: ValidationError, where: str, kind: str, model: type[BaseMode
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"{kind} knows: {', '.join(known) or 'no parameters'}."
+        moved = MOVED.get(f"{where.strip('[]')}.{name}")
+        hint = f"write `{moved}`." if moved else hint
         return RecipeError("E-KEY", f"{where} ({kind}): unknown key `{name}`.", hint)
     if first["type"] == "missing":
         return RecipeError("E-MISSING", f"{where} ({kind}): `{name}` is required.", "add it.")

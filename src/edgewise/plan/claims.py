@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgewise.core.pipeline import Pipeline
+from edgewise.core.space import share_of
 from edgewise.plan.private import Spend
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy import card
@@ -29,6 +30,8 @@ def claims(
     pipe = max(pipes, key=lambda p: p.total.sensitivity)
     visible, noisy = pipe.merge.hides is None, spend is not None
     told = [_updates(recipe, pipe, visible, sorted_into)]
+    if not visible:
+        told.append(_assumed(recipe, pipe))
     if spend is not None:
         c = spend.card
         told.append(c.summary)
@@ -79,6 +82,16 @@ def _updates(recipe: Recipe, pipe: Pipeline, visible: bool, sorted_into: int) ->
         return f"the server sees every device's update, with the noise that the device added ({word})"
     promised = "nothing is promised about privacy against it" if recipe.privacy == "central" else None
     return f"the server sees every device's update: {promised or 'nothing is promised about privacy'} ({word})"
+
+
+def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
+    """On how many honest devices hidden sums rest."""
+    space, trust = pipe.encoded, recipe.trust
+    exist = share_of(trust.malicious_fraction, space.population)
+    told = f"this holds while at most {exist:,} of the {space.population:,} devices are corrupt "
+    if trust.server == "malicious":
+        return told + f"(up to {space.quorum.corrupt:,} in a sum), whichever of them the server invites"
+    return told + f"and the server draws cohorts as it says (then at most {space.quorum.corrupt:,} in a sum)"
 
 
 def _metrics(recipe: Recipe, visible: bool) -> str:

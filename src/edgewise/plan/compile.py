@@ -29,6 +29,7 @@ from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
 from edgewise.plan.section import DP_WORDS
 from edgewise.plan.stages import build_stages, schedule
+from edgewise.plan.trust import check_read, corrupt_most
 from edgewise.privacy.adaptive import reachable
 from edgewise.secagg import messages
 from edgewise.secagg.merge import Hiding, assured, params
@@ -258,21 +259,25 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
     most = sampling.population if sampling.kind == "poisson" else sampling.invite
     hidden_ladder = recipe.codec == "adaptive" and merge.hides is not None
-    sorted_into, least = 1, max(1, sampling.minimum // merge.groups)
-    if hidden_ladder:
-        merge, sorted_into, least = sorting(recipe, merge, sampling.minimum, sampling.largest)
-    elif merge.hides is not None and not sampling.minimum:
-        raise RecipeError(
-            "E-COMBO",
-            'privacy = "central" with round.sampling = "poisson" releases every round, and a hidden sum is opened of a '
-            "least number of devices only.",
-            '[merge] kind = "sum", or round.sampling = "cyclic".',
-        )
-    elif merge.hides is not None and merge.hides.servers == 1 and merge.groups == 1:
-        merge = assured(merge, least, sampling.largest)
+    sorted_into, least, corrupt = 1, max(1, sampling.minimum // merge.groups), 0
+    check_read(recipe, merge)
+    if merge.hides is not None:
+        if not sampling.minimum:
+            raise RecipeError(
+                "E-COMBO",
+                'privacy = "central" with round.sampling = "poisson" releases every round, and a hidden sum is opened '
+                "of a least number of devices only.",
+                '[merge] kind = "sum", or round.sampling = "cyclic".',
+            )
+        corrupt = corrupt_most(recipe.trust, sampling, merge.groups)
+        if hidden_ladder:
+            sorted_into, least = sorting(recipe, merge, sampling.minimum, corrupt)
+        merge = assured(merge, least, corrupt, recipe.trust.dropout_fraction, recipe.trust.server)
+        for n in {least, -(-sampling.largest // merge.groups)} if merge.hides.servers == 1 else ():
+            merge.hides.policy.shape(n)  # refuses sessions for which there is no graph before anyone trains
     start = Space(
         dim=spec.dim,
-        quorum=Quorum(least, -(-most // merge.groups), most),
+        quorum=Quorum(least, -(-most // merge.groups), corrupt),
         head=names,
         head_l2=HEAD_BOUND * math.sqrt(len(names)),
         universe=spec.dim,

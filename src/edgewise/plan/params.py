@@ -128,17 +128,7 @@ class WrapParams(Params):
     bits: int | None = Field(None, ge=2, le=32, description="the smallest ring that holds the sum where not given")
 
 
-class SecureSumParams(Params):
-    """Masks that cancel in the sum: the server sees no single contribution."""
-
-    corrupt: float = Field(0.1, ge=0, lt=0.33, description="share of a cohort that may work with the server")
-    dropout: float = Field(0.1, ge=0, lt=0.33, description="share of a cohort that may vanish after its keys are known")
-    server: Literal["malicious", "curious"] = Field(
-        "malicious", description="may lie about who dropped out, or follows the protocol and reads all it gets"
-    )
-
-
-class GroupedParams(SecureSumParams):
+class GroupedParams(Params):
     """Masked sums of several random groups, and a robust rule between their means."""
 
     groups: int = Field(ge=3, description="into which a cohort is dealt; above twice byzantine")

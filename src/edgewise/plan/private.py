@@ -17,7 +17,7 @@ from edgewise.plan.recipe import Recipe
 from edgewise.privacy import accountant, card, grid, matrix, rules
 from edgewise.privacy.adaptive import adaptive_clip
 from edgewise.privacy.clip import clip, clip_tensors
-from edgewise.privacy.distributed import discrete_gaussian_noise, honest_survivors
+from edgewise.privacy.distributed import discrete_gaussian_noise
 from edgewise.privacy.ledger import RUN_LONG, Budget
 from edgewise.privacy.noise import local_noise, noise
 from edgewise.privacy.spend import Event
@@ -205,7 +205,7 @@ def _distributed(
         return [
             bound,
             rotate(_block(before)),
-            discrete_gaussian_noise(z, dp.corrupt, dp.bits or None),
+            discrete_gaussian_noise(z, dp.bits or None),
             wrap(),
         ], []
 
@@ -269,7 +269,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
             who = f"the server, {z:.4g} times how far one device in all its rounds can move the run's encoded sums, by "
             who += f"{bound}; rounds take back noise of earlier ones"
     elif word == "distributed":
-        honest = honest_survivors(space.quorum, dp.corrupt)
+        honest = space.quorum.honest
         each = space.noise_std
         summary = "every device adds its share of noise before its update is hidden: neither the server nor readers of "
         summary += "the models learn more of a device than epsilon allows"

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgewise.core.errors import RecipeError
-from edgewise.plan.section import DP_WORDS, DpSection, Privacy, Section
+from edgewise.plan.section import DP_WORDS, MOVED, DpSection, Privacy, Section, SimulationSection, TrustSection
 
 
 class ModelSection(Section):
@@ -163,37 +163,6 @@ class CompareSection(Section):
     centralised: bool = Field(True, description="all text in one place, same number of steps in total")
 
 
-class SimulationSection(Section):
-    """The simulated world; times are virtual seconds and decide who is late."""
-
-    engine: Literal["inproc", "pool"] = Field("inproc", description="one process, or worker processes")
-    workers: int = Field(2, ge=1, le=256, description="worker processes of the pool")
-    dropout: float = Field(0.0, ge=0, lt=1, description="probability that an invited device is lost")
-    step_dropout: float = Field(
-        0.0, ge=0, lt=1, description="probability that a device is lost at each later message of secure aggregation"
-    )
-    step_s: float = Field(0.1, gt=0, description="virtual seconds per local step of a median device")
-    speed_spread: float = Field(0.5, ge=0, le=4, description="sigma of the log-normal spread of device speeds")
-    link_mbit: float = Field(10.0, gt=0, description="uplink of a median device")
-    link_spread: float = Field(0.5, ge=0, le=4, description="sigma of the log-normal spread of uplinks")
-    link_low_mbit: float = Field(0.1, gt=0, description="no uplink is slower")
-    link_high_mbit: float = Field(20.0, gt=0, description="no uplink is faster")
-    link_down: float = Field(1.0, gt=0, le=1000, description="downlink / uplink")
-    link_trace: str = Field(
-        "", description="CSV file with columns trace,mbit: measured uplinks, one sample a round, instead of a spread"
-    )
-
-    @model_validator(mode="after")
-    def _links(self) -> SimulationSection:
-        drawn = ("link_mbit", "link_spread", "link_low_mbit", "link_high_mbit")
-        fields = type(self).model_fields
-        if self.link_trace and any(getattr(self, name) != fields[name].default for name in drawn):
-            raise ValueError(f"E-COMBO: with simulation.link_trace links are not drawn: leave out {', '.join(drawn)}")
-        if not self.link_low_mbit <= self.link_mbit <= self.link_high_mbit:
-            raise ValueError("E-COMBO: simulation.link_mbit must lie between link_low_mbit and link_high_mbit")
-        return self
-
-
 class Recipe(Section):
     """A whole recipe."""
 
@@ -213,6 +182,7 @@ class Recipe(Section):
     trainable: TrainableSection = TrainableSection()
     data: DataSection = DataSection()
     dp: DpSection = DpSection()
+    trust: TrustSection = TrustSection()
     round: RoundSection = RoundSection()
     training: TrainingSection = TrainingSection()
     strategy: dict[str, Any] = Field({"kind": "fedavg"}, description="server algorithm and its parameters")
@@ -393,6 +363,7 @@ def _explain(error: ValidationError, where: str, text: str) -> RecipeError:
     if kind == "extra_forbidden":
         near = difflib.get_close_matches(str(loc[-1]), _known(loc[:-1]), n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(_known(loc[:-1]))}."
+        hint = f"write `{MOVED[dotted]}`." if dotted in MOVED else hint
         return RecipeError("E-KEY", f"{at}: unknown key `{dotted}`{more}.", hint)
     if kind == "missing":
         hint = 'write `privacy = "none"` at the top.' if loc == ("privacy",) else "add it."

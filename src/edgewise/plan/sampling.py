@@ -37,16 +37,8 @@ class Sampling:
 
     @property
     def largest(self) -> int:
-        """Devices of a cohort at most; of a Poisson cohort in all but one of 10^9, by Chernoff's bound: P[X > m] <=
-        exp(-n KL((m + 1) / n, rate)) for n devices."""
-        n, p = self.population, self.rate
-        if self.kind != "poisson" or p >= 1.0:
-            return self.invite
-        for m in range(self.invite, n - 1):
-            q = (m + 1) / n
-            if n * (q * math.log(q / p) + (1.0 - q) * math.log((1.0 - q) / (1.0 - p))) >= math.log(1e9):
-                return m
-        return n
+        """Devices of a cohort at most; of a Poisson cohort in all but one of 10^9 (``at_most``)."""
+        return self.invite if self.kind != "poisson" else at_most(self.population, self.rate, 1e-9)
 
     @property
     def earns(self) -> str:
@@ -78,6 +70,22 @@ def sampled(recipe: Recipe, population: int) -> Sampling:
     expected = population if r.sampling == "all" else r.cohort
     minimum = max(1, _ceil(expected * r.minimum)) if r.minimum else 0
     return Sampling(r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population, groups)
+
+
+def at_most(n: int, p: float, failure: float) -> int:
+    """The smallest m with P[X > m] <= ``failure`` by Chernoff's bound, P[X > m] <= exp(-n KL((m + 1) / n, p)).
+
+    X counts successes among ``n`` trials of probability ``p``: independent ones, or draws without replacement.
+    Edge cases: p = 0 or n = 0 gives 0; p >= 1, or no such m, gives n.
+    Source: Hoeffding 1963, theorems 1 and 4.
+    """
+    if p <= 0.0 or n <= 0:
+        return 0
+    for m in range(math.floor(n * p), n - 1 if p < 1.0 else 0):
+        q = (m + 1) / n
+        if n * (q * math.log(q / p) + (1.0 - q) * math.log((1.0 - q) / (1.0 - p))) >= -math.log(failure):
+            return m
+    return n if p >= 1.0 or n * math.log(1.0 / p) < -math.log(failure) else n - 1
 
 
 def _ceil(x: float) -> int:

@@ -1,10 +1,10 @@
-"""The base of a recipe's sections, and the section on differential privacy with its words."""
+"""The base of a recipe's sections, and those on trust, the simulated world and differential privacy with its words."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Privacy = Literal["none", "hidden", "central", "distributed", "local", "record"]
 DP_WORDS = ("central", "distributed", "local", "record")  # those that promise an epsilon
@@ -14,6 +14,64 @@ class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, no silent conversions between kinds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrustSection(Section):
+    """What everybody assumes of devices and servers; masks and noise are sized by it alike."""
+
+    malicious_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="share of the population that may work with the server, tell it their secrets, or leave out noise",
+    )
+    dropout_fraction: float = Field(
+        0.1, ge=0, lt=0.33, description="share of a cohort that may vanish after its keys are known"
+    )
+    server: Literal["malicious", "curious"] = Field(
+        "malicious",
+        description="may lie, also about who is in a cohort and who dropped out, or follows the protocol and reads all",
+    )
+
+
+# Keys of other sections that say the same as a key of [trust].
+MOVED = {
+    "dp.corrupt": "trust.malicious_fraction",
+    "merge.corrupt": "trust.malicious_fraction",
+    "merge.dropout": "trust.dropout_fraction",
+    "merge.server": "trust.server",
+}
+
+
+class SimulationSection(Section):
+    """The simulated world; times are virtual seconds and decide who is late."""
+
+    engine: Literal["inproc", "pool"] = Field("inproc", description="one process, or worker processes")
+    workers: int = Field(2, ge=1, le=256, description="worker processes of the pool")
+    dropout: float = Field(0.0, ge=0, lt=1, description="probability that an invited device is lost")
+    step_dropout: float = Field(
+        0.0, ge=0, lt=1, description="probability that a device is lost at each later message of secure aggregation"
+    )
+    step_s: float = Field(0.1, gt=0, description="virtual seconds per local step of a median device")
+    speed_spread: float = Field(0.5, ge=0, le=4, description="sigma of the log-normal spread of device speeds")
+    link_mbit: float = Field(10.0, gt=0, description="uplink of a median device")
+    link_spread: float = Field(0.5, ge=0, le=4, description="sigma of the log-normal spread of uplinks")
+    link_low_mbit: float = Field(0.1, gt=0, description="no uplink is slower")
+    link_high_mbit: float = Field(20.0, gt=0, description="no uplink is faster")
+    link_down: float = Field(1.0, gt=0, le=1000, description="downlink / uplink")
+    link_trace: str = Field(
+        "", description="CSV file with columns trace,mbit: measured uplinks, one sample a round, instead of a spread"
+    )
+
+    @model_validator(mode="after")
+    def _links(self) -> SimulationSection:
+        drawn = ("link_mbit", "link_spread", "link_low_mbit", "link_high_mbit")
+        fields = type(self).model_fields
+        if self.link_trace and any(getattr(self, name) != fields[name].default for name in drawn):
+            raise ValueError(f"E-COMBO: with simulation.link_trace links are not drawn: leave out {', '.join(drawn)}")
+        if not self.link_low_mbit <= self.link_mbit <= self.link_high_mbit:
+            raise ValueError("E-COMBO: simulation.link_mbit must lie between link_low_mbit and link_high_mbit")
+        return self
 
 
 class DpSection(Section):
@@ -42,7 +100,6 @@ class DpSection(Section):
     amplification: Literal["auto", "poisson"] = Field(
         "auto", description="poisson: refuse where amplification by Poisson sampling cannot be counted"
     )
-    corrupt: float = Field(0.1, ge=0, le=0.5, description="distributed: share of a cohort that may leave out its noise")
     bits: int = Field(0, ge=0, le=32, description="distributed: of the ring; 0 = the smallest that will do")
 
     def check(self, privacy: Privacy) -> None:
@@ -60,7 +117,6 @@ class DpSection(Section):
             raise ValueError("E-COMBO: dp.tensor_l2 is for whole updates and a clip that stays")
         distributed, correlated = privacy == "distributed", self.noise == "correlated"
         for key, read, by in (
-            ("corrupt", distributed, 'privacy = "distributed"'),
             ("bits", distributed, 'privacy = "distributed"'),
             ("buffers", correlated, 'dp.noise = "correlated"'),
         ):

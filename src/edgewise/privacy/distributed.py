@@ -28,7 +28,7 @@ import numpy as np
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive
-from edgewise.core.space import Kind, Quorum, Space, share_of
+from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within
 
@@ -139,23 +139,17 @@ def evenness(space: Space) -> int:
     return space.rotated_least if whole else max(1, space.rotated_least // 2)
 
 
-def honest_survivors(quorum: Quorum, corrupt: float) -> int:
-    """Devices whose noise is surely in a sum: of at least ``n_min`` contributions at most floor(corrupt ``cohort``)
-    come from devices that may leave theirs out."""
-    return quorum.n_min - share_of(corrupt, quorum.cohort)
-
-
-def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = None) -> Stage:
+def discrete_gaussian_noise(z: float, bits: int | None = None) -> Stage:
     """Round to integers and add this device's share of the noise: exact discrete Gaussian of std S.
 
-    Together the honest survivors' shares have standard deviation >= z C in every coordinate of the sum, C the L2 bound
-    before (put ``clip`` in front, and ``rotate`` after it).
+    Corrupt devices may leave theirs out. Together the shares of ``quorum.honest`` others have standard deviation >= z C
+    in every coordinate of the sum, C the L2 bound before (put ``clip`` in front, and ``rotate`` after it).
     Algebra: kind -> INTEGER for a ring of ``bits`` bits; l2 -> D2 / scale; noise_std -> S / scale; ``zcdp`` of a round.
     Guarantees: the integers that the noise is added to have norm <= D2, whatever the update; both randomnesses come
         from a CSPRNG keyed by the device. A sum of n encodings decodes to the sum of the inputs plus noise, except
         where it leaves the ring: at most 0.01 coordinates per round, each an error of the ring's size.
     Args:
-        z: noise multiplier, above 0. corrupt: share of a cohort that may leave out its noise.
+        z: noise multiplier, above 0.
         bits: of the ring, None: the smallest in which rounding lengthens the bound by at most 1 %.
     Raises:
         CompositionError: E-NOISE-NOCLIP without an L2 bound; E-ORDER without rotate right before it, and inside
@@ -167,13 +161,10 @@ def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = N
     """
     name = f"discrete_gaussian({z:g})"
     demand.positive("discrete_gaussian: z", z)
-    demand.between("discrete_gaussian: corrupt", corrupt, 0.0, 0.5)
     demand.between("discrete_gaussian: bits", 8 if bits is None else bits, 8, MOST_BITS)
 
     def sizing(space: Space) -> Sizing:
-        q = space.quorum
-        honest = honest_survivors(q, corrupt)
-        return fit(q.n_max, honest, z, space.l2, space.dim, evenness(space), bits)
+        return fit(space.quorum.n_max, space.quorum.honest, z, space.l2, space.dim, evenness(space), bits)
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
@@ -204,11 +195,11 @@ def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = N
                 "put rotate right before it, after clip and after what shortens the vector.",
             )
         q = space.quorum
-        if (honest := honest_survivors(q, corrupt)) < 1:
+        if not q.honest:
             raise CompositionError(
                 "E-NMIN",
-                f"{name}: of {q.n_min} contributions up to {q.n_min - honest} may come without noise.",
-                "raise round.minimum or the cohort, or assume fewer corrupt devices.",
+                f"{name}: of {q.n_min} contributions up to {q.corrupt} may come without noise.",
+                "raise round.minimum or the cohort, or assume fewer corrupt devices (trust.malicious_fraction).",
             )
         found = sizing(space)
         return space.but(
@@ -220,7 +211,7 @@ def discrete_gaussian_noise(z: float, corrupt: float = 0.1, bits: int | None = N
             bits=float(found.bits),
             ring_bits=found.bits,
             noise_std=found.s / found.scale,
-            honest=honest,
+            honest=q.honest,
             zcdp=(found.rho, found.xi),
             unbiased=False,
         )

@@ -10,12 +10,12 @@ import numpy as np
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
-from edgewise.core.space import Space, Total, share_of
+from edgewise.core.space import Space, Total
 from edgewise.core.stage import Merge, Payload
 from edgewise.merges import robust
 from edgewise.merges.ring import Residues, head_residues, ring_sum
 from edgewise.privacy import rules
-from edgewise.secagg.params import CORRUPT_MOST, Params, Policy
+from edgewise.secagg.params import CORRUPT_MOST, Params, Policy, Server
 from edgewise.secagg.secrets import Body, Head
 
 
@@ -48,49 +48,56 @@ def _hiding(merge: Merge, name: str, hides: Hiding) -> Merge:
     return replace(merge, name=name, infer=infer, hides=hides)
 
 
-def secure_sum(policy: Policy | None = None) -> Merge:
+def secure_sum() -> Merge:
     """Masks that cancel in the sum (``secagg.client``, ``secagg.server``).
 
     Guarantees: the server learns the sum over at least ``n_min`` devices and who is in it, and nothing else of any
-        contribution; with a malicious server as long as no more than the policy's share of a cohort works with it
-        (``assured``). The numbers are those of ``ring_sum``.
+        contribution, as long as no more devices of a sum work with it than ``assured`` was told. The numbers are those
+        of ``ring_sum``.
     Not promised: that the sum itself says nothing of a device (that takes noise), or that devices are honest.
     Raises: CompositionError as ``ring_sum``, and E-NMIN.
     """
-    return _hiding(ring_sum(), "secure_sum", Hiding(1, policy or Policy()))
+    return _hiding(ring_sum(), "secure_sum", Hiding(1, Policy()))
 
 
-def assured(merge: Merge, least: int, cohort: int) -> Merge:
-    """The merge with a policy that holds in sums of only ``least`` of a ``cohort``'s devices: all corrupt ones may be
-    among them, since a server that lies chooses whose keys arrived, and there they are a larger share.
+def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious") -> Merge:
+    """The merge with a policy for sums of only ``least`` devices, of which ``corrupt`` are: all of them may be in the
+    smallest sum, where they are the largest share.
 
-    Raises CompositionError(E-NMIN) where they would be a third or more of the smallest sum: then a lying server could
-    have two lists of survivors signed, and take one sum from the other. A curious server could not, but drop-outs may
-    leave the same few; one rule for both.
+    Args: corrupt: devices of one sum that may work with a server, at most. dropout, server: as in ``Policy``.
+    Raises CompositionError(E-NMIN) where the smallest sum does not hide the honest ones (``fewest``).
     """
     assert merge.hides is not None
-    policy = merge.hides.policy
-    corrupt = share_of(policy.corrupt, cohort)
-    if least < (needed := fewest(corrupt)):
+    servers = merge.hides.servers
+    if least < (needed := fewest(corrupt, servers)):
         raise CompositionError(
             "E-NMIN",
-            f"{merge.name}: a sum of {least} of {cohort} devices, of whom {corrupt} may be corrupt and all in it, "
-            f"would not hide the others; it needs {needed}.",
-            "raise round.minimum, or assume fewer corrupt devices ([merge] corrupt).",
+            f"{merge.name}: a sum of {least} devices, of whom {corrupt} may be corrupt, would not hide the others; it "
+            f"needs {needed}.",
+            "raise round.cohort or round.minimum, or assume fewer corrupt devices (trust.malicious_fraction, a share "
+            "of the population).",
         )
-    policy = replace(policy, corrupt=max(policy.corrupt, corrupt / least))
+    # Devices compare a policy with what their owners ask for. Shares stand more corrupt devices than a policy can name.
+    policy = Policy(min(corrupt / least, CORRUPT_MOST), dropout, server)
     return replace(merge, hides=replace(merge.hides, policy=policy))
 
 
-def fewest(corrupt: int) -> int:
-    """Devices of the smallest sum that hides the others from a lying server: more than three times the corrupt."""
-    return max(2, ceil(corrupt / CORRUPT_MOST))
+def fewest(corrupt: int, servers: int = 1) -> int:
+    """Devices of the smallest sum that hides the honest ones among them.
+
+    Masks (one server): more than three times the corrupt. With fewer a lying server could have two lists of survivors
+    signed, and take one sum from the other. A curious server could not, but drop-outs may leave the same few: one rule
+    for both. Shares (two servers): two more than the corrupt. With one more, a server that knows what the corrupt ones
+    sent reads the last device's update off the sum.
+    """
+    return max(2, ceil(corrupt / CORRUPT_MOST)) if servers == 1 else corrupt + 2
 
 
 def shared_sum() -> Merge:
     """Two shares, one for the server and one for a helper (``secagg.two_server``).
 
-    Guarantees: neither learns more than the sum, unless both work together. Raises as ``secure_sum``.
+    Guarantees: neither learns more than a sum of at least ``n_min`` devices, ``n_min`` being two more than the corrupt
+        devices that ``assured`` was told, unless both work together. Raises as ``secure_sum``.
     """
     return _hiding(ring_sum(), "shared_sum", Hiding(2, Policy()))
 
@@ -101,7 +108,7 @@ class Groups(NamedTuple):
     sums: tuple[Residues, ...]
 
 
-def grouped(groups: int, byzantine: int, rule: robust.RuleName = "median", policy: Policy | None = None) -> Merge:
+def grouped(groups: int, byzantine: int, rule: robust.RuleName = "median") -> Merge:
     """``secure_sum`` over each of several random groups of a cohort, and a robust rule between the groups' means.
 
     The server deals the groups anew in every round, after the keys are in, so that nobody can choose a group. A device
@@ -135,7 +142,7 @@ def grouped(groups: int, byzantine: int, rule: robust.RuleName = "median", polic
 
     return replace(
         one, name=name, infer=infer, init=init, add=add, groups=groups, parts=parts,
-        combine=robust.rule(rule, byzantine), hides=Hiding(1, policy or Policy(), groups, 2 * byzantine + 1),
+        combine=robust.rule(rule, byzantine), hides=Hiding(1, Policy(), groups, 2 * byzantine + 1),
     )  # fmt: skip
 
 

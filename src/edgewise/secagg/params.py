@@ -10,6 +10,11 @@ the smallest k with a threshold t that keeps (with A = floor(gamma n) corrupt, D
     3. honest survivors enough to unmask:     t2 = max{t: P[Y < t] <= 2^-eta / n},        Y ~ Hypergeometric(n, n-D, k)
     4. against a server that lies about drop-outs: t1 <- ceil((t1 + k - 1.25) / 2)
 with t = max(t1 + 1, 2) and t2 > t1. Both sides compute k and t from the policy; neither is taken from the wire.
+
+A plan's policy has gamma = A / n_min, where A devices of any one sum may be corrupt, so that a session of n >= n_min
+devices allows for all of them: floor(gamma n) >= A. With a malicious server A = min(cohort, floor(malicious_fraction x
+population)), since it picks the cohort. With a curious one A is the 1 - 2^-40 quantile of how many an honestly drawn
+cohort holds (``plan.trust``). delta = dropout_fraction. Plans keep n_min > 3 A for masks, n_min >= A + 2 for shares.
 Source: Bonawitz et al. 2017, ePrint 2017/281; Bell et al. 2020, ePrint 2020/704, theorems 3.10 and 4.9.
 """
 
@@ -39,8 +44,8 @@ class Policy:
     """What everybody assumes of the others, the same on all devices of a run.
 
     Attributes:
-        corrupt: share of a cohort that may work with the server, below 1/3.
-        dropout: share that may vanish after the keys are known, below 1/3.
+        corrupt: share of a session's devices that may work with the server, below 1/3.
+        dropout: share of them that may vanish after the keys are known, below 1/3.
         server: "malicious" (may lie about who dropped out) or "curious" (follows the protocol and reads all).
     """
 
