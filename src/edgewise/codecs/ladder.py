@@ -76,6 +76,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
             quantized=max(end.quantized for end in ends),
             moving=any(end.moving for end in ends),
             unbiased=all(end.unbiased for end in ends),
+            keeps_zero=all(end.keeps_zero for end in ends),
             summable=False,
         )
 

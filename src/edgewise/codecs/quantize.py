@@ -123,7 +123,7 @@ def even(bits: int, shared: bool, block: int) -> Stage:
     scale 0 (travels), not summable, l2 times ``block_growth``, linf times 1 + 2^-7.
     ``shared``: step = linf / L from the space, nothing travels. Algebra: summable, l2 -> ``shared_l2``, linf stays.
     Guarantees: unbiased; deterministic given turn.private; the rounding of coordinate i depends on i and the key only.
-    Edge cases: zero stays zero, but not with one bit; a block below 2^-126 is sent as zeros; above the largest bfloat16
+    Edge cases: zero stays zero, but not with one bit on a shared grid (``keeps_zero``); a block below 2^-126 is sent as zeros; above the largest bfloat16
     it saturates.
     Raises:
         CompositionError: E-NOT-REAL when quantized twice, E-NO-BOUND on a shared grid without a bound on each
@@ -154,7 +154,7 @@ def even(bits: int, shared: bool, block: int) -> Stage:
             )
         step = space.linf / top
         l2 = step * sqrt(space.dim) if bits == 1 else shared_l2(space.l2, step, space.dim, top)
-        return out.but(scale=step, block=0, l2=l2)
+        return out.but(scale=step, block=0, l2=l2, keeps_zero=space.keeps_zero and bits > 1)
 
     def rounded(x: NDArray[np.float32], inverse: NDArray[np.float64], block: int, turn: Turn) -> NDArray[Any]:
         body: NDArray[Any] = np.empty(x.size, np.int8 if top <= 127 else np.int32)

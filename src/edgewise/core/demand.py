@@ -53,3 +53,14 @@ def real(space: Space, who: str) -> None:
             f"{who} works on real numbers, but the body before it is already {space.kind.value}.",
             f"put {who} before quantize.",
         )
+
+
+def neighbours_at_zero(space: Space, who: str) -> None:
+    """Raise CompositionError(E-ADJ-MIX) unless a neighbouring device sends zeros, and zeros are encoded to zeros: the
+    accounting of ``who`` measures from there."""
+    if space.adjacency != "zero_out" or not space.keeps_zero:
+        raise CompositionError(
+            "E-ADJ-MIX",
+            f"{who}: it is accounted for neighbours that send zeros, and here a neighbour sends something else.",
+            "leave out the stage before it that does not encode zeros as zeros.",
+        )

@@ -9,6 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import floor, hypot, inf
+from typing import Literal
+
+
+Adjacency = Literal["zero_out", "add_remove", "replace_one"]
 
 SLACK = 1e-5  # of a bound: what float32 rounding in an honest encoder and its decoder may add
 
@@ -61,6 +65,10 @@ class Space:
         kind: REAL, INTEGER or RING.
         l2, linf: bounds of the body, model units; ``inf`` = unknown.
         head_l2: bound of the head's L2 norm.
+        adjacency: what a device sends in the neighbouring data set: the encoding of an update of zeros ("zero_out"),
+            nothing at all ("add_remove"), the encoding of any other update ("replace_one").
+        keeps_zero: an update of zeros, with a head of zeros and a count of 0, is encoded to exactly zero, body and
+            head. A stage after which that does not hold says so, and ``sensitivity`` counts it.
         scale: model units per encoded unit (INTEGER, RING); 1.0 for REAL. 0.0: scales travel per block.
         level_max: largest absolute encoded integer of one contribution (INTEGER, RING).
         stride: distance of neighbouring encoded integers (INTEGER): 1 where zero is one of them; 2 for grids of an
@@ -111,6 +119,8 @@ class Space:
     l2: float = inf
     linf: float = inf
     head_l2: float = 0.0
+    adjacency: Adjacency = "zero_out"
+    keeps_zero: bool = True
     scale: float = 1.0
     level_max: int = 0
     stride: int = 1
@@ -157,8 +167,17 @@ class Space:
 
     @property
     def sensitivity(self) -> float:
-        """L2 bound of the whole contribution, body and head: sqrt(l2^2 + head_l2^2)."""
-        return hypot(self.l2, self.head_l2)
+        """L2 bound of the distance between what a device sends and what it sends in the neighbouring data set.
+
+        With r = sqrt(l2^2 + head_l2^2), body and head as one vector:
+
+            add_remove     r      (nothing is sent instead)
+            zero_out       r      where the encoding of zero is zero, else 2 r (it may be any encoding)
+            replace_one    2 r
+        """
+        reach = hypot(self.l2, self.head_l2)
+        near = self.adjacency == "add_remove" or (self.adjacency == "zero_out" and self.keeps_zero)
+        return reach if near else 2.0 * reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +186,8 @@ class Total:
 
     Attributes:
         space: the space of each contribution that was merged.
-        sensitivity: L2, model units, of the total when one contribution is added, removed or zeroed; inf = unknown.
+        sensitivity: L2, model units, of how far the total moves between neighbouring data sets (``Space.sensitivity``);
+            inf = unknown.
         noise_std: standard deviation per coordinate, model units, of noise in the total.
         visible: the server sees single contributions.
         dim: coordinates of the decoded total, body and head together; set by ``core.pipeline.pipeline``.

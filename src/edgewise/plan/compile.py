@@ -24,7 +24,7 @@ from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.claims import claims
 from edgewise.plan.downlink import delta_bytes, downlink
 from edgewise.plan.facts import PlanFacts, facts
-from edgewise.plan.private import Spend, Taking, private
+from edgewise.plan.private import Spend, Taking, adjacency, private
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
 from edgewise.plan.section import DP_WORDS
@@ -282,6 +282,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
         head_l2=HEAD_BOUND * math.sqrt(len(names)),
         universe=spec.dim,
         population=population,
+        adjacency=adjacency(recipe.privacy, sampling.kind),
     )
     tables = [{"kind": "factors"}, *recipe.stage] if recipe.trainable.kind == "rolora" else recipe.stage
     groups = schedule(tables, spec, catalogue.stages)

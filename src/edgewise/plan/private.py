@@ -10,7 +10,7 @@ from math import sqrt
 from edgewise.codecs.rotate import BLOCK, rotate
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
-from edgewise.core.space import Kind, Space
+from edgewise.core.space import Adjacency, Kind, Space
 from edgewise.core.stage import WEIGHT, Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.recipe import Recipe
@@ -54,6 +54,15 @@ class Taking:
     rounds_each: int
     gap: int  # rounds between two of a device, at least
     words: str
+
+
+def adjacency(word: str, sampler: str) -> Adjacency:
+    """What a device sends in the neighbouring data set: the fold's ``sensitivity`` and the accountant's events rest on
+    this one answer. Under ``record`` neighbours differ in a record, whose noise is in the steps; the fold is of devices.
+    """
+    if word == "local":
+        return "replace_one"
+    return "add_remove" if word == "central" and sampler == "poisson" else "zero_out"
 
 
 def fold(space: Space, stages: Sequence[Stage]) -> Space:
@@ -183,8 +192,9 @@ def _central(
         if blt is not None:
             return (matrix.event(blt, z),)
         if taking.kind == "poisson":
-            return (Event("gaussian", "add_remove", z=z, sampling="poisson", rate=taking.rate),) * len(before)
-        return (Event("gaussian", "zero_out", z=z),) * len(before)
+            event = Event("gaussian", before[0].adjacency, z=z, sampling="poisson", rate=taking.rate)
+            return (event,) * len(before)
+        return (Event("gaussian", before[0].adjacency, z=z),) * len(before)
 
     return ending, events
 
@@ -211,7 +221,7 @@ def _distributed(
 
     def events(z: float) -> tuple[Event, ...]:
         found = [fold(space, ending(z)[0]).zcdp for space in before]
-        return tuple(Event("zcdp", "zero_out", rho=rho, xi=xi) for rho, xi in found)
+        return tuple(Event("zcdp", before[0].adjacency, rho=rho, xi=xi) for rho, xi in found)
 
     return ending, events
 
@@ -230,7 +240,8 @@ def _local(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         return [bound, local_noise(z)], []
 
-    return ending, lambda z: (Event("gaussian", "replace_one", z=z / 2.0),) * len(before)
+    # z is noise over the clip, and to replace an update moves it by two clips.
+    return ending, lambda z: (Event("gaussian", before[0].adjacency, z=z / 2.0),) * len(before)
 
 
 def _record(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:

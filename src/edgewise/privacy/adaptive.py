@@ -1,12 +1,15 @@
 """A clip that follows the updates: the bound that a given share of them is below, found privately.
 
     b_i = 1 if ||x_i|| <= C else 0;   C <- C exp(-eta (mean b - gamma)),  the mean from a noised sum
-    z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2),   sigma_b = m / 20
+    z_delta = (z^-2 - (r / sigma_b)^2)^(-1/2),   sigma_b = m / 20
 
-The update travels in units of C, and the bit as one more coordinate, s (b - 1/2) with s = z_delta / sigma_b; then one
-noise of z times the joint bound sqrt(1 + s^2 / 4) is z_delta on the update and sigma_b on the sum of bits, and the two
-together cost exactly what z alone would.
-Source: Andrew, Thakkar, McMahan, Ramaswamy 2021, arXiv:1905.03871, algorithm 1 and theorem 1.
+A bit is sent as b - r, and r is how far that lies from what is sent in its place in the neighbouring data set. Where a
+device is there or not ("add_remove"), r = 1/2. Where its update is zero or not ("zero_out"), r = 1: the zero update is
+below C and has b = 1, so that it sends 0.
+The update travels in units of C, and b - r as one more coordinate, times s = z_delta / sigma_b. One noise of z times
+the joint bound sqrt(1 + r^2 s^2) then is z_delta on the update and sigma_b on the sum of bits, and the two together
+cost exactly what z alone would. A device that was expected and sends nothing counts as a bit of r.
+Source: Andrew, Thakkar, McMahan, Ramaswamy 2021, arXiv:1905.03871, algorithm 1 and theorem 1 (for r = 1/2).
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import numpy as np
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
-from edgewise.core.space import Space
+from edgewise.core.space import Adjacency, Space
 from edgewise.core.stage import BELOW, Head, Memory, Payload, Server, Stage
 from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy.clip import HAIR, LARGEST, SMALLEST
@@ -32,18 +35,24 @@ def bit_noise(cohort: float) -> float:
     return cohort / 20.0
 
 
-def split(z: float, sigma_b: float) -> float:
+def reach(adjacency: Adjacency) -> float:
+    """r: a device sends b - r, which lies within r of what is sent in its place (see the module)."""
+    return 1.0 if adjacency == "zero_out" else 0.5
+
+
+def split(z: float, sigma_b: float, adjacency: Adjacency) -> float:
     """z_delta: the update's multiplier, so that update and bit together cost what z alone does.
 
-    Raises CompositionError(E-VALUE) where the bit alone would cost more: z must be below 2 sigma_b.
+    Raises CompositionError(E-VALUE) where the bit alone would cost more: z must be below sigma_b / r.
     """
-    if z >= 2.0 * sigma_b:
+    r = reach(adjacency)
+    if z >= sigma_b / r:
         raise CompositionError(
             "E-VALUE",
-            f"adaptive clipping: at a noise multiplier of {z:.4g} the bit alone, with {sigma_b:.4g}, costs all of it.",
+            f"adaptive clipping: at a noise multiplier of {z:.4g} the bit alone, with {sigma_b / r:.4g}, costs all of it.",
             "a larger cohort, a larger budget, or a fixed clip.",
         )
-    return 1.0 / sqrt(z**-2 - (2.0 * sigma_b) ** -2)
+    return 1.0 / sqrt(z**-2 - (r / sigma_b) ** 2)
 
 
 def reachable(start: float, releases: int, quantile: float = QUANTILE, rate: float = RATE) -> tuple[float, float]:
@@ -55,31 +64,40 @@ def reachable(start: float, releases: int, quantile: float = QUANTILE, rate: flo
 def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANTILE, rate: float = RATE) -> Stage:
     """Clip to the round's C, which begins at ``start`` and follows the ``quantile`` of the updates' norms.
 
-    Algebra: the body is in units of C from here on: l2 -> 1; one head scalar more, within s / 2. The server multiplies
-    the mean by C again (``Server``), after noise and division.
+    Algebra: the body is in units of C from here on: l2 -> 1; one head scalar more, within r s; zeros stay zeros where
+    neighbours are at zero. The server multiplies the mean by C again (``Server``), after noise and division.
     Guarantees: the float64 norm of the clipped body is at most 1. C depends on noised sums only.
     Args:
         start: C of round 0, model units. z: the noise multiplier that body and bit share. cohort: m, expected.
         quantile: gamma, share of updates that should stay whole. rate: eta.
-    Raises: CompositionError: E-VALUE (see ``split``), E-NOT-REAL after a quantizer.
+    Raises: CompositionError (when folded): E-VALUE (see ``split``), E-NOT-REAL after a quantizer.
     """
     demand.between("dp.clip_l2", start, SMALLEST, LARGEST)
-    weight = split(z, bit_noise(cohort)) / bit_noise(cohort)
     name = f"adaptive_clip({start:g})"
+
+    def weight(space: Space) -> float:
+        """s."""
+        return split(z, bit_noise(cohort), space.adjacency) / bit_noise(cohort)
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
-        head = (*space.head, BELOW)
+        longest = weight(space) * reach(space.adjacency)
         return space.but(
-            l2=1.0, linf=1.0, head=head, head_l2=hypot(space.head_l2, weight / 2.0), unbiased=False, clipped=True
+            l2=1.0,
+            linf=1.0,
+            head=(*space.head, BELOW),
+            head_l2=hypot(space.head_l2, longest),
+            keeps_zero=space.keeps_zero and space.adjacency == "zero_out",
+            unbiased=False,
+            clipped=True,
         )
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         clip = turn.clip or start
         norm = norm_l2(payload.body)
         body = np.multiply(payload.body, HAIR / max(norm, clip), dtype=np.float64).astype(np.float32)
-        bit = 0.5 if norm <= clip else -0.5
-        return payload.but(body=body, head=np.append(payload.head, weight * bit)), memory
+        bit = (1.0 if norm <= clip else 0.0) - reach(space.adjacency)
+        return payload.but(body=body, head=np.append(payload.head, weight(space) * bit)), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         return payload
@@ -89,7 +107,7 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
 
     def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         clip = float(memory[CLIP][0])
-        below = min(max(head[BELOW] / weight + 0.5, 0.0), 1.0)
+        below = min(max(head[BELOW] / weight(space) + reach(space.adjacency), 0.0), 1.0)
         new = min(max(clip * exp(-rate * (below - quantile)), SMALLEST), LARGEST)
         return (mean * np.float32(clip)).astype(np.float32), {CLIP: np.array([new])}
 

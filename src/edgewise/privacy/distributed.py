@@ -152,7 +152,8 @@ def discrete_gaussian_noise(z: float, bits: int | None = None) -> Stage:
         z: noise multiplier, above 0.
         bits: of the ring, None: the smallest in which rounding lengthens the bound by at most 1 %.
     Raises:
-        CompositionError: E-NOISE-NOCLIP without an L2 bound; E-ORDER without rotate right before it, and inside
+        CompositionError: E-ADJ-MIX where neighbours are not zero_out, or zeros are not sent as zeros;
+            E-NOISE-NOCLIP without an L2 bound; E-ORDER without rotate right before it, and inside
             feedback (which would send the noise back later); E-TOPK-SECAGG after a per-device support or low_rank;
             E-NOT-REAL after a quantizer; E-STATS with metrics beside the update; E-WEIGHT with weights; E-NMIN where
             the round may end without an honest survivor; E-WRAP, E-VALUE where the ring does not fit; E-COMBO with a
@@ -168,6 +169,7 @@ def discrete_gaussian_noise(z: float, bits: int | None = None) -> Stage:
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
+        demand.neighbours_at_zero(space, name)
         if space.l2 == inf:
             raise CompositionError(
                 "E-NOISE-NOCLIP",

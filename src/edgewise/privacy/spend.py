@@ -7,10 +7,10 @@ from math import inf
 from typing import Any, Literal, get_args
 
 from edgewise.core.errors import CompositionError
+from edgewise.core.space import Adjacency
 
 Kind = Literal["gaussian", "zcdp", "matrix", "tree"]
 Sampling = Literal["every", "poisson", "truncated", "fixed"]
-Adjacency = Literal["zero_out", "add_remove", "replace_one"]
 Unit = Literal["device", "record"]
 
 # Whose neighbours a bound is proved for.
