@@ -23,7 +23,7 @@ from edgewise.privacy.audit import gaussian_mu, upper_rate
 WORDS = {"distributed": "secure_sum", "central": "sum", "local": "sum"}
 RUNS = 1 << 14
 SPEC = Spec.of([(f"model.layers.{i}.w", (20 + 8 * i, 30), "float32") for i in range(4)])
-CYCLIC = {"round.sampling": "cyclic", "round.cohort": 25}
+POISSON = {"round__sampling": "poisson", "round__cohort": 50, "round__minimum": 0.0}
 
 
 def plan(word: str, population: int = 100, **more: object) -> Plan:
@@ -132,6 +132,71 @@ def test_a_clip_of_twice_the_length_is_caught(monkeypatch, name):
     assert not trials.length(plan("central", **more)).holds
 
 
+def half_counted(true):
+    """A maker of adaptive clips that send b - 1/2 and count s / 2, whatever their neighbours send."""
+
+    def old(start, z, cohort):
+        stage = true(start, z, cohort)
+
+        def infer(space):
+            return stage.infer(space.but(adjacency="add_remove")).but(adjacency=space.adjacency, keeps_zero=True)
+
+        def encode(payload, memory, space, turn):
+            return stage.encode(payload, memory, space.but(adjacency="add_remove"), turn)
+
+        return replace(stage, infer=infer, encode=encode)
+
+    return old
+
+
+def test_a_bit_that_is_counted_by_half_is_caught(monkeypatch):
+    """A zeroed device sends a whole bit more than one whose update is above the clip."""
+    honest = trials.length(plan("central", dp__adaptive_clip=True, round__rounds=40))
+    assert honest.lower == pytest.approx(honest.claimed)
+    monkeypatch.setattr(private, "adaptive_clip", half_counted(private.adaptive_clip))
+    it = plan("central", dp__adaptive_clip=True, round__rounds=40)
+    found = trials.length(it)
+    assert not found.holds
+    assert found.lower == pytest.approx(1.2 * found.claimed, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [False, True])
+def test_releases_with_a_bit_beside_the_update_are_scored_with_it(monkeypatch, broken):
+    if broken:
+        monkeypatch.setattr(private, "adaptive_clip", half_counted(private.adaptive_clip))
+    found = trials.mechanism(plan("central", dp__adaptive_clip=True), RUNS * 4, quiet)
+    assert found.of.startswith("one release, body and head")
+    assert found.holds is not broken, found
+    assert found.tight
+
+
+def test_a_bit_is_right_by_half_where_a_device_is_there_or_not():
+    it = plan("central", 400, dp__adaptive_clip=True, **POISSON)
+    for found in trials.examine(it, True, quiet):
+        assert found.holds, found
+    assert trials.length(it).tight
+
+
+def test_an_encoding_of_zeros_that_is_not_zero_is_caught(monkeypatch):
+    """A clip that makes something of nothing: all lengths are as they are said to be, distances are not."""
+    true = private.clip
+
+    def shifted(l2):
+        stage = true(l2)
+
+        def encode(payload, memory, space, turn):
+            away = np.full_like(payload.body, -l2 / np.sqrt(payload.body.size))
+            return (payload if payload.body.any() else payload.but(body=away)), memory
+
+        return replace(stage, encode=lambda p, m, s, t: encode(*stage.encode(p, m, s, t), s, t))
+
+    monkeypatch.setattr(private, "clip", shifted)
+    found = trials.length(plan("central"))
+    assert found.lower > 1.4 * found.claimed
+    assert not found.holds
+
+
 @pytest.mark.parametrize("word", WORDS)
 def test_one_run_of_honest_code_holds_and_sees_something(word):
     found = trials.one_run(plan(word), 512, quiet)
@@ -161,7 +226,7 @@ def test_one_run_catches_missing_noise(monkeypatch):
 @pytest.mark.parametrize(
     ("word", "population", "more"),
     [
-        ("central", 400, {"round__sampling": "poisson", "round__cohort": 50, "round__minimum": 0.0}),
+        ("central", 400, POISSON),
         ("central", 100, {"round__rounds": 20, "round__sampling": "cyclic", "round__cohort": 25}),
         (
             "distributed",

@@ -10,7 +10,7 @@ import pytest
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.pipeline import pipeline
-from edgewise.core.space import Quorum, Space
+from edgewise.core.space import Adjacency, Quorum, Space
 from edgewise.merges.plain import plain_sum
 from edgewise.privacy.adaptive import CLIP, adaptive_clip, bit_noise, split
 from edgewise.privacy.noise import noise
@@ -19,22 +19,42 @@ KEY = root(6)
 SPACE = Space(30, Quorum(2, 400), universe=30, population=400)
 
 
+REACH = {"add_remove": 0.5, "zero_out": 1.0}  # how far a bit lies from what a neighbour sends
+adjacencies = pytest.mark.parametrize("adjacency", REACH)
+
+
 def test_anchors() -> None:
-    assert split(1.0, bit_noise(100)) == pytest.approx(1.0050, abs=5e-5)
-    with pytest.raises(CompositionError) as caught:
-        split(4.0, bit_noise(32))
-    assert caught.value.code == "E-VALUE"
+    assert split(1.0, bit_noise(100), "add_remove") == pytest.approx(1.0050, abs=5e-5)
+    assert split(1.0, bit_noise(100), "zero_out") == pytest.approx(1.0206, abs=5e-5)
+    for adjacency, z in (("add_remove", 3.2), ("zero_out", 1.6)):
+        split(z * 0.999, bit_noise(32), adjacency)
+        with pytest.raises(CompositionError) as caught:
+            split(z, bit_noise(32), adjacency)
+        assert caught.value.code == "E-VALUE"
 
 
-def test_update_and_bit_together_cost_z() -> None:
-    z, m = 1.5, 200
-    pipe = pipeline(SPACE, [adaptive_clip(0.1, z, m)], plain_sum(), [noise(z)])
+@adjacencies
+def test_update_and_bit_together_cost_z(adjacency: Adjacency) -> None:
+    z, m, r = 1.5, 200, REACH[adjacency]
+    pipe = pipeline(SPACE.but(adjacency=adjacency), [adaptive_clip(0.1, z, m)], plain_sum(), [noise(z)])
     std = pipe.total.noise_std  # on body and bit alike
-    z_delta, s = split(z, bit_noise(m)), split(z, bit_noise(m)) / bit_noise(m)
+    z_delta = split(z, bit_noise(m), adjacency)
+    s = z_delta / bit_noise(m)
     assert std == pytest.approx(z_delta, rel=2e-5)  # the body's own bound is 1
     assert std / s == pytest.approx(bit_noise(m), rel=2e-5)  # in units of bits
-    assert (z_delta**-2 + (2 * bit_noise(m)) ** -2) ** -0.5 == pytest.approx(z)
-    assert pipe.total.sensitivity == pytest.approx(hypot(1.0, s / 2))
+    assert (z_delta**-2 + (r / bit_noise(m)) ** 2) ** -0.5 == pytest.approx(z)
+    assert pipe.total.sensitivity == pytest.approx(hypot(1.0, r * s))
+
+
+@adjacencies
+def test_bits_are_counted_whatever_they_are_sent_as(adjacency: Adjacency) -> None:
+    """Three updates below the clip and one above: the share that moves the clip is 3 / 4, without noise."""
+    pipe = pipeline(SPACE.but(adjacency=adjacency), [adaptive_clip(1.0, 0.5, 200, quantile=0.75)], plain_sum())
+    total, turn = pipe.start_sum(), Turn(0, KEY, KEY)
+    for size in (0.0, 0.01, 0.1, 9.0):
+        total = pipe.add(total, pipe.encode(np.full(30, size, np.float32), {}, 1.0, {}, turn)[0], turn)
+    _, after = pipe.release(total, turn, KEY, pipe.start_memory())
+    assert after[CLIP][0] == pytest.approx(1.0)
 
 
 def test_no_update_exceeds_the_clip_and_the_mean_comes_back_in_model_units() -> None:

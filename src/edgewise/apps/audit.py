@@ -1,6 +1,6 @@
 """`edgewise audit`: the recipe's own code path under attack. What is claimed, what is measured, what leaks.
 
-Length      how long updates are where the noise is added
+Length      how far a device can be from its neighbour before the noise
 Mechanism   many releases by the recipe's stages and noise, with and without one worst-case device or record
 One run     one play of many canaries by the compiled plan, at the recipe's own noise
 Leakage     token recall from what the server sees: each update, the cohort's sum, the noised sum

@@ -27,13 +27,15 @@ from edgewise.plan.private import Spend
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy import audit, matrix
 from edgewise.privacy import one_run as guessing
-from edgewise.privacy.audit import Finding, contribution, event_mu, release, released
+from edgewise.privacy.audit import Finding, contribution, event_mu, neighbour, release, released
 from edgewise.privacy.distributed import MOST_BITS
 from edgewise.privacy.matrix import Blt
 
 COHORT = 20  # of the mechanism's trial: enough for 5 % of it to be one corrupt device
 CANARIES = {True: 512, False: 4096}  # quick or not
 RUNS = {True: 1 << 14, False: 1 << 17}
+RELEASES = 8  # runs that a whole release costs, where it is one run
+HEADED = 0.9  # noise multiplier of whole releases: mu is about 1, and an adaptive clip's bit can be paid from it
 WORK = {True: 1 << 27, False: 1 << 29}  # coordinates that canaries, and their noise, may have in all
 STEP_RECORDS = 2048  # canaries of one step of DP-SGD
 GROUPS = 8  # of the groups that take turns, at most so many have canaries: each needs a sum of all rounds
@@ -67,7 +69,8 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
 
 
 def length(plan: Plan) -> Finding:
-    """How long the longest of some updates is where the noise is added, in every phase: the worst finding."""
+    """How far the furthest of some updates lies from its neighbour's where the noise is added, in every phase: the worst
+    finding."""
     dim, size = plan.spec.dim, LONG * _clip(plan.recipe)
     spike, found = np.zeros(dim, np.float32), []
     spike[dim // 2] = size
@@ -75,28 +78,33 @@ def length(plan: Plan) -> Finding:
         updates = [*(_signs(dim, i) * np.float32(size) for i in range(6)), spike, np.zeros(dim, np.float32)]
         mu, key = _mu(plan, phase), derive(keys.root(7), "length", phase)
         found.append(audit.length_audit("length", pipe, mu, updates, plan.recipe.dp.delta, key))
-    of = f"one release at noise multiplier {_z(plan):.4g}: how long updates are where the noise is added"
+    of = f"one release at noise multiplier {_z(plan):.4g}: how far a device can be from its neighbour before the noise"
     return replace(max(found, key=lambda f: f.lower / f.claimed), of=of)
 
 
 def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
-    """One worst-case device in or out of a release of ``runs`` coordinates, every one a run.
+    """One worst-case device or its neighbour in a release of ``runs`` coordinates, every one a run; where a number
+    travels beside the update, in ``runs / RELEASES`` releases with it, each of which is a run.
 
     The recipe's stages, clip and share of corrupt devices, on tensors of the model's names and of one length. The noise
-    multiplier is chosen so that mu is about 1 for one run, where an audit is most telling; the code is the same. With
-    ``local`` noise the other world has the opposite update.
+    multiplier is chosen so that mu is about 1 for one run, where an audit is most telling; the code is the same.
     """
     step("mechanism", 0, 1)
-    spec = Spec.of([(s.name, (-(-runs // len(plan.spec.segments)),), "float32") for s in plan.spec.segments])
+    spec = _layout(plan.spec, runs)
     stages = [table for table in plan.recipe.stage if _by_coordinate(table)]
-    local = plan.recipe.privacy == "local"
-    whole = 2.0 if local else 1.0
+    whole, size, delta = 2.0 if plan.recipe.privacy == "local" else 1.0, LONG * _clip(plan.recipe), plan.recipe.dp.delta
     probe = _scaled(plan, stages, spec, whole / sqrt(spec.dim), catalogue)
-    bits = min(MOST_BITS, probe.at(0).encoded.ring_bits + FINER) if plan.recipe.privacy == "distributed" else 0
-    small = _scaled(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
-    update = np.full(spec.dim, LONG * _clip(plan.recipe), np.float32)
-    pipe, mu = _pipes(small)[0], _mu(small, 0)
-    found = audit.mechanism_audit("mechanism", pipe, update, plan.recipe.dp.delta, keys.root(7), mu, replaced=local)
+    of = "one coordinate of one release"
+    if probe.at(0).encoded.head:
+        tiny = _scaled(plan, stages, _layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue)
+        update, many = np.full(tiny.spec.dim, size, np.float32), runs // RELEASES
+        pipe, mu, of = _first(tiny, plan), _mu(tiny, 0), "one release, body and head"
+        found = audit.releases_audit("mechanism", pipe, update, delta, keys.root(7), many, mu)
+    else:
+        bits = min(MOST_BITS, probe.at(0).encoded.ring_bits + FINER) if plan.recipe.privacy == "distributed" else 0
+        small = _scaled(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
+        update = np.full(spec.dim, size, np.float32)
+        found = audit.mechanism_audit("mechanism", _first(small, plan), update, delta, keys.root(7), _mu(small, 0))
     dp, others = plan.recipe.dp, [table["kind"] for table in plan.recipe.stage if not _by_coordinate(table)]
     left = {
         **{f"{kind}: behind it coordinates are not runs of their own": True for kind in others},
@@ -106,7 +114,7 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
         "phases but the first": len(plan.pipelines) > 1,
         "the rungs of the ladder": bool(plan.rungs),
     }
-    of = f"one coordinate of one release, its noise scaled for a mu of {found.claimed:.3g}"
+    of += f", its noise scaled for a mu of {found.claimed:.3g}"
     return replace(found, of=of, left_out=tuple(dict.fromkeys([*_those(left), *_left_out(plan)])))
 
 
@@ -114,8 +122,7 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
     """The plan itself, at its own noise: devices of which each is in with probability 1/2, and a score of each.
 
     The canaries are dealt to releases of the plan's stages, each with noise of its own: together they are one play, and
-    flipping a canary changes one release. With ``local`` noise a release is one message, and "out" is the opposite
-    update. With correlated noise a play is the run itself: a canary is in all the rounds that a device of its group is
+    flipping a canary changes one release. Out, its ``neighbour`` is in. With ``local`` noise a release is one message. With correlated noise a play is the run itself: a canary is in all the rounds that a device of its group is
     in, and its score is the sum of all releases with the weights of a matched filter (``_play``).
     Args:
         canaries: as many, or as ``work`` allows (at least 64): coordinates of all that is encoded. Long runs of
@@ -141,7 +148,9 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
         mu *= matrix.participation_norm(column[:rounds], blt.gap, takes)
         mu /= matrix.participation_norm(column, blt.gap, blt.takes)
         of = f"{rounds} of {blt.rounds} rounds of correlated noise at multiplier {_z(plan):.4g}, a device in {takes}"
-    return _guessed(plan, mu, scores, present, of, _left_out(plan))
+    head = pipes[0].encoded.head
+    beside = {f"{' and '.join(head)} beside the update: all canaries move the same number": bool(head)}
+    return _guessed(plan, mu, scores, present, of, (*_left_out(plan), *_those(beside)))
 
 
 def record_mechanism(plan: Plan, runs: int, step: Step) -> Finding:
@@ -196,6 +205,11 @@ def _one_step(plan: Plan) -> str:
     return f"one of up to {steps} steps of a device, at noise multiplier {_z(plan):.4g} and clip {clip:g}"
 
 
+def _layout(spec: Spec, dim: int) -> Spec:
+    """Tensors of the same names and of one length, ``dim`` coordinates or a few more."""
+    return Spec.of([(s.name, (-(-dim // len(spec.segments)),), "float32") for s in spec.segments])
+
+
 def _scaled(
     plan: Plan, stages: Sequence[Mapping[str, Any]], spec: Spec, z: float, catalogue: Catalogue, bits: int = 0
 ) -> Plan:
@@ -212,6 +226,14 @@ def _scaled(
     loose = {"noise": "independent", "amplification": "auto", "noise_multiplier": z, "epsilon": 1e6, "bits": bits}
     plain["dp"] = {**plain["dp"], **loose}
     return compile(Recipe.model_validate(plain), spec, COHORT, catalogue)
+
+
+def _first(scaled: Plan, plan: Plan) -> Pipeline:
+    """The first way up of a scaled plan, with the neighbours of ``plan``: a round of everybody has others than a Poisson
+    cohort."""
+    pipe = _pipes(scaled)[0]
+    start = pipe.spaces[0].but(adjacency=plan.at(0).spaces[0].adjacency)
+    return replace(pipeline(start, pipe.stages, pipe.merge, pipe.posts), divisor=pipe.divisor)
 
 
 def _play(
@@ -249,21 +271,25 @@ def _play(
 def _cohort(
     plan: Plan, pipe: Pipeline, mine: range, turn: NDArray[np.float64], present: NDArray[np.bool_]
 ) -> Iterator[Vector]:
-    """What one round's devices send: the canaries whose turn it is, and zeros of others whose noise is counted on."""
-    n, nothing = 0, np.zeros(plan.spec.dim, np.float32)
+    """What one round's devices send: canaries or their neighbours, of those whose turn it is, and zeros of others whose
+    noise is counted on."""
+    n = 0
     for i in mine:
         if turn[i % turn.size]:
-            yield _canary(plan, i) if present[i] else nothing
+            x = _canary(plan, i)
+            if (sent := x if present[i] else neighbour(pipe, x)) is not None:
+                yield sent
             n += 1
     for _ in range(max(pipe.total.space.honest, 1) - n):
-        yield nothing
+        yield np.zeros(plan.spec.dim, np.float32)
 
 
 def _message(plan: Plan, pipe: Pipeline, i: int, present: NDArray[np.bool_], step: Step) -> float:
     """The score of a device that hides itself, from its own message."""
     step("canaries", i, present.size)
     x = _canary(plan, i)
-    seen = release(pipe, [x if present[i] else -x], derive(keys.root(7), "message", i))
+    sent = x if present[i] else neighbour(pipe, x)
+    seen = release(pipe, [] if sent is None else [sent], derive(keys.root(7), "message", i))
     return float(_along(plan, i) @ seen)
 
 

@@ -4,15 +4,18 @@
 positive and negative rates that no mu-GDP mechanism can have for a mu below a bound (Dong, Roth, Su 2019):
     mu >= Phi^-1(1 - FPR) - Phi^-1(FNR)
 ``mechanism_audit`` has the many runs in the coordinates of one large release, through the real pipeline.
-*Length audit*: how long an update is where the noise is added; without statistics, mu >= length / noise_std.
+*Length audit*: how far apart two neighbours' contributions are where the noise is added; without statistics,
+mu >= distance / noise_std.
+Body and head are scored as one vector, since one noise is on both, and the other world has what a neighbour really
+sends: the encoding of zeros, nothing, or the encoding of the opposite update (``neighbour``).
 The audit with many devices and a single release is in ``privacy.one_run``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from math import hypot, inf, isfinite, lgamma, log, log1p, sqrt
+from dataclasses import dataclass, replace
+from math import inf, isfinite, lgamma, log, log1p, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -21,8 +24,8 @@ from numpy.typing import NDArray
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, placed
-from edgewise.core.vector import Vector, norm_l2
+from edgewise.core.stage import Memory, Payload, Stage, placed
+from edgewise.core.vector import Vector
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import Event
 
@@ -157,10 +160,21 @@ def released(
     public, total = public or derive(key, "public"), pipe.start_sum()
     for i, x in enumerate(updates):
         turn = Turn(round, public, derive(key, "device", i), device=str(i))
-        payload, _ = pipe.encode(x, dict.fromkeys(pipe.spaces[0].head, 0.0), FULL_WEIGHT, pipe.init(), turn)
+        payload, _ = pipe.encode(x, _no_head(pipe), FULL_WEIGHT, pipe.init(), turn)
         total = pipe.add(total, payload, turn)
     aggregate, memory = pipe.release(total, Turn(round, public), derive(key, "release"), memory)
     return aggregate.mean * np.float32(aggregate.weight), memory
+
+
+def neighbour(pipe: Pipeline, x: Vector) -> Vector | None:
+    """The update in place of ``x`` in the neighbouring data set, the furthest of those that its adjacency allows; None
+    where the device is not there at all."""
+    match pipe.spaces[0].adjacency:
+        case "zero_out":
+            return np.zeros_like(x)
+        case "add_remove":
+            return None
+    return -x
 
 
 def claimed_mu(pipe: Pipeline) -> float:
@@ -172,9 +186,9 @@ def claimed_mu(pipe: Pipeline) -> float:
 
 
 def mechanism_audit(
-    name: str, pipe: Pipeline, update: Vector, delta: float, key: Key, mu: float = 0.0, replaced: bool = False
+    name: str, pipe: Pipeline, update: Vector, delta: float, key: Key, mu: float = 0.0
 ) -> Finding:
-    """Two real releases of ``pipe``, with one device's ``update`` and with zeros in its place, every coordinate a run.
+    """Two real releases of ``pipe``, with one device's ``update`` and with its ``neighbour``'s, every coordinate a run.
 
     The claim is the pipeline's own, mu = sensitivity / noise_std, or ``mu``; divided by sqrt(m) for one of the m
     coordinates that travel, which is what an update of equal magnitudes at the bound moves it by. Only the
@@ -182,8 +196,8 @@ def mechanism_audit(
     Args:
         update: float32[d], |update_i| all alike and not 0; longer than the clip, so that a missing one is seen. For mu
             near 1: z = 1 / sqrt(m).
-        mu: the claim, where it is not the pipeline's. replaced: the other world has the opposite update instead of
-            zeros, and the device is alone: it hides itself.
+        mu: the claim, where it is not the pipeline's. A device whose neighbour sends another update hides itself, and
+            is alone in the sum.
     Raises ValueError on another update, or where nothing bounds or hides one.
     Guarantees: ``lower`` holds with 95 % where the noise of different coordinates is independent. After a rotation it
         is uncorrelated and nearly normal, which is as good once S is 10 or so.
@@ -191,11 +205,13 @@ def mechanism_audit(
     if update.size == 0 or not (update != 0).all() or np.ptp(np.abs(update)) > 1e-6 * float(np.abs(update).max()):
         raise ValueError("every coordinate of the update is a run, so all must have one magnitude")
     mu, space = mu or claimed_mu(pipe), pipe.total.space
-    others = [] if replaced else [np.zeros_like(update)] * ((space.honest or space.quorum.n_min) - 1)
+    other, alone = neighbour(pipe, update), space.adjacency == "replace_one"
+    others = [] if alone else [np.zeros_like(update)] * ((space.honest or space.quorum.n_min) - 1)
     sides, scores = np.sign(update).astype(np.float64), []
     public, start = derive(key, "public"), pipe.start_memory()  # neighbours share what everybody knows
-    for world, mine in (("with", update), ("without", -update if replaced else np.zeros_like(update))):
-        seen, _ = released(pipe, [mine, *others], derive(key, world), 0, start, public)
+    for world, mine in (("with", update), ("without", other)):
+        sent = others if mine is None else [mine, *others]
+        seen, _ = released(pipe, sent, derive(key, world), 0, start, public)
         scores.append(sides * seen)
     travels = contribution(pipe, update, Turn(0, public, derive(key, "travels"), device="0")) != 0.0
     return mechanism(name, mu / sqrt(pipe.encoded.dim), delta, scores[1][travels], scores[0][travels])
@@ -204,40 +220,95 @@ def mechanism_audit(
 def contribution(pipe: Pipeline, x: Vector, turn: Turn) -> Vector:
     """What ``x`` adds to the decoded sum, float32[d], with the noise that its device adds; as the server merges it
     where a stage has a half on the server, float32[m] then."""
-    head = dict.fromkeys(pipe.spaces[0].head, 0.0)
-    return pipe.decode(pipe.encode(x, head, FULL_WEIGHT, pipe.init(), turn)[0], turn, pipe.level).body
+    return pipe.decode(pipe.encode(x, _no_head(pipe), FULL_WEIGHT, pipe.init(), turn)[0], turn, pipe.level).body
+
+
+def releases_audit(
+    name: str, pipe: Pipeline, update: Vector, delta: float, key: Key, runs: int, mu: float = 0.0
+) -> Finding:
+    """Many real releases of ``pipe``, body and head, with ``update`` and with its ``neighbour``'s: each is a run.
+
+    For pipelines whose head carries something, which is one number of a release and no run of its own. The score is the
+    inner product of a release with the difference of the two contributions. The server's noise is on the sum, so
+    nobody else has to be in it.
+    Args:
+        runs: releases of each world. mu: the claim, where it is not the pipeline's.
+    Raises ValueError as ``claimed_mu``.
+    Guarantees: ``lower`` holds with 95 %.
+    """
+    stages = tuple(_bare(stage) for stage in pipe.stages)  # what a server makes of the noised mean hides nothing more
+    pipe, mu = replace(pipe, stages=stages), mu or claimed_mu(pipe)
+    other, public, start = neighbour(pipe, update), derive(key, "public"), pipe.start_memory()
+    turn = Turn(0, public, derive(key, "apart"), device="0")
+    apart = _joint(pipe, update, turn) - (0.0 if other is None else _joint(pipe, other, turn))
+    scores = []
+    for world, mine in (("without", other), ("with", update)):
+        seen = np.zeros(runs)
+        for i in range(runs):
+            seen[i] = apart @ _release(pipe, mine, derive(key, world, i), start, public)
+        scores.append(seen)
+    return mechanism(name, mu, delta, scores[0], scores[1])
+
+
+def _bare(stage: Stage) -> Stage:
+    return stage if stage.server is None or stage.server.encoded else replace(stage, server=None)
+
+
+def _release(pipe: Pipeline, x: Vector | None, key: Key, start: Memory, public: Key) -> NDArray[np.float64]:
+    """Body and head of a noised sum with one contribution, or with none."""
+    turn, total = Turn(0, public, derive(key, "device"), device="0"), pipe.start_sum()
+    if x is not None:
+        payload, _ = pipe.encode(x, _no_head(pipe), FULL_WEIGHT, pipe.init(), turn)
+        total = pipe.add(total, payload, turn)
+    aggregate, _ = pipe.release(total, Turn(0, public), derive(key, "release"), start)
+    return np.concatenate([aggregate.mean, list(aggregate.head.values())]) * aggregate.weight
+
+
+def _no_head(pipe: Pipeline) -> dict[str, float]:
+    return dict.fromkeys(pipe.spaces[0].head, 0.0)
 
 
 def length_audit(name: str, pipe: Pipeline, mu: float, updates: Sequence[Vector], delta: float, key: Key) -> Finding:
-    """How long the longest of ``updates`` is where the noise is added, against what the claim of ``mu`` counts with.
+    """How far the furthest of ``updates`` lies from its ``neighbour``'s where the noise is added, body and head as one
+    vector, against the distance that the claim of ``mu`` counts with (``Space.sensitivity``).
 
     On devices that add noise that is before they do, else after the server has decoded the contribution. Two worlds
-    that differ by a length of l under noise of sigma are told apart as those of mu = l / sigma, so a clip that is
-    missing shows here, whether or not the code after it refuses what is too long.
+    that differ by a distance of l under noise of sigma are told apart as those of mu = l / sigma, so a clip that is
+    missing shows here, whether or not the code after it refuses what is too long; and so does an encoding of zeros that
+    is not zero.
     Args:
         mu: claimed, for the bound of the pipeline. updates: float32[d] each, as bad as they come.
-    Guarantees: exact for these updates; ``confidence`` is 1. A length within float32 rounding of the bound is taken
+    Guarantees: exact for these updates; ``confidence`` is 1. A distance within float32 rounding of the bound is taken
         for it.
     Raises ValueError where the pipeline has no bound.
     """
     longest, space = 0.0, pipe.encoded
     for i, x in enumerate(updates):
         turn = Turn(0, derive(key, "public"), derive(key, "device", i), device=str(i))
-        body, space = _before_noise(pipe, x, turn)
-        longest = max(longest, norm_l2(body))
-    if not isfinite(space.l2):
+        apart, space = _before_noise(pipe, x, turn)
+        if (other := neighbour(pipe, x)) is not None:
+            apart = apart - _before_noise(pipe, other, turn)[0]
+        longest = max(longest, float(np.linalg.norm(apart)))
+    if not isfinite(space.sensitivity):
         raise ValueError("this pipeline bounds nothing")
-    longest = longest if longest > space.l2 * SLACK else min(longest, space.l2)
-    lower = mu * (hypot(longest, space.head_l2) / hypot(space.l2, space.head_l2))  # of equal lengths exactly mu
+    longest = longest if longest > space.sensitivity * SLACK else min(longest, space.sensitivity)
+    lower = mu * (longest / space.sensitivity)  # of equal lengths exactly mu
     return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), len(updates), 1.0)
 
 
-def _before_noise(pipe: Pipeline, x: Vector, turn: Turn) -> tuple[NDArray[np.float32], Space]:
-    """A contribution where noise is added to it, or to the sum of it with others; and the space with its bound."""
+def _joint(pipe: Pipeline, x: Vector, turn: Turn) -> NDArray[np.float64]:
+    """Body and head of a contribution as the server merges it."""
+    payload = pipe.decode(pipe.encode(x, _no_head(pipe), FULL_WEIGHT, pipe.init(), turn)[0], turn, pipe.level)
+    return np.concatenate([payload.body, payload.head])
+
+
+def _before_noise(pipe: Pipeline, x: Vector, turn: Turn) -> tuple[NDArray[np.float64], Space]:
+    """A contribution, body and head, where noise is added to it, or to the sum of it with others; and the space with
+    its bounds."""
     memory, payload = pipe.init(), Payload(x, np.zeros(len(pipe.spaces[0].head)), count=FULL_WEIGHT)
     for i, stage in enumerate(pipe.stages):
         if pipe.spaces[i + 1].noise_std > 0.0:
-            return payload.body.astype(np.float32), pipe.spaces[i]
+            return np.concatenate([payload.body, payload.head]), pipe.spaces[i]
         mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
         payload, _ = stage.encode(payload, mine, pipe.spaces[i], placed(turn, pipe.stages, i))
-    return contribution(pipe, x, turn), pipe.encoded
+    return _joint(pipe, x, turn), pipe.encoded
