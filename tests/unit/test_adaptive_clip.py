@@ -7,10 +7,15 @@ from math import hypot
 import numpy as np
 import pytest
 
+from edgewise.codecs.low_rank import low_rank
+from edgewise.codecs.random_k import random_k
+from edgewise.codecs.top_k import top_k
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Adjacency, Quorum, Space
+from edgewise.core.stage import Stage
+from edgewise.core.vector import Spec
 from edgewise.merges.plain import plain_sum
 from edgewise.privacy.adaptive import CLIP, adaptive_clip, bit_noise, split
 from edgewise.privacy.noise import noise
@@ -69,6 +74,15 @@ def test_no_update_exceeds_the_clip_and_the_mean_comes_back_in_model_units() -> 
         mean, after = pipe.release(total, turn, KEY, memory)
         assert np.linalg.norm(mean.mean) == pytest.approx(length, rel=1e-5)
         assert (after[CLIP][0] < memory[CLIP][0]) == (length == pytest.approx(np.sqrt(30)))  # below: C shrinks
+
+
+@pytest.mark.parametrize(
+    "before", [top_k(0.2), random_k(0.5, each=True), low_rank(Spec.of([("w", (5, 6), "float32")]), 2)]
+)
+def test_what_does_not_add_up_before_it_is_refused(before: Stage) -> None:
+    """The server adds what stands before the clip and scales the sum: positions or factors of each device are lost."""
+    with pytest.raises(CompositionError, match="E-NOT-SUMMABLE"):
+        pipeline(SPACE, [before, adaptive_clip(1.0, 0.5, 200)], plain_sum())
 
 
 @pytest.mark.slow

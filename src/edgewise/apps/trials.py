@@ -69,7 +69,7 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
 
 
 def length(plan: Plan) -> Finding:
-    """How far the furthest of some updates lies from its neighbour's where the noise is added, in every phase: the worst
+    """How far the furthest of some updates lies from its neighbour's where the noise is added: of all phases the worst
     finding."""
     dim, size = plan.spec.dim, LONG * _clip(plan.recipe)
     spike, found = np.zeros(dim, np.float32), []
@@ -122,8 +122,9 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
     """The plan itself, at its own noise: devices of which each is in with probability 1/2, and a score of each.
 
     The canaries are dealt to releases of the plan's stages, each with noise of its own: together they are one play, and
-    flipping a canary changes one release. Out, its ``neighbour`` is in. With ``local`` noise a release is one message. With correlated noise a play is the run itself: a canary is in all the rounds that a device of its group is
-    in, and its score is the sum of all releases with the weights of a matched filter (``_play``).
+    flipping a canary changes one release. Where one is out, its ``neighbour`` is in. With ``local`` noise a release is
+    one message. With correlated noise a play is the run itself: a canary is in all the rounds that a device of its
+    group is in, and its score is the sum of all releases with the weights of a matched filter (``_play``).
     Args:
         canaries: as many, or as ``work`` allows (at least 64): coordinates of all that is encoded. Long runs of
             correlated noise are cut likewise; the claim is then that of their beginning.
@@ -229,8 +230,8 @@ def _scaled(
 
 
 def _first(scaled: Plan, plan: Plan) -> Pipeline:
-    """The first way up of a scaled plan, with the neighbours of ``plan``: a round of everybody has others than a Poisson
-    cohort."""
+    """The first way up of a scaled plan, with the neighbours of ``plan``: those of a round of everybody are others than
+    those of a Poisson cohort."""
     pipe = _pipes(scaled)[0]
     start = pipe.spaces[0].but(adjacency=plan.at(0).spaces[0].adjacency)
     return replace(pipeline(start, pipe.stages, pipe.merge, pipe.posts), divisor=pipe.divisor)

@@ -123,8 +123,8 @@ def even(bits: int, shared: bool, block: int) -> Stage:
     scale 0 (travels), not summable, l2 times ``block_growth``, linf times 1 + 2^-7.
     ``shared``: step = linf / L from the space, nothing travels. Algebra: summable, l2 -> ``shared_l2``, linf stays.
     Guarantees: unbiased; deterministic given turn.private; the rounding of coordinate i depends on i and the key only.
-    Edge cases: zero stays zero, but not with one bit on a shared grid (``keeps_zero``); a block below 2^-126 is sent as zeros; above the largest bfloat16
-    it saturates.
+    Edge cases: zero stays zero, but not with one bit on a shared grid (``Space.keeps_zero``); a block
+    below 2^-126 is sent as zeros; above the largest bfloat16 it saturates.
     Raises:
         CompositionError: E-NOT-REAL when quantized twice, E-NO-BOUND on a shared grid without a bound on each
             coordinate.

@@ -299,6 +299,14 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
     if sum(stage.server is not None for stage in stages) > 1:
         names = " and ".join(stage.name for stage in stages if stage.server is not None)
         raise CompositionError("E-ORDER", f"{names}: each is undone on the server, with memory.", "keep one of them.")
+    for stage, space in zip(stages, spaces, strict=False):
+        if stage.server is not None and not stage.server.encoded and not space.summable:
+            raise CompositionError(
+                "E-NOT-SUMMABLE",
+                f"{stage.name}: the server adds updates in the form that they have before it, and there each device "
+                "has positions or factors of its own.",
+                "leave out the stages before it that choose them (top_k, low_rank, random_k with each).",
+            )
     if merge.blind and spaces[-1].rungs:
         raise CompositionError(
             "E-RUNG",

@@ -11,7 +11,6 @@ from enum import Enum
 from math import floor, hypot, inf
 from typing import Literal
 
-
 Adjacency = Literal["zero_out", "add_remove", "replace_one"]
 
 SLACK = 1e-5  # of a bound: what float32 rounding in an honest encoder and its decoder may add

@@ -58,7 +58,8 @@ class Taking:
 
 def adjacency(word: str, sampler: str) -> Adjacency:
     """What a device sends in the neighbouring data set: the fold's ``sensitivity`` and the accountant's events rest on
-    this one answer. Under ``record`` neighbours differ in a record, whose noise is in the steps; the fold is of devices.
+    this one answer. Under ``record`` neighbours differ in a record, and its noise is in the steps; the fold is of
+    devices.
     """
     if word == "local":
         return "replace_one"

@@ -49,7 +49,8 @@ def split(z: float, sigma_b: float, adjacency: Adjacency) -> float:
     if z >= sigma_b / r:
         raise CompositionError(
             "E-VALUE",
-            f"adaptive clipping: at a noise multiplier of {z:.4g} the bit alone, with {sigma_b / r:.4g}, costs all of it.",
+            f"adaptive clipping: a noise multiplier of {z:.4g} is needed, and {sigma_b / r:.4g} on the bit alone takes "
+            "the whole budget.",
             "a larger cohort, a larger budget, or a fixed clip.",
         )
     return 1.0 / sqrt(z**-2 - (r / sigma_b) ** 2)

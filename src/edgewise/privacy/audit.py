@@ -25,7 +25,7 @@ from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage, placed
-from edgewise.core.vector import Vector
+from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import Event
 
@@ -185,9 +185,7 @@ def claimed_mu(pipe: Pipeline) -> float:
     return claim.sensitivity / claim.noise_std
 
 
-def mechanism_audit(
-    name: str, pipe: Pipeline, update: Vector, delta: float, key: Key, mu: float = 0.0
-) -> Finding:
+def mechanism_audit(name: str, pipe: Pipeline, update: Vector, delta: float, key: Key, mu: float = 0.0) -> Finding:
     """Two real releases of ``pipe``, with one device's ``update`` and with its ``neighbour``'s, every coordinate a run.
 
     The claim is the pipeline's own, mu = sensitivity / noise_std, or ``mu``; divided by sqrt(m) for one of the m
@@ -288,7 +286,7 @@ def length_audit(name: str, pipe: Pipeline, mu: float, updates: Sequence[Vector]
         apart, space = _before_noise(pipe, x, turn)
         if (other := neighbour(pipe, x)) is not None:
             apart = apart - _before_noise(pipe, other, turn)[0]
-        longest = max(longest, float(np.linalg.norm(apart)))
+        longest = max(longest, norm_l2(apart))
     if not isfinite(space.sensitivity):
         raise ValueError("this pipeline bounds nothing")
     longest = longest if longest > space.sensitivity * SLACK else min(longest, space.sensitivity)

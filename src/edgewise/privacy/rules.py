@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from math import sqrt
 
 from edgewise.core.errors import CompositionError
-from edgewise.privacy.spend import Adjacency
+from edgewise.core.space import Adjacency
 
 _ROUNDING = 1.0 + 1e-6
 
