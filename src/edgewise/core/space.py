@@ -165,6 +165,12 @@ class Space:
         return self.linf if self.spread == 1.0 else min(self.l2, self.linf * self.spread)
 
     @property
+    def sides(self) -> int:
+        """Encodings between which the distance of neighbours is: one and nothing or zero, or two of any kind."""
+        alone = self.adjacency == "add_remove" or (self.adjacency == "zero_out" and self.keeps_zero)
+        return 1 if alone else 2
+
+    @property
     def sensitivity(self) -> float:
         """L2 bound of the distance between what a device sends and what it sends in the neighbouring data set.
 
@@ -174,9 +180,7 @@ class Space:
             zero_out       r      where the encoding of zero is zero, else 2 r (it may be any encoding)
             replace_one    2 r
         """
-        reach = hypot(self.l2, self.head_l2)
-        near = self.adjacency == "add_remove" or (self.adjacency == "zero_out" and self.keeps_zero)
-        return reach if near else 2.0 * reach
+        return self.sides * hypot(self.l2, self.head_l2)
 
 
 @dataclass(frozen=True, slots=True)

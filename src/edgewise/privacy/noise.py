@@ -75,7 +75,7 @@ def local_noise(z: float) -> Stage:
 
 def moved(total: Total) -> float:
     """How far apart neighbouring totals are when noise comes to them, L2: the sensitivity, and what was rounded."""
-    return total.sensitivity + total.rounding + total.step / 2.0 * sqrt(total.dim)
+    return total.sensitivity + total.rounding + total.space.sides * total.step / 2.0 * sqrt(total.dim)
 
 
 def bounded(total: Total, name: str) -> None:
