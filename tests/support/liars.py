@@ -31,14 +31,15 @@ class Lies:
         mail, number = s.close(), 0
         while not s.over:
             number += 1
-            answers = [(d, self._answer(d, raw)) for d, raw in mail if number < self.leaves.get(d, 9)]
+            answers = [(d, self.answer(d, raw)) for d, raw in mail if number < self.leaves.get(d, 9)]
             mail = [letter for d, raw in answers for letter in s.give(d, raw)]
             if not mail and not s.over:
                 mail = s.close()
         s.check()
         return s.server
 
-    def _answer(self, device: str, raw: bytes) -> bytes:
+    def answer(self, device: str, raw: bytes) -> bytes:
+        """What a device says to a message."""
         lie, before = self.lies.get(device, ""), self.s.clients[device]
         if lie in ("seed", "key") and isinstance(before, client.Advertised):
             own = replace(before.own, seed=bytes(32)) if lie == "seed" else replace(before.own, mask=b"\1" * 32)

@@ -15,7 +15,7 @@ from edgewise.secagg.params import Params, Policy
 
 ROOT = root(1)
 IDENTITIES = {f"d{i:03d}": sign.pair(derive(ROOT, "id", i)) for i in range(120)}
-SID = messages.session_id("task", 3, "model", "config", bytes(32))
+SID = messages.session_id("run", 3, "model", "config", bytes(32))
 
 
 def fresh(device: str) -> list[bytes]:

@@ -1,0 +1,98 @@
+"""Every derivation of secure aggregation by itself, with its inputs, for ``tests/protocol/vectors``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from session import IDENTITIES, ROOT, SID
+
+from edgewise.codecs import kernels
+from edgewise.core.frame import LocalRule
+from edgewise.core.keys import derive
+from edgewise.crypto import agree, seal, shamir, sign
+from edgewise.secagg import client, graph, messages, secrets
+from edgewise.secagg.params import Params, Policy
+
+RULE = msgspec.msgpack.encode(LocalRule(steps=8, lr=0.25, segments=("a",)))
+SHAPES = (  # n, corrupt, dropout, server; of the last six the condition on connected survivors decides
+    (2, 0.1, 0.1, "malicious"), (3, 0.1, 0.1, "malicious"), (4, 0.1, 0.1, "malicious"), (64, 0.1, 0.1, "malicious"),
+    (65, 0.05, 0.05, "curious"), (65, 0.05, 0.05, "malicious"), (66, 0.02, 0.02, "malicious"),
+    (100, 0.1, 0.1, "malicious"), (1000, 0.05, 0.05, "malicious"), (1000, 0.2, 0.1, "malicious"),
+    (80, 0.0, 0.1, "curious"), (100, 0.02, 0.1, "curious"), (200, 0.1, 0.0, "malicious"), (500, 0.2, 0.0, "malicious"),
+    (1000, 0.1, 0.0, "malicious"), (1000, 0.0, 0.3, "curious"),
+)  # fmt: skip
+
+
+def _shape(n: int, corrupt: float, dropout: float, server: str) -> dict[str, Any]:
+    policy = Policy(corrupt, dropout, server)  # type: ignore[arg-type]
+    k, t = policy.shape(n)
+    return {"n": n, "corrupt": corrupt, "dropout": dropout, "server": server, "k": k, "t": t, "lying": policy.lying(n)}
+
+
+def pieces() -> dict[str, Any]:
+    """All of them; bytes as hex, numbers of 64 bits as text."""
+    one, two, three = (derive(ROOT, label) for label in ("one", "two", "three"))
+    hidden = {bits: secrets.Hidden(Params(Policy(), 2, bits, 6, 2)) for bits in (8, 16, 17, 20, 32)}
+    for h in hidden.values():
+        h.mask([(one, 1)], SID)
+    names, devices = [f"d{i:03d}" for i in range(12)], ("d000", "d001", "d002")
+    signed = {}
+    for d, word in zip(devices, (one, two, three), strict=True):
+        keys = messages.Keys(seal=word, mask=word[::-1], commitment=SID, signature=bytes(64))
+        signature = sign.sign(IDENTITIES[d].secret, keys.signed(SID, d))
+        signed[d] = msgspec.structs.replace(keys, signature=signature)
+    roster, loaded = messages.roster_digest(SID, signed), agree.Secret(one)
+    coins = secrets.coins(one, roster, "seed")
+    shared = shamir.share(two, [1, 2, 3], 2, coins)
+    wide = shamir.share(two, [1, 7, 2**32], 3, coins)
+    forward, backward = secrets.sealing_keys(loaded, agree.public(two), roster, "a", "b")
+    checks = client._checks(roster, "a", "b", shared[1], shared[2])
+    bound = secrets.bound(roster, "a", "b", checks)
+    return {
+        "digest": {"label": "x", "parts": ["", "616263"], "hex": messages.digest(b"x", b"", b"abc").hex()},
+        "session": {"run": "run", "round": 3, "model": "model", "config": "config", "nonce": bytes(32).hex(),
+                    "sid": SID.hex()},
+        "configuration": [
+            {"layout": "ab", "rule": RULE.hex(), "public": one.hex(), "clip": clip, "support": support,
+             "hex": messages.configuration("ab", RULE, one, clip, support).hex()}
+            for clip, support in ((0.5, "cd"), (0.0, ""))],
+        "fresh": {"entropy": one.hex(), "sid": SID.hex(), "device": "d000",
+                  **{r: secrets.fresh(one, SID, r, "d000").hex()
+                     for r in ("seal", "mask", "seed", "shares", "report", "share", "box")}},
+        "keys": {d: {"identity": IDENTITIES[d].secret.hex(), "seal": k.seal.hex(), "mask": k.mask.hex(),
+                     "commitment": k.commitment.hex(), "signed": k.signed(SID, d).hex(), "signature": k.signature.hex()}
+                 for d, k in signed.items()},
+        "roster": roster.hex(),
+        "commitment": {"device": "d000", "seed": one.hex(), "hex": secrets.commitment(SID, "d000", one).hex()},
+        "polynomial": {
+            "shares": one.hex(), "kind": "seed", "coins": coins.hex(), "secret": two.hex(),
+            "coefficients": [c.to_bytes(33, "little").hex() for c in shamir._uniform(coins, 2)],
+            "2 of 3": {str(x): y.hex() for x, y in shared.items()},
+            "3 of 3": {str(x): y.hex() for x, y in wide.items()},
+            "key coins": secrets.coins(one, roster, "key").hex()},
+        "element": {"secret": two.hex(), "hex": shamir.element(two).hex()},
+        "box": {"dealer": "a", "holder": "b", "secret": one.hex(), "peer": agree.public(two).hex(),
+                "key": forward.hex(), "key back": backward.hex(), "seed share": shared[1].hex(),
+                "key share": shared[2].hex(), "checks": checks.hex(), "bound": bound.hex(),
+                "box": (seal.seal(forward, shared[1] + shared[2], bound) + checks).hex()},
+        "pair_seed": {"secret": one.hex(), "peer": agree.public(two).hex(), "one": "b", "other": "a",
+                      "hex": secrets.pair_seed(loaded, agree.public(two), roster, "b", "a").hex()},
+        "rung": {"roster": roster.hex(), "rung": 3, "hex": Params(Policy(), 2, 20, 1, 0, 3).bound(roster).hex()},
+        "mask": [{"seed": one.hex(), "context": SID.hex(), "bits": bits, "body": h.body.tolist(),
+                  "head": [str(v) for v in h.head]} for bits, h in hidden.items()],
+        "pack": [{"bits": bits, "body": h.body.tolist(), "hex": bytes(kernels.pack_bits(h.body, bits)).hex()}
+                 for bits, h in hidden.items()],
+        "masked": {"context": roster.hex(), "device": "d000", "paired": ["d001", "d002"], "body": b"body".hex(),
+                   "head": b"headhead".hex(),
+                   "hex": messages.masked_digest(roster, "d000", ["d001", "d002"], b"body", b"headhead").hex()},
+        "survivors": {"devices": ["d000", "d002"], "hex": messages.survivors_digest(roster, ["d000", "d002"]).hex()},
+        "circle": [{"roster": one.hex(), "k": k, "devices": names,
+                    "neighbours": {d: list(v) for d, v in sorted(graph.neighbours(one, names, k).items())}}
+                   for k in (4, 11)],
+        "shapes": [_shape(*shape) for shape in SHAPES],
+        "encodings": {
+            "abort": messages.dump(messages.Abort(code="E-SECAGG-FEW")).hex(),
+            "boxes, none": messages.dump(messages.Boxes(boxes={})).hex(),
+            "survivors": messages.dump(messages.Survivors(devices=("\N{EURO SIGN}", "\N{DOLPHIN}"))).hex()},
+    }  # fmt: skip

@@ -1,0 +1,274 @@
+"""Messages that a device or a server must refuse, each in a recorded session (``secagg_sessions``), with the code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from secagg_sessions import KINDS
+from session import IDENTITIES, ROOT, SID
+
+from edgewise.core.keys import derive
+from edgewise.crypto import agree, sign
+from edgewise.secagg import client, messages
+from edgewise.secagg.messages import Abort, Boxes, Keys, Masked, Proofs, Revealed, Roster, Shares, Survivors
+from edgewise.secagg.params import Params, Policy
+
+OTHER = messages.session_id("run", 3, "another model", "config", bytes(32))
+replace, pack = msgspec.structs.replace, msgspec.msgpack.encode
+
+
+class Book:
+    """A recorded session, to be looked up: what each device sent, the keys, the roster's digest."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.sent: dict[tuple[str, str], Any] = {}
+        for line in record["lines"]:
+            if "from" in line and "hex" in line:
+                message = messages.load(bytes.fromhex(line["hex"]))
+                self.sent[str(message.__struct_config__.tag), line["from"]] = message
+        self.keys = {d: m.keys for (kind, d), m in self.sent.items() if kind == "advertise"}
+        self.roster = messages.roster_digest(SID, self.keys)
+        self.names = tuple(self.keys)
+        self.told = [bytes.fromhex(line["hex"]) for line in record["lines"] if "d000" in line.get("to", ())]
+
+    def signed(self, device: str, keys: Keys, sid: bytes = SID) -> Keys:
+        """Keys with the signature of an enrolled device."""
+        return replace(keys, signature=sign.sign(IDENTITIES[device].secret, keys.signed(sid, device)))
+
+    def proofs(self, survivors: Sequence[str], who: Sequence[str], roster: bytes = b"") -> Proofs:
+        """Signatures on a list of survivors."""
+        said = messages.survivors_digest(roster or self.roster, survivors)
+        return Proofs(signatures={d: sign.sign(IDENTITIES[d].secret, said) for d in who})
+
+
+def _unsorted(table: dict[str, Any]) -> dict[str, Any]:
+    return dict(reversed(table.items()))
+
+
+def _rows(session: str, made: Sequence[tuple[Any, ...]], names: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for name, *rest in made:
+        row = {"name": name, "session": session, **dict(zip(names, rest, strict=True))}
+        raw = row.pop("message")
+        rows.append({**row, "hex": (raw if isinstance(raw, bytes) else messages.dump(raw)).hex()})
+    return rows
+
+
+def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """For d000, which was given the server's recorded messages before ``step``: it answers with an abort."""
+    b = Book(records["all stay"])
+    keys, names, boxes = b.keys, b.names, messages.load(b.told[1]).boxes  # type: ignore[union-attr]
+    roster, survivors, proofs = b.told[0], b.told[2], messages.load(b.told[3]).signatures  # type: ignore[union-attr]
+
+    def at(device: str, sid: bytes = SID, **changed: bytes) -> Roster:
+        """The roster with other keys of one device, well signed by it."""
+        return Roster(keys={**keys, device: b.signed(device, replace(keys[device], **changed), sid)})
+
+    fresh = agree.public(derive(ROOT, "fresh"))
+    flipped = {**proofs, "d001": bytes([proofs["d001"][0] ^ 1]) + proofs["d001"][1:]}
+    first = messages.dump(Survivors(devices=names))
+    made = [
+        ("roster without me", 1, Roster(keys={d: k for d, k in keys.items() if d != "d000"}), "E-SECAGG-KEYS"),
+        ("another sealing key of mine, signed by me", 1, at("d000", seal=fresh), "E-SECAGG-KEYS"),
+        ("another mask key of mine, signed by me", 1, at("d000", mask=fresh), "E-SECAGG-KEYS"),
+        ("a mask key of another device", 1,
+         Roster(keys={**keys, "d001": replace(keys["d001"], mask=keys["d002"].mask)}), "E-SECAGG-KEYS"),
+        ("a key of another device, well signed", 1, at("d001", seal=keys["d002"].seal), "E-SECAGG-KEYS"),
+        ("one key for two purposes, well signed", 1, at("d001", mask=keys["d001"].seal), "E-SECAGG-KEYS"),
+        ("my keys under another name", 1, at("d001", seal=keys["d000"].seal, mask=keys["d000"].mask), "E-SECAGG-KEYS"),
+        ("another commitment", 1, Roster(keys={**keys, "d001": replace(keys["d001"], commitment=bytes(32))}),
+         "E-SECAGG-KEYS"),
+        ("keys signed for another model", 1, at("d001", OTHER), "E-SECAGG-KEYS"),
+        ("a stranger's keys", 1, Roster(keys={**keys, "zz": keys["d001"]}), "E-SECAGG-KEYS"),
+        ("a sealing key that agrees with nobody", 1, at("d001", seal=bytes(32)), "E-KEY-AGREE"),
+        ("roster of one", 1, Roster(keys={"d000": keys["d000"]}), "E-SECAGG-FEW"),
+        ("roster not sorted", 1, Roster(keys=_unsorted(keys)), "E-FRAME"),
+        ("a device twice", 1, roster.replace(b"\xa4d002", b"\xa4d001", 1), "E-FRAME"),
+        ("the type last", 1, pack({"keys": keys, "type": "roster"}), "E-FRAME"),
+        ("an unknown field", 1, pack({"type": "roster", "keys": keys, "more": 1}), "E-FRAME"),
+        ("a missing field", 1, pack({"type": "roster"}), "E-FRAME"),
+        ("an unknown type", 1, pack({"type": "list", "keys": keys}), "E-FRAME"),
+        ("the fields of keys in another order", 1, pack({"type": "roster", "keys": {
+            d: {f: getattr(k, f) for f in ("mask", "seal", "commitment", "signature")} for d, k in keys.items()}}),
+         "E-FRAME"),
+        ("text in place of bytes", 1, pack({"type": "roster", "keys": {"d000": {
+            "seal": "s" * 32, "mask": "m" * 32, "commitment": "c" * 32, "signature": "s" * 64}}}), "E-FRAME"),
+        ("a key of 31 bytes", 1, Roster(keys={**keys, "d001": replace(keys["d001"], seal=bytes(31))}), "E-FRAME"),
+        ("a name of 257 characters", 1, Roster(keys={**keys, "z" * 257: keys["d001"]}), "E-FRAME"),
+        ("a trailing byte", 1, roster + b"\x00", "E-FRAME"),
+        ("a longer length prefix", 1, roster.replace(b"\xa4type", b"\xd9\x04type", 1), "E-FRAME"),
+        ("nothing", 1, b"", "E-FRAME"),
+        ("the survivors too early", 1, first, "E-SECAGG-ORDER"),
+        ("a message that only devices send", 1, b.sent["shares", "d001"], "E-SECAGG-ORDER"),
+        ("no boxes", 2, Boxes(boxes={}), "E-SECAGG-FEW"),
+        ("a stranger's box", 2, Boxes(boxes={**boxes, "zz": boxes["d001"]}), "E-SECAGG-KEYS"),
+        ("a box from myself", 2, Boxes(boxes={"d000": boxes["d001"], **boxes}), "E-SECAGG-KEYS"),
+        ("a short box", 2, Boxes(boxes={"d001": boxes["d001"][:-1]}), "E-FRAME"),
+        ("boxes not sorted", 2, Boxes(boxes=_unsorted(boxes)), "E-FRAME"),
+        ("boxes that do not open", 2, Boxes(boxes=dict.fromkeys(boxes, bytes(messages.BOX_BYTES))), "E-SECAGG-FEW"),
+        ("boxes of each other", 2,
+         Boxes(boxes=dict(zip(boxes, [*list(boxes.values())[1:], boxes["d001"]], strict=True))), "E-SECAGG-FEW"),
+        ("boxes with other digests", 2, Boxes(boxes={d: v[:-1] + bytes([v[-1] ^ 1]) for d, v in boxes.items()}),
+         "E-SECAGG-FEW"),
+        ("the roster again", 2, roster, "E-SECAGG-ORDER"),
+        ("survivors without me", 3, Survivors(devices=names[1:]), "E-SECAGG-SURVIVORS"),
+        ("too few survivors", 3, Survivors(devices=names[:2]), "E-SECAGG-FEW"),
+        ("a survivor nobody knows", 3, Survivors(devices=(*names, "zz")), "E-SECAGG-SURVIVORS"),
+        ("survivors not sorted", 3, Survivors(devices=names[::-1]), "E-FRAME"),
+        ("a survivor twice", 3, Survivors(devices=("d000", *names)), "E-FRAME"),
+        ("the boxes again", 3, b.told[1], "E-SECAGG-ORDER"),
+        ("proofs before survivors", 3, b.proofs(names, names), "E-SECAGG-ORDER"),
+        ("proofs of another list", 4, b.proofs(names[:3], names), "E-SECAGG-SURVIVORS"),
+        ("proofs of another roster", 4, b.proofs(names, names, bytes(32)), "E-SECAGG-SURVIVORS"),
+        ("too few proofs", 4, b.proofs(names, names[:2]), "E-SECAGG-FEW"),
+        ("proofs of a stranger", 4, Proofs(signatures={**b.proofs(names, names[:2]).signatures, "zz": bytes(64)}),
+         "E-SECAGG-FEW"),
+        ("one bad proof among the first", 4, Proofs(signatures=flipped), "E-SECAGG-SURVIVORS"),
+        ("proofs not sorted", 4, Proofs(signatures=_unsorted(proofs)), "E-FRAME"),
+        ("a second survivor list", 4, Survivors(devices=names[:3]), "E-SECAGG-ORDER"),
+        ("the survivors again", 4, survivors, "E-SECAGG-ORDER"),
+    ]  # fmt: skip
+    rows = _rows("all stay", made, ("step", "message", "code"))
+
+    m = Book(records["a minimum above the threshold"])
+    three = {d: m.keys[d] for d in m.names[:3]}
+    made = [
+        ("a roster below the minimum", 1, Roster(keys=three), "E-SECAGG-FEW"),
+        ("survivors below the minimum", 3, Survivors(devices=m.names[:3]), "E-SECAGG-FEW"),
+    ]
+    rows += _rows("a minimum above the threshold", made, ("step", "message", "code"))
+
+    e = Book(records["one leaves before its shares"])
+    made = [("a survivor with whom I share no mask", 3, Survivors(devices=e.names), "E-SECAGG-SURVIVORS")]
+    rows += _rows("one leaves before its shares", made, ("step", "message", "code"))
+
+    g = Book(records["a sparse graph"])
+    near = client.graph.neighbours(g.roster, g.names, 4)["d000"]
+    alive = messages.load(g.told[2]).devices  # type: ignore[union-attr]
+    far = [d for d in alive if d not in (*near, "d000")]
+    made = [("proofs of devices that are no neighbours", 4, g.proofs(alive, sorted([*near[:2], *far[:5], "d000"])),
+             "E-SECAGG-FEW")]  # fmt: skip
+    return rows + _rows("a sparse graph", made, ("step", "message", "code"))
+
+
+def device_answers(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What d000 says to messages that are not the recorded ones, and that it must accept all the same."""
+    b = Book(records["all stay"])
+    proofs = messages.load(b.told[3]).signatures  # type: ignore[union-attr]
+    revealed = messages.dump(b.sent["revealed", "d000"]).hex()
+    made = [
+        ("a bad proof after enough good ones", 4, Proofs(signatures={**proofs, "d003": bytes(64)}), revealed),
+        ("a stranger's proof beside enough good ones", 4, Proofs(signatures={"a": bytes(64), **proofs}), revealed),
+    ]
+    return _rows("all stay", made, ("step", "message", "answer"))
+
+
+def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """For a server that was given the recorded messages of earlier steps, and then those of ``before``: it refuses the
+    message, and reports its device with the code; without a code it ignores it."""
+    b = Book(records["all stay"])
+    sent, names, secret = b.sent, b.names, IDENTITIES["d000"].secret
+    keys, shares, masked, said, told = (sent[kind, "d000"] for kind in KINDS)
+    fields = ("step", "from", "before", "message", "code")
+
+    def signed(sid: bytes = SID, **changed: bytes) -> messages.Advertise:
+        return messages.Advertise(keys=b.signed("d000", replace(keys.keys, **changed), sid))
+
+    def again(paired: Sequence[str] = names[1:], roster: bytes = b.roster, **changed: bytes) -> Masked:
+        m = replace(masked, **changed)
+        digest = messages.masked_digest(roster, "d000", paired, m.body, m.head)
+        return replace(m, signature=sign.sign(secret, digest))
+
+    other = messages.survivors_digest(b.roster, names[:3])
+    elsewhere = messages.survivors_digest(bytes(32), names)
+    wrong = bytes([told.seeds["d001"][0] ^ 1]) + told.seeds["d001"][1:]
+    first = [["d001", messages.dump(sent["advertise", "d001"]).hex()]]
+    made = [
+        ("keys of a stranger", 0, "zz", [], keys, "E-SECAGG-KEYS"),
+        ("keys that another device signed", 0, "d001", [], keys, "E-SECAGG-KEYS"),
+        ("keys for another model", 0, "d000", [], signed(OTHER), "E-SECAGG-KEYS"),
+        ("one key for two purposes", 0, "d000", [], signed(mask=keys.keys.seal), "E-SECAGG-KEYS"),
+        ("a key of another device", 0, "d000", first, signed(seal=b.keys["d001"].mask), "E-SECAGG-KEYS"),
+        ("a mask key that agrees with nobody", 0, "d000", [], signed(mask=bytes(32)), "E-KEY-AGREE"),
+        ("a sealing key that agrees with nobody", 0, "d000", [], signed(seal=bytes(32)), "E-KEY-AGREE"),
+        ("keys a second time", 0, "d001", first, sent["advertise", "d001"], "E-SECAGG-ORDER"),
+        ("shares before keys", 0, "d000", [], shares, "E-SECAGG-ORDER"),
+        ("cut off", 0, "d000", [], messages.dump(keys)[:-1], "E-FRAME"),
+        ("a box too few", 1, "d000", [], Shares(boxes={"d001": shares.boxes["d001"]}), "E-SECAGG-ORDER"),
+        ("a box for oneself", 1, "d000", [], Shares(boxes={"d000": shares.boxes["d001"], **shares.boxes}),
+         "E-SECAGG-ORDER"),
+        ("shares not sorted", 1, "d000", [], Shares(boxes=_unsorted(shares.boxes)), "E-FRAME"),
+        ("shares a second time", 1, "d000", [["d000", messages.dump(shares).hex()]], shares, "E-SECAGG-ORDER"),
+        ("shares of a stranger", 1, "zz", [], shares, "E-SECAGG-ORDER"),
+        ("a masked update too early", 1, "d000", [], masked, "E-SECAGG-ORDER"),
+        ("keys in a later step", 1, "d000", [], keys, ""),
+        ("an abort", 1, "d000", [], Abort(code="E-KEY-AGREE"), "E-KEY-AGREE"),
+        ("an abort for no reason that there is", 1, "d000", [], Abort(code="E-OTHER"), "E-SECAGG-ORDER"),
+        ("an abort with a code of 65 characters", 1, "d000", [], pack({"type": "abort", "code": "E" * 65}), "E-FRAME"),
+        ("a masked update with a flipped bit", 2, "d000", [],
+         replace(masked, body=bytes([masked.body[0] ^ 1]) + masked.body[1:]), "E-SECAGG-KEYS"),
+        ("a masked update with another head", 2, "d000", [], replace(masked, head=bytes(8)), "E-SECAGG-KEYS"),
+        ("another device's masked update", 2, "d001", [], masked, "E-SECAGG-KEYS"),
+        ("a masked update for fewer peers", 2, "d000", [], again(names[1:3]), "E-SECAGG-KEYS"),
+        ("a masked update for another roster", 2, "d000", [], again(roster=bytes(32)), "E-SECAGG-KEYS"),
+        ("a masked update that is too short", 2, "d000", [], again(body=masked.body[:-1]), "E-PAYLOAD"),
+        ("a head that is too long", 2, "d000", [], again(head=bytes(16)), "E-PAYLOAD"),
+        ("a signature on another list", 3, "d000", [], messages.Consistent(signature=sign.sign(secret, other)),
+         "E-SECAGG-SURVIVORS"),
+        ("a signature for another roster", 3, "d000", [], messages.Consistent(signature=sign.sign(secret, elsewhere)),
+         "E-SECAGG-SURVIVORS"),
+        ("another device's signature", 3, "d001", [], said, "E-SECAGG-SURVIVORS"),
+        ("a key share of a survivor", 4, "d000", [], Revealed(seeds={}, keys={"d001": told.seeds["d001"]}),
+         "E-SECAGG-ORDER"),
+        ("a seed share of nobody", 4, "d000", [], Revealed(seeds={**told.seeds, "zz": wrong}, keys={}),
+         "E-SECAGG-ORDER"),
+        ("a wrong share", 4, "d000", [], Revealed(seeds={**told.seeds, "d001": wrong}, keys={}), "E-SECAGG-REVEAL"),
+        ("a wrong seed of its own", 4, "d000", [], Revealed(seeds={**told.seeds, "d000": bytes(33)}, keys={}),
+         "E-SECAGG-REVEAL"),
+        ("a seed of its own and one byte that is not zero", 4, "d000", [],
+         Revealed(seeds={**told.seeds, "d000": told.seeds["d000"][:32] + b"\1"}, keys={}), "E-SECAGG-REVEAL"),
+        ("no seed of its own", 4, "d000", [], Revealed(seeds={d: v for d, v in told.seeds.items() if d != "d000"},
+                                                       keys={}), "E-SECAGG-REVEAL"),
+        ("shares not sorted", 4, "d000", [], Revealed(seeds=_unsorted(told.seeds), keys={}), "E-FRAME"),
+        ("the signature again", 4, "d000", [], said, ""),
+    ]  # fmt: skip
+    rows = _rows("all stay", made, fields)
+
+    e = Book(records["one leaves before its shares"])
+    made = [("a device that had left", 2, "d003", [], e.sent["masked", "d000"], "E-SECAGG-ORDER"),
+            ("a share that it was not dealt", 4, "d000", [],
+             Revealed(seeds=e.sent["revealed", "d000"].seeds, keys={"d003": bytes(33)}), "E-SECAGG-ORDER")]  # fmt: skip
+    rows += _rows("one leaves before its shares", made, fields)
+
+    k = Book(records["one leaves before its update"])
+    mine = k.sent["revealed", "d000"]
+    flipped = {d: bytes([v[0] ^ 1]) + v[1:] for d, v in mine.keys.items()}
+    made = [("a wrong key share", 4, "d000", [], Revealed(seeds=mine.seeds, keys=flipped), "E-SECAGG-REVEAL"),
+            ("a key share in place of a seed share", 4, "d000", [],
+             Revealed(seeds=messages.ordered({**mine.seeds, **mine.keys}), keys={}), "E-SECAGG-ORDER")]  # fmt: skip
+    rows += _rows("one leaves before its update", made, fields)
+
+    p = Book(records["a narrow ring"])
+    narrow = p.sent["masked", "d000"]
+    body = narrow.body[:-1] + bytes([narrow.body[-1] | 0x80])
+    digest = messages.masked_digest(p.roster, "d000", p.names[1:], body, narrow.head)
+    padded = Masked(body=body, head=narrow.head, signature=sign.sign(secret, digest))
+    return rows + _rows("a narrow ring", [("bits beyond the last", 2, "d000", [], padded, "E-PAYLOAD")], fields)
+
+
+def floors() -> list[dict[str, Any]]:
+    """What a device's owner asks for, what the session is, and the code with which the device answers at once."""
+    made = [((2, 0.0, "curious"), (2, 0.0, "curious"), ""), ((5, 0.0, "curious"), (4, 0.1, "malicious"), "-"),
+            ((2, 0.1, "curious"), (9, 0.05, "malicious"), "-"), ((2, 0.0, "malicious"), (9, 0.1, "curious"), "-"),
+            ((9, 0.1, "malicious"), (9, 0.1, "malicious"), "")]  # fmt: skip
+    rows = []
+    for (n_min, corrupt, server), (least, share, against), refused in made:
+        floor = client.Floor(n_min, corrupt, server)  # type: ignore[arg-type]
+        params = Params(Policy(share, 0.1, against), least, 20, 1, 0)  # type: ignore[arg-type]
+        assert floor.allows(params) == (not refused)
+        rows.append({"floor": {"n_min": n_min, "corrupt": corrupt, "server": server},
+                     "session": {"n_min": least, "corrupt": share, "server": against},
+                     "code": "E-SECAGG-POLICY" if refused else ""})  # fmt: skip
+    return rows

@@ -1,0 +1,154 @@
+"""Recorded sessions of secure aggregation, for ``tests/protocol/vectors``: every message in order, and how they end."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from liars import Lies
+from session import IDENTITIES, ROOT, SID, Session
+
+from edgewise.core.keys import derive
+from edgewise.secagg import messages, server
+from edgewise.secagg.params import Policy
+
+SPARSE = Policy(0.02, 0.02)  # four neighbours of 66, t = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """``leaves``: device -> the first message that it does not answer. ``lies``: as in ``liars``. ``aborts``: device ->
+    the message that it answers with an abort, and its code."""
+
+    n: int = 4
+    leaves: dict[str, int] = field(default_factory=dict)
+    lies: dict[str, str] = field(default_factory=dict)
+    aborts: dict[str, tuple[int, str]] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "all stay": Case(),
+    "one leaves before its shares": Case(leaves={"d003": 1}),
+    "one leaves before its update": Case(leaves={"d001": 2}),
+    "one leaves after its update": Case(leaves={"d002": 3}),
+    "one leaves before it reveals": Case(leaves={"d002": 4}),
+    "a narrow ring": Case(leaves={"d002": 2}, more={"bits": 13, "heads": 2}),
+    "a wide ring": Case(more={"bits": 32, "heads": 0}),
+    "a group of one rung": Case(leaves={"d002": 2}, more={"rung": 3}),
+    "a minimum above the threshold": Case(more={"n_min": 4}),
+    "two devices": Case(2),
+    "one device aborts": Case(5, aborts={"d001": (2, "E-SECAGG-FEW")}),
+    "one device aborts with a code that nobody knows": Case(5, aborts={"d001": (3, "E-OTHER")}),
+    "a box that does not open": Case(5, lies={"d001": "one"}),
+    "boxes that hold other shares than they say": Case(5, lies={"d001": "checks"}),
+    "wrong shares dealt": Case(5, lies={"d001": "seed"}),
+    "wrong shares revealed": Case(7, leaves={"d003": 4}, lies={"d001": "wrong"}),
+    "another seed revealed": Case(5, lies={"d001": "own"}),
+    "shares of nobody revealed": Case(5, lies={"d001": "nothing"}),
+    "a sparse graph": Case(66, leaves={"d010": 1, "d020": 2, "d030": 3, "d040": 4}, lies={"d050": "wrong"},
+                           more={"policy": SPARSE, "n_min": 20}),
+    # without a sum
+    "too few keys": Case(2, more={"n_min": 3}),
+    "too few shares": Case(leaves={"d000": 1, "d001": 1}),
+    "too few updates": Case(leaves={"d000": 2, "d001": 2}),
+    "too few updates for the minimum": Case(leaves={"d001": 2}, more={"n_min": 4}),
+    "too few signatures": Case(leaves={"d000": 3, "d001": 3}),
+    "too few reveal": Case(leaves={"d000": 4, "d001": 4}),
+    "wrong seed shares dealt, and gone": Case(5, lies={"d001": "seed@4"}),
+    "wrong key shares dealt, and gone": Case(5, lies={"d001": "key@2"}),
+    "no graph of so many": Case(67, more={"policy": Policy(0.33, 0.33)}),
+}  # fmt: skip
+KINDS = ("advertise", "shares", "masked", "consistent", "revealed")
+
+
+class Recorder:
+    """Plays a case and writes down all: {"from" or "to", "hex"}, {"close": step}, {"refused", "code"}.
+
+    Of more than ten devices messages are given by their digests, but for those of d000 and the roster: all of them
+    follow from the devices' secrets.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.s = case, Session(case.n, **{"dim": 6, "heads": 1, "bits": 20, **case.more})
+        self.lies = Lies(self.s, case.lies)
+        self.leaves = {**self.lies.leaves, **case.leaves, **{d: n for d, (n, _) in case.aborts.items()}}
+        self.lines: list[dict[str, Any]] = []
+        self.number = 0
+
+    def play(self) -> dict[str, Any]:
+        """The whole case."""
+        s = self.s
+        for device, raw in s.advertise():
+            self._to_server(device, raw)
+        mail = self._close()
+        while not s.over:
+            self.number += 1
+            self._told(mail)
+            answers = [(d, raw) for d, told in mail for raw in self._answer(d, told)]
+            mail = [letter for d, raw in answers for letter in self._to_server(d, raw)]
+            if not mail and not s.over:
+                mail = self._close()
+        s.check()
+        return {"params": self._params(), "sid": SID.hex(), "devices": self._devices(), "lines": self.lines,
+                "end": self._end()}  # fmt: skip
+
+    def _answer(self, device: str, told: bytes) -> list[bytes]:
+        step, code = self.case.aborts.get(device, (0, ""))
+        if step == self.number:
+            return [messages.dump(messages.Abort(code=code))]
+        return [self.lies.answer(device, told)] if self.number < self.leaves.get(device, 9) else []
+
+    def _to_server(self, device: str, raw: bytes) -> list[tuple[str, bytes]]:
+        kind, lie = messages.msgspec.msgpack.decode(raw)["type"], self.lies.lies.get(device, "")
+        told = {"shares": ("seed", "key", "checks", "boxes", "one"), "revealed": ("wrong", "own", "nothing", "half")}
+        more = {"lie": "abort"} if kind == "abort" else {"lie": lie} if lie in told.get(kind, ()) else {}
+        self.lines.append({"from": device, **self._bytes(device, raw), **more})
+        return self._after(lambda: self.s.give(device, raw))
+
+    def _close(self) -> list[tuple[str, bytes]]:
+        self.lines.append({"close": self.number})
+        return self._after(self.s.close)
+
+    def _after(self, event: Any) -> list[tuple[str, bytes]]:
+        known = len(self.s.refused)
+        out: list[tuple[str, bytes]] = event()
+        self.lines += [{"refused": d, "code": code} for d, code in self.s.refused[known:]]
+        return out
+
+    def _told(self, mail: list[tuple[str, bytes]]) -> None:
+        for raw in dict.fromkeys(raw for _, raw in mail):
+            to = [d for d, other in mail if other == raw]
+            self.lines.append({"to": to, **self._bytes(to[0], raw, whole=len(to) > 1)})
+
+    def _bytes(self, device: str, raw: bytes, whole: bool = False) -> dict[str, str]:
+        if self.case.n <= 10 or device == "d000" or whole:
+            return {"hex": raw.hex()}
+        return {"sha256": hashlib.sha256(raw).hexdigest()}
+
+    def _params(self) -> dict[str, Any]:
+        p = self.s.params
+        return {"n_min": p.n_min, "bits": p.bits, "dim": p.dim, "heads": p.heads, "rung": p.rung,
+                "corrupt": p.policy.corrupt, "dropout": p.policy.dropout, "server": p.policy.server}  # fmt: skip
+
+    def _devices(self) -> dict[str, dict[str, Any]]:
+        s = self.s
+        return {
+            d: {"identity": IDENTITIES[d].secret.hex(), "public": IDENTITIES[d].public.hex(),
+                "entropy": derive(ROOT, "entropy", d).hex(), "body": s.xs[d].tolist(),
+                "head": [str(v) for v in s.hs[d]]}
+            for d in s.devices
+        }  # fmt: skip
+
+    def _end(self) -> dict[str, Any]:
+        end = self.s.server
+        if isinstance(end, server.Aborted):
+            return {"code": end.code}
+        assert isinstance(end, server.Released)
+        return {"survivors": list(end.survivors), "body": end.body.tolist(), "head": [str(v) for v in end.head]}
+
+
+def sessions() -> dict[str, dict[str, Any]]:
+    """All of them."""
+    return {name: Recorder(case).play() for name, case in CASES.items()}

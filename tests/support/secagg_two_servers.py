@@ -1,0 +1,139 @@
+"""A round with two servers, and reports that one of them must refuse, for ``tests/protocol/vectors``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from secagg_rejects import OTHER
+from session import IDENTITIES, ROOT, SID, registry
+
+from edgewise.core.keys import derive
+from edgewise.crypto import seal
+from edgewise.secagg import secrets, two_server
+from edgewise.secagg.params import Params, Policy
+
+LEADER, HELPER = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
+PARAMS = Params(Policy(), 3, 20, 5, 1)  # 100 bits: the last byte has four to spare
+DEVICES = ("d000", "d001", "d002")
+
+
+def _split(device: str, label: str = "report", *, signer: str = "", context: bytes = SID, params: Params = PARAMS,
+           helper: bytes = HELPER.public) -> bytes:  # fmt: skip
+    body = np.arange(params.dim, dtype=np.uint32) + DEVICES.index(device)
+    args = (IDENTITIES[signer or device].secret, LEADER.public, helper, body, np.full(params.heads, 7, np.uint64))
+    return bytes(two_server.split(params, context, device, *args, derive(ROOT, label, device)))
+
+
+def session() -> dict[str, Any]:
+    """Three reports, both halves of their sum, and the sum. HPKE draws its own randomness, so a report can be opened,
+    and made again but for the two sealed keys."""
+    leader = two_server.lead(PARAMS, SID, LEADER.secret, registry)
+    helper = two_server.Helper(PARAMS, SID, HELPER.secret, registry)
+    reports = {}
+    for i, device in enumerate(DEVICES):
+        raw, entropy = _split(device), derive(ROOT, "report", device)
+        ticket, share = two_server.open_report(leader, device, raw)
+        helper = two_server.admit(helper, ticket)
+        reports[device] = {
+            "identity": IDENTITIES[device].secret.hex(), "public": IDENTITIES[device].public.hex(),
+            "entropy": entropy.hex(), "body": [x + i for x in range(PARAMS.dim)], "head": ["7"],
+            "id": ticket.id.hex(), "k": secrets.fresh(entropy, SID, "share", device).hex(),
+            "content_key": secrets.fresh(entropy, SID, "box", device).hex(), "report": raw.hex(),
+            "ticket": msgspec.msgpack.encode(ticket).hex(), "leader_share": _half(share),
+        }  # fmt: skip
+        leader = two_server.count(leader, ticket, share)
+    half = _half(leader.total)
+    _, other = two_server.open_batch(helper, DEVICES)
+    leader.total.add(other.body, other.head)
+    return {
+        "bits": PARAMS.bits, "dim": PARAMS.dim, "heads": PARAMS.heads, "n_min": PARAMS.n_min, "context": SID.hex(),
+        "leader_secret": LEADER.secret.hex(), "helper_secret": HELPER.secret.hex(), "reports": reports,
+        "leader": half, "helper": _half(other), "sum": _half(leader.total),
+    }  # fmt: skip
+
+
+def _half(hidden: secrets.Hidden) -> dict[str, Any]:
+    return {"body": hidden.body.tolist(), "head": [str(v) for v in hidden.head]}
+
+
+def rejects(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """A report that one of the two servers must refuse (``by``), after it took those of the devices ``before``."""
+    raw = {d: bytes.fromhex(r["report"]) for d, r in made["reports"].items()}
+    mine, n = raw["d000"], two_server._HEAD_BYTES
+    head, box = msgspec.msgpack.decode(mine[:n]), mine[n:]
+    flipped = box[:84] + bytes([box[84] ^ 1]) + box[85:]
+    reordered = msgspec.msgpack.encode({f: head[f] for f in ("helper", "id", "signature")})
+    stolen = msgspec.msgpack.encode({**head, "id": bytes.fromhex(made["reports"]["d001"]["id"])})
+    leader = [
+        ("of another model", "d000", [], _split("d000", context=OTHER), "E-SECAGG-KEYS"),
+        ("of another device", "d001", [], mine, "E-SECAGG-KEYS"),
+        ("signed by another device", "d000", [], _split("d000", signer="d001"), "E-SECAGG-KEYS"),
+        ("of a stranger", "zz", [], mine, "E-SECAGG-KEYS"),
+        ("a flipped bit in the box", "d000", [], mine[:n] + flipped, "E-SEAL"),
+        ("another end of the box", "d000", [], mine[:-1] + bytes([mine[-1] ^ 1]), "E-SECAGG-KEYS"),
+        ("another sealed key", "d000", [], mine[:n] + bytes([mine[n] ^ 1]) + mine[n + 1 :], "E-SECAGG-KEYS"),
+        ("another id", "d000", [], msgspec.msgpack.encode({**head, "id": bytes(16)}) + box, "E-SECAGG-KEYS"),
+        ("cut off in its head", "d000", [], mine[:40], "E-FRAME"),
+        ("cut off in its box", "d000", [], mine[:-1], "E-SECAGG-KEYS"),
+        ("a field of another name", "d000", [], mine.replace(b"\xa2id", b"\xa2ix", 1), "E-FRAME"),
+        ("its fields in another order", "d000", [], reordered + box, "E-FRAME"),
+        ("a share that is too long", "d000", [], _split("d000", params=Params(Policy(), 3, 20, 8, 1)), "E-PAYLOAD"),
+        ("bits beyond the last", "d000", [], _padded(), "E-PAYLOAD"),
+        ("a second report of a device", "d000", ["d000"], _split("d000", "second"), "E-SECAGG-ORDER"),
+        ("the id of another device's report", "d000", ["d001"], stolen + box, "E-SECAGG-ORDER"),
+    ]
+    tickets = {d: msgspec.msgpack.decode(bytes.fromhex(r["ticket"])) for d, r in made["reports"].items()}
+    one = tickets["d000"]
+
+    def of(report: bytes) -> dict[str, Any]:
+        known = two_server.lead(PARAMS, SID, LEADER.secret, registry)
+        return msgspec.to_builtins(two_server.open_report(known, "d000", report)[0], builtin_types=(bytes,))
+
+    helper = [
+        ("a ticket that nobody signed", [], {**one, "signature": bytes(64)}, "E-SECAGG-KEYS"),
+        ("of a stranger", [], {**one, "device": "zz"}, "E-SECAGG-KEYS"),
+        ("under another device's name", [], {**one, "device": "d001"}, "E-SECAGG-KEYS"),
+        ("with other ends", [], {**one, "leader": bytes(96)}, "E-SECAGG-KEYS"),
+        ("a seed sealed for the leader", [], of(_split("d000", "wrong", helper=LEADER.public)), "E-SEAL"),
+        ("the same ticket again", ["d000"], one, "E-SECAGG-ORDER"),
+        ("a second report of a device", ["d000"], of(_split("d000", "second")), "E-SECAGG-ORDER"),
+    ]
+    batches = [
+        ("a batch below the minimum", ["d000", "d001"], ["d000", "d001"], "E-SECAGG-FEW"),
+        ("a device twice, to reach the minimum", ["d000", "d001"], ["d000", "d001", "d001"], "E-SECAGG-FEW"),
+        ("a batch with a report that never came", ["d000", "d001"], list(DEVICES), "E-SECAGG-ORDER"),
+        ("a second batch", [*DEVICES, "open"], list(DEVICES), "E-SECAGG-ORDER"),
+    ]
+    return [
+        *({"name": n, "by": "leader", "device": d, "before": b, "report": r.hex(), "code": c}
+          for n, d, b, r, c in leader),
+        *({"name": n, "by": "helper", "before": b, "ticket": msgspec.msgpack.encode(t).hex(), "code": c}
+          for n, b, t, c in helper),
+        *({"name": n, "by": "batch", "before": b, "devices": d, "code": c} for n, b, d, c in batches),
+    ]  # fmt: skip
+
+
+def _padded() -> bytes:
+    """The same 13 bytes of body, all bits set."""
+    wide = Params(Policy(), 3, 8, 13, 1)
+    args = (
+        IDENTITIES["d000"].secret,
+        LEADER.public,
+        HELPER.public,
+        np.full(13, 255, np.uint32),
+        np.zeros(1, np.uint64),
+    )
+    entropy = derive(ROOT, "padded")
+    # The mask of a narrower ring is another one, so what the leader sees is random: some report has a bit too many.
+    for i in range(64):
+        raw = bytes(two_server.split(wide, SID, "d000", *args, derive(entropy, i)))
+        plain = seal.large_open(LEADER.secret, raw[two_server._HEAD_BYTES :], _bound(raw))
+        if plain[12] >> 4:
+            return raw
+    raise AssertionError
+
+
+def _bound(raw: bytes) -> bytes:
+    return two_server._bound(SID, b"leader", "d000", msgspec.msgpack.decode(raw[: two_server._HEAD_BYTES])["id"])
