@@ -67,6 +67,8 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         return Roster(keys={**keys, device: b.signed(device, replace(keys[device], **changed), sid)})
 
     fresh = agree.public(derive(ROOT, "fresh"))
+    unknown = replace(keys["d001"], seal=fresh, mask=agree.public(derive(ROOT, "fresh too")))
+    unknown = replace(unknown, signature=sign.sign(derive(ROOT, "stranger"), unknown.signed(SID, "zz")))
     flipped = {**proofs, "d001": bytes([proofs["d001"][0] ^ 1]) + proofs["d001"][1:]}
     first = messages.dump(Survivors(devices=names))
     made = [
@@ -81,7 +83,8 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("another commitment", 1, Roster(keys={**keys, "d001": replace(keys["d001"], commitment=bytes(32))}),
          "E-SECAGG-KEYS"),
         ("keys signed for another model", 1, at("d001", OTHER), "E-SECAGG-KEYS"),
-        ("a stranger's keys", 1, Roster(keys={**keys, "zz": keys["d001"]}), "E-SECAGG-KEYS"),
+        ("a stranger's keys", 1, Roster(keys={**keys, "zz": unknown}), "E-SECAGG-KEYS"),
+        ("keys under a stranger's name", 1, Roster(keys={**keys, "zz": keys["d001"]}), "E-SECAGG-KEYS"),
         ("a sealing key that agrees with nobody", 1, at("d001", seal=bytes(32)), "E-KEY-AGREE"),
         ("roster of one", 1, Roster(keys={"d000": keys["d000"]}), "E-SECAGG-FEW"),
         ("roster not sorted", 1, Roster(keys=_unsorted(keys)), "E-FRAME"),
