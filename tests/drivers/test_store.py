@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sqlite3
 import stat
 import zlib
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -386,3 +388,23 @@ def test_a_disk_that_takes_a_part_of_a_record(tmp_path):
     journal.append(RECORDS[3])
     journal.close()
     assert list(FileJournal(path, "c").replay()) == [RECORDS[0], RECORDS[3]]
+
+
+def test_a_disk_that_refuses_to_delete_stops_nothing(tmp_path, monkeypatch):
+    """A file system that went read-only, or that has no room even for a deletion."""
+
+    def refuse(self, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with RunStore(tmp_path / "run") as store:
+        store.create("run", "toy", {}, {})
+        monkeypatch.setattr(Path, "unlink", refuse)
+        (store.out / "blobs" / "nobody").write_bytes(b"left over")
+        store.commit(checkpoint(0), (), ())
+        journal = store.journal(0)
+        journal.append(Lost("d", "E-NAN", 0.0))
+        store.commit(checkpoint(1), (), ["a"])
+        assert (store.out / "blobs" / "nobody").exists()
+        monkeypatch.setattr(os, "replace", lambda *_: refuse(None))
+        with pytest.raises(StoreError, match=r"E-DISK: cannot write .*Read-only file system"):
+            write_durably(tmp_path / "file", b"x")

@@ -151,6 +151,26 @@ def notes(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
+def test_of_a_long_row_no_more_is_tokenized_than_is_used(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "a device trains on its own text\n"
+    long, few = line * (6_000_000 // len(line)), line * (1_500_000 // len(line))
+    seen = []
+    whole = Tokens.encode
+
+    def encode(self, texts, limit=0):
+        ids = whole(self, texts, limit)
+        seen.append(sum(map(len, ids)))
+        return ids
+
+    monkeypatch.setattr(Tokens, "encode", encode)
+    section = DataSection(partition="iid", devices=2, max_tokens=2048, sequence_len=64)
+    blocks = build([Document("row", "", long)], tokens, section, False)
+    assert sum(seen) < 2_000_000
+    for now, then in zip(blocks, build([Document("row", "", few)], tokens, section, False), strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
 def test_blocks_are_cached_until_the_text_changes(notes: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
     first = store(notes, tokens).open("ann")
     assert isinstance(first.train_NS, np.memmap)
@@ -187,7 +207,7 @@ from edgewise.plan.recipe import DataSection
 class Bytes:
     start = end = 0
     digest = "bytes"
-    def encode(self, texts):
+    def encode(self, texts, limit=0):
         return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) for t in texts]
 
 folder = Path(sys.argv[1])

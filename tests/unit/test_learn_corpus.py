@@ -11,6 +11,7 @@ import pytest
 
 from edgewise.core.errors import DataError
 from edgewise.core.keys import root
+from edgewise.learn import sources
 from edgewise.learn.corpus import Corpus, Document, load
 from edgewise.learn.sources import STDLIB_PACKAGES
 from edgewise.plan.recipe import DataSection
@@ -168,6 +169,12 @@ def test_files_are_dealt_out_in_pieces_of_whole_lines(tmp_path: Path) -> None:
         (b"who,text\na,b,c\n", {"source": "csv", "path": "t", "owner": "who"}, "E-DATA-FORMAT.*t:2.*3 fields"),
         (b"who,text\na,\xff\n", {"source": "csv", "path": "t", "owner": "who"}, "E-DATA-FORMAT.*t:2"),
         (b"who,text\na,x\n", {"source": "csv", "path": "t", "owner": "wo"}, "E-DATA-COLUMN.*mean `who`"),
+        (b"who,text\n" + b"a,x\n" * 5000 + b"a,\xff\n", {"source": "csv", "path": "t", "owner": "who"}, "t:5002:"),
+        (b"who,text,who\na,x,b\n", {"source": "csv", "path": "t", "owner": "who"}, "FORMAT.*names who more"),
+        (b'\xef\xbb\xbfwho,text\r\na,"x\r\n', {"source": "csv", "path": "t", "owner": "who"}, "E-DATA-FORMAT.*t:"),
+        (b'{"a": ' + b"[" * 100_000, {"source": "jsonl", "path": "t", "owner": "who"}, "t:1.*RecursionError"),
+        (b"", {"source": "text", "path": "a\0b"}, "E-DATA-MISSING"),
+        (b"", {"source": "text", "path": "~nobody-of-that-name/x"}, "E-DATA-MISSING"),
         (b"PAR1 not", {"source": "parquet", "path": "t", "owner": "who"}, "E-DATA-FORMAT.*Parquet"),
         (b"", {"source": "text", "path": "t"}, "E-DATA-EMPTY"),
     ],
@@ -208,3 +215,34 @@ def test_a_document_prints_without_its_text():
     assert "notes.txt@0" in shown
     assert "7 characters" in shown
     assert not any(word in shown for word in ("PIN", "1234"))
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(DataError, match="E-DATA-MISSING"):
+        corpus(tmp_path, source="text", path="loop")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"E-DATA-MISSING.*gone\.txt cannot be read"):
+        corpus(tmp_path, source="text", path="d")
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def walk(top, onerror=None):
+        onerror(PermissionError(13, "Permission denied", str(top)))
+        return iter(())
+
+    (tmp_path / "d" / "a").mkdir(parents=True)
+    monkeypatch.setattr(sources.os, "walk", walk)
+    with pytest.raises(DataError, match=r"E-DATA-MISSING.*cannot be read: Permission denied"):
+        corpus(tmp_path, source="text", path="d")
+
+
+def test_parquet_columns_of_one_name(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["x"]), pa.array(["b"])], names=["who", "text", "who"])
+    parquet.write_table(table, tmp_path / "t")
+    with pytest.raises(DataError, match=r"E-DATA-FORMAT.*names who more than once"):
+        corpus(tmp_path, source="parquet", path="t", owner="who")

@@ -79,7 +79,7 @@ def remote_code(m: Path) -> None:
     [
         (lambda m: shutil.rmtree(m), "no model folder"),
         (lambda m: (m / "config.json").unlink(), r"no config\.json"),
-        (lambda m: (m / "config.json").write_text("{"), "cannot be loaded"),
+        (lambda m: (m / "config.json").write_text("{"), "cannot be read"),
         (lambda m: (m / "model.safetensors").unlink(), r"no \*\.safetensors"),
         (pickled, "pickled weights"),
         (truncate, "cannot be loaded"),
@@ -202,3 +202,54 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
     for there in (True, False):
         monkeypatch.setattr(models, "bfloat16_in_hardware", lambda there=there: there)
         assert autocast_dtype("auto") is (torch.bfloat16 if there else torch.float32)
+
+
+def config_says(**changes: object):
+    def change(m: Path) -> None:
+        config = json.loads((m / "config.json").read_text())
+        (m / "config.json").write_text(json.dumps({**config, **changes}))
+
+    return change
+
+
+def nested_config(m: Path) -> None:
+    (m / "config.json").write_text("[" * 100_000)
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (config_says(num_hidden_layers=1), r"9 unexpected keys.*model\.layers\.1"),  # a layer would be dropped
+        (config_says(num_hidden_layers=10**6), r"num_hidden_layers = 1e\+06 makes more than"),
+        (config_says(num_labels=10**9), r"num_labels = 1e\+09 makes more than"),
+        (config_says(text_config={"num_experts": 30_000, "num_layers": 30_000}), "makes more than"),
+        (config_says(num_attention_heads=0), "cannot be loaded: ZeroDivisionError"),
+        (config_says(num_attention_heads=7), "cannot be loaded"),
+        (config_says(hidden_size="x"), "cannot be loaded"),
+        (config_says(model_type=[1]), "cannot be loaded"),
+        (nested_config, r"config\.json cannot be read: RecursionError"),
+        (lambda m: (m / "tokenizer.json").write_text("[" * 100_000), "tokenizer"),
+        (lambda m: (m / "model.safetensors").write_bytes(b"\xff" * 1000), "cannot be loaded"),
+    ],
+)
+def test_models_that_lie_are_refused_at_once(copy: Path, damage, match: str) -> None:
+    damage(copy)
+    with pytest.raises(ModelError, match=f"E-MODEL: .*{match}"):
+        load(str(copy), copy.parent)
+
+
+@pytest.mark.parametrize("base", ["a\0b", "~nobody-of-that-name/model", "loop"])
+def test_paths_that_lead_nowhere(tmp_path: Path, base: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ModelError, match="E-MODEL: "):
+        load(base, tmp_path)
+
+
+def test_what_is_computed_anew_may_be_stored(copy: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()  # tied
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    assert sum(p.numel() for p in load(str(copy), copy.parent).model.parameters()) > 10_000

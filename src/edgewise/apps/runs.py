@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from edgewise.apps import result, shell
 from edgewise.apps.progress import Progress
 from edgewise.core import events
 from edgewise.core.errors import RecipeError, StoreError
+from edgewise.plan import toml
 from edgewise.plan.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,17 +22,15 @@ if TYPE_CHECKING:
 def assignments(given: list[str] | None) -> dict[str, Any]:
     """``["training.lr=0.01", "name=x"]`` -> ``{"training.lr": 0.01, "name": "x"}``.
 
-    Values are TOML; what is not TOML is text. Raises RecipeError(E-VALUE) without ``=``.
+    Values are TOML; what is not TOML is text. Raises RecipeError: E-VALUE without ``=``, E-RECIPE-SYNTAX for TOML that
+    is too deep or too long.
     """
     out: dict[str, Any] = {}
     for one in given or []:
         key, equals, text = one.partition("=")
         if not (equals and key.strip()):
             raise RecipeError("E-VALUE", f"--set {one!r} assigns nothing.", "write --set section.key=value.")
-        try:
-            out[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            out[key.strip()] = text.strip()
+        out[key.strip()] = toml.value(text, f"--set {key.strip()}")
     return out
 
 

@@ -19,6 +19,7 @@ Remote misbehaviour never raises out of an engine: it becomes a value (a lost de
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -107,6 +108,17 @@ REGISTRY: dict[str, Entry] = {
 }
 
 
+LONGEST_WORD, LONGEST_TEXT = 250, 2000  # characters of a message; a path is a word
+
+
+def _shown(text: str) -> str:
+    """A message that may quote anything, as a terminal can take it."""
+    if len(text) > LONGEST_TEXT:
+        text = f"{text[: LONGEST_TEXT // 2]} ... {text[-LONGEST_TEXT // 2 :]}"
+    text = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda m: f"{m[0][:120]}...{m[0][-120:]}", text)
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda m: repr(m[0])[1:-1], text)
+
+
 class EdgewiseError(Exception):
     """Base of all errors; ``str()`` is one readable line: code, cause, and what to do.
 
@@ -114,11 +126,14 @@ class EdgewiseError(Exception):
         code: a key of ``REGISTRY``.
         what: the cause in one sentence, with the evidence (file, line, value, limit).
         fix: the next step; may be empty when the cause already says it.
+    Guarantees: what input is quoted cannot flood or steer a terminal: words and texts are cut in their middle, control
+        characters other than the line feed show as escapes.
     """
 
     def __init__(self, code: str, what: str, fix: str = "") -> None:
         if code not in REGISTRY:
             raise KeyError(f"unregistered error code {code}")
+        what, fix = _shown(what), _shown(fix)
         super().__init__(code, what, fix)
         self.code, self.what, self.fix = code, what, fix
 

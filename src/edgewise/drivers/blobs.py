@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 from edgewise.core import vector
 from edgewise.core.errors import StoreError
-from edgewise.drivers.files import sync_folder, write_durably
+from edgewise.drivers.files import discard, sync_folder, write_durably
 
 PIECE = 2**20  # bytes compared at a time
 
@@ -50,8 +49,7 @@ class Blobs:
         """Remove all others."""
         for path in self._folder.iterdir():
             if path.name not in named:
-                with suppress(OSError):  # harmless where it stays, and swept next time
-                    path.unlink()
+                discard(path)
 
 
 def _holds(path: Path, raw: bytes) -> bool:

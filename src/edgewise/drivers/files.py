@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from edgewise.core.errors import StoreError
@@ -31,8 +32,14 @@ def write_durably(path: Path, raw: bytes, private: bool = False) -> None:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
         raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "free some space, then --resume.") from None
+
+
+def discard(path: Path) -> None:
+    """Delete a file that nothing names any more; where the disk refuses, it stays and costs room only."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

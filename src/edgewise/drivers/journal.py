@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from edgewise.core.errors import StoreError
-from edgewise.drivers.files import FOLDER, for_owner
+from edgewise.drivers.files import FOLDER, discard, for_owner
 from edgewise.engine.ports import Arrived, Expired, Lost, Record
 
 _LENGTHS, _CRC = struct.Struct("<II"), struct.Struct("<I")
@@ -123,14 +123,14 @@ class FileJournal:
     def close(self) -> None:
         """Close the file; what it holds stays."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # every record was written when it was appended
+                self._file.close()
             self._file = None
 
     def discard(self) -> None:
         """Close and delete: the round is committed. One that cannot be deleted is skipped: its round is over."""
         self.close()
-        with suppress(OSError):
-            self._path.unlink()
+        discard(self._path)
 
     def _damaged(self, how: str) -> StoreError:
         return StoreError("E-CHECKPOINT", f"{self._path} {how}.", f"delete {self._path}: its round is asked again.")

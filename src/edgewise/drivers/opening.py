@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError
-from edgewise.drivers.files import FOLDER, for_owner
+from edgewise.drivers.files import FOLDER, discard, for_owner
 from edgewise.drivers.tables import SCHEMA_VERSION
 
 _EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # of folders for device memory
@@ -98,8 +98,7 @@ def clean(out: Path, next_round: int) -> None:
     for pattern in (".*.tmp", "blobs/*.tmp", "devices/*/*.tmp"):
         left += out.glob(pattern)
     for path in left:
-        with suppress(OSError):  # harmless where it stays
-            path.unlink()
+        discard(path)
 
 
 def journal_name(round: int) -> str:

@@ -39,6 +39,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
+from edgewise.core.foreign import foreign
 from edgewise.drivers import charges, opening, witness
 from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.files import FOLDER, lock, sync_folder
@@ -126,17 +127,9 @@ class RunStore:
                 raise StoreError("E-DISK", what, "free space or give write permission, then --resume.") from None
             raise StoreError("E-CHECKPOINT", what, "use another --out.") from None
 
-    @contextmanager
-    def _sound(self, what: str) -> Iterator[None]:
+    def _sound(self, what: str) -> foreign:
         """Turn whatever parsing a damaged row raises into StoreError(E-CHECKPOINT)."""
-        try:
-            yield
-        except StoreError:
-            raise
-        except Exception as e:  # boundary: a damaged row breaks parsers in ways that no list of errors is complete for
-            raise StoreError(
-                "E-CHECKPOINT", f"{what} in {self.out / 'run.db'} is damaged.", "use another --out."
-            ) from e
+        return foreign(StoreError, "E-CHECKPOINT", f"{what} in {self.out / 'run.db'} is damaged", "use another --out.")
 
     @contextmanager
     def _write(self) -> Iterator[sa.Connection]:

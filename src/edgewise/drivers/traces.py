@@ -20,6 +20,7 @@ from math import isfinite
 from pathlib import Path
 
 from edgewise.core.errors import DataError
+from edgewise.core.foreign import foreign
 
 Traces = tuple[tuple[float, ...], ...]  # megabit a second; sorted by the traces' names
 COLUMNS = ("trace", "mbit")
@@ -31,23 +32,21 @@ def read_traces(path: Path) -> tuple[Traces, str]:
     Raises DataError: E-DATA-MISSING, E-DATA-COLUMN, E-DATA-FORMAT (not CSV in UTF-8, or a sample that is not a finite
         number above 0), E-DATA-EMPTY.
     """
-    try:
+    with foreign(DataError, "E-DATA-MISSING", f"simulation.link_trace: {path}", "check the path."):
         raw = path.read_bytes()
-    except OSError as e:
-        raise DataError("E-DATA-MISSING", f"simulation.link_trace: {path}: {e.strerror}.", "check the path.") from None
-    samples: dict[str, list[float]] = {}
-    try:
+    with foreign(DataError, "E-DATA-FORMAT", f"{path} is not CSV in UTF-8", "save it as such."):
         rows = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True)
-        if absent := [c for c in COLUMNS if c not in (rows.fieldnames or ())]:
-            raise DataError(
-                "E-DATA-COLUMN",
-                f"{path} has no column {absent[0]}.",
-                "its first line must name the columns trace and mbit.",
-            )
-        for row in rows:
-            samples.setdefault(row["trace"] or "", []).append(_speed(row["mbit"], f"{path}:{rows.line_num}"))
-    except (UnicodeDecodeError, csv.Error) as e:
-        raise DataError("E-DATA-FORMAT", f"{path} is not CSV in UTF-8: {e}.", "save it as such.") from None
+        names = list(rows.fieldnames or ())
+        table = [(row["trace"], row["mbit"], rows.line_num) for row in rows] if set(COLUMNS) <= set(names) else []
+    if absent := [c for c in COLUMNS if c not in names]:
+        what = f"{path} has no column {absent[0]}."
+        raise DataError("E-DATA-COLUMN", what, "its first line must name the columns trace and mbit.")
+    if twice := [c for c in COLUMNS if names.count(c) > 1]:
+        what = f"{path}: the header names {twice[0]} more than once."
+        raise DataError("E-DATA-FORMAT", what, "give every column a name of its own.")
+    samples: dict[str, list[float]] = {}
+    for trace, mbit, line in table:
+        samples.setdefault(trace or "", []).append(_speed(mbit, f"{path}:{line}"))
     if not samples:
         raise DataError("E-DATA-EMPTY", f"{path} has no samples.", "give at least one row.")
     return tuple(tuple(samples[name]) for name in sorted(samples)), hashlib.sha256(raw).hexdigest()

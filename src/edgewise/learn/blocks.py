@@ -121,7 +121,7 @@ def _encode(documents: Iterable[Document], tokens: Tokens, limit: int) -> Encode
     encoded: Encoded = []
     total = 0
     for group in _groups(documents):
-        prompts, texts = tokens.encode([d.prompt for d in group]), tokens.encode([d.text for d in group])
+        prompts, texts = (tokens.encode([getattr(d, part) for d in group], limit) for part in ("prompt", "text"))
         for prompt, text in zip(prompts, texts, strict=True):
             if limit:
                 text = text[: max(0, limit - total - len(prompt))]

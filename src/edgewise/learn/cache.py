@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,8 +28,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             write(f)
         os.replace(temporary, path)
     except OSError as e:
-        os.unlink(temporary)
+        with suppress(OSError):
+            os.unlink(temporary)
         raise StoreError("E-DISK", f"{path}: {e}.", "free space, or choose another folder.") from None
     except BaseException:  # boundary: clean up after anything, also Ctrl-C, and pass it on
-        os.unlink(temporary)
+        with suppress(OSError):
+            os.unlink(temporary)
         raise

@@ -5,7 +5,9 @@ Shape suffixes: B = batch, S = block length + 1, T = block length, V = vocabular
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgewise.core.errors import ModelError
+from edgewise.core.foreign import foreign
 from edgewise.learn import tokens
 
+CONFIG_BYTES = 1 << 22
+MOST_PARTS = 1 << 16  # layers times experts; the largest open models have some 25,000
+COUNTS = re.compile(r"^(num|n)_.*(layer|expert|block|head|label)")
+MADE = re.compile(r"^(num|n)_(hidden_)?layers?$|^(num|n)_(local_|routed_)?experts$")  # parts that are multiplied
+DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")  # stored by old versions, computed by new ones
 FP32_ATTENTION = "edgewise_fp32_sdpa"
 
 
@@ -42,26 +50,31 @@ def load(base: str, recipe_dir: Path, dtype: torch.dtype = torch.float32) -> Loa
     elif base.startswith("hub:"):
         folder, name = _from_hub(base[4:]), base[4:]
     else:
-        folder = (recipe_dir / Path(base).expanduser()).resolve()
+        with foreign(ModelError, "E-MODEL", f"model.base = {base!r}", "check the path."):
+            folder = (recipe_dir / Path(base).expanduser()).resolve()
         name = folder.name
     _check(folder)
+    _bounded(folder / "config.json")
     return Loaded(_model(folder, dtype), tokens.load(folder), name, folder)
 
 
 def _from_hub(repo: str) -> Path:
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
     wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt"]
-    try:
-        return Path(snapshot_download(repo, allow_patterns=wanted, local_files_only=offline, etag_timeout=10))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as e:
-        why = "HF_HUB_OFFLINE is set and the model is not in the cache" if offline else tokens.first_line(e)
-        fix = "download it where there is a network and give the folder as model.base, or use the bundled model."
-        raise ModelError("E-MODEL-REMOTE", f"hub:{repo}: {why}.", fix) from None
+    fix = "download it where there is a network and give the folder as model.base, or use the bundled model."
+    with foreign(ModelError, "E-MODEL-REMOTE", f"hub:{repo}", fix):
+        try:
+            return Path(snapshot_download(repo, allow_patterns=wanted, local_files_only=offline, etag_timeout=10))
+        except LocalEntryNotFoundError:
+            if not offline:
+                raise
+    what = f"hub:{repo}: HF_HUB_OFFLINE is set and the model is not in the cache."
+    raise ModelError("E-MODEL-REMOTE", what, fix)
 
 
 def _check(folder: Path) -> None:
@@ -75,14 +88,36 @@ def _check(folder: Path) -> None:
         raise ModelError("E-MODEL", f"{folder} {what}.", "save it with save_pretrained(...) as safetensors.")
 
 
+def _bounded(path: Path) -> None:
+    """Refuse a configuration of more parts than any model has, before they are made one by one.
+
+    Raises ModelError(E-MODEL), also where the file is no JSON object.
+    """
+    with foreign(ModelError, "E-MODEL", f"{path} cannot be read", "save the model again."):
+        if path.stat().st_size > CONFIG_BYTES:
+            raise ModelError("E-MODEL", f"{path} has more than {CONFIG_BYTES} bytes.", "save the model again.")
+        level = [json.loads(path.read_bytes())]
+    parts = 1
+    while level:
+        inner: list[Any] = []
+        for one in level:
+            inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+            for key, n in one.items() if isinstance(one, dict) else ():
+                if isinstance(n, int) and COUNTS.search(key):
+                    parts *= max(1, n) if MADE.search(key) else 1
+                    if n > MOST_PARTS or parts > MOST_PARTS:
+                        what = f"{path}: {key} = {n:.3g} makes more than {MOST_PARTS} parts."
+                        raise ModelError("E-MODEL", what, "save the model again.")
+        level = inner
+
+
 def _model(folder: Path, dtype: torch.dtype) -> nn.Module:
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
+    with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", "check that it is complete."):
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -91,16 +126,11 @@ def _model(folder: Path, dtype: torch.dtype) -> nn.Module:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError, SafetensorError) as e:
-        raise ModelError(
-            "E-MODEL", f"{folder} cannot be loaded: {tokens.first_line(e)}.", "check that it is complete."
-        ) from None
-    for kind in ("missing_keys", "mismatched_keys"):  # transformers would fill these with random numbers
-        if info.get(kind):
-            odd = ", ".join(map(str, sorted(info[kind], key=str)[:3]))
-            raise ModelError(
-                "E-MODEL", f"{folder}: {len(info[kind])} {kind.replace('_', ' ')} ({odd}).", "save it again."
-            )
+    # transformers would fill missing and mismatched ones with random numbers, and drop unexpected ones.
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if odd := sorted(str(key) for key in info.get(kind, ()) if not DERIVED.search(str(key))):
+            what = f"{folder}: {len(odd)} {kind.replace('_', ' ')} ({', '.join(odd[:3])})."
+            raise ModelError("E-MODEL", what, "config.json and weights must be of one model: save it again.")
     return model
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edgewise.core.errors import DataError
+from edgewise.core.foreign import foreign
 from edgewise.core.vector import Array
 from edgewise.plan.recipe import DataSection
 
@@ -56,14 +57,20 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> Found:
     """
     if section.source == "python-stdlib":
         return _plain(*_stdlib(), whole=section.partition == "owner")
-    path = (recipe_dir / Path(section.path).expanduser()).resolve()
-    if not path.exists():
+    with foreign(DataError, "E-DATA-MISSING", f"data.path = {section.path!r}", "check the path."):
+        path = (recipe_dir / Path(section.path).expanduser()).resolve()
+        found = path.exists()
+    if not found:
         raise DataError("E-DATA-MISSING", f"data.path = {section.path!r}: there is no {path}.", "check the path.")
-    if section.source == "text":
-        return _plain(*_folder(path), whole=section.partition == "owner")
-    from edgewise.learn import tables
+    try:
+        if section.source == "text":
+            return _plain(*_folder(path), whole=section.partition == "owner")
+        from edgewise.learn import tables
 
-    return tables.find(section, path, cache_dir)
+        return tables.find(section, path, cache_dir)
+    except OSError as e:
+        what = f"{e.filename or path} cannot be read: {e.strerror or e}."
+        raise DataError("E-DATA-MISSING", what, "give permission, or take it out of data.path.") from None
 
 
 def _stdlib() -> tuple[Path, dict[str, list[Path]]]:
@@ -88,7 +95,11 @@ def _folder(path: Path) -> tuple[Path, dict[str, list[Path]]]:
 
 def _files(folder: Path, suffix: str = "") -> Iterator[Path]:
     """Regular files below, without hidden ones; ``suffix`` limits to source files outside of tests."""
-    for at, folders, names in os.walk(folder):
+
+    def unreadable(e: OSError) -> None:
+        raise e
+
+    for at, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [f for f in folders if not f.startswith(".") and not (suffix and f in TEST_FOLDERS)]
         yield from (Path(at, n) for n in names if not n.startswith(".") and n.endswith(suffix))
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import msgspec
 import numpy as np
 
 from edgewise.core.errors import DataError, EdgewiseError
+from edgewise.core.foreign import foreign
 from edgewise.engine.ports import POOLED
 from edgewise.learn.cache import write_atomically
 from edgewise.learn.sources import Found
@@ -100,10 +103,8 @@ def _scan(file: Path, source: Path, lines: bool) -> Iterator[tuple[int, int, str
 
 def decode(raw: bytes, where: str) -> dict[str, Any]:
     """One row; E-DATA-FORMAT where it is not a JSON object in UTF-8."""
-    try:
+    with foreign(DataError, "E-DATA-FORMAT", f"{where}: not a JSON object", "one JSON object per line."):
         return _decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as e:
-        raise DataError("E-DATA-FORMAT", f"{where}: not a JSON object: {e}.", "one JSON object per line.") from None
 
 
 def _need_columns(section: DataSection, row: Iterable[str], where: str) -> None:
@@ -165,24 +166,37 @@ def _as_jsonl(section: DataSection, path: Path, cache_dir: Path) -> Path:
 
 def _csv_rows(section: DataSection, path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    line = 1
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as f:
-            reader = csv.reader(f, strict=True)
-            header = next(reader, [])
-            _need_columns(section, header, f"{path.name}:1")
-            for values in reader:
-                line = reader.line_num
-                if values and len(values) != len(header):
-                    what = f"{path.name}:{line}: {len(values)} fields, the header has {len(header)}."
-                    raise DataError("E-DATA-FORMAT", what, "quote fields that contain commas.")
-                if values:
-                    row: dict[str, Any] = dict(zip(header, values, strict=True))
-                    if section.time:
-                        row[section.time] = _number(row[section.time])
-                    yield row
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise DataError("E-DATA-FORMAT", f"{path.name}:{line + 1}: {e}.", "save it as UTF-8 CSV.") from None
+    reader = csv.reader(_lines(path), strict=True)
+    header = _next(reader, path) or []
+    if twice := sorted(name for name, n in Counter(header).items() if n > 1):
+        what = f"{path.name}:1: the header names {', '.join(twice[:3])} more than once."
+        raise DataError("E-DATA-FORMAT", what, "give every column a name of its own.")
+    _need_columns(section, header, f"{path.name}:1")
+    while (values := _next(reader, path)) is not None:
+        if values and len(values) != len(header):
+            what = f"{path.name}:{reader.line_num}: {len(values)} fields, the header has {len(header)}."
+            raise DataError("E-DATA-FORMAT", what, "quote fields that contain commas.")
+        if values:
+            row: dict[str, Any] = dict(zip(header, values, strict=True))
+            if section.time:
+                row[section.time] = _number(row[section.time])
+            yield row
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file in UTF-8, their ends as they are. Raises DataError(E-DATA-FORMAT) with the line."""
+    with path.open("rb") as f:
+        for number, raw in enumerate(f, 1):
+            with foreign(DataError, "E-DATA-FORMAT", f"{path.name}:{number}", "save it as UTF-8 CSV."):
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            yield from io.StringIO(text, newline="")
+
+
+def _next(reader: Any, path: Path) -> list[str] | None:
+    """The next row of a csv reader, None at the end."""
+    with foreign(DataError, "E-DATA-FORMAT", f"{path.name}:{reader.line_num + 1}", "save it as UTF-8 CSV."):
+        row: list[str] | None = next(reader, None)
+        return row
 
 
 def _number(text: str) -> float | str:
@@ -194,14 +208,24 @@ def _number(text: str) -> float | str:
 
 def _parquet_rows(section: DataSection, path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise EdgewiseError("E-DEPENDENCY", "parquet needs pyarrow.", "pip install pyarrow.") from None
-    try:
-        with parquet.ParquetFile(path) as table:
-            _need_columns(section, table.schema_arrow.names, path.name)
-            for batch in table.iter_batches(batch_size=1024, columns=columns):
-                yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as e:
-        raise DataError("E-DATA-FORMAT", f"{path.name}: not a readable Parquet file: {e}.", "write it again.") from None
+    broken = foreign(DataError, "E-DATA-FORMAT", f"{path.name}: not a readable Parquet file", "write it again.")
+    with path.open("rb") as f:
+        with broken:
+            table = parquet.ParquetFile(f)
+            names = table.schema_arrow.names
+        if twice := sorted(name for name, n in Counter(names).items() if n > 1 and name in columns):
+            what = f"{path.name}: the schema names {', '.join(twice[:3])} more than once."
+            raise DataError("E-DATA-FORMAT", what, "give every column a name of its own.")
+        _need_columns(section, names, path.name)
+        with broken:
+            batches = table.iter_batches(batch_size=1024, columns=columns)
+        while True:
+            with broken:
+                batch = next(batches, None)
+                rows = [] if batch is None else batch.to_pylist()
+            if batch is None:
+                return
+            yield from rows

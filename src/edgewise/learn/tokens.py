@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.core.errors import ModelError
+from edgewise.core.foreign import foreign
 from edgewise.core.vector import Array
 
 
@@ -27,16 +28,20 @@ class Tokens:
         self.size = len(tokenizer)
         self.digest = hashlib.sha256(f"{self.start} {self.end} {self._backend.to_str()}".encode()).hexdigest()
 
-    def encode(self, texts: Sequence[str]) -> list[Array]:
+    def encode(self, texts: Sequence[str], limit: int = 0) -> list[Array]:
         """int32[n] for each text, without special tokens.
 
-        A text of more than a megabyte goes in parts, cut after a line, so that memory stays small.
+        A text of more than a megabyte goes in parts, cut after a line, so that memory stays small. ``limit``: of each
+        text's tokens at least so many are wanted, and the parts after them may be left out; 0 = all.
         """
-        parts = [(i, part) for i, text in enumerate(texts) for part in _parts(text)]
-        encodings = self._backend.encode_batch_fast([part for _, part in parts], add_special_tokens=False)
         ids: list[list[Array]] = [[] for _ in texts]
-        for (i, _), encoding in zip(parts, encodings, strict=True):
-            ids[i].append(np.array(encoding.ids, np.int32))
+        left = {i: _parts(text) for i, text in enumerate(texts)}
+        while left:
+            parts = {i: part for i, more in left.items() if (part := next(more, None)) is not None}
+            encodings = self._backend.encode_batch_fast(list(parts.values()), add_special_tokens=False)
+            for i, encoding in zip(parts, encodings, strict=True):
+                ids[i].append(np.array(encoding.ids, np.int32))
+            left = {i: left[i] for i in parts if not limit or sum(map(len, ids[i])) < limit}
         return [np.concatenate(p) if p else np.zeros(0, np.int32) for p in ids]
 
 
@@ -54,16 +59,6 @@ def load(folder: Path) -> Tokens:
     """The fast tokenizer of a model folder. Raises ModelError: E-MODEL."""
     from transformers import AutoTokenizer
 
-    try:
+    with foreign(ModelError, "E-MODEL", f"{folder}: no usable fast tokenizer", "the folder needs a tokenizer.json."):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         return Tokens(tokenizer)
-    except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError) as e:
-        fix = "the folder needs a tokenizer.json."
-        raise ModelError("E-MODEL", f"{folder}: no usable fast tokenizer: {first_line(e)}.", fix) from None
-    except Exception as e:  # boundary: the Rust tokenizers raise plain Exception for damaged files
-        raise ModelError("E-MODEL", f"{folder}: damaged tokenizer: {first_line(e)}.") from None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error of another library, short enough for ours."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:200]

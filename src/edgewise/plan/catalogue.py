@@ -199,15 +199,17 @@ def make(
 def look_up(entries: Mapping[str, Entry], where: str, table: Mapping[str, Any]) -> tuple[Entry, BaseModel]:
     """The entry that a table names, and its validated parameters. Raises as ``make``."""
     kind = table.get("kind")
-    if not isinstance(kind, str):
+    if kind is None:
         raise RecipeError("E-MISSING", f"{where}: `kind` is required.", f"one of: {', '.join(entries)}.")
+    if not isinstance(kind, str):
+        raise RecipeError("E-TYPE", f"{where}: `kind` = {kind!r} is not text.", f"one of: {', '.join(entries)}.")
     if kind not in entries:
         near = difflib.get_close_matches(kind, entries, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"one of: {', '.join(entries)}."
         raise RecipeError("E-NAME", f"{where}: no part is called `{kind}`.", hint)
     entry = entries[kind]
     try:
-        return entry, entry.params.model_validate({k: v for k, v in table.items() if k != "kind"})
+        return entry, entry.params.model_validate({k: v for k, v in table.items() if k != "kind"}, strict=True)
     except ValidationError as e:
         raise _explain(e, where, kind, entry.params) from None
 

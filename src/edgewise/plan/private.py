@@ -22,6 +22,7 @@ from edgewise.privacy.ledger import RUN_LONG, Budget
 from edgewise.privacy.noise import local_noise, noise
 from edgewise.privacy.spend import Event
 
+MOST_CORRELATED = 100_000  # rounds: some seconds
 _HAIR = 1.0 + 1e-3  # calibrated noise comes this close to its budget
 
 
@@ -98,10 +99,10 @@ def private(
     )
 
     def all_rounds(z: float, each: int = taking.rounds_each) -> Counter[Event]:
-        turns = Counter(turn % len(phases) for turn in range(each))  # as ``Plan.phase``
         out: Counter[Event] = Counter()
         for phase, event in enumerate(events(z)):
-            out[replace(event, steps=1)] += 1 if event.kind in RUN_LONG else turns[phase] * event.steps
+            turns = len(range(phase, each, len(phases)))  # as ``Plan.phase``
+            out[replace(event, steps=1)] += 1 if event.kind in RUN_LONG else turns * event.steps
         return out
 
     z = dp.noise_multiplier
@@ -180,6 +181,9 @@ def _central(
                 f"correlated noise with {what}: a round could not take back what an earlier one added.",
                 'dp.noise = "independent", or the same coordinates and clip in all rounds.',
             )
+        if recipe.round.rounds > MOST_CORRELATED:
+            what = f"correlated noise is worked out round by round, for at most {MOST_CORRELATED} of them."
+            raise RecipeError("E-VALUE", what, 'play fewer rounds, or take dp.noise = "independent".')
         blt = matrix.choose(recipe.round.rounds, taking.gap, taking.rounds_each, recipe.dp.buffers)
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from edgewise.core.errors import RecipeError
+from edgewise.core.foreign import foreign
+from edgewise.plan import toml
 from edgewise.plan.section import DP_WORDS, MOVED, DpSection, Privacy, Section, SimulationSection, TrustSection
+
+LONGEST_NAME = 64  # of a key that is looked for among the known ones
 
 
 class ModelSection(Section):
@@ -69,7 +72,9 @@ class DataSection(Section):
     time: str = Field("", description="column to order rows by before the hold-out; file order where empty")
     label: str = Field("", description='column whose values a "dirichlet" partition skews; equal chunks where empty')
     partition: Literal["owner", "dirichlet", "iid"] = Field("owner", description="how text comes to devices")
-    devices: int = Field(0, ge=0, description='number of devices for "dirichlet" and "iid"; 0 with "owner"')
+    devices: int = Field(
+        0, ge=0, le=10_000_000, description='number of devices for "dirichlet" and "iid"; 0 with "owner"'
+    )
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small = strong skew")
     sequence_len: int = Field(128, ge=8, le=8192, description="tokens per training block")
     holdout: float = Field(0.1, gt=0, lt=0.9, description="share of each device's text, its latest part, never trained")
@@ -91,7 +96,7 @@ class DataSection(Section):
 class RoundSection(Section):
     """Who takes part, and when a round is over."""
 
-    rounds: int = Field(20, ge=1, description="rounds")
+    rounds: int = Field(20, ge=1, le=1_000_000, description="rounds")
     sampling: Literal["all", "fixed", "poisson", "cyclic"] = Field(
         "all", description="how a cohort is drawn; cyclic: groups of at least ``cohort`` that take turns"
     )
@@ -281,10 +286,7 @@ def parse(text: str, where: str = "recipe", overrides: dict[str, Any] | None = N
     Raises:
         RecipeError: E-RECIPE-SYNTAX, E-KEY (with the nearest known key), E-TYPE, E-VALUE, E-MISSING, E-COMBO.
     """
-    try:
-        plain = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
-        raise RecipeError("E-RECIPE-SYNTAX", f"{where}: {e}.") from None
+    plain = toml.read(text, where)
     for dotted, value in (overrides or {}).items():
         _set(plain, dotted, value)
     return from_plain(plain, where, text)
@@ -292,17 +294,16 @@ def parse(text: str, where: str = "recipe", overrides: dict[str, Any] | None = N
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """Recipe from a TOML file. Raises RecipeError; E-RECIPE-READ where the file cannot be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise RecipeError("E-RECIPE-READ", f"{path}: {e}.", "check the path.") from None
+    with foreign(RecipeError, "E-RECIPE-READ", str(path), "check the path."), open(path, encoding="utf-8") as f:
+        text = f.read(toml.LONGEST + 1)
     return parse(text, str(path), overrides)
 
 
 def from_plain(plain: dict[str, Any], where: str = "recipe", text: str = "") -> Recipe:
     """Recipe from plain tables (the Python API). Raises RecipeError as ``parse``."""
+    toml.bounded(plain, where)
     try:
-        return Recipe.model_validate(plain)
+        return Recipe.model_validate(plain, strict=True)
     except ValidationError as e:
         raise _explain(e, where, text) from None
 
@@ -310,6 +311,8 @@ def from_plain(plain: dict[str, Any], where: str = "recipe", text: str = "") -> 
 def _set(plain: dict[str, Any], dotted: str, value: Any) -> None:
     """Put a value at ``section.key`` or ``list.number.key``. Raises RecipeError(E-KEY) where there is no such place."""
     *path, last = dotted.split(".")
+    if len(path) >= toml.DEEPEST:
+        raise RecipeError("E-KEY", f"--set {dotted}: no key has {len(path) + 1} parts.", "see `edgewise schema`.")
     at: Any = plain
     for i, part in enumerate(path):
         if isinstance(at, list):
@@ -361,7 +364,7 @@ def _explain(error: ValidationError, where: str, text: str) -> RecipeError:
     at = f"{where}{_line(text, loc)}"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(loc[-1]), _known(loc[:-1]), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(loc[-1])[:LONGEST_NAME], _known(loc[:-1]), n=1, cutoff=0.5)
         hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(_known(loc[:-1]))}."
         hint = f"write `{MOVED[dotted]}`." if dotted in MOVED else hint
         return RecipeError("E-KEY", f"{at}: unknown key `{dotted}`{more}.", hint)

@@ -45,7 +45,7 @@ def build_stages(
     stages: list[Stage] = []
     for i, table in enumerate(tables):
         where = f"{label} {i + 1}"
-        if (kind := table.get("kind")) in entries and entries[str(kind)].combinator:
+        if look_up(entries, where, table)[0].combinator:
             inner = build_stages(tables[i + 1 :], spec, entries, phase, label)
             return [*stages, make(entries, where, table, spec, inner, phase)]
         stages.append(make(entries, where, table, spec, phase=phase))

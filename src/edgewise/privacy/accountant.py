@@ -26,6 +26,7 @@ from edgewise.privacy.spend import Event
 
 # Of the privacy loss distribution; epsilon is an upper bound whatever it is, and tighter with the finer one.
 FINE, COARSE = 1e-4, 1e-3
+LEAST = 1e-3  # noise multiplier of one Gaussian with an epsilon of some 500,000
 Reader = Literal["release", "server"]
 _Counted = tuple[tuple[Event, int], ...]
 
@@ -189,7 +190,8 @@ def calibrate(
     target. Renyi divergences find the neighbourhood, the exact accountant is asked near the answer only, since privacy
     loss distributions of very little noise take minutes.
 
-    ``epsilon(make(z))`` must fall as z grows. Raises ValueError where no z up to 10^6 will do.
+    ``epsilon(make(z))`` must fall as z grows. z is ``LEAST`` where a budget would be kept with less. Raises ValueError
+    where no z up to 10^6 will do.
     """
 
     def quick(z: float) -> bool:
@@ -199,7 +201,9 @@ def calibrate(
     def fine(z: float) -> bool:
         return epsilon(make(z), delta, grid) <= target
 
-    low, high = 0.0, 1.0
+    low, high = LEAST, 1.0
+    if quick(LEAST):
+        return LEAST
     while not quick(high):
         low, high = high, 2.0 * high
         if high > 1e6:
@@ -213,7 +217,7 @@ def calibrate(
         if high > 1e6:
             raise ValueError(f"no noise up to a multiplier of {high:g} reaches epsilon {target:g}")
     low = 0.8 * high
-    while fine(low):
+    while low > LEAST and fine(low):
         low, high = 0.8 * low, low
     return _between(fine, low, high, tolerance)
 

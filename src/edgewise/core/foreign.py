@@ -1,0 +1,46 @@
+"""The boundary around parsers that are not ours: whatever they raise about someone's input becomes a named error."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from edgewise.core.errors import EdgewiseError
+
+
+class foreign:
+    """Turn any exception of a foreign parser into an error with a code.
+
+    A list of the exceptions that a parser may raise is never complete: damaged input also ends in RecursionError,
+    ZeroDivisionError or an exception type of the parser's own. Put the foreign call alone inside, and no code of ours:
+    a bug of ours in there would be told as a fault of the input. The exception stays the error's cause, so ``--debug``
+    shows where it came from. Errors that have a code already pass as they are; so do exits and Ctrl-C.
+
+        with foreign(RecipeError, "E-RECIPE-SYNTAX", path):
+            plain = tomllib.loads(text)
+
+    Args:
+        error: what to raise. code: of the registry. what: the input that cannot be read; the reason follows it.
+        fix: what to do.
+    """
+
+    __slots__ = ("_code", "_error", "_fix", "_what")
+
+    def __init__(self, error: type[EdgewiseError], code: str, what: str, fix: str = "") -> None:
+        self._error, self._code, self._what, self._fix = error, code, what, fix
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(e, Exception) and not isinstance(e, EdgewiseError):
+            raise self._error(self._code, f"{self._what}: {reason(e)}.", self._fix) from e
+
+
+def reason(e: BaseException) -> str:
+    """Why another library failed: the first line of what it says, with its type where that says more."""
+    if isinstance(e, OSError) and e.strerror:
+        return e.strerror
+    first = (str(e).strip().splitlines() or [""])[0].rstrip(".")
+    if not first or isinstance(e, LookupError | ArithmeticError | MemoryError | RecursionError | AttributeError):
+        return f"{type(e).__name__} {first}".strip()
+    return first
