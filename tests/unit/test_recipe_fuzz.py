@@ -92,7 +92,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     return plain
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(recipes(), st.sampled_from([1, 2, 40, 1000]))
 def test_a_recipe_is_refused_with_a_code_or_explained(plain: dict[str, Any], population: int) -> None:
     # The refusal is the point: any other exception fails the test.
