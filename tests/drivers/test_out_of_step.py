@@ -6,6 +6,7 @@ copy is lost, damaged, or replaced by one of another time or run.
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 
@@ -20,6 +21,8 @@ from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers import files, jobs
 from edgewise.drivers.host import Host
 from edgewise.drivers.store import RunStore
+from edgewise.privacy import ledger
+from edgewise.privacy.spend import Event
 
 COMPARE = {"compare.local_only": False, "compare.centralised": False, "eval.every": 0}
 MASKED = {
@@ -326,6 +329,44 @@ def test_a_ledger_that_is_not_what_was_written_is_refused(images, tmp_path, how)
     assert play(shutil.copytree(copies[3], tmp_path / "calm"), True, **PRIVATE) == models
     sql(folder, *TAMPERED[how])
     assert outcome(folder, **PRIVATE) == "E-CHECKPOINT"
+
+
+def rebuilt(folder, statement, *values):
+    """Change the ledger, and give rows, database and witness the digests that belong to it."""
+    with sqlite3.connect(folder / "run.db") as c:
+        c.execute(statement, values)
+        run, instance = c.execute("SELECT id, instance FROM runs").fetchone()
+        before, count = ledger.start(run, instance), 0
+        rows = c.execute("SELECT number, round, attempt, cohort, event FROM charges ORDER BY number").fetchall()
+        for number, played, attempt, cohort, event in rows:
+            charge = ledger.Charge(played, attempt, cohort, Event.from_plain(json.loads(event)))
+            before, count = ledger.link(before, charge), count + 1
+            c.execute("UPDATE charges SET digest = ? WHERE number = ?", (before, number))
+        c.execute("UPDATE runs SET ledger = ?", (before,))
+    c.close()
+    path = folder / "witness.json"
+    witness = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**witness, "charges": count, "ledger": before}))
+
+
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("DELETE FROM charges WHERE number = 2", "3 rounds were released, 2 were charged"),
+        ("DELETE FROM charges", "3 rounds were released, 0 were charged"),
+        ("UPDATE charges SET cohort = 1 WHERE number = 1", "the charge of round 0 is not one that this run makes"),
+        ("UPDATE charges SET event = replace(event, '\"z\": ', '\"z\": 9')", "charge of round 0 is not one"),
+        ("UPDATE charges SET round = 17 WHERE number = 3", "charge of round 17 is not one"),
+        ("UPDATE runs SET epsilon = 19.0", "epsilon fell from 19 to"),
+    ],
+)
+def test_a_ledger_that_does_not_fit_the_run_is_refused(images, tmp_path, statement, said):
+    """Also where its digests are right."""
+    _, copies = images("private", **PRIVATE)
+    folder = shutil.copytree(copies[3], tmp_path / "run")
+    rebuilt(folder, statement)
+    with pytest.raises(StoreError, match=f"E-CHECKPOINT.*{said}"):
+        play(folder, True, **PRIVATE)
 
 
 def test_a_database_from_a_backup_does_not_spend_the_budget_again(images, tmp_path):

@@ -7,6 +7,7 @@ import io
 import os
 import sqlite3
 import stat
+import tracemalloc
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -281,7 +282,7 @@ def test_opening_removes_what_a_killed_process_left(tmp_path):
         store.create("run", "toy", {}, {})
         store.commit(checkpoint(2), (), ())
     memory = f"devices/{store.memory_dir.name}"
-    stale = ["blobs/.ab.77.tmp", "blobs/" + "a" * 64, f"{memory}/.cd.safetensors.77.tmp", ".summary.json.77.tmp"]
+    stale = ["blobs/.ab.77.tmp", f"{memory}/.cd.safetensors.77.tmp", ".summary.json.77.tmp"]
     stale += ["journal/round-000001.log"]
     kept = ["journal/round-000002.log", "journal/round-1000000.log", f"{memory}/cd.safetensors"]
     for name in (*stale, *kept):
@@ -314,6 +315,68 @@ def test_a_lock_that_cannot_be_opened_is_e_disk(tmp_path):
     (tmp_path / "lock").mkdir()
     with pytest.raises(StoreError, match="E-DISK"):
         RunStore(tmp_path)
+
+
+def test_a_run_that_goes_on_sweeps_blobs_that_no_row_names(tmp_path):
+    """Of a process that was killed between its last transaction and its sweep."""
+    with RunStore(tmp_path) as store:
+        store.create("run", "toy", {}, {})
+        store.commit(checkpoint(2), (), ())
+        before = {p.name for p in (tmp_path / "blobs").iterdir()}
+    (tmp_path / "blobs" / ("a" * 64)).write_bytes(b"left behind")
+    with RunStore(tmp_path) as store:
+        assert store.load().next_round == 2
+    assert {p.name for p in (tmp_path / "blobs").iterdir()} == before
+
+
+@pytest.mark.parametrize("rot", [lambda raw: b"\x01" + raw[1:], lambda raw: raw[:-4], lambda raw: raw + b"1"])
+def test_a_blob_that_rotted_under_its_name_is_written_anew(store, rot):
+    x = np.arange(600_000, dtype=np.float32)  # more than is compared at a time
+    path = store.out / "blobs" / store.put(x)
+    path.write_bytes(rot(path.read_bytes()))
+    assert store.put(x) == path.name
+    np.testing.assert_array_equal(store.blob(path.name), x)
+
+
+def test_a_replay_holds_one_record_at_a_time(tmp_path):
+    """A cohort that fits in memory when it answers one by one fits when the run is resumed."""
+    path, size = tmp_path / "round.log", 2**20
+    journal_of(path, [Arrived(f"d{i}", bytes(size), 0.0) for i in range(30)])
+    tracemalloc.start()
+    seen = sum(len(record.frame) for record in FileJournal(path, "c").replay())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen == 30 * size
+    assert peak < 5 * size
+
+
+def test_a_journal_of_another_checkpoint_is_not_replayed(tmp_path):
+    path = tmp_path / "round.log"
+    raw = journal_of(path)
+    with pytest.raises(StoreError, match=r"E-CHECKPOINT.*another checkpoint"):
+        list(FileJournal(path, "other").replay())
+    first = raw[: raw.index(b"arrived") - 14]
+    path.write_bytes(raw[len(first) :])
+    with pytest.raises(StoreError, match="E-CHECKPOINT"):
+        list(FileJournal(path, "c").replay())
+    path.write_bytes(raw + first)
+    with pytest.raises(StoreError, match="E-CHECKPOINT"):
+        list(FileJournal(path, "c").replay())
+
+
+def test_a_journal_is_of_the_checkpoint_that_its_store_has(tmp_path):
+    with RunStore(tmp_path) as store:
+        store.create("run", "toy", {}, {})
+        store.commit(checkpoint(0), (), ())
+        store.journal(0).append(RECORDS[0])
+    with RunStore(tmp_path) as store:
+        assert list(store.journal(0).replay()) == RECORDS[:1]
+    with RunStore(tmp_path / "b") as store:
+        store.create("run", "toy", {}, {})
+        store.commit(checkpoint(0), (), ())
+        (tmp_path / "journal/round-000000.log").rename(tmp_path / "b/journal/round-000000.log")
+        with pytest.raises(StoreError, match=r"E-CHECKPOINT.*another checkpoint"):
+            list(store.journal(0).replay())
 
 
 def journal_of(path, records=RECORDS):

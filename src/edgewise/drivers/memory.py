@@ -23,7 +23,7 @@ from edgewise.drivers.files import write_durably
 from edgewise.engine import device as machine
 from edgewise.engine.ports import DeviceId
 
-RESTORE = "restore the whole folder from one copy, or start again with another --out."
+RESTORE = "put a whole copy of the folder in its place, or start again with another --out."
 
 
 @dataclass(frozen=True)

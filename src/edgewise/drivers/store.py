@@ -13,8 +13,8 @@ Database, blobs, journal and codec memory are made readable by their owner only,
 single devices, plain updates where those are visible, residuals, and the buffers of correlated noise. Recipe, summary
 and report are as the umask has it.
 
-A commit is one transaction. Blobs that no row names any more are swept after it and at opening; what a killed process
-left half-done (temporary files, journals of rounds that are committed) is removed at opening too. A damaged blob or
+A commit is one transaction. Blobs that no row names any more are swept after it and when a run goes on; what a killed
+process left half-done (temporary files, journals of rounds that are committed) is removed at opening. A damaged blob or
 database is E-CHECKPOINT, a full disk E-DISK; neither leaves anything half-written that is named.
 
 Database, device memory, journal, ledger and witness name one ``instance``, which is random and made when the run
@@ -97,7 +97,6 @@ class RunStore:
             self.memory_dir = opening.memory_dir(out / "devices", run is not None)
             if run:
                 opening.clean(out, run["next_round"])
-                self._blobs.sweep(self._named(run["next_round"]))
         except StoreError:
             self.close()
             raise
@@ -177,6 +176,7 @@ class RunStore:
         if run is None:
             return None
         self._in_step(run)
+        self._blobs.sweep(self._named(run["next_round"]))  # of a process that was killed after its last transaction
         if run["next_round"] < 0:
             return None
         with self._sound("the newest checkpoint"):
@@ -212,7 +212,7 @@ class RunStore:
     def _testify(self) -> None:
         """Bring the witness up to date."""
         run = self._known()
-        with self._write() as c:
+        with self._guard(), self._engine.connect() as c:
             count, last = charges.end(c, self._start(run))
         witness.write(self.out, self._reached(run, count, last))
 
@@ -353,7 +353,8 @@ class RunStore:
     def evaluated(self, model: str, round: int) -> bool:
         """See Store."""
         query = sa.select(EVENTS.c.body).where(EVENTS.c.kind == "evaluated", EVENTS.c.round == round)
-        found = (events.from_json(r.body) for r in self._rows(query))
+        with self._sound("an event"):
+            found = [events.from_json(r.body) for r in self._rows(query)]
         return any(isinstance(e, events.Evaluated) and e.model == model for e in found)
 
     def measures(self, model: str, round: int | None = None) -> dict[DeviceId, tuple[float, int]]:

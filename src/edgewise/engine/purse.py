@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from edgewise.core.errors import BudgetError
-from edgewise.engine.ports import Store
+from edgewise.core.errors import BudgetError, StoreError
+from edgewise.engine.ports import Checkpoint, Store
 from edgewise.plan.compile import Plan
 from edgewise.privacy import ledger
 from edgewise.privacy.ledger import Charge, Ledger, Refused
@@ -42,12 +42,41 @@ class Purse:
         self._store.charge(new)
         self._charged = after
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Compare the stored ledger with what was released up to a checkpoint, before the run goes on from it.
+
+        Raises StoreError(E-CHECKPOINT): a charge is not the plan's, or is of a round after this one; a round was
+        released without a charge; epsilon is less than it was.
+        """
+        if self._plan.spend is None:
+            return
+        charges, played = self._ledger().charges, checkpoint.next_round
+        for c in charges:
+            if c != self._of(c.round, c.attempt) or not 0 <= c.round <= played:
+                raise self._unsound(f"the charge of round {c.round} is not one that this run makes")
+        needed = played if self._at_once else checkpoint.state.round
+        if (charged := len({c.round for c in charges if c.round < played})) < needed:
+            raise self._unsound(f"{needed} rounds were released, {charged} were charged")
+        if self.spent() * (1.0 + 1e-6) < checkpoint.epsilon:  # another machine may round otherwise
+            raise self._unsound(f"epsilon fell from {checkpoint.epsilon:.6g} to {self.spent():.6g}")
+
+    @property
+    def _at_once(self) -> bool:
+        """Whether devices send what others may read as it is."""
+        return self._plan.recipe.privacy in ("local", "record")
+
+    def _unsound(self, how: str) -> StoreError:
+        what = f"the privacy ledger does not fit the run: {how}."
+        return StoreError(
+            "E-CHECKPOINT", what, "put a whole copy of the folder in its place, or start again with another --out."
+        )
+
     def ask(self, round: int, attempt: str) -> None:
         """Raises BudgetError(E-BUDGET) where the round would exceed the budget; charges it at once where devices send
         what others may read as it is (``local``, ``record``)."""
         if (new := self._of(round, attempt)) is None:
             return
-        if self._plan.recipe.privacy in ("local", "record"):
+        if self._at_once:
             self._write(new)
         else:
             self._with(new)

@@ -100,6 +100,7 @@ class Federation:
     def begin(self, initial: vector.Vector) -> Checkpoint:
         """The stored checkpoint, or a fresh one from ``initial`` (float32[d]), committed."""
         if (stored := self.store.load()) is not None:
+            self.purse.check(stored)
             return stored
         memory = self.plan.each(Pipeline.start_memory)
         down = None if self.plan.downlink is None else downlink.start(initial)
