@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import edgewise.plan.private as private
-from edgewise.apps import trials
+from edgewise.apps import record_trials, trials
 from edgewise.core.keys import generator, root
 from edgewise.core.vector import Spec
 from edgewise.learn import dp_sgd
@@ -19,6 +20,7 @@ from edgewise.privacy import audit as bounds
 from edgewise.privacy import distributed, grid, matrix
 from edgewise.privacy.accountant import gaussian
 from edgewise.privacy.audit import gaussian_mu, upper_rate
+from edgewise.privacy.noise import normals
 
 WORDS = {"distributed": "secure_sum", "central": "sum", "local": "sum"}
 RUNS = 1 << 14
@@ -323,23 +325,48 @@ def test_noise_that_takes_back_too_much_is_caught(monkeypatch):
     assert not trials.one_run(it, 1024, quiet).holds
 
 
-@pytest.mark.parametrize("audited", [trials.record_mechanism, trials.record_one_run])
-def test_steps_of_dp_sgd_hold_at_the_recipes_noise(audited):
+def test_steps_of_dp_sgd_hold_at_the_recipes_noise():
     it = plan("record")
-    found = audited(it, 4096, quiet)
-    assert found.holds, found
-    assert found.tight or audited is trials.record_one_run
-    assert 0.5 * found.claimed < found.lower
-    assert found.claimed == pytest.approx(1 / it.spend.z)
-    assert f"noise multiplier {it.spend.z:.4g} and clip 0.5" in found.of
-    assert len(found.left_out) == 2
+    mechanism, grain, run = (*record_trials.mechanism(it, 4096, quiet), record_trials.one_run(it, 4096, quiet))
+    for found in (mechanism, grain, run):
+        assert found.holds, found
+        assert found.claimed == pytest.approx(1 / it.spend.z)
+        assert f"noise multiplier {it.spend.z:.4g} and clip 0.5" in found.of
+        assert len(found.left_out) == 2
+    assert mechanism.tight
+    assert 0.5 * run.claimed < run.lower
+    assert grain.lower < 0.2 * grain.claimed  # one grid in both worlds
+
+
+def in_floats(model, loss, records, flat, dp, expected, key):
+    """DP-SGD's step as it is often written: float32 noise on a float32 sum."""
+    total = torch.zeros_like(flat.g_D)
+    for record in records:
+        flat.zero_grad()
+        loss(model, record)[0].backward()
+        norm = float(torch.linalg.vector_norm(flat.g_D, dtype=torch.float64))
+        total.add_(flat.g_D, alpha=min(1.0, dp.clip * (1.0 - 2.0**-20) / max(norm, 1e-30)))
+    drawn = (dp.z * dp.clip * normals(key, total.numel())).astype(np.float32)
+    flat.zero_grad()
+    flat.g_D.copy_((total + torch.from_numpy(drawn)) / expected)
+    return 0.0, 1.0
+
+
+@pytest.mark.slow
+def test_noise_in_floating_point_is_caught_by_its_last_bits(monkeypatch):
+    """Of the right size, so that nothing else sees it."""
+    monkeypatch.setattr(dp_sgd, "gradient", in_floats)
+    mechanism, grain = record_trials.mechanism(plan("record", dp__epsilon=1.0), 1 << 16, quiet)
+    assert mechanism.holds
+    assert not grain.holds, grain
+    assert grain.lower > 1.5 * grain.claimed
 
 
 @pytest.mark.parametrize("by", [np.sqrt(2.0), 2.0])
 def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
     true = grid.discrete_gaussian
     monkeypatch.setattr(grid, "discrete_gaussian", lambda s, n, key: true(round(s / by), n, key))
-    mechanism, run = trials.examine(plan("record"), True, quiet)
+    mechanism, _, run = trials.examine(plan("record"), True, quiet)
     assert not mechanism.holds
     assert mechanism.lower == pytest.approx(by * mechanism.claimed, rel=0.1)
     assert run.lower > 0
@@ -347,7 +374,7 @@ def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
 
 def test_a_missing_clip_of_dp_sgd_is_caught(monkeypatch):
     monkeypatch.setattr(dp_sgd, "min", lambda *_: 1.0, raising=False)  # of 1 and C / norm
-    mechanism, run = trials.examine(plan("record"), True, quiet)
+    mechanism, _, run = trials.examine(plan("record"), True, quiet)
     assert not mechanism.holds
     assert mechanism.lower > 3 * mechanism.claimed
     assert not run.holds

@@ -12,6 +12,9 @@ from typer.testing import CliRunner, Result
 
 import edgewise.plan.private as private
 from edgewise.apps import cli
+from edgewise.core.keys import Turn
+from edgewise.core.space import Space
+from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.learn import dp_sgd
 from edgewise.privacy import distributed, grid
 
@@ -68,7 +71,11 @@ def test_what_holds_is_told_in_true_words(folder: Path, word: str) -> None:
     assert result.exit_code == 0, result.output
     told, page = found(folder, word)
     text = " ".join(result.stdout.split())
-    trials = {"none": [], "record": ["mechanism", "one run"], "distributed": ["length", "mechanism", "one run"]}[word]
+    trials = {
+        "none": [],
+        "record": ["mechanism", "grain", "one run"],
+        "distributed": ["length", "mechanism", "one run"],
+    }[word]
     assert [f["name"] for f in told["findings"]] == trials
     assert all(f["holds"] for f in told["findings"])
     assert ("No epsilon is claimed" in text) == ("no epsilon is claimed" in page) == (word == "none")
@@ -130,8 +137,30 @@ def test_a_missing_clip_ends_the_command_with_8(folder: Path, monkeypatch: pytes
     check_broken(folder, word)
 
 
-def check_broken(folder: Path, word: str) -> None:
-    result = run(folder, word)
+def test_a_bit_that_is_counted_by_half_ends_the_command_with_8(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adaptive clip as it was where zeroed devices are neighbours: b - 1/2 is sent, and s / 2 counted."""
+    true = private.adaptive_clip
+
+    def old(start: float, z: float, cohort: float) -> Stage:
+        stage = true(start, z, cohort)
+
+        def infer(space: Space) -> Space:
+            return stage.infer(space.but(adjacency="add_remove")).but(adjacency=space.adjacency, keeps_zero=True)
+
+        def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+            return stage.encode(payload, memory, space.but(adjacency="add_remove"), turn)
+
+        return replace(stage, infer=infer, encode=encode)
+
+    generous = ("--set", "dp.adaptive_clip=true", "--set", "dp.epsilon=60.0")
+    result = run(folder, "central", *generous)
+    assert result.exit_code == 0, result.output
+    monkeypatch.setattr(private, "adaptive_clip", old)
+    check_broken(folder, "central", *generous)
+
+
+def check_broken(folder: Path, word: str, *more: str) -> None:
+    result = run(folder, word, *more)
     assert result.exit_code == 8, result.output
     assert "E-AUDIT" in result.stderr
     told, page = found(folder, word)

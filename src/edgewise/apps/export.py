@@ -19,6 +19,7 @@ from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.store import RunStore
 from edgewise.plan.catalogue import BUILT_IN, make
 from edgewise.plan.recipe import Recipe
+from edgewise.privacy.card import NOT_COVERED
 from edgewise.strategies.base import Directions, Strategy
 
 FORMATS = ("peft", "merged")
@@ -219,7 +220,11 @@ def _card(s: Mapping[str, Any], recipe: Recipe, to: str, played: int, digest: st
         if q and played == s["rounds"]["played"] and s["complete"]
     ]
     head = "| model | weighted mean | median | worst 10 % |\n| --- | ---: | ---: | ---: |\n"
-    figures = f"\n## Held-out perplexity\n\n{head}" + "\n".join(rows) + "\n" if rows else ""
+    noised = bool(s["not_covered"])
+    mark = f"{NOT_COVERED}\n\n" if noised else ""
+    figures = f"\n## Held-out perplexity\n\n{mark}{head}" + "\n".join(rows) + "\n" if rows else ""
+    fingerprint = "" if noised else f" Fingerprint: `{s['facts'].get('fingerprint', 'not recorded')}`."
+    seed = "" if noised else f"| seed | {s['seed']} |\n"
     vector = "trained parameters" if _directions(recipe) is None else "coefficients of the directions"
     claims = "\n".join(f"- {c}" for c in s["plan"]["claims"])
     return f"""---
@@ -236,7 +241,7 @@ tags:
 in {played} of {recipe.round.rounds} rounds of {t.local_steps} local steps ({t.optimizer}, learning rate {t.lr:g}).
 The weights are float32.
 {_loading(recipe, base) if to == "peft" and local else ""}
-Data: {data}. Fingerprint: `{s["facts"].get("fingerprint", "not recorded")}`.
+Data: {data}.{fingerprint}
 {figures}
 ## Who learnt what in training
 
@@ -249,6 +254,5 @@ Data: {data}. Fingerprint: `{s["facts"].get("fingerprint", "not recorded")}`.
 | {vector}, SHA-256 | `{digest}` |
 | run id | `{s["run"]}` |
 | recipe, SHA-256 | `{s["recipe_sha256"]}` |
-| seed | {s["seed"]} |
-| versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |
+{seed}| versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |
 """

@@ -72,8 +72,11 @@ def write(store: RunStore, summary: Summary, out: Path) -> list[Path]:
         ):
             path = out / "plots" / f"{name}.png"
             with _figure(path, name, summary) as figure:
-                if draw(figure, summary):
-                    written.append(path)
+                drawn = draw(figure, summary)
+            if drawn:
+                written.append(path)
+            else:
+                path.unlink(missing_ok=True)  # of an earlier report, which drew what this one leaves out
     return written
 
 

@@ -57,7 +57,7 @@ def page(s: Mapping[str, Any]) -> str:
 <title>{escape(s["name"])} · edgewise report</title><style>{css}</style></head><body>
 <a class="skip" href="#verdict">Skip to the verdict</a><div class="page"><header>
 <p class="kind">edgewise report · run <span class="hash">{escape(s["run"][:12])}</span></p>
-<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_unfinished(s)}
+<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_unfinished(s)}{_not_covered(s)}
 <nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>
 <footer>Made from <code>run.db</code> by <code>edgewise report</code>; the same numbers are in
 <code>summary.json</code>.</footer></div></body></html>
@@ -97,6 +97,16 @@ def _unfinished(s: Mapping[str, Any]) -> str:
     return (
         f'<p class="note-box" role="note"><b>This run is not complete:</b> {r["played"]} of {r["planned"]} rounds are'
         " played, or a measurement is missing. Figures cover what is there; go on with <code>--resume</code>.</p>"
+    )
+
+
+def _not_covered(s: Mapping[str, Any]) -> str:
+    if not s["not_covered"]:
+        return ""
+    return (
+        '<p class="note-box" role="note"><b>Not covered by epsilon:</b> the figures of this page. '
+        f"{escape(s['not_covered'][0].upper() + s['not_covered'][1:])}. Rows of single devices are in "
+        "<code>devices.json</code>, which only the owner of this folder can read.</p>"
     )
 
 

@@ -291,7 +291,7 @@ def provenance(s: Summary) -> str:
             ("recipe SHA-256", _hash(s["recipe_sha256"])),
             ("initial model SHA-256", _hash(s["initial_sha256"])),
             ("final model SHA-256", _hash(s["model_sha256"]) + f" <small>after {s['rounds']['played']} rounds</small>"),
-            ("data fingerprint", _hash(f.get("fingerprint"))),
+            *([("data fingerprint", _hash(f["fingerprint"]))] if f.get("fingerprint") else []),
             ("frozen weights SHA-256", _hash(f.get("model_fingerprint"))),
             ("layout SHA-256", _hash(f.get("spec_sha256"))),
             ("seed", escape(str(s["seed"]))),

@@ -152,11 +152,12 @@ def _run(
 
 
 def write_report(store: RunStore, out: Path) -> dict[str, Any]:
-    """summary.json, plots and report.html from what the store holds."""
+    """summary.json, plots and report.html from what the store holds; devices.json with differential privacy."""
     from edgewise.apps import plots, report, summary
 
     data = summary.build(store)
     summary.write(out, data)
+    summary.write_devices(store, data, out)
     report.write(store, data, out)  # before the plots: they need more that can fail
     plots.write(store, data, out)
     return data

@@ -37,6 +37,10 @@ tokens), ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``,
 ``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir`` (``edgewise export`` finds a relative
 ``model.base`` by it;
 it is not part of the summary). Every other fact is passed on under ``facts``.
+
+With differential privacy the summary is for others than the run's owner too, so ``per_device`` is empty, the
+``fingerprint`` is left out (an unsalted hash of all text tells who knows the rest of it whether one document is there),
+and ``not_covered`` says what no epsilon is about. ``devices.json`` has both, for its owner only.
 """
 
 from __future__ import annotations
@@ -54,6 +58,8 @@ from edgewise.core.errors import StoreError
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.store import RunStore
 from edgewise.plan.recipe import simulation_digest
+from edgewise.plan.section import DP_WORDS
+from edgewise.privacy.card import OUTSIDE
 
 MODELS = ("bundled", "local_only", "federated", "centralised")
 Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
@@ -108,6 +114,7 @@ def build(store: RunStore) -> dict[str, Any]:
     models = store.models()
     plan = facts.get("plan") or {}
     trained = facts.get("trainable") or plan.get("dim")  # of the model; the run's vector may be shorter
+    noised = recipe.get("privacy") in DP_WORDS
     played = max(0, run["next_round"])
     ppl = {name: quality(m) for name, m in measures.items()}
     wanted = recipe.get("compare", {})
@@ -146,7 +153,7 @@ def build(store: RunStore) -> dict[str, Any]:
             if isinstance(e, events.Evaluated) and e.model in ("bundled", "federated")
         ],
         "quality_for_bytes": [],
-        "per_device": _devices(told, measures, facts),
+        "per_device": [] if noised else _devices(told, measures, facts),
         "population": plan.get("population") or len(facts.get("devices") or {}) or None,
         "plan": {
             "trace": plan.get("trace") or [],
@@ -155,7 +162,8 @@ def build(store: RunStore) -> dict[str, Any]:
             "privacy": plan.get("privacy"),
         },
         "versions": facts.get("versions") or {},
-        "facts": {k: v for k, v in facts.items() if k not in _SHOWN_APART},
+        "facts": {k: v for k, v in facts.items() if k not in _SHOWN_APART and not (noised and k == "fingerprint")},
+        "not_covered": OUTSIDE if noised else "",
         "recipe": recipe,
     }
     out["quality_for_bytes"] = _quality_for_bytes(out)
@@ -166,8 +174,24 @@ def build(store: RunStore) -> dict[str, Any]:
 def write(out: Path, summary: Mapping[str, Any]) -> Path:
     """Write ``out/summary.json`` atomically."""
     path = out / "summary.json"
-    write_durably(path, (json.dumps(summary, indent=1, allow_nan=False) + "\n").encode())
+    write_durably(path, _json(summary))
     return path
+
+
+def write_devices(store: RunStore, summary: Mapping[str, Any], out: Path) -> None:
+    """Write what the ``summary`` of a run with differential privacy leaves out to ``out/devices.json``, for its owner
+    only: ``per_device`` and the data's ``fingerprint``. Without differential privacy nothing is left out."""
+    run = store.run()
+    if not summary["not_covered"] or run is None:
+        return
+    measures = {name: store.measures(name) for name in MODELS}
+    rows = _finite(_devices(store.events(), measures, run["facts"]))
+    owners = {"per_device": rows, "fingerprint": run["facts"].get("fingerprint"), "not_covered": OUTSIDE}
+    write_durably(out / "devices.json", _json(owners), private=True)
+
+
+def _json(plain: Mapping[str, Any]) -> bytes:
+    return (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode()
 
 
 def _change(new: Mapping[str, Any] | None, old: Mapping[str, Any] | None) -> float | None:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.apps import record_trials
 from edgewise.core import keys
-from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.keys import Turn, derive
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import share_of
 from edgewise.core.vector import Spec, Vector
@@ -37,15 +38,10 @@ RUNS = {True: 1 << 14, False: 1 << 17}
 RELEASES = 8  # runs that a whole release costs, where it is one run
 HEADED = 0.9  # noise multiplier of whole releases: mu is about 1, and an adaptive clip's bit can be paid from it
 WORK = {True: 1 << 27, False: 1 << 29}  # coordinates that canaries, and their noise, may have in all
-STEP_RECORDS = 2048  # canaries of one step of DP-SGD
 GROUPS = 8  # of the groups that take turns, at most so many have canaries: each needs a sum of all rounds
 FINER = 4  # bits by which the mechanism's ring is finer than need be: so little noise is rounded up a good deal else
 LONG = 4.0  # a canary's coordinates, in clips
 BY_COORDINATE = ("clip", "clamp", "segments", "factors", "random_k", "rotate")  # decode coordinates one by one
-RECORD_LEFT_OUT = (
-    "the draw of records: the attacker knows who is in the step, and the claim is without it",
-    "how steps and rounds add up",
-)
 Step = Callable[[str, int, int], None]  # what is done, of how many
 
 
@@ -57,7 +53,10 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
     if plan.spend is None:
         return []
     if plan.recipe.privacy == "record":
-        return [record_mechanism(plan, RUNS[quick], step), record_one_run(plan, CANARIES[quick], step)]
+        return [
+            *record_trials.mechanism(plan, RUNS[quick], step),
+            record_trials.one_run(plan, CANARIES[quick], step),
+        ]
     first = length(plan)
     if not first.holds:
         return [replace(first, left_out=("mechanism and one run: the code does not go on with such updates",))]
@@ -151,59 +150,8 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
         of = f"{rounds} of {blt.rounds} rounds of correlated noise at multiplier {_z(plan):.4g}, a device in {takes}"
     head = pipes[0].encoded.head
     beside = {f"{' and '.join(head)} beside the update: all canaries move the same number": bool(head)}
-    return _guessed(plan, mu, scores, present, of, (*_left_out(plan), *_those(beside)))
-
-
-def record_mechanism(plan: Plan, runs: int, step: Step) -> Finding:
-    """DP-SGD's step at the recipe's noise multiplier and clip: one record in or out, many times.
-
-    Every record of a step is a run of its own: its gradient has a coordinate to itself (``learn.canaries``).
-    """
-    plays = -(-runs // STEP_RECORDS)
-    scores: dict[bool, list[NDArray[np.float64]]] = {False: [], True: []}
-    for i in range(plays):
-        step("mechanism", i, plays)
-        for world, seen in scores.items():
-            seen.append(_record_step(plan, np.full(STEP_RECORDS, world), derive(keys.root(7), "record", int(world), i)))
-    both = (np.concatenate(scores[world])[:runs] for world in (False, True))
-    found = audit.mechanism("mechanism", _mu(plan, 0), plan.recipe.dp.delta, *both)
-    return replace(found, of=_one_step(plan), left_out=RECORD_LEFT_OUT)
-
-
-def record_one_run(plan: Plan, canaries: int, step: Step) -> Finding:
-    """DP-SGD's step with canaries for records, each drawn with probability 1/2."""
-    present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
-    starts = range(0, canaries, STEP_RECORDS)
-    scores = []
-    for start in starts:
-        step("canaries", start, canaries)
-        key = derive(keys.root(7), "record one run", start)
-        scores.append(_record_step(plan, present[start : start + STEP_RECORDS], key))
-    return _guessed(plan, _mu(plan, 0), np.concatenate(scores), present, _one_step(plan), RECORD_LEFT_OUT)
-
-
-def _guessed(
-    plan: Plan, mu: float, scores: NDArray[np.float64], present: NDArray[np.bool_], of: str, left_out: tuple[str, ...]
-) -> Finding:
-    m = scores.size
-    guesses = guessing.telling(m, mu)
-    if (most := guessing.mu_lower(m, guesses, guesses)) <= mu:
-        left_out += (f"breaches: {m:,} canaries show a mu of {most:.2g} at most, {mu:.3g} is claimed",)
-    found = guessing.one_run("one run", mu, plan.recipe.dp.delta, scores, present, guesses=guesses)
-    return replace(found, of=of, left_out=left_out)
-
-
-def _record_step(plan: Plan, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
-    from edgewise.learn import canaries  # imports torch
-    from edgewise.learn.dp_sgd import RecordDp
-
-    dp = plan.recipe.dp
-    return canaries.step(RecordDp(dp.clip_l2, _z(plan), dp.sample_rate), present, key)
-
-
-def _one_step(plan: Plan) -> str:
-    steps, clip = plan.recipe.training.local_steps * plan.rounds, plan.recipe.dp.clip_l2
-    return f"one of up to {steps} steps of a device, at noise multiplier {_z(plan):.4g} and clip {clip:g}"
+    found = guessing.played(mu, plan.recipe.dp.delta, scores, present)
+    return replace(found, of=of, left_out=(*_left_out(plan), *_those(beside), *found.left_out))
 
 
 def _layout(spec: Spec, dim: int) -> Spec:

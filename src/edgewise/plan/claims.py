@@ -49,7 +49,8 @@ def claims(
     if recipe.codec == "adaptive":
         fast = "its link and training were" if visible else "its link is"
         told.append(f"which rung a device chose tells the server roughly how fast {fast}")
-    told.append("held-out losses of single devices are collected by evaluations: a simulation's instrument")
+    held_out = "held-out losses of single devices are collected by evaluations: a simulation's instrument"
+    told.append(held_out + (", outside every epsilon" if noisy else ""))
     if not visible:
         told.append("who takes part, when, and how many bytes it sends is visible to the server")
     if math.isfinite(pipe.total.sensitivity):

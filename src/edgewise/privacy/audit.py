@@ -105,7 +105,7 @@ def gaussian_mu(without: NDArray[np.float64], with_: NDArray[np.float64], confid
     The threshold is chosen on the first quarter of the runs and tested on the others, so that choosing costs nothing.
     """
     n = min(without.size, with_.size)
-    quarter, side = n // 4, 1 - (1 - confidence) / 2
+    quarter = n // 4
     best, threshold = -np.inf, 0.0
     for t in np.quantile(np.concatenate([without[:quarter], with_[:quarter]]), np.linspace(0.05, 0.95, 37)):
         fpr, fnr = (np.mean(without[:quarter] > t), np.mean(with_[:quarter] <= t))
@@ -114,9 +114,14 @@ def gaussian_mu(without: NDArray[np.float64], with_: NDArray[np.float64], confid
         slack = sum(np.sqrt(r * (1 - r) / n) / _NORMAL.pdf(_NORMAL.inv_cdf(r)) for r in rates)  # noise of the bound
         if value - slack > best:
             best, threshold = value - slack, float(t)
-    rest = n - quarter
-    fpr_up = upper_rate(int((without[quarter:n] > threshold).sum()), rest, side)
-    fnr_up = upper_rate(int((with_[quarter:n] <= threshold).sum()), rest, side)
+    return mu_of_test(without[quarter:n] > threshold, with_[quarter:n] > threshold, confidence)
+
+
+def mu_of_test(without: NDArray[np.bool_], with_: NDArray[np.bool_], confidence: float = 0.95) -> float:
+    """Lower bound of mu from a test that was fixed beforehand: whether it said "with" in runs without and with."""
+    n, side = min(without.size, with_.size), 1 - (1 - confidence) / 2
+    fpr_up = upper_rate(int(without[:n].sum()), n, side)
+    fnr_up = upper_rate(n - int(with_[:n].sum()), n, side)
     if fpr_up >= 1.0 or fnr_up >= 1.0:
         return 0.0
     return max(0.0, _NORMAL.inv_cdf(1 - fpr_up) - _NORMAL.inv_cdf(fnr_up))
@@ -124,8 +129,29 @@ def gaussian_mu(without: NDArray[np.float64], with_: NDArray[np.float64], confid
 
 def mechanism(name: str, mu: float, delta: float, without: NDArray[np.float64], with_: NDArray[np.float64]) -> Finding:
     """The finding of a mechanism audit with a claim of ``mu``."""
-    lower, n = gaussian_mu(without, with_), min(without.size, with_.size)
-    return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), n, 0.95)
+    return _measured(name, mu, delta, gaussian_mu(without, with_), min(without.size, with_.size))
+
+
+def grain(name: str, mu: float, delta: float, without: Vector, with_: Vector, moved: float) -> Finding:
+    """Whether the last bits of small values say that something of ``moved`` is in them (Mironov 2012).
+
+    Where y = t + n was added in floating point, n is about -t where y is small, and y is a multiple of the last bit of
+    t: what n alone is as small as y has finer bits. The test says "with" where 0 < |y| < |t| / 64 is such a multiple.
+    Args:
+        mu: claimed. without, with_: float32, a run each. moved: t, by which a run with it is moved.
+    Guarantees: ``lower`` holds with 95 %; values on one grid in both worlds show nothing.
+    """
+    unit = float(np.spacing(np.float32(moved))) / 2.0  # half: n may be just below a power of two
+
+    def told(y: NDArray[np.float64]) -> NDArray[np.bool_]:
+        return (y != 0.0) & (np.abs(y) < moved / 64.0) & (np.rint(y / unit) == y / unit)
+
+    lower = mu_of_test(told(without.astype(np.float64)), told(with_.astype(np.float64)))
+    return _measured(name, mu, delta, lower, min(without.size, with_.size))
+
+
+def _measured(name: str, mu: float, delta: float, lower: float, runs: int) -> Finding:
+    return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), runs, 0.95)
 
 
 def _epsilon(mu: float, delta: float) -> float:

@@ -10,6 +10,10 @@ from typing import Any
 from edgewise.privacy import accountant
 
 Plain = Mapping[str, Any]  # of ``Card.to_plain``, as a run records it
+OUTSIDE = (
+    "perplexities, losses, counts of devices, bytes, times and who took part are told exactly: no epsilon is about them"
+)
+NOT_COVERED = "Computed from devices' text without noise: not covered by epsilon."
 FEWER = ("If fewer of them add their noise", "honest devices", "epsilon of one round")  # a table's caption and heads
 
 
@@ -67,7 +71,7 @@ def promises(c: Plain) -> list[tuple[str, str]]:
 
 def rests_on(c: Plain) -> list[tuple[str, str]]:
     """What those promises rest on, as names and sentences: unit, neighbours, sampling, rounds of a device, noise,
-    honest devices."""
+    honest devices; and what they do not cover."""
     each = f"{c['rounds_each']:,} round{'s' * (c['rounds_each'] != 1)}"
     honest = [("honest devices", f"{c['honest']:,} are counted on in every round")] if c["honest"] else []
     return [
@@ -76,6 +80,7 @@ def rests_on(c: Plain) -> list[tuple[str, str]]:
         ("taking part", f"{c['sampling']}; a device is in at most {each}"),
         ("noise", c["noise"]),
         *honest,
+        ("not covered", OUTSIDE),
     ]
 
 

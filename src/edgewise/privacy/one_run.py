@@ -34,6 +34,7 @@ It is weaker, since it knows one point of the curve only, and is reported beside
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import erfc, exp, lgamma, log, log1p, pi, sqrt
 
 import numpy as np
@@ -176,3 +177,14 @@ def one_run(
     guessed = Guessed(guesses, good, plain_epsilon(m, guesses, good, delta, confidence))
     eps = [accountant.gaussian(1.0 / x, delta) if x > 0.0 else 0.0 for x in (mu, lower)]
     return Finding(name, mu, lower, eps[0], eps[1], m, confidence, guessed)
+
+
+def played(mu: float, delta: float, scores: NDArray[np.float64], present: NDArray[np.bool_]) -> Finding:
+    """As ``one_run``, with as many guesses as can contradict the claim (``telling``). Where none can, ``left_out`` says
+    so."""
+    m = scores.size
+    guesses = telling(m, mu)
+    found = one_run("one run", mu, delta, scores, present, guesses=guesses)
+    if (most := mu_lower(m, guesses, guesses)) > mu:
+        return found
+    return replace(found, left_out=(f"breaches: {m:,} canaries show a mu of {most:.2g} at most, {mu:.3g} is claimed",))

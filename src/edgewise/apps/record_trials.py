@@ -1,0 +1,81 @@
+"""What a plan with record-level privacy claims of one step of DP-SGD, tried on the code that devices train with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core import keys
+from edgewise.core.keys import Key, derive
+from edgewise.plan.compile import Plan
+from edgewise.plan.private import Spend
+from edgewise.privacy import audit
+from edgewise.privacy import one_run as guessing
+from edgewise.privacy.audit import Finding, event_mu
+
+STEP_RECORDS = 2048  # canaries of one step of DP-SGD
+LEFT_OUT = (
+    "the draw of records: the attacker knows who is in the step, and the claim is without it",
+    "how steps and rounds add up",
+)
+Step = Callable[[str, int, int], None]  # what is done, of how many
+
+
+def mechanism(plan: Plan, runs: int, step: Step) -> tuple[Finding, Finding]:
+    """DP-SGD's step at the recipe's noise multiplier and clip: one record in or out, many times. What its size tells,
+    and what its last bits do (``audit.grain``).
+
+    Every record of a step is a run of its own: its gradient has a coordinate to itself (``learn.canaries``).
+    """
+    plays, clip, delta = -(-runs // STEP_RECORDS), plan.recipe.dp.clip_l2, plan.recipe.dp.delta
+    scores: dict[bool, list[NDArray[np.float64]]] = {False: [], True: []}
+    for i in range(plays):
+        step("mechanism", i, plays)
+        for world, seen in scores.items():
+            seen.append(_record_step(plan, np.full(STEP_RECORDS, world), derive(keys.root(7), "record", int(world), i)))
+    out, in_ = (np.concatenate(scores[world])[:runs] for world in (False, True))
+    size = audit.mechanism("mechanism", _mu(plan), delta, out, in_)
+    # As they left the step: the float32 that the scores in clips were made of.
+    bits = audit.grain(
+        "grain", _mu(plan), delta, (out * clip).astype(np.float32), (in_ * clip).astype(np.float32), clip
+    )
+    of = _one_step(plan)
+    return replace(size, of=of, left_out=LEFT_OUT), replace(bits, of=f"{of}: the last bits", left_out=LEFT_OUT)
+
+
+def one_run(plan: Plan, canaries: int, step: Step) -> Finding:
+    """DP-SGD's step with canaries for records, each drawn with probability 1/2."""
+    present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
+    starts = range(0, canaries, STEP_RECORDS)
+    scores = []
+    for start in starts:
+        step("canaries", start, canaries)
+        key = derive(keys.root(7), "record one run", start)
+        scores.append(_record_step(plan, present[start : start + STEP_RECORDS], key))
+    found = guessing.played(_mu(plan), plan.recipe.dp.delta, np.concatenate(scores), present)
+    return replace(found, of=_one_step(plan), left_out=(*LEFT_OUT, *found.left_out))
+
+
+def _record_step(plan: Plan, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
+    from edgewise.learn import canaries  # imports torch
+    from edgewise.learn.dp_sgd import RecordDp
+
+    dp = plan.recipe.dp
+    return canaries.step(RecordDp(dp.clip_l2, _spend(plan).z, dp.sample_rate), present, key)
+
+
+def _one_step(plan: Plan) -> str:
+    steps, clip = plan.recipe.training.local_steps * plan.rounds, plan.recipe.dp.clip_l2
+    return f"one of up to {steps} steps of a device, at noise multiplier {_spend(plan).z:.4g} and clip {clip:g}"
+
+
+def _spend(plan: Plan) -> Spend:
+    assert plan.spend is not None
+    return plan.spend
+
+
+def _mu(plan: Plan) -> float:
+    return event_mu(_spend(plan).events[0])
