@@ -2,13 +2,15 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help demo test test-isa check setup
+.PHONY: help demo test test-long test-isa check setup
 help:
 	@$(PYTHON) run.py --help
 demo:  ## run the demonstration
 	@$(PYTHON) run.py demo $(ARGS)
 test:  ## the whole test suite; ARGS go to pytest
 	@$(PYTHON) run.py test $(ARGS)
+test-long: ## walk all of what `test` samples; ARGS go to pytest
+	@$(PYTHON) run.py test-long $(ARGS)
 test-isa: ## tests as older and newer processors compute; ARGS go to pytest
 	@$(PYTHON) run.py test-isa $(ARGS)
 check: ## format, lint, types, import layers, fast tests

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Set up edgewise and run it, with nothing but Python: ``python3 run.py demo``.
 
-    demo      run the demonstration                 (arguments go to `edgewise demo`)
-    test      run the whole test suite              (arguments go to pytest, e.g. -k quantize)
-    test-isa  run the fast tests under three instruction sets, the whole suite with `test-isa tests`
-    check     format, lint, types, import layers, fast tests
-    setup     only make the environment in .venv
+    demo       run the demonstration             (arguments go to `edgewise demo`)
+    test       run the whole test suite          (arguments go to pytest, e.g. -k quantize)
+    test-long  walk all of what `test` samples: a fault at every durable operation, many more random examples
+    test-isa   run the fast tests under three instruction sets, the whole suite with `test-isa tests`
+    check      format, lint, types, import layers, fast tests
+    setup      only make the environment in .venv
 
 The first start makes ``.venv`` and installs edgewise with the exact versions of ``constraints/``; later starts reuse
 it. An interrupted set-up is started afresh. Environment variables: ``EDGEWISE_TORCH_INDEX`` is the package index for
@@ -40,7 +41,8 @@ CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg"}
-COMMANDS = ("demo", "test", "test-isa", "check", "setup")
+COMMANDS = ("demo", "test", "test-long", "test-isa", "check", "setup")
+LONG = {"EDGEWISE_TEST_LONG": "1", "HYPOTHESIS_PROFILE": "thorough"}
 
 
 class Stop(Exception):
@@ -411,12 +413,12 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def pytest(arguments: list[str]) -> int:
-    """pytest on up to four processors, a file never split between them; ``-n 0`` turns that off."""
+def pytest(arguments: list[str], split: str = "loadfile") -> int:
+    """pytest on up to four processors, by default a file never split between them; ``-n 0`` turns that off."""
     os.environ.update(QUIET)
     workers = min(4, processors())
     chosen = any(re.match(r"-n\d*$|--numprocesses|--pdb|--trace|--collect-only|--co$", a) for a in arguments)
-    spread = [] if chosen or workers == 1 else ["-n", str(workers), "--dist", "loadfile"]
+    spread = [] if chosen or workers == 1 else ["-n", str(workers), "--dist", split]
     return run([str(PYTHON), "-m", "pytest", *spread, *arguments])
 
 
@@ -476,6 +478,9 @@ def main(arguments: list[str]) -> int:
         return pytest(rest)
     if command == "test-isa":
         return test_isa(rest)
+    if command == "test-long":
+        os.environ.update(LONG)
+        return pytest(["-m", "long", *rest], split="load")
     if command == "check":
         return check(rest)
     say(f"environment: {VENV}")

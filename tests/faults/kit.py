@@ -1,0 +1,203 @@
+"""Play toy runs with a fault at the Nth durable operation, and compare everything that a run leaves.
+
+    stage = Stage(folder)                        one loaded process, which forks a child for each run
+    stage.play(out, CONFIGURATIONS["plain"])     an undisturbed run
+    stage.play(out, ..., Fault("kill_torn", 17)) SIGKILL in the middle of the 17th write, fsync, rename, ...
+    left(out)                                    models, ledger, events, measures, memories, names of files
+
+Linux with a C compiler only: ``available()`` says whether.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from edgewise.core import events
+from edgewise.drivers.store import RunStore
+
+HERE, SUPPORT = Path(__file__).parent, Path(__file__).parents[1] / "support"
+ACTIONS = {"nothing": 0, "kill_before": 1, "kill_torn": 2, "kill_after": 3, "fail": 4, "short": 5, "stop": 6}
+KILLS = ("kill_before", "kill_torn", "kill_after")
+
+SMALL: Mapping[str, Any] = {
+    "data.devices": 5, "round.rounds": 3, "compare.local_only": False, "compare.centralised": False,
+    "simulation.engine": "inproc",
+}  # fmt: skip
+_NOISED: Mapping[str, Any] = {"metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0}
+_MASKED: Mapping[str, Any] = {"privacy": "hidden", "round.minimum": 0.6}
+_GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 4, "grid": "shared"}, {"kind": "wrap"}]
+
+# One for each place where a run keeps something: what the device remembers, what the server does, the ledger, sessions.
+CONFIGURATIONS: dict[str, Mapping[str, Any]] = {
+    "plain": {},
+    "compared": {"compare.local_only": True, "compare.centralised": True},
+    "turns": {"stage": [{"kind": "segments", "cycle": 2}, {"kind": "weigh"}, {"kind": "feedback"},
+                        {"kind": "top_k", "fraction": 0.2}]},
+    "dropouts": {"round.sampling": "fixed", "round.cohort": 4, "simulation.dropout": 0.2, "round.minimum": 0.5},
+    "ef21": {"stage": [{"kind": "feedback", "form": "ef21"}, {"kind": "top_k", "fraction": 0.2}]},
+    "shared top-k": {"stage": [{"kind": "shared_top_k", "fraction": 0.4}]},
+    "sketch": {"stage": [{"kind": "sketch", "ratio": 2.0, "rows": 3, "keep": 0.2}], "strategy": {"kind": "fedavg"}},
+    "downlink": {"downlink": [{"kind": "top_k", "fraction": 0.1}, {"kind": "quantize", "bits": 4}],
+                 "round.sampling": "fixed", "round.cohort": 4, "simulation.dropout": 0.1},
+    "adaptive": {"codec": "adaptive", "stage": [], "adaptive.deadline_s": 2.0, "simulation.step_s": 0.1},
+    "hidden": {**_MASKED, "merge": {"kind": "secure_sum"}, "stage": [{"kind": "feedback"}, *_GRID]},
+    "hidden ladder": {**_MASKED, "codec": "adaptive", "merge": {"kind": "secure_sum"}, "adaptive.deadline_s": 2.0,
+                      "adaptive.groups": 2, "simulation.step_s": 0.4,
+                      "stage": [{"kind": "weigh", "cap": 160}, {"kind": "clip", "l2": 8.0}]},
+    "two servers": {**_MASKED, "merge": {"kind": "shared_sum"}, "stage": _GRID},
+    "grouped": {**_MASKED, "data.devices": 18, "round.minimum": 0.8,
+                "merge": {"kind": "grouped", "groups": 3, "byzantine": 1, "corrupt": 0.0}, "stage": _GRID},
+    "distributed": {**_NOISED, "privacy": "distributed", "merge": {"kind": "secure_sum"}, "round.minimum": 0.75},
+    "distributed, two servers": {**_NOISED, "privacy": "distributed", "merge": {"kind": "shared_sum"},
+                                 "round.minimum": 0.75},
+    "correlated": {**_NOISED, "privacy": "central", "round.sampling": "cyclic", "round.cohort": 2,
+                   "dp.noise": "correlated", "round.rounds": 6, "data.devices": 6},
+    "poisson": {**_NOISED, "privacy": "central", "round.sampling": "poisson", "round.cohort": 3},
+    "local": {**_NOISED, "privacy": "local"},
+}  # fmt: skip
+
+
+def available() -> str:
+    """Why faults cannot be played here; empty where they can."""
+    if sys.platform != "linux":
+        return "faults are played on Linux only"
+    return "" if shutil.which("cc") else "faults need a C compiler"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``action`` at durable operation number ``at`` of the run, counted from 1; with ``forever`` at all from there on.
+
+    ``error``: for "fail".
+    """
+
+    action: str = "nothing"
+    at: int = 0
+    error: int = errno.ENOSPC
+    forever: bool = False
+
+
+class Outcome(NamedTuple):
+    """How a run ended: exit status (minus the signal's number), the code of a named error, what else was said; and its
+    number of durable operations, how often the fault was played, and at which operation first."""
+
+    status: int
+    code: str
+    said: str
+    operations: int
+    fired: int
+    operation: str
+
+
+class _Control(ctypes.Structure):
+    _fields_ = (
+        ("count", ctypes.c_int64), ("fired", ctypes.c_int64), ("stopped", ctypes.c_int64), ("last", ctypes.c_char * 64),
+    )  # fmt: skip
+
+
+class Stage:
+    """A process with everything loaded that forks a child for each run. Use as a context manager.
+
+    ``folder``: for the shim and its control file; best in memory. ``environ``: of the runs.
+    """
+
+    def __init__(self, folder: Path, environ: Mapping[str, str] | None = None) -> None:
+        self._shim, self._control = folder / "shim.so", folder / "control"
+        build = ["cc", "-O1", "-shared", "-fPIC", "-o", str(self._shim), str(HERE / "shim.c"), "-ldl"]
+        subprocess.run(build, check=True)
+        self._control.write_bytes(bytes(ctypes.sizeof(_Control)))
+        path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH", "")]))
+        env = {**os.environ, **(environ or {}), "PYTHONPATH": path, "LD_PRELOAD": str(self._shim)}
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "stage.py"), str(folder / "warm")],
+            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._process.stdout.close()
+
+    def begin(self, out: Path, settings: Mapping[str, Any], fault: Fault = Fault(), resume: bool = False) -> int:
+        """Start a run and return its process id; ``end`` waits for it."""
+        with open(self._control, "r+b") as f:  # in place: a process of an earlier run may still look at it
+            f.write(bytes(ctypes.sizeof(_Control)))
+        orders = {
+            "EDGEWISE_FAULT_ROOT": str(out.parent), "EDGEWISE_FAULT_CONTROL": str(self._control),
+            "EDGEWISE_FAULT_AT": str(fault.at), "EDGEWISE_FAULT_ACTION": str(ACTIONS[fault.action]),
+            "EDGEWISE_FAULT_ERROR": str(fault.error), "EDGEWISE_FAULT_FOREVER": str(int(fault.forever)),
+        }  # fmt: skip
+        request = {
+            "out": str(out), "settings": {**SMALL, **settings}, "resume": resume, "environ": orders,
+            "control": str(self._control), "at": fault.at, "action": ACTIONS[fault.action], "error": fault.error,
+            "forever": int(fault.forever),
+        }  # fmt: skip
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._answer()["child"])
+
+    def end(self) -> Outcome:
+        """How the run that was begun last ended."""
+        answer, control = self._answer(), self.control()
+        return Outcome(**answer, operations=control.count, fired=control.fired, operation=control.last.decode())
+
+    def play(self, out: Path, settings: Mapping[str, Any], fault: Fault = Fault(), resume: bool = False) -> Outcome:
+        """One run from its start, or from where it was, to its end."""
+        self.begin(out, settings, fault, resume)
+        return self.end()
+
+    def control(self) -> _Control:
+        """What the shim has counted so far."""
+        with open(self._control, "r+b") as f, mmap.mmap(f.fileno(), 0) as shared:
+            return _Control.from_buffer_copy(shared[:])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        return dict(json.loads(self._process.stdout.readline()))
+
+
+_CLOCKS = ("at_s", "seconds", "train_s", "encode_s", "aggregate_s")
+
+
+def _timeless(event: events.AnyEvent) -> dict[str, Any]:
+    return {k: v for k, v in msgspec.to_builtins(event).items() if k not in _CLOCKS}
+
+
+def left(out: Path) -> dict[str, Any]:
+    """All that a finished run leaves, but for clocks: to be compared with what an undisturbed one leaves."""
+    import safetensors.numpy
+
+    with RunStore(out) as store:
+        told = [_timeless(e) for e in store.events()]
+        # A run that goes on tells again that it started; what is measured is told where it was measured first.
+        told = [e for e in told if e["event"] not in ("run_started", "phase_started")]
+        measures = {name: store.measures(name) for name in ("bundled", "federated", "centralised", "local_only")}
+        found = {
+            "models": store.models(), "ledger": store.charges(), "events": told, "measures": measures,
+            "run": {k: v for k, v in (store.run() or {}).items() if k in ("id", "next_round", "unmet", "finished")},
+        }  # fmt: skip
+    memories = {
+        path.name: {k: x.tolist() for k, x in safetensors.numpy.load(path.read_bytes()).items() if "/" in k}
+        for path in sorted(out.glob("devices/*.safetensors"))
+    }
+    files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.parent != out)
+    return {**found, "memories": memories, "files": files}

@@ -1,0 +1,86 @@
+"""The process in which toy runs are played: it loads everything once, and forks a child for each run.
+
+Started by ``faults.kit`` with the shim preloaded. Reads one JSON request a line on standard input and answers one JSON
+line: {"status": exit status, minus the signal's number where one ended it, "code": of a named error, "said": the rest}.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from toy_recipe import make_recipe
+
+from edgewise.apps import simulate
+from edgewise.core.errors import EdgewiseError
+
+PATIENCE_S = 120  # a run that takes longer hangs
+
+
+def play(request: dict[str, Any], told: int) -> None:
+    """One run in a forked child, which this ends: 0, 1 for a named error, 70 for anything else."""
+    os.environ.update(request["environ"])
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.alarm(PATIENCE_S)
+    noise = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(noise, 1)
+    os.dup2(noise, 2)
+    out, status, said = Path(request["out"]), 0, {"code": "", "said": ""}
+    ctypes.CDLL(os.environ["LD_PRELOAD"]).edgewise_arm(
+        str(out.parent).encode(), request["control"].encode(), ctypes.c_int64(request["at"]),
+        request["action"], request["error"], request["forever"],
+    )  # fmt: skip
+    try:
+        simulate.run(
+            make_recipe(request["settings"]), out=out, recipe_dir=Path("/"), resume=request["resume"],
+            extensions=["toy"], report=False,
+        )  # fmt: skip
+    except EdgewiseError as e:
+        status, said = 1, {"code": e.code, "said": e.what}
+    except BaseException:
+        status, said = 70, {"code": "", "said": traceback.format_exc()}
+    os.write(told, json.dumps(said).encode())
+    os._exit(status)
+
+
+def main() -> None:
+    """Answer requests until standard input ends.
+
+    A recipe is played once here before the first child plays it: what it compiles and imports is there for all children.
+    """
+    folder, warm = Path(sys.argv[1]), set()
+    for line in sys.stdin:
+        request = json.loads(line)
+        settings = {**request["settings"], "simulation.engine": "inproc"}
+        if (name := json.dumps(settings)) not in warm:
+            warm.add(name)
+            simulate.run(
+                make_recipe(settings),
+                out=folder / str(len(warm)),
+                recipe_dir=Path("/"),
+                extensions=["toy"],
+                report=False,
+            )
+        receive, send = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(receive)
+            play(request, send)
+        os.close(send)
+        print(json.dumps({"child": child}), flush=True)
+        with os.fdopen(receive, "rb") as pipe:
+            _, status = os.waitpid(child, 0)
+            os.set_blocking(pipe.fileno(), False)
+            said = json.loads(pipe.read() or b'{"code": "", "said": ""}')
+        print(json.dumps({"status": os.waitstatus_to_exitcode(status), **said}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,12 @@
+"""How much a test tries: a sample in ``make test``, all of it in ``make test-long`` (mark such tests ``long``)."""
+
+from __future__ import annotations
+
+import os
+
+LONG = os.environ.get("EDGEWISE_TEST_LONG") == "1"
+
+
+def examples(few: int, many: int = 0) -> int:
+    """``few`` examples in ``make test``; ``many`` of them, or twenty times as many, in ``make test-long``."""
+    return (many or 20 * few) if LONG else few
