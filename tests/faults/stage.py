@@ -53,7 +53,7 @@ def play(request: dict[str, Any], told: int) -> None:
 def main() -> None:
     """Answer requests until standard input ends.
 
-    A recipe is played once here before the first child plays it: what it compiles and imports is there for all children.
+    A recipe is played once here before the first child plays it, so that children find all compiled and imported.
     """
     folder, warm = Path(sys.argv[1]), set()
     for line in sys.stdin:
