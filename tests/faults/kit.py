@@ -195,9 +195,9 @@ def left(out: Path) -> dict[str, Any]:
             "models": store.models(), "ledger": store.charges(), "events": told, "measures": measures,
             "run": {k: v for k, v in (store.run() or {}).items() if k in ("id", "next_round", "unmet", "finished")},
         }  # fmt: skip
-    memories = {
+    memories = {  # the folder's name changes at every opening; names with a slash are the codec's own arrays
         path.name: {k: x.tolist() for k, x in safetensors.numpy.load(path.read_bytes()).items() if "/" in k}
-        for path in sorted(out.glob("devices/*.safetensors"))
+        for path in sorted(out.glob("devices/**/*.safetensors"))
     }
-    files = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.parent != out)
-    return {**found, "memories": memories, "files": files}
+    others = [p for p in out.rglob("*") if p.is_file() and p.parent != out and p.suffix != ".safetensors"]
+    return {**found, "memories": memories, "files": sorted(str(p.relative_to(out)) for p in others)}
