@@ -15,7 +15,7 @@ from edgewise.core.errors import BudgetError, EdgewiseError, RoundError
 from edgewise.drivers.faults import Fault, Faulty
 from edgewise.drivers.store import RunStore
 from edgewise.engine import device
-from edgewise.engine.ports import Arrived
+from edgewise.engine.ports import Arrived, Lost
 from edgewise.privacy import ledger
 from edgewise.secagg import messages
 
@@ -233,30 +233,44 @@ def test_damage_costs_a_device_its_place_only(tmp_path):
 
 
 class _Lying(Faulty):
-    """Devices that reveal wrong shares."""
+    """Devices whose messages of secure aggregation ``lie`` changes; None: it never arrives."""
 
-    def __init__(self, inner, liars):
+    def __init__(self, inner, liars, lie):
         super().__init__(inner, lambda device, n: Fault())
-        self._liars = liars
+        self._liars, self._lie = liars, lie
 
     def receive(self, timeout_s):
         item = super().receive(timeout_s)
         if not isinstance(item, Arrived) or item.device not in self._liars:
             return item
         step = frame.load(item.frame)
-        message = messages.load(step.body) if isinstance(step, frame.Step) else None
-        if not isinstance(message, messages.Revealed):
+        if not isinstance(step, frame.Step):
             return item
-        wrong = messages.Revealed(seeds={d: bytes(33) for d in message.seeds}, keys=message.keys)
-        body = frame.dump(msgspec.structs.replace(step, body=messages.dump(wrong)))
+        said = self._lie(step.round, messages.load(step.body))
+        if said is None:
+            return Lost(item.device, "dropped", item.at_s)
+        body = frame.dump(msgspec.structs.replace(step, body=messages.dump(said)))
         return dataclasses.replace(item, frame=body)
+
+
+def _reveals_wrong_shares(number, said):
+    if not isinstance(said, messages.Revealed):
+        return said
+    return messages.Revealed(seeds={d: bytes(33) for d in said.seeds}, keys=said.keys)
+
+
+def _deals_wrong_shares_and_vanishes(number, said):
+    """In the second round."""
+    if number == 1 and isinstance(said, messages.Shares):
+        return messages.Shares(boxes={d: box[:-64] + bytes(64) for d, box in said.boxes.items()})
+    return None if number == 1 and isinstance(said, messages.Revealed) else said
 
 
 def test_devices_that_reveal_wrong_shares_are_told_of_and_change_nothing(tmp_path):
     """Two of eight, apart from each other in the order, in every round."""
     liars = {"d00001", "d00005"}
     honest, _, _ = play(tmp_path / "a", MASKS)
-    sums, told, _ = play(tmp_path / "b", MASKS, wrap=lambda c: _Lying(c, liars))
+    sums, told, _ = play(tmp_path / "b", MASKS, wrap=lambda c: _Lying(c, liars, _reveals_wrong_shares))
     assert sums == honest
     assert all(r.met and r.accepted == 8 for r in rounds(told))
     flagged = [e for e in told if isinstance(e, events.Flagged)]
@@ -265,6 +279,14 @@ def test_devices_that_reveal_wrong_shares_are_told_of_and_change_nothing(tmp_pat
     with RunStore(tmp_path / "b") as store:
         rows = {row["device"]: row["flagged"] for row in summary.build(store)["per_device"]}
     assert {d: set(rounds_) for d, rounds_ in rows.items() if rounds_} == {d: {"0", "1", "2"} for d in liars}
+
+
+def test_a_device_that_deals_wrong_shares_and_vanishes_costs_one_round_and_is_named(tmp_path):
+    liar = _deals_wrong_shares_and_vanishes
+    _, told, _ = play(tmp_path, MASKS, wrap=lambda c: _Lying(c, {"d00003"}, liar))
+    assert [(r.met, r.code) for r in rounds(told)] == [(True, ""), (False, "E-SECAGG-FEW"), (True, "")]
+    named = [(e.device, e.round, e.code) for e in told if isinstance(e, events.Lost)]
+    assert named == [("d00003", 1, "E-SHARE")]
 
 
 def test_epsilon_grows_to_the_budget_and_the_ledger_says_the_same(tmp_path):

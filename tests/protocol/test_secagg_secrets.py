@@ -9,10 +9,12 @@ from session import IDENTITIES, ROOT, SID, Session, fresh, registry
 
 from edgewise.core import frame
 from edgewise.core.keys import derive
+from edgewise.crypto import agree
 from edgewise.drivers import jobs
 from edgewise.engine import device as engine
-from edgewise.secagg import client, messages, server
+from edgewise.secagg import client, messages, server, two_server
 from edgewise.secagg.params import Floor, Params, Policy
+from edgewise.secagg.secrets import coins, mask
 
 
 def _spellings(secret: bytes) -> tuple[str, ...]:
@@ -143,3 +145,47 @@ def test_a_device_takes_no_part_below_its_owners_floor(floor: Floor, allowed: bo
         assert client.step(params, state, raw, registry) == (state, b"")
     assert not Floor(server="malicious").allows(Params(Policy(server="curious"), 10, 20, 5, 0))
     assert not Floor().allows(Params(Policy(), 1, 20, 5, 0))
+
+
+def _started(sid: bytes, device: str) -> client.Advertised:
+    """With the same entropy each time, as after a restored snapshot."""
+    state, _ = client.start(_params(), sid, device, IDENTITIES[device].secret, np.ones(5, np.uint32),
+                            np.zeros(0, np.uint64), derive(ROOT, "repeated"))  # fmt: skip
+    assert isinstance(state, client.Advertised)
+    return state
+
+
+def test_entropy_that_repeats_gives_no_key_twice() -> None:
+    """Neither in two sessions nor on two devices; nor in one session for two purposes."""
+    other = messages.session_id("run", 4, "model", "config", bytes(32))
+    drawn = [_started(sid, device).own for sid in (SID, other) for device in ("d000", "d001")]
+    secrets = [getattr(own, field) for own in drawn for field in ("seal", "mask", "seed", "shares")]
+    assert len(set(secrets)) == 16
+    reports = [two_server.split(_params(), sid, device, IDENTITIES[device].secret, agree.public(bytes(range(32))),
+                                agree.public(bytes(range(32))), np.ones(5, np.uint32), np.zeros(0, np.uint64),
+                                derive(ROOT, "repeated"))
+               for sid in (SID, other) for device in ("d000", "d001")]  # fmt: skip
+    assert len({bytes(report[5:21]) for report in reports}) == 4  # ids
+    assert len({bytes(report[-29:-16]) for report in reports}) == 4  # updates, masked and sealed
+
+
+def test_a_second_roster_seals_nothing_under_an_old_key() -> None:
+    """A device answers one roster; if it ever answered two (a restored snapshot), their boxes, shares and masks would
+    have nothing in common."""
+    s = Session(5)
+    keys = messages.ordered({d: messages.load(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
+    before, after = s.clients["d000"], []
+    for devices in (s.devices, s.devices[:4]):
+        roster = messages.dump(messages.Roster(keys={d: keys[d] for d in devices}))
+        state, raw = client.step(s.params, before, roster, registry)
+        assert isinstance(state, client.Sharing)
+        pairs = {d: client.pair_seed(agree.Secret(state.own.mask), keys[d].mask, state.roster, "d000", d)
+                 for d in state.keys}  # fmt: skip
+        after.append((state.opening, pairs, messages.load(raw).boxes))  # type: ignore[union-attr]
+    for one, two in zip(*after, strict=True):
+        assert len(two) == 3
+        assert all(one[d] != two[d] for d in two)
+        assert len({*one.values(), *two.values()}) == 7
+    own, roster = before.own, [messages.roster_digest(SID, {d: keys[d] for d in s.devices[:n]}) for n in (5, 4)]  # type: ignore[union-attr]
+    assert len({coins(own.shares, r, kind) for r in roster for kind in ("seed", "key")}) == 4
+    assert len({mask(own.seed, r, 1)[0].tobytes() for r in roster}) == 2
