@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from edgewise.core.errors import CompositionError, DataError, TrainingError
+from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.space import Quorum, Space
@@ -137,12 +137,6 @@ def test_epsilon_counts_every_local_step() -> None:
     one = Event("gaussian", "add_remove", z=found.z, sampling="poisson", rate=0.05)
     assert epsilon({one: 12}, 1e-5, COARSE) == pytest.approx(4.0, rel=2e-3)
     assert spend(RECIPE.replace("local_steps = 4", "local_steps = 8"), space).z > found.z
-
-
-def test_error_feedback_is_refused() -> None:
-    with pytest.raises(CompositionError) as caught:
-        spend(RECIPE, Space(10, Quorum(2, 4), universe=10, residual=True))
-    assert caught.value.code == "E-EF-RECORD"
 
 
 @pytest.mark.parametrize("bad", ["raises", "infinite loss", "no number"])

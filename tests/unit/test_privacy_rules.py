@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from invited import invited
 from torch import nn
 from toy_recipe import make_recipe
 
+from edgewise.codecs import pack
 from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
@@ -21,6 +23,8 @@ from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Payload, Stage
 from edgewise.core.vector import Spec
+from edgewise.engine import device as machine
+from edgewise.engine.ports import Update
 from edgewise.learn import dp_sgd
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
@@ -79,7 +83,6 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
     ("E-AMP-VISIBLE", "without sampling", lambda: epsilon({poisson(1.0, 0.1): 1}, 1e-5, against="server")),
     ("E-ADJ-MIX", "same neighbours", lambda: epsilon({poisson(1.0, 0.1): 1, fixed_size(1.0, 100, 10): 1}, 1e-5)),
     ("E-ADJ-MIX", "same neighbours", lambda: epsilon({poisson(1.0, 0.1): 1, record_level(1.0, 0.1, 1): 1}, 1e-5)),
-    ("E-EF-RECORD", "protect whole devices", lambda: plan(RECORD, {"stage": [{"kind": "feedback"}, TOP]})),
     ("E-MF-LOCAL", 'privacy = "central"', lambda: plan(DISTRIBUTED, CYCLIC, {"dp.noise": "correlated"})),
     ("E-MF-LOCAL", 'privacy = "central"', lambda: plan(LOCAL, CYCLIC, {"dp.noise": "correlated"})),
     ("E-MF-GAP", '"cyclic"', lambda: plan(CENTRAL, {"dp.noise": "correlated"})),
@@ -115,9 +118,9 @@ def test_refused(code: str, fix: str, make: Callable[[], object]) -> None:
 
 
 def test_every_refusal_of_the_design_is_met_above() -> None:
-    named = """E-TOPK-SECAGG E-NOISE-NOCLIP E-PERTENSOR E-NORM-AFTER E-WEIGHT E-AMP-VISIBLE E-ADJ-MIX E-EF-RECORD
+    named = """E-TOPK-SECAGG E-NOISE-NOCLIP E-PERTENSOR E-NORM-AFTER E-WEIGHT E-AMP-VISIBLE E-ADJ-MIX
     E-MF-LOCAL E-DIV-N E-WRAP E-NMIN E-ROBUST-SECAGG E-STATS E-BN E-NAN""".split()
-    assert len(named) == 16
+    assert len(named) == 15
     assert set(named) <= REGISTRY.keys()
     assert set(named) <= {code for code, *_ in REFUSED}
 
@@ -211,3 +214,63 @@ def test_what_cannot_go_together(settings: dict[str, Any]) -> None:
     with pytest.raises(EdgewiseError) as caught:
         plan(settings)
     assert caught.value.code == "E-COMBO"
+
+
+def test_what_a_device_sends_of_noised_steps_is_theirs_alone_feedback_and_all() -> None:
+    """With privacy of records the noise is in the steps. What leaves a device follows from its noised updates and from
+    public values, over all rounds: not from how much text it has, nor from anything else that its trainer tells."""
+    it = plan(RECORD, {"stage": [{"kind": "feedback"}, TOP, {"kind": "quantize", "bits": 4}], "round.rounds": 4})
+    drawn = np.random.default_rng(3).normal(size=(4, SPEC.dim)).astype(np.float32)
+
+    def sent(count: float, told: dict[str, float]) -> list[bytes]:
+        state, frames = machine.join(it, "d"), []
+        for round, x in enumerate(drawn):
+            state, _ = machine.step(it, state, invited(it, round, accepted=round - 1))
+            state, effects = machine.step(it, state, machine.Trained(Update(x, told, count)))
+            frames += [e.frame for e in effects if isinstance(e, machine.Send)]
+        return frames
+
+    little = sent(1.0, {"loss_first": 0.0})
+    assert little == sent(1e6, {"loss_first": 9.0})
+    assert len(little) == len(set(little)) == 4
+
+
+@pytest.mark.parametrize("before", [[], [{"kind": "rotate", "block": 64}]])
+def test_a_quantizer_stands_behind_a_devices_own_noise(before: list[dict[str, Any]]) -> None:
+    """What it rounds is noised already, so its wire is as small and its epsilon as it was."""
+    grid = {"kind": "quantize", "bits": 4, **({"grid": "eden"} if before else {})}
+    plain, small = plan(LOCAL, {"stage": before}), plan(LOCAL, {"stage": [*before, grid]})
+    assert small.spend == plain.spend
+    assert [s.name.split("(")[0] for s in small.at(0).stages[-3:]] == ["clip", "local_noise", "quantize"]
+    sizes = [len(pack.pack(_sent(p), p.at(0).encoded)) for p in (plain, small)]
+    assert sizes[1] < sizes[0] / 4
+    noised = small.at(0).decode(_sent(small), small.turn(0)).body
+    assert noised.std() == pytest.approx(small.at(0).encoded.noise_std, rel=0.15)
+
+
+def _sent(plan: Plan) -> Payload:
+    return plan.at(0).encode(np.zeros(SPEC.dim, np.float32), {}, 1.0, {}, plan.turn(0, root(3)))[0]
+
+
+def test_feedback_is_not_put_behind_a_devices_own_noise() -> None:
+    with pytest.raises(EdgewiseError, match="E-NOT-REAL"):
+        plan(LOCAL, {"stage": [{"kind": "feedback"}, {"kind": "quantize", "bits": 4}]})
+
+
+def test_claims_of_one_device_name_the_unit_and_the_honest() -> None:
+    """Of what is hidden nothing is enforced, and an adaptive clip's bounds are in clips."""
+    fixed, moving = plan(CENTRAL), plan(CENTRAL, {"dp.adaptive_clip": True, "dp.epsilon": 500.0})
+    assert "one device moves the summed update by at most 4 (L2)" in fixed.claims
+    assert any("clips (L2)" in c for c in moving.claims)
+    assert any("below the clip" in c for c in moving.claims)
+    hidden = plan(DISTRIBUTED).claims
+    assert any(c.startswith("an honest device moves") and c.endswith("a corrupt one sends anything") for c in hidden)
+    assert not any(c.startswith("one device moves") for c in hidden)
+    for settings in (CENTRAL, DISTRIBUTED, LOCAL, RECORD):
+        assert any("guesses the seed" in c for c in plan(settings).claims)
+
+
+def test_hidden_sums_without_noise_say_what_a_server_that_lies_can_do() -> None:
+    grid = [{"kind": "clip", "l2": 1.0}, {"kind": "quantize", "grid": "shared"}, {"kind": "wrap"}]
+    it = plan({"privacy": "hidden", "merge": {"kind": "secure_sum"}, "stage": grid, **HONEST})
+    assert any("cohorts that differ by one device" in c for c in it.claims)

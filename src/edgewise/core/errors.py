@@ -56,7 +56,6 @@ REGISTRY: dict[str, Entry] = {
     "E-ORDER": Entry("a stage stands where it cannot work", 2),
     "E-NORM-AFTER": Entry("an update can become longer again after its clip", 2),
     "E-AMP-VISIBLE": Entry("amplification by sampling that the adversary can see", 2),
-    "E-EF-RECORD": Entry("error feedback under record-level privacy", 2),
     "E-BN": Entry("a layer mixes records, so no clip bounds what one of them does", 2),
     "E-ADJ-MIX": Entry("the accountant's neighbours are not those of the mechanism", 2),
     "E-AUDIT": Entry("an audit measured more than is claimed", 8),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import share_of
+from edgewise.core.stage import BELOW
 from edgewise.plan.private import Spend
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy import card
@@ -42,7 +43,11 @@ def claims(
         )
         told.append(f"budget: {card.limit(spend.budget.epsilon)}{enough}")
     elif not visible:
-        told.append("the sum is not noised: what it says about one device is not bounded (no epsilon)")
+        told.append(
+            "the sum is not noised: what it says about one device is not bounded (no epsilon); a server that lies can "
+            f"send one model in up to {recipe.round.rounds} rounds to cohorts that differ by one device, and subtract "
+            "the sums"
+        )
     told.append("raw text, codec memory and personal models never leave a device")
     told.append(f"cohort: {earns}")
     told.append(_metrics(recipe, visible))
@@ -53,8 +58,10 @@ def claims(
     told.append(held_out + (", outside every epsilon" if noisy else ""))
     if not visible:
         told.append("who takes part, when, and how many bytes it sends is visible to the server")
+    clips = " clips" if BELOW in pipe.encoded.head else ""
     if math.isfinite(pipe.total.sensitivity):
-        told.append(f"one device moves the summed update by at most {pipe.total.sensitivity:.4g} (L2)")
+        moved = f"moves the summed update by at most {pipe.total.sensitivity:.4g}{clips} (L2)"
+        told.append(f"one device {moved}" if visible else f"an honest device {moved}; a corrupt one sends anything")
     elif pipe.merge.groups > 1:
         f = (pipe.merge.hides.least - 1) // 2
         told.append(f"up to {f} devices of a cohort may send anything: the mean stays within that of the other groups")
@@ -62,8 +69,11 @@ def claims(
         told.append("one device can move the sum without limit (no clip)")
     if pipe.total.noise_std:
         stds = sorted({f"{p.total.noise_std:.4g}" for p in pipes}, key=float)
-        what = f"noise of std {' or '.join(stds)} on the sum, in simulation derived from the seed: repeatable, so "
-        told.append(what + ("who knows the seed can take it off" if noisy else "not private; no epsilon is derived"))
+        told.append(
+            f"noise of std {' or '.join(stds)}{clips} on the sum" + ("" if noisy else "; no epsilon is derived")
+        )
+    if noisy:
+        told.append("in a simulation all noise is derived from the seed: who knows or guesses the seed can take it off")
     return tuple(told)
 
 
@@ -97,7 +107,8 @@ def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
 
 def _metrics(recipe: Recipe, visible: bool) -> str:
     if recipe.metrics == "none":
-        return "no train losses leave devices; the weight of an update does, where a stage weighs"
+        bit = "; whether an update is below the clip does" if recipe.dp.adaptive_clip else ""
+        return f"no train losses leave devices; the weight of an update does, where a stage weighs{bit}"
     if visible:
         return "each device's train losses and weight are visible to the server beside its update"
     return "train losses and weights leave devices only as a sum"
@@ -121,7 +132,7 @@ def witnesses(recipe: Recipe, servers: int, spend: Spend | None, groups: int = 1
         rows.append({"who": "the gateway (helper)", "updates": "one share", "sum": "hidden", "promised": server})
         both = "each" + (", with its share of the noise" if recipe.privacy == "distributed" else "")
         rows.append({"who": "both together", "updates": both, "sum": noised, "promised": "nothing is promised"})
-    rows.append({"who": "other devices", "updates": "hidden", "sum": "hidden", "promised": reader})
+    rows.append({"who": "other devices", "updates": "hidden", "sum": "what the models show", "promised": reader})
     rows.append({"who": "who reads the models", "updates": "hidden", "sum": "what the models show", "promised": reader})
     rows.append(
         {"who": "the network", "updates": "who, when, how many bytes", "sum": "hidden", "promised": "needs TLS outside"}

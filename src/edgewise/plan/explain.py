@@ -8,7 +8,7 @@ from typing import Any
 
 from edgewise.codecs import pack
 from edgewise.core.space import Kind, Space, Total
-from edgewise.core.stage import Merge, Stage
+from edgewise.core.stage import BELOW, Merge, Stage
 from edgewise.plan.adaptive import offers
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import Plan
@@ -337,13 +337,18 @@ def _merged(merge: Merge, total: Total) -> str:
 
 def _posted(before: Total, after: Total) -> str:
     if after.noise_std > before.noise_std:
-        return f"adds Gaussian noise of std {after.noise_std:.4g} per coordinate; {_moves(after)}"
+        clips = " clips" if BELOW in after.space.head else ""
+        return f"adds Gaussian noise of std {after.noise_std:.4g}{clips} per coordinate; {_moves(after)}"
     return _moves(after)
 
 
 def _moves(total: Total) -> str:
     if isfinite(total.sensitivity):
-        return f"one device moves the total by at most {total.sensitivity:.4g} (L2)"
+        who, clips = (
+            "one device" if total.visible else "an honest device",
+            " clips" if BELOW in total.space.head else "",
+        )
+        return f"{who} moves the total by at most {total.sensitivity:.4g}{clips} (L2)"
     return "one device can move the total without limit"
 
 

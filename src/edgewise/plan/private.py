@@ -122,7 +122,8 @@ def private(
     posts: list[Post] = []
     for stages in phases:
         more, posts = ending(z)
-        stages += more
+        at = _noised_at(start, stages) if word == "local" else len(stages)
+        stages[at:at] = more
     divisor = float(taking.expected) if word == "central" else 0.0
     rules.divisor(not divisor, first.adjacency, word)
     spent = accountant.epsilon(all_rounds(z), dp.delta)
@@ -137,6 +138,18 @@ def private(
             )
         rounds = least * taking.gap
     return posts, Spend(events(z), Budget(dp.epsilon, dp.delta), taking.rounds_each, rounds, divisor, z, shown)
+
+
+def _noised_at(start: Space, stages: Sequence[Stage]) -> int:
+    """How many stages stand before a device's own noise: all, or those before a quantizer, which then is given noised
+    values and says no more than they do."""
+    space = start
+    for i, stage in enumerate(stages):
+        after = stage.infer(space)
+        if after.kind is not Kind.REAL and not after.residual:
+            return i
+        space = after
+    return len(stages)
 
 
 Ending = Callable[[float], tuple[list[Stage], list[Post]]]
@@ -250,8 +263,11 @@ def _local(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, 
 
 
 def _record(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
-    """Devices train with DP-SGD; what they send is theirs to send."""
-    rules.feedback_of_records(any(space.residual for space in before))
+    """Devices train with DP-SGD, and the noise is in the steps: an update is a function of noised gradients and of what
+    everybody knows. Stages make of it what they like, and so does error feedback: what it remembers of earlier rounds
+    are updates of theirs, each of which was charged when it was trained. All messages of a device together are
+    post-processing of its noised steps. A weight is not: it counts the device's tokens.
+    """
     rules.weight_of_records(any(WEIGHT in space.head for space in before))
     dp = recipe.dp
 
@@ -277,10 +293,10 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
     if dp.tensor_l2:
         bound = f"what tensors clipped to {dp.tensor_l2:g} can have together"
     if word == "central":
-        summary = "the server adds noise to the sum: readers of the models are kept from learning about a device, the "
-        summary += "server itself is trusted"
+        summary = "the server adds noise to the sum: readers of the models learn no more of a device than epsilon "
+        summary += "allows, the server itself is trusted"
         how = f"a clip that follows the updates, from {dp.clip_l2:g}" if dp.adaptive_clip else bound
-        who, server = f"the server, {z:.4g} times {how}", None
+        who, server = f"the server, {z:.4g} times how far one device can move the sum, by {how}", None
         if event.kind == "matrix":
             who = f"the server, {z:.4g} times how far one device in all its rounds can move the run's encoded sums, by "
             who += f"{bound}; rounds take back noise of earlier ones"
@@ -292,13 +308,15 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         who = f"each device, {each:.4g} per coordinate; at least {each * sqrt(honest):.4g} in every sum"
         fewer = card.degradation(each * sqrt(honest) / space.l2, honest, dp.delta)
     elif word == "record":
-        summary = "every step on a device is noised: no single block of its text shows in what it sends"
+        summary = "every step on a device is noised: what it sends says no more of one block of its text than epsilon "
+        summary += "allows"
         unit = "block of text of one device, in all rounds"
         adjacency = "one block is on the device or not; how many there are is public"
         sampling = f"each step takes each block with probability {dp.sample_rate:g}, unknown to others"
         who = f"each device in each step, {z:.4g} times the clip of {dp.clip_l2:g} of one block's gradient"
     else:
-        summary = "every device adds enough noise to hide by itself, whatever the server does"
+        summary = "every device adds noise to its own update, which says no more of its text than epsilon allows, "
+        summary += "whatever the server does"
         who = f"each device, {z:.4g} times {bound}"
     return card.Card(
         word=word,

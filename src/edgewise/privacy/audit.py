@@ -144,7 +144,8 @@ def grain(name: str, mu: float, delta: float, without: Vector, with_: Vector, mo
     unit = float(np.spacing(np.float32(moved))) / 2.0  # half: n may be just below a power of two
 
     def told(y: NDArray[np.float64]) -> NDArray[np.bool_]:
-        return (y != 0.0) & (np.abs(y) < moved / 64.0) & (np.rint(y / unit) == y / unit)
+        found: NDArray[np.bool_] = (y != 0.0) & (np.abs(y) < moved / 64.0) & (np.rint(y / unit) == y / unit)
+        return found
 
     lower = mu_of_test(told(without.astype(np.float64)), told(with_.astype(np.float64)))
     return _measured(name, mu, delta, lower, min(without.size, with_.size))

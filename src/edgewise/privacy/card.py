@@ -13,6 +13,7 @@ Plain = Mapping[str, Any]  # of ``Card.to_plain``, as a run records it
 OUTSIDE = (
     "perplexities, losses, counts of devices, bytes, times and who took part are told exactly: no epsilon is about them"
 )
+REPEATED = "A server that lies can send one model twice, to cohorts that differ by one device, and subtract the sums."
 NOT_COVERED = "Computed from devices' text without noise: not covered by epsilon."
 FEWER = ("If fewer of them add their noise", "honest devices", "epsilon of one round")  # a table's caption and heads
 
@@ -91,7 +92,7 @@ def fewer(c: Plain) -> list[tuple[str, str]]:
 
 def without(servers: int) -> str:
     """What is said in a card's place where there is no epsilon; ``servers``: how many hide updates, 0 = none."""
-    seen = "Individual updates are hidden." if servers else "The server sees each update."
+    seen = f"Individual updates are hidden. {REPEATED}" if servers else "The server sees each update."
     return f"{seen} No epsilon is claimed."
 
 

@@ -64,17 +64,6 @@ def per_tensor(tensors: int, each_l2: float, accounted_l2: float) -> None:
         )
 
 
-def feedback_of_records(feedback: bool) -> None:
-    """E-EF-RECORD: error feedback on the device together with record-level privacy."""
-    if feedback:
-        raise CompositionError(
-            "E-EF-RECORD",
-            "feedback keeps what was not sent, and a record in it comes back in later rounds, where the accountant "
-            "does not count it.",
-            "leave feedback out, use a codec whose memory is the server's (sketch), or protect whole devices instead.",
-        )
-
-
 def weight_of_records(weighed: bool) -> None:
     """E-WEIGHT: a device says how much it has to say, which its records decide, together with record-level privacy."""
     if weighed:
