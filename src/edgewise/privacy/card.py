@@ -92,8 +92,8 @@ def fewer(c: Plain) -> list[tuple[str, str]]:
 
 def without(servers: int) -> str:
     """What is said in a card's place where there is no epsilon; ``servers``: how many hide updates, 0 = none."""
-    seen = f"Individual updates are hidden. {REPEATED}" if servers else "The server sees each update."
-    return f"{seen} No epsilon is claimed."
+    seen, more = ("Individual updates are hidden.", f" {REPEATED}") if servers else ("The server sees each update.", "")
+    return f"{seen} No epsilon is claimed.{more}"
 
 
 def limit(epsilon: float) -> str:
