@@ -50,3 +50,11 @@ def test_streams_are_independent() -> None:
 
 def test_a_turn_does_not_show_its_private_key() -> None:
     assert "private" not in repr(Turn(0, root(1), root(2)))
+
+
+@pytest.mark.parametrize("key", [b"", bytes(31), bytes(33), bytes(64)])
+def test_a_key_is_whole(key: bytes) -> None:
+    """An empty key would be hashed without one, and give everybody the same numbers."""
+    for use in (lambda: derive(key, "noise"), lambda: generator(key), lambda: word(key)):
+        with pytest.raises(ValueError, match="32 bytes"):
+            use()

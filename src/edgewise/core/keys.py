@@ -33,9 +33,7 @@ def derive(key: Key, *labels: str | int | bytes) -> Key:
         labels: what the key is for, e.g. ``derive(k, "cohort", round)``; ints, strings and bytes are type-tagged, so
             ``1``, ``"1"`` and ``b"1"`` give different keys.
     """
-    if len(key) != KEY_BYTES:
-        raise ValueError(f"a key has {KEY_BYTES} bytes, this one has {len(key)}")
-    mac = hashlib.blake2b(key=key, digest_size=KEY_BYTES)
+    mac = hashlib.blake2b(key=_whole(key), digest_size=KEY_BYTES)
     for label in labels:
         if isinstance(label, int):
             raw = b"i" + str(label).encode()
@@ -49,12 +47,18 @@ def derive(key: Key, *labels: str | int | bytes) -> Key:
 
 def generator(key: Key) -> np.random.Generator:
     """A numpy generator (counter-based Philox, 128-bit key) for choices that need no secrecy."""
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(_whole(key)[:16], "little")))
 
 
 def word(key: Key) -> int:
     """The first 63 bits of a key as an int, for generators that take one integer (torch, kernels)."""
-    return int.from_bytes(key[:8], "little") >> 1
+    return int.from_bytes(_whole(key)[:8], "little") >> 1
+
+
+def _whole(key: Key) -> Key:
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a key has {KEY_BYTES} bytes, this one has {len(key)}")
+    return key
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,7 @@ class Secrets:
     def __post_init__(self) -> None:
         """See the class."""
         for key in (self.training, self.encoding, self.session):
-            if len(key) != KEY_BYTES:
-                raise ValueError(f"a device's secrets have {KEY_BYTES} bytes each, one has {len(key)}")
+            _whole(key)
 
     @classmethod
     def of(cls, entropy: Key) -> Secrets:

@@ -1,0 +1,57 @@
+"""Nothing secret comes from a recipe's seed: whoever has the recipe, so the server, could derive it too."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from arch.source import SRC, dotted, files, tree
+
+PURE = ("core", "codecs", "merges", "privacy", "strategies", "secagg", "crypto", "plan", "engine")
+SEEDED = ("plan.key", "self.plan.key", "self._plan.key", "recipe.seed", "self.recipe.seed", "self._recipe.seed")
+
+# Where the pure layers derive anything from the seed, and what for. All of it is public.
+PUBLIC = {
+    "codecs/low_rank.py: low_rank": "the start of a power iteration, the same for everybody",
+    "plan/compile.py: Plan.key": "the root of the four below",
+    "plan/compile.py: Plan.batch_key": "order of batches and dropout, which runs repeat by",
+    "plan/compile.py: Plan.public": "the round's public key, which invitations announce",
+    "plan/compile.py: Plan.turn_down": "rounding of the model that all devices are sent",
+}
+
+
+def functions(path: Path) -> Iterator[tuple[str, ast.AST]]:
+    """Functions and methods of a module with their names; inner ones belong to the outermost."""
+    for node in tree(path).body:
+        if isinstance(node, ast.ClassDef):
+            yield from (
+                (f"{node.name}.{inner.name}", inner) for inner in node.body if isinstance(inner, ast.FunctionDef)
+            )
+            yield from ((node.name, inner) for inner in node.body if not isinstance(inner, ast.FunctionDef))
+        else:
+            yield (node.name if isinstance(node, ast.FunctionDef) else "module"), node
+
+
+def seeded(name: str, node: ast.AST) -> bool:
+    """Whether the code takes the seed, or a key that comes from it."""
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.Call) and dotted(inner.func) in ("root", "keys.root"):
+            return True
+        if isinstance(inner, ast.Attribute) and dotted(inner) in SEEDED:
+            return True
+        if name.startswith("Plan.") and isinstance(inner, ast.Attribute) and dotted(inner) == "self.key":
+            return True
+    return False
+
+
+def test_the_pure_layers_derive_nothing_secret_from_the_seed() -> None:
+    """A new place has to say here what for; a device's secrets are ``core.keys.Secrets``, a server's its entropy."""
+    found = {
+        f"{path.relative_to(SRC).as_posix()}: {name}"
+        for path in files()
+        if path.relative_to(SRC).parts[0] in PURE
+        for name, node in functions(path)
+        if seeded(name, node)
+    }
+    assert found == PUBLIC.keys()
