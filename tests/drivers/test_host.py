@@ -14,6 +14,7 @@ from edgewise.core import frame, vector
 from edgewise.core.errors import DataError, ModelError, StoreError
 from edgewise.drivers import jobs
 from edgewise.drivers.host import Host
+from edgewise.engine import downlink
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
 
@@ -23,8 +24,8 @@ DEVICE = "d00001"
 class Bench:
     """A host that has been set up, and the frames to send to it."""
 
-    def __init__(self, run_dir):
-        recipe, self.run_dir = make_recipe(), run_dir
+    def __init__(self, run_dir, overrides=None):
+        recipe, self.run_dir = make_recipe(overrides), run_dir
         (run_dir / "devices").mkdir(0o700)
         self.host = Host()
         described = self.host.do(
@@ -171,7 +172,7 @@ def test_a_probe_that_cannot_be_answered_is_a_refusal(tmp_path, changes):
 
 def test_an_invitation_that_lies_leaves_the_host_as_it_was(tmp_path):
     """Also what it remembers of downloaded models: a round of the far future would make all later ones stale."""
-    bench = Bench(tmp_path)
+    bench = Bench(tmp_path, {"downlink": [{"kind": "quantize", "bits": 8}]})
     p = bench.plan
     lie = frame.Invite(
         run=p.run, round=10**15, spec=p.spec.digest(), model=bench.model, public=p.public(0), accepted=-1,
@@ -179,4 +180,12 @@ def test_an_invitation_that_lies_leaves_the_host_as_it_was(tmp_path):
     )  # fmt: skip
     assert frame.load(bench.send(lie).frame).code == "E-INVITE"
     assert not bench.memories()
+    down = downlink.advance(p, p.downlink, downlink.start(np.zeros(50, np.float32)), np.ones(50, np.float32))
+    (delta,) = down.ring
     assert isinstance(frame.load(bench.invite().frame), frame.Contribution)
+    bench.host.do(jobs.Blob(digest=delta.digest, data=delta.blob))
+    next_round = frame.Invite(
+        run=p.run, round=1, spec=p.spec.digest(), model=down.model, public=p.public(1), accepted=0, deadline_s=9.0,
+        rule=p.rule(1), base=delta.base, deltas=(delta.digest,),
+    )  # fmt: skip
+    assert isinstance(frame.load(bench.send(next_round).frame), frame.Contribution), "from the delta"

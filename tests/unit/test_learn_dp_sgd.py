@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,8 @@ def test_a_trainer_noises_its_steps() -> None:
     one, again = trainer.fit(request), trainer.fit(request)
     np.testing.assert_array_equal(one.x, again.x)
     assert np.linalg.norm(one.x - plain) > 0.01
+    np.testing.assert_array_equal(trainer.fit(replace(request, key=root(5))).x, one.x)
+    assert np.linalg.norm(trainer.fit(replace(request, secret=root(5))).x - one.x) > 0.01
     trainer.record_dp = RecordDp(1.0, 1.0, 0.001)  # steps without a single record
     assert np.linalg.norm(trainer.fit(request).x) > 0
 
