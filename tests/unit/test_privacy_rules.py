@@ -48,6 +48,7 @@ RECORD = {"privacy": "record", "dp.sample_rate": 0.1, **DP}
 CYCLIC = {"round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 10}
 CORRELATED = {**CENTRAL, **CYCLIC, "dp.noise": "correlated"}
 TOP = {"kind": "top_k", "fraction": 0.1}
+WORDS = (CENTRAL, DISTRIBUTED, LOCAL, RECORD, CORRELATED)
 TURNS = {"kind": "segments", "cycle": 2}
 
 
@@ -58,6 +59,11 @@ def plan(*settings: dict[str, Any]) -> Plan:
 
 def chain(*stages: Stage) -> object:
     return pipeline(SPACE, stages, plain_sum(), [noise(1.0)])
+
+
+def dp_sgd_plan(z: float) -> Plan:
+    """Devices that noise their steps more than a grid has room for."""
+    return plan(RECORD, {"dp.noise_multiplier": z})
 
 
 def nan() -> object:
@@ -105,7 +111,17 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
     ("E-STATS", 'metrics = "none"', lambda: plan(RECORD, {"metrics": "sum"})),
     ("E-BN", "normalisation", lambda: dp_sgd.check(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))),
     ("E-NAN", "lower training.lr", nan),
+    ("E-PRECISION", "raise the clip", lambda: plan(CENTRAL, {"dp.clip_l2": 1e-12})),
+    ("E-PRECISION", "fewer coordinates", lambda: dp_sgd_plan(1e5)),
+    ("E-VALUE", "lower dp.clip_l2", lambda: plan(CENTRAL, {"dp.clip_l2": 1e20})),
+    *[("E-VALUE", "below 0.1", lambda word=word: plan(word, {"dp.delta": 0.11})) for word in WORDS],
 ]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_delta_just_below_is_accepted(word: dict[str, Any]) -> None:
+    """Of 8 devices: 8^-1.1 = 0.1015."""
+    assert plan(word, {"dp.delta": 0.1}).spend is not None
 
 
 @pytest.mark.parametrize(("code", "fix", "make"), REFUSED)

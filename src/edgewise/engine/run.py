@@ -272,12 +272,13 @@ class Federation:
                 parts.append(part)
             aggregate = together(parts)
             memory = self.plan.kept(memory, number, downlink.released(self.plan.at(number), mine, aggregate.mean))
-            stepped = self.plan.strategy.apply(strategy_state, aggregate)
+            with np.errstate(over="ignore", invalid="ignore"):  # looked for below, in all that they could come to
+                stepped = self.plan.strategy.apply(strategy_state, aggregate)
             strategy_state = hold(strategy_state, stepped, self.plan.frozen(number))
-            if not np.isfinite(strategy_state.params).all():
-                raise TrainingError(
-                    "E-NAN", f"the server step of round {number} gave values that are not finite.", "lower strategy.lr."
-                )
+            vectors = (aggregate.mean, strategy_state.params, *strategy_state.slots.values())
+            if not all(np.isfinite(x).all() for x in (*vectors, list(aggregate.head.values()))):
+                fix = "lower strategy.lr, and dp.clip_l2 or the l2 of clip, with which noise grows."
+                raise TrainingError("E-NAN", f"round {number} gave the server values that are not finite.", fix)
             head, update_l2, unmet = dict(aggregate.head), vector.norm_l2(aggregate.mean), 0
             accepted.update(dict.fromkeys(closed.accepted, number))
         down, held, lag_l2 = checkpoint.down, checkpoint.held, 0.0

@@ -79,10 +79,12 @@ def private(
 ) -> tuple[list[Post], Spend]:
     """Append the private ending to each phase's stages; the posts that belong to it, and the spend.
 
-    Raises CompositionError and RecipeError: what does not compose; E-BUDGET where no noise keeps the budget.
+    Raises CompositionError and RecipeError: what does not compose; E-VALUE for a delta that promises nothing; E-BUDGET
+    where no noise keeps the budget.
     """
     dp, word = recipe.dp, recipe.privacy
     rules.metrics(start.head)
+    rules.delta(dp.delta, start.population)
     rules.amplification(dp.amplification, taking.kind, seen_by_reader=word != "central")
     if dp.noise == "correlated":
         rules.correlated_noise(word)

@@ -78,7 +78,7 @@ class DpSection(Section):
     """Differential privacy: of whole devices ("central", "distributed", "local"), or of their records ("record")."""
 
     epsilon: float = Field(0.0, ge=0, le=1e6, description="budget of the whole run; required")
-    delta: float = Field(0.0, ge=0, lt=1, description="required; well below 1 / number of devices")
+    delta: float = Field(0.0, ge=0, lt=1, description="required; below 1 / (number of devices)^1.1")
     clip_l2: float = Field(
         0.0, ge=0, description="bound of one update's L2 norm, for \"record\" of one block's gradient; required"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import sqrt
 
-from edgewise.core.errors import CompositionError
+from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Adjacency
 
 _ROUNDING = 1.0 + 1e-6
@@ -71,6 +71,22 @@ def weight_of_records(weighed: bool) -> None:
             "E-WEIGHT",
             "the weight of an update is how many tokens its device predicts: one record changes it, without noise.",
             "leave out weigh: then all devices count the same.",
+        )
+
+
+def delta(value: float, devices: int) -> None:
+    """E-VALUE: a delta that promises nothing. ``devices``: that exist; 0: not known.
+
+    A mechanism that shows all text of each device with probability delta keeps the promise (0, delta), and of n devices
+    shows n delta on average. So delta must be below 1 / n, and by more for many: 1 / n^1.1.
+    Source: Dwork and Roth 2014, section 2.3 (less than any inverse polynomial in the size of the database).
+    """
+    if devices and value >= (most := devices**-1.1):
+        raise RecipeError(
+            "E-VALUE",
+            f"dp.delta = {value:g} with {devices} devices: a mechanism that shows the text of {value * devices:.3g} "
+            "devices on average would keep that promise.",
+            f"dp.delta below {most:.2g}, which is 1 / {devices}^1.1.",
         )
 
 
