@@ -279,7 +279,8 @@ def _record(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking,
         return (one,) * len(before)
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
-        grid.fit('privacy = "record"', z, dp.clip_l2, spec.dim)  # devices noise their steps on it
+        # Devices noise their steps on it; with this room int64 holds the sum of 2^20 records.
+        grid.fit('privacy = "record"', z, dp.clip_l2, spec.dim, largest=2.0**10 * dp.clip_l2)
         return [], []
 
     return ending, events
