@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -276,7 +277,7 @@ class Federation:
                 stepped = self.plan.strategy.apply(strategy_state, aggregate)
             strategy_state = hold(strategy_state, stepped, self.plan.frozen(number))
             vectors = (aggregate.mean, strategy_state.params, *strategy_state.slots.values())
-            if not all(np.isfinite(x).all() for x in (*vectors, list(aggregate.head.values()))):
+            if not (all(np.isfinite(x).all() for x in vectors) and all(map(isfinite, aggregate.head.values()))):
                 fix = "lower strategy.lr, and dp.clip_l2 or the l2 of clip, with which noise grows."
                 raise TrainingError("E-NAN", f"round {number} gave the server values that are not finite.", fix)
             head, update_l2, unmet = dict(aggregate.head), vector.norm_l2(aggregate.mean), 0

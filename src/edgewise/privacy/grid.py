@@ -30,6 +30,7 @@ from edgewise.core.keys import Key
 from edgewise.privacy.samplers import LARGEST, discrete_gaussian
 
 COST = 0.1  # rounding may move neighbours apart by this share of what a device does, at most
+_CHUNK = 1 << 18  # coordinates at a time: bounds the temporary memory
 _EXACT = 2.0**52  # steps up to which float64 counts one by one, with room for the noise
 
 
@@ -88,6 +89,9 @@ def noise(grid: Grid, n: int, entropy: Key) -> NDArray[np.int64]:
 
 def hidden(x: NDArray[np.floating], grid: Grid, entropy: Key) -> NDArray[np.float64]:
     """x on the grid with its noise, float64 in model units: exact multiples of the step."""
-    steps = rounded(x, grid.step) + noise(grid, x.size, entropy)
-    out: NDArray[np.float64] = np.multiply(steps, grid.step, dtype=np.float64)
+    steps = noise(grid, x.size, entropy)
+    out: NDArray[np.float64] = steps.view(np.float64)  # the same memory, part by part
+    for at in range(0, x.size, _CHUNK):
+        part = slice(at, at + _CHUNK)
+        out[part] = (steps[part] + rounded(x[part], grid.step)) * grid.step
     return out
