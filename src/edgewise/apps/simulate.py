@@ -43,13 +43,16 @@ Tell = Callable[[events.AnyEvent], None]
 SAME = {
     "fingerprint": "the data",
     "model_fingerprint": "the model's weights",
+    "precision": "the arithmetic that the recipe asks for",
+    "arithmetic_sha256": "what this processor computes with these libraries",
     "initial_sha256": "the model's trained parameters",
     "base_sha256": "the parameters that the directions start from",
     "spec_sha256": "the layout of the model's trained parameters",
-    "precision": "the arithmetic",
     "extensions": "the extensions",
     "link_trace_sha256": "the file of link traces",
 }
+
+BACK = "go on where it began: on the same kind of processor, with the same versions of the libraries"
 
 
 @dataclass(frozen=True)
@@ -185,10 +188,11 @@ def _same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for fact, what in SAME.items():
         if known.get(fact) != now.get(fact):
             was, is_ = (_short(facts.get(fact)) for facts in (known, now))
+            back = BACK if fact == "arithmetic_sha256" else "put it back as it was"
             raise StoreError(
                 "E-RESUME",
                 f"{what} changed since this run began ({fact}: {was} then, {is_} now).",
-                "put it back as it was, or start again with another --out.",
+                f"{back}, or start again with another --out.",
             )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, StoreError
-from edgewise.drivers import jobs
+from edgewise.drivers import arithmetic, jobs
 from edgewise.drivers.following import Following
 from edgewise.drivers.identities import simulated_secrets, simulated_trust
 from edgewise.drivers.memory import Memories
@@ -127,7 +127,10 @@ class Host:
             spec=self._trainer.spec.to_list(),
             devices=list(self._trainer.devices()),
             initial=vector.to_bytes(self._trainer.initial()),
-            facts=describe() if describe is not None else {},
+            facts={
+                **(describe() if describe is not None else {}),
+                "arithmetic_sha256": arithmetic.digest(self._trainer),
+            },
         )
 
     def _noised_steps(self) -> None:

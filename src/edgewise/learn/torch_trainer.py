@@ -25,6 +25,7 @@ from edgewise.learn import dp_sgd
 from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
+from edgewise.learn.probe import probe
 from edgewise.learn.train import Batch, Loss, Optimizer, fit
 from edgewise.plan.recipe import TrainingSection
 
@@ -174,6 +175,11 @@ class TorchTrainer:
             what = f"device {device!r:.60} has too little text for a hold-out."
             raise DataError("E-DEVICE-DATA", what, "give it more text, or raise data.holdout.")
         return measured
+
+    def arithmetic(self) -> bytes:
+        """What torch makes of a small fixed training on this processor (``learn.probe``)."""
+        with computing("probe"):
+            return probe(self.training)
 
     def sizes(self, measure: bool = False) -> Mapping[str, float]:
         """Forecasts: ``parameters``, ``trainable``, ``memory_bytes``, ``step_s`` (0.0 unless ``measure``).

@@ -1,0 +1,35 @@
+"""What this processor computes with these libraries, as a digest: a run goes on only where it is the same.
+
+Libraries choose their kernels by the instructions that a processor has, and every kernel adds in an order of its own. A
+model that was begun under one and finished under another would belong to neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+
+def digest(trainer: Any) -> str:
+    """SHA-256, 64 hex characters, over fixed computations of the kinds that runs are made of: numpy's, and the
+    trainer's own where it has ``arithmetic() -> bytes`` (``learn.torch_trainer``).
+
+    Guarantees: depends on neither recipe nor model nor text; takes milliseconds.
+    """
+    h = hashlib.sha256()
+    for x in _computed():
+        h.update(np.ascontiguousarray(x).tobytes())
+    if (own := getattr(trainer, "arithmetic", None)) is not None:
+        h.update(own())
+    return h.hexdigest()
+
+
+def _computed() -> list[Any]:
+    """Products and factorizations as ``low_rank`` takes them, and functions as noise and norms do."""
+    x = ((np.arange(96 * 160) * 617 % 1009) / 1009 - 0.5).reshape(96, 160)
+    y = x.astype(np.float32)
+    factor, sizes = np.linalg.qr(x.T[:, :8])[0], np.linalg.svd(x[:24], compute_uv=False)
+    powers = [np.exp(v) for v in (x, y)] + [np.log1p(v * v) for v in (x, y)] + [np.sin(x), np.sqrt(y * y)]
+    return [y @ y.T, y.T @ y, x @ x.T, factor, sizes, *powers, y.sum(axis=0), np.dot(y[0], y[1])]
