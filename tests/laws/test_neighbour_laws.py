@@ -59,13 +59,13 @@ GRID, COARSE = TABLES["quantize"][2], TABLES["quantize"][0]
 EVERYBODY = {"round.rounds": 4, "round.minimum": 0.9}
 POISSON = {"round.rounds": 4, "round.sampling": "poisson", "round.cohort": 12, "round.minimum": 0.0}
 IN_TURN = {"round.rounds": 4, "round.sampling": "cyclic", "round.cohort": 12, "round.minimum": 0.9}
-HIDDEN = {"merge.kind": "secure_sum", "merge.corrupt": 0.05}
+HIDDEN = {"merge.kind": "secure_sum", "trust.malicious_fraction": 0.05}
 SETTINGS: dict[str, dict[str, object]] = {
     "central": EVERYBODY,
     "central, cohorts in turn": IN_TURN,
     "central, Poisson": POISSON,
     "central, hidden": {**EVERYBODY, **HIDDEN},
-    "central, in groups": {**EVERYBODY, "merge.kind": "grouped", "merge.groups": 3, "merge.corrupt": 0.05},
+    "central, in groups": {**EVERYBODY, "merge.kind": "grouped", "merge.groups": 3, "trust.malicious_fraction": 0.05},
     "central, correlated": {**IN_TURN, "dp.noise": "correlated"},
     "central, tensors": {**EVERYBODY, "dp.tensor_l2": 0.2},
     "central, moving clip": {**EVERYBODY, "dp.adaptive_clip": True},
@@ -73,7 +73,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "central, ladder": {**EVERYBODY, "codec": "adaptive"},
     "distributed": {**EVERYBODY, **HIDDEN},
     "distributed, two servers": {**EVERYBODY, "merge.kind": "shared_sum"},
-    "distributed, in groups": {**EVERYBODY, "merge.kind": "grouped", "merge.groups": 3, "merge.corrupt": 0.05},
+    "distributed, in groups": {**EVERYBODY, "merge.kind": "grouped", "merge.groups": 3, "trust.malicious_fraction": 0.05},
     "distributed, tensors": {**EVERYBODY, **HIDDEN, "dp.tensor_l2": 0.2},
     "local": EVERYBODY,
     "local, Poisson": {**POISSON, "round.minimum": 0.5},
