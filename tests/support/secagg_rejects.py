@@ -147,6 +147,11 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     made = [("a survivor with whom I share no mask", 3, Survivors(devices=e.names), "E-SECAGG-SURVIVORS")]
     rows += _rows("one leaves before its shares", made, ("step", "message", "code"))
 
+    u = Book(records["one leaves before its update"])
+    alive = messages.load(u.told[2]).devices  # type: ignore[union-attr]
+    made = [("a proof of a holder that is no survivor", 4, u.proofs(alive, ("d000", "d001", "d002")), "E-SECAGG-FEW")]
+    rows += _rows("one leaves before its update", made, ("step", "message", "code"))
+
     g = Book(records["a sparse graph"])
     near = client.graph.neighbours(g.roster, g.names, 4)["d000"]
     alive = messages.load(g.told[2]).devices  # type: ignore[union-attr]
