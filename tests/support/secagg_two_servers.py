@@ -10,7 +10,7 @@ from secagg_rejects import OTHER
 from session import IDENTITIES, ROOT, SID, registry
 
 from edgewise.core.keys import derive
-from edgewise.crypto import seal
+from edgewise.crypto import seal, sign
 from edgewise.secagg import secrets, two_server
 from edgewise.secagg.params import Params, Policy
 
@@ -80,6 +80,7 @@ def rejects(made: dict[str, Any]) -> list[dict[str, Any]]:
         ("a field of another name", "d000", [], mine.replace(b"\xa2id", b"\xa2ix", 1), "E-FRAME"),
         ("its fields in another order", "d000", [], reordered + box, "E-FRAME"),
         ("a share that is too long", "d000", [], _split("d000", params=Params(Policy(), 3, 20, 8, 1)), "E-PAYLOAD"),
+        ("a head that is too long", "d000", [], _split("d000", params=Params(Policy(), 3, 20, 5, 2)), "E-PAYLOAD"),
         ("bits beyond the last", "d000", [], _padded(), "E-PAYLOAD"),
         ("a second report of a device", "d000", ["d000"], _split("d000", "second"), "E-SECAGG-ORDER"),
         ("the id of another device's report", "d000", ["d001"], stolen + box, "E-SECAGG-ORDER"),
@@ -99,6 +100,8 @@ def rejects(made: dict[str, Any]) -> list[dict[str, Any]]:
         ("a seed sealed for the leader", [], of(_split("d000", "wrong", helper=LEADER.public)), "E-SEAL"),
         ("the same ticket again", ["d000"], one, "E-SECAGG-ORDER"),
         ("a second report of a device", ["d000"], of(_split("d000", "second")), "E-SECAGG-ORDER"),
+        ("the id of another device's ticket", ["d000"], _same_id(one["id"]), "E-SECAGG-ORDER"),
+        ("a ticket after the batch was opened", [*DEVICES, "open"], of(_split("d000", "second")), "E-SECAGG-ORDER"),
     ]
     batches = [
         ("a batch below the minimum", ["d000", "d001"], ["d000", "d001"], "E-SECAGG-FEW"),
@@ -113,6 +116,14 @@ def rejects(made: dict[str, Any]) -> list[dict[str, Any]]:
           for n, b, t, c in helper),
         *({"name": n, "by": "batch", "before": b, "devices": d, "code": c} for n, b, d, c in batches),
     ]  # fmt: skip
+
+
+def _same_id(id: bytes) -> dict[str, Any]:
+    """A ticket of d001, good but for its id."""
+    helper = seal.hpke_seal(HELPER.public, bytes(32), two_server._bound(SID, b"helper", "d001", id))
+    said = two_server.signed(SID, "d001", id, bytes(96), helper)
+    return {"device": "d001", "id": id, "leader": bytes(96), "helper": helper,
+            "signature": sign.sign(IDENTITIES["d001"].secret, said)}  # fmt: skip
 
 
 def _padded() -> bytes:
