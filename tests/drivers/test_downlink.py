@@ -224,7 +224,7 @@ def test_a_blob_is_moved_once_as_long_as_it_is_needed():
 
         def broadcast(self, job):
             assert isinstance(job, jobs.Blob)
-            self.moved.append(job.data.decode())
+            self.moved.append(bytes(job.data).decode())
             assert set(job.keep) == current
             return []
 

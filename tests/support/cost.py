@@ -6,7 +6,8 @@ import gc
 import statistics
 import sys
 import tracemalloc
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -18,15 +19,22 @@ def allocated(step: Callable[[], object]) -> int:
     return tracemalloc.get_traced_memory()[1] - before
 
 
-def per_step(steps: Iterable[Callable[[], object]], last: int) -> float:
-    """Run all steps in order. The median of what the ``last`` of them allocate: a table that is just then made larger
-    for all of its entries is a rare one."""
+@contextmanager
+def traced() -> Iterator[None]:
+    """Where ``allocated`` can be asked."""
     gc.collect()
     tracemalloc.start()
     try:
-        return statistics.median([allocated(step) for step in steps][-last:])
+        yield
     finally:
         tracemalloc.stop()
+
+
+def per_step(steps: Iterable[Callable[[], object]], last: int) -> float:
+    """Run all steps in order. The median of what the ``last`` of them allocate: a table that is just then made larger
+    for all of its entries is a rare one."""
+    with traced():
+        return statistics.median([allocated(step) for step in steps][-last:])
 
 
 def calls(work: Callable[[], object]) -> int:

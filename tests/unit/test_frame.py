@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from cost import allocated, traced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +21,7 @@ VALID = [bytes.fromhex(c["frame"]) for c in CASES["accept"]]
 
 def _plain(message: Any) -> dict[str, Any]:
     fields = {n: getattr(message, n) for n in message.__struct_fields__}
-    fields = {k: v.hex() if isinstance(v, bytes) else v for k, v in fields.items()}
+    fields = {k: v.hex() if isinstance(v, bytes | memoryview) else v for k, v in fields.items()}
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
     if "rule" in fields:
         fields["rule"] = {n: getattr(message.rule, n) for n in message.rule.__struct_fields__}
@@ -74,6 +76,26 @@ def test_size_is_checked_before_parsing() -> None:
     assert caught.value.code == "E-FRAME-SIZE"
     assert "104" in caught.value.what
     assert frame.load(VALID[0], limit_bytes=len(VALID[0])) == frame.load(VALID[0])
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 65535, 65536, 70000])
+def test_a_payload_of_any_length_has_the_one_encoding(size: int) -> None:
+    payload = bytes(i % 251 for i in range(size))
+    message = frame.Contribution(run="run", round=3, device="d1", payload=memoryview(payload))
+    raw = frame.dump(message)
+    assert raw == b"EWF\x01" + msgspec.msgpack.encode(message)
+    assert frame.load(raw) == message
+    for bad in (raw + b"\x00", raw[:-1]):
+        with pytest.raises(DecodeError):
+            frame.load(bad)
+
+
+def test_a_payload_is_copied_once_on_its_way_out_and_not_at_all_on_its_way_in() -> None:
+    size, out = 1_000_000, []
+    message = frame.Contribution(run="run", round=3, device="d1", payload=memoryview(bytes(size)))
+    with traced():
+        assert allocated(lambda: out.append(frame.dump(message))) < 1.1 * size
+        assert allocated(lambda: out.append(frame.load(out[0]))) < 0.1 * size
 
 
 def test_messages_are_immutable() -> None:

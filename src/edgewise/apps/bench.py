@@ -179,7 +179,8 @@ def _figures(
     plan: Plan, device: str, tables: Tables, update: Update, repeats: int, catalogue: Catalogue
 ) -> dict[str, Any]:
     m = measure(chain(tables, plan.spec, catalogue), update, repeats)
-    sent = len(frame.dump(frame.Contribution(run=plan.run, round=0, device=device or "device", payload=m.payload)))
+    payload = memoryview(m.payload)
+    sent = len(frame.dump(frame.Contribution(run=plan.run, round=0, device=device or "device", payload=payload)))
     float32 = 4 * plan.spec.dim
     return {
         "stages": [dict(table) for table in tables],

@@ -15,6 +15,7 @@ run beside it; what was spent before a crash or Ctrl-C is missing.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite
@@ -33,7 +34,6 @@ def compare(
     store: RunStore,
     executor: Executor,
     federation: Federation,
-    initial: vector.Vector,
     tell: Callable[[events.AnyEvent], None],
 ) -> None:
     """Run the comparisons that the recipe wants and that are not stored yet.
@@ -45,19 +45,20 @@ def compare(
     """
     plan, last = federation.plan, federation.plan.rounds - 1
     wanted = plan.recipe.compare
-    locals_left = federation.measured() if wanted.local_only and not store.evaluated(LOCAL_ONLY, last) else []
+    wants_locals = wanted.local_only and not store.evaluated(LOCAL_ONLY, last)
+    locals_left = deque(federation.measured() if wants_locals else ())
     pooled = wanted.centralised and not store.evaluated(CENTRALISED, last)
     if not (locals_left or pooled):
         return
     began, ids = time.perf_counter(), 0
-    start = vector.to_bytes(initial)
+    start = vector.to_bytes(store.blob(store.models()[0]))  # the initial vector
     kept = store.kept(CENTRALISED) if pooled else None
     chain, played = (vector.to_bytes(kept[0]), kept[1]) if kept else (start, 0)
     chain_left = plan.rounds - played if pooled else 0
     total = len(locals_left) + (plan.rounds if pooled else 0)
     tell(events.PhaseStarted(phase="compare", steps=total))
     had_locals, stored = bool(locals_left), store.measures(LOCAL_ONLY, last)
-    locals_left = [d for d in locals_left if d not in stored]
+    locals_left = deque(d for d in locals_left if d not in stored)
     done = played + len(stored)
 
     def submit_chain() -> None:
@@ -73,7 +74,7 @@ def compare(
         places = max(1, executor.parallel - 1) if chain_left else executor.parallel
         while locals_left and len(under_way) < places:
             ids += 1
-            under_way[ids] = device = locals_left.pop(0)
+            under_way[ids] = device = locals_left.popleft()
             executor.submit(jobs.Solo(id=ids, device=device, params=start, rounds=alone, measure=True))
         result = executor.result()
         done += 1

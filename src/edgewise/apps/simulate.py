@@ -28,7 +28,7 @@ from edgewise.drivers.pool import Pool
 from edgewise.drivers.simulated import SimulatedCohort, World
 from edgewise.drivers.store import RunStore
 from edgewise.drivers.traces import Traces, read_traces
-from edgewise.engine.ports import Cohort
+from edgewise.engine.ports import Checkpoint, Cohort
 from edgewise.engine.run import Federation
 from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
@@ -57,11 +57,12 @@ BACK = "go on where it began: on the same kind of processor, with the same versi
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What the executor's trainers agree on."""
+    """What the executor's trainers agree on. ``initial``: the initial vector, taken out where the run begins, so that
+    it is not held beside the models that follow it."""
 
     plan: Plan
     devices: tuple[str, ...]
-    initial: vector.Vector
+    initial: list[vector.Vector]
     facts: dict[str, Any]
     traces: Traces
 
@@ -255,8 +256,8 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, store: RunStore,
     }
     if recipe.simulation.link_trace:
         traces, facts["link_trace_sha256"] = read_traces(recipe_dir / recipe.simulation.link_trace)
-        return _Loaded(plan, tuple(first.devices), initial, facts, traces)
-    return _Loaded(plan, tuple(first.devices), initial, facts, ())
+        return _Loaded(plan, tuple(first.devices), [initial], facts, traces)
+    return _Loaded(plan, tuple(first.devices), [initial], facts, ())
 
 
 def _versions() -> dict[str, str]:
@@ -288,7 +289,12 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         secret=leader.secret,
         helper=LocalGateway(plan, helper.secret, trust.registry),
     )
-    checkpoint = federation.begin(loaded.initial)
+    federation.run(_begun(federation, simulated, loaded, tell))
+    compare(store, executor, federation, tell)
+
+
+def _begun(federation: Federation, simulated: SimulatedCohort, loaded: _Loaded, tell: Tell) -> Checkpoint:
+    plan, checkpoint = loaded.plan, federation.begin(loaded.initial.pop())
     if checkpoint.down is not None:
         simulated.restore(checkpoint.down)
     resumed = checkpoint.next_round if checkpoint.next_round else -1
@@ -304,5 +310,4 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         )
     )
     tell(events.PhaseStarted(phase="federated", steps=plan.rounds))
-    federation.run(checkpoint)
-    compare(store, executor, federation, loaded.initial, tell)
+    return checkpoint

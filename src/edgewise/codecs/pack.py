@@ -28,6 +28,7 @@ from edgewise.codecs import golomb, kernels, mixed
 from edgewise.core.errors import DecodeError
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import WEIGHT, Payload
+from edgewise.core.vector import finite
 
 _COUNT_BYTES = 4  # of the number of positions that travel alone
 
@@ -177,7 +178,7 @@ def _check_head(head: NDArray[np.float64], space: Space) -> None:
 def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
     if space.kind is Kind.REAL:
         x = np.frombuffer(raw, "<f4").astype(np.float32)
-        if not np.isfinite(x).all():
+        if not finite(x):
             _refuse("a coordinate is not finite")
         return x
     levels = kernels.unpack_bits(raw, _width(space), space.dim)

@@ -83,21 +83,22 @@ class Delta(_Message, frozen=True, tag="delta"):
 
     Attributes:
         public: 32 bytes, what the payload's stages drew from; the key of its own round, whenever it is applied.
-        payload: packed by the plan's downlink.
+        payload: packed by the plan's downlink; a view as in ``Contribution``.
     """
 
     round: int
     public: bytes
-    payload: bytes
+    payload: memoryview
 
 
 class Contribution(_Message, frozen=True, tag="contribution"):
-    """Device -> server: the packed payload of one round. How long it took is the device's own business."""
+    """Device -> server: the packed payload of one round. How long it took is the device's own business.
+    ``payload`` is a view of the frame that it was read from."""
 
     run: str
     round: int
     device: str
-    payload: bytes
+    payload: memoryview
 
 
 class Step(_Message, frozen=True, tag="step", omit_defaults=True):
@@ -144,6 +145,7 @@ FromServer = Invite | Step | Probe
 FromDevice = Contribution | Step | Refusal | Measurement
 Message = FromServer | FromDevice | Delta
 
+_EMPTY = b"\xc4\x00"  # no bytes, in MessagePack
 _encoder = msgspec.msgpack.Encoder()
 _any: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
 _from_server: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromServer)
@@ -154,8 +156,18 @@ REASON_CHARACTERS = 500
 
 
 def dump(message: Message) -> bytes:
-    """Serialise one message."""
+    """Serialise one message. A payload, which may be as large as the model, is copied once."""
+    if isinstance(message, Delta | Contribution):
+        return b"".join((_before_payload(message), message.payload))
     return MAGIC + bytes([VERSION]) + _encoder.encode(message)
+
+
+def _before_payload(message: Delta | Contribution) -> bytes:
+    """The frame up to its payload, which is the last of the fields."""
+    empty = _encoder.encode(msgspec.structs.replace(message, payload=memoryview(b"")))
+    n = len(message.payload)
+    kind, width = (0xC4, 1) if n < 1 << 8 else (0xC5, 2) if n < 1 << 16 else (0xC6, 4)  # MessagePack bin 8, 16, 32
+    return MAGIC + bytes([VERSION]) + empty[: -len(_EMPTY)] + bytes([kind]) + n.to_bytes(width, "big")
 
 
 def legible(text: str) -> str:
@@ -203,8 +215,12 @@ def _load(raw: bytes | memoryview, limit_bytes: int, decoder: msgspec.msgpack.De
         message = decoder.decode(memoryview(raw)[HEADER_BYTES:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise DecodeError("E-FRAME", f"malformed frame: {e}.") from None
-    plain = _encoder.encode(message)
-    # Another encoding of the same message, e.g. a key given twice: two parsers may differ. (No copy of the payload.)
-    if len(raw) != HEADER_BYTES + len(plain) or not bytes(raw).endswith(plain):
+    # Another encoding of the same message, e.g. a key given twice: two parsers may differ.
+    if isinstance(message, Delta | Contribution):
+        start = _before_payload(message)
+        same = len(raw) == len(start) + len(message.payload) and raw[: len(start)] == start
+    else:
+        same = raw == dump(message)
+    if not same:
         raise DecodeError("E-FRAME", "malformed frame: not in the one encoding that `dump` gives.")
     return message

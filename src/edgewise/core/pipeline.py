@@ -215,7 +215,7 @@ class Pipeline:
     def _finished(self, acc: Any, turn: Turn) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
         """A sum's body, decoded to ``merged``, and head. The body is float64 where posts follow and the merge has it,
         for noise must not be added to a sum that is rounded; else float32."""
-        payload = self.merge.finish(acc, self.encoded if self.merge.blind else self.merged)
+        payload = self.merge.finish(acc, self.encoded if self.merge.blind else self.merged, bool(self.posts))
         if self.merge.blind:
             payload = self.decode(payload, turn, self.level)
         head = payload.head if payload.head.size else np.zeros(len(self.encoded.head))  # of nobody: there was no head

@@ -140,8 +140,8 @@ def placed(turn: Turn, stages: Sequence[Stage], at: int) -> Turn:
 class Merge:
     """How contributions become one total.
 
-    ``init(space) -> acc``, ``add(acc, payload, space) -> acc`` (may reuse acc), ``finish(acc, space) -> payload``; its
-    body may be float64 where the merge is visible.
+    ``init(space) -> acc``, ``add(acc, payload, space) -> acc`` (may reuse acc), ``finish(acc, space, precise)
+    -> payload``. The body of a visible sum is float64 if ``precise``, else float32; a blind one has its residues.
     A blind merge is given encodings and the space after all stages; a visible one payloads decoded to
     ``Pipeline.merged`` (which may still be sparse, ``Payload.support``) and that space.
     With ``combine`` there are several sums: ``parts(acc) -> [(acc, n)]`` are those that are not empty, each is finished
@@ -156,7 +156,7 @@ class Merge:
     infer: Callable[[Space], Total]
     init: Callable[[Space], Any]
     add: Callable[[Any, Payload, Space], Any]
-    finish: Callable[[Any, Space], Payload]
+    finish: Callable[[Any, Space, bool], Payload]
     stream: Callable[[Any, Callable[[], Iterator[Payload]], Space], Any] | None = None
     hides: Any = None
     groups: int = 1

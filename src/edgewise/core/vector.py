@@ -17,6 +17,7 @@ from edgewise.core.errors import DecodeError
 
 Array = NDArray[Any]
 Vector = NDArray[np.float32]  # float32[d], C order
+Buffer = bytes | memoryview  # a blob, mostly a view of a vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,23 +141,21 @@ def norm_l2(x: Array) -> float:
     return sqrt(sum(float(np.square(x[i : i + piece], dtype=np.float64).sum()) for i in range(0, x.size, piece)))
 
 
-def to_bytes(x: Vector) -> bytes:
-    """Raw little-endian float32, ``4 d`` bytes: how model vectors travel and are stored."""
-    return np.ascontiguousarray(x, dtype="<f4").tobytes()
+def to_bytes(x: Vector) -> memoryview:
+    """Raw little-endian float32, ``4 d`` bytes: how model vectors travel and are stored.
+
+    A read-only view of ``x`` without a copy (where the processor is little-endian), so ``x`` must not change any more.
+    """
+    return np.ascontiguousarray(x, dtype="<f4").view(np.uint8).data.toreadonly()
 
 
-def digest_of(x: Vector) -> str:
-    """``digest(to_bytes(x))`` without the copy."""
-    return digest(np.ascontiguousarray(x, dtype="<f4").data.cast("B"))
-
-
-def from_bytes(raw: bytes | memoryview, dim: int) -> Vector:
+def from_bytes(raw: Buffer, dim: int) -> Vector:
     """Inverse of ``to_bytes``; read-only view without a copy. Raises DecodeError on another length."""
     if len(raw) != 4 * dim:
         raise DecodeError("E-BLOB", f"a vector of {dim} coordinates needs {4 * dim} bytes, got {len(raw)}.")
     return np.frombuffer(raw, dtype="<f4")
 
 
-def digest(raw: bytes | memoryview) -> str:
+def digest(raw: Buffer) -> str:
     """SHA-256 as 64 hex characters: the address of a blob."""
     return hashlib.sha256(raw).hexdigest()

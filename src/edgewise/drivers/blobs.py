@@ -19,7 +19,7 @@ class Blobs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def put(self, raw: bytes) -> str:
+    def put(self, raw: vector.Buffer) -> str:
         """Store bytes; returns their digest. One that rotted since it was written is written anew. ``sync`` before
         anything durable names it."""
         digest = vector.digest(raw)
@@ -52,7 +52,7 @@ class Blobs:
                 discard(path)
 
 
-def _holds(path: Path, raw: bytes) -> bool:
+def _holds(path: Path, raw: vector.Buffer) -> bool:
     """Whether a file holds exactly these bytes; compared in pieces, so that no second copy is in memory."""
     try:
         with open(path, "rb") as f:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
+from edgewise.core.vector import Buffer
 from edgewise.engine.ports import Arrived, Cohort, DeviceId, Lost
 
 
@@ -46,7 +47,7 @@ class Faulty:
         """Time of the last delivery."""
         return self._now_s
 
-    def publish(self, blobs: Sequence[bytes]) -> Sequence[str]:
+    def publish(self, blobs: Sequence[Buffer]) -> Sequence[str]:
         """See Cohort."""
         digests = self._inner.publish(blobs)
         self._now_s = self._inner.now_s()

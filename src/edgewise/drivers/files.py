@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgewise.core.errors import StoreError
+from edgewise.core.vector import Buffer
 
 FOLDER = 0o700  # of a folder that others than its owner have no business in
 
@@ -18,7 +19,7 @@ def for_owner(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def write_durably(path: Path, raw: bytes, private: bool = False) -> None:
+def write_durably(path: Path, raw: Buffer, private: bool = False) -> None:
     """Write a file so that after a crash it is there whole, or as it was before. Raises StoreError(E-DISK).
 
     ``private``: for its owner only (``for_owner``); else as the umask has it. The bytes are on the disk when this

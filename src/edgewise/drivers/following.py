@@ -11,7 +11,7 @@ from __future__ import annotations
 from edgewise.core import frame, vector
 from edgewise.core.errors import DecodeError
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.vector import Vector
+from edgewise.core.vector import Buffer, Vector
 from edgewise.engine import downlink
 
 
@@ -29,12 +29,12 @@ class Following:
         if self._pipe is not None and round > self._round:
             self._round, self._digest, self._model = round, digest, model
 
-    def take(self, digest: str, blob: bytes) -> None:
+    def take(self, digest: str, blob: Buffer) -> None:
         """A blob was published: if it is the delta to the next round's model, apply it.
 
         One that cannot be decoded leads nowhere: the devices then have no model of its round, and say so.
         """
-        if self._pipe is None or self._model is None or not blob.startswith(frame.MAGIC):
+        if self._pipe is None or self._model is None or blob[: len(frame.MAGIC)] != frame.MAGIC:
             return
         try:
             message = frame.delta(blob)

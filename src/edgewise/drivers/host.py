@@ -66,7 +66,7 @@ class Host:
     """Devices of one machine or process; answers one job at a time."""
 
     def __init__(self) -> None:
-        self._blobs: dict[str, bytes] = {}
+        self._blobs: dict[str, vector.Buffer] = {}
         self._recipe: Recipe
         self._setup_job: jobs.Setup
         self._memories: Memories
@@ -126,7 +126,7 @@ class Host:
             id=job.id,
             spec=self._trainer.spec.to_list(),
             devices=list(self._trainer.devices()),
-            initial=vector.to_bytes(self._trainer.initial()),
+            initial=memoryview(bytes(vector.to_bytes(self._trainer.initial()))),  # a trainer may go on with its own
             facts={
                 **(describe() if describe is not None else {}),
                 "arithmetic_sha256": arithmetic.digest(self._trainer),
@@ -145,7 +145,7 @@ class Host:
 
         self._trainer.record_dp = RecordDp(dp.clip_l2, spend.z, dp.sample_rate)
 
-    def _blob(self, digest: str) -> bytes:
+    def _blob(self, digest: str) -> vector.Buffer:
         if digest not in self._blobs:
             raise DecodeError("E-BLOB", f"blob {digest[:12]} was never published here.")
         return self._blobs[digest]
@@ -194,16 +194,16 @@ class Host:
         for effect in effects:
             if isinstance(effect, machine.Train):
                 began = time.perf_counter()
-                update = _guarded(job.device, partial(self._trainer.fit, effect.request))
-                event = (
-                    update
-                    if isinstance(update, machine.Failed)
-                    else machine.Trained(update, job.elapsed_s, job.up_mbit)
-                )
+                event = [self._trained(job, effect.request)]
                 trained = time.perf_counter()
-                state, effects = machine.step(self._plan, state, event, self._trust)
+                # The machine gets the only reference, so that the update is gone before the frame is made.
+                state, effects = machine.step(self._plan, state, event.pop(), self._trust)
                 train_s, encode_s = trained - began, time.perf_counter() - trained
         return self._handled(job, state, effects, train_s, encode_s)
+
+    def _trained(self, job: jobs.Handle, request: FitRequest) -> machine.Trained | machine.Failed:
+        update = _guarded(job.device, partial(self._trainer.fit, request))
+        return update if isinstance(update, machine.Failed) else machine.Trained(update, job.elapsed_s, job.up_mbit)
 
     def _letter(self, job: jobs.Handle, message: frame.Step) -> jobs.Result:
         began = time.perf_counter()

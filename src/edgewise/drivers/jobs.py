@@ -43,7 +43,7 @@ class Blob(_Base, frozen=True, tag="blob"):
     """Keep this blob; ``keep`` names the digests still needed, everything else may go. No answer."""
 
     digest: str
-    data: bytes
+    data: memoryview
     keep: tuple[str, ...] = ()
 
 
@@ -52,7 +52,7 @@ class Held(_Base, frozen=True, tag="held"):
     give back after a restart. No answer."""
 
     round: int
-    data: bytes
+    data: memoryview
 
 
 class Handle(_Base, frozen=True, tag="handle"):
@@ -73,7 +73,7 @@ class Solo(_Base, frozen=True, tag="solo"):
     (raw float32). ``measure``: return the device's held-out loss instead of the parameters."""
 
     device: str
-    params: bytes
+    params: memoryview
     rounds: tuple[int, ...]
     scale: int = 1
     measure: bool = False
@@ -88,7 +88,7 @@ class Described(_Base, frozen=True, tag="described"):
 
     spec: list[Any]
     devices: list[str]
-    initial: bytes
+    initial: memoryview
     facts: dict[str, Any]
 
 
@@ -108,7 +108,7 @@ class Trained(_Base, frozen=True, tag="trained"):
     """Answer to Solo: the parameters (raw float32), or the held-out measure."""
 
     device: str
-    params: bytes = b""
+    params: memoryview = memoryview(b"")
     nll: float = 0.0
     tokens: int = 0
     seconds: float = 0.0

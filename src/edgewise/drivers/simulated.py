@@ -134,12 +134,12 @@ class SimulatedCohort:
         (Real devices have it on their disks.)"""
         self._executor.broadcast(jobs.Held(round=down.anchor_round, data=vector.to_bytes(down.anchor)))
 
-    def publish(self, blobs: Sequence[bytes]) -> Sequence[str]:
+    def publish(self, blobs: Sequence[vector.Buffer]) -> Sequence[str]:
         """See Cohort."""
         digests = tuple(vector.digest(blob) for blob in blobs)
         for digest, blob in zip(digests, blobs, strict=True):
             if digest not in self._sizes:
-                self._executor.broadcast(jobs.Blob(digest=digest, data=blob, keep=digests))
+                self._executor.broadcast(jobs.Blob(digest=digest, data=memoryview(blob), keep=digests))
         self._sizes, self._now_s = dict(zip(digests, map(len, blobs), strict=True)), 0.0
         return digests
 

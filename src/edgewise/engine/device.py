@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import cast
 
 import msgspec
 import numpy as np
@@ -206,11 +205,13 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         payload, idle = _encoded(plan, pipe, state.idle, update, turn)
     except EdgewiseError as e:
         return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
+    del event, update  # one vector less beside the packed payload and the frame; the driver keeps none either
     if invitation.once(plan) and (plan.hides is None or plan.hides.servers == 2):  # else when the masked update leaves
         idle = replace(idle, answered=invite.round)
     remember = (Remember(idle),) if remembers(plan) or idle.answered == invite.round else ()
     if plan.hides is None:
         packed = pack.pack(payload, pipe.encoded)
+        del payload
         return idle, (*remember, Send(frame.dump(_contribution(state, packed))))
     if trust is None:
         raise ValueError("hiding a contribution needs to know who is enrolled")
@@ -257,7 +258,7 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
             return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
         update = _nothing(plan)
     head = {name: float(value) for name, value in update.head.items()}
-    x, secrets = vector.to_bytes(update.x), state.secrets
+    x, secrets = bytes(vector.to_bytes(update.x)), state.secrets
     unsent = Unsent(frame.dump(invite), x, secrets.encoding, head, float(update.count), best)
     secagg, secret = plan.secagg(invite.round, best), trust.identity(me)
     hiding, first = client.advertise(secagg, plan.session(invite), me, secret, secrets.session)
@@ -338,8 +339,7 @@ def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Eff
 
 def _contribution(state: Training, payload: bytes | bytearray) -> frame.Contribution:
     i = state.invite
-    whole = cast(bytes, payload)  # any buffer is encoded alike, and a copy of megabytes is saved
-    return frame.Contribution(run=i.run, round=i.round, device=state.device, payload=whole)
+    return frame.Contribution(run=i.run, round=i.round, device=state.device, payload=memoryview(payload))
 
 
 def _refusal(device: DeviceId, invite: Invite, code: str, reason: str) -> bytes:

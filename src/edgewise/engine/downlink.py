@@ -51,7 +51,7 @@ def advance(plan: Plan, pipe: Pipeline, down: Downlink, params: Vector) -> Downl
     turn = plan.turn_down(down.round + 1)
     payload, _ = pipe.encode(params - down.shadow, {}, 1.0, {}, turn)
     body = pack.pack(payload, pipe.encoded)
-    blob = frame.dump(frame.Delta(round=turn.round, public=turn.public, payload=body))
+    blob = frame.dump(frame.Delta(round=turn.round, public=turn.public, payload=memoryview(body)))
     shadow = follow(pipe, down.shadow, blob)
     if not np.isfinite(shadow).all():
         raise TrainingError(
@@ -63,7 +63,7 @@ def advance(plan: Plan, pipe: Pipeline, down: Downlink, params: Vector) -> Downl
     return Downlink(turn.round, shadow, vector.digest(vector.to_bytes(shadow)), tuple(ring), anchor)
 
 
-def follow(pipe: Pipeline, model: Vector, blob: bytes) -> Vector:
+def follow(pipe: Pipeline, model: Vector, blob: vector.Buffer) -> Vector:
     """Apply one delta, on a device or on the server: float32[d], new.
 
     Raises DecodeError (E-FRAME, E-PAYLOAD) on a blob that is no delta of this plan.
@@ -102,7 +102,7 @@ class Letters:
     common: frame.Invite
     frames: Mapping[DeviceId, bytes] = field(repr=False)
     sizes: Mapping[DeviceId, int]
-    blobs: tuple[bytes, ...] = field(repr=False)
+    blobs: tuple[vector.Buffer, ...] = field(repr=False)
 
 
 def invite(plan: Plan, checkpoint: Checkpoint, devices: Iterable[DeviceId], nonce: bytes = b"") -> Letters:

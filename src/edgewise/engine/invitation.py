@@ -52,7 +52,8 @@ def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> 
     The session of secure aggregation is bound to both digests. A device that did not compare them would train, unseen
     by the others, from a model that was made for it alone.
     """
-    if params.dtype != np.float32 or params.shape != (plan.spec.dim,) or vector.digest_of(params) != invite.model:
+    layout = params.dtype == np.float32 and params.shape == (plan.spec.dim,)
+    if not layout or vector.digest(vector.to_bytes(params)) != invite.model:
         return "E-BLOB", "the model is not the one that the invitation names"
     if not vector.finite(params):
         return "E-NAN", "the round's model has values that are not finite"

@@ -15,7 +15,7 @@ from edgewise.core.keys import Key
 from edgewise.core.outline import outline
 from edgewise.core.stage import HEAD as HEAD
 from edgewise.core.stage import Memory
-from edgewise.core.vector import Spec, Vector
+from edgewise.core.vector import Buffer, Spec, Vector
 from edgewise.privacy.ledger import Charge
 from edgewise.secagg.secrets import Hidden
 from edgewise.secagg.two_server import Ticket
@@ -130,7 +130,7 @@ class Clock(Protocol):
 class Cohort(Clock, Protocol):
     """A synchronous mailbox to the devices."""
 
-    def publish(self, blobs: Sequence[bytes]) -> Sequence[str]:
+    def publish(self, blobs: Sequence[Buffer]) -> Sequence[str]:
         """Make these blobs, and no others, available to all devices; returns their SHA-256 digests in order. A blob
         that was available already need not be moved again."""
         ...

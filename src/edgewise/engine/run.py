@@ -10,19 +10,19 @@ Devices train from what they are given of the model (``engine.downlink``); evalu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import isfinite
-from typing import Any
 
 import numpy as np
 
 from edgewise.core import events, frame, vector
-from edgewise.core.errors import REGISTRY, DataError, DecodeError, RoundError, TrainingError
+from edgewise.core.errors import REGISTRY, DecodeError, RoundError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.pipeline import Pipeline, together
-from edgewise.engine import downlink
+from edgewise.core.stage import Aggregate, Memory, Sum
+from edgewise.engine import downlink, evaluation
 from edgewise.engine import round as machine
 from edgewise.engine.intake import Gathered, Intake, intake
 from edgewise.engine.ports import (
@@ -32,6 +32,7 @@ from edgewise.engine.ports import (
     DeviceId,
     Expired,
     Helper,
+    Journal,
     Lost,
     Record,
     Store,
@@ -44,7 +45,6 @@ from edgewise.strategies.base import hold
 
 UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
 
-MOST_TOKENS, LARGEST_NLL = 2**53, 2.0**128  # of a measurement: integers of a database, float32 losses
 
 REASON_LATER = "left secure aggregation after its keys were known, or its group came to no sum"
 
@@ -66,6 +66,7 @@ class _Round:
     train_s: float = 0.0
     encode_s: float = 0.0
     aggregate_s: float = 0.0
+    code: str = ""  # why there is no sum
 
 
 @dataclass(frozen=True)
@@ -141,30 +142,42 @@ class Federation:
         groups = derive(self.entropy(number), "groups")
         gate = intake(self.plan, turn, letters.common, self.trust, self.secret, self.helper, groups)
         now = _Round(gate, turn, dict(letters.sizes))
-        self._say(
-            now,
-            events.RoundStarted(
-                round=number, invited=len(invited) if asked else 0, goal=policy.goal, minimum=policy.minimum
-            ),
-        )
+        n_asked = len(invited) if asked else 0
+        self._say(now, events.RoundStarted(round=number, invited=n_asked, goal=goal, minimum=policy.minimum))
         # Secrets of a session live in memory only, so a session that was cut off is begun anew, without a journal.
         journal = None if hidden else self.store.journal(number)
+        closed = self._collect(now, state, letters.frames, policy.deadline_at_s, journal)
+        gathered, closed = self._gather(now, closed, partial(self.purse.charge, number, attempt))
+        self.cohort.close_round()
+        now.code, released = gathered.code, self._release(checkpoint, now, gathered.sums)
+        del gathered, now.intake, gate  # the sum, 8 bytes a coordinate, is not held beside the server's step
+        return self._finish(checkpoint, now, released, closed, began, asked)
+
+    def _collect(
+        self,
+        now: _Round,
+        state: machine.State,
+        letters: Mapping[DeviceId, bytes],
+        deadline_at_s: float,
+        journal: Journal | None,
+    ) -> machine.Closed:
+        """Take what the journal holds, ask the others, and take what comes until the round is closed."""
         for record in journal.replay() if journal else ():
             state = self._take(now, state, record)
         answered = {*state.accepted, *(device for device, _ in state.lost)}  # late mail of older rounds is no answer
-        for device, raw in letters.frames.items():
-            if device not in answered and not _closed(state):
+        for device, raw in letters.items():
+            if device not in answered and isinstance(state, machine.Collecting):
                 self.cohort.send(device, raw)
-        while not _closed(state):
-            left_s = policy.deadline_at_s - self.cohort.now_s()
-            item: Record = self.cohort.receive(max(0.0, left_s)) or Expired(policy.deadline_at_s)
-            if journal:
-                journal.append(item)
-            state = self._take(now, state, item)
-        assert isinstance(state, machine.Closed)
-        gathered, state = self._gather(now, state, partial(self.purse.charge, number, attempt))
-        self.cohort.close_round()
-        return self._finish(checkpoint, now, gathered, state, began, asked)
+        while isinstance(state, machine.Collecting):  # an answer as large as the model is not held beside the next one
+            state = self._take(now, state, self._next(deadline_at_s, journal))
+        return state
+
+    def _next(self, deadline_at_s: float, journal: Journal | None) -> Record:
+        left_s = deadline_at_s - self.cohort.now_s()
+        record = self.cohort.receive(max(0.0, left_s)) or Expired(deadline_at_s)
+        if journal:
+            journal.append(record)
+        return record
 
     def _gather(
         self, now: _Round, closed: machine.Closed, charge: Callable[[], None]
@@ -250,11 +263,28 @@ class Federation:
         except DecodeError as e:
             return machine.Gone(record.device, number, e.code), frame.legible(e.what)
 
+    def _release(
+        self, checkpoint: Checkpoint, now: _Round, sums: Sequence[tuple[int, Sum]]
+    ) -> tuple[Aggregate, Memory] | None:
+        """The mean of a round and what the server remembers after it; None where there is no sum."""
+        if not sums:
+            return None
+        number, memory, began, parts = checkpoint.next_round, checkpoint.memory, self.now_s(), []
+        mine = self.plan.mine(memory, number)
+        mine = {name: x for name, x in mine.items() if name != downlink.SUPPORT}  # the codec knows nothing of it
+        for rung, summed in sums:
+            part, mine = self.plan.at(number, rung).release(summed, now.turn, self.entropy(number), mine)
+            parts.append(part)
+        aggregate = together(parts)
+        memory = self.plan.kept(memory, number, downlink.released(self.plan.at(number), mine, aggregate.mean))
+        now.aggregate_s += self.now_s() - began
+        return aggregate, memory
+
     def _finish(
         self,
         checkpoint: Checkpoint,
         now: _Round,
-        gathered: Gathered,
+        released: tuple[Aggregate, Memory] | None,
         closed: machine.Closed,
         began: float,
         asked: bool,
@@ -264,20 +294,13 @@ class Federation:
         update_l2, started = 0.0, self.now_s()
         # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
         accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + int(asked)
-        if gathered.sums:
-            mine = self.plan.mine(memory, number)
-            mine = {name: x for name, x in mine.items() if name != downlink.SUPPORT}  # the codec knows nothing of it
-            parts = []
-            for rung, summed in gathered.sums:
-                part, mine = self.plan.at(number, rung).release(summed, now.turn, self.entropy(number), mine)
-                parts.append(part)
-            aggregate = together(parts)
-            memory = self.plan.kept(memory, number, downlink.released(self.plan.at(number), mine, aggregate.mean))
+        if released is not None:
+            aggregate, memory = released
             with np.errstate(over="ignore", invalid="ignore"):  # looked for below, in all that they could come to
                 stepped = self.plan.strategy.apply(strategy_state, aggregate)
             strategy_state = hold(strategy_state, stepped, self.plan.frozen(number))
             vectors = (aggregate.mean, strategy_state.params, *strategy_state.slots.values())
-            if not (all(np.isfinite(x).all() for x in vectors) and all(map(isfinite, aggregate.head.values()))):
+            if not (all(map(vector.finite, vectors)) and all(map(isfinite, aggregate.head.values()))):
                 fix = "lower strategy.lr, and dp.clip_l2 or the l2 of clip, with which noise grows."
                 raise TrainingError("E-NAN", f"round {number} gave the server values that are not finite.", fix)
             head, update_l2, unmet = dict(aggregate.head), vector.norm_l2(aggregate.mean), 0
@@ -306,7 +329,7 @@ class Federation:
                 seconds=self.now_s() - began,
                 model=vector.digest(vector.to_bytes(strategy_state.params)),
                 lag_l2=lag_l2,
-                code=gathered.code,
+                code=now.code,
                 epsilon=self.purse.spent(),
             ),
         )
@@ -331,35 +354,7 @@ class Federation:
 
     def evaluate(self, name: str, number: int, params: vector.Vector) -> events.Evaluated:
         """Held-out loss of ``params`` on the devices that the recipe lets measure; stored and told."""
-        began, chosen = self.now_s(), self.measured()
-        (model,) = self.cohort.publish((vector.to_bytes(params),))
-        for device in chosen:
-            self.cohort.send(device, frame.dump(frame.Probe(run=self.plan.run, round=number, model=model)))
-        nll: dict[str, float] = {}
-        tokens: dict[str, int] = {}
-        waiting, refused = set(chosen), DecodeError("E-DATA-EMPTY", "no device answered.")
-        while waiting and (item := self.cohort.receive(float("inf"))) is not None:
-            if isinstance(item, Lost):
-                waiting.discard(item.device)
-                continue
-            held = self._measurement(item, number)
-            if held is None or held.device not in waiting:
-                continue
-            waiting.discard(held.device)
-            if isinstance(held, frame.Refusal):
-                refused = DecodeError(held.code if held.code in REGISTRY else "E-FRAME", frame.legible(held.reason))
-            elif held.tokens:
-                nll[held.device], tokens[held.device] = held.nll, held.tokens
-        self.cohort.close_round()
-        if not nll:
-            raise DataError(refused.code, f"no device could measure the model ({name}): {refused.what}", refused.fix)
-        event = events.Evaluated(
-            round=number,
-            model=name,
-            nll=dict(sorted(nll.items())),
-            tokens=dict(sorted(tokens.items())),
-            seconds=self.now_s() - began,
-        )
+        event = evaluation.evaluate(self.cohort, self.plan, name, number, params, self.measured(), self.now_s)
         self.store.append(event)
         self.tell(event)
         return event
@@ -370,25 +365,6 @@ class Federation:
         n, limit = len(self.population), min(limit, len(self.population))
         return [self.population[i * n // limit] for i in range(limit)]
 
-    def _measurement(self, item: Arrived, number: int) -> frame.Measurement | frame.Refusal | None:
-        """What answers this evaluation's probe; None for late mail and rubbish, impossible numbers included."""
-        try:
-            message = frame.from_device(item.frame, self.plan.frame_limit_bytes)
-        except DecodeError:
-            return None
-        if not isinstance(message, frame.Measurement | frame.Refusal):
-            return None
-        if (message.device, message.round, message.run) != (item.device, number, self.plan.run):
-            return None
-        if isinstance(message, frame.Refusal):
-            return message
-        possible = 0 <= message.tokens <= MOST_TOKENS and 0.0 <= message.nll <= message.tokens * LARGEST_NLL
-        return message if possible else None
-
     def _say(self, now: _Round, event: events.AnyEvent) -> None:
         now.told.append(event)
         self.tell(event)
-
-
-def _closed(state: Any) -> bool:
-    return isinstance(state, machine.Closed)

@@ -135,8 +135,12 @@ def plain_sum() -> Merge:
             raise
         return Tally(acc.body, head, acc.n + 1)
 
-    def finish(acc: Tally, space: Space) -> Payload:
-        return Payload(acc.body * 2.0**-FRACTION_BITS, _total(acc.head))
+    def finish(acc: Tally, space: Space, precise: bool = True) -> Payload:
+        kind = np.float64 if precise else np.float32
+        body, piece = np.empty(acc.body.size, kind), 1 << 16  # no float64 of all coordinates on the way to float32
+        for i in range(0, body.size, piece):
+            body[i : i + piece] = acc.body[i : i + piece] * 2.0**-FRACTION_BITS
+        return Payload(body, _total(acc.head))
 
     return Merge("plain_sum", False, infer, init, add, finish, stream)
 

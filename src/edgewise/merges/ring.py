@@ -92,7 +92,7 @@ def ring_sum() -> Merge:
         np.add(acc.head, head, out=acc.head)
         return Residues(acc.body, acc.head, acc.n + 1)
 
-    def finish(acc: Residues, space: Space) -> Payload:
+    def finish(acc: Residues, space: Space, precise: bool = True) -> Payload:
         return Payload(acc.body.copy(), acc.head.view(np.int64) / _UNIT)
 
     return Merge("ring_sum", True, infer, init, add, finish)

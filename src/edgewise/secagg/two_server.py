@@ -21,6 +21,7 @@ import numpy as np
 from edgewise.codecs import kernels
 from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
+from edgewise.core.vector import Buffer
 from edgewise.crypto import prg, seal, sign
 from edgewise.crypto.agree import Pair, pair
 from edgewise.secagg.client import Registry
@@ -149,7 +150,7 @@ def lead(params: Params, context: bytes, secret: bytes, registry: Registry) -> L
     return Leader(params, context, secret, registry, Hidden(params))
 
 
-def open_report(leader: Leader, device: str, raw: bytes) -> tuple[Ticket, Hidden]:
+def open_report(leader: Leader, device: str, raw: Buffer) -> tuple[Ticket, Hidden]:
     """The helper's ticket and the leader's own share of a report, which is not counted yet.
 
     Raises DecodeError: E-FRAME, E-SECAGG-KEYS (signature), E-SECAGG-ORDER (a second report), E-SEAL, E-PAYLOAD.

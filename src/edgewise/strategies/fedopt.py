@@ -25,7 +25,18 @@ from edgewise.core.vector import Vector
 from edgewise.strategies.base import State, Strategy
 
 _F = np.float32
+_BLOCK = 1 << 16  # coordinates
 Second = Callable[[Vector, Vector], Vector]  # v and D^2 -> the next v
+
+
+def _by_blocks(step: Callable[..., tuple[Vector, ...]], w: Vector, d: Vector, *slots: Vector) -> tuple[Vector, ...]:
+    """``step(w, d, *slots)``, which gives the next of ``w`` and of ``slots`` coordinate by coordinate, a block at a
+    time: nothing of the length of the model is held but what goes in and what comes out."""
+    out = tuple(np.empty_like(x) for x in (w, *slots))
+    for i in range(0, w.size, _BLOCK):
+        for x, part in zip(out, step(*(x[i : i + _BLOCK] for x in (w, d, *slots))), strict=True):
+            x[i : i + _BLOCK] = part
+    return out
 
 
 def fedavg(lr: float = 1.0) -> Strategy:
@@ -33,7 +44,8 @@ def fedavg(lr: float = 1.0) -> Strategy:
     demand.positive("fedavg: lr", lr)
 
     def apply(state: State, aggregate: Aggregate) -> State:
-        return State(state.params + _F(lr) * aggregate.mean, {}, state.round + 1)
+        (params,) = _by_blocks(lambda w, d: (w + _F(lr) * d,), state.params, aggregate.mean)
+        return State(params, {}, state.round + 1)
 
     return Strategy(f"fedavg({lr:g})", State, apply)
 
@@ -50,11 +62,13 @@ def fedavgm(lr: float, momentum: float = 0.9, nesterov: bool = False) -> Strateg
     def init(params: Vector) -> State:
         return State(params, {"m": np.zeros_like(params)})
 
+    def step(w: Vector, d: Vector, m: Vector) -> tuple[Vector, ...]:
+        m = b * m + d
+        return w + _F(lr) * (d + b * m if nesterov else m), m
+
     def apply(state: State, aggregate: Aggregate) -> State:
-        d = aggregate.mean
-        m = b * state.slots["m"] + d
-        step = d + b * m if nesterov else m
-        return State(state.params + _F(lr) * step, {"m": m}, state.round + 1)
+        params, m = _by_blocks(step, state.params, aggregate.mean, state.slots["m"])
+        return State(params, {"m": m}, state.round + 1)
 
     return Strategy(f"fedavgm({lr:g}, {momentum:g}{', nesterov' if nesterov else ''})", init, apply)
 
@@ -97,12 +111,16 @@ def _adaptive(name: str, second: Second, lr: float, beta1: float, beta2: float, 
         slots = {"v": np.full_like(params, _F(tau) * _F(tau))}
         return State(params, {"m": np.zeros_like(params), **slots} if beta1 else slots)
 
-    def apply(state: State, aggregate: Aggregate) -> State:
-        d = aggregate.mean
-        m = _F(beta1) * state.slots["m"] + _F(1.0 - beta1) * d if beta1 else d
-        v = second(state.slots["v"], np.square(d))
+    def step(w: Vector, d: Vector, v: Vector, *first: Vector) -> tuple[Vector, ...]:
+        m = _F(beta1) * first[0] + _F(1.0 - beta1) * d if first else d
+        v = second(v, np.square(d))
         root: Vector = np.sqrt(v)
-        params = state.params + _F(lr) * m / (root + _F(tau))
-        return State(params, {"m": m, "v": v} if beta1 else {"v": v}, state.round + 1)
+        return w + _F(lr) * m / (root + _F(tau)), v, *((m,) if first else ())
+
+    def apply(state: State, aggregate: Aggregate) -> State:
+        names = ("v", "m") if beta1 else ("v",)
+        old = (state.slots[name] for name in names)
+        params, *new = _by_blocks(step, state.params, aggregate.mean, *old)
+        return State(params, dict(zip(names, new, strict=True)), state.round + 1)
 
     return Strategy(f"{name}({lr:g})", init, apply)
