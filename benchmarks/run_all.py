@@ -37,6 +37,7 @@ def main() -> None:
         ["kernels.py", "--memory"],
         ["pool.py"],
         ["memory.py"],
+        ["resume_memory.py"],
         ["demo.py"],
     ]
     if a.peers:
