@@ -29,6 +29,21 @@ def plan(word: str, **changes: Any) -> Plan:
     return compile(from_plain({**plain, **changes}), SPEC, 20, BUILT_IN)
 
 
+def test_zeros_in_place_of_an_update_leave_the_memory_of_their_round() -> None:
+    """The server counts them, so the next invitation names their round. The memory of that round is what it was."""
+    checked = plan("central", stage=[{"kind": "feedback"}, {"kind": "top_k", "fraction": 0.1}])
+    state: Any = machine.join(checked, "dev0")
+    for number, value in enumerate((0.1, 3e38, 3e38, 0.1)):  # residual and update overflow together in round 2
+        before = state
+        state, effects = machine.step(checked, state, invited(checked, number, accepted=number - 1))
+        assert isinstance(effects[0], machine.Train)
+        state, _ = machine.step(checked, state, machine.Trained(Update(np.full(DIM, value, np.float32), {}, 1.0)))
+        if number == 2:
+            assert state.pending_round == 2
+            for name, x in before.pending.items():
+                np.testing.assert_array_equal(state.pending[name], x)
+
+
 def answer(plan: Plan, x: vector.Vector) -> frame.Frame:
     """What a device sends after training gave ``x``."""
     state, _ = machine.step(plan, machine.join(plan, "dev0"), invited(plan))
