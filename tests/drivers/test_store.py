@@ -27,7 +27,7 @@ from edgewise.drivers import store as store_module
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.store import RunStore
-from edgewise.engine.ports import Arrived, Checkpoint, Delta, Downlink, Expired, Lost
+from edgewise.engine.ports import Arrived, Change, Checkpoint, Delta, Downlink, Expired, Lost, Standing
 from edgewise.strategies.base import State
 
 RECORDS = [Arrived("a", b"frame" * 50, 1.5, 0.1, 0.2), Lost("b", "dropped", 2.0), Arrived("c", b"", 3.0), Expired(9.0)]
@@ -35,7 +35,7 @@ RECORDS = [Arrived("a", b"frame" * 50, 1.5, 0.1, 0.2), Lost("b", "dropped", 2.0)
 
 def checkpoint(n, value=1.0, unmet=0):
     x = np.full(5, value, np.float32)
-    return Checkpoint(n, State(x, {"m": x * 2}, n), {"a": n - 1} if n else {}, unmet)
+    return Checkpoint(n, State(x, {"m": x * 2}, n), unmet)
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def store(tmp_path):
 
 def test_commit_and_load_round_trip(store):
     assert store.load() is None
-    store.commit(checkpoint(0), (), ())
-    store.commit(checkpoint(1, 3.0, 2), (), ("a",))
+    store.commit(checkpoint(0), ())
+    store.commit(checkpoint(1, 3.0, 2), (), Change(["a"], ["a"]))
     loaded = store.load()
     assert loaded.next_round == 1
     assert loaded.unmet == 2
-    assert loaded.accepted == {"a": 0}
+    assert store.standing(["b", "a"]) == {"b": Standing(), "a": Standing(accepted=0)}
     np.testing.assert_array_equal(loaded.state.params, np.full(5, 3.0, np.float32))
     np.testing.assert_array_equal(loaded.state.slots["m"], np.full(5, 6.0, np.float32))
 
@@ -65,26 +65,46 @@ def downlink(n, first):
 
 
 def test_what_devices_hold_is_part_of_the_checkpoint(store):
-    store.commit(replace(checkpoint(0), down=downlink(0, 1)), (), ())
+    store.commit(replace(checkpoint(0), down=downlink(0, 1)), ())
     assert store.load().down.ring == ()
     for n, first in ((1, 1), (2, 1), (3, 2)):
-        held = {"a": n - 1, "b": first}
         memory = {"release/support": np.array([2, 4]), "0.e": np.ones(2, np.float32)}
-        store.commit(replace(checkpoint(n), down=downlink(n, first), held=held, memory=memory), (), ())
+        store.commit(replace(checkpoint(n), down=downlink(n, first), memory=memory), ())
         loaded, expected = store.load(), downlink(n, first)
-        assert loaded.held == held
         assert (loaded.down.round, loaded.down.model, loaded.down.ring) == (n, expected.model, expected.ring)
         assert loaded.down.anchor_round == first - 1
         np.testing.assert_array_equal(loaded.down.shadow, expected.shadow)
         np.testing.assert_array_equal(loaded.down.anchor, expected.anchor)
         np.testing.assert_array_equal(loaded.memory["release/support"], [2, 4])
-    store.commit(replace(checkpoint(4), down=downlink(4, 3)), (), ())
-    assert store.load().held == {}
+
+
+def test_who_holds_what_changes_row_by_row(store):
+    def commit(n, first, had=(), stale=()):
+        store.commit(replace(checkpoint(n), down=downlink(n, first)), (), Change(had=had, stale=stale))
+
+    def held():
+        return {d: s.held for d, s in store.standing([*"abcde"]).items() if s.held >= 0}
+
+    commit(0, 1)
+    assert held() == {}
+    commit(1, 1, ["a", "b", "c"])
+    commit(2, 1, ["a", "d"], ["c"])
+    assert held() == {"a": 1, "b": 0, "d": 1}
+    commit(3, 2, ["d"])
+    assert held() == {"a": 1, "d": 2}, "the ring reaches back to the model of round 1"
+    assert {s.accepted for s in store.standing([*"abcde"]).values()} == {-1}
+
+
+def test_many_devices_are_asked_about_at_once(store):
+    names = [f"d{i:05d}" for i in range(2500)]
+    store.commit(checkpoint(1), (), Change(names[::2]))
+    assert [s.accepted for s in store.standing(names).values()] == [0, -1] * 1250
+    assert list(store.standing(names[::-1])) == names[::-1]
 
 
 def test_deltas_that_left_the_ring_are_swept(store):
     for n in range(9):
-        store.commit(replace(checkpoint(n), down=downlink(n, max(1, n - 1))), (), ())
+        store.commit(replace(checkpoint(n), down=downlink(n, max(1, n - 1))), ())
     blobs = {p.name for p in (store.out / "blobs").iterdir()}
     assert {n for n in range(1, 9) if digest(b"delta %d" % n) in blobs} == {7, 8}
     assert downlink(8, 7).model in blobs
@@ -96,7 +116,7 @@ def test_deltas_that_left_the_ring_are_swept(store):
 
 def test_old_vectors_are_swept_and_the_first_kept(store):
     for n in range(8):
-        store.commit(checkpoint(n, float(n)), (), ())
+        store.commit(checkpoint(n, float(n)), ())
     blobs = {p.name for p in (store.out / "blobs").iterdir()}
     models = store.models()
     assert models[0] in blobs
@@ -107,7 +127,7 @@ def test_old_vectors_are_swept_and_the_first_kept(store):
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_a_damaged_blob_is_named(store, damage):
-    store.commit(checkpoint(0), (), ())
+    store.commit(checkpoint(0), ())
     path = store.out / "blobs" / store.models()[0]
     if damage == "flip":
         path.write_bytes(b"\x01" + path.read_bytes()[1:])
@@ -190,18 +210,18 @@ def test_journal_damage_in_the_middle_is_an_error(tmp_path):
 
 
 def test_a_full_disk_is_e_disk_and_leaves_the_run_usable(store, monkeypatch):
-    store.commit(checkpoint(0), (), ())
+    store.commit(checkpoint(0), ())
 
     def full(_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError) as caught:
-        store.commit(checkpoint(1, 9.0), (), ())
+        store.commit(checkpoint(1, 9.0), ())
     assert caught.value.code == "E-DISK"
     monkeypatch.undo()
     assert store.load().next_round == 0
-    store.commit(checkpoint(1, 9.0), (), ())
+    store.commit(checkpoint(1, 9.0), ())
     assert store.load().next_round == 1
 
 
@@ -224,7 +244,7 @@ def test_what_holds_secrets_is_for_its_owner_only(tmp_path, open_umask):
     memory = {"noise/0": np.ones(4, np.float32)}
     with RunStore(tmp_path) as store:
         store.create("run", "toy", {}, {})
-        store.commit(replace(checkpoint(1), down=downlink(1, 1), memory=memory), (), ())
+        store.commit(replace(checkpoint(1), down=downlink(1, 1), memory=memory), ())
         store.measure("federated", 0, "a", 1.0, 3)
         store.journal(1).append(RECORDS[0])
         found = modes(tmp_path)
@@ -249,13 +269,13 @@ def test_stored_events_say_when(tmp_path):
     with RunStore(tmp_path, now_s=lambda: 7.5) as store:
         store.create("run", "toy", {}, {})
         store.append(events.Evaluated(round=-1, model="bundled", nll={}, tokens={}, seconds=0.5))
-        store.commit(checkpoint(0), (events.RoundStarted(round=0, invited=1, goal=1, minimum=1, at_s=3.0),), ())
+        store.commit(checkpoint(0), (events.RoundStarted(round=0, invited=1, goal=1, minimum=1, at_s=3.0),))
         assert [e.at_s for e in store.events()] == [7.5, 3.0]
 
 
 def test_a_kept_vector_that_was_replaced_goes(store):
     x = lambda value: np.full(5, value, np.float32)  # noqa: E731
-    store.commit(checkpoint(0), (), ())
+    store.commit(checkpoint(0), ())
     before = {p.name for p in (store.out / "blobs").iterdir()}
     for n in range(4):
         store.keep("chain", x(50.0 + n), n)
@@ -271,7 +291,7 @@ def test_one_commit_syncs_the_folder_once(store, monkeypatch):
     synced = []
     for module in (blobs, store_module):
         monkeypatch.setattr(module, "sync_folder", synced.append)
-    store.commit(checkpoint(0), (), ())
+    store.commit(checkpoint(0), ())
     assert sorted(synced) == [store.out / "blobs", store.memory_dir]
     store.keep("chain", np.ones(3, np.float32))
     assert len(synced) == 3
@@ -280,7 +300,7 @@ def test_one_commit_syncs_the_folder_once(store, monkeypatch):
 def test_opening_removes_what_a_killed_process_left(tmp_path):
     with RunStore(tmp_path) as store:
         store.create("run", "toy", {}, {})
-        store.commit(checkpoint(2), (), ())
+        store.commit(checkpoint(2), ())
     memory = f"devices/{store.memory_dir.name}"
     stale = ["blobs/.ab.77.tmp", f"{memory}/.cd.safetensors.77.tmp", ".summary.json.77.tmp"]
     stale += ["journal/round-000001.log"]
@@ -321,7 +341,7 @@ def test_a_run_that_goes_on_sweeps_blobs_that_no_row_names(tmp_path):
     """Of a process that was killed between its last transaction and its sweep."""
     with RunStore(tmp_path) as store:
         store.create("run", "toy", {}, {})
-        store.commit(checkpoint(2), (), ())
+        store.commit(checkpoint(2), ())
         before = {p.name for p in (tmp_path / "blobs").iterdir()}
     (tmp_path / "blobs" / ("a" * 64)).write_bytes(b"left behind")
     with RunStore(tmp_path) as store:
@@ -367,13 +387,13 @@ def test_a_journal_of_another_checkpoint_is_not_replayed(tmp_path):
 def test_a_journal_is_of_the_checkpoint_that_its_store_has(tmp_path):
     with RunStore(tmp_path) as store:
         store.create("run", "toy", {}, {})
-        store.commit(checkpoint(0), (), ())
+        store.commit(checkpoint(0), ())
         store.journal(0).append(RECORDS[0])
     with RunStore(tmp_path) as store:
         assert list(store.journal(0).replay()) == RECORDS[:1]
     with RunStore(tmp_path / "b") as store:
         store.create("run", "toy", {}, {})
-        store.commit(checkpoint(0), (), ())
+        store.commit(checkpoint(0), ())
         (tmp_path / "journal/round-000000.log").rename(tmp_path / "b/journal/round-000000.log")
         with pytest.raises(StoreError, match=r"E-CHECKPOINT.*another checkpoint"):
             list(store.journal(0).replay())
@@ -463,10 +483,10 @@ def test_a_disk_that_refuses_to_delete_stops_nothing(tmp_path, monkeypatch):
         store.create("run", "toy", {}, {})
         monkeypatch.setattr(Path, "unlink", refuse)
         (store.out / "blobs" / "nobody").write_bytes(b"left over")
-        store.commit(checkpoint(0), (), ())
+        store.commit(checkpoint(0), ())
         journal = store.journal(0)
         journal.append(Lost("d", "E-NAN", 0.0))
-        store.commit(checkpoint(1), (), ["a"])
+        store.commit(checkpoint(1), (), Change(["a"]))
         assert (store.out / "blobs" / "nobody").exists()
         monkeypatch.setattr(os, "replace", lambda *_: refuse(None))
         with pytest.raises(StoreError, match=r"E-DISK: cannot write .*Read-only file system"):

@@ -21,12 +21,19 @@ DP: dict[str, Any] = {
 }
 RECIPES: dict[str, dict[str, Any]] = {
     "the ledger": {**DP, "round.sampling": "all", "data.devices": 4},
+    "what devices hold": {
+        "downlink": [{"kind": "top_k", "fraction": 0.005}, {"kind": "quantize", "bits": 4}],
+        "round.sampling": "fixed",
+        "round.cohort": 10,
+        "data.devices": 700,
+    },
     "the ledger of cohorts in turn": {**DP, "round.sampling": "cyclic", "round.cohort": 2, "data.devices": 60},
 }
 
 
 @pytest.mark.parametrize("what", RECIPES)
-def test_a_round_costs_the_same_after_many(what: str, tmp_path: Any) -> None:
+def test_a_round_costs_the_same_after_many(what: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_DIM", "20000")  # deltas of many rounds are worth a snapshot
     n, at = 0, list[int]()
 
     def count(frame: object, event: str, arg: object) -> None:

@@ -73,7 +73,12 @@ SETTINGS: dict[str, dict[str, object]] = {
     "central, ladder": {**EVERYBODY, "codec": "adaptive"},
     "distributed": {**EVERYBODY, **HIDDEN},
     "distributed, two servers": {**EVERYBODY, "merge.kind": "shared_sum"},
-    "distributed, in groups": {**EVERYBODY, "merge.kind": "grouped", "merge.groups": 3, "trust.malicious_fraction": 0.05},
+    "distributed, in groups": {
+        **EVERYBODY,
+        "merge.kind": "grouped",
+        "merge.groups": 3,
+        "trust.malicious_fraction": 0.05,
+    },
     "distributed, tensors": {**EVERYBODY, **HIDDEN, "dp.tensor_l2": 0.2},
     "local": EVERYBODY,
     "local, Poisson": {**POISSON, "round.minimum": 0.5},

@@ -11,7 +11,7 @@ import numpy as np
 from edgewise.core import events
 from edgewise.core.vector import Spec
 from edgewise.drivers.store import RunStore
-from edgewise.engine.ports import Checkpoint
+from edgewise.engine.ports import Change, Checkpoint
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.claims import privacy_facts
@@ -100,7 +100,7 @@ def make_run(
     }
     with RunStore(out) as store:
         store.create(plan.run, plan.recipe.name, plan.recipe.resolved(), {**known, **(facts or {})})
-        store.commit(Checkpoint(0, State(np.zeros_like(x), {}, 0), {}), (), ())
+        store.commit(Checkpoint(0, State(np.zeros_like(x), {}, 0)), ())
 
         def measure(model: str, round: int, drop: float, spread: float = 0.12) -> None:
             gain = np.random.default_rng(len(model)).normal(1.0, spread, devices)
@@ -111,7 +111,7 @@ def make_run(
         for number in range(played):
             told, accepted = _round(plan, names, number, draw)
             moved = State(x * np.float32((number + 1) / played), {}, number + 1)
-            store.commit(Checkpoint(number + 1, moved, {}), told, accepted)
+            store.commit(Checkpoint(number + 1, moved), told, Change(accepted))
             if (number + 1) % 3 == 0 or number + 1 == plan.rounds:
                 measure("federated", number, 1.35 * (1 - math.exp(-(number + 1) / 5)))
         if played == plan.rounds and finished:

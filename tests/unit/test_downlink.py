@@ -19,7 +19,8 @@ from edgewise.core.stage import Server, Stage
 from edgewise.core.vector import Spec
 from edgewise.drivers.following import Following
 from edgewise.engine import downlink
-from edgewise.engine.ports import Checkpoint
+from edgewise.engine.ports import Change, Checkpoint, Standing
+from edgewise.engine.round import Closed
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN, Entry, Extension
 from edgewise.plan.compile import compile as compile_plan
@@ -103,11 +104,11 @@ def test_nobody_downloads_more_than_a_snapshot_and_all_arrive_at_the_same_bytes(
     down = downs[-1]
     held = {f"d{i}": rounds - 1 - m for i, m in enumerate(missed) if 0 <= m < rounds}
     devices = [f"d{i}" for i in range(len(missed))]
-    checkpoint = Checkpoint(rounds, plan.strategy.init(models[-1]), {}, down=down, held=held)
-    letters = downlink.invite(plan, checkpoint, devices)
+    checkpoint = Checkpoint(rounds, plan.strategy.init(models[-1]), down=down)
+    letters = downlink.invite(plan, checkpoint, {d: Standing(held=held.get(d, -1)) for d in devices})
     blobs = {vector.digest(b): b for b in letters.blobs}
     assert len(blobs) == len(letters.blobs), "nothing is published twice"
-    plain = downlink.invite(plan, replace(checkpoint, held={}), devices)
+    plain = downlink.invite(plan, checkpoint, dict.fromkeys(devices, Standing()))
     for device in devices:
         letter = frame.load(letters.frames[device])
         assert letters.sizes[device] <= plain.sizes[device] == len(plain.frames[device]) + 4 * DIM
@@ -143,8 +144,8 @@ def test_a_delta_larger_than_a_snapshot_is_kept_but_nobody_is_sent_it():
     plain = pipeline(Space(DIM, Quorum(1, 1), universe=DIM), [], plain_sum())
     downs, models = walk(plan, 3, plain)
     assert [len(d.ring) for d in downs] == [0, 1, 1, 1]
-    checkpoint = Checkpoint(3, plan.strategy.init(models[-1]), {}, down=downs[-1], held={"a": 2})
-    letters = downlink.invite(plan, checkpoint, ["a"])
+    checkpoint = Checkpoint(3, plan.strategy.init(models[-1]), down=downs[-1])
+    letters = downlink.invite(plan, checkpoint, {"a": Standing(held=2)})
     assert frame.load(letters.frames["a"]).base == ""
     assert len(letters.blobs) == 2
 
@@ -158,8 +159,8 @@ def test_bytes_by_hand():
     assert len(message.payload) == payload
     assert len(blob) == pytest.approx(payload + DELTA_FRAME_BYTES, abs=8)
     assert plan.delta_bytes == payload + DELTA_FRAME_BYTES
-    checkpoint = Checkpoint(2, plan.strategy.init(models[-1]), {}, down=downs[-1], held={"a": 1, "b": 0})
-    letters = downlink.invite(plan, checkpoint, ["a", "b", "c"])
+    checkpoint = Checkpoint(2, plan.strategy.init(models[-1]), down=downs[-1])
+    letters = downlink.invite(plan, checkpoint, {"a": Standing(held=1), "b": Standing(held=0), "c": Standing()})
     sizes = [len(d.blob) for d in downs[-1].ring]
     assert letters.sizes == {
         "a": len(letters.frames["a"]) + sizes[1],
@@ -172,11 +173,12 @@ def test_bytes_by_hand():
 def test_who_holds_what():
     downs, _ = walk(plan_of(FOUR_BITS), 12)
     down = downs[-1]
-    held = downlink.holding({"old": 5, "kept": 6, "gone": 9, "late": 10}, down, 11, ["new", "kept"], [
-        ("gone", "E-STALE"), ("late", "dropped")])  # fmt: skip
+    lost = (("gone", "E-STALE"), ("late", "dropped"))
+    met = Closed(11, True, ("new", "kept"), lost, ())
+    assert downlink.change(met) == Change(("new", "kept"), ("new", "kept"), ("gone",))
+    assert downlink.change(replace(met, met=False)) == Change((), ("new", "kept"), ("gone",))
     assert down.anchor_round == 6
-    assert held == {"kept": 11, "late": 10, "new": 11}
-    assert downlink.since(down, 12) == downlink.since(down, 5) == downlink.since(down, None) == ()
+    assert downlink.since(down, 12) == downlink.since(down, 5) == downlink.since(down, -1) == ()
     assert [d.round for d in downlink.since(down, 10)] == [11, 12]
 
 
@@ -262,8 +264,8 @@ def test_without_stages_there_is_no_downlink():
     plan = plan_of([])
     assert plan.downlink is None
     assert plan.delta_bytes is None
-    checkpoint = Checkpoint(0, plan.strategy.init(np.ones(DIM, np.float32)), {})
-    letters = downlink.invite(plan, checkpoint, ["a"])
+    checkpoint = Checkpoint(0, plan.strategy.init(np.ones(DIM, np.float32)))
+    letters = downlink.invite(plan, checkpoint, {"a": Standing()})
     assert letters.blobs == (vector.to_bytes(np.ones(DIM, np.float32)),)
     assert letters.sizes["a"] == len(letters.frames["a"]) + 4 * DIM
 
@@ -272,8 +274,8 @@ def test_without_stages_there_is_no_downlink():
 
 
 def letter_for(plan, down, model, held):
-    checkpoint = Checkpoint(down.round, plan.strategy.init(model), {}, down=down, held={"a": held})
-    return frame.load(downlink.invite(plan, checkpoint, ["a"]).frames["a"])
+    checkpoint = Checkpoint(down.round, plan.strategy.init(model), down=down)
+    return frame.load(downlink.invite(plan, checkpoint, {"a": Standing(held=held)}).frames["a"])
 
 
 def test_following_reaches_every_model_from_every_start():

@@ -40,16 +40,14 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.foreign import foreign
-from edgewise.drivers import charges, opening, witness
+from edgewise.drivers import charges, opening, standings, witness
 from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.files import FOLDER, lock, sync_folder
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.memory import RESTORE
 from edgewise.drivers.tables import (
-    CONTRIBUTIONS,
     DELTAS,
     EVENTS,
-    HELD,
     MEASURES,
     META,
     MODELS,
@@ -58,7 +56,7 @@ from edgewise.drivers.tables import (
     VECTORS,
 )
 from edgewise.drivers.witness import Witness
-from edgewise.engine.ports import Checkpoint, Delta, DeviceId, Downlink
+from edgewise.engine.ports import Change, Checkpoint, Delta, DeviceId, Downlink, Standing
 from edgewise.privacy import ledger
 from edgewise.privacy.ledger import Charge
 from edgewise.strategies.base import State
@@ -181,13 +179,11 @@ class RunStore:
             return None
         with self._sound("the newest checkpoint"):
             (model,) = self._rows(sa.select(MODELS).where(MODELS.c.next_round == run["next_round"]))
-            accepted = {r.device: r.last_round for r in self._rows(sa.select(CONTRIBUTIONS))}
             slots = {name: self.blob(digest) for name, digest in json.loads(model.slots).items()}
             state = State(self.blob(model.params), slots, model.step)
             memory = safetensors.numpy.load(self._blobs.get(model.memory)) if model.memory else {}
-            held = {r.device: r.round for r in self._rows(sa.select(HELD))}
             down = self._downlink(model) if model.shadow else None
-            return Checkpoint(run["next_round"], state, accepted, run["unmet"], memory, down, held, run["epsilon"])
+            return Checkpoint(run["next_round"], state, run["unmet"], memory, down, run["epsilon"])
 
     def _in_step(self, run: Mapping[str, Any]) -> None:
         """Raises StoreError(E-CHECKPOINT) where the files of this directory do not belong together."""
@@ -240,7 +236,17 @@ class RunStore:
         self._journal = FileJournal(path, self._checkpoint(self._known()))
         return self._journal
 
-    def commit(self, checkpoint: Checkpoint, told: Sequence[events.AnyEvent], contributed: Sequence[DeviceId]) -> None:
+    def standing(self, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
+        """See Store."""
+        with self._sound("the standing of a device"), self._guard(), self._engine.connect() as c:
+            return standings.read(c, devices)
+
+    def commit(
+        self,
+        checkpoint: Checkpoint,
+        told: Sequence[events.AnyEvent],
+        change: Change = Change(),  # noqa: B008 (immutable)
+    ) -> None:
         """See Store."""
         state = checkpoint.state
         slots = json.dumps({name: self.put(x) for name, x in state.slots.items()})
@@ -261,13 +267,9 @@ class RunStore:
             c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
             reached = {"next_round": checkpoint.next_round, "unmet": checkpoint.unmet, "epsilon": checkpoint.epsilon}
             c.execute(RUNS.update().values(**reached, ledger=charges.end(c, start)[1]))
-            _write_down(c, checkpoint)
-            if contributed:
-                row = upsert(CONTRIBUTIONS)
-                update = {"last_round": row.excluded.last_round, "times": CONTRIBUTIONS.c.times + 1}
-                row = row.on_conflict_do_update(index_elements=["device"], set_=update)
-                played = checkpoint.next_round - 1
-                c.execute(row, [{"device": d, "last_round": played, "times": 1} for d in contributed])
+            if down is not None:
+                _write_ring(c, down)
+            standings.write(c, checkpoint.next_round - 1, change, down.anchor_round if down is not None else None)
             if told:
                 c.execute(EVENTS.insert(), [self._event_row(e) for e in told])
         self._testify()
@@ -377,13 +379,8 @@ class RunStore:
             return [events.from_json(r.body) for r in rows]
 
 
-def _write_down(c: sa.Connection, checkpoint: Checkpoint) -> None:
-    """The ring and who holds what, in place of those of the checkpoint before."""
-    if checkpoint.down is None:
-        return
+def _write_ring(c: sa.Connection, down: Downlink) -> None:
+    """The ring, in place of that of the checkpoint before."""
     c.execute(DELTAS.delete())
-    c.execute(HELD.delete())
-    if ring := checkpoint.down.ring:
-        c.execute(DELTAS.insert(), [{"round": d.round, "digest": d.digest, "base": d.base} for d in ring])
-    if held := checkpoint.held:
-        c.execute(HELD.insert(), [{"device": device, "round": n} for device, n in held.items()])
+    if down.ring:
+        c.execute(DELTAS.insert(), [{"round": d.round, "digest": d.digest, "base": d.base} for d in down.ring])

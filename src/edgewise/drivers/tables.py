@@ -40,11 +40,11 @@ DELTAS = sa.Table(  # the ring of the newest checkpoint
     sa.Column("digest", sa.String, nullable=False),
     sa.Column("base", sa.String, nullable=False),
 )
-HELD = sa.Table(  # whose model devices have, of the newest checkpoint
+HELD = sa.Table(  # whose model devices have, as far as the deltas of the newest checkpoint reach
     "held",
     META,
     sa.Column("device", sa.String, primary_key=True),
-    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("round", sa.Integer, nullable=False, index=True),
 )
 CONTRIBUTIONS = sa.Table(
     "contributions",

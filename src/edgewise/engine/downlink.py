@@ -13,7 +13,7 @@ Source: Tang et al. 2019, arXiv:1905.05957 (DoubleSqueeze); Gruntkowska et al. 2
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -27,7 +27,8 @@ from edgewise.core.keys import KEY_BYTES, Turn
 from edgewise.core.pipeline import Pipeline, undo
 from edgewise.core.stage import Memory
 from edgewise.core.vector import Vector
-from edgewise.engine.ports import Checkpoint, Delta, DeviceId, Downlink
+from edgewise.engine.ports import Change, Checkpoint, Delta, DeviceId, Downlink, Standing
+from edgewise.engine.round import Closed
 from edgewise.plan.compile import Plan
 from edgewise.privacy.adaptive import CLIP
 
@@ -81,9 +82,9 @@ def follow(pipe: Pipeline, model: Vector, blob: vector.Buffer) -> Vector:
     return out
 
 
-def since(down: Downlink, held: int | None) -> tuple[Delta, ...]:
+def since(down: Downlink, held: int) -> tuple[Delta, ...]:
     """The deltas from the model of round ``held`` to the shadow; empty where the ring does not reach back so far."""
-    if held is None or not down.anchor_round <= held < down.round:
+    if not down.anchor_round <= held < down.round:
         return ()
     return down.ring[held - down.anchor_round :]
 
@@ -105,9 +106,9 @@ class Letters:
     blobs: tuple[vector.Buffer, ...] = field(repr=False)
 
 
-def invite(plan: Plan, checkpoint: Checkpoint, devices: Iterable[DeviceId], nonce: bytes = b"") -> Letters:
-    """The invitations to round ``checkpoint.next_round``, each by the way down that is fewer bytes for its device.
-    ``nonce``: of the round's secure aggregation, where there is one.
+def invite(plan: Plan, checkpoint: Checkpoint, devices: Mapping[DeviceId, Standing], nonce: bytes = b"") -> Letters:
+    """The invitations of ``devices`` to round ``checkpoint.next_round``, each by the way down that is fewer bytes for
+    its device. ``nonce``: of the round's secure aggregation, where there is one.
 
     All of the ring is among the blobs: a device that nobody asks may follow the model all the same.
     """
@@ -131,11 +132,11 @@ def invite(plan: Plan, checkpoint: Checkpoint, devices: Iterable[DeviceId], nonc
     frames: dict[DeviceId, bytes] = {}
     sizes: dict[DeviceId, int] = {}
     whole = down is None  # somebody needs the snapshot
-    for device in devices:
-        letter = msgspec.structs.replace(common, accepted=checkpoint.accepted.get(device, -1))
+    for device, standing in devices.items():
+        letter = msgspec.structs.replace(common, accepted=standing.accepted)
         raw = frame.dump(letter)
         size = len(raw) + len(snapshot) + len(told)
-        if down is not None and (way := since(down, checkpoint.held.get(device))):
+        if down is not None and (way := since(down, standing.held)):
             letter = msgspec.structs.replace(letter, base=way[0].base, deltas=tuple(d.digest for d in way))
             shorter = frame.dump(letter)
             if (least := len(shorter) + sum(len(d.blob) for d in way) + len(told)) < size:
@@ -154,13 +155,11 @@ def downloads(letter: frame.Invite) -> tuple[str, ...]:
     return (*(letter.deltas if letter.base else (letter.model,)), *((letter.support,) if letter.support else ()))
 
 
-def holding(held: Mapping[DeviceId, int], down: Downlink, round: int, had: Iterable[DeviceId],
-            lost: Iterable[tuple[DeviceId, str]]) -> dict[DeviceId, int]:  # fmt: skip
-    """Who holds what after ``round``: ``had`` certainly had its model, since they sent an update of it; who refused
-    with E-STALE has nothing to start from any more; entries that the ring ``down`` does not reach are dropped."""
-    gone = {device for device, code in lost if code == STALE}
-    after = {**held, **dict.fromkeys(had, round)}
-    return {d: r for d, r in after.items() if d not in gone and r >= down.anchor_round}
+def change(closed: Closed) -> Change:
+    """What a round changes in who has what: those who sent an update of its model had it, and those who refused with
+    E-STALE have nothing to start from any more."""
+    stale = tuple(device for device, code in closed.lost if code == STALE)
+    return Change(closed.accepted if closed.met else (), closed.accepted, stale)
 
 
 def support(plan: Plan, round: int, memory: Memory) -> NDArray[np.int64] | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from edgewise.core.events import AnyEvent
 from edgewise.core.frame import Invite, LocalRule
@@ -257,25 +257,48 @@ class Checkpoint:
     Attributes:
         next_round: the round to play next.
         state: strategy state; ``state.params`` is the current model.
-        accepted: device -> last round in which its contribution entered a model.
         unmet: rounds abandoned in a row.
         memory: what the server keeps for the codec between rounds, arrays by name: ``Pipeline.start_memory``, and the
             positions of the last release (``engine.downlink.SUPPORT``).
         down: what devices hold of the model; None where they download the model itself.
-        held: device -> round whose model it has; only those from which the ring leads on.
         epsilon: spent up to here; 0 without differential privacy.
     """
 
     next_round: int
     state: State
-    accepted: Mapping[DeviceId, int]
     unmet: int = 0
     memory: Memory = field(default_factory=dict)
     down: Downlink | None = None
-    held: Mapping[DeviceId, int] = field(default_factory=dict)
     epsilon: float = 0.0
 
     __repr__ = outline
+
+
+class Standing(NamedTuple):
+    """What the server knows of a device.
+
+    Attributes:
+        accepted: last round in which its contribution entered a model; -1: none.
+        held: round whose model it certainly has; -1: not known, or too old for the deltas.
+    """
+
+    accepted: int = -1
+    held: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a round changes in the standing of devices; of all others nothing is written.
+
+    Attributes:
+        accepted: their contributions entered the round's model.
+        had: they sent an update of the round's model, so they have it.
+        stale: they have no model that a delta starts from.
+    """
+
+    accepted: Sequence[DeviceId] = ()
+    had: Sequence[DeviceId] = ()
+    stale: Sequence[DeviceId] = ()
 
 
 class Store(Protocol):
@@ -289,8 +312,12 @@ class Store(Protocol):
         """The round's write-ahead log."""
         ...
 
-    def commit(self, checkpoint: Checkpoint, events: Sequence[AnyEvent], contributed: Sequence[DeviceId]) -> None:
-        """Save a checkpoint with the events that led to it; ``contributed`` were accepted in this round."""
+    def standing(self, devices: Sequence[DeviceId]) -> Mapping[DeviceId, Standing]:
+        """Of each of these devices, in their order."""
+        ...
+
+    def commit(self, checkpoint: Checkpoint, events: Sequence[AnyEvent], change: Change = Change()) -> None:
+        """Save a checkpoint with the events that led to it. ``change``: by the round before ``next_round``."""
         ...
 
     def charge(self, charge: Charge) -> None:

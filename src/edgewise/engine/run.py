@@ -106,8 +106,8 @@ class Federation:
             return stored
         memory = self.plan.each(Pipeline.start_memory)
         down = None if self.plan.downlink is None else downlink.start(initial)
-        fresh = Checkpoint(0, self.plan.strategy.init(initial), {}, memory=memory, down=down)
-        self.store.commit(fresh, (), ())
+        fresh = Checkpoint(0, self.plan.strategy.init(initial), memory=memory, down=down)
+        self.store.commit(fresh, ())
         return fresh
 
     def run(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -133,7 +133,7 @@ class Federation:
         asked = len(invited) >= max(1, sampling.minimum)
         hidden = self.plan.hides is not None
         nonce = derive(self.entropy(number), "nonce") if hidden else b""
-        letters = downlink.invite(self.plan, checkpoint, invited if asked else (), nonce)
+        letters = downlink.invite(self.plan, checkpoint, self.store.standing(invited if asked else ()), nonce)
         self.cohort.publish(letters.blobs)
         policy = machine.Policy(goal, sampling.minimum, self.cohort.now_s() + sampling.deadline_s)
         state, _ = machine.start(number, frozenset(invited), policy)
@@ -293,7 +293,7 @@ class Federation:
         head: dict[str, float] = {}
         update_l2, started = 0.0, self.now_s()
         # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
-        accepted, unmet = dict(checkpoint.accepted), checkpoint.unmet + int(asked)
+        unmet = checkpoint.unmet + int(asked)
         if released is not None:
             aggregate, memory = released
             with np.errstate(over="ignore", invalid="ignore"):  # looked for below, in all that they could come to
@@ -304,11 +304,9 @@ class Federation:
                 fix = "lower strategy.lr, and dp.clip_l2 or the l2 of clip, with which noise grows."
                 raise TrainingError("E-NAN", f"round {number} gave the server values that are not finite.", fix)
             head, update_l2, unmet = dict(aggregate.head), vector.norm_l2(aggregate.mean), 0
-            accepted.update(dict.fromkeys(closed.accepted, number))
-        down, held, lag_l2 = checkpoint.down, checkpoint.held, 0.0
+        down, lag_l2 = checkpoint.down, 0.0
         if down is not None and self.plan.downlink is not None:
             down = downlink.advance(self.plan, self.plan.downlink, down, strategy_state.params)
-            held = downlink.holding(held, down, number, closed.accepted, closed.lost)
             lag_l2 = vector.norm_l2(strategy_state.params - down.shadow)
         now.aggregate_s += self.now_s() - started
         self._say(
@@ -333,8 +331,8 @@ class Federation:
                 epsilon=self.purse.spent(),
             ),
         )
-        after = Checkpoint(number + 1, strategy_state, accepted, unmet, memory, down, held, self.purse.spent())
-        self.store.commit(after, now.told, closed.accepted if closed.met else ())
+        after = Checkpoint(number + 1, strategy_state, unmet, memory, down, self.purse.spent())
+        self.store.commit(after, now.told, downlink.change(closed))
         if unmet >= UNMET_LIMIT:
             raise RoundError(
                 "E-ROUND",
