@@ -95,7 +95,7 @@ def plain_ones() -> Iterator[Row]:
         card.degradation(1.0, 70, 1e-5)[1:], ("5.3", "9.2", "22", "70"), strict=True
     ):
         yield f"70 honest devices counted on, {left} there", expected, found_eps
-    yield "adaptive clip, z = 1, m = 100: z of the update", "1.0050", split(1.0, bit_noise(100))
+    yield "adaptive clip, z = 1, m = 100: z of the update", "1.0050", split(1.0, bit_noise(100), "add_remove")
 
 
 def calibrations() -> Iterator[Row]:

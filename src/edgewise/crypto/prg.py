@@ -68,6 +68,19 @@ class Words:
             self._stream.update_into(_ZEROS[: part.size], part.data)
 
 
+def coins(seed: bytes, n: int, rate: float) -> NDArray[np.bool_]:
+    """``n`` independent coins, bool[n], each true with probability ``rate`` to within 2^-53: true where u < rate, u a
+    53-bit fraction of the seed's key stream.
+
+    For draws on whose secrecy a privacy guarantee rests (amplification by sampling). Edge cases: none is true at rate
+    0, all are at rate 1.
+    """
+    words = np.empty(n, np.uint64)
+    Words(seed).fill(words)
+    fractions: NDArray[np.float64] = (words.astype("<u8", copy=False) >> np.uint64(11)) * 2.0**-53
+    return fractions < rate
+
+
 def width(bits: int) -> type[np.uint32] | type[np.uint64]:
     """The word that holds residues modulo 2^bits. Raises ValueError outside 1 to 64."""
     if not 1 <= bits <= 64:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgewise.core.keys import Key, derive, generator
+from edgewise.crypto import prg
 from edgewise.engine.ports import DeviceId
 from edgewise.plan.sampling import Sampling
 
@@ -25,9 +26,9 @@ def draw(sampling: Sampling, population: Sequence[DeviceId], key: Key, round: in
     if sampling.kind == "cyclic":
         order = generator(derive(key, "groups")).permutation(len(population))
         return tuple(population[i] for i in sorted(order[round % sampling.groups :: sampling.groups].tolist()))
-    rng = generator(derive(key, "cohort", round))
+    cohort = derive(key, "cohort", round)
     if sampling.kind == "fixed":
-        chosen = rng.choice(len(population), sampling.invite, replace=False)
-    else:
-        chosen = (rng.random(len(population)) < sampling.rate).nonzero()[0]
+        chosen = generator(cohort).choice(len(population), sampling.invite, replace=False)
+    else:  # privacy is amplified only where nobody can guess the draw
+        chosen = prg.coins(cohort, len(population), sampling.rate).nonzero()[0]
     return tuple(population[i] for i in sorted(chosen.tolist()))

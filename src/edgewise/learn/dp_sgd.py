@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgewise.core.errors import TrainingError
-from edgewise.core.keys import Key, derive, generator
+from edgewise.core.keys import Key, derive
+from edgewise.crypto import prg
 from edgewise.learn.flat import Flat
 from edgewise.privacy import grid
 
@@ -50,8 +51,9 @@ def check(model: nn.Module) -> None:
 
 
 def drawn(n: int, rate: float, key: Key) -> NDArray[np.int64]:
-    """The records of one step, int64[m]; may be empty. A function of the key, which only the device knows."""
-    return np.flatnonzero(generator(key).random(n) < rate).astype(np.int64)
+    """The records of one step, int64[m]; may be empty. A function of the key, which only the device knows, by a
+    cryptographic generator: privacy is amplified only where nobody can guess the draw."""
+    return np.flatnonzero(prg.coins(key, n, rate)).astype(np.int64)
 
 
 def taken(records: Callable[[NDArray[np.int64]], Sequence[Any]], rows: NDArray[np.int64]) -> Iterator[Any]:
