@@ -202,17 +202,17 @@ def test_a_missing_or_binary_file_is_refused(tmp_path: Path) -> None:
 
 def test_links_stay_within_their_limits_and_belong_to_devices() -> None:
     world = World(SimulationSection(link_mbit=1.0, link_spread=3.0, link_low_mbit=0.5, link_high_mbit=4.0), b"k" * 32)
-    samples = [[world.uplink_mbit(f"d{i}", r) for r in range(3)] for i in range(60)]
+    samples = [world.uplink_mbit(f"d{i}", range(3)) for i in range(60)]
     flat = np.array(samples)
     assert flat.min() == 0.5
     assert flat.max() == 4.0
-    assert samples[7] == [world.uplink_mbit("d7", r) for r in range(3)]
+    assert samples[7] == [*world.uplink_mbit("d7", [0, 1]), *world.uplink_mbit("d7", [2])]
 
 
 def test_a_trace_starts_anywhere_and_goes_around() -> None:
     traces = ((1.0, 2.0, 3.0, 4.0), (7.0,))
     world = World(SimulationSection(), b"k" * 32, traces)
-    seen = {tuple(world.uplink_mbit(f"d{i}", r) for r in range(8)) for i in range(200)}
+    seen = {tuple(world.uplink_mbit(f"d{i}", range(8))) for i in range(200)}
     assert (7.0,) * 8 in seen
     assert len(seen) == 5
     assert all(s == (7.0,) * 8 or s[:4] == s[4:] for s in seen)
@@ -223,7 +223,9 @@ def test_a_device_does_not_know_the_link_that_its_upload_meets() -> None:
     fates = []
     for last in (8.0, 0.1):
         world = World(SimulationSection(speed_spread=0.0), b"k" * 32, ((2.0, 2.0, 2.0, last),))
-        device = next(d for d in map(str, range(99)) if world.uplink_mbit(d, 3) == last != world.uplink_mbit(d, 2))
+        device = next(
+            d for d in map(str, range(99)) if world.uplink_mbit(d, [3]) == [last] != world.uplink_mbit(d, [2])
+        )
         fates.append(world.fate(device, 2, 4, 1e5, lambda elapsed_s, up_mbit: 1e5 * up_mbit))
     assert fates[0].up_mbit == fates[1].up_mbit > 1.0
     assert fates[1].after_s > fates[0].after_s + 5.0

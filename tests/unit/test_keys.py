@@ -23,6 +23,15 @@ def test_golden_values() -> None:
     assert generator(root(0)).integers(0, 1000, 4).tolist() == generator(root(0)).integers(0, 1000, 4).tolist()
 
 
+def test_a_generator_is_philox_under_the_first_half_of_the_key() -> None:
+    key = derive(root(4), "x")
+    ours = generator(key)
+    theirs = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+    assert ours.random(9).tolist() == theirs.random(9).tolist()
+    assert ours.permutation(50).tolist() == theirs.permutation(50).tolist()
+    assert ours.normal(size=300).tolist() == theirs.normal(size=300).tolist()
+
+
 def test_types_and_boundaries_separate() -> None:
     k = root(1)
     different = [(1,), ("1",), (b"1",), ("ab", "c"), ("a", "bc"), ("abc",), (), ("",), (b"",), ("", ""), (-1,), (0,)]

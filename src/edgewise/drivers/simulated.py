@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
@@ -58,33 +58,40 @@ class World:
     key: Key = field(repr=False)
     traces: Traces = ()
 
-    def uplink_mbit(self, device: DeviceId, sample: int) -> float:
-        """One sample of a device's uplink."""
-        s = self.section
-        fixed = generator(derive(self.key, "link", device))
+    def uplink_mbit(self, device: DeviceId, samples: Iterable[int]) -> list[float]:
+        """Samples of a device's uplink."""
+        s, fixed = self.section, generator(derive(self.key, "link", device))
         if self.traces:
             trace = self.traces[int(fixed.integers(len(self.traces)))]
-            return trace[(int(fixed.integers(len(trace))) + sample) % len(trace)]
-        jitter = generator(derive(self.key, "link", device, sample)).lognormal(0.0, 0.1)
-        link = s.link_mbit * fixed.lognormal(0.0, s.link_spread) * jitter
-        return float(min(max(link, s.link_low_mbit), s.link_high_mbit))
+            first = int(fixed.integers(len(trace)))
+            return [trace[(first + i) % len(trace)] for i in samples]
+        mean = s.link_mbit * fixed.lognormal(0.0, s.link_spread)
+        drawn = (mean * generator(derive(self.key, "link", device, i)).lognormal(0.0, 0.1) for i in samples)
+        return [float(min(max(link, s.link_low_mbit), s.link_high_mbit)) for link in drawn]
 
     def fate(
-        self, device: DeviceId, round: int, steps: int, bytes_down: float, upload: Callable[[float, float], float]
+        self,
+        device: DeviceId,
+        round: int,
+        steps: int,
+        bytes_down: float,
+        upload: Callable[[float, float], float],
+        history: int = HISTORY,
     ) -> Fate:
         """Time until the answer: download + steps x step_s / speed + upload; or until the device drops out.
 
         Args:
             upload: bytes of the answer by a device that has spent ``elapsed_s`` and believes in ``up_mbit``.
+            history: transfers that it remembers; 1 where it has no choice that would depend on them.
         """
         s = self.section
         slow = generator(derive(self.key, "world", device)).lognormal(0.0, s.speed_spread)
         now = generator(derive(self.key, "world", device, round))
         train_s = steps * s.step_s * slow * now.lognormal(0.0, 0.1)
-        known = [self.uplink_mbit(device, i) for i in range(max(0, round + 1 - HISTORY), round + 1)]
+        *known, next_mbit = self.uplink_mbit(device, range(max(0, round + 1 - history), round + 2))
         elapsed_s = 8.0 * bytes_down / (known[-1] * s.link_down * 1e6) + train_s
         up_mbit = link_estimate(known)
-        upload_s = 8.0 * upload(elapsed_s, up_mbit) / (self.uplink_mbit(device, round + 1) * 1e6)
+        upload_s = 8.0 * upload(elapsed_s, up_mbit) / (next_mbit * 1e6)
         after_s = elapsed_s + upload_s
         lost = bool(now.random() < s.dropout)
         return Fate(after_s * now.random() if lost else after_s, lost, elapsed_s, up_mbit)
@@ -93,7 +100,8 @@ class World:
         """Time until the answer to message ``step`` (1, 2, ...) of the round's secure aggregation, or until the device
         drops out: download and upload at the rate of the round's upload; computing is not counted."""
         now = generator(derive(self.key, "step", device, round, step))
-        after_s = 8.0 * (bytes_down / self.section.link_down + bytes_up) / (self.uplink_mbit(device, round + 1) * 1e6)
+        (mbit,) = self.uplink_mbit(device, (round + 1,))
+        after_s = 8.0 * (bytes_down / self.section.link_down + bytes_up) / (mbit * 1e6)
         lost = bool(now.random() < self.section.step_dropout)
         return Fate(after_s * now.random() if lost else after_s, lost)
 
@@ -150,7 +158,8 @@ class SimulatedCohort:
         if isinstance(message, frame.Invite):
             down = len(raw) + sum(self._sizes[digest] for digest in downloads(message))
             upload = partial(self._plan.expected_bytes, message.round)
-            fate = self._world.fate(to, message.round, message.rule.steps, down, upload)
+            history = HISTORY if self._plan.rungs else 1
+            fate = self._world.fate(to, message.round, message.rule.steps, down, upload, history)
         elif isinstance(message, frame.Step):
             self._steps[to] += 1
             up = self._plan.answer_bytes(message.round, message.body, message.rung)
