@@ -77,8 +77,8 @@ def coins(seed: bytes, n: int, rate: float) -> NDArray[np.bool_]:
     """
     words = np.empty(n, np.uint64)
     Words(seed).fill(words)
-    fractions: NDArray[np.float64] = (words.astype("<u8", copy=False) >> np.uint64(11)) * 2.0**-53
-    return fractions < rate
+    fractions = (words.astype("<u8", copy=False) >> np.uint64(11)) * np.float64(2.0**-53)
+    return np.asarray(fractions < rate, np.bool_)
 
 
 def width(bits: int) -> type[np.uint32] | type[np.uint64]:
