@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from cost import Name, per_step
-from session import ROOT
+import pytest
+from cost import Name, allocated, per_step, traced
+from session import ROOT, Session
 
 from edgewise.core.keys import derive
 from edgewise.crypto import sign
 from edgewise.engine import round as machine
-from edgewise.secagg import messages, two_server
+from edgewise.secagg import messages, server, two_server
 from edgewise.secagg.params import Params, Policy
 
 SMALL, LARGE, LAST = 64, 1024, 32
@@ -75,6 +78,7 @@ def test_every_state_of_a_large_round_stays_as_it_was() -> None:
     assert "d00063" not in states[11].accepted
 
 
+@pytest.mark.slow
 def test_two_servers_take_the_same_per_report_in_any_batch() -> None:
     params = Params(Policy(), 3, 20, 8, 1)
     context = messages.session_id("task", 0, "model", "config", bytes(32))
@@ -106,5 +110,29 @@ def test_two_servers_take_the_same_per_report_in_any_batch() -> None:
         assert dataclasses.replace(lead).counted == lead.counted
         return size
 
-    small, large = cost(SMALL), cost(LARGE)
+    small, large = cost(SMALL), cost(4 * SMALL)
     assert large <= 2 * small
+
+
+@pytest.mark.slow
+def test_the_server_of_masks_takes_the_same_per_message_in_any_session(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and signatures, which are of one size; shares and masked updates name all neighbours."""
+    plain = server.step
+
+    def cost(n: int) -> dict[type, float]:
+        bytes_of: dict[type, list[int]] = defaultdict(list)
+
+        def step(state: server.State, event: server.Event) -> server.Out:
+            out: list[server.Out] = []
+            bytes_of[type(state)].append(allocated(lambda: out.append(plain(state, event))))
+            return out[0]
+
+        monkeypatch.setattr(server, "step", step)
+        with traced():
+            session = Session(n)
+            assert isinstance(session.play(), server.Released)
+        return {kind: statistics.median(sizes[n // 2 : n - 1]) for kind, sizes in bytes_of.items()}
+
+    small, large = cost(8), cost(40)
+    for kind in (server.Advertising, server.Signing):
+        assert large[kind] <= 1.5 * small[kind], kind

@@ -256,7 +256,7 @@ class Masked:
             return None
         if not isinstance(message, Step) or (message.run, message.round) != (self._plan.run, self._round):
             return None
-        if message.device != item.device or item.device not in server.waiting_for(group.state):
+        if message.device != item.device or not server.waits_for(group.state, item.device):
             return None
         self._up[item.device] += len(item.frame)
         self._encode_s += item.encode_s

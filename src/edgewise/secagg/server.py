@@ -22,10 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from edgewise.codecs import kernels
+from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, sign
 from edgewise.secagg import messages, recovery
@@ -48,10 +50,11 @@ class Session:
 
 @dataclass(frozen=True)
 class Advertising:
-    """Collecting keys."""
+    """Collecting keys. ``seen``: all public keys among them."""
 
     session: Session
-    keys: Mapping[Device, Keys] = field(default_factory=dict)
+    keys: AppendMap[Device, Keys] = field(default_factory=AppendMap)
+    seen: AppendMap[bytes, None] = field(default_factory=AppendMap, repr=False)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class Sharing:
     keys: Mapping[Device, Keys]
     near: Mapping[Device, tuple[Device, ...]]
     threshold: int
-    boxes: Mapping[Device, Mapping[Device, bytes]] = field(default_factory=dict, repr=False)
-    gone: frozenset[Device] = frozenset()
+    boxes: AppendMap[Device, Mapping[Device, bytes]] = field(default_factory=AppendMap, repr=False)
+    gone: AppendMap[Device, None] = field(default_factory=AppendMap)
 
 
 @dataclass(frozen=True)
@@ -74,28 +77,28 @@ class Masking:
 
     shared: Sharing
     total: Hidden = field(repr=False)
-    folded: tuple[Device, ...] = ()
-    gone: frozenset[Device] = frozenset()
+    folded: AppendMap[Device, None] = field(default_factory=AppendMap)
+    gone: AppendMap[Device, None] = field(default_factory=AppendMap)
 
 
 @dataclass(frozen=True)
 class Signing:
-    """Collecting signatures on the survivor list."""
+    """Collecting signatures on the survivor list: those of ``masked.folded``, sorted. ``digest``: what they sign."""
 
     masked: Masking
     survivors: tuple[Device, ...]
-    signatures: Mapping[Device, bytes] = field(default_factory=dict)
-    gone: frozenset[Device] = frozenset()
+    digest: bytes = field(repr=False)
+    signatures: AppendMap[Device, bytes] = field(default_factory=AppendMap)
+    gone: AppendMap[Device, None] = field(default_factory=AppendMap)
 
 
 @dataclass(frozen=True)
 class Unmasking:
-    """Collecting shares."""
+    """Collecting shares, from all who signed."""
 
     signed: Signing
-    asked: frozenset[Device]
-    told: Mapping[Device, recovery.Told] = field(default_factory=dict)
-    answered: frozenset[Device] = frozenset()
+    told: AppendMap[Device, recovery.Told] = field(default_factory=AppendMap)
+    gone: AppendMap[Device, None] = field(default_factory=AppendMap)
 
 
 @dataclass(frozen=True)
@@ -172,22 +175,39 @@ def start(session: Session) -> Advertising:
 
 def part(state: Advertising, devices: Collection[Device], params: Params) -> Advertising:
     """The session of ``state`` among some of its devices, who then are each other's whole roster."""
-    keys = {d: keys for d, keys in state.keys.items() if d in devices}
-    return replace(state, session=replace(state.session, params=params), keys=keys)
+    chosen = set(devices)
+    keys = AppendMap((d, keys) for d, keys in state.keys.items() if d in chosen)
+    return Advertising(
+        replace(state.session, params=params),
+        keys,
+        AppendMap((key, None) for other in keys.values() for key in (other.seal, other.mask)),
+    )
 
 
 def waiting_for(state: State) -> frozenset[Device]:
     """Who has not answered yet in this step; empty while advertising, and at the end."""
+    asked, answered, gone = _books(state)
+    return frozenset(device for device in asked if device not in answered and device not in gone)
+
+
+def waits_for(state: State, device: Device) -> bool:
+    """Whether a device is in ``waiting_for(state)``; takes the same time in a session of any size."""
+    asked, answered, gone = _books(state)
+    return device in asked and device not in answered and device not in gone
+
+
+def _books(state: State) -> tuple[Mapping[Device, Any], Mapping[Device, Any], Mapping[Device, Any]]:
+    """Who was asked in this step, and of them who answered and who dropped out, which nobody did both of."""
     match state:
         case Sharing():
-            return frozenset(state.keys) - set(state.boxes) - state.gone
+            return state.keys, state.boxes, state.gone
         case Masking():
-            return frozenset(state.shared.boxes) - set(state.folded) - state.gone
+            return state.shared.boxes, state.folded, state.gone
         case Signing():
-            return frozenset(state.survivors) - set(state.signatures) - state.gone
+            return state.masked.folded, state.signatures, state.gone
         case Unmasking():
-            return state.asked - state.answered
-    return frozenset()
+            return state.signed.signatures, state.told, state.gone
+    return {}, {}, {}
 
 
 def step(state: State, event: Event) -> Out:
@@ -204,7 +224,7 @@ def step(state: State, event: Event) -> Out:
             return _advertised(state, event.device, message), ()
         if type(message) in _EARLIER[type(state)]:
             return state, ()  # a copy that the network kept for a while
-        if event.device not in waiting_for(state):
+        if not waits_for(state, event.device):
             raise DecodeError("E-SECAGG-ORDER", "a message from a device that is not waited for.")
         if isinstance(message, messages.Abort):
             return _settle(_without(state, event.device), (Refused(event.device, _code(message.code)),))
@@ -212,7 +232,7 @@ def step(state: State, event: Event) -> Out:
         lied = isinstance(after, Unmasking) and after.told[event.device].lied
         return _settle(after, (Refused(event.device, recovery.LIED),) if lied else ())
     except DecodeError as e:
-        after = _without(state, event.device) if event.device in waiting_for(state) else state
+        after = _without(state, event.device)
         return _settle(after, (Refused(event.device, e.code),))
 
 
@@ -222,13 +242,8 @@ def _code(code: str) -> str:
 
 def _without(state: State, device: Device) -> State:
     """A device that is waited for no longer."""
-    if device not in waiting_for(state):
-        return state
-    match state:
-        case Sharing() | Masking() | Signing():
-            return replace(state, gone=state.gone | {device})
-        case Unmasking():
-            return replace(state, answered=state.answered | {device})
+    if isinstance(state, Sharing | Masking | Signing | Unmasking) and waits_for(state, device):
+        return replace(state, gone=state.gone.plus(device, None))
     return state
 
 
@@ -242,10 +257,10 @@ def _advertised(state: Advertising, device: Device, message: messages.Message) -
         raise DecodeError("E-SECAGG-KEYS", "keys are not signed by the enrolled device for this session.")
     if not (agree.usable(keys.seal) and agree.usable(keys.mask)):  # every neighbour would have to end its session
         raise DecodeError("E-KEY-AGREE", "a device's public key is not usable.")
-    known = {k for other in state.keys.values() for k in (other.seal, other.mask)}
-    if keys.seal in known or keys.mask in known or keys.seal == keys.mask:
+    if keys.seal in state.seen or keys.mask in state.seen or keys.seal == keys.mask:
         raise DecodeError("E-SECAGG-KEYS", "keys of another device, or one key for two purposes.")
-    return replace(state, keys={**state.keys, device: keys})
+    seen = state.seen.plus(keys.seal, None).plus(keys.mask, None)
+    return replace(state, keys=state.keys.plus(device, keys), seen=seen)
 
 
 def _taken(state: State, device: Device, message: messages.Message) -> State:
@@ -254,7 +269,7 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
         case Sharing(), messages.Shares():
             if set(message.boxes) != set(state.near[device]):
                 raise DecodeError("E-SECAGG-ORDER", "boxes are not for exactly the neighbours.")
-            return replace(state, boxes={**state.boxes, device: message.boxes})
+            return replace(state, boxes=state.boxes.plus(device, message.boxes))
         case Masking(), messages.Masked():
             session = state.shared.session
             params, enrolled = session.params, session.registry(device)
@@ -268,29 +283,27 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
             if body is None or len(message.head) != 8 * params.heads:
                 raise DecodeError("E-PAYLOAD", "a masked update of another size.")
             state.total.add(body.astype(np.uint32, copy=False), np.frombuffer(message.head, "<u8").astype(np.uint64))
-            return replace(state, folded=(*state.folded, device))
+            return replace(state, folded=state.folded.plus(device, None))
         case Signing(), messages.Consistent():
             enrolled = state.masked.shared.session.registry(device)
-            said = survivors_digest(state.masked.shared.roster, state.survivors)
-            if enrolled is None or not sign.verify(enrolled, message.signature, said):
+            if enrolled is None or not sign.verify(enrolled, message.signature, state.digest):
                 raise DecodeError("E-SECAGG-SURVIVORS", "a signature on another list of survivors.")
-            return replace(state, signatures={**state.signatures, device: message.signature})
+            return replace(state, signatures=state.signatures.plus(device, message.signature))
         case Unmasking(), messages.Revealed():
-            shared, alive = state.signed.masked.shared, set(state.signed.survivors)
-            dealers = set(_paired(shared, device))
-            if not {device, *(dealers & alive)}.issuperset(message.seeds) or not (dealers - alive).issuperset(
-                message.keys
-            ):
+            shared, dealers = state.signed.masked.shared, set(_paired(state.signed.masked.shared, device))
+            alive = {dealer for dealer in dealers if dealer in state.signed.masked.folded}
+            if not {device, *alive}.issuperset(message.seeds) or not (dealers - alive).issuperset(message.keys):
                 raise DecodeError("E-SECAGG-ORDER", "shares of the wrong kind, or that the device was not dealt.")
             sid, keys = shared.session.sid, shared.keys[device]
             told = recovery.told(sid, shared.roster, device, keys, message, shared.boxes)
-            return replace(state, told={**state.told, device: told}, answered=state.answered | {device})
+            return replace(state, told=state.told.plus(device, told))
     raise DecodeError("E-SECAGG-ORDER", "a message that is not the answer to this step.")
 
 
 def _settle(state: State, effects: tuple[Effect, ...]) -> Out:
     """Go on where nobody is waited for."""
-    if isinstance(state, Advertising | Released | Aborted) or waiting_for(state):
+    asked, answered, gone = _books(state)
+    if isinstance(state, Advertising | Released | Aborted) or len(answered) + len(gone) < len(asked):
         return state, effects
     after, more = _close(state)
     return after, effects + more
@@ -336,8 +349,8 @@ def _boxes(state: Sharing) -> Out:
     for device in state.boxes:
         mine = {v: state.boxes[v][device] for v in _paired(state, device)}
         letters.append(Send(device, messages.dump(messages.Boxes(boxes=mine))))
-    checks = {device: {v: box[SEALED_BYTES:] for v, box in boxes.items()} for device, boxes in state.boxes.items()}
-    kept = replace(state, boxes=checks)
+    checks = ((device, {v: box[SEALED_BYTES:] for v, box in boxes.items()}) for device, boxes in state.boxes.items())
+    kept = replace(state, boxes=AppendMap(checks))
     return Masking(kept, Hidden(params)), tuple(letters)
 
 
@@ -352,7 +365,8 @@ def _survivors(state: Masking) -> Out:
         return _few(len(state.folded), need, "sent a masked update"), ()
     survivors = tuple(sorted(state.folded))
     raw = messages.dump(messages.Survivors(devices=survivors))
-    return Signing(state, survivors), tuple(Send(device, raw) for device in survivors)
+    digest = survivors_digest(state.shared.roster, survivors)
+    return Signing(state, survivors, digest), tuple(Send(device, raw) for device in survivors)
 
 
 def _proofs(state: Signing) -> Out:
@@ -364,7 +378,7 @@ def _proofs(state: Signing) -> Out:
         holders = holding(device, shared.near[device], len(shared.keys))
         signatures = {d: state.signatures[d] for d in holders if d in state.signatures}
         letters.append(Send(device, messages.dump(messages.Proofs(signatures=signatures))))
-    return Unmasking(state, frozenset(state.signatures)), tuple(letters)
+    return Unmasking(state), tuple(letters)
 
 
 def _open(state: Unmasking) -> Out:
