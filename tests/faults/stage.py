@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +62,11 @@ def main() -> None:
         settings = {**request["settings"], "simulation.engine": "inproc"}
         if (name := json.dumps(settings)) not in warm:
             warm.add(name)
-            simulate.run(
-                make_recipe(settings),
-                out=folder / str(len(warm)),
-                recipe_dir=Path("/"),
-                extensions=["toy"],
-                report=False,
-            )
+            with suppress(EdgewiseError):  # the child will say so
+                simulate.run(
+                    make_recipe(settings), out=folder / str(len(warm)), recipe_dir=Path("/"), extensions=["toy"],
+                    report=False,
+                )  # fmt: skip
         receive, send = os.pipe()
         child = os.fork()
         if child == 0:
