@@ -43,6 +43,7 @@ def traced() -> Iterator[None]:
 
 
 @every
+@pytest.mark.long
 @given(which=st.integers(0, 2), other=st.integers(0, 2), damages=st.lists(DAMAGE, min_size=1, max_size=3))
 def test_damaged_payloads(chain: Chain, which: int, other: int, damages: list[Damage]) -> None:
     pipe, streams = streams_of(chain)
@@ -84,6 +85,7 @@ def frames() -> list[bytes]:
     return [frame.dump(m) for m in messages]
 
 
+@pytest.mark.long
 @given(
     which=st.integers(0, 3),
     other=st.integers(0, 3),

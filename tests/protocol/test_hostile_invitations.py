@@ -104,6 +104,7 @@ def test_every_field_is_lied_about() -> None:
 
 
 @pytest.mark.parametrize("name", PLANS)
+@pytest.mark.long
 @given(data=st.data())
 def test_whatever_an_invitation_says(name: str, data: st.DataObject) -> None:
     plan = PLANS[name]
@@ -240,6 +241,7 @@ def test_a_lie_ends_no_session() -> None:
     assert isinstance(after, machine.Training)
 
 
+@pytest.mark.long
 @given(data=st.data())
 def test_letters_of_any_kind(data: st.DataObject) -> None:
     plan = PLANS["hidden"]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from long import examples
 from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
@@ -177,7 +178,8 @@ def accepted_in(store):
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@pytest.mark.long
+@settings(max_examples=examples(150))
 @given(st.lists(NASTY, max_size=25))
 def test_any_schedule_gives_the_exact_mean_of_who_was_accepted(script):
     after, store, _ = play(script)
@@ -197,7 +199,8 @@ def test_any_schedule_gives_the_exact_mean_of_who_was_accepted(script):
         assert store.accepted == {}
 
 
-@settings(max_examples=60)
+@pytest.mark.long
+@settings(max_examples=examples(60))
 @given(st.lists(NASTY, max_size=20), st.integers(0, 20))
 def test_a_crash_between_any_two_arrivals_changes_nothing(script, cut):
     calm, calm_store, _ = play(script)
@@ -429,7 +432,8 @@ def downloaded(device, number, code=""):
     return Arrived(device, frame.dump(frame.Contribution(run=DOWN.run, round=number, device=device, payload=body)), 1.0)
 
 
-@settings(max_examples=40)
+@pytest.mark.long
+@settings(max_examples=examples(40))
 @given(st.lists(st.lists(st.sampled_from(["answers", "answers", "stale", "NaN", "silent"]), min_size=6, max_size=6),
                 min_size=2, max_size=6))  # fmt: skip
 def test_devices_get_deltas_from_the_model_they_certainly_hold(rounds):

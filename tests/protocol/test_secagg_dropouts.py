@@ -8,6 +8,7 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from long import examples
 from session import Session
 
 from edgewise.core.keys import derive
@@ -64,7 +65,8 @@ def test_every_pattern_at_small_n(n: int) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@pytest.mark.long
+@settings(max_examples=examples(40), deadline=None)
 @given(st.lists(st.sampled_from([1, 2, 3, 4, 5, 5, 5, 5, 5, 5]), min_size=6, max_size=10), st.integers(2, 10))
 def test_larger_cohorts_with_a_minimum(pattern: list[int], n_min: int) -> None:
     s = Session(len(pattern), n_min=n_min)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from liars import DEALS, REVEALS, Lies
+from long import examples
 from session import IDENTITIES, Session
 
 from edgewise.secagg import server
@@ -81,7 +82,8 @@ def test_too_many_liars_are_a_named_end() -> None:
     assert named == {D[0]: TOLD, D[3]: TOLD}
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.long
+@settings(max_examples=examples(60), deadline=None)
 @given(st.integers(4, 12), st.data())
 @example(9, None)
 def test_no_honest_device_is_ever_named(n: int, data: st.DataObject | None) -> None:

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from long import examples
 from schedules import KINDS, Run, drawn
 from session import IDENTITIES, SID, Session
 
@@ -16,7 +17,8 @@ from edgewise.secagg import messages, server
 from edgewise.secagg.params import Policy, complete_threshold
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.long
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.integers(2, 8),
     st.dictionaries(st.integers(0, 60), st.sampled_from(KINDS), max_size=5),
@@ -158,7 +160,8 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@pytest.mark.long
+@settings(max_examples=examples(150), deadline=None)
 @given(st.integers(4, 8), st.integers(0, 2**32 - 1))
 def test_a_lying_server_never_gets_both_secrets_of_an_honest_device(n: int, seed: int) -> None:
     both, _ = lying_server(n, seed)

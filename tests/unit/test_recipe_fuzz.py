@@ -6,9 +6,11 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import pytest
 from explained import explained
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from long import examples
 
 from edgewise.core.errors import RecipeError
 from edgewise.plan import recipe
@@ -92,7 +94,8 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     return plain
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.long
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(recipes(), st.sampled_from([1, 2, 40, 1000]))
 def test_a_recipe_is_refused_with_a_code_or_explained(plain: dict[str, Any], population: int) -> None:
     # The refusal is the point: any other exception fails the test.
