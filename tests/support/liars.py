@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 from session import Session
 
-from edgewise.crypto import agree, seal
+from edgewise.crypto import agree, seal, shamir
 from edgewise.secagg import client, messages, secrets, server
 
-DEALS = ("seed", "key", "checks", "boxes", "one")  # of what a dealer gives away nothing true
+DEALS = ("seed", "key", "large", "checks", "boxes", "one")  # of what a dealer gives away nothing true
 REVEALS = ("wrong", "own", "nothing", "half")
+_NAMES = {
+    "shares": (*DEALS, "checks of seeds", "checks of keys", "two", "three", "last"),
+    "revealed": (*REVEALS, "without two", "without three"),
+}
+_FIRST = {"one": 1, "two": 2, "three": 3, "without two": 2, "without three": 3}
 replace = msgspec.structs.replace
 
 
+def lies_in(kind: str, lie: str) -> bool:
+    """Whether a device that lies so lies in its message of this kind."""
+    return any(part in _NAMES.get(kind, ()) for part in lie.split("+"))
+
+
 class Lies:
-    """A session in which ``lies`` says what a device does: a name of ``DEALS`` or ``REVEALS``, before ``@`` the message
-    (1 roster to 4 proofs) that it does not answer any more: ``"seed@4"`` deals shares of another seed and vanishes."""
+    """A session in which ``lies`` says what a device does, before ``@`` the message (1 roster to 4 proofs) that it does
+    not answer any more: ``"seed@4"`` deals shares of another seed and vanishes. ``+`` joins a lie about what a device
+    deals and one about what it reveals.
+
+    Dealt: ``seed``, ``key``: shares of another secret. ``large``: each share and p. ``last``: another share for the
+    last neighbour. ``checks``: other shares than those of the checks (``checks of seeds``, ``checks of keys``: of one kind).
+    ``boxes``: none opens (``one``, ``two``, ``three``: of the first neighbours).
+    Revealed: ``wrong``: every share, and its own b, with another first bit. ``half``: every second of them. ``own``:
+    another b of its own. ``nothing``: its own b alone. ``without two``, ``without three``: not of the first dealers.
+    """
 
     def __init__(self, s: Session, lies: Mapping[str, str]) -> None:
         self.s, self.lies = s, {device: lie.partition("@")[0] for device, lie in lies.items()}
@@ -40,40 +58,66 @@ class Lies:
 
     def answer(self, device: str, raw: bytes) -> bytes:
         """What a device says to a message."""
-        lie, before = self.lies.get(device, ""), self.s.clients[device]
-        if lie in ("seed", "key") and isinstance(before, client.Advertised):
-            own = replace(before.own, seed=bytes(32)) if lie == "seed" else replace(before.own, mask=b"\1" * 32)
-            return _dealt(self.s, device, raw, own)
+        before = self.s.clients[device]
+        lies = {kind: lie for lie in self.lies.get(device, "").split("+") for kind in _NAMES if lies_in(kind, lie)}
+        dealt = lies.get("shares", "")
+        if dealt in ("seed", "key", "large", "last") and isinstance(before, client.Advertised):
+            return _dealt(self.s, device, raw, _OTHER[dealt])
         answer = messages.load(self.s.answer(device, raw))
-        if isinstance(answer, messages.Shares) and lie in DEALS:
-            return messages.dump(replace(answer, boxes=self._boxes(device, lie, dict(answer.boxes))))
-        if isinstance(answer, messages.Revealed) and lie in REVEALS:
-            return messages.dump(_revealed(device, answer, lie))
+        if isinstance(answer, messages.Shares) and dealt:
+            return messages.dump(replace(answer, boxes=self._boxes(device, dealt, dict(answer.boxes))))
+        if isinstance(answer, messages.Revealed) and "revealed" in lies:
+            return messages.dump(_revealed(device, answer, lies["revealed"]))
         return messages.dump(answer)
 
     def _boxes(self, device: str, lie: str, boxes: dict[str, bytes]) -> dict[str, bytes]:
-        if lie == "boxes":
-            return dict.fromkeys(boxes, bytes(messages.BOX_BYTES))
-        first = min(boxes)
-        if lie == "one":  # one neighbour only: who of the two lies cannot be known
-            return boxes | {first: bytes(messages.BOX_BYTES)}
+        if not lie.startswith("checks"):
+            some = sorted(boxes)[: _FIRST.get(lie)]
+            return boxes | dict.fromkeys(some, bytes(messages.BOX_BYTES))
         state = self.s.clients[device]
         assert isinstance(state, client.Sharing)
         secret, out = agree.Secret(state.own.seal), {}
         for other, box in boxes.items():  # other shares than those of the checks, well sealed
             key, _ = secrets.sealing_keys(secret, state.keys[other].seal, state.roster, device, other)
             checks = box[messages.SEALED_BYTES :]
-            out[other] = seal.seal(key, bytes(66), secrets.bound(state.roster, device, other, checks)) + checks
+            bound, seed, rest = secrets.bound(state.roster, device, other, checks), bytes(33), bytes(33)
+            if lie != "checks":
+                seed, rest = self._true(device, key, box, bound)
+                seed, rest = (bytes(33), rest) if lie == "checks of seeds" else (seed, bytes(33))
+            out[other] = seal.seal(key, seed + rest, bound) + checks
         return out
 
+    def _true(self, device: str, key: bytes, box: bytes, bound: bytes) -> tuple[bytes, bytes]:
+        plain = seal.open(key, box[: messages.SEALED_BYTES], bound)
+        return plain[:33], plain[33:]
 
-def _dealt(s: Session, device: str, raw: bytes, own: client.Own) -> bytes:
-    """Shares of other secrets than the device has."""
-    honest = client.shamir.share
-    true = s.clients[device].own  # type: ignore[union-attr]
+
+Deal = Callable[[Callable[..., dict[int, bytes]], client.Own, bytes, tuple[object, ...]], dict[int, bytes]]
+
+
+def _large(shares: dict[int, bytes]) -> dict[int, bytes]:
+    """The same numbers modulo p, none of which is below p."""
+    return {x: (int.from_bytes(y, "little") + shamir.PRIME).to_bytes(33, "little") for x, y in shares.items()}
+
+
+def _last(shares: dict[int, bytes]) -> dict[int, bytes]:
+    return shares | {max(shares): bytes(33)}
+
+
+_OTHER: Mapping[str, Deal] = {
+    "seed": lambda share, own, secret, rest: share(bytes(32) if secret == own.seed else secret, *rest),
+    "key": lambda share, own, secret, rest: share(b"\1" * 32 if secret == own.mask else secret, *rest),
+    "large": lambda share, own, secret, rest: _large(share(secret, *rest)),
+    "last": lambda share, own, secret, rest: _last(share(secret, *rest)),
+}
+
+
+def _dealt(s: Session, device: str, raw: bytes, deal: Deal) -> bytes:
+    """Shares of other secrets than the device has, with the checks that they fit."""
+    honest, own = client.shamir.share, s.clients[device].own  # type: ignore[union-attr]
 
     def share(secret: bytes, *rest: object) -> dict[int, bytes]:
-        return honest(own.seed if secret == true.seed else own.mask, *rest)  # type: ignore[arg-type]
+        return deal(honest, own, secret, rest)
 
     client.shamir.share = share  # type: ignore[assignment]
     try:
@@ -87,6 +131,12 @@ def _revealed(device: str, told: messages.Revealed, lie: str) -> messages.Reveal
         return replace(told, seeds={**told.seeds, device: bytes(33)})
     if lie == "nothing":
         return replace(told, seeds={device: told.seeds[device]}, keys={})
+    if lie in _FIRST:
+        dealers = sorted({*told.seeds, *told.keys} - {device})[: _FIRST[lie]]
+        return messages.Revealed(
+            seeds={d: v for d, v in told.seeds.items() if d not in dealers},
+            keys={d: v for d, v in told.keys.items() if d not in dealers},
+        )
     flipped = {
         kind: {d: bytes([v[0] ^ 1]) + v[1:] for d, v in getattr(told, kind).items()} for kind in ("seeds", "keys")
     }

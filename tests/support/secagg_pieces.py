@@ -15,12 +15,15 @@ from edgewise.secagg import client, graph, messages, secrets
 from edgewise.secagg.params import Params, Policy
 
 RULE = msgspec.msgpack.encode(LocalRule(steps=8, lr=0.25, segments=("a",)))
-SHAPES = (  # n, corrupt, dropout, server; of the last six the condition on connected survivors decides
+SHAPES = (  # n, corrupt, dropout, server; in six of them the condition on connected survivors decides
     (2, 0.1, 0.1, "malicious"), (3, 0.1, 0.1, "malicious"), (4, 0.1, 0.1, "malicious"), (64, 0.1, 0.1, "malicious"),
     (65, 0.05, 0.05, "curious"), (65, 0.05, 0.05, "malicious"), (66, 0.02, 0.02, "malicious"),
     (100, 0.1, 0.1, "malicious"), (1000, 0.05, 0.05, "malicious"), (1000, 0.2, 0.1, "malicious"),
     (80, 0.0, 0.1, "curious"), (100, 0.02, 0.1, "curious"), (200, 0.1, 0.0, "malicious"), (500, 0.2, 0.0, "malicious"),
     (1000, 0.1, 0.0, "malicious"), (1000, 0.0, 0.3, "curious"),
+    # 0.29 of 100 devices are 29; sigma + 1 bits for connected survivors, not sigma
+    (100, 0.0, 0.29, "malicious"), (66, 0.05, 0.28, "curious"),
+    (150, 0.28, 0.0, "malicious"),
 )  # fmt: skip
 
 

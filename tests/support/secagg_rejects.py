@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 from secagg_sessions import KINDS
-from session import IDENTITIES, ROOT, SID
+from session import IDENTITIES, ROOT, SID, fresh, registry
 
 from edgewise.core.keys import derive
-from edgewise.crypto import agree, sign
-from edgewise.secagg import client, messages
+from edgewise.crypto import agree, seal, shamir, sign
+from edgewise.secagg import client, messages, secrets
 from edgewise.secagg.messages import Abort, Boxes, Keys, Masked, Proofs, Revealed, Roster, Shares, Survivors
 from edgewise.secagg.params import Params, Policy
 
@@ -66,15 +67,15 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """The roster with other keys of one device, well signed by it."""
         return Roster(keys={**keys, device: b.signed(device, replace(keys[device], **changed), sid)})
 
-    fresh = agree.public(derive(ROOT, "fresh"))
-    unknown = replace(keys["d001"], seal=fresh, mask=agree.public(derive(ROOT, "fresh too")))
+    other = agree.public(derive(ROOT, "fresh"))
+    unknown = replace(keys["d001"], seal=other, mask=agree.public(derive(ROOT, "fresh too")))
     unknown = replace(unknown, signature=sign.sign(derive(ROOT, "stranger"), unknown.signed(SID, "zz")))
     flipped = {**proofs, "d001": bytes([proofs["d001"][0] ^ 1]) + proofs["d001"][1:]}
     first = messages.dump(Survivors(devices=names))
     made = [
         ("roster without me", 1, Roster(keys={d: k for d, k in keys.items() if d != "d000"}), "E-SECAGG-KEYS"),
-        ("another sealing key of mine, signed by me", 1, at("d000", seal=fresh), "E-SECAGG-KEYS"),
-        ("another mask key of mine, signed by me", 1, at("d000", mask=fresh), "E-SECAGG-KEYS"),
+        ("another sealing key of mine, signed by me", 1, at("d000", seal=other), "E-SECAGG-KEYS"),
+        ("another mask key of mine, signed by me", 1, at("d000", mask=other), "E-SECAGG-KEYS"),
         ("a mask key of another device", 1,
          Roster(keys={**keys, "d001": replace(keys["d001"], mask=keys["d002"].mask)}), "E-SECAGG-KEYS"),
         ("a key of another device, well signed", 1, at("d001", seal=keys["d002"].seal), "E-SECAGG-KEYS"),
@@ -87,6 +88,15 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("keys under a stranger's name", 1, Roster(keys={**keys, "zz": keys["d001"]}), "E-SECAGG-KEYS"),
         ("a sealing key that agrees with nobody", 1, at("d001", seal=bytes(32)), "E-KEY-AGREE"),
         ("roster of one", 1, Roster(keys={"d000": keys["d000"]}), "E-SECAGG-FEW"),
+        ("roster of one, with keys that nobody signed", 1,
+         Roster(keys={"d000": replace(keys["d000"], signature=bytes(64))}), "E-SECAGG-FEW"),
+        ("a sealing key that agrees with nobody, not signed", 1,
+         Roster(keys={**keys, "d001": replace(keys["d001"], seal=bytes(32))}), "E-SECAGG-KEYS"),
+        ("a name that is no UTF-8", 1, roster.replace(b"\xa4d001", b"\xa4d\xff01", 1), "E-FRAME"),
+        ("a signature of 63 bytes", 1, Roster(keys={**keys, "d001": replace(keys["d001"], signature=bytes(63))}),
+         "E-FRAME"),
+        ("a commitment of 33 bytes", 1, Roster(keys={**keys, "d001": replace(keys["d001"], commitment=bytes(33))}),
+         "E-FRAME"),
         ("roster not sorted", 1, Roster(keys=_unsorted(keys)), "E-FRAME"),
         ("a device twice", 1, roster.replace(b"\xa4d002", b"\xa4d001", 1), "E-FRAME"),
         ("the type last", 1, pack({"keys": keys, "type": "roster"}), "E-FRAME"),
@@ -120,6 +130,12 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("too few survivors", 3, Survivors(devices=names[:2]), "E-SECAGG-FEW"),
         ("a survivor nobody knows", 3, Survivors(devices=(*names, "zz")), "E-SECAGG-SURVIVORS"),
         ("survivors not sorted", 3, Survivors(devices=names[::-1]), "E-FRAME"),
+        ("a name of 256 characters outside the basic plane", 3,
+         Survivors(devices=(*names, "\N{DOLPHIN}" * 256)), "E-SECAGG-SURVIVORS"),
+        ("a name of 257 characters outside the basic plane", 3,
+         Survivors(devices=(*names, "\N{DOLPHIN}" * 257)), "E-FRAME"),
+        ("names in the order of UTF-16 code units", 3,
+         Survivors(devices=(*names, "\N{DOLPHIN}", "\N{FULLWIDTH TILDE}")), "E-FRAME"),
         ("a survivor twice", 3, Survivors(devices=("d000", *names)), "E-FRAME"),
         ("the boxes again", 3, b.told[1], "E-SECAGG-ORDER"),
         ("proofs before survivors", 3, b.proofs(names, names), "E-SECAGG-ORDER"),
@@ -129,6 +145,7 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("proofs of a stranger", 4, Proofs(signatures={**b.proofs(names, names[:2]).signatures, "zz": bytes(64)}),
          "E-SECAGG-FEW"),
         ("one bad proof among the first", 4, Proofs(signatures=flipped), "E-SECAGG-SURVIVORS"),
+        ("a proof of 63 bytes", 4, Proofs(signatures={**proofs, "d001": proofs["d001"][:63]}), "E-FRAME"),
         ("proofs not sorted", 4, Proofs(signatures=_unsorted(proofs)), "E-FRAME"),
         ("a second survivor list", 4, Survivors(devices=names[:3]), "E-SECAGG-ORDER"),
         ("the survivors again", 4, survivors, "E-SECAGG-ORDER"),
@@ -157,8 +174,42 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     alive = messages.load(g.told[2]).devices  # type: ignore[union-attr]
     far = [d for d in alive if d not in (*near, "d000")]
     made = [("proofs of devices that are no neighbours", 4, g.proofs(alive, sorted([*near[:2], *far[:5], "d000"])),
+             "E-SECAGG-FEW"),
+            ("a box fewer than t", 2, Boxes(boxes=dict(list(messages.load(g.told[1]).boxes.items())[:2])),  # type: ignore[union-attr]
              "E-SECAGG-FEW")]  # fmt: skip
-    return rows + _rows("a sparse graph", made, ("step", "message", "code"))
+    rows += _rows("a sparse graph", made, ("step", "message", "code"))
+    crowd = _roster(records["no graph of so many"])
+    rows += _rows("no graph of so many", [("no graph of so many", 1, crowd, "E-SECAGG-FEW")],
+                  ("step", "message", "code"))  # fmt: skip
+    small = at("d001", mask=bytes(32))
+    made = [("a mask key that agrees with nobody", 2, _boxes_of(small), "E-KEY-AGREE")]
+    told = [messages.dump(small).hex()]
+    return rows + [{**row, "told": told} for row in _rows("all stay", made, ("step", "message", "code"))]
+
+
+def _roster(record: dict[str, Any]) -> Roster:
+    """The keys of all devices of a session, also of one that is recorded by digests."""
+    p = record["params"]
+    params = Params(Policy(p["corrupt"], p["dropout"], p["server"]), p["n_min"], p["bits"], p["dim"], p["heads"])
+    keys = {}
+    for d, v in record["devices"].items():
+        _, raw = client.advertise(params, SID, d, bytes.fromhex(v["identity"]), bytes.fromhex(v["entropy"]))
+        message = messages.load(raw)
+        assert isinstance(message, messages.Advertise)
+        keys[d] = message.keys
+    return Roster(keys=keys)
+
+
+def _boxes_of(roster: Roster) -> Boxes:
+    """What d000 is sent by the others, of whom d001 sees that its own keys are not there."""
+    raw, boxes = messages.dump(roster), {"d001": bytes(messages.BOX_BYTES)}
+    for d in ("d002", "d003"):
+        update = np.zeros(6, np.uint32), np.zeros(1, np.uint64)
+        params = Params(Policy(), 2, 20, 6, 1)
+        state, _ = client.start(params, SID, d, IDENTITIES[d].secret, *update, derive(ROOT, "entropy", d))
+        _, answer = client.step(params, state, raw, registry)
+        boxes[d] = messages.load(answer).boxes["d000"]  # type: ignore[union-attr]
+    return Boxes(boxes=boxes)
 
 
 def device_answers(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -170,7 +221,28 @@ def device_answers(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("a bad proof after enough good ones", 4, Proofs(signatures={**proofs, "d003": bytes(64)}), revealed),
         ("a stranger's proof beside enough good ones", 4, Proofs(signatures={"a": bytes(64), **proofs}), revealed),
     ]
-    return _rows("all stay", made, ("step", "message", "answer"))
+    rows = _rows("all stay", made, ("step", "message", "answer"))
+    params = Params(Policy(), 2, 20, 6, 1)
+    keys = replace(b.keys["d001"], mask=bytes(32))
+    roster = Roster(keys={**b.keys, "d001": b.signed("d001", keys)})
+    rows += _answered("all stay", "a mask key that agrees with nobody, which counts with the boxes", params, roster)
+    g, p = _roster(records["a sparse graph"]), Params(Policy(0.02, 0.02), 20, 20, 6, 1)
+    for device in list(g.keys)[1:]:
+        changed = b.signed(device, replace(g.keys[device], seal=bytes(32)))
+        roster = Roster(keys={**g.keys, device: changed})
+        _, near, _ = client.circle(p, SID, roster.keys)
+        if device not in near["d000"]:
+            break
+    name = "a sealing key that agrees with nobody, of a device that is no neighbour"
+    return rows + _answered("a sparse graph", name, p, roster)
+
+
+def _answered(session: str, name: str, params: Params, roster: Roster) -> list[dict[str, Any]]:
+    update = np.zeros(params.dim, np.uint32), np.zeros(params.heads, np.uint64)
+    state, _ = client.start(params, SID, "d000", IDENTITIES["d000"].secret, *update, derive(ROOT, "entropy", "d000"))
+    _, answer = client.step(params, state, messages.dump(roster), registry)
+    assert isinstance(messages.load(answer), Shares)
+    return _rows(session, [(name, 1, roster, answer.hex())], ("step", "message", "answer"))
 
 
 def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -199,6 +271,19 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("keys for another model", 0, "d000", [], signed(OTHER), "E-SECAGG-KEYS"),
         ("one key for two purposes", 0, "d000", [], signed(mask=keys.keys.seal), "E-SECAGG-KEYS"),
         ("a key of another device", 0, "d000", first, signed(seal=b.keys["d001"].mask), "E-SECAGG-KEYS"),
+        ("the sealing key of another device", 0, "d000", first, signed(seal=b.keys["d001"].seal), "E-SECAGG-KEYS"),
+        ("the mask key of another device", 0, "d000", first, signed(mask=b.keys["d001"].mask), "E-SECAGG-KEYS"),
+        ("the sealing key of another device, to mask", 0, "d000", first, signed(mask=b.keys["d001"].seal),
+         "E-SECAGG-KEYS"),
+        ("a roster", 0, "d000", [], b.told[0], "E-SECAGG-ORDER"),
+        ("a roster, which only a server sends", 1, "d000", [], b.told[0], "E-SECAGG-ORDER"),
+        ("the boxes, which only a server sends", 3, "d000", [], b.told[1], "E-SECAGG-ORDER"),
+        ("the survivors, which only a server sends", 4, "d000", [], b.told[2], "E-SECAGG-ORDER"),
+        ("the roster, from a stranger", 1, "zz", [], b.told[0], "E-SECAGG-ORDER"),
+        ("keys in a later step, from a stranger", 1, "zz", [], keys, ""),
+        ("a signature of 65 bytes", 0, "d000", [],
+         pack({"type": "advertise", "keys": {"seal": bytes(32), "mask": bytes(32), "commitment": bytes(32),
+                                             "signature": bytes(65)}}), "E-FRAME"),
         ("a mask key that agrees with nobody", 0, "d000", [], signed(mask=bytes(32)), "E-KEY-AGREE"),
         ("a sealing key that agrees with nobody", 0, "d000", [], signed(seal=bytes(32)), "E-KEY-AGREE"),
         ("keys a second time", 0, "d001", first, sent["advertise", "d001"], "E-SECAGG-ORDER"),
@@ -214,10 +299,16 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("keys in a later step", 1, "d000", [], keys, ""),
         ("an abort", 1, "d000", [], Abort(code="E-KEY-AGREE"), "E-KEY-AGREE"),
         ("an abort for no reason that there is", 1, "d000", [], Abort(code="E-OTHER"), "E-SECAGG-ORDER"),
+        *((f"an abort with {code}", 1, "d000", [], Abort(code=code), code) for code in messages.CODES),
+        *((f"an abort with {code}, which is not for devices", 1, "d000", [], Abort(code=code), "E-SECAGG-ORDER")
+          for code in ("E-SECAGG-REVEAL", "E-SHARE", "E-PAYLOAD", "E-SEAL", "E-BUDGET", "E-INVITE", "E-FRAME-SIZE")),
+        ("an abort with a code of 64 characters", 1, "d000", [], Abort(code="\N{DOLPHIN}" * 64), "E-SECAGG-ORDER"),
         ("an abort with a code of 65 characters", 1, "d000", [], pack({"type": "abort", "code": "E" * 65}), "E-FRAME"),
         ("a masked update with a flipped bit", 2, "d000", [],
          replace(masked, body=bytes([masked.body[0] ^ 1]) + masked.body[1:]), "E-SECAGG-KEYS"),
         ("a masked update with another head", 2, "d000", [], replace(masked, head=bytes(8)), "E-SECAGG-KEYS"),
+        ("a masked update that is too short, not signed", 2, "d000", [],
+         replace(masked, body=masked.body[:-1]), "E-SECAGG-KEYS"),
         ("another device's masked update", 2, "d001", [], masked, "E-SECAGG-KEYS"),
         ("a masked update for fewer peers", 2, "d000", [], again(names[1:3]), "E-SECAGG-KEYS"),
         ("a masked update for another roster", 2, "d000", [], again(roster=bytes(32)), "E-SECAGG-KEYS"),
@@ -233,6 +324,7 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("a seed share of nobody", 4, "d000", [], Revealed(seeds={**told.seeds, "zz": wrong}, keys={}),
          "E-SECAGG-ORDER"),
         ("a wrong share", 4, "d000", [], Revealed(seeds={**told.seeds, "d001": wrong}, keys={}), "E-SECAGG-REVEAL"),
+        ("a share of 32 bytes", 4, "d000", [], Revealed(seeds={**told.seeds, "d001": wrong[:32]}, keys={}), "E-FRAME"),
         ("a wrong seed of its own", 4, "d000", [], Revealed(seeds={**told.seeds, "d000": bytes(33)}, keys={}),
          "E-SECAGG-REVEAL"),
         ("a seed of its own and one byte that is not zero", 4, "d000", [],
@@ -263,7 +355,39 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     body = narrow.body[:-1] + bytes([narrow.body[-1] | 0x80])
     digest = messages.masked_digest(p.roster, "d000", p.names[1:], body, narrow.head)
     padded = Masked(body=body, head=narrow.head, signature=sign.sign(secret, digest))
-    return rows + _rows("a narrow ring", [("bits beyond the last", 2, "d000", [], padded, "E-PAYLOAD")], fields)
+    rows += _rows("a narrow ring", [("bits beyond the last", 2, "d000", [], padded, "E-PAYLOAD")], fields)
+
+    big = Book(records["shares of p and more dealt"])
+    at = "shares of p and more dealt"
+    large = _dealt_to_d000(big)
+    made = [("a share of p and more that is the one of its check", 4, "d000", [],
+             Revealed(seeds=messages.ordered({**big.sent["revealed", "d000"].seeds, "d001": large}), keys={}),
+             "E-SECAGG-REVEAL")]  # fmt: skip
+    rows += _rows(at, made, fields)
+
+    g = Book(records["a sparse graph"])
+    mine, alive = g.sent["revealed", "d000"], messages.load(g.told[2]).devices  # type: ignore[union-attr]
+    near = client.graph.neighbours(_digest(records["a sparse graph"]), list(records["a sparse graph"]["devices"]), 4)
+    far = next(d for d in alive if d not in (*near["d000"], "d000"))
+    more = Revealed(seeds=messages.ordered({**mine.seeds, far: bytes(33)}), keys=mine.keys)
+    made = [("a seed share of a survivor that is no neighbour", 4, "d000", [], more, "E-SECAGG-ORDER")]
+    return rows + _rows("a sparse graph", made, fields)
+
+
+def _digest(record: dict[str, Any]) -> bytes:
+    return messages.roster_digest(SID, _roster(record).keys)
+
+
+def _dealt_to_d000(book: Book) -> bytes:
+    """The share of d001's seed that d000 was dealt, in a session in which it is p or more."""
+    box = messages.load(book.told[1]).boxes["d001"]  # type: ignore[union-attr]
+    secret = agree.Secret(fresh("d000")[0])
+    _, opening = secrets.sealing_keys(secret, book.keys["d001"].seal, book.roster, "d000", "d001")
+    checks = box[messages.SEALED_BYTES :]
+    share = seal.open(opening, box[: messages.SEALED_BYTES], secrets.bound(book.roster, "d001", "d000", checks))[:33]
+    assert not shamir.is_element(share)
+    assert messages.share_check(book.roster, "d001", "d000", b"seed", share) == checks[:32]
+    return share
 
 
 def floors() -> list[dict[str, Any]]:

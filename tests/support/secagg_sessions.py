@@ -6,25 +6,29 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from liars import Lies
-from session import IDENTITIES, ROOT, SID, Session
+from liars import Lies, lies_in
+from session import FOREIGN, IDENTITIES, ROOT, SID, Session
 
 from edgewise.core.keys import derive
 from edgewise.secagg import messages, server
 from edgewise.secagg.params import Policy
 
 SPARSE = Policy(0.02, 0.02)  # four neighbours of 66, t = 3
+TWO_LIE = {"policy": Policy(0.3, 0.1)}  # two of 7 devices
+RIGHT, LONGER = "the answer", "the answer and a zero byte"
 
 
 @dataclass(frozen=True)
 class Case:
-    """``leaves``: device -> the first message that it does not answer. ``lies``: as in ``liars``. ``aborts``: device ->
-    the message that it answers with an abort, and its code."""
+    """``leaves``: device -> the first message that it does not answer. ``lies``: as in ``liars``. ``says``: device ->
+    the message (0: its start) that it answers in this way, a code being an abort; it then leaves, but where it also
+    answers as it should. ``backwards``: devices answer in the other order."""
 
     n: int = 4
     leaves: dict[str, int] = field(default_factory=dict)
     lies: dict[str, str] = field(default_factory=dict)
-    aborts: dict[str, tuple[int, str]] = field(default_factory=dict)
+    says: dict[str, tuple[int, tuple[str, ...]]] = field(default_factory=dict)
+    backwards: bool = False
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -39,11 +43,30 @@ CASES = {
     "a group of one rung": Case(leaves={"d002": 2}, more={"rung": 3}),
     "a minimum above the threshold": Case(more={"n_min": 4}),
     "two devices": Case(2),
-    "one device aborts": Case(5, aborts={"d001": (2, "E-SECAGG-FEW")}),
-    "one device aborts with a code that nobody knows": Case(5, aborts={"d001": (3, "E-OTHER")}),
+    "names in the order of code points": Case(more={"names": ("d000", "d001", *FOREIGN)}),
+    "one device aborts": Case(5, says={"d001": (2, ("E-SECAGG-FEW",))}),
+    "one device aborts with a code that nobody knows": Case(5, says={"d001": (3, ("E-OTHER",))}),
+    "an abort before the roster": Case(says={"d001": (0, (RIGHT, "E-SECAGG-FEW"))}),
+    "bad keys and then good ones": Case(says={"d001": (0, (LONGER, RIGHT))}),
+    "a bad message and then the right one": Case(5, says={"d001": (1, (LONGER, RIGHT))}),
+    "an abort after the answer": Case(says={"d001": (3, (RIGHT, "E-SECAGG-FEW"))}),
     "a box that does not open": Case(5, lies={"d001": "one"}),
     "boxes that hold other shares than they say": Case(5, lies={"d001": "checks"}),
+    "boxes that hold other seed shares than they say": Case(5, lies={"d001": "checks of seeds"}),
+    "boxes that hold other key shares than they say": Case(5, lies={"d001": "checks of keys"}),
     "wrong shares dealt": Case(5, lies={"d001": "seed"}),
+    "shares of p and more dealt": Case(5, lies={"d001": "large"}),
+    "a wrong share at the last point, which is not needed": Case(7, lies={"d001": "last"}, backwards=True),
+    "two boxes that do not open, where two may lie": Case(7, lies={"d001": "two"}, more=TWO_LIE),
+    "three boxes that do not open, where two may lie": Case(7, lies={"d001": "three"}, more=TWO_LIE),
+    "three boxes that do not open, as a liar and two others say": Case(
+        7, lies={"d001": "three", "d000": "own"}, more=TWO_LIE),
+    "two shares held back, where two may lie": Case(7, lies={"d001": "without two"}, more=TWO_LIE),
+    "three shares held back, where two may lie": Case(7, lies={"d001": "without three"}, more=TWO_LIE),
+    "two boxes that do not open and two shares held back": Case(7, lies={"d001": "two+without two"}, more=TWO_LIE),
+    "three boxes that do not open and three shares held back": Case(
+        7, lies={"d001": "three+without three"}, more=TWO_LIE),
+    "wrong shares dealt and three shares held back": Case(7, lies={"d001": "seed+without three"}, more=TWO_LIE),
     "wrong shares revealed": Case(7, leaves={"d003": 4}, lies={"d001": "wrong"}),
     "another seed revealed": Case(5, lies={"d001": "own"}),
     "shares of nobody revealed": Case(5, lies={"d001": "nothing"}),
@@ -58,7 +81,9 @@ CASES = {
     "too few reveal": Case(leaves={"d000": 4, "d001": 4}),
     "wrong seed shares dealt, and gone": Case(5, lies={"d001": "seed@4"}),
     "wrong key shares dealt, and gone": Case(5, lies={"d001": "key@2"}),
-    "no graph of so many": Case(67, more={"policy": Policy(0.33, 0.33)}),
+    "shares of p and more dealt, and gone": Case(5, lies={"d001": "large@4"}),
+    "shares of p and more dealt, and gone before the update": Case(5, lies={"d001": "large@2"}),
+    "no graph of so many": Case(65, more={"policy": Policy(0.33, 0.33)}),
 }  # fmt: skip
 KINDS = ("advertise", "shares", "masked", "consistent", "revealed")
 
@@ -73,37 +98,51 @@ class Recorder:
     def __init__(self, case: Case) -> None:
         self.case, self.s = case, Session(case.n, **{"dim": 6, "heads": 1, "bits": 20, **case.more})
         self.lies = Lies(self.s, case.lies)
-        self.leaves = {**self.lies.leaves, **case.leaves, **{d: n for d, (n, _) in case.aborts.items()}}
+        self.leaves = {
+            **self.lies.leaves,
+            **case.leaves,
+            **{d: n + 1 for d, (n, _) in case.says.items() if RIGHT not in case.says[d][1]},
+        }
         self.lines: list[dict[str, Any]] = []
         self.number = 0
 
     def play(self) -> dict[str, Any]:
         """The whole case."""
         s = self.s
-        for device, raw in s.advertise():
-            self._to_server(device, raw)
+        for device, first in s.advertise():
+            for raw, stray in self._said(device, first):
+                self._to_server(device, raw, stray)
         mail = self._close()
         while not s.over:
             self.number += 1
             self._told(mail)
-            answers = [(d, raw) for d, told in mail for raw in self._answer(d, told)]
-            mail = [letter for d, raw in answers for letter in self._to_server(d, raw)]
+            answers = [(d, *said) for d, told in mail for said in self._answer(d, told)]
+            if self.case.backwards:
+                answers.reverse()
+            mail = [letter for said in answers for letter in self._to_server(*said)]
             if not mail and not s.over:
                 mail = self._close()
         s.check()
         return {"params": self._params(), "sid": SID.hex(), "devices": self._devices(), "lines": self.lines,
                 "end": self._end()}  # fmt: skip
 
-    def _answer(self, device: str, told: bytes) -> list[bytes]:
-        step, code = self.case.aborts.get(device, (0, ""))
-        if step == self.number:
-            return [messages.dump(messages.Abort(code=code))]
-        return [self.lies.answer(device, told)] if self.number < self.leaves.get(device, 9) else []
+    def _answer(self, device: str, told: bytes) -> list[tuple[bytes, bool]]:
+        if self.number >= self.leaves.get(device, 9):
+            return []
+        return self._said(device, self.lies.answer(device, told))
 
-    def _to_server(self, device: str, raw: bytes) -> list[tuple[str, bytes]]:
-        kind, lie = messages.msgspec.msgpack.decode(raw)["type"], self.lies.lies.get(device, "")
-        told = {"shares": ("seed", "key", "checks", "boxes", "one"), "revealed": ("wrong", "own", "nothing", "half")}
-        more = {"lie": "abort"} if kind == "abort" else {"lie": lie} if lie in told.get(kind, ()) else {}
+    def _said(self, device: str, right: bytes) -> list[tuple[bytes, bool]]:
+        """What a device sends in place of its answer, or beside it, and whether that is a stray message."""
+        step, parts = self.case.says.get(device, (-1, ()))
+        if step != self.number:
+            return [(right, False)]
+        fixed = {RIGHT: (right, False), LONGER: (right + b"\0", True)}
+        return [fixed.get(part) or (messages.dump(messages.Abort(code=part)), True) for part in parts]
+
+    def _to_server(self, device: str, raw: bytes, stray: bool = False) -> list[tuple[str, bytes]]:
+        more = {"lie": "stray"} if stray else {}
+        if not stray and lies_in(messages.msgspec.msgpack.decode(raw)["type"], lie := self.lies.lies.get(device, "")):
+            more = {"lie": lie}
         self.lines.append({"from": device, **self._bytes(device, raw), **more})
         return self._after(lambda: self.s.give(device, raw))
 

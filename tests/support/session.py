@@ -15,6 +15,8 @@ from edgewise.secagg.params import Params, Policy
 
 ROOT = root(1)
 IDENTITIES = {f"d{i:03d}": sign.pair(derive(ROOT, "id", i)) for i in range(120)}
+FOREIGN = ("\N{FULLWIDTH TILDE}", "\N{DOLPHIN}")  # in the order of code points, which is not that of UTF-16 code units
+IDENTITIES |= {name: sign.pair(derive(ROOT, "id", name)) for name in FOREIGN}
 SID = messages.session_id("run", 3, "model", "config", bytes(32))
 
 
@@ -40,10 +42,11 @@ class Session:
     sid: Callable[[str], bytes] = lambda _: SID
     policy: Policy = field(default_factory=Policy)
     rung: int = -1
+    names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.params = Params(self.policy, self.n_min, self.bits, self.dim, self.heads, self.rung)
-        self.devices = list(IDENTITIES)[: self.n]
+        self.devices = list(self.names or IDENTITIES)[: self.n]
         rng = np.random.default_rng(self.n)
         self.xs = {d: rng.integers(0, 1 << self.bits, self.dim, dtype=np.uint32) for d in self.devices}
         self.hs = {d: rng.integers(0, 1 << 63, self.heads, dtype=np.uint64) for d in self.devices}

@@ -48,6 +48,11 @@ def share(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> d
     return out
 
 
+def is_element(share: bytes) -> bool:
+    """Whether these are the 33 bytes of a field element: a number below p, of which there is one encoding."""
+    return len(share) == SHARE_BYTES and int.from_bytes(share, "little") < PRIME
+
+
 def element(secret: bytes) -> bytes:
     """A secret as the field element that it is, f(0): 33 bytes, little-endian."""
     return secret.ljust(SHARE_BYTES, b"\0")
@@ -87,9 +92,9 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     if len(shares) < threshold:
         raise DecodeError("E-SHARE", f"{len(shares)} shares, {threshold} are needed.")
     at = tuple(sorted(shares))[:threshold]
-    values = [int.from_bytes(shares[x], "little") for x in at]
-    if any(len(shares[x]) != SHARE_BYTES for x in at) or any(v >= PRIME for v in values):
+    if not all(is_element(shares[x]) for x in at):
         raise DecodeError("E-SHARE", "a share is no element of the field.")
+    values = [int.from_bytes(shares[x], "little") for x in at]
     secret = sum(c * v for c, v in zip(lagrange(at), values, strict=True)) % PRIME
     if secret >> 256:
         raise DecodeError("E-SHARE", "the shares belong to no secret.")

@@ -23,7 +23,15 @@ from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.outline import outline
 from edgewise.crypto import agree, seal, shamir, sign
 from edgewise.secagg import graph, messages
-from edgewise.secagg.messages import SEALED_BYTES, Keys, roster_digest, share_check, survivors_digest
+from edgewise.secagg.messages import (
+    DIGEST_BYTES,
+    SEALED_BYTES,
+    Keys,
+    fits,
+    roster_digest,
+    share_check,
+    survivors_digest,
+)
 from edgewise.secagg.params import COMPLETE_TO, Floor, Params
 from edgewise.secagg.secrets import (
     Body,
@@ -287,9 +295,10 @@ def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[Stat
             plain = seal.open(state.opening[sender], box[:SEALED_BYTES], bound(state.roster, sender, me, checks))
         except DecodeError:
             continue  # its sender's loss: one holder fewer; the mask between the two cancels all the same
-        both = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
-        if _checks(state.roster, sender, me, *both) == checks:  # another share would be taken for this device's lie
-            held[sender] = both
+        seed, key = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
+        is_seed = fits(checks[:DIGEST_BYTES], state.roster, sender, me, b"seed", seed)
+        if is_seed and fits(checks[DIGEST_BYTES:], state.roster, sender, me, b"key", key):
+            held[sender] = seed, key  # any other share would be taken for this device's lie
     holders = holding(me, tuple(state.keys), len(state.everybody))
     if len(held) + (me in holders) < state.threshold:
         raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares, {state.threshold} are needed.")

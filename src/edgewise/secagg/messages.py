@@ -27,7 +27,7 @@ import msgspec
 from edgewise.core.errors import DecodeError
 from edgewise.core.outline import outline
 from edgewise.crypto.seal import OVERHEAD_BYTES
-from edgewise.crypto.shamir import SHARE_BYTES
+from edgewise.crypto.shamir import SHARE_BYTES, is_element
 from edgewise.crypto.sign import SIGNATURE_BYTES
 
 PROTOCOL = b"edgewise/secagg/v2"
@@ -213,6 +213,15 @@ def share_check(roster: bytes, dealer: str, holder: str, kind: bytes, share: byt
     the holder reveals another one. ``kind``: b"seed" or b"key". A share has 256 random bits, so this does not show it.
     """
     return digest(b"share", roster, dealer.encode(), holder.encode(), kind, share)
+
+
+def fits(check: bytes, roster: bytes, dealer: str, holder: str, kind: bytes, share: bytes) -> bool:
+    """Whether a share is the one that its dealer's check names, and an element of the field.
+
+    A number of p or more is no share, whatever its check says. Its holder passes it over and the server does not take
+    it, so everybody who counts the shares of a dealer counts the same ones.
+    """
+    return is_element(share) and share_check(roster, dealer, holder, kind, share) == check
 
 
 def masked_digest(context: bytes, device: str, paired: Sequence[str], body: bytes, head: bytes) -> bytes:

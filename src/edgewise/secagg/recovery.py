@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, shamir
-from edgewise.secagg.messages import DIGEST_BYTES, Keys, Revealed, share_check
+from edgewise.secagg.messages import DIGEST_BYTES, Keys, Revealed, fits
 from edgewise.secagg.secrets import commitment
 
 LIED = "E-SECAGG-REVEAL"  # reported of who revealed something else than it knows; "E-SHARE" of who dealt wrong shares
@@ -64,7 +64,7 @@ def told(sid: bytes, roster: bytes, device: str, keys: Keys, message: Revealed, 
         return {
             dealer: share
             for dealer, share in shares.items()
-            if share_check(roster, dealer, device, kind, share) == checks[dealer][device][at]
+            if fits(checks[dealer][device][at], roster, dealer, device, kind, share)
         }
 
     of_others = {dealer: share for dealer, share in message.seeds.items() if dealer != device}
