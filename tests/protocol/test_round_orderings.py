@@ -510,3 +510,50 @@ def test_three_unmet_rounds_in_a_row_stop_the_run():
     assert checkpoint.unmet == 2
     with pytest.raises(RoundError, match="E-ROUND"):
         loop.round(Checkpoint(0, checkpoint.state, unmet=2))
+
+
+MOST = 200_000  # frames after which a loop that does not end is stopped
+
+
+class Endless(Exception):
+    """The loop read on and on."""
+
+
+class Flooded(Mailbox):
+    """Delivers a script, and then rubbish of one device for ever, a hundred frames a second."""
+
+    def __init__(self, script, device, raw=b"rubbish"):
+        super().__init__(script)
+        self._flood, self.read = (device, raw), 0
+
+    def receive(self, timeout_s):
+        if self.script:
+            return super().receive(timeout_s)
+        self.clock, self.read = self.clock + 0.01, self.read + 1
+        if self.read > MOST:
+            raise Endless
+        return Arrived(self._flood[0], self._flood[1], self.clock)
+
+
+def test_a_round_ends_at_its_deadline_under_a_flood():
+    """Five of six devices answer, the sixth floods."""
+    store = MemoryStore()
+    mailbox = Flooded([good(d) for d in DEVICES[:4]], DEVICES[5])
+    loop = federation(mailbox, store)
+    loop.round(loop.begin(np.zeros(20, np.float32)))
+    assert loop.plan.sampling.deadline_s <= mailbox.clock < loop.plan.sampling.deadline_s + 1.0
+
+
+def test_frames_of_a_device_that_has_answered_are_not_written_down():
+    written = []
+
+    class Counting(MemoryStore):
+        def append(self, item):
+            written.append(item)
+            super().append(item)
+
+    mailbox = Flooded([good(d) for d in DEVICES[:4]], DEVICES[0], good(DEVICES[0]).frame)
+    loop = federation(mailbox, Counting())
+    loop.round(loop.begin(np.zeros(20, np.float32)))
+    assert mailbox.read > 1000
+    assert sum(isinstance(item, Arrived) for item in written) == 4

@@ -187,9 +187,11 @@ class Masked:
         while running := [group for group in self._groups if group.open]:
             first = min(running, key=lambda group: group.until_s)
             item = cohort.receive(max(0.0, first.until_s - cohort.now_s()))
-            if item is None:
+            if item is None or item.at_s > first.until_s:  # a device that floods the mailbox must not hold up a step
                 self._step(first, server.Close(), cohort)
-            elif (mine := self._of.get(item.device)) is not None and (event := self._event(mine, item)) is not None:
+            if item is None:
+                continue
+            if (mine := self._of.get(item.device)) is not None and (event := self._event(mine, item)) is not None:
                 self._step(mine, event, cohort)
         return self._gathered()
 

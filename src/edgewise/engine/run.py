@@ -169,13 +169,15 @@ class Federation:
             if device not in answered and isinstance(state, machine.Collecting):
                 self.cohort.send(device, raw)
         while isinstance(state, machine.Collecting):  # an answer as large as the model is not held beside the next one
-            state = self._take(now, state, self._next(deadline_at_s, journal))
+            state = self._take(now, state, self._next(state, deadline_at_s, journal))
         return state
 
-    def _next(self, deadline_at_s: float, journal: Journal | None) -> Record:
-        left_s = deadline_at_s - self.cohort.now_s()
-        record = self.cohort.receive(max(0.0, left_s)) or Expired(deadline_at_s)
-        if journal:
+    def _next(self, state: machine.Collecting, deadline_at_s: float, journal: Journal | None) -> Record:
+        """The next arrival, or the deadline: what came after it counts no more, however much else there is to read."""
+        came = self.cohort.receive(max(0.0, deadline_at_s - self.cohort.now_s()))
+        record: Record = Expired(deadline_at_s) if came is None or came.at_s > deadline_at_s else came
+        pointless = not isinstance(record, Expired) and machine.unwanted(state, record.device, state.round)
+        if journal and not pointless:  # what changes nothing must not fill the disk
             journal.append(record)
         return record
 

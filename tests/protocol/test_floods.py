@@ -1,0 +1,65 @@
+"""A device that floods the mailbox of a masked session: the deadline of a step holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from invited import invitation
+from toy_recipe import make_recipe
+
+from edgewise.core import frame
+from edgewise.core.keys import derive, root
+from edgewise.core.vector import Spec
+from edgewise.drivers.identities import simulated_trust
+from edgewise.engine import intake
+from edgewise.engine.ports import Arrived
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile as compile_plan
+from edgewise.secagg import client
+
+MOST = 200_000  # frames after which a loop that does not end is stopped
+
+
+class Endless(Exception):
+    """The loop read on and on."""
+
+
+@dataclass
+class Flood:
+    """A mailbox with nothing but rubbish of one device."""
+
+    clock: float = 0.0
+    read: int = 0
+    sent: list[str] = field(default_factory=list)
+
+    def now_s(self) -> float:
+        return self.clock
+
+    def send(self, to: str, raw: bytes) -> None:
+        self.sent.append(to)
+
+    def close_round(self, keep: object = ()) -> None:
+        pass
+
+    def receive(self, timeout_s: float) -> Arrived:
+        self.clock, self.read = self.clock + 0.01, self.read + 1
+        if self.read > MOST:
+            raise Endless
+        return Arrived("d0", b"rubbish", self.clock)
+
+
+def test_a_step_of_secure_aggregation_ends_at_its_deadline_under_a_flood():
+    stages = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
+    recipe = make_recipe({"privacy": "hidden", "merge": {"kind": "secure_sum"}, "stage": stages, "metrics": "none"})
+    plan = compile_plan(recipe, Spec.of([("a", (5,), "float32")]), 12, BUILT_IN)
+    trust, invite = simulated_trust(plan.key), invitation(plan)
+    masked = intake.Masked(plan, invite, trust, 60.0, derive(root(1), "groups"))
+    names = [f"d{i}" for i in range(12)]
+    for device in names:
+        entropy = derive(root(2), device)
+        _, raw = client.advertise(plan.secagg(0), plan.session(invite), device, trust.identity(device), entropy)
+        masked.take(device, frame.Step(run=plan.run, round=0, device=device, body=raw))
+    mailbox = Flood()
+    gathered = masked.close(names, mailbox, lambda: None)
+    assert gathered.code == "E-SECAGG-FEW"
+    assert mailbox.clock < 61.0
