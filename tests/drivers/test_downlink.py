@@ -123,9 +123,9 @@ def test_a_late_device_costs_the_virtual_time_of_what_it_downloads(tmp_path, mon
     calls = []
     fate = simulated.World.fate
 
-    def spy(self, device, round, steps, bytes_down, bytes_up):
+    def spy(self, device, round, steps, bytes_down, *others):
         calls.append((round, device, bytes_down))
-        return fate(self, device, round, steps, bytes_down, bytes_up)
+        return fate(self, device, round, steps, bytes_down, *others)
 
     monkeypatch.setattr(simulated.World, "fate", spy)
     _, seen, _ = play(tmp_path, SOME)

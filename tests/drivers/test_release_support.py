@@ -67,9 +67,9 @@ def test_the_next_round_sends_the_largest_of_the_release_and_fresh_ones(tmp_path
     made, times = [], {}
     fate = simulated.World.fate
 
-    def spy(self, device, round, steps, bytes_down, upload):
+    def spy(self, device, round, steps, bytes_down, *others):
         times[round, device] = bytes_down
-        return fate(self, device, round, steps, bytes_down, upload)
+        return fate(self, device, round, steps, bytes_down, *others)
 
     monkeypatch.setattr(simulated.World, "fate", spy)
     _, told = play(tmp_path, wrap=lambda cohort: made.append(Tapped(cohort)) or made[0])
