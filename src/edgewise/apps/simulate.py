@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,20 @@ import msgspec
 
 from edgewise.apps.compare import compare
 from edgewise.apps.toml_text import toml
-from edgewise.core import events, keys, vector
+from edgewise.core import events, vector
 from edgewise.core.errors import DataError, EdgewiseError, StoreError
 from edgewise.core.vector import Spec
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, Inproc, checked
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.gateway import LocalGateway
-from edgewise.drivers.identities import simulated_servers, simulated_trust
+from edgewise.drivers.identities import (
+    simulated_entropy,
+    simulated_root,
+    simulated_sampling,
+    simulated_servers,
+    simulated_trust,
+)
 from edgewise.drivers.pool import Pool
 from edgewise.drivers.simulated import SimulatedCohort, World
 from edgewise.drivers.store import RunStore
@@ -275,7 +282,8 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
     simulated = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key, loaded.traces))
     cohort: Cohort = simulated if wrap is None else wrap(simulated)
 
-    trust, (leader, helper) = simulated_trust(plan.key), simulated_servers(plan.key)
+    root = simulated_root(plan, loaded.facts)
+    trust, (leader, helper) = simulated_trust(root), simulated_servers(root)
     federation = Federation(
         plan=plan,
         population=loaded.devices,
@@ -283,8 +291,8 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         store=store,
         tell=tell,
         now_s=time.perf_counter,
-        entropy=lambda number: keys.derive(plan.key, "noise", number),
-        sampling_key=plan.key,
+        entropy=partial(simulated_entropy, plan, root),
+        sampling_key=simulated_sampling(plan, root),
         trust=trust,
         secret=leader.secret,
         helper=LocalGateway(plan, helper.secret, trust.registry),

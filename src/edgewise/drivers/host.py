@@ -26,7 +26,7 @@ from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, StoreError
 from edgewise.drivers import arithmetic, jobs
 from edgewise.drivers.following import Following
-from edgewise.drivers.identities import simulated_secrets, simulated_trust
+from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
 from edgewise.drivers.memory import Memories
 from edgewise.engine import device as machine
 from edgewise.engine import invitation
@@ -75,6 +75,8 @@ class Host:
         self._plan: Plan
         self._following: Following
         self._trust: Trust
+        self._facts: dict[str, object]
+        self._root: keys.Key
 
     def do(self, job: jobs.Job) -> jobs.Result | None:
         """Do one job. Edgewise errors become a ``Broken`` result; anything else is a bug and propagates."""
@@ -90,7 +92,8 @@ class Host:
             case jobs.Compile():
                 self._plan = compile(self._recipe, self._trainer.spec, len(self._trainer.devices()), self._catalogue)
                 self._following = Following(self._plan.downlink)
-                self._trust = simulated_trust(self._plan.key)
+                self._root = simulated_root(self._plan, self._facts)
+                self._trust = simulated_trust(self._root)
                 self._memories = Memories(Path(self._setup_job.memory_dir), self._plan.run, self._setup_job.instance)
                 self._noised_steps()
                 return jobs.Ready(id=job.id)
@@ -122,13 +125,14 @@ class Host:
                 "E-DEPENDENCY", f"training needs {e.name or e}.", 'pip install "edgewise[train]", or `make setup`.'
             ) from None
         describe: Callable[[], dict[str, object]] | None = getattr(self._trainer, "describe", None)
+        self._facts = describe() if describe is not None else {}
         return jobs.Described(
             id=job.id,
             spec=self._trainer.spec.to_list(),
             devices=list(self._trainer.devices()),
             initial=memoryview(bytes(vector.to_bytes(self._trainer.initial()))),  # a trainer may go on with its own
             facts={
-                **(describe() if describe is not None else {}),
+                **self._facts,
                 "arithmetic_sha256": arithmetic.digest(self._trainer),
             },
         )
@@ -175,7 +179,7 @@ class Host:
             support = np.zeros(0, np.int64)
             if invite.support:
                 support = pack.unpack_support(self._blob(invite.support), most, dim)
-        secrets = simulated_secrets(self._plan, device, invite.round, invite.nonce)
+        secrets = simulated_secrets(self._plan, self._root, device, invite.round, invite.nonce)
         return machine.Invited(invite, params, secrets, support)
 
     def _handle(self, job: jobs.Handle) -> jobs.Result:
@@ -261,8 +265,8 @@ class Host:
             rule = self._plan.rule(number)
             # Nothing travels here, so nothing takes turns: all segments train in every round.
             rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr)
-            key = self._plan.batch_key(job.device, number)  # simulated, so it may be the secret too
-            params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, key)).x
+            key, secret = self._plan.batch_key(job.device, number), keys.derive(self._root, "alone", job.device, number)
+            params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
         seconds = time.perf_counter() - began
         if job.measure:
             held = self._trainer.evaluate(job.device, params)

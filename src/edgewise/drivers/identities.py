@@ -1,18 +1,39 @@
-"""Who is who in a simulation, and its devices' secrets: all from the run's seed, so nothing needs to be enrolled.
+"""Who is who in a simulation, and the secrets of its devices and its server.
 
-That makes a run repeat, and hides nothing from whoever knows the seed: all devices are on this machine anyway.
+All of them follow from the seed and from what identifies the run, so a run repeats and nothing needs to be enrolled.
+Runs that differ in recipe, population, data or simulated world share no noise even with one seed. Nothing is hidden
+from whoever has the recipe and the data: all devices are on this machine anyway.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 from edgewise.core.keys import Key, Secrets, derive
 from edgewise.crypto import sign
 from edgewise.crypto.agree import Pair
 from edgewise.engine.ports import DeviceId, Trust
 from edgewise.plan.compile import Plan
+from edgewise.plan.recipe import digest, simulated_world
 from edgewise.secagg import two_server
+
+
+def simulated_root(plan: Plan, facts: Mapping[str, Any]) -> Key:
+    """Root of all secrets of one simulated run.
+
+    Args:
+        facts: what the trainer tells of itself (``describe``). ``fingerprint``, of the data, is part of the identity:
+            one recipe over two versions of the data is two runs with noise of their own.
+    """
+    world = digest(simulated_world(plan.recipe.resolved()))
+    return derive(plan.key, "run", plan.run, world, str(facts.get("fingerprint", "")))
+
+
+def noised(plan: Plan) -> bool:
+    """Whether releases or messages carry noise, with an epsilon or without one."""
+    return plan.spend is not None or any(pipe.total.noise_std > 0.0 for pipe in plan.pipelines)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -26,7 +47,7 @@ def simulated_servers(key: Key) -> tuple[Pair, Pair]:
 
 
 def simulated_trust(key: Key) -> Trust:
-    """Everybody's keys, from the run's key. All devices count as enrolled."""
+    """Everybody's keys, from the run's root. All devices count as enrolled."""
     leader, helper = simulated_servers(key)
     return Trust(
         registry=lambda device: _identity(key, device).public,
@@ -36,9 +57,21 @@ def simulated_trust(key: Key) -> Trust:
     )
 
 
-def simulated_secrets(plan: Plan, device: DeviceId, round: int, nonce: bytes) -> Secrets:
+def simulated_secrets(plan: Plan, root: Key, device: DeviceId, round: int, nonce: bytes) -> Secrets:
     """A simulated device's secrets. ``nonce``: of the invitation; another attempt at a round that hides contributions
-    has another one, so no noise is repeated."""
-    session = derive(plan.key, "session", device, round, nonce)
-    encoding = derive(plan.key, "device", device, round) if plan.spend is None else derive(session, "private")
-    return Secrets(plan.batch_key(device, round), encoding, session)
+    has another one, so no noise is repeated. Without noise the rounding of updates is on the seed, as batches are."""
+    session = derive(root, "session", device, round, nonce)
+    if not noised(plan):
+        return Secrets(plan.batch_key(device, round), derive(plan.key, "device", device, round), session)
+    return Secrets(derive(session, "training"), derive(session, "private"), session)
+
+
+def simulated_entropy(plan: Plan, root: Key, round: int) -> Key:
+    """The server's entropy of a round. Without noise it decides who is in which group of hidden sums, so it is on the
+    seed then: such runs are compared device by device. (A session's id names its run, whatever its nonce is.)"""
+    return derive(root if noised(plan) else plan.key, "noise", round)
+
+
+def simulated_sampling(plan: Plan, root: Key) -> Key:
+    """The key of all cohorts. Poisson cohorts that noise counts on are secret; others are on the seed."""
+    return root if plan.sampling.kind == "poisson" and noised(plan) else plan.key

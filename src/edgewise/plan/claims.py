@@ -73,7 +73,11 @@ def claims(
             f"noise of std {' or '.join(stds)}{clips} on the sum" + ("" if noisy else "; no epsilon is derived")
         )
     if noisy:
-        told.append("in a simulation all noise is derived from the seed: who knows or guesses the seed can take it off")
+        told.append(card.ADD_UP)
+        told.append(
+            "in a simulation all noise follows from the recipe, its seed and the data: who knows or guesses them can "
+            "take it off; the same run played again has the same noise, another run has its own"
+        )
     return tuple(told)
 
 

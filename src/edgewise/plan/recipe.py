@@ -173,7 +173,11 @@ class Recipe(Section):
 
     schema_: Literal[1] = Field(1, alias="schema", description="version of the recipe format")
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run directory")
-    seed: int = Field(0, ge=0, description="all simulated randomness derives from it")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="all simulated randomness derives from it; noise from the rest of the recipe and the data too",
+    )
     privacy: Privacy = Field(
         ...,
         description='required word. "none": nothing is promised; "hidden": secure aggregation hides single updates; '
@@ -274,8 +278,12 @@ def simulation_digest(resolved: Mapping[str, Any]) -> str:
     ``simulation.engine`` and ``simulation.workers`` are left out: they decide how fast, never what. Resuming a run
     directory and its name go by this digest. A run's identity on the wire is ``plan.facts``.
     """
-    simulation = {k: v for k, v in resolved["simulation"].items() if k not in ("engine", "workers")}
-    return digest({**resolved, "simulation": simulation})
+    return digest({**resolved, "simulation": simulated_world(resolved)})
+
+
+def simulated_world(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The [simulation] section of a resolved recipe without ``engine`` and ``workers``."""
+    return {k: v for k, v in resolved["simulation"].items() if k not in ("engine", "workers")}
 
 
 def parse(text: str, where: str = "recipe", overrides: dict[str, Any] | None = None) -> Recipe:

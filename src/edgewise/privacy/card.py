@@ -13,6 +13,7 @@ Plain = Mapping[str, Any]  # of ``Card.to_plain``, as a run records it
 OUTSIDE = (
     "perplexities, losses, counts of devices, bytes, times and who took part are told exactly: no epsilon is about them"
 )
+ADD_UP = "epsilons of several runs over the same devices add up: each run counts its own rounds only"
 REPEATED = "A server that lies can send one model twice, to cohorts that differ by one device, and subtract the sums."
 NOT_COVERED = "Computed from devices' text without noise: not covered by epsilon."
 FEWER = ("If fewer of them add their noise", "honest devices", "epsilon of one round")  # a table's caption and heads
@@ -72,7 +73,7 @@ def promises(c: Plain) -> list[tuple[str, str]]:
 
 def rests_on(c: Plain) -> list[tuple[str, str]]:
     """What those promises rest on, as names and sentences: unit, neighbours, sampling, rounds of a device, noise,
-    honest devices; and what they do not cover."""
+    honest devices; what other runs add, and what is not covered."""
     each = f"{c['rounds_each']:,} round{'s' * (c['rounds_each'] != 1)}"
     honest = [("honest devices", f"{c['honest']:,} are counted on in every round")] if c["honest"] else []
     return [
@@ -81,6 +82,7 @@ def rests_on(c: Plain) -> list[tuple[str, str]]:
         ("taking part", f"{c['sampling']}; a device is in at most {each}"),
         ("noise", c["noise"]),
         *honest,
+        ("other runs", ADD_UP),
         ("not covered", OUTSIDE),
     ]
 
