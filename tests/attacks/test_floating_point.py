@@ -23,7 +23,9 @@ from edgewise.privacy import grid
 from edgewise.privacy.noise import normals
 
 DIM, OTHERS, Z, TRIALS = 1 << 15, 4, 2.0, 40
-RECORDS = [(x,) for x in 10.0 * torch.randn(OTHERS + 1, 1, DIM, generator=torch.Generator().manual_seed(1))]
+RECORDS = [
+    (i, (x,)) for i, x in enumerate(10.0 * torch.randn(OTHERS + 1, 1, DIM, generator=torch.Generator().manual_seed(1)))
+]
 NET = nn.Linear(DIM, 1, bias=False)
 FLAT = Flat(list(NET.named_parameters()))
 Values = NDArray[np.float64]
@@ -33,7 +35,7 @@ def loss(model: nn.Module, batch: tuple[Tensor]) -> tuple[Tensor, float]:
     return model(batch[0]).sum(), 1.0
 
 
-def step(records: list[tuple[Tensor]], z: float, key: bytes) -> Values:
+def step(records: list[tuple[int, tuple[Tensor]]], z: float, key: bytes) -> Values:
     """The noised gradient of a device's step, as float32 gives it to the optimizer."""
     dp_sgd.gradient(NET, loss, records, FLAT, RecordDp(1.0, z, 0.1), 1.0, key)
     return FLAT.g_D.numpy().astype(np.float64)

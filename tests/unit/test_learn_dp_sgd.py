@@ -44,7 +44,7 @@ RECORDS = [(X[i : i + 1], Y[i : i + 1]) for i in range(40)]
 def noised(records: list, dp: RecordDp, key: bytes = KEY) -> np.ndarray:
     model = net()
     flat = Flat(list(model.named_parameters()))
-    dp_sgd.gradient(model, loss, records, flat, dp, 10.0, key)
+    dp_sgd.gradient(model, loss, list(enumerate(records)), flat, dp, 10.0, key)
     return flat.g_D.numpy().copy()
 
 
@@ -157,16 +157,16 @@ def test_a_record_that_training_cannot_take_leaves_no_trace(bad: str) -> None:
         return loss(model, batch)
 
     class Whole(TensorShard):
-        """Of which every step takes record 0 and some others."""
+        """Of which every step takes all records, record 0 only where it is there."""
 
         def records(self, rows: np.ndarray) -> list:
-            return super().records(np.union1d(rows, [0]) if self.first else rows[rows != 0])
+            return super().records(rows if self.first else rows[rows != 0])
 
     def fitted(first: bool) -> np.ndarray:
         Whole.first = first
         training = TrainingSection(optimizer="sgd", batch=8, clip_grad=0.0)
         trainer = TorchTrainer(net(), broken, {"d": Whole((x, Y))}, training)
-        trainer.record_dp = RecordDp(1.0, 1.0, 0.2)
+        trainer.record_dp = RecordDp(1.0, 1.0, 1.0)
         return trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=3, lr=0.1), KEY, root(9))).x
 
     there, away = fitted(True), fitted(False)
@@ -199,3 +199,148 @@ def test_a_device_that_cannot_train_sends_noise_alone(where: str) -> None:
     x = trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=2, lr=0.1), KEY, root(9))).x
     assert np.isfinite(x).all()
     assert x.all()
+
+
+def dropping() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 64), nn.Tanh(), nn.Dropout(0.5), nn.Linear(64, 3))
+
+
+def failing(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, float]:
+    """Fails half-way on a record of 777: after its dropout was drawn, with the model in evaluation mode."""
+    value = loss(model, batch)
+    if bool((batch[0] == 777.0).all()):
+        model.eval()
+        raise IndexError("index out of range in self")
+    return value
+
+
+FAILS = torch.full((1, 5), 777.0), Y[:1]
+
+
+@pytest.mark.parametrize("others", [[], [0], [0, 1, 2], [0, "fails"], ["fails"]], ids=str)
+def test_a_record_has_the_same_gradient_whoever_else_is_there(others: list) -> None:
+    """To the bit, under dropout: the others' sum and the sum with it differ by what it is alone."""
+    model = dropping()
+    flat = Flat(list(model.named_parameters()))
+    before = [(90, FAILS) if i == "fails" else (i, RECORDS[i]) for i in others]
+
+    def total(records: list) -> np.ndarray:
+        dp_sgd.gradient(model, failing, records, flat, RecordDp(0.5, 1e-6, 1.0), 1.0, KEY)
+        return flat.g_D.numpy().astype(np.float64)
+
+    mine = (7, RECORDS[7])
+    noise = total([])
+    alone = total([mine]) - noise
+    assert np.linalg.norm(alone) > 0.1
+    np.testing.assert_allclose(total([*before, mine]) - total(before), alone, atol=2e-7)
+    np.testing.assert_allclose(total([mine, *before]) - total(before), alone, atol=2e-7)
+
+
+def test_dropout_is_drawn_anew_for_each_record_and_step() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(256, 1, bias=False))
+    flat = Flat(list(model.named_parameters()))
+    ones = (torch.ones(1, 256),)
+
+    def masked(row: int, key: bytes) -> np.ndarray:
+        dp_sgd.gradient(model, lambda m, b: (m(b[0]).sum(), 1), [(row, ones)], flat, RecordDp(1.0, 1e-6, 1.0), 1.0, key)
+        return flat.g_D.numpy() > 1e-3
+
+    masks = [masked(row, derive(KEY, i)) for row in range(3) for i in range(2)]
+    same = [np.mean(a == b) for n, a in enumerate(masks) for b in masks[:n]]
+    assert max(same) < 0.7
+    assert min(same) > 0.3
+    np.testing.assert_array_equal(masks[0], masked(0, derive(KEY, 0)))
+
+
+def test_who_watches_dropout_learns_nothing_of_a_record() -> None:
+    """The attack: the others' masks are public, and shift when a record is there. Every step of a trainer is watched,
+    almost without noise: the record moves the sum by its clip and no more."""
+    x, y = (
+        torch.where(torch.randn(64, 64, generator=torch.Generator().manual_seed(3)) > 0, 1.0, -1.0),
+        torch.ones(64, 1),
+    )
+
+    def moved(there: bool) -> np.ndarray:
+        class Shard(TensorShard):
+            def records(self, rows: np.ndarray) -> list:
+                return super().records(rows if there else rows[rows != 0])
+
+        model = nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 1, bias=False))
+        nn.init.zeros_(model[1].weight)
+        training = TrainingSection(optimizer="sgd", lr=1.0, batch=4, clip_grad=0.0)
+        trainer = TorchTrainer(
+            model, lambda m, b: (1e3 * (m(b[0]) - b[1]).square().sum(), 1), {"d": Shard((x, y))}, training
+        )
+        trainer.noise_steps(RecordDp(1.0, 1e-3, 1.0))
+        return 64.0 * trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=1, lr=1.0), KEY, root(9))).x
+
+    assert np.linalg.norm(moved(True) - moved(False)) <= 1.0 + 1e-4
+
+
+class Ema(nn.Module):
+    """A running mean that is no batch normalisation. ``kind``: where it is kept, and how it is changed."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.plain = kind, torch.zeros(5)
+        self.register_buffer("mean", torch.zeros(5), persistent=False)
+        self.fixed = nn.Parameter(torch.zeros(5), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        held = {"plain": self.plain, "parameter": self.fixed}.get(self.kind, self.mean)
+        if self.training and self.kind == "replaced":
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        elif self.training and (self.kind != "rarely" or bool(x[0, 0] > 1e3)):
+            with torch.no_grad():
+                held.mul_(0.9).add_(0.1 * x.mean(0))
+        return x - held.clone()
+
+
+def begin(trainer: TorchTrainer, at: str) -> None:
+    if at == "setup":
+        trainer.noise_steps(RecordDp(1.0, 1.0, 0.2))
+        return
+    trainer.record_dp = RecordDp(1.0, 1.0, 0.2)
+    trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=1, lr=0.1), KEY, KEY))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named"),
+    [("buffer", "0.mean"), ("replaced", "0.mean"), ("parameter", "0.fixed"), ("plain", "a layer or the loss")],
+)
+@pytest.mark.parametrize("at", ["setup", "fit"])
+def test_what_remembers_records_is_refused_by_name(kind: str, named: str, at: str) -> None:
+    trainer = TorchTrainer(
+        nn.Sequential(Ema(kind), net()), loss, {"d": TensorShard((X, Y))}, TrainingSection(optimizer="sgd", batch=8)
+    )
+    with pytest.raises(TrainingError, match=named) as caught:
+        begin(trainer, at)
+    assert caught.value.code == "E-BN"
+    assert not trainer.model[0].mean.any()
+
+
+@pytest.mark.parametrize("at", ["setup", "fit"])
+def test_a_trainer_refuses_batch_normalisation(at: str) -> None:
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    trainer = TorchTrainer(model, loss, {"d": TensorShard((X, Y))}, TrainingSection(optimizer="sgd", batch=8))
+    with pytest.raises(TrainingError, match="normalises over the batch") as caught:
+        begin(trainer, at)
+    assert caught.value.code == "E-BN"
+
+
+def test_what_a_rare_record_leaves_in_a_buffer_is_taken_back() -> None:
+    """No examination finds a layer that remembers one record in many; its buffer does not outlive that record."""
+    model = nn.Sequential(Ema("rarely"), net())
+    flat = Flat([(n, p) for n, p in model.named_parameters() if p.requires_grad])
+    rare = (3, (torch.full((1, 5), 1e4), Y[:1]))
+    assert dp_sgd.examine(model, loss, list(enumerate(RECORDS[:2])), flat, KEY)
+
+    def total(records: list) -> np.ndarray:
+        dp_sgd.gradient(model, loss, records, flat, RecordDp(0.5, 1e-6, 1.0), 1.0, KEY)
+        assert not model[0].mean.any()
+        return flat.g_D.numpy().astype(np.float64)
+
+    mine = (7, RECORDS[7])
+    np.testing.assert_allclose(total([rare, mine]) - total([rare]), total([mine]) - total([]), atol=2e-7)

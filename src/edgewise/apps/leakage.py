@@ -15,7 +15,7 @@ from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.host import make_trainer
 from edgewise.engine.ports import FitRequest
-from edgewise.learn import attacks, dp_sgd
+from edgewise.learn import attacks
 from edgewise.learn.attacks import Leak
 from edgewise.learn.blocks import predictions
 from edgewise.learn.dp_sgd import RecordDp
@@ -70,9 +70,8 @@ class _Probe:
     def __init__(self, plan: Plan, trainer: TextTrainer, cohort: int, step: Step) -> None:
         self.plan, self.recipe, self.trainer, self.step = plan, plan.recipe, trainer, step
         if plan.spend is not None and plan.recipe.privacy == "record":  # as a host of devices does
-            dp_sgd.check(trainer.model)
             dp = plan.recipe.dp
-            trainer.record_dp = RecordDp(dp.clip_l2, plan.spend.z, dp.sample_rate)
+            trainer.noise_steps(RecordDp(dp.clip_l2, plan.spend.z, dp.sample_rate))
         self.devices = _with_text(trainer, cohort)
         self.rows = rows = self._first(self.devices[0])
         self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]
@@ -100,9 +99,10 @@ class _Probe:
             training = training.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "clip_grad": 0.0})
         rule = LocalRule(steps=steps, lr=1e-2 if sgd else self.recipe.training.lr)
         dp, expected = self.trainer.record_dp if own else None, 0.0
-        together = [(torch.from_numpy(rows), int(predictions(rows)))]
+        together: list[Any] = [(torch.from_numpy(rows), int(predictions(rows)))]
         if dp is not None:
-            together = [(torch.from_numpy(row[None]), int(predictions(row[None]))) for row in rows]
+            batches_each = [(torch.from_numpy(row[None]), int(predictions(row[None]))) for row in rows]
+            together = list(enumerate(batches_each))
             expected = dp.rate * self.trainer.text(self.devices[device]).size
         batches: Iterable[Sequence[Any]] = [together] * steps
         key = derive(root(3), "audit", device)

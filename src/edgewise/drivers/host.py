@@ -138,16 +138,17 @@ class Host:
         )
 
     def _noised_steps(self) -> None:
-        """Record-level privacy is the trainer's work. Raises RecipeError(E-COMBO) for one that cannot do it."""
+        """Record-level privacy is the trainer's work. Raises RecipeError(E-COMBO) for one that cannot do it, and as
+        ``TorchTrainer.noise_steps``."""
         spend, dp = self._plan.spend, self._recipe.dp
         if spend is None or self._recipe.privacy != "record":
             return
-        if not hasattr(self._trainer, "record_dp"):
+        if not hasattr(self._trainer, "noise_steps"):
             what = 'privacy = "record" needs a trainer that noises its steps.'
             raise RecipeError("E-COMBO", what, "build it on learn.torch_trainer.TorchTrainer.")
         from edgewise.learn.dp_sgd import RecordDp
 
-        self._trainer.record_dp = RecordDp(dp.clip_l2, spend.z, dp.sample_rate)
+        self._trainer.noise_steps(RecordDp(dp.clip_l2, spend.z, dp.sample_rate))
 
     def _blob(self, digest: str) -> vector.Buffer:
         if digest not in self._blobs:

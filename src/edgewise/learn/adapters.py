@@ -13,7 +13,7 @@ from torch import nn
 from edgewise.core.errors import ModelError
 from edgewise.core.keys import Key, derive, generator
 from edgewise.learn.flat import Flat
-from edgewise.learn.train import seeded
+from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe import TrainableSection
 
 FACTOR_A = "lora_A"

@@ -52,7 +52,7 @@ def step(dp: RecordDp, present: NDArray[np.bool_], key: Key) -> NDArray[np.float
     """
     line = _Line(present.size)
     flat = Flat(list(line.named_parameters()))
-    records = [(int(i), LENGTH * dp.clip) for i in np.flatnonzero(present)]
+    records = [(int(i), (int(i), LENGTH * dp.clip)) for i in np.flatnonzero(present)]
     rule = LocalRule(steps=1, lr=1.0)
     x = fit(line, _along, [records], flat, flat.read(), rule, _STEP, key, dp=dp, expected=1.0, secret=key).x
     return -x.astype(np.float64) / dp.clip

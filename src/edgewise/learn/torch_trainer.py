@@ -71,7 +71,7 @@ class TorchTrainer:
             backward pass to keep them for.
         arithmetic: of matrix work in the optimizer (Muon); the loss decides its own.
     Attributes:
-        record_dp: set by who runs the devices, from the plan: every step's gradient is then noised (``learn.dp_sgd``).
+        record_dp: of ``noise_steps``; None where steps are not noised.
     Guarantees:
         ``fit`` is a function of the request alone, the same bits in any process: it computes with one torch thread,
         whatever is set outside, since sums over threads round differently. Not thread-safe: one instance per worker.
@@ -97,6 +97,7 @@ class TorchTrainer:
         self._initial = self.flat.read()
         self._activation_bytes, self.forward_bytes = activation_bytes, forward_bytes
         self.record_dp: RecordDp | None = None
+        self._examined = False
 
     @property
     def spec(self) -> Spec:
@@ -110,6 +111,32 @@ class TorchTrainer:
     def devices(self) -> Sequence[DeviceId]:
         """The population, sorted."""
         return self._devices
+
+    def noise_steps(self, dp: RecordDp) -> None:
+        """Noise every step's gradient from now on (``learn.dp_sgd``). Who runs the devices asks for it, by the plan.
+
+        Raises: TrainingError(E-BN) for a model or a loss that carries something from one record to the next.
+        """
+        dp_sgd.check(self.model)
+        self.record_dp = dp
+        for device in self.devices():
+            self._examine(device, self._initial, bytes(32))
+            if self._examined:
+                return
+
+    def _examine(self, device: DeviceId, params: Vector, key: Key) -> None:
+        """Once per trainer, on the first device that can train. Raises as ``noise_steps``."""
+        if self._examined:
+            return
+        try:
+            shard = self._shard(device)
+            records = list(dp_sgd.taken(shard.records, np.unique([0, shard.size - 1]))) if shard.size else []
+        except Exception:  # boundary: text that cannot be read; ``fit`` answers for it
+            return
+        if records:
+            with computing(device):
+                self.flat.write(params)
+                self._examined = dp_sgd.examine(self.model, self.loss, records, self.flat, derive(key, "examine"))
 
     def fit(self, request: FitRequest) -> Update:
         """Local training.
@@ -127,6 +154,7 @@ class TorchTrainer:
             return self._fitted(request, *self.work(request))
         dp, steps = self.record_dp, range(request.rule.steps)
         dp_sgd.check(self.model)
+        self._examine(request.device, request.params, request.secret)
         try:
             shard, key = self._shard(request.device), derive(request.secret, "records")
             rows = (dp_sgd.drawn(shard.size, dp.rate, derive(key, i)) for i in steps)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 
 from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
-from edgewise.core.keys import Key, derive, word
+from edgewise.core.keys import Key, derive
 from edgewise.core.outline import outline
 from edgewise.core.vector import Vector
 from edgewise.learn import dp_sgd
 from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat, view
+from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe import TrainingSection
 
 Batch = Any
@@ -63,11 +63,11 @@ def fit(
         batches: for each step its micro-batches, at least one.
         flat: the trainable parameters of ``model``, all of which require a gradient.
         params: float32[d], the round's model; not changed.
-        key: decides dropout; torch's global generator is left as it was.
+        key: decides dropout (without ``dp``); torch's global generator is left as it was.
         optimizer: buffers to reuse between calls (zeroed first); made where None.
-        dp: noise every step's gradient (``dp_sgd``); each micro-batch then is one record, there may be none in a step,
-            and ``expected`` is their mean number.
-        secret: decides that noise. ValueError where it is missing.
+        dp: noise every step's gradient (``dp_sgd``); each micro-batch then is one record with its row number before it,
+            there may be none in a step, and ``expected`` is their mean number.
+        secret: decides that noise, and dropout record by record. ValueError where it is missing.
     Returns:
         The difference and the losses.
     Raises:
@@ -141,14 +141,6 @@ def quarters(seen: Sequence[tuple[float, float]]) -> tuple[float, float]:
     n = max(1, len(seen) // 4)
     first, last = ((sum(s for s, _ in part), sum(n for _, n in part)) for part in (seen[:n], seen[-n:]))
     return first[0] / max(first[1], 1e-30), last[0] / max(last[1], 1e-30)
-
-
-@contextmanager
-def seeded(key: Key) -> Iterator[None]:
-    """torch's global CPU generator (dropout uses it) seeded from ``key`` inside, restored after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(word(derive(key, "torch")))
-        yield
 
 
 class Optimizer:
