@@ -22,6 +22,7 @@ import bench
 import measure
 import numpy as np
 
+from edgewise.core import events
 from edgewise.core.vector import Spec
 from edgewise.engine.ports import HeldOut, Update
 from edgewise.plan.catalogue import Extension
@@ -78,14 +79,28 @@ def child(a: argparse.Namespace) -> None:
     importlib.import_module("large_run").ARGS = a  # the extension is imported by name, this file runs as __main__
     plain = {
         "privacy": "none",
-        "round": {"rounds": a.rounds},
+        "round": {"rounds": a.rounds, "deadline_s": 1e6},  # the simulated links are those of phones
         "eval": {"every": 0, "devices": 1},
         "compare": {"local_only": False, "centralised": False},
         **RECIPES[a.recipe],
     }
-    began = time.perf_counter()
+    began, met = time.perf_counter(), []
+
+    def sink(event: events.AnyEvent) -> None:
+        if isinstance(event, events.RoundFinished):
+            met.append(event.met and event.accepted == a.devices)
+
     with tempfile.TemporaryDirectory() as out:
-        simulate.run(recipe.from_plain(plain), out=Path(out), recipe_dir=Path(), extensions=["large_run"], report=False)
+        simulate.run(
+            recipe.from_plain(plain),
+            out=Path(out),
+            recipe_dir=Path(),
+            extensions=["large_run"],
+            sinks=[sink],
+            report=False,
+        )
+    if met != [True] * a.rounds:
+        raise RuntimeError(f"rounds ended without all devices: {met}")
     bench.say(peak_mb=round(measure.high_water_mb(), 1), seconds=round(time.perf_counter() - began, 1))
 
 
