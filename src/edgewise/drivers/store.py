@@ -258,8 +258,10 @@ class RunStore:
         model = {"params": self.put(state.params), "slots": slots, "step": state.round, "memory": memory}
         if (down := checkpoint.down) is not None:
             model |= {"shadow": self.put(down.shadow), "anchor": self.put(down.anchor)}
+            written = {r.round for r in self._rows(sa.select(DELTAS.c.round))}
             for delta in down.ring:
-                self._blobs.put(delta.blob)
+                if delta.round not in written:
+                    self._blobs.put(delta.blob)
         self._blobs.sync()
         sync_folder(self.memory_dir)
         start = self._start(self._known())
@@ -380,7 +382,8 @@ class RunStore:
 
 
 def _write_ring(c: sa.Connection, down: Downlink) -> None:
-    """The ring, in place of that of the checkpoint before."""
-    c.execute(DELTAS.delete())
-    if down.ring:
-        c.execute(DELTAS.insert(), [{"round": d.round, "digest": d.digest, "base": d.base} for d in down.ring])
+    """The deltas that came to the ring of the checkpoint before, and not those that left it."""
+    written = {row[0] for row in c.execute(sa.select(DELTAS.c.round))}
+    if new := [{"round": d.round, "digest": d.digest, "base": d.base} for d in down.ring if d.round not in written]:
+        c.execute(DELTAS.insert(), new)
+    c.execute(DELTAS.delete().where(DELTAS.c.round <= down.anchor_round))
