@@ -52,7 +52,7 @@ def claims(
     told.append(f"cohort: {earns}")
     told.append(_metrics(recipe, visible))
     if recipe.codec == "adaptive":
-        fast = "its link and training were" if visible else "its link is"
+        fast = "its link and training were" if visible and recipe.privacy != "record" else "its link is"
         told.append(f"which rung a device chose tells the server roughly how fast {fast}")
     held_out = "held-out losses of single devices are collected by evaluations: a simulation's instrument"
     told.append(held_out + (", outside every epsilon" if noisy else ""))

@@ -214,15 +214,22 @@ class Plan:
 
     def budget_bytes(self, elapsed_s: float, up_mbit: float) -> float:
         """What a device may upload that has spent ``elapsed_s`` of the round and has a link of ``up_mbit``
-        (``plan.budget``); inf where the codec is fixed and the size with it. Behind masks the update is sent when the
-        keys of all are in, within a deadline that starts then."""
+        (``plan.budget``); inf where the codec is fixed and the size with it. Where training is not counted
+        (``counts_training``) the deadline is that of the upload alone."""
         if not self.rungs:
             return math.inf
-        a, elapsed_s = self.recipe.adaptive, 0.0 if self.ways else elapsed_s
+        a, elapsed_s = self.recipe.adaptive, elapsed_s if self.counts_training else 0.0
         until_s = (a.deadline_s or self.recipe.round.deadline_s) * (1.0 - a.slack)
-        if a.patience and elapsed_s > 0.0:  # behind masks, and where nothing was measured, the deadline alone counts
+        if a.patience and elapsed_s > 0.0:  # where nothing is measured, the deadline alone counts
             until_s = min(until_s, elapsed_s * (1.0 + a.patience))
         return upload_budget(a.max_upload_mb * 1e6, until_s, elapsed_s, up_mbit)
+
+    @property
+    def counts_training(self) -> bool:
+        """Whether a device's choice of a rung depends on how long it trained. Not behind masks, where the update is
+        sent when the keys of all are in. Not with noise on records either: the time of a step follows from how many
+        blocks it drew and how long they are, and no answer may tell that."""
+        return not self.ways and self.recipe.privacy != "record"
 
     def expected_bytes(self, round: int, elapsed_s: float, up_mbit: float) -> float:
         """Bytes of such a device's answer to an invitation, announced before anyone trains: the payload, or keys."""

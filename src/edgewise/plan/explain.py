@@ -180,6 +180,8 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
         late = total_s > deadline_s
         if plan.ways:
             late = up_s > deadline_s or down_s + train_s > recipe.round.deadline_s
+        elif not plan.counts_training:
+            late = total_s > recipe.round.deadline_s
         links.append(
             {
                 "mbit": mbit,
@@ -191,7 +193,7 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
                 "late": late,
             }
         )
-    patience = 0.0 if plan.ways else recipe.adaptive.patience
+    patience = recipe.adaptive.patience if plan.counts_training else 0.0
     told = {"deadline_s": deadline_s, "slack": recipe.adaptive.slack, "patience": patience}
     return {**told, "rungs": rungs, "links": links}
 

@@ -145,7 +145,7 @@ class AdaptiveSection(Section):
     patience: float = Field(
         0.1,
         ge=0,
-        description="visible updates: upload time / time until then, at most; 0 = all that the deadline leaves",
+        description="visible updates without record noise: upload time / time until then, at most; 0 = no limit",
     )
     ladder: list[str] = Field([], description="names of the rungs, see `edgewise check`; empty = all that fit")
     groups: int = Field(
@@ -219,8 +219,9 @@ class Recipe(Section):
             raise ValueError('E-COMBO: the section [adaptive] is for codec = "adaptive"')
         if self.privacy != "hidden" and self.adaptive.groups != AdaptiveSection().groups:
             raise ValueError('E-COMBO: adaptive.groups is for privacy = "hidden"; here each device chooses by itself')
-        if self.privacy == "hidden" and self.adaptive.patience != AdaptiveSection().patience:
-            raise ValueError("E-COMBO: adaptive.patience is for visible updates; behind masks deadline_s is the upload")
+        if self.privacy in ("hidden", "record") and self.adaptive.patience != AdaptiveSection().patience:
+            what = "adaptive.patience compares with training time, which no choice depends on behind masks or with"
+            raise ValueError(f'E-COMBO: {what} privacy = "record"; there adaptive.deadline_s is the time of the upload')
         if self.adaptive.deadline_s > self.round.deadline_s:
             raise ValueError("E-COMBO: adaptive.deadline_s is after round.deadline_s, when the round closes")
         return self
