@@ -283,7 +283,8 @@ class Leader:
         for d in devices:
             answer = fresh.asked(d, told)
             assert isinstance(answer, frame.Contribution)
-            codes.add(self.gateway.admit(two_server.open_report(lead, d, answer.payload)[0]))
+            ticket, _ = two_server.open_report(lead, d, answer.payload)
+            codes.add(self.gateway.admit(two_server.dump(ticket)))
         return codes
 
     def opens(self, devices: list[str]) -> str:

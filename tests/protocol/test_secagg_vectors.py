@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import hpke
 import msgspec
 import numpy as np
 import pytest
@@ -259,17 +260,15 @@ def _half(hidden: secrets.Hidden) -> dict[str, Any]:
     return {"body": hidden.body.tolist(), "head": [str(v) for v in hidden.head]}
 
 
-def _ticket(text: str) -> two_server.Ticket:
-    return msgspec.msgpack.decode(hexed(text), type=two_server.Ticket)
-
-
 def test_two_servers_open_the_recorded_sum() -> None:
-    """Sealing is randomised, so reports are read ; all but two sealed keys follow from entropy."""
+    """A report follows from its entropy and the two ephemeral keys. Sealing draws fresh ones, so what ``split`` makes
+    again is the same but for the two sealed keys."""
     v, leader, helper = TWO["session"], _leader(), _helper()
     for device, r in v["reports"].items():
         raw = hexed(r["report"])
         ticket, share = two_server.open_report(leader, device, raw)
-        assert msgspec.msgpack.encode(ticket).hex() == r["ticket"]
+        assert two_server.dump(ticket).hex() == r["ticket"]
+        assert two_server.load(hexed(r["ticket"])) == ticket
         assert (
             ticket.id.hex()
             == r["id"]
@@ -281,6 +280,13 @@ def test_two_servers_open_the_recorded_sum() -> None:
         box = raw[two_server._HEAD_BYTES :]
         bound = two_server._bound(leader.context, b"leader", device, ticket.id)
         assert seal.hpke_open(hexed(v["leader_secret"]), box[:80], bound).hex() == r["content_key"]
+        other = two_server._bound(leader.context, b"helper", device, ticket.id)
+        for sealed, to, plain, info in (
+            (box[:80], "leader", r["content_key"], bound),
+            (ticket.helper, "helper", r["k"], other),
+        ):
+            public = agree.public(hexed(v[f"{to}_secret"]))
+            assert hpke.seal(hexed(r["ephemeral"][to]), public, hexed(plain), info) == sealed
         again = two_server.split(
             leader.params, leader.context, device, hexed(r["identity"]), agree.public(hexed(v["leader_secret"])),
             agree.public(hexed(v["helper_secret"])), np.array(r["body"], np.uint32),
@@ -307,15 +313,20 @@ def _refusals(case: dict[str, Any]) -> Iterator[object]:
     if case["by"] == "leader":
         yield two_server.open_report(leader, case["device"], hexed(case["report"]))
     elif case["by"] == "helper":
-        yield two_server.admit(helper, _ticket(case["ticket"]))
+        yield two_server.admit(helper, two_server.load(hexed(case["ticket"])))
     else:
-        yield two_server.open_batch(helper, case["devices"])
+        yield two_server.open_batch(helper, case["devices"])[1]
 
 
 @pytest.mark.parametrize("case", TWO["refused"], ids=lambda c: f"{c['by']}: {c['name']}")
 def test_two_servers_refuse(case: dict[str, Any]) -> None:
     attempt = _refusals(case)
     next(attempt)
+    if not case["code"]:
+        share = next(attempt)
+        assert isinstance(share, secrets.Hidden)
+        assert _half(share) == TWO["session"]["helper"]
+        return
     with pytest.raises(DecodeError) as caught:
         next(attempt)
     assert caught.value.code == case["code"]

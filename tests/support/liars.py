@@ -31,8 +31,8 @@ class Lies:
     deals and one about what it reveals.
 
     Dealt: ``seed``, ``key``: shares of another secret. ``large``: each share and p. ``last``: another share for the
-    last neighbour. ``checks``: other shares than those of the checks (``checks of seeds``, ``checks of keys``: of one kind).
-    ``boxes``: none opens (``one``, ``two``, ``three``: of the first neighbours).
+    last neighbour. ``checks``: other shares than those of the checks (``checks of seeds``, ``checks of keys``: of one
+    kind). ``boxes``: none opens (``one``, ``two``, ``three``: of the first neighbours).
     Revealed: ``wrong``: every share, and its own b, with another first bit. ``half``: every second of them. ``own``:
     another b of its own. ``nothing``: its own b alone. ``without two``, ``without three``: not of the first dealers.
     """

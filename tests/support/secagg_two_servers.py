@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import hpke
 import msgspec
 import numpy as np
 from secagg_rejects import OTHER
@@ -20,15 +21,14 @@ DEVICES = ("d000", "d001", "d002")
 
 
 def _split(device: str, label: str = "report", *, signer: str = "", context: bytes = SID, params: Params = PARAMS,
-           helper: bytes = HELPER.public) -> bytes:  # fmt: skip
+           leader: bytes = LEADER.public, helper: bytes = HELPER.public) -> bytes:  # fmt: skip
     body = np.arange(params.dim, dtype=np.uint32) + DEVICES.index(device)
-    args = (IDENTITIES[signer or device].secret, LEADER.public, helper, body, np.full(params.heads, 7, np.uint64))
+    args = (IDENTITIES[signer or device].secret, leader, helper, body, np.full(params.heads, 7, np.uint64))
     return bytes(two_server.split(params, context, device, *args, derive(ROOT, label, device)))
 
 
 def session() -> dict[str, Any]:
-    """Three reports, both halves of their sum, and the sum. HPKE draws its own randomness, so a report can be opened,
-    and made again but for the two sealed keys."""
+    """Three reports, both halves of their sum, and the sum, inside ``hpke.repeatable``."""
     leader = two_server.lead(PARAMS, SID, LEADER.secret, registry)
     helper = two_server.Helper(PARAMS, SID, HELPER.secret, registry)
     reports = {}
@@ -36,11 +36,16 @@ def session() -> dict[str, Any]:
         raw, entropy = _split(device), derive(ROOT, "report", device)
         ticket, share = two_server.open_report(leader, device, raw)
         helper = two_server.admit(helper, ticket)
+        k, content = (secrets.fresh(entropy, SID, role, device) for role in ("share", "box"))
+        sealed = (
+            ("leader", LEADER.public, content, two_server._bound(SID, b"leader", device, ticket.id)),
+            ("helper", HELPER.public, k, two_server._bound(SID, b"helper", device, ticket.id)),
+        )
         reports[device] = {
             "identity": IDENTITIES[device].secret.hex(), "public": IDENTITIES[device].public.hex(),
             "entropy": entropy.hex(), "body": [x + i for x in range(PARAMS.dim)], "head": ["7"],
-            "id": ticket.id.hex(), "k": secrets.fresh(entropy, SID, "share", device).hex(),
-            "content_key": secrets.fresh(entropy, SID, "box", device).hex(), "report": raw.hex(),
+            "id": ticket.id.hex(), "k": k.hex(), "content_key": content.hex(), "report": raw.hex(),
+            "ephemeral": {to: hpke.ephemeral(public, plain, info).hex() for to, public, plain, info in sealed},
             "ticket": msgspec.msgpack.encode(ticket).hex(), "leader_share": _half(share),
         }  # fmt: skip
         leader = two_server.count(leader, ticket, share)
@@ -77,6 +82,12 @@ def rejects(made: dict[str, Any]) -> list[dict[str, Any]]:
         ("another id", "d000", [], msgspec.msgpack.encode({**head, "id": bytes(16)}) + box, "E-SECAGG-KEYS"),
         ("cut off in its head", "d000", [], mine[:40], "E-FRAME"),
         ("cut off in its box", "d000", [], mine[:-1], "E-SECAGG-KEYS"),
+        ("a box without cipher text, of 95 bytes", "d000", [], mine[: n + 95], "E-FRAME"),
+        ("a box without cipher text, of 96 bytes", "d000", [], mine[: n + 96], "E-SECAGG-KEYS"),
+        ("no box", "d000", [], mine[:n], "E-FRAME"),
+        ("a content key sealed for the helper", "d000", [], _split("d000", leader=HELPER.public), "E-SEAL"),
+        ("an id of 15 bytes", "d000", [], _sizes(head, id=15, helper=81) + box, "E-FRAME"),
+        ("a sealed seed of 79 bytes", "d000", [], _sizes(head, helper=79, signature=65) + box, "E-FRAME"),
         ("a field of another name", "d000", [], mine.replace(b"\xa2id", b"\xa2ix", 1), "E-FRAME"),
         ("its fields in another order", "d000", [], reordered + box, "E-FRAME"),
         ("a share that is too long", "d000", [], _split("d000", params=Params(Policy(), 3, 20, 8, 1)), "E-PAYLOAD"),
@@ -93,6 +104,14 @@ def rejects(made: dict[str, Any]) -> list[dict[str, Any]]:
         return msgspec.to_builtins(two_server.open_report(known, "d000", report)[0], builtin_types=(bytes,))
 
     helper = [
+        ("an id of 15 bytes", [], _sizes(one, id=15), "E-FRAME"),
+        ("ends of 95 bytes", [], _sizes(one, leader=95), "E-FRAME"),
+        ("a sealed seed of 81 bytes", [], _sizes(one, helper=81), "E-FRAME"),
+        ("a signature of 63 bytes", [], _sizes(one, signature=63), "E-FRAME"),
+        ("its fields in another order", [], msgspec.msgpack.encode(dict(reversed(one.items()))), "E-FRAME"),
+        ("a missing field", [], msgspec.msgpack.encode({k: v for k, v in one.items() if k != "id"}), "E-FRAME"),
+        ("a trailing byte", [], msgspec.msgpack.encode(one) + b"\0", "E-FRAME"),
+        ("a name that is no UTF-8", [], msgspec.msgpack.encode(one).replace(b"\xa4d000", b"\xa4d\xff00"), "E-FRAME"),
         ("a ticket that nobody signed", [], {**one, "signature": bytes(64)}, "E-SECAGG-KEYS"),
         ("of a stranger", [], {**one, "device": "zz"}, "E-SECAGG-KEYS"),
         ("under another device's name", [], {**one, "device": "d001"}, "E-SECAGG-KEYS"),
@@ -106,16 +125,24 @@ def rejects(made: dict[str, Any]) -> list[dict[str, Any]]:
     batches = [
         ("a batch below the minimum", ["d000", "d001"], ["d000", "d001"], "E-SECAGG-FEW"),
         ("a device twice, to reach the minimum", ["d000", "d001"], ["d000", "d001", "d001"], "E-SECAGG-FEW"),
+        ("a device twice, beyond the minimum", list(DEVICES), [*DEVICES, "d001"], ""),
         ("a batch with a report that never came", ["d000", "d001"], list(DEVICES), "E-SECAGG-ORDER"),
+        ("a batch below the minimum, with a report that never came", ["d000"], ["d000", "zz"], "E-SECAGG-ORDER"),
         ("a second batch", [*DEVICES, "open"], list(DEVICES), "E-SECAGG-ORDER"),
     ]
     return [
         *({"name": n, "by": "leader", "device": d, "before": b, "report": r.hex(), "code": c}
           for n, d, b, r, c in leader),
-        *({"name": n, "by": "helper", "before": b, "ticket": msgspec.msgpack.encode(t).hex(), "code": c}
+        *({"name": n, "by": "helper", "before": b, "code": c,
+           "ticket": (t if isinstance(t, bytes) else msgspec.msgpack.encode(t)).hex()}
           for n, b, t, c in helper),
         *({"name": n, "by": "batch", "before": b, "devices": d, "code": c} for n, b, d, c in batches),
     ]  # fmt: skip
+
+
+def _sizes(fields: dict[str, Any], **sizes: int) -> bytes:
+    """A report's head or a ticket with byte strings of other lengths."""
+    return msgspec.msgpack.encode({**fields, **{name: bytes(n) for name, n in sizes.items()}})
 
 
 def _same_id(id: bytes) -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
     python tests/support/secagg_vectors.py
 
-Everything is derived from one seed, but for HPKE's own randomness in ``two_servers.json``, which is written anew only
-with ``--two-servers``.
+Everything is derived from one seed.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import hpke
 import secagg_pieces
 import secagg_rejects
 import secagg_sessions
@@ -22,8 +21,11 @@ HERE = Path(__file__).parents[1] / "protocol" / "vectors"
 
 
 def made() -> dict[str, Any]:
-    """File name -> contents, of what is the same each time."""
+    """File name -> contents."""
     records = secagg_sessions.sessions()
+    with hpke.repeatable():
+        session = secagg_two_servers.session()
+        shared = {"session": session, "refused": secagg_two_servers.rejects(session)}
     return {
         "pieces.json": secagg_pieces.pieces(),
         "sessions.json": records,
@@ -33,19 +35,13 @@ def made() -> dict[str, Any]:
             "by servers": secagg_rejects.server_rejects(records),
             "by owners": secagg_rejects.floors(),
         },
+        "two_servers.json": shared,
     }
-
-
-def two_servers() -> dict[str, Any]:
-    """The contents of ``two_servers.json``."""
-    session = secagg_two_servers.session()
-    return {"session": session, "refused": secagg_two_servers.rejects(session)}
 
 
 def main() -> None:
     """Write the files."""
-    files = made() | ({"two_servers.json": two_servers()} if "--two-servers" in sys.argv else {})
-    for name, contents in files.items():
+    for name, contents in made().items():
         (HERE / name).write_text(json.dumps(contents, indent=1) + "\n")
 
 

@@ -13,7 +13,6 @@ from edgewise.plan.compile import Plan
 from edgewise.secagg import two_server
 from edgewise.secagg.client import Registry
 from edgewise.secagg.secrets import Hidden
-from edgewise.secagg.two_server import Ticket
 
 
 class LocalGateway:
@@ -42,12 +41,12 @@ class LocalGateway:
         params, context = self._plan.secagg(invite.round), self._plan.session(invite)
         self._helper = two_server.Helper(params, context, self._secret, self._registry, self._seen)
 
-    def admit(self, ticket: Ticket) -> str:
+    def admit(self, ticket: bytes) -> str:
         """See Helper."""
         if self._helper is None:
             return self._refusal
         try:
-            self._helper = two_server.admit(self._helper, ticket)
+            self._helper = two_server.admit(self._helper, two_server.load(ticket))
         except DecodeError as e:
             return e.code
         self._seen = self._helper.seen

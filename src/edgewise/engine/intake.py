@@ -105,7 +105,7 @@ class Shared:
         if not isinstance(message, Contribution):
             raise DecodeError("E-FRAME", "a contribution is expected.")
         ticket, share = two_server.open_report(self._leader, device, message.payload)
-        if code := self._helper.admit(ticket):
+        if code := self._helper.admit(two_server.dump(ticket)):
             raise DecodeError(code, "the helper refuses the report.")
         self._leader = two_server.count(self._leader, ticket, share)
         return -1

@@ -18,7 +18,6 @@ from edgewise.core.stage import Memory
 from edgewise.core.vector import Buffer, Spec, Vector
 from edgewise.privacy.ledger import Charge
 from edgewise.secagg.secrets import Hidden
-from edgewise.secagg.two_server import Ticket
 from edgewise.strategies.base import State
 
 DeviceId = str
@@ -177,8 +176,9 @@ class Helper(Protocol):
         """
         ...
 
-    def admit(self, ticket: Ticket) -> str:
-        """Take a report into the batch; the code of a refusal, empty where it is taken."""
+    def admit(self, ticket: bytes) -> str:
+        """Take a report into the batch, by its ticket (``two_server.dump``); the code of a refusal, empty where it is
+        taken."""
         ...
 
     def open(self, devices: Collection[DeviceId]) -> Hidden:

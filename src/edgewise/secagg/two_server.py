@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from typing import Annotated, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,12 +26,17 @@ from edgewise.core.vector import Buffer
 from edgewise.crypto import prg, seal, sign
 from edgewise.crypto.agree import Pair, pair
 from edgewise.secagg.client import Registry
-from edgewise.secagg.messages import digest
+from edgewise.secagg.messages import Device, Signature, digest
 from edgewise.secagg.params import Params
 from edgewise.secagg.secrets import Body, Head, Hidden, fresh, mask
 
 ID_BYTES = 16
 _BLOCK = 1 << 16  # coordinates; a multiple of 8, so that every block ends on a byte
+_SEALED_SEED_BYTES = prg.SEED_BYTES + seal.HPKE_OVERHEAD_BYTES
+
+Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
+Ends = Annotated[bytes, msgspec.Meta(min_length=seal.LARGE_OVERHEAD_BYTES, max_length=seal.LARGE_OVERHEAD_BYTES)]
+Sealed = Annotated[bytes, msgspec.Meta(min_length=_SEALED_SEED_BYTES, max_length=_SEALED_SEED_BYTES)]
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -43,27 +49,48 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         misstate its own share in any case.
     """
 
-    id: bytes
-    helper: bytes
-    signature: bytes
+    id: Id
+    helper: Sealed
+    signature: Signature
 
 
 class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The helper's part of a report: all of it but the leader's box, of which the ends."""
 
-    device: str
-    id: bytes
-    leader: bytes
-    helper: bytes
-    signature: bytes
+    device: Device
+    id: Id
+    leader: Ends
+    helper: Sealed
+    signature: Signature
 
 
+_Record = TypeVar("_Record", Report, Ticket)
 _encoder = msgspec.msgpack.Encoder()
 _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
-_SEALED_SEED_BYTES = prg.SEED_BYTES + seal.HPKE_OVERHEAD_BYTES
+_tickets: msgspec.msgpack.Decoder[Ticket] = msgspec.msgpack.Decoder(Ticket)
 _HEAD_BYTES = len(
     _encoder.encode(Report(id=bytes(ID_BYTES), helper=bytes(_SEALED_SEED_BYTES), signature=bytes(sign.SIGNATURE_BYTES)))
 )
+
+
+def dump(ticket: Ticket) -> bytes:
+    """A ticket as it travels to the helper."""
+    return _encoder.encode(ticket)
+
+
+def load(raw: bytes) -> Ticket:
+    """Inverse of ``dump``. Raises DecodeError(E-FRAME) for anything that ``dump`` cannot have produced."""
+    return _strict(raw, _tickets)
+
+
+def _strict(raw: bytes, decoder: msgspec.msgpack.Decoder[_Record]) -> _Record:
+    try:
+        record = decoder.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise DecodeError("E-FRAME", "malformed report or ticket.") from None
+    if _encoder.encode(record) != raw:
+        raise DecodeError("E-FRAME", "a report or ticket in another encoding than its own.")
+    return record
 
 
 def signed(context: bytes, device: str, id: bytes, leader: bytes, helper: bytes) -> bytes:
@@ -127,7 +154,7 @@ def server_pair(entropy: bytes) -> Pair:
 def _authentic(context: bytes, registry: Registry, t: Ticket) -> None:
     enrolled = registry(t.device)
     said = signed(context, t.device, t.id, t.leader, t.helper)
-    if len(t.id) != ID_BYTES or enrolled is None or not sign.verify(enrolled, t.signature, said):
+    if enrolled is None or not sign.verify(enrolled, t.signature, said):
         raise DecodeError("E-SECAGG-KEYS", "a report is not signed by an enrolled device for this round.")
 
 
@@ -155,13 +182,10 @@ def open_report(leader: Leader, device: str, raw: Buffer) -> tuple[Ticket, Hidde
 
     Raises DecodeError: E-FRAME, E-SECAGG-KEYS (signature), E-SECAGG-ORDER (a second report), E-SEAL, E-PAYLOAD.
     """
-    raw, box = raw[:_HEAD_BYTES], memoryview(raw)[_HEAD_BYTES:]
-    try:
-        report = _reports.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raise DecodeError("E-FRAME", "malformed report.") from None
-    if _encoder.encode(report) != raw:
-        raise DecodeError("E-FRAME", "a report in another encoding than its own.")
+    box = memoryview(raw)[_HEAD_BYTES:]
+    report = _strict(bytes(raw[:_HEAD_BYTES]), _reports)
+    if len(box) < seal.LARGE_OVERHEAD_BYTES:
+        raise DecodeError("E-FRAME", "a report whose box has no room for its ends.")
     ticket = Ticket(device=device, id=report.id, leader=ends(box), helper=report.helper, signature=report.signature)
     if device in leader.counted or report.id in leader.ids:
         raise DecodeError("E-SECAGG-ORDER", "a device's report came twice.")
@@ -211,8 +235,6 @@ def admit(helper: Helper, ticket: Ticket) -> Helper:
         raise DecodeError("E-SECAGG-ORDER", "a report came twice, or after its batch was opened.")
     _authentic(helper.context, helper.registry, ticket)
     k = seal.hpke_open(helper.secret, ticket.helper, _bound(helper.context, b"helper", ticket.device, ticket.id))
-    if len(k) != prg.SEED_BYTES:
-        raise DecodeError("E-SEAL", "a sealed seed of another size.")
     seeds = helper.seeds.plus(ticket.device, (ticket.id, k))
     return replace(helper, seen=helper.seen.plus(ticket.id, None), seeds=seeds)
 
