@@ -12,6 +12,7 @@ from played import play, story
 from edgewise.apps import summary
 from edgewise.core import events, frame
 from edgewise.core.errors import BudgetError, EdgewiseError, RoundError
+from edgewise.crypto import sign
 from edgewise.drivers.faults import Fault, Faulty
 from edgewise.drivers.store import RunStore
 from edgewise.engine import device
@@ -234,11 +235,21 @@ def test_damage_costs_a_device_its_place_only(tmp_path):
 
 
 class _Lying(Faulty):
-    """Devices whose messages of secure aggregation ``lie`` changes; None: it never arrives."""
+    """Devices whose messages of secure aggregation ``lie`` changes, and which sign that; None: it never arrives."""
 
-    def __init__(self, inner, liars, lie):
+    def __init__(self, inner, liars, lie, monkeypatch):
         super().__init__(inner, lambda device, n: Fault())
         self._liars, self._lie = liars, lie
+        self._signers, honest = {}, device.client.step
+
+        def step(secagg, state, raw, registry):
+            after, answer = honest(secagg, state, raw, registry)
+            roster = getattr(state, "roster", None) or getattr(after, "roster", b"")
+            if roster:
+                self._signers[state.device] = (state.own.identity, roster)
+            return after, answer
+
+        monkeypatch.setattr(device.client, "step", step)
 
     def receive(self, timeout_s):
         item = super().receive(timeout_s)
@@ -250,28 +261,38 @@ class _Lying(Faulty):
         said = self._lie(step.round, messages.load(step.body))
         if said is None:
             return Lost(item.device, "dropped", item.at_s)
+        if isinstance(said, messages.Shares | messages.Revealed):
+            said = _signed(item.device, said, *self._signers[item.device])
         body = frame.dump(msgspec.structs.replace(step, body=messages.dump(said)))
         return dataclasses.replace(item, frame=body)
+
+
+def _signed(name, said, identity, roster):
+    if isinstance(said, messages.Shares):
+        digest = messages.shares_digest(roster, name, messages.boxes_digest(said.boxes))
+    else:
+        digest = messages.revealed_digest(roster, name, said.seeds, said.keys)
+    return msgspec.structs.replace(said, signature=sign.sign(identity, digest))
 
 
 def _reveals_wrong_shares(number, said):
     if not isinstance(said, messages.Revealed):
         return said
-    return messages.Revealed(seeds={d: bytes(33) for d in said.seeds}, keys=said.keys)
+    return msgspec.structs.replace(said, seeds={d: bytes(33) for d in said.seeds})
 
 
 def _deals_wrong_shares_and_vanishes(number, said):
     """In the second round."""
     if number == 1 and isinstance(said, messages.Shares):
-        return messages.Shares(boxes={d: box[:-64] + bytes(64) for d, box in said.boxes.items()})
+        return msgspec.structs.replace(said, boxes={d: box[:-64] + bytes(64) for d, box in said.boxes.items()})
     return None if number == 1 and isinstance(said, messages.Revealed) else said
 
 
-def test_devices_that_reveal_wrong_shares_are_told_of_and_change_nothing(tmp_path):
+def test_devices_that_reveal_wrong_shares_are_told_of_and_change_nothing(tmp_path, monkeypatch):
     """Two of eight, apart from each other in the order, in every round."""
     liars = {"d00001", "d00005"}
     honest, _, _ = play(tmp_path / "a", MASKS)
-    sums, told, _ = play(tmp_path / "b", MASKS, wrap=lambda c: _Lying(c, liars, _reveals_wrong_shares))
+    sums, told, _ = play(tmp_path / "b", MASKS, wrap=lambda c: _Lying(c, liars, _reveals_wrong_shares, monkeypatch))
     assert sums == honest
     assert all(r.met and r.accepted == 8 for r in rounds(told))
     flagged = [e for e in told if isinstance(e, events.Flagged)]
@@ -282,9 +303,9 @@ def test_devices_that_reveal_wrong_shares_are_told_of_and_change_nothing(tmp_pat
     assert {d: set(rounds_) for d, rounds_ in rows.items() if rounds_} == {d: {"0", "1", "2"} for d in liars}
 
 
-def test_a_device_that_deals_wrong_shares_and_vanishes_costs_one_round_and_is_named(tmp_path):
+def test_a_device_that_deals_wrong_shares_and_vanishes_costs_one_round_and_is_named(tmp_path, monkeypatch):
     liar = _deals_wrong_shares_and_vanishes
-    _, told, _ = play(tmp_path, MASKS, wrap=lambda c: _Lying(c, {"d00003"}, liar))
+    _, told, _ = play(tmp_path, MASKS, wrap=lambda c: _Lying(c, {"d00003"}, liar, monkeypatch))
     assert [(r.met, r.code) for r in rounds(told)] == [(True, ""), (False, "E-SECAGG-FEW"), (True, "")]
     named = [(e.device, e.round, e.code) for e in told if isinstance(e, events.Lost)]
     assert named == [("d00003", 1, "E-SHARE")]

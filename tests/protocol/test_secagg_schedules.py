@@ -107,7 +107,7 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
     s = Session(n, n_min=4)
     corrupt = set(s.devices[n - (n - 1) // 3 :])
     keys = messages.ordered({d: messages.load(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
-    split = rng.random() < 0.5
+    split, careful = rng.random() < 0.5, rng.random() < 0.5
     hidden = rng.sample(s.devices, rng.randint(0, 2))  # left out of some rosters
     rosters = [keys, {d: k for d, k in keys.items() if d not in hidden}]
     told = {d: rosters[rng.random() < 0.4] if split else keys for d in s.devices}
@@ -116,10 +116,22 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
         raw = s.answer(device, messages.dump(message))
         return messages.load(raw) if raw else None
 
-    boxes = {d: getattr(answer(d, messages.Roster(keys=told[d])), "boxes", {}) for d in s.devices}
+    dealt: dict[str, dict[str, messages.Dealt]] = {}
+    for d in s.devices:
+        said = answer(d, messages.Roster(keys=told[d]))
+        if isinstance(said, messages.Shares):
+            every = messages.boxes_digest(said.boxes)
+            dealt[d] = {
+                v: messages.Dealt(box=box, all=every, signature=said.signature) for v, box in said.boxes.items()
+            }
     inside = []
     for d in s.devices:
-        mine = {v: boxes[v][d] for v in told[d] if d in boxes[v] and rng.random() < 0.97}
+        # Boxes that were dealt under another roster end a device's session: half of these servers send none.
+        mine = {
+            v: dealt[v][d]
+            for v in told[d]
+            if d in dealt.get(v, {}) and rng.random() < 0.97 and (not careful or told[v] is told[d])
+        }
         if isinstance(answer(d, messages.Boxes(boxes=mine)), messages.Masked):
             inside.append(d)
     lists = [tuple(inside), tuple(d for d in inside if d != rng.choice(inside))] if inside else []

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import secagg_pieces
 import secagg_vectors
+from session import signed
 
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, seal, shamir, sign
@@ -139,7 +140,9 @@ class Play:
                 message = messages.load(raw)
                 assert isinstance(message, messages.Revealed)
                 wrong = [{d: bytes([v[0] ^ 1]) + v[1:] for d, v in t.items()} for t in (message.seeds, message.keys)]
-                raw = messages.dump(messages.Revealed(seeds=wrong[0], keys=wrong[1]))
+                said = messages.Revealed(seeds=wrong[0], keys=wrong[1], signature=b"")
+                assert isinstance(self.server, server.Unmasking)
+                raw = messages.dump(signed(line["from"], self.server.signed.masked.shared.roster, said))
             assert same(line, raw)
             event = server.Received(line["from"], raw)
         self.server, effects = server.step(self.server, event)

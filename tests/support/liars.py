@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import msgspec
-from session import Session
+from session import Session, signed
 
 from edgewise.crypto import agree, seal, shamir
 from edgewise.secagg import client, messages, secrets, server
@@ -65,9 +65,11 @@ class Lies:
             return _dealt(self.s, device, raw, _OTHER[dealt])
         answer = messages.load(self.s.answer(device, raw))
         if isinstance(answer, messages.Shares) and dealt:
-            return messages.dump(replace(answer, boxes=self._boxes(device, dealt, dict(answer.boxes))))
+            changed = replace(answer, boxes=self._boxes(device, dealt, dict(answer.boxes)))
+            return messages.dump(signed(device, self.s.clients[device].roster, changed))  # type: ignore[union-attr]
         if isinstance(answer, messages.Revealed) and "revealed" in lies:
-            return messages.dump(_revealed(device, answer, lies["revealed"]))
+            told = _revealed(device, answer, lies["revealed"])
+            return messages.dump(signed(device, before.roster, told))  # type: ignore[union-attr]
         return messages.dump(answer)
 
     def _boxes(self, device: str, lie: str, boxes: dict[str, bytes]) -> dict[str, bytes]:
@@ -133,7 +135,8 @@ def _revealed(device: str, told: messages.Revealed, lie: str) -> messages.Reveal
         return replace(told, seeds={device: told.seeds[device]}, keys={})
     if lie in _FIRST:
         dealers = sorted({*told.seeds, *told.keys} - {device})[: _FIRST[lie]]
-        return messages.Revealed(
+        return replace(
+            told,
             seeds={d: v for d, v in told.seeds.items() if d not in dealers},
             keys={d: v for d, v in told.keys.items() if d not in dealers},
         )

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from session import IDENTITIES, SID, Session
+from session import IDENTITIES, SID, Session, signed
 
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import derive
@@ -103,22 +103,22 @@ class Run:
         match m:
             case messages.Advertise():
 
-                def signed(sid: bytes = SID, **fields: bytes) -> messages.Advertise:
+                def own(sid: bytes = SID, **fields: bytes) -> messages.Advertise:
                     keys = replace(m.keys, **fields)
                     return messages.Advertise(
                         keys=replace(keys, signature=sign.sign(identity, keys.signed(sid, device)))
                     )
 
                 theirs = self.s.server.keys if isinstance(self.s.server, server.Advertising) else {}
-                stolen = [signed(seal=k.seal, mask=k.mask) for k in theirs.values()]
+                stolen = [own(seal=k.seal, mask=k.mask) for k in theirs.values()]
                 fresh = agree.public(derive(SID, "fresh"))
                 return [
-                    signed(bytes(32)),
-                    signed(seal=bytes(32)),
-                    signed(mask=bytes(32)),
-                    signed(mask=m.keys.seal),
-                    signed(commitment=self._noise(32)),
-                    signed(mask=fresh),
+                    own(bytes(32)),
+                    own(seal=bytes(32)),
+                    own(mask=bytes(32)),
+                    own(mask=m.keys.seal),
+                    own(commitment=self._noise(32)),
+                    own(mask=fresh),
                     replace(m, keys=replace(m.keys, mask=fresh)),
                     *stolen,
                 ]
@@ -126,13 +126,15 @@ class Run:
                 names = list(m.boxes)
                 rolled = dict(zip(names, [*list(m.boxes.values())[1:], m.boxes[names[0]]], strict=True))
                 noise = {d: self._noise(messages.BOX_BYTES) for d in names}
-                return [
+                made = [
                     replace(m, boxes=rolled),
                     replace(m, boxes=noise),
                     replace(m, boxes={**m.boxes, names[0]: noise[names[0]]}),
                     replace(m, boxes={d: m.boxes[d] for d in names[1:]}),
                     replace(m, boxes={}),
                 ]
+                roster = getattr(self.s.server, "roster", b"")
+                return [*(signed(device, roster, said) for said in made), *made]
             case messages.Masked():
                 body = bytes([m.body[0] ^ 1]) + m.body[1:]
                 return [
@@ -149,7 +151,7 @@ class Run:
                 swapped = replace(m, seeds=m.keys, keys=m.seeds)
                 both = replace(m, keys=messages.ordered({**m.keys, **m.seeds}))
                 kept = rng.sample(sorted(m.seeds), len(m.seeds) // 2)
-                return [
+                made = [
                     swapped,
                     both,
                     replace(m, seeds={**m.seeds, device: self._noise(33)}),
@@ -159,6 +161,9 @@ class Run:
                     replace(m, keys=dict.fromkeys(m.keys, b"\xff" * 33)),
                     replace(m, seeds={d: self._noise(32) + b"\0" for d in m.seeds}),
                 ]
+                end = self.s.server
+                roster = end.signed.masked.shared.roster if isinstance(end, server.Unmasking) else b""
+                return [*(signed(device, roster, said) for said in made), *made]
         return []
 
     def _to_device(self, device: str, m: Any) -> list[Any]:
@@ -174,12 +179,14 @@ class Run:
             case messages.Boxes() if m.boxes:
                 gone, names = rng.choice(sorted(m.boxes)), list(m.boxes)
                 rolled = dict(zip(names, [*names[1:], names[0]], strict=True))
-                noise = {**m.boxes, gone: self._noise(messages.BOX_BYTES)}
+                noise = {**m.boxes, gone: replace(m.boxes[gone], box=self._noise(messages.BOX_BYTES))}
+                forged = {**m.boxes, gone: replace(m.boxes[gone], signature=self._noise(64))}
                 fewer = {d: box for d, box in m.boxes.items() if d != gone}
                 return [
                     messages.Boxes(boxes=b)
                     for b in (
                         noise,
+                        forged,
                         fewer,
                         {},
                         {d: m.boxes[o] for d, o in rolled.items()},

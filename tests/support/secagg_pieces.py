@@ -52,6 +52,7 @@ def pieces() -> dict[str, Any]:
     forward, backward = secrets.sealing_keys(loaded, agree.public(two), roster, "a", "b")
     checks = client._checks(roster, "a", "b", shared[1], shared[2])
     bound = secrets.bound(roster, "a", "b", checks)
+    told, dealt = messages.dump(messages.Boxes(boxes={})), {"d001": one + checks, "d002": two + checks}
     return {
         "digest": {"label": "x", "parts": ["", "616263"], "hex": messages.digest(b"x", b"", b"abc").hex()},
         "session": {"run": "run", "round": 3, "model": "model", "config": "config", "nonce": bytes(32).hex(),
@@ -86,9 +87,16 @@ def pieces() -> dict[str, Any]:
                   "head": [str(v) for v in h.head]} for bits, h in hidden.items()],
         "pack": [{"bits": bits, "body": h.body.tolist(), "hex": bytes(kernels.pack_bits(h.body, bits)).hex()}
                  for bits, h in hidden.items()],
-        "masked": {"context": roster.hex(), "device": "d000", "paired": ["d001", "d002"], "body": b"body".hex(),
+        "masked": {"context": roster.hex(), "device": "d000", "told": told.hex(), "body": b"body".hex(),
                    "head": b"headhead".hex(),
-                   "hex": messages.masked_digest(roster, "d000", ["d001", "d002"], b"body", b"headhead").hex()},
+                   "hex": messages.masked_digest(
+                       roster, "d000", messages.told_digest(told), b"body", b"headhead").hex()},
+        "shares": {"roster": roster.hex(), "device": "d000", "boxes": {d: box.hex() for d, box in dealt.items()},
+                   "all": messages.boxes_digest(dealt).hex(),
+                   "hex": messages.shares_digest(roster, "d000", messages.boxes_digest(dealt)).hex()},
+        "revealed": {"roster": roster.hex(), "device": "d000", "seeds": {"d000": shared[1].hex()},
+                     "keys": {"d001": shared[2].hex()},
+                     "hex": messages.revealed_digest(roster, "d000", {"d000": shared[1]}, {"d001": shared[2]}).hex()},
         "survivors": {"devices": ["d000", "d002"], "hex": messages.survivors_digest(roster, ["d000", "d002"]).hex()},
         "circle": [{"roster": one.hex(), "k": k, "devices": names,
                     "neighbours": {d: list(v) for d, v in sorted(graph.neighbours(one, names, k).items())}}

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 from secagg_sessions import KINDS
 from session import IDENTITIES, ROOT, SID, fresh, registry
+from session import signed as signed_by
 
 from edgewise.core.keys import derive
 from edgewise.crypto import agree, seal, shamir, sign
@@ -61,6 +62,7 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """For d000, which was given the server's recorded messages before ``step``: it answers with an abort."""
     b = Book(records["all stay"])
     keys, names, boxes = b.keys, b.names, messages.load(b.told[1]).boxes  # type: ignore[union-attr]
+    junk, broken, word = bytes(messages.BOX_BYTES), bytes(64), b.keys["d001"].commitment
     roster, survivors, proofs = b.told[0], b.told[2], messages.load(b.told[3]).signatures  # type: ignore[union-attr]
 
     def at(device: str, sid: bytes = SID, **changed: bytes) -> Roster:
@@ -71,6 +73,8 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     unknown = replace(keys["d001"], seal=other, mask=agree.public(derive(ROOT, "fresh too")))
     unknown = replace(unknown, signature=sign.sign(derive(ROOT, "stranger"), unknown.signed(SID, "zz")))
     flipped = {**proofs, "d001": bytes([proofs["d001"][0] ^ 1]) + proofs["d001"][1:]}
+    dealt = messages.shares_digest(messages.roster_digest(SID, dict(list(keys.items())[:3])), "d001", boxes["d001"].all)
+    elsewhere = replace(boxes["d001"], signature=sign.sign(IDENTITIES["d001"].secret, dealt))
     first = messages.dump(Survivors(devices=names))
     made = [
         ("roster without me", 1, Roster(keys={d: k for d, k in keys.items() if d != "d000"}), "E-SECAGG-KEYS"),
@@ -118,13 +122,21 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("no boxes", 2, Boxes(boxes={}), "E-SECAGG-FEW"),
         ("a stranger's box", 2, Boxes(boxes={**boxes, "zz": boxes["d001"]}), "E-SECAGG-KEYS"),
         ("a box from myself", 2, Boxes(boxes={"d000": boxes["d001"], **boxes}), "E-SECAGG-KEYS"),
-        ("a short box", 2, Boxes(boxes={"d001": boxes["d001"][:-1]}), "E-FRAME"),
+        ("a short box", 2, Boxes(boxes={"d001": replace(boxes["d001"], box=junk[:-1])}), "E-FRAME"),
         ("boxes not sorted", 2, Boxes(boxes=_unsorted(boxes)), "E-FRAME"),
-        ("boxes that do not open", 2, Boxes(boxes=dict.fromkeys(boxes, bytes(messages.BOX_BYTES))), "E-SECAGG-FEW"),
-        ("boxes of each other", 2,
-         Boxes(boxes=dict(zip(boxes, [*list(boxes.values())[1:], boxes["d001"]], strict=True))), "E-SECAGG-FEW"),
-        ("boxes with other digests", 2, Boxes(boxes={d: v[:-1] + bytes([v[-1] ^ 1]) for d, v in boxes.items()}),
+        ("boxes that do not open", 2, Boxes(boxes={d: replace(v, box=junk) for d, v in boxes.items()}),
          "E-SECAGG-FEW"),
+        ("boxes of each other", 2, Boxes(boxes={
+            d: replace(boxes[d], box=boxes[e].box) for d, e in zip(boxes, ("d002", "d003", "d001"), strict=True)}),
+         "E-SECAGG-FEW"),
+        ("boxes with other digests", 2, Boxes(boxes={
+            d: replace(v, box=v.box[:-1] + bytes([v.box[-1] ^ 1])) for d, v in boxes.items()}), "E-SECAGG-FEW"),
+        ("a box that its sender has not signed", 2,
+         Boxes(boxes={**boxes, "d001": replace(boxes["d001"], signature=broken)}), "E-SECAGG-KEYS"),
+        ("a box signed by another device", 2, Boxes(boxes={**boxes, "d001": boxes["d002"]}), "E-SECAGG-KEYS"),
+        ("a signature on other boxes", 2, Boxes(boxes={**boxes, "d001": replace(boxes["d001"], all=word)}),
+         "E-SECAGG-KEYS"),
+        ("a box dealt under another roster", 2, Boxes(boxes={**boxes, "d001": elsewhere}), "E-SECAGG-KEYS"),
         ("the roster again", 2, roster, "E-SECAGG-ORDER"),
         ("survivors without me", 3, Survivors(devices=names[1:]), "E-SECAGG-SURVIVORS"),
         ("too few survivors", 3, Survivors(devices=names[:2]), "E-SECAGG-FEW"),
@@ -202,14 +214,23 @@ def _roster(record: dict[str, Any]) -> Roster:
 
 def _boxes_of(roster: Roster) -> Boxes:
     """What d000 is sent by the others, of whom d001 sees that its own keys are not there."""
-    raw, boxes = messages.dump(roster), {"d001": bytes(messages.BOX_BYTES)}
+    raw, junk = messages.dump(roster), {"d000": bytes(messages.BOX_BYTES)}
+    boxes = {
+        "d001": _dealt(signed_by("d001", messages.roster_digest(SID, roster.keys), Shares(boxes=junk, signature=b"")))
+    }
     for d in ("d002", "d003"):
         update = np.zeros(6, np.uint32), np.zeros(1, np.uint64)
         params = Params(Policy(), 2, 20, 6, 1)
         state, _ = client.start(params, SID, d, IDENTITIES[d].secret, *update, derive(ROOT, "entropy", d))
         _, answer = client.step(params, state, raw, registry)
-        boxes[d] = messages.load(answer).boxes["d000"]  # type: ignore[union-attr]
+        boxes[d] = _dealt(messages.load(answer))
     return Boxes(boxes=boxes)
+
+
+def _dealt(shares: Any) -> messages.Dealt:
+    """What d000 gets of somebody's shares."""
+    every = messages.boxes_digest(shares.boxes)
+    return messages.Dealt(box=shares.boxes["d000"], all=every, signature=shares.signature)
 
 
 def device_answers(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -256,10 +277,20 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     def signed(sid: bytes = SID, **changed: bytes) -> messages.Advertise:
         return messages.Advertise(keys=b.signed("d000", replace(keys.keys, **changed), sid))
 
-    def again(paired: Sequence[str] = names[1:], roster: bytes = b.roster, **changed: bytes) -> Masked:
+    boxes = messages.load(b.told[1]).boxes  # type: ignore[union-attr]
+    fewer = messages.dump(Boxes(boxes={d: boxes[d] for d in names[1:3]}))
+    damaged = messages.dump(Boxes(boxes={**boxes, "d001": replace(boxes["d001"], box=bytes(messages.BOX_BYTES))}))
+
+    def again(boxes: bytes = b.told[1], roster: bytes = b.roster, **changed: bytes) -> Masked:
         m = replace(masked, **changed)
-        digest = messages.masked_digest(roster, "d000", paired, m.body, m.head)
+        digest = messages.masked_digest(roster, "d000", messages.told_digest(boxes), m.body, m.head)
         return replace(m, signature=sign.sign(secret, digest))
+
+    def deals(boxes: dict[str, bytes], roster: bytes = b.roster) -> Shares:
+        return signed_by("d000", roster, Shares(boxes=boxes, signature=b""))
+
+    def tells(seeds: dict[str, bytes], keys: dict[str, bytes] | None = None, roster: bytes = b.roster) -> Revealed:
+        return signed_by("d000", roster, Revealed(seeds=seeds, keys=keys or {}, signature=b""))
 
     other = messages.survivors_digest(b.roster, names[:3])
     elsewhere = messages.survivors_digest(bytes(32), names)
@@ -289,10 +320,14 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("keys a second time", 0, "d001", first, sent["advertise", "d001"], "E-SECAGG-ORDER"),
         ("shares before keys", 0, "d000", [], shares, "E-SECAGG-ORDER"),
         ("cut off", 0, "d000", [], messages.dump(keys)[:-1], "E-FRAME"),
-        ("a box too few", 1, "d000", [], Shares(boxes={"d001": shares.boxes["d001"]}), "E-SECAGG-ORDER"),
-        ("a box for oneself", 1, "d000", [], Shares(boxes={"d000": shares.boxes["d001"], **shares.boxes}),
-         "E-SECAGG-ORDER"),
-        ("shares not sorted", 1, "d000", [], Shares(boxes=_unsorted(shares.boxes)), "E-FRAME"),
+        ("a box too few", 1, "d000", [], deals({"d001": shares.boxes["d001"]}), "E-SECAGG-ORDER"),
+        ("a box for oneself", 1, "d000", [], deals({"d000": shares.boxes["d001"], **shares.boxes}), "E-SECAGG-ORDER"),
+        ("shares not sorted", 1, "d000", [], deals(_unsorted(shares.boxes)), "E-FRAME"),
+        ("boxes with a flipped bit", 1, "d000", [], replace(shares, boxes={
+            d: bytes([box[0] ^ 1]) + box[1:] for d, box in shares.boxes.items()}), "E-SECAGG-KEYS"),
+        ("boxes that nobody signed", 1, "d000", [], replace(shares, signature=bytes(64)), "E-SECAGG-KEYS"),
+        ("boxes for another roster", 1, "d000", [], deals(shares.boxes, bytes(32)), "E-SECAGG-KEYS"),
+        ("another device's boxes", 1, "d001", [], shares, "E-SECAGG-ORDER"),
         ("shares a second time", 1, "d000", [["d000", messages.dump(shares).hex()]], shares, "E-SECAGG-ORDER"),
         ("shares of a stranger", 1, "zz", [], shares, "E-SECAGG-ORDER"),
         ("a masked update too early", 1, "d000", [], masked, "E-SECAGG-ORDER"),
@@ -310,7 +345,8 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("a masked update that is too short, not signed", 2, "d000", [],
          replace(masked, body=masked.body[:-1]), "E-SECAGG-KEYS"),
         ("another device's masked update", 2, "d001", [], masked, "E-SECAGG-KEYS"),
-        ("a masked update for fewer peers", 2, "d000", [], again(names[1:3]), "E-SECAGG-KEYS"),
+        ("a masked update for fewer peers", 2, "d000", [], again(fewer), "E-SECAGG-KEYS"),
+        ("a masked update for a box that was damaged", 2, "d000", [], again(damaged), "E-SECAGG-KEYS"),
         ("a masked update for another roster", 2, "d000", [], again(roster=bytes(32)), "E-SECAGG-KEYS"),
         ("a masked update that is too short", 2, "d000", [], again(body=masked.body[:-1]), "E-PAYLOAD"),
         ("a head that is too long", 2, "d000", [], again(head=bytes(16)), "E-PAYLOAD"),
@@ -319,19 +355,19 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("a signature for another roster", 3, "d000", [], messages.Consistent(signature=sign.sign(secret, elsewhere)),
          "E-SECAGG-SURVIVORS"),
         ("another device's signature", 3, "d001", [], said, "E-SECAGG-SURVIVORS"),
-        ("a key share of a survivor", 4, "d000", [], Revealed(seeds={}, keys={"d001": told.seeds["d001"]}),
-         "E-SECAGG-ORDER"),
-        ("a seed share of nobody", 4, "d000", [], Revealed(seeds={**told.seeds, "zz": wrong}, keys={}),
-         "E-SECAGG-ORDER"),
-        ("a wrong share", 4, "d000", [], Revealed(seeds={**told.seeds, "d001": wrong}, keys={}), "E-SECAGG-REVEAL"),
-        ("a share of 32 bytes", 4, "d000", [], Revealed(seeds={**told.seeds, "d001": wrong[:32]}, keys={}), "E-FRAME"),
-        ("a wrong seed of its own", 4, "d000", [], Revealed(seeds={**told.seeds, "d000": bytes(33)}, keys={}),
-         "E-SECAGG-REVEAL"),
+        ("a key share of a survivor", 4, "d000", [], tells({}, {"d001": told.seeds["d001"]}), "E-SECAGG-ORDER"),
+        ("a seed share of nobody", 4, "d000", [], tells({**told.seeds, "zz": wrong}), "E-SECAGG-ORDER"),
+        ("a wrong share", 4, "d000", [], tells({**told.seeds, "d001": wrong}), "E-SECAGG-REVEAL"),
+        ("a share with a flipped bit", 4, "d000", [], replace(told, seeds={**told.seeds, "d001": wrong}),
+         "E-SECAGG-KEYS"),
+        ("shares revealed for another roster", 4, "d000", [], tells(told.seeds, None, bytes(32)), "E-SECAGG-KEYS"),
+        ("a share of 32 bytes", 4, "d000", [], tells({**told.seeds, "d001": wrong[:32]}), "E-FRAME"),
+        ("a wrong seed of its own", 4, "d000", [], tells({**told.seeds, "d000": bytes(33)}), "E-SECAGG-REVEAL"),
         ("a seed of its own and one byte that is not zero", 4, "d000", [],
-         Revealed(seeds={**told.seeds, "d000": told.seeds["d000"][:32] + b"\1"}, keys={}), "E-SECAGG-REVEAL"),
-        ("no seed of its own", 4, "d000", [], Revealed(seeds={d: v for d, v in told.seeds.items() if d != "d000"},
-                                                       keys={}), "E-SECAGG-REVEAL"),
-        ("shares not sorted", 4, "d000", [], Revealed(seeds=_unsorted(told.seeds), keys={}), "E-FRAME"),
+         tells({**told.seeds, "d000": told.seeds["d000"][:32] + b"\1"}), "E-SECAGG-REVEAL"),
+        ("no seed of its own", 4, "d000", [], tells({d: v for d, v in told.seeds.items() if d != "d000"}),
+         "E-SECAGG-REVEAL"),
+        ("shares not sorted", 4, "d000", [], tells(_unsorted(told.seeds)), "E-FRAME"),
         ("the signature again", 4, "d000", [], said, ""),
     ]  # fmt: skip
     rows = _rows("all stay", made, fields)
@@ -339,21 +375,21 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     e = Book(records["one leaves before its shares"])
     made = [("a device that had left", 2, "d003", [], e.sent["masked", "d000"], "E-SECAGG-ORDER"),
             ("a share that it was not dealt", 4, "d000", [],
-             Revealed(seeds=e.sent["revealed", "d000"].seeds, keys={"d003": bytes(33)}), "E-SECAGG-ORDER")]  # fmt: skip
+             tells(e.sent["revealed", "d000"].seeds, {"d003": bytes(33)}, e.roster), "E-SECAGG-ORDER")]  # fmt: skip
     rows += _rows("one leaves before its shares", made, fields)
 
     k = Book(records["one leaves before its update"])
     mine = k.sent["revealed", "d000"]
     flipped = {d: bytes([v[0] ^ 1]) + v[1:] for d, v in mine.keys.items()}
-    made = [("a wrong key share", 4, "d000", [], Revealed(seeds=mine.seeds, keys=flipped), "E-SECAGG-REVEAL"),
+    made = [("a wrong key share", 4, "d000", [], tells(mine.seeds, flipped, k.roster), "E-SECAGG-REVEAL"),
             ("a key share in place of a seed share", 4, "d000", [],
-             Revealed(seeds=messages.ordered({**mine.seeds, **mine.keys}), keys={}), "E-SECAGG-ORDER")]  # fmt: skip
+             tells(messages.ordered({**mine.seeds, **mine.keys}), None, k.roster), "E-SECAGG-ORDER")]  # fmt: skip
     rows += _rows("one leaves before its update", made, fields)
 
     p = Book(records["a narrow ring"])
     narrow = p.sent["masked", "d000"]
     body = narrow.body[:-1] + bytes([narrow.body[-1] | 0x80])
-    digest = messages.masked_digest(p.roster, "d000", p.names[1:], body, narrow.head)
+    digest = messages.masked_digest(p.roster, "d000", messages.told_digest(p.told[1]), body, narrow.head)
     padded = Masked(body=body, head=narrow.head, signature=sign.sign(secret, digest))
     rows += _rows("a narrow ring", [("bits beyond the last", 2, "d000", [], padded, "E-PAYLOAD")], fields)
 
@@ -361,7 +397,7 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     at = "shares of p and more dealt"
     large = _dealt_to_d000(big)
     made = [("a share of p and more that is the one of its check", 4, "d000", [],
-             Revealed(seeds=messages.ordered({**big.sent["revealed", "d000"].seeds, "d001": large}), keys={}),
+             tells(messages.ordered({**big.sent["revealed", "d000"].seeds, "d001": large}), None, big.roster),
              "E-SECAGG-REVEAL")]  # fmt: skip
     rows += _rows(at, made, fields)
 
@@ -369,7 +405,7 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     mine, alive = g.sent["revealed", "d000"], messages.load(g.told[2]).devices  # type: ignore[union-attr]
     near = client.graph.neighbours(_digest(records["a sparse graph"]), list(records["a sparse graph"]["devices"]), 4)
     far = next(d for d in alive if d not in (*near["d000"], "d000"))
-    more = Revealed(seeds=messages.ordered({**mine.seeds, far: bytes(33)}), keys=mine.keys)
+    more = tells(messages.ordered({**mine.seeds, far: bytes(33)}), mine.keys, _digest(records["a sparse graph"]))
     made = [("a seed share of a survivor that is no neighbour", 4, "d000", [], more, "E-SECAGG-ORDER")]
     return rows + _rows("a sparse graph", made, fields)
 
@@ -380,7 +416,7 @@ def _digest(record: dict[str, Any]) -> bytes:
 
 def _dealt_to_d000(book: Book) -> bytes:
     """The share of d001's seed that d000 was dealt, in a session in which it is p or more."""
-    box = messages.load(book.told[1]).boxes["d001"]  # type: ignore[union-attr]
+    box = messages.load(book.told[1]).boxes["d001"].box  # type: ignore[union-attr]
     secret = agree.Secret(fresh("d000")[0])
     _, opening = secrets.sealing_keys(secret, book.keys["d001"].seal, book.roster, "d000", "d001")
     checks = box[messages.SEALED_BYTES :]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 
+import msgspec
 import numpy as np
 
 from edgewise.core.keys import derive, root
@@ -24,6 +26,15 @@ def fresh(device: str) -> list[bytes]:
     """The secrets that a device of a ``Session`` draws at its start."""
     entropy = derive(ROOT, "entropy", device)
     return [secrets.fresh(entropy, SID, role, device) for role in ("seal", "mask", "seed", "shares")]
+
+
+def signed(device: str, roster: bytes, message: Any) -> Any:
+    """Shares, or what was revealed, changed after its device had said it, with its good signature."""
+    if isinstance(message, messages.Shares):
+        said = messages.shares_digest(roster, device, messages.boxes_digest(message.boxes))
+    else:
+        said = messages.revealed_digest(roster, device, message.seeds, message.keys)
+    return msgspec.structs.replace(message, signature=sign.sign(IDENTITIES[device].secret, said))
 
 
 def registry(device: str) -> bytes | None:

@@ -4,9 +4,10 @@
                  └──────────────────┴─────────────────┴──────────────────┴────► Aborted(code)
 
 The masked update is y = x + PRG(b) + sum_(v > u) PRG(k_uv) - sum_(v < u) PRG(k_uv) in the ring, v over the neighbours
-whose boxes came. Nothing that a server sends can make a device reveal both secrets of another one: it answers one
-survivor list per session, which enough neighbours have signed, and then has no state left. It reveals its own seed when
-it reveals its shares of others', so that no sum depends on the shares of a device that is still there.
+whose boxes came, each with its signature: v deals under this roster, and so under no other one of the session, where
+its key might be revealed. Nothing that a server sends can make a device reveal both secrets of another one: it answers
+one survivor list per session, which enough neighbours have signed, and then has no state left. It reveals its own seed
+when it reveals its shares of others', so that no sum depends on the shares of a device that is still there.
 Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4 (malicious); Bell et al. 2020, ePrint 2020/704.
 """
 
@@ -213,7 +214,7 @@ def step(params: Params, state: State, raw: bytes, registry: Registry) -> tuple[
             case Advertised(), messages.Roster():
                 return _share(params, state, message, registry)
             case Sharing(), messages.Boxes():
-                return _mask(params, state, message)
+                return _mask(params, state, message, registry, messages.told_digest(raw))
             case Waiting(), messages.Survivors():
                 return _sign(params, state, message)
             case Signed(), messages.Proofs():
@@ -247,6 +248,8 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
         both = seeds[points[device]], masks[points[device]]
         checks = _checks(digest, me, device, *both)
         boxes[device] = seal.seal(sealing, b"".join(both), bound(digest, me, device, checks)) + checks
+    said = messages.shares_digest(digest, me, messages.boxes_digest(boxes))
+    signature = sign.sign(own.identity, said)  # of a session's rosters this one alone: no step leads back to its keys
     after = Sharing(
         device=me,
         own=own,
@@ -258,7 +261,7 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
         threshold=threshold,
         opening=opening,
     )
-    return after, messages.dump(messages.Shares(boxes=boxes))
+    return after, messages.dump(messages.Shares(boxes=boxes, signature=signature))
 
 
 def _checks(roster: bytes, dealer: str, holder: str, seed: bytes, key: bytes) -> bytes:
@@ -283,14 +286,19 @@ def holding(device: str, near: tuple[str, ...], n: int) -> list[str]:
     return sorted((*near, device)) if n <= COMPLETE_TO else list(near)
 
 
-def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[State, bytes]:
+def _mask(
+    params: Params, state: Sharing, message: messages.Boxes, registry: Registry, told: bytes
+) -> tuple[State, bytes]:
     own, me = state.own, state.device
     held: dict[str, tuple[bytes, bytes]] = {}
     masking = agree.Secret(own.mask)
-    for sender, box in message.boxes.items():
+    for sender, dealt in message.boxes.items():
         if sender not in state.keys:
             raise DecodeError("E-SECAGG-KEYS", "a box from a device that is no neighbour.")
-        checks = box[SEALED_BYTES:]
+        enrolled, said = registry(sender), messages.shares_digest(state.roster, sender, dealt.all)
+        if enrolled is None or not sign.verify(enrolled, dealt.signature, said):  # it would count as a survivor
+            raise DecodeError("E-SECAGG-KEYS", "a box whose sender has not signed that it deals under this roster.")
+        box, checks = dealt.box, dealt.box[SEALED_BYTES:]
         try:
             plain = seal.open(state.opening[sender], box[:SEALED_BYTES], bound(state.roster, sender, me, checks))
         except DecodeError:
@@ -317,7 +325,7 @@ def _mask(params: Params, state: Sharing, message: messages.Boxes) -> tuple[Stat
         held=held,
     )
     packed, head = bytes(kernels.pack_bits(hidden.body, params.bits)), hidden.head.astype("<u8").tobytes()
-    signature = sign.sign(own.identity, messages.masked_digest(context, me, tuple(message.boxes), packed, head))
+    signature = sign.sign(own.identity, messages.masked_digest(context, me, told, packed, head))
     return after, messages.dump(messages.Masked(body=packed, head=head, signature=signature))
 
 
@@ -361,5 +369,7 @@ def _reveal(state: Signed, message: messages.Proofs, registry: Registry) -> tupl
     seeds = {d: shares[0] for d, shares in state.held.items() if d in alive}
     keys = {d: shares[1] for d, shares in state.held.items() if d not in alive}
     seeds[state.device] = shamir.element(state.own.seed)
-    revealed = messages.Revealed(seeds=messages.ordered(seeds), keys=messages.ordered(keys))
+    seeds, keys = messages.ordered(seeds), messages.ordered(keys)
+    said = messages.revealed_digest(state.roster, state.device, seeds, keys)
+    revealed = messages.Revealed(seeds=seeds, keys=keys, signature=sign.sign(state.own.identity, said))
     return Finished(device=state.device), messages.dump(revealed)

@@ -2,7 +2,7 @@
 
     step   device -> server                      server -> device
     0      Advertise   keys, signed              Roster      everybody's keys
-    1      Shares      sealed, one per holder    Boxes       those sealed for this device
+    1      Shares      sealed, one per holder    Boxes       those sealed for this device, and who signed for them
     2      Masked      the hidden update         Survivors   who is in the sum
     3      Consistent  signature on that list    Proofs      the others' signatures
     4      Revealed    shares, one kind of each
@@ -84,22 +84,37 @@ class Roster(_Message, frozen=True, tag="roster"):
 
 
 class Shares(_Message, frozen=True, tag="shares"):
-    """1, device: for each neighbour one box: its shares of my two secrets, sealed, and a digest of either."""
+    """1, device: for each neighbour one box: its shares of my two secrets, sealed, and a digest of either.
+
+    ``signature``: over ``shares_digest``. It shows others that I deal under this roster, and of a session's rosters a
+    device signs one.
+    """
 
     boxes: dict[Device, Box]
+    signature: Signature
+
+
+class Dealt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one device dealt to another. ``all``: ``boxes_digest`` of all that it dealt, which ``signature`` is on."""
+
+    box: Box
+    all: Word
+    signature: Signature
+
+    __repr__ = outline
 
 
 class Boxes(_Message, frozen=True, tag="boxes"):
     """1, server: the boxes that others sealed for this device; who is missing has dropped out."""
 
-    boxes: dict[Device, Box]
+    boxes: dict[Device, Dealt]
 
 
 class Masked(_Message, frozen=True, tag="masked"):
     """2, device: body, residues of ``bits`` bits packed as in ``codecs.kernels``; head, little-endian uint64.
 
-    Signed, with the roster and the list of those whose masks are in it (``masked_digest``): any residues are a masked
-    update of something, so nothing else shows damage to it, or to what the device was told before.
+    Signed, with the roster and the boxes as they came (``masked_digest``): any residues are a masked update of
+    something, so nothing else shows damage to it, or to what the device was told before.
     """
 
     body: bytes
@@ -127,10 +142,12 @@ class Proofs(_Message, frozen=True, tag="proofs"):
 
 class Revealed(_Message, frozen=True, tag="revealed"):
     """4, device: of survivors the share of their own mask's seed, of the others that of the key behind pairwise masks.
-    Under its own name stands its own seed, whole (``shamir.element``)."""
+    Under its own name stands its own seed, whole (``shamir.element``). ``signature``: over ``revealed_digest``, without
+    which damage on the way would look like a lie."""
 
     seeds: dict[Device, Share]
     keys: dict[Device, Share]
+    signature: Signature
 
 
 class Abort(_Message, frozen=True, tag="abort"):
@@ -224,10 +241,31 @@ def fits(check: bytes, roster: bytes, dealer: str, holder: str, kind: bytes, sha
     return is_element(share) and share_check(roster, dealer, holder, kind, share) == check
 
 
-def masked_digest(context: bytes, device: str, paired: Sequence[str], body: bytes, head: bytes) -> bytes:
-    """What a device signs of its masked update. ``context``: ``Params.bound``. ``paired``: whose boxes came, sorted."""
-    others = digest(b"paired", *(d.encode() for d in paired))
-    return digest(b"masked", context, device.encode(), others, body, head)
+def boxes_digest(boxes: Mapping[str, bytes]) -> bytes:
+    """All boxes that one device deals, sorted by holder."""
+    return digest(b"boxes", *(part for d, box in boxes.items() for part in (d.encode(), box)))
+
+
+def shares_digest(roster: bytes, device: str, all: bytes) -> bytes:
+    """What a device signs of what it deals. ``all``: ``boxes_digest``."""
+    return digest(b"shares", roster, device.encode(), all)
+
+
+def told_digest(raw: bytes) -> bytes:
+    """The ``boxes`` message as it came."""
+    return digest(b"told", raw)
+
+
+def masked_digest(context: bytes, device: str, told: bytes, body: bytes, head: bytes) -> bytes:
+    """What a device signs of its masked update. ``context``: ``Params.bound``. ``told``: ``told_digest``."""
+    return digest(b"masked", context, device.encode(), told, body, head)
+
+
+def revealed_digest(roster: bytes, device: str, seeds: Mapping[str, bytes], keys: Mapping[str, bytes]) -> bytes:
+    """What a device signs of the shares that it reveals, both maps sorted."""
+    both = (digest(kind, *(part for d, share in table.items() for part in (d.encode(), share)))
+            for kind, table in ((b"seeds", seeds), (b"keys", keys)))  # fmt: skip
+    return digest(b"revealed", roster, device.encode(), *both)
 
 
 def survivors_digest(roster: bytes, devices: Sequence[str]) -> bytes:

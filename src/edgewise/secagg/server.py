@@ -8,13 +8,14 @@ then has dropped out; what they send later is refused. Masked updates are folded
 number of devices. What a device does wrong costs it its place and is reported with a code; once its masked update is
 added, it is only reported. The sum is opened only with ``Params.needed`` survivors. Every share is checked against what
 its dealer said of it, and every secret against what its device committed to: wrong ones are left out and cannot give a
-wrong sum (``recovery``). A device signs its masked update with the roster and the peers that it was masked for, so
-nothing that happens to messages on their way can.
+wrong sum (``recovery``). A device signs all that it sends, its masked update with the boxes as they came to it: what
+happens to messages on their way neither spoils a sum nor makes an honest device look like a liar.
 Guarantees: the sum is opened, whatever liars deal and reveal, where every device that does not reveal its own seed has
     dealt right shares and at least t of its holders reveal them.
 Not checked, because nobody can: that a masked update holds what its device says; a device may add anything. Nor, before
-    it is too late, that shares give back a secret: a device that deals wrong ones and vanishes ends the session, and is
-    named.
+    it is too late, that shares give back a secret: a device that deals wrong ones and vanishes ends the session. It is
+    named where t of its holders have shares that fit their checks, or more than ``Policy.lying`` have none. Devices
+    that deal many boxes which do not open make honest ones abort with E-SECAGG-FEW.
 Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4.
 """
 
@@ -60,7 +61,8 @@ class Advertising:
 @dataclass(frozen=True)
 class Sharing:
     """Collecting sealed shares. ``roster``: its digest. ``near``: everybody's neighbours. ``boxes``: dealer, neighbour
-    -> box; once boxes have been passed on, what their dealers say of the shares in them."""
+    -> box; once boxes have been passed on, what their dealers say of the shares in them. ``signatures``: dealer -> its
+    signature on all its boxes, and their digest."""
 
     session: Session
     roster: bytes
@@ -68,14 +70,17 @@ class Sharing:
     near: Mapping[Device, tuple[Device, ...]]
     threshold: int
     boxes: AppendMap[Device, Mapping[Device, bytes]] = field(default_factory=AppendMap, repr=False)
+    signatures: AppendMap[Device, tuple[bytes, bytes]] = field(default_factory=AppendMap, repr=False)
     gone: AppendMap[Device, None] = field(default_factory=AppendMap)
 
 
 @dataclass(frozen=True)
 class Masking:
-    """Collecting masked updates; ``total`` is their running sum and must not be used after the next step."""
+    """Collecting masked updates; ``total`` is their running sum and must not be used after the next step. ``told``:
+    device -> digest of the boxes that it was sent."""
 
     shared: Sharing
+    told: Mapping[Device, bytes] = field(repr=False)
     total: Hidden = field(repr=False)
     folded: AppendMap[Device, None] = field(default_factory=AppendMap)
     gone: AppendMap[Device, None] = field(default_factory=AppendMap)
@@ -252,9 +257,8 @@ def _advertised(state: Advertising, device: Device, message: messages.Message) -
         raise DecodeError("E-SECAGG-ORDER", "keys are expected.")
     if device in state.keys:
         raise DecodeError("E-SECAGG-ORDER", "a device's keys came twice.")
-    keys, enrolled = message.keys, state.session.registry(device)
-    if enrolled is None or not sign.verify(enrolled, keys.signature, keys.signed(state.session.sid, device)):
-        raise DecodeError("E-SECAGG-KEYS", "keys are not signed by the enrolled device for this session.")
+    keys = message.keys
+    _check(state.session, device, keys.signature, keys.signed(state.session.sid, device))
     if not (agree.usable(keys.seal) and agree.usable(keys.mask)):  # every neighbour would have to end its session
         raise DecodeError("E-KEY-AGREE", "a device's public key is not usable.")
     if keys.seal in state.seen or keys.mask in state.seen or keys.seal == keys.mask:
@@ -269,35 +273,39 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
         case Sharing(), messages.Shares():
             if set(message.boxes) != set(state.near[device]):
                 raise DecodeError("E-SECAGG-ORDER", "boxes are not for exactly the neighbours.")
-            return replace(state, boxes=state.boxes.plus(device, message.boxes))
+            every = messages.boxes_digest(message.boxes)
+            _check(state.session, device, message.signature, messages.shares_digest(state.roster, device, every))
+            signatures = state.signatures.plus(device, (message.signature, every))
+            return replace(state, boxes=state.boxes.plus(device, message.boxes), signatures=signatures)
         case Masking(), messages.Masked():
-            session = state.shared.session
-            params, enrolled = session.params, session.registry(device)
-            paired, context = _paired(state.shared, device), params.bound(state.shared.roster)
-            said = messages.masked_digest(context, device, paired, message.body, message.head)
-            if enrolled is None or not sign.verify(enrolled, message.signature, said):
-                raise DecodeError(
-                    "E-SECAGG-KEYS", "a masked update is not signed, or masked for other boxes than sent."
-                )
+            params, context = state.shared.session.params, state.shared.session.params.bound(state.shared.roster)
+            said = messages.masked_digest(context, device, state.told[device], message.body, message.head)
+            _check(state.shared.session, device, message.signature, said)  # also other boxes than it was sent
             body = kernels.unpack_bits(memoryview(message.body), params.bits, params.dim)
             if body is None or len(message.head) != 8 * params.heads:
                 raise DecodeError("E-PAYLOAD", "a masked update of another size.")
             state.total.add(body.astype(np.uint32, copy=False), np.frombuffer(message.head, "<u8").astype(np.uint64))
             return replace(state, folded=state.folded.plus(device, None))
         case Signing(), messages.Consistent():
-            enrolled = state.masked.shared.session.registry(device)
-            if enrolled is None or not sign.verify(enrolled, message.signature, state.digest):
-                raise DecodeError("E-SECAGG-SURVIVORS", "a signature on another list of survivors.")
+            _check(state.masked.shared.session, device, message.signature, state.digest, "E-SECAGG-SURVIVORS")
             return replace(state, signatures=state.signatures.plus(device, message.signature))
         case Unmasking(), messages.Revealed():
             shared, dealers = state.signed.masked.shared, set(_paired(state.signed.masked.shared, device))
             alive = {dealer for dealer in dealers if dealer in state.signed.masked.folded}
             if not {device, *alive}.issuperset(message.seeds) or not (dealers - alive).issuperset(message.keys):
                 raise DecodeError("E-SECAGG-ORDER", "shares of the wrong kind, or that the device was not dealt.")
+            said = messages.revealed_digest(shared.roster, device, message.seeds, message.keys)
+            _check(shared.session, device, message.signature, said)  # else damage on the way would be its lie
             sid, keys = shared.session.sid, shared.keys[device]
             told = recovery.told(sid, shared.roster, device, keys, message, shared.boxes)
             return replace(state, told=state.told.plus(device, told))
     raise DecodeError("E-SECAGG-ORDER", "a message that is not the answer to this step.")
+
+
+def _check(session: Session, device: Device, signature: bytes, said: bytes, code: str = "E-SECAGG-KEYS") -> None:
+    enrolled = session.registry(device)
+    if enrolled is None or not sign.verify(enrolled, signature, said):
+        raise DecodeError(code, "what came is not what an enrolled device has signed for this session.")
 
 
 def _settle(state: State, effects: tuple[Effect, ...]) -> Out:
@@ -347,11 +355,15 @@ def _boxes(state: Sharing) -> Out:
         return _few(len(state.boxes), need, "sent shares"), ()
     letters = []
     for device in state.boxes:
-        mine = {v: state.boxes[v][device] for v in _paired(state, device)}
+        mine = dict[Device, messages.Dealt]()
+        for v in _paired(state, device):
+            signature, every = state.signatures[v]
+            mine[v] = messages.Dealt(box=state.boxes[v][device], all=every, signature=signature)
         letters.append(Send(device, messages.dump(messages.Boxes(boxes=mine))))
     checks = ((device, {v: box[SEALED_BYTES:] for v, box in boxes.items()}) for device, boxes in state.boxes.items())
-    kept = replace(state, boxes=AppendMap(checks))
-    return Masking(kept, Hidden(params)), tuple(letters)
+    kept = replace(state, boxes=AppendMap(checks), signatures=AppendMap())
+    told = {letter.device: messages.told_digest(letter.raw) for letter in letters}
+    return Masking(kept, told, Hidden(params)), tuple(letters)
 
 
 def _paired(state: Sharing, device: Device) -> list[Device]:

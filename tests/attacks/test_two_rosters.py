@@ -1,0 +1,187 @@
+"""A server that shows two rosters in one session, and bytes that change on the network.
+
+Honest devices V are told roster R2, where they drop out after their shares, so that R2's holders reveal the keys behind
+their masks. Others, P, are told R1 = P + V + corrupt, where V is said to survive. If P took that, the masks between P
+and V could be taken off, and the sum of P alone would be open, with fewer honest devices in it than n_min promises.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import pytest
+from schedules import Run
+from session import IDENTITIES, SID, Session
+
+from edgewise.codecs import kernels
+from edgewise.crypto import agree, sign
+from edgewise.secagg import messages, recovery, secrets, server
+from edgewise.secagg.client import circle, holding
+from edgewise.secagg.params import Policy
+
+LIARS = {"E-SHARE", "E-SECAGG-REVEAL"}
+
+
+class Server:
+    """One that lies. ``s``: the devices' machines, also those of corrupt devices, which do as honest ones."""
+
+    def __init__(self, s: Session, invited: Sequence[str]) -> None:
+        self.s, self.keys = s, {d: messages.load(raw).keys for d, raw in s.advertise(invited)}  # type: ignore[union-attr]
+        self.aborted = Counter[str]()
+        self.signatures: dict[str, tuple[bytes, bytes]] = {}  # of R2, to be shown again
+
+    def ask(self, device: str, message: messages.Message, kind: type) -> dict[str, messages.Message]:
+        """The answer, if it is of this kind."""
+        raw = self.s.answer(device, messages.dump(message))
+        answer = messages.load(raw) if raw else None
+        if isinstance(answer, messages.Abort):
+            self.aborted[answer.code] += 1
+        return {device: answer} if isinstance(answer, kind) else {}  # type: ignore[dict-item]
+
+    def play(
+        self, told: Sequence[str], roster: Sequence[str], survivors: Sequence[str], forge: str = ""
+    ) -> tuple[dict[str, messages.Masked], dict[str, messages.Revealed]]:
+        """A session under ``roster`` with those of it who are told of it; the boxes of the rest are invented."""
+        keys = {d: self.keys[d] for d in sorted(roster)}
+        digest, near, _ = circle(self.s.params, SID, keys)
+        boxes: dict[str, dict[str, bytes]] = {}
+        signed: dict[str, tuple[bytes, bytes]] = {}
+        for d in told:
+            for said in self.ask(d, messages.Roster(keys=keys), messages.Shares).values():
+                boxes[d] = said.boxes  # type: ignore[union-attr]
+                signed[d] = messages.boxes_digest(boxes[d]), said.signature  # type: ignore[union-attr]
+        for d in set(roster) - set(told):
+            boxes[d] = {v: bytes(messages.BOX_BYTES) for v in near[d]}
+            every = messages.boxes_digest(boxes[d])
+            mine = sign.sign(IDENTITIES["d119"].secret, messages.shares_digest(digest, d, every))
+            signed[d] = self.signatures[d] if forge == "again" else (every, mine if forge == "own" else bytes(64))
+        if forge != "none":
+            self.signatures |= signed
+        else:
+            boxes = {d: box for d, box in boxes.items() if d in told}
+        masked: dict[str, messages.Masked] = {}
+        for d in told:
+            dealt = {
+                v: messages.Dealt(box=boxes[v][d], all=signed[v][0], signature=signed[v][1])
+                for v in near[d] if v in boxes
+            }  # fmt: skip
+            masked |= self.ask(d, messages.Boxes(boxes=dealt), messages.Masked)  # type: ignore[arg-type]
+        consistent: dict[str, messages.Consistent] = {}
+        for d in set(masked) & set(survivors):
+            consistent |= self.ask(d, messages.Survivors(devices=tuple(sorted(survivors))), messages.Consistent)  # type: ignore[arg-type]
+        revealed: dict[str, messages.Revealed] = {}
+        for d in consistent:
+            holders = holding(d, near[d], len(keys))
+            proofs = messages.Proofs(signatures={v: consistent[v].signature for v in holders if v in consistent})
+            revealed |= self.ask(d, proofs, messages.Revealed)  # type: ignore[arg-type]
+        return masked, revealed
+
+    def secret(self, device: str, roster: Sequence[str], revealed: dict[str, messages.Revealed]) -> agree.Secret:
+        """The one behind a device's pairwise masks, from the shares that others revealed."""
+        keys = {d: self.keys[d] for d in sorted(roster)}
+        _, near, threshold = circle(self.s.params, SID, keys)
+        holders = enumerate(holding(device, near[device], len(keys)), 1)
+        shares = {i: revealed[h].keys[device] for i, h in holders if h in revealed and device in revealed[h].keys}
+        return agree.Secret(recovery.key(self.keys[device], shares, threshold))
+
+
+def attack(n_min: int, bad: int, forge: str) -> tuple[np.ndarray | None, Server]:
+    """The sum of P and the corrupt devices, or None where devices in R1 did not reveal what opens it."""
+    policy = Policy(min(0.33, bad / n_min), 0.1)
+    s, t = Session(110, n_min=n_min, policy=policy), policy.shape(n_min)[1]
+    few, gone, corrupt = s.devices[: t - bad], s.devices[t - bad : n_min - bad], s.devices[n_min - bad : n_min]
+    rest = s.devices[n_min : 2 * n_min]
+    liar = Server(s, s.devices[: 2 * n_min])
+    _, revealed = liar.play([*gone, *rest], [*gone, *rest], rest)
+    assert len(revealed) == len(rest)  # R2 is a session like any other
+    secret = {v: liar.secret(v, [*gone, *rest], revealed) for v in gone}
+    inside, one = [*few, *corrupt], [*few, *gone, *corrupt]
+    masked, revealed = liar.play(inside, one, one, forge)
+    if set(revealed) != set(inside):
+        assert not revealed
+        return None, liar
+    roster = messages.roster_digest(SID, {d: liar.keys[d] for d in sorted(one)})
+    hidden = secrets.Hidden(s.params)
+    for m in masked.values():
+        body = kernels.unpack_bits(memoryview(m.body), s.bits, s.dim)
+        assert body is not None
+        hidden.add(body.astype(np.uint32), np.frombuffer(m.head, "<u8"))
+    hidden.mask([(revealed[d].seeds[d][:32], -1) for d in inside], roster)
+    for v in gone:
+        pairs = [(u, secrets.pair_seed(secret[v], liar.keys[u].mask, roster, v, u)) for u in inside]
+        hidden.mask(secrets.pairwise(v, pairs), roster)
+    np.testing.assert_array_equal(hidden.body, sum(s.xs[d].astype(np.uint64) for d in inside) % (1 << s.bits))
+    return hidden.body, liar
+
+
+@pytest.mark.parametrize("forge", ["junk", "own", "again", "none"])
+@pytest.mark.parametrize(("n_min", "bad"), [(12, 0), (12, 3), (30, 9)])
+def test_no_sum_is_opened_with_survivors_that_were_shown_another_roster(n_min: int, bad: int, forge: str) -> None:
+    """Their boxes may have a signature of nobody, of a corrupt device, or their own one under the other roster; or none
+    come at all."""
+    opened, liar = attack(n_min, bad, forge)
+    assert opened is None
+    code = "E-SECAGG-SURVIVORS" if forge == "none" else "E-SECAGG-KEYS"
+    assert liar.aborted == {code: Policy().shape(n_min)[1]}
+
+
+def test_a_device_deals_under_one_roster_of_a_session() -> None:
+    s = Session(8)
+    keys = {d: messages.load(raw).keys for d, raw in s.advertise()}  # type: ignore[union-attr]
+    for n, kind in ((8, messages.Shares), (7, messages.Abort), (8, type(None))):
+        raw = s.answer("d000", messages.dump(messages.Roster(keys={d: keys[d] for d in s.devices[:n]})))
+        assert isinstance(messages.load(raw) if raw else None, kind)
+
+
+def _flipped(message: messages.Message, count: int) -> bytes:
+    """With one bit of some of the boxes or shares changed."""
+
+    def flip(raw: bytes) -> bytes:
+        return bytes([raw[0] ^ 1]) + raw[1:]
+
+    field = "seeds" if isinstance(message, messages.Revealed) else "boxes"
+    table = getattr(message, field)
+    one = {d: msgspec.structs.replace(v, box=flip(v.box)) if isinstance(v, messages.Dealt) else flip(v)
+           for d, v in list(table.items())[:count]}  # fmt: skip
+    return messages.dump(msgspec.structs.replace(message, **{field: {**table, **one}}))
+
+
+@pytest.mark.parametrize("kind", [messages.Shares, messages.Boxes, messages.Revealed], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(("n", "count"), [(9, 1), (9, 2), (32, 4)])
+def test_bits_that_flip_on_the_way_make_nobody_a_liar(n: int, count: int, kind: type) -> None:
+    """They cost the device its place, or its answer, and the sum comes."""
+    s, hit = Session(n), "d003"
+    for d, raw in s.advertise():
+        s.give(d, raw)
+    mail = s.close()
+    while not s.over:
+        answers = []
+        for d, told in mail:
+            if d == hit and isinstance(message := messages.load(told), kind):
+                told = _flipped(message, count)
+            raw = s.answer(d, told)
+            if d == hit and raw and isinstance(message := messages.load(raw), kind):
+                raw = _flipped(message, count)
+            answers.append((d, raw))
+        mail = [letter for d, raw in answers if raw for letter in s.give(d, raw)]
+    s.check()
+    assert s.refused == [(hit, "E-SECAGG-KEYS")]
+    assert isinstance(s.server, server.Released)
+    assert (hit in s.server.survivors) == (kind is messages.Revealed)
+
+
+def test_no_bit_that_flips_makes_anybody_a_liar() -> None:
+    """One bit somewhere in any message of a session."""
+    refused, flips = Counter[str](), 0
+    for number in range(45):
+        for seed in range(2):
+            run = Run(5, {number: "flip"}, seed)
+            run.play()
+            flips += run.done["flip"]
+            refused += Counter(code for _, code in run.s.refused)
+    assert not LIARS.intersection(refused)
+    assert flips > 80
+    assert refused["E-SECAGG-KEYS"] > 10
