@@ -14,17 +14,24 @@ import hpke
 import msgspec
 import numpy as np
 import pytest
+import secagg_frames
 import secagg_pieces
 import secagg_vectors
+from invited import invitation
 from session import signed
+from toy_recipe import make_recipe
 
+from edgewise.core import frame
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, seal, shamir, sign
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
 from edgewise.secagg import client, messages, secrets, server, two_server
 from edgewise.secagg.params import Floor, Params, Policy
 
 FILES = {name: json.loads((secagg_vectors.HERE / name).read_text())
-         for name in ("pieces.json", "sessions.json", "refused.json", "two_servers.json")}  # fmt: skip
+         for name in ("frames.json", "pieces.json", "sessions.json", "refused.json", "two_servers.json")}  # fmt: skip
+FRAMES = FILES["frames.json"]
 SESSIONS, REFUSED, TWO = FILES["sessions.json"], FILES["refused.json"], FILES["two_servers.json"]
 KINDS = ("advertise", "shares", "masked", "consistent", "revealed")
 
@@ -333,6 +340,39 @@ def test_two_servers_refuse(case: dict[str, Any]) -> None:
     with pytest.raises(DecodeError) as caught:
         next(attempt)
     assert caught.value.code == case["code"]
+
+
+READ = {"device": frame.from_server, "server": frame.from_device}
+
+
+@pytest.mark.parametrize("case", FRAMES["frames"], ids=lambda c: c["fields"]["type"])
+def test_frames_are_read_and_written(case: dict[str, Any]) -> None:
+    raw, fields = hexed(case["hex"]), case["fields"]
+    message = READ[case["to"]](raw, len(raw))
+    assert frame.dump(message) == raw
+    for name, value in msgspec.msgpack.decode(raw[4:]).items():
+        assert fields[name] == (value.hex() if isinstance(value, bytes) else value)
+    if isinstance(message, frame.Invite):
+        assert secagg_frames.sid(message).hex() == case["sid"]
+
+
+@pytest.mark.parametrize("case", FRAMES["refused"], ids=lambda c: f"{c['by']}: {c['name']}")
+def test_frames_are_refused(case: dict[str, Any]) -> None:
+    with pytest.raises(DecodeError) as caught:
+        READ[case["by"]](hexed(case["hex"]), case["limit"])
+    assert caught.value.code == case["code"]
+
+
+def test_an_invitation_alone_gives_its_session() -> None:
+    """A device needs the fields of the invitation, and nothing else of the plan, to know the session's id."""
+    for row in FRAMES["run"], FRAMES["recipe"], FRAMES["layout"]:
+        assert hashlib.sha256(row["json"].encode()).hexdigest() == row["hex"]
+    assert hashlib.sha256(np.array(FRAMES["model"]["values"], "<f4").tobytes()).hexdigest() == FRAMES["model"]["hex"]
+    stages = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
+    asked = {"privacy": "hidden", "metrics": "none", "merge": {"kind": "secure_sum"}, "stage": stages}
+    plan = compile(make_recipe(asked), secagg_frames.SPEC, 8, BUILT_IN)
+    invite = invitation(plan)
+    assert plan.session(invite) == secagg_frames.sid(invite)
 
 
 def test_pieces_can_be_put_together() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hpke
+import secagg_frames
 import secagg_pieces
 import secagg_rejects
 import secagg_sessions
@@ -27,6 +28,7 @@ def made() -> dict[str, Any]:
         session = secagg_two_servers.session()
         shared = {"session": session, "refused": secagg_two_servers.rejects(session)}
     return {
+        "frames.json": secagg_frames.frames(),
         "pieces.json": secagg_pieces.pieces(),
         "sessions.json": records,
         "refused.json": {

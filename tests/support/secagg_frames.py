@@ -1,0 +1,117 @@
+"""Frames of secure aggregation and the digests in them, with frames to refuse, for ``tests/protocol/vectors``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+import numpy as np
+from session import ROOT
+
+from edgewise.core import frame, vector
+from edgewise.core.frame import Contribution, Invite, LocalRule, Refusal, Step
+from edgewise.core.keys import derive
+from edgewise.plan.facts import PlanFacts
+from edgewise.plan.recipe import digest
+from edgewise.secagg import messages
+
+RECIPE = {
+    "name": "caf\u00e9",
+    "training": {"lr": 0.001, "steps": 8, "decay": 1.0, "small": 1e-05},
+    "stage": [],
+    "on": True,
+}
+SPEC = vector.Spec.of([("b", (2, 2), "float32"), ("a\u00e9", (), "bfloat16")])
+VALUES = [0.5, -1.0, 0.0, 2.0, -0.25]
+FACTS = PlanFacts(digest(RECIPE), SPEC.digest(), 100, messages.PROTOCOL.decode(), frame.VERSION)
+MODEL = vector.digest(vector.to_bytes(np.array(VALUES, np.float32)))
+RUN, PUBLIC, NONCE = FACTS.digest(), derive(ROOT, "public"), derive(ROOT, "nonce")
+PLAIN = Invite(
+    run=RUN, round=3, spec=SPEC.digest(), model=MODEL, public=PUBLIC, accepted=-1, deadline_s=60.0,
+    rule=LocalRule(steps=8, lr=0.25), nonce=NONCE,
+)  # fmt: skip
+FULL = msgspec.structs.replace(
+    PLAIN, round=70000, accepted=69999, deadline_s=0.5,
+    rule=LocalRule(steps=1, lr=0.001, prox_mu=0.01, segments=("b",)), base="b" * 64, deltas=("c" * 64, "d" * 64), support="e" * 64, clip=1.5,
+)  # fmt: skip
+STEP = Step(run=RUN, round=3, device="d000", body=messages.dump(messages.Abort(code="E-SECAGG-FEW")))
+REFUSAL = Refusal(run=RUN, round=3, device="d000", code="E-INVITE", reason="another clip")
+FRAMES = (
+    ("device", PLAIN),
+    ("device", FULL),
+    ("device", STEP),
+    ("server", STEP),
+    ("server", msgspec.structs.replace(STEP, rung=0)),
+    ("device", msgspec.structs.replace(STEP, rung=200)),
+    ("server", Contribution(run=RUN, round=3, device="d000", payload=memoryview(bytes(300)))),
+    ("server", REFUSAL),
+)
+
+
+def sid(invite: Invite) -> bytes:
+    """The session that an invitation opens, from its fields alone."""
+    rule = msgspec.msgpack.encode(invite.rule)
+    config = messages.configuration(invite.spec, rule, invite.public, invite.clip, invite.support)
+    return messages.session_id(invite.run, invite.round, invite.model, config.hex(), invite.nonce)
+
+
+def _plain(message: frame.Message) -> dict[str, Any]:
+    fields = msgspec.msgpack.decode(frame.dump(message)[frame.HEADER_BYTES :])
+    return {name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items()}
+
+
+def _canonical(plain: object) -> str:
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"))
+
+
+def frames() -> dict[str, Any]:
+    """The contents of ``frames.json``."""
+    layout = json.dumps(SPEC.to_list(), separators=(",", ":"))
+    return {
+        "recipe": {"resolved": RECIPE, "json": _canonical(RECIPE), "hex": FACTS.recipe},
+        "run": {"facts": asdict(FACTS), "json": _canonical(asdict(FACTS)), "hex": RUN},
+        "layout": {"tensors": SPEC.to_list(), "json": layout, "hex": SPEC.digest()},
+        "model": {"values": VALUES, "hex": MODEL},
+        "frames": [
+            {"to": to, "fields": _plain(m), "hex": frame.dump(m).hex(),
+             **({"sid": sid(m).hex()} if isinstance(m, Invite) else {})}
+            for to, m in FRAMES
+        ],
+        "refused": [{"name": name, "by": by, "limit": limit, "hex": raw.hex(), "code": code}
+                    for name, by, limit, raw, code in _refused()],
+    }  # fmt: skip
+
+
+def _refused() -> list[tuple[str, str, int, bytes, str]]:
+    raw, step, no = frame.dump(PLAIN), frame.dump(STEP), frame.dump(REFUSAL)
+    fields = msgspec.msgpack.decode(step[frame.HEADER_BYTES :])
+
+    def made(changed: dict[str, Any]) -> bytes:
+        return frame.MAGIC + bytes([frame.VERSION]) + msgspec.msgpack.encode(changed)
+
+    rows = [
+        ("nothing", "server", b""),
+        ("a header alone", "server", step[:4]),
+        ("another magic", "server", b"EWG" + step[3:]),
+        ("another version", "server", step[:3] + b"\x02" + step[4:]),
+        ("an invitation", "server", raw),
+        ("a refusal", "device", no),
+        ("cut off", "device", raw[:-1]),
+        ("a trailing byte", "device", raw + b"\x00"),
+        ("an unknown field", "server", made({**fields, "more": 1})),
+        ("a missing field", "server", made({k: v for k, v in fields.items() if k != "round"})),
+        ("fields in another order", "server", made(dict(reversed(fields.items())))),
+        ("a rung of -1, which is left out", "server", made({**fields, "rung": -1})),
+        ("text in place of bytes", "server", made({**fields, "body": "text"})),
+        ("an integer in place of a double", "device", raw.replace(msgspec.msgpack.encode(60.0), b"\x3c", 1)),
+        ("a longer integer", "server", step.replace(b"\xa5round\x03", b"\xa5round\xcc\x03", 1)),
+        ("a field twice", "server", step.replace(b"\x85", b"\x86", 1) + b"\xa5round\x03"),
+        ("no segments, which are left out", "device",
+         raw.replace(b"\xa4rule\x83", b"\xa4rule\x84", 1).replace(b"\xa4base", b"\xa8segments\x90\xa4base", 1)),
+        ("text that is no UTF-8", "server", step.replace(b"\xa4d000", b"\xa4d\xff00", 1)),
+    ]  # fmt: skip
+    limited = [("one byte above the limit", "device", len(raw) - 1, raw, "E-FRAME-SIZE"),
+               ("rubbish above the limit", "server", 3, b"\xff" * 4, "E-FRAME-SIZE")]  # fmt: skip
+    return [(name, by, 1 << 20, bad, "E-FRAME") for name, by, bad in rows] + limited
