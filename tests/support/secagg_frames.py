@@ -32,9 +32,10 @@ PLAIN = Invite(
     run=RUN, round=3, spec=SPEC.digest(), model=MODEL, public=PUBLIC, accepted=-1, deadline_s=60.0,
     rule=LocalRule(steps=8, lr=0.25), nonce=NONCE,
 )  # fmt: skip
+RULE = LocalRule(steps=1, lr=0.001, prox_mu=0.01, segments=("b",))
 FULL = msgspec.structs.replace(
-    PLAIN, round=70000, accepted=69999, deadline_s=0.5,
-    rule=LocalRule(steps=1, lr=0.001, prox_mu=0.01, segments=("b",)), base="b" * 64, deltas=("c" * 64, "d" * 64), support="e" * 64, clip=1.5,
+    PLAIN, round=70000, accepted=69999, deadline_s=0.5, rule=RULE, base="b" * 64, deltas=("c" * 64, "d" * 64),
+    support="e" * 64, clip=1.5,
 )  # fmt: skip
 STEP = Step(run=RUN, round=3, device="d000", body=messages.dump(messages.Abort(code="E-SECAGG-FEW")))
 REFUSAL = Refusal(run=RUN, round=3, device="d000", code="E-INVITE", reason="another clip")
