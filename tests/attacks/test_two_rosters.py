@@ -128,6 +128,22 @@ def test_no_sum_is_opened_with_survivors_that_were_shown_another_roster(n_min: i
     assert liar.aborted == {code: Policy().shape(n_min)[1]}
 
 
+@pytest.mark.parametrize("forge", ["junk", "none"])
+def test_an_invented_survivor_closes_a_sparse_sum(forge: str) -> None:
+    """Its neighbours alone see that it has not dealt. They abort, and some mask of every sum beyond them stays on."""
+    s = Session(66, n_min=20, policy=Policy(0.02, 0.02))
+    (k, t), fake = s.policy.shape(66), s.devices[33]
+    liar = Server(s, s.devices)
+    _, revealed = liar.play([d for d in s.devices if d != fake], s.devices, s.devices, forge)
+    near = circle(s.params, SID, liar.keys)[1]
+    assert liar.aborted["E-SECAGG-SURVIVORS" if forge == "none" else "E-SECAGG-KEYS"] == k == 4
+    assert len(revealed) > 66 / 2  # those far away notice nothing
+    shares = Counter(d for r in revealed.values() for d in r.seeds)
+    found = {d for d in s.devices if d in revealed or shares[d] >= t}
+    assert set(near[fake]).isdisjoint(found)
+    assert any(v not in found for d in found for v in near[d] if v != fake)
+
+
 def test_a_device_deals_under_one_roster_of_a_session() -> None:
     s = Session(8)
     keys = {d: messages.load(raw).keys for d, raw in s.advertise()}  # type: ignore[union-attr]
