@@ -23,7 +23,6 @@ from edgewise.privacy.noise import local_noise, noise
 from edgewise.privacy.spend import Event
 
 MOST_CORRELATED = 100_000  # rounds: some seconds
-_HAIR = 1.0 + 1e-3  # calibrated noise comes this close to its budget
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,12 @@ def private(
             fix = "raise dp.epsilon, or play fewer rounds."
             raise RecipeError("E-BUDGET", f"the budget cannot be kept: {e}.", fix) from None
     first = events(z)[0]
-    if dp.noise_multiplier and (one := accountant.epsilon({first: 1}, dp.delta)) > dp.epsilon * _HAIR:
+    budget = Budget(dp.epsilon, dp.delta)
+
+    def charged(rounds: int) -> float:  # as the ledger counts, so that both end the run at the same round
+        return accountant.epsilon(all_rounds(z, rounds), dp.delta, accountant.COARSE)
+
+    if dp.noise_multiplier and not budget.holds(one := charged(1)):
         raise RecipeError(
             "E-BUDGET",
             f"dp.noise_multiplier = {z:g}: the first round alone takes epsilon {one:.4g} of {dp.epsilon:g}.",
@@ -128,18 +132,16 @@ def private(
         stages[at:at] = more
     divisor = float(taking.expected) if word == "central" else 0.0
     rules.divisor(not divisor, first.adjacency, word)
-    spent = accountant.epsilon(all_rounds(z), dp.delta)
-    shown = _card(recipe, fold(start, phases[0]), taking, z, spent, first)
-    rounds = recipe.round.rounds
-    if spent > dp.epsilon * _HAIR:  # by a noise multiplier that was given: the budget ends the run
+    rounds, least = recipe.round.rounds, taking.rounds_each
+    if dp.noise_multiplier and not budget.holds(charged(least)):  # the budget ends the run
         least, most = 1, taking.rounds_each
         while most - least > 1:
             half = (least + most) // 2
-            least, most = (
-                (half, most) if accountant.epsilon(all_rounds(z, half), dp.delta) <= dp.epsilon else (least, half)
-            )
+            least, most = (half, most) if budget.holds(charged(half)) else (least, half)
         rounds = least * taking.gap
-    return posts, Spend(events(z), Budget(dp.epsilon, dp.delta), taking.rounds_each, rounds, divisor, z, shown)
+    spent = accountant.epsilon(all_rounds(z, least), dp.delta)
+    shown = _card(recipe, fold(start, phases[0]), taking, z, spent, first)
+    return posts, Spend(events(z), budget, taking.rounds_each, rounds, divisor, z, shown)
 
 
 def _noised_at(start: Space, stages: Sequence[Stage]) -> int:

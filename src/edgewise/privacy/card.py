@@ -25,8 +25,8 @@ class Card:
 
     Attributes:
         word: the recipe's privacy word. summary: one sentence.
-        against_server, of_release: epsilon at ``delta`` after all rounds, against who runs the server and against who
-            sees the models; None: nothing is promised.
+        against_server, of_release: epsilon at ``delta`` after all rounds that the budget allows, against who runs the
+            server and against who sees the models; None: nothing is promised.
         delta, unit, adjacency: of both. sampling: what is assumed of how devices take part.
         noise: who adds it, and how much. honest: devices per round whose noise is counted on, 0 where none add any.
         rounds_each: rounds that one device is in at most.

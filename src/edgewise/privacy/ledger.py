@@ -36,6 +36,10 @@ class Budget:
     epsilon: float
     delta: float
 
+    def holds(self, epsilon: float) -> bool:
+        """Whether so much may be spent: at most the budget, but for the last digits of a float64."""
+        return epsilon <= self.epsilon * _HAIR
+
 
 @dataclass(frozen=True, slots=True)
 class Charge:
@@ -180,7 +184,7 @@ def charge(ledger: Ledger, new: Charge) -> Ledger | Refused:
         total = max(ledger.spent, after.epsilon(ledger.budget.delta, accountant.COARSE, (new.cohort,)))
     except CompositionError as e:  # events that cannot be added up: no number would be true
         return Refused(inf, e.what)
-    if total > ledger.budget.epsilon * _HAIR:
+    if not ledger.budget.holds(total):
         return Refused(total)
     return Ledger(ledger.budget, (*ledger.charges, new), after, total)
 
@@ -206,6 +210,6 @@ def verify(charges: Iterable[Charge], budget: Budget) -> Verdict:
     except CompositionError as e:
         return Verdict(inf, (*problems, e.what))
     total = inf if count.overrun() else total
-    if total > budget.epsilon * _HAIR:
+    if not budget.holds(total):
         problems.append(f"epsilon {total:.6g} is above the budget of {budget.epsilon:g}")
     return Verdict(total, tuple(problems))
