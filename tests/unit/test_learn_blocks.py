@@ -227,3 +227,24 @@ def test_two_processes_may_tokenize_at_once(notes: Path) -> None:
     files = sorted(p.name for p in (notes / "cache" / "blocks").iterdir())
     assert len(files) == 4
     assert all(n.endswith((".train.npy", ".held.npy")) for n in files)
+
+
+@pytest.mark.parametrize("missing", range(4))
+@pytest.mark.parametrize("prompt", [False, True])
+def test_apart_a_missing_document_takes_its_own_blocks_along_and_no_others(
+    tokens: Tokens, missing: int, prompt: bool
+) -> None:
+    texts = [LONG, "a b", "c d", "".join(f"text{i} " for i in range(80)), LONG[50:]]
+    listed = [Document(f"{i}", "what?" if prompt else "", t) for i, t in enumerate(texts)]
+    data = section(holdout=0.01, prompt="q") if prompt else section(holdout=0.1)
+
+    def blocks(documents: list[Document], apart: bool = True) -> list[list[bytes]]:
+        made = build(documents, tokens, data, not prompt, apart)
+        return [[block.tobytes() for block in part] for part in made]
+
+    last = listed[-1:] if prompt else []  # of rows of instructions, the last one is held out
+    rest = blocks([*listed[:missing], *listed[missing + 1 :]])
+    own, at = blocks([listed[missing], *last]), len(blocks([*listed[:missing], *last])[0]) if missing else 0
+    assert blocks(listed)[0] == [*rest[0][:at], *own[0], *rest[0][at:]]
+    assert set(rest[1]) <= set(blocks(listed)[1])
+    assert blocks(listed, apart=False)[0] != blocks(listed)[0]

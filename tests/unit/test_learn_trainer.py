@@ -17,6 +17,7 @@ from edgewise.core.errors import DataError, ModelError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
 from edgewise.engine.ports import POOLED, FitRequest
+from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.learn.trainer import TextTrainer, make
 from edgewise.plan.recipe import Recipe, TrainingSection, from_plain
@@ -231,3 +232,73 @@ def test_what_torch_says_is_a_cause_and_no_message() -> None:
     error = KeyError
     with pytest.raises(KeyError):
         t.fit(ask(t, "a"))
+
+
+@pytest.mark.parametrize("how", ["nul", "gone"])
+def test_with_record_privacy_an_unreadable_document_is_no_record(place: Path, tmp_path: Path, how: str) -> None:
+    """And nothing else: the device sends, noise and all, what it would send without that document."""
+    texts = [f"once {i} upon a time there was {'a number ' * (i + 4)}" for i in range(4)]
+
+    def fitted(kind: str) -> tuple[set[bytes], np.ndarray]:
+        folder = tmp_path / kind / "d"
+        folder.mkdir(parents=True)
+        for i, text in enumerate(texts):
+            if i != 1 or kind != "without":
+                (folder / f"{i}.txt").write_text(text)
+        data = {"source": "text", "path": str(folder.parent), "sequence_len": 16, "holdout": 0.1}
+        made = make(
+            from_plain(
+                {
+                    "privacy": "record",
+                    "model": {"base": str(place / "model"), "precision": "float32"},
+                    "trainable": {"kind": "full"},
+                    "data": data,
+                    "dp": {"epsilon": 4.0, "delta": 1e-5, "clip_l2": 1.0, "sample_rate": 0.9},
+                    "training": {"optimizer": "sgd", "lr": 1.0, "local_steps": 2},
+                }
+            ),
+            place,
+            tmp_path / f"cache-{kind}",
+        )
+        if kind == "nul":
+            (folder / "1.txt").write_bytes(b"once \0" + texts[1].encode())
+        if kind == "gone":
+            (folder / "1.txt").unlink()
+        made.noise_steps(RecordDp(1.0, 1.0, 0.9))
+        blocks = {block.tobytes() for block in made.text("d").blocks.train_NS}
+        return blocks, made.fit(FitRequest("d", 0, made.initial(), LocalRule(steps=2, lr=1.0), root(1), root(2))).x
+
+    whole, without, broken = (fitted(kind) for kind in ("whole", "without", how))
+    assert set() < without[0] == broken[0] < whole[0]
+    np.testing.assert_array_equal(without[1], broken[1])
+
+
+@pytest.mark.parametrize("where", ["nothing", "count", "records"])
+def test_noise_alone_is_as_large_as_noise_with_records(where: str) -> None:
+    """A device on which training fails cannot be told from others by the size of its update."""
+
+    class Shard(TensorShard):
+        @property
+        def count(self) -> float:
+            if where == "count":
+                raise OSError("unreadable")
+            return float(self.size)
+
+        @count.setter
+        def count(self, _: float) -> None: ...
+
+        def records(self, rows: np.ndarray) -> list:
+            if where == "records":
+                raise OSError("unreadable")
+            return super().records(rows)
+
+    data = torch.zeros(50, 2000), torch.zeros(50, 1)  # of no gradient: what leaves is noise
+    trainer = TorchTrainer(
+        torch.nn.Linear(2000, 1, bias=False),
+        _square,
+        {"d": Shard(data)},
+        TrainingSection(optimizer="sgd", clip_grad=0.0),
+    )
+    trainer.record_dp = RecordDp(1.0, 2.0, 0.1)
+    x = trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=1, lr=1.0), root(1), root(2))).x
+    assert x.std() == pytest.approx(2.0 / (0.1 * 50), rel=0.1)

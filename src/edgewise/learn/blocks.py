@@ -4,6 +4,11 @@ A block is int32[S], S = sequence_len + 1. ``~id`` (negative) is a token that is
 padding, and the start of a piece of text. Successive blocks of a stream overlap by one token, so each token is
 predicted exactly once.
 
+Blocks are packed with text of several documents, or cut from each document by itself (``apart``): then a block says
+nothing of other documents, and one that is missing takes its own blocks along and leaves the others' as they are. The
+hold-out still is of what there is where it is taken from the end of the device (tables): its border may move, and
+``data.max_tokens`` counts what is there.
+
 Shape suffixes: N = blocks, S = tokens per block.
 """
 
@@ -58,14 +63,16 @@ class BlockStore:
 
     The key is the digest of tokenizer, data section and the device's text itself, so a stale file cannot be hit and
     several runs share a folder. Memory does not grow with the population: maps are not kept here.
-
+    ``apart``: no block has text of two documents.
     """
 
-    def __init__(self, corpus: Corpus, tokens: Tokens, section: DataSection, cache_dir: Path) -> None:
-        self._corpus, self._tokens, self._section = corpus, tokens, section
+    def __init__(
+        self, corpus: Corpus, tokens: Tokens, section: DataSection, cache_dir: Path, apart: bool = False
+    ) -> None:
+        self._corpus, self._tokens, self._section, self._apart = corpus, tokens, section, apart
         self._folder = cache_dir / "blocks"
         parts = [FORMAT, tokens.digest, section.sequence_len, section.holdout, section.max_tokens, section.prompt != ""]
-        self._key = json.dumps([*parts, corpus.cut_each])
+        self._key = json.dumps([*parts, corpus.cut_each, apart])
 
     def open(self, device: DeviceId) -> Blocks:
         """Blocks of one device; either array may have no rows. Raises DataError as ``Corpus.documents``, StoreError."""
@@ -79,7 +86,7 @@ class BlockStore:
         return Blocks(*maps)
 
     def _build(self, device: DeviceId) -> Blocks:
-        return build(self._corpus.documents(device), self._tokens, self._section, self._corpus.cut_each)
+        return build(self._corpus.documents(device), self._tokens, self._section, self._corpus.cut_each, self._apart)
 
 
 def _map(path: Path, width: int) -> Array | None:
@@ -91,26 +98,33 @@ def _map(path: Path, width: int) -> Array | None:
     return blocks_NS if blocks_NS.dtype == np.int32 and blocks_NS.shape[1:] == (width,) else None
 
 
-def build(documents: Iterable[Document], tokens: Tokens, section: DataSection, cut_each: bool) -> Blocks:
+def build(
+    documents: Iterable[Document], tokens: Tokens, section: DataSection, cut_each: bool, apart: bool = False
+) -> Blocks:
     """Tokenize and cut.
 
     The hold-out is the last ``holdout`` share of the tokens: of each file (``cut_each``; what a file is too short to
     give is owed by the next), or of the device's rows in order. A row of instruction data (``data.prompt``) is never
     split: its whole rows from the end, at least one where there are two, and rows are packed whole into blocks.
+    ``apart``: every document has blocks of its own, and a file that is too short to give owes nothing to the next.
     """
     encoded = _encode(documents, tokens, section.max_tokens)
     if section.prompt:
         train, held = _hold_rows(encoded, section.holdout)
-        return Blocks(*(_pack_rows(part, tokens, section.sequence_len) for part in (train, held)))
+        return Blocks(*(_pack_rows(part, tokens, section.sequence_len, apart) for part in (train, held)))
     lengths = [len(text) for _, text in encoded]
-    keep = _cut_each(lengths, section.holdout) if cut_each else _cut_end(lengths, section.holdout)
+    if cut_each:
+        each = [[n] for n in lengths] if apart else [lengths]
+        keep = [k for part in each for k in _cut_each(part, section.holdout)]
+    else:
+        keep = _cut_end(lengths, section.holdout)
     train_pieces, held_pieces = [], []
     for (_, text), k in zip(encoded, keep, strict=True):
         if k:
             train_pieces.append(_piece(text[:k], tokens, begins=True, ends=k == len(text)))
         if k < len(text):
             held_pieces.append(_piece(text[k:], tokens, begins=k == 0, ends=True))
-    return Blocks(*(_stream(_joined(p, tokens), tokens, section.sequence_len) for p in (train_pieces, held_pieces)))
+    return Blocks(*(_cut(p, tokens, section.sequence_len, apart) for p in (train_pieces, held_pieces)))
 
 
 Encoded = list[tuple[Array, Array]]  # (prompt ids, text ids) of each document that has text
@@ -196,6 +210,11 @@ def _joined(pieces: Sequence[Array], tokens: Tokens) -> Array:
     return np.concatenate(parts)
 
 
+def _cut(pieces: Sequence[Array], tokens: Tokens, sequence_len: int, apart: bool) -> Array:
+    streams = [np.zeros(0, np.int32), *pieces] if apart else [_joined(pieces, tokens)]
+    return np.concatenate([_stream(stream, tokens, sequence_len) for stream in streams])
+
+
 def _stream(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
     """Windows of S tokens, each starting with the last token of the one before; the last is padded."""
     n = -(-max(0, len(stream) - 1) // sequence_len)
@@ -206,15 +225,16 @@ def _stream(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
     return blocks_NS[(blocks_NS[:, 1:] >= 0).any(1)]
 
 
-def _pack_rows(encoded: Encoded, tokens: Tokens, sequence_len: int) -> Array:
-    """Whole rows into blocks, in order, as many as fit; a row longer than a block goes on in the next ones."""
+def _pack_rows(encoded: Encoded, tokens: Tokens, sequence_len: int, apart: bool) -> Array:
+    """Whole rows into blocks, in order, as many as fit (one with ``apart``); a row longer than a block goes on in the
+    next ones."""
     blocks: list[Array] = []
     waiting: list[Array] = []
     for prompt, text in encoded:
         row = _piece(np.concatenate([prompt, text]), tokens, begins=True, ends=True)
         learnt = len(text) + (tokens.end is not None)
         row[:-learnt] = np.minimum(row[:-learnt], ~row[:-learnt])  # the negative one of x and ~x
-        if len(_joined([*waiting, row], tokens)) > sequence_len + 1 and waiting:
+        if waiting and (apart or len(_joined([*waiting, row], tokens)) > sequence_len + 1):
             blocks.append(_stream(_joined(waiting, tokens), tokens, sequence_len))
             waiting = []
         waiting.append(row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from edgewise.core.vector import Array
 from edgewise.engine.ports import DeviceId
 from edgewise.learn import partition, sources, tables
 from edgewise.plan.recipe import DataSection
+
+LOG = logging.getLogger("edgewise")
 
 
 class Document(NamedTuple):
@@ -38,7 +41,8 @@ class Corpus:
     """Devices (sorted) and where their documents are; ``documents`` reads one device's, in time order.
 
     ``cut_each`` says how the hold-out is taken: from the end of each document (files), or from the end of the device
-    (rows of a table).
+    (rows of a table). ``lenient``: a document that cannot be read is left out, and the others are as they were; else
+    its device cannot train.
     """
 
     devices: tuple[DeviceId, ...]
@@ -47,13 +51,15 @@ class Corpus:
     _order: Array  # documents sorted by device, in time order within
     _first: Array  # int64[n + 1]: device i has _order[_first[i] : _first[i + 1]]
     _section: DataSection
+    lenient: bool = False
     _digests: dict[DeviceId, str] = field(default_factory=dict, repr=False)
 
     def documents(self, device: DeviceId) -> Iterator[Document]:
         """Text of one device, document by document.
 
         Raises:
-            DataError: E-DEVICE-DATA for an unknown device or a file that is gone; E-DATA-FORMAT for a binary file.
+            DataError: E-DEVICE-DATA for an unknown device; unless ``lenient`` E-DEVICE-DATA for a file that is gone,
+                E-DATA-FORMAT for a binary file or a row without text.
         """
         i = bisect_left(self.devices, device)
         if i == len(self.devices) or self.devices[i] != device:
@@ -64,16 +70,27 @@ class Corpus:
             try:
                 with path.open("rb") as f:
                     for d in places:
-                        f.seek(found.start[d])
-                        raw = f.read(found.stop[d] - found.start[d])
-                        yield self._document(f"{found.names[number]}@{found.start[d]}", raw)
+                        try:
+                            f.seek(found.start[d])
+                            raw = f.read(found.stop[d] - found.start[d])
+                            document = self._document(f"{found.names[number]}@{found.start[d]}", raw)
+                        except (DataError, OSError) as e:
+                            self._left_out(e)
+                            continue
+                        yield document
             except OSError as e:
-                raise DataError("E-DEVICE-DATA", f"{path}: {e.strerror}.", "restore the file.") from None
+                self._left_out(DataError("E-DEVICE-DATA", f"{path}: {e.strerror}.", "restore the file."))
+
+    def _left_out(self, e: DataError | OSError) -> None:
+        if not self.lenient:
+            raise e from None
+        LOG.warning("a document cannot be read, and counts as if it were not there: %s", e)
 
     def _document(self, name: str, raw: bytes) -> Document:
         if self._found.rows:
             row = tables.decode(raw, name)
-            return Document(name, row[self._section.prompt] if self._section.prompt else "", row[self._section.text])
+            prompt = tables.text(row, self._section.prompt, name) if self._section.prompt else ""
+            return Document(name, prompt, tables.text(row, self._section.text, name))
         if b"\0" in raw:
             raise DataError("E-DATA-FORMAT", f"{name}: not text (it has NUL bytes).", "keep only text there.")
         return Document(name, "", raw.decode("utf-8", errors="replace"))
@@ -104,11 +121,12 @@ class Corpus:
         return h.hexdigest()
 
 
-def load(section: DataSection, recipe_dir: Path, cache_dir: Path, key: Key) -> Corpus:
+def load(section: DataSection, recipe_dir: Path, cache_dir: Path, key: Key, lenient: bool = False) -> Corpus:
     """Find, partition, index.
 
     Args:
         recipe_dir: relative paths start here. cache_dir: csv and parquet are normalised into it. key: of the partition.
+        lenient: see ``Corpus``.
     Raises:
         DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY. A device with too little text is no error
             here: it refuses when it is asked to train.
@@ -120,4 +138,4 @@ def load(section: DataSection, recipe_dir: Path, cache_dir: Path, key: Key) -> C
     order = np.argsort(device, kind="stable")
     first = np.searchsorted(device[order], np.arange(len(names) + 1))
     cut_each = not found.rows
-    return Corpus(names, cut_each, found, order.astype(np.int32), first, section)
+    return Corpus(names, cut_each, found, order.astype(np.int32), first, section, lenient)

@@ -44,9 +44,9 @@ def find(section: DataSection, path: Path, cache_dir: Path) -> Found:
     for at, stop, where, row in _scan(file, path, section.source == "jsonl"):
         if not starts:
             _need_columns(section, row, where)
-        some_text |= bool(_text(row, section.text, where).strip())
+        some_text |= bool(text(row, section.text, where).strip())
         if section.prompt:
-            _text(row, section.prompt, where)
+            text(row, section.prompt, where)
         owner.add(_name(row, section.owner, where) if section.owner else "all")
         if section.label:
             label.add(_name(row, section.label, where))
@@ -124,7 +124,8 @@ def _value(row: dict[str, Any], name: str, where: str) -> Any:
     return value
 
 
-def _text(row: dict[str, Any], name: str, where: str) -> str:
+def text(row: dict[str, Any], name: str, where: str) -> str:
+    """A column's text; E-DATA-FORMAT where there is none."""
     value = _value(row, name, where)
     if not isinstance(value, str):
         raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is {type(value).__name__}, needs text.", "convert it.")

@@ -142,7 +142,8 @@ class TorchTrainer:
         """Local training.
 
         With ``record_dp`` a device that cannot train gives the update of steps without a record, noise alone: an answer
-        without noise, or none, would say what its text did.
+        without noise, or none, would say what its text did. Its noise is as large as that of any device with as many
+        records as it has; where not even their number can be found out, there are none.
 
         Raises:
             DataError: E-DEVICE-DATA where the device has nothing to train on.
@@ -155,15 +156,17 @@ class TorchTrainer:
         dp, steps = self.record_dp, range(request.rule.steps)
         dp_sgd.check(self.model)
         self._examine(request.device, request.params, request.secret)
+        expected = dp.rate  # of a device without a record, which is a neighbour of one with a single record
         try:
             shard, key = self._shard(request.device), derive(request.secret, "records")
+            expected *= max(1, shard.size)
             rows = (dp_sgd.drawn(shard.size, dp.rate, derive(key, i)) for i in steps)
             batches = (list(dp_sgd.taken(shard.records, at)) for at in rows)
-            return self._fitted(request, batches, float(shard.count), dp, dp.rate * max(1, shard.size))
+            return self._fitted(request, batches, float(shard.count), dp, expected)
         except Exception:  # boundary: a shard and a loss are foreign code, and what they raise may depend on the text
             LOG.warning("device %.60r: local training failed, its update is noise alone", request.device, exc_info=True)
             blank = replace(request, secret=derive(request.secret, "blank"))  # no noise is drawn twice
-            return self._fitted(blank, ([] for _ in steps), 0.0, dp, dp.rate)
+            return self._fitted(blank, ([] for _ in steps), 0.0, dp, expected)
 
     def _fitted(
         self,

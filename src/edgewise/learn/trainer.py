@@ -46,7 +46,8 @@ def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> TextTrainer:
         ModelError: E-MODEL, E-MODEL-REMOTE, E-TARGETS. DataError: E-DATA-*.
     """
     key = root(recipe.seed)
-    corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"))
+    records = recipe.privacy == "record"  # nothing may hang on one document but its own blocks
+    corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)
     arithmetic = autocast_dtype(recipe.model.precision)
     lora = recipe.trainable.adapts  # nothing of the base is trained, so it can be read in 16 bits at once
     loaded = load(recipe.model.base, recipe_dir, arithmetic if lora else torch.float32)
@@ -54,7 +55,7 @@ def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> TextTrainer:
     if arithmetic is torch.bfloat16:
         float32_attention(loaded.model)
     model, flat = trainable(loaded.model, recipe.trainable, derive(key, "model"), frozen=arithmetic)
-    store = BlockStore(corpus, loaded.tokens, recipe.data, cache_dir)
+    store = BlockStore(corpus, loaded.tokens, recipe.data, cache_dir, apart=records)
     return TextTrainer(recipe, loaded._replace(model=model), flat, corpus, store, TextLoss(arithmetic))
 
 
