@@ -22,7 +22,7 @@ RIGHT, LONGER = "the answer", "the answer and a zero byte"
 class Case:
     """``leaves``: device -> the first message that it does not answer. ``lies``: as in ``liars``. ``says``: device ->
     the message (0: its start) that it answers in this way, a code being an abort; it then leaves, but where it also
-    answers as it should. ``backwards``: devices answer in the other order."""
+    answers as it should. ``backwards``: devices reveal in the other order."""
 
     n: int = 4
     leaves: dict[str, int] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Recorder:
             self.number += 1
             self._told(mail)
             answers = [(d, *said) for d, told in mail for said in self._answer(d, told)]
-            if self.case.backwards:
+            if self.case.backwards and self.number == 4:
                 answers.reverse()
             mail = [letter for said in answers for letter in self._to_server(*said)]
             if not mail and not s.over:
