@@ -6,11 +6,17 @@ from math import exp
 
 import numpy as np
 import pytest
+import toy
 from played import play
 from scipy.stats import binom, norm
+from toy_recipe import make_recipe
 
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError, RecipeError
+from edgewise.core.keys import root
+from edgewise.engine import sampling
+from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.compile import compile
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import poisson
 
@@ -111,3 +117,16 @@ def test_a_minimum_would_break_the_claim(n, cohort):
     z = accountant.calibrate(lambda z: {poisson(z, rate): 1}, 1.0, 1e-5)
     assert delta(n, rate, z, 0, 1.0) <= 1e-5
     assert delta(n, rate, z, cohort // 2, 1.0) > 5e-5
+
+
+def test_cohorts_are_drawn_at_the_rate_that_is_accounted():
+    recipe = make_recipe({**CENTRAL, "round.cohort": 30, "data.devices": 200})
+    catalogue = with_extensions(["toy"])
+    plan = compile(recipe, toy.ToyTrainer(recipe).spec, 200, catalogue)
+    [event] = plan.spend.events
+    assert event.sampling == "poisson"
+    devices = [f"d{i:05d}" for i in range(200)]
+    drawn = np.array([len(sampling.draw(plan.sampling, devices, root(5), r)) for r in range(400)])
+    spread = (200 * event.rate * (1 - event.rate)) ** 0.5
+    assert drawn.mean() == pytest.approx(200 * event.rate, abs=4 * spread / 400**0.5)
+    assert drawn.std() == pytest.approx(spread, rel=0.2)
