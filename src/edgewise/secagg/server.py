@@ -33,11 +33,17 @@ from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, sign
 from edgewise.secagg import messages, recovery
 from edgewise.secagg.client import Registry, circle, holding
+from edgewise.secagg.events import Close as Close
+from edgewise.secagg.events import Device as Device
+from edgewise.secagg.events import Effect as Effect
+from edgewise.secagg.events import Event as Event
+from edgewise.secagg.events import Gone as Gone
+from edgewise.secagg.events import Received as Received
+from edgewise.secagg.events import Refused as Refused
+from edgewise.secagg.events import Send as Send
 from edgewise.secagg.messages import SEALED_BYTES, Keys, survivors_digest
 from edgewise.secagg.params import Params
 from edgewise.secagg.secrets import Body, Head, Hidden, pair_seed, pairwise
-
-Device = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,44 +132,6 @@ class Aborted:
 State = Advertising | Sharing | Masking | Signing | Unmasking | Released | Aborted
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
-    """A message from a device, authenticated by the transport as its own."""
-
-    device: Device
-    raw: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """A device will say nothing more."""
-
-    device: Device
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Wait no longer for answers to this step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Please send."""
-
-    device: Device
-    raw: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """What a device sent is of no use, or it is out of the session."""
-
-    device: Device
-    code: str
-
-
-Event = Received | Gone | Close
-Effect = Send | Refused
 Out = tuple[State, tuple[Effect, ...]]
 
 
