@@ -11,13 +11,14 @@ import torch
 import edgewise.plan.private as private
 from edgewise.apps import record_trials, trials
 from edgewise.core.keys import generator, root
+from edgewise.core.space import Quorum
 from edgewise.core.vector import Spec
-from edgewise.learn import dp_sgd
+from edgewise.learn import dp_sgd, train
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import parse
 from edgewise.privacy import audit as bounds
-from edgewise.privacy import distributed, grid, matrix
+from edgewise.privacy import distributed, grid, matrix, noise
 from edgewise.privacy.accountant import gaussian
 from edgewise.privacy.audit import gaussian_mu, upper_rate
 from edgewise.privacy.noise import normals
@@ -54,6 +55,32 @@ def passing(true):
         return replace(true(*args), encode=lambda payload, memory, space, turn: (payload, memory))
 
     return lazy
+
+
+def keyed(monkeypatch, module, label):
+    """Noise comes from a key that everybody knows."""
+    true = module.derive
+    monkeypatch.setattr(module, "derive", lambda key, *of: true(bytes(32) if of[0] == label else key, *of))
+
+
+@pytest.mark.parametrize(("word", "module", "label"), [
+    ("central", noise, "noise"), ("local", noise, "local noise"), ("record", train, "dp"),
+])  # fmt: skip
+def test_noise_from_a_known_key_is_caught(monkeypatch, word, module, label):
+    try_it = record_trials.mechanism if word == "record" else lambda *of: (trials.mechanism(*of),)
+    assert try_it(plan(word), 4096, quiet)[0].holds
+    keyed(monkeypatch, module, label)
+    found = try_it(plan(word), 4096, quiet)[0]
+    assert not found.holds
+    assert found.lower == bounds.REPEATED
+
+
+def test_corrupt_devices_counted_as_honest_are_caught(monkeypatch):
+    """Every device then adds too little noise for those who are left."""
+    of = {"merge__kind": "shared_sum", "trust__malicious_fraction": 0.45, "round__minimum": 1.0}
+    assert trials.mechanism(plan("distributed", **of), RUNS, quiet).holds
+    monkeypatch.setattr(Quorum, "honest", property(lambda quorum: quorum.n_min))
+    assert not trials.mechanism(plan("distributed", **of), RUNS, quiet).holds
 
 
 def quiet(*_: object) -> None:

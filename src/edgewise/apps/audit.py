@@ -36,8 +36,9 @@ def examine(
 
     Returns:
         Plain JSON: ``privacy``, ``claim`` (of the whole run: epsilon, delta, noise multiplier; null without
-        differential privacy), ``findings`` (claimed and measured, of what, what was left out), ``leaks``, ``memory``
-        (both empty where a finding does not hold); the same as ``audit.json`` and a page ``audit.html`` in ``out``.
+        differential privacy), ``findings`` (claimed and measured, of what, what was left out), ``not_tried`` (by
+        any of them), ``leaks``, ``memory`` (both empty where a finding does not hold); the same as ``audit.json`` and
+        a page ``audit.html`` in ``out``.
     Raises:
         AuditError(E-AUDIT): more was measured than is claimed. The files are written first. RecipeError,
         CompositionError: what ``compile`` refuses; E-COMBO for an extension's trainer.
@@ -57,6 +58,7 @@ def examine(
         "privacy": recipe.privacy,
         "claim": _claim(plan),
         "findings": [{**asdict(f), "holds": f.holds} for f in findings],
+        "not_tried": list(trials.NOT_TRIED) if findings else [],
         **leaks,
     }
     if out is not None:
@@ -110,7 +112,7 @@ def show(console: Any, found: Mapping[str, Any]) -> None:
         )
         for f in found["findings"]:
             console.print(f"- {f['name']}: {f['of']}." + _guesses(f) + _left_out(f))
-        console.print()
+        console.print(f"Not tried by any audit: {'; '.join(found['not_tried'])}.\n")
     else:
         console.print("No epsilon is claimed, so none is measured.\n")
     rows = [

@@ -63,6 +63,7 @@ def _claims(a: Mapping[str, Any]) -> str:
         f"<p>The recipe claims epsilon {whole['epsilon']:.3g} at delta {whole['delta']:g} of its whole run, at noise "
         f"multiplier {whole['noise_multiplier']:.4g}. Every audit compares with what is claimed of what it played.</p>"
         f"{table(('audit', 'what was played', 'left out'), rows, plain=(0, 1))}"
+        f"<p>Not tried by any audit: {escape('; '.join(a['not_tried']))}.</p>"
         "<p class=hint>A lower bound can show that a claim is false, never that it is true.</p>"
     )
     return f'<section><h2>Claims</h2><div class="cards">{"".join(cards)}</div>{note}</section>'

@@ -37,7 +37,8 @@ def mechanism(plan: Plan, runs: int, step: Step) -> tuple[Finding, Finding]:
         for world, seen in scores.items():
             seen.append(_record_step(plan, np.full(STEP_RECORDS, world), derive(keys.root(7), "record", int(world), i)))
     out, in_ = (np.concatenate(scores[world])[:runs] for world in (False, True))
-    size = audit.mechanism("mechanism", _mu(plan), delta, out, in_)
+    one, two = (_record_step(plan, np.zeros(64, bool), derive(keys.root(7), "fresh", i)) for i in range(2))
+    size = audit.fresh(audit.mechanism("mechanism", _mu(plan), delta, out, in_), delta, one, two)
     # As they left the step: the float32 that the scores in clips were made of.
     bits = audit.grain(
         "grain", _mu(plan), delta, (out * clip).astype(np.float32), (in_ * clip).astype(np.float32), clip

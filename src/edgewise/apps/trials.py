@@ -38,6 +38,13 @@ RUNS = {True: 1 << 14, False: 1 << 17}
 RELEASES = 8  # runs that a whole release costs, where it is one run
 HEADED = 0.9  # noise multiplier of whole releases: mu is about 1, and an adaptive clip's bit can be paid from it
 WORK = {True: 1 << 27, False: 1 << 29}  # coordinates that canaries, and their noise, may have in all
+NOT_TRIED = (  # by any trial, whatever the recipe
+    "where keys come from and who knows them: noise is drawn with the audit's own keys",
+    "the device's machine: that it answers a round once, sends zeros where it cannot train, and counts rounds",
+    "the recipe's own model and text: canaries are made, and under record noise the model is one linear layer",
+    "the wiring: that the trainer gets the plan's noise, clip and rate, and that a release waits for its charge",
+    "how rounds, steps and secret draws add up: that rests on the accountant",
+)
 GROUPS = 8  # of the groups that take turns, at most so many have canaries: each needs a sum of all rounds
 FINER = 4  # bits by which the mechanism's ring is finer than need be: so little noise is rounded up a good deal else
 LONG = 4.0  # a canary's coordinates, in clips
@@ -98,12 +105,18 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
         tiny = _scaled(plan, stages, _layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue)
         update, many = np.full(tiny.spec.dim, size, np.float32), runs // RELEASES
         pipe, mu, of = _first(tiny, plan), _mu(tiny, 0), "one release, body and head"
+        noised = pipe
         found = audit.releases_audit("mechanism", pipe, update, delta, keys.root(7), many, mu)
     else:
         bits = min(MOST_BITS, probe.at(0).encoded.ring_bits + FINER) if plan.recipe.privacy == "distributed" else 0
         small = _scaled(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
         update = np.full(spec.dim, size, np.float32)
-        found = audit.mechanism_audit("mechanism", _first(small, plan), update, delta, keys.root(7), _mu(small, 0))
+        noised, mu = _first(small, plan), _mu(small, 0)
+        found = audit.mechanism_audit("mechanism", noised, update, delta, keys.root(7), mu)
+    nothing = [np.zeros_like(update)] * max(1, audit.counted_on(noised.total.space))
+    start, public = noised.start_memory(), derive(keys.root(7), "public")
+    one, two = (released(noised, nothing, derive(keys.root(7), "fresh", i), 0, start, public)[0] for i in range(2))
+    found = audit.fresh(found, delta, one, two)
     dp, others = plan.recipe.dp, [table["kind"] for table in plan.recipe.stage if not _by_coordinate(table)]
     left = {
         **{f"{kind}: behind it coordinates are not runs of their own": True for kind in others},
@@ -229,7 +242,7 @@ def _cohort(
             if (sent := x if present[i] else neighbour(pipe, x)) is not None:
                 yield sent
             n += 1
-    for _ in range(max(pipe.total.space.honest, 1) - n):
+    for _ in range(max(audit.counted_on(pipe.total.space), 1) - n):
         yield np.zeros(plan.spec.dim, np.float32)
 
 
@@ -245,7 +258,7 @@ def _message(plan: Plan, pipe: Pipeline, i: int, present: NDArray[np.bool_], ste
 def _each(pipe: Pipeline) -> int:
     """Canaries of one release: with more than an eighth of the coordinates they would be in each other's way."""
     space = pipe.total.space
-    return min(space.honest or space.quorum.n_max, max(8, pipe.spaces[0].dim // 8))
+    return min(audit.counted_on(space) or space.quorum.n_max, max(8, pipe.spaces[0].dim // 8))
 
 
 def _canary(plan: Plan, i: int) -> Vector:

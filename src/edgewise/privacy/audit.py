@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, lgamma, log, log1p, sqrt
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from edgewise.privacy import accountant
 from edgewise.privacy.spend import Event
 
 FULL_WEIGHT = 1e9  # amount of data: whatever the cap, every update counts in full
+REPEATED = 1e3  # mu of noise that is there twice: the difference of two releases has none, so any bound would do
 SLACK = 1.0 + 1e-5  # float32 rounding of an honest encoder, as ``Pipeline.add`` allows it
 _NORMAL = NormalDist()
 
@@ -231,7 +233,7 @@ def mechanism_audit(name: str, pipe: Pipeline, update: Vector, delta: float, key
         raise ValueError("every coordinate of the update is a run, so all must have one magnitude")
     mu, space = mu or claimed_mu(pipe), pipe.total.space
     other, alone = neighbour(pipe, update), space.adjacency == "replace_one"
-    others = [] if alone else [np.zeros_like(update)] * ((space.honest or space.quorum.n_min) - 1)
+    others = [] if alone else [np.zeros_like(update)] * ((counted_on(space) or space.quorum.n_min) - 1)
     sides, scores = np.sign(update).astype(np.float64), []
     public, start = derive(key, "public"), pipe.start_memory()  # neighbours share what everybody knows
     for world, mine in (("with", update), ("without", other)):
@@ -240,6 +242,20 @@ def mechanism_audit(name: str, pipe: Pipeline, update: Vector, delta: float, key
         scores.append(sides * seen)
     travels = contribution(pipe, update, Turn(0, public, derive(key, "travels"), device="0")) != 0.0
     return mechanism(name, mu / sqrt(pipe.encoded.dim), delta, scores[1][travels], scores[0][travels])
+
+
+def counted_on(space: Space) -> int:
+    """Contributions to the smallest sum whose noise can be counted on, 0 where none add any. Worked out anew from who
+    is in it and who may be corrupt, so that a stage that counts more of them adds too little noise and is found out."""
+    return max(0, space.quorum.n_min - space.quorum.corrupt) if space.honest else 0
+
+
+def fresh(found: Finding, delta: float, one: NDArray[Any], two: NDArray[Any]) -> Finding:
+    """``found``, or the same broken where two releases of nothing with different secret keys are equal: their noise
+    then follows from something that others may know, and whoever has both takes it off."""
+    if np.array_equal(one, two):
+        return replace(found, lower=REPEATED, epsilon_lower=_epsilon(REPEATED, delta))
+    return found
 
 
 def contribution(pipe: Pipeline, x: Vector, turn: Turn) -> Vector:
