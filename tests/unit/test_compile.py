@@ -39,6 +39,20 @@ def test_the_frame_limit_grows_with_the_model():
     assert large.frame_limit_bytes > 200_000_000
 
 
+def test_letters_to_a_large_cohort_fit_the_frame_limit():
+    """A roster and a device's boxes grow with the cohort, not with the model."""
+    hidden = plan(
+        population=400, privacy="hidden", merge={"kind": "secure_sum"}, trust__malicious_fraction=0.02,
+        stage=[{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 4, "grid": "shared"}, {"kind": "wrap"}],
+    )  # fmt: skip
+    names = [f"{i:0256d}" for i in range(400)]
+    word, signature = bytes(32), bytes(64)
+    keys = messages.Keys(seal=word, mask=word, commitment=word, signature=signature)
+    dealt = messages.Dealt(box=bytes(messages.BOX_BYTES), all=word, signature=signature)
+    for letter in (messages.Roster(keys=dict.fromkeys(names, keys)), messages.Boxes(boxes=dict.fromkeys(names, dealt))):
+        assert len(messages.dump(letter)) + 1000 < hidden.frame_limit_bytes
+
+
 def test_what_no_message_can_hold_is_refused_before_training():
     with pytest.raises(RecipeError, match="E-FRAME-SIZE"):
         plan(spec=Spec.of([("w", (2_000_000_000,), "float32")]), stage=[])

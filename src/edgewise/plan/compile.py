@@ -37,8 +37,8 @@ from edgewise.secagg.params import Params
 from edgewise.strategies.base import Strategy
 
 # Of messages of secure aggregation, names of 16 characters: one device's sealed shares for another, a signed answer
-# with its frame, one revealed share.
-KEYS_BYTES, BOX_BYTES, SIGNED_BYTES, REVEALED_BYTES = 300, 102, 200, 54
+# with its frame, one revealed share. And one device's part of a letter to others, with a name of 256 bytes.
+KEYS_BYTES, BOX_BYTES, SIGNED_BYTES, REVEALED_BYTES, PART_BYTES = 300, 166, 200, 54, 640
 MESSAGE_LIMIT_BYTES = 2**32 - 2**20  # MessagePack's largest binary field, less room for the rest
 
 
@@ -204,8 +204,8 @@ class Plan:
     def frame_limit_bytes(self) -> int:
         """No honest answer of any phase or rung is larger: the packed payload at its worst, and room for the frame."""
         spaces = [space for pipe in self.ways or self.pipelines for space in pipe.encoded.rungs or (pipe.encoded,)]
-        boxes = 2 * BOX_BYTES * self.sampling.invite if self.hides else 0
-        worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces) + boxes
+        letters = PART_BYTES * self.sampling.invite if self.hides else 0
+        worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces) + letters
         return min(worst, MESSAGE_LIMIT_BYTES)
 
     def upload_bytes(self, round: int) -> float:
