@@ -368,7 +368,7 @@ def test_steps_of_dp_sgd_hold_at_the_recipes_noise():
 def in_floats(model, loss, records, flat, dp, expected, key):
     """DP-SGD's step as it is often written: float32 noise on a float32 sum."""
     total = torch.zeros_like(flat.g_D)
-    for record in records:
+    for _, record in records:
         flat.zero_grad()
         loss(model, record)[0].backward()
         norm = float(torch.linalg.vector_norm(flat.g_D, dtype=torch.float64))
