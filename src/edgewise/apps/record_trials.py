@@ -1,4 +1,4 @@
-"""What a plan with record-level privacy claims of one step of DP-SGD, tried on the code that devices train with."""
+"""Trials of record-level privacy: one step of DP-SGD, played with the code that devices train with."""
 
 from __future__ import annotations
 

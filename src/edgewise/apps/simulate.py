@@ -64,8 +64,8 @@ BACK = "go on where it began: on the same kind of processor, with the same versi
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What the executor's trainers agree on. ``initial``: the initial vector, taken out where the run begins, so that
-    it is not held beside the models that follow it."""
+    """Facts on which the executor's trainers agree. ``initial``: the initial vector. It is taken out where the run
+    begins, so that memory does not hold it beside the models that follow it."""
 
     plan: Plan
     devices: tuple[str, ...]

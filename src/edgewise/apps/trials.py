@@ -75,8 +75,8 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
 
 
 def length(plan: Plan) -> Finding:
-    """How far the furthest of some updates lies from its neighbour's where the noise is added: of all phases the worst
-    finding."""
+    """Measure the largest distance of an update from its neighbour's at the place of the noise. Returns the worst
+    finding of all phases."""
     dim, size = plan.spec.dim, LONG * _clip(plan.recipe)
     spike, found = np.zeros(dim, np.float32), []
     spike[dim // 2] = size
@@ -233,8 +233,8 @@ def _play(
 def _cohort(
     plan: Plan, pipe: Pipeline, mine: range, turn: NDArray[np.float64], present: NDArray[np.bool_]
 ) -> Iterator[Vector]:
-    """What one round's devices send: canaries or their neighbours, of those whose turn it is, and zeros of others whose
-    noise is counted on."""
+    """Updates of one round: canaries or their neighbours from devices whose turn it is, and zeros from other devices
+    whose noise is counted."""
     n = 0
     for i in mine:
         if turn[i % turn.size]:

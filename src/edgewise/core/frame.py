@@ -171,8 +171,8 @@ def _before_payload(message: Delta | Contribution) -> bytes:
 
 
 def legible(text: str) -> str:
-    """What is kept and shown of a reason from the other side: its first 500 characters, with U+FFFD for every one that
-    is not printable (control characters, line breaks, marks that turn the direction of writing)."""
+    """Cut a reason from the other side to 500 characters. U+FFFD replaces each character that is not printable:
+    control characters, line breaks, marks that turn the direction of writing."""
     return "".join(c if c.isprintable() else "\ufffd" for c in text[:REASON_CHARACTERS])
 
 

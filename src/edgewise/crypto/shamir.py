@@ -49,7 +49,7 @@ def share(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> d
 
 
 def is_element(share: bytes) -> bool:
-    """Whether these are the 33 bytes of a field element: a number below p, of which there is one encoding."""
+    """Return whether ``share`` encodes a field element: 33 bytes, a number below p. Every element has one encoding."""
     return len(share) == SHARE_BYTES and int.from_bytes(share, "little") < PRIME
 
 

@@ -1,4 +1,4 @@
-"""What this processor computes with these libraries, as a digest: a run goes on only where it is the same.
+"""Digest of the arithmetic of this processor and these libraries. A run resumes only where the digest is the same.
 
 Libraries choose their kernels by the instructions that a processor has, and every kernel adds in an order of its own. A
 model that was begun under one and finished under another would belong to neither.

@@ -53,7 +53,7 @@ class Blobs:
 
 
 def _holds(path: Path, raw: vector.Buffer) -> bool:
-    """Whether a file holds exactly these bytes; compared in pieces, so that no second copy is in memory."""
+    """Compare a file with ``raw``, a piece at a time, so that memory holds no second copy."""
     try:
         with open(path, "rb") as f:
             return os.fstat(f.fileno()).st_size == len(raw) and all(

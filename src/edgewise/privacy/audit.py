@@ -310,8 +310,8 @@ def _no_head(pipe: Pipeline) -> dict[str, float]:
 
 
 def length_audit(name: str, pipe: Pipeline, mu: float, updates: Sequence[Vector], delta: float, key: Key) -> Finding:
-    """How far the furthest of ``updates`` lies from its ``neighbour``'s where the noise is added, body and head as one
-    vector, against the distance that the claim of ``mu`` counts with (``Space.sensitivity``).
+    """Measure the largest distance of ``updates`` from their ``neighbour`` at the place of the noise, body and head as
+    one vector. Compare it with the distance that the claim of ``mu`` counts with (``Space.sensitivity``).
 
     On devices that add noise that is before they do, else after the server has decoded the contribution. Two worlds
     that differ by a distance of l under noise of sigma are told apart as those of mu = l / sigma, so a clip that is
