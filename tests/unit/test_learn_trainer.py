@@ -13,7 +13,7 @@ import tiny_model
 import torch
 
 from edgewise.core import vector
-from edgewise.core.errors import DataError, ModelError, TrainingError
+from edgewise.core.errors import DataError, ModelError, StoreError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
 from edgewise.engine.ports import POOLED, FitRequest
@@ -309,3 +309,20 @@ def test_noise_alone_is_as_large_as_noise_with_records(where: str) -> None:
 def test_noise_in_place_of_training_is_none_that_training_draws() -> None:
     """Training may fail after its noise is drawn, and an update of the same noise would tell what it had hidden."""
     assert abs(np.corrcoef(_of_noise("nothing"), _of_noise("count"))[0, 1]) < 0.1
+
+
+def test_a_full_disk_is_an_error_with_record_privacy_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing of the text, and noise in place of training would be another model without a word."""
+    data = torch.zeros(50, 20), torch.zeros(50, 1)
+    training = TrainingSection(optimizer="sgd", clip_grad=0.0)
+    trainer = TorchTrainer(torch.nn.Linear(20, 1, bias=False), _square, {"d": TensorShard(data)}, training)
+    trainer.record_dp = RecordDp(1.0, 2.0, 0.1)
+
+    def full(device: str) -> TensorShard:
+        raise StoreError("E-DISK", "no space left.", "free space.")
+
+    request = FitRequest("d", 0, trainer.initial(), LocalRule(steps=1, lr=1.0), root(1), root(2))
+    assert trainer.fit(request).x.any()
+    monkeypatch.setattr(trainer, "_shard", full)
+    with pytest.raises(StoreError):
+        trainer.fit(request)

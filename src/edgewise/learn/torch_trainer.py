@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgewise.core.errors import DataError, TrainingError
+from edgewise.core.errors import DataError, StoreError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.vector import Array, Spec, Vector
@@ -131,6 +131,8 @@ class TorchTrainer:
         try:
             shard = self._shard(device)
             records = list(dp_sgd.taken(shard.records, np.unique([0, shard.size - 1]))) if shard.size else []
+        except StoreError:  # a disk that is full says nothing of the text, and ends the run by name
+            raise
         except Exception:  # boundary: text that cannot be read; ``fit`` answers for it
             return
         if records:
@@ -150,6 +152,7 @@ class TorchTrainer:
             TrainingError: E-NAN; E-TRAIN for what torch refuses (out of memory, wrong shapes), with torch's own words
                 as its cause only: they may quote data. What else a loss of one's own raises passes through.
                 With ``record_dp``: E-BN; E-NAN where noise alone is not finite.
+            StoreError: E-DISK where a shard cannot be written.
         """
         if self.record_dp is None or request.device == POOLED:
             return self._fitted(request, *self.work(request))
@@ -163,6 +166,8 @@ class TorchTrainer:
             rows = (dp_sgd.drawn(shard.size, dp.rate, derive(key, i)) for i in steps)
             batches = (list(dp_sgd.taken(shard.records, at)) for at in rows)
             return self._fitted(request, batches, float(shard.count), dp, expected)
+        except StoreError:  # as in ``_examine``
+            raise
         except Exception:  # boundary: a shard and a loss are foreign code, and what they raise may depend on the text
             LOG.warning("device %.60r: local training failed, its update is noise alone", request.device, exc_info=True)
             blank = replace(request, secret=derive(request.secret, "blank"))  # no noise is drawn twice
