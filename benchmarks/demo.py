@@ -55,7 +55,7 @@ def main() -> None:
                 f"{'' if change is None else f'{change:+.1f} %':>8}"
             )
     b, t, better = s["bytes"], s["seconds"], s["share_improved"]
-    print(f"\ndevices that do better than bundled {better['over_bundled']}, than alone {better['over_local_only']}")
+    print(f"\ndevices that do better than the base {better['over_base']}, than alone {better['over_local_only']}")
     up, down = b["up_per_device_round"], b["down_per_device_round"]
     print(f"bytes per device and round: up {up:.0f} ({b['up_ratio']:.2f} times less than float32), down {down:.0f}")
     print("seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in t.items()) + f"; from start to report {wall:.1f}")

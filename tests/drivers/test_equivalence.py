@@ -51,8 +51,8 @@ def test_the_model_learns_and_a_seed_matters(tmp_path, name):
     other, _, _ = play(tmp_path / "c", {**SETTINGS[name], "seed": 1})
     assert models == again
     assert models[4] != other[4]
-    bundled = next(e for e in told if isinstance(e, events.Evaluated) and e.model == "bundled")
-    assert sum(nll for nll, _ in held.values()) < sum(bundled.nll.values())
+    base = next(e for e in told if isinstance(e, events.Evaluated) and e.model == "base")
+    assert sum(nll for nll, _ in held.values()) < sum(base.nll.values())
 
 
 def test_late_devices_are_counted_and_not_waited_for(tmp_path):

@@ -149,13 +149,13 @@ def test_a_damaged_database_is_named(tmp_path):
 
 
 def test_events_and_measures_are_kept(store):
-    event = events.Evaluated(round=-1, model="bundled", nll={"a": 2.0}, tokens={"a": 4}, seconds=0.5)
+    event = events.Evaluated(round=-1, model="base", nll={"a": 2.0}, tokens={"a": 4}, seconds=0.5)
     store.append(event)
     store.append(event)
     assert [msgspec.structs.replace(e, at_s=0.0) for e in store.events("evaluated")] == [event, event]
-    assert store.measures("bundled") == {"a": (2.0, 4)}
-    assert store.evaluated("bundled", -1)
-    assert not store.evaluated("bundled", 0)
+    assert store.measures("base") == {"a": (2.0, 4)}
+    assert store.evaluated("base", -1)
+    assert not store.evaluated("base", 0)
 
 
 def test_asking_for_an_evaluation_costs_the_same_after_many(store):
@@ -164,7 +164,7 @@ def test_asking_for_an_evaluation_costs_the_same_after_many(store):
 
     def ask():
         assert store.evaluated("federated", 5)
-        assert not store.evaluated("bundled", 5)
+        assert not store.evaluated("base", 5)
 
     for n in range(10):
         evaluate(n)
@@ -268,7 +268,7 @@ def test_a_report_is_for_whom_the_umask_says(tmp_path, open_umask):
 def test_stored_events_say_when(tmp_path):
     with RunStore(tmp_path, now_s=lambda: 7.5) as store:
         store.create("run", "toy", {}, {})
-        store.append(events.Evaluated(round=-1, model="bundled", nll={}, tokens={}, seconds=0.5))
+        store.append(events.Evaluated(round=-1, model="base", nll={}, tokens={}, seconds=0.5))
         store.commit(checkpoint(0), (events.RoundStarted(round=0, invited=1, goal=1, minimum=1, at_s=3.0),))
         assert [e.at_s for e in store.events()] == [7.5, 3.0]
 

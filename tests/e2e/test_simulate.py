@@ -154,7 +154,7 @@ def test_a_device_that_cannot_measure_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(toy.ToyTrainer, "evaluate", partly)
     play(tmp_path)
     with RunStore(tmp_path) as store:
-        for model in ("bundled", "federated", "local_only", "centralised"):
+        for model in ("base", "federated", "local_only", "centralised"):
             assert set(store.measures(model)) == {f"d{i:05d}" for i in range(8)} - {"d00002"}
 
 

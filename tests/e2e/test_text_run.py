@@ -53,7 +53,7 @@ def test_engines_agree_and_the_federation_learns(tmp_path):
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     held = one.summary["perplexity"]
     for model in ("federated", "local_only", "centralised"):
-        assert held[model]["weighted_mean"] < 0.8 * held["bundled"]["weighted_mean"]
+        assert held[model]["weighted_mean"] < 0.8 * held["base"]["weighted_mean"]
     assert two.summary["perplexity"]["federated"] == held["federated"]
     assert two.summary["perplexity"]["local_only"] is None
     assert one.summary["bytes"]["up_per_device_round"] < 0.3 * one.summary["bytes"]["float32_model"]

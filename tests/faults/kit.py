@@ -190,7 +190,7 @@ def left(out: Path) -> dict[str, Any]:
         told = [_timeless(e) for e in store.events()]
         # A run that goes on tells again that it started; what is measured is told where it was measured first.
         told = [e for e in told if e["event"] not in ("run_started", "phase_started")]
-        measures = {name: store.measures(name) for name in ("bundled", "federated", "centralised", "local_only")}
+        measures = {name: store.measures(name) for name in ("base", "federated", "centralised", "local_only")}
         found = {
             "models": store.models(), "ledger": store.charges(), "events": told, "measures": measures,
             "run": {k: v for k, v in (store.run() or {}).items() if k in ("id", "next_round", "unmet", "finished")},

@@ -296,7 +296,7 @@ def test_impossible_measurements_are_left_out(nll, tokens, run):
 
     store = MemoryStore()
     loop = federation(Mailbox([answer("d0", nll, tokens, run), answer("d1", 10.0, 5, "")]), store)
-    event = loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
+    event = loop.evaluate("base", -1, np.zeros(DIM, np.float32))
     assert event.nll == {"d1": 10.0}
     assert store.events == [event]
 
@@ -305,7 +305,7 @@ def test_an_evaluation_that_nobody_can_do_says_why():
     refusal = frame.Refusal(run=PLAN.run, round=-1, device="d0", code="E-NAN", reason="the held-out loss is nan")
     loop = federation(Mailbox([Arrived("d0", frame.dump(refusal), 0.0)]), MemoryStore())
     with pytest.raises(DataError, match=r"E-NAN.*held-out loss is nan"):
-        loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
+        loop.evaluate("base", -1, np.zeros(DIM, np.float32))
 
 
 DIRTY = "\x1b[31m\r\n\u202e" + "A" * 60_000
@@ -351,10 +351,10 @@ def test_what_is_no_answer_says_so_in_few_words(raw):
 def test_evaluations_read_no_more_and_show_no_more():
     loop = federation(Mailbox([Arrived("d0", refusal("A" * OVERSIZE, -1), 0.0)]), MemoryStore())
     with pytest.raises(DataError, match="no device answered"):
-        loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
+        loop.evaluate("base", -1, np.zeros(DIM, np.float32))
     loop = federation(Mailbox([Arrived("d0", refusal(DIRTY, -1), 0.0)]), MemoryStore())
     with pytest.raises(DataError, match="E-NAN") as caught:
-        loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
+        loop.evaluate("base", -1, np.zeros(DIM, np.float32))
     assert len(str(caught.value)) < 700
     assert "\x1b" not in str(caught.value)
 
@@ -384,7 +384,7 @@ def test_whatever_devices_send_the_round_ends_with_the_others(raws):
     measured = MemoryStore()
     loop = federation(Mailbox([*script, Arrived("d1", refusal("no text", -1, "d1"), 1.0)]), measured)
     with suppress(DataError):
-        loop.evaluate("bundled", -1, np.zeros(DIM, np.float32))
+        loop.evaluate("base", -1, np.zeros(DIM, np.float32))
 
 
 def test_measured_devices_are_spread_over_the_population():

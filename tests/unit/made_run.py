@@ -107,7 +107,7 @@ def make_run(
             nll = {d: float((start[d] - drop * g) * held[d]) for d, g in zip(names, gain, strict=True)}
             store.append(events.Evaluated(round=round, model=model, nll=nll, tokens=held, seconds=1.9))
 
-        measure("bundled", -1, 0.0)
+        measure("base", -1, 0.0)
         for number in range(played):
             told, accepted = _round(plan, names, number, draw)
             moved = State(x * np.float32((number + 1) / played), {}, number + 1)

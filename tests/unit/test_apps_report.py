@@ -93,7 +93,7 @@ def test_every_kind_of_run_has_a_sound_page_and_plots(case: str, tmp_path: Path)
     assert ("is not complete" in page) == (not s["complete"])
     with RunStore(tmp_path) as store:
         written = plots.write(store, s, tmp_path)
-    assert written, "bundled quality is always measured"
+    assert written, "the quality of the base is always measured"
     for path in written:
         assert path.parent == tmp_path / "plots"
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -274,3 +274,16 @@ def test_codecs_that_devices_chose_are_shown(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     result.show(console, s, tmp_path)
     assert re.search(r"rungs +\d+ × 8 bit, \d+ × 4 bit", console.export_text())
+
+
+def test_a_model_of_ones_own_is_called_the_base(tmp_path: Path) -> None:
+    """The shipped model's name stands nowhere in the figures of a run that starts from another one."""
+    s, page = made(tmp_path, model={"base": "own-model"}, facts={"model": "own-model"})
+    assert list(s["perplexity"]) == ["base", "local_only", "federated", "centralised"]
+    for row in s["perplexity"].values():
+        assert {"weighted_mean", "median", "worst_decile"} <= row.keys()
+    screen = Console(width=120, record=True, file=io.StringIO())
+    result.show(screen, s, tmp_path)
+    for said in (page, screen.export_text(), str({k: v for k, v in s.items() if k != "recipe"})):
+        assert "bundled" not in said
+    assert "against the base" in page

@@ -59,7 +59,7 @@ def test_share_improved_looks_at_common_devices_only() -> None:
 
 def test_a_full_run_has_everything(full: dict[str, Any]) -> None:
     assert full["complete"] is True
-    for model in ("bundled", "federated", "local_only", "centralised"):
+    for model in ("base", "federated", "local_only", "centralised"):
         assert set(full["perplexity"][model]) >= {"weighted_mean", "median", "worst_decile"}
     assert set(full["seconds"]) >= {"total", "train", "encode", "aggregate"}
     assert full["change_percent"]["federated"] < 0
@@ -107,14 +107,14 @@ def test_a_run_that_stopped_early_is_not_complete(tmp_path: Path) -> None:
     s = built(tmp_path)
     assert (s["complete"], s["rounds"]) == (False, {"planned": 12, "played": 4, "met": 4, "abandoned": 0})
     assert s["perplexity"]["local_only"] is None
-    assert s["share_improved"] == {"over_bundled": 1.0, "over_local_only": None}
+    assert s["share_improved"] == {"over_base": 1.0, "over_local_only": None}
 
 
 def test_a_run_that_never_finished_a_round(tmp_path: Path) -> None:
     make_run(tmp_path, rounds_played=0)
     s = built(tmp_path)
     assert s["bytes"]["up_per_device_round"] is None
-    assert s["perplexity"]["bundled"] is not None
+    assert s["perplexity"]["base"] is not None
     assert s["perplexity"]["federated"] is None
 
 

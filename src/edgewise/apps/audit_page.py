@@ -94,7 +94,7 @@ def _leaks(a: Mapping[str, Any]) -> str:
         best = max((v for v in (x["span"], x["rows"]) if v is not None), default=None)
         if best is not None:
             name = x["what"] + (" (the server sees this)" if x["seen"] else "")
-            drawn.append(Bar(name, best, f"{100 * best:.0f} %", colour="federated" if x["seen"] else "bundled"))
+            drawn.append(Bar(name, best, f"{100 * best:.0f} %", colour="federated" if x["seen"] else "base"))
     drawn.append(Bar("guessing frequent tokens", a["leaks"][0]["base"], f"{100 * a['leaks'][0]['base']:.0f} %"))
     chart = bars("Tokens named by the better attack", drawn, width=1000, left=520)
     rows = [

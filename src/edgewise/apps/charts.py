@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours are CSS variables (``--bundled`` ...), so one drawing serves light, dark and print."""
+"""Charts as inline SVG. Colours are CSS variables (``--base`` ...), so one drawing serves light, dark and print."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def marker(model: str, x: float, y: float) -> str:
     """A model's own shape, so that colour is never the only sign."""
     at, style = f'transform="translate({x:.1f},{y:.1f})"', f'style="--c:var(--{model})"'
     shapes = {
-        "bundled": '<circle r="4" class="hollow" {}/>',
+        "base": '<circle r="4" class="hollow" {}/>',
         "local_only": '<path d="M0-5.4 5.4 0 0 5.4-5.4 0z" class="solid" {}/>',
         "federated": '<circle r="5" class="solid" {}/>',
         "centralised": '<path d="M0-5.2 5 4-5 4z" class="solid" {}/>',

@@ -194,7 +194,7 @@ class _Probe:
             self.row(f"the release: sum of {n}{self._noise(' with ')}", seen, hidden),
         ]  # fmt: skip
         start = self.trainer.initial()
-        models = [("nothing (bundled)", start), ("one update of the device", start + with_secret[0])]
+        models = [("nothing (base)", start), ("one update of the device", start + with_secret[0])]
         models.append((f"the release of {n}", start + remembered / np.float32(n)))
         return leaks, [self._remembers(name, x) for name, x in models]
 

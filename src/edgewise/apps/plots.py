@@ -15,14 +15,14 @@ from edgewise.drivers.store import RunStore
 
 # Okabe and Ito's palette, told apart with every kind of colour vision; each model also has a marker of its own.
 COLOUR = {
-    "bundled": "#7a828c",
+    "base": "#7a828c",
     "local_only": "#d98300",
     "federated": "#0072b2",
     "centralised": "#009e73",
     "lost": "#c8502b",
     "quiet": "#c3c8cf",
 }
-MARKER = {"bundled": "o", "local_only": "D", "federated": "o", "centralised": "^"}
+MARKER = {"base": "o", "local_only": "D", "federated": "o", "centralised": "^"}
 STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.titlesize": 12,
@@ -130,7 +130,7 @@ def _quality(figure: Any, s: Summary) -> bool:
     left.set(title="Held-out perplexity", xlabel="rounds played (shade: middle 80 % of devices)")
     if rounds:
         x = [r["round"] + 1 for r in rounds]
-        for key, name, colour in (("loss_first", "first steps", "bundled"), ("loss_last", "last steps", "federated")):
+        for key, name, colour in (("loss_first", "first steps", "base"), ("loss_last", "last steps", "federated")):
             values = [r[key] for r in rounds]
             right.plot(x, values, color=COLOUR[colour], lw=2, marker="o" if colour == "federated" else "", ms=4)
             _label_ends(right, [(name, COLOUR[colour], values[-1])], x[-1], 0.0)
@@ -142,7 +142,7 @@ def _quality(figure: Any, s: Summary) -> bool:
 
 def _devices(figure: Any, s: Summary) -> bool:
     models = [m for m in words.MODELS if s["perplexity"][m]]
-    order = "federated" if "federated" in models else "bundled"
+    order = "federated" if "federated" in models else "base"
     rows = sorted((r for r in s["per_device"] if r.get(order)), key=lambda r: r[order])
     if not rows:
         return False
@@ -164,7 +164,7 @@ def _plain(name: str) -> str:
 
 
 def _mark(axes: Any, model: str, x: Sequence[float], y: Sequence[float]) -> None:
-    face = "white" if model == "bundled" else COLOUR[model]
+    face = "white" if model == "base" else COLOUR[model]
     look = {"marker": MARKER[model], "c": face, "edgecolors": COLOUR[model], "linewidths": 1.6, "zorder": 3}
     axes.scatter(x, y, s=34, label=words.MODELS[model], **look)
 
@@ -226,12 +226,12 @@ def _quality_for_bytes(figure: Any, s: Summary) -> bool:
         axes.annotate(
             name, (x[0], y[0]), xytext=(0, 8), textcoords="offset points", color=COLOUR[colour], weight="bold"
         )
-    if (q := s["perplexity"]["bundled"]) and q["weighted_mean"] is not None:
-        axes.axhline(q["weighted_mean"], color=COLOUR["bundled"], lw=1.8, ls=(0, (4, 3)))
-        said = f"{words.MODELS['bundled']} {words.perplexity(q['weighted_mean'])}"
+    if (q := s["perplexity"]["base"]) and q["weighted_mean"] is not None:
+        axes.axhline(q["weighted_mean"], color=COLOUR["base"], lw=1.8, ls=(0, (4, 3)))
+        said = f"{words.MODELS['base']} {words.perplexity(q['weighted_mean'])}"
         axes.annotate(
             said, (1, q["weighted_mean"]), xytext=(-4, 4), textcoords="offset points", ha="right",
-            xycoords=("axes fraction", "data"), color=COLOUR["bundled"], weight="bold",
+            xycoords=("axes fraction", "data"), color=COLOUR["base"], weight="bold",
         )  # fmt: skip
     axes.set_xscale("log")
     ticks = log_ticks(*axes.get_xlim())

@@ -75,7 +75,7 @@ def _spending(s: Summary, c: Mapping[str, Any]) -> str:
     bars = [charts.Bar(f"round {n}", eps, f"{eps:.3g}") for n, eps in some + spent[-1:] * (some[-1:] != spent[-1:])]
     if not bars:
         return ""
-    bars.append(charts.Bar("budget", c["budget"], f"{c['budget']:g}", colour="bundled"))
+    bars.append(charts.Bar("budget", c["budget"], f"{c['budget']:g}", colour="base"))
     return panel(
         "Epsilon by round", "what the ledger had charged after each round", charts.bars("Epsilon by round", bars)
     )

@@ -91,7 +91,7 @@ class Board:
                 if (loss := e.head.get("loss_last")) is not None:
                     self.losses.append(loss)
             case events.Evaluated():
-                if e.model in ("bundled", "federated"):
+                if e.model in ("base", "federated"):
                     from edgewise.apps.summary import perplexity
 
                     self.perplexities.append(perplexity(sum(e.nll.values()), sum(e.tokens.values())))

@@ -72,14 +72,14 @@ def _lead(s: Mapping[str, Any]) -> str:
     who = f"{words.count(s['population'])} devices" if s["population"] else "The devices"
     if abandoned := s["rounds"]["abandoned"]:
         who = f"{words.count(abandoned)} of {played} rounds were abandoned for too few contributions. {who}"
-    if change is None and ppl["federated"] and ppl["bundled"]:
+    if change is None and ppl["federated"] and ppl["base"]:
         return f"{who}, {measured} rounds. A held-out perplexity is too large for a number."
     if change is None:
         return f"{who}, {played} rounds. The federated model has not been measured yet."
     verb = "lowered" if change < 0 else "raised"
     first = (
         f"{who} training together for {measured} rounds {verb} held-out perplexity from"
-        f" <b>{words.perplexity(ppl['bundled']['weighted_mean'])}</b> to"
+        f" <b>{words.perplexity(ppl['base']['weighted_mean'])}</b> to"
         f" <b>{words.perplexity(ppl['federated']['weighted_mean'])}</b> ({words.percent(change)})."
     )
     b = s["bytes"]
@@ -118,13 +118,13 @@ def _verdict(s: Mapping[str, Any]) -> str:
             card(
                 "Federated perplexity",
                 words.measured(ppl["federated"]["weighted_mean"]),
-                f"{words.percent(change['federated'])} against the bundled model",
+                f"{words.percent(change['federated'])} against the base",
             )
         )
-    if share["over_bundled"] is not None:
+    if share["over_base"] is not None:
         alone = share["over_local_only"]
         more = f"{_share(alone)} do better than alone" if alone is not None else "training alone was not measured"
-        cards.append(card("Measured devices that gain", _share(share["over_bundled"]), more))
+        cards.append(card("Measured devices that gain", _share(share["over_base"]), more))
     if b["up_per_device_round"] is not None:
         more = f"{words.against(b['up_ratio'], b['up_ratio_update'])}; down {words.size(b['down_per_device_round'])}"
         cards.append(card("Up, per device and round", words.size(b["up_per_device_round"]), more))
@@ -155,7 +155,7 @@ def _models_table(s: Mapping[str, Any]) -> str:
         head = f"{key}{words.MODELS[name]} <small>{words.MEANS[name]}</small>"
         cells = ["not run", "", "", "", ""]
         if q:
-            change = "" if name == "bundled" else words.percent(s["change_percent"][name])
+            change = "" if name == "base" else words.percent(s["change_percent"][name])
             keys = ("weighted_mean", "median", "worst_decile")
             cells = [*(words.measured(q[k]) for k in keys), change, words.count(q["devices"])]
         body.append(row(head, cells, "ours" if name == "federated" else ""))
@@ -185,7 +185,7 @@ def _quality(s: Mapping[str, Any]) -> str:
     loss = charts.lines(
         "Training loss by round",
         [
-            charts.Series("first steps", "bundled", [(r["round"] + 1, r["loss_first"]) for r in rounds]),
+            charts.Series("first steps", "base", [(r["round"] + 1, r["loss_first"]) for r in rounds]),
             charts.Series("last steps", "federated", [(r["round"] + 1, r["loss_last"]) for r in rounds], dots=True),
         ],
         x_name="round",
@@ -203,7 +203,7 @@ def _quality(s: Mapping[str, Any]) -> str:
 def _spread(s: Mapping[str, Any]) -> str:
     """Every device under every model: rows for few devices, ranks for many; and the table behind it."""
     models = [m for m in words.MODELS if s["perplexity"][m]]
-    order = "federated" if "federated" in models else "bundled"
+    order = "federated" if "federated" in models else "base"
     rows = sorted((r for r in s["per_device"] if r.get(order)), key=lambda r: -r[order])
     if not rows:
         return ""

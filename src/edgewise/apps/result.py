@@ -49,7 +49,7 @@ def _quality(s: Mapping[str, Any], wide: bool) -> Any:
         if q is None:
             table.add_row(label, Text("not run", "dim"), "", "", "")
             continue
-        change = "" if name == "bundled" else words.percent(s["change_percent"][name])
+        change = "" if name == "base" else words.percent(s["change_percent"][name])
         figures = [words.measured(q[k]) for k in ("weighted_mean", "median", "worst_decile")]
         table.add_row(label, *(Text(c, style) for c in [*figures, change]))
     return table
@@ -62,12 +62,12 @@ def _costs(s: Mapping[str, Any]) -> Any:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    if share["over_bundled"] is not None:
+    if share["over_base"] is not None:
         alone = share["over_local_only"]
         more = f", {100 * alone:.0f} % than alone" if alone is not None else ""
         grid.add_row(
             "devices",
-            f"{100 * share['over_bundled']:.0f} % of those measured do better than with the bundled model{more}",
+            f"{100 * share['over_base']:.0f} % of those measured do better than with the base{more}",
         )
     for key, name in (("up", "up"), ("down", "down")):
         size = words.size(b[f"{key}_per_device_round"])

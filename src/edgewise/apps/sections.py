@@ -81,10 +81,10 @@ def _quality_for_bytes(s: Summary) -> str:
     if not lines:
         return ""
     series = [charts.Series(name, colour, points, dots=True) for name, colour, points in lines]
-    if (q := s["perplexity"]["bundled"]) and q["weighted_mean"] is not None:
+    if (q := s["perplexity"]["base"]) and q["weighted_mean"] is not None:
         at = [x for _, _, points in lines for x, _ in points]
         ends = [(x, q["weighted_mean"]) for x in (min(at), max(at))]
-        series.append(charts.Series(words.MODELS["bundled"], "bundled", ends, dashed=True))
+        series.append(charts.Series(words.MODELS["base"], "base", ends, dashed=True))
     chart = charts.lines(
         "Held-out perplexity by megabytes moved",
         series,

@@ -6,11 +6,11 @@ Definitions. ``nll`` is a device's summed negative log-likelihood (nats) over it
     weighted_mean             exp(sum of nll / sum of tokens) over the measured devices
     median                    median of the devices' perplexities
     worst_decile              mean of the ceil(n / 10) highest perplexities of n devices
-    change_percent            100 (weighted_mean / bundled weighted_mean - 1); negative is better
+    change_percent            100 (weighted_mean / base weighted_mean - 1); negative is better
     share_improved            share of the devices measured under both models whose perplexity is lower with the
                               federated one
 
-``bundled`` is the model as it came, ``federated`` after the last round that was measured, ``local_only`` every device
+``base`` is the model as it came, ``federated`` after the last round that was measured, ``local_only`` every device
 alone, ``centralised`` all text in one place. What was not run is null; a figure that is not finite is null too.
 
 Participation: ``accepted`` are the contributions that moved the model, ``unused`` those that came to a round which was
@@ -61,7 +61,7 @@ from edgewise.plan.recipe import simulation_digest
 from edgewise.plan.section import DP_WORDS
 from edgewise.privacy.card import OUTSIDE
 
-MODELS = ("bundled", "local_only", "federated", "centralised")
+MODELS = ("base", "local_only", "federated", "centralised")
 Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
 _SHOWN_APART = {"versions", "plan", "devices", "recipe_dir"}  # the last names a folder of one machine
 
@@ -119,7 +119,7 @@ def build(store: RunStore) -> dict[str, Any]:
     ppl = {name: quality(m) for name, m in measures.items()}
     wanted = recipe.get("compare", {})
     out: dict[str, Any] = {
-        "schema": 1,
+        "schema": 2,
         "name": run["name"],
         "complete": played >= recipe["round"]["rounds"]
         and store.evaluated("federated", recipe["round"]["rounds"] - 1)
@@ -138,9 +138,9 @@ def build(store: RunStore) -> dict[str, Any]:
             "abandoned": sum(not e.met for e in rounds),
         },
         "perplexity": ppl,
-        "change_percent": {n: _change(ppl[n], ppl["bundled"]) for n in MODELS if n != "bundled"},
+        "change_percent": {n: _change(ppl[n], ppl["base"]) for n in MODELS if n != "base"},
         "share_improved": {
-            f"over_{name}": share_improved(measures["federated"], measures[name]) for name in ("bundled", "local_only")
+            f"over_{name}": share_improved(measures["federated"], measures[name]) for name in ("base", "local_only")
         },
         "bytes": _bytes(told, facts, trained),
         "participation": _participation(told),
@@ -150,7 +150,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "curve": [
             {"played": e.round + 1, **(quality({d: (e.nll[d], e.tokens[d]) for d in e.nll}) or {})}
             for e in told
-            if isinstance(e, events.Evaluated) and e.model in ("bundled", "federated")
+            if isinstance(e, events.Evaluated) and e.model in ("base", "federated")
         ],
         "quality_for_bytes": [],
         "per_device": [] if noised else _devices(told, measures, facts),
@@ -287,7 +287,7 @@ def _seconds(told: Sequence[events.AnyEvent]) -> dict[str, float]:
     measured = [e for e in told if isinstance(e, events.Evaluated)]
     rounds = math.fsum(e.seconds for e in finished)
     compare = math.fsum(e.seconds for e in measured if e.model in ("local_only", "centralised"))
-    evaluate = math.fsum(e.seconds for e in measured if e.model in ("bundled", "federated"))
+    evaluate = math.fsum(e.seconds for e in measured if e.model in ("base", "federated"))
     return {
         "total": rounds + evaluate + compare,
         "rounds": rounds,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf, isfinite
 
-MODELS = {"bundled": "bundled", "local_only": "local only", "federated": "federated", "centralised": "centralised"}
+MODELS = {"base": "base", "local_only": "local only", "federated": "federated", "centralised": "centralised"}
 MEANS = {
-    "bundled": "the model as it came",
+    "base": "the model as it came",
     "local_only": "every device alone, same steps",
     "federated": "devices together, text stays apart",
     "centralised": "all text in one place, same steps",

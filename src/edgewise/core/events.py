@@ -103,7 +103,7 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
 
 
 class Evaluated(Event, frozen=True, tag="evaluated"):
-    """Held-out quality of one model over devices: ``model`` is ``bundled``, ``federated``, ``local_only`` or
+    """Held-out quality of one model over devices: ``model`` is ``base``, ``federated``, ``local_only`` or
     ``centralised``; ``nll`` and ``tokens`` per device."""
 
     round: int

@@ -54,7 +54,8 @@ def check_schema(engine: sa.Engine, out: Path) -> None:
             return
         if any(row[0] != SCHEMA_VERSION for row in c.execute(sa.text("SELECT schema_version FROM runs"))):
             what = f"{out} was written by another version of edgewise."
-            raise StoreError("E-CHECKPOINT", what, "use another --out.")
+            fix = "read it with the version that wrote it, or start again with another --out."
+            raise StoreError("E-CHECKPOINT", what, fix)
 
 
 def memory_dir(devices: Path, goes_on: bool) -> Path:

@@ -348,7 +348,7 @@ class Federation:
         played, every = checkpoint.next_round, self.plan.recipe.eval.every
         last = played == self.plan.rounds
         due = played == 0 or last or (every > 0 and played % every == 0)
-        name = "bundled" if played == 0 else "federated"
+        name = "base" if played == 0 else "federated"
         if due and not self.store.evaluated(name, played - 1):
             self.evaluate(name, played - 1, checkpoint.state.params)
 
