@@ -63,6 +63,7 @@ def keyed(monkeypatch, module, label):
     monkeypatch.setattr(module, "derive", lambda key, *of: true(bytes(32) if of[0] == label else key, *of))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("word", "module", "label"), [
     ("central", noise, "noise"), ("local", noise, "local noise"), ("record", train, "dp"),
 ])  # fmt: skip
@@ -75,6 +76,7 @@ def test_noise_from_a_known_key_is_caught(monkeypatch, word, module, label):
     assert found.lower == bounds.REPEATED
 
 
+@pytest.mark.slow
 def test_corrupt_devices_counted_as_honest_are_caught(monkeypatch):
     """Every device then adds too little noise for those who are left."""
     of = {"merge__kind": "shared_sum", "trust__malicious_fraction": 0.45, "round__minimum": 1.0}
@@ -93,6 +95,7 @@ def test_rates_have_their_coverage():
     assert upper_rate(10, 100, 0.95) == pytest.approx(0.1637, abs=5e-4)
 
 
+@pytest.mark.slow
 def test_bounds_of_known_gaussians_are_below_and_near():
     rng = generator(root(5))
     found = [gaussian_mu(rng.normal(0, 1, 4000), rng.normal(1, 1, 4000)) for _ in range(12)]
@@ -119,6 +122,7 @@ def test_too_little_noise_is_caught(monkeypatch, word, by):
     assert not trials.mechanism(plan(word), RUNS, quiet).holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monkeypatch, word):
     """The rounding and the visible sum refuse it: the audit measures, and does not end in their errors."""
@@ -132,6 +136,7 @@ def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monke
     assert found.left_out == ("mechanism and one run: the code does not go on with such updates",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip_tensors", "adaptive_clip"])
 def test_other_clips_are_tried_too(monkeypatch, name):
     more = {"dp__tensor_l2": 0.2} if name == "clip_tensors" else {"dp__adaptive_clip": True}
@@ -200,6 +205,7 @@ def test_releases_with_a_bit_beside_the_update_are_scored_with_it(monkeypatch, b
     assert found.tight
 
 
+@pytest.mark.slow
 def test_a_bit_is_right_by_half_where_a_device_is_there_or_not():
     it = plan("central", 400, dp__adaptive_clip=True, **POISSON)
     for found in trials.examine(it, True, quiet):
@@ -226,6 +232,7 @@ def test_an_encoding_of_zeros_that_is_not_zero_is_caught(monkeypatch):
     assert not found.holds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_one_run_of_honest_code_holds_and_sees_something(word):
     found = trials.one_run(plan(word), 512, quiet)
@@ -252,6 +259,7 @@ def test_one_run_catches_missing_noise(monkeypatch):
         assert found.guessed == bounds.Guessed(114, 114, pytest.approx(3.6, abs=0.1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "population", "more"),
     [
@@ -280,6 +288,7 @@ def test_one_run_is_at_the_plans_own_noise(monkeypatch, word, population, more):
     assert ("sampling" in " ".join(found.left_out)) == (it.sampling.kind == "poisson")
 
 
+@pytest.mark.slow
 def test_the_share_of_corrupt_devices_is_counted(monkeypatch):
     """The sum has the noise of as few honest devices as are promised, and not that of all."""
     sent = []
@@ -294,6 +303,7 @@ def test_the_share_of_corrupt_devices_is_counted(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_the_recipes_stages_are_played():
     """Those that keep coordinates apart in both trials, the others in one run, and they are named."""
     stages = [{"kind": "random_k", "fraction": 0.25}, {"kind": "clip", "l2": 0.5}, {"kind": "quantize", "bits": 8}]
@@ -310,6 +320,7 @@ def test_the_recipes_stages_are_played():
     assert found.left_out == (rounds,)
 
 
+@pytest.mark.slow
 def test_correlated_noise_is_tried_as_a_run():
     it = plan("central", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
     found = trials.one_run(it, 1024, quiet)
@@ -324,6 +335,7 @@ def test_correlated_noise_is_tried_as_a_run():
     assert "how noise correlates over the rounds" in trials.mechanism(it, RUNS, quiet).left_out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", ["normals", "sensitivity"])
 def test_broken_correlated_noise_is_caught(monkeypatch, broken):
     true = getattr(matrix, broken)
@@ -337,6 +349,7 @@ def test_what_too_few_canaries_cannot_show_is_said():
     assert found.left_out[1:] == ("breaches: 512 canaries show a mu of 1.8 at most, 3.33 is claimed",)
 
 
+@pytest.mark.slow
 def test_noise_that_takes_back_too_much_is_caught(monkeypatch):
     """Every round is noised as it should be, and the sum of them is not."""
     true = matrix.step
@@ -352,6 +365,7 @@ def test_noise_that_takes_back_too_much_is_caught(monkeypatch):
     assert not trials.one_run(it, 1024, quiet).holds
 
 
+@pytest.mark.slow
 def test_steps_of_dp_sgd_hold_at_the_recipes_noise():
     it = plan("record")
     mechanism, grain, run = (*record_trials.mechanism(it, 4096, quiet), record_trials.one_run(it, 4096, quiet))
@@ -389,6 +403,7 @@ def test_noise_in_floating_point_is_caught_by_its_last_bits(monkeypatch):
     assert grain.lower > 1.5 * grain.claimed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [np.sqrt(2.0), 2.0])
 def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
     true = grid.discrete_gaussian
@@ -399,6 +414,7 @@ def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
     assert run.lower > 0
 
 
+@pytest.mark.slow
 def test_a_missing_clip_of_dp_sgd_is_caught(monkeypatch):
     monkeypatch.setattr(dp_sgd, "min", lambda *_: 1.0, raising=False)  # of 1 and C / norm
     mechanism, _, run = trials.examine(plan("record"), True, quiet)

@@ -72,6 +72,7 @@ def test_noise_added_in_float32_tells_who_is_in_the_sum() -> None:
     assert away <= 0.1 * TRIALS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [False, True])
 def test_steps_of_dp_sgd_do_not(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """``exact``: the attacker rounds the sums to the grid as the device does; else it knows them to float32."""

@@ -51,6 +51,7 @@ def less_noise(by: float) -> Callable[[int, int, bytes], NDArray[np.int64]]:
     return lambda s, n, key: discrete_gaussian(round(s / by), n, key)
 
 
+@pytest.mark.slow
 def test_correct_code_holds_and_is_tight() -> None:
     found = examined(private())
     assert found.claimed == pytest.approx(1.0, abs=0.01)
@@ -60,6 +61,7 @@ def test_correct_code_holds_and_is_tight() -> None:
     assert (found.runs, found.confidence) == (RUNS, 0.95)
 
 
+@pytest.mark.slow
 def test_noise_that_some_leave_out_was_never_counted_on() -> None:
     """Two of eight devices add none: the other six carry the claim, with larger shares."""
     some, all_ = private(corrupt=2), private()
@@ -88,6 +90,7 @@ def test_a_missing_clip_is_found(monkeypatch: Patch) -> None:
     assert not found.holds
 
 
+@pytest.mark.slow
 def test_a_scale_that_only_the_signal_has_is_found(monkeypatch: Patch) -> None:
     monkeypatch.setattr(
         distributed, "round_within", lambda y, limit, key: round_within(y * sqrt(2), limit * sqrt(2), key)

@@ -117,6 +117,7 @@ def attack(n_min: int, bad: int, forge: str) -> tuple[np.ndarray | None, Server]
     return hidden.body, liar
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forge", ["junk", "own", "again", "none"])
 @pytest.mark.parametrize(("n_min", "bad"), [(12, 0), (12, 3), (30, 9)])
 def test_no_sum_is_opened_with_survivors_that_were_shown_another_roster(n_min: int, bad: int, forge: str) -> None:
@@ -128,6 +129,7 @@ def test_no_sum_is_opened_with_survivors_that_were_shown_another_roster(n_min: i
     assert liar.aborted == {code: Policy().shape(n_min)[1]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forge", ["junk", "none"])
 def test_an_invented_survivor_closes_a_sparse_sum(forge: str) -> None:
     """Its neighbours alone see that it has not dealt. They abort, and some mask of every sum beyond them stays on."""
@@ -165,6 +167,7 @@ def _flipped(message: messages.Message, count: int) -> bytes:
     return messages.dump(msgspec.structs.replace(message, **{field: {**table, **one}}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [messages.Shares, messages.Boxes, messages.Revealed], ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize(("n", "count"), [(9, 1), (9, 2), (32, 4)])
 def test_bits_that_flip_on_the_way_make_nobody_a_liar(n: int, count: int, kind: type) -> None:
@@ -189,6 +192,7 @@ def test_bits_that_flip_on_the_way_make_nobody_a_liar(n: int, count: int, kind: 
     assert (hit in s.server.survivors) == (kind is messages.Revealed)
 
 
+@pytest.mark.slow
 def test_no_bit_that_flips_makes_anybody_a_liar() -> None:
     """One bit somewhere in any message of a session."""
     refused, flips = Counter[str](), 0

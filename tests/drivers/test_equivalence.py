@@ -89,6 +89,7 @@ def test_an_update_with_nan_is_a_lost_device(tmp_path, monkeypatch):
     assert {(e.device, e.code) for e in told if isinstance(e, events.Lost)} == {("d00002", "E-NAN")}
 
 
+@pytest.mark.slow
 def test_duplicates_and_corruption_on_the_way_change_nothing_or_are_counted(tmp_path):
     clean, _, _ = play(tmp_path / "a", {})
     twice, _, _ = play(tmp_path / "b", {}, wrap=lambda c: Faulty(c, lambda device, n: Fault(copies=2)))

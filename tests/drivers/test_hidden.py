@@ -70,6 +70,7 @@ def rounds(told):
     return [e for e in told if isinstance(e, events.RoundFinished)]
 
 
+@pytest.mark.slow
 def test_masks_and_shares_give_the_visible_sums(tmp_path):
     """The first round's mean is the visible one up to float32; masks and shares agree to the byte in all."""
     masks, told, _ = play(tmp_path / "a", MASKS)
@@ -288,6 +289,7 @@ def _deals_wrong_shares_and_vanishes(number, said):
     return None if number == 1 and isinstance(said, messages.Revealed) else said
 
 
+@pytest.mark.slow
 def test_devices_that_reveal_wrong_shares_are_told_of_and_change_nothing(tmp_path, monkeypatch):
     """Two of eight, apart from each other in the order, in every round."""
     liars = {"d00001", "d00005"}
@@ -344,6 +346,7 @@ def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
     """The round that goes on is the same session with the same noise: one charge, and the model of a quiet run."""
     from toy_recipe import make_recipe

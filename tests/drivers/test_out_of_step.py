@@ -178,6 +178,7 @@ def test_what_is_out_of_step_is_refused_by_name(images, tmp_path, damage):
     assert outcome(folder) == "E-CHECKPOINT"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lose_memory, flip_a_bit, memory_of_before, go_back_two_rounds])
 def test_memory_behind_masks_is_refused_by_name(images, tmp_path, damage):
     models, copies = images("masked", **MASKED)

@@ -33,6 +33,7 @@ CENTRAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
     [
@@ -55,6 +56,7 @@ def test_a_round_with_nobody_is_released_too(tmp_path, more):
     assert done[-1].epsilon == pytest.approx(more.get("dp.epsilon", 50.0), rel=5e-3)
 
 
+@pytest.mark.slow
 def test_not_even_an_outage_ends_the_run(tmp_path):
     """It would be an outcome that one device there or not decides."""
     _, told, _ = play(tmp_path, {**CENTRAL, "round.cohort": 3, "simulation.dropout": 0.97})
@@ -110,6 +112,7 @@ def delta(n: int, rate: float, z: float, minimum: int, epsilon: float) -> float:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "cohort"), [(100, 10), (200, 10)])
 def test_a_minimum_would_break_the_claim(n, cohort):
     """Calibrated to epsilon 1 at 1e-5: the real round keeps it; with half of the cohort as minimum it does not."""
@@ -119,6 +122,7 @@ def test_a_minimum_would_break_the_claim(n, cohort):
     assert delta(n, rate, z, cohort // 2, 1.0) > 5e-5
 
 
+@pytest.mark.slow
 def test_cohorts_are_drawn_at_the_rate_that_is_accounted():
     recipe = make_recipe({**CENTRAL, "round.cohort": 30, "data.devices": 200})
     catalogue = with_extensions(["toy"])

@@ -37,6 +37,7 @@ local_only = false
 """
 
 
+@pytest.mark.slow
 def test_what_is_executed_is_what_is_accounted(tmp_path: Path) -> None:
     asked = recipe.parse(TEXT)
     simulate.run(asked, out=tmp_path, recipe_dir=tmp_path, extensions=["record_toy"], sinks=[], report=False)

@@ -103,6 +103,7 @@ def test_the_next_round_sends_the_largest_of_the_release_and_fresh_ones(tmp_path
     assert len(set(fresh)) == len(fresh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [QUANTIZED, DOWN], ids=["snapshots", "deltas"])
 def test_a_stopped_run_goes_on_with_the_same_support(tmp_path, overrides):
     class Stopped(Exception):

@@ -41,6 +41,7 @@ def last(out, recipe):
     return models[max(models)], {(e.round, e.device) for e in told if isinstance(e, events.Accepted)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", NOISED)
 @pytest.mark.parametrize("other", [{"name": "other"}, {"simulation.link_mbit": 9.0}], ids=str)
 def test_runs_that_differ_share_no_noise(tmp_path, word, other):
@@ -52,6 +53,7 @@ def test_runs_that_differ_share_no_noise(tmp_path, word, other):
     assert one[0] != two[0]
 
 
+@pytest.mark.slow
 def test_one_recipe_over_other_data_has_other_noise(tmp_path, monkeypatch):
     one, _ = last(tmp_path / "a", NOISED["central"])
     monkeypatch.setattr(toy.ToyTrainer, "describe", lambda self: {"model": "toy", "fingerprint": "one text more"})
@@ -59,6 +61,7 @@ def test_one_recipe_over_other_data_has_other_noise(tmp_path, monkeypatch):
     assert one != two
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLAIN)
 def test_without_noise_runs_of_one_seed_are_alike(tmp_path, name):
     one, two = last(tmp_path / "a", PLAIN[name]), last(tmp_path / "b", {**PLAIN[name], "name": "other"})
@@ -69,6 +72,7 @@ def plan(overrides, population=8):
     return compile(make_recipe(overrides), Spec.of([("w", (100,), "float32")]), population, BUILT_IN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", [*NOISED, "record"])
 def test_every_secret_of_a_device_is_the_runs_own(word):
     """And none is one that the recipe's seed alone leads to, which ``FitRequest.key`` is."""
@@ -83,6 +87,7 @@ def test_every_secret_of_a_device_is_the_runs_own(word):
     assert len(secrets) == 4 * len(plans)
 
 
+@pytest.mark.slow
 def test_cohorts_that_noise_counts_on_are_the_runs_own():
     def cohorts(overrides):
         one = plan({**overrides, "data.devices": 40}, 40)

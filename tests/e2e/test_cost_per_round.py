@@ -31,6 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", RECIPES)
 def test_a_round_costs_the_same_after_many(what: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOY_DIM", "20000")  # deltas of many rounds are worth a snapshot

@@ -22,6 +22,7 @@ def _end(out):
         return store.models(), checkpoint
 
 
+@pytest.mark.slow
 def test_a_resumed_sketch_ends_in_the_same_model(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_DIM", "300")
     recipe = make_recipe({"stage": STAGES, "compare.local_only": False, "compare.centralised": False})

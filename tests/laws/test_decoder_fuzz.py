@@ -42,6 +42,7 @@ def traced() -> Iterator[None]:
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.long
 @given(which=st.integers(0, 2), other=st.integers(0, 2), damages=st.lists(DAMAGE, min_size=1, max_size=3))

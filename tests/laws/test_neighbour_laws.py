@@ -178,6 +178,7 @@ def test_neighbours_are_as_near_as_the_noise_is_sized_for(name: str) -> None:
     assert found == 0 or furthest > (0.7 if name == "central, hidden" else 0.99)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in REFUSED])
 def test_a_device_that_has_nothing_sends_nothing(name: str) -> None:
     """Exactly, body and head, wherever the chain says so; and only a one-bit grid that all devices share says not."""

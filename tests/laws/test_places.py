@@ -70,6 +70,7 @@ def test_every_place_has_its_own_keys(shape: str) -> None:
     assert set(probe.decoded) == {public for public, _ in pairs}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("nested", [False, True])
 def test_two_random_choices_are_unbiased(each: bool, nested: bool) -> None:

@@ -39,6 +39,7 @@ def opened(n: int) -> machine.State:
     return machine.start(0, frozenset(Name(f"d{i:05d}") for i in range(n)), machine.Policy(n, 1, 9.0))[0]
 
 
+@pytest.mark.slow
 def test_the_round_machine_takes_the_same_per_message_in_any_cohort() -> None:
     def cost(n: int) -> tuple[float, float]:
         state = opened(n)

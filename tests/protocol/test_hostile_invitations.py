@@ -103,6 +103,7 @@ def test_every_field_is_lied_about() -> None:
     assert set(LIES) == set(frame.Invite.__struct_fields__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.long
 @given(data=st.data())

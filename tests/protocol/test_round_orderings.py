@@ -535,6 +535,7 @@ class Flooded(Mailbox):
         return Arrived(self._flood[0], self._flood[1], self.clock)
 
 
+@pytest.mark.slow
 def test_a_round_ends_at_its_deadline_under_a_flood():
     """Five of six devices answer, the sixth floods."""
     store = MemoryStore()
@@ -544,6 +545,7 @@ def test_a_round_ends_at_its_deadline_under_a_flood():
     assert loop.plan.sampling.deadline_s <= mailbox.clock < loop.plan.sampling.deadline_s + 1.0
 
 
+@pytest.mark.slow
 def test_frames_of_a_device_that_has_answered_are_not_written_down():
     written = []
 

@@ -23,6 +23,7 @@ def play(n: int, lies: dict[int, str], **session: object) -> tuple[server.State,
     return end, dict(s.refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "liars"), [(12, (0,)), (12, (0, 6)), (32, (0, 16)), (16, (1, 4, 8, 12, 15)), (7, (0, 3))]
 )
@@ -35,6 +36,7 @@ def test_holders_that_reveal_wrong_shares_are_named_and_the_sum_comes(n: int, li
         assert named == {D[i]: TOLD for i in liars}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [6, 32])
 @pytest.mark.parametrize("lie", ["seed", "boxes", "checks"])
 def test_a_device_that_deals_wrong_shares_is_named_and_the_sum_comes(n: int, lie: str) -> None:
@@ -82,6 +84,7 @@ def test_too_many_liars_are_a_named_end() -> None:
     assert named == {D[0]: TOLD, D[3]: TOLD}
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @settings(max_examples=examples(60), deadline=None)
 @given(st.integers(4, 12), st.data())

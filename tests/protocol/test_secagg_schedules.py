@@ -17,6 +17,7 @@ from edgewise.secagg import messages, server
 from edgewise.secagg.params import Policy, complete_threshold
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @settings(max_examples=examples(150), deadline=None)
 @given(

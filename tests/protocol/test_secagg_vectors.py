@@ -64,6 +64,7 @@ def same(line: dict[str, Any], raw: bytes) -> bool:
     return line["hex"] == raw.hex() if "hex" in line else line["sha256"] == hashlib.sha256(raw).hexdigest()
 
 
+@pytest.mark.slow
 def test_the_files_are_what_we_do() -> None:
     """Another version of the protocol has another label; ``python tests/support/secagg_vectors.py`` writes them."""
     for name, contents in secagg_vectors.made().items():
@@ -174,6 +175,7 @@ def step_of(state: server.State) -> int:
     return next((i for i, kind in enumerate(STEPS) if isinstance(state, kind)), len(STEPS))
 
 
+@pytest.mark.slow
 def test_a_sparse_session_is_played_from_its_secrets() -> None:
     """Its messages are there as digests: every one follows from the devices' secrets."""
     state, session = Play(SESSIONS["a sparse graph"]).lines(), SESSIONS["a sparse graph"]
@@ -241,6 +243,7 @@ def before(case: dict[str, Any]) -> server.State:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED["by servers"], ids=lambda c: c["name"])
 def test_servers_refuse(case: dict[str, Any]) -> None:
     state = before(case)

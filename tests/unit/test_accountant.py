@@ -93,6 +93,7 @@ def test_published_values_come_from_the_conversion_of_their_time(
     assert epsilon_renyi({poisson(q, z): rounds}, 1e-5) == pytest.approx(today, abs=5.1e-5)
 
 
+@pytest.mark.slow
 def test_the_librarys_replace_one_trap_is_not_ours() -> None:
     """dp-accounting gives two answers for one Gaussian under REPLACE_ONE; ours is the exact one of the given z."""
     import dp_accounting as dpa
@@ -189,6 +190,7 @@ def test_fewer_honest_devices_cost_what_the_table_says() -> None:
     assert card.words(None, 1e-5) == card.words(inf, 1e-5) == "nothing is promised"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("event", "rounds", "delta", "expected"),
     [
@@ -237,6 +239,7 @@ def test_anchors_of_local_noise(z: float, expected: float) -> None:
     assert epsilon({spend.local(2.0 * z): 1}, 1e-5) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "poisson_pld", "poisson_rdp", "without_replacement", "none"),
     [

@@ -118,6 +118,7 @@ def test_a_device_sends_what_it_has_time_for(elapsed_s: float, up_mbit: float) -
     assert plan.expected_bytes(0, elapsed_s, up_mbit) == sizes[rung], "a simulation knows the size before"
 
 
+@pytest.mark.slow
 def test_with_noise_on_records_the_rung_says_nothing_of_training() -> None:
     """How long a step takes follows from how many blocks it drew, which are secret. The link still counts."""
     plan = plan_of(privacy="record", dp=RECORD, stage=[], metrics="none", adaptive={"slack": 0.0, "deadline_s": 10.0})

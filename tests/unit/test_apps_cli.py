@@ -184,6 +184,7 @@ def test_the_demo_never_stands_in_its_own_way(folder: Path) -> None:
     assert runs.place(recipe, fresh=False, resume=False) == first
 
 
+@pytest.mark.slow
 def test_schema_of_everything_and_of_one_key() -> None:
     whole = json.loads(call("schema").stdout)
     assert "training" in whole["properties"]
@@ -195,6 +196,7 @@ def test_schema_of_everything_and_of_one_key() -> None:
     assert "did you mean `training.lr`?" in wrong.stderr
 
 
+@pytest.mark.slow
 def test_every_key_of_the_schema_can_be_described() -> None:
     whole = json.loads(keys.everything())
     for top in whole["properties"]:

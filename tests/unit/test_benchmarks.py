@@ -16,6 +16,7 @@ PROGRAMS = sorted(FOLDER.glob("*.py"))
 MISPRINT = "independent noise (1000, 100, 10): rms"  # printed 70.8, is sqrt(10 x 1001 / 2) = 70.746
 
 
+@pytest.mark.slow
 def test_every_benchmark_can_be_imported() -> None:
     """By path, since some are called as modules of the standard library are; elsewhere, since some set variables."""
     code = "import runpy, sys\nfor path in sys.argv[1:]:\n    print(path), runpy.run_path(path, run_name='imported')"
@@ -41,6 +42,7 @@ def missed(accountant: dict[str, Any], part: str) -> tuple[list[str], int]:
     return [name for name, expected, ours in rows if not accountant["reproduced"](name, expected, ours)], len(rows)
 
 
+@pytest.mark.slow
 def test_published_figures_without_sampling_are_reproduced(accountant: dict[str, Any]) -> None:
     assert missed(accountant, "plain_ones") == ([], 23)
     assert missed(accountant, "correlated") == ([MISPRINT], 25)

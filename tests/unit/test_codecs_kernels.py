@@ -63,6 +63,7 @@ def test_choose_is_uniform() -> None:
     assert (np.abs(off - 4000 * p) < 5 * np.sqrt(4000 * p * (1 - p))).all()
 
 
+@pytest.mark.slow
 @given(st.integers(1, 32), st.data())
 def test_bits_round_trip(width: int, data: st.DataObject) -> None:
     values = np.array(data.draw(st.lists(st.integers(0, 2**width - 1), max_size=40)), np.uint32)

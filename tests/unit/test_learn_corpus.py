@@ -195,6 +195,7 @@ def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
     assert one.fingerprint() == two.fingerprint() != three.fingerprint()
 
 
+@pytest.mark.slow
 def test_ten_thousand_devices_stay_light(tmp_path: Path) -> None:
     with (tmp_path / "t.jsonl").open("w") as f:
         for i in range(30_000):

@@ -70,6 +70,7 @@ def test_a_record_that_is_not_finite_counts_as_zero() -> None:
     np.testing.assert_array_equal(noised([*RECORDS, bad], dp), noised(RECORDS, dp))
 
 
+@pytest.mark.slow
 def test_the_noise_has_the_promised_size_and_is_there_without_records() -> None:
     dp = RecordDp(0.5, 2.0, 1.0)
     off = np.stack([10.0 * noised([], dp, derive(KEY, i)) for i in range(300)])

@@ -38,6 +38,7 @@ def a_of(wrapped: nn.Module) -> dict[str, np.ndarray]:
     return {n: p.detach().numpy().copy() for n, p in wrapped.named_parameters() if "lora_A" in n}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [4, 20])  # also wider than the layer
 def test_a_is_orthonormal_fixed_and_the_same_for_all(rank):
     wrapped, flat = adapted("ffa_lora", rank=rank)

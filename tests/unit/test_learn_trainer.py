@@ -190,6 +190,7 @@ def _square(net: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> tuple[torc
     return (net(batch[0]) - batch[1]).square().mean(), float(len(batch[0]))
 
 
+@pytest.mark.slow
 def test_threads_outside_do_not_change_a_bit() -> None:
     threads, seen = torch.get_num_threads(), []
     try:
@@ -234,6 +235,7 @@ def test_what_torch_says_is_a_cause_and_no_message() -> None:
         t.fit(ask(t, "a"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["nul", "gone"])
 def test_with_record_privacy_an_unreadable_document_is_no_record(place: Path, tmp_path: Path, how: str) -> None:
     """And nothing else: the device sends, noise and all, what it would send without that document."""

@@ -48,6 +48,7 @@ def signs(seed: int, dim: int) -> np.ndarray:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 31, 32, 33, 63, 64, 65, 2048, 2048 + 97, 3 * 2048 + 1])
 def test_directions_are_the_bits_of_the_stream(dim: int) -> None:
     for seed in (0, 1, 2**63 - 1, 2**64 - 1):
@@ -263,6 +264,7 @@ def test_describe_tells_the_base_apart(place: Path) -> None:
     assert set(told["devices"]) == {"ann", "bob"}
 
 
+@pytest.mark.slow
 def test_a_run_its_bytes_and_its_comparisons(place: Path, tmp_path: Path) -> None:
     s = play(place, tmp_path / "run", compare={"local_only": True, "centralised": True})
     assert s["complete"]
@@ -276,6 +278,7 @@ def test_a_run_its_bytes_and_its_comparisons(place: Path, tmp_path: Path) -> Non
     assert s["plan"]["trace"][0]["does"].startswith("float32, one per direction")
 
 
+@pytest.mark.slow
 def test_touched_coefficients_alone_are_the_same_round(place: Path) -> None:
     """top_k with room for local_steps coefficients loses nothing: at most so many are not zero."""
     t = trainer(place)

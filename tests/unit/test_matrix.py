@@ -76,6 +76,7 @@ def test_published_sensitivity() -> None:
     assert loss(ANCHOR) == (pytest.approx(14.953, abs=5e-4), pytest.approx(12.402, abs=5e-4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", PUBLISHED)
 def test_published_losses_of_simpler_matrices(shape: tuple[int, int, int]) -> None:
     n, gap, takes = shape
@@ -262,6 +263,7 @@ def attacked(blt: Blt, z: float) -> float:
     return audit.mechanism("run", 1.0 / z, 1e-5, scores[0], scores[1]).lower
 
 
+@pytest.mark.slow
 def test_the_best_attack_on_a_whole_run_finds_what_is_accounted_and_no_more() -> None:
     assert 0.93 < attacked(RUN, 1.0) <= 1.0
     assert 0.46 < attacked(RUN, 2.0) <= 0.5

@@ -190,6 +190,7 @@ def test_known_figures(m, epsilon, factor):
     assert ours >= expected - 2 * error
 
 
+@pytest.mark.slow
 def test_noise_of_half_the_size_is_caught():
     z, m = noise_of(2.0) / 2, 10_000
     found = [one_run("x", 1 / noise_of(2.0), DELTA, *played(m, z, i)) for i in range(20)]

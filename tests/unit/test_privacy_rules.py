@@ -118,6 +118,7 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_a_delta_just_below_is_accepted(word: dict[str, Any]) -> None:
     """Of 8 devices: 8^-1.1 = 0.1015."""
@@ -186,6 +187,7 @@ def played(made: Plan) -> Ledger:
     return books
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [1.0, 0.9995, 0.9992, 0.999, 0.9])
 @pytest.mark.parametrize(
     "settings",
@@ -272,6 +274,7 @@ def test_what_cannot_go_together(settings: dict[str, Any]) -> None:
     assert caught.value.code == "E-COMBO"
 
 
+@pytest.mark.slow
 def test_what_a_device_sends_of_noised_steps_is_theirs_alone_feedback_and_all() -> None:
     """With privacy of records the noise is in the steps. What leaves a device follows from its noised updates and from
     public values, over all rounds: not from how much text it has, nor from anything else that its trainer tells."""

@@ -94,6 +94,7 @@ def recipes(draw: st.DrawFn) -> dict[str, Any]:
     return plain
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @settings(max_examples=examples(60), deadline=None, suppress_health_check=list(HealthCheck))
 @given(recipes(), st.sampled_from([1, 2, 40, 1000]))

@@ -35,6 +35,7 @@ def test_a_share_that_binary_fractions_round_down_is_counted_whole() -> None:
     assert choose(200, 0.29, 0.05, 80, "malicious") == choose(200, 0.2901, 0.05, 80, "malicious") == (76, 66)
 
 
+@pytest.mark.slow
 def test_small_cohorts_have_no_sparse_graph() -> None:
     with pytest.raises(CompositionError) as caught:
         choose(49, 0.05, 0.05, 40, "curious")
