@@ -13,7 +13,7 @@ import toy_recipe
 
 from edgewise.drivers import arithmetic
 from edgewise.learn.probe import probe
-from edgewise.plan.recipe import TrainingSection
+from edgewise.plan.section import TrainingSection
 
 SUPPORT = Path(__file__).parents[1] / "support"
 OTHERS = {
@@ -58,7 +58,7 @@ def test_the_probe_is_of_the_processor_and_the_optimizer_alone():
 def test_other_instructions_show_in_the_probe():
     script = (
         "import hashlib, torch\nfrom edgewise.learn.probe import probe\n"
-        "from edgewise.plan.recipe import TrainingSection\n"
+        "from edgewise.plan.section import TrainingSection\n"
         "torch.set_num_threads(1)\nprint(hashlib.sha256(probe(TrainingSection())).hexdigest())"
     )
     assert other(script, TORCH)

@@ -21,7 +21,8 @@ from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.plan.private import Taking, private
-from edgewise.plan.recipe import TrainingSection, parse
+from edgewise.plan.recipe import parse
+from edgewise.plan.section import TrainingSection
 
 KEY = root(4)
 

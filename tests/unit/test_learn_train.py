@@ -19,7 +19,7 @@ from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer, row_order
 from edgewise.learn.train import fit, is_hidden_matrix, orthogonal
-from edgewise.plan.recipe import TrainingSection
+from edgewise.plan.section import TrainingSection
 
 KEY = root(0)
 

@@ -20,7 +20,8 @@ from edgewise.engine.ports import POOLED, FitRequest
 from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.learn.trainer import TextTrainer, make
-from edgewise.plan.recipe import Recipe, TrainingSection, from_plain
+from edgewise.plan.recipe import Recipe, from_plain
+from edgewise.plan.section import TrainingSection
 
 RULE = LocalRule(steps=4, lr=0.01)
 

@@ -28,7 +28,8 @@ from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.learn.zeroth_order import ZerothOrderTrainer
 from edgewise.plan.catalogue import BUILT_IN, Extension
 from edgewise.plan.compile import compile as compile_plan
-from edgewise.plan.recipe import TrainingSection, from_plain
+from edgewise.plan.recipe import from_plain
+from edgewise.plan.section import TrainingSection
 from edgewise.strategies.zeroth_order import zeroth_order
 
 MASK = (1 << 64) - 1

@@ -31,7 +31,7 @@ from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import HEAD, HEAD_BOUND, WEIGHT
 from edgewise.core.vector import Spec, Vector
-from edgewise.drivers.host import make_trainer
+from edgewise.drivers.host import in_steps, make_trainer
 from edgewise.engine.ports import FitRequest, Trainer, Update
 from edgewise.plan.catalogue import BUILT_IN, Catalogue, make, with_extensions
 from edgewise.plan.compile import Plan
@@ -167,9 +167,9 @@ def _local(trainer: Trainer, plan: Plan) -> tuple[str, Update]:
     """What the first device that can train would send in the first round."""
     reason = DataError("E-DATA-EMPTY", "the trainer knows no device.", "check where its data comes from.")
     for device in trainer.devices():
-        key = plan.batch_key(device, 0)
+        key, rule = plan.batch_key(device, 0), in_steps(trainer, plan, device, plan.rule(0))
         try:
-            return device, trainer.fit(FitRequest(device, 0, trainer.initial(), plan.rule(0), key, key))
+            return device, trainer.fit(FitRequest(device, 0, trainer.initial(), rule, key, key))
         except DataError as e:  # this device's text is too short or cannot be read: the next one
             reason = e
     raise reason

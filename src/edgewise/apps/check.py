@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.apps import words
-from edgewise.drivers.host import make_trainer
+from edgewise.drivers.host import in_steps, make_trainer
 from edgewise.drivers.traces import read_traces
 from edgewise.engine.ports import Trainer
 from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.claims import privacy_facts
-from edgewise.plan.compile import compile
+from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
+
+COUNTED = 64  # devices whose steps are counted where the recipe counts passes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +32,8 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
 
     Returns:
         Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``ladder``, ``bytes``,
-        ``memory_bytes``, ``forecast``. What is not known is null.
+        ``memory_bytes``, ``local_epochs``, ``local_steps`` (``fewest``, ``mean``, ``most`` of a device and round; with
+        epochs of the ``devices`` that were counted), ``forecast``. What is not known is null.
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
     """
@@ -44,9 +47,10 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         population = len(trainer.devices())
         plan = compile(recipe, trainer.spec, population, catalogue)
         sizes = _sizes(trainer, measure=not fast)
+        steps = _local_steps(trainer, plan)
     parameters, step_s = sizes.get("parameters", 0.0), sizes.get("step_s", 0.0)
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
-    forecast = explain.forecast(plan, step_s, workers)
+    forecast = explain.forecast(plan, step_s, workers, steps["mean"])
     trained = sizes.get("trainable") or plan.spec.dim  # of the model; the run's vector may be shorter
     cost = explain.cost(plan, parameters, trained)
     up_total = forecast["contributions_per_round"] * sum(map(plan.upload_bytes, range(plan.rounds)))
@@ -68,9 +72,11 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "trace_down": explain.trace_down(plan),
         "claims": list(plan.claims),
         "privacy": privacy_facts(plan),
-        "ladder": explain.ladder(plan, catalogue),
+        "ladder": explain.ladder(plan, catalogue, steps["mean"]),
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan)},
         "memory_bytes": sizes.get("memory_bytes") or None,
+        "local_epochs": recipe.training.local_epochs or None,
+        "local_steps": steps,
         "step_s": step_s or None,
         "workers": workers,
         "forecast": forecast,
@@ -83,6 +89,14 @@ def _sizes(trainer: Trainer, measure: bool) -> Mapping[str, float]:
         measured: Mapping[str, float] = trainer.sizes(measure=True)  # type: ignore[call-arg]
         return measured
     return trainer.sizes()
+
+
+def _local_steps(trainer: Trainer, plan: Plan) -> dict[str, Any]:
+    """Optimizer steps of a device and round; where the recipe counts passes, of ``COUNTED`` devices spread evenly."""
+    rule, known = plan.rule(0), trainer.devices()
+    n = min(COUNTED, len(known)) if rule.epochs else 0
+    each = [in_steps(trainer, plan, known[i * len(known) // n], rule).steps for i in range(n)] or [rule.steps]
+    return {"fewest": min(each), "mean": sum(each) / len(each), "most": max(each), "devices": n}
 
 
 def show(console: Console, found: Mapping[str, Any], path: str) -> None:
@@ -194,6 +208,15 @@ def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the way of an u
     return table
 
 
+def _local_work(steps: Mapping[str, Any], epochs: float | None) -> str:
+    """The optimizer steps of a device and round."""
+    if epochs is None:
+        return f"{words.local_work(steps['most'], 0.0)} per device and round"
+    span = f"{words.count(steps['fewest'])} to {words.count(steps['most'])} steps"
+    some = f"{span}, {words.figures(steps['mean'])} on average, of {words.count(steps['devices'])} devices counted"
+    return f"{words.local_work(0, epochs)} per device and round: {some}"
+
+
 def _bound(x: float | None) -> str:
     return "none" if x is None else words.figures(x)
 
@@ -216,6 +239,7 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     fails = f"fails below {s['minimum']}" if s["minimum"] else "never fails"
     asked = f"{s['invited']} invited, closes at {s['goal']}, {fails}"
     grid.add_row("rounds", f"{found['rounds']} × ({asked}) of {words.count(found['population'])} devices")
+    grid.add_row("local work", _local_work(found["local_steps"], found["local_epochs"]))
     for key in ("up", "down"):
         update = b["float32_update"] / b["up"] if key == "up" and b["float32_update"] and b["up"] else None
         against = words.against(b[f"{key}_ratio"], update)

@@ -39,7 +39,8 @@ def compare(
     """Run the comparisons that the recipe wants and that are not stored yet.
 
     local_only: each device that evaluations measure repeats its federated schedule (same steps, rates and batches) on
-    its own model. centralised: rounds x expected x local_steps steps on the pooled text, same schedule over rounds.
+    its own model. centralised: rounds x expected x local_steps steps on the pooled text, same schedule over rounds;
+    with local_epochs, expected / population x local_epochs passes over it in every round, about as many steps.
     What cannot train has no figure, and a Progress note says why; nothing is put in its place.
     Raises EdgewiseError only where the run directory or a worker fails.
     """
@@ -63,7 +64,8 @@ def compare(
 
     def submit_chain() -> None:
         number, scale = plan.rounds - chain_left, plan.sampling.expected
-        executor.submit(jobs.Solo(id=0, device=POOLED, params=chain, rounds=(number,), scale=scale))
+        passes = plan.recipe.training.local_epochs * scale / plan.sampling.population
+        executor.submit(jobs.Solo(device=POOLED, params=chain, rounds=(number,), scale=scale, epochs=passes))
 
     if chain_left:
         submit_chain()

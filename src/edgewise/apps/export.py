@@ -209,6 +209,7 @@ def _card(s: Mapping[str, Any], recipe: Recipe, to: str, played: int, digest: st
         "rolora": f"LoRA adapters of rank {rank}, B and A in turn (RoLoRA)",
     }
     trained, t = what[recipe.trainable.kind], recipe.training
+    work = words.local_work(t.local_steps, t.local_epochs)
     stdlib = recipe.data.source == "python-stdlib"
     data = "source text of the Python standard library" if stdlib else f"{recipe.data.source} data"
     whole = stdlib and recipe.data.partition == "owner"
@@ -238,7 +239,7 @@ tags:
 # {s["name"]}
 
 {trained[0].upper()}{trained[1:]} of `{base}`, trained with edgewise on {words.count(s["population"])} simulated devices
-in {played} of {recipe.round.rounds} rounds of {t.local_steps} local steps ({t.optimizer}, learning rate {t.lr:g}).
+in {played} of {recipe.round.rounds} rounds of {work} ({t.optimizer}, learning rate {t.lr:g}).
 The weights are float32.
 {_loading(recipe, base) if to == "peft" and local else ""}
 Data: {data}.{fingerprint}

@@ -13,7 +13,7 @@ from edgewise.core.errors import DataError, RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.vector import Spec, Vector
-from edgewise.drivers.host import make_trainer
+from edgewise.drivers.host import in_steps, make_trainer
 from edgewise.engine.ports import FitRequest
 from edgewise.learn import attacks
 from edgewise.learn.attacks import Leak
@@ -165,7 +165,8 @@ class _Probe:
         for i, device in enumerate(self.devices[1:]):
             self.step("training a cohort", i, len(self.devices) - 1)
             key = derive(root(3), "fit", device)
-            request = FitRequest(device, 0, self.trainer.initial(), self.plan.rule(0), key, key)
+            rule = in_steps(self.trainer, self.plan, device, self.plan.rule(0))
+            request = FitRequest(device, 0, self.trainer.initial(), rule, key, key)
             out.append(self.trainer.fit(request).x)
         return out
 
@@ -175,7 +176,8 @@ class _Probe:
 
     def behind(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The rows of the recipe's own way: leaks, and what models remember."""
-        plan, steps, word = self.plan, min(self.recipe.training.local_steps, 8), self.recipe.privacy
+        plan, word = self.plan, self.recipe.privacy
+        steps = min(in_steps(self.trainer, plan, self.devices[0], plan.rule(0)).steps, 8)
         plain = self._trained(self.rows, steps, sgd=False)
         mine = self._trained(self.rows, steps, sgd=False, own=True) if word == "record" else plain
         updates = [mine, *self._others()]

@@ -121,6 +121,12 @@ def _than(ratio: float, what: str) -> str:
     return f"{said} as {what}" if said == "same size" else f"{said} than {what}"
 
 
+def local_work(steps: int, epochs: float) -> str:
+    """What a device does in a round: ``8 local steps``, ``1 local step``, ``2 local epochs``, ``0.5 local epochs``."""
+    n, unit = (epochs, "epoch") if epochs else (float(steps), "step")
+    return f"{n:,.10g} local {unit}{'s' * (n != 1)}"
+
+
 def sparkline(values: Sequence[float], width: int = 24) -> str:
     """Block characters from the smallest to the largest of the last ``width`` values."""
     shown = [v for v in values[-width:] if isfinite(v)]

@@ -10,6 +10,7 @@ so that one broadcast serves a whole cohort. The blob of one round's compressed 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -33,16 +34,32 @@ class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """What the device does between download and upload; the same for every device of the round.
 
     Attributes:
-        steps: optimizer steps. lr: learning rate of this round (the schedule over rounds is the server's).
+        steps: optimizer steps, or the most of them where ``epochs`` is above 0.
+        lr: learning rate of this round (the schedule over rounds is the server's).
         prox_mu: FedProx pull towards the round's model, added to the gradient before clipping; 0 = none.
         segments: names of the segments that train, the others stay as they are to the bit; empty = all train, and
             nothing is written into the frame.
+        epochs: passes over the device's own records, which ``counted`` turns into steps; 0 = ``steps`` as they are.
     """
 
     steps: int
     lr: float
     prox_mu: float = msgspec.field(default_factory=float)  # 0.0; a factory's value is always written
     segments: tuple[str, ...] = ()
+    epochs: float = 0.0
+
+    def counted(self, records: int, batch: int) -> LocalRule:
+        """The rule of a device with so many records, in steps alone.
+
+            steps = min(steps, max(1, ceil(epochs records / min(batch, records))))
+
+        As it is where there are no epochs.
+        """
+        if not self.epochs:
+            return self
+        passes = self.epochs * records / max(1, min(batch, records))
+        wanted = max(1, math.ceil(passes - 1e-9))  # 0.1 x 30 is 3.0000000000000004
+        return msgspec.structs.replace(self, steps=min(self.steps, wanted), epochs=0.0)
 
 
 class Invite(_Message, frozen=True, tag="invite"):

@@ -45,7 +45,8 @@ def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Cat
     """The extension's trainer where there is one, else the text trainer (imports torch).
 
     Where the recipe's strategy works along directions, a torch trainer is wrapped so that its vector is their
-    coefficients; another trainer stays as it is, and ``compile`` refuses it.
+    coefficients; another trainer stays as it is, and ``compile`` refuses it. Raises RecipeError(E-COMBO) where the
+    recipe counts passes and the trainer does not count records.
     """
     trainer: Trainer
     if catalogue.trainer is not None:
@@ -54,12 +55,34 @@ def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Cat
         from edgewise.learn import trainer as text
 
         trainer = text.make(recipe, recipe_dir, run_dir / "cache")
+    if recipe.training.local_epochs and not hasattr(trainer, "records"):
+        what = "training.local_epochs needs a trainer that says how many records a device has."
+        fix = "give training.local_steps, or build the trainer on learn.torch_trainer.TorchTrainer."
+        raise RecipeError("E-COMBO", what, fix)
     strategy: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, trainer.spec)
     if strategy.directions is None:
         return trainer
     from edgewise.learn import zeroth_order
 
     return zeroth_order.wrapped(trainer, strategy.directions, keys.root(recipe.seed))
+
+
+def records(trainer: Trainer, device: str) -> int:
+    """Records that a device trains on, by a trainer of a recipe with local_epochs; 0 where they cannot be read."""
+    try:
+        return int(trainer.records(device))  # type: ignore[attr-defined]
+    except StoreError:
+        raise
+    except Exception:  # boundary: a shard is foreign code; training says what is wrong
+        LOG.warning("device %.60r: its records cannot be counted", device, exc_info=True)
+        return 0
+
+
+def in_steps(trainer: Trainer, plan: Plan, device: str, rule: frame.LocalRule) -> frame.LocalRule:
+    """The rule as ``Trainer.fit`` takes it: passes over the device's records made into steps."""
+    if not rule.epochs:
+        return rule
+    return rule.counted(records(trainer, device), plan.recipe.training.batch)
 
 
 class Host:
@@ -113,6 +136,8 @@ class Host:
                 return self._handle(job)
             case jobs.Solo():
                 return self._solo(job)
+            case jobs.Count():
+                return jobs.Counted(id=job.id, records=records(self._trainer, job.device))
 
     def _setup(self, job: jobs.Setup) -> jobs.Result:
         self._recipe = Recipe.model_validate(json.loads(job.recipe))
@@ -207,6 +232,7 @@ class Host:
         return self._handled(job, state, effects, train_s, encode_s)
 
     def _trained(self, job: jobs.Handle, request: FitRequest) -> machine.Trained | machine.Failed:
+        request = replace(request, rule=in_steps(self._trainer, self._plan, job.device, request.rule))
         update = _guarded(job.device, partial(self._trainer.fit, request))
         return update if isinstance(update, machine.Failed) else machine.Trained(update, job.elapsed_s, job.up_mbit)
 
@@ -265,7 +291,8 @@ class Host:
         for number in job.rounds:
             rule = self._plan.rule(number)
             # Nothing travels here, so nothing takes turns: all segments train in every round.
-            rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr)
+            rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr, epochs=job.epochs or rule.epochs)
+            rule = in_steps(self._trainer, self._plan, job.device, rule)
             key, secret = self._plan.batch_key(job.device, number), keys.derive(self._root, "alone", job.device, number)
             params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
         seconds = time.perf_counter() - began

@@ -69,17 +69,25 @@ class Handle(_Base, frozen=True, tag="handle"):
 
 
 class Solo(_Base, frozen=True, tag="solo"):
-    """Train without a federation: the given rounds of the schedule in order, ``scale`` times the steps, from ``params``
-    (raw float32). ``measure``: return the device's held-out loss instead of the parameters."""
+    """Train without a federation: the given rounds of the schedule in order, from ``params`` (raw float32), with
+    ``scale`` times the steps, or with so many ``epochs`` where they are not 0. ``measure``: return the device's
+    held-out loss instead of the parameters."""
 
     device: str
     params: memoryview
     rounds: tuple[int, ...]
     scale: int = 1
+    epochs: float = 0.0
     measure: bool = False
 
 
-Job = Setup | Compile | Blob | Held | Handle | Solo
+class Count(_Base, frozen=True, tag="count"):
+    """How many records does this device train on?"""
+
+    device: str
+
+
+Job = Setup | Compile | Blob | Held | Handle | Solo | Count
 SILENT = Blob | Held  # jobs without an answer
 
 
@@ -114,6 +122,12 @@ class Trained(_Base, frozen=True, tag="trained"):
     seconds: float = 0.0
 
 
+class Counted(_Base, frozen=True, tag="counted"):
+    """Answer to Count; 0 where the device's text cannot be read, which its training will say."""
+
+    records: int = 0
+
+
 class Ready(_Base, frozen=True, tag="ready"):
     """Answer to Compile."""
 
@@ -128,7 +142,7 @@ class Broken(_Base, frozen=True, tag="broken"):
     stops: bool = False
 
 
-Result = Described | Handled | Trained | Ready | Broken
+Result = Described | Handled | Trained | Counted | Ready | Broken
 
 _encoder = msgspec.msgpack.Encoder()
 _jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)

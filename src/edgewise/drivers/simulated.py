@@ -130,6 +130,7 @@ class SimulatedCohort:
         self._sessions: dict[DeviceId, bytes] = {}  # the devices' own memory of a round's secure aggregation
         self._answered: dict[DeviceId, int] = {}  # and of the last round whose update left once
         self._steps: Counter[DeviceId] = Counter()
+        self._records: dict[DeviceId, int] = {}  # that devices train on, where the recipe counts passes
         self._now_s = 0.0
         self._order = 0
 
@@ -159,7 +160,7 @@ class SimulatedCohort:
             down = len(raw) + sum(self._sizes[digest] for digest in downloads(message))
             upload = partial(self._plan.expected_bytes, message.round)
             history = HISTORY if self._plan.rungs else 1
-            fate = self._world.fate(to, message.round, message.rule.steps, down, upload, history)
+            fate = self._world.fate(to, message.round, self._local_steps(to, message.rule), down, upload, history)
         elif isinstance(message, frame.Step):
             self._steps[to] += 1
             up = self._plan.answer_bytes(message.round, message.body, message.rung)
@@ -168,6 +169,16 @@ class SimulatedCohort:
         item = _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)
         heapq.heappush(self._expected, item)
         heapq.heappush(self._unsent, item)
+
+    def _local_steps(self, device: DeviceId, rule: frame.LocalRule) -> int:
+        """Steps that a rule means for a device. Where it counts passes, the device is asked once for its records: no
+        job is under way while a round's invitations are sent."""
+        if rule.epochs and device not in self._records:
+            self._executor.submit(jobs.Count(device=device))
+            (counted,) = checked([self._executor.result()])
+            assert isinstance(counted, jobs.Counted)
+            self._records[device] = counted.records
+        return rule.counted(self._records.get(device, 0), self._plan.recipe.training.batch).steps
 
     def receive(self, timeout_s: float) -> Arrived | Lost | None:
         """See Cohort."""

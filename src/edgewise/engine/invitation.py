@@ -75,7 +75,7 @@ def _foreign(plan: Plan, invite: Invite) -> str:
     if not 0 <= invite.round < plan.rounds:
         return f"the run has the rounds 0 to {plan.rounds - 1}"
     if not _alike(invite.rule, plan.rule(invite.round)):
-        return "the invitation asks for other local training than the recipe: steps, rate, pull or segments"
+        return "the invitation asks for other local training than the recipe: steps, epochs, rate, pull or segments"
     least, most = plan.clips(invite.round)
     if not least * (1.0 - _CLIPS) <= invite.clip <= most * (1.0 + _CLIPS):  # also for NaN
         return f"the clip of this round is between {least:.6g} and {most:.6g}"
@@ -103,7 +103,7 @@ def _malformed(plan: Plan, invite: Invite) -> str:
 def _alike(told: LocalRule, rule: LocalRule) -> bool:
     """Whether two rules are the same but for the rounding of another processor."""
     return (
-        (told.steps, told.segments) == (rule.steps, rule.segments)
+        (told.steps, told.segments, told.epochs) == (rule.steps, rule.segments, rule.epochs)
         and math.isclose(told.lr, rule.lr, rel_tol=_ALIKE)
         and math.isclose(told.prox_mu, rule.prox_mu, rel_tol=_ALIKE)
     )

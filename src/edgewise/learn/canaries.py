@@ -17,7 +17,7 @@ from edgewise.core.keys import Key
 from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat
 from edgewise.learn.train import fit
-from edgewise.plan.recipe import TrainingSection
+from edgewise.plan.section import TrainingSection
 
 LENGTH = 4.0  # of a canary's gradient, in clips: longer, so that a missing clip is seen
 _STEP = TrainingSection(optimizer="sgd", clip_grad=0.0)

@@ -14,7 +14,7 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.vector import to_bytes
 from edgewise.learn.flat import Flat
 from edgewise.learn.train import Optimizer, fit
-from edgewise.plan.recipe import TrainingSection
+from edgewise.plan.section import TrainingSection
 
 B, T, C, V = 4, 48, 96, 257
 STEPS = 2

@@ -27,7 +27,7 @@ from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.probe import probe
 from edgewise.learn.train import Batch, Loss, Optimizer, fit
-from edgewise.plan.recipe import TrainingSection
+from edgewise.plan.section import TrainingSection
 
 LOG = logging.getLogger("edgewise")
 
@@ -187,6 +187,10 @@ class TorchTrainer:
                 self._optimizer, dp, expected, request.secret,
             )  # fmt: skip
         return Update(fitted.x, {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}, count)
+
+    def records(self, device: DeviceId) -> int:
+        """Records of a device, or of all together (POOLED): one pass over them is an epoch. Raises DataError."""
+        return int(self._shard(device).size)
 
     def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
         """The micro-batches of each step, and the device's weight. Raises DataError(E-DEVICE-DATA) as ``fit``."""

@@ -21,7 +21,7 @@ from edgewise.learn import dp_sgd
 from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat, view
 from edgewise.learn.seeded import seeded
-from edgewise.plan.recipe import TrainingSection
+from edgewise.plan.section import TrainingSection
 
 Batch = Any
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, float]]  # (mean loss over the batch, how many terms it averages)

@@ -29,7 +29,8 @@ from edgewise.learn.corpus import Corpus
 from edgewise.learn.flat import Flat
 from edgewise.learn.model import Loaded, TextLoss, autocast_dtype, float32_attention, load
 from edgewise.learn.torch_trainer import TorchTrainer, row_order
-from edgewise.plan.recipe import Recipe, TrainingSection
+from edgewise.plan.recipe import Recipe
+from edgewise.plan.section import TrainingSection
 
 EVAL_TOKENS = 2048  # per forward pass of an evaluation: larger batches gain nothing on a CPU and cost memory
 OPEN_DEVICES = 256  # memory maps kept open
@@ -194,12 +195,17 @@ class PooledShard:
 
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
         """As ``TextShard.batches`` over all rows."""
-        return _batches(self._rows, self._stops[-1] if self._stops else 0, steps, training, key)
+        return _batches(self._rows, self.size, steps, training, key)
 
     def held_out(self) -> Iterator[tuple[Tensor, int]]:
         """All devices' hold-outs, one after the other."""
         for device in self._devices:
             yield from self._open(device).held_out()
+
+    @property
+    def size(self) -> int:
+        """Blocks of all devices together."""
+        return self._stops[-1] if self._stops else 0
 
     def _rows(self, rows: Array) -> Array:
         return np.stack([self._row(int(r)) for r in rows])

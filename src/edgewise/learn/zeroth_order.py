@@ -158,6 +158,10 @@ class ZerothOrderTrainer:
             )  # fmt: skip
         return Update(fitted.x, {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}, count)
 
+    def records(self, device: DeviceId) -> int:
+        """As ``TorchTrainer.records``."""
+        return self.inner.records(device)
+
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
         """Held-out loss of the model that ``params`` stand for. Raises as ``TorchTrainer.evaluate``."""
         return self.inner.evaluate(device, self.weights(params))

@@ -56,6 +56,8 @@ def claims(
         told.append(f"which rung a device chose tells the server roughly how fast {fast}")
     held_out = "held-out losses of single devices are collected by evaluations: a simulation's instrument"
     told.append(held_out + (", outside every epsilon" if noisy else ""))
+    if recipe.training.local_epochs:
+        told.append("how long a device trains tells the server roughly how much text it holds (local_epochs)")
     if not visible:
         told.append("who takes part, when, and how many bytes it sends is visible to the server")
     clips = " clips" if BELOW in pipe.encoded.head else ""

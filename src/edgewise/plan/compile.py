@@ -166,7 +166,13 @@ class Plan:
         if t.schedule == "cosine":
             factor = 0.1 + 0.45 * (1.0 + math.cos(math.pi * round / self.rounds))
         trained = tuple(s.name for s in self.groups[self.phase(round)]) if self.groups else ()
-        return LocalRule(steps=t.local_steps, lr=t.lr * factor, prox_mu=self.strategy.prox_mu, segments=trained)
+        return LocalRule(
+            steps=t.local_steps or t.max_local_steps,
+            lr=t.lr * factor,
+            prox_mu=self.strategy.prox_mu,
+            segments=trained,
+            epochs=t.local_epochs,
+        )
 
     def clips(self, round: int) -> tuple[float, float]:
         """Least and largest clip that an invitation to a round can name; both 0 where the recipe fixes it."""

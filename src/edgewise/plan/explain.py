@@ -119,21 +119,21 @@ def down_total(plan: Plan) -> float:
     return total
 
 
-def forecast(plan: Plan, step_s: float, workers: int) -> Row:
+def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0) -> Row:
     """Seconds of computing that a simulation needs, from the measured time of one optimizer step.
 
     federated = step_s x local_steps x contributions x rounds / workers; local_only
     the same for the measured devices, at the rounds that a device takes part in;
     centralised is one chain of steps, which has a worker to itself and runs beside local_only. Evaluation, encoding
     and start-up are not in it; a step that trains only some segments counts as a whole one. All None where ``step_s``
-    is not known (0).
+    is not known (0). ``local_steps``: the mean over devices where the recipe counts passes; 0 = the recipe's own steps.
     """
     recipe, sampling = plan.recipe, plan.sampling
     expected = sampling.expected
     out: Row = {"contributions_per_round": expected, "federated_s": None, "compare_s": None, "total_s": None}
     if step_s <= 0.0:
         return out
-    device_round_s = step_s * recipe.training.local_steps
+    device_round_s = step_s * (local_steps or plan.rule(0).steps)
     federated = device_round_s * expected * plan.rounds / min(workers, expected)
     measured = min(recipe.eval.devices or sampling.population, sampling.population)
     alone = device_round_s * measured * len(plan.rounds_alone) if recipe.compare.local_only else 0.0
@@ -148,14 +148,15 @@ def forecast(plan: Plan, step_s: float, workers: int) -> Row:
 LINKS_MBIT = (0.1, 0.3, 1.0, 3.0, 10.0, 20.0)
 
 
-def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
+def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN, local_steps: float = 0.0) -> Row | None:
     """What devices may choose from and what a device on a given link would; None where the codec is fixed.
 
     ``rungs``: ``name``, ``bytes``, ``number`` (None for one that is left out: above ``adaptive.max_upload_mb``).
     ``links``: for each uplink speed ``mbit``: ``down_s``, ``train_s``, the ``rung`` (name) and ``bytes`` that a device
     picks on a steady link, ``total_s`` with the upload, and ``late`` where that is after ``deadline_s``; behind masks
     where training ends after the round's deadline or the upload by itself takes longer than ``deadline_s``. Training
-    time is that of the simulation's median device, the downlink ``simulation.link_down`` times the uplink.
+    time is that of the simulation's median device and of ``local_steps`` (as in ``forecast``), the downlink
+    ``simulation.link_down`` times the uplink.
     """
     if not plan.rungs:
         return None
@@ -169,7 +170,7 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN) -> Row | None:
     ]
     deadline_s = recipe.adaptive.deadline_s or recipe.round.deadline_s
     sizes = plan.sizes
-    train_s = s.step_s * recipe.training.local_steps
+    train_s = s.step_s * (local_steps or plan.rule(0).steps)
     down_bytes = cost(plan)["down"]
     links = []
     for mbit in LINKS_MBIT:

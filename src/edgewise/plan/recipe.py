@@ -20,7 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
 from edgewise.plan import toml
-from edgewise.plan.section import DP_WORDS, MOVED, DpSection, Privacy, Section, SimulationSection, TrustSection
+from edgewise.plan.section import (
+    DP_WORDS,
+    MOVED,
+    DpSection,
+    Privacy,
+    RoundSection,
+    Section,
+    SimulationSection,
+    TrainingSection,
+    TrustSection,
+)
 
 LONGEST_NAME = 64  # of a key that is looked for among the known ones
 
@@ -90,49 +100,6 @@ class DataSection(Section):
             raise ValueError('E-COMBO: data.devices is for "dirichlet" and "iid"; with "owner" the owners decide')
         if self.partition == "owner" and self.source in ("jsonl", "csv", "parquet") and not self.owner:
             raise ValueError("E-MISSING: data.owner names the column whose values are the devices")
-        return self
-
-
-class RoundSection(Section):
-    """Who takes part, and when a round is over."""
-
-    rounds: int = Field(20, ge=1, le=1_000_000, description="rounds")
-    sampling: Literal["all", "fixed", "poisson", "cyclic"] = Field(
-        "all", description="how a cohort is drawn; cyclic: groups of at least ``cohort`` that take turns"
-    )
-    cohort: int = Field(0, ge=0, description="contributions wanted per round (fixed), expected (poisson); all: unused")
-    overselect: float = Field(1.3, ge=1.0, le=10.0, description="invited / wanted, for fixed sampling")
-    minimum: float = Field(0.5, ge=0, le=1.0, description="share of the wanted contributions below which a round fails")
-    deadline_s: float = Field(600.0, gt=0, description="seconds after which the round closes with what it has")
-
-    @model_validator(mode="after")
-    def _cohort_given(self) -> RoundSection:
-        if (self.sampling == "all") == bool(self.cohort):
-            raise ValueError('E-COMBO: round.cohort is needed for all ways of sampling but "all"')
-        return self
-
-
-class TrainingSection(Section):
-    """Local training; optimizer state starts fresh in every round."""
-
-    optimizer: Literal["adamw", "muon", "sgd"] = Field(
-        "adamw", description="muon: for the matrices of numbered layers, adamw for the rest; same lr as adamw"
-    )
-    lr: float = Field(1e-3, gt=0, description="learning rate in round 0")
-    schedule: Literal["constant", "cosine"] = Field("cosine", description="over rounds, down to a tenth")
-    local_steps: int = Field(10, ge=1, description="optimizer steps per device and round")
-    batch: int = Field(8, ge=1, description="blocks per optimizer step")
-    accumulate: int = Field(1, ge=1, description="micro-batches per step: same gradient, less memory")
-    clip_grad: float = Field(1.0, ge=0, description="largest gradient norm; 0 = off")
-    weight_decay: float = Field(0.0, ge=0)
-    momentum: float = Field(0.0, ge=0, lt=1, description="for sgd")
-
-    @model_validator(mode="after")
-    def _divides(self) -> TrainingSection:
-        if self.batch % self.accumulate:
-            raise ValueError("E-COMBO: training.accumulate must divide training.batch")
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError('E-COMBO: training.momentum is for optimizer = "sgd"')
         return self
 
 
@@ -251,6 +218,17 @@ class Recipe(Section):
                 'E-COMBO: privacy = "central" with round.sampling = "poisson" hides whether a device is there, and an '
                 "abandoned round would tell how many came: leave out round.minimum, and every round is released, with "
                 "noise"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _counted(self) -> Recipe:
+        """What depends on a device's own text is refused where an epsilon counts everything that does."""
+        noisy = self.privacy in DP_WORDS
+        if noisy and self.training.local_epochs:
+            raise ValueError(
+                f'E-COMBO: training.local_epochs with privacy = "{self.privacy}": how long a device trains would tell '
+                "how much text it holds, and no epsilon counts when a device answers: give training.local_steps"
             )
         return self
 

@@ -1,8 +1,9 @@
-"""The base of a recipe's sections, and those on trust, the simulated world and differential privacy with its words."""
+"""The base of a recipe's sections, and those on rounds, local training, trust, the simulated world and differential
+privacy with its words."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,6 +15,74 @@ class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, no silent conversions between kinds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RoundSection(Section):
+    """Who takes part, and when a round is over."""
+
+    rounds: int = Field(20, ge=1, le=1_000_000, description="rounds")
+    sampling: Literal["all", "fixed", "poisson", "cyclic"] = Field(
+        "all", description="how a cohort is drawn; cyclic: groups of at least ``cohort`` that take turns"
+    )
+    cohort: int = Field(0, ge=0, description="contributions wanted per round (fixed), expected (poisson); all: unused")
+    overselect: float = Field(1.3, ge=1.0, le=10.0, description="invited / wanted, for fixed sampling")
+    minimum: float = Field(0.5, ge=0, le=1.0, description="share of the wanted contributions below which a round fails")
+    deadline_s: float = Field(600.0, gt=0, description="seconds after which the round closes with what it has")
+
+    @model_validator(mode="after")
+    def _cohort_given(self) -> RoundSection:
+        if (self.sampling == "all") == bool(self.cohort):
+            raise ValueError('E-COMBO: round.cohort is needed for all ways of sampling but "all"')
+        return self
+
+
+class TrainingSection(Section):
+    """Local training; optimizer state starts fresh in every round."""
+
+    optimizer: Literal["adamw", "muon", "sgd"] = Field(
+        "adamw", description="muon: for the matrices of numbered layers, adamw for the rest; same lr as adamw"
+    )
+    lr: float = Field(1e-3, gt=0, description="learning rate in round 0")
+    schedule: Literal["constant", "cosine"] = Field("cosine", description="over rounds, down to a tenth")
+    local_steps: int = Field(
+        10, ge=0, description="optimizer steps per device and round; 0 where local_epochs are given"
+    )
+    local_epochs: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="passes of a device over its own blocks in a round, in place of local_steps; 0 = steps are given",
+    )
+    max_local_steps: int = Field(1000, ge=1, description="steps per device and round at most, with local_epochs")
+    batch: int = Field(8, ge=1, description="blocks per optimizer step")
+    accumulate: int = Field(1, ge=1, description="micro-batches per step: same gradient, less memory")
+    clip_grad: float = Field(1.0, ge=0, description="largest gradient norm; 0 = off")
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.0, ge=0, lt=1, description="for sgd")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _epochs_given(cls, plain: Any) -> Any:
+        """Epochs take the place of steps, which have a default."""
+        if isinstance(plain, dict) and plain.get("local_epochs") and "local_steps" not in plain:
+            return {**plain, "local_steps": 0}
+        return plain
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainingSection:
+        if bool(self.local_steps) == bool(self.local_epochs):
+            raise ValueError("E-COMBO: give training.local_steps or training.local_epochs, exactly one of them")
+        if not self.local_epochs and self.max_local_steps != type(self).model_fields["max_local_steps"].default:
+            raise ValueError("E-COMBO: training.max_local_steps bounds the steps of training.local_epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _divides(self) -> TrainingSection:
+        if self.batch % self.accumulate:
+            raise ValueError("E-COMBO: training.accumulate must divide training.batch")
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError('E-COMBO: training.momentum is for optimizer = "sgd"')
+        return self
 
 
 class TrustSection(Section):
