@@ -176,6 +176,9 @@ def make(version: tuple[int, int, int], base: str, wanted: dict[str, str]) -> No
         old = probe([str(PYTHON)]) if PYTHON.exists() and not UNFINISHED.exists() else None
         reuse = old is not None and old == (version, base) and _folder_of_stamp() in (None, str(ROOT))
         if VENV.exists() and not reuse:
+            if not (STAMP.exists() or UNFINISHED.exists()) and any(VENV.iterdir()):
+                step = "move or delete it yourself, then run this again."
+                raise Stop(".venv was not made by edgewise and does not fit its Python.", step, 2)
             inside = os.path.realpath(sys.prefix) == os.path.realpath(VENV)
             if inside and os.name == "nt":
                 raise Stop(".venv has to be made anew, but it is in use.", "run `deactivate`, then this again.")

@@ -22,7 +22,7 @@ from cost import calls
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.core.vector import digest, to_bytes
-from edgewise.drivers import blobs
+from edgewise.drivers import blobs, folder
 from edgewise.drivers import store as store_module
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.journal import FileJournal
@@ -142,6 +142,7 @@ def test_a_damaged_blob_is_named(store, damage):
 
 
 def test_a_damaged_database_is_named(tmp_path):
+    folder.claim(tmp_path)
     (tmp_path / "run.db").write_bytes(b"this is not a database, and long enough to be looked at" * 100)
     with pytest.raises(StoreError) as caught:
         RunStore(tmp_path)
@@ -253,7 +254,7 @@ def test_what_holds_secrets_is_for_its_owner_only(tmp_path, open_umask):
         assert found.pop(name) == 0o600, name
     assert found.pop("blobs") == found.pop("journal") == found.pop("devices") == 0o700
     assert found.pop(f"devices/{store.memory_dir.name}") == 0o700
-    assert found.pop("lock") == 0o666
+    assert found.pop("lock") == found.pop("edgewise.json") == 0o666
     assert set(found.values()) == {0o600}  # models and deltas
 
 
@@ -332,6 +333,7 @@ def test_what_sqlite_says_becomes_a_code(store, said, code):
 
 
 def test_a_lock_that_cannot_be_opened_is_e_disk(tmp_path):
+    folder.claim(tmp_path)
     (tmp_path / "lock").mkdir()
     with pytest.raises(StoreError, match="E-DISK"):
         RunStore(tmp_path)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from edgewise.apps import cli, doctor, keys, runs, shell
 from edgewise.core.errors import REGISTRY, EdgewiseError, RecipeError
+from edgewise.drivers import folder as folders
 from unit.made_run import made_plan, make_run
 from unit.toy_trainer import RECIPE
 
@@ -181,6 +182,11 @@ def test_the_demo_never_stands_in_its_own_way(folder: Path) -> None:
     (first / "recipe.toml").touch()
     assert runs.place(recipe, fresh=True, resume=False).name == f"{first.name}-2"
     assert runs.place(recipe, fresh=True, resume=True) == first
+    theirs = first.with_name(f"{first.name}-2")
+    theirs.mkdir()
+    (theirs / "notes.txt").touch()
+    assert runs.place(recipe, fresh=True, resume=False).name == f"{first.name}-3"
+    assert runs.place(recipe, fresh=True, resume=True) == first
     assert runs.place(recipe, fresh=False, resume=False) == first
 
 
@@ -223,6 +229,7 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(folder: Path, monkeypatch:
 
 
 def test_noise_goes_to_the_log_and_not_to_the_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folders.claim(tmp_path)
     with shell.quiet_screen(tmp_path / "log.txt") as screen:
         os.write(1, b"library chatter\n")
         os.write(2, b"worker chatter\n")

@@ -19,6 +19,7 @@ from typing import Any
 from edgewise.apps import trials
 from edgewise.apps.trials import Step
 from edgewise.core.errors import AuditError
+from edgewise.drivers import folder
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
@@ -41,8 +42,11 @@ def examine(
         a page ``audit.html`` in ``out``.
     Raises:
         AuditError(E-AUDIT): more was measured than is claimed. The files are written first. RecipeError,
-        CompositionError: what ``compile`` refuses; E-COMBO for an extension's trainer.
+        CompositionError: what ``compile`` refuses; E-COMBO for an extension's trainer. StoreError(E-FOLDER): ``out``
+        holds files and edgewise did not make it.
     """
+    if out is not None:
+        folder.claim(out)
     say = step or (lambda *_: None)
     from edgewise.apps import leakage  # imports torch
 
@@ -62,7 +66,6 @@ def examine(
         **leaks,
     }
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         (out / "audit.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
         from edgewise.apps import audit_page
 

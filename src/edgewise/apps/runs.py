@@ -12,6 +12,7 @@ from edgewise.apps import result, shell
 from edgewise.apps.progress import Progress
 from edgewise.core import events
 from edgewise.core.errors import RecipeError, StoreError
+from edgewise.drivers import folder
 from edgewise.plan import toml
 from edgewise.plan.recipe import Recipe
 
@@ -35,14 +36,17 @@ def assignments(given: list[str] | None) -> dict[str, Any]:
 
 
 def place(recipe: Recipe, fresh: bool = False, resume: bool = False) -> Path:
-    """``runs/<name>-<hash>``; with ``fresh`` the first such folder without a run (or, to resume, the last with one)."""
+    """``runs/<name>-<hash>``; with ``fresh`` the first such folder without a run (or, to resume, the last with one).
+
+    With ``fresh``, folders that edgewise did not make are passed over.
+    """
     first = Path("runs") / f"{recipe.name}-{recipe.sha256()[:8]}"
     if not fresh:
         return first
     taken, at = first, first
     number = 1
-    while (at / "recipe.toml").exists():  # written when a run begins; a folder whose loading was stopped has none
-        taken, number = at, number + 1
+    while (foreign := folder.foreign(at)) or (at / "recipe.toml").exists():  # written when a run begins, not before
+        taken, number = taken if foreign else at, number + 1
         at = first.with_name(f"{first.name}-{number}")
     return taken if resume else at
 
@@ -88,7 +92,7 @@ def opened(run_dir: Path) -> Iterator[RunStore]:
     """
     from edgewise.drivers.store import RunStore
 
-    if not (run_dir / "run.db").is_file():
+    if not ((run_dir / "run.db").is_file() and folder.made(run_dir)):
         raise StoreError("E-RESUME", f"there is no run in {run_dir}.", "give the folder that holds run.db.")
     with RunStore(run_dir) as store:
         if store.run() is None:

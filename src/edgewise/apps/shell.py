@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TextIO, cast
 
 from edgewise.core.errors import EdgewiseError, Interrupted
 from edgewise.drivers.files import for_owner
+from edgewise.drivers.folder import marked
 from edgewise.drivers.screen import screen
 
 TRAIN_EXTRA = {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"}
@@ -101,9 +102,9 @@ class Session:
 
 
 def write_crash(text: str, folder: Path | None) -> Path:
-    """Write a crash file into the run directory where there is one, else into the system's temporary folder."""
+    """Write a crash file into the run directory where edgewise made one, else into the system's temporary folder."""
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    for place in (folder, Path(tempfile.gettempdir())):
+    for place in (folder if folder is not None and marked(folder) else None, Path(tempfile.gettempdir())):
         with suppress(OSError):
             if place is not None and place.is_dir():
                 (place / name).write_text(text, encoding="utf-8")
@@ -148,9 +149,8 @@ def interrupts() -> Iterator[list[Callable[[], None]]]:
 def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
     """Send what libraries and worker processes print (file descriptors 1 and 2) to ``log``; yields the real stderr.
 
-    ``log`` is appended to only where something was said and its folder exists, and is for its owner only: what a
-    trainer says may quote text. None drops it. With ``debug`` all stays
-    on the screen.
+    ``log`` is appended to only where something was said and edgewise made its folder, and is for its owner only: what a
+    trainer says may quote text. None drops it. With ``debug`` all stays on the screen.
     """
     for key, value in NOISE.items():
         os.environ.setdefault(key, value)
@@ -174,7 +174,7 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
             for fd, copy in kept.items():
                 os.dup2(copy, fd)
                 os.close(copy)
-            if noise.seek(0, os.SEEK_END) and log is not None and log.parent.is_dir():
+            if noise.seek(0, os.SEEK_END) and log is not None and marked(log.parent):
                 noise.seek(0)
                 with suppress(OSError), open(log, "ab", opener=for_owner) as f:
                     shutil.copyfileobj(noise, f)

@@ -96,6 +96,7 @@ REGISTRY: dict[str, Entry] = {
     "E-SECAGG-FEW": Entry("too few devices are left for secure aggregation to open a sum", 1),
     "E-RANGE": Entry("an update is too large to be summed exactly", 1),
     "E-ROUND": Entry("a round ended below its minimum of contributions", 1),
+    "E-FOLDER": Entry("the folder holds files and edgewise did not make it", 2),
     "E-RUN-EXISTS": Entry("the run directory already holds a run", 2),
     "E-RESUME": Entry("nothing to resume, or the recipe is not the one that was started", 2),
     "E-CHECKPOINT": Entry("the run directory is damaged", 8),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 
 from edgewise.core import vector
 from edgewise.core.errors import StoreError
-from edgewise.drivers.files import discard, sync_folder, write_durably
+from edgewise.drivers.files import TEMPORARY, discard, sync_folder, write_durably
 
 PIECE = 2**20  # bytes compared at a time
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs:
@@ -46,9 +48,10 @@ class Blobs:
         return raw
 
     def sweep(self, named: Collection[str]) -> None:
-        """Remove all others."""
+        """Remove all other blobs, and what a killed process left of one; other files stay."""
         for path in self._folder.iterdir():
-            if path.name not in named:
+            ours = _DIGEST.fullmatch(path.name) or TEMPORARY.fullmatch(path.name)
+            if ours and path.name not in named:
                 discard(path)
 
 

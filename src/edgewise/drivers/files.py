@@ -4,6 +4,7 @@ process."""
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from edgewise.core.errors import StoreError
 from edgewise.core.vector import Buffer
 
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # names of files that ``write_durably`` has not finished
 FOLDER = 0o700  # of a folder that others than its owner have no business in
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError
-from edgewise.drivers.files import FOLDER, discard, for_owner
+from edgewise.drivers.files import FOLDER, TEMPORARY, discard, for_owner
 from edgewise.drivers.tables import SCHEMA_VERSION
 
 _EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # of folders for device memory
@@ -80,24 +80,25 @@ def memory_dir(devices: Path, goes_on: bool) -> Path:
 def empty(out: Path, memory: Path) -> None:
     """Remove device memory and journals of whatever run was here before, and make the folder ``memory``.
 
-    Raises StoreError(E-DISK).
+    What edgewise did not name stays. Raises StoreError(E-DISK).
     """
     try:
-        for path in (*(out / "devices").iterdir(), *(out / "journal").iterdir()):
-            if path.is_dir() and not path.is_symlink():
+        for path in (out / "devices").iterdir():
+            if _EPOCH.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
-            else:
-                path.unlink()
+        for _, path in journals(out):
+            path.unlink()
         memory.mkdir(FOLDER)
     except OSError as e:
         raise StoreError("E-DISK", f"cannot empty {out}: {e.strerror}.", "choose another --out.") from None
 
 
 def clean(out: Path, next_round: int) -> None:
-    """Remove what a killed process left behind. The caller holds the lock, so nobody is writing."""
+    """Remove what a killed process left behind, by the names that edgewise gives. The caller holds the lock, so nobody
+    is writing."""
     left = [path for number, path in journals(out) if number < max(0, next_round)]
-    for pattern in (".*.tmp", "blobs/*.tmp", "devices/*/*.tmp"):
-        left += out.glob(pattern)
+    for pattern in (".*.tmp", "blobs/.*.tmp", "devices/*/.*.tmp"):
+        left += (path for path in out.glob(pattern) if TEMPORARY.fullmatch(path.name))
     for path in left:
         discard(path)
 

@@ -1,5 +1,6 @@
 """The run directory: a SQLite database (SQLAlchemy Core), content-addressed blobs, and the round journal.
 
+    OUT/edgewise.json the marker of a folder that edgewise made (``drivers.folder``)
     OUT/run.db      the tables of ``drivers.tables``; WAL, full sync
     OUT/recipe.toml the resolved recipe
     OUT/blobs/      parameter vectors and optimizer slots, raw float32, the codec's memory on the server, safetensors,
@@ -14,8 +15,9 @@ single devices, plain updates where those are visible, residuals, and the buffer
 and report are as the umask has it.
 
 A commit is one transaction. Blobs that no row names any more are swept after it and when a run goes on; what a killed
-process left half-done (temporary files, journals of rounds that are committed) is removed at opening. A damaged blob or
-database is E-CHECKPOINT, a full disk E-DISK; neither leaves anything half-written that is named.
+process left half-done (temporary files, journals of rounds that are committed) is removed at opening. Only files with
+names that edgewise gives are ever removed. A damaged blob or database is E-CHECKPOINT, a full disk E-DISK; neither
+leaves anything half-written that is named.
 
 Database, device memory, journal, ledger and witness name one ``instance``, which is random and made when the run
 begins, and the round that they belong to. Where they are out of step, the run does not go on: E-CHECKPOINT.
@@ -40,7 +42,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.foreign import foreign
-from edgewise.drivers import charges, opening, standings, witness
+from edgewise.drivers import charges, folder, opening, standings, witness
 from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.files import FOLDER, lock, sync_folder
 from edgewise.drivers.journal import FileJournal
@@ -68,6 +70,7 @@ DISK = ("readonly", "unable to open", "full", "disk I/O")  # in SQLite's message
 class RunStore:
     """One run's durable state; a Store port. Use as a context manager: it holds the directory's lock.
 
+    Raises StoreError(E-FOLDER) where ``out`` holds files and edgewise did not make it; nothing is touched then.
     ``now_s`` stamps events that carry no time yet: those of a round have the time of its commit.
 
     Attributes:
@@ -79,6 +82,7 @@ class RunStore:
         self.out, self._now_s = out, now_s
         self._journal: FileJournal | None = None
         self._blobs = Blobs(out / "blobs")
+        folder.claim(out)
         try:
             for sub in ("blobs", "journal", "devices"):
                 (out / sub).mkdir(FOLDER, parents=True, exist_ok=True)

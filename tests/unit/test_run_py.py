@@ -1,0 +1,55 @@
+"""run.py sets up ``.venv``: it deletes only an environment that it made itself."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from docs.blocks import ROOT
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """run.py as a module, at work in ``tmp_path``; it gets as far as making the environment."""
+    spec = importlib.util.spec_from_file_location("run_py", ROOT / "run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    venv = tmp_path / ".venv"
+    for name, path in {
+        "ROOT": tmp_path, "VENV": venv, "STAMP": venv / "edgewise-stamp.json", "LOG": tmp_path / "build/setup.log",
+        "UNFINISHED": venv / "edgewise-unfinished", "PYTHON": venv / "bin/python",
+    }.items():  # fmt: skip
+        monkeypatch.setattr(module, name, path)
+
+    def stops(*_: object) -> None:
+        raise module.Stop("here", "the test ends")
+
+    monkeypatch.setattr(module, "make_venv", stops)
+    (tmp_path / "build").mkdir()
+    (tmp_path / ".venv").mkdir()
+    return module
+
+
+WANTED = {"interpreter": "python"}
+
+
+def test_an_environment_of_somebody_else_is_not_deleted(script: ModuleType, tmp_path: Path) -> None:
+    theirs = tmp_path / ".venv" / "pyvenv.cfg"
+    theirs.write_text("home = /usr/bin", encoding="utf-8")
+    with pytest.raises(script.Stop, match="not made by edgewise"):
+        script.make((3, 11, 0), "python", WANTED)
+    assert [p.name for p in theirs.parent.iterdir()] == ["pyvenv.cfg"]
+
+
+@pytest.mark.parametrize("mark", ["edgewise-stamp.json", "edgewise-unfinished"])
+def test_an_environment_of_another_python_is_made_anew(script: ModuleType, tmp_path: Path, mark: str) -> None:
+    for name in ("pyvenv.cfg", mark):
+        (tmp_path / ".venv" / name).write_text("{}", encoding="utf-8")
+    with pytest.raises(script.Stop, match="here"):
+        script.make((3, 11, 0), "python", WANTED)
+    assert [p.name for p in (tmp_path / ".venv").iterdir()] == ["edgewise-unfinished"]
