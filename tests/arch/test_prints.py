@@ -31,7 +31,7 @@ PUBLIC: dict[str, set[str]] = {
     "engine.ports.FitRequest": {"params"},  # the round's model
     "engine.ports.Trust": {"leader", "helper"},  # public keys
     "learn.corpus.Corpus": {"_order", "_first"},  # which document is whose
-    "learn.sources.Found": {"file", "start", "stop", "owner", "label"},  # where documents are
+    "learn.sources.Found": {"file", "start", "stop", "owner", "label", "ends"},  # where documents are
     "secagg.messages.Keys": {"seal", "mask", "commitment", "signature"},  # public keys, signed
     "secagg.server.Session": {"sid"},
     "secagg.server.Sharing": {"roster"},  # a digest of public keys

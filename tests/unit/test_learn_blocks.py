@@ -25,7 +25,8 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
 
 
 def section(**more: object) -> DataSection:
-    return DataSection(source="text", path="x", sequence_len=16, **more)  # type: ignore[arg-type]
+    given = {"source": "jsonl", "owner": "o"} if "prompt" in more else {"source": "text"}
+    return DataSection(path="x", sequence_len=16, **given, **more)  # type: ignore[arg-type]
 
 
 def made(tokens: Tokens, documents: list[str], cut_each: bool = True, **more: object) -> Blocks:

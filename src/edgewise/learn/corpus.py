@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,15 +20,22 @@ from edgewise.engine.ports import DeviceId
 from edgewise.learn import partition, sources, tables
 from edgewise.plan.recipe import DataSection
 
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 LOG = logging.getLogger("edgewise")
 
 
 class Document(NamedTuple):
-    """``name`` is the place (``asyncio/base_events.py@0``, ``notes.jsonl@5120``); ``prompt`` is read, not learnt."""
+    """``name`` is the place (``asyncio/base_events.py@0``, ``notes.jsonl@5120``); ``prompt`` is read, not learnt.
+
+    ``replaced``: bad bytes that stand in ``text`` as U+FFFD. ``ends``: the text ends here; else it is a piece, and goes
+    on in another document.
+    """
 
     name: str
     prompt: str
     text: str
+    replaced: int = 0
+    ends: bool = True
 
     def __repr__(self) -> str:
         return (
@@ -67,13 +74,16 @@ class Corpus:
         found = self._found
         for number, places in groupby(self._order[self._first[i] : self._first[i + 1]], found.file.__getitem__):
             path = found.files[number]
+            if number in found.broken:
+                self._left_out(DataError("E-DEVICE-DATA", found.broken[number], "restore the file, or remove it."))
+                continue
             try:
                 with path.open("rb") as f:
                     for d in places:
                         try:
                             f.seek(found.start[d])
                             raw = f.read(found.stop[d] - found.start[d])
-                            document = self._document(f"{found.names[number]}@{found.start[d]}", raw)
+                            document = self._document(f"{found.names[number]}@{found.start[d]}", raw, d)
                         except (DataError, OSError) as e:
                             self._left_out(e)
                             continue
@@ -86,23 +96,39 @@ class Corpus:
             raise e from None
         LOG.warning("a document cannot be read, and counts as if it were not there: %s", e)
 
-    def _document(self, name: str, raw: bytes) -> Document:
+    def _document(self, name: str, raw: bytes, at: int) -> Document:
         if self._found.rows:
             row = tables.decode(raw, name)
             prompt = tables.text(row, self._section.prompt, name) if self._section.prompt else ""
             return Document(name, prompt, tables.text(row, self._section.text, name))
         if b"\0" in raw:
-            raise DataError("E-DATA-FORMAT", f"{name}: not text (it has NUL bytes).", "keep only text there.")
-        return Document(name, "", raw.decode("utf-8", errors="replace"))
+            kind = "UTF-16" if raw.startswith(UTF_16) else "not text (it has NUL bytes)"
+            raise DataError("E-DATA-FORMAT", f"{name}: {kind}.", "keep only text in UTF-8 there.")
+        if not self._found.start[at]:
+            raw = raw.removeprefix(tables.BOM)
+        text = raw.decode("utf-8", errors="replace")
+        replaced = text.count("\ufffd") - raw.count("\ufffd".encode())
+        return Document(name, "", text, replaced, bool(self._found.ends[at]))
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What was found before any text was read: ``files`` and ``rows`` (None for text) as {"read": how many,
+        "left_out": {reason: how many}}, and ``pieces``, whether files are dealt out in pieces."""
+        found = self._found
+        files = {"read": len(found.files) - len(found.broken), "left_out": _counts(found.left_out)}
+        rows = {"read": len(found.start), "left_out": _counts(found.rows_left_out)} if found.rows else None
+        return {"files": files, "rows": rows, "pieces": not found.rows and self._section.partition != "owner"}
 
     def digest(self, device: DeviceId) -> str:
         """SHA-256 over names, lengths and contents of a device's documents; remembered."""
         if device not in self._digests:
             h = hashlib.sha256()
             for document in self.documents(device):
-                for part in document:
+                for part in document[:3]:
                     raw = part.encode("utf-8", errors="surrogatepass")
                     h.update(len(raw).to_bytes(8, "little") + raw)
+                if not document.ends:
+                    h.update(b"a piece")
             self._digests[device] = h.hexdigest()
         return self._digests[device]
 
@@ -119,6 +145,10 @@ class Corpus:
                 digest = e.code
             h.update(f"{len(device)} {device} {digest}\n".encode())
         return h.hexdigest()
+
+
+def _counts(found: Mapping[str, int]) -> dict[str, int]:
+    return {reason: n for reason, n in sorted(found.items()) if n}
 
 
 def load(section: DataSection, recipe_dir: Path, cache_dir: Path, key: Key, lenient: bool = False) -> Corpus:

@@ -1,23 +1,25 @@
 """Where text comes from: each source finds its documents as byte ranges of files, without keeping any text.
 
 Non-UTF-8 bytes: in text files (people's notes, old source code) each bad byte becomes U+FFFD, because one stray byte
-must not lock a device out; in a table they are an error with the line, because a table is an export and a bad byte
-there means that the export is wrong.
+must not lock a device out, and the report counts them; in a table they are an error with the line, because a table is
+an export and a bad byte there means that the export is wrong.
 """
 
 from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from edgewise.core.errors import DataError
-from edgewise.core.foreign import foreign
 from edgewise.core.vector import Array
+from edgewise.engine.ports import POOLED
+from edgewise.learn import packed
+from edgewise.learn.files import EMPTY, UNREADABLE, Listing, kind_of, named, shown
 from edgewise.plan.recipe import DataSection
 
 STDLIB_PACKAGES = (
@@ -35,7 +37,10 @@ class Found:
     ``files[file[i]]``.
 
     ``owner`` and ``label`` are codes into ``owners`` (sorted names) and of the label column (None where there is none).
-    ``rows`` says that a document is a line of JSON with the columns of the recipe, else it is plain text.
+    ``rows`` says that a document is a line of JSON with the columns of the recipe, else it is plain text. ``ends[i]``
+    says that document i is the end of its text, not a piece from its middle. ``broken``: number of a file -> why it
+    cannot be read; its document is one byte that is not there. ``left_out``: reason -> how many files, and
+    ``rows_left_out`` -> how many rows are no data.
     """
 
     files: tuple[Path, ...]
@@ -47,6 +52,10 @@ class Found:
     owner: Array
     label: Array | None
     rows: bool
+    ends: Array
+    broken: Mapping[int, str] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    rows_left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> Found:
@@ -55,27 +64,25 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> Found:
     Raises:
         DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY.
     """
+    whole = section.partition == "owner"
+    listing = Listing()
     if section.source == "python-stdlib":
-        return _plain(*_stdlib(), whole=section.partition == "owner")
-    with foreign(DataError, "E-DATA-MISSING", f"data.path = {section.path!r}", "check the path."):
-        path = (recipe_dir / Path(section.path).expanduser()).resolve()
-        found = path.exists()
-    if not found:
-        raise DataError("E-DATA-MISSING", f"data.path = {section.path!r}: there is no {path}.", "check the path.")
+        return _plain(*_stdlib(), whole, cache_dir, listing)
+    paths, several = named(section.path, recipe_dir)
     try:
         if section.source == "text":
-            return _plain(*_folder(path), whole=section.partition == "owner")
+            return _plain(*_texts(paths, several, listing), whole, cache_dir, listing)
         from edgewise.learn import tables
 
-        return tables.find(section, path, cache_dir)
+        return tables.find(section, paths, cache_dir, listing)
     except OSError as e:
-        what = f"{e.filename or path} cannot be read: {e.strerror or e}."
+        what = f"{e.filename or paths[0]} cannot be read: {e.strerror or e}."
         raise DataError("E-DATA-MISSING", what, "give permission, or take it out of data.path.") from None
 
 
 def _stdlib() -> tuple[Path, dict[str, list[Path]]]:
     root = Path(sysconfig.get_path("stdlib"))
-    owners = {name: sorted(_files(root / name, ".py")) for name in STDLIB_PACKAGES}
+    owners = {name: sorted(_sources(root / name)) for name in STDLIB_PACKAGES}
     owners = {n: f for n, f in owners.items() if sum(p.stat().st_size for p in f) >= STDLIB_LEAST_BYTES}
     if len(owners) < 2:
         what = f"{root} has source text of {len(owners)} of the {len(STDLIB_PACKAGES)} demo packages, needs 2."
@@ -83,42 +90,82 @@ def _stdlib() -> tuple[Path, dict[str, list[Path]]]:
     return root, owners
 
 
-def _folder(path: Path) -> tuple[Path, dict[str, list[Path]]]:
-    """Sub-folders are devices; without any, files are; a single file is one device."""
-    if path.is_file():
-        return path.parent, {path.stem: [path]}
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if folders:
-        return path, {p.name: sorted(_files(p)) for p in folders}
-    return path, {p.name: [p] for p in sorted(_files(path))}
-
-
-def _files(folder: Path, suffix: str = "") -> Iterator[Path]:
-    """Regular files below, without hidden ones; ``suffix`` limits to source files outside of tests."""
+def _sources(folder: Path) -> Iterator[Path]:
+    """Python source below, without hidden files and tests."""
 
     def unreadable(e: OSError) -> None:
         raise e
 
     for at, folders, names in os.walk(folder, onerror=unreadable):
-        folders[:] = [f for f in folders if not f.startswith(".") and not (suffix and f in TEST_FOLDERS)]
-        yield from (Path(at, n) for n in names if not n.startswith(".") and n.endswith(suffix))
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in TEST_FOLDERS]
+        yield from (Path(at, n) for n in names if not n.startswith(".") and n.endswith(".py"))
 
 
-def _plain(root: Path, by_owner: dict[str, list[Path]], whole: bool) -> Found:
+def _texts(paths: list[Path], several: bool, listing: Listing) -> tuple[Path, dict[str, list[Path]]]:
+    """(root, device -> its files). In a folder, each sub-folder and each file is a device; so is each of several paths;
+    a single file is one device, named without its ending.
+
+    Raises DataError(E-DATA-FORMAT) where two devices would have one name.
+    """
+    if several:
+        root = Path(os.path.commonpath([p.parent for p in paths]))
+        entries = [(p, kind_of(p) == "folder") for p in paths]
+    elif kind_of(paths[0]) == "folder":
+        root, entries = paths[0], listing.entries(paths[0])
+    elif kind_of(paths[0]) == "special":
+        raise DataError("E-DATA-MISSING", f"{paths[0]} is neither a file nor a folder.", "check data.path.")
+    else:
+        root, entries = paths[0].parent, [(paths[0], False)]
+    single = len(entries) == 1 and entries[0][0] == paths[0]
+    devices: dict[str, list[Path]] = {}
+    for path, is_folder in entries:
+        before = sum(listing.left_out.values())
+        files = list(listing.below(path)) if is_folder else [path]
+        if not files and sum(listing.left_out.values()) > before:
+            continue  # a folder of nothing but runs, or the like, is nobody's
+        name = shown(path.stem if single and not several else path.name)
+        if name in devices or name == POOLED:
+            what = f"{root}: two devices are called {name!r}." if name in devices else f"{path}: no device's name."
+            raise DataError("E-DATA-FORMAT", what, "rename one of the folders or files.")
+        devices[name] = files
+    return root, devices
+
+
+def _plain(root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: Path, listing: Listing) -> Found:
     owners = tuple(sorted(by_owner))
-    files = [(path, code) for code, name in enumerate(owners) for path in by_owner[name]]
-    pieces = [
-        (number, start, stop, code)
-        for number, (path, code) in enumerate(files)
-        for start, stop in ([(0, path.stat().st_size)] if whole else _pieces(path))
-        if stop > start
-    ]
+    listed = [(path, code) for code, name in enumerate(owners) for path in by_owner[name]]
+    files, broken, pieces = [], {}, []
+    for path, code in listed:
+        try:
+            file = packed.unpacked(path, cache_dir)
+            size = file.stat().st_size
+            cuts = [(0, size)] if whole else list(_pieces(file))
+        except (OSError, DataError) as e:
+            listing.left_out[UNREADABLE] += 1
+            if not whole:
+                continue  # it would be a random device's
+            broken[len(files)] = e.what if isinstance(e, DataError) else f"{shown(str(path))}: {e.strerror or e}."
+            file, size, cuts = path, 1, [(0, 1)]
+        pieces += [(len(files), start, stop, code, stop == size) for start, stop in cuts if stop > start]
+        files.append((file, path))
+        listing.left_out[EMPTY] += not size
     if not pieces:
         raise DataError("E-DATA-EMPTY", f"no text in {root}.", "put text files there, one sub-folder per device.")
-    file, start, stop, owner = np.array(pieces, np.int64).T
-    paths = tuple(p for p, _ in files)
-    names = tuple(p.relative_to(root).as_posix() for p in paths)
-    return Found(paths, names, file.astype(np.int32), start, stop, owners, owner.astype(np.int32), None, rows=False)
+    number, start, stop, owner, ends = np.array(pieces, np.int64).T
+    return Found(
+        files=tuple(file for file, _ in files),
+        names=tuple(shown(path.relative_to(root).as_posix()) for _, path in files),
+        file=number.astype(np.int32),
+        start=start,
+        stop=stop,
+        owners=owners,
+        owner=owner.astype(np.int32),
+        label=None,
+        rows=False,
+        ends=ends.astype(bool),
+        broken=broken,
+        left_out=listing.left_out,
+    )
 
 
 def _pieces(path: Path) -> Iterator[tuple[int, int]]:

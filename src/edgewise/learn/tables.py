@@ -1,74 +1,150 @@
 """Tables (jsonl, csv, parquet): one row is one document.
 
-CSV and Parquet are turned once, row by row, into a JSON-lines file with the needed columns in the cache folder. So
-there is one reader, any row is a seek away, and no table is ever held in memory.
+CSV and Parquet are turned once, row by row, into a JSON-lines file with the needed columns in the cache folder, and
+compressed JSON lines are unpacked there. So there is one reader, any row is a seek away, and no table is ever held in
+memory. Several files, and the files of a folder, are one table.
 """
 
 from __future__ import annotations
 
-import csv
-import difflib
 import hashlib
-import io
 import json
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from edgewise.core.errors import DataError, EdgewiseError
+from edgewise.core.errors import DataError
 from edgewise.core.foreign import foreign
 from edgewise.engine.ports import POOLED
+from edgewise.learn import packed
 from edgewise.learn.cache import write_atomically
+from edgewise.learn.files import OTHER, Listing, kind_of, shown
+from edgewise.learn.rows import columns, csv_rows, need_columns, parquet_rows
 from edgewise.learn.sources import Found
+from edgewise.learn.times import Times
 from edgewise.plan.recipe import DataSection
 
 BOM = b"\xef\xbb\xbf"
+ENDINGS = {
+    "jsonl": (".jsonl", ".ndjson", ".jl", ".json"),
+    "csv": (".csv", ".tsv", ".tab", ".txt"),
+    "parquet": (".parquet", ".pq", ".parq"),
+}
+BLANK, EMPTY = "blank lines", "rows with empty text"
+FORMAT = 2  # part of the cache key: raise it when the rows of the same table change
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-def find(section: DataSection, path: Path, cache_dir: Path) -> Found:
-    """Documents of a table, in the order of the time column, else of the file. Raises DataError as ``sources.find``."""
-    if not path.is_file():
-        raise DataError("E-DATA-MISSING", f"{path} is not a file.", "data.path names one file for tables.")
-    file = path if section.source == "jsonl" else _as_jsonl(section, path, cache_dir)
-    starts: list[int] = []
-    stops: list[int] = []
-    owner, label = _Codes(), _Codes()
-    times: list[Any] = []
-    some_text = False
-    for at, stop, where, row in _scan(file, path, section.source == "jsonl"):
-        if not starts:
-            _need_columns(section, row, where)
-        some_text |= bool(text(row, section.text, where).strip())
-        if section.prompt:
-            text(row, section.prompt, where)
-        owner.add(_name(row, section.owner, where) if section.owner else "all")
-        if section.label:
-            label.add(_name(row, section.label, where))
-        if section.time:
-            times.append(_value(row, section.time, where))
-        starts.append(at)
-        stops.append(stop)
-    if not some_text:
-        raise DataError("E-DATA-EMPTY", f"{path} has no row with text.", "give a table with at least one.")
-    owners, owner_code = owner.sorted()
-    order = np.argsort(_ranks(times, path, section.time)) if times else np.arange(len(starts))
-    return Found(
-        files=(file,),
-        names=(path.name,),
-        file=np.zeros(len(starts), np.int32),
-        start=np.array(starts, np.int64)[order],
-        stop=np.array(stops, np.int64)[order],
-        owners=owners,
-        owner=owner_code[order],
-        label=label.sorted()[1][order] if section.label else None,
-        rows=True,
-    )
+def find(section: DataSection, paths: list[Path], cache_dir: Path, listing: Listing) -> Found:
+    """Documents of a table, in the order of the time column, else of the files. Raises DataError as ``sources.find``,
+    OSError."""
+    files = _files(section, paths, listing)
+    root = Path(*_common([p.parent for p in files]))
+    names = [shown(p.relative_to(root).as_posix()) for p in files]
+    index = _Index(section)
+    plain = []
+    for path, name in zip(files, names, strict=True):
+        lines = section.source == "jsonl"
+        plain.append(packed.unpacked(path, cache_dir) if lines else _as_jsonl(section, path, name, cache_dir))
+        index.file(plain[-1], name, lines)
+    if not index.some_text:
+        what = f"{names[0] if len(names) == 1 else f'{len(names)} files'} in {root}: no row with text."
+        raise DataError("E-DATA-EMPTY", what, "give a table with at least one.")
+    return index.found(plain, names, listing)
+
+
+def _common(folders: list[Path]) -> list[str]:
+    first = [*folders[0].parts]
+    for folder in folders[1:]:
+        same = [a == b for a, b in zip(first, folder.parts, strict=False)]
+        first = first[: same.index(False) if False in same else len(same)]
+    return first
+
+
+def _files(section: DataSection, paths: list[Path], listing: Listing) -> list[Path]:
+    """Files as they are named; of a folder those with an ending of the format, at any depth."""
+    files = []
+    for path in paths:
+        kind = kind_of(path)
+        if kind == "special":
+            raise DataError("E-DATA-MISSING", f"{path} is neither a file nor a folder.", "check data.path.")
+        if kind != "folder":
+            files.append(path)
+            continue
+        other: Counter[str] = Counter()
+        for file in listing.below(path):
+            plain = file.with_suffix("") if packed.is_packed(file) else file
+            if plain.suffix.lower() in ENDINGS[section.source]:
+                files.append(file)
+            else:
+                other[plain.suffix.lower() or "none"] += 1
+        listing.left_out[OTHER] += sum(other.values())
+        if not files:
+            said = f"{path} has no file that ends in {', '.join(ENDINGS[section.source])}"
+            seen = f"; endings there: {', '.join(e for e, _ in other.most_common(5))}" if other else ""
+            raise DataError("E-DATA-MISSING", f"{said}{seen}.", "check data.source and data.path.")
+    return files
+
+
+class _Index:
+    """Places, owners, labels and times of rows, file after file."""
+
+    def __init__(self, section: DataSection) -> None:
+        self._section = section
+        self._file: list[int] = []
+        self._start: list[int] = []
+        self._stop: list[int] = []
+        self._owner, self._label = _Codes(), _Codes()
+        self._times = Times(section.time, section.time_format)
+        self._left_out: Counter[str] = Counter()
+        self._files = 0
+        self.some_text = False
+
+    def file(self, file: Path, name: str, lines: bool) -> None:
+        section, new = self._section, True
+        for at, stop, where, raw in _scan(file, name, lines):
+            if raw is None:
+                self._left_out[BLANK] += 1
+                continue
+            row = decode(raw, where)
+            if new:
+                need_columns(section, row, where)
+                new = False
+            said = check(section, row, where)
+            self._left_out[EMPTY] += not said
+            self.some_text |= bool(said.strip())
+            self._owner.add(_name(row, section.owner, where) if section.owner else "all")
+            if section.label:
+                self._label.add(_name(row, section.label, where))
+            if section.time:
+                self._times.add(_value(row, section.time, where), where)
+            self._file.append(self._files)
+            self._start.append(at)
+            self._stop.append(stop)
+        self._files += 1
+
+    def found(self, files: list[Path], names: list[str], listing: Listing) -> Found:
+        section, m = self._section, len(self._file)
+        owners, owner = self._owner.sorted()
+        order = self._times.order() if section.time else np.arange(m)
+        return Found(
+            files=tuple(files),
+            names=tuple(names),
+            file=np.array(self._file, np.int32)[order],
+            start=np.array(self._start, np.int64)[order],
+            stop=np.array(self._stop, np.int64)[order],
+            owners=owners,
+            owner=owner[order],
+            label=self._label.sorted()[1][order] if section.label else None,
+            rows=True,
+            ends=np.ones(m, bool),
+            left_out=listing.left_out,
+            rows_left_out=self._left_out,
+        )
 
 
 class _Codes:
@@ -88,33 +164,32 @@ class _Codes:
         return tuple(names), rank[self._codes]
 
 
-def _scan(file: Path, source: Path, lines: bool) -> Iterator[tuple[int, int, str, dict[str, Any]]]:
-    """(start, stop, "file:line" for messages, row) of each row that is not blank."""
+def _scan(file: Path, name: str, lines: bool) -> Iterator[tuple[int, int, str, bytes | None]]:
+    """(start, stop, "file:line" for messages, bytes) of each row; None for a blank line."""
     at = 0
     with file.open("rb") as f:
         for number, raw in enumerate(f, 1):
             start, at = at, at + len(raw)
-            where = f"{source.name}:{number}" if lines else f"{source.name} row {number}"
+            where = f"{name}:{number}" if lines else f"{name} row {number}"
             if number == 1 and raw.startswith(BOM):
                 start, raw = len(BOM), raw[len(BOM) :]
-            if raw.strip():
-                yield start, at, where, decode(raw, where)
+            yield start, at, where, raw if raw.strip() else None
 
 
 def decode(raw: bytes, where: str) -> dict[str, Any]:
-    """One row; E-DATA-FORMAT where it is not a JSON object in UTF-8."""
+    """One row; E-DATA-FORMAT where it is not a JSON object in UTF-8.
+
+    NaN and Infinity are no JSON, but Python writes them: they are read as missing, so that only a row which needs the
+    value is refused.
+    """
     with foreign(DataError, "E-DATA-FORMAT", f"{where}: not a JSON object", "one JSON object per line."):
-        return _decoder.decode(raw)
-
-
-def _need_columns(section: DataSection, row: Iterable[str], where: str) -> None:
-    known = list(row)
-    for key in ("text", "prompt", "owner", "time", "label"):
-        name = getattr(section, key)
-        if name and name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean `{near[0]}`?" if near else f"columns: {', '.join(known)}."
-            raise DataError("E-DATA-COLUMN", f"{where}: data.{key} = `{name}` is not a column.", hint)
+        try:
+            return _decoder.decode(raw)
+        except msgspec.DecodeError:
+            if not any(word in raw for word in (b"NaN", b"Infinity")):
+                raise
+            plain = json.loads(raw.decode("utf-8"), parse_constant=lambda _: None)
+            return _decoder.decode(msgspec.json.encode(plain))
 
 
 def _value(row: dict[str, Any], name: str, where: str) -> Any:
@@ -127,9 +202,20 @@ def _value(row: dict[str, Any], name: str, where: str) -> Any:
 def text(row: dict[str, Any], name: str, where: str) -> str:
     """A column's text; E-DATA-FORMAT where there is none."""
     value = _value(row, name, where)
-    if not isinstance(value, str):
-        raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is {type(value).__name__}, needs text.", "convert it.")
-    return value
+    if isinstance(value, str):
+        return value
+    kind, fix = type(value).__name__, "convert it."
+    if isinstance(value, list) and any(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in value):
+        kind = "the messages of a chat"
+        fix = "write the turns before the answer into one column (data.prompt) and the answer into data.text."
+    raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is {kind}, needs text.", fix)
+
+
+def check(section: DataSection, row: dict[str, Any], where: str) -> str:
+    """The text of a row whose columns all are what they have to be; else DataError(E-DATA-FORMAT)."""
+    if section.prompt:
+        text(row, section.prompt, where)
+    return text(row, section.text, where)
 
 
 def _name(row: dict[str, Any], name: str, where: str) -> str:
@@ -139,94 +225,38 @@ def _name(row: dict[str, Any], name: str, where: str) -> str:
     return str(value)
 
 
-def _ranks(times: list[Any], path: Path, name: str) -> np.ndarray:
-    """Order of the time column: all numbers, or all text (ISO dates sort as text). Ties keep file order."""
-    number = [isinstance(t, int | float) for t in times]
-    if any(number) and not all(number):
-        odd = number.index(not number[0]) + 1
-        what = f"{path.name} row {odd}: `{name}` mixes numbers and text."
-        raise DataError("E-DATA-FORMAT", what, "write all times in one form.")
-    keys = times if all(number) else [str(t) for t in times]
-    ranks = np.empty(len(keys), np.int64)
-    ranks[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys))
-    return ranks
+def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> Path:
+    """The rows of a CSV or Parquet file as JSON lines, from the cache. Each is checked here, where its line is known;
+    a blank line stays one."""
+    kept = columns(section)
+    asked = section.model_dump(
+        include={"source", "text", "prompt", "owner", "time", "time_format", "label", "separator"}
+    )
+    key = hashlib.sha256(json.dumps(["table", FORMAT, asked, packed.digest(path), path.suffix]).encode()).hexdigest()
+    target = cache_dir / "tables" / f"{key[:32]}.jsonl"
+    if target.is_file():
+        return target
+    if section.source == "csv":
+        rows = csv_rows(section, path, name)
+    else:
+        rows = parquet_rows(section, packed.unpacked(path, cache_dir), name)
+    times = Times(section.time, section.time_format)
 
-
-def _as_jsonl(section: DataSection, path: Path, cache_dir: Path) -> Path:
-    columns = sorted({c for c in (section.text, section.prompt, section.owner, section.time, section.label) if c})
-    with path.open("rb") as f:
-        content = hashlib.file_digest(f, "sha256").hexdigest()
-    key = hashlib.sha256(json.dumps(["table", section.source, columns, content]).encode()).hexdigest()[:32]
-    target = cache_dir / "tables" / f"{key}.jsonl"
-    if not target.is_file():
-        rows = _csv_rows(section, path) if section.source == "csv" else _parquet_rows(section, path, columns)
-        lines = (msgspec.json.encode({c: row[c] for c in columns}) + b"\n" for row in rows)
-        write_atomically(target, lambda f: f.writelines(lines))
-    return target
-
-
-def _csv_rows(section: DataSection, path: Path) -> Iterator[dict[str, Any]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    reader = csv.reader(_lines(path), strict=True)
-    header = _next(reader, path) or []
-    if twice := sorted(name for name, n in Counter(header).items() if n > 1):
-        what = f"{path.name}:1: the header names {', '.join(twice[:3])} more than once."
-        raise DataError("E-DATA-FORMAT", what, "give every column a name of its own.")
-    _need_columns(section, header, f"{path.name}:1")
-    while (values := _next(reader, path)) is not None:
-        if values and len(values) != len(header):
-            what = f"{path.name}:{reader.line_num}: {len(values)} fields, the header has {len(header)}."
-            raise DataError("E-DATA-FORMAT", what, "quote fields that contain commas.")
-        if values:
-            row: dict[str, Any] = dict(zip(header, values, strict=True))
+    def lines() -> Iterator[bytes]:
+        for where, row in rows:
+            if row is None:
+                yield b"\n"
+                continue
+            with foreign(DataError, "E-DATA-FORMAT", where, "convert it to text or numbers."):
+                plain = msgspec.json.encode({c: row[c] for c in kept})
+            read = decode(plain, where)
+            check(section, read, where)
+            for names in (section.owner, section.label):
+                if names:
+                    _name(read, names, where)
             if section.time:
-                row[section.time] = _number(row[section.time])
-            yield row
+                times.add(_value(read, section.time, where), where)
+            yield plain + b"\n"
 
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a text file in UTF-8, their ends as they are. Raises DataError(E-DATA-FORMAT) with the line."""
-    with path.open("rb") as f:
-        for number, raw in enumerate(f, 1):
-            with foreign(DataError, "E-DATA-FORMAT", f"{path.name}:{number}", "save it as UTF-8 CSV."):
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            yield from io.StringIO(text, newline="")
-
-
-def _next(reader: Any, path: Path) -> list[str] | None:
-    """The next row of a csv reader, None at the end."""
-    with foreign(DataError, "E-DATA-FORMAT", f"{path.name}:{reader.line_num + 1}", "save it as UTF-8 CSV."):
-        row: list[str] | None = next(reader, None)
-        return row
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _parquet_rows(section: DataSection, path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise EdgewiseError("E-DEPENDENCY", "parquet needs pyarrow.", "pip install pyarrow.") from None
-    broken = foreign(DataError, "E-DATA-FORMAT", f"{path.name}: not a readable Parquet file", "write it again.")
-    with path.open("rb") as f:
-        with broken:
-            table = parquet.ParquetFile(f)
-            names = table.schema_arrow.names
-        if twice := sorted(name for name, n in Counter(names).items() if n > 1 and name in columns):
-            what = f"{path.name}: the schema names {', '.join(twice[:3])} more than once."
-            raise DataError("E-DATA-FORMAT", what, "give every column a name of its own.")
-        _need_columns(section, names, path.name)
-        with broken:
-            batches = table.iter_batches(batch_size=1024, columns=columns)
-        while True:
-            with broken:
-                batch = next(batches, None)
-                rows = [] if batch is None else batch.to_pylist()
-            if batch is None:
-                return
-            yield from rows
+    write_atomically(target, lambda f: f.writelines(lines()))
+    return target

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
 from edgewise.plan import toml
+from edgewise.plan.data import DataSection
 from edgewise.plan.section import (
     DP_WORDS,
     MOVED,
@@ -33,6 +34,7 @@ from edgewise.plan.section import (
 )
 
 LONGEST_NAME = 64  # of a key that is looked for among the known ones
+UNION = ("str", "list[str]")  # pydantic names the type that it tried, which is no key
 
 
 class ModelSection(Section):
@@ -66,40 +68,6 @@ class TrainableSection(Section):
     def _layers_named(self) -> TrainableSection:
         if (self.kind == "layers") != bool(self.layers):
             raise ValueError('E-COMBO: trainable.layers goes with trainable.kind = "layers", and only with it')
-        return self
-
-
-class DataSection(Section):
-    """Whose text trains the model."""
-
-    source: Literal["python-stdlib", "text", "jsonl", "csv", "parquet"] = Field(
-        "python-stdlib", description="source text of this machine's standard library, a folder of text, or a table"
-    )
-    path: str = Field("", description="folder (text) or file (tables); relative to the recipe's folder")
-    text: str = Field("text", description="column with the text")
-    prompt: str = Field("", description="column with the prompt; its tokens are not trained on (instruction data)")
-    owner: str = Field("", description="column that names the device which holds the row")
-    time: str = Field("", description="column to order rows by before the hold-out; file order where empty")
-    label: str = Field("", description='column whose values a "dirichlet" partition skews; equal chunks where empty')
-    partition: Literal["owner", "dirichlet", "iid"] = Field("owner", description="how text comes to devices")
-    devices: int = Field(
-        0, ge=0, le=10_000_000, description='number of devices for "dirichlet" and "iid"; 0 with "owner"'
-    )
-    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small = strong skew")
-    sequence_len: int = Field(128, ge=8, le=8192, description="tokens per training block")
-    holdout: float = Field(0.1, gt=0, lt=0.9, description="share of each device's text, its latest part, never trained")
-    max_tokens: int = Field(0, ge=0, description="tokens used per device at most; 0 = all")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> DataSection:
-        if self.source != "python-stdlib" and not self.path:
-            raise ValueError(f'E-MISSING: data.path is required for data.source = "{self.source}"')
-        if self.partition != "owner" and not self.devices:
-            raise ValueError(f'E-MISSING: data.devices is required for data.partition = "{self.partition}"')
-        if self.partition == "owner" and self.devices:
-            raise ValueError('E-COMBO: data.devices is for "dirichlet" and "iid"; with "owner" the owners decide')
-        if self.partition == "owner" and self.source in ("jsonl", "csv", "parquet") and not self.owner:
-            raise ValueError("E-MISSING: data.owner names the column whose values are the devices")
         return self
 
 
@@ -346,7 +314,7 @@ def _line(text: str, loc: tuple[str | int, ...]) -> str:
 def _explain(error: ValidationError, where: str, text: str) -> RecipeError:
     # A misspelt key is also a missing one: the misspelling is the cause.
     first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-    loc, kind = tuple(first["loc"]), first["type"]
+    loc, kind = tuple(part for part in first["loc"] if part not in UNION), first["type"]
     dotted = ".".join(map(str, loc))
     at = f"{where}{_line(text, loc)}"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""

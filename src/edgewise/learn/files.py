@@ -1,0 +1,165 @@
+"""Which files ``data.path`` names.
+
+What is never data: hidden files and folders, pipes, sockets and devices, and what edgewise itself writes or reads:
+recipes, folders of runs and audits, model folders. All of these are counted (``Listing.left_out``).
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgewise.core.errors import DataError
+from edgewise.core.foreign import foreign, reason
+
+HIDDEN = "hidden"
+SPECIAL = "pipes, sockets or devices"
+TWICE = "links in a circle, or to a folder that is read already"
+OWN = "recipes, runs or models of edgewise"
+OTHER = "files of another kind"
+EMPTY = "empty files"
+UNREADABLE = "files that cannot be read"
+
+LONGEST_RECIPE = 1 << 20  # bytes; a longer .toml file is somebody's text
+
+
+@dataclass
+class Listing:
+    """Files and folders as data; ``left_out`` counts those that are none, by reason."""
+
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def below(self, folder: Path) -> Iterator[Path]:
+        """Files below ``folder`` in the order of their names.
+
+        Links are followed, but for those to a folder around ``folder`` or to one that is read already. A link that
+        leads nowhere is a file (that cannot be read). Raises OSError for a folder that cannot be read.
+        """
+        return self._below(folder, {_identity(p) for p in folder.resolve().parents})
+
+    def _below(self, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+        identity = _identity(folder)
+        if identity in seen:
+            self.left_out[TWICE] += 1
+            return
+        seen.add(identity)
+        for path, is_folder in self.entries(folder):
+            if is_folder:
+                yield from self._below(path, seen)
+            else:
+                yield path
+
+    def entries(self, folder: Path) -> list[tuple[Path, bool]]:
+        """(path, whether it is a folder) of what stands in ``folder`` and may be data, by name."""
+        found = []
+        with os.scandir(folder) as listed:
+            names = sorted(entry.name for entry in listed)
+        for name in names:
+            path = folder / name
+            if name.startswith("."):
+                self.left_out[HIDDEN] += 1
+                continue
+            kind = kind_of(path)
+            if kind == "special":
+                self.left_out[SPECIAL] += 1
+            elif is_own(path, kind):
+                self.left_out[OWN] += 1
+            else:
+                found.append((path, kind == "folder"))
+        return found
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    at = folder.stat()
+    return at.st_dev, at.st_ino
+
+
+def kind_of(path: Path) -> str:
+    """``"folder"``, ``"file"``, ``"special"`` or, for a link that leads nowhere, ``"lost"``; links are followed."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "lost"
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "special"
+
+
+def is_own(path: Path, kind: str) -> bool:
+    """Whether edgewise wrote or reads this itself: a recipe, the folder of a run, an audit or a model."""
+    if kind == "file":
+        return path.suffix == ".toml" and _is_recipe(path)
+    if kind != "folder":
+        return False
+    try:
+        names = set(os.listdir(path))
+    except OSError:
+        return False
+    model = names & {"config.json", "adapter_config.json"} and any(n.endswith(".safetensors") for n in names)
+    return bool("run.db" in names or {"audit.json", "audit.html"} <= names or model)
+
+
+def _is_recipe(path: Path) -> bool:
+    try:
+        if path.stat().st_size > LONGEST_RECIPE:
+            return False
+        plain = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return {"schema", "privacy"} <= plain.keys()
+
+
+def named(path: str | Sequence[str], recipe_dir: Path) -> tuple[list[Path], bool]:
+    """What ``data.path`` names, and whether it may be several things (a list or a pattern).
+
+    A text with ``*``, ``?`` or ``[`` is a pattern unless something has that very name. ``**`` matches folders of any
+    depth. Matches come in the order of their names, and nothing twice. What edgewise wrote itself matches no pattern.
+
+    Raises:
+        DataError: E-DATA-MISSING where there is no such file or folder, or nothing matches.
+    """
+    several = not isinstance(path, str)
+    found: dict[Path, None] = {}
+    for one in path if several else [path]:
+        with foreign(DataError, "E-DATA-MISSING", f"data.path = {one!r}", "check the path."):
+            at = (recipe_dir / Path(one).expanduser()).absolute()
+            exists, pattern = os.path.lexists(at), glob.has_magic(one)
+            matches = [at] if exists or not pattern else _matches(one, recipe_dir.absolute())
+        if not exists and not pattern:
+            raise DataError("E-DATA-MISSING", f"data.path = {one!r}: there is no {at}.", "check the path.")
+        if not exists:
+            several = True
+        if not matches:
+            raise DataError("E-DATA-MISSING", f"data.path = {one!r}: nothing matches {at}.", "check the pattern.")
+        found.update(dict.fromkeys(matches))
+    return list(found), several
+
+
+def _matches(pattern: str, base: Path) -> list[Path]:
+    """What a pattern matches, by name, without what is edgewise's own or lies in a folder of its own."""
+    pattern = str(Path(pattern).expanduser())
+    fixed = base / Path(pattern)
+    while glob.has_magic(str(fixed.relative_to(base)) if fixed.is_relative_to(base) else str(fixed)):
+        fixed = fixed.parent
+    depth = len(fixed.parts)
+
+    def own(path: Path) -> bool:
+        around = (p for p in (path, *path.parents) if len(p.parts) > depth)
+        return any(is_own(p, kind_of(p)) for p in around)
+
+    found = sorted(base / match for match in glob.glob(pattern, root_dir=base, recursive=True))
+    return [path for path in found if not own(path)]
+
+
+def shown(name: str) -> str:
+    r"""A file's name as text: bytes that are not UTF-8 stand as ``\xe9``, the same on every machine."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def why(e: OSError | DataError) -> str:
+    """In few words, why a file cannot be read."""
+    return e.what if isinstance(e, DataError) else reason(e)

@@ -1,0 +1,129 @@
+"""Times of rows: what a column says is compared as what it means, or refused with the row.
+
+    numbers         10 and "10", exactly, whatever their number of digits
+    dates           ISO 8601: 2024-01-31, 2024-01-31T10:00:00.5, 2024-01, 2024-W05-3; a space instead of the T
+    with a zone     2024-01-31T10:00Z, ...+05:30, ... UTC: compared as instants
+    another form    data.time_format, a pattern of Python's strptime
+
+A column has values of one kind. Anything else could be read in more than one way (01/02/2024) or would sort as letters
+do (Apr 2024 before Jan 2024), and the hold-out would not be the latest text.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+
+from edgewise.core.errors import DataError
+from edgewise.core.vector import Array
+
+NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,6})?")
+INSTANT = re.compile(r"@([+-]?\d+)\.?(\d*)(Z?)")  # seconds since 1970 (``stamp``)
+MONTH = re.compile(r"\d{4}-\d{2}")
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{4}-W\d{2}(-\d)?")
+MOMENT = re.compile(
+    r"(?P<time>(\d{4}-\d{2}-\d{2}[Tt ]|\d{8}[Tt ])\d{2}(:?\d{2}(?P<seconds>:?\d{2})?)?)"
+    r"([.,](?P<fraction>\d+))? ?(?P<zone>[Zz]|UTC|GMT|[+-]\d{2}(:?\d{2}(:?\d{2})?)?)?"
+)
+KINDS = {"number": "numbers", "date": "dates without a zone", "instant": "dates with a zone"}
+COMMON = (
+    "%d.%m.%Y", "%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M:%S", "%m/%d/%Y", "%d/%m/%Y", "%m/%d/%Y %H:%M", "%d/%m/%Y %H:%M",
+    "%m/%d/%Y %I:%M %p", "%d/%m/%Y %H:%M:%S", "%m/%d/%Y %H:%M:%S", "%Y/%m/%d", "%Y/%m/%d %H:%M:%S", "%d-%m-%Y",
+    "%b %Y", "%B %Y", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y", "%a, %d %b %Y %H:%M:%S %z", "%H:%M", "%H:%M:%S",
+    "%a %b %d %H:%M:%S %Y", "%m/%d/%y", "%d.%m.%y",
+)  # fmt: skip
+EPOCH, SECOND, ATTO = datetime(1970, 1, 1), timedelta(seconds=1), 10**18
+
+Key = int | float | Decimal
+
+
+class Times:
+    """The times of rows, in the order in which they are added; memory: one number a row.
+
+    Args:
+        name: of the column. form: ``data.time_format``.
+    """
+
+    def __init__(self, name: str, form: str = "") -> None:
+        self._name, self._form = name, form
+        self._kind = self._first = ""
+        self._keys: list[Key] = []
+
+    def add(self, value: Any, where: str) -> None:
+        """The next row's time; ``where`` names the row. Raises DataError(E-DATA-FORMAT) where it is no time, or of
+        another kind than the ones before."""
+        key, kind = self.read(value, where)
+        if not self._kind:
+            self._kind, self._first = kind, where
+        if kind != self._kind:
+            what = f"{where}: `{self._name}` = {value!r:.60} is one of {KINDS[kind]}; from {self._first} on they are"
+            raise DataError("E-DATA-FORMAT", f"{what} {KINDS[self._kind]}.", "write all times in one form.")
+        self._keys.append(key)
+
+    def order(self) -> Array:
+        """int64[m]: the rows from the earliest to the latest; equal times stay as they were."""
+        return np.array(sorted(range(len(self._keys)), key=self._keys.__getitem__), np.int64)
+
+    def read(self, value: Any, where: str) -> tuple[Key, str]:
+        """(what to compare, its kind). Raises as ``add``."""
+        found = _declared(str(value), self._form) if self._form else _plain(value)
+        if found is not None:
+            return found
+        if self._form:
+            what = f"is not written as data.time_format = {self._form!r}"
+            raise DataError("E-DATA-FORMAT", f"{where}: `{self._name}` = {value!r:.60} {what}.", "correct one of them.")
+        what = f"{where}: `{self._name}` = {value!r:.60} is neither a number nor a date as ISO 8601 writes it."
+        fits = [form for form in COMMON if isinstance(value, str) and _declared(value, form) is not None][:2]
+        how = f"set data.time_format to how it is written: {' or '.join(map(repr, fits))}" if fits else ""
+        raise DataError("E-DATA-FORMAT", what, f"{how or 'write 2024-01-31, or set data.time_format'}.")
+
+
+def stamp(seconds: str, zone: bool) -> str:
+    """Seconds since 1970 as a table's reader passes them on, exact and of any year; ``zone``: an instant."""
+    return f"@{seconds}{'Z' * zone}"
+
+
+def _plain(value: Any) -> tuple[Key, str] | None:
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return (value, "number") if value == value else None  # not NaN
+    if not isinstance(value, str):
+        return None
+    text = value.strip()
+    if NUMBER.fullmatch(text):
+        return Decimal(text), "number"
+    if m := INSTANT.fullmatch(text):
+        return int(m[1] + f"{m[2]:0<18.18}"), "instant" if m[3] else "date"
+    if MONTH.fullmatch(text):
+        return _iso(f"{text}-01", "")
+    if DATE.fullmatch(text):
+        return _iso(text, "")
+    if (m := MOMENT.fullmatch(text)) and (not m["fraction"] or m["seconds"]):
+        zone = (m["zone"] or "").upper().replace("UTC", "Z").replace("GMT", "Z")
+        return _iso(m["time"].upper() + zone, m["fraction"] or "")
+    return None
+
+
+def _iso(text: str, fraction: str) -> tuple[Key, str] | None:
+    """The fraction stands apart: Python reads six digits of it and leaves out the rest."""
+    try:
+        return _key(datetime.fromisoformat(text), int(f"{fraction:0<18.18}"))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _declared(value: str, form: str) -> tuple[Key, str] | None:
+    try:
+        return _key(datetime.strptime(value.strip(), form), 0)
+    except (ValueError, OverflowError, re.error):  # also a pattern that is none
+        return None
+
+
+def _key(at: datetime, atto: int) -> tuple[Key, str]:
+    offset, naive = at.utcoffset(), at.replace(tzinfo=None)
+    since = naive - EPOCH - (offset or timedelta(0))
+    whole, rest = divmod(since, SECOND)
+    return whole * ATTO + rest // timedelta(microseconds=1) * 10**12 + atto, "date" if offset is None else "instant"

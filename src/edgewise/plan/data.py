@@ -1,0 +1,70 @@
+"""The recipe's section on data: whose text trains the model, where it is and how it is read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from edgewise.plan.section import Section
+
+
+class DataSection(Section):
+    """Whose text trains the model."""
+
+    source: Literal["python-stdlib", "text", "jsonl", "csv", "parquet"] = Field(
+        "python-stdlib", description="source text of this machine's standard library, a folder of text, or a table"
+    )
+    path: str | list[str] = Field(
+        "",
+        description="folder or file, relative to the recipe's folder; several as a list or as a pattern such as "
+        '"2024-*.csv"; .gz, .bz2, .xz and .zst are unpacked',
+    )
+    text: str = Field("text", description="column with the text")
+    prompt: str = Field("", description="column with the prompt; its tokens are not trained on (instruction data)")
+    owner: str = Field("", description="column that names the device which holds the row")
+    time: str = Field(
+        "",
+        description="column to order rows by before the hold-out: numbers, or dates as ISO 8601 writes them, unless "
+        "time_format says another form; file order where empty",
+    )
+    time_format: str = Field(
+        "",
+        description='how the times are written, as for Python\'s strptime: "%d.%m.%Y %H:%M"; numbers or ISO if empty',
+    )
+    separator: str = Field(
+        "", description="between the fields of a CSV file, one character; empty: the one of , ; tab | that fits"
+    )
+    label: str = Field("", description='column whose values a "dirichlet" partition skews; equal chunks where empty')
+    partition: Literal["owner", "dirichlet", "iid"] = Field("owner", description="how text comes to devices")
+    devices: int = Field(
+        0, ge=0, le=10_000_000, description='number of devices for "dirichlet" and "iid"; 0 with "owner"'
+    )
+    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small = strong skew")
+    sequence_len: int = Field(128, ge=8, le=8192, description="tokens per training block")
+    holdout: float = Field(0.1, gt=0, lt=0.9, description="share of each device's text, its latest part, never trained")
+    max_tokens: int = Field(0, ge=0, description="tokens used per device at most; 0 = all")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSection:
+        if self.source != "python-stdlib" and not (self.path and all(self.path)):
+            raise ValueError(f'E-MISSING: data.path is required for data.source = "{self.source}"')
+        if self.source == "python-stdlib" and self.path:
+            raise ValueError('E-COMBO: data.path is not read with data.source = "python-stdlib"; say what is there')
+        if self.source in ("python-stdlib", "text"):
+            for key in ("text", "prompt", "owner", "time", "label"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f'E-COMBO: data.{key} names a column, and data.source = "{self.source}" has none')
+        if self.partition != "owner" and not self.devices:
+            raise ValueError(f'E-MISSING: data.devices is required for data.partition = "{self.partition}"')
+        if self.partition == "owner" and self.devices:
+            raise ValueError('E-COMBO: data.devices is for "dirichlet" and "iid"; with "owner" the owners decide')
+        if self.partition == "owner" and self.source in ("jsonl", "csv", "parquet") and not self.owner:
+            raise ValueError("E-MISSING: data.owner names the column whose values are the devices")
+        if self.time_format and not self.time:
+            raise ValueError("E-COMBO: data.time_format says how data.time is written, and no column is named there")
+        if self.separator and self.source != "csv":
+            raise ValueError('E-COMBO: data.separator is for data.source = "csv"')
+        if self.separator and (len(self.separator) != 1 or self.separator in '"\r\n'):
+            raise ValueError("E-VALUE: data.separator is one character, and neither a quote nor a line end")
+        return self

@@ -1,0 +1,185 @@
+"""Tables as people have them: read as they mean it, or refused with the row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgewise.core.errors import DataError, RecipeError
+from edgewise.core.keys import root
+from edgewise.learn.corpus import Corpus, load
+from edgewise.learn.tables import BLANK, EMPTY
+from edgewise.plan.recipe import DataSection, from_plain
+
+
+def corpus(folder: Path, source: str, **section: object) -> Corpus:
+    given = {"path": f"t.{source}", "owner": "who", **section}
+    return load(DataSection(source=source, **given), folder, folder / "cache", root(0))  # type: ignore[arg-type]
+
+
+def texts(c: Corpus, device: str) -> list[str]:
+    return [d.text for d in c.documents(device)]
+
+
+# CSV
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_the_separator_is_the_one_that_fits_the_header(tmp_path: Path, separator: str) -> None:
+    rows = [["who", "note,date", "text"], ["ann", "x", 'a, b; c"'], ["bob", "", "d|e\tf"]]
+    quoted = "".join(separator.join('"' + f.replace('"', '""') + '"' for f in r) + "\r\n" for r in rows)
+    (tmp_path / "t.csv").write_text("\ufeff\r\n" + quoted, encoding="utf-8", newline="")
+    for given in ({}, {"separator": separator}):
+        c = corpus(tmp_path, "csv", **given)
+        assert (texts(c, "ann"), texts(c, "bob")) == (['a, b; c"'], ["d|e\tf"])
+    if separator != "|":
+        with pytest.raises(DataError, match=r"E-DATA-COLUMN|E-DATA-FORMAT"):
+            corpus(tmp_path, "csv", separator="|")
+
+
+def test_a_separator_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("who~text\nann~a,b\n")
+    assert texts(corpus(tmp_path, "csv", separator="~"), "ann") == ["a,b"]
+    with pytest.raises(DataError, match=r"E-DATA-COLUMN: t\.csv:1: data\.text = `text` is not a column.*who~text"):
+        corpus(tmp_path, "csv")
+
+
+@pytest.mark.parametrize("data", [{"source": "jsonl", "separator": ";"}, {"source": "csv", "separator": ";;"}])
+def test_separators_that_are_none(data: dict[str, str]) -> None:
+    plain = {"schema": 1, "name": "x", "privacy": "none", "data": {"path": "t", "owner": "who", **data}}
+    with pytest.raises(RecipeError, match=r"data\.separator"):
+        from_plain(plain)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"who,text\n" + b"a,x\n" * 12 + b"a,\xff\n", r"E-DATA-FORMAT: t\.csv:14: .*0xff"),
+        (b"\xef\xbb\xbf", "E-DATA-EMPTY: t.csv is empty: it has no header"),
+        (b"who,text\n", "E-DATA-EMPTY.*no row with text"),
+        (b'who,text\na,"x\ny"\nb,x,y\n', r"E-DATA-FORMAT: t\.csv:4: 3 fields, the header has 2"),
+        (b'who,text\n\na,"x\ny"\n,z\n', r"E-DATA-FORMAT: t\.csv:5: `who` = '' cannot name anything"),
+        (b"who,text,text\na,x,y\n", "E-DATA-FORMAT: t.csv:1: the header names text more than once"),
+    ],
+)
+def test_refusals_of_csv_name_the_line(tmp_path: Path, content: bytes, match: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    for _ in range(2):  # nothing that was refused comes from the cache
+        with pytest.raises(DataError, match=match):
+            corpus(tmp_path, "csv")
+
+
+def test_columns_that_nobody_asks_for_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("who,text,,\na,x,1,2\n")
+    assert texts(corpus(tmp_path, "csv"), "a") == ["x"]
+
+
+@pytest.mark.parametrize("source", ["csv", "jsonl"])
+def test_rows_that_are_left_out_are_counted_also_from_the_cache(tmp_path: Path, source: str) -> None:
+    csv, jsonl = (
+        "who,text\n\na,x\n\na,\nb,y\n",
+        '\n{"who": "a", "text": "x"}\n \n{"who": "a", "text": ""}\n{"who": "b", "text": "y"}',
+    )
+    (tmp_path / f"t.{source}").write_text(csv if source == "csv" else jsonl)
+    for _ in range(2):
+        assert corpus(tmp_path, source).found["rows"] == {"read": 3, "left_out": {BLANK: 2, EMPTY: 1}}
+
+
+# JSON lines
+
+
+def test_not_a_number_in_a_column_that_nobody_asks_for(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        '{"who": "a", "text": "x NaN", "score": NaN}\n{"who": "a", "text": "y", "l": [Infinity, -Infinity]}\n'
+    )
+    assert texts(corpus(tmp_path, "jsonl"), "a") == ["x NaN", "y"]
+    path.write_text('{"who": "a", "text": "x"}\n{"who": NaN, "text": "y"}\n')
+    with pytest.raises(DataError, match=r"E-DATA-FORMAT: t\.jsonl:2: `who` is missing or null"):
+        corpus(tmp_path, "jsonl")
+    for broken in ('{"who": "a", "text": "NaN" x}', '{"who": "\\ud800", "text": "x", "s": NaN}', "NaN"):
+        path.write_text(broken + "\n")
+        with pytest.raises(DataError, match=r"E-DATA-FORMAT: t\.jsonl:1: not a JSON object"):
+            corpus(tmp_path, "jsonl")
+
+
+def test_messages_of_a_chat_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    row = '{"who": "a", "messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]}\n'
+    (tmp_path / "t.jsonl").write_text(row)
+    with pytest.raises(
+        DataError, match=r"E-DATA-FORMAT: t\.jsonl:1: `messages` is the messages of a chat.*data\.prompt"
+    ):
+        corpus(tmp_path, "jsonl", text="messages")
+
+
+# Parquet
+
+
+def parquet(folder: Path, **columns: Any) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), folder / "t.parquet")
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "dictionary"])
+def test_text_in_binary_columns_is_decoded(tmp_path: Path, kind: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    types = {
+        "binary": pyarrow.binary(),
+        "large_binary": pyarrow.large_binary(),
+        "dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.binary()),
+    }
+
+    def array(values: list[bytes]) -> Any:
+        plain = pyarrow.array(values, pyarrow.binary())
+        return plain.dictionary_encode() if kind == "dictionary" else plain.cast(types[kind])
+
+    parquet(tmp_path, who=array([b"ann", "bö".encode()]), text=array(["ü text".encode(), b"words"]))
+    c = corpus(tmp_path, "parquet")
+    assert c.devices == ("ann", "bö")
+    assert texts(c, "ann") == ["ü text"]
+    for column in ("who", "text"):
+        good, bad = array([b"ann"] * 3), array([b"ann", b"bob", b"\x89PNG"])
+        parquet(tmp_path, **{"who": good, "text": good, column: bad})
+        with pytest.raises(
+            DataError, match=rf"E-DATA-FORMAT: t\.parquet row 3: `{column}` holds bytes that are not UTF-8"
+        ):
+            corpus(tmp_path, "parquet")
+
+
+def test_bad_utf8_in_a_column_of_text(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    bad = pyarrow.Array.from_buffers(
+        pyarrow.string(), 2, [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0\5\0\0\0"), pyarrow.py_buffer(b"okb\xffd")]
+    )
+    parquet(tmp_path, who=["a", "b"], text=bad)
+    with pytest.raises(DataError, match=r"E-DATA-FORMAT: t\.parquet row 2: `text`"):
+        corpus(tmp_path, "parquet")
+
+
+def test_values_that_python_cannot_hold_are_refused_or_written_as_they_are(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    far = pyarrow.array([2**62, 5], pyarrow.timestamp("us"))
+    near = pyarrow.array([1, 1_700_000_000_123_456_789], pyarrow.timestamp("ns"))
+    for other in (far, near, pyarrow.array([1, 2], pyarrow.duration("ns"))):
+        parquet(tmp_path, who=["a", "b"], text=["x", "y"], other=other)  # nobody asks for it
+        assert texts(corpus(tmp_path, "parquet"), "a") == ["x"]
+    parquet(tmp_path, who=near, text=["x", "y"])
+    assert corpus(tmp_path, "parquet").devices[1] == "2023-11-14 22:13:20.123456789"
+    lists = pyarrow.array([[b"\xff"], [b"x"]])
+    for column in ({"who": far}, {"text": far}, {"text": lists}, {"text": pyarrow.array([1.5, 2.5])}, {"who": lists}):
+        parquet(tmp_path, **{"who": ["a", "b"], "text": ["x", "y"], **column})
+        with pytest.raises(DataError, match=r"E-DATA-FORMAT: t\.parquet row 1: "):
+            corpus(tmp_path, "parquet")
+
+
+@pytest.mark.parametrize("column", ["text", "prompt", "owner", "time", "label"])
+def test_columns_are_for_tables(column: str) -> None:
+    plain = {"schema": 1, "name": "x", "privacy": "none", "data": {"source": "text", "path": "t", column: "some"}}
+    with pytest.raises(RecipeError, match=rf"E-COMBO.*data\.{column} names a column"):
+        from_plain(plain)
+    with pytest.raises(RecipeError, match=r"E-COMBO.*data\.path is not read"):
+        from_plain({**plain, "data": {"path": "t"}})
