@@ -13,6 +13,7 @@ import pytest
 
 from edgewise.core.errors import DataError
 from edgewise.core.keys import root
+from edgewise.drivers.folder import MARKER
 from edgewise.learn import files as listing
 from edgewise.learn.corpus import Corpus, load
 from edgewise.plan.recipe import DataSection
@@ -52,10 +53,11 @@ def test_what_edgewise_wrote_or_reads_is_no_data(tmp_path: Path) -> None:
     write(tmp_path, ann_txt="of ann", bob_txt="of bob", recipe_toml=RECIPE, pyproject_toml="[project]\nname = 'x'\n")
     write(tmp_path, runs__mine__run_db="x", runs__mine__log_txt="many words", runs__mine__cache__a_txt="words again")
     write(tmp_path, out__run_db="x", model__config_json="{}", model__model_safetensors="x", model__README_md="card")
-    write(tmp_path, audit__audit_json="{}", audit__audit_html="x")
+    write(tmp_path, audit__audit_json="{}", audit__audit_html="x", begun__a_txt="words")
+    (tmp_path / "begun" / MARKER).write_text("{}")
     c = corpus(tmp_path, source="text", path=".")
     assert c.devices == ("ann.txt", "bob.txt", "pyproject.toml")
-    assert left_out(c) == {listing.OWN: 5}
+    assert left_out(c) == {listing.OWN: 6}
     write(tmp_path, data__a_jsonl=json.dumps({"who": "a", "text": "x y"}) + "\n")
     write(tmp_path, runs__mine__cache__tables__b_jsonl=json.dumps({"who": "b", "text": "x y"}) + "\n")
     assert corpus(tmp_path, source="jsonl", path="**/*.jsonl", owner="who").devices == ("a",)

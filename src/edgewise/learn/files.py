@@ -100,7 +100,7 @@ def is_own(path: Path, kind: str) -> bool:
     except OSError:
         return False
     model = names & {"config.json", "adapter_config.json"} and any(n.endswith(".safetensors") for n in names)
-    return bool("run.db" in names or {"audit.json", "audit.html"} <= names or model)
+    return bool(names & {"edgewise.json", "run.db"} or {"audit.json", "audit.html"} <= names or model)
 
 
 def _is_recipe(path: Path) -> bool:
