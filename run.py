@@ -483,7 +483,7 @@ def main(arguments: list[str]) -> int:
         return test_isa(rest)
     if command == "test-long":
         os.environ.update(LONG)
-        return pytest(["-m", "long", *rest], split="load")
+        return pytest(["-m", "long", "--maxschedchunk=1", *rest], split="load")  # some tests take minutes
     if command == "check":
         return check(rest)
     say(f"environment: {VENV}")

@@ -15,7 +15,9 @@ import errno
 import json
 import mmap
 import os
+import select
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -29,7 +31,7 @@ from edgewise.core import events
 from edgewise.drivers.store import RunStore
 
 HERE, SUPPORT = Path(__file__).parent, Path(__file__).parents[1] / "support"
-ACTIONS = {"nothing": 0, "kill_before": 1, "kill_torn": 2, "kill_after": 3, "fail": 4, "short": 5, "stop": 6}
+ACTIONS = {"nothing": 0, "kill_before": 1, "kill_torn": 2, "kill_after": 3, "fail": 4, "short": 5, "stop": 6, "show": 7}
 KILLS = ("kill_before", "kill_torn", "kill_after")
 
 SMALL: Mapping[str, Any] = {
@@ -91,21 +93,58 @@ class Fault:
 
 
 class Outcome(NamedTuple):
-    """How a run ended: exit status (minus the signal's number), the code of a named error, what else was said; and its
-    number of durable operations, how often the fault was played, and at which operation first."""
+    """How a run ended.
+
+    Attributes:
+        status: exit status, minus the signal's number. code: of a named error. said: what else was said.
+        operations: number of durable operations. writes: numbers of those that can be torn.
+        fired: how often the fault was played. operation: at which it was played first.
+    """
 
     status: int
     code: str
     said: str
     operations: int
+    writes: frozenset[int]
     fired: int
     operation: str
 
 
 class _Control(ctypes.Structure):
     _fields_ = (
-        ("count", ctypes.c_int64), ("fired", ctypes.c_int64), ("stopped", ctypes.c_int64), ("last", ctypes.c_char * 64),
+        ("count", ctypes.c_int64), ("fired", ctypes.c_int64), ("stopped", ctypes.c_int64), ("shown", ctypes.c_int64),
+        ("last", ctypes.c_char * 64), ("kinds", ctypes.c_char * 32768),
     )  # fmt: skip
+
+
+class Image(NamedTuple):
+    """All below a folder: path -> permissions, and the bytes of a file or None for a folder."""
+
+    entries: tuple[tuple[str, int, bytes | None], ...]
+
+    def restore(self, folder: Path) -> None:
+        """Put it all back into an empty folder."""
+        for name, mode, raw in self.entries:  # sorted, so a folder comes before what is in it
+            path = folder / name
+            if raw is None:
+                path.mkdir(mode)
+            else:
+                path.write_bytes(raw)
+                path.chmod(mode)
+
+
+def image(folder: Path) -> Image:
+    """What a folder holds."""
+    paths = ((path, stat.S_IMODE(path.stat().st_mode)) for path in sorted(folder.rglob("*")))
+    raws = ((path, mode, None if path.is_dir() else path.read_bytes()) for path, mode in paths)
+    return Image(tuple((str(path.relative_to(folder)), mode, _once(raw)) for path, mode, raw in raws))
+
+
+_known: dict[bytes, bytes] = {}  # most files of an image are those of the image before it
+
+
+def _once(raw: bytes | None) -> bytes | None:
+    return raw if raw is None else _known.setdefault(raw, raw)
 
 
 class Stage:
@@ -136,8 +175,13 @@ class Stage:
         self._process.wait(30)
         self._process.stdout.close()
 
-    def begin(self, out: Path, settings: Mapping[str, Any], fault: Fault = Fault(), resume: bool = False) -> int:
-        """Start a run and return its process id; ``end`` waits for it."""
+    def begin(
+        self, out: Path, settings: Mapping[str, Any], fault: Fault = Fault(), resume: bool = False, forks: bool = False
+    ) -> int:
+        """Start a run and return its process id; ``end`` waits for it.
+
+        ``forks``: workers of a pool are forked instead of started, which takes milliseconds instead of seconds.
+        """
         with open(self._control, "r+b") as f:  # in place: a process of an earlier run may still look at it
             f.write(bytes(ctypes.sizeof(_Control)))
         orders = {
@@ -146,7 +190,7 @@ class Stage:
             "EDGEWISE_FAULT_ERROR": str(fault.error), "EDGEWISE_FAULT_FOREVER": str(int(fault.forever)),
         }  # fmt: skip
         request = {
-            "out": str(out), "settings": {**SMALL, **settings}, "resume": resume, "environ": orders,
+            "out": str(out), "settings": {**SMALL, **settings}, "resume": resume, "environ": orders, "forks": forks,
             "control": str(self._control), "at": fault.at, "action": ACTIONS[fault.action], "error": fault.error,
             "forever": int(fault.forever),
         }  # fmt: skip
@@ -158,12 +202,38 @@ class Stage:
     def end(self) -> Outcome:
         """How the run that was begun last ended."""
         answer, control = self._answer(), self.control()
-        return Outcome(**answer, operations=control.count, fired=control.fired, operation=control.last.decode())
+        assert control.count <= _Control.kinds.size, "more operations than the shim has room for"
+        writes = frozenset(n for n, kind in enumerate(control.kinds, 1) if kind == ord("w"))
+        counted = {"operations": control.count, "fired": control.fired, "operation": control.last.decode()}
+        return Outcome(**answer, **counted, writes=writes)
 
-    def play(self, out: Path, settings: Mapping[str, Any], fault: Fault = Fault(), resume: bool = False) -> Outcome:
+    def play(
+        self, out: Path, settings: Mapping[str, Any], fault: Fault = Fault(), resume: bool = False, forks: bool = False
+    ) -> Outcome:
         """One run from its start, or from where it was, to its end."""
-        self.begin(out, settings, fault, resume)
+        self.begin(out, settings, fault, resume, forks)
         return self.end()
+
+    def images(self, out: Path, settings: Mapping[str, Any], resume: bool = False, most: int = 10**9) -> list[Image]:
+        """What a kill would leave before each of the first ``most`` operations of a run, and in each of their writes.
+
+        The run stands still while it is looked at. Images that are equal, as before and after an fsync, come once.
+        """
+        found: dict[Image, None] = {}
+        _known.clear()
+        self.begin(out, settings, Fault("show"), resume)
+        with open(self._control, "r+b") as f, mmap.mmap(f.fileno(), 0) as shared:
+            control = _Control.from_buffer(shared)
+            assert self._process.stdout is not None
+            while not select.select([self._process.stdout], [], [], 0.0002)[0]:
+                if control.shown > 0:
+                    found[image(out.parent)] = None
+                    control.shown = -1 if control.count >= most else 0
+            del control  # or the memory cannot be unmapped
+        ended = self.end()
+        assert ended.status == 0, ended
+        found[image(out.parent)] = None
+        return list(found)
 
     def control(self) -> _Control:
         """What the shim has counted so far."""

@@ -1,4 +1,5 @@
-/* Counts the durable operations of processes below one folder, and at the Nth one kills the process or lets it fail.
+/* Counts the durable operations of processes below one folder, and at the Nth one kills the process or lets it fail;
+ * or shows the folder to another process before each operation and in the middle of each write.
  *
  * Loaded with LD_PRELOAD. Durable operations: creating or truncating open, write, fsync, truncate, rename, unlink,
  * mkdir. They are counted over all processes that share a control file, so the Nth operation of a run may be a
@@ -21,13 +22,15 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { NOTHING, KILL_BEFORE, KILL_TORN, KILL_AFTER, FAIL, SHORT, STOP };
+enum { NOTHING, KILL_BEFORE, KILL_TORN, KILL_AFTER, FAIL, SHORT, STOP, SHOW };
 
 struct control {
-    int64_t count;   /* operations so far, of all processes */
-    int64_t fired;   /* how often the fault was played */
-    int64_t stopped; /* process id of the one that STOP stopped */
-    char last[64];   /* name of the operation at which the fault was played first */
+    int64_t count;     /* operations so far, of all processes */
+    int64_t fired;     /* how often the fault was played */
+    int64_t stopped;   /* process id of the one that STOP stopped */
+    int64_t shown;     /* SHOW: 1 or 2 while it waits before an operation or in a write, until someone sets 0; -1: go on */
+    char last[64];     /* name of the operation at which the fault was played first */
+    char kinds[32768]; /* of each operation in turn: 'w' a write that can be torn, '.' one that is whole or not at all */
 };
 
 static struct control *control;
@@ -90,9 +93,21 @@ static int fd_counts(int fd) {
     return below(path);
 }
 
+/* Wait until who looks at the folder has seen it. */
+static void show(int64_t how) {
+    int64_t none = 0;
+    if (!__atomic_compare_exchange_n(&control->shown, &none, how, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) return;
+    while (__atomic_load_n(&control->shown, __ATOMIC_SEQ_CST) == how) usleep(100);
+}
+
 /* What becomes of this operation: NOTHING, or the fault. */
-static int verdict(const char *name) {
+static int verdict(const char *name, char kind) {
     int64_t n = __atomic_add_fetch(&control->count, 1, __ATOMIC_SEQ_CST);
+    if (n <= (int64_t)sizeof control->kinds) control->kinds[n - 1] = kind;
+    if (action == SHOW) {
+        show(1);
+        return SHOW;
+    }
     if (!at || (forever ? n < at : n != at)) return NOTHING;
     if (!__atomic_fetch_add(&control->fired, 1, __ATOMIC_SEQ_CST)) snprintf(control->last, sizeof control->last, "%s", name);
     if (action == KILL_BEFORE) kill(getpid(), SIGKILL);
@@ -114,7 +129,7 @@ static int verdict(const char *name) {
     do { \
         REAL(name); \
         if (!(counts)) return real call; \
-        int what = verdict(#name); \
+        int what = verdict(#name, '.'); \
         if (what == KILL_TORN) kill(getpid(), SIGKILL); \
         if (what == FAIL) { errno = error_number; return -1; } \
         __typeof__(real call) result = real call; \
@@ -122,16 +137,19 @@ static int verdict(const char *name) {
         return result; \
     } while (0)
 
-#define WRITE(fd, size, name, all, half) \
+#define WRITE(fd, size, name, all, half, rest) \
     do { \
         REAL(name); \
         if (!fd_counts(fd)) return real all; \
-        int what = verdict(#name); \
+        int what = verdict(#name, (size) > 1 ? 'w' : '.'); \
         if (what == FAIL) { errno = error_number; return -1; } \
-        if ((what == SHORT || what == KILL_TORN) && (size) > 1) { \
+        if ((what == SHORT || what == KILL_TORN || what == SHOW) && (size) > 1) { \
             ssize_t part = real half; \
             if (what == KILL_TORN) kill(getpid(), SIGKILL); \
-            return part; \
+            if (what == SHORT || part < 0) return part; \
+            show(2); \
+            ssize_t more = real rest; \
+            return more < 0 ? part : part + more; \
         } \
         ssize_t result = real all; \
         if (what == KILL_TORN || what == KILL_AFTER) kill(getpid(), SIGKILL); \
@@ -165,14 +183,20 @@ OPEN(open64)
 OPENAT(openat)
 OPENAT(openat64)
 
-ssize_t write(int fd, const void *from, size_t size) { WRITE(fd, size, write, (fd, from, size), (fd, from, size / 2)); }
+ssize_t write(int fd, const void *from, size_t size) {
+    WRITE(fd, size, write, (fd, from, size), (fd, from, size / 2), (fd, (const char *)from + part, size - part));
+}
 ssize_t pwrite(int fd, const void *from, size_t size, off_t where) {
-    WRITE(fd, size, pwrite, (fd, from, size, where), (fd, from, size / 2, where));
+    WRITE(fd, size, pwrite, (fd, from, size, where), (fd, from, size / 2, where),
+          (fd, (const char *)from + part, size - part, where + part));
 }
 ssize_t pwrite64(int fd, const void *from, size_t size, off64_t where) {
-    WRITE(fd, size, pwrite64, (fd, from, size, where), (fd, from, size / 2, where));
+    WRITE(fd, size, pwrite64, (fd, from, size, where), (fd, from, size / 2, where),
+          (fd, (const char *)from + part, size - part, where + part));
 }
-ssize_t writev(int fd, const struct iovec *parts, int n) { WRITE(fd, n, writev, (fd, parts, n), (fd, parts, n / 2)); }
+ssize_t writev(int fd, const struct iovec *parts, int n) {
+    WRITE(fd, n, writev, (fd, parts, n), (fd, parts, n / 2), (fd, parts + n / 2, n - n / 2));
+}
 
 int fsync(int fd) { WHOLE(fd_counts(fd), fsync, (fd)); }
 int fdatasync(int fd) { WHOLE(fd_counts(fd), fdatasync, (fd)); }

@@ -7,6 +7,7 @@ line: {"status": exit status, minus the signal's number where one ended it, "cod
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import workers
 from toy_recipe import make_recipe
 
 from edgewise.apps import simulate
@@ -39,6 +41,8 @@ def play(request: dict[str, Any], told: int) -> None:
         request["action"], request["error"], request["forever"],
     )  # fmt: skip
     try:
+        if request["forks"]:
+            workers.fork(request["settings"]["simulation.workers"], told)
         simulate.run(
             make_recipe(request["settings"]), out=out, recipe_dir=Path("/"), resume=request["resume"],
             extensions=["toy"], report=False,
@@ -54,7 +58,8 @@ def play(request: dict[str, Any], told: int) -> None:
 def main() -> None:
     """Answer requests until standard input ends.
 
-    A recipe is played once here before the first child plays it, so that children find all compiled and imported.
+    A recipe is played once here before the first child plays it, so that children find all compiled and imported. A
+    child has no more than the thread that forked it, so there must be no other one that could hold a lock.
     """
     folder, warm = Path(sys.argv[1]), set()
     for line in sys.stdin:
@@ -67,6 +72,9 @@ def main() -> None:
                     make_recipe(settings), out=folder / str(len(warm)), recipe_dir=Path("/"), extensions=["toy"],
                     report=False,
                 )  # fmt: skip
+            gc.collect()
+            gc.freeze()  # a collection in a child would copy all pages that it looks at
+        assert len(os.listdir("/proc/self/task")) == 1, "a thread runs, so a fork is not safe"
         receive, send = os.pipe()
         child = os.fork()
         if child == 0:

@@ -1,0 +1,28 @@
+"""Say at the end of a test run how much the walk over durable operations has walked."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each configuration, and one for all: faults played, failures, seconds."""
+    sums: defaultdict[str, list[float]] = defaultdict(lambda: [0, 0, 0.0])
+    for report in (r for kind in ("passed", "failed") for r in terminalreporter.getreports(kind)):
+        for key, value in report.user_properties if report.when == "call" else ():
+            if key == "walk":
+                name, *figures = value
+                sums[name] = [a + b for a, b in zip(sums[name], figures, strict=True)]
+    if not sums:
+        return
+    terminalreporter.section("durable operations")
+    for name, (faults, failures, seconds) in {
+        **sums,
+        "all": [sum(x) for x in zip(*sums.values(), strict=True)],
+    }.items():
+        rate = faults / max(seconds, 1e-9)
+        terminalreporter.write_line(
+            f"{name:28}{faults:8,} faults {failures:4} failures {seconds:9,.1f} s {rate:6.1f}/s"
+        )
