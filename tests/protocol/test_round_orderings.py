@@ -308,6 +308,39 @@ def test_an_evaluation_that_nobody_can_do_says_why():
         loop.evaluate("base", -1, np.zeros(DIM, np.float32))
 
 
+def measurement(device, at_s=1.0, tokens=5):
+    message = frame.Measurement(run=PLAN.run, round=-1, device=device, nll=2.0 * tokens, tokens=tokens)
+    return Arrived(device, frame.dump(message), at_s)
+
+
+def test_an_evaluation_closes_at_the_deadline_of_rounds_and_names_who_did_not_answer():
+    late = PLAN.sampling.deadline_s + 1.0
+    script = [
+        measurement("d0"),
+        Lost("d1", "dropped", 2.0),
+        Arrived("d2", refusal("no text", -1, "d2"), 3.0),
+        measurement("d3", tokens=0),
+        measurement("d4", late),
+    ]
+    mailbox, store = Mailbox(script), MemoryStore()
+    event = federation(mailbox, store).evaluate("base", -1, np.zeros(DIM, np.float32))
+    assert event.nll == {"d0": 10.0}
+    assert event.missing == {"d1": "dropped", "d2": "E-NAN", "d4": "late", "d5": "late"}
+    silent = Mailbox([measurement(d) for d in DEVICES[1:]])
+    event = federation(silent, store).evaluate("base", -1, np.zeros(DIM, np.float32))
+    assert event.missing == {"d0": "late"}
+    assert silent.now_s() == PLAN.sampling.deadline_s
+
+
+def test_an_evaluation_that_nobody_answers_ends_with_a_named_error():
+    for script in ([], [Lost(d, "dropped", 1.0) for d in DEVICES]):
+        with pytest.raises(RoundError, match=r"E-ROUND.*no device answered"):
+            federation(Mailbox(script), MemoryStore()).evaluate("base", -1, np.zeros(DIM, np.float32))
+    script = [measurement(d, tokens=0) for d in DEVICES]
+    with pytest.raises(DataError, match=r"E-DATA-EMPTY.*no device holds text"):
+        federation(Mailbox(script), MemoryStore()).evaluate("base", -1, np.zeros(DIM, np.float32))
+
+
 DIRTY = "\x1b[31m\r\n\u202e" + "A" * 60_000
 OVERSIZE = PLAN.frame_limit_bytes + 1
 
@@ -350,7 +383,7 @@ def test_what_is_no_answer_says_so_in_few_words(raw):
 
 def test_evaluations_read_no_more_and_show_no_more():
     loop = federation(Mailbox([Arrived("d0", refusal("A" * OVERSIZE, -1), 0.0)]), MemoryStore())
-    with pytest.raises(DataError, match="no device answered"):
+    with pytest.raises(RoundError, match="no device answered"):
         loop.evaluate("base", -1, np.zeros(DIM, np.float32))
     loop = federation(Mailbox([Arrived("d0", refusal(DIRTY, -1), 0.0)]), MemoryStore())
     with pytest.raises(DataError, match="E-NAN") as caught:
@@ -383,7 +416,7 @@ def test_whatever_devices_send_the_round_ends_with_the_others(raws):
         assert lost.reason.isprintable()
     measured = MemoryStore()
     loop = federation(Mailbox([*script, Arrived("d1", refusal("no text", -1, "d1"), 1.0)]), measured)
-    with suppress(DataError):
+    with suppress(DataError, RoundError):
         loop.evaluate("base", -1, np.zeros(DIM, np.float32))
 
 
@@ -508,7 +541,7 @@ def test_three_unmet_rounds_in_a_row_stop_the_run():
     checkpoint = loop.begin(np.zeros(DIM, np.float32))
     checkpoint = loop.round(Checkpoint(0, checkpoint.state, unmet=1))
     assert checkpoint.unmet == 2
-    with pytest.raises(RoundError, match="E-ROUND"):
+    with pytest.raises(RoundError, match=r"E-ROUND"):
         loop.round(Checkpoint(0, checkpoint.state, unmet=2))
 
 

@@ -113,7 +113,7 @@ def whole() -> list[events.AnyEvent]:
         events.PhaseStarted(phase="load"),
         RUN,
         FEDERATED,
-        events.Evaluated(round=-1, model="base", **measured),
+        events.Evaluated(round=-1, model="base", **measured, missing={"b": "late", "c": "E-NAN"}),
         *one_round(0),
         *started(1),
         finished(1, met=False, accepted=0, lost=4, head={}, bytes_up=0),
@@ -133,7 +133,7 @@ def test_lines_where_there_is_no_terminal() -> None:
     assert "\033" not in text
     assert "round  1/12  3/4 answered  lost 1, late 0  loss 5.5000  up 100 B each  2.0 s\n" in text
     assert "abandoned: too few contributions" in text
-    assert "perplexity base: 601.8\n" in text
+    assert "perplexity base: 601.8  without 2 devices that did not measure it\n" in text
     assert "compare 1/2  no figure for a: E-NAN: not finite.\n" in text
     assert "compare 2/2" in text
 

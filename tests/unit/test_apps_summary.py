@@ -192,11 +192,14 @@ def test_the_file_is_strict_json(full: dict[str, Any], tmp_path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse) == full
 
 
-def test_a_perplexity_beyond_floats_becomes_null(tmp_path: Path) -> None:
+def test_a_perplexity_beyond_floats_becomes_null_and_missing_devices_are_counted(tmp_path: Path) -> None:
     make_run(tmp_path, rounds_played=0)
     with RunStore(tmp_path) as store:
-        store.append(events.Evaluated(round=11, model="federated", nll={"re": 1e9}, tokens={"re": 1}, seconds=0.0))
+        missing = {"os": "late", "io": "late", "sys": "E-NAN"}
+        event = events.Evaluated(round=11, model="federated", nll={"re": 1e9}, tokens={"re": 1}, seconds=0.0)
+        store.append(msgspec.structs.replace(event, missing=missing))
         s = summary.build(store)
+    assert s["curve"][-1]["missing_by_code"] == {"late": 2, "E-NAN": 1}
     assert s["perplexity"]["federated"]["weighted_mean"] is None
     assert s["change_percent"]["federated"] is None
 

@@ -219,7 +219,8 @@ class Progress:
                 from edgewise.apps.summary import perplexity
 
                 value = perplexity(sum(e.nll.values()), sum(e.tokens.values()))
-                return f"perplexity {words.MODELS.get(e.model, e.model)}: {words.perplexity(value)}"
+                without = f"  without {len(e.missing)} devices that did not measure it" if e.missing else ""
+                return f"perplexity {words.MODELS.get(e.model, e.model)}: {words.perplexity(value)}{without}"
             case events.Progress():
                 if failure(e.note):
                     return f"{e.phase} {e.done}/{e.total}  no figure for {e.note}"

@@ -26,7 +26,8 @@ had it. ``float32_model`` is 4 bytes for each parameter of the model (null where
 trainer does not tell), ``float32_update`` 4 bytes for each trained one. ``up_ratio`` and ``down_ratio`` are against the
 whole model (the trained part where that is not known), ``up_ratio_update`` against the trained part.
 ``quality_for_bytes`` is the curve over bytes: the federated model's weighted mean at each evaluation beside the bytes
-that one device has sent (``up``) and received (``down``) until then, the mean over the whole population.
+that one device has sent (``up``) and received (``down``) until then, the mean over the whole population. In the curve
+``missing_by_code`` counts the devices that an evaluation asked and that did not measure the model.
 
 Seconds: ``train`` and ``encode`` are device seconds, summed over contributions, and can exceed wall-clock time when
 workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
@@ -148,7 +149,11 @@ def build(store: RunStore) -> dict[str, Any]:
         "seconds": _seconds(told),
         "per_round": [_round_row(e) for e in rounds],
         "curve": [
-            {"played": e.round + 1, **(quality({d: (e.nll[d], e.tokens[d]) for d in e.nll}) or {})}
+            {
+                "played": e.round + 1,
+                **(quality({d: (e.nll[d], e.tokens[d]) for d in e.nll}) or {}),
+                "missing_by_code": dict(Counter(e.missing.values()).most_common()),
+            }
             for e in told
             if isinstance(e, events.Evaluated) and e.model in ("base", "federated")
         ],

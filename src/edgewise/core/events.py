@@ -104,13 +104,15 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
 
 class Evaluated(Event, frozen=True, tag="evaluated"):
     """Held-out quality of one model over devices: ``model`` is ``base``, ``federated``, ``local_only`` or
-    ``centralised``; ``nll`` and ``tokens`` per device."""
+    ``centralised``; ``nll`` and ``tokens`` per device. ``missing``: devices that were asked and did not measure it,
+    each with the code of the reason (``late``, ``dropped``, or an error's)."""
 
     round: int
     model: str
     nll: dict[str, float]
     tokens: dict[str, int]
     seconds: float
+    missing: dict[str, str] = {}
 
 
 class Progress(Event, frozen=True, tag="progress"):

@@ -27,7 +27,9 @@ class RoundSection(Section):
     cohort: int = Field(0, ge=0, description="contributions wanted per round (fixed), expected (poisson); all: unused")
     overselect: float = Field(1.3, ge=1.0, le=10.0, description="invited / wanted, for fixed sampling")
     minimum: float = Field(0.5, ge=0, le=1.0, description="share of the wanted contributions below which a round fails")
-    deadline_s: float = Field(600.0, gt=0, description="seconds after which the round closes with what it has")
+    deadline_s: float = Field(
+        600.0, gt=0, description="seconds after which a round or evaluation closes with what it has"
+    )
 
     @model_validator(mode="after")
     def _cohort_given(self) -> RoundSection:
