@@ -112,7 +112,7 @@ def test_rounds_alone(rounds, cohort, alone):
     section = {"rounds": rounds, **({"sampling": "poisson", "cohort": cohort} if cohort else {})}
     recipe = recipes.from_plain({"privacy": "none", "round": section})
     plan = compile(recipe, Spec.of([("w", (9,), "float32")]), 10, BUILT_IN)
-    assert plan.rounds_alone == alone
+    assert plan.rounds_alone(rounds) == alone
 
 
 def test_without_pooled_text_there_is_no_centralised_figure_and_the_run_ends_well(tmp_path, monkeypatch):

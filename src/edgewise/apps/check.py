@@ -32,8 +32,8 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
 
     Returns:
         Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``ladder``, ``bytes``,
-        ``memory_bytes``, ``local_epochs``, ``local_steps`` (``fewest``, ``mean``, ``most`` of a device and round; with
-        epochs of the ``devices`` that were counted), ``forecast``. What is not known is null.
+        ``memory_bytes``, ``ends``, ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and
+        round; with epochs of the ``devices`` that were counted), ``forecast``. What is not known is null.
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
     """
@@ -75,6 +75,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "ladder": explain.ladder(plan, catalogue, steps["mean"]),
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan)},
         "memory_bytes": sizes.get("memory_bytes") or None,
+        "ends": _ends(recipe),
         "local_epochs": recipe.training.local_epochs or None,
         "local_steps": steps,
         "step_s": step_s or None,
@@ -208,6 +209,16 @@ def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the way of an u
     return table
 
 
+def _ends(recipe: Recipe) -> str:
+    """What held-out losses decide; empty where nothing."""
+    n, said = recipe.round.patience, []
+    if n:
+        said.append(f"ends after {n} evaluation{'s' * (n != 1)} in a row without a lower held-out loss")
+    if recipe.round.keep == "best":
+        said.append("the model with the lowest held-out loss counts")
+    return "; ".join(said)
+
+
 def _local_work(steps: Mapping[str, Any], epochs: float | None) -> str:
     """The optimizer steps of a device and round."""
     if epochs is None:
@@ -239,6 +250,8 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     fails = f"fails below {s['minimum']}" if s["minimum"] else "never fails"
     asked = f"{s['invited']} invited, closes at {s['goal']}, {fails}"
     grid.add_row("rounds", f"{found['rounds']} × ({asked}) of {words.count(found['population'])} devices")
+    if found["ends"]:
+        grid.add_row("", found["ends"])
     grid.add_row("local work", _local_work(found["local_steps"], found["local_epochs"]))
     for key in ("up", "down"):
         update = b["float32_update"] / b["up"] if key == "up" and b["float32_update"] and b["up"] else None

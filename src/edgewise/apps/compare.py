@@ -35,16 +35,18 @@ def compare(
     executor: Executor,
     federation: Federation,
     tell: Callable[[events.AnyEvent], None],
+    rounds: int,
 ) -> None:
     """Run the comparisons that the recipe wants and that are not stored yet.
 
     local_only: each device that evaluations measure repeats its federated schedule (same steps, rates and batches) on
     its own model. centralised: rounds x expected x local_steps steps on the pooled text, same schedule over rounds;
     with local_epochs, expected / population x local_epochs passes over it in every round, about as many steps.
+    ``rounds``: those that the federation played, which ``round.patience`` may have ended before its last one.
     What cannot train has no figure, and a Progress note says why; nothing is put in its place.
     Raises EdgewiseError only where the run directory or a worker fails.
     """
-    plan, last = federation.plan, federation.plan.rounds - 1
+    plan, last = federation.plan, rounds - 1
     wanted = plan.recipe.compare
     wants_locals = wanted.local_only and not store.evaluated(LOCAL_ONLY, last)
     locals_left = deque(federation.measured() if wants_locals else ())
@@ -55,22 +57,22 @@ def compare(
     start = vector.to_bytes(store.blob(store.models()[0]))  # the initial vector
     kept = store.kept(CENTRALISED) if pooled else None
     chain, played = (vector.to_bytes(kept[0]), kept[1]) if kept else (start, 0)
-    chain_left = plan.rounds - played if pooled else 0
-    total = len(locals_left) + (plan.rounds if pooled else 0)
+    chain_left = rounds - played if pooled else 0
+    total = len(locals_left) + (rounds if pooled else 0)
     tell(events.PhaseStarted(phase="compare", steps=total))
     had_locals, stored = bool(locals_left), store.measures(LOCAL_ONLY, last)
     locals_left = deque(d for d in locals_left if d not in stored)
     done = played + len(stored)
 
     def submit_chain() -> None:
-        number, scale = plan.rounds - chain_left, plan.sampling.expected
+        number, scale = rounds - chain_left, plan.sampling.expected
         passes = plan.recipe.training.local_epochs * scale / plan.sampling.population
         executor.submit(jobs.Solo(device=POOLED, params=chain, rounds=(number,), scale=scale, epochs=passes))
 
     if chain_left:
         submit_chain()
     under_way: dict[int, str] = {}
-    alone = plan.rounds_alone
+    alone = plan.rounds_alone(rounds)
     while chain_left or locals_left or under_way:
         # One place belongs to the chain while it lasts; the devices share the others.
         places = max(1, executor.parallel - 1) if chain_left else executor.parallel
@@ -94,7 +96,7 @@ def compare(
         note = result.device
         if result.device == POOLED:
             chain, chain_left = result.params, chain_left - 1
-            store.keep(CENTRALISED, vector.from_bytes(chain, plan.spec.dim), plan.rounds - chain_left)
+            store.keep(CENTRALISED, vector.from_bytes(chain, plan.spec.dim), rounds - chain_left)
             if chain_left:
                 submit_chain()
         else:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps import privacy_part, summary, words
+from edgewise.apps.chosen import chosen
 from edgewise.apps.runs import opened
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.keys import derive, root
@@ -31,7 +32,8 @@ def write(run_dir: Path, dest: Path, to: str, played: int | None = None) -> dict
 
     Args:
         dest: a folder that does not exist or is empty. to: ``peft`` (adapter; runs with LoRA only) or ``merged`` (the
-            whole model, float32). played: the model after so many rounds; the last one of a complete run where None.
+            whole model, float32). played: the model after so many rounds; where None, the one that counts in a complete
+            run.
     Returns:
         Plain JSON: ``dest``, ``to``, ``rounds``, ``model_sha256``, ``files``.
     Raises:
@@ -49,7 +51,7 @@ def write(run_dir: Path, dest: Path, to: str, played: int | None = None) -> dict
         if to == "peft" and not recipe.trainable.adapts:
             what = f'a PEFT adapter needs trainable.kind = "lora"; this run trained "{recipe.trainable.kind}"'
             raise _refused(what, "--to merged.")
-        number, digest, params = _params(store, recipe, run["next_round"], played)
+        number, digest, params = _params(store, recipe, played)
         card = _card(summary.build(store), recipe, to, number, digest)
     recipe_dir = Path(run["facts"].get("recipe_dir") or ".")
     files = _write(recipe, recipe_dir, run["facts"], params, dest, to, card)
@@ -60,14 +62,14 @@ def _refused(what: str, fix: str) -> EdgewiseError:
     return EdgewiseError("E-EXPORT", f"{what}.", fix)
 
 
-def _params(store: RunStore, recipe: Recipe, reached: int, played: int | None) -> tuple[int, str, Vector]:
+def _params(store: RunStore, recipe: Recipe, played: int | None) -> tuple[int, str, Vector]:
     """(rounds played, digest, vector) of the wanted model version."""
-    models, rounds = store.models(), recipe.round.rounds
+    models, which = store.models(), chosen(store)
     if played is None:
-        if reached < rounds:
-            what = f"the run has played {max(0, reached)} of {rounds} rounds"
-            raise _refused(what, f"finish it with --resume, or take what is there with --round {max(0, reached)}.")
-        played = reached
+        if not which.over:
+            what = f"the run has played {which.reached} of {recipe.round.rounds} rounds"
+            raise _refused(what, f"finish it with --resume, or take what is there with --round {which.reached}.")
+        played = which.played
     kept = [n for n, digest in models.items() if (store.out / "blobs" / digest).exists()]
     if played not in kept:
         what = f"there is no model after {played} rounds any more" if played in models else f"no round {played} yet"
@@ -218,7 +220,7 @@ def _card(s: Mapping[str, Any], recipe: Recipe, to: str, played: int, digest: st
         f"| {words.MODELS[m]} | {words.perplexity(q['weighted_mean'])} | {words.perplexity(q['median'])} |"
         f" {words.perplexity(q['worst_decile'])} |"
         for m, q in s["perplexity"].items()
-        if q and played == s["rounds"]["played"] and s["complete"]
+        if q and played == s["rounds"]["kept"] and s["complete"]
     ]
     head = "| model | weighted mean | median | worst 10 % |\n| --- | ---: | ---: | ---: |\n"
     noised = bool(s["not_covered"])

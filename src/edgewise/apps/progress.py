@@ -221,6 +221,8 @@ class Progress:
                 value = perplexity(sum(e.nll.values()), sum(e.tokens.values()))
                 without = f"  without {len(e.missing)} devices that did not measure it" if e.missing else ""
                 return f"perplexity {words.MODELS.get(e.model, e.model)}: {words.perplexity(value)}{without}"
+            case events.StoppedEarly():
+                return words.stopped(e.played, b.rounds, e.evaluations, e.kept)
             case events.Progress():
                 if failure(e.note):
                     return f"{e.phase} {e.done}/{e.total}  no figure for {e.note}"

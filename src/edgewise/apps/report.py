@@ -57,7 +57,7 @@ def page(s: Mapping[str, Any]) -> str:
 <title>{escape(s["name"])} · edgewise report</title><style>{css}</style></head><body>
 <a class="skip" href="#verdict">Skip to the verdict</a><div class="page"><header>
 <p class="kind">edgewise report · run <span class="hash">{escape(s["run"][:12])}</span></p>
-<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_unfinished(s)}{_not_covered(s)}
+<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_chosen(s)}{_unfinished(s)}{_not_covered(s)}
 <nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>
 <footer>Made from <code>run.db</code> by <code>edgewise report</code>; the same numbers are in
 <code>summary.json</code>.</footer></div></body></html>
@@ -69,6 +69,8 @@ def _lead(s: Mapping[str, Any]) -> str:
     ppl, change = s["perplexity"], s["change_percent"]["federated"]
     played = s["rounds"]["played"]
     measured = max((c["played"] for c in s["curve"]), default=played)  # what the shown perplexity belongs to
+    if s["rounds"]["kept"] < played:
+        measured = s["rounds"]["kept"]
     who = f"{words.count(s['population'])} devices" if s["population"] else "The devices"
     if abandoned := s["rounds"]["abandoned"]:
         who = f"{words.count(abandoned)} of {played} rounds were abandoned for too few contributions. {who}"
@@ -88,6 +90,22 @@ def _lead(s: Mapping[str, Any]) -> str:
         return first
     against = words.against(b["up_ratio"], b["up_ratio_update"])
     return f"{first} Each device sent <b>{words.size(up)}</b> per round: {against}."
+
+
+def _chosen(s: Mapping[str, Any]) -> str:
+    """Which model counts, and why the run ended, where held-out losses decided it."""
+    r = s["rounds"]
+    if r["stopped"]:
+        said = words.stopped(r["played"], r["planned"], r["waited"], r["kept"])
+    elif r["kept"] < r["played"]:
+        said = f"{words.counts(r['kept'])}, of {r['played']} played: its held-out loss is the lowest"
+    else:
+        return ""
+    said = f"{said[0].upper()}{said[1:]}."
+    if r["kept"] < r["played"]:
+        n = sum(c.get("weighted_mean") is not None for c in s["curve"])
+        said += f" It is the best of {n} evaluations on the text of these figures, so they flatter it a little."
+    return f'<p class="note-box" role="note">{escape(said)}</p>'
 
 
 def _unfinished(s: Mapping[str, Any]) -> str:

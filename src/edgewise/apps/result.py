@@ -20,6 +20,10 @@ def show(console: Console, s: Mapping[str, Any], out: Path) -> None:
     console.print(_quality(s, wide=console.width >= 104))
     console.print(_costs(s))
     r = s["rounds"]
+    if r["stopped"]:
+        console.print(Text(words.stopped(r["played"], r["planned"], r["waited"], r["kept"])))
+    elif r["kept"] != r["played"]:
+        console.print(Text(f"{words.counts(r['kept'])}, of {r['played']} played: its held-out loss is the lowest"))
     if r["abandoned"]:
         console.print(Text(f"{r['met']} rounds moved the model, {r['abandoned']} were abandoned", "yellow"))
     if not s["complete"]:

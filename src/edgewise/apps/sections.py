@@ -290,7 +290,7 @@ def provenance(s: Summary) -> str:
             ("run id", _hash(s["run"])),
             ("recipe SHA-256", _hash(s["recipe_sha256"])),
             ("initial model SHA-256", _hash(s["initial_sha256"])),
-            ("final model SHA-256", _hash(s["model_sha256"]) + f" <small>after {s['rounds']['played']} rounds</small>"),
+            ("final model SHA-256", _hash(s["model_sha256"]) + f" <small>after {s['rounds']['kept']} rounds</small>"),
             *([("data fingerprint", _hash(f["fingerprint"]))] if f.get("fingerprint") else []),
             ("frozen weights SHA-256", _hash(f.get("model_fingerprint"))),
             ("layout SHA-256", _hash(f.get("spec_sha256"))),

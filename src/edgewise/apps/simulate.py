@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from edgewise.apps.chosen import chosen
 from edgewise.apps.compare import compare
 from edgewise.apps.toml_text import toml
 from edgewise.core import events, vector
@@ -158,8 +159,7 @@ def _run(
             tell(events.PhaseStarted(phase="report"))
             write_report(store, out)
         store.finish()
-        final = store.models()[recipe.round.rounds]
-        tell(events.RunFinished(model=final, seconds=time.time() - began))
+        tell(events.RunFinished(model=chosen(store).digest, seconds=time.time() - began))
 
 
 def write_report(store: RunStore, out: Path) -> dict[str, Any]:
@@ -297,8 +297,8 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         secret=leader.secret,
         helper=LocalGateway(plan, helper.secret, trust.registry),
     )
-    federation.run(_begun(federation, simulated, loaded, tell))
-    compare(store, executor, federation, tell)
+    reached = federation.run(_begun(federation, simulated, loaded, tell))
+    compare(store, executor, federation, tell, reached.next_round)
 
 
 def _begun(federation: Federation, simulated: SimulatedCohort, loaded: _Loaded, tell: Tell) -> Checkpoint:

@@ -10,11 +10,14 @@ Definitions. ``nll`` is a device's summed negative log-likelihood (nats) over it
     share_improved            share of the devices measured under both models whose perplexity is lower with the
                               federated one
 
-``base`` is the model as it came, ``federated`` after the last round that was measured, ``local_only`` every device
-alone, ``centralised`` all text in one place. What was not run is null; a figure that is not finite is null too.
+``base`` is the model as it came, ``federated`` after the last round that was measured (with ``round.keep = "best"``
+after the one that counts), ``local_only`` every device alone, ``centralised`` all text in one place. What was not run
+is null; a figure that is not finite is null too.
 
 Participation: ``accepted`` are the contributions that moved the model, ``unused`` those that came to a round which was
-abandoned for too few. Rounds: ``played`` are ``met`` (the model moved) and ``abandoned`` ones.
+abandoned for too few. Rounds: ``played`` are ``met`` (the model moved) and ``abandoned`` ones. The model that counts is
+the one after ``kept`` rounds, and ``model_sha256`` is its digest; ``waited`` evaluations came after the one with the
+lowest held-out loss; ``stopped``: ``round.patience`` ended the run before its last round.
 
 Rungs: where devices choose their codec, one row per rung: ``accepted`` contributions by it, ``devices`` that gave one,
 ``bytes_up`` mean size of such a contribution's frame (null where there is none). As in participation, only those that
@@ -54,6 +57,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgewise.apps.chosen import chosen
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.drivers.files import write_durably
@@ -116,18 +120,22 @@ def build(store: RunStore) -> dict[str, Any]:
     plan = facts.get("plan") or {}
     trained = facts.get("trainable") or plan.get("dim")  # of the model; the run's vector may be shorter
     noised = recipe.get("privacy") in DP_WORDS
-    played = max(0, run["next_round"])
+    which = chosen(store)
+    played = which.reached
+    if which.played < played:  # of an earlier round than the last one
+        earlier = ("federated", which.played - 1) if which.played else ("base", -1)
+        measures["federated"] = store.measures(*earlier)
     ppl = {name: quality(m) for name, m in measures.items()}
     wanted = recipe.get("compare", {})
     out: dict[str, Any] = {
         "schema": 2,
         "name": run["name"],
-        "complete": played >= recipe["round"]["rounds"]
-        and store.evaluated("federated", recipe["round"]["rounds"] - 1)
+        "complete": which.over
+        and store.evaluated("federated", played - 1)
         and all(ppl[name] is not None or not wanted.get(name) for name in ("local_only", "centralised")),
         "run": run["id"],
         "recipe_sha256": simulation_digest(recipe),
-        "model_sha256": models.get(played),
+        "model_sha256": which.digest or None,
         "initial_sha256": models.get(0),
         "seed": recipe.get("seed"),
         "parameters": facts.get("parameters"),
@@ -135,6 +143,9 @@ def build(store: RunStore) -> dict[str, Any]:
         "rounds": {
             "planned": recipe["round"]["rounds"],
             "played": played,
+            "kept": which.played,
+            "stopped": which.stopped,
+            "waited": which.waited,
             "met": sum(e.met for e in rounds),
             "abandoned": sum(not e.met for e in rounds),
         },

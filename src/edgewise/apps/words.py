@@ -127,6 +127,18 @@ def local_work(steps: int, epochs: float) -> str:
     return f"{n:,.10g} local {unit}{'s' * (n != 1)}"
 
 
+def stopped(played: int, planned: int, evaluations: int, kept: int) -> str:
+    """Why a run ended before its last round, and which model counts."""
+    waited = "1 evaluation" if evaluations == 1 else f"{evaluations} evaluations in a row"
+    said = f"ended after {played} of {planned} rounds: no lower held-out loss in {waited}"
+    return said if kept == played else f"{said}; {counts(kept)}"
+
+
+def counts(kept: int) -> str:
+    """Which model of a run counts, where it is not the last one."""
+    return f"the model after {'1 round' if kept == 1 else f'{kept} rounds'} counts" if kept else "the base counts"
+
+
 def sparkline(values: Sequence[float], width: int = 24) -> str:
     """Block characters from the smallest to the largest of the last ``width`` values."""
     shown = [v for v in values[-width:] if isfinite(v)]

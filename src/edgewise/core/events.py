@@ -115,6 +115,15 @@ class Evaluated(Event, frozen=True, tag="evaluated"):
     missing: dict[str, str] = {}
 
 
+class StoppedEarly(Event, frozen=True, tag="stopped_early"):
+    """The run ends after ``played`` rounds, before its last one: the held-out loss was not lower in so many
+    ``evaluations`` in a row. The model that counts is the one after ``kept`` rounds. Told again by a resumed run."""
+
+    played: int
+    evaluations: int
+    kept: int
+
+
 class Progress(Event, frozen=True, tag="progress"):
     """``done`` of ``total`` steps of a phase that is not made of rounds."""
 
@@ -149,6 +158,7 @@ AnyEvent = (
     | Flagged
     | RoundFinished
     | Evaluated
+    | StoppedEarly
     | Progress
     | RunFinished
     | RunFailed

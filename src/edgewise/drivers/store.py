@@ -365,6 +365,10 @@ class RunStore:
             found = [events.from_json(r.body) for r in self._rows(query)]
         return any(isinstance(e, events.Evaluated) and e.model == model for e in found)
 
+    def evaluations(self) -> list[events.Evaluated]:
+        """See Store."""
+        return [e for e in self.events("evaluated") if isinstance(e, events.Evaluated)]
+
     def measures(self, model: str, round: int | None = None) -> dict[DeviceId, tuple[float, int]]:
         """Device -> (nll, tokens) of a model; of its latest round where ``round`` is None."""
         query = sa.select(MEASURES).where(MEASURES.c.model == model).order_by(MEASURES.c.round)

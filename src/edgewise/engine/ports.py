@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from edgewise.core.events import AnyEvent
+from edgewise.core.events import AnyEvent, Evaluated
 from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.keys import Key
 from edgewise.core.outline import outline
@@ -335,4 +335,16 @@ class Store(Protocol):
 
     def append(self, event: AnyEvent) -> None:
         """Store one event (evaluations with their per-device rows) in a transaction of its own."""
+        ...
+
+    def evaluations(self) -> Sequence[Evaluated]:
+        """The stored evaluations of all models."""
+        ...
+
+    def keep(self, name: str, x: Vector, note: int = 0) -> None:
+        """Keep a vector under a name, durably, until another takes its place; ``note`` is a number of the caller's."""
+        ...
+
+    def kept(self, name: str) -> tuple[Vector, int] | None:
+        """The vector and the number kept under a name."""
         ...

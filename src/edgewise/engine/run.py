@@ -43,6 +43,7 @@ from edgewise.engine.sampling import draw
 from edgewise.plan.compile import Plan
 from edgewise.strategies.base import hold
 
+BEST = "best"  # name under which the store keeps the model with the lowest held-out loss
 UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
 
 
@@ -111,15 +112,19 @@ class Federation:
         return fresh
 
     def run(self, checkpoint: Checkpoint) -> Checkpoint:
-        """Play all remaining rounds and the evaluations that are due.
+        """Play the remaining rounds and the evaluations that are due, up to the last round or to where
+        ``round.patience`` ends the run.
 
         Raises:
             RoundError: ``UNMET_LIMIT`` rounds in a row ended below their minimum. The run can be resumed.
         """
         self.evaluate_if_due(checkpoint)
-        while checkpoint.next_round < self.plan.rounds:
+        while checkpoint.next_round < self.plan.rounds and not self.kept(checkpoint).stopped:
             checkpoint = self.round(checkpoint)
             self.evaluate_if_due(checkpoint)
+        if (played := checkpoint.next_round) < self.plan.rounds:
+            now = self.kept(checkpoint)
+            self.tell(events.StoppedEarly(played=played, evaluations=now.waited, kept=now.played))
         return checkpoint
 
     def round(self, checkpoint: Checkpoint) -> Checkpoint:
@@ -348,9 +353,20 @@ class Federation:
         played, every = checkpoint.next_round, self.plan.recipe.eval.every
         last = played == self.plan.rounds
         due = played == 0 or last or (every > 0 and played % every == 0)
-        name = "base" if played == 0 else "federated"
+        name = evaluation.BASE if played == 0 else evaluation.FEDERATED
         if due and not self.store.evaluated(name, played - 1):
             self.evaluate(name, played - 1, checkpoint.state.params)
+        # Also after a crash between an evaluation and this: no round is played before it is made up for.
+        if due and self.plan.recipe.round.keep == "best" and self.kept(checkpoint).played == played:
+            known = self.store.kept(BEST)
+            if known is None or known[1] != played:
+                self.store.keep(BEST, checkpoint.state.params, played)
+
+    def kept(self, checkpoint: Checkpoint) -> evaluation.Kept:
+        """Which model counts so far, and whether the run ends with it."""
+        section = self.plan.recipe.round
+        told = self.store.evaluations() if section.chooses else ()
+        return evaluation.kept(section, told, checkpoint.next_round)
 
     def evaluate(self, name: str, number: int, params: vector.Vector) -> events.Evaluated:
         """Held-out loss of ``params`` on the devices that the recipe lets measure; stored and told."""

@@ -55,7 +55,8 @@ def claims(
         fast = "its link and training were" if visible and recipe.privacy != "record" else "its link is"
         told.append(f"which rung a device chose tells the server roughly how fast {fast}")
     held_out = "held-out losses of single devices are collected by evaluations: a simulation's instrument"
-    told.append(held_out + (", outside every epsilon" if noisy else ""))
+    chosen = "; they decide when the run ends, or which model counts" if recipe.round.chooses else ""
+    told.append(held_out + (", outside every epsilon" if noisy else chosen))
     if recipe.training.local_epochs:
         told.append("how long a device trains tells the server roughly how much text it holds (local_epochs)")
     if not visible:

@@ -140,12 +140,11 @@ class Plan:
         """Number of rounds."""
         return self.recipe.round.rounds
 
-    @property
-    def rounds_alone(self) -> tuple[int, ...]:
-        """The rounds that a device trains in the local-only comparison: as many as it takes part in on average,
-        spread evenly over the schedule."""
-        n = max(1, round(self.rounds * self.sampling.expected / self.sampling.population))
-        return tuple(i * self.rounds // n for i in range(n))
+    def rounds_alone(self, played: int) -> tuple[int, ...]:
+        """The rounds that a device trains in the local-only comparison: of so many as were ``played``, as many as it
+        takes part in on average, spread evenly over them."""
+        n = max(1, round(played * self.sampling.expected / self.sampling.population))
+        return tuple(i * played // n for i in range(n))
 
     @property
     def key(self) -> keys.Key:

@@ -136,7 +136,7 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0) 
     device_round_s = step_s * (local_steps or plan.rule(0).steps)
     federated = device_round_s * expected * plan.rounds / min(workers, expected)
     measured = min(recipe.eval.devices or sampling.population, sampling.population)
-    alone = device_round_s * measured * len(plan.rounds_alone) if recipe.compare.local_only else 0.0
+    alone = device_round_s * measured * len(plan.rounds_alone(plan.rounds)) if recipe.compare.local_only else 0.0
     chain = device_round_s * expected * plan.rounds if recipe.compare.centralised else 0.0
     if not (alone and chain):
         compare = alone / workers + chain

@@ -198,6 +198,13 @@ class Recipe(Section):
                 f'E-COMBO: training.local_epochs with privacy = "{self.privacy}": how long a device trains would tell '
                 "how much text it holds, and no epsilon counts when a device answers: give training.local_steps"
             )
+        if noisy and self.round.chooses:
+            raise ValueError(
+                f'E-COMBO: round.patience and round.keep = "best" with privacy = "{self.privacy}": held-out text would '
+                "decide which model is released, and no epsilon counts that choice: leave both out"
+            )
+        if self.round.chooses and not self.eval.every:
+            raise ValueError('E-COMBO: round.patience and round.keep = "best" compare evaluations: set eval.every')
         return self
 
     @model_validator(mode="after")

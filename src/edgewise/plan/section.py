@@ -30,12 +30,23 @@ class RoundSection(Section):
     deadline_s: float = Field(
         600.0, gt=0, description="seconds after which a round or evaluation closes with what it has"
     )
+    patience: int = Field(
+        0, ge=0, description="evaluations in a row without a lower held-out loss that end the run; 0 = play all rounds"
+    )
+    keep: Literal["last", "best"] = Field(
+        "last", description="the model that counts: of the last round, or of the evaluation with the lowest loss"
+    )
 
     @model_validator(mode="after")
     def _cohort_given(self) -> RoundSection:
         if (self.sampling == "all") == bool(self.cohort):
             raise ValueError('E-COMBO: round.cohort is needed for all ways of sampling but "all"')
         return self
+
+    @property
+    def chooses(self) -> bool:
+        """Whether held-out losses decide when the run ends, or which of its models counts."""
+        return bool(self.patience) or self.keep == "best"
 
 
 class TrainingSection(Section):
