@@ -17,10 +17,12 @@ import mmap
 import os
 import select
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -132,6 +134,23 @@ class Image(NamedTuple):
                 path.write_bytes(raw)
                 path.chmod(mode)
 
+    def state(self, scratch: Path) -> Hashable:
+        """Equal for images that differ only in what SQLite does not read: a transaction that was begun and is not
+        complete is none. ``scratch``: an empty folder, which is left empty."""
+        others, database = [], []
+        for entry in self.entries:
+            (database if Path(entry[0]).name.startswith("run.db") else others).append(entry)
+        for name, _, raw in database:
+            (scratch / Path(name).name).write_bytes(raw or b"")
+        try:
+            with closing(sqlite3.connect(scratch / "run.db")) as connection:
+                read = hash("\n".join(connection.iterdump()))
+        except sqlite3.Error as e:
+            read = hash((str(e), *database))
+        for path in scratch.iterdir():
+            path.unlink()
+        return (*others, *(name for name, _, _ in database), read)
+
 
 def image(folder: Path) -> Image:
     """What a folder holds."""
@@ -159,7 +178,13 @@ class Stage:
         subprocess.run(build, check=True)
         self._control.write_bytes(bytes(ctypes.sizeof(_Control)))
         path = os.pathsep.join(filter(None, [str(SUPPORT), os.environ.get("PYTHONPATH", "")]))
-        env = {**os.environ, **(environ or {}), "PYTHONPATH": path, "LD_PRELOAD": str(self._shim)}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            **(environ or {}),
+            "PYTHONPATH": path,
+            "LD_PRELOAD": str(self._shim),
+        }
         self._process = subprocess.Popen(
             [sys.executable, str(HERE / "stage.py"), str(folder / "warm")],
             env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,

@@ -17,6 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import statements
 import workers
 from toy_recipe import make_recipe
 
@@ -61,6 +62,7 @@ def main() -> None:
     A recipe is played once here before the first child plays it, so that children find all compiled and imported. A
     child has no more than the thread that forked it, so there must be no other one that could hold a lock.
     """
+    statements.share()
     folder, warm = Path(sys.argv[1]), set()
     for line in sys.stdin:
         request = json.loads(line)

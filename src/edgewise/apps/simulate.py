@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -267,7 +267,8 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, store: RunStore,
     return _Loaded(plan, tuple(first.devices), [initial], facts, ())
 
 
-def _versions() -> dict[str, str]:
+@cache
+def _versions() -> Mapping[str, str]:
     found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
     for name in ("edgewise", "numpy", "torch", "transformers", "peft"):
         try:
