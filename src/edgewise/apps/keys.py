@@ -10,6 +10,8 @@ from edgewise.core.errors import RecipeError
 from edgewise.plan.catalogue import BUILT_IN, schema
 from edgewise.plan.recipe import Recipe
 
+MOST_NAMED = 3  # keys in one suggestion
+
 
 def everything() -> str:
     """The whole schema as JSON text."""
@@ -26,11 +28,51 @@ def describe(field: str) -> str:
     for part in field.split("."):
         below = _below(whole, at)
         if part not in below:
-            near = difflib.get_close_matches(part, below, n=1, cutoff=0.5)
-            hint = f"did you mean `{walked}{near[0]}`?" if near else f"known here: {', '.join(below) or 'nothing'}."
+            hint = _hint(whole, field, part, below, walked)
             raise RecipeError("E-KEY", f"there is no recipe key `{field}`.", hint)
         at, walked = _plain(whole, below[part]), f"{walked}{part}."
     return "\n".join(_words(whole, field, at))
+
+
+def _hint(whole: dict[str, Any], field: str, part: str, below: dict[str, Any], walked: str) -> str:
+    """What a person may have meant: keys of that very name elsewhere, else the nearest one here, else anywhere."""
+    last = field.rsplit(".", 1)[-1]
+    everywhere = [dotted for dotted in paths(whole) if dotted.rsplit(".", 1)[-1] == last]
+    if not everywhere and (near := difflib.get_close_matches(part, below, n=1, cutoff=0.5)):
+        return f"did you mean `{walked}{near[0]}`?"
+    if not everywhere:
+        everywhere = difflib.get_close_matches(field, paths(whole), n=1, cutoff=0.6)
+    if not everywhere:
+        everywhere = [dotted for dotted in paths(whole) if _says(whole, dotted, last.replace("_", " "))]
+    if not everywhere:
+        names = sorted({dotted.rsplit(".", 1)[-1] for dotted in paths(whole)})
+        near = difflib.get_close_matches(last, names, n=1, cutoff=0.7)
+        everywhere = [dotted for dotted in paths(whole) if near and dotted.rsplit(".", 1)[-1] == near[0]]
+    if everywhere:
+        return f"did you mean {' or '.join(f'`{dotted}`' for dotted in everywhere[:MOST_NAMED])}?"
+    return f"known here: {', '.join(below) or 'nothing'}."
+
+
+def _says(whole: dict[str, Any], field: str, said: str) -> bool:
+    """Whether a key's description begins with these words."""
+    at = whole
+    for part in field.split("."):
+        at = _plain(whole, _below(whole, at)[part])
+    return str(at.get("description", "")).startswith(said)
+
+
+def paths(whole: dict[str, Any] | None = None) -> list[str]:
+    """All keys of a recipe as ``training.lr`` or ``stage.quantize.bits``, tables and parts too, shallow ones first."""
+    whole = whole or _schema()
+    level, found = [("", whole)], list[str]()
+    while level:
+        level = [
+            (f"{at}.{name}" if at else name, _plain(whole, child))
+            for at, node in level
+            for name, child in _below(whole, node).items()
+        ]
+        found += [at for at, _ in level]
+    return found
 
 
 def _schema() -> dict[str, Any]:

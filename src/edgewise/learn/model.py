@@ -79,7 +79,8 @@ def _from_hub(repo: str) -> Path:
 
 def _check(folder: Path) -> None:
     if not folder.is_dir():
-        raise ModelError("E-MODEL", f"no model folder at {folder}.", 'check model.base; "bundled" always works.')
+        fix = f'check model.base; a model of the Hugging Face hub is "hub:{folder.name}"; "bundled" always works.'
+        raise ModelError("E-MODEL", f"no model folder at {folder}.", fix)
     if not (folder / "config.json").is_file():
         raise ModelError("E-MODEL", f"{folder} has no config.json.", "point model.base at a saved transformers model.")
     if not any(folder.glob("*.safetensors")):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from edgewise.plan.section import Section
+from edgewise.plan.section import Refused, Section
 
 
 class DataSection(Section):
@@ -48,23 +48,31 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _consistent(self) -> DataSection:
         if self.source != "python-stdlib" and not (self.path and all(self.path)):
-            raise ValueError(f'E-MISSING: data.path is required for data.source = "{self.source}"')
+            what = f'data.path is required for data.source = "{self.source}"'
+            raise Refused("E-MISSING", what, "name the folder or file, relative to the recipe")
         if self.source == "python-stdlib" and self.path:
-            raise ValueError('E-COMBO: data.path is not read with data.source = "python-stdlib"; say what is there')
+            what = 'data.path is not read with data.source = "python-stdlib"'
+            raise Refused("E-COMBO", what, 'leave it out, or say what is there: source = "text", "jsonl", "csv", "parquet"')
         if self.source in ("python-stdlib", "text"):
             for key in ("text", "prompt", "owner", "time", "label"):
                 if getattr(self, key) != type(self).model_fields[key].default:
-                    raise ValueError(f'E-COMBO: data.{key} names a column, and data.source = "{self.source}" has none')
+                    what = f'data.{key} names a column, and data.source = "{self.source}" has none'
+                    raise Refused("E-COMBO", what, 'leave it out, or name a table: source = "jsonl", "csv" or "parquet"')
         if self.partition != "owner" and not self.devices:
-            raise ValueError(f'E-MISSING: data.devices is required for data.partition = "{self.partition}"')
+            what = f'data.devices is required for data.partition = "{self.partition}"'
+            raise Refused("E-MISSING", what, "write the number of devices, e.g. devices = 20")
         if self.partition == "owner" and self.devices:
-            raise ValueError('E-COMBO: data.devices is for "dirichlet" and "iid"; with "owner" the owners decide')
+            what = 'data.devices is for "dirichlet" and "iid"; with "owner" the owners decide'
+            raise Refused("E-COMBO", what, 'leave it out, or write partition = "iid"')
         if self.partition == "owner" and self.source in ("jsonl", "csv", "parquet") and not self.owner:
-            raise ValueError("E-MISSING: data.owner names the column whose values are the devices")
+            what = "data.owner is required: it names the column whose values are the devices"
+            raise Refused("E-MISSING", what, 'name the column, or deal rows out: partition = "iid", devices = 20')
         if self.time_format and not self.time:
-            raise ValueError("E-COMBO: data.time_format says how data.time is written, and no column is named there")
+            what = "data.time_format says how data.time is written, and no column is named there"
+            raise Refused("E-COMBO", what, "name the column in data.time, or leave out data.time_format")
         if self.separator and self.source != "csv":
-            raise ValueError('E-COMBO: data.separator is for data.source = "csv"')
+            raise Refused("E-COMBO", 'data.separator is for data.source = "csv"', "leave it out")
         if self.separator and (len(self.separator) != 1 or self.separator in '"\r\n'):
-            raise ValueError("E-VALUE: data.separator is one character, and neither a quote nor a line end")
+            what = "data.separator is one character, and neither a quote nor a line end"
+            raise Refused("E-VALUE", what, 'write ",", ";", "|" or a tab, or leave it out')
         return self

@@ -8,33 +8,29 @@ as plain tables here; ``plan.catalogue`` validates them against the part's own m
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
-from edgewise.plan import toml
+from edgewise.plan import findings, toml
 from edgewise.plan.data import DataSection
 from edgewise.plan.section import (
     DP_WORDS,
-    MOVED,
     DpSection,
     Privacy,
+    Refused,
     RoundSection,
     Section,
     SimulationSection,
     TrainingSection,
     TrustSection,
 )
-
-LONGEST_NAME = 64  # of a key that is looked for among the known ones
-UNION = ("str", "list[str]")  # pydantic names the type that it tried, which is no key
 
 
 class ModelSection(Section):
@@ -67,7 +63,9 @@ class TrainableSection(Section):
     @model_validator(mode="after")
     def _layers_named(self) -> TrainableSection:
         if (self.kind == "layers") != bool(self.layers):
-            raise ValueError('E-COMBO: trainable.layers goes with trainable.kind = "layers", and only with it')
+            what = 'trainable.layers goes with trainable.kind = "layers", and only with it'
+            fix = "name layers" if self.kind == "layers" else 'write kind = "layers", or leave out trainable.layers'
+            raise Refused("E-COMBO", what, fix)
         return self
 
 
@@ -151,14 +149,18 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _ladder_used(self) -> Recipe:
         if self.codec == "stages" and self.adaptive != AdaptiveSection():
-            raise ValueError('E-COMBO: the section [adaptive] is for codec = "adaptive"')
+            what = 'the section [adaptive] is for codec = "adaptive"'
+            raise Refused("E-COMBO", what, 'leave it out, or write codec = "adaptive" at the top')
         if self.privacy != "hidden" and self.adaptive.groups != AdaptiveSection().groups:
-            raise ValueError('E-COMBO: adaptive.groups is for privacy = "hidden"; here each device chooses by itself')
+            what = 'adaptive.groups is for privacy = "hidden"; here each device chooses by itself'
+            raise Refused("E-COMBO", what, "leave out adaptive.groups")
         if self.privacy in ("hidden", "record") and self.adaptive.patience != AdaptiveSection().patience:
             what = "adaptive.patience compares with training time, which no choice depends on behind masks or with"
-            raise ValueError(f'E-COMBO: {what} privacy = "record"; there adaptive.deadline_s is the time of the upload')
+            fix = "leave it out; adaptive.deadline_s is the time of the upload there"
+            raise Refused("E-COMBO", f'{what} privacy = "record"', fix)
         if self.adaptive.deadline_s > self.round.deadline_s:
-            raise ValueError("E-COMBO: adaptive.deadline_s is after round.deadline_s, when the round closes")
+            what = "adaptive.deadline_s is after round.deadline_s, when the round closes"
+            raise Refused("E-COMBO", what, "lower adaptive.deadline_s, or raise round.deadline_s")
         return self
 
     @model_validator(mode="before")
@@ -180,13 +182,14 @@ class Recipe(Section):
     def _minimum_given(self) -> Recipe:
         always = self.privacy == "central" and self.round.sampling == "poisson"
         if not self.round.minimum and not always:
-            raise ValueError('E-COMBO: round.minimum = 0 is for privacy = "central" with round.sampling = "poisson"')
+            what = 'round.minimum = 0 is for privacy = "central" with round.sampling = "poisson"'
+            raise Refused("E-COMBO", what, "leave it out (0.5), or choose another share above 0")
         if self.round.minimum and always:
-            raise ValueError(
-                'E-COMBO: privacy = "central" with round.sampling = "poisson" hides whether a device is there, and an '
-                "abandoned round would tell how many came: leave out round.minimum, and every round is released, with "
-                "noise"
+            what = (
+                'privacy = "central" with round.sampling = "poisson" hides whether a device is there, and an abandoned '
+                "round would tell how many came"
             )
+            raise Refused("E-COMBO", what, "leave out round.minimum: every round is then released, with noise")
         return self
 
     @model_validator(mode="after")
@@ -194,17 +197,20 @@ class Recipe(Section):
         """What depends on a device's own text is refused where an epsilon counts everything that does."""
         noisy = self.privacy in DP_WORDS
         if noisy and self.training.local_epochs:
-            raise ValueError(
-                f'E-COMBO: training.local_epochs with privacy = "{self.privacy}": how long a device trains would tell '
-                "how much text it holds, and no epsilon counts when a device answers: give training.local_steps"
+            what = (
+                f'training.local_epochs with privacy = "{self.privacy}": how long a device trains would tell how much '
+                "text it holds, and no epsilon counts when a device answers"
             )
+            raise Refused("E-COMBO", what, "give training.local_steps")
         if noisy and self.round.chooses:
-            raise ValueError(
-                f'E-COMBO: round.patience and round.keep = "best" with privacy = "{self.privacy}": held-out text would '
-                "decide which model is released, and no epsilon counts that choice: leave both out"
+            what = (
+                f'round.patience and round.keep = "best" with privacy = "{self.privacy}": held-out text would decide '
+                "which model is released, and no epsilon counts that choice"
             )
+            raise Refused("E-COMBO", what, "leave both out")
         if self.round.chooses and not self.eval.every:
-            raise ValueError('E-COMBO: round.patience and round.keep = "best" compare evaluations: set eval.every')
+            what = 'round.patience and round.keep = "best" compare evaluations, and with eval.every = 0 there is one'
+            raise Refused("E-COMBO", what, "write eval.every = 1 or more")
         return self
 
     @model_validator(mode="after")
@@ -250,8 +256,8 @@ def parse(text: str, where: str = "recipe", overrides: dict[str, Any] | None = N
     """
     plain = toml.read(text, where)
     for dotted, value in (overrides or {}).items():
-        _set(plain, dotted, value)
-    return from_plain(plain, where, text)
+        findings.put(plain, dotted, value)
+    return from_plain(plain, where, text, overrides or {})
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
@@ -261,81 +267,15 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     return parse(text, str(path), overrides)
 
 
-def from_plain(plain: dict[str, Any], where: str = "recipe", text: str = "") -> Recipe:
-    """Recipe from plain tables (the Python API). Raises RecipeError as ``parse``."""
+def from_plain(
+    plain: dict[str, Any], where: str = "recipe", text: str = "", overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Recipe from plain tables (the Python API). ``text`` and ``overrides``: where a key came from, for messages.
+
+    Raises RecipeError as ``parse``; a message names all faults that were found, the cause of the others first.
+    """
     toml.bounded(plain, where)
     try:
         return Recipe.model_validate(plain, strict=True)
     except ValidationError as e:
-        raise _explain(e, where, text) from None
-
-
-def _set(plain: dict[str, Any], dotted: str, value: Any) -> None:
-    """Put a value at ``section.key`` or ``list.number.key``. Raises RecipeError(E-KEY) where there is no such place."""
-    *path, last = dotted.split(".")
-    if len(path) >= toml.DEEPEST:
-        raise RecipeError("E-KEY", f"--set {dotted}: no key has {len(path) + 1} parts.", "see `edgewise schema`.")
-    at: Any = plain
-    for i, part in enumerate(path):
-        if isinstance(at, list):
-            at = at[_number(at, part, dotted)]
-        else:
-            at = at.setdefault(part, [] if not i and part in ("stage", "downlink", "post") else {})
-        if not isinstance(at, dict | list):
-            raise RecipeError("E-KEY", f"--set {dotted}: {part} is not a table.", "see `edgewise schema`.")
-    at[_number(at, last, dotted) if isinstance(at, list) else last] = value
-
-
-def _number(at: list[Any], part: str, dotted: str) -> int:
-    numbers = [str(i) for i in range(len(at))]
-    if part not in numbers:
-        fix = f"they are numbered from 0 to {len(at) - 1}." if at else "write them into the recipe first."
-        raise RecipeError("E-KEY", f"--set {dotted}: the recipe lists no number {part!r:.40} there.", fix)
-    return int(part)
-
-
-def _known(path: tuple[str | int, ...]) -> list[str]:
-    at: Any = Recipe
-    for part in path:
-        info = at.model_fields.get(part) if isinstance(part, str) else None
-        at = info.annotation if info is not None else None
-        if not (isinstance(at, type) and issubclass(at, BaseModel)):
-            return []
-    return [f.alias or k for k, f in at.model_fields.items()]
-
-
-def _line(text: str, loc: tuple[str | int, ...]) -> str:
-    """``":14"`` where the key's line can be found in the text, else nothing."""
-    names = [str(p) for p in loc if isinstance(p, str)]
-    table, key = ".".join(names[:-1]), names[-1] if names else ""
-    current = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if stripped.startswith("["):
-            current = stripped.strip("[] ").split("#")[0].strip("[] ")
-        elif current == table and stripped.split("=")[0].strip().strip('"') == key:
-            return f":{number}"
-    return ""
-
-
-def _explain(error: ValidationError, where: str, text: str) -> RecipeError:
-    # A misspelt key is also a missing one: the misspelling is the cause.
-    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-    loc, kind = tuple(part for part in first["loc"] if part not in UNION), first["type"]
-    dotted = ".".join(map(str, loc))
-    at = f"{where}{_line(text, loc)}"
-    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(loc[-1])[:LONGEST_NAME], _known(loc[:-1]), n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(_known(loc[:-1]))}."
-        hint = f"write `{MOVED[dotted]}`." if dotted in MOVED else hint
-        return RecipeError("E-KEY", f"{at}: unknown key `{dotted}`{more}.", hint)
-    if kind == "missing":
-        hint = 'write `privacy = "none"` at the top.' if loc == ("privacy",) else "add it."
-        return RecipeError("E-MISSING", f"{at}: `{dotted}` is required{more}.", hint)
-    if kind == "value_error":
-        code, _, reason = str(first["ctx"]["error"]).partition(": ")
-        return RecipeError(code, f"{at}: {reason}{more}.")
-    got = repr(first["input"])[:80]
-    code = "E-TYPE" if kind.endswith(("_type", "_parsing")) else "E-VALUE"
-    return RecipeError(code, f"{at}: `{dotted}` = {got}: {first['msg']}{more}.", "see `edgewise schema`.")
+        raise findings.explain(e, Recipe, findings.Origin(where, text, tuple(overrides or ()))) from None

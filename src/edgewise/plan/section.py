@@ -11,6 +11,15 @@ Privacy = Literal["none", "hidden", "central", "distributed", "local", "record"]
 DP_WORDS = ("central", "distributed", "local", "record")  # those that promise an epsilon
 
 
+class Refused(ValueError):
+    """Settings that cannot be, raised by a section's validator: the code, what was asked and why it cannot be, and what
+    to do, both without a full stop."""
+
+    def __init__(self, code: str, what: str, fix: str) -> None:
+        super().__init__(f"{code}: {what}")
+        self.code, self.what, self.fix = code, what, fix
+
+
 class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, no silent conversions between kinds."""
 
@@ -39,8 +48,14 @@ class RoundSection(Section):
 
     @model_validator(mode="after")
     def _cohort_given(self) -> RoundSection:
-        if (self.sampling == "all") == bool(self.cohort):
-            raise ValueError('E-COMBO: round.cohort is needed for all ways of sampling but "all"')
+        if self.sampling == "all" and self.cohort:
+            what = (
+                f'round.cohort = {self.cohort} is not read with round.sampling = "all": all devices are in every round'
+            )
+            raise Refused("E-COMBO", what, 'leave out round.cohort, or write sampling = "fixed"')
+        if self.sampling != "all" and not self.cohort:
+            what = f'round.sampling = "{self.sampling}" needs round.cohort, the number of devices in a round'
+            raise Refused("E-COMBO", what, 'write cohort = 10 or the like, or sampling = "all"')
         return self
 
     @property
@@ -84,17 +99,21 @@ class TrainingSection(Section):
     @model_validator(mode="after")
     def _one_length(self) -> TrainingSection:
         if bool(self.local_steps) == bool(self.local_epochs):
-            raise ValueError("E-COMBO: give training.local_steps or training.local_epochs, exactly one of them")
+            what = "training.local_steps and training.local_epochs: exactly one of them says how long a device trains"
+            raise Refused("E-COMBO", what, "give one, and leave out the other")
         if not self.local_epochs and self.max_local_steps != type(self).model_fields["max_local_steps"].default:
-            raise ValueError("E-COMBO: training.max_local_steps bounds the steps of training.local_epochs")
+            what = "training.max_local_steps bounds the steps of training.local_epochs, which is not given"
+            raise Refused("E-COMBO", what, "leave it out, or write local_epochs = 1")
         return self
 
     @model_validator(mode="after")
     def _divides(self) -> TrainingSection:
         if self.batch % self.accumulate:
-            raise ValueError("E-COMBO: training.accumulate must divide training.batch")
+            what = f"training.accumulate = {self.accumulate} does not divide training.batch = {self.batch}"
+            raise Refused("E-COMBO", what, "choose a divisor of training.batch")
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError('E-COMBO: training.momentum is for optimizer = "sgd"')
+            what = f'training.momentum is not read with training.optimizer = "{self.optimizer}"'
+            raise Refused("E-COMBO", what, 'leave it out, or write optimizer = "sgd"')
         return self
 
 
@@ -150,9 +169,11 @@ class SimulationSection(Section):
         drawn = ("link_mbit", "link_spread", "link_low_mbit", "link_high_mbit")
         fields = type(self).model_fields
         if self.link_trace and any(getattr(self, name) != fields[name].default for name in drawn):
-            raise ValueError(f"E-COMBO: with simulation.link_trace links are not drawn: leave out {', '.join(drawn)}")
+            what = "with simulation.link_trace links are not drawn"
+            raise Refused("E-COMBO", what, f"leave out {', '.join(drawn)}")
         if not self.link_low_mbit <= self.link_mbit <= self.link_high_mbit:
-            raise ValueError("E-COMBO: simulation.link_mbit must lie between link_low_mbit and link_high_mbit")
+            what = f"simulation.link_mbit = {self.link_mbit:g} lies outside of link_low_mbit to link_high_mbit"
+            raise Refused("E-COMBO", what, "set link_low_mbit and link_high_mbit too")
         return self
 
 
@@ -185,24 +206,29 @@ class DpSection(Section):
     bits: int = Field(0, ge=0, le=32, description="distributed: of the ring; 0 = the smallest that will do")
 
     def check(self, privacy: Privacy) -> None:
-        """Raises ValueError (E-COMBO, E-MISSING) where the section and the recipe's word do not go together."""
+        """Raises Refused (E-COMBO, E-MISSING) where the section and the recipe's word do not go together."""
         if privacy not in DP_WORDS:
             if self != DpSection():
-                raise ValueError(f'E-COMBO: [dp] is for privacy = {", ".join(DP_WORDS)}, here it is "{privacy}"')
+                what = f'[dp] is for privacy = {", ".join(DP_WORDS)}; here it is "{privacy}"'
+                raise Refused("E-COMBO", what, "leave out [dp], or name one of these words")
             return
         for key in ("epsilon", "delta", "clip_l2"):
             if not getattr(self, key):
-                raise ValueError(f'E-MISSING: privacy = "{privacy}" needs dp.{key}')
+                raise Refused("E-MISSING", f'privacy = "{privacy}" needs dp.{key}', f"write {key} in [dp]")
         if self.adaptive_clip and privacy != "central":
-            raise ValueError('E-COMBO: dp.adaptive_clip is for privacy = "central"')
+            what = 'dp.adaptive_clip is for privacy = "central"'
+            raise Refused("E-COMBO", what, "leave it out: dp.clip_l2 is the clip")
         if self.tensor_l2 and (self.adaptive_clip or privacy == "record"):
-            raise ValueError("E-COMBO: dp.tensor_l2 is for whole updates and a clip that stays")
+            what = "dp.tensor_l2 is for whole updates and a clip that stays"
+            raise Refused("E-COMBO", what, 'leave it out, or dp.adaptive_clip and privacy = "record"')
         distributed, correlated = privacy == "distributed", self.noise == "correlated"
         for key, read, by in (
             ("bits", distributed, 'privacy = "distributed"'),
             ("buffers", correlated, 'dp.noise = "correlated"'),
         ):
             if not read and getattr(self, key) != DpSection.model_fields[key].default:
-                raise ValueError(f"E-COMBO: dp.{key} is for {by}; nothing reads it here")
+                raise Refused("E-COMBO", f"dp.{key} is for {by}; nothing reads it here", f"leave out dp.{key}")
         if (privacy == "record") != bool(self.sample_rate):
-            raise ValueError('E-MISSING: dp.sample_rate goes with privacy = "record", and only with it')
+            what = 'dp.sample_rate goes with privacy = "record", and only with it'
+            fix = "write sample_rate = 0.1 or the like" if privacy == "record" else "leave it out"
+            raise Refused("E-MISSING", what, fix)

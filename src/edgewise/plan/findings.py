@@ -1,0 +1,141 @@
+"""What is wrong with a recipe, where it stands, and what to do; all of it in one message."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from edgewise.core.errors import RecipeError
+from edgewise.plan import toml
+from edgewise.plan.section import MOVED, Refused
+
+LONGEST_NAME = 64  # of a key that is looked for among the known ones
+MOST_SHOWN = 5  # faults that one message tells
+Place = tuple[str | int, ...]
+_KEY = re.compile(r"\b[a-z]+\.[a-z_0-9]+\b")
+
+
+class Origin(NamedTuple):
+    """Where the values of a recipe came from: the file's name and text, and the keys that ``--set`` put over them."""
+
+    where: str
+    text: str
+    overrides: tuple[str, ...]
+
+
+class _Finding(NamedTuple):
+    code: str
+    what: str
+    fix: str
+
+
+def put(plain: dict[str, Any], dotted: str, value: Any) -> None:
+    """Put a value at ``section.key`` or ``list.number.key``. Raises RecipeError(E-KEY) where there is no such place."""
+    *path, last = dotted.split(".")
+    if len(path) >= toml.DEEPEST:
+        raise RecipeError("E-KEY", f"--set {dotted}: no key has {len(path) + 1} parts.", "see `edgewise schema`.")
+    at: Any = plain
+    for i, part in enumerate(path):
+        if isinstance(at, list):
+            at = at[_number(at, part, dotted)]
+        else:
+            at = at.setdefault(part, [] if not i and part in ("stage", "downlink", "post") else {})
+        if not isinstance(at, dict | list):
+            raise RecipeError("E-KEY", f"--set {dotted}: {part} is not a table.", "see `edgewise schema`.")
+    at[_number(at, last, dotted) if isinstance(at, list) else last] = value
+
+
+def _number(at: list[Any], part: str, dotted: str) -> int:
+    numbers = [str(i) for i in range(len(at))]
+    if part not in numbers:
+        fix = f"they are numbered from 0 to {len(at) - 1}." if at else "write them into the recipe first."
+        raise RecipeError("E-KEY", f"--set {dotted}: the recipe lists no number {part!r:.40} there.", fix)
+    return int(part)
+
+
+def explain(error: ValidationError, model: type[BaseModel], origin: Origin) -> RecipeError:
+    """Everything that a validation found, as one error: the first cause; its fix has a line for each other fault.
+
+    A misspelt key is also a missing one, so misspellings come first.
+    """
+    each = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    first, *others = [_finding(e, model, origin) for e in each]
+    told = [f"also {f.code}: {f.what} Fix: {f.fix}" for f in others[: MOST_SHOWN - 1]]
+    if len(others) >= MOST_SHOWN:
+        told.append(f"and {len(others) - MOST_SHOWN + 1} more.")
+    return RecipeError(first.code, first.what, "\n".join([first.fix, *told]))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The known word that a person may have meant; empty where none is near."""
+    return next(iter(difflib.get_close_matches(word[:LONGEST_NAME], list(known), n=1, cutoff=0.5)), "")
+
+
+def _finding(e: Mapping[str, Any], model: type[BaseModel], origin: Origin) -> _Finding:
+    loc, kind = tuple(e["loc"]), e["type"]
+    dotted = ".".join(map(str, loc))
+    at = _at(origin, loc)
+    if kind == "extra_forbidden":
+        known = _known(model, loc[:-1])
+        near = nearest(str(loc[-1]), known)
+        hint = f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}."
+        hint = f"write `{MOVED[dotted]}`." if dotted in MOVED else hint
+        return _Finding("E-KEY", f"{at}: unknown key `{dotted}`.", hint)
+    if kind == "missing":
+        hint = 'write `privacy = "none"` at the top.' if loc == ("privacy",) else "add it."
+        return _Finding("E-MISSING", f"{at}: `{dotted}` is required.", hint)
+    cause = e.get("ctx", {}).get("error")
+    if isinstance(cause, Refused):
+        at = _at(origin, loc, cause.what)
+        return _Finding(cause.code, f"{at}: {cause.what}.", f"{cause.fix}.")
+    if cause is not None:
+        code, _, reason = str(cause).partition(": ")
+        return _Finding(code, f"{at}: {reason}.", "")
+    code = "E-TYPE" if kind.endswith(("_type", "_parsing")) else "E-VALUE"
+    got = repr(e["input"])[:80]
+    fix = f"see `edgewise schema --field {'.'.join(map(str, loc[:2]))}`."
+    return _Finding(code, f"{at}: `{dotted}` = {got}: {e['msg']}.", fix)
+
+
+def _at(origin: Origin, loc: Place, said: str = "") -> str:
+    """``--set training.lr`` for a key that the command line put there, else ``recipe.toml:14``, or the file alone.
+
+    ``said``: of a fault in several keys, the sentence that names them.
+    """
+    places = [tuple(key.split(".")) for key in _KEY.findall(said)] or [loc]
+    for place in places:
+        for key in origin.overrides:
+            if f"{'.'.join(map(str, place))}.".startswith(f"{key}."):
+                return f"--set {key}"
+    lines = (_line(origin.text, place) for place in [*places, loc])
+    return f"{origin.where}{next(filter(None, lines), '')}"
+
+
+def _known(model: type[BaseModel], path: Place) -> list[str]:
+    at: Any = model
+    for part in path:
+        info = at.model_fields.get(part) if isinstance(part, str) else None
+        at = info.annotation if info is not None else None
+        if not (isinstance(at, type) and issubclass(at, BaseModel)):
+            return []
+    return [f.alias or k for k, f in at.model_fields.items()]
+
+
+def _line(text: str, loc: Place) -> str:
+    """``":14"`` where the key's line can be found in the text, else nothing."""
+    names = [str(p) for p in loc if isinstance(p, str)]
+    table, key = ".".join(names[:-1]), names[-1] if names else ""
+    current = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.strip()
+        if stripped.startswith("["):
+            current = stripped.strip("[] ").split("#")[0].strip("[] ")
+            if names == [current]:
+                return f":{number}"
+        elif current == table and stripped.split("=")[0].strip().strip('"') == key:
+            return f":{number}"
+    return ""
