@@ -35,12 +35,13 @@ def simulate(
         recipe: path of a TOML file, plain tables, or a Recipe.
         out: run directory; default ``runs/<name>-<hash>``.
         sinks: callables that get every event (``edgewise.core.events``) as it happens.
-        extensions: names of importable modules that define ``EDGEWISE = Extension(...)`` with codecs, strategies or a
-            trainer of your own.
+        extensions: modules that define ``EDGEWISE = Extension(...)`` with codecs, strategies or a trainer of your own,
+            by name or by file (``"signs.py"``); looked for also in the current folder and beside the recipe.
         resume: go on with an unfinished run in ``out``.
     Raises:
-        edgewise.EdgewiseError: with a stable code; see docs/errors.md.
+        edgewise.EdgewiseError: with a stable code; ``edgewise explain CODE`` says more.
     """
+    from edgewise.apps.extensions import importable
     from edgewise.apps.runs import place
     from edgewise.apps.simulate import run
     from edgewise.plan import recipe as recipes
@@ -52,5 +53,6 @@ def simulate(
     elif isinstance(recipe, Mapping):
         recipe = recipes.from_plain(dict(recipe))
     path = Path(out) if out is not None else place(recipe)
-    run(recipe, out=path, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks)
+    parts = importable(extensions, recipe_dir)
+    run(recipe, out=path, recipe_dir=recipe_dir, resume=resume, extensions=parts, sinks=sinks)
     return Result(path, json.loads((path / "summary.json").read_text(encoding="utf-8")))

@@ -71,7 +71,7 @@ def test_a_whole_run_and_what_it_leaves(folder: Path) -> None:
     again = call("sim", "toy.toml", *TOY)
     assert again.exit_code == REGISTRY["E-RUN-EXISTS"].exit_status
     assert "E-RUN-EXISTS" in again.stderr
-    assert "docs/errors.md#e-run-exists" in again.stderr
+    assert "edgewise explain E-RUN-EXISTS" in again.stderr
 
     (out / "report.html").unlink()
     made = call("report", str(out))

@@ -7,6 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgewise.apps import guides
+from edgewise.apps.options import (
+    Debug,
+    Engine,
+    Extension,
+    Json,
+    Out,
+    Quiet,
+    RecipePath,
+    Resume,
+    RunDir,
+    Set,
+    Workers,
+)
+
 if TYPE_CHECKING:
     from edgewise.apps.shell import Session
 
@@ -14,7 +29,7 @@ app = typer.Typer(
     name="edgewise",
     help="Federate language-model training on data that stays where it is.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -22,24 +37,6 @@ app = typer.Typer(
 
 bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench, name="bench", help="Measure parts of edgewise on your own model.")
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set training.lr=0.01."),
-]
-Out = Annotated[Path | None, typer.Option("--out", help="Run directory.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in that directory.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON envelope on standard output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries print.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no table, only errors.")]
-Engine = Annotated[str | None, typer.Option("--engine", help="inproc or pool.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes of the pool.")]
-Extension = Annotated[
-    list[str] | None,
-    typer.Option("--extension", metavar="MODULE", help="Importable module with parts of your own."),
-]
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).", show_default=False)]
-RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.", show_default=False)]
 
 
 def _version(wanted: bool) -> None:
@@ -82,6 +79,9 @@ def demo(
     _simulate("demo", _demo_recipe(), overrides, out, resume, engine, workers, [], as_json, quiet, debug)
 
 
+app.command()(guides.recipes)
+
+
 @app.command()
 def check(
     recipe: RecipePath,
@@ -99,13 +99,14 @@ def check(
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs, shell
+        from edgewise.apps.extensions import importable
         from edgewise.plan.recipe import load
 
         parsed = load(recipe, runs.assignments(overrides))
         with shell.interrupts(), shell.quiet_screen(None, debug):
             from edgewise.apps import check as checker
 
-            found = checker.examine(parsed, recipe.parent, extension or (), fast)
+            found = checker.examine(parsed, recipe.parent, importable(extension or (), recipe.parent), fast)
         if not as_json:
             from rich.console import Console
 
@@ -209,6 +210,7 @@ def codecs(
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs, shell
+        from edgewise.apps.extensions import importable
         from edgewise.plan.recipe import load
 
         path = recipe or _demo_recipe()
@@ -217,7 +219,8 @@ def codecs(
             from edgewise.apps import bench as measuring
 
             shown = None if as_json else screen
-            found = measuring.examine(parsed, path.parent, extension or (), random, repeats, shown)
+            parts = importable(extension or (), path.parent)
+            found = measuring.examine(parsed, path.parent, parts, random, repeats, shown)
         if not as_json:
             from rich.console import Console
 
@@ -237,15 +240,17 @@ def audit(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Attack a recipe: claimed against measured epsilon, and what leaks behind each defence.
+    """Attack a recipe: does its epsilon hold, and what leaks?
 
-    Plays the compiled recipe: single releases, or steps of record-level privacy, at its own noise. Every figure says of
-    what it is, and what was left out. Exit status 8 where more is measured than is claimed.
+    Claimed against measured epsilon, and what leaks behind each defence. Plays the compiled recipe: single releases, or
+    steps of record-level privacy, at its own noise. Every figure says of what it is, and what was left out. Exit status
+    8 where more is measured than is claimed.
     """
     session = _session("audit", as_json, debug)
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs, shell
+        from edgewise.apps.extensions import importable
         from edgewise.plan.catalogue import with_extensions
         from edgewise.plan.recipe import load
 
@@ -255,7 +260,8 @@ def audit(
             from edgewise.apps.bar import steps
 
             with steps(None if as_json else screen) as step:
-                found = auditor.examine(parsed, recipe.parent, out, quick, step, with_extensions(extension or ()))
+                parts = with_extensions(importable(extension or (), recipe.parent))
+                found = auditor.examine(parsed, recipe.parent, out, quick, step, parts)
         if not as_json:
             from rich.console import Console
 
@@ -299,6 +305,9 @@ def schema(
     raise typer.Exit(session.run(body))
 
 
+app.command()(guides.explain)
+
+
 def _demo_recipe() -> Path:
     from importlib import resources
 
@@ -328,6 +337,7 @@ def _simulate(
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs
+        from edgewise.apps.extensions import importable
         from edgewise.core.errors import RecipeError
         from edgewise.plan.recipe import load
 
@@ -339,9 +349,8 @@ def _simulate(
         if workers is not None and recipe.simulation.engine != "pool":
             what = f'--workers is for the pool; the engine is "{recipe.simulation.engine}".'
             raise RecipeError("E-COMBO", what, "add --engine pool, or leave out --workers.")
-        return runs.play(
-            session, recipe, path.parent, out or runs.place(recipe, name == "demo", resume), resume, extensions, quiet
-        )
+        parts, place = importable(extensions, path.parent), out or runs.place(recipe, name == "demo", resume)
+        return runs.play(session, recipe, path.parent, place, resume, parts, quiet)
 
     raise typer.Exit(session.run(body))
 
@@ -351,7 +360,7 @@ def main() -> None:
     from edgewise.drivers.screen import guard
 
     guard()
-    app()
+    app(prog_name="edgewise")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,6 @@ from edgewise.drivers.folder import marked
 from edgewise.drivers.screen import screen
 
 TRAIN_EXTRA = {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"}
-PAGE = "docs/errors.md"
 NOISE = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -80,9 +80,7 @@ class Session:
             error = {"code": e.code, "what": e.what, "fix": e.fix}
             print(json.dumps({"ok": False, "command": self.name, "error": error}))
         else:
-            lines = [f"{_bold(e.code)}: {e.what}", *([f"  fix   {e.fix}"] if e.fix else [])]
-            lines.append(f"  more  {PAGE}#{e.code.lower()}")
-            print("\n".join(lines), file=sys.stderr)
+            print(message(e, _width()), file=sys.stderr)
         return e.exit_status
 
     def _crash(self, e: BaseException) -> int:
@@ -99,6 +97,32 @@ class Session:
             go_on = f"\n  then  {again(sys.argv)}" if self.resumable else ""
             print(f"{_bold('this is a bug in edgewise')}: {what}\n  see   {path}{go_on}", file=sys.stderr)
         return 1
+
+
+def message(e: EdgewiseError, width: int = 0) -> str:
+    """What a person reads of an error: code and cause, ``fix``, ``also`` for each further fault, ``more``.
+
+    Words stay whole where the lines of a screen end (``width``, 0 = no end). A command to copy stays on one line.
+    """
+    parts = [("", f"{e.code}: {e.what}")]
+    for i, line in enumerate(filter(None, e.fix.split("\n"))):
+        parts.append(("fix", line) if not i else ("also", line.removeprefix("also ")))
+    parts.append(("more", f"edgewise explain {e.code}"))
+    lines: list[str] = []
+    for label, said in parts:
+        text = f"  {label:<6}{said}" if label else said
+        if not width or (label == "fix" and isinstance(e, Interrupted)):
+            lines.append(text)
+            continue
+        indent = " " * (8 if label else 2)
+        lines += textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    lines[0] = lines[0].replace(e.code, _bold(e.code), 1)
+    return "\n".join(lines)
+
+
+def _width() -> int:
+    """Columns of the screen that errors go to; 0 where it is none."""
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
 
 
 def write_crash(text: str, folder: Path | None) -> Path:

@@ -41,6 +41,8 @@ REGISTRY: dict[str, Entry] = {
     "E-MISSING": Entry("a required recipe key is missing", 2),
     "E-COMBO": Entry("two recipe settings exclude each other", 2),
     "E-NAME": Entry("no part of that name in the catalogue", 2),
+    "E-UNKNOWN": Entry("there is no recipe, page, code or key of that name", 2),
+    "E-FILE-EXISTS": Entry("the file that would be written exists", 2),
     "E-EXTENSION": Entry("an extension module cannot be used", 2),
     "E-SEGMENT": Entry("a segment name matches no trainable tensor", 2),
     "E-NO-BOUND": Entry("a quantizer on a shared grid needs a bound on each coordinate", 2),

@@ -39,6 +39,17 @@ def write_durably(path: Path, raw: Buffer, private: bool = False) -> None:
         raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "free some space, then --resume.") from None
 
 
+def write_new(path: Path, raw: Buffer) -> None:
+    """Write a file that is not there yet. Raises StoreError: E-FILE-EXISTS where one is, which stays; E-DISK."""
+    try:
+        with open(path, "xb") as f:
+            f.write(raw)
+    except FileExistsError:
+        raise StoreError("E-FILE-EXISTS", f"{path} exists already.", "name another file.") from None
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "choose another place.") from None
+
+
 def discard(path: Path) -> None:
     """Delete a file that nothing names any more; where the disk refuses, it stays and costs room only."""
     with suppress(OSError):

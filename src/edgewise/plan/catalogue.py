@@ -174,10 +174,10 @@ def with_extensions(modules: Iterable[str]) -> Catalogue:
             raise RecipeError(
                 "E-EXTENSION",
                 f"{name}: {type(e).__name__}: {e}.",
-                "it must be importable (PYTHONPATH) and define EDGEWISE = Extension().",
+                "give its file (parts.py) or a name that Python can import; it defines EDGEWISE = Extension().",
             ) from e
         if not isinstance(extension, Extension):
-            raise RecipeError("E-EXTENSION", f"{name}.EDGEWISE is not an Extension.", "see docs/extend.md.")
+            raise RecipeError("E-EXTENSION", f"{name}.EDGEWISE is not an Extension.", "see `edgewise explain extend`.")
         catalogue = catalogue.extended(extension)
     return catalogue
 

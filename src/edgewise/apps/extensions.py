@@ -1,0 +1,47 @@
+"""Where extensions are looked for: what Python can import, then the current folder and the recipe's."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgewise.core.errors import RecipeError
+
+
+def importable(given: Sequence[str], recipe_dir: Path) -> list[str]:
+    """Module names for ``plan.catalogue.with_extensions``, importable from now on, also in worker processes.
+
+    A given name may be a module (``signs``, ``my.codecs``) or a file (``signs.py``, ``parts/signs.py``). The current
+    folder and ``recipe_dir`` are put at the end of Python's path, so that nothing in them stands in the way of an
+    installed package; the folder of a file stands there too.
+
+    Raises:
+        RecipeError: E-EXTENSION for a file that does not exist, or that another module of its name hides.
+    """
+    if not given:
+        return []
+    _reach(Path())
+    _reach(recipe_dir)
+    return [_module(Path(one)) if one.endswith(".py") else one for one in given]
+
+
+def _reach(folder: Path) -> None:
+    place = str(folder.resolve())
+    if place not in sys.path:
+        sys.path.append(place)
+
+
+def _module(file: Path) -> str:
+    if not file.is_file():
+        raise RecipeError("E-EXTENSION", f"there is no file {file}.", "give the module's file, or its name.")
+    if not file.stem.isidentifier():
+        raise RecipeError("E-EXTENSION", f"{file.name} is not the name of a module.", "use letters, digits and _ only.")
+    _reach(file.parent)
+    found = importlib.util.find_spec(file.stem)
+    if found is None or found.origin is None or Path(found.origin).resolve() != file.resolve():
+        where = found.origin if found is not None else "nowhere"
+        what = f"Python finds another module than {file} by the name {file.stem}: {where}."
+        raise RecipeError("E-EXTENSION", what, "give the file a name of its own.")
+    return file.stem

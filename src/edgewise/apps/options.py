@@ -1,0 +1,29 @@
+"""Options and arguments that several commands share. Imports nothing but typer: help must come at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. --set training.lr=0.01."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Run directory.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in that directory.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON envelope on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks and what libraries print.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress and no table, only errors.")]
+Engine = Annotated[
+    str | None,
+    typer.Option("--engine", help="inproc or pool.", autocompletion=lambda: ["inproc", "pool"]),
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes of the pool.")]
+Extension = Annotated[
+    list[str] | None,
+    typer.Option("--extension", metavar="MODULE", help="Importable module, or its file, with parts of your own."),
+]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).", show_default=False)]
+RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.", show_default=False)]
