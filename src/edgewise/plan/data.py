@@ -52,12 +52,16 @@ class DataSection(Section):
             raise Refused("E-MISSING", what, "name the folder or file, relative to the recipe")
         if self.source == "python-stdlib" and self.path:
             what = 'data.path is not read with data.source = "python-stdlib"'
-            raise Refused("E-COMBO", what, 'leave it out, or say what is there: source = "text", "jsonl", "csv", "parquet"')
+            raise Refused(
+                "E-COMBO", what, 'leave it out, or say what is there: source = "text", "jsonl", "csv", "parquet"'
+            )
         if self.source in ("python-stdlib", "text"):
             for key in ("text", "prompt", "owner", "time", "label"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     what = f'data.{key} names a column, and data.source = "{self.source}" has none'
-                    raise Refused("E-COMBO", what, 'leave it out, or name a table: source = "jsonl", "csv" or "parquet"')
+                    raise Refused(
+                        "E-COMBO", what, 'leave it out, or name a table: source = "jsonl", "csv" or "parquet"'
+                    )
         if self.partition != "owner" and not self.devices:
             what = f'data.devices is required for data.partition = "{self.partition}"'
             raise Refused("E-MISSING", what, "write the number of devices, e.g. devices = 20")

@@ -15,6 +15,7 @@ from edgewise.plan.section import MOVED, Refused
 
 LONGEST_NAME = 64  # of a key that is looked for among the known ones
 MOST_SHOWN = 5  # faults that one message tells
+UNION = ("str", "list[str]")  # pydantic names the type that it tried, which is no key
 Place = tuple[str | int, ...]
 _KEY = re.compile(r"\b[a-z]+\.[a-z_0-9]+\b")
 
@@ -76,7 +77,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def _finding(e: Mapping[str, Any], model: type[BaseModel], origin: Origin) -> _Finding:
-    loc, kind = tuple(e["loc"]), e["type"]
+    loc, kind = tuple(part for part in e["loc"] if part not in UNION), e["type"]
     dotted = ".".join(map(str, loc))
     at = _at(origin, loc)
     if kind == "extra_forbidden":
