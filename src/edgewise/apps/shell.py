@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, TextIO
 
 from edgewise.core.errors import EdgewiseError, Interrupted
 from edgewise.drivers.files import for_owner
 from edgewise.drivers.folder import marked
+from edgewise.drivers.noise import Noise
 from edgewise.drivers.screen import screen
 
 TRAIN_EXTRA = {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"}
@@ -174,7 +175,8 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
     """Send what libraries and worker processes print (file descriptors 1 and 2) to ``log``; yields the real stderr.
 
     ``log`` is appended to only where something was said and edgewise made its folder, and is for its owner only: what a
-    trainer says may quote text. None drops it. With ``debug`` all stays on the screen.
+    trainer says may quote text. Of much, the middle is left out (``drivers.noise``). None drops it. With ``debug`` all
+    stays on the screen.
     """
     for key, value in NOISE.items():
         os.environ.setdefault(key, value)
@@ -184,7 +186,7 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     with (
-        _noise() as noise,
+        Noise() as noise,
         screen(os.dup(2), sys.stderr.encoding) as shown,
     ):
         kept = {fd: os.dup(fd) for fd in (1, 2)}
@@ -198,18 +200,9 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
             for fd, copy in kept.items():
                 os.dup2(copy, fd)
                 os.close(copy)
-            if noise.seek(0, os.SEEK_END) and log is not None and marked(log.parent):
-                noise.seek(0)
+            if (said := noise.read()) and log is not None and marked(log.parent):
                 with suppress(OSError), open(log, "ab", opener=for_owner) as f:
-                    shutil.copyfileobj(noise, f)
-
-
-def _noise() -> BinaryIO:
-    """Where what libraries print is kept until the end; where there is no room for it, it is dropped."""
-    try:
-        return cast(BinaryIO, tempfile.TemporaryFile())
-    except OSError:
-        return open(os.devnull, "w+b")
+                    f.write(said)
 
 
 def _bold(text: str) -> str:
