@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import record_toy
 from record_toy import DEVICES, RECORDS
 
-from edgewise.apps import simulate
+from edgewise.apps import check, simulate
+from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.drivers.records import noise_steps
 from edgewise.drivers.store import RunStore
 from edgewise.plan import recipe
 from edgewise.plan.catalogue import with_extensions
@@ -54,3 +57,52 @@ def test_what_is_executed_is_what_is_accounted(tmp_path: Path) -> None:
     assert records.mean() == pytest.approx(rate * steps, abs=4 * spread / RECORDS**0.5)
     assert records.std() == pytest.approx(spread, rel=0.2)
     assert z < 1.0, "else the noise hides from this test how often records are drawn"
+
+
+ALL = DEVICES * RECORDS
+
+
+def test_a_delta_that_says_nothing_of_records_ends_before_a_step(tmp_path: Path) -> None:
+    """One that would do for as many devices: a mechanism that shows a record of its own on average keeps it."""
+    said = rf"{ALL:,} blocks of text"
+    for start in (
+        lambda asked: simulate.run(asked, out=tmp_path / "run", recipe_dir=tmp_path, extensions=["record_toy"]),
+        lambda asked: check.examine(asked, tmp_path, ["record_toy"]),
+    ):
+        with pytest.raises(EdgewiseError, match=said) as caught:
+            start(recipe.parse(TEXT, overrides={"dp.delta": 1.01 * ALL**-1.1}))
+        assert caught.value.code == "E-VALUE"
+        fix = re.search(r"dp\.delta = ([0-9.e-]+):", caught.value.fix)
+        assert fix
+    found = check.examine(recipe.parse(TEXT, overrides={"dp.delta": float(fix[1])}), tmp_path, ["record_toy"])
+    assert "the n blocks of text on them" in found["privacy"]["card"]["below"]
+
+
+def test_a_device_compares_delta_with_its_own_records() -> None:
+    """On a device there is nobody else to count."""
+    asked = recipe.parse(TEXT, overrides={"dp.delta": 2.0 * RECORDS**-1.1})
+    plan = compile(asked, record_toy.make(asked).spec, 2, with_extensions(["record_toy"]))
+    with pytest.raises(EdgewiseError, match=f"{RECORDS:,} blocks of text"):
+        noise_steps(plan, record_toy.make(asked, devices=1))
+
+
+def test_records_are_counted_over_all_devices_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device whose blocks cannot be read trains on none; a full disk says nothing of them, and ends the run."""
+    asked = recipe.parse(TEXT, overrides={"dp.delta": 0.2})
+    trainer = record_toy.make(asked)
+    plan = compile(asked, trainer.spec, DEVICES, with_extensions(["record_toy"]))
+
+    def read(device: str) -> int:
+        if device == "d1":
+            raise OSError("unreadable")
+        return RECORDS
+
+    def full(device: str) -> int:
+        raise StoreError("E-DISK", "no space left.", "free space.")
+
+    monkeypatch.setattr(trainer, "records", read)
+    with pytest.raises(EdgewiseError, match=f"{2 * RECORDS:,} blocks of text"):
+        noise_steps(plan, trainer)
+    monkeypatch.setattr(trainer, "records", full)
+    with pytest.raises(StoreError):
+        noise_steps(plan, trainer)

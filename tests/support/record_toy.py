@@ -29,8 +29,8 @@ def loss(model: nn.Module, batch: Any) -> tuple[Tensor, float]:
     return 1000.0 * model.w[batch[0]].sum(), 1.0
 
 
-def make(recipe: Recipe) -> TorchTrainer:
-    shards = {f"d{i}": TensorShard((torch.arange(RECORDS),), (torch.arange(2),)) for i in range(DEVICES)}
+def make(recipe: Recipe, devices: int = DEVICES) -> TorchTrainer:
+    shards = {f"d{i}": TensorShard((torch.arange(RECORDS),), (torch.arange(2),)) for i in range(devices)}
     return TorchTrainer(Line(), loss, shards, recipe.training)
 
 

@@ -17,7 +17,7 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
 from edgewise.codecs.wrap import wrap
-from edgewise.core.errors import REGISTRY, CompositionError, EdgewiseError
+from edgewise.core.errors import REGISTRY, CompositionError, EdgewiseError, RecipeError
 from edgewise.core.keys import Turn, root
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
@@ -114,7 +114,7 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
     ("E-PRECISION", "raise the clip", lambda: plan(CENTRAL, {"dp.clip_l2": 1e-12})),
     ("E-PRECISION", "fewer coordinates", lambda: dp_sgd_plan(1e5)),
     ("E-VALUE", "lower dp.clip_l2", lambda: plan(CENTRAL, {"dp.clip_l2": 1e20})),
-    *[("E-VALUE", "below 0.1", lambda word=word: plan(word, {"dp.delta": 0.11})) for word in WORDS],
+    *[("E-VALUE", "dp.delta = 0.1:", lambda word=word: plan(word, {"dp.delta": 0.11})) for word in WORDS],
 ]
 
 
@@ -333,3 +333,11 @@ def test_hidden_sums_without_noise_say_what_a_server_that_lies_can_do() -> None:
     grid = [{"kind": "clip", "l2": 1.0}, {"kind": "quantize", "grid": "shared"}, {"kind": "wrap"}]
     it = plan({"privacy": "hidden", "merge": {"kind": "secure_sum"}, "stage": grid, **HONEST})
     assert any("cohorts that differ by one device" in c for c in it.claims)
+
+
+@pytest.mark.parametrize("n", [2, 8, 600, 35_112, 10**6])
+@pytest.mark.parametrize("unit", ["device", "record"])
+def test_the_delta_that_a_refusal_names_is_accepted(n: int, unit: Any) -> None:
+    with pytest.raises(RecipeError) as caught:
+        rules.delta(0.5, n, unit)
+    rules.delta(float(caught.value.fix.split(":")[0].removeprefix("dp.delta = ")), n, unit)

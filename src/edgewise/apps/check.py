@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgewise.apps import words
 from edgewise.drivers.host import in_steps, make_trainer
+from edgewise.drivers.records import noise_steps
 from edgewise.drivers.traces import read_traces
 from edgewise.engine.ports import Trainer
 from edgewise.plan import explain
@@ -46,6 +47,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)
         population = len(trainer.devices())
         plan = compile(recipe, trainer.spec, population, catalogue)
+        noise_steps(plan, trainer)
         sizes = _sizes(trainer, measure=not fast)
         steps = _local_steps(trainer, plan)
     parameters, step_s = sizes.get("parameters", 0.0), sizes.get("step_s", 0.0)

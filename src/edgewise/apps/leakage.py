@@ -14,11 +14,11 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.host import in_steps, make_trainer
+from edgewise.drivers.records import noise_steps
 from edgewise.engine.ports import FitRequest
 from edgewise.learn import attacks
 from edgewise.learn.attacks import Leak
 from edgewise.learn.blocks import predictions
-from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.model import TextLoss
 from edgewise.learn.train import fit
 from edgewise.learn.trainer import TextTrainer
@@ -69,9 +69,7 @@ class _Probe:
 
     def __init__(self, plan: Plan, trainer: TextTrainer, cohort: int, step: Step) -> None:
         self.plan, self.recipe, self.trainer, self.step = plan, plan.recipe, trainer, step
-        if plan.spend is not None and plan.recipe.privacy == "record":  # as a host of devices does
-            dp = plan.recipe.dp
-            trainer.noise_steps(RecordDp(dp.clip_l2, plan.spend.z, dp.sample_rate))
+        noise_steps(plan, trainer)  # as a host of devices does
         self.devices = _with_text(trainer, cohort)
         self.rows = rows = self._first(self.devices[0])
         self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]

@@ -28,6 +28,7 @@ from edgewise.drivers import arithmetic, jobs
 from edgewise.drivers.following import Following
 from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
 from edgewise.drivers.memory import Memories
+from edgewise.drivers.records import noise_steps, records
 from edgewise.engine import device as machine
 from edgewise.engine import invitation
 from edgewise.engine.downlink import STALE
@@ -65,17 +66,6 @@ def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Cat
     from edgewise.learn import zeroth_order
 
     return zeroth_order.wrapped(trainer, strategy.directions, keys.root(recipe.seed))
-
-
-def records(trainer: Trainer, device: str) -> int:
-    """Records that a device trains on, by a trainer of a recipe with local_epochs; 0 where they cannot be read."""
-    try:
-        return int(trainer.records(device))  # type: ignore[attr-defined]
-    except StoreError:
-        raise
-    except Exception:  # boundary: a shard is foreign code; training says what is wrong
-        LOG.warning("device %.60r: its records cannot be counted", device, exc_info=True)
-        return 0
 
 
 def in_steps(trainer: Trainer, plan: Plan, device: str, rule: frame.LocalRule) -> frame.LocalRule:
@@ -118,7 +108,7 @@ class Host:
                 self._root = simulated_root(self._plan, self._facts)
                 self._trust = simulated_trust(self._root)
                 self._memories = Memories(Path(self._setup_job.memory_dir), self._plan.run, self._setup_job.instance)
-                self._noised_steps()
+                noise_steps(self._plan, self._trainer)
                 return jobs.Ready(id=job.id)
             case jobs.Blob():
                 self._blobs = {d: b for d, b in self._blobs.items() if d in job.keep}
@@ -161,19 +151,6 @@ class Host:
                 "arithmetic_sha256": arithmetic.digest(self._trainer),
             },
         )
-
-    def _noised_steps(self) -> None:
-        """Record-level privacy is the trainer's work. Raises RecipeError(E-COMBO) for one that cannot do it, and as
-        ``TorchTrainer.noise_steps``."""
-        spend, dp = self._plan.spend, self._recipe.dp
-        if spend is None or self._recipe.privacy != "record":
-            return
-        if not hasattr(self._trainer, "noise_steps"):
-            what = 'privacy = "record" needs a trainer that noises its steps.'
-            raise RecipeError("E-COMBO", what, "build it on learn.torch_trainer.TorchTrainer.")
-        from edgewise.learn.dp_sgd import RecordDp
-
-        self._trainer.noise_steps(RecordDp(dp.clip_l2, spend.z, dp.sample_rate))
 
     def _blob(self, digest: str) -> vector.Buffer:
         if digest not in self._blobs:

@@ -83,7 +83,7 @@ def private(
     """
     dp, word = recipe.dp, recipe.privacy
     rules.metrics(start.head)
-    rules.delta(dp.delta, start.population)
+    rules.delta(dp.delta, start.population, "device")  # a host counts records: ``drivers.records``
     rules.amplification(dp.amplification, taking.kind, seen_by_reader=word != "central")
     if dp.noise == "correlated":
         rules.correlated_noise(word)
@@ -293,7 +293,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
     server: float | None = spent
     unit, adjacency, sampling = "device: all its text, in all rounds", _ADJACENCY[event.adjacency], taking.words
     fewer: tuple[tuple[int, float], ...] = ()
-    honest = 0
+    honest, blocks = 0, ""
     bound = f"the clip of {dp.clip_l2:g}"
     if dp.tensor_l2:
         bound = f"what tensors clipped to {dp.tensor_l2:g} can have together"
@@ -316,6 +316,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         summary = "every step on a device is noised: what it sends says no more of one block of its text than epsilon "
         summary += "allows"
         unit = "block of text of one device, in all rounds"
+        blocks = " and for the n blocks of text on them, counted before the first step"
         adjacency = "one block is on the device or not; how many there are is public"
         sampling = f"each step takes each block with probability {dp.sample_rate:g}, unknown to others"
         who = f"each device in each step, {z:.4g} times the clip of {dp.clip_l2:g} of one block's gradient"
@@ -329,6 +330,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         against_server=server,
         of_release=spent,
         delta=dp.delta,
+        below=f"below 1 / n^1.1 for n = {space.population:,} devices{blocks}",
         unit=unit,
         adjacency=adjacency,
         sampling=sampling,

@@ -27,8 +27,9 @@ class Card:
         word: the recipe's privacy word. summary: one sentence.
         against_server, of_release: epsilon at ``delta`` after all rounds that the budget allows, against who runs the
             server and against who sees the models; None: nothing is promised.
-        delta, unit, adjacency: of both. sampling: what is assumed of how devices take part.
-        noise: who adds it, and how much. honest: devices per round whose noise is counted on, 0 where none add any.
+        delta, unit, adjacency: of both. below: with what delta was compared.
+        sampling: what is assumed of how devices take part. noise: who adds it, and how much.
+        honest: devices per round whose noise is counted on, 0 where none add any.
         rounds_each: rounds that one device is in at most.
         fewer: (honest devices, epsilon against the server of one round) if fewer than ``honest`` are.
         budget: epsilon that is enforced; None without.
@@ -39,6 +40,7 @@ class Card:
     against_server: float | None
     of_release: float | None
     delta: float
+    below: str
     unit: str
     adjacency: str
     sampling: str
@@ -72,12 +74,13 @@ def promises(c: Plain) -> list[tuple[str, str]]:
 
 
 def rests_on(c: Plain) -> list[tuple[str, str]]:
-    """What those promises rest on, as names and sentences: unit, neighbours, sampling, rounds of a device, noise,
-    honest devices; what other runs add, and what is not covered."""
+    """What those promises rest on, as names and sentences: unit, delta, neighbours, sampling, rounds of a device,
+    noise, honest devices; what other runs add, and what is not covered."""
     each = f"{c['rounds_each']:,} round{'s' * (c['rounds_each'] != 1)}"
     honest = [("honest devices", f"{c['honest']:,} are counted on in every round")] if c["honest"] else []
     return [
         ("unit", c["unit"]),
+        ("delta", f"{c['delta']:g}, {c['below']}"),
         ("neighbours", c["adjacency"]),
         ("taking part", f"{c['sampling']}; a device is in at most {each}"),
         ("noise", c["noise"]),

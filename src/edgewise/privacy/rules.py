@@ -8,10 +8,11 @@ ring too small, per-device supports under a blind sum) are in the stages; those 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import sqrt
+from math import floor, log10, sqrt
 
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Adjacency
+from edgewise.privacy.spend import Unit
 
 _ROUNDING = 1.0 + 1e-6
 
@@ -74,19 +75,24 @@ def weight_of_records(weighed: bool) -> None:
         )
 
 
-def delta(value: float, devices: int) -> None:
-    """E-VALUE: a delta that promises nothing. ``devices``: that exist; 0: not known.
+def delta(value: float, n: int, unit: Unit) -> None:
+    """E-VALUE: a delta that promises nothing.
 
-    A mechanism that shows all text of each device with probability delta keeps the promise (0, delta), and of n devices
-    shows n delta on average. So delta must be below 1 / n, and by more for many: 1 / n^1.1.
+    A mechanism that shows each unit whole with probability delta keeps the promise (0, delta), and of n units shows
+    n delta on average. So delta must be below 1 / n, and by more for many: 1 / n^1.1.
+    Args:
+        n: how many units exist; 0: not known. unit: what epsilon and delta are about. For "record", n is the number of
+            blocks of text on all devices at hand: a device by itself counts its own.
     Source: Dwork and Roth 2014, section 2.3 (less than any inverse polynomial in the size of the database).
     """
-    if devices and value >= (most := devices**-1.1):
+    if n and value >= (most := n**-1.1):
+        many, shown = ("devices", "the text of {} devices") if unit == "device" else ("blocks of text", "{} of them")
+        digit = 10.0 ** (floor(log10(most)) - 1)
         raise RecipeError(
             "E-VALUE",
-            f"dp.delta = {value:g} with {devices} devices: a mechanism that shows the text of {value * devices:.3g} "
-            "devices on average would keep that promise.",
-            f"dp.delta below {most:.2g}, which is 1 / {devices}^1.1.",
+            f"dp.delta = {value:g} with {n:,} {many}: a mechanism that shows {shown.format(f'{value * n:.3g}')} on "
+            "average would keep that promise.",
+            f"dp.delta = {floor(most / digit) * digit:.2g}: it must be below 1 / {n}^1.1.",
         )
 
 
