@@ -188,6 +188,20 @@ def test_memory_behind_masks_is_refused_by_name(images, tmp_path, damage):
     assert outcome(folder, **MASKED) == "E-CHECKPOINT"
 
 
+MIRRORS = {"stage": [{"kind": "feedback", "form": "ef21"}, {"kind": "top_k", "fraction": 0.2}]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [lose_memory, swap_memories, memory_of_before, lose_all_memories])
+def test_a_lost_mirror_is_refused_by_name(images, tmp_path, damage):
+    """The server's mirror would keep what the device no longer knows of."""
+    models, copies = images("mirrors", **MIRRORS)
+    folder = shutil.copytree(copies[2], tmp_path / "run")
+    assert play(shutil.copytree(copies[2], tmp_path / "calm"), True, **MIRRORS) == models
+    damage(folder, copies)
+    assert outcome(folder, **MIRRORS) == "E-CHECKPOINT"
+
+
 def test_a_log_that_is_damaged_anywhere_gives_the_right_model_or_an_error(images, tmp_path):
     """SQLite drops the end of a damaged log, by design, and so goes back by some transactions."""
     models, copies = images("plain")
