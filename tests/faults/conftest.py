@@ -1,10 +1,32 @@
-"""Say at the end of a test run how much the walk over durable operations has walked."""
+"""A stage for toy runs with faults; and at the end of a test run, how many faults were played."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from kit import Stage
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder in memory where there is one: thousands of runs are written there."""
+    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    made = Path(tempfile.mkdtemp(prefix="edgewise-faults-", dir=place))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def stage(folder: Path) -> Iterator[Stage]:
+    """One loaded process that plays the runs of a module."""
+    with Stage(folder) as made:
+        yield made
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -44,7 +44,8 @@ _NOISED: Mapping[str, Any] = {"metrics": "none", "stage": [], "dp.epsilon": 20.0
 _MASKED: Mapping[str, Any] = {"privacy": "hidden", "round.minimum": 0.6}
 _GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 4, "grid": "shared"}, {"kind": "wrap"}]
 
-# One for each place where a run keeps something: what the device remembers, what the server does, the ledger, sessions.
+# One for each place where a run keeps something: what the device remembers, what the server does, the ledger, sessions;
+# and with "report" its figures and pages, which the others leave out.
 CONFIGURATIONS: dict[str, Mapping[str, Any]] = {
     "plain": {},
     "compared": {"compare.local_only": True, "compare.centralised": True},
@@ -71,6 +72,7 @@ CONFIGURATIONS: dict[str, Mapping[str, Any]] = {
                    "dp.noise": "correlated", "round.rounds": 6, "data.devices": 6},
     "poisson": {**_NOISED, "privacy": "central", "round.sampling": "poisson", "round.cohort": 3},
     "local": {**_NOISED, "privacy": "local"},
+    "reported": {"report": True, "data.devices": 2, "round.rounds": 1},
 }  # fmt: skip
 
 
@@ -166,6 +168,14 @@ def _once(raw: bytes | None) -> bytes | None:
     return raw if raw is None else _known.setdefault(raw, raw)
 
 
+def fresh(folder: Path) -> Path:
+    """An empty place for a run; it has the same path in all runs of a configuration."""
+    out = folder / "runs" / "run"
+    shutil.rmtree(out.parent, ignore_errors=True)
+    out.parent.mkdir()
+    return out
+
+
 class Stage:
     """A process with everything loaded that forks a child for each run. Use as a context manager.
 
@@ -239,8 +249,10 @@ class Stage:
         self.begin(out, settings, fault, resume, forks)
         return self.end()
 
-    def images(self, out: Path, settings: Mapping[str, Any], resume: bool = False, most: int = 10**9) -> list[Image]:
-        """What a kill would leave before each of the first ``most`` operations of a run, and in each of their writes.
+    def images(
+        self, out: Path, settings: Mapping[str, Any], resume: bool = False, first: int = 1, last: int = 10**9
+    ) -> list[Image]:
+        """What a kill would leave before each operation of a run, ``first`` to ``last``, and in each of their writes.
 
         The run stands still while it is looked at. Images that are equal, as before and after an fsync, come once.
         """
@@ -252,8 +264,9 @@ class Stage:
             assert self._process.stdout is not None
             while not select.select([self._process.stdout], [], [], 0.0002)[0]:
                 if control.shown > 0:
-                    found[image(out.parent)] = None
-                    control.shown = -1 if control.count >= most else 0
+                    if control.count >= first:
+                        found[image(out.parent)] = None
+                    control.shown = -1 if control.count >= last else 0
             del control  # or the memory cannot be unmapped
         ended = self.end()
         assert ended.status == 0, ended
@@ -294,5 +307,10 @@ def left(out: Path) -> dict[str, Any]:
         path.name: {k: x.tolist() for k, x in safetensors.numpy.load(path.read_bytes()).items() if "/" in k}
         for path in sorted(out.glob("devices/**/*.safetensors"))
     }
-    others = [p for p in out.rglob("*") if p.is_file() and p.parent != out and p.suffix != ".safetensors"]
-    return {**found, "memories": memories, "files": sorted(str(p.relative_to(out)) for p in others)}
+    files = [p for p in out.rglob("*") if p.is_file() and p.suffix != ".safetensors" and not p.match("run.db-*")]
+    for path in out.glob("*.json"):
+        json.loads(path.read_bytes())
+    for path in out.glob("*.html"):
+        assert path.read_text(encoding="utf-8").rstrip().endswith("</html>"), path
+    found["recipe"] = (out / "recipe.toml").read_bytes()
+    return {**found, "memories": memories, "files": sorted(str(p.relative_to(out)) for p in files)}

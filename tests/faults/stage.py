@@ -27,6 +27,14 @@ from edgewise.core.errors import EdgewiseError
 PATIENCE_S = 120  # a run that takes longer hangs
 
 
+def run(settings: dict[str, Any], out: Path, resume: bool = False) -> None:
+    """A toy run, by default without a report."""
+    recipe = make_recipe({k: v for k, v in settings.items() if k != "report"})
+    simulate.run(
+        recipe, out=out, recipe_dir=Path("/"), resume=resume, extensions=["toy"], report=settings.get("report", False)
+    )  # fmt: skip
+
+
 def play(request: dict[str, Any], told: int) -> None:
     """One run in a forked child, which this ends: 0, 1 for a named error, 70 for anything else."""
     os.environ.update(request["environ"])
@@ -44,10 +52,7 @@ def play(request: dict[str, Any], told: int) -> None:
     try:
         if request["forks"]:
             workers.fork(request["settings"]["simulation.workers"], told)
-        simulate.run(
-            make_recipe(request["settings"]), out=out, recipe_dir=Path("/"), resume=request["resume"],
-            extensions=["toy"], report=False,
-        )  # fmt: skip
+        run(request["settings"], out, request["resume"])
     except EdgewiseError as e:
         status, said = 1, {"code": e.code, "said": e.what}
     except BaseException:
@@ -70,10 +75,7 @@ def main() -> None:
         if (name := json.dumps(settings)) not in warm:
             warm.add(name)
             with suppress(EdgewiseError):  # the child will say so
-                simulate.run(
-                    make_recipe(settings), out=folder / str(len(warm)), recipe_dir=Path("/"), extensions=["toy"],
-                    report=False,
-                )  # fmt: skip
+                run(settings, folder / str(len(warm)))
             gc.collect()
             gc.freeze()  # a collection in a child would copy all pages that it looks at
         assert len(os.listdir("/proc/self/task")) == 1, "a thread runs, so a fork is not safe"

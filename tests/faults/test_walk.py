@@ -10,9 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -21,7 +19,7 @@ from typing import Any, TypeVar
 
 import kit
 import pytest
-from kit import CONFIGURATIONS, KILLS, Fault, Image, Outcome, Stage, left
+from kit import CONFIGURATIONS, KILLS, Fault, Image, Outcome, Stage, fresh, left
 from long import LONG
 
 pytestmark = [
@@ -42,21 +40,6 @@ Case = TypeVar("Case")
 Play = Callable[[Case], str]
 
 
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of runs are written there."""
-    place = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    made = Path(tempfile.mkdtemp(prefix="edgewise-faults-", dir=place))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
-@pytest.fixture(scope="module")
-def stage(folder: Path) -> Iterator[Stage]:
-    with Stage(folder) as made:
-        yield made
-
-
 def sampled(operations: int, sample: int, offset: int) -> list[int]:
     """Numbers of about ``sample`` operations spread evenly, others for each ``offset``."""
     step = max(1, operations // sample)
@@ -68,22 +51,21 @@ def kills(of: Outcome, sample: int, offset: int) -> list[Fault]:
     return [Fault(KILLS[(i + offset) % 3], at) for i, at in enumerate(sampled(of.operations, sample, offset))]
 
 
-def failures(of: Outcome, sample: int, offset: int) -> list[Fault]:
+def begins(stage: Stage, folder: Path, settings: Mapping[str, Any]) -> int:
+    """The first operation to walk: of a run with a report, which takes seconds, only those of the report."""
+    if not settings.get("report"):
+        return 1
+    return stage.play(fresh(folder), {**settings, "report": False}).operations
+
+
+def failures(of: Outcome, sample: int, offset: int, first: int = 1) -> list[Fault]:
     """The disk refuses an operation, or all from there on, or takes a part of a write, in turn."""
     found = []
-    for i, at in enumerate(range(1, of.operations + 1) if LONG else sampled(of.operations, sample, offset)):
+    for i, at in enumerate(range(first, of.operations + 1) if LONG else sampled(of.operations, sample, offset)):
         kind = (i // 3 + offset) % 3
         action = "short" if kind == 2 and at in of.writes else "fail"
         found.append(Fault(action, at, ERRORS[i % 3], kind == 1))
     return found
-
-
-def fresh(folder: Path) -> Path:
-    """An empty place for a run; it has the same path in all runs of a configuration."""
-    out = folder / "runs" / "run"
-    shutil.rmtree(out.parent, ignore_errors=True)
-    out.parent.mkdir()
-    return out
 
 
 def go_on(stage: Stage, out: Path, settings: Mapping[str, Any], forks: bool = False) -> Outcome:
@@ -166,13 +148,14 @@ def test_a_kill_before_any_durable_operation_and_in_any_write_leaves_no_trace(
     """The state of the disk at each of them is what a killed process leaves: all goes on from there."""
     settings = CONFIGURATIONS[name]
     undisturbed, expected = calm(stage, folder, name, settings)
-    images = stage.images(fresh(folder), settings)
-    assert undisturbed.operations // 2 < len(images) <= undisturbed.operations + len(undisturbed.writes) + 1
+    first = begins(stage, folder, settings)
+    images, walked = stage.images(fresh(folder), settings, first=first), undisturbed.operations - first + 1
+    assert walked // 2 < len(images) <= 2 * walked + 1
     states = {image.state(fresh(folder).parent): image for image in images}
     own = {id(image) for image in states.values()}
-    assert len(own) > undisturbed.operations // 4
-    walked = [image for image in images if (id(image) in own) is (which == "each state of its own")]
-    some = walked if LONG else walked[5::100]
+    assert len(own) > walked // 4
+    chosen = [image for image in images if (id(image) in own) is (which == "each state of its own")]
+    some = chosen if LONG else chosen[5::100]
     assert walk(some, from_image(stage, folder, settings, expected), record_property, name) == len(some)
 
 
@@ -183,7 +166,7 @@ def test_a_kill_of_a_run_that_goes_on_leaves_no_trace(stage, folder, record_prop
     undisturbed, expected = calm(stage, folder, name, settings)
     writes, out = sorted(undisturbed.writes), fresh(folder)
     assert stage.play(out, settings, Fault("kill_torn", writes[len(writes) * 3 // 5 + offset])).status < 0
-    images = stage.images(out, settings, resume=True, most=RESUMING)
+    images = stage.images(out, settings, resume=True, last=RESUMING)
     some = images if LONG else images[3::20]
     assert walk(some, from_image(stage, folder, settings, expected), record_property, name) == len(some)
 
@@ -220,7 +203,8 @@ def test_a_disk_that_fails_is_a_named_error_and_loses_nothing(stage, folder, rec
         after = go_on(stage, out, settings) if hit.status else hit
         return f"{hit}, then {after}" if after.status else differences(out, expected)
 
-    assert walk(failures(undisturbed, 4, offset + 3), play, record_property, name)
+    faults = failures(undisturbed, 4, offset + 3, begins(stage, folder, settings))
+    assert walk(faults, play, record_property, name) == len(faults)
 
 
 def shared_out(faults: list[Fault], part: int) -> Iterator[tuple[Fault, bool]]:
