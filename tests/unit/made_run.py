@@ -35,6 +35,7 @@ PLAIN: dict[str, Any] = {
     "eval": {"every": 3},
 }
 
+FATES = 0.06, 0.03  # shares of the invitations that are lost, and that are late
 SECURE = {"kind": "secure_sum"}
 GRID = [
     {"kind": "weigh", "cap": 16_000},
@@ -82,6 +83,7 @@ def make_run(
         "model": "student",
         "parameters": 1_377_408,
         "devices": {d: 9 * t for d, t in held.items()},
+        "bytes_per_token": 3.1,
         "fingerprint": "0f" * 32,
         "versions": {"python": "3.11.7", "edgewise": "0.1.0", "torch": "2.13.0"},
         "engine": "pool",
@@ -129,8 +131,9 @@ def _round(
     deltas = plan.delta_bytes is not None and number > 0
     down = (round(plan.delta_bytes or 0) if deltas else 4 * plan.spec.dim) + 310
     up, fate = round(plan.upload_bytes(0)) + 230, draw.random(len(names))
-    gone = [d for d, f in zip(names, fate, strict=True) if f < 0.06]
-    late = [d for d, f in zip(names, fate, strict=True) if 0.06 <= f < 0.09]
+    lost, missed = FATES
+    gone = [d for d, f in zip(names, fate, strict=True) if f < lost]
+    late = [d for d, f in zip(names, fate, strict=True) if lost <= f < lost + missed]
     accepted = [d for d in names if d not in gone and d not in late]
     told: list[events.AnyEvent] = [
         events.RoundStarted(round=number, invited=len(names), goal=len(names), minimum=plan.sampling.minimum)

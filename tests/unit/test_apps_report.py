@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import io
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -12,12 +15,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edgewise.apps import charts, plots, report, result, sections, summary, words
+from edgewise.apps import charts, plots, report, result, sections, settings, summary, words
 from edgewise.apps.toml_text import toml
 from edgewise.drivers.store import RunStore
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.recipe import from_plain, parse
+from unit import made_run
 from unit.made_run import PLAIN, make_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -120,6 +124,86 @@ def test_the_way_down_is_shown_where_there_is_one(tmp_path: Path) -> None:
     assert s["per_round"][3]["lag_l2"] == 0.25
     devices = [d for d in s["per_device"] if d["rounds"]]
     assert sum(d["bytes_down"] for d in devices) < s["bytes"]["down_total"]
+
+
+def test_what_says_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing was lost there is neither a funnel of equal bars, nor reasons, nor a map of one colour."""
+    titles = ("Funnel", "Lost contributions", "Who took part when")
+    _, page = made(tmp_path / "lossy")
+    assert all(f"<h3>{title}</h3>" in page for title in titles)
+    monkeypatch.setattr(made_run, "FATES", (0.0, 0.0))
+    s, page = made(tmp_path / "calm")
+    assert s["participation"]["accepted"] == s["participation"]["invited"]
+    assert not any(f"<h3>{title}</h3>" in page for title in titles)
+    assert "Nothing was lost: all 204 invitations" in page
+    with RunStore(tmp_path / "calm") as store:
+        assert "participation.png" not in {path.name for path in plots.write(store, s, tmp_path / "calm")}
+
+
+def test_the_page_says_how_the_model_was_trained(tmp_path: Path) -> None:
+    s, page = made(tmp_path, facts={"model_fingerprint": hashlib.sha256(b"").hexdigest()})
+    for said in (
+        "adamw, learning rate 0.002, falling to a tenth",
+        "8 local steps of 8 blocks of 128 tokens",
+        "fedavgm",
+    ):
+        assert said in page
+    own = settings.own(s["recipe"])
+    assert toml(own) in page.replace("&quot;", '"')
+    assert parse(toml(own)).resolved() == s["recipe"], "what is left out has its default"
+    assert "frozen weights" not in page, "the digest of no bytes says nothing"
+
+
+def test_the_bytes_of_the_text_stand_beside_what_was_sent(tmp_path: Path) -> None:
+    s, page = made(tmp_path / "a")
+    b = s["bytes"]
+    assert b["text_total"] == pytest.approx(3.1 * sum(r["tokens"] for r in s["per_device"]))
+    assert b["up_per_device"] == pytest.approx(b["up_total"] / 17)
+    assert b["up_per_device"] > b["text_per_device"]
+    assert "Sending the text itself would have taken fewer bytes" in page
+    s, page = made(tmp_path / "b", facts={"bytes_per_token": 3100.0})
+    assert s["bytes"]["up_per_device"] < s["bytes"]["text_per_device"]
+    assert "The text that is trained on" in page
+    assert "would have taken fewer bytes" not in page
+    s, page = made(tmp_path / "c", **made_run.RECIPES["central"])
+    assert s["bytes"]["text_total"] is s["bytes"]["text_per_device"] is None, "no epsilon is about them"
+    assert "bytes_per_token" not in s["facts"]
+
+
+def test_the_rounds_are_a_table_for_other_programs(tmp_path: Path) -> None:
+    s, _ = made(tmp_path)
+    rows = list(csv.DictReader((tmp_path / "rounds.csv").read_text(encoding="utf-8").splitlines()))
+    assert [int(r["round"]) for r in rows] == list(range(1, 13))
+    assert sum(int(r["bytes_up"]) for r in rows) == s["bytes"]["up_total"]
+    measured = {c["played"]: c["weighted_mean"] for c in s["curve"]}
+    assert float(rows[2]["perplexity_weighted_mean"]) == measured[3]
+    assert rows[1]["perplexity_weighted_mean"] == ""
+
+
+def _drawn(draw: Callable[[Any, Any], bool], s: Any) -> Any:
+    """A plot's figure, laid out."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    assert draw(figure, s)
+    figure.canvas.draw()
+    return figure
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rounds", "gap"), [(1, 0.25), (2, 0.0), (5, 0.001), (20, 0.0), (23, 0.05)])
+def test_plots_count_rounds_in_whole_numbers_and_labels_stay_apart(tmp_path: Path, rounds: int, gap: float) -> None:
+    s, _ = made(tmp_path, round={"rounds": rounds}, eval={"every": 1})
+    for r in s["per_round"]:
+        r["loss_first"] = r["loss_last"] + gap
+    figure = _drawn(plots._quality, s)
+    for axes in figure.axes:
+        assert all(t == int(t) for t in axes.get_xticks())
+        boxes = [t.get_window_extent() for t in axes.texts]
+        assert len(boxes) >= 2
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_names_from_data_cannot_become_markup(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def test_what_was_not_run_is_null(tmp_path: Path) -> None:
 def test_a_run_that_stopped_early_is_not_complete(tmp_path: Path) -> None:
     make_run(tmp_path, rounds_played=4)
     s = built(tmp_path)
-    assert (s["complete"], s["rounds"]) == (False, {"planned": 12, "played": 4, "met": 4, "abandoned": 0})
+    played = {"planned": 12, "played": 4, "kept": 4, "stopped": False, "waited": 0, "met": 4, "abandoned": 0}
+    assert (s["complete"], s["rounds"]) == (False, played)
     assert s["perplexity"]["local_only"] is None
     assert s["share_improved"] == {"over_base": 1.0, "over_local_only": None}
 

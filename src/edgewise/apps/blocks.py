@@ -31,14 +31,33 @@ def row(head: str, cells: Iterable[str], cls: str = "", plain: Sequence[int] = (
     return f'<tr{f" class={cls}" if cls else ""}><th scope="row">{head}</th>{tds}</tr>'
 
 
-def table(heads: Sequence[str], rows: Iterable[str], caption: str = "", plain: Sequence[int] = ()) -> str:
+def table(
+    heads: Sequence[str], rows: Iterable[str], caption: str = "", plain: Sequence[int] = (), reflow: bool = False
+) -> str:
     """A table from ``row``s; ``heads`` of all columns, right-aligned but for the first and the ones in ``plain``
-    (counted as in ``row``, without the first)."""
+    (counted as in ``row``, without the first).
+
+    A table that is too wide for its place scrolls, and a shadow at its edge says so. With ``reflow`` every row becomes
+    a list of named values on a narrow screen instead.
+    """
     top = "".join(
         f'<th scope="col"{"" if i == 0 or i - 1 in plain else " class=n"}>{escape(h)}</th>' for i, h in enumerate(heads)
     )
-    said = f"<caption>{caption}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{said}<thead><tr>{top}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    said = f'<p class="hint">{caption}</p>' if caption else ""
+    if reflow:
+        rows = (_named(r, heads[1:]) for r in rows)
+    made = f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'{said}<div class="scroll{" reflow" if reflow else ""}" tabindex="0">{made}</div>'
+
+
+def _named(made: str, heads: Sequence[str]) -> str:
+    """A ``row`` whose cells know the heads of their columns; an empty cell is left out of the list."""
+    first, *cells = made.split("<td")
+    out = [first]
+    for head, cell in zip(heads, cells, strict=True):
+        empty = ' data-empty="1"' if cell.split(">", 1)[1].startswith("</td>") else ""
+        out.append(f'<td data-head="{escape(head)}"{empty}{cell}')
+    return "".join(out)
 
 
 def details(summary: str, body: str) -> str:

@@ -102,10 +102,17 @@ def _label_ends(axes: Any, ends: Sequence[tuple[str, str, float]], x: float, gap
     """Names at the right end of lines, moved apart where they would touch; ``gap`` in data units."""
     at = -inf
     for label, colour, y in sorted(ends, key=lambda e: e[2]):
-        at = max(y, at + gap)
+        at = max(y, at + gap)  # upwards only: the lowest stays where it is
         axes.annotate(
             label, (x, at), xytext=(8, 0), textcoords="offset points", va="center", color=colour, weight="bold"
         )
+
+
+def _whole(axes: Any) -> None:
+    """Ticks at whole rounds only."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
 
 
 def _quality(figure: Any, s: Summary) -> bool:
@@ -127,13 +134,18 @@ def _quality(figure: Any, s: Summary) -> bool:
     left.set_ylim(bottom=0)
     named = [(f"{words.MODELS[n]} {words.perplexity(v)}", COLOUR[n], v) for n, v in ends]
     _label_ends(left, named, x[-1], 0.062 * left.get_ylim()[1])
+    _whole(left)
     left.set(title="Held-out perplexity", xlabel="rounds played (shade: middle 80 % of devices)")
     if rounds:
         x = [r["round"] + 1 for r in rounds]
+        steps: list[tuple[str, str, float]] = []
         for key, name, colour in (("loss_first", "first steps", "base"), ("loss_last", "last steps", "federated")):
             values = [r[key] for r in rounds]
             right.plot(x, values, color=COLOUR[colour], lw=2, marker="o" if colour == "federated" else "", ms=4)
-            _label_ends(right, [(name, COLOUR[colour], values[-1])], x[-1], 0.0)
+            steps.append((name, COLOUR[colour], values[-1]))
+        low, high = right.get_ylim()
+        _label_ends(right, steps, x[-1], 0.062 * (high - low))
+        _whole(right)
         right.set(title="Training loss, nats per token", xlabel="round")
     else:
         right.set_axis_off()
@@ -245,13 +257,12 @@ def _participation(figure: Any, s: Summary) -> bool:
     p = s["participation"]
     if not p["invited"]:
         return False
-    left, right = figure.subplots(1, 2)
-    funnel = [(n, v, f"{words.count(v)}  {100 * v / p['invited']:.0f} %", "federated") for n, v in sections.funnel(p)]
-    _bars(left, funnel, "Invitations over all rounds")
     reasons = [(words.lost(code), n, words.count(n), "lost") for code, n in sections.reasons(p)]
+    if not reasons and p["accepted"] == p["invited"]:  # bars that are all the same
+        return False
+    axes = figure.subplots(1, 2 if reasons else 1, squeeze=False)[0]
+    funnel = [(n, v, f"{words.count(v)}  {100 * v / p['invited']:.0f} %", "federated") for n, v in sections.funnel(p)]
+    _bars(axes[0], funnel, "Invitations over all rounds")
     if reasons:
-        _bars(right, reasons, "Lost, by reason")
-    else:
-        right.set_axis_off()
-        right.set_title("No contribution was lost")
+        _bars(axes[1], reasons, "Lost, by reason")
     return True

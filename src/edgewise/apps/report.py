@@ -5,14 +5,16 @@ The page is built from ``summary.build`` alone, so it can be made again at any t
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping
 from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps import charts, privacy_part, sections, words
-from edgewise.apps.blocks import card, details, pair, panel, row, table
+from edgewise.apps import charts, privacy_part, sections, settings, words
+from edgewise.apps.blocks import card, details, facts, pair, panel, row, table
 from edgewise.apps.toml_text import toml
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.store import RunStore
@@ -22,14 +24,33 @@ PARTS = ("Verdict", "Quality", "Privacy", "Cost", "Participation", "Time", "Pipe
 
 
 def write(store: RunStore, summary: Mapping[str, Any], out: Path) -> Path:
-    """Write ``out/report.html`` and the resolved recipe ``out/recipe.toml``; returns the page's path.
+    """Write ``out/report.html``, ``out/rounds.csv`` and the resolved recipe ``out/recipe.toml``; returns the page's
+    path.
 
     ``summary`` is ``summary.build(store)``; the store itself is not asked again.
     """
     path = out / "report.html"
     write_durably(out / "recipe.toml", toml(summary["recipe"]).encode())
+    write_durably(out / "rounds.csv", rounds_csv(summary).encode())
     write_durably(path, page(summary).encode())
     return path
+
+
+def rounds_csv(s: Mapping[str, Any]) -> str:
+    """The rounds as a table for other programs, one row each: ``summary.json``'s ``per_round``, and what the federated
+    model measured after it. What is not known is an empty cell."""
+    measured = {c["played"]: c for c in s["curve"]}
+    told = ("weighted_mean", "median", "worst_decile")
+    rows = [
+        {**r, "round": r["round"] + 1, **{f"perplexity_{k}": measured.get(r["round"] + 1, {}).get(k) for k in told}}
+        for r in s["per_round"]
+    ]
+    text = io.StringIO()
+    if rows:
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    return text.getvalue()
 
 
 def page(s: Mapping[str, Any]) -> str:
@@ -158,7 +179,12 @@ def _verdict(s: Mapping[str, Any]) -> str:
                 f"{words.count(p['accepted'])} of {words.count(p['invited'])}; {missing}",
             )
         )
-    return f'<div class="cards">{"".join(cards)}</div><div class="panel">{_models_table(s)}</div>'
+    return f'<div class="cards">{"".join(cards)}</div><div class="panel models">{_models_table(s)}</div>{_training(s)}'
+
+
+def _training(s: Mapping[str, Any]) -> str:
+    """What was trained, and how."""
+    return panel("Training", "", facts((name, escape(said)) for name, said in settings.training(s)))
 
 
 def _share(x: float) -> str:

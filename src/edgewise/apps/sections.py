@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +10,12 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from edgewise.apps import charts, words
+from edgewise.apps import charts, settings, words
 from edgewise.apps.blocks import details, facts, pair, panel, row, table
 from edgewise.apps.toml_text import toml
 
 Summary = Mapping[str, Any]
+EMPTY = hashlib.sha256(b"").hexdigest()
 MATRIX_DEVICES, MATRIX_ROUNDS = 64, 120  # beyond that, cells are too small to say anything
 
 
@@ -58,8 +60,24 @@ def cost(s: Summary) -> str:
             for k, name in (("up", "up: contributions"), ("down", "down: models and invitations"))
         ],
         f"Model in float32: {words.size(b['float32_model'])}; trained part: {words.size(b['float32_update'])}.",
+        reflow=True,
     )
-    return f'{pair(stages, _quality_for_bytes(s))}<div class="panel">{totals}</div>'
+    return f'{pair(stages, _quality_for_bytes(s))}<div class="panel">{totals}{_raw_text(b)}</div>'
+
+
+def _raw_text(b: Mapping[str, Any]) -> str:
+    """What was sent beside the text that it is about."""
+    text, up = b["text_per_device"], b["up_per_device"]
+    if not text or not up:
+        return ""
+    more = ""
+    if up > text:
+        more = " Sending the text itself would have taken fewer bytes: here federating does not save bytes."
+    return (
+        f'<p class="hint">The text that is trained on: about <b>{words.size(text)}</b> a device, '
+        f"{words.size(b['text_total'])} of all. A device sent <b>{words.size(up)}</b> in all rounds, "
+        f"{words.than(text / up, 'its text')}.{more}</p>"
+    )
 
 
 def _share_of(value: float, whole: float) -> str:
@@ -98,7 +116,7 @@ def _quality_for_bytes(s: Summary) -> str:
 
 
 def participation(s: Summary) -> str:
-    """Funnel, reasons, devices by rounds, rounds table."""
+    """Funnel, reasons, devices by rounds, rounds table. What would show the same everywhere is left out."""
     p = s["participation"]
     if not p["invited"]:
         return '<p class="hint">No round has been finished yet.</p>'
@@ -112,12 +130,14 @@ def participation(s: Summary) -> str:
         for code, n in reasons(p)
     ]
     why = charts.bars("Lost contributions by reason", causes, left=250)
-    none = '<p class="hint">None: every invited device contributed.</p>'
     hint = f"{p['lost'] - dropped} failed, {dropped} dropped out, {p['late']} late (in virtual time)."
-    top = pair(
-        panel("Funnel", "Invitations over all rounds.", charts.bars("Participation funnel", steps, left=165)),
-        panel("Lost contributions", hint if why else "", why or none),
-    )
+    if why or p["accepted"] < p["invited"]:
+        top = pair(
+            panel("Funnel", "Invitations over all rounds.", charts.bars("Participation funnel", steps, left=165)),
+            panel("Lost contributions", hint, why),
+        )
+    else:
+        top = f"<p>Nothing was lost: all {words.count(p['invited'])} invitations gave a contribution that counted.</p>"
     return top + _rungs(s) + _matrix(s) + _rounds(s)
 
 
@@ -166,6 +186,8 @@ def _matrix(s: Summary) -> str:
         return ""
     everyone = s["recipe"]["round"]["sampling"] == "all"
     rows = [(d["device"], list(_fates(d, rounds, everyone))) for d in devices]
+    if {fate for _, fates in rows for fate in fates} <= {"accepted"}:
+        return ""
     late = '<span><i style="border:1.5px solid var(--local_only)"></i>late</span>' if everyone else ""
     legend = (
         '<div class="legend"><span><i style="background:var(--federated)"></i>accepted</span>'
@@ -207,7 +229,8 @@ def _rounds(s: Summary) -> str:
     ]
     lag = ("devices behind by, L2",) if lags else ()
     heads = ("round", "accepted", "lost", "late", "train loss", "update L2", *lag, "up", "down", "time")
-    return details(f"Table of all {len(rows)} rounds", table(heads, rows)) if rows else ""
+    beside = '<p class="hint">With more columns in <code>rounds.csv</code> beside this page.</p>'
+    return details(f"Table of all {len(rows)} rounds", table(heads, rows) + beside) if rows else ""
 
 
 def time(s: Summary) -> str:
@@ -263,7 +286,7 @@ def _trace(trace: Sequence[Mapping[str, Any]], note: str) -> str:
         name = escape(r["name"].split("(")[0] if opens else r["name"])
         rows.append(row(f"{'↳ ' if r['role'] == 'inner' else ''}{name}", cells, r["role"], plain=(0,)))
     heads = ("part", "what it does", "length", "each", "L2 bound", "summable", "unbiased", "bytes")
-    return table(heads, rows, note, plain=(0,)) if rows else ""
+    return table(heads, rows, note, plain=(0,), reflow=True) if rows else ""
 
 
 def _bound(x: float | None) -> str:
@@ -312,13 +335,15 @@ def provenance(s: Summary) -> str:
         f" page. The same seed, data and arithmetic give the same model bytes with any engine.{note}</p>"
         f"<pre>{escape(command)}</pre>"
     )
-    return f'<div class="panel">{listed}</div>{repeat}' + details(
-        "recipe.toml", f"<pre>{escape(toml(s['recipe']))}</pre>"
-    )
+    what = "<h3>The recipe</h3><p class='hint'>The keys that are not as a recipe has them by itself.</p>"
+    own = f"{what}<pre>{escape(toml(settings.own(s['recipe'])))}</pre>"
+    whole = details("recipe.toml, with all defaults", f"<pre>{escape(toml(s['recipe']))}</pre>")
+    return f'<div class="panel">{listed}</div>{repeat}{own}{whole}'
 
 
 def _hash(x: str | None) -> str:
-    return f'<span class="hash">{escape(x)}</span>' if x else ""
+    """A digest; nothing for that of no bytes (no weight is frozen where all are trained)."""
+    return f'<span class="hash">{escape(x)}</span>' if x and x != EMPTY else ""
 
 
 def _short(value: Any) -> str:

@@ -31,16 +31,19 @@ whole model (the trained part where that is not known), ``up_ratio_update`` agai
 ``quality_for_bytes`` is the curve over bytes: the federated model's weighted mean at each evaluation beside the bytes
 that one device has sent (``up``) and received (``down``) until then, the mean over the whole population. In the curve
 ``missing_by_code`` counts the devices that an evaluation asked and that did not measure the model.
+``text_total`` is the text that devices train on, in UTF-8, about (tokens times the bytes of a token), and
+``text_per_device`` the mean over devices; ``up_per_device`` is what a device of the population sent in all rounds. The
+first two are null where the tokens of devices are not known, and with differential privacy.
 
 Seconds: ``train`` and ``encode`` are device seconds, summed over contributions, and can exceed wall-clock time when
 workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
 and ``total`` is their sum: loading and the report itself are not in it, and what a crash repeated counts once.
 
 Facts that are used where the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
-tokens), ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan`` (``trace``, ``trace_down``,
-``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir`` (``edgewise export`` finds a relative
-``model.base`` by it;
-it is not part of the summary). Every other fact is passed on under ``facts``.
+tokens), ``bytes_per_token``, ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan``
+(``trace``, ``trace_down``, ``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir``
+(``edgewise export`` finds a relative ``model.base`` by it; it is not part of the summary). Every other fact is passed
+on under ``facts``.
 
 With differential privacy the summary is for others than the run's owner too, so ``per_device`` is empty, the
 ``fingerprint`` is left out (an unsalted hash of all text tells who knows the rest of it whether one document is there),
@@ -68,7 +71,7 @@ from edgewise.privacy.card import OUTSIDE
 
 MODELS = ("base", "local_only", "federated", "centralised")
 Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
-_SHOWN_APART = {"versions", "plan", "devices", "recipe_dir"}  # the last names a folder of one machine
+_SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "recipe_dir"}  # the last: a folder of one machine
 
 
 def perplexity(nll: float, tokens: float) -> float:
@@ -154,7 +157,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "share_improved": {
             f"over_{name}": share_improved(measures["federated"], measures[name]) for name in ("base", "local_only")
         },
-        "bytes": _bytes(told, facts, trained),
+        "bytes": _bytes(told, facts, trained, noised),
         "participation": _participation(told),
         "rungs": _rungs(told, plan.get("rungs") or []),
         "seconds": _seconds(told),
@@ -216,7 +219,9 @@ def _change(new: Mapping[str, Any] | None, old: Mapping[str, Any] | None) -> flo
     return float(100.0 * (new["weighted_mean"] / old["weighted_mean"] - 1.0))
 
 
-def _bytes(told: Sequence[events.AnyEvent], facts: Mapping[str, Any], trained: int | None) -> dict[str, Any]:
+def _bytes(
+    told: Sequence[events.AnyEvent], facts: Mapping[str, Any], trained: int | None, noised: bool
+) -> dict[str, Any]:
     up = [e.bytes_up for e in told if isinstance(e, events.Accepted)]
     down = sum(e.bytes_down for e in told if isinstance(e, events.RoundFinished))
     invited = _invited(told)
@@ -235,6 +240,20 @@ def _bytes(told: Sequence[events.AnyEvent], facts: Mapping[str, Any], trained: i
         "up_ratio": reference / per_up if reference and per_up else None,
         "up_ratio_update": update / per_up if update and per_up else None,
         "down_ratio": reference / per_down if reference and per_down else None,
+        **_text(sum(up), facts, noised),
+    }
+
+
+def _text(up: int, facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:
+    """The text that is trained on beside all that was sent."""
+    held = facts.get("devices") if isinstance(facts.get("devices"), dict) else {}
+    population = (facts.get("plan") or {}).get("population") or len(held or {})
+    text = sum((held or {}).values()) * (facts.get("bytes_per_token") or 0.0)
+    known = bool(text) and not noised
+    return {
+        "text_total": text if known else None,
+        "text_per_device": text / len(held or {}) if known else None,
+        "up_per_device": up / population if population else None,
     }
 
 

@@ -110,15 +110,23 @@ def against(model: float | None, update: float | None = None) -> str:
     """``12× smaller than the whole model in float32, 7.5× smaller than the float32 update``; once where equal."""
     if model is None:
         return "the model's size is not known"
-    said = [_than(model, "the whole model in float32")]
+    said = [than(model, "the whole model in float32")]
     if update is not None and smaller(update) != smaller(model):
-        said.append(_than(update, "the float32 update"))
+        said.append(than(update, "the float32 update"))
     return ", ".join(said)
 
 
-def _than(ratio: float, what: str) -> str:
+def than(ratio: float, what: str) -> str:
+    """``7.5× smaller than WHAT``, ``1.2× larger than WHAT``, ``same size as WHAT``."""
     said = smaller(ratio)
     return f"{said} as {what}" if said == "same size" else f"{said} than {what}"
+
+
+def plain(x: object) -> str:
+    """A setting: ``true``, ``0.4``, ``8``, or its text."""
+    if isinstance(x, bool):
+        return str(x).lower()
+    return f"{x:g}" if isinstance(x, float) else str(x)
 
 
 def local_work(steps: int, epochs: float) -> str:

@@ -44,6 +44,10 @@ class Tokens:
             left = {i: left[i] for i in parts if not limit or sum(map(len, ids[i])) < limit}
         return [np.concatenate(p) if p else np.zeros(0, np.int32) for p in ids]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens; special ones are left out."""
+        return str(self._backend.decode(list(map(int, ids)), skip_special_tokens=True))
+
 
 def _parts(text: str, size: int = 1 << 20) -> Iterator[str]:
     at = 0

@@ -35,6 +35,7 @@ from edgewise.plan.section import TrainingSection
 EVAL_TOKENS = 2048  # per forward pass of an evaluation: larger batches gain nothing on a CPU and cost memory
 OPEN_DEVICES = 256  # memory maps kept open
 LISTED_DEVICES = 1000
+SAMPLED_DEVICES, SAMPLED_BLOCKS = 16, 32  # for the bytes of a token
 
 
 def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> TextTrainer:
@@ -107,7 +108,8 @@ class TextTrainer(TorchTrainer):
 
     def describe(self) -> dict[str, Any]:
         """Provenance: model name, parameters, vocabulary, arithmetic, data fingerprint, and each device's training
-        tokens (not for more than 1,000 devices: only those that take part are ever tokenized then).
+        tokens and the bytes of a token (not for more than 1,000 devices: only those that take part are ever tokenized
+        then).
         """
         sizes, listed = self.sizes(), self.devices() if len(self.devices()) <= LISTED_DEVICES else ()
         # Workers share the cache: half of them begin at the other end, so that they meet in the middle.
@@ -121,7 +123,21 @@ class TextTrainer(TorchTrainer):
             "fingerprint": self.fingerprint(),
             "model_fingerprint": self._frozen_digest(),
             "devices": {d: tokens[d] for d in listed},
+            "bytes_per_token": self._bytes_per_token(listed),
         }
+
+    def _bytes_per_token(self, devices: Sequence[DeviceId]) -> float:
+        """Bytes of text (UTF-8) for each token that is predicted in training, from the beginnings of some devices'
+        text; 0 where there is none."""
+        size, count = 0, 0
+        for device in devices[:: -(-len(devices) // SAMPLED_DEVICES) or 1]:
+            try:
+                blocks_NS = self._open(device).blocks.train_NS[:SAMPLED_BLOCKS, 1:]
+            except DataError:
+                continue
+            ids = blocks_NS[blocks_NS >= 0]
+            size, count = size + len(self.loaded.tokens.decode(ids).encode()), count + len(ids)
+        return round(size / count, 4) if count else 0.0
 
     def _frozen_digest(self) -> str:
         """SHA-256 over the weights that are not trained (the trained ones are the run's initial vector)."""
