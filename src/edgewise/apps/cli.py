@@ -79,6 +79,7 @@ def demo(
     _simulate("demo", _demo_recipe(), overrides, out, resume, engine, workers, [], as_json, quiet, debug)
 
 
+app.command()(guides.new)
 app.command()(guides.recipes)
 
 
@@ -159,6 +160,9 @@ def report(run_dir: RunDir, as_json: Json = False, debug: Debug = False) -> None
         return {"run_dir": str(run_dir), "report": str(run_dir / "report.html"), "summary": summary}
 
     raise typer.Exit(session.run(body))
+
+
+app.command()(guides.compare)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from edgewise.apps.options import Debug, Json
+
+WORDS = ("none", "hidden", "central", "distributed", "local", "record")  # of privacy, as a recipe says it
 
 
 def _recipes_like(incomplete: str) -> Iterable[str]:
@@ -64,6 +67,38 @@ def recipes(
     raise typer.Exit(session.run(body))
 
 
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("compare.html"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs: a table, and a page with overlaid plots.
+
+    Perplexity, bytes, rounds, time, epsilon, and the settings in which the runs differ. Runs of other data or models
+    are named.
+    """
+    from edgewise.apps.shell import Session
+
+    session = Session("compare", as_json=as_json, debug=debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps import comparison, comparison_page
+
+        found = comparison.build(run_dirs)
+        comparison_page.write(found, out)
+        if not as_json:
+            from rich.console import Console
+            from rich.text import Text
+
+            console = Console()
+            comparison.show(console, found)
+            console.print(Text("page    ", "dim").append(str(out), "bold"), soft_wrap=True)
+        return {**found, "page": str(out)}
+
+    raise typer.Exit(session.run(body))
+
+
 def explain(
     topic: Annotated[
         str,
@@ -95,6 +130,68 @@ def explain(
         return found._asdict()
 
     raise typer.Exit(session.run(body))
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The recipe's file is NAME.toml.")] = "mine",
+    data: Annotated[str, typer.Option("--data", help="Folder of text, or table (jsonl, csv, parquet).")] = "",
+    owner: Annotated[str, typer.Option("--owner", help="Column whose values are the devices.")] = "",
+    text: Annotated[str, typer.Option("--text", help="Column to train on.")] = "",
+    privacy: Annotated[
+        str,
+        typer.Option("--privacy", help=f"{', '.join(WORDS[:-1])} or {WORDS[-1]}.", autocompletion=lambda: list(WORDS)),
+    ] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write an annotated recipe for your own data.
+
+    Looks into the data, proposes columns, and asks for what no option says; in a pipe it asks nothing. The recipe
+    passes `edgewise check`. No file is ever written over.
+    """
+    from edgewise.apps.shell import Session
+
+    session = Session("new", as_json=as_json, debug=debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps import new_recipe
+        from edgewise.core.errors import RecipeError, StoreError
+
+        file = new_recipe.place(name)
+        if file.exists():
+            raise StoreError("E-FILE-EXISTS", f"{file} exists already.", f"name another recipe: edgewise new {name}-2")
+        asks = sys.stdin.isatty() and sys.stderr.isatty()
+        path = data or (_ask("data: a folder of text, or a table (jsonl, csv, parquet)") if asks else "")
+        if not path:
+            raise RecipeError("E-MISSING", "no data is named.", "say where it is: --data PATH.")
+        found = new_recipe.seen(path)
+        columns = {}
+        for key, given, proposed in (("text", text, found.texts()), ("owner", owner, found.owners())):
+            if found.columns:
+                if asks and not given:
+                    given = _ask(f"{key}: the column, of {', '.join(c.name for c in found.columns)}", *proposed[:1])
+                columns[key] = new_recipe.column(found, key, given, proposed)
+            elif given:
+                what = f"--{key} {given}: {path} is a folder of text, which has no columns."
+                raise RecipeError("E-COMBO", what, f"leave out --{key}.")
+        word = privacy or (_ask(f"privacy: {', '.join(WORDS)}", "hidden") if asks else "")
+        if not word:
+            raise RecipeError("E-MISSING", "no privacy word is given.", f"--privacy with one of: {', '.join(WORDS)}.")
+        written = new_recipe.write(
+            new_recipe.Answers(file, path, columns.get("owner", ""), columns.get("text", ""), word), found
+        )
+        if not as_json:
+            used = f", by `{columns['owner']}`, text from `{columns['text']}`" if columns else ""
+            print(f"wrote {written.file}: {written.devices:,} devices{used}")
+            print("\n".join([*(f"note: {note}" for note in written.notes), f"next: edgewise check {written.file}"]))
+        return {"file": str(written.file), "devices": written.devices, "notes": list(written.notes), **columns}
+
+    raise typer.Exit(session.run(body))
+
+
+def _ask(question: str, proposed: str | None = None) -> str:
+    """Ask a person on the terminal; standard output stays free for what a command says."""
+    return str(typer.prompt(question, default=proposed, err=True))
 
 
 def _print_pairs(pairs: dict[str, str]) -> None:

@@ -9,7 +9,8 @@ from edgewise.core.errors import RecipeError
 from edgewise.drivers.files import write_new
 from edgewise.plan.findings import nearest
 
-FOLDER = Path(str(resources.files("edgewise"))) / "assets" / "recipes"
+_ASSETS = Path(str(resources.files("edgewise"))) / "assets"
+FOLDER, STUDENT = _ASSETS / "recipes", _ASSETS / "student"  # the recipes, the bundled model
 
 
 def names() -> list[str]:

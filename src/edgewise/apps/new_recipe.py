@@ -1,0 +1,197 @@
+"""`edgewise new`: an annotated recipe for one's own data, checked to compose before it is written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from math import ceil, log10
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from edgewise.apps import new_text
+from edgewise.apps.doctor import cores
+from edgewise.apps.shipped import STUDENT
+from edgewise.core import keys
+from edgewise.core.errors import CompositionError, DataError, RecipeError
+from edgewise.core.vector import Spec
+from edgewise.drivers.files import write_new
+from edgewise.learn import corpus
+from edgewise.learn.look import PROMPTS, TIMES, Look, look
+from edgewise.plan import recipe
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
+from edgewise.plan.data import DataSection
+from edgewise.plan.findings import nearest
+from edgewise.plan.section import DP_WORDS, Privacy
+from edgewise.secagg.merge import fewest
+
+EVERYBODY = 40  # devices up to which all are in every round
+COHORT, DP_COHORT = 20, 125  # contributions of a round beyond that; noise does not grow with a cohort, so it is larger
+MINIMUM = {"hidden": 0.75, "distributed": 0.9}  # share of the cohort that masks and noise are sized for
+CORRUPT = {"hidden": 0.1, "distributed": 0.02}  # share of the devices that may lie, where so many can be borne
+FEW = 100  # devices below which device-level noise drowns what they say together
+
+
+class Answers(NamedTuple):
+    """What a person says: the recipe's file, the data as seen from here, its columns, the privacy word."""
+
+    file: Path
+    data: str
+    owner: str
+    text: str
+    privacy: str
+
+
+class Written(NamedTuple):
+    """What was written: the file, the devices that it found, and what is worth knowing before a run."""
+
+    file: Path
+    devices: int
+    notes: tuple[str, ...]
+
+
+def place(name: str) -> Path:
+    """The file of a recipe of that name: ``mine`` and ``mine.toml`` are ``mine.toml``."""
+    return Path(name) if name.endswith(".toml") else Path(f"{name}.toml")
+
+
+def seen(data: str) -> Look:
+    """A first look into the data. Raises DataError as ``learn.look.look``."""
+    return look(data, Path())
+
+
+def column(found: Look, key: str, given: str, proposed: list[str]) -> str:
+    """The column that a person named, else the likeliest.
+
+    Raises DataError(E-DATA-COLUMN) for a column that does not exist or where none is likely.
+    """
+    names = [c.name for c in found.columns]
+    if given in names:
+        return given
+    if given:
+        near = nearest(given, names)
+        hint = f"did you mean `{near}`?" if near else f"columns: {', '.join(names)}."
+        raise DataError("E-DATA-COLUMN", f"--{key} {given}: there is no such column.", hint)
+    if not proposed:
+        what = f"no column looks like the {key} ({new_text.MEANS[key]})."
+        raise DataError("E-DATA-COLUMN", what, f"name one with --{key}; columns: {', '.join(names)}.")
+    return proposed[0]
+
+
+def write(answers: Answers, found: Look) -> Written:
+    """Write the recipe where there is no file yet.
+
+    Guarantees: the recipe is valid, its data can be read, and its stages, privacy and cohorts compose for the bundled
+        model and the devices that are there.
+    Raises:
+        RecipeError, CompositionError, DataError: what cannot be, as a run would say it. StoreError: E-FILE-EXISTS.
+    """
+    word, words = answers.privacy, get_args(Privacy)
+    if word not in words:
+        near = nearest(word, words)
+        hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(words)}."
+        raise RecipeError("E-VALUE", f"--privacy {word}: there is no such word.", hint)
+    folder = answers.file.parent
+    section = {"source": found.source, "path": _relative(answers.data, folder)}
+    if found.columns:
+        section |= {"owner": answers.owner, "text": answers.text}
+    devices, median = _devices(section, folder)
+    settings = _settings(word, devices, median)
+    hints = {"prompt": found.like(PROMPTS), "time": found.like(TIMES)} if found.columns else {}
+    hints = {key: name for key, name in hints.items() if name and name not in (answers.owner, answers.text)}
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in answers.file.stem).strip("._-")
+    facts = {"name": name[:64] or "mine", "privacy": word, "data": section, "devices": devices, "hints": hints}
+    text = new_text.text(facts, settings)
+    _composes(text, devices)
+    write_new(answers.file, text.encode())
+    return Written(answers.file, devices, tuple(_notes(word, devices, settings)))
+
+
+def _relative(data: str, folder: Path) -> str:
+    at = Path(data).expanduser()
+    return data if at.is_absolute() else os.path.relpath(at, folder)
+
+
+def _devices(section: Mapping[str, Any], folder: Path) -> tuple[int, int]:
+    """How many devices the data has, and the bytes of the median one."""
+    with tempfile.TemporaryDirectory(prefix="edgewise-new-") as cache:
+        listed = corpus.load(DataSection(**section), folder, Path(cache), keys.root(0))
+        sizes = sorted(sum(len(d.text.encode("utf-8", "replace")) for d in _some(listed, name))
+                       for name in listed.devices[:: max(1, len(listed.devices) // 25)])  # fmt: skip
+    return len(listed.devices), sizes[len(sizes) // 2]
+
+
+def _some(listed: corpus.Corpus, device: str) -> list[corpus.Document]:
+    try:
+        return list(listed.documents(device))
+    except DataError:  # it cannot take part; the run says so and goes on without it
+        return []
+
+
+def _settings(word: str, n: int, median_bytes: int) -> dict[str, Any]:
+    """Numbers of a first run: cohorts, rounds and steps by how many devices there are and how much text they hold."""
+    noisy = word in ("central", "distributed")
+    cohort = 0 if n <= EVERYBODY else min(DP_COHORT, n // 2) if noisy else COHORT
+    expected = cohort or n
+    rounds = 16 if noisy else 8 if not cohort else 12
+    steps = min(4, max(2, round(median_bytes / 3 / 256 / 2)))  # half a pass per round: 3 bytes a token, 4 x 64 a step
+    out: dict[str, Any] = {
+        "cohort": cohort,
+        "sampling": "all" if not cohort else "cyclic" if noisy else "fixed",
+        "rounds": rounds,
+        "steps": 1 if word in DP_WORDS and word != "record" else steps,
+        "minimum": MINIMUM.get(word, 0.5),
+        "workers": cores(),
+        "measured": 100 if n > 100 else 0,
+        "delta": 10.0 ** -max(5, ceil(1.1 * log10(max(2, n))) + 1),
+    }
+    if word in CORRUPT:
+        invited = ceil(expected * 1.3) if out["sampling"] == "fixed" else ceil(n / max(1, n // expected))
+        least = max(2, ceil(expected * out["minimum"] - 1e-9))
+        if least > expected:
+            raise CompositionError(
+                "E-NMIN", f'privacy = "{word}" hides a device in a sum of two or more; the data has {n}.',
+                "give data of more owners.",
+            )  # fmt: skip
+        out["minimum"] = max(out["minimum"], min(1.0, 2 / expected))
+        corrupt = min(int(CORRUPT[word] * n), invited)
+        while corrupt and fewest(corrupt) > least:
+            corrupt -= 1
+        out["corrupt"] = corrupt
+        out["fraction"] = CORRUPT[word] if corrupt == int(CORRUPT[word] * n) else _share(corrupt, n)
+    return out
+
+
+def _share(count: int, n: int) -> float:
+    """A short fraction f with floor(f n) = count."""
+    digits = 2
+    while int((share := round((count + 0.5) / n, digits)) * n) != count:
+        digits += 1
+    return share
+
+
+def _composes(text: str, devices: int) -> None:
+    """Raises what `edgewise check` would, for the bundled model's whole layout."""
+    from safetensors import safe_open
+
+    with safe_open(STUDENT / "model.safetensors", framework="numpy") as f:
+        shapes = [(name, tuple(f.get_slice(name).get_shape()), "float32") for name in sorted(f.keys())]
+    compile(recipe.parse(text, "the new recipe"), Spec.of(shapes), devices, BUILT_IN)
+
+
+def _notes(word: str, devices: int, settings: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if word in ("central", "distributed", "local") and devices < FEW:
+        notes.append(
+            f"{devices} devices are few for noise: it is the same for any number of them, and takes hundreds to learn "
+            "through. A run will hold its epsilon and learn little."
+        )
+    if word == "local":
+        notes.append("local noise hides each update by itself, which takes very much of it.")
+    if word in CORRUPT and settings["fraction"] < CORRUPT[word]:
+        notes.append(
+            f"at most {settings['corrupt']} of the {devices} devices may work with a lying server; a larger "
+            "round.cohort bears more."
+        )
+    return notes

@@ -1,0 +1,189 @@
+"""`edgewise new`: whatever the data and the privacy word, the recipe that it writes can be checked and run."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from edgewise.apps import cli, guides, new_text
+from edgewise.plan import recipe
+from edgewise.plan.section import Privacy
+
+WORDS = get_args(Privacy)
+LINE = "the quick brown fox jumps over the lazy dog and sees number {} of {} by the river. "
+
+
+def rows(devices: int, each: int = 4) -> list[dict[str, object]]:
+    return [
+        {"id": 100 * d + i, "ward": f"ward {d}", "note": LINE.format(i, d) * 6, "date": f"2024-01-{i + 1:02d}"}
+        for d in range(devices)
+        for i in range(each)
+    ]
+
+
+def jsonl(folder: Path, devices: int) -> str:
+    (folder / "notes.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows(devices)), encoding="utf-8")
+    return "notes.jsonl"
+
+
+def table(folder: Path, devices: int) -> str:
+    with (folder / "notes.csv").open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, rows(1)[0].keys(), delimiter=";")
+        writer.writeheader()
+        writer.writerows(rows(devices))
+    return "notes.csv"
+
+
+def packed(folder: Path, devices: int) -> str:
+    jsonl(folder, devices)
+    (folder / "notes.jsonl.gz").write_bytes(gzip.compress((folder / "notes.jsonl").read_bytes()))
+    return "notes.jsonl.gz"
+
+
+def parquet(folder: Path, devices: int) -> str:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    files.write_table(pyarrow.Table.from_pylist(rows(devices)), folder / "notes.parquet")
+    return "notes.parquet"
+
+
+def texts(folder: Path, devices: int) -> str:
+    for row in rows(devices):
+        at = folder / "texts" / str(row["ward"])
+        at.mkdir(parents=True, exist_ok=True)
+        (at / f"{row['id']}.txt").write_text(str(row["note"]), encoding="utf-8")
+    return "texts"
+
+
+def tables(folder: Path, devices: int) -> str:
+    (folder / "parts").mkdir()
+    jsonl(folder / "parts", devices)
+    (folder / "parts" / "more.jsonl").write_text(json.dumps(rows(1)[0]) + "\n", encoding="utf-8")
+    return "parts"
+
+
+FORMS = [jsonl, table, packed, parquet, texts, tables]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*args: str) -> Result:
+    return CliRunner().invoke(cli.app, list(args))
+
+
+def new(*args: str) -> Result:
+    done = call("new", *args)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("word", WORDS)
+def test_what_it_writes_passes_the_check(folder: Path, word: str, form: Callable[[Path, int], str]) -> None:
+    new("mine", "--data", form(folder, 6), "--privacy", word)
+    done = call("check", "mine.toml", "--fast", "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert (found["population"], found["privacy"]["word"]) == (6, word)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [2, 3, 5, 17, 40, 41, 60, 127, 400, 2000])
+@pytest.mark.parametrize("word", WORDS)
+def test_any_number_of_devices_composes(folder: Path, word: str, devices: int) -> None:
+    """``new`` itself compiles what it writes for the whole bundled model."""
+    done = new("mine", "--data", jsonl(folder, devices), "--privacy", word)
+    assert f"{devices:,} devices" in done.stdout
+
+
+def test_columns_are_proposed_and_every_key_is_explained(folder: Path) -> None:
+    (folder / "own").mkdir()
+    done = new("own/mine", "--data", jsonl(folder, 3), "--privacy", "none")
+    assert "by `ward`, text from `note`" in done.stdout
+    text = (folder / "own" / "mine.toml").read_text(encoding="utf-8")
+    read = recipe.load(folder / "own" / "mine.toml")
+    assert (read.name, read.data.owner, read.data.text, read.data.path) == ("mine", "ward", "note", "../notes.jsonl")
+    assert '# time = "date"' in text
+    keys = re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE)
+    commented = re.findall(r"^(?:# )?\w+ = .*# \S", text, re.MULTILINE)
+    assert len(commented) >= len(keys) - 1  # `rounds` says it itself
+    assert set(new_text.WORD) == set(WORDS) == set(guides.WORDS)
+
+
+def test_named_columns_win_and_wrong_ones_are_suggested(folder: Path) -> None:
+    data = jsonl(folder, 3)
+    new("a", "--data", data, "--privacy", "none", "--owner", "date", "--text", "ward")
+    read = recipe.load("a.toml")
+    assert (read.data.owner, read.data.text) == ("date", "ward")
+    for given, hint in ((("--owner", "wrd"), "`ward`"), (("--text", "x"), "columns: id, ward, note, date")):
+        done = call("new", "b", "--data", data, "--privacy", "none", *given)
+        assert (done.exit_code, "E-DATA-COLUMN" in done.stderr, hint in done.stderr) == (2, True, True)
+
+
+def test_nothing_is_asked_in_a_pipe_and_nothing_written_over(folder: Path) -> None:
+    data = jsonl(folder, 3)
+    assert "--data" in call("new").stderr
+    assert "--privacy" in call("new", "--data", data).stderr
+    assert "did you mean `hidden`?" in call("new", "--data", data, "--privacy", "hiden").stderr
+    assert "E-DATA-MISSING" in call("new", "--data", "nowhere", "--privacy", "none").stderr
+    assert not Path("mine.toml").exists()
+    new("--data", data, "--privacy", "none")
+    before = Path("mine.toml").read_bytes()
+    again = call("new", "--data", data, "--privacy", "hidden")
+    assert (again.exit_code, "E-FILE-EXISTS" in again.stderr) == (2, True)
+    assert Path("mine.toml").read_bytes() == before
+
+
+def test_what_cannot_be_is_refused_before_a_file_is_there(folder: Path) -> None:
+    assert "E-NMIN" in call("new", "--data", jsonl(folder, 1), "--owner", "ward", "--privacy", "hidden").stderr
+    (folder / "one.jsonl").write_text('{"a": 1.5}\n', encoding="utf-8")
+    assert "columns: a" in call("new", "--data", "one.jsonl", "--privacy", "none").stderr
+    assert "E-COMBO" in call("new", "--data", texts(folder, 2), "--owner", "x", "--privacy", "none").stderr
+    assert not list(folder.glob("*.toml"))
+
+
+@pytest.mark.slow
+def test_few_devices_are_told_what_noise_does_to_them(folder: Path) -> None:
+    done = new("--data", jsonl(folder, 5), "--privacy", "central")
+    assert "note: 5 devices are few for noise" in done.stdout
+    assert tomllib.loads(Path("mine.toml").read_text(encoding="utf-8"))["dp"]["epsilon"] == 8.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
+def test_a_person_is_asked(folder: Path) -> None:
+    import pty
+
+    jsonl(folder, 3)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+        os.execv(sys.executable, [sys.executable, "-m", "edgewise.apps.cli", "new", "asked"])
+    os.write(terminal, b"notes.jsonl\n\nward\nnone\n")  # the text as proposed
+    said = b""
+    while True:
+        try:
+            said += os.read(terminal, 4096)
+        except OSError:
+            break
+    assert os.waitpid(pid, 0)[1] == 0, said
+    for asked in (b"data: a folder of text", b"[note]", b"[ward]", b"[hidden]"):
+        assert asked in said
+    assert recipe.load("asked.toml").privacy == "none"
