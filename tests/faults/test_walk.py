@@ -51,6 +51,12 @@ def kills(of: Outcome, sample: int, offset: int) -> list[Fault]:
     return [Fault(KILLS[(i + offset) % 3], at) for i, at in enumerate(sampled(of.operations, sample, offset))]
 
 
+def all_kills(of: Outcome) -> list[Fault]:
+    """Kills before each operation, in each write, and after the last one: all states that a kill can leave."""
+    whole = [Fault("kill_before", at) for at in range(1, of.operations + 1)]
+    return [*whole, *(Fault("kill_torn", at) for at in sorted(of.writes)), Fault("kill_after", of.operations)]
+
+
 def begins(stage: Stage, folder: Path, settings: Mapping[str, Any]) -> int:
     """The first operation to walk: of a run with a report, which takes seconds, only those of the report."""
     if not settings.get("report"):
@@ -219,7 +225,8 @@ def test_a_kill_of_any_process_of_a_pool_leaves_no_trace(stage, folder, record_p
     """The operation may be a worker's: then the worker dies, and the run ends with E-WORKER."""
     settings, offset = {**CONFIGURATIONS[name], **POOL}, list(CONFIGURATIONS).index(name)
     undisturbed, expected = calm(stage, folder, name, settings)
-    chosen = dict(shared_out(kills(undisturbed, 3, offset), part))
+    faults = all_kills(undisturbed) if LONG else kills(undisturbed, 3, offset)
+    chosen = dict(shared_out(faults, part))
 
     def play(fault: Fault) -> str:
         out, forks = fresh(folder), chosen[fault]
@@ -229,7 +236,7 @@ def test_a_kill_of_any_process_of_a_pool_leaves_no_trace(stage, folder, record_p
         after = go_on(stage, out, settings, forks)
         return f"{hit}, then {after}" if after.status else differences(out, expected)
 
-    assert walk(chosen, play, record_property, f"{name}, pool")
+    assert walk(chosen, play, record_property, f"{name}, pool") >= (undisturbed.operations // 4 if LONG else 3)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -247,7 +254,7 @@ def test_a_disk_that_fails_a_pool_is_a_named_error_and_loses_nothing(stage, fold
         after = go_on(stage, out, settings, forks) if hit.status else hit
         return f"{hit}, then {after}" if after.status else differences(out, expected)
 
-    assert walk(chosen, play, record_property, f"{name}, pool")
+    assert walk(chosen, play, record_property, f"{name}, pool") >= (undisturbed.operations // 4 if LONG else 2)
 
 
 def waits(until: Callable[[], bool], patience_s: float = 60.0) -> bool:
