@@ -25,6 +25,7 @@ PHASES = {
     "local_only": "comparison: each device alone",
     "centralised": "comparison: all text in one place",
     "evaluate": "measuring",
+    "samples": "samples of text",
     "report": "writing the report",
     "stopping": "stopping; Ctrl-C again quits at once",
 }

@@ -240,7 +240,7 @@ def _quality(s: Mapping[str, Any]) -> str:
     ) + panel("Training loss", "Nats per token in the first and last quarter of the local steps, over devices.", loss)
     return (
         '<p class="hint">Measured on text that no device trains on: the latest part of each device\'s own.</p>'
-        f"{pair(both)}{_spread(s)}"
+        f"{pair(both)}{_spread(s)}{sections.samples(s)}"
     )
 
 

@@ -115,6 +115,24 @@ def _quality_for_bytes(s: Summary) -> str:
     return panel("Quality for bytes", hint, chart)
 
 
+def samples(s: Summary) -> str:
+    """What base and federated model make of the beginning of some held-out texts; nothing where none was asked for."""
+    if not s["samples"]:
+        return ""
+    said = (
+        "The beginning of some devices' held-out text, printed because the recipe asks for it "
+        "(<code>report.samples</code>), and how it goes on. Both models draw with one seed, and nothing was picked."
+    )
+    parts = []
+    for one in s["samples"]:
+        rows = [("the device", one["actual"], "quiet")]
+        rows += [(words.MODELS[m], one[m], m) for m in ("base", "federated")]
+        key = '<dt><span class="key" style="--c:var(--{})"></span>{}</dt><dd>{}</dd>'
+        texts = "".join(key.format(colour, escape(name), escape(text) or "–") for name, text, colour in rows)
+        parts.append(f'<h4>{escape(one["device"])}</h4><p class="sample">{escape(one["prompt"])}</p><dl>{texts}</dl>')
+    return "<div class=gap></div>" + panel("Samples of text", said, f'<div class="samples">{"".join(parts)}</div>')
+
+
 def participation(s: Summary) -> str:
     """Funnel, reasons, devices by rounds, rounds table. What would show the same everywhere is left out."""
     p = s["participation"]

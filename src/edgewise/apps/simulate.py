@@ -17,6 +17,7 @@ import msgspec
 
 from edgewise.apps.chosen import chosen
 from edgewise.apps.compare import compare
+from edgewise.apps.samples import sample
 from edgewise.apps.toml_text import toml
 from edgewise.core import events, vector
 from edgewise.core.errors import DataError, EdgewiseError, StoreError
@@ -300,6 +301,8 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
     )
     reached = federation.run(_begun(federation, simulated, loaded, tell))
     compare(store, executor, federation, tell, reached.next_round)
+    if wanted := plan.recipe.report.samples:
+        sample(store, executor, wanted, federation.measured(), tell)
 
 
 def _begun(federation: Federation, simulated: SimulatedCohort, loaded: _Loaded, tell: Tell) -> Checkpoint:

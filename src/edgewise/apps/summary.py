@@ -35,6 +35,9 @@ that one device has sent (``up``) and received (``down``) until then, the mean o
 ``text_per_device`` the mean over devices; ``up_per_device`` is what a device of the population sent in all rounds. The
 first two are null where the tokens of devices are not known, and with differential privacy.
 
+Samples: where the recipe asks for them (``report.samples``), of some devices the beginning of the held-out text
+(``prompt``), how it goes on (``actual``), and how the ``base`` and the ``federated`` model that counts go on.
+
 Seconds: ``train`` and ``encode`` are device seconds, summed over contributions, and can exceed wall-clock time when
 workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
 and ``total`` is their sum: loading and the report itself are not in it, and what a crash repeated counts once.
@@ -173,6 +176,7 @@ def build(store: RunStore) -> dict[str, Any]:
         ],
         "quality_for_bytes": [],
         "per_device": [] if noised else _devices(told, measures, facts),
+        "samples": [] if noised else _samples(told),
         "population": plan.get("population") or len(facts.get("devices") or {}) or None,
         "plan": {
             "trace": plan.get("trace") or [],
@@ -332,6 +336,24 @@ def _seconds(told: Sequence[events.AnyEvent]) -> dict[str, float]:
         "encode": math.fsum(e.encode_s for e in finished),
         "aggregate": math.fsum(e.aggregate_s for e in finished),
     }
+
+
+def _samples(told: Sequence[events.AnyEvent]) -> list[dict[str, str]]:
+    """One row per device whose held-out text was sampled, by both models."""
+    by: dict[str, dict[str, events.Sampled]] = defaultdict(dict)
+    for e in told:
+        if isinstance(e, events.Sampled):
+            by[e.device][e.model] = e
+    return [
+        {
+            "device": d,
+            "prompt": e["base"].prompt,
+            "actual": e["base"].actual,
+            **{m: e[m].text for m in ("base", "federated")},
+        }
+        for d, e in by.items()
+        if {"base", "federated"} <= e.keys()
+    ]
 
 
 def _round_row(e: events.RoundFinished) -> dict[str, Any]:

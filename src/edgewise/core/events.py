@@ -28,7 +28,8 @@ class RunStarted(Event, frozen=True, tag="run_started"):
 
 
 class PhaseStarted(Event, frozen=True, tag="phase_started"):
-    """A part of the run: ``load``, ``federated``, ``compare``, ``report``; of how many ``steps`` (0: not known)."""
+    """A part of the run: ``load``, ``federated``, ``compare``, ``samples``, ``report``; of how many ``steps`` (0: not
+    known)."""
 
     phase: str
     steps: int = 0
@@ -115,6 +116,17 @@ class Evaluated(Event, frozen=True, tag="evaluated"):
     missing: dict[str, str] = {}
 
 
+class Sampled(Event, frozen=True, tag="sampled"):
+    """How a model (``base`` or ``federated``) goes on with the beginning of a device's held-out text: after ``prompt``
+    the device has ``actual``, the model says ``text``. Only where the recipe asks for samples."""
+
+    device: str
+    model: str
+    prompt: str
+    actual: str
+    text: str
+
+
 class StoppedEarly(Event, frozen=True, tag="stopped_early"):
     """The run ends after ``played`` rounds, before its last one: the held-out loss was not lower in so many
     ``evaluations`` in a row. The model that counts is the one after ``kept`` rounds. Told again by a resumed run."""
@@ -158,6 +170,7 @@ AnyEvent = (
     | Flagged
     | RoundFinished
     | Evaluated
+    | Sampled
     | StoppedEarly
     | Progress
     | RunFinished

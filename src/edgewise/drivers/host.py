@@ -47,7 +47,7 @@ def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Cat
 
     Where the recipe's strategy works along directions, a torch trainer is wrapped so that its vector is their
     coefficients; another trainer stays as it is, and ``compile`` refuses it. Raises RecipeError(E-COMBO) where the
-    recipe counts passes and the trainer does not count records.
+    recipe counts passes and the trainer does not count records, or asks for samples of text that it cannot give.
     """
     trainer: Trainer
     if catalogue.trainer is not None:
@@ -60,6 +60,9 @@ def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Cat
         what = "training.local_epochs needs a trainer that says how many records a device has."
         fix = "give training.local_steps, or build the trainer on learn.torch_trainer.TorchTrainer."
         raise RecipeError("E-COMBO", what, fix)
+    if recipe.report.samples and not hasattr(trainer, "sample"):
+        what = "report.samples needs a trainer that goes on with text."
+        raise RecipeError("E-COMBO", what, "leave it out, or use the text trainer.")
     strategy: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, trainer.spec)
     if strategy.directions is None:
         return trainer
@@ -128,6 +131,8 @@ class Host:
                 return self._solo(job)
             case jobs.Count():
                 return jobs.Counted(id=job.id, records=records(self._trainer, job.device))
+            case jobs.Sample():
+                return self._sample(job)
 
     def _setup(self, job: jobs.Setup) -> jobs.Result:
         self._recipe = Recipe.model_validate(json.loads(job.recipe))
@@ -261,6 +266,16 @@ class Host:
         if isinstance(done, machine.Failed):
             return jobs.Broken(id=job.id, code=done.code, what=done.reason, fix="")
         return done
+
+    def _sample(self, job: jobs.Sample) -> jobs.Result:
+        """A device has one sample: its randomness is the same for all models."""
+        params = vector.from_bytes(job.params, self._trainer.spec.dim)
+        key = keys.derive(keys.root(self._recipe.seed), "sample", job.device)
+        done = _guarded(job.device, lambda: self._trainer.sample(job.device, params, key))  # type: ignore[attr-defined]
+        if isinstance(done, machine.Failed):
+            return jobs.Broken(id=job.id, code=done.code, what=done.reason, fix="")
+        prompt, actual, text = done
+        return jobs.Continued(id=job.id, prompt=prompt, actual=actual, text=text)
 
     def _train_alone(self, job: jobs.Solo) -> jobs.Trained:
         began = time.perf_counter()

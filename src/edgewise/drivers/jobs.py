@@ -87,7 +87,14 @@ class Count(_Base, frozen=True, tag="count"):
     device: str
 
 
-Job = Setup | Compile | Blob | Held | Handle | Solo | Count
+class Sample(_Base, frozen=True, tag="sample"):
+    """Let a model (raw float32) go on with the beginning of a device's held-out text."""
+
+    device: str
+    params: memoryview
+
+
+Job = Setup | Compile | Blob | Held | Handle | Solo | Count | Sample
 SILENT = Blob | Held  # jobs without an answer
 
 
@@ -128,6 +135,14 @@ class Counted(_Base, frozen=True, tag="counted"):
     records: int = 0
 
 
+class Continued(_Base, frozen=True, tag="continued"):
+    """Answer to Sample: the beginning, how it really goes on, and how the model goes on."""
+
+    prompt: str
+    actual: str
+    text: str
+
+
 class Ready(_Base, frozen=True, tag="ready"):
     """Answer to Compile."""
 
@@ -142,7 +157,7 @@ class Broken(_Base, frozen=True, tag="broken"):
     stops: bool = False
 
 
-Result = Described | Handled | Trained | Counted | Ready | Broken
+Result = Described | Handled | Trained | Counted | Continued | Ready | Broken
 
 _encoder = msgspec.msgpack.Encoder()
 _jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)

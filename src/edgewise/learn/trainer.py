@@ -20,15 +20,16 @@ from torch import Tensor
 
 from edgewise.core.errors import DataError, ModelError
 from edgewise.core.keys import Key, derive, root
-from edgewise.core.vector import Array
+from edgewise.core.vector import Array, Vector
 from edgewise.engine.ports import POOLED, DeviceId
 from edgewise.learn import corpus as corpora
+from edgewise.learn import samples
 from edgewise.learn.adapters import FACTOR_A, trainable
 from edgewise.learn.blocks import Blocks, BlockStore, predictions
 from edgewise.learn.corpus import Corpus
 from edgewise.learn.flat import Flat
 from edgewise.learn.model import Loaded, TextLoss, autocast_dtype, float32_attention, load
-from edgewise.learn.torch_trainer import TorchTrainer, row_order
+from edgewise.learn.torch_trainer import TorchTrainer, computing, row_order
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.section import TrainingSection
 
@@ -105,6 +106,23 @@ class TextTrainer(TorchTrainer):
     def fingerprint(self) -> str:
         """SHA-256 over all documents' names, lengths and contents; reads all text once."""
         return self.corpus.fingerprint()
+
+    def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
+        """The beginning of a device's held-out text, how it goes on, and how the model with ``params`` (float32[d])
+        goes on. Raises DataError(E-DEVICE-DATA) where the device holds too little text out."""
+        held_NS = self._open(device).blocks.held_NS
+        found = samples.opening(np.array(held_NS[0])) if len(held_NS) else None
+        if found is None:
+            what = f"device {device!r:.60} has too little text for a hold-out."
+            raise DataError("E-DEVICE-DATA", what, "give it more text, or raise data.holdout.")
+        tokens = self.loaded.tokens
+        longest = getattr(self.loaded.model.config, "max_position_embeddings", None) or samples.PROMPT + samples.NEW
+        with computing(device):
+            self.flat.write(params)
+            ids = samples.continued(
+                self.model, found.prompt, longest, tokens.end, self.loss.autocast, key
+            )  # fmt: skip
+        return tokens.decode(found.prompt), tokens.decode(found.actual), tokens.decode(ids)
 
     def describe(self) -> dict[str, Any]:
         """Provenance: model name, parameters, vocabulary, arithmetic, data fingerprint, and each device's training

@@ -166,6 +166,11 @@ class ZerothOrderTrainer:
         """Held-out loss of the model that ``params`` stand for. Raises as ``TorchTrainer.evaluate``."""
         return self.inner.evaluate(device, self.weights(params))
 
+    def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
+        """As ``TextTrainer.sample``, of the model that ``params`` stand for."""
+        told: tuple[str, str, str] = self.inner.sample(device, self.weights(params), key)  # type: ignore[attr-defined]
+        return told
+
     def sizes(self, measure: bool = False) -> Mapping[str, float]:
         """As ``TorchTrainer.sizes``; ``trainable`` is D.
 

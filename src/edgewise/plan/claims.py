@@ -48,7 +48,8 @@ def claims(
             f"send one model in up to {recipe.round.rounds} rounds to cohorts that differ by one device, and subtract "
             "the sums"
         )
-    told.append("raw text, codec memory and personal models never leave a device")
+    shown = f", but for {n} held-out texts that the report prints" if (n := recipe.report.samples) else ""
+    told.append(f"raw text, codec memory and personal models never leave a device{shown}")
     told.append(f"cohort: {earns}")
     told.append(_metrics(recipe, visible))
     if recipe.codec == "adaptive":

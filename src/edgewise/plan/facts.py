@@ -23,7 +23,7 @@ class PlanFacts:
     """The facts that decide a run's model and protocol.
 
     Attributes:
-        recipe: SHA-256 of the recipe without its sections [simulation], [compare] and [eval].
+        recipe: SHA-256 of the recipe without its sections [simulation], [compare], [eval] and [report].
         spec: digest of the trainable vector's layout.
         population: number of devices that exist. Smallest sums, thresholds and noise shares are sized by it.
         secagg: name and version of the protocol for secure aggregation.
@@ -44,5 +44,5 @@ class PlanFacts:
 
 def facts(recipe: Recipe, spec: str, population: int) -> PlanFacts:
     """The facts of a recipe for a layout (its digest) and a population, in the versions of this program."""
-    decisive = {k: v for k, v in recipe.resolved().items() if k not in ("simulation", "compare", "eval")}
+    decisive = {k: v for k, v in recipe.resolved().items() if k not in ("simulation", "compare", "eval", "report")}
     return PlanFacts(digest(decisive), spec, population, messages.PROTOCOL.decode(), frame.VERSION)

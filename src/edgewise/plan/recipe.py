@@ -94,6 +94,17 @@ class EvalSection(Section):
     max_tokens: int = Field(16384, ge=64, description="held-out tokens per device at most")
 
 
+class ReportSection(Section):
+    """What the report shows of the data itself: nothing, unless it is asked for."""
+
+    samples: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="held-out texts that the report prints, and how the base and the model that counts go on with them",
+    )
+
+
 class CompareSection(Section):
     """What the federated model is compared with; each costs about as much compute as the federation."""
 
@@ -142,6 +153,7 @@ class Recipe(Section):
     post: list[dict[str, Any]] = Field([], description="steps on the total, before the division")
     eval: EvalSection = EvalSection()
     compare: CompareSection = CompareSection()
+    report: ReportSection = ReportSection()
     simulation: SimulationSection = SimulationSection()
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
@@ -208,6 +220,11 @@ class Recipe(Section):
                 "which model is released, and no epsilon counts that choice"
             )
             raise Refused("E-COMBO", what, "leave both out")
+        if noisy and self.report.samples:
+            raise ValueError(
+                f'E-COMBO: report.samples with privacy = "{self.privacy}": the report would print text of devices as '
+                "it is, and no epsilon counts that: leave it out"
+            )
         if self.round.chooses and not self.eval.every:
             what = 'round.patience and round.keep = "best" compare evaluations, and with eval.every = 0 there is one'
             raise Refused("E-COMBO", what, "write eval.every = 1 or more")

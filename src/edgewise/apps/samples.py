@@ -1,0 +1,44 @@
+"""Samples of text for the report: what the base and the model that counts make of the beginning of held-out texts.
+
+They print text of devices, so nothing is sampled unless the recipe says so (``report.samples``), and nowhere with
+differential privacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from edgewise.apps.chosen import chosen
+from edgewise.core import events, vector
+from edgewise.drivers import jobs
+from edgewise.drivers.executor import Executor, checked
+from edgewise.drivers.store import RunStore
+from edgewise.engine.evaluation import BASE, FEDERATED
+
+
+def sample(
+    store: RunStore, executor: Executor, wanted: int, devices: Sequence[str], tell: Callable[[events.AnyEvent], None]
+) -> None:
+    """Store ``wanted`` samples (``events.Sampled``), of devices spread evenly over ``devices``; those that are stored
+    already are not made again. A device whose hold-out is too short has none."""
+    told = {(e.device, e.model) for e in store.events("sampled") if isinstance(e, events.Sampled)}
+    chosen_ones = dict.fromkeys(devices[i * len(devices) // wanted] for i in range(min(wanted, len(devices))))
+    vectors = {BASE: store.models()[0], FEDERATED: chosen(store).digest}
+    for model, digest in vectors.items():
+        left = [device for device in chosen_ones if (device, model) not in told]
+        if not left:
+            continue
+        tell(events.PhaseStarted(phase="samples"))
+        params = vector.to_bytes(store.blob(digest))
+        for device in left:
+            executor.submit(jobs.Sample(device=device, params=params))
+            result = executor.result()
+            if isinstance(result, jobs.Broken) and not result.stops:
+                continue
+            checked([result])
+            assert isinstance(result, jobs.Continued)
+            event = events.Sampled(
+                device=device, model=model, prompt=result.prompt, actual=result.actual, text=result.text
+            )
+            store.append(event)
+            tell(event)
