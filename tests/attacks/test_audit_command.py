@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+import edgewise.plan.compile as compiling
 import edgewise.plan.private as private
 from edgewise.apps import cli
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
-from edgewise.learn import dp_sgd
+from edgewise.drivers import identities
+from edgewise.learn import dp_sgd, train
 from edgewise.privacy import distributed, grid
+from edgewise.privacy.spend import Event
 
 pytestmark = pytest.mark.slow  # every test here loads a model
 
@@ -73,8 +76,8 @@ def test_what_holds_is_told_in_true_words(folder: Path, word: str) -> None:
     text = " ".join(result.stdout.split())
     trials = {
         "none": [],
-        "record": ["mechanism", "grain", "one run"],
-        "distributed": ["length", "mechanism", "one run"],
+        "record": ["mechanism", "grain", "steps", "one run"],
+        "distributed": ["length", "mechanism", "rounds", "one run"],
     }[word]
     assert [f["name"] for f in told["findings"]] == trials
     assert all(f["holds"] for f in told["findings"])
@@ -134,6 +137,28 @@ def test_a_missing_clip_ends_the_command_with_8(folder: Path, monkeypatch: pytes
     true = private.clip
     monkeypatch.setattr(private, "clip", lambda l2: replace(true(l2), encode=lambda p, memory, *_: (p, memory)))
     monkeypatch.setattr(dp_sgd, "min", lambda *_: 1.0, raising=False)
+    check_broken(folder, word)
+
+
+def test_local_noise_accounted_at_twice_its_size_ends_the_command_with_8(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device of other text is as far away as two clips, and one is counted, by the fold and the accountant alike."""
+    true = private._local
+    monkeypatch.setattr(private, "adjacency", lambda *_: "zero_out")
+    monkeypatch.setattr(compiling, "adjacency", lambda *_: "zero_out")
+    monkeypatch.setattr(private, "_local", lambda *of: (true(*of)[0], lambda z: (Event("gaussian", "zero_out", z=z),)))
+    check_broken(folder, "local")
+
+
+@pytest.mark.parametrize("word", ["central", "record"])
+def test_noise_that_comes_again_ends_the_command_with_8(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    """The server's in the next round, a device's in the next step."""
+    module = {"central": identities, "record": train}[word]
+    true = module.derive
+    monkeypatch.setattr(module, "derive", lambda key, *of: true(key, *(x for x in of if type(x) is not int)))
     check_broken(folder, word)
 
 

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
+from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core import keys
 from edgewise.core.keys import Key, derive
+from edgewise.drivers.identities import simulated_root, simulated_secrets
 from edgewise.plan.compile import Plan
 from edgewise.plan.private import Spend
 from edgewise.privacy import audit
 from edgewise.privacy import one_run as guessing
 from edgewise.privacy.audit import Finding, event_mu
 
+if TYPE_CHECKING:
+    from edgewise.learn.dp_sgd import RecordDp
+
+NONCE = b"two rounds"
 STEP_RECORDS = 2048  # canaries of one step of DP-SGD
 LEFT_OUT = (
     "the draw of records: the attacker knows who is in the step, and the claim is without it",
@@ -47,6 +55,35 @@ def mechanism(plan: Plan, runs: int, step: Step) -> tuple[Finding, Finding]:
     return replace(size, of=of, left_out=LEFT_OUT), replace(bits, of=f"{of}: the last bits", left_out=LEFT_OUT)
 
 
+def steps(plan: Plan, runs: int, step: Step) -> Finding:
+    """Two steps of one device, of one round and of two rounds: what their difference and their sum tell of a record
+    that is in both or in neither. As ``round_trials``, and with the keys of a simulated run.
+
+    Every step counts as if it were seen, so the attacker has both of them. The worst of four bounds is taken: each is
+    as sure as it takes for all of them to hold with 95 %.
+    """
+    from edgewise.learn import canaries  # imports torch
+
+    plays, dp = -(-runs // STEP_RECORDS), _record_dp(plan)
+    signs = 1.0 - 2.0 * keys.generator(derive(keys.root(7), "signs")).integers(0, 2, STEP_RECORDS)
+    seen: dict[tuple[bool, int], list[NDArray[np.float64]]] = {}
+    for i in range(plays):
+        step("steps", i, plays)
+        for world in (False, True):
+            root = simulated_root(plan, {"fingerprint": str(world)})
+            one, two = (simulated_secrets(plan, root, str(i), number, NONCE).training for number in range(2))
+            first, *others = canaries.pairs(dp, np.full(STEP_RECORDS, world), signs < 0.0, one, two)
+            for which, other in enumerate(others):
+                seen.setdefault((world, which), []).append(first + signs * other)
+    mu, lower, part = sqrt(2.0) * _mu(plan), 0.0, np.tile(signs, plays)
+    for which, by in product(range(2), (-1.0, 1.0)):
+        out, in_ = (np.concatenate(seen[world, which])[part == by] for world in (False, True))
+        lower = max(lower, audit.gaussian_mu(out, in_, 1.0 - 0.05 / 4))
+    found = audit.measured("steps", mu, plan.recipe.dp.delta, lower, part.size)
+    of = _one_step(plan).replace("one of", "two of", 1)
+    return replace(found, of=f"{of}: of one round and of two", left_out=(LEFT_OUT[0], "how more of them add up"))
+
+
 def one_run(plan: Plan, canaries: int, step: Step) -> Finding:
     """DP-SGD's step with canaries for records, each drawn with probability 1/2."""
     present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
@@ -62,10 +99,14 @@ def one_run(plan: Plan, canaries: int, step: Step) -> Finding:
 
 def _record_step(plan: Plan, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
     from edgewise.learn import canaries  # imports torch
-    from edgewise.learn.dp_sgd import RecordDp
 
-    dp = plan.recipe.dp
-    return canaries.step(RecordDp(dp.clip_l2, _spend(plan).z, dp.sample_rate), present, key)
+    return canaries.step(_record_dp(plan), present, key)
+
+
+def _record_dp(plan: Plan) -> RecordDp:
+    from edgewise.learn.dp_sgd import RecordDp  # imports torch
+
+    return RecordDp(plan.recipe.dp.clip_l2, _spend(plan).z, plan.recipe.dp.sample_rate)
 
 
 def _one_step(plan: Plan) -> str:

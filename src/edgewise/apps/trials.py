@@ -7,7 +7,7 @@ the run. Canaries have updates that no training would give: dense random signs, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from math import sqrt
 from typing import Any
@@ -15,39 +15,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.apps import record_trials
+from edgewise.apps import record_trials, round_trials
+from edgewise.apps.trial_plans import (
+    FINER,
+    LONG,
+    clip_of,
+    first_way,
+    layout,
+    mu_of,
+    promised,
+    scaled_plan,
+    spend_of,
+    those,
+    uncounted,
+    ways_of,
+)
 from edgewise.core import keys
 from edgewise.core.keys import Turn, derive
-from edgewise.core.pipeline import Pipeline, pipeline
-from edgewise.core.space import share_of
-from edgewise.core.vector import Spec, Vector
-from edgewise.merges.ring import ring_sum
+from edgewise.core.pipeline import Pipeline
+from edgewise.core.vector import Vector
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
-from edgewise.plan.compile import Plan, compile
-from edgewise.plan.private import Spend
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.compile import Plan
 from edgewise.privacy import audit, matrix
 from edgewise.privacy import one_run as guessing
-from edgewise.privacy.audit import Finding, contribution, event_mu, neighbour, release, released
+from edgewise.privacy.audit import Finding, contribution, neighbour, release, released
 from edgewise.privacy.distributed import MOST_BITS
 from edgewise.privacy.matrix import Blt
 
-COHORT = 20  # of the mechanism's trial: enough for 5 % of it to be one corrupt device
 CANARIES = {True: 512, False: 4096}  # quick or not
 RUNS = {True: 1 << 14, False: 1 << 17}
+PAIRS = 1 << 13  # of steps: four are taken for each
 RELEASES = 8  # runs that a whole release costs, where it is one run
 HEADED = 0.9  # noise multiplier of whole releases: mu is about 1, and an adaptive clip's bit can be paid from it
 WORK = {True: 1 << 27, False: 1 << 29}  # coordinates that canaries, and their noise, may have in all
 NOT_TRIED = (  # by any trial, whatever the recipe
-    "where keys come from and who knows them: noise is drawn with the audit's own keys",
+    "who knows the keys of noise: they are the audit's own, or a simulated run's where two rounds or steps are played",
     "the device's machine: that it answers a round once, sends zeros where it cannot train, and counts rounds",
     "the recipe's own model and text: canaries are made, and under record noise the model is one linear layer",
     "the wiring: that the trainer gets the plan's noise, clip and rate, and that a release waits for its charge",
-    "how rounds, steps and secret draws add up: that rests on the accountant",
+    "how more than two rounds or steps, and secret draws, add up: that rests on the accountant",
 )
 GROUPS = 8  # of the groups that take turns, at most so many have canaries: each needs a sum of all rounds
-FINER = 4  # bits by which the mechanism's ring is finer than need be: so little noise is rounded up a good deal else
-LONG = 4.0  # a canary's coordinates, in clips
 BY_COORDINATE = ("clip", "clamp", "segments", "factors", "random_k", "rotate")  # decode coordinates one by one
 Step = Callable[[str, int, int], None]  # what is done, of how many
 
@@ -62,30 +70,42 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
     if plan.recipe.privacy == "record":
         return [
             *record_trials.mechanism(plan, RUNS[quick], step),
+            record_trials.steps(plan, PAIRS, step),
             record_trials.one_run(plan, CANARIES[quick], step),
         ]
     first = length(plan)
     if not first.holds:
-        return [replace(first, left_out=("mechanism and one run: the code does not go on with such updates",))]
-    return [
-        first,
-        mechanism(plan, RUNS[quick], step, catalogue),
-        one_run(plan, CANARIES[quick], step, WORK[quick]),
-    ]
+        return [replace(first, left_out=("mechanism, rounds and one run: not tried where lengths do not hold",))]
+    released_once = mechanism(plan, RUNS[quick], step, catalogue)
+    whole = one_run(plan, CANARIES[quick], step, WORK[quick])
+    if plan.recipe.dp.noise == "correlated":  # then that is of all rounds
+        return [first, released_once, whole]
+    return [first, released_once, round_trials.rounds(plan, RUNS[quick], step, catalogue), whole]
 
 
 def length(plan: Plan) -> Finding:
     """Measure the largest distance of an update from its neighbour's at the place of the noise. Returns the worst
     finding of all phases."""
-    dim, size = plan.spec.dim, LONG * _clip(plan.recipe)
+    dim, size = plan.spec.dim, LONG * clip_of(plan.recipe)
     spike, found = np.zeros(dim, np.float32), []
     spike[dim // 2] = size
-    for phase, pipe in enumerate(_pipes(plan)):
+    for phase, pipe in enumerate(ways_of(plan)):
         updates = [*(_signs(dim, i) * np.float32(size) for i in range(6)), spike, np.zeros(dim, np.float32)]
-        mu, key = _mu(plan, phase), derive(keys.root(7), "length", phase)
-        found.append(audit.length_audit("length", pipe, mu, updates, plan.recipe.dp.delta, key))
+        mu, key = mu_of(plan, phase), derive(keys.root(7), "length", phase)
+        found.append(
+            audit.length_audit(
+                "length", pipe, mu, updates, plan.recipe.dp.delta, key, _noise_std(plan, pipe), promised(plan)
+            )
+        )
     of = f"one release at noise multiplier {_z(plan):.4g}: how far a device can be from its neighbour before the noise"
     return replace(max(found, key=lambda f: f.lower / f.claimed), of=of)
+
+
+def _noise_std(plan: Plan, pipe: Pipeline) -> float:
+    """What hides a device in one release by the fold; 0 where noise is correlated, and the claim is of the run."""
+    if plan.recipe.dp.noise == "correlated":
+        return 0.0
+    return pipe.encoded.noise_std if plan.recipe.privacy == "local" else pipe.total.noise_std
 
 
 def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
@@ -96,23 +116,27 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     multiplier is chosen so that mu is about 1 for one run, where an audit is most telling; the code is the same.
     """
     step("mechanism", 0, 1)
-    spec = _layout(plan.spec, runs)
+    spec = layout(plan.spec, runs)
     stages = [table for table in plan.recipe.stage if _by_coordinate(table)]
-    whole, size, delta = 2.0 if plan.recipe.privacy == "local" else 1.0, LONG * _clip(plan.recipe), plan.recipe.dp.delta
-    probe = _scaled(plan, stages, spec, whole / sqrt(spec.dim), catalogue)
+    whole, size, delta = (
+        2.0 if plan.recipe.privacy == "local" else 1.0,
+        LONG * clip_of(plan.recipe),
+        plan.recipe.dp.delta,
+    )
+    probe = scaled_plan(plan, stages, spec, whole / sqrt(spec.dim), catalogue)
     of = "one coordinate of one release"
     if probe.at(0).encoded.head:
-        tiny = _scaled(plan, stages, _layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue)
+        tiny = scaled_plan(plan, stages, layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue)
         update, many = np.full(tiny.spec.dim, size, np.float32), runs // RELEASES
-        pipe, mu, of = _first(tiny, plan), _mu(tiny, 0), "one release, body and head"
+        pipe, mu, of = first_way(tiny, plan), mu_of(tiny, 0), "one release, body and head"
         noised = pipe
-        found = audit.releases_audit("mechanism", pipe, update, delta, keys.root(7), many, mu)
+        found = audit.releases_audit("mechanism", pipe, update, delta, keys.root(7), many, mu, promised(plan))
     else:
         bits = min(MOST_BITS, probe.at(0).encoded.ring_bits + FINER) if plan.recipe.privacy == "distributed" else 0
-        small = _scaled(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
+        small = scaled_plan(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
         update = np.full(spec.dim, size, np.float32)
-        noised, mu = _first(small, plan), _mu(small, 0)
-        found = audit.mechanism_audit("mechanism", noised, update, delta, keys.root(7), mu)
+        noised, mu = first_way(small, plan), mu_of(small, 0)
+        found = audit.mechanism_audit("mechanism", noised, update, delta, keys.root(7), mu, promised(plan))
     nothing = [np.zeros_like(update)] * max(1, audit.counted_on(noised.total.space))
     start, public = noised.start_memory(), derive(keys.root(7), "public")
     one, two = (released(noised, nothing, derive(keys.root(7), "fresh", i), 0, start, public)[0] for i in range(2))
@@ -121,13 +145,13 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     left = {
         **{f"{kind}: behind it coordinates are not runs of their own": True for kind in others},
         "how noise correlates over the rounds": dp.noise == "correlated",
-        "corrupt devices: too few for this small a cohort": plan.recipe.privacy == "distributed" and _uncounted(plan),
+        "corrupt devices: too few for this small a cohort": plan.recipe.privacy == "distributed" and uncounted(plan),
         "dp.bits: so little noise needs another ring": dp.bits > 0,
         "phases but the first": len(plan.pipelines) > 1,
         "the rungs of the ladder": bool(plan.rungs),
     }
     of += f", its noise scaled for a mu of {found.claimed:.3g}"
-    return replace(found, of=of, left_out=tuple(dict.fromkeys([*_those(left), *_left_out(plan)])))
+    return replace(found, of=of, left_out=tuple(dict.fromkeys([*those(left), *_left_out(plan)])))
 
 
 def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> Finding:
@@ -141,7 +165,7 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
         canaries: as many, or as ``work`` allows (at least 64): coordinates of all that is encoded. Long runs of
             correlated noise are cut likewise; the claim is then that of their beginning.
     """
-    pipes, blt = _pipes(plan), _blt(plan)
+    pipes, blt = ways_of(plan), _blt(plan)
     rounds = min(blt.rounds, max(1, work // (4 * plan.spec.dim)))
     takes = min(blt.takes, -(-rounds // blt.gap))
     canaries = min(canaries, max(64, work // (plan.spec.dim * takes)))
@@ -155,7 +179,7 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
             step("canaries", start, canaries)
             mine = range(start, min(canaries, start + each))
             scores[start : mine.stop] = _play(plan, pipes[play % len(pipes)], blt, rounds, mine, present)
-    mu, of = max(_mu(plan, phase) for phase in range(len(pipes))), f"one release at noise multiplier {_z(plan):.4g}"
+    mu, of = max(mu_of(plan, phase) for phase in range(len(pipes))), f"one release at noise multiplier {_z(plan):.4g}"
     if blt.rounds > 1:
         column = matrix.column(blt)
         mu *= matrix.participation_norm(column[:rounds], blt.gap, takes)
@@ -164,38 +188,7 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
     head = pipes[0].encoded.head
     beside = {f"{' and '.join(head)} beside the update: all canaries move the same number": bool(head)}
     found = guessing.played(mu, plan.recipe.dp.delta, scores, present)
-    return replace(found, of=of, left_out=(*_left_out(plan), *_those(beside), *found.left_out))
-
-
-def _layout(spec: Spec, dim: int) -> Spec:
-    """Tensors of the same names and of one length, ``dim`` coordinates or a few more."""
-    return Spec.of([(s.name, (-(-dim // len(spec.segments)),), "float32") for s in spec.segments])
-
-
-def _scaled(
-    plan: Plan, stages: Sequence[Mapping[str, Any]], spec: Spec, z: float, catalogue: Catalogue, bits: int = 0
-) -> Plan:
-    """The plan's way of an update on another layout, with a given noise multiplier: one round of everybody, of whom the
-    same share may be corrupt as of the plan's smallest sum."""
-    plain = plan.recipe.resolved()
-    plain["codec"], plain["stage"], plain["downlink"] = "stages", list(stages), []
-    plain["strategy"] = {"kind": "fedavg"}
-    plain["round"] = {"rounds": 1, "sampling": "all", "minimum": 1.0}
-    if plan.hides is not None:
-        plain["trust"] = {**plain["trust"], "malicious_fraction": min(0.5, _corrupt(plan)), "server": "malicious"}
-    if plain["merge"]["kind"] == "grouped":  # the server sees each group's sum: that is the release to attack
-        plain["merge"] = {"kind": "secure_sum"}
-    loose = {"noise": "independent", "amplification": "auto", "noise_multiplier": z, "epsilon": 1e6, "bits": bits}
-    plain["dp"] = {**plain["dp"], **loose}
-    return compile(Recipe.model_validate(plain), spec, COHORT, catalogue)
-
-
-def _first(scaled: Plan, plan: Plan) -> Pipeline:
-    """The first way up of a scaled plan, with the neighbours of ``plan``: those of a round of everybody are others than
-    those of a Poisson cohort."""
-    pipe = _pipes(scaled)[0]
-    start = pipe.spaces[0].but(adjacency=plan.at(0).spaces[0].adjacency)
-    return replace(pipeline(start, pipe.stages, pipe.merge, pipe.posts), divisor=pipe.divisor)
+    return replace(found, of=of, left_out=(*_left_out(plan), *those(beside), *found.left_out))
 
 
 def _play(
@@ -239,7 +232,7 @@ def _cohort(
     for i in mine:
         if turn[i % turn.size]:
             x = _canary(plan, i)
-            if (sent := x if present[i] else neighbour(pipe, x)) is not None:
+            if (sent := x if present[i] else neighbour(x, promised(plan))) is not None:
                 yield sent
             n += 1
     for _ in range(max(audit.counted_on(pipe.total.space), 1) - n):
@@ -250,7 +243,7 @@ def _message(plan: Plan, pipe: Pipeline, i: int, present: NDArray[np.bool_], ste
     """The score of a device that hides itself, from its own message."""
     step("canaries", i, present.size)
     x = _canary(plan, i)
-    sent = x if present[i] else neighbour(pipe, x)
+    sent = x if present[i] else neighbour(x, promised(plan))
     seen = release(pipe, [] if sent is None else [sent], derive(keys.root(7), "message", i))
     return float(_along(plan, i) @ seen)
 
@@ -262,7 +255,7 @@ def _each(pipe: Pipeline) -> int:
 
 
 def _canary(plan: Plan, i: int) -> Vector:
-    return _signs(plan.spec.dim, i) * np.float32(LONG * _clip(plan.recipe))
+    return _signs(plan.spec.dim, i) * np.float32(LONG * clip_of(plan.recipe))
 
 
 def _seen(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]:
@@ -289,39 +282,16 @@ def _signs(dim: int, i: int) -> Vector:
     return (2 * drawn - 1).astype(np.float32)
 
 
-def _pipes(plan: Plan) -> list[Pipeline]:
-    """The plan's ways up, one per phase or rung, as far as one sum: of several the server sees each."""
-    return [
-        pipeline(pipe.spaces[0], pipe.stages, ring_sum(), pipe.posts) if pipe.merge.combine is not None else pipe
-        for pipe in plan.ways or plan.pipelines
-    ]
-
-
 def _blt(plan: Plan) -> Blt:
     """How noise correlates over the run's rounds; a run of one round where it does not."""
-    event = _spend(plan).events[0]
+    event = spend_of(plan).events[0]
     if event.kind != "matrix":
         return Blt((), (), 1, 1, 1)
     return matrix.choose(event.rounds, event.gap, event.takes, plan.recipe.dp.buffers)
 
 
-def _spend(plan: Plan) -> Spend:
-    assert plan.spend is not None
-    return plan.spend
-
-
 def _z(plan: Plan) -> float:
-    return _spend(plan).z
-
-
-def _mu(plan: Plan, phase: int) -> float:
-    """What the accountant counts for a release of a phase, or for the run of correlated noise."""
-    events = _spend(plan).events
-    return event_mu(events[phase % len(events)])
-
-
-def _clip(recipe: Recipe) -> float:
-    return max(recipe.dp.clip_l2, recipe.dp.tensor_l2)
+    return spend_of(plan).z
 
 
 def _by_coordinate(table: Mapping[str, Any]) -> bool:
@@ -330,13 +300,13 @@ def _by_coordinate(table: Mapping[str, Any]) -> bool:
 
 def _left_out(plan: Plan) -> tuple[str, ...]:
     """What no trial of the plan's releases looks at."""
-    pipe, dp, event = _pipes(plan)[0], plan.recipe.dp, _spend(plan).events[0]
+    pipe, dp, event = ways_of(plan)[0], plan.recipe.dp, spend_of(plan).events[0]
     space = pipe.encoded
     halves = [stage.name for stage in pipe.stages if stage.server is not None and not dp.adaptive_clip]
     found = {
         f"the noised sum before the server's half of {', '.join(halves)}: scores are of what leaves it": bool(halves),
         "sampling: the attacker knows who takes part, and the claim is without it": event.amplified,
-        "how a device's rounds add up": event.kind != "matrix" and _spend(plan).rounds_each > 1,
+        "how a device's rounds add up": event.kind != "matrix" and spend_of(plan).rounds_each > 1,
         "what error feedback keeps from earlier rounds": space.residual,
         "positions that earlier releases chose": space.support > 0,
         "how the clip moves over the rounds": dp.adaptive_clip,
@@ -344,19 +314,4 @@ def _left_out(plan: Plan) -> tuple[str, ...]:
         "the rule between the groups: the server sees each group's sum": plan.recipe.merge["kind"] == "grouped",
         "masks and shares: they cancel in the sum": plan.hides is not None,
     }
-    return _those(found)
-
-
-def _those(found: Mapping[str, bool]) -> tuple[str, ...]:
-    return tuple(what for what, so in found.items() if so)
-
-
-def _corrupt(plan: Plan) -> float:
-    """The share of the smallest sum that may be corrupt."""
-    quorum = plan.pipelines[0].spaces[0].quorum
-    return quorum.corrupt / quorum.n_min
-
-
-def _uncounted(plan: Plan) -> bool:
-    """Whether a cohort of the mechanism's trial has no corrupt device though some are assumed."""
-    return _corrupt(plan) > 0.0 and share_of(_corrupt(plan), COHORT) == 0
+    return those(found)

@@ -52,6 +52,11 @@ class Quorum:
         """Contributions of the smallest sum that surely come from honest devices: max(0, n_min - corrupt)."""
         return max(0, self.n_min - self.corrupt)
 
+    @property
+    def corrupt_share(self) -> float:
+        """Share of the smallest sum that may come from corrupt devices, at most."""
+        return self.corrupt / self.n_min
+
 
 @dataclass(frozen=True, slots=True)
 class Space:

@@ -1,4 +1,4 @@
-"""One real step of DP-SGD with canaries for records: what an attacker sees of each.
+"""Real steps of DP-SGD with canaries for records: what an attacker sees of each.
 
 Shape suffixes: M = canaries, one coordinate each.
 """
@@ -32,9 +32,11 @@ class _Line(nn.Module):
 
 
 def _along(model: nn.Module, canary: Any) -> tuple[Tensor, float]:
-    """A loss whose gradient is ``LENGTH`` clips long and points along the canary's own coordinate."""
-    i, length = canary
-    return model.w_M[i] * length, 1.0
+    """A loss whose gradient is ``LENGTH`` clips long and points along the canary's own coordinate; with ``turns`` it
+    points back where the weight is not 0 any more."""
+    i, length, turns = canary
+    back = turns and bool(model.w_M[i] != 0.0)
+    return model.w_M[i] * (-length if back else length), 1.0
 
 
 def step(dp: RecordDp, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
@@ -50,9 +52,31 @@ def step(dp: RecordDp, present: NDArray[np.bool_], key: Key) -> NDArray[np.float
     Guarantees: the code is that of a device: ``fit`` with its ``dp``, and through it ``dp_sgd.gradient``. The divisor
         is 1 and the optimizer plain SGD with a rate of 1, from weights of zero: all of it follows the noise.
     """
+    return _fitted(dp, present, np.zeros(present.size, bool), key, 1, 0.0)
+
+
+def pairs(
+    dp: RecordDp, present: NDArray[np.bool_], turns: NDArray[np.bool_], one: Key, two: Key
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """As ``step``: of the first step of a round, of its second, and of the first step of another round.
+
+    Args:
+        present: bool[M], the records that all three steps draw. turns: bool[M], canaries whose gradient points back in
+            the second and the third of them: a gradient may hang on the weights as it likes.
+        one, two: a device's secrets of the two rounds.
+    Guarantees: the second step is what two steps of one fit give beyond one: the same secret has the same first step.
+    """
+    first, both = (_fitted(dp, present, turns, one, steps, 0.0) for steps in (1, 2))
+    return first, both - first, _fitted(dp, present, turns, two, 1, 1.0)
+
+
+def _fitted(
+    dp: RecordDp, present: NDArray[np.bool_], turns: NDArray[np.bool_], key: Key, steps: int, start: float
+) -> NDArray[np.float64]:
+    """The sum of some noised steps from weights that all are ``start``, in clips."""
     line = _Line(present.size)
     flat = Flat(list(line.named_parameters()))
-    records = [(int(i), (int(i), LENGTH * dp.clip)) for i in np.flatnonzero(present)]
-    rule = LocalRule(steps=1, lr=1.0)
-    x = fit(line, _along, [records], flat, flat.read(), rule, _STEP, key, dp=dp, expected=1.0, secret=key).x
+    records = [(int(i), (int(i), LENGTH * dp.clip, bool(turns[i]))) for i in np.flatnonzero(present)]
+    rule, params = LocalRule(steps=steps, lr=1.0), np.full(present.size, start, np.float32)
+    x = fit(line, _along, [records] * steps, flat, params, rule, _STEP, key, dp=dp, expected=1.0, secret=key).x
     return -x.astype(np.float64) / dp.clip

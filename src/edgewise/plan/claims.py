@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.space import share_of
 from edgewise.core.stage import BELOW
 from edgewise.plan.private import Spend
 from edgewise.plan.recipe import Recipe
+from edgewise.plan.trust import corrupt_existing
 from edgewise.privacy import card
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _updates(recipe: Recipe, pipe: Pipeline, visible: bool, sorted_into: int) ->
 def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
     """On how many honest devices hidden sums rest."""
     space, trust = pipe.encoded, recipe.trust
-    exist = share_of(trust.malicious_fraction, space.population)
+    exist = corrupt_existing(trust, space.population)
     told = f"this holds while at most {exist:,} of the {space.population:,} devices are corrupt "
     if trust.server == "malicious":
         return told + f"(up to {space.quorum.corrupt:,} in a sum), whichever of them the server invites"

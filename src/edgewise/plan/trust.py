@@ -23,9 +23,14 @@ from edgewise.plan.section import TrustSection
 FAILURE = 2.0**-40  # of a curious server's draw, per cohort
 
 
+def corrupt_existing(trust: TrustSection, population: int) -> int:
+    """How many corrupt devices a population has, at most."""
+    return share_of(trust.malicious_fraction, population)
+
+
 def corrupt_most(trust: TrustSection, sampling: Sampling, groups: int = 1) -> int:
     """A, of a cohort dealt at random into ``groups`` sums of their own (see the module)."""
-    exist, n = share_of(trust.malicious_fraction, sampling.population), sampling.population
+    exist, n = corrupt_existing(trust, sampling.population), sampling.population
     if trust.server == "malicious":
         return min(exist, n if sampling.kind == "poisson" else sampling.invite)
     found = at_most(exist, sampling.invite / n, FAILURE)

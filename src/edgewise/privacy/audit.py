@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.space import Space
+from edgewise.core.space import Adjacency, Space
 from edgewise.core.stage import Memory, Payload, Stage, placed
 from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy import accountant
@@ -131,7 +131,7 @@ def mu_of_test(without: NDArray[np.bool_], with_: NDArray[np.bool_], confidence:
 
 def mechanism(name: str, mu: float, delta: float, without: NDArray[np.float64], with_: NDArray[np.float64]) -> Finding:
     """The finding of a mechanism audit with a claim of ``mu``."""
-    return _measured(name, mu, delta, gaussian_mu(without, with_), min(without.size, with_.size))
+    return measured(name, mu, delta, gaussian_mu(without, with_), min(without.size, with_.size))
 
 
 def grain(name: str, mu: float, delta: float, without: Vector, with_: Vector, moved: float) -> Finding:
@@ -150,10 +150,11 @@ def grain(name: str, mu: float, delta: float, without: Vector, with_: Vector, mo
         return found
 
     lower = mu_of_test(told(without.astype(np.float64)), told(with_.astype(np.float64)))
-    return _measured(name, mu, delta, lower, min(without.size, with_.size))
+    return measured(name, mu, delta, lower, min(without.size, with_.size))
 
 
-def _measured(name: str, mu: float, delta: float, lower: float, runs: int) -> Finding:
+def measured(name: str, mu: float, delta: float, lower: float, runs: int) -> Finding:
+    """The finding of a claim of ``mu`` where ``lower`` holds with 95 %."""
     return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), runs, 0.95)
 
 
@@ -195,10 +196,10 @@ def released(
     return aggregate.mean * np.float32(aggregate.weight), memory
 
 
-def neighbour(pipe: Pipeline, x: Vector) -> Vector | None:
-    """The update in place of ``x`` in the neighbouring data set, the furthest of those that its adjacency allows; None
+def neighbour(x: Vector, adjacency: Adjacency) -> Vector | None:
+    """The update in place of ``x`` in the neighbouring data set, the furthest of those that ``adjacency`` allows; None
     where the device is not there at all."""
-    match pipe.spaces[0].adjacency:
+    match adjacency:
         case "zero_out":
             return np.zeros_like(x)
         case "add_remove":
@@ -214,7 +215,15 @@ def claimed_mu(pipe: Pipeline) -> float:
     return claim.sensitivity / claim.noise_std
 
 
-def mechanism_audit(name: str, pipe: Pipeline, update: Vector, delta: float, key: Key, mu: float = 0.0) -> Finding:
+def mechanism_audit(
+    name: str,
+    pipe: Pipeline,
+    update: Vector,
+    delta: float,
+    key: Key,
+    mu: float = 0.0,
+    adjacency: Adjacency | None = None,
+) -> Finding:
     """Two real releases of ``pipe``, with one device's ``update`` and with its ``neighbour``'s, every coordinate a run.
 
     The claim is the pipeline's own, mu = sensitivity / noise_std, or ``mu``; divided by sqrt(m) for one of the m
@@ -223,8 +232,8 @@ def mechanism_audit(name: str, pipe: Pipeline, update: Vector, delta: float, key
     Args:
         update: float32[d], |update_i| all alike and not 0; longer than the clip, so that a missing one is seen. For mu
             near 1: z = 1 / sqrt(m).
-        mu: the claim, where it is not the pipeline's. A device whose neighbour sends another update hides itself, and
-            is alone in the sum.
+        mu, adjacency: what is claimed, where it is not the pipeline's own. A device whose neighbour sends another
+            update hides itself, and is alone in the sum.
     Raises ValueError on another update, or where nothing bounds or hides one.
     Guarantees: ``lower`` holds with 95 % where the noise of different coordinates is independent. After a rotation it
         is uncorrelated and nearly normal, which is as good once S is 10 or so.
@@ -232,7 +241,8 @@ def mechanism_audit(name: str, pipe: Pipeline, update: Vector, delta: float, key
     if update.size == 0 or not (update != 0).all() or np.ptp(np.abs(update)) > 1e-6 * float(np.abs(update).max()):
         raise ValueError("every coordinate of the update is a run, so all must have one magnitude")
     mu, space = mu or claimed_mu(pipe), pipe.total.space
-    other, alone = neighbour(pipe, update), space.adjacency == "replace_one"
+    adjacency = adjacency or pipe.spaces[0].adjacency
+    other, alone = neighbour(update, adjacency), adjacency == "replace_one"
     others = [] if alone else [np.zeros_like(update)] * ((counted_on(space) or space.quorum.n_min) - 1)
     sides, scores = np.sign(update).astype(np.float64), []
     public, start = derive(key, "public"), pipe.start_memory()  # neighbours share what everybody knows
@@ -265,7 +275,14 @@ def contribution(pipe: Pipeline, x: Vector, turn: Turn) -> Vector:
 
 
 def releases_audit(
-    name: str, pipe: Pipeline, update: Vector, delta: float, key: Key, runs: int, mu: float = 0.0
+    name: str,
+    pipe: Pipeline,
+    update: Vector,
+    delta: float,
+    key: Key,
+    runs: int,
+    mu: float = 0.0,
+    adjacency: Adjacency | None = None,
 ) -> Finding:
     """Many real releases of ``pipe``, body and head, with ``update`` and with its ``neighbour``'s: each is a run.
 
@@ -273,13 +290,14 @@ def releases_audit(
     inner product of a release with the difference of the two contributions. The server's noise is on the sum, so
     nobody else has to be in it.
     Args:
-        runs: releases of each world. mu: the claim, where it is not the pipeline's.
+        runs: releases of each world. mu, adjacency: what is claimed, where it is not the pipeline's own.
     Raises ValueError as ``claimed_mu``.
     Guarantees: ``lower`` holds with 95 %.
     """
     stages = tuple(_bare(stage) for stage in pipe.stages)  # what a server makes of the noised mean hides nothing more
     pipe, mu = replace(pipe, stages=stages), mu or claimed_mu(pipe)
-    other, public, start = neighbour(pipe, update), derive(key, "public"), pipe.start_memory()
+    other = neighbour(update, adjacency or pipe.spaces[0].adjacency)
+    public, start = derive(key, "public"), pipe.start_memory()
     turn = Turn(0, public, derive(key, "apart"), device="0")
     apart = _joint(pipe, update, turn) - (0.0 if other is None else _joint(pipe, other, turn))
     scores = []
@@ -309,16 +327,26 @@ def _no_head(pipe: Pipeline) -> dict[str, float]:
     return dict.fromkeys(pipe.spaces[0].head, 0.0)
 
 
-def length_audit(name: str, pipe: Pipeline, mu: float, updates: Sequence[Vector], delta: float, key: Key) -> Finding:
+def length_audit(
+    name: str,
+    pipe: Pipeline,
+    mu: float,
+    updates: Sequence[Vector],
+    delta: float,
+    key: Key,
+    noise_std: float = 0.0,
+    adjacency: Adjacency | None = None,
+) -> Finding:
     """Measure the largest distance of ``updates`` from their ``neighbour`` at the place of the noise, body and head as
-    one vector. Compare it with the distance that the claim of ``mu`` counts with (``Space.sensitivity``).
+    one vector. Compare it with the distance that the claim of ``mu`` counts with: ``mu noise_std``.
 
     On devices that add noise that is before they do, else after the server has decoded the contribution. Two worlds
     that differ by a distance of l under noise of sigma are told apart as those of mu = l / sigma, so a clip that is
     missing shows here, whether or not the code after it refuses what is too long; and so does an encoding of zeros that
     is not zero.
     Args:
-        mu: claimed, for the bound of the pipeline. updates: float32[d] each, as bad as they come.
+        mu: claimed. updates: float32[d] each, as bad as they come. noise_std: what hides them by the fold; where it is
+            0, mu is claimed of the fold's own bound, ``Space.sensitivity``. adjacency: the fold's where None.
     Guarantees: exact for these updates; ``confidence`` is 1. A distance within float32 rounding of the bound is taken
         for it.
     Raises ValueError where the pipeline has no bound.
@@ -327,13 +355,14 @@ def length_audit(name: str, pipe: Pipeline, mu: float, updates: Sequence[Vector]
     for i, x in enumerate(updates):
         turn = Turn(0, derive(key, "public"), derive(key, "device", i), device=str(i))
         apart, space = _before_noise(pipe, x, turn)
-        if (other := neighbour(pipe, x)) is not None:
+        if (other := neighbour(x, adjacency or pipe.spaces[0].adjacency)) is not None:
             apart = apart - _before_noise(pipe, other, turn)[0]
         longest = max(longest, norm_l2(apart))
     if not isfinite(space.sensitivity):
         raise ValueError("this pipeline bounds nothing")
     longest = longest if longest > space.sensitivity * SLACK else min(longest, space.sensitivity)
-    lower = mu * (longest / space.sensitivity)  # of equal lengths exactly mu
+    lower = longest / noise_std if noise_std else mu * (longest / space.sensitivity)
+    lower = lower if lower > mu * SLACK else min(lower, mu)
     return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), len(updates), 1.0)
 
 
