@@ -187,6 +187,8 @@ class Progress:
             return
         if self._console is not None:
             self._finished_phase(event)
+            for note in event.notes if isinstance(event, events.Noted) else ():
+                self._console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
         elif line := self.line(event):
             print(line, file=self._stream, flush=True)
 
@@ -207,6 +209,8 @@ class Progress:
                 return f"{e.name}: {e.population} devices, {words.count(e.dim)} trained coordinates{again}"
             case events.PhaseStarted():
                 return PHASES.get(e.phase, e.phase)
+            case events.Noted():
+                return "\n".join(f"note: {note}" for note in e.notes)
             case events.RoundFinished():
                 loss = f"  loss {b.losses[-1]:.4f}" if e.head.get("loss_last") is not None else ""
                 lost = f"  lost {e.lost}, late {e.late}" if e.lost or e.late else ""

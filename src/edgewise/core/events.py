@@ -35,6 +35,12 @@ class PhaseStarted(Event, frozen=True, tag="phase_started"):
     steps: int = 0
 
 
+class Noted(Event, frozen=True, tag="noted"):
+    """What a person should know before the rounds begin, in sentences: text that is left out, prompts out of sight."""
+
+    notes: list[str]
+
+
 class RoundStarted(Event, frozen=True, tag="round_started"):
     """``invited`` devices are asked; ``goal`` contributions close the round."""
 
@@ -164,6 +170,7 @@ class RunFailed(Event, frozen=True, tag="run_failed"):
 AnyEvent = (
     RunStarted
     | PhaseStarted
+    | Noted
     | RoundStarted
     | Accepted
     | Lost
