@@ -1,6 +1,6 @@
-"""The demo, from start to report, and its figures.
+"""A demo, from start to report, and its figures.
 
-python benchmarks/demo.py [--recipe FILE] [--out DIR] [--set KEY=VALUE ...]
+python benchmarks/demo.py [plays|code] [--recipe FILE] [--out DIR] [--set KEY=VALUE ...]
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from pathlib import Path
 import bench
 
 os.environ.update({k: v for k, v in bench.QUIET.items() if k not in os.environ})
-DEMO = Path(bench.HERE).parent / "src" / "edgewise" / "assets" / "recipes" / "demo.toml"
+RECIPES = Path(bench.HERE).parent / "src" / "edgewise" / "assets" / "recipes"
 
 
 def main() -> None:
     """Run and print."""
-    from edgewise.apps import simulate
+    from edgewise.apps import alone, simulate
     from edgewise.core import events
     from edgewise.plan import recipe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", default=str(DEMO))
+    parser.add_argument("name", nargs="?", choices=("plays", "code"), default="plays")
+    parser.add_argument("--recipe", default="", help="another recipe than the demo's")
     parser.add_argument("--out", default="", help="keep the run directory here")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as TOML, e.g. round.rounds=2")
     a = parser.parse_args()
@@ -41,7 +42,7 @@ def main() -> None:
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        out, path = Path(a.out or folder), Path(a.recipe)
+        out, path = Path(a.out or folder), Path(a.recipe or RECIPES / f"{a.name}.toml")
         simulate.run(recipe.load(path, overrides), out=out, recipe_dir=path.parent, sinks=[sink])
         s = json.loads((out / "summary.json").read_text())
     wall = time.perf_counter() - began
@@ -54,6 +55,7 @@ def main() -> None:
                 f"{name:12} {q['weighted_mean']:14.2f} {q['median']:9.2f} {q['worst_decile']:11.2f} "
                 f"{'' if change is None else f'{change:+.1f} %':>8}"
             )
+    print(f"\n{alone.sentence(s)}\n{alone.going_on(s)}".rstrip())
     b, t, better = s["bytes"], s["seconds"], s["share_improved"]
     print(f"\ndevices that do better than the base {better['over_base']}, than alone {better['over_local_only']}")
     up, down = b["up_per_device_round"], b["down_per_device_round"]
@@ -64,6 +66,7 @@ def main() -> None:
         perplexity={k: round(q["weighted_mean"], 4) for k, q in s["perplexity"].items() if q},
         change_percent=s["change_percent"],
         share_improved=better,
+        longer=s["longer"],
         up_ratio=b["up_ratio"],
         up_per_device_round=b["up_per_device_round"],
         seconds={k: round(v, 1) for k, v in t.items()},

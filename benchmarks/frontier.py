@@ -28,7 +28,7 @@ import bench
 from rungs import RUNGS, Table, applied
 
 os.environ.update({k: v for k, v in bench.QUIET.items() if k not in os.environ})
-DEMO = bench.HERE.parent / "src" / "edgewise" / "assets" / "recipes" / "demo.toml"
+DEMO = bench.HERE.parent / "src" / "edgewise" / "assets" / "recipes" / "code.toml"
 SPEAKERS, LEAST_CHARACTERS = 64, 5000  # of the plays: speakers with at least so many characters are devices
 ROUNDS = {"demo": 6, "shakespeare": 12}
 PLAYS = "plays"

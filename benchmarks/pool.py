@@ -1,4 +1,4 @@
-"""A pool of two worker processes against one process: the federated part of the demo recipe.
+"""A pool of two worker processes against one process: the federated part of the recipe of `demo code`.
 
     python benchmarks/pool.py [--rounds 6] [--repeats 3] [--workers 2] [--recipe FILE]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 import bench
 
 BAR = 1.6
-DEMO = Path(bench.HERE).parent / "src" / "edgewise" / "assets" / "recipes" / "demo.toml"
+DEMO = Path(bench.HERE).parent / "src" / "edgewise" / "assets" / "recipes" / "code.toml"
 
 
 def child(engine: str, a: argparse.Namespace) -> None:

@@ -39,6 +39,7 @@ def main() -> None:
         ["memory.py"],
         ["resume_memory.py"],
         ["demo.py"],
+        ["demo.py", "code"],
     ]
     if a.peers:
         side = ["--peers", a.peers, "--python-pfl", a.python_pfl, "--python-flower", a.python_flower]

@@ -140,7 +140,7 @@ def test_check_says_what_would_happen_and_runs_nothing(folder: Path) -> None:
     assert found["trace"][0]["role"] == "start"
     assert found["claims"]
     assert found["bytes"]["float32_model"] == 4 * 128
-    assert found["forecast"]["federated_s"] == pytest.approx(0.25 * 2 * 5 * 3)
+    assert found["forecast"]["federated_s"] > 0.25 * 2 * 5 * 3, "training, and a little for encoding"
     text = call("check", "toy.toml", *TOY).stdout
     for said in ("who learns what", "the way of an update", "0.25 s per step"):
         assert said in text

@@ -24,8 +24,9 @@ WRITING = {
     "audit": ("audit", "toy.toml", "--out", "mine"),
     "export": ("export", "made", "--dest", "mine"),
     "report": ("report", "mine"),
+    "compare": ("compare", "made", "other", "--out", "mine/report.html"),
 }
-CODES = {"export": "E-EXPORT", "report": "E-RESUME"}
+CODES = {"export": "E-EXPORT", "report": "E-RESUME", "compare": "E-FILE-EXISTS"}
 
 
 @pytest.fixture
@@ -49,8 +50,10 @@ def everything(out: Path) -> dict[str, tuple[str, int]]:
 
 @pytest.mark.parametrize("command", WRITING)
 def test_a_folder_of_somebody_else_is_refused_and_not_touched(mine: Path, command: str) -> None:
-    if command == "export":
+    if command in ("export", "compare"):
         make_run(mine.parent / "made")
+    if command == "compare":
+        make_run(mine.parent / "other")
     before = everything(mine)
     result = CliRunner().invoke(cli.app, [*WRITING[command], "--json"])
     error = json.loads(result.stdout)["error"]

@@ -3,14 +3,14 @@ it costs, how long it takes."""
 
 from __future__ import annotations
 
-import inspect
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.apps import reading, words
+from edgewise.apps import words
+from edgewise.drivers import speed
 from edgewise.drivers.host import in_steps, make_trainer
 from edgewise.drivers.records import noise_steps
 from edgewise.drivers.traces import read_traces
@@ -26,8 +26,6 @@ COUNTED = 64  # devices whose steps are counted where the recipe counts passes
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-MOST_BYTES = 1 << 26  # of text that is tokenized to be counted: seconds
 
 
 def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fast: bool = False) -> dict[str, Any]:
@@ -50,12 +48,12 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         population = len(trainer.devices())
         plan = compile(recipe, trainer.spec, population, catalogue)
         noise_steps(plan, trainer)
-        sizes = _sizes(trainer, measure=not fast)
-        read = _reading(trainer)
+        sizes = speed.sizes(trainer, measure=not fast)
+        encode_s = 0.0 if fast else speed.encode_s(plan)
         steps = _local_steps(trainer, plan)
     parameters, step_s = sizes.get("parameters", 0.0), sizes.get("step_s", 0.0)
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
-    forecast = explain.forecast(plan, step_s, workers, steps["mean"])
+    forecast = explain.forecast(plan, step_s, workers, steps["mean"], encode_s)
     trained = sizes.get("trainable") or plan.spec.dim  # of the model; the run's vector may be shorter
     cost = explain.cost(plan, parameters, trained)
     up_total = forecast["contributions_per_round"] * sum(map(plan.upload_bytes, range(plan.rounds)))
@@ -66,7 +64,6 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "parameters": parameters or None,
         "trainable": int(trained),
         "population": population,
-        "reading": read,
         "rounds": plan.rounds,
         "sampling": {
             "kind": plan.sampling.kind,
@@ -90,26 +87,12 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     }
 
 
-def _sizes(trainer: Trainer, measure: bool) -> Mapping[str, float]:
-    """``Trainer.sizes``, asked to measure a step where the trainer can."""
-    if measure and "measure" in inspect.signature(trainer.sizes).parameters:
-        measured: Mapping[str, float] = trainer.sizes(measure=True)  # type: ignore[call-arg]
-        return measured
-    return trainer.sizes()
-
-
 def _local_steps(trainer: Trainer, plan: Plan) -> dict[str, Any]:
     """Optimizer steps of a device and round; where the recipe counts passes, of ``COUNTED`` devices spread evenly."""
     rule, known = plan.rule(0), trainer.devices()
     n = min(COUNTED, len(known)) if rule.epochs else 0
     each = [in_steps(trainer, plan, known[i * len(known) // n], rule).steps for i in range(n)] or [rule.steps]
     return {"fewest": min(each), "mean": sum(each) / len(each), "most": max(each), "devices": n}
-
-
-def _reading(trainer: Trainer) -> dict[str, Any] | None:
-    """What the trainer read and left out, where it tells; some of the text is tokenized for it."""
-    told: Callable[[int], dict[str, Any] | None] | None = getattr(trainer, "reading", None)
-    return told(MOST_BYTES) if told is not None else None
 
 
 def show(console: Console, found: Mapping[str, Any], path: str) -> None:
@@ -129,10 +112,6 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
     if found["ladder"]:
         for table in ladder_tables(found["ladder"]):
             console.print(table)
-    if found["reading"]:
-        console.print(Text("what is read", "bold"))
-        console.print(reading.table(found["reading"]))
-        console.print()
     console.print(_numbers(found))
 
 

@@ -58,6 +58,9 @@ def _root(
 
 @app.command()
 def demo(
+    what: Annotated[
+        str, typer.Argument(metavar="[plays|code]", help="Lines of 24 characters of Shakespeare, or Python's library.")
+    ] = "plays",
     overrides: Set = None,
     out: Out = None,
     resume: Resume = False,
@@ -67,7 +70,7 @@ def demo(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Run the bundled example from start to report.
+    """Run a demonstration from start to report.
 
     Model and text are on this machine already; nothing is downloaded.
     """
@@ -76,7 +79,7 @@ def demo(
     chosen = any(one.partition("=")[0].strip() == "simulation.engine" for one in overrides or ())
     if engine is None and not chosen:
         engine = "pool" if doctor.cores() > 1 or workers else "inproc"
-    _simulate("demo", _demo_recipe(), overrides, out, resume, engine, workers, [], as_json, quiet, debug)
+    _simulate("demo", what, overrides, out, resume, engine, workers, [], as_json, quiet, debug)
 
 
 app.command()(guides.new)
@@ -197,7 +200,7 @@ def export(
 @bench.command()
 def codecs(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; the demo's if none.")
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; that of `demo code` if none.")
     ] = None,
     overrides: Set = None,
     extension: Extension = None,
@@ -213,11 +216,11 @@ def codecs(
     session = _session("bench codecs", as_json, debug)
 
     def body() -> dict[str, Any]:
-        from edgewise.apps import runs, shell
+        from edgewise.apps import runs, shell, shipped
         from edgewise.apps.extensions import importable
         from edgewise.plan.recipe import load
 
-        path = recipe or _demo_recipe()
+        path = recipe or shipped.FOLDER / "code.toml"
         parsed = load(path, runs.assignments(overrides))
         with shell.interrupts(), shell.quiet_screen(None, debug) as screen:
             from edgewise.apps import bench as measuring
@@ -312,12 +315,6 @@ def schema(
 app.command()(guides.explain)
 
 
-def _demo_recipe() -> Path:
-    from importlib import resources
-
-    return Path(str(resources.files("edgewise"))) / "assets" / "recipes" / "demo.toml"
-
-
 def _session(name: str, as_json: bool, debug: bool) -> Session:
     from edgewise.apps.shell import Session
 
@@ -326,7 +323,7 @@ def _session(name: str, as_json: bool, debug: bool) -> Session:
 
 def _simulate(
     name: str,
-    path: Path,
+    source: Path | str,
     overrides: list[str] | None,
     out: Path | None,
     resume: bool,
@@ -337,14 +334,16 @@ def _simulate(
     quiet: bool,
     debug: bool,
 ) -> None:
+    """Play a recipe file, or the demonstration of a name."""
     session = _session(name, as_json, debug)
 
     def body() -> dict[str, Any]:
-        from edgewise.apps import runs
+        from edgewise.apps import demos, runs
         from edgewise.apps.extensions import importable
         from edgewise.core.errors import RecipeError
         from edgewise.plan.recipe import load
 
+        path, says = (demos.recipe(source), demos.SAYS[source]) if isinstance(source, str) else (source, "")
         values = runs.assignments(overrides)
         for key, given in (("engine", engine), ("workers", workers)):
             if given is not None:
@@ -353,8 +352,8 @@ def _simulate(
         if workers is not None and recipe.simulation.engine != "pool":
             what = f'--workers is for the pool; the engine is "{recipe.simulation.engine}".'
             raise RecipeError("E-COMBO", what, "add --engine pool, or leave out --workers.")
-        parts, place = importable(extensions, path.parent), out or runs.place(recipe, name == "demo", resume)
-        return runs.play(session, recipe, path.parent, place, resume, parts, quiet)
+        parts, at = importable(extensions, path.parent), out or runs.place(recipe, bool(says), resume)
+        return runs.play(session, recipe, path.parent, at, resume, parts, quiet, says)
 
     raise typer.Exit(session.run(body))
 

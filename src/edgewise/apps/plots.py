@@ -127,7 +127,7 @@ def _quality(figure: Any, s: Summary) -> bool:
         x, [c["low"] or 0 for c in curve], [c["high"] or 0 for c in curve], color=COLOUR["federated"], alpha=0.13, lw=0
     )
     ends = [("federated", curve[-1]["weighted_mean"])]
-    for name in ("local_only", "centralised"):
+    for name in ("base", "local_only", "centralised"):
         if (q := s["perplexity"][name]) and q["weighted_mean"] is not None:
             left.plot([x[0], x[-1]], [q["weighted_mean"]] * 2, color=COLOUR[name], lw=1.8, ls=(0, (4, 3)))
             ends.append((name, q["weighted_mean"]))

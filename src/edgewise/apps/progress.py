@@ -21,14 +21,21 @@ if TYPE_CHECKING:
 PHASES = {
     "load": "loading model and text",
     "federated": "federated rounds",
-    "compare": "comparisons: each device alone, and all text in one place",
-    "local_only": "comparison: each device alone",
-    "centralised": "comparison: all text in one place",
+    "longer": "comparison: some devices alone for longer",
     "evaluate": "measuring",
     "samples": "samples of text",
     "report": "writing the report",
     "stopping": "stopping; Ctrl-C again quits at once",
 }
+
+
+def _title(phase: str, recipe: Recipe) -> str:
+    """A phase in words."""
+    if phase != "compare":
+        return PHASES.get(phase, phase)
+    wanted = recipe.compare
+    parts = ["each device alone"] * wanted.local_only + ["all text in one place"] * wanted.centralised
+    return f"comparison{'s' * (len(parts) > 1)}: {', and '.join(parts)}"
 
 
 @dataclass
@@ -60,6 +67,7 @@ class Board:
     perplexities: list[float] = field(default_factory=list)
     phases: list[tuple[str, float]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    forecast: events.Forecast | None = None
 
     def take(self, e: events.AnyEvent) -> None:
         """Update from one event."""
@@ -73,6 +81,8 @@ class Board:
                 self.done, self.total = 0, e.steps
                 if e.phase == "federated":
                     self.done = max(0, self.resumed)
+            case events.Forecast():
+                self.forecast = e
             case events.RoundStarted():
                 self.round, self.invited, self.answered = e.round, e.invited, 0
             case events.Accepted():
@@ -117,25 +127,47 @@ class Board:
         """Seconds to the end of the run, the comparisons included; None before there is anything to go by.
 
         In the rounds: their rate here, plus comparisons that repeat the same training (see ``plan.explain.forecast``).
+        Before the first one has ended: the forecast, where there is one.
         """
         began = max(0, self.resumed) if self.phase == "federated" else 0
         if self.phase in ("report", "stopping") or self.total <= self.done:
             return None
         if self.done <= began:
-            known = self.phase == "compare" and self.played_here
+            if self.phase == "federated" and self.forecast is not None and not self.played_here:
+                return max(0.0, self.forecast.rounds_s + self.forecast.compare_s - self.elapsed_s)
+            known = self.phase in ("compare", "longer") and self.played_here
             return max(0.0, self._compare_s() - self.elapsed_s) if known else None
         left = self.elapsed_s / (self.done - began) * (self.total - self.done)
         if self.phase == "federated" and self.played_here:
-            left += self._compare_s()
+            left += self._compare_s() + self._longer_s()
+        if self.phase == "compare":
+            left += self._longer_s()
         return left
 
     def _compare_s(self) -> float:
-        wanted, s = self.recipe.compare, self.recipe.simulation
-        workers = s.workers if s.engine == "pool" else 1
-        work = self.train_s / self.played_here * self.rounds  # device seconds of all rounds
+        """Of the phase that is going on, or the one after the rounds."""
+        if self.phase == "longer":
+            return self._longer_s()
+        wanted, work = self.recipe.compare, self._work_s()
         if wanted.local_only and wanted.centralised:
-            return work if workers > 1 else 2 * work
-        return work / workers if wanted.local_only else work if wanted.centralised else 0.0
+            return work if self._workers > 1 else 2 * work
+        return work / self._workers if wanted.local_only else work if wanted.centralised else 0.0
+
+    def _longer_s(self) -> float:
+        wanted = self.recipe.compare
+        if not (wanted.longer and self.played_here and self.population):
+            return 0.0
+        devices = min(wanted.longer_devices, self.population)
+        return self._work_s() / self.population * wanted.longer * devices / min(self._workers, devices)
+
+    @property
+    def _workers(self) -> int:
+        s = self.recipe.simulation
+        return s.workers if s.engine == "pool" else 1
+
+    def _work_s(self) -> float:
+        """Device seconds of all rounds."""
+        return self.train_s / self.played_here * self.rounds
 
 
 class Progress:
@@ -187,17 +219,17 @@ class Progress:
             return
         if self._console is not None:
             self._finished_phase(event)
-            for note in event.notes if isinstance(event, events.Noted) else ():
-                self._console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
         elif line := self.line(event):
             print(line, file=self._stream, flush=True)
 
     def _finished_phase(self, event: events.AnyEvent) -> None:
         """A finished phase leaves one line above the live part."""
+        if isinstance(event, events.Forecast) and self._console is not None:
+            self._console.print(_forecast(event), style="dim", highlight=False)
         ended = isinstance(event, events.PhaseStarted | events.RunFinished)
         if ended and self.board.phases and self._console is not None:
             phase, seconds = self.board.phases[-1]
-            title = PHASES.get(phase, phase)
+            title = _title(phase, self.board.recipe)
             self._console.print(f"[green]✓[/] {title}  [dim]{words.duration(seconds)}[/]", highlight=False)
 
     def line(self, e: events.AnyEvent) -> str:
@@ -208,9 +240,9 @@ class Progress:
                 again = f", resumed after round {e.resumed_round}" if e.resumed_round > 0 else ""
                 return f"{e.name}: {e.population} devices, {words.count(e.dim)} trained coordinates{again}"
             case events.PhaseStarted():
-                return PHASES.get(e.phase, e.phase)
-            case events.Noted():
-                return "\n".join(f"note: {note}" for note in e.notes)
+                return _title(e.phase, b.recipe)
+            case events.Forecast():
+                return _forecast(e)
             case events.RoundFinished():
                 loss = f"  loss {b.losses[-1]:.4f}" if e.head.get("loss_last") is not None else ""
                 lost = f"  lost {e.lost}, late {e.late}" if e.lost or e.late else ""
@@ -225,7 +257,10 @@ class Progress:
 
                 value = perplexity(sum(e.nll.values()), sum(e.tokens.values()))
                 without = f"  without {len(e.missing)} devices that did not measure it" if e.missing else ""
-                return f"perplexity {words.MODELS.get(e.model, e.model)}: {words.perplexity(value)}{without}"
+                model = words.MODELS.get(e.model, e.model)
+                if e.model == "longer":
+                    model = f"of {len(e.nll)} devices alone, {b.recipe.compare.longer} times the steps"
+                return f"perplexity {model}: {words.perplexity(value)}{without}"
             case events.StoppedEarly():
                 return words.stopped(e.played, b.rounds, e.evaluations, e.kept)
             case events.Progress():
@@ -247,7 +282,7 @@ class Progress:
             return Group()
         left = b.left_s()
         head = Table.grid(padding=(0, 2))
-        title = PHASES.get(b.phase, b.phase)
+        title = _title(b.phase, b.recipe)
         if b.phase == "federated":
             title = f"round {min(b.done + 1, b.total)}/{b.total}"
         bar = ProgressBar(total=b.total or None, completed=b.done, width=28, pulse=not b.total)
@@ -273,6 +308,13 @@ class Progress:
             more = f" (and {len(b.failures) - 1} more)" if len(b.failures) > 1 else ""
             rows.add_row("no figure", Text(f"{b.failures[-1]}{more}", style="yellow"))
         return Group(head, rows)
+
+
+def _forecast(e: events.Forecast) -> str:
+    parts = f"rounds {words.about(e.rounds_s)}"
+    if e.compare_s:
+        parts += f", comparisons {words.about(e.compare_s)}"
+    return f"about {words.about(e.rounds_s + e.compare_s)} from here: {parts}"
 
 
 def failure(note: str) -> bool:

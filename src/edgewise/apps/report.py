@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps import charts, privacy_part, reading, sections, settings, words
+from edgewise.apps import alone, charts, privacy_part, sections, settings, words
 from edgewise.apps.blocks import card, details, facts, pair, panel, row, table
 from edgewise.apps.toml_text import toml
 from edgewise.drivers.files import write_durably
@@ -78,7 +78,7 @@ def page(s: Mapping[str, Any]) -> str:
 <title>{escape(s["name"])} · edgewise report</title><style>{css}</style></head><body>
 <a class="skip" href="#verdict">Skip to the verdict</a><div class="page"><header>
 <p class="kind">edgewise report · run <span class="hash">{escape(s["run"][:12])}</span></p>
-<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_chosen(s)}{_unfinished(s)}{_not_covered(s)}{_notes(s)}
+<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_chosen(s)}{_unfinished(s)}{_not_covered(s)}
 <nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>
 <footer>Made from <code>run.db</code> by <code>edgewise report</code>; the same numbers are in
 <code>summary.json</code>.</footer></div></body></html>
@@ -86,7 +86,13 @@ def page(s: Mapping[str, Any]) -> str:
 
 
 def _lead(s: Mapping[str, Any]) -> str:
-    """The run in two sentences."""
+    """The run in a few sentences. The first says whether it is better than training alone."""
+    first, note = alone.sentence(s, lambda figure: f"<b>{figure}</b>"), alone.note(s)
+    return f"{first} {_moved(s)}{f' {note}' if note else ''}"
+
+
+def _moved(s: Mapping[str, Any]) -> str:
+    """What the rounds did to the model, and what they cost."""
     ppl, change = s["perplexity"], s["change_percent"]["federated"]
     played = s["rounds"]["played"]
     measured = max((c["played"] for c in s["curve"]), default=played)  # what the shown perplexity belongs to
@@ -149,12 +155,6 @@ def _not_covered(s: Mapping[str, Any]) -> str:
     )
 
 
-def _notes(s: Mapping[str, Any]) -> str:
-    """What was left out of the text, and prompts out of sight."""
-    said = reading.notes(s["reading"]) if s["reading"] else []
-    return "".join(f'<p class="note-box" role="note">{escape(note)}</p>' for note in said)
-
-
 def _verdict(s: Mapping[str, Any]) -> str:
     ppl, change, share, b = s["perplexity"], s["change_percent"], s["share_improved"], s["bytes"]
     cards = []
@@ -167,8 +167,8 @@ def _verdict(s: Mapping[str, Any]) -> str:
             )
         )
     if share["over_base"] is not None:
-        alone = share["over_local_only"]
-        more = f"{_share(alone)} do better than alone" if alone is not None else "training alone was not measured"
+        over = share["over_local_only"]
+        more = f"{_share(over)} do better than alone" if over is not None else "training alone was not measured"
         cards.append(card("Measured devices that gain", _share(share["over_base"]), more))
     if b["up_per_device_round"] is not None:
         more = f"{words.against(b['up_ratio'], b['up_ratio_update'])}; down {words.size(b['down_per_device_round'])}"
@@ -223,7 +223,7 @@ def _quality(s: Mapping[str, Any]) -> str:
     curve = [c for c in s["curve"] if c.get("weighted_mean") is not None]
     last = max((c["played"] for c in curve), default=0)
     series = [charts.Series("federated", "federated", [(c["played"], c["weighted_mean"]) for c in curve], dots=True)]
-    for name in ("local_only", "centralised"):
+    for name in ("base", "local_only", "centralised"):
         if (q := s["perplexity"][name]) and curve and q["weighted_mean"] is not None:
             ends = [(0.0, q["weighted_mean"]), (last, q["weighted_mean"])]
             series.append(charts.Series(words.MODELS[name], name, ends, dashed=True))
@@ -241,12 +241,13 @@ def _quality(s: Mapping[str, Any]) -> str:
         x_name="round",
         unit=lambda v: f"{v:.3f}",
     )
-    both = panel(
-        "Held-out perplexity", "Line: mean over tokens. Shade: the middle 80 % of devices. Lower is better.", held
-    ) + panel("Training loss", "Nats per token in the first and last quarter of the local steps, over devices.", loss)
+    shade = "Line: mean over tokens. Shade: the middle 80 % of devices. Lower is better."
+    quarters = "Nats per token in the first and last quarter of the local steps, over devices."
+    panels = [panel("Held-out perplexity", shade, held), alone.picture(s), panel("Training loss", quarters, loss)]
+    shown = pair(*filter(None, panels))
     return (
         '<p class="hint">Measured on text that no device trains on: the latest part of each device\'s own.</p>'
-        f"{pair(both)}{_spread(s)}{sections.samples(s)}"
+        f"{shown}{_spread(s)}{sections.samples(s)}"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.apps import words
+from edgewise.apps import alone, words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +16,10 @@ def show(console: Console, s: Mapping[str, Any], out: Path) -> None:
     """Print the result of ``summary.build``."""
     from rich.text import Text
 
+    console.print()
+    console.print(Text(alone.sentence(s), "bold"))
+    if note := alone.note(s):
+        console.print(Text(note))
     console.print()
     console.print(_quality(s, wide=console.width >= 104))
     console.print(_costs(s))
@@ -67,12 +71,14 @@ def _costs(s: Mapping[str, Any]) -> Any:
     grid.add_column(style="dim")
     grid.add_column()
     if share["over_base"] is not None:
-        alone = share["over_local_only"]
-        more = f", {100 * alone:.0f} % than alone" if alone is not None else ""
+        over = share["over_local_only"]
+        more = f", {100 * over:.0f} % than alone" if over is not None else ""
         grid.add_row(
             "devices",
             f"{100 * share['over_base']:.0f} % of those measured do better than with the base{more}",
         )
+    if said := alone.going_on(s):
+        grid.add_row("longer", said)
     for key, name in (("up", "up"), ("down", "down")):
         size = words.size(b[f"{key}_per_device_round"])
         said = words.against(b[f"{key}_ratio"], b["up_ratio_update"] if key == "up" else None)

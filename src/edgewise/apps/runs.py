@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from edgewise.apps import result, shell
 from edgewise.apps.progress import Progress
@@ -59,8 +59,9 @@ def play(
     resume: bool,
     extensions: Sequence[str],
     quiet: bool,
+    says: str = "",
 ) -> dict[str, Any]:
-    """Run, with progress on standard error; then the result."""
+    """Run, with progress on standard error; then the result. ``says``: to be told before the run starts."""
     session.folder = out
 
     def started(event: events.AnyEvent) -> None:
@@ -69,19 +70,33 @@ def play(
     with (
         shell.interrupts() as told,
         shell.quiet_screen(out / "log.txt", session.debug) as screen,
+        _told(screen, "" if quiet else says),
         Progress(recipe, screen, quiet=quiet) as progress,
     ):
         from edgewise.apps import simulate  # seconds to import: the screen is there first
 
         told.append(progress.stopping)
         sinks = (started, progress)
-        simulate.run(recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks)
+        simulate.run(
+            recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks,
+            forecast=not quiet,
+        )  # fmt: skip
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     if not session.as_json and not quiet:
         from rich.console import Console
 
         result.show(Console(), summary, out)
     return {"run_dir": str(out), "report": str(out / "report.html"), "summary": summary}
+
+
+@contextmanager
+def _told(screen: TextIO, says: str) -> Iterator[None]:
+    """Say what is about to run."""
+    if says:
+        from rich.console import Console
+
+        Console(file=screen).print(says, highlight=False)
+    yield
 
 
 @contextmanager

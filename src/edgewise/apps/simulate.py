@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib import metadata
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
 
-from edgewise.apps import reading
 from edgewise.apps.chosen import chosen
 from edgewise.apps.compare import compare
+from edgewise.apps.longer import longer
 from edgewise.apps.samples import sample
 from edgewise.apps.toml_text import toml
 from edgewise.core import events, vector
@@ -87,6 +88,7 @@ def run(
     sinks: Sequence[events.Sink] = (),
     wrap: Wrap | None = None,
     report: bool = True,
+    forecast: bool = False,
 ) -> Path:
     """Play a recipe to its end in ``out`` and write the report.
 
@@ -94,7 +96,8 @@ def run(
         out: the run directory; new, or holding this recipe's unfinished run together with ``resume``.
         recipe_dir: relative data paths start here. extensions: importable modules with parts of one's own.
         sinks: called with every event. wrap: put something around the cohort (faults). report: write summary.json,
-            plots and report.html at the end.
+            plots and report.html at the end. forecast: measure the speed of a step and tell a Forecast before the first
+            round.
     Returns:
         ``out``.
     Raises:
@@ -110,7 +113,7 @@ def run(
             sink(stamped)
 
     try:
-        _run(recipe, out, recipe_dir, resume, extensions, wrap, report, tell)
+        _run(recipe, out, recipe_dir, resume, extensions, wrap, report, forecast, tell)
     except BaseException as e:
         with suppress(Exception):  # boundary: a sink that fails must not hide why the run failed
             tell(_failed(e, resumable))
@@ -133,6 +136,7 @@ def _run(
     extensions: Sequence[str],
     wrap: Wrap | None,
     report: bool,
+    forecast: bool,
     tell: Tell,
 ) -> None:
     began = time.time()
@@ -142,8 +146,6 @@ def _run(
         executor = _executor(recipe)
         try:
             loaded = _load(executor, recipe, recipe_dir, store, extensions)
-            if notes := reading.notes(loaded.facts["reading"]) if loaded.facts.get("reading") else []:
-                tell(events.Noted(notes=notes))
             if known is None:
                 write_durably(out / "recipe.toml", toml(recipe.resolved()).encode())
                 store.create(loaded.plan.run, recipe.name, recipe.resolved(), loaded.facts)
@@ -156,6 +158,8 @@ def _run(
                         f"protocols ({known['id'][:12]} then, {loaded.plan.run[:12]} now).",
                         "resume it with the program and the devices that it began with, or choose another --out.",
                     )
+            if forecast and known is None:
+                _forecast(executor, loaded.plan, tell)
             _play(store, executor, loaded, wrap, tell)
         finally:
             executor.close()
@@ -282,6 +286,16 @@ def _versions() -> Mapping[str, str]:
     return found
 
 
+def _forecast(executor: Executor, plan: Plan, tell: Tell) -> None:
+    """Tell how long the run will take, where a step can be measured and the recipe counts steps."""
+    timed = [t for t in executor.broadcast(jobs.Time()) if isinstance(t, jobs.Timed) and t.step_s]
+    if not timed or plan.recipe.training.local_epochs:
+        return
+    step_s, encode_s = (fmean(getattr(t, name) for t in timed) for name in ("step_s", "encode_s"))
+    found = explain.forecast(plan, step_s, executor.parallel, encode_s=encode_s)
+    tell(events.Forecast(rounds_s=found["federated_s"], compare_s=found["compare_s"]))
+
+
 def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | None, tell: Tell) -> None:
     plan = loaded.plan
     simulated = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key, loaded.traces))
@@ -304,6 +318,7 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
     )
     reached = federation.run(_begun(federation, simulated, loaded, tell))
     compare(store, executor, federation, tell, reached.next_round)
+    longer(store, executor, federation, tell, reached.next_round)
     if wanted := plan.recipe.report.samples:
         sample(store, executor, wanted, federation.measured(), tell)
 

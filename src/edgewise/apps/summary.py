@@ -42,8 +42,6 @@ Seconds: ``train`` and ``encode`` are device seconds, summed over contributions,
 workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
 and ``total`` is their sum: loading and the report itself are not in it, and what a crash repeated counts once.
 
-Reading: what was read and what was left out, by reason (``learn.reading``); null where the trainer does not tell.
-
 Facts that are used where the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
 tokens), ``bytes_per_token``, ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan``
 (``trace``, ``trace_down``, ``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir``
@@ -52,8 +50,7 @@ on under ``facts``.
 
 With differential privacy the summary is for others than the run's owner too, so ``per_device`` is empty, the
 ``fingerprint`` is left out (an unsalted hash of all text tells who knows the rest of it whether one document is there),
-as is ``reading`` (exact counts of it), and ``not_covered`` says what no epsilon is about. ``devices.json`` has all
-three, for its owner only.
+and ``not_covered`` says what no epsilon is about. ``devices.json`` has both, for its owner only.
 """
 
 from __future__ import annotations
@@ -62,11 +59,14 @@ import json
 import math
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgewise.apps import alone, traffic
+from edgewise.apps.alone import Measures, share_improved
 from edgewise.apps.chosen import chosen
+from edgewise.apps.longer import LONGER
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.drivers.files import write_durably
@@ -76,8 +76,7 @@ from edgewise.plan.section import DP_WORDS
 from edgewise.privacy.card import OUTSIDE
 
 MODELS = ("base", "local_only", "federated", "centralised")
-Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
-_SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "reading", "recipe_dir"}  # the last: a machine's
+_SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "recipe_dir"}  # the last: a folder of one machine
 
 
 def perplexity(nll: float, tokens: float) -> float:
@@ -108,14 +107,6 @@ def quality(measures: Measures) -> dict[str, Any] | None:
     }
 
 
-def share_improved(new: Measures, old: Measures) -> float | None:
-    """Share of the devices in both whose perplexity is lower under ``new``; None where there is no such device."""
-    common = new.keys() & old.keys()
-    if not common:
-        return None
-    return sum(perplexity(*new[d]) < perplexity(*old[d]) for d in common) / len(common)
-
-
 def build(store: RunStore) -> dict[str, Any]:
     """The summary of the run in ``store``, finished or not. Raises StoreError(E-RESUME) where there is no run."""
     run = store.run()
@@ -141,7 +132,8 @@ def build(store: RunStore) -> dict[str, Any]:
         "name": run["name"],
         "complete": which.over
         and store.evaluated("federated", played - 1)
-        and all(ppl[name] is not None or not wanted.get(name) for name in ("local_only", "centralised")),
+        and all(ppl[name] is not None or not wanted.get(name) for name in ("local_only", "centralised"))
+        and (store.evaluated(LONGER, played - 1) or not wanted.get("longer")),
         "run": run["id"],
         "recipe_sha256": simulation_digest(recipe),
         "model_sha256": which.digest or None,
@@ -163,7 +155,9 @@ def build(store: RunStore) -> dict[str, Any]:
         "share_improved": {
             f"over_{name}": share_improved(measures["federated"], measures[name]) for name in ("base", "local_only")
         },
-        "bytes": _bytes(told, facts, trained, noised),
+        "against_alone": alone.against_alone(measures["federated"], measures["local_only"]),
+        "longer": alone.longer(wanted.get("longer", 0), measures, store.measures(LONGER)),
+        "bytes": traffic.sizes(told, facts, trained, noised),
         "participation": _participation(told),
         "rungs": _rungs(told, plan.get("rungs") or []),
         "seconds": _seconds(told),
@@ -187,13 +181,12 @@ def build(store: RunStore) -> dict[str, Any]:
             "claims": plan.get("claims") or [],
             "privacy": plan.get("privacy"),
         },
-        "reading": None if noised else facts.get("reading"),
         "versions": facts.get("versions") or {},
         "facts": {k: v for k, v in facts.items() if k not in _SHOWN_APART and not (noised and k == "fingerprint")},
         "not_covered": OUTSIDE if noised else "",
         "recipe": recipe,
     }
-    out["quality_for_bytes"] = _quality_for_bytes(out)
+    out["quality_for_bytes"] = traffic.quality_for_bytes(out)
     clean: dict[str, Any] = _finite(out)
     return clean
 
@@ -207,15 +200,13 @@ def write(out: Path, summary: Mapping[str, Any]) -> Path:
 
 def write_devices(store: RunStore, summary: Mapping[str, Any], out: Path) -> None:
     """Write what the ``summary`` of a run with differential privacy leaves out to ``out/devices.json``, for its owner
-    only: ``per_device``, the data's ``fingerprint`` and its ``reading``. Without differential privacy nothing is left
-    out."""
+    only: ``per_device`` and the data's ``fingerprint``. Without differential privacy nothing is left out."""
     run = store.run()
     if not summary["not_covered"] or run is None:
         return
     measures = {name: store.measures(name) for name in MODELS}
     rows = _finite(_devices(store.events(), measures, run["facts"]))
-    told = {key: run["facts"].get(key) for key in ("fingerprint", "reading")}
-    owners = {"per_device": rows, **told, "not_covered": OUTSIDE}
+    owners = {"per_device": rows, "fingerprint": run["facts"].get("fingerprint"), "not_covered": OUTSIDE}
     write_durably(out / "devices.json", _json(owners), private=True)
 
 
@@ -229,76 +220,13 @@ def _change(new: Mapping[str, Any] | None, old: Mapping[str, Any] | None) -> flo
     return float(100.0 * (new["weighted_mean"] / old["weighted_mean"] - 1.0))
 
 
-def _bytes(
-    told: Sequence[events.AnyEvent], facts: Mapping[str, Any], trained: int | None, noised: bool
-) -> dict[str, Any]:
-    up = [e.bytes_up for e in told if isinstance(e, events.Accepted)]
-    down = sum(e.bytes_down for e in told if isinstance(e, events.RoundFinished))
-    invited = _invited(told)
-    update = 4.0 * trained if trained else None
-    model = 4.0 * facts["parameters"] if facts.get("parameters") else None
-    per_up = sum(up) / len(up) if up else None
-    per_down = down / invited if invited else None
-    reference = model or update
-    return {
-        "up_per_device_round": per_up,
-        "down_per_device_round": per_down,
-        "up_total": sum(up),
-        "down_total": down,
-        "float32_model": model,
-        "float32_update": update,
-        "up_ratio": reference / per_up if reference and per_up else None,
-        "up_ratio_update": update / per_up if update and per_up else None,
-        "down_ratio": reference / per_down if reference and per_down else None,
-        **_text(sum(up), facts, noised),
-    }
-
-
-def _text(up: int, facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:
-    """The text that is trained on beside all that was sent."""
-    held = facts.get("devices") if isinstance(facts.get("devices"), dict) else {}
-    population = (facts.get("plan") or {}).get("population") or len(held or {})
-    text = sum((held or {}).values()) * (facts.get("bytes_per_token") or 0.0)
-    known = bool(text) and not noised
-    return {
-        "text_total": text if known else None,
-        "text_per_device": text / len(held or {}) if known else None,
-        "up_per_device": up / population if population else None,
-    }
-
-
-def _quality_for_bytes(s: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The curve over bytes: an evaluation whose round is not among the committed ones has no place on it."""
-    devices = s["population"] or len(s["per_device"]) or 1
-    up, down = 0.0, 0.0
-    moved = {0: (up, down)}
-    for r in s["per_round"]:
-        up, down = up + r["bytes_up"], down + r["bytes_down"]
-        moved[r["round"] + 1] = (up, down)
-    return [
-        {
-            "played": c["played"],
-            "up": moved[c["played"]][0] / devices,
-            "down": moved[c["played"]][1] / devices,
-            "perplexity": c["weighted_mean"],
-        }
-        for c in s["curve"]
-        if c["played"] in moved and "weighted_mean" in c
-    ]
-
-
-def _invited(told: Iterable[events.AnyEvent]) -> int:
-    """Invitations of the rounds that were committed (a round in progress has no events in the store)."""
-    return sum(e.invited for e in told if isinstance(e, events.RoundStarted))
-
-
 def _participation(told: Sequence[events.AnyEvent]) -> dict[str, Any]:
     finished = [e for e in told if isinstance(e, events.RoundFinished)]
     answered = {(e.round, e.device) for e in told if isinstance(e, events.Accepted)}
     gone = [e for e in told if isinstance(e, events.Lost) and (e.round, e.device) not in answered]
     met = [e for e in finished if e.met]
     return {
-        "invited": _invited(told),
+        "invited": traffic.invited(told),
         "accepted": sum(e.accepted for e in met),
         "unused": sum(e.accepted for e in finished if not e.met),
         "lost": sum(e.lost for e in finished),
@@ -331,7 +259,7 @@ def _seconds(told: Sequence[events.AnyEvent]) -> dict[str, float]:
     finished = [e for e in told if isinstance(e, events.RoundFinished)]
     measured = [e for e in told if isinstance(e, events.Evaluated)]
     rounds = math.fsum(e.seconds for e in finished)
-    compare = math.fsum(e.seconds for e in measured if e.model in ("local_only", "centralised"))
+    compare = math.fsum(e.seconds for e in measured if e.model in ("local_only", "centralised", LONGER))
     evaluate = math.fsum(e.seconds for e in measured if e.model in ("base", "federated"))
     return {
         "total": rounds + evaluate + compare,

@@ -79,6 +79,13 @@ def duration(seconds: float | None) -> str:
     return clock(seconds)
 
 
+def about(seconds: float) -> str:
+    """A forecast, rounded: ``5 s``, ``50 s``, ``4 min``, ``2.5 h``."""
+    if seconds < 100:
+        return f"{max(5, 5 * round(seconds / 5))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def clock(seconds: float) -> str:
     """``0:07``, ``3:07``, ``1:02:05``."""
     whole = max(0, round(seconds))

@@ -27,18 +27,19 @@ class RunStarted(Event, frozen=True, tag="run_started"):
     resumed_round: int = -1
 
 
+class Forecast(Event, frozen=True, tag="forecast"):
+    """How long a run will take, from the measured speed of a step: its rounds, and the comparisons after them."""
+
+    rounds_s: float
+    compare_s: float
+
+
 class PhaseStarted(Event, frozen=True, tag="phase_started"):
-    """A part of the run: ``load``, ``federated``, ``compare``, ``samples``, ``report``; of how many ``steps`` (0: not
-    known)."""
+    """A part of the run: ``load``, ``federated``, ``compare``, ``longer``, ``samples``, ``report``; of how many
+    ``steps`` (0: not known)."""
 
     phase: str
     steps: int = 0
-
-
-class Noted(Event, frozen=True, tag="noted"):
-    """What a person should know before the rounds begin, in sentences: text that is left out, prompts out of sight."""
-
-    notes: list[str]
 
 
 class RoundStarted(Event, frozen=True, tag="round_started"):
@@ -110,9 +111,10 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
 
 
 class Evaluated(Event, frozen=True, tag="evaluated"):
-    """Held-out quality of one model over devices: ``model`` is ``base``, ``federated``, ``local_only`` or
-    ``centralised``; ``nll`` and ``tokens`` per device. ``missing``: devices that were asked and did not measure it,
-    each with the code of the reason (``late``, ``dropped``, or an error's)."""
+    """Held-out quality of one model over devices: ``model`` is ``base``, ``federated``, ``local_only``,
+    ``centralised``, or ``longer`` (some devices alone, for more steps); ``nll`` and ``tokens`` per device. ``missing``:
+    devices that were asked and did not measure it, each with the code of the reason (``late``, ``dropped``, or an
+    error's)."""
 
     round: int
     model: str
@@ -169,8 +171,8 @@ class RunFailed(Event, frozen=True, tag="run_failed"):
 
 AnyEvent = (
     RunStarted
+    | Forecast
     | PhaseStarted
-    | Noted
     | RoundStarted
     | Accepted
     | Lost

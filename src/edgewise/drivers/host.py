@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ import numpy as np
 from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, StoreError
-from edgewise.drivers import arithmetic, jobs
+from edgewise.drivers import arithmetic, jobs, speed
 from edgewise.drivers.following import Following
 from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
 from edgewise.drivers.memory import Memories
@@ -129,6 +130,8 @@ class Host:
                 return self._handle(job)
             case jobs.Solo():
                 return self._solo(job)
+            case jobs.Time():
+                return self._timed(job)
             case jobs.Count():
                 return jobs.Counted(id=job.id, records=records(self._trainer, job.device))
             case jobs.Sample():
@@ -280,18 +283,32 @@ class Host:
     def _train_alone(self, job: jobs.Solo) -> jobs.Trained:
         began = time.perf_counter()
         params = np.array(vector.from_bytes(job.params, self._trainer.spec.dim))
+        played: Counter[int] = Counter()
         for number in job.rounds:
             rule = self._plan.rule(number)
             # Nothing travels here, so nothing takes turns: all segments train in every round.
             rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr, epochs=job.epochs or rule.epochs)
             rule = in_steps(self._trainer, self._plan, job.device, rule)
-            key, secret = self._plan.batch_key(job.device, number), keys.derive(self._root, "alone", job.device, number)
+            drawn = number + played[number] * self._plan.rounds  # other batches and noise when a round is played again
+            played[number] += 1
+            key, secret = self._plan.batch_key(job.device, drawn), keys.derive(self._root, "alone", job.device, drawn)
             params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
         seconds = time.perf_counter() - began
         if job.measure:
             held = self._trainer.evaluate(job.device, params)
             return jobs.Trained(id=job.id, device=job.device, nll=held.nll, tokens=held.tokens, seconds=seconds)
         return jobs.Trained(id=job.id, device=job.device, params=vector.to_bytes(params), seconds=seconds)
+
+    def _timed(self, job: jobs.Time) -> jobs.Timed:
+        """For a forecast only, so nothing that goes wrong here stops a run but a disk that cannot be written."""
+        try:
+            step_s = speed.sizes(self._trainer, measure=True).get("step_s", 0.0)
+            return jobs.Timed(id=job.id, step_s=step_s, encode_s=speed.encode_s(self._plan))
+        except StoreError:
+            raise
+        except Exception:  # boundary: a trainer is foreign code
+            LOG.warning("the speed of a step cannot be measured", exc_info=True)
+            return jobs.Timed(id=job.id)
 
     def _recall(self, job: jobs.Handle) -> machine.Idle:
         """A device's codec memory from the disk. Which rounds it has answered it knows from memory only: simulated

@@ -70,8 +70,8 @@ class Handle(_Base, frozen=True, tag="handle"):
 
 class Solo(_Base, frozen=True, tag="solo"):
     """Train without a federation: the given rounds of the schedule in order, from ``params`` (raw float32), with
-    ``scale`` times the steps, or with so many ``epochs`` where they are not 0. ``measure``: return the device's
-    held-out loss instead of the parameters."""
+    ``scale`` times the steps, or with so many ``epochs`` where they are not 0. A round that is given again takes other
+    batches. ``measure``: return the device's held-out loss instead of the parameters."""
 
     device: str
     params: memoryview
@@ -94,7 +94,11 @@ class Sample(_Base, frozen=True, tag="sample"):
     params: memoryview
 
 
-Job = Setup | Compile | Blob | Held | Handle | Solo | Count | Sample
+class Time(_Base, frozen=True, tag="time"):
+    """How long do a step of training and encoding an update take here?"""
+
+
+Job = Setup | Compile | Blob | Held | Handle | Solo | Count | Sample | Time
 SILENT = Blob | Held  # jobs without an answer
 
 
@@ -143,6 +147,13 @@ class Continued(_Base, frozen=True, tag="continued"):
     text: str
 
 
+class Timed(_Base, frozen=True, tag="timed"):
+    """Answer to Time; 0.0 where it is not known."""
+
+    step_s: float = 0.0
+    encode_s: float = 0.0
+
+
 class Ready(_Base, frozen=True, tag="ready"):
     """Answer to Compile."""
 
@@ -157,7 +168,7 @@ class Broken(_Base, frozen=True, tag="broken"):
     stops: bool = False
 
 
-Result = Described | Handled | Trained | Counted | Continued | Ready | Broken
+Result = Described | Handled | Trained | Counted | Continued | Timed | Ready | Broken
 
 _encoder = msgspec.msgpack.Encoder()
 _jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)

@@ -11,6 +11,7 @@ import os
 import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ STDLIB_PACKAGES = (
 )  # fmt: skip
 STDLIB_LEAST_BYTES = 8192  # a package with less source than this (about 2,400 tokens) is not a device
 TEST_FOLDERS = {"test", "tests", "idle_test", "__pycache__"}
+PLAYS = {"source": "jsonl", "owner": "speaker", "text": "text"}  # as a table
 PIECE_BYTES = 2048  # where files are dealt out to devices in pieces ("dirichlet", "iid"): at least this, whole lines
 
 
@@ -68,7 +70,10 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> Found:
     listing = Listing()
     if section.source == "python-stdlib":
         return _plain(*_stdlib(), whole, cache_dir, listing)
-    paths, several = named(section.path, recipe_dir)
+    if section.source == "plays":
+        section, paths, several = section.model_copy(update=PLAYS), [_plays()], False
+    else:
+        paths, several = named(section.path, recipe_dir)
     try:
         if section.source == "text":
             return _plain(*_texts(paths, several, listing), whole, cache_dir, listing)
@@ -88,6 +93,11 @@ def _stdlib() -> tuple[Path, dict[str, list[Path]]]:
         what = f"{root} has source text of {len(owners)} of the {len(STDLIB_PACKAGES)} demo packages, needs 2."
         raise DataError("E-DATA-EMPTY", what, "use a Python with its library's source, or your own text.")
     return root, owners
+
+
+def _plays() -> Path:
+    """The demo's text, which ships with edgewise (``assets/plays/README.md``)."""
+    return Path(str(resources.files("edgewise"))) / "assets" / "plays" / "plays.jsonl.gz"
 
 
 def _sources(folder: Path) -> Iterator[Path]:

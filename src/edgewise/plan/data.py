@@ -8,12 +8,16 @@ from pydantic import Field, model_validator
 
 from edgewise.plan.section import Refused, Section
 
+SHIPPED = ("python-stdlib", "plays")  # sources that need no path: the text is on this machine
+
 
 class DataSection(Section):
     """Whose text trains the model."""
 
-    source: Literal["python-stdlib", "text", "jsonl", "csv", "parquet"] = Field(
-        "python-stdlib", description="source text of this machine's standard library, a folder of text, or a table"
+    source: Literal["python-stdlib", "plays", "text", "jsonl", "csv", "parquet"] = Field(
+        "python-stdlib",
+        description="source text of this machine's standard library, the lines of 24 characters of Shakespeare, a "
+        "folder of text, or a table",
     )
     path: str | list[str] = Field(
         "",
@@ -47,18 +51,18 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSection:
-        if self.source != "python-stdlib" and not (self.path and all(self.path)):
+        if self.source not in SHIPPED and not (self.path and all(self.path)):
             what = f'data.path is required for data.source = "{self.source}"'
             raise Refused("E-MISSING", what, "name the folder or file, relative to the recipe")
-        if self.source == "python-stdlib" and self.path:
-            what = 'data.path is not read with data.source = "python-stdlib"'
+        if self.source in SHIPPED and self.path:
+            what = f'data.path is not read with data.source = "{self.source}"'
             raise Refused(
                 "E-COMBO", what, 'leave it out, or say what is there: source = "text", "jsonl", "csv", "parquet"'
             )
-        if self.source in ("python-stdlib", "text"):
+        if self.source in (*SHIPPED, "text"):
             for key in ("text", "prompt", "owner", "time", "label"):
                 if getattr(self, key) != type(self).model_fields[key].default:
-                    what = f'data.{key} names a column, and data.source = "{self.source}" has none'
+                    what = f'data.{key} names a column of your own; data.source = "{self.source}" has none'
                     raise Refused(
                         "E-COMBO", what, 'leave it out, or name a table: source = "jsonl", "csv" or "parquet"'
                     )

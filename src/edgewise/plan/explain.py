@@ -119,13 +119,14 @@ def down_total(plan: Plan) -> float:
     return total
 
 
-def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0) -> Row:
-    """Seconds of computing that a simulation needs, from the measured time of one optimizer step.
+def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, encode_s: float = 0.0) -> Row:
+    """Seconds of computing that a simulation needs, from the measured time of one optimizer step and of one encoding.
 
-    federated = step_s x local_steps x contributions x rounds / workers; local_only
-    the same for the measured devices, at the rounds that a device takes part in;
-    centralised is one chain of steps, which has a worker to itself and runs beside local_only. Evaluation, encoding
-    and start-up are not in it; a step that trains only some segments counts as a whole one. All None where ``step_s``
+    federated = (step_s x local_steps + encode_s) x contributions x rounds / workers; local_only
+    the training of the measured devices, at the rounds that a device takes part in;
+    centralised is one chain of steps, which has a worker to itself and runs beside local_only; longer comes after them.
+    Evaluation, masks, the server's work and start-up are not in it; a step that trains only some segments counts as a
+    whole one. All None where ``step_s``
     is not known (0). ``local_steps``: the mean over devices where the recipe counts passes; 0 = the recipe's own steps.
     """
     recipe, sampling = plan.recipe, plan.sampling
@@ -134,15 +135,22 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0) 
     if step_s <= 0.0:
         return out
     device_round_s = step_s * (local_steps or plan.rule(0).steps)
-    federated = device_round_s * expected * plan.rounds / min(workers, expected)
+    federated = (device_round_s + encode_s) * expected * plan.rounds / min(workers, expected)
     measured = min(recipe.eval.devices or sampling.population, sampling.population)
     alone = device_round_s * measured * len(plan.rounds_alone(plan.rounds)) if recipe.compare.local_only else 0.0
     chain = device_round_s * expected * plan.rounds if recipe.compare.centralised else 0.0
+    longer = device_round_s * longer_rounds(plan, plan.rounds) * min(recipe.compare.longer_devices, measured)
     if not (alone and chain):
         compare = alone / workers + chain
     else:
         compare = alone + chain if workers == 1 else max(chain, alone / (workers - 1))
+    compare += longer / min(workers, recipe.compare.longer_devices, measured)
     return {**out, "federated_s": federated, "compare_s": compare, "total_s": federated + compare}
+
+
+def longer_rounds(plan: Plan, rounds: int) -> int:
+    """Rounds of training of each device that trains alone for longer, where the federation played ``rounds``."""
+    return len(plan.rounds_alone(rounds)) * plan.recipe.compare.longer
 
 
 LINKS_MBIT = (0.1, 0.3, 1.0, 3.0, 10.0, 20.0)

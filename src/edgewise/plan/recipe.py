@@ -106,10 +106,12 @@ class ReportSection(Section):
 
 
 class CompareSection(Section):
-    """What the federated model is compared with; each costs about as much compute as the federation."""
+    """What the federated model is compared with; the first two cost about as much compute as the federation each."""
 
     local_only: bool = Field(True, description="each device alone, same steps")
     centralised: bool = Field(True, description="all text in one place, same number of steps in total")
+    longer: int = Field(0, ge=0, le=64, description="some devices alone, for so many times the steps; 0 = not run")
+    longer_devices: int = Field(6, ge=1, description="how many: spread evenly over those that evaluations measure")
 
 
 class Recipe(Section):
@@ -221,11 +223,10 @@ class Recipe(Section):
             )
             raise Refused("E-COMBO", what, "leave both out")
         if noisy and self.report.samples:
-            what = (
-                f'report.samples with privacy = "{self.privacy}": the report would print text of devices as it is, and '
-                "no epsilon counts that"
+            raise ValueError(
+                f'E-COMBO: report.samples with privacy = "{self.privacy}": the report would print text of devices as '
+                "it is, and no epsilon counts that: leave it out"
             )
-            raise Refused("E-COMBO", what, "leave it out")
         if self.round.chooses and not self.eval.every:
             what = 'round.patience and round.keep = "best" compare evaluations, and with eval.every = 0 there is one'
             raise Refused("E-COMBO", what, "write eval.every = 1 or more")

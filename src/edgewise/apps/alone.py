@@ -1,0 +1,139 @@
+"""Is it better than training alone? The sentence that a report begins with, and the picture of going on alone.
+
+against_alone   the devices that were measured under both models: perplexities (weighted means) of the federated
+                model and of each device alone, and on how many devices the federated one is better, worse or equal
+longer          of the devices that trained alone for ``times`` as many steps: perplexities (weighted means) of the
+                base, of training alone for the same and for more steps, and of the federated model
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgewise.apps import charts, words
+from edgewise.apps.blocks import panel
+
+Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
+# What the data of a source means for this comparison.
+NOTES = {
+    "python-stdlib": (
+        "Each package of the library has names that no other uses: one vocabulary per owner favours training alone. "
+        "The federated model is one model for all of them."
+    )
+}
+
+
+def share_improved(new: Measures, old: Measures) -> float | None:
+    """Share of the devices in both whose perplexity is lower under ``new``; None where there is no such device."""
+    common = new.keys() & old.keys()
+    if not common:
+        return None
+    return sum(_nats(new[d]) < _nats(old[d]) for d in common) / len(common)
+
+
+def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None:
+    """See the module; None where no device was measured both ways."""
+    common = sorted(federated.keys() & alone.keys())
+    if not common:
+        return None
+    better = sum(_nats(federated[d]) < _nats(alone[d]) for d in common)
+    worse = sum(_nats(federated[d]) > _nats(alone[d]) for d in common)
+    together, apart = (_mean({d: m[d] for d in common}) for m in (federated, alone))
+    return {
+        "devices": len(common),
+        "better": better,
+        "worse": worse,
+        "equal": len(common) - better - worse,
+        "federated": together,
+        "local_only": apart,
+        "change_percent": 100.0 * (together / apart - 1.0) if math.isfinite(together) and apart < math.inf else None,
+    }
+
+
+def longer(times: int, measures: Mapping[str, Measures], going_on: Measures) -> dict[str, Any] | None:
+    """See the module; None where it was not run."""
+    if not going_on:
+        return None
+    names = ("base", "local_only", "federated")
+    same = {name: {d: m for d, m in measures[name].items() if d in going_on} for name in names}
+    means = {name: _mean(m) if len(m) == len(going_on) else None for name, m in same.items()}
+    return {"times": times, "devices": len(going_on), "perplexity": _mean(going_on), **means}
+
+
+def _nats(measure: tuple[float, int]) -> float:
+    """Per token."""
+    nll, tokens = measure
+    return nll / tokens if tokens else math.inf
+
+
+def _mean(measures: Measures) -> float:
+    try:
+        return math.exp(sum(nll for nll, _ in measures.values()) / sum(tokens for _, tokens in measures.values()))
+    except OverflowError:
+        return math.inf
+
+
+def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
+    """How federated compares with training alone, in one sentence; ``mark`` sets figures apart."""
+    c = s["against_alone"]
+    if c is None:
+        if not s["recipe"]["compare"]["local_only"]:
+            return "Training together was not compared with training alone: compare.local_only is false."
+        return "Training together is not compared with training alone yet: no device was measured both ways."
+    on = f"It is better on {words.count(c['better'])} of {words.count(c['devices'])} devices"
+    on += f", and equal on {words.count(c['equal'])}." if c["equal"] else "."
+    together, apart = words.measured(c["federated"]), words.measured(c["local_only"])
+    if together == apart:
+        return f"Training together did as well as training alone: held-out perplexity {mark(together)} both ways. {on}"
+    if c["change_percent"] is None:
+        verdict = "worse" if c["federated"] is None else "better"
+        change = ""
+    else:
+        verdict = "better" if c["change_percent"] < 0 else "worse"
+        change = f" ({words.percent(c['change_percent'])})"
+    figures = f"held-out perplexity {mark(together)} against {mark(apart)}{change}"
+    return f"Training together did {verdict} than training alone: {figures}. {on}"
+
+
+def note(s: Mapping[str, Any]) -> str:
+    """What the data means for the comparison; empty where nothing is known."""
+    data = s["recipe"]["data"]
+    return NOTES.get(data["source"], "") if data["partition"] == "owner" else ""
+
+
+def going_on(s: Mapping[str, Any]) -> str:
+    """What training alone for longer gave, in one sentence; empty where it was not run."""
+    g = s["longer"]
+    if g is None:
+        return ""
+    said = f"{words.count(g['devices'])} devices alone, {g['times']} times the steps: {words.measured(g['perplexity'])}"
+    if g["local_only"] is not None:
+        said += f", for the same steps {words.measured(g['local_only'])}"
+    if g["federated"] is not None:
+        said += f"; federated, on the same devices: {words.measured(g['federated'])}"
+    return said
+
+
+def picture(s: Mapping[str, Any]) -> str:
+    """The panel on training alone for longer; empty where it was not run."""
+    g = s["longer"]
+    if g is None or None in (g["perplexity"], g["base"]):
+        return ""
+    points = [(0.0, g["base"])]
+    if g["local_only"] is not None:
+        points.append((1.0, g["local_only"]))
+    points.append((float(g["times"]), g["perplexity"]))
+    series = [charts.Series("alone", "local_only", points, dots=True)]
+    if g["federated"] is not None:
+        ends = [(0.0, g["federated"]), (float(g["times"]), g["federated"])]
+        series.insert(0, charts.Series("federated", "federated", ends, dashed=True))
+    chart = charts.lines(
+        "Held-out perplexity of training alone for longer", series, x_name="times the steps", unit=words.perplexity
+    )
+    of = f"{words.count(g['devices'])} of {words.count(s['population'] or g['devices'])} devices, spread evenly"
+    hint = f"{of}. The schedule of learning rates is stretched over the steps."
+    if g["local_only"] is not None and g["perplexity"] > g["local_only"]:
+        hint += " A device soon learns its few words by heart, and then its held-out text gets worse."
+    return panel("Could a device not train longer alone?", hint, chart)

@@ -1,0 +1,77 @@
+"""Training alone for longer: does a device that goes on by itself get as far as the federation?
+
+Some devices train alone for ``compare.longer`` times the steps that they take in the federation. The schedule of
+learning rates is stretched over them: each of its rounds is played that many times, with other batches each time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from math import isfinite
+
+from edgewise.core import events, vector
+from edgewise.drivers import jobs
+from edgewise.drivers.executor import Executor, checked
+from edgewise.drivers.store import RunStore
+from edgewise.engine.run import Federation
+
+LONGER = "longer"  # model of the measures and of the event
+
+
+def longer(
+    store: RunStore,
+    executor: Executor,
+    federation: Federation,
+    tell: Callable[[events.AnyEvent], None],
+    rounds: int,
+) -> None:
+    """Run the comparison where the recipe wants it and it is not stored yet.
+
+    ``rounds``: those that the federation played. Each device's figure is kept as soon as it is there, so a killed run
+    goes on with the others. What cannot train has no figure, and a Progress note says why.
+    Raises EdgewiseError only where the run directory or a worker fails.
+    """
+    plan, last = federation.plan, rounds - 1
+    wanted = plan.recipe.compare
+    if not wanted.longer or store.evaluated(LONGER, last):
+        return
+    began = time.perf_counter()
+    devices = sample(federation.measured(), wanted.longer_devices)
+    stored = store.measures(LONGER, last)
+    left = [d for d in devices if d not in stored]
+    tell(events.PhaseStarted(phase=LONGER, steps=len(devices)))
+    start = vector.to_bytes(store.blob(store.models()[0]))  # the initial vector
+    stretched = tuple(number for number in plan.rounds_alone(rounds) for _ in range(wanted.longer))
+    for i, device in enumerate(left):
+        executor.submit(jobs.Solo(id=i, device=device, params=start, rounds=stretched, measure=True))
+    for done in range(len(devices) - len(left) + 1, len(devices) + 1):
+        result = executor.result()
+        if isinstance(result, jobs.Broken):
+            if result.stops:
+                checked([result])
+            note = f"{left[result.id]}: {result.code}"
+        else:
+            assert isinstance(result, jobs.Trained)
+            note = result.device
+            if result.tokens and isfinite(result.nll):
+                store.measure(LONGER, last, result.device, result.nll, result.tokens)
+            elif result.tokens:
+                note = f"{result.device}: E-NAN: its held-out loss is not finite."
+        tell(events.Progress(phase=LONGER, done=done, total=len(devices), note=note))
+    measured = store.measures(LONGER, last)
+    event = events.Evaluated(
+        round=last,
+        model=LONGER,
+        nll={d: nll for d, (nll, _) in sorted(measured.items())},
+        tokens={d: tokens for d, (_, tokens) in sorted(measured.items())},
+        seconds=time.perf_counter() - began,
+    )
+    store.append(event)
+    tell(event)
+
+
+def sample(devices: list[str], most: int) -> list[str]:
+    """At most ``most`` of the devices, spread evenly over them."""
+    n, limit = len(devices), min(most, len(devices))
+    return [devices[i * n // limit] for i in range(limit)]

@@ -1,0 +1,40 @@
+"""How fast devices are here: seconds of one optimizer step and of encoding one update, for forecasts."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgewise.codecs import pack
+from edgewise.core import keys
+from edgewise.engine.ports import Trainer, Update
+from edgewise.plan.compile import Plan
+
+
+def sizes(trainer: Trainer, measure: bool) -> Mapping[str, float]:
+    """``Trainer.sizes``, asked to measure a step where the trainer can."""
+    if measure and "measure" in inspect.signature(trainer.sizes).parameters:
+        measured: Mapping[str, float] = trainer.sizes(measure=True)  # type: ignore[call-arg]
+        return measured
+    return trainer.sizes()
+
+
+def encode_s(plan: Plan) -> float:
+    """Seconds to encode and pack an update of normal numbers, the second of two so that kernels are compiled; masks are
+    not in it. 0.0 where devices choose their codec."""
+    if plan.rungs:
+        return 0.0
+    pipe, key = plan.at(0), keys.derive(plan.key, "speed")
+    x = keys.generator(key).standard_normal(plan.spec.dim, np.float32) / np.float32(plan.spec.dim**0.5)
+    update = Update(x, dict.fromkeys(pipe.spaces[0].head, 1.0), 1.0)
+    took = 0.0
+    for i in range(2):
+        turn = keys.Turn(0, keys.derive(key, "public", i), keys.derive(key, "private", i))
+        began = time.perf_counter()
+        payload, _ = pipe.encode(update.x, update.head, update.count, pipe.init(), turn)
+        pack.pack(payload, pipe.encoded)
+        took = time.perf_counter() - began
+    return took
