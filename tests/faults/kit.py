@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgewise.core import events
+from edgewise.drivers.folder import MARKER
 from edgewise.drivers.store import RunStore
 
 HERE, SUPPORT = Path(__file__).parent, Path(__file__).parents[1] / "support"
@@ -309,7 +310,7 @@ def left(out: Path) -> dict[str, Any]:
     }
     files = [p for p in out.rglob("*") if p.is_file() and p.suffix != ".safetensors" and not p.match("run.db-*")]
     for path in out.glob("*.json"):
-        json.loads(path.read_bytes())
+        assert path.name == MARKER or json.loads(path.read_bytes()), path  # of the marker the name is what counts
     for path in out.glob("*.html"):
         assert path.read_text(encoding="utf-8").rstrip().endswith("</html>"), path
     found["recipe"] = (out / "recipe.toml").read_bytes()

@@ -11,6 +11,7 @@ import errno
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
@@ -107,6 +108,7 @@ def walk(faults: Iterable[Case], play: Play[Case], record_property: Callable[[st
     for number, fault in enumerate(faults, 1):
         if said := play(fault):
             trouble.append(f"number {number}, {fault!r:.200}: {said}")
+            print(trouble[-1], file=sys.__stderr__, flush=True)  # a walk takes long: with -s it is seen at once
         if len(trouble) >= SHOWN:
             break
     record_property("walk", [name, number, len(trouble), time.monotonic() - began])
