@@ -40,7 +40,8 @@ Loss = Callable[[Module, Tensor, Tensor], Tensor]  # of a model on inputs and ta
 TEACHER = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 8, "intermediate_size": 704}
 STUDENT = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 384}
 
-# The demo's devices own these packages and the modules that are merely parts of them: the base model must not see them.
+# The devices of `edgewise demo code` own these packages and the modules that are merely parts of them: the base model
+# must not see them.
 DEMO_PACKAGES = {"asyncio", "collections", "concurrent", "ctypes", "email", "html", "http", "importlib", "json", "re"}
 DEMO_PACKAGES |= {"logging", "multiprocessing", "unittest", "urllib", "wsgiref", "xml", "xmlrpc"}
 DEMO_PARTS = {"sre_compile", "sre_constants", "sre_parse", "_collections_abc", "_markupbase", "zipimport", "imp"}
@@ -256,8 +257,8 @@ tags: [llama, distillation, code]
 
 # edgewise student
 
-A {student_parameters:,}-parameter Llama-style causal language model, the base model of the demo that ships with
-`edgewise`: small enough to fine-tune on any CPU, and trained without the text that the demo's devices hold.
+A {student_parameters:,}-parameter Llama-style causal language model, the base model of the demos that ship with
+`edgewise`: small enough to fine-tune on any CPU, and trained without the text that the demos' devices hold.
 
 | | student (this folder) | teacher (not shipped) |
 | --- | ---: | ---: |
@@ -274,7 +275,8 @@ The default optimizer and learning rates were picked in short runs scored on a p
 **Text.** The source files of Python {python}'s standard library and the topics of `pydoc`: {files} files, of which
 {train_bytes:,} bytes ({train_tokens:,} tokens) train; {skipped} more were skipped because they are not UTF-8. SHA-256
 over names and contents: `{fingerprint}`. License of the text: [PSF](https://docs.python.org/3/license.html); some files
-carry notices of their own. Left out: the packages that the demo's devices hold ({demo}), modules that are parts of them
+carry notices of their own. Left out: the packages that the devices of
+`edgewise demo code` hold ({demo}), modules that are parts of them
 ({parts}), tests, and tables or generated data ({tables}).
 
 **How it was built.** `python scripts/build_student.py --work WORK --seed {seed} --teacher-steps {teacher_steps} \

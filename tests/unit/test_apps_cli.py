@@ -104,6 +104,8 @@ def test_errors_are_messages_with_their_status(folder: Path) -> None:
     assert set(error["error"]) == {"code", "what", "fix"}
     assert call("sim", "missing.toml").exit_code == 2
     assert "E-COMBO" in call("sim", "toy.toml", *TOY, "--engine", "inproc", "--workers", "3").stderr
+    wrong = call("demo", "cod")
+    assert (wrong.exit_code, "E-UNKNOWN" in wrong.stderr, "did you mean `code`?" in wrong.stderr) == (2, True, True)
     own = call("demo", "--set", "simulation.engine=inproc", "--workers", "2")
     assert "E-COMBO" in own.stderr, "a recipe key given by hand wins over the demo's default"
     assert call("report", "nowhere").exit_code == 2
@@ -213,6 +215,7 @@ def test_doctor_finds_this_machine_fit(folder: Path) -> None:
     result = call("doctor", "--json")
     found = envelope(result) if result.exit_code == 0 else json.loads(result.stdout)
     assert {f["name"] for f in found["findings"]} >= {"python", "disk", "bundled model", "demo text", "bfloat16"}
+    assert [f["found"] for f in found["findings"] if f["name"] == "demo text"] == ["1,877 speeches"]
     assert result.exit_code == 0
     assert "ok    python" in call("doctor").stdout
 

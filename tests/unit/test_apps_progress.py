@@ -124,6 +124,48 @@ def whole() -> list[events.AnyEvent]:
     ]
 
 
+def test_a_forecast_stands_before_the_first_round_and_is_counted_down() -> None:
+    stream, told = io.StringIO(), events.Forecast(rounds_s=31.0, compare_s=22.0)
+    recipe = made_plan(4, compare={"centralised": False}).recipe
+    with Progress(recipe, stream) as progress:
+        for e in (told, RUN, FEDERATED):
+            progress(e)
+    assert stream.getvalue().startswith("about 55 s from here: rounds 30 s, comparisons 20 s\n")
+    b, clock = board(compare={"centralised": False})
+    for e in (told, RUN, FEDERATED):
+        b.take(e)
+    clock[0] = 3.0
+    assert b.left_s() == pytest.approx(50.0)
+    for e in one_round(0):
+        b.take(e)
+    clock[0] = 6.0
+    assert b.left_s() != pytest.approx(47.0), "rounds of this run say more than the forecast"
+
+
+def test_training_alone_for_longer_is_in_the_time_left() -> None:
+    longer = {"centralised": False, "longer": 3, "longer_devices": 2}
+    b, clock = board(compare=longer, simulation={"engine": "pool", "workers": 2})
+    for e in (RUN, FEDERATED, *one_round(0)):
+        b.take(e)
+    clock[0] = 5.0
+    assert b.left_s() == pytest.approx(5.0 * 11 + 72.0 / 2 + 72.0 / 4 * 3 * 2 / 2)
+
+
+@pytest.mark.parametrize(
+    ("compare", "title"),
+    [
+        ({}, "comparisons: each device alone, and all text in one place"),
+        ({"centralised": False}, "comparison: each device alone"),
+        ({"local_only": False}, "comparison: all text in one place"),
+    ],
+)
+def test_comparisons_are_called_what_they_are(compare: dict[str, bool], title: str) -> None:
+    stream = io.StringIO()
+    with Progress(made_plan(4, compare=compare).recipe, stream) as progress:
+        progress(events.PhaseStarted(phase="compare", steps=2))
+    assert stream.getvalue() == f"{title}\n"
+
+
 def test_lines_where_there_is_no_terminal() -> None:
     stream = io.StringIO()
     with Progress(made_plan(4).recipe, stream) as progress:

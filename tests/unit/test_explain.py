@@ -150,6 +150,16 @@ def test_forecast_is_the_work_over_the_workers() -> None:
     assert seconds(made_plan(compare={"local_only": False, "centralised": False}), 1) == (work, 0.0)
 
 
+def test_forecast_counts_encoding_and_training_alone_for_longer() -> None:
+    alone = {"local_only": False, "centralised": False}
+    f = explain.forecast(made_plan(compare=alone), 0.5, 2, encode_s=0.25)
+    assert f["federated_s"] == (0.5 * 8 + 0.25) * 17 * 12 / 2
+    assert f["compare_s"] == 0.0
+    plan = made_plan(compare={**alone, "longer": 3, "longer_devices": 4})
+    assert seconds(plan, 2)[1] == 0.5 * 8 * 12 * 3 * 4 / 2
+    assert seconds(plan, 8)[1] == 0.5 * 8 * 12 * 3, "a device's steps cannot be split"
+
+
 @pytest.mark.parametrize("step_s", [0.0, -1.0])
 def test_forecast_invents_nothing(step_s: float) -> None:
     f = explain.forecast(made_plan(), step_s, 2)

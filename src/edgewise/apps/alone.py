@@ -129,9 +129,8 @@ def picture(s: Mapping[str, Any]) -> str:
     if g["federated"] is not None:
         ends = [(0.0, g["federated"]), (float(g["times"]), g["federated"])]
         series.insert(0, charts.Series("federated", "federated", ends, dashed=True))
-    chart = charts.lines(
-        "Held-out perplexity of training alone for longer", series, x_name="times the steps", unit=words.perplexity
-    )
+    name = "multiples of the federation's steps"
+    chart = charts.lines("Perplexity of training alone for longer", series, x_name=name, unit=words.perplexity)
     of = f"{words.count(g['devices'])} of {words.count(s['population'] or g['devices'])} devices, spread evenly"
     hint = f"{of}. The schedule of learning rates is stretched over the steps."
     if g["local_only"] is not None and g["perplexity"] > g["local_only"]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import platform
 import shutil
 import sys
 import sysconfig
 import tempfile
+import zlib
 from collections.abc import Callable, Iterable
 from importlib import metadata, resources
 from pathlib import Path
@@ -41,6 +43,7 @@ def examine(folder: Path) -> list[Finding]:
         _writable(folder),
         _bfloat16(),
         _bundled_model(),
+        _plays(),
         _stdlib(),
     ]
 
@@ -154,14 +157,25 @@ def _bundled_model() -> Finding:
     )
 
 
+def _plays() -> Finding:
+    """The demo's text."""
+    path = Path(str(resources.files("edgewise"))) / "assets" / "plays" / "plays.jsonl.gz"
+    try:
+        with gzip.open(path) as f:
+            speeches = sum(1 for _ in f)
+    except (OSError, EOFError, zlib.error) as e:
+        return Finding("demo text", BAD, f"{path}: {e}", "reinstall edgewise")
+    return Finding("demo text", OK, f"{speeches:,} speeches")
+
+
 def _stdlib() -> Finding:
-    """The demo's text: source files of this Python's standard library."""
+    """The text of `demo code`: source files of this Python's standard library."""
     root = Path(sysconfig.get_path("stdlib"))
     found = [n for n in ("asyncio", "email", "http", "json", "unittest", "xml") if any(root.glob(f"{n}/*.py"))]
     if len(found) < 2:
         fix = "use a Python whose library has its source, or your own text (data.source)"
-        return Finding("demo text", NOTE, f"no source text in {root}", fix)
-    return Finding("demo text", OK, f"standard library in {root}")
+        return Finding("demo code's text", NOTE, f"no source text in {root}", fix)
+    return Finding("demo code's text", OK, f"standard library in {root}")
 
 
 def lines(findings: Iterable[Finding], mark: Callable[[str], str] | None = None) -> list[str]:

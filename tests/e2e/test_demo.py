@@ -1,0 +1,33 @@
+"""The demo in small, with fewer rounds and measured devices: federating wins, and longer alone does not help."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from edgewise.apps import cli
+
+pytestmark = pytest.mark.slow
+
+SMALL = {"eval.devices": 4, "eval.every": 0, "round.rounds": 6, "compare.longer_devices": 1}
+
+
+def test_the_demo_convinces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sets = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    done = CliRunner().invoke(cli.app, ["demo", *sets, "--engine", "inproc", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    s = found["summary"]
+    assert (s["complete"], s["population"]) == (True, 24)
+    assert s["against_alone"]["better"] >= 3, "of four"
+    assert s["against_alone"]["change_percent"] < -10
+    assert s["change_percent"]["federated"] < -60
+    assert s["longer"]["perplexity"] > s["longer"]["local_only"]
+    page = (tmp_path / found["report"]).read_text(encoding="utf-8")
+    assert "Training together did better than training alone" in page
+    assert "about" in done.stderr.split("federated rounds")[0], "a forecast stands before the first round"
+    assert done.stderr.startswith("24 characters of Shakespeare are the devices.")
