@@ -6,6 +6,7 @@ mark exceptions. ``make`` and ``run.py`` are not called from here (they would ca
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -81,6 +82,10 @@ def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
             script_path = tmp_path / f"block_{block.line}.py"
             script_path.write_text(block.text, encoding="utf-8")
             run([sys.executable, str(script_path)], tmp_path, block, page)
+    if page.name == "README.md":
+        compared = json.loads((tmp_path / "mine-run/summary.json").read_text(encoding="utf-8"))["against_alone"]
+        assert compared["change_percent"] < -5, "the first run of one's own shows that federating wins"
+        assert compared["better"] > compared["worse"]
 
 
 @every_page
