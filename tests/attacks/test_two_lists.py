@@ -22,7 +22,7 @@ from edgewise.secagg.params import Policy
 def attack(n: int, bad: int) -> np.ndarray | None:
     """Tells some honest devices that the first one survived and others that it did not, and puts its two secrets
     together: its update, or None where too few shares of them came."""
-    s = Session(n, n_min=2, policy=Policy(0.33, 0.1))
+    s = Session(n, n_min=2, policy=Policy(0.3, 0.0))
     for device, raw in s.advertise():
         s.give(device, raw)
     mail = [letter for device, raw in s.close() for letter in s.give(device, s.answer(device, raw))]
@@ -68,24 +68,27 @@ def attack(n: int, bad: int) -> np.ndarray | None:
 
 
 @pytest.mark.parametrize(("n", "bad"), [(11, 6), (13, 6), (16, 7)])
-def test_more_than_a_third_single_one_out(n: int, bad: int) -> None:
+def test_many_more_than_the_policy_says_single_one_out(n: int, bad: int) -> None:
     assert attack(n, bad) is not None
 
 
-@pytest.mark.parametrize(("n", "bad"), [(11, 3), (13, 4), (16, 5)])
-def test_fewer_than_a_third_do_not(n: int, bad: int) -> None:
+@pytest.mark.parametrize(("n", "bad"), [(11, 3), (13, 3), (16, 4)])
+def test_as_many_as_the_policy_says_do_not(n: int, bad: int) -> None:
     assert attack(n, bad) is None
 
 
 def test_a_round_may_not_end_with_so_few_that_the_corrupt_of_its_cohort_are_a_third() -> None:
-    """Six of 20 may be corrupt: a lying server would show its victims a roster of eleven, with all six."""
-    for least in (10, 11, 18):
-        with pytest.raises(CompositionError, match="6 may be corrupt") as caught:
+    """Six may be corrupt: a lying server would show its victims a roster of eleven, with all six. And where a tenth
+    drops out beside them, 24 devices leave enough shares and 23 do not."""
+    for least in (10, 11, 18, 23):
+        with pytest.raises(CompositionError, match=r"6 may be corrupt and [12] more drop out.* it needs 24") as caught:
             assured(secure_sum(), least, 6)
         assert caught.value.code == "E-NMIN"
-    hides = assured(secure_sum(), 19, 6).hides
-    assert hides is not None
-    assert hides.policy.corrupt == pytest.approx(6 / 19)
+    for least, dropout in ((24, 0.1), (19, 0.0)):
+        hides = assured(secure_sum(), least, 6, dropout).hides
+        assert hides is not None
+        assert hides.policy.corrupt == pytest.approx(6 / least)
+        assert hides.policy.shape(least)[1] <= least - 6 - int(dropout * least)
 
 
 def test_plans_of_masked_sums_are_held_to_it() -> None:

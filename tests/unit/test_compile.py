@@ -169,10 +169,14 @@ def test_one_figure_says_how_many_devices_are_corrupt(given, code, said):
 
 
 def test_sessions_without_a_graph_are_refused_before_anyone_trains():
-    given = {**MASKED, "trust.malicious_fraction": 0.329, "trust.dropout_fraction": 0.329, "round.minimum": 1.0}
-    with pytest.raises(EdgewiseError, match="no graph of 67 devices") as caught:
-        plan(67, **given)
+    """300 are more than 3 x 60 + 2 x 45, which would do if all were neighbours; each of so many has some only."""
+    given = {**MASKED, "trust.malicious_fraction": 0.2, "trust.dropout_fraction": 0.15, "round.minimum": 1.0}
+    with pytest.raises(EdgewiseError, match="300 devices, of whom 60 may be corrupt and 45 more drop out") as caught:
+        plan(300, **given)
     assert caught.value.code == "E-NMIN"
+    with pytest.raises(EdgewiseError, match=r"60 may be corrupt and 38 more drop out.* it needs 259") as caught:
+        plan(300, **{**given, "round.minimum": 0.85})
+    assert plan(600, **{**given, "trust.malicious_fraction": 0.1}).secagg(0).policy.shape(600)
 
 
 def test_masks_and_noise_are_sized_by_the_same_figure():

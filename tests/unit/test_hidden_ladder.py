@@ -52,12 +52,12 @@ def test_every_rung_is_a_way_of_its_own() -> None:
     assert plan.pipelines == plan.ways[:1]
     for rung, way in enumerate(plan.ways):
         assert way.merge.blind
-        assert way.encoded.quorum.n_min == 4  # above three times the one device of 12 that may be corrupt
+        assert way.encoded.quorum.n_min == 5  # one device of 12 may be corrupt, and a tenth drop out: (3 + 1) / 0.8
         assert way.encoded.quorum.n_max == 12  # all may ask for the same
         assert way.totals[0].sensitivity < inf
         assert plan.secagg(0, rung).rung == rung
         assert plan.answer_bytes(0, messages.dump(messages.Boxes(boxes={})), rung) == plan.sizes[rung]
-    assert plan.secagg(0, 0).policy.corrupt == 1 / 4  # all of a cohort's in one group
+    assert plan.secagg(0, 0).policy.corrupt == 1 / 5  # all of a cohort's in one group
     assert plan_of(adaptive={"groups": 1}).ways[0].encoded.quorum.n_min == 6
     found = explain.ladder(plan_of(adaptive={"deadline_s": 0.5}))
     assert found is not None
@@ -211,12 +211,12 @@ def test_an_upload_has_the_time_of_its_own_message() -> None:
 
 
 def roster(plan: Plan, sent: frame.Step, rung: int) -> frame.Step:
-    """A roster with the device and three others."""
+    """A roster with the device and four others."""
     mine = messages.load(sent.body)
     assert isinstance(mine, messages.Advertise)
     keys = {"d000": mine.keys}
     session = plan.session(invitation(plan))
-    for d in ("d001", "d002", "d003"):
+    for d in ("d001", "d002", "d003", "d004"):
         _, raw = client.advertise(plan.secagg(0, 0), session, d, IDENTITIES[d].secret, derive(KEY, "entropy", d))
         other = messages.load(raw)
         assert isinstance(other, messages.Advertise)

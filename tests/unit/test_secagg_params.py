@@ -1,55 +1,128 @@
-"""The graph finder against its published table, and the graph itself."""
+"""The graph finder against the conditions that it promises, and the graph itself."""
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
+from cost import calls
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import hypergeom
 
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import derive, root
-from edgewise.secagg import graph, messages
-from edgewise.secagg.params import COMPLETE_TO, Params, Policy, choose, complete_threshold
+from edgewise.core.space import share_of
+from edgewise.secagg import graph, messages, params
+from edgewise.secagg.merge import fewest
+from edgewise.secagg.params import COMPLETE_MOST, COMPLETE_TO, Params, Policy, Server, choose, complete_threshold
 
-# (corrupt, dropping out, server), from the C++ reference's own rule with eta = 20.
-COLUMNS = [(0.1, 0.1, "curious"), (0.2, 0.2, "curious"), (0.33, 0.1, "curious"), (0.1, 0.1, "malicious"),
-           (0.2, 0.1, "malicious")]  # fmt: skip
-TABLE = {
-    (100, 40): [(22, 11), (40, 21), (42, 32), (32, 22), (42, 32)],
-    (200, 40): [(34, 19), (62, 34), (66, 47), (56, 39), (76, 57)],
-    (1000, 40): [(48, 27), (98, 54), (102, 72), (96, 67), (140, 104)],
-    (10000, 40): [(54, 31), (122, 67), (126, 88), (122, 85), (184, 136)],
-    (1000, 80): [(64, 41), (136, 81), (144, 107), (120, 87), (178, 136)],
-    (10000, 80): [(76, 48), (170, 100), (182, 134), (156, 113), (242, 184)],
-}
+POLICIES = [
+    (corrupt, dropout, server)
+    for corrupt, dropout in ((0.0, 0.0), (0.0, 0.2), (0.02, 0.02), (0.05, 0.05), (0.1, 0.1), (0.1, 0.3), (0.2, 0.1))
+    for server in ("malicious", "curious")
+]
+SIZES = (65, 66, 80, 113, 125, 200, 256, 257, 300, 1000, 5000)
 
 
-@pytest.mark.parametrize(("n", "sigma"), TABLE)
-def test_the_finder_gives_the_table(n: int, sigma: int) -> None:
-    assert [choose(n, gamma, delta, sigma, server) for gamma, delta, server in COLUMNS] == TABLE[n, sigma]  # type: ignore[arg-type]
+def promised(n: int, k: int, t: int, corrupt: int, dropped: int, server: str) -> bool:
+    """The conditions of the sparse graph, by another library's distribution."""
+    sigma = 80 if server == "malicious" else 40
+    others, good, limit = n - 1, n - 1 - corrupt - dropped, -(sigma + 2) * math.log(2) - math.log(n)
+
+    def rare(most: int, drawn: int, limit: float) -> bool:  # more corrupt than that among so many
+        return hypergeom.logsf(most, others, corrupt, drawn) <= limit
+
+    # Two secrets of a device take a holder of each list twice, or a corrupt one: 2 (t - c) <= k - c.
+    safe = rare(2 * t - k - 1, k, limit) if server == "malicious" else rare(t - 1, k, limit)
+    if server == "malicious":  # a device at the end of a gap: k/2 holders, and the corrupt ones on the other side
+        safe = safe and rare(t - k // 2 - 1, k // 2, limit - math.log(2))
+    return safe and hypergeom.logcdf(t - 1, others, good, k) <= -20 * math.log(2) - math.log(n)
+
+
+@pytest.mark.parametrize(("corrupt", "dropout", "server"), POLICIES)
+def test_sparse_graphs_are_safe_and_alive_and_no_smaller_one_is(corrupt: float, dropout: float, server: Server) -> None:
+    found = 0
+    for n in SIZES:
+        bad, dropped = share_of(corrupt, n), share_of(dropout, n)
+        shape = choose(n, bad, dropped, server)
+        if shape is None:
+            continue
+        found += 1
+        k, t = shape
+        assert promised(n, k, t, bad, dropped, server)
+        assert t == 2 or not promised(n, k, t - 1, bad, dropped, server)
+        if k > bad + dropped + 2:  # where being connected does not decide
+            assert not any(promised(n, k - 2, less, bad, dropped, server) for less in range(max(2, t - 4), t + 1))
+    assert found >= 2
+
+
+@pytest.mark.parametrize("server", ["malicious", "curious"])
+def test_corrupt_devices_and_drop_outs_at_once_leave_enough_holders(server: Server) -> None:
+    """In every session up to the largest complete graph, or there is none of that policy."""
+    for corrupt, dropout in ((0.33, 0.0), (0.3, 0.04), (0.25, 0.1), (0.1, 0.33), (0.2, 0.2), (1 / 9, 0.33)):
+        for n in range(2, COMPLETE_MOST + 1):
+            bad, dropped = share_of(corrupt, n), share_of(dropout, n)
+            policy = Policy(corrupt, dropout, server)
+            if n <= 3 * bad + 2 * dropped and (n <= COMPLETE_TO or not choose(n, bad, dropped, server)):
+                with pytest.raises(CompositionError, match="E-NMIN"):
+                    policy.shape(n)
+                continue
+            k, t = policy.shape(n)
+            assert k == n - 1 or n > COMPLETE_TO
+            if k == n - 1:
+                assert t <= n - bad - dropped
+                assert 2 * t > n + bad
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.05, 0.1, 0.25, 0.32])
+def test_the_smallest_sum_of_masks_lets_larger_ones_be(dropout: float) -> None:
+    """Of any number of devices from there on; one device fewer is refused at some number, or a third is corrupt."""
+    for corrupt in range(12):
+        least = fewest(corrupt, 1, dropout)
+        for n in range(least, COMPLETE_TO + 1):
+            assert n > 3 * share_of(corrupt / least, n) + 2 * share_of(dropout, n)
+        assert least > 3 * corrupt + 2 * share_of(dropout, least)
+    assert [fewest(5, 1, dropout) for dropout in (0.0, 0.1, 0.25)] == [16, 20, 32]
 
 
 def test_a_share_that_binary_fractions_round_down_is_counted_whole() -> None:
     """0.29 of 200 devices are 58, not 57, as for the next larger share."""
-    assert choose(200, 0.29, 0.05, 80, "malicious") == choose(200, 0.2901, 0.05, 80, "malicious") == (76, 66)
+    assert Policy(0.29, 0.05).shape(200) == Policy(0.2901, 0.05).shape(200) == (199, 130)
 
 
-@pytest.mark.slow
-def test_small_cohorts_have_no_sparse_graph() -> None:
-    with pytest.raises(CompositionError) as caught:
-        choose(49, 0.05, 0.05, 40, "curious")
-    assert caught.value.code == "E-NMIN"
-    with pytest.raises(CompositionError):
-        choose(1000, 0.45, 0.45, 80, "malicious")
+def test_what_cannot_be_promised_is_refused_with_what_can() -> None:
+    for n, corrupt in ((16, 0.32), (300, 0.25), (5000, 0.33)):
+        policy = Policy(corrupt, 0.1)
+        with pytest.raises(CompositionError) as caught:
+            policy.shape(n)
+        bad, said = share_of(corrupt, n), str(caught.value)
+        assert caught.value.code == "E-NMIN"
+        assert f"{bad} may be corrupt and {share_of(0.1, n)} more drop out" in said
+        enough = int(said.partition("devices take ")[2].partition(" ")[0])
+        assert Policy(bad / enough, 0.1).shape(enough)
+
+
+@pytest.mark.parametrize("n", [200, 5000, 80_000])
+@pytest.mark.parametrize("shares", [(0.33, 0.33), (0.33, 0.0), (0.2, 0.15), (0.02, 0.02)])
+def test_the_search_looks_at_a_few_graphs_whatever_the_policy(
+    n: int, shares: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    real = params.fitting
+    monkeypatch.setattr(params, "fitting", lambda n, k, *rest: looked.append(k) or real(n, k, *rest))
+    bad, dropped = (share_of(share, n) for share in shares)
+    assert calls(lambda: choose.__wrapped__(n, bad, dropped, "malicious")) <= 160 * math.log2(n)
+    assert len(looked) <= math.log2(n) + 1
 
 
 def test_complete_graph_rule() -> None:
     for n in range(2, COMPLETE_TO + 1):
-        k, t = Policy().shape(n)
-        assert (k, t) == (n - 1, complete_threshold(n))
-        corrupt = (n - 1) // 3  # fewer than a third
-        assert 2 * t > n + corrupt
+        for corrupt in (0.0, 0.1, 0.3):
+            k, t = Policy(corrupt, 0.0).shape(n)
+            assert (k, t) == (n - 1, complete_threshold(n, bad := share_of(corrupt, n)))
+            assert 2 * t > n + bad >= 2 * (t - 1)
     assert Policy().shape(COMPLETE_TO + 1)[0] < COMPLETE_TO
 
 
@@ -57,7 +130,7 @@ def test_policies_have_bounds() -> None:
     for wrong in ({"corrupt": 0.4}, {"dropout": -0.1}):
         with pytest.raises(RecipeError):
             Policy(**wrong)
-    assert Params(Policy(), 2, 20, 1, 0).needed(9) == 7
+    assert Params(Policy(), 2, 20, 1, 0).needed(9) == 5
     assert Params(Policy(), 8, 20, 1, 0).needed(9) == 8
 
 

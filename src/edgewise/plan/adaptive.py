@@ -131,7 +131,7 @@ def sorting(recipe: Recipe, merge: Merge, minimum: int, corrupt: int) -> tuple[i
         fix = 'hidden rungs need privacy = "hidden", [merge] kind = "secure_sum" and no [[post]]; or codec = "stages".'
         raise RecipeError("E-COMBO", what, fix)
     groups = recipe.adaptive.groups
-    return groups, min(minimum, max(minimum // groups, fewest(corrupt)))
+    return groups, min(minimum, max(minimum // groups, fewest(corrupt, dropout=recipe.trust.dropout_fraction)))
 
 
 def adaptive(

@@ -32,7 +32,7 @@ from edgewise.plan.stages import build_stages, schedule
 from edgewise.plan.trust import check_read, corrupt_most
 from edgewise.privacy.adaptive import reachable
 from edgewise.secagg import messages
-from edgewise.secagg.merge import Hiding, assured, params
+from edgewise.secagg.merge import Hiding, assured, check_sessions, params
 from edgewise.secagg.params import Params
 from edgewise.strategies.base import Strategy
 
@@ -285,8 +285,8 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
         if hidden_ladder:
             sorted_into, least = sorting(recipe, merge, sampling.minimum, corrupt)
         merge = assured(merge, least, corrupt, recipe.trust.dropout_fraction, recipe.trust.server)
-        for n in {least, -(-sampling.largest // merge.groups)} if merge.hides.servers == 1 else ():
-            merge.hides.policy.shape(n)  # refuses sessions for which there is no graph before anyone trains
+        if merge.hides.servers == 1:
+            check_sessions(merge.hides.policy, least, -(-sampling.largest // merge.groups))
     start = Space(
         dim=spec.dim,
         quorum=Quorum(least, -(-most // merge.groups), corrupt),

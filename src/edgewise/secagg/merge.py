@@ -10,7 +10,7 @@ import numpy as np
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
-from edgewise.core.space import Space, Total
+from edgewise.core.space import Space, Total, share_of
 from edgewise.core.stage import Merge, Payload
 from edgewise.merges import robust
 from edgewise.merges.ring import Residues, head_residues, ring_sum
@@ -69,28 +69,50 @@ def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server
     """
     assert merge.hides is not None
     servers = merge.hides.servers
-    if least < (needed := fewest(corrupt, servers)):
+    if least < (needed := fewest(corrupt, servers, dropout)):
+        what, fix = f"{corrupt} may be corrupt, would not hide the others", "(trust.malicious_fraction, a share of the "
+        if servers == 1:
+            what = (
+                f"{corrupt} may be corrupt and {share_of(dropout, least)} more drop out, cannot be sure to be hidden "
+            )
+            what += "and to be opened"
+        fix += (
+            "population)." if servers == 2 else "population) or drop-outs (trust.dropout_fraction, a share of a sum)."
+        )
         raise CompositionError(
             "E-NMIN",
-            f"{merge.name}: a sum of {least} devices, of whom {corrupt} may be corrupt, would not hide the others; it "
-            f"needs {needed}.",
-            "raise round.cohort or round.minimum, or assume fewer corrupt devices (trust.malicious_fraction, a share "
-            "of the population).",
+            f"{merge.name}: a sum of {least} devices, of whom {what}; it needs {needed}.",
+            f"raise round.cohort or round.minimum, or assume fewer corrupt devices {fix}",
         )
     # Devices compare a policy with what their owners ask for. Shares stand more corrupt devices than a policy can name.
     policy = Policy(min(corrupt / least, CORRUPT_MOST), dropout, server)
     return replace(merge, hides=replace(merge.hides, policy=policy))
 
 
-def fewest(corrupt: int, servers: int = 1) -> int:
-    """Devices of the smallest sum that hides the honest ones among them.
+def fewest(corrupt: int, servers: int = 1, dropout: float = 0.0) -> int:
+    """Devices of the smallest sum that hides the honest ones among them, and that they can open.
 
-    Masks (one server): more than three times the corrupt. With fewer a lying server could have two lists of survivors
-    signed, and take one sum from the other. A curious server could not, but drop-outs may leave the same few: one rule
-    for both. Shares (two servers): two more than the corrupt. With one more, a server that knows what the corrupt ones
-    sent reads the last device's update off the sum.
+    Masks (one server): max(2, ceil((3 A + 1) / (1 - 2 delta))), where all A = ``corrupt`` and the share delta =
+    ``dropout`` may fail at once. Then every session of n >= n_min devices has n > 3 A(n) + 2 floor(delta n), with
+    A(n) = floor(n A / n_min): enough holders stay to give a secret back, and no lying server gets two survivor lists
+    signed (``secagg.params``; above 64 devices its sparse graph asks for more). A curious server does not lie, but one
+    rule is for both. Shares (two servers): two more than the corrupt. With one more, a server that knows what the
+    corrupt ones sent reads the last device's update off the sum.
     """
-    return max(2, ceil(corrupt / CORRUPT_MOST)) if servers == 1 else corrupt + 2
+    if servers == 2:
+        return corrupt + 2
+    return max(2, ceil(corrupt / CORRUPT_MOST), ceil((3 * corrupt + 1) / (1.0 - 2.0 * dropout) - 1e-9))
+
+
+def check_sessions(policy: Policy, least: int, largest: int) -> None:
+    """Refuse a policy before anyone trains under which a session of ``least`` to ``largest`` devices has no graph.
+
+    Looks at both ends and at up to 30 sizes between: above 64 devices a graph of more is not always there.
+    Raises CompositionError(E-NMIN).
+    """
+    step = max(1, (largest - least) // 31)
+    for n in {*range(least, largest, step), largest}:
+        policy.shape(n)
 
 
 def shared_sum() -> Merge:

@@ -1,38 +1,49 @@
-"""How many neighbours share a device's secrets, and how many of them give them back.
+"""How many neighbours hold shares of a device's secrets, and how many of them give a secret back.
 
-Complete graph up to 64 devices, t = floor(2 n / 3) + 1 holders of n: with fewer than n / 3 corrupt devices a malicious
-server that tells two survivor lists to different devices cannot unmask both (2 t > n + corrupt), and fewer than n / 3
-may drop out. Above, each device has k neighbours of a random Harary graph, and ``choose`` finds
-the smallest k with a threshold t that keeps (with A = floor(gamma n) corrupt, D = floor(delta n) dropping out)
-    1. the graph of honest survivors connected:
-       ln n + ln(n-k-1) - ln 2 + ln[(A+D)! (n-k)! / (n! (A+D-k)!)] < -(sigma+1) ln 2    (holds by itself for k > A + D)
-    2. corrupt neighbours too few to unmask:  t1 = min{t: P[X > t] <= 2^-(sigma+1) / n},  X ~ Hypergeometric(n, A, k)
-    3. honest survivors enough to unmask:     t2 = max{t: P[Y < t] <= 2^-eta / n},        Y ~ Hypergeometric(n, n-D, k)
-    4. against a server that lies about drop-outs: t1 <- ceil((t1 + k - 1.25) / 2)
-with t = max(t1 + 1, 2) and t2 > t1. Both sides compute k and t from the policy; neither is taken from the wire.
+Of n devices that sent keys A = floor(gamma n) may be corrupt, and D = floor(delta n) more may drop out: both at once.
+A secret has m holders, t of whom open it. Two things pull at t.
+    safe    No device may show both of its secrets, nor may two survivor lists be signed: 2 t > m + (corrupt holders).
+    alive   The holders that are neither corrupt nor gone are enough: t <= good holders.
+
+Complete graph: m = n holders, t = floor((n + A) / 2) + 1. Alive means t <= n - A - D, that is n > 3 A + 2 D.
+Sparse graph: a random circle on which a device has k / 2 neighbours on either side, m = k. Of the n - 1 others A are
+corrupt at most; limit = 2^-(sigma+2) / n.
+    1. the honest survivors are connected:
+       ln n + ln(n-k-1) - ln 2 + ln[(A+D)! (n-k)! / (n! (A+D-k)!)] < -(sigma+2) ln 2    (holds by itself for k > A + D)
+    2. corrupt among all neighbours:    t1 = min{x: P[X > x] <= limit},      X  ~ Hypergeometric(n-1, A, k)
+    3. corrupt on one side (malicious): s1 = min{x: P[X' > x] <= limit / 2}, X' ~ Hypergeometric(n-1, A, k/2)
+    4. safe:   t = max(2, floor((k + t1) / 2) + 1, k/2 + s1 + 1) against a malicious server, max(2, t1 + 1) else
+    5. alive:  t <= t2 = max{x <= k: P[Y < x] <= 2^-eta / n},                Y  ~ Hypergeometric(n-1, n-1-A-D, k)
+s1 closes gaps in the circle: beside devices that are on a survivor list and not in the session a device has honest
+holders that sign that list on its other side only, k/2 of them (``docs/protocol.md``).
+Both sides compute k and t from the policy. Neither is taken from the wire.
 
 A plan's policy has gamma = A / n_min, where A devices of any one sum may be corrupt, so that a session of n >= n_min
 devices allows for all of them: floor(gamma n) >= A. With a malicious server A = min(cohort, floor(malicious_fraction x
 population)), since it picks the cohort. With a curious one A is the 1 - 2^-40 quantile of how many an honestly drawn
-cohort holds (``plan.trust``). delta = dropout_fraction. Plans keep n_min > 3 A for masks, n_min >= A + 2 for shares.
-Source: Bonawitz et al. 2017, ePrint 2017/281; Bell et al. 2020, ePrint 2020/704, theorems 3.10 and 4.9.
+cohort holds (``plan.trust``). delta = dropout_fraction. ``secagg.merge.fewest`` sizes n_min.
+Source: Bonawitz et al. 2017, ePrint 2017/281; Bell et al. 2020, ePrint 2020/704, theorems 3.10 and 4.9, for 1, 2, and
+the first bound of 4. Condition 5 counts corrupt holders there only as those who reveal.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import ceil, exp, lgamma, log
+from math import lgamma, log
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.space import share_of
 from edgewise.secagg.messages import digest
 
-COMPLETE_TO = 64  # devices
+COMPLETE_TO = 64  # devices: everybody is everybody's neighbour
+COMPLETE_MOST = 256  # devices: so too up to here, where no sparse graph keeps the promise
 CORRUPT_MOST = 0.33  # of a session's devices: below a third
-FEWEST = 50  # for ``choose``: below, shares of n round down to nobody
 ETA = 20  # the protocol fails for want of shares with probability at most 2^-ETA
 SIGMA = {"curious": 40, "malicious": 80}  # bits of statistical security; 80, because a server may draw graphs anew
 
@@ -45,7 +56,7 @@ class Policy:
 
     Attributes:
         corrupt: share of a session's devices that may work with the server, below 1/3.
-        dropout: share of them that may vanish after the keys are known, below 1/3.
+        dropout: share of them that may vanish after the keys are known, beside the corrupt ones, below 1/3.
         server: "malicious" (may lie about who dropped out) or "curious" (follows the protocol and reads all).
     """
 
@@ -58,15 +69,27 @@ class Policy:
         demand.between("secure_sum: dropout", self.dropout, 0.0, 0.33)
 
     def shape(self, n: int) -> tuple[int, int]:
-        """(k, t) for n devices that have sent keys: neighbours of each, shares that give a secret back."""
-        if n <= COMPLETE_TO:
-            return max(0, n - 1), complete_threshold(n)
-        return choose(n, self.corrupt, self.dropout, SIGMA[self.server], self.server)
+        """(k, t) for n devices that have sent keys: neighbours of each, shares that give a secret back.
+
+        Raises CompositionError(E-NMIN): no graph of n devices is both safe and alive.
+        """
+        corrupt = share_of(self.corrupt, n)
+        if found := _shape(n, corrupt, self.dropout, self.server):
+            return found
+        raise CompositionError(
+            "E-NMIN",
+            f"{n} devices, of whom {corrupt} may be corrupt and {share_of(self.dropout, n)} more drop out, cannot be "
+            "sure that a masked sum of theirs is hidden and can be opened.",
+            f"with {corrupt} corrupt devices take {_least(n, corrupt, self.dropout, self.server)} or more in each sum "
+            "(round.cohort, round.minimum), or assume fewer corrupt devices (trust.malicious_fraction) or drop-outs "
+            "(trust.dropout_fraction).",
+        )
 
     def lying(self, n: int) -> int:
-        """How many of a device's neighbours may be corrupt, with n devices: in the sparse graph t1 of 2. above."""
-        corrupt = share_of(self.corrupt, n)
-        return corrupt if n <= COMPLETE_TO else corrupt_neighbours(n, corrupt, self.shape(n)[0], SIGMA[self.server])
+        """How many of a device's neighbours may be corrupt, with n devices: A where everybody is one, else t1."""
+        (k, _), corrupt = self.shape(n), share_of(self.corrupt, n)
+        limit = -(SIGMA[self.server] + 2) * log(2) - log(n)
+        return corrupt if k == n - 1 else _above(n - 1, corrupt, k, limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,38 +141,62 @@ class Floor:
         return params.n_min >= self.n_min and policy.corrupt >= self.corrupt and careful
 
 
-def complete_threshold(n: int) -> int:
-    """t = floor(2 n / 3) + 1."""
-    return 2 * n // 3 + 1
+def complete_threshold(n: int, corrupt: int) -> int:
+    """t = floor((n + A) / 2) + 1 of n holders: two survivor lists would take 2 t signatures, and honest devices give
+    one each: 2 t > (n - A) + 2 A."""
+    return (n + corrupt) // 2 + 1
+
+
+def _shape(n: int, corrupt: int, dropout: float, server: Server) -> tuple[int, int] | None:
+    dropped = share_of(dropout, n)
+    found = choose(n, corrupt, dropped, server) if n > COMPLETE_TO else None
+    if found is None and n <= COMPLETE_MOST and n > 3 * corrupt + 2 * dropped:
+        return max(0, n - 1), complete_threshold(n, corrupt)
+    return found
+
+
+def _least(n: int, corrupt: int, dropout: float, server: Server) -> int:
+    """A number above n of devices for which there is a graph: the smallest, or 1 % more."""
+    low, high = n, 2 * n
+    while not _shape(high, corrupt, dropout, server):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 100):
+        half = (low + high) // 2
+        low, high = (low, half) if _shape(half, corrupt, dropout, server) else (half, high)
+    return high
 
 
 @lru_cache(maxsize=256)
-def choose(n: int, gamma: float, delta: float, sigma: int, server: Server, eta: int = ETA) -> tuple[int, int]:
-    """The smallest even k, and its t, for n devices of which gamma n are corrupt and delta n drop out.
+def choose(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int] | None:
+    """The smallest even k below n - 1 that is safe and alive, and its t; None where the largest is not.
 
-    Raises CompositionError(E-NMIN): n below 50 (take the complete graph), or no k below n will do.
+    Guarantees: found by halving, from 0 (which is not) and the largest k: log2(n) graphs are looked at, each of which
+        takes O(n) operations on vectors. The conditions hold above some k and not below it, but for the rounding of t
+        and t2 to whole devices. Where that rounding gives several such k, halving decides.
     """
-    if n < FEWEST:
-        raise CompositionError("E-NMIN", f"a sparse graph needs {FEWEST} devices, here are {n}.", "use all neighbours.")
-    corrupt, dropped = share_of(gamma, n), share_of(delta, n)
-    for k in range(2, n - 1, 2):
-        if not _connected(n, corrupt + dropped, k, sigma):
-            continue
-        most = corrupt_neighbours(n, corrupt, k, sigma)
-        if server == "malicious":
-            most = ceil((most + k - 1.25) / 2)
-        if _quantile_below(n, n - dropped, k, 2.0**-eta / n) > most:
-            return k, max(most + 1, 2)
-    raise CompositionError(
-        "E-NMIN",
-        f"no graph of {n} devices keeps its promise with {gamma:g} corrupt and {delta:g} dropping out.",
-        "take a larger cohort, or assume fewer corrupt devices or drop-outs.",
-    )
+    low, high = 0, (n - 2) // 2 * 2
+    if high < 2 or not (best := fitting(n, high, corrupt, dropped, server)):
+        return None
+    while high - low > 2:
+        half = (low + high) // 4 * 2
+        if t := fitting(n, half, corrupt, dropped, server):
+            high, best = half, t
+        else:
+            low = half
+    return high, best
 
 
-def corrupt_neighbours(n: int, corrupt: int, k: int, sigma: int) -> int:
-    """t1 = min{t: P[X > t] <= 2^-(sigma+1) / n},  X ~ Hypergeometric(n, corrupt, k)."""
-    return _quantile_above(n, corrupt, k, 2.0 ** -(sigma + 1) / n)
+def fitting(n: int, k: int, corrupt: int, dropped: int, server: Server) -> int:
+    """t of a sparse graph with k neighbours each; 0 where no t is safe and alive (see the module)."""
+    sigma = SIGMA[server]
+    if not _connected(n, corrupt + dropped, k, sigma):
+        return 0
+    limit = -(sigma + 2) * log(2) - log(n)
+    most = _above(n - 1, corrupt, k, limit)
+    if server == "malicious":
+        most = max((k + most) // 2, k // 2 + _above(n - 1, corrupt, k // 2, limit - log(2)))
+    t = max(most + 1, 2)
+    return t if t <= _below(n - 1, max(0, n - 1 - corrupt - dropped), k, -ETA * log(2) - log(n)) else 0
 
 
 def _connected(n: int, bad: int, k: int, sigma: int) -> bool:
@@ -157,33 +204,31 @@ def _connected(n: int, bad: int, k: int, sigma: int) -> bool:
         return True
     likely = log(n) + log(n - k - 1) - log(2)
     likely += lgamma(bad + 1) + lgamma(n - k + 1) - lgamma(n + 1) - lgamma(bad - k + 1)
-    return likely < -(sigma + 1) * log(2)
+    return likely < -(sigma + 2) * log(2)
 
 
 def _log_choose(n: int, k: int) -> float:
     return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
 
 
-def _mass(n: int, good: int, k: int, x: int) -> float:
-    """P[X = x]: x good ones among k drawn of n without replacement, ``good`` of the n are."""
-    if not max(0, k - (n - good)) <= x <= min(k, good):
-        return 0.0
-    return exp(_log_choose(good, x) + _log_choose(n - good, k - x) - _log_choose(n, k))
+def _log_masses(n: int, good: int, k: int) -> tuple[int, NDArray[np.float64]]:
+    """ln P[X = x] for all x that are possible, from the smallest on, which comes first: x good ones among k drawn of n
+    without replacement, ``good`` of the n are. By P[x + 1] / P[x] = (good-x)(k-x) / ((x+1)(n-good-k+x+1))."""
+    least, most = max(0, k - (n - good)), min(k, good)
+    x = np.arange(least, most, dtype=np.float64)
+    steps = np.log((good - x) * (k - x)) - np.log((x + 1.0) * (n - good - k + x + 1.0))
+    first = _log_choose(good, least) + _log_choose(n - good, k - least) - _log_choose(n, k)
+    return least, first + np.concatenate(([0.0], np.cumsum(steps)))
 
 
-def _quantile_above(n: int, good: int, k: int, limit: float) -> int:
-    """min{t: P[X > t] <= limit}, summed from the far end, where the terms are smallest."""
-    tail, t = 0.0, k
-    while t > 0 and tail + _mass(n, good, k, t) <= limit:
-        tail += _mass(n, good, k, t)
-        t -= 1
-    return t
+def _above(n: int, good: int, k: int, limit: float) -> int:
+    """min{t: ln P[X > t] <= limit}, summed from the far end, where the terms are smallest."""
+    least, masses = _log_masses(n, good, k)
+    tails = np.logaddexp.accumulate(masses[:0:-1])  # of X >= most, X >= most - 1, ..., X > least
+    return least + masses.size - 1 - int(np.count_nonzero(tails <= limit))
 
 
-def _quantile_below(n: int, good: int, k: int, limit: float) -> int:
-    """max{t: P[Y < t] <= limit}."""
-    tail, t = 0.0, 0
-    while t < k and tail + _mass(n, good, k, t) <= limit:
-        tail += _mass(n, good, k, t)
-        t += 1
-    return t
+def _below(n: int, good: int, k: int, limit: float) -> int:
+    """max{t <= k: ln P[Y < t] <= limit}."""
+    least, masses = _log_masses(n, good, k)
+    return min(k, least + int(np.count_nonzero(np.logaddexp.accumulate(masses) <= limit)))
