@@ -34,6 +34,33 @@ def _to_masks(s: Session) -> list[tuple[str, bytes]]:
     return mail
 
 
+@pytest.mark.parametrize(("n", "own"), [(66, 0), (9, 1)])
+@pytest.mark.parametrize("junk", [False, True])
+def test_a_device_goes_on_with_boxes_of_t_holders_and_not_with_one_fewer(n: int, own: int, junk: bool) -> None:
+    """In the complete graph it is a holder itself, in the sparse one it is not; boxes may lack, or not open."""
+    s = Session(n, policy=Policy(0.02, 0.02))
+    k, t = s.policy.shape(n)
+    assert t < k == 8
+    for device, raw in s.advertise():
+        s.give(device, raw)
+    shares = {d: messages.load(s.answer(d, raw)) for d, raw in s.close()}
+    state, answers = s.clients["d000"], []
+    assert isinstance(state, client.Sharing)
+    for good in (t - own, t - own - 1):
+        boxes = {}
+        for d in state.keys:
+            sent = shares[d]
+            assert isinstance(sent, messages.Shares)
+            box = sent.boxes["d000"] if len(boxes) < good else bytes(messages.BOX_BYTES)
+            boxes[d] = messages.Dealt(box=box, all=messages.boxes_digest(sent.boxes), signature=sent.signature)
+        some = boxes if junk else dict(list(boxes.items())[:good])
+        _, raw = client.step(s.params, state, messages.dump(messages.Boxes(boxes=some)), registry)
+        answers.append(messages.load(raw))
+    assert isinstance(answers[0], messages.Masked)
+    assert len(answers[0].failed) == (k - t + own if junk else 0)
+    assert answers[1] == messages.Abort(code="E-SECAGG-FEW")
+
+
 def _code(raw: bytes) -> str:
     message = messages.load(raw)
     assert isinstance(message, messages.Abort), message
@@ -90,7 +117,7 @@ def test_forged_survivor_lists_are_refused(what: str) -> None:
     all_ = tuple(s.devices)
     lists = {
         "without me": (all_[1:], "E-SECAGG-SURVIVORS"),
-        "too few": (all_[:4], "E-SECAGG-FEW"),  # t = 5 of 6
+        "too few": (all_[:3], "E-SECAGG-FEW"),  # t = 4 of 6
         "stranger": ((*all_, "zz"), "E-SECAGG-SURVIVORS"),
         "unsorted": (tuple(reversed(all_)), "E-FRAME"),
         "twice the same": ((*all_[:5], all_[4]), "E-FRAME"),

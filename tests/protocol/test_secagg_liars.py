@@ -9,6 +9,7 @@ from liars import DEALS, REVEALS, Lies
 from long import examples
 from session import IDENTITIES, Session
 
+from edgewise.core.space import share_of
 from edgewise.secagg import server
 from edgewise.secagg.params import Policy
 
@@ -16,10 +17,17 @@ D = list(IDENTITIES)
 DEALT, TOLD = "E-SHARE", "E-SECAGG-REVEAL"
 
 
-def play(n: int, lies: dict[int, str], **session: object) -> tuple[server.State, dict[str, str]]:
+def play(
+    n: int, lies: dict[int, str], told: list[int] | None = None, **session: object
+) -> tuple[server.State, dict[str, str]]:
+    """How a session ends, and who is reported. ``told`` is given the numbers of the messages that devices were sent."""
     s = Session(n, **session)  # type: ignore[arg-type]
-    end = Lies(s, {D[i]: lie for i, lie in lies.items()}).play()
-    assert len(s.refused) == len(dict(s.refused))  # everybody once
+    lying = Lies(s, {D[i]: lie for i, lie in lies.items()})
+    end = lying.play()
+    if told is not None:
+        told += range(1, lying.number + 1)
+    # Everybody once; but who accused too many and then reveals something wrong is reported for both.
+    assert len(set(s.refused)) == len(s.refused)
     return end, dict(s.refused)
 
 
@@ -64,7 +72,7 @@ def test_two_devices_at_odds_are_not_named() -> None:
     assert named == {D[5]: TOLD}
 
 
-def test_a_device_that_says_of_many_that_their_boxes_do_not_open_is_named() -> None:
+def test_a_device_that_keeps_the_shares_of_all_back_is_named() -> None:
     end, named = play(9, {1: "nothing"})
     assert isinstance(end, server.Released)
     assert named == {D[1]: TOLD}
@@ -78,30 +86,122 @@ def test_a_device_that_reveals_another_seed_is_named_and_its_own_is_found() -> N
 
 def test_too_many_liars_are_a_named_end() -> None:
     """Where a device vanished and fewer than t others reveal the truth of it."""
-    end, named = play(7, {0: "wrong", 3: "wrong", 6: "@4"})  # t = 5 of 7
+    end, named = play(7, {0: "wrong", 3: "wrong", 5: "wrong", 6: "@4"})  # t = 4 of 7
     assert isinstance(end, server.Aborted)
     assert end.code == "E-SECAGG-FEW"
-    assert named == {D[0]: TOLD, D[3]: TOLD}
+    assert named == {D[0]: TOLD, D[3]: TOLD, D[5]: TOLD}
+
+
+TIGHT = {  # n -> a policy under which the shares of n devices are just enough
+    9: Policy(0.12, 0.23),  # 1 corrupt, 2 drop out, t = 6
+    10: Policy(0.3, 0.0),  # 3 corrupt, t = 7
+    12: Policy(0.25, 0.09),  # 3 corrupt, 1 drops out, t = 8
+    14: Policy(0.15, 0.25),  # 2 corrupt, 3 drop out, t = 9
+    20: Policy(0.25, 0.1),  # 5 corrupt, 2 drop out, t = 13
+}
+
+
+def counts(n: int) -> tuple[int, int]:
+    return share_of(TIGHT[n].corrupt, n), share_of(TIGHT[n].dropout, n)
+
+
+@pytest.mark.parametrize("n", TIGHT)
+def test_the_tight_policies_are(n: int) -> None:
+    corrupt, dropped = counts(n)
+    assert TIGHT[n].shape(n)[1] in (n - corrupt - dropped, n - corrupt - dropped - 1)
+
+
+@pytest.mark.parametrize("n", TIGHT)
+@pytest.mark.parametrize("leaves", ["@1", "@2", "@3", "@4"])
+def test_junk_and_drop_outs_at_once_leave_enough_shares(n: int, leaves: str) -> None:
+    """All corrupt devices deal boxes of which none opens, or accuse whom they can, and others drop out: no honest
+    device gives up for want of boxes, nobody honest is reported, and the sum comes."""
+    corrupt, dropped = counts(n)
+    for lie in ("boxes", "checks", "accuse one", "nothing", "wrong"):
+        gone = dict.fromkeys(range(corrupt, corrupt + dropped), leaves)
+        end, named = play(n, dict.fromkeys(range(corrupt), lie) | gone, policy=TIGHT[n])
+        assert isinstance(end, server.Released)
+        assert set(D[corrupt + dropped : n]) <= set(end.survivors)
+        assert set(named) <= set(D[:corrupt])
+
+
+@pytest.mark.parametrize(("lie", "gone"), [("one@2", (4, 8, 12)), ("two@2", (4, 8))])
+def test_a_dealer_of_junk_to_as_many_as_may_lie_ends_nothing_by_itself(lie: str, gone: tuple[int, ...]) -> None:
+    """Two of 14 may lie, so nobody can say whether two accusations are true; 14 - 5 = t are left all the same."""
+    end, named = play(14, {0: lie} | dict.fromkeys(gone, "@2"), policy=TIGHT[14])
+    assert isinstance(end, server.Released)
+    assert not named
+
+
+@pytest.mark.parametrize("leaves", ["@2", "@4"])
+@pytest.mark.parametrize("helps", [False, True])
+def test_junk_to_few_that_ends_a_session_is_suspect(leaves: str, helps: bool) -> None:
+    """The dealer vanishes, three others drop out, and perhaps another corrupt device goes with them. Of an honest
+    dealer enough shares would be left."""
+    gone = dict.fromkeys((4, 8, 12, 13) if helps else (4, 8, 12), leaves)
+    told: list[int] = []
+    end, named = play(14, {0: f"two{leaves}"} | gone, policy=TIGHT[14], told=told)
+    assert isinstance(end, server.Aborted)
+    assert end.code == "E-SECAGG-FEW"
+    assert named == {D[0]: "E-SECAGG-ODDS"}
+    assert len(told) == int(leaves[1])  # nobody is asked for shares where the dealer vanished before
+
+
+def test_junk_to_more_than_may_lie_is_named_before_anything_is_revealed() -> None:
+    for leaves, told in (("@2", 2), ("@4", 4)):
+        numbers: list[int] = []
+        end, named = play(14, {0: f"five{leaves}", 4: leaves, 8: leaves}, policy=TIGHT[14], told=numbers)
+        assert isinstance(end, server.Aborted)
+        assert named == {D[0]: DEALT}
+        assert len(numbers) == told
+
+
+@pytest.mark.parametrize(("policy", "most"), [(Policy(0.0, 0.0), 1), (Policy(0.1, 0.0), 1), (Policy(0.2, 0.0), 2)])
+def test_as_many_as_may_lie_name_nobody_and_one_more_do(policy: Policy, most: int) -> None:
+    """As a dealer and as a holder; one accusation names nobody, whatever the policy says."""
+    words = {1: "one", 2: "two", 3: "three"}
+    for lie, code in (("{}", DEALT), ("accuse {}", TOLD)):
+        for count in (most, most + 1):
+            end, named = play(10, {4: lie.format(words[count])}, policy=policy)
+            assert isinstance(end, server.Released)
+            assert named == ({D[4]: code} if count > most else {})
+
+
+def test_a_share_that_a_holder_has_and_does_not_reveal_is_its_lie() -> None:
+    """It accused nobody when it could."""
+    for lie, expected in (("without one", {D[2]: TOLD}), ("accuse one", {}), ("accuse one+without one", {D[2]: TOLD})):
+        end, named = play(10, {2: lie}, policy=Policy(0.2, 0.0))
+        assert isinstance(end, server.Released)
+        assert named == expected
 
 
 @pytest.mark.slow
 @pytest.mark.long
 @settings(max_examples=examples(60), deadline=None)
-@given(st.integers(4, 12), st.data())
+@given(st.sampled_from(list(TIGHT)), st.data())
 @example(9, None)
-def test_no_honest_device_is_ever_named(n: int, data: st.DataObject | None) -> None:
-    """Of fewer than a third, whatever they do; and if they stay, there is a sum, with everybody in it."""
-    lies, most = {0: "seed@4", 4: "wrong"}, max(0, -(-n // 3) - 1)
+def test_within_the_policy_there_is_a_sum_or_a_liar_is_reported_and_nobody_else(
+    n: int, data: st.DataObject | None
+) -> None:
+    """Whatever so many corrupt devices do, and whoever of so many others leaves at any time."""
+    corrupt, dropped = counts(n)
+    lies, leaving = {0: "seed@4"}, {4: "@2", 5: "@3"}
     if data is not None:
-        who = data.draw(st.lists(st.integers(0, n - 1), max_size=most, unique=True))
-        kinds = st.sampled_from([*DEALS, *REVEALS])
-        lies = {i: data.draw(kinds) + data.draw(st.sampled_from(["", "", "@2", "@3", "@4"])) for i in who}
-    end, named = play(n, lies, policy=Policy(0.33, 0.1))
+        order = data.draw(st.permutations(range(n)))
+        whens = st.sampled_from(["", "", "@1", "@2", "@3", "@4"])
+        kinds = st.sampled_from([*DEALS, *REVEALS, "two", "three", "five", "accuse one", "accuse two", "without one"])
+        lies = {i: data.draw(kinds) + data.draw(whens) for i in order[:corrupt]}
+        leaving = {i: data.draw(whens) for i in order[corrupt : corrupt + dropped]}
+    end, named = play(n, lies | leaving, policy=TIGHT[n])
     assert set(named) <= {D[i] for i in lies}
-    if all("@" not in lie for lie in lies.values()):
+    if isinstance(end, server.Aborted):
+        assert named.keys() & {D[i] for i, lie in lies.items() if "@" in lie}
+    stay = {D[i] for i in range(n) if "@" not in (lies | leaving).get(i, "")}
+    if len(stay) == n:
         assert isinstance(end, server.Released)
-        assert len(end.survivors) == n
-        assert {D[i] for i, lie in lies.items() if lie in ("wrong", "own", "half")} <= set(named)
+    if isinstance(end, server.Released):
+        assert stay <= set(end.survivors)
+        assert {D[i] for i, lie in lies.items() if lie in ("wrong", "own", "half", "nothing")} <= set(named)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,8 +63,7 @@ def test_a_damaged_masked_update_costs_its_sender_its_place(field: str) -> None:
         assert isinstance(answer, messages.Masked)
         if i == 2:
             value = getattr(answer, field)
-            fields = {"body": answer.body, "head": answer.head, "signature": answer.signature}
-            answer = messages.Masked(**{**fields, field: value[:-1] + bytes([value[-1] ^ 1])})
+            answer = msgspec.structs.replace(answer, **{field: value[:-1] + bytes([value[-1] ^ 1])})
         s.give(device, messages.dump(answer))
     assert s.refused == [("d002", "E-SECAGG-KEYS")]
     assert isinstance(s.server, server.Signing)

@@ -5,40 +5,54 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import msgspec
-from session import Session, signed
+from session import IDENTITIES, Session, signed
 
-from edgewise.crypto import agree, seal, shamir
+from edgewise.crypto import agree, seal, shamir, sign
 from edgewise.secagg import client, messages, secrets, server
 
 DEALS = ("seed", "key", "large", "checks", "boxes", "one")  # of what a dealer gives away nothing true
 REVEALS = ("wrong", "own", "nothing", "half")
 _NAMES = {
-    "shares": (*DEALS, "checks of seeds", "checks of keys", "two", "three", "last"),
-    "revealed": (*REVEALS, "without two", "without three"),
+    "shares": (*DEALS, "checks of seeds", "checks of keys", "two", "three", "five", "last"),
+    "masked": ("accuse none", "accuse one", "accuse two", "accuse three"),
+    "revealed": (*REVEALS, "without one"),
 }
-_FIRST = {"one": 1, "two": 2, "three": 3, "without two": 2, "without three": 3}
+_COUNTS = {"none": 0, "one": 1, "two": 2, "three": 3, "five": 5}
 replace = msgspec.structs.replace
 
 
+def _first(lie: str) -> int | None:
+    """Of how many neighbours; None: of all."""
+    return _COUNTS.get(lie.split()[-1])
+
+
 def lies_in(kind: str, lie: str) -> bool:
-    """Whether a device that lies so lies in its message of this kind."""
-    return any(part in _NAMES.get(kind, ()) for part in lie.split("+"))
+    """Whether the message of this kind of a device that lies so is not what it should be. Who accuses a dealer also
+    keeps its share back."""
+    accuses = kind == "revealed" and "accuse" in lie and "accuse none" not in lie
+    return accuses or bool(_said(kind, lie))
+
+
+def _said(kind: str, lie: str) -> str:
+    return next((part for part in lie.split("+") if part in _NAMES.get(kind, ())), "")
 
 
 class Lies:
     """A session in which ``lies`` says what a device does, before ``@`` the message (1 roster to 4 proofs) that it does
-    not answer any more: ``"seed@4"`` deals shares of another seed and vanishes. ``+`` joins a lie about what a device
-    deals and one about what it reveals.
+    not answer any more: ``"seed@4"`` deals shares of another seed and vanishes. ``+`` joins lies in several messages.
 
     Dealt: ``seed``, ``key``: shares of another secret. ``large``: each share and p. ``last``: another share for the
     last neighbour. ``checks``: other shares than those of the checks (``checks of seeds``, ``checks of keys``: of one
-    kind). ``boxes``: none opens (``one``, ``two``, ``three``: of the first neighbours).
+    kind). ``boxes``: none opens (``one``, ``two``, ``three``, ``five``: of the first neighbours).
+    Masked: ``accuse one``, ``accuse two``, ``accuse three``: says that boxes of its first neighbours failed,
+    ``accuse none`` that all were good.
     Revealed: ``wrong``: every share, and its own b, with another first bit. ``half``: every second of them. ``own``:
-    another b of its own. ``nothing``: its own b alone. ``without two``, ``without three``: not of the first dealers.
+    another b of its own. ``nothing``: its own b alone. ``without one``: not of the first dealer.
     """
 
     def __init__(self, s: Session, lies: Mapping[str, str]) -> None:
         self.s, self.lies = s, {device: lie.partition("@")[0] for device, lie in lies.items()}
+        self.number = 0  # of the message that devices were sent last
         self.leaves = {device: int(lie.partition("@")[2] or 9) for device, lie in lies.items()}
 
     def play(self) -> server.State:
@@ -46,10 +60,10 @@ class Lies:
         s = self.s
         for device, raw in s.advertise():
             s.give(device, raw)
-        mail, number = s.close(), 0
+        mail = s.close()
         while not s.over:
-            number += 1
-            answers = [(d, self.answer(d, raw)) for d, raw in mail if number < self.leaves.get(d, 9)]
+            self.number += 1
+            answers = [(d, self.answer(d, raw)) for d, raw in mail if self.number < self.leaves.get(d, 9)]
             mail = [letter for d, raw in answers for letter in s.give(d, raw)]
             if not mail and not s.over:
                 mail = s.close()
@@ -59,22 +73,23 @@ class Lies:
     def answer(self, device: str, raw: bytes) -> bytes:
         """What a device says to a message."""
         before = self.s.clients[device]
-        lies = {kind: lie for lie in self.lies.get(device, "").split("+") for kind in _NAMES if lies_in(kind, lie)}
-        dealt = lies.get("shares", "")
+        dealt, masked, revealed = (_said(kind, self.lies.get(device, "")) for kind in _NAMES)
         if dealt in ("seed", "key", "large", "last") and isinstance(before, client.Advertised):
             return _dealt(self.s, device, raw, _OTHER[dealt])
         answer = messages.load(self.s.answer(device, raw))
         if isinstance(answer, messages.Shares) and dealt:
             changed = replace(answer, boxes=self._boxes(device, dealt, dict(answer.boxes)))
             return messages.dump(signed(device, self.s.clients[device].roster, changed))  # type: ignore[union-attr]
-        if isinstance(answer, messages.Revealed) and "revealed" in lies:
-            told = _revealed(device, answer, lies["revealed"])
+        if isinstance(answer, messages.Masked) and masked:
+            return messages.dump(self._accusing(device, raw, answer, _first(masked)))
+        if isinstance(answer, messages.Revealed) and revealed:
+            told = _revealed(device, answer, revealed)
             return messages.dump(signed(device, before.roster, told))  # type: ignore[union-attr]
         return messages.dump(answer)
 
     def _boxes(self, device: str, lie: str, boxes: dict[str, bytes]) -> dict[str, bytes]:
         if not lie.startswith("checks"):
-            some = sorted(boxes)[: _FIRST.get(lie)]
+            some = sorted(boxes)[: _first(lie)]
             return boxes | dict.fromkeys(some, bytes(messages.BOX_BYTES))
         state = self.s.clients[device]
         assert isinstance(state, client.Sharing)
@@ -88,6 +103,16 @@ class Lies:
                 seed, rest = (bytes(33), rest) if lie == "checks of seeds" else (seed, bytes(33))
             out[other] = seal.seal(key, seed + rest, bound) + checks
         return out
+
+    def _accusing(self, device: str, raw: bytes, masked: messages.Masked, count: int | None) -> messages.Masked:
+        state = self.s.clients[device]
+        assert isinstance(state, client.Waiting)
+        failed = state.paired[:count]
+        held = {d: both for d, both in state.held.items() if d not in failed}
+        self.s.clients[device] = replace(state, held=held)
+        context, told = self.s.params.bound(state.roster), messages.told_digest(raw)
+        said = messages.masked_digest(context, device, told, masked.body, masked.head, failed)
+        return replace(masked, failed=failed, signature=sign.sign(IDENTITIES[device].secret, said))
 
     def _true(self, device: str, key: bytes, box: bytes, bound: bytes) -> tuple[bytes, bytes]:
         plain = seal.open(key, box[: messages.SEALED_BYTES], bound)
@@ -133,8 +158,8 @@ def _revealed(device: str, told: messages.Revealed, lie: str) -> messages.Reveal
         return replace(told, seeds={**told.seeds, device: bytes(33)})
     if lie == "nothing":
         return replace(told, seeds={device: told.seeds[device]}, keys={})
-    if lie in _FIRST:
-        dealers = sorted({*told.seeds, *told.keys} - {device})[: _FIRST[lie]]
+    if lie == "without one":
+        dealers = sorted({*told.seeds, *told.keys} - {device})[:1]
         return replace(
             told,
             seeds={d: v for d, v in told.seeds.items() if d not in dealers},

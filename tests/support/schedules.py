@@ -143,6 +143,8 @@ class Run:
                     replace(m, signature=self._noise(64)),
                     replace(m, body=m.body[1:]),
                     replace(m, body=b"", head=b""),
+                    replace(m, failed=()),
+                    replace(m, failed=tuple(others)),
                 ]
             case messages.Consistent():
                 fewer = messages.survivors_digest(self._noise(32), others)

@@ -15,15 +15,22 @@ from edgewise.secagg import client, graph, messages, secrets
 from edgewise.secagg.params import Params, Policy
 
 RULE = msgspec.msgpack.encode(LocalRule(steps=8, lr=0.25, segments=("a",)))
-SHAPES = (  # n, corrupt, dropout, server; in six of them the condition on connected survivors decides
+SHAPES = (  # n, corrupt, dropout, server
     (2, 0.1, 0.1, "malicious"), (3, 0.1, 0.1, "malicious"), (4, 0.1, 0.1, "malicious"), (64, 0.1, 0.1, "malicious"),
+    (20, 0.25, 0.1, "malicious"), (20, 0.25, 0.1, "curious"),
     (65, 0.05, 0.05, "curious"), (65, 0.05, 0.05, "malicious"), (66, 0.02, 0.02, "malicious"),
-    (100, 0.1, 0.1, "malicious"), (1000, 0.05, 0.05, "malicious"), (1000, 0.2, 0.1, "malicious"),
-    (80, 0.0, 0.1, "curious"), (100, 0.02, 0.1, "curious"), (200, 0.1, 0.0, "malicious"), (500, 0.2, 0.0, "malicious"),
-    (1000, 0.1, 0.0, "malicious"), (1000, 0.0, 0.3, "curious"),
-    # 0.29 of 100 devices are 29; sigma + 1 bits for connected survivors, not sigma
-    (100, 0.0, 0.29, "malicious"), (66, 0.05, 0.28, "curious"),
-    (150, 0.28, 0.0, "malicious"),
+    (100, 0.1, 0.1, "malicious"), (125, 0.176, 0.05, "malicious"), (200, 0.1, 0.0, "malicious"),
+    (500, 0.2, 0.0, "malicious"), (1000, 0.1, 0.0, "malicious"), (1000, 0.05, 0.05, "malicious"),
+    (1000, 0.2, 0.1, "malicious"), (80, 0.0, 0.1, "curious"), (1000, 0.1, 0.1, "curious"),
+    # 0.29 of 100 devices are 29
+    (100, 0.0, 0.29, "malicious"),
+    # the condition on connected survivors decides; in the last four also that it is of sigma + 2 bits
+    (100, 0.02, 0.1, "curious"), (1000, 0.0, 0.3, "curious"), (66, 0.05, 0.28, "curious"),
+    (80, 0.05, 0.3, "curious"), (150, 0.0, 0.3, "curious"), (200, 0.02, 0.2, "curious"), (300, 0.01, 0.1, "curious"),
+    # no sparse graph, and the complete one
+    (100, 0.3, 0.0, "malicious"), (150, 0.28, 0.02, "malicious"), (256, 0.2, 0.15, "malicious"),
+    # halving passes over a smaller k
+    (631, 0.1, 0.05, "malicious"),
 )  # fmt: skip
 
 
@@ -88,9 +95,9 @@ def pieces() -> dict[str, Any]:
         "pack": [{"bits": bits, "body": h.body.tolist(), "hex": bytes(kernels.pack_bits(h.body, bits)).hex()}
                  for bits, h in hidden.items()],
         "masked": {"context": roster.hex(), "device": "d000", "told": told.hex(), "body": b"body".hex(),
-                   "head": b"headhead".hex(),
+                   "head": b"headhead".hex(), "failed": ["d001", "d002"],
                    "hex": messages.masked_digest(
-                       roster, "d000", messages.told_digest(told), b"body", b"headhead").hex()},
+                       roster, "d000", messages.told_digest(told), b"body", b"headhead", ("d001", "d002")).hex()},
         "shares": {"roster": roster.hex(), "device": "d000", "boxes": {d: box.hex() for d, box in dealt.items()},
                    "all": messages.boxes_digest(dealt).hex(),
                    "hex": messages.shares_digest(roster, "d000", messages.boxes_digest(dealt)).hex()},

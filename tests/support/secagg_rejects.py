@@ -182,12 +182,14 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     rows += _rows("one leaves before its update", made, ("step", "message", "code"))
 
     g = Book(records["a sparse graph"])
-    near = client.graph.neighbours(g.roster, g.names, 4)["d000"]
+    roster, all_ = _digest(records["a sparse graph"]), list(records["a sparse graph"]["devices"])
+    near = client.graph.neighbours(roster, all_, 8)["d000"]
     alive = messages.load(g.told[2]).devices  # type: ignore[union-attr]
     far = [d for d in alive if d not in (*near, "d000")]
-    made = [("proofs of devices that are no neighbours", 4, g.proofs(alive, sorted([*near[:2], *far[:5], "d000"])),
+    made = [("proofs of devices that are no neighbours", 4, g.proofs(
+        alive, sorted([*[d for d in near if d in alive][:5], *far[:5], "d000"]), roster),
              "E-SECAGG-FEW"),
-            ("a box fewer than t", 2, Boxes(boxes=dict(list(messages.load(g.told[1]).boxes.items())[:2])),  # type: ignore[union-attr]
+            ("a box fewer than t", 2, Boxes(boxes=dict(list(messages.load(g.told[1]).boxes.items())[:5])),  # type: ignore[union-attr]
              "E-SECAGG-FEW")]  # fmt: skip
     rows += _rows("a sparse graph", made, ("step", "message", "code"))
     crowd = _roster(records["no graph of so many"])
@@ -281,9 +283,9 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     fewer = messages.dump(Boxes(boxes={d: boxes[d] for d in names[1:3]}))
     damaged = messages.dump(Boxes(boxes={**boxes, "d001": replace(boxes["d001"], box=bytes(messages.BOX_BYTES))}))
 
-    def again(boxes: bytes = b.told[1], roster: bytes = b.roster, **changed: bytes) -> Masked:
+    def again(boxes: bytes = b.told[1], roster: bytes = b.roster, **changed: Any) -> Masked:
         m = replace(masked, **changed)
-        digest = messages.masked_digest(roster, "d000", messages.told_digest(boxes), m.body, m.head)
+        digest = messages.masked_digest(roster, "d000", messages.told_digest(boxes), m.body, m.head, m.failed)
         return replace(m, signature=sign.sign(secret, digest))
 
     def deals(boxes: dict[str, bytes], roster: bytes = b.roster) -> Shares:
@@ -350,12 +352,22 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("a masked update for another roster", 2, "d000", [], again(roster=bytes(32)), "E-SECAGG-KEYS"),
         ("a masked update that is too short", 2, "d000", [], again(body=masked.body[:-1]), "E-PAYLOAD"),
         ("a head that is too long", 2, "d000", [], again(head=bytes(16)), "E-PAYLOAD"),
+        ("a dealer accused in what is signed otherwise", 2, "d000", [], replace(masked, failed=("d001",)),
+         "E-SECAGG-KEYS"),
+        ("a stranger accused", 2, "d000", [], again(failed=("d001", "zz")), "E-SECAGG-ORDER"),
+        ("itself accused", 2, "d000", [], again(failed=("d000",)), "E-SECAGG-ORDER"),
+        ("a stranger accused, and a body that is too short", 2, "d000", [],
+         again(failed=("zz",), body=masked.body[:-1]), "E-SECAGG-ORDER"),
+        ("dealers accused and not sorted", 2, "d000", [], again(failed=("d002", "d001")), "E-FRAME"),
+        ("a dealer accused twice", 2, "d000", [], again(failed=("d001", "d001")), "E-FRAME"),
         ("a signature on another list", 3, "d000", [], messages.Consistent(signature=sign.sign(secret, other)),
          "E-SECAGG-SURVIVORS"),
         ("a signature for another roster", 3, "d000", [], messages.Consistent(signature=sign.sign(secret, elsewhere)),
          "E-SECAGG-SURVIVORS"),
         ("another device's signature", 3, "d001", [], said, "E-SECAGG-SURVIVORS"),
         ("a key share of a survivor", 4, "d000", [], tells({}, {"d001": told.seeds["d001"]}), "E-SECAGG-ORDER"),
+        ("a share too few", 4, "d000", [], tells({d: v for d, v in told.seeds.items() if d != "d001"}),
+         "E-SECAGG-REVEAL"),
         ("a seed share of nobody", 4, "d000", [], tells({**told.seeds, "zz": wrong}), "E-SECAGG-ORDER"),
         ("a wrong share", 4, "d000", [], tells({**told.seeds, "d001": wrong}), "E-SECAGG-REVEAL"),
         ("a share with a flipped bit", 4, "d000", [], replace(told, seeds={**told.seeds, "d001": wrong}),
@@ -389,21 +401,26 @@ def server_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     p = Book(records["a narrow ring"])
     narrow = p.sent["masked", "d000"]
     body = narrow.body[:-1] + bytes([narrow.body[-1] | 0x80])
-    digest = messages.masked_digest(p.roster, "d000", messages.told_digest(p.told[1]), body, narrow.head)
-    padded = Masked(body=body, head=narrow.head, signature=sign.sign(secret, digest))
+    digest = messages.masked_digest(p.roster, "d000", messages.told_digest(p.told[1]), body, narrow.head, ())
+    padded = replace(narrow, body=body, signature=sign.sign(secret, digest))
     rows += _rows("a narrow ring", [("bits beyond the last", 2, "d000", [], padded, "E-PAYLOAD")], fields)
 
-    big = Book(records["shares of p and more dealt"])
-    at = "shares of p and more dealt"
+    big = Book(records[at := "shares of p and more dealt, and called good"])
     large = _dealt_to_d000(big)
     made = [("a share of p and more that is the one of its check", 4, "d000", [],
              tells(messages.ordered({**big.sent["revealed", "d000"].seeds, "d001": large}), None, big.roster),
              "E-SECAGG-REVEAL")]  # fmt: skip
     rows += _rows(at, made, fields)
 
+    odd = Book(records["a box that does not open"])
+    seeds = {**odd.sent["revealed", "d000"].seeds, "d001": bytes(33)}
+    made = [("a share of a dealer that it has accused", 4, "d000", [], tells(messages.ordered(seeds), None, odd.roster),
+             "E-SECAGG-ORDER")]  # fmt: skip
+    rows += _rows("a box that does not open", made, fields)
+
     g = Book(records["a sparse graph"])
     mine, alive = g.sent["revealed", "d000"], messages.load(g.told[2]).devices  # type: ignore[union-attr]
-    near = client.graph.neighbours(_digest(records["a sparse graph"]), list(records["a sparse graph"]["devices"]), 4)
+    near = client.graph.neighbours(_digest(records["a sparse graph"]), list(records["a sparse graph"]["devices"]), 8)
     far = next(d for d in alive if d not in (*near["d000"], "d000"))
     more = tells(messages.ordered({**mine.seeds, far: bytes(33)}), mine.keys, _digest(records["a sparse graph"]))
     made = [("a seed share of a survivor that is no neighbour", 4, "d000", [], more, "E-SECAGG-ORDER")]

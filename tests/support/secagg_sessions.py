@@ -13,7 +13,7 @@ from edgewise.core.keys import derive
 from edgewise.secagg import messages, server
 from edgewise.secagg.params import Policy
 
-SPARSE = Policy(0.02, 0.02)  # four neighbours of 66, t = 3
+SPARSE = Policy(0.02, 0.02)  # eight neighbours of 66, t = 6
 TWO_LIE = {"policy": Policy(0.3, 0.1)}  # two of 7 devices
 RIGHT, LONGER = "the answer", "the answer and a zero byte"
 
@@ -56,17 +56,20 @@ CASES = {
     "boxes that hold other key shares than they say": Case(5, lies={"d001": "checks of keys"}),
     "wrong shares dealt": Case(5, lies={"d001": "seed"}),
     "shares of p and more dealt": Case(5, lies={"d001": "large"}),
+    "shares of p and more dealt, and called good": Case(5, lies={"d001": "large", "d000": "accuse none"}),
     "a wrong share at the last point, which is not needed": Case(7, lies={"d001": "last"}, backwards=True),
     "two boxes that do not open, where two may lie": Case(7, lies={"d001": "two"}, more=TWO_LIE),
     "three boxes that do not open, where two may lie": Case(7, lies={"d001": "three"}, more=TWO_LIE),
     "three boxes that do not open, as a liar and two others say": Case(
         7, lies={"d001": "three", "d000": "own"}, more=TWO_LIE),
-    "two shares held back, where two may lie": Case(7, lies={"d001": "without two"}, more=TWO_LIE),
-    "three shares held back, where two may lie": Case(7, lies={"d001": "without three"}, more=TWO_LIE),
-    "two boxes that do not open and two shares held back": Case(7, lies={"d001": "two+without two"}, more=TWO_LIE),
-    "three boxes that do not open and three shares held back": Case(
-        7, lies={"d001": "three+without three"}, more=TWO_LIE),
-    "wrong shares dealt and three shares held back": Case(7, lies={"d001": "seed+without three"}, more=TWO_LIE),
+    "a share held back": Case(7, lies={"d001": "without one"}, more=TWO_LIE),
+    "two dealers accused, where two may lie": Case(7, lies={"d001": "accuse two"}, more=TWO_LIE),
+    "three dealers accused, where two may lie": Case(7, lies={"d001": "accuse three"}, more=TWO_LIE),
+    "two boxes that do not open and two dealers accused": Case(7, lies={"d001": "two+accuse two"}, more=TWO_LIE),
+    "three boxes that do not open and three dealers accused": Case(
+        7, lies={"d001": "three+accuse three"}, more=TWO_LIE),
+    "wrong shares dealt and three dealers accused": Case(7, lies={"d001": "seed+accuse three"}, more=TWO_LIE),
+    "a dealer accused and a share held back": Case(7, lies={"d001": "accuse one+without one"}, more=TWO_LIE),
     "wrong shares revealed": Case(7, leaves={"d003": 4}, lies={"d001": "wrong"}),
     "another seed revealed": Case(5, lies={"d001": "own"}),
     "shares of nobody revealed": Case(5, lies={"d001": "nothing"}),
@@ -83,7 +86,14 @@ CASES = {
     "wrong key shares dealt, and gone": Case(5, lies={"d001": "key@2"}),
     "shares of p and more dealt, and gone": Case(5, lies={"d001": "large@4"}),
     "shares of p and more dealt, and gone before the update": Case(5, lies={"d001": "large@2"}),
-    "no graph of so many": Case(65, more={"policy": Policy(0.33, 0.33)}),
+    "two boxes that do not open, and gone": Case(7, lies={"d001": "two@2"}, more=TWO_LIE),
+    "two boxes that do not open, and gone, and a drop-out": Case(
+        7, lies={"d001": "two@2"}, leaves={"d005": 2}, more=TWO_LIE),
+    "two boxes that do not open, and gone at the end, and a drop-out": Case(
+        7, lies={"d001": "two@4"}, leaves={"d005": 4}, more=TWO_LIE),
+    "three boxes that do not open, and gone": Case(7, lies={"d001": "three@2"}, more=TWO_LIE),
+    "three boxes that do not open, and gone at the end": Case(7, lies={"d001": "three@4"}, more=TWO_LIE),
+    "no graph of so many": Case(7, more={"policy": Policy(0.3, 0.2)}),
 }  # fmt: skip
 KINDS = ("advertise", "shares", "masked", "consistent", "revealed")
 

@@ -95,6 +95,7 @@ REGISTRY: dict[str, Entry] = {
     "E-SECAGG-SURVIVORS": Entry("the list of survivors is not one that this device can accept", 8),
     "E-SECAGG-POLICY": Entry("secure aggregation with less care than this device's owner asks for", 2),
     "E-SECAGG-REVEAL": Entry("a device revealed something else than it was dealt or had committed to", 8),
+    "E-SECAGG-ODDS": Entry("a device is accused of dealing junk, and its secret cannot be found", 8),
     "E-SECAGG-FEW": Entry("too few devices are left for secure aggregation to open a sum", 1),
     "E-RANGE": Entry("an update is too large to be summed exactly", 1),
     "E-ROUND": Entry("a round ended below its minimum of contributions", 1),

@@ -75,7 +75,8 @@ class Lost(Event, frozen=True, tag="lost"):
 
 class Flagged(Event, frozen=True, tag="flagged"):
     """A device's update is in the sum, and after that it broke off, or broke the protocol of secure aggregation:
-    ``code`` says how. With E-SHARE and E-SECAGG-REVEAL it lied, and should be revoked."""
+    ``code`` says how. With E-SHARE and E-SECAGG-REVEAL it lied, and should be revoked;
+    with E-SECAGG-ODDS it lied, or more devices dropped out than the policy says."""
 
     round: int
     device: str

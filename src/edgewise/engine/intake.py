@@ -29,6 +29,7 @@ from edgewise.engine.round import DROPPED
 from edgewise.plan.compile import Plan
 from edgewise.secagg import server, two_server
 from edgewise.secagg.merge import Groups, total
+from edgewise.secagg.recovery import NAMED
 
 
 @dataclass(frozen=True)
@@ -228,9 +229,10 @@ class Masked:
 
     def _step(self, group: _Group, event: server.Event, cohort: Cohort) -> None:
         if isinstance(event, server.Close):
-            self._lost |= dict.fromkeys(server.waiting_for(group.state), DROPPED)
+            for device in server.waiting_for(group.state):
+                self._note(device, DROPPED)
         elif isinstance(event, server.Gone):
-            self._lost[event.device] = DROPPED
+            self._note(event.device, DROPPED)
         before = type(group.state)
         group.state, effects = server.step(group.state, event)
         if type(group.state) is not before:
@@ -240,13 +242,18 @@ class Masked:
             self._charged = True
         for effect in effects:
             if isinstance(effect, server.Refused):
-                self._lost[effect.device] = effect.code
+                self._note(effect.device, effect.code)
             else:
                 to, rung = effect.device, group.rung
                 letter = Step(run=self._plan.run, round=self._round, device=to, body=effect.raw, rung=rung)
                 raw = frame.dump(letter)
                 self._down[effect.device] += len(raw)
                 cohort.send(effect.device, raw)
+
+    def _note(self, device: DeviceId, code: str) -> None:
+        """How a device was lost, or what it did. A liar that also vanishes stays one."""
+        if self._lost.get(device) not in NAMED:
+            self._lost[device] = code
 
     def _event(self, group: _Group, item: Arrived | Lost) -> server.Event | None:
         """What an arrival means to the protocol; late mail of other rounds, copies and rubbish mean nothing."""

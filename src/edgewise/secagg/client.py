@@ -33,7 +33,7 @@ from edgewise.secagg.messages import (
     share_check,
     survivors_digest,
 )
-from edgewise.secagg.params import COMPLETE_TO, Floor, Params
+from edgewise.secagg.params import Floor, Params
 from edgewise.secagg.secrets import (
     Body,
     Head,
@@ -282,15 +282,15 @@ def circle(params: Params, sid: bytes, keys: dict[str, Keys]) -> tuple[bytes, di
 
 
 def holding(device: str, near: tuple[str, ...], n: int) -> list[str]:
-    """Who holds shares of a device's secrets: its neighbours; in the complete graph also itself."""
-    return sorted((*near, device)) if n <= COMPLETE_TO else list(near)
+    """Who holds shares of a device's secrets: its neighbours; where these are all others, also itself."""
+    return sorted((*near, device)) if len(near) == n - 1 else list(near)
 
 
 def _mask(
     params: Params, state: Sharing, message: messages.Boxes, registry: Registry, told: bytes
 ) -> tuple[State, bytes]:
     own, me = state.own, state.device
-    held: dict[str, tuple[bytes, bytes]] = {}
+    held, failed = dict[str, tuple[bytes, bytes]](), list[str]()
     masking = agree.Secret(own.mask)
     for sender, dealt in message.boxes.items():
         if sender not in state.keys:
@@ -302,11 +302,14 @@ def _mask(
         try:
             plain = seal.open(state.opening[sender], box[:SEALED_BYTES], bound(state.roster, sender, me, checks))
         except DecodeError:
-            continue  # its sender's loss: one holder fewer; the mask between the two cancels all the same
+            failed.append(sender)  # one holder fewer for it; the mask between the two cancels all the same
+            continue
         seed, key = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
         is_seed = fits(checks[:DIGEST_BYTES], state.roster, sender, me, b"seed", seed)
         if is_seed and fits(checks[DIGEST_BYTES:], state.roster, sender, me, b"key", key):
             held[sender] = seed, key  # any other share would be taken for this device's lie
+        else:
+            failed.append(sender)
     holders = holding(me, tuple(state.keys), len(state.everybody))
     if len(held) + (me in holders) < state.threshold:
         raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares, {state.threshold} are needed.")
@@ -325,8 +328,9 @@ def _mask(
         held=held,
     )
     packed, head = bytes(kernels.pack_bits(hidden.body, params.bits)), hidden.head.astype("<u8").tobytes()
-    signature = sign.sign(own.identity, messages.masked_digest(context, me, told, packed, head))
-    return after, messages.dump(messages.Masked(body=packed, head=head, signature=signature))
+    signature = sign.sign(own.identity, messages.masked_digest(context, me, told, packed, head, failed))
+    masked = messages.Masked(body=packed, head=head, failed=tuple(failed), signature=signature)
+    return after, messages.dump(masked)
 
 
 def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[State, bytes]:

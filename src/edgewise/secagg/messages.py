@@ -3,7 +3,8 @@
     step   device -> server                      server -> device
     0      Advertise   keys, signed              Roster      everybody's keys
     1      Shares      sealed, one per holder    Boxes       those sealed for this device, and who signed for them
-    2      Masked      the hidden update         Survivors   who is in the sum
+    2      Masked      the hidden update, and    Survivors   who is in the sum
+                       whose boxes failed
     3      Consistent  signature on that list    Proofs      the others' signatures
     4      Revealed    shares, one kind of each
     any    Abort       a code                    (silence)
@@ -30,7 +31,7 @@ from edgewise.crypto.seal import OVERHEAD_BYTES
 from edgewise.crypto.shamir import SHARE_BYTES, is_element
 from edgewise.crypto.sign import SIGNATURE_BYTES
 
-PROTOCOL = b"edgewise/secagg/v2"
+PROTOCOL = b"edgewise/secagg/v3"
 CODES = (  # with which a device may end its session
     "E-FRAME", "E-KEY-AGREE", "E-RUNG",
     "E-SECAGG-FEW", "E-SECAGG-KEYS", "E-SECAGG-ORDER", "E-SECAGG-POLICY", "E-SECAGG-SURVIVORS",
@@ -111,7 +112,8 @@ class Boxes(_Message, frozen=True, tag="boxes"):
 
 
 class Masked(_Message, frozen=True, tag="masked"):
-    """2, device: body, residues of ``bits`` bits packed as in ``codecs.kernels``; head, little-endian uint64.
+    """2, device: body, residues of ``bits`` bits packed as in ``codecs.kernels``; head, little-endian uint64; and the
+    senders of boxes that failed, did not open or fit: the device holds no shares of these.
 
     Signed, with the roster and the boxes as they came (``masked_digest``): any residues are a masked update of
     something, so nothing else shows damage to it, or to what the device was told before.
@@ -119,6 +121,7 @@ class Masked(_Message, frozen=True, tag="masked"):
 
     body: bytes
     head: bytes
+    failed: tuple[Device, ...]
     signature: Signature
 
 
@@ -256,9 +259,9 @@ def told_digest(raw: bytes) -> bytes:
     return digest(b"told", raw)
 
 
-def masked_digest(context: bytes, device: str, told: bytes, body: bytes, head: bytes) -> bytes:
+def masked_digest(context: bytes, device: str, told: bytes, body: bytes, head: bytes, failed: Sequence[str]) -> bytes:
     """What a device signs of its masked update. ``context``: ``Params.bound``. ``told``: ``told_digest``."""
-    return digest(b"masked", context, device.encode(), told, body, head)
+    return digest(b"masked", context, device.encode(), told, body, head, *(d.encode() for d in failed))
 
 
 def revealed_digest(roster: bytes, device: str, seeds: Mapping[str, bytes], keys: Mapping[str, bytes]) -> bytes:

@@ -8,14 +8,15 @@ then has dropped out; what they send later is refused. Masked updates are folded
 number of devices. What a device does wrong costs it its place and is reported with a code; once its masked update is
 added, it is only reported. The sum is opened only with ``Params.needed`` survivors. Every share is checked against what
 its dealer said of it, and every secret against what its device committed to: wrong ones are left out and cannot give a
-wrong sum (``recovery``). A device signs all that it sends, its masked update with the boxes as they came to it: what
-happens to messages on their way neither spoils a sum nor makes an honest device look like a liar.
+wrong sum (``recovery``). A device signs all that it sends, its masked update with the boxes as they came to it and
+with the senders of those that failed: what happens to messages on their way neither spoils a sum nor makes an honest
+device look like a liar.
 Guarantees: the sum is opened, whatever liars deal and reveal, where every device that does not reveal its own seed has
-    dealt right shares and at least t of its holders reveal them.
-Not checked, because nobody can: that a masked update holds what its device says; a device may add anything. Nor, before
-    it is too late, that shares give back a secret: a device that deals wrong ones and vanishes ends the session. It is
-    named where t of its holders have shares that fit their checks, or more than ``Policy.lying`` have none. Devices
-    that deal many boxes which do not open make honest ones abort with E-SECAGG-FEW.
+    dealt right shares and at least t of its holders reveal them. While no more devices are corrupt and drop out than
+    the policy says, only a device that dealt wrong shares ends a session for want of them, and it is reported: with
+    boxes that do not open before the survivors are told, so before a privacy budget is charged.
+Not checked, because nobody can: that a masked update holds what its device says; nor, before it is too late, that
+    shares which fit their checks give back a secret: a device that deals wrong ones and vanishes is named afterwards.
 Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4.
 """
 
@@ -34,8 +35,7 @@ from edgewise.crypto import agree, sign
 from edgewise.secagg import messages, recovery
 from edgewise.secagg.client import Registry, circle, holding
 from edgewise.secagg.events import Close as Close
-from edgewise.secagg.events import Device as Device
-from edgewise.secagg.events import Effect as Effect
+from edgewise.secagg.events import Device, Effect
 from edgewise.secagg.events import Event as Event
 from edgewise.secagg.events import Gone as Gone
 from edgewise.secagg.events import Received as Received
@@ -83,12 +83,12 @@ class Sharing:
 @dataclass(frozen=True)
 class Masking:
     """Collecting masked updates; ``total`` is their running sum and must not be used after the next step. ``told``:
-    device -> digest of the boxes that it was sent."""
+    device -> digest of the boxes that it was sent. ``folded``: device -> whose boxes failed, as it says."""
 
     shared: Sharing
     told: Mapping[Device, bytes] = field(repr=False)
     total: Hidden = field(repr=False)
-    folded: AppendMap[Device, None] = field(default_factory=AppendMap)
+    folded: AppendMap[Device, tuple[Device, ...]] = field(default_factory=AppendMap)
     gone: AppendMap[Device, None] = field(default_factory=AppendMap)
 
 
@@ -133,8 +133,6 @@ State = Advertising | Sharing | Masking | Signing | Unmasking | Released | Abort
 
 
 Out = tuple[State, tuple[Effect, ...]]
-
-
 _STEPS = (messages.Advertise, messages.Shares, messages.Masked, messages.Consistent)
 _EARLIER: Mapping[type, tuple[type, ...]] = {
     kind: _STEPS[:i] for i, kind in enumerate((Advertising, Sharing, Masking, Signing, Unmasking))
@@ -247,26 +245,30 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
             return replace(state, boxes=state.boxes.plus(device, message.boxes), signatures=signatures)
         case Masking(), messages.Masked():
             params, context = state.shared.session.params, state.shared.session.params.bound(state.shared.roster)
-            said = messages.masked_digest(context, device, state.told[device], message.body, message.head)
+            told, failed = state.told[device], message.failed
+            said = messages.masked_digest(context, device, told, message.body, message.head, failed)
             _check(state.shared.session, device, message.signature, said)  # also other boxes than it was sent
+            if not set(_paired(state.shared, device)).issuperset(failed):
+                raise DecodeError("E-SECAGG-ORDER", "a device accuses one whose box it was not sent.")
             body = kernels.unpack_bits(memoryview(message.body), params.bits, params.dim)
             if body is None or len(message.head) != 8 * params.heads:
                 raise DecodeError("E-PAYLOAD", "a masked update of another size.")
             state.total.add(body.astype(np.uint32, copy=False), np.frombuffer(message.head, "<u8").astype(np.uint64))
-            return replace(state, folded=state.folded.plus(device, None))
+            return replace(state, folded=state.folded.plus(device, failed))
         case Signing(), messages.Consistent():
             _check(state.masked.shared.session, device, message.signature, state.digest, "E-SECAGG-SURVIVORS")
             return replace(state, signatures=state.signatures.plus(device, message.signature))
         case Unmasking(), messages.Revealed():
-            shared, dealers = state.signed.masked.shared, set(_paired(state.signed.masked.shared, device))
-            alive = {dealer for dealer in dealers if dealer in state.signed.masked.folded}
+            shared, folded = state.signed.masked.shared, state.signed.masked.folded
+            dealers = set(_paired(shared, device)).difference(folded[device])
+            alive = {dealer for dealer in dealers if dealer in folded}
             if not {device, *alive}.issuperset(message.seeds) or not (dealers - alive).issuperset(message.keys):
                 raise DecodeError("E-SECAGG-ORDER", "shares of the wrong kind, or that the device was not dealt.")
             said = messages.revealed_digest(shared.roster, device, message.seeds, message.keys)
             _check(shared.session, device, message.signature, said)  # else damage on the way would be its lie
             sid, keys = shared.session.sid, shared.keys[device]
-            told = recovery.told(sid, shared.roster, device, keys, message, shared.boxes)
-            return replace(state, told=state.told.plus(device, told))
+            told_ = recovery.told(sid, shared.roster, device, keys, message, shared.boxes, len(dealers))
+            return replace(state, told=state.told.plus(device, told_))
     raise DecodeError("E-SECAGG-ORDER", "a message that is not the answer to this step.")
 
 
@@ -340,13 +342,31 @@ def _paired(state: Sharing, device: Device) -> list[Device]:
 
 
 def _survivors(state: Masking) -> Out:
-    need = state.shared.session.params.needed(len(state.shared.keys))
+    shared, need = state.shared, state.shared.session.params.needed(len(state.shared.keys))
+    found = _accused(state)
+    effects = _reports(found.named)
     if len(state.folded) < need:
-        return _few(len(state.folded), need, "sent a masked update"), ()
+        return _few(len(state.folded), need, "sent a masked update"), effects
+    if found.lacking:
+        return Aborted("E-SECAGG-FEW", f"too few shares of {', '.join(found.lacking)}"), effects
     survivors = tuple(sorted(state.folded))
     raw = messages.dump(messages.Survivors(devices=survivors))
-    digest = survivors_digest(state.shared.roster, survivors)
-    return Signing(state, survivors, digest), tuple(Send(device, raw) for device in survivors)
+    digest = survivors_digest(shared.roster, survivors)
+    return Signing(state, survivors, digest), (*effects, *(Send(device, raw) for device in survivors))
+
+
+def _holders(state: Sharing) -> dict[Device, list[Device]]:
+    """Dealer -> who was dealt its shares, in the order of their points."""
+    return {device: holding(device, state.near[device], len(state.keys)) for device in state.boxes}
+
+
+def _accused(state: Masking) -> recovery.Accused:
+    most = state.shared.session.params.policy.lying(len(state.shared.keys))
+    return recovery.accused(_holders(state.shared), state.folded, state.shared.threshold, most)
+
+
+def _reports(named: Mapping[Device, str]) -> tuple[Effect, ...]:
+    return tuple(Refused(device, code) for device, code in sorted(named.items()))
 
 
 def _proofs(state: Signing) -> Out:
@@ -364,11 +384,11 @@ def _proofs(state: Signing) -> Out:
 def _open(state: Unmasking) -> Out:
     masked = state.signed.masked
     shared, total, survivors = masked.shared, masked.total, state.signed.survivors
-    session, n, alive = shared.session, len(shared.keys), frozenset(survivors)
-    holders = {device: holding(device, shared.near[device], n) for device in shared.boxes}
-    most = session.params.policy.lying(n)
-    found = recovery.recover(session.sid, shared.keys, holders, alive, state.told, shared.threshold, most)
-    effects = tuple(Refused(device, code) for device, code in sorted(found.named.items()))
+    session, alive = shared.session, frozenset(survivors)
+    found = recovery.recover(session.sid, shared.keys, _holders(shared), alive, state.told, shared.threshold)
+    before = _accused(masked).named  # reported when the masked updates were in
+    late = recovery.suspects(found.lacking, masked.folded) | dict(found.named)
+    effects = _reports({device: code for device, code in late.items() if before.get(device) != recovery.DEALT})
     if found.lacking:
         return Aborted("E-SECAGG-FEW", f"too few right shares of {', '.join(found.lacking)}"), effects
     context = session.params.bound(shared.roster)
