@@ -98,7 +98,8 @@ def test_a_sparse_graph_below_its_minimum_is_a_named_end() -> None:
 def test_a_sum_is_never_opened_below_the_threshold() -> None:
     for n in (3, 64, 80):
         policy = Policy(0.05, 0.05)
-        assert Params(policy, 2, 20, 1, 0).needed(n) == policy.shape(n)[1]
+        assert Params(policy, 2, 20, 1, 0).needed(n) == max(policy.shape(n)[1], policy.quorum(n)) > n / 2
+        assert Params(Policy(0.05, 0.05, "curious"), 2, 20, 1, 0).needed(80) < 40
         assert Params(policy, 75, 20, 1, 0).needed(n) == 75
 
 

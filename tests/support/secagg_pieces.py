@@ -37,7 +37,8 @@ SHAPES = (  # n, corrupt, dropout, server
 def _shape(n: int, corrupt: float, dropout: float, server: str) -> dict[str, Any]:
     policy = Policy(corrupt, dropout, server)  # type: ignore[arg-type]
     k, t = policy.shape(n)
-    return {"n": n, "corrupt": corrupt, "dropout": dropout, "server": server, "k": k, "t": t, "lying": policy.lying(n)}
+    return {"n": n, "corrupt": corrupt, "dropout": dropout, "server": server, "k": k, "t": t, "lying": policy.lying(n),
+            "quorum": policy.quorum(n)}  # fmt: skip
 
 
 def pieces() -> dict[str, Any]:

@@ -202,7 +202,7 @@ class Plan:
             case messages.Boxes():
                 return self.sizes[rung] if self.ways else self.upload_bytes(round)
             case messages.Proofs():
-                return REVEALED_BYTES * len(message.signatures)
+                return REVEALED_BYTES * min(len(message.signatures), 1 + secagg.policy.shape(secagg.n_min)[0])
         return SIGNED_BYTES
 
     @property

@@ -6,8 +6,9 @@
 The masked update is y = x + PRG(b) + sum_(v > u) PRG(k_uv) - sum_(v < u) PRG(k_uv) in the ring, v over the neighbours
 whose boxes came, each with its signature: v deals under this roster, and so under no other one of the session, where
 its key might be revealed. Nothing that a server sends can make a device reveal both secrets of another one: it answers
-one survivor list per session, which enough neighbours have signed, and then has no state left. It reveals its own seed
-when it reveals its shares of others', so that no sum depends on the shares of a device that is still there.
+one survivor list per session, which enough holders and enough devices of the roster have signed, and then has no state
+left. It reveals its own seed when it reveals its shares of others', so that no sum depends on the shares of a device
+that is still there.
 Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4 (malicious); Bell et al. 2020, ePrint 2020/704.
 """
 
@@ -107,12 +108,13 @@ class Waiting(_State, frozen=True, tag="waiting"):
 
 
 class Signed(_State, frozen=True, tag="signed"):
-    """A survivor list is signed, this one and no other."""
+    """A survivor list is signed, this one and no other. ``quorum``: signatures on it that open it, of any devices."""
 
     own: Own
     roster: bytes
     holders: tuple[str, ...]
     threshold: int
+    quorum: int
     held: dict[str, tuple[bytes, bytes]]
     survivors: tuple[str, ...]
 
@@ -350,6 +352,7 @@ def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[
         roster=state.roster,
         holders=state.holders,
         threshold=state.threshold,
+        quorum=params.policy.quorum(len(state.everybody)),
         held=state.held,
         survivors=survivors,
     )
@@ -357,19 +360,19 @@ def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[
 
 
 def _reveal(state: Signed, message: messages.Proofs, registry: Registry) -> tuple[State, bytes]:
-    said, good = survivors_digest(state.roster, state.survivors), 0
+    said, alive, holders = survivors_digest(state.roster, state.survivors), set(state.survivors), set(state.holders)
+    near, good = 0, 0  # signatures of holders, and of anybody
     for device, signature in message.signatures.items():
-        if good >= state.threshold:
-            break  # enough to be sure that no other list can have as many; each costs as much as a key agreement
-        if device not in state.holders or device not in state.survivors:
-            continue
+        wanted = good < state.quorum or (near < state.threshold and device in holders)
+        if not wanted or device not in alive:
+            continue  # enough to be sure that no other list can have as many; each costs as much as a key agreement
         enrolled = registry(device)
         if enrolled is None or not sign.verify(enrolled, signature, said):
-            raise DecodeError("E-SECAGG-SURVIVORS", "a neighbour has signed another list of survivors.")
-        good += 1
-    if good < state.threshold:
-        raise DecodeError("E-SECAGG-FEW", f"{good} neighbours signed the survivors, {state.threshold} are needed.")
-    alive = set(state.survivors)
+            raise DecodeError("E-SECAGG-SURVIVORS", "a device has signed another list of survivors.")
+        near, good = near + (device in holders), good + 1
+    if near < state.threshold or good < state.quorum:
+        need = f"{state.threshold} and {state.quorum} are needed"
+        raise DecodeError("E-SECAGG-FEW", f"{near} holders and {good} devices signed the survivors, {need}.")
     seeds = {d: shares[0] for d, shares in state.held.items() if d in alive}
     keys = {d: shares[1] for d, shares in state.held.items() if d not in alive}
     seeds[state.device] = shamir.element(state.own.seed)

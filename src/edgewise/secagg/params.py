@@ -14,8 +14,9 @@ corrupt at most; limit = 2^-(sigma+2) / n.
     3. corrupt on one side (malicious): s1 = min{x: P[X' > x] <= limit / 2}, X' ~ Hypergeometric(n-1, A, k/2)
     4. safe:   t = max(2, floor((k + t1) / 2) + 1, k/2 + s1 + 1) against a malicious server, max(2, t1 + 1) else
     5. alive:  t <= t2 = max{x <= k: P[Y < x] <= 2^-eta / n},                Y  ~ Hypergeometric(n-1, n-1-A-D, k)
-s1 closes gaps in the circle: beside devices that are on a survivor list and not in the session a device has honest
-holders that sign that list on its other side only, k/2 of them (``docs/protocol.md``).
+Against a malicious server a device also asks for signatures on its survivor list of floor((n + A) / 2) + 1 devices of
+the roster, so that only one list can open anything, and n > 3 A + 2 D in both graphs. With s1 they leave no gap in the
+circle: the holders that open a device's mask stand on both sides of it (``docs/protocol.md``).
 Both sides compute k and t from the policy. Neither is taken from the wire.
 
 A plan's policy has gamma = A / n_min, where A devices of any one sum may be corrupt, so that a session of n >= n_min
@@ -85,6 +86,12 @@ class Policy:
             "(trust.dropout_fraction).",
         )
 
+    def quorum(self, n: int) -> int:
+        """Signatures on one survivor list of n devices without which a device reveals nothing: floor((n + A) / 2) + 1,
+        which two lists of a roster cannot both have. None are asked for where the server does not lie.
+        """
+        return complete_threshold(n, share_of(self.corrupt, n)) if self.server == "malicious" else 0
+
     def lying(self, n: int) -> int:
         """How many of a device's neighbours may be corrupt, with n devices: A where everybody is one, else t1."""
         (k, _), corrupt = self.shape(n), share_of(self.corrupt, n)
@@ -114,11 +121,11 @@ class Params:
         return roster if self.rung < 0 else digest(b"rung", roster, self.rung.to_bytes(8, "little"))
 
     def needed(self, n: int) -> int:
-        """Survivors without which a sum of n devices' updates is not opened: max(n_min, t).
+        """Survivors without which a sum of n devices' updates is not opened: max(n_min, t, ``Policy.quorum``).
 
         Raises as ``Policy.shape``.
         """
-        return max(self.n_min, self.policy.shape(n)[1])
+        return max(self.n_min, self.policy.shape(n)[1], self.policy.quorum(n))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,10 +156,10 @@ def complete_threshold(n: int, corrupt: int) -> int:
 
 def _shape(n: int, corrupt: int, dropout: float, server: Server) -> tuple[int, int] | None:
     dropped = share_of(dropout, n)
-    found = choose(n, corrupt, dropped, server) if n > COMPLETE_TO else None
-    if found is None and n <= COMPLETE_MOST and n > 3 * corrupt + 2 * dropped:
-        return max(0, n - 1), complete_threshold(n, corrupt)
-    return found
+    quorum = n > 3 * corrupt + 2 * dropped  # that is: complete_threshold(n, corrupt) <= n - corrupt - dropped
+    if n > COMPLETE_TO and (quorum or server == "curious") and (found := choose(n, corrupt, dropped, server)):
+        return found
+    return (max(0, n - 1), complete_threshold(n, corrupt)) if quorum and n <= COMPLETE_MOST else None
 
 
 def _least(n: int, corrupt: int, dropout: float, server: Server) -> int:

@@ -9,14 +9,12 @@ number of devices. What a device does wrong costs it its place and is reported w
 added, it is only reported. The sum is opened only with ``Params.needed`` survivors. Every share is checked against what
 its dealer said of it, and every secret against what its device committed to: wrong ones are left out and cannot give a
 wrong sum (``recovery``). A device signs all that it sends, its masked update with the boxes as they came to it and
-with the senders of those that failed: what happens to messages on their way neither spoils a sum nor makes an honest
-device look like a liar.
+with the senders of those that failed: what happens on the way spoils no sum and makes no honest device a liar.
 Guarantees: the sum is opened, whatever liars deal and reveal, where every device that does not reveal its own seed has
     dealt right shares and at least t of its holders reveal them. While no more devices are corrupt and drop out than
-    the policy says, only a device that dealt wrong shares ends a session for want of them, and it is reported: with
-    boxes that do not open before the survivors are told, so before a privacy budget is charged.
+    the policy says, only a device that dealt wrong shares ends a session for want of them, and it is reported.
 Not checked, because nobody can: that a masked update holds what its device says; nor, before it is too late, that
-    shares which fit their checks give back a secret: a device that deals wrong ones and vanishes is named afterwards.
+    shares which fit their checks give back a secret.
 Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4.
 """
 
@@ -24,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -350,8 +349,7 @@ def _survivors(state: Masking) -> Out:
     if found.lacking:
         return Aborted("E-SECAGG-FEW", f"too few shares of {', '.join(found.lacking)}"), effects
     survivors = tuple(sorted(state.folded))
-    raw = messages.dump(messages.Survivors(devices=survivors))
-    digest = survivors_digest(shared.roster, survivors)
+    raw, digest = messages.dump(messages.Survivors(devices=survivors)), survivors_digest(shared.roster, survivors)
     return Signing(state, survivors, digest), (*effects, *(Send(device, raw) for device in survivors))
 
 
@@ -370,13 +368,16 @@ def _reports(named: Mapping[Device, str]) -> tuple[Effect, ...]:
 
 
 def _proofs(state: Signing) -> Out:
-    shared = state.masked.shared
-    if len(state.signatures) < shared.threshold:
-        return _few(len(state.signatures), shared.threshold, "signed the survivors"), ()
+    shared, signers = state.masked.shared, sorted(state.signatures)
+    quorum = shared.session.params.policy.quorum(len(shared.keys))
+    if len(signers) < (need := max(shared.threshold, quorum)):
+        return _few(len(signers), need, "signed the survivors"), ()
     letters = []
-    for device in sorted(state.signatures):
-        holders = holding(device, shared.near[device], len(shared.keys))
-        signatures = {d: state.signatures[d] for d in holders if d in state.signatures}
+    for device in signers:
+        shown = set(holding(device, shared.near[device], len(shared.keys))).intersection(signers)
+        others = (d for d in signers if d not in shown)
+        shown |= set(islice(others, max(0, quorum - len(shown))))
+        signatures = {d: state.signatures[d] for d in sorted(shown)}
         letters.append(Send(device, messages.dump(messages.Proofs(signatures=signatures))))
     return Unmasking(state), tuple(letters)
 
