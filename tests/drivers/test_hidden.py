@@ -210,7 +210,7 @@ def test_a_group_of_a_hidden_ladder_may_be_lost(tmp_path):
 
 def test_too_many_leaving_abandon_the_round_by_name(tmp_path):
     with pytest.raises(RoundError):
-        play(tmp_path, {**MASKS, "simulation.step_dropout": 0.3, "round.rounds": 4})
+        play(tmp_path, {**MASKS, "simulation.step_dropout": 0.5, "round.rounds": 4})
     with RunStore(tmp_path) as store:
         told = store.events("round_finished")
         assert {e.code for e in told} == {"E-SECAGG-FEW"}

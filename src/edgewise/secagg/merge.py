@@ -70,19 +70,14 @@ def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server
     assert merge.hides is not None
     servers = merge.hides.servers
     if least < (needed := fewest(corrupt, servers, dropout)):
-        what, fix = f"{corrupt} may be corrupt, would not hide the others", "(trust.malicious_fraction, a share of the "
-        if servers == 1:
-            what = (
-                f"{corrupt} may be corrupt and {share_of(dropout, least)} more drop out, cannot be sure to be hidden "
-            )
-            what += "and to be opened"
-        fix += (
-            "population)." if servers == 2 else "population) or drop-outs (trust.dropout_fraction, a share of a sum)."
-        )
+        more = f" and {share_of(dropout, least)} more drop out" if servers == 1 else ""
+        less = " or drop-outs (trust.dropout_fraction, a share of a sum)" if servers == 1 else ""
         raise CompositionError(
             "E-NMIN",
-            f"{merge.name}: a sum of {least} devices, of whom {what}; it needs {needed}.",
-            f"raise round.cohort or round.minimum, or assume fewer corrupt devices {fix}",
+            f"{merge.name}: a sum of {least} devices, of whom {corrupt} may be corrupt{more}, is not sure to hide the "
+            f"others{' and to be opened' if more else ''}; it needs {needed}.",
+            "raise round.cohort or round.minimum, or assume fewer corrupt devices (trust.malicious_fraction, a share "
+            f"of the population){less}.",
         )
     # Devices compare a policy with what their owners ask for. Shares stand more corrupt devices than a policy can name.
     policy = Policy(min(corrupt / least, CORRUPT_MOST), dropout, server)

@@ -375,10 +375,9 @@ def _proofs(state: Signing) -> Out:
     letters = []
     for device in signers:
         shown = set(holding(device, shared.near[device], len(shared.keys))).intersection(signers)
-        others = (d for d in signers if d not in shown)
-        shown |= set(islice(others, max(0, quorum - len(shown))))
-        signatures = {d: state.signatures[d] for d in sorted(shown)}
-        letters.append(Send(device, messages.dump(messages.Proofs(signatures=signatures))))
+        shown |= set(islice((d for d in signers if d not in shown), max(0, quorum - len(shown))))
+        proofs = messages.Proofs(signatures={d: state.signatures[d] for d in sorted(shown)})
+        letters.append(Send(device, messages.dump(proofs)))
     return Unmasking(state), tuple(letters)
 
 
