@@ -17,6 +17,7 @@ from edgewise.drivers.store import RunStore
 from edgewise.plan import recipe
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
+from edgewise.privacy import grid
 
 TEXT = """
 privacy = "record"
@@ -106,3 +107,14 @@ def test_records_are_counted_over_all_devices_that_can_be_read(monkeypatch: pyte
     monkeypatch.setattr(trainer, "records", full)
     with pytest.raises(StoreError):
         noise_steps(plan, trainer)
+
+
+def test_a_device_that_trains_alone_has_no_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing leaves it. Noise would make the federation look better than it is."""
+    drawn, true = [], grid.noise
+    monkeypatch.setattr(grid, "noise", lambda on, n, key: drawn.append(n) or true(on, n, key))
+    asked = recipe.parse(TEXT, overrides={"compare.local_only": True})
+    simulate.run(asked, out=tmp_path, recipe_dir=tmp_path, extensions=["record_toy"], sinks=[], report=False)
+    with RunStore(tmp_path) as store:
+        assert store.evaluated("local_only", 0)
+    assert len(drawn) == DEVICES * asked.training.local_steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -321,6 +322,56 @@ def test_what_remembers_records_is_refused_by_name(kind: str, named: str, at: st
         begin(trainer, at)
     assert caught.value.code == "E-BN"
     assert not trainer.model[0].mean.any()
+
+
+@pytest.mark.parametrize("said", [None, "many"])
+def test_a_record_of_no_number_of_terms_counts_as_zero(said: Any) -> None:
+    """And the others count: what a loss says of one record must not silence its device."""
+
+    def counting(model: nn.Module, batch: Any) -> tuple[torch.Tensor, Any]:
+        mean, n = loss(model, batch)
+        return mean, said if batch is FAILS else n
+
+    def total(records: list) -> np.ndarray:
+        model = net()
+        flat = Flat(list(model.named_parameters()))
+        dp_sgd.gradient(model, counting, records, flat, RecordDp(0.5, 1e-6, 1.0), 1.0, KEY)
+        return flat.g_D.numpy()
+
+    mine = (7, RECORDS[7])
+    np.testing.assert_array_equal(total([(90, FAILS), mine]), total([mine]))
+
+
+def test_what_a_record_does_to_trained_weights_is_taken_back() -> None:
+    """A layer that cuts its weights where a record is large: others' gradients, and what leaves, would show it."""
+
+    class Cutting(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if bool(x[0, 0] > 100.0):
+                with torch.no_grad():
+                    self.weight.mul_(0.1)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Cutting(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    flat = Flat(list(model.named_parameters()))
+    before = flat.read()
+
+    def total(records: list) -> np.ndarray:
+        dp_sgd.gradient(model, loss, records, flat, RecordDp(0.5, 1e-6, 1.0), 1.0, KEY)
+        np.testing.assert_array_equal(flat.read(), before)
+        return flat.g_D.numpy().astype(np.float64)
+
+    mine, large = (7, RECORDS[7]), (90, FAILS)
+    np.testing.assert_allclose(total([large, mine]) - total([large]), total([mine]) - total([]), atol=2e-7)
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_rows_that_are_shortened_when_they_are_read_are_refused(kind: Any) -> None:
+    with pytest.raises(TrainingError, match="max_norm") as caught:
+        dp_sgd.check(nn.Sequential(kind(10, 4, max_norm=1.0)))
+    assert caught.value.code == "E-BN"
+    dp_sgd.check(nn.Sequential(kind(10, 4)))
 
 
 @pytest.mark.parametrize("at", ["setup", "fit"])

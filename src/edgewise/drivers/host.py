@@ -29,7 +29,7 @@ from edgewise.drivers import arithmetic, jobs, speed
 from edgewise.drivers.following import Following
 from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
 from edgewise.drivers.memory import Memories
-from edgewise.drivers.records import noise_steps, records
+from edgewise.drivers.records import noise_steps, records, without_noise
 from edgewise.engine import device as machine
 from edgewise.engine import invitation
 from edgewise.engine.downlink import STALE
@@ -289,10 +289,11 @@ class Host:
             # Nothing travels here, so nothing takes turns: all segments train in every round.
             rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr, epochs=job.epochs or rule.epochs)
             rule = in_steps(self._trainer, self._plan, job.device, rule)
-            drawn = number + played[number] * self._plan.rounds  # other batches and noise when a round is played again
+            drawn = number + played[number] * self._plan.rounds  # other batches when a round is played again
             played[number] += 1
             key, secret = self._plan.batch_key(job.device, drawn), keys.derive(self._root, "alone", job.device, drawn)
-            params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
+            with without_noise(self._trainer):
+                params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
         seconds = time.perf_counter() - began
         if job.measure:
             held = self._trainer.evaluate(job.device, params)

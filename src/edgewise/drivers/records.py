@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from edgewise.core.errors import RecipeError, StoreError
 from edgewise.engine.ports import DeviceId, Trainer
@@ -53,3 +54,17 @@ def noise_steps(plan: Plan, trainer: Trainer) -> None:
 
     rules.delta(dp.delta, sum(records(trainer, device) for device in from_either_end(trainer.devices())), "record")
     trainer.noise_steps(RecordDp(dp.clip_l2, plan.spend.z, dp.sample_rate))
+
+
+@contextmanager
+def without_noise(trainer: Trainer) -> Iterator[None]:
+    """Plain steps inside. A device that trains alone sends nothing, so there is nobody to hide its records from."""
+    dp = getattr(trainer, "record_dp", None)
+    if dp is None:
+        yield
+        return
+    trainer.record_dp = None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        trainer.record_dp = dp  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@
 B takes every block of text independently with probability q (Poisson), g_i is the gradient of block i alone, over all
 trained parameters. One block is one record. The gradient then goes to the optimizer as any other.
 g_i is a function of block i, its row number, the weights and the step's key: whoever else is in B. So dropout is drawn
-anew for each record, and what a forward pass leaves in the model's buffers is taken back.
+anew for each record, and what a forward pass leaves in the model's buffers or trained weights is taken back.
 Clipped gradients are rounded to one grid, one by one, and the noise is the exact discrete Gaussian on it
 (``privacy.grid``): the sum is one of integers, and whatever the optimizer makes of it in float32 is a function of them.
 Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1; Mironov 2012, why not in floating point.
@@ -47,13 +47,20 @@ class RecordDp(NamedTuple):
 
 
 def check(model: nn.Module) -> None:
-    """Raises TrainingError(E-BN) for a model in which one record's gradient depends on others."""
+    """Raises TrainingError(E-BN) for a model in which one record's gradient depends on others, or in which a record
+    changes weights by being read."""
     for name, module in model.named_modules():
         if isinstance(module, MIXING):
             raise TrainingError(
                 "E-BN",
                 f"{name} normalises over the batch: one record's gradient depends on others, and no clip bounds it.",
                 "use layer or group normalisation.",
+            )
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
+            raise TrainingError(
+                "E-BN",
+                f"{name} shortens the rows that a record reads, in the forward pass and without noise (max_norm).",
+                "leave out max_norm.",
             )
 
 
@@ -151,11 +158,12 @@ def gradient(
     """
     g_D, total_D = flat.g_D.numpy(), np.zeros(flat.g_D.numel(), np.int64)
     on = grid.fit("record noise", dp.z, dp.clip, total_D.size)
-    summed = terms = 0.0
+    summed, terms, weights_D = 0.0, 0.0, flat.w_D.clone()
     with unchanged(model) as restore:
         for record in records:
             measured = _one(model, loss, record, flat, key)
             restore()
+            flat.w_D.copy_(weights_D)  # only a step moves weights, with noise
             if measured is None:
                 continue
             factor = min(1.0, dp.clip * (1.0 - 2.0**-20) / max(measured.norm, 1e-30))
@@ -187,8 +195,9 @@ def _one(model: nn.Module, loss: Loss, record: Record, flat: Flat, key: Key) -> 
         try:
             mean, n = loss(model, batch)
             mean.backward()
+            norm = torch.linalg.vector_norm(flat.g_D, dtype=torch.float64)
+            measured = _Measured(float(norm), mean.item(), float(n))
         except Exception as e:  # boundary: a loss is foreign code, and what it raises may depend on the record
             LOG.warning("training fails on a record, which counts as zero: %s", type(e).__name__)
             return None
-    measured = _Measured(float(torch.linalg.vector_norm(flat.g_D, dtype=torch.float64)), mean.item(), n)
     return measured if np.isfinite(measured.norm) and np.isfinite(measured.loss) else None
