@@ -34,7 +34,8 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     Returns:
         Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``ladder``, ``bytes``,
         ``memory_bytes``, ``ends``, ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and
-        round; with epochs of the ``devices`` that were counted), ``forecast``. What is not known is null.
+        round; with epochs of the ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``. What
+        is not known is null.
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
     """
@@ -92,7 +93,8 @@ def _local_steps(trainer: Trainer, plan: Plan) -> dict[str, Any]:
     rule, known = plan.rule(0), trainer.devices()
     n = min(COUNTED, len(known)) if rule.epochs else 0
     each = [in_steps(trainer, plan, known[i * len(known) // n], rule).steps for i in range(n)] or [rule.steps]
-    return {"fewest": min(each), "mean": sum(each) / len(each), "most": max(each), "devices": n}
+    cut = sum(steps == rule.steps for steps in each) if n else 0
+    return {"fewest": min(each), "mean": sum(each) / len(each), "most": max(each), "devices": n, "cut": cut}
 
 
 def show(console: Console, found: Mapping[str, Any], path: str) -> None:
@@ -218,8 +220,13 @@ def _local_work(steps: Mapping[str, Any], epochs: float | None) -> str:
     """The optimizer steps of a device and round."""
     if epochs is None:
         return f"{words.local_work(steps['most'], 0.0)} per device and round"
-    span = f"{words.count(steps['fewest'])} to {words.count(steps['most'])} steps"
-    some = f"{span}, {words.figures(steps['mean'])} on average, of {words.count(steps['devices'])} devices counted"
+    fewest, most = (words.count(steps[k]) for k in ("fewest", "most"))
+    span = f"{fewest} to {most} steps, {words.figures(steps['mean'])} on average"
+    if steps["fewest"] == steps["most"]:
+        span = words.local_work(steps["most"], 0.0).replace("local ", "")
+    some = f"{span}, of {words.count(steps['devices'])} devices counted"
+    if steps["cut"]:
+        some += f"; {words.count(steps['cut'])} reach training.max_local_steps"
     return f"{words.local_work(0, epochs)} per device and round: {some}"
 
 
