@@ -9,11 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edgewise.apps import export, privacy_part, summary
+from edgewise.apps import export, privacy_part, summary, words
+from edgewise.core import vector
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.keys import derive, root
 from edgewise.core.vector import unpack
@@ -204,3 +206,23 @@ def test_another_model_than_the_runs_is_refused(base: Path, tmp_path: Path) -> N
     make_run(tmp_path / "run", params=np.ones(7, np.float32), model={"base": str(base)})
     assert "trained 7 parameters" in refused(tmp_path / "run", tmp_path / "out", "merged")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_model_that_counts_is_exported_and_its_card_has_its_figures(base: Path, tmp_path: Path) -> None:
+    """With ``round.keep = "best"``, the one with the lowest held-out loss, long after its round."""
+    trained(base, {"kind": "full"}, tmp_path / "run", round={"rounds": 12, "keep": "best"})
+    with RunStore(tmp_path / "run") as store:
+        (last,) = [e for e in store.evaluations() if e.round == 11 and e.model == "federated"]
+        x = store.blob(store.models()[12]) * np.float32(2 / 12)  # as ``make_run`` moves it in two rounds
+        assert vector.digest(vector.to_bytes(x)) == store.models()[2]
+        best = msgspec.structs.replace(last, round=1, nll={d: nll / 2 for d, nll in last.nll.items()})
+        store.append(best)
+        store.keep("best", x, 2)
+        figures = summary.build(store)["perplexity"]["federated"]
+    written = export.write(tmp_path / "run", tmp_path / "out", "merged")
+    assert (written["rounds"], written["model_sha256"]) == (2, vector.digest(vector.to_bytes(x)))
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert f"| federated | {words.perplexity(figures['weighted_mean'])} |" in card
+    assert "in 2 of 12 rounds" in card
+    assert export.write(tmp_path / "run", tmp_path / "last", "merged", 12)["rounds"] == 12
+    assert "| federated |" not in (tmp_path / "last" / "README.md").read_text(encoding="utf-8")
