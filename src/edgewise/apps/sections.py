@@ -128,7 +128,7 @@ def samples(s: Summary) -> str:
         rows = [("the device", one["actual"], "quiet")]
         rows += [(words.MODELS[m], one[m], m) for m in ("base", "federated")]
         key = '<dt><span class="key" style="--c:var(--{})"></span>{}</dt><dd>{}</dd>'
-        texts = "".join(key.format(colour, escape(name), escape(text) or "–") for name, text, colour in rows)
+        texts = "".join(key.format(colour, escape(name), escape(text.rstrip()) or "–") for name, text, colour in rows)
         parts.append(f'<h4>{escape(one["device"])}</h4><p class="sample">{escape(one["prompt"])}</p><dl>{texts}</dl>')
     return "<div class=gap></div>" + panel("Samples of text", said, f'<div class="samples">{"".join(parts)}</div>')
 
