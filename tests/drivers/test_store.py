@@ -7,6 +7,8 @@ import io
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from dataclasses import replace
@@ -493,3 +495,32 @@ def test_a_disk_that_refuses_to_delete_stops_nothing(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "replace", lambda *_: refuse(None))
         with pytest.raises(StoreError, match=r"E-DISK: cannot write .*Read-only file system"):
             write_durably(tmp_path / "file", b"x")
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path, begun):
+    with RunStore(tmp_path) as store:
+        if begun:
+            store.create("r", "n", {}, {})
+    name = "ab" * 32
+    torn = [
+        ".recipe.toml.77.tmp", f"blobs/.{name}.77.tmp", f"cache/blocks/.{name[:40]}.train.npy.x_1y5z7q",
+        f"cache/tables/.{name[:32]}.jsonl.abcdefgh", f"cache/unpacked/.{name}.ab_4efgh",
+    ]  # fmt: skip
+    whole = [f"cache/blocks/{name[:40]}.train.npy", f"cache/tables/{name[:32]}.jsonl", "cache/tables/.of_somebody_else"]
+    for name in (*torn, *whole):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    RunStore(tmp_path).close()
+    assert [name for name in (*torn, *whole) if (tmp_path / name).exists()] == whole
+
+
+def test_a_cache_file_that_a_killed_process_was_writing_is_removed(tmp_path):
+    target = tmp_path / "cache" / "tables" / ("ab" * 16 + ".jsonl")
+    code = "import os, pathlib; from edgewise.learn.cache import write_atomically as w; "
+    code += f"w(pathlib.Path({str(target)!r}), lambda f: os._exit(9))"
+    folder.claim(tmp_path)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 9
+    assert len(list(target.parent.iterdir())) == 1
+    RunStore(tmp_path).close()
+    assert list(target.parent.iterdir()) == []

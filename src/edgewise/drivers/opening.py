@@ -18,6 +18,7 @@ from edgewise.drivers.files import FOLDER, TEMPORARY, discard, for_owner
 from edgewise.drivers.tables import SCHEMA_VERSION
 
 _EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # of folders for device memory
+_CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[a-z.]+)?\.[a-z0-9_]{8}")  # a file of the cache before it is whole
 _ROUND = re.compile(r"round-(\d+)\.log")
 
 
@@ -99,6 +100,7 @@ def clean(out: Path, next_round: int) -> None:
     left = [path for number, path in journals(out) if number < max(0, next_round)]
     for pattern in (".*.tmp", "blobs/.*.tmp", "devices/*/.*.tmp"):
         left += (path for path in out.glob(pattern) if TEMPORARY.fullmatch(path.name))
+    left += (path for path in out.glob("cache/*/.*") if _CACHING.fullmatch(path.name))
     for path in left:
         discard(path)
 

@@ -97,8 +97,7 @@ class RunStore:
             run = self.run()
             self.instance: str = run["instance"] if run else opening.token()
             self.memory_dir = opening.memory_dir(out / "devices", run is not None)
-            if run:
-                opening.clean(out, run["next_round"])
+            opening.clean(out, run["next_round"] if run else -1)
         except StoreError:
             self.close()
             raise

@@ -81,7 +81,7 @@ class BlockStore:
         maps = [_map(p, self._section.sequence_len + 1) for p in paths]
         if any(m is None for m in maps):
             for path, array in zip(paths, self._build(device), strict=True):
-                write_atomically(path, lambda f, a=array: np.save(f, a, allow_pickle=False))
+                write_atomically(path, lambda f, a=array: np.save(f, a, allow_pickle=False), sync=False)
             maps = [_map(p, self._section.sequence_len + 1) for p in paths]
         return Blocks(*maps)
 

@@ -12,9 +12,14 @@ from typing import IO, Any
 from edgewise.core.errors import StoreError
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], sync: bool = True) -> None:
     """Write to a temporary file beside ``path``, then rename. Equal contents written twice are harmless.
 
+    Whoever finds the file may trust that it is whole: its bytes are on the disk before it has its name. What a killed
+    process leaves half-written is removed when the run directory is opened next (``drivers.opening``).
+
+    Args:
+        write: is given the file. sync: False for many small files whose readers notice a damaged one.
     Raises:
         StoreError: E-DISK where the folder cannot be written. Whatever ``write`` raises; nothing is left behind then.
     """
@@ -26,6 +31,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     try:
         with os.fdopen(handle, "wb") as f:
             write(f)
+            if sync:
+                f.flush()
+                os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
         with suppress(OSError):
