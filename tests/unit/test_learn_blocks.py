@@ -15,6 +15,7 @@ from edgewise.learn import blocks as blocks_module
 from edgewise.learn.blocks import Blocks, BlockStore, build, predictions
 from edgewise.learn.corpus import Document
 from edgewise.learn.corpus import load as load_corpus
+from edgewise.learn.counts import Counts
 from edgewise.learn.tokens import Tokens, _parts, load
 from edgewise.plan.recipe import DataSection
 
@@ -125,6 +126,85 @@ def test_rows_are_packed_whole_and_long_ones_go_on(tokens: Tokens) -> None:
     assert predicted(long.train_NS) == [*ids(tokens, LONG), tokens.end]
 
 
+@pytest.mark.parametrize("cut_each", [True, False])
+def test_a_cut_text_does_not_end(tokens: Tokens, cut_each: bool) -> None:
+    text = ids(tokens, LONG)
+    whole, cut = (made(tokens, [LONG], cut_each, max_tokens=n) for n in (len(text), 100))
+    assert [predicted(b.held_NS)[-1] for b in (whole, cut)] == [tokens.end, text[99]]
+    assert tokens.end not in [*predicted(cut.train_NS), *predicted(cut.held_NS)]
+    rows = [Document(f"{i}", "ask", LONG) for i in range(3)]
+    data = DataSection(source="jsonl", path="x", owner="o", prompt="p", sequence_len=16, max_tokens=2 * len(text))
+    b = build(rows, tokens, data, False)
+    asked = len(ids(tokens, "ask"))
+    assert predicted(b.train_NS) == [*text, tokens.end]
+    assert predicted(b.held_NS) == text[: 2 * len(text) - len(text) - 2 * asked]
+
+
+def test_a_piece_of_a_file_does_not_end_where_the_file_goes_on(tmp_path: Path, tokens: Tokens) -> None:
+    (tmp_path / "book.txt").write_text(LONG.replace(" ", "\n") * 8, encoding="utf-8")
+    data = DataSection(source="text", path="book.txt", partition="iid", devices=1, sequence_len=16, holdout=0.01)
+    corpus = load_corpus(data, tmp_path, tmp_path / "cache", root(0))
+    pieces = list(corpus.documents("device-0"))
+    assert [d.ends for d in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert len(pieces) > 2
+    b = build(pieces, tokens, data, corpus.cut_each)
+    assert [*predicted(b.train_NS), *predicted(b.held_NS)].count(tokens.end) == 1
+
+
+def test_what_is_left_out_is_counted(tokens: Tokens) -> None:
+    text, short = ids(tokens, LONG), ids(tokens, "a b")
+    listed = [
+        Document("0", "", ""),
+        Document("1", "", "a b", replaced=3),
+        Document("2", "", LONG),
+        Document("3", "", "x y z"),
+    ]
+    all_of = Counts(*build(listed, tokens, section(), True).counts)
+    chars = len(LONG) + len("a b") + len("x y z")
+    tokens_of = len(text) + len(short) + len(ids(tokens, "x y z"))
+    assert all_of == Counts(documents=4, empty=1, characters=chars, replaced=3, tokens=tokens_of)
+    limit = len(short) + 7
+    b = build(listed, tokens, section(max_tokens=limit), True)
+    kept = len("".join(tokens._backend.decode([t]) for t in text[:7]))  # 7 tokens by hand: every one is whole letters
+    assert LONG.startswith(tokens._backend.decode(text[:7]))
+    assert Counts(*b.counts) == Counts(
+        documents=4, empty=1, cut=1, beyond=1, characters=chars, characters_beyond=len(LONG) - kept + len("x y z"),
+        replaced=3, tokens=limit,
+    )  # fmt: skip
+    assert b.train_tokens + b.held_tokens <= limit + 1
+
+
+def test_prompts_that_use_up_the_limit_are_counted(tokens: Tokens) -> None:
+    data = DataSection(source="jsonl", path="x", owner="o", prompt="p", sequence_len=16, max_tokens=20)
+    counts = Counts(*build([Document("0", LONG, "yes"), Document("1", "ask", "no")], tokens, data, False).counts)
+    assert (counts.beyond, counts.prompts_over, counts.cut) == (1, 1, 0)
+    assert counts.characters_beyond == len("yes")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("prompt", ["ask", LONG[:100], LONG[:400]])
+def test_prompts_out_of_sight_are_those_of_the_blocks_that_are_trained(
+    tokens: Tokens, prompt: str, apart: bool
+) -> None:
+    data = DataSection(source="jsonl", path="x", owner="o", prompt="p", sequence_len=16, holdout=0.01)
+    rows = [Document(str(i), prompt, a) for i, a in enumerate(["say it", LONG[:60], "a"])]
+    held, whole = Document("3", "ask", "held out"), [~tokens.end, *(~t for t in ids(tokens, prompt))]
+    short = blind = short_answers = 0
+    for row in rows:  # each by itself, what its blocks show read by hand
+        before = short
+        for block in build([row, held], tokens, data, False, apart).train_NS:
+            learnt = int((block[1:] >= 0).sum())
+            seen = block[: int(np.flatnonzero(block >= 0)[0])].tolist()
+            short += 0 if seen == whole else learnt
+            blind += 0 if seen else learnt
+        short_answers += short > before
+    b = build([*rows, held], tokens, data, False, apart)
+    counts = Counts(*b.counts)
+    assert (counts.answers, counts.answers_short) == (3, short_answers)
+    assert (counts.answer_tokens, counts.tokens_short, counts.tokens_blind) == (b.train_tokens, short, blind)
+    assert short_answers == {"ask": 1}.get(prompt, 3)
+
+
 def test_max_tokens_caps_a_device(tokens: Tokens) -> None:
     b = made(tokens, [LONG, LONG], max_tokens=50, holdout=0.2)
     assert predicted(b.train_NS) == ids(tokens, LONG)[:40]
@@ -168,7 +248,7 @@ def test_of_a_long_row_no_more_is_tokenized_than_is_used(tokens: Tokens, monkeyp
     section = DataSection(partition="iid", devices=2, max_tokens=2048, sequence_len=64)
     blocks = build([Document("row", "", long)], tokens, section, False)
     assert sum(seen) < 2_000_000
-    for now, then in zip(blocks, build([Document("row", "", few)], tokens, section, False), strict=True):
+    for now, then in zip(blocks[:2], build([Document("row", "", few)], tokens, section, False)[:2], strict=True):
         np.testing.assert_array_equal(now, then)
 
 
@@ -190,7 +270,7 @@ def test_blocks_are_cached_until_the_text_changes(notes: Path, tokens: Tokens, m
 
 def test_a_damaged_cache_file_is_made_again(notes: Path, tokens: Tokens) -> None:
     first = np.array(store(notes, tokens).open("ann").train_NS)
-    (path,) = (notes / "cache" / "blocks").glob("*.train.npy")
+    (path,) = (notes / "cache" / "blocks").glob("*.train_NS.npy")
     for damage in (b"", path.read_bytes()[:-50], b"\x80\x04pickle"):
         path.write_bytes(damage)
         np.testing.assert_array_equal(store(notes, tokens).open("ann").train_NS, first)
@@ -226,8 +306,8 @@ def test_two_processes_may_tokenize_at_once(notes: Path) -> None:
     one, two = (p.communicate()[0] for p in running)
     assert one == two != ""
     files = sorted(p.name for p in (notes / "cache" / "blocks").iterdir())
-    assert len(files) == 4
-    assert all(n.endswith((".train.npy", ".held.npy")) for n in files)
+    assert len(files) == 6
+    assert all(n.endswith((".train_NS.npy", ".held_NS.npy", ".counts.npy")) for n in files)
 
 
 @pytest.mark.parametrize("missing", range(4))
@@ -241,7 +321,7 @@ def test_apart_a_missing_document_takes_its_own_blocks_along_and_no_others(
 
     def blocks(documents: list[Document], apart: bool = True) -> list[list[bytes]]:
         made = build(documents, tokens, data, not prompt, apart)
-        return [[block.tobytes() for block in part] for part in made]
+        return [[block.tobytes() for block in part] for part in made[:2]]
 
     last = listed[-1:] if prompt else []  # of rows of instructions, the last one is held out
     rest = blocks([*listed[:missing], *listed[missing + 1 :]])

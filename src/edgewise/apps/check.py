@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.apps import words
+from edgewise.apps import reading, words
 from edgewise.drivers import speed
 from edgewise.drivers.host import in_steps, make_trainer
 from edgewise.drivers.records import noise_steps
@@ -26,6 +26,8 @@ COUNTED = 64  # devices whose steps are counted where the recipe counts passes
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+MOST_BYTES = 1 << 26  # of text that is tokenized to be counted: seconds
 
 
 def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fast: bool = False) -> dict[str, Any]:
@@ -51,6 +53,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         noise_steps(plan, trainer)
         sizes = speed.sizes(trainer, measure=not fast)
         encode_s = 0.0 if fast else speed.encode_s(plan)
+        read = _reading(trainer)
         steps = _local_steps(trainer, plan)
     parameters, step_s = sizes.get("parameters", 0.0), sizes.get("step_s", 0.0)
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
@@ -65,6 +68,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "parameters": parameters or None,
         "trainable": int(trained),
         "population": population,
+        "reading": read,
         "rounds": plan.rounds,
         "sampling": {
             "kind": plan.sampling.kind,
@@ -97,6 +101,12 @@ def _local_steps(trainer: Trainer, plan: Plan) -> dict[str, Any]:
     return {"fewest": min(each), "mean": sum(each) / len(each), "most": max(each), "devices": n, "cut": cut}
 
 
+def _reading(trainer: Trainer) -> dict[str, Any] | None:
+    """What the trainer read and left out, where it tells; some of the text is tokenized for it."""
+    told: Callable[[int], dict[str, Any] | None] | None = getattr(trainer, "reading", None)
+    return told(MOST_BYTES) if told is not None else None
+
+
 def show(console: Console, found: Mapping[str, Any], path: str) -> None:
     """Print what ``examine`` found."""
     from rich.text import Text
@@ -114,6 +124,10 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
     if found["ladder"]:
         for table in ladder_tables(found["ladder"]):
             console.print(table)
+    if found["reading"]:
+        console.print(Text("what is read", "bold"))
+        console.print(reading.table(found["reading"]))
+        console.print()
     console.print(_numbers(found))
 
 

@@ -219,6 +219,8 @@ class Progress:
             return
         if self._console is not None:
             self._finished_phase(event)
+            for note in event.notes if isinstance(event, events.Noted) else ():
+                self._console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
         elif line := self.line(event):
             print(line, file=self._stream, flush=True)
 
@@ -241,6 +243,8 @@ class Progress:
                 return f"{e.name}: {e.population} devices, {words.count(e.dim)} trained coordinates{again}"
             case events.PhaseStarted():
                 return _title(e.phase, b.recipe)
+            case events.Noted():
+                return "\n".join(f"note: {note}" for note in e.notes)
             case events.Forecast():
                 return _forecast(e)
             case events.RoundFinished():

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps import alone, charts, privacy_part, sections, settings, words
+from edgewise.apps import alone, charts, privacy_part, reading, sections, settings, words
 from edgewise.apps.blocks import card, details, facts, pair, panel, row, table
 from edgewise.apps.toml_text import toml
 from edgewise.drivers.files import write_durably
@@ -78,7 +78,7 @@ def page(s: Mapping[str, Any]) -> str:
 <title>{escape(s["name"])} · edgewise report</title><style>{css}</style></head><body>
 <a class="skip" href="#verdict">Skip to the verdict</a><div class="page"><header>
 <p class="kind">edgewise report · run <span class="hash">{escape(s["run"][:12])}</span></p>
-<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_chosen(s)}{_unfinished(s)}{_not_covered(s)}
+<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_chosen(s)}{_unfinished(s)}{_not_covered(s)}{_notes(s)}
 <nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>
 <footer>Made from <code>run.db</code> by <code>edgewise report</code>; the same numbers are in
 <code>summary.json</code>.</footer></div></body></html>
@@ -153,6 +153,12 @@ def _not_covered(s: Mapping[str, Any]) -> str:
         f"{escape(s['not_covered'][0].upper() + s['not_covered'][1:])}. Rows of single devices are in "
         "<code>devices.json</code>, which only the owner of this folder can read.</p>"
     )
+
+
+def _notes(s: Mapping[str, Any]) -> str:
+    """What was left out of the text, and prompts out of sight."""
+    said = reading.notes(s["reading"]) if s["reading"] else []
+    return "".join(f'<p class="note-box" role="note">{escape(note)}</p>' for note in said)
 
 
 def _verdict(s: Mapping[str, Any]) -> str:

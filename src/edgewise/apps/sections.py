@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from edgewise.apps import charts, settings, words
+from edgewise.apps import charts, reading, settings, words
 from edgewise.apps.blocks import details, facts, pair, panel, row, table
 from edgewise.apps.toml_text import toml
 
@@ -356,7 +356,15 @@ def provenance(s: Summary) -> str:
     what = "<h3>The recipe</h3><p class='hint'>The keys that are not as a recipe has them by itself.</p>"
     own = f"{what}<pre>{escape(toml(settings.own(s['recipe'])))}</pre>"
     whole = details("recipe.toml, with all defaults", f"<pre>{escape(toml(s['recipe']))}</pre>")
-    return f'<div class="panel">{listed}</div>{repeat}{own}{whole}'
+    return f'<div class="panel">{listed}</div>{_read(s)}{repeat}{own}{whole}'
+
+
+def _read(s: Summary) -> str:
+    """What was read and what was left out; nothing where the trainer does not tell."""
+    if not s["reading"]:
+        return ""
+    listed = facts((name, escape(said)) for name, said in reading.rows(s["reading"]))
+    return f'<h3>What was read</h3><div class="panel">{listed}</div>'
 
 
 def _hash(x: str | None) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from edgewise.apps import reading
 from edgewise.apps.chosen import chosen
 from edgewise.apps.compare import compare
 from edgewise.apps.longer import longer
@@ -146,6 +147,8 @@ def _run(
         executor = _executor(recipe)
         try:
             loaded = _load(executor, recipe, recipe_dir, store, extensions)
+            if notes := reading.notes(loaded.facts["reading"]) if loaded.facts.get("reading") else []:
+                tell(events.Noted(notes=notes))
             if known is None:
                 write_durably(out / "recipe.toml", toml(recipe.resolved()).encode())
                 store.create(loaded.plan.run, recipe.name, recipe.resolved(), loaded.facts)

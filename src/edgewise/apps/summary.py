@@ -42,6 +42,8 @@ Seconds: ``train`` and ``encode`` are device seconds, summed over contributions,
 workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
 and ``total`` is their sum: loading and the report itself are not in it, and what a crash repeated counts once.
 
+Reading: what was read and what was left out, by reason (``learn.reading``); null where the trainer does not tell.
+
 Facts that are used where the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
 tokens), ``bytes_per_token``, ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan``
 (``trace``, ``trace_down``, ``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir``
@@ -50,7 +52,8 @@ on under ``facts``.
 
 With differential privacy the summary is for others than the run's owner too, so ``per_device`` is empty, the
 ``fingerprint`` is left out (an unsalted hash of all text tells who knows the rest of it whether one document is there),
-and ``not_covered`` says what no epsilon is about. ``devices.json`` has both, for its owner only.
+as is ``reading`` (exact counts of it), and ``not_covered`` says what no epsilon is about. ``devices.json`` has all
+three, for its owner only.
 """
 
 from __future__ import annotations
@@ -76,7 +79,7 @@ from edgewise.plan.section import DP_WORDS
 from edgewise.privacy.card import OUTSIDE
 
 MODELS = ("base", "local_only", "federated", "centralised")
-_SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "recipe_dir"}  # the last: a folder of one machine
+_SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "reading", "recipe_dir"}  # the last: a machine's
 
 
 def perplexity(nll: float, tokens: float) -> float:
@@ -181,6 +184,7 @@ def build(store: RunStore) -> dict[str, Any]:
             "claims": plan.get("claims") or [],
             "privacy": plan.get("privacy"),
         },
+        "reading": None if noised else facts.get("reading"),
         "versions": facts.get("versions") or {},
         "facts": {k: v for k, v in facts.items() if k not in _SHOWN_APART and not (noised and k == "fingerprint")},
         "not_covered": OUTSIDE if noised else "",
@@ -200,13 +204,15 @@ def write(out: Path, summary: Mapping[str, Any]) -> Path:
 
 def write_devices(store: RunStore, summary: Mapping[str, Any], out: Path) -> None:
     """Write what the ``summary`` of a run with differential privacy leaves out to ``out/devices.json``, for its owner
-    only: ``per_device`` and the data's ``fingerprint``. Without differential privacy nothing is left out."""
+    only: ``per_device``, the data's ``fingerprint`` and its ``reading``. Without differential privacy nothing is left
+    out."""
     run = store.run()
     if not summary["not_covered"] or run is None:
         return
     measures = {name: store.measures(name) for name in MODELS}
     rows = _finite(_devices(store.events(), measures, run["facts"]))
-    owners = {"per_device": rows, "fingerprint": run["facts"].get("fingerprint"), "not_covered": OUTSIDE}
+    told = {key: run["facts"].get(key) for key in ("fingerprint", "reading")}
+    owners = {"per_device": rows, **told, "not_covered": OUTSIDE}
     write_durably(out / "devices.json", _json(owners), private=True)
 
 

@@ -42,6 +42,12 @@ class PhaseStarted(Event, frozen=True, tag="phase_started"):
     steps: int = 0
 
 
+class Noted(Event, frozen=True, tag="noted"):
+    """What a person should know before the rounds begin, in sentences: text that is left out, prompts out of sight."""
+
+    notes: list[str]
+
+
 class RoundStarted(Event, frozen=True, tag="round_started"):
     """``invited`` devices are asked; ``goal`` contributions close the round."""
 
@@ -174,6 +180,7 @@ AnyEvent = (
     RunStarted
     | Forecast
     | PhaseStarted
+    | Noted
     | RoundStarted
     | Accepted
     | Lost

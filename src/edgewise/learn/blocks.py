@@ -9,6 +9,9 @@ nothing of other documents, and one that is missing takes its own blocks along a
 hold-out still is of what there is where it is taken from the end of the device (tables): its border may move, and
 ``data.max_tokens`` counts what is there.
 
+The end of a text is predicted where the text ends: not where ``data.max_tokens`` cuts it, nor where a piece of a file
+goes on in another.
+
 Shape suffixes: N = blocks, S = tokens per block.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -27,17 +31,20 @@ from edgewise.core.vector import Array
 from edgewise.engine.ports import DeviceId
 from edgewise.learn.cache import write_atomically
 from edgewise.learn.corpus import Corpus, Document
+from edgewise.learn.counts import Counts
 from edgewise.learn.tokens import Tokens
 from edgewise.plan.recipe import DataSection
 
-FORMAT = 1  # part of the cache key: raise it when the blocks of the same text change
+FORMAT = 2  # part of the cache key: raise it when the blocks of the same text change
 
 
 class Blocks(NamedTuple):
-    """A device's text: ``train_NS`` and ``held_NS``, int32; never both contain a predicted token of the same place."""
+    """A device's text: ``train_NS`` and ``held_NS``, int32; never both contain a predicted token of the same place.
+    ``counts``: ``Counts`` as int64, what became of the text."""
 
     train_NS: Array
     held_NS: Array
+    counts: Array
 
     def __repr__(self) -> str:
         return outline(self)
@@ -77,25 +84,30 @@ class BlockStore:
     def open(self, device: DeviceId) -> Blocks:
         """Blocks of one device; either array may have no rows. Raises DataError as ``Corpus.documents``, StoreError."""
         stem = hashlib.sha256(f"{self._key} {self._corpus.digest(device)}".encode()).hexdigest()[:40]
-        paths = [self._folder / f"{stem}.{part}.npy" for part in ("train", "held")]
-        maps = [_map(p, self._section.sequence_len + 1) for p in paths]
+        paths = [self._folder / f"{stem}.{part}.npy" for part in Blocks._fields]
+        maps = self._maps(*paths)
         if any(m is None for m in maps):
             for path, array in zip(paths, self._build(device), strict=True):
                 write_atomically(path, lambda f, a=array: np.save(f, a, allow_pickle=False), sync=False)
-            maps = [_map(p, self._section.sequence_len + 1) for p in paths]
+            maps = self._maps(*paths)
         return Blocks(*maps)
+
+    def _maps(self, train: Path, held: Path, counts: Path) -> tuple[Array | None, ...]:
+        width = self._section.sequence_len + 1
+        found = _map(counts, np.int64, len(Counts._fields))
+        return _map(train, np.int32, width, 2), _map(held, np.int32, width, 2), found
 
     def _build(self, device: DeviceId) -> Blocks:
         return build(self._corpus.documents(device), self._tokens, self._section, self._corpus.cut_each, self._apart)
 
 
-def _map(path: Path, width: int) -> Array | None:
+def _map(path: Path, dtype: type, width: int, axes: int = 1) -> Array | None:
     """The array in a cache file, or None where it is missing or damaged (then it is made again)."""
     try:
-        blocks_NS = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    return blocks_NS if blocks_NS.dtype == np.int32 and blocks_NS.shape[1:] == (width,) else None
+    return array if (array.dtype, array.ndim, array.shape[-1:]) == (dtype, axes, (width,)) else None
 
 
 def build(
@@ -108,43 +120,75 @@ def build(
     split: its whole rows from the end, at least one where there are two, and rows are packed whole into blocks.
     ``apart``: every document has blocks of its own, and a file that is too short to give owes nothing to the next.
     """
-    encoded = _encode(documents, tokens, section.max_tokens)
+    encoded, counts = _encode(documents, tokens, section.max_tokens)
     if section.prompt:
         train, held = _hold_rows(encoded, section.holdout)
-        return Blocks(*(_pack_rows(part, tokens, section.sequence_len, apart) for part in (train, held)))
-    lengths = [len(text) for _, text in encoded]
+        packed = [_pack_rows(part, tokens, section.sequence_len, apart) for part in (train, held)]
+        counts += _in_sight(train, tokens, section.sequence_len)
+        return Blocks(*packed, counts.array())
+    lengths = [len(e.text) for e in encoded]
     if cut_each:
         each = [[n] for n in lengths] if apart else [lengths]
         keep = [k for part in each for k in _cut_each(part, section.holdout)]
     else:
         keep = _cut_end(lengths, section.holdout)
     train_pieces, held_pieces = [], []
-    for (_, text), k in zip(encoded, keep, strict=True):
+    for e, k in zip(encoded, keep, strict=True):
         if k:
-            train_pieces.append(_piece(text[:k], tokens, begins=True, ends=k == len(text)))
-        if k < len(text):
-            held_pieces.append(_piece(text[k:], tokens, begins=k == 0, ends=True))
-    return Blocks(*(_cut(p, tokens, section.sequence_len, apart) for p in (train_pieces, held_pieces)))
+            train_pieces.append(_piece(e.text[:k], tokens, begins=True, ends=e.ends and k == len(e.text)))
+        if k < len(e.text):
+            held_pieces.append(_piece(e.text[k:], tokens, begins=k == 0, ends=e.ends))
+    cut = (_cut(p, tokens, section.sequence_len, apart) for p in (train_pieces, held_pieces))
+    return Blocks(*cut, counts.array())
 
 
-Encoded = list[tuple[Array, Array]]  # (prompt ids, text ids) of each document that has text
+class Encoded(NamedTuple):
+    """A document's tokens, int32; ``ends``: where they end, the document does."""
+
+    prompt: Array
+    text: Array
+    ends: bool
+
+    __repr__ = outline
+
+
 TOGETHER_CHARS = 1 << 20  # text given to the tokenizer at once: enough for its threads, little memory
 
 
-def _encode(documents: Iterable[Document], tokens: Tokens, limit: int) -> Encoded:
-    encoded: Encoded = []
+def _encode(documents: Iterable[Document], tokens: Tokens, limit: int) -> tuple[list[Encoded], Counts]:
+    """The documents that have text, up to ``limit`` tokens (0 = all) with their prompts, and what was counted. Those
+    behind the limit are read for their length, and not tokenized."""
+    encoded: list[Encoded] = []
     total = 0
+    n: Counter[str] = Counter()
     for group in _groups(documents):
-        prompts, texts = (tokens.encode([getattr(d, part) for d in group], limit) for part in ("prompt", "text"))
-        for prompt, text in zip(prompts, texts, strict=True):
-            if limit:
-                text = text[: max(0, limit - total - len(prompt))]
-            if len(text):
-                encoded.append((prompt, text))
-                total += len(prompt) + len(text)
+        n["documents"] += len(group)
+        n["characters"] += sum(len(d.text) for d in group)
+        n["replaced"] += sum(d.replaced for d in group)
         if limit and total >= limit:
-            break
-    return encoded
+            n["beyond"] += sum(bool(d.text) for d in group)
+            n["empty"] += sum(not d.text for d in group)
+            n["characters_beyond"] += sum(len(d.text) for d in group)
+            continue
+        most = limit + 1 if limit else 0  # one more says whether there is more
+        prompts, texts = (tokens.encode([getattr(d, part) for d in group], most) for part in ("prompt", "text"))
+        for d, prompt, text in zip(group, prompts, texts, strict=True):
+            room = max(0, limit - total - len(prompt)) if limit else len(text)
+            if not len(text):
+                n["empty"] += 1
+                continue
+            if not room:
+                n["beyond"] += 1
+                n["characters_beyond"] += len(d.text)
+                n["prompts_over"] += len(prompt) >= limit
+                continue
+            if room < len(text):
+                n["cut"] += 1
+                n["characters_beyond"] += len(d.text) - tokens.characters(d.text, room)
+            encoded.append(Encoded(prompt, text[:room], d.ends and len(text) <= room))
+            n["tokens"] += len(encoded[-1].text)
+            total += len(prompt) + len(encoded[-1].text)
+    return encoded, Counts(**n)
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -183,8 +227,8 @@ def _cut_end(lengths: Sequence[int], holdout: float) -> list[int]:
     return keep
 
 
-def _hold_rows(encoded: Encoded, holdout: float) -> tuple[Encoded, Encoded]:
-    sizes = [len(p) + len(t) for p, t in encoded]
+def _hold_rows(encoded: list[Encoded], holdout: float) -> tuple[list[Encoded], list[Encoded]]:
+    sizes = [len(e.prompt) + len(e.text) for e in encoded]
     tail, rows = 0, 0
     while rows < len(encoded) - 1 and (rows == 0 or tail + sizes[-rows - 1] <= holdout * sum(sizes)):
         tail += sizes[-rows - 1]
@@ -225,18 +269,47 @@ def _stream(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
     return blocks_NS[(blocks_NS[:, 1:] >= 0).any(1)]
 
 
-def _pack_rows(encoded: Encoded, tokens: Tokens, sequence_len: int, apart: bool) -> Array:
+def _row(e: Encoded, tokens: Tokens) -> tuple[Array, int]:
+    """A row of instruction data with its prompt only read; and where its answer begins."""
+    row = _piece(np.concatenate([e.prompt, e.text]), tokens, begins=True, ends=e.ends)
+    at = len(row) - len(e.text) - (e.ends and tokens.end is not None)
+    row[:at] = np.minimum(row[:at], ~row[:at])  # the negative one of x and ~x
+    return row, at
+
+
+def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart: bool) -> Array:
     """Whole rows into blocks, in order, as many as fit (one with ``apart``); a row longer than a block goes on in the
     next ones."""
     blocks: list[Array] = []
     waiting: list[Array] = []
-    for prompt, text in encoded:
-        row = _piece(np.concatenate([prompt, text]), tokens, begins=True, ends=True)
-        learnt = len(text) + (tokens.end is not None)
-        row[:-learnt] = np.minimum(row[:-learnt], ~row[:-learnt])  # the negative one of x and ~x
+    for e in encoded:
+        row, _ = _row(e, tokens)
         if waiting and (apart or len(_joined([*waiting, row], tokens)) > sequence_len + 1):
             blocks.append(_stream(_joined(waiting, tokens), tokens, sequence_len))
             waiting = []
         waiting.append(row)
     blocks.append(_stream(_joined(waiting, tokens), tokens, sequence_len))
     return np.concatenate(blocks)
+
+
+def _in_sight(encoded: list[Encoded], tokens: Tokens, sequence_len: int) -> Counts:
+    """How many answers, and how many tokens of them, are predicted with their prompt in the same block.
+
+    A row of L tokens whose answer begins at ``at`` is packed whole where L <= S + 1, S = ``sequence_len``. A longer one
+    begins a stream: its token t is predicted in block (t - 1) // S, which begins with token S ((t - 1) // S).
+    """
+    n: Counter[str] = Counter()
+    for e in encoded:
+        if not len(e.prompt):
+            continue
+        row, at = _row(e, tokens)
+        learnt = len(row) - at
+        second = sequence_len + 1  # the first token that is not predicted in the row's first block
+        without = -(-at // sequence_len) * sequence_len + 1  # ... in a block with a token of the prompt
+        short = min(learnt, max(0, len(row) - second))
+        n["answers"] += 1
+        n["answers_short"] += short > 0
+        n["answer_tokens"] += learnt
+        n["tokens_short"] += short
+        n["tokens_blind"] += min(learnt, max(0, len(row) - max(second, without)))
+    return Counts(**n)

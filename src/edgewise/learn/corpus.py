@@ -60,10 +60,13 @@ class Corpus:
     _section: DataSection
     lenient: bool = False
     _digests: dict[DeviceId, str] = field(default_factory=dict, repr=False)
+    _lost: dict[DeviceId, int] = field(default_factory=dict, repr=False)
 
-    def documents(self, device: DeviceId) -> Iterator[Document]:
+    def documents(self, device: DeviceId, lost: list[Exception] | None = None) -> Iterator[Document]:
         """Text of one device, document by document.
 
+        Args:
+            lost: where ``lenient`` leaves a document out, why goes in here.
         Raises:
             DataError: E-DEVICE-DATA for an unknown device; unless ``lenient`` E-DEVICE-DATA for a file that is gone,
                 E-DATA-FORMAT for a binary file or a row without text.
@@ -75,7 +78,8 @@ class Corpus:
         for number, places in groupby(self._order[self._first[i] : self._first[i + 1]], found.file.__getitem__):
             path = found.files[number]
             if number in found.broken:
-                self._left_out(DataError("E-DEVICE-DATA", found.broken[number], "restore the file, or remove it."))
+                e = DataError("E-DEVICE-DATA", found.broken[number], "restore the file, or remove it.")
+                self._left_out(e, lost)
                 continue
             try:
                 with path.open("rb") as f:
@@ -85,15 +89,17 @@ class Corpus:
                             raw = f.read(found.stop[d] - found.start[d])
                             document = self._document(f"{found.names[number]}@{found.start[d]}", raw, d)
                         except (DataError, OSError) as e:
-                            self._left_out(e)
+                            self._left_out(e, lost)
                             continue
                         yield document
             except OSError as e:
-                self._left_out(DataError("E-DEVICE-DATA", f"{path}: {e.strerror}.", "restore the file."))
+                self._left_out(DataError("E-DEVICE-DATA", f"{path}: {e.strerror}.", "restore the file."), lost)
 
-    def _left_out(self, e: DataError | OSError) -> None:
+    def _left_out(self, e: DataError | OSError, lost: list[Exception] | None) -> None:
         if not self.lenient:
             raise e from None
+        if lost is not None:
+            lost.append(e)
         LOG.warning("a document cannot be read, and counts as if it were not there: %s", e)
 
     def _document(self, name: str, raw: bytes, at: int) -> Document:
@@ -122,15 +128,26 @@ class Corpus:
     def digest(self, device: DeviceId) -> str:
         """SHA-256 over names, lengths and contents of a device's documents; remembered."""
         if device not in self._digests:
-            h = hashlib.sha256()
-            for document in self.documents(device):
+            h, lost = hashlib.sha256(), []
+            for document in self.documents(device, lost):
                 for part in document[:3]:
                     raw = part.encode("utf-8", errors="surrogatepass")
                     h.update(len(raw).to_bytes(8, "little") + raw)
                 if not document.ends:
                     h.update(b"a piece")
-            self._digests[device] = h.hexdigest()
+            self._digests[device], self._lost[device] = h.hexdigest(), len(lost)
         return self._digests[device]
+
+    def lost(self, device: DeviceId) -> int:
+        """How many of a device's documents cannot be read and are left out; 0 unless ``lenient``. Raises as
+        ``documents``."""
+        self.digest(device)
+        return self._lost[device]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all documents as they stand in their files; of rows, with all that is needed of them."""
+        return int((self._found.stop - self._found.start).sum())
 
     def fingerprint(self) -> str:
         """SHA-256 over all devices' names and digests: what a run was trained on. Reads everything once.

@@ -48,6 +48,16 @@ class Tokens:
         """The text of some tokens; special ones are left out."""
         return str(self._backend.decode(list(map(int, ids)), skip_special_tokens=True))
 
+    def characters(self, text: str, n: int) -> int:
+        """Of how many characters of ``text`` its first ``n`` tokens are; a character that is cut in two counts."""
+        done = 0
+        for part in _parts(text):
+            encoding = self._backend.encode(part, add_special_tokens=False)
+            if len(encoding.ids) >= n:
+                return done + (int(encoding.offsets[n - 1][1]) if n else 0)
+            done, n = done + len(part), n - len(encoding.ids)
+        return done
+
 
 def _parts(text: str, size: int = 1 << 20) -> Iterator[str]:
     at = 0

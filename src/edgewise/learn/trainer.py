@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -21,21 +22,23 @@ from torch import Tensor
 from edgewise.core.errors import DataError, ModelError
 from edgewise.core.keys import Key, derive, root
 from edgewise.core.vector import Array, Vector
-from edgewise.engine.ports import POOLED, DeviceId
+from edgewise.engine.ports import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.learn import corpus as corpora
 from edgewise.learn import samples
 from edgewise.learn.adapters import FACTOR_A, trainable
 from edgewise.learn.blocks import Blocks, BlockStore, predictions
 from edgewise.learn.corpus import Corpus
+from edgewise.learn.counts import Counts
 from edgewise.learn.flat import Flat
 from edgewise.learn.model import Loaded, TextLoss, autocast_dtype, float32_attention, load
+from edgewise.learn.reading import MOST_DEVICES, reading
 from edgewise.learn.torch_trainer import TorchTrainer, computing, row_order
+from edgewise.learn.train import Batch
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.section import TrainingSection
 
 EVAL_TOKENS = 2048  # per forward pass of an evaluation: larger batches gain nothing on a CPU and cost memory
 OPEN_DEVICES = 256  # memory maps kept open
-LISTED_DEVICES = 1000
 SAMPLED_DEVICES, SAMPLED_BLOCKS = 16, 32  # for the bytes of a token
 
 
@@ -80,7 +83,7 @@ class TextTrainer(TorchTrainer):
         self, recipe: Recipe, loaded: Loaded, flat: Flat, corpus: Corpus, store: BlockStore, loss: TextLoss
     ) -> None:
         self.loaded, self.corpus, self._store = loaded, corpus, store
-        self._eval_tokens = recipe.eval.max_tokens
+        self._eval_tokens, self._data = recipe.eval.max_tokens, recipe.data
         self._open = lru_cache(OPEN_DEVICES)(self._device)
         micro = recipe.training.batch // recipe.training.accumulate * recipe.data.sequence_len
         super().__init__(
@@ -98,6 +101,36 @@ class TextTrainer(TorchTrainer):
     @cached_property
     def _pooled(self) -> PooledShard:
         return PooledShard(self._open, self.devices())
+
+    def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
+        """As ``TorchTrainer.work``; a device that ``data.max_tokens`` leaves nothing says so."""
+        with self._explained(request.device):
+            return super().work(request)
+
+    def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
+        """As ``TorchTrainer.evaluate``; a device that ``data.max_tokens`` leaves nothing says so."""
+        with self._explained(device):
+            return super().evaluate(device, params)
+
+    @contextmanager
+    def _explained(self, device: DeviceId) -> Iterator[None]:
+        try:
+            yield
+        except DataError as e:
+            limit = self._data.max_tokens
+            if e.code != "E-DEVICE-DATA" or not limit or not (beyond := self._beyond(device)):
+                raise
+            prompts = ", since a prompt alone is as long" if beyond.prompts_over else ""
+            what = f"{e.what} data.max_tokens = {limit} leaves out texts of it{prompts}."
+            raise DataError(e.code, what, "raise data.max_tokens.") from None
+
+    def _beyond(self, device: DeviceId) -> Counts | None:
+        if device == POOLED:
+            return None
+        with suppress(DataError):
+            counts = Counts(*map(int, self._open(device).blocks.counts))
+            return counts if counts.beyond else None
+        return None
 
     def text(self, device: DeviceId) -> TextShard:
         """One device's blocks. Raises DataError(E-DEVICE-DATA, E-DATA-*) where they cannot be made."""
@@ -125,11 +158,11 @@ class TextTrainer(TorchTrainer):
         return tokens.decode(found.prompt), tokens.decode(found.actual), tokens.decode(ids)
 
     def describe(self) -> dict[str, Any]:
-        """Provenance: model name, parameters, vocabulary, arithmetic, data fingerprint, and each device's training
-        tokens and the bytes of a token (not for more than 1,000 devices: only those that take part are ever tokenized
-        then).
+        """Provenance: model name, parameters, vocabulary, arithmetic, data fingerprint, what was read and what was left
+        out, and each device's training tokens and the bytes of a token (not for more than 1,000 devices: but for some
+        that are counted, only those that take part are ever tokenized then).
         """
-        sizes, listed = self.sizes(), self.devices() if len(self.devices()) <= LISTED_DEVICES else ()
+        sizes, listed = self.sizes(), self.devices() if len(self.devices()) <= MOST_DEVICES else ()
         # Workers share the cache: half of them begin at the other end, so that they meet in the middle.
         tokens = {d: self._train_tokens(d) for d in (listed if os.getpid() % 2 else reversed(listed))}
         return {
@@ -142,6 +175,7 @@ class TextTrainer(TorchTrainer):
             "model_fingerprint": self._frozen_digest(),
             "devices": {d: tokens[d] for d in listed},
             "bytes_per_token": self._bytes_per_token(listed),
+            "reading": self.reading(),
         }
 
     def _bytes_per_token(self, devices: Sequence[DeviceId]) -> float:
@@ -156,6 +190,10 @@ class TextTrainer(TorchTrainer):
             ids = blocks_NS[blocks_NS >= 0]
             size, count = size + len(self.loaded.tokens.decode(ids).encode()), count + len(ids)
         return round(size / count, 4) if count else 0.0
+
+    def reading(self, most_bytes: int = 0) -> dict[str, Any]:
+        """See ``learn.reading``."""
+        return reading(self.corpus, self._data, lambda device: self._open(device).blocks, most_bytes)
 
     def _frozen_digest(self) -> str:
         """SHA-256 over the weights that are not trained (the trained ones are the run's initial vector)."""

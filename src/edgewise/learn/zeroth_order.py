@@ -184,6 +184,11 @@ class ZerothOrderTrainer:
             "step_s": measured_step_s(self, self.inner.training.lr) if measure else 0.0,
         }
 
+    def reading(self, most_bytes: int = 0) -> dict[str, Any] | None:
+        """What the inner trainer read, where it tells."""
+        told = getattr(self.inner, "reading", None)
+        return told(most_bytes) if told else None
+
     def describe(self) -> dict[str, Any]:
         """What the inner trainer tells, where it does, and ``base_sha256``: see ``base_digest``."""
         told = getattr(self.inner, "describe", dict)()

@@ -223,10 +223,11 @@ class Recipe(Section):
             )
             raise Refused("E-COMBO", what, "leave both out")
         if noisy and self.report.samples:
-            raise ValueError(
-                f'E-COMBO: report.samples with privacy = "{self.privacy}": the report would print text of devices as '
-                "it is, and no epsilon counts that: leave it out"
+            what = (
+                f'report.samples with privacy = "{self.privacy}": the report would print text of devices as it is, and '
+                "no epsilon counts that"
             )
+            raise Refused("E-COMBO", what, "leave it out")
         if self.round.chooses and not self.eval.every:
             what = 'round.patience and round.keep = "best" compare evaluations, and with eval.every = 0 there is one'
             raise Refused("E-COMBO", what, "write eval.every = 1 or more")
