@@ -25,8 +25,9 @@ WRITING = {
     "export": ("export", "made", "--dest", "mine"),
     "report": ("report", "mine"),
     "compare": ("compare", "made", "other", "--out", "mine/report.html"),
+    "recipes": ("recipes", "private", "--to", "mine/README.md"),
 }
-CODES = {"export": "E-EXPORT", "report": "E-RESUME", "compare": "E-FILE-EXISTS"}
+CODES = {"export": "E-EXPORT", "report": "E-RESUME", "compare": "E-FILE-EXISTS", "recipes": "E-FILE-EXISTS"}
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_every_command_that_writes_is_tried() -> None:
     writes = {
         command.callback.__name__
         for command in cli.app.registered_commands
-        if command.callback and {"out", "dest", "run_dir"} & set(command.callback.__annotations__)
+        if command.callback and {"out", "dest", "run_dir", "to"} & set(command.callback.__annotations__)
     }
     assert writes == set(WRITING)
 

@@ -59,7 +59,7 @@ def _root(
 @app.command()
 def demo(
     what: Annotated[
-        str, typer.Argument(metavar="[plays|code]", help="Lines of 24 characters of Shakespeare, or Python's library.")
+        str, typer.Argument(metavar="plays|code", help="Lines of 24 characters of Shakespeare, or Python's library.")
     ] = "plays",
     overrides: Set = None,
     out: Out = None,

@@ -10,6 +10,8 @@ Definitions. ``nll`` is a device's summed negative log-likelihood (nats) over it
     share_improved            share of the devices measured under both models whose perplexity is lower with the
                               federated one
 
+``against_alone`` and ``longer``: see ``apps.alone``.
+
 ``base`` is the model as it came, ``federated`` after the last round that was measured (with ``round.keep = "best"``
 after the one that counts), ``local_only`` every device alone, ``centralised`` all text in one place. What was not run
 is null; a figure that is not finite is null too.
