@@ -166,6 +166,18 @@ def test_comparisons_are_called_what_they_are(compare: dict[str, bool], title: s
     assert stream.getvalue() == f"{title}\n"
 
 
+@pytest.mark.parametrize("compare", [{}, {"centralised": False}, {"local_only": False}])
+@pytest.mark.parametrize("phase", ["load", "federated", "compare", "longer", "evaluate", "report"])
+def test_the_bar_and_its_title_fit_into_80_columns(compare: dict[str, bool], phase: str) -> None:
+    progress = Progress(made_plan(4, compare=compare).recipe, io.StringIO(), live=False)
+    for e in (RUN, events.PhaseStarted(phase=phase, steps=2), events.Progress(phase=phase, done=1, total=2)):
+        progress.board.take(e)
+    screen = io.StringIO()
+    Console(file=screen, width=80).print(progress.render())
+    assert "elapsed" in screen.getvalue().splitlines()[0]
+    assert len(screen.getvalue().splitlines()) <= 2, screen.getvalue()
+
+
 def test_lines_where_there_is_no_terminal() -> None:
     stream = io.StringIO()
     with Progress(made_plan(4).recipe, stream) as progress:

@@ -108,11 +108,13 @@ def going_on(s: Mapping[str, Any]) -> str:
     g = s["longer"]
     if g is None:
         return ""
-    said = f"{words.count(g['devices'])} devices alone, {g['times']} times the steps: {words.measured(g['perplexity'])}"
+    n = g["devices"]
+    said = f"{words.count(n)} device{'s' * (n != 1)} alone, {g['times']} times the steps: "
+    said += words.measured(g["perplexity"])
     if g["local_only"] is not None:
         said += f", for the same steps {words.measured(g['local_only'])}"
     if g["federated"] is not None:
-        said += f"; federated, on the same devices: {words.measured(g['federated'])}"
+        said += f"; federated, on the same: {words.measured(g['federated'])}"
     return said
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PHASES = {
     "load": "loading model and text",
     "federated": "federated rounds",
-    "longer": "comparison: some devices alone for longer",
+    "longer": "comparison: alone for longer",
     "evaluate": "measuring",
     "samples": "samples of text",
     "report": "writing the report",
@@ -36,6 +36,12 @@ def _title(phase: str, recipe: Recipe) -> str:
     wanted = recipe.compare
     parts = ["each device alone"] * wanted.local_only + ["all text in one place"] * wanted.centralised
     return f"comparison{'s' * (len(parts) > 1)}: {', and '.join(parts)}"
+
+
+def _beside_the_bar(phase: str, recipe: Recipe) -> str:
+    """A phase in words that leave room for the bar and the times on a terminal of 80 columns."""
+    kind, _, what = _title(phase, recipe).partition(": ")
+    return kind if len(what) > 24 else what or kind
 
 
 @dataclass
@@ -286,7 +292,7 @@ class Progress:
             return Group()
         left = b.left_s()
         head = Table.grid(padding=(0, 2))
-        title = _title(b.phase, b.recipe)
+        title = _beside_the_bar(b.phase, b.recipe)
         if b.phase == "federated":
             title = f"round {min(b.done + 1, b.total)}/{b.total}"
         bar = ProgressBar(total=b.total or None, completed=b.done, width=28, pulse=not b.total)
