@@ -79,7 +79,8 @@ class BlockStore:
         self._corpus, self._tokens, self._section, self._apart = corpus, tokens, section, apart
         self._folder = cache_dir / "blocks"
         parts = [FORMAT, tokens.digest, section.sequence_len, section.holdout, section.max_tokens, section.prompt != ""]
-        self._key = json.dumps([*parts, corpus.cut_each, apart])
+        chats = [tokens.template.digest] if section.messages and tokens.template else []
+        self._key = json.dumps([*parts, corpus.cut_each, apart, *chats])
 
     def open(self, device: DeviceId) -> Blocks:
         """Blocks of one device; either array may have no rows. Raises DataError as ``Corpus.documents``, StoreError."""
@@ -120,8 +121,8 @@ def build(
     split: its whole rows from the end, at least one where there are two, and rows are packed whole into blocks.
     ``apart``: every document has blocks of its own, and a file that is too short to give owes nothing to the next.
     """
-    encoded, counts = _encode(documents, tokens, section.max_tokens)
-    if section.prompt:
+    encoded, counts = _encode(documents, tokens, section.max_tokens, section.messages != "")
+    if section.prompt or section.messages:
         train, held = _hold_rows(encoded, section.holdout)
         packed = [_pack_rows(part, tokens, section.sequence_len, apart) for part in (train, held)]
         counts += _in_sight(train, tokens, section.sequence_len)
@@ -143,11 +144,13 @@ def build(
 
 
 class Encoded(NamedTuple):
-    """A document's tokens, int32; ``ends``: where they end, the document does."""
+    """A document's tokens, int32; ``ends``: where they end, the document does. ``learnt``: of a chat, which tokens of
+    ``text`` are learnt (bool), and its template has written what stands around messages; else None."""
 
     prompt: Array
     text: Array
     ends: bool
+    learnt: Array | None = None
 
     __repr__ = outline
 
@@ -155,7 +158,7 @@ class Encoded(NamedTuple):
 TOGETHER_CHARS = 1 << 20  # text given to the tokenizer at once: enough for its threads, little memory
 
 
-def _encode(documents: Iterable[Document], tokens: Tokens, limit: int) -> tuple[list[Encoded], Counts]:
+def _encode(documents: Iterable[Document], tokens: Tokens, limit: int, chats: bool) -> tuple[list[Encoded], Counts]:
     """The documents that have text, up to ``limit`` tokens (0 = all) with their prompts, and what was counted. Those
     behind the limit are read for their length, and not tokenized."""
     encoded: list[Encoded] = []
@@ -170,25 +173,44 @@ def _encode(documents: Iterable[Document], tokens: Tokens, limit: int) -> tuple[
             n["empty"] += sum(not d.text for d in group)
             n["characters_beyond"] += sum(len(d.text) for d in group)
             continue
-        most = limit + 1 if limit else 0  # one more says whether there is more
-        prompts, texts = (tokens.encode([getattr(d, part) for d in group], most) for part in ("prompt", "text"))
-        for d, prompt, text in zip(group, prompts, texts, strict=True):
-            room = max(0, limit - total - len(prompt)) if limit else len(text)
-            if not len(text):
-                n["empty"] += 1
-                continue
-            if not room:
-                n["beyond"] += 1
-                n["characters_beyond"] += len(d.text)
-                n["prompts_over"] += len(prompt) >= limit
-                continue
-            if room < len(text):
-                n["cut"] += 1
-                n["characters_beyond"] += len(d.text) - tokens.characters(d.text, room)
-            encoded.append(Encoded(prompt, text[:room], d.ends and len(text) <= room))
-            n["tokens"] += len(encoded[-1].text)
-            total += len(prompt) + len(encoded[-1].text)
+        for d, rows in _tokenized(group, tokens, limit + 1 if limit else 0, chats):  # one more: is there more?
+            n["empty"] += not rows
+            for e in rows:
+                room = max(0, limit - total - len(e.prompt)) if limit else len(e.text)
+                if room < len(e.text):
+                    n["cut" if room else "beyond"] += 1
+                    n["prompts_over"] += len(e.prompt) >= limit
+                    used = _share(d, e, room, len(rows)) if chats else tokens.characters(d.text, room)
+                    n["characters_beyond"] += len(d.text) // len(rows) - used
+                if room:
+                    learnt = None if e.learnt is None else e.learnt[:room]
+                    encoded.append(Encoded(e.prompt, e.text[:room], e.ends and len(e.text) <= room, learnt))
+                    n["tokens"] += len(encoded[-1].text)
+                    total += len(e.prompt) + len(encoded[-1].text)
     return encoded, Counts(**n)
+
+
+def _tokenized(
+    group: list[Document], tokens: Tokens, most: int, chats: bool
+) -> Iterator[tuple[Document, list[Encoded]]]:
+    """Each document with its tokens, at least ``most`` of its text where there are so many (0 = all): no row where it
+    has none, and of a chat perhaps several."""
+    if chats:
+        assert tokens.template is not None, "the trainer refuses chats without a template"
+        for d in group:
+            rows = tokens.template.rows(d.prompt, d.name) if d.text else []
+            at = [int(row.learnt.argmax()) for row in rows]  # where the first answer begins
+            yield d, [Encoded(r.ids[:i], r.ids[i:], True, r.learnt[i:]) for r, i in zip(rows, at, strict=True)]
+        return
+    prompts, texts = (tokens.encode([getattr(d, part) for d in group], most) for part in ("prompt", "text"))
+    for d, prompt, text in zip(group, prompts, texts, strict=True):
+        yield d, [Encoded(prompt, text, d.ends)] if len(text) else []
+
+
+def _share(d: Document, e: Encoded, room: int, rows: int) -> int:
+    """About how many characters of a chat's answers are in the first ``room`` tokens of one of its rows."""
+    learnt = np.zeros(0, bool) if e.learnt is None else e.learnt
+    return int(len(d.text) // rows * learnt[:room].sum() // max(1, learnt.sum()))
 
 
 def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -269,12 +291,15 @@ def _stream(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
     return blocks_NS[(blocks_NS[:, 1:] >= 0).any(1)]
 
 
-def _row(e: Encoded, tokens: Tokens) -> tuple[Array, int]:
-    """A row of instruction data with its prompt only read; and where its answer begins."""
-    row = _piece(np.concatenate([e.prompt, e.text]), tokens, begins=True, ends=e.ends)
-    at = len(row) - len(e.text) - (e.ends and tokens.end is not None)
-    row[:at] = np.minimum(row[:at], ~row[:at])  # the negative one of x and ~x
-    return row, at
+def _row(e: Encoded, tokens: Tokens) -> Array:
+    """A row of instruction data, or a chat, with what is only read as ``~id``."""
+    if e.learnt is None:
+        row = _piece(np.concatenate([e.prompt, e.text]), tokens, begins=True, ends=e.ends)
+        at = len(row) - len(e.text) - (e.ends and tokens.end is not None)
+        row[:at] = np.minimum(row[:at], ~row[:at])  # the negative one of x and ~x
+        return row
+    row = np.concatenate([e.prompt, e.text])
+    return np.where(np.concatenate([np.zeros(len(e.prompt), bool), e.learnt]), row, ~row)
 
 
 def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart: bool) -> Array:
@@ -283,7 +308,7 @@ def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart:
     blocks: list[Array] = []
     waiting: list[Array] = []
     for e in encoded:
-        row, _ = _row(e, tokens)
+        row = _row(e, tokens)
         if waiting and (apart or len(_joined([*waiting, row], tokens)) > sequence_len + 1):
             blocks.append(_stream(_joined(waiting, tokens), tokens, sequence_len))
             waiting = []
@@ -295,21 +320,21 @@ def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart:
 def _in_sight(encoded: list[Encoded], tokens: Tokens, sequence_len: int) -> Counts:
     """How many answers, and how many tokens of them, are predicted with their prompt in the same block.
 
-    A row of L tokens whose answer begins at ``at`` is packed whole where L <= S + 1, S = ``sequence_len``. A longer one
-    begins a stream: its token t is predicted in block (t - 1) // S, which begins with token S ((t - 1) // S).
+    A row of at most S + 1 tokens, S = ``sequence_len``, is packed whole. A longer one begins a stream: its token t is
+    predicted in the block that begins with token S ((t - 1) // S). The whole prompt is there in the first block, and
+    something of it where a token that is only read stands before t in t's block.
     """
     n: Counter[str] = Counter()
     for e in encoded:
         if not len(e.prompt):
             continue
-        row, at = _row(e, tokens)
-        learnt = len(row) - at
-        second = sequence_len + 1  # the first token that is not predicted in the row's first block
-        without = -(-at // sequence_len) * sequence_len + 1  # ... in a block with a token of the prompt
-        short = min(learnt, max(0, len(row) - second))
+        row = _row(e, tokens)
+        read = np.concatenate([[0], np.cumsum(row < 0)])
+        t = np.flatnonzero(row >= 0)
+        begins = (t - 1) // sequence_len * sequence_len
         n["answers"] += 1
-        n["answers_short"] += short > 0
-        n["answer_tokens"] += learnt
-        n["tokens_short"] += short
-        n["tokens_blind"] += min(learnt, max(0, len(row) - max(second, without)))
+        n["answers_short"] += bool((begins > 0).any())
+        n["answer_tokens"] += len(t)
+        n["tokens_short"] += int((begins > 0).sum())
+        n["tokens_blind"] += int(((begins > 0) & (read[t] == read[begins])).sum())
     return Counts(**n)

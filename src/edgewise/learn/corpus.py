@@ -26,6 +26,7 @@ LOG = logging.getLogger("edgewise")
 
 class Document(NamedTuple):
     """``name`` is the place (``asyncio/base_events.py@0``, ``notes.jsonl@5120``); ``prompt`` is read, not learnt.
+    Of a chat, ``prompt`` has all messages and ``text`` the answers (``chat.pack``).
 
     ``replaced``: bad bytes that stand in ``text`` as U+FFFD. ``ends``: the text ends here; else it is a piece, and goes
     on in another document.
@@ -104,9 +105,7 @@ class Corpus:
 
     def _document(self, name: str, raw: bytes, at: int) -> Document:
         if self._found.rows:
-            row = tables.decode(raw, name)
-            prompt = tables.text(row, self._section.prompt, name) if self._section.prompt else ""
-            return Document(name, prompt, tables.text(row, self._section.text, name))
+            return Document(name, *tables.check(self._section, tables.decode(raw, name), name))
         if b"\0" in raw:
             kind = "UTF-16" if raw.startswith(UTF_16) else "not text (it has NUL bytes)"
             raise DataError("E-DATA-FORMAT", f"{name}: {kind}.", "keep only text in UTF-8 there.")

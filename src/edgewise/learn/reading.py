@@ -63,7 +63,7 @@ def reading(
         "max_tokens": section.max_tokens,
         "holdout": section.holdout,
         "time": section.time,
-        "prompt": bool(section.prompt),
+        "prompt": bool(section.prompt or section.messages),
     }
 
 

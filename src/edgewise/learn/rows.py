@@ -26,15 +26,14 @@ Rows = Iterator[tuple[str, Row | None]]  # (place for messages, row; None for a 
 
 def columns(section: DataSection) -> list[str]:
     """The columns that a recipe names, sorted."""
-    return sorted({c for c in (section.text, section.prompt, section.owner, section.time, section.label) if c})
+    return sorted(set(section.columns.values()))
 
 
 def need_columns(section: DataSection, row: Iterable[str], where: str) -> None:
     """Raises DataError(E-DATA-COLUMN) where a column of the recipe is not among those of ``row``."""
     known = list(row)
-    for key in ("text", "prompt", "owner", "time", "label"):
-        name = getattr(section, key)
-        if name and name not in known:
+    for key, name in section.columns.items():
+        if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean `{near[0]}`?" if near else f"columns: {', '.join(known) or 'none'}."
             raise DataError("E-DATA-COLUMN", f"{where}: data.{key} = `{name}` is not a column.", hint)

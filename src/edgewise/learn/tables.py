@@ -20,7 +20,7 @@ import numpy as np
 from edgewise.core.errors import DataError
 from edgewise.core.foreign import foreign
 from edgewise.engine.ports import POOLED
-from edgewise.learn import packed
+from edgewise.learn import chat, packed
 from edgewise.learn.cache import write_atomically
 from edgewise.learn.files import OTHER, Listing, kind_of, shown
 from edgewise.learn.rows import columns, csv_rows, need_columns, parquet_rows
@@ -114,7 +114,7 @@ class _Index:
             if new:
                 need_columns(section, row, where)
                 new = False
-            said = check(section, row, where)
+            _, said = check(section, row, where)
             self._left_out[EMPTY] += not said
             self.some_text |= bool(said.strip())
             self._owner.add(_name(row, section.owner, where) if section.owner else "all")
@@ -207,15 +207,16 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
     kind, fix = type(value).__name__, "convert it."
     if isinstance(value, list) and any(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in value):
         kind = "the messages of a chat"
-        fix = "write the turns before the answer into one column (data.prompt) and the answer into data.text."
+        fix = f"write messages = {name!r} in place of text, or the answer into data.text and the rest into data.prompt."
     raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is {kind}, needs text.", fix)
 
 
-def check(section: DataSection, row: dict[str, Any], where: str) -> str:
-    """The text of a row whose columns all are what they have to be; else DataError(E-DATA-FORMAT)."""
-    if section.prompt:
-        text(row, section.prompt, where)
-    return text(row, section.text, where)
+def check(section: DataSection, row: dict[str, Any], where: str) -> tuple[str, str]:
+    """(prompt, text) of a row, of chats as ``chat.pack`` gives them; E-DATA-FORMAT where they are none."""
+    if section.messages:
+        return chat.pack(chat.messages(_value(row, section.messages, where), section.messages, where))
+    prompt = text(row, section.prompt, where) if section.prompt else ""
+    return prompt, text(row, section.text, where)
 
 
 def _name(row: dict[str, Any], name: str, where: str) -> str:
@@ -230,7 +231,7 @@ def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> P
     a blank line stays one."""
     kept = columns(section)
     asked = section.model_dump(
-        include={"source", "text", "prompt", "owner", "time", "time_format", "label", "separator"}
+        include={"source", "text", "prompt", "messages", "owner", "time", "time_format", "label", "separator"}
     )
     key = hashlib.sha256(json.dumps(["table", FORMAT, asked, packed.digest(path), path.suffix]).encode()).hexdigest()
     target = cache_dir / "tables" / f"{key[:32]}.jsonl"

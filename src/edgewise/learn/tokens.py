@@ -12,6 +12,7 @@ import numpy as np
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 from edgewise.core.vector import Array
+from edgewise.learn import chat
 
 
 class Tokens:
@@ -26,6 +27,7 @@ class Tokens:
         self.end: int | None = tokenizer.eos_token_id
         self.start: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end
         self.size = len(tokenizer)
+        self.template = chat.Template(tokenizer) if getattr(tokenizer, "chat_template", None) else None
         self.digest = hashlib.sha256(f"{self.start} {self.end} {self._backend.to_str()}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], limit: int = 0) -> list[Array]:

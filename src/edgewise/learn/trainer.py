@@ -71,6 +71,9 @@ def _check(loaded: Loaded, recipe: Recipe) -> None:
     if recipe.data.sequence_len > longest:
         what = f"{loaded.name} reads at most {longest} tokens, data.sequence_len is {recipe.data.sequence_len}."
         raise ModelError("E-MODEL", what, f"set data.sequence_len = {longest} or less.")
+    if recipe.data.messages and loaded.tokens.template is None:
+        what = f"{loaded.name} has no chat template, by which data.messages = {recipe.data.messages!r} is read."
+        raise ModelError("E-MODEL", what, "take a chat model, or write prompts and answers into two columns.")
     if loaded.tokens.size > vocab:
         what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {vocab}."
         raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")

@@ -26,6 +26,11 @@ class DataSection(Section):
     )
     text: str = Field("text", description="column with the text")
     prompt: str = Field("", description="column with the prompt; its tokens are not trained on (instruction data)")
+    messages: str = Field(
+        "",
+        description="column with chats, in place of text: lists of role and content, read through the model's chat "
+        "template; the assistant's messages are learnt",
+    )
     owner: str = Field("", description="column that names the device which holds the row")
     time: str = Field(
         "",
@@ -49,6 +54,12 @@ class DataSection(Section):
     holdout: float = Field(0.1, gt=0, lt=0.9, description="share of each device's text, its latest part, never trained")
     max_tokens: int = Field(0, ge=0, description="tokens used per device at most; 0 = all")
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """Key -> the column that it names, of those that are read."""
+        texts = ("messages",) if self.messages else ("text", "prompt")
+        return {key: name for key in (*texts, "owner", "time", "label") if (name := getattr(self, key))}
+
     @model_validator(mode="after")
     def _consistent(self) -> DataSection:
         if self.source not in SHIPPED and not (self.path and all(self.path)):
@@ -60,7 +71,7 @@ class DataSection(Section):
                 "E-COMBO", what, 'leave it out, or say what is there: source = "text", "jsonl", "csv", "parquet"'
             )
         if self.source in (*SHIPPED, "text"):
-            for key in ("text", "prompt", "owner", "time", "label"):
+            for key in ("text", "prompt", "messages", "owner", "time", "label"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     what = f'data.{key} names a column of your own; data.source = "{self.source}" has none'
                     raise Refused(
@@ -75,6 +86,9 @@ class DataSection(Section):
         if self.partition == "owner" and self.source in ("jsonl", "csv", "parquet") and not self.owner:
             what = "data.owner is required: it names the column whose values are the devices"
             raise Refused("E-MISSING", what, 'name the column, or deal rows out: partition = "iid", devices = 20')
+        if self.messages and (self.prompt or self.text != "text" or self.source == "csv"):
+            what = "data.messages holds prompts and answers, as lists in a JSON-lines or Parquet table"
+            raise Refused("E-COMBO", what, "leave out data.text and data.prompt, or leave out data.messages")
         if self.time_format and not self.time:
             what = "data.time_format says how data.time is written, and no column is named there"
             raise Refused("E-COMBO", what, "name the column in data.time, or leave out data.time_format")
