@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -84,6 +85,25 @@ def test_a_dead_worker_is_not_blamed_on_the_one_that_answers(tmp_path, monkeypat
     made._workers[1].idle = True  # so the listener of worker 0 feeds both: 2 to itself, 3 into a broken pipe
     assert [made.result().id, made.result().id] == [1, 2]
     made.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "waitid"), reason="the system does not tell who is stopped")
+def test_a_worker_that_stays_stopped_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "LOOK_S", 0.05)
+    monkeypatch.setattr(pool, "STOPPED_S", 60.0)
+    made, initial = ready(tmp_path, 1)
+    pid = made._workers[0].process.pid
+    os.kill(pid, signal.SIGSTOP)
+    made.submit(solo(1, initial))
+    threading.Timer(1.0, os.kill, (pid, signal.SIGCONT)).start()
+    assert made.result().tokens == 100  # it was stopped for a while only
+    monkeypatch.setattr(pool, "STOPPED_S", 0.2)
+    os.kill(pid, signal.SIGSTOP)
+    blob = jobs.Blob(digest="x", data=memoryview(bytes(2**25)), keep=("x",))  # more than its pipe has room for
+    with pytest.raises(StoreError, match=rf"E-WORKER.*process id {pid}\) was stopped"):
+        made.broadcast(blob)
+    made.close()
+    assert made._workers[0].process.returncode == -signal.SIGKILL
 
 
 def test_closing_gives_all_workers_the_same_time(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from edgewise.core.errors import DecodeError, StoreError
 from edgewise.drivers import jobs
 
 CLOSE_S = 2.0
+LOOK_S, STOPPED_S = 30.0, 300.0  # how often a silent worker is looked at; for how long it may be stopped
 
 
 # Linux's default of 64 KiB makes a context switch of every 64 KiB: 12.5 ms for 4 MB there and back, against 3.5 ms.
@@ -48,6 +49,7 @@ class Pool:
         self._queue: deque[jobs.Job] = deque()
         self._pending = 0  # submitted and not yet returned by result()
         self._workers: list[_Worker] = []
+        self._closing, self._were_stopped = threading.Event(), set[int]()
         try:
             for index in range(workers):
                 self._workers.append(self._start(index, env))
@@ -55,6 +57,7 @@ class Pool:
             self.close()
             what = f"cannot start worker process {len(self._workers)} of {workers}: {e.strerror}."
             raise StoreError("E-WORKER", what, "ask for fewer workers.") from None
+        threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def parallel(self) -> int:
@@ -96,7 +99,24 @@ class Pool:
                 with suppress(OSError):  # this worker is dead: its own listener reports it, and result() raises it
                     jobs.write(worker.stdin, self._queue.popleft())
 
+    def _watch(self) -> None:
+        """End workers that somebody stopped (SIGSTOP) and left so: their answers, and what is written to them once
+        their pipes are full, would be waited for without end."""
+        since_s: dict[int, float] = {}
+        while not self._closing.wait(LOOK_S):
+            now_s = time.monotonic()
+            since_s = {i: since_s.get(i, now_s) for i, w in enumerate(self._workers) if _is_stopped(w.process.pid)}
+            for i in (i for i, began_s in since_s.items() if now_s - began_s >= STOPPED_S):
+                self._were_stopped.add(i)
+                self._workers[i].process.kill()
+
     def _ended(self, index: int) -> StoreError:
+        if index in self._were_stopped:
+            what = (
+                f"worker process {index} (process id {self._workers[index].process.pid}) was stopped and did not go on."
+            )
+            fix = "the run is saved up to here: continue with --resume, and let its processes run."
+            return StoreError("E-WORKER", what, fix)
         try:
             code: int | str = self._workers[index].process.wait(timeout=1)
         except subprocess.TimeoutExpired:
@@ -154,6 +174,7 @@ class Pool:
         """See Executor. A worker in the middle of a job has two seconds to end it; all have the same two."""
         with self._lock:
             self._queue.clear()
+        self._closing.set()
         until_s = time.monotonic() + CLOSE_S
         for worker in self._workers:
             with suppress(OSError):  # the worker may be gone already
@@ -166,3 +187,12 @@ class Pool:
         for worker in self._workers:
             worker.process.wait()
             worker.stdout.close()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a child process is stopped by a signal; False where the system does not tell."""
+    if not hasattr(os, "waitid"):
+        return False
+    with suppress(OSError):  # it ended and was waited for
+        return os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+    return False
