@@ -19,11 +19,16 @@ class Tokens:
     """A fast tokenizer as the corpus needs it: text -> ids, the ids around a document, a digest for cache keys.
 
     Special tokens that happen to stand in a text are encoded as ordinary text: data cannot forge a document boundary.
+    A tokenizer's file may keep settings of an earlier use. They are reset: every text is read whole, and always alike.
+
+    Attributes:
+        notes: what was reset, as sentences for people.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._backend.encode_special_tokens = True
+        self.notes = _reset(self._backend)
         self.end: int | None = tokenizer.eos_token_id
         self.start: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end
         self.size = len(tokenizer)
@@ -59,6 +64,27 @@ class Tokens:
                 return done + (int(encoding.offsets[n - 1][1]) if n else 0)
             done, n = done + len(part), n - len(encoding.ids)
         return done
+
+
+def _reset(backend: Any) -> tuple[str, ...]:
+    """Switch off what would cut, fill or vary a text, and say so.
+
+    One call such as ``tokenizer(text, truncation=True, padding="max_length")`` before ``save_pretrained`` leaves
+    truncation and padding in tokenizer.json.
+    """
+    notes = []
+    if backend.truncation:
+        longest = backend.truncation["max_length"]
+        notes.append(f"tokenizer.json asks to cut texts after {longest} tokens; edgewise reads them whole.")
+        backend.no_truncation()
+    if backend.padding:
+        notes.append("tokenizer.json asks to fill texts up with padding; edgewise adds none.")
+        backend.no_padding()
+    for knob in ("dropout", "alpha", "nbest_size"):  # BPE-dropout; sampling of a unigram model
+        if getattr(backend.model, knob, None):
+            setattr(backend.model, knob, None)
+            notes.append(f"tokenizer.json asks to split words at random ({knob}); edgewise always splits them alike.")
+    return tuple(notes)
 
 
 def _parts(text: str, size: int = 1 << 20) -> Iterator[str]:
