@@ -1,0 +1,79 @@
+"""Files of a model on the Hugging Face hub: the ones that training and export read, at one commit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from edgewise.core.errors import ModelError
+from edgewise.core.foreign import foreign
+
+# Settings, tokenizer, chat templates, and what the model card says about licence and language.
+SMALL = ["*.json", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*"]
+APART = [
+    "original/*",
+    "onnx/*",
+    "openvino/*",
+    "metal/*",
+    "coreml/*",
+    "checkpoint-*",
+]  # the same model for other programs
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+FIX = "download it where there is a network and give the folder as model.base, or use the bundled model."
+
+
+def split(asked: str) -> tuple[str, str]:
+    """``"owner/name@revision"`` as (repository, revision); an empty revision is the repository's main branch."""
+    repo, _, revision = asked.partition("@")
+    return repo, revision
+
+
+def fetch(asked: str) -> Path:
+    """Download a model, or find it in the cache of the hub's client.
+
+    Only the weights that ``transformers`` reads are taken: ``model.safetensors`` or the parts that its index lists.
+    Repositories often hold the same weights a second time (``consolidated.safetensors``, ``original/``).
+
+    Args:
+        asked: ``owner/name`` or ``owner/name@revision``. A revision is a branch, a tag or a commit.
+    Returns:
+        The folder of one commit. Its name is the commit (``commit``).
+    Raises:
+        ModelError: E-MODEL-REMOTE without a network, without access, or for a name that the hub does not know.
+    """
+    repo, revision = split(asked)
+    folder = _snapshot(asked, repo, revision, SMALL)
+    weights = [WEIGHTS]
+    if (folder / INDEX).is_file():
+        with foreign(ModelError, "E-MODEL", f"hub:{asked}: {INDEX} cannot be read", "take another revision."):
+            weights = sorted({str(name) for name in json.loads((folder / INDEX).read_bytes())["weight_map"].values()})
+    return _snapshot(asked, repo, commit(folder) or revision, [*SMALL, *weights])
+
+
+def commit(folder: Path) -> str:
+    """The commit that a folder of the hub's cache holds, 40 hexadecimal digits; empty for another folder."""
+    return folder.name if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots" else ""
+
+
+def _snapshot(asked: str, repo: str, revision: str, wanted: list[str]) -> Path:
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    with foreign(ModelError, "E-MODEL-REMOTE", f"hub:{asked}", FIX):
+        try:
+            return Path(
+                snapshot_download(
+                    repo, revision=revision or None, allow_patterns=wanted, ignore_patterns=APART,
+                    local_files_only=offline, etag_timeout=10,
+                )
+            )  # fmt: skip
+        except LocalEntryNotFoundError:
+            if not offline:
+                raise
+    raise ModelError("E-MODEL-REMOTE", f"hub:{asked}: HF_HUB_OFFLINE is set and the model is not in the cache.", FIX)
