@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 LINES = [
     "the quick brown fox jumps over the lazy dog",
@@ -13,10 +14,10 @@ LINES = [
 END, PAD = "<|endoftext|>", "<|pad|>"
 
 
-def save(folder: Path, tie: bool = True, seed: int = 0) -> Path:
-    import torch
+def tokenizer() -> Any:
+    """Byte-level BPE; entry 0 starts and ends a document, entry 1 is padding."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -25,8 +26,14 @@ def save(folder: Path, tie: bool = True, seed: int = 0) -> Path:
     tokenizer.train_from_iterator(
         LINES, trainers.BpeTrainer(vocab_size=300, special_tokens=[END, PAD], initial_alphabet=alphabet)
     )
-    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD)
-    wrapped.save_pretrained(folder)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=END, eos_token=END, pad_token=PAD)
+
+
+def save(folder: Path, tie: bool = True, seed: int = 0) -> Path:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer().save_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(

@@ -36,8 +36,8 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     Returns:
         Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``ladder``, ``bytes``,
         ``memory_bytes``, ``ends``, ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and
-        round; with epochs of the ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``. What
-        is not known is null.
+        round; with epochs of the ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``,
+        ``notes`` (sentences about model and tokenizer). What is not known is null.
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
     """
@@ -55,6 +55,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         encode_s = 0.0 if fast else speed.encode_s(plan)
         read = _reading(trainer)
         steps = _local_steps(trainer, plan)
+        notes = list(getattr(trainer, "notes", tuple)())
     parameters, step_s = sizes.get("parameters", 0.0), sizes.get("step_s", 0.0)
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
     forecast = explain.forecast(plan, step_s, workers, steps["mean"], encode_s)
@@ -67,6 +68,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "model": recipe.model.base,
         "parameters": parameters or None,
         "trainable": int(trained),
+        "notes": notes,
         "population": population,
         "reading": read,
         "rounds": plan.rounds,
@@ -266,6 +268,8 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     fails = f"fails below {s['minimum']}" if s["minimum"] else "never fails"
     asked = f"{s['invited']} invited, closes at {s['goal']}, {fails}"
     grid.add_row("rounds", f"{found['rounds']} × ({asked}) of {words.count(found['population'])} devices")
+    for note in found["notes"]:
+        grid.add_row("", note)
     if found["ends"]:
         grid.add_row("", found["ends"])
     grid.add_row("local work", _local_work(found["local_steps"], found["local_epochs"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -52,7 +53,8 @@ def factors(spec: Spec, phase: int = 0) -> Stage:
 
 def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
     """The segments of all B, and those of all A. Raises as ``factors``."""
-    found = tuple(tuple(s for s in spec.segments if f"lora_{letter}." in s.name) for letter in "BA")
+    kinds = (re.compile(rf"\.lora_(embedding_)?{letter}(\.|$)") for letter in "BA")
+    found = tuple(tuple(s for s in spec.segments if kind.search(s.name)) for kind in kinds)
     if not all(found) or sum(map(len, found)) != len(spec.segments):
         raise CompositionError(
             "E-SEGMENT",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
@@ -11,12 +13,16 @@ import torch
 from torch import nn
 
 from edgewise.core.errors import ModelError
+from edgewise.core.foreign import foreign
 from edgewise.core.keys import Key, derive, generator
+from edgewise.learn.architecture import called, pattern
 from edgewise.learn.flat import Flat
 from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe import TrainableSection
 
-FACTOR_A = "lora_A"
+FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.|$)")
+ALL_LINEAR = "all-linear"
+MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft adapts no output projection in these
 PEFT_PREFIX = "base_model.model."  # what peft puts before each name in memory and in a saved adapter
 
 
@@ -32,7 +38,7 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
         an adapter's are the ones of a saved PEFT file without ``base_model.model.``:
         ``model.layers.0.self_attn.q_proj.lora_A.weight``.
     Raises:
-        ModelError: E-TARGETS where a target or pattern matches nothing.
+        ModelError: E-TARGETS where a target or pattern matches nothing that text runs through, or that LoRA can adapt.
     """
     if section.adapts:
         model = _with_lora(model, section, key)
@@ -43,7 +49,7 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
         if section.kind == "layers":
             _freeze_others(model, section.layers)
         named = _trained(model)
-    kept = {p for n, p in model.named_parameters() if FACTOR_A in n}  # half of an adapter, as exact as the other half
+    kept = {p for n, p in model.named_parameters() if is_factor_a(n)}  # half of an adapter, as exact as the other half
     for p in model.parameters():
         if not p.requires_grad and p.is_floating_point() and p not in kept:
             p.data = p.data.to(frozen)
@@ -56,32 +62,90 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _freeze_others(model: nn.Module, patterns: list[str]) -> None:
     names = [n for n, _ in model.named_parameters()]
-    for pattern in patterns:
-        if not any(fnmatchcase(n, pattern) for n in names):
-            raise _no_match("trainable.layers", pattern, names)
+    for asked in patterns:
+        if not any(fnmatchcase(n, asked) for n in names):
+            raise _no_match("trainable.layers", asked, names)
     for name, p in model.named_parameters():
-        p.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+        p.requires_grad_(any(fnmatchcase(name, asked) for asked in patterns))
 
 
 def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Module:
     from peft import LoraConfig, get_peft_model  # seconds to import, and only LoRA needs it
 
-    everything = "all-linear" in section.targets
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding) or _is_conv1d(m)]
-    for target in [] if everything else section.targets:
-        if not any(n == target or n.endswith(f".{target}") for n in names):
-            raise _no_match("trainable.targets", target, {n.rsplit(".", 1)[-1] for n in names})
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
         lora_dropout=0.0,
-        target_modules="all-linear" if everything else list(section.targets),
+        target_modules=_targets(model, section.targets),
         fan_in_fan_out=any(_is_conv1d(m) for m in model.modules()),
         task_type="CAUSAL_LM",
     )
-    with seeded(derive(key, "lora")), warnings.catch_warnings():
+    refused = f"trainable.targets = {section.targets}: peft refuses"
+    fix = f'take others of these, or targets = ["{ALL_LINEAR}"]: {_listed(_linear(model))}.'
+    with seeded(derive(key, "lora")), warnings.catch_warnings(), foreign(ModelError, "E-TARGETS", refused, fix):
         warnings.simplefilter("ignore", FutureWarning)  # peft calls a deprecated name of transformers
         return get_peft_model(model, config)
+
+
+def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
+    """Modules for LoRA: those that are asked for and that a text runs through.
+
+    ``all-linear`` is every linear layer but the output head, as in peft, without those that peft refuses in Mamba.
+    A name stays as it was asked for where all its modules count; else the full names stand for it. (For ``all-linear``
+    as it is, peft also adapts the fused experts of the architectures that it knows.)
+    """
+    able = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding) or _is_conv1d(m)]
+    live, chosen = called(model, torch.arange(8)[None]), []
+    for target in asked:
+        found = [n for n in able if n == target or n.endswith(f".{target}")]
+        if target == ALL_LINEAR:
+            found = _linear(model)
+        elif not found:
+            raise _no_match("trainable.targets", target, {n.rsplit(".", 1)[-1] for n in able})
+        read = [n for n in found if pattern(n) in live]
+        if not read:
+            what = f"trainable.targets: no text runs through `{target}`, so an adapter there would change nothing."
+            known = [n for n in able if pattern(n) in live]
+            raise ModelError("E-TARGETS", what, f"the model has: {_listed(known)}.")
+        if asked == [ALL_LINEAR] and len(read) == len(found) and not _barred(model):
+            return ALL_LINEAR
+        chosen += read if target == ALL_LINEAR or len(read) < len(found) else [target]
+    return chosen
+
+
+def _linear(model: nn.Module) -> list[str]:
+    """Names of the linear layers that ``all-linear`` means."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [
+        n for n, m in model.named_modules()
+        if (isinstance(m, nn.Linear) or _is_conv1d(m)) and m is not head and n.rsplit(".", 1)[-1] not in _barred(model)
+    ]  # fmt: skip
+
+
+def _barred(model: nn.Module) -> set[str]:
+    return {"out_proj"} if getattr(model.config, "model_type", None) in MAMBA else set()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted({n.rsplit(".", 1)[-1] for n in names})[:12])
+
+
+def without_adapter(model: nn.Module) -> dict[str, int]:
+    """Weights of an adapted model that no adapter changes: pattern of their name -> how many; matrices only.
+
+    Experts that share one tensor are often among them: LoRA adapts modules, and that tensor is none.
+    """
+    counts: Counter[str] = Counter()
+    for name, p in model.named_parameters():
+        if p.ndim > 1 and not FACTOR.search(name) and ".base_layer." not in name:
+            counts[pattern(name.replace(PEFT_PREFIX, ""))] += p.numel()
+    return dict(counts)
+
+
+def is_factor_a(name: str) -> bool:
+    """Whether a parameter is the factor A of an adapter, on a linear layer or an embedding."""
+    found = FACTOR.search(name)
+    return found is not None and found[1] == "A"
 
 
 def _fix_a(model: nn.Module, key: Key) -> None:
@@ -94,7 +158,9 @@ def _fix_a(model: nn.Module, key: Key) -> None:
     """
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if FACTOR_A not in name:
+            if not is_factor_a(name):
+                if FACTOR.search(name):
+                    p.zero_()  # B on an embedding starts at random in peft, since A starts at zero there
                 continue
             rng = generator(derive(key, "ffa", name.replace(PEFT_PREFIX, "")))
             draw = torch.from_numpy(rng.standard_normal((max(p.shape), min(p.shape))))

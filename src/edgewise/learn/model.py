@@ -6,7 +6,6 @@ Shape suffixes: B = batch, S = block length + 1, T = block length, V = vocabular
 from __future__ import annotations
 
 import json
-import os
 import re
 from importlib import resources
 from pathlib import Path
@@ -18,7 +17,8 @@ from torch.nn import functional as F
 
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
-from edgewise.learn import tokens
+from edgewise.learn import hub, tokens
+from edgewise.learn.architecture import logits
 
 CONFIG_BYTES = 1 << 22
 MOST_PARTS = 1 << 16  # layers times experts; the largest open models have some 25,000
@@ -29,58 +29,50 @@ FP32_ATTENTION = "edgewise_fp32_sdpa"
 
 
 class Loaded(NamedTuple):
-    """A model in the asked dtype, its tokenizer, a name for reports, and the folder that it came from."""
+    """A model in the asked dtype, its tokenizer, a name for reports, and the folder that it came from.
+
+    ``commit``: of a model of the hub, 40 hexadecimal digits; else empty.
+    """
 
     model: nn.Module
     tokens: tokens.Tokens
     name: str
     folder: Path
+    commit: str = ""
 
 
 def load(base: str, recipe_dir: Path, dtype: torch.dtype = torch.float32) -> Loaded:
-    """``"bundled"``, ``"hub:owner/name"``, or a folder (relative to the recipe's).
+    """Read a model: ``"bundled"``, ``"hub:owner/name"``, ``"hub:owner/name@revision"``, or a folder (relative to the
+    recipe's).
 
     Raises:
-        ModelError: E-MODEL (missing, damaged, pickled, incomplete, needs remote code), E-MODEL-REMOTE.
+        ModelError: E-MODEL (missing, damaged, pickled, incomplete, with an adapter beside it, needs remote code),
+            E-MODEL-REMOTE.
     """
     if base == "bundled":
         folder, name = Path(str(resources.files("edgewise"))) / "assets" / "student", "bundled student"
         if not folder.is_dir():
             raise ModelError("E-MODEL", f"the bundled model is missing from {folder}.", "reinstall edgewise.")
     elif base.startswith("hub:"):
-        folder, name = _from_hub(base[4:]), base[4:]
+        folder, name = hub.fetch(base[4:]), hub.split(base[4:])[0]
     else:
         with foreign(ModelError, "E-MODEL", f"model.base = {base!r}", "check the path."):
             folder = (recipe_dir / Path(base).expanduser()).resolve()
         name = folder.name
     _check(folder)
     _bounded(folder / "config.json")
-    return Loaded(_model(folder, dtype), tokens.load(folder), name, folder)
-
-
-def _from_hub(repo: str) -> Path:
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-    from huggingface_hub.utils import disable_progress_bars
-
-    disable_progress_bars()
-    wanted = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt"]
-    fix = "download it where there is a network and give the folder as model.base, or use the bundled model."
-    with foreign(ModelError, "E-MODEL-REMOTE", f"hub:{repo}", fix):
-        try:
-            return Path(snapshot_download(repo, allow_patterns=wanted, local_files_only=offline, etag_timeout=10))
-        except LocalEntryNotFoundError:
-            if not offline:
-                raise
-    what = f"hub:{repo}: HF_HUB_OFFLINE is set and the model is not in the cache."
-    raise ModelError("E-MODEL-REMOTE", what, fix)
+    return Loaded(_model(folder, dtype), tokens.load(folder), name, folder, hub.commit(folder))
 
 
 def _check(folder: Path) -> None:
     if not folder.is_dir():
         fix = f'check model.base; a model of the Hugging Face hub is "hub:{folder.name}"; "bundled" always works.'
         raise ModelError("E-MODEL", f"no model folder at {folder}.", fix)
+    if (folder / "adapter_config.json").is_file():
+        # transformers would apply the adapter on loading, and nobody asked for it.
+        rest = "weights and an adapter" if (folder / "config.json").is_file() else "an adapter, not a whole model"
+        fix = "merge the adapter into the model, or move adapter_config.json and its weights to another folder."
+        raise ModelError("E-MODEL", f"{folder} has {rest}.", fix)
     if not (folder / "config.json").is_file():
         raise ModelError("E-MODEL", f"{folder} has no config.json.", "point model.base at a saved transformers model.")
     if not any(folder.glob("*.safetensors")):
@@ -190,6 +182,6 @@ class TextLoss:
         y_BT = s_BS[:, 1:]
         x_BT = torch.where(s_BS < 0, ~s_BS, s_BS)[:, :-1]
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast is torch.bfloat16):
-            logits_BTV = model(input_ids=x_BT, use_cache=False).logits
+            logits_BTV = logits(model, x_BT)
         logp_BTV = F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32)
         return F.nll_loss(logp_BTV, y_BT.clamp(min=-1).flatten(), ignore_index=-1), n

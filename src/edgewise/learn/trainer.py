@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgewise.core.errors import DataError, ModelError
 from edgewise.core.keys import Key, derive, root
@@ -25,7 +25,8 @@ from edgewise.core.vector import Array, Vector
 from edgewise.engine.ports import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.learn import corpus as corpora
 from edgewise.learn import samples
-from edgewise.learn.adapters import FACTOR_A, trainable
+from edgewise.learn.adapters import is_factor_a, trainable, without_adapter
+from edgewise.learn.architecture import Sizes, check_causal, shares, sizes
 from edgewise.learn.blocks import Blocks, BlockStore, predictions
 from edgewise.learn.corpus import Corpus
 from edgewise.learn.counts import Counts
@@ -66,17 +67,17 @@ def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> TextTrainer:
 
 
 def _check(loaded: Loaded, recipe: Recipe) -> None:
-    config, vocab = loaded.model.config, loaded.model.get_input_embeddings().weight.shape[0]
-    longest = getattr(config, "max_position_embeddings", None) or recipe.data.sequence_len
-    if recipe.data.sequence_len > longest:
-        what = f"{loaded.name} reads at most {longest} tokens, data.sequence_len is {recipe.data.sequence_len}."
-        raise ModelError("E-MODEL", what, f"set data.sequence_len = {longest} or less.")
+    found, asked = sizes(loaded.model), recipe.data.sequence_len
+    if found.context is not None and asked > found.context:
+        what = f"{loaded.name} reads at most {found.context} tokens, data.sequence_len is {asked}."
+        raise ModelError("E-MODEL", what, f"set data.sequence_len = {found.context} or less.")
     if recipe.data.messages and loaded.tokens.template is None:
         what = f"{loaded.name} has no chat template, by which data.messages = {recipe.data.messages!r} is read."
         raise ModelError("E-MODEL", what, "take a chat model, or write prompts and answers into two columns.")
-    if loaded.tokens.size > vocab:
-        what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {vocab}."
+    if loaded.tokens.size > found.vocabulary:
+        what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {found.vocabulary}."
         raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")
+    check_causal(loaded.model, loaded.tokens, asked, loaded.name)
 
 
 class TextTrainer(TorchTrainer):
@@ -87,12 +88,14 @@ class TextTrainer(TorchTrainer):
     ) -> None:
         self.loaded, self.corpus, self._store = loaded, corpus, store
         self._eval_tokens, self._data = recipe.eval.max_tokens, recipe.data
+        self._adapts = recipe.trainable.adapts
         self._open = lru_cache(OPEN_DEVICES)(self._device)
+        found = sizes(loaded.model)
         micro = recipe.training.batch // recipe.training.accumulate * recipe.data.sequence_len
         super().__init__(
             loaded.model, loss, self._pooled_or_device, recipe.training, corpus.devices, flat,
-            activation_bytes=float(micro * _activation_bytes_per_token(loaded.model.config)), arithmetic=loss.autocast,
-            forward_bytes=float(micro * _forward_bytes_per_token(loaded.model.config)),
+            activation_bytes=float(micro * _activation_bytes_per_token(found)), arithmetic=loss.autocast,
+            forward_bytes=float(micro * _forward_bytes_per_token(found)),
         )  # fmt: skip
 
     def _device(self, device: DeviceId) -> TextShard:
@@ -175,7 +178,9 @@ class TextTrainer(TorchTrainer):
             "vocabulary": self.loaded.tokens.size,
             "precision": str(self.loss.autocast).removeprefix("torch."),
             "fingerprint": self.fingerprint(),
-            "model_fingerprint": self._frozen_digest(),
+            "model_fingerprint": frozen_digest(self.model),
+            **({"model_commit": self.loaded.commit} if self.loaded.commit else {}),
+            **({"notes": list(self.notes())} if self.notes() else {}),
             "devices": {d: tokens[d] for d in listed},
             "bytes_per_token": self._bytes_per_token(listed),
             "reading": self.reading(),
@@ -198,20 +203,33 @@ class TextTrainer(TorchTrainer):
         """See ``learn.reading``."""
         return reading(self.corpus, self._data, lambda device: self._open(device).blocks, most_bytes)
 
-    def _frozen_digest(self) -> str:
-        """SHA-256 over the weights that are not trained (the trained ones are the run's initial vector)."""
-        h = hashlib.sha256()
-        for name, p in self.model.named_parameters():
-            if not p.requires_grad and FACTOR_A not in name:  # a fixed A comes from the seed
-                h.update(name.encode())
-                h.update(p.detach().contiguous().view(torch.uint8).numpy().data)
-        return h.hexdigest()
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know before a run, a sentence each: what is read otherwise than the model's files say,
+        and what is never trained."""
+        said = self.loaded.tokens.notes
+        bare = without_adapter(self.model) if self._adapts else {}
+        if bare:
+            weights = sum(p.numel() for n, p in self.model.named_parameters() if not p.requires_grad)
+            share = 100 * sum(bare.values()) / weights
+            said += (f"{share:.0f} % of the model's weights have no adapter and are never trained: {shares(bare)}.",)
+        return said
 
     def _train_tokens(self, device: DeviceId) -> int:
         try:
             return int(self._open(device).count)
         except DataError:  # a device with unreadable text cannot train; fit says why
             return 0
+
+
+def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> str:
+    """SHA-256 over the weights that are not trained, as stored or rounded to ``arithmetic``. (The trained ones are the
+    run's initial vector, and a fixed factor A comes from the seed.)"""
+    h = hashlib.sha256()
+    for name, p in model.named_parameters():
+        if not p.requires_grad and not is_factor_a(name):
+            h.update(name.encode())
+            h.update(p.detach().to(arithmetic or p.dtype).contiguous().view(torch.uint8).numpy().data)
+    return h.hexdigest()
 
 
 class TextShard:
@@ -305,18 +323,15 @@ def _batch(blocks_BS: Array) -> tuple[Tensor, int]:
     return torch.from_numpy(blocks_BS[:, :stop].astype(np.int64)), predictions(blocks_BS)
 
 
-def _activation_bytes_per_token(config: Any) -> int:
+def _activation_bytes_per_token(found: Sizes) -> int:
     """Rough: logits, their log-softmax and gradient in float32, and what each layer keeps for the backward pass."""
-    layers = getattr(config, "num_hidden_layers", 0)
-    return 14 * config.vocab_size + layers * _layer_bytes_per_token(config)
+    return 14 * found.vocabulary + found.layers * _layer_bytes_per_token(found)
 
 
-def _forward_bytes_per_token(config: Any) -> int:
+def _forward_bytes_per_token(found: Sizes) -> int:
     """Rough: logits and their log-softmax, and one layer at a time."""
-    return 8 * config.vocab_size + _layer_bytes_per_token(config)
+    return 8 * found.vocabulary + _layer_bytes_per_token(found)
 
 
-def _layer_bytes_per_token(config: Any) -> int:
-    hidden = getattr(config, "hidden_size", 0)
-    inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    return 4 * (16 * hidden + 5 * inner)
+def _layer_bytes_per_token(found: Sizes) -> int:
+    return 4 * (16 * found.hidden + 5 * found.inner)

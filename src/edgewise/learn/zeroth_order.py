@@ -171,6 +171,10 @@ class ZerothOrderTrainer:
         told: tuple[str, str, str] = self.inner.sample(device, self.weights(params), key)  # type: ignore[attr-defined]
         return told
 
+    def notes(self) -> tuple[str, ...]:
+        """As the inner trainer's, if it has any."""
+        return tuple(getattr(self.inner, "notes", tuple)())
+
     def sizes(self, measure: bool = False) -> Mapping[str, float]:
         """As ``TorchTrainer.sizes``; ``trainable`` is D.
 

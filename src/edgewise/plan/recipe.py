@@ -36,7 +36,9 @@ from edgewise.plan.section import (
 class ModelSection(Section):
     """Which model is federated."""
 
-    base: str = Field("bundled", description='"bundled", a local directory, or "hub:owner/name"; safetensors only')
+    base: str = Field(
+        "bundled", description='"bundled", a local directory, or "hub:owner/name@revision"; safetensors only'
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of training and evaluation; auto = bfloat16 where the CPU has it in hardware"
     )
