@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from toy_recipe import make_recipe
 
-from edgewise.apps import export, simulate, summary
+from edgewise.apps import model_card, simulate, summary
 from edgewise.drivers.store import RunStore
 from edgewise.privacy.card import NOT_COVERED, OUTSIDE
 from unit.made_run import RECIPES, make_run
@@ -70,7 +70,7 @@ def test_a_model_card_names_no_data_and_marks_its_figures(word: str, tmp_path: P
         run, s = store.run(), summary.build(store)
     assert run is not None
     recipe = make_recipe({"seed": 987_654_321, **RECIPES[word]})
-    card = export._card(s, recipe, "merged", s["rounds"]["played"], "0" * 64)
+    card = model_card.Card(s, recipe, "merged", s["rounds"]["played"], "0" * 64).text()
     noised = word not in ("none", "hidden")
     assert "## Held-out perplexity" in card
     assert (NOT_COVERED in card) == (OUTSIDE in card) == noised

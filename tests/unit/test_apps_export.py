@@ -50,6 +50,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def write(run: Path, dest: Path, *wanted: Any, **more: Any) -> dict[str, Any]:
+    return export.write(run, dest, export.Wanted(*wanted, **more))
+
+
 def logits(model: Any) -> Any:
     with torch.no_grad():
         return model.eval()(torch.tensor(IDS)).logits
@@ -83,7 +87,7 @@ def test_merged_loads_in_plain_transformers(section: dict[str, Any], base: Path,
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tensors, wanted = trained(base, section, tmp_path / "run")
-    written = export.write(tmp_path / "run", tmp_path / "out", "merged")
+    written = write(tmp_path / "run", tmp_path / "out", "merged")
     assert written["rounds"] == 12
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     if section["kind"] != "lora":
@@ -100,7 +104,7 @@ def test_adapter_loads_in_plain_peft(base: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     tensors, wanted = trained(base, LORA, tmp_path / "run")
-    written = export.write(tmp_path / "run", tmp_path / "out", "peft")
+    written = write(tmp_path / "run", tmp_path / "out", "peft")
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(written["files"])
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
     close(logits(model), wanted)
@@ -121,13 +125,13 @@ def test_a_base_that_changed_is_refused_and_the_working_folder_can_be_written(
     trained(base, {"kind": "full"}, tmp_path / "whole", more={"model_fingerprint": NOTHING_FROZEN})
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    export.write(tmp_path / "whole", Path("."), "merged")
+    write(tmp_path / "whole", Path("."), "merged")
     assert (tmp_path / "here" / "model.safetensors").is_file()
 
 
 def test_the_card_says_where_the_model_comes_from(base: Path, tmp_path: Path) -> None:
     trained(base, {"kind": "full"}, tmp_path / "run")
-    written = export.write(tmp_path / "run", tmp_path / "out", "merged")
+    written = write(tmp_path / "run", tmp_path / "out", "merged")
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     for said in (written["model_sha256"], "ab" * 32, "12 of 12 rounds", "the server sees every device's update"):
         assert said in card
@@ -146,7 +150,7 @@ def test_the_card_says_where_the_model_comes_from(base: Path, tmp_path: Path) ->
 )
 def test_the_card_says_how_text_came_to_devices(data: dict[str, Any], said: str, base: Path, tmp_path: Path) -> None:
     trained(base, {"kind": "full"}, tmp_path / "run", data=data)
-    export.write(tmp_path / "run", tmp_path / "out", "merged")
+    write(tmp_path / "run", tmp_path / "out", "merged")
     assert said in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
@@ -154,7 +158,7 @@ def test_the_card_says_how_text_came_to_devices(data: dict[str, Any], said: str,
 def test_the_privacy_card_is_exported(word: str, base: Path, tmp_path: Path) -> None:
     recipe = RECIPES[word]
     trained(base, {"kind": "full"}, tmp_path / "run", **recipe)
-    export.write(tmp_path / "run", tmp_path / "out", "merged")
+    write(tmp_path / "run", tmp_path / "out", "merged")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     with RunStore(tmp_path / "run") as store:
         s = summary.build(store)
@@ -173,7 +177,7 @@ def test_the_privacy_card_is_exported(word: str, base: Path, tmp_path: Path) -> 
 
 def test_an_earlier_round_and_the_base_itself(base: Path, tmp_path: Path) -> None:
     trained(base, {"kind": "full"}, tmp_path / "run", rounds_played=4)
-    written = export.write(tmp_path / "run", tmp_path / "out", "merged", played=3)
+    written = write(tmp_path / "run", tmp_path / "out", "merged", 3)
     assert written["rounds"] == 3
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "3 of 12 rounds" in card
@@ -182,7 +186,7 @@ def test_an_earlier_round_and_the_base_itself(base: Path, tmp_path: Path) -> Non
 
 def refused(*arguments: Any) -> str:
     with pytest.raises(EdgewiseError) as e:
-        export.write(*arguments)
+        write(*arguments)
     assert e.value.code == "E-EXPORT"
     return str(e.value)
 
@@ -219,10 +223,10 @@ def test_the_model_that_counts_is_exported_and_its_card_has_its_figures(base: Pa
         store.append(best)
         store.keep("best", x, 2)
         figures = summary.build(store)["perplexity"]["federated"]
-    written = export.write(tmp_path / "run", tmp_path / "out", "merged")
+    written = write(tmp_path / "run", tmp_path / "out", "merged")
     assert (written["rounds"], written["model_sha256"]) == (2, vector.digest(vector.to_bytes(x)))
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert f"| federated | {words.perplexity(figures['weighted_mean'])} |" in card
     assert "in 2 of 12 rounds" in card
-    assert export.write(tmp_path / "run", tmp_path / "last", "merged", 12)["rounds"] == 12
+    assert write(tmp_path / "run", tmp_path / "last", "merged", 12)["rounds"] == 12
     assert "| federated |" not in (tmp_path / "last" / "README.md").read_text(encoding="utf-8")

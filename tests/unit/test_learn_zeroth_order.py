@@ -321,7 +321,7 @@ def test_exports_are_the_rebuilt_weights(
 
     sections = {"trainable": section, "model": {"precision": precision}}
     play(place, tmp_path / "run", **sections)
-    export.write(tmp_path / "run", tmp_path / "out", to)
+    export.write(tmp_path / "run", tmp_path / "out", export.Wanted(to))
     with RunStore(tmp_path / "run") as store:
         params = store.blob(store.models()[2])
     t = trainer(place, **sections)
@@ -335,7 +335,7 @@ def test_exports_are_the_rebuilt_weights(
     tiny_model.save(place / "model", seed=1)
     try:
         with pytest.raises(EdgewiseError, match=r"E-EXPORT.*other (parameters|weights) than the run"):
-            export.write(tmp_path / "run", tmp_path / "other", to)
+            export.write(tmp_path / "run", tmp_path / "other", export.Wanted(to))
     finally:
         tiny_model.save(place / "model")
 

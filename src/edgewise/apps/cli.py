@@ -172,15 +172,28 @@ app.command()(guides.compare)
 def export(
     run_dir: RunDir,
     dest: Annotated[Path, typer.Option("--dest", help="New or empty folder.", show_default=False)],
-    to: Annotated[str, typer.Option("--to", help="peft (LoRA adapter) or merged (whole model).")] = "merged",
+    to: Annotated[
+        str,
+        typer.Option("--to", help="merged (whole model), peft (LoRA adapter) or tensors (what was trained, by name)."),
+    ] = "merged",
     played: Annotated[
         int | None,
         typer.Option("--round", min=0, help="Model after so many rounds; the last one where left out."),
     ] = None,
+    base: Annotated[str, typer.Option("--base", help="Folder of the base model, where it moved.")] = "",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Of a merged model: base (as the base has it), float32, bfloat16 or float16.")
+    ] = "base",
+    with_base: Annotated[
+        bool, typer.Option("--with-base", help="Write the base beside an adapter (the bundled one always is).")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run's model for transformers or peft."""
+    """Write a run's model for transformers or peft.
+
+    What was written is read back: its logits are those of the trained model, or the command fails.
+    """
     session = _session("export", as_json, debug)
 
     def body() -> dict[str, Any]:
@@ -189,7 +202,7 @@ def export(
         with shell.interrupts(), shell.quiet_screen(run_dir / "log.txt", debug):
             from edgewise.apps import export as exporter
 
-            written = exporter.write(run_dir, dest, to, played)
+            written = exporter.write(run_dir, dest, exporter.Wanted(to, played, base, dtype, with_base))
         if not as_json:
             print(f"{to} model after {written['rounds']} rounds: {dest}")
         return written

@@ -1,46 +1,66 @@
-"""`edgewise export`: a run's model as a plain transformers folder or a PEFT adapter, with a card that says how it came
-to be. The folder appears whole or not at all."""
+"""`edgewise export`: a run's model as a plain transformers folder, a PEFT adapter, or tensors by name, with a card that
+says how it came to be. What is written is read back and compared with the trained model. The folder appears whole or
+not at all."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgewise.apps import privacy_part, summary, words
+from edgewise.apps import model_card, summary
 from edgewise.apps.chosen import chosen
 from edgewise.apps.runs import opened
 from edgewise.core.errors import EdgewiseError, StoreError
-from edgewise.core.keys import derive, root
-from edgewise.core.vector import Spec, Vector
+from edgewise.core.foreign import reason
+from edgewise.core.vector import Spec, Vector, unpack
 from edgewise.drivers.store import RunStore
 from edgewise.plan.catalogue import BUILT_IN, make
 from edgewise.plan.recipe import Recipe
-from edgewise.privacy.card import NOT_COVERED
 from edgewise.strategies.base import Directions, Strategy
 
-FORMATS = ("peft", "merged")
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "*.model", "chat_template*")
+if TYPE_CHECKING:
+    from edgewise.learn.exported import Checked
+
+FORMATS = ("peft", "merged", "tensors")
+DTYPES = ("base", "float32", "bfloat16", "float16")
+TENSORS = "trained.safetensors"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write(run_dir: Path, dest: Path, to: str, played: int | None = None) -> dict[str, Any]:
+class Wanted(NamedTuple):
+    """What is asked for. ``to``: one of ``FORMATS``. ``played``: the model after so many rounds; where None, the
+    one that counts in a complete run. ``base``: a folder, or ``hub:owner/name``, that takes the place of the recipe's
+    ``model.base``; empty: as in the recipe. ``dtype``: of a merged model's weights; ``base``: as the base has them.
+    ``with_base``: write a base folder beside the adapter."""
+
+    to: str = "merged"
+    played: int | None = None
+    base: str = ""
+    dtype: str = "base"
+    with_base: bool = False
+
+
+def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
     """Write the model of a run.
 
     Args:
-        dest: a folder that does not exist or is empty. to: ``peft`` (adapter; runs with LoRA only) or ``merged`` (the
-            whole model, float32). played: the model after so many rounds; where None, the one that counts in a complete
-            run.
+        dest: a folder that does not exist or is empty.
     Returns:
-        Plain JSON: ``dest``, ``to``, ``rounds``, ``model_sha256``, ``files``.
+        Plain JSON: ``dest``, ``to``, ``rounds``, ``model_sha256``, ``files``; ``dtype`` and ``logits`` (the largest
+        differences: ``loaded``, ``rounding``, ``moved``) of models and adapters.
     Raises:
-        EdgewiseError: E-EXPORT with the reason; E-RESUME without a run; E-MODEL where the base cannot be loaded.
+        EdgewiseError: E-EXPORT with the reason; E-RESUME without a run; E-MODEL where the base cannot be loaded;
+            E-DISK.
+    Guarantees:
+        A model that transformers or peft loads from ``dest`` gives the logits of the trained model, or nothing is left
+        there.
     """
-    if to not in FORMATS:
-        raise _refused(f"there is no format {to!r}", f"--to {' or '.join(FORMATS)}.")
+    _possible(wanted)
     dest = dest.resolve()  # "." has no name of its own
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise _refused(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
@@ -48,18 +68,35 @@ def write(run_dir: Path, dest: Path, to: str, played: int | None = None) -> dict
         run = store.run()
         assert run is not None
         recipe = Recipe.model_validate(run["recipe"])
-        if to == "peft" and not recipe.trainable.adapts:
+        if wanted.to == "peft" and not recipe.trainable.adapts:
             what = f'a PEFT adapter needs trainable.kind = "lora"; this run trained "{recipe.trainable.kind}"'
             raise _refused(what, "--to merged.")
-        number, digest, params = _params(store, recipe, played)
-        card = _card(summary.build(store), recipe, to, number, digest)
-    recipe_dir = Path(run["facts"].get("recipe_dir") or ".")
-    files = _write(recipe, recipe_dir, run["facts"], params, dest, to, card)
-    return {"dest": str(dest), "to": to, "rounds": number, "model_sha256": digest, "files": files}
+        number, digest, params = _params(store, recipe, wanted.played)
+        found = summary.build(store)
+    card = model_card.Card(found, recipe, wanted.to, number, digest, _directions(recipe) is not None)
+    with _folder(dest) as part:
+        more = (
+            _tensors(run["facts"], params, part, card)
+            if wanted.to == "tensors"
+            else _model(recipe, run_dir, run["facts"], params, part, wanted, card)
+        )
+    files = sorted(str(p.relative_to(dest)) for p in dest.rglob("*") if p.is_file())
+    return {"dest": str(dest), "to": wanted.to, "rounds": number, "model_sha256": digest, "files": files, **more}
 
 
 def _refused(what: str, fix: str) -> EdgewiseError:
     return EdgewiseError("E-EXPORT", f"{what}.", fix)
+
+
+def _possible(wanted: Wanted) -> None:
+    if wanted.to not in FORMATS:
+        raise _refused(f"there is no format {wanted.to!r}", f"--to {' or '.join(FORMATS)}.")
+    if wanted.dtype not in DTYPES:
+        raise _refused(f"there is no dtype {wanted.dtype!r}", f"--dtype {' or '.join(DTYPES)}.")
+    if wanted.dtype != "base" and wanted.to != "merged":
+        raise _refused("--dtype is for --to merged; what was trained is written in float32", "leave out --dtype.")
+    if wanted.with_base and wanted.to != "peft":
+        raise _refused("--with-base is for --to peft; a merged model needs no base", "leave out --with-base.")
 
 
 def _params(store: RunStore, recipe: Recipe, played: int | None) -> tuple[int, str, Vector]:
@@ -77,48 +114,106 @@ def _params(store: RunStore, recipe: Recipe, played: int | None) -> tuple[int, s
     return played, models[played], store.blob(models[played])
 
 
-def _write(
-    recipe: Recipe, recipe_dir: Path, facts: Mapping[str, Any], params: Vector, dest: Path, to: str, card: str
-) -> list[str]:
-    import torch
+@contextmanager
+def _folder(dest: Path) -> Iterator[Path]:
+    """A folder beside ``dest`` that becomes ``dest`` when all went well, and is gone otherwise.
 
-    from edgewise.learn.adapters import trainable
-    from edgewise.learn.model import load
+    Raises StoreError(E-DISK) for what the disk refuses, whichever library met it.
+    """
+    from safetensors import SafetensorError
 
-    loaded = load(recipe.model.base, recipe_dir, torch.float32)
-    model, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), torch.float32)
-    if (directions := _directions(recipe)) is not None:
-        params = _rebuilt(recipe, recipe_dir, facts, params, directions)
-    if params.shape != (flat.spec.dim,):
-        what = f"the run trained {params.size} parameters, {loaded.name} has {flat.spec.dim}"
-        raise _refused(what, "a run of an extension's trainer, or of another model, is exported by its own code.")
-    known = facts.get("model_fingerprint")
-    if known and known != _frozen_digest(model, getattr(torch, facts.get("precision") or "float32")):
-        what = f"{loaded.name} has other weights than the run trained on"
-        raise _refused(what, "put the base model back as it was when the run began.")
-    flat.write(params)
-    for p in model.parameters():  # off the shared storage, which a safetensors file cannot say
-        p.data, p.grad = p.data.clone(), None
-    if to == "merged" and recipe.trainable.adapts:
-        model = model.merge_and_unload()
     part = dest.with_name(f".{dest.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
-        model.save_pretrained(part)
-        if to == "peft":
-            _name_base(part / "adapter_config.json", _base_name(recipe))
-        for pattern in TOKENIZER_FILES:
-            for file in loaded.folder.glob(pattern):
-                shutil.copyfile(file, part / file.name)
-        (part / "README.md").write_text(card, encoding="utf-8")
+        yield part
+        _open_to_others(part)
         if dest.exists():
             dest.rmdir()
         part.rename(dest)
-    except OSError as e:
-        raise StoreError("E-DISK", f"cannot write {dest}: {e.strerror or e}.", "free some space.") from None
+    except (OSError, SafetensorError) as e:  # safetensors tells of a full disk in an exception of its own
+        full = getattr(e, "errno", None) in FULL or "No space left" in str(e) or "too large" in str(e)
+        where = "free some space" if full else "give another --dest"
+        raise StoreError("E-DISK", f"cannot write {dest}: {reason(e)}.", f"{where}; the run is whole.") from e
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return sorted(p.name for p in dest.iterdir())
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give all files the mode that the umask asks for: some libraries write for the owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_card.Card) -> dict[str, Any]:
+    """What was trained, by name: for a trainer of one's own, and for tools of one's own."""
+    from safetensors.numpy import save_file
+
+    if not facts.get("spec"):
+        raise _refused("the run does not record the names of what it trained", "run it again with this version.")
+    spec = Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in facts["spec"]])
+    if params.shape != (spec.dim,):
+        raise _refused(f"the run's vector has {params.size} numbers, its layout {spec.dim}", "the run is damaged.")
+    save_file(unpack(params, spec), part / TENSORS)
+    (part / "README.md").write_text(card.text(), encoding="utf-8")
+    return {}
+
+
+def _model(
+    recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], params: Vector, part: Path, wanted: Wanted,
+    card: model_card.Card,
+) -> dict[str, Any]:  # fmt: skip
+    if facts.get("extensions") and "precision" not in facts:  # a fact of the text trainer
+        own = ", ".join(facts["extensions"])
+        raise _refused(
+            f"the run trained a model of its extension ({own}), which edgewise cannot rebuild",
+            f"--to tensors writes what was trained by name; load_state_dict takes {TENSORS}.",
+        )
+    from edgewise.learn import exported
+
+    base, place = _base(recipe, run_dir, facts, wanted.base)
+    t = exported.trained(recipe, base, place, facts, params, _directions(recipe))
+    origin, bundled = t.loaded.folder, base == "bundled"
+    beside = wanted.to == "peft" and (bundled or wanted.with_base)
+    name = model_card.base_name(base)
+    if wanted.to == "peft":
+        dtype, local = "float32", not base.startswith("hub:")
+        named = f"./{exported.BASE}" if beside else name
+        checked = exported.write_adapter(t, part, named, "" if beside or local else t.loaded.commit, beside)
+    else:
+        dtype = exported.stored_dtype(origin) if wanted.dtype == "base" else wanted.dtype
+        checked = exported.write_merged(t, part, dtype)
+    about = model_card.About(base, name, t.loaded.commit, beside, dtype, checked, model_card.said_of(origin))
+    (part / "README.md").write_text(card.text(about), encoding="utf-8")
+    return {"dtype": dtype, "logits": _plain(checked)}
+
+
+def _plain(checked: Checked) -> dict[str, float]:
+    return dict(checked._asdict())
+
+
+def _base(recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], given: str) -> tuple[str, Path]:
+    """(what to load, where a relative path starts): the model that the run began with, also where the project moved.
+
+    The recipe's folder is looked for from the run's folder first: a project moves as a whole. Raises E-EXPORT.
+    """
+    if given:
+        hub = given.startswith("hub:") or given == "bundled"
+        return given if hub else str(Path(given).resolve()), Path()
+    base = recipe.model.base
+    if base == "bundled":
+        return base, Path()
+    if base.startswith("hub:"):
+        pinned = facts.get("model_commit")
+        return f"{base.partition('@')[0]}@{pinned}" if pinned else base, Path()
+    places = [run_dir / facts["recipe_from_run"]] if facts.get("recipe_from_run") else []
+    places.append(Path(facts.get("recipe_dir") or "."))
+    for place in places:
+        if (place / Path(base).expanduser()).is_dir():
+            return base, place
+    looked = " and ".join(str((place / base).resolve()) for place in places)
+    raise _refused(f"the run's base {base!r} is not at {looked}", "name its folder with --base FOLDER.")
 
 
 def _directions(recipe: Recipe) -> Directions | None:
@@ -130,132 +225,3 @@ def _directions(recipe: Recipe) -> Directions | None:
         return None
     strategy: Strategy = make(BUILT_IN.strategies, "[strategy]", recipe.strategy, Spec(()))
     return strategy.directions
-
-
-def _rebuilt(
-    recipe: Recipe, recipe_dir: Path, facts: Mapping[str, Any], params: Vector, directions: Directions
-) -> Vector:
-    """The parameters that the run's coefficients stand for."""
-    import torch
-
-    from edgewise.learn.adapters import trainable
-    from edgewise.learn.model import load
-    from edgewise.learn.zeroth_order import base_digest, rebuilt
-
-    # Read as the run read it: in bfloat16, the start of LoRA's A is drawn in that.
-    arithmetic = getattr(torch, facts.get("precision") or "float32")
-    loaded = load(recipe.model.base, recipe_dir, arithmetic if recipe.trainable.adapts else torch.float32)
-    _, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), arithmetic)
-    if facts.get("base_sha256") != base_digest(flat.spec, flat.read()):
-        what = f"{loaded.name} has other parameters than the run's directions start from"
-        raise _refused(what, "put the base model back as it was when the run began.")
-    return rebuilt(flat.read(), params, directions, root(recipe.seed))
-
-
-def _frozen_digest(model: Any, arithmetic: Any) -> str:
-    """As ``learn.trainer`` tells it: SHA-256 over the weights that are not trained, in the run's arithmetic."""
-    import torch
-
-    from edgewise.learn.adapters import FACTOR_A
-
-    h = hashlib.sha256()
-    for name, p in model.named_parameters():
-        if not p.requires_grad and FACTOR_A not in name:
-            h.update(name.encode())
-            h.update(p.detach().to(arithmetic).contiguous().view(torch.uint8).numpy().data)
-    return h.hexdigest()
-
-
-def _base_name(recipe: Recipe) -> str:
-    """What the base is called in exported files: no path of this machine."""
-    base = recipe.model.base
-    if base == "bundled":
-        return "edgewise bundled student"
-    return base[4:] if base.startswith("hub:") else Path(base).name
-
-
-def _name_base(config: Path, name: str) -> None:
-    """Name the base in place of this machine's folder."""
-    plain = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps({**plain, "base_model_name_or_path": name}, indent=2), encoding="utf-8")
-
-
-def _loading(recipe: Recipe, base: str) -> str:
-    """How to load an adapter whose base is on no hub."""
-    where = f'"path/to/{base}"'
-    if recipe.model.base == "bundled":
-        where = 'importlib.resources.files("edgewise") / "assets" / "student"'
-    return f"""
-The base, `{base}`, is on no hub, so it is loaded first:
-
-```python
-base = AutoModelForCausalLM.from_pretrained({where})
-model = PeftModel.from_pretrained(base, "path/to/this/folder")
-```
-"""
-
-
-def _card(s: Mapping[str, Any], recipe: Recipe, to: str, played: int, digest: str) -> str:
-    """README.md: data, training, figures, claims, privacy card, identity. Figures only where they belong to this model
-    version."""
-    local = not recipe.model.base.startswith("hub:")
-    base = _base_name(recipe)
-    hub = f"base_model: {base}\n" if not local else ""
-    library = "peft" if to == "peft" else "transformers"
-    rank = recipe.trainable.rank
-    what = {
-        "full": "all parameters",
-        "layers": "some layers",
-        "lora": f"LoRA adapters of rank {rank}",
-        "ffa_lora": f"LoRA adapters of rank {rank}, B only (FFA-LoRA)",
-        "rolora": f"LoRA adapters of rank {rank}, B and A in turn (RoLoRA)",
-    }
-    trained, t = what[recipe.trainable.kind], recipe.training
-    work = words.local_work(t.local_steps, t.local_epochs)
-    stdlib = recipe.data.source == "python-stdlib"
-    data = "source text of the Python standard library" if stdlib else f"{recipe.data.source} data"
-    whole = stdlib and recipe.data.partition == "owner"
-    data += ", one package per device" if whole else f", partition `{recipe.data.partition}`"
-    rows = [
-        f"| {words.MODELS[m]} | {words.perplexity(q['weighted_mean'])} | {words.perplexity(q['median'])} |"
-        f" {words.perplexity(q['worst_decile'])} |"
-        for m, q in s["perplexity"].items()
-        if q and played == s["rounds"]["kept"] and s["complete"]
-    ]
-    head = "| model | weighted mean | median | worst 10 % |\n| --- | ---: | ---: | ---: |\n"
-    noised = bool(s["not_covered"])
-    mark = f"{NOT_COVERED}\n\n" if noised else ""
-    figures = f"\n## Held-out perplexity\n\n{mark}{head}" + "\n".join(rows) + "\n" if rows else ""
-    fingerprint = "" if noised else f" Fingerprint: `{s['facts'].get('fingerprint', 'not recorded')}`."
-    seed = "" if noised else f"| seed | {s['seed']} |\n"
-    vector = "trained parameters" if _directions(recipe) is None else "coefficients of the directions"
-    claims = "\n".join(f"- {c}" for c in s["plan"]["claims"])
-    return f"""---
-library_name: {library}
-{hub}pipeline_tag: text-generation
-tags:
-- edgewise
-- federated
----
-
-# {s["name"]}
-
-{trained[0].upper()}{trained[1:]} of `{base}`, trained with edgewise on {words.count(s["population"])} simulated devices
-in {played} of {recipe.round.rounds} rounds of {work} ({t.optimizer}, learning rate {t.lr:g}).
-The weights are float32.
-{_loading(recipe, base) if to == "peft" and local else ""}
-Data: {data}.{fingerprint}
-{figures}
-## Who learnt what in training
-
-{claims or "Not recorded."}
-{privacy_part.markdown(s, played)}
-## Identity
-
-| | |
-| --- | --- |
-| {vector}, SHA-256 | `{digest}` |
-| run id | `{s["run"]}` |
-| recipe, SHA-256 | `{s["recipe_sha256"]}` |
-{seed}| versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |
-"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -154,6 +155,9 @@ def _run(
                 store.create(loaded.plan.run, recipe.name, recipe.resolved(), loaded.facts)
             else:
                 _same(known["facts"], loaded.facts)
+                renewed = {**known["facts"], **_places(recipe_dir, out)}
+                if renewed != known["facts"]:
+                    store.renew(renewed)
                 if known["id"] != loaded.plan.run:
                     raise StoreError(
                         "E-RESUME",
@@ -256,7 +260,8 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, store: RunStore,
         "initial_sha256": vector.digest(first.initial),
         "spec_sha256": spec.digest(),
         "extensions": list(extensions),
-        "recipe_dir": str(recipe_dir.resolve()),
+        "spec": first.spec,
+        **_places(recipe_dir, store.out),
         "versions": _versions(),
         "started_at": time.time(),
         "engine": recipe.simulation.engine,
@@ -276,6 +281,15 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, store: RunStore,
         traces, facts["link_trace_sha256"] = read_traces(recipe_dir / recipe.simulation.link_trace)
         return _Loaded(plan, tuple(first.devices), [initial], facts, traces)
     return _Loaded(plan, tuple(first.devices), [initial], facts, ())
+
+
+def _places(recipe_dir: Path, out: Path) -> dict[str, str]:
+    """Where the recipe lies: from the root of this machine, and from the run, so that both may move together."""
+    here, run = recipe_dir.resolve(), out.resolve()
+    try:
+        return {"recipe_dir": str(here), "recipe_from_run": Path(os.path.relpath(here, run)).as_posix()}
+    except ValueError:  # on another drive of Windows
+        return {"recipe_dir": str(here)}
 
 
 @cache

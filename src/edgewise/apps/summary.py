@@ -48,9 +48,9 @@ Reading: what was read and what was left out, by reason (``learn.reading``); nul
 
 Facts that are used where the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
 tokens), ``bytes_per_token``, ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan``
-(``trace``, ``trace_down``, ``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir``
-(``edgewise export`` finds a relative ``model.base`` by it; it is not part of the summary). Every other fact is passed
-on under ``facts``.
+(``trace``, ``trace_down``, ``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir``,
+``recipe_from_run`` and ``spec`` (``edgewise export`` finds a relative ``model.base`` and the names of tensors by them;
+they are not part of the summary). Every other fact is passed on under ``facts``.
 
 With differential privacy the summary is for others than the run's owner too, so ``per_device`` is empty, the
 ``fingerprint`` is left out (an unsalted hash of all text tells who knows the rest of it whether one document is there),
@@ -81,7 +81,8 @@ from edgewise.plan.section import DP_WORDS
 from edgewise.privacy.card import OUTSIDE
 
 MODELS = ("base", "local_only", "federated", "centralised")
-_SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "reading", "recipe_dir"}  # the last: a machine's
+_PLACES = {"recipe_dir", "recipe_from_run"}  # folders of a machine
+_SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "reading", "spec"} | _PLACES
 
 
 def perplexity(nll: float, tokens: float) -> float:

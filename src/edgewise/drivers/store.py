@@ -144,8 +144,7 @@ class RunStore:
 
     def run(self) -> Mapping[str, Any] | None:
         """The run in this directory (id, name, recipe, facts, next_round, finished), or None."""
-        rows = self._rows(sa.select(RUNS))
-        if not rows:
+        if not (rows := self._rows(sa.select(RUNS))):
             return None
         with self._sound("the run"):
             row = rows[0]._asdict()
@@ -159,9 +158,14 @@ class RunStore:
         witness.write(self.out, self._reached({"id": run, "next_round": -1}, 0, start))
         sync_folder(self.out)
         with self._write() as c:
-            values = {"id": run, "schema_version": SCHEMA_VERSION, "instance": self.instance, "ledger": start}
-            values |= {"name": name, "recipe": json.dumps(recipe), "facts": json.dumps(facts)}
+            tables = {"recipe": json.dumps(recipe), "facts": json.dumps(facts), "schema_version": SCHEMA_VERSION}
+            values = {"id": run, "name": name, "instance": self.instance, "ledger": start, **tables}
             c.execute(RUNS.insert().values(**values, next_round=-1, unmet=0, finished=False))
+
+    def renew(self, facts: Mapping[str, Any]) -> None:
+        """Replace the run's facts: some may change between sessions, as the place of a folder."""
+        with self._write() as c:
+            c.execute(RUNS.update().values(facts=json.dumps(facts)))
 
     def finish(self) -> None:
         """Mark the run as finished."""
@@ -216,8 +220,7 @@ class RunStore:
         witness.write(self.out, self._reached(run, count, last))
 
     def _known(self) -> Mapping[str, Any]:
-        run = self.run()
-        if run is None:
+        if (run := self.run()) is None:
             raise ValueError("no run was created here")
         return run
 
@@ -235,8 +238,8 @@ class RunStore:
 
     def journal(self, round: int) -> FileJournal:
         """See Store."""
-        path = self.out / "journal" / opening.journal_name(round)
-        self._journal = FileJournal(path, self._checkpoint(self._known()))
+        name, at = opening.journal_name(round), self._checkpoint(self._known())
+        self._journal = FileJournal(self.out / "journal" / name, at)
         return self._journal
 
     def standing(self, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:

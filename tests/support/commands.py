@@ -1,0 +1,25 @@
+"""The command line in this process, as a script would read it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from typer.testing import CliRunner
+
+from edgewise.apps.cli import app
+
+
+def command(*arguments: str) -> dict[str, Any]:
+    """What a command answers with ``--json``; of one that fails, its error (``code``, ``what``, ``fix``)."""
+    done = CliRunner().invoke(app, [*arguments, "--json"])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.output
+    envelope = json.loads(done.stdout.strip().splitlines()[-1])
+    found: dict[str, Any] = envelope if done.exit_code == 0 else envelope["error"]
+    return found
+
+
+def sim(*arguments: str, out: str = "run", **values: Any) -> dict[str, Any]:
+    """``edgewise sim recipe.toml``; ``training__lr=1`` stands for ``--set training.lr=1``."""
+    options = [part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]
+    return command("sim", "recipe.toml", "--out", out, *arguments, *options)
