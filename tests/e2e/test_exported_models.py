@@ -114,6 +114,16 @@ def test_check_says_what_is_never_trained_and_what_the_tokenizer_asks(tmp_path: 
     assert again["facts"]["notes"] == notes
 
 
+def test_check_says_what_no_text_reaches(tmp_path: Path) -> None:
+    tiny_models.project(tmp_path)
+    tiny_models.save("gemma3", tmp_path / "model")
+    (note,) = command("check", "recipe.toml", "--fast")["notes"]
+    assert "no text runs through (model.multi_modal_projector, model.vision_tower)" in note
+    adapted = command("check", "recipe.toml", "--fast", "--set", "trainable.kind=lora")
+    assert "vision_tower" in adapted["notes"][0]
+    assert adapted["trainable"] < 5000, "no adapter on what no text reaches"
+
+
 def test_lora_targets_that_cannot_be(tmp_path: Path) -> None:
     tiny_models.project(tmp_path)
     tiny_models.save("mamba", tmp_path / "model")

@@ -95,7 +95,7 @@ def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
     as it is, peft also adapts the fused experts of the architectures that it knows.)
     """
     able = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding) or _is_conv1d(m)]
-    live, chosen = called(model, torch.arange(8)[None]), []
+    live, chosen = called(model), []
     for target in asked:
         found = [n for n in able if n == target or n.endswith(f".{target}")]
         if target == ALL_LINEAR:

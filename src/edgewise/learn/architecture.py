@@ -6,6 +6,7 @@ Shape suffixes: B = batch, T = sequence, V = vocabulary.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +53,7 @@ def sizes(model: nn.Module) -> Sizes:
     )
 
 
-def embeddings(model: nn.Module) -> nn.Module:
+def embeddings(model: nn.Module) -> Any:
     """The module that turns token ids into vectors. Raises ModelError(E-MODEL) where there is none."""
     found = None
     with foreign(ModelError, "E-MODEL", "the model names no token embeddings", "take another model."):
@@ -146,7 +147,7 @@ def pattern(name: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
-def called(model: nn.Module, ids_BT: Tensor) -> set[str]:
+def called(model: nn.Module) -> set[str]:
     """Patterns of the modules whose forward method runs when the model reads text.
 
     An adapter on another module changes nothing: it belongs to images or sound, or its weight is used without it.
@@ -162,12 +163,27 @@ def called(model: nn.Module, ids_BT: Tensor) -> set[str]:
     model.eval()
     try:
         with torch.no_grad():
-            logits(model, ids_BT)
+            logits(model, torch.arange(min(8, embeddings(model).weight.shape[0]))[None])
     finally:
         model.train(mode)
         for handle in handles:
             handle.remove()
     return found
+
+
+def unread(model: nn.Module) -> dict[str, int]:
+    """Trained parameters of parts that no text runs through (the image encoder of a multimodal model), by part.
+
+    They travel and never move. Empty where the whole model reads text: its configuration is not nested then.
+    """
+    if text_config(model.config) is model.config:
+        return {}
+    live, counts = called(model), Counter[str]()
+    for owner, module in model.named_modules():
+        if pattern(owner) not in live:
+            own = [p for p in module.parameters(recurse=False) if p.requires_grad]
+            counts[".".join(owner.split(".")[:2])] += sum(p.numel() for p in own)
+    return {part: n for part, n in counts.items() if n}
 
 
 def shares(parts: dict[str, int]) -> str:

@@ -26,7 +26,7 @@ from edgewise.engine.ports import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.learn import corpus as corpora
 from edgewise.learn import samples
 from edgewise.learn.adapters import is_factor_a, trainable, without_adapter
-from edgewise.learn.architecture import Sizes, check_causal, shares, sizes
+from edgewise.learn.architecture import Sizes, check_causal, shares, sizes, unread
 from edgewise.learn.blocks import Blocks, BlockStore, predictions
 from edgewise.learn.corpus import Corpus
 from edgewise.learn.counts import Counts
@@ -208,6 +208,10 @@ class TextTrainer(TorchTrainer):
         and what is never trained."""
         said = self.loaded.tokens.notes
         bare = without_adapter(self.model) if self._adapts else {}
+        if idle := {} if self._adapts else unread(self.model):
+            share = 100 * sum(idle.values()) / self.spec.dim
+            parts = ", ".join(sorted(idle))
+            said += (f"{share:.0f} % of the trained weights are where no text runs through ({parts}) and never move.",)
         if bare:
             weights = sum(p.numel() for n, p in self.model.named_parameters() if not p.requires_grad)
             share = 100 * sum(bare.values()) / weights
