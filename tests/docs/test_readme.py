@@ -56,14 +56,14 @@ def run(command: list[str], folder: Path, block: Block, page: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=1500,
     )
     shown = f"{page.name}:{block.line}: exit status {done.returncode}\n{block.text}\n{done.stdout[-6000:]}"
     assert done.returncode == 0, shown
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.skipif(os.name == "nt", reason="the shell blocks are for a POSIX shell")
 @every_page
 def test_code_blocks_run(page: Path, tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from edgewise.apps import cli
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SMALL = {
-    "round.rounds": 5, "round.sampling": "fixed", "round.cohort": 12, "round.overselect": 1.0, "eval.devices": 4,
-    "eval.every": 0, "compare.longer_devices": 1,
+    "round.rounds": 5, "round.sampling": "fixed", "round.cohort": 12, "round.overselect": 1.0, "round.minimum": 0.75,
+    "eval.devices": 4,
+    "compare.longer_devices": 1, "eval.every": 0,
 }  # fmt: skip
 
 
