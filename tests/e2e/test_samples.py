@@ -45,7 +45,7 @@ def test_the_report_prints_text_only_where_it_is_asked_to(tmp_path):
     told = written(tmp_path / "quiet")
     assert not any(word in told for phrase in SECRETS.values() for word in phrase.split() if len(word) > 5)
     assert "Samples of text" not in told
-    asked = tables(tmp_path, report={"samples": 2})
+    asked = tables(tmp_path, report={"samples": 5})  # more than there are devices
     run = edgewise.simulate(asked, out=tmp_path / "asked")
     samples = run.summary["samples"]
     assert {s["device"] for s in samples} == set(SECRETS)
@@ -55,7 +55,7 @@ def test_the_report_prints_text_only_where_it_is_asked_to(tmp_path):
         assert s["prompt"] + s["actual"] in SECRETS[s["device"]] * 60, "it goes on where it stopped"
         assert s["base"] != s["federated"], "the models differ"
         assert all(s[m].rstrip() in told for m in ("prompt", "actual", "base", "federated"))
-    assert any("but for 2 held-out texts that the report prints" in c for c in run.summary["plan"]["claims"])
+    assert any("but for 5 held-out texts that the report prints" in c for c in run.summary["plan"]["claims"])
     again = edgewise.simulate(asked, out=tmp_path / "asked", resume=True)
     assert again.summary["samples"] == samples
     pool = edgewise.simulate({**asked, "simulation": {"engine": "pool", "workers": 2}}, out=tmp_path / "pool")

@@ -73,6 +73,7 @@ CONFIGURATIONS: dict[str, Mapping[str, Any]] = {
                    "dp.noise": "correlated", "round.rounds": 6, "data.devices": 6},
     "poisson": {**_NOISED, "privacy": "central", "round.sampling": "poisson", "round.cohort": 3},
     "local": {**_NOISED, "privacy": "local"},
+    "best": {"round.rounds": 6, "round.patience": 1, "round.keep": "best", "eval.every": 1, "strategy.lr": 0.5},
     "reported": {"report": True, "data.devices": 2, "round.rounds": 1},
 }  # fmt: skip
 

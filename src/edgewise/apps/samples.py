@@ -22,23 +22,25 @@ def sample(
     """Store ``wanted`` samples (``events.Sampled``), of devices spread evenly over ``devices``; those that are stored
     already are not made again. A device whose hold-out is too short has none."""
     told = {(e.device, e.model) for e in store.events("sampled") if isinstance(e, events.Sampled)}
-    chosen_ones = dict.fromkeys(devices[i * len(devices) // wanted] for i in range(min(wanted, len(devices))))
+    n = min(wanted, len(devices))
     vectors = {BASE: store.models()[0], FEDERATED: chosen(store).digest}
-    for model, digest in vectors.items():
-        left = [device for device in chosen_ones if (device, model) not in told]
-        if not left:
+    left = [(devices[i * len(devices) // n], model) for model in vectors for i in range(n)]
+    left = [one for one in left if one not in told]
+    if not left:
+        return
+    tell(events.PhaseStarted(phase="samples", steps=len(left)))
+    params = {model: vector.to_bytes(store.blob(vectors[model])) for _, model in left}
+    for number, (device, model) in enumerate(left):
+        executor.submit(jobs.Sample(id=number, device=device, params=params[model]))
+    results = {result.id: result for result in (executor.result() for _ in left)}
+    for number, (device, model) in enumerate(left):
+        result = results[number]
+        if isinstance(result, jobs.Broken) and not result.stops:
             continue
-        tell(events.PhaseStarted(phase="samples"))
-        params = vector.to_bytes(store.blob(digest))
-        for device in left:
-            executor.submit(jobs.Sample(device=device, params=params))
-            result = executor.result()
-            if isinstance(result, jobs.Broken) and not result.stops:
-                continue
-            checked([result])
-            assert isinstance(result, jobs.Continued)
-            event = events.Sampled(
-                device=device, model=model, prompt=result.prompt, actual=result.actual, text=result.text
-            )
-            store.append(event)
-            tell(event)
+        checked([result])
+        assert isinstance(result, jobs.Continued)
+        event = events.Sampled(
+            device=device, model=model, prompt=result.prompt, actual=result.actual, text=result.text
+        )  # fmt: skip
+        store.append(event)
+        tell(event)
