@@ -127,6 +127,15 @@ def test_columns_are_proposed_and_every_key_is_explained(folder: Path) -> None:
     assert set(new_text.WORD) == set(WORDS) == set(guides.WORDS)
 
 
+@pytest.mark.parametrize(("word", "exponent"), [("local", -5), ("record", -7)])
+def test_delta_is_small_beside_the_number_of_what_it_is_about(folder: Path, word: str, exponent: int) -> None:
+    """Of three devices, or of 45,000 rows, each of which is a block of its own."""
+    lines = (json.dumps({"ward": f"ward {i % 3}", "note": f"seen {i}"}) + "\n" for i in range(45_000))
+    (folder / "short.jsonl").write_text("".join(lines), encoding="utf-8")
+    new("mine", "--data", "short.jsonl", "--privacy", word, "--owner", "ward", "--text", "note")
+    assert recipe.load("mine.toml").dp.delta == pytest.approx(10.0**exponent)
+
+
 def test_named_columns_win_and_wrong_ones_are_suggested(folder: Path) -> None:
     data = jsonl(folder, 3)
     new("a", "--data", data, "--privacy", "none", "--owner", "date", "--text", "ward")

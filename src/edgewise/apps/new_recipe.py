@@ -96,8 +96,8 @@ def write(answers: Answers, found: Look) -> Written:
     section = {"source": found.source, "path": _relative(answers.data, folder)}
     if found.columns:
         section |= {"owner": answers.owner, "text": answers.text}
-    devices, median = _devices(section, folder)
-    settings = _settings(word, devices, median)
+    devices, median, blocks = _devices(section, folder)
+    settings = _settings(word, devices, median, blocks)
     hints = {"prompt": found.like(PROMPTS), "time": found.like(TIMES)} if found.columns else {}
     hints = {key: name for key, name in hints.items() if name and name not in (answers.owner, answers.text)}
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in answers.file.stem).strip("._-")
@@ -113,13 +113,16 @@ def _relative(data: str, folder: Path) -> str:
     return data if at.is_absolute() else os.path.relpath(at, folder)
 
 
-def _devices(section: Mapping[str, Any], folder: Path) -> tuple[int, int]:
-    """How many devices the data has, and the bytes of the median one."""
+def _devices(section: Mapping[str, Any], folder: Path) -> tuple[int, int, int]:
+    """How many devices the data has, the bytes of the median one, and about how many blocks all have, rather too many:
+    a token has a byte or more, and a document a block of its own for what is left over."""
     with tempfile.TemporaryDirectory(prefix="edgewise-new-") as cache:
         listed = corpus.load(DataSection(**section), folder, Path(cache), keys.root(0))
-        sizes = sorted(sum(len(d.text.encode("utf-8", "replace")) for d in _some(listed, name))
-                       for name in listed.devices[:: max(1, len(listed.devices) // 25)])  # fmt: skip
-    return len(listed.devices), sizes[len(sizes) // 2]
+        looked = listed.devices[:: max(1, len(listed.devices) // 25)]
+        held = [[len(d.text.encode("utf-8", "replace")) for d in _some(listed, name)] for name in looked]
+    n, sizes = len(listed.devices), sorted(map(sum, held))
+    blocks = sum(size // new_text.SEQUENCE_LEN + 1 for sizes_of_one in held for size in sizes_of_one)
+    return n, sizes[len(sizes) // 2], ceil(n * blocks / len(held))
 
 
 def _some(listed: corpus.Corpus, device: str) -> list[corpus.Document]:
@@ -129,8 +132,9 @@ def _some(listed: corpus.Corpus, device: str) -> list[corpus.Document]:
         return []
 
 
-def _settings(word: str, n: int, median_bytes: int) -> dict[str, Any]:
+def _settings(word: str, n: int, median_bytes: int, blocks: int) -> dict[str, Any]:
     """Numbers of a first run: cohorts, rounds and steps by how many devices there are and how much text they hold."""
+    units = max(2, n, blocks if word == "record" else 0)  # that delta is about
     noisy = word in ("central", "distributed")
     cohort = 0 if n <= EVERYBODY else min(DP_COHORT, n // 2) if noisy else COHORT
     expected = cohort or n
@@ -144,7 +148,7 @@ def _settings(word: str, n: int, median_bytes: int) -> dict[str, Any]:
         "minimum": MINIMUM.get(word, 0.5),
         "workers": cores(),
         "measured": 100 if n > 100 else 0,
-        "delta": 10.0 ** -max(5, ceil(1.1 * log10(max(2, n))) + 1),
+        "delta": 10.0 ** -max(5, ceil(1.1 * log10(units)) + 1),
     }
     if word in CORRUPT:
         invited = ceil(expected * 1.3) if out["sampling"] == "fixed" else ceil(n / max(1, n // expected))

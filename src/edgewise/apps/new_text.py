@@ -16,6 +16,7 @@ WORD = {
     "local": "each device adds all the noise itself: the server learns at most epsilon of its update",
     "record": "each step is noised (DP-SGD): epsilon is for single blocks of a device's text",
 }
+SEQUENCE_LEN = 64
 AT = 34  # column of the comments
 NOISED = ("central", "distributed", "local")
 
@@ -98,7 +99,7 @@ def _data(facts: Facts) -> str:
             ),
         ]
     lines += [
-        ("sequence_len = 64", "tokens of a training block; more for long texts and large models"),
+        (f"sequence_len = {SEQUENCE_LEN}", "tokens of a training block; more for long texts and large models"),
         ("holdout = 0.1", "share of each device's text, its latest part, that only measures"),
     ]
     return _table("[data]", lines)
@@ -108,7 +109,7 @@ def _dp(word: str, s: Facts) -> str:
     of = "one block's gradient" if word == "record" else "one device's update"
     lines = [
         ("epsilon = 8.0", "budget of all rounds together; the noise is calibrated from it"),
-        (f"delta = {s['delta']:g}", "below 1 / (number of devices)^1.1"),
+        (f"delta = {s['delta']:g}", f"below 1 / (number of {'blocks' if word == 'record' else 'devices'})^1.1"),
         ("clip_l2 = 1.0", f"largest L2 norm of {of}"),
     ]
     if word == "record":
