@@ -524,3 +524,17 @@ def test_a_cache_file_that_a_killed_process_was_writing_is_removed(tmp_path):
     assert len(list(target.parent.iterdir())) == 1
     RunStore(tmp_path).close()
     assert list(target.parent.iterdir()) == []
+
+
+def test_a_finished_run_keeps_nothing_that_could_not_be_deleted_before(tmp_path):
+    with RunStore(tmp_path) as store:
+        store.create("r", "n", {}, {})
+        for n in range(2):
+            store.commit(checkpoint(n, float(n)), [])
+        kept = {path.name for path in (tmp_path / "blobs").iterdir()}
+        for name in ("blobs/" + "ab" * 32, "journal/round-000000.log"):
+            (tmp_path / name).write_bytes(b"the disk refused to delete it")
+        store.finish()
+        assert {path.name for path in (tmp_path / "blobs").iterdir()} == kept
+        assert list((tmp_path / "journal").iterdir()) == []
+        assert store.run()["finished"]

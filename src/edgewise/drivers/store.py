@@ -168,9 +168,11 @@ class RunStore:
             c.execute(RUNS.update().values(facts=json.dumps(facts)))
 
     def finish(self) -> None:
-        """Mark the run as finished."""
+        """Mark the run as finished, and remove what an earlier attempt to remove it left: the disk refused it then."""
         with self._write() as c:
             c.execute(RUNS.update().values(finished=True))
+        opening.clean(self.out, number := self._known()["next_round"])
+        self._blobs.sweep(self._named(number))
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
@@ -258,9 +260,8 @@ class RunStore:
         slots = json.dumps({name: self.put(x) for name, x in state.slots.items()})
         memory = ""
         if checkpoint.memory:
-            memory = self._blobs.put(
-                safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in checkpoint.memory.items()})
-            )
+            arrays = {k: np.ascontiguousarray(v) for k, v in checkpoint.memory.items()}
+            memory = self._blobs.put(safetensors.numpy.save(arrays))
         model = {"params": self.put(state.params), "slots": slots, "step": state.round, "memory": memory}
         if (down := checkpoint.down) is not None:
             model |= {"shadow": self.put(down.shadow), "anchor": self.put(down.anchor)}
