@@ -306,6 +306,21 @@ def test_the_gateway_opens_one_batch_a_round() -> None:
     assert leader.opens(DEVICES) == ""
 
 
+def test_the_gateway_takes_no_report_twice_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where a round begins again with the same invitation, nor in a later round: there a device signs anew with
+    an id that was used."""
+    leader = Leader(plan := plan_of("shared_sum"))
+    assert leader.batch(invite(plan, b"A" * 32)) == {""}
+    assert leader.batch(invite(plan, b"A" * 32)) == {"E-SECAGG-ORDER"}
+    real = two_server.fresh
+    monkeypatch.setattr(
+        two_server, "fresh", lambda *a: real(*((bytes(32), b"") if a[2] == "report" else a[:2]), *a[2:])
+    )
+    assert leader.batch(invite(plan, b"B" * 32, 1)) == {""}
+    assert leader.opens(DEVICES) == ""
+    assert leader.batch(invite(plan, b"C" * 32, 2)) == {"E-SECAGG-ORDER"}
+
+
 def test_a_round_that_was_cut_off_may_begin_again_and_no_earlier_one() -> None:
     leader = Leader(plan := plan_of("shared_sum"))
     assert leader.batch(invite(plan, b"A" * 32, 2)) == {""}

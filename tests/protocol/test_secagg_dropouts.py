@@ -12,6 +12,7 @@ from long import examples
 from session import Session
 
 from edgewise.core.keys import derive
+from edgewise.core.space import share_of
 from edgewise.crypto import agree
 from edgewise.secagg import server
 from edgewise.secagg.params import Params, Policy, complete_threshold
@@ -24,7 +25,7 @@ def expect(end: server.State, leaves: Mapping[str, int], n_min: int = 2) -> None
     pattern = leaves.values()
     shares, masked = (sum(p > step for p in pattern) for step in (1, 2))
     signed, revealed = (sum(p > step for p in pattern) for step in (3, 4))
-    threshold = complete_threshold(len(pattern))
+    threshold = complete_threshold(n := len(pattern), share_of(Policy().corrupt, n))
     if min(shares, masked) >= max(n_min, threshold) and min(signed, revealed) >= threshold:
         assert isinstance(end, server.Released)
         assert end.survivors == tuple(d for d in leaves if leaves[d] > 2)

@@ -15,7 +15,7 @@ from session import IDENTITIES, SID, Session
 
 from edgewise.crypto import sign
 from edgewise.secagg import messages, server
-from edgewise.secagg.params import Policy, complete_threshold
+from edgewise.secagg.params import Policy
 
 
 @pytest.mark.slow
@@ -105,7 +105,7 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
     """A server tells every device its own roster, boxes, survivors and proofs, with fewer than a third of any roster on
     its side. Who could be unmasked how, by counting shares; and how many devices revealed anything."""
     rng = Random(seed)
-    s = Session(n, n_min=4)
+    s = Session(n, n_min=4, policy=Policy(0.33, 0.0))
     corrupt = set(s.devices[n - (n - 1) // 3 :])
     keys = messages.ordered({d: messages.load(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
     split, careful = rng.random() < 0.5, rng.random() < 0.5
@@ -166,7 +166,7 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
             pairs.update(revealed.keys.keys())
     both = Counter[str]()
     for d in set(s.devices) - corrupt:
-        helpers, threshold = len(corrupt & set(told[d])), complete_threshold(len(told[d]))
+        helpers, threshold = len(corrupt & set(told[d])), s.policy.shape(len(told[d]))[1]
         if 3 * helpers < len(told[d]):
             both[d] = int((d in whole or seeds[d] + helpers >= threshold) and pairs[d] + helpers >= threshold)
     return both, answered
