@@ -71,8 +71,8 @@ def test_text_is_counted_by_hand(tmp_path: Path) -> None:
     assert lines["max_tokens"].startswith(
         "45 % of the text is beyond data.max_tokens = 40 of a device, about 68 tokens"
     )
-    assert "of 5 devices 1 cannot be read (dan: dan/1.txt@0" in lines["devices"]
-    assert any("2 have too little text for a hold-out" in note for note in said.notes(r))
+    assert "of 5 devices, 1 that cannot be read (dan: dan/1.txt@0" in lines["devices"]
+    assert any("2 with too little text for a hold-out" in note for note in said.notes(r))
     assert not any("U+FFFD" in note for note in said.notes(r))
 
 

@@ -106,13 +106,13 @@ def _cannot(r: Reading) -> str:
     said = [
         f"{words.count(n)} {what}"
         for n, what in (
-            (c["too_little"], "have too little text to train on"),
-            (c["unreadable"], f"cannot be read ({r['example']})"),
-            (c["no_holdout"], "have too little text for a hold-out"),
+            (c["too_little"], "with too little text to train on"),
+            (c["unreadable"], f"that cannot be read ({r['example']})"),
+            (c["no_holdout"], "with too little text for a hold-out"),
         )
         if n
     ]
-    return f"of {words.count(r['examined'])} devices {', '.join(said)}" if said else ""
+    return f"of {words.count(r['examined'])} devices, {', '.join(said)}" if said else ""
 
 
 def _read(part: Mapping[str, Any]) -> str:
