@@ -53,6 +53,12 @@ def test_only_devices_that_were_measured_both_ways_count() -> None:
     assert found["federated"] < found["local_only"]
 
 
+def test_a_device_without_held_out_tokens_is_equal_and_no_error() -> None:
+    found = alone.against_alone({"a": (0.0, 0)}, {"a": (0.0, 0)})
+    assert found is not None
+    assert (found["equal"], found["change_percent"]) == (1, None)
+
+
 def test_what_was_not_compared_is_said() -> None:
     assert "was not compared with training alone: compare.local_only is false" in told(held(a=1.0), {}, False)
     assert "is not compared with training alone yet" in told(held(a=1.0), {})

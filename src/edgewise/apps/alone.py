@@ -48,7 +48,7 @@ def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None
         "equal": len(common) - better - worse,
         "federated": together,
         "local_only": apart,
-        "change_percent": 100.0 * (together / apart - 1.0) if math.isfinite(together) and apart < math.inf else None,
+        "change_percent": 100.0 * (together / apart - 1.0) if together < math.inf and apart < math.inf else None,
     }
 
 
@@ -71,7 +71,7 @@ def _nats(measure: tuple[float, int]) -> float:
 def _mean(measures: Measures) -> float:
     try:
         return math.exp(sum(nll for nll, _ in measures.values()) / sum(tokens for _, tokens in measures.values()))
-    except OverflowError:
+    except (OverflowError, ZeroDivisionError):
         return math.inf
 
 

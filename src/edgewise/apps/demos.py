@@ -10,8 +10,8 @@ from edgewise.plan.findings import nearest
 
 SAYS = {
     "plays": (
-        "24 characters of Shakespeare are the devices. Each keeps its own lines, and the server gets masked updates of "
-        "4 bits."
+        "24 characters of Shakespeare are the devices. Each keeps its own lines, and the server gets masked updates, "
+        "rounded to 4 bits."
     ),
     "code": (
         "The packages of Python's standard library are the devices. Each has names that no other uses, and one "
