@@ -13,13 +13,13 @@ from edgewise.apps import cli
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SMALL = {
-    "round.rounds": 5, "round.sampling": "fixed", "round.cohort": 12, "round.overselect": 1.0, "round.minimum": 0.75,
+    "round.rounds": 4, "round.sampling": "fixed", "round.cohort": 12, "round.overselect": 1.0, "round.minimum": 0.75,
     "eval.devices": 4,
     "compare.longer_devices": 1, "eval.every": 0,
 }  # fmt: skip
 
 
-def test_the_demo_convinces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_convinces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     sets = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
     done = CliRunner().invoke(cli.app, ["demo", *sets, "--engine", "inproc", "--json"])
@@ -33,5 +33,6 @@ def test_the_demo_convinces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert (s["longer"]["times"], s["longer"]["devices"]) == (3, 1)
     page = (tmp_path / found["report"]).read_text(encoding="utf-8")
     assert "Training together did better than training alone" in page
-    assert "about" in done.stderr.split("federated rounds")[0], "a forecast stands before the first round"
-    assert done.stderr.startswith("24 characters of Shakespeare are the devices.")
+    shown = capfd.readouterr().err
+    assert "\nabout " in shown.split("federated rounds")[0], "a forecast stands before the first round"
+    assert shown.startswith("24 characters of Shakespeare are the devices.")

@@ -108,8 +108,7 @@ def going_on(s: Mapping[str, Any]) -> str:
     g = s["longer"]
     if g is None:
         return ""
-    n = g["devices"]
-    said = f"{words.count(n)} device{'s' * (n != 1)} alone, {g['times']} times the steps: "
+    said = f"{words.devices(g['devices'])} alone, {g['times']} times the steps: "
     said += words.measured(g["perplexity"])
     if g["local_only"] is not None:
         said += f", for the same steps {words.measured(g['local_only'])}"

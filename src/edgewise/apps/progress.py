@@ -269,7 +269,7 @@ class Progress:
                 without = f"  without {len(e.missing)} devices that did not measure it" if e.missing else ""
                 model = words.MODELS.get(e.model, e.model)
                 if e.model == "longer":
-                    model = f"of {len(e.nll)} devices alone, {b.recipe.compare.longer} times the steps"
+                    model = f"of {words.devices(len(e.nll))} alone, {b.recipe.compare.longer} times the steps"
                 return f"perplexity {model}: {words.perplexity(value)}{without}"
             case events.StoppedEarly():
                 return words.stopped(e.played, b.rounds, e.evaluations, e.kept)

@@ -99,6 +99,11 @@ def count(n: float | None) -> str:
     return NOTHING if n is None else f"{n:,.0f}"
 
 
+def devices(n: int) -> str:
+    """``1 device``, ``1,024 devices``."""
+    return f"{count(n)} device{'s' * (n != 1)}"
+
+
 def times(ratio: float | None) -> str:
     """``7.5×``."""
     return NOTHING if ratio is None else f"{figures(ratio, 2)}×"
