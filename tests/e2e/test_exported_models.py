@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tiny_models
-from commands import command, sim
+from commands import command, done, sim
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.slow  # whole runs
@@ -61,7 +61,7 @@ def test_exported_is_trained(name: str, kind: str, targets: str, tmp_path: Path)
     tiny_models.save(name, tmp_path / "model")
     more = {"trainable__targets": targets, "trainable__rank": 2, "round__rounds": 2} if targets else {}
     summary = sim(trainable__kind=kind, **more)["summary"]
-    merged = command("export", "run", "--dest", "merged")
+    merged = done("export", "run", "--dest", "merged")
     assert merged["dtype"] == "float32", merged
     moved = float((logits(plain("merged")) - logits(plain("model"))).abs().max())
     assert moved > 100 * merged["logits"]["loaded"], "training moves the model, and writing it does not"
@@ -69,7 +69,7 @@ def test_exported_is_trained(name: str, kind: str, targets: str, tmp_path: Path)
     if targets:
         from peft import PeftModel
 
-        command("export", "run", "--to", "peft", "--dest", "adapter")
+        done("export", "run", "--to", "peft", "--dest", "adapter")
         adapted = PeftModel.from_pretrained(plain("model"), "adapter")
         torch.testing.assert_close(logits(adapted), logits(plain("merged")), rtol=0, atol=max(1e-6, moved / 100))
 
@@ -137,7 +137,7 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
     tiny_models.project(tmp_path)
     tiny_models.save("llama", tmp_path / "model")
     sim(trainable__kind="lora")
-    command("export", "run", "--to", "peft", "--dest", "adapter")
+    done("export", "run", "--to", "peft", "--dest", "adapter")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copyfile(f"adapter/{name}", f"model/{name}")
     for base in ("model", "adapter"):
@@ -152,12 +152,12 @@ def test_merged_weights_keep_the_dtype_of_the_base(stored: str, tmp_path: Path) 
     tiny_models.project(tmp_path)
     tiny_models.save("llama", tmp_path / "model", stored)
     sim(trainable__kind="lora")
-    written = command("export", "run", "--dest", "as-base")
+    written = done("export", "run", "--dest", "as-base")
     assert written["dtype"] == stored
     assert {x.dtype for x in load_file("as-base/model.safetensors").values()} == {getattr(torch, stored)}
     assert (written["logits"]["rounding"] > 0) == (stored != "float32")
     assert f"The weights are {stored}." in Path("as-base/README.md").read_text(encoding="utf-8")
-    command("export", "run", "--dest", "exact", "--dtype", "float32")
+    done("export", "run", "--dest", "exact", "--dtype", "float32")
     assert {x.dtype for x in load_file("exact/model.safetensors").values()} == {torch.float32}
     assert command("export", "run", "--dest", "x", "--to", "peft", "--dtype", "float16")["code"] == "E-EXPORT"
     assert command("export", "run", "--dest", "x", "--dtype", "int8")["code"] == "E-EXPORT"
@@ -186,7 +186,7 @@ def test_the_snippet_of_the_card_runs(
     tiny_models.save("llama-tied", tmp_path / "model")
     (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\nlanguage: [en, de]\n---\n", encoding="utf-8")
     sim(trainable__kind="lora", trainable__targets=EMBED)
-    command("export", "run", "--dest", "out", *options)
+    done("export", "run", "--dest", "out", *options)
     card = tmp_path / "out" / "README.md"
     text = card.read_text(encoding="utf-8")
     if base == "model":

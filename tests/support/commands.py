@@ -19,6 +19,13 @@ def command(*arguments: str) -> dict[str, Any]:
     return found
 
 
+def done(*arguments: str) -> dict[str, Any]:
+    """What a command answers that must not fail."""
+    found = command(*arguments)
+    assert "ok" in found, found
+    return found
+
+
 def sim(*arguments: str, out: str = "run", **values: Any) -> dict[str, Any]:
     """``edgewise sim recipe.toml``; ``training__lr=1`` stands for ``--set training.lr=1``."""
     options = [part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]
