@@ -146,6 +146,9 @@ def test_check_says_what_would_happen_and_runs_nothing(folder: Path) -> None:
     text = call("check", "toy.toml", *TOY).stdout
     for said in ("who learns what", "the way of an update", "0.25 s per step"):
         assert said in text
+    assert text.rstrip().splitlines()[-1].startswith("ok: this recipe runs: 3 rounds, 5 devices, ")
+    wrong = call("check", "toy.toml", *TOY, "--set", "training.lr=-1")
+    assert wrong.stderr.rstrip().splitlines()[-1] == "not ok: this recipe does not run"
     assert "\033" not in text
     assert sorted(p.name for p in folder.iterdir()) == ["toy.toml"]
 
@@ -154,8 +157,10 @@ def test_check_tells_the_way_down(folder: Path) -> None:
     down = ("--set", 'downlink=[{kind="quantize", bits=4}]')
     found = envelope(call("check", "toy.toml", *TOY, *down, "--json"))
     assert [r["role"] for r in found["trace_down"]] == ["start", "stage"]
-    assert found["bytes"]["down"] < found["bytes"]["snapshot"] == 4 * 64
-    assert found["bytes"]["down_total"] == pytest.approx(5 * (found["bytes"]["snapshot"] + 2 * found["bytes"]["down"]))
+    b = found["bytes"]
+    delta = b["down"] - b["down_frames"]
+    assert delta < b["snapshot"] == 4 * 64
+    assert b["down_total"] == pytest.approx(5 * (b["snapshot"] + 2 * delta + 3 * b["down_frames"]))
     text = " ".join(call("check", "toy.toml", *TOY, *down).stdout.split())
     assert "the way down" in text
     assert "one that was not: the deltas of up to 1 missed round, else the model, 256 B" in text

@@ -15,6 +15,7 @@ from rich.console import Console
 from edgewise.apps import check, privacy_part, summary
 from edgewise.drivers.store import RunStore
 from edgewise.plan.claims import privacy_facts
+from edgewise.privacy.card import rests_on
 from unit.made_run import RECIPES, made_plan, make_run
 
 VISIBLE = "The server sees each update. No epsilon is claimed."
@@ -103,3 +104,21 @@ def test_epsilon_is_drawn_of_a_dozen_rounds_each_once_and_of_the_last(rounds: in
     drawn = re.findall(r">round (\d+)<", wide)
     assert len(drawn) == len(set(drawn)) <= 13
     assert (drawn[0], drawn[-1]) == ("1", str(rounds))
+
+
+def test_hidden_sums_say_what_they_hide_and_distributed_noise_where_epsilon_went() -> None:
+    hidden = privacy_facts(made_plan(**RECIPES["hidden"]))
+    promised = {w["promised"] for w in hidden["seen"]}
+    assert promised == {"sums alone are seen; no epsilon", "no epsilon", "needs TLS outside"}
+    plain = privacy_facts(made_plan())
+    assert plain["seen"][0]["promised"] == "nothing is promised"
+    noised = privacy_facts(made_plan(**RECIPES["distributed"]))["card"]
+    assert 0.0 < noised["continuous"] < noised["against_server"]
+    assert "continuous noise of this size would take epsilon" in dict(rests_on(noised))["counted"]
+    assert "counted" not in dict(rests_on(privacy_facts(made_plan(**RECIPES["central"]))["card"]))
+
+
+def test_what_never_leaves_a_device_is_what_there_is() -> None:
+    assert "raw text never leaves a device" in made_plan().claims
+    remembered = made_plan(stage=[{"kind": "feedback"}, {"kind": "quantize", "bits": 4}])
+    assert "raw text and codec memory never leave a device" in remembered.claims

@@ -19,9 +19,11 @@ from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.claims import privacy_facts
 from edgewise.plan.compile import Plan, compile
+from edgewise.plan.frames import traffic
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
 
+WIDE = 100  # columns of a screen from which the numbers of a pipeline stand in columns of their own
 COUNTED = 64  # devices whose steps are counted where the recipe counts passes
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         read_traces(recipe_dir / recipe.simulation.link_trace)
     with tempfile.TemporaryDirectory(prefix="edgewise-check-") as scratch:
         trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)
-        population = len(trainer.devices())
+        names = trainer.devices()
+        population = len(names)
         plan = compile(recipe, trainer.spec, population, catalogue)
         noise_steps(plan, trainer)
         sizes = speed.sizes(trainer, measure=not fast)
@@ -60,8 +63,9 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
     forecast = explain.forecast(plan, step_s, workers, steps["mean"], encode_s)
     trained = sizes.get("trainable") or plan.spec.dim  # of the model; the run's vector may be shorter
-    cost = explain.cost(plan, parameters, trained)
-    up_total = forecast["contributions_per_round"] * sum(map(plan.upload_bytes, range(plan.rounds)))
+    cost = explain.cost(plan, parameters, trained, names)
+    turns = [plan.phase(number) for number in range(plan.rounds)]
+    up_total = forecast["contributions_per_round"] * sum(traffic(plan, names)[phase].up for phase in turns)
     return {
         "run": plan.run,
         "recipe_sha256": recipe.sha256(),
@@ -72,6 +76,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "population": population,
         "reading": read,
         "rounds": plan.rounds,
+        "rounds_budgeted": plan.rounds if plan.spend is None else min(plan.rounds, plan.spend.rounds),
         "sampling": {
             "kind": plan.sampling.kind,
             "invited": plan.sampling.invite,
@@ -83,7 +88,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "claims": list(plan.claims),
         "privacy": privacy_facts(plan),
         "ladder": explain.ladder(plan, catalogue, steps["mean"]),
-        "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan)},
+        "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan, cost["down_frames"])},
         "memory_bytes": sizes.get("memory_bytes") or None,
         "ends": _ends(recipe),
         "local_epochs": recipe.training.local_epochs or None,
@@ -111,16 +116,19 @@ def _reading(trainer: Trainer) -> dict[str, Any] | None:
 
 def show(console: Console, found: Mapping[str, Any], path: str) -> None:
     """Print what ``examine`` found."""
+    from rich.table import Table
     from rich.text import Text
 
     console.print(Text(path, "bold").append(f"  sha256 {found['recipe_sha256'][:12]}", "dim not bold"), soft_wrap=True)
     console.print()
-    console.print(trace_table(found["trace"]))
+    console.print(trace_table(found["trace"], width=console.width))
     if found["trace_down"]:
-        console.print(trace_table(found["trace_down"], "the way down"))
+        console.print(trace_table(found["trace_down"], "the way down", console.width))
     console.print(Text("who learns what", "bold"))
+    claims = Table.grid(padding=(0, 1))
     for claim in found["claims"]:
-        console.print(Text(f"  • {claim}"))
+        claims.add_row(Text(" •"), Text(claim))
+    console.print(claims)
     console.print()
     console.print(privacy_table(found["privacy"]))
     if found["ladder"]:
@@ -131,6 +139,21 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
         console.print(reading.table(found["reading"]))
         console.print()
     console.print(_numbers(found))
+    console.print()
+    console.print(Text(verdict(found), "bold"))
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """The last line: that the recipe runs, and what a person wants to know before starting it."""
+    b, f, budgeted = found["bytes"], found["forecast"], found["rounds_budgeted"]
+    said = [f"{found['rounds']} rounds", f"{words.count(found['population'])} devices"]
+    said.append(f"{words.size(b['up'])} up per device and round")
+    if f["total_s"] is not None:
+        said.append(f"about {words.duration(f['total_s'])} here")
+    line = f"ok: this recipe runs: {', '.join(said)}"
+    if budgeted < found["rounds"]:
+        line += f"; its privacy budget is enough for {budgeted} of them, and ends the run there"
+    return line
 
 
 def privacy_table(p: Mapping[str, Any]) -> Any:
@@ -197,29 +220,45 @@ def ladder_tables(found: Mapping[str, Any]) -> tuple[Any, Any]:
     return rungs, links
 
 
-def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the way of an update") -> Any:
-    """The Space trace as a rich table; flags are words, so that they survive without colour."""
+def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the way of an update", width: int = WIDE) -> Any:
+    """The Space trace as a rich table; flags are words, so that they survive without colour. On a narrow screen the
+    numbers stand below the words."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     table.add_column("part, and what it does", ratio=1)
-    for head in ("holds", "L2, Linf", "bytes"):
+    narrow = width < WIDE
+    for head in ("bytes",) if narrow else ("holds", "L2, Linf", "bytes"):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("properties", max_width=18)
+    if not narrow:
+        table.add_column("properties", max_width=18)
     for i, r in enumerate(rows):
         inner, opens = r["role"] == "inner", i + 1 < len(rows) and rows[i + 1]["role"] == "inner"
         name = r["name"].split("(")[0] if opens and not inner else r["name"]
         label = Text(f"{'↳ ' if inner else ''}{name}", "bold")
         cells: list[Any] = [label.append(f"\n{r['does']}", "not bold dim") if r["does"] else label]
-        if r["role"] in ("merge", "post"):
+        last = r["role"] in ("merge", "post")
+        if narrow:
+            label.append(f"\n{_below(r)}", "not bold")
+            cells.append("" if last else words.size(r["bytes"]))
+        elif last:
             cells += ["", "", "", "server sees each" if r["visible"] else "blind"]
         else:
             holds = f"{words.count(r['dim'])}\n{r['kind']} {r['bits']:g} bit"
             cells += [holds, f"{_bound(r['l2'])}\n{_bound(r['linf'])}", words.size(r["bytes"]), _properties(r)]
         table.add_row(*cells)
     return table
+
+
+def _below(r: Mapping[str, Any]) -> str:
+    """A part's numbers and properties in one line."""
+    if r["role"] in ("merge", "post"):
+        return "the server sees each" if r["visible"] else "blind"
+    bounds = [f"{name} {_bound(r[key])}" for name, key in (("L2", "l2"), ("Linf", "linf")) if r[key] is not None]
+    facts = [f"{words.count(r['dim'])} × {r['kind']} {r['bits']:g} bit", *bounds, _properties(r)]
+    return ", ".join(filter(None, facts))
 
 
 def _ends(recipe: Recipe) -> str:

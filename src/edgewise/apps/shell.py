@@ -37,12 +37,13 @@ class Session:
     """One command while it runs: where it works, and how to go on if it is stopped.
 
     Attributes:
-        name: the command. as_json: one envelope on standard output instead of text. debug: show tracebacks.
+        name: the command. as_json: one envelope on standard output instead of text. debug: show tracebacks. verdict:
+            the last line where the command ends with an error.
         folder: run directory for crash files. resumable: something was saved that ``--resume`` continues.
     """
 
-    def __init__(self, name: str, *, as_json: bool = False, debug: bool = False) -> None:
-        self.name, self.as_json, self.debug = name, as_json, debug
+    def __init__(self, name: str, *, as_json: bool = False, debug: bool = False, verdict: str = "") -> None:
+        self.name, self.as_json, self.debug, self.verdict = name, as_json, debug, verdict
         self.folder: Path | None = None
         self.resumable = False
 
@@ -82,6 +83,8 @@ class Session:
             print(json.dumps({"ok": False, "command": self.name, "error": error}))
         else:
             print(message(e, _width()), file=sys.stderr)
+            if self.verdict and not isinstance(e, Interrupted):
+                print(_bold(self.verdict), file=sys.stderr)
         return e.exit_status
 
     def _crash(self, e: BaseException) -> int:

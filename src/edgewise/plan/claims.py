@@ -49,7 +49,8 @@ def claims(
             "the sums"
         )
     shown = f", but for {n} held-out texts that the report prints" if (n := recipe.report.samples) else ""
-    told.append(f"raw text, codec memory and personal models never leave a device{shown}")
+    kept = "raw text and codec memory never leave" if any(p.encoded.memory for p in pipes) else "raw text never leaves"
+    told.append(f"{kept} a device{shown}")
     told.append(f"cohort: {earns}")
     told.append(_metrics(recipe, visible))
     if recipe.codec == "adaptive":
@@ -129,7 +130,9 @@ def witnesses(recipe: Recipe, servers: int, spend: Spend | None, groups: int = 1
     """
     c = spend.card if spend is not None else None
     server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
-    reader = card.words(c.of_release, c.delta) if c is not None else "nothing is promised"
+    if c is None and servers:
+        server = "sums alone are seen; no epsilon"
+    reader = card.words(c.of_release, c.delta) if c is not None else "no epsilon" if servers else "nothing is promised"
     noisy = {"distributed": "with noise", "central": "before noise", "local": "with noise", "record": "with noise"}
     noised = noisy.get(recipe.privacy, "as it is") + (f", of each of up to {groups} groups" if groups > 1 else "")
     each = "each, with its noise" if recipe.privacy in ("local", "record") else "each"

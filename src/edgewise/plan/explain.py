@@ -12,6 +12,7 @@ from edgewise.core.stage import BELOW, Merge, Stage
 from edgewise.plan.adaptive import offers
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import Plan
+from edgewise.plan.frames import traffic
 from edgewise.plan.stages import build_stages
 
 Row = dict[str, Any]  # plain JSON; an unknown (infinite) bound is None
@@ -64,27 +65,33 @@ def trace_down(plan: Plan) -> list[Row]:
     return rows
 
 
-def cost(plan: Plan, parameters: float = 0.0, trained: float = 0.0) -> Row:
-    """Bytes per device and round, against float32: ``up`` (expected payload, mean over phases; ``up_largest``: of the
-    largest), ``down`` (expected download of a device that takes part in every round: one delta, or the run's vector
-    where there is no downlink; and the positions of the last release where stages ask for them), ``snapshot`` (the
-    run's vector, what a device downloads the first time and after a longer absence), ``down_missed`` (rounds that a
-    device may miss and still download deltas; None without a downlink), ``float32_update`` (the ``trained`` part; the
-    vector where 0), ``float32_model`` (all ``parameters``; None where unknown), and the ratios ``up_ratio``,
-    ``down_ratio`` = how many times smaller than the float32 model (or update, where that is unknown)."""
+def cost(plan: Plan, parameters: float = 0.0, trained: float = 0.0, names: Sequence[str] = ()) -> Row:
+    """Bytes per device and round, against float32: ``up`` (expected frames of a contribution, masks included
+    (``plan.frames``), mean over phases; ``up_largest``: of the largest; ``up_payload``: the packed update alone),
+    ``down`` (expected download of a device that takes part in every round: one delta, or the run's vector where there
+    is no downlink; the positions of the last release where stages ask for them; and ``down_frames``: the invitation and
+    the messages of secure aggregation), ``snapshot`` (the run's vector, what a device downloads the first time and
+    after a longer absence), ``down_missed`` (rounds that a device may miss and still download deltas; None without a
+    downlink), ``float32_update`` (the ``trained`` part; the vector where 0), ``float32_model`` (all ``parameters``;
+    None where unknown), and the ratios ``up_ratio``, ``down_ratio`` = how many times smaller than the float32 model (or
+    update, where that is unknown). ``names``: of the devices; frames are longer where names are."""
     down, missed = float(plan.snapshot_bytes), None
     if plan.delta_bytes is not None:
         down, missed = plan.delta_bytes, ceil(plan.snapshot_bytes / plan.delta_bytes) - 2
-    down += _support_bytes(plan)
+    moved = traffic(plan, names)
+    frames = sum(t.down for t in moved) / len(moved)
+    down += _support_bytes(plan) + frames
     update = 4.0 * trained or float(plan.snapshot_bytes)
     model = 4.0 * parameters if parameters else None
     reference = model or update
-    sizes = [pack.size_bytes(pipe.encoded) for pipe in plan.pipelines]
-    up = sum(sizes) / len(sizes)
+    payloads = [pack.size_bytes(pipe.encoded) for pipe in plan.pipelines]
+    up = sum(t.up for t in moved) / len(moved)
     return {
         "up": up,
-        "up_largest": max(sizes),
+        "up_largest": max(t.up for t in moved),
+        "up_payload": sum(payloads) / len(payloads),
         "down": down,
+        "down_frames": frames,
         "snapshot": float(plan.snapshot_bytes),
         "down_missed": missed,
         "float32_update": update,
@@ -101,8 +108,8 @@ def _support_bytes(plan: Plan) -> float:
     return sum(pack.announced_bytes(n, plan.spec.dim) for n in wanted if n) / len(wanted)
 
 
-def down_total(plan: Plan) -> float:
-    """Expected bytes that all invited devices download in all rounds, frames not counted.
+def down_total(plan: Plan, frames: float) -> float:
+    """Expected bytes that all invited devices download in all rounds. ``frames``: of them in a round, see ``cost``.
 
     A device is invited with probability p each round, so in round t it took part g rounds ago with probability
     p (1 - p)^(g - 1), g <= t, and never with (1 - p)^t; it downloads min(g deltas, snapshot), or the snapshot. Devices
@@ -110,7 +117,7 @@ def down_total(plan: Plan) -> float:
     """
     sampling, snapshot = plan.sampling, float(plan.snapshot_bytes)
     delta = snapshot if plan.delta_bytes is None else plan.delta_bytes
-    p, support = min(1.0, sampling.invite / sampling.population), _support_bytes(plan)
+    p, support = min(1.0, sampling.invite / sampling.population), _support_bytes(plan) + frames
     total, known = 0.0, 0.0  # known: expected download of those who took part before
     for t in range(plan.rounds):
         if t:
@@ -179,7 +186,8 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN, local_steps: float = 0.0
     deadline_s = recipe.adaptive.deadline_s or recipe.round.deadline_s
     sizes = plan.sizes
     train_s = s.step_s * (local_steps or plan.rule(0).steps)
-    down_bytes = cost(plan)["down"]
+    costs = cost(plan)
+    down_bytes = costs["down"] - costs["down_frames"]
     links = []
     for mbit in LINKS_MBIT:
         down_s = 8.0 * down_bytes / (mbit * s.link_down * 1e6)

@@ -293,7 +293,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
     server: float | None = spent
     unit, adjacency, sampling = "device: all its text, in all rounds", _ADJACENCY[event.adjacency], taking.words
     fewer: tuple[tuple[int, float], ...] = ()
-    honest, blocks = 0, ""
+    honest, continuous, blocks = 0, 0.0, ""
     bound = f"the clip of {dp.clip_l2:g}"
     if dp.tensor_l2:
         bound = f"what tensors clipped to {dp.tensor_l2:g} can have together"
@@ -311,7 +311,9 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         summary = "every device adds its share of noise before its update is hidden: neither the server nor readers of "
         summary += "the models learn more of a device than epsilon allows"
         who = f"each device, {each:.4g} per coordinate; at least {each * sqrt(honest):.4g} in every sum"
-        fewer = card.degradation(each * sqrt(honest) / space.l2, honest, dp.delta)
+        least = each * sqrt(honest) / space.l2
+        fewer = card.degradation(least, honest, dp.delta)
+        continuous = accountant.gaussian(least / sqrt(taking.rounds_each), dp.delta)
     elif word == "record":
         summary = "every step on a device is noised: what it sends says no more of one block of its text than epsilon "
         summary += "allows"
@@ -339,6 +341,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         rounds_each=taking.rounds_each,
         fewer=fewer,
         budget=dp.epsilon,
+        continuous=continuous,
     )
 
 

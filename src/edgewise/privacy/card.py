@@ -32,7 +32,8 @@ class Card:
         honest: devices per round whose noise is counted on, 0 where none add any.
         rounds_each: rounds that one device is in at most.
         fewer: (honest devices, epsilon against the server of one round) if fewer than ``honest`` are.
-        budget: epsilon that is enforced; None without.
+        budget: epsilon that is enforced; None without. continuous: where devices add discrete shares, epsilon of
+            continuous noise of that size after all rounds; 0 elsewhere.
     """
 
     word: str
@@ -49,6 +50,7 @@ class Card:
     rounds_each: int
     fewer: tuple[tuple[int, float], ...]
     budget: float | None
+    continuous: float = 0.0
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -78,6 +80,9 @@ def rests_on(c: Plain) -> list[tuple[str, str]]:
     noise, honest devices; what other runs add, and what is not covered."""
     each = f"{c['rounds_each']:,} round{'s' * (c['rounds_each'] != 1)}"
     honest = [("honest devices", f"{c['honest']:,} are counted on in every round")] if c["honest"] else []
+    if continuous := c.get("continuous"):
+        counted = "as zCDP, which holds for sums of discrete, rounded shares; continuous noise of this size would take "
+        honest.append(("counted", f"{counted}epsilon {continuous:.3g} after all rounds"))
     return [
         ("unit", c["unit"]),
         ("delta", f"{c['delta']:g}, {c['below']}"),

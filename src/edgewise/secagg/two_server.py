@@ -107,6 +107,11 @@ def ends(box: bytes | memoryview) -> bytes:
     return bytes(box[: seal.LARGE_OVERHEAD_BYTES - seal.OVERHEAD_BYTES]) + bytes(box[-seal.OVERHEAD_BYTES :])
 
 
+def report_bytes(params: Params) -> int:
+    """Length of a device's report (``split``)."""
+    return _HEAD_BYTES + kernels.packed_bytes(params.dim, params.bits) + 8 * params.heads + seal.LARGE_OVERHEAD_BYTES
+
+
 def split(
     params: Params,
     context: bytes,
@@ -125,8 +130,7 @@ def split(
         keys. body: uint32[dim] below 2^bits. head: uint64[heads]. entropy: 32 fresh secret bytes.
     """
     id, k = fresh(entropy, context, "report", device)[:ID_BYTES], fresh(entropy, context, "share", device)
-    size = kernels.packed_bytes(params.dim, params.bits) + 8 * params.heads + seal.LARGE_OVERHEAD_BYTES
-    report = bytearray(_HEAD_BYTES + size)
+    report = bytearray(report_bytes(params))
     room = memoryview(report)[_HEAD_BYTES:]
     box = seal.LargeBox(leader, fresh(entropy, context, "box", device), _bound(context, b"leader", device, id), room)
     tail, stream = mask(k, context, params.heads)

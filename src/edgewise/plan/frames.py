@@ -1,0 +1,81 @@
+"""Bytes of a round's frames: what a device sends and receives, masks, signatures and addresses included.
+
+They are of a round in which nobody is lost. Models, deltas and positions are blobs, counted apart (``plan.explain``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import NamedTuple
+
+from edgewise.codecs import pack
+from edgewise.core.frame import Contribution, Invite, Step, dump
+from edgewise.core.keys import KEY_BYTES
+from edgewise.plan.compile import Plan
+from edgewise.secagg import sizes, two_server
+
+_HEX = "0" * 64  # a digest
+
+
+class Traffic(NamedTuple):
+    """Bytes of one device in one round: ``up`` all frames that it sends, ``down`` all that it receives."""
+
+    up: float
+    down: float
+
+
+def traffic(plan: Plan, names: Sequence[str] = ()) -> tuple[Traffic, ...]:
+    """For each phase of the pipeline, what a contribution takes; ``up`` is exact where the packed size is
+    (``pack.size_bytes``) and all names are of one length.
+
+    Args: names: of the devices, which stand in frames; ``device-000`` and so on where they are not known.
+    """
+    n = plan.sampling.goal if plan.sampling.kind != "poisson" else plan.sampling.expected
+    known = list(names) or [f"device-{i:03d}" for i in range(plan.sampling.population)]
+    cohort = [known[i * len(known) // n] for i in range(n)]
+    return tuple(_phase(plan, phase, cohort) for phase in range(len(plan.pipelines)))
+
+
+def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
+    asked = len(dump(_invite(plan, phase)))
+    device = sorted(cohort, key=len)[len(cohort) // 2]
+    encoded = plan.at(phase * plan.sampling.groups).encoded
+    if plan.hides is None:
+        return Traffic(pack.size_bytes(encoded) + _around(plan, device), asked)
+    if plan.hides.servers == 2:
+        return Traffic(
+            two_server.report_bytes(plan.secagg(phase * plan.sampling.groups)) + _around(plan, device), asked
+        )
+    rung = 0 if plan.ways else -1
+
+    def framed(body: bytes) -> int:
+        return len(dump(Step(run=_HEX, round=100, device=device, body=body, rung=rung)))
+
+    group = cohort[: max(2, ceil(len(cohort) / plan.hides.groups))]
+    up, down = sizes.letters(plan.secagg(phase * plan.sampling.groups, rung), group, framed)
+    return Traffic(up, asked + down)
+
+
+def _around(plan: Plan, device: str) -> int:
+    """The frame of a contribution without its payload, which is longer than 64 KiB or about as good as that."""
+    return len(dump(Contribution(run=_HEX, round=100, device=device, payload=memoryview(b"")))) + 3
+
+
+def _invite(plan: Plan, phase: int) -> Invite:
+    deltas = plan.delta_bytes is not None and plan.delta_bytes < plan.snapshot_bytes  # else the model itself is fewer
+    return Invite(
+        run=_HEX,
+        round=100,
+        spec=_HEX,
+        model=_HEX,
+        public=bytes(KEY_BYTES),
+        accepted=99,
+        deadline_s=plan.sampling.deadline_s,
+        rule=plan.rule(phase * plan.sampling.groups),
+        base=_HEX if deltas else "",
+        deltas=(_HEX,) if deltas else (),
+        support=_HEX if plan.at(phase * plan.sampling.groups).encoded.support else "",
+        nonce=bytes(KEY_BYTES) if plan.hides is not None else b"",
+        clip=max(plan.clips(0)),
+    )

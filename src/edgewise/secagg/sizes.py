@@ -1,0 +1,45 @@
+"""How many bytes one device's session takes, where nobody drops out: made of real messages, with zeros for contents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from edgewise.codecs import kernels
+from edgewise.crypto.shamir import SHARE_BYTES
+from edgewise.crypto.sign import SIGNATURE_BYTES
+from edgewise.secagg import messages
+from edgewise.secagg.client import holding
+from edgewise.secagg.params import Params
+
+_SIGNATURE, _WORD, _BOX, _SHARE = bytes(SIGNATURE_BYTES), bytes(32), bytes(messages.BOX_BYTES), bytes(SHARE_BYTES)
+
+
+def letters(params: Params, names: Sequence[str], framed: Callable[[bytes], int]) -> tuple[int, int]:
+    """Bytes that a device sends and receives in a session of ``names``: all messages of all steps, the masked update
+    among them.
+
+    Args:
+        names: of the devices of the session, 2 or more. framed: length of the frame around a message.
+    Raises CompositionError as ``Policy.shape``.
+    """
+    n, everybody = len(names), sorted(names)
+    k, _ = params.policy.shape(n)
+    near = everybody[1 : k + 1]
+    keys = messages.Keys(seal=_WORD, mask=_WORD, commitment=_WORD, signature=_SIGNATURE)
+    dealt = messages.Dealt(box=_BOX, all=_WORD, signature=_SIGNATURE)
+    body, head = bytes(kernels.packed_bytes(params.dim, params.bits)), bytes(8 * params.heads)
+    sent = (
+        messages.Advertise(keys=keys),
+        messages.Shares(boxes=dict.fromkeys(near, _BOX), signature=_SIGNATURE),
+        messages.Masked(body=body, head=head, failed=(), signature=_SIGNATURE),
+        messages.Consistent(signature=_SIGNATURE),
+        messages.Revealed(seeds=dict.fromkeys(everybody[: k + 1], _SHARE), keys={}, signature=_SIGNATURE),
+    )
+    received = (
+        messages.Roster(keys=dict.fromkeys(everybody, keys)),
+        messages.Boxes(boxes=dict.fromkeys(near, dealt)),
+        messages.Survivors(devices=tuple(everybody)),
+        messages.Proofs(signatures=dict.fromkeys(holding(everybody[0], tuple(near), n), _SIGNATURE)),
+    )
+    up, down = (sum(framed(messages.dump(message)) for message in way) for way in (sent, received))
+    return up, down
