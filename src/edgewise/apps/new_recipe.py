@@ -23,7 +23,7 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.data import DataSection
 from edgewise.plan.findings import nearest
-from edgewise.plan.section import DP_WORDS, Privacy
+from edgewise.plan.section import DP_WORDS, Privacy, TrustSection
 from edgewise.secagg.merge import fewest
 
 EVERYBODY = 40  # devices up to which all are in every round
@@ -160,7 +160,7 @@ def _settings(word: str, n: int, median_bytes: int, blocks: int) -> dict[str, An
             )  # fmt: skip
         out["minimum"] = max(out["minimum"], min(1.0, 2 / expected))
         corrupt = min(int(CORRUPT[word] * n), invited)
-        while corrupt and fewest(corrupt) > least:
+        while corrupt and fewest(corrupt, dropout=TrustSection().dropout_fraction) > least:
             corrupt -= 1
         out["corrupt"] = corrupt
         out["fraction"] = CORRUPT[word] if corrupt == int(CORRUPT[word] * n) else _share(corrupt, n)
