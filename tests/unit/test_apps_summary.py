@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edgewise.apps import summary
+from edgewise.apps import summary, words
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.drivers.store import RunStore
@@ -209,3 +209,13 @@ def test_no_run_is_said_with_its_code(tmp_path: Path) -> None:
     with RunStore(tmp_path) as store, pytest.raises(StoreError) as e:
         summary.build(store)
     assert e.value.code == "E-RESUME"
+
+
+def test_an_unfinished_run_says_which_measurement_is_missing(tmp_path: Path) -> None:
+    make_run(tmp_path / "half", rounds_played=5, finished=False)
+    make_run(tmp_path / "unmeasured", finished=False)
+    with RunStore(tmp_path / "half") as store:
+        assert words.unfinished(summary.build(store)).startswith("5 of 12 rounds are played; not measured: local only")
+    with RunStore(tmp_path / "unmeasured") as store:
+        said = words.unfinished(summary.build(store))
+    assert said.startswith("12 of 12 rounds are played; not measured: local only, centralised (where the trainer")

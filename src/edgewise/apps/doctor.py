@@ -18,6 +18,7 @@ from typing import NamedTuple
 OK, NOTE, BAD = "ok", "note", "bad"
 LOWEST_PYTHON = (3, 11)
 DISK_BYTES, MEMORY_BYTES = 1e9, 2e9
+CPU_TORCH = "`pip install torch --index-url https://download.pytorch.org/whl/cpu`"
 TRAIN = ("torch", "transformers", "tokenizers", "peft", "matplotlib")
 CORE = ("numpy", "numba", "msgspec", "pydantic", "sqlalchemy", "safetensors", "rich", "typer")
 
@@ -36,7 +37,12 @@ def examine(folder: Path) -> list[Finding]:
     return [
         _python(),
         _packages("core packages", CORE, BAD, "pip install edgewise"),
-        _packages("training packages", TRAIN, BAD, 'pip install "edgewise[train]", or in a clone `make setup`'),
+        _packages(
+            "training packages", TRAIN, BAD, f"in a clone `make setup`, else {CPU_TORCH}, then the extra [train]"
+        ),
+        Finding(
+            "graphics card", NOTE, f"not used: training runs on the CPU, so torch without CUDA will do: {CPU_TORCH}"
+        ),
         _cores(),
         _memory(),
         _disk(folder),

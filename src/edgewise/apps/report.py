@@ -138,10 +138,9 @@ def _chosen(s: Mapping[str, Any]) -> str:
 def _unfinished(s: Mapping[str, Any]) -> str:
     if s["complete"]:
         return ""
-    r = s["rounds"]
     return (
-        f'<p class="note-box" role="note"><b>This run is not complete:</b> {r["played"]} of {r["planned"]} rounds are'
-        " played, or a measurement is missing. Figures cover what is there; go on with <code>--resume</code>.</p>"
+        f'<p class="note-box" role="note"><b>This run is not complete:</b> {words.unfinished(s)}.'
+        " Figures cover what is there; go on with <code>--resume</code>.</p>"
     )
 
 

@@ -31,9 +31,7 @@ def show(console: Console, s: Mapping[str, Any], out: Path) -> None:
     if r["abandoned"]:
         console.print(Text(f"{r['met']} rounds moved the model, {r['abandoned']} were abandoned", "yellow"))
     if not s["complete"]:
-        console.print(
-            Text(f"not complete: {r['played']} of {r['planned']} rounds, or a measurement is missing", "yellow")
-        )
+        console.print(Text(f"not complete: {words.unfinished(s)}", "yellow"))
     # A path must stay whole, to be clicked or copied.
     console.print(Text("report  ", "dim").append(str(out / "report.html"), "bold"), soft_wrap=True)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf, isfinite
+from typing import Any
 
 MODELS = {"base": "base", "local_only": "local only", "federated": "federated", "centralised": "centralised"}
 MEANS = {
@@ -168,6 +169,19 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
     if high == low:
         return _BARS[3] * len(shown)
     return "".join(_BARS[round((v - low) / (high - low) * (len(_BARS) - 1))] for v in shown)
+
+
+def unfinished(s: Mapping[str, Any]) -> str:
+    """Of the summary of a run that is not complete: the rounds that were played, and which measurements are missing."""
+    r, wanted = s["rounds"], s["recipe"].get("compare", {})
+    missing = [MODELS[m] for m, q in s["perplexity"].items() if m in MODELS and q is None and wanted.get(m, True)]
+    told = f"{r['played']} of {r['planned']} rounds are played"
+    if missing:
+        told += f"; not measured: {', '.join(missing)}"
+    never = [MODELS[m] for m in ("local_only", "centralised") if s["perplexity"][m] is None and wanted.get(m)]
+    if never and r["played"] == r["planned"]:
+        told += " (where the trainer cannot, switch it off in [compare])"
+    return told
 
 
 def lost(code: str) -> str:
