@@ -12,7 +12,7 @@ from session import ROOT, SID, Session
 from edgewise.codecs import kernels
 from edgewise.core.keys import derive
 from edgewise.crypto import agree
-from edgewise.secagg import messages, params, secrets
+from edgewise.secagg import messages, params, secrets, server
 from edgewise.secagg.client import circle
 from edgewise.secagg.params import Policy
 
@@ -133,3 +133,24 @@ def test_a_device_asks_for_signatures_of_its_holders_and_of_the_roster() -> None
     assert answer([*holders[:t], *far[: quorum - t]], far[1]) == bad
     assert answer([*holders[:t], *far[: quorum - t]], holders[t - 1]) == bad
     assert isinstance(answer(list(s.devices), max(far)), messages.Revealed)  # one that it does not need
+
+
+@pytest.mark.parametrize("apart", [3, 6])
+def test_survivors_without_a_mask_in_common_end_a_session(apart: int) -> None:
+    """A curious server, and drop-outs that happen to close in a few devices: their masks would cancel among them."""
+    s = Session(110, n_min=60, policy=Policy(0.0, 0.1, "curious"))
+    (k, _), (order, _) = s.policy.shape(s.n), on_the_circle(s)
+    assert k < s.n - 1
+    gone = {*order[: k // 2], *order[k // 2 + apart : k + apart]}
+    ended = s.play(lambda step, device: step == 1 and device in gone)
+    assert len(s.devices) - len(gone) >= s.n_min
+    assert isinstance(ended, server.Aborted)
+    assert (ended.code, ended.why.split()[0]) == ("E-SECAGG-FEW", str(apart))
+    assert not any(isinstance(messages.load(raw), messages.Revealed) for raw in s.sent)
+
+
+def test_as_many_that_are_gone_elsewhere_end_no_session() -> None:
+    s = Session(110, n_min=60, policy=Policy(0.0, 0.1, "curious"))
+    (k, _), (order, _) = s.policy.shape(s.n), on_the_circle(s)
+    gone = set(order[::6][: k // 2])
+    assert isinstance(s.play(lambda step, device: step == 1 and device in gone), server.Released)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from edgewise.secagg.messages import digest
 
@@ -23,3 +23,19 @@ def neighbours(roster: bytes, devices: Sequence[str], k: int) -> Mapping[str, tu
     circle = sorted(devices, key=lambda d: digest(b"circle", roster, d.encode()))
     near = [*range(-(k // 2), 0), *range(1, k // 2 + 1)]
     return {d: tuple(sorted(circle[(i + j) % n] for j in near)) for i, d in enumerate(circle)}
+
+
+def smallest_part(near: Mapping[str, Sequence[str]], devices: Collection[str]) -> int:
+    """The number of devices in the smallest connected part of the graph that is left with ``devices``; 0 without any.
+
+    The masks of a part cancel within it. So whoever has all masked updates can read the sum of each part.
+    """
+    left, smallest = set(devices), len(devices)
+    while left:
+        part = [left.pop()]
+        for device in part:  # grows while it is walked
+            reached = left.intersection(near[device])
+            left -= reached
+            part.extend(reached)
+        smallest = min(smallest, len(part))
+    return smallest

@@ -40,6 +40,7 @@ from edgewise.secagg.events import Gone as Gone
 from edgewise.secagg.events import Received as Received
 from edgewise.secagg.events import Refused as Refused
 from edgewise.secagg.events import Send as Send
+from edgewise.secagg.graph import smallest_part
 from edgewise.secagg.messages import SEALED_BYTES, Keys, survivors_digest
 from edgewise.secagg.params import Params
 from edgewise.secagg.secrets import Body, Head, Hidden, pair_seed, pairwise
@@ -197,17 +198,14 @@ def step(state: State, event: Event) -> Out:
         if not waits_for(state, event.device):
             raise DecodeError("E-SECAGG-ORDER", "a message from a device that is not waited for.")
         if isinstance(message, messages.Abort):
-            return _settle(_without(state, event.device), (Refused(event.device, _code(message.code)),))
+            code = message.code if message.code in messages.CODES else "E-SECAGG-ORDER"
+            return _settle(_without(state, event.device), (Refused(event.device, code),))
         after = _taken(state, event.device, message)
         lied = isinstance(after, Unmasking) and after.told[event.device].lied
         return _settle(after, (Refused(event.device, recovery.LIED),) if lied else ())
     except DecodeError as e:
         after = _without(state, event.device)
         return _settle(after, (Refused(event.device, e.code),))
-
-
-def _code(code: str) -> str:
-    return code if code in messages.CODES else "E-SECAGG-ORDER"
 
 
 def _without(state: State, device: Device) -> State:
@@ -346,6 +344,8 @@ def _survivors(state: Masking) -> Out:
     effects = _reports(found.named)
     if len(state.folded) < need:
         return _few(len(state.folded), need, "sent a masked update"), effects
+    if (part := smallest_part(shared.near, state.folded)) < (least := shared.session.params.n_min):
+        return _few(part, least, "share no mask with the other survivors"), effects
     if found.lacking:
         return Aborted("E-SECAGG-FEW", f"too few shares of {', '.join(found.lacking)}"), effects
     survivors = tuple(sorted(state.folded))
@@ -387,8 +387,8 @@ def _open(state: Unmasking) -> Out:
     session, alive = shared.session, frozenset(survivors)
     found = recovery.recover(session.sid, shared.keys, _holders(shared), alive, state.told, shared.threshold)
     before = _accused(masked).named  # reported when the masked updates were in
-    late = recovery.suspects(found.lacking, masked.folded) | dict(found.named)
-    effects = _reports({device: code for device, code in late.items() if before.get(device) != recovery.DEALT})
+    late = {d: code for d, code in recovery.suspects(found.lacking, masked.folded).items() if d not in before}
+    effects = _reports({d: c for d, c in {**late, **found.named}.items() if before.get(d) != recovery.DEALT})
     if found.lacking:
         return Aborted("E-SECAGG-FEW", f"too few right shares of {', '.join(found.lacking)}"), effects
     context = session.params.bound(shared.roster)
