@@ -93,3 +93,12 @@ def test_exact_counts_are_for_the_owner_where_an_epsilon_is_promised(
     assert "reading" not in summary["facts"]
     assert "see less than their whole prompt" not in (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "out" / "devices.json").read_text())["reading"]["text"]["answers_short"] == 10
+
+
+def test_check_refuses_text_that_nobody_can_measure_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, "none")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"who": "ann", "asked": "the lazy dog", "text": "jumps"}))
+    done = CliRunner().invoke(app, ["check", "recipe.toml", "--fast", "--json"])
+    assert done.exit_code != 0
+    assert "E-DEVICE-DATA" in done.output

@@ -69,14 +69,16 @@ def make_run(
     params: np.ndarray[Any, Any] | None = None,
     facts: dict[str, Any] | None = None,
     spec: Spec | None = None,
+    worse: float = 0.0,
     **changes: Any,
 ) -> Plan:
-    """Fill ``out`` with a plausible run: quality improves, some devices are lost, all figures are deterministic."""
+    """Fill ``out`` with a plausible run: quality improves, some devices are lost, all figures are deterministic. Its
+    base is ``worse`` by so many nats a token."""
     plan = made_plan(devices, spec, **changes)
     names = [NAMES[i] if devices <= len(NAMES) else f"device-{i:04d}" for i in range(devices)]
     draw = np.random.default_rng(3)
     held = {d: int(t) for d, t in zip(names, draw.integers(900, 16_000, devices), strict=True)}
-    start = dict(zip(names, draw.normal(6.35, 0.25, devices), strict=True))  # nats per token
+    start = dict(zip(names, draw.normal(6.35, 0.25, devices) + worse, strict=True))  # nats per token
     played = plan.rounds if rounds_played is None else rounds_played
     x = np.zeros(8, np.float32) if params is None else params
     known = {

@@ -51,15 +51,16 @@ def test_figures_are_those_of_the_summaries_and_only_what_differs_is_told(folder
 
 def test_runs_of_other_data_models_or_text_are_named_and_never_win(folder: Path) -> None:
     make_run(Path("runs/text"), facts={"fingerprint": "aa" * 32})
-    make_run(Path("runs/model"), facts={"model_fingerprint": "bb" * 32})
+    make_run(Path("runs/model"), worse=0.05)
+    make_run(Path("runs/adapter"), facts={"model_fingerprint": "bb" * 32})  # weights that it does not train
     make_run(Path("runs/fewer"), devices=5)
-    found = comparison.build([Path("runs") / name for name in ("plain", "slow", "text", "model", "fewer")])
+    found = comparison.build([Path("runs") / name for name in ("plain", "slow", "text", "model", "adapter", "fewer")])
     assert found["not_comparable"] == {
         "text": ["other data"],
         "model": ["another base model"],
         "fewer": ["other held-out text"],
     }
-    assert comparison.best(found) in ("plain", "slow")
+    assert comparison.best(found) in ("plain", "slow", "adapter")
     said = "model has another base model than the first run: their perplexities cannot be compared."
     assert said in comparison_page.page(found)
     assert said in " ".join(call("runs/plain", "runs/model").stdout.split())

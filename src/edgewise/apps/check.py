@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.apps import reading, words
+from edgewise.core.errors import DataError
 from edgewise.drivers import speed
 from edgewise.drivers.host import in_steps, make_trainer
 from edgewise.drivers.records import noise_steps
@@ -111,7 +112,15 @@ def _local_steps(trainer: Trainer, plan: Plan) -> dict[str, Any]:
 def _reading(trainer: Trainer) -> dict[str, Any] | None:
     """What the trainer read and left out, where it tells; some of the text is tokenized for it."""
     told: Callable[[int], dict[str, Any] | None] | None = getattr(trainer, "reading", None)
-    return told(MOST_BYTES) if told is not None else None
+    read = told(MOST_BYTES) if told is not None else None
+    if read and read["examined"] == read["devices"] and not (read["train_tokens"] and read["held_tokens"]):
+        what = "train on" if not read["train_tokens"] else "measure on: all of it is trained on"
+        raise DataError(
+            "E-DEVICE-DATA",
+            f"there is no text to {what}. " + " ".join(reading.notes(read)),
+            "give devices more text that can be read, or look at data.path, data.text and data.holdout.",
+        )
+    return read
 
 
 def show(console: Console, found: Mapping[str, Any], path: str) -> None:

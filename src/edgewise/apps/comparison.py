@@ -6,6 +6,7 @@ held-out tokens of the same devices. What differs in one of these is told for ea
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,10 +52,7 @@ def build(folders: Sequence[Path]) -> dict[str, Any]:
         for key in sorted({key for one in recipes for key in one})
         if key not in UNTOLD and any(one.get(key) != recipes[0].get(key) for one in recipes)
     }
-    apart = {
-        name: [what for what, value in ground.items() if value != grounds[0][what]]
-        for name, ground in zip(names, grounds, strict=True)
-    }
+    apart = {name: _apart(ground, grounds[0]) for name, ground in zip(names, grounds, strict=True)}
     return {"runs": rows, "settings": settings, "not_comparable": {n: why for n, why in apart.items() if why}}
 
 
@@ -69,17 +67,30 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _ground(store: RunStore) -> dict[str, Any]:
-    """What must be one and the same for perplexities to be comparable, by its name in words."""
+    """What a run's perplexities rest on. ``base_loss``: the base's on the held-out text, nats a token, or None."""
     run = store.run()
     assert run is not None  # ``runs.opened`` has seen to it
     facts, recipe = run["facts"], run["recipe"]
     data = {k: v for k, v in recipe["data"].items() if k != "path"}
-    measured = {device: tokens for device, (_, tokens) in store.measures("base").items()}
+    measures = store.measures("base")
+    held = {device: tokens for device, (_, tokens) in measures.items()}
+    total = sum(held.values())
     return {
-        "other data": facts.get("fingerprint") or data,
-        "another base model": facts.get("model_fingerprint") or recipe["model"]["base"],
-        "other held-out text": measured,
+        "data": facts.get("fingerprint") or data,
+        "held": held,
+        "base": recipe["model"]["base"],
+        "base_loss": math.fsum(nll for nll, _ in measures.values()) / total if total else None,
     }
+
+
+def _apart(one: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
+    """Why perplexities of two runs cannot be compared. Names of bases say little: a base is another one where its
+    loss on the same text is another, by more than rounding."""
+    why = ["other data"] if one["data"] != first["data"] else []
+    why += ["other held-out text"] if one["held"] != first["held"] else []
+    losses = (one["base_loss"], first["base_loss"])
+    other = one["base"] != first["base"] if why or None in losses else not math.isclose(*losses, rel_tol=1e-3)
+    return [*why, "another base model"] if other else why
 
 
 def _row(s: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
