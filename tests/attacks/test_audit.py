@@ -353,10 +353,10 @@ def test_the_share_of_corrupt_devices_is_counted(monkeypatch):
     sent = []
     true = bounds.released
     monkeypatch.setattr(bounds, "released", lambda pipe, x, *a: true(pipe, sent.append(x) or x, *a))
-    found = trials.mechanism(plan("distributed", trust__malicious_fraction=0.25), RUNS, quiet)
+    found = trials.mechanism(plan("distributed", trust__malicious_fraction=0.2), RUNS, quiet)
     assert found.holds
     assert found.tight
-    assert [len(x) for x in sent] == [15, 15]  # of 20
+    assert [len(x) for x in sent] == [16, 16]  # of 20
     assert "corrupt" in " ".join(
         trials.mechanism(plan("distributed", trust__malicious_fraction=0.02), RUNS, quiet).left_out
     )

@@ -381,5 +381,5 @@ def test_layers_that_do_not_travel_are_refused(place: Path) -> None:
 def test_check_counts_the_models_parameters(place: Path) -> None:
     found = check.examine(from_plain(plain(place)), place, fast=True)
     assert found["trainable"] == found["parameters"] > 30_000
-    assert found["bytes"]["down"] == 4 * 4096
+    assert 4 * 4096 < found["bytes"]["down"] < 4 * 4096 + 1000  # and the frames around
     assert found["bytes"]["float32_update"] == 4 * found["parameters"]

@@ -87,7 +87,9 @@ def test_sizes_are_those_of_the_round_and_the_limit_fits_the_largest() -> None:
     )
     assert explain.cost(turns)["up"] == explain.cost(p)["up"], "whichever parts the first rounds have"
     cost = explain.cost(p)
-    assert (cost["up"], cost["up_largest"]) == ((small + large) / 2, large)
+    around = cost["up_largest"] - large  # the frame
+    assert 0 < around < 500
+    assert cost["up"] == (small + large) / 2 + around
     what = (
         "keeps 0.249 % of the coordinates, the same on all devices; 2 groups of 0.249, 99.8 % take turns, the group of"
     )
