@@ -76,7 +76,7 @@ def _mean(measures: Measures) -> float:
 
 
 def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
-    """How federated compares with training alone, in one sentence; ``mark`` sets figures apart."""
+    """The comparison of federated with training alone, in one sentence; ``mark`` sets figures apart."""
     c = s["against_alone"]
     if c is None:
         if not s["recipe"]["compare"]["local_only"]:
@@ -98,13 +98,13 @@ def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
 
 
 def note(s: Mapping[str, Any]) -> str:
-    """What the data means for the comparison; empty where nothing is known."""
+    """A note on what the data means for the comparison; empty where nothing is known."""
     data = s["recipe"]["data"]
     return NOTES.get(data["source"], "") if data["partition"] == "owner" else ""
 
 
 def going_on(s: Mapping[str, Any]) -> str:
-    """What training alone for longer gave, in one sentence; empty where it was not run."""
+    """The result of training alone for longer, in one sentence; empty where it was not run."""
     g = s["longer"]
     if g is None:
         return ""

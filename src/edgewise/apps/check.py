@@ -110,7 +110,10 @@ def _local_steps(trainer: Trainer, plan: Plan) -> dict[str, Any]:
 
 
 def _reading(trainer: Trainer) -> dict[str, Any] | None:
-    """What the trainer read and left out, where it tells; some of the text is tokenized for it."""
+    """The record of what the trainer read and left out, or None. Some of the text is tokenized for it.
+
+    Raises DataError(E-DEVICE-DATA) where all devices were looked at and nothing is left to train or to measure on.
+    """
     told: Callable[[int], dict[str, Any] | None] | None = getattr(trainer, "reading", None)
     read = told(MOST_BYTES) if told is not None else None
     if read and read["examined"] == read["devices"] and not (read["train_tokens"] and read["held_tokens"]):
@@ -271,7 +274,7 @@ def _below(r: Mapping[str, Any]) -> str:
 
 
 def _ends(recipe: Recipe) -> str:
-    """What held-out losses decide; empty where nothing."""
+    """The decisions that rest on held-out losses; empty where there are none."""
     n, said = recipe.round.patience, []
     if n:
         said.append(f"ends after {n} evaluation{'s' * (n != 1)} in a row without a lower held-out loss")

@@ -67,7 +67,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _ground(store: RunStore) -> dict[str, Any]:
-    """What a run's perplexities rest on. ``base_loss``: the base's on the held-out text, nats a token, or None."""
+    """The ground of a run's perplexities. ``base_loss``: the base's on the held-out text, nats a token, or None."""
     run = store.run()
     assert run is not None  # ``runs.opened`` has seen to it
     facts, recipe = run["facts"], run["recipe"]

@@ -33,7 +33,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Wanted(NamedTuple):
-    """What is asked for. ``to``: one of ``FORMATS``. ``played``: the model after so many rounds; where None, the
+    """A request for an export. ``to``: one of ``FORMATS``. ``played``: the model after so many rounds; where None, the
     one that counts in a complete run. ``base``: a folder, or ``hub:owner/name``, that takes the place of the recipe's
     ``model.base``; empty: as in the recipe. ``dtype``: of a merged model's weights; ``base``: as the base has them.
     ``with_base``: write a base folder beside the adapter."""
@@ -147,7 +147,7 @@ def _open_to_others(folder: Path) -> None:
 
 
 def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_card.Card) -> dict[str, Any]:
-    """What was trained, by name: for a trainer of one's own, and for tools of one's own."""
+    """Write the trained tensors by name: for a trainer of one's own, and for tools of one's own."""
     from safetensors.numpy import save_file
 
     if not facts.get("spec"):
