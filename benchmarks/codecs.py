@@ -32,8 +32,8 @@ from edgewise.codecs import pack
 from edgewise.codecs.codebook import NF4
 from edgewise.codecs.eden import CENTROIDS
 from edgewise.core.stage import HEAD
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec
-from edgewise.engine.ports import Update
 
 CLAMP = 4.0  # in standard deviations, for the shared grid
 

@@ -23,8 +23,8 @@ import numpy as np
 
 from edgewise.apps import simulate
 from edgewise.core import events
+from edgewise.core.training import HeldOut, Update
 from edgewise.core.vector import Spec
-from edgewise.engine.ports import HeldOut, Update
 from edgewise.plan import recipe
 from edgewise.plan.catalogue import Extension
 

@@ -23,8 +23,8 @@ import measure
 import numpy as np
 
 from edgewise.core import events
+from edgewise.core.training import HeldOut, Update
 from edgewise.core.vector import Spec
-from edgewise.engine.ports import HeldOut, Update
 from edgewise.plan.catalogue import Extension
 
 BAR = 24.0

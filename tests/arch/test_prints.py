@@ -27,8 +27,8 @@ SPELLINGS = (SECRET.hex(), repr(SECRET)[2:-1], str(list(SECRET))[1:-1], str(MARK
 PUBLIC: dict[str, set[str]] = {
     "apps.simulate._Loaded": {"initial"},  # a model before training
     "core.keys.Turn": {"public"},
+    "core.training.FitRequest": {"params"},  # the round's model
     "crypto.agree.Pair": {"public"},
-    "engine.ports.FitRequest": {"params"},  # the round's model
     "engine.ports.Trust": {"leader", "helper"},  # public keys
     "learn.corpus.Corpus": {"_order", "_first"},  # which document is whose
     "learn.sources.Found": {"file", "start", "stop", "owner", "label", "ends"},  # where documents are

@@ -10,10 +10,10 @@ from invited import invited
 
 from edgewise.codecs import pack
 from edgewise.core import frame, vector
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.drivers.identities import simulated_trust
 from edgewise.engine import device as machine
-from edgewise.engine.ports import Update
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import from_plain

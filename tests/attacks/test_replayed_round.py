@@ -16,11 +16,12 @@ from toy_recipe import make_recipe
 from edgewise.core import frame
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Secrets, derive, root
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.drivers.gateway import LocalGateway
 from edgewise.drivers.identities import simulated_servers, simulated_trust
 from edgewise.engine import device as machine
-from edgewise.engine.ports import Arrived, Update
+from edgewise.engine.ports import Arrived
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
 from edgewise.privacy.accountant import epsilon

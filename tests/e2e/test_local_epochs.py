@@ -13,7 +13,7 @@ from toy_recipe import make_recipe
 from edgewise.apps import check, simulate
 from edgewise.core.errors import EdgewiseError, RecipeError
 from edgewise.core.frame import LocalRule
-from edgewise.engine.ports import POOLED
+from edgewise.core.training import POOLED
 from edgewise.plan.recipe import from_plain
 from edgewise.plan.section import DP_WORDS
 

@@ -16,9 +16,9 @@ from toy_recipe import make_recipe
 from edgewise.apps import check, simulate
 from edgewise.core import events, frame
 from edgewise.core.errors import DataError, EdgewiseError, StoreError
+from edgewise.core.training import POOLED, FitRequest
 from edgewise.core.vector import Spec
 from edgewise.drivers.store import RunStore
-from edgewise.engine.ports import POOLED, FitRequest
 from edgewise.plan import recipe as recipes
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile

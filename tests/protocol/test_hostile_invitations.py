@@ -18,10 +18,10 @@ from edgewise.core import frame, vector
 from edgewise.core.errors import REGISTRY
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Secrets
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.drivers.identities import simulated_trust
 from edgewise.engine import device as machine
-from edgewise.engine.ports import Update
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import from_plain

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from edgewise.core.training import HeldOut, Update
 from edgewise.core.vector import Spec
-from edgewise.engine.ports import HeldOut, Update
 from edgewise.plan.catalogue import Extension
 
 DIM = 4_000_000

@@ -14,8 +14,8 @@ import numpy as np
 
 from edgewise.core.errors import DataError
 from edgewise.core.keys import derive, generator, root
+from edgewise.core.training import POOLED, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
-from edgewise.engine.ports import POOLED, FitRequest, HeldOut, Update
 from edgewise.plan.catalogue import Extension
 from edgewise.plan.recipe import Recipe
 

@@ -16,11 +16,11 @@ from edgewise.apps import check
 from edgewise.codecs import pack
 from edgewise.core import frame
 from edgewise.core.errors import DataError, RecipeError
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.drivers.simulated import World
 from edgewise.drivers.traces import read_traces
 from edgewise.engine import device as machine
-from edgewise.engine.ports import Update
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile

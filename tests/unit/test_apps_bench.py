@@ -17,8 +17,8 @@ from edgewise.apps import bench, cli
 from edgewise.codecs import pack
 from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.stage import HEAD
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec
-from edgewise.engine.ports import Update
 from edgewise.plan.ladder import RUNGS
 from edgewise.plan.recipe import parse
 from unit.toy_trainer import DIM, NAMES, RECIPE, ToyTrainer

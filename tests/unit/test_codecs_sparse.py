@@ -24,10 +24,11 @@ from edgewise.core.keys import Turn, root
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import Payload, Stage
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine import device as machine
 from edgewise.engine.intake import Visible
-from edgewise.engine.ports import Cohort, Update
+from edgewise.engine.ports import Cohort
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan

@@ -9,9 +9,9 @@ from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
 from edgewise.core import frame
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine
-from edgewise.engine.ports import Update
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
 

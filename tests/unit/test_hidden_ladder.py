@@ -18,10 +18,11 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.core.keys import derive, root
 from edgewise.core.pipeline import together
 from edgewise.core.stage import Aggregate
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine
 from edgewise.engine.intake import sort
-from edgewise.engine.ports import Trust, Update
+from edgewise.engine.ports import Trust
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile

@@ -15,8 +15,8 @@ from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.space import Quorum, Space
+from edgewise.core.training import FitRequest
 from edgewise.core.vector import Spec
-from edgewise.engine.ports import FitRequest
 from edgewise.learn import dp_sgd
 from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat

@@ -143,7 +143,7 @@ def test_a_device_that_the_limit_leaves_nothing_says_so(tmp_path: Path) -> None:
     import tiny_model
 
     from edgewise.core.frame import LocalRule
-    from edgewise.engine.ports import FitRequest
+    from edgewise.core.training import FitRequest
     from edgewise.learn.trainer import make
     from edgewise.plan.recipe import from_plain
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
-from edgewise.engine.ports import FitRequest
+from edgewise.core.training import FitRequest
 from edgewise.learn import train
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat

@@ -16,7 +16,7 @@ from edgewise.core import vector
 from edgewise.core.errors import DataError, ModelError, StoreError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
-from edgewise.engine.ports import POOLED, FitRequest
+from edgewise.core.training import POOLED, FitRequest
 from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.learn.trainer import TextTrainer, make
@@ -122,7 +122,7 @@ from pathlib import Path
 import torch
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
-from edgewise.engine.ports import FitRequest
+from edgewise.core.training import FitRequest
 from edgewise.learn.trainer import make
 from edgewise.plan.recipe import from_plain
 torch.set_num_threads(1)

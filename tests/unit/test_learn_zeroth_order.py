@@ -19,10 +19,10 @@ from edgewise.apps import check, export, simulate, summary
 from edgewise.core.errors import EdgewiseError, RecipeError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, root
+from edgewise.core.training import POOLED, FitRequest
 from edgewise.core.vector import Spec
 from edgewise.drivers.host import make_trainer
 from edgewise.drivers.store import RunStore
-from edgewise.engine.ports import POOLED, FitRequest
 from edgewise.learn import directions
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.learn.zeroth_order import ZerothOrderTrainer

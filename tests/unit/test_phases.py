@@ -12,9 +12,9 @@ from toy_recipe import make_recipe
 from edgewise.codecs import pack
 from edgewise.core import frame
 from edgewise.core.errors import CompositionError, RecipeError
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine
-from edgewise.engine.ports import Update
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN, Entry, Extension
 from edgewise.plan.compile import Plan, compile

@@ -22,9 +22,9 @@ from edgewise.core.keys import Turn, root
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Payload, Stage
+from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine
-from edgewise.engine.ports import Update
 from edgewise.learn import dp_sgd
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN

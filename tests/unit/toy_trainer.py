@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from edgewise.core.training import POOLED, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
-from edgewise.engine.ports import POOLED, FitRequest, HeldOut, Update
 from edgewise.plan.catalogue import Extension
 
 DIM, NAMES = 64, ("a", "b", "c", "d", "e")

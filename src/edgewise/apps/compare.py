@@ -21,10 +21,10 @@ from dataclasses import replace
 from math import isfinite
 
 from edgewise.core import events, vector
+from edgewise.core.training import POOLED
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.store import RunStore
-from edgewise.engine.ports import POOLED
 from edgewise.engine.run import Federation
 
 CENTRALISED, LOCAL_ONLY = "centralised", "local_only"

@@ -12,10 +12,10 @@ import torch
 from edgewise.core.errors import DataError, RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, derive, generator, root
+from edgewise.core.training import FitRequest
 from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.host import in_steps, make_trainer
 from edgewise.drivers.records import noise_steps
-from edgewise.engine.ports import FitRequest
 from edgewise.learn import attacks
 from edgewise.learn.attacks import Leak
 from edgewise.learn.blocks import predictions

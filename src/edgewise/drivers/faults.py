@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
+from edgewise.core.training import DeviceId
 from edgewise.core.vector import Buffer
-from edgewise.engine.ports import Arrived, Cohort, DeviceId, Lost
+from edgewise.engine.ports import Arrived, Cohort, Lost
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from collections.abc import Collection
 from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
 from edgewise.core.frame import Invite
+from edgewise.core.training import DeviceId
 from edgewise.engine.invitation import refused
-from edgewise.engine.ports import DeviceId
 from edgewise.plan.compile import Plan
 from edgewise.secagg import two_server
 from edgewise.secagg.client import Registry

@@ -25,6 +25,7 @@ import numpy as np
 from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, StoreError
+from edgewise.core.training import FitRequest, HeldOut
 from edgewise.drivers import arithmetic, jobs, speed
 from edgewise.drivers.following import Following
 from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
@@ -33,7 +34,7 @@ from edgewise.drivers.records import noise_steps, records, without_noise
 from edgewise.engine import device as machine
 from edgewise.engine import invitation
 from edgewise.engine.downlink import STALE
-from edgewise.engine.ports import FitRequest, HeldOut, Trainer, Trust
+from edgewise.engine.ports import Trainer, Trust
 from edgewise.plan.catalogue import Catalogue, make, with_extensions
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe

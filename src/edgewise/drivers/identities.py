@@ -12,9 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 from edgewise.core.keys import Key, Secrets, derive
+from edgewise.core.training import DeviceId
 from edgewise.crypto import sign
 from edgewise.crypto.agree import Pair
-from edgewise.engine.ports import DeviceId, Trust
+from edgewise.engine.ports import Trust
 from edgewise.plan.compile import Plan
 from edgewise.plan.recipe import digest, simulated_world
 from edgewise.secagg import two_server

@@ -18,10 +18,10 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from edgewise.core.errors import StoreError
+from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
 from edgewise.drivers.files import write_durably
 from edgewise.engine import device as machine
-from edgewise.engine.ports import DeviceId
 
 RESTORE = "put a whole copy of the folder in its place, or start again with another --out."
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from edgewise.core.errors import RecipeError, StoreError
-from edgewise.engine.ports import DeviceId, Trainer
+from edgewise.core.training import DeviceId
+from edgewise.engine.ports import Trainer
 from edgewise.plan.compile import Plan
 from edgewise.privacy import rules
 

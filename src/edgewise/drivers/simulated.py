@@ -19,11 +19,12 @@ from math import inf
 from edgewise.core import frame, vector
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.outline import outline
+from edgewise.core.training import DeviceId
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.traces import Traces
 from edgewise.engine.downlink import downloads
-from edgewise.engine.ports import Arrived, DeviceId, Downlink, Lost
+from edgewise.engine.ports import Arrived, Downlink, Lost
 from edgewise.engine.round import DROPPED
 from edgewise.plan.budget import link_estimate
 from edgewise.plan.compile import Plan

@@ -10,7 +10,8 @@ import numpy as np
 
 from edgewise.codecs import pack
 from edgewise.core import keys
-from edgewise.engine.ports import Trainer, Update
+from edgewise.core.training import Update
+from edgewise.engine.ports import Trainer
 from edgewise.plan.compile import Plan
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
+from edgewise.core.training import DeviceId
 from edgewise.drivers.tables import CONTRIBUTIONS, HELD
-from edgewise.engine.ports import Change, DeviceId, Standing
+from edgewise.engine.ports import Change, Standing
 
 _MANY = 1000  # names in one statement
 

@@ -42,6 +42,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.foreign import foreign
+from edgewise.core.training import DeviceId
 from edgewise.drivers import charges, folder, opening, standings, witness
 from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.files import FOLDER, lock, sync_folder
@@ -58,7 +59,7 @@ from edgewise.drivers.tables import (
     VECTORS,
 )
 from edgewise.drivers.witness import Witness
-from edgewise.engine.ports import Change, Checkpoint, Delta, DeviceId, Downlink, Standing
+from edgewise.engine.ports import Change, Checkpoint, Delta, Downlink, Standing
 from edgewise.privacy import ledger
 from edgewise.privacy.ledger import Charge
 from edgewise.strategies.base import State

@@ -31,6 +31,7 @@ from edgewise.core.frame import Invite
 from edgewise.core.outline import outline
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.stage import Memory, Payload
+from edgewise.core.training import DeviceId, FitRequest, Update
 from edgewise.core.vector import Array, Vector, finite
 from edgewise.engine import invitation
 from edgewise.engine.device_memory import Idle as Idle
@@ -40,7 +41,7 @@ from edgewise.engine.device_memory import restore as restore
 from edgewise.engine.device_memory import save as save
 from edgewise.engine.device_memory import settled as settled
 from edgewise.engine.downlink import STALE
-from edgewise.engine.ports import DeviceId, FitRequest, Trust, Update
+from edgewise.engine.ports import Trust
 from edgewise.plan.compile import Plan
 from edgewise.secagg import client, messages, two_server
 from edgewise.secagg.merge import residues

@@ -9,8 +9,8 @@ import numpy as np
 
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.stage import Memory
+from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
-from edgewise.engine.ports import DeviceId
 from edgewise.plan.compile import Plan
 
 _NUMBERS = ("committed_round", "pending_round", "answered")  # of Idle, as they are saved

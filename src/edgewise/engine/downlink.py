@@ -26,8 +26,9 @@ from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.keys import KEY_BYTES, Turn
 from edgewise.core.pipeline import Pipeline, undo
 from edgewise.core.stage import Memory
+from edgewise.core.training import DeviceId
 from edgewise.core.vector import Vector
-from edgewise.engine.ports import Change, Checkpoint, Delta, DeviceId, Downlink, Standing
+from edgewise.engine.ports import Change, Checkpoint, Delta, Downlink, Standing
 from edgewise.engine.round import Closed
 from edgewise.plan.compile import Plan
 from edgewise.privacy.adaptive import CLIP

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, DecodeError, RoundError
-from edgewise.engine.ports import Arrived, Cohort, DeviceId, Lost
+from edgewise.core.training import DeviceId
+from edgewise.engine.ports import Arrived, Cohort, Lost
 from edgewise.engine.round import LATE
 from edgewise.plan.compile import Plan
 from edgewise.plan.section import RoundSection

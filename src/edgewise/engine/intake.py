@@ -24,7 +24,8 @@ from edgewise.core.errors import DecodeError
 from edgewise.core.frame import Contribution, Invite, Step
 from edgewise.core.keys import Key, Turn, generator
 from edgewise.core.stage import Sum
-from edgewise.engine.ports import Arrived, Cohort, DeviceId, Helper, Lost, Trust
+from edgewise.core.training import DeviceId
+from edgewise.engine.ports import Arrived, Cohort, Helper, Lost, Trust
 from edgewise.engine.round import DROPPED
 from edgewise.plan.compile import Plan
 from edgewise.secagg import server, two_server

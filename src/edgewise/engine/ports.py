@@ -10,59 +10,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from edgewise.core.events import AnyEvent, Evaluated
-from edgewise.core.frame import Invite, LocalRule
-from edgewise.core.keys import Key
+from edgewise.core.frame import Invite
 from edgewise.core.outline import outline
 from edgewise.core.stage import HEAD as HEAD
 from edgewise.core.stage import Memory
+from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Buffer, Spec, Vector
 from edgewise.privacy.ledger import Charge
 from edgewise.secagg.secrets import Hidden
 from edgewise.strategies.base import State
-
-DeviceId = str
-POOLED: DeviceId = "*"  # all training text together: the centralised comparison, possible in simulation only
-
-
-@dataclass(frozen=True, slots=True)
-class FitRequest:
-    """Train ``rule.steps`` steps from ``params`` (float32[d]) on the device's own text; where ``rule.segments`` names
-    segments, only those, the update being zero elsewhere.
-
-    Attributes:
-        key: decides batch order and dropout. Everyone who has the recipe can derive it, so nothing secret may.
-        secret: decides the noise and the draw of records where training is differentially private (``Secrets``).
-
-    Same ``key`` and ``secret``, same update, on any driver.
-    """
-
-    device: DeviceId
-    round: int
-    params: Vector
-    rule: LocalRule
-    key: Key = field(repr=False)
-    secret: Key = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What training gives: ``x = params after - params before`` (float32[d]); ``head`` scalars (``loss_first``,
-    ``loss_last``: mean loss in nats per token of the first and last quarter of the steps, at least one step each);
-    ``count`` tokens (or examples) that the device holds for training, its natural weight."""
-
-    x: Vector
-    head: Mapping[str, float]
-    count: float
-
-    __repr__ = outline
-
-
-@dataclass(frozen=True, slots=True)
-class HeldOut:
-    """Summed negative log-likelihood (nats) over ``tokens`` held-out predictions."""
-
-    nll: float
-    tokens: int
 
 
 class Trainer(Protocol):

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from edgewise.core.append_map import AppendMap
-from edgewise.engine.ports import DeviceId
+from edgewise.core.training import DeviceId
 
 LATE, DROPPED = "late", "dropped"
 

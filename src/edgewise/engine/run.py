@@ -22,22 +22,11 @@ from edgewise.core.errors import REGISTRY, DecodeError, RoundError, TrainingErro
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.pipeline import Pipeline, together
 from edgewise.core.stage import Aggregate, Memory, Sum
+from edgewise.core.training import DeviceId
 from edgewise.engine import downlink, evaluation
 from edgewise.engine import round as machine
 from edgewise.engine.intake import Gathered, Intake, intake
-from edgewise.engine.ports import (
-    Arrived,
-    Checkpoint,
-    Cohort,
-    DeviceId,
-    Expired,
-    Helper,
-    Journal,
-    Lost,
-    Record,
-    Store,
-    Trust,
-)
+from edgewise.engine.ports import Arrived, Checkpoint, Cohort, Expired, Helper, Journal, Lost, Record, Store, Trust
 from edgewise.engine.purse import Purse
 from edgewise.engine.sampling import draw
 from edgewise.plan.compile import Plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgewise.core.keys import Key, derive, generator
+from edgewise.core.training import DeviceId
 from edgewise.crypto import prg
-from edgewise.engine.ports import DeviceId
 from edgewise.plan.sampling import Sampling
 
 

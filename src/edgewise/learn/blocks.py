@@ -27,8 +27,8 @@ from typing import NamedTuple
 import numpy as np
 
 from edgewise.core.outline import outline
+from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
-from edgewise.engine.ports import DeviceId
 from edgewise.learn.cache import write_atomically
 from edgewise.learn.corpus import Corpus, Document
 from edgewise.learn.counts import Counts

@@ -15,8 +15,8 @@ import numpy as np
 
 from edgewise.core.errors import DataError
 from edgewise.core.keys import Key
+from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
-from edgewise.engine.ports import DeviceId
 from edgewise.learn import partition, sources, tables
 from edgewise.plan.recipe import DataSection
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgewise.core.errors import TrainingError
-from edgewise.engine.ports import HeldOut
+from edgewise.core.training import HeldOut
 from edgewise.learn.train import Batch, Loss
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.core.errors import DataError
-from edgewise.engine.ports import DeviceId
+from edgewise.core.training import DeviceId
 from edgewise.learn.blocks import Blocks
 from edgewise.learn.corpus import Corpus
 from edgewise.learn.counts import Counts

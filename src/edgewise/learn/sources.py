@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from edgewise.core.errors import DataError
+from edgewise.core.training import POOLED
 from edgewise.core.vector import Array
-from edgewise.engine.ports import POOLED
 from edgewise.learn import packed
 from edgewise.learn.files import EMPTY, UNREADABLE, Listing, kind_of, named, shown
 from edgewise.plan.recipe import DataSection

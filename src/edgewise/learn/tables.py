@@ -19,7 +19,7 @@ import numpy as np
 
 from edgewise.core.errors import DataError
 from edgewise.core.foreign import foreign
-from edgewise.engine.ports import POOLED
+from edgewise.core.training import POOLED
 from edgewise.learn import chat, packed
 from edgewise.learn.cache import write_atomically
 from edgewise.learn.files import OTHER, Listing, kind_of, shown

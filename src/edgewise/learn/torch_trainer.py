@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from edgewise.core.errors import DataError, StoreError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
+from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Array, Spec, Vector
-from edgewise.engine.ports import POOLED, DeviceId, FitRequest, HeldOut, Trainer, Update
+from edgewise.engine.ports import Trainer
 from edgewise.learn import dp_sgd
 from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.evaluate import evaluate

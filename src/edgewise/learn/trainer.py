@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from edgewise.core.errors import DataError, ModelError
 from edgewise.core.keys import Key, derive, root
+from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.core.vector import Array, Vector
-from edgewise.engine.ports import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.learn import corpus as corpora
 from edgewise.learn import samples
 from edgewise.learn.adapters import is_factor_a, trainable, without_adapter

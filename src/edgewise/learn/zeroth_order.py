@@ -17,8 +17,9 @@ from edgewise.core import vector
 from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
+from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
-from edgewise.engine.ports import DeviceId, FitRequest, HeldOut, Trainer, Update
+from edgewise.engine.ports import Trainer
 from edgewise.learn.directions import Seeds, expand, move, seeds_of
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_trainer import TorchTrainer, computing, measured_step_s, weights_bytes
