@@ -12,6 +12,7 @@ import pytest
 from edgewise.core.errors import DataError
 from edgewise.core.keys import root
 from edgewise.learn.corpus import Corpus, Document, load
+from edgewise.learn.files import NOT_TEXT
 from edgewise.learn.sources import STDLIB_PACKAGES
 from edgewise.plan.recipe import DataSection
 
@@ -55,12 +56,31 @@ def test_text_folders_are_devices_and_files_where_there_are_none(tmp_path: Path)
 def test_bad_bytes_are_replaced_in_text_but_binary_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "latin").write_bytes("caf\xe9 au lait".encode("latin-1"))
-    (tmp_path / "notes" / "image").write_bytes(b"\x89PNG\0\0")
+    (tmp_path / "notes" / "other").write_bytes(b"a\0b")
     c = corpus(tmp_path, source="text", path="notes")
     assert texts(c, "latin") == ["caf\ufffd au lait"]
     with pytest.raises(DataError, match=r"E-DATA-FORMAT.*NUL"):
-        texts(c, "image")
+        texts(c, "other")
     assert c.fingerprint() == c.fingerprint()  # one unreadable device does not stop a run
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(b"%PDF-1.4 (words)", "a PDF.*pdftotext"), (b"\xef\xbb\xbf\n{\\rtf1 words}", "a Rich Text file"),
+     (b"PK\x03\x04word/document.xml", r"a Zip archive, as \.docx"), (b"\x89PNG", "a picture"),
+     (b"\xff\xfe\x01N", "UTF-16"), (b"\x1f\x8b\x08", r"packed with gzip.*ending \.gz")],
+)  # fmt: skip
+def test_containers_of_text_are_refused_by_their_first_bytes(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "ann.txt").write_bytes(b"of ann\n" + start)  # in the middle it is text like any other
+    (tmp_path / "notes" / "bob.txt").write_bytes(start + b" more words\n" * 400)
+    c = corpus(tmp_path, source="text", path="notes")
+    assert len(texts(c, "ann.txt")) == 1
+    with pytest.raises(DataError, match=rf"E-DATA-FORMAT: bob\.txt@0: {kind}"):
+        texts(c, "bob.txt")
+    dealt = corpus(tmp_path, source="text", path="notes", partition="iid", devices=1)
+    assert len(texts(dealt, dealt.devices[0])) == 1
+    assert dealt.found["files"]["left_out"] == {NOT_TEXT: 1}
 
 
 ROWS = [

@@ -158,3 +158,13 @@ def test_a_device_that_the_limit_leaves_nothing_says_so(tmp_path: Path) -> None:
             ask()
         assert (e.value.code, e.value.fix) == ("E-DEVICE-DATA", "raise data.max_tokens.")
     assert trainer.describe()["reading"]["cannot"]["too_little"] == 1
+
+
+def test_owners_that_look_alike_are_told(tmp_path: Path) -> None:
+    owners = ["ann", "Ann ", "ANN", "bob", "bo b", "stra\u00dfe", "STRASSE"]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"who": o, "text": "some words"}) + "\n" for o in owners))
+    r = read(tmp_path, source="jsonl", path="t.jsonl", owner="who")
+    assert (r["devices"], r["alike"]) == (7, {"names": 5, "example": ["ANN", "Ann ", "ann"]})
+    assert "5 devices differ from another one" in dict(said.rows(r))["names"]
+    assert any("'ANN', 'Ann ' and 'ann'" in note for note in said.notes(r))
+    assert "names" not in dict(said.rows(read(tmp_path, source="jsonl", path="t.jsonl", owner="text")))

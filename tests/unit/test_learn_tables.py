@@ -62,6 +62,22 @@ def test_separators_that_are_none(data: dict[str, str]) -> None:
         (b'who,text\na,"x\ny"\nb,x,y\n', r"E-DATA-FORMAT: t\.csv:4: 3 fields, the header has 2"),
         (b'who,text\n\na,"x\ny"\n,z\n', r"E-DATA-FORMAT: t\.csv:5: `who` = '' cannot name anything"),
         (b"who,text,text\na,x,y\n", "E-DATA-FORMAT: t.csv:1: the header names text more than once"),
+        (
+            b'who,text\na,x\nb,"x\nc,y\n',
+            r't\.csv:3-4: in the row that begins in line 3.*opens with " and never closes',
+        ),
+        (
+            b'who,text\na,"x\nb,y\nc,"z"\n',
+            r't\.csv:2-4: .*closes in line 4 and goes on.*\(""\)',
+        ),
+        (
+            b'who,text\na,"so" he said\n',
+            r't\.csv:2: .*closes in line 2 and goes on.*\(""\)',
+        ),
+        (b"who,text\na,x\nwho,text\n", r"t\.csv:3: the header stands here again.*take this line out"),
+        (b"who,text\na,x\nwho,y\n", r"t\.csv:3: 'who' is an owner here, and the name of the column in t\.csv:1"),
+        (b"ann,I like cats\nbob,I like dogs\n", r"`text` is not a column.*If this is a row of data, put a line"),
+        (b"PK\x03\x04 xl/worksheets", r"t\.csv: a Zip archive, as \.docx, \.xlsx.*not text"),
     ],
 )
 def test_refusals_of_csv_name_the_line(tmp_path: Path, content: bytes, match: str) -> None:

@@ -37,14 +37,14 @@ def rows(r: Reading) -> list[tuple[str, str]]:
         said.append(("empty", _some(t["empty"], "document has", "documents have") + " no token"))
     if n := r["unread_documents"]:
         said.append(("unread", _some(n, "document", "documents") + " cannot be read, and are left out"))
-    said += [("devices", _cannot(r)), ("prompts", prompts(r)), ("long prompts", prompts_over(r))]
+    said += [("devices", _cannot(r)), ("names", _alike(r)), ("prompts", prompts(r)), ("long prompts", prompts_over(r))]
     return [(name, sentence) for name, sentence in said if sentence]
 
 
 def notes(r: Reading) -> list[str]:
     """What a person should know before a run begins: text that is left out, and prompts out of sight. Hidden files and
     those of edgewise itself are what everybody expects."""
-    sentences = [prompts(r), prompts_over(r), _beyond(r), _cannot(r)]
+    sentences = [prompts(r), prompts_over(r), _beyond(r), _cannot(r), _alike(r)]
     if left := {reason: n for reason, n in r["files"]["left_out"].items() if reason not in (HIDDEN, OWN)}:
         sentences.append(f"Files left out: {_reasons(left)}")
     return [s[0].upper() + s[1:] + "." for s in sentences if s]
@@ -113,6 +113,18 @@ def _cannot(r: Reading) -> str:
         if n
     ]
     return f"of {words.count(r['examined'])} devices, {', '.join(said)}" if said else ""
+
+
+def _alike(r: Reading) -> str:
+    alike = r["alike"]
+    if not alike["names"]:
+        return ""
+    names = [repr(name if len(name) <= 40 else f"{name[:39]}…") for name in alike["example"][:3]]
+    return (
+        f"{words.count(alike['names'])} devices differ from another one in case, spaces or Unicode form only, as "
+        f"{', '.join(names[:-1])} and {names[-1]} do. Each counts as an owner of its own; "
+        "spell them alike if they are one"
+    )
 
 
 def _read(part: Mapping[str, Any]) -> str:

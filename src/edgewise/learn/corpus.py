@@ -17,10 +17,9 @@ from edgewise.core.errors import DataError
 from edgewise.core.keys import Key
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
-from edgewise.learn import partition, sources, tables
+from edgewise.learn import containers, partition, sources, tables
 from edgewise.plan.recipe import DataSection
 
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 LOG = logging.getLogger("edgewise")
 
 
@@ -106,9 +105,7 @@ class Corpus:
     def _document(self, name: str, raw: bytes, at: int) -> Document:
         if self._found.rows:
             return Document(name, *tables.check(self._section, tables.decode(raw, name), name))
-        if b"\0" in raw:
-            kind = "UTF-16" if raw.startswith(UTF_16) else "not text (it has NUL bytes)"
-            raise DataError("E-DATA-FORMAT", f"{name}: {kind}.", "keep only text in UTF-8 there.")
+        containers.refuse_text(name, raw, first=not self._found.start[at])
         if not self._found.start[at]:
             raw = raw.removeprefix(tables.BOM)
         text = raw.decode("utf-8", errors="replace")

@@ -25,6 +25,7 @@ OWN = "recipes, runs or models of edgewise"
 OTHER = "files of another kind"
 EMPTY = "empty files"
 UNREADABLE = "files that cannot be read"
+NOT_TEXT = "files that are not text"
 
 LONGEST_RECIPE = 1 << 20  # bytes; a longer .toml file is somebody's text
 

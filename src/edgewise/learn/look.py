@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from edgewise.core.errors import DataError, EdgewiseError
 from edgewise.core.foreign import foreign
-from edgewise.learn import packed
+from edgewise.learn import containers, packed
 from edgewise.learn.files import Listing, kind_of, named
 from edgewise.learn.rows import SEPARATORS, csv_rows
 from edgewise.learn.tables import ENDINGS, decode
@@ -103,6 +103,8 @@ def _source(file: Path) -> str:
 
 
 def _rows(source: str, file: Path) -> Iterator[dict[str, Any]]:
+    if source != "parquet":
+        containers.refuse_file(file, file.name)
     if source == "jsonl":
         for number, raw in enumerate(packed.lines(file), 1):
             if raw.strip():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -30,8 +31,9 @@ def reading(
         ``files``, ``rows``, ``pieces`` (``Corpus.found``); ``devices``, and ``examined``, of how many of them the rest
         is counted; ``text`` (``Counts``); ``train_tokens``, ``held_tokens`` (predicted); ``unread_documents``;
         ``cannot``: reason -> devices that cannot train (``too_little``, ``unreadable``) or cannot be measured
-        (``no_holdout``), and ``example``, why one of the unreadable ones cannot be read; the recipe's ``sequence_len``,
-        ``max_tokens``, ``holdout`` and ``time``.
+        (``no_holdout``), and ``example``, why one of the unreadable ones cannot be read; ``alike``: ``names``, how many
+        devices are named as another one but for case, spaces or Unicode form, and one ``example``, a list of such
+        names; the recipe's ``sequence_len``, ``max_tokens``, ``holdout`` and ``time``.
     """
     examined = _chosen(corpus, most_bytes)
     total, train, held, lost = Counts(), 0, 0, 0
@@ -59,12 +61,22 @@ def reading(
         "unread_documents": lost,
         "cannot": cannot,
         "example": example,
+        "alike": _alike(corpus.devices),
         "sequence_len": section.sequence_len,
         "max_tokens": section.max_tokens,
         "holdout": section.holdout,
         "time": section.time,
         "prompt": bool(section.prompt or section.messages),
     }
+
+
+def _alike(devices: Sequence[DeviceId]) -> dict[str, Any]:
+    """Devices that may be one owner whose name is written in several ways."""
+    spelt: dict[str, list[DeviceId]] = {}
+    for device in devices:
+        spelt.setdefault(" ".join(normalize("NFKC", device).casefold().split()), []).append(device)
+    several = [names for names in spelt.values() if len(names) > 1]
+    return {"names": sum(map(len, several)), "example": several[0] if several else []}
 
 
 def _chosen(corpus: Corpus, most_bytes: int) -> Sequence[DeviceId]:

@@ -20,6 +20,7 @@ from edgewise.learn.times import stamp
 from edgewise.plan.recipe import DataSection
 
 SEPARATORS = (",", ";", "\t", "|")
+_QUOTES = 'a " that belongs to the text is written twice (""), and its field stands in quotes.'
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row | None]]  # (place for messages, row; None for a blank line)
 
@@ -29,13 +30,16 @@ def columns(section: DataSection) -> list[str]:
     return sorted(set(section.columns.values()))
 
 
-def need_columns(section: DataSection, row: Iterable[str], where: str) -> None:
-    """Raises DataError(E-DATA-COLUMN) where a column of the recipe is not among those of ``row``."""
+def need_columns(section: DataSection, row: Iterable[str], where: str, header: bool = False) -> None:
+    """Raises DataError(E-DATA-COLUMN) where a column of the recipe is not among those of ``row``; ``header``: these
+    stand in a line of the file, which may lack it."""
     known = list(row)
     for key, name in section.columns.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean `{near[0]}`?" if near else f"columns: {', '.join(known) or 'none'}."
+            if header and not near:
+                hint += " If this is a row of data, put a line with the columns' names before it."
             raise DataError("E-DATA-COLUMN", f"{where}: data.{key} = `{name}` is not a column.", hint)
 
 
@@ -59,14 +63,26 @@ def csv_rows(section: DataSection, path: Path, name: str) -> Rows:
         header = again
     if not header:
         raise DataError("E-DATA-EMPTY", f"{name} is empty: it has no header.", "give a table with one row or more.")
-    _once(header, columns(section), f"{name}:{reader.line_num}: the header")
-    need_columns(section, header, f"{name}:{reader.line_num}")
+    at = f"{name}:{reader.line_num}"
+    _once(header, columns(section), f"{at}: the header")
+    need_columns(section, header, at, header=True)
     while (values := _next(reader, name)) is not None:
         where = f"{name}:{reader.line_num}"
         if values and len(values) != len(header):
             said = f"{where}: {len(values)} fields, the header has {len(header)} (separated by {separator!r})."
             raise DataError("E-DATA-FORMAT", said, f"quote fields that contain {separator!r}, or set data.separator.")
-        yield where, dict(zip(header, values, strict=True)) if values else None
+        row = dict(zip(header, values, strict=True)) if values else None
+        if row and section.owner and row[section.owner] == section.owner:
+            raise _no_header(section.owner, values == header, where, at)
+        yield where, row
+
+
+def _no_header(owner: str, whole: bool, where: str, at: str) -> DataError:
+    """The error for a row whose owner is spelt as the column's name: the header again, or a file without one."""
+    if whole:
+        return DataError("E-DATA-FORMAT", f"{where}: the header stands here again.", "take this line out.")
+    what = f"{where}: {owner!r} is an owner here, and the name of the column in {at}, which seems to be a row of data."
+    return DataError("E-DATA-FORMAT", what, "put a line with the columns' names first, or rename the column.")
 
 
 def _separator(section: DataSection, path: Path, name: str) -> str:
@@ -91,10 +107,20 @@ def _lines(path: Path, name: str) -> Iterator[str]:
 
 
 def _next(reader: Any, name: str) -> list[str] | None:
-    """The next row of a csv reader, None at the end."""
-    with foreign(DataError, "E-DATA-FORMAT", f"{name}:{reader.line_num + 1}", "save it as UTF-8 CSV."):
+    """The next row of a csv reader, None at the end. Raises DataError(E-DATA-FORMAT) with the lines of the row."""
+    first = reader.line_num + 1
+    try:
         row: list[str] | None = next(reader, None)
-        return row
+    except csv.Error as e:
+        last = reader.line_num
+        lines = f"{name}:{first}" if last <= first else f"{name}:{first}-{last}"
+        row_of = f'{lines}: in the row that begins in line {first}, a field opens with "'
+        if "unexpected end of data" in str(e):
+            raise DataError("E-DATA-FORMAT", f"{row_of} and never closes.", _QUOTES) from None
+        if "expected after" in str(e):
+            raise DataError("E-DATA-FORMAT", f"{row_of}, closes in line {last} and goes on.", _QUOTES) from None
+        raise DataError("E-DATA-FORMAT", f"{lines}: {reason(e)}.", "write one row a line, and quote others.") from None
+    return row
 
 
 # Parquet --------------------------------------------------------------------------------------------------------------

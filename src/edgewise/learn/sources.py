@@ -19,8 +19,8 @@ import numpy as np
 from edgewise.core.errors import DataError
 from edgewise.core.training import POOLED
 from edgewise.core.vector import Array
-from edgewise.learn import packed
-from edgewise.learn.files import EMPTY, UNREADABLE, Listing, kind_of, named, shown
+from edgewise.learn import containers, packed
+from edgewise.learn.files import EMPTY, NOT_TEXT, UNREADABLE, Listing, kind_of, named, shown
 from edgewise.plan.recipe import DataSection
 
 STDLIB_PACKAGES = (
@@ -149,6 +149,9 @@ def _plain(root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: 
         try:
             file = packed.unpacked(path, cache_dir)
             size = file.stat().st_size
+            if not whole and _is_container(file):  # its device would refuse it; pieces of it have no device of theirs
+                listing.left_out[NOT_TEXT] += 1
+                continue
             cuts = [(0, size)] if whole else list(_pieces(file))
         except (OSError, DataError) as e:
             listing.left_out[UNREADABLE] += 1
@@ -160,7 +163,8 @@ def _plain(root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: 
         files.append((file, path))
         listing.left_out[EMPTY] += not size
     if not pieces:
-        raise DataError("E-DATA-EMPTY", f"no text in {root}.", "put text files there, one sub-folder per device.")
+        left = "".join(f"; {n} {reason}" for reason, n in listing.left_out.items() if n)
+        raise DataError("E-DATA-EMPTY", f"no text in {root}{left}.", "put text files there, one sub-folder per device.")
     number, start, stop, owner, ends = np.array(pieces, np.int64).T
     return Found(
         files=tuple(file for file, _ in files),
@@ -176,6 +180,14 @@ def _plain(root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: 
         broken=broken,
         left_out=listing.left_out,
     )
+
+
+def _is_container(path: Path) -> bool:
+    try:
+        containers.refuse_file(path, path.name)
+    except DataError:
+        return True
+    return False
 
 
 def _pieces(path: Path) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,7 @@ import numpy as np
 from edgewise.core.errors import DataError
 from edgewise.core.foreign import foreign
 from edgewise.core.training import POOLED
-from edgewise.learn import chat, packed
+from edgewise.learn import chat, containers, packed
 from edgewise.learn.cache import write_atomically
 from edgewise.learn.files import OTHER, Listing, kind_of, shown
 from edgewise.learn.rows import columns, csv_rows, need_columns, parquet_rows
@@ -49,6 +49,8 @@ def find(section: DataSection, paths: list[Path], cache_dir: Path, listing: List
     plain = []
     for path, name in zip(files, names, strict=True):
         lines = section.source == "jsonl"
+        if section.source != "parquet":
+            containers.refuse_file(path, name)
         plain.append(packed.unpacked(path, cache_dir) if lines else _as_jsonl(section, path, name, cache_dir))
         index.file(plain[-1], name, lines)
     if not index.some_text:
