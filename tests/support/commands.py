@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from edgewise.apps.cli import app
 
 
+def call(*arguments: str) -> Result:
+    """What a command prints, and its exit status."""
+    return CliRunner().invoke(app, list(arguments))
+
+
 def command(*arguments: str) -> dict[str, Any]:
     """What a command answers with ``--json``; of one that fails, its error (``code``, ``what``, ``fix``)."""
-    done = CliRunner().invoke(app, [*arguments, "--json"])
+    done = call(*arguments, "--json")
     assert done.exception is None or isinstance(done.exception, SystemExit), done.output
     envelope = json.loads(done.stdout.strip().splitlines()[-1])
     found: dict[str, Any] = envelope if done.exit_code == 0 else envelope["error"]

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from edgewise.apps import cli, doctor, keys, runs, shell
+from edgewise.apps import doctor, keys, runs, shell
 from edgewise.core.errors import REGISTRY, EdgewiseError, RecipeError
 from edgewise.drivers import folder as folders
+from support.commands import call
 from unit.made_run import made_plan, make_run
 from unit.toy_trainer import RECIPE
 
@@ -28,10 +29,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.toml").write_text(RECIPE, encoding="utf-8")
     return tmp_path
-
-
-def call(*args: str) -> Result:
-    return CliRunner().invoke(cli.app, list(args))
 
 
 def envelope(result: Result) -> dict[str, Any]:

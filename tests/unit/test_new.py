@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from edgewise.apps import cli, guides, new_text
+from edgewise.apps import guides, new_text
 from edgewise.plan import recipe
 from edgewise.plan.section import Privacy
+from support.commands import call
 
 WORDS = get_args(Privacy)
 LINE = "the quick brown fox jumps over the lazy dog and sees number {} of {} by the river. "
@@ -77,16 +78,6 @@ def tables(folder: Path, devices: int) -> str:
 FORMS = [jsonl, table, packed, parquet, texts, tables]
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def call(*args: str) -> Result:
-    return CliRunner().invoke(cli.app, list(args))
-
-
 def new(*args: str) -> Result:
     done = call("new", *args)
     assert done.exit_code == 0, done.output
@@ -127,10 +118,11 @@ def test_columns_are_proposed_and_every_key_is_explained(folder: Path) -> None:
     assert set(new_text.WORD) == set(WORDS) == set(guides.WORDS)
 
 
-@pytest.mark.parametrize(("word", "exponent"), [("local", -5), ("record", -7)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("word", "exponent"), [("local", -5), ("record", -6)])
 def test_delta_is_small_beside_the_number_of_what_it_is_about(folder: Path, word: str, exponent: int) -> None:
-    """Of three devices, or of 45,000 rows, each of which is a block of its own."""
-    lines = (json.dumps({"ward": f"ward {i % 3}", "note": f"seen {i}"}) + "\n" for i in range(45_000))
+    """Of three devices, or of 5,000 rows, each of which is a block of its own."""
+    lines = (json.dumps({"ward": f"ward {i % 3}", "note": f"seen {i}"}) + "\n" for i in range(5_000))
     (folder / "short.jsonl").write_text("".join(lines), encoding="utf-8")
     new("mine", "--data", "short.jsonl", "--privacy", word, "--owner", "ward", "--text", "note")
     assert recipe.load("mine.toml").dp.delta == pytest.approx(10.0**exponent)
@@ -158,6 +150,76 @@ def test_nothing_is_asked_in_a_pipe_and_nothing_written_over(folder: Path) -> No
     again = call("new", "--data", data, "--privacy", "hidden")
     assert (again.exit_code, "E-FILE-EXISTS" in again.stderr) == (2, True)
     assert Path("mine.toml").read_bytes() == before
+
+
+def talk(i: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"what is {i}?"}, {"role": "assistant", "content": LINE.format(i, i)}]
+
+
+SHAPES: dict[str, tuple[list[dict[str, object]], tuple[str, ...], dict[str, object]]] = {
+    "alpaca": (
+        [{"instruction": "Sum up.", "input": LINE.format(i, 0), "output": f"no {i}"} for i in range(6)],
+        ("--devices", "3"),
+        {"prompt": "instruction", "text": "output", "owner": "", "partition": "iid", "devices": 3},
+    ),
+    "answers": (
+        [{"client": f"c{i % 2}", "question": LINE.format(i, 0), "answer": str(i)} for i in range(6)],
+        (),
+        {"prompt": "question", "text": "answer", "owner": "client"},
+    ),
+    "short": (
+        [{"user": f"u{i % 2}", "text": "yes" if i % 3 else "no"} for i in range(6)],
+        (),
+        {"owner": "user", "text": "text"},
+    ),
+    "twice": (
+        [{"branch": f"b{i % 4}", "sentence": LINE.format(0, i % 2)} for i in range(8)],
+        (),
+        {"owner": "branch", "text": "sentence"},
+    ),
+    "chats": (
+        [{"user": f"u{i % 2}", "messages": talk(i)} for i in range(6)],
+        ("--base", "hub:owner/chat-model"),
+        {"owner": "user", "messages": "messages", "text": "text"},
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tables_of_known_shapes_are_read_as_they_are_meant(folder: Path, shape: str) -> None:
+    table, options, keys = SHAPES[shape]
+    (folder / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in table), encoding="utf-8")
+    said = new("--data", "t.jsonl", "--privacy", "none", *options).stdout
+    read = recipe.load("mine.toml").data.model_dump()
+    assert {key: read[key] for key in keys} == keys
+    assert ("`input` is not read" in said) == (shape == "alpaca")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        ("chat.jsonl", json.dumps({"user": "a", "messages": talk(1)}), "the bundled one has none"),
+        ("chat.jsonl", json.dumps({"user": "a", "turns": [{"from": "human", "value": "x"}]}), "messages of `turns`"),
+        ("alpaca.jsonl", json.dumps({"instruction": "x", "output": "a longer text"}), "--devices 20"),
+        ("t.csv", "".join(f"ann{i % 2},I like cats {i}\n" for i in range(6)), "no header: 'I like cats 0'"),
+        ("t.csv", "".join(f"ann{i % 2},{'long ' * 30}{i}\n" for i in range(6)), "it has 151 characters"),
+        ("t.csv", "user,text,text\n" + "ann,some words,others\nbob,some,others\n" * 3, "names text more than once"),
+        ("t.txt", "%PDF-1.4 words", "a PDF"),
+    ],
+)
+def test_tables_that_cannot_be_read_are_refused_with_why(folder: Path, name: str, content: str, hint: str) -> None:
+    (folder / name).write_text(content + "\n", encoding="utf-8")
+    done = call("new", "--data", name, "--privacy", "none")
+    assert (done.exit_code, list(folder.glob("*.toml"))) == (2, [])
+    assert hint in " ".join(done.stderr.split())
+
+
+def test_a_header_of_sentences_is_one_where_a_person_says_so(folder: Path) -> None:
+    header = "How do you like the new service, and what should we do in another way?"
+    rows = "".join(f"site {i % 2},fine {i} as it is\n" for i in range(6))
+    (folder / "t.csv").write_text(f'site,"{header}"\n{rows}', encoding="utf-8")
+    new("mine", "--data", "t.csv", "--privacy", "none", "--text", header)
+    assert recipe.load("mine.toml").data.text == header
 
 
 def test_what_cannot_be_is_refused_before_a_file_is_there(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,6 +141,12 @@ def new(
         str,
         typer.Option("--privacy", help=f"{', '.join(WORDS[:-1])} or {WORDS[-1]}.", autocompletion=lambda: list(WORDS)),
     ] = "",
+    devices: Annotated[
+        int, typer.Option("--devices", min=0, help="Deal the text out to so many devices, without an owner.")
+    ] = 0,
+    base: Annotated[
+        str, typer.Option("--base", help="Model to start from: a folder or hub:owner/name; the bundled one if none.")
+    ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -165,33 +171,31 @@ def new(
         if not path:
             raise RecipeError("E-MISSING", "no data is named.", "say where it is: --data PATH.")
         found = new_recipe.seen(path)
-        columns = {}
-        for key, given, proposed in (("text", text, found.texts()), ("owner", owner, found.owners())):
-            if found.columns:
-                if asks and not given:
-                    given = _ask(f"{key}: the column, of {', '.join(c.name for c in found.columns)}", *proposed[:1])
-                columns[key] = new_recipe.column(found, key, given, proposed)
-            elif given:
-                what = f"--{key} {given}: {path} is a folder of text, which has no columns."
-                raise RecipeError("E-COMBO", what, f"leave out --{key}.")
+        asked = new_recipe.Asked(text, owner, devices, base)
+        columns = new_recipe.columns(found, path, asked, _ask if asks else None)
         word = privacy or (_ask(f"privacy: {', '.join(WORDS)}", "hidden") if asks else "")
         if not word:
             raise RecipeError("E-MISSING", "no privacy word is given.", f"--privacy with one of: {', '.join(WORDS)}.")
-        written = new_recipe.write(
-            new_recipe.Answers(file, path, columns.get("owner", ""), columns.get("text", ""), word), found
-        )
+        answers = new_recipe.Answers(file, path, columns, word, base or "bundled")
+        written = new_recipe.write(answers, found)
         if not as_json:
-            used = f", by `{columns['owner']}`, text from `{columns['text']}`" if columns else ""
-            print(f"wrote {written.file}: {written.devices:,} devices{used}")
+            print(f"wrote {written.file}: {written.devices:,} devices{_said(columns)}")
             print("\n".join([*(f"note: {note}" for note in written.notes), f"next: edgewise check {written.file}"]))
         return {"file": str(written.file), "devices": written.devices, "notes": list(written.notes), **columns}
 
     raise typer.Exit(session.run(body))
 
 
-def _ask(question: str, proposed: str | None = None) -> str:
+def _ask(question: str, proposed: str = "") -> str:
     """Ask a person on the terminal; standard output stays free for what a command says."""
-    return str(typer.prompt(question, default=proposed, err=True))
+    return str(typer.prompt(question, default=proposed or None, err=True))
+
+
+def _said(columns: Mapping[str, Any]) -> str:
+    """How a table is read: ``, by `ward`, text from `note` ``."""
+    by = ("owner", "by"), ("messages", "chats from"), ("prompt", "prompts from"), ("text", "text from")
+    said = [f", {words} `{columns[key]}`" for key, words in by if key in columns]
+    return "".join([", dealt out at random" * ("devices" in columns), *said])
 
 
 def _print_pairs(pairs: dict[str, str]) -> None:

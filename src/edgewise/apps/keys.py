@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from functools import cache
 from typing import Any
 
 from edgewise.core.errors import RecipeError
@@ -37,17 +38,17 @@ def describe(field: str) -> str:
 def _hint(whole: dict[str, Any], field: str, part: str, below: dict[str, Any], walked: str) -> str:
     """What a person may have meant: keys of that very name elsewhere, else the nearest one here, else anywhere."""
     last = field.rsplit(".", 1)[-1]
-    everywhere = [dotted for dotted in paths(whole) if dotted.rsplit(".", 1)[-1] == last]
+    everywhere = [dotted for dotted in paths() if dotted.rsplit(".", 1)[-1] == last]
     if not everywhere and (near := difflib.get_close_matches(part, below, n=1, cutoff=0.5)):
         return f"did you mean `{walked}{near[0]}`?"
     if not everywhere:
-        everywhere = difflib.get_close_matches(field, paths(whole), n=1, cutoff=0.6)
+        everywhere = difflib.get_close_matches(field, paths(), n=1, cutoff=0.6)
     if not everywhere:
-        everywhere = [dotted for dotted in paths(whole) if _says(whole, dotted, last.replace("_", " "))]
+        everywhere = [dotted for dotted in paths() if _says(whole, dotted, last.replace("_", " "))]
     if not everywhere:
-        names = sorted({dotted.rsplit(".", 1)[-1] for dotted in paths(whole)})
+        names = sorted({dotted.rsplit(".", 1)[-1] for dotted in paths()})
         near = difflib.get_close_matches(last, names, n=1, cutoff=0.7)
-        everywhere = [dotted for dotted in paths(whole) if near and dotted.rsplit(".", 1)[-1] == near[0]]
+        everywhere = [dotted for dotted in paths() if near and dotted.rsplit(".", 1)[-1] == near[0]]
     if everywhere:
         return f"did you mean {' or '.join(f'`{dotted}`' for dotted in everywhere[:MOST_NAMED])}?"
     return f"known here: {', '.join(below) or 'nothing'}."
@@ -61,9 +62,10 @@ def _says(whole: dict[str, Any], field: str, said: str) -> bool:
     return str(at.get("description", "")).startswith(said)
 
 
-def paths(whole: dict[str, Any] | None = None) -> list[str]:
+@cache
+def paths() -> tuple[str, ...]:
     """All keys of a recipe as ``training.lr`` or ``stage.quantize.bits``, tables and parts too, shallow ones first."""
-    whole = whole or _schema()
+    whole = _schema()
     level, found = [("", whole)], list[str]()
     while level:
         level = [
@@ -72,9 +74,10 @@ def paths(whole: dict[str, Any] | None = None) -> list[str]:
             for name, child in _below(whole, node).items()
         ]
         found += [at for at, _ in level]
-    return found
+    return tuple(found)
 
 
+@cache
 def _schema() -> dict[str, Any]:
     return schema(BUILT_IN, Recipe.model_json_schema())
 

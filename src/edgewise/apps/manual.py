@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -70,7 +71,7 @@ def _code(code: str) -> Topic:
     return Topic("code", code, f"# {code}\n\n{_sections()[code]}\n")
 
 
-def _hint(asked: str, code: str, known: Iterable[str], keys: list[str]) -> str:
+def _hint(asked: str, code: str, known: Iterable[str], keys: Sequence[str]) -> str:
     same = [key for key in keys if key.rsplit(".", 1)[-1] == asked.lower()]
     near = [
         *get_close_matches(code, REGISTRY, n=2, cutoff=0.7),
@@ -94,6 +95,7 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+@cache
 def _sections() -> dict[str, str]:
     """Code -> its section of the page, without the heading."""
     page = (folder() / "errors.md").read_text(encoding="utf-8")

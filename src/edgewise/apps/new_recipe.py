@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import ceil, log10
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -34,13 +34,23 @@ FEW = 100  # devices below which device-level noise drowns what they say togethe
 
 
 class Answers(NamedTuple):
-    """What a person says: the recipe's file, the data as seen from here, its columns, the privacy word."""
+    """What a person says: the recipe's file, the data as seen from here, the keys of ``[data]`` that name columns or
+    deal rows out (``columns``), the privacy word, and the base model."""
 
     file: Path
     data: str
-    owner: str
-    text: str
+    columns: Mapping[str, Any]
     privacy: str
+    base: str = "bundled"
+
+
+class Asked(NamedTuple):
+    """What options say of the data; empty or 0 where they say nothing."""
+
+    text: str = ""
+    owner: str = ""
+    devices: int = 0
+    base: str = ""
 
 
 class Written(NamedTuple):
@@ -61,12 +71,52 @@ def seen(data: str) -> Look:
     return look(data, Path())
 
 
-def column(found: Look, key: str, given: str, proposed: list[str]) -> str:
-    """The column that a person named, else the likeliest.
+def columns(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
+    """The keys of ``[data]`` that say how a table is read: columns that a person names, else the likeliest.
 
-    Raises DataError(E-DATA-COLUMN) for a column that does not exist or where none is likely.
+    Args:
+        ask: (question, what is proposed) -> a person's answer; None where nobody can be asked.
+    Raises:
+        DataError: E-DATA-COLUMN for a column that does not exist or where none is likely, E-DATA-FORMAT for a table
+        without a header. RecipeError: E-COMBO for columns of a folder, and for chats that the base cannot read.
     """
+    if not found.columns:
+        for option, given in (("text", asked.text), ("owner", asked.owner)):
+            if given:
+                what = f"--{option} {given}: {data} is a folder of text, which has no columns."
+                raise RecipeError("E-COMBO", what, f"leave out --{option}.")
+        return _dealt(asked) if asked.devices else {}
+    out: dict[str, Any] = {}
+    chats = found.chats("messages")
+    if asked.text in chats or (chats and not asked.text and not found.texts()):
+        out["messages"] = asked.text or chats[0]
+        if asked.base in ("", "bundled"):
+            what = f"`{out['messages']}` holds chats. A model's chat template reads them, and the bundled one has none."
+            fix = "name a chat model: --base FOLDER or --base hub:owner/name; or write prompts and answers apart."
+            raise RecipeError("E-COMBO", what, fix)
+    else:
+        out["text"] = _column(found, "text", asked.text, found.texts(), ask)
+        if prompts := found.prompts(out["text"]):
+            out["prompt"] = prompts[0]
+    if asked.devices:
+        if asked.owner:
+            raise RecipeError("E-COMBO", "--owner and --devices both say whose the rows are.", "leave one of them out.")
+        return {**out, **_dealt(asked)}
+    return {**out, "owner": _column(found, "owner", asked.owner, found.owners(out.values()), ask)}
+
+
+def _dealt(asked: Asked) -> dict[str, Any]:
+    return {"partition": "iid", "devices": asked.devices}
+
+
+def _column(found: Look, key: str, given: str, proposed: list[str], ask: Callable[[str, str], str] | None) -> str:
     names = [c.name for c in found.columns]
+    for c in found.columns:
+        if not given and c.header and c.name in (proposed[:1] or names):
+            what = f"the table seems to have no header: {c.name!r:.60} stands in its first line, and {c.header}."
+            raise DataError("E-DATA-FORMAT", what, f"put a line with the columns' names first, or say --{key} COLUMN.")
+    if ask and not given:
+        given = ask(f"{key}: the column, of {', '.join(names)}", proposed[0] if proposed else "")
     if given in names:
         return given
     if given:
@@ -75,7 +125,12 @@ def column(found: Look, key: str, given: str, proposed: list[str]) -> str:
         raise DataError("E-DATA-COLUMN", f"--{key} {given}: there is no such column.", hint)
     if not proposed:
         what = f"no column looks like the {key} ({new_text.MEANS[key]})."
-        raise DataError("E-DATA-COLUMN", what, f"name one with --{key}; columns: {', '.join(names)}.")
+        hint = f"name one with --{key}; columns: {', '.join(names)}."
+        if key == "owner":
+            hint += " Or deal the rows out at random: --devices 20."
+        elif others := found.chats("other"):
+            hint = f'write the messages of `{others[0]}` as a list of {{"role": ..., "content": ...}}; or {hint}'
+        raise DataError("E-DATA-COLUMN", what, hint)
     return proposed[0]
 
 
@@ -93,19 +148,24 @@ def write(answers: Answers, found: Look) -> Written:
         hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(words)}."
         raise RecipeError("E-VALUE", f"--privacy {word}: there is no such word.", hint)
     folder = answers.file.parent
-    section = {"source": found.source, "path": _relative(answers.data, folder)}
-    if found.columns:
-        section |= {"owner": answers.owner, "text": answers.text}
+    section = {"source": found.source, "path": _relative(answers.data, folder), **answers.columns}
     devices, median, blocks = _devices(section, folder)
     settings = _settings(word, devices, median, blocks)
     hints = {"prompt": found.like(PROMPTS), "time": found.like(TIMES)} if found.columns else {}
-    hints = {key: name for key, name in hints.items() if name and name not in (answers.owner, answers.text)}
+    hints = {key: name for key, name in hints.items() if name and name not in answers.columns.values()}
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in answers.file.stem).strip("._-")
-    facts = {"name": name[:64] or "mine", "privacy": word, "data": section, "devices": devices, "hints": hints}
+    base = (
+        answers.base
+        if answers.base == "bundled" or answers.base.startswith("hub:")
+        else _relative(answers.base, folder)
+    )
+    facts = {
+        "name": name[:64] or "mine", "base": base, "privacy": word, "data": section, "devices": devices, "hints": hints,
+    }  # fmt: skip
     text = new_text.text(facts, settings)
     _composes(text, devices)
     write_new(answers.file, text.encode())
-    return Written(answers.file, devices, tuple(_notes(word, devices, settings)))
+    return Written(answers.file, devices, (*_unread(found, answers.columns), *_notes(word, devices, settings)))
 
 
 def _relative(data: str, folder: Path) -> str:
@@ -119,16 +179,20 @@ def _devices(section: Mapping[str, Any], folder: Path) -> tuple[int, int, int]:
     with tempfile.TemporaryDirectory(prefix="edgewise-new-") as cache:
         listed = corpus.load(DataSection(**section), folder, Path(cache), keys.root(0))
         looked = listed.devices[:: max(1, len(listed.devices) // 25)]
-        held = [[len(d.text.encode("utf-8", "replace")) for d in _some(listed, name)] for name in looked]
+        refused: list[DataError] = []
+        held = [[len(d.text.encode("utf-8", "replace")) for d in _some(listed, name, refused)] for name in looked]
+    if len(refused) == len(looked):
+        raise refused[0]
     n, sizes = len(listed.devices), sorted(map(sum, held))
     blocks = sum(size // new_text.SEQUENCE_LEN + 1 for sizes_of_one in held for size in sizes_of_one)
     return n, sizes[len(sizes) // 2], ceil(n * blocks / len(held))
 
 
-def _some(listed: corpus.Corpus, device: str) -> list[corpus.Document]:
+def _some(listed: corpus.Corpus, device: str, refused: list[DataError]) -> list[corpus.Document]:
     try:
         return list(listed.documents(device))
-    except DataError:  # it cannot take part; the run says so and goes on without it
+    except DataError as e:  # it cannot take part; the run says so and goes on without it
+        refused.append(e)
         return []
 
 
@@ -182,6 +246,18 @@ def _composes(text: str, devices: int) -> None:
     with safe_open(STUDENT / "model.safetensors", framework="numpy") as f:
         shapes = [(name, tuple(f.get_slice(name).get_shape()), "float32") for name in sorted(f.keys())]
     compile(recipe.parse(text, "the new recipe"), Spec.of(shapes), devices, BUILT_IN)
+
+
+def _unread(found: Look, columns: Mapping[str, Any]) -> list[str]:
+    """Columns that belong to the prompt by their names, of a table with a prompt."""
+    if "prompt" not in columns:
+        return []
+    others = [name for name in found.prompts(columns["text"]) if name != columns["prompt"]]
+    return [
+        f"`{name}` is not read, since a recipe has one column of prompts. If it belongs to the prompt, join it to "
+        f"`{columns['prompt']}` in the table."
+        for name in others
+    ]
 
 
 def _notes(word: str, devices: int, settings: Mapping[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ def text(facts: Facts, s: Facts) -> str:
     word = facts["privacy"]
     parts = [
         _head(facts),
-        _model(word),
+        _model(facts),
         _data(facts),
         *([_dp(word, s)] if word not in ("none", "hidden") else []),
         *([_trust(facts, s)] if "corrupt" in s else []),
@@ -69,12 +69,17 @@ def _head(facts: Facts) -> str:
     )
 
 
-def _model(word: str) -> str:
-    base = _table("[model]", [('base = "bundled"', 'or a folder with a transformers model, or "hub:owner/name"')])
-    if word in ("none", "hidden"):
+def _model(facts: Facts) -> str:
+    base = _table(
+        "[model]",
+        [(f"base = {_value(facts['base'])}", '"bundled", a folder with a transformers model, or "hub:owner/name"')],
+    )
+    if facts["privacy"] not in ("none", "hidden"):
+        kind = ('kind = "ffa_lora"', "adapters whose A is fixed: noise enters their product once")
+    elif facts["base"] == "bundled":
         kind = ('kind = "full"', 'all parameters; "lora" (adapters) or "layers" for models above some 10 million')
     else:
-        kind = ('kind = "ffa_lora"', "adapters whose A is fixed: noise enters their product once")
+        kind = ('kind = "lora"', 'adapters; "full" trains all parameters, "layers" those of some layers')
     return base + "\n" + _table("[trainable]", [kind])
 
 
@@ -88,21 +93,38 @@ def _data(facts: Facts) -> str:
         (f"source = {_value(d['source'])}", said.get(d["source"], "one row is one document")),
         (f"path = {_value(d['path'])}", "from this file's folder; also a list or a pattern"),
     ]
+    if d["source"] != "text":
+        lines += _columns(d, hints)
     if "owner" in d:
+        lines.append((f"owner = {_value(d['owner'])}", f"{MEANS['owner']}: {facts['devices']:,} here"))
+    if "devices" in d:
         lines += [
-            (f"owner = {_value(d['owner'])}", f"{MEANS['owner']}: {facts['devices']:,} here"),
-            (f"text = {_value(d['text'])}", MEANS["text"]),
-            (f"# prompt = {_value(hints.get('prompt', 'question'))}", "context that is read and not trained on"),
-            (
-                f"# time = {_value(hints.get('time', 'date'))}",
-                "the latest rows are held out; else the last of the file",
-            ),
+            (f"partition = {_value(d['partition'])}", "deals the text out at random; nobody owns a part of it"),
+            (f"devices = {d['devices']}", "to so many devices"),
         ]
     lines += [
         (f"sequence_len = {SEQUENCE_LEN}", "tokens of a training block; more for long texts and large models"),
         ("holdout = 0.1", "share of each device's text, its latest part, that only measures"),
     ]
     return _table("[data]", lines)
+
+
+def _columns(d: Facts, hints: Facts) -> list[tuple[str, str]]:
+    """What is read of a row, and in which order."""
+    if "messages" in d:
+        lines = [(f"messages = {_value(d['messages'])}", "chats, by the model's chat template; answers are trained on")]
+    elif "prompt" in d:
+        lines = [
+            (f"text = {_value(d['text'])}", MEANS["text"]),
+            (f"prompt = {_value(d['prompt'])}", "context that is read and not trained on"),
+        ]
+    else:
+        lines = [
+            (f"text = {_value(d['text'])}", MEANS["text"]),
+            (f"# prompt = {_value(hints.get('prompt', 'question'))}", "context that is read and not trained on"),
+        ]
+    order = "the latest rows are held out; else the last of the file"
+    return [*lines, (f"# time = {_value(hints.get('time', 'date'))}", order)]
 
 
 def _dp(word: str, s: Facts) -> str:

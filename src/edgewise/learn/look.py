@@ -4,8 +4,9 @@ the text. Reads the first rows of some files, and keeps no text."""
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -21,24 +22,36 @@ from edgewise.plan.recipe import DataSection
 
 ROWS = 5000  # that are looked at
 LONGEST_OWNER = 80  # characters; a longer value names nobody
-LEAST_TEXT = 8  # characters on average; a column of shorter values is no text
+LEAST_TEXT = 8  # characters on average; a column of shorter values is text by its name only
+LEAST_REPEATS = 1.5  # rows of an owner on average; a column of rarer values is an owner by its name only
+PROSE = 4.0  # words on average; a column of longer values names nobody unless it is called so
 OWNERS = (
     "owner user speaker author patient ward device client site hospital customer account person member name".split()
 )
-TEXTS = "text content note body message utterance document answer response output summary".split()
+TEXTS = "text content note body message utterance document answer response output completion summary".split()
+ANSWERS = "answer response output completion summary".split()  # which belong to a prompt where there is one
 PROMPTS = "prompt question instruction dialogue context input".split()
 TIMES = "time date timestamp datetime created created_at day".split()
 
 
 class Column(NamedTuple):
-    """A column of a table: how many different values it has, how often each stands on average, characters of text on
-    average (0 where it has other values than text), and whether its values can name devices."""
+    """A column of a table.
+
+    Attributes:
+        distinct: different values. repeats: rows of each on average. characters, words: of its text on average, 0 where
+            it has other values than text. names: its values can name devices. chat: ``"messages"`` where its values are
+            lists of role and content, ``"other"`` for lists of objects of another kind, else empty. header: why its
+            name seems to be a row of data; empty where it does not.
+    """
 
     name: str
     distinct: int
     repeats: float
     characters: float
+    words: float
     names: bool
+    chat: str = ""
+    header: str = ""
 
 
 class Look(NamedTuple):
@@ -47,19 +60,41 @@ class Look(NamedTuple):
     source: str
     columns: tuple[Column, ...] = ()
 
-    def owners(self) -> list[str]:
-        """Columns whose values may be the devices, the likeliest first: known names, then those that repeat most."""
-        fit = [c for c in self.columns if c.names and c.distinct > 1 and c.name not in self.texts()[:1]]
-        return [c.name for c in sorted(fit, key=lambda c: (_rank(c.name, OWNERS), c.repeats < 1.5, -c.repeats))]
-
     def texts(self) -> list[str]:
-        """Columns that may be the text, the likeliest first: known names, then the longest."""
-        fit = [c for c in self.columns if c.characters >= LEAST_TEXT]
-        return [c.name for c in sorted(fit, key=lambda c: (_rank(c.name, TEXTS), -c.characters))]
+        """Columns that may be the text, the likeliest first: known names, then the longest that are no prompts."""
+        fit = [c for c in self.columns if c.characters >= (0.1 if _known(c.name, TEXTS) else LEAST_TEXT)]
+        asked = {c.name for c in fit if _known(c.name, PROMPTS)}
+        return [c.name for c in sorted(fit, key=lambda c: (_rank(c.name, TEXTS), c.name in asked, -c.characters))]
+
+    def owners(self, read: Collection[str]) -> list[str]:
+        """Columns whose values may be the devices, the likeliest first: known names, then those that repeat most.
+        ``read``: columns that are the text or its prompt."""
+        fit = [c for c in self.columns if c.names and c.distinct > 1 and c.name not in read]
+        known = [c for c in fit if _known(c.name, OWNERS)]
+        likely = [
+            c for c in fit if c.repeats >= LEAST_REPEATS and c.words < PROSE and not _known(c.name, PROMPTS + TEXTS)
+        ]
+        found = sorted({*known, *likely}, key=lambda c: (_rank(c.name, OWNERS), -c.repeats))
+        return [c.name for c in found]
+
+    def prompts(self, text: str) -> list[str]:
+        """Columns that may be what ``text`` answers, the likeliest first; none where it is no answer by its name."""
+        if not _known(text, ANSWERS):
+            return []
+        fit = [c for c in self.columns if c.characters > 0 and c.name != text and _known(c.name, PROMPTS)]
+        return [c.name for c in sorted(fit, key=lambda c: _rank(c.name, PROMPTS))]
+
+    def chats(self, kind: str) -> list[str]:
+        """Columns of chats of this kind (``Column.chat``)."""
+        return [c.name for c in self.columns if c.chat == kind]
 
     def like(self, known: list[str]) -> str:
         """The first column with one of these names; empty where there is none."""
-        return min((c.name for c in self.columns if _rank(c.name, known) < len(known)), default="")
+        return min((c.name for c in self.columns if _known(c.name, known)), default="")
+
+
+def _known(name: str, known: list[str]) -> bool:
+    return _rank(name, known) < len(known)
 
 
 def _rank(name: str, known: list[str]) -> int:
@@ -91,7 +126,10 @@ def look(path: str, base: Path) -> Look:
     if not rows:
         raise DataError("E-DATA-EMPTY", f"{path} has no row.", "give a table with some.")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return Look(source, tuple(_column(name, [row.get(name) for row in rows]) for name in names))
+    columns = [_column(name, [row.get(name) for row in rows]) for name in names]
+    if source == "csv":
+        columns = [c._replace(header=_header(c.name, [r.get(c.name) for r in rows], c.characters)) for c in columns]
+    return Look(source, tuple(columns))
 
 
 def _source(file: Path) -> str:
@@ -138,4 +176,36 @@ def _column(name: str, values: list[Any]) -> Column:
     distinct = len({str(v) for v in given})
     whole = bool(given) and len(texts) == len(plain)
     length = fmean(map(len, texts)) if whole else 0.0
-    return Column(name, distinct, len(given) / max(1, distinct), length, bool(given) and names)
+    words = fmean(len(v.split()) for v in texts) if whole else 0.0
+    return Column(name, distinct, len(given) / max(1, distinct), length, words, bool(given) and names, _chat(given))
+
+
+def _chat(values: list[Any]) -> str:
+    """``Column.chat`` of a column: by its first values."""
+    first = [v for v in values[:20] if v != []]
+    if not first or not all(isinstance(v, list) and all(isinstance(one, dict) for one in v) for v in first):
+        return ""
+    said = all(isinstance(one.get(key), str) for v in first for one in v for key in ("role", "content"))
+    return "messages" if said else "other"
+
+
+def _header(name: str, values: list[Any], length: float) -> str:
+    """Why the name of a column of a CSV file seems to be a row of data; empty where it does not."""
+    if _known(name, [*OWNERS, *TEXTS, *PROMPTS, *TIMES]) and len(name.split()) < PROSE:
+        return ""
+    if len(name) > LONGEST_OWNER or "\n" in name:
+        return f"it has {len(name)} characters"
+    if name in values:
+        return "it is a value of the column too"
+    if len(name.split()) >= PROSE and not name.endswith("?") and len(name) >= length / 2:
+        return "it is as long as the texts below it"
+    kinds = {_kind(v) for v in values if isinstance(v, str) and v}
+    if _kind(name) != "word" and kinds == {_kind(name)}:
+        return f"it is a {_kind(name)}, as all values below it are"
+    return ""
+
+
+def _kind(value: str) -> str:
+    if re.fullmatch(r"[-+]?\d+([.,]\d+)?", value):
+        return "number"
+    return "date" if re.match(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b", value) else "word"
