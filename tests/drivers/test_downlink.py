@@ -17,7 +17,7 @@ from edgewise.drivers import jobs, simulated
 from edgewise.drivers.executor import Inproc
 from edgewise.drivers.simulated import SimulatedCohort
 from edgewise.drivers.store import RunStore
-from edgewise.engine import downlink
+from edgewise.engine import broadcast
 
 DIM = 600
 DOWN = {
@@ -139,7 +139,7 @@ def test_a_late_device_costs_the_virtual_time_of_what_it_downloads(tmp_path, mon
 def test_deltas_and_snapshots_lead_to_the_same_model(tmp_path, monkeypatch):
     """All devices by snapshots: other bytes on the way, the same contributions, the same model."""
     models, seen, _ = play(tmp_path / "a", {})
-    monkeypatch.setattr(downlink, "since", lambda down, held: ())
+    monkeypatch.setattr(broadcast, "since", lambda down, held: ())
     plain, told_plain, _ = play(tmp_path / "b", {})
     assert models == plain
     down = [sum(e.bytes_down for e in told_ if isinstance(e, events.RoundFinished)) for told_ in (seen, told_plain)]
@@ -255,7 +255,7 @@ def test_both_sides_are_told_where_the_last_release_was_largest(tmp_path, down):
     assert all(len(same) == 1 for same in by_round.values()), "devices and server, and all devices, agree"
     assert by_round[0] == {()}
     assert by_round[1] == {tuple(range(20))}, "only these moved in round 0"
-    assert set(last.memory) == {downlink.SUPPORT}
+    assert set(last.memory) == {broadcast.SUPPORT}
     finished = {e.round: e.bytes_down for e in seen if isinstance(e, events.RoundFinished)}
     for blobs, sent in made[0].rounds:
         for device, raw in sent.items():
@@ -263,8 +263,8 @@ def test_both_sides_are_told_where_the_last_release_was_largest(tmp_path, down):
             if isinstance(letter, frame.Invite) and letter.round:
                 positions = pack.unpack_support(blobs[letter.support], 20, DIM)
                 assert by_round[letter.round] == {tuple(positions.tolist())}
-                assert letter.support in downlink.downloads(letter)
-                assert len(raw) + sum(len(blobs[d]) for d in downlink.downloads(letter)) <= finished[letter.round]
+                assert letter.support in broadcast.downloads(letter)
+                assert len(raw) + sum(len(blobs[d]) for d in broadcast.downloads(letter)) <= finished[letter.round]
                 assert device
 
 

@@ -14,7 +14,7 @@ from edgewise.core import frame, vector
 from edgewise.core.errors import DataError, ModelError, StoreError
 from edgewise.drivers import jobs
 from edgewise.drivers.host import Host
-from edgewise.engine import downlink
+from edgewise.engine import broadcast
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
 
@@ -180,7 +180,7 @@ def test_an_invitation_that_lies_leaves_the_host_as_it_was(tmp_path):
     )  # fmt: skip
     assert frame.load(bench.send(lie).frame).code == "E-INVITE"
     assert not bench.memories()
-    down = downlink.advance(p, p.downlink, downlink.start(np.zeros(50, np.float32)), np.ones(50, np.float32))
+    down = broadcast.advance(p, p.downlink, broadcast.start(np.zeros(50, np.float32)), np.ones(50, np.float32))
     (delta,) = down.ring
     assert isinstance(frame.load(bench.invite().frame), frame.Contribution)
     bench.host.do(jobs.Blob(digest=delta.digest, data=delta.blob))

@@ -11,7 +11,7 @@ from edgewise.core import frame
 from edgewise.core.keys import derive, root
 from edgewise.core.vector import Spec
 from edgewise.drivers.identities import simulated_trust
-from edgewise.engine import intake
+from edgewise.engine import aggregation
 from edgewise.engine.ports import Arrived
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
@@ -53,7 +53,7 @@ def test_a_step_of_secure_aggregation_ends_at_its_deadline_under_a_flood():
     recipe = make_recipe({"privacy": "hidden", "merge": {"kind": "secure_sum"}, "stage": stages, "metrics": "none"})
     plan = compile_plan(recipe, Spec.of([("a", (5,), "float32")]), 12, BUILT_IN)
     trust, invite = simulated_trust(plan.key), invitation(plan)
-    masked = intake.Masked(plan, invite, trust, 60.0, derive(root(1), "groups"))
+    masked = aggregation.MaskedAggregation(plan, invite, trust, 60.0, derive(root(1), "groups"))
     names = [f"d{i}" for i in range(12)]
     for device in names:
         entropy = derive(root(2), device)

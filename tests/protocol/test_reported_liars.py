@@ -14,7 +14,7 @@ from edgewise.core.keys import derive, root
 from edgewise.core.vector import Spec
 from edgewise.crypto import sign
 from edgewise.drivers.identities import simulated_trust
-from edgewise.engine import intake
+from edgewise.engine import aggregation
 from edgewise.engine.ports import Arrived
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan
@@ -72,12 +72,12 @@ class Devices:
         return Arrived(device, raw, self.clock)
 
 
-def play(leaves: int) -> tuple[intake.Gathered, list[str]]:
+def play(leaves: int) -> tuple[aggregation.Gathered, list[str]]:
     stages = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
     recipe = make_recipe({"privacy": "hidden", "merge": {"kind": "secure_sum"}, "stage": stages, "metrics": "none"})
     plan = compile_plan(recipe, Spec.of([("a", (5,), "float32")]), len(NAMES), BUILT_IN)
     devices, charged = Devices(plan, leaves), list[str]()
-    masked = intake.Masked(plan, devices.invite, devices.trust, 60.0, derive(root(1), "groups"))
+    masked = aggregation.MaskedAggregation(plan, devices.invite, devices.trust, 60.0, derive(root(1), "groups"))
     for device in NAMES:
         masked.take(device, devices.keys(device))
     return masked.close(NAMES, devices, lambda: charged.append("charged")), charged  # type: ignore[arg-type]

@@ -18,9 +18,9 @@ from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, RoundError
 from edgewise.core.keys import Turn, derive
 from edgewise.core.vector import Spec
-from edgewise.engine import downlink
+from edgewise.engine import broadcast
+from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Arrived, Change, Checkpoint, Lost, Standing
-from edgewise.engine.run import Federation
 from edgewise.engine.sampling import draw
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
@@ -125,7 +125,7 @@ class MemoryStore:
 
 
 def federation(mailbox, store):
-    return Federation(
+    return Coordinator(
         PLAN,
         DEVICES,
         mailbox,
@@ -263,7 +263,7 @@ def test_a_cohort_that_sampling_drew_too_small_is_no_failure():
     )
     store, sizes = MemoryStore(), []
     mailbox = Mailbox([])
-    loop = Federation(plan, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), plan.key)
+    loop = Coordinator(plan, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), plan.key)
     checkpoint = loop.begin(np.zeros(DIM, np.float32))
     for _ in range(60):
         invited = draw(plan.sampling, DEVICES, plan.key, checkpoint.next_round)
@@ -425,7 +425,9 @@ def test_whatever_devices_send_the_round_ends_with_the_others(raws):
 
 def test_measured_devices_are_spread_over_the_population():
     loop = federation(Mailbox([]), MemoryStore())
-    limited = Federation(compile_plan(make_recipe({"eval.devices": 4}), PLAN.spec, 6, BUILT_IN), DEVICES, *_edges(loop))
+    limited = Coordinator(
+        compile_plan(make_recipe({"eval.devices": 4}), PLAN.spec, 6, BUILT_IN), DEVICES, *_edges(loop)
+    )
     assert limited.measured() == ["d0", "d1", "d3", "d4"]
     assert loop.measured() == list(DEVICES)
 
@@ -476,7 +478,7 @@ def test_devices_get_deltas_from_the_model_they_certainly_hold(rounds):
     """Whoever answered holds that round's model, in met and abandoned rounds; who is stale holds nothing."""
     store, holds, shadows = MemoryStore(), {}, []
     mailbox = Mailbox([])
-    loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), DOWN.key)
+    loop = Coordinator(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), DOWN.key)
     checkpoint = loop.begin(np.zeros(300, np.float32))
     for number, fates in enumerate(rounds):
         checkpoint = replace(checkpoint, unmet=0)
@@ -492,7 +494,7 @@ def test_devices_get_deltas_from_the_model_they_certainly_hold(rounds):
             since = before.get(device, -1)
             reach = since >= checkpoint.down.anchor_round
             assert letter.model == shadows[number]
-            ring = downlink.since(checkpoint.down, since)
+            ring = broadcast.since(checkpoint.down, since)
             assert len(ring) == (number - since if reach else 0)
             whole = msgspec.structs.replace(letter, base="", deltas=())
             way = (
@@ -515,7 +517,7 @@ def test_devices_get_deltas_from_the_model_they_certainly_hold(rounds):
 def test_a_crash_in_a_round_with_deltas_changes_nothing():
     def play_two(cut):
         store, mailbox = MemoryStore(), Mailbox([downloaded(d, 0) for d in DEVICES])
-        loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), DOWN.key)
+        loop = Coordinator(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), DOWN.key)
         checkpoint = loop.round(loop.begin(np.zeros(300, np.float32)))
         answers = [downloaded(d, 1) for d in DEVICES]
         if cut:
@@ -524,7 +526,9 @@ def test_a_crash_in_a_round_with_deltas_changes_nothing():
                 loop.round(checkpoint)
             answers = answers[cut:]
             mailbox = Mailbox([])
-            loop = Federation(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), DOWN.key)
+            loop = Coordinator(
+                DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), DOWN.key
+            )
             checkpoint = store.load()
         mailbox.script[:] = answers
         return loop.round(checkpoint), store, mailbox.blobs

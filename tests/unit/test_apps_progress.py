@@ -11,7 +11,7 @@ from rich.console import Console
 from edgewise.apps.compare import _since
 from edgewise.apps.progress import Board, Progress
 from edgewise.core import events
-from edgewise.engine.run import Federation
+from edgewise.engine.coordinator import Coordinator
 from unit.made_run import made_plan
 
 HEAD = {"loss_first": 6.0, "loss_last": 5.5}
@@ -231,6 +231,6 @@ def test_ci_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_comparisons_time_includes_its_training() -> None:
     nothing: Any = None
-    federation = Federation(made_plan(4), (), nothing, nothing, nothing, lambda: 10.0, nothing, nothing)
+    federation = Coordinator(made_plan(4), (), nothing, nothing, nothing, lambda: 10.0, nothing, nothing)
     later = _since(federation, 3.0)
     assert [later.now_s(), later.now_s(), later.now_s()] == [7.0, 10.0, 10.0]

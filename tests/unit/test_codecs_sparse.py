@@ -27,7 +27,7 @@ from edgewise.core.stage import Payload, Stage
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine import device as machine
-from edgewise.engine.intake import Visible
+from edgewise.engine.aggregation import PlainAggregation
 from edgewise.engine.ports import Cohort
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
@@ -259,7 +259,7 @@ def test_the_server_knows_whose_choice_it_decodes() -> None:
         "stage": [{"kind": "weigh"}, {"kind": "random_k", "fraction": 0.25, "each": True}],
     }
     plan = compile_plan(from_plain(plain), Spec.of([("w", (200,), "float32")]), 2, BUILT_IN)
-    pipe, taken, decoded = plan.at(0), Visible(plan, plan.turn(0)), []
+    pipe, taken, decoded = plan.at(0), PlainAggregation(plan, plan.turn(0)), []
     for i, device in enumerate(("a", "b")):
         turn = replace(plan.turn(0), device=device)
         x = np.random.default_rng(i).standard_normal(200).astype(np.float32)

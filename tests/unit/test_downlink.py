@@ -18,7 +18,7 @@ from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Server, Stage
 from edgewise.core.vector import Spec
 from edgewise.drivers.following import Following
-from edgewise.engine import downlink
+from edgewise.engine import broadcast
 from edgewise.engine.ports import Change, Checkpoint, Standing
 from edgewise.engine.round import Closed
 from edgewise.merges.plain import plain_sum
@@ -43,10 +43,10 @@ def walk(plan, rounds, pipe=None, step=1.0, seed=0):
     """Downlinks of a model that moves at random: one per round, and the models."""
     draw = np.random.default_rng(seed)
     w = draw.normal(size=DIM).astype(np.float32)
-    downs, models = [downlink.start(w)], [w]
+    downs, models = [broadcast.start(w)], [w]
     for _ in range(rounds):
         w = (w + step * draw.normal(size=DIM)).astype(np.float32)
-        downs.append(downlink.advance(plan, pipe or plan.downlink, downs[-1], w))
+        downs.append(broadcast.advance(plan, pipe or plan.downlink, downs[-1], w))
         models.append(w)
     return downs, models
 
@@ -72,7 +72,7 @@ def test_devices_catch_up_with_a_model_that_stands_still(name):
     down, w = downs[-1], models[-1]
     before = lag(down, w)
     for _ in range(40):
-        down = downlink.advance(plan, plan.downlink, down, w)
+        down = broadcast.advance(plan, plan.downlink, down, w)
     assert before > 0
     assert lag(down, w) < 0.05 * before
 
@@ -105,21 +105,21 @@ def test_nobody_downloads_more_than_a_snapshot_and_all_arrive_at_the_same_bytes(
     held = {f"d{i}": rounds - 1 - m for i, m in enumerate(missed) if 0 <= m < rounds}
     devices = [f"d{i}" for i in range(len(missed))]
     checkpoint = Checkpoint(rounds, plan.strategy.init(models[-1]), down=down)
-    letters = downlink.invite(plan, checkpoint, {d: Standing(held=held.get(d, -1)) for d in devices})
+    letters = broadcast.invite(plan, checkpoint, {d: Standing(held=held.get(d, -1)) for d in devices})
     blobs = {vector.digest(b): b for b in letters.blobs}
     assert len(blobs) == len(letters.blobs), "nothing is published twice"
-    plain = downlink.invite(plan, checkpoint, dict.fromkeys(devices, Standing()))
+    plain = broadcast.invite(plan, checkpoint, dict.fromkeys(devices, Standing()))
     for device in devices:
         letter = frame.load(letters.frames[device])
         assert letters.sizes[device] <= plain.sizes[device] == len(plain.frames[device]) + 4 * DIM
         assert letters.sizes[device] == len(letters.frames[device]) + sum(
-            len(blobs[d]) for d in downlink.downloads(letter)
+            len(blobs[d]) for d in broadcast.downloads(letter)
         )
         if letter.base:
             model = downs[held[device]].shadow
             assert letter.base == downs[held[device]].model
             for digest in letter.deltas:
-                model = downlink.follow(plan.downlink, model, blobs[digest])
+                model = broadcast.follow(plan.downlink, model, blobs[digest])
             assert len(letter.deltas) == rounds - held[device]
         else:
             model = vector.from_bytes(blobs[letter.model], DIM)
@@ -145,7 +145,7 @@ def test_a_delta_larger_than_a_snapshot_is_kept_but_nobody_is_sent_it():
     downs, models = walk(plan, 3, plain)
     assert [len(d.ring) for d in downs] == [0, 1, 1, 1]
     checkpoint = Checkpoint(3, plan.strategy.init(models[-1]), down=downs[-1])
-    letters = downlink.invite(plan, checkpoint, {"a": Standing(held=2)})
+    letters = broadcast.invite(plan, checkpoint, {"a": Standing(held=2)})
     assert frame.load(letters.frames["a"]).base == ""
     assert len(letters.blobs) == 2
 
@@ -160,7 +160,7 @@ def test_bytes_by_hand():
     assert len(blob) == pytest.approx(payload + DELTA_FRAME_BYTES, abs=8)
     assert plan.delta_bytes == payload + DELTA_FRAME_BYTES
     checkpoint = Checkpoint(2, plan.strategy.init(models[-1]), down=downs[-1])
-    letters = downlink.invite(plan, checkpoint, {"a": Standing(held=1), "b": Standing(held=0), "c": Standing()})
+    letters = broadcast.invite(plan, checkpoint, {"a": Standing(held=1), "b": Standing(held=0), "c": Standing()})
     sizes = [len(d.blob) for d in downs[-1].ring]
     assert letters.sizes == {
         "a": len(letters.frames["a"]) + sizes[1],
@@ -175,18 +175,18 @@ def test_who_holds_what():
     down = downs[-1]
     lost = (("gone", "E-STALE"), ("late", "dropped"))
     met = Closed(11, True, ("new", "kept"), lost, ())
-    assert downlink.change(met) == Change(("new", "kept"), ("new", "kept"), ("gone",))
-    assert downlink.change(replace(met, met=False)) == Change((), ("new", "kept"), ("gone",))
+    assert broadcast.change(met) == Change(("new", "kept"), ("new", "kept"), ("gone",))
+    assert broadcast.change(replace(met, met=False)) == Change((), ("new", "kept"), ("gone",))
     assert down.anchor_round == 6
-    assert downlink.since(down, 12) == downlink.since(down, 5) == downlink.since(down, -1) == ()
-    assert [d.round for d in downlink.since(down, 10)] == [11, 12]
+    assert broadcast.since(down, 12) == broadcast.since(down, 5) == broadcast.since(down, -1) == ()
+    assert [d.round for d in broadcast.since(down, 10)] == [11, 12]
 
 
 def test_a_model_that_leaves_float32_is_an_error():
     plan = plan_of(FOUR_BITS)
-    start = downlink.start(np.full(DIM, -3e38, np.float32))
+    start = broadcast.start(np.full(DIM, -3e38, np.float32))
     with pytest.raises(TrainingError, match="E-NAN"), np.errstate(over="ignore"):
-        downlink.advance(plan, plan.downlink, start, np.full(DIM, 3e38, np.float32))
+        broadcast.advance(plan, plan.downlink, start, np.full(DIM, 3e38, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_model_that_leaves_float32_is_an_error():
 )
 def test_what_is_no_delta_is_refused(blob, code):
     with pytest.raises(DecodeError) as caught:
-        downlink.follow(plan_of(FOUR_BITS).downlink, np.zeros(DIM, np.float32), blob)
+        broadcast.follow(plan_of(FOUR_BITS).downlink, np.zeros(DIM, np.float32), blob)
     assert caught.value.code == code
 
 
@@ -265,7 +265,7 @@ def test_without_stages_there_is_no_downlink():
     assert plan.downlink is None
     assert plan.delta_bytes is None
     checkpoint = Checkpoint(0, plan.strategy.init(np.ones(DIM, np.float32)))
-    letters = downlink.invite(plan, checkpoint, {"a": Standing()})
+    letters = broadcast.invite(plan, checkpoint, {"a": Standing()})
     assert letters.blobs == (vector.to_bytes(np.ones(DIM, np.float32)),)
     assert letters.sizes["a"] == len(letters.frames["a"]) + 4 * DIM
 
@@ -275,7 +275,7 @@ def test_without_stages_there_is_no_downlink():
 
 def letter_for(plan, down, model, held):
     checkpoint = Checkpoint(down.round, plan.strategy.init(model), down=down)
-    return frame.load(downlink.invite(plan, checkpoint, {"a": Standing(held=held)}).frames["a"])
+    return frame.load(broadcast.invite(plan, checkpoint, {"a": Standing(held=held)}).frames["a"])
 
 
 def test_following_reaches_every_model_from_every_start():
@@ -334,7 +334,7 @@ def test_following_refuses_what_does_not_lead_to_the_named_model():
 def test_largest_by_magnitude_and_ties_to_the_lowest_position_and_never_zeros(values, n):
     moved = [i for i in range(len(values)) if values[i]]
     expected = sorted(sorted(moved, key=lambda i: (-abs(values[i]), i))[:n])
-    assert downlink.largest(np.array(values, np.float32), n).tolist() == expected
+    assert broadcast.largest(np.array(values, np.float32), n).tolist() == expected
 
 
 @given(st.integers(1, 3000), st.data())

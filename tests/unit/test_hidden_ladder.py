@@ -21,8 +21,8 @@ from edgewise.core.stage import Aggregate
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine
-from edgewise.engine.intake import sort
 from edgewise.engine.ports import Trust
+from edgewise.engine.rung_groups import sort
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile

@@ -18,7 +18,7 @@ from edgewise.core.keys import Turn, derive, root
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Merge
-from edgewise.engine.intake import deal
+from edgewise.engine.rung_groups import deal
 from edgewise.merges.robust import RuleName, rule
 from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise

@@ -25,7 +25,7 @@ from edgewise.core.training import POOLED
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.store import RunStore
-from edgewise.engine.run import Federation
+from edgewise.engine.coordinator import Coordinator
 
 CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
 
@@ -33,7 +33,7 @@ CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
 def compare(
     store: RunStore,
     executor: Executor,
-    federation: Federation,
+    coordinator: Coordinator,
     tell: Callable[[events.AnyEvent], None],
     rounds: int,
 ) -> None:
@@ -46,10 +46,10 @@ def compare(
     What cannot train has no figure, and a Progress note says why; nothing is put in its place.
     Raises EdgewiseError only where the run directory or a worker fails.
     """
-    plan, last = federation.plan, rounds - 1
+    plan, last = coordinator.plan, rounds - 1
     wanted = plan.recipe.compare
     wants_locals = wanted.local_only and not store.evaluated(LOCAL_ONLY, last)
-    locals_left = deque(federation.measured() if wants_locals else ())
+    locals_left = deque(coordinator.measured() if wants_locals else ())
     pooled = wanted.centralised and not store.evaluated(CENTRALISED, last)
     if not (locals_left or pooled):
         return
@@ -119,11 +119,11 @@ def compare(
         tell(event)
     if pooled:
         if not had_locals:
-            federation = _since(federation, time.perf_counter() - began)
-        federation.evaluate(CENTRALISED, last, vector.from_bytes(chain, plan.spec.dim))
+            coordinator = _since(coordinator, time.perf_counter() - began)
+        coordinator.evaluate(CENTRALISED, last, vector.from_bytes(chain, plan.spec.dim))
 
 
-def _since(federation: Federation, seconds: float) -> Federation:
-    """``federation`` whose next duration starts ``seconds`` ago."""
-    first = [federation.now_s() - seconds]
-    return replace(federation, now_s=lambda: first.pop() if first else federation.now_s())
+def _since(coordinator: Coordinator, seconds: float) -> Coordinator:
+    """``coordinator`` whose next duration starts ``seconds`` ago."""
+    first = [coordinator.now_s() - seconds]
+    return replace(coordinator, now_s=lambda: first.pop() if first else coordinator.now_s())

@@ -41,8 +41,8 @@ from edgewise.drivers.pool import Pool
 from edgewise.drivers.simulated import SimulatedCohort, World
 from edgewise.drivers.store import RunStore
 from edgewise.drivers.traces import Traces, read_traces
+from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Checkpoint, Cohort
-from edgewise.engine.run import Federation
 from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.claims import privacy_facts
@@ -320,7 +320,7 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
 
     root = simulated_root(plan, loaded.facts)
     trust, (leader, helper) = simulated_trust(root), simulated_servers(root)
-    federation = Federation(
+    coordinator = Coordinator(
         plan=plan,
         population=loaded.devices,
         cohort=cohort,
@@ -333,15 +333,15 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         secret=leader.secret,
         helper=LocalGateway(plan, helper.secret, trust.registry),
     )
-    reached = federation.run(_begun(federation, simulated, loaded, tell))
-    compare(store, executor, federation, tell, reached.next_round)
-    longer(store, executor, federation, tell, reached.next_round)
+    reached = coordinator.run(_begun(coordinator, simulated, loaded, tell))
+    compare(store, executor, coordinator, tell, reached.next_round)
+    longer(store, executor, coordinator, tell, reached.next_round)
     if wanted := plan.recipe.report.samples:
-        sample(store, executor, wanted, federation.measured(), tell)
+        sample(store, executor, wanted, coordinator.measured(), tell)
 
 
-def _begun(federation: Federation, simulated: SimulatedCohort, loaded: _Loaded, tell: Tell) -> Checkpoint:
-    plan, checkpoint = loaded.plan, federation.begin(loaded.initial.pop())
+def _begun(coordinator: Coordinator, simulated: SimulatedCohort, loaded: _Loaded, tell: Tell) -> Checkpoint:
+    plan, checkpoint = loaded.plan, coordinator.begin(loaded.initial.pop())
     if checkpoint.down is not None:
         simulated.restore(checkpoint.down)
     resumed = checkpoint.next_round if checkpoint.next_round else -1

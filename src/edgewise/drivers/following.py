@@ -12,7 +12,7 @@ from edgewise.core import frame, vector
 from edgewise.core.errors import DecodeError
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.vector import Buffer, Vector
-from edgewise.engine import downlink
+from edgewise.engine import broadcast
 
 
 class Following:
@@ -40,7 +40,7 @@ class Following:
             message = frame.delta(blob)
             if message.round != self._round + 1:
                 return
-            model = downlink.follow(self._pipe, self._model, blob)
+            model = broadcast.follow(self._pipe, self._model, blob)
         except DecodeError:
             return
         after = vector.digest(vector.to_bytes(model))

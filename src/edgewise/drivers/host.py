@@ -33,7 +33,7 @@ from edgewise.drivers.memory import Memories
 from edgewise.drivers.records import noise_steps, records, without_noise
 from edgewise.engine import device as machine
 from edgewise.engine import invitation
-from edgewise.engine.downlink import STALE
+from edgewise.engine.broadcast import STALE
 from edgewise.engine.ports import Trainer, Trust
 from edgewise.plan.catalogue import Catalogue, make, with_extensions
 from edgewise.plan.compile import Plan, compile

@@ -23,7 +23,7 @@ from edgewise.core.training import DeviceId
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.traces import Traces
-from edgewise.engine.downlink import downloads
+from edgewise.engine.broadcast import downloads
 from edgewise.engine.ports import Arrived, Downlink, Lost
 from edgewise.engine.round import DROPPED
 from edgewise.plan.budget import link_estimate

@@ -34,13 +34,13 @@ from edgewise.core.stage import Memory, Payload
 from edgewise.core.training import DeviceId, FitRequest, Update
 from edgewise.core.vector import Array, Vector, finite
 from edgewise.engine import invitation
+from edgewise.engine.broadcast import STALE
 from edgewise.engine.device_memory import Idle as Idle
 from edgewise.engine.device_memory import join as join
 from edgewise.engine.device_memory import remembers as remembers
 from edgewise.engine.device_memory import restore as restore
 from edgewise.engine.device_memory import save as save
 from edgewise.engine.device_memory import settled as settled
-from edgewise.engine.downlink import STALE
 from edgewise.engine.ports import Trust
 from edgewise.plan.compile import Plan
 from edgewise.secagg import client, messages, two_server

@@ -183,7 +183,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Downlink:
-    """What devices hold of the model (``engine.downlink``).
+    """What devices hold of the model (``engine.broadcast``).
 
     Attributes:
         round: the round that ``shadow`` is for: the next one to play.
@@ -215,7 +215,7 @@ class Checkpoint:
         state: strategy state; ``state.params`` is the current model.
         unmet: rounds abandoned in a row.
         memory: what the server keeps for the codec between rounds, arrays by name: ``Pipeline.start_memory``, and the
-            positions of the last release (``engine.downlink.SUPPORT``).
+            positions of the last release (``engine.broadcast.SUPPORT``).
         down: what devices hold of the model; None where they download the model itself.
         epsilon: spent up to here; 0 without differential privacy.
     """

@@ -19,7 +19,7 @@ def draw(sampling: Sampling, population: Sequence[DeviceId], key: Key, round: in
 
     Args:
         population: sorted device ids, ``len == sampling.population``.
-        key: 32 bytes (``Federation.sampling_key``); the draw depends on it and the round only.
+        key: 32 bytes (``Coordinator.sampling_key``); the draw depends on it and the round only.
     """
     if sampling.kind == "all":
         return tuple(population)

@@ -1,10 +1,10 @@
-"""What becomes of the contributions to a round: the server sees each and adds it, or secure aggregation hides it.
+"""Aggregate a round's contributions, in the clear or under secure aggregation.
 
-    Visible   unpack, decode, add                                      ``merges.plain``
-    Masked    the first message is a device's keys; the sum comes after four more exchanges with those that sent some,
-              or several sums: of groups that are dealt at random when the keys are in (``secagg.merge.grouped``), or
-              sorted by what their devices can send in time (``codec = "adaptive"``)
-    Shared    each contribution is two sealed shares; the sum comes with the helper's half
+    PlainAggregation       the server decodes each contribution and adds it (``merges.plain``)
+    TwoServerAggregation   each contribution is two sealed shares; the sum needs the helper's half
+    MaskedAggregation      devices send keys first; four more exchanges give one sum, or one sum for each group:
+                           groups dealt at random (``secagg.merge.grouped``), or sorted by what their devices can
+                           send in time (``codec = "adaptive"``)
 
 ``take`` raises DecodeError for a contribution that is of no use; ``close`` gives the sum, who is in it, and who was
 lost on the way.
@@ -15,18 +15,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Protocol
 
 from edgewise.codecs import pack
 from edgewise.core import frame
 from edgewise.core.errors import DecodeError
 from edgewise.core.frame import Contribution, Invite, Step
-from edgewise.core.keys import Key, Turn, generator
+from edgewise.core.keys import Key, Turn
 from edgewise.core.stage import Sum
 from edgewise.core.training import DeviceId
 from edgewise.engine.ports import Arrived, Cohort, Helper, Lost, Trust
 from edgewise.engine.round import DROPPED
+from edgewise.engine.rung_groups import deal, sort
 from edgewise.plan.compile import Plan
 from edgewise.secagg import server, two_server
 from edgewise.secagg.merge import Groups, total
@@ -58,7 +58,7 @@ class Gathered:
     rungs: Mapping[DeviceId, int] = field(default_factory=dict)
 
 
-class Intake(Protocol):
+class Aggregation(Protocol):
     """Where one round's contributions go."""
 
     def take(self, device: DeviceId, message: Contribution | Step) -> int:
@@ -73,7 +73,7 @@ class Intake(Protocol):
         ...
 
 
-class Visible:
+class PlainAggregation:
     """The server decodes each contribution and adds it."""
 
     def __init__(self, plan: Plan, turn: Turn) -> None:
@@ -81,7 +81,7 @@ class Visible:
         self._total = self._pipe.start_sum()
 
     def take(self, device: DeviceId, message: Contribution | Step) -> int:
-        """See Intake."""
+        """See Aggregation."""
         if not isinstance(message, Contribution):
             raise DecodeError("E-FRAME", "a contribution is expected.")
         payload = pack.unpack(message.payload, self._pipe.encoded)
@@ -89,12 +89,12 @@ class Visible:
         return payload.rung
 
     def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
-        """See Intake."""
+        """See Aggregation."""
         charge()
         return Gathered(((-1, self._total),), tuple(accepted))
 
 
-class Shared:
+class TwoServerAggregation:
     """Two servers: this one is the leader."""
 
     def __init__(self, plan: Plan, invite: Invite, trust: Trust, secret: bytes, helper: Helper) -> None:
@@ -103,7 +103,7 @@ class Shared:
         helper.begin(invite)
 
     def take(self, device: DeviceId, message: Contribution | Step) -> int:
-        """See Intake."""
+        """See Aggregation."""
         if not isinstance(message, Contribution):
             raise DecodeError("E-FRAME", "a contribution is expected.")
         ticket, share = two_server.open_report(self._leader, device, message.payload)
@@ -113,7 +113,7 @@ class Shared:
         return -1
 
     def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
-        """See Intake."""
+        """See Aggregation."""
         charge()
         try:
             share = self._helper.open(accepted)
@@ -138,7 +138,7 @@ class _Group:
         return not isinstance(self.state, server.Released | server.Aborted)
 
 
-class Masked:
+class MaskedAggregation:
     """One server that never sees an unmasked contribution.
 
     Each group of a cohort, mostly all of it, has a session of its own; the groups are dealt when the keys are in.
@@ -162,7 +162,7 @@ class Masked:
         self._charge: Callable[[], None]
 
     def take(self, device: DeviceId, message: Contribution | Step) -> int:
-        """See Intake."""
+        """See Aggregation."""
         if not isinstance(message, Step):
             raise DecodeError("E-FRAME", "keys of secure aggregation are expected.")
         if message.rung not in (range(len(self._plan.ways)) if self._plan.ways else (-1,)):
@@ -175,8 +175,8 @@ class Masked:
         return -1
 
     def close(self, accepted: Sequence[DeviceId], cohort: Cohort, charge: Callable[[], None]) -> Gathered:
-        """See Intake. With several groups the sum is of those that have one, if they are enough for the rule, and their
-        devices for a round."""
+        """See Aggregation. With several groups the sum is of those that have one, if they are enough for the rule, and
+        their devices for a round."""
         cohort.close_round(keep=frozenset(accepted))
         self._charge = charge
         assert isinstance(self._keys, server.Advertising)
@@ -273,59 +273,17 @@ class Masked:
         return server.Received(item.device, message.body)
 
 
-def deal(devices: Sequence[DeviceId], groups: int, key: Key) -> list[list[DeviceId]]:
-    """``devices`` in random groups whose sizes differ by one at most; the order they come in does not matter."""
-    shuffled = generator(key).permutation(sorted(devices)).tolist() if groups > 1 else list(devices)
-    return [shuffled[i::groups] for i in range(groups)]
-
-
-def sort(
-    best: Mapping[DeviceId, int], sizes: Sequence[float], groups: int, least: int, key: Key
-) -> list[tuple[int, list[DeviceId]]]:
-    """Devices in at most ``groups`` groups of ``least`` or more, each with the rung of its slowest member; so that as
-    many bytes as possible are sent: of all ways to cut the devices, in the order of their rungs, argmax of the sum over
-    groups of |group| x size of its rung. Groups with the same rung are one.
-
-    Args: best: number of the rung that each device asks for. sizes: bytes of each rung, decreasing. key: decides which
-        of equals go with slower ones, where a group would be too small without.
-    Edge cases: fewer devices than ``least``, or than twice as many, are one group.
-    """
-    shuffled = generator(key).permutation(sorted(best)).tolist()
-    order = sorted(shuffled, key=lambda device: -best[device])  # the slowest first
-    n = len(order)
-    starts = [i for i in range(n) if i == 0 or best[order[i]] != best[order[i - 1]]]
-    cuts = sorted({at for i in starts for k in range(groups) if least <= (at := i + k * least) <= n - least})
-    # gain[at]: bytes of the devices before ``at``, cut as the list beside it says; one more cut per pass.
-    gain: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
-    for _ in range(groups - 1):
-        for at in reversed(cuts):
-            options = [gain[at]] if at in gain else []
-            options += [
-                (before + (at - start) * sizes[best[order[start]]], (*made, at))
-                for start, (before, made) in gain.items()
-                if at - start >= least
-            ]
-            if options:
-                gain[at] = max(options, key=lambda option: option[0])
-    ends = [(before + (n - at) * sizes[best[order[at]]], made) for at, (before, made) in gain.items() if at < n]
-    made = max(ends, key=lambda end: (end[0], -len(end[1])))[1] if ends else ()
-    sorted_: dict[int, list[DeviceId]] = {}
-    for start, stop in pairwise((0, *made, n)):
-        sorted_.setdefault(best[order[start]], []).extend(order[start:stop])
-    return list(sorted_.items())
-
-
-def intake(
+def aggregation(
     plan: Plan, turn: Turn, invite: Invite, trust: Trust | None, secret: bytes, helper: Helper | None, groups: Key
-) -> Intake:
-    """The intake of the round that ``invite`` opens; ``secret``: with two servers the leader's HPKE key; ``groups``:
-    with several groups, who is in which."""
+) -> Aggregation:
+    """The aggregation of the round that ``invite`` opens; ``secret``: with two servers the leader's HPKE key;
+    ``groups``: with several groups, who is in which."""
     if plan.hides is None:
-        return Visible(plan, turn)
+        return PlainAggregation(plan, turn)
     if trust is None:
         raise ValueError("hiding contributions needs to know who is enrolled")
     if plan.hides.servers == 2:
         if helper is None:
             raise ValueError("shared_sum needs a helper")
-        return Shared(plan, invite, trust, secret, helper)
-    return Masked(plan, invite, trust, plan.sampling.deadline_s, groups)
+        return TwoServerAggregation(plan, invite, trust, secret, helper)
+    return MaskedAggregation(plan, invite, trust, plan.sampling.deadline_s, groups)

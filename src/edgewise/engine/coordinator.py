@@ -5,7 +5,7 @@ transaction (model, strategy state, who contributed, events). After a crash the 
 machine, only the devices without an answer are asked again, and their answers are the same bytes as before; so the
 final model is bit-identical to an undisturbed run.
 
-Devices train from what they are given of the model (``engine.downlink``); evaluations measure the model itself.
+Devices train from what they are given of the model (``engine.broadcast``); evaluations measure the model itself.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.pipeline import Pipeline, together
 from edgewise.core.stage import Aggregate, Memory, Sum
 from edgewise.core.training import DeviceId
-from edgewise.engine import downlink, evaluation
+from edgewise.engine import broadcast, evaluation
 from edgewise.engine import round as machine
-from edgewise.engine.intake import Gathered, Intake, intake
+from edgewise.engine.aggregation import Aggregation, Gathered, aggregation
 from edgewise.engine.ports import Arrived, Checkpoint, Cohort, Expired, Helper, Journal, Lost, Record, Store, Trust
 from edgewise.engine.purse import Purse
 from edgewise.engine.sampling import draw
@@ -45,7 +45,7 @@ Tell = Callable[[events.AnyEvent], None]
 class _Round:
     """Bookkeeping of the round in progress."""
 
-    intake: Intake
+    aggregation: Aggregation
     turn: Turn
     bytes_down: dict[DeviceId, int]
     answers: dict[DeviceId, Arrived] = field(default_factory=dict)  # of those that count, without their frames
@@ -60,7 +60,7 @@ class _Round:
 
 
 @dataclass(frozen=True)
-class Federation:
+class Coordinator:
     """One run: the plan and everything at its edges.
 
     Attributes:
@@ -95,7 +95,7 @@ class Federation:
             self.purse.check(stored)
             return stored
         memory = self.plan.each(Pipeline.start_memory)
-        down = None if self.plan.downlink is None else downlink.start(initial)
+        down = None if self.plan.downlink is None else broadcast.start(initial)
         fresh = Checkpoint(0, self.plan.strategy.init(initial), memory=memory, down=down)
         self.store.commit(fresh, ())
         return fresh
@@ -127,14 +127,14 @@ class Federation:
         asked = len(invited) >= max(1, sampling.minimum)
         hidden = self.plan.hides is not None
         nonce = derive(self.entropy(number), "nonce") if hidden else b""
-        letters = downlink.invite(self.plan, checkpoint, self.store.standing(invited if asked else ()), nonce)
+        letters = broadcast.invite(self.plan, checkpoint, self.store.standing(invited if asked else ()), nonce)
         self.cohort.publish(letters.blobs)
         policy = machine.Policy(goal, sampling.minimum, self.cohort.now_s() + sampling.deadline_s)
         state, _ = machine.start(number, frozenset(invited), policy)
-        turn = self.plan.turn(number, support=downlink.support(self.plan, number, checkpoint.memory))
+        turn = self.plan.turn(number, support=broadcast.support(self.plan, number, checkpoint.memory))
         turn = replace(turn, clip=letters.common.clip)
         groups = derive(self.entropy(number), "groups")
-        gate = intake(self.plan, turn, letters.common, self.trust, self.secret, self.helper, groups)
+        gate = aggregation(self.plan, turn, letters.common, self.trust, self.secret, self.helper, groups)
         now = _Round(gate, turn, dict(letters.sizes))
         n_asked = len(invited) if asked else 0
         self._say(now, events.RoundStarted(round=number, invited=n_asked, goal=goal, minimum=policy.minimum))
@@ -144,7 +144,7 @@ class Federation:
         gathered, closed = self._gather(now, closed, partial(self.purse.charge, number, attempt))
         self.cohort.close_round()
         now.code, released = gathered.code, self._release(checkpoint, now, gathered.sums)
-        del gathered, now.intake, gate  # the sum, 8 bytes a coordinate, is not held beside the server's step
+        del gathered, now.aggregation, gate  # the sum, 8 bytes a coordinate, is not held beside the server's step
         return self._finish(checkpoint, now, released, closed, began, asked)
 
     def _collect(
@@ -182,7 +182,7 @@ class Federation:
         if not closed.met:
             return Gathered((), ()), closed
         began = self.now_s()
-        gathered = now.intake.close(closed.accepted, self.cohort, charge)
+        gathered = now.aggregation.close(closed.accepted, self.cohort, charge)
         now.aggregate_s += self.now_s() - began
         now.encode_s += gathered.encode_s
         now.bytes_down |= {d: now.bytes_down[d] + n for d, n in gathered.bytes_down.items()}
@@ -253,7 +253,7 @@ class Federation:
                 return machine.Gone(record.device, message.round, code), frame.legible(message.reason)
             if not machine.unwanted(state, message.device, message.round):
                 began = self.now_s()
-                now.rung = now.intake.take(record.device, message)
+                now.rung = now.aggregation.take(record.device, message)
                 now.aggregate_s += self.now_s() - began
             return machine.Usable(message.device, message.round), ""
         except DecodeError as e:
@@ -267,12 +267,12 @@ class Federation:
             return None
         number, memory, began, parts = checkpoint.next_round, checkpoint.memory, self.now_s(), []
         mine = self.plan.mine(memory, number)
-        mine = {name: x for name, x in mine.items() if name != downlink.SUPPORT}  # the codec knows nothing of it
+        mine = {name: x for name, x in mine.items() if name != broadcast.SUPPORT}  # the codec knows nothing of it
         for rung, summed in sums:
             part, mine = self.plan.at(number, rung).release(summed, now.turn, self.entropy(number), mine)
             parts.append(part)
         aggregate = together(parts)
-        memory = self.plan.kept(memory, number, downlink.released(self.plan.at(number), mine, aggregate.mean))
+        memory = self.plan.kept(memory, number, broadcast.released(self.plan.at(number), mine, aggregate.mean))
         now.aggregate_s += self.now_s() - began
         return aggregate, memory
 
@@ -302,7 +302,7 @@ class Federation:
             head, update_l2, unmet = dict(aggregate.head), vector.norm_l2(aggregate.mean), 0
         down, lag_l2 = checkpoint.down, 0.0
         if down is not None and self.plan.downlink is not None:
-            down = downlink.advance(self.plan, self.plan.downlink, down, strategy_state.params)
+            down = broadcast.advance(self.plan, self.plan.downlink, down, strategy_state.params)
             lag_l2 = vector.norm_l2(strategy_state.params - down.shadow)
         now.aggregate_s += self.now_s() - started
         self._say(
@@ -328,7 +328,7 @@ class Federation:
             ),
         )
         after = Checkpoint(number + 1, strategy_state, unmet, memory, down, self.purse.spent())
-        self.store.commit(after, now.told, downlink.change(closed))
+        self.store.commit(after, now.told, broadcast.change(closed))
         if unmet >= UNMET_LIMIT:
             raise RoundError(
                 "E-ROUND",
