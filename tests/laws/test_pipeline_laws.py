@@ -81,7 +81,7 @@ CHAINS = [
     _chain(top_k(0.5)),
     _chain(top_k(1.0)),
     _chain(top_k(0.05, chunk=64)),
-    _chain(top_k(0.001, chunk=100), quantize(2, "pair", block=4)),
+    _chain(top_k(0.001, chunk=100), quantize(2, "pair", block=8)),
     _chain(top_k(0.5, chunk=64)),
     _chain(top_k(1.0, chunk=2000)),
     _chain(weigh(CAP), feedback([top_k(0.02, chunk=256), quantize(2, "pair")])),

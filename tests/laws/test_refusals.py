@@ -54,11 +54,6 @@ def grown(inner: Sequence[Stage], form: str) -> Space:
 
 
 COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
-    ("E-WEIGHT", "give a cap", lambda: weigh(inf)),
-    ("E-WEIGHT", "give a cap", lambda: weigh(nan)),
-    ("E-WEIGHT", "give a cap", lambda: weigh(0.0)),
-    ("E-WEIGHT", "give a cap", lambda: weigh(-1.0)),
-    ("E-WEIGHT", "give a cap", lambda: weigh(1e12)),
     ("E-WEIGHT", "leave out weigh", lambda: build([clip(1.0), weigh(1.0)], posts=[noise(1.0)])),
     ("E-ORDER", "unbiased = false", lambda: build([feedback([random_k(0.1)])])),
     ("E-ORDER", "unbiased = false", lambda: build([feedback([clip(1.0), random_k(0.1), quantize(4)])])),
@@ -113,7 +108,6 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-ORDER", "keep one", lambda: build([feedback([clip(1.0), feedback([low_rank(SPEC, 1)])])])),
     ("E-SEGMENT", "layers.1.q_proj", lambda: segments(SPEC, ["layers.1.qproj"])),
     ("E-SEGMENT", "segments are", lambda: segments(SPEC, ["zzz*"])),
-    ("E-SEGMENT", "name at least one", lambda: segments(SPEC, [])),
     ("E-SPARSE-TWICE", "keep one", lambda: build([top_k(0.1), top_k(0.1)])),
     ("E-NO-BOUND", "clamp or clip", lambda: build([quantize(8, "shared")])),
     ("E-NO-BOUND", "clamp or clip", lambda: build([clip(1.0), feedback([quantize(8, "shared")])])),
@@ -191,6 +185,12 @@ VALUES: list[Callable[[], object]] = [
     lambda: shared_top_k(SPEC, 1.5),
     lambda: shared_top_k(SPEC, 0.1, explore=0.0),
     lambda: shared_top_k(SPEC, 0.1, explore=1.1),
+    lambda: weigh(inf),
+    lambda: weigh(nan),
+    lambda: weigh(0.0),
+    lambda: weigh(-1.0),
+    lambda: weigh(1e12),
+    lambda: segments(SPEC, []),
     lambda: sketch(1.0),
     lambda: sketch(inf),
     lambda: sketch(4.0, rows=2),
@@ -289,9 +289,9 @@ def test_the_bits_of_a_grid_are_its_own(grid: str, bits: int) -> None:
     assert build([clip(1.0), quantize(grid=grid)]).encoded.bits == bits
 
 
-def test_chunks_are_refused_with_whole_numbers() -> None:
-    with pytest.raises(RecipeError, match="2 to 16777216, or 0 for no chunks"):
-        top_k(0.1, chunk=1)
+def test_a_limit_is_said_with_the_key_and_the_value() -> None:
+    with pytest.raises(RecipeError, match=r"E-VALUE: top_k: fraction is 1\.5, must be above 0 and at most 1\."):
+        top_k(1.5)
 
 
 def test_the_smallest_ring_that_is_offered_is_accepted() -> None:

@@ -5,26 +5,25 @@ Before the first release it sends the first ones. What it met is kept in ``SEEN`
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
-from pydantic import Field
+from annotated_types import Gt
 
 from edgewise.core.keys import Turn
+from edgewise.core.part import part
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.core.vector import Array
-from edgewise.plan.catalogue import Entry, Extension
-from edgewise.plan.params import Params
+from edgewise.plan.catalogue import Extension
 
 SEEN: list[tuple[str, int, tuple[int, ...]]] = []  # (side, round, positions)
 
 
-class ToldParams(Params):
-    """As many positions."""
+@part
+def told(k: Annotated[int, Gt(0)]) -> Stage:
+    """Send ``k`` positions of the last release."""
 
-    k: int = Field(gt=0)
-
-
-def told(k: int) -> Stage:
     def positions(side: str, turn: Turn) -> Array:
         assert turn.support is not None
         SEEN.append((side, turn.round, tuple(turn.support.tolist())))
@@ -44,4 +43,4 @@ def told(k: int) -> Stage:
     return Stage(f"told({k})", infer, encode, decode)
 
 
-EDGEWISE = Extension(stages={"told": Entry(ToldParams, lambda p, _: told(p.k))})
+EDGEWISE = Extension(parts=(told,))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgewise.codecs import scales
-from edgewise.codecs.codebook import NF4, nearest_growth
+from edgewise.codecs.codebook import NF4, nearest_growth, pair
 from edgewise.codecs.eden import CENTROIDS, eden
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
@@ -93,7 +93,7 @@ def test_nf4_takes_the_nearest_value() -> None:
 
 def test_pair_by_hand() -> None:
     x = np.array([1, -1, 1, -8, 8, 2, 0, 0.5], np.float32)
-    got = _through(x, quantize(2, "pair", 6))
+    got = _through(x, pair(6))
     low = float(scales.rounded_down(np.array([5 / 4]))[0])
     assert got.tolist() == [low, -low, low, -8, 8, low, 0.0, 0.5]
 

@@ -13,6 +13,7 @@ from toy_recipe import make_recipe
 from edgewise.codecs import pack
 from edgewise.core import frame, vector
 from edgewise.core.errors import CompositionError, DecodeError, RecipeError, TrainingError
+from edgewise.core.part import part
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Server, Stage
@@ -22,10 +23,9 @@ from edgewise.engine import broadcast
 from edgewise.engine.ports import Change, Checkpoint, Standing
 from edgewise.engine.round import Closed
 from edgewise.merges.plain import plain_sum
-from edgewise.plan.catalogue import BUILT_IN, Entry, Extension
+from edgewise.plan.catalogue import BUILT_IN, Extension
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.downlink import DELTA_FRAME_BYTES
-from edgewise.plan.params import NoParams
 
 DIM = 600
 SPEC = Spec.of([("w", (DIM - 100,), "float32"), ("b", (100,), "float32")])
@@ -243,10 +243,14 @@ def test_refused(stages, code, said):
 )
 def test_stages_of_ones_own_are_refused_by_what_they_are(extra, said):
     plain = Stage("mine", lambda s: s, lambda p, m, s, t: (p, m), lambda p, s, t: p)
-    mine = Extension(stages={"mine": Entry(NoParams, lambda p, _: replace(plain, **extra))})
+
+    @part
+    def mine() -> Stage:
+        return replace(plain, **extra)
+
     recipe = make_recipe({"downlink": [{"kind": "mine"}, *FOUR_BITS]})
     with pytest.raises(CompositionError, match=f"E-ORDER.*mine.*{said}"):
-        compile_plan(recipe, SPEC, 8, BUILT_IN.extended(mine))
+        compile_plan(recipe, SPEC, 8, BUILT_IN.extended(Extension((mine,))))
 
 
 def test_what_saves_nothing_is_refused():

@@ -7,12 +7,13 @@ from math import isclose
 
 import pytest
 
+from edgewise.core.part import Part
 from edgewise.core.vector import Spec
 from edgewise.plan import explain
-from edgewise.plan.catalogue import BUILT_IN, Entry, Extension
+from edgewise.plan.catalogue import BUILT_IN, Catalogue, Extension
 from edgewise.plan.compile import Plan, compile
-from edgewise.plan.params import NoParams
 from edgewise.plan.recipe import from_plain
+from edgewise.privacy.clip import clip
 from unit.made_run import PLAIN, made_plan
 
 SPARSE = [
@@ -56,10 +57,10 @@ def test_stages_inside_feedback_are_shown_and_agree_with_it() -> None:
 
 
 def test_inner_rows_are_left_out_where_a_part_is_not_known() -> None:
-    mine = BUILT_IN.extended(Extension(stages={"mine": Entry(NoParams, BUILT_IN.stages["clip"].make)}))
+    mine = BUILT_IN.extended(Extension((Part(clip.function, "mine", None),)))
     table = [{"kind": "feedback"}, {"kind": "clip", "l2": 2.0}]
     plan = compile(from_plain({**PLAIN, "stage": table}), Spec.of([("a", (64,), "float32")]), 3, mine)
-    hidden = BUILT_IN.__class__({"feedback": BUILT_IN.stages["feedback"]}, {}, {}, {})
+    hidden = Catalogue({"feedback": BUILT_IN.stages["feedback"]})
     assert [r["role"] for r in explain.trace(plan, hidden)] == ["start", "stage", "merge"]
     assert [r["role"] for r in explain.trace(plan, mine)] == ["start", "stage", "inner", "merge"]
 

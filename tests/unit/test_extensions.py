@@ -23,15 +23,16 @@ kind = "doubled"
 """
 PART = """
 from edgewise.core.stage import Stage
-from edgewise.plan.catalogue import Entry, Extension
-from edgewise.plan.params import NoParams
+from edgewise.core.part import part
+from edgewise.plan.catalogue import Extension
 import toy
 
-def doubled():
+@part
+def doubled() -> Stage:
     return Stage("doubled", lambda s: s.but(l2=2 * s.l2, linf=2 * s.linf),
                  lambda p, m, s, t: (p.but(body=2 * p.body), m), lambda p, s, t: p.but(body=p.body / 2))
 
-EDGEWISE = Extension(stages={"doubled": Entry(NoParams, lambda p, _: doubled())}, trainer=toy.EDGEWISE.trainer)
+EDGEWISE = Extension(parts=(doubled,), trainer=toy.EDGEWISE.trainer)
 """
 SUPPORT = Path(__file__).parents[1] / "support"
 

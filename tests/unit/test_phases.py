@@ -10,13 +10,15 @@ from invited import invited
 from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
+from edgewise.codecs.segments import segments
 from edgewise.core import frame
 from edgewise.core.errors import CompositionError, RecipeError
+from edgewise.core.part import Part
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine
 from edgewise.plan import explain
-from edgewise.plan.catalogue import BUILT_IN, Entry, Extension
+from edgewise.plan.catalogue import BUILT_IN, Extension
 from edgewise.plan.compile import Plan, compile
 from edgewise.strategies.base import State, hold
 from edgewise.strategies.fedopt import fedadam, fedavgm
@@ -104,8 +106,7 @@ def test_claims_name_the_loosest_bound() -> None:
 
 
 def test_a_second_schedule_is_refused() -> None:
-    mine = BUILT_IN.extended(Extension(stages={"mine": BUILT_IN.stages["segments"]}))
-    assert isinstance(mine.stages["mine"], Entry)
+    mine = BUILT_IN.extended(Extension((Part(segments.function, "mine", segments.turns),)))
     stages = [{"kind": "segments", "cycle": 2}, {"kind": "mine", "cycle": 3}]
     with pytest.raises(CompositionError, match=r"E-ORDER: \[\[stage\]\] 2 \(mine\)"):
         compile(make_recipe({"stage": stages}), SPEC, 8, mine)

@@ -14,7 +14,7 @@ from long import examples
 
 from edgewise.core.errors import RecipeError
 from edgewise.plan import recipe
-from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.catalogue import BUILT_IN, keys_of
 from edgewise.plan.section import DP_WORDS
 
 
@@ -65,8 +65,8 @@ def _value(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
 def _parts(draw: st.DrawFn, entries: Any) -> dict[str, Any]:
     kind = draw(st.sampled_from(sorted(entries)))
     table: dict[str, Any] = {"kind": draw(st.sampled_from([kind] * 40 + ["", [1], {}, 3]))}
-    fields = _fields(entries[kind].params)
-    needed = [k for k, info in entries[kind].params.model_fields.items() if info.is_required()]
+    fields = _fields(keys_of(entries[kind]))
+    needed = [k for k, info in keys_of(entries[kind]).model_fields.items() if info.is_required()]
     for name, field in fields:
         if name in needed or draw(st.integers(0, 5)) == 0:
             table[name] = draw(_value(field))

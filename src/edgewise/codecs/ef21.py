@@ -6,7 +6,6 @@ import numpy as np
 
 from edgewise.codecs.inner import Inner
 from edgewise.codecs.residual import Mixed
-from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.space import Space
@@ -33,8 +32,6 @@ def ef21(inner: Inner, eta: float | None) -> Stage:
     Source: Richtárik et al. 2021, arXiv:2106.05203, algorithm 2; Fatkhullin et al. 2021, arXiv:2110.03294, algorithm 2
         (partial participation); Fatkhullin et al. 2023, arXiv:2305.15155, algorithm 1.
     """
-    if eta is not None:
-        demand.positive("feedback: eta", eta, 1.0)
 
     def infer(space: Space) -> Space:
         if not space.population:

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 
 from edgewise.codecs import residual as residuals
 from edgewise.codecs.ef21 import ef21
 from edgewise.codecs.inner import Inner, stands_for_all
-from edgewise.core import demand
 from edgewise.core.errors import RecipeError
 from edgewise.core.keys import Turn, derive
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.core.vector import Vector
 
-FORMS = ("ef14", "ef21", "ef21_sgdm")
 
-
+@part
 def feedback(
     inner: Sequence[Stage],
-    decay: float = 1.0,
-    forget_after: int | None = None,
-    residual: str | None = None,
-    form: str = "ef14",
-    eta: float | None = None,
+    decay: Annotated[float, Gt(0), Le(1), Doc("factor on the memory per absent round (ef14)")] = 1.0,
+    forget_after: Annotated[
+        int | None,
+        Ge(1),
+        Doc("absent rounds after which the memory is dropped (ef14; 10 where not given)"),
+    ] = None,
+    residual: Annotated[
+        Literal["bfloat16", "int8", "float32"] | None,
+        Doc("how the memory is stored (ef14: bfloat16 where not given; the others: float32)"),
+    ] = None,
+    form: Annotated[
+        Literal["ef14", "ef21", "ef21_sgdm"],
+        Doc("residual on the device, or mirrors on device and server, without or with momentum"),
+    ] = "ef14",
+    eta: Annotated[float | None, Gt(0), Le(1), Doc("momentum of ef21_sgdm (0.1 where not given)")] = None,
 ) -> Stage:
-    """Error feedback over ``inner``, in one of three forms.
+    """Remember what the stages after this one leave out, and add it next time: error feedback, in one of three forms.
 
     ``"ef14"``: ``a = x + f e``, send ``m = inner(a)``, keep ``e' = a - decode(m)``. f = ``decay ** absent``, where
     absent counts the rounds since the device last took part; from ``forget_after`` absent rounds on the residual is
@@ -46,9 +56,7 @@ def feedback(
     Cost: where the first stage inside picks positions (``top_k``), no second float32 copy of the update is made.
     Args:
         inner: the stages whose error is fed back, outermost first.
-        decay: 0 (exclusive) to 1 (ef14). forget_after: >= 1, default 10 (ef14).
-        residual: "bfloat16" (default of ef14), "int8" or "float32" (default and only one of the other forms).
-        form: "ef14", "ef21", "ef21_sgdm". eta: above 0, at most 1, default 0.1 (ef21_sgdm).
+        residual: "float32" is the only one of "ef21" and "ef21_sgdm".
     Raises:
         RecipeError: E-VALUE; E-COMBO for a setting that the form cannot have. CompositionError: E-ORDER for a weigh or
             feedback inside, or when positions before it are not the same every round, or take turns inside;
@@ -60,12 +68,6 @@ def feedback(
     label = "feedback" if form == "ef14" else f"feedback[{form}]"
     nest = Inner(f"{label}({', '.join(s.name for s in stages)})", stages, forgets=form == "ef14")
     name = nest.name
-    demand.positive("feedback: decay", decay, 1.0)
-    demand.between("feedback: forget_after", forget_after or (10 if forget_after is None else 0), 1, inf)
-    if form not in FORMS:
-        raise RecipeError("E-VALUE", f"feedback: form is {form!r}.", f"use {', '.join(FORMS)}.")
-    if residual is not None and residual not in residuals.TYPES:
-        raise RecipeError("E-VALUE", f"feedback: residual is {residual!r}.", f"use {', '.join(residuals.TYPES)}.")
     if eta is not None and form != "ef21_sgdm":
         raise RecipeError("E-COMBO", f"feedback: eta is the momentum of ef21_sgdm, the form is {form}.", "remove eta.")
     if not stages:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from math import inf, prod
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Turn, derive, generator, root
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.core.vector import Segment, Spec, Vector
@@ -60,9 +62,18 @@ def _svd(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
     return (u[:, :rank] * half).astype(np.float32), (vt[:rank].T * half).astype(np.float32)
 
 
-def low_rank(spec: Spec, rank: int, method: str = "power") -> Stage:
-    """Send each matrix M (m, n) of the update as P (m, r) and Q (n, r), decoded to P Q^T; everything else as it is.
+@part
+def low_rank(
+    spec: Spec,
+    rank: Annotated[int, Ge(1), Doc("columns of each factor")] = 4,
+    method: Annotated[
+        Literal["power", "svd"],
+        Doc("one step per round from where the last ended (inside feedback), or the best factors"),
+    ] = "power",
+) -> Stage:
+    """Send matrices as products of two thin factors.
 
+    Each matrix M (m, n) of the update travels as P (m, r) and Q (n, r), decoded to P Q^T; everything else as it is.
     A segment of two or more dimensions is a matrix with its first dimension as rows; those that factors would not make
     smaller, r (m + n) >= m n, stay as they are.
     ``"power"`` (PowerSGD): P = orthonormal basis of M Q_last, Q = M^T P, both brought to equal lengths; the columns of
@@ -77,7 +88,7 @@ def low_rank(spec: Spec, rank: int, method: str = "power") -> Stage:
     Edge cases: a zero matrix decodes to zero and leaves the start as it was; products beyond float32's range are cut to
     it on decoding.
     Args:
-        spec: layout of the update. rank: r, at least 1. method: "power" or "svd".
+        spec: layout of the update. rank: r.
     Raises:
         RecipeError(E-VALUE), also when no matrix would become smaller; CompositionError: E-ORDER when the vector is no
             longer the whole update, E-NOT-REAL after a quantizer; TrainingError(E-RANGE) on float32 overflow.
@@ -85,9 +96,6 @@ def low_rank(spec: Spec, rank: int, method: str = "power") -> Stage:
         Eckart and Young 1936 (svd).
     """
     name = f"low_rank({rank}, {method})"
-    demand.between("low_rank: rank", rank, 1, inf)
-    if method not in ("power", "svd"):
-        raise RecipeError("E-VALUE", f"low_rank: method is {method!r}.", 'use "power" or "svd".')
     parts = _parts(spec, rank)
     if not any(p.m for p in parts):
         raise RecipeError("E-VALUE", f"{name}: it would make no matrix smaller.", "lower rank, or leave it out.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
@@ -15,6 +16,7 @@ from edgewise.codecs.scales import SLACK, of_blocks
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Turn, derive, word
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.core.vector import Spec
@@ -23,9 +25,14 @@ BLOCK = 64  # coordinates per scale
 WIDTHS = (0, 2, 3, 4, 5, 6, 7, 8)  # bits per coordinate that a part may have; 0 = it stays behind
 
 
-def mixed(spec: Spec, bits: float) -> Stage:
-    """Block quantization with a width per segment: minimise ``sum_l E_l(b_l)`` under ``sum_l bytes_l(b_l) <= budget``.
+@part
+def mixed(
+    spec: Spec,
+    bits: Annotated[float, Ge(0.1), Le(8.5), Doc("average per coordinate, scales included")] = 3.25,
+) -> Stage:
+    """Send few bits per coordinate, more of them for the layers where they help most; inside feedback.
 
+    Block quantization with a width per segment: minimise ``sum_l E_l(b_l)`` under ``sum_l bytes_l(b_l) <= budget``.
     E_l(b) is the expected squared error of rounding segment l to b bits, computed from its values:
     ``sum_i step^2 f_i (1 - f_i)``, f_i the position of coordinate i between two grid points; E_l(0) = ||x_l||^2. The
     budget is ``floor(bits d / 8)`` bytes for scales and integers, so ``bits = 3.25`` is what ``quantize(3)`` takes. The
@@ -38,13 +45,12 @@ def mixed(spec: Spec, bits: float) -> Stage:
     ||x||^2; deterministic given turn.private.
     Edge cases: a zero vector sends widths of 0 and nothing else.
     Args:
-        spec: layout of the vector before it. bits: average per coordinate, scales included; 0.1 to 8.5.
+        spec: layout of the vector before it.
     Raises:
         RecipeError(E-VALUE); CompositionError: E-NOT-REAL; E-ORDER where the vector is not the one of ``spec``.
     Source: Kimad (layer-wise budgets as a knapsack), arXiv:2312.08053, section 3.2.
     """
     name = f"mixed({bits:g})"
-    demand.between("mixed: bits", bits, 0.1, 8.5)
     sizes = tuple(s.size for s in spec.segments)
     stops = np.cumsum(sizes)
     starts = stops - sizes

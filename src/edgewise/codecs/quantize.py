@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import lru_cache
 from math import erfc, inf, sqrt
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
@@ -17,6 +18,7 @@ from edgewise.codecs.scales import SLACK, of_blocks
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn, derive, word
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Memory, Payload, Stage
 
@@ -78,23 +80,31 @@ BITS: dict[str, tuple[int, int, int | None]] = {
 }
 
 
-def quantize(bits: int | None = None, grid: str = "block", block: int | None = None) -> Stage:
-    """Few bits per coordinate, on one of six grids.
+@part
+def quantize(
+    bits: Annotated[int | None, Ge(1), Le(16), Doc("block 1-8, shared 1-16 (default 8); eden 1-4; others: one")] = None,
+    grid: Annotated[
+        Literal["block", "shared", "eden", "sign", "pair", "nf4"],
+        Doc(
+            "unbiased: block (a scale per block travels), shared (one public grid), eden (after rotate); "
+            "biased: sign, pair (two magnitudes), nf4"
+        ),
+    ] = "block",
+    block: Annotated[int | None, Ge(8), Le(65536), Doc("coordinates per scale (default 64); not shared, eden")] = None,
+) -> Stage:
+    """Send few bits per coordinate, on one of six grids.
 
     ``"block"``, ``"shared"``: evenly spaced, unbiased rounding at random (``even``). ``"eden"``: behind ``rotate``,
     unbiased over the rotation (``eden.eden``). ``"sign"``, ``"nf4"``, ``"pair"``: nearest values of a code book, biased
     (``codebook``).
     Args:
         bits: 1 to 8 ("block", default 8), 1 to 16 ("shared", default 8), 1 to 4 ("eden"), 1 ("sign"), 4 ("nf4"),
-            2 ("pair"). grid: one of these.
-        block: coordinates that share travelling scales, 2 to 65536, default 64; "shared" has none, "eden" uses the
-            rotation's.
+            2 ("pair").
+        block: coordinates that share travelling scales; "shared" has none, "eden" uses the rotation's.
     Raises:
         RecipeError: E-VALUE for what the grid does not have, with what it has; E-MISSING for "eden" without bits;
             E-COMBO for a block that the grid does not use. CompositionError of the grid.
     """
-    if grid not in BITS:
-        raise RecipeError("E-VALUE", f"quantize: grid is {grid!r}.", f"use one of {', '.join(BITS)}.")
     low, high, usual = BITS[grid]
     many = usual if bits is None else bits
     has = f"{low}" if low == high else f"{low} to {high}"
@@ -106,7 +116,6 @@ def quantize(bits: int | None = None, grid: str = "block", block: int | None = N
         why = "has no scales that travel" if grid == "shared" else "uses the blocks of rotate"
         raise RecipeError("E-COMBO", f"quantize: block is {block}, but the {grid} grid {why}.", "remove block.")
     share = 64 if block is None else block
-    demand.between("quantize: block", share, 2, 65536)
     if grid == "eden":
         return eden(many)
     if grid in ("block", "shared"):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import inf, isfinite
+from math import inf
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
 
@@ -25,9 +28,16 @@ def _positions(key: Key, dim: int, k: int) -> NDArray[np.int64]:
     return at
 
 
-def random_k(fraction: float, unbiased: bool = True, most: float = inf, each: bool = False) -> Stage:
-    """Send ``k = max(1, round(fraction d))`` coordinates, drawn from the round's public key; no indices travel.
+@part
+def random_k(
+    fraction: Annotated[float, Gt(0), Le(1), Doc("share of the coordinates that travels; 1 is the identity")],
+    unbiased: Annotated[bool, Doc("scale by d/k so that the mean is right; false inside feedback")] = True,
+    most: Annotated[float, Ge(0), Doc("largest factor of that scaling, from 1; 0 = no limit")] = 0.0,
+    each: Annotated[bool, Doc("every device draws its own: less noise in the mean, but no blind sum")] = False,
+) -> Stage:
+    """Send random coordinates, the same on all devices of a round or not.
 
+    ``k = max(1, round(fraction d))`` of them, drawn from the round's public key; no indices travel.
     ``unbiased``: the kept coordinates are multiplied by d/k *before* they travel, so that the mean over supports is x
     and every later clip or quantizer sees exactly what enters the sum.
     Algebra: dim -> k; linear, summable; unbiased form l2 -> l2 d/k and linf -> linf d/k (all of x may sit on the
@@ -38,20 +48,17 @@ def random_k(fraction: float, unbiased: bool = True, most: float = inf, each: bo
     Guarantees: uniform over supports; equal on every platform and library version (own counter-based sampler, O(d)
     time, O(k) memory).
     Args:
-        fraction: share of coordinates, above 0, at most 1 (1 is the identity). most: largest factor, at least 1; only
-        for the unbiased form, the other has no factor.
-        each: whether devices draw for themselves.
+        most: only for the unbiased form; the other has no factor.
     Raises:
         RecipeError(E-VALUE); CompositionError(E-NOT-REAL, E-ORDER); TrainingError(E-RANGE) when x d/k overflows.
     Source: Konečný et al. 2016, arXiv:1610.05492, section 3 (random mask); variance d/k - 1 times ||x||^2.
     """
-    limit = f", at most {most:g} times" if isfinite(most) else ""
+    if most and not most >= 1.0:
+        raise RecipeError("E-VALUE", f"random_k: most is {most!r}, must be at least 1.", "leave it out: no limit.")
+    limit = f", at most {most:g} times" if most else ""
     limit += ", each its own" if each else ""
     name = f"random_k({fraction:g}{limit})" if unbiased else f"random_k({fraction:g}, biased{limit})"
-    demand.positive("random_k: fraction", fraction, 1.0)
-    if not most >= 1.0:
-        raise RecipeError("E-VALUE", f"random_k: most is {most!r}, must be at least 1.", "leave it out: no limit.")
-    if isfinite(most) and not unbiased:
+    if most and not unbiased:
         what = f"random_k: most = {most:g} limits a factor that unbiased = false does not have."
         raise RecipeError("E-VALUE", what, "leave out one of the two.")
 
@@ -59,7 +66,7 @@ def random_k(fraction: float, unbiased: bool = True, most: float = inf, each: bo
         return min(space.dim, max(1, round(fraction * space.dim)))
 
     def gain(space: Space) -> float:
-        return min(most, space.dim / size(space)) if unbiased and space.dim else 1.0
+        return min(most or inf, space.dim / size(space)) if unbiased and space.dim else 1.0
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
@@ -74,7 +81,7 @@ def random_k(fraction: float, unbiased: bool = True, most: float = inf, each: bo
             gain=space.gain * g,
             moving=space.moving or k < space.dim,
             summable=space.summable and not (each and k < space.dim),
-            unbiased=space.unbiased and (k == space.dim or (unbiased and k * most >= space.dim)),
+            unbiased=space.unbiased and (k == space.dim or (unbiased and k * (most or inf) >= space.dim)),
         )
 
     def positions(space: Space, turn: Turn) -> NDArray[np.int64]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import sqrt
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from edgewise.codecs.kernels import compiled, mix
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
 
@@ -146,9 +149,13 @@ def _hair(block: int) -> float:
     return 1.0 - (block.bit_length() + 1) * 2.0**-24
 
 
-def rotate(block: int = BLOCK) -> Stage:
-    """Randomised Hadamard transform in blocks: ``y = H D x / sqrt(B)``, D random signs from the round's public key.
+@part
+def rotate(
+    block: Annotated[int, Ge(SHORTEST), Le(2**20), Doc("coordinates that are mixed; a power of two")] = BLOCK,
+) -> Stage:
+    """Rotate the update at random, the same on all devices of a round: no coordinate stands out afterwards.
 
+    A Hadamard transform in blocks: ``y = H D x / sqrt(B)``, D random signs from the round's public key.
     What is left behind the last whole block is rotated by a Hartley transform of its own length (orthonormal for every
     length, also with random signs), so nothing is padded. A rest of fewer than 64 coordinates is joined to the last
     whole block, which then is a Hartley block too.
@@ -168,8 +175,8 @@ def rotate(block: int = BLOCK) -> Stage:
     Source: Ailon and Chazelle 2009 (fast Johnson-Lindenstrauss); Suresh et al. 2017, arXiv:1611.00429, section 3.
     """
     name = f"rotate({block})"
-    if not (SHORTEST <= block <= 2**20 and block & (block - 1) == 0):
-        raise RecipeError("E-VALUE", f"rotate: block is {block!r}, must be a power of two, 64 to 2^20.", "use 32768.")
+    if block & (block - 1):
+        raise RecipeError("E-VALUE", f"rotate: block is {block!r}, must be a power of two.", "use 32768.")
 
     def infer(space: Space) -> Space:
         demand.real(space, name)

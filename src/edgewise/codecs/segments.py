@@ -8,20 +8,28 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import accumulate, groupby, pairwise
 from math import inf
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, MinLen
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.core.vector import Segment, Spec
 
+Names = Annotated[Sequence[str], MinLen(1), Doc("name patterns of trainable tensors")]
+Cycle = Annotated[int, Ge(1), Doc("groups of about equal size; round r moves and trains group r mod cycle")]
 
-def segments(spec: Spec, names: Sequence[str] = ("*",), cycle: int = 1, phase: int = 0) -> Stage:
-    """Keep the coordinates of group ``phase`` of the segments that match any of ``names``; the others decode to zero.
 
+@part(turns=lambda keys, spec: groups(spec, **keys))
+def segments(spec: Spec, names: Names = ("*",), cycle: Cycle = 1, phase: int = 0) -> Stage:
+    """Send only some layers; with a cycle, send and train them in turn.
+
+    Keeps the coordinates of group ``phase`` of the segments that match any of ``names``; the others decode to zero.
     Round r moves group r mod ``cycle`` (``Plan.at``); with cycle 1 the one group is everything that matches.
     Algebra: a public coordinate projection, so linear and summable; l2 and linf stay; dim is the kept length;
     unbiased only when everything is kept; period is ``cycle``: what remembers per position comes back after so many
@@ -39,9 +47,11 @@ def segments(spec: Spec, names: Sequence[str] = ("*",), cycle: int = 1, phase: i
     return _keeping(spec, kept, name, cycle)
 
 
+@part(turns=lambda keys, spec: factor_groups(spec))
 def factors(spec: Spec, phase: int = 0) -> Stage:
-    """RoLoRA: the factors of LoRA take turns, all B in even rounds and all A in odd ones; the others stay as they are.
+    """Send and train the factors of LoRA in turn, all B in even rounds and all A in odd ones (RoLoRA).
 
+    The others stay as they are.
     The mean of products that share one factor is the product of the mean: with A fixed mean(B_i) A = mean(B_i A), which
     does not hold where both move. Algebra as ``segments`` with a cycle of 2.
     Raises: CompositionError(E-SEGMENT) where the update has no such factors; the others as ``segments``.
@@ -132,8 +142,6 @@ def _layer(segment: Segment) -> tuple[str, ...]:
 
 
 def _matched(spec: Spec, names: Sequence[str]) -> list[Segment]:
-    if not names:
-        raise CompositionError("E-SEGMENT", "segments: no names given.", 'name at least one, or "*" for all.')
     known = [s.name for s in spec.segments]
     for pattern in names:
         if not any(fnmatchcase(n, pattern) for n in known):

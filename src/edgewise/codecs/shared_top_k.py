@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Gt, Le
 from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Key, Turn, derive, word
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.core.vector import Spec
@@ -46,10 +49,16 @@ def _positions(key: Key, dim: int, k: int, announced: _Announced) -> Positions:
     return out
 
 
-def shared_top_k(spec: Spec, fraction: float, explore: float = 0.2) -> Stage:
-    """Send ``k = max(1, round(fraction d))`` public coordinates: ``k - e`` of the largest of the last release
-    (``Turn.support``), and ``e = max(1, round(explore k))`` or more of the others, drawn from the round's public key.
+@part
+def shared_top_k(
+    spec: Spec,
+    fraction: Annotated[float, Gt(0), Le(1), Doc("share of the coordinates that travels")],
+    explore: Annotated[float, Gt(0), Le(1), Doc("share of them that is drawn at random among the others")] = 0.2,
+) -> Stage:
+    """Send the largest coordinates of the last release and some new ones, the same on all devices of a round.
 
+    ``k = max(1, round(fraction d))`` public coordinates: ``k - e`` of the largest of the last release
+    (``Turn.support``), and ``e = max(1, round(explore k))`` or more of the others, drawn from the round's public key.
     Without exploration the support could never change: coordinates that do not travel are zero in every release.
     Where less is announced (nothing before the first release; zeros are not) the rest is drawn too.
     Algebra: a public coordinate projection, so linear and summable; l2 and linf stay; biased (use ``feedback``);
@@ -61,16 +70,13 @@ def shared_top_k(spec: Spec, fraction: float, explore: float = 0.2) -> Stage:
     for with it; a support from a release without noise is a function of the data like any other.
     Edge cases: k = d is the identity and announces nothing; k = 1 always explores.
     Args:
-        spec: layout of the update, which must still be whole here. fraction: share of coordinates, above 0, at most 1.
-        explore: share of them that is drawn, above 0, at most 1 (then it is ``random_k`` without its factor).
+        spec: layout of the update, which must still be whole here. explore: 1 is ``random_k`` without its factor.
     Raises:
         RecipeError(E-VALUE); CompositionError: E-NOT-REAL, E-ORDER where the body is not the whole update, or twice;
             DecodeError(E-FRAME) for announced positions that do not increase inside the update or are too many.
     Source: Ozfatura, Ozfatura, Gunduz 2021, arXiv:2101.08837 (time-correlated sparsification).
     """
     name = f"shared_top_k({fraction:g}, explore {explore:g})"
-    demand.positive("shared_top_k: fraction", fraction, 1.0)
-    demand.positive("shared_top_k: explore", explore, 1.0)
     k = min(spec.dim, max(1, round(fraction * spec.dim)))
     known = 0 if k == spec.dim else k - max(1, round(explore * k))
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from math import comb, inf, sqrt
 from statistics import NormalDist
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Turn, derive, word
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
 from edgewise.core.stage import Head, Memory, Payload, Server, Stage
 from edgewise.core.vector import Vector
 
-ROWS_MAX = 15
 BLOCK = 1 << 18  # coordinates estimated at a time: bounds the temporary memory
 _HASHES = bytes(32)  # every run, device and round hashes alike: what the server remembers lives in these cells
 
@@ -79,9 +81,17 @@ def noise_factor(rows: int, dim: int) -> float:
     return NormalDist().inv_cdf(1.0 - (2.0 * dim * comb(rows, h)) ** (-1.0 / h))
 
 
-def sketch(ratio: float, rows: int = 5, keep: float = 0.01, momentum: float = 0.0, floor: float = 1.0) -> Stage:
-    """Send ``S x``, a table of ``rows`` x ``cols`` sums of signed coordinates, cols = max(1, floor(d / (ratio rows))).
+@part
+def sketch(
+    ratio: Annotated[float, Gt(1), Doc("coordinates per cell of the sketch: how many times smaller it is")],
+    rows: Annotated[int, Ge(1), Le(15), Doc("independent hashes; odd")] = 5,
+    keep: Annotated[float, Gt(0), Le(1), Doc("share of coordinates released per round at most")] = 0.01,
+    momentum: Annotated[float, Ge(0), Lt(1), Doc("in the sketch, on the server; not together with fedavgm's")] = 0.0,
+    floor: Annotated[float, Ge(0), Le(4), Doc("in units of the collision noise; 0 = as published, diverges")] = 1.0,
+) -> Stage:
+    """Send a count sketch, the same linear map on all devices; the server finds what is large in it.
 
+    ``S x`` is a table of ``rows`` x ``cols`` sums of signed coordinates, cols = max(1, floor(d / (ratio rows))).
     Row r adds coordinate i with sign s_r(i) into the column h_r(i). The server does once a round, on the mean m of the
     sketches, with momentum u and error e (both zero before the first round):
 
@@ -104,8 +114,7 @@ def sketch(ratio: float, rows: int = 5, keep: float = 0.01, momentum: float = 0.
     sending any table. Time O(rows d) on both sides; memory O(d) for the release, 2^18 estimates at a time.
     Edge cases: zero estimates are never released; equal magnitudes go to the lowest positions.
     Args:
-        ratio: coordinates per cell, above 1. rows: odd, 1 to 15. keep: share of coordinates released at most.
-        momentum: rho, 0 to below 1. floor: 0 to 4.
+        momentum: rho.
     Raises:
         RecipeError(E-VALUE); CompositionError: E-NOT-REAL, E-ORDER where positions before it change every round (the
             memory would mix them), E-VALUE for an update too small to be sketched; TrainingError(E-RANGE) when a cell
@@ -114,16 +123,8 @@ def sketch(ratio: float, rows: int = 5, keep: float = 0.01, momentum: float = 0.
         sketch); Donoho 1995 (soft thresholding at the largest of d noises).
     """
     name = f"sketch({ratio:g}, {rows}x)"
-    demand.positive("sketch: ratio", ratio)
-    demand.between("sketch: rows", rows, 1, ROWS_MAX)
-    demand.positive("sketch: keep", keep, 1.0)
-    demand.between("sketch: floor", floor, 0.0, 4.0)
-    if ratio <= 1.0:
-        raise RecipeError("E-VALUE", f"sketch: ratio is {ratio!r}, which compresses nothing.", "choose one above 1.")
     if rows % 2 == 0:
         raise RecipeError("E-VALUE", f"sketch: rows is {rows}; a median needs an odd number.", f"use {rows + 1}.")
-    if not 0.0 <= momentum < 1.0:
-        raise RecipeError("E-VALUE", f"sketch: momentum is {momentum!r}.", "choose 0 to below 1.")
     seeds = np.array([word(derive(_HASHES, "sketch", r)) for r in range(rows)], np.uint64)
     rho = np.float32(momentum)
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from math import ceil, sqrt
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Read, Stage
 
 _PART = 1 << 15  # coordinates read at a time
-CHUNK_MAX = 2**24
 _SAMPLES, _SAMPLE = 256, 256  # stretches of the vector that are looked at first, and their length
 
 
@@ -113,9 +115,14 @@ def largest_of_chunks(read: Read, dim: int, chunk: int, k: int, k_rest: int) -> 
     return np.concatenate(parts)
 
 
-def top_k(fraction: float, chunk: int = 0) -> Stage:
-    """Send the ``k = max(1, round(fraction d))`` coordinates of largest magnitude and where they are.
+@part
+def top_k(
+    fraction: Annotated[float, Gt(0), Le(1), Doc("share of the coordinates that travels")],
+    chunk: Annotated[int, Ge(0), Le(2**24), Doc("choose in each run of this many coordinates; 0 = in all of them")] = 0,
+) -> Stage:
+    """Send each device's largest coordinates, and where they are.
 
+    These are the ``k = max(1, round(fraction d))`` of largest magnitude.
     ``chunk`` > 0: instead the ``max(1, round(fraction c))`` largest of every c = chunk consecutive coordinates (fewer
     in a last, shorter chunk). Every part of the model then sends its share; selection needs one chunk at a time; and
     where few of a chunk travel, positions inside it take fewer bits than a Golomb code.
@@ -126,18 +133,14 @@ def top_k(fraction: float, chunk: int = 0) -> Stage:
     increase.
     Decoding leaves the contribution sparse, so that a visible sum costs time by what was sent, not by d.
     Edge cases: a zero vector sends zeros at positions 0..k-1.
-    Args:
-        fraction: share of coordinates, above 0, at most 1. chunk: 0 (the whole vector is one), or 2 to 2^24.
     Raises:
         RecipeError(E-VALUE); CompositionError(E-SPARSE-TWICE, E-NOT-REAL).
     Source: Aji and Heafield 2017, arXiv:1704.05021; ||x - top_k(x)||^2 <= (1 - k/d) ||x||^2.
         Chunks: Sarfi et al. 2025 (SparseLoCo), arXiv:2508.15706, with c = 4096.
     """
     name = f"top_k({fraction:g}, chunk {chunk})" if chunk else f"top_k({fraction:g})"
-    demand.positive("top_k: fraction", fraction, 1.0)
-    if chunk and not 2 <= chunk <= CHUNK_MAX:
-        what = f"top_k: chunk is {chunk!r}, must be 2 to {CHUNK_MAX}, or 0 for no chunks."
-        raise RecipeError("E-VALUE", what, "use 4096, or leave it out.")
+    if chunk == 1:
+        raise RecipeError("E-VALUE", "top_k: a chunk of 1 leaves nothing to choose from.", "use 4096, or leave it out.")
 
     def share(n: int) -> int:
         return min(n, max(1, round(fraction * n)))

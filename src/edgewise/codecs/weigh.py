@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from math import hypot, isnan
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Gt, Le
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
 from edgewise.core.stage import WEIGHT, Memory, Payload, Stage
 
 CAP_MAX = 2.0**24  # a contribution of one token still keeps 16 bits of a 2^-40 fixed-point sum
 
 
-def weigh(cap: float) -> Stage:
-    """Multiply body and head by ``w = min(count, cap) / cap`` and send ``w`` as one more exact scalar.
+@part
+def weigh(
+    cap: Annotated[float, Gt(0), Le(CAP_MAX), Doc("tokens above which a device counts no more")] = 65536.0,
+) -> Stage:
+    """Weight contributions by their amount of training tokens, w = min(tokens, cap) / cap.
+
+    Body and head are multiplied by w, and w travels as one more exact scalar.
 
     The sum of ``w x`` is divided by the sum of ``w`` as the very last step (``Pipeline.release``), so the result is
     ``sum min(n_i, cap) x_i / sum min(n_i, cap)``.
@@ -25,17 +33,10 @@ def weigh(cap: float) -> Stage:
     Args:
         cap: the count from which more data no longer counts more; finite, above 0.
     Raises:
-        CompositionError: E-WEIGHT (cap), E-ORDER (weighed twice), E-NOT-REAL (after a quantizer).
+        RecipeError(E-VALUE); CompositionError: E-ORDER (weighed twice), E-NOT-REAL (after a quantizer).
     Source: McMahan et al. 2018, arXiv:1710.06963, section 3 (w_k = min(n_k / cap, 1)).
     """
     name = f"weigh({cap:g})"
-    if not 0 < cap <= CAP_MAX:
-        raise CompositionError(
-            "E-WEIGHT",
-            f"{name}: the cap must be above 0 and at most 2^24; far above what devices hold, weights bound nothing and "
-            "small updates drown in rounding.",
-            "give a cap near the largest amount of data that should count, e.g. 65536 tokens.",
-        )
 
     def infer(space: Space) -> Space:
         demand.real(space, name)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Annotated
 
-from edgewise.core import demand
+import numpy as np
+from annotated_types import Ge, Le
+
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Memory, Payload, Stage
 
 LARGEST = 32  # bits: a residue is a uint32
 
 
-def wrap(bits: int | None = None) -> Stage:
-    """Map integers into Z_2^bits: ``q mod 2^bits``; decoding lifts to the centred residue in [-2^(b-1), 2^(b-1)).
+@part
+def wrap(
+    bits: Annotated[int | None, Ge(2), Le(LARGEST), Doc("the smallest ring that holds the sum where not given")] = None,
+) -> Stage:
+    """Turn integers into residues modulo 2^bits: ``q mod 2^bits``.
 
+    Decoding lifts to the centred residue in [-2^(b-1), 2^(b-1)).
     Algebra: kind -> RING, modulus 2^bits, all bounds stay.
     Guarantees: as long as at most ``n_max`` contributions are added, lift(sum mod 2^bits) is the integer sum exactly;
         behind noise, which has no largest value, except in the few coordinates that ``discrete_gaussian`` allows for.
-    Args:
-        bits: 2 to 32; None: the smallest ring that the largest sum fits.
     Raises:
         RecipeError(E-VALUE); CompositionError: E-NOT-INTEGER before a quantizer, E-TOPK-SECAGG on per-device supports,
             E-NOT-SUMMABLE when scales travel per block, E-WRAP when 2^(bits-1) <= n_max * level_max,
@@ -28,7 +33,6 @@ def wrap(bits: int | None = None) -> Stage:
     Source: Bonawitz et al. 2017 (SecAgg), section 4; two's complement lift.
     """
     name = "wrap" if bits is None else f"wrap({bits})"
-    demand.between("wrap: bits", 2 if bits is None else bits, 2, LARGEST)
 
     def width(space: Space) -> int:
         if bits is not None:

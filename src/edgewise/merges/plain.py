@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import DecodeError
 from edgewise.core.outline import outline
+from edgewise.core.part import part
 from edgewise.core.space import SLACK, Space, Total
 from edgewise.core.stage import Merge, Payload
 
@@ -83,9 +84,11 @@ def _fold_sparse(
     return True
 
 
+@part(name="sum")
 def plain_sum() -> Merge:
-    """Visible sum: each contribution is decoded to float32[d] and added in fixed point, 40 fraction bits in int64.
+    """Add contributions that the server sees.
 
+    Each is decoded to float32[d] and added in fixed point, 40 fraction bits in int64.
     A contribution that is sparse (``Payload.support``) is added at its positions only: time by its non-zeros. A dense
     one can be added while it is decoded, piece by piece; if a piece is refused, those before it are subtracted again.
     Guarantees: the sum is exact, hence the same for every order of arrival and every way to shard it; a refused

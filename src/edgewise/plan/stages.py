@@ -8,11 +8,11 @@ from typing import Any
 from edgewise.core.errors import CompositionError
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Segment, Spec
-from edgewise.plan.catalogue import Entry, look_up, make
+from edgewise.plan.catalogue import AnyPart, look_up, make
 
 
 def schedule(
-    tables: Sequence[Mapping[str, Any]], spec: Spec, entries: Mapping[str, Entry]
+    tables: Sequence[Mapping[str, Any]], spec: Spec, parts: Mapping[str, AnyPart]
 ) -> tuple[tuple[Segment, ...], ...]:
     """The groups of segments that take turns, one per phase; empty where all rounds are alike.
 
@@ -20,11 +20,11 @@ def schedule(
     """
     found: tuple[tuple[Segment, ...], ...] = ()
     for i, table in enumerate(tables):
-        entry = entries.get(str(table.get("kind")))
-        if entry is None or entry.groups is None:
+        part = parts.get(str(table.get("kind")))
+        if part is None or part.turns is None:
             continue
         where = f"[[stage]] {i + 1}"
-        groups = tuple(tuple(group) for group in entry.groups(look_up(entries, where, table)[1], spec))
+        groups = tuple(tuple(group) for group in part.turns(look_up(parts, where, table)[1], spec))
         if len(groups) > 1 and found:
             raise CompositionError(
                 "E-ORDER", f"{where} ({table['kind']}): an earlier stage already says what moves when.", "keep one."
@@ -36,7 +36,7 @@ def schedule(
 def build_stages(
     tables: Sequence[Mapping[str, Any]],
     spec: Spec,
-    entries: Mapping[str, Entry],
+    parts: Mapping[str, AnyPart],
     phase: int = 0,
     label: str = "[[stage]]",
 ) -> list[Stage]:
@@ -45,8 +45,8 @@ def build_stages(
     stages: list[Stage] = []
     for i, table in enumerate(tables):
         where = f"{label} {i + 1}"
-        if look_up(entries, where, table)[0].combinator:
-            inner = build_stages(tables[i + 1 :], spec, entries, phase, label)
-            return [*stages, make(entries, where, table, spec, inner, phase)]
-        stages.append(make(entries, where, table, spec, phase=phase))
+        if "inner" in look_up(parts, where, table)[0].given:
+            inner = build_stages(tables[i + 1 :], spec, parts, phase, label)
+            return [*stages, make(parts, where, table, spec, inner, phase)]
+        stages.append(make(parts, where, table, spec, phase=phase))
     return stages

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from math import sqrt
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.core.vector import Spec, Vector, norm_l2
@@ -30,8 +33,9 @@ def _whole(space: Space, name: str) -> None:
         )
 
 
-def clip(l2: float) -> Stage:
-    """Shrink the body to norm at most ``l2``: ``x * min(1, l2 / ||x||)``.
+@part
+def clip(l2: Annotated[float, Ge(SMALLEST), Le(LARGEST), Doc("longest update, in model units")]) -> Stage:
+    """Scale the update down to an L2 norm of at most ``l2``: ``x * min(1, l2 / ||x||)``.
 
     Algebra: l2 -> min(l2, C), linf -> min(linf, C); biased unless the bound already held; the head is untouched.
     Guarantees: the float64 norm of the float32 result is at most C (a clipped vector is shortened by 2^-23 more).
@@ -43,7 +47,6 @@ def clip(l2: float) -> Stage:
     Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1.
     """
     name = f"clip({l2:g})"
-    demand.between("clip: l2", l2, SMALLEST, LARGEST)
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
@@ -62,7 +65,8 @@ def _shortened(x: Vector, l2: float) -> Vector:
     return x if norm <= l2 else np.multiply(x, l2 / norm * HAIR, dtype=np.float64).astype(np.float32)
 
 
-def clip_tensors(spec: Spec, l2: float) -> Stage:
+@part
+def clip_tensors(spec: Spec, l2: Annotated[float, Ge(SMALLEST), Le(LARGEST)]) -> Stage:
     """Shrink every tensor of the update on its own to norm at most ``l2``, as ``clip`` does the whole.
 
     One layer that moves far then does not silence all others, at the price of a longer whole for the same noise.
@@ -75,7 +79,6 @@ def clip_tensors(spec: Spec, l2: float) -> Stage:
     Source: McMahan et al. 2018, arXiv:1710.06963, per-layer clipping.
     """
     name = f"clip_tensors({l2:g})"
-    demand.between("clip_tensors: l2", l2, SMALLEST, LARGEST)
     joint = l2 * sqrt(len(spec.segments))
 
     def infer(space: Space) -> Space:
@@ -96,7 +99,8 @@ def clip_tensors(spec: Spec, l2: float) -> Stage:
     return Stage(name, infer, encode, _keep, pointwise=True)
 
 
-def clamp(linf: float) -> Stage:
+@part
+def clamp(linf: Annotated[float, Ge(SMALLEST), Le(LARGEST), Doc("largest coordinate, in model units")]) -> Stage:
     """Cut every coordinate to ``[-linf, linf]``.
 
     Algebra: linf -> min(linf, c), l2 -> min(l2, c sqrt(d)); biased unless the bound already held.
@@ -107,7 +111,6 @@ def clamp(linf: float) -> Stage:
         RecipeError(E-VALUE); CompositionError: E-NOT-REAL after a quantizer, E-ORDER after low_rank.
     """
     name = f"clamp({linf:g})"
-    demand.between("clamp: linf", linf, SMALLEST, LARGEST)
     edge = np.float32(linf)
     if float(edge) > linf:
         edge = np.nextafter(edge, np.float32(0.0))

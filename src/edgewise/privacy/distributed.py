@@ -22,12 +22,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil, exp, inf, pi, sqrt
 from statistics import NormalDist
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive
+from edgewise.core.part import part
 from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Memory, Payload, Stage
 from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within
@@ -139,7 +142,10 @@ def evenness(space: Space) -> int:
     return space.rotated_least if whole else max(1, space.rotated_least // 2)
 
 
-def discrete_gaussian_noise(z: float, bits: int | None = None) -> Stage:
+@part(name="discrete_gaussian")
+def discrete_gaussian_noise(
+    z: Annotated[float, Gt(0)], bits: Annotated[int | None, Ge(8), Le(MOST_BITS)] = None
+) -> Stage:
     """Round to integers and add this device's share of the noise: exact discrete Gaussian of std S.
 
     Corrupt devices may leave theirs out. Together the shares of ``quorum.honest`` others have standard deviation >= z C
@@ -161,8 +167,6 @@ def discrete_gaussian_noise(z: float, bits: int | None = None) -> Stage:
     Source: Kairouz, Liu, Steinke 2021, arXiv:2102.06387.
     """
     name = f"discrete_gaussian({z:g})"
-    demand.positive("discrete_gaussian: z", z)
-    demand.between("discrete_gaussian: bits", 8 if bits is None else bits, 8, MOST_BITS)
 
     def sizing(space: Space) -> Sizing:
         return fit(space.quorum.n_max, space.quorum.honest, z, space.l2, space.dim, evenness(space), bits)

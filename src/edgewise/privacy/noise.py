@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from math import hypot, inf, sqrt
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Gt
 from numpy.typing import NDArray
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space, Total
 from edgewise.core.stage import WEIGHT, Memory, Payload, Post, Stage
 from edgewise.crypto.prg import Words
@@ -36,7 +39,8 @@ def normals(entropy: Key, n: int) -> NDArray[np.float64]:
     return out[:n]
 
 
-def local_noise(z: float) -> Stage:
+@part
+def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
     """Add N(0, (z C)^2) to every coordinate on the device, C the L2 bound before.
 
     Algebra: noise_std -> z C; nothing bounds the body any more. Guarantees: the exact discrete Gaussian on a grid that
@@ -48,7 +52,6 @@ def local_noise(z: float) -> Stage:
     Source: Dwork and Roth 2014, appendix A; ``grid``.
     """
     name = f"local_noise({z:g})"
-    demand.positive("local_noise: z", z)
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
@@ -124,8 +127,9 @@ def on_total(name: str, z: float, total: Total) -> grid.Grid:
     return grid.fit(name, z, moved(total), total.dim, total.space.quorum.n_max * total.sensitivity)
 
 
-def noise(z: float) -> Post:
-    """Add N(0, (z * sensitivity)^2) to every coordinate of the total, body and head alike.
+@part
+def noise(z: Annotated[float, Gt(0), Doc("noise multiplier: standard deviation over sensitivity")]) -> Post:
+    """Add Gaussian noise of ``z`` times the sensitivity to the total: N(0, (z sensitivity)^2), body and head alike.
 
     Algebra: noise_std -> sqrt(noise_std^2 + (z sensitivity)^2), where rounding counts as sensitivity (``moved``).
     Guarantees: the exact discrete Gaussian on a grid that the float64 total is rounded to first (``grid``); independent
@@ -137,7 +141,6 @@ def noise(z: float) -> Post:
     Source: Dwork and Roth 2014, appendix A; McMahan et al. 2018, arXiv:1710.06963.
     """
     name = f"noise({z:g})"
-    demand.positive("noise: z", z)
 
     def infer(total: Total) -> Total:
         bounded(total, name)

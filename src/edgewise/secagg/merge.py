@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import ceil, inf
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Space, Total, share_of
 from edgewise.core.stage import Merge, Payload
 from edgewise.merges import robust
@@ -48,8 +50,9 @@ def _hiding(merge: Merge, name: str, hides: Hiding) -> Merge:
     return replace(merge, name=name, infer=infer, hides=hides)
 
 
+@part
 def secure_sum() -> Merge:
-    """Masks that cancel in the sum (``secagg.client``, ``secagg.server``).
+    """Add contributions behind masks that cancel in the sum (``secagg.client``, ``secagg.server``).
 
     Guarantees: the server learns the sum over at least ``n_min`` devices and who is in it, and nothing else of any
         contribution, as long as no more devices of a sum work with it than ``assured`` was told. The numbers are those
@@ -111,8 +114,9 @@ def check_sessions(policy: Policy, least: int, largest: int) -> None:
         policy.shape(n)
 
 
+@part
 def shared_sum() -> Merge:
-    """Two shares, one for the server and one for a helper (``secagg.two_server``).
+    """Add contributions in two shares, one for the server and one for a helper (``secagg.two_server``).
 
     Guarantees: neither learns more than a sum of at least ``n_min`` devices, ``n_min`` being two more than the corrupt
         devices that ``assured`` was told, unless both work together. Raises as ``secure_sum``.
@@ -126,8 +130,13 @@ class Groups(NamedTuple):
     sums: tuple[Residues, ...]
 
 
-def grouped(groups: int, byzantine: int, rule: robust.RuleName = "median") -> Merge:
-    """``secure_sum`` over each of several random groups of a cohort, and a robust rule between the groups' means.
+@part
+def grouped(
+    groups: Annotated[int, Ge(3), Le(1000), Doc("into which a cohort is dealt; above twice byzantine")],
+    byzantine: Annotated[int, Ge(1), Le(499), Doc("devices of a cohort that may send anything")] = 1,
+    rule: Annotated[robust.RuleName, Doc("between the groups' means")] = "median",
+) -> Merge:
+    """Mask the sums of several random groups, and take a robust rule between the groups' means.
 
     The server deals the groups anew in every round, after the keys are in, so that nobody can choose a group. A device
     that poisons spoils the mean of one group; with at most ``byzantine`` such devices the result is within the range of
@@ -135,11 +144,10 @@ def grouped(groups: int, byzantine: int, rule: robust.RuleName = "median") -> Me
     Guarantees: those of ``secure_sum`` with a group in place of the cohort: the server sees the sum of each group.
     Algebra: sensitivity inf, so no noise on the result; noise that devices add is sized for their group, and the groups
         are disjoint, so that a round costs what one group's sum costs.
-    Args: groups: g > 2 ``byzantine``. byzantine: f, at least 1.
+    Args: groups: g > 2 ``byzantine``. byzantine: f.
     Raises: RecipeError(E-VALUE); CompositionError as ``ring_sum``, and E-ROBUST-SECAGG for groups of fewer than f + 2.
     Source: Velicheti et al. 2021, arXiv:2110.02940.
     """
-    demand.between("grouped: byzantine", byzantine, 1, 1000)
     demand.between("grouped: groups (above twice byzantine)", groups, 2 * byzantine + 1, 1000)
     one, name = ring_sum(), f"grouped({groups}, {rule})"
 

@@ -16,16 +16,21 @@ et al. 2023, arXiv:2311.08105 (DiLoCo).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Lt
 
-from edgewise.core import demand
+from edgewise.core.part import Doc, part
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
 from edgewise.strategies.base import State, Strategy
 
 _F = np.float32
 _BLOCK = 1 << 16  # coordinates
+ServerLr = Annotated[float, Gt(0), Doc("server learning rate")]
+Beta = Annotated[float, Ge(0), Lt(1), Doc("share of the running mean that stays each round")]
+Tau = Annotated[float, Gt(0), Doc("what keeps a step finite where v is zero; larger is less adaptive")]
 Second = Callable[[Vector, Vector], Vector]  # v and D^2 -> the next v
 
 
@@ -34,14 +39,17 @@ def _by_blocks(step: Callable[..., tuple[Vector, ...]], w: Vector, d: Vector, *s
     time: nothing of the length of the model is held but what goes in and what comes out."""
     out = tuple(np.empty_like(x) for x in (w, *slots))
     for i in range(0, w.size, _BLOCK):
-        for x, part in zip(out, step(*(x[i : i + _BLOCK] for x in (w, d, *slots))), strict=True):
-            x[i : i + _BLOCK] = part
+        for x, piece in zip(out, step(*(x[i : i + _BLOCK] for x in (w, d, *slots))), strict=True):
+            x[i : i + _BLOCK] = piece
     return out
 
 
-def fedavg(lr: float = 1.0) -> Strategy:
-    """w += lr D; lr 1 is plain averaging. Raises RecipeError(E-VALUE) unless lr > 0."""
-    demand.positive("fedavg: lr", lr)
+@part
+def fedavg(lr: Annotated[float, Gt(0), Doc("server learning rate; 1 = the average itself")] = 1.0) -> Strategy:
+    """Average the updates: w += lr D.
+
+    Raises RecipeError(E-VALUE).
+    """
 
     def apply(state: State, aggregate: Aggregate) -> State:
         (params,) = _by_blocks(lambda w, d: (w + _F(lr) * d,), state.params, aggregate.mean)
@@ -50,13 +58,16 @@ def fedavg(lr: float = 1.0) -> Strategy:
     return Strategy(f"fedavg({lr:g})", State, apply)
 
 
-def fedavgm(lr: float, momentum: float = 0.9, nesterov: bool = False) -> Strategy:
-    """m = b m + D; w += lr m, or w += lr (D + b m) with Nesterov: torch.optim.SGD on the gradient -D.
+@part
+def fedavgm(
+    lr: ServerLr = 0.3,
+    momentum: Annotated[float, Ge(0), Lt(1), Doc("b, the share of the last step that goes on")] = 0.9,
+    nesterov: Annotated[bool, Doc("look-ahead; a good pair then is lr 0.4, momentum 0.8")] = False,
+) -> Strategy:
+    """Average with momentum on the server: m = b m + D; w += lr m, or w += lr (D + b m) with Nesterov.
 
-    Raises RecipeError(E-VALUE) unless lr > 0 and 0 <= momentum <= 1.
+    This is torch.optim.SGD on the gradient -D. Raises RecipeError(E-VALUE).
     """
-    demand.positive("fedavgm: lr", lr)
-    demand.between("fedavgm: momentum", momentum, 0.0, 1.0)
     b = _F(momentum)
 
     def init(params: Vector) -> State:
@@ -73,8 +84,12 @@ def fedavgm(lr: float, momentum: float = 0.9, nesterov: bool = False) -> Strateg
     return Strategy(f"fedavgm({lr:g}, {momentum:g}{', nesterov' if nesterov else ''})", init, apply)
 
 
-def fedadam(lr: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Strategy:
-    """Adam without bias correction, v_0 = tau^2. Raises RecipeError(E-VALUE) on a parameter out of range."""
+@part
+def fedadam(lr: ServerLr = 1e-2, beta1: Beta = 0.9, beta2: Beta = 0.99, tau: Tau = 1e-3) -> Strategy:
+    """Adam on the server, without bias correction, v_0 = tau^2.
+
+    Raises RecipeError(E-VALUE).
+    """
 
     def second(v: Vector, squared: Vector) -> Vector:
         return _F(beta2) * v + _F(1.0 - beta2) * squared
@@ -82,8 +97,12 @@ def fedadam(lr: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, tau: floa
     return _adaptive("fedadam", second, lr, beta1, beta2, tau)
 
 
-def fedyogi(lr: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, tau: float = 1e-3) -> Strategy:
-    """Yogi: v moves towards D^2 by at most (1 - b2) D^2, v_0 = tau^2. Raises RecipeError(E-VALUE)."""
+@part
+def fedyogi(lr: ServerLr = 1e-2, beta1: Beta = 0.9, beta2: Beta = 0.99, tau: Tau = 1e-3) -> Strategy:
+    """Yogi on the server: v moves towards D^2 by at most (1 - b2) D^2, v_0 = tau^2.
+
+    Raises RecipeError(E-VALUE).
+    """
 
     def second(v: Vector, squared: Vector) -> Vector:
         step: Vector = _F(1.0 - beta2) * squared * np.sign(v - squared)
@@ -92,8 +111,12 @@ def fedyogi(lr: float = 1e-2, beta1: float = 0.9, beta2: float = 0.99, tau: floa
     return _adaptive("fedyogi", second, lr, beta1, beta2, tau)
 
 
-def fedadagrad(lr: float = 3e-2, tau: float = 1e-3) -> Strategy:
-    """v += D^2; w += lr D / (sqrt v + tau); no momentum, v_0 = tau^2. Raises RecipeError(E-VALUE)."""
+@part
+def fedadagrad(lr: ServerLr = 3e-2, tau: Tau = 1e-3) -> Strategy:
+    """Adagrad on the server: v += D^2; w += lr D / (sqrt v + tau); no momentum, v_0 = tau^2.
+
+    Raises RecipeError(E-VALUE).
+    """
 
     def second(v: Vector, squared: Vector) -> Vector:
         return v + squared
@@ -102,11 +125,6 @@ def fedadagrad(lr: float = 3e-2, tau: float = 1e-3) -> Strategy:
 
 
 def _adaptive(name: str, second: Second, lr: float, beta1: float, beta2: float, tau: float) -> Strategy:
-    demand.positive(f"{name}: lr", lr)
-    demand.positive(f"{name}: tau", tau)
-    demand.between(f"{name}: beta1", beta1, 0.0, 1.0)
-    demand.between(f"{name}: beta2", beta2, 0.0, 1.0)
-
     def init(params: Vector) -> State:
         slots = {"v": np.full_like(params, _F(tau) * _F(tau))}
         return State(params, {"m": np.zeros_like(params), **slots} if beta1 else slots)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from edgewise.core import demand
+from typing import Annotated
+
+from annotated_types import Gt
+
+from edgewise.core.part import Doc, part
 from edgewise.strategies.base import Strategy
-from edgewise.strategies.fedopt import fedavg
+from edgewise.strategies.fedopt import ServerLr, fedavg
 
 
-def fedprox(mu: float, lr: float = 1.0) -> Strategy:
-    """FedAvg whose devices add ``mu (w_i - w)`` to the gradient, before gradient clipping.
+@part
+def fedprox(
+    mu: Annotated[float, Gt(0), Doc("strength of the pull towards the round's model; 0.001 to 1 in practice")] = 0.01,
+    lr: ServerLr = 1.0,
+) -> Strategy:
+    """Average the updates of devices that are pulled towards the round's model (FedProx).
 
-    Args:
-        mu: strength of the pull, above 0 (0.001 to 1 in practice). lr: server learning rate.
+    They add ``mu (w_i - w)`` to the gradient, before gradient clipping.
     Raises:
         RecipeError(E-VALUE).
     Source: Li et al. 2020, arXiv:1812.06127, algorithm 2.
     """
-    demand.positive("fedprox: mu", mu)
     return fedavg(lr)._replace(name=f"fedprox({mu:g}, {lr:g})", prox_mu=mu)

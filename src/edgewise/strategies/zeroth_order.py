@@ -7,24 +7,33 @@ weighs, clips, quantizes or sums. That is sound because w is linear in a.
 
 from __future__ import annotations
 
-from edgewise.core import demand
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
+
+from edgewise.core.part import Doc, part
 from edgewise.strategies.base import Directions, Strategy
 from edgewise.strategies.fedopt import fedavg
 
 FEWEST, MOST = 16, 65536
 
 
-def zeroth_order(seeds: int = 4096, eps: float = 5e-4, lr: float = 1.0) -> Strategy:
-    """Plain averaging of coefficients: a += lr mean_i(x_i).
+@part
+def zeroth_order(
+    seeds: Annotated[int, Ge(FEWEST), Le(MOST), Doc("directions; 4 bytes of each travel")] = 4096,
+    eps: Annotated[float, Gt(0), Doc("distance of the two compared models from the current one, per parameter")] = 5e-4,
+    lr: Annotated[float, Gt(0), Doc("server learning rate; 1 = the average itself")] = 1.0,
+) -> Strategy:
+    """Take losses along seeded directions instead of gradients; only the directions' coefficients travel.
 
+    Plain averaging of coefficients: a += lr mean_i(x_i).
     A device's step with direction k: rho = (L(w + eps z_k) - L(w - eps z_k)) / (2 eps); w -= eta rho z_k;
     x_k -= eta rho. eta is part of x, so a schedule of rates over rounds needs no list of past rates (FedKSeed sums bare
     rho and is therefore tied to one constant rate).
 
     Args:
-        seeds: K, 16 to 65536 directions. 4 K bytes go each way, and rebuilding w from a takes time K D.
-        eps: distance of the two points from w, per coordinate (the directions' entries are +-1).
-        lr: server learning rate; 1 is the average itself.
+        seeds: K. 4 K bytes go each way, and rebuilding w from a takes time K D.
+        eps: the directions' entries are +-1.
     Raises:
         RecipeError(E-VALUE).
     Edge cases:
@@ -32,7 +41,5 @@ def zeroth_order(seeds: int = 4096, eps: float = 5e-4, lr: float = 1.0) -> Strat
     Source: Qin et al. 2024, arXiv:2312.06353 (FedKSeed); Malladi et al. 2023, arXiv:2305.17333 (MeZO, the step);
     Spall 1992 (SPSA, directions of signs; both papers take Gaussian ones: E z z^T = I either way).
     """
-    demand.between("zeroth_order: seeds", seeds, FEWEST, MOST)
-    demand.positive("zeroth_order: eps", eps)
     name = f"zeroth_order({seeds}, {eps:g}, {lr:g})"
     return fedavg(lr)._replace(name=name, directions=Directions(seeds, eps))
