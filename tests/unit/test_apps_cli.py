@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,7 +53,7 @@ def test_version() -> None:
 
 
 @pytest.mark.slow
-def test_a_whole_run_and_what_it_leaves(folder: Path) -> None:
+def test_a_whole_run_and_what_it_leaves(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = call("sim", "toy.toml", *TOY, "--json")
     assert result.exit_code == 0, result.output
     found = envelope(result)
@@ -75,6 +77,15 @@ def test_a_whole_run_and_what_it_leaves(folder: Path) -> None:
     assert made.exit_code == 0
     assert (out / "report.html").is_file()
     assert "federated" in made.stdout
+
+    page = (out / "report.html").read_text(encoding="utf-8")
+    copy, command = page.split("Repeat this run")[1].split("<pre>")[1].split("</pre>")[0].split("\n")
+    monkeypatch.chdir(out)
+    shutil.copy(*shlex.split(copy)[1:])
+    repeated = call(*shlex.split(command)[1:], "--json")
+    assert repeated.exit_code == 0, repeated.output
+    assert envelope(repeated)["summary"]["model_sha256"] == found["summary"]["model_sha256"]
+    assert (folder / "runs" / "toy-again" / "report.html").is_file()
 
 
 @pytest.mark.slow

@@ -41,10 +41,28 @@ def test_every_code_page_and_key_can_be_explained() -> None:
     assert manual.find("quorum").name == "E-QUORUM"
 
 
+def test_words_of_the_field_are_explained_and_what_they_name_exists() -> None:
+    asked = [
+        *"masks LoRA adapters perplexity cohort epsilon delta FedAvg FedAvgM DP-SGD dp_sgd top-k topk ring".split(),
+        *"rung ladder Krum Byzantine dropout stragglers Shamir EF21 PowerSGD quantization sensitivity clipping".split(),
+        *"non-IID sigma ldp client".split(),
+        *("error feedback", "Secure-Aggregation", "differential privacy", "two servers"),
+    ]
+    assert {word: manual.find(word).kind for word in asked} == dict.fromkeys(asked, "word")
+    assert (manual.find("masks").name, manual.find("rung").name) == ("secure aggregation", "ladder rung")
+    page = (manual.folder() / "glossary.md").read_text(encoding="utf-8")
+    for named in re.findall(r"`([a-z_0-9.]+\.[a-z_0-9.]+|E-[A-Z-]+)`", page):
+        assert manual.find(named).kind in ("key", "code"), named
+    terms = re.findall(r"^## (.+)$", page, re.MULTILINE)
+    assert terms == sorted(terms, key=str.casefold)
+    assert all(term in manual.overview() for term in terms)
+
+
 @pytest.mark.parametrize(
     ("asked", "hint"),
     [("E-QUORUN", "`E-QUORUM`"), ("secag", "E-SECAGG"), ("threat-modl", "`threat-model`"), ("lr", "`training.lr`"),
-     ("training.lrr", "`training.lr`"), ("zzzzzz", "lists all")],
+     ("perplexty", "`perplexity`"), ("aggregation", "`secure aggregation`"), ("training.lrr", "`training.lr`"),
+     ("zzzzzz", "lists all")],
 )  # fmt: skip
 def test_a_near_miss_is_answered_with_what_was_meant(asked: str, hint: str) -> None:
     done = call("explain", asked)

@@ -186,8 +186,9 @@ def test_a_name_with_pattern_letters_is_that_file(tmp_path: Path) -> None:
     write(tmp_path, **{"a[1]_txt": "with brackets", "a1_txt": "without"})
     c = corpus(tmp_path, source="text", path="a[1].txt")
     assert texts(c, c.devices[0]) == ["with brackets"]
-    with pytest.raises(DataError, match=r"E-DATA-MISSING.*nothing matches"):
-        corpus(tmp_path, source="text", path="b[1]*.txt")
+    for missing in ("b[1]*.txt", "nowhere"):  # a recipe that was copied without its data
+        with pytest.raises(DataError, match=rf"E-DATA-MISSING.*from {tmp_path}, the folder of the recipe"):
+            corpus(tmp_path, source="text", path=missing)
 
 
 def test_tables_of_several_files_are_one(tmp_path: Path) -> None:

@@ -103,15 +103,17 @@ def explain(
     topic: Annotated[
         str,
         typer.Argument(
-            metavar="[TOPIC]", help="An error code, a page or a recipe key; all if none.", autocompletion=_topics_like
+            metavar="[TOPIC]",
+            help="An error code, a page, a recipe key or a word; all if none.",
+            autocompletion=_topics_like,
         ),
     ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Explain an error code, a page of the manual or a recipe key.
+    """Explain an error code, a page, a recipe key or a word.
 
-    Examples: edgewise explain E-QUORUM, edgewise explain threat-model, edgewise explain training.lr.
+    Examples: edgewise explain E-QUORUM, explain threat-model, explain training.lr, explain masks.
     """
     from edgewise.apps.shell import Session
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from edgewise.apps import charts, reading, settings, words
+from edgewise.apps import charts, reading, repeat, settings, words
 from edgewise.apps.blocks import details, facts, pair, panel, row, table
 from edgewise.apps.toml_text import toml
 
@@ -317,7 +316,7 @@ def _yes(x: bool) -> str:
 
 def provenance(s: Summary) -> str:
     """Everything needed to get the same model again."""
-    f, name = s["facts"], s["name"]
+    f = s["facts"]
     began = f.get("started_at")
     when = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M UTC") if began else ""
     engine = f"{f.get('engine', '')}, {f.get('workers')} workers" if f.get("workers", 1) != 1 else f.get("engine", "")
@@ -342,21 +341,10 @@ def provenance(s: Summary) -> str:
             *more,
         ]
     )
-    command = f"edgewise sim recipe.toml --out runs/{shlex.quote(name)}-again"
-    for module in f.get("extensions") or ():
-        command += f" --extension {shlex.quote(str(module))}"
-    note = ""
-    if s["recipe"]["data"]["path"]:
-        note = " The data path is relative to the folder of the original recipe: put the file there."
-    repeat = (
-        "<h3>Repeat this run</h3><p class='hint'>The recipe with all defaults is <code>recipe.toml</code> beside this"
-        f" page. The same seed, data and arithmetic give the same model bytes with any engine.{note}</p>"
-        f"<pre>{escape(command)}</pre>"
-    )
     what = "<h3>The recipe</h3><p class='hint'>The keys that are not as a recipe has them by itself.</p>"
     own = f"{what}<pre>{escape(toml(settings.own(s['recipe'])))}</pre>"
     whole = details("recipe.toml, with all defaults", f"<pre>{escape(toml(s['recipe']))}</pre>")
-    return f'<div class="panel">{listed}</div>{_read(s)}{repeat}{own}{whole}'
+    return f'<div class="panel">{listed}</div>{_read(s)}{repeat.block(s)}{own}{whole}'
 
 
 def _read(s: Summary) -> str:

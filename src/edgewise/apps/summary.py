@@ -50,7 +50,8 @@ Facts that are used where the run has them: ``model``, ``parameters``, ``trainab
 tokens), ``bytes_per_token``, ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan``
 (``trace``, ``trace_down``, ``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir``,
 ``recipe_from_run`` and ``spec`` (``edgewise export`` finds a relative ``model.base`` and the names of tensors by them;
-they are not part of the summary). Every other fact is passed on under ``facts``.
+they are not part of the summary, but ``recipe_folder`` has the latter where it is around the run). Every other fact is
+passed on under ``facts``.
 
 With differential privacy the summary is for others than the run's owner too, so ``per_device`` is empty, the
 ``fingerprint`` is left out (an unsalted hash of all text tells who knows the rest of it whether one document is there),
@@ -68,7 +69,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps import alone, traffic
+from edgewise.apps import alone, repeat, traffic
 from edgewise.apps.alone import Measures, share_improved
 from edgewise.apps.chosen import chosen
 from edgewise.apps.longer import LONGER
@@ -142,6 +143,7 @@ def build(store: RunStore) -> dict[str, Any]:
         and (store.evaluated(LONGER, played - 1) or not wanted.get("longer")),
         "run": run["id"],
         "recipe_sha256": simulation_digest(recipe),
+        "recipe_folder": repeat.folder(facts),
         "model_sha256": which.digest or None,
         "initial_sha256": models.get(0),
         "seed": recipe.get("seed"),

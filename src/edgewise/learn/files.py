@@ -114,15 +114,21 @@ def _is_recipe(path: Path) -> bool:
     return {"schema", "privacy"} <= plain.keys()
 
 
-def named(path: str | Sequence[str], recipe_dir: Path) -> tuple[list[Path], bool]:
+def named(
+    path: str | Sequence[str], recipe_dir: Path, begins: str = "the folder of the recipe"
+) -> tuple[list[Path], bool]:
     """What ``data.path`` names, and whether it may be several things (a list or a pattern).
 
     A text with ``*``, ``?`` or ``[`` is a pattern unless something has that very name. ``**`` matches folders of any
     depth. Matches come in the order of their names, and nothing twice. What edgewise wrote itself matches no pattern.
 
+    ``begins``: what ``recipe_dir`` is, for messages.
+
     Raises:
         DataError: E-DATA-MISSING where there is no such file or folder, or nothing matches.
     """
+    folder = recipe_dir.absolute()
+    fix = f"write the path from {folder}, {begins}, or from the root."
     several = not isinstance(path, str)
     found: dict[Path, None] = {}
     for one in path if several else [path]:
@@ -131,11 +137,11 @@ def named(path: str | Sequence[str], recipe_dir: Path) -> tuple[list[Path], bool
             exists, pattern = os.path.lexists(at), glob.has_magic(one)
             matches = [at] if exists or not pattern else _matches(one, recipe_dir.absolute())
         if not exists and not pattern:
-            raise DataError("E-DATA-MISSING", f"data.path = {one!r}: there is no {at}.", "check the path.")
+            raise DataError("E-DATA-MISSING", f"data.path = {one!r}: there is no {at}.", fix)
         if not exists:
             several = True
         if not matches:
-            raise DataError("E-DATA-MISSING", f"data.path = {one!r}: nothing matches {at}.", "check the pattern.")
+            raise DataError("E-DATA-MISSING", f"data.path = {one!r}: nothing matches {at}.", fix)
         found.update(dict.fromkeys(matches))
     return list(found), several
 

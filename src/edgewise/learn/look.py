@@ -109,7 +109,7 @@ def look(path: str, base: Path) -> Look:
     Raises:
         DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-EMPTY.
     """
-    paths, _ = named(path, base)
+    paths, _ = named(path, base, "where you are")
     try:
         listed = Listing()
         files = list(listed.below(paths[0])) if kind_of(paths[0]) == "folder" else paths
