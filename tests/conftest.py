@@ -18,12 +18,31 @@ os.environ.update(
 
 import pytest
 from hypothesis import HealthCheck, settings
+from long import LONG
 
 _CALM: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fast", max_examples=25, **_CALM)
 settings.register_profile("ci", max_examples=50, derandomize=True, **_CALM)
 settings.register_profile("thorough", max_examples=1000, **_CALM)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "fast"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the cases of a test marked ``long(sample=n)`` leave n, evenly spread; ``make test-long`` walks all of them."""
+    if LONG:
+        return
+    cases: dict[tuple[str, int], list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker("long")
+        if mark is not None and "sample" in mark.kwargs:
+            cases.setdefault((item.nodeid.split("[")[0], mark.kwargs["sample"]), []).append(item)
+    left_out = set()
+    for (_, sample), group in cases.items():
+        chosen = {i * len(group) // sample for i in range(sample)}
+        left_out |= {item for i, item in enumerate(group) if i not in chosen}
+    if left_out and not any("::" in argument for argument in config.args):  # a test that is asked for by name is played
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
 def _is_local(host: object) -> bool:

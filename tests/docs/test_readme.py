@@ -24,6 +24,13 @@ SHELL = ("sh", "bash", "shell", "console")
 SETTING_UP = re.compile(r"\s*(git clone\b|cd edgewise\b|(source|\.) \.venv/bin/activate\b|pip install -e )")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+# What a newcomer follows is played in every test run, the other pages in ``make test-long``.
+FIRST = ("README.md", "extend.md", "data.md")
+played_pages = pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=() if p.name in FIRST else pytest.mark.long(sample=0)) for p in PAGES],
+    ids=lambda p: p.name,
+)
 
 
 def shell_script(block: Block) -> str:
@@ -65,7 +72,7 @@ def run(command: list[str], folder: Path, block: Block, page: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.skipif(os.name == "nt", reason="the shell blocks are for a POSIX shell")
-@every_page
+@played_pages
 def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
     for block in blocks(page):
         if name := block.marks.get("file"):

@@ -93,6 +93,7 @@ def test_what_is_stored_of_a_hidden_round_names_nobodys_update(tmp_path):
     assert not any("private" in claim for claim in claims[:3])
 
 
+@pytest.mark.long(sample=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [MASKS, SHARES, PRIVATE, GROUPED], ids=["masks", "shares", "private", "grouped"])
 def test_pool_and_inproc_agree_to_the_byte(tmp_path, settings):

@@ -55,6 +55,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long(sample=7)
 @pytest.mark.parametrize(("name", "kind", "targets"), CASES)
 def test_exported_is_trained(name: str, kind: str, targets: str, tmp_path: Path) -> None:
     tiny_models.project(tmp_path)
@@ -81,6 +82,7 @@ def test_bfloat16_does_not_hide_a_little_of_the_future(tmp_path: Path) -> None:
         assert "is not causal" in sim(model__precision="bfloat16", trainable__kind=kind)["what"]
 
 
+@pytest.mark.long(sample=2)
 @pytest.mark.parametrize("name", sorted({*tiny_models.BUILDERS} - {*tiny_models.CAUSAL}))
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_models_that_see_what_they_predict_are_refused(name: str, kind: str, tmp_path: Path) -> None:
@@ -145,6 +147,7 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path: Path) -> None:
         assert (refused["code"], "an adapter" in refused["what"]) == ("E-MODEL", True)
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
 def test_merged_weights_keep_the_dtype_of_the_base(stored: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file

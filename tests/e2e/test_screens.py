@@ -68,6 +68,7 @@ def test_a_run_that_nobody_watches_ends_as_any_other(folder):
     assert not list(folder.glob("**/crash-*"))
 
 
+@pytest.mark.long(sample=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN)
 @pytest.mark.parametrize("which", [(1,), (2,)], ids=["output", "error"])
@@ -93,6 +94,7 @@ def test_a_reader_that_leaves_in_the_middle(folder):
     assert played("run")[0]
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", BROKEN)
 def test_an_unfinished_run_never_ends_with_0(folder, broken):
@@ -111,6 +113,7 @@ def test_an_unfinished_run_never_ends_with_0(folder, broken):
 QUICK = [["--help"], ["--version"], ["schema"], ["schema", "--field", "training.lr"], ["doctor"], ["no-such-command"]]
 
 
+@pytest.mark.long(sample=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
 def test_commands_that_only_say_something(folder, arguments):
@@ -120,6 +123,7 @@ def test_commands_that_only_say_something(folder, arguments):
     assert not list(folder.glob("**/crash-*"))
 
 
+@pytest.mark.long(sample=2)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",

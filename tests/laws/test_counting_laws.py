@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from long import examples
 from scipy.stats import binom, hypergeom
 
 from edgewise.core.errors import CompositionError
@@ -33,6 +34,8 @@ NOISE = {
     "dp": {"epsilon": 8.0, "delta": 1e-7, "clip_l2": 1.0, "bits": 20},
 }
 every = pytest.mark.parametrize("merge", MERGES)
+pytestmark = pytest.mark.long
+TRIES = examples(16, 120)
 
 
 def drawn(rng: np.random.Generator, population: int) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def drawn(rng: np.random.Generator, population: int) -> dict[str, Any]:
     return one
 
 
-def plans(merge: str, server: str, seed: int, populations: tuple[int, int], tries: int = 60) -> list[Plan]:
+def plans(merge: str, server: str, seed: int, populations: tuple[int, int], tries: int = TRIES) -> list[Plan]:
     """Those of random recipes that compile."""
     rng, found = np.random.default_rng(seed), []
     for _ in range(tries):

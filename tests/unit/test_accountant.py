@@ -110,6 +110,7 @@ def test_the_librarys_replace_one_trap_is_not_ours() -> None:
     assert epsilon({Event("gaussian", "replace_one", z=0.5): 1}, 1e-5) == pytest.approx(9.997, abs=0.01)
 
 
+@pytest.mark.long(sample=2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "z"), [(1, 1.1461), (2, 0.8519), (4, 0.6763), (8, 0.5416)])
 def test_calibration_with_poisson(target: float, z: float) -> None:
@@ -123,6 +124,7 @@ def test_calibration_without_amplification(target: float, z: float) -> None:
     assert epsilon({plain(found): 5}, 1e-5) <= target
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "z"), [(1, 4.0045), (2, 2.4262), (4, 1.6008), (8, 1.2422)])
 def test_calibration_without_replacement(target: float, z: float) -> None:

@@ -118,6 +118,7 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
 ]
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_a_delta_just_below_is_accepted(word: dict[str, Any]) -> None:
@@ -187,6 +188,7 @@ def played(made: Plan) -> Ledger:
     return books
 
 
+@pytest.mark.long(sample=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [1.0, 0.9995, 0.9992, 0.999, 0.9])
 @pytest.mark.parametrize(
