@@ -41,6 +41,7 @@ def last(out, recipe):
     return models[max(models)], {(e.round, e.device) for e in told if isinstance(e, events.Accepted)}
 
 
+@pytest.mark.long(sample=4)
 @pytest.mark.slow
 @pytest.mark.parametrize("word", NOISED)
 @pytest.mark.parametrize("other", [{"name": "other"}, {"simulation.link_mbit": 9.0}], ids=str)

@@ -111,6 +111,7 @@ def test_the_tight_policies_are(n: int) -> None:
     assert TIGHT[n].shape(n)[1] in (n - corrupt - dropped, n - corrupt - dropped - 1)
 
 
+@pytest.mark.long(sample=2)
 @pytest.mark.parametrize("n", TIGHT)
 @pytest.mark.parametrize("leaves", ["@1", "@2", "@3", "@4"])
 def test_junk_and_drop_outs_at_once_leave_enough_shares(n: int, leaves: str) -> None:

@@ -243,6 +243,7 @@ def play(place: Path, out: Path, **sections: Any) -> dict[str, Any]:
         return summary.build(store)
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "lr", "gain"), [({"kind": "full"}, 2e-3, 0.1), ({"kind": "lora", "rank": 2}, 0.02, 0.02)]
@@ -296,6 +297,7 @@ def test_touched_coefficients_alone_are_the_same_round(place: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long(sample=0)
 def test_pool_and_inproc_agree_to_the_byte(place: Path, tmp_path: Path) -> None:
     models = []
     for engine in ("inproc", "pool"):

@@ -200,7 +200,9 @@ def test_noise_of_half_the_size_is_caught():
     assert missed > 0  # by the plain form, now and then
 
 
-@pytest.mark.parametrize("m", [5, 10, 30, 100, *(pytest.param(m, marks=pytest.mark.slow) for m in (1000, 10_000))])
+@pytest.mark.parametrize(
+    "m", [5, 10, 30, 100, *(pytest.param(m, marks=pytest.mark.long(sample=0)) for m in (1000, 10_000))]
+)
 def test_never_weaker_than_the_plain_form(m):
     for guesses in sorted({n for n in (2, 4, 6, 10, 20, 60, 200, 600, 2000, m) if n <= m}):
         for share in (1.0, 0.99, 0.97, 0.95, 0.9, 0.8, 0.7, 0.6, 0.55):
