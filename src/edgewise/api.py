@@ -42,17 +42,17 @@ def simulate(
         edgewise.EdgewiseError: with a stable code; ``edgewise explain CODE`` says more.
     """
     from edgewise.apps.extensions import importable
-    from edgewise.apps.runs import place
+    from edgewise.apps.runs import place, read
     from edgewise.apps.simulate import run
-    from edgewise.plan import recipe as recipes
+    from edgewise.plan.recipe import from_plain
 
     recipe_dir = Path()
     if isinstance(recipe, str | Path):
         recipe_dir = Path(recipe).parent
-        recipe = recipes.load(recipe)
-    elif isinstance(recipe, Mapping):
-        recipe = recipes.from_plain(dict(recipe))
+        recipe, parts = read(Path(recipe), {}, extensions)
+    else:
+        recipe = from_plain(dict(recipe)) if isinstance(recipe, Mapping) else recipe
+        parts = importable(extensions, recipe_dir)
     path = Path(out) if out is not None else place(recipe)
-    parts = importable(extensions, recipe_dir)
     run(recipe, out=path, recipe_dir=recipe_dir, resume=resume, extensions=parts, sinks=sinks)
     return Result(path, json.loads((path / "summary.json").read_text(encoding="utf-8")))

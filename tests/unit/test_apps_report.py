@@ -254,6 +254,13 @@ def test_quality_is_drawn_over_bytes_one_way_and_both_ways(tmp_path: Path) -> No
         assert "quality_for_bytes" not in {path.stem for path in plots.write(store, s, tmp_path)}
 
 
+def test_a_line_of_two_points_says_why(tmp_path: Path) -> None:
+    s, page = made(tmp_path)
+    assert "The model was measured after" not in page
+    s["quality_for_bytes"] = [p for p in s["quality_for_bytes"] if p["played"] in (0, 6, 12)]
+    assert "The model was measured after round 6 and 12 only (eval.every = 3)" in report.page(s)
+
+
 def test_a_log_axis_puts_equal_factors_at_equal_distances() -> None:
     series = [charts.Series("a", "federated", [(1.0, 3.0), (10.0, 2.0), (100.0, 1.0)], dots=True)]
     drawn = charts.lines("t", series, x_name="x", unit=str, whole_x=False, log_x=True)

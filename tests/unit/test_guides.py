@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.apps import keys, manual, shell, shipped
+from edgewise.apps import keys, manual, runs, shell, shipped
 from edgewise.core.errors import REGISTRY, EdgewiseError, Interrupted, RecipeError
 from edgewise.plan import recipe
 from edgewise.plan.section import Refused
@@ -136,6 +136,29 @@ def test_a_fault_is_blamed_on_who_put_it_there() -> None:
     assert fault(text, round__sampling="cyclic").what.startswith("--set round.sampling: ")
     assert fault(text + "cohort = 3\n", training__lr=0.2).what.startswith("mine.toml:6: round.cohort = 3 is not read")
     assert fault(text + '[data]\nsource = "jsonl"\n').what.startswith("mine.toml:7: data.path is required")
+
+
+@pytest.mark.parametrize(
+    ("tables", "sets", "place"),
+    [
+        (
+            '[[stage]]\nkind = "weigh"\n[[stage]]\nkind = "quantize"\nbits = 4\nbitz = 3\n',
+            (),
+            "mine.toml:7: [[stage]] 2",
+        ),
+        ('[[stage]]\nkind = "weigh"\n[[downlink]]\nkind = "quantise"\n', [], "mine.toml:5: [[downlink]] 1"),
+        ("[[stage]]\nl2 = 1.0\n", [], "mine.toml:2: [[stage]] 1"),
+        ('[[stage]]\nkind = "clip"\n', [], "mine.toml:3: [[stage]] 1 (clip)"),
+        ('stage = [{ kind = "clop" }]\n', [], "mine.toml:2: [[stage]] 1"),
+        ('[strategy]\nkind = "fedadam"\n\nlrr = 1.0\n', [], "mine.toml:5: [strategy] (fedadam)"),
+        ('[[stage]]\nkind = "clip"\nl2 = 1.0\n', ["stage.0.l2=x"], "--set stage.0.l2: [[stage]] 1 (clip)"),
+    ],
+)
+def test_faults_of_parts_carry_file_and_line(folder: Path, tables: str, sets: list[str], place: str) -> None:
+    (folder / "mine.toml").write_text(f'privacy = "none"\n{tables}', encoding="utf-8")
+    with pytest.raises(RecipeError) as e:
+        runs.read(Path("mine.toml"), runs.assignments(sets), ())
+    assert f"{e.value.what}:".startswith(f"{place}:") or e.value.what.startswith(f"{place} (")
 
 
 def test_a_cohort_that_nothing_reads_is_named_as_that() -> None:

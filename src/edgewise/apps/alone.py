@@ -98,8 +98,10 @@ def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
 
 
 def note(s: Mapping[str, Any]) -> str:
-    """A note on what the data means for the comparison; empty where nothing is known."""
-    data = s["recipe"]["data"]
+    """Why training alone did better, where the data tells; else empty."""
+    data, c = s["recipe"]["data"], s["against_alone"]
+    if c is None or (c["change_percent"] or 0.0) <= 0.0:
+        return ""
     return NOTES.get(data["source"], "") if data["partition"] == "owner" else ""
 
 

@@ -105,14 +105,12 @@ def check(
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs, shell
-        from edgewise.apps.extensions import importable
-        from edgewise.plan.recipe import load
 
-        parsed = load(recipe, runs.assignments(overrides))
+        parsed, parts = runs.read(recipe, runs.assignments(overrides), extension or ())
         with shell.interrupts(), shell.quiet_screen(None, debug):
             from edgewise.apps import check as checker
 
-            found = checker.examine(parsed, recipe.parent, importable(extension or (), recipe.parent), fast)
+            found = checker.examine(parsed, recipe.parent, parts, fast)
         if not as_json:
             from rich.console import Console
 
@@ -232,16 +230,13 @@ def codecs(
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs, shell, shipped
-        from edgewise.apps.extensions import importable
-        from edgewise.plan.recipe import load
 
         path = recipe or shipped.FOLDER / "code.toml"
-        parsed = load(path, runs.assignments(overrides))
+        parsed, parts = runs.read(path, runs.assignments(overrides), extension or ())
         with shell.interrupts(), shell.quiet_screen(None, debug) as screen:
             from edgewise.apps import bench as measuring
 
             shown = None if as_json else screen
-            parts = importable(extension or (), path.parent)
             found = measuring.examine(parsed, path.parent, parts, random, repeats, shown)
         if not as_json:
             from rich.console import Console
@@ -272,18 +267,15 @@ def audit(
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs, shell
-        from edgewise.apps.extensions import importable
         from edgewise.plan.catalogue import with_extensions
-        from edgewise.plan.recipe import load
 
-        parsed = load(recipe, runs.assignments(overrides))
+        parsed, parts = runs.read(recipe, runs.assignments(overrides), extension or ())
         with shell.interrupts(), shell.quiet_screen(None, debug) as screen:
             from edgewise.apps import audit as auditor
             from edgewise.apps.bar import steps
 
             with steps(None if as_json else screen) as step:
-                parts = with_extensions(importable(extension or (), recipe.parent))
-                found = auditor.examine(parsed, recipe.parent, out, quick, step, parts)
+                found = auditor.examine(parsed, recipe.parent, out, quick, step, with_extensions(parts))
         if not as_json:
             from rich.console import Console
 
@@ -354,20 +346,18 @@ def _simulate(
 
     def body() -> dict[str, Any]:
         from edgewise.apps import demos, runs
-        from edgewise.apps.extensions import importable
         from edgewise.core.errors import RecipeError
-        from edgewise.plan.recipe import load
 
         path, says = (demos.recipe(source), demos.SAYS[source]) if isinstance(source, str) else (source, "")
         values = runs.assignments(overrides)
         for key, given in (("engine", engine), ("workers", workers)):
             if given is not None:
                 values[f"simulation.{key}"] = given
-        recipe = load(path, values)
+        recipe, parts = runs.read(path, values, extensions)
         if workers is not None and recipe.simulation.engine != "pool":
             what = f'--workers is for the pool; the engine is "{recipe.simulation.engine}".'
             raise RecipeError("E-COMBO", what, "add --engine pool, or leave out --workers.")
-        parts, at = importable(extensions, path.parent), out or runs.place(recipe, bool(says), resume)
+        at = out or runs.place(recipe, bool(says), resume)
         return runs.play(session, recipe, path.parent, at, resume, parts, quiet, says)
 
     raise typer.Exit(session.run(body))

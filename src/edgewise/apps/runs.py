@@ -35,6 +35,19 @@ def assignments(given: list[str] | None) -> dict[str, Any]:
     return out
 
 
+def read(path: Path, overrides: dict[str, Any], extensions: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """A recipe from its file, and the names of the extensions' modules, importable from now on.
+
+    Raises RecipeError as ``plan.loading.load``, ``extensions.importable`` and ``catalogue.with_extensions``.
+    """
+    from edgewise.apps.extensions import importable
+    from edgewise.plan.catalogue import with_extensions
+    from edgewise.plan.loading import load
+
+    parts = importable(extensions, path.parent)
+    return load(path, overrides, with_extensions(parts)), parts
+
+
 def place(recipe: Recipe, fresh: bool = False, resume: bool = False) -> Path:
     """``runs/<name>-<hash>``; with ``fresh`` the first such folder without a run (or, to resume, the last with one).
 

@@ -15,6 +15,7 @@ from edgewise.apps.toml_text import toml
 
 Summary = Mapping[str, Any]
 EMPTY = hashlib.sha256(b"").hexdigest()
+FEW_POINTS = 3  # of a line, below which it says hardly more than they do
 MATRIX_DEVICES, MATRIX_ROUNDS = 64, 120  # beyond that, cells are too small to say anything
 
 
@@ -111,6 +112,12 @@ def _quality_for_bytes(s: Summary) -> str:
         log_x=True,
     )
     hint = "Held-out perplexity against what a device has sent so far, and sent and received; mean over all."
+    if len(lines[0][2]) < FEW_POINTS:
+        played = [str(p["played"]) for p in s["quality_for_bytes"] if p["perplexity"] is not None and p["up"] > 0]
+        hint += (
+            f" The model was measured after round {' and '.join(played)} only "
+            f"(eval.every = {s['recipe']['eval']['every']})."
+        )
     return panel("Quality for bytes", hint, chart)
 
 

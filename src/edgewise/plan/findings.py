@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -103,16 +104,23 @@ def _finding(e: Mapping[str, Any], model: type[BaseModel], origin: Origin) -> _F
 
 
 def _at(origin: Origin, loc: Place, said: str = "") -> str:
+    """``at`` of a fault; ``said``: of one in several keys, the sentence that names them."""
+    places: list[Place] = [tuple(key.split(".")) for key in _KEY.findall(said)]
+    return at(origin, loc, places or [loc])
+
+
+def at(origin: Origin, loc: Place, places: Sequence[Place]) -> str:
     """``--set training.lr`` for a key that the command line put there, else ``recipe.toml:14``, or the file alone.
 
-    ``said``: of a fault in several keys, the sentence that names them.
+    ``places``: the keys that may be at fault, the likeliest first; ``loc``: the one that is named where none of them
+    stands in the file.
     """
-    places = [tuple(key.split(".")) for key in _KEY.findall(said)] or [loc]
     for place in places:
         for key in origin.overrides:
             if f"{'.'.join(map(str, place))}.".startswith(f"{key}."):
                 return f"--set {key}"
-    lines = (_line(origin.text, place) for place in [*places, loc])
+    inline = [loc[:1]] if len(loc) > 1 and isinstance(loc[1], int) else []  # stage = [{...}]
+    lines = (_line(origin.text, place) for place in [*places, loc, *inline])
     return f"{origin.where}{next(filter(None, lines), '')}"
 
 
@@ -127,16 +135,23 @@ def _known(model: type[BaseModel], path: Place) -> list[str]:
 
 
 def _line(text: str, loc: Place) -> str:
-    """``":14"`` where the key's line can be found in the text, else nothing."""
-    names = [str(p) for p in loc if isinstance(p, str)]
-    table, key = ".".join(names[:-1]), names[-1] if names else ""
-    current = ""
+    """``":14"`` where the key's line can be found in the text, else nothing. Tables of a list (``[[stage]]``) are
+    counted."""
+    if len(loc) > 1 and isinstance(loc[1], int):
+        header, nth, keys = f"[[{loc[0]}]]", loc[1], loc[2:]
+    else:
+        header, nth, keys = f"[{'.'.join(map(str, loc[:-1]))}]" if loc[:-1] else "", 0, loc[-1:]
+    names = ".".join(str(part) for part in loc if isinstance(part, str))
+    current, seen = "", Counter[str]()
     for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
+        stripped = line.split("#")[0].strip()
         if stripped.startswith("["):
-            current = stripped.strip("[] ").split("#")[0].strip("[] ")
-            if names == [current]:
+            current = re.sub(r"[\s]", "", stripped)
+            seen[current] += 1
+            if (not keys and current == header and seen[header] == nth + 1) or current == f"[{names}]":
                 return f":{number}"
-        elif current == table and stripped.split("=")[0].strip().strip('"') == key:
+            continue
+        here = current == header and (not header or seen[header] == nth + 1)
+        if keys and here and stripped.split("=")[0].strip().strip('"') == str(keys[-1]):
             return f":{number}"
     return ""

@@ -282,11 +282,15 @@ def parse(text: str, where: str = "recipe", overrides: dict[str, Any] | None = N
     return from_plain(plain, where, text, overrides or {})
 
 
-def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    """Recipe from a TOML file. Raises RecipeError; E-RECIPE-READ where the file cannot be read."""
+def read(path: str | Path) -> str:
+    """The text of a recipe's file. Raises RecipeError(E-RECIPE-READ) where it cannot be read."""
     with foreign(RecipeError, "E-RECIPE-READ", str(path), "check the path."), open(path, encoding="utf-8") as f:
-        text = f.read(toml.LONGEST + 1)
-    return parse(text, str(path), overrides)
+        return f.read(toml.LONGEST + 1)
+
+
+def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Recipe from a TOML file. Raises RecipeError as ``read`` and ``parse``."""
+    return parse(read(path), str(path), overrides)
 
 
 def from_plain(
