@@ -29,26 +29,26 @@ DEVICES, ROUNDS, COHORT, DELTA = 1024, 16, 128, 1e-5
 LORA = {"kind": "lora", "rank": 8}
 ARMS: dict[str, dict[str, Any]] = {
     "distributed, FFA-LoRA": {
-        "privacy": "distributed",
+        "privacy": "distributed_dp",
         "trainable": LORA | {"kind": "ffa_lora"},
         "clip": 1.0,
         "server_lr": 1e-2,
     },
     "central, FFA-LoRA": {
-        "privacy": "central",
+        "privacy": "central_dp",
         "trainable": LORA | {"kind": "ffa_lora"},
         "clip": 1.0,
         "server_lr": 1e-2,
     },
-    "distributed, LoRA": {"privacy": "distributed", "trainable": LORA, "clip": 1.0, "server_lr": 1e-2},
+    "distributed, LoRA": {"privacy": "distributed_dp", "trainable": LORA, "clip": 1.0, "server_lr": 1e-2},
     "distributed, layers": {
-        "privacy": "distributed",
+        "privacy": "distributed_dp",
         "trainable": {"kind": "layers", "layers": ["model.layers.*"]},
         "clip": 1.0,
         "server_lr": 3e-3,
     },
     "distributed, full": {
-        "privacy": "distributed",
+        "privacy": "distributed_dp",
         "trainable": {"kind": "full"},
         "clip": 1.0,
         "server_lr": 3e-3,
@@ -80,7 +80,7 @@ def recipe(arm: str, epsilon: float, clip: float = 0.0, lr: float = 0.0, server_
     if math.isinf(epsilon):
         plain |= {"privacy": "none", "metrics": "none", "stage": []}
         del plain["dp"]
-    elif a["privacy"] == "distributed":
+    elif a["privacy"] == "distributed_dp":
         plain["trust"] = {"malicious_fraction": 0.0}
         plain["merge"] = {"kind": "shared_sum"}  # the same numbers as with masks, in a tenth of the time
     return plain
@@ -189,7 +189,7 @@ def main() -> None:
         with ProcessPoolExecutor(a.jobs, multiprocessing.get_context("spawn")) as pool:
             keys = {}
             for seed, epsilon, arm in product(range(a.seeds), a.epsilons.split(","), arms):
-                if epsilon == "inf" and ARMS[arm]["privacy"] == "central":
+                if epsilon == "inf" and ARMS[arm]["privacy"] == "central_dp":
                     continue  # without noise it does not matter who would add it
                 plain = recipe(arm, float(epsilon), a.clip, a.lr, a.server_lr)
                 shown = epsilon if epsilon == "inf" else float(epsilon)

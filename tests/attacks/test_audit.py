@@ -26,16 +26,16 @@ from edgewise.privacy.audit import gaussian_mu, upper_rate
 from edgewise.privacy.noise import normals
 from edgewise.privacy.spend import Event
 
-WORDS = {"distributed": "secure_sum", "central": "sum", "local": "sum"}
+WORDS = {"distributed_dp": "secure_sum", "central_dp": "sum", "local_dp": "sum"}
 RUNS = 1 << 14
 SPEC = Spec.of([(f"model.layers.{i}.w", (20 + 8 * i, 30), "float32") for i in range(4)])
 POISSON = {"round__sampling": "poisson", "round__cohort": 50, "round__minimum": 0.0}
 
 
 def plan(word: str, population: int = 100, **more: object) -> Plan:
-    """A plan; ``more``: keys of the recipe with __ for dots."""
+    """A plan by a word; "example" is local_dp for examples. ``more``: keys of the recipe with __ for dots."""
     text = f"""
-privacy = "{word}"
+privacy = "{"local_dp" if word == "example" else word}"
 [merge]
 kind = "{WORDS.get(word, "sum")}"
 [dp]
@@ -46,7 +46,8 @@ clip_l2 = 0.5
 rounds = 4
 minimum = 0.9
 """
-    overrides = {"dp.sample_rate": 0.1} if word == "record" else {}
+    overrides = {"dp.unit": "example", "dp.sample_rate": 0.1} if word == "example" else {}
+    overrides |= {"dp.epsilon": 0.0} if "dp__noise_multiplier" in more else {}
     overrides |= {key.replace("__", "."): value for key, value in more.items()}
     return compile(parse(text, overrides=overrides), SPEC, population, BUILT_IN)
 
@@ -68,10 +69,10 @@ def keyed(monkeypatch, module, label):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("word", "module", "label"), [
-    ("central", noise, "noise"), ("local", noise, "local noise"), ("record", train, "dp"),
+    ("central_dp", noise, "noise"), ("local_dp", noise, "local noise"), ("example", train, "dp"),
 ])  # fmt: skip
 def test_noise_from_a_known_key_is_caught(monkeypatch, word, module, label):
-    try_it = record_trials.mechanism if word == "record" else lambda *of: (trials.mechanism(*of),)
+    try_it = record_trials.mechanism if word == "example" else lambda *of: (trials.mechanism(*of),)
     assert try_it(plan(word), 4096, quiet)[0].holds
     keyed(monkeypatch, module, label)
     found = try_it(plan(word), 4096, quiet)[0]
@@ -83,9 +84,9 @@ def test_noise_from_a_known_key_is_caught(monkeypatch, word, module, label):
 def test_corrupt_devices_counted_as_honest_are_caught(monkeypatch):
     """Every device then adds too little noise for those who are left."""
     of = {"merge__kind": "shared_sum", "trust__malicious_fraction": 0.45, "round__minimum": 1.0}
-    assert trials.mechanism(plan("distributed", **of), RUNS, quiet).holds
+    assert trials.mechanism(plan("distributed_dp", **of), RUNS, quiet).holds
     monkeypatch.setattr(Quorum, "honest", property(lambda quorum: quorum.n_min))
-    assert not trials.mechanism(plan("distributed", **of), RUNS, quiet).holds
+    assert not trials.mechanism(plan("distributed_dp", **of), RUNS, quiet).holds
 
 
 def quiet(*_: object) -> None:
@@ -99,7 +100,7 @@ def test_local_noise_that_counts_a_device_of_other_text_as_a_silent_one_is_caugh
     monkeypatch.setattr(private, "adjacency", lambda *_: sent)
     monkeypatch.setattr(compiling, "adjacency", lambda *_: sent)
     monkeypatch.setattr(private, "_local", lambda *of: (true(*of)[0], lambda z: (Event("gaussian", sent, z=z),)))
-    found = trials.examine(plan("local"), True, quiet)[0]
+    found = trials.examine(plan("local_dp"), True, quiet)[0]
     assert not found.holds
     assert found.lower == pytest.approx(2.0 * found.claimed, rel=1e-3)
 
@@ -114,7 +115,7 @@ def forgetful(monkeypatch, *modules):
 
 
 @pytest.mark.parametrize(("word", "modules"), [
-    ("central", (identities,)), ("local", (identities, noise)), ("distributed", (identities, distributed)),
+    ("central_dp", (identities,)), ("local_dp", (identities, noise)), ("distributed_dp", (identities, distributed)),
 ])  # fmt: skip
 def test_noise_that_comes_again_in_the_next_round_is_caught(monkeypatch, word, modules):
     """Each release is noised as it should be; the difference of two is not."""
@@ -138,14 +139,14 @@ def test_noise_that_comes_again_in_the_next_step_is_caught(monkeypatch, by):
 
     monkeypatch.setattr(train, "derive", derive)
     monkeypatch.setattr(grid, "noise", lambda *of: by ** last[0] * noise_of(*of))
-    found = record_trials.steps(plan("record"), 2048, quiet)
+    found = record_trials.steps(plan("example"), 2048, quiet)
     assert not found.holds
     assert found.lower > 2.0 * found.claimed
 
 
 def test_noise_of_steps_that_comes_again_in_the_next_round_is_caught(monkeypatch):
     forgetful(monkeypatch, identities)
-    assert not record_trials.steps(plan("record"), 2048, quiet).holds
+    assert not record_trials.steps(plan("example"), 2048, quiet).holds
 
 
 def test_rates_have_their_coverage():
@@ -199,10 +200,10 @@ def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monke
 @pytest.mark.parametrize("name", ["clip_tensors", "adaptive_clip"])
 def test_other_clips_are_tried_too(monkeypatch, name):
     more = {"dp__tensor_l2": 0.2} if name == "clip_tensors" else {"dp__adaptive_clip": True}
-    for found in trials.examine(plan("central", **more), True, quiet):
+    for found in trials.examine(plan("central_dp", **more), True, quiet):
         assert found.holds, found
     monkeypatch.setattr(private, name, passing(getattr(private, name)))
-    assert not trials.length(plan("central", **more)).holds
+    assert not trials.length(plan("central_dp", **more)).holds
 
 
 @pytest.mark.parametrize("name", ["clip_tensors", "adaptive_clip"])
@@ -222,7 +223,7 @@ def test_a_clip_of_twice_the_length_is_caught(monkeypatch, name):
         return replace(honest, encode=encode)
 
     monkeypatch.setattr(private, name, loose)
-    assert not trials.length(plan("central", **more)).holds
+    assert not trials.length(plan("central_dp", **more)).holds
 
 
 def half_counted(true):
@@ -244,10 +245,10 @@ def half_counted(true):
 
 def test_a_bit_that_is_counted_by_half_is_caught(monkeypatch):
     """A zeroed device sends a whole bit more than one whose update is above the clip."""
-    honest = trials.length(plan("central", dp__adaptive_clip=True, round__rounds=40))
+    honest = trials.length(plan("central_dp", dp__adaptive_clip=True, round__rounds=40))
     assert honest.lower == pytest.approx(honest.claimed, rel=1e-4)
     monkeypatch.setattr(private, "adaptive_clip", half_counted(private.adaptive_clip))
-    it = plan("central", dp__adaptive_clip=True, round__rounds=40)
+    it = plan("central_dp", dp__adaptive_clip=True, round__rounds=40)
     found = trials.length(it)
     assert not found.holds
     assert found.lower == pytest.approx(1.2 * found.claimed, rel=0.05)
@@ -258,7 +259,7 @@ def test_a_bit_that_is_counted_by_half_is_caught(monkeypatch):
 def test_releases_with_a_bit_beside_the_update_are_scored_with_it(monkeypatch, broken):
     if broken:
         monkeypatch.setattr(private, "adaptive_clip", half_counted(private.adaptive_clip))
-    found = trials.mechanism(plan("central", dp__adaptive_clip=True), RUNS * 4, quiet)
+    found = trials.mechanism(plan("central_dp", dp__adaptive_clip=True), RUNS * 4, quiet)
     assert found.of.startswith("one release, body and head")
     assert found.holds is not broken, found
     assert found.tight
@@ -266,7 +267,7 @@ def test_releases_with_a_bit_beside_the_update_are_scored_with_it(monkeypatch, b
 
 @pytest.mark.slow
 def test_a_bit_is_right_by_half_where_a_device_is_there_or_not():
-    it = plan("central", 400, dp__adaptive_clip=True, **POISSON)
+    it = plan("central_dp", 400, dp__adaptive_clip=True, **POISSON)
     for found in trials.examine(it, True, quiet):
         assert found.holds, found
     assert trials.length(it).tight
@@ -286,7 +287,7 @@ def test_an_encoding_of_zeros_that_is_not_zero_is_caught(monkeypatch):
         return replace(stage, encode=lambda p, m, s, t: encode(*stage.encode(p, m, s, t), s, t))
 
     monkeypatch.setattr(private, "clip", shifted)
-    found = trials.length(plan("central"))
+    found = trials.length(plan("central_dp"))
     assert found.lower > 1.4 * found.claimed
     assert not found.holds
 
@@ -312,7 +313,7 @@ def test_one_run_catches_noise_of_half_the_size(monkeypatch, word):
 
 def test_one_run_catches_missing_noise(monkeypatch):
     monkeypatch.setattr(grid, "noise", lambda on, n, key: np.zeros(n, np.int64))
-    for word in ("central", "local"):
+    for word in ("central_dp", "local_dp"):
         found = trials.one_run(plan(word), 512, quiet)
         assert not found.holds, found
         assert found.guessed == bounds.Guessed(114, 114, pytest.approx(3.6, abs=0.1))
@@ -322,14 +323,14 @@ def test_one_run_catches_missing_noise(monkeypatch):
 @pytest.mark.parametrize(
     ("word", "population", "more"),
     [
-        ("central", 400, POISSON),
-        ("central", 100, {"round__rounds": 20, "round__sampling": "cyclic", "round__cohort": 25}),
+        ("central_dp", 400, POISSON),
+        ("central_dp", 100, {"round__rounds": 20, "round__sampling": "cyclic", "round__cohort": 25}),
         (
-            "distributed",
+            "distributed_dp",
             100,
             {"round__rounds": 20, "round__sampling": "cyclic", "round__cohort": 25, "trust__malicious_fraction": 0.03},
         ),
-        ("central", 100, {"dp__noise_multiplier": 2.5}),
+        ("central_dp", 100, {"dp__noise_multiplier": 2.5}),
     ],
 )
 def test_one_run_is_at_the_plans_own_noise(monkeypatch, word, population, more):
@@ -342,7 +343,7 @@ def test_one_run_is_at_the_plans_own_noise(monkeypatch, word, population, more):
     assert found.epsilon_claimed == pytest.approx(gaussian(1 / found.claimed, 1e-5))
     assert found.of == f"one release at noise multiplier {it.spend.z:.4g}"
     assert found.epsilon_claimed < it.spend.card.of_release or it.sampling.kind != "all"
-    if word == "central":
+    if word == "central_dp":
         assert set(sizes) == {SPEC.dim}  # real vectors of the model's own layout
     assert ("sampling" in " ".join(found.left_out)) == (it.sampling.kind == "poisson")
 
@@ -353,12 +354,12 @@ def test_the_share_of_corrupt_devices_is_counted(monkeypatch):
     sent = []
     true = bounds.released
     monkeypatch.setattr(bounds, "released", lambda pipe, x, *a: true(pipe, sent.append(x) or x, *a))
-    found = trials.mechanism(plan("distributed", trust__malicious_fraction=0.2), RUNS, quiet)
+    found = trials.mechanism(plan("distributed_dp", trust__malicious_fraction=0.2), RUNS, quiet)
     assert found.holds
     assert found.tight
     assert [len(x) for x in sent] == [16, 16]  # of 20
     assert "corrupt" in " ".join(
-        trials.mechanism(plan("distributed", trust__malicious_fraction=0.02), RUNS, quiet).left_out
+        trials.mechanism(plan("distributed_dp", trust__malicious_fraction=0.02), RUNS, quiet).left_out
     )
 
 
@@ -366,7 +367,7 @@ def test_the_share_of_corrupt_devices_is_counted(monkeypatch):
 def test_the_recipes_stages_are_played():
     """Those that keep coordinates apart in both trials, the others in one run, and they are named."""
     stages = [{"kind": "random_k", "fraction": 0.25}, {"kind": "clip", "l2": 0.5}, {"kind": "quantize", "bits": 8}]
-    it = plan("central", stage=stages)
+    it = plan("central_dp", stage=stages)
     mechanism = trials.mechanism(it, RUNS, quiet)
     assert mechanism.runs == RUNS // 4
     assert mechanism.holds
@@ -381,7 +382,7 @@ def test_the_recipes_stages_are_played():
 
 @pytest.mark.slow
 def test_correlated_noise_is_tried_as_a_run():
-    it = plan("central", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
+    it = plan("central_dp", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
     found = trials.one_run(it, 1024, quiet)
     assert found.claimed == pytest.approx(1 / it.spend.z)  # of all its rounds together
     assert found.epsilon_claimed == pytest.approx(it.spend.card.of_release, rel=1e-6)
@@ -399,12 +400,12 @@ def test_correlated_noise_is_tried_as_a_run():
 def test_broken_correlated_noise_is_caught(monkeypatch, broken):
     true = getattr(matrix, broken)
     monkeypatch.setattr(matrix, broken, lambda *args: true(*args) / 2.0)
-    it = plan("central", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
+    it = plan("central_dp", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
     assert not trials.one_run(it, 4096, quiet).holds
 
 
 def test_what_too_few_canaries_cannot_show_is_said():
-    found = trials.one_run(plan("central", dp__noise_multiplier=0.3, dp__epsilon=100.0), 512, quiet)
+    found = trials.one_run(plan("central_dp", dp__noise_multiplier=0.3), 512, quiet)
     assert found.left_out[1:] == ("breaches: 512 canaries show a mu of 1.8 at most, 3.33 is claimed",)
 
 
@@ -420,13 +421,13 @@ def test_noise_that_takes_back_too_much_is_caught(monkeypatch):
         return after, np.zeros_like(y)
 
     monkeypatch.setattr(matrix, "step", greedy)
-    it = plan("central", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
+    it = plan("central_dp", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
     assert not trials.one_run(it, 1024, quiet).holds
 
 
 @pytest.mark.slow
 def test_steps_of_dp_sgd_hold_at_the_recipes_noise():
-    it = plan("record")
+    it = plan("example")
     mechanism, grain, run = (*record_trials.mechanism(it, 4096, quiet), record_trials.one_run(it, 4096, quiet))
     for found in (mechanism, grain, run):
         assert found.holds, found
@@ -460,7 +461,7 @@ def in_floats(model, loss, records, flat, dp, expected, key):
 def test_noise_in_floating_point_is_caught_by_its_last_bits(monkeypatch):
     """Of the right size, so that nothing else sees it."""
     monkeypatch.setattr(dp_sgd, "gradient", in_floats)
-    mechanism, grain = record_trials.mechanism(plan("record", dp__epsilon=1.0), 1 << 16, quiet)
+    mechanism, grain = record_trials.mechanism(plan("example", dp__epsilon=1.0), 1 << 16, quiet)
     assert mechanism.holds
     assert not grain.holds, grain
     assert grain.lower > 1.5 * grain.claimed
@@ -471,7 +472,7 @@ def test_noise_in_floating_point_is_caught_by_its_last_bits(monkeypatch):
 def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
     true = grid.discrete_gaussian
     monkeypatch.setattr(grid, "discrete_gaussian", lambda s, n, key: true(round(s / by), n, key))
-    mechanism, _, _, run = trials.examine(plan("record"), True, quiet)
+    mechanism, _, _, run = trials.examine(plan("example"), True, quiet)
     assert not mechanism.holds
     assert mechanism.lower == pytest.approx(by * mechanism.claimed, rel=0.1)
     assert run.lower > 0
@@ -480,7 +481,7 @@ def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
 @pytest.mark.slow
 def test_a_missing_clip_of_dp_sgd_is_caught(monkeypatch):
     monkeypatch.setattr(dp_sgd, "min", lambda *_: 1.0, raising=False)  # of 1 and C / norm
-    mechanism, _, _, run = trials.examine(plan("record"), True, quiet)
+    mechanism, _, _, run = trials.examine(plan("example"), True, quiet)
     assert not mechanism.holds
     assert mechanism.lower > 3 * mechanism.claimed
     assert not run.holds

@@ -23,7 +23,7 @@ from edgewise.privacy.spend import Event
 
 pytestmark = pytest.mark.slow  # every test here loads a model
 
-WORDS = {"none": "sum", "central": "sum", "distributed": "secure_sum", "local": "sum", "record": "sum"}
+WORDS = {"none": "sum", "central_dp": "sum", "distributed_dp": "secure_sum", "local_dp": "sum", "example": "sum"}
 DP = ["dp.epsilon=8.0", "dp.delta=1e-5", "dp.clip_l2=0.5"]
 RECIPE = """
 name = "small"
@@ -56,8 +56,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path, word: str, *more: str) -> Result:
-    sets = [f'privacy="{word}"', f'merge.kind="{WORDS[word]}"', *(DP if word != "none" else [])]
-    sets += ["dp.sample_rate=0.2"] if word == "record" else []
+    sets = [
+        f'privacy="{"local_dp" if word == "example" else word}"',
+        f'merge.kind="{WORDS[word]}"',
+        *(DP if word != "none" else []),
+    ]
+    sets += ['dp.unit="example"', "dp.sample_rate=0.2"] if word == "example" else []
     flags = [flag for s in sets for flag in ("--set", s)]
     out = str(folder / word)
     return CliRunner().invoke(cli.app, ["audit", str(folder / "small.toml"), "--quick", "--out", out, *flags, *more])
@@ -68,7 +72,7 @@ def found(folder: Path, word: str) -> tuple[dict, str]:
     return json.loads((folder / word / "audit.json").read_text(encoding="utf-8")), page
 
 
-@pytest.mark.parametrize("word", ["none", "distributed", "record"])
+@pytest.mark.parametrize("word", ["none", "distributed_dp", "example"])
 def test_what_holds_is_told_in_true_words(folder: Path, word: str) -> None:
     result = run(folder, word)
     assert result.exit_code == 0, result.output
@@ -76,8 +80,8 @@ def test_what_holds_is_told_in_true_words(folder: Path, word: str) -> None:
     text = " ".join(result.stdout.split())
     trials = {
         "none": [],
-        "record": ["mechanism", "grain", "steps", "one run"],
-        "distributed": ["length", "mechanism", "rounds", "one run"],
+        "example": ["mechanism", "grain", "steps", "one run"],
+        "distributed_dp": ["length", "mechanism", "rounds", "one run"],
     }[word]
     assert [f["name"] for f in told["findings"]] == trials
     assert all(f["holds"] for f in told["findings"])
@@ -96,7 +100,7 @@ def test_what_holds_is_told_in_true_words(folder: Path, word: str) -> None:
             assert left_out.replace("'", "&#x27;") in page
     leaks = [x["what"] for x in told["leaks"]]
     assert sum(x["seen"] for x in told["leaks"]) == 1
-    if word == "record":
+    if word == "example":
         assert "the same as it leaves the device, every step noised" in leaks
         assert any(x.startswith("whole model, the release") and x.endswith("the noise of every step") for x in leaks)
 
@@ -110,9 +114,9 @@ def test_the_leaks_of_record_privacy_are_of_its_dp_sgd(folder: Path, monkeypatch
         return true(model, loss, records, flat, dp, expected, key)
 
     monkeypatch.setattr(dp_sgd, "gradient", watched)
-    result = run(folder, "record")
+    result = run(folder, "example")
     assert result.exit_code == 0, result.output
-    told, _ = found(folder, "record")
+    told, _ = found(folder, "example")
     sizes = [dim for dp, dim in used if dim not in (2048, 512, 64)]  # of the trials
     assert len(set(sizes)) == 2  # the whole model, and what the recipe trains
     assert sizes.count(max(sizes)) == 8  # one step each
@@ -121,7 +125,7 @@ def test_the_leaks_of_record_privacy_are_of_its_dp_sgd(folder: Path, monkeypatch
     assert {dp.clip for dp, _ in used} == {0.5}
 
 
-@pytest.mark.parametrize("word", ["central", "distributed", "local", "record"])
+@pytest.mark.parametrize("word", ["central_dp", "distributed_dp", "local_dp", "example"])
 def test_noise_of_half_the_size_ends_the_command_with_8(
     folder: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
@@ -132,7 +136,7 @@ def test_noise_of_half_the_size_ends_the_command_with_8(
     check_broken(folder, word)
 
 
-@pytest.mark.parametrize("word", ["central", "distributed", "local", "record"])
+@pytest.mark.parametrize("word", ["central_dp", "distributed_dp", "local_dp", "example"])
 def test_a_missing_clip_ends_the_command_with_8(folder: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     true = private.clip
     monkeypatch.setattr(private, "clip", lambda l2: replace(true(l2), encode=lambda p, memory, *_: (p, memory)))
@@ -148,15 +152,15 @@ def test_local_noise_accounted_at_twice_its_size_ends_the_command_with_8(
     monkeypatch.setattr(private, "adjacency", lambda *_: "zero_out")
     monkeypatch.setattr(compiling, "adjacency", lambda *_: "zero_out")
     monkeypatch.setattr(private, "_local", lambda *of: (true(*of)[0], lambda z: (Event("gaussian", "zero_out", z=z),)))
-    check_broken(folder, "local")
+    check_broken(folder, "local_dp")
 
 
-@pytest.mark.parametrize("word", ["central", "record"])
+@pytest.mark.parametrize("word", ["central_dp", "example"])
 def test_noise_that_comes_again_ends_the_command_with_8(
     folder: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     """The server's in the next round, a device's in the next step."""
-    module = {"central": identities, "record": train}[word]
+    module = {"central_dp": identities, "example": train}[word]
     true = module.derive
     monkeypatch.setattr(module, "derive", lambda key, *of: true(key, *(x for x in of if type(x) is not int)))
     check_broken(folder, word)
@@ -178,10 +182,10 @@ def test_a_bit_that_is_counted_by_half_ends_the_command_with_8(folder: Path, mon
         return replace(stage, infer=infer, encode=encode)
 
     generous = ("--set", "dp.adaptive_clip=true", "--set", "dp.epsilon=60.0")
-    result = run(folder, "central", *generous)
+    result = run(folder, "central_dp", *generous)
     assert result.exit_code == 0, result.output
     monkeypatch.setattr(private, "adaptive_clip", old)
-    check_broken(folder, "central", *generous)
+    check_broken(folder, "central_dp", *generous)
 
 
 def check_broken(folder: Path, word: str, *more: str) -> None:

@@ -24,14 +24,14 @@ DP = {"epsilon": 4.0, "delta": 1e-5, "clip_l2": 1.0}
 
 
 def plan(word: str, **changes: Any) -> Plan:
-    merge = {"kind": "secure_sum" if word == "distributed" else "sum"}
+    merge = {"kind": "secure_sum" if word == "distributed_dp" else "sum"}
     plain = {"privacy": word, "trainable": {"kind": "full"}, "round": {"rounds": 5}, "dp": DP, "merge": merge}
     return compile(from_plain({**plain, **changes}), SPEC, 20, BUILT_IN)
 
 
 def test_zeros_in_place_of_an_update_leave_the_memory_of_their_round() -> None:
     """The server counts them, so the next invitation names their round. The memory of that round is what it was."""
-    checked = plan("central", stage=[{"kind": "feedback"}, {"kind": "top_k", "fraction": 0.1}])
+    checked = plan("central_dp", stage=[{"kind": "feedback"}, {"kind": "top_k", "fraction": 0.1}])
     state: Any = machine.join(checked, "dev0")
     for number, value in enumerate((0.1, 3e38, 3e38, 0.1)):  # residual and update overflow together in round 2
         before = state
@@ -58,8 +58,8 @@ RANDOM, ROTATE, SKETCH = {"kind": "random_k", "fraction": 0.01}, {"kind": "rotat
 
 @pytest.mark.parametrize(
     ("word", "stage"),
-    [(word, stage) for word in ("central", "local") for stage in (RANDOM, ROTATE, SKETCH)]
-    + [("distributed", stage) for stage in (RANDOM, SKETCH)],
+    [(word, stage) for word in ("central_dp", "local_dp") for stage in (RANDOM, ROTATE, SKETCH)]
+    + [("distributed_dp", stage) for stage in (RANDOM, SKETCH)],
 )
 def test_an_update_that_cannot_be_encoded_is_answered_as_zeros_are(word: str, stage: dict[str, Any]) -> None:
     """Each stage overflows float32 before the clip."""
@@ -67,7 +67,7 @@ def test_an_update_that_cannot_be_encoded_is_answered_as_zeros_are(word: str, st
     quiet, loud = (answer(checked, np.full(DIM, x, np.float32)) for x in (0.0, 3e38))
     assert type(quiet) is type(loud)
     assert not isinstance(loud, frame.Refusal)
-    if word == "central":
+    if word == "central_dp":
         pipe = checked.at(0)
         for sent in (quiet, loud):
             assert isinstance(sent, frame.Contribution)

@@ -24,8 +24,6 @@ from edgewise.engine import device as machine
 from edgewise.engine.ports import Arrived
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
-from edgewise.privacy.accountant import epsilon
-from edgewise.privacy.ledger import Charge, Ledger, Refused, charge
 from edgewise.secagg import server, two_server
 
 GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
@@ -123,7 +121,7 @@ def test_devices_take_part_as_often_as_their_noise_was_sized_for() -> None:
     """Two cohorts take turns: whatever a server asks, a device is in every second of the four rounds."""
     recipe = make_recipe(
         {
-            "privacy": "distributed", "metrics": "none", "merge": {"kind": "secure_sum"}, "stage": [],
+            "privacy": "distributed_dp", "metrics": "none", "merge": {"kind": "secure_sum"}, "stage": [],
             "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "round.sampling": "cyclic", "round.cohort": 4,
             "round.minimum": 1.0, "round.rounds": 4,
         }
@@ -143,7 +141,7 @@ def test_noise_of_a_device_is_not_averaged_out() -> None:
     """``local``: each update hides by itself, so a server that asks again and again would see through the noise."""
     recipe = make_recipe(
         {
-            "privacy": "local", "metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5,
+            "privacy": "local_dp", "metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5,
             "dp.clip_l2": 4.0, "round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 4,
         }
     )  # fmt: skip
@@ -186,10 +184,10 @@ class Twice:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"privacy": "local", "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "stage": []},
+        {"privacy": "local_dp", "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "stage": []},
         {"privacy": "hidden", "merge": {"kind": "shared_sum"}, "stage": GRID},
     ],
-    ids=["local", "two servers"],
+    ids=["local_dp", "two servers"],
 )
 def test_simulated_devices_know_what_they_sent(tmp_path: Path, settings: dict[str, Any]) -> None:
     """Between two messages a device's memory is the simulator's to keep."""
@@ -216,31 +214,6 @@ def test_rounds_are_counted_from_zero(kind: str) -> None:
     answer = Devices(plan).asked("d0", msgspec.structs.replace(message, round=-1))
     assert isinstance(answer, frame.Refusal)
     assert answer.code == "E-INVITE"
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_a_multiplier_that_was_typed_ends_with_the_budget(groups: int) -> None:
-    """For the device where it does for the ledger: when the first cohort could not play again."""
-    more = {"round.rounds": 400, "dp.noise_multiplier": 1.0, "dp.epsilon": 30.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0}
-    turns = {"round.sampling": "cyclic", "round.cohort": 4} if groups == 2 else {}
-    recipe = make_recipe({"privacy": "local", "metrics": "none", "stage": [], **more, **turns})
-    plan = compile(recipe, SPEC, len(DEVICES), BUILT_IN)
-    assert plan.spend is not None
-    assert plan.sampling.groups == groups
-    n = plan.spend.rounds
-    assert 1 < n < 400
-    assert f"enough for {n} of 400 rounds" in " ".join(plan.claims)
-    (event,) = set(plan.spend.events)
-    assert epsilon({event: n // groups}, 1e-5) <= 30.0 < epsilon({event: n // groups + 1}, 1e-5)
-    books: Ledger | Refused = Ledger(plan.spend.budget)
-    for r in range(n):
-        assert isinstance(books, Ledger)
-        books = charge(books, Charge(r, "", r % groups, event))
-    assert isinstance(books, Ledger)
-    assert isinstance(charge(books, Charge(n, "", n % groups, event)), Refused)
-    answer = Devices(plan).asked("d0", invite(plan, b"", n))
-    assert isinstance(answer, frame.Refusal)
-    assert answer.code == "E-BUDGET"
 
 
 def test_an_update_that_has_not_left_may_be_asked_for_again() -> None:

@@ -17,6 +17,7 @@ from edgewise.drivers.faults import Fault, Faulty
 from edgewise.drivers.store import RunStore
 from edgewise.engine import device
 from edgewise.engine.ports import Arrived, Lost
+from edgewise.plan import private
 from edgewise.privacy import ledger
 from edgewise.secagg import messages
 
@@ -29,7 +30,7 @@ GRID = [
 MASKS = {"privacy": "hidden", "merge": {"kind": "secure_sum"}, "stage": [*GRID, {"kind": "wrap"}], "round.rounds": 3}
 SHARES = {**MASKS, "merge": {"kind": "shared_sum"}}
 PRIVATE = {
-    "privacy": "distributed",
+    "privacy": "distributed_dp",
     "metrics": "none",
     "stage": [],
     "merge": {"kind": "secure_sum"},
@@ -39,7 +40,7 @@ PRIVATE = {
     "round.minimum": 0.75,
     "round.rounds": 3,
 }
-CENTRAL = {**PRIVATE, "privacy": "central", "merge": {"kind": "sum"}}
+CENTRAL = {**PRIVATE, "privacy": "central_dp", "merge": {"kind": "sum"}}
 
 
 GROUPED = {
@@ -325,9 +326,10 @@ def test_epsilon_grows_to_the_budget_and_the_ledger_says_the_same(tmp_path):
     assert ledger.spent(charges, 1e-5) == pytest.approx(spent[2])
 
 
-def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path):
-    """Too little noise for all rounds: the run stops, its last model stays, and a restart stops at once."""
-    settings = {**PRIVATE, "dp.noise_multiplier": 0.5, "round.rounds": 4}
+def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path, monkeypatch):
+    """Had a plan too little noise for all rounds, the run stops, its last model stays, and a restart stops at once."""
+    monkeypatch.setattr(private, "_derived", lambda dp, _: (0.5, ledger.Budget(dp.epsilon, dp.delta)))
+    settings = {**PRIVATE, "round.rounds": 4}
     with pytest.raises(BudgetError) as caught:
         play(tmp_path, settings)
     assert caught.value.exit_status == 7
@@ -375,7 +377,7 @@ def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
         assert store.models() == models
 
 
-@pytest.mark.parametrize("settings", [PRIVATE, CENTRAL], ids=["distributed", "central"])
+@pytest.mark.parametrize("settings", [PRIVATE, CENTRAL], ids=["distributed_dp", "central_dp"])
 def test_who_cannot_train_sends_zeros_and_does_not_show(tmp_path, monkeypatch, settings):
     monkeypatch.setenv("TOY_NAN", "d00002")
     monkeypatch.setenv("TOY_FAIL", "d00003")
@@ -454,7 +456,7 @@ def test_noise_is_fresh_in_every_round(tmp_path):
     [
         {"dp.amplification": "poisson"},
         {**CENTRAL, "dp.amplification": "poisson"},
-        {"privacy": "local", "merge": {"kind": "sum"}, "dp.amplification": "poisson"},
+        {"privacy": "local_dp", "merge": {"kind": "sum"}, "dp.amplification": "poisson"},
     ],
 )
 def test_amplification_that_others_can_see_is_refused(tmp_path, change):
@@ -507,7 +509,7 @@ def test_an_adaptive_clip_moves_and_costs_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("code", "change"), [("E-COMBO", {"privacy": "distributed"}), ("E-VALUE", {"dp.epsilon": 0.5})]
+    ("code", "change"), [("E-COMBO", {"privacy": "distributed_dp"}), ("E-VALUE", {"dp.epsilon": 0.5})]
 )
 def test_adaptive_clips_that_cannot_be(tmp_path, code, change):
     with pytest.raises(EdgewiseError) as caught:

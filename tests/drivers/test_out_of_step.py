@@ -36,7 +36,7 @@ MASKED = {
     ],
 }
 PRIVATE = {
-    "privacy": "central", "metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0,
+    "privacy": "central_dp", "metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0,
     "round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 6,
 }  # fmt: skip
 

@@ -21,7 +21,7 @@ from edgewise.privacy import accountant
 from edgewise.privacy.spend import poisson
 
 CENTRAL = {
-    "privacy": "central",
+    "privacy": "central_dp",
     "merge": {"kind": "sum"},
     "stage": [],
     "dp.epsilon": 50.0,
@@ -71,7 +71,7 @@ def test_not_even_an_outage_ends_the_run(tmp_path):
     [
         {"round.minimum": 0.5},
         {"round.minimum": 0.0, "round.sampling": "cyclic"},
-        {"round.minimum": 0.0, "privacy": "local"},
+        {"round.minimum": 0.0, "privacy": "local_dp"},
     ],
 )
 def test_only_these_rounds_have_no_minimum(tmp_path, change):

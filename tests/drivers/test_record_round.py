@@ -20,8 +20,9 @@ from edgewise.plan.compile import compile
 from edgewise.privacy import grid
 
 TEXT = """
-privacy = "record"
+privacy = "local_dp"
 [dp]
+unit = "example"
 epsilon = 60.0
 delta = 1e-5
 clip_l2 = 0.5
@@ -49,7 +50,7 @@ def test_what_is_executed_is_what_is_accounted(tmp_path: Path) -> None:
         x = store.blob(store.models()[1]).astype(np.float64)
     plan = compile(asked, record_toy.make(asked).spec, DEVICES, with_extensions(["record_toy"]))
     [event] = plan.spend.events
-    assert (event.unit, event.sampling, event.z) == ("record", "poisson", plan.spend.z)
+    assert (event.unit, event.sampling, event.z) == ("example", "poisson", plan.spend.z)
     clip, rate, steps, z = asked.dp.clip_l2, event.rate, event.steps, event.z
     drawn = -x * rate * RECORDS / clip  # in clips: how often each record was drawn, with noise; a mean over devices
     noise, records = drawn[RECORDS:], drawn[:RECORDS]

@@ -19,9 +19,9 @@ from edgewise.privacy.card import ADD_UP, rests_on
 DP = {"stage": [], "metrics": "none", "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "round.rounds": 2}
 GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
 NOISED = {
-    "central": {**DP, "privacy": "central", "merge": {"kind": "sum"}},
-    "distributed": {**DP, "privacy": "distributed", "merge": {"kind": "secure_sum"}, "round.minimum": 0.75},
-    "local": {**DP, "privacy": "local", "merge": {"kind": "sum"}},
+    "central_dp": {**DP, "privacy": "central_dp", "merge": {"kind": "sum"}},
+    "distributed_dp": {**DP, "privacy": "distributed_dp", "merge": {"kind": "secure_sum"}, "round.minimum": 0.75},
+    "local_dp": {**DP, "privacy": "local_dp", "merge": {"kind": "sum"}},
     "no epsilon": {"stage": [{"kind": "clip", "l2": 4.0}], "post": [{"kind": "noise", "z": 1.0}], "round.rounds": 2},
 }
 PLAIN = {
@@ -33,7 +33,7 @@ PLAIN = {
         "round.rounds": 2, "round.minimum": 1.0, "data.devices": 20, "trust.malicious_fraction": 0.0,
     },
 }  # fmt: skip
-POISSON = {**NOISED["central"], "round.sampling": "poisson", "round.cohort": 4}
+POISSON = {**NOISED["central_dp"], "round.sampling": "poisson", "round.cohort": 4}
 
 
 def last(out, recipe):
@@ -56,9 +56,9 @@ def test_runs_that_differ_share_no_noise(tmp_path, word, other):
 
 @pytest.mark.slow
 def test_one_recipe_over_other_data_has_other_noise(tmp_path, monkeypatch):
-    one, _ = last(tmp_path / "a", NOISED["central"])
+    one, _ = last(tmp_path / "a", NOISED["central_dp"])
     monkeypatch.setattr(toy.ToyTrainer, "describe", lambda self: {"model": "toy", "fingerprint": "one text more"})
-    two, _ = last(tmp_path / "b", NOISED["central"])
+    two, _ = last(tmp_path / "b", NOISED["central_dp"])
     assert one != two
 
 
@@ -74,10 +74,10 @@ def plan(overrides, population=8):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("word", [*NOISED, "record"])
+@pytest.mark.parametrize("word", [*NOISED, "example"])
 def test_every_secret_of_a_device_is_the_runs_own(word):
     """And none is one that the recipe's seed alone leads to, which ``FitRequest.key`` is."""
-    recipe = NOISED.get(word, {**DP, "privacy": "record", "dp.sample_rate": 0.1})
+    recipe = NOISED.get(word, {**DP, "privacy": "local_dp", "dp.unit": "example", "dp.sample_rate": 0.1})
     plans = [plan(recipe), plan({**recipe, "name": "other"}), plan(recipe, 9)]
     secrets = set()
     for each in plans:
@@ -97,11 +97,11 @@ def test_cohorts_that_noise_counts_on_are_the_runs_own():
 
     assert cohorts(POISSON) == cohorts(POISSON)
     assert cohorts(POISSON) != cohorts({**POISSON, "name": "other"})
-    fixed = {**NOISED["central"], "round.sampling": "fixed", "round.cohort": 4}
+    fixed = {**NOISED["central_dp"], "round.sampling": "fixed", "round.cohort": 4}
     assert cohorts(fixed) == cohorts({**fixed, "name": "other"})
 
 
-@pytest.mark.parametrize("word", ["central", "distributed", "local"])
+@pytest.mark.parametrize("word", ["central_dp", "distributed_dp", "local_dp"])
 def test_a_plan_says_what_the_seed_leads_to_and_that_epsilons_add_up(word):
     one = plan(NOISED[word])
     said = "; ".join(one.claims)

@@ -43,7 +43,7 @@ def write(text, name="recipe.toml"):
 def test_noise_beyond_float32_ends_a_run_with_a_code(cli):
     """With a clip that somebody switched off the model and the optimizer's memory would hold infinity."""
     stages = ['kind = "clip"\nl2 = 1e29', 'kind = "quantize"\ngrid = "shared"', 'kind = "wrap"']
-    text = PLAIN[: PLAIN.index("[[stage]]")].replace('privacy = "none"', 'privacy = "central"')
+    text = PLAIN[: PLAIN.index("[[stage]]")].replace('privacy = "none"', 'privacy = "central_dp"')
     text += "".join(f"[[stage]]\n{stage}\n" for stage in stages)
     text += '[merge]\nkind = "secure_sum"\n[dp]\nepsilon = 20.0\ndelta = 1e-5\nclip_l2 = 1e29\n'
     status, envelope = cli("sim", write(text), *TOY, "--out", "run")

@@ -15,7 +15,7 @@ from edgewise.core import events
 
 ROUNDS = 60
 DP: dict[str, Any] = {
-    "privacy": "central",
+    "privacy": "central_dp",
     "stage": [],
     "dp": {"epsilon": 50.0, "delta": 1e-5, "clip_l2": 1.0},
 }

@@ -38,9 +38,9 @@ KINDS: dict[str, dict[str, Any]] = {
         "round": {"rounds": 2, "minimum": 0.8},
     },
     "two servers": {**MASKS, "merge": {"kind": "shared_sum"}, "trust": FEW},
-    "distributed": {"privacy": "distributed", **DP, "merge": {"kind": "secure_sum"}, "trust": FEW},
-    "central": {"privacy": "central", **DP},
-    "local": {"privacy": "local", **DP},
+    "distributed_dp": {"privacy": "distributed_dp", **DP, "merge": {"kind": "secure_sum"}, "trust": FEW},
+    "central_dp": {"privacy": "central_dp", **DP},
+    "local_dp": {"privacy": "local_dp", **DP},
 }
 
 

@@ -15,7 +15,7 @@ from edgewise.core.errors import EdgewiseError, RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.training import POOLED
 from edgewise.plan.recipe import from_plain
-from edgewise.plan.section import DP_WORDS
+from edgewise.plan.words import DP_WORDS
 
 BATCH = 8
 EPOCHS = {"training": {"local_epochs": 2.0, "batch": BATCH, "max_local_steps": 6}}
@@ -123,6 +123,6 @@ def test_exactly_one_of_steps_and_epochs():
 
 @pytest.mark.parametrize("word", DP_WORDS)
 def test_no_epsilon_counts_how_long_a_device_trains(word):
-    dp = {"epsilon": 8.0, "delta": 1e-3, "clip_l2": 1.0, **({"sample_rate": 0.1} if word == "record" else {})}
+    dp = {"epsilon": 8.0, "delta": 1e-3, "clip_l2": 1.0}
     with pytest.raises(RecipeError, match=r"E-COMBO.*local_epochs"):
         from_plain({"privacy": word, "dp": dp, "training": {"local_epochs": 1.0}})

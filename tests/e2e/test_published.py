@@ -16,7 +16,7 @@ from edgewise.privacy.card import NOT_COVERED, OUTSIDE
 from unit.made_run import RECIPES, make_run
 
 POISSON = {
-    "privacy": "central",
+    "privacy": "central_dp",
     "metrics": "none",
     "stage": [],
     "data.devices": 12,

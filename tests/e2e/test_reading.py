@@ -86,7 +86,7 @@ def test_exact_counts_are_for_the_owner_where_an_epsilon_is_promised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    written(tmp_path, "central", DP)
+    written(tmp_path, "central_dp", DP)
     run("sim", "recipe.toml", "--out", "out", "--quiet")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["reading"] is None

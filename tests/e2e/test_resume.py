@@ -26,14 +26,14 @@ TURNS = ('stage=[{kind="segments",cycle=2},{kind="weigh"},{kind="feedback"},{kin
 
 # Masks and noise: a session that is cut off is begun anew, and its round is charged once (the same attempt).
 PRIVATE = (
-    'privacy="distributed"', 'metrics="none"', "stage=[]", 'merge={kind="secure_sum"}', "dp.epsilon=20.0",
+    'privacy="distributed_dp"', 'metrics="none"', "stage=[]", 'merge={kind="secure_sum"}', "dp.epsilon=20.0",
     "dp.delta=1e-5", "dp.clip_l2=4.0", "round.minimum=0.75",
 )  # fmt: skip
 
 # Noise that a round takes back from those before it: the server's memory of it must survive too.
 CORRELATED = (
-    'privacy="central"', 'metrics="none"', "stage=[]", 'round.sampling="cyclic"', "round.cohort=4", "dp.epsilon=20.0",
-    "dp.delta=1e-5", "dp.clip_l2=4.0", 'dp.noise="correlated"', "round.rounds=8",
+    'privacy="central_dp"', 'metrics="none"', "stage=[]", 'round.sampling="cyclic"', "round.cohort=4",
+    "dp.epsilon=20.0", "dp.delta=1e-5", "dp.clip_l2=4.0", 'dp.noise="correlated"', "round.rounds=8",
 )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ DOWNLINK = (
 
 # Noise of each device's own: an update leaves once, and what was journalled of it is not asked for again.
 LOCAL = (
-    'privacy="local"', 'metrics="none"', "stage=[]", "dp.epsilon=20.0", "dp.delta=1e-5", "dp.clip_l2=4.0",
+    'privacy="local_dp"', 'metrics="none"', "stage=[]", "dp.epsilon=20.0", "dp.delta=1e-5", "dp.clip_l2=4.0",
 )  # fmt: skip
 
 # Masks over what devices remember: a session that is begun anew starts from the same memory.

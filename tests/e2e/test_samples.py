@@ -14,7 +14,7 @@ from edgewise.apps import check
 from edgewise.core.errors import EdgewiseError, RecipeError
 from edgewise.learn.samples import NEW, PROMPT, opening
 from edgewise.plan.recipe import from_plain
-from edgewise.plan.section import DP_WORDS
+from edgewise.plan.words import DP_WORDS
 
 SECRETS = {"ada": "the ledger of the harbour lists seven ships. ", "bob": "zinc and copper are weighed at dawn. "}
 
@@ -64,7 +64,7 @@ def test_the_report_prints_text_only_where_it_is_asked_to(tmp_path):
 
 @pytest.mark.parametrize("word", DP_WORDS)
 def test_no_epsilon_counts_printed_text(word):
-    dp = {"epsilon": 8.0, "delta": 1e-3, "clip_l2": 1.0, **({"sample_rate": 0.1} if word == "record" else {})}
+    dp = {"epsilon": 8.0, "delta": 1e-3, "clip_l2": 1.0}
     with pytest.raises(RecipeError, match=r"E-COMBO.*report.samples"):
         from_plain({"privacy": word, "dp": dp, "report": {"samples": 1}})
 

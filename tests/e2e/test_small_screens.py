@@ -67,7 +67,7 @@ def measured(page: str, width: int, folder: Path) -> dict[str, Any]:
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "many devices": {"devices": 200},
-    "private": {**RECIPES["distributed"], "devices": 120},
+    "private": {**RECIPES["distributed_dp"], "devices": 120},
     "compressed": {"downlink": [{"kind": "quantize", "bits": 8}], "devices": 3, "round": {"rounds": 2}},
 }
 

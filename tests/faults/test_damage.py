@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 NAMED = {"E-CHECKPOINT", "E-RESUME", "E-RUN-EXISTS"}
-CHOSEN = ("plain", "downlink", "distributed", "compared") if LONG else ("downlink",)
+CHOSEN = ("plain", "downlink", "distributed_dp", "compared") if LONG else ("downlink",)
 
 
 def kind(path: str) -> str:

@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 POOL: Mapping[str, Any] = {"simulation.engine": "pool", "simulation.workers": 2}
-POOLED = ("plain", "downlink", "hidden", "distributed")
+POOLED = ("plain", "downlink", "hidden", "distributed_dp")
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EROFS)
 RESUMING = 48  # operations of a resume that are walked: opening, cleaning, and the rest of the round
 PARTS = range(4 if LONG else 1)  # the pool's walk is shared out to several tests

@@ -28,7 +28,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "ladder": {"merge": {"kind": "secure_sum"}, **LADDER},
 }
 NOISE = {
-    "privacy": "distributed",
+    "privacy": "distributed_dp",
     "stage": [],
     "metrics": "none",
     "dp": {"epsilon": 8.0, "delta": 1e-7, "clip_l2": 1.0, "bits": 20},

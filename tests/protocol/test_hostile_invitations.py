@@ -45,10 +45,10 @@ PLANS = {
     "deltas": plan("none", downlink=[{"kind": "quantize", "bits": 8}]),
     "hidden": plan("hidden", merge={"kind": "secure_sum"}, stage=GRID),
     "two servers": plan("hidden", merge={"kind": "shared_sum"}, stage=GRID),
-    "central": plan("central", dp=DP),
-    "following": plan("central", dp={**DP, "epsilon": 40.0, "adaptive_clip": True}),
-    "local": plan("local", dp=DP),
-    "record": plan("record", dp={**DP, "sample_rate": 0.05}, training={"local_steps": 10}),
+    "central_dp": plan("central_dp", dp=DP),
+    "following": plan("central_dp", dp={**DP, "epsilon": 40.0, "adaptive_clip": True}),
+    "local_dp": plan("local_dp", dp=DP),
+    "example": plan("local_dp", dp={**DP, "unit": "example", "sample_rate": 0.05}, training={"local_steps": 10}),
 }
 
 
@@ -137,18 +137,22 @@ def rule(plan: Plan, round: int = 3, **changes: Any) -> LocalRule:
 
 
 REFUSED: list[tuple[str, dict[str, Any]]] = [
-    *(("record", {"rule": rule(PLANS["record"], steps=n)}) for n in (0, 1, 9, 11, 100, 10**12, -5)),
+    *(("example", {"rule": rule(PLANS["example"], steps=n)}) for n in (0, 1, 9, 11, 100, 10**12, -5)),
     *(("none", {"rule": rule(PLANS["none"], lr=lr)}) for lr in (math.nan, math.inf, 0.0, -1.0, 1.0)),
     *(("none", {"rule": rule(PLANS["none"], epochs=e)}) for e in (1.0, math.nan, -1.0)),
     ("none", {"rule": rule(PLANS["none"], prox_mu=0.1)}),
     ("none", {"rule": rule(PLANS["none"], prox_mu=math.nan)}),
     ("none", {"rule": rule(PLANS["none"], segments=("a",))}),
     ("turns", {"rule": PLANS["turns"].rule(2)}),
-    *((name, {"round": r}) for name in ("none", "hidden", "record", "local") for r in (-1, 10, 10**15, 2**63)),
+    *((name, {"round": r}) for name in ("none", "hidden", "example", "local_dp") for r in (-1, 10, 10**15, 2**63)),
     *(("none", {"public": b}) for b in (b"", bytes(31), bytes(33), bytes(65), bytes(1000))),
     *(("hidden", {"nonce": b}) for b in (b"", bytes(31), bytes(33))),
     ("none", {"nonce": bytes(32)}),
-    *((name, {"clip": c}) for name in ("none", "central", "local") for c in (math.nan, 1.0, -1.0, 1e-30, math.inf)),
+    *(
+        (name, {"clip": c})
+        for name in ("none", "central_dp", "local_dp")
+        for c in (math.nan, 1.0, -1.0, 1e-30, math.inf)
+    ),
     *(("following", {"clip": c}) for c in (math.nan, 0.0, -1.0, 0.7, 1.4, math.inf)),
     *(("none", {"accepted": a}) for a in (-2, 3, 4, 2**63)),
     *(("none", {"deadline_s": s}) for s in (math.nan, math.inf, 0.0, -1.0)),
@@ -261,7 +265,7 @@ def test_letters_of_any_kind(data: st.DataObject) -> None:
         assert isinstance(after, machine.Idle | machine.Hiding)
 
 
-@pytest.mark.parametrize("word", ["none", "hidden", "local", "record", "central"])
+@pytest.mark.parametrize("word", ["none", "hidden", "local_dp", "example", "central_dp"])
 def test_secrets_come_from_the_driver(word: str) -> None:
     """Nothing that the plan gives away decides what hides a device: the same recipe, other secrets, other noise."""
     plan, other = PLANS[word], Secrets.of(bytes(32))
@@ -274,7 +278,7 @@ def test_secrets_come_from_the_driver(word: str) -> None:
     assert sent[0] == sent[2], "asked again with the same secrets it sends the same bytes"
     assert fits[0].key == fits[1].key, "the order of batches is public"
     assert fits[0].secret == fits[2].secret != fits[1].secret
-    assert (sent[0] != sent[1]) == (word in ("hidden", "local"))
+    assert (sent[0] != sent[1]) == (word in ("hidden", "local_dp"))
 
 
 @pytest.mark.parametrize("entropy", [b"", bytes(31), bytes(33)])

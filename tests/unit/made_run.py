@@ -47,10 +47,10 @@ DP: dict[str, Any] = {"stage": [], "metrics": "none", "dp": {"epsilon": 20.0, "d
 RECIPES: dict[str, dict[str, Any]] = {  # the sections in which a recipe of each privacy word differs from ``PLAIN``
     "none": {"privacy": "none"},
     "hidden": {"privacy": "hidden", "merge": SECURE, "stage": GRID},
-    "central": {"privacy": "central", **DP},
-    "distributed": {"privacy": "distributed", **DP, "trust": {"malicious_fraction": 0.05}, "merge": SECURE},
-    "local": {"privacy": "local", **DP},
-    "record": {"privacy": "record", **DP, "dp": {**DP["dp"], "sample_rate": 0.1}},
+    "central_dp": {"privacy": "central_dp", **DP},
+    "distributed_dp": {"privacy": "distributed_dp", **DP, "trust": {"malicious_fraction": 0.05}, "merge": SECURE},
+    "local_dp": {"privacy": "local_dp", **DP},
+    "example": {"privacy": "local_dp", **DP, "dp": {**DP["dp"], "unit": "example", "sample_rate": 0.1}},
 }
 
 

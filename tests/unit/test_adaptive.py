@@ -30,7 +30,7 @@ from edgewise.plan.section import SimulationSection
 
 SPEC = Spec.of([("a", (50_000,), "float32"), ("b", (50_000,), "float32"), ("c", (20_000,), "float32")])
 PLAIN: dict[str, Any] = {"privacy": "none", "codec": "adaptive", "round": {"deadline_s": 20.0}}
-RECORD = {"epsilon": 4.0, "delta": 1e-5, "clip_l2": 1.0, "sample_rate": 0.1}
+EXAMPLE = {"unit": "example", "epsilon": 4.0, "delta": 1e-5, "clip_l2": 1.0, "sample_rate": 0.1}
 
 
 def plan_of(**changes: Any) -> Plan:
@@ -83,7 +83,7 @@ def test_segments_before_the_ladder_make_it_smaller() -> None:
         ("E-COMBO", "adaptive", {"codec": "stages", "adaptive": {"slack": 0.2}}),
         ("E-COMBO", "deadline_s", {"adaptive": {"deadline_s": 21.0}}),
         ("E-COMBO", "patience", {"privacy": "hidden", "merge": {"kind": "secure_sum"}, "adaptive": {"patience": 0.2}}),
-        ("E-COMBO", "patience", {"privacy": "record", "dp": RECORD, "adaptive": {"patience": 0.2}}),
+        ("E-COMBO", "patience", {"privacy": "local_dp", "dp": EXAMPLE, "adaptive": {"patience": 0.2}}),
         ("E-COMBO", "link_mbit", {"simulation": {"link_mbit": 50.0}}),
         ("E-COMBO", "link_trace", {"simulation": {"link_trace": "a.csv", "link_mbit": 2.0}}),
     ],
@@ -121,7 +121,9 @@ def test_a_device_sends_what_it_has_time_for(elapsed_s: float, up_mbit: float) -
 @pytest.mark.slow
 def test_with_noise_on_records_the_rung_says_nothing_of_training() -> None:
     """How long a step takes follows from how many blocks it drew, which are secret. The link still counts."""
-    plan = plan_of(privacy="record", dp=RECORD, stage=[], metrics="none", adaptive={"slack": 0.0, "deadline_s": 10.0})
+    plan = plan_of(
+        privacy="local_dp", dp=EXAMPLE, stage=[], metrics="none", adaptive={"slack": 0.0, "deadline_s": 10.0}
+    )
     by_time = {trained(plan, elapsed_s, 0.05) for elapsed_s in (0.0, 0.1, 5.0, 9.9, 17.0, 19.9, 30.0)}
     assert len(by_time) == 1
     assert {plan.expected_bytes(0, elapsed_s, 0.05) for elapsed_s in (0.0, 5.0, 19.9)} == {plan.sizes[by_time.pop()[0]]}

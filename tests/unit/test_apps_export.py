@@ -154,7 +154,7 @@ def test_the_card_says_how_text_came_to_devices(data: dict[str, Any], said: str,
     assert said in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("word", ["none", "hidden", "distributed"])
+@pytest.mark.parametrize("word", ["none", "hidden", "distributed_dp"])
 def test_the_privacy_card_is_exported(word: str, base: Path, tmp_path: Path) -> None:
     recipe = RECIPES[word]
     trained(base, {"kind": "full"}, tmp_path / "run", **recipe)
@@ -164,7 +164,7 @@ def test_the_privacy_card_is_exported(word: str, base: Path, tmp_path: Path) -> 
         s = summary.build(store)
     assert privacy_part.markdown(s, 12) in text
     card = s["plan"]["privacy"]["card"]
-    assert (card is None) == (word != "distributed")
+    assert (card is None) == (word != "distributed_dp")
     if card is None:
         assert f"\n{without(s['plan']['privacy']['servers'])}\n" in text
         assert "private" not in text

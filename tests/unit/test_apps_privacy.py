@@ -37,7 +37,7 @@ def written(out: Path, **recipe: Any) -> dict[str, str]:
     return {where: " ".join(text.split()) for where, text in told.items()}
 
 
-@pytest.mark.parametrize("word", ["central", "distributed", "local", "record"])
+@pytest.mark.parametrize("word", ["central_dp", "distributed_dp", "local_dp", "example"])
 def test_every_part_of_the_card_is_in_all_three(word: str, tmp_path: Path) -> None:
     recipe = RECIPES[word]
     spend = made_plan(**recipe).spend
@@ -47,7 +47,7 @@ def test_every_part_of_the_card_is_in_all_three(word: str, tmp_path: Path) -> No
     parts = [card.unit, card.adjacency, card.sampling, card.noise, f"in at most {card.rounds_each} round"]
     parts += [f"{epsilon:.3g}" for _, epsilon in card.fewer]
     parts += [f"{card.delta:g}"]
-    if word == "distributed":
+    if word == "distributed_dp":
         assert len(card.fewer) > 2
         assert "per coordinate; at least" in card.noise
         parts += [f"{card.honest} are counted on in every round", "If fewer of them add their noise"]
@@ -59,7 +59,7 @@ def test_every_part_of_the_card_is_in_all_three(word: str, tmp_path: Path) -> No
     for where in ("check", "model card"):  # the report says it in large figures
         assert "epsilon 20; the round that would exceed it is not played" in told[where]
         assert f"epsilon {card.of_release:.3g} at delta 0.001" in told[where]
-        assert ("against the server nothing is promised" in told[where].replace("| ", "")) == (word == "central")
+        assert ("against the server nothing is promised" in told[where].replace("| ", "")) == (word == "central_dp")
 
 
 @pytest.mark.parametrize(("word", "said"), [("none", VISIBLE), ("hidden", HIDDEN)])
@@ -72,7 +72,7 @@ def test_without_epsilon_nothing_is_called_private(word: str, said: str, tmp_pat
 
 
 def test_a_model_card_says_what_was_spent_on_its_model(tmp_path: Path) -> None:
-    make_run(tmp_path, **RECIPES["central"])
+    make_run(tmp_path, **RECIPES["central_dp"])
     with RunStore(tmp_path) as store:
         s = summary.build(store)
     for row in s["per_round"]:
@@ -85,7 +85,7 @@ def test_a_run_that_recorded_nothing_says_nothing() -> None:
     assert privacy_part.markdown({"plan": {"privacy": None}}, 1) == ""
 
 
-@pytest.mark.parametrize("word", ["local", "record"])
+@pytest.mark.parametrize("word", ["local_dp", "example"])
 def test_updates_that_devices_noise_are_not_said_to_be_without_promise(word: str) -> None:
     """The server sees each of them, and epsilon holds against it all the same."""
     plan = made_plan(**RECIPES[word])
@@ -112,10 +112,10 @@ def test_hidden_sums_say_what_they_hide_and_distributed_noise_where_epsilon_went
     assert promised == {"sums alone are seen; no epsilon", "no epsilon", "needs TLS outside"}
     plain = privacy_facts(made_plan())
     assert plain["seen"][0]["promised"] == "nothing is promised"
-    noised = privacy_facts(made_plan(**RECIPES["distributed"]))["card"]
+    noised = privacy_facts(made_plan(**RECIPES["distributed_dp"]))["card"]
     assert 0.0 < noised["continuous"] < noised["against_server"]
     assert "continuous noise of this size would take epsilon" in dict(rests_on(noised))["counted"]
-    assert "counted" not in dict(rests_on(privacy_facts(made_plan(**RECIPES["central"]))["card"]))
+    assert "counted" not in dict(rests_on(privacy_facts(made_plan(**RECIPES["central_dp"]))["card"]))
 
 
 def test_what_never_leaves_a_device_is_what_there_is() -> None:

@@ -165,7 +165,7 @@ def test_the_bytes_of_the_text_stand_beside_what_was_sent(tmp_path: Path) -> Non
     assert s["bytes"]["up_per_device"] < s["bytes"]["text_per_device"]
     assert "The text that is trained on" in page
     assert "would have taken fewer bytes" not in page
-    s, page = made(tmp_path / "c", **made_run.RECIPES["central"])
+    s, page = made(tmp_path / "c", **made_run.RECIPES["central_dp"])
     assert s["bytes"]["text_total"] is s["bytes"]["text_per_device"] is None, "no epsilon is about them"
     assert "bytes_per_token" not in s["facts"]
 

@@ -70,7 +70,7 @@ def test_runs_of_other_data_models_or_text_are_named_and_never_win(folder: Path)
 @pytest.mark.slow
 def test_an_unfinished_run_and_one_with_a_budget(folder: Path) -> None:
     make_run(Path("runs/half"), rounds_played=5, finished=False)
-    make_run(Path("runs/dp"), **RECIPES["central"])
+    make_run(Path("runs/dp"), **RECIPES["central_dp"])
     found = comparison.build([Path("runs/half"), Path("runs/dp")])
     half, _ = found["runs"]
     assert (half["complete"], half["rounds"], half["perplexity"]["centralised"]) == (False, 5, None)

@@ -79,12 +79,12 @@ MASKED = {
     "stage": [{"kind": "clip", "l2": 1.0}, {"kind": "quantize", "grid": "shared"}, {"kind": "wrap"}],
 }  # fmt: skip
 NOISED = {
-    "privacy": "distributed", "merge": {"kind": "secure_sum"}, "stage": [], "metrics": "none", "dp.epsilon": 8.0,
+    "privacy": "distributed_dp", "merge": {"kind": "secure_sum"}, "stage": [], "metrics": "none", "dp.epsilon": 8.0,
     "dp.delta": 1e-5, "dp.clip_l2": 1.0,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("word", [MASKED, NOISED], ids=["hidden", "distributed"])
+@pytest.mark.parametrize("word", [MASKED, NOISED], ids=["hidden", "distributed_dp"])
 def test_sides_that_would_compile_other_bounds_never_meet_in_a_session(word, monkeypatch):
     def identity(population, spec=SPEC):
         side = plan(population, spec, **word)
@@ -117,10 +117,11 @@ def test_claims_tell_the_truth_about_metrics():
     assert not any("train losses and weight" in c for c in plan(metrics="none").claims)
 
 
-@pytest.mark.parametrize("word", ["central", "distributed", "local", "record"])
+@pytest.mark.parametrize("word", ["central_dp", "distributed_dp", "local_dp", "example"])
 def test_with_noise_factors_are_trained_unless_the_recipe_says_so(word):
-    dp = {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0} | ({"sample_rate": 0.1} if word == "record" else {})
-    plain = {"schema": 1, "privacy": word, "dp": dp}
+    dp = {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0}
+    dp |= {"unit": "example", "sample_rate": 0.1} if word == "example" else {}
+    plain = {"schema": 1, "privacy": "local_dp" if word == "example" else word, "dp": dp}
     assert from_plain(plain).trainable.kind == "ffa_lora"
     assert (
         from_plain({**plain, "trainable": {"rank": 2}}).trainable
@@ -135,7 +136,7 @@ def test_with_noise_factors_are_trained_unless_the_recipe_says_so(word):
 def test_groups_carry_the_noise_of_a_cohort_whose_corrupt_devices_are_all_in_one():
     plain = {
         "schema": 1,
-        "privacy": "distributed",
+        "privacy": "distributed_dp",
         "dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0},
         "trust": {"malicious_fraction": 0.05},
         "round": {"rounds": 4, "minimum": 0.9},

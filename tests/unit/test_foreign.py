@@ -85,10 +85,10 @@ def test_reading_ends_soon(part: str) -> None:
 @pytest.mark.parametrize(
     ("privacy", "more"),
     [
-        ("central", {}),
-        ("local", {}),
-        ("distributed", {"merge": {"kind": "secure_sum"}}),
-        ("central", {"stage": [{"kind": "segments", "cycle": 3}]}),
+        ("central_dp", {}),
+        ("local_dp", {}),
+        ("distributed_dp", {"merge": {"kind": "secure_sum"}}),
+        ("central_dp", {"stage": [{"kind": "segments", "cycle": 3}]}),
     ],
 )
 def test_what_many_rounds_cost_is_known_at_once(privacy: str, more: dict[str, object]) -> None:
@@ -96,10 +96,10 @@ def test_what_many_rounds_cost_is_known_at_once(privacy: str, more: dict[str, ob
     assert explained(recipe.from_plain(plain | {"dp": {"epsilon": 1000.0, "delta": 1e-5, "clip_l2": 1.0}}))
 
 
-@pytest.mark.parametrize("privacy", ["central", "distributed", "local"])
+@pytest.mark.parametrize("privacy", ["central_dp", "distributed_dp", "local_dp"])
 @pytest.mark.parametrize("epsilon", [1e5, 1e6])
 def test_a_budget_that_needs_hardly_any_noise(privacy: str, epsilon: float) -> None:
     plain = {"privacy": privacy, "data": {"partition": "iid", "devices": 40}}
     plain |= {"dp": {"epsilon": epsilon, "delta": 1e-5, "clip_l2": 1.0}}
-    plain |= {"merge": {"kind": "secure_sum"}} if privacy == "distributed" else {}
+    plain |= {"merge": {"kind": "secure_sum"}} if privacy == "distributed_dp" else {}
     assert explained(recipe.from_plain(plain))

@@ -97,7 +97,7 @@ def test_what_a_rung_sends_stands_for_all(name: str, share: float) -> None:
             "E-COMBO",
             "hidden rungs",
             {
-                "privacy": "distributed",
+                "privacy": "distributed_dp",
                 "metrics": "none",
                 "stage": [],
                 "dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0},

@@ -22,6 +22,7 @@ from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.plan.private import Taking, private
+from edgewise.plan.promise import promised
 from edgewise.plan.recipe import parse
 from edgewise.plan.section import TrainingSection
 
@@ -113,8 +114,9 @@ def test_a_trainer_noises_its_steps() -> None:
 
 
 RECIPE = """
-privacy = "record"
+privacy = "local_dp"
 [dp]
+unit = "example"
 epsilon = 4.0
 delta = 1e-5
 clip_l2 = 1.0
@@ -130,7 +132,9 @@ SPEC = Spec.of([("x", (10,), "float32")])
 
 
 def spend(text: str, space: Space):
-    return private(parse(text), SPEC, space, [[]], Taking("all", 1.0, 4, 3, 1, "all"), False)[1]
+    recipe = parse(text)
+    taking = Taking("all", 1.0, 4, 3, 1, "all")
+    return private(recipe, SPEC, space, [[]], taking, promised(recipe, hidden=False))[1]
 
 
 @pytest.mark.slow

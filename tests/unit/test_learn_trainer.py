@@ -252,11 +252,11 @@ def test_with_record_privacy_an_unreadable_document_is_no_record(place: Path, tm
         made = make(
             from_plain(
                 {
-                    "privacy": "record",
+                    "privacy": "local_dp",
                     "model": {"base": str(place / "model"), "precision": "float32"},
                     "trainable": {"kind": "full"},
                     "data": data,
-                    "dp": {"epsilon": 4.0, "delta": 1e-5, "clip_l2": 1.0, "sample_rate": 0.9},
+                    "dp": {"epsilon": 4.0, "delta": 1e-5, "clip_l2": 1.0, "unit": "example", "sample_rate": 0.9},
                     "training": {"optimizer": "sgd", "lr": 1.0, "local_steps": 2},
                 }
             ),

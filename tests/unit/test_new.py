@@ -18,7 +18,7 @@ from typer.testing import Result
 
 from edgewise.apps import guides, new_text
 from edgewise.plan import recipe
-from edgewise.plan.section import Privacy
+from edgewise.plan.words import Privacy
 from support.commands import call
 
 WORDS = get_args(Privacy)
@@ -119,12 +119,12 @@ def test_columns_are_proposed_and_every_key_is_explained(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("word", "exponent"), [("local", -5), ("record", -6)])
-def test_delta_is_small_beside_the_number_of_what_it_is_about(folder: Path, word: str, exponent: int) -> None:
+@pytest.mark.parametrize(("unit", "exponent"), [("device", -5), ("example", -6)])
+def test_delta_is_small_beside_the_number_of_what_it_is_about(folder: Path, unit: str, exponent: int) -> None:
     """Of three devices, or of 5,000 rows, each of which is a block of its own."""
     lines = (json.dumps({"ward": f"ward {i % 3}", "note": f"seen {i}"}) + "\n" for i in range(5_000))
     (folder / "short.jsonl").write_text("".join(lines), encoding="utf-8")
-    new("mine", "--data", "short.jsonl", "--privacy", word, "--owner", "ward", "--text", "note")
+    new("mine", "--data", "short.jsonl", "--privacy", "local_dp", "--unit", unit, "--owner", "ward", "--text", "note")
     assert recipe.load("mine.toml").dp.delta == pytest.approx(10.0**exponent)
 
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_is_refused_before_a_file_is_there(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_few_devices_are_told_what_noise_does_to_them(folder: Path) -> None:
-    done = new("--data", jsonl(folder, 5), "--privacy", "central")
+    done = new("--data", jsonl(folder, 5), "--privacy", "central_dp")
     assert "note: 5 devices are few for noise" in done.stdout
     assert tomllib.loads(Path("mine.toml").read_text(encoding="utf-8"))["dp"]["epsilon"] == 8.0
 

@@ -31,24 +31,25 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
 from edgewise.privacy import rules
 from edgewise.privacy.accountant import epsilon
+from edgewise.privacy.card import promises, rests_on
 from edgewise.privacy.clip import clip, clip_tensors
-from edgewise.privacy.ledger import Charge, Ledger, charge, spent
+from edgewise.privacy.ledger import Charge, Ledger, Refused, charge, spent
 from edgewise.privacy.noise import noise
 from edgewise.privacy.spend import fixed_size, poisson, record_level
 
 SPEC = Spec.of([("a", (30, 10), "float32"), ("b", (100,), "float32"), ("c", (100,), "float32"), ("d", (4,), "float32")])
 SPACE = Space(SPEC.dim, Quorum(3, 8), universe=SPEC.dim)
 DP = {"metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "round.minimum": 0.75}
-CENTRAL = {"privacy": "central", **DP}
+CENTRAL = {"privacy": "central_dp", **DP}
 POISSON = {"round.sampling": "poisson", "round.cohort": 4, "round.minimum": 0.0}
-DISTRIBUTED = {"privacy": "distributed", "merge": {"kind": "secure_sum"}, **DP}
+DISTRIBUTED = {"privacy": "distributed_dp", "merge": {"kind": "secure_sum"}, **DP}
 HONEST = {"trust.malicious_fraction": 0.0, "round.minimum": 1.0}
-LOCAL = {"privacy": "local", **DP}
-RECORD = {"privacy": "record", "dp.sample_rate": 0.1, **DP}
+LOCAL = {"privacy": "local_dp", **DP}
+EXAMPLE = {"privacy": "local_dp", "dp.unit": "example", "dp.sample_rate": 0.1, **DP}
 CYCLIC = {"round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 10}
 CORRELATED = {**CENTRAL, **CYCLIC, "dp.noise": "correlated"}
 TOP = {"kind": "top_k", "fraction": 0.1}
-WORDS = (CENTRAL, DISTRIBUTED, LOCAL, RECORD, CORRELATED)
+WORDS = (CENTRAL, DISTRIBUTED, LOCAL, EXAMPLE, CORRELATED)
 TURNS = {"kind": "segments", "cycle": 2}
 
 
@@ -63,7 +64,7 @@ def chain(*stages: Stage) -> object:
 
 def dp_sgd_plan(z: float) -> Plan:
     """Devices that noise their steps more than a grid has room for."""
-    return plan(RECORD, {"dp.noise_multiplier": z})
+    return plan(EXAMPLE, {"dp.epsilon": 0.0, "dp.noise_multiplier": z})
 
 
 def nan() -> object:
@@ -81,7 +82,7 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
     ("E-PERTENSOR", "one vector", lambda: plan(LOCAL, {"dp.tensor_l2": 4.0})),
     ("E-NORM-AFTER", "put clip after", lambda: chain(clip(1.0), feedback([top_k(0.1)]))),
     ("E-WEIGHT", "leave out weigh", lambda: plan(CENTRAL, {"stage": [{"kind": "weigh", "cap": 160}]})),
-    ("E-WEIGHT", "leave out weigh", lambda: plan(RECORD, {"stage": [{"kind": "weigh", "cap": 160}]})),
+    ("E-WEIGHT", "leave out weigh", lambda: plan(EXAMPLE, {"stage": [{"kind": "weigh", "cap": 160}]})),
     ("E-AMP-VISIBLE", "readers of the models", lambda: plan(DISTRIBUTED, {"dp.amplification": "poisson"})),
     ("E-AMP-VISIBLE", "readers of the models", lambda: plan(LOCAL, {"dp.amplification": "poisson"})),
     ("E-AMP-VISIBLE", 'sampling = "poisson"', lambda: plan(CENTRAL, {"dp.amplification": "poisson"})),
@@ -89,8 +90,8 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
     ("E-AMP-VISIBLE", "without sampling", lambda: epsilon({poisson(1.0, 0.1): 1}, 1e-5, against="server")),
     ("E-ADJ-MIX", "same neighbours", lambda: epsilon({poisson(1.0, 0.1): 1, fixed_size(1.0, 100, 10): 1}, 1e-5)),
     ("E-ADJ-MIX", "same neighbours", lambda: epsilon({poisson(1.0, 0.1): 1, record_level(1.0, 0.1, 1): 1}, 1e-5)),
-    ("E-MF-LOCAL", 'privacy = "central"', lambda: plan(DISTRIBUTED, CYCLIC, {"dp.noise": "correlated"})),
-    ("E-MF-LOCAL", 'privacy = "central"', lambda: plan(LOCAL, CYCLIC, {"dp.noise": "correlated"})),
+    ("E-MF-LOCAL", 'privacy = "central_dp"', lambda: plan(DISTRIBUTED, CYCLIC, {"dp.noise": "correlated"})),
+    ("E-MF-LOCAL", 'privacy = "central_dp"', lambda: plan(LOCAL, CYCLIC, {"dp.noise": "correlated"})),
     ("E-MF-GAP", '"cyclic"', lambda: plan(CENTRAL, {"dp.noise": "correlated"})),
     ("E-MF-GAP", "half the devices", lambda: plan(CORRELATED, {"round.cohort": 5})),
     (
@@ -98,8 +99,8 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
         '"cyclic"',
         lambda: plan(CENTRAL, {"dp.noise": "correlated", **POISSON}),
     ),
-    ("E-DIV-N", "expected number", lambda: rules.divisor(True, "add_remove", "central")),
-    ("E-DIV-N", "expected number", lambda: rules.divisor(True, "replace_one", "central")),
+    ("E-DIV-N", "expected number", lambda: rules.divisor(True, "add_remove", noised_before_leaving=False)),
+    ("E-DIV-N", "expected number", lambda: rules.divisor(True, "replace_one", noised_before_leaving=False)),
     ("E-WRAP", "wrap(11)", lambda: pipeline(SPACE, [clip(1.0), quantize(8, "shared"), wrap(10)], plain_sum())),
     ("E-NMIN", "raise", lambda: plan(DISTRIBUTED, {"round.minimum": 0.1})),
     (
@@ -108,7 +109,7 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
         lambda: plan(DISTRIBUTED, {**HONEST, "merge": {"kind": "grouped", "groups": 3}}),
     ),
     ("E-STATS", 'metrics = "none"', lambda: plan(CENTRAL, {"metrics": "sum"})),
-    ("E-STATS", 'metrics = "none"', lambda: plan(RECORD, {"metrics": "sum"})),
+    ("E-STATS", 'metrics = "none"', lambda: plan(EXAMPLE, {"metrics": "sum"})),
     ("E-BN", "normalisation", lambda: dp_sgd.check(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))),
     ("E-NAN", "lower training.lr", nan),
     ("E-PRECISION", "raise the clip", lambda: plan(CENTRAL, {"dp.clip_l2": 1e-12})),
@@ -149,7 +150,14 @@ def test_every_refusal_of_the_design_is_met_above() -> None:
         ("E-COMBO", "trust.malicious_fraction", {**CENTRAL, "trust.malicious_fraction": 0.2}),
         ("E-COMBO", "dp.bits", {**LOCAL, "dp.bits": 12}),
         ("E-COMBO", "dp.buffers", {**CENTRAL, "dp.buffers": 2}),
-        ("E-BUDGET", "first round alone", {**CENTRAL, "dp.noise_multiplier": 0.1}),
+        ("E-BUDGET", "promises nothing", {**CENTRAL, "dp.epsilon": 0.0, "dp.noise_multiplier": 1e-4}),
+        ("E-COMBO", "each follows from the other", {**CENTRAL, "dp.noise_multiplier": 1.0}),
+        (
+            "E-MISSING",
+            "dp.epsilon .or dp.noise_multiplier. and dp.delta",
+            {**CENTRAL, "dp.epsilon": 0.0, "dp.delta": 0.0},
+        ),
+        ("E-COMBO", "whose noise is on updates", {**CENTRAL, "dp.unit": "example", "dp.sample_rate": 0.1}),
         ("E-COMBO", "trained by all", {**CENTRAL, **CYCLIC, "round.rounds": 3, "stage": [TURNS]}),
     ],
 )
@@ -190,31 +198,38 @@ def played(made: Plan) -> Ledger:
 
 @pytest.mark.long(sample=4)
 @pytest.mark.slow
-@pytest.mark.parametrize("part", [1.0, 0.9995, 0.9992, 0.999, 0.9])
+@pytest.mark.parametrize("given", ["epsilon", "noise_multiplier"])
 @pytest.mark.parametrize(
     "settings",
     [
         {**CENTRAL, "round.rounds": 5},
         {**CENTRAL, **CYCLIC, "round.rounds": 8},
         {**CENTRAL, **POISSON, "round.rounds": 12},
-        {**RECORD, "round.rounds": 6},
+        {**EXAMPLE, "round.rounds": 6},
         {**DISTRIBUTED, "round.rounds": 5},
     ],
     ids=lambda s: f"{s['privacy']}-{s.get('round.sampling', 'all')}",
 )
-def test_the_plan_and_the_ledger_end_a_run_at_the_same_round(settings: dict[str, Any], part: float) -> None:
-    """Also where the noise multiplier is typed and a hair too small, and the card promises what the budget holds."""
-    enough = plan(settings).spend
-    assert enough is not None
-    made = plan(settings, {"dp.noise_multiplier": enough.z * part})
+def test_whichever_number_is_given_the_other_follows_and_lasts_for_all_rounds(
+    settings: dict[str, Any], given: str
+) -> None:
+    by_epsilon = plan(settings).spend
+    assert by_epsilon is not None
+    z = by_epsilon.z * 0.9
+    made = plan(settings) if given == "epsilon" else plan(settings, {"dp.epsilon": 0.0, "dp.noise_multiplier": z})
     assert made.spend is not None
-    books = played(made)
-    assert made.spend.rounds == len(books.charges)
-    assert made.spend.rounds < made.rounds or part > 0.9
-    assert made.spend.card.of_release <= made.spend.budget.epsilon * (1 + 1e-9)
-    assert books.spent == pytest.approx(made.spend.card.of_release, rel=1e-2)
-    said = f"enough for {made.spend.rounds} of {made.rounds} rounds"
-    assert (said in " ".join(made.claims)) == (made.spend.rounds < made.rounds)
+    books, card = played(made), made.spend.card
+    assert len(books.charges) == made.rounds
+    assert made.spend.budget.holds(books.spent)
+    assert books.spent == pytest.approx(card.of_release, rel=1e-2)
+    assert (card.derived == "epsilon") == (given == "noise_multiplier")
+    assert card.z == made.spend.z == (by_epsilon.z if given == "epsilon" else z)
+    assert (card.budget == by_epsilon.budget.epsilon) == (given == "epsilon")
+    told = dict([*promises(card.to_plain()), *rests_on(card.to_plain())])
+    assert ("derived from dp.noise_multiplier" in told["budget"]) == (given == "noise_multiplier")
+    assert ("derived from dp.epsilon" in told["noise multiplier"]) == (given == "epsilon")
+    after = charge(books, Charge(made.rounds, "once more", 0, made.spend.events[0]))
+    assert isinstance(after, Refused)
 
 
 @pytest.mark.slow
@@ -222,12 +237,12 @@ def test_sound_settings_pass() -> None:
     plan(CENTRAL, {"dp.amplification": "poisson", **POISSON})
     plan(CORRELATED)
     plan(CORRELATED, {"round.cohort": 2, "dp.buffers": 1})
-    plan(RECORD, {"stage": [TOP]})
+    plan(EXAMPLE, {"stage": [TOP]})
     plan(LOCAL)
-    rules.divisor(True, "zero_out", "central")
-    rules.divisor(False, "add_remove", "central")
-    rules.divisor(True, "replace_one", "local")
-    rules.divisor(True, "add_remove", "record")
+    rules.divisor(True, "zero_out", noised_before_leaving=False)
+    rules.divisor(False, "add_remove", noised_before_leaving=False)
+    rules.divisor(True, "replace_one", noised_before_leaving=True)
+    rules.divisor(True, "add_remove", noised_before_leaving=True)
 
 
 @pytest.mark.parametrize(("word", "bound"), [(CENTRAL, 1.5), (DISTRIBUTED, 1.5), (LOCAL, 2.0)])
@@ -265,7 +280,7 @@ def test_tensors_are_clipped_while_they_are_tensors(stage: dict[str, Any]) -> No
     "settings",
     [
         {**CENTRAL, "dp.tensor_l2": 1.0, "dp.adaptive_clip": True},
-        {**RECORD, "dp.tensor_l2": 1.0},
+        {**EXAMPLE, "dp.tensor_l2": 1.0},
         {**CORRELATED, "dp.adaptive_clip": True},
         {**CORRELATED, "stage": [{"kind": "segments", "cycle": 2}]},
     ],
@@ -280,7 +295,7 @@ def test_what_cannot_go_together(settings: dict[str, Any]) -> None:
 def test_what_a_device_sends_of_noised_steps_is_theirs_alone_feedback_and_all() -> None:
     """With privacy of records the noise is in the steps. What leaves a device follows from its noised updates and from
     public values, over all rounds: not from how much text it has, nor from anything else that its trainer tells."""
-    it = plan(RECORD, {"stage": [{"kind": "feedback"}, TOP, {"kind": "quantize", "bits": 4}], "round.rounds": 4})
+    it = plan(EXAMPLE, {"stage": [{"kind": "feedback"}, TOP, {"kind": "quantize", "bits": 4}], "round.rounds": 4})
     drawn = np.random.default_rng(3).normal(size=(4, SPEC.dim)).astype(np.float32)
 
     def sent(count: float, told: dict[str, float]) -> list[bytes]:
@@ -327,7 +342,7 @@ def test_claims_of_one_device_name_the_unit_and_the_honest() -> None:
     hidden = plan(DISTRIBUTED).claims
     assert any(c.startswith("an honest device moves") and c.endswith("a corrupt one sends anything") for c in hidden)
     assert not any(c.startswith("one device moves") for c in hidden)
-    for settings in (CENTRAL, DISTRIBUTED, LOCAL, RECORD):
+    for settings in (CENTRAL, DISTRIBUTED, LOCAL, EXAMPLE):
         assert any("knows or guesses them" in c for c in plan(settings).claims)
 
 
@@ -338,7 +353,7 @@ def test_hidden_sums_without_noise_say_what_a_server_that_lies_can_do() -> None:
 
 
 @pytest.mark.parametrize("n", [2, 8, 600, 35_112, 10**6])
-@pytest.mark.parametrize("unit", ["device", "record"])
+@pytest.mark.parametrize("unit", ["device", "example"])
 def test_the_delta_that_a_refusal_names_is_accepted(n: int, unit: Any) -> None:
     with pytest.raises(RecipeError) as caught:
         rules.delta(0.5, n, unit)

@@ -15,15 +15,14 @@ from long import examples
 from edgewise.core.errors import RecipeError
 from edgewise.plan import recipe
 from edgewise.plan.catalogue import BUILT_IN, keys_of
-from edgewise.plan.section import DP_WORDS
+from edgewise.plan.words import DP_WORDS
 
 
 def _base(privacy: str) -> dict[str, Any]:
     plain: dict[str, Any] = {"privacy": privacy, "data": {"partition": "iid", "devices": 40}}
     if privacy in DP_WORDS:
         plain["dp"] = {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0}
-        plain["dp"] |= {"sample_rate": 0.1} if privacy == "record" else {}
-    if privacy in ("hidden", "distributed"):
+    if privacy in ("hidden", "distributed_dp"):
         plain["merge"] = {"kind": "secure_sum"}
     return plain
 

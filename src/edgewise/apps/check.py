@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.apps import reading, words
+from edgewise.apps.toml_text import inline
 from edgewise.core.errors import DataError
 from edgewise.drivers import speed
 from edgewise.drivers.host import in_steps, make_trainer
@@ -37,7 +38,8 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     """Load model and text, compile, measure one optimizer step (not with ``fast``).
 
     Returns:
-        Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``ladder``, ``bytes``,
+        Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``chosen`` (the values
+        that the privacy word chose, by key), ``ladder``, ``bytes``,
         ``memory_bytes``, ``ends``, ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and
         round; with epochs of the ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``,
         ``notes`` (sentences about model and tokenizer). What is not known is null.
@@ -77,7 +79,6 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "population": population,
         "reading": read,
         "rounds": plan.rounds,
-        "rounds_budgeted": plan.rounds if plan.spend is None else min(plan.rounds, plan.spend.rounds),
         "sampling": {
             "kind": plan.sampling.kind,
             "invited": plan.sampling.invite,
@@ -87,6 +88,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "trace": explain.trace(plan, catalogue),
         "trace_down": explain.trace_down(plan),
         "claims": list(plan.claims),
+        "chosen": recipe.chosen,
         "privacy": privacy_facts(plan),
         "ladder": explain.ladder(plan, catalogue, steps["mean"]),
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan, cost["down_frames"])},
@@ -143,6 +145,9 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
     console.print(claims)
     console.print()
     console.print(privacy_table(found["privacy"]))
+    if found["chosen"]:
+        console.print(_chosen(found["privacy"]["word"], found["chosen"]))
+        console.print()
     if found["ladder"]:
         for table in ladder_tables(found["ladder"]):
             console.print(table)
@@ -157,15 +162,12 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
 
 def verdict(found: Mapping[str, Any]) -> str:
     """The last line: that the recipe runs, and what a person wants to know before starting it."""
-    b, f, budgeted = found["bytes"], found["forecast"], found["rounds_budgeted"]
+    b, f = found["bytes"], found["forecast"]
     said = [f"{found['rounds']} rounds", f"{words.count(found['population'])} devices"]
     said.append(f"{words.size(b['up'])} up per device and round")
     if f["total_s"] is not None:
         said.append(f"about {words.duration(f['total_s'])} here")
-    line = f"ok: this recipe runs: {', '.join(said)}"
-    if budgeted < found["rounds"]:
-        line += f"; its privacy budget is enough for {budgeted} of them, and ends the run there"
-    return line
+    return f"ok: this recipe runs: {', '.join(said)}"
 
 
 def privacy_table(p: Mapping[str, Any]) -> Any:
@@ -193,6 +195,20 @@ def privacy_table(p: Mapping[str, Any]) -> Any:
         each = ", ".join(f"{eps} ({honest})" for honest, eps in rows)
         grid.add_row("", f"{caption}: {epsilon} ({devices}) {each}")
     return Group(seen, Text("privacy card", "bold"), grid, Text(""))
+
+
+def _chosen(word: str, chosen: Mapping[str, Any]) -> Any:
+    """What the word of privacy chose where the recipe gives nothing, as it would be written into one."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    for key, value in chosen.items():
+        grid.add_row(key, inline(value))
+    return Group(Text(f'chosen by privacy = "{word}"', "bold"), grid)
 
 
 def ladder_tables(found: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -11,7 +11,7 @@ import typer
 
 from edgewise.apps.options import Debug, Json
 
-WORDS = ("none", "hidden", "central", "distributed", "local", "record")  # of privacy, as a recipe says it
+WORDS = ("none", "hidden", "central_dp", "distributed_dp", "local_dp")  # of privacy, as a recipe says it
 
 
 def _recipes_like(incomplete: str) -> Iterable[str]:
@@ -149,6 +149,9 @@ def new(
     base: Annotated[
         str, typer.Option("--base", help="Model to start from: a folder or hub:owner/name; the bundled one if none.")
     ] = "",
+    unit: Annotated[
+        str, typer.Option("--unit", help="Whose data an epsilon is about: device, or example (with local_dp).")
+    ] = "device",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -178,7 +181,7 @@ def new(
         word = privacy or (_ask(f"privacy: {', '.join(WORDS)}", "hidden") if asks else "")
         if not word:
             raise RecipeError("E-MISSING", "no privacy word is given.", f"--privacy with one of: {', '.join(WORDS)}.")
-        answers = new_recipe.Answers(file, path, columns, word, base or "bundled")
+        answers = new_recipe.Answers(file, path, columns, word, base or "bundled", unit)
         written = new_recipe.write(answers, found)
         if not as_json:
             print(f"wrote {written.file}: {written.devices:,} devices{_said(columns)}")

@@ -24,18 +24,18 @@ from edgewise.learn.train import fit
 from edgewise.learn.trainer import TextTrainer
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import Plan, compile
+from edgewise.plan.promise import Noiser
 from edgewise.plan.recipe import Recipe
-from edgewise.plan.section import DP_WORDS
 from edgewise.privacy.audit import FULL_WEIGHT, release
 
 TOKENS = 48  # of the attacked batch: fewer than the bundled model is wide
 OTHERS = 255  # random strings that a canary is compared with
-LEAVES = {  # what stands between the update in the clear and what leaves a device, by the word of privacy
-    "hidden": ", before it is hidden",
-    "distributed": ", with its share of the noise, before it is hidden",
-    "local": ", with its noise",
-    "record": ", every step noised",
+LEAVES = {  # what stands between the update in the clear and what leaves a device, by who adds noise
+    Noiser.COHORT: ", with its share of the noise, before it is hidden",
+    Noiser.DEVICE: ", with its noise",
+    Noiser.STEPS: ", every step noised",
 }
+BEFORE = ", before it is hidden"
 Step = Callable[[str, int, int], None]
 
 
@@ -52,8 +52,8 @@ def examine(
     plan: Plan, trainer: TextTrainer, recipe_dir: Path, scratch: Path, quick: bool, step: Step, catalogue: Catalogue
 ) -> dict[str, Any]:
     """``leaks``: token recall from one update in the clear, as it leaves the device, from the cohort's sum, and from
-    the release; ``memory``: membership and exposure of the models after them. With ``privacy = "record"`` devices train
-    by the recipe's DP-SGD wherever a row does not say "in the clear".
+    the release; ``memory``: membership and exposure of the models after them. With ``dp.unit = "example"``
+    devices train by the recipe's DP-SGD wherever a row does not say "in the clear".
     """
     recipe, cohort = plan.recipe, 8 if quick else 32
     whole = recipe.model_copy(update={"trainable": type(recipe.trainable)(kind="full")})
@@ -153,9 +153,10 @@ class _Probe:
 
     def _noise(self, word: str) -> str:
         """The recipe's noise in words; empty where there is none."""
-        if self.recipe.privacy not in DP_WORDS:
+        promise = self.plan.promise
+        if promise.who_noises is Noiser.NOBODY:
             return ""
-        return word + ("the noise of every step" if self.recipe.privacy == "record" else "the recipe's noise")
+        return word + ("the noise of every step" if promise.noises_steps else "the recipe's noise")
 
     def _others(self) -> list[Vector]:
         """What the other devices of the cohort send, by the recipe's own training."""
@@ -174,21 +175,22 @@ class _Probe:
 
     def behind(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The rows of the recipe's own way: leaks, and what models remember."""
-        plan, word = self.plan, self.recipe.privacy
+        plan, promise = self.plan, self.plan.promise
         steps = min(in_steps(self.trainer, plan, self.devices[0], plan.rule(0)).steps, 8)
         plain = self._trained(self.rows, steps, sgd=False)
-        mine = self._trained(self.rows, steps, sgd=False, own=True) if word == "record" else plain
+        mine = self._trained(self.rows, steps, sgd=False, own=True) if promise.noises_steps else plain
         updates = [mine, *self._others()]
-        hidden, noisy = plan.hides is not None, word in DP_WORDS
+        hidden, noisy = promise.hidden, promise.who_noises is not Noiser.NOBODY
         total = np.asarray(np.sum(updates, axis=0, dtype=np.float64), np.float32)
         quiet = self._quiet(mine, len(updates))
         seen = release(plan.at(0), [*updates, *quiet], derive(root(3), "release"))
         n, with_secret = len(updates), [self._planted(steps), *updates[1:], *quiet]
         remembered = release(plan.at(0), with_secret, derive(root(3), "release"))
+        between = LEAVES.get(promise.who_noises, BEFORE if hidden else "")
         leaks = [
             self.row("one update, one SGD step, in the clear", self.single()),
             self.row(f"one update, this recipe's {steps} local steps, in the clear", plain, not hidden and not noisy),
-            self.row(f"the same as it leaves the device{LEAVES.get(word, '')}", self._sent(mine),
+            self.row(f"the same as it leaves the device{between}", self._sent(mine),
                      not hidden and noisy),
             self.row(f"the sum of {n} updates", total, False),
             self.row(f"the release: sum of {n}{self._noise(' with ')}", seen, hidden),

@@ -23,25 +23,27 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.data import DataSection
 from edgewise.plan.findings import nearest
-from edgewise.plan.section import DP_WORDS, Privacy, TrustSection
+from edgewise.plan.section import TrustSection
+from edgewise.plan.words import DP_WORDS, RENAMED, Privacy
 from edgewise.secagg.merge import fewest
 
 EVERYBODY = 40  # devices up to which all are in every round
 COHORT, DP_COHORT = 20, 125  # contributions of a round beyond that; noise does not grow with a cohort, so it is larger
-MINIMUM = {"hidden": 0.75, "distributed": 0.9}  # share of the cohort that masks and noise are sized for
-CORRUPT = {"hidden": 0.1, "distributed": 0.02}  # share of the devices that may lie, where so many can be borne
+MINIMUM = {"hidden": 0.75, "distributed_dp": 0.9}  # share of the cohort that masks and noise are sized for
+CORRUPT = {"hidden": 0.1, "distributed_dp": 0.02}  # share of the devices that may lie, where so many can be borne
 FEW = 100  # devices below which device-level noise drowns what they say together
 
 
 class Answers(NamedTuple):
     """What a person says: the recipe's file, the data as seen from here, the keys of ``[data]`` that name columns or
-    deal rows out (``columns``), the privacy word, and the base model."""
+    deal rows out (``columns``), the privacy word, the base model, and whose data an epsilon is about."""
 
     file: Path
     data: str
     columns: Mapping[str, Any]
     privacy: str
     base: str = "bundled"
+    unit: str = "device"
 
 
 class Asked(NamedTuple):
@@ -146,11 +148,17 @@ def write(answers: Answers, found: Look) -> Written:
     if word not in words:
         near = nearest(word, words)
         hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(words)}."
+        hint = f"write {RENAMED[word]}." if word in RENAMED else hint
         raise RecipeError("E-VALUE", f"--privacy {word}: there is no such word.", hint)
+    if answers.unit not in new_text.UNIT:
+        raise RecipeError("E-VALUE", f"--unit {answers.unit}: there is no such unit.", "one of: device, example.")
+    example = answers.unit == "example"
+    if example and word != "local_dp":
+        raise RecipeError("E-COMBO", f"--unit example with --privacy {word}.", "write --privacy local_dp.")
     folder = answers.file.parent
     section = {"source": found.source, "path": _relative(answers.data, folder), **answers.columns}
     devices, median, blocks = _devices(section, folder)
-    settings = _settings(word, devices, median, blocks)
+    settings = _settings(word, example, devices, median, blocks)
     hints = {"prompt": found.like(PROMPTS), "time": found.like(TIMES)} if found.columns else {}
     hints = {key: name for key, name in hints.items() if name and name not in answers.columns.values()}
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in answers.file.stem).strip("._-")
@@ -160,12 +168,19 @@ def write(answers: Answers, found: Look) -> Written:
         else _relative(answers.base, folder)
     )
     facts = {
-        "name": name[:64] or "mine", "base": base, "privacy": word, "data": section, "devices": devices, "hints": hints,
-    }  # fmt: skip
+        "name": name[:64] or "mine",
+        "base": base,
+        "privacy": word,
+        "unit": answers.unit,
+        "data": section,
+        "devices": devices,
+        "hints": hints,
+    }
     text = new_text.text(facts, settings)
     _composes(text, devices)
     write_new(answers.file, text.encode())
-    return Written(answers.file, devices, (*_unread(found, answers.columns), *_notes(word, devices, settings)))
+    notes = (*_unread(found, answers.columns), *_notes(word, example, devices, settings))
+    return Written(answers.file, devices, notes)
 
 
 def _relative(data: str, folder: Path) -> str:
@@ -196,10 +211,10 @@ def _some(listed: corpus.Corpus, device: str, refused: list[DataError]) -> list[
         return []
 
 
-def _settings(word: str, n: int, median_bytes: int, blocks: int) -> dict[str, Any]:
+def _settings(word: str, example: bool, n: int, median_bytes: int, blocks: int) -> dict[str, Any]:
     """Numbers of a first run: cohorts, rounds and steps by how many devices there are and how much text they hold."""
-    units = max(2, n, blocks if word == "record" else 0)  # that delta is about
-    noisy = word in ("central", "distributed")
+    units = max(2, n, blocks if example else 0)  # that delta is about
+    noisy = word in ("central_dp", "distributed_dp")
     cohort = 0 if n <= EVERYBODY else min(DP_COHORT, n // 2) if noisy else COHORT
     expected = cohort or n
     rounds = 16 if noisy else 8 if not cohort else 12
@@ -208,7 +223,7 @@ def _settings(word: str, n: int, median_bytes: int, blocks: int) -> dict[str, An
         "cohort": cohort,
         "sampling": "all" if not cohort else "cyclic" if noisy else "fixed",
         "rounds": rounds,
-        "steps": 1 if word in DP_WORDS and word != "record" else steps,
+        "steps": 1 if word in DP_WORDS and not example else steps,
         "minimum": MINIMUM.get(word, 0.5),
         "workers": cores(),
         "measured": 100 if n > 100 else 0,
@@ -260,14 +275,14 @@ def _unread(found: Look, columns: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _notes(word: str, devices: int, settings: Mapping[str, Any]) -> list[str]:
+def _notes(word: str, example: bool, devices: int, settings: Mapping[str, Any]) -> list[str]:
     notes = []
-    if word in ("central", "distributed", "local") and devices < FEW:
+    if word in DP_WORDS and not example and devices < FEW:
         notes.append(
             f"{devices} devices are few for noise: it is the same for any number of them, and takes hundreds to learn "
             "through. A run will hold its epsilon and learn little."
         )
-    if word == "local":
+    if word == "local_dp" and not example:
         notes.append("local noise hides each update by itself, which takes very much of it.")
     if word in CORRUPT and settings["fraction"] < CORRUPT[word]:
         notes.append(

@@ -6,35 +6,41 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgewise.plan.words import DP_WORDS
+
 Facts = Mapping[str, Any]
 MEANS = {"owner": "its values are the devices", "text": "what is trained on"}
 WORD = {
     "none": "the server sees each update",
     "hidden": "masks hide each update, the server sees sums only; sums are not noised (no epsilon)",
-    "central": "the server adds noise to the sum: readers of the models learn at most epsilon, the server is trusted",
-    "distributed": "devices add noise under masks: server and readers learn at most epsilon",
-    "local": "each device adds all the noise itself: the server learns at most epsilon of its update",
-    "record": "each step is noised (DP-SGD): epsilon is for single blocks of a device's text",
+    "central_dp": "the server, which is trusted, adds noise to the sum: readers of the models learn at most epsilon",
+    "distributed_dp": "devices add noise under masks: server and readers learn at most epsilon",
+    "local_dp": "each device adds all the noise itself: the server learns at most epsilon of what it sends",
 }
 SEQUENCE_LEN = 64
 AT = 34  # column of the comments
-NOISED = ("central", "distributed", "local")
+UNIT = {
+    "device": "epsilon is about all text of a device",
+    "example": "each step is noised (DP-SGD): epsilon is for single blocks of a device's text",
+}
 
 
 def text(facts: Facts, s: Facts) -> str:
-    """The whole recipe. ``facts``: ``name``, ``privacy``, ``data``, ``devices``, ``hints``; ``s``: the numbers."""
-    word = facts["privacy"]
+    """The whole recipe. ``facts``: ``name``, ``privacy``, ``unit``, ``data``, ``devices``, ``hints``; ``s``: the
+    numbers."""
+    word, example = facts["privacy"], facts["unit"] == "example"
+    noised = word in DP_WORDS and not example  # whole updates are
     parts = [
         _head(facts),
         _model(facts),
         _data(facts),
-        *([_dp(word, s)] if word not in ("none", "hidden") else []),
+        *([_dp(word, example, s)] if word in DP_WORDS else []),
         *([_trust(facts, s)] if "corrupt" in s else []),
         _round(facts, s),
-        _training(word, s),
-        *([_strategy()] if word in NOISED else []),
+        _training(noised, s),
+        *([_strategy()] if noised else []),
         *([_merge()] if "corrupt" in s else []),
-        *_stages(word),
+        *_stages(word, noised),
         _measuring(s),
         _simulation(s),
     ]
@@ -74,7 +80,7 @@ def _model(facts: Facts) -> str:
         "[model]",
         [(f"base = {_value(facts['base'])}", '"bundled", a folder with a transformers model, or "hub:owner/name"')],
     )
-    if facts["privacy"] not in ("none", "hidden"):
+    if facts["privacy"] in DP_WORDS:
         kind = ('kind = "ffa_lora"', "adapters whose A is fixed: noise enters their product once")
     elif facts["base"] == "bundled":
         kind = ('kind = "full"', 'all parameters; "lora" (adapters) or "layers" for models above some 10 million')
@@ -127,14 +133,15 @@ def _columns(d: Facts, hints: Facts) -> list[tuple[str, str]]:
     return [*lines, (f"# time = {_value(hints.get('time', 'date'))}", order)]
 
 
-def _dp(word: str, s: Facts) -> str:
-    of = "one block's gradient" if word == "record" else "one device's update"
+def _dp(word: str, example: bool, s: Facts) -> str:
+    of = "one block's gradient" if example else "one device's update"
     lines = [
-        ("epsilon = 8.0", "budget of all rounds together; the noise is calibrated from it"),
-        (f"delta = {s['delta']:g}", f"below 1 / (number of {'blocks' if word == 'record' else 'devices'})^1.1"),
+        *([('unit = "example"', UNIT["example"])] if example else []),
+        ("epsilon = 8.0", "budget of all rounds together; the noise multiplier follows from it"),
+        (f"delta = {s['delta']:g}", f"below 1 / (number of {'blocks' if example else 'devices'})^1.1"),
         ("clip_l2 = 1.0", f"largest L2 norm of {of}"),
     ]
-    if word == "record":
+    if example:
         lines.append(("sample_rate = 0.1", "probability with which a step takes each block"))
     return _table("[dp]", lines)
 
@@ -158,8 +165,8 @@ def _round(facts: Facts, s: Facts) -> str:
     return _table("[round]", lines)
 
 
-def _training(word: str, s: Facts) -> str:
-    if word in NOISED:
+def _training(noised: bool, s: Facts) -> str:
+    if noised:
         lines = [
             ('optimizer = "sgd"', "one plain step: the update is the gradient, which the clip bounds"),
             ("lr = 1.0", "its length is the clip's business; [strategy] sets the pace"),
@@ -193,14 +200,14 @@ def _merge() -> str:
     return _table("[merge]", [('kind = "secure_sum"', 'masks that cancel in the sum; "shared_sum" with two servers')])
 
 
-def _stages(word: str) -> list[str]:
+def _stages(word: str, noised: bool) -> list[str]:
     """How an update travels, in order. Noise, its grid and its ring are put behind by the privacy word itself."""
-    if word in NOISED:
+    if noised:
         return []
     weigh = _table(
         "[[stage]]", [('kind = "weigh"', "devices count by their tokens; leave it out to count all the same")]
     )
-    if word == "record":
+    if word in DP_WORDS:
         weigh = ""
     if word != "hidden":
         return [*([weigh] if weigh else []), _table("[[stage]]", [
@@ -217,7 +224,7 @@ def _stages(word: str) -> list[str]:
             "[[stage]]",
             [
                 ('kind = "clamp"', "a bound on each coordinate:"),
-                ("linf = 0.014", "about 4 l2 / sqrt(trained parameters); raise it for smaller models"),
+                ("stds = 4.0", "standard deviations that the clip and the number of parameters leave it"),
             ],
         ),
         _table("[[stage]]", [('kind = "quantize"', ""), ("bits = 4", ""), ('grid = "shared"', "")]),

@@ -41,6 +41,7 @@ from edgewise.core.vector import Vector
 from edgewise.drivers.identities import simulated_entropy, simulated_root, simulated_secrets
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import Plan
+from edgewise.plan.promise import Noiser
 from edgewise.privacy import audit
 from edgewise.privacy.audit import FULL_WEIGHT, Finding, counted_on, neighbour
 from edgewise.privacy.distributed import MOST_BITS
@@ -53,9 +54,9 @@ def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -
     ``mechanism``. A clip that follows the updates stays where it begins.
     """
     step("rounds", 0, 1)
-    spec, whole = layout(plan.spec, runs), 2.0 if plan.recipe.privacy == "local" else 1.0
+    spec, whole = layout(plan.spec, runs), 2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0
     z, bits, stages = whole / sqrt(spec.dim), 0, [table["kind"] for table in plan.recipe.stage]
-    if plan.recipe.privacy == "distributed":
+    if plan.promise.who_noises is Noiser.COHORT:
         bits = min(MOST_BITS, scaled_plan(plan, [], spec, z, catalogue).at(0).encoded.ring_bits + FINER)
     small = scaled_plan(plan, [], spec, z, catalogue, bits, adaptive_clip=False)
     update = np.full(spec.dim, LONG * clip_of(plan.recipe), np.float32)

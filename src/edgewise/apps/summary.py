@@ -78,7 +78,7 @@ from edgewise.core.errors import StoreError
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.store import RunStore
 from edgewise.plan.recipe import simulation_digest
-from edgewise.plan.section import DP_WORDS
+from edgewise.plan.words import DP_WORDS
 from edgewise.privacy.card import OUTSIDE
 
 MODELS = ("base", "local_only", "federated", "centralised")

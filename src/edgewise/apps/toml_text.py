@@ -10,13 +10,13 @@ from typing import Any
 def toml(recipe: Mapping[str, Any]) -> str:
     """A recipe as TOML text that ``edgewise sim`` reads back to the same recipe (depth two, as recipes are)."""
     plain = [(k, v) for k, v in recipe.items() if not isinstance(v, dict) and not _is_tables(v)]
-    lines = [f"{k} = {_toml(v)}" for k, v in plain]
+    lines = [f"{k} = {inline(v)}" for k, v in plain]
     for key, value in recipe.items():
         if isinstance(value, dict):
-            lines += ["", f"[{key}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
+            lines += ["", f"[{key}]", *(f"{k} = {inline(v)}" for k, v in value.items())]
         elif _is_tables(value):
             for one in value:
-                lines += ["", f"[[{key}]]", *(f"{k} = {_toml(v)}" for k, v in one.items())]
+                lines += ["", f"[[{key}]]", *(f"{k} = {inline(v)}" for k, v in one.items())]
     return "\n".join(lines) + "\n"
 
 
@@ -24,9 +24,10 @@ def _is_tables(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, dict) for v in value)
 
 
-def _toml(value: Any) -> str:
+def inline(value: Any) -> str:
+    """One value as TOML in a line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(k)} = {inline(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
+        return "[" + ", ".join(inline(v) for v in value) + "]"
     return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are the same in both

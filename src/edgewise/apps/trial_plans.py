@@ -13,6 +13,7 @@ from edgewise.merges.ring import ring_sum
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.private import Spend
+from edgewise.plan.promise import Noiser
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy.audit import event_mu
 
@@ -23,9 +24,9 @@ FINER = 4  # bits by which a scaled ring is finer than need be: so little noise 
 
 def promised(plan: Plan) -> Adjacency:
     """What neighbours are by the threat model's words, whatever the plan's fold and its accountant take them for."""
-    if plan.recipe.privacy == "local":
+    if plan.promise.who_noises is Noiser.DEVICE:
         return "replace_one"
-    return "add_remove" if plan.recipe.privacy == "central" and plan.sampling.kind == "poisson" else "zero_out"
+    return "add_remove" if plan.promise.who_noises is Noiser.SERVER and plan.sampling.kind == "poisson" else "zero_out"
 
 
 def ways_of(plan: Plan) -> list[Pipeline]:
@@ -61,7 +62,7 @@ def scaled_plan(
         plain["trust"] = {**plain["trust"], "malicious_fraction": share, "server": "malicious"}
     if plain["merge"]["kind"] == "grouped":  # the server sees each group's sum: that is the release to attack
         plain["merge"] = {"kind": "secure_sum"}
-    loose = {"noise": "independent", "amplification": "auto", "noise_multiplier": z, "epsilon": 1e6, "bits": bits}
+    loose = {"noise": "independent", "amplification": "auto", "noise_multiplier": z, "epsilon": 0.0, "bits": bits}
     plain["dp"] = {**plain["dp"], **loose, **dp}
     return compile(Recipe.model_validate(plain), spec, COHORT, catalogue)
 

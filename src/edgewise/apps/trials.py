@@ -36,6 +36,7 @@ from edgewise.core.pipeline import Pipeline
 from edgewise.core.vector import Vector
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import Plan
+from edgewise.plan.promise import Noiser
 from edgewise.privacy import audit, matrix
 from edgewise.privacy import one_run as guessing
 from edgewise.privacy.audit import Finding, contribution, neighbour, release, released
@@ -67,7 +68,7 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
     """
     if plan.spend is None:
         return []
-    if plan.recipe.privacy == "record":
+    if plan.promise.noises_steps:
         return [
             *record_trials.mechanism(plan, RUNS[quick], step),
             record_trials.steps(plan, PAIRS, step),
@@ -105,7 +106,7 @@ def _noise_std(plan: Plan, pipe: Pipeline) -> float:
     """What hides a device in one release by the fold; 0 where noise is correlated, and the claim is of the run."""
     if plan.recipe.dp.noise == "correlated":
         return 0.0
-    return pipe.encoded.noise_std if plan.recipe.privacy == "local" else pipe.total.noise_std
+    return pipe.encoded.noise_std if plan.promise.who_noises is Noiser.DEVICE else pipe.total.noise_std
 
 
 def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
@@ -119,7 +120,7 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     spec = layout(plan.spec, runs)
     stages = [table for table in plan.recipe.stage if _by_coordinate(table)]
     whole, size, delta = (
-        2.0 if plan.recipe.privacy == "local" else 1.0,
+        2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0,
         LONG * clip_of(plan.recipe),
         plan.recipe.dp.delta,
     )
@@ -132,7 +133,7 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
         noised = pipe
         found = audit.releases_audit("mechanism", pipe, update, delta, keys.root(7), many, mu, promised(plan))
     else:
-        bits = min(MOST_BITS, probe.at(0).encoded.ring_bits + FINER) if plan.recipe.privacy == "distributed" else 0
+        bits = min(MOST_BITS, probe.at(0).encoded.ring_bits + FINER) if plan.promise.who_noises is Noiser.COHORT else 0
         small = scaled_plan(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
         update = np.full(spec.dim, size, np.float32)
         noised, mu = first_way(small, plan), mu_of(small, 0)
@@ -145,7 +146,8 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     left = {
         **{f"{kind}: behind it coordinates are not runs of their own": True for kind in others},
         "how noise correlates over the rounds": dp.noise == "correlated",
-        "corrupt devices: too few for this small a cohort": plan.recipe.privacy == "distributed" and uncounted(plan),
+        "corrupt devices: too few for this small a cohort": plan.promise.who_noises is Noiser.COHORT
+        and uncounted(plan),
         "dp.bits: so little noise needs another ring": dp.bits > 0,
         "phases but the first": len(plan.pipelines) > 1,
         "the rungs of the ladder": bool(plan.rungs),
@@ -170,7 +172,7 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
     takes = min(blt.takes, -(-rounds // blt.gap))
     canaries = min(canaries, max(64, work // (plan.spec.dim * takes)))
     present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
-    if plan.recipe.privacy == "local":
+    if plan.promise.who_noises is Noiser.DEVICE:
         scores = np.array([_message(plan, pipes[i % len(pipes)], i, present, step) for i in range(canaries)])
     else:
         each = min(_each(pipe) for pipe in pipes) * min(blt.gap, rounds, GROUPS)

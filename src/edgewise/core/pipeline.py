@@ -325,7 +325,7 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
         raise CompositionError(
             "E-COMBO",
             f"{posts[0].name} behind {merge.name}: a rule between sums has no bound for what one device moves.",
-            'let devices add the noise (privacy = "distributed"), or use secure_sum.',
+            'let devices add the noise (privacy = "distributed_dp"), or use secure_sum.',
         )
     if merge.combine is not None and (served := [stage.name for stage in stages if stage.server is not None]):
         raise CompositionError(

@@ -36,7 +36,7 @@ def from_either_end(devices: Sequence[DeviceId]) -> Iterable[DeviceId]:
 
 
 def noise_steps(plan: Plan, trainer: Trainer) -> None:
-    """Let a trainer noise every step as ``plan`` accounts it. Nothing is done without ``privacy = "record"``.
+    """Let a trainer noise every step as ``plan`` accounts it. Nothing is done where steps carry no noise.
 
     Epsilon and delta are about one record, so delta is compared with the number of all records that the trainer holds:
     in a simulation those of all devices, on a device its own. A plan knows how many devices there are, and no more.
@@ -46,14 +46,14 @@ def noise_steps(plan: Plan, trainer: Trainer) -> None:
         TrainingError, StoreError: as ``TorchTrainer.noise_steps`` and ``records``.
     """
     dp = plan.recipe.dp
-    if plan.spend is None or plan.recipe.privacy != "record":
+    if plan.spend is None or not plan.promise.noises_steps:
         return
     if not (hasattr(trainer, "noise_steps") and hasattr(trainer, "records")):
-        what = 'privacy = "record" needs a trainer that noises its steps and counts its records.'
+        what = 'dp.unit = "example" needs a trainer that noises its steps and counts its records.'
         raise RecipeError("E-COMBO", what, "build it on learn.torch_trainer.TorchTrainer.")
     from edgewise.learn.dp_sgd import RecordDp  # imports torch
 
-    rules.delta(dp.delta, sum(records(trainer, device) for device in from_either_end(trainer.devices())), "record")
+    rules.delta(dp.delta, sum(records(trainer, device) for device in from_either_end(trainer.devices())), "example")
     trainer.noise_steps(RecordDp(dp.clip_l2, plan.spend.z, dp.sample_rate))
 
 

@@ -207,7 +207,9 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     except EdgewiseError as e:
         return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
     del event, update  # one vector less beside the packed payload and the frame; the driver keeps none either
-    if invitation.once(plan) and (plan.hides is None or plan.hides.servers == 2):  # else when the masked update leaves
+    if plan.promise.leaves_once and (
+        plan.hides is None or plan.hides.servers == 2
+    ):  # else when the masked update leaves
         idle = replace(idle, answered=invite.round)
     remember = (Remember(idle),) if remembers(plan) or idle.answered == invite.round else ()
     if plan.hides is None:

@@ -23,25 +23,18 @@ _CLIPS = 1e-6  # relative: and by less in a clip after many rounds
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
-def once(plan: Plan) -> bool:
-    """Whether a device's update leaves once per round: where a sum hides it, since from two sums over devices that
-    differ by one that one's update is read; and where its own noise does, since repeating would average that out."""
-    return plan.hides is not None or (plan.spend is not None and plan.recipe.privacy in ("local", "record"))
-
-
 def refused(plan: Plan, invite: Invite, answered: int) -> tuple[str, str]:
     """Code and reason of a refusal; without a reason the device takes part, if ``unfit`` agrees.
 
-    ``answered``: the last round for which an update of the device has left that leaves ``once``; -1 for none.
+    ``answered``: the last round for which an update of the device has left; -1 for none. It counts where an update
+    leaves once (``Promise.leaves_once``).
     Guarantees: no value of any field raises.
     """
     if reason := _foreign(plan, invite) or _malformed(plan, invite):
         return "E-INVITE", reason
-    if plan.spend is not None and invite.round >= plan.spend.rounds:
-        return "E-BUDGET", f"the privacy budget is enough for {plan.spend.rounds} rounds"
     # Noise is counted for a number of rounds, of which a device is in one of as many as there are cohorts in turn.
     first = answered + (plan.sampling.groups if plan.spend is not None else 1)
-    if once(plan) and answered >= 0 and invite.round < first:
+    if plan.promise.leaves_once and answered >= 0 and invite.round < first:
         return "E-SECAGG-ORDER", f"this device's update of round {answered} has left, the next may in round {first}"
     return "", ""
 

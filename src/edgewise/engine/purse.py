@@ -63,7 +63,7 @@ class Purse:
     @property
     def _at_once(self) -> bool:
         """Whether devices send what others may read as it is."""
-        return self._plan.recipe.privacy in ("local", "record")
+        return self._plan.promise.noised_before_leaving
 
     def _unsound(self, how: str) -> StoreError:
         what = f"the privacy ledger does not fit the run: {how}."
@@ -73,7 +73,7 @@ class Purse:
 
     def ask(self, round: int, attempt: str) -> None:
         """Raises BudgetError(E-BUDGET) where the round would exceed the budget; charges it at once where devices send
-        what others may read as it is (``local``, ``record``)."""
+        what others may read as it is."""
         if (new := self._of(round, attempt)) is None:
             return
         if self._at_once:

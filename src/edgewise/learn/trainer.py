@@ -53,7 +53,7 @@ def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> TextTrainer:
         ModelError: E-MODEL, E-MODEL-REMOTE, E-TARGETS. DataError: E-DATA-*.
     """
     key = root(recipe.seed)
-    records = recipe.privacy == "record"  # nothing may hang on one document but its own blocks
+    records = recipe.dp.example  # nothing may hang on one document but its own blocks
     corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)
     arithmetic = autocast_dtype(recipe.model.precision)
     lora = recipe.trainable.adapts  # nothing of the base is trained, so it can be read in 16 bits at once

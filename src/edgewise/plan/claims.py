@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.stage import BELOW
 from edgewise.plan.private import Spend
+from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.trust import corrupt_existing
 from edgewise.privacy import card
@@ -24,13 +25,13 @@ HIDDEN = {
 
 
 def claims(
-    recipe: Recipe, pipes: Sequence[Pipeline], earns: str, spend: Spend | None, sorted_into: int = 1
+    recipe: Recipe, promise: Promise, pipes: Sequence[Pipeline], earns: str, spend: Spend | None, sorted_into: int = 1
 ) -> tuple[str, ...]:
     """The claims of a plan, the most important first. ``earns``: what the sampling does for privacy, in words.
     ``sorted_into``: groups of a rung each, at most, where a sum hides its parts."""
     pipe = max(pipes, key=lambda p: p.total.sensitivity)
     visible, noisy = pipe.merge.hides is None, spend is not None
-    told = [_updates(recipe, pipe, visible, sorted_into)]
+    told = [_updates(promise, pipe, sorted_into)]
     if not visible:
         told.append(_assumed(recipe, pipe))
     if spend is not None:
@@ -38,10 +39,7 @@ def claims(
         told.append(c.summary)
         told.append(f"against the server: {card.words(c.against_server, c.delta)}, for one {c.unit}")
         told.append(f"against readers of the models: {card.words(c.of_release, c.delta)}; neighbours: {c.adjacency}")
-        enough = (
-            f", enough for {spend.rounds} of {recipe.round.rounds} rounds" if spend.rounds < recipe.round.rounds else ""
-        )
-        told.append(f"budget: {card.limit(spend.budget.epsilon)}{enough}")
+        told.append(f"budget: {card.limit(spend.budget.epsilon)}")
     elif not visible:
         told.append(
             "the sum is not noised: what it says about one device is not bounded (no epsilon); a server that lies can "
@@ -54,7 +52,7 @@ def claims(
     told.append(f"cohort: {earns}")
     told.append(_metrics(recipe, visible))
     if recipe.codec == "adaptive":
-        fast = "its link and training were" if visible and recipe.privacy != "record" else "its link is"
+        fast = "its link and training were" if visible and not promise.noises_steps else "its link is"
         told.append(f"which rung a device chose tells the server roughly how fast {fast}")
     held_out = "held-out losses of single devices are collected by evaluations: a simulation's instrument"
     chosen = "; they decide when the run ends, or which model counts" if recipe.round.chooses else ""
@@ -86,8 +84,8 @@ def claims(
     return tuple(told)
 
 
-def _updates(recipe: Recipe, pipe: Pipeline, visible: bool, sorted_into: int) -> str:
-    if not visible:
+def _updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
+    if promise.hidden:
         told = HIDDEN[pipe.merge.hides.servers]
         if sorted_into > 1:
             least = pipe.encoded.quorum.n_min
@@ -97,10 +95,10 @@ def _updates(recipe: Recipe, pipe: Pipeline, visible: bool, sorted_into: int) ->
                 f"; it sees the sums of {pipe.merge.groups} random groups, each of {pipe.encoded.quorum.n_min} or more"
             )
         return told
-    word = f'privacy = "{recipe.privacy}"'
-    if recipe.privacy in ("local", "record"):
+    word = f'privacy = "{promise.word}"'
+    if promise.noised_before_leaving:
         return f"the server sees every device's update, with the noise that the device added ({word})"
-    promised = "nothing is promised about privacy against it" if recipe.privacy == "central" else None
+    promised = "nothing is promised about privacy against it" if promise.who_noises is Noiser.SERVER else None
     return f"the server sees every device's update: {promised or 'nothing is promised about privacy'} ({word})"
 
 
@@ -123,7 +121,7 @@ def _metrics(recipe: Recipe, visible: bool) -> str:
     return "train losses and weights leave devices only as a sum"
 
 
-def witnesses(recipe: Recipe, servers: int, spend: Spend | None, groups: int = 1) -> list[dict[str, str]]:
+def witnesses(promise: Promise, servers: int, spend: Spend | None, groups: int = 1) -> list[dict[str, str]]:
     """Who could see what: for each party its ``who``, single ``updates``, the ``sum``, and what is ``promised``.
 
     ``servers``: 0 where the server sees each update, else how many hide it. ``groups``: sums of a round.
@@ -133,15 +131,15 @@ def witnesses(recipe: Recipe, servers: int, spend: Spend | None, groups: int = 1
     if c is None and servers:
         server = "sums alone are seen; no epsilon"
     reader = card.words(c.of_release, c.delta) if c is not None else "no epsilon" if servers else "nothing is promised"
-    noisy = {"distributed": "with noise", "central": "before noise", "local": "with noise", "record": "with noise"}
-    noised = noisy.get(recipe.privacy, "as it is") + (f", of each of up to {groups} groups" if groups > 1 else "")
-    each = "each, with its noise" if recipe.privacy in ("local", "record") else "each"
+    noisy = {Noiser.NOBODY: "as it is", Noiser.SERVER: "before noise"}
+    noised = noisy.get(promise.who_noises, "with noise") + (f", of each of up to {groups} groups" if groups > 1 else "")
+    each = "each, with its noise" if promise.noised_before_leaving else "each"
     single = {0: each, 1: "hidden", 2: "one share"}[servers]
     rows = [{"who": "the server", "updates": single, "sum": noised, "promised": server}]
     if servers == 2:
         rows[0]["who"] = "the server (leader)"
         rows.append({"who": "the gateway (helper)", "updates": "one share", "sum": "hidden", "promised": server})
-        both = "each" + (", with its share of the noise" if recipe.privacy == "distributed" else "")
+        both = "each" + (", with its share of the noise" if promise.who_noises is Noiser.COHORT else "")
         rows.append({"who": "both together", "updates": both, "sum": noised, "promised": "nothing is promised"})
     rows.append({"who": "other devices", "updates": "hidden", "sum": "what the models show", "promised": reader})
     rows.append({"who": "who reads the models", "updates": "hidden", "sum": "what the models show", "promised": reader})
@@ -156,8 +154,8 @@ def privacy_facts(plan: Plan) -> dict[str, Any]:
     servers, groups = (plan.hides.servers, plan.hides.groups) if plan.hides is not None else (0, 1)
     groups = plan.recipe.adaptive.groups if plan.ways else groups
     return {
-        "word": plan.recipe.privacy,
+        "word": plan.promise.word,
         "servers": servers,
         "card": None if plan.spend is None else plan.spend.card.to_plain(),
-        "seen": witnesses(plan.recipe, servers, plan.spend, groups),
+        "seen": witnesses(plan.promise, servers, plan.spend, groups),
     }

@@ -25,9 +25,9 @@ from edgewise.plan.claims import claims
 from edgewise.plan.downlink import delta_bytes, downlink
 from edgewise.plan.facts import PlanFacts, facts
 from edgewise.plan.private import Spend, Taking, adjacency, private
+from edgewise.plan.promise import Noiser, Promise, promised
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
-from edgewise.plan.section import DP_WORDS
 from edgewise.plan.stages import build_stages, schedule
 from edgewise.plan.trust import check_read, corrupt_most
 from edgewise.privacy.adaptive import reachable
@@ -56,6 +56,7 @@ class Plan:
             pipeline then holds all rungs.
         downlink: the way of the model's change down, a pipeline of one contribution, the same in all rounds; None where
             devices download the model itself.
+        promise: what is promised about privacy, and by what means.
         spend: what a round gives away and what may be given away in all; None without differential privacy.
     """
 
@@ -65,6 +66,7 @@ class Plan:
     pipelines: tuple[Pipeline, ...]
     strategy: Strategy
     sampling: Sampling
+    promise: Promise
     claims: tuple[str, ...]
     groups: tuple[tuple[Segment, ...], ...] = ()
     rungs: tuple[str, ...] = ()
@@ -175,7 +177,7 @@ class Plan:
 
     def clips(self, round: int) -> tuple[float, float]:
         """Least and largest clip that an invitation to a round can name; both 0 where the recipe fixes it."""
-        if self.recipe.privacy != "central" or not self.recipe.dp.adaptive_clip:
+        if self.promise.who_noises is not Noiser.SERVER or not self.recipe.dp.adaptive_clip:
             return 0.0, 0.0
         return reachable(self.recipe.dp.clip_l2, round)
 
@@ -234,7 +236,7 @@ class Plan:
         """Whether a device's choice of a rung depends on how long it trained. Not behind masks, where the update is
         sent when the keys of all are in. Not with noise on records either: the time of a step follows from how many
         blocks it drew and how long they are, and no answer may tell that."""
-        return not self.ways and self.recipe.privacy != "record"
+        return not self.ways and not self.promise.noises_steps
 
     def expected_bytes(self, round: int, elapsed_s: float, up_mbit: float) -> float:
         """Bytes of such a device's answer to an invitation, announced before anyone trains: the payload, or keys."""
@@ -270,6 +272,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     names = HEAD if recipe.metrics == "sum" else ()
     merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
     most = sampling.population if sampling.kind == "poisson" else sampling.invite
+    promise = promised(recipe, hidden=merge.hides is not None)
     hidden_ladder = recipe.codec == "adaptive" and merge.hides is not None
     sorted_into, least, corrupt = 1, max(1, sampling.minimum // merge.groups), 0
     check_read(recipe, merge)
@@ -277,8 +280,8 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
         if not sampling.minimum:
             raise RecipeError(
                 "E-COMBO",
-                'privacy = "central" with round.sampling = "poisson" releases every round, and a hidden sum is opened '
-                "of a least number of devices only.",
+                'privacy = "central_dp" with round.sampling = "poisson" releases every round, and a hidden sum is '
+                "opened of a least number of devices only.",
                 '[merge] kind = "sum", or round.sampling = "cyclic".',
             )
         corrupt = corrupt_most(recipe.trust, sampling, merge.groups)
@@ -294,7 +297,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
         head_l2=HEAD_BOUND * math.sqrt(len(names)),
         universe=spec.dim,
         population=population,
-        adjacency=adjacency(recipe.privacy, sampling.kind),
+        adjacency=adjacency(promise, sampling.kind),
     )
     tables = [{"kind": "factors"}, *recipe.stage] if recipe.trainable.kind == "rolora" else recipe.stage
     groups = schedule(tables, spec, catalogue.stages)
@@ -319,8 +322,8 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     _check_word(recipe, merge)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
     spend = None
-    if recipe.privacy in DP_WORDS:
-        more, spend = private(recipe, spec, start, phases, _taking(sampling, recipe), merge.hides is not None)
+    if promise.who_noises is not Noiser.NOBODY:
+        more, spend = private(recipe, spec, start, phases, _taking(sampling, recipe), promise)
         posts += more
     pipes = tuple(pipeline(start, stages, merge, posts) for stages in phases)
     if spend is not None:
@@ -334,10 +337,10 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
             )  # fmt: skip
     strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
     _check_directions(recipe, strategy, spec)
-    told, down = claims(recipe, pipes, sampling.earns, spend, sorted_into), downlink(recipe, spec, catalogue)
+    told, down = claims(recipe, promise, pipes, sampling.earns, spend, sorted_into), downlink(recipe, spec, catalogue)
     ways, pipes = (pipes, pipes[:1]) if hidden_ladder else ((), pipes)
     known = facts(recipe, spec.digest(), population)
-    return Plan(recipe, known, spec, pipes, strategy, sampling, told, groups, rungs, down, spend, ways)
+    return Plan(recipe, known, spec, pipes, strategy, sampling, promise, told, groups, rungs, down, spend, ways)
 
 
 def _taking(sampling: Sampling, recipe: Recipe) -> Taking:

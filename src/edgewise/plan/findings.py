@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from edgewise.core.errors import RecipeError
 from edgewise.plan import toml
 from edgewise.plan.section import MOVED, Refused
+from edgewise.plan.words import RENAMED
 
 LONGEST_NAME = 64  # of a key that is looked for among the known ones
 MOST_SHOWN = 5  # faults that one message tells
@@ -94,9 +95,10 @@ def _finding(e: Mapping[str, Any], model: type[BaseModel], origin: Origin) -> _F
     if isinstance(cause, Refused):
         at = _at(origin, loc, cause.what)
         return _Finding(cause.code, f"{at}: {cause.what}.", f"{cause.fix}.")
-    if cause is not None:
-        code, _, reason = str(cause).partition(": ")
-        return _Finding(code, f"{at}: {reason}.", "")
+    if loc == ("privacy",) and isinstance(e["input"], str) and e["input"] in RENAMED:
+        return _Finding(
+            "E-VALUE", f'{at}: privacy = "{e["input"]}" has another name now.', f"write {RENAMED[e['input']]}."
+        )
     code = "E-TYPE" if kind.endswith(("_type", "_parsing")) else "E-VALUE"
     got = repr(e["input"])[:80]
     fix = f"see `edgewise schema --field {'.'.join(map(str, loc[:2]))}`."

@@ -13,7 +13,9 @@ from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Adjacency, Kind, Space
 from edgewise.core.stage import WEIGHT, Post, Stage
 from edgewise.core.vector import Spec
+from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe import Recipe
+from edgewise.plan.section import LARGEST_EPSILON, DpSection
 from edgewise.privacy import accountant, card, grid, matrix, rules
 from edgewise.privacy.adaptive import adaptive_clip
 from edgewise.privacy.clip import clip, clip_tensors
@@ -30,15 +32,14 @@ class Spend:
     """What a plan spends.
 
     Attributes:
-        events: of a release, by phase. budget: enforced. rounds_each: rounds that a device is in at most.
-        rounds: of the run that the budget is enough for.
+        events: of a release, by phase. budget: enforced, of all rounds. rounds_each: rounds that a device is in at
+            most.
         divisor: what the sum is divided by, 0 = by the number of contributions. z: noise multiplier. card: in words.
     """
 
     events: tuple[Event, ...]
     budget: Budget
     rounds_each: int
-    rounds: int
     divisor: float
     z: float
     card: card.Card
@@ -56,14 +57,14 @@ class Taking:
     words: str
 
 
-def adjacency(word: str, sampler: str) -> Adjacency:
+def adjacency(promise: Promise, sampler: str) -> Adjacency:
     """What a device sends in the neighbouring data set: the fold's ``sensitivity`` and the accountant's events rest on
-    this one answer. Under ``record`` neighbours differ in a record, and its noise is in the steps; the fold is of
-    devices.
+    this one answer. Where single examples are protected, neighbours differ in one, and the noise is in the steps; the
+    fold is of devices.
     """
-    if word == "local":
+    if promise.who_noises is Noiser.DEVICE:
         return "replace_one"
-    return "add_remove" if word == "central" and sampler == "poisson" else "zero_out"
+    return "add_remove" if promise.who_noises is Noiser.SERVER and sampler == "poisson" else "zero_out"
 
 
 def fold(space: Space, stages: Sequence[Stage]) -> Space:
@@ -74,30 +75,28 @@ def fold(space: Space, stages: Sequence[Stage]) -> Space:
 
 
 def private(
-    recipe: Recipe, spec: Spec, start: Space, phases: Sequence[list[Stage]], taking: Taking, hidden: bool
+    recipe: Recipe, spec: Spec, start: Space, phases: Sequence[list[Stage]], taking: Taking, promise: Promise
 ) -> tuple[list[Post], Spend]:
     """Append the private ending to each phase's stages; the posts that belong to it, and the spend.
 
     Raises CompositionError and RecipeError: what does not compose; E-VALUE for a delta that promises nothing; E-BUDGET
     where no noise keeps the budget.
     """
-    dp, word = recipe.dp, recipe.privacy
+    dp, word, who = recipe.dp, recipe.privacy, promise.who_noises
     rules.metrics(start.head)
     rules.delta(dp.delta, start.population, "device")  # a host counts records: ``drivers.records``
-    rules.amplification(dp.amplification, taking.kind, seen_by_reader=word != "central")
+    rules.amplification(dp.amplification, taking.kind, seen_by_reader=who is not Noiser.SERVER)
     if dp.noise == "correlated":
-        rules.correlated_noise(word)
+        rules.correlated_noise(word, by_server=who is Noiser.SERVER)
         rules.participation_gap(taking.gap, taking.kind)
     before = [fold(start, stages) for stages in phases]
-    if any(space.sparse for space in before) and word in ("distributed", "local"):
+    if any(space.sparse for space in before) and who in (Noiser.COHORT, Noiser.DEVICE):
         raise CompositionError(
             "E-TOPK-SECAGG",
             f'privacy = "{word}": positions chosen per device say what it holds, and noise hides values only.',
             "use random_k, or shared_top_k, which chooses from what was released.",
         )
-    ending, events = {"central": _central, "distributed": _distributed, "local": _local, "record": _record}[word](
-        recipe, spec, before, taking, hidden
-    )
+    ending, events = _ENDINGS[who](recipe, spec, before, taking, promise)
 
     def all_rounds(z: float, each: int = taking.rounds_each) -> Counter[Event]:
         out: Counter[Event] = Counter()
@@ -106,42 +105,41 @@ def private(
             out[replace(event, steps=1)] += 1 if event.kind in RUN_LONG else turns * event.steps
         return out
 
-    z = dp.noise_multiplier
-    if not z:
-        try:
-            z = accountant.calibrate(all_rounds, dp.epsilon, dp.delta)
-        except ValueError as e:
-            fix = "raise dp.epsilon, or play fewer rounds."
-            raise RecipeError("E-BUDGET", f"the budget cannot be kept: {e}.", fix) from None
+    z, budget = _derived(dp, all_rounds)
     first = events(z)[0]
-    budget = Budget(dp.epsilon, dp.delta)
-
-    def charged(rounds: int) -> float:  # as the ledger counts, so that both end the run at the same round
-        return accountant.epsilon(all_rounds(z, rounds), dp.delta, accountant.COARSE)
-
-    if dp.noise_multiplier and not budget.holds(one := charged(1)):
-        raise RecipeError(
-            "E-BUDGET",
-            f"dp.noise_multiplier = {z:g}: the first round alone takes epsilon {one:.4g} of {dp.epsilon:g}.",
-            "leave out dp.noise_multiplier: then it is as small as the budget allows for all rounds.",
-        )
     posts: list[Post] = []
     for stages in phases:
         more, posts = ending(z)
-        at = _noised_at(start, stages) if word == "local" else len(stages)
+        at = _noised_at(start, stages) if who is Noiser.DEVICE else len(stages)
         stages[at:at] = more
-    divisor = float(taking.expected) if word == "central" else 0.0
-    rules.divisor(not divisor, first.adjacency, word)
-    rounds, least = recipe.round.rounds, taking.rounds_each
-    if dp.noise_multiplier and not budget.holds(charged(least)):  # the budget ends the run
-        least, most = 1, taking.rounds_each
-        while most - least > 1:
-            half = (least + most) // 2
-            least, most = (half, most) if budget.holds(charged(half)) else (least, half)
-        rounds = least * taking.gap
-    spent = accountant.epsilon(all_rounds(z, least), dp.delta)
-    shown = _card(recipe, fold(start, phases[0]), taking, z, spent, first)
-    return posts, Spend(events(z), budget, taking.rounds_each, rounds, divisor, z, shown)
+    divisor = float(taking.expected) if who is Noiser.SERVER else 0.0
+    rules.divisor(not divisor, first.adjacency, promise.noised_before_leaving)
+    spent = accountant.epsilon(all_rounds(z), dp.delta)
+    shown = _card(recipe, promise, fold(start, phases[0]), taking, z, budget, spent, first)
+    return posts, Spend(events(z), budget, taking.rounds_each, divisor, z, shown)
+
+
+def _derived(dp: DpSection, all_rounds: Callable[[float], Counter[Event]]) -> tuple[float, Budget]:
+    """The noise multiplier and the budget of a run: the recipe gives one, and the other follows from it.
+
+    The epsilon of a given noise is what the ledger counts for all rounds (on the coarse grid, an upper bound), so that
+    a run reaches its last round. Raises RecipeError(E-BUDGET) where the one has no other.
+    """
+    if not dp.noise_multiplier:
+        try:
+            return accountant.calibrate(all_rounds, dp.epsilon, dp.delta), Budget(dp.epsilon, dp.delta)
+        except ValueError as e:
+            fix = "raise dp.epsilon, or play fewer rounds."
+            raise RecipeError("E-BUDGET", f"the budget cannot be kept: {e}.", fix) from None
+    epsilon = accountant.epsilon(all_rounds(dp.noise_multiplier), dp.delta, accountant.COARSE)
+    if not epsilon <= LARGEST_EPSILON:
+        raise RecipeError(
+            "E-BUDGET",
+            f"dp.noise_multiplier = {dp.noise_multiplier:g} is so little noise that all rounds together take an "
+            f"epsilon above {LARGEST_EPSILON:g}, which promises nothing.",
+            "raise dp.noise_multiplier, play fewer rounds, or give dp.epsilon in its place.",
+        )
+    return dp.noise_multiplier, Budget(epsilon, dp.delta)
 
 
 def _noised_at(start: Space, stages: Sequence[Stage]) -> int:
@@ -173,7 +171,7 @@ def _clip(recipe: Recipe, spec: Spec) -> Stage:
 
 
 def _central(
-    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool
+    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, promise: Promise
 ) -> tuple[Ending, Events]:
     """The server adds Gaussian noise to the sum."""
     real = all(space.kind is Kind.REAL for space in before)
@@ -222,13 +220,13 @@ def _central(
 
 
 def _distributed(
-    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool
+    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, promise: Promise
 ) -> tuple[Ending, Events]:
     """Devices add discrete noise, and the server sees the sum only."""
-    if not hidden:
+    if not promise.hidden:
         raise RecipeError(
             "E-COMBO",
-            'privacy = "distributed": a device\'s share of the noise hides it only in the sum.',
+            'privacy = "distributed_dp": a device\'s share of the noise hides it only in the sum.',
             '[merge] kind = "secure_sum" or "shared_sum".',
         )
     dp, bound = recipe.dp, _clip(recipe, spec)
@@ -254,7 +252,9 @@ def _block(before: Sequence[Space]) -> int:
     return max(64, min(BLOCK, 1 << max(0, shortest.bit_length() - 1)))
 
 
-def _local(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
+def _local(
+    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, promise: Promise
+) -> tuple[Ending, Events]:
     """Every device hides itself."""
 
     bound = _clip(recipe, spec)
@@ -266,7 +266,9 @@ def _local(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, 
     return ending, lambda z: (Event("gaussian", before[0].adjacency, z=z / 2.0),) * len(before)
 
 
-def _record(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, hidden: bool) -> tuple[Ending, Events]:
+def _example(
+    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, promise: Promise
+) -> tuple[Ending, Events]:
     """Devices train with DP-SGD, and the noise is in the steps: an update is a function of noised gradients and of what
     everybody knows. Stages make of it what they like, and so does error feedback: what it remembers of earlier rounds
     are updates of theirs, each of which was charged when it was trained. All messages of a device together are
@@ -277,19 +279,29 @@ def _record(recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking,
 
     def events(z: float) -> tuple[Event, ...]:
         one = Event("gaussian", "add_remove", z=z, sampling="poisson", rate=dp.sample_rate,
-                    unit="record", steps=recipe.training.local_steps)  # fmt: skip
+                    unit="example", steps=recipe.training.local_steps)  # fmt: skip
         return (one,) * len(before)
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         # Devices noise their steps on it; with this room int64 holds the sum of 2^20 records.
-        grid.fit('privacy = "record"', z, dp.clip_l2, spec.dim, largest=2.0**10 * dp.clip_l2)
+        grid.fit('dp.unit = "example"', z, dp.clip_l2, spec.dim, largest=2.0**10 * dp.clip_l2)
         return [], []
 
     return ending, events
 
 
-def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, event: Event) -> card.Card:
-    dp, word = recipe.dp, recipe.privacy
+_ENDINGS = {
+    Noiser.SERVER: _central,
+    Noiser.COHORT: _distributed,
+    Noiser.DEVICE: _local,
+    Noiser.STEPS: _example,
+}
+
+
+def _card(
+    recipe: Recipe, promise: Promise, space: Space, taking: Taking, z: float, budget: Budget, spent: float, event: Event
+) -> card.Card:
+    dp, who_noises = recipe.dp, promise.who_noises
     server: float | None = spent
     unit, adjacency, sampling = "device: all its text, in all rounds", _ADJACENCY[event.adjacency], taking.words
     fewer: tuple[tuple[int, float], ...] = ()
@@ -297,7 +309,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
     bound = f"the clip of {dp.clip_l2:g}"
     if dp.tensor_l2:
         bound = f"what tensors clipped to {dp.tensor_l2:g} can have together"
-    if word == "central":
+    if who_noises is Noiser.SERVER:
         summary = "the server adds noise to the sum: readers of the models learn no more of a device than epsilon "
         summary += "allows, the server itself is trusted"
         how = f"a clip that follows the updates, from {dp.clip_l2:g}" if dp.adaptive_clip else bound
@@ -305,7 +317,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         if event.kind == "matrix":
             who = f"the server, {z:.4g} times how far one device in all its rounds can move the run's encoded sums, by "
             who += f"{bound}; rounds take back noise of earlier ones"
-    elif word == "distributed":
+    elif who_noises is Noiser.COHORT:
         honest = space.quorum.honest
         each = space.noise_std
         summary = "every device adds its share of noise before its update is hidden: neither the server nor readers of "
@@ -314,7 +326,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         least = each * sqrt(honest) / space.l2
         fewer = card.degradation(least, honest, dp.delta)
         continuous = accountant.gaussian(least / sqrt(taking.rounds_each), dp.delta)
-    elif word == "record":
+    elif who_noises is Noiser.STEPS:
         summary = "every step on a device is noised: what it sends says no more of one block of its text than epsilon "
         summary += "allows"
         unit = "block of text of one device, in all rounds"
@@ -327,7 +339,7 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         summary += "whatever the server does"
         who = f"each device, {z:.4g} times {bound}"
     return card.Card(
-        word=word,
+        word=recipe.privacy,
         summary=summary,
         against_server=server,
         of_release=spent,
@@ -340,8 +352,10 @@ def _card(recipe: Recipe, space: Space, taking: Taking, z: float, spent: float, 
         honest=honest,
         rounds_each=taking.rounds_each,
         fewer=fewer,
-        budget=dp.epsilon,
+        budget=budget.epsilon,
         continuous=continuous,
+        z=z,
+        derived="noise_multiplier" if dp.epsilon else "epsilon",
     )
 
 

@@ -14,16 +14,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
 from edgewise.plan import findings, toml
 from edgewise.plan.data import DataSection
 from edgewise.plan.section import (
-    DP_WORDS,
     DpSection,
-    Privacy,
     Refused,
     RoundSection,
     Section,
@@ -31,6 +29,7 @@ from edgewise.plan.section import (
     TrainingSection,
     TrustSection,
 )
+from edgewise.plan.words import DP_WORDS, Privacy, chosen, filled
 
 
 class ModelSection(Section):
@@ -129,8 +128,8 @@ class Recipe(Section):
     privacy: Privacy = Field(
         ...,
         description='required word. "none": nothing is promised; "hidden": secure aggregation hides single updates; '
-        'with noise: "central" (by the server), "distributed" (by devices, under secure aggregation), "local" (each '
-        'device by itself), "record" (DP-SGD on devices, for single blocks of text)',
+        'with noise: "central_dp" (by the server), "distributed_dp" (by devices, under secure aggregation), "local_dp" '
+        '(by each device for itself; dp.unit = "example": in its steps, for single blocks of text)',
     )
     metrics: Literal["sum", "none"] = Field(
         "sum", description="train losses travel beside the update, to be summed; or not at all"
@@ -170,40 +169,42 @@ class Recipe(Section):
         if self.privacy != "hidden" and self.adaptive.groups != AdaptiveSection().groups:
             what = 'adaptive.groups is for privacy = "hidden"; here each device chooses by itself'
             raise Refused("E-COMBO", what, "leave out adaptive.groups")
-        if self.privacy in ("hidden", "record") and self.adaptive.patience != AdaptiveSection().patience:
+        untimed = self.privacy == "hidden" or self.dp.example
+        if untimed and self.adaptive.patience != AdaptiveSection().patience:
             what = "adaptive.patience compares with training time, which no choice depends on behind masks or with"
             fix = "leave it out; adaptive.deadline_s is the time of the upload there"
-            raise Refused("E-COMBO", f'{what} privacy = "record"', fix)
+            raise Refused("E-COMBO", f'{what} dp.unit = "example"', fix)
         if self.adaptive.deadline_s > self.round.deadline_s:
             what = "adaptive.deadline_s is after round.deadline_s, when the round closes"
             raise Refused("E-COMBO", what, "lower adaptive.deadline_s, or raise round.deadline_s")
         return self
 
-    @model_validator(mode="before")
+    _chosen: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The values that the word of ``privacy`` chose, by dotted key: those that the recipe did not give."""
+        return self._chosen
+
+    @model_validator(mode="wrap")
     @classmethod
-    def _quiet(cls, plain: Any) -> Any:
-        """With differential privacy nothing is weighed, no metrics travel and FFA-LoRA is trained, unless the recipe
-        says so; rounds of Poisson cohorts that a trusted server noises have no minimum."""
-        if not isinstance(plain, dict) or plain.get("privacy") not in DP_WORDS:
-            return plain
-        plain = {"metrics": "none", "stage": [], "trainable": {}, **plain}
-        drawn = plain.get("round")
-        if plain["privacy"] == "central" and isinstance(drawn, dict) and drawn.get("sampling") == "poisson":
-            plain["round"] = {"minimum": 0.0, **drawn}
-        if isinstance(plain["trainable"], dict) and "layers" not in plain["trainable"]:
-            plain["trainable"] = {"kind": "ffa_lora", **plain["trainable"]}
-        return plain
+    def _choices_of_the_word(cls, plain: Any, build: ModelWrapValidatorHandler[Recipe]) -> Recipe:
+        """Fill in what the word chooses, so that it is validated as if the recipe had it."""
+        choices = chosen(plain) if isinstance(plain, dict) else {}
+        recipe = build(filled(plain, choices) if choices else plain)
+        recipe._chosen = choices
+        return recipe
 
     @model_validator(mode="after")
     def _minimum_given(self) -> Recipe:
-        always = self.privacy == "central" and self.round.sampling == "poisson"
+        always = self.privacy == "central_dp" and self.round.sampling == "poisson"
         if not self.round.minimum and not always:
-            what = 'round.minimum = 0 is for privacy = "central" with round.sampling = "poisson"'
+            what = 'round.minimum = 0 is for privacy = "central_dp" with round.sampling = "poisson"'
             raise Refused("E-COMBO", what, "leave it out (0.5), or choose another share above 0")
         if self.round.minimum and always:
             what = (
-                'privacy = "central" with round.sampling = "poisson" hides whether a device is there, and an abandoned '
-                "round would tell how many came"
+                'privacy = "central_dp" with round.sampling = "poisson" hides whether a device is there, and an '
+                "abandoned round would tell how many came"
             )
             raise Refused("E-COMBO", what, "leave out round.minimum: every round is then released, with noise")
         return self

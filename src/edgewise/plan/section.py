@@ -1,5 +1,5 @@
 """The base of a recipe's sections, and those on rounds, local training, trust, the simulated world and differential
-privacy with its words."""
+privacy."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Privacy = Literal["none", "hidden", "central", "distributed", "local", "record"]
-DP_WORDS = ("central", "distributed", "local", "record")  # those that promise an epsilon
+from edgewise.plan.words import DP_WORDS, Privacy
+
+LARGEST_EPSILON = 1e6  # beyond, nothing is promised to anybody
 
 
 class Refused(ValueError):
@@ -178,32 +179,48 @@ class SimulationSection(Section):
 
 
 class DpSection(Section):
-    """Differential privacy: of whole devices ("central", "distributed", "local"), or of their records ("record")."""
+    """Differential privacy: whose data is protected, by how much, and how far one contribution can reach."""
 
-    epsilon: float = Field(0.0, ge=0, le=1e6, description="budget of the whole run; required")
+    unit: Literal["device", "example"] = Field(
+        "device",
+        description="whose data epsilon is about: all text of a device, or, with local_dp, one block of it (DP-SGD)",
+    )
+    epsilon: float = Field(
+        0.0,
+        ge=0,
+        le=LARGEST_EPSILON,
+        description="budget of the whole run, from which the noise is derived; this or noise_multiplier",
+    )
+    noise_multiplier: float = Field(
+        0.0, ge=0, description="noise on the sum / clip_l2, from which epsilon is derived; this or epsilon"
+    )
     delta: float = Field(0.0, ge=0, lt=1, description="required; below 1 / (number of devices)^1.1")
     clip_l2: float = Field(
-        0.0, ge=0, description="bound of one update's L2 norm, for \"record\" of one block's gradient; required"
+        0.0, ge=0, description="bound of one update's L2 norm, or of one block's gradient by unit; required"
     )
     tensor_l2: float = Field(
         0.0, ge=0, description="bound of every tensor's L2 norm by itself, in place of the whole's; 0 = off"
     )
-    adaptive_clip: bool = Field(False, description="central: clip_l2 is where the clip begins; it follows the median")
-    sample_rate: float = Field(
-        0.0, ge=0, le=1, description="record: probability with which a local step takes each block; required for it"
+    adaptive_clip: bool = Field(
+        False, description="central_dp: clip_l2 is where the clip begins; it follows the median"
     )
-    noise_multiplier: float = Field(
-        0.0, ge=0, description="noise on the sum / clip_l2; 0 = as little as the budget allows for all rounds"
+    sample_rate: float = Field(
+        0.0, ge=0, le=1, description='unit = "example": probability with which a local step takes each block; required'
     )
     noise: Literal["independent", "correlated"] = Field(
         "independent",
-        description="correlated (central, cyclic cohorts): a round takes back part of the noise of those before it",
+        description="correlated (central_dp, cyclic cohorts): a round takes back part of the noise of those before it",
     )
     buffers: int = Field(3, ge=1, le=4, description="correlated: memory of the noise, in models; more is better")
     amplification: Literal["auto", "poisson"] = Field(
         "auto", description="poisson: refuse where amplification by Poisson sampling cannot be counted"
     )
-    bits: int = Field(0, ge=0, le=32, description="distributed: of the ring; 0 = the smallest that will do")
+    bits: int = Field(0, ge=0, le=32, description="distributed_dp: of the ring; 0 = the smallest that will do")
+
+    @property
+    def example(self) -> bool:
+        """Whether single blocks of text are protected, by noise in every step of training."""
+        return self.unit == "example"
 
     def check(self, privacy: Privacy) -> None:
         """Raises Refused (E-COMBO, E-MISSING) where the section and the recipe's word do not go together."""
@@ -212,23 +229,39 @@ class DpSection(Section):
                 what = f'[dp] is for privacy = {", ".join(DP_WORDS)}; here it is "{privacy}"'
                 raise Refused("E-COMBO", what, "leave out [dp], or name one of these words")
             return
-        for key in ("epsilon", "delta", "clip_l2"):
-            if not getattr(self, key):
-                raise Refused("E-MISSING", f'privacy = "{privacy}" needs dp.{key}', f"write {key} in [dp]")
-        if self.adaptive_clip and privacy != "central":
-            what = 'dp.adaptive_clip is for privacy = "central"'
+        self._check_numbers(privacy)
+        if self.example and privacy != "local_dp":
+            what = f'dp.unit = "example" is for privacy = "local_dp"; here it is "{privacy}", whose noise is on updates'
+            raise Refused("E-COMBO", what, 'write privacy = "local_dp", or leave out dp.unit')
+        if self.adaptive_clip and privacy != "central_dp":
+            what = 'dp.adaptive_clip is for privacy = "central_dp"'
             raise Refused("E-COMBO", what, "leave it out: dp.clip_l2 is the clip")
-        if self.tensor_l2 and (self.adaptive_clip or privacy == "record"):
+        if self.tensor_l2 and (self.adaptive_clip or self.example):
             what = "dp.tensor_l2 is for whole updates and a clip that stays"
-            raise Refused("E-COMBO", what, 'leave it out, or dp.adaptive_clip and privacy = "record"')
-        distributed, correlated = privacy == "distributed", self.noise == "correlated"
+            raise Refused("E-COMBO", what, 'leave it out, or dp.adaptive_clip and dp.unit = "example"')
+        distributed, correlated = privacy == "distributed_dp", self.noise == "correlated"
         for key, read, by in (
-            ("bits", distributed, 'privacy = "distributed"'),
+            ("bits", distributed, 'privacy = "distributed_dp"'),
             ("buffers", correlated, 'dp.noise = "correlated"'),
         ):
             if not read and getattr(self, key) != DpSection.model_fields[key].default:
                 raise Refused("E-COMBO", f"dp.{key} is for {by}; nothing reads it here", f"leave out dp.{key}")
-        if (privacy == "record") != bool(self.sample_rate):
-            what = 'dp.sample_rate goes with privacy = "record", and only with it'
-            fix = "write sample_rate = 0.1 or the like" if privacy == "record" else "leave it out"
+        if self.example != bool(self.sample_rate):
+            what = 'dp.sample_rate goes with dp.unit = "example", and only with it'
+            fix = "write sample_rate = 0.1 or the like" if self.example else "leave it out"
             raise Refused("E-MISSING", what, fix)
+
+    def _check_numbers(self, privacy: Privacy) -> None:
+        """Raises Refused: E-MISSING for a number that only a person can decide, E-COMBO for one too many."""
+        if self.epsilon and self.noise_multiplier:
+            what = (
+                f"dp.epsilon = {self.epsilon:g} and dp.noise_multiplier = {self.noise_multiplier:g}: each follows from "
+                "the other"
+            )
+            raise Refused("E-COMBO", what, "give one, and leave out the other")
+        missing = [f"dp.{key}" for key in ("delta", "clip_l2") if not getattr(self, key)]
+        if not self.epsilon and not self.noise_multiplier:
+            missing.insert(0, "dp.epsilon (or dp.noise_multiplier)")
+        if missing:
+            what = f'privacy = "{privacy}" needs {" and ".join(missing)}'
+            raise Refused("E-MISSING", what, "write each into [dp]: no word can choose it for you")

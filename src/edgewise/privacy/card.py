@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite, sqrt
-from typing import Any
+from typing import Any, Literal
 
 from edgewise.privacy import accountant
 
@@ -32,8 +32,11 @@ class Card:
         honest: devices per round whose noise is counted on, 0 where none add any.
         rounds_each: rounds that one device is in at most.
         fewer: (honest devices, epsilon against the server of one round) if fewer than ``honest`` are.
-        budget: epsilon that is enforced; None without. continuous: where devices add discrete shares, epsilon of
-            continuous noise of that size after all rounds; 0 elsewhere.
+        budget: epsilon that is enforced; None without.
+        continuous: where devices add discrete shares, epsilon of continuous noise of that size after all rounds; 0
+            elsewhere.
+        z: noise multiplier; None in runs that did not record it.
+        derived: which of epsilon and noise multiplier follows from the other, which the recipe gives.
     """
 
     word: str
@@ -51,6 +54,8 @@ class Card:
     fewer: tuple[tuple[int, float], ...]
     budget: float | None
     continuous: float = 0.0
+    z: float | None = None
+    derived: Literal["epsilon", "noise_multiplier"] = "noise_multiplier"
 
     def to_plain(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -67,7 +72,10 @@ def degradation(z: float, honest: int, delta: float) -> tuple[tuple[int, float],
 
 def promises(c: Plain) -> list[tuple[str, str]]:
     """What a card promises after all rounds, as names and sentences."""
-    budget = [] if c["budget"] is None else [("budget", limit(c["budget"]))]
+    budget = []
+    if c["budget"] is not None:
+        given = ", derived from dp.noise_multiplier" if c.get("derived") == "epsilon" else ""
+        budget = [("budget", limit(c["budget"], given))]
     return [
         ("against the server", words(c["against_server"], c["delta"])),
         ("of the released models", words(c["of_release"], c["delta"])),
@@ -77,18 +85,23 @@ def promises(c: Plain) -> list[tuple[str, str]]:
 
 def rests_on(c: Plain) -> list[tuple[str, str]]:
     """What those promises rest on, as names and sentences: unit, delta, neighbours, sampling, rounds of a device,
-    noise, honest devices; what other runs add, and what is not covered."""
+    noise and its multiplier, honest devices; what other runs add, and what is not covered."""
     each = f"{c['rounds_each']:,} round{'s' * (c['rounds_each'] != 1)}"
     honest = [("honest devices", f"{c['honest']:,} are counted on in every round")] if c["honest"] else []
     if continuous := c.get("continuous"):
         counted = "as zCDP, which holds for sums of discrete, rounded shares; continuous noise of this size would take "
         honest.append(("counted", f"{counted}epsilon {continuous:.3g} after all rounds"))
+    multiplier = []
+    if (z := c.get("z")) is not None:
+        given = ", derived from dp.epsilon" if c["derived"] == "noise_multiplier" else ""
+        multiplier = [("noise multiplier", f"{z:.4g}{given}")]
     return [
         ("unit", c["unit"]),
         ("delta", f"{c['delta']:g}, {c['below']}"),
         ("neighbours", c["adjacency"]),
         ("taking part", f"{c['sampling']}; a device is in at most {each}"),
         ("noise", c["noise"]),
+        *multiplier,
         *honest,
         ("other runs", ADD_UP),
         ("not covered", OUTSIDE),
@@ -106,9 +119,9 @@ def without(servers: int) -> str:
     return f"{seen} No epsilon is claimed.{more}"
 
 
-def limit(epsilon: float) -> str:
-    """What a budget means."""
-    return f"epsilon {epsilon:g}; the round that would exceed it is not played"
+def limit(epsilon: float, given: str = "") -> str:
+    """What a budget means. ``given``: where it comes from."""
+    return f"epsilon {epsilon:.6g}{given}; the round that would exceed it is not played"
 
 
 def words(epsilon: float | None, delta: float) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Le
 
 from edgewise.core import demand
-from edgewise.core.errors import CompositionError
+from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
 from edgewise.core.part import Doc, part
 from edgewise.core.space import Space
@@ -100,31 +100,51 @@ def clip_tensors(spec: Spec, l2: Annotated[float, Ge(SMALLEST), Le(LARGEST)]) ->
 
 
 @part
-def clamp(linf: Annotated[float, Ge(SMALLEST), Le(LARGEST), Doc("largest coordinate, in model units")]) -> Stage:
-    """Cut every coordinate to ``[-linf, linf]``.
+def clamp(
+    linf: Annotated[float | None, Ge(SMALLEST), Le(LARGEST), Doc("largest coordinate, in model units")] = None,
+    stds: Annotated[
+        float | None,
+        Ge(0.1),
+        Le(100.0),
+        Doc("largest coordinate, in standard deviations l2 / sqrt(d) that the clip before it leaves"),
+    ] = None,
+) -> Stage:
+    """Cut every coordinate to ``[-c, c]``, with c = ``linf``, or c = ``stds`` l2 / sqrt(d).
 
     Algebra: linf -> min(linf, c), l2 -> min(l2, c sqrt(d)); biased unless the bound already held.
     Guarantees: no coordinate of the float32 result exceeds c (c is rounded down to float32).
     Args:
-        linf: c, model units, 1e-30 to 1e30.
+        linf: c, model units, 1e-30 to 1e30. stds: c in standard deviations of a coordinate of a rotated vector of d
+            coordinates that is as long as its bound l2, 0.1 to 100. Exactly one of both.
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-NOT-REAL after a quantizer, E-ORDER after low_rank.
+        RecipeError(E-VALUE); CompositionError: E-NOT-REAL after a quantizer, E-ORDER after low_rank, E-NO-BOUND for
+            ``stds`` where nothing bounds l2.
     """
-    name = f"clamp({linf:g})"
-    edge = np.float32(linf)
-    if float(edge) > linf:
-        edge = np.nextafter(edge, np.float32(0.0))
+    if (linf is None) == (stds is None):
+        raise RecipeError("E-VALUE", "clamp: linf and stds both say where it cuts.", "give exactly one of them.")
+    name = f"clamp({linf:g})" if linf is not None else f"clamp({stds:g} std)"
+
+    def bound(space: Space) -> float:
+        return linf if linf is not None else (stds or 0.0) * space.l2 / sqrt(space.dim)
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
         _whole(space, name)
+        if linf is None and not isfinite(space.l2):
+            what = f"{name}: a standard deviation follows from the length of an update, which nothing bounds here."
+            raise CompositionError("E-NO-BOUND", what, "put clip with l2 before it, or give clamp a linf.")
+        c = bound(space)
         return space.but(
-            linf=min(space.linf, linf),
-            l2=min(space.l2, linf * sqrt(space.dim)),
-            unbiased=space.unbiased and space.linf <= linf,
+            linf=min(space.linf, c),
+            l2=min(space.l2, c * sqrt(space.dim)),
+            unbiased=space.unbiased and space.linf <= c,
         )
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
+        c = bound(space)
+        edge = np.float32(c)
+        if float(edge) > c:
+            edge = np.nextafter(edge, np.float32(0.0))
         return payload.but(body=np.clip(payload.body, -edge, edge)), memory
 
     return Stage(name, infer, encode, _keep, sparse=True, pointwise=True)

@@ -41,7 +41,8 @@ def amplification(asked: str, sampler: str, seen_by_reader: bool) -> None:
         raise CompositionError(
             "E-AMP-VISIBLE",
             "amplification by sampling is claimed against somebody who sees which devices take part.",
-            'dp.amplification = "auto" (every round counts in full), or privacy = "central" for readers of the models.',
+            'dp.amplification = "auto" (every round counts in full), or privacy = "central_dp" for readers of the '
+            "models.",
         )
     if sampler != "poisson":
         raise CompositionError(
@@ -81,8 +82,8 @@ def delta(value: float, n: int, unit: Unit) -> None:
     A mechanism that shows each unit whole with probability delta keeps the promise (0, delta), and of n units shows
     n delta on average. So delta must be below 1 / n, and by more for many: 1 / n^1.1.
     Args:
-        n: how many units exist; 0: not known. unit: what epsilon and delta are about. For "record", n is the number of
-            blocks of text on all devices at hand: a device by itself counts its own.
+        n: how many units exist; 0: not known. unit: what epsilon and delta are about. For "example", n is the number
+            of blocks of text on all devices at hand: a device by itself counts its own.
     Source: Dwork and Roth 2014, section 2.3 (less than any inverse polynomial in the size of the database).
     """
     if n and value >= (most := n**-1.1):
@@ -96,14 +97,16 @@ def delta(value: float, n: int, unit: Unit) -> None:
         )
 
 
-def correlated_noise(word: str) -> None:
-    """E-MF-LOCAL: correlated noise by anyone but the one who holds the sum and the buffers of all rounds."""
-    if word != "central":
+def correlated_noise(word: str, by_server: bool) -> None:
+    """E-MF-LOCAL: correlated noise by anyone but the one who holds the sum and the buffers of all rounds.
+
+    ``word``: of privacy, for the message. ``by_server``: whether the server adds the noise."""
+    if not by_server:
         raise CompositionError(
             "E-MF-LOCAL",
             f'privacy = "{word}": correlated noise takes back in one round what it added in another; devices come and '
             "go, and none can take back another's share.",
-            'dp.noise = "independent", or privacy = "central", where a trusted server adds it.',
+            'dp.noise = "independent", or privacy = "central_dp", where a trusted server adds it.',
         )
 
 
@@ -122,13 +125,13 @@ def participation_gap(gap: int, sampler: str) -> None:
         )
 
 
-def divisor(by_count: bool, adjacency: Adjacency, word: str) -> None:
+def divisor(by_count: bool, adjacency: Adjacency, noised_before_leaving: bool) -> None:
     """E-DIV-N: a noised sum is divided by how many came, and that is private.
 
     The number of contributions is public where who takes part is ("zero_out"). Where each device hides itself
-    (``local``, ``record``) being there at all is no secret either.
+    before anything leaves it, being there at all is no secret either.
     """
-    if by_count and adjacency != "zero_out" and word not in ("local", "record"):
+    if by_count and adjacency != "zero_out" and not noised_before_leaving:
         raise CompositionError(
             "E-DIV-N",
             "the mean would be divided by how many devices came, and one device more or less would show in it.",

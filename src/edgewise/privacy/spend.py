@@ -11,7 +11,7 @@ from edgewise.core.space import Adjacency
 
 Kind = Literal["gaussian", "zcdp", "matrix", "tree"]
 Sampling = Literal["every", "poisson", "truncated", "fixed"]
-Unit = Literal["device", "record"]
+Unit = Literal["device", "example"]
 
 # Whose neighbours a bound is proved for.
 _PROVED = {"poisson": "add_remove", "truncated": "add_remove", "fixed": "replace_one"}
@@ -95,7 +95,7 @@ class Event:
     @property
     def seen(self) -> Event:
         """The same release for who sees which devices take part; which records a device draws, nobody sees."""
-        if self.unit == "record" or not self.amplified:
+        if self.unit == "example" or not self.amplified:
             return self
         return replace(self, sampling="every", rate=1.0, population=0, cohort=0, cap=0)
 
@@ -161,4 +161,4 @@ def local(z: float) -> Event:
 
 def record_level(z: float, rate: float, steps: int) -> Event:
     """``steps`` of DP-SGD in a round, Poisson batches of a device's records; z: noise over the clip per record."""
-    return Event("gaussian", "add_remove", z=z, sampling="poisson", rate=rate, unit="record", steps=steps)
+    return Event("gaussian", "add_remove", z=z, sampling="poisson", rate=rate, unit="example", steps=steps)

@@ -1,0 +1,86 @@
+"""What a plan promises about privacy, and by what means: the one place where privacy words are compared.
+
+    promise = promised(recipe, hidden=True)     # of privacy = "distributed_dp" with [merge] kind = "secure_sum"
+    promise.who_noises                          # Noiser.COHORT
+    promise.leaves_once                         # True: an update of a round leaves its device once
+
+Whatever runs, tests or describes a plan asks its promise, and never a word of the recipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal
+
+from edgewise.plan.recipe import Recipe
+from edgewise.plan.words import DP_WORDS, Privacy
+from edgewise.privacy.spend import Unit
+
+
+class Noiser(Enum):
+    """Who adds the noise that an epsilon rests on."""
+
+    NOBODY = "nobody"
+    SERVER = "the server, to the sum"
+    COHORT = "the devices of a cohort, to their sum, a share each"
+    DEVICE = "each device, to its own update"
+    STEPS = "each device, to every step of its training"
+
+
+Mechanism = Literal["central", "distributed", "local", "example"]
+_MECHANISMS: dict[Noiser, Mechanism] = {
+    Noiser.SERVER: "central",
+    Noiser.COHORT: "distributed",
+    Noiser.DEVICE: "local",
+    Noiser.STEPS: "example",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a plan promises.
+
+    Attributes:
+        word: the recipe's word, for sentences only.
+        hidden: whether secure aggregation hides single updates from the server.
+        who_noises: who adds the noise that an epsilon rests on.
+        unit: whose data the epsilon is about; None without an epsilon.
+    """
+
+    word: Privacy
+    hidden: bool
+    who_noises: Noiser
+    unit: Unit | None
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """The name of the noise mechanism; None without noise for an epsilon."""
+        return _MECHANISMS.get(self.who_noises)
+
+    @property
+    def noised_before_leaving(self) -> bool:
+        """Whether an update is a function of noised values when it leaves its device, so that its epsilon holds against
+        whoever reads it alone."""
+        return self.who_noises in (Noiser.DEVICE, Noiser.STEPS)
+
+    @property
+    def leaves_once(self) -> bool:
+        """Whether an update of a round leaves its device once: two sums that differ by one hidden update show it, and
+        two noised copies of one update average the noise out."""
+        return self.hidden or self.noised_before_leaving
+
+    @property
+    def noises_steps(self) -> bool:
+        """Whether devices train with DP-SGD."""
+        return self.who_noises is Noiser.STEPS
+
+
+def promised(recipe: Recipe, hidden: bool) -> Promise:
+    """What a recipe promises. ``hidden``: whether its merge hides single updates."""
+    who = {
+        "central_dp": Noiser.SERVER,
+        "distributed_dp": Noiser.COHORT,
+        "local_dp": Noiser.STEPS if recipe.dp.example else Noiser.DEVICE,
+    }.get(recipe.privacy, Noiser.NOBODY)
+    return Promise(recipe.privacy, hidden, who, recipe.dp.unit if recipe.privacy in DP_WORDS else None)
