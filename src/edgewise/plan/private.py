@@ -96,7 +96,13 @@ def private(
             f'privacy = "{word}": positions chosen per device say what it holds, and noise hides values only.',
             "use random_k, or shared_top_k, which chooses from what was released.",
         )
-    ending, events = _ENDINGS[who](recipe, spec, before, taking, promise)
+    mechanism = {
+        Noiser.SERVER: _central,
+        Noiser.COHORT: _distributed,
+        Noiser.DEVICE: _local,
+        Noiser.STEPS: _example,
+    }[who]
+    ending, events = mechanism(recipe, spec, before, taking, promise)
 
     def all_rounds(z: float, each: int = taking.rounds_each) -> Counter[Event]:
         out: Counter[Event] = Counter()
@@ -288,14 +294,6 @@ def _example(
         return [], []
 
     return ending, events
-
-
-_ENDINGS = {
-    Noiser.SERVER: _central,
-    Noiser.COHORT: _distributed,
-    Noiser.DEVICE: _local,
-    Noiser.STEPS: _example,
-}
 
 
 def _card(
