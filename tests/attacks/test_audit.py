@@ -67,6 +67,7 @@ def keyed(monkeypatch, module, label):
     monkeypatch.setattr(module, "derive", lambda key, *of: true(bytes(32) if of[0] == label else key, *of))
 
 
+@pytest.mark.long(sample=2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("word", "module", "label"), [
     ("central_dp", noise, "noise"), ("local_dp", noise, "local noise"), ("example", train, "dp"),
@@ -173,6 +174,7 @@ def test_honest_code_passes_and_is_found_tight(word):
     assert found.epsilon_lower < found.epsilon_claimed
 
 
+@pytest.mark.long(sample=4)
 @pytest.mark.parametrize("by", [np.sqrt(2.0), 2.0])
 @pytest.mark.parametrize("word", WORDS)
 def test_too_little_noise_is_caught(monkeypatch, word, by):
@@ -182,6 +184,7 @@ def test_too_little_noise_is_caught(monkeypatch, word, by):
     assert not trials.mechanism(plan(word), RUNS, quiet).holds
 
 
+@pytest.mark.long(sample=2)
 @pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monkeypatch, word):
@@ -254,6 +257,7 @@ def test_a_bit_that_is_counted_by_half_is_caught(monkeypatch):
     assert found.lower == pytest.approx(1.2 * found.claimed, rel=0.05)
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 def test_releases_with_a_bit_beside_the_update_are_scored_with_it(monkeypatch, broken):
@@ -292,6 +296,7 @@ def test_an_encoding_of_zeros_that_is_not_zero_is_caught(monkeypatch):
     assert not found.holds
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_one_run_of_honest_code_holds_and_sees_something(word):
@@ -301,6 +306,7 @@ def test_one_run_of_honest_code_holds_and_sees_something(word):
     assert found.runs == 512
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_one_run_catches_noise_of_half_the_size(monkeypatch, word):
@@ -319,6 +325,7 @@ def test_one_run_catches_missing_noise(monkeypatch):
         assert found.guessed == bounds.Guessed(114, 114, pytest.approx(3.6, abs=0.1))
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "population", "more"),
@@ -395,6 +402,7 @@ def test_correlated_noise_is_tried_as_a_run():
     assert "how noise correlates over the rounds" in trials.mechanism(it, RUNS, quiet).left_out
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["normals", "sensitivity"])
 def test_broken_correlated_noise_is_caught(monkeypatch, broken):
@@ -467,6 +475,7 @@ def test_noise_in_floating_point_is_caught_by_its_last_bits(monkeypatch):
     assert grain.lower > 1.5 * grain.claimed
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("by", [np.sqrt(2.0), 2.0])
 def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
@@ -478,6 +487,7 @@ def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
     assert run.lower > 0
 
 
+@pytest.mark.long(sample=0)
 @pytest.mark.slow
 def test_a_missing_clip_of_dp_sgd_is_caught(monkeypatch):
     monkeypatch.setattr(dp_sgd, "min", lambda *_: 1.0, raising=False)  # of 1 and C / norm

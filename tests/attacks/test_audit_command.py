@@ -72,6 +72,7 @@ def found(folder: Path, word: str) -> tuple[dict, str]:
     return json.loads((folder / word / "audit.json").read_text(encoding="utf-8")), page
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.parametrize("word", ["none", "distributed_dp", "example"])
 def test_what_holds_is_told_in_true_words(folder: Path, word: str) -> None:
     result = run(folder, word)
@@ -105,6 +106,7 @@ def test_what_holds_is_told_in_true_words(folder: Path, word: str) -> None:
         assert any(x.startswith("whole model, the release") and x.endswith("the noise of every step") for x in leaks)
 
 
+@pytest.mark.long(sample=0)
 def test_the_leaks_of_record_privacy_are_of_its_dp_sgd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch, cohort and whole model train with the recipe's clip and noise; "in the clear" does not."""
     used, true = [], dp_sgd.gradient
@@ -125,6 +127,7 @@ def test_the_leaks_of_record_privacy_are_of_its_dp_sgd(folder: Path, monkeypatch
     assert {dp.clip for dp, _ in used} == {0.5}
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.parametrize("word", ["central_dp", "distributed_dp", "local_dp", "example"])
 def test_noise_of_half_the_size_ends_the_command_with_8(
     folder: Path, monkeypatch: pytest.MonkeyPatch, word: str
@@ -136,6 +139,7 @@ def test_noise_of_half_the_size_ends_the_command_with_8(
     check_broken(folder, word)
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.parametrize("word", ["central_dp", "distributed_dp", "local_dp", "example"])
 def test_a_missing_clip_ends_the_command_with_8(folder: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     true = private.clip
@@ -155,6 +159,7 @@ def test_local_noise_accounted_at_twice_its_size_ends_the_command_with_8(
     check_broken(folder, "local_dp")
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.parametrize("word", ["central_dp", "example"])
 def test_noise_that_comes_again_ends_the_command_with_8(
     folder: Path, monkeypatch: pytest.MonkeyPatch, word: str

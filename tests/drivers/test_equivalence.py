@@ -33,6 +33,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.long(sample=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_pool_and_inproc_agree_to_the_byte(tmp_path, name):
@@ -43,6 +44,7 @@ def test_pool_and_inproc_agree_to_the_byte(tmp_path, name):
     assert story(told_one) == story(told_two)
 
 
+@pytest.mark.long(sample=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_model_learns_and_a_seed_matters(tmp_path, name):

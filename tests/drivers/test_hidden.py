@@ -135,6 +135,7 @@ def _loss(told):
     return sum(last.nll.values()) / sum(last.tokens.values())
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", ["median", "trimmed_mean"])
 def test_two_poisoners_spoil_a_sum_and_not_the_rule_between_groups(tmp_path, monkeypatch, rule):

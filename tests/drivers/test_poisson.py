@@ -33,6 +33,7 @@ CENTRAL = {
 }
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
@@ -122,6 +123,7 @@ def test_a_minimum_would_break_the_claim(n, cohort):
     assert delta(n, rate, z, cohort // 2, 1.0) > 5e-5
 
 
+@pytest.mark.long(sample=0)
 @pytest.mark.slow
 def test_cohorts_are_drawn_at_the_rate_that_is_accounted():
     recipe = make_recipe({**CENTRAL, "round.cohort": 30, "data.devices": 200})

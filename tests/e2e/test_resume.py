@@ -103,6 +103,7 @@ LADDER = (
 )  # fmt: skip
 
 
+@pytest.mark.long(sample=3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK), ("pool", PRIVATE),

@@ -84,6 +84,7 @@ def new(*args: str) -> Result:
     return done
 
 
+@pytest.mark.long(sample=3)
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("word", WORDS)
@@ -95,6 +96,7 @@ def test_what_it_writes_passes_the_check(folder: Path, word: str, form: Callable
     assert (found["population"], found["privacy"]["word"]) == (6, word)
 
 
+@pytest.mark.long(sample=6)
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [2, 3, 5, 17, 40, 41, 60, 127, 400, 2000])
 @pytest.mark.parametrize("word", WORDS)
@@ -118,6 +120,7 @@ def test_columns_are_proposed_and_every_key_is_explained(folder: Path) -> None:
     assert set(new_text.WORD) == set(WORDS) == set(guides.WORDS)
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize(("unit", "exponent"), [("device", -5), ("example", -6)])
 def test_delta_is_small_beside_the_number_of_what_it_is_about(folder: Path, unit: str, exponent: int) -> None:
