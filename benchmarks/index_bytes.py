@@ -15,8 +15,8 @@ import bench
 import numpy as np
 
 from edgewise.codecs import kernels, pack
+from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Quorum, Space
-from edgewise.core.stage import Payload
 
 DENSITIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05)
 BAR = 0.01

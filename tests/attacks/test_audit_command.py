@@ -14,8 +14,9 @@ import edgewise.plan.compile as compiling
 import edgewise.plan.private as private
 from edgewise.apps import cli
 from edgewise.core.keys import Turn
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.drivers import identities
 from edgewise.learn import dp_sgd, train
 from edgewise.privacy import distributed, grid

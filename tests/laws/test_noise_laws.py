@@ -20,9 +20,10 @@ from edgewise.codecs.shared_top_k import shared_top_k
 from edgewise.codecs.sketch import sketch
 from edgewise.codecs.wrap import wrap
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum

@@ -9,9 +9,10 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.ladder import ladder
 from edgewise.codecs.random_k import random_k
 from edgewise.core.keys import Key, Turn, derive, root
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.merges.plain import plain_sum
 
 DIM = 100
@@ -39,7 +40,7 @@ class Probe:
             self.decoded.append(turn.public)
             return payload
 
-        return Stage(name, lambda space: space, encode, decode, sparse=True)
+        return Stage(name, lambda space: space, encode, decode, lambda before, after: name, sparse=True)
 
 
 def chain_of(shape: str, probe: Probe) -> list[Stage]:

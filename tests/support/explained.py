@@ -19,4 +19,4 @@ SPEC = Spec.of(
 def explained(recipe: Recipe, population: int = 40) -> tuple[Any, ...]:
     """Compile and explain. Raises as ``compile``."""
     plan = compile_plan(recipe, SPEC, population, BUILT_IN)
-    return explain.trace(plan, BUILT_IN), explain.trace_down(plan), explain.cost(plan), plan.rule(0), plan.claims
+    return explain.trace(plan), explain.trace_down(plan), explain.cost(plan), plan.rule(0), plan.claims

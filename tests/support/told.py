@@ -12,8 +12,9 @@ from annotated_types import Gt
 
 from edgewise.core.keys import Turn
 from edgewise.core.part import part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Array
 from edgewise.plan.catalogue import Extension
 
@@ -40,7 +41,7 @@ def told(k: Annotated[int, Gt(0)]) -> Stage:
         x[positions("server", turn)] = payload.body
         return payload.but(body=x)
 
-    return Stage(f"told({k})", infer, encode, decode)
+    return Stage(f"told({k})", infer, encode, decode, lambda before, after: f"sends {k} positions of the last release")
 
 
 EDGEWISE = Extension(parts=(told,))

@@ -14,6 +14,7 @@ from invited import invited
 
 from edgewise.apps import check
 from edgewise.codecs import pack
+from edgewise.codecs.ladder import rung_bytes
 from edgewise.core import frame
 from edgewise.core.errors import DataError, RecipeError
 from edgewise.core.training import Update
@@ -43,7 +44,7 @@ def test_rungs_are_in_order_of_their_bytes_and_all_named_once() -> None:
     for dim in (100_000, 5_000_000):
         spec = Spec.of([("w", (dim,), "float32")])
         plan = compile(from_plain({**PLAIN, "adaptive": {"max_upload_mb": 100.0}}), spec, 5, BUILT_IN)
-        sizes = pack.rung_bytes(plan.at(0).encoded)
+        sizes = rung_bytes(plan.at(0).encoded)
         assert list(plan.rungs) == names
         assert all(a > b for a, b in pairwise(sizes))
 
@@ -111,7 +112,7 @@ def test_a_device_sends_what_it_has_time_for(elapsed_s: float, up_mbit: float) -
     plan = plan_of(adaptive={"patience": 0.0})
     rung, size = trained(plan, elapsed_s, up_mbit)
     budget = up_mbit * 1e6 / 8 * (18.0 - elapsed_s)
-    sizes = pack.rung_bytes(plan.at(0).encoded)
+    sizes = rung_bytes(plan.at(0).encoded)
     assert sizes[rung] <= budget
     assert rung == 0 or sizes[rung - 1] > budget
     assert size == pytest.approx(sizes[rung], rel=0.05)
@@ -172,8 +173,9 @@ def test_the_table_of_links_is_what_devices_do() -> None:
 
 def test_the_trace_says_what_a_ladder_does() -> None:
     plan = plan_of()
-    row = next(r for r in explain.trace(plan) if r["name"] == "feedback(ladder)")
-    assert row["bytes"] == plan.upload_bytes(0)
+    outer, row = (r for r in explain.trace(plan) if "ladder" in r["name"])
+    assert [r["role"] for r in (outer, row)] == ["stage", "inner"]
+    assert outer["bytes"] == row["bytes"] == plan.upload_bytes(0)
     assert f"one of {len(RUNGS)} rungs" in row["does"]
     assert any("which rung a device chose" in claim for claim in plan.claims)
 

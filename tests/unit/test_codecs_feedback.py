@@ -15,8 +15,9 @@ from edgewise.codecs.random_k import random_k
 from edgewise.codecs.top_k import top_k
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, root
+from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Vector
 from edgewise.privacy.clip import clip
 

@@ -16,9 +16,10 @@ from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.rotate import edges, rotate
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 

@@ -9,8 +9,9 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.low_rank import low_rank
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Turn, root
+from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Spec, Vector
 
 SPEC = Spec.of(

@@ -13,8 +13,9 @@ from edgewise.codecs.quantize import quantize
 from edgewise.codecs.scales import of_blocks
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec, Vector
 
 SIZES = (4096, 512, 128, 4096, 64, 2048)

@@ -11,8 +11,9 @@ import pytest
 from edgewise.codecs.quantize import SLACK, block_error, block_growth, quantize, shared_l2
 from edgewise.codecs.scales import of_blocks
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Quorum, Space
-from edgewise.core.stage import Payload, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
 
 

@@ -8,8 +8,8 @@ import pytest
 from edgewise.codecs.rotate import _MOST, edges, hartley, rotate, turned
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload
 from edgewise.core.vector import Vector
 
 KEY = root(4)

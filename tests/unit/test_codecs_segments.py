@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from edgewise.codecs.segments import groups, segments
 from edgewise.core.keys import Turn, root
+from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload
 from edgewise.core.vector import Spec
 
 TURN = Turn(0, root(1), root(2))

@@ -13,9 +13,10 @@ from edgewise.codecs.shared_top_k import shared_top_k
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec, Vector
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum

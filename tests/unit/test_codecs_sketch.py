@@ -12,9 +12,10 @@ from edgewise.codecs.sketch import noise_factor, sketch
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum

@@ -21,9 +21,10 @@ from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, DecodeError, RecipeError
 from edgewise.core.frame import Contribution, load
 from edgewise.core.keys import Turn, root
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Kind, Quorum, Space
-from edgewise.core.stage import Payload, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine import device as machine

@@ -9,8 +9,8 @@ import pytest
 
 from edgewise.codecs.weigh import weigh
 from edgewise.core.keys import Turn, root
+from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload
 
 SPACE = Space(3, Quorum(1, 4), head=("loss",), l2=2.0, linf=1.0, head_l2=4.0, universe=3)
 X = np.array([1.0, -0.5, 0.25], np.float32)

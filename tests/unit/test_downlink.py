@@ -242,7 +242,7 @@ def test_refused(stages, code, said):
     ],
 )
 def test_stages_of_ones_own_are_refused_by_what_they_are(extra, said):
-    plain = Stage("mine", lambda s: s, lambda p, m, s, t: (p, m), lambda p, s, t: p)
+    plain = Stage("mine", lambda s: s, lambda p, m, s, t: (p, m), lambda p, s, t: p, lambda b, a: "nothing")
 
     @part
     def mine() -> Stage:

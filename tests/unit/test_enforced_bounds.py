@@ -9,9 +9,10 @@ from edgewise.codecs.quantize import quantize
 from edgewise.codecs.weigh import weigh
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, Payload
+from edgewise.core.stage import HEAD
 from edgewise.merges.plain import plain_sum
 from edgewise.privacy.clip import clamp, clip
 

@@ -7,14 +7,9 @@ from math import isclose
 
 import pytest
 
-from edgewise.core.part import Part
-from edgewise.core.vector import Spec
 from edgewise.plan import explain
-from edgewise.plan.catalogue import BUILT_IN, Catalogue, Extension
-from edgewise.plan.compile import Plan, compile
-from edgewise.plan.recipe import from_plain
-from edgewise.privacy.clip import clip
-from unit.made_run import PLAIN, made_plan
+from edgewise.plan.compile import Plan
+from unit.made_run import made_plan
 
 SPARSE = [
     {"kind": "weigh"},
@@ -53,16 +48,7 @@ def test_stages_inside_feedback_are_shown_and_agree_with_it() -> None:
     assert inner[-1]["l2"] == outer["l2"]
     assert outer["memory"] is True
     assert "remembered on the device" in outer["does"]
-    assert inner[0]["does"] == "keeps 5 % of the coordinates, chosen by each device"
-
-
-def test_inner_rows_are_left_out_where_a_part_is_not_known() -> None:
-    mine = BUILT_IN.extended(Extension((Part(clip.function, "mine", None),)))
-    table = [{"kind": "feedback"}, {"kind": "clip", "l2": 2.0}]
-    plan = compile(from_plain({**PLAIN, "stage": table}), Spec.of([("a", (64,), "float32")]), 3, mine)
-    hidden = Catalogue({"feedback": BUILT_IN.stages["feedback"]})
-    assert [r["role"] for r in explain.trace(plan, hidden)] == ["start", "stage", "merge"]
-    assert [r["role"] for r in explain.trace(plan, mine)] == ["start", "stage", "inner", "merge"]
+    assert inner[0]["does"] == "keeps 5 % of the coordinates, the largest, and sends their positions"
 
 
 def test_noise_is_named_with_its_size() -> None:
@@ -109,7 +95,7 @@ def test_the_way_down_is_a_trace_of_its_own() -> None:
     assert [(r["role"], r["name"]) for r in rows] == [
         ("start", "change of the model"), ("stage", "top_k(0.01)"), ("stage", "quantize(4, block)")
     ]  # fmt: skip
-    assert rows[1]["does"] == "keeps 1 % of the coordinates, chosen by the server"
+    assert rows[1]["does"] == "keeps 1 % of the coordinates, the largest, and sends their positions"
     json.dumps(rows, allow_nan=False)
     assert explain.trace_down(made_plan()) == []
 

@@ -30,7 +30,8 @@ import toy
 @part
 def doubled() -> Stage:
     return Stage("doubled", lambda s: s.but(l2=2 * s.l2, linf=2 * s.linf),
-                 lambda p, m, s, t: (p.but(body=2 * p.body), m), lambda p, s, t: p.but(body=p.body / 2))
+                 lambda p, m, s, t: (p.but(body=2 * p.body), m), lambda p, s, t: p.but(body=p.body / 2),
+                 lambda before, after: "doubles")
 
 EDGEWISE = Extension(parts=(doubled,), trainer=toy.EDGEWISE.trainer)
 """

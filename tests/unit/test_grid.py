@@ -86,7 +86,12 @@ def test_noise_comes_to_the_whole_sum() -> None:
         return x, {}
 
     small, large = np.full(4, 2.0**-20, np.float32), np.full(4, 1.0, np.float32)
-    released(plain_sum(), Post("watch", lambda t: t, apply), Space(4, Quorum(2, 1001)), [*[large] * 1000, small])
+    released(
+        plain_sum(),
+        Post("watch", lambda b, a: "watches", lambda t: t, apply),
+        Space(4, Quorum(2, 1001)),
+        [*[large] * 1000, small],
+    )
     assert seen[0].dtype == np.float64
     np.testing.assert_array_equal(seen[0], np.full(4, 1000.0 + 2.0**-20))
 
@@ -114,7 +119,15 @@ def test_the_unit_of_the_sum_is_counted(post: Post) -> None:
 
 def test_a_merge_that_does_not_say_how_it_rounds_gets_no_noise() -> None:
     silent = plain_sum()
-    bare = Merge("bare", False, lambda s: Total(s, s.sensitivity, 0.0, True), silent.init, silent.add, silent.finish)
+    bare = Merge(
+        "bare",
+        False,
+        lambda t: "adds",
+        lambda s: Total(s, s.sensitivity, 0.0, True),
+        silent.init,
+        silent.add,
+        silent.finish,
+    )
     assert code_of(lambda: pipeline(Space(4, Quorum(2, 4)), [clip(1.0)], bare, [noise(1.0)])) == "E-PRECISION"
 
 

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from edgewise.codecs import pack
 from edgewise.codecs.feedback import feedback
-from edgewise.codecs.ladder import ladder, pick
+from edgewise.codecs.ladder import ladder, pick, rung_bytes
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.top_k import top_k
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload
 from edgewise.merges.plain import plain_sum
 from edgewise.privacy.clip import clip
 
@@ -53,7 +53,7 @@ def test_nothing_that_fits_is_larger(sizes: list[float], budget: float) -> None:
 
 def test_the_announced_size_decides_and_is_kept() -> None:
     pipe = pipeline(START, [feedback([ladder(RUNGS)])], plain_sum())
-    announced = pack.rung_bytes(pipe.encoded)
+    announced = rung_bytes(pipe.encoded)
     assert announced[0] == 1 + 4 * DIM == pack.size_bytes(pipe.encoded)
     for rung, size in enumerate(announced):
         for budget, expected in ((size, rung), (np.nextafter(size, 0), min(rung + 1, 3))):

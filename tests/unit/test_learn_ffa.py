@@ -10,8 +10,8 @@ from torch import nn
 from edgewise.codecs.segments import factor_groups, factors
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, root
+from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload
 from edgewise.core.vector import Spec
 from edgewise.learn.adapters import trainable
 from edgewise.plan.catalogue import BUILT_IN

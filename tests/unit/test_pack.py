@@ -9,8 +9,8 @@ import pytest
 
 from edgewise.codecs import golomb, pack
 from edgewise.core.errors import DecodeError
+from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Quorum, Space
-from edgewise.core.stage import Payload
 
 Q = Quorum(1, 4)
 HEAD = np.array([1.5, 0.25])

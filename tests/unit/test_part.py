@@ -31,7 +31,7 @@ def made(
     With a formula.
     """
     SEEN.append((spec, share, names, rule, bits))
-    return Stage("mine", lambda s: s, lambda p, m, s, t: (p, m), lambda p, s, t: p)
+    return Stage("mine", lambda s: s, lambda p, m, s, t: (p, m), lambda p, s, t: p, lambda b, a: "nothing")
 
 
 MINE = Catalogue().extended(Extension((made,))).stages

@@ -19,9 +19,10 @@ from edgewise.codecs.top_k import top_k
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import REGISTRY, CompositionError, EdgewiseError, RecipeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Payload, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine

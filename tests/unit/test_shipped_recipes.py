@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.codecs import pack
+from edgewise.codecs.ladder import rung_bytes
 from edgewise.core.vector import Spec
 from edgewise.plan import recipe
 from edgewise.plan.catalogue import BUILT_IN
@@ -41,7 +41,7 @@ def planned(path: Path) -> Plan:
 def test_compiles(path: Path) -> None:
     plan = planned(path)
     assert plan.recipe.name == path.stem
-    sizes = pack.rung_bytes(plan.at(0).encoded) or (plan.upload_bytes(0),)  # a rung may be float32, for fast links
+    sizes = rung_bytes(plan.at(0).encoded) or (plan.upload_bytes(0),)  # a rung may be float32, for fast links
     assert min(sizes) < 4 * plan.spec.dim
 
 

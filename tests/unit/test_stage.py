@@ -16,9 +16,10 @@ from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space, Total
-from edgewise.core.stage import Aggregate, Memory, Payload, Post, Stage
+from edgewise.core.stage import Aggregate, Memory, Post, Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
@@ -183,7 +184,12 @@ def test_memory_of_more_than_ten_stages_stays_apart() -> None:
             return p, {"id": m["id"], "rounds": m["rounds"] + 1}
 
         return Stage(
-            f"s{i}", lambda s: s, encode, lambda p, s, t: p, lambda s: {"id": np.array([i]), "rounds": np.zeros(1)}
+            f"s{i}",
+            lambda s: s,
+            encode,
+            lambda p, s, t: p,
+            lambda b, a: "counts",
+            lambda s: {"id": np.array([i]), "rounds": np.zeros(1)},
         )  # type: ignore[arg-type]
 
     pipe = pipeline(START, [counting(i) for i in range(12)], plain_sum())
@@ -221,7 +227,7 @@ def test_posts_see_body_and_head_as_one_vector() -> None:
         seen.append(x.shape)
         return x + np.float32(1.0), memory
 
-    pipe = pipeline(START, [], plain_sum(), [Post("plus one", lambda t: t, apply)])
+    pipe = pipeline(START, [], plain_sum(), [Post("plus one", lambda b, a: "adds one", lambda t: t, apply)])
     out = _release(pipe, [np.zeros(DIM, np.float32)])
     assert seen == [(DIM + 1,)]
     assert (out.mean == 1.0).all()

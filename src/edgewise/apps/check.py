@@ -85,7 +85,7 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
             "goal": plan.sampling.goal,
             "minimum": plan.sampling.minimum,
         },
-        "trace": explain.trace(plan, catalogue),
+        "trace": explain.trace(plan),
         "trace_down": explain.trace_down(plan),
         "claims": list(plan.claims),
         "chosen": recipe.chosen,

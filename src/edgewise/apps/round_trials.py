@@ -34,9 +34,9 @@ from edgewise.apps.trial_plans import (
 )
 from edgewise.core import keys
 from edgewise.core.keys import Turn, derive
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline, undo
 from edgewise.core.space import Adjacency
-from edgewise.core.stage import Payload
 from edgewise.core.vector import Vector
 from edgewise.drivers.identities import simulated_entropy, simulated_root, simulated_secrets
 from edgewise.plan.catalogue import BUILT_IN, Catalogue

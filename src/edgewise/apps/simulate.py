@@ -267,7 +267,7 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, store: RunStore,
         "engine": recipe.simulation.engine,
         "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
         "plan": {
-            "trace": explain.trace(plan, catalogue),
+            "trace": explain.trace(plan),
             "trace_down": explain.trace_down(plan),
             "claims": list(plan.claims),
             "privacy": privacy_facts(plan),

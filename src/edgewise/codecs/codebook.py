@@ -17,8 +17,9 @@ from edgewise.codecs import scales
 from edgewise.codecs.kernels import compiled
 from edgewise.core import demand
 from edgewise.core.keys import Turn
+from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Vector
 
 Encode = Callable[[Vector], tuple[NDArray[np.int8], scales.Scales]]
@@ -157,7 +158,7 @@ def _stage(name: str, grown: Callable[[Space], Space], encoded: Encode, decoded:
         assert payload.scales is not None
         return payload.but(body=decoded(payload.body, payload.scales), scales=None)
 
-    return Stage(name, infer, encode, decode)
+    return Stage(name, infer, encode, decode, scales.rounds)
 
 
 def coded(space: Space, bits: int, block: int, error: float, many: int = 1) -> Space:

@@ -12,8 +12,9 @@ from edgewise.codecs.rotate import SHORTEST, edges
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive, word
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Vector
 
 # Positive halves of the Lloyd-Max code books of N(0, 1): each value is the mean of its cell, each limit between two
@@ -165,4 +166,4 @@ def eden(bits: int) -> Stage:
         assert payload.scales is not None
         return payload.but(body=look_up(payload.body, code, payload.scales, space.rotated), scales=None)
 
-    return Stage(name, infer, encode, decode)
+    return Stage(name, infer, encode, decode, scales.rounds)

@@ -8,8 +8,9 @@ from edgewise.codecs.inner import Inner
 from edgewise.codecs.residual import Mixed
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import WEIGHT, Head, Memory, Payload, Server, Stage
+from edgewise.core.stage import WEIGHT, Head, Memory, Server, Stage
 from edgewise.core.vector import Array, Vector
 
 
@@ -78,4 +79,8 @@ def ef21(inner: Inner, eta: float | None) -> Stage:
         g: Vector = memory["g"] + np.float32(n / space.population) * mean
         return g, {"g": g}
 
-    return inner.stage(infer=infer, encode=encode, init=init, server=Server(start, absorb, encoded=False, mirrors=True))
+    def says(before: Space, after: Space) -> str:
+        return "the stages inside send what changed; device and server keep mirrors, and the server's are released"
+
+    server = Server(start, absorb, encoded=False, mirrors=True)
+    return inner.stage(infer=infer, encode=encode, says=says, init=init, server=server)

@@ -14,8 +14,9 @@ from edgewise.codecs.inner import Inner, stands_for_all
 from edgewise.core.errors import RecipeError
 from edgewise.core.keys import Turn, derive
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Vector
 
 
@@ -107,4 +108,8 @@ def feedback(
         after["last"] = np.full(1, turn.round, np.int64)
         return message, after
 
-    return nest.stage(infer=nest.infer, encode=encode, init=init)
+    def says(before: Space, after: Space) -> str:
+        stretched = " (but not what a random choice stands for)" if after.rungs else ""
+        return f"what the stages inside leave out{stretched} is remembered on the device and added next time"
+
+    return nest.stage(infer=nest.infer, encode=encode, says=says, init=init)

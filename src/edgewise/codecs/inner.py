@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -9,9 +10,10 @@ from edgewise.codecs.residual import Mixed
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import undo
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage, placed
+from edgewise.core.stage import Memory, Server, Stage, placed
 from edgewise.core.vector import Array
 
 
@@ -19,6 +21,11 @@ def stands_for_all(before: Space, after: Space) -> bool:
     """Whether what is kept of ``before`` was chosen at random and is stretched by as much as was left out, so that it
     is right in the mean and there is nothing to remember."""
     return after.gain > before.gain and after.gain * after.dim >= before.gain * before.dim * 0.999
+
+
+def unbounded(space: Space) -> Space:
+    """What the stages inside are given: what is fed back has no bound."""
+    return space.but(l2=inf, linf=inf)
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,8 @@ class Inner:
     forgets: bool = False  # whether nothing is remembered after a rung that ``stands_for_all``
 
     def spaces(self, space: Space) -> list[Space]:
-        """Before each stage, and after all; what is fed back has no bound, so l2 = linf = inf at first."""
-        spaces = [space.but(l2=inf, linf=inf)]
+        """Before each stage, and after all."""
+        spaces = [unbounded(space)]
         for stage in self.stages:
             spaces.append(stage.infer(spaces[-1]))
         return spaces
@@ -111,7 +118,17 @@ class Inner:
         """Undo all."""
         return undo(self.stages, self.spaces(space), payload, turn)
 
-    def stage(self, **parts: object) -> Stage:
-        """The combinator as a stage, with ``infer``, ``encode``, ``init`` and perhaps ``server`` given."""
+    def stage(
+        self,
+        infer: Callable[[Space], Space],
+        encode: Callable[[Payload, Memory, Space, Turn], tuple[Payload, Memory]],
+        says: Callable[[Space, Space], str],
+        init: Callable[[Space], Memory],
+        server: Server | None = None,
+    ) -> Stage:
+        """The combinator as a stage."""
         local = all(stage.pointwise for stage in self.stages)
-        return Stage(self.name, decode=self.decode, sparse=True, pointwise=local, **parts)  # type: ignore[arg-type]
+        return Stage(
+            self.name, infer, encode, self.decode, says, init, sparse=True, pointwise=local, server=server,
+            inner=self.stages, opens=unbounded,
+        )  # fmt: skip

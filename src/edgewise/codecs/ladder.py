@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isnan
 
 from edgewise.codecs import pack
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import undo
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage, placed
+from edgewise.core.stage import Memory, Stage, placed
 
 
 def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
@@ -31,6 +33,60 @@ def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
     return max(fitting, key=lambda i: (sizes[i], -i))
 
 
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """The layout (``core.space.Layout``): the rung's number, LEB128 in its shortest form, then the payload as its rung
+    writes it."""
+
+    rungs: tuple[Space, ...]
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """Bytes of one packed payload of each rung, its number included."""
+        return tuple(len(_varint(i)) + pack.size_bytes(rung) for i, rung in enumerate(self.rungs))
+
+    def size_bytes(self, space: Space) -> float:
+        """That of the largest rung."""
+        return max(self.sizes)
+
+    def pack(self, payload: Payload, space: Space) -> bytes:
+        """As ``core.space.Layout`` says."""
+        if not 0 <= payload.rung < len(self.rungs):
+            raise ValueError(f"no rung {payload.rung} among {len(self.rungs)}")
+        return _varint(payload.rung) + pack.pack(payload, self.rungs[payload.rung])
+
+    def unpack(self, view: memoryview, space: Space) -> Payload:
+        """As ``core.space.Layout`` says."""
+        rung, at = _unpack_varint(view)
+        if rung >= len(self.rungs):
+            pack.refuse(f"rung {rung} of {len(self.rungs)}")
+        return pack.unpack(view[at:], self.rungs[rung]).but(rung=rung)
+
+
+def rung_bytes(space: Space) -> tuple[float, ...]:
+    """Bytes of one packed payload of each rung, its number included; empty where there are no rungs."""
+    return space.layout.sizes if isinstance(space.layout, Numbered) else ()
+
+
+def _varint(number: int) -> bytes:
+    """LEB128: seven bits a byte, least significant first; all but the last have the top bit."""
+    out = bytearray()
+    while number > 127:
+        out.append(128 | (number & 127))
+        number >>= 7
+    return bytes([*out, number])
+
+
+def _unpack_varint(view: memoryview) -> tuple[int, int]:
+    """The number and the bytes that it took; at most two, and no encoding longer than needed."""
+    length = 1 if len(view) and view[0] < 128 else 2
+    if len(view) < length or view[length - 1] > 127:
+        pack.refuse("no rung number")
+    if length == 2 and not view[1]:
+        pack.refuse("a rung number is longer than needed")
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(view[:length])), length
+
+
 def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
     """Encode by one of ``rungs``, ``pick(turn.budget_bytes, sizes)``; its number travels in front.
 
@@ -47,7 +103,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
     Source: Kimad, arXiv:2312.08053, section 3 (a compressor from the bandwidth of each worker and round).
     """
     chains = tuple(tuple(rung) for rung in rungs)
-    name = f"ladder({' | '.join(' > '.join(s.name for s in chain) or 'float32' for chain in chains)})"
+    name = f"ladder({len(chains)} rungs)"
     demand.between("ladder: number of rungs", len(chains), 1, 2**14)
 
     def fold(space: Space, chain: Sequence[Stage]) -> list[Space]:
@@ -68,7 +124,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
                 )
         largest = max(ends, key=pack.size_bytes)
         return largest.but(
-            rungs=ends,
+            layout=Numbered(ends),
             l2=max(end.l2 for end in ends),
             linf=max(end.linf for end in ends),
             gain=max(end.gain for end in ends),
@@ -81,7 +137,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
         )
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        chosen = pick(turn.budget_bytes, pack.rung_bytes(infer(space)))
+        chosen = pick(turn.budget_bytes, rung_bytes(infer(space)))
         chain = chains[chosen]
         for i, (stage, before) in enumerate(zip(chain, fold(space, chain), strict=False)):
             payload, _ = stage.encode(payload, {}, before, placed(turn, chain, i))
@@ -91,4 +147,11 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
         chain = chains[payload.rung]
         return undo(chain, fold(space, chain), payload.but(rung=-1), turn)
 
-    return Stage(name, infer, encode, decode, sparse=True)
+    def says(before: Space, after: Space) -> str:
+        sizes = rung_bytes(after)
+        return (
+            f"each device sends by one of {len(sizes)} rungs, {min(sizes):,.0f} to {max(sizes):,.0f} bytes, as its own "
+            "link and time allow; a random share of the coordinates is stretched, to stand for all"
+        )
+
+    return Stage(name, infer, encode, decode, says, sparse=True)

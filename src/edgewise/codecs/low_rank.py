@@ -13,8 +13,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage, percent
 from edgewise.core.vector import Segment, Spec, Vector
 
 _MOST = float(np.finfo(np.float32).max)
@@ -161,4 +162,8 @@ def low_rank(
             out[p.start : p.stop] = np.clip(product, -_MOST, _MOST).ravel()
         return payload.but(body=out)
 
-    return Stage(name, infer, encode, decode, init)
+    def says(before: Space, after: Space) -> str:
+        start = "; remembers on the device where to start next time" if method == "power" else ""
+        return f"sends matrices as factors of rank {rank}, {percent(before, after)} of the numbers{start}"
+
+    return Stage(name, infer, encode, decode, says, init)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from edgewise.codecs import kernels
+from edgewise.codecs import kernels, pack
 from edgewise.codecs.quantize import block_growth
 from edgewise.codecs.scales import SLACK, of_blocks
 from edgewise.core import demand
-from edgewise.core.errors import CompositionError, DecodeError
+from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive, word
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Spec
 
 BLOCK = 64  # coordinates per scale
@@ -54,6 +56,7 @@ def mixed(
     sizes = tuple(s.size for s in spec.segments)
     stops = np.cumsum(sizes)
     starts = stops - sizes
+    layout = Widths(sizes, int(bits * spec.dim / 8))
     growth = max(block_growth(BLOCK, 2 ** (b - 1) - 1) for b in WIDTHS if b)
 
     def infer(space: Space) -> Space:
@@ -63,8 +66,8 @@ def mixed(
                 "E-ORDER", f"{name}: needs whole segments, {spec.dim} coordinates.", "put it before sparsifiers."
             )
         return space.but(
-            kind=Kind.INTEGER, level_max=127, bits=float(bits), scale=0.0, block=BLOCK, parts=sizes,
-            budget_bytes=int(bits * spec.dim / 8), summable=False, unbiased=False,
+            kind=Kind.INTEGER, level_max=127, bits=float(bits), scale=0.0, block=BLOCK, layout=layout,
+            summable=False, unbiased=False,
             l2=space.l2 * growth, linf=space.linf * SLACK,
         )  # fmt: skip
 
@@ -72,7 +75,7 @@ def mixed(
         x, body = payload.body, np.zeros(payload.body.size, np.int8)
         scales = [of_blocks(x[a:b], BLOCK) for a, b in zip(starts, stops, strict=True)]
         errors = np.array([part_errors(x[a:b], s, BLOCK) for a, b, s in zip(starts, stops, scales, strict=True)])
-        widths = allocate(errors, part_bytes(sizes), int(bits * spec.dim / 8))
+        widths = allocate(errors, part_bytes(sizes), layout.budget_bytes)
         for i, (a, b, width) in enumerate(zip(starts, stops, widths.tolist(), strict=True)):
             if width:
                 top = 2 ** (width - 1) - 1
@@ -95,7 +98,10 @@ def mixed(
                 at += n
         return payload.but(body=x, scales=None, widths=None)
 
-    return Stage(name, infer, encode, decode)
+    def says(before: Space, after: Space) -> str:
+        return f"rounds to {bits:g} bits per coordinate, more of them for the layers where they help most"
+
+    return Stage(name, infer, encode, decode, says)
 
 
 @kernels.compiled
@@ -173,68 +179,78 @@ def _climb(
     return widths
 
 
-def width_bytes(space: Space) -> int:
-    """Bytes of the packed widths: 4 bits a part."""
-    return kernels.packed_bytes(len(space.parts), 4)
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """The layout (``core.space.Layout``): head, widths in 4 bits a part, scales of the parts that are there, and their
+    integers, each part padded to a byte.
 
+    Attributes:
+        sizes: lengths of the consecutive parts of the body. budget_bytes: for scales and integers, at most.
+    """
 
-def pack_parts(payload: Payload, space: Space) -> list[bytes | memoryview]:
-    """Widths, scales and integers as bytes. Raises ValueError (own misuse) on a payload of another space."""
-    widths, scales = payload.widths, payload.scales
-    if widths is None or widths.shape != (len(space.parts),) or not np.isin(widths, WIDTHS).all():
-        raise ValueError("widths missing, or not of this space")
-    if scales is None or scales.size != _present(widths, space):
-        raise ValueError("scales missing or of the wrong length")
-    words = scales.view(np.uint32)
-    if (words & np.uint32(0xFFFF)).any():
-        raise ValueError("scales are not bfloat16")
-    out: list[bytes | memoryview] = [kernels.pack_bits(widths, 4), (words >> np.uint32(16)).astype("<u2").tobytes()]
-    at = 0
-    for size, width in zip(space.parts, widths.tolist(), strict=True):
-        levels = payload.body[at : at + size]
-        at += size
-        top = 2 ** (width - 1) - 1 if width else 0
-        if levels.size and int(np.abs(levels.astype(np.int16)).max()) > top:
-            raise ValueError("level out of range")
-        if width:
-            out.append(kernels.pack_bits((levels + np.int8(top)).view(np.uint8), width))
-    if sum(map(len, out[1:])) > space.budget_bytes:
-        raise ValueError("above the budget")
-    return out
+    sizes: tuple[int, ...]
+    budget_bytes: int
 
+    @property
+    def rungs(self) -> tuple[Space, ...]:
+        """None: all payloads are in the same space."""
+        return ()
 
-def unpack_parts(raw: memoryview, space: Space) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.uint8]]:
-    """Inverse of ``pack_parts``: body, scales, widths. Raises DecodeError(E-PAYLOAD) on anything else."""
-    head = width_bytes(space)
-    widths = kernels.unpack_bits(raw[:head], 4, len(space.parts))
-    if widths is None or not np.isin(widths, WIDTHS).all():
-        raise DecodeError("E-PAYLOAD", "not a valid payload: no such widths.")
-    widths = widths.astype(np.uint8)
-    blocks = _present(widths, space)
-    lengths = [kernels.packed_bytes(size, w) for size, w in zip(space.parts, widths.tolist(), strict=True)]
-    need = 2 * blocks + sum(lengths)
-    if len(raw) - head != need or need > space.budget_bytes:
-        raise DecodeError("E-PAYLOAD", f"not a valid payload: {len(raw) - head} bytes, its widths take {need}.")
-    scales = unpack_scales(raw[head : head + 2 * blocks])
-    body, at, start = np.zeros(space.dim, np.int8), head + 2 * blocks, 0
-    for size, width, length in zip(space.parts, widths.tolist(), lengths, strict=True):
-        if width:
-            top = 2 ** (width - 1) - 1
-            levels: NDArray[Any] | None = kernels.unpack_bits(raw[at : at + length], width, size)
-            if levels is None or (levels.size and int(levels.max()) > 2 * top):
-                raise DecodeError("E-PAYLOAD", "not a valid payload: a level is out of range, or padding is not zero.")
-            body[start : start + size] = (levels.astype(np.int16) - top).astype(np.int8)
-        at, start = at + length, start + size
-    return body, scales, widths
+    @property
+    def width_bytes(self) -> int:
+        """Bytes of the packed widths."""
+        return kernels.packed_bytes(len(self.sizes), 4)
 
+    def size_bytes(self, space: Space) -> float:
+        """The most."""
+        return 8 * len(space.head) + self.width_bytes + self.budget_bytes
 
-def unpack_scales(raw: memoryview) -> NDArray[np.float32]:
-    """bfloat16 words -> float32. Raises DecodeError(E-PAYLOAD) on a scale that no encoder sends."""
-    words = np.frombuffer(raw, "<u2").astype(np.uint32)
-    if words.size and words.max() >= 0x7F80:  # infinities, NaN, and every negative number
-        raise DecodeError("E-PAYLOAD", "not a valid payload: a scale is negative or not finite.")
-    return (words << np.uint32(16)).view(np.float32)
+    def pack(self, payload: Payload, space: Space) -> bytes:
+        """As ``core.space.Layout`` says."""
+        head, widths = pack.pack_head(payload, space), payload.widths
+        if widths is None or widths.shape != (len(self.sizes),) or not np.isin(widths, WIDTHS).all():
+            raise ValueError("widths missing, or not of this space")
+        out: list[bytes | memoryview] = [pack.pack_scales(payload.scales, self._blocks(widths))]
+        at = 0
+        for size, width in zip(self.sizes, widths.tolist(), strict=True):
+            levels = payload.body[at : at + size]
+            at += size
+            top = 2 ** (width - 1) - 1 if width else 0
+            if levels.size and int(np.abs(levels.astype(np.int16)).max()) > top:
+                raise ValueError("level out of range")
+            if width:
+                out.append(kernels.pack_bits((levels + np.int8(top)).view(np.uint8), width))
+        if sum(map(len, out)) > self.budget_bytes:
+            raise ValueError("above the budget")
+        return b"".join([head, kernels.pack_bits(widths, 4), *out])
 
+    def unpack(self, view: memoryview, space: Space) -> Payload:
+        """As ``core.space.Layout`` says."""
+        first = 8 * len(space.head)
+        if not first + self.width_bytes <= len(view) <= self.size_bytes(space):
+            pack.refuse(f"{len(view)} bytes, expected at most {self.size_bytes(space)}")
+        at = first + self.width_bytes
+        widths = kernels.unpack_bits(view[first:at], 4, len(self.sizes))
+        if widths is None or not np.isin(widths, WIDTHS).all():
+            pack.refuse("no such widths")
+        widths = widths.astype(np.uint8)
+        scale_bytes = 2 * self._blocks(widths)
+        lengths = [kernels.packed_bytes(size, w) for size, w in zip(self.sizes, widths.tolist(), strict=True)]
+        need = scale_bytes + sum(lengths)
+        if len(view) - at != need or need > self.budget_bytes:
+            pack.refuse(f"{len(view) - at} bytes, its widths take {need}")
+        scales = pack.unpack_scales(view[at : at + scale_bytes])
+        body, at, start = np.zeros(space.dim, np.int8), at + scale_bytes, 0
+        for size, width, length in zip(self.sizes, widths.tolist(), lengths, strict=True):
+            if width:
+                top = 2 ** (width - 1) - 1
+                levels: NDArray[Any] | None = kernels.unpack_bits(view[at : at + length], width, size)
+                if levels is None or (levels.size and int(levels.max()) > 2 * top):
+                    pack.refuse("a level is out of range, or padding is not zero")
+                body[start : start + size] = (levels.astype(np.int16) - top).astype(np.int8)
+            at, start = at + length, start + size
+        return Payload(body, pack.unpack_head(view, space), None, scales, widths=widths)
 
-def _present(widths: NDArray[np.uint8], space: Space) -> int:
-    return sum(-(-size // space.block) for size, w in zip(space.parts, widths.tolist(), strict=True) if w)
+    def _blocks(self, widths: NDArray[np.uint8]) -> int:
+        """Scales of the parts that are there."""
+        return sum(-(-size // BLOCK) for size, width in zip(self.sizes, widths.tolist(), strict=True) if width)

@@ -1,13 +1,12 @@
 """Payload <-> bytes. The layout is fixed by the Space alone, so nothing in the bytes describes itself or can lie.
 
-    rung     only where the Space has rungs: which of them the rest is in, LEB128 in its shortest form
     head     float64 little-endian, one per name
     scales   bfloat16 (upper half of a float32), one per block
     support  Golomb code of the gaps, parameter from the density; a bitmap of the universe where that is shorter; where
              chunks have few positions each, positions inside their chunk in log2(chunk) bits
-             (``mixed``: widths of the parts in 4 bits each stand before the scales, and each part is padded)
     body     REAL float32; INTEGER (level + level_max) / stride in ``bits`` bits; RING residue in log2(modulus) bits
 
+A stage whose payloads are written otherwise gives the Space a ``Layout`` (``mixed``, ``ladder``).
 Integers are little-endian, bits least significant first, each part padded with zero bits to a byte. The decoder accepts
 exactly what the encoder can produce: a truncated, oversized or trailing byte, a nonzero padding bit, a level out of
 range, positions outside the universe, a float that is not finite, a head beyond its bound is a DecodeError(E-PAYLOAD).
@@ -24,10 +23,11 @@ from typing import Any, Never
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs import golomb, kernels, mixed
+from edgewise.codecs import golomb, kernels
 from edgewise.core.errors import DecodeError
+from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space
-from edgewise.core.stage import WEIGHT, Payload
+from edgewise.core.stage import WEIGHT
 from edgewise.core.vector import finite
 
 _COUNT_BYTES = 4  # of the number of positions that travel alone
@@ -43,48 +43,47 @@ def golomb_parameter(n: int, universe: int) -> int:
 
 def size_bytes(space: Space) -> float:
     """Bytes of one packed payload: exact, except Golomb-coded supports, where it is the expectation over random ones,
-    ``mixed`` widths, where it is the most, and rungs, where it is the size of the largest."""
-    if space.rungs:
-        return max(rung_bytes(space))
-    if space.parts:
-        return 8 * len(space.head) + mixed.width_bytes(space) + space.budget_bytes
+    and where a ``Layout`` says otherwise."""
+    if space.layout is not None:
+        return space.layout.size_bytes(space)
     support = _positions_bytes(space)
     return _before_support(space) + support + _body_bytes(space)
 
 
-def rung_bytes(space: Space) -> tuple[float, ...]:
-    """Bytes of one packed payload of each rung, its number included; empty where there are no rungs."""
-    return tuple(len(_varint(i)) + size_bytes(rung) for i, rung in enumerate(space.rungs))
-
-
 def pack(payload: Payload, space: Space) -> bytes:
     """The payload as bytes. Raises ValueError when it does not belong to ``space`` (own misuse)."""
-    if space.rungs:
-        if not 0 <= payload.rung < len(space.rungs):
-            raise ValueError(f"no rung {payload.rung} among {len(space.rungs)}")
-        return _varint(payload.rung) + pack(payload, space.rungs[payload.rung])
-    body, head = payload.body, payload.head
-    if body.shape != (space.dim,) or head.shape != (len(space.head),):
-        raise ValueError(f"body {body.shape} and head {head.shape} do not fit {space.dim} and {len(space.head)}")
-    parts: list[bytes | memoryview] = [head.astype("<f8").tobytes()]
-    if space.parts:
-        return b"".join([*parts, *mixed.pack_parts(payload, space)])
+    if space.layout is not None:
+        return space.layout.pack(payload, space)
+    parts: list[bytes | memoryview] = [pack_head(payload, space)]
     if space.block:
-        if payload.scales is None or payload.scales.shape != (_blocks(space),):
-            raise ValueError("scales missing or of the wrong length")
-        words = payload.scales.view(np.uint32)
-        if (words & np.uint32(0xFFFF)).any():
-            raise ValueError("scales are not bfloat16")
-        parts.append((words >> np.uint32(16)).astype("<u2").tobytes())
+        parts.append(pack_scales(payload.scales, _blocks(space)))
     if space.sparse:
         if payload.support is None or payload.support.shape != (space.dim,):
             raise ValueError("support missing or of the wrong length")
         parts.append(_write_positions(payload.support, space))
     if space.kind is Kind.REAL:
-        parts.append(np.ascontiguousarray(body, "<f4").data)
+        parts.append(np.ascontiguousarray(payload.body, "<f4").data)
     else:
-        parts.append(kernels.pack_bits(_indices(body, space), _width(space)))
+        parts.append(kernels.pack_bits(_indices(payload.body, space), _width(space)))
     return b"".join(parts)
+
+
+def pack_head(payload: Payload, space: Space) -> bytes:
+    """The head, with which every layout begins. Raises ValueError where body or head do not belong to ``space``."""
+    body, head = payload.body, payload.head
+    if body.shape != (space.dim,) or head.shape != (len(space.head),):
+        raise ValueError(f"body {body.shape} and head {head.shape} do not fit {space.dim} and {len(space.head)}")
+    return head.astype("<f8").tobytes()
+
+
+def pack_scales(scales: NDArray[np.float32] | None, n: int) -> bytes:
+    """n travelling scales, bfloat16. Raises ValueError on others."""
+    if scales is None or scales.shape != (n,):
+        raise ValueError("scales missing or of the wrong length")
+    words = scales.view(np.uint32)
+    if (words & np.uint32(0xFFFF)).any():
+        raise ValueError("scales are not bfloat16")
+    return (words >> np.uint32(16)).astype("<u2").tobytes()
 
 
 def _indices(body: NDArray[Any], space: Space) -> NDArray[Any]:
@@ -109,83 +108,58 @@ def _indices(body: NDArray[Any], space: Space) -> NDArray[Any]:
 def unpack(raw: bytes | memoryview, space: Space) -> Payload:
     """Inverse of ``pack``. Raises DecodeError(E-PAYLOAD) on anything that ``pack`` cannot have produced."""
     view = memoryview(raw).cast("B")
-    if space.rungs:
-        rung, at = _unpack_varint(view)
-        if rung >= len(space.rungs):
-            _refuse(f"rung {rung} of {len(space.rungs)}")
-        return unpack(view[at:], space.rungs[rung]).but(rung=rung)
-    if space.parts:
-        return _unpack_mixed(view, space)
+    if space.layout is not None:
+        return space.layout.unpack(view, space)
     fixed = _before_support(space) + _body_bytes(space)
     least, most = (fixed, fixed) if not space.sparse else (fixed, fixed + _positions_limit(space))
     if not least <= len(view) <= most:
-        _refuse(f"{len(view)} bytes, expected {least}" + (f" to {most}" if most > least else ""))
-    head = np.frombuffer(view[: 8 * len(space.head)], "<f8").astype(np.float64)
+        refuse(f"{len(view)} bytes, expected {least}" + (f" to {most}" if most > least else ""))
     at = 8 * len(space.head)
     scales = None
     if space.block:
-        scales = mixed.unpack_scales(view[at : at + 2 * _blocks(space)])
+        scales = unpack_scales(view[at : at + 2 * _blocks(space)])
         at += 2 * _blocks(space)
     support = None
     if space.sparse:
         support, used = _read_positions(view[at:], space)
         at += used
     if len(view) - at != _body_bytes(space):
-        _refuse(f"{len(view) - at} bytes of body, expected {_body_bytes(space)}")
+        refuse(f"{len(view) - at} bytes of body, expected {_body_bytes(space)}")
     body = _unpack_body(view[at:], space)
-    _check_head(head, space)
-    return Payload(body, head, support, scales)
+    return Payload(body, unpack_head(view, space), support, scales)
 
 
-def _unpack_mixed(view: memoryview, space: Space) -> Payload:
-    at = 8 * len(space.head)
-    if not at + mixed.width_bytes(space) <= len(view) <= size_bytes(space):
-        _refuse(f"{len(view)} bytes, expected at most {size_bytes(space)}")
-    head = np.frombuffer(view[:at], "<f8").astype(np.float64)
-    body, scales, widths = mixed.unpack_parts(view[at:], space)
-    _check_head(head, space)
-    return Payload(body, head, None, scales, widths=widths)
-
-
-def _varint(number: int) -> bytes:
-    """LEB128: seven bits a byte, least significant first; all but the last have the top bit."""
-    out = bytearray()
-    while number > 127:
-        out.append(128 | (number & 127))
-        number >>= 7
-    return bytes([*out, number])
-
-
-def _unpack_varint(view: memoryview) -> tuple[int, int]:
-    """The number and the bytes that it took; at most two, and no encoding longer than needed."""
-    length = 1 if len(view) and view[0] < 128 else 2
-    if len(view) < length or view[length - 1] > 127:
-        _refuse("no rung number")
-    if length == 2 and not view[1]:
-        _refuse("a rung number is longer than needed")
-    return sum((byte & 127) << 7 * i for i, byte in enumerate(view[:length])), length
-
-
-def _check_head(head: NDArray[np.float64], space: Space) -> None:
+def unpack_head(view: memoryview, space: Space) -> NDArray[np.float64]:
+    """The head from the start of ``view``. Raises DecodeError(E-PAYLOAD) beyond its bounds."""
+    head = np.frombuffer(view[: 8 * len(space.head)], "<f8").astype(np.float64)
     if not np.isfinite(head).all():
-        _refuse("a head value is not finite")
+        refuse("a head value is not finite")
     if hypot(*head.tolist()) > space.head_l2 * (1.0 + 1e-9):
-        _refuse(f"the head is longer than its bound {space.head_l2:g}")
+        refuse(f"the head is longer than its bound {space.head_l2:g}")
     if WEIGHT in space.head and not 0.0 <= head[space.head.index(WEIGHT)] <= 1.0:
-        _refuse("the weight is not between 0 and 1")
+        refuse("the weight is not between 0 and 1")
+    return head
+
+
+def unpack_scales(raw: memoryview) -> NDArray[np.float32]:
+    """bfloat16 words -> float32. Raises DecodeError(E-PAYLOAD) on a scale that no encoder sends."""
+    words = np.frombuffer(raw, "<u2").astype(np.uint32)
+    if words.size and words.max() >= 0x7F80:  # infinities, NaN, and every negative number
+        refuse("a scale is negative or not finite")
+    return (words << np.uint32(16)).view(np.float32)
 
 
 def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
     if space.kind is Kind.REAL:
         x = np.frombuffer(raw, "<f4").astype(np.float32)
         if not finite(x):
-            _refuse("a coordinate is not finite")
+            refuse("a coordinate is not finite")
         return x
     levels = kernels.unpack_bits(raw, _width(space), space.dim)
     if levels is None:
-        _refuse("nonzero padding after the body")
+        refuse("nonzero padding after the body")
     if levels.size and _values(space) < 1 << _width(space) and int(levels.max()) >= _values(space):
-        _refuse("a level is out of range")
+        refuse("a level is out of range")
     if space.kind is Kind.RING:
         return levels.astype(np.uint32, copy=False)
     if space.level_max <= 127:
@@ -208,10 +182,10 @@ def unpack_support(raw: bytes | memoryview, most: int, universe: int) -> NDArray
     view = memoryview(raw).cast("B")
     n = int.from_bytes(view[:_COUNT_BYTES], "little")
     if len(view) < _COUNT_BYTES or n > min(most, universe):
-        _refuse(f"a support of {n} positions, expected at most {min(most, universe)}")
+        refuse(f"a support of {n} positions, expected at most {min(most, universe)}")
     support, used = _read_support(view[_COUNT_BYTES:], n, universe)
     if _COUNT_BYTES + used != len(view):
-        _refuse("the support has the wrong length")
+        refuse("the support has the wrong length")
     return support
 
 
@@ -236,14 +210,14 @@ def _read_positions(view: memoryview, space: Space) -> tuple[NDArray[np.int64], 
         size = kernels.packed_bytes(space.dim, _offset_bits(space))
         offsets = kernels.unpack_bits(view[:size], _offset_bits(space), space.dim)
         if offsets is None:
-            _refuse("nonzero padding after the support")
+            refuse("nonzero padding after the support")
         support = offsets.astype(np.int64) + _starts(space)
         if support.size and not ((np.diff(support) > 0).all() and support[-1] < space.universe):
-            _refuse("positions do not increase inside the universe")
+            refuse("positions do not increase inside the universe")
     else:
         support, size = _read_support(view, space.dim, space.universe)
     if space.chunk and not _shares(support, space):
-        _refuse("the support does not have each chunk's share of positions")
+        refuse("the support does not have each chunk's share of positions")
     return support, size
 
 
@@ -286,13 +260,13 @@ def _read_support(view: memoryview, n: int, universe: int) -> tuple[NDArray[np.i
         support = np.empty(n, np.int64)
         used = golomb.decode(np.frombuffer(view, np.uint8), m, universe, support)
         if used < 0:
-            _refuse("the support is not a valid Golomb code")
+            refuse("the support is not a valid Golomb code")
         return support, used
     size = (universe + 7) // 8
     bits = np.unpackbits(np.frombuffer(view[:size], np.uint8), bitorder="little")
     support = np.flatnonzero(bits).astype(np.int64)
     if support.size != n or (support.size and support[-1] >= universe):
-        _refuse("the support's bitmap has the wrong number of bits")
+        refuse("the support's bitmap has the wrong number of bits")
     return support, size
 
 
@@ -354,5 +328,6 @@ def _support_limit(n: int, universe: int) -> int:
     return (n * (1 + (m - 1).bit_length()) + universe // m + 7) // 8
 
 
-def _refuse(why: str) -> Never:
+def refuse(why: str) -> Never:
+    """Raise DecodeError(E-PAYLOAD)."""
     raise DecodeError("E-PAYLOAD", f"not a valid payload: {why}.")

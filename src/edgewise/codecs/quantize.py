@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from edgewise.codecs import kernels
 from edgewise.codecs.codebook import nf4, pair, sign
 from edgewise.codecs.eden import eden
-from edgewise.codecs.scales import SLACK, of_blocks
+from edgewise.codecs.scales import SLACK, of_blocks, rounds
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn, derive, word
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 
 
 def block_growth(block: int, level_max: int) -> float:
@@ -195,4 +196,4 @@ def even(bits: int, shared: bool, block: int) -> Stage:
             body=kernels.unround(payload.body, payload.scales.astype(np.float64) / top, block), scales=None
         )
 
-    return Stage(name, infer, encode, decode, pointwise=True)
+    return Stage(name, infer, encode, decode, rounds, pointwise=True)

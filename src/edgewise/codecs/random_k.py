@@ -15,8 +15,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage, keeps
 
 HAIR = 1.0 - 2.0**-24  # so that float32 rounding of x * d / k never passes the bound
 
@@ -106,4 +107,8 @@ def random_k(
         at = positions(space, turn)
         return payload.but(support=at if payload.support is None else at[payload.support])
 
-    return Stage(name, infer, encode, decode, sparse=True)
+    def says(before: Space, after: Space) -> str:
+        whose = "by each device for itself" if each else "the same on all devices"
+        return f"{keeps(before, after)}, drawn anew each round, {whose}"
+
+    return Stage(name, infer, encode, decode, says, sparse=True)

@@ -15,8 +15,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 
 BLOCK = 2**15  # 128 KB of float32: stays in a core's cache
 SHORTEST = 64  # below, a block is too short to look normal; it is joined to the one before it
@@ -212,4 +213,7 @@ def rotate(
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         return payload.but(body=turned(payload.body, block, key(turn), False)[0])
 
-    return Stage(name, infer, encode, decode)
+    def says(before: Space, after: Space) -> str:
+        return f"turns runs of {block} coordinates at random, the same on all devices of a round"
+
+    return Stage(name, infer, encode, decode, says)

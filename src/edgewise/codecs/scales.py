@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs import kernels
+from edgewise.core.space import Space
 
 SLACK = 1.0 + 2.0**-7  # rounding up multiplies by at most this
 SMALLEST = np.float32(2.0**-126)  # below (float32 denormals) a scale is zero
@@ -39,3 +40,10 @@ def rounded_randomly(values: NDArray[np.float64], seed: np.uint64) -> Scales:
     coins = np.array([int(65536.0 * kernels.uniform(seed, i)) for i in range(x.size)], np.uint32)
     up = (np.minimum(x.view(np.uint32) + coins, LARGEST.view(np.uint32)) & _HIGH).view(np.float32)
     return np.where(x < SMALLEST, np.float32(0.0), up)
+
+
+def rounds(before: Space, after: Space) -> str:
+    """What a quantizer does, for ``Stage.says``."""
+    many = "one scale" if after.scales == 1 else f"{after.scales} scales"
+    grid = f"{many} per {after.block} coordinates" if after.block else "one public grid"
+    return f"rounds to {after.bits:g}-bit integers, {grid}"

@@ -17,8 +17,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage, keeps
 from edgewise.core.vector import Segment, Spec
 
 Names = Annotated[Sequence[str], MinLen(1), Doc("name patterns of trainable tensors")]
@@ -100,7 +101,10 @@ def _keeping(spec: Spec, kept: Sequence[Segment], name: str, cycle: int) -> Stag
             at += s.size
         return payload.but(body=x)
 
-    return Stage(name, infer, encode, decode, sparse=True)
+    def says(before: Space, after: Space) -> str:
+        return f"{keeps(before, after)}, {'the same on all devices' if cycle > 1 else 'fixed for the run'}"
+
+    return Stage(name, infer, encode, decode, says, sparse=True)
 
 
 def groups(spec: Spec, names: Sequence[str], cycle: int) -> tuple[tuple[Segment, ...], ...]:

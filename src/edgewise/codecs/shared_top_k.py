@@ -15,8 +15,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Key, Turn, derive, word
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage, keeps
 from edgewise.core.vector import Spec
 
 Positions = NDArray[np.int64]
@@ -116,4 +117,8 @@ def shared_top_k(
         at = positions(turn)
         return payload.but(support=at if payload.support is None else at[payload.support])
 
-    return Stage(name, infer, encode, decode, sparse=True)
+    def says(before: Space, after: Space) -> str:
+        how = "the largest of the last release and some drawn anew, the same on all devices"
+        return f"{keeps(before, after)}, {how if known else 'drawn anew each round, the same on all devices'}"
+
+    return Stage(name, infer, encode, decode, says, sparse=True)

@@ -15,8 +15,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Turn, derive, word
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Head, Memory, Payload, Server, Stage
+from edgewise.core.stage import Head, Memory, Server, Stage, percent
 from edgewise.core.vector import Vector
 
 BLOCK = 1 << 18  # coordinates estimated at a time: bounds the temporary memory
@@ -180,4 +181,8 @@ def sketch(
                 at, values = at[kept], values[kept]
         return at, values - np.copysign(least, values)
 
-    return Stage(name, infer, encode, decode, server=Server(init, absorb, encoded=True))
+    def says(before: Space, after: Space) -> str:
+        size = percent(before, after)
+        return f"sums of coordinates, {size} of their number; the server undoes it on the mean, with memory"
+
+    return Stage(name, infer, encode, decode, says, server=Server(init, absorb, encoded=True))

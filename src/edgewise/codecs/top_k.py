@@ -14,8 +14,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Read, Stage
+from edgewise.core.stage import Memory, Read, Stage, keeps
 
 _PART = 1 << 15  # coordinates read at a time
 _SAMPLES, _SAMPLE = 256, 256  # stretches of the vector that are looked at first, and their length
@@ -180,4 +181,7 @@ def top_k(
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         return payload
 
-    return Stage(name, infer, encode, decode, sparse=True, pick=pick)
+    def says(before: Space, after: Space) -> str:
+        return f"{keeps(before, after)}, the largest, and sends their positions"
+
+    return Stage(name, infer, encode, decode, says, sparse=True, pick=pick)

@@ -12,8 +12,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import WEIGHT, Memory, Payload, Stage
+from edgewise.core.stage import WEIGHT, Memory, Stage
 
 CAP_MAX = 2.0**24  # a contribution of one token still keeps 16 bits of a 2^-40 fixed-point sum
 
@@ -54,4 +55,7 @@ def weigh(
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         return payload
 
-    return Stage(name, infer, encode, decode, sparse=True, pointwise=True)
+    def says(before: Space, after: Space) -> str:
+        return "multiplies by the device's weight, which travels as an exact scalar"
+
+    return Stage(name, infer, encode, decode, says, sparse=True, pointwise=True)

@@ -10,8 +10,9 @@ from annotated_types import Ge, Le
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 
 LARGEST = 32  # bits: a residue is a uint32
 
@@ -91,4 +92,7 @@ def wrap(
         shift = np.int32(LARGEST - width(space))  # an arithmetic shift back brings the sign down
         return payload.but(body=payload.body.astype(np.uint32, copy=False).view(np.int32) << shift >> shift)
 
-    return Stage(name, infer, encode, decode, pointwise=True)
+    def says(before: Space, after: Space) -> str:
+        return f"residues modulo 2^{(after.modulus - 1).bit_length()}"
+
+    return Stage(name, infer, encode, decode, says, pointwise=True)

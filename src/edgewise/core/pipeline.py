@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import CompositionError, DecodeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.payload import Payload
 from edgewise.core.space import SLACK, Space, Total
 from edgewise.core.stage import (
     BELOW,
@@ -28,7 +29,6 @@ from edgewise.core.stage import (
     Head,
     Memory,
     Merge,
-    Payload,
     Post,
     Rule,
     Stage,

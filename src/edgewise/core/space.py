@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import floor, hypot, inf
-from typing import Literal
+from typing import Literal, Protocol
+
+from edgewise.core.payload import Payload
 
 Adjacency = Literal["zero_out", "add_remove", "replace_one"]
 
@@ -58,6 +60,23 @@ class Quorum:
         return self.corrupt / self.n_min
 
 
+class Layout(Protocol):
+    """How a stage writes its payloads as bytes, where the usual layout (``codecs.pack``) does not do."""
+
+    @property
+    def rungs(self) -> tuple[Space, ...]:
+        """The spaces of which a payload is in one, by ``Payload.rung``; empty where all are in the same."""
+
+    def size_bytes(self, space: Space) -> float:
+        """Bytes of one payload: exact, expected, or the most, as the layout says."""
+
+    def pack(self, payload: Payload, space: Space) -> bytes:
+        """The payload as bytes. Raises ValueError for one of another space (own misuse)."""
+
+    def unpack(self, view: memoryview, space: Space) -> Payload:
+        """Inverse of ``pack``. Raises DecodeError(E-PAYLOAD) on what it cannot have produced."""
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """The shape, bounds and algebra of one contribution at one point of the pipeline.
@@ -104,11 +123,7 @@ class Space:
         ring_bits: of the ring that noisy integers (which have no largest value) are scaled for; 0 = no noise.
         population: devices that exist, of which a round's cohort is drawn; 0 = not known.
         support: positions of the last release that devices have to be told (``shared_top_k``); 0 = none.
-        parts: lengths of consecutive parts of the body, each with a width of its own that travels (``mixed``);
-            empty = one width for all.
-        budget_bytes: what widths, scales and body of such a contribution take together at most.
-        rungs: what travels is in one of these spaces, chosen by the device (``ladder``); the other fields then are
-            those of the largest one, with bounds and flags that hold for all. Empty = no choice.
+        layout: how payloads become bytes, where a stage has a layout of its own; None = as ``codecs.pack`` does.
         rotated: block length of the rotation that the update has passed; 0 = none.
         rotated_dim: length of the vector that was rotated; ``dim`` while its blocks still are whole.
         rotated_least: length of its shortest block.
@@ -151,9 +166,7 @@ class Space:
     ring_bits: int = 0
     population: int = 0
     support: int = 0
-    parts: tuple[int, ...] = ()
-    budget_bytes: int = 0
-    rungs: tuple[Space, ...] = ()
+    layout: Layout | None = None
     rotated: int = 0
     rotated_dim: int = 0
     rotated_least: int = 0
@@ -163,6 +176,12 @@ class Space:
     def but(self, **changes: object) -> Space:
         """A copy with some fields replaced."""
         return replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def rungs(self) -> tuple[Space, ...]:
+        """What travels is in one of these spaces, chosen by the device (``ladder``); the other fields then are those of
+        the largest one, with bounds and flags that hold for all. Empty = no choice."""
+        return self.layout.rungs if self.layout else ()
 
     @property
     def peak(self) -> float:

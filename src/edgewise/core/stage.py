@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.outline import outline
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space, Total
 from edgewise.core.vector import Array, Vector
 
@@ -23,45 +24,22 @@ Memory = Mapping[str, Array]  # what a device keeps between rounds for its codec
 Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [g, m] -> [m]: one mean for several
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
-    """One contribution between two stages.
-
-    Attributes:
-        body: float32[m] (REAL); int8[m] up to level_max 127, else int32[m] (INTEGER); uint32[m] (RING).
-        head: float64[h], exact scalars in the order of ``Space.head``; only ``weigh`` touches them.
-        support: int64[m], strictly increasing positions of the body; None where positions are public or all.
-        scales: float32[scales ceil(m / block)], bfloat16 values; None where the grid is public.
-        count: amount of data behind the contribution; input of ``weigh``, never sent.
-        widths: uint8[parts], bits per coordinate of each part (``Space.parts``); None where all have the same.
-        rung: number of the space that this is an encoding of (``Space.rungs``); -1 where there is no choice.
-    """
-
-    body: NDArray[Any]
-    head: NDArray[np.float64]
-    support: NDArray[np.int64] | None = None
-    scales: NDArray[np.float32] | None = None
-    count: float = field(default=1.0, repr=False)
-    widths: NDArray[np.uint8] | None = None
-    rung: int = -1
-
-    __repr__ = outline
-
-    def but(self, **changes: object) -> Payload:
-        """A copy with some fields replaced."""
-        return replace(self, **changes)  # type: ignore[arg-type]
-
-    def dense(self, dim: int) -> Payload:
-        """The same in a body of ``dim`` coordinates: zeros wherever ``support`` does not point."""
-        if self.support is None:
-            return self
-        x = np.zeros(dim, self.body.dtype)
-        x[self.support] = self.body
-        return self.but(body=x, support=None)
-
-
 def _stateless(_: Space) -> Memory:
     return {}
+
+
+def _same(space: Space) -> Space:
+    return space
+
+
+def keeps(before: Space, after: Space) -> str:
+    """How many of the coordinates are left, for ``Stage.says``: ``"keeps 5 % of the coordinates"``."""
+    return f"keeps {percent(before, after)} of the coordinates"
+
+
+def percent(before: Space, after: Space) -> str:
+    """The length after a stage as a share of the length before it."""
+    return f"{100 * after.dim / max(1, before.dim):.3g} %"
 
 
 def _nothing(total: Total, size: int) -> Memory:
@@ -94,6 +72,7 @@ class Stage:
         name: as in the recipe, with its arguments, for traces: ``"clip(1.0)"``.
         infer: the algebra: Space before -> Space after; raises CompositionError.
         encode: (payload, memory, space before, turn) -> (payload, new memory). On the device; may use turn.private.
+        says: (Space before, Space after) -> what the stage does to an update, in words: for check, report and cards.
         decode: (payload, space before, turn) -> payload. On the server (and inside ``feedback``); public values only.
             Linear in the encoding where the stage keeps ``summable``.
         init: Space before -> memory of a device that has never taken part.
@@ -103,17 +82,21 @@ class Stage:
         pick: (read, space before) -> int64[k], the increasing positions that ``encode`` keeps, of a body that is given
             in parts, float32 = read(start, stop). ``encode`` then does nothing but take them, and has no memory.
         server: memory on the server's side, for stages that are undone once a round, on the mean.
+        inner: the stages inside this one, outermost first. opens: Space before -> Space before the first of them.
     """
 
     name: str
     infer: Callable[[Space], Space]
     encode: Callable[[Payload, Memory, Space, Turn], tuple[Payload, Memory]]
     decode: Callable[[Payload, Space, Turn], Payload]
+    says: Callable[[Space, Space], str]
     init: Callable[[Space], Memory] = _stateless
     sparse: bool = False
     pointwise: bool = False
     pick: Callable[[Read, Space], NDArray[np.int64]] | None = None
     server: Server | None = None
+    inner: tuple[Stage, ...] = ()
+    opens: Callable[[Space], Space] = _same
 
     @property
     def kind(self) -> str:
@@ -140,8 +123,9 @@ def placed(turn: Turn, stages: Sequence[Stage], at: int) -> Turn:
 class Merge:
     """How contributions become one total.
 
-    ``init(space) -> acc``, ``add(acc, payload, space) -> acc`` (may reuse acc), ``finish(acc, space, precise)
-    -> payload``. The body of a visible sum is float64 if ``precise``, else float32; a blind one has its residues.
+    ``says(total)``: what it does, in words. ``init(space) -> acc``, ``add(acc, payload, space) -> acc`` (may reuse
+    acc), ``finish(acc, space, precise) -> payload``. The body of a visible sum is float64 if ``precise``, else float32;
+    a blind one has its residues.
     A blind merge is given encodings and the space after all stages; a visible one payloads decoded to
     ``Pipeline.merged`` (which may still be sparse, ``Payload.support``) and that space.
     With ``combine`` there are several sums: ``parts(acc) -> [(acc, n)]`` are those that are not empty, each is finished
@@ -153,6 +137,7 @@ class Merge:
 
     name: str
     blind: bool
+    says: Callable[[Total], str]
     infer: Callable[[Space], Total]
     init: Callable[[Space], Any]
     add: Callable[[Any, Payload, Space], Any]
@@ -168,12 +153,14 @@ class Merge:
 class Post:
     """A step on the decoded total, in model units, before the division.
 
+    ``says(before, after)``: what it does, in words.
     ``apply(x, total, round, entropy, memory) -> (x, new memory)``: ``x`` is body and head, float64[d + h];
     ``entropy`` is fresh for each post and round; ``memory`` is what the post keeps on the server between rounds
     (``init(total, d + h)`` before the first one), empty for most.
     """
 
     name: str
+    says: Callable[[Total, Total], str]
     infer: Callable[[Total], Total]
     apply: Callable[[NDArray[np.float64], Total, int, Key, Memory], tuple[NDArray[np.float64], Memory]]
     init: Callable[[Total, int], Memory] = _nothing

@@ -29,8 +29,9 @@ from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError
 from edgewise.core.frame import Invite
 from edgewise.core.outline import outline
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.stage import Memory, Payload
+from edgewise.core.stage import Memory
 from edgewise.core.training import DeviceId, FitRequest, Update
 from edgewise.core.vector import Array, Vector, finite
 from edgewise.engine import invitation

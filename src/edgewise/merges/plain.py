@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from edgewise.core.errors import DecodeError
 from edgewise.core.outline import outline
 from edgewise.core.part import part
+from edgewise.core.payload import Payload
 from edgewise.core.space import SLACK, Space, Total
-from edgewise.core.stage import Merge, Payload
+from edgewise.core.stage import Merge
 
 FRACTION_BITS = 40  # one unit of the accumulator is 2^-40, far below float32 noise of any update
 CAPACITY_BITS = 62  # of int64, so that the sum of n_max contributions cannot overflow
@@ -145,7 +146,9 @@ def plain_sum() -> Merge:
             body[i : i + piece] = acc.body[i : i + piece] * 2.0**-FRACTION_BITS
         return Payload(body, _total(acc.head))
 
-    return Merge("plain_sum", False, infer, init, add, finish, stream)
+    return Merge(
+        "plain_sum", False, lambda _: "decodes each contribution, then merges", infer, init, add, finish, stream
+    )
 
 
 def _shape(acc: Tally, payload: Payload, space: Space) -> None:

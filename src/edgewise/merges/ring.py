@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.outline import outline
+from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space, Total
-from edgewise.core.stage import Merge, Payload
+from edgewise.core.stage import Merge
 
 HEAD_FRACTION_BITS = 32  # one unit of a head's residue is 2^-32: far below any metric, and 2^31 devices cannot wrap
 _UNIT = 2.0**HEAD_FRACTION_BITS
@@ -95,4 +96,4 @@ def ring_sum() -> Merge:
     def finish(acc: Residues, space: Space, precise: bool = True) -> Payload:
         return Payload(acc.body.copy(), acc.head.view(np.int64) / _UNIT)
 
-    return Merge("ring_sum", True, infer, init, add, finish)
+    return Merge("ring_sum", True, lambda _: "adds encodings, decodes the sum once", infer, init, add, finish)

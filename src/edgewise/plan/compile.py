@@ -10,7 +10,7 @@ from functools import cached_property
 import msgspec
 
 from edgewise.codecs import pack
-from edgewise.codecs.ladder import pick
+from edgewise.codecs.ladder import pick, rung_bytes
 from edgewise.core import keys
 from edgewise.core.errors import RecipeError
 from edgewise.core.frame import Invite, LocalRule
@@ -104,7 +104,7 @@ class Plan:
         """Bytes of a contribution by each rung; empty where the codec is fixed."""
         if self.ways:
             return tuple(pack.size_bytes(way.encoded) for way in self.ways)
-        return pack.rung_bytes(self.at(0).encoded)
+        return rung_bytes(self.at(0).encoded)
 
     def session(self, invite: Invite) -> bytes:
         """The id of the session that an invitation opens: run, round, model, configuration and nonce."""

@@ -7,49 +7,50 @@ from math import ceil, inf, isfinite
 from typing import Any
 
 from edgewise.codecs import pack
-from edgewise.core.space import Kind, Space, Total
-from edgewise.core.stage import BELOW, Merge, Stage
+from edgewise.core.space import Space, Total
+from edgewise.core.stage import BELOW, Stage
 from edgewise.plan.adaptive import offers
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import Plan
 from edgewise.plan.frames import traffic
-from edgewise.plan.stages import build_stages
 
 Row = dict[str, Any]  # plain JSON; an unknown (infinite) bound is None
 
 
-def trace(plan: Plan, catalogue: Catalogue = BUILT_IN) -> list[Row]:
+def trace(plan: Plan) -> list[Row]:
     """One row per part of the pipeline of round 0, in the order in which an update passes them. Where stages take turns
     over rounds, the row of the stage that keeps another group in each phase says what the phases keep.
 
-    Every row has ``role`` (``start``, ``stage``, ``inner``, ``merge``, ``post``), ``name`` and ``does`` (one line of
-    words). start, stage and inner: ``dim``, ``kind``, ``l2``, ``linf``, ``bits``, ``sparse``, ``summable``,
+    Every row has ``role`` (``start``, ``stage``, ``inner``, ``merge``, ``post``), ``name`` and ``does`` (what the part
+    says of itself). start, stage and inner: ``dim``, ``kind``, ``l2``, ``linf``, ``bits``, ``sparse``, ``summable``,
     ``unbiased``, ``memory``, ``bytes`` (packed size of one contribution at that point). merge and post:
     ``sensitivity``, ``noise_std``, ``visible``. ``inner`` rows are the stages inside the ``feedback`` row that stands
-    before them; they are left out where one of them is not in ``catalogue``.
+    before them.
     """
     pipe = plan.at(0)
     each = "direction" if plan.strategy.directions else "trained parameter"
     rows = [_space_row("start", "trained update", _start(pipe.spaces[0], each), pipe.spaces[0])]
     for i, stage in enumerate(pipe.stages):
         before, after = pipe.spaces[i], pipe.spaces[i + 1]
-        inside = _inner(plan, i, before, catalogue)
-        name, does = stage.name, _effect(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
-        if after.rungs:  # a name that lists the stages of every rung would fill the screen
-            name, does = "feedback(ladder)", _choice(plan.sizes)
-        elif plan.ways and i == len(plan.recipe.stage):  # the ladder's first
+        does = stage.says(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
+        if plan.ways and i == len(plan.recipe.stage):  # the ladder's first
             does = f"{_shared_choice(plan)}; the largest: {does}"
-        elif stage.server is not None and inside:
-            does = "the stages inside send what changed; device and server keep mirrors, and the server's are released"
-        elif inside:
-            does = "what the stages inside leave out is remembered on the device and added next time"
-        elif stage.server is not None:
-            does = _served(before, after, stage.server.encoded)
-        rows.append(_space_row("stage", name, does, after))
-        rows += inside
-    rows.append(_total_row("merge", pipe.merge.name, _merged(pipe.merge, pipe.totals[0]), pipe.totals[0]))
-    for post, before_total, total in zip(pipe.posts, pipe.totals, pipe.totals[1:], strict=False):
-        rows.append(_total_row("post", post.name, _posted(before_total, total), total))
+        rows.append(_space_row("stage", stage.name, does, after))
+        rows += _inner(stage, before)
+    total = pipe.totals[0]
+    bound = "" if pipe.merge.combine else f"; {_moves(total)}"
+    rows.append(_total_row("merge", pipe.merge.name, pipe.merge.says(total) + bound, total))
+    for post, earlier, total in zip(pipe.posts, pipe.totals, pipe.totals[1:], strict=False):
+        rows.append(_total_row("post", post.name, f"{post.says(earlier, total)}; {_moves(total)}", total))
+    return rows
+
+
+def _inner(stage: Stage, before: Space) -> list[Row]:
+    rows, space = [], stage.opens(before)
+    for inside in stage.inner:
+        after = inside.infer(space)
+        rows.append(_space_row("inner", inside.name, inside.says(space, after), after))
+        space = after
     return rows
 
 
@@ -61,7 +62,7 @@ def trace_down(plan: Plan) -> list[Row]:
     start = "float32: the model less what devices hold of it"
     rows = [_space_row("start", "change of the model", start, pipe.spaces[0])]
     for stage, before, after in zip(pipe.stages, pipe.spaces, pipe.spaces[1:], strict=False):
-        rows.append(_space_row("stage", stage.name, _effect(before, after, "the server"), after))
+        rows.append(_space_row("stage", stage.name, stage.says(before, after), after))
     return rows
 
 
@@ -224,31 +225,6 @@ def _shared_choice(plan: Plan) -> str:
     )
 
 
-def _choice(sizes: Sequence[float]) -> str:
-    return (
-        f"each device sends by one of {len(sizes)} rungs, {min(sizes):,.0f} to {max(sizes):,.0f} bytes, as its own "
-        "link and time allow; a random share of the coordinates is stretched, to stand for all; what any other rung "
-        "leaves out is remembered on the device and added next time"
-    )
-
-
-def _inner(plan: Plan, i: int, before: Space, catalogue: Catalogue) -> list[Row]:
-    """The stages inside feedback, folded as feedback folds them: from a space without bounds."""
-    tables = plan.recipe.stage
-    if i >= len(tables) or tables[i].get("kind") != "feedback":
-        return []
-    rest = tables[i + 1 :]
-    if any(table.get("kind") not in catalogue.stages for table in rest):
-        return []
-    rows, space = [], before.but(l2=inf, linf=inf)
-    stages: list[Stage] = build_stages(rest, plan.spec, catalogue.stages)
-    for stage in stages:
-        after = stage.infer(space)
-        rows.append(_space_row("inner", stage.name, _effect(space, after), after))
-        space = after
-    return rows
-
-
 def _turns(plan: Plan, i: int) -> str:
     """What the phases keep at space ``i``, in words."""
     kept = [100 * pipe.spaces[i].dim / plan.spec.dim for pipe in plan.pipelines]
@@ -294,71 +270,6 @@ def _total_row(role: str, name: str, does: str, total: Total) -> Row:
 def _start(space: Space, each: str) -> str:
     more = f", and {_names(space.head)} as exact scalars" if space.head else ""
     return f"float32, one per {each}{more}"
-
-
-def _effect(before: Space, after: Space, who: str = "each device") -> str:
-    """What changed between two spaces, in words: true of any stage, also of one from an extension."""
-    said: list[str] = []
-    if new := [name for name in after.head if name not in before.head]:
-        said.append(f"multiplies by the device's {_names(new)}, which travels as an exact scalar")
-    if after.rotated != before.rotated:
-        said.append(f"turns runs of {after.rotated} coordinates at random, the same on all devices of a round")
-    if after.rank != before.rank:
-        share = f"{100 * after.dim / max(1, before.dim):.3g} %"
-        said.append(f"sends matrices as factors of rank {after.rank}, {share} of the numbers")
-    elif after.dim != before.dim:
-        share = f"{100 * after.dim / max(1, before.dim):.3g} %"
-        how = f"chosen by {who}"
-        if after.period > before.period:
-            how = "the same on all devices"
-        elif not after.sparse:
-            whose = "the same on all devices" if after.summable else "by each device for itself"
-            how = f"drawn anew each round, {whose}" if after.moving else "fixed for the run"
-            if after.support > before.support:
-                how = "the largest of the last release and some drawn anew, the same on all devices"
-        said.append(f"keeps {share} of the coordinates, {how}")
-    if after.kind is Kind.INTEGER and before.kind is Kind.REAL:
-        many = "one scale" if after.scales == 1 else f"{after.scales} scales"
-        grid = f"{many} per {after.block} coordinates" if after.block else "one public grid"
-        said.append(f"rounds to {after.bits:g}-bit integers, {grid}")
-    if after.noise_std > before.noise_std:
-        how = f", of which {after.honest} shares are counted on in each sum" if after.honest else ""
-        said.append(f"adds noise of standard deviation {after.noise_std:.4g} to every coordinate{how}")
-    if after.kind is Kind.RING and before.kind is not Kind.RING:
-        said.append(f"residues modulo 2^{(after.modulus - 1).bit_length()}")
-    if after.residual and not before.residual:
-        said.append("remembers on the device what was not sent, and adds it next time")
-    elif after.memory and not before.memory:
-        said.append("remembers on the device where to start next time")
-    if after.l2 < before.l2:
-        said.append(f"L2 norm at most {after.l2:.4g}")
-    elif after.linf < before.linf and after.dim == before.dim:
-        said.append(f"every coordinate at most {after.linf:.4g}")
-    return "; ".join(said) or "changes neither size nor bounds"
-
-
-def _served(before: Space, after: Space, encoded: bool) -> str:
-    """As ``_effect`` for a stage with a half on the server."""
-    if not encoded or after.dim == before.dim:
-        return f"{_effect(before, after)}; the server undoes it on the mean, with memory"
-    share = f"{100 * after.dim / max(1, before.dim):.3g} %"
-    return f"sums of coordinates, {share} of their number; the server undoes it on the mean, with memory"
-
-
-def _merged(merge: Merge, total: Total) -> str:
-    who = "adds encodings, decodes the sum once" if merge.blind else "decodes each contribution, then merges"
-    if merge.groups > 1:
-        each = total.space.quorum.n_min
-        who = f"adds the encodings of {merge.groups} random groups, decodes each sum, a robust mean of their means"
-        return f"{who}; a group has {each} devices or more"
-    return f"{who}; {_moves(total)}"
-
-
-def _posted(before: Total, after: Total) -> str:
-    if after.noise_std > before.noise_std:
-        clips = " clips" if BELOW in after.space.head else ""
-        return f"adds Gaussian noise of std {after.noise_std:.4g}{clips} per coordinate; {_moves(after)}"
-    return _moves(after)
 
 
 def _moves(total: Total) -> str:

@@ -21,8 +21,9 @@ import numpy as np
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.payload import Payload
 from edgewise.core.space import Adjacency, Space
-from edgewise.core.stage import BELOW, Head, Memory, Payload, Server, Stage
+from edgewise.core.stage import BELOW, Head, Memory, Server, Stage
 from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy.clip import HAIR, LARGEST, SMALLEST
 
@@ -112,4 +113,10 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
         new = min(max(clip * exp(-rate * (below - quantile)), SMALLEST), LARGEST)
         return (mean * np.float32(clip)).astype(np.float32), {CLIP: np.array([new])}
 
-    return Stage(name, infer, encode, decode, server=Server(init, absorb, encoded=False))
+    def says(before: Space, after: Space) -> str:
+        return (
+            "L2 norm at most 1, in units of a clip that follows the norms; sends whether the update was below it; the "
+            "server undoes it on the mean, with memory"
+        )
+
+    return Stage(name, infer, encode, decode, says, server=Server(init, absorb, encoded=False))

@@ -23,9 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Adjacency, Space
-from edgewise.core.stage import Memory, Payload, Stage, placed
+from edgewise.core.stage import Memory, Stage, placed
 from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import Event

@@ -12,8 +12,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Spec, Vector, norm_l2
 
 HAIR = 1.0 - 2.0**-23  # float32 rounding can lengthen a vector by 2^-24; this pays for it
@@ -57,7 +58,11 @@ def clip(l2: Annotated[float, Ge(SMALLEST), Le(LARGEST), Doc("longest update, in
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         return payload.but(body=_shortened(payload.body, l2)), memory
 
-    return Stage(name, infer, encode, _keep, sparse=True, pointwise=True)
+    return Stage(name, infer, encode, _keep, _norm, sparse=True, pointwise=True)
+
+
+def _norm(before: Space, after: Space) -> str:
+    return f"L2 norm at most {after.l2:.4g}"
 
 
 def _shortened(x: Vector, l2: float) -> Vector:
@@ -96,7 +101,10 @@ def clip_tensors(spec: Spec, l2: Annotated[float, Ge(SMALLEST), Le(LARGEST)]) ->
         parts = [_shortened(payload.body[s.start : s.stop], l2) for s in spec.segments]
         return payload.but(body=np.concatenate(parts)), memory
 
-    return Stage(name, infer, encode, _keep, pointwise=True)
+    def says(before: Space, after: Space) -> str:
+        return f"every tensor at most {l2:.4g} long, so {_norm(before, after)}"
+
+    return Stage(name, infer, encode, _keep, says, pointwise=True)
 
 
 @part
@@ -147,4 +155,7 @@ def clamp(
             edge = np.nextafter(edge, np.float32(0.0))
         return payload.but(body=np.clip(payload.body, -edge, edge)), memory
 
-    return Stage(name, infer, encode, _keep, sparse=True, pointwise=True)
+    def says(before: Space, after: Space) -> str:
+        return f"every coordinate at most {after.linf:.4g}"
+
+    return Stage(name, infer, encode, _keep, says, sparse=True, pointwise=True)

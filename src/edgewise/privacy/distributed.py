@@ -31,8 +31,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive
 from edgewise.core.part import part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space
-from edgewise.core.stage import Memory, Payload, Stage
+from edgewise.core.stage import Memory, Stage
 from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within
 
 BETA = exp(-0.5)  # a rounding is repeated with at most this probability
@@ -233,4 +234,10 @@ def discrete_gaussian_noise(
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         return payload.but(body=(payload.body / sizing(space).scale).astype(np.float32))
 
-    return Stage(name, infer, encode, decode, pointwise=True)
+    def says(before: Space, after: Space) -> str:
+        return (
+            f"rounds to {after.bits:g}-bit integers, one public grid; adds noise of standard deviation "
+            f"{after.noise_std:.4g} to every coordinate, of which {after.honest} shares are counted on in each sum"
+        )
+
+    return Stage(name, infer, encode, decode, says, pointwise=True)

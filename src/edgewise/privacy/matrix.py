@@ -30,7 +30,7 @@ from edgewise.core.space import Total
 from edgewise.core.stage import Memory, Post
 from edgewise.privacy import spend
 from edgewise.privacy.grid import rounded
-from edgewise.privacy.noise import bounded, normals, on_total
+from edgewise.privacy.noise import adds, bounded, normals, on_total
 from edgewise.privacy.spend import Event
 
 Array = NDArray[np.float64]
@@ -161,7 +161,7 @@ def correlated_noise(z: float, blt: Blt) -> Post:
         out: Array = np.multiply(steps, on.step, dtype=np.float64)
         return out, {"round": np.array([float(stream.round)]), "buffers": stream.buffers}
 
-    return Post(name, infer, apply, init)
+    return Post(name, adds, infer, apply, init)
 
 
 def event(blt: Blt, z: float) -> Event:

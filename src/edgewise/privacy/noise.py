@@ -13,8 +13,9 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space, Total
-from edgewise.core.stage import WEIGHT, Memory, Payload, Post, Stage
+from edgewise.core.stage import BELOW, WEIGHT, Memory, Post, Stage
 from edgewise.crypto.prg import Words
 from edgewise.privacy import grid
 
@@ -73,7 +74,16 @@ def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         return payload
 
-    return Stage(name, infer, encode, decode, pointwise=True)
+    def says(before: Space, after: Space) -> str:
+        return f"adds noise of standard deviation {after.noise_std:.4g} to every coordinate"
+
+    return Stage(name, infer, encode, decode, says, pointwise=True)
+
+
+def adds(before: Total, after: Total) -> str:
+    """What noise on a total does, for ``Post.says``."""
+    clips = " clips" if BELOW in after.space.head else ""
+    return f"adds Gaussian noise of std {after.noise_std:.4g}{clips} per coordinate"
 
 
 def moved(total: Total) -> float:
@@ -151,4 +161,4 @@ def noise(z: Annotated[float, Gt(0), Doc("noise multiplier: standard deviation o
     ) -> tuple[NDArray[np.float64], Memory]:
         return grid.hidden(x, on_total(name, z, total), derive(entropy, "noise")), memory
 
-    return Post(name, infer, apply)
+    return Post(name, adds, infer, apply)

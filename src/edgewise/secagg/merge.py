@@ -12,8 +12,9 @@ from annotated_types import Ge, Le
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.part import Doc, part
+from edgewise.core.payload import Payload
 from edgewise.core.space import Space, Total, share_of
-from edgewise.core.stage import Merge, Payload
+from edgewise.core.stage import Merge
 from edgewise.merges import robust
 from edgewise.merges.ring import Residues, head_residues, ring_sum
 from edgewise.privacy import rules
@@ -166,8 +167,12 @@ def grouped(
     def parts(acc: Groups) -> list[tuple[Residues, int]]:
         return [(held, held.n) for held in acc.sums if held.n]
 
+    def says(total: Total) -> str:
+        how = f"adds the encodings of {groups} random groups, decodes each sum, a robust mean of their means"
+        return f"{how}; a group has {total.space.quorum.n_min} devices or more"
+
     return replace(
-        one, name=name, infer=infer, init=init, add=add, groups=groups, parts=parts,
+        one, name=name, says=says, infer=infer, init=init, add=add, groups=groups, parts=parts,
         combine=robust.rule(rule, byzantine), hides=Hiding(1, Policy(), groups, 2 * byzantine + 1),
     )  # fmt: skip
 

@@ -1,0 +1,48 @@
+"""One contribution between two stages, and at the end of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core.outline import outline
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One contribution between two stages.
+
+    Attributes:
+        body: float32[m] (REAL); int8[m] up to level_max 127, else int32[m] (INTEGER); uint32[m] (RING).
+        head: float64[h], exact scalars in the order of ``Space.head``; only ``weigh`` touches them.
+        support: int64[m], strictly increasing positions of the body; None where positions are public or all.
+        scales: float32[scales ceil(m / block)], bfloat16 values; None where the grid is public.
+        count: amount of data behind the contribution; input of ``weigh``, never sent.
+        widths: uint8[parts], bits per coordinate of each part (``codecs.mixed``); None where all have the same.
+        rung: number of the space that this is an encoding of (``codecs.ladder``); -1 where there is no choice.
+    """
+
+    body: NDArray[Any]
+    head: NDArray[np.float64]
+    support: NDArray[np.int64] | None = None
+    scales: NDArray[np.float32] | None = None
+    count: float = field(default=1.0, repr=False)
+    widths: NDArray[np.uint8] | None = None
+    rung: int = -1
+
+    __repr__ = outline
+
+    def but(self, **changes: object) -> Payload:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def dense(self, dim: int) -> Payload:
+        """The same in a body of ``dim`` coordinates: zeros wherever ``support`` does not point."""
+        if self.support is None:
+            return self
+        x = np.zeros(dim, self.body.dtype)
+        x[self.support] = self.body
+        return self.but(body=x, support=None)
