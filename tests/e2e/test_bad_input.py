@@ -169,7 +169,7 @@ def test_an_existing_run_is_never_overwritten(cli):
     status, envelope = cli("sim", recipe, "--out", "run", "--resume", "--set", "seed=5", *TOY)
     assert (status, envelope["error"]["code"]) == (2, "E-RESUME")
     status, envelope = cli("sim", recipe, "--out", "empty", "--resume", *TOY)
-    assert (status, envelope["error"]["code"]) == (2, "E-RESUME")
+    assert (status, envelope["error"]["code"], Path("empty").exists()) == (2, "E-RESUME", False)
     assert cli("sim", recipe, "--out", "run", "--resume", *TOY)[0] == 0  # finished: nothing to do, report again
 
 

@@ -100,5 +100,8 @@ def test_check_refuses_text_that_nobody_can_measure_on(tmp_path: Path, monkeypat
     written(tmp_path, "none")
     (tmp_path / "t.jsonl").write_text(json.dumps({"who": "ann", "asked": "the lazy dog", "text": "jumps"}))
     done = CliRunner().invoke(app, ["check", "recipe.toml", "--fast", "--json"])
-    assert done.exit_code != 0
-    assert "E-DEVICE-DATA" in done.output
+    error = json.loads(done.stdout.splitlines()[-1])["error"]
+    assert (error["code"], "no device has enough text for a hold-out of 0.1" in error["what"]) == (
+        "E-DEVICE-DATA",
+        True,
+    )

@@ -13,7 +13,7 @@ import toy
 from rich.console import Console
 from toy_recipe import make_recipe
 
-from edgewise.apps import check, simulate
+from edgewise.apps import check, report, simulate, summary
 from edgewise.core import events, frame
 from edgewise.core.errors import DataError, EdgewiseError, StoreError
 from edgewise.core.training import POOLED, FitRequest
@@ -135,6 +135,12 @@ def test_without_pooled_text_there_is_no_centralised_figure_and_the_run_ends_wel
     with RunStore(tmp_path) as store:
         assert len(store.measures("local_only")) == 8
         assert not store.measures("centralised")
+        s = summary.build(store)
+    assert (s["complete"], s["no_pooled_data"], s["perplexity"]["centralised"]) == (True, True, None)
+    assert "Centralised training was not compared" in report.page(s)
+    resumed = []
+    play(tmp_path, sinks=[resumed.append], resume=True)
+    assert not any(isinstance(e, events.Progress) for e in resumed), "it is not tried again"
 
 
 def test_one_blob_of_the_comparison_stays(tmp_path):
@@ -214,6 +220,20 @@ def test_resume_says_what_changed(tmp_path, monkeypatch, what):
     monkeypatch.undo()
     monkeypatch.setattr(toy.ToyTrainer, "describe", _facts)
     play(tmp_path, BARE, resume=True)
+
+
+def test_resume_tells_a_model_of_the_hub_that_moved(tmp_path, monkeypatch):
+    monkeypatch.setattr(toy.ToyTrainer, "describe", lambda self: _facts(self, model_commit="a" * 40))
+    play(tmp_path, BARE)
+    monkeypatch.setattr(toy.ToyTrainer, "describe", lambda self: _facts(self, model_commit="b" * 40, fingerprint="g"))
+    with pytest.raises(StoreError, match=rf"E-RESUME: .*moved since this run began \(a+ then, b+ now\).*@{'a' * 40}"):
+        play(tmp_path, BARE, resume=True)
+
+
+def test_resume_without_a_run_leaves_no_folder(tmp_path):
+    with pytest.raises(StoreError, match=r"E-RESUME: there is no run in"):
+        play(tmp_path / "new", BARE, resume=True)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("changed", [{"simulation.dropout": 0.5}, {"eval.every": 1}, {"training.lr": 0.1}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from importlib import resources
 from pathlib import Path
@@ -204,6 +205,25 @@ def test_refusals_say_why(tmp_path: Path) -> None:
     (out / "mine.txt").touch()
     assert "is not empty" in refused(run, out, "merged")
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("to", ["tensors", "merged"])
+def test_an_export_removes_only_the_folder_that_it_made(base: Path, tmp_path: Path, to: str) -> None:
+    """Also one that has the name which an earlier version gave."""
+    trained(base, {"kind": "full"}, tmp_path / "run", more={"model_fingerprint": NOTHING_FROZEN})
+    mine = tmp_path / f".out.{os.getpid()}.part" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("kept")
+    try:
+        write(tmp_path / "run", tmp_path / "out", to)
+    except EdgewiseError:
+        assert not (tmp_path / "out").exists()
+    else:
+        mask = os.umask(0)
+        os.umask(mask)
+        assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
+    assert [p.name for p in tmp_path.glob(".out*")] == [mine.parent.name]
+    assert mine.read_text() == "kept"
 
 
 def test_another_model_than_the_runs_is_refused(base: Path, tmp_path: Path) -> None:

@@ -119,10 +119,12 @@ def _reading(trainer: Trainer) -> dict[str, Any] | None:
     told: Callable[[int], dict[str, Any] | None] | None = getattr(trainer, "reading", None)
     read = told(MOST_BYTES) if told is not None else None
     if read and read["examined"] == read["devices"] and not (read["train_tokens"] and read["held_tokens"]):
-        what = "train on" if not read["train_tokens"] else "measure on: all of it is trained on"
+        what = "no device has text to train on."
+        if read["train_tokens"]:
+            what = f"no device has enough text for a hold-out of {read['holdout']:g} of it, so nothing can be measured."
         raise DataError(
             "E-DEVICE-DATA",
-            f"there is no text to {what}. " + " ".join(reading.notes(read)),
+            " ".join([what, *reading.notes(read)]),
             "give devices more text that can be read, or look at data.path, data.text and data.holdout.",
         )
     return read

@@ -18,8 +18,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
-from math import isfinite
 
+from edgewise.apps import figures
 from edgewise.core import events, vector
 from edgewise.core.training import POOLED
 from edgewise.drivers import jobs
@@ -43,7 +43,8 @@ def compare(
     its own model. centralised: rounds x expected x local_steps steps on the pooled text, same schedule over rounds;
     with local_epochs, expected / population x local_epochs passes over it in every round, about as many steps.
     ``rounds``: those that the federation played, which ``round.patience`` may have ended before its last one.
-    What cannot train has no figure, and a Progress note says why; nothing is put in its place.
+    What cannot train has no figure, and a Progress note says why; nothing is put in its place. A trainer without data
+    of all devices together has no centralised figure, and the run is complete without it.
     Raises EdgewiseError only where the run directory or a worker fails.
     """
     plan, last = coordinator.plan, rounds - 1
@@ -90,6 +91,8 @@ def compare(
             else:
                 note = f"{CENTRALISED}: {result.code}: {result.what}"
                 done, chain_left, pooled = done + chain_left - 1, 0, False
+                if result.code == "E-DEVICE-DATA":  # and it will be so when the run is resumed
+                    figures.without(store, tell, CENTRALISED, last, result.code)
             tell(events.Progress(phase="compare", done=done, total=total, note=note))
             continue
         assert isinstance(result, jobs.Trained)
@@ -101,22 +104,10 @@ def compare(
                 submit_chain()
         else:
             del under_way[result.id]
-            if result.tokens and isfinite(result.nll):
-                store.measure(LOCAL_ONLY, last, result.device, result.nll, result.tokens)
-            elif result.tokens:
-                note = f"{result.device}: E-NAN: its held-out loss is not finite."
+            note = figures.keep(store, LOCAL_ONLY, last, result)
         tell(events.Progress(phase="compare", done=done, total=total, note=note))
     if had_locals:
-        measured = store.measures(LOCAL_ONLY, last)
-        event = events.Evaluated(
-            round=last,
-            model=LOCAL_ONLY,
-            nll={d: nll for d, (nll, _) in sorted(measured.items())},
-            tokens={d: tokens for d, (_, tokens) in sorted(measured.items())},
-            seconds=time.perf_counter() - began,
-        )
-        store.append(event)
-        tell(event)
+        figures.conclude(store, tell, LOCAL_ONLY, last, time.perf_counter() - began)
     if pooled:
         if not had_locals:
             coordinator = _since(coordinator, time.perf_counter() - began)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -122,9 +123,11 @@ def _folder(dest: Path) -> Iterator[Path]:
     """
     from safetensors import SafetensorError
 
-    part = dest.with_name(f".{dest.name}.{os.getpid()}.part")
+    made: list[str] = []
     try:
-        part.mkdir(parents=True)
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        made.append(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent))
+        part = Path(made[0])
         yield part
         _open_to_others(part)
         if dest.exists():
@@ -135,14 +138,15 @@ def _folder(dest: Path) -> Iterator[Path]:
         where = "free some space" if full else "give another --dest"
         raise StoreError("E-DISK", f"cannot write {dest}: {reason(e)}.", f"{where}; the run is whole.") from e
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open_to_others(folder: Path) -> None:
-    """Give all files the mode that the umask asks for: some libraries write for the owner only."""
+    """Give a folder and all in it the modes that the umask asks for: some libraries write for the owner only."""
     mask = os.umask(0)
     os.umask(mask)
-    for path in folder.rglob("*"):
+    for path in (folder, *folder.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 

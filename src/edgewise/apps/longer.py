@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from math import isfinite
 
+from edgewise.apps import figures
 from edgewise.core import events, vector
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
@@ -53,22 +53,9 @@ def longer(
             note = f"{left[result.id]}: {result.code}"
         else:
             assert isinstance(result, jobs.Trained)
-            note = result.device
-            if result.tokens and isfinite(result.nll):
-                store.measure(LONGER, last, result.device, result.nll, result.tokens)
-            elif result.tokens:
-                note = f"{result.device}: E-NAN: its held-out loss is not finite."
+            note = figures.keep(store, LONGER, last, result)
         tell(events.Progress(phase=LONGER, done=done, total=len(devices), note=note))
-    measured = store.measures(LONGER, last)
-    event = events.Evaluated(
-        round=last,
-        model=LONGER,
-        nll={d: nll for d, (nll, _) in sorted(measured.items())},
-        tokens={d: tokens for d, (_, tokens) in sorted(measured.items())},
-        seconds=time.perf_counter() - began,
-    )
-    store.append(event)
-    tell(event)
+    figures.conclude(store, tell, LONGER, last, time.perf_counter() - began)
 
 
 def sample(devices: list[str], most: int) -> list[str]:

@@ -270,6 +270,8 @@ class Progress:
                 model = words.MODELS.get(e.model, e.model)
                 if e.model == "longer":
                     model = f"of {words.devices(len(e.nll))} alone, {b.recipe.compare.longer} times the steps"
+                if not e.nll:
+                    return f"perplexity {model}: not measured"
                 return f"perplexity {model}: {words.perplexity(value)}{without}"
             case events.StoppedEarly():
                 return words.stopped(e.played, b.rounds, e.evaluations, e.kept)

@@ -155,8 +155,10 @@ def _not_covered(s: Mapping[str, Any]) -> str:
 
 
 def _notes(s: Mapping[str, Any]) -> str:
-    """What was left out of the text, and prompts out of sight."""
+    """What was left out of the text, prompts out of sight, and a comparison that cannot be."""
     said = reading.notes(s["reading"]) if s["reading"] else []
+    if s["no_pooled_data"]:
+        said.append("Centralised training was not compared: the trainer has no data of all devices together.")
     return "".join(f'<p class="note-box" role="note">{escape(note)}</p>' for note in said)
 
 

@@ -142,6 +142,8 @@ def _run(
     tell: Tell,
 ) -> None:
     began = time.time()
+    if resume and not (out / "run.db").is_file():
+        raise _nothing(out)
     with RunStore(out) as store:
         known = _claim(store, recipe, resume)
         tell(events.PhaseStarted(phase="load"))
@@ -193,7 +195,7 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
     known = store.run()
     if known is None:
         if resume:
-            raise StoreError("E-RESUME", f"there is no run in {store.out}.", "leave out --resume.")
+            raise _nothing(store.out)
         return None
     if (sha := simulation_digest(known["recipe"])) != recipe.sha256():
         what = f"{store.out} holds a run of another recipe ({known['name']}, {sha[:8]})."
@@ -206,8 +208,20 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
     return known
 
 
+def _nothing(out: Path) -> StoreError:
+    return StoreError("E-RESUME", f"there is no run in {out}.", "leave out --resume.")
+
+
 def _same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises StoreError(E-RESUME) where something that decides the model is not what it was when the run began."""
+    then, commit = (str(facts.get("model_commit") or "") for facts in (known, now))
+    if then != commit:
+        raise StoreError(
+            "E-RESUME",
+            f"model.base names no commit of the hub, and the model there moved since this run began ({then[:12]} then, "
+            f"{commit[:12]} now).",
+            f"start again with another --out, and pin the model: write @{then or commit} behind its name.",
+        )
     for fact, what in SAME.items():
         if known.get(fact) != now.get(fact):
             was, is_ = (_short(facts.get(fact)) for facts in (known, now))

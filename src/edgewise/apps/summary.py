@@ -14,7 +14,8 @@ Definitions. ``nll`` is a device's summed negative log-likelihood (nats) over it
 
 ``base`` is the model as it came, ``federated`` after the last round that was measured (with ``round.keep = "best"``
 after the one that counts), ``local_only`` every device alone, ``centralised`` all text in one place. What was not run
-is null; a figure that is not finite is null too.
+is null; a figure that is not finite is null too. ``no_pooled_data``: the trainer has no data of all devices together,
+so there is no ``centralised``, and the run is complete without it.
 
 Participation: ``accepted`` are the contributions that moved the model, ``unused`` those that came to a round which was
 abandoned for too few. Rounds: ``played`` are ``met`` (the model moved) and ``abandoned`` ones. The model that counts is
@@ -75,6 +76,7 @@ from edgewise.apps.chosen import chosen
 from edgewise.apps.longer import LONGER
 from edgewise.core import events
 from edgewise.core.errors import StoreError
+from edgewise.core.training import POOLED
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.store import RunStore
 from edgewise.plan.recipe import simulation_digest
@@ -133,13 +135,15 @@ def build(store: RunStore) -> dict[str, Any]:
         earlier = ("federated", which.played - 1) if which.played else ("base", -1)
         measures["federated"] = store.measures(*earlier)
     ppl = {name: quality(m) for name, m in measures.items()}
+    missing = {e.model: e.missing.get(POOLED, "") for e in told if isinstance(e, events.Evaluated)}
+    never = {name: missing.get(name, "") for name in ("local_only", "centralised")}
     wanted = recipe.get("compare", {})
     out: dict[str, Any] = {
         "schema": 2,
         "name": run["name"],
         "complete": which.over
         and store.evaluated("federated", played - 1)
-        and all(ppl[name] is not None or not wanted.get(name) for name in ("local_only", "centralised"))
+        and all(ppl[name] is not None or not wanted.get(name) or never[name] for name in never)
         and (store.evaluated(LONGER, played - 1) or not wanted.get("longer")),
         "run": run["id"],
         "recipe_sha256": simulation_digest(recipe),
@@ -159,6 +163,7 @@ def build(store: RunStore) -> dict[str, Any]:
             "abandoned": sum(not e.met for e in rounds),
         },
         "perplexity": ppl,
+        "no_pooled_data": bool(never["centralised"]),
         "change_percent": {n: _change(ppl[n], ppl["base"]) for n in MODELS if n != "base"},
         "share_improved": {
             f"over_{name}": share_improved(measures["federated"], measures[name]) for name in ("base", "local_only")
