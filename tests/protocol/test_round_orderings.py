@@ -82,6 +82,12 @@ class Mailbox:
         self.clock += min(timeout_s, 1e9)
         return None
 
+    def resume(self, sent, at_s):
+        self.clock = at_s
+        for one in sent:
+            if one.awaited:
+                self.send(one.device, one.frame)
+
     def close_round(self):
         self.script.clear()
 
@@ -104,6 +110,9 @@ class MemoryStore:
 
     def replay(self):
         return list(self.records)
+
+    def sync(self):
+        self.synced = len(self.records)
 
     def append(self, item):
         (self.events if isinstance(item, events.Event) else self.records).append(item)
@@ -227,13 +236,13 @@ def test_the_sum_is_bit_identical_in_every_order(order):
     np.testing.assert_array_equal(after.state.params, first.state.params)
 
 
-def test_late_mail_in_the_journal_is_not_an_answer():
+def test_late_mail_is_not_an_answer_and_is_not_written_down():
     """Mail of an older round arrives, then the process dies: on resume the device is still asked."""
     store = MemoryStore()
     late = [Arrived(d, contribution(d, number=5), 1.0) for d in DEVICES[:2]]
     with pytest.raises(_Crashed):
         play([*late, CRASH], store)
-    assert len(store.records) == 2
+    assert not any(isinstance(record, Arrived) for record in store.records)
     mailbox = Mailbox([good(d) for d in DEVICES])
     loop = federation(mailbox, store)
     loop.round(loop.begin(np.zeros(DIM, np.float32)))

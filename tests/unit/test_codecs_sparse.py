@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from invited import invited
+from invited import decided, invited
 
 from edgewise.codecs import pack
 from edgewise.codecs.quantize import quantize
@@ -29,7 +29,7 @@ from edgewise.core.training import Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine import device as machine
 from edgewise.engine.aggregation import PlainAggregation
-from edgewise.engine.ports import Cohort
+from edgewise.engine.round_states import Closed
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
@@ -260,15 +260,15 @@ def test_the_server_knows_whose_choice_it_decodes() -> None:
         "stage": [{"kind": "weigh"}, {"kind": "random_k", "fraction": 0.25, "each": True}],
     }
     plan = compile_plan(from_plain(plain), Spec.of([("w", (200,), "float32")]), 2, BUILT_IN)
-    pipe, taken, decoded = plan.at(0), PlainAggregation(plan, plan.turn(0)), []
+    pipe, taken, decoded = plan.at(0), PlainAggregation(decided(plan)), []
     for i, device in enumerate(("a", "b")):
         turn = replace(plan.turn(0), device=device)
         x = np.random.default_rng(i).standard_normal(200).astype(np.float32)
         payload, _ = pipe.encode(x, {"loss_first": 1.0, "loss_last": 1.0}, 65536.0, {}, turn)
         raw = pack.pack(payload, pipe.encoded)
-        taken.take(device, Contribution(run=plan.run, round=0, device=device, payload=bytes(raw)))
+        taken.fold(device, Contribution(run=plan.run, round=0, device=device, payload=bytes(raw)))
         decoded.append(pipe.decode(payload, turn).body)
-    (_, summed), *_ = taken.close(("a", "b"), cast(Cohort, None), lambda: None).sums
+    ((_, summed),) = taken.sums(cast(Closed, None))
     released, _ = pipe.release(summed, plan.turn(0), root(3), {})
     np.testing.assert_allclose(released.mean, (decoded[0] + decoded[1]) / 2, rtol=1e-5, atol=1e-6)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from invited import decided
 from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
@@ -21,7 +22,7 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.following import Following
 from edgewise.engine import broadcast
 from edgewise.engine.ports import Change, Checkpoint, Standing
-from edgewise.engine.round import Closed
+from edgewise.engine.round_states import Closed
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN, Extension
 from edgewise.plan.compile import compile as compile_plan
@@ -105,10 +106,10 @@ def test_nobody_downloads_more_than_a_snapshot_and_all_arrive_at_the_same_bytes(
     held = {f"d{i}": rounds - 1 - m for i, m in enumerate(missed) if 0 <= m < rounds}
     devices = [f"d{i}" for i in range(len(missed))]
     checkpoint = Checkpoint(rounds, plan.strategy.init(models[-1]), down=down)
-    letters = broadcast.invite(plan, checkpoint, {d: Standing(held=held.get(d, -1)) for d in devices})
+    letters = decided(plan, checkpoint, {d: Standing(held=held.get(d, -1)) for d in devices}).letters
     blobs = {vector.digest(b): b for b in letters.blobs}
     assert len(blobs) == len(letters.blobs), "nothing is published twice"
-    plain = broadcast.invite(plan, checkpoint, dict.fromkeys(devices, Standing()))
+    plain = decided(plan, checkpoint, dict.fromkeys(devices, Standing())).letters
     for device in devices:
         letter = frame.load(letters.frames[device])
         assert letters.sizes[device] <= plain.sizes[device] == len(plain.frames[device]) + 4 * DIM
@@ -145,7 +146,7 @@ def test_a_delta_larger_than_a_snapshot_is_kept_but_nobody_is_sent_it():
     downs, models = walk(plan, 3, plain)
     assert [len(d.ring) for d in downs] == [0, 1, 1, 1]
     checkpoint = Checkpoint(3, plan.strategy.init(models[-1]), down=downs[-1])
-    letters = broadcast.invite(plan, checkpoint, {"a": Standing(held=2)})
+    letters = decided(plan, checkpoint, {"a": Standing(held=2)}).letters
     assert frame.load(letters.frames["a"]).base == ""
     assert len(letters.blobs) == 2
 
@@ -160,7 +161,7 @@ def test_bytes_by_hand():
     assert len(blob) == pytest.approx(payload + DELTA_FRAME_BYTES, abs=8)
     assert plan.delta_bytes == payload + DELTA_FRAME_BYTES
     checkpoint = Checkpoint(2, plan.strategy.init(models[-1]), down=downs[-1])
-    letters = broadcast.invite(plan, checkpoint, {"a": Standing(held=1), "b": Standing(held=0), "c": Standing()})
+    letters = decided(plan, checkpoint, {"a": Standing(held=1), "b": Standing(held=0), "c": Standing()}).letters
     sizes = [len(d.blob) for d in downs[-1].ring]
     assert letters.sizes == {
         "a": len(letters.frames["a"]) + sizes[1],
@@ -269,7 +270,7 @@ def test_without_stages_there_is_no_downlink():
     assert plan.downlink is None
     assert plan.delta_bytes is None
     checkpoint = Checkpoint(0, plan.strategy.init(np.ones(DIM, np.float32)))
-    letters = broadcast.invite(plan, checkpoint, {"a": Standing()})
+    letters = decided(plan, checkpoint, {"a": Standing()}).letters
     assert letters.blobs == (vector.to_bytes(np.ones(DIM, np.float32)),)
     assert letters.sizes["a"] == len(letters.frames["a"]) + 4 * DIM
 
@@ -279,7 +280,7 @@ def test_without_stages_there_is_no_downlink():
 
 def letter_for(plan, down, model, held):
     checkpoint = Checkpoint(down.round, plan.strategy.init(model), down=down)
-    return frame.load(broadcast.invite(plan, checkpoint, {"a": Standing(held=held)}).frames["a"])
+    return frame.load(decided(plan, checkpoint, {"a": Standing(held=held)}).letters.frames["a"])
 
 
 def test_following_reaches_every_model_from_every_start():

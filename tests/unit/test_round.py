@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.engine.round import (
-    LATE,
+from edgewise.engine.round import LATE, start, step
+from edgewise.engine.round_states import (
+    Charge,
     Close,
     Closed,
     Collecting,
@@ -17,8 +18,6 @@ from edgewise.engine.round import (
     Policy,
     Report,
     Usable,
-    start,
-    step,
 )
 
 DEVICES = tuple(f"d{i}" for i in range(6))
@@ -43,7 +42,7 @@ def test_closes_at_the_goal_and_names_the_late():
     assert state.met
     assert state.accepted == ("d0", "d1")
     assert state.late == ("d2", "d3", "d4", "d5")
-    assert effects == [Counted("d0"), Counted("d1"), Close(True)]
+    assert effects == [Counted("d0"), Counted("d1"), Charge(), Close(True)]
 
 
 def test_closes_when_nobody_is_outstanding():

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Buffer
-from edgewise.engine.ports import Arrived, Cohort, Lost
+from edgewise.engine.ports import Arrived, Cohort, Lost, Sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,11 @@ class Faulty:
     def send(self, to: DeviceId, frame: bytes) -> None:
         """See Cohort."""
         self._inner.send(to, frame)
+
+    def resume(self, sent: Sequence[Sent], at_s: float) -> None:
+        """See Cohort. What was held back when the server stopped is lost."""
+        self._inner.resume(sent, at_s)
+        self._now_s = self._inner.now_s()
 
     def receive(self, timeout_s: float) -> Arrived | Lost | None:
         """See Cohort. Arrivals are pulled from inside until none can come before the earliest one held."""

@@ -19,7 +19,8 @@ class LocalGateway:
     """A helper in the server's own process: right for a simulation, and no protection by itself.
 
     ``plan`` is the helper's own, compiled from the recipe and the population. The leader's word counts for nothing but
-    which invitation the devices got; were it another one, their signatures would not match.
+    which invitation the devices got; were it another one, their signatures would not match. What a leader asks again
+    changes nothing and is answered as before: it goes on after a stop.
     """
 
     def __init__(self, plan: Plan, secret: bytes, registry: Registry) -> None:
@@ -28,9 +29,15 @@ class LocalGateway:
         self._helper: two_server.Helper | None = None
         self._refusal = "E-SECAGG-ORDER"  # of tickets where there is no helper: no round has begun
         self._round, self._opened = -1, -1  # this one, and the last one whose batch was opened
+        self._invite: Invite | None = None  # of this round, and what was done in it
+        self._admitted: set[bytes] = set()
+        self._batch: tuple[frozenset[DeviceId], Hidden] | None = None
 
     def begin(self, invite: Invite) -> None:
         """See Helper."""
+        if invite == self._invite:
+            return
+        self._invite, self._admitted, self._batch = invite, set(), None
         self._helper = None
         self._refusal, _ = refused(self._plan, invite, answered=-1)
         if not self._refusal and (invite.round < self._round or invite.round <= self._opened):
@@ -43,6 +50,8 @@ class LocalGateway:
 
     def admit(self, ticket: bytes) -> str:
         """See Helper."""
+        if ticket in self._admitted:
+            return ""
         if self._helper is None:
             return self._refusal
         try:
@@ -50,12 +59,16 @@ class LocalGateway:
         except DecodeError as e:
             return e.code
         self._seen = self._helper.seen
+        self._admitted.add(ticket)
         return ""
 
     def open(self, devices: Collection[DeviceId]) -> Hidden:
         """See Helper."""
+        if self._batch is not None and self._batch[0] == frozenset(devices):
+            return self._batch[1]
         if self._helper is None:
             raise DecodeError(self._refusal, "the helper refused the round's invitation.")
         self._helper, share = two_server.open_batch(self._helper, devices)
         self._opened = self._round
+        self._batch = frozenset(devices), share
         return share

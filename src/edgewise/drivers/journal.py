@@ -1,10 +1,25 @@
 """A round's write-ahead log: one file, length- and CRC-framed records, appended before they take effect.
 
 Record: ``u32 length | u32 crc32 of the body | u32 crc32 of these 8 bytes | body``, little endian; the body is
-MessagePack ``[kind, device, frame or code, at_s, train_s, encode_s]``. The first record names the checkpoint that the
-round started from: a journal of another one is not replayed. A torn tail (the process died while writing) is cut off on
-opening: what it held is asked again. Anything damaged before it is E-CHECKPOINT; deleting the journal is safe, since a
-device asked again for the same round sends the same bytes.
+MessagePack ``[kind, name, bytes, number, train_s, encode_s]``:
+
+    kind       name        bytes                                  number
+    of         checkpoint
+    began      attempt     dealing key, nonce                     at_s
+    arrived    device      frame                                  at_s
+    lost       device      code                                   at_s
+    expired                                                       at_s
+    pinned                 MessagePack [group, survivors]
+    resumed                                                       by_s
+
+The first record names the checkpoint that the round started from: a journal of another one is not replayed. A torn tail
+(the process died while writing) is cut off on opening: what it held is asked again. Anything damaged before it is
+E-CHECKPOINT. Without its journal a round is begun anew: a device asked again for the same round sends the same bytes,
+or, where its update may leave once only, nothing.
+
+What a journal shows: the updates of the round where the server sees them. Where it does not, what devices sent: masked
+updates, sealed boxes and shares, from which the sum follows once the shares are in; sealed reports, from which nothing
+does. No key of the server is in it.
 
 A replay holds one record at a time, so that a run goes on in the memory in which it began.
 """
@@ -22,13 +37,15 @@ from typing import Any, BinaryIO
 import msgspec
 
 from edgewise.core.errors import StoreError
-from edgewise.drivers.files import FOLDER, discard, for_owner
-from edgewise.engine.ports import Arrived, Expired, Lost, Record
+from edgewise.core.keys import KEY_BYTES
+from edgewise.drivers.files import FOLDER, discard, for_owner, sync_folder
+from edgewise.engine.ports import Arrived, Began, Expired, Lost, Pinned, Record, Resumed
 
 _LENGTHS, _CRC = struct.Struct("<II"), struct.Struct("<I")
 _HEADER_BYTES = _LENGTHS.size + _CRC.size
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(tuple[str, str, bytes, float, float, float])
+_pinned = msgspec.msgpack.Decoder(tuple[int, tuple[str, ...]])
 
 
 class FileJournal:
@@ -92,8 +109,14 @@ class FileJournal:
                 item = ("arrived", record.device, record.frame, record.at_s, record.train_s, record.encode_s)
             case Lost():
                 item = ("lost", record.device, record.code.encode(), record.at_s, 0.0, 0.0)
+            case Began():
+                item = ("began", record.attempt, record.dealing + record.nonce, record.at_s, 0.0, 0.0)
             case Expired():
                 item = ("expired", "", b"", record.at_s, 0.0, 0.0)
+            case Pinned():
+                item = ("pinned", "", _encoder.encode((record.group, record.survivors)), 0.0, 0.0, 0.0)
+            case Resumed():
+                item = ("resumed", "", b"", record.by_s, 0.0, 0.0)
         try:
             if self._file is None:
                 self._path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
@@ -119,6 +142,16 @@ class FileJournal:
             with suppress(OSError):  # what cannot be cut off is a torn tail, cut off on opening
                 self._file.truncate(start)
             raise
+
+    def sync(self) -> None:
+        """See Journal. Raises StoreError(E-DISK)."""
+        if self._file is None:
+            return
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as e:
+            raise self._full(e) from None
+        sync_folder(self._path.parent)
 
     def close(self) -> None:
         """Close the file; what it holds stays."""
@@ -152,6 +185,12 @@ def _record(body: bytes) -> Record | str:
             return Arrived(device, data, at_s, train_s, encode_s)
         case "lost":
             return Lost(device, data.decode(), at_s)
+        case "began":
+            return Began(at_s, device, data[KEY_BYTES:], data[:KEY_BYTES])
         case "expired":
             return Expired(at_s)
+        case "pinned":
+            return Pinned(*_pinned.decode(data))
+        case "resumed":
+            return Resumed(at_s)
     raise ValueError(f"unknown kind {kind!r}")

@@ -10,10 +10,11 @@ The clock's zero is the last ``publish``: a resumed round has the times of the f
 from __future__ import annotations
 
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from math import inf
 
 from edgewise.core import frame, vector
@@ -24,7 +25,7 @@ from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.traces import Traces
 from edgewise.engine.broadcast import downloads
-from edgewise.engine.ports import Arrived, Downlink, Lost
+from edgewise.engine.ports import Arrived, Downlink, Lost, Sent
 from edgewise.engine.round import DROPPED
 from edgewise.plan.budget import link_estimate
 from edgewise.plan.compile import Plan
@@ -155,6 +156,11 @@ class SimulatedCohort:
 
     def send(self, to: DeviceId, raw: bytes) -> None:
         """See Cohort. A probe is answered at once and is never lost."""
+        item = self._made(to, raw)
+        heapq.heappush(self._expected, item)
+        heapq.heappush(self._unsent, item)
+
+    def _made(self, to: DeviceId, raw: bytes) -> _Expected:
         message = frame.from_server(raw, self._plan.frame_limit_bytes)
         fate = Fate(0.0, False)
         if isinstance(message, frame.Invite):
@@ -167,9 +173,28 @@ class SimulatedCohort:
             up = self._plan.answer_bytes(message.round, message.body, message.rung)
             fate = self._world.answer(to, message.round, self._steps[to], len(raw), up)
         self._order += 1
-        item = _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)
-        heapq.heappush(self._expected, item)
-        heapq.heappush(self._unsent, item)
+        return _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)
+
+    def resume(self, sent: Sequence[Sent], at_s: float) -> None:
+        """See Cohort. Simulated devices end with their server. Those in a session of masks are brought back to it by
+        what they had been sent: with the same secrets they come to the same session, whatever they answer on the way.
+        """
+        answered = defaultdict[DeviceId, list[_Expected]](list)
+        for one in sent:
+            self._now_s = one.at_s
+            if one.awaited:
+                self.send(one.device, one.frame)
+            elif not (item := self._made(one.device, one.frame)).fate.lost:
+                answered[one.device].append(item)
+        if self._plan.hides is not None and self._plan.hides.servers == 1:
+            for turn in zip_longest(*answered.values()):  # a device takes its frames one after the other
+                items = [item for item in turn if item is not None]
+                for item in items:
+                    self._submit(item)
+                for _ in items:
+                    self._take()
+            self._results.clear()
+        self._now_s = at_s
 
     def _local_steps(self, device: DeviceId, rule: frame.LocalRule) -> int:
         """Steps that a rule means for a device. Where it counts passes, the device is asked once for its records: no
@@ -192,15 +217,32 @@ class SimulatedCohort:
         if item.fate.lost:
             return Lost(item.device, DROPPED, item.at_s)
         while item.order not in self._results:
-            (result,) = checked([self._executor.result()])
-            assert isinstance(result, jobs.Handled)
-            self._results[result.id] = result
-            self._sessions[result.device] = result.session
-            self._answered[result.device] = result.answered
-            self._under_way -= 1
+            self._take()
             self._dispatch()
         done = self._results.pop(item.order)
         return Arrived(item.device, done.frame, item.at_s, done.train_s, done.encode_s)
+
+    def _take(self) -> None:
+        (result,) = checked([self._executor.result()])
+        assert isinstance(result, jobs.Handled)
+        self._results[result.id] = result
+        self._sessions[result.device] = result.session
+        self._answered[result.device] = result.answered
+        self._under_way -= 1
+
+    def _submit(self, item: _Expected) -> None:
+        self._under_way += 1
+        self._executor.submit(
+            jobs.Handle(
+                id=item.order,
+                device=item.device,
+                frame=item.frame,
+                session=self._sessions.get(item.device, b""),
+                answered=self._answered.get(item.device, -1),
+                elapsed_s=item.fate.elapsed_s,
+                up_mbit=item.fate.up_mbit,
+            )
+        )
 
     def _dispatch(self) -> None:
         """Keep the executor busy with the next arrivals, in order, at most two per place: results wait as small frames,
@@ -208,18 +250,7 @@ class SimulatedCohort:
         while self._unsent and self._under_way < 2 * self._executor.parallel:
             item = heapq.heappop(self._unsent)
             if not item.fate.lost:
-                self._under_way += 1
-                self._executor.submit(
-                    jobs.Handle(
-                        id=item.order,
-                        device=item.device,
-                        frame=item.frame,
-                        session=self._sessions.get(item.device, b""),
-                        answered=self._answered.get(item.device, -1),
-                        elapsed_s=item.fate.elapsed_s,
-                        up_mbit=item.fate.up_mbit,
-                    )
-                )
+                self._submit(item)
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
         """See Cohort."""

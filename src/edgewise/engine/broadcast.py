@@ -29,9 +29,8 @@ from edgewise.core.stage import Memory
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Vector
 from edgewise.engine.ports import Change, Checkpoint, Delta, Downlink, Standing
-from edgewise.engine.round import Closed
+from edgewise.engine.round_states import Closed
 from edgewise.plan.compile import Plan
-from edgewise.privacy.adaptive import CLIP
 
 STALE = "E-STALE"
 SUPPORT = "release/support"  # in Checkpoint.memory: int64[], increasing positions
@@ -98,49 +97,44 @@ class Letters:
         frames: device -> its invitation, in the order of the cohort.
         sizes: device -> bytes that it has to download, invitation and blobs.
         blobs: what must be available, without double.
-        common: what all invitations say.
     """
 
-    common: frame.Invite
     frames: Mapping[DeviceId, bytes] = field(repr=False)
     sizes: Mapping[DeviceId, int]
     blobs: tuple[vector.Buffer, ...] = field(repr=False)
 
 
-def invite(plan: Plan, checkpoint: Checkpoint, devices: Mapping[DeviceId, Standing], nonce: bytes = b"") -> Letters:
-    """The invitations of ``devices`` to round ``checkpoint.next_round``, each by the way down that is fewer bytes for
-    its device. ``nonce``: of the round's secure aggregation, where there is one.
+def snapshot(checkpoint: Checkpoint) -> vector.Buffer:
+    """The model that devices train from in the next round, as a blob."""
+    return vector.to_bytes(checkpoint.state.params if checkpoint.down is None else checkpoint.down.shadow)
+
+
+def letters(
+    common: frame.Invite,
+    model: vector.Buffer,
+    support: bytes,
+    down: Downlink | None,
+    devices: Mapping[DeviceId, Standing],
+) -> Letters:
+    """The invitations of ``devices``, each by the way down that is fewer bytes for its device.
 
     All of the ring is among the blobs: a device that nobody asks may follow the model all the same.
+
+    Args:
+        common: what all invitations say. model: ``snapshot``. support: the blob that ``common.support`` names; empty
+            where it names none.
     """
-    number, down = checkpoint.next_round, checkpoint.down
-    snapshot = vector.to_bytes(checkpoint.state.params if down is None else down.shadow)
-    positions = support(plan, number, checkpoint.memory)
-    told = b"" if positions is None or not positions.size else pack.pack_support(positions, plan.spec.dim)
-    common = frame.Invite(
-        run=plan.run,
-        round=number,
-        spec=plan.spec.digest(),
-        model=vector.digest(snapshot) if down is None else down.model,
-        public=plan.public(number),
-        accepted=-1,
-        deadline_s=plan.sampling.deadline_s,
-        rule=plan.rule(number),
-        support=vector.digest(told) if told else "",
-        nonce=nonce,
-        clip=clip(plan, number, checkpoint.memory),
-    )
     frames: dict[DeviceId, bytes] = {}
     sizes: dict[DeviceId, int] = {}
     whole = down is None  # somebody needs the snapshot
     for device, standing in devices.items():
         letter = msgspec.structs.replace(common, accepted=standing.accepted)
         raw = frame.dump(letter)
-        size = len(raw) + len(snapshot) + len(told)
+        size = len(raw) + len(model) + len(support)
         if down is not None and (way := since(down, standing.held)):
             letter = msgspec.structs.replace(letter, base=way[0].base, deltas=tuple(d.digest for d in way))
             shorter = frame.dump(letter)
-            if (least := len(shorter) + sum(len(d.blob) for d in way) + len(told)) < size:
+            if (least := len(shorter) + sum(len(d.blob) for d in way) + len(support)) < size:
                 raw, size = shorter, least
             else:
                 whole = True
@@ -148,7 +142,7 @@ def invite(plan: Plan, checkpoint: Checkpoint, devices: Mapping[DeviceId, Standi
             whole = True
         frames[device], sizes[device] = raw, size
     ring = () if down is None else tuple(d.blob for d in down.ring)
-    return Letters(common, frames, sizes, (*((snapshot,) if whole else ()), *ring, *((told,) if told else ())))
+    return Letters(frames, sizes, (*((model,) if whole else ()), *ring, *((support,) if support else ())))
 
 
 def downloads(letter: frame.Invite) -> tuple[str, ...]:
@@ -161,22 +155,6 @@ def change(closed: Closed) -> Change:
     E-STALE have nothing to start from any more."""
     stale = tuple(device for device, code in closed.lost if code == STALE)
     return Change(closed.accepted if closed.met else (), closed.accepted, stale)
-
-
-def support(plan: Plan, round: int, memory: Memory) -> NDArray[np.int64] | None:
-    """``Turn.support`` of a round: None where no stage of its pipeline asks for it, empty before the first release.
-
-    Where stages take turns over rounds, the last release is that of the same phase: it moved the same coordinates.
-    """
-    if not plan.at(round).encoded.support:
-        return None
-    return plan.mine(memory, round).get(SUPPORT, np.zeros(0, np.int64))
-
-
-def clip(plan: Plan, round: int, memory: Memory) -> float:
-    """``Turn.clip`` of a round: 0 where the clip is fixed."""
-    found = plan.mine(memory, round).get(CLIP)
-    return 0.0 if found is None else float(found[0])
 
 
 def released(pipe: Pipeline, memory: Memory, mean: Vector) -> Memory:

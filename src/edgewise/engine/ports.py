@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from edgewise.core.events import AnyEvent, Evaluated
 from edgewise.core.frame import Invite
+from edgewise.core.keys import Key
 from edgewise.core.outline import outline
 from edgewise.core.stage import HEAD as HEAD
 from edgewise.core.stage import Memory
@@ -74,6 +75,19 @@ class Lost:
     at_s: float
 
 
+class Sent(NamedTuple):
+    """A frame that a server sent in a round before it stopped.
+
+    Attributes:
+        at_s: when it was sent. awaited: the device's answer is still waited for.
+    """
+
+    device: DeviceId
+    frame: bytes
+    at_s: float
+    awaited: bool
+
+
 class Clock(Protocol):
     """Seconds on some monotonic scale; virtual in simulation."""
 
@@ -94,8 +108,16 @@ class Cohort(Clock, Protocol):
         """Post one frame; returns at once."""
         ...
 
+    def resume(self, sent: Sequence[Sent], at_s: float) -> None:
+        """Go on with a round that was cut off at ``at_s``, after ``publish``: bring all that was ``sent`` in it back to
+        the devices, and send again what is still awaited."""
+        ...
+
     def receive(self, timeout_s: float) -> Arrived | Lost | None:
-        """The next arrival within ``timeout_s``, or None when that time has passed."""
+        """The next arrival within ``timeout_s``, or None when that time has passed.
+
+        An arrival counts as delivered with the next call. One that was not, since the server stopped, may come again.
+        """
         ...
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
@@ -143,17 +165,48 @@ class Helper(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Began:
+    """The first record of a round's log: what the server draws once for the round and must have again.
+
+    Attributes:
+        at_s: on the cohort's clock. attempt: the round's name in the privacy ledger.
+        nonce: tells the round's secure aggregation from all others; devices are sent it. Empty where there is none.
+        dealing: decides the groups of hidden sums.
+    """
+
+    at_s: float
+    attempt: str
+    nonce: bytes = field(repr=False)
+    dealing: Key = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Expired:
-    """The loop's own note in a journal: the round's deadline passed."""
+    """A deadline passed: that of the round, or of a step of its secure aggregation."""
 
     at_s: float
 
 
-Record = Arrived | Lost | Expired
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """The sum of a group will be that of ``survivors``. It is written before devices hear of the list."""
+
+    group: int
+    survivors: tuple[DeviceId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The server goes on after a stop; all deadlines are ``by_s`` later."""
+
+    by_s: float
+
+
+Record = Began | Arrived | Lost | Expired | Pinned | Resumed
 
 
 class Journal(Protocol):
-    """What happened in one round, in order, surviving a crash: the write-ahead log of the round machine."""
+    """The log of one round: what happened, in order, surviving a crash. The round's state is a fold of it."""
 
     def replay(self) -> Iterable[Record]:
         """The records written so far, one at a time; a torn last record is dropped. Read all of them before the next
@@ -162,6 +215,10 @@ class Journal(Protocol):
 
     def append(self, record: Record) -> None:
         """Write one record before it takes effect."""
+        ...
+
+    def sync(self) -> None:
+        """Return when all records survive a power cut."""
         ...
 
 

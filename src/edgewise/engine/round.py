@@ -1,153 +1,88 @@
-"""The round as a pure machine: ``step(state, input) -> (state, effects)``. No clock, no I/O, no vectors.
+"""The round as a pure machine: ``step(state, event) -> (state, effects)``. No clock, no I/O.
 
-    Collecting ──goal reached / nobody outstanding / deadline with enough──► Closed(met=True)
-        │
+    Collecting ──goal reached / nobody outstanding / deadline with enough──► Closed(met=True), the sum in the clear
+        │    └──the same, two servers──► Opening ──the helper's half──────► Closed(met=True)
+        │    └──the same, masks──► Exchanging ──every session has ended───► Closed(met, or not)
         └──minimum out of reach / deadline with too few──► Closed(met=False)
 
-The machine sees who answered and whether the answer was usable, never a vector: the loop asks ``unwanted``, folds the
-payload into the running sum, and then tells the machine. So a state is a few names, can be saved at any step, and a
-journal of inputs replays to the same state.
+A state is a fold of the round's log: the same events give the same state, so a round that was cut off goes on where it
+was. Whoever receives feeds one event at a time and does what the effects say, in their order, before the next event.
+The order of effects carries the promises: the budget is charged before anything that opens a sum leaves, and the list
+of survivors is on the disk before devices hear of it.
 
-Rules: a device counts once (duplicates are ignored); a device that was reported lost and answers before the round
-closes counts as having answered; a contribution to another round is late; one from a device that was not invited is
+Vectors are folded outside (``Fold``, ``engine.aggregation``); with masks they are residues in the sessions' states.
+
+Rules: a device counts once (duplicates are ignored); a device that was reported lost and answers before collecting
+ends counts as having answered; a contribution to another round is late; one from a device that was not invited is
 refused; after closing nothing changes any more.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
-from edgewise.core.append_map import AppendMap
+from edgewise.core.frame import Contribution, Step
 from edgewise.core.training import DeviceId
+from edgewise.engine import exchange
+from edgewise.engine.round_states import (
+    FIXED,
+    Answered,
+    Charge,
+    Close,
+    Closed,
+    Collecting,
+    Counted,
+    Deadline,
+    Dismiss,
+    Effect,
+    Event,
+    Exchanging,
+    Fold,
+    Gone,
+    Ignore,
+    Masks,
+    Open,
+    Opened,
+    Opening,
+    Policy,
+    Protocol,
+    Report,
+    Send,
+    State,
+    TwoServers,
+    Usable,
+    Useless,
+)
+from edgewise.secagg import server
 
-LATE, DROPPED = "late", "dropped"
+LATE, DROPPED = "late", exchange.DROPPED
+
+Out = tuple[State, tuple[Effect, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """When a round is over: ``goal`` contributions, or the deadline; below ``minimum`` it is abandoned."""
+def start(
+    round: int,
+    invited: frozenset[DeviceId],
+    policy: Policy,
+    protocol: Protocol = None,
+    invitations: Mapping[DeviceId, bytes] | None = None,
+) -> Out:
+    """Begin a round. With too few invited to ever reach the minimum it is closed at once, unmet.
 
-    goal: int
-    minimum: int
-    deadline_at_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Collecting:
-    """Waiting for contributions. A step takes the same time in a cohort of any size.
-
-    Attributes:
-        counted: the devices whose contributions count, in arrival order.
-        reported: device -> code of its failure, also of devices that answered afterwards.
-        returned: how many of ``reported`` did.
+    Args:
+        invitations: device -> frame; sent in this order, unless the round is closed at once.
     """
-
-    round: int
-    invited: frozenset[DeviceId]
-    policy: Policy
-    counted: AppendMap[DeviceId, None] = field(default_factory=AppendMap)
-    reported: AppendMap[DeviceId, str] = field(default_factory=AppendMap)
-    returned: int = 0
-
-    @property
-    def accepted(self) -> tuple[DeviceId, ...]:
-        """As in ``Closed``; O(cohort)."""
-        return tuple(self.counted)
-
-    @property
-    def lost(self) -> tuple[tuple[DeviceId, str], ...]:
-        """As in ``Closed``; O(cohort)."""
-        return tuple(pair for pair in self.reported.items() if pair[0] not in self.counted)
-
-    @property
-    def outstanding(self) -> int:
-        """Invited devices that have neither answered nor been lost."""
-        return len(self.invited) - len(self.counted) - len(self.reported) + self.returned
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The end: ``met`` says that the minimum was reached; ``late`` are the invited devices nobody waited for.
-    ``lost`` pairs a device with its failure's code; ``accepted`` in arrival order."""
-
-    round: int
-    met: bool
-    accepted: tuple[DeviceId, ...]
-    lost: tuple[tuple[DeviceId, str], ...]
-    late: tuple[DeviceId, ...]
-
-
-State = Collecting | Closed
-
-
-@dataclass(frozen=True, slots=True)
-class Usable:
-    """A device's contribution to ``round`` arrived and decodes."""
-
-    device: DeviceId
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """A device gives nothing to ``round``: it refused, sent rubbish, or was cut off; ``code`` says which."""
-
-    device: DeviceId
-    round: int
-    code: str
-
-
-@dataclass(frozen=True, slots=True)
-class Deadline:
-    """The clock reached the policy's deadline."""
-
-    at_s: float
-
-
-Input = Usable | Gone | Deadline
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """This device's contribution is part of the round's sum."""
-
-    device: DeviceId
-
-
-@dataclass(frozen=True, slots=True)
-class Ignore:
-    """It does not count: ``duplicate``, ``late``, ``uninvited``, ``closed``."""
-
-    device: DeviceId
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Tell people that this device is lost for the round."""
-
-    device: DeviceId
-    code: str
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """The round is over; stop waiting."""
-
-    met: bool = field(default=True)
-
-
-Effect = Counted | Ignore | Report | Close
-
-
-def start(round: int, invited: frozenset[DeviceId], policy: Policy) -> tuple[State, tuple[Effect, ...]]:
-    """Begin a round. With too few invited to ever reach the minimum it is closed at once, unmet."""
-    return _settle(Collecting(round, invited, policy), ())
+    keys = server.start(protocol.session) if isinstance(protocol, Masks) else None
+    state, effects = _settled(Collecting(round, invited, policy, protocol, keys=keys), (), 0.0)
+    if isinstance(state, Closed):
+        return state, effects
+    return state, (*(Send(device, raw) for device, raw in (invitations or {}).items()), *effects)
 
 
 def unwanted(state: State, device: DeviceId, round: int) -> str:
     """Why a contribution would not count now: ``closed``, ``uninvited``, ``late``, ``duplicate``; empty if it would."""
-    if isinstance(state, Closed):
+    if not isinstance(state, Collecting):
         return "closed"
     if device not in state.invited:
         return "uninvited"
@@ -156,33 +91,127 @@ def unwanted(state: State, device: DeviceId, round: int) -> str:
     return "duplicate" if device in state.counted else ""
 
 
-def step(state: State, event: Input) -> tuple[State, tuple[Effect, ...]]:
-    """One input. Never raises for anything a device does."""
-    if isinstance(event, Deadline):
-        if isinstance(state, Closed) or event.at_s < state.policy.deadline_at_s:
+def wanted(state: State, event: Event) -> bool:
+    """Whether an event changes anything. What does not need not be written down."""
+    match state, event:
+        case Collecting(), Deadline(at_s):
+            return at_s >= state.policy.deadline_at_s
+        case Collecting(), Gone(device, round) | Useless(device, round):
+            return not unwanted(state, device, round) and device not in state.reported
+        case Collecting(), Answered(device, round) | Usable(device, round):
+            return not unwanted(state, device, round)
+        case Exchanging(), _:
+            return exchange.wanted(state, event)
+        case Opening(), Opened():
+            return True
+    return False
+
+
+def waits_for(state: State, device: DeviceId) -> bool:
+    """Whether an answer of this device is still waited for."""
+    match state:
+        case Collecting():
+            return device in state.invited and device not in state.counted and device not in state.reported
+        case Exchanging():
+            return exchange.waits_for(state, device)
+    return False
+
+
+def until_s(state: State) -> float | None:
+    """When the next ``Deadline`` is due; None where none is."""
+    match state:
+        case Collecting():
+            return state.policy.deadline_at_s
+        case Exchanging():
+            return min(group.until_s for group in state.groups if group.open)
+    return None
+
+
+def postponed(state: State, by_s: float) -> State:
+    """The same state with all deadlines later: the time in which nobody could be heard does not count."""
+    match state:
+        case Collecting():
+            return replace(state, policy=replace(state.policy, deadline_at_s=state.policy.deadline_at_s + by_s))
+        case Exchanging():
+            return replace(state, groups=tuple(replace(g, until_s=g.until_s + by_s) for g in state.groups))
+    return state
+
+
+def step(state: State, event: Event) -> Out:
+    """One event. Never raises for anything a device does."""
+    match state, event:
+        case Exchanging(), _:
+            return exchange.step(state, event)
+        case Opening(collected), Opened(""):
+            return collected, (Close(collected.met),)
+        case Opening(collected), Opened(code):
+            return replace(collected, met=False, accepted=(), code=code), (Close(False),)
+        case Collecting(), Deadline(at_s):
+            if at_s < state.policy.deadline_at_s:
+                return state, ()
+            return _closed(state, len(state.counted) >= state.policy.minimum, (), at_s)
+        case _, Deadline() | Opened():
             return state, ()
-        return _close(state, len(state.counted) >= state.policy.minimum, ())
-    if (why := unwanted(state, event.device, event.round)) or isinstance(state, Closed):
-        return state, (Ignore(event.device, why),)
-    lost = event.device in state.reported
-    if isinstance(event, Usable):
-        state = replace(state, counted=state.counted.plus(event.device, None), returned=state.returned + lost)
-        return _settle(state, (Counted(event.device),))
-    if lost:
-        return state, (Ignore(event.device, "duplicate"),)
-    state = replace(state, reported=state.reported.plus(event.device, event.code))
-    return _settle(state, (Report(event.device, event.code),))
+        case _, _:
+            if (why := unwanted(state, event.device, event.round)) or not isinstance(state, Collecting):
+                return state, (Ignore(event.device, why),)
+            return _collected(state, event)
 
 
-def _settle(state: Collecting, effects: tuple[Effect, ...]) -> tuple[State, tuple[Effect, ...]]:
+def _collected(state: Collecting, event: Answered | Usable | Useless | Gone) -> Out:
+    match event:
+        case Answered(device, _, Contribution() as message):
+            return state, (Fold(device, message),)
+        case Answered(device, round, Step() as message, at_s):
+            if not isinstance(state.protocol, Masks) or state.keys is None:
+                return _collected(state, Useless(device, round, "E-FRAME", "a contribution is expected.", at_s))
+            if message.rung not in (range(len(state.protocol.rungs)) if state.protocol.rungs else (FIXED,)):
+                return _collected(state, Useless(device, round, "E-RUNG", "no rung of this run has that number.", at_s))
+            keys, effects = server.step(state.keys, server.Received(device, message.body))
+            for effect in effects:
+                if isinstance(effect, server.Refused):
+                    reason = "the device's keys cannot be used."
+                    return _collected(state, Useless(device, round, effect.code, reason, at_s))
+            assert isinstance(keys, server.Advertising)
+            return _counted(replace(state, keys=keys), device, message.rung, at_s)
+        case Usable(device, _, rung):
+            return _counted(state, device, rung, state.policy.deadline_at_s)
+        case Useless(device, _, code, reason) if device not in state.reported:
+            state = replace(state, reported=state.reported.plus(device, code))
+            return _settled(state, (Report(device, code, reason),), event.at_s)
+        case Gone(device, _, code) if device not in state.reported:
+            state = replace(state, reported=state.reported.plus(device, code))
+            return _settled(state, (Report(device, code),), event.at_s)
+    return state, (Ignore(event.device, "duplicate"),)
+
+
+def _counted(state: Collecting, device: DeviceId, rung: int, at_s: float) -> Out:
+    returned = state.returned + (device in state.reported)
+    state = replace(state, counted=state.counted.plus(device, rung), returned=returned)
+    return _settled(state, (Counted(device, rung),), at_s)
+
+
+def _settled(state: Collecting, effects: tuple[Effect, ...], at_s: float) -> Out:
     have, policy = len(state.counted), state.policy
     if have >= policy.goal or (state.outstanding == 0 and have >= policy.minimum):
-        return _close(state, True, effects)
+        return _closed(state, True, effects, at_s)
     if have + state.outstanding < policy.minimum:
-        return _close(state, False, effects)
+        return _closed(state, False, effects, at_s)
     return state, effects
 
 
-def _close(state: Collecting, met: bool, effects: tuple[Effect, ...]) -> tuple[State, tuple[Effect, ...]]:
+def _closed(state: Collecting, met: bool, effects: tuple[Effect, ...], at_s: float) -> Out:
+    """The end of collecting: with a sum in the clear that of the round."""
     late = tuple(sorted(state.invited - {*state.counted, *state.reported}))
-    return Closed(state.round, met, state.accepted, state.lost, late), (*effects, Close(met))
+    end = Closed(state.round, met, state.accepted, state.lost, late)
+    match state.protocol:
+        case _ if not met:
+            return end, (*effects, Close(False))
+        case None:
+            return end, (*effects, Charge(), Close(True))
+        case TwoServers():
+            return Opening(end), (*effects, Charge(), Open(end.accepted))
+        case Masks() as masks:
+            assert state.keys is not None
+            after, more = exchange.begin(end, state.policy, masks, state.keys, state.counted, at_s)
+            return after, (*effects, Dismiss(frozenset(end.accepted)), *more)

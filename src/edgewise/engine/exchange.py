@@ -1,0 +1,175 @@
+"""The exchanges of secure aggregation, as states of the round (``engine.round``): a session for each group.
+
+Most cohorts are one group. ``grouped`` deals several at random when the keys are in, ``codec = "adaptive"`` sorts them
+by what devices can send in time. Each session is the machine of ``secagg.server``; this module feeds it, ends its steps
+at their deadlines, and puts two effects between its messages:
+
+    Masking ─► Signing      Pin the survivors, then tell them: no other list is ever signed in this session
+    Signing ─► Unmasking    Charge the budget, then ask for the shares that open the sum
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from edgewise.core import frame
+from edgewise.core.frame import Step
+from edgewise.core.training import DeviceId
+from edgewise.engine.round_states import (
+    Answered,
+    Charge,
+    Close,
+    Closed,
+    Deadline,
+    Effect,
+    Event,
+    Exchanging,
+    Gone,
+    Group,
+    Masks,
+    Pin,
+    Policy,
+    Send,
+)
+from edgewise.engine.rung_groups import deal, sort
+from edgewise.secagg import server
+from edgewise.secagg.recovery import NAMED
+
+DROPPED = "dropped"  # a device that said nothing more
+
+Out = tuple[Exchanging | Closed, tuple[Effect, ...]]
+
+
+def begin(
+    collected: Closed,
+    policy: Policy,
+    masks: Masks,
+    keys: server.Advertising,
+    counted: Mapping[DeviceId, int],
+    at_s: float,
+) -> Out:
+    """Deal the devices whose keys came into groups and send each its roster. ``counted``: device -> rung."""
+    groups, member = list[Group](), dict[DeviceId, int]()
+    for rung, devices in _dealt(masks, counted):
+        params = masks.rungs[rung] if masks.rungs else masks.session.params
+        member |= dict.fromkeys(devices, len(groups))
+        groups.append(Group(server.part(keys, devices, params), rung, at_s))
+    state, effects = Exchanging(collected, policy, masks, tuple(groups), member), tuple[Effect, ...]()
+    for number in range(len(groups)):
+        state, more = _stepped(state, number, server.Close(), at_s)
+        effects = (*effects, *more)
+    return _ended(state, effects)
+
+
+def _dealt(masks: Masks, counted: Mapping[DeviceId, int]) -> list[tuple[int, list[DeviceId]]]:
+    if not masks.rungs:
+        return [(-1, devices) for devices in deal(tuple(counted), masks.groups, masks.dealing)]
+    return sort(counted, masks.sizes, masks.groups, masks.rungs[0].n_min, masks.dealing)
+
+
+def waits_for(state: Exchanging, device: DeviceId) -> bool:
+    """Whether a device's answer to the message of its group's step is waited for."""
+    number = state.member.get(device)
+    return number is not None and server.waits_for(state.groups[number].state, device)
+
+
+def wanted(state: Exchanging, event: Event) -> bool:
+    """Whether an event changes anything: late mail of other rounds, copies and rubbish do not."""
+    match event:
+        case Answered(device, round, Step()):
+            return round == state.round and waits_for(state, device)
+        case Gone(device, round):
+            return round == state.round and waits_for(state, device)
+        case Deadline(at_s):
+            return any(group.open and group.until_s <= at_s for group in state.groups)
+    return False
+
+
+def step(state: Exchanging, event: Event) -> Out:
+    """One event. Never raises for anything a device does."""
+    if not wanted(state, event):
+        return state, ()
+    match event:
+        case Answered(device, _, Step(body=body), at_s):
+            return _ended(*_stepped(state, state.member[device], server.Received(device, body), at_s))
+        case Gone(device, _, _, at_s):
+            return _ended(*_stepped(_noted(state, device, DROPPED), state.member[device], server.Gone(device), at_s))
+        case Deadline(at_s):
+            open_groups = (n for n, group in enumerate(state.groups) if group.open)
+            first = min(open_groups, key=lambda n: state.groups[n].until_s)
+            for device in sorted(server.waiting_for(state.groups[first].state)):
+                state = _noted(state, device, DROPPED)
+            return _ended(*_stepped(state, first, server.Close(), at_s))
+    return state, ()
+
+
+def _stepped(state: Exchanging, number: int, event: server.Event, at_s: float) -> tuple[Exchanging, tuple[Effect, ...]]:
+    """One input to the session of a group."""
+    group = state.groups[number]
+    after, effects = server.step(group.state, event)
+    letters = list[Effect]()
+    for effect in effects:
+        if isinstance(effect, server.Refused):
+            state = _noted(state, effect.device, effect.code)
+        else:
+            letters.append(_letter(state, group.rung, effect))
+    match group.state, after:
+        case server.Masking(), server.Signing():
+            letters.insert(0, Pin(number, after.survivors))
+        case server.Signing(), server.Unmasking() if not state.charged:
+            letters.insert(0, Charge())  # the letters behind it ask for the shares that open the first sum
+            state = replace(state, charged=True)
+    until_s = group.until_s if type(after) is type(group.state) else at_s + state.masks.deadline_s
+    changed = replace(group, state=after, until_s=until_s)
+    groups = (*state.groups[:number], changed, *state.groups[number + 1 :])
+    return replace(state, groups=groups), tuple(letters)
+
+
+def _letter(state: Exchanging, rung: int, effect: server.Send) -> Send:
+    step = Step(run=state.masks.run, round=state.round, device=effect.device, body=effect.raw, rung=rung)
+    return Send(effect.device, frame.dump(step))
+
+
+def _noted(state: Exchanging, device: DeviceId, code: str) -> Exchanging:
+    return replace(state, faults=state.faults.plus(len(state.faults), (device, code)))
+
+
+def _ended(state: Exchanging, effects: tuple[Effect, ...]) -> Out:
+    """The end of the round, once every session has ended. With several groups the sum is of those that have one, if
+    these are enough for the rule between them, and their devices for a round."""
+    if any(group.open for group in state.groups):
+        return state, effects
+    released = tuple((g.rung, g.state) for g in state.groups if isinstance(g.state, server.Released))
+    failed = [group.state.code for group in state.groups if isinstance(group.state, server.Aborted)]
+    survivors = tuple(device for _, opened in released for device in opened.survivors)
+    met = len(released) >= state.masks.least and len(survivors) >= state.policy.minimum
+    if not met:
+        released, survivors = (), ()
+    faults, there = _faults(state, met), set(survivors)
+    lost = tuple((device, code) for device, code in faults.items() if device not in there)
+    end = replace(
+        state.collected,
+        met=met,
+        accepted=survivors,
+        lost=(*state.collected.lost, *lost),
+        flagged=tuple((d, code) for d, code in faults.items() if d in there and code != DROPPED),
+        code="" if met else next(iter(failed), "E-SECAGG-FEW"),
+        released=released,
+        rungs={device: state.groups[number].rung for device, number in state.member.items()},
+    )
+    return end, (*effects, Close(met))
+
+
+def _faults(state: Exchanging, met: bool) -> dict[DeviceId, str]:
+    """Device -> how it was lost, or what it did. A liar that also vanishes stays one. Where the round has a sum,
+    devices whose group has none are lost with it."""
+    faults = dict[DeviceId, str]()
+    for device, code in state.faults.values():
+        if faults.get(device) not in NAMED:
+            faults[device] = code
+    if met:
+        for device, number in state.member.items():
+            if isinstance(aborted := state.groups[number].state, server.Aborted):
+                faults.setdefault(device, aborted.code)
+    return faults

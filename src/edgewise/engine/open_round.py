@@ -1,0 +1,282 @@
+"""A round in progress: the machine of ``engine.round``, its log, and everything that it asks for.
+
+    open_round = OpenRound(facts, cohort, log, aggregation, charge, tell, now_s)
+    open_round.begin(records)         fold the log, then invite, or go on where the log ends
+    open_round.take(record)           whenever something comes, or a deadline passes (``until_s``)
+    open_round.closed                 in the end
+
+What comes is written to the log before it takes effect, and what changes nothing is not written. So what is left after
+a stop is a log that folds to the same state; devices that were asked and have not answered are asked again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from edgewise.core import events, frame
+from edgewise.core.errors import REGISTRY, DecodeError, StoreError
+from edgewise.core.training import DeviceId
+from edgewise.engine import round as machine
+from edgewise.engine.aggregation import Aggregation, Sums
+from edgewise.engine.ports import Arrived, Cohort, Expired, Journal, Lost, Pinned, Record, Resumed, Sent
+from edgewise.engine.round_facts import RoundFacts
+from edgewise.engine.round_states import (
+    FIXED,
+    Answered,
+    Charge,
+    Close,
+    Closed,
+    Counted,
+    Deadline,
+    Dismiss,
+    Effect,
+    Event,
+    Exchanging,
+    Fold,
+    Gone,
+    Open,
+    Opened,
+    Pin,
+    Report,
+    Send,
+    State,
+    Usable,
+    Useless,
+)
+
+REASON_LATER = "left secure aggregation after its keys were known, or its group came to no sum"
+
+Tell = Callable[[events.AnyEvent], None]
+Input = Arrived | Lost | Expired
+
+
+@dataclass
+class Books:
+    """Bytes, seconds and events of a round. ``first``: what devices answered first, without the frame, and its size."""
+
+    bytes_down: Counter[DeviceId]
+    first: dict[DeviceId, tuple[Arrived, int]] = field(default_factory=dict)
+    later: Counter[DeviceId] = field(default_factory=Counter)  # bytes of a device's messages after the first
+    events: list[events.AnyEvent] = field(default_factory=list)
+    bytes_up: int = 0
+    train_s: float = 0.0
+    encode_s: float = 0.0
+    aggregate_s: float = 0.0
+
+
+@dataclass
+class OpenRound:
+    """See the module. ``charge``: writes the round's charge to the privacy ledger, once however often it is called.
+    ``tell``: event sink. ``now_s``: wall clock for durations."""
+
+    facts: RoundFacts
+    cohort: Cohort
+    log: Journal
+    aggregation: Aggregation
+    charge: Callable[[], None]
+    tell: Tell
+    now_s: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        self.books = Books(Counter(self.facts.letters.sizes))
+        self._state: State
+        self._outbox: list[Sent] | None = []  # while the log is folded; then effects take place
+        self._unpinned: deque[Pinned] = deque()
+
+    @property
+    def until_s(self) -> float | None:
+        """When the next ``Expired`` is due; None once the round is closed."""
+        return machine.until_s(self._state)
+
+    @property
+    def closed(self) -> Closed:
+        """The end of the round. Raises ValueError before it."""
+        if not isinstance(self._state, Closed):
+            raise ValueError("the round is not closed")
+        return self._state
+
+    def sums(self) -> Sums:
+        """The sums of the closed round, once: nothing is kept of them here. Empty where the round has no sum."""
+        closed = self.closed
+        sums = self.aggregation.sums(closed) if closed.met else ()
+        self._state = replace(closed, released=())
+        del self.aggregation
+        return sums
+
+    def begin(self, records: Iterable[Record] | None) -> None:
+        """Start the round. ``records``: of a log from which it goes on; None: nothing was logged.
+
+        Raises StoreError(E-CHECKPOINT) where the log does not agree with itself.
+        """
+        facts, number = self.facts, self.facts.round
+        n_asked = len(facts.invited) if facts.asked else 0
+        goal, minimum = facts.policy.goal, facts.policy.minimum
+        self._say(events.RoundStarted(round=number, invited=n_asked, goal=goal, minimum=minimum))
+        self._state, effects = machine.start(
+            number, frozenset(facts.invited), facts.policy, facts.protocol, facts.letters.frames
+        )
+        at_s = facts.began.at_s
+        self._perform(effects, Expired(at_s))
+        for record in records or ():
+            at_s = self._fold(record, at_s)
+        sent, self._outbox = self._outbox or [], None
+        for pinned in self._unpinned:
+            self._pin(pinned)
+        if records is None:
+            for one in sent:
+                self.cohort.send(one.device, one.frame)
+        elif not isinstance(self._state, Closed):
+            self._go_on(sent, at_s)
+
+    def _fold(self, record: Record, at_s: float) -> float:
+        """One record of the log; the time of the last one that had a time."""
+        match record:
+            case Resumed(by_s):
+                self._state = machine.postponed(self._state, by_s)
+                return at_s + by_s
+            case Pinned():
+                if not self._unpinned or self._unpinned.popleft() != record:
+                    raise self._torn("names other survivors than its records lead to")
+            case Arrived() | Lost() | Expired():
+                if self._unpinned:
+                    raise self._torn("lacks the survivors of a session that went on")
+                self._step(self._read(record), record)
+                return record.at_s
+        return at_s
+
+    def _torn(self, how: str) -> StoreError:
+        what = f"the log of round {self.facts.round} {how}."
+        return StoreError("E-CHECKPOINT", what, "put a whole copy of the folder in its place.")
+
+    def _go_on(self, sent: list[Sent], at_s: float) -> None:
+        last = {one.device: i for i, one in enumerate(sent)}
+        awaited = {i for device, i in last.items() if machine.waits_for(self._state, device)}
+        self.cohort.resume([one._replace(awaited=i in awaited) for i, one in enumerate(sent)], at_s)
+        if (by_s := self.cohort.now_s() - at_s) != 0.0:
+            self.log.append(Resumed(by_s))
+            self._state = machine.postponed(self._state, by_s)
+
+    def take(self, record: Input) -> None:
+        """What came, or a deadline that passed."""
+        began, event = self.now_s(), self._read(record)
+        if machine.wanted(self._state, event):
+            self.log.append(record)
+            self._step(event, record)
+        self.books.aggregate_s += self.now_s() - began
+
+    def _read(self, record: Input) -> Event:
+        """What a record means to the round. Anything unusable is ``Useless`` with its code, never an exception."""
+        number = self.facts.round
+        if isinstance(record, Expired):
+            return Deadline(record.at_s)
+        if isinstance(record, Lost):
+            return Gone(record.device, number, record.code, record.at_s)
+        try:
+            message = frame.from_device(record.frame, self.facts.frame_limit_bytes)
+            if isinstance(message, frame.Measurement):
+                raise DecodeError("E-FRAME", "not an answer to an invitation.")
+            if message.device != record.device or message.run != self.facts.run:
+                raise DecodeError("E-FRAME", "the frame names another device or run than its sender.")
+        except DecodeError as e:
+            return Useless(record.device, number, e.code, frame.legible(e.what), record.at_s)
+        if isinstance(message, frame.Refusal):
+            code = message.code if message.code in REGISTRY else "E-FRAME"
+            return Useless(record.device, message.round, code, frame.legible(message.reason), record.at_s)
+        return Answered(message.device, message.round, message, record.at_s)
+
+    def _step(self, event: Event, record: Input) -> None:
+        if isinstance(self._state, Exchanging) and isinstance(event, Answered) and isinstance(record, Arrived):
+            self.books.later[event.device] += len(record.frame)
+            self.books.encode_s += record.encode_s
+        self._state, effects = machine.step(self._state, event)
+        self._perform(effects, record)
+
+    def _perform(self, effects: Iterable[Effect], record: Input) -> None:
+        number = self.facts.round
+        for effect in effects:
+            match effect:
+                case Send(device, raw):
+                    self._send(device, raw, record.at_s)
+                case Charge():
+                    self.charge()
+                case Pin(group, survivors):
+                    self._pin(Pinned(group, survivors))
+                case Fold(device, message):
+                    self._step(self._folded(device, message), record)
+                case Open(devices):
+                    self._step(self._opened(devices), record)
+                case Dismiss(keep) if self._outbox is None:
+                    self.cohort.close_round(keep)
+                case Counted(device, rung) if isinstance(record, Arrived):
+                    self.books.first[device] = replace(record, frame=b""), len(record.frame)
+                    if self.facts.session is None:
+                        self._accepted(device, rung)
+                case Report(device, code, reason):
+                    self._say(events.Lost(round=number, device=device, code=code, reason=reason))
+                case Close() if self.facts.session is not None:
+                    self._tell_hidden(self.closed)
+
+    def _send(self, device: DeviceId, raw: bytes, at_s: float) -> None:
+        if device in self.books.first:  # the invitation is in the books from the start
+            self.books.bytes_down[device] += len(raw)
+        if self._outbox is None:
+            self.cohort.send(device, raw)
+        else:
+            self._outbox.append(Sent(device, raw, at_s, awaited=False))
+
+    def _pin(self, pinned: Pinned) -> None:
+        if self._outbox is not None:
+            self._unpinned.append(pinned)  # the next record of the log says the same, or there is none
+        else:
+            self.log.append(pinned)
+            self.log.sync()
+
+    def _folded(self, device: DeviceId, message: frame.Contribution) -> Event:
+        try:
+            return Usable(device, message.round, self.aggregation.fold(device, message))
+        except DecodeError as e:
+            return Useless(device, message.round, e.code, frame.legible(e.what))
+
+    def _opened(self, devices: tuple[DeviceId, ...]) -> Event:
+        try:
+            self.aggregation.open(devices)
+        except DecodeError as e:
+            return Opened(e.code)
+        return Opened()
+
+    def _tell_hidden(self, closed: Closed) -> None:
+        """Who is in a sum that hides its parts is known at its end only."""
+        number = closed.round
+        for device in closed.accepted if closed.met else ():
+            self._accepted(device, closed.rungs.get(device, FIXED))
+        for device, code in closed.lost:
+            if device in self.books.first:  # the others were reported when they were lost
+                self.books.bytes_up += self.books.later[device]
+                self._say(events.Lost(round=number, device=device, code=code, reason=REASON_LATER))
+        for device, code in closed.flagged:
+            self._say(events.Flagged(round=number, device=device, code=code))
+
+    def _accepted(self, device: DeviceId, rung: int) -> None:
+        """Tell that a contribution is in the sum."""
+        record, size = self.books.first[device]
+        size += self.books.later[device]
+        self.books.bytes_up += size
+        self.books.train_s += record.train_s
+        self.books.encode_s += record.encode_s
+        self._say(
+            events.Accepted(
+                round=self.facts.round,
+                device=device,
+                bytes_up=size,
+                train_s=record.train_s,
+                encode_s=record.encode_s,
+                rung=rung,
+                bytes_down=self.books.bytes_down[device],
+            ),
+        )
+
+    def _say(self, event: events.AnyEvent) -> None:
+        self.books.events.append(event)
+        self.tell(event)

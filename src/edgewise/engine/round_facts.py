@@ -1,0 +1,158 @@
+"""What is decided of a round before anyone is invited: once, from the plan and the checkpoint, and handed down.
+
+facts = decide(plan, checkpoint, began, invited, standings, trust)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from edgewise.codecs import pack
+from edgewise.core import frame, vector
+from edgewise.core.keys import Turn
+from edgewise.core.pipeline import Pipeline
+from edgewise.core.stage import Memory
+from edgewise.core.training import DeviceId
+from edgewise.core.vector import Segment
+from edgewise.engine import broadcast
+from edgewise.engine.broadcast import Letters
+from edgewise.engine.ports import Began, Checkpoint, Standing, Trust
+from edgewise.engine.round_states import Masks, Policy, Protocol, TwoServers
+from edgewise.plan.compile import Plan
+from edgewise.privacy.adaptive import CLIP
+from edgewise.secagg import server
+from edgewise.secagg.params import Params
+
+
+@dataclass(frozen=True)
+class RoundFacts:
+    """A round, decided.
+
+    Attributes:
+        run: identity of the run. round: the number.
+        began: what the server drew for the round.
+        invited: the cohort. asked: whether it is invited; one that sampling drew too small is not.
+        policy: goal, minimum and deadline. protocol: how contributions are hidden from the server.
+        turn: the codec's view of the round. frozen: segments that are neither trained nor moved.
+        pipe: the way of an update up. rungs: the ways by rung of a hidden ladder; empty otherwise.
+        memory: what the server keeps for the codec, of the round's phase.
+        invite: what all invitations say. letters: the invitations.
+        secagg, session: parameters and id of secure aggregation with two servers, or of masks with a fixed codec; None
+            where the server sees each contribution.
+        frame_limit_bytes: no honest frame of a device is larger.
+    """
+
+    run: str
+    round: int
+    began: Began
+    invited: tuple[DeviceId, ...]
+    asked: bool
+    policy: Policy
+    protocol: Protocol
+    turn: Turn
+    frozen: tuple[Segment, ...]
+    pipe: Pipeline
+    rungs: tuple[Pipeline, ...]
+    memory: Memory = field(repr=False)
+    invite: frame.Invite
+    letters: Letters
+    secagg: Params | None
+    session: bytes | None = field(repr=False)
+    frame_limit_bytes: int
+
+    def started(self, at_s: float) -> RoundFacts:
+        """The same round, begun at ``at_s`` on the cohort's clock."""
+        deadline_at_s = self.policy.deadline_at_s - self.began.at_s + at_s
+        policy = replace(self.policy, deadline_at_s=deadline_at_s)
+        return replace(self, began=replace(self.began, at_s=at_s), policy=policy)
+
+    def at(self, rung: int) -> Pipeline:
+        """The way of an update up by a rung of ``rungs``, or where the codec is fixed."""
+        return self.pipe if rung < 0 else self.rungs[rung]
+
+
+def decide(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    began: Began,
+    invited: Sequence[DeviceId],
+    standings: Mapping[DeviceId, Standing],
+    trust: Trust | None = None,
+) -> RoundFacts:
+    """The facts of round ``checkpoint.next_round``.
+
+    Args:
+        standings: of the devices that get an invitation, in order. trust: where contributions are hidden.
+    """
+    number, sampling = checkpoint.next_round, plan.sampling
+    pipe, memory = plan.at(number), plan.mine(checkpoint.memory, number)
+    turn = Turn(number, plan.public(number), support=_support(pipe, memory), clip=_clip(memory))
+    named = b"" if turn.support is None or not turn.support.size else pack.pack_support(turn.support, plan.spec.dim)
+    model = broadcast.snapshot(checkpoint)
+    invite = frame.Invite(
+        run=plan.run,
+        round=number,
+        spec=plan.spec.digest(),
+        model=vector.digest(model) if checkpoint.down is None else checkpoint.down.model,
+        public=turn.public,
+        accepted=-1,
+        deadline_s=sampling.deadline_s,
+        rule=plan.rule(number),
+        support=vector.digest(named) if named else "",
+        nonce=began.nonce,
+        clip=turn.clip,
+    )
+    secagg = session = None
+    protocol: Protocol = None
+    if (hides := plan.hides) is not None:
+        if trust is None:
+            raise ValueError("hiding contributions needs to know who is enrolled")
+        secagg, session, protocol = plan.secagg(number), plan.session(invite), TwoServers()
+        if hides.servers == 1:
+            rungs = tuple(plan.secagg(number, rung) for rung in range(len(plan.ways)))
+            protocol = Masks(
+                run=plan.run,
+                session=server.Session(secagg, session, trust.registry),
+                rungs=rungs,
+                sizes=plan.sizes if rungs else (),
+                groups=plan.recipe.adaptive.groups if rungs else hides.groups,
+                least=hides.least,
+                deadline_s=sampling.deadline_s,
+                dealing=began.dealing,
+            )
+    goal = max(sampling.minimum, min(sampling.goal, len(invited)))
+    return RoundFacts(
+        run=plan.run,
+        round=number,
+        began=began,
+        invited=tuple(invited),
+        asked=bool(standings),
+        policy=Policy(goal, sampling.minimum, began.at_s + sampling.deadline_s),
+        protocol=protocol,
+        turn=turn,
+        frozen=plan.frozen(number),
+        pipe=pipe,
+        rungs=plan.ways,
+        memory=memory,
+        invite=invite,
+        letters=broadcast.letters(invite, model, named, checkpoint.down, standings),
+        secagg=secagg,
+        session=session,
+        frame_limit_bytes=plan.frame_limit_bytes,
+    )
+
+
+def _support(pipe: Pipeline, memory: Memory) -> vector.Array | None:
+    """``Turn.support``: None where no stage of the pipeline asks for it, empty before the first release.
+
+    Where stages take turns over rounds, the last release is that of the same phase: it moved the same coordinates.
+    """
+    return memory.get(broadcast.SUPPORT, np.zeros(0, np.int64)) if pipe.encoded.support else None
+
+
+def _clip(memory: Memory) -> float:
+    """``Turn.clip``: 0 where the clip is fixed."""
+    return float(memory[CLIP][0]) if CLIP in memory else 0.0
