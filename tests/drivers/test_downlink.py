@@ -69,6 +69,10 @@ class Tapped:
         self.rounds[-1][1][to] = raw
         self.inner.send(to, raw)
 
+    def resume(self, sent, at_s):
+        self.rounds[-1][1].update((one.device, one.frame) for one in sent if one.awaited)
+        self.inner.resume(sent, at_s)
+
 
 def tapped():
     made = []
@@ -174,6 +178,10 @@ class Wiped:
                 host._following._steps.clear()
                 host._following._digest = ""
         self.inner.send(to, raw)
+
+    def resume(self, sent, at_s):
+        self.rounds[-1][1].update((one.device, one.frame) for one in sent if one.awaited)
+        self.inner.resume(sent, at_s)
 
 
 def test_devices_that_lost_the_model_say_so_and_get_a_snapshot(tmp_path):

@@ -15,29 +15,29 @@ from session import ROOT, Session
 from edgewise.core.keys import derive
 from edgewise.crypto import sign
 from edgewise.engine import round as machine
-from edgewise.engine import round_states as states
+from edgewise.engine import round_states
 from edgewise.secagg import messages, server, two_server
 from edgewise.secagg.params import Params, Policy
 
 SMALL, LARGE, LAST = 64, 1024, 32
 
 
-def answers(n: int) -> list[states.Event]:
+def answers(n: int) -> list[round_states.Event]:
     """Of n devices: every fourth is lost, half of these answer after all, every eighth answers twice."""
-    out: list[states.Event] = []
+    out: list[round_states.Event] = []
     for i in range(n):
         device = Name(f"d{i:05d}")
         if i % 4 == 0:
-            out.append(states.Gone(device, 0, "dropped"))
+            out.append(round_states.Gone(device, 0, "dropped"))
         if i % 8 != 0:
-            out.append(states.Usable(Name(device), 0))
+            out.append(round_states.Usable(Name(device), 0))
         if i % 8 == 1:
-            out.append(states.Usable(Name(device), 0))
+            out.append(round_states.Usable(Name(device), 0))
     return out
 
 
-def opened(n: int) -> states.State:
-    return machine.start(0, frozenset(Name(f"d{i:05d}") for i in range(n)), states.Policy(n, 1, 9.0))[0]
+def opened(n: int) -> round_states.State:
+    return machine.start(0, frozenset(Name(f"d{i:05d}") for i in range(n)), round_states.Policy(n, 1, 9.0))[0]
 
 
 @pytest.mark.slow
@@ -45,7 +45,7 @@ def test_the_round_machine_takes_the_same_per_message_in_any_cohort() -> None:
     def cost(n: int) -> tuple[float, float]:
         state = opened(n)
 
-        def take(event: states.Event) -> None:
+        def take(event: round_states.Event) -> None:
             nonlocal state
             state, _ = machine.step(state, event)
 
@@ -53,7 +53,7 @@ def test_the_round_machine_takes_the_same_per_message_in_any_cohort() -> None:
         Name.compared = 0
         steps: list[Callable[[], None]] = [lambda event=event: take(event) for event in events[:-1]]  # type: ignore[misc]
         size = per_step(steps, LAST)
-        assert isinstance(state, states.Collecting)
+        assert isinstance(state, round_states.Collecting)
         assert len(state.accepted) == n - n // 8 - 1
         return size, Name.compared / len(events)
 
@@ -74,7 +74,7 @@ def test_every_state_of_a_large_round_stays_as_it_was() -> None:
         assert again == stored
         again, _ = machine.step(again, event)
     assert again == state
-    fork, _ = machine.step(states[10], states.Usable("d00063", 0))
+    fork, _ = machine.step(states[10], round_states.Usable("d00063", 0))
     assert fork != states[11]
     assert "d00063" in fork.accepted
     assert "d00063" not in states[11].accepted

@@ -1,4 +1,4 @@
-"""What the server knows of each device, as rows of ``run.db`` that are read and changed one by one."""
+"""What the server knows of each device, and the deltas that they follow, as rows of ``run.db``, changed one by one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core.training import DeviceId
-from edgewise.drivers.tables import CONTRIBUTIONS, HELD
-from edgewise.engine.ports import Change, Standing
+from edgewise.drivers.tables import CONTRIBUTIONS, DELTAS, HELD
+from edgewise.engine.ports import Change, Downlink, Standing
 
 _MANY = 1000  # names in one statement
 
@@ -52,3 +52,11 @@ def _parts(devices: Sequence[DeviceId]) -> Iterator[Sequence[DeviceId]]:
 
 def _among(table: sa.Table, devices: Sequence[DeviceId]) -> sa.ColumnElement[bool]:
     return table.c.device.in_(devices)
+
+
+def write_ring(c: sa.Connection, down: Downlink) -> None:
+    """Write the deltas that came to the ring of the checkpoint before, and delete those that left it."""
+    written = {row[0] for row in c.execute(sa.select(DELTAS.c.round))}
+    if new := [{"round": d.round, "digest": d.digest, "base": d.base} for d in down.ring if d.round not in written]:
+        c.execute(DELTAS.insert(), new)
+    c.execute(DELTAS.delete().where(DELTAS.c.round <= down.anchor_round))

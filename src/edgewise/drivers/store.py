@@ -278,7 +278,7 @@ class RunStore:
             reached = {"next_round": checkpoint.next_round, "unmet": checkpoint.unmet, "epsilon": checkpoint.epsilon}
             c.execute(RUNS.update().values(**reached, ledger=charges.end(c, start)[1]))
             if down is not None:
-                _write_ring(c, down)
+                standings.write_ring(c, down)
             standings.write(c, checkpoint.next_round - 1, change, down.anchor_round if down is not None else None)
             if told:
                 c.execute(EVENTS.insert(), [self._event_row(e) for e in told])
@@ -391,11 +391,3 @@ class RunStore:
         rows = self._rows(query.where(EVENTS.c.kind == kind) if kind else query)
         with self._sound("an event"):
             return [events.from_json(r.body) for r in rows]
-
-
-def _write_ring(c: sa.Connection, down: Downlink) -> None:
-    """The deltas that came to the ring of the checkpoint before, and not those that left it."""
-    written = {row[0] for row in c.execute(sa.select(DELTAS.c.round))}
-    if new := [{"round": d.round, "digest": d.digest, "base": d.base} for d in down.ring if d.round not in written]:
-        c.execute(DELTAS.insert(), new)
-    c.execute(DELTAS.delete().where(DELTAS.c.round <= down.anchor_round))

@@ -153,7 +153,7 @@ class OpenRound:
     def _go_on(self, sent: list[Sent], at_s: float) -> None:
         last = {one.device: i for i, one in enumerate(sent)}
         awaited = {i for device, i in last.items() if machine.waits_for(self._state, device)}
-        self.cohort.resume([one._replace(awaited=i in awaited) for i, one in enumerate(sent)], at_s)
+        self.cohort.resume([replace(one, awaited=i in awaited) for i, one in enumerate(sent)], at_s)
         if (by_s := self.cohort.now_s() - at_s) != 0.0:
             self.log.append(Resumed(by_s))
             self._state = machine.postponed(self._state, by_s)

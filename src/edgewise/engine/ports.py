@@ -75,7 +75,8 @@ class Lost:
     at_s: float
 
 
-class Sent(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Sent:
     """A frame that a server sent in a round before it stopped.
 
     Attributes:
@@ -83,7 +84,7 @@ class Sent(NamedTuple):
     """
 
     device: DeviceId
-    frame: bytes
+    frame: bytes = field(repr=False)
     at_s: float
     awaited: bool
 
