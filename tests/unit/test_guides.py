@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from edgewise.apps import keys, manual, runs, shell, shipped
+from edgewise.apps import guides, keys, manual, runs, shell, shipped
 from edgewise.core.errors import REGISTRY, EdgewiseError, Interrupted, RecipeError
 from edgewise.plan import recipe
 from edgewise.plan.section import Refused
@@ -53,6 +53,7 @@ def test_words_of_the_field_are_explained_and_what_they_name_exists() -> None:
     page = (manual.folder() / "glossary.md").read_text(encoding="utf-8")
     for named in re.findall(r"`([a-z_0-9.]+\.[a-z_0-9.]+|E-[A-Z-]+)`", page):
         assert manual.find(named).kind in ("key", "code"), named
+    assert set(re.findall(r'`privacy = "(\w+)"`', page)) <= set(guides.WORDS)
     terms = re.findall(r"^## (.+)$", page, re.MULTILINE)
     assert terms == sorted(terms, key=str.casefold)
     assert all(term in manual.overview() for term in terms)
