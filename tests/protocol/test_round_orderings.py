@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from long import examples
+from mailbox_of import CRASH, Crashed, Mailbox
 from toy_recipe import make_recipe
 
 from edgewise.codecs import pack
@@ -18,6 +19,7 @@ from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, RoundError
 from edgewise.core.keys import Turn, derive
 from edgewise.core.vector import Spec
+from edgewise.drivers.probes import Probes
 from edgewise.engine import broadcast
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Arrived, Change, Checkpoint, Lost, Standing
@@ -48,48 +50,6 @@ def contribution(device, number=0, run=PLAN.run, claimed=""):
     payload, _ = PLAN.at(0).encode(update(device), head, weight(device) * 10, {}, turn)
     body = pack.pack(payload, PLAN.at(0).encoded)
     return frame.dump(frame.Contribution(run=run, round=number, device=claimed or device, payload=body))
-
-
-CRASH = object()  # kills the loop when it is next in the mailbox
-
-
-class _Crashed(Exception):
-    pass
-
-
-class Mailbox:
-    """A Cohort that delivers a script and then stays silent; what was sent is kept."""
-
-    def __init__(self, script):
-        self.script, self.sent, self.clock = list(script), [], 0.0
-
-    def now_s(self):
-        return self.clock
-
-    def publish(self, blobs):
-        self.blobs = tuple(blobs)
-        return tuple(vector.digest(b) for b in blobs)
-
-    def send(self, to, raw):
-        self.sent.append((to, frame.load(raw)))
-
-    def receive(self, timeout_s):
-        if self.script:
-            item = self.script.pop(0)
-            if item is CRASH:
-                raise _Crashed
-            return item
-        self.clock += min(timeout_s, 1e9)
-        return None
-
-    def resume(self, sent, at_s):
-        self.clock = at_s
-        for one in sent:
-            if one.awaited:
-                self.send(one.device, one.frame)
-
-    def close_round(self):
-        self.script.clear()
 
 
 class MemoryStore:
@@ -219,7 +179,7 @@ def test_a_crash_between_any_two_arrivals_changes_nothing(script, cut):
     store = MemoryStore()
     try:
         play([*script[:cut], *([CRASH] if cut < len(script) else script[cut:])], store)
-    except _Crashed:
+    except Crashed:
         # What had been delivered is in the journal; the rest is still to come.
         mailbox = Mailbox(script[cut:])
         loop = federation(mailbox, store)
@@ -240,7 +200,7 @@ def test_late_mail_is_not_an_answer_and_is_not_written_down():
     """Mail of an older round arrives, then the process dies: on resume the device is still asked."""
     store = MemoryStore()
     late = [Arrived(d, contribution(d, number=5), 1.0) for d in DEVICES[:2]]
-    with pytest.raises(_Crashed):
+    with pytest.raises(Crashed):
         play([*late, CRASH], store)
     assert not any(isinstance(record, Arrived) for record in store.records)
     mailbox = Mailbox([good(d) for d in DEVICES])
@@ -285,74 +245,6 @@ def test_a_cohort_that_sampling_drew_too_small_is_no_failure():
     assert sizes.count(0) > 3
 
 
-@pytest.mark.parametrize(
-    ("nll", "tokens", "run"),
-    [
-        (float("inf"), 5, ""),
-        (float("nan"), 5, ""),
-        (-1.0, 5, ""),
-        (1.0, -5, ""),
-        (1.0, 5, "x"),
-        (1e300, 5, ""),
-        (1.0, 0, ""),
-        (1.0, 2**63, ""),
-    ],
-)
-def test_impossible_measurements_are_left_out(nll, tokens, run):
-    def answer(device, nll, tokens, run):
-        return Arrived(
-            device,
-            frame.dump(frame.Measurement(run=run or PLAN.run, round=-1, device=device, nll=nll, tokens=tokens)),
-            0.0,
-        )
-
-    store = MemoryStore()
-    loop = federation(Mailbox([answer("d0", nll, tokens, run), answer("d1", 10.0, 5, "")]), store)
-    event = loop.evaluate("base", -1, np.zeros(DIM, np.float32))
-    assert event.nll == {"d1": 10.0}
-    assert store.events == [event]
-
-
-def test_an_evaluation_that_nobody_can_do_says_why():
-    refusal = frame.Refusal(run=PLAN.run, round=-1, device="d0", code="E-NAN", reason="the held-out loss is nan")
-    loop = federation(Mailbox([Arrived("d0", frame.dump(refusal), 0.0)]), MemoryStore())
-    with pytest.raises(DataError, match=r"E-NAN.*held-out loss is nan"):
-        loop.evaluate("base", -1, np.zeros(DIM, np.float32))
-
-
-def measurement(device, at_s=1.0, tokens=5):
-    message = frame.Measurement(run=PLAN.run, round=-1, device=device, nll=2.0 * tokens, tokens=tokens)
-    return Arrived(device, frame.dump(message), at_s)
-
-
-def test_an_evaluation_closes_at_the_deadline_of_rounds_and_names_who_did_not_answer():
-    late = PLAN.sampling.deadline_s + 1.0
-    script = [
-        measurement("d0"),
-        Lost("d1", "dropped", 2.0),
-        Arrived("d2", refusal("no text", -1, "d2"), 3.0),
-        measurement("d3", tokens=0),
-        measurement("d4", late),
-    ]
-    mailbox, store = Mailbox(script), MemoryStore()
-    event = federation(mailbox, store).evaluate("base", -1, np.zeros(DIM, np.float32))
-    assert event.nll == {"d0": 10.0}
-    assert event.missing == {"d1": "dropped", "d2": "E-NAN", "d4": "late", "d5": "late"}
-    silent = Mailbox([measurement(d) for d in DEVICES[1:]])
-    event = federation(silent, store).evaluate("base", -1, np.zeros(DIM, np.float32))
-    assert event.missing == {"d0": "late"}
-    assert silent.now_s() == PLAN.sampling.deadline_s
-
-
-def test_an_evaluation_that_nobody_answers_ends_with_a_named_error():
-    for script in ([], [Lost(d, "dropped", 1.0) for d in DEVICES]):
-        with pytest.raises(RoundError, match=r"E-ROUND.*no device answered"):
-            federation(Mailbox(script), MemoryStore()).evaluate("base", -1, np.zeros(DIM, np.float32))
-    script = [measurement(d, tokens=0) for d in DEVICES]
-    with pytest.raises(DataError, match=r"E-DATA-EMPTY.*no device holds text"):
-        federation(Mailbox(script), MemoryStore()).evaluate("base", -1, np.zeros(DIM, np.float32))
-
-
 DIRTY = "\x1b[31m\r\n\u202e" + "A" * 60_000
 OVERSIZE = PLAN.frame_limit_bytes + 1
 
@@ -393,17 +285,6 @@ def test_what_is_no_answer_says_so_in_few_words(raw):
     assert "A" * 20 not in lost.reason
 
 
-def test_evaluations_read_no_more_and_show_no_more():
-    loop = federation(Mailbox([Arrived("d0", refusal("A" * OVERSIZE, -1), 0.0)]), MemoryStore())
-    with pytest.raises(RoundError, match="no device answered"):
-        loop.evaluate("base", -1, np.zeros(DIM, np.float32))
-    loop = federation(Mailbox([Arrived("d0", refusal(DIRTY, -1), 0.0)]), MemoryStore())
-    with pytest.raises(DataError, match="E-NAN") as caught:
-        loop.evaluate("base", -1, np.zeros(DIM, np.float32))
-    assert len(str(caught.value)) < 700
-    assert "\x1b" not in str(caught.value)
-
-
 INTEGERS = st.sampled_from([0, -1, 1, 2**63, -(2**63), 10**15]) | st.integers(-(2**63), 2**64 - 1)
 NAMES = st.sampled_from(["d0", "d1", "stranger", "", "\x1b"]) | st.text(max_size=3)
 COMMON = {"run": st.just(PLAN.run) | NAMES, "round": st.just(0) | INTEGERS, "device": NAMES}
@@ -426,23 +307,9 @@ def test_whatever_devices_send_the_round_ends_with_the_others(raws):
         assert lost.code in REGISTRY
         assert len(lost.reason) <= 500
         assert lost.reason.isprintable()
-    measured = MemoryStore()
-    loop = federation(Mailbox([*script, Arrived("d1", refusal("no text", -1, "d1"), 1.0)]), measured)
+    mailbox = Mailbox([*script, Arrived("d1", refusal("no text", -1, "d1"), 1.0)])
     with suppress(DataError, RoundError):
-        loop.evaluate("base", -1, np.zeros(DIM, np.float32))
-
-
-def test_measured_devices_are_spread_over_the_population():
-    loop = federation(Mailbox([]), MemoryStore())
-    limited = Coordinator(
-        compile_plan(make_recipe({"eval.devices": 4}), PLAN.spec, 6, BUILT_IN), DEVICES, *_edges(loop)
-    )
-    assert limited.measured() == ["d0", "d1", "d3", "d4"]
-    assert loop.measured() == list(DEVICES)
-
-
-def _edges(loop):
-    return loop.cohort, loop.store, loop.tell, loop.now_s, loop.entropy, loop.sampling_key
+        Probes(mailbox, PLAN, DEVICES, lambda: 0.0).evaluate("base", -1, np.zeros(DIM, np.float32))
 
 
 def test_invitations_name_the_last_accepted_round():
@@ -531,7 +398,7 @@ def test_a_crash_in_a_round_with_deltas_changes_nothing():
         answers = [downloaded(d, 1) for d in DEVICES]
         if cut:
             mailbox.script[:] = [*answers[:cut], CRASH]
-            with pytest.raises(_Crashed):
+            with pytest.raises(Crashed):
                 loop.round(checkpoint)
             answers = answers[cut:]
             mailbox = Mailbox([])

@@ -17,15 +17,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+
+import msgspec
 
 from edgewise.apps import figures
 from edgewise.core import events, vector
 from edgewise.core.training import POOLED
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
+from edgewise.drivers.probes import Probes
 from edgewise.drivers.store import RunStore
-from edgewise.engine.coordinator import Coordinator
 
 CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
 
@@ -33,7 +34,7 @@ CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
 def compare(
     store: RunStore,
     executor: Executor,
-    coordinator: Coordinator,
+    probes: Probes,
     tell: Callable[[events.AnyEvent], None],
     rounds: int,
 ) -> None:
@@ -47,10 +48,10 @@ def compare(
     of all devices together has no centralised figure, and the run is complete without it.
     Raises EdgewiseError only where the run directory or a worker fails.
     """
-    plan, last = coordinator.plan, rounds - 1
+    plan, last = probes.plan, rounds - 1
     wanted = plan.recipe.compare
     wants_locals = wanted.local_only and not store.evaluated(LOCAL_ONLY, last)
-    locals_left = deque(coordinator.measured() if wants_locals else ())
+    locals_left = deque(probes.devices if wants_locals else ())
     pooled = wanted.centralised and not store.evaluated(CENTRALISED, last)
     if not (locals_left or pooled):
         return
@@ -109,12 +110,13 @@ def compare(
     if had_locals:
         figures.conclude(store, tell, LOCAL_ONLY, last, time.perf_counter() - began)
     if pooled:
-        if not had_locals:
-            coordinator = _since(coordinator, time.perf_counter() - began)
-        coordinator.evaluate(CENTRALISED, last, vector.from_bytes(chain, plan.spec.dim))
+        trained_s = 0.0 if had_locals else time.perf_counter() - began
+        event = probes.evaluate(CENTRALISED, last, vector.from_bytes(chain, plan.spec.dim))
+        event = timed(event, trained_s)
+        store.append(event)
+        tell(event)
 
 
-def _since(coordinator: Coordinator, seconds: float) -> Coordinator:
-    """``coordinator`` whose next duration starts ``seconds`` ago."""
-    first = [coordinator.now_s() - seconds]
-    return replace(coordinator, now_s=lambda: first.pop() if first else coordinator.now_s())
+def timed(event: events.Evaluated, trained_s: float) -> events.Evaluated:
+    """The evaluation of a model that trained for ``trained_s`` before, with both in its seconds."""
+    return msgspec.structs.replace(event, seconds=event.seconds + trained_s)

@@ -13,8 +13,8 @@ from edgewise.apps import figures
 from edgewise.core import events, vector
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
+from edgewise.drivers.probes import Probes
 from edgewise.drivers.store import RunStore
-from edgewise.engine.coordinator import Coordinator
 
 LONGER = "longer"  # model of the measures and of the event
 
@@ -22,7 +22,7 @@ LONGER = "longer"  # model of the measures and of the event
 def longer(
     store: RunStore,
     executor: Executor,
-    coordinator: Coordinator,
+    probes: Probes,
     tell: Callable[[events.AnyEvent], None],
     rounds: int,
 ) -> None:
@@ -32,12 +32,12 @@ def longer(
     goes on with the others. What cannot train has no figure, and a Progress note says why.
     Raises EdgewiseError only where the run directory or a worker fails.
     """
-    plan, last = coordinator.plan, rounds - 1
+    plan, last = probes.plan, rounds - 1
     wanted = plan.recipe.compare
     if not wanted.longer or store.evaluated(LONGER, last):
         return
     began = time.perf_counter()
-    devices = sample(coordinator.measured(), wanted.longer_devices)
+    devices = sample(probes.devices, wanted.longer_devices)
     stored = store.measures(LONGER, last)
     left = [d for d in devices if d not in stored]
     tell(events.PhaseStarted(phase=LONGER, steps=len(devices)))

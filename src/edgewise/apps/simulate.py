@@ -38,6 +38,7 @@ from edgewise.drivers.identities import (
     simulated_trust,
 )
 from edgewise.drivers.pool import Pool
+from edgewise.drivers.probes import Probes
 from edgewise.drivers.simulated import SimulatedCohort, World
 from edgewise.drivers.store import RunStore
 from edgewise.drivers.traces import Traces, read_traces
@@ -334,6 +335,7 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
 
     root = simulated_root(plan, loaded.facts)
     trust, (leader, helper) = simulated_trust(root), simulated_servers(root)
+    probes = Probes(cohort, plan, loaded.devices, time.perf_counter)
     coordinator = Coordinator(
         plan=plan,
         population=loaded.devices,
@@ -346,12 +348,13 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         trust=trust,
         secret=leader.secret,
         helper=LocalGateway(plan, helper.secret, trust.registry),
+        evaluator=probes,
     )
     reached = coordinator.run(_begun(coordinator, simulated, loaded, tell))
-    compare(store, executor, coordinator, tell, reached.next_round)
-    longer(store, executor, coordinator, tell, reached.next_round)
+    compare(store, executor, probes, tell, reached.next_round)
+    longer(store, executor, probes, tell, reached.next_round)
     if wanted := plan.recipe.report.samples:
-        sample(store, executor, wanted, coordinator.measured(), tell)
+        sample(store, executor, wanted, probes.devices, tell)
 
 
 def _begun(coordinator: Coordinator, simulated: SimulatedCohort, loaded: _Loaded, tell: Tell) -> Checkpoint:

@@ -28,7 +28,7 @@ from edgewise.engine import broadcast, evaluation
 from edgewise.engine.aggregation import Sums, aggregation
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound, Tell
-from edgewise.engine.ports import Began, Checkpoint, Cohort, Helper, Store, Trust
+from edgewise.engine.ports import Began, Checkpoint, Cohort, Evaluator, Helper, Store, Trust
 from edgewise.engine.purse import Purse
 from edgewise.engine.round_facts import RoundFacts, decide
 from edgewise.engine.sampling import draw
@@ -51,6 +51,7 @@ class Coordinator:
         sampling_key: 32 bytes that decide who is invited, in all rounds; secret where sampling amplifies privacy.
         trust, secret, helper: for merges that hide contributions: who is enrolled; with two servers the leader's secret
             HPKE key and the other server.
+        evaluator: measures models where the recipe wants it. None: nobody can, and a measure that is due is an error.
     """
 
     plan: Plan
@@ -64,6 +65,7 @@ class Coordinator:
     trust: Trust | None = None
     secret: bytes = field(default=b"", repr=False)
     helper: Helper | None = None
+    evaluator: Evaluator | None = None
 
     @cached_property
     def purse(self) -> Purse:
@@ -225,7 +227,7 @@ class Coordinator:
         due = played == 0 or last or (every > 0 and played % every == 0)
         name = evaluation.BASE if played == 0 else evaluation.FEDERATED
         if due and not self.store.evaluated(name, played - 1):
-            self.evaluate(name, played - 1, checkpoint.state.params)
+            self._evaluate(name, played - 1, checkpoint.state.params)
         # Also after a crash between an evaluation and this: no round is played before it is made up for.
         if due and self.plan.recipe.round.keep == "best" and self.kept(checkpoint).played == played:
             known = self.store.kept(BEST)
@@ -238,15 +240,9 @@ class Coordinator:
         told = self.store.evaluations() if section.chooses else ()
         return evaluation.kept(section, told, checkpoint.next_round)
 
-    def evaluate(self, name: str, number: int, params: vector.Vector) -> events.Evaluated:
-        """Held-out loss of ``params`` on the devices that the recipe lets measure; stored and told."""
-        event = evaluation.evaluate(self.cohort, self.plan, name, number, params, self.measured(), self.now_s)
+    def _evaluate(self, model: str, round: int, params: vector.Vector) -> None:
+        if self.evaluator is None:
+            raise ValueError("the recipe wants its models measured, and there is nobody to do it")
+        event = self.evaluator.evaluate(model, round, params)
         self.store.append(event)
         self.tell(event)
-        return event
-
-    def measured(self) -> list[DeviceId]:
-        """The devices that evaluations ask: all, or ``eval.devices`` spread evenly over the population."""
-        limit = self.plan.recipe.eval.devices or len(self.population)
-        n, limit = len(self.population), min(limit, len(self.population))
-        return [self.population[i * n // limit] for i in range(limit)]

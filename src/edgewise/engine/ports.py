@@ -315,6 +315,14 @@ class Change:
     stale: Sequence[DeviceId] = ()
 
 
+class Evaluator(Protocol):
+    """Measures models on text that no device trains on."""
+
+    def evaluate(self, model: str, round: int, params: Vector) -> Evaluated:
+        """Held-out losses of ``params`` (float32[d]), the model of this name after a round (-1: the base)."""
+        ...
+
+
 class Store(Protocol):
     """Durable state of one run. A commit is one transaction: all of it is there after a crash, or none."""
 
