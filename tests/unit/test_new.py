@@ -198,6 +198,14 @@ def test_tables_of_known_shapes_are_read_as_they_are_meant(folder: Path, shape: 
     assert ("`input` is not read" in said) == (shape == "alpaca")
 
 
+def test_blocks_are_long_enough_for_most_prompts(folder: Path) -> None:
+    for words, tokens in ((2, 64), (60, 128), (900, 512)):
+        rows = [{"client": f"c{i % 2}", "question": "word " * words, "answer": f"answer {i}"} for i in range(6)]
+        (folder / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+        new(f"m{words}", "--data", "t.jsonl", "--privacy", "none")
+        assert recipe.load(f"m{words}.toml").data.sequence_len == tokens
+
+
 @pytest.mark.parametrize(
     ("name", "content", "hint"),
     [
@@ -208,6 +216,8 @@ def test_tables_of_known_shapes_are_read_as_they_are_meant(folder: Path, shape: 
         ("t.csv", "".join(f"ann{i % 2},{'long ' * 30}{i}\n" for i in range(6)), "it has 151 characters"),
         ("t.csv", "user,text,text\n" + "ann,some words,others\nbob,some,others\n" * 3, "names text more than once"),
         ("t.txt", "%PDF-1.4 words", "a PDF"),
+        ("t.json", '[\n {"user": "a", "text": "b"}\n]', "jq -c '.[]'"),
+        ("t.json", '{\n "user": "a"\n}', "one JSON object per line"),
     ],
 )
 def test_tables_that_cannot_be_read_are_refused_with_why(folder: Path, name: str, content: str, hint: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from math import ceil, log10
+from math import ceil, log2, log10
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -31,6 +31,8 @@ EVERYBODY = 40  # devices up to which all are in every round
 COHORT, DP_COHORT = 20, 125  # contributions of a round beyond that; noise does not grow with a cohort, so it is larger
 MINIMUM = {"hidden": 0.75, "distributed_dp": 0.9}  # share of the cohort that masks and noise are sized for
 CORRUPT = {"hidden": 0.1, "distributed_dp": 0.02}  # share of the devices that may lie, where so many can be borne
+MOST_ROWS = 0.9  # share of the rows that a block holds with their prompts
+LONGEST_ROW = 512  # tokens of a block, which is what the bundled model reads at once
 FEW = 100  # devices below which device-level noise drowns what they say together
 
 
@@ -157,8 +159,9 @@ def write(answers: Answers, found: Look) -> Written:
         raise RecipeError("E-COMBO", f"--unit example with --privacy {word}.", "write --privacy local_dp.")
     folder = answers.file.parent
     section = {"source": found.source, "path": _relative(answers.data, folder), **answers.columns}
-    devices, median, blocks = _devices(section, folder)
-    settings = _settings(word, example, devices, median, blocks)
+    held = _devices(section, folder)
+    devices = held.devices
+    settings = _settings(word, example, held)
     hints = {"prompt": found.like(PROMPTS), "time": found.like(TIMES)} if found.columns else {}
     hints = {key: name for key, name in hints.items() if name and name not in answers.columns.values()}
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in answers.file.stem).strip("._-")
@@ -188,19 +191,34 @@ def _relative(data: str, folder: Path) -> str:
     return data if at.is_absolute() else os.path.relpath(at, folder)
 
 
-def _devices(section: Mapping[str, Any], folder: Path) -> tuple[int, int, int]:
-    """How many devices the data has, the bytes of the median one, and about how many blocks all have, rather too many:
-    a token has a byte or more, and a document a block of its own for what is left over."""
+class _Held(NamedTuple):
+    """How much text devices hold. ``median_bytes``: of the median device. ``blocks``: of all devices, rather too many.
+    ``row_tokens``: of most rows with their prompts, about; 0 without prompts."""
+
+    devices: int
+    median_bytes: int
+    blocks: int
+    row_tokens: int
+
+
+def _devices(section: Mapping[str, Any], folder: Path) -> _Held:
+    """A token has a byte or more, about three, and a document a block of its own for what is left over."""
     with tempfile.TemporaryDirectory(prefix="edgewise-new-") as cache:
         listed = corpus.load(DataSection(**section), folder, Path(cache), keys.root(0))
         looked = listed.devices[:: max(1, len(listed.devices) // 25)]
         refused: list[DataError] = []
-        held = [[len(d.text.encode("utf-8", "replace")) for d in _some(listed, name, refused)] for name in looked]
+        read = [[(len(d.prompt), _size(d.text)) for d in _some(listed, name, refused)] for name in looked]
     if len(refused) == len(looked):
         raise refused[0]
-    n, sizes = len(listed.devices), sorted(map(sum, held))
-    blocks = sum(size // new_text.SEQUENCE_LEN + 1 for sizes_of_one in held for size in sizes_of_one)
-    return n, sizes[len(sizes) // 2], ceil(n * blocks / len(held))
+    n, sizes = len(listed.devices), sorted(sum(size for _, size in rows) for rows in read)
+    blocks = sum(size // new_text.SEQUENCE_LEN + 1 for rows in read for _, size in rows)
+    whole = sorted(prompt + size for rows in read for prompt, size in rows if prompt)
+    row_tokens = whole[int(MOST_ROWS * len(whole))] // 3 if whole else 0
+    return _Held(n, sizes[len(sizes) // 2], ceil(n * blocks / len(read)), row_tokens)
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
 
 
 def _some(listed: corpus.Corpus, device: str, refused: list[DataError]) -> list[corpus.Document]:
@@ -211,14 +229,17 @@ def _some(listed: corpus.Corpus, device: str, refused: list[DataError]) -> list[
         return []
 
 
-def _settings(word: str, example: bool, n: int, median_bytes: int, blocks: int) -> dict[str, Any]:
+def _settings(word: str, example: bool, held: _Held) -> dict[str, Any]:
     """Numbers of a first run: cohorts, rounds and steps by how many devices there are and how much text they hold."""
-    units = max(2, n, blocks if example else 0)  # that delta is about
+    n = held.devices
+    units = max(2, n, held.blocks if example else 0)  # that delta is about
     noisy = word in ("central_dp", "distributed_dp")
     cohort = 0 if n <= EVERYBODY else min(DP_COHORT, n // 2) if noisy else COHORT
     expected = cohort or n
     rounds = 16 if noisy else 8 if not cohort else 12
-    steps = min(4, max(2, round(median_bytes / 3 / 256 / 2)))  # half a pass per round: 3 bytes a token, 4 x 64 a step
+    steps = min(
+        4, max(2, round(held.median_bytes / 3 / 256 / 2))
+    )  # half a pass per round: 3 bytes a token, 4 x 64 a step
     out: dict[str, Any] = {
         "cohort": cohort,
         "sampling": "all" if not cohort else "cyclic" if noisy else "fixed",
@@ -226,6 +247,7 @@ def _settings(word: str, example: bool, n: int, median_bytes: int, blocks: int) 
         "steps": 1 if word in DP_WORDS and not example else steps,
         "minimum": MINIMUM.get(word, 0.5),
         "workers": cores(),
+        "sequence_len": min(LONGEST_ROW, max(new_text.SEQUENCE_LEN, 2 ** ceil(log2(max(1, held.row_tokens))))),
         "measured": 100 if n > 100 else 0,
         "delta": 10.0 ** -max(5, ceil(1.1 * log10(units)) + 1),
     }

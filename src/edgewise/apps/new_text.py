@@ -17,7 +17,7 @@ WORD = {
     "distributed_dp": "devices add noise under masks: server and readers learn at most epsilon",
     "local_dp": "each device adds all the noise itself: the server learns at most epsilon of what it sends",
 }
-SEQUENCE_LEN = 64
+SEQUENCE_LEN = 64  # tokens, where rows have no prompts that are to be in sight
 AT = 34  # column of the comments
 UNIT = {
     "device": "epsilon is about all text of a device",
@@ -33,7 +33,7 @@ def text(facts: Facts, s: Facts) -> str:
     parts = [
         _head(facts),
         _model(facts),
-        _data(facts),
+        _data(facts, s),
         *([_dp(word, example, s)] if word in DP_WORDS else []),
         *([_trust(facts, s)] if "corrupt" in s else []),
         _round(facts, s),
@@ -89,7 +89,7 @@ def _model(facts: Facts) -> str:
     return base + "\n" + _table("[trainable]", [kind])
 
 
-def _data(facts: Facts) -> str:
+def _data(facts: Facts, s: Facts) -> str:
     d, hints = facts["data"], facts["hints"]
     said = {
         "text": "each sub-folder is a device, and each file beside them",
@@ -109,7 +109,7 @@ def _data(facts: Facts) -> str:
             (f"devices = {d['devices']}", "to so many devices"),
         ]
     lines += [
-        (f"sequence_len = {SEQUENCE_LEN}", "tokens of a training block; more for long texts and large models"),
+        (f"sequence_len = {s['sequence_len']}", "tokens of a training block; more for long texts and large models"),
         ("holdout = 0.1", "share of each device's text, its latest part, that only measures"),
     ]
     return _table("[data]", lines)

@@ -184,7 +184,10 @@ def decode(raw: bytes, where: str) -> dict[str, Any]:
     NaN and Infinity are no JSON, but Python writes them: they are read as missing, so that only a row which needs the
     value is refused.
     """
-    with foreign(DataError, "E-DATA-FORMAT", f"{where}: not a JSON object", "one JSON object per line."):
+    fix = "one JSON object per line."
+    if raw.strip() in (b"[", b"{") or raw.lstrip().startswith(b"["):
+        fix = "write one JSON object per line: jq -c '.[]' makes that of a list of them, jq -c . of objects."
+    with foreign(DataError, "E-DATA-FORMAT", f"{where}: not a JSON object", fix):
         try:
             return _decoder.decode(raw)
         except msgspec.DecodeError:
