@@ -42,6 +42,7 @@ local_only = false
 """
 
 
+@pytest.mark.long(sample=0)
 @pytest.mark.slow
 def test_what_is_executed_is_what_is_accounted(tmp_path: Path) -> None:
     asked = recipe.parse(TEXT)
@@ -88,6 +89,7 @@ def test_a_device_compares_delta_with_its_own_records() -> None:
         noise_steps(plan, record_toy.make(asked, devices=1))
 
 
+@pytest.mark.long(sample=0)
 def test_records_are_counted_over_all_devices_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device whose blocks cannot be read trains on none; a full disk says nothing of them, and ends the run."""
     asked = recipe.parse(TEXT, overrides={"dp.delta": 0.2})

@@ -122,6 +122,7 @@ def test_a_stopped_run_goes_on_with_the_same_support(tmp_path, overrides):
     assert finished[0] == finished[1]
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [{}, DOWN], ids=["snapshots", "deltas"])
 def test_pool_and_inproc_agree_to_the_byte(tmp_path, overrides):

@@ -31,6 +31,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("what", RECIPES)
 def test_a_round_costs_the_same_after_many(what: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

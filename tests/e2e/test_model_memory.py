@@ -16,6 +16,7 @@ QUIET = {"eval.every": 0, "eval.devices": 1, "compare.local_only": False, "compa
 FLOAT32 = {"stage": [{"kind": "weigh", "cap": 16}], "strategy": {"kind": "fedavg"}}
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "vectors"),

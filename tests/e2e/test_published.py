@@ -62,6 +62,7 @@ def test_report_and_summary_say_what_no_epsilon_is_about(played: Path) -> None:
     assert not (played / "plots" / "devices.png").exists()
 
 
+@pytest.mark.long(sample=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("word", RECIPES)
 def test_a_model_card_names_no_data_and_marks_its_figures(word: str, tmp_path: Path) -> None:
