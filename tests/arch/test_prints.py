@@ -123,7 +123,7 @@ def test_no_record_prints_bytes_or_arrays() -> None:
     found = records()
     bearing = [name for name, kind in found.items() if any(sample(hint) is not None for hint in hints(kind).values())]
     assert len(bearing) > 60
-    for name in ("drivers.jobs.Handle", "core.frame.Step", "engine.device._Session", "secagg.client.Own"):
+    for name in ("drivers.jobs.Handle", "core.frame.Step", "engine.device_state._Session", "secagg.client.Own"):
         assert name in bearing
     loud = {name: shows(kind, PUBLIC.get(name, ())) for name, kind in found.items()}
     assert {name: fields for name, fields in loud.items() if fields} == {}, "__repr__ = outline, or field(repr=False)"

@@ -21,6 +21,7 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.gateway import LocalGateway
 from edgewise.drivers.identities import simulated_servers, simulated_trust
 from edgewise.engine import device as machine
+from edgewise.engine import device_state as states
 from edgewise.engine.ports import Arrived
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan, compile
@@ -46,12 +47,12 @@ class Devices:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.trust = plan, simulated_trust(plan.key)
         self.states: dict[str, machine.State] = {d: machine.join(plan, d) for d in DEVICES}
-        self.remembered: dict[str, machine.Idle] = {}
+        self.remembered: dict[str, machine.Kept] = {}
 
     def step(self, device: str, event: machine.Event) -> tuple[machine.Effect, ...]:
         self.states[device], effects = machine.step(self.plan, self.states[device], event, self.trust)
         for effect in effects:
-            if isinstance(effect, machine.Remember):
+            if isinstance(effect, machine.Save):
                 self.remembered[device] = effect.state
         return effects
 
@@ -107,7 +108,7 @@ def test_a_device_sends_one_masked_update_a_round() -> None:
     # What a device would give away that forgot: the attack itself.
     forgetful = Devices(devices.plan)
     first = masked(forgetful, b"A" * 32, DEVICES)
-    forgetful.states = {d: replace(s, answered=-1) for d, s in forgetful.states.items()}  # type: ignore[arg-type, type-var]
+    forgetful.states = {d: replace(s, answered=None) for d, s in forgetful.states.items()}  # type: ignore[arg-type, type-var]
     second = masked(forgetful, b"B" * 32, DEVICES[1:])
     assert isinstance(first, server.Released)
     assert isinstance(second, server.Released)
@@ -133,7 +134,7 @@ def test_devices_take_part_as_often_as_their_noise_was_sized_for() -> None:
         assert code == (answer.code if isinstance(answer, frame.Refusal) else ""), round
         if not code:  # as if its masked update had left
             state = devices.states["d0"]
-            assert isinstance(state, machine.Hiding)
+            assert isinstance(state, machine.InSecAgg)
             devices.states["d0"] = replace(state.idle, answered=round)
 
 
@@ -222,13 +223,13 @@ def test_an_update_that_has_not_left_may_be_asked_for_again() -> None:
     for nonce in (b"A" * 32, b"B" * 32):
         for d in DEVICES:
             assert isinstance(devices.asked(d, invite(devices.plan, nonce)), frame.Step)
-    assert not devices.remembered
+    assert all(s.idle.answered is None for s in devices.remembered.values())
     assert isinstance(masked(devices, b"C" * 32, DEVICES), server.Released)
 
 
 def test_what_was_answered_survives_on_the_disk() -> None:
-    idle = machine.Idle("d0", {}, answered=7)
-    assert machine.restore("d0", machine.save(idle)).answered == 7
+    idle = machine.Idle("d0", machine.After(None, {}), answered=7)
+    assert states.resumed(states.idle_of("d0", states.memory_of(idle)), states.session_of(idle)) == idle
 
 
 def test_a_device_seals_one_report_a_round() -> None:

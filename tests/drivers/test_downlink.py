@@ -174,9 +174,9 @@ class Wiped:
         if isinstance(letter, frame.Invite):
             self.asked.append((letter.round, to, bool(letter.base)))
             if letter.round == self.at:
-                host = self.inner._executor._host
-                host._following._steps.clear()
-                host._following._digest = ""
+                following = self.inner._executor._host._downloads._following
+                following._steps.clear()
+                following._digest = ""
         self.inner.send(to, raw)
 
     def resume(self, sent, at_s):

@@ -87,7 +87,7 @@ def database(source, target):
 
 
 def memories(folder):
-    return sorted(folder.glob("devices/*/*"))
+    return sorted(folder.glob("devices/*/*.safetensors"))
 
 
 def cut(path, size):

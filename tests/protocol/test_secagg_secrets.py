@@ -12,6 +12,7 @@ from edgewise.core.keys import derive
 from edgewise.crypto import agree
 from edgewise.drivers import jobs
 from edgewise.engine import device as engine
+from edgewise.engine import device_state as states
 from edgewise.secagg import client, messages, server, two_server
 from edgewise.secagg.params import Floor, Params, Policy
 from edgewise.secagg.secrets import coins, mask
@@ -44,11 +45,13 @@ def test_no_state_and_no_message_prints_a_secret() -> None:
             held = getattr(s.clients[d], "held", {})
             secrets += [share for pair in held.values() for share in pair]
             event = server.Received(d, answer)
-            kept = engine.save_session(engine.Hiding(0, s.clients[d], engine.Idle(d, {})))
+            state = engine.InSecAgg(0, s.clients[d], engine.Idle(d, engine.After(None, {})))
+            kept = states.session_of(state)
             shown += [
-                repr(msgspec.msgpack.decode(kept, type=engine._Session)),
-                repr(jobs.Handle(device=d, frame=raw, session=kept)),
-                repr(jobs.Handled(device=d, frame=answer, session=kept)),
+                repr(state),
+                repr(msgspec.msgpack.decode(kept, type=states._Kept)),
+                repr(jobs.Handle(device=d, frame=raw)),
+                repr(jobs.Handled(frame=answer)),
                 repr(frame.Step(run="run", round=0, device=d, body=answer)),
             ]
             after += s.give(d, answer)

@@ -12,6 +12,7 @@ from edgewise.core import frame
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine
+from edgewise.engine import device_state as states
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
 
@@ -34,6 +35,11 @@ def residual(memory):
     return (memory["1.residual"].astype(np.uint32) << 16).view(np.float32)
 
 
+def reloaded(state):
+    """The state as a store gives it back."""
+    return states.resumed(states.idle_of(state.device, states.memory_of(state)), states.session_of(state))
+
+
 def decoded(sent, number):
     payload = pack.unpack(sent.payload, PLAN.at(0).encoded)
     return PLAN.at(0).decode(payload, PLAN.turn(number)).body
@@ -43,30 +49,30 @@ def test_what_was_not_sent_is_remembered():
     state, sent = contribute(machine.join(PLAN, "d"), 0)
     # weigh: 100 of 160 tokens
     left = X * np.float32(100 / 160) - decoded(sent, 0)
-    np.testing.assert_allclose(residual(state.pending), left, rtol=2**-7, atol=1e-7)
-    assert np.abs(residual(state.pending)).max() > 0
+    np.testing.assert_allclose(residual(state.pending.memory), left, rtol=2**-7, atol=1e-7)
+    assert np.abs(residual(state.pending.memory)).max() > 0
 
 
 def test_a_repeated_invitation_gives_the_same_bytes():
     first, sent = contribute(machine.join(PLAN, "d"), 0)
     again, resent = contribute(first, 0)
     assert sent == resent
-    np.testing.assert_array_equal(residual(first.pending), residual(again.pending))
+    np.testing.assert_array_equal(residual(first.pending.memory), residual(again.pending.memory))
 
 
 def test_memory_is_committed_only_when_the_server_used_it():
     state, _ = contribute(machine.join(PLAN, "d"), 0)
     taken, sent_after = contribute(state, 1, accepted=0)
     dropped, sent_fresh = contribute(state, 1, accepted=-1)
-    np.testing.assert_array_equal(residual(taken.committed), residual(state.pending))
-    assert not residual(dropped.committed).any()
+    np.testing.assert_array_equal(residual(taken.committed.memory), residual(state.pending.memory))
+    assert not residual(dropped.committed.memory).any()
     assert sent_after.payload != sent_fresh.payload
 
 
 def test_state_survives_saving_at_any_point():
     state, _ = contribute(machine.join(PLAN, "d"), 0)
-    loaded = machine.restore("d", machine.save(state))
-    assert loaded.pending_round == 0
+    loaded = reloaded(state)
+    assert loaded.pending.round == 0
     assert contribute(state, 1, 0)[1] == contribute(loaded, 1, 0)[1]
 
 
@@ -75,12 +81,12 @@ def test_failure_and_nan_are_refusals_and_change_no_memory():
     training, _ = machine.step(PLAN, start, invited(PLAN, 1, accepted=0))
     state, (send,) = machine.step(PLAN, training, machine.Failed("E-DEVICE-DATA", "no text"))
     assert frame.load(send.frame).code == "E-DEVICE-DATA"
-    np.testing.assert_array_equal(residual(state.committed), residual(start.pending))
+    np.testing.assert_array_equal(residual(state.committed.memory), residual(start.pending.memory))
     bad = X.copy()
     bad[7] = np.inf
     state, (send,) = machine.step(PLAN, training, machine.Trained(Update(bad, HEAD, 1.0)))
     assert frame.load(send.frame).code == "E-NAN"
-    np.testing.assert_array_equal(residual(state.committed), residual(start.pending))
+    np.testing.assert_array_equal(residual(state.committed.memory), residual(start.pending.memory))
 
 
 def test_a_model_that_cannot_be_had_is_a_refusal_and_keeps_the_memory_that_holds():
@@ -114,7 +120,7 @@ def lost(number, accepted, state):
     """What a device answers whose memory is of another round."""
     state, effects = machine.step(PLAN, state, invited(PLAN, number, accepted=accepted))
     remember, send = effects
-    assert isinstance(remember, machine.Remember)
+    assert isinstance(remember, machine.Save)
     assert remember.state == state
     return state, frame.load(send.frame)
 
@@ -132,9 +138,9 @@ def test_memory_of_another_round_is_refused_once_and_never_used(rounds, accepted
         before = number
     state, refused = lost(2, accepted, state)
     assert (refused.code, refused.round) == ("E-STALE", 2)
-    assert not residual(state.committed).any()
-    assert not state.pending
+    assert not residual(state.committed.memory).any()
+    assert state.pending is None
     fresh = contribute(machine.join(PLAN, "d"), 3)[1]
-    state, sent = contribute(machine.restore("d", machine.save(state)), 3, accepted)
+    state, sent = contribute(reloaded(state), 3, accepted)
     assert sent.payload == fresh.payload, "empty memory, as of a device that has never taken part"
-    assert (state.committed_round, state.pending_round) == (accepted, 3)
+    assert (state.committed.round, state.pending.round) == (None if accepted < 0 else accepted, 3)

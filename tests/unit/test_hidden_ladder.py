@@ -21,6 +21,7 @@ from edgewise.core.stage import Aggregate
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine
+from edgewise.engine import device_state as states
 from edgewise.engine.ports import Trust
 from edgewise.engine.rung_groups import sort
 from edgewise.plan import explain
@@ -180,7 +181,7 @@ def trained(
     state, _ = machine.step(plan, machine.join(plan, "d000"), invited(plan))
     update = Update(x, head, 10.0)
     state, effects = machine.step(plan, state, machine.Trained(update, 1.0, up_mbit), trust)
-    (send,) = effects
+    send = effects[-1]
     assert isinstance(send, machine.Send)
     return state, frame.load(send.frame), trust
 
@@ -233,15 +234,14 @@ def test_a_device_asks_for_what_it_has_time_for_and_encodes_by_its_groups_rung()
     assert plan.sizes[sent.rung] <= plan.budget_bytes(1.0, 0.03) < plan.sizes[sent.rung - 1]
     assert len(frame.dump(sent)) < 600  # keys, and nothing of the update
     for rung in (sent.rung, len(plan.ways) - 1):
-        raw = machine.save_session(state)
-        restored = machine.restore_session(raw, machine.join(plan, "d000"))
+        restored = states.resumed(machine.join(plan, "d000"), states.session_of(state))
         after, effects = machine.step(plan, restored, machine.Letter(roster(plan, sent, rung)), trust)
-        assert not any(isinstance(e, machine.Remember) for e in effects)  # a rung of masks leaves nothing to remember
-        assert isinstance(after, machine.Hiding)
+        assert effects[0] == machine.Save(after), "before the shares leave"
+        assert isinstance(after, machine.InSecAgg)
         assert (after.rung, after.unsent) == (rung, None)
         assert isinstance(after.client, client.Sharing)
         assert len(after.client.body) == 4 * plan.ways[rung].encoded.dim
-        assert isinstance(machine.restore_session(machine.save_session(after), after.idle), machine.Hiding)
+        assert states.resumed(after.idle, states.session_of(after)) == after
 
 
 @pytest.mark.parametrize("rung", [-1, 0, 10, 99])
@@ -251,8 +251,8 @@ def test_a_rung_that_was_not_asked_for_ends_the_session(rung: int) -> None:
     state, sent, trust = asked(plan)
     after, effects = machine.step(plan, state, machine.Letter(roster(plan, sent, rung)), trust)
     assert isinstance(after, machine.Idle)
-    assert after.pending_round == -1
-    (send,) = effects
+    assert after.pending is None
+    send = effects[-1]
     assert isinstance(send, machine.Send)
     answer = frame.load(send.frame)
     assert isinstance(answer, frame.Step)
@@ -261,7 +261,7 @@ def test_a_rung_that_was_not_asked_for_ends_the_session(rung: int) -> None:
 
 def test_nothing_of_a_waiting_update_is_printed() -> None:
     state, _, _ = asked(plan_of())
-    assert isinstance(state, machine.Hiding)
+    assert isinstance(state, machine.InSecAgg)
     assert state.unsent is not None
     assert "x=<480000 bytes>" in repr(state)
     assert len(repr(state)) < 500

@@ -17,6 +17,7 @@ from edgewise.core.part import Part
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine
+from edgewise.engine import device_state as states
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN, Extension
 from edgewise.plan.compile import Plan, compile
@@ -122,32 +123,33 @@ def test_each_phase_telescopes_on_its_own() -> None:
     """What was sent plus what each phase's residual holds is what was trained, group by group."""
     p, g = plan(round__rounds=7), np.random.default_rng(3)
     state, sent, given = machine.join(p, "d"), np.zeros(60), np.zeros(60)
-    assert {k.split("/")[0] for k in state.committed} == {"phase0", "phase1"}
+    assert {k.split("/")[0] for k in state.committed.memory} == {"phase0", "phase1"}
     for number in range(7):
         x = np.zeros(60, np.float32)
         group = (FIRST, SECOND)[number % 2]
         x[group] = g.standard_normal(30)
-        other = {k: v for k, v in state.pending.items() if not k.startswith(f"phase{number % 2}/")}
+        before = {} if state.pending is None else state.pending.memory
+        other = {k: v for k, v in before.items() if not k.startswith(f"phase{number % 2}/")}
         state, body = contribute(p, state, number, number - 1, x)
-        assert all(state.pending[k] is v for k, v in other.items()), "the other phase's memory passes through"
+        assert all(state.pending.memory[k] is v for k, v in other.items()), "the other phase's memory passes through"
         assert not body[(SECOND, FIRST)[number % 2]].any()
         sent, given = sent + body, given + x
-    residuals = [state.pending[f"phase{i}/2.residual"] for i in range(2)]
+    residuals = [state.pending.memory[f"phase{i}/2.residual"] for i in range(2)]
     assert all(r.any() for r in residuals)
     np.testing.assert_allclose(sent + np.concatenate(residuals), given, atol=1e-5)
-    assert [int(state.pending[f"phase{i}/2.last"][0]) for i in range(2)] == [6, 5]
+    assert [int(state.pending.memory[f"phase{i}/2.last"][0]) for i in range(2)] == [6, 5]
 
 
 def test_a_contribution_that_was_not_used_changes_no_phase() -> None:
     p, x = plan(), np.linspace(-1, 1, 60, dtype=np.float32)
     state, _ = contribute(p, machine.join(p, "d"), 0, -1, x)
-    kept = machine.restore("d", machine.save(state))
+    kept = states.idle_of("d", states.memory_of(state))
     state, _ = contribute(p, kept, 1, -1, x)  # round 0 was late
-    assert not state.committed["phase0/2.residual"].any()
-    assert not state.pending["phase0/2.residual"].any()
-    assert state.pending["phase1/2.residual"].any()
+    assert not state.committed.memory["phase0/2.residual"].any()
+    assert not state.pending.memory["phase0/2.residual"].any()
+    assert state.pending.memory["phase1/2.residual"].any()
     state, _ = contribute(p, kept, 1, 0, x)
-    np.testing.assert_array_equal(state.pending["phase0/2.residual"], kept.pending["phase0/2.residual"])
+    np.testing.assert_array_equal(state.pending.memory["phase0/2.residual"], kept.pending.memory["phase0/2.residual"])
 
 
 @pytest.mark.parametrize(("number", "factor"), [(2, 1.0), (4, 0.5), (6, 0.25), (8, 0.0)])
@@ -157,9 +159,9 @@ def test_absence_counts_visits_of_the_phase(number: int, factor: float) -> None:
     x = np.zeros(60, np.float32)
     x[FIRST] = np.arange(1, 31)
     state, _ = contribute(p, machine.join(p, "d"), 0, -1, x)
-    before = state.pending["phase0/2.residual"].copy()
+    before = state.pending.memory["phase0/2.residual"].copy()
     state, body = contribute(p, state, number, 0, np.zeros(60, np.float32))
-    np.testing.assert_allclose(body[FIRST] + state.pending["phase0/2.residual"], factor * before, atol=1e-6)
+    np.testing.assert_allclose(body[FIRST] + state.pending.memory["phase0/2.residual"], factor * before, atol=1e-6)
 
 
 def test_an_invitation_to_train_unknown_segments_is_refused() -> None:

@@ -32,7 +32,8 @@ from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import HEAD, HEAD_BOUND, WEIGHT
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec, Vector
-from edgewise.drivers.host import in_steps, make_trainer
+from edgewise.drivers.devices import in_steps
+from edgewise.drivers.host import make_trainer
 from edgewise.engine.ports import Trainer
 from edgewise.plan.catalogue import BUILT_IN, Catalogue, make, with_extensions
 from edgewise.plan.compile import Plan

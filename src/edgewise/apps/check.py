@@ -13,7 +13,8 @@ from edgewise.apps import reading, words
 from edgewise.apps.toml_text import inline
 from edgewise.core.errors import DataError
 from edgewise.drivers import speed
-from edgewise.drivers.host import in_steps, make_trainer
+from edgewise.drivers.devices import in_steps
+from edgewise.drivers.host import make_trainer
 from edgewise.drivers.records import noise_steps
 from edgewise.drivers.traces import read_traces
 from edgewise.engine.ports import Trainer

@@ -14,7 +14,8 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.training import FitRequest
 from edgewise.core.vector import Spec, Vector
-from edgewise.drivers.host import in_steps, make_trainer
+from edgewise.drivers.devices import in_steps
+from edgewise.drivers.host import make_trainer
 from edgewise.drivers.records import noise_steps
 from edgewise.learn import attacks
 from edgewise.learn.attacks import Leak

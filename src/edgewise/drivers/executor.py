@@ -45,8 +45,8 @@ class Inproc:
 
     parallel = 1
 
-    def __init__(self) -> None:
-        self._host = Host()
+    def __init__(self, host: Host | None = None) -> None:
+        self._host = host or Host()
         self._queue: deque[jobs.Job] = deque()
 
     def broadcast(self, job: jobs.Job) -> list[jobs.Result]:

@@ -27,12 +27,23 @@ def write_durably(path: Path, raw: Buffer, private: bool = False) -> None:
     ``private``: for its owner only (``for_owner``); else as the umask has it. The bytes are on the disk when this
     returns; its name is there for all processes, and survives a power cut once ``sync_folder`` was called.
     """
+    _replace(path, raw, private, durable=True)
+
+
+def replace(path: Path, raw: Buffer) -> None:
+    """Write a file for its owner only, whole or not at all for all processes. It survives the end of this one, and not
+    a power cut. Raises StoreError(E-DISK)."""
+    _replace(path, raw, private=True, durable=False)
+
+
+def _replace(path: Path, raw: Buffer, private: bool, durable: bool) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb", opener=for_owner if private else None) as f:
             f.write(raw)
-            f.flush()
-            os.fsync(f.fileno())
+            if durable:
+                f.flush()
+                os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
         discard(temporary)

@@ -1,4 +1,4 @@
-"""The model that the devices of a host have downloaded, kept up to date by the deltas that are published.
+"""What the devices of a host have downloaded: blobs, and the model that deltas lead to as they are published.
 
 A real device keeps two models: the one that its last invitation started from, and the one that it led to; the next
 invitation starts from either. Simulated devices of one host hold the same models, so the host decodes every delta once
@@ -8,11 +8,16 @@ from a model further back has applied the same deltas one by one: the same bytes
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Collection
+
 from edgewise.core import frame, vector
 from edgewise.core.errors import DecodeError
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.vector import Buffer, Vector
 from edgewise.engine import broadcast
+
+LOG = logging.getLogger("edgewise")
 
 
 class Following:
@@ -57,3 +62,46 @@ class Following:
                 return None
             at = after
         return self._model if at == invite.model == self._digest else None
+
+
+class Downloads:
+    """The blobs that the server has published, by digest, and the models that invitations name."""
+
+    def __init__(self, dim: int, deltas: Pipeline | None) -> None:
+        """``dim``: of the model vector. ``deltas``: the plan's downlink."""
+        self._dim = dim
+        self._blobs: dict[str, Buffer] = {}
+        self._following = Following(deltas)
+
+    def put(self, digest: str, blob: Buffer, keep: Collection[str] = ()) -> None:
+        """A blob was published; of the others those that ``keep`` names stay. One that does not have its digest is
+        logged and left out."""
+        self._blobs = {d: b for d, b in self._blobs.items() if d in keep}
+        if vector.digest(blob) != digest:
+            LOG.warning("a blob is not the one that its name says: %.64r", digest)
+            return
+        self._blobs[digest] = blob
+        self._following.take(digest, blob)
+
+    def hold(self, round: int, model: Vector) -> None:
+        """The devices have this model of that round already."""
+        self._following.put(round, vector.digest(vector.to_bytes(model)), model)
+
+    def blob(self, digest: str) -> Buffer:
+        """A blob. Raises DecodeError(E-BLOB) where it was not published here."""
+        if digest not in self._blobs:
+            raise DecodeError("E-BLOB", f"blob {digest[:12]} was never published here.")
+        return self._blobs[digest]
+
+    def snapshot(self, digest: str) -> Vector:
+        """The model in a blob, float32[d]. Raises DecodeError(E-BLOB) as ``blob``, or for another length."""
+        return vector.from_bytes(self.blob(digest), self._dim)
+
+    def model(self, invite: frame.Invite) -> Vector | None:
+        """The model that an invitation names, float32[d], from its snapshot or by its deltas; None where the deltas
+        start from a model that the devices here do not have. Raises DecodeError as ``snapshot``."""
+        if invite.base:
+            return self._following.find(invite)
+        model = self.snapshot(invite.model)
+        self._following.put(invite.round, invite.model, model)
+        return model

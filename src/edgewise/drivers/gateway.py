@@ -39,7 +39,7 @@ class LocalGateway:
             return
         self._invite, self._admitted, self._batch = invite, set(), None
         self._helper = None
-        self._refusal, _ = refused(self._plan, invite, answered=-1)
+        self._refusal, _ = refused(self._plan, invite, answered=None)
         if not self._refusal and (invite.round < self._round or invite.round <= self._opened):
             self._refusal = "E-SECAGG-ORDER"
         if self._refusal:

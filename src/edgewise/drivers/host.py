@@ -1,11 +1,7 @@
-"""A host runs devices: it feeds frames to the pure device machine, trains where the machine asks, and keeps its memory.
+"""A host does a simulation's jobs: it gives frames to its devices (``drivers.devices``), trains one alone, measures.
 
-One class for the single-process simulator and for worker processes. A device's codec memory is a file
-(``drivers.memory``), replaced before the device's frame leaves; data and models stay with the trainer.
-
-A trainer is foreign code: whatever it raises costs the device its part in the round, never the run. The server is told
-the code and, of errors that are not edgewise's own, the name of the type; the traceback stays here, in the log
-``edgewise``. Only a run directory that cannot be written ends the run.
+One class for the single-process simulator and for worker processes. Only a run directory that cannot be written ends
+the run; whatever else goes wrong is one device's loss.
 """
 
 from __future__ import annotations
@@ -14,34 +10,29 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
-from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, StoreError
-from edgewise.core.training import FitRequest, HeldOut
+from edgewise.core.errors import EdgewiseError, RecipeError, StoreError
+from edgewise.core.training import FitRequest
 from edgewise.drivers import arithmetic, jobs, speed
-from edgewise.drivers.following import Following
+from edgewise.drivers.device_store import SimulatedDevices, out_of_step
+from edgewise.drivers.devices import Devices, guarded, in_steps
+from edgewise.drivers.following import Downloads
 from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
-from edgewise.drivers.memory import Memories
 from edgewise.drivers.records import noise_steps, records, without_noise
-from edgewise.engine import device as machine
-from edgewise.engine import invitation
-from edgewise.engine.broadcast import STALE
-from edgewise.engine.ports import Trainer, Trust
+from edgewise.engine.device import Failed, remembers
+from edgewise.engine.ports import DeviceStore, Trainer
 from edgewise.plan.catalogue import Catalogue, make, with_extensions
 from edgewise.plan.compile import Plan, compile
 from edgewise.plan.recipe import Recipe
 from edgewise.strategies.base import Strategy
 
 LOG = logging.getLogger("edgewise")
-T = TypeVar("T")
 
 
 def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Catalogue) -> Trainer:
@@ -73,26 +64,24 @@ def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Cat
     return zeroth_order.wrapped(trainer, strategy.directions, keys.root(recipe.seed))
 
 
-def in_steps(trainer: Trainer, plan: Plan, device: str, rule: frame.LocalRule) -> frame.LocalRule:
-    """The rule as ``Trainer.fit`` takes it: passes over the device's records made into steps."""
-    if not rule.epochs:
-        return rule
-    return rule.counted(records(trainer, device), plan.recipe.training.batch)
+def simulated_devices(plan: Plan, job: jobs.Setup) -> SimulatedDevices:
+    """Where a simulation's devices keep their states."""
+    return SimulatedDevices(Path(job.memory_dir), plan.run, job.instance, remembers(plan))
 
 
 class Host:
     """Devices of one machine or process; answers one job at a time."""
 
-    def __init__(self) -> None:
-        self._blobs: dict[str, vector.Buffer] = {}
+    def __init__(self, store: Callable[[Plan, jobs.Setup], DeviceStore] = simulated_devices) -> None:
+        """``store``: where the devices keep their states."""
+        self._store = store
         self._recipe: Recipe
         self._setup_job: jobs.Setup
-        self._memories: Memories
         self._catalogue: Catalogue
         self._trainer: Trainer
         self._plan: Plan
-        self._following: Following
-        self._trust: Trust
+        self._downloads: Downloads
+        self._devices: Devices
         self._facts: dict[str, object]
         self._root: keys.Key
 
@@ -108,27 +97,17 @@ class Host:
             case jobs.Setup():
                 return self._setup(job)
             case jobs.Compile():
-                self._plan = compile(self._recipe, self._trainer.spec, len(self._trainer.devices()), self._catalogue)
-                self._following = Following(self._plan.downlink)
-                self._root = simulated_root(self._plan, self._facts)
-                self._trust = simulated_trust(self._root)
-                self._memories = Memories(Path(self._setup_job.memory_dir), self._plan.run, self._setup_job.instance)
-                noise_steps(self._plan, self._trainer)
+                self._compile()
                 return jobs.Ready(id=job.id)
             case jobs.Blob():
-                self._blobs = {d: b for d, b in self._blobs.items() if d in job.keep}
-                if vector.digest(job.data) != job.digest:
-                    LOG.warning("a blob is not the one that its name says: %.64r", job.digest)
-                    return None
-                self._blobs[job.digest] = job.data
-                self._following.take(job.digest, job.data)
+                self._downloads.put(job.digest, job.data, job.keep)
                 return None
             case jobs.Held():
-                model = vector.from_bytes(job.data, self._trainer.spec.dim)
-                self._following.put(job.round, vector.digest(job.data), model)
+                self._downloads.hold(job.round, vector.from_bytes(job.data, self._trainer.spec.dim))
                 return None
             case jobs.Handle():
-                return self._handle(job)
+                done = self._devices.answer(job.device, job.frame, job.elapsed_s, job.up_mbit)
+                return jobs.Handled(id=job.id, frame=done.frame, train_s=done.train_s, encode_s=done.encode_s)
             case jobs.Solo():
                 return self._solo(job)
             case jobs.Time():
@@ -161,113 +140,24 @@ class Host:
             },
         )
 
-    def _blob(self, digest: str) -> vector.Buffer:
-        if digest not in self._blobs:
-            raise DecodeError("E-BLOB", f"blob {digest[:12]} was never published here.")
-        return self._blobs[digest]
-
-    def _params(self, digest: str) -> vector.Vector:
-        return vector.from_bytes(self._blob(digest), self._trainer.spec.dim)
-
-    def _invited(self, job: jobs.Handle, invite: frame.Invite) -> machine.Invited | machine.Unready:
-        """The invitation with what it names: the model by its snapshot or by the deltas, the last release's support.
-        Nothing is looked up for an invitation that will be refused."""
-        code, reason = invitation.refused(self._plan, invite, job.answered)
-        if reason:
-            return machine.Unready(invite, code, reason)
-        try:
-            return self._ready(job.device, invite)
-        except DecodeError as e:
-            return machine.Unready(invite, e.code, e.what)
-
-    def _ready(self, device: str, invite: frame.Invite) -> machine.Invited | machine.Unready:
-        params = self._following.find(invite) if invite.base else self._params(invite.model)
-        if params is None:
-            return machine.Unready(invite, STALE, "the deltas start from a model that this device no longer has")
-        if not invite.base:
-            self._following.put(invite.round, invite.model, params)
-        support, dim = None, self._trainer.spec.dim
-        if most := self._plan.at(invite.round).encoded.support:
-            support = np.zeros(0, np.int64)
-            if invite.support:
-                support = pack.unpack_support(self._blob(invite.support), most, dim)
-        secrets = simulated_secrets(self._plan, self._root, device, invite.round, invite.nonce)
-        return machine.Invited(invite, params, secrets, support)
-
-    def _handle(self, job: jobs.Handle) -> jobs.Result:
-        message = frame.from_server(job.frame, self._plan.frame_limit_bytes)
-        if isinstance(message, frame.Step):
-            return self._letter(job, message)
-        if isinstance(message, frame.Probe):
-            told = frame.dump(self._measure(job.device, message))
-            return jobs.Handled(id=job.id, device=job.device, frame=told, answered=job.answered)
-        known = self._recall(job)
-        state = machine.restore_session(job.session, known)
-        state, effects = machine.step(self._plan, state, self._invited(job, message))
-        if any(isinstance(effect, machine.Remember) for effect in effects):  # it would begin anew with empty memory
-            raise self._memories.out_of_step(known, message.accepted)
-        train_s = encode_s = 0.0
-        for effect in effects:
-            if isinstance(effect, machine.Train):
-                began = time.perf_counter()
-                event = [self._trained(job, effect.request)]
-                trained = time.perf_counter()
-                # The machine gets the only reference, so that the update is gone before the frame is made.
-                state, effects = machine.step(self._plan, state, event.pop(), self._trust)
-                train_s, encode_s = trained - began, time.perf_counter() - trained
-        return self._handled(job, state, effects, train_s, encode_s)
-
-    def _trained(self, job: jobs.Handle, request: FitRequest) -> machine.Trained | machine.Failed:
-        request = replace(request, rule=in_steps(self._trainer, self._plan, job.device, request.rule))
-        update = _guarded(job.device, partial(self._trainer.fit, request))
-        return update if isinstance(update, machine.Failed) else machine.Trained(update, job.elapsed_s, job.up_mbit)
-
-    def _letter(self, job: jobs.Handle, message: frame.Step) -> jobs.Result:
-        began = time.perf_counter()
-        state = machine.restore_session(job.session, self._recall(job))
-        state, effects = machine.step(self._plan, state, machine.Letter(message), self._trust)
-        return self._handled(job, state, effects, 0.0, time.perf_counter() - began)
-
-    def _handled(
-        self,
-        job: jobs.Handle,
-        state: machine.State,
-        effects: Sequence[machine.Effect],
-        train_s: float,
-        encode_s: float,
-    ) -> jobs.Handled:
-        answered = job.answered
-        for effect in effects:
-            if isinstance(effect, machine.Remember):
-                if machine.remembers(self._plan):
-                    self._memories.save(effect.state)
-                answered = effect.state.answered
-        return jobs.Handled(
-            id=job.id,
-            device=job.device,
-            frame=next((effect.frame for effect in effects if isinstance(effect, machine.Send)), b""),
-            session=machine.save_session(state),
-            answered=answered,
-            train_s=train_s,
-            encode_s=encode_s,
+    def _compile(self) -> None:
+        plan = compile(self._recipe, self._trainer.spec, len(self._trainer.devices()), self._catalogue)
+        self._plan, self._root = plan, simulated_root(plan, self._facts)
+        self._downloads = Downloads(plan.spec.dim, plan.downlink)
+        self._devices = Devices(
+            plan=plan,
+            trainer=self._trainer,
+            store=self._store(plan, self._setup_job),
+            downloads=self._downloads,
+            trust=simulated_trust(self._root),
+            secrets=partial(simulated_secrets, plan, self._root),
+            out_of_step=partial(out_of_step, Path(self._setup_job.memory_dir)),
         )
-
-    def _measure(self, device: str, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
-        run, number = probe.run, probe.round
-        held: HeldOut | machine.Failed
-        if run != self._plan.run or not -1 <= number < self._plan.rounds:
-            held = machine.Failed("E-FRAME", "the probe is for another run, or for a round that this one does not have")
-        else:
-            held = _guarded(device, lambda: self._trainer.evaluate(device, self._params(probe.model)))
-        if isinstance(held, machine.Failed):
-            return frame.Refusal(
-                run=run, round=number, device=device, code=held.code, reason=frame.legible(held.reason)
-            )
-        return frame.Measurement(run=run, round=number, device=device, nll=held.nll, tokens=held.tokens)
+        noise_steps(plan, self._trainer)
 
     def _solo(self, job: jobs.Solo) -> jobs.Result:
-        done = _guarded(job.device, partial(self._train_alone, job))
-        if isinstance(done, machine.Failed):
+        done = guarded(job.device, partial(self._train_alone, job))
+        if isinstance(done, Failed):
             return jobs.Broken(id=job.id, code=done.code, what=done.reason, fix="")
         return done
 
@@ -275,8 +165,8 @@ class Host:
         """A device has one sample: its randomness is the same for all models."""
         params = vector.from_bytes(job.params, self._trainer.spec.dim)
         key = keys.derive(keys.root(self._recipe.seed), "sample", job.device)
-        done = _guarded(job.device, lambda: self._trainer.sample(job.device, params, key))  # type: ignore[attr-defined]
-        if isinstance(done, machine.Failed):
+        done = guarded(job.device, lambda: self._trainer.sample(job.device, params, key))  # type: ignore[attr-defined]
+        if isinstance(done, Failed):
             return jobs.Broken(id=job.id, code=done.code, what=done.reason, fix="")
         prompt, actual, text = done
         return jobs.Continued(id=job.id, prompt=prompt, actual=actual, text=text)
@@ -311,24 +201,3 @@ class Host:
         except Exception:  # boundary: a trainer is foreign code
             LOG.warning("the speed of a step cannot be measured", exc_info=True)
             return jobs.Timed(id=job.id)
-
-    def _recall(self, job: jobs.Handle) -> machine.Idle:
-        """A device's codec memory from the disk. Which rounds it has answered it knows from memory only: simulated
-        devices begin with their run, so that a run which goes on plays a round that was cut off again."""
-        kept = self._memories.load(job.device) if machine.remembers(self._plan) else None
-        return replace(kept or machine.join(self._plan, job.device), answered=job.answered)
-
-
-def _guarded(device: str, work: Callable[[], T]) -> T | machine.Failed:
-    """What the trainer gives, or why it failed. Raises StoreError only."""
-    try:
-        return work()
-    except StoreError:
-        raise
-    except EdgewiseError as e:
-        if e.__cause__ is not None:
-            LOG.warning("device %.60r: %s", device, e.code, exc_info=e)
-        return machine.Failed(e.code, e.what)
-    except Exception as e:  # boundary: a trainer may raise anything, and its message may quote the device's text
-        LOG.warning("device %.60r: local training failed", device, exc_info=e)
-        return machine.Failed("E-TRAIN", type(e).__name__)

@@ -56,14 +56,11 @@ class Held(_Base, frozen=True, tag="held"):
 
 
 class Handle(_Base, frozen=True, tag="handle"):
-    """Give a server's frame to a device and return what it answers. ``session``: what the device kept in memory since
-    its last answer in this round; ``answered`` as in ``engine.device.Idle``. ``elapsed_s``, ``up_mbit``: what the
-    device will have measured in the simulated world when it has trained (``engine.device.Trained``)."""
+    """Give a server's frame to a device and return what it answers. ``elapsed_s``, ``up_mbit``: what the device will
+    have measured in the simulated world when it has trained (``engine.device.Trained``)."""
 
     device: str
     frame: bytes
-    session: bytes = b""
-    answered: int = -1
     elapsed_s: float = 0.0
     up_mbit: float = inf
 
@@ -112,13 +109,9 @@ class Described(_Base, frozen=True, tag="described"):
 
 
 class Handled(_Base, frozen=True, tag="handled"):
-    """Answer to Handle: the device's frame (empty: it says nothing), what it keeps in memory until the next one, the
-    round of its last update that leaves once, and where its time went."""
+    """Answer to Handle: the device's frame (None: it says nothing), and where its time went."""
 
-    device: str
-    frame: bytes
-    session: bytes = b""
-    answered: int = -1
+    frame: bytes | None
     train_s: float = 0.0
     encode_s: float = 0.0
 

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError
+from edgewise.drivers.device_store import SESSIONS
 from edgewise.drivers.files import FOLDER, TEMPORARY, discard, for_owner
 from edgewise.drivers.tables import SCHEMA_VERSION
 
@@ -63,6 +64,7 @@ def memory_dir(devices: Path, goes_on: bool) -> Path:
     """The folder for device memory of this opening: ``devices/EPOCH-RANDOM``, with an epoch above all that are there.
 
     Where a run ``goes_on``, the newest folder gets the new name, so that whoever knows the old one finds nothing there.
+    The sessions of simulated devices ended with the simulation that was stopped, so they are removed from it.
     Otherwise the folder is made when a run begins (``empty``). Raises StoreError(E-DISK).
     """
     try:
@@ -70,6 +72,8 @@ def memory_dir(devices: Path, goes_on: bool) -> Path:
         path = devices / f"{there[-1][0] + 1 if there else 1:06d}-{secrets.token_hex(4)}"
         if goes_on and there:
             os.rename(there[-1][1], path)
+            with suppress(FileNotFoundError):
+                shutil.rmtree(path / SESSIONS)
         elif goes_on:
             path.mkdir(FOLDER)
     except OSError as e:
@@ -95,12 +99,15 @@ def empty(out: Path, memory: Path) -> None:
 
 
 def clean(out: Path, next_round: int) -> None:
-    """Remove what a killed process left behind, by the names that edgewise gives. The caller holds the lock, so nobody
-    is writing."""
+    """Remove what a killed process left behind, by the names that edgewise gives, and the sessions of devices.
+
+    The caller holds the lock, so nobody is writing.
+    """
     left = [path for number, path in journals(out) if number < max(0, next_round)]
     for pattern in (".*.tmp", "blobs/.*.tmp", "devices/*/.*.tmp"):
         left += (path for path in out.glob(pattern) if TEMPORARY.fullmatch(path.name))
     left += (path for path in out.glob("cache/*/.*") if _CACHING.fullmatch(path.name))
+    left += out.glob(f"devices/*/{SESSIONS}/*")
     for path in left:
         discard(path)
 

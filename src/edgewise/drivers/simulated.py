@@ -129,8 +129,6 @@ class SimulatedCohort:
         self._under_way = 0
         self._results: dict[int, jobs.Handled] = {}
         self._sizes: dict[str, int] = {}  # of the blobs that are available
-        self._sessions: dict[DeviceId, bytes] = {}  # the devices' own memory of a round's secure aggregation
-        self._answered: dict[DeviceId, int] = {}  # and of the last round whose update left once
         self._steps: Counter[DeviceId] = Counter()
         self._records: dict[DeviceId, int] = {}  # that devices train on, where the recipe counts passes
         self._now_s = 0.0
@@ -208,26 +206,29 @@ class SimulatedCohort:
 
     def receive(self, timeout_s: float) -> Arrived | Lost | None:
         """See Cohort."""
-        if not self._expected or self._expected[0].at_s > self._now_s + timeout_s:
-            self._now_s += timeout_s if timeout_s != float("inf") else 0.0
-            return None
-        self._dispatch()
-        item = heapq.heappop(self._expected)
-        self._now_s = max(self._now_s, item.at_s)
-        if item.fate.lost:
-            return Lost(item.device, DROPPED, item.at_s)
-        while item.order not in self._results:
+        until_s = self._now_s + timeout_s
+        while self._expected and self._expected[0].at_s <= until_s:
+            self._dispatch()
+            item = heapq.heappop(self._expected)
+            self._now_s = max(self._now_s, item.at_s)
+            if item.fate.lost:
+                return Lost(item.device, DROPPED, item.at_s)
+            done = self._handled(item.order)
+            if done.frame is not None:
+                return Arrived(item.device, done.frame, item.at_s, done.train_s, done.encode_s)
+        self._now_s = until_s if timeout_s != inf else self._now_s
+        return None
+
+    def _handled(self, order: int) -> jobs.Handled:
+        while order not in self._results:
             self._take()
             self._dispatch()
-        done = self._results.pop(item.order)
-        return Arrived(item.device, done.frame, item.at_s, done.train_s, done.encode_s)
+        return self._results.pop(order)
 
     def _take(self) -> None:
         (result,) = checked([self._executor.result()])
         assert isinstance(result, jobs.Handled)
         self._results[result.id] = result
-        self._sessions[result.device] = result.session
-        self._answered[result.device] = result.answered
         self._under_way -= 1
 
     def _submit(self, item: _Expected) -> None:
@@ -237,8 +238,6 @@ class SimulatedCohort:
                 id=item.order,
                 device=item.device,
                 frame=item.frame,
-                session=self._sessions.get(item.device, b""),
-                answered=self._answered.get(item.device, -1),
                 elapsed_s=item.fate.elapsed_s,
                 up_mbit=item.fate.up_mbit,
             )
@@ -259,5 +258,4 @@ class SimulatedCohort:
         self._unsent.clear()
         self._under_way = 0
         self._results.clear()
-        self._sessions = {device: raw for device, raw in self._sessions.items() if device in keep}
         self._steps = Counter({device: n for device, n in self._steps.items() if device in keep})

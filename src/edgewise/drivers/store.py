@@ -45,19 +45,10 @@ from edgewise.core.foreign import foreign
 from edgewise.core.training import DeviceId
 from edgewise.drivers import charges, folder, opening, standings, witness
 from edgewise.drivers.blobs import Blobs
+from edgewise.drivers.device_store import RESTORE
 from edgewise.drivers.files import FOLDER, lock, sync_folder
 from edgewise.drivers.journal import FileJournal
-from edgewise.drivers.memory import RESTORE
-from edgewise.drivers.tables import (
-    DELTAS,
-    EVENTS,
-    MEASURES,
-    META,
-    MODELS,
-    RUNS,
-    SCHEMA_VERSION,
-    VECTORS,
-)
+from edgewise.drivers.tables import DELTAS, EVENTS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
 from edgewise.drivers.witness import Witness
 from edgewise.engine.ports import Change, Checkpoint, Delta, Downlink, Standing
 from edgewise.privacy import ledger

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from edgewise.core.errors import StoreError
+from edgewise.drivers.device_store import RESTORE
 from edgewise.drivers.files import write_durably
-from edgewise.drivers.memory import RESTORE
 
 NAME = "witness.json"
 

@@ -14,7 +14,7 @@ def main() -> None:
     """Serve jobs until the pipe closes. Anything printed by libraries goes to standard error, never into the stream.
 
     An orphan ends with its job: ``--resume`` may have started another worker for the same device. What the orphan
-    still writes is kept from that one's folder (``drivers.memory``).
+    still writes is kept from that one's folder (``drivers.device_store``).
     """
     stream_in, stream_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -1,7 +1,7 @@
 """The device as a pure machine: an invitation becomes a training request, a trained update becomes a frame.
 
     Idle ──Invited──► Training ──Trained──► Idle (with pending codec memory)
-      │                   ├─────Trained───► Hiding, where masks hide the update ──Letter──► ... ──Letter──► Idle
+      │                   ├─────Trained───► InSecAgg, where masks hide the update ──Letter──► ... ──Letter──► Idle
       │                   └─────Failed────► Idle (memory as before), a Refusal is sent
       └────Unready──► Idle; an invitation that is refused changes nothing in any state, a Refusal is sent
 
@@ -28,76 +28,28 @@ from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError
 from edgewise.core.frame import Invite
-from edgewise.core.outline import outline
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.stage import Memory
 from edgewise.core.training import DeviceId, FitRequest, Update
 from edgewise.core.vector import Array, Vector, finite
 from edgewise.engine import invitation
 from edgewise.engine.broadcast import STALE
-from edgewise.engine.device_memory import Idle as Idle
-from edgewise.engine.device_memory import join as join
-from edgewise.engine.device_memory import remembers as remembers
-from edgewise.engine.device_memory import restore as restore
-from edgewise.engine.device_memory import save as save
-from edgewise.engine.device_memory import settled as settled
+from edgewise.engine.device_state import After as After
+from edgewise.engine.device_state import Idle as Idle
+from edgewise.engine.device_state import InSecAgg as InSecAgg
+from edgewise.engine.device_state import Kept as Kept
+from edgewise.engine.device_state import State as State
+from edgewise.engine.device_state import Training as Training
+from edgewise.engine.device_state import Unsent as Unsent
+from edgewise.engine.device_state import join as join
+from edgewise.engine.device_state import remembers as remembers
+from edgewise.engine.device_state import settled as settled
 from edgewise.engine.ports import Trust
 from edgewise.plan.compile import Plan
 from edgewise.secagg import client, messages, two_server
 from edgewise.secagg.merge import residues
 
 OUT_OF_STEP = "this device's codec memory is not of the round that the server names; it goes on with empty memory"
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """Waiting for the trainer. ``base`` is the codec memory that the contribution will start from, that after
-    ``base_round``; ``support`` as in ``Turn``, ``answered`` as in ``Idle``."""
-
-    device: DeviceId
-    invite: Invite
-    base: Memory = field(repr=False)
-    secrets: keys.Secrets = field(repr=False)
-    support: Array | None = field(default=None, repr=False)
-    answered: int = -1
-    base_round: int = -1
-
-    @property
-    def idle(self) -> Idle:
-        """The device without what was under way."""
-        return Idle(self.device, self.base, answered=self.answered, committed_round=self.base_round)
-
-
-class Unsent(msgspec.Struct, frozen=True):
-    """An update that is encoded when the device's group and its rung are known. ``invite``: a frame. ``x``: float32[d],
-    little-endian. ``private``: ``Secrets.encoding``. ``best``: number of the rung that the device asked for."""
-
-    invite: bytes
-    x: bytes
-    private: bytes
-    head: dict[str, float]
-    count: float
-    best: int
-
-    __repr__ = outline
-
-
-@dataclass(frozen=True, slots=True)
-class Hiding:
-    """In the round's secure aggregation: ``client`` is its machine's state, ``idle`` what holds after it. ``rung``: of
-    the device's group, -1 where the codec is fixed. ``unsent``: until the group is known."""
-
-    round: int
-    client: client.State = field(repr=False)
-    idle: Idle = field(repr=False)
-    rung: int = -1
-    unsent: Unsent | None = None
-
-    @property
-    def device(self) -> DeviceId:
-        """Whose state it is."""
-        return self.idle.device
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +118,15 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
-class Remember:
-    """Please store the machine's memory before the frame leaves."""
+class Save:
+    """Please keep this state (``ports.DeviceStore``) before a frame leaves. No other state needs to be kept: a device
+    that goes on from the last one saved sends nothing that it would not have sent."""
 
-    state: Idle
+    state: Kept
 
 
-State = Idle | Training | Hiding
 Event = Invited | Unready | Trained | Failed | Letter
-Effect = Train | Send | Remember
+Effect = Train | Send | Save
 
 
 def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> tuple[State, tuple[Effect, ...]]:
@@ -212,11 +164,11 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         plan.hides is None or plan.hides.servers == 2
     ):  # else when the masked update leaves
         idle = replace(idle, answered=invite.round)
-    remember = (Remember(idle),) if remembers(plan) or idle.answered == invite.round else ()
+    save = (Save(idle),) if remembers(plan) or idle.answered == invite.round else ()
     if plan.hides is None:
         packed = pack.pack(payload, pipe.encoded)
         del payload
-        return idle, (*remember, Send(frame.dump(_contribution(state, packed))))
+        return idle, (*save, Send(frame.dump(_contribution(state, packed))))
     if trust is None:
         raise ValueError("hiding a contribution needs to know who is enrolled")
     secagg, sid = plan.secagg(invite.round), plan.session(invite)
@@ -225,10 +177,11 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if plan.hides.servers == 2:
         servers, session = (trust.leader, trust.helper), secrets.session
         report = two_server.split(secagg, sid, me, secret, *servers, body, head, session)
-        return idle, (*remember, Send(frame.dump(_contribution(state, report))))
+        return idle, (*save, Send(frame.dump(_contribution(state, report))))
     hiding, first = client.start(secagg, sid, me, secret, body, head, secrets.session)
     sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first)
-    return Hiding(invite.round, hiding, idle), (*remember, Send(frame.dump(sent)))
+    masking = InSecAgg(invite.round, hiding, idle)
+    return masking, (Save(masking), Send(frame.dump(sent)))
 
 
 def _encoded(plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.Turn) -> tuple[Payload, Idle]:
@@ -237,7 +190,7 @@ def _encoded(plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.
     Raises EdgewiseError where the update cannot be encoded. With differential privacy zeros then take its place, as of
     a device that remembers nothing, and the memory stays: whether a device is in a sum must not depend on its text.
     """
-    base = idle.committed
+    base = idle.committed.memory
     try:
         payload, after = pipe.encode(update.x, update.head, update.count, plan.mine(base, turn.round), turn)
     except EdgewiseError:
@@ -245,8 +198,8 @@ def _encoded(plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.
             raise
         nothing = _nothing(plan)
         payload, _ = pipe.encode(nothing.x, nothing.head, nothing.count, pipe.init(), turn)
-        return payload, replace(idle, pending=base, pending_round=turn.round)
-    return payload, replace(idle, pending=plan.kept(base, turn.round, after), pending_round=turn.round)
+        return payload, replace(idle, pending=After(turn.round, base))
+    return payload, replace(idle, pending=After(turn.round, plan.kept(base, turn.round, after)))
 
 
 def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
@@ -267,10 +220,11 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
     secagg, secret = plan.secagg(invite.round, best), trust.identity(me)
     hiding, first = client.advertise(secagg, plan.session(invite), me, secret, secrets.session)
     sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first, rung=best)
-    return Hiding(invite.round, hiding, state.idle, unsent=unsent), (Send(frame.dump(sent)),)
+    asking = InSecAgg(invite.round, hiding, state.idle, unsent=unsent)
+    return asking, (Save(asking), Send(frame.dump(sent)))
 
 
-def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hiding, tuple[Effect, ...]]:
+def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int) -> InSecAgg:
     """The session with the update encoded by the rung of the device's group: its own best one, or a smaller.
 
     Raises EdgewiseError: E-RUNG for another one, E-STALE where codec memory got lost since the invitation, or whatever
@@ -281,14 +235,14 @@ def _grouped(plan: Plan, state: Hiding, unsent: Unsent, rung: int) -> tuple[Hidi
     invite, pipe = frame.from_server(unsent.invite, len(unsent.invite)), plan.at(state.round, rung)
     assert isinstance(invite, Invite)
     assert isinstance(state.client, client.Advertised)
-    idle = settled(plan, state.idle, invite.accepted)  # the disk's may be older
+    idle = settled(plan, state.idle, _round(invite.accepted))  # a store may have kept the memory of before
     if idle is None:
         raise DecodeError(STALE, OUT_OF_STEP)
     turn = keys.Turn(state.round, invite.public, unsent.private, clip=invite.clip, device=state.idle.device)
     update = Update(vector.from_bytes(unsent.x, plan.spec.dim), unsent.head, unsent.count)
     payload, idle = _encoded(plan, pipe, idle, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
-    return Hiding(state.round, ready, idle, rung), (Remember(idle),) if remembers(plan) else ()
+    return InSecAgg(state.round, ready, idle, rung)
 
 
 def _nothing(plan: Plan) -> Update:
@@ -297,28 +251,26 @@ def _nothing(plan: Plan) -> Update:
 
 def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
     """A message to a session that this device is not in, or no longer, is not answered."""
-    if not isinstance(state, Hiding) or trust is None:
+    if not isinstance(state, InSecAgg) or trust is None:
         return state, ()
     me = state.client.device
     if (message.run, message.round, message.device) != (plan.run, state.round, me):
         return state, ()
-    remember: tuple[Effect, ...] = ()
     sent = frame.Step(run=message.run, round=message.round, device=me, body=b"")
     if state.unsent is not None:
         try:
-            state, remember = _grouped(plan, state, state.unsent, message.rung)
+            state = _grouped(plan, state, state.unsent, message.rung)
         except EdgewiseError as e:
-            over = messages.dump(messages.Abort(code=e.code))
-            return state.idle, (Send(frame.dump(msgspec.structs.replace(sent, body=over))),)
+            abort = messages.dump(messages.Abort(code=e.code))
+            return state.idle, (Save(state.idle), Send(frame.dump(msgspec.structs.replace(sent, body=abort))))
     secagg = plan.secagg(state.round, state.rung)
     after, answer = client.step(secagg, state.client, message.body, trust.registry)
-    if isinstance(after, client.Waiting) and state.idle.answered < state.round:  # the masked update leaves
-        state = replace(state, idle=replace(state.idle, answered=state.round))
-        remember = (Remember(state.idle),)
-    effects = (*remember, Send(frame.dump(msgspec.structs.replace(sent, body=answer))))
-    if isinstance(after, client.Finished | client.Aborted):
-        return state.idle, effects
-    return replace(state, client=after), effects
+    idle, answered = state.idle, state.idle.answered
+    if isinstance(after, client.Waiting) and (answered is None or answered < state.round):  # the masked update leaves
+        idle = replace(idle, answered=state.round)
+    over = isinstance(after, client.Finished | client.Aborted)
+    kept: Kept = idle if over else replace(state, client=after, idle=idle)
+    return kept, (Save(kept), Send(frame.dump(msgspec.structs.replace(sent, body=answer))))
 
 
 def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Effect, ...]]:
@@ -330,15 +282,20 @@ def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Eff
         code, reason = invitation.unfit(plan, invite, event.params, event.support)
     if reason:
         return state, (Send(_refusal(device, invite, code, reason)),)
-    held = settled(plan, before, invite.accepted)
+    accepted = _round(invite.accepted)
+    held = settled(plan, before, accepted)
     if held is None:
-        empty = replace(join(plan, device), answered=before.answered, committed_round=invite.accepted)
-        return empty, (Remember(empty), Send(_refusal(device, invite, STALE, OUT_OF_STEP)))
-    memory, answered, base_round = held.committed, held.answered, held.committed_round
-    training = Training(device, invite, memory, event.secrets, event.support, answered, base_round)
+        empty = Idle(device, After(accepted, join(plan, device).committed.memory), answered=before.answered)
+        return empty, (Save(empty), Send(_refusal(device, invite, STALE, OUT_OF_STEP)))
+    training = Training(device, invite, held.committed, event.secrets, event.support, held.answered)
     key, rule = plan.batch_key(device, invite.round), plan.rule(invite.round)
     request = FitRequest(device, invite.round, event.params, rule, key, event.secrets.training)
-    return training, (Train(request),)
+    left = () if state is before else (Save(before),)  # a session that the device leaves is not gone on with
+    return training, (Train(request), *left)
+
+
+def _round(number: int) -> int | None:
+    return None if number < 0 else number
 
 
 def _contribution(state: Training, payload: bytes | bytearray) -> frame.Contribution:
@@ -350,31 +307,3 @@ def _refusal(device: DeviceId, invite: Invite, code: str, reason: str) -> bytes:
     return frame.dump(
         frame.Refusal(run=invite.run, round=invite.round, device=device, code=code, reason=frame.legible(reason))
     )
-
-
-class _Session(msgspec.Struct, frozen=True):
-    round: int
-    client: bytes
-    rung: int
-    unsent: Unsent | None
-
-    __repr__ = outline
-
-
-_sessions = msgspec.msgpack.Encoder()
-_kept = msgspec.msgpack.Decoder(_Session)
-
-
-def save_session(state: State) -> bytes:
-    """What a device keeps in memory between two messages of a round, secrets and all; never for a disk."""
-    if not isinstance(state, Hiding):
-        return b""
-    return _sessions.encode(_Session(state.round, client.save(state.client), state.rung, state.unsent))
-
-
-def restore_session(raw: bytes, idle: Idle) -> State:
-    """Inverse of ``save_session``, with what the device has on its disk."""
-    if not raw:
-        return idle
-    kept = _kept.decode(raw)
-    return Hiding(kept.round, client.restore(kept.client), idle, kept.rung, kept.unsent)

@@ -23,18 +23,18 @@ _CLIPS = 1e-6  # relative: and by less in a clip after many rounds
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
-def refused(plan: Plan, invite: Invite, answered: int) -> tuple[str, str]:
+def refused(plan: Plan, invite: Invite, answered: int | None) -> tuple[str, str]:
     """Code and reason of a refusal; without a reason the device takes part, if ``unfit`` agrees.
 
-    ``answered``: the last round for which an update of the device has left; -1 for none. It counts where an update
-    leaves once (``Promise.leaves_once``).
+    ``answered``: the last round for which an update of the device has left; None: there is none. It counts where an
+    update leaves once (``Promise.leaves_once``).
     Guarantees: no value of any field raises.
     """
     if reason := _foreign(plan, invite) or _malformed(plan, invite):
         return "E-INVITE", reason
     # Noise is counted for a number of rounds, of which a device is in one of as many as there are cohorts in turn.
-    first = answered + (plan.sampling.groups if plan.spend is not None else 1)
-    if plan.promise.leaves_once and answered >= 0 and invite.round < first:
+    apart = plan.sampling.groups if plan.spend is not None else 1
+    if plan.promise.leaves_once and answered is not None and invite.round < (first := answered + apart):
         return "E-SECAGG-ORDER", f"this device's update of round {answered} has left, the next may in round {first}"
     return "", ""
 

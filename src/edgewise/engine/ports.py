@@ -17,6 +17,7 @@ from edgewise.core.stage import HEAD as HEAD
 from edgewise.core.stage import Memory
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Buffer, Spec, Vector
+from edgewise.engine.device_state import Kept
 from edgewise.privacy.ledger import Charge
 from edgewise.secagg.secrets import Hidden
 from edgewise.strategies.base import State
@@ -320,6 +321,22 @@ class Evaluator(Protocol):
 
     def evaluate(self, model: str, round: int, params: Vector) -> Evaluated:
         """Held-out losses of ``params`` (float32[d]), the model of this name after a round (-1: the base)."""
+        ...
+
+
+class DeviceStore(Protocol):
+    """Where devices keep their states between two frames: codec memory, the last round answered, and the device's side
+    of a secure aggregation under way."""
+
+    def load(self, device: DeviceId) -> Kept | None:
+        """The state saved last; None for a device that has saved none. Raises StoreError for a damaged one."""
+        ...
+
+    def save(self, device: DeviceId, state: Kept) -> None:
+        """Replace a device's state, whole or not at all. Call it before the frame leaves that goes with the state.
+
+        Raises StoreError where the state cannot be kept: the frame must not leave then.
+        """
         ...
 
 

@@ -135,7 +135,7 @@ _decoder: msgspec.msgpack.Decoder[State] = msgspec.msgpack.Decoder(State)
 
 
 def save(state: State) -> bytes:
-    """The state as bytes, secrets and all: for the memory of a simulator, never for a disk."""
+    """The state as bytes, secrets and all: for a store that its owner alone can read."""
     return _encoder.encode(state)
 
 

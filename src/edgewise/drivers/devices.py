@@ -1,0 +1,177 @@
+"""The devices of one process: each takes a frame of the server, trains where its machine asks for it, and answers.
+
+For a simulation's host and for a real device alike; what they differ in is what they are given. Data and models stay
+with the trainer, states with the store (``engine.ports.DeviceStore``), which has them before a frame leaves.
+
+A trainer is foreign code: whatever it raises costs the device its part in the round, never the run. The server is told
+the code and, of errors that are not edgewise's own, the name of the type; the traceback stays here, in the log
+``edgewise``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from math import inf
+from typing import TypeVar
+
+import numpy as np
+
+from edgewise.codecs import pack
+from edgewise.core import frame
+from edgewise.core.errors import DecodeError, EdgewiseError, StoreError
+from edgewise.core.keys import Secrets
+from edgewise.core.training import DeviceId, FitRequest, HeldOut
+from edgewise.drivers.following import Downloads
+from edgewise.drivers.records import records
+from edgewise.engine import device as machine
+from edgewise.engine import invitation
+from edgewise.engine.broadcast import STALE
+from edgewise.engine.ports import DeviceStore, Trainer, Trust
+from edgewise.plan.compile import Plan
+
+LOG = logging.getLogger("edgewise")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A device's frame, None where it says nothing, and where its time went."""
+
+    frame: bytes | None = field(repr=False)
+    train_s: float = 0.0
+    encode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What devices need to answer.
+
+    Attributes:
+        downloads: the blobs that the server has published, and the models that they make.
+        secrets: (device, round, nonce of the invitation) -> the device's own randomness for this attempt.
+        out_of_step: (device, round that the server names) -> the error to raise for a device whose codec memory is not
+            of that round. None: it refuses the round with E-STALE and goes on with empty memory, as a real device does.
+    """
+
+    plan: Plan
+    trainer: Trainer
+    store: DeviceStore
+    downloads: Downloads
+    trust: Trust
+    secrets: Callable[[DeviceId, int, bytes], Secrets]
+    out_of_step: Callable[[machine.Idle, int | None], StoreError] | None = None
+
+    def answer(self, device: DeviceId, raw: bytes, elapsed_s: float = 0.0, up_mbit: float = inf) -> Answer:
+        """A device's answer to a frame; what must be kept of its state is in the store when this returns.
+
+        Args:
+            elapsed_s, up_mbit: as in ``engine.device.Trained``.
+        Raises:
+            DecodeError for a frame that no server sends. StoreError where a state cannot be read or kept.
+        """
+        message = frame.from_server(raw, self.plan.frame_limit_bytes)
+        if isinstance(message, frame.Probe):
+            return Answer(frame.dump(self._measured(device, message)))
+        known = self.store.load(device) or machine.join(self.plan, device)
+        if isinstance(message, frame.Step):
+            began = time.perf_counter()
+            _, effects = machine.step(self.plan, known, machine.Letter(message), self.trust)
+            return self._sent(device, effects, encode_began_s=began)
+        state, effects = machine.step(self.plan, known, self._invited(known, message))
+        request = next((effect.request for effect in effects if isinstance(effect, machine.Train)), None)
+        if request is None:
+            if self.out_of_step and any(isinstance(effect, machine.Save) for effect in effects):
+                idle = known if isinstance(known, machine.Idle) else known.idle
+                raise self.out_of_step(idle, message.accepted if message.accepted >= 0 else None)
+            return self._sent(device, effects)
+        self._kept(device, effects)
+        began = time.perf_counter()
+        # The machine gets the only reference, so that the update is gone before the frame is made.
+        event = [self._trained(device, request, elapsed_s, up_mbit)]
+        trained = time.perf_counter()
+        _, effects = machine.step(self.plan, state, event.pop(), self.trust)
+        return self._sent(device, effects, train_s=trained - began, encode_began_s=trained)
+
+    def _kept(self, device: DeviceId, effects: Sequence[machine.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, machine.Save):
+                self.store.save(device, effect.state)
+
+    def _sent(
+        self,
+        device: DeviceId,
+        effects: Sequence[machine.Effect],
+        train_s: float = 0.0,
+        encode_began_s: float | None = None,
+    ) -> Answer:
+        encode_s = 0.0 if encode_began_s is None else time.perf_counter() - encode_began_s
+        self._kept(device, effects)
+        raw = next((effect.frame for effect in effects if isinstance(effect, machine.Send)), None)
+        return Answer(raw, train_s, encode_s)
+
+    def _invited(self, state: machine.Kept, invite: frame.Invite) -> machine.Invited | machine.Unready:
+        """The invitation with what it names: the model by its snapshot or by the deltas, the last release's support.
+        Nothing is looked up for an invitation that will be refused."""
+        idle = state if isinstance(state, machine.Idle) else state.idle
+        code, reason = invitation.refused(self.plan, invite, idle.answered)
+        if reason:
+            return machine.Unready(invite, code, reason)
+        try:
+            params = self.downloads.model(invite)
+            if params is None:
+                return machine.Unready(invite, STALE, "the deltas start from a model that this device no longer has")
+            support = None
+            if most := self.plan.at(invite.round).encoded.support:
+                support = np.zeros(0, np.int64)
+                if invite.support:
+                    support = pack.unpack_support(self.downloads.blob(invite.support), most, self.plan.spec.dim)
+        except DecodeError as e:
+            return machine.Unready(invite, e.code, e.what)
+        secrets = self.secrets(state.device, invite.round, invite.nonce)
+        return machine.Invited(invite, params, secrets, support)
+
+    def _trained(
+        self, device: DeviceId, request: FitRequest, elapsed_s: float, up_mbit: float
+    ) -> machine.Trained | machine.Failed:
+        request = replace(request, rule=in_steps(self.trainer, self.plan, device, request.rule))
+        update = guarded(device, partial(self.trainer.fit, request))
+        return update if isinstance(update, machine.Failed) else machine.Trained(update, elapsed_s, up_mbit)
+
+    def _measured(self, device: DeviceId, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
+        run, number = probe.run, probe.round
+        held: HeldOut | machine.Failed
+        if run != self.plan.run or not -1 <= number < self.plan.rounds:
+            held = machine.Failed("E-FRAME", "the probe is for another run, or for a round that this one does not have")
+        else:
+            held = guarded(device, lambda: self.trainer.evaluate(device, self.downloads.snapshot(probe.model)))
+        if isinstance(held, machine.Failed):
+            return frame.Refusal(
+                run=run, round=number, device=device, code=held.code, reason=frame.legible(held.reason)
+            )
+        return frame.Measurement(run=run, round=number, device=device, nll=held.nll, tokens=held.tokens)
+
+
+def in_steps(trainer: Trainer, plan: Plan, device: DeviceId, rule: frame.LocalRule) -> frame.LocalRule:
+    """The rule as ``Trainer.fit`` takes it: passes over the device's records made into steps."""
+    if not rule.epochs:
+        return rule
+    return rule.counted(records(trainer, device), plan.recipe.training.batch)
+
+
+def guarded(device: DeviceId, work: Callable[[], T]) -> T | machine.Failed:
+    """What the trainer gives, or why it failed. Raises StoreError only."""
+    try:
+        return work()
+    except StoreError:
+        raise
+    except EdgewiseError as e:
+        if e.__cause__ is not None:
+            LOG.warning("device %.60r: %s", device, e.code, exc_info=e)
+        return machine.Failed(e.code, e.what)
+    except Exception as e:  # boundary: a trainer may raise anything, and its message may quote the device's text
+        LOG.warning("device %.60r: local training failed", device, exc_info=e)
+        return machine.Failed("E-TRAIN", type(e).__name__)

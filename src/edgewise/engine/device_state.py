@@ -1,0 +1,191 @@
+"""The states of a device (``engine.device``), and the two parts in which a ``DeviceStore`` keeps them.
+
+memory     named arrays: codec memory after the last contributions, and of which rounds it is
+session    bytes: the last round answered, and the device's side of a secure aggregation under way, secrets and all
+
+state == resumed(idle_of(state.device, memory_of(state)), session_of(state))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+
+from edgewise.core import keys
+from edgewise.core.frame import Invite
+from edgewise.core.outline import outline
+from edgewise.core.pipeline import Pipeline
+from edgewise.core.stage import Memory
+from edgewise.core.training import DeviceId
+from edgewise.core.vector import Array
+from edgewise.plan.compile import Plan
+from edgewise.secagg import client
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """Codec memory after the device's contribution to ``round``; None: before its first one."""
+
+    round: int | None
+    memory: Memory = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Between rounds.
+
+    Attributes:
+        committed: the memory after the last contribution that the server is known to have used.
+        pending: the memory that holds if the server used the newest contribution; None: there is no newer one.
+        answered: the last round to which an update of this device has left, where each may leave once only
+            (``engine.invitation.once``); None: there is no such round.
+    """
+
+    device: DeviceId
+    committed: After
+    pending: After | None = None
+    answered: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Waiting for the trainer. ``base``: the memory that the contribution will start from. ``support`` as in ``Turn``,
+    ``answered`` as in ``Idle``. No store keeps this state: a device that is restarted here was never invited."""
+
+    device: DeviceId
+    invite: Invite
+    base: After
+    secrets: keys.Secrets = field(repr=False)
+    support: Array | None = field(default=None, repr=False)
+    answered: int | None = None
+
+    @property
+    def idle(self) -> Idle:
+        """The device without what was under way."""
+        return Idle(self.device, self.base, answered=self.answered)
+
+
+class Unsent(msgspec.Struct, frozen=True):
+    """An update that is encoded when the device's group and its rung are known. ``invite``: a frame. ``x``: float32[d],
+    little-endian. ``private``: ``Secrets.encoding``. ``best``: number of the rung that the device asked for."""
+
+    invite: bytes
+    x: bytes
+    private: bytes
+    head: dict[str, float]
+    count: float
+    best: int
+
+    __repr__ = outline
+
+
+@dataclass(frozen=True, slots=True)
+class InSecAgg:
+    """In the round's secure aggregation: ``client`` is its machine's state, ``idle`` what holds after it. ``rung``: of
+    the device's group, -1 where the codec is fixed. ``unsent``: until the group is known."""
+
+    round: int
+    client: client.State = field(repr=False)
+    idle: Idle = field(repr=False)
+    rung: int = -1
+    unsent: Unsent | None = None
+
+    @property
+    def device(self) -> DeviceId:
+        """Whose state it is."""
+        return self.idle.device
+
+
+State = Idle | Training | InSecAgg
+Kept = Idle | InSecAgg  # what stores keep
+
+
+def join(plan: Plan, device: DeviceId) -> Idle:
+    """The state of a device that has never taken part."""
+    return Idle(device, After(None, plan.each(Pipeline.init)))
+
+
+def remembers(plan: Plan) -> bool:
+    """Whether devices keep codec memory between rounds."""
+    return any(pipe.encoded.memory for pipe in (*plan.pipelines, *plan.ways))
+
+
+def settled(plan: Plan, state: Idle, accepted: int | None) -> Idle | None:
+    """The device with the one codec memory that holds when the server last used its contribution to round ``accepted``
+    (None: to no round yet); None where the device has the memory of another round only."""
+    if state.pending is not None and accepted == state.pending.round:
+        return Idle(state.device, state.pending, answered=state.answered)
+    if accepted == state.committed.round or not remembers(plan):
+        return Idle(state.device, After(accepted, state.committed.memory), answered=state.answered)
+    return None
+
+
+class _Session(msgspec.Struct, frozen=True):
+    round: int
+    client: bytes
+    rung: int
+    unsent: Unsent | None
+
+    __repr__ = outline
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    answered: int | None
+    session: _Session | None
+
+    __repr__ = outline
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Kept)
+
+
+def memory_of(state: Kept) -> dict[str, Array]:
+    """Codec memory as named arrays, for a file: ``committed/NAME`` and ``pending/NAME``, and ``committed_round`` and
+    ``pending_round``, int64[0] where there is no such round, else int64[1]."""
+    idle = state if isinstance(state, Idle) else state.idle
+    arrays: dict[str, Array] = {}
+    for name, held in (("committed", idle.committed), ("pending", idle.pending)):
+        if held is not None:
+            rounds = [] if held.round is None else [held.round]
+            arrays[f"{name}_round"] = np.array(rounds, np.int64)
+            arrays.update({f"{name}/{k}": v for k, v in held.memory.items()})
+    return arrays
+
+
+def session_of(state: Kept) -> bytes:
+    """The rest of a state. It holds the session's secret keys: a file of it is for its owner only."""
+    idle = state if isinstance(state, Idle) else state.idle
+    session = None
+    if isinstance(state, InSecAgg):
+        session = _Session(state.round, client.save(state.client), state.rung, state.unsent)
+    return _encoder.encode(_Kept(idle.answered, session))
+
+
+def idle_of(device: DeviceId, memory: Mapping[str, Array]) -> Idle:
+    """The device with this memory, and nothing else. Raises KeyError for arrays that ``memory_of`` does not make."""
+    committed = _after(memory, "committed")
+    if committed is None:
+        raise KeyError("committed_round")
+    return Idle(device, committed, _after(memory, "pending"))
+
+
+def resumed(idle: Idle, session: bytes) -> Kept:
+    """The device with the rest of its state. Raises msgspec.DecodeError for bytes that ``session_of`` does not make."""
+    kept = _decoder.decode(session)
+    idle = replace(idle, answered=kept.answered)
+    if kept.session is None:
+        return idle
+    s = kept.session
+    return InSecAgg(s.round, client.restore(s.client), idle, s.rung, s.unsent)
+
+
+def _after(arrays: Mapping[str, Array], name: str) -> After | None:
+    if (rounds := arrays.get(f"{name}_round")) is None:
+        return None
+    prefix = f"{name}/"
+    memory = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+    return After(int(rounds[0]) if rounds.size else None, memory)

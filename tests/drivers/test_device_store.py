@@ -1,0 +1,238 @@
+"""Where devices keep their states: the same models from every store, and a device that is restarted goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from invited import invitation
+from played import play
+from toy import ToyTrainer
+from toy_recipe import make_recipe
+
+from edgewise.apps import simulate
+from edgewise.core import frame, vector
+from edgewise.core.errors import StoreError
+from edgewise.core.training import FitRequest, Update
+from edgewise.drivers import device_store, files
+from edgewise.drivers.device_store import FileDevices, SimulatedDevices
+from edgewise.drivers.devices import Devices
+from edgewise.drivers.executor import Inproc
+from edgewise.drivers.following import Downloads
+from edgewise.drivers.host import Host
+from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
+from edgewise.drivers.store import RunStore
+from edgewise.engine.device_state import After, Idle, InSecAgg
+from edgewise.engine.ports import DeviceStore
+from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.compile import compile
+from edgewise.secagg import client, server
+
+GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
+MASKED = {
+    "privacy": "hidden", "metrics": "none", "merge": {"kind": "secure_sum"}, "stage": [{"kind": "feedback"}, *GRID],
+    "data.devices": 5, "round.minimum": 0.6, "round.rounds": 2, "compare.local_only": False,
+    "compare.centralised": False,
+}  # fmt: skip
+VISIBLE = {"round.rounds": 3, "compare.local_only": False, "compare.centralised": False}
+IDLE = Idle("d", After(3, {"1.residual": np.arange(5, dtype=np.uint16)}), After(4, {"1.residual": np.ones(5)}), 4)
+
+
+@pytest.mark.parametrize("settings", [VISIBLE, MASKED], ids=["visible", "masked"])
+def test_a_federation_gives_the_same_models_on_both_stores(tmp_path, monkeypatch, settings):
+    simulated, _, _ = play(tmp_path / "a", settings)
+    real = Host(lambda plan, job: FileDevices(Path(job.memory_dir), plan.run))
+    monkeypatch.setattr(simulate, "Inproc", lambda: Inproc(real))
+    on_files, _, _ = play(tmp_path / "b", settings)
+    assert on_files == simulated
+    assert not list(tmp_path.glob("*/devices/*/sessions/*")), "sessions end with their simulation"
+
+
+class Round:
+    """Rounds of masks whose devices are made anew, from their files, whenever ``restarts`` says so."""
+
+    def __init__(self, folder: Path, restarts: Callable[[], bool] = lambda: True) -> None:
+        folder.mkdir()
+        recipe = make_recipe(MASKED)
+        self.folder, self.restarts, self.trainer = folder, restarts, ToyTrainer(recipe)
+        self.names, self.model = self.trainer.devices(), self.trainer.initial()
+        self.plan = compile(recipe, self.trainer.spec, len(self.names), with_extensions(["toy"]))
+        root = simulated_root(self.plan, {})
+        self.trust, self.secrets = simulated_trust(root), partial(simulated_secrets, self.plan, root)
+        self.seen: set[str] = set()
+        self.devices = self.made()
+
+    def made(self) -> Devices:
+        downloads = Downloads(self.plan.spec.dim, self.plan.downlink)
+        downloads.put(vector.digest(vector.to_bytes(self.model)), vector.to_bytes(self.model))
+        store = FileDevices(self.folder, self.plan.run)
+        return Devices(self.plan, self.trainer, store, downloads, self.trust, self.secrets)
+
+    def answer(self, device: str, message: frame.Message) -> frame.Message:
+        if self.restarts():
+            self.devices = self.made()
+        state = self.devices.store.load(device)
+        self.seen.add(type(state.client if isinstance(state, InSecAgg) else state).__name__)
+        raw = self.devices.answer(device, frame.dump(message)).frame
+        assert raw is not None
+        return frame.load(raw)
+
+    def invite(self, number: int) -> frame.Invite:
+        return invitation(self.plan, number, self.model, accepted=number - 1, nonce=bytes([number]) * 32)
+
+    def play(self, number: int) -> server.Released:
+        message, mail = self.invite(number), list[tuple[str, bytes]]()
+        session = server.Session(self.plan.secagg(number), self.plan.session(message), self.trust.registry)
+        state: server.State = server.start(session)
+
+        def feed(event: server.Event) -> None:
+            nonlocal state
+            state, effects = server.step(state, event)
+            mail.extend((e.device, e.raw) for e in effects if isinstance(e, server.Send))
+
+        for device in self.names:
+            feed(server.Received(device, self.answer(device, message).body))  # type: ignore[union-attr]
+        feed(server.Close())
+        while mail:
+            device, body = mail.pop(0)
+            step = frame.Step(run=self.plan.run, round=number, device=device, body=body)
+            feed(server.Received(device, self.answer(device, step).body))  # type: ignore[union-attr]
+        assert isinstance(state, server.Released)
+        return state
+
+
+def test_a_device_that_is_restarted_before_every_frame_goes_on(tmp_path):
+    calm, restarted = Round(tmp_path / "calm", lambda: False), Round(tmp_path / "restarted")
+    for number in range(2):
+        one, two = calm.play(number), restarted.play(number)
+        np.testing.assert_array_equal(one.body, two.body)
+        assert one.survivors == two.survivors == tuple(calm.names)
+    assert restarted.seen == {"NoneType", "Idle", "Advertised", "Sharing", "Waiting", "Signed"}
+
+
+def test_a_device_that_is_killed_while_it_trains_is_asked_again(tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def fit(self: ToyTrainer, request: FitRequest) -> Update:
+        raise Killed
+
+    calm, killed = Round(tmp_path / "calm"), Round(tmp_path / "killed")
+    for number in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(ToyTrainer, "fit", fit)
+            with pytest.raises(Killed):
+                killed.answer("d00001", killed.invite(number))
+        np.testing.assert_array_equal(calm.play(number).body, killed.play(number).body)
+
+
+def test_a_device_whose_frame_was_lost_sends_the_same_bytes_again(tmp_path):
+    masked = Round(tmp_path / "devices")
+    first = masked.answer("d00002", masked.invite(0))
+    assert masked.answer("d00002", masked.invite(0)) == first
+
+
+def test_a_session_that_a_device_left_is_gone_from_its_store(tmp_path, monkeypatch):
+    """It took another invitation, and was killed while it trained."""
+    masked = Round(tmp_path / "devices")
+    masked.answer("d00002", masked.invite(0))
+    monkeypatch.setattr(ToyTrainer, "fit", lambda self, request: 1 / 0)
+    masked.answer("d00002", masked.invite(0))
+    assert isinstance(masked.devices.store.load("d00002"), Idle)
+
+
+def stores(folder: Path) -> list[DeviceStore]:
+    return [FileDevices(folder, "run"), SimulatedDevices(folder, "run", "i", remembers=True)]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_store_gives_back_what_it_was_given(tmp_path, which):
+    state = InSecAgg(5, client.Finished(device="d"), IDLE)
+    for saved in (IDLE, state, Idle("d", IDLE.committed)):
+        stores(tmp_path)[which].save("d", saved)
+        loaded = stores(tmp_path)[which].load("d")
+        assert repr(loaded) == repr(saved)
+        idle = loaded.idle if isinstance(loaded, InSecAgg) else loaded
+        np.testing.assert_array_equal(idle.committed.memory["1.residual"], np.arange(5))
+    assert stores(tmp_path)[which].load("other") is None
+
+
+def flipped(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) * 3 // 4] ^= 1
+    path.write_bytes(raw)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "empty": lambda path: path.write_bytes(b""),
+    "a bit is flipped": flipped,
+    "of another device": lambda path: os.replace(path, path.with_name(device_store._path(path.parent, "e").name)),
+}
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_file_is_refused_by_name(tmp_path, which, how):
+    stores(tmp_path)[which].save("d", IDLE)
+    (path,) = tmp_path.glob("*.safetensors")
+    DAMAGES[how](path)
+    with pytest.raises(StoreError, match=r"E-CHECKPOINT: the codec memory of device [de] "):
+        stores(tmp_path)[which].load("e" if how == "of another device" else "d")
+
+
+def test_a_state_of_another_run_is_refused(tmp_path):
+    FileDevices(tmp_path, "run").save("d", IDLE)
+    with pytest.raises(StoreError, match=r"E-CHECKPOINT.*another run"):
+        FileDevices(tmp_path, "another").load("d")
+
+
+def test_a_real_devices_state_is_on_the_disk_when_save_returns(tmp_path, monkeypatch):
+    """The file before its name, and the name before anything else; or the state of before."""
+    done, sync, move = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("sync"), sync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("name"), move(a, b)))
+    FileDevices(tmp_path, "run").save("d", IDLE)
+    assert done == (["sync", "name", "sync"] if os.name != "nt" else ["sync", "name"])
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match="E-DISK"):
+        FileDevices(tmp_path, "run").save("d", Idle("d", IDLE.committed))
+    loaded = FileDevices(tmp_path, "run").load("d")
+    assert isinstance(loaded, Idle)
+    assert loaded.pending is not None
+    assert [p.stat().st_mode & 0o777 for p in tmp_path.iterdir()] == ([0o600] if os.name != "nt" else [0o666])
+
+
+def test_simulated_devices_forget_their_sessions_with_the_simulation(tmp_path):
+    with RunStore(tmp_path) as store:
+        store.create("r", "toy", {}, {})
+        SimulatedDevices(store.memory_dir, "r", store.instance, True).save(
+            "d", InSecAgg(5, client.Finished(device="d"), IDLE)
+        )
+    with RunStore(tmp_path) as store:
+        loaded = SimulatedDevices(store.memory_dir, "r", store.instance, True).load("d")
+    assert isinstance(loaded, Idle)
+    assert (loaded.answered, loaded.committed.round) == (None, 3)
+
+
+def test_a_simulation_writes_codec_memory_when_it_changes_and_not_with_every_message(tmp_path, monkeypatch):
+    written, real = [], files.write_durably
+    monkeypatch.setattr(files, "write_durably", lambda path, *a, **k: (written.append(path), real(path, *a, **k)))
+    devices = SimulatedDevices(tmp_path, "run", "i", remembers=True)
+    devices.save("d", IDLE)
+    for number in range(3):
+        loaded = devices.load("d")
+        assert loaded is not None
+        idle = loaded if isinstance(loaded, Idle) else loaded.idle
+        devices.save("d", InSecAgg(number, client.Finished(device="d"), idle))
+    assert len(written) == 1
+    SimulatedDevices(tmp_path, "run", "i", remembers=False).save("e", Idle("e", After(None, {}), answered=1))
+    assert len(written) == 1
