@@ -55,3 +55,33 @@ def test_the_pure_layers_derive_nothing_secret_from_the_seed() -> None:
         if seeded(name, node)
     }
     assert found == PUBLIC.keys()
+
+
+RANDOMNESS = ("entropy", "secret", "secrets", "private", "sampling_key", "identity")
+
+
+def defaults() -> Iterator[tuple[str, str]]:
+    """Every name of an argument or a field that has a default, and where it stands; a default of None is none."""
+    for path in files():
+        where = path.relative_to(SRC).as_posix()
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.arguments):
+                plain = [*node.posonlyargs, *node.args]
+                pairs = [*zip(reversed(plain), reversed(node.defaults), strict=False)]
+                pairs += [(a, d) for a, d in zip(node.kwonlyargs, node.kw_defaults, strict=True) if d is not None]
+                yield from ((a.arg, where) for a, d in pairs if ast.unparse(d) != "None")
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+                value = node.value
+                if isinstance(value, ast.Call):  # field(default=..., repr=False)
+                    given = [k.value for k in value.keywords if k.arg in ("default", "default_factory")]
+                    if not given:
+                        continue
+                    value = given[0]
+                if ast.unparse(value) != "None":
+                    yield node.target.id, where
+
+
+def test_randomness_has_no_default() -> None:
+    """Whoever forgets it gets an error, and not the numbers that everybody else has who forgot it."""
+    found = {(name, where) for name, where in defaults() if name in RANDOMNESS}
+    assert not {name for name, _ in found}, found

@@ -264,7 +264,7 @@ def test_what_holds_secrets_is_for_its_owner_only(tmp_path, open_umask):
 def test_a_report_is_for_whom_the_umask_says(tmp_path, open_umask):
     write_durably(tmp_path / "report.html", b"page")
     assert modes(tmp_path) == {"report.html": 0o666}
-    write_durably(tmp_path / "report.html", b"page", private=True)
+    write_durably(tmp_path / "report.html", b"page", owner_only=True)
     assert modes(tmp_path) == {"report.html": 0o600}
 
 

@@ -223,7 +223,7 @@ def write_devices(store: RunStore, summary: Mapping[str, Any], out: Path) -> Non
     rows = _finite(_devices(store.events(), measures, run["facts"]))
     told = {key: run["facts"].get(key) for key in ("fingerprint", "reading")}
     owners = {"per_device": rows, **told, "not_covered": OUTSIDE}
-    write_durably(out / "devices.json", _json(owners), private=True)
+    write_durably(out / "devices.json", _json(owners), owner_only=True)
 
 
 def _json(plain: Mapping[str, Any]) -> bytes:

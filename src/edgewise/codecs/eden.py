@@ -11,7 +11,7 @@ from edgewise.codecs.kernels import compiled
 from edgewise.codecs.rotate import SHORTEST, edges
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
-from edgewise.core.keys import Turn, derive, word
+from edgewise.core.keys import Turn, word
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Memory, Stage
@@ -157,7 +157,7 @@ def eden(bits: int) -> Stage:
         ends = edges(x.size, space.rotated)
         levels, scale, most = np.empty(x.size, np.int8), np.zeros(ends.size - 1), np.zeros(ends.size - 1)
         _encode(x, ends, centroids, levels, scale, most)
-        seed = np.uint64(word(derive(turn.private, "quantize", turn.round)))
+        seed = np.uint64(word(turn.own("quantize", turn.round)))
         step = np.minimum(scales.rounded_randomly(scale, seed), scales.rounded_down(most))
         slots = -(-x.size // space.rotated)
         return payload.but(body=levels, scales=np.append(step, step[-1:].repeat(slots - step.size))), memory

@@ -12,7 +12,7 @@ from edgewise.codecs import residual as residuals
 from edgewise.codecs.ef21 import ef21
 from edgewise.codecs.inner import Inner, stands_for_all
 from edgewise.core.errors import RecipeError
-from edgewise.core.keys import Turn, derive
+from edgewise.core.keys import Turn
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
@@ -104,7 +104,7 @@ def feedback(
         if message.rung >= 0 and stands_for_all(space, nest.spaces(space)[-1].rungs[message.rung]):
             after |= residuals.start(kind, space.dim)
         else:
-            after |= residuals.store(kind, space.dim, left, derive(turn.private, "residual", turn.round))
+            after |= residuals.store(kind, space.dim, left, turn.own("residual", turn.round))
         after["last"] = np.full(1, turn.round, np.int64)
         return message, after
 

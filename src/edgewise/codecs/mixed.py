@@ -16,7 +16,7 @@ from edgewise.codecs.quantize import block_growth
 from edgewise.codecs.scales import SLACK, of_blocks
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
-from edgewise.core.keys import Turn, derive, word
+from edgewise.core.keys import Turn, word
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space
@@ -80,7 +80,7 @@ def mixed(
             if width:
                 top = 2 ** (width - 1) - 1
                 inverse = np.divide(top, scales[i], out=np.zeros(scales[i].size), where=scales[i] > 0, dtype=np.float64)
-                seed = np.uint64(word(derive(turn.private, "mixed", turn.round, i)))
+                seed = np.uint64(word(turn.own("mixed", turn.round, i)))
                 kernels.round_levels(x[a:b], inverse, BLOCK, top, seed, body[a:b])
         kept = [s for s, width in zip(scales, widths, strict=True) if width]
         sent = np.concatenate([np.zeros(0, np.float32), *kept])

@@ -17,7 +17,7 @@ from edgewise.codecs.eden import eden
 from edgewise.codecs.scales import SLACK, of_blocks, rounds
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
-from edgewise.core.keys import Turn, derive, word
+from edgewise.core.keys import Turn, word
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space
@@ -168,7 +168,7 @@ def even(bits: int, shared: bool, block: int) -> Stage:
 
     def rounded(x: NDArray[np.float32], inverse: NDArray[np.float64], block: int, turn: Turn) -> NDArray[Any]:
         body: NDArray[Any] = np.empty(x.size, np.int8 if top <= 127 else np.int32)
-        seed = np.uint64(word(derive(turn.private, "quantize", turn.round)))
+        seed = np.uint64(word(turn.own("quantize", turn.round)))
         if bits == 1:
             kernels.flip_coins(x, inverse, block, seed, body)
         else:
@@ -184,7 +184,7 @@ def even(bits: int, shared: bool, block: int) -> Stage:
             inverse = np.divide(1.0, scales, out=np.zeros(scales.size), where=scales > 0, dtype=np.float64)
             return payload.but(body=rounded(x, inverse, block, turn), scales=scales), memory
         body = np.empty(x.size, np.int8)
-        seed = np.uint64(word(derive(turn.private, "quantize", turn.round)))
+        seed = np.uint64(word(turn.own("quantize", turn.round)))
         return payload.but(scales=kernels.round_blocks(x, block, top, seed, body), body=body), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:

@@ -105,7 +105,7 @@ class Turn:
 
     Attributes:
         public: announced by the server, equal on all devices of the round (shared supports, rotations, grids).
-        private: never leaves the device (stochastic rounding); empty on the server.
+        private: never leaves the device (noise, stochastic rounding); None on the server.
         support: announced likewise: int64[], increasing positions of the largest coordinates of the last release, for
             stages whose ``Space.support`` asks for them; empty before the first release.
         clip: announced likewise: the round's clip, model units, where it follows the updates; 0 = not.
@@ -116,9 +116,15 @@ class Turn:
 
     round: int
     public: Key
-    private: Key = field(default=b"", repr=False)
+    private: Key | None = field(default=None, repr=False)
     support: NDArray[np.int64] | None = field(default=None, repr=False)
     budget_bytes: float = inf
     clip: float = 0.0
     device: str = ""
     before: tuple[str, ...] = ()
+
+    def own(self, *labels: str | int | bytes) -> Key:
+        """A key that this device alone has, for one purpose (``derive``). Raises ValueError on the server."""
+        if self.private is None:
+            raise ValueError("this turn has no private key: only a device that encodes has one")
+        return derive(self.private, *labels)

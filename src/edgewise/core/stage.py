@@ -115,7 +115,7 @@ def placed(turn: Turn, stages: Sequence[Stage], at: int) -> Turn:
     again = kinds.count(stages[at].kind)
     if not again:
         return replace(turn, before=kinds)
-    private = derive(turn.private, "again", again) if turn.private else b""  # the server has none
+    private = None if turn.private is None else turn.own("again", again)
     return replace(turn, before=kinds, public=derive(turn.public, "again", again), private=private)
 
 

@@ -27,7 +27,7 @@ class Blobs:
         digest = vector.digest(raw)
         path = self._folder / digest
         if not _holds(path, raw):
-            write_durably(path, raw, private=True)
+            write_durably(path, raw, owner_only=True)
         return digest
 
     def sync(self) -> None:

@@ -72,9 +72,9 @@ class SimulatedDevices:
     """The states of the devices of one run directory, for all worker processes of a simulation.
 
     Codec memory is replaced on the disk before a frame leaves, so a run that is killed goes on with it. Sessions and
-    the rounds answered are what these devices have in memory: they are shared by files that nobody waits for, and
-    ``drivers.opening`` removes them when the run directory is opened again. A round that was cut off is then played
-    from its start, by devices that have not answered it.
+    the rounds answered are what these devices have in memory: worker processes share them by files that nobody waits
+    for, and ``drivers.opening`` removes them when the run directory is opened again. Devices are then brought back to a
+    round that was cut off by what they had been sent (``SimulatedCohort.resume``), as if they had not answered it.
     """
 
     def __init__(self, folder: Path, run: str, instance: str, remembers: bool) -> None:
@@ -155,7 +155,7 @@ def _write(path: Path, arrays: Mapping[str, Array], of: Sequence[str]) -> None:
     whole = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     whole["of"] = np.frombuffer(json.dumps(list(of)).encode(), np.uint8)
     whole["digest"] = np.frombuffer(_digest(whole), np.uint8)
-    files.write_durably(path, save(whole), private=True)
+    files.write_durably(path, save(whole), owner_only=True)
 
 
 def _read(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str, Array] | None:

@@ -21,25 +21,25 @@ def for_owner(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def write_durably(path: Path, raw: Buffer, private: bool = False) -> None:
+def write_durably(path: Path, raw: Buffer, owner_only: bool = False) -> None:
     """Write a file so that after a crash it is there whole, or as it was before. Raises StoreError(E-DISK).
 
-    ``private``: for its owner only (``for_owner``); else as the umask has it. The bytes are on the disk when this
+    ``owner_only``: for its owner only (``for_owner``); else as the umask has it. The bytes are on the disk when this
     returns; its name is there for all processes, and survives a power cut once ``sync_folder`` was called.
     """
-    _replace(path, raw, private, durable=True)
+    _replace(path, raw, owner_only, durable=True)
 
 
 def replace(path: Path, raw: Buffer) -> None:
     """Write a file for its owner only, whole or not at all for all processes. It survives the end of this one, and not
     a power cut. Raises StoreError(E-DISK)."""
-    _replace(path, raw, private=True, durable=False)
+    _replace(path, raw, owner_only=True, durable=False)
 
 
-def _replace(path: Path, raw: Buffer, private: bool, durable: bool) -> None:
+def _replace(path: Path, raw: Buffer, owner_only: bool, durable: bool) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb", opener=for_owner if private else None) as f:
+        with open(temporary, "wb", opener=for_owner if owner_only else None) as f:
             f.write(raw)
             if durable:
                 f.flush()

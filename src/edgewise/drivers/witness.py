@@ -34,7 +34,7 @@ class Witness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def write(out: Path, witness: Witness) -> None:
     """Replace the witness of a run directory. Raises StoreError(E-DISK)."""
-    write_durably(out / NAME, msgspec.json.encode(witness), private=True)
+    write_durably(out / NAME, msgspec.json.encode(witness), owner_only=True)
 
 
 def check(out: Path, now: Witness, ledger: Sequence[str]) -> None:

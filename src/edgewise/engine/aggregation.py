@@ -17,6 +17,7 @@ from typing import Protocol
 from edgewise.codecs import pack
 from edgewise.core.errors import DecodeError
 from edgewise.core.frame import Contribution
+from edgewise.core.keys import Key
 from edgewise.core.stage import Sum
 from edgewise.core.training import DeviceId
 from edgewise.engine.ports import Helper, Trust
@@ -126,7 +127,7 @@ class MaskedAggregation:
         return ((FIXED, Sum(Groups(tuple(part.acc for _, part in sums)), len(closed.accepted))),)
 
 
-def aggregation(facts: RoundFacts, trust: Trust | None, secret: bytes, helper: Helper | None) -> Aggregation:
+def aggregation(facts: RoundFacts, trust: Trust | None, secret: Key | None, helper: Helper | None) -> Aggregation:
     """The aggregation of a round. ``secret``: with two servers the leader's HPKE key."""
     match facts.protocol:
         case None:
@@ -134,6 +135,6 @@ def aggregation(facts: RoundFacts, trust: Trust | None, secret: bytes, helper: H
         case Masks():
             return MaskedAggregation(facts)
         case TwoServers():
-            if trust is None or helper is None:
-                raise ValueError("shared_sum needs to know who is enrolled, and a helper")
+            if trust is None or helper is None or secret is None:
+                raise ValueError("shared_sum needs to know who is enrolled, a helper, and the leader's own secret")
             return TwoServerAggregation(facts, trust, secret, helper)

@@ -63,7 +63,7 @@ class Coordinator:
     entropy: Callable[[int], Key]
     sampling_key: Key = field(repr=False)
     trust: Trust | None = None
-    secret: bytes = field(default=b"", repr=False)
+    secret: Key | None = field(default=None, repr=False)
     helper: Helper | None = None
     evaluator: Evaluator | None = None
 

@@ -50,7 +50,7 @@ def fit(
     optimizer: Optimizer | None = None,
     dp: RecordDp | None = None,
     expected: float = 0.0,
-    secret: Key = b"",
+    secret: Key | None = None,
 ) -> Fitted:
     """``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state, on the segments that
     ``rule.segments`` names (all where it is empty).
@@ -67,17 +67,19 @@ def fit(
         optimizer: buffers to reuse between calls (zeroed first); made where None.
         dp: noise every step's gradient (``dp_sgd``); each micro-batch then is one record with its row number before it,
             there may be none in a step, and ``expected`` is their mean number.
-        secret: decides that noise, and dropout record by record. ValueError where it is missing.
+        secret: decides that noise, and dropout record by record; needed with ``dp``.
     Returns:
         The difference and the losses.
     Raises:
         TrainingError: E-NAN where a loss (without ``dp``) or the update is not finite (with the step), E-TRAIN where
-            the batches end too early.
+            the batches end too early. ValueError: ``dp`` without ``secret``.
     Guarantees:
         Same arguments, same number of torch threads: the same bits. Segments that are not named stay as they are to
         the bit, and neither count in ||g|| nor cost a gradient.
     Source: FedProx: Li et al. 2020, eq. 2 (gradient of mu/2 ||w - w_t||^2).
     """
+    if dp is not None and secret is None:
+        raise ValueError("noise on every step needs a secret of the device's own")
     optimizer = optimizer or Optimizer(training, flat)
     optimizer.reset(rule.segments)
     flat.write(params)
@@ -89,7 +91,7 @@ def fit(
     with seeded(key), flat.only(rule.segments):
         for micro in dealt(batches, rule.steps):
             flat.zero_grad()
-            if dp is not None:
+            if dp is not None and secret is not None:
                 step_key = derive(secret, "dp", len(seen))
                 seen.append(dp_sgd.gradient(model, loss, micro, flat, dp, expected, step_key))
             else:

@@ -181,7 +181,7 @@ class Plan:
             return 0.0, 0.0
         return reachable(self.recipe.dp.clip_l2, round)
 
-    def turn(self, round: int, private: keys.Key = b"", support: Array | None = None) -> keys.Turn:
+    def turn(self, round: int, private: keys.Key | None = None, support: Array | None = None) -> keys.Turn:
         """The codec's view of a round."""
         return keys.Turn(round, self.public(round), private, support)
 

@@ -29,7 +29,7 @@ from annotated_types import Ge, Gt, Le
 
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
-from edgewise.core.keys import Turn, derive
+from edgewise.core.keys import Turn
 from edgewise.core.part import part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space
@@ -226,8 +226,8 @@ def discrete_gaussian_noise(
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         found = sizing(space)
         y = payload.body.astype(np.float64) * found.scale
-        q = round_within(y, found.d2, derive(turn.private, "round", turn.round))
-        q += discrete_gaussian(found.s, q.size, derive(turn.private, "noise", turn.round))
+        q = round_within(y, found.d2, turn.own("round", turn.round))
+        q += discrete_gaussian(found.s, q.size, turn.own("noise", turn.round))
         half = 1 << (found.bits - 1)
         return payload.but(body=((q + half & (2 * half - 1)) - half).astype(np.int32)), memory
 

@@ -68,7 +68,7 @@ def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
         return grid.fit(name, z, space.l2, space.dim, space.l2)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        body = grid.hidden(payload.body, fitted(space), derive(turn.private, "local noise", turn.round))
+        body = grid.hidden(payload.body, fitted(space), turn.own("local noise", turn.round))
         return payload.but(body=body.astype(np.float32)), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:

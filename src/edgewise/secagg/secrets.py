@@ -21,7 +21,12 @@ def _info(label: str, *names: str) -> bytes:
 
 
 def fresh(entropy: bytes, sid: bytes, role: str, device: str) -> bytes:
-    """A device's 32 secret bytes for one purpose in one session: entropy that is used twice gives no key twice."""
+    """A device's 32 secret bytes for one purpose in one session: entropy that is used twice gives no key twice.
+
+    Raises ValueError for entropy that has not 32 bytes: without any, everybody could derive the same.
+    """
+    if len(entropy) != KEY_BYTES:
+        raise ValueError(f"entropy has {KEY_BYTES} bytes, this has {len(entropy)}")
     return derive(entropy, sid, _info("fresh", role, device))
 
 
