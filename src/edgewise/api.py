@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: where it lies and its summary (the content of ``summary.json``)."""
+    """A finished run: where it lies and its summary (the content of ``summary.json``).
+
+    It shows itself as its folder and the perplexities, since a notebook prints the last value of a cell.
+    """
 
     run_dir: Path
     summary: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        found = {model: q["weighted_mean"] for model, q in self.summary["perplexity"].items() if q}
+        return f"Result({str(self.run_dir)!r}, perplexity={found})"
 
 
 def simulate(
@@ -44,6 +51,8 @@ def simulate(
     from edgewise.apps.extensions import importable
     from edgewise.apps.runs import place, read
     from edgewise.apps.simulate import run
+    from edgewise.plan.catalogue import with_extensions
+    from edgewise.plan.loading import examine
     from edgewise.plan.recipe import from_plain
 
     recipe_dir = Path()
@@ -53,6 +62,7 @@ def simulate(
     else:
         recipe = from_plain(dict(recipe)) if isinstance(recipe, Mapping) else recipe
         parts = importable(extensions, recipe_dir)
+        examine(recipe, with_extensions(parts))
     path = Path(out) if out is not None else place(recipe)
     run(recipe, out=path, recipe_dir=recipe_dir, resume=resume, extensions=parts, sinks=sinks)
     return Result(path, json.loads((path / "summary.json").read_text(encoding="utf-8")))

@@ -204,13 +204,15 @@ def _claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
     if not resume:
         state = "a finished" if known["finished"] else "an unfinished"
         raise StoreError(
-            "E-RUN-EXISTS", f"{store.out} holds {state} run of this recipe.", "add --resume, or choose another --out."
+            "E-RUN-EXISTS",
+            f"{store.out} holds {state} run of this recipe.",
+            "add --resume (in Python resume=True), or choose another --out (out=...).",
         )
     return known
 
 
 def _nothing(out: Path) -> StoreError:
-    return StoreError("E-RESUME", f"there is no run in {out}.", "leave out --resume.")
+    return StoreError("E-RESUME", f"there is no run in {out}.", "leave out --resume (resume=True).")
 
 
 def _same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:

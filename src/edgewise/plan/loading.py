@@ -23,14 +23,20 @@ def load(path: str | Path, overrides: dict[str, Any] | None, catalogue: Catalogu
     """
     text = recipe.read(path)
     found = recipe.parse(text, str(path), overrides)
-    origin = findings.Origin(str(path), text, tuple(overrides or ()))
+    examine(found, catalogue, findings.Origin(str(path), text, tuple(overrides or ())))
+    return found
+
+
+def examine(found: Recipe, catalogue: Catalogue, origin: findings.Origin | None = None) -> None:
+    """Look up each part of a recipe. Raises RecipeError as ``catalogue.look_up``, with the place in ``origin``."""
     for place, where, parts, table in _tables(found, catalogue):
         try:
             look_up(parts, where, table)
         except RecipeError as e:
+            if origin is None:
+                raise
             keys = [(*place, name) for name in (*_NAMED.findall(e.what), "kind")]
             raise RecipeError(e.code, f"{findings.at(origin, place, keys)}: {e.what}", e.fix) from None
-    return found
 
 
 def _tables(
