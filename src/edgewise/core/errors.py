@@ -11,6 +11,7 @@
     ├── BudgetError          the next round would exceed the privacy budget
     ├── AuditError           an audit measured more than is claimed
     ├── StoreError           the run directory cannot be used: exists, corrupt, full
+    ├── TransportError       a request cannot be made, or is refused by the other side
     └── Interrupted          the person pressed Ctrl-C; everything up to here is saved
 
 An error says what was asked, what is needed, and what to do; ``code`` is stable and has an entry in ``docs/errors.md``.
@@ -107,6 +108,28 @@ REGISTRY: dict[str, Entry] = {
     "E-WORKER": Entry("a worker process ended unexpectedly", 1),
     "E-EXPORT": Entry("the model cannot be exported that way", 2),
     "E-DEPENDENCY": Entry("an optional dependency is not installed", 2),
+    "E-IDENTITY": Entry("a key, certificate or identity file cannot be used", 2),
+    "E-TOKEN": Entry("an enrolment token cannot be used", 4),
+    "E-CONNECT": Entry("the server cannot be reached", 5),
+    "E-SERVER-KEY": Entry("the server is not the one that the enrolment token names", 4),
+    "E-SIGNATURE": Entry("a request is not signed by a known key", 4),
+    "E-CLOCK": Entry("a request was signed at another time than now", 4),
+    "E-REPLAY": Entry("a request came a second time", 4),
+    "E-ROLE": Entry("a request that this role may not make", 4),
+    "E-PENDING": Entry("the operator has not approved this device yet", 4),
+    "E-REVOKED": Entry("the operator has revoked this device", 4),
+    "E-REQUEST": Entry("a request is not in the form that the server takes", 2),
+    "E-ROUTE": Entry("the server has nothing at this address", 2),
+    "E-UNKNOWN-ID": Entry("the server has no member, token or upload of that name", 2),
+    "E-CLOSED": Entry("the round takes no frames from this device", 1),
+    "E-CONFLICT": Entry("another frame has been taken in the place of this one", 8),
+    "E-OFFSET": Entry("a chunk does not continue what the server has", 1),
+    "E-QUOTA": Entry("more bytes than are allowed", 6),
+    "E-RATE": Entry("too many requests or bytes in a short time", 6),
+    "E-BUSY": Entry("the server has no room at the moment", 6),
+    "E-STALL": Entry("a transfer came to a halt", 3),
+    "E-LISTEN": Entry("the server cannot listen at that address", 2),
+    "E-LEASE": Entry("another server works with this database, or this one is ending", 1),
     "E-INTERRUPTED": Entry("interrupted by the user; resumable", 130),
 }
 
@@ -187,6 +210,10 @@ class AuditError(EdgewiseError):
 
 class StoreError(EdgewiseError):
     """The run directory cannot be used."""
+
+
+class TransportError(EdgewiseError):
+    """A request between a device and a server cannot be made, or is refused."""
 
 
 class Interrupted(EdgewiseError):
