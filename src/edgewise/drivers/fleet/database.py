@@ -1,0 +1,228 @@
+"""The database of a server: SQLite with one writer, which commits what waits together and holds a lease.
+
+    database = Database(folder)
+    number = database.write(lambda c: mailboxes.post(c, ...))     # durable when this returns
+
+A change is a function of a connection. The writer's thread runs all changes that wait in one transaction, each in a
+savepoint of its own, so that one that raises takes back itself alone. Whoever waits is answered after the commit:
+acknowledged means durable (WAL, full sync). Reads see what was committed last and never wait.
+
+The lease keeps a second server off the same database. It names its holder and a number that grows with each holder;
+every transaction checks that number (a fencing token), so a server that was stopped while another took over cannot
+write any more: its changes fail with E-LEASE.
+"""
+
+from __future__ import annotations
+
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+
+from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.drivers.files import FOLDER, for_owner
+from edgewise.drivers.fleet.tables import LEASES
+
+T = TypeVar("T")
+Change = Callable[[sa.Connection], Any]
+LEASE_S, RENEW_S = 2.0, 0.5
+TOGETHER = 256  # changes in one transaction at most
+_WRITER = "writer"
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class Database:
+    """The database in ``folder``, made or brought up to date; holds the writer's lease until ``close``.
+
+    Args:
+        now_s: wall clock, seconds since 1970. wait_s: how long to wait for the lease of a server that may have died.
+    Raises:
+        StoreError: E-LEASE where another server holds the lease; E-DISK, E-CHECKPOINT where SQLite cannot work.
+    """
+
+    def __init__(self, folder: Path, now_s: Callable[[], float] = time.time, wait_s: float = LEASE_S + RENEW_S) -> None:
+        self.path, self._now_s = folder / "server.db", now_s
+        self._holder, self._number = secrets.token_hex(8), 0
+        self._waiting: queue.SimpleQueue[tuple[Change, Future[Any]] | None] = queue.SimpleQueue()
+        self._closed = threading.Event()
+        self._renewed_s, self._fault = -1.0, ""
+        with self._guard():
+            folder.mkdir(FOLDER, parents=True, exist_ok=True)
+            with suppress(FileExistsError), open(self.path, "xb", opener=for_owner):
+                pass
+            self._engine = sa.create_engine(f"sqlite:///{self.path}")
+            sa.event.listen(self._engine, "connect", _prepare)
+            sa.event.listen(self._engine, "begin", _begin)
+            self._take_lease(wait_s)
+        self._thread = threading.Thread(target=self._run, name="edgewise-writer", daemon=True)
+        self._thread.start()
+
+    def now_s(self) -> float:
+        """The server's clock."""
+        return self._now_s()
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection to the last commit; it does not change while it is held."""
+        with self._guard(), self._engine.begin() as c:
+            yield c
+
+    def submit(self, change: Callable[[sa.Connection], T]) -> Future[T]:
+        """Hand a change to the writer; done when it is durable, or with the error for which nothing of it was kept."""
+        future: Future[T] = Future()
+        if self._closed.is_set():
+            future.set_exception(_closing())
+        else:
+            self._waiting.put((change, future))
+        return future
+
+    def write(self, change: Callable[[sa.Connection], T]) -> T:
+        """``submit``, and wait."""
+        return self.submit(change).result()
+
+    def scrub(self) -> None:
+        """Take what was deleted out of the write-ahead log too; in the database it is overwritten (``secure_delete``).
+
+        Where a reader still looks at an older state, that is left to the next call.
+        """
+        with self._guard(), self._engine.connect() as c:
+            c.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """Commit what waits, and give the lease back."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._waiting.put(None)
+            self._thread.join()
+            self._fail_what_waits()
+            with suppress(StoreError), self._guard(), self._writing() as c:
+                mine = (LEASES.c.name == _WRITER) & (LEASES.c.number == self._number)
+                c.execute(LEASES.update().where(mine).values(until_s=0.0))
+        self._engine.dispose()
+
+    def fault(self) -> str:
+        """Why the writer could not commit last time; empty while it can."""
+        return self._fault
+
+    def _fail_what_waits(self) -> None:
+        with suppress(queue.Empty):
+            while True:
+                if (item := self._waiting.get_nowait()) is not None:
+                    item[1].set_exception(_closing())
+
+    # -- the lease -----------------------------------------------------------------------------------------------
+
+    def _take_lease(self, wait_s: float) -> None:
+        """Migrate and take the lease, in one transaction."""
+        give_up = time.monotonic() + wait_s
+        while True:
+            with self._writing() as c:
+                config = Config()
+                config.set_main_option("script_location", str(_MIGRATIONS))
+                config.attributes["connection"] = c
+                if not sa.inspect(c).has_table("leases") or not (row := self._lease(c)) or row.until_s <= self._now_s():
+                    command.upgrade(config, "head")
+                    self._number = (self._lease(c).number if self._lease(c) else 0) + 1
+                    c.execute(LEASES.delete().where(LEASES.c.name == _WRITER))
+                    until_s = self._now_s() + LEASE_S
+                    c.execute(
+                        LEASES.insert().values(name=_WRITER, holder=self._holder, number=self._number, until_s=until_s)
+                    )
+                    return
+            if time.monotonic() >= give_up:
+                what = f"another server is working in {self.path.parent}."
+                raise StoreError("E-LEASE", what, "stop it, or name another folder.")
+            time.sleep(0.1)
+
+    def _lease(self, c: sa.Connection) -> Any:
+        return c.execute(sa.select(LEASES).where(LEASES.c.name == _WRITER)).first()
+
+    def _check_lease(self, c: sa.Connection) -> None:
+        now = self._now_s()
+        row = self._lease(c)
+        if row is None or row.number != self._number:
+            raise StoreError(
+                "E-LEASE", "another server has taken over this database.", "stop this one; the other one goes on."
+            )
+        if not 0.0 <= now - self._renewed_s < RENEW_S:
+            c.execute(LEASES.update().where(LEASES.c.name == _WRITER).values(until_s=now + LEASE_S))
+            self._renewed_s = now
+
+    # -- the writer ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        with self._engine.connect().execution_options(immediate=True) as c, c.begin():
+            yield c
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            batch: list[tuple[Change, Future[Any]]] = []
+            with suppress(queue.Empty):
+                item = self._waiting.get(timeout=RENEW_S)
+                while item is not None and len(batch) < TOGETHER:
+                    batch.append(item)
+                    item = self._waiting.get_nowait()
+                if item is None:
+                    last = True
+                else:
+                    batch.append(item)
+            self._commit(batch)
+
+    def _commit(self, batch: list[tuple[Change, Future[Any]]]) -> None:
+        results: list[tuple[Future[Any], Any, BaseException | None]] = []
+        try:
+            with self._guard(), self._writing() as c:
+                self._check_lease(c)
+                for change, future in batch:
+                    try:
+                        with c.begin_nested():
+                            results.append((future, change(c), None))
+                    except EdgewiseError as e:
+                        results.append((future, None, e))
+            self._fault = ""
+        except Exception as e:  # boundary: the writer goes on; whoever waits gets the error
+            results, self._fault = [(future, None, e) for _, future in batch], str(e)
+        for future, value, error in results:
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except (sa.exc.DatabaseError, OSError) as e:
+            said = str(getattr(e, "orig", e))
+            if any(words in said for words in ("readonly", "unable to open", "full", "disk I/O")) or isinstance(
+                e, OSError
+            ):
+                raise StoreError("E-DISK", f"{self.path}: {said}.", "free space or give write permission.") from None
+            raise StoreError("E-CHECKPOINT", f"{self.path}: {said}.", "restore the folder from a backup.") from None
+
+
+def _closing() -> StoreError:
+    return StoreError("E-LEASE", "this server is shutting down.", "try again when it is back.")
+
+
+def _prepare(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where ``_begin`` says
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=5000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin(c: sa.Connection) -> None:
+    c.exec_driver_sql("BEGIN IMMEDIATE" if c.get_execution_options().get("immediate") else "BEGIN")

@@ -1,0 +1,189 @@
+"""Mailboxes: frames to devices and frames from them, until their round closes. Functions of a connection.
+
+A round is open from the first ``post`` to ``close``. A device may answer a round that it has mail of. One frame lies in
+a place, (run, round, device, phase): the same frame again is acknowledged again, another one is refused when it comes
+from a device. Frames from devices are sealed under the round's key (``spool``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from edgewise.core import frame
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet import spool
+from edgewise.drivers.fleet.tables import MAIL, PUBLICATIONS, ROUNDS, UPLOADS
+
+_kind: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(msgspec.defstruct("_Kind", [("type", str)]))
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A frame in a mailbox. ``number`` grows with every frame; ``upload``: where the frame is, if not in ``body``."""
+
+    number: int
+    run: str
+    round: int
+    device: str
+    phase: str
+    size: int
+    upload: str
+    body: bytes = field(repr=False)
+
+
+def phase(message: frame.FromDevice | frame.FromServer) -> str:
+    """The step of a round that a message stands for: ``invite``, ``contribution``, ``step-masked``, ..."""
+    name = str(type(message).__struct_config__.tag)
+    if not isinstance(message, frame.Step):
+        return name
+    try:
+        return f"{name}-{_kind.decode(message.body).type:.40}"
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return name  # what it is, and whether it is anything, is for the round to say
+
+
+def open_round(c: sa.Connection, run: str, round: int) -> bytes:
+    """The key of a round, which is opened where it is not."""
+    row = upsert(ROUNDS).values(run=run, round=round, key=spool.new_key()).on_conflict_do_nothing()
+    c.execute(row)
+    return round_key(c, run, round)
+
+
+def round_key(c: sa.Connection, run: str, round: int) -> bytes:
+    """The key of an open round. Raises TransportError(E-CLOSED)."""
+    key = c.execute(sa.select(ROUNDS.c.key).where(ROUNDS.c.run == run, ROUNDS.c.round == round)).scalar()
+    if key is None:
+        raise TransportError("E-CLOSED", f"round {round} takes no frames any more.", "wait for the next invitation.")
+    return bytes(key)
+
+
+def post(c: sa.Connection, device: str, raw: bytes, message: frame.FromServer, now_s: float) -> int:
+    """Put a frame into a device's inbox, and open its round; returns its number.
+
+    Another frame in its place, of an attempt that was given up, is replaced: the new one has a new number.
+    """
+    open_round(c, message.run, message.round)
+    digest = hashlib.sha256(raw).digest()
+    place = _place(False, message.run, message.round, device, phase(message))
+    old = c.execute(sa.select(MAIL.c.number, MAIL.c.digest).where(*_at(place))).first()
+    if old is not None:
+        if old.digest == digest:
+            return int(old.number)
+        c.execute(MAIL.delete().where(MAIL.c.number == old.number))
+    return _insert(c, place, digest, len(raw), "", raw, now_s)
+
+
+def next_letter(c: sa.Connection, device: str, after: int) -> Letter | None:
+    """The oldest frame in a device's inbox with a number above ``after``."""
+    query = sa.select(MAIL).where(MAIL.c.device == device, sa.not_(MAIL.c.inbound), MAIL.c.number > after)
+    row = c.execute(query.order_by(MAIL.c.number).limit(1)).first()
+    return _letter(row) if row else None
+
+
+def invited(c: sa.Connection, run: str, round: int, device: str) -> None:
+    """Raises TransportError(E-CLOSED) unless the device has mail of that round."""
+    query = sa.select(MAIL.c.number).where(
+        MAIL.c.device == device, MAIL.c.run == run, MAIL.c.round == round, sa.not_(MAIL.c.inbound)
+    )
+    if c.execute(query.limit(1)).first() is None:
+        what = f"this device has no part in round {round}, or the round is over."
+        raise TransportError("E-CLOSED", what, "wait for the next invitation.")
+
+
+def accept(c: sa.Connection, message: frame.FromDevice, raw: bytes, upload: str, now_s: float) -> int:
+    """Take a frame from the device that it names; returns its number.
+
+    Args:
+        raw: the whole frame. ``upload``: where its bytes lie already; empty: they are stored here.
+    Raises:
+        TransportError: E-CLOSED where the device has no part in the round; E-CONFLICT where another frame of the same
+            phase was taken before.
+    """
+    run, round, device = message.run, message.round, message.device
+    invited(c, run, round, device)
+    digest = hashlib.sha256(raw).digest()
+    place = _place(True, run, round, device, phase(message))
+    old = c.execute(sa.select(MAIL.c.number, MAIL.c.digest).where(*_at(place))).first()
+    if old is not None:
+        if old.digest == digest:
+            return int(old.number)
+        what = f"another {place['phase']} of round {round} was taken from this device before."
+        raise TransportError("E-CONFLICT", what, "a frame cannot be replaced: send the first one, or nothing.")
+    body = b"" if upload else spool.close_box(round_key(c, run, round), raw, _label(place))
+    return _insert(c, place, digest, len(raw), upload, body, now_s)
+
+
+def arrivals(c: sa.Connection, run: str, after: int, limit: int = 1) -> list[Letter]:
+    """Frames from devices for a run, in order, with numbers above ``after``; as they lie, sealed."""
+    query = sa.select(MAIL).where(MAIL.c.inbound, MAIL.c.run == run, MAIL.c.number > after)
+    return [_letter(row) for row in c.execute(query.order_by(MAIL.c.number).limit(limit))]
+
+
+def opened(letter: Letter, key: bytes, chunks: spool.Chunks, chunk_bytes: int) -> bytes:
+    """The frame of a letter from a device. Raises DecodeError(E-SEAL), StoreError(E-CHECKPOINT)."""
+    if not letter.upload:
+        place = _place(True, letter.run, letter.round, letter.device, letter.phase)
+        return spool.open_box(key, letter.body, _label(place))
+    count = -(-letter.size // chunk_bytes)
+    return b"".join(chunks.get(key, letter.upload, number) for number in range(count))
+
+
+def close(c: sa.Connection, run: str, keep: Collection[str] = ()) -> list[str]:
+    """End what a run has open, except for the devices ``keep``; returns the uploads whose chunks may go.
+
+    Without ``keep`` all rounds of the run close and their keys are destroyed.
+    """
+    mine = MAIL.c.run == run
+    if keep:
+        c.execute(MAIL.delete().where(mine, sa.not_(MAIL.c.inbound), MAIL.c.device.not_in(list(keep))))
+        return []
+    c.execute(MAIL.delete().where(mine))
+    c.execute(ROUNDS.delete().where(ROUNDS.c.run == run))
+    gone = [str(row[0]) for row in c.execute(sa.select(UPLOADS.c.id).where(UPLOADS.c.run == run))]
+    c.execute(UPLOADS.delete().where(UPLOADS.c.run == run))
+    return gone
+
+
+def publish(c: sa.Connection, run: str, sizes: dict[str, int]) -> None:
+    """Let devices download these blobs, and no others of the run: digest -> bytes."""
+    c.execute(PUBLICATIONS.delete().where(PUBLICATIONS.c.run == run))
+    if sizes:
+        c.execute(PUBLICATIONS.insert(), [{"digest": d, "run": run, "size": size} for d, size in sizes.items()])
+
+
+def published(c: sa.Connection, digest: str = "") -> set[str]:
+    """The digests of all blobs that devices may download, or of this one."""
+    query = sa.select(PUBLICATIONS.c.digest).distinct()
+    return {str(row[0]) for row in c.execute(query.where(PUBLICATIONS.c.digest == digest) if digest else query)}
+
+
+def _place(inbound: bool, run: str, round: int, device: str, phase: str) -> dict[str, Any]:
+    return {"inbound": inbound, "run": run, "round": round, "device": device, "phase": phase}
+
+
+def _at(place: dict[str, Any]) -> list[sa.ColumnElement[bool]]:
+    return [MAIL.c[name] == value for name, value in place.items()]
+
+
+def _label(place: dict[str, Any]) -> str:
+    return "/".join(str(place[name]) for name in ("run", "round", "device", "phase"))
+
+
+def _insert(
+    c: sa.Connection, place: dict[str, Any], digest: bytes, size: int, upload: str, body: bytes, now_s: float
+) -> int:
+    row = MAIL.insert().values(**place, digest=digest, size=size, upload=upload, body=body, at_s=now_s)
+    done = c.execute(row).inserted_primary_key
+    assert done is not None
+    return int(done[0])
+
+
+def _letter(row: Any) -> Letter:
+    return Letter(row.number, row.run, row.round, row.device, row.phase, row.size, row.upload, row.body)

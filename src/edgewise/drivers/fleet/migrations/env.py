@@ -1,0 +1,13 @@
+"""Runs migrations on the connection that ``fleet.database`` hands over."""
+
+from alembic import context
+
+from edgewise.drivers.fleet.tables import META
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=META,
+    render_as_batch=True,  # SQLite cannot change a column in place
+    transactional_ddl=False,  # the transaction is the caller's
+)
+context.run_migrations()

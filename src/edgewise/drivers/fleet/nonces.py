@@ -1,0 +1,28 @@
+"""Used nonces: a request that changed something is taken once. Functions of a connection; see ``database``.
+
+A nonce is spent in the transaction of the change that it stands for, so both are durable or neither. Only hashes are
+stored, and only for as long as a signature is accepted at all, so the table is bounded by the rate of requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet.tables import NONCES
+from edgewise.drivers.http.signatures import TOLERANCE_S, Proof
+
+_KEEP_S = 2 * TOLERANCE_S + 1  # one tolerance is needed; the other is for a server clock that is set back
+
+
+def spend(c: sa.Connection, proof: Proof, now_s: float) -> None:
+    """Take a request once. Raises TransportError(E-REPLAY) where its nonce was spent by the same sender before."""
+    digest = hashlib.sha256(proof.sender.encode() + proof.nonce).digest()
+    row = upsert(NONCES).values(digest=digest, created_s=proof.created_s).on_conflict_do_nothing()
+    if not c.execute(row).rowcount:
+        raise TransportError("E-REPLAY", "this very request has come before.", "sign every attempt anew.")
+    if digest[0] == 0:  # one in 256 requests sweeps
+        c.execute(NONCES.delete().where(NONCES.c.created_s < now_s - _KEEP_S))

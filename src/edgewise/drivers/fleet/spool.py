@@ -1,0 +1,72 @@
+"""Boxes for frames that wait for their round: sealed under the round's key, which is destroyed when the round closes.
+
+    box = 16 random bytes + AES-256-GCM under HKDF(round key, those bytes, label)
+
+Each box has a key of its own, so the same place can be written twice. With the round's key gone from the database
+(``secure_delete``), no copy of a box on a disk or in a backup of the folder can be opened any more.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from pathlib import Path
+
+from edgewise.core.errors import StoreError
+from edgewise.crypto import seal
+from edgewise.crypto.agree import derive
+from edgewise.drivers.files import FOLDER, sync_folder, write_durably
+
+_SALT_BYTES = 16
+OVERHEAD_BYTES = _SALT_BYTES + seal.OVERHEAD_BYTES
+
+
+def new_key() -> bytes:
+    """A round's key: 32 bytes of the operating system's randomness."""
+    return secrets.token_bytes(32)
+
+
+def close_box(key: bytes, plain: bytes, label: str) -> bytes:
+    """Seal ``plain`` under a round's key for the place that ``label`` names."""
+    salt = secrets.token_bytes(_SALT_BYTES)
+    return salt + seal.seal(derive(key, salt, b"edgewise/spool/v1 " + label.encode()), plain, label.encode())
+
+
+def open_box(key: bytes, box: bytes, label: str) -> bytes:
+    """Inverse of ``close_box``. Raises DecodeError(E-SEAL) for another key or label and for changed bytes."""
+    salt, box = box[:_SALT_BYTES], box[_SALT_BYTES:]
+    return seal.open(derive(key, salt, b"edgewise/spool/v1 " + label.encode()), box, label.encode())
+
+
+class Chunks:
+    """The chunks of unfinished and unused uploads: ``folder/UPLOAD/NUMBER``, sealed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def put(self, key: bytes, upload: str, number: int, plain: bytes) -> None:
+        """Write a chunk durably. Raises StoreError(E-DISK)."""
+        folder = self._folder / upload
+        try:
+            folder.mkdir(FOLDER, parents=True, exist_ok=True)
+        except OSError as e:
+            raise StoreError("E-DISK", f"cannot create {folder}: {e.strerror}.", "free some space.") from None
+        write_durably(folder / f"{number:06d}", close_box(key, plain, f"{upload}/{number}"), private=True)
+        sync_folder(folder)
+
+    def get(self, key: bytes, upload: str, number: int) -> bytes:
+        """Read a chunk. Raises StoreError(E-CHECKPOINT) where it is missing, DecodeError(E-SEAL)."""
+        path = self._folder / upload / f"{number:06d}"
+        try:
+            box = path.read_bytes()
+        except OSError as e:
+            raise StoreError("E-CHECKPOINT", f"{path} cannot be read: {e.strerror}.", "restore the folder.") from None
+        return open_box(key, box, f"{upload}/{number}")
+
+    def drop(self, upload: str) -> None:
+        """Remove an upload's chunks; where the disk refuses, they stay, and nothing can open them."""
+        shutil.rmtree(self._folder / upload, ignore_errors=True)
+
+    def uploads(self) -> list[str]:
+        """The uploads that have chunks here."""
+        return sorted(p.name for p in self._folder.iterdir()) if self._folder.exists() else []

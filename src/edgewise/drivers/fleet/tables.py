@@ -1,0 +1,94 @@
+"""The tables of a server's database. A change here needs a migration (``migrations/versions``); a test compares."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+META = sa.MetaData()
+LEASES = sa.Table(  # who may write; ``number`` grows with every holder
+    "leases",
+    META,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("holder", sa.String, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("until_s", sa.Float, nullable=False),
+)
+MEMBERS = sa.Table(  # devices, and the people who run the fleet
+    "members",
+    META,
+    sa.Column("id", sa.String, primary_key=True),  # fingerprint of the key
+    sa.Column("public", sa.LargeBinary, nullable=False),
+    sa.Column("role", sa.String, nullable=False),
+    sa.Column("status", sa.String, nullable=False, index=True),
+    sa.Column("tags", sa.Text, nullable=False),  # JSON list, sorted
+    sa.Column("label", sa.String, nullable=False),  # as the owner calls it
+    sa.Column("token", sa.String, nullable=False),
+    sa.Column("joined_s", sa.Float, nullable=False),
+    sa.Column("changed_s", sa.Float, nullable=False),
+)
+TOKENS = sa.Table(
+    "tokens",
+    META,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("digest", sa.LargeBinary, nullable=False),  # of the secret
+    sa.Column("role", sa.String, nullable=False),
+    sa.Column("tags", sa.Text, nullable=False),
+    sa.Column("uses", sa.Integer, nullable=False),  # how often it may be used
+    sa.Column("used", sa.Integer, nullable=False),
+    sa.Column("approved", sa.Boolean, nullable=False),  # whoever uses it needs no approval
+    sa.Column("expires_s", sa.Float, nullable=False),
+    sa.Column("revoked", sa.Boolean, nullable=False),
+    sa.Column("made_by", sa.String, nullable=False),
+    sa.Column("made_s", sa.Float, nullable=False),
+)
+NONCES = sa.Table(  # of requests that changed something, as long as they could be replayed
+    "nonces",
+    META,
+    sa.Column("digest", sa.LargeBinary, primary_key=True),
+    sa.Column("created_s", sa.Integer, nullable=False, index=True),
+)
+ROUNDS = sa.Table(  # rounds that take frames; ``key`` opens what they have received, and goes with the row
+    "rounds",
+    META,
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("key", sa.LargeBinary, nullable=False),
+)
+MAIL = sa.Table(
+    "mail",
+    META,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("inbound", sa.Boolean, nullable=False),  # from a device
+    sa.Column("run", sa.String, nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("device", sa.String, nullable=False, index=True),
+    sa.Column("phase", sa.String, nullable=False),
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("upload", sa.String, nullable=False),  # where the frame is; empty = in ``body``
+    sa.Column("body", sa.LargeBinary, nullable=False),  # sealed under the round's key where inbound
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.UniqueConstraint("inbound", "run", "round", "device", "phase"),
+    sqlite_autoincrement=True,  # numbers are never given twice: devices count by them
+)
+UPLOADS = sa.Table(
+    "uploads",
+    META,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("device", sa.String, nullable=False),
+    sa.Column("run", sa.String, nullable=False),
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("chunk", sa.Integer, nullable=False),
+    sa.Column("received", sa.Integer, nullable=False),
+    sa.Column("made_s", sa.Float, nullable=False),
+    sa.UniqueConstraint("device", "run", "round", "digest"),
+)
+PUBLICATIONS = sa.Table(  # blobs that devices may download
+    "publications",
+    META,
+    sa.Column("digest", sa.String, primary_key=True),
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("size", sa.Integer, nullable=False),
+)

@@ -1,0 +1,116 @@
+"""Uploads in chunks: a frame too large for one request comes in pieces that are durable one by one.
+
+The server says how much it has (``received``); the device goes on from there. So whatever happens to either side, one
+chunk at most is sent again. Chunks lie sealed (``spool``). Functions of a connection; see ``database``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet import mailboxes, spool
+from edgewise.drivers.fleet.tables import UPLOADS
+
+CHUNK_BYTES = 2**22
+OPEN_BYTES = 2**28  # of the uploads that one device may have open
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A frame on its way. ``digest``: SHA-256 of all of it. ``received``: the bytes that are durable here, from 0."""
+
+    id: str
+    device: str
+    run: str
+    round: int
+    digest: bytes = field(repr=False)
+    size: int
+    chunk: int
+    received: int
+
+
+def begin(
+    c: sa.Connection, device: str, run: str, round: int, digest: bytes, size: int, limit: int, now_s: float
+) -> Upload:
+    """Begin an upload, or find the one that was begun for the same bytes.
+
+    Raises TransportError: E-CLOSED where the device has no part in the round; E-QUOTA where the frame is larger than
+    ``limit``, or the device has too much open.
+    """
+    mailboxes.invited(c, run, round, device)
+    mine = sa.select(UPLOADS).where(UPLOADS.c.device == device)
+    row = c.execute(mine.where(UPLOADS.c.run == run, UPLOADS.c.round == round, UPLOADS.c.digest == digest)).first()
+    if row is None:
+        is_open = c.execute(sa.select(sa.func.sum(UPLOADS.c.size)).where(UPLOADS.c.device == device)).scalar() or 0
+        if not 0 < size <= limit or is_open + size > OPEN_BYTES:
+            what = f"an upload of {size} bytes; {limit} are allowed, and {OPEN_BYTES} in all open uploads of a device."
+            raise TransportError("E-QUOTA", what, "send less (a smaller rung, fewer segments).")
+        id = secrets.token_hex(16)
+        values = {"device": device, "run": run, "round": round, "digest": digest, "size": size}
+        c.execute(UPLOADS.insert().values(id=id, **values, chunk=CHUNK_BYTES, received=0, made_s=now_s))
+        return find(c, id, device)
+    return _upload(row)
+
+
+def find(c: sa.Connection, id: str, device: str) -> Upload:
+    """An upload of this device. Raises TransportError(E-UNKNOWN-ID), also for an upload of another device."""
+    row = c.execute(sa.select(UPLOADS).where(UPLOADS.c.id == id, UPLOADS.c.device == device)).first()
+    if row is None:
+        raise TransportError("E-UNKNOWN-ID", "this device has no such upload open.", "begin it anew.")
+    return _upload(row)
+
+
+def check_chunk(upload: Upload, offset: int, size: int) -> None:
+    """Raises TransportError(E-OFFSET) for a chunk that does not begin where the server stands, E-QUOTA for one of
+    another size than ``chunk`` (the last one: what is left)."""
+    if offset != upload.received:
+        what = f"a chunk for byte {offset}; the server has {upload.received} bytes."
+        raise TransportError("E-OFFSET", what, "ask how much it has, and go on from there.")
+    if size != min(upload.chunk, upload.size - offset) or size == 0:
+        what = f"a chunk of {size} bytes; chunks have {upload.chunk}, the last one what is left."
+        raise TransportError("E-QUOTA", what, "cut the frame as the server said.")
+
+
+def advance(c: sa.Connection, upload: Upload, size: int) -> int:
+    """Note that the chunk after ``received`` is durable; returns what is received now.
+
+    Raises TransportError: E-UNKNOWN-ID where the round has closed meanwhile; E-OFFSET where another request was first.
+    """
+    here = (UPLOADS.c.id == upload.id) & (UPLOADS.c.received == upload.received)
+    if not c.execute(UPLOADS.update().where(here).values(received=upload.received + size)).rowcount:
+        check_chunk(find(c, upload.id, upload.device), upload.received, size)
+    return upload.received + size
+
+
+def assembled(upload: Upload, key: bytes, chunks: spool.Chunks) -> bytes:
+    """The whole frame. Raises TransportError: E-OFFSET where chunks are missing, E-BLOB where it is not what was
+    announced."""
+    if upload.received != upload.size:
+        what = f"{upload.received} of {upload.size} bytes have come."
+        raise TransportError("E-OFFSET", what, "send the rest first.")
+    count = -(-upload.size // upload.chunk)
+    raw = b"".join(chunks.get(key, upload.id, number) for number in range(count))
+    if hashlib.sha256(raw).digest() != upload.digest:
+        raise TransportError("E-BLOB", "the uploaded bytes are not those announced.", "begin the upload anew.")
+    return raw
+
+
+def abandon(c: sa.Connection, id: str) -> None:
+    """Forget an upload."""
+    c.execute(UPLOADS.delete().where(UPLOADS.c.id == id))
+
+
+def in_use(c: sa.Connection) -> set[str]:
+    """The ids of all uploads."""
+    return {str(row[0]) for row in c.execute(sa.select(UPLOADS.c.id))}
+
+
+def _upload(row: sa.Row[tuple[object, ...]]) -> Upload:
+    values = row._asdict()
+    del values["made_s"]
+    return Upload(**values)

@@ -1,0 +1,63 @@
+"""A server and its devices on loopback, for tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgewise.apps.server.start import Server
+from edgewise.core import frame
+from edgewise.drivers.fleet import mailboxes
+from edgewise.drivers.fleet.members import Grant
+from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.link import Link
+
+RUN = "run-1"
+
+
+def invite(round: int = 0, run: str = RUN) -> frame.Invite:
+    """An invitation, as small as one can be."""
+    rule = frame.LocalRule(steps=1, lr=0.1)
+    return frame.Invite(
+        run=run, round=round, spec="s", model="m", public=bytes(32), accepted=-1, deadline_s=60.0, rule=rule
+    )
+
+
+def contribution(device: str, payload: bytes = b"x", round: int = 0, run: str = RUN) -> bytes:
+    """A contribution as it travels."""
+    return frame.dump(frame.Contribution(run=run, round=round, device=device, payload=memoryview(payload)))
+
+
+def send_invitation(server: Server, device: str, round: int = 0, run: str = RUN) -> int:
+    """Put an invitation into a device's inbox; returns its number."""
+    letter = invite(round, run)
+    raw = frame.dump(letter)
+    number = server.service.database.write(lambda c: mailboxes.post(c, device, raw, letter, time.time()))
+    server.service.ring(device)
+    return number
+
+
+@contextmanager
+def running(folder: Path, limits: Limits = Limits()) -> Iterator[Server]:  # noqa: B008 (frozen)
+    """A server over TLS."""
+    with Server(folder / "server", limits=limits) as server:
+        yield server
+
+
+def joined(server: Server, folder: Path, role: str = "device", approved: bool = True, url: str = "") -> Link:
+    """A new member of a server, that gives up soon."""
+    token = server.token(Grant(role, approved=approved))
+    return Link.join(url or server.url, token, folder, patience_s=10.0)
+
+
+def code(call: object, *arguments: object) -> str:
+    """The code with which a call is refused; empty where it is not."""
+    from edgewise.core.errors import EdgewiseError
+
+    try:
+        call(*arguments)  # type: ignore[operator]
+    except EdgewiseError as e:
+        return e.code
+    return ""
