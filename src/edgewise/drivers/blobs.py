@@ -47,6 +47,10 @@ class Blobs:
             raise StoreError("E-CHECKPOINT", f"{path} is not what was written.", "start again with another --out.")
         return raw
 
+    def path(self, digest: str) -> Path:
+        """The file of a stored blob, for who sends it as it is."""
+        return self._folder / digest
+
     def sweep(self, named: Collection[str]) -> None:
         """Remove all other blobs, and what a killed process left of one; other files stay."""
         for path in self._folder.iterdir():

@@ -1,0 +1,245 @@
+"""The control plane under ``/v1``: enrolment, members, tokens, runs; described by ``/openapi.json``.
+
+Every request is signed (``drivers.http.signatures``) and has passed the guard, which knows the roles of each route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import TypeVar
+
+import sqlalchemy as sa
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from edgewise.core.errors import EdgewiseError, TransportError
+from edgewise.drivers.fleet import members, nonces
+from edgewise.drivers.fleet.members import Grant, Member
+from edgewise.drivers.fleet.tables import MEMBERS, ROUNDS
+from edgewise.drivers.http import tokens
+from edgewise.drivers.http.guard import Guard, caller, reply
+from edgewise.drivers.http.routes import DataPlane
+from edgewise.drivers.http.service import Service
+
+T = TypeVar("T")
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Joining(_Body):
+    """A request to enrol; signed by the key in the header ``edgewise-key``."""
+
+    token: str = Field(max_length=200, repr=False, description="fedtok1_...")
+    label: str = Field("", max_length=members.LABEL_CHARACTERS, description="How the owner calls the device.")
+
+
+class Standing(BaseModel):
+    """A member as the server knows it."""
+
+    id: str
+    role: str
+    status: str = Field(description="pending, approved or revoked")
+    tags: list[str]
+    label: str
+    token: str = Field(description="The id of the token by which it enrolled.")
+    joined_s: float
+
+
+class NewToken(_Body):
+    """What a token shall give."""
+
+    role: str = "device"
+    tags: list[str] = []
+    uses: int = Field(1, description="How often it may be used.")
+    approved: bool = Field(False, description="Whoever uses it needs no approval.")
+    expires_in_s: float = Field(3600.0, description="At most 90 days.")
+
+
+class MadeToken(BaseModel):
+    """A new token; its text is shown this once."""
+
+    id: str
+    text: str = Field(repr=False)
+
+
+class ListedToken(BaseModel):
+    """A token in a list, without its text."""
+
+    id: str
+    role: str
+    tags: list[str]
+    uses: int
+    used: int
+    approved: bool
+    expires_s: float
+    revoked: bool
+    made_by: str
+    made_s: float
+
+
+class OpenRound(BaseModel):
+    """A round that takes frames."""
+
+    run: str
+    round: int
+
+
+def _standing(member: Member) -> Standing:
+    return Standing(
+        id=member.id, role=member.role, status=member.status, tags=list(member.tags), label=member.label,
+        token=member.token, joined_s=member.joined_s,
+    )  # fmt: skip
+
+
+class ControlPlane:
+    """The application of one service: ``app``, behind its guard."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        api = FastAPI(title="edgewise server", version=version("edgewise"), docs_url=None, redoc_url=None)
+        api.add_exception_handler(EdgewiseError, _answer)
+        api.add_exception_handler(RequestValidationError, _answer)
+        api.add_exception_handler(HTTPException, _answer)
+        api.router.routes.extend(DataPlane(service).routes())
+        api.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
+        api.add_api_route("/v1/join", self.join, methods=["POST"])
+        api.add_api_route("/v1/me", self.me, methods=["GET"])
+        api.add_api_route("/v1/devices", self.devices, methods=["GET"])
+        api.add_api_route("/v1/devices/{member}/approve", self.approve, methods=["POST"])
+        api.add_api_route("/v1/devices/{member}/revoke", self.revoke, methods=["POST"])
+        api.add_api_route("/v1/tokens", self.tokens, methods=["GET"])
+        api.add_api_route("/v1/tokens", self.make_token, methods=["POST"], status_code=201)
+        api.add_api_route("/v1/tokens/{token}/revoke", self.revoke_token, methods=["POST"])
+        api.add_api_route("/v1/runs", self.runs, methods=["GET"])
+        self.api = api
+        self.app: ASGIApp = Guard(api, service)
+
+    async def metrics(self) -> Response:
+        """Counters for Prometheus; no member is named."""
+        return Response(await self._service.aside(lambda: _metrics(self._service)), media_type="text/plain")
+
+    async def join(self, request: Request, wanted: Joining) -> Standing:
+        """Enrol the signing key by a token."""
+        found, now_s = caller(request), self._service.now_s()
+        token = tokens.parse(wanted.token)
+        if found.proof is None or token.server != self._service.identity.name:
+            raise TransportError("E-TOKEN", "the enrolment token is for another server.", "check the address.")
+        member = await self._once(request, lambda c: members.join(c, token, found.public, wanted.label, now_s))
+        self._service.forget(member.id)
+        return _standing(member)
+
+    async def me(self, request: Request) -> Standing:
+        """The calling member; also while it waits for approval."""
+        return _standing(caller(request).signed()[0])
+
+    async def devices(self, status: str = "", after: str = "", limit: int = 1000) -> list[Standing]:
+        """Members in the order of their ids, a page at a time: ``after`` is the last id of the page before."""
+        count = max(1, min(limit, 1000))
+        return [_standing(x) for x in await self._service.read(lambda c: members.listed(c, status, after, count))]
+
+    async def approve(self, request: Request, member: str) -> Standing:
+        """Let a pending member in."""
+        return await self._decide(request, member, members.approve)
+
+    async def revoke(self, request: Request, member: str) -> Standing:
+        """Keep a member out, at once and for good; its uploads and long polls end."""
+        return await self._decide(request, member, members.revoke)
+
+    async def tokens(self) -> list[ListedToken]:
+        """All enrolment tokens, without their texts."""
+        return [ListedToken(**token) for token in await self._service.read(members.list_tokens)]
+
+    async def make_token(self, request: Request, wanted: NewToken) -> MadeToken:
+        """Make an enrolment token. Operators make tokens for devices; administrators for all roles."""
+        member, _ = caller(request).signed()
+        _may_make(member, wanted.role)
+        token, now_s = tokens.make(self._service.identity.name), self._service.now_s()
+        grant = Grant(wanted.role, tuple(wanted.tags), wanted.uses, wanted.approved, wanted.expires_in_s)
+        await self._once(request, lambda c: members.make_token(c, token, grant, member.id, now_s))
+        return MadeToken(id=token.id, text=token.text)
+
+    async def revoke_token(self, request: Request, token: str) -> dict[str, str]:
+        """Nobody enrols by this token any more."""
+        await self._once(request, lambda c: members.revoke_token(c, token))
+        return {"revoked": token}
+
+    async def runs(self) -> list[OpenRound]:
+        """The rounds that take frames now."""
+
+        def query(c: sa.Connection) -> list[OpenRound]:
+            rows = c.execute(sa.select(ROUNDS.c.run, ROUNDS.c.round).order_by(ROUNDS.c.run, ROUNDS.c.round))
+            return [OpenRound(run=row.run, round=row.round) for row in rows]
+
+        return await self._service.read(query)
+
+    async def _decide(
+        self, request: Request, name: str, decide: Callable[[sa.Connection, str, float], Member]
+    ) -> Standing:
+        own, _ = caller(request).signed()
+        now_s = self._service.now_s()
+
+        def change(c: sa.Connection) -> Member:
+            other = members.find(c, name)
+            if other is not None:
+                _may_make(own, other.role)
+            return decide(c, name, now_s)
+
+        member = await self._once(request, change)
+        self._service.forget(member.id)
+        return _standing(member)
+
+    async def _once(self, request: Request, change: Callable[[sa.Connection], T]) -> T:
+        """Run a change and spend the request's nonce in one transaction."""
+        proof = caller(request).proof
+        assert proof is not None  # the guard lets nothing unsigned to routes that change something
+
+        def both(c: sa.Connection) -> T:
+            nonces.spend(c, proof, self._service.now_s())
+            return change(c)
+
+        return await self._service.write(both)
+
+
+def _may_make(member: Member, role: str) -> None:
+    """Raises TransportError(E-ROLE) where a member would decide about its equals or betters."""
+    if member.role != "admin" and role != "device":
+        what = f"an {member.role} decides about devices, not about a {role:.20}."
+        raise TransportError("E-ROLE", what, "ask an administrator.")
+
+
+async def _answer(_: Request, e: Exception) -> Response:
+    if isinstance(e, RequestValidationError):
+        first = e.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return reply(TransportError("E-REQUEST", f"{where}: {first['msg']}.", "see `/openapi.json`."))
+    if isinstance(e, HTTPException):
+        return reply(TransportError("E-ROUTE", f"status {e.status_code}.", "see `/openapi.json`."))
+    assert isinstance(e, EdgewiseError)
+    return reply(e)
+
+
+def _metrics(service: Service) -> bytes:
+    registry = CollectorRegistry()
+    requests = Counter("edgewise_requests", "Requests by outcome.", ["method", "outcome"], registry=registry)
+    for (method, outcome), count in sorted(service.counts.items()):
+        requests.labels(method, outcome).inc(count)
+    gauge = Gauge("edgewise_members", "Members by role and status.", ["role", "status"], registry=registry)
+    with service.database.read() as c:
+        counted = sa.select(MEMBERS.c.role, MEMBERS.c.status, sa.func.count()).group_by(
+            MEMBERS.c.role, MEMBERS.c.status
+        )
+        for role, status, count in c.execute(counted):
+            gauge.labels(role, status).set(count)
+        rounds = c.execute(sa.select(sa.func.count()).select_from(ROUNDS)).scalar()
+    Gauge("edgewise_open_rounds", "Rounds that take frames.", registry=registry).set(rounds or 0)
+    Gauge("edgewise_long_polls", "Devices that wait for mail.", registry=registry).set(service.waiting)
+    Gauge("edgewise_body_bytes", "Bodies in memory.", registry=registry).set(service.gate.in_flight)
+    return generate_latest(registry)

@@ -1,0 +1,95 @@
+"""Starting a server: keys, certificate and database in one folder, made on the first start."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgewise.apps.server.api import ControlPlane
+from edgewise.drivers.files import FOLDER
+from edgewise.drivers.fleet import members
+from edgewise.drivers.fleet.members import Grant
+from edgewise.drivers.http import certificates, tokens
+from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.service import Service
+from edgewise.drivers.http.serving import Listener
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """How TLS is made: by an own authority for these ``names``, or with an operator's ``certificate`` and ``key``.
+
+    ``off``: plain HTTP, which only loopback may have.
+    """
+
+    names: Sequence[str] = ()
+    certificate: Path | None = None
+    key: Path | None = None
+    off: bool = False
+
+
+class Server:
+    """A running server; a context manager.
+
+    Args:
+        folder: its state. host, port: where it listens; port 0 takes a free one.
+    Attributes:
+        service: what its routes share. port: where it listens. url: for this machine.
+    Raises:
+        StoreError(E-LEASE) where another server works in the folder; TransportError: E-LISTEN, E-IDENTITY.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: Tls = Tls(),
+        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        folder.mkdir(FOLDER, parents=True, exist_ok=True)
+        self.service = Service(folder, limits, now_s)
+        try:
+            context = None
+            if not tls.off:
+                certificate, key = tls.certificate, tls.key
+                if certificate is None or key is None:
+                    now = datetime.datetime.fromtimestamp(now_s(), datetime.UTC)
+                    authority, certificate, key = certificates.authority_and_certificate(folder, tls.names, now)
+                    self.service.authority = authority.read_bytes()
+                context = certificates.server_context(certificate, key)
+            self._listener = Listener(ControlPlane(self.service).app, host, port, context, limits)
+        except Exception:
+            self.service.close()
+            raise
+        self.port = self._listener.port
+        self.url = f"{'http' if tls.off else 'https'}://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving and give back the database."""
+        self._listener.close()
+        self.service.close()
+
+    def token(self, grant: Grant = Grant(), made_by: str = "server") -> str:  # noqa: B008 (frozen)
+        """Make an enrolment token; its text is not stored."""
+        token = tokens.make(self.service.identity.name)
+        now_s = self.service.now_s()
+        self.service.database.write(lambda c: members.make_token(c, token, grant, made_by, now_s))
+        return token.text
+
+    def first_token(self) -> str:
+        """A token for the first administrator, where there is none yet; else empty."""
+        with self.service.database.read() as c:
+            if any(member.role == "admin" for member in members.listed(c, members.APPROVED)):
+                return ""
+        return self.token(Grant("admin", approved=True))

@@ -1,0 +1,253 @@
+"""The one door of the server: every request passes here before its route, and is refused here by default.
+
+In this order, so that what costs least is asked first: rate of the address, route, announced size, signature, standing
+and role, rate and bytes of the key, room in memory; then the body is read, with an eye on its speed and on a revocation
+meanwhile, and its digest compared with the signed one. The route then finds all of this in ``caller(request)``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from edgewise.core.errors import EdgewiseError, TransportError
+from edgewise.drivers.fleet.members import APPROVED, PENDING, REVOKED, Member, revoked
+from edgewise.drivers.http import rules, signatures
+from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.limits import Later
+from edgewise.drivers.http.rules import Rule
+from edgewise.drivers.http.service import Service
+from edgewise.drivers.http.signatures import Proof
+
+_SIGNED = {"content-digest", "edgewise-run", "edgewise-round", "edgewise-key", "signature-input", "signature"}
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls. ``member`` and ``proof``: None where the route takes unsigned requests. ``public``: a joining key."""
+
+    member: Member | None
+    proof: Proof | None
+    body: bytes = field(repr=False)
+    public: bytes = field(default=b"", repr=False)
+
+    def signed(self) -> tuple[Member, Proof]:
+        """The member and its proof, on a route for members."""
+        if self.member is None or self.proof is None:
+            raise TransportError("E-SIGNATURE", "the request is not signed.", "sign it.")
+        return self.member, self.proof
+
+
+def caller(request: Request) -> Caller:
+    """Who calls, as the guard has found."""
+    found: Caller = request.scope["state"]["caller"]
+    return found
+
+
+def reply(error: EdgewiseError) -> Response:
+    """An error as an answer: its code, what was asked, and what to do."""
+    status = rules.STATUS.get(error.code, 503)
+    headers = {"retry-after": f"{max(1, round(error.wait_s))}"} if isinstance(error, Later) else {}
+    body = {"code": error.code, "what": error.what, "fix": error.fix}
+    return JSONResponse(body, status, headers)
+
+
+class Guard:
+    """ASGI middleware around all routes of a server."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check one request, then pass it on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError("this server speaks HTTP only")
+        self._service.attach()
+        outgoing = _Outgoing(send, self._service.limits.stall_s)
+        held, code = 0, ""
+        try:
+            rule, length = self._admit(scope)
+            found = await self._identify(scope, rule)
+            if found.member is not None:
+                self._service.gate.member(found.member.id, length, time.monotonic())
+            held = self._hold(length)
+            body = await self._body(receive, length, found)
+            if found.proof is not None and not hmac.compare_digest(signatures.sha256(body), found.proof.body):
+                raise TransportError("E-SIGNATURE", "the body is not the signed one.", "send it again.")
+            scope.setdefault("state", {})["caller"] = Caller(found.member, found.proof, body, found.public)
+            if found.member is not None:
+                self._service.advanced(found.member.id)
+            await self._app(scope, _replayed(body, receive), outgoing)
+        except EdgewiseError as e:
+            code = e.code
+            if not outgoing.begun:
+                await reply(e)(scope, receive, outgoing)
+        except TimeoutError:
+            code = "E-STALL"  # of a caller that does not read its answer: the connection is of no use any more
+        finally:
+            self._service.gate.in_flight -= held
+            self._service.counts[scope["method"], code or str(outgoing.status)] += 1
+
+    def _admit(self, scope: Scope) -> tuple[Rule, int]:
+        """What can be said of a request without asking anything: its address, route and announced size."""
+        address = (scope.get("client") or ("?", 0))[0]
+        self._service.gate.address(address, time.monotonic())
+        raw_path: bytes = scope.get("raw_path", b"").partition(b"?")[0]
+        path = raw_path.decode("latin-1")
+        if path != scope["path"] or (rule := rules.matched(scope["method"], path)) is None:
+            what = f"there is no {scope['method']:.10} {path:.100}."
+            raise TransportError("E-ROUTE", what, "`/openapi.json` lists what there is.")
+        if rule.roles == rules.LOCAL and not _is_local(address, scope):
+            raise TransportError("E-ROLE", f"{path} answers requests from its own machine only.", "ask there.")
+        return rule, _length(scope, rule)
+
+    async def _identify(self, scope: Scope, rule: Rule) -> Caller:
+        if rule.roles in (rules.ANYONE, rules.LOCAL):
+            return Caller(None, None, b"")
+        headers: dict[str, str] = {}
+        for raw_name, value in scope["headers"]:
+            if (name := raw_name.decode("latin-1")) in _SIGNED:
+                if name in headers:
+                    raise TransportError("E-SIGNATURE", f"two headers {name}.", "send each once.")
+                headers[name] = value.decode("latin-1")
+        where = (scope["method"], scope["path"], scope["query_string"].decode("latin-1"))
+        server, now_s = self._service.identity.name, self._service.now_s()
+        if rule.roles == rules.JOINING:
+            public = _joining_key(headers.get("edgewise-key", ""))
+            proof = signatures.verify(where, headers, server, now_s, {fingerprint(public): public}.get)
+            return Caller(None, proof, b"", public)
+        sender = signatures.sender(headers)
+        member = await self._service.member(sender) if sender else None
+        key_of: Callable[[str], bytes | None] = lambda _: member.public if member else None  # noqa: E731
+        proof = signatures.verify(where, headers, server, now_s, key_of)
+        assert member is not None
+        self._standing(member, rule)
+        return Caller(member, proof, b"")
+
+    def _standing(self, member: Member, rule: Rule) -> None:
+        """Raises TransportError: E-REVOKED, E-PENDING, E-ROLE."""
+        if member.status == REVOKED:
+            raise revoked(member.id)
+        if member.status == PENDING and "pending" not in rule.roles:
+            what = f"{member.id} waits for the approval of the operator."
+            raise Later("E-PENDING", what, "wait, or ask the operator (`edgewise fleet approve`).", 10.0)
+        if member.status == APPROVED and member.role not in rule.roles:
+            what = f"a {member.role} may not call {rule.method} {rule.path}."
+            raise TransportError("E-ROLE", what, f"roles that may: {', '.join(sorted(rule.roles - {'pending'}))}.")
+
+    def _hold(self, length: int) -> int:
+        """Keep room for a body."""
+        gate = self._service.gate
+        if gate.in_flight + length > gate.limits.in_flight_bytes:
+            raise Later("E-BUSY", "the server has its hands full.", "wait a moment.", 1.0)
+        gate.in_flight += length
+        return length
+
+    async def _body(self, receive: Receive, length: int, found: Caller) -> bytes:
+        """Read a body of that many bytes.
+
+        Raises TransportError: E-STALL where it comes too slowly or breaks off, E-REVOKED where its sender is revoked
+        meanwhile.
+        """
+        limits, parts, size = self._service.limits, [], 0
+        begun = time.monotonic()
+        while size < length:
+            try:
+                async with asyncio.timeout(limits.stall_s):
+                    message = await receive()
+            except TimeoutError:
+                raise TransportError("E-STALL", f"no byte for {limits.stall_s:g} s.", "send it again.") from None
+            if message["type"] != "http.request":
+                raise TransportError("E-STALL", "the connection broke off.", "send it again.")
+            part: bytes = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            passed = time.monotonic() - begun
+            if passed > limits.stall_s and size < limits.slowest * (passed - limits.stall_s):
+                raise TransportError("E-STALL", f"{size} bytes in {passed:.0f} s.", "use a faster link.")
+            if found.member is not None:
+                now = await self._service.member(found.member.id)
+                if now is not None and now.status == REVOKED:
+                    raise revoked(now.id)
+            if not message.get("more_body", False):
+                break
+        if size != length:
+            raise TransportError("E-STALL", f"{size} of {length} bytes came.", "send it again.")
+        return b"".join(parts)
+
+
+class _Outgoing:
+    """Sends the answer, and gives up on a caller that does not read it."""
+
+    def __init__(self, send: Send, stall_s: float) -> None:
+        self._send, self._stall_s = send, stall_s
+        self.begun, self.status = False, 0
+
+    async def __call__(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.begun, self.status = True, message["status"]
+        async with asyncio.timeout(self._stall_s):
+            await self._send(message)
+
+
+def _replayed(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    """A body that was read already, for a route that reads it again."""
+    left = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return left.pop() if left else await receive()
+
+    return again
+
+
+def _length(scope: Scope, rule: Rule) -> int:
+    headers = dict(scope["headers"])
+    if b"transfer-encoding" in headers:
+        raise TransportError("E-REQUEST", "a body without an announced length.", "send content-length.")
+    text = headers.get(b"content-length", b"0")
+    if not text.isdigit() or len(text) > 15:
+        raise TransportError("E-REQUEST", "content-length is not a number.", "send it as a number of bytes.")
+    if int(text) > rule.body_bytes:
+        what = f"a body of {int(text)} bytes; {rule.method} {rule.path} takes {rule.body_bytes}."
+        raise TransportError("E-QUOTA", what, "send less; large frames go in chunks (`/v1/uploads`).")
+    return int(text)
+
+
+def _is_local(address: str, scope: Scope) -> bool:
+    try:
+        loopback = ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+    return loopback and not any(name.decode("latin-1") in _FORWARDED for name, _ in scope["headers"])
+
+
+def _joining_key(text: str) -> bytes:
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError:
+        raw = b""
+    if len(raw) != 32:
+        raise TransportError("E-REQUEST", "edgewise-key is not a public key of 32 bytes.", "send it in hexadecimal.")
+    return raw
+
+
+def parsed(body: bytes) -> Any:
+    """A small JSON body. Raises TransportError(E-REQUEST)."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise TransportError("E-REQUEST", "the body is not JSON.", "see `/openapi.json`.") from None

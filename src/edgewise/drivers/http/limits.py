@@ -1,0 +1,93 @@
+"""Rates and quotas: token buckets by address and by key, and the bytes that the server holds at a time.
+
+All are asked before a body is read. The tables have a fixed size: the key that was seen longest ago gives way.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from edgewise.core.errors import TransportError
+
+KEYS = 100_000  # in a table; an address that gives way begins with a full bucket again
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server takes. Rates are per second; bursts are what may come at once after a pause.
+
+    Attributes:
+        address_rate, address_burst: requests of one network address. member_rate, member_burst: of one key.
+        byte_rate, byte_burst: bytes of bodies of one key. frame_bytes: the largest frame, in chunks or not.
+        in_flight_bytes: bodies in memory, of all requests. spool_bytes: of all unfinished and unused uploads, on disk.
+        header_s: until a request's headers are there. stall_s: without a byte of a body. slowest: bytes per second that
+        a body must average after its first ``stall_s``.
+        waiting: long polls at a time. wait_s: how long one lasts at most. connections: at a time.
+    """
+
+    address_rate: float = 200.0
+    address_burst: float = 400.0
+    member_rate: float = 50.0
+    member_burst: float = 200.0
+    byte_rate: float = 2.0**25
+    byte_burst: float = 2.0**29
+    frame_bytes: int = 2**26
+    in_flight_bytes: int = 2**27
+    spool_bytes: int = 2**36
+    header_s: float = 10.0
+    stall_s: float = 15.0
+    slowest: float = 1024.0
+    waiting: int = 4096
+    wait_s: float = 30.0
+    connections: int = 8192
+
+
+class Buckets:
+    """Token buckets by key. ``now_s`` comes from the caller, on a clock that never goes back."""
+
+    def __init__(self, rate: float, burst: float, keys: int = KEYS) -> None:
+        self._rate, self._burst, self._keys = rate, burst, keys
+        self._level: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, key: str, amount: float, now_s: float) -> float:
+        """Take ``amount`` if it is there; returns 0.0, or the seconds after which it would be."""
+        level, at_s = self._level.pop(key, (self._burst, now_s))
+        level = min(self._burst, level + (now_s - at_s) * self._rate)
+        short = amount - level
+        self._level[key] = (level if short > 0 else level - amount, now_s)
+        if len(self._level) > self._keys:
+            self._level.popitem(last=False)
+        return max(0.0, short / self._rate)
+
+
+class Gatekeeper:
+    """The buckets of a server."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.in_flight = limits, 0
+        self._addresses = Buckets(limits.address_rate, limits.address_burst)
+        self._members = Buckets(limits.member_rate, limits.member_burst)
+        self._bytes = Buckets(limits.byte_rate, limits.byte_burst)
+
+    def address(self, address: str, now_s: float) -> None:
+        """Count a request of an address. Raises TransportError(E-RATE)."""
+        _refuse(self._addresses.take(address, 1.0, now_s), "requests from this address")
+
+    def member(self, name: str, size: int, now_s: float) -> None:
+        """Count a request of a member with a body of ``size`` bytes. Raises TransportError(E-RATE)."""
+        _refuse(self._members.take(name, 1.0, now_s), "requests by this key")
+        _refuse(self._bytes.take(name, size, now_s), "bytes from this key")
+
+
+def _refuse(wait_s: float, what: str) -> None:
+    if wait_s > 0.0:
+        raise Later("E-RATE", f"too many {what}.", f"wait {wait_s:.1f} s.", wait_s)
+
+
+class Later(TransportError):
+    """A refusal that ends by itself. ``wait_s``: when to try again."""
+
+    def __init__(self, code: str, what: str, fix: str, wait_s: float) -> None:
+        super().__init__(code, what, fix)
+        self.wait_s = wait_s

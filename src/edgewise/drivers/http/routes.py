@@ -1,0 +1,196 @@
+"""The routes of the data plane: who the server is, inbox, outbox, uploads, blobs. Bare Starlette, for speed.
+
+device                                     server
+GET  /v1/inbox?after=7&wait=25    ──►      the next frame, or 204 with Retry-After
+POST /v1/outbox            frame  ──►      stored durably, then acknowledged; once for each phase of a round
+POST /v1/uploads   digest, size   ──►      how many bytes it has already
+PUT  /v1/uploads/ID?offset=0      ──►      a chunk, durable when it is acknowledged
+POST /v1/outbox?upload=ID         ──►      the uploaded frame, as above
+GET  /v1/blobs/SHA256             ──►      a model or a delta; Range goes on where a download broke off
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from edgewise.core import frame
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet import mailboxes, nonces, uploads
+from edgewise.drivers.fleet.uploads import Upload
+from edgewise.drivers.http import certificates
+from edgewise.drivers.http.guard import caller, parsed
+from edgewise.drivers.http.service import Service
+from edgewise.drivers.http.signatures import Proof
+
+T = TypeVar("T")
+PACE_S = 30.0  # when an idle device that may not wait comes back, on average
+
+
+class DataPlane:
+    """The routes of one service."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def routes(self) -> list[Route]:
+        """For a router, behind the guard."""
+        return [
+            Route("/healthz", self.health, methods=["GET"]),
+            Route("/v1/server", self.server, methods=["GET"]),
+            Route("/v1/inbox", self.inbox, methods=["GET"]),
+            Route("/v1/outbox", self.outbox, methods=["POST"]),
+            Route("/v1/uploads", self.begin, methods=["POST"]),
+            Route("/v1/uploads/{upload}", self.upload, methods=["GET"]),
+            Route("/v1/uploads/{upload}", self.chunk, methods=["PUT"]),
+            Route("/v1/blobs/{digest}", self.blob, methods=["GET"]),
+        ]
+
+    async def health(self, request: Request) -> Response:
+        """Whether the server can commit."""
+        fault = self._service.database.fault()
+        return PlainTextResponse(f"cannot commit: {fault}\n" if fault else "ok\n", 503 if fault else 200)
+
+    async def server(self, request: Request) -> Response:
+        """Who this server is, signed for a nonce of the caller."""
+        try:
+            nonce = bytes.fromhex(request.query_params.get("nonce", ""))
+        except ValueError:
+            nonce = b""
+        if len(nonce) != 32:
+            raise TransportError("E-REQUEST", "nonce is not 32 bytes.", "send it in hexadecimal.")
+        service = self._service
+        return JSONResponse(certificates.identity_statement(service.identity, service.authority, nonce))
+
+    async def inbox(self, request: Request) -> Response:
+        """The oldest frame with a number above ``after``; waits up to ``wait`` seconds for it."""
+        service, (member, _) = self._service, caller(request).signed()
+        after, wait_s = _whole(request, "after"), min(float(_whole(request, "wait")), service.limits.wait_s)
+        with service.listening(member.id) as bell:
+            letter = await service.read(lambda c: mailboxes.next_letter(c, member.id, after))
+            if letter is None and bell is not None and wait_s > 0.0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await bell.wait()
+                letter = await service.read(lambda c: mailboxes.next_letter(c, member.id, after))
+        if letter is None:
+            pause_s = 0 if bell is not None else 1 + secrets.randbelow(int(2 * PACE_S))
+            return Response(status_code=204, headers={"retry-after": str(pause_s)})
+        headers = {"edgewise-number": str(letter.number)}
+        return Response(letter.body, 200, headers, "application/octet-stream")
+
+    async def outbox(self, request: Request) -> Response:
+        """Take a frame: the body, or the upload that the query names."""
+        service, found = self._service, caller(request)
+        member, proof = found.signed()
+        raw, upload = found.body, request.query_params.get("upload", "")
+        if upload:
+            begun = await service.read(lambda c: uploads.find(c, upload, member.id))
+            raw = await self._assemble(begun)
+        message = await service.aside(lambda: _read_frame(raw, service.limits.frame_bytes))
+        if (message.device, message.run, message.round) != (member.id, proof.run, proof.round):
+            what = "the frame is not of the device, run and round that signed the request."
+            raise TransportError("E-REQUEST", what, "sign for the run and the round of the frame.")
+        number = await self._once(proof, lambda c: mailboxes.accept(c, message, raw, upload, service.now_s()))
+        service.delivered()
+        return JSONResponse({"number": number})
+
+    async def begin(self, request: Request) -> Response:
+        """Begin an upload, or find it."""
+        service, found = self._service, caller(request)
+        member, proof = found.signed()
+        wanted = parsed(found.body)
+        digest, size = _announced(wanted)
+        if proof.run is None or proof.round is None:
+            raise TransportError("E-REQUEST", "an upload is for a run and a round.", "sign for both.")
+        run, round = proof.run, proof.round
+        limit = service.limits.frame_bytes
+        begun = await self._once(
+            proof, lambda c: uploads.begin(c, member.id, run, round, digest, size, limit, service.now_s())
+        )
+        return _upload(begun, 201)
+
+    async def upload(self, request: Request) -> Response:
+        """How far an upload is."""
+        member, _ = caller(request).signed()
+        id = request.path_params["upload"]
+        return _upload(await self._service.read(lambda c: uploads.find(c, id, member.id)), 200)
+
+    async def chunk(self, request: Request) -> Response:
+        """Take a chunk at ``offset``."""
+        service, found = self._service, caller(request)
+        member, proof = found.signed()
+        id, offset = request.path_params["upload"], _whole(request, "offset")
+
+        def look(c: sa.Connection) -> tuple[Upload, bytes]:
+            begun = uploads.find(c, id, member.id)
+            return begun, mailboxes.round_key(c, begun.run, begun.round)
+
+        begun, key = await service.read(look)
+        uploads.check_chunk(begun, offset, len(found.body))
+        await service.aside(lambda: service.chunks.put(key, id, offset // begun.chunk, found.body))
+        received = await self._once(proof, lambda c: uploads.advance(c, begun, len(found.body)))
+        service.advanced(member.id)
+        return JSONResponse({"received": received})
+
+    async def blob(self, request: Request) -> Response:
+        """A published blob, whole or a range of it."""
+        digest = request.path_params["digest"]
+        if not await self._service.read(lambda c: mailboxes.published(c, digest)):
+            raise TransportError("E-BLOB", f"no blob {digest:.64} is published.", "wait for the next invitation.")
+        headers = {"etag": f'"{digest}"', "cache-control": "private, max-age=31536000, immutable"}
+        return FileResponse(self._service.blobs.path(digest), headers=headers, media_type="application/octet-stream")
+
+    async def _assemble(self, upload: Upload) -> bytes:
+        key = await self._service.read(lambda c: mailboxes.round_key(c, upload.run, upload.round))
+        try:
+            return await self._service.aside(lambda: uploads.assembled(upload, key, self._service.chunks))
+        except TransportError as e:
+            if e.code == "E-BLOB":
+                await self._service.write(lambda c: uploads.abandon(c, upload.id))
+                self._service.chunks.drop(upload.id)
+            raise
+
+    async def _once(self, proof: Proof, change: Callable[[sa.Connection], T]) -> T:
+        """Run a change and spend the request's nonce in one transaction."""
+
+        def both(c: sa.Connection) -> T:
+            nonces.spend(c, proof, self._service.now_s())
+            return change(c)
+
+        return await self._service.write(both)
+
+
+def _read_frame(raw: bytes, limit: int) -> frame.FromDevice:
+    return frame.from_device(raw, limit)
+
+
+def _whole(request: Request, name: str) -> int:
+    text = request.query_params.get(name, "0")
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise TransportError("E-REQUEST", f"{name} is not a whole number.", "see `/openapi.json`.")
+    return int(text)
+
+
+def _announced(wanted: Any) -> tuple[bytes, int]:
+    try:
+        digest, size = bytes.fromhex(wanted["digest"]), wanted["size"]
+    except (TypeError, KeyError, ValueError):
+        digest, size = b"", 0
+    if len(digest) != 32 or type(size) is not int or set(wanted) != {"digest", "size"}:
+        raise TransportError("E-REQUEST", "an upload has a digest (SHA-256) and a size in bytes.", "send both.")
+    return digest, size
+
+
+def _upload(begun: Upload, status: int) -> Response:
+    body = {"upload": begun.id, "size": begun.size, "chunk": begun.chunk, "received": begun.received}
+    return Response(json.dumps(body), status, media_type="application/json")

@@ -1,0 +1,96 @@
+"""Who may call what: one line for each route of the server. A path that is not here does not exist.
+
+A test holds that the routes of the server and these lines are the same, and walks every line with every role.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from edgewise.drivers.fleet.uploads import CHUNK_BYTES
+
+ANYONE = frozenset({"anyone"})  # without a signature
+LOCAL = frozenset({"local"})  # without a signature, from this machine
+JOINING = frozenset({"joining"})  # signed by the key that the request brings
+MEMBERS = frozenset({"device", "viewer", "operator", "admin", "pending"})
+DEVICE = frozenset({"device"})
+VIEWER = frozenset({"viewer", "operator", "admin"})
+OPERATOR = frozenset({"operator", "admin"})
+SMALL_BYTES = 2**14
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A route: its method and path, the roles that may call it, the bytes that its body may have.
+
+    ``path``: with ``{name}`` for one segment, as in the routers.
+    """
+
+    method: str
+    path: str
+    roles: frozenset[str]
+    body_bytes: int = 0
+    pattern: re.Pattern[str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        segments = re.sub(r"\{\w+\}", "[0-9A-Za-z_-]{1,80}", self.path)
+        object.__setattr__(self, "pattern", re.compile(segments))
+
+    @property
+    def changes(self) -> bool:
+        """Whether a replay of the request would change anything; its nonce is then spent with the change."""
+        return self.method not in ("GET", "HEAD")
+
+
+RULES = (
+    Rule("GET", "/healthz", ANYONE),
+    Rule("GET", "/metrics", LOCAL),
+    Rule("GET", "/openapi.json", ANYONE),
+    Rule("GET", "/v1/server", ANYONE),
+    Rule("POST", "/v1/join", JOINING, SMALL_BYTES),
+    Rule("GET", "/v1/me", MEMBERS),
+    Rule("GET", "/v1/inbox", DEVICE),
+    Rule("POST", "/v1/outbox", DEVICE, CHUNK_BYTES),
+    Rule("POST", "/v1/uploads", DEVICE, SMALL_BYTES),
+    Rule("GET", "/v1/uploads/{upload}", DEVICE),
+    Rule("PUT", "/v1/uploads/{upload}", DEVICE, CHUNK_BYTES),
+    Rule("GET", "/v1/blobs/{digest}", DEVICE | VIEWER),
+    Rule("GET", "/v1/devices", VIEWER),
+    Rule("POST", "/v1/devices/{member}/approve", OPERATOR, SMALL_BYTES),
+    Rule("POST", "/v1/devices/{member}/revoke", OPERATOR, SMALL_BYTES),
+    Rule("GET", "/v1/tokens", OPERATOR),
+    Rule("POST", "/v1/tokens", OPERATOR, SMALL_BYTES),
+    Rule("POST", "/v1/tokens/{token}/revoke", OPERATOR, SMALL_BYTES),
+    Rule("GET", "/v1/runs", VIEWER),
+)
+
+
+def matched(method: str, path: str) -> Rule | None:
+    """The rule of a request; None where there is no such route."""
+    return next((rule for rule in RULES if rule.method == method and rule.pattern.fullmatch(path)), None)
+
+
+STATUS: Mapping[str, int] = {  # error code -> status of the answer; all others are the server's own trouble
+    "E-REQUEST": 400,
+    "E-SIGNATURE": 401,
+    "E-CLOCK": 401,
+    "E-REPLAY": 401,
+    "E-TOKEN": 403,
+    "E-ROLE": 403,
+    "E-PENDING": 403,
+    "E-REVOKED": 403,
+    "E-ROUTE": 404,
+    "E-UNKNOWN-ID": 404,
+    "E-BLOB": 404,
+    "E-STALL": 408,
+    "E-CONFLICT": 409,
+    "E-OFFSET": 409,
+    "E-CLOSED": 410,
+    "E-QUOTA": 413,
+    "E-FRAME": 422,
+    "E-FRAME-SIZE": 413,
+    "E-RATE": 429,
+    "E-BUSY": 503,
+}

@@ -1,0 +1,161 @@
+"""What the routes of a server share: its database, its members, its blobs, and who is waiting for what."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import sqlalchemy as sa
+
+from edgewise.drivers.blobs import Blobs
+from edgewise.drivers.files import FOLDER
+from edgewise.drivers.fleet import members, uploads
+from edgewise.drivers.fleet.database import Database
+from edgewise.drivers.fleet.members import Member
+from edgewise.drivers.fleet.spool import Chunks
+from edgewise.drivers.http import identity
+from edgewise.drivers.http.limits import Gatekeeper, Limits
+
+T = TypeVar("T")
+FRESH_S = 1.0  # how long a member is remembered: a revocation by another process works after this long
+REMEMBERED = 65536
+READERS = 4
+
+
+class Service:
+    """A server's state in ``folder``; use as a context manager: it holds the writer's lease.
+
+    ``now_s``: wall clock. Safe to use from the event loop and from other threads.
+    """
+
+    def __init__(self, folder: Path, limits: Limits, now_s: Callable[[], float] = time.time) -> None:
+        self.folder, self.now_s, self.limits = folder, now_s, limits
+        self.database = Database(folder, now_s)
+        self.identity = identity.make(folder / "server.key")
+        for sub in ("blobs", "spool"):
+            (folder / sub).mkdir(FOLDER, exist_ok=True)
+        self.blobs, self.chunks = Blobs(folder / "blobs"), Chunks(folder / "spool")
+        self.gate = Gatekeeper(limits)
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.progress_s: dict[str, float] = {}  # of devices that a cohort waits for: when they last got on
+        self.arrived = threading.Condition()
+        self.authority = b""
+        self._members: OrderedDict[str, tuple[Member | None, float]] = OrderedDict()
+        self._bells: dict[str, set[asyncio.Event]] = {}
+        self._waiting = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._readers = ThreadPoolExecutor(READERS, "edgewise-reader")
+        self._sweep()
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back the database."""
+        self._readers.shutdown()
+        self.database.close()
+
+    def _sweep(self) -> None:
+        """Remove the chunks that a killed server left of uploads that are over."""
+        with self.database.read() as c:
+            known = uploads.in_use(c)
+        for upload in self.chunks.uploads():
+            if upload not in known:
+                self.chunks.drop(upload)
+
+    # -- from the event loop -------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Note the event loop that serves."""
+        self._loop = asyncio.get_running_loop()
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """Run what reads disks, or takes long, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, work)
+
+    async def read(self, query: Callable[[sa.Connection], T]) -> T:
+        """Run a query."""
+
+        def work() -> T:
+            with self.database.read() as c:
+                return query(c)
+
+        return await self.aside(work)
+
+    async def write(self, change: Callable[[sa.Connection], T]) -> T:
+        """Run a change; it is durable when this returns."""
+        return await asyncio.wrap_future(self.database.submit(change))
+
+    async def member(self, name: str) -> Member | None:
+        """A member as it was at most ``FRESH_S`` ago."""
+        found = self._members.get(name)
+        if found is None or not 0.0 <= time.monotonic() - found[1] < FRESH_S:
+            found = (await self.read(lambda c: members.find(c, name)), time.monotonic())
+            self._members[name] = found
+            if len(self._members) > REMEMBERED:
+                self._members.popitem(last=False)
+        return found[0]
+
+    def forget(self, name: str) -> None:
+        """Read a member anew, and wake its long poll: its standing has changed."""
+        self._members.pop(name, None)
+        self.ring(name)
+
+    @contextmanager
+    def listening(self, device: str) -> Iterator[asyncio.Event | None]:
+        """An event that is set when a device has mail; None where too many wait already."""
+        if self._waiting >= self.limits.waiting:
+            yield None
+            return
+        bell = asyncio.Event()
+        self._waiting += 1
+        self._bells.setdefault(device, set()).add(bell)
+        try:
+            yield bell
+        finally:
+            self._waiting -= 1
+            self._bells[device].discard(bell)
+            if not self._bells[device]:
+                del self._bells[device]
+
+    # -- from anywhere -------------------------------------------------------------------------------------------
+
+    def ring(self, device: str) -> None:
+        """Wake the long poll of a device."""
+
+        def wake() -> None:
+            for bell in self._bells.get(device, ()):
+                bell.set()
+
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(wake)
+
+    def advanced(self, device: str) -> None:
+        """A device got on: it called, or a chunk of it came."""
+        if device in self.progress_s:
+            self.progress_s[device] = time.monotonic()
+
+    def delivered(self) -> None:
+        """Wake whoever waits for frames."""
+        with self.arrived:
+            self.arrived.notify_all()
+
+    def drop_chunks(self, gone: list[str]) -> None:
+        """Remove the chunks of uploads that are over."""
+        for upload in gone:
+            self.chunks.drop(upload)
+
+    @property
+    def waiting(self) -> int:
+        """Long polls at this moment."""
+        return self._waiting

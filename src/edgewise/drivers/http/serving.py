@@ -1,0 +1,144 @@
+"""The HTTPS listener: uvicorn in a thread, with limits that hold before any of our routes is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+import time
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from edgewise.core.errors import TransportError
+from edgewise.drivers.http.limits import Limits
+
+HEADER_BYTES = 2**14
+HANDSHAKE_S, FAREWELL_S = 10.0, 1.0
+KEEP_ALIVE_S = 75  # longer than a long poll, so that a device keeps its connection
+
+
+def protocol(limits: Limits) -> type[asyncio.Protocol]:
+    """uvicorn's HTTP/1.1 protocol that also ends connections whose request headers do not come in ``header_s``."""
+
+    class Prompt(H11Protocol):
+        """HTTP/1.1 for callers that finish their headers."""
+
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.conn.their_state is h11.IDLE:
+                if self._late is None:
+                    self._watch()
+            else:
+                self._unwatch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._unwatch()
+            super().connection_lost(exc)
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.abort()  # nobody waits for an answer
+
+        def _watch(self) -> None:
+            self._late = self.loop.call_later(limits.header_s, self.transport.abort)
+
+        def _unwatch(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+    return Prompt
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn whose TLS handshakes and farewells end in time too."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.lifespan.startup()
+        config, loop = self.config, asyncio.get_running_loop()
+        handshake_s, farewell_s = (HANDSHAKE_S, FAREWELL_S) if config.ssl is not None else (None, None)
+
+        def connect() -> asyncio.Protocol:
+            made: asyncio.Protocol = config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state, _loop=loop
+            )
+            return made
+
+        assert sockets is not None  # ``Listener`` opens it
+        (sock,) = sockets
+        listening = await loop.create_server(
+            connect, sock=sock, ssl=config.ssl, backlog=config.backlog,
+            ssl_handshake_timeout=handshake_s, ssl_shutdown_timeout=farewell_s,
+        )  # fmt: skip
+        self.servers, self.started = [listening], True
+
+
+class Listener:
+    """A listening server; use as a context manager.
+
+    Args:
+        app: what answers. host, port: where to listen; port 0 takes a free one (``port``). tls: None speaks plain HTTP,
+        on loopback only. ready_s: how long the start may take.
+    Raises:
+        TransportError: E-LISTEN where the address cannot be taken, or is not loopback and TLS is off.
+    """
+
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None, limits: Limits, ready_s: float = 10.0
+    ) -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        # With the protocol named, asyncio turns off Nagle's algorithm, which would hold answers back for 40 ms.
+        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, port))
+        except OSError as e:
+            self._socket.close()
+            what = f"the server cannot listen on {host}:{port}: {e.strerror}."
+            raise TransportError("E-LISTEN", what, "free the address, or name another one (--listen).") from None
+        if tls is None and self._socket.getsockname()[0] not in ("127.0.0.1", "::1"):
+            self._socket.close()
+            what = f"plain HTTP on {host}, which others can reach."
+            raise TransportError("E-LISTEN", what, "leave out --no-tls, or listen on 127.0.0.1.")
+        self.port = int(self._socket.getsockname()[1])
+        context: dict[str, Any] = {} if tls is None else {"ssl_context_factory": lambda *_: tls}
+        config = uvicorn.Config(
+            app, http=protocol(limits), ws="none", lifespan="off", loop="asyncio", log_config=None, access_log=False,
+            proxy_headers=False, server_header=False, limit_concurrency=limits.connections, backlog=1024,
+            timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=2, h11_max_incomplete_event_size=HEADER_BYTES,
+            **context,
+        )  # fmt: skip
+        self._server = _Uvicorn(config)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([self._socket],), name="edgewise-http", daemon=True
+        )
+        self._thread.start()
+        give_up = time.monotonic() + ready_s
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > give_up:
+                raise TransportError("E-LISTEN", "the server did not start.", "look into its log.")
+            time.sleep(0.005)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop: requests that are being answered get two seconds."""
+        self._server.should_exit = True
+        self._thread.join()
+        self._socket.close()

@@ -1,0 +1,323 @@
+"""A server over TLS on loopback: who is let in, what is refused, and that it goes on serving others."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from served import RUN, code, contribution, joined, running, send_invitation
+from starlette.routing import Route
+
+from edgewise.apps.server.api import ControlPlane
+from edgewise.apps.server.start import Server, Tls
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet import mailboxes
+from edgewise.drivers.fleet.members import ROLES, Grant
+from edgewise.drivers.http import certificates, identity, signatures, tokens
+from edgewise.drivers.http.limits import Buckets, Limits
+from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.rules import RULES, Rule
+
+QUICK = Limits(header_s=0.4, stall_s=0.4, wait_s=5.0)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("served"), QUICK) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def links(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Link]]:
+    """One member of each role, and one that waits for approval."""
+    folder = tmp_path_factory.mktemp("members")
+    made = {role: joined(server, folder / role, role) for role in ROLES}
+    made["pending"] = joined(server, folder / "pending", approved=False)
+    yield made
+    for link in made.values():
+        link.close()
+
+
+# -- enrolment ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_frame_goes_each_way(server: Server, links: dict[str, Link]) -> None:
+    device = links["device"]
+    number = send_invitation(server, device.name)
+    mail = device.poll(0, 1.0)
+    assert mail is not None
+    assert mail.number == number
+    raw = contribution(device.name)
+    assert device.send(RUN, 0, raw) == device.send(RUN, 0, raw)
+    assert code(device.send, RUN, 0, contribution(device.name, b"other")) == "E-CONFLICT"
+    assert code(device.send, RUN, 1, contribution(device.name, round=1)) == "E-CLOSED"
+    assert code(device.send, RUN, 0, contribution("e" * 32)) == "E-REQUEST", "a frame in another's name"
+    assert code(device.send, RUN, 0, b"EWF\x01junk") == "E-FRAME"
+    server.service.database.write(lambda c: mailboxes.close(c, RUN))
+
+
+def test_a_device_sends_nothing_to_another_server_than_its_token_names(server: Server, tmp_path: Path) -> None:
+    other = tokens.make("f" * 32).text
+    before = server.service.counts.copy()
+    assert code(Link.join, server.url, other, tmp_path / "home") == "E-SERVER-KEY"
+    assert not (tmp_path / "home").exists(), "no key was made, and none was sent"
+    assert sum((server.service.counts - before).values()) <= 1, "one unsigned question and no more"
+
+
+def test_a_device_trusts_no_other_certificate(server: Server, links: dict[str, Link], tmp_path: Path) -> None:
+    """Somebody in between with a certificate of an authority of their own."""
+    import datetime
+
+    now = datetime.datetime.now(datetime.UTC)
+    _, certificate, key = certificates.authority_and_certificate(tmp_path, (), now)
+    with Server(tmp_path / "other", tls=Tls(certificate=certificate, key=key)) as other:
+        link = Link(links["device"].home and _copied(links["device"], tmp_path / "home", other.url), patience_s=0.5)
+        assert code(link.standing) == "E-CONNECT"
+        assert not other.service.counts
+        link.close()
+
+
+def _copied(link: Link, folder: Path, url: str) -> Path:
+    """The folder of the same identity, at another address."""
+    import msgspec
+
+    from edgewise.drivers.http import home
+
+    me = identity.make(folder / home.KEY)
+    home.save(folder, msgspec.structs.replace(link.home, url=url, name=me.name))
+    return folder
+
+
+def test_plain_http_is_served_on_loopback_only(tmp_path: Path) -> None:
+    with pytest.raises(TransportError) as e:
+        Server(tmp_path / "a", host="0.0.0.0", tls=Tls(off=True))
+    assert e.value.code == "E-LISTEN"
+    with Server(tmp_path / "b", tls=Tls(off=True)) as server:
+        token = server.token(Grant(approved=True))
+        assert code(Link.join, server.url, token, tmp_path / "home") == "E-REQUEST"
+        link = Link.join(server.url, token, tmp_path / "home", plain=True)
+        assert link.standing()["status"] == "approved"
+        link.close()
+
+
+def test_an_operator_approves_and_revokes(server: Server, links: dict[str, Link], tmp_path: Path) -> None:
+    operator, device = links["operator"], joined(server, tmp_path / "new", approved=False)
+    assert device.standing()["status"] == "pending"
+    device._patience_s = 0.2
+    assert code(device.poll, 0, 0.0) == "E-PENDING"
+    operator.call("POST", f"/v1/devices/{device.name}/approve")
+    assert device.poll(0, 0.0) is None
+    operator.call("POST", f"/v1/devices/{device.name}/revoke")
+    assert code(device.poll, 0, 0.0) == "E-REVOKED"
+    assert code(operator.call, "POST", f"/v1/devices/{links['admin'].name}/revoke") == "E-ROLE"
+    device.close()
+
+
+def test_tokens_are_made_for_lower_roles_only(links: dict[str, Link]) -> None:
+    operator, admin = links["operator"], links["admin"]
+    make = lambda link, **wanted: link.call("POST", "/v1/tokens", document=wanted)  # noqa: E731
+    for role in ("operator", "admin", "viewer"):
+        assert code(lambda role=role: make(operator, role=role)) == "E-ROLE"  # type: ignore[misc]
+    assert code(lambda: make(operator, role="device", extra=1)) == "E-REQUEST"
+    assert code(lambda: make(operator, uses="1")) == "E-REQUEST"
+    made = make(admin, role="operator", uses=2)
+    assert tokens.parse(made["text"]).id == made["id"]
+    assert made["id"] in {token["id"] for token in operator.call("GET", "/v1/tokens")}
+    operator.call("POST", f"/v1/tokens/{made['id']}/revoke")
+    assert code(operator.call, "POST", "/v1/tokens/0123/revoke") == "E-UNKNOWN-ID"
+
+
+# -- every route and every role ----------------------------------------------------------------------------------------
+
+
+def test_every_route_has_a_rule_and_every_rule_a_route(server: Server) -> None:
+    found = set()
+    for route in ControlPlane(server.service).api.router.routes:
+        methods = getattr(route, "methods", None)
+        assert isinstance(route, Route) or methods, f"{route}: not a plain route"
+        found |= {(method, str(getattr(route, "path", ""))) for method in methods or () if method != "HEAD"}
+    assert found == {(rule.method, rule.path) for rule in RULES}
+
+
+@pytest.mark.parametrize("role", [*ROLES, "pending", "stranger"])
+def test_each_role_may_call_its_routes_and_no_other(
+    server: Server, links: dict[str, Link], role: str, tmp_path: Path
+) -> None:
+    """Refused by the guard (401, 403), or let through to a route that finds nothing to do."""
+    if role == "stranger":
+        identity.make(tmp_path / "device.key")
+        link = Link(_copied(links["viewer"], tmp_path, server.url))
+    else:
+        link = links[role]
+    for rule in RULES:
+        path = rule.path.replace("{upload}", "0" * 32).replace("{digest}", "0" * 64)
+        path = path.replace("{member}", "0" * 32).replace("{token}", "0" * 16)
+        headers = link._signed(rule.method, path, "", b"", signatures.NONE, signatures.NONE)
+        answer = link._http.request(rule.method, path, headers=headers)
+        open_to_all = rule.roles in ({"anyone"}, {"local"}, {"joining"})
+        refused = answer.status_code in (401, 403)
+        if rule.roles == {"joining"}:
+            assert answer.json()["code"] == "E-REQUEST", "no joining key"
+        else:
+            assert refused != (open_to_all or role in rule.roles), f"{rule.method} {rule.path}: {answer.text}"
+    if role == "stranger":
+        link.close()
+
+
+@pytest.mark.parametrize("path", ["/v1/inbox/", "//v1/inbox", "/v1/%69nbox", "/V1/inbox", "/v1/blobs/..", "/docs", "/"])
+def test_other_spellings_of_a_path_do_not_exist(server: Server, links: dict[str, Link], path: str) -> None:
+    answer = links["device"]._http.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["code"] == "E-ROUTE"
+
+
+def test_the_description_is_open_and_names_the_routes_of_the_control_plane(links: dict[str, Link]) -> None:
+    described = links["viewer"]._http.get("/openapi.json").json()
+    control = {rule.path for rule in RULES if "/v1/" in rule.path} - {"/v1/server", "/v1/inbox", "/v1/outbox"}
+    assert set(described["paths"]) == {path for path in control if "uploads" not in path and "blobs" not in path}
+
+
+def test_metrics_are_for_this_machine_and_name_nobody(server: Server, links: dict[str, Link]) -> None:
+    http = links["device"]._http
+    text = http.get("/metrics").text
+    assert 'edgewise_members{role="device",status="approved"}' in text
+    assert links["device"].name not in text
+    assert http.get("/metrics", headers={"x-forwarded-for": "192.0.2.1"}).json()["code"] == "E-ROLE"
+
+
+# -- replays, floods and slow callers ----------------------------------------------------------------------------------
+
+
+def test_a_recorded_request_is_refused(server: Server, links: dict[str, Link]) -> None:
+    device = links["device"]
+    send_invitation(server, device.name)
+    raw = contribution(device.name)
+    headers = device._signed("POST", "/v1/outbox", "", raw, RUN, "0")
+    assert device._http.post("/v1/outbox", content=raw, headers=headers).status_code == 200
+    for path, body, expected in (
+        ("/v1/outbox", raw, "E-REPLAY"), ("/v1/outbox", raw + b"x", "E-SIGNATURE"), ("/v1/uploads", raw, "E-SIGNATURE"),
+        ("/v1/outbox?upload=0", raw, "E-SIGNATURE"),
+    ):  # fmt: skip
+        assert device._http.post(path, content=body, headers=headers).json()["code"] == expected
+    server.service.database.write(lambda c: mailboxes.close(c, RUN))
+
+
+def test_a_revocation_ends_a_long_poll_and_an_upload(server: Server, links: dict[str, Link], tmp_path: Path) -> None:
+    import threading
+
+    device, admin = joined(server, tmp_path / "lost"), links["admin"]
+    answers: list[str] = []
+    poll = threading.Thread(target=lambda: answers.append(code(device.poll, 0, 5.0)))
+    poll.start()
+    send_invitation(server, device.name)
+    poll.join()
+    headers = device._signed("POST", "/v1/outbox", "", bytes(1000), RUN, "0")
+    with _connected(server) as raw:
+        raw.sendall(_head("POST", "/v1/outbox", {**headers, "content-length": "1000"}) + bytes(500))
+        time.sleep(0.1)
+        admin.call("POST", f"/v1/devices/{device.name}/revoke")
+        raw.sendall(bytes(10))
+        assert b"E-REVOKED" in _read(raw)
+    assert code(device.poll, 0, 0.0) == "E-REVOKED"
+    device.close()
+
+
+def test_rates_hold_by_address_and_key(tmp_path: Path) -> None:
+    limits = Limits(member_rate=0.001, member_burst=3.0, byte_rate=1.0, byte_burst=100.0)
+    with running(tmp_path, limits) as server:
+        one, other = joined(server, tmp_path / "one"), joined(server, tmp_path / "two")
+        one._patience_s = other._patience_s = 0.0
+        assert [code(one.standing) for _ in range(4)] == ["", "", "", "E-RATE"]
+        send_invitation(server, other.name)
+        assert code(other.send, RUN, 0, contribution(other.name, bytes(10_000))) == "E-RATE"
+        assert code(other.standing) == "", "the other key has a rate of its own"
+        one.close()
+        other.close()
+
+
+def test_a_bucket_fills_again_and_a_table_of_them_is_bounded() -> None:
+    buckets = Buckets(2.0, 4.0, keys=3)
+    assert [buckets.take("a", 1.0, 0.0) for _ in range(5)] == [0.0, 0.0, 0.0, 0.0, 0.5]
+    assert buckets.take("a", 1.0, 0.5) == 0.0
+    for key in "bcd":
+        buckets.take(key, 1.0, 1.0)
+    assert len(buckets._level) == 3
+
+
+def _connected(server: Server) -> ssl.SSLSocket:
+    context = certificates.client_context(server.service.authority)
+    made = context.wrap_socket(socket.create_connection(("127.0.0.1", server.port)), server_hostname="localhost")
+    made.settimeout(5.0)
+    return made
+
+
+def _head(method: str, path: str, headers: dict[str, str]) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "host: localhost", *(f"{k}: {v}" for k, v in headers.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def _read(raw: ssl.SSLSocket) -> bytes:
+    """What comes until the connection ends, or an answer of ours is there."""
+    parts = b""
+    try:
+        while piece := raw.recv(2**16):
+            parts += piece
+            if parts.endswith(b"}"):
+                break
+    except (OSError, ssl.SSLError):
+        pass
+    return parts
+
+
+def test_slow_and_oversized_callers_are_ended_and_others_served(server: Server, links: dict[str, Link]) -> None:
+    device = links["device"]
+    headers = device._signed("POST", "/v1/outbox", "", bytes(1000), RUN, "0")
+    whole = _head("POST", "/v1/outbox", {**headers, "content-length": "1000"})
+    too_large = _head("POST", "/v1/outbox", {**headers, "content-length": str(2**23)})
+    unannounced = _head("POST", "/v1/outbox", {**headers, "transfer-encoding": "chunked"})
+    vectors = {
+        b"GET /healthz HTTP/1.1\r\nhost: ": b"",  # headers that never end
+        b"": b"",  # nothing at all
+        whole + bytes(500): b"E-STALL",
+        too_large: b"E-QUOTA",
+        unannounced: b"E-REQUEST",
+        b"GET /healthz HTTP/1.1\r\n" + b"a: b\r\n" * 10_000: b"400",
+        b"\x00" * 100: b"400",
+    }
+    open_ones = [(_connected(server), sent, expected) for sent, expected in vectors.items()]
+    for raw, sent, _ in open_ones:
+        raw.sendall(sent)
+    assert device.standing()["status"] == "approved", "others are served meanwhile"
+    for raw, sent, expected in open_ones:
+        with raw:
+            assert expected in _read(raw), sent[:40]
+    assert server.service.gate.in_flight == 0
+
+
+def test_an_error_says_code_cause_and_cure(links: dict[str, Link]) -> None:
+    answer = links["viewer"]._http.get("/v1/devices")
+    assert answer.status_code == 401
+    assert set(answer.json()) == {"code", "what", "fix"}
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_health_tells_when_nothing_can_be_committed(server: Server, links: dict[str, Link]) -> None:
+    http: httpx2.Client = links["device"]._http
+    assert http.get("/healthz").text == "ok\n"
+    server.service.database._fault = "disk full"
+    assert http.get("/healthz").status_code == 503
+    server.service.database._fault = ""
+
+
+def test_rules_match_whole_paths() -> None:
+    rule = Rule("GET", "/v1/blobs/{digest}", frozenset())
+    assert rule.pattern.fullmatch("/v1/blobs/" + "a" * 64)
+    for path in ("/v1/blobs/", "/v1/blobs/a/b", "/v1/blobs/..", "/v1/blobs/a%2fb", "/v1/blobs/" + "a" * 81):
+        assert not rule.pattern.fullmatch(path)
+    assert json.dumps(sorted(rule.roles)) == "[]"
