@@ -1,0 +1,343 @@
+"""A device's connection to its server: join, poll, send, download. Needs no torch, and no package of the server.
+
+    link = Link.join("https://federation.example:8443", "fedtok1_...", home)     # once
+    link = Link(home)                                                          # afterwards
+    while (mail := link.poll(after)) is not None: ...
+    link.send(run, round, raw)            # in chunks where it is large; the same frame may be sent again and again
+
+Every call tries again by itself, with growing pauses of random length, where the network or the server fails; and gives
+up after ``patience_s``. A request that the server has refused is never repeated. Each attempt is signed anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import httpx2
+
+from edgewise.core.errors import REGISTRY, TransportError
+from edgewise.drivers.files import discard
+from edgewise.drivers.http import certificates, home, identity, signatures, tokens
+from edgewise.drivers.http.home import Home
+from edgewise.drivers.http.identity import Identity
+
+T = TypeVar("T")
+WAIT_S = 25.0  # of a long poll
+CONNECT_S, ANSWER_S = 10.0, 30.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 60.0
+INLINE_BYTES = 2**20  # frames up to this size go in one request
+SAMPLE_BYTES = 2**16  # transfers from this size measure the link
+HISTORY = 16
+_PAUSES = ("E-RATE", "E-BUSY", "E-STALL")  # refusals that end by themselves
+_IN_DISORDER = ("E-OFFSET",)
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A frame from the server. ``number``: to poll for what comes after it."""
+
+    number: int
+    raw: bytes = field(repr=False)
+
+
+@dataclass(slots=True)
+class Speed:
+    """Measured Mbit/s of the last transfers, the newest last; for ``plan.budget.link_estimate``."""
+
+    up: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    down: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+
+    def note(self, samples: deque[float], size: int, seconds: float) -> None:
+        """Remember a transfer that was large enough to measure."""
+        if size >= SAMPLE_BYTES and seconds > 0.0:
+            samples.append(8e-6 * size / seconds)
+
+
+class Link:
+    """A connection of the identity in ``folder``; a context manager.
+
+    Args:
+        patience_s: how long a call tries. now_s: wall clock. sleep: pauses.
+    Raises:
+        TransportError(E-IDENTITY) where the folder holds no enrolment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        patience_s: float = 300.0,
+        now_s: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.home: Home = home.load(folder)
+        self._me: Identity = identity.load(folder / home.KEY)
+        self._patience_s, self._now_s, self._sleep = patience_s, now_s, sleep
+        self.speed = Speed()
+        self.requests = 0
+        verify = certificates.client_context(self.home.authority.encode()) if self.home.secure else False
+        self._http = httpx2.Client(base_url=self.home.url, verify=verify, timeout=_timeout(ANSWER_S), trust_env=True)
+
+    @classmethod
+    def join(
+        cls, url: str, token: str, folder: Path, label: str = "", plain: bool = False, patience_s: float = 60.0
+    ) -> Link:
+        """Enrol at a server, and open the connection.
+
+        Makes the key of this folder where there is none. Sends nothing before the server has shown that it is the one
+        that the token names. Joining again with the same token is harmless.
+        Args:
+            plain: allow plain HTTP, to this machine only.
+        Raises:
+            TransportError: E-TOKEN, E-SERVER-KEY, E-CONNECT, E-REVOKED; E-IDENTITY where the folder is enrolled at
+                another server.
+        """
+        parsed = tokens.parse(token)
+        secure = home.check_url(url, plain)
+        home.check_free(folder, parsed.server)
+        authority = _authority(url, parsed.server, patience_s)
+        me = identity.make(folder / home.KEY)
+        home.save(folder, Home(url, parsed.server, authority, me.name, secure))
+        link = cls(folder, patience_s)
+        document = {"token": parsed.text, "label": label}
+        link.call("POST", "/v1/join", document=document, extra={"edgewise-key": me.public.hex()})
+        return link
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._http.close()
+
+    @property
+    def name(self) -> str:
+        """The id of this device."""
+        return self._me.name
+
+    def standing(self) -> Mapping[str, Any]:
+        """What the server knows of this member: id, role, status, tags."""
+        found: Mapping[str, Any] = self.call("GET", "/v1/me")
+        return found
+
+    # -- mail ----------------------------------------------------------------------------------------------------
+
+    def poll(self, after: int, wait_s: float = WAIT_S) -> Mail | None:
+        """The oldest frame with a number above ``after``; None where none came within ``wait_s`` seconds.
+
+        Where the server asks to come back later, this waits that long before it returns None.
+        """
+        query = {"after": after, "wait": int(wait_s)}
+        answer = self._request("GET", "/v1/inbox", query, timeout_s=wait_s + ANSWER_S)
+        if answer.status_code == 204:
+            self._sleep(_retry_after(answer))
+            return None
+        return Mail(int(answer.headers["edgewise-number"]), answer.content)
+
+    def send(self, run: str, round: int, raw: bytes) -> int:
+        """Put a frame into the outbox; it is durable at the server when this returns. Returns its number there.
+
+        The same frame again has the same answer; another frame of the same phase is E-CONFLICT.
+        Raises TransportError: E-CLOSED where the round is over; others as the server has them.
+        """
+        if len(raw) <= INLINE_BYTES:
+            begun = time.monotonic()
+            answer = self.call("POST", "/v1/outbox", body=raw, run=run, round=round)
+            self.speed.note(self.speed.up, len(raw), time.monotonic() - begun)
+        else:
+            upload = self._upload(run, round, raw)
+            answer = self.call("POST", "/v1/outbox", {"upload": upload}, run=run, round=round)
+        return int(answer["number"])
+
+    def _upload(self, run: str, round: int, raw: bytes) -> str:
+        """Bring all chunks of a frame to the server, from where it stands; returns the upload."""
+        announced = {"digest": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+        state = self.call("POST", "/v1/uploads", document=announced, run=run, round=round)
+        upload, chunk, received = str(state["upload"]), int(state["chunk"]), int(state["received"])
+        while received < len(raw):
+            piece, begun = raw[received : received + chunk], time.monotonic()
+            try:
+                query = {"offset": received}
+                state = self.call("PUT", f"/v1/uploads/{upload}", query, body=piece, run=run, round=round)
+                self.speed.note(self.speed.up, len(piece), time.monotonic() - begun)
+            except TransportError as e:
+                if e.code not in _IN_DISORDER:
+                    raise
+                state = self.call("GET", f"/v1/uploads/{upload}")  # an answer was lost: the server has the chunk
+            received = int(state["received"])
+        return upload
+
+    def download(self, digest: str, folder: Path) -> Path:
+        """Bring a published blob into a folder, under its digest; goes on where an earlier attempt broke off.
+
+        Raises TransportError(E-BLOB) where the server has no such blob, or the bytes are not those of the digest.
+        """
+        path, part = folder / digest, folder / f"{digest}.part"
+        if path.exists() and _digest(path) == digest:
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        self._attempts(lambda: self._continue(digest, part))
+        if _digest(part) != digest:
+            discard(part)
+            raise TransportError("E-BLOB", f"the server sent other bytes than {digest}.", "try again.")
+        part.replace(path)
+        return path
+
+    def _continue(self, digest: str, part: Path) -> None:
+        """One attempt to get the rest of a blob."""
+        have = part.stat().st_size if part.exists() else 0
+        begun = time.monotonic()
+        headers = self._signed("GET", f"/v1/blobs/{digest}", "", b"", signatures.NONE, signatures.NONE)
+        if have:
+            headers["range"] = f"bytes={have}-"
+        with self._http.stream("GET", f"/v1/blobs/{digest}", headers=headers) as answer:
+            if answer.status_code == 416:  # all of it is here
+                return
+            if answer.status_code not in (200, 206):
+                answer.read()
+                raise _refusal(answer)
+            got = 0
+            with open(part, "ab" if answer.status_code == 206 else "wb") as f:
+                for piece in answer.iter_raw(2**20):
+                    f.write(piece)
+                    got += len(piece)
+        self.speed.note(self.speed.down, got, time.monotonic() - begun)
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, object] | None = None,
+        body: bytes = b"",
+        run: str = signatures.NONE,
+        round: int | None = None,
+        document: object = None,
+        extra: Mapping[str, str] | None = None,
+    ) -> Any:
+        """A signed request with bytes or a JSON ``document``, and its JSON answer.
+
+        Raises TransportError as the server has it, or E-CONNECT.
+        """
+        headers = dict(extra or {})
+        if document is not None:
+            body, headers["content-type"] = json.dumps(document).encode(), "application/json"
+        return self._request(method, path, query or {}, body, run, round, headers).json()
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, object],
+        body: bytes = b"",
+        run: str = signatures.NONE,
+        round: int | None = None,
+        extra: Mapping[str, str] | None = None,
+        timeout_s: float = ANSWER_S,
+    ) -> httpx2.Response:
+        text, number = (
+            urlencode({k: str(v) for k, v in query.items()}),
+            signatures.NONE if round is None else str(round),
+        )
+
+        def attempt() -> httpx2.Response:
+            headers = {**self._signed(method, path, text, body, run, number), **(extra or {})}
+            url = f"{path}?{text}" if text else path
+            answer = self._http.request(method, url, content=body, headers=headers, timeout=_timeout(timeout_s))
+            if answer.status_code >= 400:
+                raise _refusal(answer)
+            return answer
+
+        return self._attempts(attempt)
+
+    def _signed(self, method: str, path: str, query: str, body: bytes, run: str, round: str) -> dict[str, str]:
+        request = signatures.Request(method, path, query, signatures.sha256(body), run, round)
+        nonce = secrets.token_bytes(signatures.NONCE_BYTES)
+        return signatures.headers(self._me, request, self.home.server, int(self._now_s()), nonce)
+
+    def _attempts(self, attempt: Callable[[], T]) -> T:
+        """Try until it works, the server refuses, or patience ends."""
+        give_up, pause_s = time.monotonic() + self._patience_s, FIRST_PAUSE_S
+        while True:
+            self.requests += 1
+            try:
+                return attempt()
+            except httpx2.TransportError as e:
+                error, least_s = unreachable(self.home.url, e), 0.0
+            except _Wait as e:
+                error, least_s = e.error, e.least_s
+            wait_s = max(least_s, pause_s * secrets.randbelow(1000) / 1000)
+            if time.monotonic() + wait_s > give_up:
+                raise error
+            self._sleep(wait_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+class _Wait(Exception):
+    """A refusal that ends by itself."""
+
+    def __init__(self, error: TransportError, least_s: float) -> None:
+        super().__init__(str(error))
+        self.error, self.least_s = error, least_s
+
+
+def _refusal(answer: httpx2.Response) -> Exception:
+    """What the server says instead of an answer."""
+    try:
+        said = answer.json()
+        code, what, fix = str(said["code"]), str(said["what"]), str(said["fix"])
+    except (ValueError, KeyError, TypeError):
+        code, what, fix = "", f"the server answered with status {answer.status_code}.", "ask its operator."
+    error = TransportError(code if code in REGISTRY else "E-CONNECT", what, fix)
+    if code in _PAUSES or answer.status_code >= 500:
+        return _Wait(error, _retry_after(answer))
+    return error
+
+
+def _retry_after(answer: httpx2.Response) -> float:
+    text = answer.headers.get("retry-after", "0")
+    return min(float(text), 3600.0) if text.isdigit() else 0.0
+
+
+def unreachable(url: str, e: Exception) -> TransportError:
+    """The error for a server that does not answer."""
+    what = f"{url} does not answer: {str(e) or type(e).__name__}."
+    return TransportError("E-CONNECT", what, "check the address, the network and whether the server runs.")
+
+
+def _timeout(answer_s: float) -> httpx2.Timeout:
+    return httpx2.Timeout(answer_s, connect=CONNECT_S)
+
+
+def _authority(url: str, server: str, patience_s: float) -> str:
+    """The certificate authority of a server, checked against the fingerprint of its key. Trusts nothing else."""
+    nonce = secrets.token_bytes(32)
+    try:
+        with httpx2.Client(base_url=url, verify=False, timeout=_timeout(min(patience_s, ANSWER_S))) as client:
+            answer = client.get("/v1/server", params={"nonce": nonce.hex()})
+        said = answer.json()
+        key, signature = bytes.fromhex(said["key"]), bytes.fromhex(said["signature"])
+        authority = str(said["authority"])
+    except httpx2.TransportError as e:
+        raise unreachable(url, e) from None
+    except (ValueError, KeyError, TypeError):
+        raise TransportError("E-SERVER-KEY", f"{url} is no edgewise server.", "check the address.") from None
+    certificates.pin(server, key, authority.encode(), nonce, signature)
+    return authority
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,213 @@
+"""A device's connection through a network that fails: retries do no harm, transfers go on where they broke off."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from proxy import Way, proxied
+from served import RUN, code, contribution, joined, running, send_invitation
+
+from edgewise.apps.server.start import Server
+from edgewise.drivers.fleet import mailboxes, uploads
+from edgewise.drivers.fleet.tables import MAIL, PUBLICATIONS
+from edgewise.drivers.http import link as links
+from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.link import Link
+
+CHUNK = 2**16
+SLACK = 2**14  # headers and TLS records of a transfer
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("served"), Limits(stall_s=2.0)) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(links, "INLINE_BYTES", CHUNK // 2)
+    monkeypatch.setattr(links, "FIRST_PAUSE_S", 0.01)
+
+
+@pytest.fixture
+def folder(server: Server, tmp_path: Path) -> Iterator[Path]:
+    """Of an enrolled device."""
+    joined(server, tmp_path / "home").close()
+    yield tmp_path / "home"
+    server.service.database.write(lambda c: mailboxes.close(c, RUN))
+
+
+def through(folder: Path, url: str, patience_s: float = 10.0) -> Link:
+    """The device's connection by way of a proxy."""
+    import msgspec
+
+    from edgewise.drivers.http import home
+
+    home.save(folder, msgspec.structs.replace(home.load(folder), url=url))
+    return Link(folder, patience_s)
+
+
+def taken(server: Server, device: str) -> list[bytes]:
+    """The frames of a device that count, opened."""
+    with server.service.database.read() as c:
+        key = mailboxes.round_key(c, RUN, 0)
+        found = [letter for letter in mailboxes.arrivals(c, RUN, 0, 100) if letter.device == device]
+    return [mailboxes.opened(letter, key, server.service.chunks, CHUNK) for letter in found]
+
+
+def test_the_link_needs_neither_torch_nor_the_packages_of_the_server() -> None:
+    report = "import sys, edgewise.drivers.http.link\nprint(*[m for m in sys.argv[1:] if m in sys.modules])"
+    heavy = ["torch", "transformers", "starlette", "fastapi", "uvicorn", "alembic", "sqlalchemy", "pydantic"]
+    done = subprocess.run([sys.executable, "-c", report, *heavy], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("cut", [0, 100, 1500, 2200, 3000])
+def test_a_frame_counts_once_however_the_connection_breaks(server: Server, folder: Path, cut: int) -> None:
+    """The first connections break after so many bytes to the server, or so many from it: also after the commit."""
+    ways = [Way(cut_up=cut), Way(cut_down=cut), Way(refuse=True)]
+    way = lambda n: ways[n] if n < len(ways) else Way()  # noqa: E731
+    with proxied(server.port, way) as proxy, through(folder, proxy.url) as device:
+        send_invitation(server, device.name)
+        raw = contribution(device.name, bytes(100))
+        number = device.send(RUN, 0, raw)
+        proxy.cut_all()
+        assert device.send(RUN, 0, raw) == number
+        assert taken(server, device.name) == [raw]
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_an_upload_that_is_killed_sends_one_chunk_again_at_most(server: Server, folder: Path, part: float) -> None:
+    size = 10 * CHUNK
+    with proxied(server.port, lambda n: Way(cut_up=int(part * size)) if n == 0 else Way()) as proxy:
+        with through(folder, proxy.url, patience_s=0.0) as device:
+            send_invitation(server, device.name)
+            raw = contribution(device.name, bytes(size))
+            assert code(device.send, RUN, 0, raw) == "E-CONNECT"
+        with through(folder, proxy.url) as device:  # a new process: it remembers nothing
+            device.send(RUN, 0, raw)
+        assert proxy.connections == 2
+        assert proxy.up < len(raw) + CHUNK + 3 * SLACK
+        assert taken(server, device.name) == [raw]
+
+
+def test_a_chunk_whose_answer_was_lost_is_not_sent_again_for_ever(server: Server, folder: Path) -> None:
+    with through(folder, server.url) as device:
+        send_invitation(server, device.name)
+        raw = contribution(device.name, bytes(3 * CHUNK))
+        real, lost = device.call, []
+
+        def forgetful(method: str, path: str, *args: object, **kw: object) -> object:
+            answer = real(method, path, *args, **kw)  # type: ignore[arg-type]
+            if method == "PUT" and not lost:
+                lost.append(1)
+                return real(method, path, *args, **kw)  # type: ignore[arg-type]
+            return answer
+
+        device.call = forgetful  # type: ignore[method-assign]
+        device.send(RUN, 0, raw)
+        assert lost
+        assert taken(server, device.name) == [raw]
+
+
+def test_an_upload_of_other_bytes_than_announced_is_refused_and_begins_anew(server: Server, folder: Path) -> None:
+    import hashlib
+
+    with through(folder, server.url) as device:
+        send_invitation(server, device.name)
+        raw = contribution(device.name, bytes(2 * CHUNK))
+        document = {"digest": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+        begun = device.call("POST", "/v1/uploads", document=document, run=RUN, round=0)
+        for at in range(0, len(raw), CHUNK):
+            piece = b"\xff" * len(raw[at : at + CHUNK])
+            device.call("PUT", f"/v1/uploads/{begun['upload']}", {"offset": at}, body=piece, run=RUN, round=0)
+        again = {"upload": begun["upload"]}
+        assert code(lambda: device.call("POST", "/v1/outbox", again, run=RUN, round=0)) == "E-BLOB"
+        device.send(RUN, 0, raw)
+        assert taken(server, device.name) == [raw]
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_download_goes_on_where_it_broke_off(server: Server, folder: Path, part: float, tmp_path: Path) -> None:
+    import secrets
+
+    blob = secrets.token_bytes(2**20)
+    digest = server.service.blobs.put(blob)
+    server.service.database.write(lambda c: mailboxes.publish(c, RUN, {digest: len(blob)}))
+    way = lambda n: Way(cut_down=int(part * len(blob))) if n == 0 else Way()  # noqa: E731
+    with proxied(server.port, way) as proxy, through(folder, proxy.url) as device:
+        path = device.download(digest, tmp_path / "blobs")
+        assert path.read_bytes() == blob
+        assert proxy.connections == 2
+        assert device.download(digest, tmp_path / "blobs") == path
+        assert code(device.download, "0" * 64, tmp_path / "blobs") == "E-BLOB"
+        path.write_bytes(blob[:-1] + b"?")
+        assert device.download(digest, tmp_path / "blobs").read_bytes() == blob, "what rotted is fetched anew"
+    server.service.database.write(lambda c: c.execute(sa.delete(PUBLICATIONS)))
+
+
+def test_a_frame_overtakes_another_ones_slow_connection(server: Server, folder: Path) -> None:
+    """The same frame twice at the same time, on connections of which the second is faster."""
+    with proxied(server.port, lambda n: Way(delay_s=0.3) if n == 0 else Way()) as proxy:
+        one, other = through(folder, proxy.url), through(folder, proxy.url)
+        send_invitation(server, one.name)
+        raw, numbers = contribution(one.name), []
+        slow = threading.Thread(target=lambda: numbers.append(one.send(RUN, 0, raw)))
+        slow.start()
+        time.sleep(0.05)
+        numbers.append(other.send(RUN, 0, raw))
+        slow.join()
+        assert len(set(numbers)) == 1
+        assert taken(server, one.name) == [raw]
+        one.close()
+        other.close()
+
+
+def test_the_link_measures_its_speed(server: Server, folder: Path) -> None:
+    rate = 2.0**20
+    with proxied(server.port, lambda _: Way(rate=rate)) as proxy, through(folder, proxy.url) as device:
+        send_invitation(server, device.name)
+        device.send(RUN, 0, contribution(device.name, bytes(4 * CHUNK)))
+        assert len(device.speed.up) >= 4
+        assert max(device.speed.up) < 2 * 8e-6 * rate
+
+
+def test_pauses_grow_are_of_random_length_and_end_with_patience(folder: Path) -> None:
+    pauses: list[float] = []
+    with proxied(1, lambda _: Way(refuse=True)) as proxy:
+        device = through(folder, proxy.url)
+        device._sleep, device._patience_s = pauses.append, 5.0
+        clock = iter(range(10_000))
+        monotonic, time.monotonic = time.monotonic, lambda: next(clock) * 0.25  # type: ignore[assignment]
+        try:
+            assert code(device.standing) == "E-CONNECT"
+        finally:
+            time.monotonic = monotonic
+        device.close()
+    assert len(pauses) >= 3
+    assert all(pause <= links.FIRST_PAUSE_S * 2**n for n, pause in enumerate(pauses))
+    assert len(set(pauses)) > 1
+
+
+def test_mail_that_comes_while_a_device_waits_arrives_at_once(server: Server, folder: Path) -> None:
+    with through(folder, server.url) as device:
+        found = []
+        waiting = threading.Thread(target=lambda: found.append(device.poll(0, 5.0)))
+        waiting.start()
+        while not server.service.waiting:
+            time.sleep(0.005)
+        number = send_invitation(server, device.name)
+        waiting.join()
+        assert [mail.number for mail in found if mail] == [number]
+        with server.service.database.read() as c:
+            assert c.execute(sa.select(sa.func.count()).select_from(MAIL)).scalar() == 1

@@ -1,0 +1,117 @@
+"""A TCP proxy that misbehaves: it delays, cuts and slows connections, and lets later ones overtake earlier ones."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+PIECE = 2**14
+
+
+@dataclass(frozen=True)
+class Way:
+    """What a connection meets.
+
+    Attributes:
+        delay_s: before its first byte passes; connections with another delay overtake it.
+        cut_up, cut_down: bytes from and to the client after which the connection breaks; -1 = never.
+        rate: bytes per second from the client; 0 = as fast as it goes.
+        refuse: the connection is closed at once.
+    """
+
+    delay_s: float = 0.0
+    cut_up: int = -1
+    cut_down: int = -1
+    rate: float = 0.0
+    refuse: bool = False
+
+
+class Proxy:
+    """Listens on ``port`` and passes on to ``target``. ``way`` says what the n-th connection meets.
+
+    ``up`` counts the bytes of all clients that have passed; ``connections`` counts.
+    """
+
+    def __init__(self, target: int, way: Callable[[int], Way] = lambda _: Way()) -> None:
+        self._target, self.way = target, way
+        self.up, self.connections = 0, 0
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listening.getsockname()[1])
+        self._open: set[socket.socket] = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    def cut_all(self) -> None:
+        """Break every connection."""
+        for one in list(self._open):
+            _end(one)
+
+    def close(self) -> None:
+        """Break every connection and take no more."""
+        _end(self._listening)
+        self.cut_all()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listening.accept()
+                self.connections += 1
+                way = self.way(self.connections - 1)
+                threading.Thread(target=self._serve, args=(client, way), daemon=True).start()
+
+    def _serve(self, client: socket.socket, way: Way) -> None:
+        if way.refuse:
+            _end(client)
+            return
+        time.sleep(way.delay_s)
+        try:
+            server = socket.create_connection(("127.0.0.1", self._target))
+        except OSError:
+            _end(client)
+            return
+        self._open |= {client, server}
+        down = threading.Thread(target=self._pump, args=(server, client, way.cut_down, 0.0, False), daemon=True)
+        down.start()
+        self._pump(client, server, way.cut_up, way.rate, True)
+        down.join()
+        self._open -= {client, server}
+
+    def _pump(self, source: socket.socket, sink: socket.socket, cut: int, rate: float, up: bool) -> None:
+        passed = 0
+        with suppress(OSError):
+            while piece := source.recv(PIECE):
+                if 0 <= cut < passed + len(piece):
+                    piece = piece[: cut - passed]
+                sink.sendall(piece)
+                passed += len(piece)
+                self.up += len(piece) if up else 0
+                if passed == cut:
+                    break
+                if rate:
+                    time.sleep(len(piece) / rate)
+        _end(source)
+        _end(sink)
+
+
+def _end(one: socket.socket) -> None:
+    with suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError):
+        one.close()
+
+
+@contextmanager
+def proxied(target: int, way: Callable[[int], Way] = lambda _: Way()) -> Iterator[Proxy]:
+    """A proxy before a port of this machine."""
+    proxy = Proxy(target, way)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
