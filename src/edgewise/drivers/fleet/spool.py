@@ -51,7 +51,7 @@ class Chunks:
             folder.mkdir(FOLDER, parents=True, exist_ok=True)
         except OSError as e:
             raise StoreError("E-DISK", f"cannot create {folder}: {e.strerror}.", "free some space.") from None
-        write_durably(folder / f"{number:06d}", close_box(key, plain, f"{upload}/{number}"), private=True)
+        write_durably(folder / f"{number:06d}", close_box(key, plain, f"{upload}/{number}"), owner_only=True)
         sync_folder(folder)
 
     def get(self, key: bytes, upload: str, number: int) -> bytes:

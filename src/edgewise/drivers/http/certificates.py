@@ -110,7 +110,7 @@ def _make_authority(path: Path, key_path: Path, now: datetime.datetime) -> None:
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    write_durably(key_path, _private(key), private=True)
+    write_durably(key_path, _private(key), owner_only=True)
     write_durably(path, made.public_bytes(Encoding.PEM))
 
 
@@ -137,7 +137,7 @@ def _issue(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
         .sign(signer, hashes.SHA256())
     )
-    write_durably(key_path, _private(key), private=True)
+    write_durably(key_path, _private(key), owner_only=True)
     write_durably(path, made.public_bytes(Encoding.PEM))
 
 

@@ -81,4 +81,4 @@ def check_free(folder: Path, server: str) -> None:
 def save(folder: Path, home: Home) -> None:
     """Write an enrolment. Raises StoreError(E-DISK)."""
     folder.mkdir(FOLDER, parents=True, exist_ok=True)
-    write_durably(folder / SERVER, msgspec.json.format(msgspec.json.encode(home)), private=True)
+    write_durably(folder / SERVER, msgspec.json.format(msgspec.json.encode(home)), owner_only=True)
