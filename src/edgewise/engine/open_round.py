@@ -68,8 +68,12 @@ class Books:
 
 @dataclass
 class OpenRound:
-    """See the module. ``charge``: writes the round's charge to the privacy ledger, once however often it is called.
-    ``tell``: event sink. ``now_s``: wall clock for durations."""
+    """See the module.
+
+    Attributes:
+        charge: writes the round's charge to the privacy ledger, once however often it is called.
+        tell: event sink. now_s: wall clock for durations. state: of the machine, once the round has begun.
+    """
 
     facts: RoundFacts
     cohort: Cohort
@@ -81,27 +85,27 @@ class OpenRound:
 
     def __post_init__(self) -> None:
         self.books = Books(Counter(self.facts.letters.sizes))
-        self._state: State
+        self.state: State
         self._outbox: list[Sent] | None = []  # while the log is folded; then effects take place
         self._unpinned: deque[Pinned] = deque()
 
     @property
     def until_s(self) -> float | None:
         """When the next ``Expired`` is due; None once the round is closed."""
-        return machine.until_s(self._state)
+        return machine.until_s(self.state)
 
     @property
     def closed(self) -> Closed:
         """The end of the round. Raises ValueError before it."""
-        if not isinstance(self._state, Closed):
+        if not isinstance(self.state, Closed):
             raise ValueError("the round is not closed")
-        return self._state
+        return self.state
 
     def sums(self) -> Sums:
         """The sums of the closed round, once: nothing is kept of them here. Empty where the round has no sum."""
         closed = self.closed
         sums = self.aggregation.sums(closed) if closed.met else ()
-        self._state = replace(closed, released=())
+        self.state = replace(closed, released=())
         del self.aggregation
         return sums
 
@@ -114,7 +118,7 @@ class OpenRound:
         n_asked = len(facts.invited) if facts.asked else 0
         goal, minimum = facts.policy.goal, facts.policy.minimum
         self._say(events.RoundStarted(round=number, invited=n_asked, goal=goal, minimum=minimum))
-        self._state, effects = machine.start(
+        self.state, effects = machine.start(
             number, frozenset(facts.invited), facts.policy, facts.protocol, facts.letters.frames
         )
         at_s = facts.began.at_s
@@ -127,14 +131,14 @@ class OpenRound:
         if records is None:
             for one in sent:
                 self.cohort.send(one.device, one.frame)
-        elif not isinstance(self._state, Closed):
+        elif not isinstance(self.state, Closed):
             self._go_on(sent, at_s)
 
     def _fold(self, record: Record, at_s: float) -> float:
         """One record of the log; the time of the last one that had a time."""
         match record:
             case Resumed(by_s):
-                self._state = machine.postponed(self._state, by_s)
+                self.state = machine.postponed(self.state, by_s)
                 return at_s + by_s
             case Pinned():
                 if not self._unpinned or self._unpinned.popleft() != record:
@@ -152,16 +156,16 @@ class OpenRound:
 
     def _go_on(self, sent: list[Sent], at_s: float) -> None:
         last = {one.device: i for i, one in enumerate(sent)}
-        awaited = {i for device, i in last.items() if machine.waits_for(self._state, device)}
+        awaited = {i for device, i in last.items() if machine.waits_for(self.state, device)}
         self.cohort.resume([replace(one, awaited=i in awaited) for i, one in enumerate(sent)], at_s)
         if (by_s := self.cohort.now_s() - at_s) != 0.0:
             self.log.append(Resumed(by_s))
-            self._state = machine.postponed(self._state, by_s)
+            self.state = machine.postponed(self.state, by_s)
 
     def take(self, record: Input) -> None:
         """What came, or a deadline that passed."""
         began, event = self.now_s(), self._read(record)
-        if machine.wanted(self._state, event):
+        if machine.wanted(self.state, event):
             self.log.append(record)
             self._step(event, record)
         self.books.aggregate_s += self.now_s() - began
@@ -187,10 +191,10 @@ class OpenRound:
         return Answered(message.device, message.round, message, record.at_s)
 
     def _step(self, event: Event, record: Input) -> None:
-        if isinstance(self._state, Exchanging) and isinstance(event, Answered) and isinstance(record, Arrived):
+        if isinstance(self.state, Exchanging) and isinstance(event, Answered) and isinstance(record, Arrived):
             self.books.later[event.device] += len(record.frame)
             self.books.encode_s += record.encode_s
-        self._state, effects = machine.step(self._state, event)
+        self.state, effects = machine.step(self.state, event)
         self._perform(effects, record)
 
     def _perform(self, effects: Iterable[Effect], record: Input) -> None:

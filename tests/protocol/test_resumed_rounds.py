@@ -1,0 +1,191 @@
+"""A server that dies in any phase of a hidden round goes on in that phase, with devices that live on."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from fleet import Fleet, Fuse, Killed, Server
+from invited import MemoryLog, decided
+from long import LONG
+from toy_recipe import make_recipe
+
+from edgewise.core import frame, vector
+from edgewise.core.errors import StoreError
+from edgewise.core.keys import root
+from edgewise.core.vector import Spec
+from edgewise.drivers.identities import simulated_trust
+from edgewise.engine.aggregation import aggregation
+from edgewise.engine.open_round import OpenRound
+from edgewise.engine.ports import Lost, Pinned, Standing
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile as compile_plan
+from edgewise.secagg import messages
+
+PRIVATE: dict[str, Any] = {
+    "privacy": "distributed_dp", "metrics": "none", "stage": [], "round.minimum": 0.6, "round.rounds": 2,
+    "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "trust.malicious_fraction": 0.0,
+}  # fmt: skip
+KINDS = ("secure_sum", "shared_sum")
+SILENT = {"secure_sum": {("d5", "boxes"), ("d4", "proofs")}, "shared_sum": {("d5", "invite")}}
+PLANS = {
+    kind: compile_plan(
+        make_recipe({**PRIVATE, "merge": {"kind": kind}}), Spec.of([("a", (5,), "float32")]), 6, BUILT_IN
+    )
+    for kind in KINDS
+}
+ORDER = ("", "Collecting", "Opening", "Sharing", "Masking", "Signing", "Unmasking", "Released", "Closed")
+
+
+class End(NamedTuple):
+    """How a round ended: digest of the model, rows of the ledger, phases when killed and when gone on with."""
+
+    model: str
+    charges: int
+    died: str
+    went_on: str
+    operations: list[str]
+
+
+def rank(phase: str) -> int:
+    return max(ORDER.index(name) for name in phase.replace("Exchanging", "").split(" ") or [""] if name in ORDER)
+
+
+def fleet_of(kind: str) -> Fleet:
+    return Fleet(PLANS[kind], lambda device, message: (device, message) in SILENT[kind])
+
+
+def play(fleet: Fleet, out: Path, at: int = 0) -> End:
+    """One round; a server that is dropped at operation ``at`` is followed by another one, which for every second ``at``
+    does not get far either."""
+    fuse, again, died, went_on = Fuse(), Fuse(at % 2 * (12 + at % 5)), "", ""
+    with Server(fleet, out, fuse) as server:
+        checkpoint = server.begin()
+        fuse.operations.clear()
+        fuse.at = at
+        with suppress(Killed):
+            checkpoint = server.play(checkpoint)
+        died, charges = server.phase, server.charges()
+    for next_fuse in (again, Fuse()):
+        if checkpoint.next_round == 1:
+            break
+        with Server(fleet, out, next_fuse) as server, suppress(Killed):
+            checkpoint = server.begin()
+            if checkpoint.next_round == 0:
+                server.go_on(checkpoint)
+                went_on = went_on or server.phase
+                checkpoint = server.finish(checkpoint)
+            charges = server.charges()
+    assert checkpoint.next_round == 1
+    return End(vector.digest(vector.to_bytes(checkpoint.state.params)), charges, died, went_on, fuse.operations)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def calm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, End]:
+    kind = request.param
+    return kind, play(fleet_of(kind), tmp_path_factory.mktemp(kind))
+
+
+def gone_on(kind: str, calm: End, out: Path, at: int) -> str:
+    """What is wrong with a round whose server died at an operation; empty where nothing is."""
+    fleet = fleet_of(kind)
+    end = play(fleet, out, at)
+    said = []
+    if end.model != calm.model:
+        said.append("another model")
+    if end.charges != 1:
+        said.append(f"{end.charges} charges")
+    if end.went_on and rank(end.went_on) < rank(end.died):
+        said.append(f"went back from {end.died} to {end.went_on}")
+    said += [f"{d} trained {n} times" for d, n in fleet.trained.items() if n != 1]
+    said += [f"{d} answered {message} in {len(a)} ways" for (d, message), a in fleet.answers.items() if len(a) != 1]
+    return f"killed {end.operations[-1]} ({end.died}): {'; '.join(said)}" if said else ""
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_server_killed_at_any_operation_goes_on_where_it_was(calm: tuple[str, End], tmp_path: Path) -> None:
+    """Before and after each frame it sends or takes, each record of its log, each charge, and its commit."""
+    kind, undisturbed = calm
+    n = len(undisturbed.operations)
+    chosen = range(1, n + 1) if LONG else range(1 + n // 16, n + 1, n // 8)
+    wrong = [trouble for at in chosen if (trouble := gone_on(kind, undisturbed, tmp_path / str(at), at))]
+    assert not wrong, "\n".join(wrong)
+
+
+def killed_in(phase: str, fleet: Fleet, out: Path) -> None:
+    """Play a round until its server is in a phase, and drop it there while it waits."""
+    server = Server(fleet, out, Fuse(before="receive", wanted=lambda: phase in server.phase.split(" ")))
+    with server, pytest.raises(Killed):
+        server.play(server.begin())
+    assert phase in server.phase
+
+
+@pytest.mark.parametrize("phase", ["Sharing", "Masking", "Unmasking"])
+def test_a_round_whose_sessions_are_lost_is_abandoned_and_charged_once_at_most(tmp_path: Path, phase: str) -> None:
+    fleet = fleet_of("secure_sum")
+    killed_in(phase, fleet, tmp_path)
+    fleet.forget()
+    charged = 1 if phase == "Unmasking" else 0
+    with Server(fleet, tmp_path) as server:
+        checkpoint = server.begin()
+        server.go_on(checkpoint)
+        assert phase in server.phase
+        after = server.finish(checkpoint)
+        assert (after.next_round, after.unmet) == (1, 1)
+        assert not after.state.params.any()
+        assert server.charges() == charged
+        assert server.play(after).unmet == 0
+        assert server.charges() == charged + 1
+
+
+def survivor_lists(fleet: Fleet) -> set[tuple[str, ...]]:
+    steps = [messages.load(m.body) for _, m in fleet.letters if isinstance(m, frame.Step)]
+    return {m.devices for m in steps if isinstance(m, messages.Survivors)}
+
+
+def test_a_crash_does_not_open_a_second_sum(tmp_path: Path) -> None:
+    """The attack: hold back a masked update until its device is not in the sum, crash the server before the sum is
+    opened, deliver the update. A server that began the phase anew would tell the others another list, and the two sums
+    would differ by the update of one device."""
+    fleet, others = Fleet(PLANS["secure_sum"]), ("d0", "d1", "d2", "d4", "d5")
+    fleet.holds = lambda device, message: (device, message) == ("d3", "masked")
+    killed_in("Signing", fleet, tmp_path)
+    assert survivor_lists(fleet) == {others}
+    fleet.deliver()
+    with Server(fleet, tmp_path) as server:
+        checkpoint = server.begin()
+        server.go_on(checkpoint)
+        assert "Signing" in server.phase
+        assert server.finish(checkpoint).unmet == 0
+    assert survivor_lists(fleet) == {others}
+    assert {d for (d, message) in fleet.answers if message == "survivors"} == set(others)
+
+
+def test_survivors_are_on_the_disk_before_a_device_hears_of_them(tmp_path: Path) -> None:
+    """Also after a power cut, which costs what was not synced."""
+    fuse = Fuse()
+    with Server(fleet_of("secure_sum"), tmp_path, fuse) as server:
+        server.play(server.begin())
+    done = fuse.operations
+    session, survivors = (i for i, said in enumerate(done) if said == "after sync")
+    assert "before send" not in done[:session]
+    pinned = ["before append", "after append", "before sync", "after sync", "before send"]
+    assert done[survivors - 3 : survivors + 2] == pinned
+    charged = done.index("after charge")
+    assert survivors < charged
+    assert done[charged - 1 : charged + 2] == ["before charge", "after charge", "before send"]
+
+
+def test_a_log_that_names_other_survivors_is_refused() -> None:
+    plan, names = PLANS["secure_sum"], [f"d{i}" for i in range(6)]
+    trust = simulated_trust(root(7))
+    facts = decided(plan, standings=dict.fromkeys(names, Standing()), trust=trust)
+    for records in ([Pinned(0, ("d0",))], [Lost("d1", "dropped", 1.0), Pinned(0, ("d0",))]):
+        sums = aggregation(facts, trust, b"", None)
+        fleet = fleet_of("secure_sum")
+        opened = OpenRound(facts, fleet, MemoryLog(), sums, lambda: None, lambda event: None, lambda: 0.0)
+        with pytest.raises(StoreError, match=r"E-CHECKPOINT.*survivors"):
+            opened.begin(records)
