@@ -46,7 +46,7 @@ Target = tuple[str, list[bytes], Callable[[bytes], bool], Space | None]
 
 def larger() -> list[tuple[str, Pipeline, list[bytes]]]:
     """Sparse payloads of a larger universe: long Golomb codes, and a bitmap."""
-    start = START.but(dim=BIG, universe=BIG, head=(), head_l2=0.0)
+    start = START.but(dim=BIG, head=(), head_l2=0.0)
     out = []
     for stages in ([top_k(0.002), quantize(4)], [top_k(0.4), quantize(2)]):
         pipe = pipeline(start, stages, plain_sum())

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgewise.codecs import kernels, pack
 from edgewise.core.payload import Payload
-from edgewise.core.space import Kind, Quorum, Space
+from edgewise.core.space import Grid, Kind, Quorum, Space, Support
 
 DENSITIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05)
 BAR = 0.01
@@ -30,7 +30,7 @@ def entropy_bytes(d: int, k: int) -> float:
 def measure(d: int, density: float) -> dict[str, float]:
     """Bytes of the positions alone: a packed payload less its body of one bit per coordinate."""
     k = round(density * d)
-    space = Space(k, Quorum(1, 1), kind=Kind.INTEGER, level_max=1, stride=2, bits=1.0, sparse=True, universe=d)
+    space = Space(k, Quorum(1, 1), grid=Grid(Kind.INTEGER, 1.0, level_max=1, stride=2), support=Support(d))
     at = kernels.choose(d, k, np.uint64(k))
     raw = pack.pack(Payload(np.ones(k, np.int8), np.zeros(0), at), space)
     back = pack.unpack(raw, space).support

@@ -45,7 +45,7 @@ SPARSE_BAR, UP_BAR, DOWN_BAR, FOLD_BAR = 3.0, 1.0, 2.0, 1.5
 
 def chain(dim: int, *stages: Stage, most: int = 128) -> Pipeline:
     """A visible sum of what the stages make of a vector."""
-    return pipeline(Space(dim, Quorum(1, most), universe=dim), stages, plain_sum())
+    return pipeline(Space(dim, Quorum(1, most)), stages, plain_sum())
 
 
 def turn(i: int) -> keys.Turn:

@@ -37,7 +37,7 @@ def private(dim: int = RUNS, z: float = 1.0, corrupt: int = 0, bits: int = 18, b
     if broken:
         first = replace(first, encode=_pass)
     stages = [first, rotate(), discrete_gaussian_noise(z / sqrt(dim), bits), wrap()]
-    return pipeline(Space(dim, Quorum(N, N, corrupt), universe=dim, population=N), stages, ring_sum())
+    return pipeline(Space(dim, Quorum(N, N, corrupt), population=N), stages, ring_sum())
 
 
 def _pass(payload: Payload, memory: Memory, space: Space, turn: object) -> tuple[Payload, Memory]:
@@ -66,8 +66,8 @@ def test_correct_code_holds_and_is_tight() -> None:
 def test_noise_that_some_leave_out_was_never_counted_on() -> None:
     """Two of eight devices add none: the other six carry the claim, with larger shares."""
     some, all_ = private(corrupt=2), private()
-    assert some.encoded.honest == 6
-    assert some.encoded.noise_std == pytest.approx(sqrt(8 / 6) * all_.encoded.noise_std, rel=0.01)
+    assert some.encoded.noise.honest == 6
+    assert some.encoded.noise.std == pytest.approx(sqrt(8 / 6) * all_.encoded.noise.std, rel=0.01)
     found = examined(some)
     assert 0.9 * found.claimed <= found.lower <= found.claimed == pytest.approx(1.0, abs=0.01)
 
@@ -114,7 +114,7 @@ def test_noise_of_the_server(monkeypatch: Patch, actual: float, holds: bool) -> 
     dim = 2**15
     told, real = noise(1.0 / sqrt(dim)), noise(actual / sqrt(dim))
     post = replace(told, apply=real.apply)
-    pipe = pipeline(Space(dim, Quorum(N, N), universe=dim), [clip(sqrt(dim))], plain_sum(), [post])
+    pipe = pipeline(Space(dim, Quorum(N, N)), [clip(sqrt(dim))], plain_sum(), [post])
     found = examined(pipe, UPDATE[:dim])
     assert found.claimed == pytest.approx(1.0, rel=2e-5)  # what is rounded is noised too
     assert found.holds is holds
@@ -149,7 +149,7 @@ def test_updates_that_are_no_runs_are_refused() -> None:
     for wrong in (np.zeros(64), np.arange(64), np.ones(0)):
         with pytest.raises(ValueError, match="one magnitude"):
             audit.mechanism_audit("x", pipe, wrong.astype(np.float32), DELTA, KEY)
-    bare = pipeline(Space(64, Quorum(N, N), universe=64), [clip(1.0)], plain_sum())
+    bare = pipeline(Space(64, Quorum(N, N)), [clip(1.0)], plain_sum())
     with pytest.raises(ValueError, match="claims nothing"):
         audit.mechanism_audit("x", bare, np.ones(64, np.float32), DELTA, KEY)
 

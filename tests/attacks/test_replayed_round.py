@@ -112,7 +112,7 @@ def test_a_device_sends_one_masked_update_a_round() -> None:
     second = masked(forgetful, b"B" * 32, DEVICES[1:])
     assert isinstance(first, server.Released)
     assert isinstance(second, server.Released)
-    bits, scale = devices.plan.secagg(0).bits, devices.plan.at(0).encoded.scale
+    bits, scale = devices.plan.secagg(0).bits, devices.plan.at(0).encoded.grid.scale
     apart = (first.body.astype(np.int64) - second.body) % (1 << bits)
     apart = np.where(apart >= 1 << bits - 1, apart - (1 << bits), apart)
     np.testing.assert_allclose(apart * scale, XS["d0"], atol=1.01 * scale)

@@ -147,12 +147,12 @@ def test_noise_is_sized_for_the_honest_devices_of_the_smallest_sum(merge: str, s
     plain = {**NOISE, **MERGES[merge], "trainable": {"kind": "full"}, "trust": trust, "round": cyclic}
     plan = compile(from_plain(plain), SPEC, 2000, BUILT_IN)
     encoded, card = plan.at(0).encoded, plan.spend.card  # type: ignore[union-attr]
-    assert card.honest == encoded.honest == encoded.quorum.honest
+    assert card.honest == encoded.noise.honest == encoded.quorum.honest
     if server == "malicious":
-        assert encoded.honest == encoded.quorum.n_min - 30
+        assert encoded.noise.honest == encoded.quorum.n_min - 30
     else:
-        assert encoded.honest > encoded.quorum.n_min - 30
-    together = encoded.noise_std * encoded.honest**0.5
+        assert encoded.noise.honest > encoded.quorum.n_min - 30
+    together = encoded.noise.std * encoded.noise.honest**0.5
     assert 1.0 <= together / plan.spend.z < 1.05  # type: ignore[union-attr]
 
 

@@ -133,7 +133,7 @@ def vectors(dim: int) -> list[Vector]:
 def before_noise(pipe: Pipeline) -> tuple[Pipeline, float]:
     """The chain up to where noise is added, and how far neighbours may be from each other there."""
     for i, (space, after) in enumerate(zip(pipe.spaces, pipe.spaces[1:], strict=False)):
-        if after.noise_std > 0.0 and not isfinite(after.l2):  # the device's own noise, all of it
+        if after.noise.std > 0.0 and not isfinite(after.l2):  # the device's own noise, all of it
             return pipeline(pipe.spaces[0], pipe.stages[:i], plain_sum()), space.sensitivity
     assert pipe.totals[0].sensitivity in (pipe.encoded.sensitivity, inf)  # infinite behind a rule between groups
     return pipe, pipe.encoded.sensitivity

@@ -33,7 +33,7 @@ from edgewise.privacy.distributed import discrete_gaussian_noise, evenness
 from laws.test_pipeline_laws import DIM, SPEC, VECTORS
 
 N = 8
-START = Space(DIM, Quorum(6, N, 2), universe=DIM, population=N)
+START = Space(DIM, Quorum(6, N, 2), population=N)
 BEFORE: dict[str, list[Stage]] = {
     "clip": [],
     "random_k": [random_k(0.3)],
@@ -66,14 +66,14 @@ def encode(pipe: Pipeline, x: Vector, at: Turn) -> Payload:
 
 def lifted(pipe: Pipeline, body: NDArray[np.uint32]) -> NDArray[np.int64]:
     """Centred integers of residues."""
-    modulus = pipe.encoded.modulus
+    modulus = pipe.encoded.grid.modulus
     x = body.astype(np.int64)
     return np.where(x >= modulus // 2, x - modulus, x)
 
 
 def added(pipe: Pipeline, payloads: list[Payload]) -> NDArray[np.uint32]:
     bodies = np.stack([p.body for p in payloads])
-    return (bodies.sum(axis=0, dtype=np.uint64) % np.uint64(pipe.encoded.modulus)).astype(np.uint32)
+    return (bodies.sum(axis=0, dtype=np.uint64) % np.uint64(pipe.encoded.grid.modulus)).astype(np.uint32)
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_what_is_noised_is_within_the_bound(before: list[Stage], block: int, z: 
         for round in range(3):
             q = lifted(pipe, encode(pipe, x, turn(round)).body)
             length = sqrt(int((q * q).sum()))
-            assert length <= space.l2 / space.scale * (1 + 1e-12)
+            assert length <= space.l2 / space.grid.scale * (1 + 1e-12)
             longest = max(longest, length)
-    assert longest > 0.9 * space.l2 / space.scale  # no slack that hides a mistake
+    assert longest > 0.9 * space.l2 / space.grid.scale  # no slack that hides a mistake
     assert pipe.total.sensitivity == space.l2
 
 
@@ -106,7 +106,7 @@ def test_without_noise_an_update_comes_back(before: list[Stage], block: int, z: 
     for x in VECTORS.values():
         back = pipe.decode(encode(pipe, x, turn()), turn(), len(before) + 1).body
         off = np.linalg.norm(back - encode(clipped, x, turn()).body.astype(np.float64))
-        assert off <= pipe.encoded.scale * sqrt(pipe.encoded.dim) + 1e-5 * C
+        assert off <= pipe.encoded.grid.scale * sqrt(pipe.encoded.dim) + 1e-5 * C
 
 
 @every
@@ -170,7 +170,7 @@ def test_encoding_is_pure_and_packs(before: list[Stage], block: int, z: float, b
 @pytest.mark.parametrize(("dim", "block"), [(256, 64), (16, 64), (100, 64), (64 + 63, 64), (192 + 64, 128), (300, 128)])
 def test_rotated_coordinates_are_as_even_as_is_said(dim: int, block: int) -> None:
     """A coordinate deviates by at most r / sqrt(B); in a Hartley block it can by more than r / sqrt(its length)."""
-    space = rotate(block).infer(Space(dim, Quorum(1, 1), universe=dim))
+    space = rotate(block).infer(Space(dim, Quorum(1, 1)))
     b, ends = evenness(space), edges(dim, block)
     start, length = int(ends[-2]), int(ends[-1] - ends[-2])
     j = np.arange(length)

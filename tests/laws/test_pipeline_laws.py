@@ -37,7 +37,7 @@ from edgewise.privacy.clip import clamp, clip
 
 SPEC = Spec.of([("layers.0.a", (10, 30), "float32"), ("layers.0.b", (300,), "float32"), ("head", (403,), "float32")])
 DIM = SPEC.dim
-START = Space(DIM, Quorum(2, 6), head=("loss",), head_l2=20.0, universe=DIM, population=6)
+START = Space(DIM, Quorum(2, 6), head=("loss",), head_l2=20.0, population=6)
 LOSS = {"loss": 2.5}
 COUNT, CAP = 30.0, 100.0
 DENORMAL = 1e-43  # one float32 denormal per coordinate: rounding there is absolute
@@ -211,8 +211,8 @@ def test_infer_is_total_and_pure(chain: Chain) -> None:
     for space in first.spaces:
         assert 1 <= space.dim <= space.universe
         assert space.sparse or space.universe == space.dim
-        assert (space.modulus > 0) == (space.kind is Kind.RING)
-        assert (space.block > 0) == (space.scale == 0.0)
+        assert (space.grid.modulus > 0) == (space.grid.kind is Kind.RING)
+        assert (space.grid.block > 0) == (space.grid.scale == 0.0)
 
 
 @every
@@ -290,15 +290,15 @@ def test_both_orders_agree(chain: Chain) -> None:
     payloads = [pipe.encode(x, LOSS, COUNT + i, pipe.init(), chain.turn(2, i))[0] for i, x in enumerate(xs)]
     visible = np.sum([pipe.decode(p, chain.turn(2)).body.astype(np.float64) for p in payloads], axis=0)
     bodies = np.stack([p.body for p in payloads])
-    if pipe.encoded.kind is Kind.RING:
-        added = (bodies.sum(axis=0, dtype=np.uint64) % np.uint64(pipe.encoded.modulus)).astype(np.uint32)
+    if pipe.encoded.grid.kind is Kind.RING:
+        added = (bodies.sum(axis=0, dtype=np.uint64) % np.uint64(pipe.encoded.grid.modulus)).astype(np.uint32)
     else:
-        added = bodies.sum(axis=0, dtype=np.float32 if pipe.encoded.kind is Kind.REAL else np.int32)
+        added = bodies.sum(axis=0, dtype=np.float32 if pipe.encoded.grid.kind is Kind.REAL else np.int32)
     blind = pipe.decode(payloads[0].but(body=added), chain.turn(2)).body
     np.testing.assert_allclose(blind, visible, rtol=1e-5, atol=1e-6 * max(1.0, float(np.abs(visible).max())))
 
 
-@pytest.mark.parametrize("chain", [c for c in summable if c.at().encoded.kind is Kind.RING], ids=lambda c: c.name)
+@pytest.mark.parametrize("chain", [c for c in summable if c.at().encoded.grid.kind is Kind.RING], ids=lambda c: c.name)
 def test_blind_and_visible_release_agree(chain: Chain) -> None:
     means = []
     for blind in (True, False):

@@ -16,7 +16,7 @@ from edgewise.core.stage import Memory, Stage
 from edgewise.merges.plain import plain_sum
 
 DIM = 100
-START = Space(DIM, Quorum(2, 4), universe=DIM)
+START = Space(DIM, Quorum(2, 4))
 X = np.ones(DIM, np.float32)
 
 

@@ -37,11 +37,11 @@ SPEC = Spec.of([("layers.0.q_proj", (10, 30), "float32"), ("layers.1.q_proj", (2
 
 
 def build(stages: Sequence[Stage], merge: Merge | None = None, posts: Sequence[Post] = ()) -> Pipeline:
-    return pipeline(Space(SPEC.dim, Quorum(2, 10), universe=SPEC.dim), stages, merge or plain_sum(), posts)
+    return pipeline(Space(SPEC.dim, Quorum(2, 10)), stages, merge or plain_sum(), posts)
 
 
 def mirrored(stages: Sequence[Stage], posts: Sequence[Post] = ()) -> Pipeline:
-    return pipeline(Space(SPEC.dim, Quorum(2, 10), universe=SPEC.dim, population=10), stages, plain_sum(), posts)
+    return pipeline(Space(SPEC.dim, Quorum(2, 10), population=10), stages, plain_sum(), posts)
 
 
 def ring(bits: int = 8) -> list[Stage]:
@@ -49,7 +49,7 @@ def ring(bits: int = 8) -> list[Stage]:
 
 
 def grown(inner: Sequence[Stage], form: str) -> Space:
-    start = Space(SPEC.dim, Quorum(2, 10), universe=SPEC.dim, population=10)
+    start = Space(SPEC.dim, Quorum(2, 10), population=10)
     return feedback(inner, form=form).infer(start)
 
 
@@ -146,7 +146,7 @@ COMPOSITIONS: list[tuple[str, str, Callable[[], object]]] = [
     ("E-ORDER", "put it first", lambda: build([sketch(4.0), segments(SPEC, ["*"])])),
     ("E-NO-BOUND", "clamp or clip", lambda: build([clip(1.0), sketch(4.0), quantize(8, "shared"), wrap(16)])),
     ("E-NORM-AFTER", "put clip", lambda: build([clip(1.0), sketch(4.0)], posts=[noise(1.0)])),
-    ("E-VALUE", "larger updates", lambda: pipeline(Space(5, Quorum(1, 1), universe=5), [sketch(2.0)], plain_sum())),
+    ("E-VALUE", "larger updates", lambda: pipeline(Space(5, Quorum(1, 1)), [sketch(2.0)], plain_sum())),
     *[
         ("E-NOT-REAL", "before quantize", lambda s=s: build([clip(1.0), quantize(8, "shared"), s]))  # type: ignore[misc]
         for s in (
@@ -286,7 +286,7 @@ def test_eden_is_told_its_bits() -> None:
 
 @pytest.mark.parametrize(("grid", "bits"), [("block", 8), ("shared", 8), ("sign", 1), ("pair", 2), ("nf4", 4)])
 def test_the_bits_of_a_grid_are_its_own(grid: str, bits: int) -> None:
-    assert build([clip(1.0), quantize(grid=grid)]).encoded.bits == bits
+    assert build([clip(1.0), quantize(grid=grid)]).encoded.grid.bits == bits
 
 
 def test_a_limit_is_said_with_the_key_and_the_value() -> None:
@@ -295,7 +295,7 @@ def test_a_limit_is_said_with_the_key_and_the_value() -> None:
 
 
 def test_the_smallest_ring_that_is_offered_is_accepted() -> None:
-    assert build([clip(1.0), quantize(8, "shared"), wrap(12)], ring_sum()).encoded.modulus == 4096
+    assert build([clip(1.0), quantize(8, "shared"), wrap(12)], ring_sum()).encoded.grid.modulus == 4096
 
 
 def test_noise_behind_a_clip_inside_feedback_is_accepted() -> None:

@@ -63,7 +63,7 @@ def asked(plan: Plan, state: machine.State, event: machine.Event) -> tuple[machi
 
 def honest(plan: Plan, number: int = 0, /, secrets: Secrets = SECRETS, **lies: Any) -> machine.Invited:
     """What an honest server sends but for the ``lies``."""
-    support = np.zeros(0, np.int64) if plan.at(number).encoded.support else None
+    support = np.zeros(0, np.int64) if plan.at(number).encoded.announced else None
     event = invited(plan, number, secrets=secrets, support=support, clip=plan.clips(number)[0])
     return replace(event, invite=msgspec.structs.replace(event.invite, **lies))
 

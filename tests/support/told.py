@@ -31,7 +31,7 @@ def told(k: Annotated[int, Gt(0)]) -> Stage:
         return turn.support if turn.support.size else np.arange(k)
 
     def infer(space: Space) -> Space:
-        return space.but(dim=k, universe=k, moving=True, support=k)
+        return space.but(dim=k, moving=True, announced=k)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         return payload.but(body=payload.body[positions("device", turn)]), memory

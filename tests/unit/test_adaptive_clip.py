@@ -21,7 +21,7 @@ from edgewise.privacy.adaptive import CLIP, adaptive_clip, bit_noise, split
 from edgewise.privacy.noise import noise
 
 KEY = root(6)
-SPACE = Space(30, Quorum(2, 400), universe=30, population=400)
+SPACE = Space(30, Quorum(2, 400), population=400)
 
 
 REACH = {"add_remove": 0.5, "zero_out": 1.0}  # how far a bit lies from what a neighbour sends

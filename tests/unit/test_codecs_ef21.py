@@ -16,7 +16,7 @@ from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 
 DIM, N = 400, 5
-START = Space(DIM, Quorum(1, N), universe=DIM, population=N)
+START = Space(DIM, Quorum(1, N), population=N)
 
 
 def _turn(round: int, device: int = 0) -> Turn:

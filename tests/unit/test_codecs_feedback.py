@@ -21,7 +21,7 @@ from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Vector
 from edgewise.privacy.clip import clip
 
-SPACE = Space(4, Quorum(1, 4), universe=4)
+SPACE = Space(4, Quorum(1, 4))
 
 
 def _turn(round: int) -> Turn:
@@ -74,7 +74,7 @@ def test_algebra() -> None:
     assert (out.l2, out.linf, out.memory, out.unbiased, out.sparse, out.universe) == (inf, inf, True, False, True, 4)
     out = feedback([clip(2.0), random_k(0.5, unbiased=False)]).infer(bounded)
     assert (out.l2, out.memory, out.summable) == (2.0, True, True)
-    assert feedback([quantize(4)]).infer(SPACE).bits == 4.0
+    assert feedback([quantize(4)]).infer(SPACE).grid.bits == 4.0
 
 
 def test_it_recovers_what_compression_loses() -> None:
@@ -87,7 +87,7 @@ def test_it_recovers_what_compression_loses() -> None:
     np.testing.assert_allclose(total / 100, [1.0, 0.9, 0.8, 0.7], atol=0.05)
 
 
-WIDE = Space(100_000, Quorum(1, 4), universe=100_000)
+WIDE = Space(100_000, Quorum(1, 4))
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "float32"])
@@ -114,7 +114,7 @@ def test_a_stored_residual_is_near_and_right_on_average(kind: str, scale: float)
 
 def test_small_updates_are_not_lost_against_a_large_residual() -> None:
     """To nearest, 1 + 0.001 would stay 1 in bfloat16 for ever."""
-    space = Space(4096, Quorum(1, 4), universe=4096)
+    space = Space(4096, Quorum(1, 4))
     stage = feedback([top_k(1 / 4096)])
     memory = stage.init(space)
     x = np.full(4096, 1e-3, np.float32)
@@ -149,7 +149,7 @@ def test_reading_in_parts_gives_the_bits_of_the_whole(kind: str) -> None:
         assert {k: v.tobytes() for k, v in ours.items()} == {k: v.tobytes() for k, v in theirs.items()}
 
 
-NORMAL = Space(1 << 13, Quorum(1, 1), universe=1 << 13, population=1)
+NORMAL = Space(1 << 13, Quorum(1, 1), population=1)
 
 
 def _remembered(inner: list[Stage], form: str = "ef14") -> float:

@@ -31,7 +31,7 @@ def _turn(i: int) -> Turn:
 
 
 def _space(dim: int, **more: float) -> Space:
-    return Space(dim, Quorum(1, 4), universe=dim).but(**more)
+    return Space(dim, Quorum(1, 4)).but(**more)
 
 
 def _through(x: Vector, *stages: Stage, i: int = 0) -> Vector:
@@ -132,7 +132,14 @@ def test_one_bit_shared_adds_up() -> None:
     total = stage.decode(Payload(np.sum(bodies, axis=0, dtype=np.int32), np.zeros(0)), space, _turn(0)).body
     np.testing.assert_allclose(total, one_by_one, rtol=1e-6)
     out = stage.infer(space)
-    assert (out.level_max, out.stride, out.bits, out.l2, out.linf, out.summable) == (1, 2, 1.0, 5.0, 0.5, True)
+    assert (out.grid.level_max, out.grid.stride, out.grid.bits, out.l2, out.linf, out.summable) == (
+        1,
+        2,
+        1.0,
+        5.0,
+        0.5,
+        True,
+    )
 
 
 @pytest.mark.parametrize("bits", [1, 2, 3, 4])

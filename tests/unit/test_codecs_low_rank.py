@@ -17,7 +17,7 @@ from edgewise.core.vector import Spec, Vector
 SPEC = Spec.of(
     [("w", (40, 30), "float32"), ("b", (30,), "float32"), ("c", (8, 3, 4), "float32"), ("s", (2, 9), "float32")]
 )
-SPACE = Space(SPEC.dim, Quorum(1, 4), universe=SPEC.dim, l2=3.0, linf=2.0)
+SPACE = Space(SPEC.dim, Quorum(1, 4), l2=3.0, linf=2.0)
 TURN = Turn(0, root(1), root(2))
 G = np.random.default_rng(0)
 

@@ -20,7 +20,7 @@ from edgewise.core.vector import Spec, Vector
 
 SIZES = (4096, 512, 128, 4096, 64, 2048)
 SPEC = Spec.of([(f"s{i}", (n,), "float32") for i, n in enumerate(SIZES)])
-START = Space(SPEC.dim, Quorum(1, 4), universe=SPEC.dim)
+START = Space(SPEC.dim, Quorum(1, 4))
 
 
 def vector(scales: tuple[float, ...], seed: int = 0) -> Vector:
@@ -59,7 +59,7 @@ def test_expected_errors_are_those_of_the_rounding() -> None:
     x = LIKE_REAL[:4096]
     predicted = part_errors(x, of_blocks(x, BLOCK), BLOCK) / float(np.square(x, dtype=np.float64).sum())
     spec = Spec.of([("s", (4096,), "float32")])
-    space = Space(4096, Quorum(1, 4), universe=4096)
+    space = Space(4096, Quorum(1, 4))
     for bits in (2, 4, 8):
         stage = quantize(bits)
         drawn = []
@@ -110,7 +110,7 @@ def test_strict() -> None:
             pack.unpack(bad, space)
     odd = Spec.of([("a", (64,), "float32")])
     with pytest.raises(DecodeError, match="widths"):  # the other half of the byte is padding
-        pack.unpack(b"\x10", mixed(odd, 3.0).infer(Space(64, Quorum(1, 4), universe=64)))
+        pack.unpack(b"\x10", mixed(odd, 3.0).infer(Space(64, Quorum(1, 4))))
     for mistake in (
         payload.but(widths=None),
         payload.but(widths=np.full(6, 1, np.uint8)),

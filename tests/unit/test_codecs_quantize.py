@@ -18,7 +18,7 @@ from edgewise.core.vector import Vector
 
 
 def _space(dim: int, **more: float) -> Space:
-    return Space(dim, Quorum(1, 4), universe=dim).but(**more)
+    return Space(dim, Quorum(1, 4)).but(**more)
 
 
 def _through(stage: Stage, x: Vector, space: Space, i: int = 0) -> tuple[Payload, Vector]:
@@ -113,11 +113,17 @@ def test_shared_bound_is_sound() -> None:
 
 def test_spaces() -> None:
     out = quantize(4, block=32).infer(_space(100, l2=1.0, linf=0.5))
-    assert (out.kind, out.level_max, out.bits, out.block, out.scale) == (Kind.INTEGER, 7, 4.0, 32, 0.0)
+    assert (out.grid.kind, out.grid.level_max, out.grid.bits, out.grid.block, out.grid.scale) == (
+        Kind.INTEGER,
+        7,
+        4.0,
+        32,
+        0.0,
+    )
     assert not out.summable
     assert out.linf == 0.5 * SLACK
     out = quantize(8, "shared").infer(_space(100, l2=1.0, linf=0.5))
-    assert (out.level_max, out.block, out.scale, out.linf) == (127, 0, 0.5 / 127, 0.5)
+    assert (out.grid.level_max, out.grid.block, out.grid.scale, out.linf) == (127, 0, 0.5 / 127, 0.5)
     assert out.summable
     assert out.unbiased
 

@@ -91,14 +91,14 @@ def test_differs_by_round_and_depends_on_nothing_private() -> None:
     stage, x = rotate(64), _gauss(200)
 
     def body(turn: Turn) -> bytes:
-        return stage.encode(Payload(x, np.zeros(0)), {}, Space(200, Quorum(1, 1), universe=200), turn)[0].body.tobytes()
+        return stage.encode(Payload(x, np.zeros(0)), {}, Space(200, Quorum(1, 1)), turn)[0].body.tobytes()
 
     assert body(TURN) == body(Turn(5, root(1), root(9)))
     assert len({body(TURN), body(Turn(6, root(1))), body(Turn(5, root(3)))}) == 3
 
 
 def test_the_ends_of_float32() -> None:
-    space = Space(320, Quorum(1, 1), universe=320)
+    space = Space(320, Quorum(1, 1))
     for value in (1e-45, 1e36, _MOST / 32):
         x = np.full(320, value, np.float32)
         y, good = turned(x, 256, KEY, True)
@@ -113,8 +113,15 @@ def test_the_ends_of_float32() -> None:
 
 
 def test_space() -> None:
-    out = rotate(64).infer(Space(128, Quorum(1, 1), universe=128, l2=3.0, linf=0.25))
-    assert (out.l2, out.linf, out.spread, out.peak, out.rotated, out.rotated_dim) == (3.0, 2.0, 8.0, 3.0, 64, 128)
+    out = rotate(64).infer(Space(128, Quorum(1, 1), l2=3.0, linf=0.25))
+    assert (out.l2, out.linf, out.spread, out.peak, out.rotation.block, out.rotation.dim) == (
+        3.0,
+        2.0,
+        8.0,
+        3.0,
+        64,
+        128,
+    )
     assert out.moving
     assert out.summable
     assert out.unbiased

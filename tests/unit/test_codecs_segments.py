@@ -51,7 +51,7 @@ def test_groups_are_a_partition_of_what_matches(case: tuple[Spec, list[str], int
     assert all(parts)
     assert [s for part in parts for s in part] == list(everything), "contiguous, disjoint, complete, in order"
     x = np.random.default_rng(seed).standard_normal(spec.dim).astype(np.float32)
-    start, whole = Space(spec.dim, Quorum(1, 4), universe=spec.dim), np.zeros(spec.dim, np.float32)
+    start, whole = Space(spec.dim, Quorum(1, 4)), np.zeros(spec.dim, np.float32)
     for phase in range(cycle):
         stage = segments(spec, names, cycle, phase)
         sent = stage.encode(Payload(x, np.zeros(0)), {}, start, TURN)[0]

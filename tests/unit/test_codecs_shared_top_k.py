@@ -25,7 +25,7 @@ from edgewise.privacy.clip import clip
 DIM = 100
 GOLDEN = [0, 26, 30, 33, 50, 51, 53, 92, 93, 99]
 SPEC = Spec.of([("w", (DIM,), "float32")])
-SPACE = Space(DIM, Quorum(1, 8), universe=DIM, l2=3.0, linf=2.0)
+SPACE = Space(DIM, Quorum(1, 8), l2=3.0, linf=2.0)
 X = np.arange(1, DIM + 1, dtype=np.float32)  # every value names its position
 
 
@@ -42,20 +42,20 @@ def _sent(stage: Stage, turn: Turn, spec: Spec = SPEC) -> list[int]:
 
 def test_space() -> None:
     out = shared_top_k(SPEC, 0.2).infer(SPACE)
-    assert (out.dim, out.universe, out.support, out.l2, out.linf) == (20, 20, 16, 3.0, 2.0)
+    assert (out.dim, out.universe, out.announced, out.l2, out.linf) == (20, 20, 16, 3.0, 2.0)
     assert (out.summable, out.unbiased, out.moving, out.sparse, out.gain) == (True, False, True, False, 1.0)
     whole = shared_top_k(SPEC, 1.0).infer(SPACE)
-    assert (whole.dim, whole.support, whole.moving, whole.unbiased) == (DIM, 0, False, True)
-    assert shared_top_k(SPEC, 0.01).infer(SPACE).support == 0, "one coordinate always explores"
-    assert shared_top_k(SPEC, 0.2, explore=1.0).infer(SPACE).support == 0
+    assert (whole.dim, whole.announced, whole.moving, whole.unbiased) == (DIM, 0, False, True)
+    assert shared_top_k(SPEC, 0.01).infer(SPACE).announced == 0, "one coordinate always explores"
+    assert shared_top_k(SPEC, 0.2, explore=1.0).infer(SPACE).announced == 0
 
 
 @given(st.integers(1, 60), st.data())
 def test_the_announced_travel_and_the_rest_is_drawn_from_the_others(dim: int, data: st.DataObject) -> None:
     spec = Spec.of([("w", (dim,), "float32")])
     stage = shared_top_k(spec, data.draw(st.floats(0.02, 1.0)), data.draw(st.floats(0.02, 1.0)))
-    space = stage.infer(SPACE.but(dim=dim, universe=dim))
-    announced = sorted(data.draw(st.sets(st.integers(0, dim - 1), max_size=space.support)))
+    space = stage.infer(SPACE.but(dim=dim))
+    announced = sorted(data.draw(st.sets(st.integers(0, dim - 1), max_size=space.announced)))
     sent = _sent(stage, _turn(announced), spec)
     assert sent == sorted(set(sent))
     assert len(sent) == space.dim
@@ -134,7 +134,7 @@ def _follow(rounds: int, explore: float) -> Vector:
         turn = Turn(round, root(1), root(2), support)
         payload, memory = pipe.encode(np.float32(0.2) * (target - w), {}, 1.0, memory, turn)
         mean = pipe.release(pipe.add(pipe.start_sum(), payload, turn), turn, root(3), {})[0].mean
-        order = np.argsort(-np.abs(mean), kind="stable")[: pipe.encoded.support]
+        order = np.argsort(-np.abs(mean), kind="stable")[: pipe.encoded.announced]
         support = np.sort(order[mean[order] != 0])
         w = w + mean
     return np.abs(w - target)

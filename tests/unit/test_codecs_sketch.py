@@ -23,7 +23,7 @@ from edgewise.privacy.clip import clamp
 
 DIM = 2000
 GOLDEN = [-1, 2, -3, 2, 2, -2, 1, 1, -3, 6, -3, -4]  # column + 1, signed
-SPACE = Space(DIM, Quorum(1, 8), universe=DIM)
+SPACE = Space(DIM, Quorum(1, 8))
 
 
 def _turn(round: int = 0, device: int = 0) -> Turn:
@@ -36,7 +36,7 @@ def _sketch(stage: Stage, x: Vector, space: Space = SPACE) -> Vector:
 
 def _matrix(stage: Stage, dim: int) -> np.ndarray:
     """S, column after column."""
-    space = SPACE.but(dim=dim, universe=dim)
+    space = SPACE.but(dim=dim)
     return np.stack([_sketch(stage, row, space) for row in np.eye(dim, dtype=np.float32)], axis=1)
 
 
@@ -71,7 +71,7 @@ def test_golden_cells() -> None:
 
 def test_decode_is_the_mean_over_rows() -> None:
     stage, x = sketch(4.0, rows=3), _normal(3, 600)
-    space = SPACE.but(dim=600, universe=600)
+    space = SPACE.but(dim=600)
     matrix = _matrix(stage, 600).astype(np.float64)
     got = stage.decode(Payload(_sketch(stage, x, space), np.zeros(0)), space, _turn()).body
     np.testing.assert_allclose(got, matrix.T @ (matrix @ x) / 3, atol=1e-5)
@@ -82,7 +82,7 @@ def test_space() -> None:
     assert (out.dim, out.universe, out.l2, out.linf) == (200, 200, inf, inf)
     assert (out.summable, out.unbiased, out.memory, out.moving, out.sparse) == (True, False, False, False, False)
     clamped = clamp(0.5).infer(out)
-    assert quantize(8, "shared").infer(clamped).level_max == 127
+    assert quantize(8, "shared").infer(clamped).grid.level_max == 127
 
 
 def _plain_step(
@@ -104,7 +104,7 @@ def _plain_step(
 def test_the_step_is_fetchsgd(momentum: float, floor: float) -> None:
     dim, rows = 900, 3
     stage = sketch(6.0, rows, keep=0.01, momentum=momentum, floor=floor)
-    space = SPACE.but(dim=dim, universe=dim)
+    space = SPACE.but(dim=dim)
     matrix = _matrix(stage, dim).reshape(rows, -1, dim).astype(np.float64)
     assert stage.server is not None
     memory, u, e = stage.server.init(space), np.zeros(rows * 50), np.zeros(rows * 50)
@@ -155,7 +155,7 @@ def test_what_is_below_the_floor_waits_and_comes_later() -> None:
 def test_noise_alone_releases_next_to_nothing() -> None:
     """Of 20,000 estimates of a dense update hardly one stands out; the memory holds the sketch of the rest."""
     dim = 20_000
-    space, x = SPACE.but(dim=dim, universe=dim), _normal(5, dim)
+    space, x = SPACE.but(dim=dim), _normal(5, dim)
     stage = sketch(10.0)
     assert stage.server is not None
     got, memory = stage.server.absorb(_sketch(stage, x, space), 1, stage.server.init(space), space, _turn(), {})
@@ -171,7 +171,7 @@ def test_a_quadratic_converges_with_the_floor_and_diverges_without(
 ) -> None:
     """Why the floor exists: power-law target, x = lr (target - w), 60 rounds, a sketch 5 times smaller."""
     dim = 20_000
-    space, g = SPACE.but(dim=dim, universe=dim), np.random.default_rng(0)
+    space, g = SPACE.but(dim=dim), np.random.default_rng(0)
     target = g.permutation(np.sign(g.standard_normal(dim)) * np.arange(1, dim + 1) ** -0.8).astype(np.float32)
     stage = sketch(5.0, keep=0.02, momentum=momentum, floor=floor)
     assert stage.server is not None
@@ -221,7 +221,7 @@ def test_the_blind_way_gives_what_the_visible_way_gives() -> None:
 def test_the_estimate_does_not_depend_on_the_block() -> None:
     """More coordinates than one block: positions count on, and k holds over all blocks."""
     dim = (1 << 18) + 1000
-    space = SPACE.but(dim=dim, universe=dim)
+    space = SPACE.but(dim=dim)
     x = np.zeros(dim, np.float32)
     at = [7, (1 << 18) - 1, 1 << 18, dim - 1]
     x[at] = [1.0, -3.0, 2.0, 4.0]

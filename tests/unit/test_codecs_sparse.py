@@ -23,7 +23,7 @@ from edgewise.core.frame import Contribution, load
 from edgewise.core.keys import Turn, root
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
-from edgewise.core.space import Kind, Quorum, Space
+from edgewise.core.space import Grid, Kind, Quorum, Space, Support
 from edgewise.core.stage import Stage
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec, Vector
@@ -39,7 +39,7 @@ TURN = Turn(5, root(1), root(2))
 
 
 def _space(dim: int) -> Space:
-    return Space(dim, Quorum(1, 4), universe=dim, l2=3.0, linf=2.0)
+    return Space(dim, Quorum(1, 4), l2=3.0, linf=2.0)
 
 
 def _encode(stage: Stage, x: Vector, turn: Turn = TURN) -> Payload:
@@ -159,7 +159,7 @@ def test_few_positions_per_chunk_travel_inside_it() -> None:
     stage = top_k(1 / 4096, 4096)
     space = stage.infer(_space(x.size))
     raw = pack.pack(_encode(stage, x), space)
-    assert (space.dim, space.chunk_k) == (257, 1)
+    assert (space.dim, space.support.chunk_k) == (257, 1)
     assert len(raw) == pack.size_bytes(space) == 257 * 4 + (257 * 12 + 7) // 8
     moved = bytearray(raw)
     moved[385] = 0x0F  # the last position: behind the end of the last, shorter chunk
@@ -174,7 +174,7 @@ def test_a_chunk_with_more_than_its_share_is_refused() -> None:
         with pytest.raises(ValueError, match="share"):
             pack.pack(payload, space)
         with pytest.raises(DecodeError, match="share"):
-            pack.unpack(pack.pack(payload, space.but(chunk=0)), space)
+            pack.unpack(pack.pack(payload, space.but(support=Support(space.universe))), space)
 
 
 def test_random_k_support_is_public_and_moves() -> None:
@@ -327,7 +327,7 @@ def test_segments(names: list[str], kept: list[int]) -> None:
 def test_wrap_lifts_the_centred_residue(bits: int, data: st.DataObject) -> None:
     half = 2 ** (bits - 1)
     values = data.draw(st.lists(st.integers(-half, half - 1), min_size=1, max_size=20))
-    space = _space(len(values)).but(kind=Kind.INTEGER)
+    space = _space(len(values)).but(grid=Grid(Kind.INTEGER))
     stage = wrap(bits)
     payload, _ = stage.encode(Payload(np.array(values, np.int32), np.zeros(0)), {}, space, TURN)
     assert payload.body.dtype == np.uint32

@@ -12,7 +12,7 @@ from edgewise.core.keys import Turn, root
 from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
 
-SPACE = Space(3, Quorum(1, 4), head=("loss",), l2=2.0, linf=1.0, head_l2=4.0, universe=3)
+SPACE = Space(3, Quorum(1, 4), head=("loss",), l2=2.0, linf=1.0, head_l2=4.0)
 X = np.array([1.0, -0.5, 0.25], np.float32)
 
 

@@ -145,7 +145,7 @@ def test_groups_carry_the_noise_of_a_cohort_whose_corrupt_devices_are_all_in_one
     for merge, n_min in (({"kind": "secure_sum"}, 54), ({"kind": "grouped", "groups": 3}, 18)):
         made = compile_plan(from_plain({**plain, "merge": merge}), SPEC, 60, BUILT_IN)
         assert made.at(0).encoded.quorum.n_min == n_min
-        assert made.at(0).encoded.honest == n_min - 3
+        assert made.at(0).encoded.noise.honest == n_min - 3
 
 
 SECURE, GROUPED = {"kind": "secure_sum"}, {"kind": "grouped", "groups": 3}
@@ -186,7 +186,7 @@ def test_masks_and_noise_are_sized_by_the_same_figure():
         for made in (masked, noised):
             assert made.at(0).encoded.quorum.corrupt == round(1000 * share)
             assert made.secagg(0).policy.corrupt == pytest.approx(1000 * share / 500)
-        assert noised.at(0).encoded.honest == 500 - round(1000 * share)
+        assert noised.at(0).encoded.noise.honest == 500 - round(1000 * share)
 
 
 def test_infinite_numbers_are_refused():

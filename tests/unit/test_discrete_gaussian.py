@@ -153,7 +153,7 @@ def test_half_a_ring_holds_enough_deviations() -> None:
 
 
 ENDING = [clip(1.0), rotate(64), discrete_gaussian_noise(1.0)]
-SPACE = Space(3000, Quorum(8, 10, 1), universe=3000, population=10)
+SPACE = Space(3000, Quorum(8, 10, 1), population=10)
 
 
 def chain(*before: Stage, z: float = 1.0, space: Space = SPACE, bits: int | None = None) -> object:
@@ -207,7 +207,7 @@ def _noise(z: float) -> tuple[np.ndarray, float, float]:
     """What 40 sums of 10 updates are off by; the promised and the honest part of the noise."""
     pipe = chain(clip(1.0), rotate(64), z=z)
     space, off = pipe.encoded, []  # type: ignore[attr-defined]
-    assert space.kind is Kind.RING
+    assert space.grid.kind is Kind.RING
     for i in range(40):
         total, public, true = pipe.start_sum(), derive(KEY, "p", i), np.zeros(SPACE.dim)  # type: ignore[attr-defined]
         for j in range(10):
@@ -217,7 +217,7 @@ def _noise(z: float) -> tuple[np.ndarray, float, float]:
             total = pipe.add(total, payload, Turn(0, public))  # type: ignore[attr-defined]
         mean, _ = pipe.release(total, Turn(0, public), KEY, {})  # type: ignore[attr-defined]
         off.append(mean.mean * 10 - true)
-    return np.stack(off), space.noise_std, pipe.total.noise_std  # type: ignore[attr-defined]
+    return np.stack(off), space.noise.std, pipe.total.noise_std  # type: ignore[attr-defined]
 
 
 def test_sums_carry_the_promised_noise() -> None:

@@ -80,7 +80,7 @@ def test_devices_catch_up_with_a_model_that_stands_still(name):
 
 def test_an_empty_chain_is_exact_to_the_last_bit_of_float32():
     plan = plan_of(FOUR_BITS)
-    plain = pipeline(Space(DIM, Quorum(1, 1), universe=DIM), [], plain_sum())
+    plain = pipeline(Space(DIM, Quorum(1, 1)), [], plain_sum())
     downs, models = walk(plan, 20, plain)
     for down, w in zip(downs, models, strict=True):
         np.testing.assert_allclose(down.shadow, w, rtol=0, atol=2 * np.spacing(np.abs(w).max()))
@@ -142,7 +142,7 @@ def test_the_ring_is_what_a_snapshot_is_worth_and_starts_from_its_anchor():
 
 def test_a_delta_larger_than_a_snapshot_is_kept_but_nobody_is_sent_it():
     plan = plan_of(FOUR_BITS)
-    plain = pipeline(Space(DIM, Quorum(1, 1), universe=DIM), [], plain_sum())
+    plain = pipeline(Space(DIM, Quorum(1, 1)), [], plain_sum())
     downs, models = walk(plan, 3, plain)
     assert [len(d.ring) for d in downs] == [0, 1, 1, 1]
     checkpoint = Checkpoint(3, plan.strategy.init(models[-1]), down=downs[-1])
@@ -239,7 +239,7 @@ def test_refused(stages, code, said):
     [
         ({"server": Server(lambda s: {}, lambda m, n, e, s, t: (m, e), encoded=False)}, "memory on the server"),
         ({"init": lambda space: {"e": np.zeros(space.dim, np.float32)}}, "comes back by itself"),
-        ({"infer": lambda space: space.but(support=5)}, "positions of the last release"),
+        ({"infer": lambda space: space.but(announced=5)}, "positions of the last release"),
     ],
 )
 def test_stages_of_ones_own_are_refused_by_what_they_are(extra, said):

@@ -18,7 +18,7 @@ from edgewise.privacy.clip import clamp, clip
 
 DIM = 64
 TURN = Turn(0, bytes(32), bytes(32))
-START = Space(DIM, Quorum(1, 4), head=HEAD, head_l2=20 * 2**0.5, universe=DIM)
+START = Space(DIM, Quorum(1, 4), head=HEAD, head_l2=20 * 2**0.5)
 
 
 def chain(*stages):

@@ -138,7 +138,7 @@ def test_decoding_a_hidden_sum_in_float32_is_counted() -> None:
 
     def build(n: int) -> Pipeline:
         stages = [clip(1.0), rotate(1024), quantize(8, "shared"), wrap()]
-        return pipeline(Space(4096, Quorum(2, n), universe=4096), stages, ring_sum(), [noise(1.0)])
+        return pipeline(Space(4096, Quorum(2, n)), stages, ring_sum(), [noise(1.0)])
 
     few, many = build(4), build(20_000)
     assert few.total.noise_std / few.total.sensitivity < 1.0001
@@ -162,6 +162,6 @@ def test_local_noise_leaves_whole_steps() -> None:
     body = pipe.encode(np.full(300, 0.01, np.float32), {}, 1.0, {}, TURN)[0].body.astype(np.float64)
     step = grid.fit("it", 2.0, 1.0, 300, 1.0).step
     np.testing.assert_array_equal(body, (np.rint(body / step) * step).astype(np.float32))
-    assert pipe.encoded.noise_std == pytest.approx(2.0, rel=1e-5)
+    assert pipe.encoded.noise.std == pytest.approx(2.0, rel=1e-5)
     again = pipe.encode(np.full(300, 0.01, np.float32), {}, 1.0, {}, Turn(0, root(1), derive(root(2), "other")))[0].body
     assert not np.array_equal(body, again)

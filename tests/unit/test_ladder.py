@@ -24,7 +24,7 @@ from edgewise.merges.plain import plain_sum
 from edgewise.privacy.clip import clip
 
 DIM = 2000
-START = Space(DIM, Quorum(1, 4), universe=DIM)
+START = Space(DIM, Quorum(1, 4))
 RUNGS = [[], [quantize(8)], [top_k(0.1), quantize(4)], [top_k(0.01)]]
 X = (np.random.default_rng(0).standard_t(3, DIM) * 0.01).astype(np.float32)
 sizes = st.lists(st.floats(1, 1e7), min_size=1, max_size=14)

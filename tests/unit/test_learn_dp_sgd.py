@@ -142,7 +142,7 @@ def test_epsilon_counts_every_local_step() -> None:
     from edgewise.privacy.accountant import COARSE, epsilon
     from edgewise.privacy.spend import Event
 
-    space = Space(10, Quorum(2, 4), universe=10)
+    space = Space(10, Quorum(2, 4))
     found = spend(RECIPE, space)
     assert found.card.against_server == pytest.approx(4.0, rel=2e-3)
     one = Event("gaussian", "add_remove", z=found.z, sampling="poisson", rate=0.05)

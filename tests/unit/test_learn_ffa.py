@@ -75,7 +75,7 @@ def test_rolora_takes_turns():
 def test_factors_keep_one_and_decode_zeros_for_the_other():
     _, flat = adapted("rolora")
     x = np.arange(1, flat.spec.dim + 1, dtype=np.float32)
-    space, turn = Space(flat.spec.dim, Quorum(1, 2), universe=flat.spec.dim), Turn(0, root(0))
+    space, turn = Space(flat.spec.dim, Quorum(1, 2)), Turn(0, root(0))
     parts = []
     for phase in (0, 1):
         stage = factors(flat.spec, phase)

@@ -182,7 +182,7 @@ def test_matrices_for_which_the_sensitivity_is_not_known_do_not_exist(
         Blt(**{"theta": (0.9, 0.5), "w": (0.3, 0.3), "rounds": 5, "gap": 1, "takes": 5, **wrong})  # type: ignore[arg-type]
 
 
-SPACE = Space(40_000, Quorum(2, 8), universe=40_000)
+SPACE = Space(40_000, Quorum(2, 8))
 RUN = Blt((0.95, 0.5), (0.3, 0.2), 6, 3, 2)
 
 

@@ -10,21 +10,21 @@ import pytest
 from edgewise.codecs import golomb, pack
 from edgewise.core.errors import DecodeError
 from edgewise.core.payload import Payload
-from edgewise.core.space import Kind, Quorum, Space
+from edgewise.core.space import Grid, Kind, Quorum, Space, Support
 
 Q = Quorum(1, 4)
 HEAD = np.array([1.5, 0.25])
 
 
 def _space(dim: int, **more: object) -> Space:
-    return Space(dim, Q, head=("loss", "weight"), head_l2=20.0, universe=dim).but(**more)
+    return Space(dim, Q, head=("loss", "weight"), head_l2=20.0).but(**more)
 
 
 REAL = _space(3)
-INTEGER = _space(5, kind=Kind.INTEGER, bits=4.0, level_max=7, scale=0.0, block=4)
-RING = _space(3, kind=Kind.RING, modulus=1 << 11, bits=11.0, level_max=127)
-GOLOMB = _space(4, universe=100, sparse=True, kind=Kind.INTEGER, bits=8.0, level_max=127)
-BITMAP = _space(5, universe=10, sparse=True)
+INTEGER = _space(5, grid=Grid(Kind.INTEGER, 4.0, 0.0, 7, block=4))
+RING = _space(3, grid=Grid(Kind.RING, 11.0, level_max=127, modulus=1 << 11))
+GOLOMB = _space(4, support=Support(100), grid=Grid(Kind.INTEGER, 8.0, level_max=127))
+BITMAP = _space(5, support=Support(10))
 
 
 def _refused(raw: bytes, space: Space) -> str:
@@ -56,10 +56,10 @@ def test_golden_layouts() -> None:
         assert back.count == 1.0, "the amount of data never travels"
 
 
-@pytest.mark.parametrize("space", [REAL, INTEGER, RING, BITMAP], ids=lambda s: s.kind.name)
+@pytest.mark.parametrize("space", [REAL, INTEGER, RING, BITMAP], ids=lambda s: s.grid.kind.name)
 def test_exact_sizes(space: Space) -> None:
-    body = np.zeros(space.dim, {Kind.REAL: np.float32, Kind.INTEGER: np.int32, Kind.RING: np.uint64}[space.kind])
-    scales = np.ones(2, np.float32) if space.block else None
+    body = np.zeros(space.dim, {Kind.REAL: np.float32, Kind.INTEGER: np.int32, Kind.RING: np.uint64}[space.grid.kind])
+    scales = np.ones(2, np.float32) if space.grid.block else None
     support = np.arange(space.dim) if space.sparse else None
     assert len(pack.pack(Payload(body, HEAD, support, scales), space)) == pack.size_bytes(space)
 
@@ -68,7 +68,7 @@ def test_exact_sizes(space: Space) -> None:
 def test_expected_size_of_random_supports(density: float) -> None:
     universe = 100_000
     dim = round(density * universe)
-    space = _space(dim, universe=universe, sparse=True)
+    space = _space(dim, support=Support(universe))
     g = np.random.default_rng(1)
     sizes = []
     for _ in range(5):
@@ -84,7 +84,7 @@ def test_expected_size_of_random_supports(density: float) -> None:
 
 def test_published_index_cost() -> None:
     """research/methods.md 2.2: 9.11 bits per index at .5 % density."""
-    space = _space(5000, universe=1_000_000, sparse=True)
+    space = _space(5000, support=Support(1_000_000))
     assert 8 * (pack.size_bytes(space) - 16 - 20_000) / 5000 == pytest.approx(9.11, abs=0.03)
 
 

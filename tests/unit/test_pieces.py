@@ -23,7 +23,7 @@ from edgewise.merges.plain import plain_sum
 from edgewise.privacy.clip import clamp, clip
 
 DIM = 1003
-START = Space(DIM, Quorum(1, 8), head=("loss",), head_l2=20.0, universe=DIM)
+START = Space(DIM, Quorum(1, 8), head=("loss",), head_l2=20.0)
 TURN = Turn(3, root(1), root(2))
 CHAINS: list[list[Stage]] = [
     [],

@@ -39,7 +39,7 @@ from edgewise.privacy.noise import noise
 from edgewise.privacy.spend import fixed_size, poisson, record_level
 
 SPEC = Spec.of([("a", (30, 10), "float32"), ("b", (100,), "float32"), ("c", (100,), "float32"), ("d", (4,), "float32")])
-SPACE = Space(SPEC.dim, Quorum(3, 8), universe=SPEC.dim)
+SPACE = Space(SPEC.dim, Quorum(3, 8))
 DP = {"metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "round.minimum": 0.75}
 CENTRAL = {"privacy": "central_dp", **DP}
 POISSON = {"round.sampling": "poisson", "round.cohort": 4, "round.minimum": 0.0}
@@ -322,7 +322,7 @@ def test_a_quantizer_stands_behind_a_devices_own_noise(before: list[dict[str, An
     sizes = [len(pack.pack(_sent(p), p.at(0).encoded)) for p in (plain, small)]
     assert sizes[1] < sizes[0] / 4
     noised = small.at(0).decode(_sent(small), small.turn(0)).body
-    assert noised.std() == pytest.approx(small.at(0).encoded.noise_std, rel=0.15)
+    assert noised.std() == pytest.approx(small.at(0).encoded.noise.std, rel=0.15)
 
 
 def _sent(plan: Plan) -> Payload:

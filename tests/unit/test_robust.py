@@ -26,7 +26,7 @@ from edgewise.secagg.merge import grouped, secure_sum
 
 RULES: list[RuleName] = ["median", "trimmed_mean"]
 TURN = Turn(0, root(1), root(2))
-SPACE = Space(40, Quorum(3, 4), head=("loss",), head_l2=20.0, universe=40)
+SPACE = Space(40, Quorum(3, 4), head=("loss",), head_l2=20.0)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -18,7 +18,7 @@ from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline, pipeline
-from edgewise.core.space import Quorum, Space, Total
+from edgewise.core.space import Grid, Kind, Quorum, Space, Total
 from edgewise.core.stage import Aggregate, Memory, Post, Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
@@ -27,8 +27,8 @@ from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise, normals
 
 DIM = 50
-START = Space(DIM, Quorum(2, 16), head=("loss",), head_l2=20.0, universe=DIM)
-BARE = Space(DIM, Quorum(2, 16), universe=DIM)
+START = Space(DIM, Quorum(2, 16), head=("loss",), head_l2=20.0)
+BARE = Space(DIM, Quorum(2, 16))
 TURN = Turn(0, root(1), root(2))
 
 
@@ -130,7 +130,7 @@ def test_sums_refuse_other_shapes(make: object) -> None:
 
 
 def test_ring_sum_wraps_and_refuses_residues_outside() -> None:
-    merge, space = ring_sum(), BARE.but(modulus=1 << 12)
+    merge, space = ring_sum(), BARE.but(grid=Grid(Kind.RING, modulus=1 << 12))
     acc = merge.init(space)
     for v in (4000, 4000, 96 + 96):
         acc = merge.add(acc, Payload(np.full(DIM, v, np.uint32), np.zeros(0)), space)
@@ -200,7 +200,7 @@ def test_memory_of_more_than_ten_stages_stays_apart() -> None:
 
 
 def test_noise_has_the_promised_size_and_covers_the_head() -> None:
-    big = Space(40_000, Quorum(2, 16), head=("loss",), head_l2=3.0, universe=40_000)
+    big = Space(40_000, Quorum(2, 16), head=("loss",), head_l2=3.0)
     pipe = pipeline(big, [clip(4.0)], plain_sum(), [noise(0.5), noise(2.0)])
     assert pipe.total.sensitivity == 5.0
     assert pipe.total.noise_std == pytest.approx(sqrt(2.5**2 + 10.0**2), rel=1e-4)
@@ -214,7 +214,7 @@ def test_noise_has_the_promised_size_and_covers_the_head() -> None:
 
 def test_posts_draw_independently() -> None:
     """Two noises with one stream would double the standard deviation instead of adding variances."""
-    pipe = pipeline(BARE.but(dim=20_000, universe=20_000), [clip(1.0)], plain_sum(), [noise(1.0), noise(1.0)])
+    pipe = pipeline(BARE.but(dim=20_000), [clip(1.0)], plain_sum(), [noise(1.0), noise(1.0)])
     payload, _ = pipe.encode(np.zeros(20_000, np.float32), {}, 1.0, {}, TURN)
     out = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(3), {})[0]
     assert out.mean.std() == pytest.approx(sqrt(2.0), rel=0.03)

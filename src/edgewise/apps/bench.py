@@ -67,9 +67,7 @@ class Measured:
 
 def chain(tables: Tables, spec: Spec, catalogue: Catalogue = BUILT_IN) -> Pipeline:
     """The pipeline of ``[[stage]]`` tables under a visible sum. Raises as ``pipeline`` and ``catalogue.make``."""
-    start = Space(
-        dim=spec.dim, quorum=Quorum(1, 64), head=HEAD, head_l2=HEAD_BOUND * sqrt(len(HEAD)), universe=spec.dim
-    )
+    start = Space(dim=spec.dim, quorum=Quorum(1, 64), head=HEAD, head_l2=HEAD_BOUND * sqrt(len(HEAD)))
     merge = make(catalogue.merges, "[merge]", {"kind": "sum"}, spec)
     return pipeline(start, build_stages(tables, spec, catalogue.stages), merge)
 

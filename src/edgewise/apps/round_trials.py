@@ -57,7 +57,7 @@ def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -
     spec, whole = layout(plan.spec, runs), 2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0
     z, bits, stages = whole / sqrt(spec.dim), 0, [table["kind"] for table in plan.recipe.stage]
     if plan.promise.who_noises is Noiser.COHORT:
-        bits = min(MOST_BITS, scaled_plan(plan, [], spec, z, catalogue).at(0).encoded.ring_bits + FINER)
+        bits = min(MOST_BITS, scaled_plan(plan, [], spec, z, catalogue).at(0).encoded.noise.ring_bits + FINER)
     small = scaled_plan(plan, [], spec, z, catalogue, bits, adaptive_clip=False)
     update = np.full(spec.dim, LONG * clip_of(plan.recipe), np.float32)
     found = _played(small, first_way(small, plan), mu_of(small, 0), update, promised(plan))
@@ -100,7 +100,7 @@ def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Ad
 
 def _place(pipe: Pipeline) -> int:
     """The stage in which devices add noise; -1 where the server does."""
-    return next((i for i in range(len(pipe.stages)) if pipe.spaces[i + 1].noise_std > 0.0), -1)
+    return next((i for i in range(len(pipe.stages)) if pipe.spaces[i + 1].noise.std > 0.0), -1)
 
 
 def _sent_as(pipe: Pipeline, shape: Vector, turn: Turn) -> Vector:

@@ -106,7 +106,7 @@ def _noise_std(plan: Plan, pipe: Pipeline) -> float:
     """What hides a device in one release by the fold; 0 where noise is correlated, and the claim is of the run."""
     if plan.recipe.dp.noise == "correlated":
         return 0.0
-    return pipe.encoded.noise_std if plan.promise.who_noises is Noiser.DEVICE else pipe.total.noise_std
+    return pipe.encoded.noise.std if plan.promise.who_noises is Noiser.DEVICE else pipe.total.noise_std
 
 
 def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
@@ -133,7 +133,11 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
         noised = pipe
         found = audit.releases_audit("mechanism", pipe, update, delta, keys.root(7), many, mu, promised(plan))
     else:
-        bits = min(MOST_BITS, probe.at(0).encoded.ring_bits + FINER) if plan.promise.who_noises is Noiser.COHORT else 0
+        bits = (
+            min(MOST_BITS, probe.at(0).encoded.noise.ring_bits + FINER)
+            if plan.promise.who_noises is Noiser.COHORT
+            else 0
+        )
         small = scaled_plan(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
         update = np.full(spec.dim, size, np.float32)
         noised, mu = first_way(small, plan), mu_of(small, 0)
@@ -263,7 +267,7 @@ def _canary(plan: Plan, i: int) -> Vector:
 def _seen(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]:
     """The direction, of length 1, in which a canary moves the release: what the stages make of it in this round, which
     anyone can compute that knows the canary; where devices add noise or rounds are weighted, the canary's own."""
-    if turn.public and not pipe.encoded.noise_std:
+    if turn.public and not pipe.encoded.noise.std:
         mine = contribution(pipe, _canary(plan, i), turn).astype(np.float64)
         if mine.size == plan.spec.dim and (norm := float(np.linalg.norm(mine))):
             return np.asarray(mine / norm)
@@ -310,7 +314,7 @@ def _left_out(plan: Plan) -> tuple[str, ...]:
         "sampling: the attacker knows who takes part, and the claim is without it": event.amplified,
         "how a device's rounds add up": event.kind != "matrix" and spend_of(plan).rounds_each > 1,
         "what error feedback keeps from earlier rounds": space.residual,
-        "positions that earlier releases chose": space.support > 0,
+        "positions that earlier releases chose": space.announced > 0,
         "how the clip moves over the rounds": dp.adaptive_clip,
         "rungs of the ladder but the one for the fastest link": bool(plan.rungs) and not plan.ways,
         "the rule between the groups: the server sees each group's sum": plan.recipe.merge["kind"] == "grouped",

@@ -18,7 +18,7 @@ from edgewise.codecs.kernels import compiled
 from edgewise.core import demand
 from edgewise.core.keys import Turn
 from edgewise.core.payload import Payload
-from edgewise.core.space import Kind, Space
+from edgewise.core.space import Grid, Kind, Space
 from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Vector
 
@@ -165,14 +165,8 @@ def coded(space: Space, bits: int, block: int, error: float, many: int = 1) -> S
     """The space after a code book of 2^bits values whose ``many`` scales per block travel; bounds and bias stay.
     ``error``: see ``Space.quantized``."""
     return space.but(
-        kind=Kind.INTEGER,
-        level_max=2**bits - 1,
-        stride=2,
-        bits=float(bits),
+        grid=Grid(Kind.INTEGER, float(bits), 0.0, level_max=2**bits - 1, stride=2, block=block, scales=many),
         quantized=error,
-        scale=0.0,
-        block=block,
-        scales=many,
         summable=False,
     )
 

@@ -139,7 +139,7 @@ def eden(bits: int) -> Stage:
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
-        if space.sparse or not space.rotated or space.dim != space.rotated_dim:
+        if space.sparse or space.rotation is None or space.dim != space.rotation.dim:
             fix = "put rotate before it, and random_k or shared_top_k before rotate."
             if space.sparse:
                 fix = 'after top_k use grid = "pair"; or choose by random_k or shared_top_k, before rotate.'

@@ -65,7 +65,7 @@ class Inner:
                 f"{name}: a stage inside always leaves out the same coordinates, which would only pile up.",
                 "put segments before feedback.",
             )
-        if out.noise_std > space.noise_std:
+        if out.noise.std > space.noise.std:
             raise CompositionError(
                 "E-ORDER",
                 f"{name}: what noise adds would count as an error of the codec, and be sent back in the next round.",

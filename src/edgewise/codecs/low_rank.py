@@ -110,7 +110,6 @@ def low_rank(
             )
         return space.but(
             dim=size,
-            universe=size,
             l2=inf,
             linf=inf,
             summable=False,

@@ -19,7 +19,7 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, word
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
-from edgewise.core.space import Kind, Space
+from edgewise.core.space import Grid, Kind, Space
 from edgewise.core.stage import Memory, Stage
 from edgewise.core.vector import Spec
 
@@ -66,7 +66,7 @@ def mixed(
                 "E-ORDER", f"{name}: needs whole segments, {spec.dim} coordinates.", "put it before sparsifiers."
             )
         return space.but(
-            kind=Kind.INTEGER, level_max=127, bits=float(bits), scale=0.0, block=BLOCK, layout=layout,
+            grid=Grid(Kind.INTEGER, float(bits), 0.0, 127, block=BLOCK), layout=layout,
             summable=False, unbiased=False,
             l2=space.l2 * growth, linf=space.linf * SLACK,
         )  # fmt: skip

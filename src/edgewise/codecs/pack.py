@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from edgewise.codecs import golomb, kernels
 from edgewise.core.errors import DecodeError
 from edgewise.core.payload import Payload
-from edgewise.core.space import Kind, Space
+from edgewise.core.space import Kind, Space, Support
 from edgewise.core.stage import WEIGHT
 from edgewise.core.vector import finite
 
@@ -55,13 +55,13 @@ def pack(payload: Payload, space: Space) -> bytes:
     if space.layout is not None:
         return space.layout.pack(payload, space)
     parts: list[bytes | memoryview] = [pack_head(payload, space)]
-    if space.block:
+    if space.grid.block:
         parts.append(pack_scales(payload.scales, _blocks(space)))
     if space.sparse:
         if payload.support is None or payload.support.shape != (space.dim,):
             raise ValueError("support missing or of the wrong length")
         parts.append(_write_positions(payload.support, space))
-    if space.kind is Kind.REAL:
+    if space.grid.kind is Kind.REAL:
         parts.append(np.ascontiguousarray(payload.body, "<f4").data)
     else:
         parts.append(kernels.pack_bits(_indices(payload.body, space), _width(space)))
@@ -88,16 +88,16 @@ def pack_scales(scales: NDArray[np.float32] | None, n: int) -> bytes:
 
 def _indices(body: NDArray[Any], space: Space) -> NDArray[Any]:
     """Encoded integers as unsigned numbers of the packer. Raises ValueError on one that is no value of the grid."""
-    if space.kind is Kind.RING:
-        if body.size and int(body.max()) >= space.modulus:
+    if space.grid.kind is Kind.RING:
+        if body.size and int(body.max()) >= space.grid.modulus:
             raise ValueError("level out of range")
         return body.astype(np.uint32)
-    if body.size and not -space.level_max <= int(body.min()) <= int(body.max()) <= space.level_max:
+    if body.size and not -space.grid.level_max <= int(body.min()) <= int(body.max()) <= space.grid.level_max:
         raise ValueError("level out of range")
     small = body.dtype == np.int8  # wraps around, which is what adding level_max to a byte should do
     body = body if small else body.astype(np.int32, copy=False)
-    levels: NDArray[Any] = (body + body.dtype.type(space.level_max)).view(np.uint8 if small else np.uint32)
-    if space.stride == 1:
+    levels: NDArray[Any] = (body + body.dtype.type(space.grid.level_max)).view(np.uint8 if small else np.uint32)
+    if space.grid.stride == 1:
         return levels
     if (levels & 1).any():
         raise ValueError("level between two values of the grid")
@@ -116,7 +116,7 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
         refuse(f"{len(view)} bytes, expected {least}" + (f" to {most}" if most > least else ""))
     at = 8 * len(space.head)
     scales = None
-    if space.block:
+    if space.grid.block:
         scales = unpack_scales(view[at : at + 2 * _blocks(space)])
         at += 2 * _blocks(space)
     support = None
@@ -150,7 +150,7 @@ def unpack_scales(raw: memoryview) -> NDArray[np.float32]:
 
 
 def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
-    if space.kind is Kind.REAL:
+    if space.grid.kind is Kind.REAL:
         x = np.frombuffer(raw, "<f4").astype(np.float32)
         if not finite(x):
             refuse("a coordinate is not finite")
@@ -160,14 +160,14 @@ def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
         refuse("nonzero padding after the body")
     if levels.size and _values(space) < 1 << _width(space) and int(levels.max()) >= _values(space):
         refuse("a level is out of range")
-    if space.kind is Kind.RING:
+    if space.grid.kind is Kind.RING:
         return levels.astype(np.uint32, copy=False)
-    if space.level_max <= 127:
+    if space.grid.level_max <= 127:
         small = levels.astype(np.uint8, copy=False)
-        if space.stride == 2:
+        if space.grid.stride == 2:
             np.left_shift(small, np.uint8(1), out=small)
-        return np.subtract(small, np.uint8(space.level_max), out=small).view(np.int8)
-    return (levels.astype(np.int64) * space.stride - space.level_max).astype(np.int32)
+        return np.subtract(small, np.uint8(space.grid.level_max), out=small).view(np.int8)
+    return (levels.astype(np.int64) * space.grid.stride - space.grid.level_max).astype(np.int32)
 
 
 def pack_support(support: NDArray[np.int64], universe: int) -> bytes:
@@ -195,7 +195,7 @@ def announced_bytes(n: int, universe: int) -> float:
 
 
 def _write_positions(support: NDArray[np.int64], space: Space) -> bytes | memoryview:
-    if space.chunk and not _shares(support, space):
+    if _chosen(space).chunk and not _shares(support, space):
         raise ValueError("the support does not have each chunk's share of positions")
     if not _inside(space):
         return _write_support(support, space.universe)
@@ -216,30 +216,35 @@ def _read_positions(view: memoryview, space: Space) -> tuple[NDArray[np.int64], 
             refuse("positions do not increase inside the universe")
     else:
         support, size = _read_support(view, space.dim, space.universe)
-    if space.chunk and not _shares(support, space):
+    if _chosen(space).chunk and not _shares(support, space):
         refuse("the support does not have each chunk's share of positions")
     return support, size
 
 
+def _chosen(space: Space) -> Support:
+    assert space.support is not None
+    return space.support
+
+
 def _shares(support: NDArray[np.int64], space: Space) -> bool:
-    return bool((support // space.chunk == _starts(space) // space.chunk).all())
+    return bool((support // _chosen(space).chunk == _starts(space) // _chosen(space).chunk).all())
 
 
 def _starts(space: Space) -> NDArray[np.int64]:
     """int64[dim]: where each position's chunk begins."""
-    whole = space.universe // space.chunk
-    counts = np.full(whole + 1, space.chunk_k)
-    counts[-1] = space.dim - whole * space.chunk_k
-    return np.repeat(np.arange(whole + 1, dtype=np.int64) * space.chunk, counts)
+    whole = space.universe // _chosen(space).chunk
+    counts = np.full(whole + 1, _chosen(space).chunk_k)
+    counts[-1] = space.dim - whole * _chosen(space).chunk_k
+    return np.repeat(np.arange(whole + 1, dtype=np.int64) * _chosen(space).chunk, counts)
 
 
 def _offset_bits(space: Space) -> int:
-    return (space.chunk - 1).bit_length()
+    return (_chosen(space).chunk - 1).bit_length()
 
 
 def _inside(space: Space) -> bool:
     """Whether positions travel relative to their chunk: a choice that the Space alone makes."""
-    if not space.chunk:
+    if not _chosen(space).chunk:
         return False
     return kernels.packed_bytes(space.dim, _offset_bits(space)) < _support_bytes(space.dim, space.universe)
 
@@ -271,23 +276,23 @@ def _read_support(view: memoryview, n: int, universe: int) -> tuple[NDArray[np.i
 
 
 def _blocks(space: Space) -> int:
-    return space.scales * -(-space.dim // space.block)
+    return space.grid.scales * -(-space.dim // space.grid.block)
 
 
 def _width(space: Space) -> int:
-    return (space.modulus - 1).bit_length() if space.kind is Kind.RING else int(space.bits)
+    return (space.grid.modulus - 1).bit_length() if space.grid.kind is Kind.RING else int(space.grid.bits)
 
 
 def _values(space: Space) -> int:
-    return space.modulus if space.kind is Kind.RING else 2 * space.level_max // space.stride + 1
+    return space.grid.modulus if space.grid.kind is Kind.RING else 2 * space.grid.level_max // space.grid.stride + 1
 
 
 def _before_support(space: Space) -> int:
-    return 8 * len(space.head) + (2 * _blocks(space) if space.block else 0)
+    return 8 * len(space.head) + (2 * _blocks(space) if space.grid.block else 0)
 
 
 def _body_bytes(space: Space) -> int:
-    return 4 * space.dim if space.kind is Kind.REAL else kernels.packed_bytes(space.dim, _width(space))
+    return 4 * space.dim if space.grid.kind is Kind.REAL else kernels.packed_bytes(space.dim, _width(space))
 
 
 def _positions_bytes(space: Space) -> float:

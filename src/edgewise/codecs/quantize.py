@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from math import erfc, inf, sqrt
 from statistics import NormalDist
@@ -20,7 +21,7 @@ from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn, word
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
-from edgewise.core.space import Kind, Space
+from edgewise.core.space import Grid, Kind, Space
 from edgewise.core.stage import Memory, Stage
 
 
@@ -147,13 +148,13 @@ def even(bits: int, shared: bool, block: int) -> Stage:
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
-        out = space.but(kind=Kind.INTEGER, level_max=top, stride=stride, bits=float(bits))
+        grid = Grid(Kind.INTEGER, float(bits), 0.0, top, stride, block=block)
         if not shared:
             # One bit has no zero: a block's largest value then is what small ones are sent as, after top_k too, and
             # that error lives on in the memory (which diverges there, although the largest of normals are alike).
             kept = space.dim / space.universe if space.sparse and bits > 1 else 1.0
-            return out.but(
-                scale=0.0, block=block, summable=False, quantized=block_error(bits, block, kept),
+            return space.but(
+                grid=grid, summable=False, quantized=block_error(bits, block, kept),
                 l2=space.l2 * growth, linf=space.linf * SLACK,
             )  # fmt: skip
         if space.linf == inf:
@@ -164,7 +165,7 @@ def even(bits: int, shared: bool, block: int) -> Stage:
             )
         step = space.linf / top
         l2 = step * sqrt(space.dim) if bits == 1 else shared_l2(space.l2, step, space.dim, top)
-        return out.but(scale=step, block=0, l2=l2, keeps_zero=space.keeps_zero and bits > 1)
+        return space.but(grid=replace(grid, scale=step, block=0), l2=l2, keeps_zero=space.keeps_zero and bits > 1)
 
     def rounded(x: NDArray[np.float32], inverse: NDArray[np.float64], block: int, turn: Turn) -> NDArray[Any]:
         body: NDArray[Any] = np.empty(x.size, np.int8 if top <= 127 else np.int32)

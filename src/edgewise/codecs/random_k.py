@@ -76,7 +76,6 @@ def random_k(
         k, g = size(space), gain(space)
         return space.but(
             dim=k,
-            universe=k,
             l2=space.l2 * g,
             linf=space.linf * g,
             gain=space.gain * g,

@@ -16,7 +16,7 @@ from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
-from edgewise.core.space import Space
+from edgewise.core.space import Rotation, Space
 from edgewise.core.stage import Memory, Stage
 
 BLOCK = 2**15  # 128 KB of float32: stays in a core's cache
@@ -195,9 +195,7 @@ def rotate(
         return space.but(
             linf=min(space.l2, space.linf * longest),
             spread=space.spread * longest,
-            rotated=block,
-            rotated_dim=space.dim,
-            rotated_least=int(lengths.min(initial=space.dim)),
+            rotation=Rotation(block, space.dim, int(lengths.min(initial=space.dim))),
             moving=True,
         )
 

@@ -44,6 +44,6 @@ def rounded_randomly(values: NDArray[np.float64], seed: np.uint64) -> Scales:
 
 def rounds(before: Space, after: Space) -> str:
     """What a quantizer does, for ``Stage.says``."""
-    many = "one scale" if after.scales == 1 else f"{after.scales} scales"
-    grid = f"{many} per {after.block} coordinates" if after.block else "one public grid"
-    return f"rounds to {after.bits:g}-bit integers, {grid}"
+    many = "one scale" if after.grid.scales == 1 else f"{after.grid.scales} scales"
+    grid = f"{many} per {after.grid.block} coordinates" if after.grid.block else "one public grid"
+    return f"rounds to {after.grid.bits:g}-bit integers, {grid}"

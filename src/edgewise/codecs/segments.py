@@ -87,7 +87,7 @@ def _keeping(spec: Spec, kept: Sequence[Segment], name: str, cycle: int) -> Stag
             raise CompositionError(
                 "E-ORDER", f"{name}: needs the whole update of {spec.dim} coordinates.", "put it first."
             )
-        return space.but(dim=size, universe=size, unbiased=space.unbiased and size == spec.dim, period=cycle)
+        return space.but(dim=size, unbiased=space.unbiased and size == spec.dim, period=cycle)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         return payload.but(body=np.concatenate([payload.body[s.start : s.stop] for s in kept])), memory

@@ -63,7 +63,7 @@ def shared_top_k(
     Without exploration the support could never change: coordinates that do not travel are zero in every release.
     Where less is announced (nothing before the first release; zeros are not) the rest is drawn too.
     Algebra: a public coordinate projection, so linear and summable; l2 and linf stay; biased (use ``feedback``);
-    dim -> k; ``moving``; ``Space.support`` = k - e, what the server has to announce at most.
+    dim -> k; ``moving``; ``Space.announced`` = k - e, what the server has to announce at most.
     Guarantees: devices and server derive the same positions from the same turn, with the sampler of ``random_k``, on
     every platform; uniform over the others. No positions travel upwards.
     Privacy: positions say nothing about one device under a blind sum, since they come from what everyone was sent.
@@ -83,7 +83,7 @@ def shared_top_k(
 
     def infer(space: Space) -> Space:
         demand.real(space, name)
-        if space.support:
+        if space.announced:
             raise CompositionError("E-ORDER", f"{name}: an earlier stage already chose shared positions.", "keep one.")
         if space.sparse or space.moving or space.dim != spec.dim:
             raise CompositionError(
@@ -93,9 +93,8 @@ def shared_top_k(
             )
         return space.but(
             dim=k,
-            universe=k,
             moving=k < spec.dim,
-            support=known,
+            announced=known,
             unbiased=space.unbiased and k == spec.dim,
         )
 

@@ -141,7 +141,7 @@ def sketch(
             raise CompositionError(
                 "E-VALUE", f"{name}: {cells} cells for an update of {space.dim}.", "sketch larger updates only."
             )
-        return space.but(dim=cells, universe=cells, l2=inf, linf=inf, unbiased=False)
+        return space.but(dim=cells, l2=inf, linf=inf, unbiased=False)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         with np.errstate(over="ignore"):

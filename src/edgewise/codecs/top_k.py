@@ -15,7 +15,7 @@ from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
-from edgewise.core.space import Space
+from edgewise.core.space import Space, Support
 from edgewise.core.stage import Memory, Read, Stage, keeps
 
 _PART = 1 << 15  # coordinates read at a time
@@ -161,12 +161,9 @@ def top_k(
         kept = (space.dim // length if length else 0) * k + k_rest
         return space.but(
             dim=kept,
-            universe=space.dim,
-            sparse=True,
+            support=Support(space.dim, chunk, k if chunk else 0),
             summable=False,
             unbiased=space.unbiased and kept == space.dim,
-            chunk=chunk,
-            chunk_k=k if chunk else 0,
         )
 
     def pick(read: Read, space: Space) -> NDArray[np.int64]:

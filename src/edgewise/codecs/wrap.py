@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -11,10 +12,15 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
-from edgewise.core.space import Kind, Space
+from edgewise.core.space import Grid, Kind, Space
 from edgewise.core.stage import Memory, Stage
 
 LARGEST = 32  # bits: a residue is a uint32
+
+
+def ring(grid: Grid, bits: int) -> Grid:
+    """The residues modulo 2^bits of the integers of ``grid``."""
+    return replace(grid, kind=Kind.RING, modulus=1 << bits, bits=float(bits))
 
 
 @part
@@ -38,17 +44,17 @@ def wrap(
     def width(space: Space) -> int:
         if bits is not None:
             return bits
-        return space.ring_bits or (space.quorum.n_max * space.level_max).bit_length() + 1
+        return space.noise.ring_bits or (space.quorum.n_max * space.grid.level_max).bit_length() + 1
 
     def infer(space: Space) -> Space:
         if space.rungs:
             raise CompositionError(
                 "E-RUNG", f"{name}: residues of different grids do not add up.", "fix one codec instead of a ladder."
             )
-        if space.kind is not Kind.INTEGER:
+        if space.grid.kind is not Kind.INTEGER:
             raise CompositionError(
                 "E-NOT-INTEGER",
-                f"{name}: needs integers, the body before it is {space.kind.value}.",
+                f"{name}: needs integers, the body before it is {space.grid.kind.value}.",
                 'put quantize(grid="shared") before it, and only one wrap.',
             )
         if space.sparse:
@@ -57,32 +63,32 @@ def wrap(
                 f"{name}: positions chosen per device reveal its data and masked sums would not line up.",
                 "use random_k instead of top_k.",
             )
-        if space.scale == 0.0 or not space.summable:
+        if space.grid.scale == 0.0 or not space.summable:
             raise CompositionError(
                 "E-NOT-SUMMABLE",
                 f"{name}: every device has its own scales, so the integers do not add up.",
                 'use quantize(grid="shared").',
             )
-        need, many = space.quorum.n_max * space.level_max, width(space)
-        if space.ring_bits:
-            if many != space.ring_bits:
+        need, many = space.quorum.n_max * space.grid.level_max, width(space)
+        if space.noise.ring_bits:
+            if many != space.noise.ring_bits:
                 raise CompositionError(
                     "E-WRAP",
-                    f"{name}: the noise before it is scaled for a ring of {space.ring_bits} bits.",
+                    f"{name}: the noise before it is scaled for a ring of {space.noise.ring_bits} bits.",
                     "leave out bits here.",
                 )
-            return space.but(kind=Kind.RING, modulus=1 << many, bits=float(many))
+            return space.but(grid=ring(space.grid, many))
         modulus = 1 << many
         if many > LARGEST or modulus // 2 <= need:
             raise CompositionError(
                 "E-WRAP",
-                f"{name}: {space.quorum.n_max} contributions of up to {space.level_max} reach {need}, "
+                f"{name}: {space.quorum.n_max} contributions of up to {space.grid.level_max} reach {need}, "
                 f"the ring holds less than {1 << min(many, LARGEST) - 1}.",
                 f"use wrap({need.bit_length() + 1}) or more, or quantize to fewer bits."
                 if need.bit_length() < LARGEST
                 else "quantize to fewer bits.",
             )
-        return space.but(kind=Kind.RING, modulus=modulus, bits=float(many))
+        return space.but(grid=ring(space.grid, many))
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         mask = np.uint32((1 << width(space)) - 1)
@@ -93,6 +99,6 @@ def wrap(
         return payload.but(body=payload.body.astype(np.uint32, copy=False).view(np.int32) << shift >> shift)
 
     def says(before: Space, after: Space) -> str:
-        return f"residues modulo 2^{(after.modulus - 1).bit_length()}"
+        return f"residues modulo 2^{(after.grid.modulus - 1).bit_length()}"
 
     return Stage(name, infer, encode, decode, says, pointwise=True)

@@ -47,10 +47,10 @@ def real(space: Space, who: str) -> None:
         raise CompositionError(
             "E-ORDER", f"{who}: behind a ladder every device has another encoding.", f"put {who} before the ladder."
         )
-    if space.kind is not Kind.REAL:
+    if space.grid.kind is not Kind.REAL:
         raise CompositionError(
             "E-NOT-REAL",
-            f"{who} works on real numbers, but the body before it is already {space.kind.value}.",
+            f"{who} works on real numbers, but the body before it is already {space.grid.kind.value}.",
             f"put {who} before quantize.",
         )
 

@@ -107,7 +107,7 @@ class Turn:
         public: announced by the server, equal on all devices of the round (shared supports, rotations, grids).
         private: never leaves the device (noise, stochastic rounding); None on the server.
         support: announced likewise: int64[], increasing positions of the largest coordinates of the last release, for
-            stages whose ``Space.support`` asks for them; empty before the first release.
+            stages whose ``Space.announced`` asks for them; empty before the first release.
         clip: announced likewise: the round's clip, model units, where it follows the updates; 0 = not.
         budget_bytes: what the device may upload in this round, measured by itself; never sent.
         device: whose contribution it is; empty on the server where contributions are added before they are decoded.

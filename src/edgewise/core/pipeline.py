@@ -157,10 +157,10 @@ class Pipeline:
     def _pieces(self, payload: Payload, turn: Turn) -> Iterator[Payload]:
         """The decoded contribution, some blocks at a time, refused as soon as it is beyond the plan's bounds."""
         space, square = self.encoded, 0.0
-        block = space.block or 1
+        block = space.grid.block or 1
         size = max(1, PIECE // block) * block
         for start in range(0, max(1, space.dim), size):
-            first, count = start // block * space.scales, size // block * space.scales
+            first, count = start // block * space.grid.scales, size // block * space.grid.scales
             scales = None if payload.scales is None else payload.scales[first : first + count]
             part = Payload(payload.body[start : start + size], payload.head, None, scales, payload.count)
             item = undo(self.stages, self.spaces, part, turn, self.level)
@@ -319,7 +319,7 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
         raise CompositionError(
             "E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k, without each."
         )
-    if not merge.blind and spaces[-1].honest:
+    if not merge.blind and spaces[-1].noise.honest:
         raise CompositionError("E-COMBO", f"{merge.name} sees single shares of noise.", "use secure_sum.")
     if merge.combine is not None and posts:
         raise CompositionError(

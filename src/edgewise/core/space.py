@@ -78,110 +78,174 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Grid:
+    """What the encoded body holds. A stage that changes it states the whole of it.
+
+    Attributes:
+        kind: REAL, INTEGER or RING.
+        bits: per encoded coordinate on the wire.
+        scale: model units per encoded unit (INTEGER, RING); 1.0 for REAL. 0.0: scales travel per block.
+        level_max: largest absolute encoded integer of one contribution (INTEGER, RING).
+        stride: distance of neighbouring encoded integers (INTEGER): 1 where zero is one of them; 2 for grids of an
+            even number of values, -level_max, -level_max + 2, ..., level_max.
+        modulus: of the ring; 0 otherwise.
+        block: coordinates that share ``scales`` travelling scales; 0 = none.
+        scales: travelling scales per block.
+    """
+
+    kind: Kind = Kind.REAL
+    bits: float = 32.0
+    scale: float = 1.0
+    level_max: int = 0
+    stride: int = 1
+    modulus: int = 0
+    block: int = 0
+    scales: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Positions that each device chooses and sends with the body.
+
+    Attributes:
+        universe: length of the vector that they point into.
+        chunk: they are chosen per this many coordinates of the universe, ``chunk_k`` of each whole chunk and the others
+            of the last, shorter one; 0 = freely.
+    """
+
+    universe: int
+    chunk: int = 0
+    chunk_k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """A random rotation that the update has passed.
+
+    Attributes:
+        block: length of its blocks. dim: length of the vector that was rotated; ``Space.dim`` while its blocks still
+            are whole. shortest: length of its shortest block.
+    """
+
+    block: int
+    dim: int
+    shortest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Noise that each contribution already carries.
+
+    Attributes:
+        std: standard deviation, model units; 0 = no noise.
+        honest: contributions to a sum whose noise can be counted on; 0 = each contribution hides itself, or there is
+            no noise.
+        rho, xi: one round's sum is xi-approximately rho-zCDP by that noise; 0 where ``honest`` is.
+        ring_bits: of the ring that noisy integers (which have no largest value) are scaled for; 0 = none.
+    """
+
+    std: float = 0.0
+    honest: int = 0
+    rho: float = 0.0
+    xi: float = 0.0
+    ring_bits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """The shape, bounds and algebra of one contribution at one point of the pipeline.
 
     Attributes:
         dim: length of the encoded body.
         quorum: survivors guaranteed, contributors possible.
-        head: names of the exact scalars that travel beside the body (metrics, then the weight).
-        kind: REAL, INTEGER or RING.
-        l2, linf: bounds of the body, model units; ``inf`` = unknown.
-        head_l2: bound of the head's L2 norm.
+        population: devices that exist, of which a round's cohort is drawn; 0 = not known.
         adjacency: what a device sends in the neighbouring data set: the encoding of an update of zeros ("zero_out"),
             nothing at all ("add_remove"), the encoding of any other update ("replace_one").
-        keeps_zero: an update of zeros, with a head of zeros and a count of 0, is encoded to exactly zero, body and
-            head. A stage after which that does not hold says so, and ``sensitivity`` counts it.
-        scale: model units per encoded unit (INTEGER, RING); 1.0 for REAL. 0.0: scales travel per block.
-        level_max: largest absolute encoded integer of one contribution (INTEGER, RING).
-        stride: distance of neighbouring encoded integers (INTEGER): 1 where zero is one of them; 2 for grids of an
-            even number of values, -level_max, -level_max + 2, ..., level_max.
-        modulus: of the ring; 0 otherwise.
+        head: names of the exact scalars that travel beside the body (metrics, then the weight).
+        head_l2: bound of the head's L2 norm.
+
+        Bounds of the body:
+        l2, linf: model units; ``inf`` = unknown.
+        spread: decoding may enlarge a single coordinate beyond ``linf`` by this factor (rotations).
+        clipped: some stage before has bounded the L2 norm.
+
+        Algebra:
         summable: decode(sum of encodings) = sum of decodings.
         unbiased: the mean of decode(encode(x)) over the stages' own randomness is x.
+        keeps_zero: an update of zeros, with a head of zeros and a count of 0, is encoded to exactly zero, body and
+            head. A stage after which that does not hold says so, and ``sensitivity`` counts it.
         memory: some stage keeps state on the device between rounds.
         residual: an error feedback keeps what was not sent.
-        sparse: body positions are chosen per device and travel with it.
-        moving: body positions are public but drawn anew every round, so nothing after may remember per position.
-        period: rounds from one visit of these positions to the next; 1 = every round (``segments`` with a cycle).
-        universe: length of the vector that positions point into (equals dim where not sparse).
-        chunk: positions are chosen per this many coordinates of the universe, ``chunk_k`` of each whole chunk and the
-            others of the last, shorter one; 0 = freely.
-        block: coordinates that share ``scales`` travelling scales; 0 = none.
-        scales: travelling scales per block.
-        bits: bits per encoded body coordinate on the wire.
         quantized: expected ||Q(x) - x||^2 / ||x||^2 of the last quantizer on its own input, where that is normally
             distributed (after ``top_k``: the largest of normals). A design figure, no bound: heavier tails have more.
             1 or more does not contract, so it cannot stand inside error feedback. 0: no quantizer, or one whose error
             does not grow with what it encodes (a shared grid; ``mixed``, which rather leaves a part behind).
         gain: product of the factors by which stages stretched what is kept (unbiased sparsifiers); > 1 does not
             contract, so it cannot stand inside error feedback, unless nothing is remembered after it.
-        noise_std: standard deviation, model units, of noise that each contribution already carries.
-        clipped: some stage before has bounded the L2 norm.
-        honest: contributions to a sum whose noise can be counted on; 0 = no noise.
-        zcdp: (rho, xi): one round's sum is xi-approximately rho-zCDP by that noise; (0, 0) = no noise.
-        ring_bits: of the ring that noisy integers (which have no largest value) are scaled for; 0 = no noise.
-        population: devices that exist, of which a round's cohort is drawn; 0 = not known.
-        support: positions of the last release that devices have to be told (``shared_top_k``); 0 = none.
-        layout: how payloads become bytes, where a stage has a layout of its own; None = as ``codecs.pack`` does.
-        rotated: block length of the rotation that the update has passed; 0 = none.
-        rotated_dim: length of the vector that was rotated; ``dim`` while its blocks still are whole.
-        rotated_least: length of its shortest block.
+
+        Positions of the body's coordinates:
+        moving: they are public but drawn anew every round, so nothing after may remember per position.
+        period: rounds from one visit of these positions to the next; 1 = every round (``segments`` with a cycle).
+        announced: positions of the last release that devices have to be told (``shared_top_k``); 0 = none.
         rank: matrices travel as factors of this rank; 0 = none do.
-        spread: decoding may enlarge a single coordinate beyond ``linf`` by this factor (rotations).
+        support: they are chosen per device and travel; None = they are public, or all.
+        rotation: the rotation that the body has passed, None = none.
+
+        grid: what the body holds. noise: what it carries.
+        layout: how payloads become bytes, where a stage has a layout of its own; None = as ``codecs.pack`` does.
     """
 
     dim: int
     quorum: Quorum
+    population: int = 0
+    adjacency: Adjacency = "zero_out"
     head: tuple[str, ...] = ()
-    kind: Kind = Kind.REAL
+    head_l2: float = 0.0
     l2: float = inf
     linf: float = inf
-    head_l2: float = 0.0
-    adjacency: Adjacency = "zero_out"
-    keeps_zero: bool = True
-    scale: float = 1.0
-    level_max: int = 0
-    stride: int = 1
-    modulus: int = 0
+    spread: float = 1.0
+    clipped: bool = False
     summable: bool = True
     unbiased: bool = True
+    keeps_zero: bool = True
     memory: bool = False
     residual: bool = False
-    sparse: bool = False
-    moving: bool = False
-    period: int = 1
-    universe: int = 0
-    chunk: int = 0
-    chunk_k: int = 0
-    block: int = 0
-    scales: int = 1
-    bits: float = 32.0
     quantized: float = 0.0
     gain: float = 1.0
-    noise_std: float = 0.0
-    clipped: bool = False
-    honest: int = 0
-    zcdp: tuple[float, float] = (0.0, 0.0)
-    ring_bits: int = 0
-    population: int = 0
-    support: int = 0
-    layout: Layout | None = None
-    rotated: int = 0
-    rotated_dim: int = 0
-    rotated_least: int = 0
+    moving: bool = False
+    period: int = 1
+    announced: int = 0
     rank: int = 0
-    spread: float = 1.0
+    support: Support | None = None
+    rotation: Rotation | None = None
+    grid: Grid = Grid()
+    noise: Noise = Noise()
+    layout: Layout | None = None
 
     def but(self, **changes: object) -> Space:
         """A copy with some fields replaced."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
     @property
+    def sparse(self) -> bool:
+        """Whether positions are chosen per device and travel."""
+        return self.support is not None
+
+    @property
+    def universe(self) -> int:
+        """Length of the vector that positions point into: ``dim`` where none travel."""
+        return self.dim if self.support is None else self.support.universe
+
+    @property
     def rungs(self) -> tuple[Space, ...]:
         """What travels is in one of these spaces, chosen by the device (``ladder``); the other fields then are those of
         the largest one, with bounds and flags that hold for all. Empty = no choice."""
         return self.layout.rungs if self.layout else ()
+
+    @property
+    def rotated(self) -> int:
+        """Length of the rotation's blocks; 0 = not rotated."""
+        return self.rotation.block if self.rotation else 0
 
     @property
     def peak(self) -> float:

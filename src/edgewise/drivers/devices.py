@@ -125,7 +125,7 @@ class Devices:
             if params is None:
                 return machine.Unready(invite, STALE, "the deltas start from a model that this device no longer has")
             support = None
-            if most := self.plan.at(invite.round).encoded.support:
+            if most := self.plan.at(invite.round).encoded.announced:
                 support = np.zeros(0, np.int64)
                 if invite.support:
                     support = pack.unpack_support(self.downloads.blob(invite.support), most, self.plan.spec.dim)

@@ -159,7 +159,7 @@ def change(closed: Closed) -> Change:
 
 def released(pipe: Pipeline, memory: Memory, mean: Vector) -> Memory:
     """``memory`` with the positions of the release ``mean`` (float32[d]) that stages ask for."""
-    n = pipe.encoded.support
+    n = pipe.encoded.announced
     return {**memory, SUPPORT: largest(mean, n)} if n else memory
 
 

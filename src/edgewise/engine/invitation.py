@@ -50,7 +50,7 @@ def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> 
         return "E-BLOB", "the model is not the one that the invitation names"
     if not vector.finite(params):
         return "E-NAN", "the round's model has values that are not finite"
-    most = plan.at(invite.round).encoded.support
+    most = plan.at(invite.round).encoded.announced
     if not most or support is None:
         fits = not most and support is None and not invite.support
     elif support.size:

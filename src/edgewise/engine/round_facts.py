@@ -150,7 +150,7 @@ def _support(pipe: Pipeline, memory: Memory) -> vector.Array | None:
 
     Where stages take turns over rounds, the last release is that of the same phase: it moved the same coordinates.
     """
-    return memory.get(broadcast.SUPPORT, np.zeros(0, np.int64)) if pipe.encoded.support else None
+    return memory.get(broadcast.SUPPORT, np.zeros(0, np.int64)) if pipe.encoded.announced else None
 
 
 def _clip(memory: Memory) -> float:

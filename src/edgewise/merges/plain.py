@@ -104,7 +104,7 @@ def plain_sum() -> Merge:
     def infer(space: Space) -> Total:
         # What ``Pipeline.add`` accepts may be longer than the bound by its slack; float64 has 53 bits of the sum.
         more = space.sensitivity * (SLACK + 2.0**-52 * space.quorum.n_max)
-        std = sqrt(space.quorum.n_min) * space.noise_std
+        std = sqrt(space.quorum.n_min) * space.noise.std
         return Total(space, space.sensitivity, std, visible=True, step=1.0 / _UNIT, rounding=more, most=_bound(space))
 
     def init(space: Space) -> Tally:

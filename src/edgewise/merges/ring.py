@@ -60,22 +60,22 @@ def ring_sum() -> Merge:
                 "a blind sum: positions chosen per device reveal its data and masked sums would not line up.",
                 "use random_k instead of top_k.",
             )
-        if space.kind is not Kind.RING:
+        if space.grid.kind is not Kind.RING:
             raise CompositionError(
                 "E-NOT-INTEGER",
-                f"a blind sum adds residues of a ring, the body is {space.kind.value}.",
+                f"a blind sum adds residues of a ring, the body is {space.grid.kind.value}.",
                 'end the stages with quantize(grid="shared") and wrap.',
             )
         if not space.summable:
             raise CompositionError(
                 "E-NOT-SUMMABLE", "a blind sum: these encodings do not add up.", 'use quantize(grid="shared").'
             )
-        sure = space.honest or space.quorum.n_min
+        sure = space.noise.honest or space.quorum.n_min
         # The sum is exact, and then decoded in float32: one rounding of each level of a rotation, three of the rest.
         roundings = 3 + log2(max(1, space.rotated))
         more = 2.0 * space.quorum.n_max * space.l2 * 2.0**-24 * roundings
         head = sqrt(len(space.head)) / _UNIT
-        return Total(space, space.sensitivity, sqrt(sure) * space.noise_std, False, step=0.0, rounding=more + head)
+        return Total(space, space.sensitivity, sqrt(sure) * space.noise.std, False, step=0.0, rounding=more + head)
 
     def init(space: Space) -> Residues:
         return Residues(np.zeros(space.dim, np.uint32), np.zeros(len(space.head), np.uint64), 0)
@@ -86,10 +86,10 @@ def ring_sum() -> Merge:
         if acc.n >= space.quorum.n_max:
             raise ValueError(f"the sum holds {acc.n} contributions, its limit")
         head = head_residues(payload.head)
-        if payload.body.size and int(payload.body.max()) >= space.modulus:
-            raise DecodeError("E-PAYLOAD", f"a residue is not below the modulus {space.modulus}.")
+        if payload.body.size and int(payload.body.max()) >= space.grid.modulus:
+            raise DecodeError("E-PAYLOAD", f"a residue is not below the modulus {space.grid.modulus}.")
         np.add(acc.body, payload.body, out=acc.body, casting="same_kind")
-        np.bitwise_and(acc.body, np.uint32(space.modulus - 1), out=acc.body)
+        np.bitwise_and(acc.body, np.uint32(space.grid.modulus - 1), out=acc.body)
         np.add(acc.head, head, out=acc.head)
         return Residues(acc.body, acc.head, acc.n + 1)
 

@@ -108,7 +108,7 @@ def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage], hidden: boo
     space = start
     for i, stage in enumerate(stages):
         before, space = space, stage.infer(space)
-        coded = space.kind is not before.kind or space.sparse or space.moving or space.memory or stage.server
+        coded = space.grid.kind is not before.grid.kind or space.sparse or space.moving or space.memory or stage.server
         if coded:
             raise CompositionError(
                 "E-ORDER",

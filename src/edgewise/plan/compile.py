@@ -295,7 +295,6 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
         quorum=Quorum(least, -(-most // merge.groups), corrupt),
         head=names,
         head_l2=HEAD_BOUND * math.sqrt(len(names)),
-        universe=spec.dim,
         population=population,
         adjacency=adjacency(promise, sampling.kind),
     )

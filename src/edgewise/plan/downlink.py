@@ -39,7 +39,7 @@ def downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | Non
         return None
     if any(stage.server is not None for stage in stages):
         _refuse(stages, "a stage has its own memory on the server: it undoes a mean, and nothing is averaged here")
-    start = Space(dim=spec.dim, quorum=Quorum(1, 1), universe=spec.dim)
+    start = Space(dim=spec.dim, quorum=Quorum(1, 1))
     pipe = pipeline(start, stages, plain_sum())
     out = pipe.encoded
     if out.memory or pipe.init():
@@ -48,7 +48,7 @@ def downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | Non
         )
     if out.head:
         _refuse(stages, "there is one model to send and nothing to weigh")
-    if out.support:
+    if out.announced:
         _refuse(stages, "a stage needs the positions of the last release, and a late device has only the newest")
     # A support is chosen by size and other projections are drawn anew; what is fixed, or would take turns, stays here.
     if any(space.universe < spec.dim and not space.moving for space in pipe.spaces):

@@ -105,7 +105,7 @@ def cost(plan: Plan, parameters: float = 0.0, trained: float = 0.0, names: Seque
 def _support_bytes(plan: Plan) -> float:
     """Expected bytes of the positions of the last release that devices are told each round, mean over phases; 0 where
     none are."""
-    wanted = [pipe.encoded.support for pipe in plan.pipelines]
+    wanted = [pipe.encoded.announced for pipe in plan.pipelines]
     return sum(pack.announced_bytes(n, plan.spec.dim) for n in wanted if n) / len(wanted)
 
 
@@ -244,10 +244,10 @@ def _space_row(role: str, name: str, does: str, space: Space) -> Row:
         "name": name,
         "does": does,
         "dim": space.dim,
-        "kind": space.kind.value,
+        "kind": space.grid.kind.value,
         "l2": _finite(space.l2),
         "linf": _finite(space.linf),
-        "bits": space.bits,
+        "bits": space.grid.bits,
         "sparse": space.sparse,
         "summable": space.summable,
         "unbiased": space.unbiased,

@@ -75,7 +75,7 @@ def _invite(plan: Plan, phase: int) -> Invite:
         rule=plan.rule(phase * plan.sampling.groups),
         base=_HEX if deltas else "",
         deltas=(_HEX,) if deltas else (),
-        support=_HEX if plan.at(phase * plan.sampling.groups).encoded.support else "",
+        support=_HEX if plan.at(phase * plan.sampling.groups).encoded.announced else "",
         nonce=bytes(KEY_BYTES) if plan.hides is not None else b"",
         clip=max(plan.clips(0)),
     )

@@ -154,7 +154,7 @@ def _noised_at(start: Space, stages: Sequence[Stage]) -> int:
     space = start
     for i, stage in enumerate(stages):
         after = stage.infer(space)
-        if after.kind is not Kind.REAL and not after.residual:
+        if after.grid.kind is not Kind.REAL and not after.residual:
             return i
         space = after
     return len(stages)
@@ -180,7 +180,7 @@ def _central(
     recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, promise: Promise
 ) -> tuple[Ending, Events]:
     """The server adds Gaussian noise to the sum."""
-    real = all(space.kind is Kind.REAL for space in before)
+    real = all(space.grid.kind is Kind.REAL for space in before)
     if not real and any(space.l2 == float("inf") for space in before):
         raise CompositionError(
             "E-NOISE-NOCLIP",
@@ -246,8 +246,8 @@ def _distributed(
         ], []
 
     def events(z: float) -> tuple[Event, ...]:
-        found = [fold(space, ending(z)[0]).zcdp for space in before]
-        return tuple(Event("zcdp", before[0].adjacency, rho=rho, xi=xi) for rho, xi in found)
+        found = [fold(space, ending(z)[0]).noise for space in before]
+        return tuple(Event("zcdp", before[0].adjacency, rho=noise.rho, xi=noise.xi) for noise in found)
 
     return ending, events
 
@@ -317,7 +317,7 @@ def _card(
             who += f"{bound}; rounds take back noise of earlier ones"
     elif who_noises is Noiser.COHORT:
         honest = space.quorum.honest
-        each = space.noise_std
+        each = space.noise.std
         summary = "every device adds its share of noise before its update is hidden: neither the server nor readers of "
         summary += "the models learn more of a device than epsilon allows"
         who = f"each device, {each:.4g} per coordinate; at least {each * sqrt(honest):.4g} in every sum"

@@ -258,7 +258,7 @@ def mechanism_audit(
 def counted_on(space: Space) -> int:
     """Contributions to the smallest sum whose noise can be counted on, 0 where none add any. Worked out anew from who
     is in it and who may be corrupt, so that a stage that counts more of them adds too little noise and is found out."""
-    return max(0, space.quorum.n_min - space.quorum.corrupt) if space.honest else 0
+    return max(0, space.quorum.n_min - space.quorum.corrupt) if space.noise.honest else 0
 
 
 def fresh(found: Finding, delta: float, one: NDArray[Any], two: NDArray[Any]) -> Finding:
@@ -378,7 +378,7 @@ def _before_noise(pipe: Pipeline, x: Vector, turn: Turn) -> tuple[NDArray[np.flo
     its bounds."""
     memory, payload = pipe.init(), Payload(x, np.zeros(len(pipe.spaces[0].head)), count=FULL_WEIGHT)
     for i, stage in enumerate(pipe.stages):
-        if pipe.spaces[i + 1].noise_std > 0.0:
+        if pipe.spaces[i + 1].noise.std > 0.0:
             return np.concatenate([payload.body, payload.head]), pipe.spaces[i]
         mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
         payload, _ = stage.encode(payload, mine, pipe.spaces[i], placed(turn, pipe.stages, i))

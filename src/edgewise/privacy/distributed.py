@@ -32,7 +32,7 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.part import part
 from edgewise.core.payload import Payload
-from edgewise.core.space import Kind, Space
+from edgewise.core.space import Grid, Kind, Noise, Space
 from edgewise.core.stage import Memory, Stage
 from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within
 
@@ -139,8 +139,10 @@ def evenness(space: Space) -> int:
     A coordinate is sum_j s_j x_j t_j with random signs s, so its variance is sum_j x_j^2 t_j^2: t_j^2 = 1 / B in a
     Hadamard block, up to 2 / B in a Hartley block (cas^2 <= 2), and an adversary puts x where it is that much.
     """
-    whole = space.rotated_dim % space.rotated == 0
-    return space.rotated_least if whole else max(1, space.rotated_least // 2)
+    rotation = space.rotation
+    assert rotation is not None
+    whole = rotation.dim % rotation.block == 0
+    return rotation.shortest if whole else max(1, rotation.shortest // 2)
 
 
 @part(name="discrete_gaussian")
@@ -151,7 +153,8 @@ def discrete_gaussian_noise(
 
     Corrupt devices may leave theirs out. Together the shares of ``quorum.honest`` others have standard deviation >= z C
     in every coordinate of the sum, C the L2 bound before (put ``clip`` in front, and ``rotate`` after it).
-    Algebra: kind -> INTEGER for a ring of ``bits`` bits; l2 -> D2 / scale; noise_std -> S / scale; ``zcdp`` of a round.
+    Algebra: kind -> INTEGER for a ring of ``bits`` bits; l2 -> D2 / scale; noise: std S / scale,
+    and ``rho``, ``xi`` of a round.
     Guarantees: the integers that the noise is added to have norm <= D2, whatever the update; both randomnesses come
         from a CSPRNG keyed by the device. A sum of n encodings decodes to the sum of the inputs plus noise, except
         where it leaves the ring: at most 0.01 coordinates per round, each an error of the ring's size.
@@ -195,7 +198,7 @@ def discrete_gaussian_noise(
             raise CompositionError(
                 "E-STATS", f"{name}: train losses would leave the device without noise.", 'write metrics = "none".'
             )
-        if not space.rotated or space.dim != space.rotated_dim:
+        if space.rotation is None or space.dim != space.rotation.dim:
             raise CompositionError(
                 "E-ORDER",
                 f"{name}: one large coordinate would leave the ring.",
@@ -210,16 +213,10 @@ def discrete_gaussian_noise(
             )
         found = sizing(space)
         return space.but(
-            kind=Kind.INTEGER,
+            grid=Grid(Kind.INTEGER, float(found.bits), 1.0 / found.scale, (1 << found.bits - 1) - 1),
+            noise=Noise(found.s / found.scale, q.honest, found.rho, found.xi, found.bits),
             l2=found.d2 / found.scale,
             linf=inf,
-            scale=1.0 / found.scale,
-            level_max=(1 << found.bits - 1) - 1,
-            bits=float(found.bits),
-            ring_bits=found.bits,
-            noise_std=found.s / found.scale,
-            honest=q.honest,
-            zcdp=(found.rho, found.xi),
             unbiased=False,
         )
 
@@ -236,8 +233,8 @@ def discrete_gaussian_noise(
 
     def says(before: Space, after: Space) -> str:
         return (
-            f"rounds to {after.bits:g}-bit integers, one public grid; adds noise of standard deviation "
-            f"{after.noise_std:.4g} to every coordinate, of which {after.honest} shares are counted on in each sum"
+            f"rounds to {after.grid.bits:g}-bit integers, one public grid; adds noise of standard deviation "
+            f"{after.noise.std:.4g} to every coordinate, {after.noise.honest} shares of which are sure in each sum"
         )
 
     return Stage(name, infer, encode, decode, says, pointwise=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import hypot, inf, sqrt
 from typing import Annotated
 
@@ -62,7 +63,7 @@ def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
             raise CompositionError(
                 "E-STATS", f"{name}: weights or losses would leave without noise.", 'metrics = "none", no weigh.'
             )
-        return space.but(l2=inf, linf=inf, noise_std=hypot(space.noise_std, fitted(space).std))
+        return space.but(l2=inf, linf=inf, noise=replace(space.noise, std=hypot(space.noise.std, fitted(space).std)))
 
     def fitted(space: Space) -> grid.Grid:
         return grid.fit(name, z, space.l2, space.dim, space.l2)
@@ -75,7 +76,7 @@ def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
         return payload
 
     def says(before: Space, after: Space) -> str:
-        return f"adds noise of standard deviation {after.noise_std:.4g} to every coordinate"
+        return f"adds noise of standard deviation {after.noise.std:.4g} to every coordinate"
 
     return Stage(name, infer, encode, decode, says, pointwise=True)
 

@@ -179,7 +179,7 @@ def grouped(
 
 def params(space: Space, hides: Hiding, rung: int = -1) -> Params:
     """The session's fixed part for contributions in ``space`` (the ring after all stages)."""
-    bits = space.modulus.bit_length() - 1
+    bits = space.grid.modulus.bit_length() - 1
     return Params(hides.policy, max(2, space.quorum.n_min), bits, space.dim, len(space.head), rung)
 
 
