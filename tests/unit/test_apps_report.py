@@ -259,6 +259,11 @@ def test_a_line_of_two_points_says_why(tmp_path: Path) -> None:
     assert "The model was measured after" not in page
     s["quality_for_bytes"] = [p for p in s["quality_for_bytes"] if p["played"] in (0, 6, 12)]
     assert "The model was measured after round 6 and 12 only (eval.every = 3)" in report.page(s)
+    s["quality_for_bytes"] = s["quality_for_bytes"][-1:]
+    page = report.page(s)
+    checked(page)
+    assert "Held-out perplexity by megabytes moved" not in page, "one point is no line"
+    assert "A device had sent 8.22 MB and received 66.1 MB then: perplexity 184" in page
 
 
 def test_a_log_axis_puts_equal_factors_at_equal_distances() -> None:

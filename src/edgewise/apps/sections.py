@@ -98,6 +98,15 @@ def _quality_for_bytes(s: Summary) -> str:
     lines = moved(s)
     if not lines:
         return ""
+    few, every = "", s["recipe"]["eval"]["every"]
+    there = [p for p in s["quality_for_bytes"] if p["perplexity"] is not None and p["up"] > 0]
+    if len(there) < FEW_POINTS:
+        played = " and ".join(str(p["played"]) for p in there)
+        few = f"The model was measured after round {played} only (eval.every = {every})."
+    if len(there) == 1:
+        (p,) = there
+        moved_then = f"A device had sent {words.size(p['up'])} and received {words.size(p['down'])} then"
+        return panel("Quality for bytes", few, f"<p>{moved_then}: perplexity {words.perplexity(p['perplexity'])}.</p>")
     series = [charts.Series(name, colour, points, dots=True) for name, colour, points in lines]
     if (q := s["perplexity"]["base"]) and q["weighted_mean"] is not None:
         at = [x for _, _, points in lines for x, _ in points]
@@ -112,13 +121,7 @@ def _quality_for_bytes(s: Summary) -> str:
         log_x=True,
     )
     hint = "Held-out perplexity against what a device has sent so far, and sent and received; mean over all."
-    if len(lines[0][2]) < FEW_POINTS:
-        played = [str(p["played"]) for p in s["quality_for_bytes"] if p["perplexity"] is not None and p["up"] > 0]
-        hint += (
-            f" The model was measured after round {' and '.join(played)} only "
-            f"(eval.every = {s['recipe']['eval']['every']})."
-        )
-    return panel("Quality for bytes", hint, chart)
+    return panel("Quality for bytes", f"{hint} {few}".strip(), chart)
 
 
 def samples(s: Summary) -> str:
