@@ -31,9 +31,9 @@ def reading(
         ``files``, ``rows``, ``pieces`` (``Corpus.found``); ``devices``, and ``examined``, of how many of them the rest
         is counted; ``text`` (``Counts``); ``train_tokens``, ``held_tokens`` (predicted); ``unread_documents``;
         ``cannot``: reason -> devices that cannot train (``too_little``, ``unreadable``) or cannot be measured
-        (``no_holdout``), and ``example``, why one of the unreadable ones cannot be read; ``alike``: ``names``, how many
-        devices are named as another one but for case, spaces or Unicode form, and one ``example``, a list of such
-        names; the recipe's ``sequence_len``, ``max_tokens``, ``holdout`` and ``time``.
+        (``no_holdout``), and ``example``, why one of the unreadable ones cannot be read and what to do; ``alike``:
+        ``names``, how many devices are named as another one but for case, spaces or Unicode form, and one ``example``,
+        a list of such names; the recipe's ``sequence_len``, ``max_tokens``, ``holdout`` and ``time``.
     """
     examined = _chosen(corpus, most_bytes)
     total, train, held, lost = Counts(), 0, 0, 0
@@ -45,7 +45,7 @@ def reading(
             lost += corpus.lost(device)
         except DataError as e:
             cannot["unreadable"] += 1
-            example = example or f"{device}: {e.what}"
+            example = example or f"{device}: {e.what} Fix: {e.fix}"
             continue
         total += Counts(*map(int, of.counts))
         train, held = train + of.train_tokens, held + of.held_tokens

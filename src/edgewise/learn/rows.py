@@ -72,15 +72,15 @@ def csv_rows(section: DataSection, path: Path, name: str) -> Rows:
             said = f"{where}: {len(values)} fields, the header has {len(header)} (separated by {separator!r})."
             raise DataError("E-DATA-FORMAT", said, f"quote fields that contain {separator!r}, or set data.separator.")
         row = dict(zip(header, values, strict=True)) if values else None
+        if values == header and len(header) > 1:
+            raise DataError("E-DATA-FORMAT", f"{where}: the header stands here again.", "take this line out.")
         if row and section.owner and row[section.owner] == section.owner:
-            raise _no_header(section.owner, values == header, where, at)
+            raise _no_header(section.owner, where, at)
         yield where, row
 
 
-def _no_header(owner: str, whole: bool, where: str, at: str) -> DataError:
-    """The error for a row whose owner is spelt as the column's name: the header again, or a file without one."""
-    if whole:
-        return DataError("E-DATA-FORMAT", f"{where}: the header stands here again.", "take this line out.")
+def _no_header(owner: str, where: str, at: str) -> DataError:
+    """The error for an owner that is spelt as its column."""
     what = f"{where}: {owner!r} is an owner here, and the name of the column in {at}, which seems to be a row of data."
     return DataError("E-DATA-FORMAT", what, "put a line with the columns' names first, or rename the column.")
 
