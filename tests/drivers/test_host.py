@@ -17,6 +17,7 @@ from edgewise.drivers.host import Host
 from edgewise.engine import broadcast
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
+from edgewise.plan.facts import canonical
 
 DEVICE = "d00001"
 
@@ -38,9 +39,10 @@ class Bench:
                 extensions=("toy",),
             )
         )
-        assert self.host.do(jobs.Compile()) == jobs.Ready()
         trainer = toy.ToyTrainer(recipe)
         self.plan = compile(recipe, trainer.spec, 8, with_extensions(["toy"]))
+        assert self.host.do(jobs.Compile(facts=canonical(self.plan.facts))) == jobs.Ready()
+        assert self.host._plan.run == self.plan.run
         self.model = vector.digest(described.initial)
         self.host.do(jobs.Blob(digest=self.model, data=described.initial))
 

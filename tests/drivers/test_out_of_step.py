@@ -12,6 +12,7 @@ import sqlite3
 
 import numpy as np
 import pytest
+import toy
 from safetensors.numpy import load_file, save_file
 from toy_recipe import make_recipe
 
@@ -21,6 +22,9 @@ from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers import files, jobs
 from edgewise.drivers.host import Host
 from edgewise.drivers.store import RunStore
+from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.compile import compile
+from edgewise.plan.facts import canonical
 from edgewise.privacy import ledger
 from edgewise.privacy.spend import Event
 
@@ -267,8 +271,8 @@ def host_of(store):
             memory_dir=str(store.memory_dir), instance=store.instance, extensions=("toy",),
         )
     )  # fmt: skip
-    host.do(jobs.Compile())
-    plan = host._plan
+    plan = compile(recipe, toy.ToyTrainer(recipe).spec, 8, with_extensions(["toy"]))
+    host.do(jobs.Compile(facts=canonical(plan.facts)))
     model = vector.digest(described.initial)
     host.do(jobs.Blob(digest=model, data=described.initial))
 

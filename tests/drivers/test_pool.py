@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+import toy
 from toy_recipe import make_recipe
 
 from edgewise.core import vector
@@ -16,6 +17,9 @@ from edgewise.core.errors import StoreError
 from edgewise.drivers import jobs, pool
 from edgewise.drivers.executor import checked
 from edgewise.drivers.pool import Pool
+from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.compile import compile
+from edgewise.plan.facts import canonical
 
 pytestmark = pytest.mark.slow
 
@@ -23,13 +27,19 @@ pytestmark = pytest.mark.slow
 def ready(run_dir, workers):
     """A pool whose workers have their plan; the initial model."""
     made = Pool(workers)
-    recipe = json.dumps(make_recipe().resolved())
+    recipe = make_recipe()
+    facts = canonical(compile(recipe, toy.ToyTrainer(recipe).spec, 8, with_extensions(["toy"])).facts)
     setup = jobs.Setup(
-        recipe=recipe, recipe_dir=".", run_dir=str(run_dir), memory_dir="", instance="", extensions=("toy",)
+        recipe=json.dumps(recipe.resolved()),
+        recipe_dir=".",
+        run_dir=str(run_dir),
+        memory_dir="",
+        instance="",
+        extensions=("toy",),
     )
     try:
         initial = checked(made.broadcast(setup))[0].initial
-        checked(made.broadcast(jobs.Compile()))
+        checked(made.broadcast(jobs.Compile(facts=facts)))
     except BaseException:
         made.close()
         raise

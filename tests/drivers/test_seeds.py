@@ -81,7 +81,7 @@ def test_every_secret_of_a_device_is_the_runs_own(word):
     plans = [plan(recipe), plan({**recipe, "name": "other"}), plan(recipe, 9)]
     secrets = set()
     for each in plans:
-        root, nonce = simulated_root(each, {}), invited(each).invite.nonce
+        root, nonce = simulated_root(each, "", {}), invited(each).invite.nonce
         mine = simulated_secrets(each, root, "d", 0, nonce)
         secrets |= {mine.training, mine.encoding, mine.session, simulated_trust(root).identity("d")}
         assert each.batch_key("d", 0) not in secrets
@@ -92,7 +92,7 @@ def test_every_secret_of_a_device_is_the_runs_own(word):
 def test_cohorts_that_noise_counts_on_are_the_runs_own():
     def cohorts(overrides):
         one = plan({**overrides, "data.devices": 40}, 40)
-        key = simulated_sampling(one, simulated_root(one, {}))
+        key = simulated_sampling(one, simulated_root(one, "", {}))
         return [draw(one.sampling, [str(i) for i in range(40)], key, r) for r in range(4)]
 
     assert cohorts(POISSON) == cohorts(POISSON)

@@ -84,29 +84,6 @@ NOISED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("word", [MASKED, NOISED], ids=["hidden", "distributed_dp"])
-def test_sides_that_would_compile_other_bounds_never_meet_in_a_session(word, monkeypatch):
-    def identity(population, spec=SPEC):
-        side = plan(population, spec, **word)
-        invite = frame.Invite(
-            run=side.run, round=0, model="m", spec="s", rule=side.rule(0), public=side.public(0), accepted=-1,
-            deadline_s=9.0, nonce=bytes(32),
-        )  # fmt: skip
-        return side.run, side.session(invite)
-
-    sides = [identity(n) for n in (6, 40, 60, 1000)]
-    sides += [identity(40, Spec.of([("w", (8, 5), "float32")])), identity(40, Spec.of([("v", (40,), "float32")]))]
-    with monkeypatch.context() as patch:
-        patch.setattr(frame, "VERSION", frame.VERSION + 1)
-        sides.append(identity(40))
-    with monkeypatch.context() as patch:
-        patch.setattr(messages, "PROTOCOL", messages.PROTOCOL + b"x")
-        sides.append(identity(40))
-    runs, sessions = zip(*sides, strict=True)
-    assert len(set(runs)) == len(set(sessions)) == len(sides)
-    assert identity(40) == sides[1]
-
-
 def test_events_refuse_what_json_would_swallow():
     with pytest.raises(ValueError, match="nll"):
         events.to_json(events.Evaluated(round=0, model="m", nll={"a": float("inf")}, tokens={"a": 1}, seconds=0.0))

@@ -70,7 +70,7 @@ def steps(plan: Plan, runs: int, step: Step) -> Finding:
     for i in range(plays):
         step("steps", i, plays)
         for world in (False, True):
-            root = simulated_root(plan, {"fingerprint": str(world)})
+            root = simulated_root(plan, "", {"fingerprint": str(world)})
             one, two = (simulated_secrets(plan, root, str(i), number, NONCE).training for number in range(2))
             first, *others = canaries.pairs(dp, np.full(STEP_RECORDS, world), signs < 0.0, one, two)
             for which, other in enumerate(others):

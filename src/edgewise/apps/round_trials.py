@@ -82,7 +82,7 @@ def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Ad
     signs = 1.0 - 2.0 * keys.generator(derive(keys.root(7), "signs")).integers(0, 2, update.size)
     scores = []
     for world in ("without", "with"):
-        root, score = simulated_root(plan, {"fingerprint": world}), np.zeros(update.size)
+        root, score = simulated_root(plan, "", {"fingerprint": world}), np.zeros(update.size)
         for number, by in ((0, np.ones(update.size)), (1, signs)):
             turn = Turn(number, derive(keys.root(7), "public", number))
             x = _sent_as(pipe, (update * by).astype(np.float32), turn)

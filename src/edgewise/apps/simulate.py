@@ -49,6 +49,7 @@ from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.claims import privacy_facts
 from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan
+from edgewise.plan.facts import canonical, stated_noise
 from edgewise.plan.recipe import Recipe, simulation_digest
 
 Wrap = Callable[[Cohort], Cohort]
@@ -150,7 +151,7 @@ def _run(
         tell(events.PhaseStarted(phase="load"))
         executor = _executor(recipe)
         try:
-            loaded = _load(executor, recipe, recipe_dir, store, extensions)
+            loaded = _load(executor, recipe, recipe_dir, store, extensions, known)
             if notes := reading.notes(loaded.facts["reading"]) if loaded.facts.get("reading") else []:
                 tell(events.Noted(notes=notes))
             if known is None:
@@ -246,7 +247,14 @@ def _executor(recipe: Recipe) -> Executor:
     return Inproc()
 
 
-def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, store: RunStore, extensions: Sequence[str]) -> _Loaded:
+def _load(
+    executor: Executor,
+    recipe: Recipe,
+    recipe_dir: Path,
+    store: RunStore,
+    extensions: Sequence[str],
+    known: Mapping[str, Any] | None,
+) -> _Loaded:
     setup = jobs.Setup(
         recipe=json.dumps(recipe.resolved()),
         recipe_dir=str(recipe_dir.resolve()),
@@ -267,10 +275,13 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, store: RunStore,
             raise StoreError("E-WORKER", "the worker processes disagree about model or data.", "run it again.")
     if not first.devices:
         raise DataError("E-DATA-EMPTY", "the trainer knows no device.", "check where its data comes from.")
-    checked(executor.broadcast(jobs.Compile()))
     spec = Spec.of([(name, shape, dtype) for name, shape, dtype in first.spec])
     catalogue = with_extensions(extensions)
-    plan = compile_plan(recipe, spec, len(first.devices), catalogue)
+    begun = None if known is None else known["facts"].get("plan_facts")  # a run of an earlier program has none
+    stated = None if begun is None else stated_noise(begun)
+    plan = compile_plan(recipe, spec, len(first.devices), catalogue, stated)
+    published = canonical(plan.facts)
+    checked(executor.broadcast(jobs.Compile(facts=published)))
     initial = vector.from_bytes(first.initial, spec.dim)
     facts = {
         **first.facts,
@@ -278,6 +289,7 @@ def _load(executor: Executor, recipe: Recipe, recipe_dir: Path, store: RunStore,
         "spec_sha256": spec.digest(),
         "extensions": list(extensions),
         "spec": first.spec,
+        "plan_facts": published.decode("ascii"),
         **_places(recipe_dir, store.out),
         "versions": _versions(),
         "started_at": time.time(),
@@ -335,7 +347,7 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
     simulated = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key, loaded.traces))
     cohort: Cohort = simulated if wrap is None else wrap(simulated)
 
-    root = simulated_root(plan, loaded.facts)
+    root = simulated_root(plan, plan.recipe.world, loaded.facts)
     trust, (leader, helper) = simulated_trust(root), simulated_servers(root)
     probes = Probes(cohort, plan, loaded.devices, time.perf_counter)
     coordinator = Coordinator(

@@ -83,6 +83,8 @@ REGISTRY: dict[str, Entry] = {
     "E-NAN": Entry("training produced a value that is not finite", 1),
     "E-TRAIN": Entry("local training failed", 1),
     "E-FRAME": Entry("a frame is not valid", 8),
+    "E-FACTS": Entry("a run's facts are not valid, not signed, or contradict themselves", 8),
+    "E-FLOOR": Entry("a run protects a device less than its owner asks for", 2),
     "E-INVITE": Entry("an invitation is not one that the run's plan gives", 8),
     "E-FRAME-SIZE": Entry("a frame or blob is larger than allowed", 8),
     "E-BLOB": Entry("a blob is missing or its digest is wrong", 8),

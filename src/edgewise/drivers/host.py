@@ -27,8 +27,10 @@ from edgewise.drivers.identities import simulated_root, simulated_secrets, simul
 from edgewise.drivers.records import noise_steps, records, without_noise
 from edgewise.engine.device import Failed, remembers
 from edgewise.engine.ports import DeviceStore, Trainer
+from edgewise.plan.acceptance import planned
 from edgewise.plan.catalogue import Catalogue, make, with_extensions
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import Plan
+from edgewise.plan.facts import parse
 from edgewise.plan.recipe import Recipe
 from edgewise.strategies.base import Strategy
 
@@ -97,7 +99,7 @@ class Host:
             case jobs.Setup():
                 return self._setup(job)
             case jobs.Compile():
-                self._compile()
+                self._compile(job)
                 return jobs.Ready(id=job.id)
             case jobs.Blob():
                 self._downloads.put(job.digest, job.data, job.keep)
@@ -140,9 +142,9 @@ class Host:
             },
         )
 
-    def _compile(self) -> None:
-        plan = compile(self._recipe, self._trainer.spec, len(self._trainer.devices()), self._catalogue)
-        self._plan, self._root = plan, simulated_root(plan, self._facts)
+    def _compile(self, job: jobs.Compile) -> None:
+        plan = planned(parse(job.facts), self._trainer.spec, self._catalogue)
+        self._plan, self._root = plan, simulated_root(plan, self._recipe.world, self._facts)
         self._downloads = Downloads(plan.spec.dim, plan.downlink)
         self._devices = Devices(
             plan=plan,

@@ -17,18 +17,17 @@ from edgewise.crypto import sign
 from edgewise.crypto.agree import Pair
 from edgewise.engine.ports import Trust
 from edgewise.plan.compile import Plan
-from edgewise.plan.recipe import digest, simulated_world
 from edgewise.secagg import two_server
 
 
-def simulated_root(plan: Plan, facts: Mapping[str, Any]) -> Key:
+def simulated_root(plan: Plan, world: str, facts: Mapping[str, Any]) -> Key:
     """Root of all secrets of one simulated run.
 
     Args:
+        world: digest of what is simulated around the run (``plan.recipe.Recipe.world``).
         facts: what the trainer tells of itself (``describe``). ``fingerprint``, of the data, is part of the identity:
             one recipe over two versions of the data is two runs with noise of their own.
     """
-    world = digest(simulated_world(plan.recipe.resolved()))
     return derive(plan.key, "run", plan.run, world, str(facts.get("fingerprint", "")))
 
 

@@ -36,7 +36,9 @@ class Setup(_Base, frozen=True, tag="setup"):
 
 
 class Compile(_Base, frozen=True, tag="compile"):
-    """Second job: compile the plan for the whole population."""
+    """Second job: compile the plan that follows from these facts (``plan.facts.canonical``)."""
+
+    facts: bytes
 
 
 class Blob(_Base, frozen=True, tag="blob"):

@@ -11,7 +11,7 @@ import msgspec
 
 from edgewise.codecs import pack
 from edgewise.codecs.ladder import pick, rung_bytes
-from edgewise.core import keys
+from edgewise.core import frame, keys
 from edgewise.core.errors import RecipeError
 from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.pipeline import Pipeline, pipeline
@@ -23,7 +23,7 @@ from edgewise.plan.budget import upload_budget
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.claims import claims
 from edgewise.plan.downlink import delta_bytes, downlink
-from edgewise.plan.facts import PlanFacts, facts
+from edgewise.plan.facts import FORMAT, Instance, PlanFacts, StatedNoise, decisive
 from edgewise.plan.private import Spend, Taking, adjacency, private
 from edgewise.plan.promise import Noiser, Promise, promised
 from edgewise.plan.recipe import Recipe
@@ -98,6 +98,17 @@ class Plan:
         """The fixed part of the round's secure aggregation, in a group that sends by ``rung`` of ``ways``."""
         assert self.hides is not None
         return params(self.at(round, rung).encoded, self.hides, rung)
+
+    @property
+    def sessions(self) -> tuple[Params, ...]:
+        """The fixed part of every session of secure aggregation that the run can have."""
+        if self.hides is None:
+            return ()
+        hides, ways = self.hides, self.ways
+        rungs = range(len(ways)) if ways else [-1] * len(self.pipelines)
+        return tuple(
+            params(pipe.encoded, hides, rung) for pipe, rung in zip(ways or self.pipelines, rungs, strict=True)
+        )
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -261,9 +272,19 @@ class Plan:
         return None if self.downlink is None else delta_bytes(self.downlink)
 
 
-def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -> Plan:
+def compile(
+    recipe: Recipe,
+    spec: Spec,
+    population: int,
+    catalogue: Catalogue,
+    noise: StatedNoise | None = None,
+    instance: Instance | None = None,
+) -> Plan:
     """Check and assemble a recipe for a model layout and a population.
 
+    Args:
+        noise: the run's, where its facts state it (``plan.acceptance``); else it is derived from the recipe.
+        instance: which run of the recipe it is; None in a simulation.
     Raises:
         RecipeError: unknown parts or parameters, a cohort larger than the population (E-QUORUM).
         CompositionError: stages that do not compose soundly.
@@ -322,7 +343,7 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
     spend = None
     if promise.who_noises is not Noiser.NOBODY:
-        more, spend = private(recipe, spec, start, phases, _taking(sampling, recipe), promise)
+        more, spend = private(recipe, spec, start, phases, _taking(sampling, recipe), promise, noise)
         posts += more
     pipes = tuple(pipeline(start, stages, merge, posts) for stages in phases)
     if spend is not None:
@@ -338,7 +359,19 @@ def compile(recipe: Recipe, spec: Spec, population: int, catalogue: Catalogue) -
     _check_directions(recipe, strategy, spec)
     told, down = claims(recipe, promise, pipes, sampling.earns, spend, sorted_into), downlink(recipe, spec, catalogue)
     ways, pipes = (pipes, pipes[:1]) if hidden_ladder else ((), pipes)
-    known = facts(recipe, spec.digest(), population)
+    known = PlanFacts(
+        format=FORMAT,
+        recipe=decisive(recipe.resolved()),
+        spec=spec.digest(),
+        population=population,
+        n_min=least,
+        corrupt=corrupt,
+        ring_bits=tuple(max(0, pipe.encoded.modulus - 1).bit_length() for pipe in ways or pipes),
+        noise=None if spend is None else StatedNoise(multiplier=spend.z, epsilon=spend.budget.epsilon),
+        secagg=messages.PROTOCOL.decode(),
+        wire=frame.VERSION,
+        instance=instance,
+    )
     return Plan(recipe, known, spec, pipes, strategy, sampling, promise, told, groups, rungs, down, spend, ways)
 
 

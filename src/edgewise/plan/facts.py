@@ -1,48 +1,165 @@
-"""What identifies a run: the facts from which both sides of the wire compile the same plan.
+"""The facts of a run: signed data from which a device compiles the plan that the server compiled.
 
     run = SHA-256(canonical JSON of the facts)
 
-A device and a server with equal run ids have compiled the same bounds, thresholds, noise and layout. All of these
-follow from the recipe, the model's layout and the population, so a side that was told another population has another
-run id, and masks of its sessions cancel with nobody's.
+    raw = facts.canonical(plan.facts)                      # server: published once, beside its signature
+    signature = facts.sign(secret, raw)
+    plan = acceptance.accept(raw, signature, server, spec, floor, catalogue)      # device
+
+The facts hold everything that decides the model and the protocol: the recipe without what only measures or
+simulates, the layout of the trained vector, how many devices exist, the numbers that follow from them, and the
+versions of the program's protocols. Two sides with equal run ids have compiled the same bounds, thresholds, noise,
+rings and layout, and masks of sides with different ones cancel with nobody's. A served run also names its instance, so
+a second run of one recipe is another run.
+
+Calibrated numbers are stated, and never computed again to be compared: the last digit of a noise multiplier depends on
+processor and library. Integers follow from the rest, so each side derives them and refuses facts that state others.
+
+Canonical JSON: keys sorted, no spaces, ASCII, numbers as the shortest decimal that reads back to the same float64.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
 
 from edgewise.core import frame
-from edgewise.plan.recipe import Recipe, digest
+from edgewise.core.errors import DecodeError
+from edgewise.crypto import sign as ed25519
 from edgewise.secagg import messages
 
+FORMAT = 1
+LIMIT_BYTES = 1 << 20
+MOST_DEVICES = 10**9
+CONTEXT = b"edgewise plan facts 1\0"  # what a signature is for; no other signature of a server begins so
+_FIX = "ask the operator of the server for the facts of a run that it still serves."
 
-@dataclass(frozen=True, slots=True)
-class PlanFacts:
+
+class StatedNoise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The numbers of a run's noise, of which the recipe gives one and the server derives the other.
+
+    Attributes:
+        multiplier: noise multiplier. epsilon: budget of all rounds together, at the recipe's delta.
+    """
+
+    multiplier: float
+    epsilon: float
+
+
+class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which of the runs of one recipe it is. ``server``: its Ed25519 key, ``nonce``: 32 bytes, both hexadecimal."""
+
+    server: str
+    nonce: str
+
+
+class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The facts that decide a run's model and protocol.
 
     Attributes:
-        recipe: SHA-256 of the recipe without its sections [simulation], [compare], [eval] and [report].
-        spec: digest of the trainable vector's layout.
-        population: number of devices that exist. Smallest sums, thresholds and noise shares are sized by it.
+        format: version of this record.
+        recipe: canonical JSON of the resolved recipe without the sections that only simulate, compare or measure. In
+            the JSON of the facts it is a table.
+        spec: digest of the trained vector's layout.
+        population: number of devices that exist, at most ``MOST_DEVICES``. Smallest sums, thresholds and noise shares
+            are sized by it.
+        n_min: devices of the smallest sum that a round may open. corrupt: devices of a sum that may be corrupt.
+        ring_bits: of the ring that each pipeline or rung sums in; 0 where updates are not in a ring.
+        noise: None without an epsilon.
         secagg: name and version of the protocol for secure aggregation.
         wire: version of frames and of the payloads in them.
+        instance: None in a simulation.
     """
 
+    format: int
     recipe: str
     spec: str
     population: int
+    n_min: int
+    corrupt: int
+    ring_bits: tuple[int, ...]
+    noise: StatedNoise | None
     secagg: str
     wire: int
+    instance: Instance | None = None
 
     def digest(self) -> str:
         """The run id, 64 hexadecimal digits."""
-        plain = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(plain.encode()).hexdigest()
+        return hashlib.sha256(canonical(self)).hexdigest()
+
+    def settings(self) -> dict[str, Any]:
+        """The recipe's tables, for ``plan.recipe.from_plain``."""
+        tables: dict[str, Any] = json.loads(self.recipe)
+        return tables
 
 
-def facts(recipe: Recipe, spec: str, population: int) -> PlanFacts:
-    """The facts of a recipe for a layout (its digest) and a population, in the versions of this program."""
-    decisive = {k: v for k, v in recipe.resolved().items() if k not in ("simulation", "compare", "eval", "report")}
-    return PlanFacts(digest(decisive), spec, population, messages.PROTOCOL.decode(), frame.VERSION)
+def decisive(resolved: Mapping[str, Any]) -> str:
+    """Canonical JSON of what a resolved recipe decides about the model and the protocol.
+
+    Left out are [simulation], [compare] and [report], and [eval] unless held-out losses decide which model counts.
+    """
+    chooses = resolved["round"]["patience"] or resolved["round"]["keep"] == "best"
+    left_out = {"simulation", "compare", "report"} | (set() if chooses else {"eval"})
+    return _json({key: value for key, value in resolved.items() if key not in left_out})
+
+
+def canonical(facts: PlanFacts) -> bytes:
+    """The facts as bytes: what is hashed, signed and published."""
+    return _json({**msgspec.to_builtins(facts), "recipe": json.loads(facts.recipe)}).encode("ascii")
+
+
+def parse(raw: bytes) -> PlanFacts:
+    """Inverse of ``canonical``, for facts from elsewhere.
+
+    Raises DecodeError(E-FACTS): anything that ``canonical`` does not write, more than ``LIMIT_BYTES``, and facts of
+        another version of the record, of secure aggregation or of frames.
+    """
+    if len(raw) > LIMIT_BYTES:
+        raise refused(f"they have {len(raw):,} bytes, the limit is {LIMIT_BYTES:,}")
+    try:
+        plain = json.loads(raw.decode("ascii"))
+        if isinstance(plain, dict) and plain.get("format") != FORMAT:
+            raise refused(f"they are of format {plain.get('format')!r:.20}, this program reads format {FORMAT}")
+        facts = msgspec.convert({**plain, "recipe": _json(plain["recipe"])}, PlanFacts, strict=True)
+        same = canonical(facts) == raw
+    except (ValueError, TypeError, KeyError, RecursionError, msgspec.ValidationError) as e:
+        raise refused(f"they cannot be read ({type(e).__name__})") from None
+    if not 1 <= facts.population <= MOST_DEVICES:
+        raise refused(f"they are for {facts.population} devices")
+    if not same:
+        raise refused("they are not in their canonical form")
+    for what, theirs, own in (
+        ("secure aggregation", facts.secagg, messages.PROTOCOL.decode()),
+        ("frames", facts.wire, frame.VERSION),
+    ):
+        if theirs != own:
+            raise refused(f"they are of version {theirs!r:.40} of {what}, this program speaks {own!r}")
+    return facts
+
+
+def stated_noise(raw: str) -> StatedNoise | None:
+    """The noise of facts that this program wrote down itself, of whatever version."""
+    return msgspec.convert(json.loads(raw)["noise"], StatedNoise | None, strict=True)
+
+
+def sign(secret: bytes, raw: bytes) -> bytes:
+    """A server's Ed25519 signature on canonical facts, 64 bytes. ``secret``: 32 bytes."""
+    return ed25519.sign(secret, CONTEXT + raw)
+
+
+def signed(server: bytes, signature: bytes, raw: bytes) -> bool:
+    """Whether the server with this public key (32 bytes) signed these facts; False for anything malformed."""
+    return ed25519.verify(server, signature, CONTEXT + raw)
+
+
+def refused(why: str) -> DecodeError:
+    """The error for facts that a device does not take."""
+    return DecodeError("E-FACTS", f"the run's facts are refused: {why}.", _FIX)
+
+
+def _json(plain: Any) -> str:
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)

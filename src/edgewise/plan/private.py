@@ -13,6 +13,7 @@ from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Adjacency, Kind, Space
 from edgewise.core.stage import WEIGHT, Post, Stage
 from edgewise.core.vector import Spec
+from edgewise.plan.facts import StatedNoise
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.section import LARGEST_EPSILON, DpSection
@@ -75,9 +76,17 @@ def fold(space: Space, stages: Sequence[Stage]) -> Space:
 
 
 def private(
-    recipe: Recipe, spec: Spec, start: Space, phases: Sequence[list[Stage]], taking: Taking, promise: Promise
+    recipe: Recipe,
+    spec: Spec,
+    start: Space,
+    phases: Sequence[list[Stage]],
+    taking: Taking,
+    promise: Promise,
+    stated: StatedNoise | None = None,
 ) -> tuple[list[Post], Spend]:
     """Append the private ending to each phase's stages; the posts that belong to it, and the spend.
+
+    ``stated``: the noise by the run's facts; None where it is derived from the recipe.
 
     Raises CompositionError and RecipeError: what does not compose; E-VALUE for a delta that promises nothing; E-BUDGET
     where no noise keeps the budget.
@@ -111,7 +120,10 @@ def private(
             out[replace(event, steps=1)] += 1 if event.kind in RUN_LONG else turns * event.steps
         return out
 
-    z, budget = _derived(dp, all_rounds)
+    if stated is not None:
+        z, budget = stated.multiplier, Budget(stated.epsilon, dp.delta)
+    else:
+        z, budget = _derived(dp, all_rounds)
     first = events(z)[0]
     posts: list[Post] = []
     for stages in phases:

@@ -245,6 +245,11 @@ class Recipe(Section):
         """All keys with their values, defaults filled in; plain JSON types."""
         return self.model_dump(mode="json", by_alias=True)
 
+    @property
+    def world(self) -> str:
+        """Digest of what is simulated around the run. The noise of a simulation depends on it, no identity does."""
+        return digest(simulated_world(self.resolved()))
+
     def sha256(self) -> str:
         """``simulation_digest`` of the resolved recipe."""
         return simulation_digest(self.resolved())

@@ -1,0 +1,140 @@
+"""What a device accepts of a run's facts: the plan that follows from them, or a refusal.
+
+    plan = accept(raw, signature, server, spec, OwnerFloor(epsilon=8.0, hidden=True), BUILT_IN)
+
+The server is not trusted with anything that a promise rests on. A device compiles the plan from the facts and its own
+layout, so rounds, steps, clips, rings and thresholds are its own. It compares the integers that the facts state with
+those that it derives. Of the noise, which the server calibrated, it checks the inequality that matters:
+
+    epsilon(noise multiplier, all rounds) <= stated epsilon (1 + TOLERANCE)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf, isfinite
+
+import msgspec
+
+from edgewise.core.errors import RecipeError
+from edgewise.core.vector import Spec
+from edgewise.plan import recipe as recipes
+from edgewise.plan.catalogue import Catalogue
+from edgewise.plan.compile import Plan, compile
+from edgewise.plan.facts import PlanFacts, parse, refused, signed
+from edgewise.secagg.params import Floor
+
+TOLERANCE = 1e-3  # relative: two accountants or grids differ by less in one epsilon
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerFloor:
+    """What a device's owner asks of every run, whatever its recipe says.
+
+    Attributes:
+        epsilon: of a whole run at most, against who sees what leaves the device; inf asks for none.
+        device_unit: whether an epsilon must be about all text of the device, not about single examples.
+        hidden: whether single updates must be hidden from the server.
+        local_steps: optimizer steps of a round at most; 0 = any number.
+        upload_bytes: of a round at most; inf = any number.
+        secagg: of every session of secure aggregation.
+    """
+
+    epsilon: float = inf
+    device_unit: bool = False
+    hidden: bool = False
+    local_steps: int = 0
+    upload_bytes: float = inf
+    secagg: Floor = Floor()  # noqa: RUF009 (immutable)
+
+
+def accept(raw: bytes, signature: bytes, server: bytes, spec: Spec, floor: OwnerFloor, catalogue: Catalogue) -> Plan:
+    """The plan of a served run.
+
+    Args:
+        raw: its facts, as published. signature: the server's, on them. server: the public key that this device was
+            enrolled with. spec: the device's own layout of what is trained.
+    Raises:
+        DecodeError(E-FACTS): facts that are not signed by this server, of another version, or that contradict
+            themselves. RecipeError(E-FLOOR): facts of a run with less protection than the owner asks for. RecipeError,
+            CompositionError: as ``compile``.
+    """
+    if not signed(server, signature, raw):
+        raise refused("they are not signed by the server that this device was enrolled with")
+    facts = parse(raw)
+    if facts.instance is None or facts.instance.server != server.hex() or len(facts.instance.nonce) != 64:
+        raise refused("they do not name an instance of a run of this server")
+    plan = planned(facts, spec, catalogue)
+    check_floor(plan, floor)
+    return plan
+
+
+def planned(facts: PlanFacts, spec: Spec, catalogue: Catalogue) -> Plan:
+    """The plan that follows from facts. Its own facts are these, to the last digit.
+
+    Raises DecodeError(E-FACTS) where they contradict themselves; RecipeError, CompositionError as ``compile``.
+    """
+    if facts.spec != spec.digest():
+        raise refused("they are for another model, or for other trained parameters of it, than this device has")
+    recipe = recipes.from_plain(facts.settings(), "the run's facts")
+    noise = facts.noise
+    if noise is not None:
+        if not all(0.0 < number < inf for number in (noise.multiplier, noise.epsilon)):
+            raise refused("noise multiplier and epsilon are finite numbers above 0")
+        for name, given, stated in (
+            ("epsilon", recipe.dp.epsilon, noise.epsilon),
+            ("noise multiplier", recipe.dp.noise_multiplier, noise.multiplier),
+        ):
+            if given and given != stated:
+                raise refused(f"they state the {name} {stated!r}, and their recipe gives {given!r}")
+    plan = compile(recipe, spec, facts.population, catalogue, noise, facts.instance)
+    theirs, own = msgspec.to_builtins(facts), msgspec.to_builtins(plan.facts)
+    for name, value in own.items():
+        if theirs[name] != value:
+            raise refused(f"they state {name} = {theirs[name]!r:.80}, and what follows from them is {value!r:.80}")
+    if plan.spend is not None and noise is not None:
+        spent = plan.spend.card.of_release or 0.0
+        if not spent <= noise.epsilon * (1.0 + TOLERANCE):
+            raise refused(f"their noise takes epsilon {spent:.4g} in all rounds, and they state {noise.epsilon:.4g}")
+    return plan
+
+
+def check_floor(plan: Plan, floor: OwnerFloor) -> None:
+    """Raises RecipeError(E-FLOOR) where a plan protects the device less than its owner asks for."""
+    promise, card = plan.promise, None if plan.spend is None else plan.spend.card
+    against = inf if card is None or card.against_server is None else card.against_server
+    for asked, met, what in (
+        (floor.hidden, promise.hidden, "single updates are hidden from the server; here it sees them"),
+        (
+            floor.device_unit,
+            promise.unit == "device",
+            f"an epsilon is about all text of the device; here it is about {promise.unit or 'nothing'}",
+        ),
+        (
+            isfinite(floor.epsilon),
+            against <= floor.epsilon,
+            f"epsilon against the server is {floor.epsilon:g} at most; here it is {against:.4g}",
+        ),
+        (
+            floor.local_steps > 0,
+            plan.rule(0).steps <= floor.local_steps,
+            f"a round has {floor.local_steps} local steps at most; here it has {plan.rule(0).steps}",
+        ),
+        (
+            isfinite(floor.upload_bytes),
+            _largest_upload(plan) <= floor.upload_bytes,
+            f"an upload has {floor.upload_bytes:.4g} bytes at most; here it has {_largest_upload(plan):.4g}",
+        ),
+        (
+            promise.hidden,
+            all(floor.secagg.allows(params) for params in plan.sessions),
+            f"a hidden sum is over {floor.secagg.n_min} devices or more, of which a share of {floor.secagg.corrupt:g} "
+            f"may be corrupt, against a server that is {floor.secagg.server}; here it is over {plan.facts.n_min}",
+        ),
+    ):
+        if asked and not met:
+            raise RecipeError("E-FLOOR", f"the owner of this device asks that {what}.", "leave the run, or lower it.")
+
+
+def _largest_upload(plan: Plan) -> float:
+    return max([*plan.sizes, *(plan.upload_bytes(r * plan.sampling.groups) for r in range(len(plan.pipelines)))])
