@@ -24,6 +24,7 @@ from toy_recipe import make_recipe
 from edgewise.core import frame
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, seal, shamir, sign
+from edgewise.plan import facts
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.secagg import client, messages, secrets, server, two_server
@@ -368,9 +369,13 @@ def test_frames_are_refused(case: dict[str, Any]) -> None:
 
 def test_an_invitation_alone_gives_its_session() -> None:
     """A device needs the fields of the invitation, and nothing else of the plan, to know the session's id."""
-    for row in FRAMES["run"], FRAMES["recipe"], FRAMES["layout"]:
+    for row in FRAMES["run"], FRAMES["layout"]:
         assert hashlib.sha256(row["json"].encode()).hexdigest() == row["hex"]
     assert hashlib.sha256(np.array(FRAMES["model"]["values"], "<f4").tobytes()).hexdigest() == FRAMES["model"]["hex"]
+    run = FRAMES["run"]
+    assert facts.parse(run["json"].encode()).digest() == run["hex"]
+    signed = hexed(run["context"]) + run["json"].encode()
+    assert sign.sign(hexed(run["secret"]), signed).hex() == run["signature"]
     stages = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
     asked = {"privacy": "hidden", "metrics": "none", "merge": {"kind": "secure_sum"}, "stage": stages}
     plan = compile(make_recipe(asked), secagg_frames.SPEC, 8, BUILT_IN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -13,8 +12,8 @@ from session import ROOT
 from edgewise.core import frame, vector
 from edgewise.core.frame import Contribution, Invite, LocalRule, Refusal, Step
 from edgewise.core.keys import derive
-from edgewise.plan.facts import PlanFacts
-from edgewise.plan.recipe import digest
+from edgewise.crypto import sign
+from edgewise.plan import facts as plan_facts
 from edgewise.secagg import messages
 
 RECIPE = {
@@ -25,7 +24,20 @@ RECIPE = {
 }
 SPEC = vector.Spec.of([("b", (2, 2), "float32"), ("a\u00e9", (), "bfloat16")])
 VALUES = [0.5, -1.0, 0.0, 2.0, -0.25]
-FACTS = PlanFacts(digest(RECIPE), SPEC.digest(), 100, messages.PROTOCOL.decode(), frame.VERSION)
+OPERATOR = sign.pair(derive(ROOT, "operator"))
+FACTS = plan_facts.PlanFacts(
+    format=plan_facts.FORMAT,
+    recipe=json.dumps(RECIPE, sort_keys=True, separators=(",", ":")),
+    spec=SPEC.digest(),
+    population=100,
+    n_min=50,
+    corrupt=10,
+    ring_bits=(12,),
+    noise=plan_facts.StatedNoise(multiplier=1.5, epsilon=8.0),
+    secagg=messages.PROTOCOL.decode(),
+    wire=frame.VERSION,
+    instance=plan_facts.Instance(server=OPERATOR.public.hex(), nonce=derive(ROOT, "instance").hex()),
+)
 MODEL = vector.digest(vector.to_bytes(np.array(VALUES, np.float32)))
 RUN, PUBLIC, NONCE = FACTS.digest(), derive(ROOT, "public"), derive(ROOT, "nonce")
 PLAIN = Invite(
@@ -63,16 +75,15 @@ def _plain(message: frame.Message) -> dict[str, Any]:
     return {name: value.hex() if isinstance(value, bytes) else value for name, value in fields.items()}
 
 
-def _canonical(plain: object) -> str:
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"))
-
-
 def frames() -> dict[str, Any]:
     """The contents of ``frames.json``."""
+    raw = plan_facts.canonical(FACTS)
     layout = json.dumps(SPEC.to_list(), separators=(",", ":"))
     return {
-        "recipe": {"resolved": RECIPE, "json": _canonical(RECIPE), "hex": FACTS.recipe},
-        "run": {"facts": asdict(FACTS), "json": _canonical(asdict(FACTS)), "hex": RUN},
+        "run": {
+            "facts": json.loads(raw), "json": raw.decode(), "hex": RUN, "context": plan_facts.CONTEXT.hex(),
+            "secret": OPERATOR.secret.hex(), "signature": plan_facts.sign(OPERATOR.secret, raw).hex(),
+        },
         "layout": {"tensors": SPEC.to_list(), "json": layout, "hex": SPEC.digest()},
         "model": {"values": VALUES, "hex": MODEL},
         "frames": [
