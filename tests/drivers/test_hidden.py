@@ -17,7 +17,7 @@ from edgewise.drivers.faults import Fault, Faulty
 from edgewise.drivers.store import RunStore
 from edgewise.engine import device
 from edgewise.engine.ports import Arrived, Lost
-from edgewise.plan import private
+from edgewise.plan import acceptance, private
 from edgewise.privacy import ledger
 from edgewise.secagg import messages
 
@@ -330,6 +330,7 @@ def test_epsilon_grows_to_the_budget_and_the_ledger_says_the_same(tmp_path):
 def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path, monkeypatch):
     """Had a plan too little noise for all rounds, the run stops, its last model stays, and a restart stops at once."""
     monkeypatch.setattr(private, "_derived", lambda dp, _: (0.5, ledger.Budget(dp.epsilon, dp.delta)))
+    monkeypatch.setattr(acceptance, "TOLERANCE", 10.0)  # else devices refuse such a plan
     settings = {**PRIVATE, "round.rounds": 4}
     with pytest.raises(BudgetError) as caught:
         play(tmp_path, settings)
