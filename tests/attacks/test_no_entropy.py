@@ -12,7 +12,8 @@ from toy_recipe import make_recipe
 from edgewise.core.keys import Turn, root
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.secagg import client, two_server
 from edgewise.secagg.params import Params, Policy
 

@@ -24,7 +24,8 @@ from edgewise.engine import device as machine
 from edgewise.engine import device_state as states
 from edgewise.engine.ports import Arrived
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.secagg import server, two_server
 
 GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]

@@ -12,7 +12,8 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.vector import Spec
 from edgewise.crypto import agree, sign
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.secagg import messages, recovery, secrets
 from edgewise.secagg.client import holding
 from edgewise.secagg.merge import assured, secure_sum

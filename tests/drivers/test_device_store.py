@@ -61,7 +61,7 @@ class Round:
         self.folder, self.restarts, self.trainer = folder, restarts, ToyTrainer(recipe)
         self.names, self.model = self.trainer.devices(), self.trainer.initial()
         self.plan = compile(recipe, self.trainer.spec, len(self.names), with_extensions(["toy"]))
-        root = simulated_root(self.plan, {})
+        root = simulated_root(self.plan, "", {})
         self.trust, self.secrets = simulated_trust(root), partial(simulated_secrets, self.plan, root)
         self.seen: set[str] = set()
         self.devices = self.made()

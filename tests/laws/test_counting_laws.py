@@ -14,7 +14,8 @@ from scipy.stats import binom, hypergeom
 from edgewise.core.errors import CompositionError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import from_plain
 from edgewise.plan.trust import FAILURE
 

@@ -25,7 +25,8 @@ from edgewise.core.vector import Spec, Vector
 from edgewise.engine import device as machine
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import parse
 from edgewise.privacy import distributed
 

@@ -23,7 +23,8 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.identities import simulated_trust
 from edgewise.engine import device as machine
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import from_plain
 
 SPEC = Spec.of([("a", (32,), "float32"), ("b", (32,), "float32")])

@@ -21,8 +21,8 @@ from edgewise.engine.open_round import OpenRound
 from edgewise.engine.ports import Arrived, Sent, Standing
 from edgewise.engine.round_states import Closed
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan
+from edgewise.plan.plan import Plan
 from edgewise.secagg import client, messages
 
 NAMES = [f"d{i:02d}" for i in range(12)]

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import parse
 
 WORDS = {"distributed_dp": "secure_sum", "central_dp": "sum", "local_dp": "sum"}

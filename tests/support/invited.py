@@ -13,7 +13,7 @@ from edgewise.core.keys import Key, Secrets, derive, root
 from edgewise.engine import device as machine
 from edgewise.engine.ports import Began, Checkpoint, Record, Standing, Trust
 from edgewise.engine.round_facts import RoundFacts, decide
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 
 SECRETS = Secrets.of(bytes(range(32)))
 

@@ -15,7 +15,8 @@ from edgewise.engine.ports import Change, Checkpoint
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.claims import privacy_facts
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import from_plain
 from edgewise.strategies.base import State
 

@@ -24,8 +24,9 @@ from edgewise.drivers.traces import read_traces
 from edgewise.engine import device as machine
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
 from edgewise.plan.ladder import RUNGS
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import from_plain, load
 from edgewise.plan.section import SimulationSection
 

@@ -8,7 +8,7 @@ from math import isclose
 import pytest
 
 from edgewise.plan import explain
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from unit.made_run import made_plan
 
 SPARSE = [

@@ -18,8 +18,9 @@ from edgewise.plan import facts as plan_facts
 from edgewise.plan import private
 from edgewise.plan.acceptance import OwnerFloor, accept, planned
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
 from edgewise.plan.facts import Instance, PlanFacts, StatedNoise, canonical, parse, sign
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import from_plain
 from edgewise.secagg import messages
 from edgewise.secagg.params import Floor

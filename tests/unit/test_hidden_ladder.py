@@ -26,8 +26,9 @@ from edgewise.engine.ports import Trust
 from edgewise.engine.rung_groups import sort
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
 from edgewise.plan.ladder import MASKED_RUNGS
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import from_plain
 from edgewise.secagg import client, messages, server
 from edgewise.secagg.params import Params, Policy

@@ -20,7 +20,8 @@ from edgewise.engine import device as machine
 from edgewise.engine import device_state as states
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN, Extension
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.strategies.base import State, hold
 from edgewise.strategies.fedopt import fedadam, fedavgm
 

@@ -29,7 +29,8 @@ from edgewise.engine import device as machine
 from edgewise.learn import dp_sgd
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.privacy import rules
 from edgewise.privacy.accountant import epsilon
 from edgewise.privacy.card import promises, rests_on

@@ -14,7 +14,8 @@ from edgewise.codecs.ladder import rung_bytes
 from edgewise.core.vector import Spec
 from edgewise.plan import recipe
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 
 ASSETS = Path(str(resources.files("edgewise"))) / "assets"
 OWNERS = {"python-stdlib": 17, "plays": 24}

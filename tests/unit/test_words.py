@@ -9,7 +9,8 @@ import pytest
 from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
 from edgewise.plan.recipe import Recipe, from_plain
 

@@ -22,7 +22,8 @@ from edgewise.core.errors import AuditError
 from edgewise.drivers import folder
 from edgewise.drivers.records import noise_steps
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe
 
 

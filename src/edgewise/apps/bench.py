@@ -36,9 +36,9 @@ from edgewise.drivers.devices import in_steps
 from edgewise.drivers.host import make_trainer
 from edgewise.engine.ports import Trainer
 from edgewise.plan.catalogue import BUILT_IN, Catalogue, make, with_extensions
-from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.ladder import RUNGS, Rung
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.stages import build_stages
 

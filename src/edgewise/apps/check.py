@@ -21,8 +21,9 @@ from edgewise.engine.ports import Trainer
 from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.claims import privacy_facts
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
 from edgewise.plan.frames import traffic
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
 

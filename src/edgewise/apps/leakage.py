@@ -24,7 +24,8 @@ from edgewise.learn.model import TextLoss
 from edgewise.learn.train import fit
 from edgewise.learn.trainer import TextTrainer
 from edgewise.plan.catalogue import Catalogue
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
 from edgewise.plan.recipe import Recipe
 from edgewise.privacy.audit import FULL_WEIGHT, release

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from edgewise.core import keys
 from edgewise.core.keys import Key, derive
 from edgewise.drivers.identities import simulated_root, simulated_secrets
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.plan.private import Spend
 from edgewise.privacy import audit
 from edgewise.privacy import one_run as guessing

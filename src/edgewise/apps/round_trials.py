@@ -40,7 +40,7 @@ from edgewise.core.space import Adjacency
 from edgewise.core.vector import Vector
 from edgewise.drivers.identities import simulated_entropy, simulated_root, simulated_secrets
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
 from edgewise.privacy import audit
 from edgewise.privacy.audit import FULL_WEIGHT, Finding, counted_on, neighbour

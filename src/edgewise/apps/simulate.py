@@ -47,9 +47,9 @@ from edgewise.engine.ports import Checkpoint, Cohort
 from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.claims import privacy_facts
-from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.facts import canonical, stated_noise
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe, simulation_digest
 
 Wrap = Callable[[Cohort], Cohort]

@@ -11,7 +11,8 @@ from edgewise.core.space import Adjacency, share_of
 from edgewise.core.vector import Spec
 from edgewise.merges.ring import ring_sum
 from edgewise.plan.catalogue import Catalogue
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 from edgewise.plan.private import Spend
 from edgewise.plan.promise import Noiser
 from edgewise.plan.recipe import Recipe

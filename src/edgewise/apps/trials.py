@@ -35,7 +35,7 @@ from edgewise.core.keys import Turn, derive
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.vector import Vector
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
 from edgewise.privacy import audit, matrix
 from edgewise.privacy import one_run as guessing

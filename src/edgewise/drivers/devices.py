@@ -31,7 +31,7 @@ from edgewise.engine import device as machine
 from edgewise.engine import invitation
 from edgewise.engine.broadcast import STALE
 from edgewise.engine.ports import DeviceStore, Trainer, Trust
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 
 LOG = logging.getLogger("edgewise")
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
 from edgewise.engine.invitation import refused
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
 from edgewise.secagg.client import Registry
 from edgewise.secagg.secrets import Hidden

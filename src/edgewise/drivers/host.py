@@ -29,8 +29,8 @@ from edgewise.engine.device import Failed, remembers
 from edgewise.engine.ports import DeviceStore, Trainer
 from edgewise.plan.acceptance import planned
 from edgewise.plan.catalogue import Catalogue, make, with_extensions
-from edgewise.plan.compile import Plan
 from edgewise.plan.facts import parse
+from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe
 from edgewise.strategies.base import Strategy
 

@@ -16,7 +16,7 @@ from edgewise.core.training import DeviceId
 from edgewise.crypto import sign
 from edgewise.crypto.agree import Pair
 from edgewise.engine.ports import Trust
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
 
 

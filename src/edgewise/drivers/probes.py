@@ -18,7 +18,7 @@ from edgewise.core.training import DeviceId
 from edgewise.engine.loop import receive
 from edgewise.engine.ports import Arrived, Cohort, Expired, Lost
 from edgewise.engine.round import LATE
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 
 MOST_TOKENS, LARGEST_NLL = 2**53, 2.0**128  # of a measurement: integers of a database, float32 losses
 

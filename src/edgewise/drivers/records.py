@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from edgewise.core.errors import RecipeError, StoreError
 from edgewise.core.training import DeviceId
 from edgewise.engine.ports import Trainer
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.privacy import rules
 
 LOG = logging.getLogger("edgewise")

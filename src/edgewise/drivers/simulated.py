@@ -28,7 +28,7 @@ from edgewise.engine.broadcast import downloads
 from edgewise.engine.ports import Arrived, Downlink, Lost, Sent
 from edgewise.engine.round import DROPPED
 from edgewise.plan.budget import link_estimate
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.plan.section import SimulationSection
 
 HISTORY = 16  # transfers that a device remembers of its link

@@ -12,7 +12,7 @@ from edgewise.codecs import pack
 from edgewise.core import keys
 from edgewise.core.training import Update
 from edgewise.engine.ports import Trainer
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 
 
 def sizes(trainer: Trainer, measure: bool) -> Mapping[str, float]:

@@ -30,7 +30,7 @@ from edgewise.core.training import DeviceId
 from edgewise.core.vector import Vector
 from edgewise.engine.ports import Change, Checkpoint, Delta, Downlink, Standing
 from edgewise.engine.round_states import Closed
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 
 STALE = "E-STALE"
 SUPPORT = "release/support"  # in Checkpoint.memory: int64[], increasing positions

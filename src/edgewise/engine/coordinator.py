@@ -32,7 +32,7 @@ from edgewise.engine.ports import Began, Checkpoint, Cohort, Evaluator, Helper, 
 from edgewise.engine.purse import Purse
 from edgewise.engine.round_facts import RoundFacts, decide
 from edgewise.engine.sampling import draw
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.strategies.base import State, hold
 
 BEST = "best"  # name under which the store keeps the model with the lowest held-out loss

@@ -45,7 +45,7 @@ from edgewise.engine.device_state import join as join
 from edgewise.engine.device_state import remembers as remembers
 from edgewise.engine.device_state import settled as settled
 from edgewise.engine.ports import Trust
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.secagg import client, messages, two_server
 from edgewise.secagg.merge import residues
 

@@ -21,7 +21,7 @@ from edgewise.core.pipeline import Pipeline
 from edgewise.core.stage import Memory
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.secagg import client
 
 

@@ -16,7 +16,7 @@ from edgewise.core import vector
 from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.keys import KEY_BYTES
 from edgewise.core.vector import Array, Vector
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 
 _ALIKE = 1e-9  # relative: two processors differ by less in the learning rate of a schedule
 _CLIPS = 1e-6  # relative: and by less in a clip after many rounds

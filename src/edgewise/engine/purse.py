@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgewise.core.errors import BudgetError, StoreError
 from edgewise.engine.ports import Checkpoint, Store
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.privacy import ledger
 from edgewise.privacy.ledger import Charge, Ledger, Refused
 

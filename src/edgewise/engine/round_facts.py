@@ -21,7 +21,7 @@ from edgewise.engine import broadcast
 from edgewise.engine.broadcast import Letters
 from edgewise.engine.ports import Began, Checkpoint, Standing, Trust
 from edgewise.engine.round_states import Masks, Policy, Protocol, TwoServers
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.privacy.adaptive import CLIP
 from edgewise.secagg import server
 from edgewise.secagg.params import Params

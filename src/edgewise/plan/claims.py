@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.stage import BELOW
+from edgewise.plan.plan import Plan
 from edgewise.plan.private import Spend
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.trust import corrupt_existing
 from edgewise.privacy import card
-
-if TYPE_CHECKING:
-    from edgewise.plan.compile import Plan
 
 # What hides single updates, and from whom: by the number of servers.
 HIDDEN = {

@@ -11,8 +11,8 @@ from edgewise.core.space import Space, Total
 from edgewise.core.stage import BELOW, Stage
 from edgewise.plan.adaptive import offers
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
-from edgewise.plan.compile import Plan
 from edgewise.plan.frames import traffic
+from edgewise.plan.plan import Plan
 
 Row = dict[str, Any]  # plain JSON; an unknown (infinite) bound is None
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from edgewise.codecs import pack
 from edgewise.core.frame import Contribution, Invite, Step, dump
 from edgewise.core.keys import KEY_BYTES
-from edgewise.plan.compile import Plan
+from edgewise.plan.plan import Plan
 from edgewise.secagg import sizes, two_server
 
 _HEX = "0" * 64  # a digest

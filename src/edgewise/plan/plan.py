@@ -1,0 +1,265 @@
+"""The plan: the only thing that runs. A value that knows all that server and devices need of a recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+
+from edgewise.codecs import pack
+from edgewise.codecs.ladder import pick, rung_bytes
+from edgewise.core import keys
+from edgewise.core.frame import Invite, LocalRule
+from edgewise.core.pipeline import Pipeline
+from edgewise.core.stage import Memory
+from edgewise.core.vector import Array, Segment, Spec
+from edgewise.plan.budget import upload_budget
+from edgewise.plan.downlink import delta_bytes
+from edgewise.plan.facts import PlanFacts
+from edgewise.plan.private import Spend
+from edgewise.plan.promise import Noiser, Promise
+from edgewise.plan.recipe import Recipe
+from edgewise.plan.sampling import Sampling
+from edgewise.privacy.adaptive import reachable
+from edgewise.secagg import messages
+from edgewise.secagg.merge import Hiding, params
+from edgewise.secagg.params import Params
+from edgewise.strategies.base import Strategy
+
+# Of messages of secure aggregation, names of 16 characters: one device's sealed shares for another, a signed answer
+# with its frame, one revealed share. And one device's part of a letter to others, with a name of 256 bytes.
+KEYS_BYTES, BOX_BYTES, SIGNED_BYTES, REVEALED_BYTES, PART_BYTES = 300, 166, 200, 54, 640
+MESSAGE_LIMIT_BYTES = 2**32 - 2**20  # MessagePack's largest binary field, less room for the rest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run needs to know, checked to compose.
+
+    Attributes:
+        facts: what identifies the run; their digest is ``run``.
+        pipelines: the way of an update up, one per phase; round r is of phase r mod their number. One phase, unless a
+            stage has a schedule.
+        groups: for each phase the segments that it moves and trains; empty with one phase (all are trained).
+        rungs: names of the rungs that a device may choose from, by number; empty where the codec is fixed.
+        ways: the way up of each rung where a sum hides its parts, ``pipelines`` being the first; else empty: one
+            pipeline then holds all rungs.
+        downlink: the way of the model's change down, a pipeline of one contribution, the same in all rounds; None where
+            devices download the model itself.
+        promise: what is promised about privacy, and by what means.
+        spend: what a round gives away and what may be given away in all; None without differential privacy.
+    """
+
+    recipe: Recipe
+    facts: PlanFacts
+    spec: Spec
+    pipelines: tuple[Pipeline, ...]
+    strategy: Strategy
+    sampling: Sampling
+    promise: Promise
+    claims: tuple[str, ...]
+    groups: tuple[tuple[Segment, ...], ...] = ()
+    rungs: tuple[str, ...] = ()
+    downlink: Pipeline | None = None
+    spend: Spend | None = None
+    ways: tuple[Pipeline, ...] = ()
+
+    @cached_property
+    def run(self) -> str:
+        """The run's identity: the digest of ``facts``."""
+        return self.facts.digest()
+
+    def phase(self, round: int) -> int:
+        """Which of the pipelines a round uses: they take turns, and where cohorts do too, a turn lasts until each has
+        had one, so that every device trains every part."""
+        return round // self.sampling.groups % len(self.pipelines)
+
+    def at(self, round: int, rung: int = -1) -> Pipeline:
+        """The way of an update in this round, by a rung of ``ways``."""
+        return self.pipelines[self.phase(round)] if rung < 0 else self.ways[rung]
+
+    @property
+    def hides(self) -> Hiding | None:
+        """How contributions are hidden from the server; None: it sees each."""
+        hides: Hiding | None = self.pipelines[0].merge.hides
+        return hides
+
+    def secagg(self, round: int, rung: int = -1) -> Params:
+        """The fixed part of the round's secure aggregation, in a group that sends by ``rung`` of ``ways``."""
+        assert self.hides is not None
+        return params(self.at(round, rung).encoded, self.hides, rung)
+
+    @property
+    def sessions(self) -> tuple[Params, ...]:
+        """The fixed part of every session of secure aggregation that the run can have."""
+        if self.hides is None:
+            return ()
+        hides, ways = self.hides, self.ways
+        rungs = range(len(ways)) if ways else [-1] * len(self.pipelines)
+        return tuple(
+            params(pipe.encoded, hides, rung) for pipe, rung in zip(ways or self.pipelines, rungs, strict=True)
+        )
+
+    @property
+    def sizes(self) -> tuple[float, ...]:
+        """Bytes of a contribution by each rung; empty where the codec is fixed."""
+        if self.ways:
+            return tuple(pack.size_bytes(way.encoded) for way in self.ways)
+        return rung_bytes(self.at(0).encoded)
+
+    def session(self, invite: Invite) -> bytes:
+        """The id of the session that an invitation opens: run, round, model, configuration and nonce."""
+        rule = msgspec.msgpack.encode(invite.rule)
+        config = messages.configuration(self.spec.digest(), rule, invite.public, invite.clip, invite.support)
+        return messages.session_id(self.run, invite.round, invite.model, config.hex(), invite.nonce)
+
+    def each(self, start: Callable[[Pipeline], Memory]) -> Memory:
+        """Codec memory before the first round, of all phases together; each phase moves other coordinates, so each has
+        its own."""
+        return {self._named(i) + k: v for i, pipe in enumerate(self.pipelines) for k, v in start(pipe).items()}
+
+    def mine(self, memory: Memory, round: int) -> Memory:
+        """The part of a codec memory that belongs to the round's phase."""
+        prefix = self._named(self.phase(round))
+        return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+
+    def kept(self, memory: Memory, round: int, mine: Memory) -> Memory:
+        """``memory`` after a round that left ``mine``; that of other phases as it was."""
+        prefix = self._named(self.phase(round))
+        return {**memory, **{prefix + k: v for k, v in mine.items()}}
+
+    def _named(self, phase: int) -> str:
+        return f"phase{phase}/" if len(self.pipelines) > 1 else ""
+
+    def frozen(self, round: int) -> tuple[Segment, ...]:
+        """Segments that are neither trained nor moved in this round; none with one phase."""
+        if not self.groups:
+            return ()
+        travels = set(self.groups[self.phase(round)])
+        return tuple(s for s in self.spec.segments if s not in travels)
+
+    @property
+    def rounds(self) -> int:
+        """Number of rounds."""
+        return self.recipe.round.rounds
+
+    def rounds_alone(self, played: int) -> tuple[int, ...]:
+        """The rounds that a device trains in the local-only comparison: of so many as were ``played``, as many as it
+        takes part in on average, spread evenly over them."""
+        n = max(1, round(played * self.sampling.expected / self.sampling.population))
+        return tuple(i * played // n for i in range(n))
+
+    @property
+    def key(self) -> keys.Key:
+        """Root of the run's public randomness. Everyone who has the recipe has it: no secret may come from it."""
+        return keys.root(self.recipe.seed)
+
+    def batch_key(self, device: str, round: int) -> keys.Key:
+        """Public seed of a device's batch order and dropout in a round."""
+        return keys.derive(self.key, "fit", device, round)
+
+    def rule(self, round: int) -> LocalRule:
+        """What devices do in this round; the learning-rate schedule runs over rounds.
+
+        cosine: lr (0.1 + 0.9 (1 + cos(pi r / R)) / 2): the full rate in round 0, a tenth at the end.
+        """
+        t = self.recipe.training
+        factor = 1.0
+        if t.schedule == "cosine":
+            factor = 0.1 + 0.45 * (1.0 + math.cos(math.pi * round / self.rounds))
+        trained = tuple(s.name for s in self.groups[self.phase(round)]) if self.groups else ()
+        return LocalRule(
+            steps=t.local_steps or t.max_local_steps,
+            lr=t.lr * factor,
+            prox_mu=self.strategy.prox_mu,
+            segments=trained,
+            epochs=t.local_epochs,
+        )
+
+    def clips(self, round: int) -> tuple[float, float]:
+        """Least and largest clip that an invitation to a round can name; both 0 where the recipe fixes it."""
+        if self.promise.who_noises is not Noiser.SERVER or not self.recipe.dp.adaptive_clip:
+            return 0.0, 0.0
+        return reachable(self.recipe.dp.clip_l2, round)
+
+    def turn(self, round: int, private: keys.Key | None = None, support: Array | None = None) -> keys.Turn:
+        """The codec's view of a round."""
+        return keys.Turn(round, self.public(round), private, support)
+
+    def turn_down(self, round: int) -> keys.Turn:
+        """The downlink's view of the delta that leads to the model of a round. Its public key travels in the delta."""
+        public = keys.derive(self.public(round), "downlink")
+        return keys.Turn(round, public, keys.derive(self.key, "downlink", round))
+
+    def public(self, round: int) -> keys.Key:
+        """The round's public key, announced in the invitation."""
+        return keys.derive(self.key, "public", round)
+
+    def answer_bytes(self, round: int, body: bytes, rung: int = -1) -> float:
+        """Expected bytes of a device's answer to a message of secure aggregation, in a group that sends by ``rung``."""
+        secagg, message = self.secagg(round, rung), messages.load(body)
+        match message:
+            case messages.Roster():
+                k, _ = secagg.policy.shape(len(message.keys))
+                return BOX_BYTES * k
+            case messages.Boxes():
+                return self.sizes[rung] if self.ways else self.upload_bytes(round)
+            case messages.Proofs():
+                return REVEALED_BYTES * min(len(message.signatures), 1 + secagg.policy.shape(secagg.n_min)[0])
+        return SIGNED_BYTES
+
+    @property
+    def frame_limit_bytes(self) -> int:
+        """No honest answer of any phase or rung is larger: the packed payload at its worst, and room for the frame."""
+        spaces = [space for pipe in self.ways or self.pipelines for space in pipe.encoded.rungs or (pipe.encoded,)]
+        letters = PART_BYTES * self.sampling.invite if self.hides else 0
+        worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces) + letters
+        return min(worst, MESSAGE_LIMIT_BYTES)
+
+    def upload_bytes(self, round: int) -> float:
+        """Expected payload bytes of one contribution to this round; of the largest rung where devices choose."""
+        return pack.size_bytes(self.at(round).encoded)
+
+    def budget_bytes(self, elapsed_s: float, up_mbit: float) -> float:
+        """What a device may upload that has spent ``elapsed_s`` of the round and has a link of ``up_mbit``
+        (``plan.budget``); inf where the codec is fixed and the size with it. Where training is not counted
+        (``counts_training``) the deadline is that of the upload alone."""
+        if not self.rungs:
+            return math.inf
+        a, elapsed_s = self.recipe.adaptive, elapsed_s if self.counts_training else 0.0
+        until_s = (a.deadline_s or self.recipe.round.deadline_s) * (1.0 - a.slack)
+        if a.patience and elapsed_s > 0.0:  # where nothing is measured, the deadline alone counts
+            until_s = min(until_s, elapsed_s * (1.0 + a.patience))
+        return upload_budget(a.max_upload_mb * 1e6, until_s, elapsed_s, up_mbit)
+
+    @property
+    def counts_training(self) -> bool:
+        """Whether a device's choice of a rung depends on how long it trained. Not behind masks, where the update is
+        sent when the keys of all are in. Not with noise on records either: the time of a step follows from how many
+        blocks it drew and how long they are, and no answer may tell that."""
+        return not self.ways and not self.promise.noises_steps
+
+    def expected_bytes(self, round: int, elapsed_s: float, up_mbit: float) -> float:
+        """Bytes of such a device's answer to an invitation, announced before anyone trains: the payload, or keys."""
+        if self.hides is not None and self.hides.servers == 1:
+            return KEYS_BYTES
+        if not self.rungs:
+            return self.upload_bytes(round)
+        return self.sizes[self.best(elapsed_s, up_mbit)]
+
+    def best(self, elapsed_s: float, up_mbit: float) -> int:
+        """The rung that such a device picks; where a sum hides its parts, the one that it asks for."""
+        return pick(self.budget_bytes(elapsed_s, up_mbit), self.sizes)
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of the model vector in float32: what a device downloads that has nothing to start from."""
+        return 4 * self.spec.dim
+
+    @property
+    def delta_bytes(self) -> float | None:
+        """Expected bytes of one round's delta, its frame included; None where there are no deltas."""
+        return None if self.downlink is None else delta_bytes(self.downlink)
