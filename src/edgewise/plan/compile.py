@@ -123,7 +123,7 @@ def compile(
         population=population,
         n_min=least,
         corrupt=corrupt,
-        ring_bits=tuple(max(0, pipe.encoded.modulus - 1).bit_length() for pipe in ways or pipes),
+        ring_bits=tuple(max(0, pipe.encoded.grid.modulus - 1).bit_length() for pipe in ways or pipes),
         noise=None if spend is None else StatedNoise(multiplier=spend.z, epsilon=spend.budget.epsilon),
         secagg=messages.PROTOCOL.decode(),
         wire=frame.VERSION,
