@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,24 @@ def test_messages_of_a_chat_are_refused_with_what_to_do(tmp_path: Path) -> None:
         DataError, match=r"E-DATA-FORMAT: t\.jsonl:1: `messages` is the messages of a chat.*data\.prompt"
     ):
         corpus(tmp_path, "jsonl", text="messages")
+
+
+@pytest.mark.parametrize("source", ["jsonl", "csv"])
+def test_a_prompt_of_several_columns_is_joined(tmp_path: Path, source: str) -> None:
+    rows = [
+        {"who": "a", "do": "sum up", "on": "a text", "text": "x"},
+        {"who": "a", "do": "greet", "on": "", "text": "y"},
+    ]
+    lines = "who,do,on,text\na,sum up,a text,x\na,greet,,y\n"
+    jsonl = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / f"t.{source}").write_text(lines if source == "csv" else jsonl)
+    c = corpus(tmp_path, source, prompt=["do", "on"])
+    assert [d.prompt for d in c.documents("a")] == ["sum up\n\na text", "greet"]
+    with pytest.raises(DataError, match=r"data\.prompt = `onn` is not a column.*did you mean `on`"):
+        corpus(tmp_path, source, prompt=["do", "onn"])
+    plain = {"privacy": "none", "data": {"source": source, "path": "t", "owner": "who", "prompt": ["do", ""]}}
+    with pytest.raises(RecipeError, match=r"E-VALUE.*data\.prompt lists a column without a name"):
+        from_plain(plain)
 
 
 # Parquet

@@ -163,7 +163,7 @@ SHAPES: dict[str, tuple[list[dict[str, object]], tuple[str, ...], dict[str, obje
     "alpaca": (
         [{"instruction": "Sum up.", "input": LINE.format(i, 0), "output": f"no {i}"} for i in range(6)],
         ("--devices", "3"),
-        {"prompt": "instruction", "text": "output", "owner": "", "partition": "iid", "devices": 3},
+        {"prompt": ["instruction", "input"], "text": "output", "owner": "", "partition": "iid", "devices": 3},
     ),
     "answers": (
         [{"client": f"c{i % 2}", "question": LINE.format(i, 0), "answer": str(i)} for i in range(6)],
@@ -195,7 +195,7 @@ def test_tables_of_known_shapes_are_read_as_they_are_meant(folder: Path, shape: 
     said = new("--data", "t.jsonl", "--privacy", "none", *options).stdout
     read = recipe.load("mine.toml").data.model_dump()
     assert {key: read[key] for key in keys} == keys
-    assert ("`input` is not read" in said) == (shape == "alpaca")
+    assert ("prompts from `instruction` and `input`" in said) == (shape == "alpaca")
 
 
 def test_blocks_are_long_enough_for_most_prompts(folder: Path) -> None:

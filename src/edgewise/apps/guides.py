@@ -199,7 +199,8 @@ def _ask(question: str, proposed: str = "") -> str:
 def _said(columns: Mapping[str, Any]) -> str:
     """How a table is read: ``, by `ward`, text from `note` ``."""
     by = ("owner", "by"), ("messages", "chats from"), ("prompt", "prompts from"), ("text", "text from")
-    said = [f", {words} `{columns[key]}`" for key, words in by if key in columns]
+    named = {key: [value] if isinstance(value, str) else value for key, value in columns.items() if key != "devices"}
+    said = [f", {words} {' and '.join(f'`{name}`' for name in named[key])}" for key, words in by if key in named]
     return "".join([", dealt out at random" * ("devices" in columns), *said])
 
 

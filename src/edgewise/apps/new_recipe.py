@@ -91,6 +91,7 @@ def columns(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str]
                 raise RecipeError("E-COMBO", what, f"leave out --{option}.")
         return _dealt(asked) if asked.devices else {}
     out: dict[str, Any] = {}
+    prompts: list[str] = []
     chats = found.chats("messages")
     if asked.text in chats or (chats and not asked.text and not found.texts()):
         out["messages"] = asked.text or chats[0]
@@ -101,12 +102,12 @@ def columns(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str]
     else:
         out["text"] = _column(found, "text", asked.text, found.texts(), ask)
         if prompts := found.prompts(out["text"]):
-            out["prompt"] = prompts[0]
+            out["prompt"] = prompts if len(prompts) > 1 else prompts[0]
     if asked.devices:
         if asked.owner:
             raise RecipeError("E-COMBO", "--owner and --devices both say whose the rows are.", "leave one of them out.")
         return {**out, **_dealt(asked)}
-    return {**out, "owner": _column(found, "owner", asked.owner, found.owners(out.values()), ask)}
+    return {**out, "owner": _column(found, "owner", asked.owner, found.owners([out.get("text", ""), *prompts]), ask)}
 
 
 def _dealt(asked: Asked) -> dict[str, Any]:
@@ -182,8 +183,7 @@ def write(answers: Answers, found: Look) -> Written:
     text = new_text.text(facts, settings)
     _composes(text, devices)
     write_new(answers.file, text.encode())
-    notes = (*_unread(found, answers.columns), *_notes(word, example, devices, settings))
-    return Written(answers.file, devices, notes)
+    return Written(answers.file, devices, tuple(_notes(word, example, devices, settings)))
 
 
 def _relative(data: str, folder: Path) -> str:
@@ -283,18 +283,6 @@ def _composes(text: str, devices: int) -> None:
     with safe_open(STUDENT / "model.safetensors", framework="numpy") as f:
         shapes = [(name, tuple(f.get_slice(name).get_shape()), "float32") for name in sorted(f.keys())]
     compile(recipe.parse(text, "the new recipe"), Spec.of(shapes), devices, BUILT_IN)
-
-
-def _unread(found: Look, columns: Mapping[str, Any]) -> list[str]:
-    """Columns that belong to the prompt by their names, of a table with a prompt."""
-    if "prompt" not in columns:
-        return []
-    others = [name for name in found.prompts(columns["text"]) if name != columns["prompt"]]
-    return [
-        f"`{name}` is not read, since a recipe has one column of prompts. If it belongs to the prompt, join it to "
-        f"`{columns['prompt']}` in the table."
-        for name in others
-    ]
 
 
 def _notes(word: str, example: bool, devices: int, settings: Mapping[str, Any]) -> list[str]:

@@ -78,7 +78,7 @@ class BlockStore:
     ) -> None:
         self._corpus, self._tokens, self._section, self._apart = corpus, tokens, section, apart
         self._folder = cache_dir / "blocks"
-        parts = [FORMAT, tokens.digest, section.sequence_len, section.holdout, section.max_tokens, section.prompt != ""]
+        parts = [FORMAT, tokens.digest, section.sequence_len, section.holdout, section.max_tokens, bool(section.prompt)]
         chats = [tokens.template.digest] if section.messages and tokens.template else []
         self._key = json.dumps([*parts, corpus.cut_each, apart, *chats])
 

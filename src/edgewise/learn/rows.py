@@ -27,14 +27,14 @@ Rows = Iterator[tuple[str, Row | None]]  # (place for messages, row; None for a 
 
 def columns(section: DataSection) -> list[str]:
     """The columns that a recipe names, sorted."""
-    return sorted(set(section.columns.values()))
+    return sorted({name for _, name in section.columns})
 
 
 def need_columns(section: DataSection, row: Iterable[str], where: str, header: bool = False) -> None:
     """Raises DataError(E-DATA-COLUMN) where a column of the recipe is not among those of ``row``; ``header``: these
     stand in a line of the file, which may lack it."""
     known = list(row)
-    for key, name in section.columns.items():
+    for key, name in section.columns:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean `{near[0]}`?" if near else f"columns: {', '.join(known) or 'none'}."

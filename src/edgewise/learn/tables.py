@@ -220,8 +220,8 @@ def check(section: DataSection, row: dict[str, Any], where: str) -> tuple[str, s
     """(prompt, text) of a row, of chats as ``chat.pack`` gives them; E-DATA-FORMAT where they are none."""
     if section.messages:
         return chat.pack(chat.messages(_value(row, section.messages, where), section.messages, where))
-    prompt = text(row, section.prompt, where) if section.prompt else ""
-    return prompt, text(row, section.text, where)
+    prompts = [text(row, name, where) for name in section.prompts]
+    return "\n\n".join(filter(None, prompts)), text(row, section.text, where)
 
 
 def _name(row: dict[str, Any], name: str, where: str) -> str:

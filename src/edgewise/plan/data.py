@@ -25,7 +25,11 @@ class DataSection(Section):
         '"2024-*.csv"; .gz, .bz2, .xz and .zst are unpacked',
     )
     text: str = Field("text", description="column with the text")
-    prompt: str = Field("", description="column with the prompt; its tokens are not trained on (instruction data)")
+    prompt: str | list[str] = Field(
+        "",
+        description="column with the prompt, whose tokens are not trained on (instruction data); of several, what is "
+        "not empty is joined by blank lines",
+    )
     messages: str = Field(
         "",
         description="column with chats, in place of text: lists of role and content, read through the model's chat "
@@ -55,10 +59,17 @@ class DataSection(Section):
     max_tokens: int = Field(0, ge=0, description="tokens used per device at most; 0 = all")
 
     @property
-    def columns(self) -> dict[str, str]:
-        """Key -> the column that it names, of those that are read."""
-        texts = ("messages",) if self.messages else ("text", "prompt")
-        return {key: name for key in (*texts, "owner", "time", "label") if (name := getattr(self, key))}
+    def prompts(self) -> tuple[str, ...]:
+        """The columns that make the prompt, in order; none without one."""
+        return tuple(self.prompt if isinstance(self.prompt, list) else [self.prompt] if self.prompt else [])
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """(key, the column that it names) of those that are read."""
+        texts = [("messages", self.messages)] if self.messages else [("text", self.text)]
+        prompts = [] if self.messages else [("prompt", name) for name in self.prompts]
+        rest = [(key, getattr(self, key)) for key in ("owner", "time", "label")]
+        return [(key, name) for key, name in (*texts, *prompts, *rest) if name]
 
     @model_validator(mode="after")
     def _consistent(self) -> DataSection:
@@ -89,6 +100,8 @@ class DataSection(Section):
         if self.messages and (self.prompt or self.text != "text" or self.source == "csv"):
             what = "data.messages holds prompts and answers, as lists in a JSON-lines or Parquet table"
             raise Refused("E-COMBO", what, "leave out data.text and data.prompt, or leave out data.messages")
+        if isinstance(self.prompt, list) and not all(self.prompt):
+            raise Refused("E-VALUE", "data.prompt lists a column without a name", "name each column, or leave it out")
         if self.time_format and not self.time:
             what = "data.time_format says how data.time is written, and no column is named there"
             raise Refused("E-COMBO", what, "name the column in data.time, or leave out data.time_format")
