@@ -8,6 +8,7 @@ import pytest
 import edgewise.plan.compile as compiling
 import edgewise.plan.private as private
 from edgewise.apps import record_trials, round_trials, trials
+from edgewise.core import keys
 from edgewise.core.keys import generator, root
 from edgewise.core.space import Quorum
 from edgewise.drivers import identities
@@ -25,7 +26,7 @@ from support.audited import RUNS, SPEC, WORDS, forgetful, keyed, plan, quiet
 @pytest.mark.long(sample=2)
 @pytest.mark.slow
 @pytest.mark.parametrize(("word", "module", "label"), [
-    ("central_dp", noise, "noise"), ("local_dp", noise, "local noise"), ("example", train, "dp"),
+    ("central_dp", noise, "noise"), ("local_dp", keys, "local noise"), ("example", train, "dp"),
 ])  # fmt: skip
 def test_noise_from_a_known_key_is_caught(monkeypatch, word, module, label):
     try_it = record_trials.mechanism if word == "example" else lambda *of: (trials.mechanism(*of),)
@@ -58,7 +59,7 @@ def test_local_noise_that_counts_a_device_of_other_text_as_a_silent_one_is_caugh
 
 
 @pytest.mark.parametrize(("word", "modules"), [
-    ("central_dp", (identities,)), ("local_dp", (identities, noise)), ("distributed_dp", (identities, distributed)),
+    ("central_dp", (identities,)), ("local_dp", (identities, keys)), ("distributed_dp", (identities, keys)),
 ])  # fmt: skip
 def test_noise_that_comes_again_in_the_next_round_is_caught(monkeypatch, word, modules):
     """Each release is noised as it should be; the difference of two is not."""
