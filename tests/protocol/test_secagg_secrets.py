@@ -45,7 +45,7 @@ def test_no_state_and_no_message_prints_a_secret() -> None:
             held = getattr(s.clients[d], "held", {})
             secrets += [share for pair in held.values() for share in pair]
             event = server.Received(d, answer)
-            state = engine.InSecAgg(0, s.clients[d], engine.Idle(d, engine.After(None, {})))
+            state = engine.InSecAgg(0, s.clients[d], engine.Idle(d, engine.After(None, {})), "", b"")
             kept = states.session_of(state)
             shown += [
                 repr(state),

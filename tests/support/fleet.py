@@ -68,7 +68,6 @@ class Fleet:
         self.mail: deque[Arrived | Lost] = deque()
         self.holds: Callable[[str, str], bool] = lambda device, answer: False  # answers that the network holds back
         self._held = list[Arrived]()
-        self._last: dict[str, bytes] = {}
         self._blobs: dict[str, vector.Buffer] = {}
         self._in_hand, self.clock = False, 0.0
 
@@ -88,14 +87,14 @@ class Fleet:
         message = frame.from_server(raw, 2**30)
         self.letters.append((to, message))
         kind = _kind(message)
-        if self._silent(to, kind) or self._last.get(to) == raw:
+        if self._silent(to, kind):
             return
-        self._last[to] = raw
         answer = self._answer(to, message)
         if answer:
-            self.answers.setdefault((to, kind), set()).add(answer)
+            if not isinstance(said := frame.load(answer), frame.Refusal):  # a report leaves once
+                self.answers.setdefault((to, kind), set()).add(answer)
             self.clock += 0.25
-            on_the_way = self._held if self.holds(to, _kind(frame.load(answer))) else self.mail
+            on_the_way = self._held if self.holds(to, _kind(said)) else self.mail
             on_the_way.append(Arrived(to, answer, self.clock))
 
     def deliver(self) -> None:

@@ -133,7 +133,8 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     """One input. An input that does not fit the state is the driver's mistake: ValueError.
 
     ``trust`` is needed where contributions are hidden (``Plan.hides``). A device that takes another invitation while it
-    is in a session of secure aggregation leaves that session.
+    is in a session of secure aggregation leaves that session. The frame of a session that it answered last gets the
+    same answer again.
     """
     if isinstance(event, Letter):
         return _letter(plan, state, event.message, trust)
@@ -179,9 +180,9 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         report = two_server.split(secagg, sid, me, secret, *servers, body, head, session)
         return idle, (*save, Send(frame.dump(_contribution(state, report))))
     hiding, first = client.start(secagg, sid, me, secret, body, head, secrets.session)
-    sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first)
-    masking = InSecAgg(invite.round, hiding, idle)
-    return masking, (Save(masking), Send(frame.dump(sent)))
+    sent = frame.dump(frame.Step(run=invite.run, round=invite.round, device=me, body=first))
+    masking = InSecAgg(invite.round, hiding, idle, _heard(invite), sent)
+    return masking, (Save(masking), Send(sent))
 
 
 def _encoded(plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.Turn) -> tuple[Payload, Idle]:
@@ -219,9 +220,9 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
     unsent = Unsent(frame.dump(invite), x, secrets.encoding, head, float(update.count), best)
     secagg, secret = plan.secagg(invite.round, best), trust.identity(me)
     hiding, first = client.advertise(secagg, plan.session(invite), me, secret, secrets.session)
-    sent = frame.Step(run=invite.run, round=invite.round, device=me, body=first, rung=best)
-    asking = InSecAgg(invite.round, hiding, state.idle, unsent=unsent)
-    return asking, (Save(asking), Send(frame.dump(sent)))
+    sent = frame.dump(frame.Step(run=invite.run, round=invite.round, device=me, body=first, rung=best))
+    asking = InSecAgg(invite.round, hiding, state.idle, _heard(invite), sent, unsent=unsent)
+    return asking, (Save(asking), Send(sent))
 
 
 def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int) -> InSecAgg:
@@ -242,7 +243,7 @@ def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int) -> InSecAgg
     update = Update(vector.from_bytes(unsent.x, plan.spec.dim), unsent.head, unsent.count)
     payload, idle = _encoded(plan, pipe, idle, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
-    return InSecAgg(state.round, ready, idle, rung)
+    return replace(state, client=ready, idle=idle, rung=rung, unsent=None)
 
 
 def _nothing(plan: Plan) -> Update:
@@ -256,6 +257,8 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
     me = state.client.device
     if (message.run, message.round, message.device) != (plan.run, state.round, me):
         return state, ()
+    if state.heard == (heard := _heard(message)):
+        return state, (Send(state.said),)
     sent = frame.Step(run=message.run, round=message.round, device=me, body=b"")
     if state.unsent is not None:
         try:
@@ -269,13 +272,16 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
     if isinstance(after, client.Waiting) and (answered is None or answered < state.round):  # the masked update leaves
         idle = replace(idle, answered=state.round)
     over = isinstance(after, client.Finished | client.Aborted)
-    kept: Kept = idle if over else replace(state, client=after, idle=idle)
-    return kept, (Save(kept), Send(frame.dump(msgspec.structs.replace(sent, body=answer))))
+    said = frame.dump(msgspec.structs.replace(sent, body=answer))
+    kept: Kept = idle if over else replace(state, client=after, idle=idle, heard=heard, said=said)
+    return kept, (Save(kept), Send(said))
 
 
 def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Effect, ...]]:
     """What is refused changes nothing: neither memory, nor training or a session that is under way."""
     invite, device = event.invite, state.device
+    if isinstance(state, InSecAgg) and state.heard == _heard(invite):
+        return state, (Send(state.said),)
     before = state if isinstance(state, Idle) else state.idle
     code, reason = invitation.refused(plan, invite, before.answered)
     if not reason:
@@ -292,6 +298,10 @@ def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Eff
     request = FitRequest(device, invite.round, event.params, rule, key, event.secrets.training)
     left = () if state is before else (Save(before),)  # a session that the device leaves is not gone on with
     return training, (Train(request), *left)
+
+
+def _heard(message: Invite | frame.Step) -> str:
+    return vector.digest(frame.dump(message))
 
 
 def _round(number: int) -> int | None:

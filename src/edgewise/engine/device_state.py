@@ -84,12 +84,20 @@ class Unsent(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class InSecAgg:
-    """In the round's secure aggregation: ``client`` is its machine's state, ``idle`` what holds after it. ``rung``: of
-    the device's group, -1 where the codec is fixed. ``unsent``: until the group is known."""
+    """In the round's secure aggregation.
+
+    Attributes:
+        client: state of its machine. idle: what holds after it.
+        heard, said: digest of the server's frame that was answered last, and the answer. After a stop the server, or
+            the device, may not know that the answer came: the same frame gets the same answer again.
+        rung: of the device's group, -1 where the codec is fixed. unsent: until the group is known.
+    """
 
     round: int
     client: client.State = field(repr=False)
     idle: Idle = field(repr=False)
+    heard: str
+    said: bytes = field(repr=False)
     rung: int = -1
     unsent: Unsent | None = None
 
@@ -128,6 +136,8 @@ class _Session(msgspec.Struct, frozen=True):
     client: bytes
     rung: int
     unsent: Unsent | None
+    heard: str
+    said: bytes
 
     __repr__ = outline
 
@@ -161,7 +171,8 @@ def session_of(state: Kept) -> bytes:
     idle = state if isinstance(state, Idle) else state.idle
     session = None
     if isinstance(state, InSecAgg):
-        session = _Session(state.round, client.save(state.client), state.rung, state.unsent)
+        saved = client.save(state.client)
+        session = _Session(state.round, saved, state.rung, state.unsent, state.heard, state.said)
     return _encoder.encode(_Kept(idle.answered, session))
 
 
@@ -180,7 +191,7 @@ def resumed(idle: Idle, session: bytes) -> Kept:
     if kept.session is None:
         return idle
     s = kept.session
-    return InSecAgg(s.round, client.restore(s.client), idle, s.rung, s.unsent)
+    return InSecAgg(s.round, client.restore(s.client), idle, s.heard, s.said, s.rung, s.unsent)
 
 
 def _after(arrays: Mapping[str, Array], name: str) -> After | None:
