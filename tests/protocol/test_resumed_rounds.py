@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import fleet_server
 import pytest
-from fleet import Fleet, Fuse, Killed, Server
+from fleet import Fleet, Fuse, Killed, Server, plan_of
 from invited import MemoryLog, decided
 from long import LONG
-from toy_recipe import make_recipe
 
 from edgewise.core import frame, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.keys import root
-from edgewise.core.vector import Spec
 from edgewise.drivers.identities import simulated_trust
 from edgewise.engine.aggregation import aggregation
 from edgewise.engine.open_round import OpenRound
 from edgewise.engine.ports import Lost, Pinned, Standing
-from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import compile as compile_plan
 from edgewise.secagg import messages
 
-PRIVATE: dict[str, Any] = {
-    "privacy": "distributed_dp", "metrics": "none", "stage": [], "round.minimum": 0.6, "round.rounds": 2,
-    "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "trust.malicious_fraction": 0.0,
-}  # fmt: skip
 KINDS = ("secure_sum", "shared_sum")
 SILENT = {"secure_sum": {("d5", "boxes"), ("d4", "proofs")}, "shared_sum": {("d5", "invite")}}
-PLANS = {
-    kind: compile_plan(
-        make_recipe({**PRIVATE, "merge": {"kind": kind}}), Spec.of([("a", (5,), "float32")]), 6, BUILT_IN
-    )
-    for kind in KINDS
-}
+PLANS = {kind: plan_of(kind) for kind in KINDS}
 ORDER = ("", "Collecting", "Opening", "Sharing", "Masking", "Signing", "Unmasking", "Released", "Closed")
 
 
@@ -189,3 +181,26 @@ def test_a_log_that_names_other_survivors_is_refused() -> None:
         opened = OpenRound(facts, fleet, MemoryLog(), sums, lambda: None, lambda event: None, lambda: 0.0)
         with pytest.raises(StoreError, match=r"E-CHECKPOINT.*survivors"):
             opened.begin(records)
+
+
+@pytest.mark.slow
+@pytest.mark.long(sample=1)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_server_process_that_is_killed_is_followed_by_another_one(kind: str, tmp_path: Path) -> None:
+    """SIGKILL while it waits for an answer of its cohort; the devices are in this process."""
+    fleet, at = Fleet(PLANS[kind]), {"secure_sum": 55, "shared_sum": 12}[kind]
+    command = [sys.executable, fleet_server.__file__, kind, str(tmp_path / "killed")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    for kill in (at, 0):
+        fleet.restarted()
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            if not fleet_server.serve(fleet, process.stdout, process.stdin, kill):
+                process.kill()
+        assert process.returncode == (-signal.SIGKILL if kill else 0)
+    assert set(fleet.trained.values()) == {1}
+    calm = play(Fleet(PLANS[kind]), tmp_path / "calm")
+    with Server(Fleet(PLANS[kind]), tmp_path / "killed") as server:
+        assert vector.digest(vector.to_bytes(server.begin().state.params)) == calm.model
+        assert server.charges() == calm.charges == 1

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from toy_recipe import make_recipe
 
 from edgewise.core import frame, vector
 from edgewise.core.keys import Secrets, derive, root
 from edgewise.core.training import Update
+from edgewise.core.vector import Spec
 from edgewise.crypto.agree import Pair
 from edgewise.drivers.gateway import LocalGateway
 from edgewise.drivers.identities import simulated_servers, simulated_trust
@@ -28,9 +30,21 @@ from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound
 from edgewise.engine.ports import Arrived, Checkpoint, Lost, Sent
+from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan
+from edgewise.plan.compile import compile as compile_plan
 
+PRIVATE: dict[str, Any] = {
+    "privacy": "distributed_dp", "metrics": "none", "stage": [], "round.minimum": 0.6, "round.rounds": 2,
+    "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "trust.malicious_fraction": 0.0,
+}  # fmt: skip
 DOWNTIME_S = 1e6  # far beyond all deadlines
+
+
+def plan_of(kind: str) -> Plan:
+    """Six devices that add noise of their own to a sum of this kind."""
+    recipe = make_recipe({**PRIVATE, "merge": {"kind": kind}})
+    return compile_plan(recipe, Spec.of([("a", (5,), "float32")]), 6, BUILT_IN)
 
 
 class Killed(BaseException):
@@ -175,16 +189,21 @@ class _Burning:
 
 
 class Server:
-    """A coordinator over a run directory, with a fuse. ``phase``: the state of the open round, by name."""
+    """A coordinator over a run directory, with a fuse.
 
-    def __init__(self, fleet: Fleet, out: Path, fuse: Fuse | None = None) -> None:
+    Attributes:
+        phase: the state of the open round, by name.
+        cohort: the fleet, where None; else its way to it.
+    """
+
+    def __init__(self, fleet: Fleet, out: Path, fuse: Fuse | None = None, cohort: Any = None) -> None:
         fuse = fuse or Fuse()
         fleet.restarted()
         self._store = RunStore(out)
         if self._store.run() is None:
             self._store.create(fleet.plan.run, "fleet", {}, {})
         store: Any = _Burning(self._store, fuse, ("charge", "commit", "journal"))
-        self._cohort: Any = _Burning(fleet, fuse, ("send", "receive", "publish"))
+        self._cohort: Any = _Burning(cohort or fleet, fuse, ("send", "receive", "publish"))
         leader: Pair = fleet.leader
         self._coordinator = Coordinator(
             plan=fleet.plan, population=fleet.devices, cohort=self._cohort, store=store, tell=lambda event: None,
