@@ -22,7 +22,7 @@ from edgewise.core.keys import root
 from edgewise.drivers.identities import simulated_trust
 from edgewise.engine.aggregation import aggregation
 from edgewise.engine.open_round import OpenRound
-from edgewise.engine.ports import Lost, Pinned, Standing
+from edgewise.engine.ports import Expired, Lost, Pinned, Standing
 from edgewise.secagg import messages
 
 KINDS = ("secure_sum", "shared_sum")
@@ -169,6 +169,19 @@ def test_survivors_are_on_the_disk_before_a_device_hears_of_them(tmp_path: Path)
     charged = done.index("after charge")
     assert survivors < charged
     assert done[charged - 1 : charged + 2] == ["before charge", "after charge", "before send"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_can_drive_a_round_by_events(kind: str, tmp_path: Path) -> None:
+    """Without a loop that receives: what comes is taken when it comes, and a timer fires at ``until_s``."""
+    fleet = fleet_of(kind)
+    with Server(fleet, tmp_path / "a") as server:
+        checkpoint = server.begin()
+        opened = server.go_on(checkpoint)
+        while (until_s := opened.until_s) is not None:
+            opened.take(fleet.mail.popleft() if fleet.mail else Expired(until_s))
+        after = server.finish(checkpoint)
+    assert vector.digest(vector.to_bytes(after.state.params)) == play(fleet_of(kind), tmp_path / "b").model
 
 
 def test_a_log_that_names_other_survivors_is_refused() -> None:
