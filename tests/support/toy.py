@@ -21,7 +21,7 @@ from edgewise.plan.recipe import Recipe
 
 
 class ToyTrainer:
-    """``data.devices`` devices (default 6) and ``TOY_DIM`` parameters (default 50)."""
+    """``data.devices`` devices (default 6) and ``TOY_DIM`` parameters (default 50). ``TOY_NAMES`` names the devices."""
 
     def __init__(self, recipe: Recipe) -> None:
         self._n = recipe.data.devices or 6
@@ -33,6 +33,9 @@ class ToyTrainer:
         return np.zeros(self._dim, np.float32)
 
     def devices(self) -> Sequence[str]:
+        return sorted(os.environ["TOY_NAMES"].split(",")) if os.environ.get("TOY_NAMES") else self._numbered()
+
+    def _numbered(self) -> list[str]:
         return [f"d{i:05d}" for i in range(self._n)]
 
     def _target(self, device: str) -> Vector:
@@ -58,7 +61,7 @@ class ToyTrainer:
         x = w - request.params
         if request.device in os.environ.get("TOY_NAN", "").split(","):
             x[0] = np.nan
-        count = 100.0 + 10 * int(request.device[1:]) if request.device != POOLED else 1.0
+        count = 100.0 + 10 * self.devices().index(request.device) if request.device != POOLED else 1.0
         return Update(x, {"loss_first": losses[0], "loss_last": losses[-1]}, count)
 
     def evaluate(self, device: str, params: Vector) -> HeldOut:

@@ -26,7 +26,8 @@ _kind: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(msgspec.defstruct(
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A frame in a mailbox. ``number`` grows with every frame; ``upload``: where the frame is, if not in ``body``."""
+    """A frame in a mailbox. ``number`` grows with every frame; ``upload``: where the frame is, if not in ``body``;
+    ``at_s``: when it came, by the server's clock."""
 
     number: int
     run: str
@@ -35,6 +36,7 @@ class Letter:
     phase: str
     size: int
     upload: str
+    at_s: float
     body: bytes = field(repr=False)
 
 
@@ -186,4 +188,4 @@ def _insert(
 
 
 def _letter(row: Any) -> Letter:
-    return Letter(row.number, row.run, row.round, row.device, row.phase, row.size, row.upload, row.body)
+    return Letter(row.number, row.run, row.round, row.device, row.phase, row.size, row.upload, row.at_s, row.body)

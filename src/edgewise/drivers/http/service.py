@@ -45,7 +45,7 @@ class Service:
         self.gate = Gatekeeper(limits)
         self.counts: Counter[tuple[str, str]] = Counter()
         self.progress_s: dict[str, float] = {}  # of devices that a cohort waits for: when they last got on
-        self.arrived = threading.Condition()
+        self.deliveries, self._arrived = 0, threading.Condition()
         self.authority = b""
         self._members: OrderedDict[str, tuple[Member | None, float]] = OrderedDict()
         self._bells: dict[str, set[asyncio.Event]] = {}
@@ -146,9 +146,15 @@ class Service:
             self.progress_s[device] = time.monotonic()
 
     def delivered(self) -> None:
-        """Wake whoever waits for frames."""
-        with self.arrived:
-            self.arrived.notify_all()
+        """Wake whoever waits for frames: ``deliveries`` has grown."""
+        with self._arrived:
+            self.deliveries += 1
+            self._arrived.notify_all()
+
+    def wait(self, seen: int, timeout_s: float) -> None:
+        """Wait until ``deliveries`` is not ``seen`` any more, or the time is over."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self.deliveries != seen, timeout_s)
 
     def drop_chunks(self, gone: list[str]) -> None:
         """Remove the chunks of uploads that are over."""

@@ -1,0 +1,208 @@
+"""The coordinator over enrolled devices: the same run as in the simulator, to the byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from enrolled_toys import Toy, played, working
+from played import play
+from served import code, contribution, invite, joined, running
+
+from edgewise.apps.server.start import Server
+from edgewise.core import events, frame
+from edgewise.drivers.fleet import mailboxes, members
+from edgewise.drivers.http.cohort import HttpCohort
+from edgewise.drivers.http.link import Link
+from edgewise.engine.ports import Arrived, Lost, Sent
+
+KIT = Path(__file__).parents[1] / "support"
+FEDAVG: dict[str, Any] = {
+    "stage": [{"kind": "weigh"}],
+    "strategy": {"kind": "fedavg"},
+    "round.rounds": 1,
+    "round.deadline_s": 60.0,
+}
+MASKS: dict[str, Any] = {
+    "privacy": "hidden",
+    "merge": {"kind": "secure_sum"},
+    "stage": [
+        {"kind": "weigh", "cap": 160},
+        {"kind": "clamp", "linf": 2.0},
+        {"kind": "quantize", "bits": 8, "grid": "shared"},
+        {"kind": "wrap"},
+    ],
+    "round.rounds": 1,
+    "round.deadline_s": 60.0,
+}
+SHARES: dict[str, Any] = {**MASKS, "merge": {"kind": "shared_sum"}}
+MEMORY: dict[str, Any] = {"round.rounds": 3, "round.deadline_s": 60.0}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def fleet(server: Server, folder: Path, n: int) -> Iterator[list[Link]]:
+    links = [joined(server, folder / f"home-{i}") for i in range(n)]
+    yield links
+    for link in links:
+        link.close()
+
+
+def simulated(folder: Path, names: list[str], overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("TOY_NAMES", ",".join(names))
+    models, *_ = play(folder, {"data.devices": len(names), **overrides})
+    return models
+
+
+def agree(server: Server, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    with fleet(server, tmp_path, n) as links:
+        names = [link.name for link in links]
+        expected = simulated(tmp_path / "simulated", names, overrides, monkeypatch)
+        toy = Toy.of(names, overrides)
+        told: list[events.AnyEvent] = []
+        with working(links, toy, tmp_path):
+            assert played(server, toy, tmp_path / "out", told.append) == expected
+        assert len([e for e in told if isinstance(e, events.Accepted)]) == n * overrides["round.rounds"]
+
+
+@pytest.mark.long(sample=1)
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [FEDAVG, MEMORY], ids=["fedavg", "memory of three rounds"])
+def test_the_simulator_and_the_network_agree_to_the_byte(
+    server: Server, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agree(server, tmp_path, overrides, monkeypatch, 3)
+
+
+@pytest.mark.long(sample=1)
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [MASKS, SHARES], ids=["masks", "shares"])
+def test_hidden_sums_agree_too(
+    server: Server, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agree(server, tmp_path, overrides, monkeypatch, 8)
+
+
+@pytest.mark.long(sample=0)
+@pytest.mark.slow
+def test_one_server_and_three_device_processes_agree_with_the_simulator(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of the devices is killed while it starts, and started again."""
+    with fleet(server, tmp_path, 3) as links:
+        names = [link.name for link in links]
+        expected = simulated(tmp_path / "simulated", names, FEDAVG, monkeypatch)
+        toy = Toy.of(names, FEDAVG)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(KIT)])}
+        command = [sys.executable, str(KIT / "enrolled_toys.py")]
+        start = lambda i: subprocess.Popen(  # noqa: E731
+            [*command, str(tmp_path / f"home-{i}"), json.dumps(FEDAVG)], env=environment
+        )
+        devices = [start(i) for i in range(3)]
+        try:
+            devices[0].kill()
+            devices[0].wait()
+            devices[0] = start(0)
+            assert played(server, toy, tmp_path / "out") == expected
+        finally:
+            for device in devices:
+                device.kill()
+                device.wait()
+
+
+# -- the port ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def device(server: Server, tmp_path: Path) -> Iterator[Link]:
+    with joined(server, tmp_path / "home") as link:
+        yield link
+
+
+def cohort(server: Server, silence_s: float = 60.0) -> HttpCohort:
+    return HttpCohort(server.service, "run-1", 2**20, silence_s)
+
+
+def test_a_restarted_coordinator_gets_what_had_come_and_the_clock_goes_on(server: Server, device: Link) -> None:
+    one, raw = cohort(server), frame.dump(invite())
+    one.publish([b"model"])
+    one.send(device.name, raw)
+    assert one.receive(0.0) is None
+    device.send("run-1", 0, contribution(device.name))
+    first = one.receive(5.0)
+    assert isinstance(first, Arrived)
+    assert first.frame == contribution(device.name)
+    assert 0.0 <= first.at_s <= one.now_s()
+    assert one.receive(0.0) is None
+    two = cohort(server)  # the server was killed before the arrival was in the round's log
+    two.publish([b"model"])
+    two.resume([Sent(device.name, raw, 0.0, True)], 50.0)
+    assert two.now_s() >= 50.0
+    again = two.receive(5.0)
+    assert isinstance(again, Arrived)
+    assert again.frame == first.frame
+    two.close_round()
+    assert code(device.send, "run-1", 0, contribution(device.name)) == "E-CLOSED"
+
+
+def test_only_what_is_published_can_be_downloaded(server: Server, device: Link, tmp_path: Path) -> None:
+    one = cohort(server)
+    (old,) = one.publish([b"old"])
+    assert device.download(old, tmp_path / "blobs").read_bytes() == b"old"
+    other = HttpCohort(server.service, "run-2", 2**20)
+    (theirs,) = other.publish([b"of another run"])
+    (new,) = one.publish([b"new"])
+    for digest in (new, theirs):
+        device.download(digest, tmp_path / "blobs")
+    assert code(device.download, old, tmp_path / "other") == "E-BLOB"
+    assert not server.service.blobs.path(old).exists()
+
+
+def test_a_device_without_progress_is_lost_and_one_that_calls_is_not(server: Server, device: Link) -> None:
+    one = cohort(server, silence_s=0.3)
+    one.publish([])
+    one.send(device.name, frame.dump(invite()))
+    for _ in range(8):  # longer than the silence that is allowed
+        device.standing()
+        assert one.receive(0.1) is None
+    time.sleep(0.4)
+    lost = one.receive(5.0)
+    assert isinstance(lost, Lost)
+    assert (lost.device, lost.code) == (device.name, "dropped")
+    assert one.receive(0.0) is None, "once"
+
+
+def test_who_is_not_approved_is_lost_at_once(server: Server, device: Link) -> None:
+    one = cohort(server)
+    server.service.database.write(lambda c: members.revoke(c, device.name, time.time()))
+    one.send(device.name, frame.dump(invite()))
+    one.send("f" * 32, frame.dump(invite()))
+    assert {lost.device for lost in (one.receive(5.0), one.receive(5.0)) if lost} == {device.name, "f" * 32}
+    with server.service.database.read() as c:
+        assert mailboxes.next_letter(c, device.name, 0) is None
+
+
+def test_a_large_frame_comes_whole_and_its_chunks_go_with_the_round(server: Server, device: Link) -> None:
+    one = cohort(server)
+    one.send(device.name, frame.dump(invite()))
+    raw = contribution(device.name, bytes(range(256)) * 2**15)  # three chunks
+    device.send("run-1", 0, raw)
+    arrived = one.receive(5.0)
+    assert isinstance(arrived, Arrived)
+    assert arrived.frame == raw
+    assert len(server.service.chunks.uploads()) == 1
+    one.close_round()
+    assert server.service.chunks.uploads() == []

@@ -1,0 +1,134 @@
+"""The toy federation on enrolled devices: its coordinator over a server, and its devices as threads or processes.
+
+As a program it is one device: ``python enrolled_toys.py HOME OVERRIDES`` (TOML keys as JSON); it works until it is killed.
+
+The simulator's entropy is injected here, by the port of ``Devices``, so that both drivers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from toy import ToyTrainer
+from toy_recipe import make_recipe
+
+from edgewise.apps.server.start import Server
+from edgewise.core import events
+from edgewise.core.keys import Key
+from edgewise.drivers.device_store import FileDevices
+from edgewise.drivers.devices import Devices
+from edgewise.drivers.following import Downloads
+from edgewise.drivers.gateway import LocalGateway
+from edgewise.drivers.http.attend import attend
+from edgewise.drivers.http.cohort import HttpCohort
+from edgewise.drivers.http.link import Link
+from edgewise.drivers.identities import (
+    simulated_entropy,
+    simulated_root,
+    simulated_sampling,
+    simulated_secrets,
+    simulated_servers,
+    simulated_trust,
+)
+from edgewise.drivers.store import RunStore
+from edgewise.engine.coordinator import Coordinator
+from edgewise.engine.ports import Checkpoint, Cohort
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import Plan, compile
+
+
+@dataclass(frozen=True)
+class Toy:
+    """The plan of a toy run, and what its simulation would draw from. ``names``: of the devices."""
+
+    plan: Plan
+    trainer: ToyTrainer
+    root: Key = field(repr=False)
+
+    @classmethod
+    def of(cls, names: Sequence[str], overrides: Mapping[str, Any]) -> Toy:
+        os.environ["TOY_NAMES"] = ",".join(names)
+        recipe = make_recipe({"data.devices": len(names), **overrides})
+        trainer = ToyTrainer(recipe)
+        plan = compile(recipe, trainer.spec, len(names), BUILT_IN)
+        return cls(plan, trainer, simulated_root(plan, trainer.describe()))
+
+    def devices(self, folder: Path) -> tuple[Devices, Downloads]:
+        """What one device needs to answer."""
+        downloads = Downloads(self.plan.spec.dim, self.plan.downlink)
+        store = FileDevices(folder, self.plan.run)
+        secrets = partial(simulated_secrets, self.plan, self.root)
+        return Devices(self.plan, self.trainer, store, downloads, simulated_trust(self.root), secrets), downloads
+
+    def coordinator(self, cohort: Cohort, store: RunStore, tell: Callable[[events.AnyEvent], None]) -> Coordinator:
+        """A run over a cohort."""
+        trust, (leader, helper) = simulated_trust(self.root), simulated_servers(self.root)
+        return Coordinator(
+            plan=self.plan, population=self.trainer.devices(), cohort=cohort, store=store, tell=tell,
+            now_s=time.perf_counter, entropy=partial(simulated_entropy, self.plan, self.root),
+            sampling_key=simulated_sampling(self.plan, self.root), trust=trust, secret=leader.secret,
+            helper=LocalGateway(self.plan, helper.secret, trust.registry), evaluator=Measured(self.trainer),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measures models on the server: no frame of an evaluation crosses the network."""
+
+    trainer: ToyTrainer
+
+    def evaluate(self, model: str, round: int, params: Any) -> events.Evaluated:
+        held = {device: self.trainer.evaluate(device, params) for device in self.trainer.devices()}
+        nll, tokens = {d: h.nll for d, h in held.items()}, {d: h.tokens for d, h in held.items()}
+        return events.Evaluated(round=round, model=model, nll=nll, tokens=tokens, seconds=0.0)
+
+
+def played(
+    server: Server, toy: Toy, out: Path, tell: Callable[[events.AnyEvent], None] = lambda _: None
+) -> dict[int, str]:
+    """Play, or go on with, a run over a server; returns the digests of its models by the rounds played."""
+    with RunStore(out) as store:
+        if store.run() is None:
+            store.create(toy.plan.run, "toy", toy.plan.recipe.resolved(), {"initial_sha256": ""})
+        cohort = HttpCohort(server.service, toy.plan.run, toy.plan.frame_limit_bytes)
+        coordinator = toy.coordinator(cohort, store, tell)
+        checkpoint: Checkpoint = coordinator.begin(toy.trainer.initial())
+        coordinator.run(checkpoint)
+        return store.models()
+
+
+@contextmanager
+def working(links: Sequence[Link], toy: Toy, folder: Path) -> Iterator[None]:
+    """Devices as threads of this process."""
+    stop, threads = Event(), []
+    for link in links:
+        home = folder / link.name
+        home.mkdir(parents=True, exist_ok=True)
+        devices, downloads = toy.devices(home)
+        arguments = (link, devices, downloads, home / "blobs", stop.is_set, 0.2)
+        threads.append(Thread(target=attend, args=arguments, daemon=True))
+        threads[-1].start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+if __name__ == "__main__":
+    home, overrides = Path(sys.argv[1]), json.loads(sys.argv[2])
+    me = Toy.of(os.environ["TOY_NAMES"].split(","), overrides)
+    with Link(home) as own:
+        answering, published = me.devices(home)
+        attend(own, answering, published, home / "blobs", until=lambda: False, wait_s=2.0)
