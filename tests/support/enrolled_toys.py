@@ -44,7 +44,8 @@ from edgewise.drivers.store import RunStore
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Checkpoint, Cohort
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.compile import Plan, compile
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Toy:
         recipe = make_recipe({"data.devices": len(names), **overrides})
         trainer = ToyTrainer(recipe)
         plan = compile(recipe, trainer.spec, len(names), BUILT_IN)
-        return cls(plan, trainer, simulated_root(plan, trainer.describe()))
+        return cls(plan, trainer, simulated_root(plan, recipe.world, trainer.describe()))
 
     def devices(self, folder: Path) -> tuple[Devices, Downloads]:
         """What one device needs to answer."""
