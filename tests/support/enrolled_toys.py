@@ -1,6 +1,6 @@
 """The toy federation on enrolled devices: its coordinator over a server, and its devices as threads or processes.
 
-As a program it is one device: ``python enrolled_toys.py HOME OVERRIDES`` (TOML keys as JSON); it works until it is killed.
+As a program it is one device: ``python enrolled_toys.py HOME OVERRIDES`` (TOML keys as JSON), until it is killed.
 
 The simulator's entropy is injected here, by the port of ``Devices``, so that both drivers give the same bytes.
 """
