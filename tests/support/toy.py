@@ -1,7 +1,8 @@
-"""A federation without torch: every device pulls a linear model towards its own hidden target.
+"""The toy federation of all tests, without torch: every device pulls a linear model towards its own hidden target.
 
 loss(w) = mean((w - target)^2) / 2 + 1, whose gradient step is exact; held-out loss is the same function. Used as an
-extension module (``EDGEWISE``), so that worker processes make it too. ``TOY_*`` variables script misbehaviour.
+extension module (``EDGEWISE``), so that worker processes make it too. ``TOY_*`` variables script misbehaviour and the
+speed that it claims. Recipes for it: ``toy_recipe``.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class ToyTrainer:
         return HeldOut(100 * (float(np.mean((params - self._target(device)) ** 2)) / 2 + 1), 100)
 
     def sizes(self) -> Mapping[str, float]:
-        return {"parameters": self._dim, "trainable": self._dim, "memory_bytes": 8.0 * self._dim, "step_s": 0.0}
+        step_s = float(os.environ.get("TOY_STEP_S", "0"))
+        return {"parameters": self._dim, "trainable": self._dim, "memory_bytes": 8.0 * self._dim, "step_s": step_s}
 
     def describe(self) -> dict[str, object]:
         return {"model": "toy", "fingerprint": f"toy-{self._n}-{self._dim}-{self._seed}"}

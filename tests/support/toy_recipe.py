@@ -37,6 +37,19 @@ every = 2
 """
 
 
+PLAIN = """
+schema = 1
+name = "toy"
+privacy = "none"
+[round]
+rounds = 3
+[training]
+local_steps = 2
+[eval]
+every = 1
+"""  # nothing but averaging, over six devices
+
+
 def make_recipe(overrides: dict[str, Any] | None = None) -> Recipe:
     """The toy recipe with some keys replaced."""
     return recipe.parse(TEXT, overrides=overrides)

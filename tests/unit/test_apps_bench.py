@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from toy import ToyTrainer
+from toy_recipe import PLAIN
 from typer.testing import CliRunner
 
 from edgewise.apps import bench, cli
@@ -21,9 +23,9 @@ from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.plan.ladder import RUNGS
 from edgewise.plan.recipe import parse
-from unit.toy_trainer import DIM, NAMES, RECIPE, ToyTrainer
 
-TOY = ["unit.toy_trainer"]
+TOY = ["toy"]
+NAMES, DIM = [f"d{i:05d}" for i in range(6)], 50
 NORMAL = np.random.default_rng(5).normal(size=4096).astype(np.float32)
 
 
@@ -72,7 +74,7 @@ def test_a_zero_update_has_no_error_and_one_that_is_not_finite_is_refused() -> N
 
 
 def test_the_table_is_of_a_real_update_or_of_normal_numbers() -> None:
-    recipe = parse(RECIPE)
+    recipe = parse(PLAIN)
     found = bench.examine(recipe, Path(), TOY, repeats=1)
     assert (found["device"], found["dim"]) == (NAMES[0], DIM)
     assert [r["name"] for r in found["rungs"]] == [*(r.name for r in RUNGS), bench.OWN]
@@ -98,16 +100,16 @@ def test_a_device_without_enough_text_is_passed_over(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(ToyTrainer, "fit", refuse)
     poor = set(NAMES[:2])
-    assert bench.examine(parse(RECIPE), Path(), TOY, repeats=1)["device"] == NAMES[2]
+    assert bench.examine(parse(PLAIN), Path(), TOY, repeats=1)["device"] == NAMES[2]
     poor = set(NAMES)
     with pytest.raises(DataError) as e:
-        bench.examine(parse(RECIPE), Path(), TOY, repeats=1)
+        bench.examine(parse(PLAIN), Path(), TOY, repeats=1)
     assert e.value.code == "E-DEVICE-DATA"
 
 
 def test_the_command_prints_a_table_or_one_envelope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "toy.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text(PLAIN, encoding="utf-8")
     command = ["bench", "codecs", "toy.toml", "--extension", *TOY, "--repeats", "1"]
     envelope = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
     assert (envelope["ok"], envelope["command"]) == (True, "bench codecs")
@@ -121,7 +123,7 @@ def test_the_command_prints_a_table_or_one_envelope(tmp_path: Path, monkeypatch:
 
 
 def test_nothing_is_cut_off_in_eighty_columns() -> None:
-    found = bench.examine(parse(RECIPE), Path(), TOY, repeats=1)
+    found = bench.examine(parse(PLAIN), Path(), TOY, repeats=1)
     for r in found["rungs"]:
         r.update(bytes=3_411_968_000, memory_bytes=3_411_968_000, seconds_at_1_mbit_s=27_300.0, nmse=7.2e-05)
     console = Console(width=80, record=True, file=io.StringIO())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_recipe import PLAIN
 from typer.testing import Result
 
 from edgewise.apps import doctor, keys, runs, shell
@@ -21,15 +22,14 @@ from edgewise.core.errors import REGISTRY, EdgewiseError, RecipeError
 from edgewise.drivers import folder as folders
 from support.commands import call
 from unit.made_run import made_plan, make_run
-from unit.toy_trainer import RECIPE
 
-TOY = ("--extension", "unit.toy_trainer")
+TOY = ("--extension", "toy")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "toy.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text(PLAIN, encoding="utf-8")
     return tmp_path
 
 
@@ -144,31 +144,33 @@ def test_a_missing_extra_is_named() -> None:
     assert shell.Session("sim").run(body) == REGISTRY["E-DEPENDENCY"].exit_status
 
 
-def test_check_says_what_would_happen_and_runs_nothing(folder: Path) -> None:
+def test_check_says_what_would_happen_and_runs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_STEP_S", "0.25")
     found = envelope(call("check", "toy.toml", *TOY, "--json"))
-    assert found["population"] == 5
+    assert found["population"] == 6
     assert found["trace"][0]["role"] == "start"
     assert found["claims"]
-    assert found["bytes"]["float32_model"] == 4 * 128
-    assert found["forecast"]["federated_s"] > 0.25 * 2 * 5 * 3, "training, and a little for encoding"
+    assert found["bytes"]["float32_model"] == 4 * 50
+    assert found["forecast"]["federated_s"] > 0.25 * 2 * 6 * 3, "training, and a little for encoding"
     text = call("check", "toy.toml", *TOY).stdout
     for said in ("who learns what", "the way of an update", "0.25 s per step"):
         assert said in text
-    assert "ok: this recipe runs: 3 rounds, 5 devices, " in " ".join(text.split())
+    assert "ok: this recipe runs: 3 rounds, 6 devices, " in " ".join(text.split())
     wrong = call("check", "toy.toml", *TOY, "--set", "training.lr=-1")
     assert wrong.stderr.rstrip().splitlines()[-1] == "not ok: this recipe does not run"
     assert "\033" not in text
     assert sorted(p.name for p in folder.iterdir()) == ["toy.toml"]
 
 
-def test_check_tells_the_way_down(folder: Path) -> None:
+def test_check_tells_the_way_down(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_DIM", "64")
     down = ("--set", 'downlink=[{kind="quantize", bits=4}]')
     found = envelope(call("check", "toy.toml", *TOY, *down, "--json"))
     assert [r["role"] for r in found["trace_down"]] == ["start", "stage"]
     b = found["bytes"]
     delta = b["down"] - b["down_frames"]
     assert delta < b["snapshot"] == 4 * 64
-    assert b["down_total"] == pytest.approx(5 * (b["snapshot"] + 2 * delta + 3 * b["down_frames"]))
+    assert b["down_total"] == pytest.approx(6 * (b["snapshot"] + 2 * delta + 3 * b["down_frames"]))
     text = " ".join(call("check", "toy.toml", *TOY, *down).stdout.split())
     assert "the way down" in text
     assert "one that was not: the deltas of up to 1 missed round, else the model, 256 B" in text

@@ -6,20 +6,20 @@ import json
 from pathlib import Path
 
 import pytest
+from toy_recipe import PLAIN
 from typer.testing import CliRunner
 
 from edgewise.apps import cli, shell
 from edgewise.core.errors import REGISTRY
 from edgewise.drivers import folder
 from unit.made_run import make_run
-from unit.toy_trainer import RECIPE
 
 THEIRS = (
     "blobs/photo.jpg", "journal/2024-05-01.log", ".notes.tmp", "devices/a.tmp", "report.html", "summary.json",
     "plots/quality.png", "log.txt", "audit.html", "README.md", "run.db",
 )  # fmt: skip
 WRITING = {
-    "sim": ("sim", "toy.toml", "--extension", "unit.toy_trainer", "--out", "mine"),
+    "sim": ("sim", "toy.toml", "--extension", "toy", "--out", "mine"),
     "demo": ("demo", "--out", "mine"),
     "audit": ("audit", "toy.toml", "--out", "mine"),
     "export": ("export", "made", "--dest", "mine"),
@@ -34,7 +34,7 @@ CODES = {"export": "E-EXPORT", "report": "E-RESUME", "compare": "E-FILE-EXISTS",
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of somebody else, beside a recipe."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "toy.toml").write_text(RECIPE, encoding="utf-8")
+    (tmp_path / "toy.toml").write_text(PLAIN, encoding="utf-8")
     for name in THEIRS:
         path = tmp_path / "mine" / name
         path.parent.mkdir(parents=True, exist_ok=True)
