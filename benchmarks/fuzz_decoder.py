@@ -36,7 +36,7 @@ from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Space
 from edgewise.merges.plain import plain_sum
 from laws.test_decoder_fuzz import TURN, frames, streams_of
-from laws.test_pipeline_laws import CHAINS, START
+from laws.test_stages import CHAINS, START
 
 BAR_S = 1.0  # of one stream; a hang would be seconds or for ever
 TRACED = 10  # every so many-th stream's allocations are traced, which slows it down

@@ -15,7 +15,7 @@ from edgewise.codecs import pack
 from edgewise.core import frame
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.pipeline import Pipeline
-from laws.test_pipeline_laws import CHAINS, COUNT, LOSS, VECTORS, Chain
+from laws.test_stages import CHAINS, COUNT, LOSS, VECTORS, Chain
 
 TURN = Turn(0, derive(root(1), "public", 0), derive(root(2), "private", 0))
 DAMAGE = st.builds(

@@ -30,7 +30,7 @@ from edgewise.merges.ring import ring_sum
 from edgewise.privacy import distributed
 from edgewise.privacy.clip import clip
 from edgewise.privacy.distributed import discrete_gaussian_noise, evenness
-from laws.test_pipeline_laws import DIM, SPEC, VECTORS
+from laws.test_stages import DIM, SPEC, VECTORS
 
 N = 8
 START = Space(DIM, Quorum(6, N, 2), population=N)

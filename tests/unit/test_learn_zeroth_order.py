@@ -168,16 +168,6 @@ def test_a_bowl_is_descended_and_means_of_devices_count() -> None:
     assert head["loss_last"] < head["loss_first"] == pytest.approx(before, rel=0.2)
 
 
-def test_same_request_same_bits_and_nothing_is_remembered() -> None:
-    t, other = bowl(), bowl()
-    first = t.fit(ask(t, steps=7)).x
-    t.evaluate("a", first * 3)
-    t.fit(ask(t, steps=2, seed=5, params=first))
-    for again in (t, other):
-        np.testing.assert_array_equal(again.fit(ask(again, steps=7)).x, first)
-    assert not np.array_equal(t.fit(ask(t, steps=7, seed=1)).x, first)
-
-
 def test_values_that_are_not_finite_and_data_that_ends() -> None:
     t = bowl()
     with pytest.raises(TrainingError, match="E-NAN"):

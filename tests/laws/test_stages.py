@@ -376,6 +376,22 @@ def test_feedback_telescopes(chain: Chain) -> None:
     assert memory[f"{at}.last"].tolist() == [5]
 
 
+@every
+def test_every_stage_says_what_it_does(chain: Chain) -> None:
+    """Those inside others too, which name the space that they open with."""
+    pipe = chain.at()
+    waiting = list(zip(pipe.stages, pipe.spaces, strict=False))
+    while waiting:
+        stage, before = waiting.pop()
+        after = stage.infer(before)
+        assert stage.says(before, after)
+        inside = stage.opens(before)
+        for inner in stage.inner:
+            waiting.append((inner, inside))
+            inside = inner.infer(inside)
+        assert not stage.inner or inside.dim == after.dim
+
+
 def test_every_stage_of_the_catalogue_is_under_these_laws() -> None:
     tested = {word for c in CHAINS for s in c.at().stages for word in re.findall(r"[a-z_]+(?=\()", s.name)}
     tested.add(

@@ -1,0 +1,178 @@
+"""Every trainer, of text, of any torch module, along directions, and the toy, keeps what the port promises."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import tiny_model
+import torch
+from torch import Tensor, nn
+from toy import ToyTrainer
+from toy_recipe import make_recipe
+
+from edgewise.core.errors import TrainingError
+from edgewise.core.frame import LocalRule
+from edgewise.core.keys import derive, root
+from edgewise.core.training import FitRequest
+from edgewise.engine.ports import Trainer
+from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
+from edgewise.learn.trainer import make
+from edgewise.learn.zeroth_order import ZerothOrderTrainer
+from edgewise.plan.recipe import from_plain
+from edgewise.plan.section import TrainingSection
+from edgewise.strategies.base import Directions
+
+LEARN = Path(__file__).parents[2] / "src" / "edgewise" / "learn"
+RULE = LocalRule(steps=3, lr=0.05)
+
+
+class Line(nn.Module):
+    """Two tensors, so that one of them can be held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(3))
+
+
+def _loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, float]:
+    rows = batch[0]
+    return ((model.a - rows[:, :4]) ** 2).sum() + ((model.b - rows[:, 4:]) ** 2).sum(), float(len(rows))  # type: ignore[operator]
+
+
+def _torch_trainer(_: Path) -> TorchTrainer:
+    rows = torch.linspace(-1, 1, 20 * 7).reshape(20, 7)
+    shards = {f"d{i}": TensorShard((rows + i,), (rows[:5] - i,)) for i in range(3)}
+    return TorchTrainer(Line(), _loss, shards, TrainingSection(lr=0.05, batch=4))
+
+
+def _directions(place: Path) -> ZerothOrderTrainer:
+    return ZerothOrderTrainer(_torch_trainer(place), Directions(32, 1e-3), root(3))
+
+
+def _text(place: Path) -> Trainer:
+    plain = {
+        "privacy": "none",
+        "model": {"base": "model", "precision": "float32"},
+        "data": {"source": "text", "path": "notes", "sequence_len": 32},
+        "training": {"batch": 2, "lr": 0.01},
+    }
+    trainer: Trainer = make(from_plain(plain), place, place / "cache")
+    return trainer
+
+
+# One of each, by its class; add a line for a new one.
+TRAINERS: dict[str, Callable[[Path], Trainer]] = {
+    "ToyTrainer": lambda _: ToyTrainer(make_recipe()),
+    "TorchTrainer": _torch_trainer,
+    "ZerothOrderTrainer": _directions,
+    "TextTrainer": _text,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("place")
+    tiny_model.save(folder / "model")
+    for name in ("ann", "bob"):
+        (folder / "notes" / name).mkdir(parents=True)
+        (folder / "notes" / name / "1.txt").write_text(f"{name} sees the fox jump\n" * 40)
+    return folder
+
+
+@pytest.fixture(scope="module", params=TRAINERS.values(), ids=TRAINERS)
+def trainer(request: pytest.FixtureRequest, place: Path) -> Trainer:
+    made: Trainer = request.param(place)
+    return made
+
+
+def ask(trainer: Trainer, device: int = 0, seed: int = 0, rule: LocalRule = RULE) -> FitRequest:
+    key = derive(root(seed), "fit")
+    return FitRequest(trainer.devices()[device], 0, trainer.initial(), rule, key, key)
+
+
+def test_an_update_has_the_layout_of_the_model(trainer: Trainer) -> None:
+    params, update = trainer.initial(), trainer.fit(ask(trainer))
+    assert (params.dtype, params.shape) == (np.float32, (trainer.spec.dim,))
+    assert (update.x.dtype, update.x.shape) == (np.float32, (trainer.spec.dim,))
+    assert np.isfinite(update.x).all()
+    assert update.x.any()
+    assert set(update.head) == {"loss_first", "loss_last"}
+    assert update.count > 0
+
+
+def test_the_same_request_gives_the_same_bits(trainer: Trainer) -> None:
+    """Whatever was asked in between: nothing is remembered."""
+    one = trainer.fit(ask(trainer))
+    trainer.fit(ask(trainer, device=1, seed=4))
+    trainer.evaluate(trainer.devices()[1], one.x)
+    two = trainer.fit(ask(trainer))
+    assert one.x.tobytes() == two.x.tobytes()
+    assert (one.head, one.count) == (two.head, two.count)
+
+
+def test_devices_differ_and_stand_in_order(trainer: Trainer) -> None:
+    assert list(trainer.devices()) == sorted(trainer.devices())
+    assert trainer.fit(ask(trainer)).x.tobytes() != trainer.fit(ask(trainer, device=1)).x.tobytes()
+
+
+def test_what_is_asked_stays_as_it_is(trainer: Trainer) -> None:
+    request = ask(trainer)
+    before = request.params.copy()
+    trainer.fit(request)
+    trainer.evaluate(request.device, request.params)
+    assert request.params.tobytes() == before.tobytes()
+    assert trainer.initial().tobytes() == before.tobytes()
+
+
+def test_training_helps_and_evaluating_does_not_train(trainer: Trainer) -> None:
+    device, x = trainer.devices()[0], trainer.initial()
+    before = trainer.evaluate(device, x)
+    assert trainer.evaluate(device, x) == before
+    assert before.tokens > 0
+    update = trainer.fit(ask(trainer, rule=msgspec.structs.replace(RULE, steps=12)))
+    assert update.head["loss_last"] < update.head["loss_first"]
+
+
+def test_segments_that_do_not_travel_do_not_move(trainer: Trainer) -> None:
+    """Except along directions, which are segments of nothing."""
+    if len(trainer.spec.segments) < 2:
+        return
+    moved = trainer.spec.segments[-1]
+    x = trainer.fit(ask(trainer, rule=msgspec.structs.replace(RULE, segments=(moved.name,)))).x
+    assert x[moved.start : moved.stop].any()
+    x[moved.start : moved.stop] = 0.0
+    assert not x.any()
+
+
+def test_a_model_that_blew_up_is_refused_and_leaves_no_trace(trainer: Trainer) -> None:
+    request = ask(trainer)
+    if isinstance(trainer, ToyTrainer):  # it has no losses that could overflow
+        return
+    with pytest.raises(TrainingError):
+        trainer.fit(replace(request, params=np.full(trainer.spec.dim, np.float32(np.nan))))
+    assert np.isfinite(trainer.fit(request).x).all()
+
+
+def test_sizes_are_those_that_a_forecast_reads(trainer: Trainer) -> None:
+    sizes = trainer.sizes()
+    assert {"parameters", "trainable", "memory_bytes", "step_s"} <= sizes.keys()
+    assert sizes["parameters"] >= sizes["trainable"] > 0
+
+
+def test_every_trainer_is_under_these_laws() -> None:
+    """A class of ``learn`` that fits and evaluates, or inherits from one that does."""
+    found: set[str] = set()
+    for path in sorted(LEARN.glob("**/*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                methods = {m.name for m in node.body if isinstance(m, ast.FunctionDef)}
+                bases = {b.id for b in node.bases if isinstance(b, ast.Name)}
+                if {"fit", "evaluate"} <= methods or bases & TRAINERS.keys():
+                    found.add(node.name)
+    assert found | {"ToyTrainer"} == set(TRAINERS), "add the new trainer to TRAINERS"
