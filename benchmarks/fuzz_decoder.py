@@ -32,6 +32,7 @@ from edgewise.codecs import pack
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
 from edgewise.core import frame
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Space
 from edgewise.merges.plain import plain_sum
@@ -53,7 +54,7 @@ def larger() -> list[tuple[str, Pipeline, list[bytes]]]:
         streams = []
         for seed in range(3):
             x = np.random.default_rng(seed).standard_t(3, BIG).astype(np.float32)
-            streams.append(pack.pack(pipe.encode(x, {}, 1.0, {}, TURN)[0], pipe.encoded))
+            streams.append(pack.pack(pipe.encode(x, {}, 1.0, Memory(), TURN)[0], pipe.encoded))
         out.append((f"{BIG}: {' > '.join(s.name for s in stages)}", pipe, streams))
     return out
 

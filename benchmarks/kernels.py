@@ -34,6 +34,7 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
 from edgewise.core import keys
+from edgewise.core.memory import Memory, flat, tree
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Stage
@@ -102,7 +103,7 @@ def speeds(dim: int, repeats: int) -> dict[str, float]:
     sparse = chain(dim, feedback([top_k(FRACTION), quantize(4)]))
     _, memory = sparse.encode(update(dim, 1), {}, 1.0, sparse.init(), turn(0))
     dense = chain(dim, quantize(8))
-    payload, _ = dense.encode(x, {}, 1.0, {}, turn(0))
+    payload, _ = dense.encode(x, {}, 1.0, Memory(), turn(0))
     raw, space = pack.pack(payload, dense.encoded), dense.merged
     sums = [dense.start_sum()]
 
@@ -120,7 +121,7 @@ def speeds(dim: int, repeats: int) -> dict[str, float]:
         copy=lambda: np.copyto(to, x),
         sparse=lambda: up(sparse, memory),
         torch=by_torch(x, update(dim, 2)),
-        up=lambda: up(dense, {}),
+        up=lambda: up(dense, Memory()),
         down=down,
     )
 
@@ -130,7 +131,7 @@ def folds(dim: int, repeats: int) -> dict[str, dict[str, float]]:
     out: dict[str, dict[str, float]] = {}
     for density in (0.001, 0.01, 0.05):
         pipe = chain(dim, top_k(density), quantize(4))
-        some = [pack.pack(pipe.encode(update(dim, i), {}, 1.0, {}, turn(i))[0], pipe.encoded) for i in range(4)]
+        some = [pack.pack(pipe.encode(update(dim, i), {}, 1.0, Memory(), turn(i))[0], pipe.encoded) for i in range(4)]
         row = {}
         for n in (1, 10, 100):
 
@@ -159,14 +160,14 @@ def peak(dim: int) -> None:
     pipe = chain(dim, feedback([top_k(FRACTION), quantize(4)]))
     small = chain(10**6, feedback([top_k(FRACTION), quantize(4)]))
     small.encode(update(10**6), {}, 1.0, small.init(), turn(0))  # compiles
-    x, memory = update(dim), {k: v.copy() for k, v in pipe.init().items()}
-    memory["0.residual"].fill(0)
+    x, memory = update(dim), tree({k: v.copy() for k, v in flat(pipe.init()).items()})
+    memory.child("stage", 0)["residual"].fill(0)
     before = measure.high_water_mb()
     began = time.process_time()
     payload, after = pipe.encode(x, {}, 1.0, memory, turn(0))
     raw = pack.pack(payload, pipe.encoded)
     seconds, above = time.process_time() - began, measure.high_water_mb() - before
-    kept = after["0.residual"].nbytes / 2**20
+    kept = after.child("stage", 0)["residual"].nbytes / 2**20
     print(f"{bench.machine()}; d = {dim}: the update {x.nbytes / 2**20:.0f} MiB, its residual {kept:.0f} MiB")
     print(
         f"encode and pack: {seconds:.2f} s, {len(raw)} bytes; at most {above:.0f} MiB more, {kept:.0f} the new residual"

@@ -14,9 +14,10 @@ import edgewise.plan.compile as compiling
 import edgewise.plan.private as private
 from edgewise.apps import cli
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.drivers import identities
 from edgewise.learn import dp_sgd, train
 from edgewise.privacy import distributed, grid

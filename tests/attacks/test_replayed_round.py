@@ -16,6 +16,7 @@ from toy_recipe import make_recipe
 from edgewise.core import frame
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Secrets, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.drivers.gateway import LocalGateway
@@ -229,8 +230,8 @@ def test_an_update_that_has_not_left_may_be_asked_for_again() -> None:
 
 
 def test_what_was_answered_survives_on_the_disk() -> None:
-    idle = machine.Idle("d0", machine.After(None, {}), answered=7)
-    assert states.resumed(states.idle_of("d0", states.memory_of(idle)), states.session_of(idle)) == idle
+    idle = machine.Idle("d0", machine.After(None, Memory()), answered=7)
+    assert states.resumed(states.idle_of("d0", states.memory_of(idle)), states.session_of(idle)).answered == 7
 
 
 def test_a_device_seals_one_report_a_round() -> None:

@@ -18,6 +18,7 @@ from toy_recipe import make_recipe
 from edgewise.apps import simulate
 from edgewise.core import frame, vector
 from edgewise.core.errors import StoreError
+from edgewise.core.memory import Memory
 from edgewise.core.training import FitRequest, Update
 from edgewise.drivers import device_store, files
 from edgewise.drivers.device_store import FileDevices, SimulatedDevices
@@ -40,7 +41,9 @@ MASKED = {
     "compare.centralised": False,
 }  # fmt: skip
 VISIBLE = {"round.rounds": 3, "compare.local_only": False, "compare.centralised": False}
-IDLE = Idle("d", After(3, {"1.residual": np.arange(5, dtype=np.uint16)}), After(4, {"1.residual": np.ones(5)}), 4)
+IDLE = Idle(
+    "d", After(3, Memory({"residual": np.arange(5, dtype=np.uint16)})), After(4, Memory({"residual": np.ones(5)})), 4
+)
 
 
 @pytest.mark.parametrize("settings", [VISIBLE, MASKED], ids=["visible", "masked"])
@@ -161,7 +164,7 @@ def test_a_store_gives_back_what_it_was_given(tmp_path, which):
         loaded = stores(tmp_path)[which].load("d")
         assert repr(loaded) == repr(saved)
         idle = loaded.idle if isinstance(loaded, InSecAgg) else loaded
-        np.testing.assert_array_equal(idle.committed.memory["1.residual"], np.arange(5))
+        np.testing.assert_array_equal(idle.committed.memory["residual"], np.arange(5))
     assert stores(tmp_path)[which].load("other") is None
 
 
@@ -238,5 +241,5 @@ def test_a_simulation_writes_codec_memory_when_it_changes_and_not_with_every_mes
         idle = loaded if isinstance(loaded, Idle) else loaded.idle
         devices.save("d", InSecAgg(number, client.Finished(device="d"), idle, "heard", b"said"))
     assert len(written) == 1
-    SimulatedDevices(tmp_path, "run", "i", remembers=False).save("e", Idle("e", After(None, {}), answered=1))
+    SimulatedDevices(tmp_path, "run", "i", remembers=False).save("e", Idle("e", After(None, Memory()), answered=1))
     assert len(written) == 1

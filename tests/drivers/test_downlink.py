@@ -13,6 +13,7 @@ from toy_recipe import make_recipe
 from edgewise.apps import simulate
 from edgewise.codecs import pack
 from edgewise.core import events, frame, vector
+from edgewise.core.memory import flat
 from edgewise.drivers import jobs, simulated
 from edgewise.drivers.executor import Inproc
 from edgewise.drivers.simulated import SimulatedCohort
@@ -263,7 +264,7 @@ def test_both_sides_are_told_where_the_last_release_was_largest(tmp_path, down):
     assert all(len(same) == 1 for same in by_round.values()), "devices and server, and all devices, agree"
     assert by_round[0] == {()}
     assert by_round[1] == {tuple(range(20))}, "only these moved in round 0"
-    assert set(last.memory) == {broadcast.SUPPORT}
+    assert set(flat(last.memory)) == {f"phase.0/release/{broadcast.SUPPORT}"}
     finished = {e.round: e.bytes_down for e in seen if isinstance(e, events.RoundFinished)}
     for blobs, sent in made[0].rounds:
         for device, raw in sent.items():

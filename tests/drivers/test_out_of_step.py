@@ -118,7 +118,7 @@ def change_a_residual(folder, images):
     """Even in a file that is well formed."""
     path = memories(folder)[2]
     arrays = load_file(path)
-    arrays["committed/1.residual"] = arrays["committed/1.residual"] ^ np.uint16(1)
+    arrays["committed/phase.0/stage.1/residual"] = arrays["committed/phase.0/stage.1/residual"] ^ np.uint16(1)
     save_file(arrays, path)
 
 

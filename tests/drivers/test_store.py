@@ -23,6 +23,7 @@ from cost import calls
 
 from edgewise.core import events
 from edgewise.core.errors import StoreError
+from edgewise.core.memory import Memory, flat
 from edgewise.core.vector import digest, to_bytes
 from edgewise.drivers import blobs, folder
 from edgewise.drivers import store as store_module
@@ -70,14 +71,15 @@ def test_what_devices_hold_is_part_of_the_checkpoint(store):
     store.commit(replace(checkpoint(0), down=downlink(0, 1)), ())
     assert store.load().down.ring == ()
     for n, first in ((1, 1), (2, 1), (3, 2)):
-        memory = {"release/support": np.array([2, 4]), "0.e": np.ones(2, np.float32)}
+        memory = Memory().put("release", None, Memory({"support": np.array([2, 4])}))
+        memory = memory.put("stage", 0, Memory({"e": np.ones(2, np.float32)}))
         store.commit(replace(checkpoint(n), down=downlink(n, first), memory=memory), ())
         loaded, expected = store.load(), downlink(n, first)
         assert (loaded.down.round, loaded.down.model, loaded.down.ring) == (n, expected.model, expected.ring)
         assert loaded.down.anchor_round == first - 1
         np.testing.assert_array_equal(loaded.down.shadow, expected.shadow)
         np.testing.assert_array_equal(loaded.down.anchor, expected.anchor)
-        np.testing.assert_array_equal(loaded.memory["release/support"], [2, 4])
+        np.testing.assert_array_equal(loaded.memory.child("release")["support"], [2, 4])
 
 
 def test_who_holds_what_changes_row_by_row(store):
@@ -244,14 +246,14 @@ def modes(folder):
 @pytest.mark.skipif(os.name == "nt", reason="there are no such modes")
 def test_what_holds_secrets_is_for_its_owner_only(tmp_path, open_umask):
     """Noise buffers are a blob, updates in the journal, losses of single devices in the database and its log."""
-    memory = {"noise/0": np.ones(4, np.float32)}
+    memory = Memory({"noise": np.ones(4, np.float32)})
     with RunStore(tmp_path) as store:
         store.create("run", "toy", {}, {})
         store.commit(replace(checkpoint(1), down=downlink(1, 1), memory=memory), ())
         store.measure("federated", 0, "a", 1.0, 3)
         store.journal(1).append(RECORDS[0])
         found = modes(tmp_path)
-    buffers = digest(safetensors.numpy.save(memory))
+    buffers = digest(safetensors.numpy.save(flat(memory)))
     for name in (f"blobs/{buffers}", "journal/round-000001.log", "run.db", "run.db-wal", "run.db-shm"):
         assert found.pop(name) == 0o600, name
     assert found.pop("blobs") == found.pop("journal") == found.pop("devices") == 0o700

@@ -20,6 +20,7 @@ from edgewise.codecs.shared_top_k import shared_top_k
 from edgewise.codecs.sketch import sketch
 from edgewise.codecs.wrap import wrap
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
@@ -135,7 +136,7 @@ def test_the_merge_releases_the_decoded_sum(before: list[Stage], block: int, z: 
     total = pipe.start_sum()
     for p in payloads:
         total = pipe.add(total, p, turn(2))
-    mean, _ = pipe.release(total, turn(2), root(3), {})
+    mean, _ = pipe.release(total, turn(2), root(3), Memory())
     once = pipe.decode(payloads[0].but(body=added(pipe, payloads)), turn(2)).body
     np.testing.assert_allclose(mean.mean, once / N, rtol=1e-6)
     assert (mean.n, mean.weight) == (N, N)  # all count the same, and the divisor is their number

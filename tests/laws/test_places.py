@@ -9,10 +9,11 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.ladder import ladder
 from edgewise.codecs.random_k import random_k
 from edgewise.core.keys import Key, Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.merges.plain import plain_sum
 
 DIM = 100
@@ -81,6 +82,6 @@ def test_two_random_choices_are_unbiased(each: bool, nested: bool) -> None:
     assert pipe.encoded.unbiased
     total = np.zeros(DIM)
     for i in range(4000):
-        payload, _ = pipe.encode(X, {}, 1.0, {}, turn(i))
+        payload, _ = pipe.encode(X, {}, 1.0, Memory(), turn(i))
         total += pipe.decode(payload, turn(i)).body
     assert np.abs(total / 4000 - 1.0).max() < 5.0 * np.sqrt(3.0 / 4000)

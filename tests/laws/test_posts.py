@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory, flat
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space, Total
-from edgewise.core.stage import Memory, Post
+from edgewise.core.stage import Post
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.privacy.clip import clip
@@ -67,18 +68,20 @@ def test_noise_is_of_its_entropy_alone(post: Post) -> None:
 def test_what_goes_in_stays_as_it_is(post: Post) -> None:
     total = pipe_of(post).totals[0]
     x, memory = X.copy(), post.init(total, X.size)
-    before = {k: v.copy() for k, v in memory.items()}
+    before = {k: v.copy() for k, v in flat(memory).items()}
     _, after = post.apply(x, total, 0, root(1), memory)
     assert x.tobytes() == X.tobytes()
-    assert {k: v.tobytes() for k, v in memory.items()} == {k: v.tobytes() for k, v in before.items()}
-    assert {k: (v.shape, v.dtype) for k, v in after.items()} == {k: (v.shape, v.dtype) for k, v in memory.items()}
+    assert {k: v.tobytes() for k, v in flat(memory).items()} == {k: v.tobytes() for k, v in before.items()}
+    assert {k: (v.shape, v.dtype) for k, v in flat(after).items()} == {
+        k: (v.shape, v.dtype) for k, v in flat(memory).items()
+    }
 
 
 @every
 def test_two_posts_draw_for_themselves(post: Post) -> None:
     """With one stream the standard deviation would double, where variances should add."""
     pipe = pipe_of(post, post)
-    payload, _ = pipe.encode(np.zeros(DIM, np.float32), {"loss": 0.0}, 1.0, {}, TURN)
+    payload, _ = pipe.encode(np.zeros(DIM, np.float32), {"loss": 0.0}, 1.0, Memory(), TURN)
     out = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(3), pipe.start_memory())[0]
     assert out.mean.std() == pytest.approx(pipe_of(post).total.noise_std * sqrt(2.0), rel=0.03)
     assert pipe.total.noise_std == pytest.approx(pipe_of(post).total.noise_std * sqrt(2.0), rel=1e-3)

@@ -25,6 +25,7 @@ from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import flat
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Kind, Quorum, Space
@@ -239,13 +240,15 @@ def test_bounds_hold(chain: Chain, x: Vector) -> None:
 def test_encode_is_pure_and_deterministic(chain: Chain, x: Vector) -> None:
     pipe = chain.at()
     memory = pipe.init()
-    before = x.copy(), {k: v.copy() for k, v in memory.items()}
+    before = x.copy(), {k: v.copy() for k, v in flat(memory).items()}
     one, memory_one = pipe.encode(x, LOSS, COUNT, memory, chain.turn(4))
     two, memory_two = pipe.encode(x, LOSS, COUNT, memory, chain.turn(4))
     assert x.tobytes() == before[0].tobytes()
-    assert {k: v.tobytes() for k, v in memory.items()} == {k: v.tobytes() for k, v in before[1].items()}
+    assert {k: v.tobytes() for k, v in flat(memory).items()} == {k: v.tobytes() for k, v in before[1].items()}
     assert pack.pack(one, pipe.encoded) == pack.pack(two, pipe.encoded)
-    assert {k: v.tobytes() for k, v in memory_one.items()} == {k: v.tobytes() for k, v in memory_two.items()}
+    assert {k: v.tobytes() for k, v in flat(memory_one).items()} == {
+        k: v.tobytes() for k, v in flat(memory_two).items()
+    }
     assert one.count == COUNT
     assert pipe.decode(one, chain.turn(4)).count == COUNT
     assert pack.pack(one, pipe.encoded) == pack.pack(two, pipe.encoded), "decode changed its input"
@@ -257,7 +260,8 @@ def test_memory_keeps_the_shape_that_init_says(chain: Chain) -> None:
     memory = pipe.init()
     assert pipe.encoded.memory == bool(memory)
     _, after = pipe.encode(VECTORS["gaussian"], LOSS, COUNT, memory, chain.turn())
-    assert {k: (v.shape, v.dtype) for k, v in after.items()} == {k: (v.shape, v.dtype) for k, v in memory.items()}
+    shapes = [{k: (v.shape, v.dtype) for k, v in flat(m).items()} for m in (after, memory)]
+    assert shapes[0] == shapes[1]
 
 
 @every
@@ -358,7 +362,7 @@ def test_feedback_telescopes(chain: Chain) -> None:
     pipe = chain.at()
     at = next(i for i, s in enumerate(chain.stages) if s.name.startswith("feedback("))
     memory = pipe.init()
-    step = {np.uint16: 2.0**-7, np.int8: 1 / 127, np.float32: 0.0}[memory[f"{at}.residual"].dtype.type]
+    step = {np.uint16: 2.0**-7, np.int8: 1 / 127, np.float32: 0.0}[memory.child("stage", at)["residual"].dtype.type]
     sent, given_, lost = np.zeros(DIM), np.zeros(DIM), 0.0
     before = pipeline(START, chain.stages[:at], plain_sum())
     g = np.random.default_rng(11)
@@ -368,12 +372,12 @@ def test_feedback_telescopes(chain: Chain) -> None:
         payload, memory = pipe.encode(x, LOSS, COUNT, memory, turn)
         sent += pipe.decode(payload, turn).body
         given_ += before.decode(before.encode(x, LOSS, COUNT, before.init(), turn)[0], turn).body
-        own = {k.removeprefix(f"{at}."): v for k, v in memory.items()}
+        own = memory.child("stage", at)
         kept = residual.Mixed("", np.zeros(pipe.spaces[at].dim, np.float32), own, np.float32(1.0)).whole()
         lost += step * float(np.abs(kept).max())
     left = before.decode(Payload(kept, np.zeros(0)), chain.turn()).body
     np.testing.assert_allclose(sent + left, given_, atol=1e-6 + lost)
-    assert memory[f"{at}.last"].tolist() == [5]
+    assert memory.child("stage", at)["last"].tolist() == [5]
 
 
 @every

@@ -18,6 +18,7 @@ from edgewise.codecs import pack
 from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, RoundError
 from edgewise.core.keys import Turn, derive
+from edgewise.core.memory import Memory
 from edgewise.core.vector import Spec
 from edgewise.drivers.probes import Probes
 from edgewise.engine import broadcast
@@ -47,7 +48,7 @@ def weight(device):
 def contribution(device, number=0, run=PLAN.run, claimed=""):
     turn = Turn(number, PLAN.public(number), derive(PLAN.key, device))
     head = {"loss_first": 2.0, "loss_last": 1.0}
-    payload, _ = PLAN.at(0).encode(update(device), head, weight(device) * 10, {}, turn)
+    payload, _ = PLAN.at(0).encode(update(device), head, weight(device) * 10, Memory(), turn)
     body = pack.pack(payload, PLAN.at(0).encoded)
     return frame.dump(frame.Contribution(run=run, round=number, device=claimed or device, payload=body))
 
@@ -341,7 +342,7 @@ def downloaded(device, number, code=""):
         return Arrived(device, raw, 1.0)
     x = np.random.default_rng([number, int(device[1:])]).normal(size=300).astype(np.float32)
     turn = Turn(number, DOWN.public(number), derive(DOWN.key, device))
-    payload, _ = DOWN.at(number).encode(x, {"loss_first": 2.0, "loss_last": 1.0}, 10.0, {}, turn)
+    payload, _ = DOWN.at(number).encode(x, {"loss_first": 2.0, "loss_last": 1.0}, 10.0, Memory(), turn)
     body = pack.pack(payload, DOWN.at(number).encoded)
     return Arrived(device, frame.dump(frame.Contribution(run=DOWN.run, round=number, device=device, payload=body)), 1.0)
 

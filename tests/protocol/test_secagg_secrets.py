@@ -9,6 +9,7 @@ from session import IDENTITIES, ROOT, SID, Session, fresh, registry
 
 from edgewise.core import frame
 from edgewise.core.keys import derive
+from edgewise.core.memory import Memory
 from edgewise.crypto import agree
 from edgewise.drivers import jobs
 from edgewise.engine import device as engine
@@ -45,7 +46,7 @@ def test_no_state_and_no_message_prints_a_secret() -> None:
             held = getattr(s.clients[d], "held", {})
             secrets += [share for pair in held.values() for share in pair]
             event = server.Received(d, answer)
-            state = engine.InSecAgg(0, s.clients[d], engine.Idle(d, engine.After(None, {})), "", b"")
+            state = engine.InSecAgg(0, s.clients[d], engine.Idle(d, engine.After(None, Memory())), "", b"")
             kept = states.session_of(state)
             shown += [
                 repr(state),

@@ -11,10 +11,11 @@ import numpy as np
 from annotated_types import Gt
 
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.part import part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Array
 from edgewise.plan.catalogue import Extension
 

@@ -12,6 +12,7 @@ from edgewise.codecs.random_k import random_k
 from edgewise.codecs.top_k import top_k
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive, generator, root
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Adjacency, Quorum, Space
 from edgewise.core.stage import Stage
@@ -51,15 +52,20 @@ def test_update_and_bit_together_cost_z(adjacency: Adjacency) -> None:
     assert pipe.total.sensitivity == pytest.approx(hypot(1.0, r * s))
 
 
+def clip_in(memory: Memory) -> float:
+    """The clip of the next round, which the server remembers for the first stage."""
+    return float(memory.child("stage", 0)[CLIP][0])
+
+
 @adjacencies
 def test_bits_are_counted_whatever_they_are_sent_as(adjacency: Adjacency) -> None:
     """Three updates below the clip and one above: the share that moves the clip is 3 / 4, without noise."""
     pipe = pipeline(SPACE.but(adjacency=adjacency), [adaptive_clip(1.0, 0.5, 200, quantile=0.75)], plain_sum())
     total, turn = pipe.start_sum(), Turn(0, KEY, KEY)
     for size in (0.0, 0.01, 0.1, 9.0):
-        total = pipe.add(total, pipe.encode(np.full(30, size, np.float32), {}, 1.0, {}, turn)[0], turn)
+        total = pipe.add(total, pipe.encode(np.full(30, size, np.float32), {}, 1.0, Memory(), turn)[0], turn)
     _, after = pipe.release(total, turn, KEY, pipe.start_memory())
-    assert after[CLIP][0] == pytest.approx(1.0)
+    assert clip_in(after) == pytest.approx(1.0)
 
 
 def test_no_update_exceeds_the_clip_and_the_mean_comes_back_in_model_units() -> None:
@@ -67,13 +73,13 @@ def test_no_update_exceeds_the_clip_and_the_mean_comes_back_in_model_units() -> 
     x = np.ones(30, np.float32)
     for clip, length in ((0.0, 2.0), (0.5, 0.5), (100.0, np.sqrt(30))):
         turn = Turn(0, KEY, KEY, clip=clip)
-        payload, _ = pipe.encode(x, {}, 1.0, {}, turn)
+        payload, _ = pipe.encode(x, {}, 1.0, Memory(), turn)
         assert np.linalg.norm(payload.body.astype(np.float64)) <= 1.0
         total = pipe.add(pipe.start_sum(), payload, turn)
-        memory = {CLIP: np.array([clip or 2.0])}
+        memory = Memory().put("stage", 0, Memory({CLIP: np.array([clip or 2.0])}))
         mean, after = pipe.release(total, turn, KEY, memory)
         assert np.linalg.norm(mean.mean) == pytest.approx(length, rel=1e-5)
-        assert (after[CLIP][0] < memory[CLIP][0]) == (length == pytest.approx(np.sqrt(30)))  # below: C shrinks
+        assert (clip_in(after) < clip_in(memory)) == (length == pytest.approx(np.sqrt(30)))  # below: C shrinks
 
 
 @pytest.mark.parametrize(
@@ -91,11 +97,11 @@ def test_the_clip_finds_the_median(start: float) -> None:
     pipe = pipeline(SPACE, [adaptive_clip(start, 1.0, 200)], plain_sum(), [noise(1.0)])
     rng, memory = generator(KEY), pipe.start_memory()
     for round in range(80):
-        turn, total = Turn(round, KEY, KEY, clip=float(memory[CLIP][0])), pipe.start_sum()
+        turn, total = Turn(round, KEY, KEY, clip=clip_in(memory)), pipe.start_sum()
         for norm in np.exp(rng.normal(0.0, 0.5, 200)):
             x = np.zeros(30, np.float32)
             x[0] = norm
-            payload, _ = pipe.encode(x, {}, 1.0, {}, turn)
+            payload, _ = pipe.encode(x, {}, 1.0, Memory(), turn)
             total = pipe.add(total, payload, turn)
         _, memory = pipe.release(total, turn, derive(KEY, round), memory)
-    assert float(memory[CLIP][0]) == pytest.approx(1.0, rel=0.35)
+    assert clip_in(memory) == pytest.approx(1.0, rel=0.35)

@@ -9,9 +9,10 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.quantize import quantize
 from edgewise.codecs.top_k import top_k
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 
@@ -83,7 +84,7 @@ def test_against_numpy(eta: float | None) -> None:
         g += len(sent) / N * np.mean(sent, axis=0, dtype=np.float64)
         np.testing.assert_allclose(released, g, atol=1e-6)
         for i in range(N):
-            assert fed.devices[i]["0.residual"].tobytes() == mirrors[i].tobytes()
+            assert fed.devices[i].child("stage", 0)["residual"].tobytes() == mirrors[i].tobytes()
         np.testing.assert_allclose(released, mirrors.mean(0), atol=1e-6)
 
 
@@ -92,9 +93,9 @@ def test_the_servers_mirror_is_the_mean_of_the_devices_mirrors() -> None:
         fed = Federation([feedback(inner, form="ef21")])
         for r, xs in enumerate(_rounds(2)):
             released = fed.play(r, xs)
-            mirrors = np.mean([d["0.residual"] for d in fed.devices], axis=0, dtype=np.float64)
+            mirrors = np.mean([d.child("stage", 0)["residual"] for d in fed.devices], axis=0, dtype=np.float64)
             np.testing.assert_allclose(released, mirrors, atol=1e-6)
-            assert released.tobytes() == fed.server["g"].tobytes()
+            assert released.tobytes() == fed.server.child("stage", 0)["g"].tobytes()
 
 
 def test_it_arrives_where_compression_alone_never_does() -> None:

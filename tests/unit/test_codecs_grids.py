@@ -16,6 +16,7 @@ from edgewise.codecs.quantize import quantize
 from edgewise.codecs.random_k import random_k
 from edgewise.codecs.rotate import edges, rotate
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
@@ -122,7 +123,7 @@ def test_one_bit_is_unbiased(shared: bool) -> None:
 
 
 def _encode(stage: Stage, x: Vector, space: Space, i: int = 0) -> Payload:
-    return stage.encode(Payload(x, np.zeros(0)), {}, space, _turn(i))[0]
+    return stage.encode(Payload(x, np.zeros(0)), Memory(), space, _turn(i))[0]
 
 
 def test_one_bit_shared_adds_up() -> None:

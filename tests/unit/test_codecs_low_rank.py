@@ -9,9 +9,10 @@ from edgewise.codecs.feedback import feedback
 from edgewise.codecs.low_rank import low_rank
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec, Vector
 
 SPEC = Spec.of(
@@ -54,7 +55,7 @@ def test_exact_where_the_rank_suffices(method: str) -> None:
 
 def test_svd_is_the_best() -> None:
     x = G.standard_normal(SPEC.dim).astype(np.float32)
-    y, _ = _send(low_rank(SPEC, 3, "svd"), x, {})
+    y, _ = _send(low_rank(SPEC, 3, "svd"), x, Memory())
     s = np.linalg.svd(x[:1200].reshape(40, 30).astype(np.float64), compute_uv=False)
     assert float(np.square(y[:1200] - x[:1200]).sum()) == pytest.approx(float(np.square(s[3:]).sum()), rel=1e-5)
     assert (y[1200:1230] == x[1200:1230]).all()
@@ -101,15 +102,15 @@ def test_overflow() -> None:
                 _send(stage, x, stage.init(SPACE))
             assert caught.value.code == "E-RANGE"
         else:
-            assert np.isfinite(_send(stage, x, {})[0]).all()
+            assert np.isfinite(_send(stage, x, Memory())[0]).all()
 
 
 def test_feedback_hands_the_start_through() -> None:
     stage = feedback([low_rank(SPEC, 2)])
     memory = stage.init(SPACE)
-    assert "0.start" in memory
+    assert memory.child("stage", 0)
     _, after = stage.encode(Payload(_made(4), np.zeros(0)), memory, SPACE, TURN)
-    assert (after["0.start"] != memory["0.start"]).any()
+    assert (after.child("stage", 0)["start"] != memory.child("stage", 0)["start"]).any()
 
 
 def test_feedback_delivers_in_the_end() -> None:

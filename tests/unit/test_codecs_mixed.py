@@ -13,6 +13,7 @@ from edgewise.codecs.quantize import quantize
 from edgewise.codecs.scales import of_blocks
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Stage
@@ -38,7 +39,7 @@ def error(stage: Stage, x: Vector, rounds: int = 12) -> tuple[float, float]:
     space, errors, most = stage.infer(START), [], 0
     for r in range(rounds):
         turn = Turn(r, root(1), root(2))
-        payload, _ = stage.encode(Payload(x, np.zeros(0)), {}, START, turn)
+        payload, _ = stage.encode(Payload(x, np.zeros(0)), Memory(), START, turn)
         raw = pack.pack(payload, space)
         most = max(most, len(raw))
         back = stage.decode(pack.unpack(raw, space), START, turn).body
@@ -64,7 +65,7 @@ def test_expected_errors_are_those_of_the_rounding() -> None:
         stage = quantize(bits)
         drawn = []
         for r in range(30):
-            payload, _ = stage.encode(Payload(x, np.zeros(0)), {}, space, Turn(r, root(1), root(2)))
+            payload, _ = stage.encode(Payload(x, np.zeros(0)), Memory(), space, Turn(r, root(1), root(2)))
             back = stage.decode(payload, space, Turn(r, root(1))).body
             drawn.append(np.square(back.astype(np.float64) - x).sum() / np.square(x, dtype=np.float64).sum())
         assert np.mean(drawn) == pytest.approx(predicted[bits], rel=0.03)
@@ -93,7 +94,7 @@ def test_near_the_best_of_all_assignments(seed: int) -> None:
 def test_zeros_cost_only_their_widths() -> None:
     stage = mixed(SPEC, 4.0)
     payload, _ = stage.encode(
-        Payload(np.zeros(SPEC.dim, np.float32), np.zeros(0)), {}, START, Turn(0, root(1), root(2))
+        Payload(np.zeros(SPEC.dim, np.float32), np.zeros(0)), Memory(), START, Turn(0, root(1), root(2))
     )
     assert len(pack.pack(payload, stage.infer(START))) == 3
     assert not stage.decode(payload, START, Turn(0, root(1))).body.any()
@@ -102,7 +103,7 @@ def test_zeros_cost_only_their_widths() -> None:
 def test_strict() -> None:
     stage = mixed(SPEC, 3.0)
     space = stage.infer(START)
-    payload, _ = stage.encode(Payload(UNEVEN, np.zeros(0)), {}, START, Turn(0, root(1), root(2)))
+    payload, _ = stage.encode(Payload(UNEVEN, np.zeros(0)), Memory(), START, Turn(0, root(1), root(2)))
     raw = pack.pack(payload, space)
     wide = bytes([0x88, 0x88, 0x88]) + bytes(2 * 171 + SPEC.dim)
     for bad in (raw[:-1], raw + b"\0", b"\x01" + raw[1:], b"\x09" + raw[1:], b"", raw[:2], wide):

@@ -11,6 +11,7 @@ import pytest
 from edgewise.codecs.quantize import SLACK, block_error, block_growth, quantize, shared_l2
 from edgewise.codecs.scales import of_blocks
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import Stage
@@ -23,7 +24,7 @@ def _space(dim: int, **more: float) -> Space:
 
 def _through(stage: Stage, x: Vector, space: Space, i: int = 0) -> tuple[Payload, Vector]:
     turn = Turn(i, root(1), derive(root(2), i))
-    payload, _ = stage.encode(Payload(x, np.zeros(0)), {}, space, turn)
+    payload, _ = stage.encode(Payload(x, np.zeros(0)), Memory(), space, turn)
     return payload, stage.decode(payload, space, turn).body
 
 

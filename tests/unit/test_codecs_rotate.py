@@ -8,6 +8,7 @@ import pytest
 from edgewise.codecs.rotate import _MOST, edges, hartley, rotate, turned
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
 from edgewise.core.vector import Vector
@@ -91,7 +92,7 @@ def test_differs_by_round_and_depends_on_nothing_private() -> None:
     stage, x = rotate(64), _gauss(200)
 
     def body(turn: Turn) -> bytes:
-        return stage.encode(Payload(x, np.zeros(0)), {}, Space(200, Quorum(1, 1)), turn)[0].body.tobytes()
+        return stage.encode(Payload(x, np.zeros(0)), Memory(), Space(200, Quorum(1, 1)), turn)[0].body.tobytes()
 
     assert body(TURN) == body(Turn(5, root(1), root(9)))
     assert len({body(TURN), body(Turn(6, root(1))), body(Turn(5, root(3)))}) == 3
@@ -106,7 +107,7 @@ def test_the_ends_of_float32() -> None:
         np.testing.assert_allclose(turned(y, 256, KEY, False)[0], x, rtol=1e-5, atol=1e-43)
     signs = np.sign(turned(np.eye(1, 320, dtype=np.float32)[0], 256, derive(TURN.public, "rotate", 5), False)[0])
     with pytest.raises(TrainingError) as caught:
-        rotate(256).encode(Payload(signs * np.float32(_MOST), np.zeros(0)), {}, space, TURN)
+        rotate(256).encode(Payload(signs * np.float32(_MOST), np.zeros(0)), Memory(), space, TURN)
     assert caught.value.code == "E-RANGE"
     decoded = rotate(256).decode(Payload(np.full(320, _MOST, np.float32), np.zeros(0)), space, TURN)
     assert np.isfinite(decoded.body).all()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edgewise.codecs.segments import groups, segments
 from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
 from edgewise.core.vector import Spec
@@ -54,13 +55,13 @@ def test_groups_are_a_partition_of_what_matches(case: tuple[Spec, list[str], int
     start, whole = Space(spec.dim, Quorum(1, 4)), np.zeros(spec.dim, np.float32)
     for phase in range(cycle):
         stage = segments(spec, names, cycle, phase)
-        sent = stage.encode(Payload(x, np.zeros(0)), {}, start, TURN)[0]
+        sent = stage.encode(Payload(x, np.zeros(0)), Memory(), start, TURN)[0]
         after = stage.infer(start)
         assert sent.body.shape == (after.dim,)
         assert after.period == cycle
         whole += stage.decode(sent, start, TURN).body
     alone = segments(spec, names)
-    want = alone.decode(alone.encode(Payload(x, np.zeros(0)), {}, start, TURN)[0], start, TURN).body
+    want = alone.decode(alone.encode(Payload(x, np.zeros(0)), Memory(), start, TURN)[0], start, TURN).body
     np.testing.assert_array_equal(whole, want)
 
 

@@ -13,6 +13,7 @@ from edgewise.codecs.shared_top_k import shared_top_k
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
@@ -36,7 +37,7 @@ def _turn(support: object = None, round: int = 4, key: int = 1) -> Turn:
 
 def _sent(stage: Stage, turn: Turn, spec: Spec = SPEC) -> list[int]:
     x = np.arange(1, spec.dim + 1, dtype=np.float32)
-    payload, _ = stage.encode(Payload(x, np.zeros(0)), {}, SPACE.but(dim=spec.dim), turn)
+    payload, _ = stage.encode(Payload(x, np.zeros(0)), Memory(), SPACE.but(dim=spec.dim), turn)
     return [int(v) - 1 for v in payload.body]
 
 
@@ -110,14 +111,14 @@ def test_one_support_does_not_serve_another() -> None:
 
 def test_whole_is_the_identity() -> None:
     stage = shared_top_k(SPEC, 1.0)
-    payload, _ = stage.encode(Payload(X, np.zeros(0)), {}, SPACE, _turn())
+    payload, _ = stage.encode(Payload(X, np.zeros(0)), Memory(), SPACE, _turn())
     assert payload.body is X
     assert stage.decode(payload, SPACE, _turn()).body is X
 
 
 def test_decoding_puts_back_what_was_sent() -> None:
     stage, turn = shared_top_k(SPEC, 0.2), _turn([7, 70])
-    payload, _ = stage.encode(Payload(X, np.zeros(0)), {}, SPACE, turn)
+    payload, _ = stage.encode(Payload(X, np.zeros(0)), Memory(), SPACE, turn)
     back = stage.decode(payload, SPACE, turn).dense(DIM).body
     sent = _sent(stage, turn)
     assert back[sent].tolist() == X[sent].tolist()
@@ -133,7 +134,7 @@ def _follow(rounds: int, explore: float) -> Vector:
     for round in range(rounds):
         turn = Turn(round, root(1), root(2), support)
         payload, memory = pipe.encode(np.float32(0.2) * (target - w), {}, 1.0, memory, turn)
-        mean = pipe.release(pipe.add(pipe.start_sum(), payload, turn), turn, root(3), {})[0].mean
+        mean = pipe.release(pipe.add(pipe.start_sum(), payload, turn), turn, root(3), Memory())[0].mean
         order = np.argsort(-np.abs(mean), kind="stable")[: pipe.encoded.announced]
         support = np.sort(order[mean[order] != 0])
         w = w + mean
@@ -154,7 +155,7 @@ def test_blind_and_visible_agree_with_a_support() -> None:
         for device in range(3):
             x = np.random.default_rng(device).standard_normal(DIM).astype(np.float32)
             turn = Turn(1, root(1), root(device), np.array([2, 3, 97]))
-            total = pipe.add(total, pipe.encode(x, {}, 1.0, {}, turn)[0], turn)
-        means.append(pipe.release(total, _turn([2, 3, 97], 1), root(5), {})[0].mean)
+            total = pipe.add(total, pipe.encode(x, {}, 1.0, Memory(), turn)[0], turn)
+        means.append(pipe.release(total, _turn([2, 3, 97], 1), root(5), Memory())[0].mean)
     np.testing.assert_allclose(means[0], means[1], atol=1e-6)
     assert np.flatnonzero(means[0]).size > 20

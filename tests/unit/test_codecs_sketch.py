@@ -12,10 +12,11 @@ from edgewise.codecs.sketch import noise_factor, sketch
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory, flat
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
@@ -31,7 +32,7 @@ def _turn(round: int = 0, device: int = 0) -> Turn:
 
 
 def _sketch(stage: Stage, x: Vector, space: Space = SPACE) -> Vector:
-    return stage.encode(Payload(x, np.zeros(0)), {}, space, _turn())[0].body
+    return stage.encode(Payload(x, np.zeros(0)), Memory(), space, _turn())[0].body
 
 
 def _matrix(stage: Stage, dim: int) -> np.ndarray:
@@ -58,7 +59,7 @@ def test_every_row_holds_every_coordinate_once_with_a_sign() -> None:
 def test_the_map_is_linear_and_the_same_in_every_round() -> None:
     stage, x, y = sketch(5.0), _normal(1), _normal(2)
     np.testing.assert_allclose(_sketch(stage, x + y), _sketch(stage, x) + _sketch(stage, y), atol=1e-5)
-    later = sketch(5.0).encode(Payload(x, np.zeros(0)), {}, SPACE, _turn(9, 4))[0].body
+    later = sketch(5.0).encode(Payload(x, np.zeros(0)), Memory(), SPACE, _turn(9, 4))[0].body
     assert later.tobytes() == _sketch(stage, x).tobytes()
 
 
@@ -108,11 +109,11 @@ def test_the_step_is_fetchsgd(momentum: float, floor: float) -> None:
     matrix = _matrix(stage, dim).reshape(rows, -1, dim).astype(np.float64)
     assert stage.server is not None
     memory, u, e = stage.server.init(space), np.zeros(rows * 50), np.zeros(rows * 50)
-    assert set(memory) == ({"error", "momentum"} if momentum else {"error"})
+    assert set(flat(memory)) == ({"error", "momentum"} if momentum else {"error"})
     for round in range(4):
         x = np.random.default_rng(round).standard_t(1.5, dim).astype(np.float32)
         mean = _sketch(stage, x, space)
-        before = {k: v.copy() for k, v in memory.items()}
+        before = {k: v.copy() for k, v in flat(memory).items()}
         got, after = stage.server.absorb(mean, 3, memory, space, _turn(round), {})
         assert all((memory[k] == before[k]).all() for k in before), "memory is replaced, not changed"
         want, u, e = _plain_step(matrix, u, e, mean.astype(np.float64), 9, momentum, floor)
@@ -203,7 +204,7 @@ def _rounds(pipe: Pipeline) -> list[Vector]:
         total = pipe.start_sum()
         for device in range(4):
             x = np.random.default_rng([round, device]).standard_t(1.5, DIM).astype(np.float32) * np.float32(0.01)
-            payload, _ = pipe.encode(x, {}, 1.0, {}, _turn(round, device))
+            payload, _ = pipe.encode(x, {}, 1.0, Memory(), _turn(round, device))
             total = pipe.add(total, payload, _turn(round))
         aggregate, memory = pipe.release(total, _turn(round), root(3), memory)
         means.append(aggregate.mean)

@@ -21,6 +21,7 @@ from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, DecodeError, RecipeError
 from edgewise.core.frame import Contribution, load
 from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Grid, Kind, Quorum, Space, Support
@@ -43,7 +44,7 @@ def _space(dim: int) -> Space:
 
 
 def _encode(stage: Stage, x: Vector, turn: Turn = TURN) -> Payload:
-    return stage.encode(Payload(x, np.zeros(0)), {}, _space(x.size), turn)[0]
+    return stage.encode(Payload(x, np.zeros(0)), Memory(), _space(x.size), turn)[0]
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-4, 4, width=16)), st.floats(0.01, 1.0))
@@ -146,7 +147,7 @@ def test_chunks_cost_what_the_literature_says() -> None:
     """research/methods.md 2.1: .14 bits per parameter at 1 %, chunks of 4096, 2-bit values."""
     x = np.random.default_rng(0).standard_normal(2**20).astype(np.float32)
     pipe = pipeline(_space(x.size), [top_k(0.01, 4096), quantize(2, "pair")], plain_sum())
-    payload, _ = pipe.encode(x, {}, 1.0, {}, TURN)
+    payload, _ = pipe.encode(x, {}, 1.0, Memory(), TURN)
     raw = pack.pack(payload, pipe.encoded)
     assert 8 * len(raw) / x.size <= 0.11
     assert len(raw) == pytest.approx(pack.size_bytes(pipe.encoded), rel=0.01)
@@ -264,12 +265,12 @@ def test_the_server_knows_whose_choice_it_decodes() -> None:
     for i, device in enumerate(("a", "b")):
         turn = replace(plan.turn(0), device=device)
         x = np.random.default_rng(i).standard_normal(200).astype(np.float32)
-        payload, _ = pipe.encode(x, {"loss_first": 1.0, "loss_last": 1.0}, 65536.0, {}, turn)
+        payload, _ = pipe.encode(x, {"loss_first": 1.0, "loss_last": 1.0}, 65536.0, Memory(), turn)
         raw = pack.pack(payload, pipe.encoded)
         taken.fold(device, Contribution(run=plan.run, round=0, device=device, payload=bytes(raw)))
         decoded.append(pipe.decode(payload, turn).body)
     ((_, summed),) = taken.sums(cast(Closed, None))
-    released, _ = pipe.release(summed, plan.turn(0), root(3), {})
+    released, _ = pipe.release(summed, plan.turn(0), root(3), Memory())
     np.testing.assert_allclose(released.mean, (decoded[0] + decoded[1]) / 2, rtol=1e-5, atol=1e-6)
 
 
@@ -329,7 +330,7 @@ def test_wrap_lifts_the_centred_residue(bits: int, data: st.DataObject) -> None:
     values = data.draw(st.lists(st.integers(-half, half - 1), min_size=1, max_size=20))
     space = _space(len(values)).but(grid=Grid(Kind.INTEGER))
     stage = wrap(bits)
-    payload, _ = stage.encode(Payload(np.array(values, np.int32), np.zeros(0)), {}, space, TURN)
+    payload, _ = stage.encode(Payload(np.array(values, np.int32), np.zeros(0)), Memory(), space, TURN)
     assert payload.body.dtype == np.uint32
     assert payload.body.tolist() == [v % 2**bits for v in values]
     assert stage.decode(payload, space, TURN).dense(space.dim).body.tolist() == values

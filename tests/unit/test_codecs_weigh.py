@@ -9,6 +9,7 @@ import pytest
 
 from edgewise.codecs.weigh import weigh
 from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
 
@@ -18,7 +19,9 @@ X = np.array([1.0, -0.5, 0.25], np.float32)
 
 @pytest.mark.parametrize(("count", "w"), [(0, 0.0), (25, 0.25), (100, 1.0), (10_000, 1.0), (inf, 1.0), (1e-3, 1e-5)])
 def test_weights(count: float, w: float) -> None:
-    payload, _ = weigh(100.0).encode(Payload(X, np.array([2.0]), count=count), {}, SPACE, Turn(0, root(1), root(2)))
+    payload, _ = weigh(100.0).encode(
+        Payload(X, np.array([2.0]), count=count), Memory(), SPACE, Turn(0, root(1), root(2))
+    )
     np.testing.assert_allclose(payload.body, X * w, rtol=1e-6)
     np.testing.assert_allclose(payload.head, [2.0 * w, w], rtol=1e-15)
     assert payload.body.dtype == np.float32
@@ -38,4 +41,4 @@ def test_space() -> None:
 @pytest.mark.parametrize("count", [-1.0, float("nan")])
 def test_impossible_counts(count: float) -> None:
     with pytest.raises(ValueError, match="count"):
-        weigh(1.0).encode(Payload(X, np.array([2.0]), count=count), {}, SPACE, Turn(0, root(1), root(2)))
+        weigh(1.0).encode(Payload(X, np.array([2.0]), count=count), Memory(), SPACE, Turn(0, root(1), root(2)))

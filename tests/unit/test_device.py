@@ -32,7 +32,7 @@ def contribute(state, number, accepted=-1, x=X):
 
 def residual(memory):
     """Of ``feedback``, the second stage: bfloat16, the upper halves of float32."""
-    return (memory["1.residual"].astype(np.uint32) << 16).view(np.float32)
+    return (memory.child("phase", 0).child("stage", 1)["residual"].astype(np.uint32) << 16).view(np.float32)
 
 
 def reloaded(state):

@@ -18,6 +18,7 @@ from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Kind, Quorum, Space
 from edgewise.core.stage import Stage
@@ -198,7 +199,7 @@ def test_the_fix_for_a_ring_of_the_wrong_size_works(wrong: int, step: int) -> No
         chain(clip(1.0), rotate(64), bits=wrong)
     bits = int(caught.value.fix.split("bits = ")[1].split()[0])
     pipe = chain(clip(1.0), rotate(64), bits=bits)
-    pipe.encode(np.ones(SPACE.dim, np.float32), {}, 1.0, {}, Turn(0, KEY, derive(KEY, 1)))  # type: ignore[attr-defined]
+    pipe.encode(np.ones(SPACE.dim, np.float32), {}, 1.0, Memory(), Turn(0, KEY, derive(KEY, 1)))  # type: ignore[attr-defined]
     with pytest.raises(CompositionError):
         chain(clip(1.0), rotate(64), bits=bits + step)  # and it is the nearest that does
 
@@ -213,9 +214,9 @@ def _noise(z: float) -> tuple[np.ndarray, float, float]:
         for j in range(10):
             x = np.random.default_rng(100 * i + j).normal(size=SPACE.dim).astype(np.float32)
             true += x / np.linalg.norm(x)
-            payload, _ = pipe.encode(x, {}, 1.0, {}, Turn(0, public, derive(KEY, "d", i, j)))  # type: ignore[attr-defined]
+            payload, _ = pipe.encode(x, {}, 1.0, Memory(), Turn(0, public, derive(KEY, "d", i, j)))  # type: ignore[attr-defined]
             total = pipe.add(total, payload, Turn(0, public))  # type: ignore[attr-defined]
-        mean, _ = pipe.release(total, Turn(0, public), KEY, {})  # type: ignore[attr-defined]
+        mean, _ = pipe.release(total, Turn(0, public), KEY, Memory())  # type: ignore[attr-defined]
         off.append(mean.mean * 10 - true)
     return np.stack(off), space.noise.std, pipe.total.noise_std  # type: ignore[attr-defined]
 
@@ -232,7 +233,7 @@ def test_shares_differ_between_devices_and_rounds() -> None:
     pipe = chain(clip(1.0), rotate(64))
     x = np.zeros(SPACE.dim, np.float32)
     bodies = [
-        pipe.encode(x, {}, 1.0, {}, Turn(r, KEY, derive(KEY, d)))[0].body  # type: ignore[attr-defined]
+        pipe.encode(x, {}, 1.0, Memory(), Turn(r, KEY, derive(KEY, d)))[0].body  # type: ignore[attr-defined]
         for r in (0, 1)
         for d in ("a", "b")
     ]
@@ -246,7 +247,7 @@ def test_a_contribution_may_fill_the_whole_ring(monkeypatch: pytest.MonkeyPatch,
     given_ = np.resize(np.array([half - 1, -half, half, -half - 1, 0, half // 2 + 1]), SPACE.dim)
     monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: given_)
     pipe = chain(clip(1.0), rotate(64), bits=bits)
-    payload, _ = pipe.encode(np.zeros(SPACE.dim, np.float32), {}, 1.0, {}, Turn(0, KEY, KEY))  # type: ignore[attr-defined]
+    payload, _ = pipe.encode(np.zeros(SPACE.dim, np.float32), {}, 1.0, Memory(), Turn(0, KEY, KEY))  # type: ignore[attr-defined]
     back = payload.body.astype(np.int64)
     assert np.where(back >= half, back - 2 * half, back)[:6].tolist() == [
         half - 1,

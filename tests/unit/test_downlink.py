@@ -14,6 +14,7 @@ from toy_recipe import make_recipe
 from edgewise.codecs import pack
 from edgewise.core import frame, vector
 from edgewise.core.errors import CompositionError, DecodeError, RecipeError, TrainingError
+from edgewise.core.memory import Memory
 from edgewise.core.part import part
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
@@ -237,8 +238,8 @@ def test_refused(stages, code, said):
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ({"server": Server(lambda s: {}, lambda m, n, e, s, t: (m, e), encoded=False)}, "memory on the server"),
-        ({"init": lambda space: {"e": np.zeros(space.dim, np.float32)}}, "comes back by itself"),
+        ({"server": Server(lambda s: Memory(), lambda m, n, e, s, t: (m, e), encoded=False)}, "memory on the server"),
+        ({"init": lambda space: Memory({"e": np.zeros(space.dim, np.float32)})}, "comes back by itself"),
         ({"infer": lambda space: space.but(announced=5)}, "positions of the last release"),
     ],
 )

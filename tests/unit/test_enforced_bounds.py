@@ -9,6 +9,7 @@ from edgewise.codecs.quantize import quantize
 from edgewise.codecs.weigh import weigh
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
@@ -56,7 +57,7 @@ def test_honest_encoders_stay_inside(stages):
     total = pipe.start_sum()
     for scale in (1e-6, 1.0, 1e4):
         x = (rng.normal(size=DIM) * scale).astype(np.float32)
-        payload, _ = pipe.encode(x, {"loss_first": 3.0, "loss_last": 30.0}, 7.0, {}, TURN)
+        payload, _ = pipe.encode(x, {"loss_first": 3.0, "loss_last": 30.0}, 7.0, Memory(), TURN)
         total = pipe.add(total, payload, TURN)
     assert total.n == 3
 

@@ -10,6 +10,7 @@ import pytest
 
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space, Total
 from edgewise.core.stage import Merge, Post
@@ -72,8 +73,8 @@ def released(merge: Merge, post: Post, space: Space, updates: list[np.ndarray]) 
     pipe = pipeline(space, [clip(space.dim * 1.0)], merge, [post])
     total = pipe.start_sum()
     for x in updates:
-        total = pipe.add(total, pipe.encode(x, {}, 1.0, {}, TURN)[0], TURN)
-    pipe.release(total, TURN, root(3), {})
+        total = pipe.add(total, pipe.encode(x, {}, 1.0, Memory(), TURN)[0], TURN)
+    pipe.release(total, TURN, root(3), Memory())
     return pipe
 
 
@@ -98,7 +99,7 @@ def test_noise_comes_to_the_whole_sum() -> None:
 
 def moved_by_one(pipe: Pipeline, x: np.ndarray) -> float:
     """How far the sum, before its noise, moves with ``x`` in it."""
-    held = [pipe.add(pipe.start_sum(), pipe.encode(v, {}, 1.0, {}, TURN)[0], TURN) for v in (x, np.zeros_like(x))]
+    held = [pipe.add(pipe.start_sum(), pipe.encode(v, {}, 1.0, Memory(), TURN)[0], TURN) for v in (x, np.zeros_like(x))]
     with_it, without = (pipe.merge.finish(total.acc, pipe.merged).body.astype(np.float64) for total in held)
     return float(np.linalg.norm(with_it - without))
 
@@ -154,14 +155,16 @@ def test_a_clip_for_which_the_sum_has_no_room_is_refused() -> None:
     x = np.zeros(16, np.float32)
     x[3] = 4e4
     for _ in range(100):
-        total = pipe.add(total, pipe.encode(x, {}, 1.0, {}, TURN)[0], TURN)
+        total = pipe.add(total, pipe.encode(x, {}, 1.0, Memory(), TURN)[0], TURN)
 
 
 def test_local_noise_leaves_whole_steps() -> None:
     pipe = pipeline(Space(300, Quorum(2, 4)), [clip(1.0), local_noise(2.0)], plain_sum())
-    body = pipe.encode(np.full(300, 0.01, np.float32), {}, 1.0, {}, TURN)[0].body.astype(np.float64)
+    body = pipe.encode(np.full(300, 0.01, np.float32), {}, 1.0, Memory(), TURN)[0].body.astype(np.float64)
     step = grid.fit("it", 2.0, 1.0, 300, 1.0).step
     np.testing.assert_array_equal(body, (np.rint(body / step) * step).astype(np.float32))
     assert pipe.encoded.noise.std == pytest.approx(2.0, rel=1e-5)
-    again = pipe.encode(np.full(300, 0.01, np.float32), {}, 1.0, {}, Turn(0, root(1), derive(root(2), "other")))[0].body
+    again = pipe.encode(np.full(300, 0.01, np.float32), {}, 1.0, Memory(), Turn(0, root(1), derive(root(2), "other")))[
+        0
+    ].body
     assert not np.array_equal(body, again)

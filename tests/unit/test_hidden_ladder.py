@@ -16,6 +16,7 @@ from session import IDENTITIES, SID, Session, registry
 from edgewise.core import frame
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.keys import derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import together
 from edgewise.core.stage import Aggregate
 from edgewise.core.training import Update
@@ -82,8 +83,8 @@ def test_what_a_rung_sends_stands_for_all(name: str, share: float) -> None:
     way = plan.ways[plan.rungs.index(name)]
     x = np.random.default_rng(5).standard_normal(SPEC.dim)
     x = (2.0 * x / np.linalg.norm(x)).astype(np.float32)
-    payload, memory = way.encode(x, {"loss_first": 1.0, "loss_last": 1.0}, 65536.0, {}, plan.turn(0, KEY))
-    released, _ = way.release(way.add(way.start_sum(), payload, plan.turn(0)), plan.turn(0), KEY, {})
+    payload, memory = way.encode(x, {"loss_first": 1.0, "loss_last": 1.0}, 65536.0, Memory(), plan.turn(0, KEY))
+    released, _ = way.release(way.add(way.start_sum(), payload, plan.turn(0)), plan.turn(0), KEY, Memory())
     assert float(released.mean @ x / (x @ x)) == pytest.approx(share, rel=0.1)
     assert not memory
 

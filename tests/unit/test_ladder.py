@@ -17,6 +17,7 @@ from edgewise.codecs.random_k import random_k
 from edgewise.codecs.top_k import top_k
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
@@ -71,7 +72,7 @@ def test_one_residual_serves_all_rungs() -> None:
         payload, memory = pipe.encode(X, {}, 1.0, memory, turn(budget, round))
         sent += pipe.decode(pack.unpack(pack.pack(payload, pipe.encoded), pipe.encoded), turn(0, round)).body
     assert payload.rung == 0
-    assert not memory["0.residual"].any()
+    assert not memory.child("stage", 0)["residual"].any()
     np.testing.assert_allclose(sent, 5 * X.astype(np.float64), atol=1e-6)
 
 
@@ -80,15 +81,15 @@ def test_a_rung_that_stands_for_all_leaves_no_debt() -> None:
     rungs = [[random_k(0.2, each=True)], [top_k(0.01)]]
     pipe = pipeline(START, [feedback([ladder(rungs)], residual="float32")], plain_sum())
     _, memory = pipe.encode(X, {}, 1.0, pipe.init(), turn(0))
-    owed = memory["0.residual"].copy()
+    owed = memory.child("stage", 0)["residual"].copy()
     assert np.count_nonzero(owed) == DIM - DIM // 100
     payload, memory = pipe.encode(X, {}, 1.0, memory, turn(inf, 1))
     got = pipe.decode(payload, turn(inf, 1)).dense(DIM).body
     sent = got != 0
     assert (payload.rung, np.count_nonzero(sent)) == (0, DIM // 5)
     np.testing.assert_allclose(got[sent], 5 * (X + owed)[sent], rtol=1e-6)
-    assert not memory["0.residual"].any()
-    assert int(memory["0.last"][0]) == 1
+    assert not memory.child("stage", 0)["residual"].any()
+    assert int(memory.child("stage", 0)["last"][0]) == 1
 
 
 def test_stretched_rungs_need_a_memory_that_can_be_emptied() -> None:
@@ -118,7 +119,7 @@ def test_the_fold_holds_for_every_rung() -> None:
 
 def test_sparse_rungs_stay_sparse_through_decoding() -> None:
     stage = ladder(RUNGS)
-    payload, _ = stage.encode(Payload(X, np.zeros(0)), {}, START, turn(0))
+    payload, _ = stage.encode(Payload(X, np.zeros(0)), Memory(), START, turn(0))
     back = stage.decode(payload, START, turn(0))
     assert back.support is not None
     assert back.support.size == DIM // 100
@@ -128,7 +129,7 @@ def test_sparse_rungs_stay_sparse_through_decoding() -> None:
 @pytest.mark.parametrize("raw", [b"", b"\x04", b"\x80", b"\x80\x00", b"\x81\x00", b"\x80\x80\x01", b"\xff\x7f"])
 def test_a_rung_number_is_strict(raw: bytes) -> None:
     space = ladder([[top_k(0.01)]] * 4).infer(START)
-    good = pack.pack(ladder([[top_k(0.01)]] * 4).encode(Payload(X, np.zeros(0)), {}, START, turn(inf))[0], space)
+    good = pack.pack(ladder([[top_k(0.01)]] * 4).encode(Payload(X, np.zeros(0)), Memory(), START, turn(inf))[0], space)
     assert good[0] == 0
     with pytest.raises(DecodeError):
         pack.unpack(raw + good[1:], space)
@@ -139,7 +140,7 @@ def test_a_rung_number_is_strict(raw: bytes) -> None:
 def test_numbers_above_127_take_two_bytes() -> None:
     stage = ladder([[top_k(0.01)]] * 129 + [[top_k(0.005)]])
     space = stage.infer(START)
-    payload, _ = stage.encode(Payload(X, np.zeros(0)), {}, START, turn(0))
+    payload, _ = stage.encode(Payload(X, np.zeros(0)), Memory(), START, turn(0))
     raw = pack.pack(payload, space)
     assert payload.rung == 129
     assert raw[:2] == b"\x81\x01"

@@ -10,6 +10,7 @@ from torch import nn
 from edgewise.codecs.segments import factor_groups, factors
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
 from edgewise.core.vector import Spec
@@ -79,7 +80,7 @@ def test_factors_keep_one_and_decode_zeros_for_the_other():
     parts = []
     for phase in (0, 1):
         stage = factors(flat.spec, phase)
-        sent, _ = stage.encode(Payload(x, np.zeros(0)), {}, space, turn)
+        sent, _ = stage.encode(Payload(x, np.zeros(0)), Memory(), space, turn)
         parts.append(stage.decode(sent, space, turn).body)
     np.testing.assert_array_equal(parts[0] + parts[1], x)
     assert not (parts[0] * parts[1]).any()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from edgewise.core.errors import BudgetError, CompositionError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space, Total
 from edgewise.core.vector import Vector
@@ -193,7 +194,7 @@ def released(blt: Blt, rounds: Sequence[int], z: float = 0.7, stop_at: int = -1)
     memory, out = pipe.start_memory(), []
     for number in rounds:
         turn = Turn(number, root(1), root(2))
-        payload, _ = pipe.encode(np.zeros(SPACE.dim, np.float32), {}, 1.0, {}, turn)
+        payload, _ = pipe.encode(np.zeros(SPACE.dim, np.float32), {}, 1.0, Memory(), turn)
         for again in (False, True) if number == stop_at else (False,):
             total = pipe.add(pipe.start_sum(), payload, turn)
             aggregate, after = pipe.release(total, turn, derive(root(9), number), memory)

@@ -13,6 +13,7 @@ from edgewise.codecs import pack
 from edgewise.codecs.segments import segments
 from edgewise.core import frame
 from edgewise.core.errors import CompositionError, RecipeError
+from edgewise.core.memory import Memory
 from edgewise.core.part import Part
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
@@ -120,25 +121,31 @@ def test_cycles_that_cannot_be(cycle: float, code: str) -> None:
         plan([{"kind": "segments", "cycle": cycle}])
 
 
+def fed_back(held: states.After | None, phase: int) -> Memory:
+    """What ``feedback``, the third stage, remembers for a phase."""
+    assert held is not None
+    return held.memory.child("phase", phase).child("stage", 2)
+
+
 def test_each_phase_telescopes_on_its_own() -> None:
     """What was sent plus what each phase's residual holds is what was trained, group by group."""
     p, g = plan(round__rounds=7), np.random.default_rng(3)
     state, sent, given = machine.join(p, "d"), np.zeros(60), np.zeros(60)
-    assert {k.split("/")[0] for k in state.committed.memory} == {"phase0", "phase1"}
+    assert set(state.committed.memory.children) == {("phase", 0), ("phase", 1)}
     for number in range(7):
         x = np.zeros(60, np.float32)
         group = (FIRST, SECOND)[number % 2]
         x[group] = g.standard_normal(30)
-        before = {} if state.pending is None else state.pending.memory
-        other = {k: v for k, v in before.items() if not k.startswith(f"phase{number % 2}/")}
+        other = None if state.pending is None else state.pending.memory.child("phase", 1 - number % 2)
         state, body = contribute(p, state, number, number - 1, x)
-        assert all(state.pending.memory[k] is v for k, v in other.items()), "the other phase's memory passes through"
+        now = state.pending.memory.child("phase", 1 - number % 2)
+        assert other is None or now is other, "the other phase's memory passes through"
         assert not body[(SECOND, FIRST)[number % 2]].any()
         sent, given = sent + body, given + x
-    residuals = [state.pending.memory[f"phase{i}/2.residual"] for i in range(2)]
+    residuals = [fed_back(state.pending, i)["residual"] for i in range(2)]
     assert all(r.any() for r in residuals)
     np.testing.assert_allclose(sent + np.concatenate(residuals), given, atol=1e-5)
-    assert [int(state.pending.memory[f"phase{i}/2.last"][0]) for i in range(2)] == [6, 5]
+    assert [int(fed_back(state.pending, i)["last"][0]) for i in range(2)] == [6, 5]
 
 
 def test_a_contribution_that_was_not_used_changes_no_phase() -> None:
@@ -146,11 +153,14 @@ def test_a_contribution_that_was_not_used_changes_no_phase() -> None:
     state, _ = contribute(p, machine.join(p, "d"), 0, -1, x)
     kept = states.idle_of("d", states.memory_of(state))
     state, _ = contribute(p, kept, 1, -1, x)  # round 0 was late
-    assert not state.committed.memory["phase0/2.residual"].any()
-    assert not state.pending.memory["phase0/2.residual"].any()
-    assert state.pending.memory["phase1/2.residual"].any()
+    assert not fed_back(state.committed, 0)["residual"].any()
+    assert not fed_back(state.pending, 0)["residual"].any()
+    assert fed_back(state.pending, 1)["residual"].any()
     state, _ = contribute(p, kept, 1, 0, x)
-    np.testing.assert_array_equal(state.pending.memory["phase0/2.residual"], kept.pending.memory["phase0/2.residual"])
+    np.testing.assert_array_equal(
+        fed_back(state.pending, 0)["residual"],
+        fed_back(kept.pending, 0)["residual"],
+    )
 
 
 @pytest.mark.parametrize(("number", "factor"), [(2, 1.0), (4, 0.5), (6, 0.25), (8, 0.0)])
@@ -160,9 +170,9 @@ def test_absence_counts_visits_of_the_phase(number: int, factor: float) -> None:
     x = np.zeros(60, np.float32)
     x[FIRST] = np.arange(1, 31)
     state, _ = contribute(p, machine.join(p, "d"), 0, -1, x)
-    before = state.pending.memory["phase0/2.residual"].copy()
+    before = fed_back(state.pending, 0)["residual"].copy()
     state, body = contribute(p, state, number, 0, np.zeros(60, np.float32))
-    np.testing.assert_allclose(body[FIRST] + state.pending.memory["phase0/2.residual"], factor * before, atol=1e-6)
+    np.testing.assert_allclose(body[FIRST] + fed_back(state.pending, 0)["residual"], factor * before, atol=1e-6)
 
 
 def test_an_invitation_to_train_unknown_segments_is_refused() -> None:

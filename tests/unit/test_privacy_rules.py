@@ -19,6 +19,7 @@ from edgewise.codecs.top_k import top_k
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import REGISTRY, CompositionError, EdgewiseError, RecipeError
 from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
@@ -71,7 +72,7 @@ def dp_sgd_plan(z: float) -> Plan:
 
 def nan() -> object:
     bare = pipeline(SPACE, [], plain_sum())
-    return bare.encode(np.full(SPEC.dim, np.nan, np.float32), {}, 1.0, {}, Turn(0, root(1), root(2)))
+    return bare.encode(np.full(SPEC.dim, np.nan, np.float32), {}, 1.0, Memory(), Turn(0, root(1), root(2)))
 
 
 REFUSED: list[tuple[str, str, Callable[[], object]]] = [
@@ -261,7 +262,7 @@ def test_tensors_clipped_one_by_one_are_noised_by_their_joint_length(word: dict[
 def test_clip_tensors_bounds_each_and_leaves_short_ones_alone() -> None:
     x = np.random.default_rng(1).standard_normal(SPEC.dim).astype(np.float32)
     x[-4:] = [0.1, 0.0, 0.0, 0.0]
-    y = clip_tensors(SPEC, 0.5).encode(Payload(x, np.zeros(0)), {}, SPACE, Turn(0, root(1), root(2)))[0].body
+    y = clip_tensors(SPEC, 0.5).encode(Payload(x, np.zeros(0)), Memory(), SPACE, Turn(0, root(1), root(2)))[0].body
     for s in SPEC.segments:
         before, after = x[s.start : s.stop], y[s.start : s.stop]
         norm = float(np.linalg.norm(before.astype(np.float64)))
@@ -327,7 +328,7 @@ def test_a_quantizer_stands_behind_a_devices_own_noise(before: list[dict[str, An
 
 
 def _sent(plan: Plan) -> Payload:
-    return plan.at(0).encode(np.zeros(SPEC.dim, np.float32), {}, 1.0, {}, plan.turn(0, root(3)))[0]
+    return plan.at(0).encode(np.zeros(SPEC.dim, np.float32), {}, 1.0, Memory(), plan.turn(0, root(3)))[0]
 
 
 def test_feedback_is_not_put_behind_a_devices_own_noise() -> None:

@@ -15,6 +15,7 @@ from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Merge
@@ -78,9 +79,9 @@ def chain(merge: Merge) -> Pipeline:
 def released(pipe: Pipeline, xs: list[np.ndarray]) -> tuple[np.ndarray, float]:
     total = pipe.start_sum()
     for i, x in enumerate(xs):
-        payload, _ = pipe.encode(x.astype(np.float32), {"loss": float(i)}, 10.0, {}, TURN)
+        payload, _ = pipe.encode(x.astype(np.float32), {"loss": float(i)}, 10.0, Memory(), TURN)
         total = pipe.add(total, payload, TURN)
-    out, _ = pipe.release(total, TURN, root(3), {})
+    out, _ = pipe.release(total, TURN, root(3), Memory())
     assert out.n == len(xs)
     return out.mean, out.head["loss"]
 

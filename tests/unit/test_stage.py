@@ -14,10 +14,11 @@ from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.keys import Turn, derive, root
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Grid, Kind, Quorum, Space, Total
-from edgewise.core.stage import Aggregate, Memory, Post, Stage
+from edgewise.core.stage import Aggregate, Post, Stage
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
@@ -40,7 +41,7 @@ def _release(pipe: Pipeline, xs: list[Vector], counts: list[float] | None = None
         head = {"loss": float(i)} if pipe.spaces[0].head else {}
         payload, _ = pipe.encode(x, head, counts[i] if counts else 1.0, pipe.init(), TURN)
         total = pipe.add(total, payload, TURN)
-    return pipe.release(total, TURN, root(3), {})[0]
+    return pipe.release(total, TURN, root(3), Memory())[0]
 
 
 def test_weighted_mean_is_by_capped_counts() -> None:
@@ -82,13 +83,14 @@ def test_non_finite_updates_never_leave(bad: float) -> None:
     x = np.zeros(DIM, np.float32)
     x[3] = bad
     with pytest.raises(TrainingError) as caught:
-        pipe.encode(x, {"loss": 1.0}, 1.0, {}, TURN)
+        pipe.encode(x, {"loss": 1.0}, 1.0, Memory(), TURN)
     assert caught.value.code == "E-NAN"
 
 
 def test_overflow_is_refused_on_the_device() -> None:
     x = np.full(DIM, 3e38, np.float32)
-    for stage, memory in ((random_k(0.1), {}), (feedback([clip(1.0)]), {"0.residual": x, "0.last": np.array([-1])})):
+    owed = Memory().put("stage", 0, Memory({"residual": x, "last": np.array([-1])}))
+    for stage, memory in ((random_k(0.1), Memory()), (feedback([clip(1.0)]), owed)):
         with pytest.raises(TrainingError) as caught:
             pipeline(BARE, [stage], plain_sum()).encode(x, {}, 1.0, memory, TURN)
         assert caught.value.code == "E-RANGE"
@@ -97,20 +99,22 @@ def test_overflow_is_refused_on_the_device() -> None:
 def test_misuse() -> None:
     pipe = pipeline(START, [], plain_sum())
     with pytest.raises(ValueError, match="shape"):
-        pipe.encode(np.zeros(3, np.float32), {"loss": 1.0}, 1.0, {}, TURN)
+        pipe.encode(np.zeros(3, np.float32), {"loss": 1.0}, 1.0, Memory(), TURN)
     with pytest.raises(ValueError, match="nothing to release"):
-        pipe.release(pipe.start_sum(), TURN, root(3), {})
+        pipe.release(pipe.start_sum(), TURN, root(3), Memory())
     with pytest.raises(ValueError, match="count"):
-        pipeline(START, [weigh(1.0)], plain_sum()).encode(np.zeros(DIM, np.float32), {"loss": 1.0}, -1.0, {}, TURN)
+        pipeline(START, [weigh(1.0)], plain_sum()).encode(
+            np.zeros(DIM, np.float32), {"loss": 1.0}, -1.0, Memory(), TURN
+        )
 
 
 def test_memory_of_more_than_ten_stages_stays_apart() -> None:
-    """Prefixes "1." and "11." must not mix."""
+    """That of stage 1 from that of stage 11."""
 
     def counting(i: int) -> Stage:
-        def encode(p: Payload, m: dict, space: Space, turn: Turn) -> tuple[Payload, dict]:  # type: ignore[type-arg]
+        def encode(p: Payload, m: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
             assert m["id"][0] == i
-            return p, {"id": m["id"], "rounds": m["rounds"] + 1}
+            return p, m.plus({"rounds": m["rounds"] + 1})
 
         return Stage(
             f"s{i}",
@@ -118,14 +122,14 @@ def test_memory_of_more_than_ten_stages_stays_apart() -> None:
             encode,
             lambda p, s, t: p,
             lambda b, a: "counts",
-            lambda s: {"id": np.array([i]), "rounds": np.zeros(1)},
-        )  # type: ignore[arg-type]
+            lambda s: Memory({"id": np.array([i]), "rounds": np.zeros(1)}),
+        )
 
     pipe = pipeline(START, [counting(i) for i in range(12)], plain_sum())
     memory = pipe.init()
     for _ in range(3):
         _, memory = pipe.encode(_xs(1)[0], {"loss": 1.0}, 1.0, memory, TURN)
-    assert all(memory[f"{i}.rounds"][0] == 3 for i in range(12))
+    assert all(memory.child("stage", i)["rounds"][0] == 3 for i in range(12))
 
 
 def test_posts_see_body_and_head_as_one_vector() -> None:
@@ -161,14 +165,14 @@ def test_clip_really_bounds(factor: float) -> None:
     for _ in range(50):
         x = (g.standard_t(2, 3000)).astype(np.float32)
         bound = float(np.linalg.norm(x.astype(np.float64))) / factor
-        y = clip(bound).encode(Payload(x, np.zeros(0)), {}, BARE, TURN)[0].body
+        y = clip(bound).encode(Payload(x, np.zeros(0)), Memory(), BARE, TURN)[0].body
         assert float(np.linalg.norm(y.astype(np.float64))) <= bound * (1 + 1e-12)
         np.testing.assert_allclose(y, x * min(1.0, 1 / factor), rtol=1e-6)
 
 
 def test_clamp_rounds_its_edge_inwards() -> None:
     for c in (0.1, 0.3, 1e-3, 7.7):
-        y = clamp(c).encode(Payload(np.array([9e9, -9e9, 0.0], np.float32), np.zeros(0)), {}, BARE, TURN)[0].body
+        y = clamp(c).encode(Payload(np.array([9e9, -9e9, 0.0], np.float32), np.zeros(0)), Memory(), BARE, TURN)[0].body
         assert c * (1 - 1e-6) < float(y[0]) <= c
         assert float(y[1]) >= -c
 

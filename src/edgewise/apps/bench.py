@@ -26,6 +26,7 @@ from edgewise.codecs import pack
 from edgewise.codecs.inner import stands_for_all
 from edgewise.core import frame, keys
 from edgewise.core.errors import DataError
+from edgewise.core.memory import flat
 from edgewise.core.outline import outline
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
@@ -104,7 +105,7 @@ def measure(pipe: Pipeline, update: Update, repeats: int) -> Measured:
         decode_s=statistics.median(down[1:]),
         payload=raw,
         nmse=_nmse(pipe, raw, update.x, turn),
-        memory_bytes=sum(a.nbytes for a in after.values()),
+        memory_bytes=sum(a.nbytes for a in flat(after).values()),
     )
 
 

@@ -17,9 +17,10 @@ from edgewise.codecs import scales
 from edgewise.codecs.kernels import compiled
 from edgewise.core import demand
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
 
 Encode = Callable[[Vector], tuple[NDArray[np.int8], scales.Scales]]

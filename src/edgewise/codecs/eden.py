@@ -12,9 +12,10 @@ from edgewise.codecs.rotate import SHORTEST, edges
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, word
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
 
 # Positive halves of the Lloyd-Max code books of N(0, 1): each value is the mean of its cell, each limit between two

@@ -8,10 +8,11 @@ from edgewise.codecs.inner import Inner
 from edgewise.codecs.residual import Mixed
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import WEIGHT, Head, Memory, Server, Stage
-from edgewise.core.vector import Array, Vector
+from edgewise.core.stage import WEIGHT, Head, Server, Stage
+from edgewise.core.vector import Vector
 
 
 def ef21(inner: Inner, eta: float | None) -> Stage:
@@ -51,33 +52,33 @@ def ef21(inner: Inner, eta: float | None) -> Stage:
         return inner.infer(space)
 
     def init(space: Space) -> Memory:
-        memory: dict[str, Array] = {"residual": np.zeros(space.dim, np.float32), **inner.init(space)}
+        memory = inner.init(space).plus({"residual": np.zeros(space.dim, np.float32)})
         if eta is not None:
-            memory |= {"v": np.zeros(space.dim, np.float32), "begun": np.zeros(1, np.int64)}
+            memory = memory.plus({"v": np.zeros(space.dim, np.float32), "begun": np.zeros(1, np.int64)})
         return memory
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         v: Vector = payload.body
         if eta is not None and memory["begun"][0]:
             v = np.float32(1.0 - eta) * memory["v"] + np.float32(eta) * v
-        change = Mixed(inner.name, v, {"residual": memory["residual"]}, np.float32(-1.0))
+        change = Mixed(inner.name, v, Memory({"residual": memory["residual"]}), np.float32(-1.0))
         message, sent, after = inner.encode(payload, change, memory, space, turn)
         mirror: Vector = memory["residual"].copy()
         if sent.support is None:
             mirror += sent.body
         else:
             mirror[sent.support] += sent.body
-        after["residual"] = mirror
+        after = after.plus({"residual": mirror})
         if eta is not None:
-            after |= {"v": np.array(v), "begun": np.ones(1, np.int64)}
+            after = after.plus({"v": np.array(v), "begun": np.ones(1, np.int64)})
         return message, after
 
     def start(space: Space) -> Memory:
-        return {"g": np.zeros(space.dim, np.float32)}
+        return Memory({"g": np.zeros(space.dim, np.float32)})
 
     def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         g: Vector = memory["g"] + np.float32(n / space.population) * mean
-        return g, {"g": g}
+        return g, Memory({"g": g})
 
     def says(before: Space, after: Space) -> str:
         return "the stages inside send what changed; device and server keep mirrors, and the server's are released"

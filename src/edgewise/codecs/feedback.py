@@ -13,10 +13,11 @@ from edgewise.codecs.ef21 import ef21
 from edgewise.codecs.inner import Inner, stands_for_all
 from edgewise.core.errors import RecipeError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
 
 
@@ -52,8 +53,8 @@ def feedback(
     is needed; what it cuts comes back next round); biased in one round; memory. Otherwise as ``inner``.
     ``segments`` belongs before it: what never travels would only pile up in the residual.
     Memory (ef14): ``residual`` of ``dim`` coordinates, in the units at this point of the pipeline: bfloat16 as uint16,
-    int8 with ``residual_scale`` float32 per 256, or float32; ``last`` int64[1], -1 = never; ``<i>.<key>`` of inner
-    stage i. The residual is personal data: it stays on the device.
+    int8 with ``residual_scale`` float32 per 256, or float32; ``last`` int64[1], -1 = never; the child ``stage`` i
+    of inner stage i. The residual is personal data: it stays on the device.
     Cost: where the first stage inside picks positions (``top_k``), no second float32 copy of the update is made.
     Args:
         inner: the stages whose error is fed back, outermost first.
@@ -85,7 +86,7 @@ def feedback(
     kind, limit = residual or "bfloat16", 10 if forget_after is None else forget_after
 
     def init(space: Space) -> Memory:
-        return {**residuals.start(kind, space.dim), "last": np.full(1, -1, np.int64), **nest.init(space)}
+        return nest.init(space).plus({**residuals.start(kind, space.dim), "last": np.full(1, -1, np.int64)})
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         absent = max(0, (turn.round - int(memory["last"][0])) // space.period - 1)
@@ -102,11 +103,10 @@ def feedback(
             return part
 
         if message.rung >= 0 and stands_for_all(space, nest.spaces(space)[-1].rungs[message.rung]):
-            after |= residuals.start(kind, space.dim)
+            kept = residuals.start(kind, space.dim)
         else:
-            after |= residuals.store(kind, space.dim, left, turn.own("residual", turn.round))
-        after["last"] = np.full(1, turn.round, np.int64)
-        return message, after
+            kept = residuals.store(kind, space.dim, left, turn.own("residual", turn.round))
+        return message, after.plus({**kept, "last": np.full(1, turn.round, np.int64)})
 
     def says(before: Space, after: Space) -> str:
         stretched = " (but not what a random choice stands for)" if after.rungs else ""

@@ -10,11 +10,11 @@ from edgewise.codecs.residual import Mixed
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import undo
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Server, Stage, placed
-from edgewise.core.vector import Array
+from edgewise.core.stage import Server, Stage, placed
 
 
 def stands_for_all(before: Space, after: Space) -> bool:
@@ -87,21 +87,21 @@ class Inner:
             )
         return out.but(unbiased=False, memory=True, residual=True)
 
-    def init(self, space: Space) -> dict[str, Array]:
-        """Memory of the stages: ``<i>.<key>`` of stage i."""
-        memory: dict[str, Array] = {}
+    def init(self, space: Space) -> Memory:
+        """The memories of the stages, each as the child ``stage`` i."""
+        memory = Memory()
         for i, (stage, before) in enumerate(zip(self.stages, self.spaces(space), strict=False)):
-            memory.update({f"{i}.{k}": v for k, v in stage.init(before).items()})
+            memory = memory.put("stage", i, stage.init(before))
         return memory
 
     def encode(
         self, payload: Payload, body: Mixed, memory: Memory, space: Space, turn: Turn
-    ) -> tuple[Payload, Payload, dict[str, Array]]:
-        """Encode ``body`` (with the head of ``payload``): the message, what it decodes to, and the stages' memory.
+    ) -> tuple[Payload, Payload, Memory]:
+        """Encode ``body`` (with the head of ``payload``): the message, what it decodes to, and the stages' memories.
 
         Where the first stage can pick positions from parts, the body is never there as a whole.
         """
-        spaces, after = self.spaces(space), dict[str, Array]()
+        spaces, after = self.spaces(space), Memory()
         pick, first = self.stages[0].pick, 0
         if pick is None:
             message = payload.but(body=body.whole())
@@ -109,9 +109,9 @@ class Inner:
             where = pick(body.read, spaces[0])
             message, first = payload.but(body=body.at(where), support=where), 1
         for i in range(first, len(self.stages)):
-            mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
-            message, new = self.stages[i].encode(message, mine, spaces[i], placed(turn, self.stages, i))
-            after.update({f"{i}.{k}": v for k, v in new.items()})
+            before = memory.child("stage", i)
+            message, new = self.stages[i].encode(message, before, spaces[i], placed(turn, self.stages, i))
+            after = after.put("stage", i, new)
         return message, undo(self.stages, spaces, message, turn), after
 
     def decode(self, payload: Payload, space: Space, turn: Turn) -> Payload:

@@ -10,10 +10,11 @@ from edgewise.codecs import pack
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import undo
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Stage, placed
+from edgewise.core.stage import Stage, placed
 
 
 def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
@@ -140,7 +141,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
         chosen = pick(turn.budget_bytes, rung_bytes(infer(space)))
         chain = chains[chosen]
         for i, (stage, before) in enumerate(zip(chain, fold(space, chain), strict=False)):
-            payload, _ = stage.encode(payload, {}, before, placed(turn, chain, i))
+            payload, _ = stage.encode(payload, Memory(), before, placed(turn, chain, i))
         return payload.but(rung=chosen), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:

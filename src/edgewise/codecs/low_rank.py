@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Turn, derive, generator, root
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Stage, percent
+from edgewise.core.stage import Stage, percent
 from edgewise.core.vector import Segment, Spec, Vector
 
 _MOST = float(np.finfo(np.float32).max)
@@ -121,9 +122,10 @@ def low_rank(
 
     def init(space: Space) -> Memory:
         if method == "svd":
-            return {}
+            return Memory()
         n = rank * sum(p.n for p in parts)
-        return {"start": generator(derive(root(0), "low_rank")).standard_normal(n).astype(np.float32)}
+        start = generator(derive(root(0), "low_rank")).standard_normal(n).astype(np.float32)
+        return Memory({"start": start})
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         body, starts, at = [], [], 0
@@ -144,7 +146,7 @@ def low_rank(
         sent = np.concatenate(body)
         if not np.isfinite(sent).all():
             raise TrainingError("E-RANGE", f"{name}: a factor overflows float32.", "clip before it.")
-        return payload.but(body=sent), {"start": np.concatenate(starts)} if starts else {}
+        return payload.but(body=sent), Memory({"start": np.concatenate(starts)} if starts else {})
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         out, at = np.empty(spec.dim, np.float32), 0

@@ -17,10 +17,11 @@ from edgewise.codecs.scales import SLACK, of_blocks
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, word
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec
 
 BLOCK = 64  # coordinates per scale

@@ -14,10 +14,11 @@ from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Stage, keeps
+from edgewise.core.stage import Stage, keeps
 
 HAIR = 1.0 - 2.0**-24  # so that float32 rounding of x * d / k never passes the bound
 

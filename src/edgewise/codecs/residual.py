@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from edgewise.codecs import kernels
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Key, derive, word
+from edgewise.core.memory import Memory
 from edgewise.core.outline import outline
-from edgewise.core.stage import Memory
 from edgewise.core.vector import Array, Vector
 
 TYPES = {"bfloat16": np.uint16, "int8": np.int8, "float32": np.float32}  # as which each is stored

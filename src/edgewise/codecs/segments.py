@@ -16,10 +16,11 @@ from annotated_types import Ge, MinLen
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Stage, keeps
+from edgewise.core.stage import Stage, keeps
 from edgewise.core.vector import Segment, Spec
 
 Names = Annotated[Sequence[str], MinLen(1), Doc("name patterns of trainable tensors")]

@@ -14,10 +14,11 @@ from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Key, Turn, derive, word
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Stage, keeps
+from edgewise.core.stage import Stage, keeps
 from edgewise.core.vector import Spec
 
 Positions = NDArray[np.int64]

@@ -14,10 +14,11 @@ from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Turn, derive, word
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Head, Memory, Server, Stage, percent
+from edgewise.core.stage import Head, Server, Stage, percent
 from edgewise.core.vector import Vector
 
 BLOCK = 1 << 18  # coordinates estimated at a time: bounds the temporary memory
@@ -155,7 +156,7 @@ def sketch(
 
     def init(space: Space) -> Memory:
         blank = np.zeros(rows * cols(space), np.float32)
-        return {"error": blank, "momentum": blank} if momentum else {"error": blank}
+        return Memory({"error": blank, "momentum": blank} if momentum else {"error": blank})
 
     def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         u = rho * memory["momentum"] + mean if momentum else mean
@@ -166,7 +167,7 @@ def sketch(
         _take_out(error, at, values, seeds, cols(space))
         released = np.zeros(space.dim, np.float32)
         released[at] = values
-        return released, {"error": error, "momentum": u} if momentum else {"error": error}
+        return released, Memory({"error": error, "momentum": u} if momentum else {"error": error})
 
     def _heaviest(table: Vector, width: int, space: Space, least: np.float32) -> tuple[Positions, Vector]:
         """The k largest estimates above ``least``, moved towards zero by it, and their increasing positions."""

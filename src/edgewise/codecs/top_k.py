@@ -13,10 +13,11 @@ from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space, Support
-from edgewise.core.stage import Memory, Read, Stage, keeps
+from edgewise.core.stage import Read, Stage, keeps
 
 _PART = 1 << 15  # coordinates read at a time
 _SAMPLES, _SAMPLE = 256, 256  # stretches of the vector that are looked at first, and their length

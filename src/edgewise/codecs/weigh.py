@@ -11,10 +11,11 @@ from annotated_types import Gt, Le
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import WEIGHT, Memory, Stage
+from edgewise.core.stage import WEIGHT, Stage
 
 CAP_MAX = 2.0**24  # a contribution of one token still keeps 16 bits of a 2^-40 fixed-point sum
 

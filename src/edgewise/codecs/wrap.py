@@ -10,10 +10,11 @@ from annotated_types import Ge, Le
 
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 
 LARGEST = 32  # bits: a residue is a uint32
 

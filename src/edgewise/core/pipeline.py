@@ -19,25 +19,12 @@ from numpy.typing import NDArray
 
 from edgewise.core.errors import CompositionError, DecodeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import SLACK, Space, Total
-from edgewise.core.stage import (
-    BELOW,
-    HEAD_BOUND,
-    WEIGHT,
-    Aggregate,
-    Head,
-    Memory,
-    Merge,
-    Post,
-    Rule,
-    Stage,
-    Sum,
-    placed,
-)
-from edgewise.core.vector import Array, Vector, finite
+from edgewise.core.stage import BELOW, HEAD_BOUND, WEIGHT, Aggregate, Head, Merge, Post, Rule, Stage, Sum, placed
+from edgewise.core.vector import Vector, finite
 
-POST = "post"  # begins the names of what posts keep on the server
 PIECE = 1 << 16  # coordinates decoded at a time while they are added: 256 KiB of float32, for a second-level cache
 
 
@@ -64,6 +51,11 @@ class Pipeline:
         """``spaces[level]`` is where contributions are merged: before all stages, or where a ``Server`` takes over."""
         return _level(self.stages)
 
+    @cached_property
+    def served(self) -> int | None:
+        """Number of the one stage that has a half on the server; None where no stage has."""
+        return next((i for i, stage in enumerate(self.stages) if stage.server is not None), None)
+
     @property
     def merged(self) -> Space:
         """The space of the decoded sum."""
@@ -76,9 +68,9 @@ class Pipeline:
 
     def init(self) -> Memory:
         """The codec memory of a device that has never taken part."""
-        memory: dict[str, Array] = {}
+        memory = Memory()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
-            memory.update({f"{i}.{k}": v for k, v in stage.init(space).items()})
+            memory = memory.put("stage", i, stage.init(space))
         return memory
 
     def encode(
@@ -93,11 +85,10 @@ class Pipeline:
             As ``checked``.
         """
         values = self.checked(x, head)
-        payload, after = Payload(x, np.clip(values, 0.0, HEAD_BOUND), count=count), dict[str, Array]()
+        payload, after = Payload(x, np.clip(values, 0.0, HEAD_BOUND), count=count), Memory()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
-            mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
-            payload, new = stage.encode(payload, mine, space, placed(turn, self.stages, i))
-            after.update({f"{i}.{k}": v for k, v in new.items()})
+            payload, new = stage.encode(payload, memory.child("stage", i), space, placed(turn, self.stages, i))
+            after = after.put("stage", i, new)
         return payload, after
 
     def checked(self, x: Vector, head: Mapping[str, float]) -> NDArray[np.float64]:
@@ -120,13 +111,13 @@ class Pipeline:
 
     def start_memory(self) -> Memory:
         """What the server keeps for stages and posts before the first round; empty for most pipelines."""
-        memory: dict[str, Array] = {}
-        for stage, space in zip(self.stages, self.spaces, strict=False):
+        memory = Memory()
+        for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
             if stage.server is not None:
-                memory.update(stage.server.init(space))
+                memory = memory.put("stage", i, stage.server.init(space))
         size = self.merged.dim + len(self.encoded.head)
         for i, (post, total) in enumerate(zip(self.posts, self.totals, strict=False)):
-            memory.update({f"{POST}{i}.{k}": v for k, v in post.init(total, size).items()})
+            memory = memory.put("post", i, post.init(total, size))
         return memory
 
     def start_sum(self) -> Sum:
@@ -198,19 +189,16 @@ class Pipeline:
         if self.merge.combine is not None and self.merge.parts is not None:
             return self._combined(self.merge.parts(total.acc), self.merge.combine, turn, memory)
         x, head = self._finished(total.acc, turn)
-        kept = {k: v for k, v in memory.items() if k.startswith(POST)}
-        memory = {k: v for k, v in memory.items() if k not in kept}
         if self.posts:  # body and head leave together, so posts (noise above all) see them as one vector
             joint = np.concatenate([x.astype(np.float64, copy=False), head])  # rounded once: after the division
             for i, post in enumerate(self.posts):
-                mark, fresh = f"{POST}{i}.", derive(entropy, "post", i)
-                mine = {k.removeprefix(mark): v for k, v in kept.items() if k.startswith(mark)}
-                joint, new = post.apply(joint, self.totals[i], turn.round, fresh, mine)
-                kept |= {mark + k: v for k, v in new.items()}
+                fresh, before = derive(entropy, "post", i), memory.child("post", i)
+                joint, new = post.apply(joint, self.totals[i], turn.round, fresh, before)
+                memory = memory.put("post", i, new)
             x, head = joint[: x.size], joint[x.size :]
         mean, means, weight = self._divided(x, head, total.n)
         mean, memory = self._settle(mean, total.n, memory, turn, means)
-        return Aggregate(mean, means, total.n, weight), {**memory, **kept}
+        return Aggregate(mean, means, total.n, weight), memory
 
     def _finished(self, acc: Any, turn: Turn) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
         """A sum's body, decoded to ``merged``, and head. The body is float64 where posts follow and the merge has it,
@@ -245,12 +233,12 @@ class Pipeline:
 
     def _settle(self, mean: Vector, n: int, memory: Memory, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         """The mean in ``spaces[level]`` -> in ``spaces[0]``, through the server's half of the one stage that has it."""
-        at = next((i for i, stage in enumerate(self.stages) if stage.server is not None), None)
-        if at is None:
+        if (at := self.served) is None:
             return mean, memory
-        server = self.stages[at].server
+        server, before = self.stages[at].server, memory.child("stage", at)
         assert server is not None
-        mean, memory = server.absorb(mean, n, memory, self.spaces[at], placed(turn, self.stages, at), head)
+        mean, after = server.absorb(mean, n, before, self.spaces[at], placed(turn, self.stages, at), head)
+        memory = memory.put("stage", at, after)
         rest = undo(self.stages[:at], self.spaces[: at + 1], Payload(mean, np.zeros(0)), turn)
         return rest.dense(self.spaces[0].dim).body, memory
 

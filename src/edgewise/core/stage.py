@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.memory import Memory
 from edgewise.core.outline import outline
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space, Total
-from edgewise.core.vector import Array, Vector
+from edgewise.core.vector import Vector
 
 Read = Callable[[int, int], Vector]  # coordinates start to stop of a vector that need not be there as a whole
 Head = Mapping[str, float]  # scalars beside the body, by name
-Memory = Mapping[str, Array]  # what a device keeps between rounds for its codec; empty for most stages
 Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [g, m] -> [m]: one mean for several
 
 
 def _stateless(_: Space) -> Memory:
-    return {}
+    return Memory()
 
 
 def _same(space: Space) -> Space:
@@ -43,7 +43,7 @@ def percent(before: Space, after: Space) -> str:
 
 
 def _nothing(total: Total, size: int) -> Memory:
-    return {}
+    return Memory()
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from safetensors.numpy import load, save
 
 from edgewise.core.errors import StoreError
 from edgewise.core.foreign import foreign
+from edgewise.core.memory import Memory
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
 from edgewise.drivers import files
@@ -96,7 +97,7 @@ class SimulatedDevices:
         if self._remembers and self._disk is None:
             raise _unusable(device, "is missing", path, RESTORE)
         with foreign(StoreError, "E-CHECKPOINT", f"{self._session(device)} is damaged", RESTORE):
-            return states.resumed(self._disk or Idle(device, After(None, {})), session)
+            return states.resumed(self._disk or Idle(device, After(None, Memory())), session)
 
     def save(self, device: DeviceId, state: Kept) -> None:
         """See DeviceStore. Raises StoreError: E-WORKER where the run directory was opened anew since; E-DISK."""

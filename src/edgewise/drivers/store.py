@@ -42,6 +42,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.foreign import foreign
+from edgewise.core.memory import Memory, flat, tree
 from edgewise.core.training import DeviceId
 from edgewise.drivers import charges, folder, opening, standings, witness
 from edgewise.drivers.blobs import Blobs
@@ -182,7 +183,7 @@ class RunStore:
             (model,) = self._rows(sa.select(MODELS).where(MODELS.c.next_round == run["next_round"]))
             slots = {name: self.blob(digest) for name, digest in json.loads(model.slots).items()}
             state = State(self.blob(model.params), slots, model.step)
-            memory = safetensors.numpy.load(self._blobs.get(model.memory)) if model.memory else {}
+            memory = tree(safetensors.numpy.load(self._blobs.get(model.memory))) if model.memory else Memory()
             down = self._downlink(model) if model.shadow else None
             return Checkpoint(run["next_round"], state, run["unmet"], memory, down, run["epsilon"])
 
@@ -252,7 +253,7 @@ class RunStore:
         slots = json.dumps({name: self.put(x) for name, x in state.slots.items()})
         memory = ""
         if checkpoint.memory:
-            arrays = {k: np.ascontiguousarray(v) for k, v in checkpoint.memory.items()}
+            arrays = {k: np.ascontiguousarray(v) for k, v in flat(checkpoint.memory).items()}
             memory = self._blobs.put(safetensors.numpy.save(arrays))
         model = {"params": self.put(state.params), "slots": slots, "step": state.round, "memory": memory}
         if (down := checkpoint.down) is not None:

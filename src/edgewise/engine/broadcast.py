@@ -24,8 +24,8 @@ from edgewise.codecs import pack
 from edgewise.core import frame, vector
 from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.keys import KEY_BYTES, Turn
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, undo
-from edgewise.core.stage import Memory
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Vector
 from edgewise.engine.ports import Change, Checkpoint, Delta, Downlink, Standing
@@ -33,7 +33,7 @@ from edgewise.engine.round_states import Closed
 from edgewise.plan.plan import Plan
 
 STALE = "E-STALE"
-SUPPORT = "release/support"  # in Checkpoint.memory: int64[], increasing positions
+SUPPORT = "support"  # in the child ``release`` of a phase's memory: int64[], increasing positions
 
 
 def start(initial: Vector) -> Downlink:
@@ -50,7 +50,7 @@ def advance(plan: Plan, pipe: Pipeline, down: Downlink, params: Vector) -> Downl
     Raises TrainingError(E-NAN) where the difference or the new shadow is not finite.
     """
     turn = plan.turn_down(down.round + 1)
-    payload, _ = pipe.encode(params - down.shadow, {}, 1.0, {}, turn)
+    payload, _ = pipe.encode(params - down.shadow, {}, 1.0, Memory(), turn)
     body = pack.pack(payload, pipe.encoded)
     blob = frame.dump(frame.Delta(round=turn.round, public=turn.public, payload=memoryview(body)))
     shadow = follow(pipe, down.shadow, blob)
@@ -160,7 +160,7 @@ def change(closed: Closed) -> Change:
 def released(pipe: Pipeline, memory: Memory, mean: Vector) -> Memory:
     """``memory`` with the positions of the release ``mean`` (float32[d]) that stages ask for."""
     n = pipe.encoded.announced
-    return {**memory, SUPPORT: largest(mean, n)} if n else memory
+    return memory.put("release", None, Memory({SUPPORT: largest(mean, n)})) if n else memory
 
 
 def largest(x: Vector, n: int) -> NDArray[np.int64]:

@@ -21,8 +21,9 @@ import numpy as np
 from edgewise.core import events, vector
 from edgewise.core.errors import RoundError, TrainingError
 from edgewise.core.keys import Key, derive
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, together
-from edgewise.core.stage import Aggregate, Memory
+from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
 from edgewise.engine import broadcast, evaluation
 from edgewise.engine.aggregation import Sums, aggregation
@@ -163,8 +164,7 @@ class Coordinator:
 
     def _released(self, checkpoint: Checkpoint, facts: RoundFacts, sums: Sums) -> tuple[Aggregate, Memory]:
         """The mean of a round, and what the server remembers after it."""
-        number, parts = facts.round, list[Aggregate]()
-        memory: Memory = {name: x for name, x in facts.memory.items() if name != broadcast.SUPPORT}  # not the codec's
+        number, memory, parts = facts.round, facts.memory, list[Aggregate]()
         for rung, summed in sums:
             part, memory = facts.at(rung).release(summed, facts.turn, self.entropy(number), memory)
             parts.append(part)

@@ -16,9 +16,9 @@ import numpy as np
 
 from edgewise.core import keys
 from edgewise.core.frame import Invite
+from edgewise.core.memory import Memory, flat, tree
 from edgewise.core.outline import outline
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.stage import Memory
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
 from edgewise.plan.plan import Plan
@@ -154,16 +154,16 @@ _decoder = msgspec.msgpack.Decoder(_Kept)
 
 
 def memory_of(state: Kept) -> dict[str, Array]:
-    """Codec memory as named arrays, for a file: ``committed/NAME`` and ``pending/NAME``, and ``committed_round`` and
-    ``pending_round``, int64[0] where there is no such round, else int64[1]."""
+    """Codec memory as named arrays, for a file: ``committed/PATH`` and ``pending/PATH`` (``core.memory.flat``), and
+    ``committed_round`` and ``pending_round``, int64[0] where there is no such round, else int64[1]."""
     idle = state if isinstance(state, Idle) else state.idle
-    arrays: dict[str, Array] = {}
+    arrays, memory = dict[str, Array](), Memory()
     for name, held in (("committed", idle.committed), ("pending", idle.pending)):
         if held is not None:
             rounds = [] if held.round is None else [held.round]
             arrays[f"{name}_round"] = np.array(rounds, np.int64)
-            arrays.update({f"{name}/{k}": v for k, v in held.memory.items()})
-    return arrays
+            memory = memory.put(name, None, held.memory)
+    return {**arrays, **flat(memory)}
 
 
 def session_of(state: Kept) -> bytes:
@@ -197,6 +197,4 @@ def resumed(idle: Idle, session: bytes) -> Kept:
 def _after(arrays: Mapping[str, Array], name: str) -> After | None:
     if (rounds := arrays.get(f"{name}_round")) is None:
         return None
-    prefix = f"{name}/"
-    memory = {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
-    return After(int(rounds[0]) if rounds.size else None, memory)
+    return After(int(rounds[0]) if rounds.size else None, tree(arrays).child(name))

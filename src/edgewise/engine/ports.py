@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol
 from edgewise.core.events import AnyEvent, Evaluated
 from edgewise.core.frame import Invite
 from edgewise.core.keys import Key
+from edgewise.core.memory import Memory
 from edgewise.core.outline import outline
 from edgewise.core.stage import HEAD as HEAD
-from edgewise.core.stage import Memory
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Buffer, Spec, Vector
 from edgewise.engine.device_state import Kept
@@ -282,7 +282,7 @@ class Checkpoint:
     next_round: int
     state: State
     unmet: int = 0
-    memory: Memory = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
     down: Downlink | None = None
     epsilon: float = 0.0
 

@@ -13,8 +13,8 @@ import numpy as np
 from edgewise.codecs import pack
 from edgewise.core import frame, vector
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.stage import Memory
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Segment
 from edgewise.engine import broadcast
@@ -89,7 +89,7 @@ def decide(
     """
     number, sampling = checkpoint.next_round, plan.sampling
     pipe, memory = plan.at(number), plan.mine(checkpoint.memory, number)
-    turn = Turn(number, plan.public(number), support=_support(pipe, memory), clip=_clip(memory))
+    turn = Turn(number, plan.public(number), support=_support(pipe, memory), clip=_clip(pipe, memory))
     named = b"" if turn.support is None or not turn.support.size else pack.pack_support(turn.support, plan.spec.dim)
     model = broadcast.snapshot(checkpoint)
     invite = frame.Invite(
@@ -150,9 +150,13 @@ def _support(pipe: Pipeline, memory: Memory) -> vector.Array | None:
 
     Where stages take turns over rounds, the last release is that of the same phase: it moved the same coordinates.
     """
-    return memory.get(broadcast.SUPPORT, np.zeros(0, np.int64)) if pipe.encoded.announced else None
+    if not pipe.encoded.announced:
+        return None
+    support = memory.child("release").get(broadcast.SUPPORT)
+    return np.zeros(0, np.int64) if support is None else support
 
 
-def _clip(memory: Memory) -> float:
+def _clip(pipe: Pipeline, memory: Memory) -> float:
     """``Turn.clip``: 0 where the clip is fixed."""
-    return float(memory[CLIP][0]) if CLIP in memory else 0.0
+    clip = None if pipe.served is None else memory.child("stage", pipe.served).get(CLIP)
+    return 0.0 if clip is None else float(clip[0])

@@ -13,8 +13,8 @@ from edgewise.codecs import pack
 from edgewise.codecs.ladder import pick, rung_bytes
 from edgewise.core import keys
 from edgewise.core.frame import Invite, LocalRule
+from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.stage import Memory
 from edgewise.core.vector import Array, Segment, Spec
 from edgewise.plan.budget import upload_budget
 from edgewise.plan.downlink import delta_bytes
@@ -119,20 +119,18 @@ class Plan:
     def each(self, start: Callable[[Pipeline], Memory]) -> Memory:
         """Codec memory before the first round, of all phases together; each phase moves other coordinates, so each has
         its own."""
-        return {self._named(i) + k: v for i, pipe in enumerate(self.pipelines) for k, v in start(pipe).items()}
+        memory = Memory()
+        for i, pipe in enumerate(self.pipelines):
+            memory = memory.put("phase", i, start(pipe))
+        return memory
 
     def mine(self, memory: Memory, round: int) -> Memory:
         """The part of a codec memory that belongs to the round's phase."""
-        prefix = self._named(self.phase(round))
-        return {k.removeprefix(prefix): v for k, v in memory.items() if k.startswith(prefix)}
+        return memory.child("phase", self.phase(round))
 
     def kept(self, memory: Memory, round: int, mine: Memory) -> Memory:
         """``memory`` after a round that left ``mine``; that of other phases as it was."""
-        prefix = self._named(self.phase(round))
-        return {**memory, **{prefix + k: v for k, v in mine.items()}}
-
-    def _named(self, phase: int) -> str:
-        return f"phase{phase}/" if len(self.pipelines) > 1 else ""
+        return memory.put("phase", self.phase(round), mine)
 
     def frozen(self, round: int) -> tuple[Segment, ...]:
         """Segments that are neither trained nor moved in this round; none with one phase."""

@@ -21,9 +21,10 @@ import numpy as np
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Adjacency, Space
-from edgewise.core.stage import BELOW, Head, Memory, Server, Stage
+from edgewise.core.stage import BELOW, Head, Server, Stage
 from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy.clip import HAIR, LARGEST, SMALLEST
 
@@ -105,13 +106,13 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
         return payload
 
     def init(space: Space) -> Memory:
-        return {CLIP: np.array([start])}
+        return Memory({CLIP: np.array([start])})
 
     def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         clip = float(memory[CLIP][0])
         below = min(max(head[BELOW] / weight(space) + reach(space.adjacency), 0.0), 1.0)
         new = min(max(clip * exp(-rate * (below - quantile)), SMALLEST), LARGEST)
-        return (mean * np.float32(clip)).astype(np.float32), {CLIP: np.array([new])}
+        return (mean * np.float32(clip)).astype(np.float32), Memory({CLIP: np.array([new])})
 
     def says(before: Space, after: Space) -> str:
         return (

@@ -23,10 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Adjacency, Space
-from edgewise.core.stage import Memory, Stage, placed
+from edgewise.core.stage import Stage, placed
 from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import Event
@@ -380,6 +381,5 @@ def _before_noise(pipe: Pipeline, x: Vector, turn: Turn) -> tuple[NDArray[np.flo
     for i, stage in enumerate(pipe.stages):
         if pipe.spaces[i + 1].noise.std > 0.0:
             return np.concatenate([payload.body, payload.head]), pipe.spaces[i]
-        mine = {k.removeprefix(f"{i}."): v for k, v in memory.items() if k.startswith(f"{i}.")}
-        payload, _ = stage.encode(payload, mine, pipe.spaces[i], placed(turn, pipe.stages, i))
+        payload, _ = stage.encode(payload, memory.child("stage", i), pipe.spaces[i], placed(turn, pipe.stages, i))
     return _joint(pipe, x, turn), pipe.encoded

@@ -11,10 +11,11 @@ from annotated_types import Ge, Le
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec, Vector, norm_l2
 
 HAIR = 1.0 - 2.0**-23  # float32 rounding can lengthen a vector by 2^-24; this pays for it

@@ -30,10 +30,11 @@ from annotated_types import Ge, Gt, Le
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
+from edgewise.core.memory import Memory
 from edgewise.core.part import part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Noise, Space
-from edgewise.core.stage import Memory, Stage
+from edgewise.core.stage import Stage
 from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within
 
 BETA = exp(-0.5)  # a rounding is repeated with at most this probability

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from edgewise.core import demand
 from edgewise.core.errors import BudgetError
 from edgewise.core.keys import Key, derive
+from edgewise.core.memory import Memory
 from edgewise.core.space import Total
-from edgewise.core.stage import Memory, Post
+from edgewise.core.stage import Post
 from edgewise.privacy import spend
 from edgewise.privacy.grid import rounded
 from edgewise.privacy.noise import adds, bounded, normals, on_total
@@ -145,7 +146,7 @@ def correlated_noise(z: float, blt: Blt) -> Post:
         return total.but(noise_std=hypot(total.noise_std, on_total(name, z * own, total).std))
 
     def init(total: Total, size: int) -> Memory:
-        return {"round": np.zeros(1), "buffers": start(blt, size).buffers}
+        return Memory({"round": np.zeros(1), "buffers": start(blt, size).buffers})
 
     def apply(x: Array, total: Total, round: int, entropy: Key, memory: Memory) -> tuple[Array, Memory]:
         stream = Stream(int(memory["round"][0]), memory["buffers"])
@@ -159,7 +160,7 @@ def correlated_noise(z: float, blt: Blt) -> Post:
         on = on_total(name, z * own, total)
         steps = rounded(x, on.step) + rounded(y, 1.0 / on.s)
         out: Array = np.multiply(steps, on.step, dtype=np.float64)
-        return out, {"round": np.array([float(stream.round)]), "buffers": stream.buffers}
+        return out, Memory({"round": np.array([float(stream.round)]), "buffers": stream.buffers})
 
     return Post(name, adds, infer, apply, init)
 

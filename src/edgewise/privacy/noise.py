@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Key, Turn, derive
+from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space, Total
-from edgewise.core.stage import BELOW, WEIGHT, Memory, Post, Stage
+from edgewise.core.stage import BELOW, WEIGHT, Post, Stage
 from edgewise.crypto.prg import Words
 from edgewise.privacy import grid
 
