@@ -107,6 +107,8 @@ def test_data_whose_owners_have_words_of_their_own_is_said_to_favour_training_al
     assert said not in report.page(s), "it did not win"
     s["against_alone"]["change_percent"] = 3.0
     assert said in report.page(s)
+    own = {**s["facts"], "extensions": ["mine"]}
+    assert alone.note({**s, "facts": own}) == "", "a trainer of one's own reads data of its own"
     for other in ({"source": "plays"}, {"partition": "iid"}):
         assert alone.note({**s, "recipe": {"data": {**s["recipe"]["data"], **other}}}) == ""
 

@@ -39,6 +39,12 @@ def loss(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[to
     return F.cross_entropy(model(batch[0]), batch[1]), len(batch[0])
 
 
+def counted(model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``loss`` whose terms are counted in a tensor, as those of a mask."""
+    mean, n = loss(model, batch)
+    return mean, torch.ones(int(n), dtype=torch.bool).sum()
+
+
 def section(**more: object) -> TrainingSection:
     return TrainingSection(**{"clip_grad": 0.0, "batch": 8, **more})  # type: ignore[arg-type]
 
@@ -347,3 +353,18 @@ def test_unshuffled_shards_give_rows_in_order() -> None:
     got = list(TensorShard((x, y), shuffle=False).batches(3, section(batch=4, accumulate=2), KEY))
     assert [[len(b[0]) for b in micro] for micro in got] == [[2, 2], [2, 2], [2]]
     assert torch.equal(got[1][0][0], x[4:6])
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_terms_that_a_loss_counts_in_a_tensor_are_a_number(parts: int) -> None:
+    found = []
+    for one in (loss, counted):
+        model = net()
+        flat = Flat(list(model.named_parameters()))
+        rule = LocalRule(steps=2, lr=0.1)
+        done = fit(model, one, steps(2, parts=parts), flat, flat.read(), rule, section(), KEY)  # type: ignore[arg-type]
+        held = evaluate(model, one, [data()])  # type: ignore[arg-type]
+        figures = (*done[1:], held.nll, held.tokens)
+        assert [type(x) for x in figures] == [float, float, float, int]
+        found.append((done.x.tobytes(), *figures))
+    assert found[0] == found[1]

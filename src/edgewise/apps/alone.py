@@ -99,8 +99,10 @@ def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
 
 def note(s: Mapping[str, Any]) -> str:
     """Why training alone did better, where the data tells; else empty."""
-    data, c = s["recipe"]["data"], s["against_alone"]
+    data, c, facts = s["recipe"]["data"], s["against_alone"], s["facts"]
     if c is None or (c["change_percent"] or 0.0) <= 0.0:
+        return ""
+    if facts.get("extensions") and "precision" not in facts:  # a fact of the text trainer: others read other data
         return ""
     return NOTES.get(data["source"], "") if data["partition"] == "owner" else ""
 

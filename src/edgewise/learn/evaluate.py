@@ -10,7 +10,7 @@ from torch import nn
 
 from edgewise.core.errors import TrainingError
 from edgewise.core.training import HeldOut
-from edgewise.learn.train import Batch, Loss
+from edgewise.learn.train import Batch, Loss, mean_loss
 
 
 def evaluate(model: nn.Module, loss: Loss, batches: Iterable[Batch]) -> HeldOut:
@@ -26,7 +26,7 @@ def evaluate(model: nn.Module, loss: Loss, batches: Iterable[Batch]) -> HeldOut:
     nll, tokens = 0.0, 0
     with torch.no_grad():
         for batch in batches:
-            mean, n = loss(model, batch)
+            mean, n = mean_loss(loss, model, batch)
             nll, tokens = nll + mean.item() * n, tokens + int(n)
     if not math.isfinite(nll):
         raise TrainingError("E-NAN", f"the held-out loss is {nll}.", "lower training.lr or the server's step.")

@@ -116,16 +116,22 @@ LOWER = "lower training.lr, or set training.clip_grad."
 def _backward(model: nn.Module, loss: Loss, micro: Sequence[Batch], g_D: Tensor) -> tuple[float, float]:
     """Gradient of the mean over all micro-batches into ``g_D``; returns (summed loss, terms)."""
     if len(micro) == 1:
-        mean, n = loss(model, micro[0])
+        mean, n = mean_loss(loss, model, micro[0])
         mean.backward()
         return mean.item() * n, n
     total, terms = 0.0, 0.0
     for batch in micro:
-        mean, n = loss(model, batch)
+        mean, n = mean_loss(loss, model, batch)
         (mean * n).backward()
         total, terms = total + mean.item() * n, terms + n
     g_D.div_(terms)
     return total, terms
+
+
+def mean_loss(loss: Loss, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
+    """(mean, terms) of a batch, the terms as a number: a loss may count them in a tensor, as of a mask."""
+    mean, n = loss(model, batch)
+    return mean, float(n)
 
 
 def dealt(batches: Iterable[Sequence[Batch]], steps: int) -> Iterator[Sequence[Batch]]:

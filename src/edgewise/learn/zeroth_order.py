@@ -23,7 +23,7 @@ from edgewise.engine.ports import Trainer
 from edgewise.learn.directions import Seeds, expand, move, seeds_of
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_trainer import TorchTrainer, computing, measured_step_s, weights_bytes
-from edgewise.learn.train import LOWER, Batch, Fitted, Loss, dealt, quarters
+from edgewise.learn.train import LOWER, Batch, Fitted, Loss, dealt, mean_loss, quarters
 from edgewise.strategies.base import Directions
 
 
@@ -109,7 +109,7 @@ def _loss(model: nn.Module, loss: Loss, micro: Sequence[Batch]) -> tuple[float, 
     """Summed loss and terms over all micro-batches."""
     total, terms = 0.0, 0.0
     for batch in micro:
-        mean, n = loss(model, batch)
+        mean, n = mean_loss(loss, model, batch)
         total, terms = total + mean.item() * n, terms + n
     return total, terms
 
