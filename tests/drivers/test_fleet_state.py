@@ -31,6 +31,7 @@ from edgewise.drivers.http.signatures import TOLERANCE_S, Proof
 SERVER = "ab" * 16
 KEY = sign.pair(bytes(range(32))).public
 DEVICE = "d" * 32
+ROOM = uploads.Room(2**26, 2**30)
 CONTRIBUTION = contribution(DEVICE)
 
 
@@ -312,7 +313,7 @@ def test_an_upload_goes_on_where_it_stands(database: Database, tmp_path: Path) -
     from hashlib import sha256
 
     begin = lambda: database.write(  # noqa: E731
-        lambda c: uploads.begin(c, DEVICE, RUN, 0, sha256(raw).digest(), len(raw), 2**26, 0.0)
+        lambda c: uploads.begin(c, DEVICE, RUN, 0, sha256(raw).digest(), len(raw), ROOM, 0.0)
     )
     upload = begin()
     with database.read() as c:
@@ -333,14 +334,19 @@ def test_an_upload_goes_on_where_it_stands(database: Database, tmp_path: Path) -
 def test_uploads_of_others_are_unknown_and_quotas_hold(database: Database) -> None:
     post(database)
     begin = lambda size, digest=bytes(32): database.write(  # noqa: E731
-        lambda c: uploads.begin(c, DEVICE, RUN, 0, digest, size, 2**26, 0.0)
+        lambda c: uploads.begin(c, DEVICE, RUN, 0, digest, size, ROOM, 0.0)
     )
     upload = begin(100)
     with database.read() as c:
         assert code(uploads.find, c, upload.id, "e" * 32) == "E-UNKNOWN-ID"
     assert code(begin, 2**26 + 1, b"1" * 32) == code(begin, 0, b"2" * 32) == "E-QUOTA"
     assert [code(begin, 2**26, bytes([n]) * 32) for n in range(3, 8)] == ["", "", "", "E-QUOTA", "E-QUOTA"]
-    other = lambda: database.write(lambda c: uploads.begin(c, "e" * 32, RUN, 0, bytes(32), 1, 9, 0.0))  # noqa: E731
+    full = uploads.Room(2**26, 4 * 2**26)
+    assert code(database.write, lambda c: uploads.begin(c, DEVICE, RUN, 0, b"9" * 32, 1, full, 0.0)) == ""
+    post(database, device="f" * 32)
+    theirs = lambda c: uploads.begin(c, "f" * 32, RUN, 0, b"9" * 32, 2**26, full, 0.0)  # noqa: E731
+    assert code(database.write, theirs) == "E-BUSY"
+    other = lambda: database.write(lambda c: uploads.begin(c, "e" * 32, RUN, 0, bytes(32), 1, ROOM, 0.0))  # noqa: E731
     assert code(other) == "E-CLOSED"
 
 

@@ -21,6 +21,7 @@ from edgewise.apps.options import (
     Set,
     Workers,
 )
+from edgewise.apps.server import commands as operators
 
 if TYPE_CHECKING:
     from edgewise.apps.shell import Session
@@ -320,6 +321,10 @@ def schema(
 
 
 app.command()(guides.explain)
+app.command()(operators.serve)
+app.command()(operators.join)
+app.add_typer(operators.token, name="token", help="Make, list and revoke enrolment tokens.")
+app.add_typer(operators.fleet, name="fleet", help="List, approve and revoke devices.")
 
 
 def _session(name: str, as_json: bool, debug: bool) -> Session:

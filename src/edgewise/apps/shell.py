@@ -25,6 +25,7 @@ from edgewise.drivers.noise import Noise
 from edgewise.drivers.screen import screen
 
 TRAIN_EXTRA = {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"}
+SERVER_EXTRA = {"fastapi", "starlette", "uvicorn", "alembic", "prometheus_client"}
 NOISE = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -59,9 +60,11 @@ class Session:
         except EdgewiseError as e:
             return self._fail(e)
         except ImportError as e:
-            if (e.name or "").split(".")[0] not in TRAIN_EXTRA:
+            package = (e.name or "").split(".")[0]
+            extra = "train" if package in TRAIN_EXTRA else "server" if package in SERVER_EXTRA else ""
+            if not extra:
                 return self._crash(e)
-            fix = 'pip install "edgewise[train]", or in a clone `make setup`.'
+            fix = f'pip install "edgewise[{extra}]", or in a clone `make setup`.'
             return self._fail(EdgewiseError("E-DEPENDENCY", f"this command needs {e.name}.", fix))
         except (Exception, SystemExit) as e:  # boundary: a bug becomes a crash file and a message, never a traceback
             return self._crash(e)

@@ -34,22 +34,34 @@ class Upload:
     received: int
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many bytes a frame may have, and all open uploads together."""
+
+    frame: int
+    spool: int
+
+
 def begin(
-    c: sa.Connection, device: str, run: str, round: int, digest: bytes, size: int, limit: int, now_s: float
+    c: sa.Connection, device: str, run: str, round: int, digest: bytes, size: int, room: Room, now_s: float
 ) -> Upload:
     """Begin an upload, or find the one that was begun for the same bytes.
 
     Raises TransportError: E-CLOSED where the device has no part in the round; E-QUOTA where the frame is larger than
-    ``limit``, or the device has too much open.
+    there is room, or the device has too much open; E-BUSY where all devices have.
     """
     mailboxes.invited(c, run, round, device)
     mine = sa.select(UPLOADS).where(UPLOADS.c.device == device)
     row = c.execute(mine.where(UPLOADS.c.run == run, UPLOADS.c.round == round, UPLOADS.c.digest == digest)).first()
     if row is None:
         is_open = c.execute(sa.select(sa.func.sum(UPLOADS.c.size)).where(UPLOADS.c.device == device)).scalar() or 0
-        if not 0 < size <= limit or is_open + size > OPEN_BYTES:
-            what = f"an upload of {size} bytes; {limit} are allowed, and {OPEN_BYTES} in all open uploads of a device."
+        if not 0 < size <= room.frame or is_open + size > OPEN_BYTES:
+            what = f"a frame of {size} bytes; {room.frame} are allowed, and {OPEN_BYTES} in all uploads of a device."
             raise TransportError("E-QUOTA", what, "send less (a smaller rung, fewer segments).")
+        if (c.execute(sa.select(sa.func.sum(UPLOADS.c.size))).scalar() or 0) + size > room.spool:
+            raise TransportError(
+                "E-BUSY", "the server's disk quota for uploads is used up.", "wait for the round's end."
+            )
         id = secrets.token_hex(16)
         values = {"device": device, "run": run, "round": round, "digest": digest, "size": size}
         c.execute(UPLOADS.insert().values(id=id, **values, chunk=CHUNK_BYTES, received=0, made_s=now_s))

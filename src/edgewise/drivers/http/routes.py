@@ -26,7 +26,7 @@ from starlette.routing import Route
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes, nonces, uploads
-from edgewise.drivers.fleet.uploads import Upload
+from edgewise.drivers.fleet.uploads import Room, Upload
 from edgewise.drivers.http import certificates
 from edgewise.drivers.http.guard import caller, parsed
 from edgewise.drivers.http.service import Service
@@ -113,9 +113,9 @@ class DataPlane:
         if proof.run is None or proof.round is None:
             raise TransportError("E-REQUEST", "an upload is for a run and a round.", "sign for both.")
         run, round = proof.run, proof.round
-        limit = service.limits.frame_bytes
+        room = Room(service.limits.frame_bytes, service.limits.spool_bytes)
         begun = await self._once(
-            proof, lambda c: uploads.begin(c, member.id, run, round, digest, size, limit, service.now_s())
+            proof, lambda c: uploads.begin(c, member.id, run, round, digest, size, room, service.now_s())
         )
         return _upload(begun, 201)
 

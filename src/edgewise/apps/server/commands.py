@@ -1,0 +1,267 @@
+"""Commands of operators and owners: serve, join, token, fleet. Everything beyond typer is imported inside: help comes
+at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgewise.apps.options import Debug, Json
+
+if TYPE_CHECKING:
+    from edgewise.drivers.http.link import Link
+
+HOME = Path(os.environ.get("EDGEWISE_HOME", "~/.edgewise"))
+Home = Annotated[Path, typer.Option("--home", envvar="EDGEWISE_HOME", help="Folder of your key and your server.")]
+PATIENCE_S = 30.0  # of an operator's command
+
+token = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+fleet = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Keys and database; made on the first start.")],
+    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")] = "127.0.0.1:8443",
+    public: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="HOST", help="A name or address by which devices reach this server."),
+    ] = None,
+    certificate: Annotated[Path | None, typer.Option("--cert", help="Your own certificate chain (PEM).")] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="Its key (PEM).")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, on 127.0.0.1 only.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Enrol devices over TLS, and hold their mail.
+
+    The first start makes keys, a certificate and a token for the first administrator. Rounds are driven from Python
+    (edgewise.drivers.http.cohort).
+    """
+
+    def body() -> dict[str, Any]:
+        import json
+        from contextlib import suppress
+        from threading import Event
+
+        from edgewise.apps import shell
+        from edgewise.apps.server.start import Server, Tls
+        from edgewise.core.errors import TransportError
+
+        host, _, port = listen.rpartition(":")
+        if not (host and port.isdigit() and int(port) < 2**16):
+            raise TransportError("E-REQUEST", f"{listen} is not HOST:PORT.", "write, say, --listen 0.0.0.0:8443.")
+        if (certificate is None) != (key is None):
+            raise TransportError("E-REQUEST", "--cert and --key belong together.", "give both, or neither.")
+        names = tuple(dict.fromkeys([*(public or ()), *(() if host in ("0.0.0.0", "::") else (host,))]))
+        with shell.interrupts(), Server(folder, host, int(port), Tls(names, certificate, key, plain)) as server:
+            scheme, first = "http" if plain else "https", server.first_token()
+            url = f"{scheme}://{names[0] if names else '127.0.0.1'}:{server.port}"
+            if as_json:
+                print(json.dumps({"url": url, "server": server.service.identity.name, "token": first}), flush=True)
+            else:
+                print(f"serving  {url}  key {server.service.identity.name}  (Ctrl-C ends)", flush=True)
+                if first:
+                    print(f"first administrator, within an hour:  edgewise join {url}\n  token  {first}", flush=True)
+            with suppress(KeyboardInterrupt):  # the way to end it
+                Event().wait()
+        return {"ended": url}
+
+    _run("serve", as_json, debug, body)
+
+
+def join(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of the server: https://HOST:PORT.", show_default=False)],
+    token_file: Annotated[
+        str, typer.Option("--token-file", help="File with the token; - reads standard input. Asked for if left out.")
+    ] = "",
+    home: Home = HOME,
+    label: Annotated[str, typer.Option("--label", help="What you call this device.")] = "",
+    plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, to this machine only.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Enrol this machine at a server, with a token of its operator.
+
+    Makes a key that never leaves this machine. The token is not an option, since others can read command lines; the
+    variable EDGEWISE_TOKEN is read too.
+    """
+
+    def body() -> dict[str, Any]:
+        from edgewise.drivers.http.link import Link
+
+        with Link.join(url, _token(token_file), home.expanduser(), label, plain, PATIENCE_S) as link:
+            standing = dict(link.standing())
+        if not as_json:
+            waits = "" if standing["status"] == "approved" else "; the operator has to approve it"
+            print(f"{standing['role']} {standing['id']} is {standing['status']}{waits}")
+        return standing
+
+    _run("join", as_json, debug, body)
+
+
+def _token(file: str) -> str:
+    import getpass
+    import sys
+
+    from edgewise.core.errors import TransportError
+
+    if file == "-":
+        return sys.stdin.readline()
+    if file:
+        try:
+            return Path(file).read_text(encoding="utf-8", errors="replace")
+        except OSError as e:
+            what = f"the token file {file} cannot be read: {e.strerror}."
+            raise TransportError("E-TOKEN", what, "name a file that holds the token.") from None
+    return os.environ.get("EDGEWISE_TOKEN") or getpass.getpass("enrolment token: ")
+
+
+@token.command("create")
+def create_token(
+    role: Annotated[str, typer.Option("--role", help="device, viewer, operator or admin.")] = "device",
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag of whoever enrols by it.")] = None,
+    uses: Annotated[int, typer.Option("--uses", min=1, help="How often it may be used.")] = 1,
+    approved: Annotated[bool, typer.Option("--approved", help="Whoever uses it needs no approval.")] = False,
+    hours: Annotated[float, typer.Option("--hours", min=0.001, max=2160.0, help="Until it expires.")] = 1.0,
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make an enrolment token. It is shown this once."""
+
+    def ask(link: Link) -> dict[str, Any]:
+        wanted = {"role": role, "tags": tag or [], "uses": uses, "approved": approved, "expires_in_s": 3600.0 * hours}
+        made: dict[str, Any] = link.call("POST", "/v1/tokens", document=wanted)
+        if not as_json:
+            print(f"{made['text']}\n  id {made['id']}; on the device:  edgewise join {link.home.url}")
+        return made
+
+    _ask("token create", home, as_json, debug, ask)
+
+
+@token.command("ls")
+def list_tokens(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
+    """List the enrolment tokens."""
+
+    def ask(link: Link) -> dict[str, Any]:
+        found = link.call("GET", "/v1/tokens")
+        if not as_json:
+            _table(found, ("id", "role", "tags", "used", "uses", "approved", "revoked", "expires_s"))
+        return {"tokens": found}
+
+    _ask("token ls", home, as_json, debug, ask)
+
+
+@token.command("revoke")
+def revoke_token(
+    id: Annotated[str, typer.Argument(metavar="ID", help="As `edgewise token ls` shows it.", show_default=False)],
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Let nobody enrol by a token any more."""
+
+    def ask(link: Link) -> dict[str, Any]:
+        done: dict[str, Any] = link.call("POST", f"/v1/tokens/{_id(id)}/revoke")
+        if not as_json:
+            print(f"token {id} is revoked")
+        return done
+
+    _ask("token revoke", home, as_json, debug, ask)
+
+
+@fleet.command("ls")
+def list_members(
+    status: Annotated[str, typer.Option("--status", help="Only pending, approved or revoked ones.")] = "",
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List devices, and the people who run the fleet."""
+
+    def ask(link: Link) -> dict[str, Any]:
+        found: list[dict[str, Any]] = []
+        while True:
+            page = link.call("GET", "/v1/devices", {"status": status, "after": found[-1]["id"] if found else ""})
+            found += page
+            if not page:
+                break
+        if not as_json:
+            _table(found, ("id", "role", "status", "tags", "label", "joined_s"))
+        return {"members": found}
+
+    _ask("fleet ls", home, as_json, debug, ask)
+
+
+def _decide(verb: str, done: str) -> Callable[..., None]:
+    def command(
+        ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Of members.", show_default=False)],
+        home: Home = HOME,
+        as_json: Json = False,
+        debug: Debug = False,
+    ) -> None:
+        def ask(link: Link) -> dict[str, Any]:
+            changed = [link.call("POST", f"/v1/devices/{_id(one)}/{verb}") for one in ids]
+            if not as_json:
+                print("\n".join(f"{one['id']} is {done}" for one in changed))
+            return {"members": changed}
+
+        _ask(f"fleet {verb}", home, as_json, debug, ask)
+
+    return command
+
+
+fleet.command("approve", help="Let pending devices in.")(_decide("approve", "approved"))
+fleet.command("revoke", help="Keep devices out, at once and for good.")(_decide("revoke", "revoked"))
+
+
+def _id(text: str) -> str:
+    """A name that fits into a path. Raises TransportError(E-UNKNOWN-ID)."""
+    from edgewise.core.errors import TransportError
+
+    if not (text.isalnum() and text.isascii()):
+        raise TransportError("E-UNKNOWN-ID", f"{text:.40} is no id.", "copy it from `ls`.")
+    return text
+
+
+def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    import datetime
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*[column.removesuffix("_s") for column in columns], box=None, pad_edge=False)
+    for row in rows:
+        cells = []
+        for column in columns:
+            value = row[column]
+            if column.endswith("_s"):
+                moment = datetime.datetime.fromtimestamp(value, datetime.UTC)
+                cells.append(moment.strftime("%Y-%m-%d %H:%M UTC"))
+            else:
+                cells.append(escape(", ".join(value) if isinstance(value, list) else str(value)))
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def _ask(name: str, home: Path, as_json: bool, debug: bool, ask: Callable[[Link], Mapping[str, Any]]) -> None:
+    """Put a question to the server of ``home``."""
+
+    def body() -> Mapping[str, Any]:
+        from edgewise.drivers.http.link import Link
+
+        with Link(home.expanduser(), PATIENCE_S) as link:
+            return ask(link)
+
+    _run(name, as_json, debug, body)
+
+
+def _run(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:
+    from edgewise.apps.shell import Session
+
+    raise typer.Exit(Session(name, as_json=as_json, debug=debug).run(body))
