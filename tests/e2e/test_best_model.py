@@ -14,8 +14,8 @@ from edgewise.core import events, vector
 from edgewise.core.errors import RecipeError
 from edgewise.drivers.store import RunStore
 from edgewise.engine.evaluation import kept
+from edgewise.plan.plan import Evaluations
 from edgewise.plan.recipe import from_plain
-from edgewise.plan.section import RoundSection
 from edgewise.plan.words import DP_WORDS
 
 # FedAdam overshoots: the held-out loss falls for three rounds and rises for five.
@@ -125,7 +125,7 @@ def test_a_run_that_was_cut_off_chooses_the_same(tmp_path, kind, which):
 
 
 def test_a_model_that_some_devices_cannot_measure_has_not_improved():
-    section = RoundSection(patience=2, keep="best")
+    section = Evaluations(patience=2, keep="best")
     told = [
         evaluation(-1, {"a": 30.0, "b": 50.0}, model="base"),
         evaluation(0, {"a": 25.0, "b": 45.0}),
@@ -141,7 +141,7 @@ def test_a_model_that_some_devices_cannot_measure_has_not_improved():
     told.append(evaluation(5, {"a": 20.0, "c": 90.0}, missing={"b": "late"}))
     assert kept(section, told, 6) == (6, 0, False), "who did not answer in time says nothing"
     del told[-1]
-    assert kept(RoundSection(), told, 5) == (5, 2, False)
+    assert kept(Evaluations(), told, 5) == (5, 2, False)
 
 
 @pytest.mark.parametrize("word", DP_WORDS)

@@ -21,7 +21,8 @@ from edgewise.learn import dp_sgd
 from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
-from edgewise.plan.private import Taking, private
+from edgewise.plan.card_text import Taking
+from edgewise.plan.private import private
 from edgewise.plan.promise import promised
 from edgewise.plan.recipe import parse
 from edgewise.plan.section import TrainingSection

@@ -59,7 +59,7 @@ def examine(
         findings = trials.examine(plan, quick, say, catalogue)
         leaks: dict[str, Any] = {"leaks": [], "memory": [], "tokens": 0}
         if all(f.holds for f in findings):  # what is broken already may not even release what it should
-            leaks = leakage.examine(plan, trainer, recipe_dir, Path(scratch), quick, say, catalogue)
+            leaks = leakage.examine(recipe, plan, trainer, recipe_dir, Path(scratch), quick, say, catalogue)
     found: dict[str, Any] = {
         "recipe": recipe.name,
         "privacy": recipe.privacy,

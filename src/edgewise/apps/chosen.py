@@ -7,7 +7,8 @@ from typing import NamedTuple
 from edgewise.core.errors import StoreError
 from edgewise.drivers.store import RunStore
 from edgewise.engine.evaluation import kept
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.plan import evaluations
+from edgewise.plan.recipe import from_plain
 
 
 class Chosen(NamedTuple):
@@ -32,13 +33,13 @@ class Chosen(NamedTuple):
 def chosen(store: RunStore) -> Chosen:
     """The model of the run in ``store`` that counts so far; its vector is ``store.blob(digest)``.
 
-    Raises StoreError(E-RESUME) where there is no run.
+    Raises StoreError(E-RESUME) where there is no run; RecipeError for the recipe of an earlier version.
     """
     run = store.run()
     if run is None:
         raise StoreError("E-RESUME", f"there is no run in {store.out}.", "check the path of the run directory.")
-    section, reached = Recipe.model_validate(run["recipe"]).round, max(0, run["next_round"])
-    told = kept(section, store.evaluations(), reached)
-    stopped = told.stopped and reached < section.rounds
-    over = stopped or reached >= section.rounds
+    recipe, reached = from_plain(run["recipe"], f"the recipe of {store.out}"), max(0, run["next_round"])
+    told = kept(evaluations(recipe), store.evaluations(), reached)
+    stopped = told.stopped and reached < recipe.round.rounds
+    over = stopped or reached >= recipe.round.rounds
     return Chosen(told.played, store.models().get(told.played, ""), reached, over, stopped, told.waited)

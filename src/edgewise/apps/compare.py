@@ -27,6 +27,7 @@ from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.probes import Probes
 from edgewise.drivers.store import RunStore
+from edgewise.plan.recipe import CompareSection
 
 CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
 
@@ -35,6 +36,7 @@ def compare(
     store: RunStore,
     executor: Executor,
     probes: Probes,
+    wanted: CompareSection,
     tell: Callable[[events.AnyEvent], None],
     rounds: int,
 ) -> None:
@@ -49,7 +51,6 @@ def compare(
     Raises EdgewiseError only where the run directory or a worker fails.
     """
     plan, last = probes.plan, rounds - 1
-    wanted = plan.recipe.compare
     wants_locals = wanted.local_only and not store.evaluated(LOCAL_ONLY, last)
     locals_left = deque(probes.devices if wants_locals else ())
     pooled = wanted.centralised and not store.evaluated(CENTRALISED, last)
@@ -68,7 +69,7 @@ def compare(
 
     def submit_chain() -> None:
         number, scale = rounds - chain_left, plan.sampling.expected
-        passes = plan.recipe.training.local_epochs * scale / plan.sampling.population
+        passes = plan.rule(0).epochs * scale / plan.sampling.population
         executor.submit(jobs.Solo(device=POOLED, params=chain, rounds=(number,), scale=scale, epochs=passes))
 
     if chain_left:

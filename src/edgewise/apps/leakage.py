@@ -51,26 +51,33 @@ def text_trainer(recipe: Recipe, recipe_dir: Path, scratch: Path, catalogue: Cat
 
 
 def examine(
-    plan: Plan, trainer: TextTrainer, recipe_dir: Path, scratch: Path, quick: bool, step: Step, catalogue: Catalogue
+    recipe: Recipe,
+    plan: Plan,
+    trainer: TextTrainer,
+    recipe_dir: Path,
+    scratch: Path,
+    quick: bool,
+    step: Step,
+    catalogue: Catalogue,
 ) -> dict[str, Any]:
     """``leaks``: token recall from one update in the clear, as it leaves the device, from the cohort's sum, and from
     the release; ``memory``: membership and exposure of the models after them. With ``dp.unit = "example"``
     devices train by the recipe's DP-SGD wherever a row does not say "in the clear".
     """
-    recipe, cohort = plan.recipe, 8 if quick else 32
+    cohort = 8 if quick else 32
     whole = recipe.model_copy(update={"trainable": type(recipe.trainable)(kind="full")})
     other = text_trainer(whole, recipe_dir, scratch, catalogue)
     everything = compile(whole, other.spec, len(other.devices()), catalogue)
-    leaks = _Probe(everything, other, cohort, step).whole()
-    more, memory = _Probe(plan, trainer, cohort, step).behind()
+    leaks = _Probe(everything, whole, other, cohort, step).whole()
+    more, memory = _Probe(plan, recipe, trainer, cohort, step).behind()
     return {"leaks": leaks + more, "memory": memory, "tokens": leaks[0]["tokens"]}
 
 
 class _Probe:
     """One device's batch, and what can be said of it."""
 
-    def __init__(self, plan: Plan, trainer: TextTrainer, cohort: int, step: Step) -> None:
-        self.plan, self.recipe, self.trainer, self.step = plan, plan.recipe, trainer, step
+    def __init__(self, plan: Plan, recipe: Recipe, trainer: TextTrainer, cohort: int, step: Step) -> None:
+        self.plan, self.training, self.trainer, self.step = plan, recipe.training, trainer, step
         noise_steps(plan, trainer)  # as a host of devices does
         self.devices = _with_text(trainer, cohort)
         self.rows = rows = self._first(self.devices[0])
@@ -94,10 +101,10 @@ class _Probe:
         """The update of some steps on ``rows``; ``own``: noised as the recipe's devices do it, each row a record that
         is in every step (the worst case; the device's other records are left out).
         """
-        training = self.recipe.training
+        training = self.training
         if sgd:
             training = training.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "clip_grad": 0.0})
-        rule = LocalRule(steps=steps, lr=1e-2 if sgd else self.recipe.training.lr)
+        rule = LocalRule(steps=steps, lr=1e-2 if sgd else self.training.lr)
         dp, expected = self.trainer.record_dp if own else None, 0.0
         together: list[Any] = [(torch.from_numpy(rows), int(predictions(rows)))]
         if dp is not None:

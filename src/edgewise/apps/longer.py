@@ -15,6 +15,7 @@ from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.probes import Probes
 from edgewise.drivers.store import RunStore
+from edgewise.plan.recipe import CompareSection
 
 LONGER = "longer"  # model of the measures and of the event
 
@@ -23,6 +24,7 @@ def longer(
     store: RunStore,
     executor: Executor,
     probes: Probes,
+    wanted: CompareSection,
     tell: Callable[[events.AnyEvent], None],
     rounds: int,
 ) -> None:
@@ -33,7 +35,6 @@ def longer(
     Raises EdgewiseError only where the run directory or a worker fails.
     """
     plan, last = probes.plan, rounds - 1
-    wanted = plan.recipe.compare
     if not wanted.longer or store.evaluated(LONGER, last):
         return
     began = time.perf_counter()

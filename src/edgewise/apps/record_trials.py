@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from edgewise.core import keys
 from edgewise.core.keys import Key, derive
 from edgewise.drivers.identities import simulated_root, simulated_secrets
+from edgewise.drivers.records import steps_noise
 from edgewise.plan.plan import Plan
 from edgewise.plan.private import Spend
 from edgewise.privacy import audit
@@ -38,7 +39,8 @@ def mechanism(plan: Plan, runs: int, step: Step) -> tuple[Finding, Finding]:
 
     Every record of a step is a run of its own: its gradient has a coordinate to itself (``learn.canaries``).
     """
-    plays, clip, delta = -(-runs // STEP_RECORDS), plan.recipe.dp.clip_l2, plan.recipe.dp.delta
+    spend, plays = _spend(plan), -(-runs // STEP_RECORDS)
+    clip, delta = spend.clipping.l2, spend.delta
     scores: dict[bool, list[NDArray[np.float64]]] = {False: [], True: []}
     for i in range(plays):
         step("mechanism", i, plays)
@@ -79,7 +81,7 @@ def steps(plan: Plan, runs: int, step: Step) -> Finding:
     for which, by in product(range(2), (-1.0, 1.0)):
         out, in_ = (np.concatenate(seen[world, which])[part == by] for world in (False, True))
         lower = max(lower, audit.gaussian_mu(out, in_, 1.0 - 0.05 / 4))
-    found = audit.measured("steps", mu, plan.recipe.dp.delta, lower, part.size)
+    found = audit.measured("steps", mu, _spend(plan).delta, lower, part.size)
     of = _one_step(plan).replace("one of", "two of", 1)
     return replace(found, of=f"{of}: of one round and of two", left_out=(LEFT_OUT[0], "how more of them add up"))
 
@@ -93,7 +95,7 @@ def one_run(plan: Plan, canaries: int, step: Step) -> Finding:
         step("canaries", start, canaries)
         key = derive(keys.root(7), "record one run", start)
         scores.append(_record_step(plan, present[start : start + STEP_RECORDS], key))
-    found = guessing.played(_mu(plan), plan.recipe.dp.delta, np.concatenate(scores), present)
+    found = guessing.played(_mu(plan), _spend(plan).delta, np.concatenate(scores), present)
     return replace(found, of=_one_step(plan), left_out=(*LEFT_OUT, *found.left_out))
 
 
@@ -104,13 +106,11 @@ def _record_step(plan: Plan, present: NDArray[np.bool_], key: Key) -> NDArray[np
 
 
 def _record_dp(plan: Plan) -> RecordDp:
-    from edgewise.learn.dp_sgd import RecordDp  # imports torch
-
-    return RecordDp(plan.recipe.dp.clip_l2, _spend(plan).z, plan.recipe.dp.sample_rate)
+    return steps_noise(_spend(plan))
 
 
 def _one_step(plan: Plan) -> str:
-    steps, clip = plan.recipe.training.local_steps * plan.rounds, plan.recipe.dp.clip_l2
+    steps, clip = plan.rule(0).steps * plan.rounds, _spend(plan).clipping.l2
     return f"one of up to {steps} steps of a device, at noise multiplier {_spend(plan).z:.4g} and clip {clip:g}"
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgewise.apps.record_trials import NONCE, Step
 from edgewise.apps.trial_plans import (
+    COHORT,
     FINER,
     LONG,
     clip_of,
@@ -28,7 +29,6 @@ from edgewise.apps.trial_plans import (
     layout,
     mu_of,
     promised,
-    scaled_plan,
     spend_of,
     those,
 )
@@ -42,6 +42,7 @@ from edgewise.drivers.identities import simulated_entropy, simulated_root, simul
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
+from edgewise.plan.scaled import scaled
 from edgewise.privacy import audit
 from edgewise.privacy.audit import FULL_WEIGHT, Finding, counted_on, neighbour
 from edgewise.privacy.distributed import MOST_BITS
@@ -55,16 +56,16 @@ def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -
     """
     step("rounds", 0, 1)
     spec, whole = layout(plan.spec, runs), 2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0
-    z, bits, stages = whole / sqrt(spec.dim), 0, [table["kind"] for table in plan.recipe.stage]
+    z, bits, stages = whole / sqrt(spec.dim), 0, [table["kind"] for table in plan.stage_tables]
     if plan.promise.who_noises is Noiser.COHORT:
-        bits = min(MOST_BITS, scaled_plan(plan, [], spec, z, catalogue).at(0).encoded.noise.ring_bits + FINER)
-    small = scaled_plan(plan, [], spec, z, catalogue, bits, adaptive_clip=False)
-    update = np.full(spec.dim, LONG * clip_of(plan.recipe), np.float32)
+        bits = min(MOST_BITS, scaled(plan, [], spec, z, catalogue, COHORT).at(0).encoded.noise.ring_bits + FINER)
+    small = scaled(plan, [], spec, z, catalogue, COHORT, bits, adaptive_clip=False)
+    update = np.full(spec.dim, LONG * clip_of(plan), np.float32)
     found = _played(small, first_way(small, plan), mu_of(small, 0), update, promised(plan))
     left = {
         **{f"{kind}: rounds are played without it": True for kind in stages},
         "how more than two rounds of a device add up": spend_of(plan).rounds_each > 2,
-        "a clip that moves": plan.recipe.dp.adaptive_clip,
+        "a clip that moves": spend_of(plan).clipping.follows,
         "masks and shares: they cancel in the sum": plan.hides is not None,
     }
     of = f"one coordinate of two releases in a row, their noise scaled for a mu of {found.claimed:.3g}"
@@ -95,7 +96,7 @@ def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Ad
     lower, claimed = 0.0, sqrt(2.0 / update.size) * mu
     for part in (signs < 0.0, signs > 0.0):  # differences, sums: both have to hold, so each is half as sure
         lower = max(lower, audit.gaussian_mu(scores[0][part], scores[1][part], 0.975))
-    return audit.measured("rounds", claimed, plan.recipe.dp.delta, lower, update.size)
+    return audit.measured("rounds", claimed, spend_of(plan).delta, lower, update.size)
 
 
 def _place(pipe: Pipeline) -> int:

@@ -171,7 +171,7 @@ def _run(
                     )
             if forecast and known is None:
                 _forecast(executor, loaded.plan, tell)
-            _play(store, executor, loaded, wrap, tell)
+            _play(store, executor, recipe, loaded, wrap, tell)
         finally:
             executor.close()
         if report:
@@ -335,19 +335,19 @@ def _versions() -> Mapping[str, str]:
 def _forecast(executor: Executor, plan: Plan, tell: Tell) -> None:
     """Tell how long the run will take, where a step can be measured and the recipe counts steps."""
     timed = [t for t in executor.broadcast(jobs.Time()) if isinstance(t, jobs.Timed) and t.step_s]
-    if not timed or plan.recipe.training.local_epochs:
+    if not timed or plan.rule(0).epochs:
         return
     step_s, encode_s = (fmean(getattr(t, name) for t in timed) for name in ("step_s", "encode_s"))
     found = explain.forecast(plan, step_s, executor.parallel, encode_s=encode_s)
     tell(events.Forecast(rounds_s=found["federated_s"], compare_s=found["compare_s"]))
 
 
-def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | None, tell: Tell) -> None:
+def _play(store: RunStore, executor: Executor, recipe: Recipe, loaded: _Loaded, wrap: Wrap | None, tell: Tell) -> None:
     plan = loaded.plan
-    simulated = SimulatedCohort(executor, plan, World(plan.recipe.simulation, plan.key, loaded.traces))
+    simulated = SimulatedCohort(executor, plan, World(recipe.simulation, plan.key, loaded.traces))
     cohort: Cohort = simulated if wrap is None else wrap(simulated)
 
-    root = simulated_root(plan, plan.recipe.world, loaded.facts)
+    root = simulated_root(plan, recipe.world, loaded.facts)
     trust, (leader, helper) = simulated_trust(root), simulated_servers(root)
     probes = Probes(cohort, plan, loaded.devices, time.perf_counter)
     coordinator = Coordinator(
@@ -364,14 +364,14 @@ def _play(store: RunStore, executor: Executor, loaded: _Loaded, wrap: Wrap | Non
         helper=LocalGateway(plan, helper.secret, trust.registry),
         evaluator=probes,
     )
-    reached = coordinator.run(_begun(coordinator, simulated, loaded, tell))
-    compare(store, executor, probes, tell, reached.next_round)
-    longer(store, executor, probes, tell, reached.next_round)
-    if wanted := plan.recipe.report.samples:
+    reached = coordinator.run(_begun(recipe.name, coordinator, simulated, loaded, tell))
+    compare(store, executor, probes, recipe.compare, tell, reached.next_round)
+    longer(store, executor, probes, recipe.compare, tell, reached.next_round)
+    if wanted := recipe.report.samples:
         sample(store, executor, wanted, probes.devices, tell)
 
 
-def _begun(coordinator: Coordinator, simulated: SimulatedCohort, loaded: _Loaded, tell: Tell) -> Checkpoint:
+def _begun(name: str, coordinator: Coordinator, simulated: SimulatedCohort, loaded: _Loaded, tell: Tell) -> Checkpoint:
     plan, checkpoint = loaded.plan, coordinator.begin(loaded.initial.pop())
     if checkpoint.down is not None:
         simulated.restore(checkpoint.down)
@@ -379,7 +379,7 @@ def _begun(coordinator: Coordinator, simulated: SimulatedCohort, loaded: _Loaded
     tell(
         events.RunStarted(
             run=plan.run,
-            name=plan.recipe.name,
+            name=name,
             rounds=plan.rounds,
             population=len(loaded.devices),
             cohort=plan.sampling.goal,

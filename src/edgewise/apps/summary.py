@@ -79,8 +79,8 @@ from edgewise.core.errors import StoreError
 from edgewise.core.training import POOLED
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.store import RunStore
+from edgewise.plan.promise import promises_epsilon
 from edgewise.plan.recipe import simulation_digest
-from edgewise.plan.words import DP_WORDS
 from edgewise.privacy.card import OUTSIDE
 
 MODELS = ("base", "local_only", "federated", "centralised")
@@ -128,7 +128,7 @@ def build(store: RunStore) -> dict[str, Any]:
     models = store.models()
     plan = facts.get("plan") or {}
     trained = facts.get("trainable") or plan.get("dim")  # of the model; the run's vector may be shorter
-    noised = recipe.get("privacy") in DP_WORDS
+    noised = promises_epsilon(recipe)
     which = chosen(store)
     played = which.reached
     if which.played < played:  # of an earlier round than the last one

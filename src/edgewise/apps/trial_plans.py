@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Adjacency, share_of
 from edgewise.core.vector import Spec
 from edgewise.merges.ring import ring_sum
-from edgewise.plan.catalogue import Catalogue
-from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.plan.private import Spend
 from edgewise.plan.promise import Noiser
-from edgewise.plan.recipe import Recipe
 from edgewise.privacy.audit import event_mu
 
 COHORT = 20  # of a scaled plan: enough for 5 % of it to be one corrupt device
@@ -43,31 +39,6 @@ def layout(spec: Spec, dim: int) -> Spec:
     return Spec.of([(s.name, (-(-dim // len(spec.segments)),), "float32") for s in spec.segments])
 
 
-def scaled_plan(
-    plan: Plan,
-    stages: Sequence[Mapping[str, Any]],
-    spec: Spec,
-    z: float,
-    catalogue: Catalogue,
-    bits: int = 0,
-    **dp: Any,
-) -> Plan:
-    """The plan's way of an update on another layout, with a given noise multiplier: one round of everybody, of whom the
-    same share may be corrupt as of the plan's smallest sum. ``dp``: other keys of [dp]."""
-    plain = plan.recipe.resolved()
-    plain["codec"], plain["stage"], plain["downlink"] = "stages", list(stages), []
-    plain["strategy"] = {"kind": "fedavg"}
-    plain["round"] = {"rounds": 1, "sampling": "all", "minimum": 1.0}
-    if plan.hides is not None:
-        share = min(0.5, plan.pipelines[0].spaces[0].quorum.corrupt_share)
-        plain["trust"] = {**plain["trust"], "malicious_fraction": share, "server": "malicious"}
-    if plain["merge"]["kind"] == "grouped":  # the server sees each group's sum: that is the release to attack
-        plain["merge"] = {"kind": "secure_sum"}
-    loose = {"noise": "independent", "amplification": "auto", "noise_multiplier": z, "epsilon": 0.0, "bits": bits}
-    plain["dp"] = {**plain["dp"], **loose, **dp}
-    return compile(Recipe.model_validate(plain), spec, COHORT, catalogue)
-
-
 def first_way(scaled: Plan, plan: Plan) -> Pipeline:
     """The first way up of a scaled plan, with the neighbours of ``plan``: those of a round of everybody are others than
     those of a Poisson cohort."""
@@ -88,9 +59,9 @@ def mu_of(plan: Plan, phase: int) -> float:
     return event_mu(events[phase % len(events)])
 
 
-def clip_of(recipe: Recipe) -> float:
+def clip_of(plan: Plan) -> float:
     """The largest bound of a part of an update that is clipped by itself."""
-    return max(recipe.dp.clip_l2, recipe.dp.tensor_l2)
+    return spend_of(plan).clipping.largest
 
 
 def uncounted(plan: Plan) -> bool:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgewise.apps import record_trials, round_trials
 from edgewise.apps.trial_plans import (
+    COHORT,
     FINER,
     LONG,
     clip_of,
@@ -24,7 +25,6 @@ from edgewise.apps.trial_plans import (
     layout,
     mu_of,
     promised,
-    scaled_plan,
     spend_of,
     those,
     uncounted,
@@ -37,6 +37,7 @@ from edgewise.core.vector import Vector
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
+from edgewise.plan.scaled import scaled
 from edgewise.privacy import audit, matrix
 from edgewise.privacy import one_run as guessing
 from edgewise.privacy.audit import Finding, contribution, neighbour, release, released
@@ -79,7 +80,7 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
         return [replace(first, left_out=("mechanism, rounds and one run: not tried where lengths do not hold",))]
     released_once = mechanism(plan, RUNS[quick], step, catalogue)
     whole = one_run(plan, CANARIES[quick], step, WORK[quick])
-    if plan.recipe.dp.noise == "correlated":  # then that is of all rounds
+    if spend_of(plan).correlated:  # then that is of all rounds
         return [first, released_once, whole]
     return [first, released_once, round_trials.rounds(plan, RUNS[quick], step, catalogue), whole]
 
@@ -87,7 +88,7 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
 def length(plan: Plan) -> Finding:
     """Measure the largest distance of an update from its neighbour's at the place of the noise. Returns the worst
     finding of all phases."""
-    dim, size = plan.spec.dim, LONG * clip_of(plan.recipe)
+    dim, size = plan.spec.dim, LONG * clip_of(plan)
     spike, found = np.zeros(dim, np.float32), []
     spike[dim // 2] = size
     for phase, pipe in enumerate(ways_of(plan)):
@@ -95,7 +96,7 @@ def length(plan: Plan) -> Finding:
         mu, key = mu_of(plan, phase), derive(keys.root(7), "length", phase)
         found.append(
             audit.length_audit(
-                "length", pipe, mu, updates, plan.recipe.dp.delta, key, _noise_std(plan, pipe), promised(plan)
+                "length", pipe, mu, updates, spend_of(plan).delta, key, _noise_std(plan, pipe), promised(plan)
             )
         )
     of = f"one release at noise multiplier {_z(plan):.4g}: how far a device can be from its neighbour before the noise"
@@ -104,7 +105,7 @@ def length(plan: Plan) -> Finding:
 
 def _noise_std(plan: Plan, pipe: Pipeline) -> float:
     """What hides a device in one release by the fold; 0 where noise is correlated, and the claim is of the run."""
-    if plan.recipe.dp.noise == "correlated":
+    if spend_of(plan).correlated:
         return 0.0
     return pipe.encoded.noise.std if plan.promise.who_noises is Noiser.DEVICE else pipe.total.noise_std
 
@@ -118,16 +119,16 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     """
     step("mechanism", 0, 1)
     spec = layout(plan.spec, runs)
-    stages = [table for table in plan.recipe.stage if _by_coordinate(table)]
+    stages = [table for table in plan.stage_tables if _by_coordinate(table)]
     whole, size, delta = (
         2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0,
-        LONG * clip_of(plan.recipe),
-        plan.recipe.dp.delta,
+        LONG * clip_of(plan),
+        spend_of(plan).delta,
     )
-    probe = scaled_plan(plan, stages, spec, whole / sqrt(spec.dim), catalogue)
+    probe = scaled(plan, stages, spec, whole / sqrt(spec.dim), catalogue, COHORT)
     of = "one coordinate of one release"
     if probe.at(0).encoded.head:
-        tiny = scaled_plan(plan, stages, layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue)
+        tiny = scaled(plan, stages, layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue, COHORT)
         update, many = np.full(tiny.spec.dim, size, np.float32), runs // RELEASES
         pipe, mu, of = first_way(tiny, plan), mu_of(tiny, 0), "one release, body and head"
         noised = pipe
@@ -138,7 +139,7 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
             if plan.promise.who_noises is Noiser.COHORT
             else 0
         )
-        small = scaled_plan(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, bits)
+        small = scaled(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, COHORT, bits)
         update = np.full(spec.dim, size, np.float32)
         noised, mu = first_way(small, plan), mu_of(small, 0)
         found = audit.mechanism_audit("mechanism", noised, update, delta, keys.root(7), mu, promised(plan))
@@ -146,13 +147,13 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     start, public = noised.start_memory(), derive(keys.root(7), "public")
     one, two = (released(noised, nothing, derive(keys.root(7), "fresh", i), 0, start, public)[0] for i in range(2))
     found = audit.fresh(found, delta, one, two)
-    dp, others = plan.recipe.dp, [table["kind"] for table in plan.recipe.stage if not _by_coordinate(table)]
+    spend, others = spend_of(plan), [table["kind"] for table in plan.stage_tables if not _by_coordinate(table)]
     left = {
         **{f"{kind}: behind it coordinates are not runs of their own": True for kind in others},
-        "how noise correlates over the rounds": dp.noise == "correlated",
+        "how noise correlates over the rounds": spend.correlated,
         "corrupt devices: too few for this small a cohort": plan.promise.who_noises is Noiser.COHORT
         and uncounted(plan),
-        "dp.bits: so little noise needs another ring": dp.bits > 0,
+        "dp.bits: so little noise needs another ring": spend.bits > 0,
         "phases but the first": len(plan.pipelines) > 1,
         "the rungs of the ladder": bool(plan.rungs),
     }
@@ -193,7 +194,7 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
         of = f"{rounds} of {blt.rounds} rounds of correlated noise at multiplier {_z(plan):.4g}, a device in {takes}"
     head = pipes[0].encoded.head
     beside = {f"{' and '.join(head)} beside the update: all canaries move the same number": bool(head)}
-    found = guessing.played(mu, plan.recipe.dp.delta, scores, present)
+    found = guessing.played(mu, spend_of(plan).delta, scores, present)
     return replace(found, of=of, left_out=(*_left_out(plan), *those(beside), *found.left_out))
 
 
@@ -261,7 +262,7 @@ def _each(pipe: Pipeline) -> int:
 
 
 def _canary(plan: Plan, i: int) -> Vector:
-    return _signs(plan.spec.dim, i) * np.float32(LONG * clip_of(plan.recipe))
+    return _signs(plan.spec.dim, i) * np.float32(LONG * clip_of(plan))
 
 
 def _seen(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]:
@@ -277,7 +278,7 @@ def _seen(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]
 def _along(plan: Plan, i: int) -> NDArray[np.float64]:
     """The direction of a canary behind the clip, of length 1; a clip for each tensor makes all of them alike."""
     shape = _signs(plan.spec.dim, i).astype(np.float64)
-    if plan.recipe.dp.tensor_l2:
+    if spend_of(plan).clipping.tensor_l2:
         for s in plan.spec.segments:
             shape[s.start : s.stop] /= sqrt(max(1, s.size))
     return shape / float(np.linalg.norm(shape))
@@ -293,7 +294,7 @@ def _blt(plan: Plan) -> Blt:
     event = spend_of(plan).events[0]
     if event.kind != "matrix":
         return Blt((), (), 1, 1, 1)
-    return matrix.choose(event.rounds, event.gap, event.takes, plan.recipe.dp.buffers)
+    return matrix.choose(event.rounds, event.gap, event.takes, spend_of(plan).buffers)
 
 
 def _z(plan: Plan) -> float:
@@ -306,18 +307,18 @@ def _by_coordinate(table: Mapping[str, Any]) -> bool:
 
 def _left_out(plan: Plan) -> tuple[str, ...]:
     """What no trial of the plan's releases looks at."""
-    pipe, dp, event = ways_of(plan)[0], plan.recipe.dp, spend_of(plan).events[0]
+    pipe, spend, event = ways_of(plan)[0], spend_of(plan), spend_of(plan).events[0]
     space = pipe.encoded
-    halves = [stage.name for stage in pipe.stages if stage.server is not None and not dp.adaptive_clip]
+    halves = [stage.name for stage in pipe.stages if stage.server is not None and not spend.clipping.follows]
     found = {
         f"the noised sum before the server's half of {', '.join(halves)}: scores are of what leaves it": bool(halves),
         "sampling: the attacker knows who takes part, and the claim is without it": event.amplified,
-        "how a device's rounds add up": event.kind != "matrix" and spend_of(plan).rounds_each > 1,
+        "how a device's rounds add up": event.kind != "matrix" and spend.rounds_each > 1,
         "what error feedback keeps from earlier rounds": space.residual,
         "positions that earlier releases chose": space.announced > 0,
-        "how the clip moves over the rounds": dp.adaptive_clip,
+        "how the clip moves over the rounds": spend.clipping.follows,
         "rungs of the ladder but the one for the fastest link": bool(plan.rungs) and not plan.ways,
-        "the rule between the groups: the server sees each group's sum": plan.recipe.merge["kind"] == "grouped",
+        "the rule between the groups: the server sees each group's sum": plan.pipelines[0].merge.groups > 1,
         "masks and shares: they cancel in the sum": plan.hides is not None,
     }
     return those(found)

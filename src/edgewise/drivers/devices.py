@@ -159,7 +159,7 @@ def in_steps(trainer: Trainer, plan: Plan, device: DeviceId, rule: frame.LocalRu
     """The rule as ``Trainer.fit`` takes it: passes over the device's records made into steps."""
     if not rule.epochs:
         return rule
-    return rule.counted(records(trainer, device), plan.recipe.training.batch)
+    return rule.counted(records(trainer, device), plan.batch)
 
 
 def guarded(device: DeviceId, work: Callable[[], T]) -> T | machine.Failed:

@@ -37,7 +37,7 @@ class Probes:
     @property
     def devices(self) -> list[DeviceId]:
         """Who is asked: all, or ``eval.devices`` spread evenly over the population."""
-        limit = self.plan.recipe.eval.devices or len(self.population)
+        limit = self.plan.evaluations.devices or len(self.population)
         n, limit = len(self.population), min(limit, len(self.population))
         return [self.population[i * n // limit] for i in range(limit)]
 

@@ -6,12 +6,17 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from edgewise.core.errors import RecipeError, StoreError
 from edgewise.core.training import DeviceId
 from edgewise.engine.ports import Trainer
 from edgewise.plan.plan import Plan
+from edgewise.plan.private import Spend
 from edgewise.privacy import rules
+
+if TYPE_CHECKING:
+    from edgewise.learn.dp_sgd import RecordDp
 
 LOG = logging.getLogger("edgewise")
 
@@ -45,16 +50,21 @@ def noise_steps(plan: Plan, trainer: Trainer) -> None:
         RecipeError: E-COMBO for a trainer that cannot do it; E-VALUE as ``privacy.rules.delta``.
         TrainingError, StoreError: as ``TorchTrainer.noise_steps`` and ``records``.
     """
-    dp = plan.recipe.dp
     if plan.spend is None or not plan.promise.noises_steps:
         return
     if not (hasattr(trainer, "noise_steps") and hasattr(trainer, "records")):
         what = 'dp.unit = "example" needs a trainer that noises its steps and counts its records.'
         raise RecipeError("E-COMBO", what, "build it on learn.torch_trainer.TorchTrainer.")
+    held = sum(records(trainer, device) for device in from_either_end(trainer.devices()))
+    rules.delta(plan.spend.delta, held, "example")
+    trainer.noise_steps(steps_noise(plan.spend))
+
+
+def steps_noise(spend: Spend) -> RecordDp:
+    """The noise of training steps as a spend accounts it, for a trainer."""
     from edgewise.learn.dp_sgd import RecordDp  # imports torch
 
-    rules.delta(dp.delta, sum(records(trainer, device) for device in from_either_end(trainer.devices())), "example")
-    trainer.noise_steps(RecordDp(dp.clip_l2, plan.spend.z, dp.sample_rate))
+    return RecordDp(spend.clipping.l2, spend.z, spend.events[0].rate)
 
 
 @contextmanager

@@ -202,7 +202,7 @@ class SimulatedCohort:
             (counted,) = checked([self._executor.result()])
             assert isinstance(counted, jobs.Counted)
             self._records[device] = counted.records
-        return rule.counted(self._records.get(device, 0), self._plan.recipe.training.batch).steps
+        return rule.counted(self._records.get(device, 0), self._plan.batch).steps
 
     def receive(self, timeout_s: float) -> Arrived | Lost | None:
         """See Cohort."""

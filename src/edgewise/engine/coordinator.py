@@ -222,23 +222,23 @@ class Coordinator:
 
     def evaluate_if_due(self, checkpoint: Checkpoint) -> None:
         """Measure the model on held-out text when the recipe says so, and not if it is stored already."""
-        played, every = checkpoint.next_round, self.plan.recipe.eval.every
+        played, every = checkpoint.next_round, self.plan.evaluations.every
         last = played == self.plan.rounds
         due = played == 0 or last or (every > 0 and played % every == 0)
         name = evaluation.BASE if played == 0 else evaluation.FEDERATED
         if due and not self.store.evaluated(name, played - 1):
             self._evaluate(name, played - 1, checkpoint.state.params)
         # Also after a crash between an evaluation and this: no round is played before it is made up for.
-        if due and self.plan.recipe.round.keep == "best" and self.kept(checkpoint).played == played:
+        if due and self.plan.evaluations.keep == "best" and self.kept(checkpoint).played == played:
             known = self.store.kept(BEST)
             if known is None or known[1] != played:
                 self.store.keep(BEST, checkpoint.state.params, played)
 
     def kept(self, checkpoint: Checkpoint) -> evaluation.Kept:
         """Which model counts so far, and whether the run ends with it."""
-        section = self.plan.recipe.round
-        told = self.store.evaluations() if section.chooses else ()
-        return evaluation.kept(section, told, checkpoint.next_round)
+        asked = self.plan.evaluations
+        told = self.store.evaluations() if asked.choose else ()
+        return evaluation.kept(asked, told, checkpoint.next_round)
 
     def _evaluate(self, model: str, round: int, params: vector.Vector) -> None:
         if self.evaluator is None:

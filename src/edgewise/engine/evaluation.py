@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from edgewise.core import events
 from edgewise.core.errors import REGISTRY
-from edgewise.plan.section import RoundSection
+from edgewise.plan.plan import Evaluations
 
 BASE, FEDERATED = "base", "federated"  # the models that evaluations of a run measure
 
@@ -28,7 +28,7 @@ class Kept(NamedTuple):
     stopped: bool
 
 
-def kept(section: RoundSection, told: Iterable[events.Evaluated], played: int) -> Kept:
+def kept(asked: Evaluations, told: Iterable[events.Evaluated], played: int) -> Kept:
     """What a run's evaluations decide, those of the base and of the federated model; of ``played`` rounds the last one
     counts where ``round.keep`` is "last".
 
@@ -45,9 +45,9 @@ def kept(section: RoundSection, told: Iterable[events.Evaluated], played: int) -
             best, waited = e, 0
         else:
             waited += 1
-    stopped = bool(section.patience) and waited >= section.patience
+    stopped = bool(asked.patience) and waited >= asked.patience
     lowest = best.round + 1 if best is not None else played
-    return Kept(lowest if section.keep == "best" else played, waited, stopped)
+    return Kept(lowest if asked.keep == "best" else played, waited, stopped)
 
 
 def _better(new: events.Evaluated, old: events.Evaluated) -> bool:

@@ -118,7 +118,7 @@ def decide(
                 session=server.Session(secagg, session, trust.registry),
                 rungs=rungs,
                 sizes=plan.sizes if rungs else (),
-                groups=plan.recipe.adaptive.groups if rungs else hides.groups,
+                groups=plan.most_rung_groups if rungs else hides.groups,
                 least=hides.least,
                 deadline_s=sampling.deadline_s,
                 dealing=began.dealing,

@@ -13,12 +13,13 @@ from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import HEAD, HEAD_BOUND, Merge
 from edgewise.core.vector import Spec
 from edgewise.plan.adaptive import adaptive, sorting
+from edgewise.plan.card_text import Taking
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.claims import claims
 from edgewise.plan.downlink import downlink
 from edgewise.plan.facts import FORMAT, Instance, PlanFacts, StatedNoise, decisive
 from edgewise.plan.plan import MESSAGE_LIMIT_BYTES, Plan
-from edgewise.plan.private import Taking, adjacency, private
+from edgewise.plan.private import adjacency, private
 from edgewise.plan.promise import Noiser, promised
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,11 +36,39 @@ KEYS_BYTES, BOX_BYTES, SIGNED_BYTES, REVEALED_BYTES, PART_BYTES = 300, 166, 200,
 MESSAGE_LIMIT_BYTES = 2**32 - 2**20  # MessagePack's largest binary field, less room for the rest
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """How a run's models are measured on held-out text, and what the losses decide.
+
+    Attributes:
+        every: rounds between evaluations; the last round always; 0 = only the last.
+        devices: evaluate on at most so many devices; 0 = all.
+        patience: evaluations in a row without a lower loss that end the run; 0 = none do.
+        keep: the model that counts: of the last round, or of the evaluation with the lowest loss.
+    """
+
+    every: int = 5
+    devices: int = 0
+    patience: int = 0
+    keep: Literal["last", "best"] = "last"
+
+    @property
+    def choose(self) -> bool:
+        """Whether losses decide when the run ends, or which of its models counts."""
+        return bool(self.patience) or self.keep == "best"
+
+
+def evaluations(recipe: Recipe) -> Evaluations:
+    """A recipe's evaluations."""
+    return Evaluations(recipe.eval.every, recipe.eval.devices, recipe.round.patience, recipe.round.keep)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that a run needs to know, checked to compose.
 
     Attributes:
+        recipe: what the plan was compiled from. Nothing outside of this package reads it: the plan says what it means.
         facts: what identifies the run; their digest is ``run``.
         pipelines: the way of an update up, one per phase; round r is of phase r mod their number. One phase, unless a
             stage has a schedule.
@@ -149,6 +178,26 @@ class Plan:
         takes part in on average, spread evenly over them."""
         n = max(1, round(played * self.sampling.expected / self.sampling.population))
         return tuple(i * played // n for i in range(n))
+
+    @property
+    def evaluations(self) -> Evaluations:
+        """How models are measured, and what that decides."""
+        return evaluations(self.recipe)
+
+    @property
+    def batch(self) -> int:
+        """Blocks of an optimizer step."""
+        return self.recipe.training.batch
+
+    @property
+    def most_rung_groups(self) -> int:
+        """Into how many groups of one rung a cohort is sorted at most, where a sum hides its parts."""
+        return self.recipe.adaptive.groups
+
+    @property
+    def stage_tables(self) -> tuple[Mapping[str, Any], ...]:
+        """The tables of the recipe's own stages: kind and parameters. What the privacy word adds is not among them."""
+        return tuple(self.recipe.stage)
 
     @property
     def key(self) -> keys.Key:

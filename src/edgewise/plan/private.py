@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
 
 from edgewise.codecs.rotate import BLOCK, rotate
 from edgewise.codecs.wrap import wrap
@@ -13,6 +12,7 @@ from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Adjacency, Kind, Space
 from edgewise.core.stage import WEIGHT, Post, Stage
 from edgewise.core.vector import Spec
+from edgewise.plan.card_text import Taking, card_of
 from edgewise.plan.facts import StatedNoise
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe import Recipe
@@ -28,6 +28,26 @@ from edgewise.privacy.spend import Event
 MOST_CORRELATED = 100_000  # rounds: some seconds
 
 
+@dataclass(frozen=True, slots=True)
+class Clipping:
+    """How far one contribution can reach before noise is added.
+
+    Attributes:
+        l2: bound of an update's L2 norm, or of the gradient of one example; where the clip begins, if it follows.
+        tensor_l2: bound of every tensor by itself, in place of the whole's; 0 = off.
+        follows: whether the clip follows the updates' median from round to round.
+    """
+
+    l2: float
+    tensor_l2: float
+    follows: bool
+
+    @property
+    def largest(self) -> float:
+        """The largest bound of a part of an update that is clipped by itself."""
+        return max(self.l2, self.tensor_l2)
+
+
 @dataclass(frozen=True)
 class Spend:
     """What a plan spends.
@@ -36,6 +56,8 @@ class Spend:
         events: of a release, by phase. budget: enforced, of all rounds. rounds_each: rounds that a device is in at
             most.
         divisor: what the sum is divided by, 0 = by the number of contributions. z: noise multiplier. card: in words.
+        clipping: what the noise is sized for. buffers: memory of correlated noise, in models. bits: of the ring, where
+            the recipe gives them; 0 = the smallest that will do.
     """
 
     events: tuple[Event, ...]
@@ -44,18 +66,19 @@ class Spend:
     divisor: float
     z: float
     card: card.Card
+    clipping: Clipping
+    buffers: int
+    bits: int
 
+    @property
+    def delta(self) -> float:
+        """Of all epsilons."""
+        return self.budget.delta
 
-@dataclass(frozen=True)
-class Taking:
-    """How devices take part: a plan's ``Sampling``, as far as it matters here."""
-
-    kind: str
-    rate: float
-    expected: int
-    rounds_each: int
-    gap: int  # rounds between two of a device, at least
-    words: str
+    @property
+    def correlated(self) -> bool:
+        """Whether a round takes back part of the noise of those before it: one event then stands for the run."""
+        return self.events[0].kind in RUN_LONG
 
 
 def adjacency(promise: Promise, sampler: str) -> Adjacency:
@@ -133,8 +156,11 @@ def private(
     divisor = float(taking.expected) if who is Noiser.SERVER else 0.0
     rules.divisor(not divisor, first.adjacency, promise.noised_before_leaving)
     spent = accountant.epsilon(all_rounds(z), dp.delta)
-    shown = _card(recipe, promise, fold(start, phases[0]), taking, z, budget, spent, first)
-    return posts, Spend(events(z), budget, taking.rounds_each, divisor, z, shown)
+    shown = card_of(recipe, promise, fold(start, phases[0]), taking, z, budget, spent, first)
+    clipping = Clipping(dp.clip_l2, dp.tensor_l2, dp.adaptive_clip)
+    return posts, Spend(
+        events(z), budget, taking.rounds_each, divisor, z, shown, clipping=clipping, buffers=dp.buffers, bits=dp.bits
+    )
 
 
 def _derived(dp: DpSection, all_rounds: Callable[[float], Counter[Event]]) -> tuple[float, Budget]:
@@ -306,71 +332,3 @@ def _example(
         return [], []
 
     return ending, events
-
-
-def _card(
-    recipe: Recipe, promise: Promise, space: Space, taking: Taking, z: float, budget: Budget, spent: float, event: Event
-) -> card.Card:
-    dp, who_noises = recipe.dp, promise.who_noises
-    server: float | None = spent
-    unit, adjacency, sampling = "device: all its text, in all rounds", _ADJACENCY[event.adjacency], taking.words
-    fewer: tuple[tuple[int, float], ...] = ()
-    honest, continuous, blocks = 0, 0.0, ""
-    bound = f"the clip of {dp.clip_l2:g}"
-    if dp.tensor_l2:
-        bound = f"what tensors clipped to {dp.tensor_l2:g} can have together"
-    if who_noises is Noiser.SERVER:
-        summary = "the server adds noise to the sum: readers of the models learn no more of a device than epsilon "
-        summary += "allows, the server itself is trusted"
-        how = f"a clip that follows the updates, from {dp.clip_l2:g}" if dp.adaptive_clip else bound
-        who, server = f"the server, {z:.4g} times how far one device can move the sum, by {how}", None
-        if event.kind == "matrix":
-            who = f"the server, {z:.4g} times how far one device in all its rounds can move the run's encoded sums, by "
-            who += f"{bound}; rounds take back noise of earlier ones"
-    elif who_noises is Noiser.COHORT:
-        honest = space.quorum.honest
-        each = space.noise.std
-        summary = "every device adds its share of noise before its update is hidden: neither the server nor readers of "
-        summary += "the models learn more of a device than epsilon allows"
-        who = f"each device, {each:.4g} per coordinate; at least {each * sqrt(honest):.4g} in every sum"
-        least = each * sqrt(honest) / space.l2
-        fewer = card.degradation(least, honest, dp.delta)
-        continuous = accountant.gaussian(least / sqrt(taking.rounds_each), dp.delta)
-    elif who_noises is Noiser.STEPS:
-        summary = "every step on a device is noised: what it sends says no more of one block of its text than epsilon "
-        summary += "allows"
-        unit = "block of text of one device, in all rounds"
-        blocks = " and for the n blocks of text on them, counted before the first step"
-        adjacency = "one block is on the device or not; how many there are is public"
-        sampling = f"each step takes each block with probability {dp.sample_rate:g}, unknown to others"
-        who = f"each device in each step, {z:.4g} times the clip of {dp.clip_l2:g} of one block's gradient"
-    else:
-        summary = "every device adds noise to its own update, which says no more of its text than epsilon allows, "
-        summary += "whatever the server does"
-        who = f"each device, {z:.4g} times {bound}"
-    return card.Card(
-        word=recipe.privacy,
-        summary=summary,
-        against_server=server,
-        of_release=spent,
-        delta=dp.delta,
-        below=f"below 1 / n^1.1 for n = {space.population:,} devices{blocks}",
-        unit=unit,
-        adjacency=adjacency,
-        sampling=sampling,
-        noise=who,
-        honest=honest,
-        rounds_each=taking.rounds_each,
-        fewer=fewer,
-        budget=budget.epsilon,
-        continuous=continuous,
-        z=z,
-        derived="noise_multiplier" if dp.epsilon else "epsilon",
-    )
-
-
-_ADJACENCY = {
-    "zero_out": "one device's updates are all zero or not; who takes part is public",
-    "add_remove": "one device is in the population or not",
-    "replace_one": "one device has other text",
-}

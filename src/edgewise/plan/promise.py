@@ -9,9 +9,10 @@ Whatever runs, tests or describes a plan asks its promise, and never a word of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.words import DP_WORDS, Privacy
@@ -74,6 +75,11 @@ class Promise:
     def noises_steps(self) -> bool:
         """Whether devices train with DP-SGD."""
         return self.who_noises is Noiser.STEPS
+
+
+def promises_epsilon(resolved: Mapping[str, Any]) -> bool:
+    """Whether a recipe promises an epsilon, by its resolved tables as a run records them."""
+    return resolved.get("privacy") in DP_WORDS
 
 
 def promised(recipe: Recipe, hidden: bool) -> Promise:
