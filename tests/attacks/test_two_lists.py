@@ -86,10 +86,9 @@ def test_a_round_may_not_end_with_so_few_that_the_corrupt_of_its_cohort_are_a_th
             assured(secure_sum(), least, 6)
         assert caught.value.code == "E-NMIN"
     for least, dropout in ((24, 0.1), (19, 0.0)):
-        hides = assured(secure_sum(), least, 6, dropout).hides
-        assert hides is not None
-        assert hides.policy.corrupt == pytest.approx(6 / least)
-        assert hides.policy.shape(least)[1] <= least - 6 - int(dropout * least)
+        policy = assured(secure_sum(), least, 6, dropout)
+        assert policy.corrupt == pytest.approx(6 / least)
+        assert policy.shape(least)[1] <= least - 6 - int(dropout * least)
 
 
 def test_plans_of_masked_sums_are_held_to_it() -> None:
@@ -110,7 +109,6 @@ def test_plans_of_masked_sums_are_held_to_it() -> None:
 
 def test_the_graph_of_the_smallest_roster_allows_for_all_corrupt_devices_of_the_cohort() -> None:
     """A tenth of 1,000 devices are a fifth of 500, and the graph of 500 has to stand that."""
-    hides = assured(secure_sum(), 500, 100).hides
-    assert hides is not None
-    assert hides.policy.shape(500) == Policy(0.2, 0.1).shape(500)
-    assert hides.policy.shape(500)[0] > Policy(0.1, 0.1).shape(500)[0]
+    policy = assured(secure_sum(), 500, 100)
+    assert policy.shape(500) == Policy(0.2, 0.1).shape(500)
+    assert policy.shape(500)[0] > Policy(0.1, 0.1).shape(500)[0]

@@ -33,6 +33,21 @@ def share_of(share: float, n: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Hiding:
+    """How secure aggregation hides contributions from who adds them.
+
+    Attributes:
+        servers: 1 (masks) or 2 (additive shares).
+        groups: into how many a cohort is dealt, each with a sum of its own.
+        minimum: sums without which a round has no result.
+    """
+
+    servers: int
+    groups: int = 1
+    minimum: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Quorum:
     """How many contributions a sum has: at least ``n_min`` (a promise to privacy), at most ``n_max`` (capacity).
 

@@ -16,7 +16,7 @@ from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.memory import Memory
 from edgewise.core.outline import outline
 from edgewise.core.payload import Payload
-from edgewise.core.space import Space, Total
+from edgewise.core.space import Hiding, Space, Total
 from edgewise.core.vector import Vector
 
 Read = Callable[[int, int], Vector]  # coordinates start to stop of a vector that need not be there as a whole
@@ -143,10 +143,14 @@ class Merge:
     add: Callable[[Any, Payload, Space], Any]
     finish: Callable[[Any, Space, bool], Payload]
     stream: Callable[[Any, Callable[[], Iterator[Payload]], Space], Any] | None = None
-    hides: Any = None
-    groups: int = 1
+    hides: Hiding | None = None
     parts: Callable[[Any], list[tuple[Any, int]]] | None = None
     combine: Rule | None = None
+
+    @property
+    def groups(self) -> int:
+        """How many sums a cohort is dealt into."""
+        return 1 if self.hides is None else self.hides.groups
 
 
 @dataclass(frozen=True)

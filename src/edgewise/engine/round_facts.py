@@ -119,7 +119,7 @@ def decide(
                 rungs=rungs,
                 sizes=plan.sizes if rungs else (),
                 groups=plan.most_rung_groups if rungs else hides.groups,
-                least=hides.least,
+                least=hides.minimum,
                 deadline_s=sampling.deadline_s,
                 dealing=began.dealing,
             )

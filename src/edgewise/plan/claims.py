@@ -28,7 +28,8 @@ def claims(
     """The claims of a plan, the most important first. ``earns``: what the sampling does for privacy, in words.
     ``sorted_into``: groups of a rung each, at most, where a sum hides its parts."""
     pipe = max(pipes, key=lambda p: p.total.sensitivity)
-    visible, noisy = pipe.merge.hides is None, spend is not None
+    hides, noisy = pipe.merge.hides, spend is not None
+    visible = hides is None
     told = [_updates(promise, pipe, sorted_into)]
     if not visible:
         told.append(_assumed(recipe, pipe))
@@ -63,8 +64,8 @@ def claims(
     if math.isfinite(pipe.total.sensitivity):
         moved = f"moves the summed update by at most {pipe.total.sensitivity:.4g}{clips} (L2)"
         told.append(f"one device {moved}" if visible else f"an honest device {moved}; a corrupt one sends anything")
-    elif pipe.merge.groups > 1:
-        f = (pipe.merge.hides.least - 1) // 2
+    elif hides is not None and hides.groups > 1:
+        f = (hides.minimum - 1) // 2
         told.append(f"up to {f} devices of a cohort may send anything: the mean stays within that of the other groups")
     elif not noisy:
         told.append("one device can move the sum without limit (no clip)")
@@ -83,8 +84,8 @@ def claims(
 
 
 def _updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
-    if promise.hidden:
-        told = HIDDEN[pipe.merge.hides.servers]
+    if (hides := pipe.merge.hides) is not None:
+        told = HIDDEN[hides.servers]
         if sorted_into > 1:
             least = pipe.encoded.quorum.n_min
             told += f"; it sees the sums of at most {sorted_into} groups of like links, each of {least} or more"

@@ -55,6 +55,7 @@ def compile(
     hidden_ladder = recipe.codec == "adaptive" and merge.hides is not None
     sorted_into, least, corrupt = 1, max(1, sampling.minimum // merge.groups), 0
     check_read(recipe, merge)
+    policy = None
     if merge.hides is not None:
         if not sampling.minimum:
             raise RecipeError(
@@ -66,9 +67,9 @@ def compile(
         corrupt = corrupt_most(recipe.trust, sampling, merge.groups)
         if hidden_ladder:
             sorted_into, least = sorting(recipe, merge, sampling.minimum, corrupt)
-        merge = assured(merge, least, corrupt, recipe.trust.dropout_fraction, recipe.trust.server)
+        policy = assured(merge, least, corrupt, recipe.trust.dropout_fraction, recipe.trust.server)
         if merge.hides.servers == 1:
-            check_sessions(merge.hides.policy, least, -(-sampling.largest // merge.groups))
+            check_sessions(policy, least, -(-sampling.largest // merge.groups))
     start = Space(
         dim=spec.dim,
         quorum=Quorum(least, -(-most // merge.groups), corrupt),
@@ -144,6 +145,7 @@ def compile(
         downlink=down,
         spend=spend,
         ways=ways,
+        policy=policy,
     )
 
 

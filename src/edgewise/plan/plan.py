@@ -16,6 +16,7 @@ from edgewise.core import keys
 from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline
+from edgewise.core.space import Hiding
 from edgewise.core.vector import Array, Segment, Spec
 from edgewise.plan.budget import upload_budget
 from edgewise.plan.downlink import delta_bytes
@@ -26,8 +27,8 @@ from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling
 from edgewise.privacy.adaptive import reachable
 from edgewise.secagg import messages
-from edgewise.secagg.merge import Hiding, params
-from edgewise.secagg.params import Params
+from edgewise.secagg.merge import params
+from edgewise.secagg.params import Params, Policy
 from edgewise.strategies.base import Strategy
 
 # Of messages of secure aggregation, names of 16 characters: one device's sealed shares for another, a signed answer
@@ -76,6 +77,7 @@ class Plan:
         rungs: names of the rungs that a device may choose from, by number; empty where the codec is fixed.
         ways: the way up of each rung where a sum hides its parts, ``pipelines`` being the first; else empty: one
             pipeline then holds all rungs.
+        policy: what devices assume of each other and of the server in secure aggregation; None where nothing is hidden.
         downlink: the way of the model's change down, a pipeline of one contribution, the same in all rounds; None where
             devices download the model itself.
         promise: what is promised about privacy, and by what means.
@@ -95,6 +97,7 @@ class Plan:
     downlink: Pipeline | None = None
     spend: Spend | None = None
     ways: tuple[Pipeline, ...] = ()
+    policy: Policy | None = None
 
     @cached_property
     def run(self) -> str:
@@ -113,23 +116,22 @@ class Plan:
     @property
     def hides(self) -> Hiding | None:
         """How contributions are hidden from the server; None: it sees each."""
-        hides: Hiding | None = self.pipelines[0].merge.hides
-        return hides
+        return self.pipelines[0].merge.hides
 
     def secagg(self, round: int, rung: int = -1) -> Params:
         """The fixed part of the round's secure aggregation, in a group that sends by ``rung`` of ``ways``."""
-        assert self.hides is not None
-        return params(self.at(round, rung).encoded, self.hides, rung)
+        assert self.policy is not None
+        return params(self.at(round, rung).encoded, self.policy, rung)
 
     @property
     def sessions(self) -> tuple[Params, ...]:
         """The fixed part of every session of secure aggregation that the run can have."""
-        if self.hides is None:
+        if self.policy is None:
             return ()
-        hides, ways = self.hides, self.ways
+        policy, ways = self.policy, self.ways
         rungs = range(len(ways)) if ways else [-1] * len(self.pipelines)
         return tuple(
-            params(pipe.encoded, hides, rung) for pipe, rung in zip(ways or self.pipelines, rungs, strict=True)
+            params(pipe.encoded, policy, rung) for pipe, rung in zip(ways or self.pipelines, rungs, strict=True)
         )
 
     @property

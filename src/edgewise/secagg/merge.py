@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import ceil, inf
 from typing import Annotated, NamedTuple
 
@@ -13,28 +13,13 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
-from edgewise.core.space import Space, Total, share_of
+from edgewise.core.space import Hiding, Space, Total, share_of
 from edgewise.core.stage import Merge
 from edgewise.merges import robust
 from edgewise.merges.ring import Residues, head_residues, ring_sum
 from edgewise.privacy import rules
 from edgewise.secagg.params import CORRUPT_MOST, Params, Policy, Server
 from edgewise.secagg.secrets import Body, Head
-
-
-@dataclass(frozen=True, slots=True)
-class Hiding:
-    """How a merge hides contributions.
-
-    Attributes:
-        servers: 1 (masks) or 2 (additive shares). policy: what devices assume of each other and of the server.
-        groups: into how many a cohort is dealt, each with a sum of its own. least: sums without which there is none.
-    """
-
-    servers: int
-    policy: Policy
-    groups: int = 1
-    least: int = 1
 
 
 def _hiding(merge: Merge, name: str, hides: Hiding) -> Merge:
@@ -61,12 +46,12 @@ def secure_sum() -> Merge:
     Not promised: that the sum itself says nothing of a device (that takes noise), or that devices are honest.
     Raises: CompositionError as ``ring_sum``, and E-NMIN.
     """
-    return _hiding(ring_sum(), "secure_sum", Hiding(1, Policy()))
+    return _hiding(ring_sum(), "secure_sum", Hiding(1))
 
 
-def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious") -> Merge:
-    """The merge with a policy for sums of only ``least`` devices, of which ``corrupt`` are: all of them may be in the
-    smallest sum, where they are the largest share.
+def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious") -> Policy:
+    """What devices assume of each other and of the server, for sums of only ``least`` devices, of which ``corrupt``
+    are: all of them may be in the smallest sum, where they are the largest share.
 
     Args: corrupt: devices of one sum that may work with a server, at most. dropout, server: as in ``Policy``.
     Raises CompositionError(E-NMIN) where the smallest sum does not hide the honest ones (``fewest``).
@@ -84,8 +69,7 @@ def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server
             f"of the population){less}.",
         )
     # Devices compare a policy with what their owners ask for. Shares stand more corrupt devices than a policy can name.
-    policy = Policy(min(corrupt / least, CORRUPT_MOST), dropout, server)
-    return replace(merge, hides=replace(merge.hides, policy=policy))
+    return Policy(min(corrupt / least, CORRUPT_MOST), dropout, server)
 
 
 def fewest(corrupt: int, servers: int = 1, dropout: float = 0.0) -> int:
@@ -122,7 +106,7 @@ def shared_sum() -> Merge:
     Guarantees: neither learns more than a sum of at least ``n_min`` devices, ``n_min`` being two more than the corrupt
         devices that ``assured`` was told, unless both work together. Raises as ``secure_sum``.
     """
-    return _hiding(ring_sum(), "shared_sum", Hiding(2, Policy()))
+    return _hiding(ring_sum(), "shared_sum", Hiding(2))
 
 
 class Groups(NamedTuple):
@@ -172,15 +156,15 @@ def grouped(
         return f"{how}; a group has {total.space.quorum.n_min} devices or more"
 
     return replace(
-        one, name=name, says=says, infer=infer, init=init, add=add, groups=groups, parts=parts,
-        combine=robust.rule(rule, byzantine), hides=Hiding(1, Policy(), groups, 2 * byzantine + 1),
+        one, name=name, says=says, infer=infer, init=init, add=add, parts=parts,
+        combine=robust.rule(rule, byzantine), hides=Hiding(1, groups, 2 * byzantine + 1),
     )  # fmt: skip
 
 
-def params(space: Space, hides: Hiding, rung: int = -1) -> Params:
+def params(space: Space, policy: Policy, rung: int = -1) -> Params:
     """The session's fixed part for contributions in ``space`` (the ring after all stages)."""
     bits = space.grid.modulus.bit_length() - 1
-    return Params(hides.policy, max(2, space.quorum.n_min), bits, space.dim, len(space.head), rung)
+    return Params(policy, max(2, space.quorum.n_min), bits, space.dim, len(space.head), rung)
 
 
 def residues(payload: Payload) -> tuple[Body, Head]:
