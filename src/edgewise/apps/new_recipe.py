@@ -296,7 +296,7 @@ def _notes(word: str, example: bool, devices: int, settings: Mapping[str, Any]) 
         notes.append("local noise hides each update by itself, which takes very much of it.")
     if word in CORRUPT and settings["fraction"] < CORRUPT[word]:
         notes.append(
-            f"at most {settings['corrupt']} of the {devices} devices may work with a lying server; a larger "
+            f"at most {settings['corrupt']} of the {devices:,} devices may work with a lying server; a larger "
             "round.cohort bears more."
         )
     return notes
