@@ -167,4 +167,5 @@ def test_owners_that_look_alike_are_told(tmp_path: Path) -> None:
     assert (r["devices"], r["alike"]) == (7, {"names": 5, "example": ["ANN", "Ann ", "ann"]})
     assert "5 devices differ from another one" in dict(said.rows(r))["names"]
     assert any("'ANN', 'Ann ' and 'ann'" in note for note in said.notes(r))
+    assert "names" not in dict(said.rows({key: value for key, value in r.items() if key != "alike"})), "an older run"
     assert "names" not in dict(said.rows(read(tmp_path, source="jsonl", path="t.jsonl", owner="text")))

@@ -116,8 +116,8 @@ def _cannot(r: Reading) -> str:
 
 
 def _alike(r: Reading) -> str:
-    alike = r["alike"]
-    if not alike["names"]:
+    alike = r.get("alike")  # runs that began before it was counted have none
+    if not alike or not alike["names"]:
         return ""
     names = [repr(name if len(name) <= 40 else f"{name[:39]}…") for name in alike["example"][:3]]
     return (
