@@ -30,6 +30,7 @@ from edgewise.drivers.records import records
 from edgewise.engine import device as machine
 from edgewise.engine import invitation
 from edgewise.engine.broadcast import STALE
+from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.ports import DeviceStore, Trainer, Trust
 from edgewise.plan.plan import Plan
 
@@ -55,6 +56,7 @@ class Devices:
         secrets: (device, round, nonce of the invitation) -> the device's own randomness for this attempt.
         out_of_step: (device, round that the server names) -> the error to raise for a device whose codec memory is not
             of that round. None: it refuses the round with E-STALE and goes on with empty memory, as a real device does.
+        budget: what each device's owner allows over all runs; None: no limit.
     """
 
     plan: Plan
@@ -64,6 +66,7 @@ class Devices:
     trust: Trust
     secrets: Callable[[DeviceId, int, bytes], Secrets]
     out_of_step: Callable[[machine.Idle, int | None], StoreError] | None = None
+    budget: OwnerBudget | None = None
 
     def answer(self, device: DeviceId, raw: bytes, elapsed_s: float = 0.0, up_mbit: float = inf) -> Answer:
         """A device's answer to a frame; what must be kept of its state is in the store when this returns.
@@ -93,6 +96,8 @@ class Devices:
         # The machine gets the only reference, so that the update is gone before the frame is made.
         event = [self._trained(device, request, elapsed_s, up_mbit)]
         trained = time.perf_counter()
+        if self.budget is not None:
+            self.budget.charge(device, self.plan, message.round)
         _, effects = machine.step(self.plan, state, event.pop(), self.trust)
         return self._sent(device, effects, train_s=trained - began, encode_began_s=trained)
 
@@ -118,6 +123,8 @@ class Devices:
         Nothing is looked up for an invitation that will be refused."""
         idle = state if isinstance(state, machine.Idle) else state.idle
         code, reason = invitation.refused(self.plan, invite, idle.answered)
+        if not reason and self.budget is not None:
+            code, reason = "E-BUDGET", self.budget.refusal(state.device, self.plan, invite.round)
         if reason:
             return machine.Unready(invite, code, reason)
         try:

@@ -1,0 +1,85 @@
+"""What a device has given away in all runs that it took part in, and whether one round more fits its owner's cap.
+
+    ledger = DeviceLedger(Budget(epsilon=10.0, delta=1e-6))
+    after = charge(ledger, DeviceCharge(run, round, event))      # a DeviceLedger, or Refused
+
+    epsilon = sum over neighbours and units of epsilon(events of that kind, delta)
+
+A run counts its own rounds and no others (``privacy.ledger``). Here the rounds of all runs are composed. Events of one
+kind of neighbours and one unit compose exactly, and the epsilons of different ones are added up. Whoever reads the
+device's part of a round, or the models after it, knows that it took part. So sampling of devices amplifies nothing here
+(``Event.seen``), and a round without the device costs it nothing.
+
+Correlated noise is one release for its whole run: its rounds cost the event once, up to as many as it was sized for.
+Source: Kairouz, Oh, Viswanath 2015 (composition); basic composition between kinds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import inf
+
+from edgewise.core.errors import CompositionError
+from edgewise.privacy import accountant
+from edgewise.privacy.ledger import RUN_LONG, Budget, Refused
+from edgewise.privacy.spend import Event
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCharge:
+    """One round of one run that a device takes part in. ``event``: what a release of it gives away."""
+
+    run: str
+    round: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceLedger:
+    """The owner's cap over all runs, and what was charged against it."""
+
+    cap: Budget
+    charges: tuple[DeviceCharge, ...] = ()
+
+    @property
+    def spent(self) -> float:
+        """Epsilon of all charges; ``inf`` where they cannot be added up."""
+        return spent(self.charges, self.cap.delta)
+
+
+def spent(charges: Iterable[DeviceCharge], delta: float) -> float:
+    """Epsilon of a device's rounds in all its runs, recomputed from them.
+
+    Each is charged once, however often it stands there. ``inf`` where correlated noise was not sized for so many rounds
+    of one device, or where events cannot be added up.
+    """
+    kinds: dict[tuple[str, str], Counter[Event]] = defaultdict(Counter)
+    rounds: Counter[tuple[str, Event]] = Counter()
+    for one in set(charges):
+        event = replace(one.event.seen, steps=1)
+        if event.kind in RUN_LONG:
+            rounds[one.run, event] += 1
+            if rounds[one.run, event] > max(1, event.takes):
+                return inf
+            if rounds[one.run, event] > 1:
+                continue
+        kinds[event.adjacency, event.unit][event] += one.event.steps
+    try:
+        return sum(accountant.epsilon(events, delta, accountant.COARSE) for events in kinds.values())
+    except CompositionError:  # no number would be true
+        return inf
+
+
+def charge(ledger: DeviceLedger, new: DeviceCharge) -> DeviceLedger | Refused:
+    """The ledger with one charge more, or why not. The same round of the same run is charged once.
+
+    Guarantees: a ledger that comes back holds at most its cap. Another event for a round that is charged already is
+    refused, since it would be free.
+    """
+    for old in ledger.charges:
+        if (old.run, old.round) == (new.run, new.round):
+            return ledger if old == new else Refused(inf, "this round is charged already, with another event")
+    after = replace(ledger, charges=(*ledger.charges, new))
+    return after if ledger.cap.holds(after.spent) else Refused(after.spent)
