@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,26 @@ def test_a_closed_database_leaves_its_lease_and_refuses_changes(tmp_path: Path, 
     with pytest.raises(StoreError):
         first.write(lambda c: mailboxes.open_round(c, "r", 0))
     Database(tmp_path, clock, wait_s=0.0).close()
+
+
+def test_a_full_disk_refuses_changes_and_loses_nothing(database: Database) -> None:
+    post(database)
+    limit = {"pages": 60}
+
+    def bound(connection: object, _: object) -> None:
+        connection.execute(f"PRAGMA max_page_count={limit['pages']}")  # type: ignore[attr-defined]
+
+    sa.event.listen(database._engine, "connect", bound)
+    database._engine.dispose()
+    number = accept(database, CONTRIBUTION)
+    step = frame.dump(frame.Step(run=RUN, round=0, device=DEVICE, body=bytes(2**19)))
+    assert code(accept, database, step) == "E-DISK"
+    assert "full" in database.fault()
+    limit["pages"] = 10_000
+    database._engine.dispose()
+    assert accept(database, CONTRIBUTION) == number
+    assert accept(database, step) > number
+    assert database.fault() == ""
 
 
 # -- enrolment ---------------------------------------------------------------------------------------------------------
@@ -231,7 +252,7 @@ def post(database: Database, round: int = 0, device: str = DEVICE, run: str = RU
 
 def accept(database: Database, raw: bytes) -> int:
     message = frame.from_device(raw, 2**20)
-    return database.write(lambda c: mailboxes.accept(c, message, raw, "", 0.0))
+    return database.write(lambda c: mailboxes.accept(c, message, raw, sha256(raw).digest(), "", 0.0))
 
 
 def test_mail_waits_in_order_until_its_round_closes(database: Database) -> None:
@@ -310,8 +331,6 @@ def test_a_box_opens_for_its_key_and_place_only(plain: bytes) -> None:
 def test_an_upload_goes_on_where_it_stands(database: Database, tmp_path: Path) -> None:
     post(database)
     chunks, raw = Chunks(tmp_path / "spool"), bytes(range(256)) * 2**15  # two chunks of 4 MiB
-    from hashlib import sha256
-
     begin = lambda: database.write(  # noqa: E731
         lambda c: uploads.begin(c, DEVICE, RUN, 0, sha256(raw).digest(), len(raw), ROOM, 0.0)
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from proxy import Way, proxied
+from proxy import PIECE, Way, proxied
 from served import RUN, code, contribution, joined, running, send_invitation
 
 from edgewise.apps.server.start import Server
@@ -149,6 +149,7 @@ def test_a_download_goes_on_where_it_broke_off(server: Server, folder: Path, par
         path = device.download(digest, tmp_path / "blobs")
         assert path.read_bytes() == blob
         assert proxy.connections == 2
+        assert proxy.down < 1.05 * len(blob) + 2 * PIECE + SLACK
         assert device.download(digest, tmp_path / "blobs") == path
         assert code(device.download, "0" * 64, tmp_path / "blobs") == "E-BLOB"
         path.write_bytes(blob[:-1] + b"?")
@@ -202,12 +203,12 @@ def test_pauses_grow_are_of_random_length_and_end_with_patience(folder: Path) ->
 def test_mail_that_comes_while_a_device_waits_arrives_at_once(server: Server, folder: Path) -> None:
     with through(folder, server.url) as device:
         found = []
-        waiting = threading.Thread(target=lambda: found.append(device.poll(0, 5.0)))
+        waiting = threading.Thread(target=lambda: found.append(device.poll(0, 30.0)))
         waiting.start()
         while not server.service.waiting:
             time.sleep(0.005)
         number = send_invitation(server, device.name)
-        waiting.join()
-        assert [mail.number for mail in found if mail] == [number]
+        waiting.join(15.0)
+        assert [mail.number for mail in found if mail] == [number], "not before the poll was over"
         with server.service.database.read() as c:
             assert c.execute(sa.select(sa.func.count()).select_from(MAIL)).scalar() == 1

@@ -263,14 +263,16 @@ def _head(method: str, path: str, headers: dict[str, str]) -> bytes:
 
 
 def _read(raw: ssl.SSLSocket) -> bytes:
-    """What comes until the connection ends, or an answer of ours is there."""
+    """What comes until the connection ends, or an answer of ours is there. Raises TimeoutError where neither comes."""
     parts = b""
     try:
         while piece := raw.recv(2**16):
             parts += piece
             if parts.endswith(b"}"):
                 break
-    except (OSError, ssl.SSLError):
+    except TimeoutError:
+        raise
+    except OSError:  # it ended without a farewell
         pass
     return parts
 

@@ -33,12 +33,12 @@ class Way:
 class Proxy:
     """Listens on ``port`` and passes on to ``target``. ``way`` says what the n-th connection meets.
 
-    ``up`` counts the bytes of all clients that have passed; ``connections`` counts.
+    ``up`` and ``down`` count the bytes from and to all clients that have passed; ``connections`` counts.
     """
 
     def __init__(self, target: int, way: Callable[[int], Way] = lambda _: Way()) -> None:
         self._target, self.way = target, way
-        self.up, self.connections = 0, 0
+        self.up, self.down, self.connections = 0, 0, 0
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listening.getsockname()[1])
         self._open: set[socket.socket] = set()
@@ -91,7 +91,10 @@ class Proxy:
                     piece = piece[: cut - passed]
                 sink.sendall(piece)
                 passed += len(piece)
-                self.up += len(piece) if up else 0
+                if up:
+                    self.up += len(piece)
+                else:
+                    self.down += len(piece)
                 if passed == cut:
                     break
                 if rate:

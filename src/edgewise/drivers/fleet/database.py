@@ -36,6 +36,7 @@ T = TypeVar("T")
 Change = Callable[[sa.Connection], Any]
 LEASE_S, RENEW_S = 2.0, 0.5
 TOGETHER = 256  # changes in one transaction at most
+DISK = ("readonly", "unable to open", "full", "disk I/O")  # in SQLite's messages
 _WRITER = "writer"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -204,12 +205,18 @@ class Database:
         try:
             yield
         except (sa.exc.DatabaseError, OSError) as e:
-            said = str(getattr(e, "orig", e))
-            if any(words in said for words in ("readonly", "unable to open", "full", "disk I/O")) or isinstance(
-                e, OSError
-            ):
+            said = _said(e)
+            if any(words in said for words in DISK) or isinstance(e, OSError):
                 raise StoreError("E-DISK", f"{self.path}: {said}.", "free space or give write permission.") from None
             raise StoreError("E-CHECKPOINT", f"{self.path}: {said}.", "restore the folder from a backup.") from None
+
+
+def _said(e: BaseException) -> str:
+    """What SQLite said first: on a full disk it ends the whole transaction, and the savepoint's end fails after it."""
+    first, before = e, e.__context__
+    while before is not None:
+        first, before = (before if isinstance(before, sa.exc.DatabaseError) else first), before.__context__
+    return str(getattr(first, "orig", first))
 
 
 def _closing() -> StoreError:

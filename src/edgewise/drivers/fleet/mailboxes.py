@@ -99,18 +99,17 @@ def invited(c: sa.Connection, run: str, round: int, device: str) -> None:
         raise TransportError("E-CLOSED", what, "wait for the next invitation.")
 
 
-def accept(c: sa.Connection, message: frame.FromDevice, raw: bytes, upload: str, now_s: float) -> int:
+def accept(c: sa.Connection, message: frame.FromDevice, raw: bytes, digest: bytes, upload: str, now_s: float) -> int:
     """Take a frame from the device that it names; returns its number.
 
     Args:
-        raw: the whole frame. ``upload``: where its bytes lie already; empty: they are stored here.
+        raw: the whole frame. digest: its SHA-256. upload: where its bytes lie already; empty: they are stored here.
     Raises:
         TransportError: E-CLOSED where the device has no part in the round; E-CONFLICT where another frame of the same
             phase was taken before.
     """
     run, round, device = message.run, message.round, message.device
     invited(c, run, round, device)
-    digest = hashlib.sha256(raw).digest()
     place = _place(True, run, round, device, phase(message))
     old = c.execute(sa.select(MAIL.c.number, MAIL.c.digest).where(*_at(place))).first()
     if old is not None:
@@ -133,8 +132,7 @@ def opened(letter: Letter, key: bytes, chunks: spool.Chunks, chunk_bytes: int) -
     if not letter.upload:
         place = _place(True, letter.run, letter.round, letter.device, letter.phase)
         return spool.open_box(key, letter.body, _label(place))
-    count = -(-letter.size // chunk_bytes)
-    return b"".join(chunks.get(key, letter.upload, number) for number in range(count))
+    return chunks.whole(key, letter.upload, -(-letter.size // chunk_bytes))
 
 
 def close(c: sa.Connection, run: str, keep: Collection[str] = ()) -> list[str]:

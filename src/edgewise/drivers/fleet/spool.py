@@ -8,6 +8,7 @@ Each box has a key of its own, so the same place can be written twice. With the 
 
 from __future__ import annotations
 
+import io
 import secrets
 import shutil
 from pathlib import Path
@@ -62,6 +63,13 @@ class Chunks:
         except OSError as e:
             raise StoreError("E-CHECKPOINT", f"{path} cannot be read: {e.strerror}.", "restore the folder.") from None
         return open_box(key, box, f"{upload}/{number}")
+
+    def whole(self, key: bytes, upload: str, count: int) -> bytes:
+        """All chunks, one after the other; memory holds the result and one chunk. Raises as ``get``."""
+        buffer = io.BytesIO()  # a join would hold all of it twice
+        for number in range(count):
+            buffer.write(self.get(key, upload, number))
+        return buffer.getvalue()
 
     def drop(self, upload: str) -> None:
         """Remove an upload's chunks; where the disk refuses, they stay, and nothing can open them."""

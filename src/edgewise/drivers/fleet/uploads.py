@@ -105,8 +105,7 @@ def assembled(upload: Upload, key: bytes, chunks: spool.Chunks) -> bytes:
     if upload.received != upload.size:
         what = f"{upload.received} of {upload.size} bytes have come."
         raise TransportError("E-OFFSET", what, "send the rest first.")
-    count = -(-upload.size // upload.chunk)
-    raw = b"".join(chunks.get(key, upload.id, number) for number in range(count))
+    raw = chunks.whole(key, upload.id, -(-upload.size // upload.chunk))
     if hashlib.sha256(raw).digest() != upload.digest:
         raise TransportError("E-BLOB", "the uploaded bytes are not those announced.", "begin the upload anew.")
     return raw

@@ -209,7 +209,7 @@ class Link:
                 raise _refusal(answer)
             got = 0
             with open(part, "ab" if answer.status_code == 206 else "wb") as f:
-                for piece in answer.iter_raw(2**20):
+                for piece in answer.iter_raw():  # as it comes: what is not in the file yet is lost with the connection
                     f.write(piece)
                     got += len(piece)
         self.speed.note(self.speed.down, got, time.monotonic() - begun)

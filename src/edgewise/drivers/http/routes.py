@@ -26,6 +26,7 @@ from starlette.routing import Route
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes, nonces, uploads
+from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.uploads import Room, Upload
 from edgewise.drivers.http import certificates
 from edgewise.drivers.http.guard import caller, parsed
@@ -33,6 +34,7 @@ from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
 
 T = TypeVar("T")
+ASSEMBLING = 2  # uploads that are put together at a time: each is in memory as a whole meanwhile
 PACE_S = 30.0  # when an idle device that may not wait comes back, on average
 
 
@@ -41,6 +43,7 @@ class DataPlane:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._assembling = asyncio.Semaphore(ASSEMBLING)
 
     def routes(self) -> list[Route]:
         """For a router, behind the guard."""
@@ -93,14 +96,19 @@ class DataPlane:
         service, found = self._service, caller(request)
         member, proof = found.signed()
         raw, upload = found.body, request.query_params.get("upload", "")
-        if upload:
+        if not upload:
+            return await self._accept(member, proof, raw, proof.body, "")
+        async with self._assembling:
             begun = await service.read(lambda c: uploads.find(c, upload, member.id))
-            raw = await self._assemble(begun)
-        message = await service.aside(lambda: _read_frame(raw, service.limits.frame_bytes))
+            return await self._accept(member, proof, await self._assemble(begun), begun.digest, upload)
+
+    async def _accept(self, member: Member, proof: Proof, raw: bytes, digest: bytes, upload: str) -> Response:
+        service = self._service
+        message = await service.aside(lambda: frame.from_device(raw, service.limits.frame_bytes))
         if (message.device, message.run, message.round) != (member.id, proof.run, proof.round):
             what = "the frame is not of the device, run and round that signed the request."
             raise TransportError("E-REQUEST", what, "sign for the run and the round of the frame.")
-        number = await self._once(proof, lambda c: mailboxes.accept(c, message, raw, upload, service.now_s()))
+        number = await self._once(proof, lambda c: mailboxes.accept(c, message, raw, digest, upload, service.now_s()))
         service.delivered()
         return JSONResponse({"number": number})
 
@@ -168,10 +176,6 @@ class DataPlane:
             return change(c)
 
         return await self._service.write(both)
-
-
-def _read_frame(raw: bytes, limit: int) -> frame.FromDevice:
-    return frame.from_device(raw, limit)
 
 
 def _whole(request: Request, name: str) -> int:
