@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edgewise.apps import check, privacy_part, summary
+from edgewise.apps import check, model_card, privacy_part, summary
 from edgewise.drivers.store import RunStore
 from edgewise.plan.claims import privacy_facts
 from edgewise.privacy.card import rests_on
@@ -79,6 +79,11 @@ def test_a_model_card_says_what_was_spent_on_its_model(tmp_path: Path) -> None:
         row["epsilon"] = float(row["round"] + 1)
     assert "| spent on this model | epsilon 3, charged before each release |" in privacy_part.markdown(s, 3)
     assert "spent" not in privacy_part.markdown(s, 0)
+    card = model_card.Card(s, made_plan(**RECIPES["central_dp"]).recipe, "merged", 3, "0" * 64).text()
+    travelled = card[card.index("## How an update travelled") :]
+    noise = s["plan"]["trace"][-1]
+    assert noise["role"] == "post"
+    assert f"- `noise`: {noise['does']}." in travelled, "each part's own sentence"
 
 
 def test_a_run_that_recorded_nothing_says_nothing() -> None:

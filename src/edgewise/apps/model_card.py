@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,7 +75,7 @@ Data: {self._data()}.{fingerprint}
 ## Who learnt what in training
 
 {claims or "Not recorded."}
-{privacy_part.markdown(s, self.played)}
+{_travelled(s["plan"]["trace"])}{privacy_part.markdown(s, self.played)}
 ## Identity
 
 | | |
@@ -136,6 +136,16 @@ def said_of(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):  # no card, or one that is not what a card should be
         return {}
     return found or {}
+
+
+def _travelled(trace: Sequence[Mapping[str, Any]]) -> str:
+    """What each part did to an update on its way into the model, in the words of the parts."""
+    rows = [
+        f"- `{row['name'].split('(')[0]}`: {row['does']}."
+        for row in trace
+        if row["role"] in ("stage", "inner", "merge", "post")
+    ]
+    return "\n## How an update travelled\n\n" + "\n".join(rows) + "\n" if rows else ""
 
 
 def _weights(about: About | None) -> str:
