@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from edgewise.apps import check
 from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
@@ -103,6 +107,19 @@ def test_all_missing_numbers_are_named_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         from_plain({"privacy": "local_dp"})
     assert all(key in caught.value.what for key in ("dp.epsilon (or dp.noise_multiplier)", "dp.delta", "dp.clip_l2"))
+
+
+def test_check_prints_what_the_word_chose_as_a_recipe_would_have_it(tmp_path: Path) -> None:
+    asked = {"privacy": "hidden", "data": {"partition": "iid", "devices": 8}}
+    found = check.examine(from_plain(asked), tmp_path, ["toy"], fast=True)
+    console = Console(width=200, file=StringIO())
+    check.show(console, found, "r.toml")
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert 'chosen by privacy = "hidden"' in said
+    assert 'merge.kind  "secure_sum"' in said
+    assert '[{kind = "weigh"}, {kind = "clip", l2 = 4.0}, {kind = "rotate"}, {kind = "clamp", stds = 4.0}, ' in said
+    plain = check.examine(from_plain({**asked, "privacy": "none"}), tmp_path, ["toy"], fast=True)
+    assert plain["chosen"] == {}
 
 
 def test_recipes_with_one_meaning_are_equal_in_what_decides() -> None:

@@ -21,7 +21,7 @@ from edgewise.core.foreign import reason
 from edgewise.core.vector import Spec, Vector, unpack
 from edgewise.drivers.store import RunStore
 from edgewise.plan.catalogue import BUILT_IN, make
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe import Recipe, from_plain
 from edgewise.strategies.base import Directions, Strategy
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
     with opened(run_dir) as store:
         run = store.run()
         assert run is not None
-        recipe = Recipe.model_validate(run["recipe"])
+        recipe = from_plain(run["recipe"], f"the recipe of {run_dir}")
         if wanted.to == "peft" and not recipe.trainable.adapts:
             what = f'a PEFT adapter needs trainable.kind = "lora"; this run trained "{recipe.trainable.kind}"'
             raise _refused(what, "--to merged.")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+_BARE = re.compile("[A-Za-z0-9_-]+")
 
 
 def toml(recipe: Mapping[str, Any]) -> str:
@@ -27,7 +30,11 @@ def _is_tables(value: Any) -> bool:
 def inline(value: Any) -> str:
     """One value as TOML in a line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(k)} = {inline(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(k)} = {inline(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(inline(v) for v in value) + "]"
     return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are the same in both
+
+
+def _key(name: str) -> str:
+    return name if _BARE.fullmatch(name) else json.dumps(name)

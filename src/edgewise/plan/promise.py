@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Any
 
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.words import DP_WORDS, Privacy
@@ -27,15 +27,6 @@ class Noiser(Enum):
     COHORT = "the devices of a cohort, to their sum, a share each"
     DEVICE = "each device, to its own update"
     STEPS = "each device, to every step of its training"
-
-
-Mechanism = Literal["central", "distributed", "local", "example"]
-_MECHANISMS: dict[Noiser, Mechanism] = {
-    Noiser.SERVER: "central",
-    Noiser.COHORT: "distributed",
-    Noiser.DEVICE: "local",
-    Noiser.STEPS: "example",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +44,6 @@ class Promise:
     hidden: bool
     who_noises: Noiser
     unit: Unit | None
-
-    @property
-    def mechanism(self) -> Mechanism | None:
-        """The name of the noise mechanism; None without noise for an epsilon."""
-        return _MECHANISMS.get(self.who_noises)
 
     @property
     def noised_before_leaving(self) -> bool:
