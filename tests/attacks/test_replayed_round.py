@@ -19,8 +19,8 @@ from edgewise.core.keys import Secrets, derive, root
 from edgewise.core.memory import Memory
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
-from edgewise.drivers.gateway import LocalGateway
 from edgewise.drivers.identities import simulated_servers, simulated_trust
+from edgewise.drivers.local_helper import LocalHelper
 from edgewise.engine import device as machine
 from edgewise.engine import device_state as states
 from edgewise.engine.ports import Arrived
@@ -249,11 +249,12 @@ class Leader:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.trust = plan, simulated_trust(plan.key)
         self.pair, helper = simulated_servers(plan.key)
-        self.gateway = LocalGateway(plan, helper.secret, self.trust.registry)
+        self.helper = LocalHelper(plan, helper.secret, self.trust.registry)
+        self.tickets: list[bytes] = []
 
     def batch(self, told: frame.Invite, begun: frame.Invite | None = None, devices: list[str] = DEVICES) -> set[str]:
         """The helper's answers to the reports of devices that were ``told`` so, in the round ``begun``."""
-        self.gateway.begin(begun or told)
+        self.helper.begin(begun or told)
         params, context = self.plan.secagg(told.round), self.plan.session(told)
         lead = two_server.lead(params, context, self.pair.secret, self.trust.registry)
         fresh, codes = Devices(self.plan), set()
@@ -261,18 +262,19 @@ class Leader:
             answer = fresh.asked(d, told)
             assert isinstance(answer, frame.Contribution)
             ticket, _ = two_server.open_report(lead, d, answer.payload)
-            codes.add(self.gateway.admit(two_server.dump(ticket)))
+            self.tickets.append(two_server.dump(ticket))
+            codes.add(self.helper.admit(self.tickets[-1]))
         return codes
 
     def opens(self, devices: list[str]) -> str:
         try:
-            self.gateway.open(devices)
+            self.helper.open(devices)
         except DecodeError as e:
             return e.code
         return ""
 
 
-def test_the_gateway_opens_one_batch_a_round() -> None:
+def test_the_helper_opens_one_batch_a_round() -> None:
     """Under another nonce, of fewer devices: it takes no report for a round whose batch was opened."""
     leader = Leader(plan := plan_of("shared_sum"))
     assert leader.batch(invite(plan, b"A" * 32)) == {""}
@@ -283,7 +285,20 @@ def test_the_gateway_opens_one_batch_a_round() -> None:
     assert leader.opens(DEVICES) == ""
 
 
-def test_the_gateway_takes_no_report_twice_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_leader_that_was_stopped_asks_again_and_learns_nothing_new() -> None:
+    """The same invitation, tickets and batch: the same answers, and no second batch."""
+    leader = Leader(plan := plan_of("shared_sum"))
+    told = invite(plan, b"A" * 32)
+    assert leader.batch(told) == {""}
+    for _ in range(2):
+        leader.helper.begin(told)
+        assert {leader.helper.admit(ticket) for ticket in leader.tickets} == {""}
+        first = leader.helper.open(DEVICES)
+    np.testing.assert_array_equal(leader.helper.open(reversed(DEVICES)).body, first.body)
+    assert leader.opens(DEVICES[1:]) == "E-SECAGG-ORDER"
+
+
+def test_the_helper_takes_no_report_twice_in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither where a round begins again with the same invitation, nor in a later round: there a device signs anew with
     an id that was used."""
     leader = Leader(plan := plan_of("shared_sum"))
@@ -306,7 +321,7 @@ def test_a_round_that_was_cut_off_may_begin_again_and_no_earlier_one() -> None:
     assert leader.opens(DEVICES) == "E-SECAGG-ORDER"
 
 
-def test_the_gateway_takes_its_smallest_batch_from_its_own_plan() -> None:
+def test_the_helper_takes_its_smallest_batch_from_its_own_plan() -> None:
     """Eight devices of whom one may be corrupt: a sum of four or more, whatever the leader would like."""
     plan = plan_of("shared_sum")
     assert plan.secagg(0).n_min == 4
@@ -330,7 +345,7 @@ def test_the_gateway_takes_its_smallest_batch_from_its_own_plan() -> None:
         ({"round": 1}, "E-INVITE"),
     ],
 )
-def test_the_gateway_takes_no_reports_of_another_invitation(changed: dict[str, Any], code: str) -> None:
+def test_the_helper_takes_no_reports_of_another_invitation(changed: dict[str, Any], code: str) -> None:
     leader = Leader(plan := plan_of("shared_sum"))
     told = invite(plan, b"A" * 32)
     assert leader.batch(told, msgspec.structs.replace(told, **changed)) == {code}
@@ -343,5 +358,5 @@ def test_a_leader_that_was_told_another_population_has_no_helper() -> None:
     other = compile(recipe, SPEC, 4, BUILT_IN)
     assert other.secagg(0).n_min < plan_of("shared_sum").secagg(0).n_min
     leader = Leader(plan_of("shared_sum"))
-    leader.gateway.begin(invite(other, b"A" * 32))
+    leader.helper.begin(invite(other, b"A" * 32))
     assert leader.opens(DEVICES[: other.secagg(0).n_min]) == "E-INVITE"

@@ -22,8 +22,8 @@ from edgewise.core.keys import Secrets, derive, root
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.crypto.agree import Pair
-from edgewise.drivers.gateway import LocalGateway
 from edgewise.drivers.identities import simulated_servers, simulated_trust
+from edgewise.drivers.local_helper import LocalHelper
 from edgewise.drivers.store import RunStore
 from edgewise.engine import device as machine
 from edgewise.engine.coordinator import Coordinator
@@ -73,7 +73,7 @@ class Fleet:
     def __init__(self, plan: Plan, silent: Callable[[str, str], bool] = lambda device, message: False) -> None:
         self.plan, self.trust, self._silent = plan, simulated_trust(root(7)), silent
         self.leader, helper = simulated_servers(root(7))
-        self.helper = LocalGateway(plan, helper.secret, self.trust.registry)
+        self.helper = LocalHelper(plan, helper.secret, self.trust.registry)
         self.devices = [f"d{i}" for i in range(plan.sampling.population)]
         self.states: dict[str, machine.State] = {d: machine.join(plan, d) for d in self.devices}
         self.trained: Counter[str] = Counter()

@@ -29,7 +29,6 @@ from edgewise.core.vector import Spec
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, Inproc, checked
 from edgewise.drivers.files import write_durably
-from edgewise.drivers.gateway import LocalGateway
 from edgewise.drivers.identities import (
     simulated_entropy,
     simulated_root,
@@ -37,6 +36,7 @@ from edgewise.drivers.identities import (
     simulated_servers,
     simulated_trust,
 )
+from edgewise.drivers.local_helper import LocalHelper
 from edgewise.drivers.pool import Pool
 from edgewise.drivers.probes import Probes
 from edgewise.drivers.simulated import SimulatedCohort, World
@@ -361,7 +361,7 @@ def _play(store: RunStore, executor: Executor, recipe: Recipe, loaded: _Loaded, 
         sampling_key=simulated_sampling(plan, root),
         trust=trust,
         secret=leader.secret,
-        helper=LocalGateway(plan, helper.secret, trust.registry),
+        helper=LocalHelper(plan, helper.secret, trust.registry),
         evaluator=probes,
     )
     reached = coordinator.run(_begun(recipe.name, coordinator, simulated, loaded, tell))

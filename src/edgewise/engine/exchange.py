@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from edgewise.core import frame
 from edgewise.core.frame import Step
 from edgewise.core.training import DeviceId
 from edgewise.engine.round_states import (
@@ -27,10 +26,10 @@ from edgewise.engine.round_states import (
     Exchanging,
     Gone,
     Group,
+    Letter,
     Masks,
     Pin,
     Policy,
-    Send,
 )
 from edgewise.engine.rung_groups import deal, sort
 from edgewise.secagg import server
@@ -113,7 +112,7 @@ def _stepped(state: Exchanging, number: int, event: server.Event, at_s: float) -
         if isinstance(effect, server.Refused):
             state = _noted(state, effect.device, effect.code)
         else:
-            letters.append(_letter(state, group.rung, effect))
+            letters.append(Letter(effect.device, effect.raw, group.rung))
     match group.state, after:
         case server.Masking(), server.Signing():
             letters.insert(0, Pin(number, after.survivors))
@@ -124,11 +123,6 @@ def _stepped(state: Exchanging, number: int, event: server.Event, at_s: float) -
     changed = replace(group, state=after, until_s=until_s)
     groups = (*state.groups[:number], changed, *state.groups[number + 1 :])
     return replace(state, groups=groups), tuple(letters)
-
-
-def _letter(state: Exchanging, rung: int, effect: server.Send) -> Send:
-    step = Step(run=state.masks.run, round=state.round, device=effect.device, body=effect.raw, rung=rung)
-    return Send(effect.device, frame.dump(step))
 
 
 def _noted(state: Exchanging, device: DeviceId, code: str) -> Exchanging:

@@ -36,6 +36,7 @@ from edgewise.engine.round_states import (
     Exchanging,
     Fold,
     Gone,
+    Letter,
     Open,
     Opened,
     Pin,
@@ -203,6 +204,9 @@ class OpenRound:
             match effect:
                 case Send(device, raw):
                     self._send(device, raw, record.at_s)
+                case Letter(device, body, rung):
+                    step = frame.Step(run=self.facts.run, round=number, device=device, body=body, rung=rung)
+                    self._send(device, frame.dump(step), record.at_s)
                 case Charge():
                     self.charge()
                 case Pin(group, survivors):

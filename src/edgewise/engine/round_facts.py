@@ -114,7 +114,6 @@ def decide(
         if hides.servers == 1:
             rungs = tuple(plan.secagg(number, rung) for rung in range(len(plan.ways)))
             protocol = Masks(
-                run=plan.run,
                 session=server.Session(secagg, session, trust.registry),
                 rungs=rungs,
                 sizes=plan.sizes if rungs else (),

@@ -29,7 +29,6 @@ class Masks:
     """One server that never sees an unmasked contribution: what decides the masked sessions of a round.
 
     Attributes:
-        run: its identity, which frames name.
         session: before any keys are in; ``session.params`` are those of the fixed codec.
         rungs: parameters of the sessions of each rung, by number; empty where the codec is fixed.
         sizes: bytes of a contribution by each rung.
@@ -39,7 +38,6 @@ class Masks:
         dealing: decides the groups. No device can know it before its keys are in.
     """
 
-    run: str
     session: server.Session
     rungs: tuple[Params, ...]
     sizes: tuple[float, ...]
@@ -233,6 +231,16 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Letter:
+    """Send a device this message of secure aggregation, in a frame with the rung of its group. A roster is one object
+    for all: as frames, those of a large cohort would fill the memory."""
+
+    device: DeviceId
+    body: bytes = field(repr=False)
+    rung: int
+
+
+@dataclass(frozen=True, slots=True)
 class Fold:
     """Fold a contribution into the sum and say how that went: ``Usable``, or ``Useless`` and the sum unchanged."""
 
@@ -300,4 +308,4 @@ class Close:
     met: bool
 
 
-Effect = Send | Fold | Charge | Pin | Open | Dismiss | Counted | Ignore | Report | Close
+Effect = Send | Letter | Fold | Charge | Pin | Open | Dismiss | Counted | Ignore | Report | Close

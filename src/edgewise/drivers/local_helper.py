@@ -1,4 +1,4 @@
-"""The second server of ``shared_sum`` in this process: the gateway's machine behind the engine's ``Helper`` port."""
+"""The second server of ``shared_sum`` in this process: the helper of ``secagg.two_server`` behind the engine's port."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgewise.secagg.client import Registry
 from edgewise.secagg.secrets import Hidden
 
 
-class LocalGateway:
+class LocalHelper:
     """A helper in the server's own process: right for a simulation, and no protection by itself.
 
     ``plan`` is the helper's own, compiled from the recipe and the population. The leader's word counts for nothing but
