@@ -28,7 +28,6 @@ from edgewise.core.keys import Key
 from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
 from edgewise.drivers.following import Downloads
-from edgewise.drivers.gateway import LocalGateway
 from edgewise.drivers.http.attend import attend
 from edgewise.drivers.http.cohort import HttpCohort
 from edgewise.drivers.http.link import Link
@@ -40,6 +39,7 @@ from edgewise.drivers.identities import (
     simulated_servers,
     simulated_trust,
 )
+from edgewise.drivers.local_helper import LocalHelper
 from edgewise.drivers.store import RunStore
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Checkpoint, Cohort
@@ -78,7 +78,7 @@ class Toy:
             plan=self.plan, population=self.trainer.devices(), cohort=cohort, store=store, tell=tell,
             now_s=time.perf_counter, entropy=partial(simulated_entropy, self.plan, self.root),
             sampling_key=simulated_sampling(self.plan, self.root), trust=trust, secret=leader.secret,
-            helper=LocalGateway(self.plan, helper.secret, trust.registry), evaluator=Measured(self.trainer),
+            helper=LocalHelper(self.plan, helper.secret, trust.registry), evaluator=Measured(self.trainer),
         )  # fmt: skip
 
 
