@@ -82,7 +82,7 @@ class ByteTrainer:
         return HeldOut(loss * len(at), len(at))
 
     def sizes(self) -> Mapping[str, float]:
-        return {"parameters": SPEC.dim, "trainable": SPEC.dim, "memory_bytes": 12.0 * SPEC.dim, "step_s": 0.0}
+        return {"parameters": SPEC.dim, "trainable": SPEC.dim, "memory_bytes": 12.0 * SPEC.dim}
 
 
 def _gradient(w: Vector, text: np.ndarray, at: np.ndarray) -> tuple[float, Vector]:

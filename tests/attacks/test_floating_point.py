@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgewise.core.keys import derive, root
+from edgewise.core.training import StepNoise
 from edgewise.learn import dp_sgd
-from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat
 from edgewise.privacy import grid
 from edgewise.privacy.noise import normals
@@ -37,7 +37,7 @@ def loss(model: nn.Module, batch: tuple[Tensor]) -> tuple[Tensor, float]:
 
 def step(records: list[tuple[int, tuple[Tensor]]], z: float, key: bytes) -> Values:
     """The noised gradient of a device's step, as float32 gives it to the optimizer."""
-    dp_sgd.gradient(NET, loss, records, FLAT, RecordDp(1.0, z, 0.1), 1.0, key)
+    dp_sgd.gradient(NET, loss, records, FLAT, StepNoise(1.0, z, 0.1), 1.0, key)
     return FLAT.g_D.numpy().astype(np.float64)
 
 

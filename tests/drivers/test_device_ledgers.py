@@ -20,6 +20,7 @@ from edgewise.drivers.devices import Devices
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
 from edgewise.engine.owner_budget import OwnerBudget
+from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
 from edgewise.privacy.accountant import COARSE, epsilon
@@ -49,7 +50,7 @@ class Run:
         downloads.put(vector.digest(vector.to_bytes(self.model)), vector.to_bytes(self.model))
         root = simulated_root(self.plan, "", {})
         self.devices = Devices(
-            self.plan, trainer, FileDevices(folder / name, self.plan.run), downloads, simulated_trust(root),
+            self.plan, registered(trainer), FileDevices(folder / name, self.plan.run), downloads, simulated_trust(root),
             partial(simulated_secrets, self.plan, root), budget=budget,
         )  # fmt: skip
 

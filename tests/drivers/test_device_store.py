@@ -30,6 +30,7 @@ from edgewise.drivers.identities import simulated_root, simulated_secrets, simul
 from edgewise.drivers.store import RunStore
 from edgewise.engine.device_state import After, Idle, InSecAgg
 from edgewise.engine.ports import DeviceStore
+from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
 from edgewise.secagg import client, server
@@ -75,7 +76,7 @@ class Round:
         downloads = Downloads(self.plan.spec.dim, self.plan.downlink)
         downloads.put(vector.digest(vector.to_bytes(self.model)), vector.to_bytes(self.model))
         store = FileDevices(self.folder, self.plan.run)
-        return Devices(self.plan, self.trainer, store, downloads, self.trust, self.secrets)
+        return Devices(self.plan, registered(self.trainer), store, downloads, self.trust, self.secrets)
 
     def answer(self, device: str, message: frame.Message) -> frame.Message:
         if self.restarts():

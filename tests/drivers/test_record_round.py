@@ -14,6 +14,7 @@ from edgewise.apps import check, simulate
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.records import noise_steps
 from edgewise.drivers.store import RunStore
+from edgewise.engine.trainer import registered
 from edgewise.plan import recipe
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
@@ -86,7 +87,7 @@ def test_a_device_compares_delta_with_its_own_records() -> None:
     asked = recipe.parse(TEXT, overrides={"dp.delta": 2.0 * RECORDS**-1.1})
     plan = compile(asked, record_toy.make(asked).spec, 2, with_extensions(["record_toy"]))
     with pytest.raises(EdgewiseError, match=f"{RECORDS:,} blocks of text"):
-        noise_steps(plan, record_toy.make(asked, devices=1))
+        noise_steps(plan, registered(record_toy.make(asked, devices=1)))
 
 
 @pytest.mark.long(sample=0)
@@ -106,10 +107,10 @@ def test_records_are_counted_over_all_devices_that_can_be_read(monkeypatch: pyte
 
     monkeypatch.setattr(trainer, "records", read)
     with pytest.raises(EdgewiseError, match=f"{2 * RECORDS:,} blocks of text"):
-        noise_steps(plan, trainer)
+        noise_steps(plan, registered(trainer))
     monkeypatch.setattr(trainer, "records", full)
     with pytest.raises(StoreError):
-        noise_steps(plan, trainer)
+        noise_steps(plan, registered(trainer))
 
 
 def test_a_device_that_trains_alone_has_no_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

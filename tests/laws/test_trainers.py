@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,7 @@ from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.training import FitRequest
-from edgewise.engine.ports import Trainer
+from edgewise.engine.trainer import Trainer, registered
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.learn.trainer import make
 from edgewise.learn.zeroth_order import ZerothOrderTrainer
@@ -89,6 +89,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trainer(request: pytest.FixtureRequest, place: Path) -> Trainer:
     made: Trainer = request.param(place)
     return made
+
+
+PORTS = {
+    "ToyTrainer": {"describes", "measures"},
+    "TorchTrainer": {"counts", "noises", "measures", "computes"},
+    "ZerothOrderTrainer": {"describes", "counts", "measures", "continues"},
+    "TextTrainer": {"describes", "counts", "noises", "measures", "computes", "continues", "reads", "remarks"},
+}
+
+
+def test_a_trainer_is_registered_with_all_that_it_can_do(trainer: Trainer) -> None:
+    found = registered(trainer)
+    assert {field.name for field in fields(found) if getattr(found, field.name) is not None} == {
+        "trainer",
+        *PORTS[type(trainer).__name__],
+    }
 
 
 def ask(trainer: Trainer, device: int = 0, seed: int = 0, rule: LocalRule = RULE) -> FitRequest:
@@ -161,7 +177,7 @@ def test_a_model_that_blew_up_is_refused_and_leaves_no_trace(trainer: Trainer) -
 
 def test_sizes_are_those_that_a_forecast_reads(trainer: Trainer) -> None:
     sizes = trainer.sizes()
-    assert {"parameters", "trainable", "memory_bytes", "step_s"} <= sizes.keys()
+    assert {"parameters", "trainable", "memory_bytes"} <= sizes.keys()
     assert sizes["parameters"] >= sizes["trainable"] > 0
 
 

@@ -43,6 +43,7 @@ from edgewise.drivers.local_helper import LocalHelper
 from edgewise.drivers.store import RunStore
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Checkpoint, Cohort
+from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
@@ -69,7 +70,8 @@ class Toy:
         downloads = Downloads(self.plan.spec.dim, self.plan.downlink)
         store = FileDevices(folder, self.plan.run)
         secrets = partial(simulated_secrets, self.plan, self.root)
-        return Devices(self.plan, self.trainer, store, downloads, simulated_trust(self.root), secrets), downloads
+        trainer = registered(self.trainer)
+        return Devices(self.plan, trainer, store, downloads, simulated_trust(self.root), secrets), downloads
 
     def coordinator(self, cohort: Cohort, store: RunStore, tell: Callable[[events.AnyEvent], None]) -> Coordinator:
         """A run over a cohort."""

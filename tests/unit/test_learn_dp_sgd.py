@@ -15,10 +15,9 @@ from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.space import Quorum, Space
-from edgewise.core.training import FitRequest
+from edgewise.core.training import FitRequest, StepNoise
 from edgewise.core.vector import Spec
 from edgewise.learn import dp_sgd
-from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.plan.card_text import Taking
@@ -45,7 +44,7 @@ X, Y = torch.randn(40, 5, generator=G), torch.randint(0, 3, (40,), generator=G)
 RECORDS = [(X[i : i + 1], Y[i : i + 1]) for i in range(40)]
 
 
-def noised(records: list, dp: RecordDp, key: bytes = KEY) -> np.ndarray:
+def noised(records: list, dp: StepNoise, key: bytes = KEY) -> np.ndarray:
     model = net()
     flat = Flat(list(model.named_parameters()))
     dp_sgd.gradient(model, loss, list(enumerate(records)), flat, dp, 10.0, key)
@@ -57,32 +56,32 @@ def test_without_clip_and_noise_it_is_the_plain_gradient() -> None:
     flat = Flat(list(model.named_parameters()))
     mean, n = loss(model, (X, Y))
     (mean * n / 10.0).backward()
-    np.testing.assert_allclose(noised(RECORDS, RecordDp(1e3, 1e-9, 1.0)), flat.g_D.numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(noised(RECORDS, StepNoise(1e3, 1e-9, 1.0)), flat.g_D.numpy(), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e6, 1e20])
 def test_one_record_moves_the_sum_by_the_clip_at_most(scale: float) -> None:
-    dp = RecordDp(0.5, 1e-6, 1.0)
+    dp = StepNoise(0.5, 1e-6, 1.0)
     worst = (X[:1] * scale, Y[:1])
     moved = 10.0 * (noised([*RECORDS, worst], dp).astype(np.float64) - noised(RECORDS, dp))
     assert np.linalg.norm(moved) <= 0.5 * (1 + 1e-5)
 
 
 def test_a_record_that_is_not_finite_counts_as_zero() -> None:
-    dp = RecordDp(0.5, 1e-6, 1.0)
+    dp = StepNoise(0.5, 1e-6, 1.0)
     bad = (torch.full((1, 5), float("nan")), Y[:1])
     np.testing.assert_array_equal(noised([*RECORDS, bad], dp), noised(RECORDS, dp))
 
 
 @pytest.mark.slow
 def test_the_noise_has_the_promised_size_and_is_there_without_records() -> None:
-    dp = RecordDp(0.5, 2.0, 1.0)
+    dp = StepNoise(0.5, 2.0, 1.0)
     off = np.stack([10.0 * noised([], dp, derive(KEY, i)) for i in range(300)])
     assert off.std() == pytest.approx(1.0, rel=0.02)
     assert abs(off.mean()) < 0.03
     np.testing.assert_array_equal(noised([], dp), noised([], dp))
     clean = 10.0 * (noised(RECORDS, dp) - noised([], dp))
-    np.testing.assert_allclose(clean, 10.0 * noised(RECORDS, RecordDp(0.5, 1e-6, 1.0)), atol=1e-5)
+    np.testing.assert_allclose(clean, 10.0 * noised(RECORDS, StepNoise(0.5, 1e-6, 1.0)), atol=1e-5)
 
 
 def test_batches_are_poisson() -> None:
@@ -104,13 +103,13 @@ def test_a_trainer_noises_its_steps() -> None:
     trainer = TorchTrainer(net(), loss, {"d": TensorShard((X, Y), (X[:2], Y[:2]))}, training)
     request = FitRequest("d", 0, trainer.initial(), LocalRule(steps=4, lr=0.1), KEY, KEY)
     plain = trainer.fit(request).x
-    trainer.record_dp = RecordDp(1.0, 1.0, 0.2)
+    trainer.step_noise = StepNoise(1.0, 1.0, 0.2)
     one, again = trainer.fit(request), trainer.fit(request)
     np.testing.assert_array_equal(one.x, again.x)
     assert np.linalg.norm(one.x - plain) > 0.01
     np.testing.assert_array_equal(trainer.fit(replace(request, key=root(5))).x, one.x)
     assert np.linalg.norm(trainer.fit(replace(request, secret=root(5))).x - one.x) > 0.01
-    trainer.record_dp = RecordDp(1.0, 1.0, 0.001)  # steps without a single record
+    trainer.step_noise = StepNoise(1.0, 1.0, 0.001)  # steps without a single record
     assert np.linalg.norm(trainer.fit(request).x) > 0
 
 
@@ -174,7 +173,7 @@ def test_a_record_that_training_cannot_take_leaves_no_trace(bad: str) -> None:
         Whole.first = first
         training = TrainingSection(optimizer="sgd", batch=8, clip_grad=0.0)
         trainer = TorchTrainer(net(), broken, {"d": Whole((x, Y))}, training)
-        trainer.record_dp = RecordDp(1.0, 1.0, 1.0)
+        trainer.step_noise = StepNoise(1.0, 1.0, 1.0)
         return trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=3, lr=0.1), KEY, root(9))).x
 
     there, away = fitted(True), fitted(False)
@@ -203,7 +202,7 @@ def test_a_device_that_cannot_train_sends_noise_alone(where: str) -> None:
         return Broken((X, Y))
 
     trainer = TorchTrainer(net(), loss, shard, TrainingSection(optimizer="adamw", batch=8), devices=("d",))
-    trainer.record_dp = RecordDp(1.0, 1.0, 0.2)
+    trainer.step_noise = StepNoise(1.0, 1.0, 0.2)
     x = trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=2, lr=0.1), KEY, root(9))).x
     assert np.isfinite(x).all()
     assert x.all()
@@ -235,7 +234,7 @@ def test_a_record_has_the_same_gradient_whoever_else_is_there(others: list) -> N
     before = [(90, FAILS) if i == "fails" else (i, RECORDS[i]) for i in others]
 
     def total(records: list) -> np.ndarray:
-        dp_sgd.gradient(model, failing, records, flat, RecordDp(0.5, 1e-6, 1.0), 1.0, KEY)
+        dp_sgd.gradient(model, failing, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
         return flat.g_D.numpy().astype(np.float64)
 
     mine = (7, RECORDS[7])
@@ -252,7 +251,9 @@ def test_dropout_is_drawn_anew_for_each_record_and_step() -> None:
     ones = (torch.ones(1, 256),)
 
     def masked(row: int, key: bytes) -> np.ndarray:
-        dp_sgd.gradient(model, lambda m, b: (m(b[0]).sum(), 1), [(row, ones)], flat, RecordDp(1.0, 1e-6, 1.0), 1.0, key)
+        dp_sgd.gradient(
+            model, lambda m, b: (m(b[0]).sum(), 1), [(row, ones)], flat, StepNoise(1.0, 1e-6, 1.0), 1.0, key
+        )
         return flat.g_D.numpy() > 1e-3
 
     masks = [masked(row, derive(KEY, i)) for row in range(3) for i in range(2)]
@@ -281,7 +282,7 @@ def test_who_watches_dropout_learns_nothing_of_a_record() -> None:
         trainer = TorchTrainer(
             model, lambda m, b: (1e3 * (m(b[0]) - b[1]).square().sum(), 1), {"d": Shard((x, y))}, training
         )
-        trainer.noise_steps(RecordDp(1.0, 1e-3, 1.0))
+        trainer.noise_steps(StepNoise(1.0, 1e-3, 1.0))
         return 64.0 * trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=1, lr=1.0), KEY, root(9))).x
 
     assert np.linalg.norm(moved(True) - moved(False)) <= 1.0 + 1e-4
@@ -308,9 +309,9 @@ class Ema(nn.Module):
 
 def begin(trainer: TorchTrainer, at: str) -> None:
     if at == "setup":
-        trainer.noise_steps(RecordDp(1.0, 1.0, 0.2))
+        trainer.noise_steps(StepNoise(1.0, 1.0, 0.2))
         return
-    trainer.record_dp = RecordDp(1.0, 1.0, 0.2)
+    trainer.step_noise = StepNoise(1.0, 1.0, 0.2)
     trainer.fit(FitRequest("d", 0, trainer.initial(), LocalRule(steps=1, lr=0.1), KEY, KEY))
 
 
@@ -340,7 +341,7 @@ def test_a_record_of_no_number_of_terms_counts_as_zero(said: Any) -> None:
     def total(records: list) -> np.ndarray:
         model = net()
         flat = Flat(list(model.named_parameters()))
-        dp_sgd.gradient(model, counting, records, flat, RecordDp(0.5, 1e-6, 1.0), 1.0, KEY)
+        dp_sgd.gradient(model, counting, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
         return flat.g_D.numpy()
 
     mine = (7, RECORDS[7])
@@ -363,7 +364,7 @@ def test_what_a_record_does_to_trained_weights_is_taken_back() -> None:
     before = flat.read()
 
     def total(records: list) -> np.ndarray:
-        dp_sgd.gradient(model, loss, records, flat, RecordDp(0.5, 1e-6, 1.0), 1.0, KEY)
+        dp_sgd.gradient(model, loss, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
         np.testing.assert_array_equal(flat.read(), before)
         return flat.g_D.numpy().astype(np.float64)
 
@@ -396,7 +397,7 @@ def test_what_a_rare_record_leaves_in_a_buffer_is_taken_back() -> None:
     assert dp_sgd.examine(model, loss, list(enumerate(RECORDS[:2])), flat, KEY)
 
     def total(records: list) -> np.ndarray:
-        dp_sgd.gradient(model, loss, records, flat, RecordDp(0.5, 1e-6, 1.0), 1.0, KEY)
+        dp_sgd.gradient(model, loss, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
         assert not model[0].mean.any()
         return flat.g_D.numpy().astype(np.float64)
 

@@ -21,6 +21,7 @@ from edgewise.apps.trials import Step
 from edgewise.core.errors import AuditError
 from edgewise.drivers import folder
 from edgewise.drivers.records import noise_steps
+from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
@@ -55,7 +56,7 @@ def examine(
     with tempfile.TemporaryDirectory(prefix="edgewise-audit-") as scratch:
         trainer = leakage.text_trainer(recipe, recipe_dir, Path(scratch), catalogue)
         plan = compile(recipe, trainer.spec, len(trainer.devices()), catalogue)
-        noise_steps(plan, trainer)
+        noise_steps(plan, registered(trainer))
         findings = trials.examine(plan, quick, say, catalogue)
         leaks: dict[str, Any] = {"leaks": [], "memory": [], "tokens": 0}
         if all(f.holds for f in findings):  # what is broken already may not even release what it should

@@ -34,8 +34,8 @@ from edgewise.core.stage import HEAD, HEAD_BOUND, WEIGHT
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.devices import in_steps
-from edgewise.drivers.host import make_trainer
-from edgewise.engine.ports import Trainer
+from edgewise.drivers.trainers import make_trainer
+from edgewise.engine.trainer import Registered
 from edgewise.plan.catalogue import BUILT_IN, Catalogue, make, with_extensions
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.ladder import RUNGS, Rung
@@ -143,7 +143,7 @@ def examine(
     catalogue = with_extensions(extensions)
     with tempfile.TemporaryDirectory(prefix="edgewise-bench-") as scratch:
         trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)
-        plan = compile_plan(recipe, trainer.spec, len(trainer.devices()), catalogue)
+        plan = compile_plan(recipe, trainer.trainer.spec, len(trainer.trainer.devices()), catalogue)
         device, update = ("", _normal(plan)) if random else _local(trainer, plan)
     rungs = [(r.name, rung_tables(r, plan.spec, catalogue)) for r in RUNGS] + [(OWN, recipe.stage)]
     return {
@@ -164,13 +164,13 @@ def _normal(plan: Plan) -> Update:
     return Update(rng.standard_normal(plan.spec.dim, np.float32), dict.fromkeys(HEAD, 1.0), 1.0)
 
 
-def _local(trainer: Trainer, plan: Plan) -> tuple[str, Update]:
+def _local(trainer: Registered, plan: Plan) -> tuple[str, Update]:
     """What the first device that can train would send in the first round."""
     reason = DataError("E-DATA-EMPTY", "the trainer knows no device.", "check where its data comes from.")
-    for device in trainer.devices():
+    for device in trainer.trainer.devices():
         key, rule = plan.batch_key(device, 0), in_steps(trainer, plan, device, plan.rule(0))
         try:
-            return device, trainer.fit(FitRequest(device, 0, trainer.initial(), rule, key, key))
+            return device, trainer.trainer.fit(FitRequest(device, 0, trainer.trainer.initial(), rule, key, key))
         except DataError as e:  # this device's text is too short or cannot be read: the next one
             reason = e
     raise reason

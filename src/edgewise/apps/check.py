@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,10 @@ from edgewise.apps.toml_text import inline
 from edgewise.core.errors import DataError
 from edgewise.drivers import speed
 from edgewise.drivers.devices import in_steps
-from edgewise.drivers.host import make_trainer
 from edgewise.drivers.records import noise_steps
 from edgewise.drivers.traces import read_traces
-from edgewise.engine.ports import Trainer
+from edgewise.drivers.trainers import make_trainer
+from edgewise.engine.trainer import Registered
 from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.claims import privacy_facts
@@ -55,16 +55,17 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         read_traces(recipe_dir / recipe.simulation.link_trace)
     with tempfile.TemporaryDirectory(prefix="edgewise-check-") as scratch:
         trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)
-        names = trainer.devices()
+        names = trainer.trainer.devices()
         population = len(names)
-        plan = compile(recipe, trainer.spec, population, catalogue)
+        plan = compile(recipe, trainer.trainer.spec, population, catalogue)
         noise_steps(plan, trainer)
-        sizes = speed.sizes(trainer, measure=not fast)
+        sizes = trainer.trainer.sizes()
+        step_s = 0.0 if fast or trainer.measures is None else trainer.measures.step_s()
         encode_s = 0.0 if fast else speed.encode_s(plan)
         read = _reading(trainer)
         steps = _local_steps(trainer, plan)
-        notes = list(getattr(trainer, "notes", tuple)())
-    parameters, step_s = sizes.get("parameters", 0.0), sizes.get("step_s", 0.0)
+        notes = [] if trainer.remarks is None else list(trainer.remarks.notes())
+    parameters = sizes.get("parameters", 0.0)
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
     forecast = explain.forecast(plan, step_s, workers, steps["mean"], encode_s)
     trained = sizes.get("trainable") or plan.spec.dim  # of the model; the run's vector may be shorter
@@ -104,22 +105,21 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     }
 
 
-def _local_steps(trainer: Trainer, plan: Plan) -> dict[str, Any]:
+def _local_steps(trainer: Registered, plan: Plan) -> dict[str, Any]:
     """Optimizer steps of a device and round; where the recipe counts passes, of ``COUNTED`` devices spread evenly."""
-    rule, known = plan.rule(0), trainer.devices()
+    rule, known = plan.rule(0), trainer.trainer.devices()
     n = min(COUNTED, len(known)) if rule.epochs else 0
     each = [in_steps(trainer, plan, known[i * len(known) // n], rule).steps for i in range(n)] or [rule.steps]
     cut = sum(steps == rule.steps for steps in each) if n else 0
     return {"fewest": min(each), "mean": sum(each) / len(each), "most": max(each), "devices": n, "cut": cut}
 
 
-def _reading(trainer: Trainer) -> dict[str, Any] | None:
+def _reading(trainer: Registered) -> dict[str, Any] | None:
     """The record of what the trainer read and left out, or None. Some of the text is tokenized for it.
 
     Raises DataError(E-DEVICE-DATA) where all devices were looked at and nothing is left to train or to measure on.
     """
-    told: Callable[[int], dict[str, Any] | None] | None = getattr(trainer, "reading", None)
-    read = told(MOST_BYTES) if told is not None else None
+    read = None if trainer.reads is None else trainer.reads.reading(MOST_BYTES)
     if read and read["examined"] == read["devices"] and not (read["train_tokens"] and read["held_tokens"]):
         what = "no device has text to train on."
         if read["train_tokens"]:

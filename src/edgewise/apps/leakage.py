@@ -15,15 +15,15 @@ from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.training import FitRequest
 from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.devices import in_steps
-from edgewise.drivers.host import make_trainer
 from edgewise.drivers.records import noise_steps
+from edgewise.engine.trainer import registered
 from edgewise.learn import attacks
+from edgewise.learn import trainer as text
 from edgewise.learn.attacks import Leak
 from edgewise.learn.blocks import predictions
-from edgewise.learn.model import TextLoss
 from edgewise.learn.train import fit
 from edgewise.learn.trainer import TextTrainer
-from edgewise.plan.catalogue import Catalogue
+from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
@@ -43,8 +43,9 @@ Step = Callable[[str, int, int], None]
 
 def text_trainer(recipe: Recipe, recipe_dir: Path, scratch: Path, catalogue: Catalogue) -> TextTrainer:
     """The recipe's own trainer. Raises RecipeError(E-COMBO) for an extension's: the attacks know text models."""
-    trainer = make_trainer(recipe, recipe_dir, scratch, catalogue)
-    if not isinstance(trainer, TextTrainer):
+    trainer = None if catalogue.trainer is not None else text.make(recipe, recipe_dir, scratch / "cache")
+    along = trainer and make(catalogue.strategies, "[strategy]", recipe.strategy, trainer.spec).directions
+    if trainer is None or along is not None:
         what = "an audit attacks a text model, and this trainer is an extension's or wrapped."
         raise RecipeError("E-COMBO", what, "audit a recipe of the text trainer.")
     return trainer
@@ -78,7 +79,8 @@ class _Probe:
 
     def __init__(self, plan: Plan, recipe: Recipe, trainer: TextTrainer, cohort: int, step: Step) -> None:
         self.plan, self.training, self.trainer, self.step = plan, recipe.training, trainer, step
-        noise_steps(plan, trainer)  # as a host of devices does
+        self.registered = registered(trainer)
+        noise_steps(plan, self.registered)  # as a host of devices does
         self.devices = _with_text(trainer, cohort)
         self.rows = rows = self._first(self.devices[0])
         self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]
@@ -105,7 +107,7 @@ class _Probe:
         if sgd:
             training = training.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "clip_grad": 0.0})
         rule = LocalRule(steps=steps, lr=1e-2 if sgd else self.training.lr)
-        dp, expected = self.trainer.record_dp if own else None, 0.0
+        dp, expected = self.trainer.step_noise if own else None, 0.0
         together: list[Any] = [(torch.from_numpy(rows), int(predictions(rows)))]
         if dp is not None:
             batches_each = [(torch.from_numpy(row[None]), int(predictions(row[None]))) for row in rows]
@@ -173,7 +175,7 @@ class _Probe:
         for i, device in enumerate(self.devices[1:]):
             self.step("training a cohort", i, len(self.devices) - 1)
             key = derive(root(3), "fit", device)
-            rule = in_steps(self.trainer, self.plan, device, self.plan.rule(0))
+            rule = in_steps(self.registered, self.plan, device, self.plan.rule(0))
             request = FitRequest(device, 0, self.trainer.initial(), rule, key, key)
             out.append(self.trainer.fit(request).x)
         return out
@@ -185,7 +187,7 @@ class _Probe:
     def behind(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """The rows of the recipe's own way: leaks, and what models remember."""
         plan, promise = self.plan, self.plan.promise
-        steps = min(in_steps(self.trainer, plan, self.devices[0], plan.rule(0)).steps, 8)
+        steps = min(in_steps(self.registered, plan, self.devices[0], plan.rule(0)).steps, 8)
         plain = self._trained(self.rows, steps, sgd=False)
         mine = self._trained(self.rows, steps, sgd=False, own=True) if promise.noises_steps else plain
         updates = [mine, *self._others()]
@@ -227,8 +229,7 @@ class _Probe:
 
     def _losses(self, rows_NS: np.ndarray[Any, Any]) -> attacks.Scores:
         rows = torch.from_numpy(np.array(rows_NS).astype(np.int64))
-        half = isinstance(loss := self.trainer.loss, TextLoss) and loss.autocast is torch.bfloat16
-        return attacks.losses(self.trainer.model.eval(), rows, half)
+        return attacks.losses(self.trainer.model.eval(), rows, self.trainer.autocast is torch.bfloat16)
 
     def _remembers(self, name: str, params: Vector) -> dict[str, Any]:
         """Membership of the attacked rows' neighbours, and exposure of a canary trained with them."""

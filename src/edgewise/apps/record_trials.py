@@ -22,7 +22,7 @@ from edgewise.privacy import one_run as guessing
 from edgewise.privacy.audit import Finding, event_mu
 
 if TYPE_CHECKING:
-    from edgewise.learn.dp_sgd import RecordDp
+    from edgewise.core.training import StepNoise
 
 NONCE = b"two rounds"
 STEP_RECORDS = 2048  # canaries of one step of DP-SGD
@@ -105,7 +105,7 @@ def _record_step(plan: Plan, present: NDArray[np.bool_], key: Key) -> NDArray[np
     return canaries.step(_record_dp(plan), present, key)
 
 
-def _record_dp(plan: Plan) -> RecordDp:
+def _record_dp(plan: Plan) -> StepNoise:
     return steps_noise(_spend(plan))
 
 

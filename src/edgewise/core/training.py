@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key
@@ -53,3 +54,12 @@ class HeldOut:
 
     nll: float
     tokens: int
+
+
+class StepNoise(NamedTuple):
+    """Noise on every training step. ``clip``: C, of one record's gradient. ``z``: noise multiplier. ``rate``: q, with
+    which each record is in a step."""
+
+    clip: float
+    z: float
+    rate: float

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from edgewise.engine.trainer import ComputesProbe
 
-def digest(trainer: Any) -> str:
+
+def digest(trainer: ComputesProbe | None) -> str:
     """SHA-256, 64 hex characters, over fixed computations of the kinds that runs are made of: numpy's, and the
-    trainer's own where it has ``arithmetic() -> bytes`` (``learn.torch_trainer``).
+    trainer's own where it has any.
 
     Guarantees: depends on neither recipe nor model nor text; takes milliseconds.
     """
     h = hashlib.sha256()
     for x in _computed():
         h.update(np.ascontiguousarray(x).tobytes())
-    if (own := getattr(trainer, "arithmetic", None)) is not None:
-        h.update(own())
+    if trainer is not None:
+        h.update(trainer.arithmetic())
     return h.hexdigest()
 
 

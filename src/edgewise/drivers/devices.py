@@ -31,7 +31,8 @@ from edgewise.engine import device as machine
 from edgewise.engine import invitation
 from edgewise.engine.broadcast import STALE
 from edgewise.engine.owner_budget import OwnerBudget
-from edgewise.engine.ports import DeviceStore, Trainer, Trust
+from edgewise.engine.ports import DeviceStore, Trust
+from edgewise.engine.trainer import Registered
 from edgewise.plan.plan import Plan
 
 LOG = logging.getLogger("edgewise")
@@ -60,7 +61,7 @@ class Devices:
     """
 
     plan: Plan
-    trainer: Trainer
+    trainer: Registered
     store: DeviceStore
     downloads: Downloads
     trust: Trust
@@ -145,7 +146,7 @@ class Devices:
         self, device: DeviceId, request: FitRequest, elapsed_s: float, up_mbit: float
     ) -> machine.Trained | machine.Failed:
         request = replace(request, rule=in_steps(self.trainer, self.plan, device, request.rule))
-        update = guarded(device, partial(self.trainer.fit, request))
+        update = guarded(device, partial(self.trainer.trainer.fit, request))
         return update if isinstance(update, machine.Failed) else machine.Trained(update, elapsed_s, up_mbit)
 
     def _measured(self, device: DeviceId, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
@@ -154,7 +155,7 @@ class Devices:
         if run != self.plan.run or not -1 <= number < self.plan.rounds:
             held = machine.Failed("E-FRAME", "the probe is for another run, or for a round that this one does not have")
         else:
-            held = guarded(device, lambda: self.trainer.evaluate(device, self.downloads.snapshot(probe.model)))
+            held = guarded(device, lambda: self.trainer.trainer.evaluate(device, self.downloads.snapshot(probe.model)))
         if isinstance(held, machine.Failed):
             return frame.Refusal(
                 run=run, round=number, device=device, code=held.code, reason=frame.legible(held.reason)
@@ -162,7 +163,7 @@ class Devices:
         return frame.Measurement(run=run, round=number, device=device, nll=held.nll, tokens=held.tokens)
 
 
-def in_steps(trainer: Trainer, plan: Plan, device: DeviceId, rule: frame.LocalRule) -> frame.LocalRule:
+def in_steps(trainer: Registered, plan: Plan, device: DeviceId, rule: frame.LocalRule) -> frame.LocalRule:
     """The rule as ``Trainer.fit`` takes it: passes over the device's records made into steps."""
     if not rule.epochs:
         return rule

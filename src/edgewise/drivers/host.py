@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edgewise.core import frame, keys, vector
-from edgewise.core.errors import EdgewiseError, RecipeError, StoreError
+from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.training import FitRequest
 from edgewise.drivers import arithmetic, jobs, speed
 from edgewise.drivers.device_store import SimulatedDevices, out_of_step
@@ -25,45 +25,17 @@ from edgewise.drivers.devices import Devices, guarded, in_steps
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
 from edgewise.drivers.records import noise_steps, records, without_noise
+from edgewise.drivers.trainers import make_trainer
 from edgewise.engine.device import Failed, remembers
-from edgewise.engine.ports import DeviceStore, Trainer
+from edgewise.engine.ports import DeviceStore
+from edgewise.engine.trainer import Registered
 from edgewise.plan.acceptance import planned
-from edgewise.plan.catalogue import Catalogue, make, with_extensions
+from edgewise.plan.catalogue import Catalogue, with_extensions
 from edgewise.plan.facts import parse
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe
-from edgewise.strategies.base import Strategy
 
 LOG = logging.getLogger("edgewise")
-
-
-def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Catalogue) -> Trainer:
-    """The extension's trainer where there is one, else the text trainer (imports torch).
-
-    Where the recipe's strategy works along directions, a torch trainer is wrapped so that its vector is their
-    coefficients; another trainer stays as it is, and ``compile`` refuses it. Raises RecipeError(E-COMBO) where the
-    recipe counts passes and the trainer does not count records, or asks for samples of text that it cannot give.
-    """
-    trainer: Trainer
-    if catalogue.trainer is not None:
-        trainer = catalogue.trainer(recipe)
-    else:
-        from edgewise.learn import trainer as text
-
-        trainer = text.make(recipe, recipe_dir, run_dir / "cache")
-    if recipe.training.local_epochs and not hasattr(trainer, "records"):
-        what = "training.local_epochs needs a trainer that says how many records a device has."
-        fix = "give training.local_steps, or build the trainer on learn.torch_trainer.TorchTrainer."
-        raise RecipeError("E-COMBO", what, fix)
-    if recipe.report.samples and not hasattr(trainer, "sample"):
-        what = "report.samples needs a trainer that goes on with text."
-        raise RecipeError("E-COMBO", what, "leave it out, or use the text trainer.")
-    strategy: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, trainer.spec)
-    if strategy.directions is None:
-        return trainer
-    from edgewise.learn import zeroth_order
-
-    return zeroth_order.wrapped(trainer, strategy.directions, keys.root(recipe.seed))
 
 
 def simulated_devices(plan: Plan, job: jobs.Setup) -> SimulatedDevices:
@@ -80,7 +52,7 @@ class Host:
         self._recipe: Recipe
         self._setup_job: jobs.Setup
         self._catalogue: Catalogue
-        self._trainer: Trainer
+        self._trainer: Registered
         self._plan: Plan
         self._downloads: Downloads
         self._devices: Devices
@@ -105,7 +77,7 @@ class Host:
                 self._downloads.put(job.digest, job.data, job.keep)
                 return None
             case jobs.Held():
-                self._downloads.hold(job.round, vector.from_bytes(job.data, self._trainer.spec.dim))
+                self._downloads.hold(job.round, vector.from_bytes(job.data, self._trainer.trainer.spec.dim))
                 return None
             case jobs.Handle():
                 done = self._devices.answer(job.device, job.frame, job.elapsed_s, job.up_mbit)
@@ -129,21 +101,21 @@ class Host:
             raise EdgewiseError(
                 "E-DEPENDENCY", f"training needs {e.name or e}.", 'pip install "edgewise[train]", or `make setup`.'
             ) from None
-        describe: Callable[[], dict[str, object]] | None = getattr(self._trainer, "describe", None)
-        self._facts = describe() if describe is not None else {}
+        describes, trainer = self._trainer.describes, self._trainer.trainer
+        self._facts = {} if describes is None else describes.describe()
         return jobs.Described(
             id=job.id,
-            spec=self._trainer.spec.to_list(),
-            devices=list(self._trainer.devices()),
-            initial=memoryview(bytes(vector.to_bytes(self._trainer.initial()))),  # a trainer may go on with its own
+            spec=trainer.spec.to_list(),
+            devices=list(trainer.devices()),
+            initial=memoryview(bytes(vector.to_bytes(trainer.initial()))),  # a trainer may go on with its own
             facts={
                 **self._facts,
-                "arithmetic_sha256": arithmetic.digest(self._trainer),
+                "arithmetic_sha256": arithmetic.digest(self._trainer.computes),
             },
         )
 
     def _compile(self, job: jobs.Compile) -> None:
-        plan = planned(parse(job.facts), self._trainer.spec, self._catalogue)
+        plan = planned(parse(job.facts), self._trainer.trainer.spec, self._catalogue)
         self._plan, self._root = plan, simulated_root(plan, self._recipe.world, self._facts)
         self._downloads = Downloads(plan.spec.dim, plan.downlink)
         self._devices = Devices(
@@ -165,9 +137,11 @@ class Host:
 
     def _sample(self, job: jobs.Sample) -> jobs.Result:
         """A device has one sample: its randomness is the same for all models."""
-        params = vector.from_bytes(job.params, self._trainer.spec.dim)
+        params = vector.from_bytes(job.params, self._trainer.trainer.spec.dim)
         key = keys.derive(keys.root(self._recipe.seed), "sample", job.device)
-        done = guarded(job.device, lambda: self._trainer.sample(job.device, params, key))  # type: ignore[attr-defined]
+        if (continues := self._trainer.continues) is None:
+            return jobs.Broken(id=job.id, code="E-COMBO", what="this trainer does not go on with text.", fix="")
+        done = guarded(job.device, lambda: continues.sample(job.device, params, key))
         if isinstance(done, Failed):
             return jobs.Broken(id=job.id, code=done.code, what=done.reason, fix="")
         prompt, actual, text = done
@@ -175,7 +149,7 @@ class Host:
 
     def _train_alone(self, job: jobs.Solo) -> jobs.Trained:
         began = time.perf_counter()
-        params = np.array(vector.from_bytes(job.params, self._trainer.spec.dim))
+        params = np.array(vector.from_bytes(job.params, self._trainer.trainer.spec.dim))
         played: Counter[int] = Counter()
         for number in job.rounds:
             rule = self._plan.rule(number)
@@ -186,17 +160,17 @@ class Host:
             played[number] += 1
             key, secret = self._plan.batch_key(job.device, drawn), keys.derive(self._root, "alone", job.device, drawn)
             with without_noise(self._trainer):
-                params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
+                params += self._trainer.trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
         seconds = time.perf_counter() - began
         if job.measure:
-            held = self._trainer.evaluate(job.device, params)
+            held = self._trainer.trainer.evaluate(job.device, params)
             return jobs.Trained(id=job.id, device=job.device, nll=held.nll, tokens=held.tokens, seconds=seconds)
         return jobs.Trained(id=job.id, device=job.device, params=vector.to_bytes(params), seconds=seconds)
 
     def _timed(self, job: jobs.Time) -> jobs.Timed:
         """For a forecast only, so nothing that goes wrong here stops a run but a disk that cannot be written."""
         try:
-            step_s = speed.sizes(self._trainer, measure=True).get("step_s", 0.0)
+            step_s = 0.0 if self._trainer.measures is None else self._trainer.measures.step_s()
             return jobs.Timed(id=job.id, step_s=step_s, encode_s=speed.encode_s(self._plan))
         except StoreError:
             raise

@@ -6,28 +6,26 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from edgewise.core.errors import RecipeError, StoreError
-from edgewise.core.training import DeviceId
-from edgewise.engine.ports import Trainer
+from edgewise.core.training import DeviceId, StepNoise
+from edgewise.engine.trainer import Registered
 from edgewise.plan.plan import Plan
 from edgewise.plan.private import Spend
 from edgewise.privacy import rules
 
-if TYPE_CHECKING:
-    from edgewise.learn.dp_sgd import RecordDp
-
 LOG = logging.getLogger("edgewise")
 
 
-def records(trainer: Trainer, device: DeviceId) -> int:
-    """Records that a device trains on, by a trainer that counts them; 0 where they cannot be read.
+def records(trainer: Registered, device: DeviceId) -> int:
+    """Records that a device trains on; 0 where they cannot be read, and by a trainer that does not count them.
 
     Raises StoreError where they cannot be stored.
     """
+    if trainer.counts is None:
+        return 0
     try:
-        return int(trainer.records(device))  # type: ignore[attr-defined]
+        return int(trainer.counts.records(device))
     except StoreError:
         raise
     except Exception:  # boundary: a shard is foreign code; training says what is wrong
@@ -40,7 +38,7 @@ def from_either_end(devices: Sequence[DeviceId]) -> Iterable[DeviceId]:
     return devices if os.getpid() % 2 else reversed(devices)
 
 
-def noise_steps(plan: Plan, trainer: Trainer) -> None:
+def noise_steps(plan: Plan, trainer: Registered) -> None:
     """Let a trainer noise every step as ``plan`` accounts it. Nothing is done where steps carry no noise.
 
     Epsilon and delta are about one record, so delta is compared with the number of all records that the trainer holds:
@@ -52,30 +50,24 @@ def noise_steps(plan: Plan, trainer: Trainer) -> None:
     """
     if plan.spend is None or not plan.promise.noises_steps:
         return
-    if not (hasattr(trainer, "noise_steps") and hasattr(trainer, "records")):
+    if trainer.noises is None:
         what = 'dp.unit = "example" needs a trainer that noises its steps and counts its records.'
         raise RecipeError("E-COMBO", what, "build it on learn.torch_trainer.TorchTrainer.")
-    held = sum(records(trainer, device) for device in from_either_end(trainer.devices()))
+    held = sum(records(trainer, device) for device in from_either_end(trainer.trainer.devices()))
     rules.delta(plan.spend.delta, held, "example")
-    trainer.noise_steps(steps_noise(plan.spend))
+    trainer.noises.noise_steps(steps_noise(plan.spend))
 
 
-def steps_noise(spend: Spend) -> RecordDp:
+def steps_noise(spend: Spend) -> StepNoise:
     """The noise of training steps as a spend accounts it, for a trainer."""
-    from edgewise.learn.dp_sgd import RecordDp  # imports torch
-
-    return RecordDp(spend.clipping.l2, spend.z, spend.events[0].rate)
+    return StepNoise(spend.clipping.l2, spend.z, spend.events[0].rate)
 
 
 @contextmanager
-def without_noise(trainer: Trainer) -> Iterator[None]:
+def without_noise(trainer: Registered) -> Iterator[None]:
     """Plain steps inside. A device that trains alone sends nothing, so there is nobody to hide its records from."""
-    dp = getattr(trainer, "record_dp", None)
-    if dp is None:
+    if trainer.noises is None:
         yield
         return
-    trainer.record_dp = None  # type: ignore[attr-defined]
-    try:
+    with trainer.noises.without_noise():
         yield
-    finally:
-        trainer.record_dp = dp  # type: ignore[attr-defined]

@@ -1,26 +1,15 @@
-"""How fast devices are here: seconds of one optimizer step and of encoding one update, for forecasts."""
+"""How fast devices are here: seconds of encoding one update, for forecasts."""
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Mapping
 
 import numpy as np
 
 from edgewise.codecs import pack
 from edgewise.core import keys
 from edgewise.core.training import Update
-from edgewise.engine.ports import Trainer
 from edgewise.plan.plan import Plan
-
-
-def sizes(trainer: Trainer, measure: bool) -> Mapping[str, float]:
-    """``Trainer.sizes``, asked to measure a step where the trainer can."""
-    if measure and "measure" in inspect.signature(trainer.sizes).parameters:
-        measured: Mapping[str, float] = trainer.sizes(measure=True)  # type: ignore[call-arg]
-        return measured
-    return trainer.sizes()
 
 
 def encode_s(plan: Plan) -> float:

@@ -15,45 +15,12 @@ from edgewise.core.keys import Key
 from edgewise.core.memory import Memory
 from edgewise.core.outline import outline
 from edgewise.core.stage import HEAD as HEAD
-from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
-from edgewise.core.vector import Buffer, Spec, Vector
+from edgewise.core.training import DeviceId
+from edgewise.core.vector import Buffer, Vector
 from edgewise.engine.device_state import Kept
 from edgewise.privacy.ledger import Charge
 from edgewise.secagg.secrets import Hidden
 from edgewise.strategies.base import State
-
-
-class Trainer(Protocol):
-    """Everything that knows the model and the text. Lives beside the data; the server never has one.
-
-    Raises edgewise errors only: TrainingError, DataError, ModelError.
-    """
-
-    @property
-    def spec(self) -> Spec:
-        """Layout of the trainable vector."""
-        ...
-
-    def initial(self) -> Vector:
-        """float32[d]: the trainable parameters before round 0."""
-        ...
-
-    def devices(self) -> Sequence[DeviceId]:
-        """The population, sorted; cheap: no text is read into memory for it."""
-        ...
-
-    def fit(self, request: FitRequest) -> Update:
-        """Local training; ``request.device`` may be POOLED."""
-        ...
-
-    def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
-        """Held-out loss of ``params`` on one device."""
-        ...
-
-    def sizes(self) -> Mapping[str, float]:
-        """For forecasts: ``parameters`` (whole model), ``trainable``, ``memory_bytes`` of one device in training,
-        ``step_s`` measured seconds per optimizer step (0.0 where not measured)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

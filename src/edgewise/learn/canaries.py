@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key
-from edgewise.learn.dp_sgd import RecordDp
+from edgewise.core.training import StepNoise
 from edgewise.learn.flat import Flat
 from edgewise.learn.train import fit
 from edgewise.plan.section import TrainingSection
@@ -39,7 +39,7 @@ def _along(model: nn.Module, canary: Any) -> tuple[Tensor, float]:
     return model.w_M[i] * (-length if back else length), 1.0
 
 
-def step(dp: RecordDp, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
+def step(dp: StepNoise, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
     """What one step of ``train.fit`` under ``dp`` gives away of every canary, in clips: the noised sum's coordinate.
 
         score_i = sum_j min(1, 4) e_j[i] [j present] + N(0, z^2)
@@ -56,7 +56,7 @@ def step(dp: RecordDp, present: NDArray[np.bool_], key: Key) -> NDArray[np.float
 
 
 def pairs(
-    dp: RecordDp, present: NDArray[np.bool_], turns: NDArray[np.bool_], one: Key, two: Key
+    dp: StepNoise, present: NDArray[np.bool_], turns: NDArray[np.bool_], one: Key, two: Key
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """As ``step``: of the first step of a round, of its second, and of the first step of another round.
 
@@ -71,7 +71,7 @@ def pairs(
 
 
 def _fitted(
-    dp: RecordDp, present: NDArray[np.bool_], turns: NDArray[np.bool_], key: Key, steps: int, start: float
+    dp: StepNoise, present: NDArray[np.bool_], turns: NDArray[np.bool_], key: Key, steps: int, start: float
 ) -> NDArray[np.float64]:
     """The sum of some noised steps from weights that all are ``start``, in clips."""
     line = _Line(present.size)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Key, derive
+from edgewise.core.training import StepNoise
 from edgewise.crypto import prg
 from edgewise.learn.flat import Flat
 from edgewise.learn.seeded import seeded
@@ -36,14 +37,6 @@ _CHUNK = 1 << 18  # coordinates rounded at a time: bounds the temporary memory
 MIXING = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
 Record = tuple[int, Any]  # its row number on the device, and a batch of it alone
 Loss = Callable[[nn.Module, Any], tuple[Tensor, float]]
-
-
-class RecordDp(NamedTuple):
-    """``clip``: C, of one record's gradient. ``z``: noise multiplier. ``rate``: q, of each step."""
-
-    clip: float
-    z: float
-    rate: float
 
 
 def check(model: nn.Module) -> None:
@@ -142,7 +135,7 @@ def gradient(
     loss: Loss,
     records: Iterable[Record],
     flat: Flat,
-    dp: RecordDp,
+    dp: StepNoise,
     expected: float,
     key: Key,
 ) -> tuple[float, float]:

@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from edgewise.core.errors import DataError, StoreError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
-from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, Update
+from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, StepNoise, Update
 from edgewise.core.vector import Array, Spec, Vector
-from edgewise.engine.ports import Trainer
+from edgewise.engine.trainer import Trainer
 from edgewise.learn import dp_sgd
-from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.probe import probe
@@ -72,7 +71,7 @@ class TorchTrainer:
             backward pass to keep them for.
         arithmetic: of matrix work in the optimizer (Muon); the loss decides its own.
     Attributes:
-        record_dp: of ``noise_steps``; None where steps are not noised.
+        step_noise: of ``noise_steps``; None where steps are not noised.
     Guarantees:
         ``fit`` is a function of the request alone, the same bits in any process: it computes with one torch thread,
         whatever is set outside, since sums over threads round differently. Not thread-safe: one instance per worker.
@@ -97,7 +96,7 @@ class TorchTrainer:
         self._optimizer = Optimizer(training, self.flat, arithmetic)
         self._initial = self.flat.read()
         self._activation_bytes, self.forward_bytes = activation_bytes, forward_bytes
-        self.record_dp: RecordDp | None = None
+        self.step_noise: StepNoise | None = None
         self._examined = False
 
     @property
@@ -113,17 +112,26 @@ class TorchTrainer:
         """The population, sorted."""
         return self._devices
 
-    def noise_steps(self, dp: RecordDp) -> None:
+    def noise_steps(self, noise: StepNoise) -> None:
         """Noise every step's gradient from now on (``learn.dp_sgd``). Who runs the devices asks for it, by the plan.
 
         Raises: TrainingError(E-BN) for a model or a loss that carries something from one record to the next.
         """
         dp_sgd.check(self.model)
-        self.record_dp = dp
+        self.step_noise = noise
         for device in self.devices():
             self._examine(device, self._initial, bytes(32))
             if self._examined:
                 return
+
+    @contextmanager
+    def without_noise(self) -> Iterator[None]:
+        """Plain steps inside."""
+        noise, self.step_noise = self.step_noise, None
+        try:
+            yield
+        finally:
+            self.step_noise = noise
 
     def _examine(self, device: DeviceId, params: Vector, key: Key) -> None:
         """Once per trainer, on the first device that can train. Raises as ``noise_steps``."""
@@ -144,20 +152,20 @@ class TorchTrainer:
     def fit(self, request: FitRequest) -> Update:
         """Local training.
 
-        With ``record_dp`` a device that cannot train gives the update of steps without a record, noise alone: an answer
-        without noise, or none, would say what its text did. Its noise is as large as that of any device with as many
-        records as it has; where not even their number can be found out, there are none.
+        With ``step_noise`` a device that cannot train gives the update of steps without a record, noise alone: an
+        answer without noise, or none, would say what its text did. Its noise is as large as that of any device with as
+        many records as it has; where not even their number can be found out, there are none.
 
         Raises:
             DataError: E-DEVICE-DATA where the device has nothing to train on.
             TrainingError: E-NAN; E-TRAIN for what torch refuses (out of memory, wrong shapes), with torch's own words
                 as its cause only: they may quote data. What else a loss of one's own raises passes through.
-                With ``record_dp``: E-BN; E-NAN where noise alone is not finite.
+                With ``step_noise``: E-BN; E-NAN where noise alone is not finite.
             StoreError: E-DISK where a shard cannot be written.
         """
-        if self.record_dp is None or request.device == POOLED:
+        if self.step_noise is None or request.device == POOLED:
             return self._fitted(request, *self.work(request))
-        dp, steps = self.record_dp, range(request.rule.steps)
+        dp, steps = self.step_noise, range(request.rule.steps)
         dp_sgd.check(self.model)
         self._examine(request.device, request.params, request.secret)
         expected = dp.rate  # of a device without a record, which is a neighbour of one with a single record
@@ -179,7 +187,7 @@ class TorchTrainer:
         request: FitRequest,
         batches: Iterable[Sequence[Batch]],
         count: float,
-        dp: RecordDp | None = None,
+        dp: StepNoise | None = None,
         expected: float = 0.0,
     ) -> Update:
         with computing(request.device):
@@ -222,8 +230,12 @@ class TorchTrainer:
         with computing("probe"):
             return probe(self.training)
 
-    def sizes(self, measure: bool = False) -> Mapping[str, float]:
-        """Forecasts: ``parameters``, ``trainable``, ``memory_bytes``, ``step_s`` (0.0 unless ``measure``).
+    def step_s(self) -> float:
+        """Seconds of one optimizer step here."""
+        return measured_step_s(self, self.training.lr)
+
+    def sizes(self) -> Mapping[str, float]:
+        """Forecasts: ``parameters``, ``trainable``, ``memory_bytes``.
 
         ``memory_bytes``: weights, gradient, optimizer state, the round's model and the update, activations; without
         Python and torch themselves.
@@ -233,7 +245,6 @@ class TorchTrainer:
             "parameters": float(sum(p.numel() for p in self.model.parameters())),
             "trainable": float(self.spec.dim),
             "memory_bytes": weights_bytes(self.model) + 4.0 * self.spec.dim * vectors + self._activation_bytes,
-            "step_s": measured_step_s(self, self.training.lr) if measure else 0.0,
         }
 
 

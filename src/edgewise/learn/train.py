@@ -16,9 +16,9 @@ from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive
 from edgewise.core.outline import outline
+from edgewise.core.training import StepNoise
 from edgewise.core.vector import Vector
 from edgewise.learn import dp_sgd
-from edgewise.learn.dp_sgd import RecordDp
 from edgewise.learn.flat import Flat, view
 from edgewise.learn.seeded import seeded
 from edgewise.plan.section import TrainingSection
@@ -48,7 +48,7 @@ def fit(
     training: TrainingSection,
     key: Key,
     optimizer: Optimizer | None = None,
-    dp: RecordDp | None = None,
+    dp: StepNoise | None = None,
     expected: float = 0.0,
     secret: Key | None = None,
 ) -> Fitted:

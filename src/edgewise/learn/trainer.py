@@ -142,6 +142,11 @@ class TextTrainer(TorchTrainer):
         """One device's blocks. Raises DataError(E-DEVICE-DATA, E-DATA-*) where they cannot be made."""
         return self._open(device)
 
+    @property
+    def autocast(self) -> torch.dtype:
+        """In which arithmetic the model is run."""
+        return self.loss.autocast
+
     def fingerprint(self) -> str:
         """SHA-256 over all documents' names, lengths and contents; reads all text once."""
         return self.corpus.fingerprint()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,19 +19,47 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
-from edgewise.engine.ports import Trainer
+from edgewise.engine.trainer import CountsRecords, Registered, Trainer, registered
 from edgewise.learn.directions import Seeds, expand, move, seeds_of
 from edgewise.learn.flat import Flat
-from edgewise.learn.torch_trainer import TorchTrainer, computing, measured_step_s, weights_bytes
+from edgewise.learn.torch_trainer import computing, measured_step_s, weights_bytes
 from edgewise.learn.train import LOWER, Batch, Fitted, Loss, dealt, mean_loss, quarters
+from edgewise.plan.section import TrainingSection
 from edgewise.strategies.base import Directions
 
 
-def wrapped(trainer: Trainer, directions: Directions, root: Key) -> Trainer:
-    """``trainer`` with coefficients for its vector where it has a torch model, else itself. root: the run's key."""
-    if not isinstance(trainer, TorchTrainer):
+@runtime_checkable
+class TrainsModel(Trainer, CountsRecords, Protocol):
+    """The optional port of a trainer whose torch model can be moved along directions: ``TorchTrainer`` has it."""
+
+    model: nn.Module
+    loss: Loss
+    flat: Flat
+    training: TrainingSection
+    forward_bytes: float
+
+    def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
+        """The batches of each step, and the device's weight."""
+        ...
+
+
+def wrapped(trainer: Registered, directions: Directions, root: Key) -> Registered:
+    """``trainer`` with coefficients for its vector where it has a torch model, else itself. root: the run's key.
+
+    Steps along directions carry no noise, and compute nothing that a gradient does.
+    """
+    if not isinstance(trainer.trainer, TrainsModel):
         return trainer
-    return ZerothOrderTrainer(trainer, directions, root)
+    made = ZerothOrderTrainer(trainer.trainer, directions, root)
+    return Registered(
+        made,
+        describes=made,
+        counts=trainer.counts,
+        measures=made,
+        continues=None if trainer.continues is None else made,
+        reads=trainer.reads,
+        remarks=trainer.remarks,
+    )
 
 
 def rebuilt(base_D: Vector, params: Vector, directions: Directions, root: Key) -> Vector:
@@ -127,8 +155,8 @@ class ZerothOrderTrainer:
         D = 1.4 M and K = 4096 on one EPYC core with AVX2).
     """
 
-    def __init__(self, inner: TorchTrainer, directions: Directions, root: Key) -> None:
-        self.inner, self.directions = inner, directions
+    def __init__(self, inner: TrainsModel, directions: Directions, root: Key) -> None:
+        self.inner, self.directions, self._can = inner, directions, registered(inner)
         self.spec = directions.spec
         self._seeds_K = _seeds(directions, root)
         self._base_D = inner.initial()
@@ -169,32 +197,27 @@ class ZerothOrderTrainer:
 
     def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
         """As ``TextTrainer.sample``, of the model that ``params`` stand for."""
-        told: tuple[str, str, str] = self.inner.sample(device, self.weights(params), key)  # type: ignore[attr-defined]
-        return told
+        if self._can.continues is None:
+            raise TypeError(f"{type(self.inner).__name__} does not go on with text")
+        return self._can.continues.sample(device, self.weights(params), key)
 
-    def notes(self) -> tuple[str, ...]:
-        """As the inner trainer's, if it has any."""
-        return tuple(getattr(self.inner, "notes", tuple)())
+    def step_s(self) -> float:
+        """As ``TorchTrainer.step_s``, without the rebuilding of the model."""
+        return measured_step_s(self, self.inner.training.lr)
 
-    def sizes(self, measure: bool = False) -> Mapping[str, float]:
+    def sizes(self) -> Mapping[str, float]:
         """As ``TorchTrainer.sizes``; ``trainable`` is D.
 
         ``memory_bytes``: weights, the parameters before round 0 and the round's rebuilt ones, the coefficients, and
-        activations of a forward pass: neither gradient nor optimizer state. ``step_s``: without the rebuilding.
+        activations of a forward pass: neither gradient nor optimizer state.
         """
         dims = 2.0 * self.inner.spec.dim + 4.0 * self.directions.count  # round's, update, seeds (8 bytes)
         return {
             **self.inner.sizes(),
             "memory_bytes": weights_bytes(self.inner.model) + 4.0 * dims + self.inner.forward_bytes,
-            "step_s": measured_step_s(self, self.inner.training.lr) if measure else 0.0,
         }
-
-    def reading(self, most_bytes: int = 0) -> dict[str, Any] | None:
-        """What the inner trainer read, where it tells."""
-        told = getattr(self.inner, "reading", None)
-        return told(most_bytes) if told else None
 
     def describe(self) -> dict[str, Any]:
         """What the inner trainer tells, where it does, and ``base_sha256``: see ``base_digest``."""
-        told = getattr(self.inner, "describe", dict)()
+        told = {} if self._can.describes is None else self._can.describes.describe()
         return {**told, "base_sha256": base_digest(self.inner.spec, self._base_D)}

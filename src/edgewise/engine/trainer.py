@@ -1,0 +1,167 @@
+"""The trainer's port, and optional ones for what only some trainers can do.
+
+A trainer is registered once, where it is made. ``registered`` looks which optional ports it has; nobody asks later.
+
+    trainer = registered(MyTrainer(recipe))
+    if trainer.counts is not None:
+        steps = rule.counted(trainer.counts.records(device), batch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from edgewise.core.errors import RecipeError
+from edgewise.core.keys import Key
+from edgewise.core.training import DeviceId, FitRequest, HeldOut, StepNoise, Update
+from edgewise.core.vector import Spec, Vector
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """Everything that knows the model and the text. Lives beside the data; the server never has one.
+
+    Raises edgewise errors only: TrainingError, DataError, ModelError.
+    """
+
+    @property
+    def spec(self) -> Spec:
+        """Layout of the trainable vector."""
+        ...
+
+    def initial(self) -> Vector:
+        """float32[d]: the trainable parameters before round 0."""
+        ...
+
+    def devices(self) -> Sequence[DeviceId]:
+        """The population, sorted; cheap: no text is read into memory for it."""
+        ...
+
+    def fit(self, request: FitRequest) -> Update:
+        """Local training; ``request.device`` may be POOLED."""
+        ...
+
+    def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
+        """Held-out loss of ``params`` on one device."""
+        ...
+
+    def sizes(self) -> Mapping[str, float]:
+        """For forecasts: ``parameters`` (whole model), ``trainable``, ``memory_bytes`` of one device in training."""
+        ...
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """Says what decides its model, for the run's record."""
+
+    def describe(self) -> dict[str, Any]:
+        """Facts as plain JSON. A run is resumed only where ``fingerprint`` (of the data) is what it was."""
+        ...
+
+
+@runtime_checkable
+class CountsRecords(Protocol):
+    """Knows how many records a device trains on."""
+
+    def records(self, device: DeviceId) -> int:
+        """Their number."""
+        ...
+
+
+@runtime_checkable
+class NoisesSteps(CountsRecords, Protocol):
+    """Adds noise to every step for each record of a device (DP-SGD)."""
+
+    def noise_steps(self, noise: StepNoise) -> None:
+        """Noise every step from now on. Raises TrainingError(E-BN) for a model that mixes records."""
+        ...
+
+    def without_noise(self) -> AbstractContextManager[None]:
+        """Plain steps inside."""
+        ...
+
+
+@runtime_checkable
+class MeasuresSteps(Protocol):
+    """Can measure how long a step takes here."""
+
+    def step_s(self) -> float:
+        """Seconds of one optimizer step; 0.0 where no device can train."""
+        ...
+
+
+@runtime_checkable
+class ComputesProbe(Protocol):
+    """Has arithmetic of its own, by which a run is resumed on the same kind of processor only."""
+
+    def arithmetic(self) -> bytes:
+        """What it makes of a small fixed computation."""
+        ...
+
+
+@runtime_checkable
+class ContinuesText(Protocol):
+    """Goes on with a device's text."""
+
+    def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
+        """The beginning of a held-out text, how it really goes on, and how the model does."""
+        ...
+
+
+@runtime_checkable
+class ReportsReading(Protocol):
+    """Says what it read and what it left out."""
+
+    def reading(self, most_bytes: int = 0) -> dict[str, Any] | None:
+        """The record (``learn.reading``), or None where there is none; tokenizes up to so many bytes for it."""
+        ...
+
+
+@runtime_checkable
+class TakesNotes(Protocol):
+    """Has remarks for who checks a recipe."""
+
+    def notes(self) -> tuple[str, ...]:
+        """One sentence each."""
+        ...
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A trainer, and which optional ports it has; None for those that it does not have."""
+
+    trainer: Trainer
+    describes: Describes | None = None
+    counts: CountsRecords | None = None
+    noises: NoisesSteps | None = None
+    measures: MeasuresSteps | None = None
+    computes: ComputesProbe | None = None
+    continues: ContinuesText | None = None
+    reads: ReportsReading | None = None
+    remarks: TakesNotes | None = None
+
+
+def registered(trainer: Trainer) -> Registered:
+    """Look once what a trainer can do.
+
+    Raises RecipeError(E-EXTENSION) for an object that is no trainer; the message names what it lacks.
+    """
+    if not isinstance(trainer, Trainer):
+        port = ("spec", "initial", "devices", "fit", "evaluate", "sizes")
+        lacks = ", ".join(name for name in port if name not in dir(trainer))
+        what = f"{type(trainer).__name__} cannot train: it lacks {lacks}."
+        raise RecipeError("E-EXTENSION", what, "define all that engine.trainer.Trainer names.")
+    return Registered(
+        trainer,
+        describes=trainer if isinstance(trainer, Describes) else None,
+        counts=trainer if isinstance(trainer, CountsRecords) else None,
+        noises=trainer if isinstance(trainer, NoisesSteps) else None,
+        measures=trainer if isinstance(trainer, MeasuresSteps) else None,
+        computes=trainer if isinstance(trainer, ComputesProbe) else None,
+        continues=trainer if isinstance(trainer, ContinuesText) else None,
+        reads=trainer if isinstance(trainer, ReportsReading) else None,
+        remarks=trainer if isinstance(trainer, TakesNotes) else None,
+    )
