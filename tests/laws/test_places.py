@@ -41,7 +41,7 @@ class Probe:
             self.decoded.append(turn.public)
             return payload
 
-        return Stage(name, lambda space: space, encode, decode, lambda before, after: name, sparse=True)
+        return Stage(name, lambda space: space, encode, decode, lambda before, after: name, takes_support=True)
 
 
 def chain_of(shape: str, probe: Probe) -> list[Stage]:

@@ -129,6 +129,6 @@ class Inner:
         """The combinator as a stage."""
         local = all(stage.pointwise for stage in self.stages)
         return Stage(
-            self.name, infer, encode, self.decode, says, init, sparse=True, pointwise=local, server=server,
+            self.name, infer, encode, self.decode, says, init, takes_support=True, pointwise=local, server=server,
             inner=self.stages, opens=unbounded,
         )  # fmt: skip

@@ -155,4 +155,4 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
             "link and time allow; a random share of the coordinates is stretched, to stand for all"
         )
 
-    return Stage(name, infer, encode, decode, says, sparse=True)
+    return Stage(name, infer, encode, decode, says, takes_support=True)

@@ -111,4 +111,4 @@ def random_k(
         whose = "by each device for itself" if each else "the same on all devices"
         return f"{keeps(before, after)}, drawn anew each round, {whose}"
 
-    return Stage(name, infer, encode, decode, says, sparse=True)
+    return Stage(name, infer, encode, decode, says, takes_support=True)

@@ -105,7 +105,7 @@ def _keeping(spec: Spec, kept: Sequence[Segment], name: str, cycle: int) -> Stag
     def says(before: Space, after: Space) -> str:
         return f"{keeps(before, after)}, {'the same on all devices' if cycle > 1 else 'fixed for the run'}"
 
-    return Stage(name, infer, encode, decode, says, sparse=True)
+    return Stage(name, infer, encode, decode, says, takes_support=True)
 
 
 def groups(spec: Spec, names: Sequence[str], cycle: int) -> tuple[tuple[Segment, ...], ...]:

@@ -121,4 +121,4 @@ def shared_top_k(
         how = "the largest of the last release and some drawn anew, the same on all devices"
         return f"{keeps(before, after)}, {how if known else 'drawn anew each round, the same on all devices'}"
 
-    return Stage(name, infer, encode, decode, says, sparse=True)
+    return Stage(name, infer, encode, decode, says, takes_support=True)

@@ -182,4 +182,4 @@ def top_k(
     def says(before: Space, after: Space) -> str:
         return f"{keeps(before, after)}, the largest, and sends their positions"
 
-    return Stage(name, infer, encode, decode, says, sparse=True, pick=pick)
+    return Stage(name, infer, encode, decode, says, takes_support=True, pick=pick)

@@ -59,4 +59,4 @@ def weigh(
     def says(before: Space, after: Space) -> str:
         return "multiplies by the device's weight, which travels as an exact scalar"
 
-    return Stage(name, infer, encode, decode, says, sparse=True, pointwise=True)
+    return Stage(name, infer, encode, decode, says, takes_support=True, pointwise=True)

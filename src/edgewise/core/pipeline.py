@@ -254,7 +254,7 @@ def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, tur
     """Decode ``stages[level:]`` in reverse order; the result may be sparse. ``spaces[i]`` is before stage i."""
     for i in range(len(stages) - 1, level - 1, -1):
         stage, space = stages[i], spaces[i]
-        if not stage.sparse and payload.support is not None and not spaces[i + 1].sparse:
+        if not stage.takes_support and payload.support is not None and not spaces[i + 1].sparse:
             payload = payload.dense(spaces[i + 1].dim)
         payload = stage.decode(payload, space, placed(turn, stages, i))
     return payload

@@ -1,6 +1,10 @@
-"""The parts of a pipeline ``Stage* Merge Post*``: each is a few functions in a frozen value.
+"""The parts of a pipeline ``Stage* Merge Post*``. Each is a frozen value that holds a few functions.
 
-``infer`` says what a part makes of the space before it; ``core.pipeline`` folds a chain of them, and runs it.
+    pipe = pipeline(Space(1000, Quorum(1, 10)), [clip(1.0), quantize(4)], plain_sum())     # core.pipeline
+    payload, memory = pipe.encode(update, head, count, memory, turn)                       # stage by stage, on a device
+
+``infer`` computes what a part makes of the ``Space`` (or ``Total``) before it, without data. ``core.pipeline`` folds
+the parts by it, refuses what does not compose, and runs the rest.
 """
 
 from __future__ import annotations
@@ -66,23 +70,26 @@ class Server:
 
 @dataclass(frozen=True)
 class Stage:
-    """One reversible step on the way of an update.
+    """One reversible step of the update pipeline: a codec, a bound, a weight.
 
     Attributes:
-        name: as in the recipe, with its arguments, for traces: ``"clip(1.0)"``.
-        infer: the algebra: Space before -> Space after; raises CompositionError.
-        encode: (payload, memory, space before, turn) -> (payload, new memory). On the device; may use turn.private.
-        says: (Space before, Space after) -> what the stage does to an update, in words: for check, report and cards.
-        decode: (payload, space before, turn) -> payload. On the server (and inside ``feedback``); public values only.
-            Linear in the encoding where the stage keeps ``summable``.
-        init: Space before -> memory of a device that has never taken part.
-        sparse: ``decode`` also takes a payload with a support, and passes one on; others are given it ``dense``.
-        pointwise: as many coordinates leave ``decode`` as enter it, and each depends on nothing but its encoded value
-            and its block's scales: decoding some blocks is the same as taking those blocks of the decoded whole.
-        pick: (read, space before) -> int64[k], the increasing positions that ``encode`` keeps, of a body that is given
-            in parts, float32 = read(start, stop). ``encode`` then does nothing but take them, and has no memory.
-        server: memory on the server's side, for stages that are undone once a round, on the mean.
-        inner: the stages inside this one, outermost first. opens: Space before -> Space before the first of them.
+        name: as in the recipe, with its arguments: ``"clip(1.0)"``.
+        infer: Space before -> Space after. Raises CompositionError.
+        encode: (payload, memory, Space before, turn) -> (payload, new memory). Runs on the device and may use
+            ``turn.private``.
+        decode: (payload, Space before, turn) -> payload. Runs on the server, and inside ``feedback`` on the device. It
+            may use public values only. It is linear in the encoding where the stage keeps ``summable``.
+        says: (Space before, Space after) -> what the stage does to an update, in words, for ``edgewise check``, the
+            report and model cards.
+        init: Space before -> memory of a device before its first round.
+        takes_support: ``decode`` takes a payload with a support and passes one on. Other stages are given it ``dense``.
+        pointwise: ``decode`` leaves as many coordinates as it is given, and each depends on its own encoded value and
+            its block's scales only. Decoding some blocks then equals taking those blocks of the decoded whole.
+        pick: (read, Space before) -> int64[k], the increasing positions that ``encode`` keeps. The body is read in
+            parts, float32 = read(start, stop). ``encode`` then does nothing but take them, and has no memory.
+        server: the server's half, for stages that are undone once a round, on the mean.
+        inner: the stages inside this one, outermost first.
+        opens: Space before -> Space before the first inner stage.
     """
 
     name: str
@@ -91,7 +98,7 @@ class Stage:
     decode: Callable[[Payload, Space, Turn], Payload]
     says: Callable[[Space, Space], str]
     init: Callable[[Space], Memory] = _stateless
-    sparse: bool = False
+    takes_support: bool = False
     pointwise: bool = False
     pick: Callable[[Read, Space], NDArray[np.int64]] | None = None
     server: Server | None = None
@@ -123,16 +130,22 @@ def placed(turn: Turn, stages: Sequence[Stage], at: int) -> Turn:
 class Merge:
     """How contributions become one total.
 
-    ``says(total)``: what it does, in words. ``init(space) -> acc``, ``add(acc, payload, space) -> acc`` (may reuse
-    acc), ``finish(acc, space, precise) -> payload``. The body of a visible sum is float64 if ``precise``, else float32;
-    a blind one has its residues.
-    A blind merge is given encodings and the space after all stages; a visible one payloads decoded to
-    ``Pipeline.merged`` (which may still be sparse, ``Payload.support``) and that space.
-    With ``combine`` there are several sums: ``parts(acc) -> [(acc, n)]`` are those that are not empty, each is finished
-    and divided by itself, and ``combine(rows [g, m]) -> [m]`` makes one mean of their means.
-    ``stream(acc, pieces, space) -> acc``, optional: ``add`` of one dense contribution that is decoded while it is added
-    and never as a whole. ``pieces()`` starts the sequence of its consecutive parts, each with the whole head; it may
-    raise DecodeError before any of them. The result, and what is left after an error, are those of ``add``.
+    Attributes:
+        blind: encodings are added and the sum is decoded once; else each contribution is decoded and then merged.
+        says: total -> what the merge does, in words.
+        infer: Space -> Total. Raises CompositionError.
+        init: Space -> accumulator. add: (accumulator, payload, Space) -> accumulator; it may reuse the old one, and
+            leaves it unchanged where it raises DecodeError. A blind merge is given the space after all stages. A
+            visible one is given ``Pipeline.merged`` and payloads decoded to it, which may still have a support.
+        finish: (accumulator, Space, precise) -> payload of the total. The body of a visible sum is float64 if
+            ``precise``, else float32; a blind one has its residues.
+        stream: (accumulator, pieces, Space) -> accumulator: ``add`` of one dense contribution that is decoded while it
+            is added and never as a whole. ``pieces()`` starts the sequence of its consecutive parts, each with the
+            whole head; it may raise DecodeError before any of them. Result and errors are those of ``add``.
+        hides: how the contributions are hidden from servers; None where they are not.
+        parts: accumulator -> [(accumulator, contributions)] of the sums that are not empty, where there are several.
+            Each is finished and divided by itself.
+        combine: rows float64[g, m] -> [m]: one mean of the means of several sums.
     """
 
     name: str
@@ -157,10 +170,12 @@ class Merge:
 class Post:
     """A step on the decoded total, in model units, before the division.
 
-    ``says(before, after)``: what it does, in words.
-    ``apply(x, total, round, entropy, memory) -> (x, new memory)``: ``x`` is body and head, float64[d + h];
-    ``entropy`` is fresh for each post and round; ``memory`` is what the post keeps on the server between rounds
-    (``init(total, d + h)`` before the first one), empty for most.
+    Attributes:
+        says: (Total before, Total after) -> what the post does, in words.
+        infer: Total before -> Total after. Raises CompositionError.
+        apply: (x, Total before, round, entropy, memory) -> (x, new memory). ``x`` is body and head, float64[d + h];
+            ``entropy`` is fresh for each post and round.
+        init: (Total before, d + h) -> what the post keeps on the server before the first round; empty for most.
     """
 
     name: str

@@ -59,7 +59,7 @@ def clip(l2: Annotated[float, Ge(SMALLEST), Le(LARGEST), Doc("longest update, in
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         return payload.but(body=_shortened(payload.body, l2)), memory
 
-    return Stage(name, infer, encode, _keep, _norm, sparse=True, pointwise=True)
+    return Stage(name, infer, encode, _keep, _norm, takes_support=True, pointwise=True)
 
 
 def _norm(before: Space, after: Space) -> str:
@@ -159,4 +159,4 @@ def clamp(
     def says(before: Space, after: Space) -> str:
         return f"every coordinate at most {after.linf:.4g}"
 
-    return Stage(name, infer, encode, _keep, says, sparse=True, pointwise=True)
+    return Stage(name, infer, encode, _keep, says, takes_support=True, pointwise=True)
