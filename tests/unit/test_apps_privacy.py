@@ -46,7 +46,7 @@ def test_every_part_of_the_card_is_in_all_three(word: str, tmp_path: Path) -> No
     told = written(tmp_path, **recipe)
     parts = [card.unit, card.adjacency, card.sampling, card.noise, f"in at most {card.rounds_each} round"]
     parts += [f"{epsilon:.3g}" for _, epsilon in card.fewer]
-    parts += [f"{card.delta:g}"]
+    parts += [f"{card.delta:g}", f"{card.z:.4g}, derived from dp.epsilon"]
     if word == "distributed_dp":
         assert len(card.fewer) > 2
         assert "per coordinate; at least" in card.noise

@@ -145,6 +145,7 @@ def test_nothing_is_asked_in_a_pipe_and_nothing_written_over(folder: Path) -> No
     data = jsonl(folder, 3)
     assert "--data" in call("new").stderr
     assert "--privacy" in call("new", "--data", data).stderr
+    assert "write --privacy local_dp --unit example." in call("new", "--data", data, "--privacy", "record").stderr
     assert "did you mean `hidden`?" in call("new", "--data", data, "--privacy", "hiden").stderr
     assert "E-DATA-MISSING" in call("new", "--data", "nowhere", "--privacy", "none").stderr
     assert not Path("mine.toml").exists()

@@ -151,7 +151,9 @@ def write(answers: Answers, found: Look) -> Written:
     if word not in words:
         near = nearest(word, words)
         hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(words)}."
-        hint = f"write {RENAMED[word]}." if word in RENAMED else hint
+        if word in RENAMED:
+            new, unit = RENAMED[word]
+            hint = f"write --privacy {new}" + (f" --unit {unit}." if unit != "device" else ".")
         raise RecipeError("E-VALUE", f"--privacy {word}: there is no such word.", hint)
     if answers.unit not in new_text.UNIT:
         raise RecipeError("E-VALUE", f"--unit {answers.unit}: there is no such unit.", "one of: device, example.")

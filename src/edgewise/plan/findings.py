@@ -96,9 +96,9 @@ def _finding(e: Mapping[str, Any], model: type[BaseModel], origin: Origin) -> _F
         at = _at(origin, loc, cause.what)
         return _Finding(cause.code, f"{at}: {cause.what}.", f"{cause.fix}.")
     if loc == ("privacy",) and isinstance(e["input"], str) and e["input"] in RENAMED:
-        return _Finding(
-            "E-VALUE", f'{at}: privacy = "{e["input"]}" has another name now.', f"write {RENAMED[e['input']]}."
-        )
+        word, unit = RENAMED[e["input"]]
+        hint = f'write privacy = "{word}"' + (f', and unit = "{unit}" in [dp].' if unit != "device" else ".")
+        return _Finding("E-VALUE", f'{at}: privacy = "{e["input"]}" has another name now.', hint)
     code = "E-TYPE" if kind.endswith(("_type", "_parsing")) else "E-VALUE"
     got = repr(e["input"])[:80]
     fix = f"see `edgewise schema --field {'.'.join(map(str, loc[:2]))}`."

@@ -16,12 +16,12 @@ from typing import Any, Literal
 Privacy = Literal["none", "hidden", "central_dp", "distributed_dp", "local_dp"]
 DP_WORDS = ("central_dp", "distributed_dp", "local_dp")  # those that promise an epsilon
 
-# Words of earlier versions, and what to write.
+# Words of earlier versions -> the word, and ``dp.unit``, to write.
 RENAMED = {
-    "central": 'privacy = "central_dp"',
-    "distributed": 'privacy = "distributed_dp"',
-    "local": 'privacy = "local_dp"',
-    "record": 'privacy = "local_dp", and unit = "example" in [dp]',
+    "central": ("central_dp", "device"),
+    "distributed": ("distributed_dp", "device"),
+    "local": ("local_dp", "device"),
+    "record": ("local_dp", "example"),
 }
 
 _WEIGHED_CLIP: list[dict[str, Any]] = [{"kind": "weigh"}, {"kind": "clip", "l2": 4.0}]
