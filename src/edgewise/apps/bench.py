@@ -23,7 +23,7 @@ import numpy as np
 
 from edgewise.apps import words
 from edgewise.codecs import pack
-from edgewise.codecs.inner import stands_for_all
+from edgewise.codecs.inner import is_rescaled_sample
 from edgewise.core import frame, keys
 from edgewise.core.errors import DataError
 from edgewise.core.memory import flat
@@ -78,7 +78,7 @@ def rung_tables(rung: Rung, spec: Spec, catalogue: Catalogue = BUILT_IN) -> list
     unless what they keep stands for all."""
     plain = [WEIGH, *rung.stages]
     encoded = chain(plain, spec, catalogue).encoded
-    alone = encoded.unbiased or encoded.memory or stands_for_all(chain([WEIGH], spec, catalogue).encoded, encoded)
+    alone = encoded.unbiased or encoded.memory or is_rescaled_sample(chain([WEIGH], spec, catalogue).encoded, encoded)
     return plain if alone else [WEIGH, {"kind": "feedback"}, *rung.stages]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgewise.codecs.inner import Inner
+from edgewise.codecs.inner import InnerChain
 from edgewise.codecs.residual import Mixed
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
@@ -15,7 +15,7 @@ from edgewise.core.stage import WEIGHT, Head, Server, Stage
 from edgewise.core.vector import Vector
 
 
-def ef21(inner: Inner, eta: float | None) -> Stage:
+def ef21(inner: InnerChain, eta: float | None) -> Stage:
     """Device i sends ``c = inner(v - g_i)`` and keeps ``g_i += decode(c)``; the server releases ``g``.
 
     ``v = x`` (eta None: EF21), or ``v = (1 - eta) v + eta x``, at the device's first time ``v = x`` (EF21-SGDM).
@@ -27,9 +27,9 @@ def ef21(inner: Inner, eta: float | None) -> Stage:
     Memory: device ``residual`` = g_i float32[dim]; EF21-SGDM also ``v`` float32[dim] and ``begun`` int64[1];
     server ``g`` float32[dim]. Exact mirrors, so never rounded to fewer bits, decayed or forgotten.
     Args:
-        inner: the compressor. eta: above 0, at most 1.
+        inner: the compressor. eta: above 0, at most 1 (``feedback`` checks it).
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-COMBO without a population or after weigh, and as ``Inner.infer``;
+        CompositionError: E-COMBO without a population or after weigh, and as ``InnerChain.infer``;
         TrainingError(E-RANGE) on float32 overflow.
     Source: Richtárik et al. 2021, arXiv:2106.05203, algorithm 2; Fatkhullin et al. 2021, arXiv:2110.03294, algorithm 2
         (partial participation); Fatkhullin et al. 2023, arXiv:2305.15155, algorithm 1.

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le
 
 from edgewise.codecs import residual as residuals
 from edgewise.codecs.ef21 import ef21
-from edgewise.codecs.inner import Inner, stands_for_all
+from edgewise.codecs.inner import InnerChain, is_rescaled_sample
 from edgewise.core.errors import RecipeError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
@@ -47,7 +47,7 @@ def feedback(
     dropped (f = 0): it is too stale to help. Where positions take turns (``Space.period`` p > 1) only the rounds that
     visit them count: absent = (round - last) / p - 1. With decay 1 and no absence the decoded messages telescope: sum
     of decode(m) = sum of x - e, as exactly as e is stored. After a rung of a ``ladder`` that stands for
-    all of a (``codecs.inner.stands_for_all``) e' = 0.
+    all of a (``codecs.inner.is_rescaled_sample``) e' = 0.
     ``"ef21"``, ``"ef21_sgdm"``: see ``ef21``; device and server keep mirrors instead of an error.
     Algebra: what is compressed has no bound, so the inner stages see l2 = linf = inf (put a clip *inside* where a bound
     is needed; what it cuts comes back next round); biased in one round; memory. Otherwise as ``inner``.
@@ -68,7 +68,7 @@ def feedback(
     """
     stages = tuple(inner)
     label = "feedback" if form == "ef14" else f"feedback[{form}]"
-    nest = Inner(f"{label}({', '.join(s.name for s in stages)})", stages, forgets=form == "ef14")
+    nest = InnerChain(f"{label}({', '.join(s.name for s in stages)})", stages, forgets=form == "ef14")
     name = nest.name
     if eta is not None and form != "ef21_sgdm":
         raise RecipeError("E-COMBO", f"feedback: eta is the momentum of ef21_sgdm, the form is {form}.", "remove eta.")
@@ -102,7 +102,7 @@ def feedback(
             part[sent.support[low:high] - start] -= sent.body[low:high]
             return part
 
-        if message.rung >= 0 and stands_for_all(space, nest.spaces(space)[-1].rungs[message.rung]):
+        if message.rung >= 0 and is_rescaled_sample(space, nest.spaces(space)[-1].rungs[message.rung]):
             kept = residuals.start(kind, space.dim)
         else:
             kept = residuals.store(kind, space.dim, left, turn.own("residual", turn.round))

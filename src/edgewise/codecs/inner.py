@@ -17,7 +17,7 @@ from edgewise.core.space import Space
 from edgewise.core.stage import Server, Stage, placed
 
 
-def stands_for_all(before: Space, after: Space) -> bool:
+def is_rescaled_sample(before: Space, after: Space) -> bool:
     """Whether what is kept of ``before`` was chosen at random and is stretched by as much as was left out, so that it
     is right in the mean and there is nothing to remember."""
     return after.gain > before.gain and after.gain * after.dim >= before.gain * before.dim * 0.999
@@ -29,12 +29,12 @@ def unbounded(space: Space) -> Space:
 
 
 @dataclass(frozen=True)
-class Inner:
+class InnerChain:
     """``stages`` inside the combinator ``name``, outermost first; at least one."""
 
     name: str
     stages: tuple[Stage, ...]
-    forgets: bool = False  # whether nothing is remembered after a rung that ``stands_for_all``
+    forgets: bool = False  # whether nothing is remembered after a rung that ``is_rescaled_sample``
 
     def spaces(self, space: Space) -> list[Space]:
         """Before each stage, and after all."""
@@ -74,7 +74,7 @@ class Inner:
         if space.residual or out.residual:
             raise CompositionError("E-ORDER", f"{name}: two feedbacks would count an error twice.", "keep one.")
         stretched = [r for r in out.rungs or (out,) if r.gain > space.gain]
-        if stretched and not (self.forgets and out.rungs and all(stands_for_all(space, r) for r in stretched)):
+        if stretched and not (self.forgets and out.rungs and all(is_rescaled_sample(space, r) for r in stretched)):
             raise CompositionError(
                 "E-ORDER",
                 f"{name}: a stage inside stretches what it keeps {out.gain / space.gain:.3g} times: the residual grows",
