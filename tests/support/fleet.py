@@ -86,9 +86,8 @@ class Fleet:
         self._in_hand, self.clock = False, 0.0
 
     def restarted(self) -> None:
-        """The server is another one, a long time later: what is in the mail comes to it now."""
+        """The server is another one, a long time later."""
         self._in_hand, self.clock = False, self.clock + DOWNTIME_S
-        self.mail = deque(replace(item, at_s=self.clock) for item in self.mail)
 
     def now_s(self) -> float:
         return self.clock

@@ -107,6 +107,8 @@ def _stepped(state: Exchanging, number: int, event: server.Event, at_s: float) -
     """One input to the session of a group."""
     group = state.groups[number]
     after, effects = server.step(group.state, event)
+    if after is group.state and not effects:  # a copy that the network kept for a while
+        return state, ()
     letters = list[Effect]()
     for effect in effects:
         if isinstance(effect, server.Refused):

@@ -87,6 +87,7 @@ class OpenRound:
     def __post_init__(self) -> None:
         self.books = Books(Counter(self.facts.letters.sizes))
         self.state: State
+        self._since_s = self.facts.began.at_s  # when this server began to listen
         self._outbox: list[Sent] | None = []  # while the log is folded; then effects take place
         self._unpinned: deque[Pinned] = deque()
 
@@ -159,12 +160,16 @@ class OpenRound:
         last = {one.device: i for i, one in enumerate(sent)}
         awaited = {i for device, i in last.items() if machine.waits_for(self.state, device)}
         self.cohort.resume([replace(one, awaited=i in awaited) for i, one in enumerate(sent)], at_s)
-        if (by_s := self.cohort.now_s() - at_s) != 0.0:
+        self._since_s = self.cohort.now_s()
+        if (by_s := self._since_s - at_s) != 0.0:
             self.log.append(Resumed(by_s))
             self.state = machine.postponed(self.state, by_s)
 
     def take(self, record: Input) -> None:
-        """What came, or a deadline that passed."""
+        """What came, or a deadline that passed. What came while no server listened comes now: a step that it ends is
+        followed by one with its full time."""
+        if not isinstance(record, Expired):
+            record = replace(record, at_s=max(record.at_s, self._since_s))
         began, event = self.now_s(), self._read(record)
         if machine.wanted(self.state, event):
             self.log.append(record)
@@ -192,10 +197,11 @@ class OpenRound:
         return Answered(message.device, message.round, message, record.at_s)
 
     def _step(self, event: Event, record: Input) -> None:
-        if isinstance(self.state, Exchanging) and isinstance(event, Answered) and isinstance(record, Arrived):
-            self.books.later[event.device] += len(record.frame)
+        before = self.state
+        self.state, effects = machine.step(before, event)
+        if isinstance(before, Exchanging) and self.state is not before and isinstance(record, Arrived):
+            self.books.later[record.device] += len(record.frame)
             self.books.encode_s += record.encode_s
-        self.state, effects = machine.step(self.state, event)
         self._perform(effects, record)
 
     def _perform(self, effects: Iterable[Effect], record: Input) -> None:
