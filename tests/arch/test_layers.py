@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import tomllib
 
 import pytest
 
-from arch.source import ROOT, SRC
+from arch.source import ROOT, SRC, files, imported, tree
 
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
 EDGES = {"apps", "drivers", "learn"}  # where I/O, clocks, threads and torch live
@@ -37,6 +38,27 @@ def test_no_package_is_left_out_of_a_contract(contract: str, free: set[str]) -> 
     [found] = [c for c in CONTRACTS if c["name"] == contract]
     listed = {name.removeprefix("edgewise.") for name in found["source_modules"]}
     assert listed == packages() - free, f"pyproject.toml, contract {contract!r}: make source_modules match src/edgewise"
+
+
+def imports() -> dict[str, set[str]]:
+    """Module -> the modules of edgewise that it imports anywhere, also inside functions and for type checkers."""
+    names = {".".join(("edgewise", *p.relative_to(SRC).with_suffix("").parts)): p for p in files()}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        full = [target for node in ast.walk(tree(path)) for target in imported(node)]
+        found[name] = {t if t in names else t.rpartition(".")[0] for t in full} & names.keys() - {name}
+    return found
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Modules that nothing imports any more are taken away, again and again; circles are left."""
+    left = imports()
+    while free := {name for name in left if not any(name in others for others in left.values())}:
+        left = {name: others for name, others in left.items() if name not in free}
+    while ends := {name for name, others in left.items() if not others & left.keys()}:
+        left = {name: others for name, others in left.items() if name not in ends}
+    assert not left
 
 
 def loaded_by(code: str) -> set[str]:

@@ -31,7 +31,7 @@ PUBLIC: dict[str, set[str]] = {
     "crypto.agree.Pair": {"public"},
     "engine.ports.Trust": {"leader", "helper"},  # public keys
     "learn.corpus.Corpus": {"_order", "_first"},  # which document is whose
-    "learn.sources.Found": {"file", "start", "stop", "owner", "label", "ends"},  # where documents are
+    "learn.documents.DocumentIndex": {"file", "start", "stop", "owner", "label", "ends"},  # where documents are
     "secagg.messages.Keys": {"seal", "mask", "commitment", "signature"},  # public keys, signed
     "secagg.server.Session": {"sid"},
     "secagg.server.Sharing": {"roster"},  # a digest of public keys

@@ -18,6 +18,7 @@ from edgewise.core.keys import Key
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
 from edgewise.learn import containers, partition, sources, tables
+from edgewise.learn.documents import DocumentIndex
 from edgewise.plan.recipe import DataSection
 
 LOG = logging.getLogger("edgewise")
@@ -54,7 +55,7 @@ class Corpus:
 
     devices: tuple[DeviceId, ...]
     cut_each: bool
-    _found: sources.Found
+    _found: DocumentIndex
     _order: Array  # documents sorted by device, in time order within
     _first: Array  # int64[n + 1]: device i has _order[_first[i] : _first[i + 1]]
     _section: DataSection

@@ -7,11 +7,11 @@ import numpy as np
 from edgewise.core.errors import DataError
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.vector import Array
-from edgewise.learn.sources import Found
+from edgewise.learn.documents import DocumentIndex
 from edgewise.plan.recipe import DataSection
 
 
-def assign(found: Found, section: DataSection, key: Key) -> tuple[tuple[str, ...], Array]:
+def assign(found: DocumentIndex, section: DataSection, key: Key) -> tuple[tuple[str, ...], Array]:
     """Device names (sorted) and each document's device as a code, int32[m]. Deterministic from ``key``.
 
     ``dirichlet``: for each label value, p ~ Dirichlet(alpha 1_n), and its documents, shuffled, are cut at the cumulated

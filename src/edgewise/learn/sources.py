@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -18,8 +17,8 @@ import numpy as np
 
 from edgewise.core.errors import DataError
 from edgewise.core.training import POOLED
-from edgewise.core.vector import Array
-from edgewise.learn import containers, packed
+from edgewise.learn import containers, packed, tables
+from edgewise.learn.documents import DocumentIndex
 from edgewise.learn.files import EMPTY, NOT_TEXT, UNREADABLE, Listing, kind_of, named, shown
 from edgewise.plan.recipe import DataSection
 
@@ -33,34 +32,7 @@ PLAYS = {"source": "jsonl", "owner": "speaker", "text": "text"}  # as a table
 PIECE_BYTES = 2048  # where files are dealt out to devices in pieces ("dirichlet", "iid"): at least this, whole lines
 
 
-@dataclass(frozen=True)
-class Found:
-    """``m`` documents in time order: document i is bytes ``start[i]:stop[i]`` of
-    ``files[file[i]]``.
-
-    ``owner`` and ``label`` are codes into ``owners`` (sorted names) and of the label column (None where there is none).
-    ``rows`` says that a document is a line of JSON with the columns of the recipe, else it is plain text. ``ends[i]``
-    says that document i is the end of its text, not a piece from its middle. ``broken``: number of a file -> why it
-    cannot be read; its document is one byte that is not there. ``left_out``: reason -> how many files, and
-    ``rows_left_out`` -> how many rows are no data.
-    """
-
-    files: tuple[Path, ...]
-    names: tuple[str, ...]  # of the files, for messages and fingerprints, the same on every machine
-    file: Array
-    start: Array
-    stop: Array
-    owners: tuple[str, ...]
-    owner: Array
-    label: Array | None
-    rows: bool
-    ends: Array
-    broken: Mapping[int, str] = field(default_factory=dict)
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    rows_left_out: Mapping[str, int] = field(default_factory=dict)
-
-
-def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> Found:
+def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentIndex:
     """The documents of a data section.
 
     Raises:
@@ -77,8 +49,6 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> Found:
     try:
         if section.source == "text":
             return _plain(*_texts(paths, several, listing), whole, cache_dir, listing)
-        from edgewise.learn import tables
-
         return tables.find(section, paths, cache_dir, listing)
     except OSError as e:
         what = f"{e.filename or paths[0]} cannot be read: {e.strerror or e}."
@@ -141,7 +111,9 @@ def _texts(paths: list[Path], several: bool, listing: Listing) -> tuple[Path, di
     return root, devices
 
 
-def _plain(root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: Path, listing: Listing) -> Found:
+def _plain(
+    root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: Path, listing: Listing
+) -> DocumentIndex:
     owners = tuple(sorted(by_owner))
     listed = [(path, code) for code, name in enumerate(owners) for path in by_owner[name]]
     files, broken, pieces = [], {}, []
@@ -166,7 +138,7 @@ def _plain(root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: 
         left = "".join(f"; {n} {reason}" for reason, n in listing.left_out.items() if n)
         raise DataError("E-DATA-EMPTY", f"no text in {root}{left}.", "put text files there, one sub-folder per device.")
     number, start, stop, owner, ends = np.array(pieces, np.int64).T
-    return Found(
+    return DocumentIndex(
         files=tuple(file for file, _ in files),
         names=tuple(shown(path.relative_to(root).as_posix()) for _, path in files),
         file=number.astype(np.int32),

@@ -22,9 +22,9 @@ from edgewise.core.foreign import foreign
 from edgewise.core.training import POOLED
 from edgewise.learn import chat, containers, packed
 from edgewise.learn.cache import write_atomically
+from edgewise.learn.documents import DocumentIndex
 from edgewise.learn.files import OTHER, Listing, kind_of, shown
 from edgewise.learn.rows import columns, csv_rows, need_columns, parquet_rows
-from edgewise.learn.sources import Found
 from edgewise.learn.times import Times
 from edgewise.plan.recipe import DataSection
 
@@ -39,7 +39,7 @@ FORMAT = 2  # part of the cache key: raise it when the rows of the same table ch
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-def find(section: DataSection, paths: list[Path], cache_dir: Path, listing: Listing) -> Found:
+def find(section: DataSection, paths: list[Path], cache_dir: Path, listing: Listing) -> DocumentIndex:
     """Documents of a table, in the order of the time column, else of the files. Raises DataError as ``sources.find``,
     OSError."""
     files = _files(section, paths, listing)
@@ -129,11 +129,11 @@ class _Index:
             self._stop.append(stop)
         self._files += 1
 
-    def found(self, files: list[Path], names: list[str], listing: Listing) -> Found:
+    def found(self, files: list[Path], names: list[str], listing: Listing) -> DocumentIndex:
         section, m = self._section, len(self._file)
         owners, owner = self._owner.sorted()
         order = self._times.order() if section.time else np.arange(m)
-        return Found(
+        return DocumentIndex(
             files=tuple(files),
             names=tuple(names),
             file=np.array(self._file, np.int32)[order],
