@@ -58,8 +58,8 @@ def asked(monkeypatch):
     ],
 )
 def test_passes_become_steps(epochs, records, most, steps):
-    rule = LocalRule(steps=most, lr=0.1, prox_mu=0.2, segments=("w",), epochs=epochs)
-    assert rule.counted(records, BATCH) == LocalRule(steps=steps, lr=0.1, prox_mu=0.2, segments=("w",))
+    rule = LocalRule(steps=most, lr=0.1, segments=("w",), epochs=epochs)
+    assert rule.counted(records, BATCH) == LocalRule(steps=steps, lr=0.1, segments=("w",))
 
 
 def test_steps_stay_as_they_are():

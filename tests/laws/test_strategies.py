@@ -1,4 +1,4 @@
-"""Every strategy of the catalogue, with its defaults, is a pure step of the server along the mean update."""
+"""Every strategy of the catalogue, with its defaults: a pure step of the server, and a pure half on devices."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Segment, Vector
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.strategies.base import State, Strategy, hold
+from edgewise.strategies.client import LocalWork
 
 DIM, ROUNDS = 20, 8
 START = np.random.default_rng(0).standard_normal(DIM).astype(np.float32)
 MEANS = (np.random.default_rng(1).standard_normal((ROUNDS, DIM)) * 0.05).astype(np.float32)
-# All of the catalogue, made by their defaults. A strategy that has none needs keys here.
-KEYS: dict[str, dict[str, float]] = {}
+# All of the catalogue, made by their defaults. A strategy that has none needs keys here, and those that ask the plan.
+KEYS: dict[str, dict[str, float]] = {"scaffold": {"population": 8}, "feddyn": {"population": 8}}
 STRATEGIES: dict[str, Strategy] = {name: part(**KEYS.get(name, {})) for name, part in BUILT_IN.strategies.items()}
 every = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+
+
+def aggregate(strategy: Strategy, mean: Vector, n: int = 4) -> Aggregate:
+    """Of a round with this mean, of whatever devices send."""
+    client = strategy.client
+    return Aggregate(mean, dict.fromkeys(client.head, 1.0), n, float(n), dict.fromkeys(client.sends, mean))
 
 
 def stepped(strategy: Strategy, means: np.ndarray = MEANS, start: Vector = START) -> State:
     state = strategy.init(start)
     for d in means:
-        state = strategy.apply(state, Aggregate(d, {}, 4, 4.0))
+        state = strategy.apply(state, aggregate(strategy, d))
     return state
 
 
@@ -30,7 +37,7 @@ def stepped(strategy: Strategy, means: np.ndarray = MEANS, start: Vector = START
 def test_a_step_is_pure_and_deterministic(strategy: Strategy) -> None:
     state = stepped(strategy, MEANS[:3])
     before = state.params.tobytes(), {k: v.tobytes() for k, v in state.slots.items()}, MEANS.tobytes()
-    one, two = (strategy.apply(state, Aggregate(MEANS[3], {}, 4, 4.0)) for _ in range(2))
+    one, two = (strategy.apply(state, aggregate(strategy, MEANS[3])) for _ in range(2))
     assert (state.params.tobytes(), {k: v.tobytes() for k, v in state.slots.items()}, MEANS.tobytes()) == before
     assert one.params.tobytes() == two.params.tobytes()
     assert {k: v.tobytes() for k, v in one.slots.items()} == {k: v.tobytes() for k, v in two.slots.items()}
@@ -63,7 +70,7 @@ def test_coordinates_do_not_meet(strategy: Strategy) -> None:
 
 @every
 def test_an_empty_round_moves_nothing_from_rest(strategy: Strategy) -> None:
-    state = strategy.apply(strategy.init(START), Aggregate(np.zeros(DIM, np.float32), {}, 0, 0.0))
+    state = strategy.apply(strategy.init(START), aggregate(strategy, np.zeros(DIM, np.float32), 0))
     assert (state.params == START).all()
 
 
@@ -71,7 +78,7 @@ def test_an_empty_round_moves_nothing_from_rest(strategy: Strategy) -> None:
 def test_what_did_not_travel_is_held(strategy: Strategy) -> None:
     frozen = Segment("b", (7,), "float32", 3)
     before = stepped(strategy, MEANS[:4])
-    after = hold(before, strategy.apply(before, Aggregate(MEANS[4], {}, 4, 4.0)), [frozen])
+    after = hold(before, strategy.apply(before, aggregate(strategy, MEANS[4])), [frozen])
     for old, new in ((before.params, after.params), *((before.slots[k], after.slots[k]) for k in after.slots)):
         assert (old[3:10] == new[3:10]).all()
     assert (before.params[:3] != after.params[:3]).all()
@@ -80,6 +87,50 @@ def test_what_did_not_travel_is_held(strategy: Strategy) -> None:
 @every
 def test_it_has_a_name_with_its_arguments(strategy: Strategy) -> None:
     assert "(" in strategy.name
+
+
+WORK = LocalWork(steps=3, most=4, lr=0.05, base_lr=0.1, momentum=0.0)
+
+
+def vectors(names: tuple[str, ...], seed: int) -> dict[str, Vector]:
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(DIM).astype(np.float32) for name in names}
+
+
+@every
+def test_the_client_half_is_pure_and_says_what_it_gives(strategy: Strategy) -> None:
+    client, x = strategy.client, MEANS[0].copy()
+    memory, given = vectors(client.memory, 2), vectors(client.given, 3)
+    before = [a.tobytes() for a in (x, *memory.values(), *given.values())]
+    twice = [client.finished(x, memory, given, WORK) for _ in range(2)]
+    corrections = [client.correction(memory, given, WORK) for _ in range(2)]
+    assert [a.tobytes() for a in (x, *memory.values(), *given.values())] == before
+    done = twice[0]
+    assert (set(done.beside), set(done.head), set(done.memory)) == (
+        set(client.sends), set(client.head), set(client.memory),
+    )  # fmt: skip
+    assert set(client.given) <= set(strategy.init(START).slots)
+    assert all(0.0 <= value <= 1.0 for value in done.head.values())
+    for a, b in zip((done.x, *done.beside.values(), *done.memory.values()),
+                    (twice[1].x, *twice[1].beside.values(), *twice[1].memory.values()), strict=True):  # fmt: skip
+        assert (a.dtype, a.shape, a.tobytes()) == (np.float32, (DIM,), b.tobytes())
+    if (shift := corrections[0].shift) is not None:
+        assert (shift.dtype, shift.shape) == (np.float32, (DIM,))
+        assert not any(np.shares_memory(shift, a) for a in (*memory.values(), *given.values())), (
+            "trainers may use it up"
+        )
+        assert corrections[1].shift is not None
+        assert shift.tobytes() == corrections[1].shift.tobytes()
+
+
+@every
+def test_a_first_round_has_nothing_to_correct_by(strategy: Strategy) -> None:
+    """From zeros: the shift is zero, and the update travels along itself."""
+    client, nothing = strategy.client, np.zeros(DIM, np.float32)
+    memory, given = dict.fromkeys(client.memory, nothing), dict.fromkeys(client.given, nothing)
+    shift = client.correction(memory, given, WORK).shift
+    assert shift is None or not shift.any()
+    assert (np.sign(client.finished(MEANS[0], memory, given, WORK).x) == np.sign(MEANS[0])).all()
 
 
 def test_every_strategy_of_the_catalogue_is_under_these_laws() -> None:

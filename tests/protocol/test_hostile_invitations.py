@@ -91,7 +91,7 @@ FLOATS = st.floats() | st.sampled_from([math.nan, math.inf, -1.0, 0.0, 1e-9, 1e3
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64) | st.text(max_size=80)
 KEYS = st.binary(max_size=100) | st.binary(min_size=32, max_size=32)
 NAMES = st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=3).map(tuple)
-RULES = st.builds(LocalRule, steps=INTEGERS, lr=FLOATS, prox_mu=FLOATS, segments=NAMES, epochs=FLOATS)
+RULES = st.builds(LocalRule, steps=INTEGERS, lr=FLOATS, segments=NAMES, epochs=FLOATS)
 LIES: dict[str, st.SearchStrategy[Any]] = {
     "run": HEX, "round": INTEGERS, "spec": HEX, "model": HEX, "public": KEYS, "accepted": INTEGERS,
     "deadline_s": FLOATS, "rule": RULES, "base": HEX, "deltas": st.lists(HEX, max_size=3).map(tuple), "support": HEX,
@@ -140,8 +140,6 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     *(("example", {"rule": rule(PLANS["example"], steps=n)}) for n in (0, 1, 9, 11, 100, 10**12, -5)),
     *(("none", {"rule": rule(PLANS["none"], lr=lr)}) for lr in (math.nan, math.inf, 0.0, -1.0, 1.0)),
     *(("none", {"rule": rule(PLANS["none"], epochs=e)}) for e in (1.0, math.nan, -1.0)),
-    ("none", {"rule": rule(PLANS["none"], prox_mu=0.1)}),
-    ("none", {"rule": rule(PLANS["none"], prox_mu=math.nan)}),
     ("none", {"rule": rule(PLANS["none"], segments=("a",))}),
     ("turns", {"rule": PLANS["turns"].rule(2)}),
     *((name, {"round": r}) for name in ("none", "hidden", "example", "local_dp") for r in (-1, 10, 10**15, 2**63)),

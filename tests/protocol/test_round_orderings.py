@@ -128,7 +128,7 @@ NASTY = st.sampled_from(DEVICES).flatmap(
             good(d),
             good(d),
             Lost(d, "dropped", 1.0),
-            Arrived(d, b"EWF\x01rubbish", 1.0),
+            Arrived(d, b"EWF\x02rubbish", 1.0),
             Arrived(d, contribution(d)[:-3], 1.0),
             Arrived(d, contribution(d, number=3), 1.0),
             Arrived(d, contribution(d, run="another run"), 1.0),

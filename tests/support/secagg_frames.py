@@ -44,7 +44,7 @@ PLAIN = Invite(
     run=RUN, round=3, spec=SPEC.digest(), model=MODEL, public=PUBLIC, accepted=-1, deadline_s=60.0,
     rule=LocalRule(steps=8, lr=0.25), nonce=NONCE,
 )  # fmt: skip
-RULE = LocalRule(steps=1, lr=0.001, prox_mu=0.01, segments=("b",))
+RULE = LocalRule(steps=1, lr=0.001, segments=("b",))
 FULL = msgspec.structs.replace(
     PLAIN, round=70000, accepted=69999, deadline_s=0.5, rule=RULE, base="b" * 64, deltas=("c" * 64, "d" * 64),
     support="e" * 64, clip=1.5,
@@ -107,7 +107,7 @@ def _refused() -> list[tuple[str, str, int, bytes, str]]:
         ("nothing", "server", b""),
         ("a header alone", "server", step[:4]),
         ("another magic", "server", b"EWG" + step[3:]),
-        ("another version", "server", step[:3] + b"\x02" + step[4:]),
+        ("another version", "server", step[:3] + b"\x01" + step[4:]),
         ("an invitation", "server", raw),
         ("a refusal", "device", no),
         ("cut off", "device", raw[:-1]),

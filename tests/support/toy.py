@@ -50,13 +50,15 @@ class ToyTrainer:
         if delay := float(os.environ.get("TOY_SLEEP", "0")):
             time.sleep(delay)
         target, w = self._target(request.device), request.params.copy()
-        trained = request.rule.segments
+        trained, correction = request.rule.segments, request.correction
         frozen = [s for s in self.spec.segments if trained and s.name not in trained]
         losses = []
         for step in range(request.rule.steps):
             noise = generator(derive(request.key, step)).normal(0, 0.01, self._dim).astype(np.float32)
             losses.append(float(np.mean((w - target) ** 2)) / 2 + 1)
-            w -= np.float32(request.rule.lr) * ((w - target) + noise + request.rule.prox_mu * (w - request.params))
+            w -= np.float32(request.rule.lr) * ((w - target) + noise + correction.pull * (w - request.params))
+            if correction.shift is not None:
+                w -= np.float32(request.rule.lr) * correction.shift
             for s in frozen:
                 w[s.start : s.stop] = request.params[s.start : s.stop]
         x = w - request.params

@@ -72,7 +72,7 @@ def test_each_side_reads_what_the_other_sends(raw: bytes) -> None:
 
 def test_size_is_checked_before_parsing() -> None:
     with pytest.raises(DecodeError) as caught:
-        frame.load(b"EWF\x01" + b"\xff" * 100, limit_bytes=103)
+        frame.load(b"EWF\x02" + b"\xff" * 100, limit_bytes=103)
     assert caught.value.code == "E-FRAME-SIZE"
     assert "104" in caught.value.what
     assert frame.load(VALID[0], limit_bytes=len(VALID[0])) == frame.load(VALID[0])
@@ -83,7 +83,7 @@ def test_a_payload_of_any_length_has_the_one_encoding(size: int) -> None:
     payload = bytes(i % 251 for i in range(size))
     message = frame.Contribution(run="run", round=3, device="d1", payload=memoryview(payload))
     raw = frame.dump(message)
-    assert raw == b"EWF\x01" + msgspec.msgpack.encode(message)
+    assert raw == b"EWF\x02" + msgspec.msgpack.encode(message)
     assert frame.load(raw) == message
     for bad in (raw + b"\x00", raw[:-1]):
         with pytest.raises(DecodeError):
@@ -121,4 +121,4 @@ def test_damaged_frames_are_refused_or_canonical(raw: bytes, data: st.DataObject
 @given(st.binary(max_size=200))
 def test_random_bytes_never_raise_anything_else(body: bytes) -> None:
     with pytest.raises(DecodeError):
-        frame.load(b"EWF\x01" + body)
+        frame.load(b"EWF\x02" + body)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
-from edgewise.core.training import FitRequest
+from edgewise.core.training import Correction, FitRequest
 from edgewise.learn import train
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
@@ -55,12 +55,14 @@ def steps(n: int = 6, size: int = 8, parts: int = 1) -> list[list[tuple[torch.Te
     return [list(zip(a.chunk(parts), b.chunk(parts), strict=True)) for a, b in batches]
 
 
-def fitted(training: TrainingSection, rule: LocalRule | None = None, batches: list | None = None, model=None):
+def fitted(
+    training: TrainingSection, rule: LocalRule | None = None, batches: list | None = None, model=None, pull: float = 0.0
+):
     model = model or net()
     flat = Flat(list(model.named_parameters()))
     rule = rule or LocalRule(steps=6, lr=0.1)
     start = flat.read()
-    result = fit(model, loss, batches or steps(), flat, start, rule, training, KEY)
+    result = fit(model, loss, batches or steps(), flat, start, rule, training, KEY, correction=Correction(pull))
     np.testing.assert_array_equal(flat.read() - start, result.x)
     return result
 
@@ -174,7 +176,7 @@ def test_plain_sgd_is_bit_identical_to_torch() -> None:
 def test_fedprox_is_the_gradient_of_half_mu_distance_squared_and_comes_before_clipping() -> None:
     for clip in (0.0, 0.05):
         training = section(optimizer="sgd", clip_grad=clip)
-        got = fitted(training, LocalRule(steps=6, lr=0.1, prox_mu=3.0)).x
+        got = fitted(training, pull=3.0).x
         expected = plain(lambda p: torch.optim.SGD(p, lr=0.1), clip=clip, prox=3.0)
         np.testing.assert_allclose(got, expected, atol=1e-6)
         assert np.abs(got - fitted(training).x).max() > (1e-3 if not clip else 0)
@@ -200,10 +202,10 @@ def test_what_is_not_named_stays_to_the_bit(training: TrainingSection, names: tu
     """Decay, pull, clipping, momentum: nothing reaches a frozen segment, and it takes part in nothing."""
     model = net()
     flat = Flat(list(model.named_parameters()))
-    start, rule = flat.read(), LocalRule(steps=6, lr=0.1, prox_mu=0.7, segments=names)
-    used = train.Optimizer(training, flat)
-    fit(model, loss, steps(), flat, start, LocalRule(steps=6, lr=0.1, prox_mu=0.7), training, KEY, used)
-    x = fit(model, loss, steps(), flat, start, rule, training, KEY, used).x  # buffers with a past
+    start, rule = flat.read(), LocalRule(steps=6, lr=0.1, segments=names)
+    used, pulled = train.Optimizer(training, flat), Correction(0.7)
+    fit(model, loss, steps(), flat, start, LocalRule(steps=6, lr=0.1), training, KEY, used, correction=pulled)
+    x = fit(model, loss, steps(), flat, start, rule, training, KEY, used, correction=pulled).x  # buffers with a past
     moved = {s.name: x[s.start : s.stop].any() for s in flat.spec.segments}
     assert moved == {n: n in names for n in ALL}
     assert all(p.requires_grad for p in model.parameters())
@@ -217,15 +219,15 @@ def test_what_is_not_named_stays_to_the_bit(training: TrainingSection, names: tu
         p.requires_grad_(n in names)
     alone = Flat([(n, p) for n, p in small.named_parameters() if p.requires_grad])
     begin = alone.read()
-    want = fit(small, loss, steps(), alone, begin, LocalRule(steps=6, lr=0.1, prox_mu=0.7), training, KEY).x
+    want = fit(small, loss, steps(), alone, begin, LocalRule(steps=6, lr=0.1), training, KEY, correction=pulled).x
     got = np.concatenate([x[s.start : s.stop] for s in flat.spec.segments if s.name in names])
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6)  # pieces round differently
 
 
 @pytest.mark.parametrize("training", WAYS, ids=lambda t: t.optimizer)
 def test_naming_all_segments_is_naming_none(training: TrainingSection) -> None:
-    named = fitted(training, LocalRule(steps=6, lr=0.1, prox_mu=0.7, segments=ALL)).x
-    np.testing.assert_array_equal(named, fitted(training, LocalRule(steps=6, lr=0.1, prox_mu=0.7)).x)
+    named = fitted(training, LocalRule(steps=6, lr=0.1, segments=ALL), pull=0.7).x
+    np.testing.assert_array_equal(named, fitted(training, pull=0.7).x)
 
 
 def test_frozen_parameters_take_gradients_again_after_a_failure() -> None:
@@ -255,7 +257,7 @@ def test_state_is_fresh_in_every_fit_and_the_request_decides_everything(optimize
     before = torch.random.get_rng_state()
     first = trainer.fit(ask)
     assert torch.equal(before, torch.random.get_rng_state())
-    trainer.fit(FitRequest("b", 0, first.x, LocalRule(steps=3, lr=0.1, prox_mu=0.1), root(5), root(5)))
+    trainer.fit(FitRequest("b", 0, first.x, LocalRule(steps=3, lr=0.1), root(5), root(5), Correction(0.1)))
     torch.rand(3)
     again = trainer.fit(ask)
     np.testing.assert_array_equal(first.x, again.x)

@@ -107,9 +107,9 @@ def test_adam_starts_without_bias_correction() -> None:
     np.testing.assert_allclose(step, want, rtol=1e-3)
 
 
-def test_prox_is_announced_to_the_devices() -> None:
-    assert fedprox(0.25).prox_mu == 0.25
-    assert fedavg().prox_mu == 0.0
+def test_prox_is_a_pull_on_devices() -> None:
+    assert fedprox(0.25).client.pull == 0.25
+    assert fedavg().client.pull == 0.0
 
 
 def _torch(make: Callable[[list], object]) -> Vector:  # type: ignore[type-arg]

@@ -161,7 +161,7 @@ def examine(
 
 def _normal(plan: Plan) -> Update:
     rng = keys.generator(keys.derive(plan.key, "bench"))
-    return Update(rng.standard_normal(plan.spec.dim, np.float32), dict.fromkeys(HEAD, 1.0), 1.0)
+    return Update(rng.standard_normal(plan.layout.sent.dim, np.float32), dict.fromkeys(HEAD, 1.0), 1.0)
 
 
 def _local(trainer: Registered, plan: Plan) -> tuple[str, Update]:

@@ -19,7 +19,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.core.outline import outline
 
 MAGIC = b"EWF"
-VERSION = 1
+VERSION = 2
 HEADER_BYTES = len(MAGIC) + 1
 LIMIT_BYTES = 64 * 1024 * 1024  # default ceiling of one frame; a contribution of 5 MB leaves room for ten
 
@@ -36,7 +36,6 @@ class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     Attributes:
         steps: optimizer steps, or the most of them where ``epochs`` is above 0.
         lr: learning rate of this round (the schedule over rounds is the server's).
-        prox_mu: FedProx pull towards the round's model, added to the gradient before clipping; 0 = none.
         segments: names of the segments that train, the others stay as they are to the bit; empty = all train, and
             nothing is written into the frame.
         epochs: passes over the device's own records, which ``counted`` turns into steps; 0 = ``steps`` as they are.
@@ -44,7 +43,6 @@ class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     steps: int
     lr: float
-    prox_mu: float = msgspec.field(default_factory=float)  # 0.0; a factory's value is always written
     segments: tuple[str, ...] = ()
     epochs: float = 0.0
 
@@ -68,7 +66,8 @@ class Invite(_Message, frozen=True, tag="invite"):
     Attributes:
         run: identity of the run (``plan.facts``). round: from 0.
         spec: digest of the trainable spec; the device refuses to answer another one.
-        model: digest of the round's parameters: of the snapshot's blob, and of what the deltas lead to.
+        model: digest of the round's parameters, and of what the strategy gives devices beside them, as one vector: of
+            the snapshot's blob, and of what the deltas lead to.
         public: the round's public key, 32 bytes, for shared supports and grids.
         accepted: last round in which a contribution of this device entered a model, -1 if none; the device commits
             or discards its pending codec memory by it.

@@ -6,7 +6,7 @@
 
 Everything else is derived from that: the name in a recipe (``kind = "top_k"``), the kind of part (what it returns), the
 keys with their types, limits, defaults and descriptions, and the limits that a caller in Python is held to as well.
-Three arguments are the plan's to give and are no keys of a recipe: ``spec``, ``inner`` and ``phase`` (``GIVEN``).
+Four arguments are the plan's to give and are no keys of a recipe: ``spec``, ``inner``, ``phase`` and ``population``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from edgewise.core.errors import RecipeError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-GIVEN = ("spec", "inner", "phase")  # the layout of the update; the stages after this one; whose turn it is
+# The layout of the update; the stages after this one; whose turn it is; how many devices exist.
+GIVEN = ("spec", "inner", "phase", "population")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ the parts by it, refuses what does not compose, and runs the rest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -194,12 +194,14 @@ class Aggregate:
         head: name -> weighted mean of that scalar over the contributions.
         n: contributions.
         weight: sum of weights (n where nothing weighs).
+        beside: name -> weighted mean of what the strategy sends beside the update, float32[d] each.
     """
 
     mean: Vector
     head: Mapping[str, float]
     n: int
     weight: float
+    beside: Mapping[str, Vector] = field(default_factory=dict)
 
     __repr__ = outline
 

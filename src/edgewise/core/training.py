@@ -16,6 +16,19 @@ POOLED: DeviceId = "*"  # all training text together: the centralised comparison
 
 
 @dataclass(frozen=True, slots=True)
+class Correction:
+    """What every gradient gets besides, before it is clipped: g += pull (w - params) + shift.
+
+    ``shift``: float32[d], the same in all steps; None: there is none. A strategy's client half makes it.
+    """
+
+    pull: float = 0.0
+    shift: Vector | None = None
+
+    __repr__ = outline
+
+
+@dataclass(frozen=True, slots=True)
 class FitRequest:
     """Train ``rule.steps`` steps from ``params`` (float32[d]) on the device's own text; where ``rule.segments`` names
     segments, only those, the update being zero elsewhere.
@@ -23,6 +36,7 @@ class FitRequest:
     Attributes:
         key: decides batch order and dropout. Everyone who has the recipe can derive it, so nothing secret may.
         secret: decides the noise and the draw of records where training is differentially private (``Secrets``).
+        correction: of the gradients. A trainer that leaves it out trains another algorithm than the recipe says.
 
     Same ``key`` and ``secret``, same update, on any driver.
     """
@@ -33,6 +47,7 @@ class FitRequest:
     rule: LocalRule
     key: Key = field(repr=False)
     secret: Key = field(repr=False)
+    correction: Correction = Correction()
 
 
 @dataclass(frozen=True, slots=True)

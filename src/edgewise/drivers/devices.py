@@ -136,7 +136,7 @@ class Devices:
             if most := self.plan.at(invite.round).encoded.announced:
                 support = np.zeros(0, np.int64)
                 if invite.support:
-                    support = pack.unpack_support(self.downloads.blob(invite.support), most, self.plan.spec.dim)
+                    support = pack.unpack_support(self.downloads.blob(invite.support), most, self.plan.layout.sent.dim)
         except DecodeError as e:
             return machine.Unready(invite, e.code, e.what)
         secrets = self.secrets(state.device, invite.round, invite.nonce)
@@ -147,7 +147,11 @@ class Devices:
     ) -> machine.Trained | machine.Failed:
         request = replace(request, rule=in_steps(self.trainer, self.plan, device, request.rule))
         update = guarded(device, partial(self.trainer.trainer.fit, request))
-        return update if isinstance(update, machine.Failed) else machine.Trained(update, elapsed_s, up_mbit)
+        return (
+            update
+            if isinstance(update, machine.Failed)
+            else machine.Trained(update, elapsed_s, up_mbit, request.rule.steps)
+        )
 
     def _measured(self, device: DeviceId, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
         run, number = probe.run, probe.round
@@ -155,7 +159,8 @@ class Devices:
         if run != self.plan.run or not -1 <= number < self.plan.rounds:
             held = machine.Failed("E-FRAME", "the probe is for another run, or for a round that this one does not have")
         else:
-            held = guarded(device, lambda: self.trainer.trainer.evaluate(device, self.downloads.snapshot(probe.model)))
+            blob, dim = probe.model, self.plan.spec.dim
+            held = guarded(device, lambda: self.trainer.trainer.evaluate(device, self.downloads.snapshot(blob, dim)))
         if isinstance(held, machine.Failed):
             return frame.Refusal(
                 run=run, round=number, device=device, code=held.code, reason=frame.legible(held.reason)

@@ -68,7 +68,7 @@ class Downloads:
     """The blobs that the server has published, by digest, and the models that invitations name."""
 
     def __init__(self, dim: int, deltas: Pipeline | None) -> None:
-        """``dim``: of the model vector. ``deltas``: the plan's downlink."""
+        """``dim``: of what devices are given (``plan.layout``). ``deltas``: the plan's downlink."""
         self._dim = dim
         self._blobs: dict[str, Buffer] = {}
         self._following = Following(deltas)
@@ -93,15 +93,15 @@ class Downloads:
             raise DecodeError("E-BLOB", f"blob {digest[:12]} was never published here.")
         return self._blobs[digest]
 
-    def snapshot(self, digest: str) -> Vector:
-        """The model in a blob, float32[d]. Raises DecodeError(E-BLOB) as ``blob``, or for another length."""
-        return vector.from_bytes(self.blob(digest), self._dim)
+    def snapshot(self, digest: str, dim: int) -> Vector:
+        """The vector in a blob, float32[dim]. Raises DecodeError(E-BLOB) as ``blob``, or for another length."""
+        return vector.from_bytes(self.blob(digest), dim)
 
     def model(self, invite: frame.Invite) -> Vector | None:
-        """The model that an invitation names, float32[d], from its snapshot or by its deltas; None where the deltas
+        """What an invitation names, float32 of ``dim``, from its snapshot or by its deltas; None where the deltas
         start from a model that the devices here do not have. Raises DecodeError as ``snapshot``."""
         if invite.base:
             return self._following.find(invite)
-        model = self.snapshot(invite.model)
+        model = self.snapshot(invite.model, self._dim)
         self._following.put(invite.round, invite.model, model)
         return model

@@ -77,7 +77,7 @@ class Host:
                 self._downloads.put(job.digest, job.data, job.keep)
                 return None
             case jobs.Held():
-                self._downloads.hold(job.round, vector.from_bytes(job.data, self._trainer.trainer.spec.dim))
+                self._downloads.hold(job.round, vector.from_bytes(job.data, self._plan.layout.given.dim))
                 return None
             case jobs.Handle():
                 done = self._devices.answer(job.device, job.frame, job.elapsed_s, job.up_mbit)
@@ -117,7 +117,7 @@ class Host:
     def _compile(self, job: jobs.Compile) -> None:
         plan = planned(parse(job.facts), self._trainer.trainer.spec, self._catalogue)
         self._plan, self._root = plan, simulated_root(plan, self._recipe.world, self._facts)
-        self._downloads = Downloads(plan.spec.dim, plan.downlink)
+        self._downloads = Downloads(plan.layout.given.dim, plan.downlink)
         self._devices = Devices(
             plan=plan,
             trainer=self._trainer,

@@ -18,7 +18,7 @@ def encode_s(plan: Plan) -> float:
     if plan.rungs:
         return 0.0
     pipe, key = plan.at(0), keys.derive(plan.key, "speed")
-    x = keys.generator(key).standard_normal(plan.spec.dim, np.float32) / np.float32(plan.spec.dim**0.5)
+    x = keys.generator(key).standard_normal(plan.layout.sent.dim, np.float32) / np.float32(plan.layout.sent.dim**0.5)
     update = Update(x, dict.fromkeys(pipe.spaces[0].head, 1.0), 1.0)
     took = 0.0
     for i in range(2):

@@ -41,8 +41,8 @@ def start(initial: Vector) -> Downlink:
     return Downlink(0, initial, vector.digest(vector.to_bytes(initial)), (), initial)
 
 
-def advance(plan: Plan, pipe: Pipeline, down: Downlink, params: Vector) -> Downlink:
-    """After a round: one delta more, towards ``params`` (float32[d]).
+def advance(plan: Plan, pipe: Pipeline, down: Downlink, model: Vector) -> Downlink:
+    """After a round: one delta more, towards ``model`` (float32[d], or more of it: ``Layout.given``).
 
     Old deltas leave the ring as long as all together are no smaller than a snapshot: who lacks that many takes the
     snapshot. The newest always stays, so that whoever has the model before it can go on.
@@ -50,7 +50,7 @@ def advance(plan: Plan, pipe: Pipeline, down: Downlink, params: Vector) -> Downl
     Raises TrainingError(E-NAN) where the difference or the new shadow is not finite.
     """
     turn = plan.turn_down(down.round + 1)
-    payload, _ = pipe.encode(params - down.shadow, {}, 1.0, Memory(), turn)
+    payload, _ = pipe.encode(model - down.shadow, {}, 1.0, Memory(), turn)
     body = pack.pack(payload, pipe.encoded)
     blob = frame.dump(frame.Delta(round=turn.round, public=turn.public, payload=memoryview(body)))
     shadow = follow(pipe, down.shadow, blob)
@@ -104,9 +104,10 @@ class Letters:
     blobs: tuple[vector.Buffer, ...] = field(repr=False)
 
 
-def snapshot(checkpoint: Checkpoint) -> vector.Buffer:
-    """The model that devices train from in the next round, as a blob."""
-    return vector.to_bytes(checkpoint.state.params if checkpoint.down is None else checkpoint.down.shadow)
+def snapshot(plan: Plan, checkpoint: Checkpoint) -> vector.Buffer:
+    """What devices are given in the next round, the model to train from first, as a blob."""
+    down = checkpoint.down
+    return vector.to_bytes(plan.layout.broadcast(checkpoint.state) if down is None else down.shadow)
 
 
 def letters(

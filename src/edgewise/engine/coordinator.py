@@ -79,8 +79,9 @@ class Coordinator:
             self.purse.check(stored)
             return stored
         memory = self.plan.each(Pipeline.start_memory)
-        down = None if self.plan.downlink is None else broadcast.start(initial)
-        fresh = Checkpoint(0, self.plan.strategy.init(initial), memory=memory, down=down)
+        state = self.plan.strategy.init(initial)
+        down = None if self.plan.downlink is None else broadcast.start(self.plan.layout.broadcast(state))
+        fresh = Checkpoint(0, state, memory=memory, down=down)
         self.store.commit(fresh, ())
         return fresh
 
@@ -170,7 +171,7 @@ class Coordinator:
             parts.append(part)
         aggregate = together(parts)
         memory = broadcast.released(facts.pipe, memory, aggregate.mean)
-        return aggregate, self.plan.kept(checkpoint.memory, number, memory)
+        return self.plan.layout.aggregated(aggregate), self.plan.kept(checkpoint.memory, number, memory)
 
     def _stepped(
         self, checkpoint: Checkpoint, facts: RoundFacts, released: tuple[Aggregate, Memory] | None
@@ -183,13 +184,13 @@ class Coordinator:
             aggregate, memory = released
             state, unmet = self._applied(state, facts, aggregate), 0
         if down is not None and self.plan.downlink is not None:
-            down = broadcast.advance(self.plan, self.plan.downlink, down, state.params)
+            down = broadcast.advance(self.plan, self.plan.downlink, down, self.plan.layout.broadcast(state))
         return Checkpoint(facts.round + 1, state, unmet, memory, down, self.purse.spent())
 
     def _applied(self, before: State, facts: RoundFacts, aggregate: Aggregate) -> State:
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below, in all that they could come to
             after = hold(before, self.plan.strategy.apply(before, aggregate), facts.frozen)
-        vectors = (aggregate.mean, after.params, *after.slots.values())
+        vectors = (aggregate.mean, *aggregate.beside.values(), after.params, *after.slots.values())
         if not (all(map(vector.finite, vectors)) and all(map(isfinite, aggregate.head.values()))):
             fix = "lower strategy.lr, and dp.clip_l2 or the l2 of clip, with which noise grows."
             raise TrainingError("E-NAN", f"round {facts.round} gave the server values that are not finite.", fix)
@@ -213,7 +214,7 @@ class Coordinator:
             aggregate_s=books.aggregate_s,
             seconds=self.now_s() - began_s,
             model=vector.digest(vector.to_bytes(params)),
-            lag_l2=0.0 if after.down is None else vector.norm_l2(params - after.down.shadow),
+            lag_l2=0.0 if after.down is None else vector.norm_l2(params - after.down.shadow[: params.size]),
             code=closed.code,
             epsilon=after.epsilon,
         )

@@ -28,6 +28,7 @@ from edgewise.codecs import pack
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError
 from edgewise.core.frame import Invite
+from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.training import DeviceId, FitRequest, Update
@@ -49,13 +50,15 @@ from edgewise.plan.plan import Plan
 from edgewise.secagg import client, messages, two_server
 from edgewise.secagg.merge import residues
 
+STRATEGY, NOTHING = "strategy", Memory()  # child of a device's memory: what the strategy's client half keeps
 OUT_OF_STEP = "this device's codec memory is not of the round that the server names; it goes on with empty memory"
 
 
 @dataclass(frozen=True, slots=True)
 class Invited:
-    """An invitation, the round's parameters, float32[d], the device's secrets for this attempt at the round, and where
-    stages ask for them the positions of the last release."""
+    """An invitation, the round's parameters and what the strategy gives beside them, float32 of ``Layout.given``, the
+    device's secrets for this attempt at the round, and where stages ask for them the positions of the last release.
+    """
 
     invite: Invite
     params: Vector = field(repr=False)
@@ -78,6 +81,7 @@ class Trained:
 
     Attributes:
         elapsed_s: since the invitation came, with download and training; 0: not measured, the whole deadline counts.
+        steps: that the trainer took; None: as many as the rule says.
         up_mbit: what the next upload will probably reach (``plan.budget.link_estimate`` of the device's own transfers);
             inf: the link is no limit; 0: nothing is known of it, so the smallest rung is sent.
     """
@@ -85,6 +89,7 @@ class Trained:
     update: Update
     elapsed_s: float = 0.0
     up_mbit: float = inf
+    steps: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,15 +154,15 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         event = replace(event, update=_nothing(plan)) if isinstance(event, Trained) else Trained(_nothing(plan))
     if isinstance(event, Failed):
         return state.idle, (Send(_refusal(state.device, state.invite, event.code, event.reason)),)
-    invite, update = state.invite, event.update
+    invite, (update, memory) = state.invite, _finished(plan, state, event)
     if plan.ways:
-        return _asking(plan, state, event, trust)
+        return _asking(plan, state, replace(event, update=update), trust)
     pipe = plan.at(invite.round)
     secrets, budget_bytes = state.secrets, plan.budget_bytes(event.elapsed_s, event.up_mbit)
     private, me = secrets.encoding, state.device
     turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip, me)
     try:
-        payload, idle = _encoded(plan, pipe, state.idle, update, turn)
+        payload, idle = _encoded(plan, pipe, state.idle, update, turn, memory)
     except EdgewiseError as e:
         return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
     del event, update  # one vector less beside the packed payload and the frame; the driver keeps none either
@@ -185,8 +190,33 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     return masking, (Save(masking), Send(sent))
 
 
-def _encoded(plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.Turn) -> tuple[Payload, Idle]:
+def _finished(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memory]:
+    """What the strategy makes of a trained update: the vector that travels, and what the device keeps for it."""
+    client, update = plan.strategy.client, event.update
+    if client.finish is None:
+        return update, Memory()
+    number = state.invite.round
+    work = plan.work(number, plan.rule(number).steps if event.steps is None else event.steps)
+    with np.errstate(all="ignore"):  # encoding refuses what is not finite
+        done = client.finished(update.x, _remembered(plan, state.base), state.given, work)
+    x = plan.layout.outgoing(done.x, done.beside)
+    kept = Memory({name: done.memory[name] for name in client.memory})
+    return Update(x, {**update.head, **done.head}, update.count), kept
+
+
+def _remembered(plan: Plan, base: After) -> dict[str, Vector]:
+    """What the strategy keeps on the device; zeros before the first contribution."""
+    kept = base.memory.child(STRATEGY)
+    known = {name: kept.get(name) for name in plan.strategy.client.memory}
+    return {name: np.zeros(plan.spec.dim, np.float32) if x is None else x for name, x in known.items()}
+
+
+def _encoded(
+    plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.Turn, kept: Memory = NOTHING
+) -> tuple[Payload, Idle]:
     """An update on its way up, from the committed memory; the device with what this leaves.
+
+    ``kept``: what the strategy keeps after it.
 
     Raises EdgewiseError where the update cannot be encoded. With differential privacy zeros then take its place, as of
     a device that remembers nothing, and the memory stays: whether a device is in a sum must not depend on its text.
@@ -200,7 +230,8 @@ def _encoded(plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.
         nothing = _nothing(plan)
         payload, _ = pipe.encode(nothing.x, nothing.head, nothing.count, pipe.init(), turn)
         return payload, replace(idle, pending=After(turn.round, base))
-    return payload, replace(idle, pending=After(turn.round, plan.kept(base, turn.round, after)))
+    memory = plan.kept(base, turn.round, after)
+    return payload, replace(idle, pending=After(turn.round, memory.put(STRATEGY, None, kept) if kept else memory))
 
 
 def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
@@ -240,14 +271,14 @@ def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int) -> InSecAgg
     if idle is None:
         raise DecodeError(STALE, OUT_OF_STEP)
     turn = keys.Turn(state.round, invite.public, unsent.private, clip=invite.clip, device=state.idle.device)
-    update = Update(vector.from_bytes(unsent.x, plan.spec.dim), unsent.head, unsent.count)
+    update = Update(vector.from_bytes(unsent.x, plan.layout.sent.dim), unsent.head, unsent.count)
     payload, idle = _encoded(plan, pipe, idle, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
     return replace(state, client=ready, idle=idle, rung=rung, unsent=None)
 
 
 def _nothing(plan: Plan) -> Update:
-    return Update(np.zeros(plan.spec.dim, np.float32), {}, 0.0)
+    return Update(np.zeros(plan.layout.sent.dim, np.float32), {}, 0.0)
 
 
 def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
@@ -293,9 +324,12 @@ def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Eff
     if held is None:
         empty = Idle(device, After(accepted, join(plan, device).committed.memory), answered=before.answered)
         return empty, (Save(empty), Send(_refusal(device, invite, STALE, OUT_OF_STEP)))
-    training = Training(device, invite, held.committed, event.secrets, event.support, held.answered)
+    params, given = plan.layout.received(event.params)
+    training = Training(device, invite, held.committed, event.secrets, event.support, held.answered, given)
     key, rule = plan.batch_key(device, invite.round), plan.rule(invite.round)
-    request = FitRequest(device, invite.round, event.params, rule, key, event.secrets.training)
+    work = plan.work(invite.round, rule.steps)
+    correction = plan.strategy.client.correction(_remembered(plan, held.committed), given, work)
+    request = FitRequest(device, invite.round, params, rule, key, event.secrets.training, correction)
     left = () if state is before else (Save(before),)  # a session that the device leaves is not gone on with
     return training, (Train(request), *left)
 

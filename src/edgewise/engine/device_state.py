@@ -20,7 +20,7 @@ from edgewise.core.memory import Memory, flat, tree
 from edgewise.core.outline import outline
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.training import DeviceId
-from edgewise.core.vector import Array
+from edgewise.core.vector import Array, Vector
 from edgewise.plan.plan import Plan
 from edgewise.secagg import client
 
@@ -52,8 +52,9 @@ class Idle:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Waiting for the trainer. ``base``: the memory that the contribution will start from. ``support`` as in ``Turn``,
-    ``answered`` as in ``Idle``. No store keeps this state: a device that is restarted here was never invited."""
+    """Waiting for the trainer. ``base``: the memory that the contribution will start from. ``given``: what the
+    strategy's server half gives it beside the model. ``support`` as in ``Turn``, ``answered`` as in ``Idle``. No
+    store keeps this state: a device that is restarted here was never invited."""
 
     device: DeviceId
     invite: Invite
@@ -61,6 +62,7 @@ class Training:
     secrets: keys.Secrets = field(repr=False)
     support: Array | None = field(default=None, repr=False)
     answered: int | None = None
+    given: Mapping[str, Vector] = field(default_factory=dict, repr=False)
 
     @property
     def idle(self) -> Idle:
@@ -117,8 +119,8 @@ def join(plan: Plan, device: DeviceId) -> Idle:
 
 
 def remembers(plan: Plan) -> bool:
-    """Whether devices keep codec memory between rounds."""
-    return any(pipe.encoded.memory for pipe in (*plan.pipelines, *plan.ways))
+    """Whether devices keep memory between rounds, for the codec or for the strategy."""
+    return bool(plan.strategy.client.memory) or any(pipe.encoded.memory for pipe in (*plan.pipelines, *plan.ways))
 
 
 def settled(plan: Plan, state: Idle, accepted: int | None) -> Idle | None:

@@ -40,12 +40,13 @@ def refused(plan: Plan, invite: Invite, answered: int | None) -> tuple[str, str]
 
 
 def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> tuple[str, str]:
-    """The same for what an invitation names: the model (float32[d]) and the positions of the last release (int64[]).
+    """The same for what an invitation names: the model with what the strategy gives beside it (``Layout.given``), and
+    the positions of the last release (int64[]).
 
     The session of secure aggregation is bound to both digests. A device that did not compare them would train, unseen
     by the others, from a model that was made for it alone.
     """
-    layout = params.dtype == np.float32 and params.shape == (plan.spec.dim,)
+    layout = params.dtype == np.float32 and params.shape == (plan.layout.given.dim,)
     if not layout or vector.digest(vector.to_bytes(params)) != invite.model:
         return "E-BLOB", "the model is not the one that the invitation names"
     if not vector.finite(params):
@@ -54,7 +55,7 @@ def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> 
     if not most or support is None:
         fits = not most and support is None and not invite.support
     elif support.size:
-        named = vector.digest(pack.pack_support(support, plan.spec.dim))
+        named = vector.digest(pack.pack_support(support, plan.layout.sent.dim))
         fits = support.size <= most and named == invite.support
     else:
         fits = not invite.support
@@ -68,7 +69,7 @@ def _foreign(plan: Plan, invite: Invite) -> str:
     if not 0 <= invite.round < plan.rounds:
         return f"the run has the rounds 0 to {plan.rounds - 1}"
     if not _alike(invite.rule, plan.rule(invite.round)):
-        return "the invitation asks for other local training than the recipe: steps, epochs, rate, pull or segments"
+        return "the invitation asks for other local training than the recipe: steps, epochs, rate or segments"
     least, most = plan.clips(invite.round)
     if not least * (1.0 - _CLIPS) <= invite.clip <= most * (1.0 + _CLIPS):  # also for NaN
         return f"the clip of this round is between {least:.6g} and {most:.6g}"
@@ -95,8 +96,5 @@ def _malformed(plan: Plan, invite: Invite) -> str:
 
 def _alike(told: LocalRule, rule: LocalRule) -> bool:
     """Whether two rules are the same but for the rounding of another processor."""
-    return (
-        (told.steps, told.segments, told.epochs) == (rule.steps, rule.segments, rule.epochs)
-        and math.isclose(told.lr, rule.lr, rel_tol=_ALIKE)
-        and math.isclose(told.prox_mu, rule.prox_mu, rel_tol=_ALIKE)
-    )
+    same = (told.steps, told.segments, told.epochs) == (rule.steps, rule.segments, rule.epochs)
+    return same and math.isclose(told.lr, rule.lr, rel_tol=_ALIKE)

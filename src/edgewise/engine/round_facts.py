@@ -90,8 +90,10 @@ def decide(
     number, sampling = checkpoint.next_round, plan.sampling
     pipe, memory = plan.at(number), plan.mine(checkpoint.memory, number)
     turn = Turn(number, plan.public(number), support=_support(pipe, memory), clip=_clip(pipe, memory))
-    named = b"" if turn.support is None or not turn.support.size else pack.pack_support(turn.support, plan.spec.dim)
-    model = broadcast.snapshot(checkpoint)
+    named = (
+        b"" if turn.support is None or not turn.support.size else pack.pack_support(turn.support, plan.layout.sent.dim)
+    )
+    model = broadcast.snapshot(plan, checkpoint)
     invite = frame.Invite(
         run=plan.run,
         round=number,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgewise.core.frame import LocalRule
+from edgewise.core.training import Correction
 from edgewise.core.vector import to_bytes
 from edgewise.learn.flat import Flat
 from edgewise.learn.train import Optimizer, fit
@@ -60,7 +61,10 @@ def probe(training: TrainingSection) -> bytes:
             return F.cross_entropy(logits_BTV.float().flatten(0, 1), batch[:, 1:].flatten()), float(B * T)
 
         optimizer = Optimizer(training, flat, dtype)
-        rule = LocalRule(steps=STEPS, lr=1e-2, prox_mu=0.1)
-        fitted = fit(model, loss, [[tokens_BT]] * STEPS, flat, start, rule, training, bytes(32), optimizer)
+        rule = LocalRule(steps=STEPS, lr=1e-2)
+        fitted = fit(
+            model, loss, [[tokens_BT]] * STEPS, flat, start, rule, training, bytes(32), optimizer,
+            correction=Correction(0.1),
+        )  # fmt: skip
         updates.append(to_bytes(fitted.x))
     return b"".join(updates)

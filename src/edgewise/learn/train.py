@@ -16,7 +16,7 @@ from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive
 from edgewise.core.outline import outline
-from edgewise.core.training import StepNoise
+from edgewise.core.training import Correction, StepNoise
 from edgewise.core.vector import Vector
 from edgewise.learn import dp_sgd
 from edgewise.learn.flat import Flat, view
@@ -51,12 +51,13 @@ def fit(
     dp: StepNoise | None = None,
     expected: float = 0.0,
     secret: Key | None = None,
+    correction: Correction = Correction(),  # noqa: B008 (immutable)
 ) -> Fitted:
     """``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state, on the segments that
     ``rule.segments`` names (all where it is empty).
 
-    Each step: g = sum_m n_m grad(loss_m) / sum_m n_m over its micro-batches; g += mu (w - params) (FedProx);
-    g *= min(1, clip / ||g||); one optimizer step.
+    Each step: g = sum_m n_m grad(loss_m) / sum_m n_m over its micro-batches; g += pull (w - params) + shift
+    (``correction``); g *= min(1, clip / ||g||); one optimizer step.
 
     Args:
         loss: mean loss of a micro-batch and the number of terms n_m (tokens) that it is a mean of.
@@ -68,6 +69,7 @@ def fit(
         dp: noise every step's gradient (``dp_sgd``); each micro-batch then is one record with its row number before it,
             there may be none in a step, and ``expected`` is their mean number.
         secret: decides that noise, and dropout record by record; needed with ``dp``.
+        correction: what the strategy adds to gradients; nothing by default.
     Returns:
         The difference and the losses.
     Raises:
@@ -76,15 +78,16 @@ def fit(
     Guarantees:
         Same arguments, same number of torch threads: the same bits. Segments that are not named stay as they are to
         the bit, and neither count in ||g|| nor cost a gradient.
-    Source: FedProx: Li et al. 2020, eq. 2 (gradient of mu/2 ||w - w_t||^2).
     """
     if dp is not None and secret is None:
         raise ValueError("noise on every step needs a secret of the device's own")
     optimizer = optimizer or Optimizer(training, flat)
     optimizer.reset(rule.segments)
     flat.write(params)
-    vectors = (flat.w_D, flat.g_D, flat.w_D.clone()) if rule.prox_mu else ()
+    vectors = (flat.w_D, flat.g_D, flat.w_D.clone()) if correction.pull else ()
     pulled = list(zip(*(flat.runs(x_D, rule.segments) for x_D in vectors), strict=True))
+    vectors = (flat.g_D, torch.from_numpy(correction.shift)) if correction.shift is not None else ()
+    shifted = list(zip(*(flat.runs(x_D, rule.segments) for x_D in vectors), strict=True))
     if not model.training:
         model.train()
     seen: list[tuple[float, float]] = []  # per step: summed loss, terms
@@ -99,7 +102,9 @@ def fit(
             if dp is None and not math.isfinite(seen[-1][0]):
                 raise TrainingError("E-NAN", f"the loss is {seen[-1][0]} at local step {len(seen)}.", LOWER)
             for w, g, anchor in pulled:
-                g.add_(w, alpha=rule.prox_mu).sub_(anchor, alpha=rule.prox_mu)
+                g.add_(w, alpha=correction.pull).sub_(anchor, alpha=correction.pull)
+            for g, shift in shifted:
+                g.add_(shift)
             if training.clip_grad:
                 norm = torch.linalg.vector_norm(flat.g_D)
                 flat.g_D.mul_((training.clip_grad / (norm + 1e-6)).clamp_(max=1.0))

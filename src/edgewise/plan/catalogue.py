@@ -41,8 +41,11 @@ from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
 from edgewise.secagg.merge import grouped, secure_sum, shared_sum
 from edgewise.strategies.base import Strategy
+from edgewise.strategies.feddyn import feddyn
+from edgewise.strategies.fednova import fednova
 from edgewise.strategies.fedopt import fedadagrad, fedadam, fedavg, fedavgm, fedyogi
 from edgewise.strategies.fedprox import fedprox
+from edgewise.strategies.scaffold import scaffold
 from edgewise.strategies.zeroth_order import zeroth_order
 
 AnyPart = Part[Any, Any]
@@ -106,7 +109,8 @@ BUILT_IN = Catalogue().extended(
             *(quantize, mixed, feedback, wrap),
             *(plain_sum, secure_sum, grouped, shared_sum),
             noise,
-            *(fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, zeroth_order),
+            *(fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, scaffold, feddyn, fednova),
+            zeroth_order,
         )
     )
 )
@@ -134,18 +138,24 @@ def with_extensions(modules: Iterable[str]) -> Catalogue:
 
 
 def make(
-    parts: Mapping[str, AnyPart], where: str, table: Mapping[str, Any], spec: Spec, inner: Any = None, phase: int = 0
+    parts: Mapping[str, AnyPart],
+    where: str,
+    table: Mapping[str, Any],
+    spec: Spec,
+    inner: Any = None,
+    phase: int = 0,
+    population: int = 0,
 ) -> Any:
     """Build one part from its recipe table ``{"kind": name, **keys}``.
 
     Args:
-        where: the table's place in the recipe, for messages. spec, inner, phase: what the plan gives to parts that ask
-            for it (``core.part.GIVEN``).
+        where: the table's place in the recipe, for messages. spec, inner, phase, population: what the plan gives to
+            parts that ask for it (``core.part.GIVEN``).
     Raises RecipeError: E-MISSING without ``kind``, E-NAME for an unknown one, E-KEY / E-TYPE / E-VALUE / E-MISSING for
         its keys.
     """
     part, keys = look_up(parts, where, table)
-    given = {"spec": spec, "inner": inner, "phase": phase}
+    given = {"spec": spec, "inner": inner, "phase": phase, "population": population}
     return part(**keys, **{name: given[name] for name in part.given})
 
 

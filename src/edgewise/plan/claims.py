@@ -14,6 +14,7 @@ from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.trust import corrupt_existing
 from edgewise.privacy import card
+from edgewise.strategies.client import Client
 
 # What hides single updates, and from whom: by the number of servers.
 HIDDEN = {
@@ -23,7 +24,13 @@ HIDDEN = {
 
 
 def claims(
-    recipe: Recipe, promise: Promise, pipes: Sequence[Pipeline], earns: str, spend: Spend | None, sorted_into: int = 1
+    recipe: Recipe,
+    promise: Promise,
+    client: Client,
+    pipes: Sequence[Pipeline],
+    earns: str,
+    spend: Spend | None,
+    sorted_into: int = 1,
 ) -> tuple[str, ...]:
     """The claims of a plan, the most important first. ``earns``: what the sampling does for privacy, in words.
     ``sorted_into``: groups of a rung each, at most, where a sum hides its parts."""
@@ -46,7 +53,11 @@ def claims(
             "the sums"
         )
     shown = f", but for {n} held-out texts that the report prints" if (n := recipe.report.samples) else ""
-    kept = "raw text and codec memory never leave" if any(p.encoded.memory for p in pipes) else "raw text never leaves"
+    memories = [
+        *(["codec memory"] if any(p.encoded.memory for p in pipes) else []),
+        *([f"what {recipe.strategy['kind']} keeps on a device"] if client.memory else []),
+    ]
+    kept = f"raw text and {' and '.join(memories)} never leave" if memories else "raw text never leaves"
     told.append(f"{kept} a device{shown}")
     told.append(f"cohort: {earns}")
     told.append(_metrics(recipe, visible))

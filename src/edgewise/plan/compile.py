@@ -16,8 +16,10 @@ from edgewise.plan.adaptive import adaptive, sorting
 from edgewise.plan.card_text import Taking
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.claims import claims
+from edgewise.plan.client_rules import check_pipelines, check_recipe
 from edgewise.plan.downlink import downlink
 from edgewise.plan.facts import FORMAT, Instance, PlanFacts, StatedNoise, decisive
+from edgewise.plan.layout import Layout
 from edgewise.plan.plan import MESSAGE_LIMIT_BYTES, Plan
 from edgewise.plan.private import adjacency, private
 from edgewise.plan.promise import Noiser, promised
@@ -48,10 +50,14 @@ def compile(
         CompositionError: stages that do not compose soundly.
     """
     sampling = sampled(recipe, population)
-    names = HEAD if recipe.metrics == "sum" else ()
-    merge = make(catalogue.merges, "[merge]", recipe.merge, spec)
+    strategy: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec, population=population)
+    _check_directions(recipe, strategy, spec)
+    layout = Layout(spec, strategy.client)
+    names = (*(HEAD if recipe.metrics == "sum" else ()), *strategy.client.head)
+    merge = make(catalogue.merges, "[merge]", recipe.merge, layout.sent)
     most = sampling.population if sampling.kind == "poisson" else sampling.invite
     promise = promised(recipe, hidden=merge.hides is not None)
+    check_recipe(recipe, promise, strategy.client)
     hidden_ladder = recipe.codec == "adaptive" and merge.hides is not None
     sorted_into, least, corrupt = 1, max(1, sampling.minimum // merge.groups), 0
     check_read(recipe, merge)
@@ -71,7 +77,7 @@ def compile(
         if merge.hides.servers == 1:
             check_sessions(policy, least, -(-sampling.largest // merge.groups))
     start = Space(
-        dim=spec.dim,
+        dim=layout.sent.dim,
         quorum=Quorum(least, -(-most // merge.groups), corrupt),
         head=names,
         head_l2=HEAD_BOUND * math.sqrt(len(names)),
@@ -79,8 +85,8 @@ def compile(
         adjacency=adjacency(promise, sampling.kind),
     )
     tables = [{"kind": "factors"}, *recipe.stage] if recipe.trainable.kind == "rolora" else recipe.stage
-    groups = schedule(tables, spec, catalogue.stages)
-    phases = [build_stages(tables, spec, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
+    groups = schedule(tables, layout.sent, catalogue.stages)
+    phases = [build_stages(tables, layout.sent, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
     if len(phases) > 1 and sampling.groups > 1 and recipe.round.rounds < (needed := sampling.groups * len(phases)):
         raise RecipeError(
             "E-COMBO",
@@ -96,27 +102,27 @@ def compile(
                 'codec = "adaptive" with segments that take turns: the rungs would be others in every round.',
                 'leave out cycle, or fix the codec: codec = "stages".',
             )
-        rungs, endings = adaptive(recipe, spec, start, phases[0], catalogue, hidden_ladder)
+        rungs, endings = adaptive(recipe, layout.sent, start, phases[0], catalogue, hidden_ladder)
         phases = [[*phases[0], *ending] for ending in endings]
     _check_word(recipe, merge)
-    posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, spec) for i, table in enumerate(recipe.post)]
+    posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, layout.sent) for i, table in enumerate(recipe.post)]
     spend = None
     if promise.who_noises is not Noiser.NOBODY:
-        more, spend = private(recipe, spec, start, phases, _taking(sampling, recipe), promise, noise)
+        more, spend = private(recipe, layout.sent, start, phases, _taking(sampling, recipe), promise, noise)
         posts += more
     pipes = tuple(pipeline(start, stages, merge, posts) for stages in phases)
     if spend is not None:
         pipes = tuple(replace(pipe, divisor=spend.divisor) for pipe in pipes)
+    check_pipelines(recipe, strategy.client, pipes, hidden_ladder)
     upload = max(pack.size_bytes(pipe.encoded) for pipe in pipes)
-    for what, size in (("the model's trainable vector", 4.0 * spec.dim), ("an upload", upload)):
+    for what, size in (("the model's trainable vector", 4.0 * layout.given.dim), ("an upload", upload)):
         if size > MESSAGE_LIMIT_BYTES:
             raise RecipeError(
                 "E-FRAME-SIZE", f"{what} has {size:.3g} bytes, one message holds {MESSAGE_LIMIT_BYTES}.",
                 'train less: trainable.kind = "lora" or "layers".',
             )  # fmt: skip
-    strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec)
-    _check_directions(recipe, strategy, spec)
-    told, down = claims(recipe, promise, pipes, sampling.earns, spend, sorted_into), downlink(recipe, spec, catalogue)
+    told = claims(recipe, promise, strategy.client, pipes, sampling.earns, spend, sorted_into)
+    down = downlink(recipe, layout.given, catalogue)
     ways, pipes = (pipes, pipes[:1]) if hidden_ladder else ((), pipes)
     known = PlanFacts(
         format=FORMAT,
@@ -134,7 +140,7 @@ def compile(
     return Plan(
         recipe=recipe,
         facts=known,
-        spec=spec,
+        layout=layout,
         pipelines=pipes,
         strategy=strategy,
         sampling=sampling,

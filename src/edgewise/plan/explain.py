@@ -106,7 +106,7 @@ def _support_bytes(plan: Plan) -> float:
     """Expected bytes of the positions of the last release that devices are told each round, mean over phases; 0 where
     none are."""
     wanted = [pipe.encoded.announced for pipe in plan.pipelines]
-    return sum(pack.announced_bytes(n, plan.spec.dim) for n in wanted if n) / len(wanted)
+    return sum(pack.announced_bytes(n, plan.layout.sent.dim) for n in wanted if n) / len(wanted)
 
 
 def down_total(plan: Plan, frames: float) -> float:
@@ -227,7 +227,7 @@ def _shared_choice(plan: Plan) -> str:
 
 def _turns(plan: Plan, i: int) -> str:
     """What the phases keep at space ``i``, in words."""
-    kept = [100 * pipe.spaces[i].dim / plan.spec.dim for pipe in plan.pipelines]
+    kept = [100 * pipe.spaces[i].dim / plan.layout.sent.dim for pipe in plan.pipelines]
     each = ", ".join(f"{share:.3g}" for share in kept)
     if len(kept) > 4:
         each = f"{min(kept):.3g} to {max(kept):.3g}"

@@ -21,6 +21,7 @@ from edgewise.core.vector import Array, Segment, Spec
 from edgewise.plan.budget import upload_budget
 from edgewise.plan.downlink import delta_bytes
 from edgewise.plan.facts import PlanFacts
+from edgewise.plan.layout import Layout
 from edgewise.plan.private import Spend
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe import Recipe
@@ -30,6 +31,7 @@ from edgewise.secagg import messages
 from edgewise.secagg.merge import params
 from edgewise.secagg.params import Params, Policy
 from edgewise.strategies.base import Strategy
+from edgewise.strategies.client import LocalWork
 
 # Of messages of secure aggregation, names of 16 characters: one device's sealed shares for another, a signed answer
 # with its frame, one revealed share. And one device's part of a letter to others, with a name of 256 bytes.
@@ -71,6 +73,7 @@ class Plan:
     Attributes:
         recipe: what the plan was compiled from. Nothing outside of this package reads it: the plan says what it means.
         facts: what identifies the run; their digest is ``run``.
+        layout: of the model, and of the vectors that go up and down.
         pipelines: the way of an update up, one per phase; round r is of phase r mod their number. One phase, unless a
             stage has a schedule.
         groups: for each phase the segments that it moves and trains; empty with one phase (all are trained).
@@ -86,7 +89,7 @@ class Plan:
 
     recipe: Recipe
     facts: PlanFacts
-    spec: Spec
+    layout: Layout
     pipelines: tuple[Pipeline, ...]
     strategy: Strategy
     sampling: Sampling
@@ -98,6 +101,11 @@ class Plan:
     spend: Spend | None = None
     ways: tuple[Pipeline, ...] = ()
     policy: Policy | None = None
+
+    @property
+    def spec(self) -> Spec:
+        """Layout of the model's trained parameters."""
+        return self.layout.model
 
     @cached_property
     def run(self) -> str:
@@ -223,10 +231,15 @@ class Plan:
         return LocalRule(
             steps=t.local_steps or t.max_local_steps,
             lr=t.lr * factor,
-            prox_mu=self.strategy.prox_mu,
             segments=trained,
             epochs=t.local_epochs,
         )
+
+    def work(self, round: int, steps: int) -> LocalWork:
+        """What a device that takes so many steps does in this round, for the strategy's client half."""
+        rule, t = self.rule(round), self.recipe.training
+        momentum = t.momentum if t.optimizer == "sgd" else 0.0
+        return LocalWork(steps=steps, most=rule.steps, lr=rule.lr, base_lr=t.lr, momentum=momentum)
 
     def clips(self, round: int) -> tuple[float, float]:
         """Least and largest clip that an invitation to a round can name; both 0 where the recipe fixes it."""
@@ -305,8 +318,9 @@ class Plan:
 
     @property
     def snapshot_bytes(self) -> int:
-        """Bytes of the model vector in float32: what a device downloads that has nothing to start from."""
-        return 4 * self.spec.dim
+        """Bytes of the model, and of what the strategy gives beside it, in float32: what a device downloads that has
+        nothing to start from."""
+        return 4 * self.layout.given.dim
 
     @property
     def delta_bytes(self) -> float | None:

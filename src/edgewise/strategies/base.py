@@ -1,4 +1,4 @@
-"""How the server turns a round's aggregate into the next model."""
+"""How the server turns a round's aggregate into the next model, and what devices do for it (``strategies.client``)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Segment, Spec, Vector
+from edgewise.strategies.client import Client
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Directions:
 
 
 class Strategy(NamedTuple):
-    """A server rule. ``init(params)`` and ``apply(state, aggregate)`` are pure; ``prox_mu`` is what devices add.
+    """A server half, ``init(params)`` and ``apply(state, aggregate)``, both pure, and a client half.
     ``directions``, where there are any, says what the vector stands for: coefficients instead of parameters.
 
     ``aggregate.mean`` is the mean of ``trained - start``: an ascent direction, so the server *adds* it.
@@ -51,7 +52,7 @@ class Strategy(NamedTuple):
     name: str
     init: Callable[[Vector], State]
     apply: Callable[[State, Aggregate], State]
-    prox_mu: float = 0.0
+    client: Client = Client()
     directions: Directions | None = None
 
 

@@ -8,6 +8,7 @@ from annotated_types import Gt
 
 from edgewise.core.part import Doc, part
 from edgewise.strategies.base import Strategy
+from edgewise.strategies.client import Client
 from edgewise.strategies.fedopt import ServerLr, fedavg
 
 
@@ -23,4 +24,4 @@ def fedprox(
         RecipeError(E-VALUE).
     Source: Li et al. 2020, arXiv:1812.06127, algorithm 2.
     """
-    return fedavg(lr)._replace(name=f"fedprox({mu:g}, {lr:g})", prox_mu=mu)
+    return fedavg(lr)._replace(name=f"fedprox({mu:g}, {lr:g})", client=Client(pull=mu))

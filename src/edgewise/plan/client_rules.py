@@ -1,0 +1,61 @@
+"""What does not go together with the client half of a strategy. Named refusals, before anyone trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgewise.core.errors import RecipeError
+from edgewise.core.pipeline import Pipeline
+from edgewise.plan.promise import Noiser, Promise
+from edgewise.plan.recipe import Recipe
+from edgewise.strategies.client import Client
+
+
+def check_recipe(recipe: Recipe, promise: Promise, client: Client) -> None:
+    """Raises RecipeError(E-COMBO) where the equations do not hold for the recipe's local training, or under noise."""
+    kind, training = recipe.strategy["kind"], recipe.training
+    if promise.who_noises is not Noiser.NOBODY and (client.memory or client.sends or client.head):
+        why = "noise would add up in what the server keeps" if client.memory else "no noise covers its exact scalars"
+        what = f'strategy "{kind}" cannot be used with differential privacy: {why}.'
+        raise RecipeError("E-COMBO", what, "use fedavg, fedprox or a server optimizer.")
+    if client.plain_sgd and (training.optimizer != "sgd" or training.momentum):
+        momentum = " with momentum" if training.optimizer == "sgd" else ""
+        what = (
+            f'strategy "{kind}" cannot use training.optimizer = "{training.optimizer}"{momentum}: {client.plain_sgd}.'
+        )
+        fix = 'training.optimizer = "sgd", training.momentum = 0; or strategy "feddyn", which takes every optimizer.'
+        raise RecipeError("E-COMBO", what, fix)
+    if client.uneven and not training.local_epochs:
+        what = f'strategy "{kind}" with training.local_steps: {client.uneven}, and here all take equally many.'
+        raise RecipeError("E-COMBO", what, 'give training.local_epochs, or use strategy "fedavg": it is the same here.')
+
+
+def check_pipelines(recipe: Recipe, client: Client, pipes: Sequence[Pipeline], rungs: bool) -> None:
+    """Raises RecipeError(E-COMBO) where the server would not get the mean that its equations need.
+
+    Args:
+        rungs: whether devices encode for the rung of their group, after the round's keys are known.
+    """
+    if not (client.memory or client.sends or client.head):
+        return
+    kind = recipe.strategy["kind"]
+    if pipes[0].merge.combine is not None:
+        what = f'strategy "{kind}" cannot be used with [merge] {pipes[0].merge.name}: its equations need a mean.'
+        raise RecipeError("E-COMBO", what, "take the sum of all contributions, or strategy fedavg.")
+    if client.memory and len(pipes) > 1 and not rungs:
+        what = (
+            f'strategy "{kind}" cannot be used where parts of the model take turns: what devices keep of a part that '
+            "rests would be of another round."
+        )
+        raise RecipeError("E-COMBO", what, 'train all parts together: no cycle, and lora or ffa_lora for "rolora".')
+    if client.memory and rungs:
+        what = (
+            f'strategy "{kind}" cannot be used with codec = "adaptive" behind masks: a device encodes when the round '
+            "has gone on, and what it keeps would have to wait with the update."
+        )
+        raise RecipeError("E-COMBO", what, 'fix the codec: codec = "stages".')
+    fixed = (space for pipe in pipes for space in pipe.spaces if space.universe < pipe.spaces[0].dim)
+    if client.sends and not all(space.moving for space in fixed):
+        what = f'strategy "{kind}" cannot be used with a stage that leaves out the same coordinates in all rounds.'
+        fix = 'leave out segments; trainable.kind = "layers" trains a part of the model.'
+        raise RecipeError("E-COMBO", what, fix)

@@ -1,0 +1,59 @@
+"""FedNova: devices that take more local steps than others get no more say for it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgewise.core.part import part
+from edgewise.core.stage import Aggregate
+from edgewise.core.vector import Vector
+from edgewise.strategies.base import State, Strategy
+from edgewise.strategies.client import Client, Finished, LocalWork, Vectors
+from edgewise.strategies.fedopt import ServerLr, fedavg
+
+STEPS = "steps"  # in the head: a_i / a
+
+
+def effective(steps: int, momentum: float) -> float:
+    """||a||_1, how many plain steps of SGD a device's steps amount to where gradients stay the same.
+
+    K without momentum, else (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho).
+    """
+    if not momentum:
+        return float(steps)
+    return (steps - momentum * (1.0 - momentum**steps) / (1.0 - momentum)) / (1.0 - momentum)
+
+
+@part
+def fednova(lr: ServerLr = 1.0) -> Strategy:
+    """Average updates per local step, then go as many steps as devices took on average (FedNova).
+
+    With weights p_i and a_i = ``effective(K_i)``:
+
+        tau = sum p_i a_i;  D = tau sum p_i D_i / a_i;  w += lr D
+
+    A device sends D_i a / a_i with a = ``effective(K)`` of the most steps K, so that its update is at least as long as
+    it was, and the scalar a_i / a exactly; the server multiplies the two means. AdamW and Muon count as a_i = K_i.
+
+    Raises:
+        RecipeError(E-VALUE). ``compile`` refuses rounds of equal steps, where this is FedAvg, and what does not fit:
+        noise, which would have to cover the scalar too; merges that give no mean.
+    Guarantees:
+        Where all take K steps, this is FedAvg to the bit.
+    Edge cases:
+        The number of steps tells the server roughly how much data a device has, unless sums hide it. ``clip`` sees the
+        longer update: clip above what K steps reach.
+    Source: Wang et al. 2020, arXiv:2007.07481, equations 7 and 11, and section 4 for momentum.
+    """
+    average = fedavg(lr)
+
+    def finish(x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> Finished:
+        share = effective(work.steps, work.momentum) / effective(work.most, work.momentum)
+        return Finished(x if share == 1.0 else x / np.float32(share), head={STEPS: share})
+
+    def apply(state: State, aggregate: Aggregate) -> State:
+        mean = np.float32(aggregate.head[STEPS]) * aggregate.mean
+        return average.apply(state, Aggregate(mean, aggregate.head, aggregate.n, aggregate.weight))
+
+    why = "it corrects for devices that take different numbers of steps"
+    return Strategy(f"fednova({lr:g})", State, apply, Client(finish=finish, head=(STEPS,), uneven=why))

@@ -1,0 +1,68 @@
+"""SCAFFOLD: control variates take out of every local step what is particular to the device."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Gt
+
+from edgewise.core.part import Doc, part
+from edgewise.core.stage import Aggregate
+from edgewise.core.vector import Vector
+from edgewise.strategies.base import State, Strategy
+from edgewise.strategies.client import Client, Finished, LocalWork, Vectors
+
+_F = np.float32
+
+
+@part
+def scaffold(population: int, lr: Annotated[float, Gt(0), Doc("server learning rate")] = 1.0) -> Strategy:
+    """Correct every gradient by the difference of two control variates, the server's and the device's (SCAFFOLD).
+
+    With c the server's control variate, c_i the device's, N devices of which S contribute, K_i steps at rate eta:
+
+        y -= eta (g_i(y) - c_i + c),  from y = w
+        c_i' = c_i - c + (w - y) / (K_i eta)                                             (option II)
+        w += lr mean_S(y_i - w);  c += |S| / N mean_S(c_i' - c_i)
+
+    Control variates travel and are kept times K eta (``LocalWork.unit``): they then are about as long as updates,
+    whatever the rate, and share clips and grids with them. c_i' - c_i travels as as many coordinates again, c beside
+    the model: twice the bytes each way. A device keeps c_i, 4 bytes a parameter.
+
+    Args:
+        population: N. lr: eta_g.
+    Raises:
+        RecipeError(E-VALUE). ``compile`` refuses what does not fit: optimizers other than SGD and momentum, since
+        (w - y) / (K eta) is a mean gradient with plain SGD alone; noise, which would add up in c; parts of the model
+        that take turns; merges that give no mean.
+    Guarantees:
+        With c = c_i = 0 a first round is FedAvg's to the bit. With one device it is plain SGD in all rounds, since
+        c_i = c. As long as what is sent arrives unchanged and every device contributes under its weight of always, c
+        is the weighted mean of all c_i.
+    Edge cases:
+        ``weigh`` weighs control variates as updates: c then follows the gradient of the weighted loss. A clipped
+        gradient: c_i' then is between the old variate and the new one. A device that lost its memory starts from
+        c_i = 0; c keeps the share of its old one. Lossy stages: c gets what arrived, c_i what was meant; error feedback
+        makes up for it. A cosine schedule: c_i is a gradient, and depends on no rate.
+    Source: Karimireddy et al. 2020, arXiv:1910.06378, algorithm 1.
+    """
+
+    def shift(memory: Vectors, given: Vectors, work: LocalWork) -> Vector:
+        out: Vector = (given["c"] - memory["c"]) / _F(work.unit)
+        return out
+
+    def finish(x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> Finished:
+        change: Vector = -(given["c"] + _F(work.unit / (work.steps * work.lr)) * x)
+        return Finished(x, beside={"c": change}, memory={"c": memory["c"] + change})
+
+    def init(params: Vector) -> State:
+        return State(params, {"c": np.zeros_like(params)})
+
+    def apply(state: State, aggregate: Aggregate) -> State:
+        c = state.slots["c"] + _F(aggregate.n / population) * aggregate.beside["c"]
+        return State(state.params + _F(lr) * aggregate.mean, {"c": c}, state.round + 1)
+
+    why = "a control variate is (w - y) / (K eta), a mean gradient with plain SGD alone"
+    client = Client(shift=shift, finish=finish, memory=("c",), given=("c",), sends=("c",), plain_sgd=why)
+    return Strategy(f"scaffold({lr:g})", init, apply, client)
