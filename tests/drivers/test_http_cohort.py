@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ MASKS: dict[str, Any] = {
     "round.rounds": 1,
     "round.deadline_s": 60.0,
 }
+COUNTED = ("accepted", "round_started", "round_finished")
 SHARES: dict[str, Any] = {**MASKS, "merge": {"kind": "shared_sum"}}
 MEMORY: dict[str, Any] = {"round.rounds": 3, "round.deadline_s": 60.0}
 
@@ -65,6 +66,13 @@ def simulated(folder: Path, names: list[str], overrides: dict[str, Any], monkeyp
     monkeypatch.setenv("TOY_NAMES", ",".join(names))
     models, *_ = play(folder, {"data.devices": len(names), **overrides})
     return models
+
+
+def process(role: str, place: Path, overrides: dict[str, Any], *more: str) -> subprocess.Popen[str]:
+    """A device or the server of a run; the devices are those of ``TOY_NAMES``."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(KIT)])}
+    command = [sys.executable, str(KIT / "enrolled_toys.py"), role, str(place), json.dumps(overrides), *more]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def agree(server: Server, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch, n: int) -> None:
@@ -106,11 +114,7 @@ def test_one_server_and_three_device_processes_agree_with_the_simulator(
         names = [link.name for link in links]
         expected = simulated(tmp_path / "simulated", names, FEDAVG, monkeypatch)
         toy = Toy.of(names, FEDAVG)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(KIT)])}
-        command = [sys.executable, str(KIT / "enrolled_toys.py")]
-        start = lambda i: subprocess.Popen(  # noqa: E731
-            [*command, str(tmp_path / f"home-{i}"), json.dumps(FEDAVG)], env=environment
-        )
+        start = lambda i: process("device", tmp_path / f"home-{i}", FEDAVG)  # noqa: E731
         devices = [start(i) for i in range(3)]
         try:
             devices[0].kill()
@@ -120,7 +124,48 @@ def test_one_server_and_three_device_processes_agree_with_the_simulator(
         finally:
             for device in devices:
                 device.kill()
-                device.wait()
+                device.communicate()
+
+
+def until(server: subprocess.Popen[str], found: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    """Read what a server tells up to a line of interest; None where it ends before."""
+    assert server.stdout is not None
+    return next((told for told in map(json.loads, server.stdout) if found(told)), None)
+
+
+@pytest.mark.long(sample=0)
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [MEMORY, MASKS], ids=["memory of three rounds", "masks"])
+@pytest.mark.parametrize("killed_after", [2, 4])
+def test_a_run_goes_on_after_its_server_was_killed(
+    tmp_path: Path, overrides: dict[str, Any], killed_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after so many contributions were counted. No device is asked by hand: they find the new server."""
+    n = 3 if overrides is MEMORY else 8
+    with running(tmp_path) as first:  # enrols the devices, and ends
+        links = [joined(first, tmp_path / f"home-{i}") for i in range(n)]
+        port = first.port
+    for link in links:
+        link.patience_s = 120.0  # a process takes seconds to start on a busy machine
+    names = [link.name for link in links]
+    expected = simulated(tmp_path / "simulated", names, overrides, monkeypatch)
+    toy = Toy.of(names, overrides)
+    server = process("server", tmp_path, overrides, str(port))
+    try:
+        with working(links, toy, tmp_path):
+            for _ in range(killed_after):
+                assert until(server, lambda told: told.get("event") in COUNTED) is not None
+            server.kill()
+            server.communicate()
+            server = process("server", tmp_path, overrides, str(port))
+            last = until(server, lambda told: "models" in told)
+        assert last is not None
+        assert {int(played): model for played, model in last["models"].items()} == expected
+    finally:
+        server.kill()
+        server.communicate()
+        for link in links:
+            link.close()
 
 
 # -- the port ----------------------------------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def test_pauses_grow_are_of_random_length_and_end_with_patience(folder: Path) ->
     pauses: list[float] = []
     with proxied(1, lambda _: Way(refuse=True)) as proxy:
         device = through(folder, proxy.url)
-        device._sleep, device._patience_s = pauses.append, 5.0
+        device._sleep, device.patience_s = pauses.append, 5.0
         clock = iter(range(10_000))
         monotonic, time.monotonic = time.monotonic, lambda: next(clock) * 0.25  # type: ignore[assignment]
         try:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from long import examples
 from served import RUN, code, contribution, joined, running, send_invitation
 from starlette.routing import Route
 
@@ -109,7 +112,7 @@ def test_plain_http_is_served_on_loopback_only(tmp_path: Path) -> None:
 def test_an_operator_approves_and_revokes(server: Server, links: dict[str, Link], tmp_path: Path) -> None:
     operator, device = links["operator"], joined(server, tmp_path / "new", approved=False)
     assert device.standing()["status"] == "pending"
-    device._patience_s = 0.2
+    device.patience_s = 0.2
     assert code(device.poll, 0, 0.0) == "E-PENDING"
     operator.call("POST", f"/v1/devices/{device.name}/approve")
     assert device.poll(0, 0.0) is None
@@ -232,7 +235,7 @@ def test_rates_hold_by_address_and_key(tmp_path: Path) -> None:
     limits = Limits(member_rate=0.001, member_burst=3.0, byte_rate=1.0, byte_burst=100.0)
     with running(tmp_path, limits) as server:
         one, other = joined(server, tmp_path / "one"), joined(server, tmp_path / "two")
-        one._patience_s = other._patience_s = 0.0
+        one.patience_s = other.patience_s = 0.0
         assert [code(one.standing) for _ in range(4)] == ["", "", "", "E-RATE"]
         send_invitation(server, other.name)
         assert code(other.send, RUN, 0, contribution(other.name, bytes(10_000))) == "E-RATE"
@@ -323,3 +326,58 @@ def test_rules_match_whole_paths() -> None:
     for path in ("/v1/blobs/", "/v1/blobs/a/b", "/v1/blobs/..", "/v1/blobs/a%2fb", "/v1/blobs/" + "a" * 81):
         assert not rule.pattern.fullmatch(path)
     assert json.dumps(sorted(rule.roles)) == "[]"
+
+
+# -- fuzzing -----------------------------------------------------------------------------------------------------------
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.dictionaries(
+    st.sampled_from(["token", "label", "role", "tags", "uses", "approved", "expires_in_s", "digest", "size"]), JSON
+)
+
+
+@given(body=JSON | FIELDS | st.binary(max_size=40))
+@settings(max_examples=examples(6))
+def test_no_document_breaks_a_route(server: Server, links: dict[str, Link], body: object) -> None:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    for rule in RULES:
+        if rule.method != "POST":
+            continue
+        link = links["admin" if "admin" in rule.roles else "device"]
+        path = rule.path.replace("{member}", "0" * 32).replace("{token}", "0" * 16)
+        headers = link._signed("POST", path, "", raw, RUN, "0")
+        headers |= {"edgewise-key": link._me.public.hex(), "content-type": "application/json"}
+        answer = link._http.post(path, content=raw, headers=headers)
+        assert answer.status_code < 500, f"{path}: {answer.text}"
+        if answer.status_code >= 400:
+            assert answer.json()["code"].startswith("E-")
+
+
+@given(query=st.text(alphabet="&=%+;#afterwaioffsetupload0123456789-.\u00e9\x00 ", max_size=40))
+@settings(max_examples=examples(6))
+def test_no_query_breaks_a_route(links: dict[str, Link], query: str) -> None:
+    from urllib.parse import quote
+
+    sent = quote(query, safe="&=%+;")
+    for rule in RULES:
+        if rule.method != "GET" or (rule.path == "/v1/inbox" and "wait" in query):
+            continue
+        link = links["admin" if "admin" in rule.roles else "device"]
+        path = rule.path.replace("{upload}", "0" * 32).replace("{digest}", "0" * 64)
+        headers = link._signed("GET", path, sent, b"", signatures.NONE, signatures.NONE)
+        answer = link._http.get(f"{path}?{sent}" if sent else path, headers=headers)
+        assert answer.status_code < 500, f"{path}?{sent}: {answer.text}"
+
+
+@given(st.lists(st.binary(max_size=60), max_size=3))
+@settings(max_examples=examples(6))
+def test_no_bytes_before_http_end_the_server(server: Server, links: dict[str, Link], parts: list[bytes]) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as plain:
+        plain.sendall(b"".join(parts))
+    with _connected(server) as inside:
+        inside.sendall(b"".join(parts))
+    assert links["viewer"].standing()["role"] == "viewer"

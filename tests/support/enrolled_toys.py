@@ -1,6 +1,9 @@
 """The toy federation on enrolled devices: its coordinator over a server, and its devices as threads or processes.
 
-As a program it is one device: ``python enrolled_toys.py HOME OVERRIDES`` (TOML keys as JSON), until it is killed.
+As a program it is one device, until it is killed, or the server of a run (OVERRIDES: TOML keys as JSON):
+
+    python enrolled_toys.py device HOME OVERRIDES
+    python enrolled_toys.py server FOLDER OVERRIDES PORT
 
 The simulator's entropy is injected here, by the port of ``Devices``, so that both drivers give the same bytes.
 """
@@ -129,9 +132,23 @@ def working(links: Sequence[Link], toy: Toy, folder: Path) -> Iterator[None]:
             thread.join()
 
 
+def serve(folder: Path, port: int, toy: Toy) -> None:
+    """Be the server of a run: play it, or go on with it, and tell on standard output what happens."""
+
+    def tell(event: events.AnyEvent) -> None:
+        print(events.to_json(event), flush=True)
+
+    with Server(folder / "server", port=port) as server:
+        print(json.dumps({"url": server.url}), flush=True)
+        print(json.dumps({"models": played(server, toy, folder / "out", tell)}), flush=True)
+
+
 if __name__ == "__main__":
-    home, overrides = Path(sys.argv[1]), json.loads(sys.argv[2])
+    role, place, overrides = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     me = Toy.of(os.environ["TOY_NAMES"].split(","), overrides)
-    with Link(home) as own:
-        answering, published = me.devices(home)
-        attend(own, answering, published, home / "blobs", until=lambda: False, wait_s=2.0)
+    if role == "server":
+        serve(place, int(sys.argv[4]), me)
+    else:
+        with Link(place) as own:
+            answering, published = me.devices(place)
+            attend(own, answering, published, place / "blobs", until=lambda: False, wait_s=2.0)

@@ -80,7 +80,7 @@ class Link:
     ) -> None:
         self.home: Home = home.load(folder)
         self._me: Identity = identity.load(folder / home.KEY)
-        self._patience_s, self._now_s, self._sleep = patience_s, now_s, sleep
+        self.patience_s, self._now_s, self._sleep = patience_s, now_s, sleep
         self.speed = Speed()
         self.requests = 0
         verify = certificates.client_context(self.home.authority.encode()) if self.home.secure else False
@@ -269,7 +269,7 @@ class Link:
 
     def _attempts(self, attempt: Callable[[], T]) -> T:
         """Try until it works, the server refuses, or patience ends."""
-        give_up, pause_s = time.monotonic() + self._patience_s, FIRST_PAUSE_S
+        give_up, pause_s = time.monotonic() + self.patience_s, FIRST_PAUSE_S
         while True:
             self.requests += 1
             try:
