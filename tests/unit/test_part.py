@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from annotated_types import Ge, Gt, Le, MinLen
 
+from edgewise.apps import keys
 from edgewise.core.errors import RecipeError
 from edgewise.core.part import Doc, Part, part
 from edgewise.core.stage import Stage
@@ -54,7 +55,7 @@ def test_a_table_becomes_a_call() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "code", "said"),
+    ("given", "code", "said"),
     [
         ({}, "E-MISSING", "`share` is required"),
         ({"share": 0.5, "nmaes": ["a"]}, "E-KEY", "unknown key `nmaes`"),
@@ -67,15 +68,15 @@ def test_a_table_becomes_a_call() -> None:
         ({"share": 0.5, "spec": 1}, "E-KEY", "unknown key `spec`"),
     ],
 )
-def test_a_table_is_refused_in_the_recipes_words(keys: dict[str, Any], code: str, said: str) -> None:
+def test_a_table_is_refused_in_the_recipes_words(given: dict[str, Any], code: str, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        make(MINE, "[[stage]] 1", {"kind": "mine", **keys}, Spec(()))
+        make(MINE, "[[stage]] 1", {"kind": "mine", **given}, Spec(()))
     assert caught.value.code == code
     assert said in caught.value.what
 
 
 @pytest.mark.parametrize(
-    ("keys", "said"),
+    ("given", "said"),
     [
         ({"share": 0.0}, "mine: share is 0.0, must be above 0 and at most 1."),
         ({"share": float("nan")}, "mine: share is nan, must be finite."),
@@ -84,9 +85,9 @@ def test_a_table_is_refused_in_the_recipes_words(keys: dict[str, Any], code: str
         ({"share": 1.0, "bits": 1}, "mine: bits is 1, must be at least 2."),
     ],
 )
-def test_a_caller_in_python_meets_the_same_limits(keys: dict[str, Any], said: str) -> None:
+def test_a_caller_in_python_meets_the_same_limits(given: dict[str, Any], said: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        made(Spec(()), **keys)
+        made(Spec(()), **given)
     assert (caught.value.code, caught.value.what) == ("E-VALUE", said)
 
 
@@ -100,6 +101,16 @@ def test_every_part_of_the_catalogue_describes_itself_and_its_keys() -> None:
 def _properties(one: Part[Any, Any]) -> dict[str, Any]:
     properties: dict[str, Any] = keys_of(one).model_json_schema().get("properties", {})
     return properties
+
+
+def test_the_schema_of_editors_has_parts_of_ones_own() -> None:
+    parts = BUILT_IN.extended(Extension((made,)))
+    assert "share: number > 0 ≤ 1  how much travels" in keys.describe("stage.mine", parts)
+    assert '"const": "mine"' in keys.everything(parts)
+    with pytest.raises(RecipeError, match="did you mean"):
+        keys.describe("stage.mine.shaer", parts)
+    with pytest.raises(RecipeError, match="E-KEY"):
+        keys.describe("stage.mine")
 
 
 def test_what_is_no_part_is_refused() -> None:

@@ -308,14 +308,18 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def schema(
     field: Annotated[str, typer.Option("--field", help="Only one key, e.g. training.lr or stage.quantize.bits.")] = "",
+    extension: Extension = None,
 ) -> None:
     """The recipe's JSON schema, or one key of it."""
     session = _session("schema", False, False)
 
     def body() -> None:
         from edgewise.apps import keys
+        from edgewise.apps.extensions import importable
+        from edgewise.plan.catalogue import with_extensions
 
-        print(keys.describe(field) if field else keys.everything())
+        parts = with_extensions(importable(extension or (), Path()))
+        print(keys.describe(field, parts) if field else keys.everything(parts))
 
     raise typer.Exit(session.run(body))
 

@@ -4,51 +4,54 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from edgewise.core.errors import RecipeError
-from edgewise.plan.catalogue import BUILT_IN, schema
+from edgewise.plan.catalogue import BUILT_IN, Catalogue, schema
 from edgewise.plan.recipe import Recipe
 
 MOST_NAMED = 3  # keys in one suggestion
 
 
-def everything() -> str:
+def everything(catalogue: Catalogue = BUILT_IN) -> str:
     """The whole schema as JSON text."""
-    return json.dumps(_schema(), indent=2)
+    return json.dumps(_schema(catalogue), indent=2)
 
 
-def describe(field: str) -> str:
+def describe(field: str, catalogue: Catalogue = BUILT_IN) -> str:
     """What a key means: ``training.lr``, a table ``training``, a part ``stage.quantize``, its ``stage.quantize.bits``.
 
     Raises RecipeError(E-KEY) with the nearest known key.
     """
-    whole = _schema()
+    whole = _schema(catalogue)
     at, walked = whole, ""
     for part in field.split("."):
         below = _below(whole, at)
         if part not in below:
-            hint = _hint(whole, field, part, below, walked)
+            hint = _hint(whole, paths(catalogue), field, part, below, walked)
             raise RecipeError("E-KEY", f"there is no recipe key `{field}`.", hint)
         at, walked = _plain(whole, below[part]), f"{walked}{part}."
     return "\n".join(_words(whole, field, at))
 
 
-def _hint(whole: dict[str, Any], field: str, part: str, below: dict[str, Any], walked: str) -> str:
+def _hint(
+    whole: dict[str, Any], known: Sequence[str], field: str, part: str, below: dict[str, Any], walked: str
+) -> str:
     """What a person may have meant: keys of that very name elsewhere, else the nearest one here, else anywhere."""
     last = field.rsplit(".", 1)[-1]
-    everywhere = [dotted for dotted in paths() if dotted.rsplit(".", 1)[-1] == last]
+    everywhere = [dotted for dotted in known if dotted.rsplit(".", 1)[-1] == last]
     if not everywhere and (near := difflib.get_close_matches(part, below, n=1, cutoff=0.5)):
         return f"did you mean `{walked}{near[0]}`?"
     if not everywhere:
-        everywhere = difflib.get_close_matches(field, paths(), n=1, cutoff=0.6)
+        everywhere = difflib.get_close_matches(field, known, n=1, cutoff=0.6)
     if not everywhere:
-        everywhere = [dotted for dotted in paths() if _says(whole, dotted, last.replace("_", " "))]
+        everywhere = [dotted for dotted in known if _says(whole, dotted, last.replace("_", " "))]
     if not everywhere:
-        names = sorted({dotted.rsplit(".", 1)[-1] for dotted in paths()})
+        names = sorted({dotted.rsplit(".", 1)[-1] for dotted in known})
         near = difflib.get_close_matches(last, names, n=1, cutoff=0.7)
-        everywhere = [dotted for dotted in paths() if near and dotted.rsplit(".", 1)[-1] == near[0]]
+        everywhere = [dotted for dotted in known if near and dotted.rsplit(".", 1)[-1] == near[0]]
     if everywhere:
         return f"did you mean {' or '.join(f'`{dotted}`' for dotted in everywhere[:MOST_NAMED])}?"
     return f"known here: {', '.join(below) or 'nothing'}."
@@ -63,9 +66,9 @@ def _says(whole: dict[str, Any], field: str, said: str) -> bool:
 
 
 @cache
-def paths() -> tuple[str, ...]:
+def paths(catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
     """All keys of a recipe as ``training.lr`` or ``stage.quantize.bits``, tables and parts too, shallow ones first."""
-    whole = _schema()
+    whole = _schema(catalogue)
     level, found = [("", whole)], list[str]()
     while level:
         level = [
@@ -78,8 +81,8 @@ def paths() -> tuple[str, ...]:
 
 
 @cache
-def _schema() -> dict[str, Any]:
-    return schema(BUILT_IN, Recipe.model_json_schema())
+def _schema(catalogue: Catalogue) -> dict[str, Any]:
+    return schema(catalogue, Recipe.model_json_schema())
 
 
 def _plain(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

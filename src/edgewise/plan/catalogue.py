@@ -60,7 +60,7 @@ class Extension:
     trainer: Callable[[Any], Any] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Catalogue:
     """Name -> part, for each kind of part."""
 
