@@ -184,6 +184,31 @@ def test_a_network_can_drive_a_round_by_events(kind: str, tmp_path: Path) -> Non
     assert vector.digest(vector.to_bytes(after.state.params)) == play(fleet_of(kind), tmp_path / "b").model
 
 
+def test_a_round_goes_on_with_the_cohort_that_was_asked(tmp_path: Path) -> None:
+    """Whoever the next server would draw."""
+    some = {"metrics": "none", "stage": [], "round.sampling": "fixed", "round.cohort": 3, "round.overselect": 1.0}
+    fleet = Fleet(plan_of("sum", some))
+    killed_in("Collecting", fleet, tmp_path)
+    asked = {device for device, _ in fleet.letters}
+    with Server(fleet, tmp_path, key=root(4)) as server:
+        assert server.play(server.begin()).unmet == 0
+    assert {device for device, _ in fleet.letters} == asked
+    with Server(fleet, tmp_path / "another", key=root(4)) as server:
+        server.play(server.begin())
+    assert {device for device, _ in fleet.letters} != asked
+
+
+def test_a_log_without_a_beginning_is_refused(tmp_path: Path) -> None:
+    fleet = fleet_of("secure_sum")
+    with Server(fleet, tmp_path) as server:
+        server.begin()
+        server.log(0).append(Lost("d1", "dropped", 1.0))
+    with Server(fleet, tmp_path) as server:
+        checkpoint = server.begin()
+        with pytest.raises(StoreError, match=r"E-CHECKPOINT.*began"):
+            server.play(checkpoint)
+
+
 def test_a_log_that_names_other_survivors_is_refused() -> None:
     plan, names = PLANS["secure_sum"], [f"d{i}" for i in range(6)]
     trust = simulated_trust(root(7))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from toy_recipe import make_recipe
 
 from edgewise.core import frame, vector
-from edgewise.core.keys import Secrets, derive, root
+from edgewise.core.keys import Key, Secrets, derive, root
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.crypto.agree import Pair
@@ -29,7 +29,7 @@ from edgewise.engine import device as machine
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound
-from edgewise.engine.ports import Arrived, Checkpoint, Lost, Sent
+from edgewise.engine.ports import Arrived, Checkpoint, Journal, Lost, Sent
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan
@@ -38,12 +38,13 @@ PRIVATE: dict[str, Any] = {
     "privacy": "distributed_dp", "metrics": "none", "stage": [], "round.minimum": 0.6, "round.rounds": 2,
     "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "trust.malicious_fraction": 0.0,
 }  # fmt: skip
+KEY = root(3)  # that draws cohorts
 DOWNTIME_S = 1e6  # far beyond all deadlines
 
 
-def plan_of(kind: str) -> Plan:
-    """Six devices that add noise of their own to a sum of this kind."""
-    recipe = make_recipe({**PRIVATE, "merge": {"kind": kind}})
+def plan_of(kind: str, settings: Mapping[str, Any] = PRIVATE) -> Plan:
+    """Six devices and a sum of this kind; by default they add noise of their own."""
+    recipe = make_recipe({**settings, "merge": {"kind": kind}})
     return compile_plan(recipe, Spec.of([("a", (5,), "float32")]), 6, BUILT_IN)
 
 
@@ -195,7 +196,7 @@ class Server:
         cohort: the fleet, where None; else its way to it.
     """
 
-    def __init__(self, fleet: Fleet, out: Path, fuse: Fuse | None = None, cohort: Any = None) -> None:
+    def __init__(self, fleet: Fleet, out: Path, fuse: Fuse | None = None, cohort: Any = None, key: Key = KEY) -> None:
         fuse = fuse or Fuse()
         fleet.restarted()
         self._store = RunStore(out)
@@ -206,7 +207,7 @@ class Server:
         leader: Pair = fleet.leader
         self._coordinator = Coordinator(
             plan=fleet.plan, population=fleet.devices, cohort=self._cohort, store=store, tell=lambda event: None,
-            now_s=lambda: 0.0, entropy=lambda number: secrets.token_bytes(32), sampling_key=root(3), trust=fleet.trust,
+            now_s=lambda: 0.0, entropy=lambda number: secrets.token_bytes(32), sampling_key=key, trust=fleet.trust,
             secret=leader.secret, helper=fleet.helper,
         )  # fmt: skip
         self.open: OpenRound | None = None
@@ -230,6 +231,10 @@ class Server:
         assert self.open is not None
         receive(self._cohort, self.open)
         return self._coordinator.close(checkpoint, self.open, 0.0)
+
+    def log(self, round: int) -> Journal:
+        """The log of a round."""
+        return self._store.journal(round)
 
     def charges(self) -> int:
         """Rows of the privacy ledger."""

@@ -52,8 +52,8 @@ def decided(
     """A round as a coordinator decides it, with ``standings`` for its cohort; by default the first one, of a model of
     zeros, that nobody is invited to."""
     checkpoint = checkpoint or Checkpoint(0, plan.strategy.init(np.zeros(plan.spec.dim, np.float32)))
-    began = Began(0.0, "attempt", b"" if plan.hides is None else bytes(32), dealing)
-    return decide(plan, checkpoint, began, tuple(standings or ()), standings or {}, trust)
+    began = Began(0.0, "attempt", b"" if plan.hides is None else bytes(32), dealing, tuple(standings or ()))
+    return decide(plan, checkpoint, began, standings or {}, trust)
 
 
 class MemoryLog:

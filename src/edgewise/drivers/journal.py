@@ -5,7 +5,7 @@ MessagePack ``[kind, name, bytes, number, train_s, encode_s]``:
 
     kind       name        bytes                                  number
     of         checkpoint
-    began      attempt     dealing key, nonce                     at_s
+    began      attempt     MessagePack [dealing, nonce, cohort]   at_s
     arrived    device      frame                                  at_s
     lost       device      code                                   at_s
     expired                                                       at_s
@@ -37,7 +37,6 @@ from typing import Any, BinaryIO
 import msgspec
 
 from edgewise.core.errors import StoreError
-from edgewise.core.keys import KEY_BYTES
 from edgewise.drivers.files import FOLDER, discard, for_owner, sync_folder
 from edgewise.engine.ports import Arrived, Began, Expired, Lost, Pinned, Record, Resumed
 
@@ -45,6 +44,7 @@ _LENGTHS, _CRC = struct.Struct("<II"), struct.Struct("<I")
 _HEADER_BYTES = _LENGTHS.size + _CRC.size
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(tuple[str, str, bytes, float, float, float])
+_began = msgspec.msgpack.Decoder(tuple[bytes, bytes, tuple[str, ...]])
 _pinned = msgspec.msgpack.Decoder(tuple[int, tuple[str, ...]])
 
 
@@ -110,7 +110,8 @@ class FileJournal:
             case Lost():
                 item = ("lost", record.device, record.code.encode(), record.at_s, 0.0, 0.0)
             case Began():
-                item = ("began", record.attempt, record.dealing + record.nonce, record.at_s, 0.0, 0.0)
+                drawn = (record.dealing, record.nonce, record.invited)
+                item = ("began", record.attempt, _encoder.encode(drawn), record.at_s, 0.0, 0.0)
             case Expired():
                 item = ("expired", "", b"", record.at_s, 0.0, 0.0)
             case Pinned():
@@ -186,7 +187,8 @@ def _record(body: bytes) -> Record | str:
         case "lost":
             return Lost(device, data.decode(), at_s)
         case "began":
-            return Began(at_s, device, data[KEY_BYTES:], data[:KEY_BYTES])
+            dealing, nonce, invited = _began.decode(data)
+            return Began(at_s, device, nonce, dealing, invited)
         case "expired":
             return Expired(at_s)
         case "pinned":

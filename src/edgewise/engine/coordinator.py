@@ -19,7 +19,7 @@ from math import isfinite
 import numpy as np
 
 from edgewise.core import events, vector
-from edgewise.core.errors import RoundError, TrainingError
+from edgewise.core.errors import RoundError, StoreError, TrainingError
 from edgewise.core.keys import Key, derive
 from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, together
@@ -29,7 +29,7 @@ from edgewise.engine import broadcast, evaluation
 from edgewise.engine.aggregation import Sums, aggregation
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound, Tell
-from edgewise.engine.ports import Began, Checkpoint, Cohort, Evaluator, Helper, Store, Trust
+from edgewise.engine.ports import Began, Checkpoint, Cohort, Evaluator, Helper, Record, Store, Trust
 from edgewise.engine.purse import Purse
 from edgewise.engine.round_facts import RoundFacts, decide
 from edgewise.engine.sampling import draw
@@ -114,11 +114,10 @@ class Coordinator:
         log = self.store.journal(number)
         records = iter(log.replay())
         logged = next(records, None)
-        began = logged if isinstance(logged, Began) else self._drawn(number)
-        invited = draw(self.plan.sampling, self.population, self.sampling_key, number)
+        began = self._drawn(number) if logged is None else _first(logged)
         # A sampled cohort may be too small to begin with: nobody is asked then.
-        asked = invited if len(invited) >= max(1, self.plan.sampling.minimum) else ()
-        facts = decide(self.plan, checkpoint, began, invited, self.store.standing(asked), self.trust)
+        asked = began.invited if len(began.invited) >= max(1, self.plan.sampling.minimum) else ()
+        facts = decide(self.plan, checkpoint, began, self.store.standing(asked), self.trust)
         self.cohort.publish(facts.letters.blobs)
         if logged is None:
             facts = facts.started(self.cohort.now_s())
@@ -137,7 +136,8 @@ class Coordinator:
         """What the server draws for a round; the time is set when the round starts."""
         entropy, hidden = self.entropy(number), self.plan.hides is not None
         nonce = derive(entropy, "nonce") if hidden else b""
-        return Began(0.0, derive(entropy, "attempt").hex(), nonce, derive(entropy, "groups"))
+        invited = draw(self.plan.sampling, self.population, self.sampling_key, number)
+        return Began(0.0, derive(entropy, "attempt").hex(), nonce, derive(entropy, "groups"), invited)
 
     def close(self, checkpoint: Checkpoint, open_round: OpenRound, began_s: float) -> Checkpoint:
         """Release the sum of a closed round, step the model, and commit. ``began_s``: by ``now_s``.
@@ -247,3 +247,10 @@ class Coordinator:
         event = self.evaluator.evaluate(model, round, params)
         self.store.append(event)
         self.tell(event)
+
+
+def _first(record: Record) -> Began:
+    if not isinstance(record, Began):
+        what = "the log of a round does not say how the round began."
+        raise StoreError("E-CHECKPOINT", what, "put a whole copy of the folder in its place.")
+    return record

@@ -117,11 +117,11 @@ class OpenRound:
         Raises StoreError(E-CHECKPOINT) where the log does not agree with itself.
         """
         facts, number = self.facts, self.facts.round
-        n_asked = len(facts.invited) if facts.asked else 0
+        n_asked = len(facts.began.invited) if facts.asked else 0
         goal, minimum = facts.policy.goal, facts.policy.minimum
         self._say(events.RoundStarted(round=number, invited=n_asked, goal=goal, minimum=minimum))
         self.state, effects = machine.start(
-            number, frozenset(facts.invited), facts.policy, facts.protocol, facts.letters.frames
+            number, frozenset(facts.began.invited), facts.policy, facts.protocol, facts.letters.frames
         )
         at_s = facts.began.at_s
         self._perform(effects, Expired(at_s))

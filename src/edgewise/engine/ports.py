@@ -140,13 +140,14 @@ class Began:
     Attributes:
         at_s: on the cohort's clock. attempt: the round's name in the privacy ledger.
         nonce: tells the round's secure aggregation from all others; devices are sent it. Empty where there is none.
-        dealing: decides the groups of hidden sums.
+        dealing: decides the groups of hidden sums. invited: the cohort.
     """
 
     at_s: float
     attempt: str
     nonce: bytes = field(repr=False)
     dealing: Key = field(repr=False)
+    invited: tuple[DeviceId, ...]
 
 
 @dataclass(frozen=True, slots=True)

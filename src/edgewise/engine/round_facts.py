@@ -1,11 +1,11 @@
 """What is decided of a round before anyone is invited: once, from the plan and the checkpoint, and handed down.
 
-facts = decide(plan, checkpoint, began, invited, standings, trust)
+facts = decide(plan, checkpoint, began, standings, trust)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -34,7 +34,7 @@ class RoundFacts:
     Attributes:
         run: identity of the run. round: the number.
         began: what the server drew for the round.
-        invited: the cohort. asked: whether it is invited; one that sampling drew too small is not.
+        asked: whether the cohort is invited; one that sampling drew too small is not.
         policy: goal, minimum and deadline. protocol: how contributions are hidden from the server.
         turn: the codec's view of the round. frozen: segments that are neither trained nor moved.
         pipe: the way of an update up. rungs: the ways by rung of a hidden ladder; empty otherwise.
@@ -48,7 +48,6 @@ class RoundFacts:
     run: str
     round: int
     began: Began
-    invited: tuple[DeviceId, ...]
     asked: bool
     policy: Policy
     protocol: Protocol
@@ -78,7 +77,6 @@ def decide(
     plan: Plan,
     checkpoint: Checkpoint,
     began: Began,
-    invited: Sequence[DeviceId],
     standings: Mapping[DeviceId, Standing],
     trust: Trust | None = None,
 ) -> RoundFacts:
@@ -124,12 +122,11 @@ def decide(
                 deadline_s=sampling.deadline_s,
                 dealing=began.dealing,
             )
-    goal = max(sampling.minimum, min(sampling.goal, len(invited)))
+    goal = max(sampling.minimum, min(sampling.goal, len(began.invited)))
     return RoundFacts(
         run=plan.run,
         round=number,
         began=began,
-        invited=tuple(invited),
         asked=bool(standings),
         policy=Policy(goal, sampling.minimum, began.at_s + sampling.deadline_s),
         protocol=protocol,
