@@ -16,11 +16,13 @@ import pytest
 from enrolled_toys import Toy, played, working
 from played import play
 from served import code, contribution, invite, joined, running
+from toy import ToyTrainer
 
 from edgewise.apps.server.start import Server
 from edgewise.core import events, frame
 from edgewise.drivers.fleet import mailboxes, members
-from edgewise.drivers.http.cohort import HttpCohort
+from edgewise.drivers.http import attend
+from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
 from edgewise.drivers.http.link import Link
 from edgewise.engine.ports import Arrived, Lost, Sent
 
@@ -203,6 +205,10 @@ def test_a_restarted_coordinator_gets_what_had_come_and_the_clock_goes_on(server
     assert code(device.send, "run-1", 0, contribution(device.name)) == "E-CLOSED"
 
 
+def test_a_device_is_in_touch_often_enough() -> None:
+    assert 3 * attend.TOUCH_S <= SILENCE_S
+
+
 def test_only_what_is_published_can_be_downloaded(server: Server, device: Link, tmp_path: Path) -> None:
     one = cohort(server)
     (old,) = one.publish([b"old"])
@@ -251,3 +257,29 @@ def test_a_large_frame_comes_whole_and_its_chunks_go_with_the_round(server: Serv
     assert len(server.service.chunks.uploads()) == 1
     one.close_round()
     assert server.service.chunks.uploads() == []
+
+
+def test_a_device_that_is_revoked_is_lost_at_once(server: Server, device: Link, tmp_path: Path) -> None:
+    one = cohort(server)
+    one.send(device.name, frame.dump(invite()))
+    with joined(server, tmp_path / "operator", "operator") as operator:
+        operator.call("POST", f"/v1/devices/{device.name}/revoke")
+    lost = one.receive(5.0)
+    assert isinstance(lost, Lost)
+    assert lost.device == device.name
+
+
+@pytest.mark.slow
+def test_a_device_that_trains_for_long_keeps_its_place(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attend, "TOUCH_S", 0.05)
+    with joined(server, tmp_path / "home") as device:
+        toy = Toy.of([device.name], FEDAVG)
+        real = ToyTrainer.fit
+        monkeypatch.setattr(ToyTrainer, "fit", lambda self, request: (time.sleep(0.9), real(self, request))[1])
+        told: list[events.AnyEvent] = []
+        with working([device], toy, tmp_path):
+            played(server, toy, tmp_path / "out", told.append, silence_s=0.5)
+        assert not [e for e in told if isinstance(e, events.Lost)]
+        assert [e.device for e in told if isinstance(e, events.Accepted)] == [device.name]

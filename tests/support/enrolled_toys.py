@@ -32,7 +32,7 @@ from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.http.attend import attend
-from edgewise.drivers.http.cohort import HttpCohort
+from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.identities import (
     simulated_entropy,
@@ -100,13 +100,17 @@ class Measured:
 
 
 def played(
-    server: Server, toy: Toy, out: Path, tell: Callable[[events.AnyEvent], None] = lambda _: None
+    server: Server,
+    toy: Toy,
+    out: Path,
+    tell: Callable[[events.AnyEvent], None] = lambda _: None,
+    silence_s: float = SILENCE_S,
 ) -> dict[int, str]:
     """Play, or go on with, a run over a server; returns the digests of its models by the rounds played."""
     with RunStore(out) as store:
         if store.run() is None:
             store.create(toy.plan.run, "toy", toy.plan.recipe.resolved(), {"initial_sha256": ""})
-        cohort = HttpCohort(server.service, toy.plan.run, toy.plan.frame_limit_bytes)
+        cohort = HttpCohort(server.service, toy.plan.run, toy.plan.frame_limit_bytes, silence_s)
         coordinator = toy.coordinator(cohort, store, tell)
         checkpoint: Checkpoint = coordinator.begin(toy.trainer.initial())
         coordinator.run(checkpoint)

@@ -133,7 +133,7 @@ class ControlPlane:
         if found.proof is None or token.server != self._service.identity.name:
             raise TransportError("E-TOKEN", "the enrolment token is for another server.", "check the address.")
         member = await self._once(request, lambda c: members.join(c, token, found.public, wanted.label, now_s))
-        self._service.forget(member.id)
+        self._service.changed(member)
         return _standing(member)
 
     async def me(self, request: Request) -> Standing:
@@ -193,7 +193,7 @@ class ControlPlane:
             return decide(c, name, now_s)
 
         member = await self._once(request, change)
-        self._service.forget(member.id)
+        self._service.changed(member)
         return _standing(member)
 
     async def _once(self, request: Request, change: Callable[[sa.Connection], T]) -> T:

@@ -9,8 +9,10 @@ the open rounds again. Where it then answers with other bytes than before, the s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
@@ -20,6 +22,7 @@ from edgewise.drivers.following import Downloads
 from edgewise.drivers.http.link import WAIT_S, Link, Mail
 from edgewise.engine.broadcast import downloads as named
 
+TOUCH_S = 20.0  # between two calls of a device that trains; far below the silence that costs its place
 LOG = logging.getLogger("edgewise")
 _OVER = ("E-CLOSED", "E-CONFLICT", "E-BLOB")  # the round went on without this device
 
@@ -58,9 +61,30 @@ def _answer(link: Link, devices: Devices, downloads: Downloads, blobs: Path, mai
         for digest in wanted:
             downloads.put(digest, link.download(digest, blobs).read_bytes(), keep=wanted)
         _tidy(blobs, wanted)
-    answer = devices.answer(link.name, mail.raw)
+    with _in_touch(link):
+        answer = devices.answer(link.name, mail.raw)
     if answer.frame is not None:
         link.send(message.run, message.round, answer.frame)
+
+
+@contextmanager
+def _in_touch(link: Link) -> Iterator[None]:
+    """Call the server while this device trains, so that it keeps its place, however long that takes."""
+    over = Event()
+
+    def call() -> None:
+        while not over.wait(TOUCH_S):
+            try:
+                link.standing()
+            except TransportError as e:
+                LOG.info("out of touch with the server: %s", e)
+
+    thread = Thread(target=call, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()  # the thread is not waited for: it may be in the middle of a call that tries for long
 
 
 def _tidy(blobs: Path, keep: Collection[str]) -> None:

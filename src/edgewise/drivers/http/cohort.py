@@ -34,7 +34,8 @@ class HttpCohort:
 
     Args:
         run: identity of the run. frame_limit_bytes: of frames to devices.
-        silence_s: a device that owes an answer and neither calls nor sends a chunk for so long is lost.
+        silence_s: a device that owes an answer and neither calls nor sends a chunk for so long is lost. So is one
+            that is revoked, at once.
     """
 
     def __init__(self, service: Service, run: str, frame_limit_bytes: int, silence_s: float = SILENCE_S) -> None:
@@ -44,7 +45,7 @@ class HttpCohort:
         self._after = 0  # number of the last frame that was delivered
         self._sends: deque[tuple[DeviceId, Future[int]]] = deque()
         self._lost: deque[Lost] = deque()
-        self._awaited: dict[DeviceId, float] = {}  # since when
+        self._awaited: set[DeviceId] = set()
 
     def now_s(self) -> float:
         """Seconds since the last publish."""
@@ -75,7 +76,8 @@ class HttpCohort:
                 return 0
             return mailboxes.post(c, to, raw, message, service.now_s())
 
-        self._awaited[to] = service.progress_s[to] = time.monotonic()
+        self._awaited.add(to)
+        service.progress_s[to] = time.monotonic()
         future = service.database.submit(change)
         future.add_done_callback(lambda _: service.ring(to))
         self._sends.append((to, future))
@@ -96,7 +98,7 @@ class HttpCohort:
             seen = service.deliveries
             if (arrived := self._next()) is not None:
                 return arrived
-            if self._lost or self._find_silent():
+            if self._lost or self._find_lost():
                 return self._lost.popleft()
             left_s = until_s - time.monotonic()
             if left_s <= 0.0:
@@ -136,10 +138,12 @@ class HttpCohort:
         self._forget(letter.device)
         return Arrived(letter.device, raw, self.now_s() - max(0.0, service.now_s() - letter.at_s))
 
-    def _find_silent(self) -> bool:
+    def _find_lost(self) -> bool:
+        """Look for a device that is silent, or was revoked meanwhile."""
         now = time.monotonic()
         for device in self._awaited:
-            if now - self._service.progress_s.get(device, now) > self._silence_s:
+            silent_s = now - self._service.progress_s.get(device, now)
+            if silent_s > self._silence_s or device in self._service.revoked:
                 self._lose(device)
                 return True
         return False
@@ -149,5 +153,5 @@ class HttpCohort:
         self._lost.append(Lost(device, DROPPED, self.now_s()))
 
     def _forget(self, device: DeviceId) -> None:
-        self._awaited.pop(device, None)
+        self._awaited.discard(device)
         self._service.progress_s.pop(device, None)

@@ -45,6 +45,7 @@ class Service:
         self.gate = Gatekeeper(limits)
         self.counts: Counter[tuple[str, str]] = Counter()
         self.progress_s: dict[str, float] = {}  # of devices that a cohort waits for: when they last got on
+        self.revoked: set[str] = set()  # since the server started
         self.deliveries, self._arrived = 0, threading.Condition()
         self.authority = b""
         self._members: OrderedDict[str, tuple[Member | None, float]] = OrderedDict()
@@ -106,10 +107,13 @@ class Service:
                 self._members.popitem(last=False)
         return found[0]
 
-    def forget(self, name: str) -> None:
-        """Read a member anew, and wake its long poll: its standing has changed."""
-        self._members.pop(name, None)
-        self.ring(name)
+    def changed(self, member: Member) -> None:
+        """A member's standing has changed: read it anew, wake its long poll, and tell who waits for its frames."""
+        self._members.pop(member.id, None)
+        if member.status == members.REVOKED:
+            self.revoked.add(member.id)
+            self.delivered()
+        self.ring(member.id)
 
     @contextmanager
     def listening(self, device: str) -> Iterator[asyncio.Event | None]:
