@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import accumulate, groupby, pairwise
-from math import inf
 from typing import Annotated
 
 import numpy as np
@@ -120,7 +119,6 @@ def groups(spec: Spec, names: Sequence[str], cycle: int) -> tuple[tuple[Segment,
         CompositionError: E-SEGMENT when a name matches nothing. RecipeError: E-VALUE for a cycle below 1, or larger
             than the number of segments (a segment is never cut).
     """
-    demand.between("segments: cycle", cycle, 1, inf)
     matched = _matched(spec, names)
     if cycle > len(matched):
         raise RecipeError(

@@ -19,14 +19,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import hypot, sqrt
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Gt
 from numpy.typing import NDArray
 
-from edgewise.core import demand
 from edgewise.core.errors import BudgetError
 from edgewise.core.keys import Key, derive
 from edgewise.core.memory import Memory
+from edgewise.core.part import Doc, part
 from edgewise.core.space import Total
 from edgewise.core.stage import Post
 from edgewise.privacy import spend
@@ -124,7 +126,8 @@ def step(blt: Blt, state: Stream, z: Array) -> tuple[Stream, Array]:
     return Stream(state.round + 1, np.asarray(blt.theta)[:, None] * state.buffers + y), y
 
 
-def correlated_noise(z: float, blt: Blt) -> Post:
+@part
+def correlated_noise(z: Annotated[float, Gt(0), Doc("noise multiplier")], blt: Blt) -> Post:
     """Add row ``round`` of C^-1 z to the total, times z ``sensitivity`` times what one device of one round can move it.
 
     Algebra: noise_std -> as if the noise of the rounds were independent, so it is not below that of any prefix.
@@ -138,7 +141,6 @@ def correlated_noise(z: float, blt: Blt) -> Post:
         round that comes twice.
     """
     name = f"correlated_noise({z:g}, {len(blt.theta)} buffers)"
-    demand.positive("correlated_noise: z", z)
     own = sensitivity(blt)
 
     def infer(total: Total) -> Total:
