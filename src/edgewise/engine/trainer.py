@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.keys import Key
@@ -20,7 +20,6 @@ from edgewise.core.training import DeviceId, FitRequest, HeldOut, StepNoise, Upd
 from edgewise.core.vector import Spec, Vector
 
 
-@runtime_checkable
 class Trainer(Protocol):
     """Everything that knows the model and the text. Lives beside the data; the server never has one.
 
@@ -53,7 +52,6 @@ class Trainer(Protocol):
         ...
 
 
-@runtime_checkable
 class Describes(Protocol):
     """Says what decides its model, for the run's record."""
 
@@ -62,7 +60,6 @@ class Describes(Protocol):
         ...
 
 
-@runtime_checkable
 class CountsRecords(Protocol):
     """Knows how many records a device trains on."""
 
@@ -71,7 +68,6 @@ class CountsRecords(Protocol):
         ...
 
 
-@runtime_checkable
 class NoisesSteps(CountsRecords, Protocol):
     """Adds noise to every step for each record of a device (DP-SGD)."""
 
@@ -84,7 +80,6 @@ class NoisesSteps(CountsRecords, Protocol):
         ...
 
 
-@runtime_checkable
 class MeasuresSteps(Protocol):
     """Can measure how long a step takes here."""
 
@@ -93,7 +88,6 @@ class MeasuresSteps(Protocol):
         ...
 
 
-@runtime_checkable
 class ComputesProbe(Protocol):
     """Has arithmetic of its own, by which a run is resumed on the same kind of processor only."""
 
@@ -102,7 +96,6 @@ class ComputesProbe(Protocol):
         ...
 
 
-@runtime_checkable
 class ContinuesText(Protocol):
     """Goes on with a device's text."""
 
@@ -111,7 +104,6 @@ class ContinuesText(Protocol):
         ...
 
 
-@runtime_checkable
 class ReportsReading(Protocol):
     """Says what it read and what it left out."""
 
@@ -120,7 +112,6 @@ class ReportsReading(Protocol):
         ...
 
 
-@runtime_checkable
 class TakesNotes(Protocol):
     """Has remarks for who checks a recipe."""
 
@@ -145,23 +136,31 @@ class Registered:
 
 
 def registered(trainer: Trainer) -> Registered:
-    """Look once what a trainer can do.
+    """Look once what a trainer can do: it has a port where it has all methods of the port.
 
     Raises RecipeError(E-EXTENSION) for an object that is no trainer; the message names what it lacks.
     """
-    if not isinstance(trainer, Trainer):
-        port = ("spec", "initial", "devices", "fit", "evaluate", "sizes")
-        lacks = ", ".join(name for name in port if name not in dir(trainer))
-        what = f"{type(trainer).__name__} cannot train: it lacks {lacks}."
+    if lacks := [name for name in _members(Trainer) if not hasattr(trainer, name)]:
+        what = f"{type(trainer).__name__} cannot train: it lacks {', '.join(lacks)}."
         raise RecipeError("E-EXTENSION", what, "define all that engine.trainer.Trainer names.")
     return Registered(
         trainer,
-        describes=trainer if isinstance(trainer, Describes) else None,
-        counts=trainer if isinstance(trainer, CountsRecords) else None,
-        noises=trainer if isinstance(trainer, NoisesSteps) else None,
-        measures=trainer if isinstance(trainer, MeasuresSteps) else None,
-        computes=trainer if isinstance(trainer, ComputesProbe) else None,
-        continues=trainer if isinstance(trainer, ContinuesText) else None,
-        reads=trainer if isinstance(trainer, ReportsReading) else None,
-        remarks=trainer if isinstance(trainer, TakesNotes) else None,
+        describes=_port(trainer, Describes),
+        counts=_port(trainer, CountsRecords),
+        noises=_port(trainer, NoisesSteps),
+        measures=_port(trainer, MeasuresSteps),
+        computes=_port(trainer, ComputesProbe),
+        continues=_port(trainer, ContinuesText),
+        reads=_port(trainer, ReportsReading),
+        remarks=_port(trainer, TakesNotes),
     )
+
+
+def _members(port: type[Any]) -> list[str]:
+    """What a port and those that it extends define, in order."""
+    kinds = [kind for kind in reversed(port.__mro__) if kind not in Protocol.__mro__]
+    return [name for kind in kinds for name in vars(kind) if not name.startswith("_")]
+
+
+def _port(trainer: Trainer, port: Any) -> Any:
+    return trainer if all(callable(getattr(trainer, name, None)) for name in _members(port)) else None
