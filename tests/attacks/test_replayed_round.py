@@ -277,11 +277,11 @@ class Leader:
 def test_the_helper_opens_one_batch_a_round() -> None:
     """Under another nonce, of fewer devices: it takes no report for a round whose batch was opened."""
     leader = Leader(plan := plan_of("shared_sum"))
-    assert leader.batch(invite(plan, b"A" * 32)) == {""}
+    assert leader.batch(invite(plan, b"A" * 32)) == {None}
     assert leader.opens(DEVICES) == ""
     assert leader.batch(invite(plan, b"B" * 32)) == {"E-SECAGG-ORDER"}
     assert leader.opens(DEVICES[1:]) == "E-SECAGG-ORDER"
-    assert leader.batch(invite(plan, b"C" * 32, 1)) == {""}
+    assert leader.batch(invite(plan, b"C" * 32, 1)) == {None}
     assert leader.opens(DEVICES) == ""
 
 
@@ -289,10 +289,10 @@ def test_a_leader_that_was_stopped_asks_again_and_learns_nothing_new() -> None:
     """The same invitation, tickets and batch: the same answers, and no second batch."""
     leader = Leader(plan := plan_of("shared_sum"))
     told = invite(plan, b"A" * 32)
-    assert leader.batch(told) == {""}
+    assert leader.batch(told) == {None}
     for _ in range(2):
         leader.helper.begin(told)
-        assert {leader.helper.admit(ticket) for ticket in leader.tickets} == {""}
+        assert {leader.helper.admit(ticket) for ticket in leader.tickets} == {None}
         first = leader.helper.open(DEVICES)
     np.testing.assert_array_equal(leader.helper.open(reversed(DEVICES)).body, first.body)
     assert leader.opens(DEVICES[1:]) == "E-SECAGG-ORDER"
@@ -302,21 +302,21 @@ def test_the_helper_takes_no_report_twice_in_a_run(monkeypatch: pytest.MonkeyPat
     """Neither where a round begins again with the same invitation, nor in a later round: there a device signs anew with
     an id that was used."""
     leader = Leader(plan := plan_of("shared_sum"))
-    assert leader.batch(invite(plan, b"A" * 32)) == {""}
+    assert leader.batch(invite(plan, b"A" * 32)) == {None}
     assert leader.batch(invite(plan, b"A" * 32)) == {"E-SECAGG-ORDER"}
     real = two_server.fresh
     monkeypatch.setattr(
         two_server, "fresh", lambda *a: real(*((bytes(32), b"") if a[2] == "report" else a[:2]), *a[2:])
     )
-    assert leader.batch(invite(plan, b"B" * 32, 1)) == {""}
+    assert leader.batch(invite(plan, b"B" * 32, 1)) == {None}
     assert leader.opens(DEVICES) == ""
     assert leader.batch(invite(plan, b"C" * 32, 2)) == {"E-SECAGG-ORDER"}
 
 
 def test_a_round_that_was_cut_off_may_begin_again_and_no_earlier_one() -> None:
     leader = Leader(plan := plan_of("shared_sum"))
-    assert leader.batch(invite(plan, b"A" * 32, 2)) == {""}
-    assert leader.batch(invite(plan, b"B" * 32, 2)) == {""}
+    assert leader.batch(invite(plan, b"A" * 32, 2)) == {None}
+    assert leader.batch(invite(plan, b"B" * 32, 2)) == {None}
     assert leader.batch(invite(plan, b"C" * 32, 1)) == {"E-SECAGG-ORDER"}
     assert leader.opens(DEVICES) == "E-SECAGG-ORDER"
 
@@ -327,7 +327,7 @@ def test_the_helper_takes_its_smallest_batch_from_its_own_plan() -> None:
     assert plan.secagg(0).n_min == 4
     for fewer in range(4):
         leader = Leader(plan)
-        assert leader.batch(invite(plan, b"A" * 32)) == {""}
+        assert leader.batch(invite(plan, b"A" * 32)) == {None}
         assert leader.opens(DEVICES[:fewer]) == "E-SECAGG-FEW"
         assert leader.opens(DEVICES) == ""
 

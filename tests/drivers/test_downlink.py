@@ -119,7 +119,7 @@ def test_every_byte_that_goes_down_is_counted(tmp_path):
     assert ways[1] > 0
     assert sum(n for k, n in ways.items() if k > 1) > 0, "somebody missed a round"
     with RunStore(tmp_path) as store:
-        known = {d: s.held for d, s in store.standing(sorted(held)).items() if s.held >= 0}
+        known = {d: s.held for d, s in store.standing(sorted(held)).items() if s.held is not None}
     assert {d: r for d, r in held.items() if r >= last.down.anchor_round} == known
 
 
@@ -177,7 +177,7 @@ class Wiped:
             if letter.round == self.at:
                 following = self.inner._executor._host._downloads._following
                 following._steps.clear()
-                following._digest = ""
+                following._digest = None
         self.inner.send(to, raw)
 
     def resume(self, sent, at_s):

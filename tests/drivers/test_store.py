@@ -87,7 +87,7 @@ def test_who_holds_what_changes_row_by_row(store):
         store.commit(replace(checkpoint(n), down=downlink(n, first)), (), Change(had=had, stale=stale))
 
     def held():
-        return {d: s.held for d, s in store.standing([*"abcde"]).items() if s.held >= 0}
+        return {d: s.held for d, s in store.standing([*"abcde"]).items() if s.held is not None}
 
     commit(0, 1)
     assert held() == {}
@@ -96,13 +96,13 @@ def test_who_holds_what_changes_row_by_row(store):
     assert held() == {"a": 1, "b": 0, "d": 1}
     commit(3, 2, ["d"])
     assert held() == {"a": 1, "d": 2}, "the ring reaches back to the model of round 1"
-    assert {s.accepted for s in store.standing([*"abcde"]).values()} == {-1}
+    assert {s.accepted for s in store.standing([*"abcde"]).values()} == {None}
 
 
 def test_many_devices_are_asked_about_at_once(store):
     names = [f"d{i:05d}" for i in range(2500)]
     store.commit(checkpoint(1), (), Change(names[::2]))
-    assert [s.accepted for s in store.standing(names).values()] == [0, -1] * 1250
+    assert [s.accepted for s in store.standing(names).values()] == [0, None] * 1250
     assert list(store.standing(names[::-1])) == names[::-1]
 
 

@@ -65,7 +65,7 @@ def asked(plan: Plan, state: machine.State, event: machine.Event) -> tuple[machi
 def honest(plan: Plan, number: int = 0, /, secrets: Secrets = SECRETS, **lies: Any) -> machine.Invited:
     """What an honest server sends but for the ``lies``."""
     support = np.zeros(0, np.int64) if plan.at(number).encoded.announced else None
-    event = invited(plan, number, secrets=secrets, support=support, clip=plan.clips(number)[0])
+    event = invited(plan, number, secrets=secrets, support=support, clip=min(plan.clips(number) or (0.0,)))
     return replace(event, invite=msgspec.structs.replace(event.invite, **lies))
 
 
@@ -180,7 +180,7 @@ def test_a_clip_that_follows_the_updates_is_taken_as_far_as_it_can_have_come() -
     for clip in (math.exp(-0.3), 1.0, math.exp(0.3), math.exp(0.3) * (1 + 1e-9)):
         assert refusal(asked(plan, state, honest(plan, 3, clip=clip))[1]) is None
     assert plan.clips(0) == (1.0, 1.0)
-    assert all(0 < c < math.inf for c in plan.clips(10**9)), "however many rounds"
+    assert all(0 < c < math.inf for c in plan.clips(10**9) or ()), "however many rounds"
 
 
 def test_another_processors_cosine_is_no_lie_and_is_not_trained_by() -> None:

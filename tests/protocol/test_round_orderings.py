@@ -61,7 +61,7 @@ class MemoryStore:
         self.accepted, self.held = {}, {}
 
     def standing(self, devices):
-        return {d: Standing(self.accepted.get(d, -1), self.held.get(d, -1)) for d in devices}
+        return {d: Standing(self.accepted.get(d), self.held.get(d)) for d in devices}
 
     def load(self):
         return self.checkpoint

@@ -71,7 +71,7 @@ def test_bits_are_counted_whatever_they_are_sent_as(adjacency: Adjacency) -> Non
 def test_no_update_exceeds_the_clip_and_the_mean_comes_back_in_model_units() -> None:
     pipe = pipeline(SPACE, [adaptive_clip(2.0, 0.5, 200)], plain_sum())
     x = np.ones(30, np.float32)
-    for clip, length in ((0.0, 2.0), (0.5, 0.5), (100.0, np.sqrt(30))):
+    for clip, length in ((None, 2.0), (0.5, 0.5), (100.0, np.sqrt(30))):
         turn = Turn(0, KEY, KEY, clip=clip)
         payload, _ = pipe.encode(x, {}, 1.0, Memory(), turn)
         assert np.linalg.norm(payload.body.astype(np.float64)) <= 1.0

@@ -107,7 +107,7 @@ def test_nobody_downloads_more_than_a_snapshot_and_all_arrive_at_the_same_bytes(
     held = {f"d{i}": rounds - 1 - m for i, m in enumerate(missed) if 0 <= m < rounds}
     devices = [f"d{i}" for i in range(len(missed))]
     checkpoint = Checkpoint(rounds, plan.strategy.init(models[-1]), down=down)
-    letters = decided(plan, checkpoint, {d: Standing(held=held.get(d, -1)) for d in devices}).letters
+    letters = decided(plan, checkpoint, {d: Standing(held=held.get(d)) for d in devices}).letters
     blobs = {vector.digest(b): b for b in letters.blobs}
     assert len(blobs) == len(letters.blobs), "nothing is published twice"
     plain = decided(plan, checkpoint, dict.fromkeys(devices, Standing())).letters

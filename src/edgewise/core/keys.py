@@ -108,7 +108,7 @@ class Turn:
         private: never leaves the device (noise, stochastic rounding); None on the server.
         support: announced likewise: int64[], increasing positions of the largest coordinates of the last release, for
             stages whose ``Space.announced`` asks for them; empty before the first release.
-        clip: announced likewise: the round's clip, model units, where it follows the updates; 0 = not.
+        clip: announced likewise: the round's clip, model units, where it follows the updates; None: it is fixed.
         budget_bytes: what the device may upload in this round, measured by itself; never sent.
         device: whose contribution it is; empty on the server where contributions are added before they are decoded.
         before: kinds of the stages that stand before those to which the turn is given (``core.stage.placed``).
@@ -119,7 +119,7 @@ class Turn:
     private: Key | None = field(default=None, repr=False)
     support: NDArray[np.int64] | None = field(default=None, repr=False)
     budget_bytes: float = inf
-    clip: float = 0.0
+    clip: float | None = None
     device: str = ""
     before: tuple[str, ...] = ()
 

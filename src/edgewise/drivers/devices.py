@@ -123,11 +123,10 @@ class Devices:
         """The invitation with what it names: the model by its snapshot or by the deltas, the last release's support.
         Nothing is looked up for an invitation that will be refused."""
         idle = state if isinstance(state, machine.Idle) else state.idle
-        code, reason = invitation.refused(self.plan, invite, idle.answered)
-        if not reason and self.budget is not None:
-            code, reason = "E-BUDGET", self.budget.refusal(state.device, self.plan, invite.round)
-        if reason:
-            return machine.Unready(invite, code, reason)
+        if (no := invitation.refused(self.plan, invite, idle.answered)) is not None:
+            return machine.Unready(invite, *no)
+        if self.budget and (reason := self.budget.refusal(state.device, self.plan, invite.round)):
+            return machine.Unready(invite, "E-BUDGET", reason)
         try:
             params = self.downloads.model(invite)
             if params is None:

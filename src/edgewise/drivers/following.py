@@ -25,13 +25,14 @@ class Following:
 
     def __init__(self, pipe: Pipeline | None) -> None:
         self._pipe = pipe
-        self._round, self._digest = -1, ""
+        self._round: int | None = None
+        self._digest: str | None = None
         self._model: Vector | None = None
-        self._steps: dict[str, tuple[str, str]] = {}  # digest of a delta -> of the models before and after it
+        self._steps: dict[str, tuple[str | None, str]] = {}  # digest of a delta -> of the models before and after it
 
     def put(self, round: int, digest: str, model: Vector) -> None:
         """The devices have this model of that round; an older one than what they have already is of no use."""
-        if self._pipe is not None and round > self._round:
+        if self._pipe is not None and (self._round is None or round > self._round):
             self._round, self._digest, self._model = round, digest, model
 
     def take(self, digest: str, blob: Buffer) -> None:
@@ -39,7 +40,7 @@ class Following:
 
         One that cannot be decoded leads nowhere: the devices then have no model of its round, and say so.
         """
-        if self._pipe is None or self._model is None or blob[: len(frame.MAGIC)] != frame.MAGIC:
+        if self._pipe is None or self._model is None or self._round is None or blob[: len(frame.MAGIC)] != frame.MAGIC:
             return
         try:
             message = frame.delta(blob)
@@ -57,10 +58,10 @@ class Following:
         devices here have had, or do not lead to the one that the invitation names by its digest."""
         at = invite.base
         for delta in invite.deltas:
-            before, after = self._steps.get(delta, ("", ""))
-            if before != at:
+            step = self._steps.get(delta)
+            if step is None or step[0] != at:
                 return None
-            at = after
+            at = step[1]
         return self._model if at == invite.model == self._digest else None
 
 

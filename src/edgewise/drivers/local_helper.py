@@ -27,8 +27,9 @@ class LocalHelper:
         self._plan, self._secret, self._registry = plan, secret, registry
         self._seen: AppendMap[bytes, None] = AppendMap()
         self._helper: two_server.Helper | None = None
-        self._refusal = "E-SECAGG-ORDER"  # of tickets where there is no helper: no round has begun
-        self._round, self._opened = -1, -1  # this one, and the last one whose batch was opened
+        self._refusal: str | None = "E-SECAGG-ORDER"  # of this round's tickets; at first no round has begun
+        self._round: int | None = None  # this one
+        self._opened: int | None = None  # the last one whose batch was opened
         self._invite: Invite | None = None  # of this round, and what was done in it
         self._admitted: set[bytes] = set()
         self._batch: tuple[frozenset[DeviceId], Hidden] | None = None
@@ -39,19 +40,20 @@ class LocalHelper:
             return
         self._invite, self._admitted, self._batch = invite, set(), None
         self._helper = None
-        self._refusal, _ = refused(self._plan, invite, answered=None)
-        if not self._refusal and (invite.round < self._round or invite.round <= self._opened):
-            self._refusal = "E-SECAGG-ORDER"
-        if self._refusal:
+        no, past = refused(self._plan, invite, answered=None), False
+        if self._round is not None:
+            past = invite.round < self._round or (self._opened is not None and invite.round <= self._opened)
+        self._refusal = "E-SECAGG-ORDER" if past and no is None else no and no.code
+        if self._refusal is not None:
             return
         self._round = invite.round
         params, context = self._plan.secagg(invite.round), self._plan.session(invite)
         self._helper = two_server.Helper(params, context, self._secret, self._registry, self._seen)
 
-    def admit(self, ticket: bytes) -> str:
+    def admit(self, ticket: bytes) -> str | None:
         """See Helper."""
         if ticket in self._admitted:
-            return ""
+            return None
         if self._helper is None:
             return self._refusal
         try:
@@ -60,14 +62,14 @@ class LocalHelper:
             return e.code
         self._seen = self._helper.seen
         self._admitted.add(ticket)
-        return ""
+        return None
 
     def open(self, devices: Collection[DeviceId]) -> Hidden:
         """See Helper."""
         if self._batch is not None and self._batch[0] == frozenset(devices):
             return self._batch[1]
         if self._helper is None:
-            raise DecodeError(self._refusal, "the helper refused the round's invitation.")
+            raise DecodeError(self._refusal or "E-SECAGG-ORDER", "the helper refused the round's invitation.")
         self._helper, share = two_server.open_batch(self._helper, devices)
         self._opened = self._round
         self._batch = frozenset(devices), share

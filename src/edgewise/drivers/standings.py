@@ -24,7 +24,7 @@ def read(c: sa.Connection, devices: Sequence[DeviceId]) -> dict[DeviceId, Standi
             (held, HELD, HELD.c.round),
         ):
             found.update((r[0], r[1]) for r in c.execute(sa.select(table.c.device, column).where(_among(table, part))))
-    return {device: Standing(accepted.get(device, -1), held.get(device, -1)) for device in devices}
+    return {device: Standing(accepted.get(device), held.get(device)) for device in devices}
 
 
 def write(c: sa.Connection, round: int, change: Change, anchor_round: int | None) -> None:

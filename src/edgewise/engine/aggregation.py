@@ -85,7 +85,7 @@ class TwoServerAggregation:
     def fold(self, device: DeviceId, message: Contribution) -> int:
         """See Aggregation."""
         ticket, share = two_server.open_report(self._leader, device, message.payload)
-        if code := self._helper.admit(two_server.dump(ticket)):
+        if (code := self._helper.admit(two_server.dump(ticket))) is not None:
             raise DecodeError(code, "the helper refuses the report.")
         self._leader = two_server.count(self._leader, ticket, share)
         return FIXED

@@ -129,10 +129,10 @@ def letters(
     sizes: dict[DeviceId, int] = {}
     whole = down is None  # somebody needs the snapshot
     for device, standing in devices.items():
-        letter = msgspec.structs.replace(common, accepted=standing.accepted)
+        letter = msgspec.structs.replace(common, accepted=-1 if standing.accepted is None else standing.accepted)
         raw = frame.dump(letter)
         size = len(raw) + len(model) + len(support)
-        if down is not None and (way := since(down, standing.held)):
+        if down is not None and standing.held is not None and (way := since(down, standing.held)):
             letter = msgspec.structs.replace(letter, base=way[0].base, deltas=tuple(d.digest for d in way))
             shorter = frame.dump(letter)
             if (least := len(shorter) + sum(len(d.blob) for d in way) + len(support)) < size:

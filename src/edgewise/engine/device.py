@@ -160,7 +160,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     pipe = plan.at(invite.round)
     secrets, budget_bytes = state.secrets, plan.budget_bytes(event.elapsed_s, event.up_mbit)
     private, me = secrets.encoding, state.device
-    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip, me)
+    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, _clip(invite), me)
     try:
         payload, idle = _encoded(plan, pipe, state.idle, update, turn, memory)
     except EdgewiseError as e:
@@ -270,7 +270,7 @@ def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int) -> InSecAgg
     idle = settled(plan, state.idle, _round(invite.accepted))  # a store may have kept the memory of before
     if idle is None:
         raise DecodeError(STALE, OUT_OF_STEP)
-    turn = keys.Turn(state.round, invite.public, unsent.private, clip=invite.clip, device=state.idle.device)
+    turn = keys.Turn(state.round, invite.public, unsent.private, clip=_clip(invite), device=state.idle.device)
     update = Update(vector.from_bytes(unsent.x, plan.layout.sent.dim), unsent.head, unsent.count)
     payload, idle = _encoded(plan, pipe, idle, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
@@ -314,11 +314,9 @@ def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Eff
     if isinstance(state, InSecAgg) and state.heard == _heard(invite):
         return state, (Send(state.said),)
     before = state if isinstance(state, Idle) else state.idle
-    code, reason = invitation.refused(plan, invite, before.answered)
-    if not reason:
-        code, reason = invitation.unfit(plan, invite, event.params, event.support)
-    if reason:
-        return state, (Send(_refusal(device, invite, code, reason)),)
+    no = invitation.refused(plan, invite, before.answered)
+    if (no := no or invitation.unfit(plan, invite, event.params, event.support)) is not None:
+        return state, (Send(_refusal(device, invite, *no)),)
     accepted = _round(invite.accepted)
     held = settled(plan, before, accepted)
     if held is None:
@@ -340,6 +338,10 @@ def _heard(message: Invite | frame.Step) -> str:
 
 def _round(number: int) -> int | None:
     return None if number < 0 else number
+
+
+def _clip(invite: Invite) -> float | None:
+    return invite.clip or None
 
 
 def _contribution(state: Training, payload: bytes | bytearray) -> frame.Contribution:

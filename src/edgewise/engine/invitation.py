@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,23 +24,31 @@ _CLIPS = 1e-6  # relative: and by less in a clip after many rounds
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
-def refused(plan: Plan, invite: Invite, answered: int | None) -> tuple[str, str]:
-    """Code and reason of a refusal; without a reason the device takes part, if ``unfit`` agrees.
+class No(NamedTuple):
+    """Why a device refuses an invitation: a registered code, and a reason for people."""
+
+    code: str
+    reason: str
+
+
+def refused(plan: Plan, invite: Invite, answered: int | None) -> No | None:
+    """Why a device refuses an invitation; None: it takes part, if ``unfit`` agrees.
 
     ``answered``: the last round for which an update of the device has left; None: there is none. It counts where an
     update leaves once (``Promise.leaves_once``).
     Guarantees: no value of any field raises.
     """
     if reason := _foreign(plan, invite) or _malformed(plan, invite):
-        return "E-INVITE", reason
+        return No("E-INVITE", reason)
     # Noise is counted for a number of rounds, of which a device is in one of as many as there are cohorts in turn.
     apart = plan.sampling.groups if plan.spend is not None else 1
     if plan.promise.leaves_once and answered is not None and invite.round < (first := answered + apart):
-        return "E-SECAGG-ORDER", f"this device's update of round {answered} has left, the next may in round {first}"
-    return "", ""
+        why = f"this device's update of round {answered} has left, the next may in round {first}"
+        return No("E-SECAGG-ORDER", why)
+    return None
 
 
-def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> tuple[str, str]:
+def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> No | None:
     """The same for what an invitation names: the model with what the strategy gives beside it (``Layout.given``), and
     the positions of the last release (int64[]).
 
@@ -48,9 +57,9 @@ def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> 
     """
     layout = params.dtype == np.float32 and params.shape == (plan.layout.given.dim,)
     if not layout or vector.digest(vector.to_bytes(params)) != invite.model:
-        return "E-BLOB", "the model is not the one that the invitation names"
+        return No("E-BLOB", "the model is not the one that the invitation names")
     if not vector.finite(params):
-        return "E-NAN", "the round's model has values that are not finite"
+        return No("E-NAN", "the round's model has values that are not finite")
     most = plan.at(invite.round).encoded.announced
     if not most or support is None:
         fits = not most and support is None and not invite.support
@@ -59,25 +68,25 @@ def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> 
         fits = support.size <= most and named == invite.support
     else:
         fits = not invite.support
-    return ("", "") if fits else ("E-BLOB", "the positions of the last release are not those that the invitation names")
+    return None if fits else No("E-BLOB", "the positions of the last release are not those that the invitation names")
 
 
-def _foreign(plan: Plan, invite: Invite) -> str:
-    """Why the plan does not give this invitation; empty where it does."""
+def _foreign(plan: Plan, invite: Invite) -> str | None:
+    """Why the plan does not give this invitation; None where it does."""
     if invite.run != plan.run or invite.spec != plan.spec.digest():
         return "the invitation is for another run or another model layout"
     if not 0 <= invite.round < plan.rounds:
         return f"the run has the rounds 0 to {plan.rounds - 1}"
     if not _alike(invite.rule, plan.rule(invite.round)):
         return "the invitation asks for other local training than the recipe: steps, epochs, rate or segments"
-    least, most = plan.clips(invite.round)
+    least, most = plan.clips(invite.round) or (0.0, 0.0)
     if not least * (1.0 - _CLIPS) <= invite.clip <= most * (1.0 + _CLIPS):  # also for NaN
         return f"the clip of this round is between {least:.6g} and {most:.6g}"
-    return ""
+    return None
 
 
-def _malformed(plan: Plan, invite: Invite) -> str:
-    """Why no server of this version writes such an invitation; empty where one does."""
+def _malformed(plan: Plan, invite: Invite) -> str | None:
+    """Why no server of this version writes such an invitation; None where one does."""
     if not -1 <= invite.accepted < invite.round:
         return "the last accepted round is not before this one"
     if not 0.0 < invite.deadline_s < math.inf:
@@ -91,7 +100,7 @@ def _malformed(plan: Plan, invite: Invite) -> str:
     named = [invite.model, *([invite.base] if invite.base else []), *([invite.support] if invite.support else [])]
     if not all(map(_DIGEST.fullmatch, (*named, *invite.deltas))):
         return "the name of a blob is not a digest"
-    return ""
+    return None
 
 
 def _alike(told: LocalRule, rule: LocalRule) -> bool:

@@ -123,8 +123,8 @@ class Helper(Protocol):
         """
         ...
 
-    def admit(self, ticket: bytes) -> str:
-        """Take a report into the batch, by its ticket (``two_server.dump``); the code of a refusal, empty where it is
+    def admit(self, ticket: bytes) -> str | None:
+        """Take a report into the batch, by its ticket (``two_server.dump``); the code of a refusal, None where it is
         taken."""
         ...
 
@@ -261,12 +261,12 @@ class Standing(NamedTuple):
     """What the server knows of a device.
 
     Attributes:
-        accepted: last round in which its contribution entered a model; -1: none.
-        held: round whose model it certainly has; -1: not known, or too old for the deltas.
+        accepted: last round in which its contribution entered a model; None: there is none.
+        held: round whose model it certainly has; None: not known, or too old for the deltas.
     """
 
-    accepted: int = -1
-    held: int = -1
+    accepted: int | None = None
+    held: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def decide(
         rule=plan.rule(number),
         support=vector.digest(named) if named else "",
         nonce=began.nonce,
-        clip=turn.clip,
+        clip=turn.clip or 0.0,
     )
     secagg = session = None
     protocol: Protocol = None
@@ -154,7 +154,7 @@ def _support(pipe: Pipeline, memory: Memory) -> vector.Array | None:
     return np.zeros(0, np.int64) if support is None else support
 
 
-def _clip(pipe: Pipeline, memory: Memory) -> float:
-    """``Turn.clip``: 0 where the clip is fixed."""
+def _clip(pipe: Pipeline, memory: Memory) -> float | None:
+    """``Turn.clip``: None where the clip is fixed."""
     clip = None if pipe.served is None else memory.child("stage", pipe.served).get(CLIP)
-    return 0.0 if clip is None else float(clip[0])
+    return None if clip is None else float(clip[0])

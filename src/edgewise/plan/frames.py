@@ -77,5 +77,5 @@ def _invite(plan: Plan, phase: int) -> Invite:
         deltas=(_HEX,) if deltas else (),
         support=_HEX if plan.at(phase * plan.sampling.groups).encoded.announced else "",
         nonce=bytes(KEY_BYTES) if plan.hides is not None else b"",
-        clip=max(plan.clips(0)),
+        clip=max(plan.clips(0) or (0.0,)),
     )

@@ -241,10 +241,10 @@ class Plan:
         momentum = t.momentum if t.optimizer == "sgd" else 0.0
         return LocalWork(steps=steps, most=rule.steps, lr=rule.lr, base_lr=t.lr, momentum=momentum)
 
-    def clips(self, round: int) -> tuple[float, float]:
-        """Least and largest clip that an invitation to a round can name; both 0 where the recipe fixes it."""
+    def clips(self, round: int) -> tuple[float, float] | None:
+        """Least and largest clip that an invitation to a round can name; None where the recipe fixes it."""
         if self.promise.who_noises is not Noiser.SERVER or not self.recipe.dp.adaptive_clip:
-            return 0.0, 0.0
+            return None
         return reachable(self.recipe.dp.clip_l2, round)
 
     def turn(self, round: int, private: keys.Key | None = None, support: Array | None = None) -> keys.Turn:

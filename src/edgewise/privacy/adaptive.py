@@ -96,7 +96,7 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
         )
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        clip = turn.clip or start
+        clip = start if turn.clip is None else turn.clip
         norm = norm_l2(payload.body)
         body = np.multiply(payload.body, HAIR / max(norm, clip), dtype=np.float64).astype(np.float32)
         bit = (1.0 if norm <= clip else 0.0) - reach(space.adjacency)
