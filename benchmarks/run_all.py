@@ -38,6 +38,7 @@ def main() -> None:
         ["pool.py"],
         ["memory.py"],
         ["resume_memory.py"],
+        ["transport.py"],
         ["demo.py"],
         ["demo.py", "code"],
     ]

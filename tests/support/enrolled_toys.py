@@ -132,6 +132,8 @@ def working(links: Sequence[Link], toy: Toy, folder: Path) -> Iterator[None]:
         yield
     finally:
         stop.set()
+        for link in links:
+            link.patience_s = 0.0  # the server may be gone
         for thread in threads:
             thread.join()
 

@@ -8,6 +8,7 @@ meanwhile, and its digest compared with the signed one. The route then finds all
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import ipaddress
 import json
@@ -85,8 +86,8 @@ class Guard:
             if found.member is not None:
                 self._service.gate.member(found.member.id, length, time.monotonic())
             held = self._hold(length)
-            body = await self._body(receive, length, found)
-            if found.proof is not None and not hmac.compare_digest(signatures.sha256(body), found.proof.body):
+            body, digest = await self._body(receive, length, found)
+            if found.proof is not None and not hmac.compare_digest(digest, found.proof.body):
                 raise TransportError("E-SIGNATURE", "the body is not the signed one.", "send it again.")
             scope.setdefault("state", {})["caller"] = Caller(found.member, found.proof, body, found.public)
             if found.member is not None:
@@ -157,13 +158,13 @@ class Guard:
         gate.in_flight += length
         return length
 
-    async def _body(self, receive: Receive, length: int, found: Caller) -> bytes:
-        """Read a body of that many bytes.
+    async def _body(self, receive: Receive, length: int, found: Caller) -> tuple[bytes, bytes]:
+        """Read a body of that many bytes; returns it with its SHA-256, made piece by piece so that others are served.
 
         Raises TransportError: E-STALL where it comes too slowly or breaks off, E-REVOKED where its sender is revoked
         meanwhile.
         """
-        limits, parts, size = self._service.limits, [], 0
+        limits, parts, size, digest = self._service.limits, [], 0, hashlib.sha256()
         begun = time.monotonic()
         while size < length:
             try:
@@ -175,6 +176,7 @@ class Guard:
                 raise TransportError("E-STALL", "the connection broke off.", "send it again.")
             part: bytes = message.get("body", b"")
             parts.append(part)
+            digest.update(part)
             size += len(part)
             passed = time.monotonic() - begun
             if passed > limits.stall_s and size < limits.slowest * (passed - limits.stall_s):
@@ -187,7 +189,7 @@ class Guard:
                 break
         if size != length:
             raise TransportError("E-STALL", f"{size} of {length} bytes came.", "send it again.")
-        return b"".join(parts)
+        return b"".join(parts), digest.digest()
 
 
 class _Outgoing:

@@ -269,7 +269,7 @@ class Link:
 
     def _attempts(self, attempt: Callable[[], T]) -> T:
         """Try until it works, the server refuses, or patience ends."""
-        give_up, pause_s = time.monotonic() + self.patience_s, FIRST_PAUSE_S
+        began, pause_s = time.monotonic(), FIRST_PAUSE_S
         while True:
             self.requests += 1
             try:
@@ -279,7 +279,7 @@ class Link:
             except _Wait as e:
                 error, least_s = e.error, e.least_s
             wait_s = max(least_s, pause_s * secrets.randbelow(1000) / 1000)
-            if time.monotonic() + wait_s > give_up:
+            if time.monotonic() + wait_s > began + self.patience_s:
                 raise error
             self._sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
