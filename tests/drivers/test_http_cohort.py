@@ -22,6 +22,7 @@ from edgewise.apps.server.start import Server
 from edgewise.core import events, frame
 from edgewise.drivers.fleet import mailboxes, members
 from edgewise.drivers.http import attend
+from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
 from edgewise.drivers.http.link import Link
 from edgewise.engine.ports import Arrived, Lost, Sent
@@ -144,11 +145,12 @@ def test_a_run_goes_on_after_its_server_was_killed(
 ) -> None:
     """Killed after so many contributions were counted. No device is asked by hand: they find the new server."""
     n = 3 if overrides is MEMORY else 8
+    monkeypatch.setattr(connection, "LONGEST_PAUSE_S", 0.5)
     with running(tmp_path) as first:  # enrols the devices, and ends
         links = [joined(first, tmp_path / f"home-{i}") for i in range(n)]
         port = first.port
-    for link in links:
-        link.patience_s = 120.0  # a process takes seconds to start on a busy machine
+    for one in links:
+        one.patience_s = 120.0  # a process takes seconds to start on a busy machine
     names = [link.name for link in links]
     expected = simulated(tmp_path / "simulated", names, overrides, monkeypatch)
     toy = Toy.of(names, overrides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import ssl
 import time
@@ -384,3 +385,25 @@ def test_no_bytes_before_http_end_the_server(server: Server, links: dict[str, Li
     with _connected(server) as inside:
         inside.sendall(b"".join(parts))
     assert links["viewer"].standing()["role"] == "viewer"
+
+
+def test_no_secret_reaches_a_log_or_an_answer(server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    canary = b"canary-0f1e2d3c"
+    with caplog.at_level(logging.DEBUG):
+        token = server.token(Grant(approved=True))
+        with Link.join(server.url, token, tmp_path / "home") as device:
+            send_invitation(server, device.name)
+            device.send(RUN, 0, contribution(device.name, canary))
+            answers = [
+                device._http.post(
+                    "/v1/join", content=json.dumps({"token": token}), headers={"edgewise-key": "00" * 32}
+                ),
+                device._http.post("/v1/join", content=json.dumps({"token": token + "x", "label": 7})),
+            ]
+            secrets = [token, tokens.parse(token).secret.hex(), device._me.secret.hex(), canary.decode(), canary.hex()]
+            shown = caplog.text + repr(device) + repr(device._me) + repr(tokens.parse(token))
+    stored = b"".join(path.read_bytes() for path in server.service.folder.rglob("*") if path.is_file())
+    for secret in secrets:
+        assert secret not in shown + "".join(answer.text for answer in answers)
+        assert secret.encode() not in stored
+    server.service.database.write(lambda c: mailboxes.close(c, RUN))

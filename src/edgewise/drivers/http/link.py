@@ -33,7 +33,7 @@ from edgewise.drivers.http.identity import Identity
 T = TypeVar("T")
 WAIT_S = 25.0  # of a long poll
 CONNECT_S, ANSWER_S = 10.0, 30.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 60.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0  # a server that restarts is found again in seconds
 INLINE_BYTES = 2**20  # frames up to this size go in one request
 SAMPLE_BYTES = 2**16  # transfers from this size measure the link
 HISTORY = 16
