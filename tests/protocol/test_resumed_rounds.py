@@ -168,6 +168,9 @@ def test_survivors_are_on_the_disk_before_a_device_hears_of_them(tmp_path: Path)
     assert done[survivors - 3 : survivors + 2] == pinned
     charged = done.index("after charge")
     assert survivors < charged
+    with Server(fleet_of("shared_sum"), tmp_path / "two", two := Fuse()) as server:
+        server.play(server.begin())
+    assert two.operations[two.operations.index("before charge") - 2 :][:2] == ["before sync", "after sync"]
     assert done[charged - 1 : charged + 2] == ["before charge", "after charge", "before send"]
 
 

@@ -8,7 +8,7 @@
 A state is a fold of the round's log: the same events give the same state, so a round that was cut off goes on where it
 was. Whoever receives feeds one event at a time and does what the effects say, in their order, before the next event.
 The order of effects carries the promises: the budget is charged before anything that opens a sum leaves, and the list
-of survivors is on the disk before devices hear of it.
+of survivors is on the disk before devices, or a helper, hear of it.
 
 Vectors are folded outside (``Fold``, ``engine.aggregation``); with masks they are residues in the sessions' states.
 
@@ -45,6 +45,7 @@ from edgewise.engine.round_states import (
     Open,
     Opened,
     Opening,
+    Pin,
     Policy,
     Protocol,
     Report,
@@ -210,7 +211,7 @@ def _closed(state: Collecting, met: bool, effects: tuple[Effect, ...], at_s: flo
         case None:
             return end, (*effects, Charge(), Close(True))
         case TwoServers():
-            return Opening(end), (*effects, Charge(), Open(end.accepted))
+            return Opening(end), (*effects, Pin(0, end.accepted), Charge(), Open(end.accepted))
         case Masks() as masks:
             assert state.keys is not None
             after, more = exchange.begin(end, state.policy, masks, state.keys, state.counted, at_s)
