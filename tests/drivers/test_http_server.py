@@ -407,3 +407,19 @@ def test_no_secret_reaches_a_log_or_an_answer(server: Server, tmp_path: Path, ca
         assert secret not in shown + "".join(answer.text for answer in answers)
         assert secret.encode() not in stored
     server.service.database.write(lambda c: mailboxes.close(c, RUN))
+
+
+def test_who_cannot_wait_is_told_when_to_come_back(tmp_path: Path) -> None:
+    with running(tmp_path, Limits(waiting=0, in_flight_bytes=1000)) as server:
+        pauses: list[float] = []
+        joined(server, tmp_path / "home").close()
+        with Link(tmp_path / "home", patience_s=0.0, sleep=pauses.append) as device:
+            assert device.poll(0, 30.0) is None
+            assert len(pauses) == 1
+            assert 1.0 <= pauses[0] <= 60.0
+            number = send_invitation(server, device.name)
+            mail = device.poll(0, 30.0)
+            assert mail is not None, "mail that lies there is handed out all the same"
+            assert mail.number == number
+            assert code(device.send, RUN, 0, contribution(device.name, bytes(2000))) == "E-BUSY"
+            assert device.send(RUN, 0, contribution(device.name)) > number
