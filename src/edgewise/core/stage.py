@@ -76,7 +76,7 @@ class Stage:
         name: as in the recipe, with its arguments: ``"clip(1.0)"``.
         infer: Space before -> Space after. Raises CompositionError.
         encode: (payload, memory, Space before, turn) -> (payload, new memory). Runs on the device and may use
-            ``turn.private``.
+            ``turn.own``, a key that this device alone has.
         decode: (payload, Space before, turn) -> payload. Runs on the server, and inside ``feedback`` on the device. It
             may use public values only. It is linear in the encoding where the stage keeps ``summable``.
         says: (Space before, Space after) -> what the stage does to an update, in words, for ``edgewise check``, the
