@@ -86,6 +86,21 @@ def test_masks_and_shares_give_the_visible_sums(tmp_path):
         assert hidden.bytes_up > visible.bytes_up
 
 
+@pytest.mark.slow
+def test_what_travels_beside_the_update_is_masked_and_summed_with_it(tmp_path):
+    """SCAFFOLD's control variates through masks and shares, over rounds that build on them, as without either."""
+    settings = {
+        "strategy": {"kind": "scaffold"}, "training.optimizer": "sgd", "stage": GRID,
+        "round.sampling": "fixed", "round.cohort": 6,
+    }  # fmt: skip
+    masks, told, _ = play(tmp_path / "a", {**MASKS, **settings, "stage": MASKS["stage"]})
+    shares, _, _ = play(tmp_path / "b", {**SHARES, **settings, "stage": MASKS["stage"]})
+    _, seen, _ = play(tmp_path / "c", {**settings, "round.rounds": 3})
+    assert masks == shares
+    for hidden, visible in zip(rounds(told), rounds(seen), strict=True):
+        assert hidden.update_l2 == pytest.approx(visible.update_l2, rel=1e-5)
+
+
 def test_what_is_stored_of_a_hidden_round_names_nobodys_update(tmp_path):
     play(tmp_path, MASKS)
     assert not list((tmp_path / "journal").iterdir())

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -103,13 +104,20 @@ LADDER = (
 )  # fmt: skip
 
 
+# What the strategy keeps on devices, sends beside updates and gives beside the model.
+SCAFFOLD = (
+    'strategy={kind="scaffold"}', 'training.optimizer="sgd"', 'stage=[{kind="weigh"},{kind="quantize",bits=4}]',
+    'round.sampling="fixed"', "round.cohort=5", "simulation.dropout=0.1", "round.rounds=6",
+)  # fmt: skip
+
+
 @pytest.mark.long(sample=3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK), ("pool", PRIVATE),
-     ("inproc", CORRELATED), ("inproc", LADDER), ("pool", LOCAL), ("inproc", REMEMBERED)],
+     ("inproc", CORRELATED), ("inproc", LADDER), ("pool", LOCAL), ("inproc", REMEMBERED), ("inproc", SCAFFOLD)],
     ids=["inproc", "pool", "inproc-turns", "pool-downlink", "pool-private", "inproc-correlated", "inproc-ladder",
-         "pool-local", "inproc-remembered"],
+         "pool-local", "inproc-remembered", "inproc-scaffold"],
 )  # fmt: skip
 def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, monkeypatch, engine, settings):
     calm = tmp_path / "calm"
@@ -167,6 +175,31 @@ def test_what_was_journalled_is_not_trained_again(tmp_path, monkeypatch):
     assert not asked & set(seen)
     assert len(asked) == 5
     assert min(r for r, _ in trained) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["scaffold", "feddyn"])
+def test_what_a_strategy_keeps_goes_on_after_a_stop(tmp_path, kind):
+    """Stopped while a round is under way: memory of devices, the server's slots and what it gives stay in step."""
+    recipe = make_recipe({
+        "strategy": {"kind": kind}, "training.optimizer": "sgd", "stage": [{"kind": "quantize", "bits": 4}],
+        "round.sampling": "fixed", "round.cohort": 5, "simulation.dropout": 0.1,
+        "downlink": [{"kind": "quantize", "bits": 8}],
+    })  # fmt: skip
+    common = {"recipe_dir": tmp_path, "extensions": ["toy"], "report": False}
+    simulate.run(recipe, out=tmp_path / "calm", **common)
+    seen = Counter()
+
+    def stop(event):
+        seen[type(event)] += 1
+        if isinstance(event, events.Accepted) and seen[events.Accepted] in (3, 9):
+            raise KeyboardInterrupt
+
+    for attempt in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            simulate.run(recipe, out=tmp_path / "stormy", sinks=[stop], resume=attempt > 0, **common)
+    simulate.run(recipe, out=tmp_path / "stormy", resume=True, **common)
+    assert final(tmp_path / "calm") == final(tmp_path / "stormy")
 
 
 def test_two_processes_cannot_work_in_one_directory(tmp_path):

@@ -21,7 +21,7 @@ from edgewise.core.memory import Memory
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine import device as machine
-from edgewise.plan import recipe
+from edgewise.plan import explain, recipe
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
@@ -231,6 +231,14 @@ def test_a_strategy_without_a_client_half_sends_and_keeps_nothing_more() -> None
     assert (twice.layout.sent.dim, twice.layout.given.dim, twice.snapshot_bytes) == (2 * DIM, 2 * DIM, 8 * DIM)
     assert twice.upload_bytes(0) == pytest.approx(plan.upload_bytes(0) + 4 * DIM)
     assert [s.name for s in twice.layout.sent.segments] == ["w", "b", "c/w", "c/b"]
+
+
+def test_check_says_what_travels_and_stays() -> None:
+    plan = plan_of("scaffold")
+    assert "and as many for c of scaffold" in explain.trace(plan)[0]["does"]
+    assert any(claim == "raw text never leaves a device" for claim in plan.claims), "what it keeps adds up what it sent"
+    nova = plan_of("fednova", changes=UNEVEN)
+    assert any("asks devices for steps" in claim for claim in nova.claims)
 
 
 def test_what_is_not_finite_changes_no_memory() -> None:

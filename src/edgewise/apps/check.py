@@ -42,8 +42,9 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     Returns:
         Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``chosen`` (the values
         that the privacy word chose, by key), ``ladder``, ``bytes``,
-        ``memory_bytes``, ``ends``, ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and
-        round; with epochs of the ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``,
+        ``memory_bytes``, ``kept_bytes`` (what the strategy keeps on a device between rounds), ``ends``,
+        ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and round; with epochs of the
+        ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``,
         ``notes`` (sentences about model and tokenizer). What is not known is null.
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
@@ -95,7 +96,8 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "privacy": privacy_facts(plan),
         "ladder": explain.ladder(plan, catalogue, steps["mean"]),
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan, cost["down_frames"])},
-        "memory_bytes": sizes.get("memory_bytes") or None,
+        "memory_bytes": (sizes.get("memory_bytes") or 0.0) + _client_bytes(plan) or None,
+        "kept_bytes": 4 * plan.spec.dim * len(plan.strategy.client.memory),
         "ends": _ends(recipe),
         "local_epochs": recipe.training.local_epochs or None,
         "local_steps": steps,
@@ -103,6 +105,12 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
         "workers": workers,
         "forecast": forecast,
     }
+
+
+def _client_bytes(plan: Plan) -> float:
+    """Bytes that the strategy's client half holds while a device trains, beside what the trainer holds."""
+    client = plan.strategy.client
+    return 4.0 * plan.spec.dim * (len((*client.memory, *client.given, *client.sends)) + (client.shift is not None))
 
 
 def _local_steps(trainer: Registered, plan: Plan) -> dict[str, Any]:
@@ -360,6 +368,9 @@ def _numbers(found: Mapping[str, Any]) -> Any:
         absent = f"that is in every round; one that was not: {some}the model, {words.size(b['snapshot'])}"
         grid.add_row("", f"down is for a device {absent}")
     grid.add_row("memory", f"{words.size(found['memory_bytes'])} per device for training, without Python and torch")
+    if found["kept_bytes"]:
+        kept = words.size(found["kept_bytes"])
+        grid.add_row("", f"{kept} that the strategy keeps on each device between rounds")
     if f["total_s"] is None:
         grid.add_row("time", "not measured (leave out --fast)")
     else:

@@ -53,14 +53,13 @@ def claims(
             "the sums"
         )
     shown = f", but for {n} held-out texts that the report prints" if (n := recipe.report.samples) else ""
-    memories = [
-        *(["codec memory"] if any(p.encoded.memory for p in pipes) else []),
-        *([f"what {recipe.strategy['kind']} keeps on a device"] if client.memory else []),
-    ]
-    kept = f"raw text and {' and '.join(memories)} never leave" if memories else "raw text never leaves"
+    kept = "raw text and codec memory never leave" if any(p.encoded.memory for p in pipes) else "raw text never leaves"
     told.append(f"{kept} a device{shown}")
     told.append(f"cohort: {earns}")
     told.append(_metrics(recipe, visible))
+    if client.head:
+        seen = "are visible to the server beside a device's update" if visible else "leave devices only as a sum"
+        told.append(f"{recipe.strategy['kind']} asks devices for {', '.join(client.head)}: exact scalars, which {seen}")
     if recipe.codec == "adaptive":
         fast = "its link and training were" if visible and not promise.noises_steps else "its link is"
         told.append(f"which rung a device chose tells the server roughly how fast {fast}")

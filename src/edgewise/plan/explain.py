@@ -29,7 +29,7 @@ def trace(plan: Plan) -> list[Row]:
     """
     pipe = plan.at(0)
     each = "direction" if plan.strategy.directions else "trained parameter"
-    rows = [_space_row("start", "trained update", _start(pipe.spaces[0], each), pipe.spaces[0])]
+    rows = [_space_row("start", "trained update", _start(plan, each), pipe.spaces[0])]
     for i, stage in enumerate(pipe.stages):
         before, after = pipe.spaces[i], pipe.spaces[i + 1]
         does = stage.says(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
@@ -267,9 +267,11 @@ def _total_row(role: str, name: str, does: str, total: Total) -> Row:
     }
 
 
-def _start(space: Space, each: str) -> str:
-    more = f", and {_names(space.head)} as exact scalars" if space.head else ""
-    return f"float32, one per {each}{more}"
+def _start(plan: Plan, each: str) -> str:
+    client, head = plan.strategy.client, plan.at(0).spaces[0].head
+    beside = f", and as many for {_names(client.sends)} of {plan.recipe.strategy['kind']}" if client.sends else ""
+    more = f", and {_names(head)} as exact scalars" if head else ""
+    return f"float32, one per {each}{beside}{more}"
 
 
 def _moves(total: Total) -> str:
