@@ -49,7 +49,7 @@ def fleet_of(kind: str) -> Fleet:
     return Fleet(PLANS[kind], lambda device, message: (device, message) in SILENT[kind])
 
 
-def play(fleet: Fleet, out: Path, at: int = 0) -> End:
+def play(fleet: Fleet, out: Path, at: int = 0, power_cut: bool = False) -> End:
     """One round; a server that is dropped at operation ``at`` is followed by another one, which for every second ``at``
     does not get far either."""
     fuse, again, died, went_on = Fuse(), Fuse(at % 2 * (12 + at % 5)), "", ""
@@ -60,6 +60,8 @@ def play(fleet: Fleet, out: Path, at: int = 0) -> End:
         with suppress(Killed):
             checkpoint = server.play(checkpoint)
         died, charges = server.phase, server.charges()
+    if power_cut:
+        server.cut(fuse)
     for next_fuse in (again, Fuse()):
         if checkpoint.next_round == 1:
             break
@@ -80,16 +82,17 @@ def calm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return kind, play(fleet_of(kind), tmp_path_factory.mktemp(kind))
 
 
-def gone_on(kind: str, calm: End, out: Path, at: int) -> str:
+def gone_on(kind: str, calm: End, out: Path, at: int, power_cut: bool = False) -> str:
     """What is wrong with a round whose server died at an operation; empty where nothing is."""
     fleet = fleet_of(kind)
-    end = play(fleet, out, at)
+    fleet.keeps = power_cut
+    end = play(fleet, out, at, power_cut)
     said = []
     if end.model != calm.model:
         said.append("another model")
     if end.charges != 1:
         said.append(f"{end.charges} charges")
-    if end.went_on and rank(end.went_on) < rank(end.died):
+    if end.went_on and rank(end.went_on) < rank(end.died) and not power_cut:
         said.append(f"went back from {end.died} to {end.went_on}")
     said += [f"{d} trained {n} times" for d, n in fleet.trained.items() if n != 1]
     said += [f"{d} answered {message} in {len(a)} ways" for (d, message), a in fleet.answers.items() if len(a) != 1]
@@ -104,6 +107,17 @@ def test_a_server_killed_at_any_operation_goes_on_where_it_was(calm: tuple[str, 
     n = len(undisturbed.operations)
     chosen = range(1, n + 1) if LONG else range(1 + n // 16, n + 1, n // 8)
     wrong = [trouble for at in chosen if (trouble := gone_on(kind, undisturbed, tmp_path / str(at), at))]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_a_power_cut_costs_what_was_not_synced_and_nothing_else(calm: tuple[str, End], tmp_path: Path) -> None:
+    """The network has the mail of a round until it is closed, as the mailboxes of a server have."""
+    kind, undisturbed = calm
+    n = len(undisturbed.operations)
+    chosen = range(1, n + 1) if LONG else range(1 + n // 12, n + 1, n // 6)
+    wrong = [said for at in chosen if (said := gone_on(kind, undisturbed, tmp_path / str(at), at, power_cut=True))]
     assert not wrong, "\n".join(wrong)
 
 
@@ -162,7 +176,7 @@ def test_survivors_are_on_the_disk_before_a_device_hears_of_them(tmp_path: Path)
     with Server(fleet_of("secure_sum"), tmp_path, fuse) as server:
         server.play(server.begin())
     done = fuse.operations
-    session, survivors = (i for i, said in enumerate(done) if said == "after sync")
+    session, _, _, survivors, _ = (i for i, said in enumerate(done) if said == "after sync")  # and before each letter
     assert "before send" not in done[:session]
     pinned = ["before append", "after append", "before sync", "after sync", "before send"]
     assert done[survivors - 3 : survivors + 2] == pinned

@@ -56,7 +56,7 @@ class Fuse:
     """Kills the server at its operation number ``at``, or ``before`` one of this name when it is ``wanted``."""
 
     def __init__(self, at: int = 0, before: str = "", wanted: Callable[[], bool] = lambda: True) -> None:
-        self.at, self.operations = at, list[str]()
+        self.at, self.operations, self.synced = at, list[str](), 0
         self._before, self._wanted = f"before {before}", wanted
 
     def burn(self, operation: str) -> None:
@@ -83,11 +83,16 @@ class Fleet:
         self.mail: deque[Arrived | Lost] = deque()
         self.holds: Callable[[str, str], bool] = lambda device, answer: False  # answers that the network holds back
         self._held = list[Arrived]()
+        self.keeps = False  # the network has all mail of a round until it is closed, and gives it to another server
+        self._delivered = list[Arrived | Lost]()
+        self._last: Arrived | Lost
         self._blobs: dict[str, vector.Buffer] = {}
         self._in_hand, self.clock = False, 0.0
 
     def restarted(self) -> None:
         """The server is another one, a long time later."""
+        self.mail.extendleft(reversed(self._delivered))
+        self._delivered.clear()
         self._in_hand, self.clock = False, self.clock + DOWNTIME_S
 
     def now_s(self) -> float:
@@ -148,14 +153,18 @@ class Fleet:
     def receive(self, timeout_s: float) -> Arrived | Lost | None:
         if self._in_hand:
             self.mail.popleft()
+        if self._in_hand and self.keeps:
+            self._delivered.append(self._last)
         self._in_hand = bool(self.mail) and self.mail[0].at_s <= self.clock + timeout_s
         if self._in_hand:
-            return self.mail[0]
+            self._last = self.mail[0]
+            return self._last
         self.clock += timeout_s
         return None
 
     def close_round(self, keep: Collection[str] = ()) -> None:
         self.mail = deque(item for item in self.mail if item.device in keep)
+        self._delivered = [item for item in self._delivered if item.device in keep]
         self._in_hand = False
 
 
@@ -182,6 +191,8 @@ class _Burning:
         def burning(*args: Any) -> Any:
             self._fuse.burn(f"before {name}")
             result = method(*args)
+            if name == "sync":
+                self._fuse.synced = self._inner._file.tell()
             self._fuse.burn(f"after {name}")
             return _Burning(result, self._fuse, ("append", "sync")) if name == "journal" else result
 
@@ -251,3 +262,9 @@ class Server:
     def __exit__(self, *_: object) -> None:
         """What a killed process leaves: files as they are, locks released."""
         self._store.close()
+
+    def cut(self, fuse: Fuse) -> None:
+        """What a power cut leaves of the round's log at most: the records that were synced."""
+        for path in (self._store.out / "journal").glob("*.log"):
+            with path.open("r+b") as f:
+                f.truncate(fuse.synced)

@@ -119,14 +119,17 @@ class FileJournal:
             case Resumed():
                 item = ("resumed", "", b"", record.by_s, 0.0, 0.0)
         try:
-            if self._file is None:
-                self._path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
-                self._file = open(self._path, "ab", 0, opener=for_owner)  # noqa: SIM115 (kept open for the round)
+            self._open()
             if self._file.seek(0, os.SEEK_END) == 0:
                 self._write(("of", self._of, b"", 0.0, 0.0, 0.0))
             self._write(item)
         except OSError as e:
             raise self._full(e) from None
+
+    def _open(self) -> None:
+        if self._file is None:
+            self._path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
+            self._file = open(self._path, "ab", 0, opener=for_owner)  # noqa: SIM115 (kept open for the round)
 
     def _write(self, item: tuple[Any, ...]) -> None:
         """All of it, or nothing: a nearly full disk takes a part and then refuses."""
@@ -146,9 +149,8 @@ class FileJournal:
 
     def sync(self) -> None:
         """See Journal. Raises StoreError(E-DISK)."""
-        if self._file is None:
-            return
         try:
+            self._open()
             os.fsync(self._file.fileno())
         except OSError as e:
             raise self._full(e) from None

@@ -90,6 +90,7 @@ class OpenRound:
         self._since_s = self.facts.began.at_s  # when this server began to listen
         self._outbox: list[Sent] | None = []  # while the log is folded; then effects take place
         self._unpinned: deque[Pinned] = deque()
+        self._unsynced = False
 
     @property
     def until_s(self) -> float | None:
@@ -129,7 +130,9 @@ class OpenRound:
             at_s = self._fold(record, at_s)
         sent, self._outbox = self._outbox or [], None
         for pinned in self._unpinned:
-            self._pin(pinned)
+            self._append(pinned)
+        if records is not None and facts.session is not None:
+            self.log.sync()
         if records is None:
             for one in sent:
                 self.cohort.send(one.device, one.frame)
@@ -162,7 +165,7 @@ class OpenRound:
         self.cohort.resume([replace(one, awaited=i in awaited) for i, one in enumerate(sent)], at_s)
         self._since_s = self.cohort.now_s()
         if (by_s := self._since_s - at_s) != 0.0:
-            self.log.append(Resumed(by_s))
+            self._append(Resumed(by_s))
             self.state = machine.postponed(self.state, by_s)
 
     def take(self, record: Input) -> None:
@@ -172,7 +175,7 @@ class OpenRound:
             record = replace(record, at_s=max(record.at_s, self._since_s))
         began, event = self.now_s(), self._read(record)
         if machine.wanted(self.state, event):
-            self.log.append(record)
+            self._append(record)
             self._step(event, record)
         self.books.aggregate_s += self.now_s() - began
 
@@ -211,9 +214,11 @@ class OpenRound:
                 case Send(device, raw):
                     self._send(device, raw, record.at_s)
                 case Letter(device, body, rung):
+                    self._sync()
                     step = frame.Step(run=self.facts.run, round=number, device=device, body=body, rung=rung)
                     self._send(device, frame.dump(step), record.at_s)
                 case Charge():
+                    self._sync()
                     self.charge()
                 case Pin(group, survivors):
                     self._pin(Pinned(group, survivors))
@@ -240,12 +245,22 @@ class OpenRound:
         else:
             self._outbox.append(Sent(device, raw, at_s, awaited=False))
 
+    def _append(self, record: Record) -> None:
+        self.log.append(record)
+        self._unsynced = True
+
+    def _sync(self) -> None:
+        """Before anything leaves that hangs on the records so far: devices must not be ahead of the log, also after a
+        power cut."""
+        if self._outbox is None and self._unsynced and self.facts.session is not None:
+            self.log.sync()
+            self._unsynced = False
+
     def _pin(self, pinned: Pinned) -> None:
         if self._outbox is not None:
             self._unpinned.append(pinned)  # the next record of the log says the same, or there is none
         else:
-            self.log.append(pinned)
-            self.log.sync()
+            self._append(pinned)
 
     def _folded(self, device: DeviceId, message: frame.Contribution) -> Event:
         try:

@@ -255,8 +255,8 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Write down, durably, that the sum of a group will be that of ``survivors`` and of no other devices, before the
-    effects that follow."""
+    """Write down that the sum of a group will be that of ``survivors`` and of no other devices. Like all records, it is
+    durable before a letter leaves or the budget is charged."""
 
     group: int
     survivors: tuple[DeviceId, ...]
