@@ -146,14 +146,17 @@ class Coordinator:
             TrainingError(E-NAN): the step gave values that are not finite.
             RoundError(E-ROUND): ``UNMET_LIMIT`` rounds in a row are abandoned. This one is committed.
         """
-        self.cohort.close_round()
         started_s, facts = self.now_s(), open_round.facts
+        if facts.session is None:  # what is under way is not wanted any more
+            self.cohort.close_round()
         sums = open_round.sums()
         released = self._released(checkpoint, facts, sums) if sums else None
         del sums  # 8 bytes a coordinate are not held beside the server's step
         after = self._stepped(checkpoint, facts, released)
         open_round.books.aggregate_s += self.now_s() - started_s
         self._commit(after, open_round, None if released is None else released[0], began_s)
+        if facts.session is not None:  # devices do not say again what opened the sum: until here it may be needed
+            self.cohort.close_round()
         if after.unmet >= UNMET_LIMIT:
             raise RoundError(
                 "E-ROUND",
