@@ -19,7 +19,7 @@ from toy_recipe import make_recipe
 from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
-from edgewise.core.training import FitRequest
+from edgewise.core.training import Correction, FitRequest
 from edgewise.engine.trainer import Trainer, registered
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.learn.trainer import make
@@ -153,6 +153,18 @@ def test_training_helps_and_evaluating_does_not_train(trainer: Trainer) -> None:
     assert before.tokens > 0
     update = trainer.fit(ask(trainer, rule=msgspec.structs.replace(RULE, steps=12)))
     assert update.head["loss_last"] < update.head["loss_first"]
+
+
+def test_gradients_are_corrected_as_the_request_says(trainer: Trainer) -> None:
+    """Along directions there are no gradients, and no strategy that corrects any."""
+    if isinstance(trainer, ZerothOrderTrainer):
+        return
+    request = ask(trainer)
+    against = 10 * np.sign(trainer.fit(request).x) + np.float32(1e-3)
+    for correction in (Correction(shift=against.astype(np.float32)), Correction(pull=1.0)):
+        moved = trainer.fit(replace(request, correction=correction)).x
+        assert moved.tobytes() != trainer.fit(request).x.tobytes()
+    assert (trainer.fit(replace(request, correction=Correction(shift=against.astype(np.float32)))).x @ against) < 0
 
 
 def test_segments_that_do_not_travel_do_not_move(trainer: Trainer) -> None:

@@ -182,6 +182,23 @@ def test_fedprox_is_the_gradient_of_half_mu_distance_squared_and_comes_before_cl
         assert np.abs(got - fitted(training).x).max() > (1e-3 if not clip else 0)
 
 
+def test_a_shift_is_added_to_every_gradient_before_clipping() -> None:
+    """One plain step moves by -rate times it; a long one is cut as a gradient is; frozen segments do not feel it."""
+    model, training = net(), section(optimizer="sgd")
+    flat = Flat(list(model.named_parameters()))
+    start, shift = flat.read(), np.linspace(-1, 1, flat.spec.dim).astype(np.float32)
+    one, before = LocalRule(steps=1, lr=0.1), shift.tobytes()
+
+    def update(rule: LocalRule, training: TrainingSection, shift: np.ndarray | None) -> np.ndarray:
+        return fit(model, loss, steps(), flat, start, rule, training, KEY, correction=Correction(shift=shift)).x
+
+    np.testing.assert_allclose(update(one, training, shift) - update(one, training, None), -0.1 * shift, atol=1e-6)
+    assert np.linalg.norm(update(one, section(optimizer="sgd", clip_grad=0.1), 100 * shift)) < 0.1 * 0.1 + 1e-6
+    part = update(LocalRule(steps=2, lr=0.1, segments=ALL[2:]), training, shift)
+    assert not part[: flat.spec.segments[2].start].any()
+    assert shift.tobytes() == before
+
+
 def test_clipping_equals_torch() -> None:
     got = fitted(section(optimizer="sgd", clip_grad=0.1)).x
     np.testing.assert_allclose(got, plain(lambda p: torch.optim.SGD(p, lr=0.1), clip=0.1), atol=1e-6)

@@ -8,12 +8,13 @@
 Its secrets come with each invitation from the driver (``core.keys.Secrets``). None is ever derived from the plan, which
 the server has too.
 
-Codec memory (error-feedback residuals) must match what the server really used. So the memory after a contribution is
-only *pending*; the next invitation says which round's contribution was accepted last, and the device then commits the
-pending memory or discards it. A device asked again for the same round starts from the same committed memory, and with
-the same secrets it sends the same bytes: retries and restarts are idempotent. Both memories carry their rounds. Where
-the invitation names neither, the device or the server lost state: the device refuses once with E-STALE and goes on with
-empty memory. What sums or the device's own noise hide leaves once per round (``engine.invitation``).
+Codec memory (error-feedback residuals), and what the strategy keeps (control variates), must match what the server
+really used. So the memory after a contribution is only *pending*; the next invitation says which round's contribution
+was accepted last, and the device then commits the pending memory or discards it. A device asked again for the same
+round starts from the same committed memory, and with the same secrets it sends the same bytes: retries and restarts are
+idempotent. Both memories carry their rounds. Where the invitation names neither, the device or the server lost state:
+the device refuses once with E-STALE and goes on with empty memory. What sums or the device's own noise hide leaves
+once per round (``engine.invitation``).
 """
 
 from __future__ import annotations
