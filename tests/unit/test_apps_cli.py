@@ -153,7 +153,7 @@ def test_check_says_what_would_happen_and_runs_nothing(folder: Path, monkeypatch
     assert found["bytes"]["float32_model"] == 4 * 50
     assert found["forecast"]["federated_s"] > 0.25 * 2 * 6 * 3, "training, and a little for encoding"
     text = call("check", "toy.toml", *TOY).stdout
-    for said in ("who learns what", "the way of an update", "0.25 s per step"):
+    for said in ("who learns what", "the update pipeline", "0.25 s per step"):
         assert said in text
     assert "ok: this recipe runs: 3 rounds, 6 devices, " in " ".join(text.split())
     wrong = call("check", "toy.toml", *TOY, "--set", "training.lr=-1")

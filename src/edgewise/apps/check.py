@@ -260,7 +260,7 @@ def ladder_tables(found: Mapping[str, Any]) -> tuple[Any, Any]:
     return rungs, links
 
 
-def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the way of an update", width: int = WIDE) -> Any:
+def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the update pipeline", width: int = WIDE) -> Any:
     """The Space trace as a rich table; flags are words, so that they survive without colour. On a narrow screen the
     numbers stand below the words."""
     from rich import box

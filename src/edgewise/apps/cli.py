@@ -96,7 +96,7 @@ def check(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a run would do, cost and reveal.
+    """Validate a recipe and estimate its cost and privacy.
 
     Loads the real model and text, and runs nothing but one measured step.
     """
@@ -261,8 +261,8 @@ def audit(
     """Attack a recipe: does its epsilon hold, and what leaks?
 
     Claimed against measured epsilon, and what leaks behind each defence. Plays the compiled recipe: single releases, or
-    steps of record-level privacy, at its own noise. Every figure says of what it is, and what was left out. Exit status
-    8 where more is measured than is claimed.
+    steps of example-level privacy, at its own noise. Every figure says of what it is, and what was left out. Exit
+    status 8 where more is measured than is claimed.
     """
     session = _session("audit", as_json, debug)
 

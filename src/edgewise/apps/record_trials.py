@@ -1,4 +1,4 @@
-"""Trials of record-level privacy: one step of DP-SGD, played with the code that devices train with."""
+"""Trials of example-level privacy: one step of DP-SGD, played with the code that devices train with."""
 
 from __future__ import annotations
 

@@ -292,7 +292,7 @@ def time(s: Summary) -> str:
 def pipeline(s: Summary) -> str:
     """The trace of the Space, and who learns what."""
     claims = s["plan"]["claims"]
-    shown = _trace(s["plan"]["trace"], "The way of an update, checked before any data was read.")
+    shown = _trace(s["plan"]["trace"], "The update pipeline, checked before any data was read.")
     down = _trace(s["plan"]["trace_down"], "The way down: what a device downloads that took part in the round before.")
     told = "".join(f"<li>{escape(c)}</li>" for c in claims)
     who = f'<h3 class="later">Who learns what</h3><ul class="claims">{told}</ul>' if told else ""

@@ -1,7 +1,7 @@
 """Grids of few values that are no integer multiples of a step: signs, NormalFloat, two magnitudes. All biased.
 
 They belong inside ``feedback``, or where a small systematic error is affordable. Encoded integers are the odd numbers
--L, ..., L with L = 2^bits - 1 (``Space.stride`` 2): number i of the code book travels as 2 i - L.
+-L, ..., L with L = 2^bits - 1 (``Grid.stride`` 2): number i of the code book travels as 2 i - L.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
     phase.0                      the stages of a schedule take turns; most plans have this one phase
     ├── stage.1                  of the pipeline's second stage, on a device or on the server: "residual", "last"
     │   └── stage.0              of the first stage inside it
+    ├── strategy                 on a device: what the strategy's client half keeps, by its own names
     ├── post.0                   on the server: of the first post
     └── release                  on the server: the positions of the last release
 
@@ -32,13 +33,19 @@ Place = tuple[str, int | None]  # of a child: what it belongs to, and its number
 class Memory:
     """Arrays by name, and the memories of parts inside. False where it holds nothing.
 
-    A memory never changes: ``put`` and ``plus`` give new ones, which share what stayed as it was.
+    A memory never changes: ``put`` and ``plus`` give new ones, which share what stayed as it was. Raises ValueError for
+    a name with a slash, which a store could not read back.
     """
 
     arrays: Mapping[str, Array] = field(default_factory=dict)
     children: Mapping[Place, Memory] = field(default_factory=dict)
 
     __repr__ = outline
+
+    def __post_init__(self) -> None:
+        for name in (*self.arrays, *(kind for kind, _ in self.children)):
+            if "/" in name:
+                raise ValueError(f"{name!r} names a part of a memory and holds a slash")
 
     def __bool__(self) -> bool:
         return bool(self.arrays or self.children)

@@ -19,7 +19,7 @@ SLACK = 1e-5  # of a bound: what float32 rounding in an honest encoder and its d
 
 
 class Kind(Enum):
-    """What the encoded body holds: reals, integers on a public grid, or residues modulo ``Space.modulus``."""
+    """What the encoded body holds: reals, integers on a public grid, or residues modulo ``Grid.modulus``."""
 
     REAL = "real"
     INTEGER = "integer"

@@ -1,4 +1,4 @@
-"""The records of local training: what a trainer is asked for and what it gives back (port ``engine.ports.Trainer``)."""
+"""The records of local training: what a trainer (port ``engine.trainer.Trainer``) is asked for and gives back."""
 
 from __future__ import annotations
 

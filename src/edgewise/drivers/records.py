@@ -1,4 +1,4 @@
-"""Records of devices: how many there are, and record-level privacy of them where devices train."""
+"""Records of devices: how many there are, and example-level privacy of them where devices train."""
 
 from __future__ import annotations
 

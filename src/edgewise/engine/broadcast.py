@@ -44,8 +44,8 @@ def start(initial: Vector) -> Downlink:
 def advance(plan: Plan, pipe: Pipeline, down: Downlink, model: Vector) -> Downlink:
     """After a round: one delta more, towards ``model`` (float32[d], or more of it: ``Layout.given``).
 
-    Old deltas leave the ring as long as all together are no smaller than a snapshot: who lacks that many takes the
-    snapshot. The newest always stays, so that whoever has the model before it can go on.
+    Drops the oldest deltas while the ring is at least as large as a snapshot. A device that far behind downloads the
+    snapshot instead. The newest delta always stays, so that a device with the model before it can go on.
     Deterministic: the same inputs give the same bytes.
     Raises TrainingError(E-NAN) where the difference or the new shadow is not finite.
     """

@@ -208,8 +208,9 @@ def _finished(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memo
 def _remembered(plan: Plan, base: After) -> dict[str, Vector]:
     """What the strategy keeps on the device; zeros before the first contribution."""
     kept = base.memory.child(STRATEGY)
-    known = {name: kept.get(name) for name in plan.strategy.client.memory}
-    return {name: np.zeros(plan.spec.dim, np.float32) if x is None else x for name, x in known.items()}
+    if not kept:
+        return {name: np.zeros(plan.spec.dim, np.float32) for name in plan.strategy.client.memory}
+    return {name: kept[name] for name in plan.strategy.client.memory}
 
 
 def _encoded(

@@ -40,8 +40,8 @@ class Idle:
     Attributes:
         committed: the memory after the last contribution that the server is known to have used.
         pending: the memory that holds if the server used the newest contribution; None: there is no newer one.
-        answered: the last round to which an update of this device has left, where each may leave once only
-            (``engine.invitation.once``); None: there is no such round.
+        answered: the last round this device contributed to, where an update may leave once only
+            (``engine.invitation.refused``). None: there is no such round.
     """
 
     device: DeviceId

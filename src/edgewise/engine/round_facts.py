@@ -37,7 +37,7 @@ class RoundFacts:
         asked: whether the cohort is invited; one that sampling drew too small is not.
         policy: goal, minimum and deadline. protocol: how contributions are hidden from the server.
         turn: the codec's view of the round. frozen: segments that are neither trained nor moved.
-        pipe: the way of an update up. rungs: the ways by rung of a hidden ladder; empty otherwise.
+        pipe: the update pipeline. rungs: the ways by rung of a hidden ladder; empty otherwise.
         memory: what the server keeps for the codec, of the round's phase.
         invite: what all invitations say. letters: the invitations.
         secagg, session: parameters and id of secure aggregation with two servers, or of masks with a fixed codec; None
@@ -69,7 +69,7 @@ class RoundFacts:
         return replace(self, began=replace(self.began, at_s=at_s), policy=policy)
 
     def at(self, rung: int) -> Pipeline:
-        """The way of an update up by a rung of ``rungs``, or where the codec is fixed."""
+        """The update pipeline by a rung of ``rungs``, or where the codec is fixed."""
         return self.pipe if rung < 0 else self.rungs[rung]
 
 

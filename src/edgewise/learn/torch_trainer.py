@@ -50,7 +50,7 @@ class Shard(Protocol):
 
     @property
     def size(self) -> int:
-        """Records: what record-level privacy takes for one."""
+        """Records: what example-level privacy takes for one."""
         ...
 
     def records(self, rows: Array) -> Sequence[Batch]:
@@ -265,7 +265,7 @@ def measured_step_s(trainer: Trainer, lr: float) -> float:
                 update = trainer.fit(request)
             except DataError:
                 break
-            if not update.count:  # with record-level noise a device without text takes its steps all the same
+            if not update.count:  # with example-level noise a device without text takes its steps all the same
                 break
             took = time.perf_counter() - start
         if took:

@@ -254,7 +254,7 @@ class TextShard:
 
     @property
     def size(self) -> int:
-        """Blocks of training text: the records of record-level privacy."""
+        """Blocks of training text: the records of example-level privacy."""
         return len(self.blocks.train_NS)
 
     def records(self, rows: Array) -> list[tuple[Tensor, int]]:

@@ -19,7 +19,7 @@ _UNIT = 2.0**HEAD_FRACTION_BITS
 
 
 class Residues(NamedTuple):
-    """An accumulator: ``body`` uint32[d] modulo ``Space.modulus`` and ``head`` uint64[h] modulo 2^64, both reused in
+    """An accumulator: ``body`` uint32[d] modulo ``Grid.modulus`` and ``head`` uint64[h] modulo 2^64, both reused in
     place; ``n`` contributions."""
 
     body: NDArray[np.uint32]
@@ -57,8 +57,9 @@ def ring_sum() -> Merge:
         if space.sparse:
             raise CompositionError(
                 "E-TOPK-SECAGG",
-                "a blind sum: positions chosen per device reveal its data and masked sums would not line up.",
-                "use random_k instead of top_k.",
+                "top_k cannot be combined with secure aggregation. Each device would pick other coordinates, so masked "
+                "vectors could not be added, and the choice itself reveals data.",
+                "use random_k or shared_top_k.",
             )
         if space.grid.kind is not Kind.RING:
             raise CompositionError(

@@ -74,7 +74,7 @@ class Plan:
         recipe: what the plan was compiled from. Nothing outside of this package reads it: the plan says what it means.
         facts: what identifies the run; their digest is ``run``.
         layout: of the model, and of the vectors that go up and down.
-        pipelines: the way of an update up, one per phase; round r is of phase r mod their number. One phase, unless a
+        pipelines: the update pipeline, one per phase; round r is of phase r mod their number. One phase, unless a
             stage has a schedule.
         groups: for each phase the segments that it moves and trains; empty with one phase (all are trained).
         rungs: names of the rungs that a device may choose from, by number; empty where the codec is fixed.
@@ -118,7 +118,7 @@ class Plan:
         return round // self.sampling.groups % len(self.pipelines)
 
     def at(self, round: int, rung: int = -1) -> Pipeline:
-        """The way of an update in this round, by a rung of ``ways``."""
+        """The update pipeline in this round, by a rung of ``ways``."""
         return self.pipelines[self.phase(round)] if rung < 0 else self.ways[rung]
 
     @property

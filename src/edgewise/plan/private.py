@@ -116,7 +116,7 @@ def private(
     """
     dp, word, who = recipe.dp, recipe.privacy, promise.who_noises
     rules.metrics(start.head)
-    rules.delta(dp.delta, start.population, "device")  # a host counts records: ``drivers.records``
+    rules.delta(dp.delta, start.population, "device")  # the trainer's side counts records: ``drivers.records``
     rules.amplification(dp.amplification, taking.kind, seen_by_reader=who is not Noiser.SERVER)
     if dp.noise == "correlated":
         rules.correlated_noise(word, by_server=who is Noiser.SERVER)

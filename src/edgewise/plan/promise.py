@@ -1,4 +1,4 @@
-"""What a plan promises about privacy, and by what means: the one place where privacy words are compared.
+"""What a plan promises about privacy, and by what means. Outside of ``plan/`` nobody compares privacy words.
 
     promise = promised(recipe, hidden=True)     # of privacy = "distributed_dp" with [merge] kind = "secure_sum"
     promise.who_noises                          # Noiser.COHORT

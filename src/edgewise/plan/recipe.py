@@ -147,7 +147,7 @@ class Recipe(Section):
     )
     adaptive: AdaptiveSection = AdaptiveSection()
     stage: list[dict[str, Any]] = Field(
-        [{"kind": "weigh"}], description="the way of an update, in order; see `edgewise schema`"
+        [{"kind": "weigh"}], description="the update pipeline, in order; see `edgewise schema`"
     )
     downlink: list[dict[str, Any]] = Field(
         [], description="stages that compress what devices download each round; none = the model in float32"

@@ -22,7 +22,7 @@ def scaled(
     bits: int = 0,
     **dp: Any,
 ) -> Plan:
-    """The plan's way of an update on another layout, with a given noise multiplier: one round of ``devices``.
+    """The plan's update pipeline on another layout, with a given noise multiplier: one round of ``devices``.
 
     The same share of them may be corrupt as of the plan's smallest sum. ``dp``: other keys of [dp].
     """

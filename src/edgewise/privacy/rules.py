@@ -67,7 +67,7 @@ def per_tensor(tensors: int, each_l2: float, accounted_l2: float) -> None:
 
 
 def weight_of_records(weighed: bool) -> None:
-    """E-WEIGHT: a device says how much it has to say, which its records decide, together with record-level privacy."""
+    """E-WEIGHT: a device says how much it has to say, which its records decide, together with example-level privacy."""
     if weighed:
         raise CompositionError(
             "E-WEIGHT",

@@ -30,7 +30,7 @@ class Event:
         sampling: "every": a unit is in each of its rounds and may be known to be. "poisson": independently with
             probability ``rate``, unknown to who sees the release; "truncated": the same, at most ``cap`` of
             ``population``; "fixed": ``cohort`` of ``population`` without replacement.
-        steps: how many such releases one charge stands for (the local steps of record-level privacy).
+        steps: how many such releases one charge stands for (the local steps of example-level privacy).
         unit: who is protected.
         rounds, gap, takes: of "matrix": rounds of the run, least distance of two rounds that a device is in, and most
             rounds that it is in; of "tree": rounds only, and a device is in one of them.
