@@ -62,9 +62,8 @@ class Toy:
 
     @classmethod
     def of(cls, names: Sequence[str], overrides: Mapping[str, Any]) -> Toy:
-        os.environ["TOY_NAMES"] = ",".join(names)
         recipe = make_recipe({"data.devices": len(names), **overrides})
-        trainer = ToyTrainer(recipe)
+        trainer = ToyTrainer(recipe, names)
         plan = compile(recipe, trainer.spec, len(names), BUILT_IN)
         return cls(plan, trainer, simulated_root(plan, recipe.world, trainer.describe()))
 

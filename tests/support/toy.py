@@ -24,7 +24,8 @@ from edgewise.plan.recipe import Recipe
 class ToyTrainer:
     """``data.devices`` devices (default 6) and ``TOY_DIM`` parameters (default 50). ``TOY_NAMES`` names the devices."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, names: Sequence[str] = ()) -> None:
+        self._names = sorted(names or filter(None, os.environ.get("TOY_NAMES", "").split(",")))
         self._n = recipe.data.devices or 6
         self._dim = int(os.environ.get("TOY_DIM", "50"))
         self._seed = recipe.seed
@@ -34,7 +35,7 @@ class ToyTrainer:
         return np.zeros(self._dim, np.float32)
 
     def devices(self) -> Sequence[str]:
-        return sorted(os.environ["TOY_NAMES"].split(",")) if os.environ.get("TOY_NAMES") else self._numbered()
+        return self._names or self._numbered()
 
     def _numbered(self) -> list[str]:
         return [f"d{i:05d}" for i in range(self._n)]

@@ -154,3 +154,10 @@ def test_the_graph_depends_on_every_key() -> None:
         seen.add(messages.roster_digest(b"s", keys | {"d4": msgspec.structs.replace(keys["d4"], **{field: value})}))
     seen.add(messages.roster_digest(b"s", {"d9" if d == "d4" else d: k for d, k in keys.items()}))
     assert len(seen) == 7
+
+
+def test_a_session_of_nobody_ends_at_once() -> None:
+    """The refusal looks for a number of devices that would do, and starts from nobody."""
+    for server in ("malicious", "curious"):
+        with pytest.raises(CompositionError, match=r"take \d or more"):
+            Policy(0.1, 0.1, server).shape(0)

@@ -164,7 +164,7 @@ def _shape(n: int, corrupt: int, dropout: float, server: Server) -> tuple[int, i
 
 def _least(n: int, corrupt: int, dropout: float, server: Server) -> int:
     """A number above n of devices for which there is a graph: the smallest, or 1 % more."""
-    low, high = n, 2 * n
+    low, high = n, max(2, 2 * n)
     while not _shape(high, corrupt, dropout, server):
         low, high = high, 2 * high
     while high - low > max(1, low // 100):
