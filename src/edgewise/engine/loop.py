@@ -39,3 +39,4 @@ def receive(cohort: Cohort, listener: Listener) -> None:
             until_s = listener.until_s
         if item is not None:
             listener.take(item)
+            del item  # a frame as large as the model is not held beside the next one
