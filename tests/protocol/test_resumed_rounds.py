@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from edgewise.engine.aggregation import aggregation
 from edgewise.engine.open_round import OpenRound
 from edgewise.engine.ports import Expired, Lost, Pinned, Standing
 from edgewise.secagg import messages
+from edgewise.secagg.secrets import Hidden
 
 KINDS = ("secure_sum", "shared_sum")
 SILENT = {"secure_sum": {("d5", "boxes"), ("d4", "proofs")}, "shared_sum": {("d5", "invite")}}
@@ -259,3 +261,33 @@ def test_a_server_process_that_is_killed_is_followed_by_another_one(kind: str, t
     with Server(Fleet(PLANS[kind]), tmp_path / "killed") as server:
         assert vector.digest(vector.to_bytes(server.begin().state.params)) == calm.model
         assert server.charges() == calm.charges == 1
+
+
+def test_a_helper_opens_after_a_stop_only_what_is_pinned_on_the_disk(tmp_path: Path) -> None:
+    """Else a power cut just after it would leave a log that leads to other devices, of whose sum it knows."""
+    fleet, fuse = Fleet(plan_of("shared_sum")), Fuse()
+    with Server(fleet, tmp_path / "calm", fuse) as server:
+        checkpoint = server.begin()
+        fuse.operations.clear()
+        server.play(checkpoint)
+    pinned = max(i for i in range(fuse.operations.index("before charge")) if fuse.operations[i] == "before append")
+    fleet, fuse, out = Fleet(plan_of("shared_sum")), Fuse(), tmp_path / "run"
+    fleet.keeps = True
+    with Server(fleet, out, fuse) as server:
+        checkpoint = server.begin()
+        fuse.operations.clear()
+        fuse.at = pinned + 1
+        with suppress(Killed):
+            server.play(checkpoint)
+    fuse, opened = Fuse(), fleet.helper.open
+
+    def opens(devices: Collection[str]) -> Hidden:
+        fuse.operations.append("helper opens")
+        return opened(devices)
+
+    fleet.helper.open = opens  # type: ignore[method-assign]
+    with Server(fleet, out, fuse) as server:
+        server.go_on(server.begin())
+    before = fuse.operations[: fuse.operations.index("helper opens")]
+    assert "after append" in before
+    assert before[::-1].index("after sync") < before[::-1].index("after append"), "synced since"

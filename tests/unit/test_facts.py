@@ -245,6 +245,7 @@ def test_bytes_that_are_no_facts_are_refused_and_nothing_else_happens(
     ("floor", "said"),
     [
         (OwnerFloor(epsilon=7.0), "epsilon against the server is 7"),
+        (OwnerFloor(epsilon=1e3, delta=1e-9), "an epsilon holds at delta = 1e-09 or less"),
         (OwnerFloor(local_steps=5), "5 local steps at most; here it has 10"),
         (OwnerFloor(upload_bytes=10.0), "an upload has 10 bytes"),
         (OwnerFloor(secagg=Floor(n_min=21)), "over 21 devices or more"),
@@ -258,7 +259,7 @@ def test_a_run_below_its_owners_floor_is_refused(floor: OwnerFloor, said: str, s
 
 
 def test_an_owner_can_ask_for_hidden_updates_and_for_an_epsilon_of_the_device(served: Plan) -> None:
-    strict = OwnerFloor(8.0, True, True, 10, 1e6, Floor(20, 0.1, "malicious"))
+    strict = OwnerFloor(8.0, True, True, 10, 1e6, Floor(20, 0.1, "malicious"), 1e-2)
     assert device(canonical(served.facts), floor=strict).run == served.run
     for word, floor, said in (
         ("none", OwnerFloor(hidden=True), "hidden from the server"),

@@ -221,8 +221,8 @@ class Coordinator:
             code=closed.code,
             epsilon=after.epsilon,
         )
-        self.tell(finished)
         self.store.commit(after, [*books.events, finished], broadcast.change(closed))
+        self.tell(finished)  # after the commit: a round that is played again has other noise, and nobody saw two
 
     def evaluate_if_due(self, checkpoint: Checkpoint) -> None:
         """Measure the model on held-out text when the recipe says so, and not if it is stored already."""

@@ -90,6 +90,7 @@ class OpenRound:
         self._since_s = self.facts.began.at_s  # when this server began to listen
         self._outbox: list[Sent] | None = []  # while the log is folded; then effects take place
         self._unpinned: deque[Pinned] = deque()
+        self._postponed: list[tuple[Charge | Open, Input]] = []  # while the log is folded
         self._unsynced = False
 
     @property
@@ -133,6 +134,8 @@ class OpenRound:
             self._append(pinned)
         if records is not None and facts.session is not None:
             self.log.sync()
+        for effect, record in self._postponed:  # with the survivors on the disk, as when the log was written
+            self._perform((effect,), record)
         if records is None:
             for one in sent:
                 self.cohort.send(one.device, one.frame)
@@ -211,6 +214,8 @@ class OpenRound:
         number = self.facts.round
         for effect in effects:
             match effect:
+                case Charge() | Open() if self._outbox is not None:
+                    self._postponed.append((effect, record))
                 case Send(device, raw):
                     self._send(device, raw, record.at_s)
                 case Letter(device, body, rung):

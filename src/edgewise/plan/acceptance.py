@@ -39,6 +39,7 @@ class OwnerFloor:
         local_steps: optimizer steps of a round at most; 0 = any number.
         upload_bytes: of a round at most; inf = any number.
         secagg: of every session of secure aggregation.
+        delta: at which ``epsilon`` must hold, at most; an epsilon at a larger one promises next to nothing.
     """
 
     epsilon: float = inf
@@ -47,6 +48,7 @@ class OwnerFloor:
     local_steps: int = 0
     upload_bytes: float = inf
     secagg: Floor = Floor()  # noqa: RUF009 (immutable)
+    delta: float = 1e-5
 
 
 def accept(raw: bytes, signature: bytes, server: bytes, spec: Spec, floor: OwnerFloor, catalogue: Catalogue) -> Plan:
@@ -115,6 +117,11 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
             isfinite(floor.epsilon),
             against <= floor.epsilon,
             f"epsilon against the server is {floor.epsilon:g} at most; here it is {against:.4g}",
+        ),
+        (
+            isfinite(floor.epsilon),
+            plan.recipe.dp.delta <= floor.delta,
+            f"an epsilon holds at delta = {floor.delta:g} or less; here it is at {plan.recipe.dp.delta:g}",
         ),
         (
             floor.local_steps > 0,
