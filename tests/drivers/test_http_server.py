@@ -24,7 +24,7 @@ from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import ROLES, Grant
 from edgewise.drivers.http import certificates, identity, signatures, tokens
-from edgewise.drivers.http.limits import Buckets, Limits
+from edgewise.drivers.http.limits import Buckets, Gatekeeper, Limits
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.rules import RULES, Rule
 
@@ -423,3 +423,16 @@ def test_who_cannot_wait_is_told_when_to_come_back(tmp_path: Path) -> None:
             assert mail.number == number
             assert code(device.send, RUN, 0, contribution(device.name, bytes(2000))) == "E-BUSY"
             assert device.send(RUN, 0, contribution(device.name)) > number
+
+
+def test_a_key_does_not_fill_the_room_of_all_others() -> None:
+    gate = Gatekeeper(Limits(in_flight_bytes=100, holder_bytes=40))
+    gate.hold("one", 40)
+    with pytest.raises(TransportError, match="E-BUSY"):
+        gate.hold("one", 1)
+    gate.hold("two", 40)
+    gate.release("one", 40)
+    gate.hold("one", 40)
+    with pytest.raises(TransportError, match="E-BUSY"):
+        gate.hold("three", 40)
+    assert gate.in_flight == 80

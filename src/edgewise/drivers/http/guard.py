@@ -79,13 +79,15 @@ class Guard:
             raise RuntimeError("this server speaks HTTP only")
         self._service.attach()
         outgoing = _Outgoing(send, self._service.limits.stall_s)
-        held, code = 0, ""
+        held, holder, code = 0, "", ""
         try:
             rule, length = self._admit(scope)
             found = await self._identify(scope, rule)
             if found.member is not None:
                 self._service.gate.member(found.member.id, length, time.monotonic())
-            held = self._hold(length)
+            holder = found.member.id if found.member is not None else ""
+            self._service.gate.hold(holder, length)
+            held = length
             body, digest = await self._body(receive, length, found)
             if found.proof is not None and not hmac.compare_digest(digest, found.proof.body):
                 raise TransportError("E-SIGNATURE", "the body is not the signed one.", "send it again.")
@@ -100,7 +102,8 @@ class Guard:
         except TimeoutError:
             code = "E-STALL"  # of a caller that does not read its answer: the connection is of no use any more
         finally:
-            self._service.gate.in_flight -= held
+            if held:
+                self._service.gate.release(holder, held)
             self._service.counts[scope["method"], code or str(outgoing.status)] += 1
 
     def _admit(self, scope: Scope) -> tuple[Rule, int]:
@@ -149,14 +152,6 @@ class Guard:
         if member.status == APPROVED and member.role not in rule.roles:
             what = f"a {member.role} may not call {rule.method} {rule.path}."
             raise TransportError("E-ROLE", what, f"roles that may: {', '.join(sorted(rule.roles - {'pending'}))}.")
-
-    def _hold(self, length: int) -> int:
-        """Keep room for a body."""
-        gate = self._service.gate
-        if gate.in_flight + length > gate.limits.in_flight_bytes:
-            raise Later("E-BUSY", "the server has its hands full.", "wait a moment.", 1.0)
-        gate.in_flight += length
-        return length
 
     async def _body(self, receive: Receive, length: int, found: Caller) -> tuple[bytes, bytes]:
         """Read a body of that many bytes; returns it with its SHA-256, made piece by piece so that others are served.

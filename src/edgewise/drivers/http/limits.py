@@ -5,7 +5,7 @@ All are asked before a body is read. The tables have a fixed size: the key that 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 from edgewise.core.errors import TransportError
@@ -20,7 +20,8 @@ class Limits:
     Attributes:
         address_rate, address_burst: requests of one network address. member_rate, member_burst: of one key.
         byte_rate, byte_burst: bytes of bodies of one key. frame_bytes: the largest frame, in chunks or not.
-        in_flight_bytes: bodies in memory, of all requests. spool_bytes: of all unfinished and unused uploads, on disk.
+        in_flight_bytes: bodies in memory, of all requests. holder_bytes: of them those of one key. spool_bytes: of all
+        unfinished and unused uploads, on disk.
         header_s: until a request's headers are there. stall_s: without a byte of a body. slowest: bytes per second that
         a body must average after its first ``stall_s``.
         waiting: long polls at a time. wait_s: how long one lasts at most. connections: at a time.
@@ -34,6 +35,7 @@ class Limits:
     byte_burst: float = 2.0**29
     frame_bytes: int = 2**26
     in_flight_bytes: int = 2**27
+    holder_bytes: int = 2**24
     spool_bytes: int = 2**36
     header_s: float = 10.0
     stall_s: float = 15.0
@@ -65,10 +67,29 @@ class Gatekeeper:
     """The buckets of a server."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits, self.in_flight = limits, 0
+        self.limits = limits
+        self._held = Counter[str]()  # bytes of bodies in memory, by key
         self._addresses = Buckets(limits.address_rate, limits.address_burst)
         self._members = Buckets(limits.member_rate, limits.member_burst)
         self._bytes = Buckets(limits.byte_rate, limits.byte_burst)
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes of all bodies in memory."""
+        return self._held.total()
+
+    def hold(self, holder: str, length: int) -> None:
+        """Keep room for a body of a key. Raises TransportError(E-BUSY): so that no key fills the room of all others."""
+        limits = self.limits
+        if self._held[holder] + length > limits.holder_bytes or self.in_flight + length > limits.in_flight_bytes:
+            raise Later("E-BUSY", "the server has its hands full.", "wait a moment.", 1.0)
+        self._held[holder] += length
+
+    def release(self, holder: str, length: int) -> None:
+        """Give back what was held."""
+        self._held[holder] -= length
+        if not self._held[holder]:
+            del self._held[holder]
 
     def address(self, address: str, now_s: float) -> None:
         """Count a request of an address. Raises TransportError(E-RATE)."""
