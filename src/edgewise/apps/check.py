@@ -210,7 +210,7 @@ def privacy_table(p: Mapping[str, Any]) -> Any:
 
 
 def _chosen(word: str, chosen: Mapping[str, Any]) -> Any:
-    """What the word of privacy chose where the recipe gives nothing, as it would be written into one."""
+    """List the values that the word of privacy chose where the recipe gives none, as a recipe would hold them."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

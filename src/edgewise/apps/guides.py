@@ -197,7 +197,7 @@ def _ask(question: str, proposed: str = "") -> str:
 
 
 def _said(columns: Mapping[str, Any]) -> str:
-    """How a table is read: ``, by `ward`, text from `note` ``."""
+    """The clause on reading a table: ``, by `ward`, text from `note` ``."""
     by = ("owner", "by"), ("messages", "chats from"), ("prompt", "prompts from"), ("text", "text from")
     named = {key: [value] if isinstance(value, str) else value for key, value in columns.items() if key != "devices"}
     said = [f", {words} {' and '.join(f'`{name}`' for name in named[key])}" for key, words in by if key in named]

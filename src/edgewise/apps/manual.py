@@ -50,7 +50,7 @@ def codes() -> list[str]:
 
 
 def find(asked: str) -> Topic:
-    """What ``asked`` names: an error code in any case, a page, a recipe key, a word of the glossary (in any case, in
+    """Find what ``asked`` names: an error code in any case, a page, a recipe key, a glossary word (in any case, in
     the plural, with spaces or hyphens), or an error code without its ``E-``.
 
     Raises EdgewiseError(E-UNKNOWN) with the nearest of all that can be explained.

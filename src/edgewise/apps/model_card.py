@@ -139,7 +139,7 @@ def said_of(folder: Path) -> Mapping[str, Any]:
 
 
 def _travelled(trace: Sequence[Mapping[str, Any]]) -> str:
-    """What each part did to an update on its way into the model, in the words of the parts."""
+    """List what each part did to an update on its way into the model, in the words of the parts."""
     rows = [
         f"- `{row['name'].split('(')[0]}`: {row['does']}."
         for row in trace

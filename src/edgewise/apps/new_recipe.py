@@ -37,7 +37,7 @@ FEW = 100  # devices below which device-level noise drowns what they say togethe
 
 
 class Answers(NamedTuple):
-    """What a person says: the recipe's file, the data as seen from here, the keys of ``[data]`` that name columns or
+    """A person's answers: the recipe's file, the data as seen from here, the keys of ``[data]`` that name columns or
     deal rows out (``columns``), the privacy word, the base model, and whose data an epsilon is about."""
 
     file: Path
@@ -49,7 +49,7 @@ class Answers(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What options say of the data; empty or 0 where they say nothing."""
+    """The data as options describe it; empty or 0 where they say nothing."""
 
     text: str = ""
     owner: str = ""
@@ -194,7 +194,7 @@ def _relative(data: str, folder: Path) -> str:
 
 
 class _Held(NamedTuple):
-    """How much text devices hold. ``median_bytes``: of the median device. ``blocks``: of all devices, rather too many.
+    """Amounts of text on devices. ``median_bytes``: of the median device. ``blocks``: of all devices, rather too many.
     ``row_tokens``: of most rows with their prompts, about; 0 without prompts."""
 
     devices: int

@@ -1,4 +1,4 @@
-"""What parts of a pipeline keep between rounds: a small tree of named arrays, the same on devices and on the server.
+"""The memory of pipeline parts between rounds: a small tree of named arrays, the same on devices and on the server.
 
     phase.0                      the stages of a schedule take turns; most plans have this one phase
     ├── stage.1                  of the pipeline's second stage, on a device or on the server: "residual", "last"

@@ -63,7 +63,7 @@ class Server:
                     self.service.authority = authority.read_bytes()
                 context = certificates.server_context(certificate, key)
             self._listener = Listener(ControlPlane(self.service).app, host, port, context, limits)
-        except Exception:
+        except Exception:  # goes on below, once the database and its lease are given back
             self.service.close()
             raise
         self.port = self._listener.port
