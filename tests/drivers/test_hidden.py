@@ -367,6 +367,29 @@ def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path, monkeypa
         )
 
 
+def test_a_round_is_told_after_its_commit(tmp_path, monkeypatch):
+    """A round that is played again has other noise: whoever saw both figures would know more than was charged."""
+    from toy_recipe import make_recipe
+
+    from edgewise.apps import simulate
+
+    told, commit = [], RunStore.commit
+
+    def fails(store, checkpoint, *rest):
+        if checkpoint.next_round:
+            raise OSError("power cut")
+        commit(store, checkpoint, *rest)
+
+    monkeypatch.setattr(RunStore, "commit", fails)
+    with pytest.raises(OSError, match="power cut"):
+        simulate.run(
+            make_recipe(CENTRAL), out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], report=False,
+            sinks=[told.append],
+        )  # fmt: skip
+    assert any(isinstance(event, events.RoundStarted) for event in told)
+    assert not any(isinstance(event, events.RoundFinished) for event in told)
+
+
 @pytest.mark.slow
 def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
     """The round that goes on is the same session with the same noise: one charge, and the model of a quiet run. Also
