@@ -266,7 +266,7 @@ def test_the_recipe_and_its_trace_are_there_from_the_start(tmp_path):
         facts = store.run()["facts"]
         assert all(e.at_s > 0 for e in store.events())
     roles = [row["role"] for row in facts["plan"]["trace"]]
-    assert roles == ["start", "stage", "stage", "inner", "inner", "merge"]
+    assert roles == ["start", "stage", "stage", "inner", "inner", "merge", "strategy"]
     assert Path(facts["recipe_dir"]) == tmp_path.resolve()
 
 

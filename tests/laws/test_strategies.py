@@ -85,8 +85,13 @@ def test_what_did_not_travel_is_held(strategy: Strategy) -> None:
 
 
 @every
-def test_it_has_a_name_with_its_arguments(strategy: Strategy) -> None:
+def test_it_has_a_name_with_its_arguments_and_a_sentence(strategy: Strategy) -> None:
     assert "(" in strategy.name
+    assert strategy.says[0].islower(), "a clause, as those of stages, merges and posts"
+    assert not strategy.says.endswith(".")
+    client = strategy.client
+    if client.pull or client.shift:
+        assert "devices" in strategy.says, "what a device does besides is not hidden from who reads it"
 
 
 WORK = LocalWork(steps=3, most=4, lr=0.05, base_lr=0.1, momentum=0.0)

@@ -81,7 +81,7 @@ def test_a_model_card_says_what_was_spent_on_its_model(tmp_path: Path) -> None:
     assert "spent" not in privacy_part.markdown(s, 0)
     card = model_card.Card(s, made_plan(**RECIPES["central_dp"]).recipe, "merged", 3, "0" * 64).text()
     travelled = card[card.index("## How an update travelled") :]
-    noise = s["plan"]["trace"][-1]
+    noise = s["plan"]["trace"][-2]
     assert noise["role"] == "post"
     assert f"- `noise`: {noise['does']}." in travelled, "each part's own sentence"
 

@@ -22,15 +22,19 @@ SPARSE = [
 
 def test_rows_follow_the_pipeline_and_are_json() -> None:
     rows = explain.trace(made_plan())
-    assert [r["role"] for r in rows] == ["start", "stage", "stage", "merge"]
-    assert [r["name"] for r in rows] == ["trained update", "weigh(65536)", "quantize(4, block)", "plain_sum"]
+    assert [r["role"] for r in rows] == ["start", "stage", "stage", "merge", "strategy"]
+    ends = ("plain_sum", "fedavgm(0.3, 0.9)")
+    assert [r["name"] for r in rows] == ["trained update", "weigh(65536)", "quantize(4, block)", *ends]
     json.dumps(rows, allow_nan=False)
     assert rows[0]["l2"] is None, "an unknown bound is null, never infinity"
     assert rows[1]["does"] == "multiplies by the device's weight, which travels as an exact scalar"
     assert rows[2]["does"] == "rounds to 4-bit integers, one scale per 64 coordinates"
     assert rows[2]["summable"] is False
     assert rows[2]["unbiased"] is True
-    assert rows[-1]["does"].endswith("one device can move the total without limit")
+    assert rows[-2]["does"].endswith("one device can move the total without limit")
+    assert (
+        rows[-1]["does"] == "moves the model by 0.3 of a sum of mean updates, of which 0.9 goes on from round to round"
+    )
 
 
 def test_last_bytes_are_the_upload() -> None:
@@ -53,7 +57,7 @@ def test_stages_inside_feedback_are_shown_and_agree_with_it() -> None:
 
 def test_noise_is_named_with_its_size() -> None:
     plan = made_plan(stage=[{"kind": "clip", "l2": 1.0}], post=[{"kind": "noise", "z": 1.5}], metrics="none")
-    row = explain.trace(plan)[-1]
+    row = explain.trace(plan)[-2]
     assert row["role"] == "post"
     assert isclose(row["noise_std"], 1.5, rel_tol=1e-3)
     assert "std 1.5" in row["does"]

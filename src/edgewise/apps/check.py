@@ -279,12 +279,13 @@ def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the update pipe
         name = r["name"].split("(")[0] if opens and not inner else r["name"]
         label = Text(f"{'↳ ' if inner else ''}{name}", "bold")
         cells: list[Any] = [label.append(f"\n{r['does']}", "not bold dim") if r["does"] else label]
-        last = r["role"] in ("merge", "post")
+        last = r["role"] in ("merge", "post", "strategy")
         if narrow:
-            label.append(f"\n{_below(r)}", "not bold")
+            if below := _below(r):
+                label.append(f"\n{below}", "not bold")
             cells.append("" if last else words.size(r["bytes"]))
         elif last:
-            cells += ["", "", "", "server sees each" if r["visible"] else "blind"]
+            cells += ["", "", "", _seen(r)]
         else:
             holds = f"{words.count(r['dim'])}\n{r['kind']} {r['bits']:g} bit"
             cells += [holds, f"{_bound(r['l2'])}\n{_bound(r['linf'])}", words.size(r["bytes"]), _properties(r)]
@@ -292,10 +293,15 @@ def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the update pipe
     return table
 
 
+def _seen(r: Mapping[str, Any]) -> str:
+    """Whether the server sees single updates, in a part that says it."""
+    return {True: "server sees each", False: "blind", None: ""}[r.get("visible")]
+
+
 def _below(r: Mapping[str, Any]) -> str:
     """A part's numbers and properties in one line."""
-    if r["role"] in ("merge", "post"):
-        return "the server sees each" if r["visible"] else "blind"
+    if r["role"] in ("merge", "post", "strategy"):
+        return _seen(r)
     bounds = [f"{name} {_bound(r[key])}" for name, key in (("L2", "l2"), ("Linf", "linf")) if r[key] is not None]
     facts = [f"{words.count(r['dim'])} × {r['kind']} {r['bits']:g} bit", *bounds, _properties(r)]
     return ", ".join(filter(None, facts))

@@ -20,9 +20,10 @@ from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.foreign import reason
 from edgewise.core.vector import Spec, Vector, unpack
 from edgewise.drivers.store import RunStore
-from edgewise.plan.catalogue import BUILT_IN, make
+from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.recipe import Recipe, from_plain
-from edgewise.strategies.base import Directions, Strategy
+from edgewise.plan.strategy import strategy_of
+from edgewise.strategies.base import Directions
 
 if TYPE_CHECKING:
     from edgewise.learn.exported import Checked
@@ -227,5 +228,4 @@ def _directions(recipe: Recipe) -> Directions | None:
     """
     if recipe.strategy["kind"] not in BUILT_IN.strategies:
         return None
-    strategy: Strategy = make(BUILT_IN.strategies, "[strategy]", recipe.strategy, Spec(()))
-    return strategy.directions
+    return strategy_of(recipe, BUILT_IN, Spec(()), population=1).directions

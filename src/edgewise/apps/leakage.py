@@ -23,11 +23,12 @@ from edgewise.learn.attacks import Leak
 from edgewise.learn.blocks import predictions
 from edgewise.learn.train import fit
 from edgewise.learn.trainer import TextTrainer
-from edgewise.plan.catalogue import Catalogue, make
+from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
 from edgewise.plan.recipe import Recipe
+from edgewise.plan.strategy import strategy_of
 from edgewise.privacy.audit import FULL_WEIGHT, release
 
 TOKENS = 48  # of the attacked batch: fewer than the bundled model is wide
@@ -44,8 +45,7 @@ Step = Callable[[str, int, int], None]
 def text_trainer(recipe: Recipe, recipe_dir: Path, scratch: Path, catalogue: Catalogue) -> TextTrainer:
     """The recipe's own trainer. Raises RecipeError(E-COMBO) for an extension's: the attacks know text models."""
     trainer = None if catalogue.trainer is not None else text.make(recipe, recipe_dir, scratch / "cache")
-    along = trainer and make(catalogue.strategies, "[strategy]", recipe.strategy, trainer.spec).directions
-    if trainer is None or along is not None:
+    if trainer is None or strategy_of(recipe, catalogue, trainer.spec, len(trainer.devices())).directions is not None:
         what = "an audit attacks a text model, and this trainer is an extension's or wrapped."
         raise RecipeError("E-COMBO", what, "audit a recipe of the text trainer.")
     return trainer

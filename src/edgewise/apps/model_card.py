@@ -143,7 +143,7 @@ def _travelled(trace: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         f"- `{row['name'].split('(')[0]}`: {row['does']}."
         for row in trace
-        if row["role"] in ("stage", "inner", "merge", "post")
+        if row["role"] in ("stage", "inner", "merge", "post", "strategy")
     ]
     return "\n## How an update travelled\n\n" + "\n".join(rows) + "\n" if rows else ""
 

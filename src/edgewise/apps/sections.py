@@ -303,7 +303,7 @@ def _trace(trace: Sequence[Mapping[str, Any]], note: str) -> str:
     rows = []
     for i, r in enumerate(trace):
         cells = [escape(r["does"])]
-        if r["role"] in ("merge", "post"):
+        if r["role"] in ("merge", "post", "strategy"):
             cells += [""] * 6
         else:
             unit = f"{r['bits']:g} bit"

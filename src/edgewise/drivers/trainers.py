@@ -7,9 +7,9 @@ from pathlib import Path
 from edgewise.core import keys
 from edgewise.core.errors import RecipeError
 from edgewise.engine.trainer import Registered, registered
-from edgewise.plan.catalogue import Catalogue, make
+from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.recipe import Recipe
-from edgewise.strategies.base import Strategy
+from edgewise.plan.strategy import strategy_of
 
 
 def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Catalogue) -> Registered:
@@ -33,9 +33,10 @@ def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Cat
     if recipe.report.samples and trainer.continues is None:
         what = "report.samples needs a trainer that goes on with text."
         raise RecipeError("E-COMBO", what, "leave it out, or use the text trainer.")
-    strategy: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, trainer.trainer.spec)
-    if strategy.directions is None:
+    spec, population = trainer.trainer.spec, len(trainer.trainer.devices())
+    directions = strategy_of(recipe, catalogue, spec, population).directions
+    if directions is None:
         return trainer
     from edgewise.learn import zeroth_order
 
-    return zeroth_order.wrapped(trainer, strategy.directions, keys.root(recipe.seed))
+    return zeroth_order.wrapped(trainer, directions, keys.root(recipe.seed))

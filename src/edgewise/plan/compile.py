@@ -26,6 +26,7 @@ from edgewise.plan.promise import Noiser, promised
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
 from edgewise.plan.stages import build_stages, schedule
+from edgewise.plan.strategy import strategy_of
 from edgewise.plan.trust import check_read, corrupt_most
 from edgewise.secagg import messages
 from edgewise.secagg.merge import assured, check_sessions
@@ -50,7 +51,7 @@ def compile(
         CompositionError: stages that do not compose soundly.
     """
     sampling = sampled(recipe, population)
-    strategy: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec, population=population)
+    strategy = strategy_of(recipe, catalogue, spec, population)
     _check_directions(recipe, strategy, spec)
     layout = Layout(spec, strategy.client)
     names = (*(HEAD if recipe.metrics == "sum" else ()), *strategy.client.head)

@@ -21,9 +21,9 @@ def trace(plan: Plan) -> list[Row]:
     """One row per part of the pipeline of round 0, in the order in which an update passes them. Where stages take turns
     over rounds, the row of the stage that keeps another group in each phase says what the phases keep.
 
-    Every row has ``role`` (``start``, ``stage``, ``inner``, ``merge``, ``post``), ``name`` and ``does`` (what the part
-    says of itself). start, stage and inner: ``dim``, ``kind``, ``l2``, ``linf``, ``bits``, ``sparse``, ``summable``,
-    ``unbiased``, ``memory``, ``bytes`` (packed size of one contribution at that point). merge and post:
+    Every row has ``role`` (``start``, ``stage``, ``inner``, ``merge``, ``post``, ``strategy``), ``name`` and ``does``
+    (what the part says of itself). start, stage and inner: ``dim``, ``kind``, ``l2``, ``linf``, ``bits``, ``sparse``,
+    ``summable``, ``unbiased``, ``memory``, ``bytes`` (packed size of one contribution at that point). merge and post:
     ``sensitivity``, ``noise_std``, ``visible``. ``inner`` rows are the stages inside the ``feedback`` row that stands
     before them.
     """
@@ -42,6 +42,7 @@ def trace(plan: Plan) -> list[Row]:
     rows.append(_total_row("merge", pipe.merge.name, pipe.merge.says(total) + bound, total))
     for post, earlier, total in zip(pipe.posts, pipe.totals, pipe.totals[1:], strict=False):
         rows.append(_total_row("post", post.name, f"{post.says(earlier, total)}; {_moves(total)}", total))
+    rows.append({"role": "strategy", "name": plan.strategy.name, "does": plan.strategy.says})
     return rows
 
 

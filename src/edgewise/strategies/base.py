@@ -43,13 +43,20 @@ class Directions:
 
 
 class Strategy(NamedTuple):
-    """A server half, ``init(params)`` and ``apply(state, aggregate)``, both pure, and a client half.
-    ``directions``, where there are any, says what the vector stands for: coefficients instead of parameters.
+    """A server half, ``init`` and ``apply``, both pure, and a client half.
 
-    ``aggregate.mean`` is the mean of ``trained - start``: an ascent direction, so the server *adds* it.
+    Attributes:
+        says: what the server does with the mean update, and what devices do for it: one sentence for ``check``, the
+            report and the model card.
+        init: params -> the state before the first round.
+        apply: (state, aggregate) -> the next state. ``aggregate.mean`` is the mean of ``trained - start``: an ascent
+            direction, so the server *adds* it.
+        client: what devices do beside training.
+        directions: what the vector stands for, where it holds coefficients instead of parameters.
     """
 
     name: str
+    says: str
     init: Callable[[Vector], State]
     apply: Callable[[State, Aggregate], State]
     client: Client = Client()

@@ -61,4 +61,9 @@ def feddyn(
         h = state.slots["h"] - _F(aggregate.n / population) * aggregate.mean  # over alpha
         return State(state.params + aggregate.mean - h, {"h": h}, state.round + 1)
 
-    return Strategy(f"feddyn({alpha:g})", init, apply, Client(pull=alpha, shift=shift, finish=finish, memory=("h",)))
+    says = (
+        "adds the mean update to the model, and what all rounds so far ask for besides; devices are pulled towards the "
+        f"round's model with strength {alpha:g} and correct their gradients by what they learnt in their rounds"
+    )
+    client = Client(pull=alpha, shift=shift, finish=finish, memory=("h",))
+    return Strategy(f"feddyn({alpha:g})", says, init, apply, client)

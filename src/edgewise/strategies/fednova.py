@@ -9,7 +9,7 @@ from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
 from edgewise.strategies.base import State, Strategy
 from edgewise.strategies.client import Client, Finished, LocalWork, Vectors
-from edgewise.strategies.fedopt import ServerLr, fedavg
+from edgewise.strategies.fedopt import ServerLr, fedavg, of
 
 STEPS = "steps"  # in the head: a_i / a
 
@@ -56,4 +56,5 @@ def fednova(lr: ServerLr = 1.0) -> Strategy:
         return average.apply(state, Aggregate(mean, aggregate.head, aggregate.n, aggregate.weight))
 
     why = "it corrects for devices that take different numbers of steps"
-    return Strategy(f"fednova({lr:g})", State, apply, Client(finish=finish, head=(STEPS,), uneven=why))
+    says = f"moves the model by {of(lr)}the mean update per local step, as many steps as devices took on average"
+    return Strategy(f"fednova({lr:g})", says, State, apply, Client(finish=finish, head=(STEPS,), uneven=why))

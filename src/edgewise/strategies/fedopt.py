@@ -44,6 +44,11 @@ def _by_blocks(step: Callable[..., tuple[Vector, ...]], w: Vector, d: Vector, *s
     return out
 
 
+def of(share: float) -> str:
+    """A factor in a sentence: nothing where it is 1."""
+    return "" if share == 1.0 else f"{share:g} of "
+
+
 @part
 def fedavg(lr: Annotated[float, Gt(0), Doc("server learning rate; 1 = the average itself")] = 1.0) -> Strategy:
     """Average the updates: w += lr D.
@@ -55,7 +60,7 @@ def fedavg(lr: Annotated[float, Gt(0), Doc("server learning rate; 1 = the averag
         (params,) = _by_blocks(lambda w, d: (w + _F(lr) * d,), state.params, aggregate.mean)
         return State(params, {}, state.round + 1)
 
-    return Strategy(f"fedavg({lr:g})", State, apply)
+    return Strategy(f"fedavg({lr:g})", f"adds {of(lr)}the mean update to the model", State, apply)
 
 
 @part
@@ -81,7 +86,9 @@ def fedavgm(
         params, m = _by_blocks(step, state.params, aggregate.mean, state.slots["m"])
         return State(params, {"m": m}, state.round + 1)
 
-    return Strategy(f"fedavgm({lr:g}, {momentum:g}{', nesterov' if nesterov else ''})", init, apply)
+    ahead = " and looks one step ahead" if nesterov else ""
+    says = f"moves the model by {of(lr)}a sum of mean updates, of which {momentum:g} goes on from round to round{ahead}"
+    return Strategy(f"fedavgm({lr:g}, {momentum:g}{', nesterov' if nesterov else ''})", says, init, apply)
 
 
 @part
@@ -94,7 +101,7 @@ def fedadam(lr: ServerLr = 1e-2, beta1: Beta = 0.9, beta2: Beta = 0.99, tau: Tau
     def second(v: Vector, squared: Vector) -> Vector:
         return _F(beta2) * v + _F(1.0 - beta2) * squared
 
-    return _adaptive("fedadam", second, lr, beta1, beta2, tau)
+    return _adaptive("fedadam", "the running mean of their squares", second, lr, beta1, beta2, tau)
 
 
 @part
@@ -108,7 +115,7 @@ def fedyogi(lr: ServerLr = 1e-2, beta1: Beta = 0.9, beta2: Beta = 0.99, tau: Tau
         step: Vector = _F(1.0 - beta2) * squared * np.sign(v - squared)
         return v - step
 
-    return _adaptive("fedyogi", second, lr, beta1, beta2, tau)
+    return _adaptive("fedyogi", "a sum that follows their squares step by step", second, lr, beta1, beta2, tau)
 
 
 @part
@@ -121,10 +128,10 @@ def fedadagrad(lr: ServerLr = 3e-2, tau: Tau = 1e-3) -> Strategy:
     def second(v: Vector, squared: Vector) -> Vector:
         return v + squared
 
-    return _adaptive("fedadagrad", second, lr, 0.0, 0.0, tau)
+    return _adaptive("fedadagrad", "the sum of all their squares", second, lr, 0.0, 0.0, tau)
 
 
-def _adaptive(name: str, second: Second, lr: float, beta1: float, beta2: float, tau: float) -> Strategy:
+def _adaptive(name: str, squares: str, second: Second, lr: float, beta1: float, beta2: float, tau: float) -> Strategy:
     def init(params: Vector) -> State:
         slots = {"v": np.full_like(params, _F(tau) * _F(tau))}
         return State(params, {"m": np.zeros_like(params), **slots} if beta1 else slots)
@@ -141,4 +148,6 @@ def _adaptive(name: str, second: Second, lr: float, beta1: float, beta2: float, 
         params, *new = _by_blocks(step, state.params, aggregate.mean, *old)
         return State(params, dict(zip(names, new, strict=True)), state.round + 1)
 
-    return Strategy(f"{name}({lr:g})", init, apply)
+    mean = "the running mean of updates" if beta1 else "the mean update of a round"
+    says = f"moves every coordinate by {of(lr)}{mean}, divided by the root of {squares}"
+    return Strategy(f"{name}({lr:g})", says, init, apply)

@@ -24,4 +24,6 @@ def fedprox(
         RecipeError(E-VALUE).
     Source: Li et al. 2020, arXiv:1812.06127, algorithm 2.
     """
-    return fedavg(lr)._replace(name=f"fedprox({mu:g}, {lr:g})", client=Client(pull=mu))
+    average = fedavg(lr)
+    says = f"{average.says}; devices are pulled towards the round's model with strength {mu:g}"
+    return average._replace(name=f"fedprox({mu:g}, {lr:g})", says=says, client=Client(pull=mu))

@@ -12,6 +12,7 @@ from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
 from edgewise.strategies.base import State, Strategy
 from edgewise.strategies.client import Client, Finished, LocalWork, Vectors
+from edgewise.strategies.fedopt import of
 
 _F = np.float32
 
@@ -65,4 +66,5 @@ def scaffold(population: int, lr: Annotated[float, Gt(0), Doc("server learning r
 
     why = "a control variate is (w - y) / (K eta), a mean gradient with plain SGD alone"
     client = Client(shift=shift, finish=finish, memory=("c",), given=("c",), sends=("c",), plain_sgd=why)
-    return Strategy(f"scaffold({lr:g})", init, apply, client)
+    says = f"adds {of(lr)}the mean update to the model; devices correct their gradients by control variates"
+    return Strategy(f"scaffold({lr:g})", says, init, apply, client)

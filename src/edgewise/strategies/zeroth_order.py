@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 
 from edgewise.core.part import Doc, part
 from edgewise.strategies.base import Directions, Strategy
-from edgewise.strategies.fedopt import fedavg
+from edgewise.strategies.fedopt import fedavg, of
 
 FEWEST, MOST = 16, 65536
 
@@ -42,4 +42,5 @@ def zeroth_order(
     Spall 1992 (SPSA, directions of signs; both papers take Gaussian ones: E z z^T = I either way).
     """
     name = f"zeroth_order({seeds}, {eps:g}, {lr:g})"
-    return fedavg(lr)._replace(name=name, directions=Directions(seeds, eps))
+    says = f"adds {of(lr)}the mean of the devices' coefficients of {seeds} seeded directions; no gradient is computed"
+    return fedavg(lr)._replace(name=name, says=says, directions=Directions(seeds, eps))

@@ -1,0 +1,27 @@
+"""The strategy of a recipe. Whoever needs it, or its directions, makes it here.
+
+strategy = strategy_of(recipe, catalogue, spec, population)
+strategy.directions      # None where the run's vector holds parameters
+"""
+
+from __future__ import annotations
+
+from edgewise.core.vector import Spec
+from edgewise.plan.catalogue import Catalogue, make
+from edgewise.plan.recipe import Recipe
+from edgewise.strategies.base import Strategy
+
+
+def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: int) -> Strategy:
+    """Make the strategy that a recipe names.
+
+    Args:
+        spec: layout of the vector that is trained. population: number of devices. Both are for strategies that ask for
+            them.
+    Raises:
+        RecipeError: as ``plan.catalogue.make``.
+    Guarantees:
+        Whether there are directions, and how many, follows from the recipe's keys alone.
+    """
+    made: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec, population=population)
+    return made
