@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from served import RUN, contribution, invite
 
+from edgewise.apps.device import policy
 from edgewise.core import frame
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.database import Database
@@ -62,6 +63,8 @@ def test_an_operator_lets_devices_in_and_out(serving: Serving, tmp_path: Path) -
     made = done("token", "create", "--tag", "lab", "--home", str(admin))
     joined = join(serving, device, made["text"])
     assert (joined["role"], joined["status"], joined["tags"]) == ("device", "pending", ["lab"])
+    assert Path(joined["policy"]).read_text() == policy.template()
+    assert not (admin / policy.FILE).exists(), "who runs the fleet has no text to give"
     assert command("fleet", "ls", "--home", str(device))["code"] == "E-PENDING"
     (waiting,) = done("fleet", "ls", "--status", "pending", "--home", str(admin))["members"]
     assert done("fleet", "approve", waiting["id"], "--home", str(admin))["members"][0]["status"] == "approved"

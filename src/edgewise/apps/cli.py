@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgewise.apps import guides
+from edgewise.apps.device import commands as owners
 from edgewise.apps.options import (
     Debug,
     Engine,
@@ -327,6 +328,7 @@ def schema(
 app.command()(guides.explain)
 app.command()(operators.serve)
 app.command()(operators.join)
+app.add_typer(owners.device, name="device", help="What your device does, and what left it.")
 app.add_typer(operators.token, name="token", help="Make, list and revoke enrolment tokens.")
 app.add_typer(operators.fleet, name="fleet", help="List, approve and revoke devices.")
 

@@ -23,6 +23,7 @@ from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import PlanFacts, parse, refused, signed
 from edgewise.plan.plan import Plan
+from edgewise.plan.words import Privacy
 from edgewise.secagg.params import Floor
 
 TOLERANCE = 1e-3  # relative: two accountants or grids differ by less in one epsilon
@@ -40,6 +41,12 @@ class OwnerFloor:
         upload_bytes: of a round at most; inf = any number.
         secagg: of every session of secure aggregation.
         delta: at which ``epsilon`` must hold, at most; an epsilon at a larger one promises next to nothing.
+        words: values of ``privacy`` that a recipe may have; empty = any.
+        clip_l2: L2 norm of an update at most, in model units, as the plan bounds it before it leaves; inf asks for no
+            bound.
+        noise_multiplier: of the noise that an epsilon rests on, at least; 0 asks for none.
+        cohort: contributions at least to a sum that a model is made of, hidden or not.
+        models: values of ``model.base`` that a recipe may have; empty = any.
     """
 
     epsilon: float = inf
@@ -49,6 +56,11 @@ class OwnerFloor:
     upload_bytes: float = inf
     secagg: Floor = Floor()  # noqa: RUF009 (immutable)
     delta: float = 1e-5
+    words: tuple[Privacy, ...] = ()
+    clip_l2: float = inf
+    noise_multiplier: float = 0.0
+    cohort: int = 0
+    models: tuple[str, ...] = ()
 
 
 def accept(raw: bytes, signature: bytes, server: bytes, spec: Spec, floor: OwnerFloor, catalogue: Catalogue) -> Plan:
@@ -106,7 +118,19 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
     """Raises RecipeError(E-FLOOR) where a plan protects the device less than its owner asks for."""
     promise, card = plan.promise, None if plan.spend is None else plan.spend.card
     against = inf if card is None or card.against_server is None else card.against_server
+    bound, multiplier = _largest_update(plan), 0.0 if plan.spend is None else plan.spend.z
+    words, models = ", ".join(floor.words), ", ".join(floor.models)
     for asked, met, what in (
+        (
+            bool(floor.words),
+            promise.word in floor.words,
+            f'privacy is one of {words}; here it is "{promise.word}"',
+        ),
+        (
+            bool(floor.models),
+            plan.recipe.model.base in floor.models,
+            f"the model is one of {models}; here it is {plan.recipe.model.base}",
+        ),
         (floor.hidden, promise.hidden, "single updates are hidden from the server; here it sees them"),
         (
             floor.device_unit,
@@ -122,6 +146,21 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
             isfinite(floor.epsilon),
             plan.recipe.dp.delta <= floor.delta,
             f"an epsilon holds at delta = {floor.delta:g} or less; here it is at {plan.recipe.dp.delta:g}",
+        ),
+        (
+            floor.noise_multiplier > 0.0,
+            multiplier >= floor.noise_multiplier,
+            f"the noise multiplier is {floor.noise_multiplier:g} at least; here it is {multiplier:.4g}",
+        ),
+        (
+            isfinite(floor.clip_l2),
+            bound <= floor.clip_l2,
+            f"an update has an L2 norm of {floor.clip_l2:g} at most; here it has {bound:.4g}",
+        ),
+        (
+            floor.cohort > 0,
+            plan.facts.n_min >= floor.cohort,
+            f"a model is made of {floor.cohort} contributions or more; here it may be of {plan.facts.n_min}",
         ),
         (
             floor.local_steps > 0,
@@ -142,6 +181,11 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
     ):
         if asked and not met:
             raise RecipeError("E-FLOOR", f"the owner of this device asks that {what}.", "leave the run, or lower it.")
+
+
+def _largest_update(plan: Plan) -> float:
+    """The L2 norm that a stage of each pipeline bounds an update to, as it enters the sum; inf where one has none."""
+    return max(pipe.encoded.l2 for pipe in (*plan.pipelines, *plan.ways))
 
 
 def _largest_upload(plan: Plan) -> float:

@@ -23,11 +23,15 @@ _KEY = re.compile(r"\b[a-z]+\.[a-z_0-9]+\b")
 
 
 class Origin(NamedTuple):
-    """Where the values of a recipe came from: the file's name and text, and the keys that ``--set`` put over them."""
+    """Where the values of a recipe came from: the file's name and text, and the keys that ``--set`` put over them.
+
+    ``help``: the next step for a value that cannot be, where it is not that of a recipe.
+    """
 
     where: str
     text: str
     overrides: tuple[str, ...]
+    help: str = ""
 
 
 class _Finding(NamedTuple):
@@ -101,7 +105,7 @@ def _finding(e: Mapping[str, Any], model: type[BaseModel], origin: Origin) -> _F
         return _Finding("E-VALUE", f'{at}: privacy = "{e["input"]}" has another name now.', hint)
     code = "E-TYPE" if kind.endswith(("_type", "_parsing")) else "E-VALUE"
     got = repr(e["input"])[:80]
-    fix = f"see `edgewise schema --field {'.'.join(map(str, loc[:2]))}`."
+    fix = origin.help or f"see `edgewise schema --field {'.'.join(map(str, loc[:2]))}`."
     return _Finding(code, f"{at}: `{dotted}` = {got}: {e['msg']}.", fix)
 
 
@@ -138,7 +142,9 @@ def _known(model: type[BaseModel], path: Place) -> list[str]:
 
 def _line(text: str, loc: Place) -> str:
     """``":14"`` where the key's line can be found in the text, else nothing. Tables of a list (``[[stage]]``) are
-    counted."""
+    counted; a value in a list stands where its key does."""
+    if len(loc) > 2 and isinstance(loc[-1], int):
+        loc = loc[:-1]
     if len(loc) > 1 and isinstance(loc[1], int):
         header, nth, keys = f"[[{loc[0]}]]", loc[1], loc[2:]
     else:

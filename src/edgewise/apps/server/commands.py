@@ -86,19 +86,26 @@ def join(
 ) -> None:
     """Enrol this machine at a server, with a token of its operator.
 
-    Makes a key that never leaves this machine. The token is not an option, since others can read command lines; the
-    variable EDGEWISE_TOKEN is read too.
+    Makes a key that never leaves this machine, and a device's policy. The token is not an option, since others can read
+    command lines; the variable EDGEWISE_TOKEN is read too.
     """
 
     def body() -> dict[str, Any]:
         from edgewise.drivers.http.link import Link
 
-        with Link.join(url, _token(token_file), home.expanduser(), label, plain, PATIENCE_S) as link:
+        folder = home.expanduser()
+        with Link.join(url, _token(token_file), folder, label, plain, PATIENCE_S) as link:
             standing = dict(link.standing())
         if not as_json:
             waits = "" if standing["status"] == "approved" else "; the operator has to approve it"
             print(f"{standing['role']} {standing['id']} is {standing['status']}{waits}")
-        return standing
+        if standing["role"] != "device":
+            return standing
+        from edgewise.apps.device import policy
+
+        if policy.first_policy(folder) and not as_json:
+            print(f"  next  write into {folder / policy.FILE} where your text is (data.path), and what you ask of runs")
+        return {**standing, "policy": str(folder / policy.FILE)}
 
     _run("join", as_json, debug, body)
 

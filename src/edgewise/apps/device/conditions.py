@@ -1,0 +1,73 @@
+"""When a device works: its owner's quiet hours, the command that the owner asks, text to train on, bytes of the day.
+
+    conditions = Conditions(policy)
+    reason = conditions.refusal(now_s, sent_today=record.today(now_s), next_bytes=largest)      # None: it may work
+
+Local time decides, also where clocks change. Whatever goes wrong with the owner's command forbids work.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+
+from edgewise.apps.device.policy import MB, Policy
+
+ANSWER_S = 10.0  # that the owner's command may take
+FRESH_S = 30.0  # that its answer counts
+DAY = 24 * 60
+
+
+class Conditions:
+    """The conditions of one policy. ``ask``: runs the owner's command and returns why it forbids work, or None."""
+
+    def __init__(self, policy: Policy, ask: Callable[[Sequence[str]], str | None] | None = None) -> None:
+        self._policy, self._ask = policy, ask or asked
+        self._answer: str | None = None
+        self._asked_s = float("-inf")
+
+    def refusal(self, now_s: float, sent_today: float = 0.0, next_bytes: float = 0.0) -> str | None:
+        """Why the device does not work now, in words; None: it may.
+
+        Args:
+            now_s: seconds since 1970. sent_today: bytes that left since midnight. next_bytes: what the next round may
+                send.
+        """
+        if not self._policy.data.given:
+            return "the policy names no text: data.path is empty"
+        if (until := quiet(self._policy.when.ranges, now_s)) is not None:
+            return f"quiet hours until {until // 60:02d}:{until % 60:02d}"
+        most = self._policy.limits.upload_mb_per_day * MB
+        if sent_today + next_bytes > most:
+            return (
+                f"{sent_today / MB:.1f} of {most / MB:g} MB have left today, and a round may send {next_bytes / MB:.1f}"
+            )
+        command = self._policy.when.command
+        if command and not 0.0 <= now_s - self._asked_s < FRESH_S:
+            self._answer, self._asked_s = self._ask(command), now_s
+        return self._answer
+
+
+def quiet(ranges: Sequence[tuple[int, int]], now_s: float) -> int | None:
+    """The minute of the day at which the quiet hours end that it is now; None where it is none."""
+    local = time.localtime(now_s)
+    now = 60 * local.tm_hour + local.tm_min
+    ends = [end for start, end in ranges if (now - start) % DAY < (end - start) % DAY]
+    return max(ends, key=lambda end: (end - now) % DAY) if ends else None
+
+
+def asked(command: Sequence[str]) -> str | None:
+    """Run the owner's command, which gets no input and whose output goes nowhere; why it forbids work, or None."""
+    name = os.path.basename(command[0])[:100]
+    try:
+        done = subprocess.run(
+            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            timeout=ANSWER_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"your command {name} gave no answer within {ANSWER_S:g} s"
+    except (OSError, ValueError) as e:
+        return f"your command {name} cannot be started ({type(e).__name__})"
+    return None if done.returncode == 0 else f"your command {name} says no (exit status {done.returncode})"

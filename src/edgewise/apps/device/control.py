@@ -1,0 +1,145 @@
+"""Orders of the owner to the agent of a home folder, and what the agent says that it does.
+
+    HOME/order.json     PAUSE, with or without an end, or LEAVE; absent: work
+    HOME/agent.json     what the agent does, and why
+    HOME/agent.lock     held by the agent as long as it runs
+
+    with Agent(home) as agent:                 # E-RUN-EXISTS where another one works there
+        while not (order := agent.order()).leave:
+            agent.say("waiting", "quiet hours until 06:30")
+
+An agent asks for its order before it sends anything, and between the pieces of what it sends.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgewise.core.errors import StoreError
+from edgewise.drivers import files
+
+ORDER, SAYS, LOCK = "order.json", "agent.json", "agent.lock"
+POLL_S = 0.5  # an agent that waits asks this often
+GLANCES, GLANCE_S = 5, 0.05
+Word = Literal["work", "pause", "leave"]
+
+
+class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the owner wants. ``until_s``: of a pause, seconds since 1970; None: until `edgewise device resume`."""
+
+    word: Word = "work"
+    until_s: float | None = None
+
+    @property
+    def pause(self) -> bool:
+        """Whether nothing may leave now."""
+        return self.word == "pause"
+
+    @property
+    def leave(self) -> bool:
+        """Whether the agent ends for good."""
+        return self.word == "leave"
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What an agent said last. ``state``: one word, such as waiting, training, sending. ``why``: a sentence or empty.
+    ``since_s``: seconds since 1970."""
+
+    state: str
+    why: str
+    since_s: float
+    pid: int
+
+
+def order(home: Path, now_s: float) -> Order:
+    """The order that holds now. A file that cannot be read is a pause: nothing leaves by mistake."""
+    try:
+        found = msgspec.json.decode((home / ORDER).read_bytes(), type=Order)
+    except FileNotFoundError:
+        return Order()
+    except (OSError, msgspec.DecodeError):
+        return Order("pause")
+    return Order() if found.pause and found.until_s is not None and now_s >= found.until_s else found
+
+
+def give(home: Path, wanted: Order) -> None:
+    """Give an order; it is on the disk when this returns. Raises StoreError(E-DISK)."""
+    if wanted.word == "work":
+        files.discard(home / ORDER)
+    else:
+        files.write_durably(home / ORDER, msgspec.json.encode(wanted), owner_only=True)
+    files.sync_folder(home)
+
+
+class Agent:
+    """The one process that works for a home folder; a context manager.
+
+    Raises StoreError: E-RUN-EXISTS while another process works there, E-DISK.
+    """
+
+    def __init__(self, home: Path, now_s: Callable[[], float] = time.time) -> None:
+        self._home, self._now_s = home, now_s
+        self._release = _locked(home / LOCK)
+        self._said: tuple[str, str] | None = None
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        files.discard(self._home / SAYS)
+        self._release()
+
+    def order(self) -> Order:
+        """The owner's order now."""
+        return order(self._home, self._now_s())
+
+    def say(self, state: str, why: str = "") -> None:
+        """Tell the owner what is done now, and why; nothing is written where it is what was said last."""
+        if self._said != (state, why):
+            said = Said(state, why, self._now_s(), os.getpid())
+            files.replace(self._home / SAYS, msgspec.json.encode(said))
+            self._said = (state, why)
+
+
+def _locked(path: Path) -> Callable[[], None]:
+    """Take the lock; `edgewise device status` may have it for a moment (``running``)."""
+    for _ in range(GLANCES):
+        with suppress(StoreError):
+            return files.lock(path)
+        time.sleep(GLANCE_S)
+    return files.lock(path)
+
+
+def running(home: Path) -> Said | None:
+    """What the agent of a home folder does; None where none runs."""
+    if not (home / LOCK).exists():
+        return None
+    try:
+        files.lock(home / LOCK)()
+    except StoreError:
+        with suppress(OSError, msgspec.DecodeError):
+            return msgspec.json.decode((home / SAYS).read_bytes(), type=Said)
+        return Said("starting", "", time.time(), 0)
+    return None
+
+
+def ended(home: Path, within_s: float, sleep: Callable[[float], None] = time.sleep) -> bool:
+    """Whether no agent runs, after waiting for its end at most so long."""
+    left_s = within_s
+    while running(home) is not None:
+        if left_s <= 0.0:
+            return False
+        sleep(POLL_S)
+        left_s -= POLL_S
+    return True

@@ -1,0 +1,298 @@
+"""The policy of a device's owner, ``policy.toml`` in the device's home folder: which text, under which conditions, how
+much, and the least privacy.
+
+    first_policy(home)                        # join: writes the file with its comments; never over one that is there
+    policy = load(home)
+    accept(raw, signature, server, spec, policy.floor(), catalogue)
+    Devices(..., budget=policy.owner_budget(ledgers))
+    tables = policy.local(facts.settings(), home)     # the run's recipe with this device's text and model
+    catalogue = with_extensions(policy.extensions())
+
+The keys are read as a recipe's: unknown ones are refused, with file, line and the nearest known one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib.resources import files as resources
+from math import inf
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from edgewise.apps.device import digests
+from edgewise.core.errors import RecipeError
+from edgewise.core.foreign import foreign
+from edgewise.drivers.files import FOLDER, sync_folder, write_durably
+from edgewise.engine.owner_budget import DeviceLedgers, OwnerBudget
+from edgewise.plan import findings, toml
+from edgewise.plan.acceptance import OwnerFloor
+from edgewise.plan.data import SHIPPED, DataSection
+from edgewise.plan.section import LARGEST_EPSILON, Refused, Section
+from edgewise.plan.words import Privacy
+from edgewise.privacy.ledger import Budget
+from edgewise.secagg.params import Floor
+
+FILE = "policy.toml"
+MB = 1e6
+_RANGE = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+_DIGEST = r"^[0-9a-f]{64}$"
+_HERE = ("source", "path", "text", "prompt", "messages", "time", "time_format", "separator")  # keys of both [data]
+
+
+class Data(Section):
+    """The text that this device trains on. The keys mean what they mean in a recipe's [data]."""
+
+    source: Literal["text", "jsonl", "csv", "parquet", "plays", "python-stdlib"] = "text"
+    path: str | list[str] = Field("", description="file or folder, from this file's folder; empty: no work yet")
+    text: str = "text"
+    prompt: str | list[str] = ""
+    messages: str = ""
+    time: str = ""
+    time_format: str = ""
+    separator: str = ""
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything to train on."""
+        return bool(self.path) or self.source in SHIPPED
+
+    @model_validator(mode="after")
+    def _as_in_a_recipe(self) -> Data:
+        if self.given:
+            DataSection.model_validate({**_one_device(), **{key: getattr(self, key) for key in _HERE}})
+        return self
+
+
+class Limits(Section):
+    """How much a run may take of this device."""
+
+    upload_mb: float = Field(100.0, gt=0, le=1e6, description="of one round at most, 10^6 bytes")
+    upload_mb_per_day: float = Field(1000.0, gt=0, le=1e9, description="of all rounds of a day, by local time")
+    local_steps: int = Field(0, ge=0, description="optimizer steps of a round at most; 0 = any number")
+
+
+class When(Section):
+    """When this device works."""
+
+    quiet: list[str] = Field([], max_length=48, description='local times without work, such as "22:00-06:30"')
+    command: list[str] = Field([], description="a program and its arguments; exit status 0 allows work")
+
+    @field_validator("quiet")
+    @classmethod
+    def _ranges(cls, quiet: list[str]) -> list[str]:
+        for one in quiet:
+            if not _RANGE.fullmatch(one) or one[:5] == one[6:]:
+                what = f'when.quiet has "{one:.20}", which is no range of local times'
+                raise Refused("E-VALUE", what, 'write it like "22:00-06:30"')
+        return quiet
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """Minutes of the day: from the first up to the second, over midnight where the second is smaller."""
+        return tuple((_minute(one[:5]), _minute(one[6:])) for one in self.quiet)
+
+
+class Asked(Section):
+    """The least privacy that a run must promise."""
+
+    words: list[Privacy] = Field(
+        ["hidden", "distributed_dp", "local_dp"], min_length=1, description="values of a recipe's ``privacy``"
+    )
+    hidden: bool = Field(False, description="single updates must be hidden from the server")
+    device_unit: bool = Field(False, description="an epsilon must be about all text of the device, not one example")
+    epsilon: float | None = Field(None, gt=0, le=LARGEST_EPSILON, description="of a whole run at most")
+    delta: float = Field(1e-5, gt=0, lt=1, description="of an epsilon at most")
+    noise_multiplier: float = Field(0.0, ge=0, description="of a run's noise at least")
+    clip_l2: float | None = Field(None, gt=0, description="L2 norm of an update at most")
+    cohort: int = Field(2, ge=1, description="contributions to a sum at least")
+    malicious_fraction: float = Field(
+        0.0, ge=0, le=0.5, description="share of corrupt devices that hidden sums allow for at least"
+    )
+    server: Literal["malicious", "curious"] = Field(
+        "malicious", description="hidden sums must stand a server that lies, or one that follows the protocol and reads"
+    )
+
+    @model_validator(mode="after")
+    def _hidden_words(self) -> Asked:
+        if self.hidden and not set(self.words) - {"none", "local_dp"}:
+            what = f"privacy.hidden with privacy.words = {self.words}: no run of these words hides updates"
+            raise Refused("E-COMBO", what, 'add "hidden" or "distributed_dp", or write hidden = false')
+        return self
+
+
+class Cap(Section):
+    """What all runs together may learn of this device."""
+
+    epsilon: float | None = Field(None, gt=0, le=LARGEST_EPSILON, description="over all runs; absent = no cap")
+    delta: float = Field(1e-5, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _delta_of_something(self) -> Cap:
+        if self.epsilon is None and self.delta != type(self).model_fields["delta"].default:
+            what = "budget.delta belongs to budget.epsilon, which is not given"
+            raise Refused("E-COMBO", what, "give budget.epsilon, or leave out budget.delta")
+        return self
+
+
+class OwnModel(Section):
+    """A model that this device trains."""
+
+    name: str = Field(..., min_length=1, description="as a recipe's model.base says it")
+    folder: str = Field("", description="where it lies here, from this file's folder; empty: at its name")
+    sha256: str = Field("", pattern=rf"^$|{_DIGEST}", description="of the folder (`edgewise device digest FOLDER`)")
+
+    @model_validator(mode="after")
+    def _digest_of_a_folder(self) -> OwnModel:
+        if self.sha256 and not self.folder:
+            what = "model.sha256 is of a folder, and none is named"
+            raise Refused("E-COMBO", what, "give model.folder; a model of the hub is pinned by @revision in its name")
+        return self
+
+
+class OwnPackage(Section):
+    """An installed package whose trainer or codecs may be used."""
+
+    name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="as pip knows it")
+    sha256: str = Field(..., pattern=_DIGEST, description="of its files (`edgewise device digest NAME`)")
+
+
+class Policy(Section):
+    """A whole policy."""
+
+    data: Data = Data()
+    limits: Limits = Limits()
+    when: When = When()
+    privacy: Asked = Asked()
+    budget: Cap = Cap()
+    model: list[OwnModel] = Field([OwnModel(name="bundled")], min_length=1)
+    package: list[OwnPackage] = Field([])
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Policy:
+        for what, names in (("model", [m.name for m in self.model]), ("package", [p.name for p in self.package])):
+            if len(set(names)) < len(names):
+                raise Refused("E-COMBO", f"[[{what}]] names one twice", "keep one of them")
+        return self
+
+    def floor(self) -> OwnerFloor:
+        """What every run has to promise."""
+        asked, limits = self.privacy, self.limits
+        return OwnerFloor(
+            epsilon=inf if asked.epsilon is None else asked.epsilon,
+            device_unit=asked.device_unit,
+            hidden=asked.hidden,
+            local_steps=limits.local_steps,
+            upload_bytes=MB * min(limits.upload_mb, limits.upload_mb_per_day),
+            secagg=Floor(max(2, asked.cohort), asked.malicious_fraction, asked.server),
+            delta=asked.delta,
+            words=tuple(asked.words),
+            clip_l2=inf if asked.clip_l2 is None else asked.clip_l2,
+            noise_multiplier=asked.noise_multiplier,
+            cohort=asked.cohort,
+            models=tuple(model.name for model in self.model),
+        )
+
+    def cap(self) -> Budget | None:
+        """What all runs together may spend; None: the owner does not cap it."""
+        return None if self.budget.epsilon is None else Budget(self.budget.epsilon, self.budget.delta)
+
+    def owner_budget(self, ledgers: DeviceLedgers) -> OwnerBudget | None:
+        """The cap with the charges of this device, for ``drivers.devices.Devices``."""
+        cap = self.cap()
+        return None if cap is None else OwnerBudget(cap, ledgers)
+
+    def extensions(self) -> tuple[str, ...]:
+        """Modules with trainers and codecs that the owner allows, for ``plan.catalogue.with_extensions``.
+
+        Raises RecipeError(E-EXTENSION): a package is not installed, or not the one that the policy allows.
+        """
+        return digests.extensions((package.name, package.sha256) for package in self.package)
+
+    def local(self, settings: Mapping[str, Any], home: Path) -> dict[str, Any]:
+        """A run's recipe as this device trains it: all of the text is the owner's, of one device, and the model lies
+        where the owner has it.
+
+        Args:
+            settings: the tables of the run's facts (``PlanFacts.settings``). They are not changed.
+        Raises:
+            RecipeError: E-FLOOR for a model that the policy does not name, or whose folder has another digest;
+                E-MISSING where the policy names no text.
+        """
+        if not self.data.given:
+            what = f"{home / FILE} names no text: data.path is empty."
+            raise RecipeError("E-MISSING", what, "write the file or folder that this device trains on.")
+        data: dict[str, Any] = {key: getattr(self.data, key) for key in _HERE}
+        path = data["path"]
+        if path:
+            data["path"] = [str(_at(home, one)) for one in path] if isinstance(path, list) else str(_at(home, path))
+        theirs = {**settings.get("data", {}), "owner": "", "label": "", **_one_device(), **data}
+        model = dict(settings.get("model", {}))
+        model["base"] = self._base(str(model.get("base", "bundled")), home)
+        return {**settings, "data": theirs, "model": model}
+
+    def _base(self, name: str, home: Path) -> str:
+        own = next((model for model in self.model if model.name == name), None)
+        if own is None:
+            what = f"the owner of this device does not train the model {name:.100}."
+            raise RecipeError("E-FLOOR", what, "leave the run, or add a [[model]] to the policy.")
+        if not own.folder:
+            return own.name
+        folder = _at(home, own.folder)
+        if own.sha256 and (found := digests.of_folder(folder)) != own.sha256:
+            what = f"the model in {folder} is not the one that the policy names: its digest is {found}."
+            raise RecipeError("E-FLOOR", what, "put the model back, or write the digest into the policy.")
+        return str(folder)
+
+
+def load(home: Path) -> Policy:
+    """The policy of a home folder.
+
+    Raises RecipeError: E-RECIPE-READ where there is none, and as a recipe (E-RECIPE-SYNTAX, E-KEY, E-TYPE, E-VALUE,
+    E-MISSING, E-COMBO), with file and line.
+    """
+    path = home / FILE
+    fix = "write one: `edgewise device policy` writes it with all keys and their meaning."
+    with foreign(RecipeError, "E-RECIPE-READ", str(path), fix), open(path, encoding="utf-8") as f:
+        text = f.read(toml.LONGEST + 1)
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> Policy:
+    """A policy from TOML text. Raises RecipeError as ``load``; a message names all faults."""
+    plain = toml.read(text, where)
+    toml.bounded(plain, where)
+    try:
+        return Policy.model_validate(plain, strict=True)
+    except ValidationError as e:
+        origin = findings.Origin(where, text, (), "see the comments that `edgewise device policy --print` shows.")
+        raise findings.explain(e, Policy, origin) from None
+
+
+def template() -> str:
+    """The policy that ``join`` writes: every key with its meaning and its default."""
+    return (resources("edgewise") / "assets" / FILE).read_text(encoding="utf-8")
+
+
+def first_policy(home: Path) -> bool:
+    """Write the template into a home folder that has no policy; returns whether it did. Raises StoreError(E-DISK)."""
+    if (home / FILE).exists():
+        return False
+    home.mkdir(FOLDER, parents=True, exist_ok=True)
+    write_durably(home / FILE, template().encode(), owner_only=True)
+    sync_folder(home)
+    return True
+
+
+def _one_device() -> dict[str, Any]:
+    return {"partition": "iid", "devices": 1}
+
+
+def _at(home: Path, path: str) -> Path:
+    return (home / Path(path).expanduser()).absolute()
+
+
+def _minute(text: str) -> int:
+    return 60 * int(text[:2]) + int(text[3:])

@@ -1,0 +1,224 @@
+"""The record of what left this device, ``left.jsonl`` in its home folder: JSON lines that are only added to.
+
+    record = Record(home)
+    record.frame(server, plan, raw, epsilon)       # before a frame leaves; the same frame again is the same line
+    record.refused(server, run, error)             # a run that was refused: nothing of the device left
+    rows(home); summary(rows(home), now_s)
+
+A line is on the disk before its frame leaves. So the record may hold a frame that a crash kept here, and lacks none
+that left. Retries of a frame are not counted. A line without its end was being written when the process died; its
+frame had not left, and it is cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgewise.core import frame
+from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.drivers import files
+from edgewise.plan.plan import Plan
+from edgewise.secagg import messages
+
+FILE = "left.jsonl"
+REFUSAL, RUN_REFUSED = "refusal", "refused run"
+_STEPS = {
+    messages.Advertise: "public keys of a hidden sum",
+    messages.Shares: "sealed shares of its keys",
+    messages.Masked: "masked update",
+    messages.Consistent: "signature on who is in the sum",
+    messages.Revealed: "shares of others' keys that open the sum",
+    messages.Abort: REFUSAL,
+}
+
+
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line.
+
+    Attributes:
+        at_s: seconds since 1970. server: its fingerprint. run: id. round: -1 for a run that was refused.
+        kind: in plain words. size: bytes of the frame, 0 where none left. digest: SHA-256 of the frame.
+        epsilon: that the device has spent in all its runs, this frame with it; None where no cap counts it.
+        reason: of a refusal, with its code.
+    """
+
+    at_s: float
+    server: str
+    run: str
+    round: int
+    kind: str
+    size: int
+    digest: str = ""
+    epsilon: float | None = None
+    reason: str = ""
+
+
+class Record:
+    """The record of a home folder, for the one process that sends. Raises StoreError: E-DISK, E-CHECKPOINT."""
+
+    def __init__(self, home: Path, now_s: Callable[[], float] = time.time) -> None:
+        self._path, self._now_s = home / FILE, now_s
+        whole, torn = _read(self._path)
+        if torn:
+            try:
+                os.truncate(self._path, self._path.stat().st_size - torn)
+            except OSError as e:
+                raise StoreError("E-DISK", f"cannot write {self._path}: {e.strerror}.", "free some space.") from None
+        self._known = {(row.run, row.digest) for row in whole if row.digest}
+        self._refused = {(row.run, row.reason) for row in whole if row.kind == RUN_REFUSED}
+        self._today = _Today([(row.at_s, row.size) for row in whole])
+
+    def frame(self, server: str, plan: Plan, raw: bytes, epsilon: float | None = None) -> None:
+        """Write down a frame that is about to leave; once, however often it leaves."""
+        message, digest = frame.load(raw, len(raw)), hashlib.sha256(raw).hexdigest()
+        if isinstance(message, frame.Delta | frame.Invite | frame.Probe) or (message.run, digest) in self._known:
+            return
+        reason = f"{message.code}: {message.reason}" if isinstance(message, frame.Refusal) else _aborted(message)
+        row = Row(
+            self._now_s(), server, message.run, message.round, kind(message, plan), len(raw), digest, epsilon, reason
+        )
+        self._append(row)
+        self._known.add((message.run, digest))
+        self._today.add(row.at_s, row.size)
+
+    def refused(self, server: str, run: str, error: EdgewiseError) -> None:
+        """Write down that this device takes no part in a run; once for each reason."""
+        reason = f"{error.code}: {error.what}"
+        if (run, reason) not in self._refused:
+            self._append(Row(self._now_s(), server, run, -1, RUN_REFUSED, 0, reason=reason))
+            self._refused.add((run, reason))
+
+    def today(self, now_s: float) -> int:
+        """Bytes that left since midnight, by local time."""
+        return self._today.bytes(now_s)
+
+    def _append(self, row: Row) -> None:
+        fresh = not self._path.exists()
+        try:
+            with open(self._path, "ab", opener=files.for_owner) as f:
+                f.write(msgspec.json.encode(row) + b"\n")
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as e:
+            raise StoreError("E-DISK", f"cannot write {self._path}: {e.strerror}.", "free some space.") from None
+        if fresh:
+            files.sync_folder(self._path.parent)
+
+
+class _Today:
+    """The bytes of one local day."""
+
+    def __init__(self, sizes: Iterable[tuple[float, int]]) -> None:
+        self._day, self._bytes = (0, 0, 0), 0
+        for at_s, size in sizes:
+            self.add(at_s, size)
+
+    def add(self, at_s: float, size: int) -> None:
+        self._bytes = self.bytes(at_s) + size
+        self._day = _day(at_s)
+
+    def bytes(self, now_s: float) -> int:
+        return self._bytes if _day(now_s) == self._day else 0
+
+
+def kind(message: frame.Message, plan: Plan) -> str:
+    """What a frame of this device is, in plain words."""
+    match message:
+        case frame.Contribution():
+            if plan.hides is not None:
+                return "update in two sealed shares"
+            return "noised update" if plan.promise.noised_before_leaving else "update, readable by the server"
+        case frame.Step(body=body):
+            return _STEPS.get(type(messages.load(body)), "message of a hidden sum")
+        case frame.Refusal():
+            return REFUSAL
+        case frame.Measurement():
+            return "loss on held-out text"
+    return "message"
+
+
+def _aborted(message: frame.Message) -> str:
+    if isinstance(message, frame.Step) and isinstance(said := messages.load(message.body), messages.Abort):
+        return f"{said.code}: left the hidden sum"
+    return ""
+
+
+def rows(home: Path) -> list[Row]:
+    """The lines so far, also while an agent works. Raises StoreError: E-CHECKPOINT for a damaged file, E-DISK."""
+    return _read(home / FILE)[0]
+
+
+def summary(lines: Iterable[Row], now_s: float) -> dict[str, Any]:
+    """What left, counted: today (by local time), in all, by run, and the refusals with their last time.
+
+    ``epsilon``: after the newest line that has one; None where no cap counts it.
+    """
+    totals = {"today": _Count(), "all": _Count()}
+    runs: dict[str, _Count] = {}
+    refusals: dict[tuple[str, str], dict[str, Any]] = {}
+    epsilon: float | None = None
+    for row in lines:
+        epsilon = row.epsilon if row.epsilon is not None else epsilon
+        if row.reason:
+            said = refusals.setdefault((row.run, row.reason), {"run": row.run, "reason": row.reason, "times": 0})
+            said["times"], said["last_s"] = said["times"] + 1, row.at_s
+        if row.kind == RUN_REFUSED:
+            continue
+        for count in (totals["all"], runs.setdefault(row.run, _Count())):
+            count.add(row)
+        if _day(row.at_s) == _day(now_s):
+            totals["today"].add(row)
+    return {
+        **{name: count.plain() for name, count in totals.items()},
+        "runs": [{"run": run, **count.plain()} for run, count in runs.items()],
+        "refusals": list(refusals.values()),
+        "epsilon": epsilon,
+    }
+
+
+class _Count:
+    def __init__(self) -> None:
+        self.frames, self.size, self.rounds, self.last_s = 0, 0, set[tuple[str, int]](), 0.0
+        self.kinds: dict[str, int] = {}
+
+    def add(self, row: Row) -> None:
+        self.frames, self.size, self.last_s = self.frames + 1, self.size + row.size, row.at_s
+        self.kinds[row.kind] = self.kinds.get(row.kind, 0) + 1
+        if row.kind != REFUSAL:
+            self.rounds.add((row.run, row.round))
+
+    def plain(self) -> dict[str, Any]:
+        return {
+            "frames": self.frames, "bytes": self.size, "rounds": len(self.rounds), "kinds": self.kinds,
+            "last_s": self.last_s or None,
+        }  # fmt: skip
+
+
+def _read(path: Path) -> tuple[list[Row], int]:
+    """The whole lines, and how many bytes of one without an end follow them."""
+    try:
+        raw = path.read_bytes() if path.exists() else b""
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot read {path}: {e.strerror}.", "check the disk.") from None
+    whole, _, torn = raw.rpartition(b"\n")
+    found: list[Row] = []
+    for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
+        try:
+            found.append(msgspec.json.decode(line, type=Row))
+        except msgspec.DecodeError as e:
+            what = f"line {number} of {path} cannot be read: {e}."
+            fix = "put the newest copy of the file in its place, or move it away: a new one begins then."
+            raise StoreError("E-CHECKPOINT", what, fix) from None
+    return found, len(torn)
+
+
+def _day(at_s: float) -> tuple[int, int, int]:
+    local = time.localtime(at_s)
+    return local.tm_year, local.tm_mon, local.tm_mday
