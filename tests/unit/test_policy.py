@@ -90,9 +90,9 @@ def test_the_policy_that_join_writes_is_the_default_and_explains_every_key(tmp_p
         ("[privacy]\nwords = ['local_dp']\nhidden = true", "E-COMBO", "hides updates"),
         ("[budget]\ndelta = 1e-6", "E-COMBO", "budget.epsilon"),
         ("[when]\nquiet = ['8-9']", "E-VALUE", "range of local times"),
-        ("[[model]]\nname = 'm'\nsha256 = '" + "0" * 64 + "'", "E-COMBO", "of a folder"),
+        ("[model]\nallow = ['bundled', 'x']", "E-VALUE", "names no model"),
         ("[[package]]\nname = 'p'", "E-MISSING", "sha256"),
-        ("[[model]]\nname = 'm'\n[[model]]\nname = 'm'", "E-COMBO", "twice"),
+        (2 * ("[[package]]\nname = 'p'\nsha256 = '" + "0" * 64 + "'\n"), "E-COMBO", "twice"),
         ("[data]\npath = 'x'\nprompt = 'p'", "E-COMBO", "names a column"),
         ("[privacy", "E-RECIPE-SYNTAX", "policy.toml"),
         ("[a]\n" + "b." * 80 + "c = 1", "E-RECIPE-SYNTAX", "parts"),
@@ -129,7 +129,7 @@ def test_a_home_without_a_policy_is_named(tmp_path: Path) -> None:
         (HIDDEN, "[limits]\nlocal_steps = 5", "5 local steps at most"),
         (HIDDEN, "[limits]\nupload_mb = 1e-5", "an upload has 10 bytes at most"),
         (HIDDEN, "[limits]\nupload_mb_per_day = 1e-5", "an upload has 10 bytes at most"),
-        (HIDDEN, "[[model]]\nname = 'hub:a/b'", "the model is one of hub:a/b; here it is bundled"),
+        (HIDDEN, f"[model]\nallow = ['sha256:{'5f' * 32}']", "the model is one of sha256:5f5f.*; here it is bundled"),
     ],
 )
 def test_a_run_that_asks_for_more_or_promises_less_is_refused(recipe: dict[str, Any], text: str, said: str) -> None:
@@ -141,7 +141,7 @@ def test_a_run_that_asks_for_more_or_promises_less_is_refused(recipe: dict[str, 
 @pytest.mark.parametrize(
     ("recipe", "text"),
     [
-        (HIDDEN, ""),
+        (HIDDEN, "[model]\nallow = ['bundled']"),
         (NOISED, "[privacy]\nhidden = true\ndevice_unit = true\nepsilon = 8.1\nclip_l2 = 2.0\ncohort = 20"),
         (CURIOUS, "[privacy]\nserver = 'curious'\nmalicious_fraction = 0.1"),
         (NONE, "[privacy]\nwords = ['none']\n[limits]\nlocal_steps = 10"),
@@ -165,42 +165,20 @@ def test_the_budget_over_all_runs_is_the_owners(tmp_path: Path) -> None:
             assert bool(said) == bool(found)
 
 
-def test_this_devices_text_and_model_take_the_place_of_the_runs(tmp_path: Path) -> None:
+def test_this_devices_text_takes_the_place_of_the_runs(tmp_path: Path) -> None:
     text = (
         "[data]\nsource = 'csv'\npath = 'notes.csv'\ntext = 'body'\nprompt = 'ask'\ntime = 'when'\n"
         "time_format = '%Y'\nseparator = ';'"
     )
-    settings = from_plain({**HIDDEN, "data": {"partition": "iid", "devices": 40, "sequence_len": 64}}).resolved()
-    tables = parsed(text).local(settings, tmp_path)
-    local = from_plain(tables)
-    found = local.data
+    settings = from_plain({**HIDDEN, "data": {"partition": "iid", "devices": 1, "sequence_len": 64}}).resolved()
+    found = from_plain({**settings, "data": {**settings["data"], **parsed(text).data_keys(tmp_path)}}).data
     assert (found.source, found.path, found.text, found.prompt) == ("csv", str(tmp_path / "notes.csv"), "body", "ask")
-    assert (found.time, found.time_format, found.separator) == ("when", "%Y", ";")
-    assert (found.partition, found.devices, found.sequence_len) == ("iid", 1, 64)
-    assert settings["data"]["devices"] == 40, "the run's own tables stay"
-    chats = parsed("[data]\nsource = 'jsonl'\npath = ['a', 'b']\nmessages = 'm'").local(settings, tmp_path)["data"]
-    assert (chats["path"], chats["messages"]) == ([str(tmp_path / "a"), str(tmp_path / "b")], "m")
+    assert (found.time, found.time_format, found.separator, found.sequence_len) == ("when", "%Y", ";", 64)
+    chats = parsed("[data]\nsource = 'jsonl'\npath = ['a', '~/b']\nmessages = 'm'").data_keys(tmp_path)
+    assert (chats["path"], chats["messages"]) == ([str(tmp_path / "a"), str(Path.home() / "b")], "m")
+    assert parsed("[data]\nsource = 'plays'").data_keys(tmp_path)["path"] == ""
     with pytest.raises(EdgewiseError, match=r"data\.path is empty"):
-        parsed().local(settings, tmp_path)
-
-
-def test_a_model_is_trained_by_its_name_and_digest(tmp_path: Path) -> None:
-    model, data = tmp_path / "model", "[data]\npath = 'x'\n"
-    (model / "sub").mkdir(parents=True)
-    (model / "weights").write_bytes(b"1")
-    (model / "sub" / "config").write_bytes(b"2")
-    digest = digests.of_folder(model)
-    settings = from_plain({**HIDDEN, "model": {"base": "small"}}).resolved()
-    own = f"{data}[[model]]\nname = 'small'\nfolder = 'model'\nsha256 = '{digest}'"
-    assert parsed(own).local(settings, tmp_path)["model"]["base"] == str(model)
-    (model / "weights").write_bytes(b"3")
-    with pytest.raises(EdgewiseError, match="its digest is") as caught:
-        parsed(own).local(settings, tmp_path)
-    assert caught.value.code == "E-FLOOR"
-    with pytest.raises(EdgewiseError, match="does not train the model small"):
-        parsed(data).local(settings, tmp_path)
-    with pytest.raises(EdgewiseError, match="no folder with files"):
-        digests.of_folder(tmp_path / "none")
+        parsed().data_keys(tmp_path)
 
 
 @pytest.fixture

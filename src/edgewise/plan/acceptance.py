@@ -119,17 +119,13 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
     promise, card = plan.promise, None if plan.spend is None else plan.spend.card
     against = inf if card is None or card.against_server is None else card.against_server
     bound, multiplier = _largest_update(plan), 0.0 if plan.spend is None else plan.spend.z
-    words, models = ", ".join(floor.words), ", ".join(floor.models)
+    words = ", ".join(floor.words)
+    check_model(floor, plan.recipe.model.base)
     for asked, met, what in (
         (
             bool(floor.words),
             promise.word in floor.words,
             f'privacy is one of {words}; here it is "{promise.word}"',
-        ),
-        (
-            bool(floor.models),
-            plan.recipe.model.base in floor.models,
-            f"the model is one of {models}; here it is {plan.recipe.model.base}",
         ),
         (floor.hidden, promise.hidden, "single updates are hidden from the server; here it sees them"),
         (
@@ -180,7 +176,18 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
         ),
     ):
         if asked and not met:
-            raise RecipeError("E-FLOOR", f"the owner of this device asks that {what}.", "leave the run, or lower it.")
+            raise _below(what)
+
+
+def check_model(floor: OwnerFloor, base: str) -> None:
+    """Raises RecipeError(E-FLOOR) where the owner does not train this model (``model.base``); asked before it is
+    downloaded."""
+    if floor.models and base not in floor.models:
+        raise _below(f"the model is one of {', '.join(floor.models)}; here it is {base}")
+
+
+def _below(what: str) -> RecipeError:
+    return RecipeError("E-FLOOR", f"the owner of this device asks that {what}.", "leave the run, or lower it.")
 
 
 def _largest_update(plan: Plan) -> float:

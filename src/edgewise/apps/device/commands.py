@@ -4,7 +4,6 @@ inside: help comes at once."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -48,16 +47,16 @@ def policy(
 
 @device.command()
 def digest(
-    what: Annotated[str, typer.Argument(metavar="FOLDER|PACKAGE", help="A model's folder, or an installed package.")],
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="An installed package.", show_default=False)],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The digest by which a policy allows a model or a package."""
+    """The digest by which a policy allows a package with trainers or codecs."""
 
     def body() -> dict[str, Any]:
         from edgewise.apps.device import digests
 
-        found = digests.of_folder(Path(what)) if Path(what).is_dir() else digests.of_package(what)
+        found = digests.of_package(package)
         if not as_json:
             print(found)
         return {"sha256": found}

@@ -1,4 +1,4 @@
-"""Digests by which an owner allows a model or a package: of all files, by name and content.
+"""Digests by which an owner allows an installed package: of all its files, by name and content.
 
 digest = SHA-256("PATH\\0SHA256\\n" of each file, sorted by path)
 """
@@ -11,22 +11,9 @@ from importlib import metadata
 from pathlib import Path
 
 from edgewise.core.errors import RecipeError
-from edgewise.core.foreign import foreign
 
 GROUP = "edgewise.extensions"  # entry points of packages with trainers and codecs; their value is a module
 _COMPILED = (".pyc", ".pyo")
-
-
-def of_folder(folder: Path) -> str:
-    """The digest of all files in a folder and the folders in it, 64 hexadecimal digits.
-
-    Raises RecipeError(E-RECIPE-READ) where there is no folder, no file in it, or one that cannot be read.
-    """
-    with foreign(RecipeError, "E-RECIPE-READ", str(folder), "check the path."):
-        found = [path for path in folder.rglob("*") if path.is_file()]
-        if not found:
-            raise FileNotFoundError("no folder with files")
-        return _digest((path.relative_to(folder).as_posix(), path) for path in found)
 
 
 def of_package(name: str) -> str:

@@ -5,7 +5,7 @@ much, and the least privacy.
     policy = load(home)
     accept(raw, signature, server, spec, policy.floor(), catalogue)
     Devices(..., budget=policy.owner_budget(ledgers))
-    tables = policy.local(facts.settings(), home)     # the run's recipe with this device's text and model
+    tables = {**facts.settings()["data"], **policy.data_keys(home)}     # the text is the owner's
     catalogue = with_extensions(policy.extensions())
 
 The keys are read as a recipe's: unknown ones are refused, with file, line and the nearest known one.
@@ -14,7 +14,6 @@ The keys are read as a recipe's: unknown ones are refused, with file, line and t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from importlib.resources import files as resources
 from math import inf
 from pathlib import Path
@@ -39,6 +38,7 @@ FILE = "policy.toml"
 MB = 1e6
 _RANGE = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _DIGEST = r"^[0-9a-f]{64}$"
+_MODEL = re.compile(r"bundled|sha256:[0-9a-f]{64}")
 _HERE = ("source", "path", "text", "prompt", "messages", "time", "time_format", "separator")  # keys of both [data]
 
 
@@ -137,19 +137,19 @@ class Cap(Section):
         return self
 
 
-class OwnModel(Section):
-    """A model that this device trains."""
+class Models(Section):
+    """Which models this device trains."""
 
-    name: str = Field(..., min_length=1, description="as a recipe's model.base says it")
-    folder: str = Field("", description="where it lies here, from this file's folder; empty: at its name")
-    sha256: str = Field("", pattern=rf"^$|{_DIGEST}", description="of the folder (`edgewise device digest FOLDER`)")
+    allow: list[str] = Field([], description="as a run's facts name them: bundled, sha256:DIGEST; empty = any")
 
-    @model_validator(mode="after")
-    def _digest_of_a_folder(self) -> OwnModel:
-        if self.sha256 and not self.folder:
-            what = "model.sha256 is of a folder, and none is named"
-            raise Refused("E-COMBO", what, "give model.folder; a model of the hub is pinned by @revision in its name")
-        return self
+    @field_validator("allow")
+    @classmethod
+    def _names(cls, allow: list[str]) -> list[str]:
+        for one in allow:
+            if not _MODEL.fullmatch(one):
+                what = f'model.allow has "{one:.80}", which names no model'
+                raise Refused("E-VALUE", what, 'write "bundled", or "sha256:" and 64 hexadecimal digits')
+        return allow
 
 
 class OwnPackage(Section):
@@ -167,14 +167,13 @@ class Policy(Section):
     when: When = When()
     privacy: Asked = Asked()
     budget: Cap = Cap()
-    model: list[OwnModel] = Field([OwnModel(name="bundled")], min_length=1)
+    model: Models = Models()
     package: list[OwnPackage] = Field([])
 
     @model_validator(mode="after")
     def _each_once(self) -> Policy:
-        for what, names in (("model", [m.name for m in self.model]), ("package", [p.name for p in self.package])):
-            if len(set(names)) < len(names):
-                raise Refused("E-COMBO", f"[[{what}]] names one twice", "keep one of them")
+        if len({package.name for package in self.package}) < len(self.package):
+            raise Refused("E-COMBO", "[[package]] names one twice", "keep one of them")
         return self
 
     def floor(self) -> OwnerFloor:
@@ -192,7 +191,7 @@ class Policy(Section):
             clip_l2=inf if asked.clip_l2 is None else asked.clip_l2,
             noise_multiplier=asked.noise_multiplier,
             cohort=asked.cohort,
-            models=tuple(model.name for model in self.model),
+            models=tuple(self.model.allow),
         )
 
     def cap(self) -> Budget | None:
@@ -211,40 +210,19 @@ class Policy(Section):
         """
         return digests.extensions((package.name, package.sha256) for package in self.package)
 
-    def local(self, settings: Mapping[str, Any], home: Path) -> dict[str, Any]:
-        """A run's recipe as this device trains it: all of the text is the owner's, of one device, and the model lies
-        where the owner has it.
+    def data_keys(self, home: Path) -> dict[str, Any]:
+        """The keys of a recipe's [data] that the owner decides: where the text lies, with absolute paths, and how it is
+        read.
 
-        Args:
-            settings: the tables of the run's facts (``PlanFacts.settings``). They are not changed.
-        Raises:
-            RecipeError: E-FLOOR for a model that the policy does not name, or whose folder has another digest;
-                E-MISSING where the policy names no text.
+        Raises RecipeError(E-MISSING) where the policy names no text.
         """
         if not self.data.given:
             what = f"{home / FILE} names no text: data.path is empty."
             raise RecipeError("E-MISSING", what, "write the file or folder that this device trains on.")
-        data: dict[str, Any] = {key: getattr(self.data, key) for key in _HERE}
-        path = data["path"]
-        if path:
-            data["path"] = [str(_at(home, one)) for one in path] if isinstance(path, list) else str(_at(home, path))
-        theirs = {**settings.get("data", {}), "owner": "", "label": "", **_one_device(), **data}
-        model = dict(settings.get("model", {}))
-        model["base"] = self._base(str(model.get("base", "bundled")), home)
-        return {**settings, "data": theirs, "model": model}
-
-    def _base(self, name: str, home: Path) -> str:
-        own = next((model for model in self.model if model.name == name), None)
-        if own is None:
-            what = f"the owner of this device does not train the model {name:.100}."
-            raise RecipeError("E-FLOOR", what, "leave the run, or add a [[model]] to the policy.")
-        if not own.folder:
-            return own.name
-        folder = _at(home, own.folder)
-        if own.sha256 and (found := digests.of_folder(folder)) != own.sha256:
-            what = f"the model in {folder} is not the one that the policy names: its digest is {found}."
-            raise RecipeError("E-FLOOR", what, "put the model back, or write the digest into the policy.")
-        return str(folder)
+        keys: dict[str, Any] = {key: getattr(self.data, key) for key in _HERE}
+        path = self.data.path
+        keys["path"] = [_at(home, one) for one in path] if isinstance(path, list) else path and _at(home, path)
+        return keys
 
 
 def load(home: Path) -> Policy:
@@ -290,8 +268,8 @@ def _one_device() -> dict[str, Any]:
     return {"partition": "iid", "devices": 1}
 
 
-def _at(home: Path, path: str) -> Path:
-    return (home / Path(path).expanduser()).absolute()
+def _at(home: Path, path: str) -> str:
+    return str((home / Path(path).expanduser()).absolute())
 
 
 def _minute(text: str) -> int:
