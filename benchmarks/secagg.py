@@ -22,7 +22,7 @@ sys.path[:0] = [str(bench.HERE.parent / "tests" / "support"), str(bench.HERE.par
 from edgewise.core.keys import derive, root  # noqa: E402
 from edgewise.crypto import agree, prg, seal, shamir, sign  # noqa: E402
 from edgewise.privacy.samplers import discrete_gaussian  # noqa: E402
-from edgewise.secagg import client, messages, secrets, server, two_server  # noqa: E402
+from edgewise.secagg import client, events, messages, secrets, server, two_server  # noqa: E402
 from edgewise.secagg.params import Params, Policy  # noqa: E402
 
 KEY = root(1)
@@ -98,14 +98,14 @@ def session(n: int, d: int, dropped: float, policy: Policy, check: bool, bits: i
         spent[name] += time.process_time() - start
         sessions[name] = client.save(_light(first))
         start = time.process_time()
-        state, _ = server.step(state, server.Received(name, raw))
+        state, _ = server.step(state, events.Received(name, raw))
         took += time.process_time() - start
-    state, effects = server.step(state, server.Close())
+    state, effects = server.step(state, events.Close())
     number, unmask = 0, 0.0
     zeros = bytes(4 * d)
     while not isinstance(state, server.Released | server.Aborted):
         number += 1
-        letters = {e.device: e.raw for e in effects if isinstance(e, server.Send)}
+        letters = {e.device: e.raw for e in effects if isinstance(e, events.Send)}
         effects = ()
         for name, raw in letters.items():
             if number >= 2 and name in gone:
@@ -118,13 +118,13 @@ def session(n: int, d: int, dropped: float, policy: Policy, check: bool, bits: i
             spent[name] += time.process_time() - start
             sessions[name] = client.save(_light(after))
             start = time.process_time()
-            state, more = server.step(state, server.Received(name, answer))
+            state, more = server.step(state, events.Received(name, answer))
             last = time.process_time() - start
             took, unmask = took + last, last
             effects += more
         if not effects and not isinstance(state, server.Released | server.Aborted):
             start = time.process_time()
-            state, effects = server.step(state, server.Close())
+            state, effects = server.step(state, events.Close())
             unmask = time.process_time() - start
             took += unmask
     assert isinstance(state, server.Released), state

@@ -49,6 +49,18 @@ def test_no_global_randomness() -> None:
     assert not bad, "\n".join(bad)
 
 
+def test_a_name_is_imported_from_where_it_lives() -> None:
+    """No ``import x as x``, which would offer a module's name as another's."""
+    bad = [
+        f"{where(path, node)}: {alias.name}"
+        for path, node in nodes()
+        if isinstance(node, ast.ImportFrom | ast.Import)
+        for alias in node.names
+        if alias.asname == alias.name
+    ]
+    assert not bad, "\n".join(bad)
+
+
 def test_no_handler_hides_errors() -> None:
     """No bare except; a handler of everything says which boundary it guards: ``# boundary: why`` on its line."""
     broad, bad = {"Exception", "BaseException"}, []

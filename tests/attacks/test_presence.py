@@ -14,6 +14,7 @@ from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.drivers.identities import simulated_trust
 from edgewise.engine import device as machine
+from edgewise.engine import device_state as states
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
@@ -33,7 +34,7 @@ def plan(word: str, **changes: Any) -> Plan:
 def test_zeros_in_place_of_an_update_leave_the_memory_of_their_round() -> None:
     """The server counts them, so the next invitation names their round. The memory of that round is what it was."""
     checked = plan("central_dp", stage=[{"kind": "feedback"}, {"kind": "top_k", "fraction": 0.1}])
-    state: Any = machine.join(checked, "dev0")
+    state: Any = states.join(checked, "dev0")
     for number, value in enumerate((0.1, 3e38, 3e38, 0.1)):  # residual and update overflow together in round 2
         before = state
         state, effects = machine.step(checked, state, invited(checked, number, accepted=number - 1))
@@ -46,7 +47,7 @@ def test_zeros_in_place_of_an_update_leave_the_memory_of_their_round() -> None:
 
 def answer(plan: Plan, x: vector.Vector) -> frame.Frame:
     """What a device sends after training gave ``x``."""
-    state, _ = machine.step(plan, machine.join(plan, "dev0"), invited(plan))
+    state, _ = machine.step(plan, states.join(plan, "dev0"), invited(plan))
     trained = machine.Trained(Update(x, {}, 10.0))
     _, effects = machine.step(plan, state, trained, simulated_trust(plan.key))
     (sent,) = (frame.load(e.frame) for e in effects if isinstance(e, machine.Send))

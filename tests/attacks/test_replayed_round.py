@@ -27,7 +27,7 @@ from edgewise.engine.ports import Arrived
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
-from edgewise.secagg import server, two_server
+from edgewise.secagg import events, server, two_server
 
 GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
 DEVICES = [f"d{i}" for i in range(8)]
@@ -48,8 +48,8 @@ def invite(plan: Plan, nonce: bytes, round: int = 0) -> frame.Invite:
 class Devices:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.trust = plan, simulated_trust(plan.key)
-        self.states: dict[str, machine.State] = {d: machine.join(plan, d) for d in DEVICES}
-        self.remembered: dict[str, machine.Kept] = {}
+        self.states: dict[str, states.State] = {d: states.join(plan, d) for d in DEVICES}
+        self.remembered: dict[str, states.Kept] = {}
 
     def step(self, device: str, event: machine.Event) -> tuple[machine.Effect, ...]:
         self.states[device], effects = machine.step(self.plan, self.states[device], event, self.trust)
@@ -75,22 +75,22 @@ def masked(devices: Devices, nonce: bytes, who: list[str]) -> server.State | lis
     if refused := [a for a in answers.values() if isinstance(a, frame.Refusal)]:
         return refused
     state: server.State = server.start(server.Session(plan.secagg(0), plan.session(message), devices.trust.registry))
-    mail: list[server.Send] = []
+    mail: list[events.Send] = []
 
-    def feed(event: server.Event) -> None:
+    def feed(event: events.Event) -> None:
         nonlocal state
         state, effects = server.step(state, event)
-        mail.extend(e for e in effects if isinstance(e, server.Send))
+        mail.extend(e for e in effects if isinstance(e, events.Send))
 
     for d, answer in answers.items():
-        feed(server.Received(d, answer.body))
-    feed(server.Close())
+        feed(events.Received(d, answer.body))
+    feed(events.Close())
     while mail:
         letter = mail.pop(0)
         step = frame.Step(run=plan.run, round=0, device=letter.device, body=letter.raw)
         for effect in devices.step(letter.device, machine.Letter(step)):
             if isinstance(effect, machine.Send):
-                feed(server.Received(letter.device, frame.load(effect.frame).body))
+                feed(events.Received(letter.device, frame.load(effect.frame).body))
     return state
 
 
@@ -103,7 +103,7 @@ def test_a_device_sends_one_masked_update_a_round() -> None:
     assert isinstance(again, list)
     assert {a.code for a in again} == {"E-SECAGG-ORDER"}
     assert len(again) == len(DEVICES) - 1
-    assert all(isinstance(s, machine.Idle) and s.answered == 0 for s in devices.states.values())
+    assert all(isinstance(s, states.Idle) and s.answered == 0 for s in devices.states.values())
     later = devices.asked("d0", invite(devices.plan, b"A" * 32, round=1))
     assert isinstance(later, frame.Step), "the next round is another matter"
 
@@ -136,7 +136,7 @@ def test_devices_take_part_as_often_as_their_noise_was_sized_for() -> None:
         assert code == (answer.code if isinstance(answer, frame.Refusal) else ""), round
         if not code:  # as if its masked update had left
             state = devices.states["d0"]
-            assert isinstance(state, machine.InSecAgg)
+            assert isinstance(state, states.InSecAgg)
             devices.states["d0"] = replace(state.idle, answered=round)
 
 
@@ -230,7 +230,7 @@ def test_an_update_that_has_not_left_may_be_asked_for_again() -> None:
 
 
 def test_what_was_answered_survives_on_the_disk() -> None:
-    idle = machine.Idle("d0", machine.After(None, Memory()), answered=7)
+    idle = states.Idle("d0", states.After(None, Memory()), answered=7)
     assert states.resumed(states.idle_of("d0", states.memory_of(idle)), states.session_of(idle)).answered == 7
 
 

@@ -33,7 +33,7 @@ from edgewise.engine.ports import DeviceStore
 from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
-from edgewise.secagg import client, server
+from edgewise.secagg import client, events, server
 
 GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
 MASKED = {
@@ -97,18 +97,18 @@ class Round:
         session = server.Session(self.plan.secagg(number), self.plan.session(message), self.trust.registry)
         state: server.State = server.start(session)
 
-        def feed(event: server.Event) -> None:
+        def feed(event: events.Event) -> None:
             nonlocal state
             state, effects = server.step(state, event)
-            mail.extend((e.device, e.raw) for e in effects if isinstance(e, server.Send))
+            mail.extend((e.device, e.raw) for e in effects if isinstance(e, events.Send))
 
         for device in self.names:
-            feed(server.Received(device, self.answer(device, message).body))  # type: ignore[union-attr]
-        feed(server.Close())
+            feed(events.Received(device, self.answer(device, message).body))  # type: ignore[union-attr]
+        feed(events.Close())
         while mail:
             device, body = mail.pop(0)
             step = frame.Step(run=self.plan.run, round=number, device=device, body=body)
-            feed(server.Received(device, self.answer(device, step).body))  # type: ignore[union-attr]
+            feed(events.Received(device, self.answer(device, step).body))  # type: ignore[union-attr]
         assert isinstance(state, server.Released)
         return state
 

@@ -21,6 +21,7 @@ from edgewise.core.memory import Memory
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine import device as machine
+from edgewise.engine import device_state
 from edgewise.plan import explain, recipe
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
@@ -60,13 +61,13 @@ class Federation:
 
     plan: Plan
     steps: tuple[int, ...] = (K,) * N
-    states: dict[int, machine.Idle] = field(default_factory=dict)
+    states: dict[int, device_state.Idle] = field(default_factory=dict)
     accepted: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.server: State = self.plan.strategy.init(np.zeros(DIM, np.float32))
         for i in range(N):
-            self.states[i] = machine.join(self.plan, f"d{i}")
+            self.states[i] = device_state.join(self.plan, f"d{i}")
 
     def fit(self, device: int, request: FitRequest) -> Update:
         w, correction = request.params.astype(np.float32).copy(), request.correction
@@ -83,7 +84,7 @@ class Federation:
         request = next(e.request for e in effects if isinstance(e, machine.Train))
         update = self.fit(device, request)
         state, effects = machine.step(plan, state, machine.Trained(update, steps=self.steps[device]))
-        assert isinstance(state, machine.Idle)
+        assert isinstance(state, device_state.Idle)
         self.states[device] = state
         message = frame.load(next(e.frame for e in effects if isinstance(e, machine.Send)))
         assert isinstance(message, frame.Contribution)
@@ -109,7 +110,7 @@ class Federation:
 
     def kept(self, device: int, name: str) -> Vector:
         """What a device holds when the server has used all that it sent."""
-        settled = machine.settled(self.plan, self.states[device], self.accepted.get(device))
+        settled = device_state.settled(self.plan, self.states[device], self.accepted.get(device))
         assert settled is not None
         x = settled.committed.memory.child(machine.STRATEGY).get(name)
         return np.zeros(DIM, np.float32) if x is None else x
@@ -227,7 +228,7 @@ def test_a_strategy_without_a_client_half_sends_and_keeps_nothing_more() -> None
     x = np.zeros(DIM, np.float32)
     assert plan.layout.outgoing(x, {}) is x
     assert plan.upload_bytes(0) == prox.upload_bytes(0)
-    assert not machine.remembers(prox)
+    assert not device_state.remembers(prox)
     assert (twice.layout.sent.dim, twice.layout.given.dim, twice.snapshot_bytes) == (2 * DIM, 2 * DIM, 8 * DIM)
     assert twice.upload_bytes(0) == pytest.approx(plan.upload_bytes(0) + 4 * DIM)
     assert [s.name for s in twice.layout.sent.segments] == ["w", "b", "c/w", "c/b"]
@@ -251,7 +252,7 @@ def test_what_is_not_finite_changes_no_memory() -> None:
     answer = next(e.frame for e in effects if isinstance(e, machine.Send))
     assert isinstance(refusal := frame.load(answer), frame.Refusal)
     assert refusal.code == "E-NAN"
-    assert isinstance(state, machine.Idle)
+    assert isinstance(state, device_state.Idle)
     assert state.pending is None
     assert state.committed.memory is before.pending.memory  # type: ignore[union-attr]
 

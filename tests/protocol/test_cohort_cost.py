@@ -17,6 +17,7 @@ from edgewise.crypto import sign
 from edgewise.engine import round as machine
 from edgewise.engine import round_states
 from edgewise.secagg import messages, server, two_server
+from edgewise.secagg.events import Event
 from edgewise.secagg.params import Params, Policy
 
 SMALL, LARGE, LAST = 64, 1024, 32
@@ -124,7 +125,7 @@ def test_the_server_of_masks_takes_the_same_per_message_in_any_session(monkeypat
     def cost(n: int) -> dict[type, float]:
         bytes_of: dict[type, list[int]] = defaultdict(list)
 
-        def step(state: server.State, event: server.Event) -> server.Out:
+        def step(state: server.State, event: Event) -> server.Out:
             out: list[server.Out] = []
             bytes_of[type(state)].append(allocated(lambda: out.append(plain(state, event))))
             return out[0]

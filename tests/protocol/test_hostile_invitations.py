@@ -22,6 +22,7 @@ from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.drivers.identities import simulated_trust
 from edgewise.engine import device as machine
+from edgewise.engine import device_state as states
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
@@ -53,7 +54,7 @@ PLANS = {
 }
 
 
-def asked(plan: Plan, state: machine.State, event: machine.Event) -> tuple[machine.State, tuple[Any, ...]]:
+def asked(plan: Plan, state: states.State, event: machine.Event) -> tuple[states.State, tuple[Any, ...]]:
     """A step after the invitation has been over the wire."""
     if isinstance(event, machine.Invited):
         message = frame.load(frame.dump(event.invite))
@@ -78,7 +79,7 @@ def refusal(effects: tuple[Any, ...]) -> frame.Refusal | None:
     return message
 
 
-def contributed(plan: Plan, state: machine.State, round: int) -> machine.State:
+def contributed(plan: Plan, state: states.State, round: int) -> states.State:
     state, effects = asked(plan, state, honest(plan, round))
     assert refusal(effects) is None
     state, effects = asked(plan, state, machine.Trained(Update(X, {}, 10.0)))
@@ -109,7 +110,7 @@ def test_every_field_is_lied_about() -> None:
 @given(data=st.data())
 def test_whatever_an_invitation_says(name: str, data: st.DataObject) -> None:
     plan = PLANS[name]
-    state: machine.State = machine.join(plan, "d")
+    state: states.State = states.join(plan, "d")
     if data.draw(st.booleans()):
         state = contributed(plan, state, 0)
     fields = data.draw(st.lists(st.sampled_from(sorted(LIES)), min_size=1, max_size=3, unique=True))
@@ -120,7 +121,7 @@ def test_whatever_an_invitation_says(name: str, data: st.DataObject) -> None:
         later = honest(plan, 4)
         if refused.code == "E-STALE":  # codec memory that the server does not know of begins anew, and says so once
             later = honest(plan, 4, accepted=event.invite.accepted)
-            assert machine.remembers(plan)
+            assert states.remembers(plan)
         else:
             assert after is state, "a refusal changes nothing"
         assert refusal(asked(plan, after, later)[1]) is None, "and the next rounds go on"
@@ -167,7 +168,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "changes"), REFUSED)
 def test_lies_are_named(name: str, changes: dict[str, Any]) -> None:
     plan = PLANS[name]
-    state = contributed(plan, machine.join(plan, "d"), 0)
+    state = contributed(plan, states.join(plan, "d"), 0)
     after, effects = asked(plan, state, honest(plan, 3, **changes))
     refused = refusal(effects)
     assert refused is not None
@@ -176,7 +177,7 @@ def test_lies_are_named(name: str, changes: dict[str, Any]) -> None:
 
 
 def test_a_clip_that_follows_the_updates_is_taken_as_far_as_it_can_have_come() -> None:
-    plan, state = PLANS["following"], machine.join(PLANS["following"], "d")
+    plan, state = PLANS["following"], states.join(PLANS["following"], "d")
     for clip in (math.exp(-0.3), 1.0, math.exp(0.3), math.exp(0.3) * (1 + 1e-9)):
         assert refusal(asked(plan, state, honest(plan, 3, clip=clip))[1]) is None
     assert plan.clips(0) == (1.0, 1.0)
@@ -187,10 +188,10 @@ def test_another_processors_cosine_is_no_lie_and_is_not_trained_by() -> None:
     plan = plan_with_cosine()
     for number in range(plan.rounds):
         near = rule(plan, number, lr=plan.rule(number).lr * (1 + 1e-12))
-        _, effects = asked(plan, machine.join(plan, "d"), honest(plan, number, rule=near))
+        _, effects = asked(plan, states.join(plan, "d"), honest(plan, number, rule=near))
         assert effects[0].request.rule == plan.rule(number) != near
         far = rule(plan, number, lr=plan.rule(number).lr * (1 + 1e-6))
-        assert refusal(asked(plan, machine.join(plan, "d"), honest(plan, number, rule=far))[1]) is not None
+        assert refusal(asked(plan, states.join(plan, "d"), honest(plan, number, rule=far))[1]) is not None
 
 
 def plan_with_cosine() -> Plan:
@@ -202,14 +203,14 @@ def test_the_model_is_the_one_that_the_invitation_names(name: str) -> None:
     """Two devices that train from two models in one session of masks would tell the server about one of them."""
     plan, other = PLANS[name], np.full(64, 7, np.float32)
     for params in (other, other[:63], other.astype(np.float64), np.zeros((8, 8), np.float32)):
-        state = machine.join(plan, "d")
+        state = states.join(plan, "d")
         after, effects = asked(plan, state, machine.Invited(invitation(plan), params, SECRETS))
         refused = refusal(effects)
         assert refused is not None
         assert (refused.code, after is state) == ("E-BLOB", True)
-    assert refusal(asked(plan, machine.join(plan, "d"), invited(plan, params=other))[1]) is None
+    assert refusal(asked(plan, states.join(plan, "d"), invited(plan, params=other))[1]) is None
     other[5] = np.nan
-    refused = refusal(asked(plan, machine.join(plan, "d"), invited(plan, params=other))[1])
+    refused = refusal(asked(plan, states.join(plan, "d"), invited(plan, params=other))[1])
     assert refused is not None
     assert refused.code == "E-NAN"
 
@@ -219,11 +220,11 @@ def test_the_support_is_the_one_that_the_invitation_names() -> None:
     named = vector.digest(pack.pack_support(at, 64))
     none = np.zeros(0, np.int64)
     for support, positions in ((named, at + 1), (named, none), (named, None), ("", at), ("", None), ("0" * 64, at)):
-        refused = refusal(asked(plan, machine.join(plan, "d"), told(plan, support, positions))[1])
+        refused = refusal(asked(plan, states.join(plan, "d"), told(plan, support, positions))[1])
         assert refused is not None, (support, positions)
         assert refused.code == "E-BLOB"
-    assert refusal(asked(plan, machine.join(plan, "d"), told(plan, named, at))[1]) is None
-    assert refusal(asked(PLANS["none"], machine.join(PLANS["none"], "d"), told(PLANS["none"], "", at))[1]) is not None
+    assert refusal(asked(plan, states.join(plan, "d"), told(plan, named, at))[1]) is None
+    assert refusal(asked(PLANS["none"], states.join(PLANS["none"], "d"), told(PLANS["none"], "", at))[1]) is not None
 
 
 def told(plan: Plan, digest: str, support: Any) -> machine.Invited:
@@ -234,22 +235,22 @@ def told(plan: Plan, digest: str, support: Any) -> machine.Invited:
 
 def test_a_lie_ends_no_session() -> None:
     plan = PLANS["hidden"]
-    state = contributed(plan, machine.join(plan, "d"), 0)
-    assert isinstance(state, machine.InSecAgg)
+    state = contributed(plan, states.join(plan, "d"), 0)
+    assert isinstance(state, states.InSecAgg)
     for event in (honest(plan, 10**15), machine.Unready(invitation(plan, 1), "E-STALE", "")):
         after, effects = asked(plan, state, event)
         assert after is state
         assert refusal(effects) is not None
     after, effects = asked(plan, state, honest(plan, 1))
     assert refusal(effects) is None, "an honest one does"
-    assert isinstance(after, machine.Training)
+    assert isinstance(after, states.Training)
 
 
 @pytest.mark.long
 @given(data=st.data())
 def test_letters_of_any_kind(data: st.DataObject) -> None:
     plan = PLANS["hidden"]
-    state = contributed(plan, machine.join(plan, "d"), 0)
+    state = contributed(plan, states.join(plan, "d"), 0)
     letter = frame.Step(
         run=data.draw(st.just(plan.run) | HEX), round=data.draw(st.just(0) | INTEGERS), rung=data.draw(INTEGERS),
         device=data.draw(st.just("d") | st.text(max_size=5)), body=data.draw(st.binary(max_size=200)),
@@ -260,7 +261,7 @@ def test_letters_of_any_kind(data: st.DataObject) -> None:
     if (letter.run, letter.round, letter.device) != (plan.run, 0, "d"):
         assert (after is state, effects) == (True, ())
     else:
-        assert isinstance(after, machine.Idle | machine.InSecAgg)
+        assert isinstance(after, states.Idle | states.InSecAgg)
 
 
 @pytest.mark.parametrize("word", ["none", "hidden", "local_dp", "example", "central_dp"])
@@ -269,7 +270,7 @@ def test_secrets_come_from_the_driver(word: str) -> None:
     plan, other = PLANS[word], Secrets.of(bytes(32))
     sent, fits = [], []
     for secrets in (SECRETS, other, SECRETS):
-        state, (train,) = asked(plan, machine.join(plan, "d"), honest(plan, secrets=secrets))
+        state, (train,) = asked(plan, states.join(plan, "d"), honest(plan, secrets=secrets))
         fits.append(train.request)
         _, effects = asked(plan, state, machine.Trained(Update(X, {}, 10.0)))
         sent.append(effects[-1].frame)

@@ -12,9 +12,8 @@ from edgewise.core.keys import derive
 from edgewise.core.memory import Memory
 from edgewise.crypto import agree
 from edgewise.drivers import jobs
-from edgewise.engine import device as engine
 from edgewise.engine import device_state as states
-from edgewise.secagg import client, messages, server, two_server
+from edgewise.secagg import client, events, messages, server, two_server
 from edgewise.secagg.params import Floor, Params, Policy
 from edgewise.secagg.secrets import coins, mask
 
@@ -45,8 +44,8 @@ def test_no_state_and_no_message_prints_a_secret() -> None:
                     secrets += [*message.seeds.values(), *message.keys.values()]
             held = getattr(s.clients[d], "held", {})
             secrets += [share for pair in held.values() for share in pair]
-            event = server.Received(d, answer)
-            state = engine.InSecAgg(0, s.clients[d], engine.Idle(d, engine.After(None, Memory())), "", b"")
+            event = events.Received(d, answer)
+            state = states.InSecAgg(0, s.clients[d], states.Idle(d, states.After(None, Memory())), "", b"")
             kept = states.session_of(state)
             shown += [
                 repr(state),

@@ -27,7 +27,7 @@ from edgewise.crypto import agree, seal, shamir, sign
 from edgewise.plan import facts
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
-from edgewise.secagg import client, messages, secrets, server, two_server
+from edgewise.secagg import client, events, messages, secrets, server, two_server
 from edgewise.secagg.params import Floor, Params, Policy
 
 FILES = {name: json.loads((secagg_vectors.HERE / name).read_text())
@@ -101,11 +101,11 @@ def test_the_server_says_what_was_recorded(name: str) -> None:
     lines: list[dict[str, Any]] = []
     for line in session["lines"]:
         if "from" in line or "close" in line:
-            event: server.Event
-            event = server.Received(line["from"], hexed(line["hex"])) if "from" in line else server.Close()
+            event: events.Event
+            event = events.Received(line["from"], hexed(line["hex"])) if "from" in line else events.Close()
             state, effects = server.step(state, event)
-            sent += [(e.device, e.raw) for e in effects if isinstance(e, server.Send)]
-            lines += [{"refused": e.device, "code": e.code} for e in effects if isinstance(e, server.Refused)]
+            sent += [(e.device, e.raw) for e in effects if isinstance(e, events.Send)]
+            lines += [{"refused": e.device, "code": e.code} for e in effects if isinstance(e, events.Refused)]
         elif "to" in line:
             assert [sent.pop(0) for _ in line["to"]] == [(d, hexed(line["hex"])) for d in line["to"]]
         else:
@@ -142,7 +142,7 @@ class Play:
 
     def event(self, line: dict[str, Any]) -> None:
         """What a device sends, or a deadline."""
-        event: server.Event = server.Close()
+        event: events.Event = events.Close()
         if "from" in line:
             raw = self.outbox.pop(line["from"])
             if "lie" in line:  # this one reveals other shares than it has
@@ -153,9 +153,9 @@ class Play:
                 assert isinstance(self.server, server.Unmasking)
                 raw = messages.dump(signed(line["from"], self.server.signed.masked.shared.roster, said))
             assert same(line, raw)
-            event = server.Received(line["from"], raw)
+            event = events.Received(line["from"], raw)
         self.server, effects = server.step(self.server, event)
-        self.mail |= {e.device: e.raw for e in effects if isinstance(e, server.Send)}
+        self.mail |= {e.device: e.raw for e in effects if isinstance(e, events.Send)}
 
     def lines(self, step: int = len(KINDS)) -> server.State:
         """The server after all lines of the steps before ``step``."""
@@ -238,9 +238,9 @@ def before(case: dict[str, Any]) -> server.State:
         if step_of(state) >= case["step"]:
             break
         if "from" in line:
-            state, _ = server.step(state, server.Received(line["from"], hexed(line["hex"])))
+            state, _ = server.step(state, events.Received(line["from"], hexed(line["hex"])))
         elif "close" in line:
-            state, _ = server.step(state, server.Close())
+            state, _ = server.step(state, events.Close())
     return state
 
 
@@ -250,10 +250,10 @@ def test_servers_refuse(case: dict[str, Any]) -> None:
     state = before(case)
     assert step_of(state) == case["step"]
     for device, text in case["before"]:
-        state, effects = server.step(state, server.Received(device, hexed(text)))
+        state, effects = server.step(state, events.Received(device, hexed(text)))
         assert not effects
-    after, effects = server.step(state, server.Received(case["from"], hexed(case["hex"])))
-    assert effects == ((server.Refused(case["from"], case["code"]),) if case["code"] else ())
+    after, effects = server.step(state, events.Received(case["from"], hexed(case["hex"])))
+    assert effects == ((events.Refused(case["from"], case["code"]),) if case["code"] else ())
     if not case["code"]:
         assert after is state
 

@@ -26,6 +26,7 @@ from edgewise.drivers.identities import simulated_servers, simulated_trust
 from edgewise.drivers.local_helper import LocalHelper
 from edgewise.drivers.store import RunStore
 from edgewise.engine import device as machine
+from edgewise.engine import device_state as states
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound
@@ -76,7 +77,7 @@ class Fleet:
         self.leader, helper = simulated_servers(root(7))
         self.helper = LocalHelper(plan, helper.secret, self.trust.registry)
         self.devices = [f"d{i}" for i in range(plan.sampling.population)]
-        self.states: dict[str, machine.State] = {d: machine.join(plan, d) for d in self.devices}
+        self.states: dict[str, states.State] = {d: states.join(plan, d) for d in self.devices}
         self.trained: Counter[str] = Counter()
         self.answers: dict[tuple[str, str], set[bytes]] = {}  # device, message -> what it sent
         self.letters: list[tuple[str, frame.Message]] = []  # that servers sent
@@ -123,7 +124,7 @@ class Fleet:
 
     def forget(self) -> None:
         """All devices lose what they had in memory; what was on its way is lost too."""
-        self.states = {d: s if isinstance(s, machine.Idle) else s.idle for d, s in self.states.items()}
+        self.states = {d: s if isinstance(s, states.Idle) else s.idle for d, s in self.states.items()}
         self.mail.clear()
 
     def _answer(self, device: str, message: frame.Message) -> bytes:

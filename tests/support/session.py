@@ -12,7 +12,7 @@ import numpy as np
 
 from edgewise.core.keys import derive, root
 from edgewise.crypto import sign
-from edgewise.secagg import client, messages, secrets, server
+from edgewise.secagg import client, events, messages, secrets, server
 from edgewise.secagg.params import Params, Policy
 
 ROOT = root(1)
@@ -80,16 +80,16 @@ class Session:
     def give(self, device: str, raw: bytes) -> list[tuple[str, bytes]]:
         """A message to the server; what it sends."""
         self.sent.append(raw)
-        return self._out(server.Received(device, raw))
+        return self._out(events.Received(device, raw))
 
     def close(self) -> list[tuple[str, bytes]]:
         """The step's deadline."""
-        return self._out(server.Close())
+        return self._out(events.Close())
 
-    def _out(self, event: server.Event) -> list[tuple[str, bytes]]:
+    def _out(self, event: events.Event) -> list[tuple[str, bytes]]:
         self.server, effects = server.step(self.server, event)
-        self.refused += [(e.device, e.code) for e in effects if isinstance(e, server.Refused)]
-        return [(e.device, e.raw) for e in effects if isinstance(e, server.Send)]
+        self.refused += [(e.device, e.code) for e in effects if isinstance(e, events.Refused)]
+        return [(e.device, e.raw) for e in effects if isinstance(e, events.Send)]
 
     def answer(self, device: str, raw: bytes) -> bytes:
         """A message to a device; its answer."""

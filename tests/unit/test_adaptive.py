@@ -22,6 +22,7 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.simulated import World
 from edgewise.drivers.traces import read_traces
 from edgewise.engine import device as machine
+from edgewise.engine import device_state as states
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
@@ -98,7 +99,7 @@ def test_refused(code: str, said: str, changes: dict[str, Any]) -> None:
 
 def trained(plan: Plan, elapsed_s: float, up_mbit: float, round: int = 0) -> tuple[int, int]:
     """The rung and the bytes of what a device sends that measured this."""
-    state, _ = machine.step(plan, machine.join(plan, "d"), invited(plan, round))
+    state, _ = machine.step(plan, states.join(plan, "d"), invited(plan, round))
     x = np.random.default_rng(0).standard_normal(SPEC.dim).astype(np.float32)
     update = Update(x, {"loss_first": 1.0, "loss_last": 1.0}, 10.0)
     _, effects = machine.step(plan, state, machine.Trained(update, elapsed_s, up_mbit))

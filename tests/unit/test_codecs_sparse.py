@@ -29,6 +29,7 @@ from edgewise.core.stage import Stage
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine import device as machine
+from edgewise.engine import device_state as states
 from edgewise.engine.aggregation import PlainAggregation
 from edgewise.engine.round_states import Closed
 from edgewise.merges.plain import plain_sum
@@ -280,7 +281,7 @@ def test_a_device_draws_by_its_name() -> None:
     spec = Spec.of([("w", (200,), "float32")])
     plan = compile_plan(from_plain(plain), spec, 2, BUILT_IN)
     x = np.arange(1, 201, dtype=np.float32)
-    state, _ = machine.step(plan, machine.join(plan, "a"), invited(plan))
+    state, _ = machine.step(plan, states.join(plan, "a"), invited(plan))
     _, effects = machine.step(plan, state, machine.Trained(Update(x, {"loss_first": 1.0, "loss_last": 1.0}, 9.0)))
     (sent,) = (load(e.frame) for e in effects if isinstance(e, machine.Send))
     assert isinstance(sent, Contribution)

@@ -46,7 +46,7 @@ def decoded(sent, number):
 
 
 def test_what_was_not_sent_is_remembered():
-    state, sent = contribute(machine.join(PLAN, "d"), 0)
+    state, sent = contribute(states.join(PLAN, "d"), 0)
     # weigh: 100 of 160 tokens
     left = X * np.float32(100 / 160) - decoded(sent, 0)
     np.testing.assert_allclose(residual(state.pending.memory), left, rtol=2**-7, atol=1e-7)
@@ -54,14 +54,14 @@ def test_what_was_not_sent_is_remembered():
 
 
 def test_a_repeated_invitation_gives_the_same_bytes():
-    first, sent = contribute(machine.join(PLAN, "d"), 0)
+    first, sent = contribute(states.join(PLAN, "d"), 0)
     again, resent = contribute(first, 0)
     assert sent == resent
     np.testing.assert_array_equal(residual(first.pending.memory), residual(again.pending.memory))
 
 
 def test_memory_is_committed_only_when_the_server_used_it():
-    state, _ = contribute(machine.join(PLAN, "d"), 0)
+    state, _ = contribute(states.join(PLAN, "d"), 0)
     taken, sent_after = contribute(state, 1, accepted=0)
     dropped, sent_fresh = contribute(state, 1, accepted=-1)
     np.testing.assert_array_equal(residual(taken.committed.memory), residual(state.pending.memory))
@@ -70,14 +70,14 @@ def test_memory_is_committed_only_when_the_server_used_it():
 
 
 def test_state_survives_saving_at_any_point():
-    state, _ = contribute(machine.join(PLAN, "d"), 0)
+    state, _ = contribute(states.join(PLAN, "d"), 0)
     loaded = reloaded(state)
     assert loaded.pending.round == 0
     assert contribute(state, 1, 0)[1] == contribute(loaded, 1, 0)[1]
 
 
 def test_failure_and_nan_are_refusals_and_change_no_memory():
-    start, _ = contribute(machine.join(PLAN, "d"), 0)
+    start, _ = contribute(states.join(PLAN, "d"), 0)
     training, _ = machine.step(PLAN, start, invited(PLAN, 1, accepted=0))
     state, (send,) = machine.step(PLAN, training, machine.Failed("E-DEVICE-DATA", "no text"))
     assert frame.load(send.frame).code == "E-DEVICE-DATA"
@@ -90,7 +90,7 @@ def test_failure_and_nan_are_refusals_and_change_no_memory():
 
 
 def test_a_model_that_cannot_be_had_is_a_refusal_and_keeps_the_memory_that_holds():
-    start, _ = contribute(machine.join(PLAN, "d"), 0)
+    start, _ = contribute(states.join(PLAN, "d"), 0)
     for accepted in (0, -1):
         state, (send,) = machine.step(
             PLAN, start, machine.Unready(invitation(PLAN, 1, accepted=accepted), "E-STALE", "wiped")
@@ -101,7 +101,7 @@ def test_a_model_that_cannot_be_had_is_a_refusal_and_keeps_the_memory_that_holds
 
 
 def test_losses_outside_the_bound_are_cut():
-    training, _ = machine.step(PLAN, machine.join(PLAN, "d"), invited(PLAN))
+    training, _ = machine.step(PLAN, states.join(PLAN, "d"), invited(PLAN))
     _, effects = machine.step(PLAN, training, machine.Trained(Update(X, {"loss_first": 1e9, "loss_last": -5}, 160.0)))
     payload = pack.unpack(frame.load(effects[-1].frame).payload, PLAN.at(0).encoded)
     assert dict(zip(PLAN.at(0).encoded.head, payload.head.tolist(), strict=True)) == {
@@ -113,7 +113,7 @@ def test_losses_outside_the_bound_are_cut():
 
 def test_misuse_by_the_driver_raises():
     with pytest.raises(ValueError, match="not training"):
-        machine.step(PLAN, machine.join(PLAN, "d"), machine.Failed("E-TRAIN", ""))
+        machine.step(PLAN, states.join(PLAN, "d"), machine.Failed("E-TRAIN", ""))
 
 
 def lost(number, accepted, state):
@@ -132,7 +132,7 @@ def lost(number, accepted, state):
 )
 def test_memory_of_another_round_is_refused_once_and_never_used(rounds, accepted):
     """The device and the server are out of step. Nothing is trained, the server hears of it, and the device goes on."""
-    state, before = machine.join(PLAN, "d"), -1
+    state, before = states.join(PLAN, "d"), -1
     for number in rounds:
         state, _ = contribute(state, number, before)
         before = number
@@ -140,7 +140,7 @@ def test_memory_of_another_round_is_refused_once_and_never_used(rounds, accepted
     assert (refused.code, refused.round) == ("E-STALE", 2)
     assert not residual(state.committed.memory).any()
     assert state.pending is None
-    fresh = contribute(machine.join(PLAN, "d"), 3)[1]
+    fresh = contribute(states.join(PLAN, "d"), 3)[1]
     state, sent = contribute(reloaded(state), 3, accepted)
     assert sent.payload == fresh.payload, "empty memory, as of a device that has never taken part"
     assert (state.committed.round, state.pending.round) == (None if accepted < 0 else accepted, 3)

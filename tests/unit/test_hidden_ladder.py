@@ -176,11 +176,11 @@ def test_means_of_groups_count_by_their_weight() -> None:
 
 def trained(
     plan: Plan, up_mbit: float, x: np.ndarray, head: dict[str, float]
-) -> tuple[machine.State, frame.Message, Trust]:
+) -> tuple[states.State, frame.Message, Trust]:
     """A device that has trained: its state, and what it sends."""
     trust = Trust(registry, lambda d: IDENTITIES[d].secret)
-    state: machine.State
-    state, _ = machine.step(plan, machine.join(plan, "d000"), invited(plan))
+    state: states.State
+    state, _ = machine.step(plan, states.join(plan, "d000"), invited(plan))
     update = Update(x, head, 10.0)
     state, effects = machine.step(plan, state, machine.Trained(update, 1.0, up_mbit), trust)
     send = effects[-1]
@@ -188,7 +188,7 @@ def trained(
     return state, frame.load(send.frame), trust
 
 
-def asked(plan: Plan, up_mbit: float = 0.03) -> tuple[machine.State, frame.Step, Trust]:
+def asked(plan: Plan, up_mbit: float = 0.03) -> tuple[states.State, frame.Step, Trust]:
     """A device that has sent its keys. A trainer may well give numbers of NumPy."""
     x = np.random.default_rng(0).standard_normal(SPEC.dim).astype(np.float32)
     state, sent, trust = trained(plan, up_mbit, x, {"loss_first": np.float64(1.0), "loss_last": np.float64(1.0)})
@@ -201,7 +201,7 @@ def test_an_update_that_cannot_be_encoded_is_refused_before_the_keys(at: int, lo
     x = np.zeros(SPEC.dim, np.float32)
     x[at] = np.inf if at >= 0 else 0.0
     state, sent, _ = trained(plan_of(), 1.0, x, {"loss_first": loss, "loss_last": 1.0})
-    assert isinstance(state, machine.Idle)
+    assert isinstance(state, states.Idle)
     assert isinstance(sent, frame.Refusal)
     assert sent.code == "E-NAN"
 
@@ -236,10 +236,10 @@ def test_a_device_asks_for_what_it_has_time_for_and_encodes_by_its_groups_rung()
     assert plan.sizes[sent.rung] <= plan.budget_bytes(1.0, 0.03) < plan.sizes[sent.rung - 1]
     assert len(frame.dump(sent)) < 600  # keys, and nothing of the update
     for rung in (sent.rung, len(plan.ways) - 1):
-        restored = states.resumed(machine.join(plan, "d000"), states.session_of(state))
+        restored = states.resumed(states.join(plan, "d000"), states.session_of(state))
         after, effects = machine.step(plan, restored, machine.Letter(roster(plan, sent, rung)), trust)
         assert effects[0] == machine.Save(after), "before the shares leave"
-        assert isinstance(after, machine.InSecAgg)
+        assert isinstance(after, states.InSecAgg)
         assert (after.rung, after.unsent) == (rung, None)
         assert isinstance(after.client, client.Sharing)
         assert len(after.client.body) == 4 * plan.ways[rung].encoded.dim
@@ -252,7 +252,7 @@ def test_a_rung_that_was_not_asked_for_ends_the_session(rung: int) -> None:
     plan = plan_of()
     state, sent, trust = asked(plan)
     after, effects = machine.step(plan, state, machine.Letter(roster(plan, sent, rung)), trust)
-    assert isinstance(after, machine.Idle)
+    assert isinstance(after, states.Idle)
     assert after.pending is None
     send = effects[-1]
     assert isinstance(send, machine.Send)
@@ -263,7 +263,7 @@ def test_a_rung_that_was_not_asked_for_ends_the_session(rung: int) -> None:
 
 def test_nothing_of_a_waiting_update_is_printed() -> None:
     state, _, _ = asked(plan_of())
-    assert isinstance(state, machine.InSecAgg)
+    assert isinstance(state, states.InSecAgg)
     assert state.unsent is not None
     assert "x=<480000 bytes>" in repr(state)
     assert len(repr(state)) < 500

@@ -20,10 +20,10 @@ from edgewise.core.vector import Spec
 from edgewise.learn import dp_sgd
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
-from edgewise.plan.card_text import Taking
 from edgewise.plan.private import private
 from edgewise.plan.promise import promised
 from edgewise.plan.recipe import parse
+from edgewise.plan.sampling import sampled
 from edgewise.plan.section import TrainingSection
 
 KEY = root(4)
@@ -133,8 +133,7 @@ SPEC = Spec.of([("x", (10,), "float32")])
 
 def spend(text: str, space: Space):
     recipe = parse(text)
-    taking = Taking("all", 1.0, 4, 3, 1, "all")
-    return private(recipe, SPEC, space, [[]], taking, promised(recipe, hidden=False))[1]
+    return private(recipe, SPEC, space, [[]], sampled(recipe, 4), promised(recipe, hidden=False))[2]
 
 
 @pytest.mark.slow

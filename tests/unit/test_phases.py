@@ -130,7 +130,7 @@ def fed_back(held: states.After | None, phase: int) -> Memory:
 def test_each_phase_telescopes_on_its_own() -> None:
     """What was sent plus what each phase's residual holds is what was trained, group by group."""
     p, g = plan(round__rounds=7), np.random.default_rng(3)
-    state, sent, given = machine.join(p, "d"), np.zeros(60), np.zeros(60)
+    state, sent, given = states.join(p, "d"), np.zeros(60), np.zeros(60)
     assert set(state.committed.memory.children) == {("phase", 0), ("phase", 1)}
     for number in range(7):
         x = np.zeros(60, np.float32)
@@ -150,7 +150,7 @@ def test_each_phase_telescopes_on_its_own() -> None:
 
 def test_a_contribution_that_was_not_used_changes_no_phase() -> None:
     p, x = plan(), np.linspace(-1, 1, 60, dtype=np.float32)
-    state, _ = contribute(p, machine.join(p, "d"), 0, -1, x)
+    state, _ = contribute(p, states.join(p, "d"), 0, -1, x)
     kept = states.idle_of("d", states.memory_of(state))
     state, _ = contribute(p, kept, 1, -1, x)  # round 0 was late
     assert not fed_back(state.committed, 0)["residual"].any()
@@ -169,7 +169,7 @@ def test_absence_counts_visits_of_the_phase(number: int, factor: float) -> None:
     p = plan([*TURNS[:2], feedback, TURNS[3]], round__rounds=9)
     x = np.zeros(60, np.float32)
     x[FIRST] = np.arange(1, 31)
-    state, _ = contribute(p, machine.join(p, "d"), 0, -1, x)
+    state, _ = contribute(p, states.join(p, "d"), 0, -1, x)
     before = fed_back(state.pending, 0)["residual"].copy()
     state, body = contribute(p, state, number, 0, np.zeros(60, np.float32))
     np.testing.assert_allclose(body[FIRST] + fed_back(state.pending, 0)["residual"], factor * before, atol=1e-6)
@@ -178,8 +178,8 @@ def test_absence_counts_visits_of_the_phase(number: int, factor: float) -> None:
 def test_an_invitation_to_train_unknown_segments_is_refused() -> None:
     p = plan()
     rule = frame.LocalRule(steps=1, lr=0.1, segments=("layers.0.w", "layers.9.w"))
-    state, (send,) = machine.step(p, machine.join(p, "d"), invite(p, 0, rule=rule))
-    assert isinstance(state, machine.Idle)
+    state, (send,) = machine.step(p, states.join(p, "d"), invite(p, 0, rule=rule))
+    assert isinstance(state, states.Idle)
     assert isinstance(send, machine.Send)
     refusal = frame.load(send.frame)
     assert isinstance(refusal, frame.Refusal)

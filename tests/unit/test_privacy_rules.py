@@ -27,6 +27,7 @@ from edgewise.core.stage import Stage
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine
+from edgewise.engine import device_state as states
 from edgewise.learn import dp_sgd
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
@@ -302,7 +303,7 @@ def test_what_a_device_sends_of_noised_steps_is_theirs_alone_feedback_and_all() 
     drawn = np.random.default_rng(3).normal(size=(4, SPEC.dim)).astype(np.float32)
 
     def sent(count: float, told: dict[str, float]) -> list[bytes]:
-        state, frames = machine.join(it, "d"), []
+        state, frames = states.join(it, "d"), []
         for round, x in enumerate(drawn):
             state, _ = machine.step(it, state, invited(it, round, accepted=round - 1))
             state, effects = machine.step(it, state, machine.Trained(Update(x, told, count)))

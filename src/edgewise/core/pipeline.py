@@ -32,14 +32,14 @@ PIECE = 1 << 16  # coordinates decoded at a time while they are added: 256 KiB o
 class Pipeline:
     """A type-checked chain; build with ``pipeline``. ``spaces[i]`` is before stage i, ``spaces[-1]`` after all.
 
-    ``divisor``: a fixed number to divide by, where how many came is private; 0: their number or weight."""
+    ``divisor``: a fixed number to divide by, where how many came is private; None: their number or weight."""
 
     stages: tuple[Stage, ...]
     merge: Merge
     posts: tuple[Post, ...]
     spaces: tuple[Space, ...]
     totals: tuple[Total, ...]
-    divisor: float = 0.0
+    divisor: float | None = None
 
     @property
     def encoded(self) -> Space:
@@ -184,7 +184,7 @@ class Pipeline:
         Raises ValueError on an empty total, unless the divisor is fixed: then it is the noise that posts add. A summed
             weight of zero gives a zero mean (nobody had anything to say).
         """
-        if total.n == 0 and not self.divisor:
+        if total.n == 0 and self.divisor is None:
             raise ValueError("nothing to release: no contribution was added")
         if self.merge.combine is not None and self.merge.parts is not None:
             return self._combined(self.merge.parts(total.acc), self.merge.combine, turn, memory)
@@ -214,7 +214,7 @@ class Pipeline:
     ) -> tuple[Vector, dict[str, float], float]:
         """(mean, means of the head, weight) of a sum of n contributions."""
         sums = dict(zip(self.encoded.head, head.tolist(), strict=True))
-        weight = sums.pop(WEIGHT, self.divisor or float(n))
+        weight = sums.pop(WEIGHT, float(n) if self.divisor is None else self.divisor)
         empty = weight <= 0.0
         mean = np.zeros(x.size, np.float32) if empty else (x / np.float32(weight)).astype(np.float32, copy=False)
         return mean, {k: 0.0 if empty else v / weight for k, v in sums.items()}, max(0.0, weight)

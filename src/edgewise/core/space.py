@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 from math import floor, hypot, inf
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from edgewise.core.payload import Payload
 
@@ -33,18 +33,38 @@ def share_of(share: float, n: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Hiding:
-    """How secure aggregation hides contributions from who adds them.
+class ByMasks:
+    """Masks that cancel in the sum hide contributions from the one server that adds them.
 
     Attributes:
-        servers: 1 (masks) or 2 (additive shares).
         groups: into how many a cohort is dealt, each with a sum of its own.
         minimum: sums without which a round has no result.
+        servers: that hold contributions.
+        interactive: whether devices agree on keys before an update leaves. They may drop out in between.
+        says: what is hidden from whom, a sentence.
     """
 
-    servers: int
     groups: int = 1
     minimum: int = 1
+    servers: ClassVar[int] = 1
+    interactive: ClassVar[bool] = True
+    says: ClassVar[str] = "individual updates are hidden from the server by masks that cancel in the sum"
+
+
+@dataclass(frozen=True, slots=True)
+class ByShares:
+    """Each of two servers holds one additive share of every contribution; attributes as of ``ByMasks``."""
+
+    groups: ClassVar[int] = 1
+    minimum: ClassVar[int] = 1
+    servers: ClassVar[int] = 2
+    interactive: ClassVar[bool] = False
+    says: ClassVar[str] = (
+        "individual updates are hidden from both servers, each of which holds one share, unless they work together"
+    )
+
+
+Hiding = ByMasks | ByShares  # how secure aggregation hides contributions from who adds them
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from edgewise.core.training import DeviceId, FitRequest, HeldOut
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.records import records
 from edgewise.engine import device as machine
-from edgewise.engine import invitation
+from edgewise.engine import device_state, invitation
 from edgewise.engine.broadcast import STALE
 from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.ports import DeviceStore, Trust
@@ -66,7 +66,7 @@ class Devices:
     downloads: Downloads
     trust: Trust
     secrets: Callable[[DeviceId, int, bytes], Secrets]
-    out_of_step: Callable[[machine.Idle, int | None], StoreError] | None = None
+    out_of_step: Callable[[device_state.Idle, int | None], StoreError] | None = None
     budget: OwnerBudget | None = None
 
     def answer(self, device: DeviceId, raw: bytes, elapsed_s: float = 0.0, up_mbit: float = inf) -> Answer:
@@ -80,7 +80,7 @@ class Devices:
         message = frame.from_server(raw, self.plan.frame_limit_bytes)
         if isinstance(message, frame.Probe):
             return Answer(frame.dump(self._measured(device, message)))
-        known = self.store.load(device) or machine.join(self.plan, device)
+        known = self.store.load(device) or device_state.join(self.plan, device)
         if isinstance(message, frame.Step):
             began = time.perf_counter()
             _, effects = machine.step(self.plan, known, machine.Letter(message), self.trust)
@@ -89,7 +89,7 @@ class Devices:
         request = next((effect.request for effect in effects if isinstance(effect, machine.Train)), None)
         if request is None:
             if self.out_of_step and any(isinstance(effect, machine.Save) for effect in effects):
-                idle = known if isinstance(known, machine.Idle) else known.idle
+                idle = known if isinstance(known, device_state.Idle) else known.idle
                 raise self.out_of_step(idle, message.accepted if message.accepted >= 0 else None)
             return self._sent(device, effects)
         self._kept(device, effects)
@@ -119,10 +119,10 @@ class Devices:
         raw = next((effect.frame for effect in effects if isinstance(effect, machine.Send)), None)
         return Answer(raw, train_s, encode_s)
 
-    def _invited(self, state: machine.Kept, invite: frame.Invite) -> machine.Invited | machine.Unready:
+    def _invited(self, state: device_state.Kept, invite: frame.Invite) -> machine.Invited | machine.Unready:
         """The invitation with what it names: the model by its snapshot or by the deltas, the last release's support.
         Nothing is looked up for an invitation that will be refused."""
-        idle = state if isinstance(state, machine.Idle) else state.idle
+        idle = state if isinstance(state, device_state.Idle) else state.idle
         if (no := invitation.refused(self.plan, invite, idle.answered)) is not None:
             return machine.Unready(invite, *no)
         if self.budget and (reason := self.budget.refusal(state.device, self.plan, invite.round)):

@@ -26,7 +26,8 @@ from edgewise.drivers.following import Downloads
 from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
 from edgewise.drivers.records import noise_steps, records, without_noise
 from edgewise.drivers.trainers import make_trainer
-from edgewise.engine.device import Failed, remembers
+from edgewise.engine.device import Failed
+from edgewise.engine.device_state import remembers
 from edgewise.engine.ports import DeviceStore
 from edgewise.engine.trainer import Registered
 from edgewise.plan.acceptance import planned

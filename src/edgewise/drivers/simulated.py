@@ -184,7 +184,7 @@ class SimulatedCohort:
                 self.send(one.device, one.frame)
             elif not (item := self._made(one.device, one.frame)).fate.lost:
                 answered[one.device].append(item)
-        if self._plan.hides is not None and self._plan.hides.servers == 1:
+        if self._plan.interactive:
             for turn in zip_longest(*answered.values()):  # a device takes its frames one after the other
                 items = [item for item in turn if item is not None]
                 for item in items:

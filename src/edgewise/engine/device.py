@@ -36,16 +36,18 @@ from edgewise.core.training import DeviceId, FitRequest, Update
 from edgewise.core.vector import Array, Vector, finite
 from edgewise.engine import invitation
 from edgewise.engine.broadcast import STALE
-from edgewise.engine.device_state import After as After
-from edgewise.engine.device_state import Idle as Idle
-from edgewise.engine.device_state import InSecAgg as InSecAgg
-from edgewise.engine.device_state import Kept as Kept
-from edgewise.engine.device_state import State as State
-from edgewise.engine.device_state import Training as Training
-from edgewise.engine.device_state import Unsent as Unsent
-from edgewise.engine.device_state import join as join
-from edgewise.engine.device_state import remembers as remembers
-from edgewise.engine.device_state import settled as settled
+from edgewise.engine.device_state import (
+    After,
+    Idle,
+    InSecAgg,
+    Kept,
+    State,
+    Training,
+    Unsent,
+    join,
+    remembers,
+    settled,
+)
 from edgewise.engine.ports import Trust
 from edgewise.plan.plan import Plan
 from edgewise.secagg import client, messages, two_server
@@ -167,9 +169,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     except EdgewiseError as e:
         return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
     del event, update  # one vector less beside the packed payload and the frame; the driver keeps none either
-    if plan.promise.leaves_once and (
-        plan.hides is None or plan.hides.servers == 2
-    ):  # else when the masked update leaves
+    if plan.promise.leaves_once and not plan.interactive:  # else when the masked update leaves
         idle = replace(idle, answered=invite.round)
     save = (Save(idle),) if remembers(plan) or idle.answered == invite.round else ()
     if plan.hides is None:
@@ -181,7 +181,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     secagg, sid = plan.secagg(invite.round), plan.session(invite)
     body, head = residues(payload)
     secret = trust.identity(me)
-    if plan.hides.servers == 2:
+    if not plan.interactive:
         servers, session = (trust.leader, trust.helper), secrets.session
         report = two_server.split(secagg, sid, me, secret, *servers, body, head, session)
         return idle, (*save, Send(frame.dump(_contribution(state, report))))

@@ -32,7 +32,7 @@ from edgewise.engine.round_states import (
     Policy,
 )
 from edgewise.engine.rung_groups import deal, sort
-from edgewise.secagg import server
+from edgewise.secagg import events, server
 from edgewise.secagg.recovery import NAMED
 
 DROPPED = "dropped"  # a device that said nothing more
@@ -56,7 +56,7 @@ def begin(
         groups.append(Group(server.part(keys, devices, params), rung, at_s))
     state, effects = Exchanging(collected, policy, masks, tuple(groups), member), tuple[Effect, ...]()
     for number in range(len(groups)):
-        state, more = _stepped(state, number, server.Close(), at_s)
+        state, more = _stepped(state, number, events.Close(), at_s)
         effects = (*effects, *more)
     return _ended(state, effects)
 
@@ -91,19 +91,19 @@ def step(state: Exchanging, event: Event) -> Out:
         return state, ()
     match event:
         case Answered(device, _, Step(body=body), at_s):
-            return _ended(*_stepped(state, state.member[device], server.Received(device, body), at_s))
+            return _ended(*_stepped(state, state.member[device], events.Received(device, body), at_s))
         case Gone(device, _, _, at_s):
-            return _ended(*_stepped(_noted(state, device, DROPPED), state.member[device], server.Gone(device), at_s))
+            return _ended(*_stepped(_noted(state, device, DROPPED), state.member[device], events.Gone(device), at_s))
         case Deadline(at_s):
             open_groups = (n for n, group in enumerate(state.groups) if group.open)
             first = min(open_groups, key=lambda n: state.groups[n].until_s)
             for device in sorted(server.waiting_for(state.groups[first].state)):
                 state = _noted(state, device, DROPPED)
-            return _ended(*_stepped(state, first, server.Close(), at_s))
+            return _ended(*_stepped(state, first, events.Close(), at_s))
     return state, ()
 
 
-def _stepped(state: Exchanging, number: int, event: server.Event, at_s: float) -> tuple[Exchanging, tuple[Effect, ...]]:
+def _stepped(state: Exchanging, number: int, event: events.Event, at_s: float) -> tuple[Exchanging, tuple[Effect, ...]]:
     """One input to the session of a group."""
     group = state.groups[number]
     after, effects = server.step(group.state, event)
@@ -111,7 +111,7 @@ def _stepped(state: Exchanging, number: int, event: server.Event, at_s: float) -
         return state, ()
     letters = list[Effect]()
     for effect in effects:
-        if isinstance(effect, server.Refused):
+        if isinstance(effect, events.Refused):
             state = _noted(state, effect.device, effect.code)
         else:
             letters.append(Letter(effect.device, effect.raw, group.rung))

@@ -14,7 +14,6 @@ from edgewise.core.frame import Invite
 from edgewise.core.keys import Key
 from edgewise.core.memory import Memory
 from edgewise.core.outline import outline
-from edgewise.core.stage import HEAD as HEAD
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Buffer, Vector
 from edgewise.engine.device_state import Kept

@@ -56,6 +56,7 @@ from edgewise.engine.round_states import (
     Useless,
 )
 from edgewise.secagg import server
+from edgewise.secagg.events import Received, Refused
 
 LATE, DROPPED = "late", exchange.DROPPED
 
@@ -168,9 +169,9 @@ def _collected(state: Collecting, event: Answered | Usable | Useless | Gone) -> 
                 return _collected(state, Useless(device, round, "E-FRAME", "a contribution is expected.", at_s))
             if message.rung not in (range(len(state.protocol.rungs)) if state.protocol.rungs else (FIXED,)):
                 return _collected(state, Useless(device, round, "E-RUNG", "no rung of this run has that number.", at_s))
-            keys, effects = server.step(state.keys, server.Received(device, message.body))
+            keys, effects = server.step(state.keys, Received(device, message.body))
             for effect in effects:
-                if isinstance(effect, server.Refused):
+                if isinstance(effect, Refused):
                     reason = "the device's keys cannot be used."
                     return _collected(state, Useless(device, round, effect.code, reason, at_s))
             assert isinstance(keys, server.Advertising)

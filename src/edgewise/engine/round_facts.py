@@ -111,7 +111,7 @@ def decide(
         if trust is None:
             raise ValueError("hiding contributions needs to know who is enrolled")
         secagg, session, protocol = plan.secagg(number), plan.session(invite), TwoServers()
-        if hides.servers == 1:
+        if hides.interactive:
             rungs = tuple(plan.secagg(number, rung) for rung in range(len(plan.ways)))
             protocol = Masks(
                 session=server.Session(secagg, session, trust.registry),

@@ -16,7 +16,7 @@ from edgewise.codecs.random_k import random_k
 from edgewise.codecs.rotate import rotate
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
-from edgewise.core.space import Hiding, Space
+from edgewise.core.space import ByMasks, Space
 from edgewise.core.stage import Merge, Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue
@@ -126,7 +126,7 @@ def sorting(recipe: Recipe, merge: Merge, minimum: int, corrupt: int) -> tuple[i
     Raises RecipeError(E-COMBO) where there can be no groups.
     """
     kind = recipe.merge["kind"]
-    if recipe.privacy != "hidden" or merge.hides != Hiding(servers=1) or recipe.post:
+    if recipe.privacy != "hidden" or merge.hides != ByMasks() or recipe.post:
         what = f'codec = "adaptive" with privacy = "{recipe.privacy}", [merge] {kind} and posts: {len(recipe.post)}.'
         fix = 'hidden rungs need privacy = "hidden", [merge] kind = "secure_sum" and no [[post]]; or codec = "stages".'
         raise RecipeError("E-COMBO", what, fix)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import sqrt
 
 from edgewise.core.space import Space
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe import Recipe
+from edgewise.plan.sampling import Sampling
 from edgewise.privacy import accountant, card
 from edgewise.privacy.ledger import Budget
 from edgewise.privacy.spend import Event
@@ -19,20 +19,15 @@ _ADJACENCY = {
 }
 
 
-@dataclass(frozen=True)
-class Taking:
-    """How devices take part: a plan's ``Sampling``, as far as it matters here."""
-
-    kind: str
-    rate: float
-    expected: int
-    rounds_each: int
-    gap: int  # rounds between two of a device, at least
-    words: str
-
-
 def card_of(
-    recipe: Recipe, promise: Promise, space: Space, taking: Taking, z: float, budget: Budget, spent: float, event: Event
+    recipe: Recipe,
+    promise: Promise,
+    space: Space,
+    sampling: Sampling,
+    z: float,
+    budget: Budget,
+    spent: float,
+    event: Event,
 ) -> card.Card:
     """The card of a run.
 
@@ -40,8 +35,9 @@ def card_of(
         space: behind the private ending. z: noise multiplier. spent: epsilon of all rounds. event: one release.
     """
     dp, who_noises = recipe.dp, promise.who_noises
+    rounds_each = sampling.rounds_each(recipe.round.rounds)
     server: float | None = spent
-    unit, adjacency, sampling = "device: all its text, in all rounds", _ADJACENCY[event.adjacency], taking.words
+    unit, adjacency, drawn = "device: all its text, in all rounds", _ADJACENCY[event.adjacency], sampling.earns
     fewer: tuple[tuple[int, float], ...] = ()
     honest, continuous, blocks = 0, 0.0, ""
     bound = f"the clip of {dp.clip_l2:g}"
@@ -63,14 +59,14 @@ def card_of(
         who = f"each device, {each:.4g} per coordinate; at least {each * sqrt(honest):.4g} in every sum"
         least = each * sqrt(honest) / space.l2
         fewer = card.degradation(least, honest, dp.delta)
-        continuous = accountant.gaussian(least / sqrt(taking.rounds_each), dp.delta)
+        continuous = accountant.gaussian(least / sqrt(rounds_each), dp.delta)
     elif who_noises is Noiser.STEPS:
         summary = "every step on a device is noised: what it sends says no more of one block of its text than epsilon "
         summary += "allows"
         unit = "block of text of one device, in all rounds"
         blocks = " and for the n blocks of text on them, counted before the first step"
         adjacency = "one block is on the device or not; how many there are is public"
-        sampling = f"each step takes each block with probability {dp.sample_rate:g}, unknown to others"
+        drawn = f"each step takes each block with probability {dp.sample_rate:g}, unknown to others"
         who = f"each device in each step, {z:.4g} times the clip of {dp.clip_l2:g} of one block's gradient"
     else:
         summary = "every device adds noise to its own update, which says no more of its text than epsilon allows, "
@@ -85,10 +81,10 @@ def card_of(
         below=f"below 1 / n^1.1 for n = {space.population:,} devices{blocks}",
         unit=unit,
         adjacency=adjacency,
-        sampling=sampling,
+        sampling=drawn,
         noise=who,
         honest=honest,
-        rounds_each=taking.rounds_each,
+        rounds_each=rounds_each,
         fewer=fewer,
         budget=budget.epsilon,
         continuous=continuous,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgewise.core.pipeline import Pipeline
+from edgewise.core.space import ByMasks, ByShares, Hiding
 from edgewise.core.stage import BELOW
 from edgewise.plan.plan import Plan
 from edgewise.plan.private import Spend
@@ -15,12 +16,6 @@ from edgewise.plan.recipe import Recipe
 from edgewise.plan.trust import corrupt_existing
 from edgewise.privacy import card
 from edgewise.strategies.client import Client
-
-# What hides single updates, and from whom: by the number of servers.
-HIDDEN = {
-    1: "individual updates are hidden from the server by masks that cancel in the sum",
-    2: "individual updates are hidden from both servers, each of which holds one share, unless they work together",
-}
 
 
 def claims(
@@ -95,7 +90,7 @@ def claims(
 
 def _updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
     if (hides := pipe.merge.hides) is not None:
-        told = HIDDEN[hides.servers]
+        told = hides.says
         if sorted_into > 1:
             least = pipe.encoded.quorum.n_min
             told += f"; it sees the sums of at most {sorted_into} groups of like links, each of {least} or more"
@@ -130,26 +125,31 @@ def _metrics(recipe: Recipe, visible: bool) -> str:
     return "train losses and weights leave devices only as a sum"
 
 
-def witnesses(promise: Promise, servers: int, spend: Spend | None, groups: int = 1) -> list[dict[str, str]]:
+def witnesses(promise: Promise, hides: Hiding | None, spend: Spend | None, groups: int = 1) -> list[dict[str, str]]:
     """Who could see what: for each party its ``who``, single ``updates``, the ``sum``, and what is ``promised``.
 
-    ``servers``: 0 where the server sees each update, else how many hide it. ``groups``: sums of a round.
+    ``hides``: how updates are hidden; None where the server sees each. ``groups``: sums of a round.
     """
     c = spend.card if spend is not None else None
     server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
-    if c is None and servers:
-        server = "sums alone are seen; no epsilon"
-    reader = card.words(c.of_release, c.delta) if c is not None else "no epsilon" if servers else "nothing is promised"
+    reader = card.words(c.of_release, c.delta) if c is not None else "nothing is promised"
+    if c is None and hides is not None:
+        server, reader = "sums alone are seen; no epsilon", "no epsilon"
     noisy = {Noiser.NOBODY: "as it is", Noiser.SERVER: "before noise"}
     noised = noisy.get(promise.who_noises, "with noise") + (f", of each of up to {groups} groups" if groups > 1 else "")
     each = "each, with its noise" if promise.noised_before_leaving else "each"
-    single = {0: each, 1: "hidden", 2: "one share"}[servers]
-    rows = [{"who": "the server", "updates": single, "sum": noised, "promised": server}]
-    if servers == 2:
-        rows[0]["who"] = "the server (leader)"
-        rows.append({"who": "the gateway (helper)", "updates": "one share", "sum": "hidden", "promised": server})
-        both = "each" + (", with its share of the noise" if promise.who_noises is Noiser.COHORT else "")
-        rows.append({"who": "both together", "updates": both, "sum": noised, "promised": "nothing is promised"})
+    match hides:
+        case None:
+            rows = [{"who": "the server", "updates": each, "sum": noised, "promised": server}]
+        case ByMasks():
+            rows = [{"who": "the server", "updates": "hidden", "sum": noised, "promised": server}]
+        case ByShares():
+            both = "each" + (", with its share of the noise" if promise.who_noises is Noiser.COHORT else "")
+            rows = [
+                {"who": "the server (leader)", "updates": "one share", "sum": noised, "promised": server},
+                {"who": "the gateway (helper)", "updates": "one share", "sum": "hidden", "promised": server},
+                {"who": "both together", "updates": both, "sum": noised, "promised": "nothing is promised"},
+            ]
     rows.append({"who": "other devices", "updates": "hidden", "sum": "what the models show", "promised": reader})
     rows.append({"who": "who reads the models", "updates": "hidden", "sum": "what the models show", "promised": reader})
     rows.append(
@@ -160,11 +160,11 @@ def witnesses(promise: Promise, servers: int, spend: Spend | None, groups: int =
 
 def privacy_facts(plan: Plan) -> dict[str, Any]:
     """For check and report, plain JSON: ``word``, ``servers``, ``card`` (None without epsilon), ``seen``."""
-    servers, groups = (plan.hides.servers, plan.hides.groups) if plan.hides is not None else (0, 1)
-    groups = plan.recipe.adaptive.groups if plan.ways else groups
+    hides = plan.hides
+    groups = plan.most_rung_groups if plan.ways else hides.groups if hides is not None else 1
     return {
         "word": plan.promise.word,
-        "servers": servers,
+        "servers": hides.servers if hides is not None else 0,
         "card": None if plan.spend is None else plan.spend.card.to_plain(),
-        "seen": witnesses(plan.promise, servers, plan.spend, groups),
+        "seen": witnesses(plan.promise, hides, plan.spend, groups),
     }

@@ -126,6 +126,11 @@ class Plan:
         """How contributions are hidden from the server; None: it sees each."""
         return self.pipelines[0].merge.hides
 
+    @property
+    def interactive(self) -> bool:
+        """Whether devices agree on keys before an update leaves (masks)."""
+        return self.hides is not None and self.hides.interactive
+
     def secagg(self, round: int, rung: int = -1) -> Params:
         """The fixed part of the round's secure aggregation, in a group that sends by ``rung`` of ``ways``."""
         assert self.policy is not None
@@ -306,7 +311,7 @@ class Plan:
 
     def expected_bytes(self, round: int, elapsed_s: float, up_mbit: float) -> float:
         """Bytes of such a device's answer to an invitation, announced before anyone trains: the payload, or keys."""
-        if self.hides is not None and self.hides.servers == 1:
+        if self.interactive:
             return KEYS_BYTES
         if not self.rungs:
             return self.upload_bytes(round)

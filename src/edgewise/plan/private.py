@@ -12,10 +12,11 @@ from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Adjacency, Kind, Space
 from edgewise.core.stage import WEIGHT, Post, Stage
 from edgewise.core.vector import Spec
-from edgewise.plan.card_text import Taking, card_of
+from edgewise.plan.card_text import card_of
 from edgewise.plan.facts import StatedNoise
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe import Recipe
+from edgewise.plan.sampling import Sampling
 from edgewise.plan.section import LARGEST_EPSILON, DpSection
 from edgewise.privacy import accountant, card, grid, matrix, rules
 from edgewise.privacy.adaptive import adaptive_clip
@@ -55,7 +56,7 @@ class Spend:
     Attributes:
         events: of a release, by phase. budget: enforced, of all rounds. rounds_each: rounds that a device is in at
             most.
-        divisor: what the sum is divided by, 0 = by the number of contributions. z: noise multiplier. card: in words.
+        divisor: what the sum is divided by; None: the number of contributions. z: noise multiplier. card: in words.
         clipping: what the noise is sized for. buffers: memory of correlated noise, in models. bits: of the ring, where
             the recipe gives them; 0 = the smallest that will do.
     """
@@ -63,7 +64,7 @@ class Spend:
     events: tuple[Event, ...]
     budget: Budget
     rounds_each: int
-    divisor: float
+    divisor: float | None
     z: float
     card: card.Card
     clipping: Clipping
@@ -102,12 +103,12 @@ def private(
     recipe: Recipe,
     spec: Spec,
     start: Space,
-    phases: Sequence[list[Stage]],
-    taking: Taking,
+    phases: Sequence[Sequence[Stage]],
+    sampling: Sampling,
     promise: Promise,
     stated: StatedNoise | None = None,
-) -> tuple[list[Post], Spend]:
-    """Append the private ending to each phase's stages; the posts that belong to it, and the spend.
+) -> tuple[list[list[Stage]], list[Post], Spend]:
+    """Each phase's stages with the private ending, the posts that belong to it, and the spend.
 
     ``stated``: the noise by the run's facts; None where it is derived from the recipe.
 
@@ -117,10 +118,10 @@ def private(
     dp, word, who = recipe.dp, recipe.privacy, promise.who_noises
     rules.metrics(start.head)
     rules.delta(dp.delta, start.population, "device")  # the trainer's side counts records: ``drivers.records``
-    rules.amplification(dp.amplification, taking.kind, seen_by_reader=who is not Noiser.SERVER)
+    rules.amplification(dp.amplification, sampling.kind, seen_by_reader=who is not Noiser.SERVER)
     if dp.noise == "correlated":
         rules.correlated_noise(word, by_server=who is Noiser.SERVER)
-        rules.participation_gap(taking.gap, taking.kind)
+        rules.participation_gap(sampling.groups, sampling.kind)
     before = [fold(start, stages) for stages in phases]
     if any(space.sparse for space in before) and who in (Noiser.COHORT, Noiser.DEVICE):
         raise CompositionError(
@@ -134,9 +135,11 @@ def private(
         Noiser.DEVICE: _local,
         Noiser.STEPS: _example,
     }[who]
-    ending, events = mechanism(recipe, spec, before, taking, promise)
+    ending, events = mechanism(recipe, spec, before, sampling, promise)
 
-    def all_rounds(z: float, each: int = taking.rounds_each) -> Counter[Event]:
+    rounds_each = sampling.rounds_each(recipe.round.rounds)
+
+    def all_rounds(z: float, each: int = rounds_each) -> Counter[Event]:
         out: Counter[Event] = Counter()
         for phase, event in enumerate(events(z)):
             turns = len(range(phase, each, len(phases)))  # as ``Plan.phase``
@@ -148,18 +151,21 @@ def private(
     else:
         z, budget = _derived(dp, all_rounds)
     first = events(z)[0]
+    chains: list[list[Stage]] = []
     posts: list[Post] = []
     for stages in phases:
         more, posts = ending(z)
         at = _noised_at(start, stages) if who is Noiser.DEVICE else len(stages)
-        stages[at:at] = more
-    divisor = float(taking.expected) if who is Noiser.SERVER else 0.0
-    rules.divisor(not divisor, first.adjacency, promise.noised_before_leaving)
+        chains.append([*stages[:at], *more, *stages[at:]])
+    divisor = float(sampling.expected) if who is Noiser.SERVER else None
+    rules.divisor(divisor is None, first.adjacency, promise.noised_before_leaving)
     spent = accountant.epsilon(all_rounds(z), dp.delta)
-    shown = card_of(recipe, promise, fold(start, phases[0]), taking, z, budget, spent, first)
+    shown = card_of(recipe, promise, fold(start, chains[0]), sampling, z, budget, spent, first)
     clipping = Clipping(dp.clip_l2, dp.tensor_l2, dp.adaptive_clip)
-    return posts, Spend(
-        events(z), budget, taking.rounds_each, divisor, z, shown, clipping=clipping, buffers=dp.buffers, bits=dp.bits
+    return (
+        chains,
+        posts,
+        Spend(events(z), budget, rounds_each, divisor, z, shown, clipping=clipping, buffers=dp.buffers, bits=dp.bits),
     )
 
 
@@ -215,7 +221,7 @@ def _clip(recipe: Recipe, spec: Spec) -> Stage:
 
 
 def _central(
-    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, promise: Promise
+    recipe: Recipe, spec: Spec, before: Sequence[Space], sampling: Sampling, promise: Promise
 ) -> tuple[Ending, Events]:
     """The server adds Gaussian noise to the sum."""
     real = all(space.grid.kind is Kind.REAL for space in before)
@@ -243,20 +249,22 @@ def _central(
         if recipe.round.rounds > MOST_CORRELATED:
             what = f"correlated noise is worked out round by round, for at most {MOST_CORRELATED} of them."
             raise RecipeError("E-VALUE", what, 'play fewer rounds, or take dp.noise = "independent".')
-        blt = matrix.choose(recipe.round.rounds, taking.gap, taking.rounds_each, recipe.dp.buffers)
+        blt = matrix.choose(
+            recipe.round.rounds, sampling.groups, sampling.rounds_each(recipe.round.rounds), recipe.dp.buffers
+        )
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         if blt is not None:
             return ([bound] if real else []), [matrix.correlated_noise(z, blt)]
         if recipe.dp.adaptive_clip:
-            return [adaptive_clip(recipe.dp.clip_l2, z, taking.expected)], [noise(z)]
+            return [adaptive_clip(recipe.dp.clip_l2, z, sampling.expected)], [noise(z)]
         return ([bound] if real else []), [noise(z)]
 
     def events(z: float) -> tuple[Event, ...]:
         if blt is not None:
             return (matrix.event(blt, z),)
-        if taking.kind == "poisson":
-            event = Event("gaussian", before[0].adjacency, z=z, sampling="poisson", rate=taking.rate)
+        if sampling.kind == "poisson":
+            event = Event("gaussian", before[0].adjacency, z=z, sampling="poisson", rate=sampling.rate)
             return (event,) * len(before)
         return (Event("gaussian", before[0].adjacency, z=z),) * len(before)
 
@@ -264,7 +272,7 @@ def _central(
 
 
 def _distributed(
-    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, promise: Promise
+    recipe: Recipe, spec: Spec, before: Sequence[Space], sampling: Sampling, promise: Promise
 ) -> tuple[Ending, Events]:
     """Devices add discrete noise, and the server sees the sum only."""
     if not promise.hidden:
@@ -297,7 +305,7 @@ def _block(before: Sequence[Space]) -> int:
 
 
 def _local(
-    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, promise: Promise
+    recipe: Recipe, spec: Spec, before: Sequence[Space], sampling: Sampling, promise: Promise
 ) -> tuple[Ending, Events]:
     """Every device hides itself."""
 
@@ -311,7 +319,7 @@ def _local(
 
 
 def _example(
-    recipe: Recipe, spec: Spec, before: Sequence[Space], taking: Taking, promise: Promise
+    recipe: Recipe, spec: Spec, before: Sequence[Space], sampling: Sampling, promise: Promise
 ) -> tuple[Ending, Events]:
     """Devices train with DP-SGD, and the noise is in the steps: an update is a function of noised gradients and of what
     everybody knows. Stages make of it what they like, and so does error feedback: what it remembers of earlier rounds

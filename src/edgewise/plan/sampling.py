@@ -40,6 +40,10 @@ class Sampling:
         """Devices of a cohort at most; of a Poisson cohort in all but one of 10^9 (``at_most``)."""
         return self.invite if self.kind != "poisson" else at_most(self.population, self.rate, 1e-9)
 
+    def rounds_each(self, rounds: int) -> int:
+        """Rounds of so many that one device is in, at most."""
+        return -(-rounds // self.groups)
+
     @property
     def earns(self) -> str:
         """What a privacy accountant may later assume, in words."""

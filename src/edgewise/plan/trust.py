@@ -50,7 +50,7 @@ def check_read(recipe: Recipe, merge: Merge) -> None:
     if merge.hides is None:
         unread, by = given, "merges that hide single updates"
     else:
-        unread, by = given & ({"dropout_fraction"} if merge.hides.servers == 2 else set()), "masks"
+        unread, by = given & (set() if merge.hides.interactive else {"dropout_fraction"}), "masks"
     if unread:
         what = f"trust.{sorted(unread)[0]} is for {by}; nothing reads it with [merge] {recipe.merge['kind']}."
         raise RecipeError("E-COMBO", what, "leave it out.")

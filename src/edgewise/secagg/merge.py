@@ -13,7 +13,7 @@ from edgewise.core import demand
 from edgewise.core.errors import CompositionError
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
-from edgewise.core.space import Hiding, Space, Total, share_of
+from edgewise.core.space import ByMasks, ByShares, Hiding, Space, Total, share_of
 from edgewise.core.stage import Merge
 from edgewise.merges import robust
 from edgewise.merges.ring import Residues, head_residues, ring_sum
@@ -46,7 +46,7 @@ def secure_sum() -> Merge:
     Not promised: that the sum itself says nothing of a device (that takes noise), or that devices are honest.
     Raises: CompositionError as ``ring_sum``, and E-NMIN.
     """
-    return _hiding(ring_sum(), "secure_sum", Hiding(1))
+    return _hiding(ring_sum(), "secure_sum", ByMasks())
 
 
 def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious") -> Policy:
@@ -54,13 +54,14 @@ def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server
     are: all of them may be in the smallest sum, where they are the largest share.
 
     Args: corrupt: devices of one sum that may work with a server, at most. dropout, server: as in ``Policy``.
-    Raises CompositionError(E-NMIN) where the smallest sum does not hide the honest ones (``fewest``).
+    Raises CompositionError(E-NMIN) where the smallest sum does not hide the honest ones (``fewest``,
+        ``fewest_shared``).
     """
     assert merge.hides is not None
-    servers = merge.hides.servers
-    if least < (needed := fewest(corrupt, servers, dropout)):
-        more = f" and {share_of(dropout, least)} more drop out" if servers == 1 else ""
-        less = " or drop-outs (trust.dropout_fraction, a share of a sum)" if servers == 1 else ""
+    masks = merge.hides.interactive
+    if least < (needed := fewest(corrupt, dropout) if masks else fewest_shared(corrupt)):
+        more = f" and {share_of(dropout, least)} more drop out" if masks else ""
+        less = " or drop-outs (trust.dropout_fraction, a share of a sum)" if masks else ""
         raise CompositionError(
             "E-NMIN",
             f"{merge.name}: a sum of {least} devices, of whom {corrupt} may be corrupt{more}, is not sure to hide the "
@@ -72,19 +73,23 @@ def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server
     return Policy(min(corrupt / least, CORRUPT_MOST), dropout, server)
 
 
-def fewest(corrupt: int, servers: int = 1, dropout: float = 0.0) -> int:
-    """Devices of the smallest sum that hides the honest ones among them, and that they can open.
+def fewest(corrupt: int, dropout: float = 0.0) -> int:
+    """Devices of the smallest masked sum that hides the honest ones among them, and that they can open.
 
-    Masks (one server): max(2, ceil((3 A + 1) / (1 - 2 delta))), where all A = ``corrupt`` and the share delta =
-    ``dropout`` may fail at once. Then every session of n >= n_min devices has n > 3 A(n) + 2 floor(delta n), with
-    A(n) = floor(n A / n_min): enough holders stay to give a secret back, and no lying server gets two survivor lists
-    signed (``secagg.params``; above 64 devices its sparse graph asks for more). A curious server does not lie, but one
-    rule is for both. Shares (two servers): two more than the corrupt. With one more, a server that knows what the
-    corrupt ones sent reads the last device's update off the sum.
+    max(2, ceil((3 A + 1) / (1 - 2 delta))), where all A = ``corrupt`` and the share delta = ``dropout`` may fail at
+    once. Then every session of n >= n_min devices has n > 3 A(n) + 2 floor(delta n), with A(n) = floor(n A / n_min):
+    enough holders stay to give a secret back, and no lying server gets two survivor lists signed (``secagg.params``;
+    above 64 devices its sparse graph asks for more). A curious server does not lie, but one rule is for both.
     """
-    if servers == 2:
-        return corrupt + 2
     return max(2, ceil(corrupt / CORRUPT_MOST), ceil((3 * corrupt + 1) / (1.0 - 2.0 * dropout) - 1e-9))
+
+
+def fewest_shared(corrupt: int) -> int:
+    """Devices of the smallest sum of shares that hides the honest ones: two more than the corrupt.
+
+    With one more, a server that knows what the corrupt ones sent reads the last device's update off the sum.
+    """
+    return corrupt + 2
 
 
 def check_sessions(policy: Policy, least: int, largest: int) -> None:
@@ -106,7 +111,7 @@ def shared_sum() -> Merge:
     Guarantees: neither learns more than a sum of at least ``n_min`` devices, ``n_min`` being two more than the corrupt
         devices that ``assured`` was told, unless both work together. Raises as ``secure_sum``.
     """
-    return _hiding(ring_sum(), "shared_sum", Hiding(2))
+    return _hiding(ring_sum(), "shared_sum", ByShares())
 
 
 class Groups(NamedTuple):
@@ -157,7 +162,7 @@ def grouped(
 
     return replace(
         one, name=name, says=says, infer=infer, init=init, add=add, parts=parts,
-        combine=robust.rule(rule, byzantine), hides=Hiding(1, groups, 2 * byzantine + 1),
+        combine=robust.rule(rule, byzantine), hides=ByMasks(groups, 2 * byzantine + 1),
     )  # fmt: skip
 
 

@@ -33,13 +33,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, sign
 from edgewise.secagg import messages, recovery
 from edgewise.secagg.client import Registry, circle, holding
-from edgewise.secagg.events import Close as Close
-from edgewise.secagg.events import Device, Effect
-from edgewise.secagg.events import Event as Event
-from edgewise.secagg.events import Gone as Gone
-from edgewise.secagg.events import Received as Received
-from edgewise.secagg.events import Refused as Refused
-from edgewise.secagg.events import Send as Send
+from edgewise.secagg.events import Close, Device, Effect, Event, Gone, Refused, Send
 from edgewise.secagg.graph import smallest_part
 from edgewise.secagg.messages import SEALED_BYTES, Keys, survivors_digest
 from edgewise.secagg.params import Params
