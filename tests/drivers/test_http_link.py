@@ -212,3 +212,57 @@ def test_mail_that_comes_while_a_device_waits_arrives_at_once(server: Server, fo
         assert [mail.number for mail in found if mail] == [number], "not before the poll was over"
         with server.service.database.read() as c:
             assert c.execute(sa.select(sa.func.count()).select_from(MAIL)).scalar() == 1
+
+
+def test_nothing_leaves_while_the_link_is_closed_and_what_was_on_its_way_begins_again(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed within a body: no more than what was in it before passes, and all of it once the link is open again."""
+    monkeypatch.setattr(links, "INLINE_BYTES", 2**22)
+    asked, closed_at, pauses = [0], 8, list[int]()
+    with proxied(server.port) as proxy, through(folder, proxy.url) as device:
+        send_invitation(server, device.name)
+
+        def is_open() -> bool:
+            asked[0] += 1
+            return not closed_at <= asked[0] < closed_at + 4
+
+        device._open, device._sleep = is_open, lambda _: pauses.append(proxy.up)
+        raw = contribution(device.name, bytes(2**21))
+        device.send(RUN, 0, raw)
+        assert len(pauses) == 3, "asked again and again until it was open"
+        assert max(pauses) < 8 * links.PIECE_BYTES + SLACK
+        assert taken(server, device.name) == [raw]
+
+
+def test_who_asks_whether_the_link_is_open_may_end_the_call(folder: Path, server: Server) -> None:
+    def leaves() -> bool:
+        raise KeyError("the owner leaves")
+
+    with through(folder, server.url) as device:
+        device._open = leaves
+        with pytest.raises(KeyError):
+            device.standing()
+
+
+@pytest.mark.parametrize(
+    ("after", "least"), [("7", 7.0), ("Tue, 01 Dec 2026 12:00:30 GMT", 30.0), ("soon", 0.0), ("999999", 3600.0)]
+)
+def test_a_server_says_when_to_come_back(folder: Path, server: Server, after: str, least: float) -> None:
+    """In seconds or as a date; the pause of random length comes on top, so that not all come back at once."""
+    import httpx2
+
+    answers, pauses = [429, 503, 200], list[float]()
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        status = answers.pop(0)
+        said = {"code": "E-BUSY" if status == 503 else "E-RATE", "what": "w.", "fix": "f."}
+        return httpx2.Response(status, json=said, headers={"retry-after": after})
+
+    device = Link(folder, 1e5, now_s=lambda: 1_796_126_400.0, sleep=pauses.append)
+    device.close()
+    device._http = httpx2.Client(base_url=server.url, transport=httpx2.MockTransport(answer))
+    device.standing()
+    device.close()
+    assert len(pauses) == 2
+    assert all(least <= pause < least + 4 * links.FIRST_PAUSE_S for pause in pauses)

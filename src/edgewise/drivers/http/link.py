@@ -5,8 +5,13 @@
     while (mail := link.poll(after)) is not None: ...
     link.send(run, round, raw)            # in chunks where it is large; the same frame may be sent again and again
 
-Every call tries again by itself, with growing pauses of random length, where the network or the server fails; and gives
-up after ``patience_s``. A request that the server has refused is never repeated. Each attempt is signed anew.
+Every call tries again by itself, with growing pauses of random length (full jitter), where the network or the server
+fails, and gives up after ``patience_s``. Where the server says when to come back, the pause begins then. A request that
+the server has refused is never repeated. Each attempt is signed anew.
+
+Nothing leaves while ``open`` is False: a call waits, and one whose body is on its way breaks off and begins again.
+
+Source of the pauses: Brooker, "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015).
 """
 
 from __future__ import annotations
@@ -16,8 +21,9 @@ import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -35,6 +41,9 @@ WAIT_S = 25.0  # of a long poll
 CONNECT_S, ANSWER_S = 10.0, 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0  # a server that restarts is found again in seconds
 INLINE_BYTES = 2**20  # frames up to this size go in one request
+PIECE_BYTES = 2**16  # of a body, between two looks whether anything may leave
+CLOSED_S = 0.25  # until the next look, where nothing may
+LONGEST_WAIT_S = 3600.0  # that a server can ask for
 SAMPLE_BYTES = 2**16  # transfers from this size measure the link
 HISTORY = 16
 _PAUSES = ("E-RATE", "E-BUSY", "E-STALL")  # refusals that end by themselves
@@ -66,7 +75,8 @@ class Link:
     """A connection of the identity in ``folder``; a context manager.
 
     Args:
-        patience_s: how long a call tries. now_s: wall clock. sleep: pauses.
+        patience_s: how long a call tries. now_s: wall clock. sleep: pauses. open: whether anything may leave now; what
+            it raises ends the call.
     Raises:
         TransportError(E-IDENTITY) where the folder holds no enrolment.
     """
@@ -77,10 +87,11 @@ class Link:
         patience_s: float = 300.0,
         now_s: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        open: Callable[[], bool] = lambda: True,
     ) -> None:
         self.home: Home = home.load(folder)
         self._me: Identity = identity.load(folder / home.KEY)
-        self.patience_s, self._now_s, self._sleep = patience_s, now_s, sleep
+        self.patience_s, self._now_s, self._sleep, self._open = patience_s, now_s, sleep, open
         self.speed = Speed()
         self.requests = 0
         verify = certificates.client_context(self.home.authority.encode()) if self.home.secure else False
@@ -141,7 +152,7 @@ class Link:
         query = {"after": after, "wait": int(wait_s)}
         answer = self._request("GET", "/v1/inbox", query, timeout_s=wait_s + ANSWER_S)
         if answer.status_code == 204:
-            self._sleep(_retry_after(answer))
+            self._sleep(self._retry_after(answer))
             return None
         return Mail(int(answer.headers["edgewise-number"]), answer.content)
 
@@ -206,9 +217,9 @@ class Link:
                 return
             if answer.status_code not in (200, 206):
                 answer.read()
-                raise _refusal(answer)
+                raise self._refusal(answer)
             got = 0
-            with open(part, "ab" if answer.status_code == 206 else "wb") as f:
+            with part.open("ab" if answer.status_code == 206 else "wb") as f:
                 for piece in answer.iter_raw():  # as it comes: what is not in the file yet is lost with the connection
                     f.write(piece)
                     got += len(piece)
@@ -254,10 +265,12 @@ class Link:
 
         def attempt() -> httpx2.Response:
             headers = {**self._signed(method, path, text, body, run, number), **(extra or {})}
-            url = f"{path}?{text}" if text else path
-            answer = self._http.request(method, url, content=body, headers=headers, timeout=_timeout(timeout_s))
+            url, content = f"{path}?{text}" if text else path, body if len(body) <= PIECE_BYTES else self._pieces(body)
+            if body:
+                headers["content-length"] = str(len(body))
+            answer = self._http.request(method, url, content=content, headers=headers, timeout=_timeout(timeout_s))
             if answer.status_code >= 400:
-                raise _refusal(answer)
+                raise self._refusal(answer)
             return answer
 
         return self._attempts(attempt)
@@ -271,18 +284,54 @@ class Link:
         """Try until it works, the server refuses, or patience ends."""
         began, pause_s = time.monotonic(), FIRST_PAUSE_S
         while True:
+            while not self._open():
+                self._sleep(CLOSED_S)
+                began += CLOSED_S  # that is not the server's fault
             self.requests += 1
             try:
                 return attempt()
+            except _Closed:
+                continue
             except httpx2.TransportError as e:
                 error, least_s = unreachable(self.home.url, e), 0.0
             except _Wait as e:
                 error, least_s = e.error, e.least_s
-            wait_s = max(least_s, pause_s * secrets.randbelow(1000) / 1000)
+            wait_s = least_s + pause_s * secrets.randbelow(1000) / 1000
             if time.monotonic() + wait_s > began + self.patience_s:
                 raise error
             self._sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _pieces(self, body: bytes) -> Iterator[bytes]:
+        for start in range(0, len(body), PIECE_BYTES):
+            if not self._open():
+                raise _Closed
+            yield body[start : start + PIECE_BYTES]
+
+    def _refusal(self, answer: httpx2.Response) -> Exception:
+        """What the server says instead of an answer."""
+        try:
+            said = answer.json()
+            code, what, fix = str(said["code"]), str(said["what"]), str(said["fix"])
+        except (ValueError, KeyError, TypeError):
+            code, what, fix = "", f"the server answered with status {answer.status_code}.", "ask its operator."
+        error = TransportError(code if code in REGISTRY else "E-CONNECT", what, fix)
+        if code in _PAUSES or answer.status_code >= 500:
+            return _Wait(error, self._retry_after(answer))
+        return error
+
+    def _retry_after(self, answer: httpx2.Response) -> float:
+        """The seconds that ``Retry-After`` asks for, as a number or as a date; 0 without one."""
+        text = answer.headers.get("retry-after", "0")
+        try:
+            wait_s = float(text) if text.isdigit() else parsedate_to_datetime(text).timestamp() - self._now_s()
+        except (ValueError, OverflowError):
+            wait_s = 0.0
+        return min(max(0.0, wait_s), LONGEST_WAIT_S)
+
+
+class _Closed(Exception):
+    """Nothing may leave any more, in the middle of a body."""
 
 
 class _Wait(Exception):
@@ -291,24 +340,6 @@ class _Wait(Exception):
     def __init__(self, error: TransportError, least_s: float) -> None:
         super().__init__(str(error))
         self.error, self.least_s = error, least_s
-
-
-def _refusal(answer: httpx2.Response) -> Exception:
-    """What the server says instead of an answer."""
-    try:
-        said = answer.json()
-        code, what, fix = str(said["code"]), str(said["what"]), str(said["fix"])
-    except (ValueError, KeyError, TypeError):
-        code, what, fix = "", f"the server answered with status {answer.status_code}.", "ask its operator."
-    error = TransportError(code if code in REGISTRY else "E-CONNECT", what, fix)
-    if code in _PAUSES or answer.status_code >= 500:
-        return _Wait(error, _retry_after(answer))
-    return error
-
-
-def _retry_after(answer: httpx2.Response) -> float:
-    text = answer.headers.get("retry-after", "0")
-    return min(float(text), 3600.0) if text.isdigit() else 0.0
 
 
 def unreachable(url: str, e: Exception) -> TransportError:
