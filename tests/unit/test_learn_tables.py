@@ -47,10 +47,13 @@ def test_a_separator_of_ones_own(tmp_path: Path) -> None:
         corpus(tmp_path, "csv")
 
 
-@pytest.mark.parametrize("data", [{"source": "jsonl", "separator": ";"}, {"source": "csv", "separator": ";;"}])
-def test_separators_that_are_none(data: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [{"source": "jsonl", "separator": ";"}, {"source": "csv", "separator": ";;"}, {"source": "jsonl", "header": False}],
+)
+def test_what_is_no_separator_or_no_csv(data: dict[str, Any]) -> None:
     plain = {"schema": 1, "name": "x", "privacy": "none", "data": {"path": "t", "owner": "who", **data}}
-    with pytest.raises(RecipeError, match=r"data\.separator"):
+    with pytest.raises(RecipeError, match=r"data\.(separator|header)"):
         from_plain(plain)
 
 
@@ -77,7 +80,10 @@ def test_separators_that_are_none(data: dict[str, str]) -> None:
         ),
         (b"who,text\na,x\nwho,text\n", r"t\.csv:3: the header stands here again.*take this line out"),
         (b"who,text\na,x\nwho,y\n", r"t\.csv:3: 'who' is an owner here, and the name of the column in t\.csv:1"),
-        (b"ann,I like cats\nbob,I like dogs\n", r"`text` is not a column.*If this is a row of data, put a line"),
+        (
+            b"ann,I like cats\nbob,I like dogs\n",
+            r'`text` is not a column.*write header = false and text = "NUMBER", owner',
+        ),
         (b"PK\x03\x04 xl/worksheets", r"t\.csv: a Zip archive, as \.docx, \.xlsx.*not text"),
     ],
 )
@@ -86,6 +92,72 @@ def test_refusals_of_csv_name_the_line(tmp_path: Path, content: bytes, match: st
     for _ in range(2):  # nothing that was refused comes from the cache
         with pytest.raises(DataError, match=match):
             corpus(tmp_path, "csv")
+
+
+FIRST_ROWS = {
+    "an owner that comes again": b"ann,hi\nbob,ho\n" + b"bob,ha\n" * 300 + b"ann,hu\n",
+    "an owner of a family": b"user_1,hi\nuser_2,ho\n",
+    "a number": b"7,hi\n8,ho\n",
+    "a text that comes again": b"ann,hi\nbob,hi\n",
+    "a text as long as the others": b"ann,the cat sat there\nbob,the dog sat there\n",
+    "a long text": b"ann," + b"long " * 20 + b"\nbob,short\n",
+    "a sentence": b"ann,Come in.\nbob,So it rains once more this evening.\ncyd,No.\n",
+}
+
+
+@pytest.mark.parametrize("content", FIRST_ROWS.values(), ids=FIRST_ROWS)
+def test_a_recipe_that_names_columns_by_the_first_row_is_told_what_to_write(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    owner, text = content.decode().splitlines()[0].split(",")
+    with pytest.raises(DataError, match=r'E-DATA-FORMAT: t\.csv:.*write header = false and text = "2", owner = "1"'):
+        corpus(tmp_path, "csv", owner=owner, text=text)
+    rows = content.count(b"\n")
+    without = corpus(tmp_path, "csv", owner="1", text="2", header=False)
+    assert (texts(without, owner)[0], without.found["rows"]["read"]) == (text, rows)
+    assert corpus(tmp_path, "csv", owner=owner, text=text, header=True).found["rows"]["read"] == rows - 1
+
+
+@pytest.mark.parametrize(
+    ("header", "content"),
+    [
+        ("user_id,text", b"7,7\n8,text\n"),
+        ("Autor,Nachricht", b"ann,Komm bitte herein.\nbob,Es regnet schon wieder\n"),
+        ("site,What should we do in another way?", b"a,fine as it is\nb,more light would be good\n"),
+        ("2023,2024", b"ann,warm\nbob,cold\n"),
+    ],
+)
+def test_names_of_columns_are_not_taken_for_data(tmp_path: Path, header: str, content: bytes) -> None:
+    (tmp_path / "t.csv").write_bytes(header.encode() + b"\n" + content)
+    owner, text = header.split(",")
+    assert len(corpus(tmp_path, "csv", owner=owner, text=text).devices) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "separator"),
+    [(b'ann;"so, then";x\nbob;"no, not";y\n', ";"), (b"ann\tone, two\nbob\tthree\n", "\t"), (b"ann,a;b\nbob,c\n", ",")],
+)
+def test_without_a_header_the_separator_is_the_one_that_fits_all_rows(
+    tmp_path: Path, content: bytes, separator: str
+) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    given = {"owner": "1", "text": "2", "header": False}
+    assert corpus(tmp_path, "csv", **given).devices == ("ann", "bob")
+    (tmp_path / "t.csv").write_bytes(b"ann;so, then\nbob;no, not\n")
+    with pytest.raises(DataError, match=r"separated by ',' and by ';'.*data\.separator"):
+        corpus(tmp_path, "csv", **given)
+    assert texts(corpus(tmp_path, "csv", separator=";", **given), "ann") == ["so, then"]
+
+
+@pytest.mark.parametrize("data", [{"owner": "who", "text": "2"}, {"owner": "1"}, {"owner": "0", "text": "2"}])
+def test_columns_without_a_header_have_numbers(data: dict[str, str]) -> None:
+    plain = {
+        "schema": 1,
+        "name": "x",
+        "privacy": "none",
+        "data": {"source": "csv", "path": "t", "header": False, **data},
+    }
+    with pytest.raises(RecipeError, match=r"E-VALUE.*data\.header = false.*write the number of the column"):
+        from_plain(plain)
 
 
 def test_columns_that_nobody_asks_for_may_have_any_name(tmp_path: Path) -> None:

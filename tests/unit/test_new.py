@@ -16,7 +16,7 @@ from typing import get_args
 import pytest
 from typer.testing import Result
 
-from edgewise.apps import guides, new_text
+from edgewise.apps import guides, new_recipe, new_text
 from edgewise.plan import recipe
 from edgewise.plan.words import Privacy
 from support.commands import call
@@ -228,12 +228,44 @@ def test_tables_that_cannot_be_read_are_refused_with_why(folder: Path, name: str
     assert hint in " ".join(done.stderr.split())
 
 
-def test_a_header_of_sentences_is_one_where_a_person_says_so(folder: Path) -> None:
-    header = "How do you like the new service, and what should we do in another way?"
+def test_a_table_without_a_header_is_read_by_the_numbers_of_its_columns(folder: Path) -> None:
+    rows = [f'ann{i % 2};"I like cats {i}, and ""dogs"" too"' for i in range(6)]
+    (folder / "t.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    refused = call("new", "--data", "t.csv", "--privacy", "none")
+    assert (refused.exit_code, "say --no-header; or --header" in refused.stderr) == (2, True)
+    new("mine", "--data", "t.csv", "--privacy", "none", "--no-header")
+    data = recipe.load("mine.toml").data
+    assert (data.header, data.owner, data.text) == (False, "1", "2")
+    assert '# time = "4"' in Path("mine.toml").read_text(encoding="utf-8")
+    assert "by `1`, text from `2`" in new("again", "--data", "t.csv", "--privacy", "none", "--no-header").stdout
+    assert "E-COMBO" in call("new", "j", "--data", jsonl(folder, 2), "--privacy", "none", "--header").stderr
+
+
+@pytest.mark.parametrize(("answer", "header"), [("no", False), ("", False), ("yes", True)])
+def test_a_person_is_asked_whether_the_first_line_is_a_header(folder: Path, answer: str, header: bool) -> None:
+    (folder / "t.csv").write_text("".join(f"ann{i % 2},I like cats {i}\n" for i in range(6)), encoding="utf-8")
+    asked = []
+
+    def ask(question: str, proposed: str) -> str:
+        asked.append(question)
+        return answer or proposed
+
+    found, named = new_recipe.seen("t.csv", "auto", ask)
+    assert (named, [c.name for c in found.columns]) == (header, ["ann0", "I like cats 0"] if header else ["1", "2"])
+    assert ["I like cats 0" in question for question in asked] == [True]
+    chosen = new_recipe.columns(found, "t.csv", new_recipe.Asked(header=named), lambda _, proposed: proposed)
+    assert chosen["header"] is header
+
+
+@pytest.mark.parametrize(
+    ("header", "vouched"), [("How is the new service?", "auto"), ("What you liked most here", True)]
+)
+def test_a_header_of_sentences_is_one_where_a_person_says_so(folder: Path, header: str, vouched: object) -> None:
     rows = "".join(f"site {i % 2},fine {i} as it is\n" for i in range(6))
     (folder / "t.csv").write_text(f'site,"{header}"\n{rows}', encoding="utf-8")
     new("mine", "--data", "t.csv", "--privacy", "none", "--text", header)
-    assert recipe.load("mine.toml").data.text == header
+    data = recipe.load("mine.toml").data
+    assert (data.text, data.header) == (header, vouched)
 
 
 def test_what_cannot_be_is_refused_before_a_file_is_there(folder: Path) -> None:

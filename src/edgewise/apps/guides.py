@@ -143,6 +143,14 @@ def new(
         str,
         typer.Option("--privacy", help=f"{', '.join(WORDS[:-1])} or {WORDS[-1]}.", autocompletion=lambda: list(WORDS)),
     ] = "",
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header",
+            help="The first line of a CSV file names the columns, or it is data.",
+            show_default=False,
+        ),
+    ] = None,
     devices: Annotated[
         int, typer.Option("--devices", min=0, help="Deal the text out to so many devices, without an owner.")
     ] = 0,
@@ -175,9 +183,9 @@ def new(
         path = data or (_ask("data: a folder of text, or a table (jsonl, csv, parquet)") if asks else "")
         if not path:
             raise RecipeError("E-MISSING", "no data is named.", "say where it is: --data PATH.")
-        found = new_recipe.seen(path)
-        asked = new_recipe.Asked(text, owner, devices, base)
-        columns = new_recipe.columns(found, path, asked, _ask if asks else None)
+        ask = _ask if asks else None
+        found, named = new_recipe.seen(path, "auto" if header is None else header, ask)
+        columns = new_recipe.columns(found, path, new_recipe.Asked(text, owner, devices, base, named), ask)
         word = privacy or (_ask(f"privacy: {', '.join(WORDS)}", "hidden") if asks else "")
         if not word:
             raise RecipeError("E-MISSING", "no privacy word is given.", f"--privacy with one of: {', '.join(WORDS)}.")

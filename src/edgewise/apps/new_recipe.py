@@ -17,11 +17,12 @@ from edgewise.core.errors import CompositionError, DataError, RecipeError
 from edgewise.core.vector import Spec
 from edgewise.drivers.files import write_new
 from edgewise.learn import corpus
-from edgewise.learn.look import PROMPTS, TIMES, Look, look
+from edgewise.learn.headers import PROMPTS, TIMES
+from edgewise.learn.look import Look, look
 from edgewise.plan import recipe
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
-from edgewise.plan.data import DataSection
+from edgewise.plan.data import DataSection, Header
 from edgewise.plan.findings import nearest
 from edgewise.plan.section import TrustSection
 from edgewise.plan.words import DP_WORDS, RENAMED, Privacy
@@ -55,6 +56,7 @@ class Asked(NamedTuple):
     owner: str = ""
     devices: int = 0
     base: str = ""
+    header: Header = "auto"
 
 
 class Written(NamedTuple):
@@ -70,9 +72,23 @@ def place(name: str) -> Path:
     return Path(name) if name.endswith(".toml") else Path(f"{name}.toml")
 
 
-def seen(data: str) -> Look:
-    """A first look into the data. Raises DataError as ``learn.look.look``."""
-    return look(data, Path())
+def seen(data: str, header: Header, ask: Callable[[str, str], str] | None) -> tuple[Look, Header]:
+    """A first look into the data, and whether a first line names its columns: a person is asked where that is in doubt.
+
+    Raises: DataError as ``learn.look.look``. RecipeError: E-COMBO for a header of what is no CSV file.
+    """
+    found = look(data, Path(), header)
+    if header != "auto" and found.source != "csv":
+        what = (
+            f"--{'' if header else 'no-'}header: {data} is {'a folder of text' * (not found.columns) or found.source}."
+        )
+        raise RecipeError("E-COMBO", what, "leave it out: it is for CSV files.")
+    if ask and (doubtful := [c for c in found.columns if c.header]):
+        line = ", ".join(c.name for c in found.columns)
+        question = f"the first line is {line:.200} ({doubtful[0].header}): does it name the columns? yes or no"
+        header = ask(question, "no").strip().lower() in ("yes", "y")
+        found = look(data, Path(), header)
+    return found, header
 
 
 def columns(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
@@ -82,8 +98,15 @@ def columns(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str]
         ask: (question, what is proposed) -> a person's answer; None where nobody can be asked.
     Raises:
         DataError: E-DATA-COLUMN for a column that does not exist or where none is likely, E-DATA-FORMAT for a table
-        without a header. RecipeError: E-COMBO for columns of a folder, and for chats that the base cannot read.
+        that seems to have no header. RecipeError: E-COMBO for columns of a folder, and for chats that the base cannot
+        read.
     """
+    read = _read(found, data, asked, ask)
+    vouched = any(c.header for c in found.columns if c.name in (read.get("text"), read.get("owner")))
+    return {**read, "header": True if vouched else asked.header} if vouched or asked.header != "auto" else read
+
+
+def _read(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
     if not found.columns:
         for option, given in (("text", asked.text), ("owner", asked.owner)):
             if given:
@@ -119,7 +142,7 @@ def _column(found: Look, key: str, given: str, proposed: list[str], ask: Callabl
     for c in found.columns:
         if not given and c.header and c.name in (proposed[:1] or names):
             what = f"the table seems to have no header: {c.name!r:.60} stands in its first line, and {c.header}."
-            raise DataError("E-DATA-FORMAT", what, f"put a line with the columns' names first, or say --{key} COLUMN.")
+            raise DataError("E-DATA-FORMAT", what, "say --no-header; or --header, if the first line names the columns.")
     if ask and not given:
         given = ask(f"{key}: the column, of {', '.join(names)}", proposed[0] if proposed else "")
     if given in names:

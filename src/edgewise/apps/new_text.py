@@ -99,6 +99,9 @@ def _data(facts: Facts, s: Facts) -> str:
         (f"source = {_value(d['source'])}", said.get(d["source"], "one row is one document")),
         (f"path = {_value(d['path'])}", "from this file's folder; also a list or a pattern"),
     ]
+    if "header" in d:
+        said_of = "the first line names the columns" if d["header"] else "the first line is data: columns have numbers"
+        lines.append((f"header = {_value(d['header'])}", said_of))
     if d["source"] != "text":
         lines += _columns(d, hints)
     if "owner" in d:
@@ -117,6 +120,7 @@ def _data(facts: Facts, s: Facts) -> str:
 
 def _columns(d: Facts, hints: Facts) -> list[tuple[str, str]]:
     """What is read of a row, and in which order."""
+    names = {"prompt": "question", "time": "date"} if d.get("header", True) else {"prompt": "3", "time": "4"}
     if "messages" in d:
         lines = [(f"messages = {_value(d['messages'])}", "chats, by the model's chat template; answers are trained on")]
     elif "prompt" in d:
@@ -127,10 +131,10 @@ def _columns(d: Facts, hints: Facts) -> list[tuple[str, str]]:
     else:
         lines = [
             (f"text = {_value(d['text'])}", MEANS["text"]),
-            (f"# prompt = {_value(hints.get('prompt', 'question'))}", "context that is read and not trained on"),
+            (f"# prompt = {_value(hints.get('prompt', names['prompt']))}", "context that is read and not trained on"),
         ]
     order = "the latest rows are held out; else the last of the file"
-    return [*lines, (f"# time = {_value(hints.get('time', 'date'))}", order)]
+    return [*lines, (f"# time = {_value(hints.get('time', names['time']))}", order)]
 
 
 def _dp(word: str, example: bool, s: Facts) -> str:

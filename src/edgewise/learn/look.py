@@ -3,8 +3,6 @@ the text. Reads the first rows of some files, and keeps no text."""
 
 from __future__ import annotations
 
-import csv
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import islice
@@ -14,24 +12,16 @@ from typing import Any, NamedTuple
 
 from edgewise.core.errors import DataError, EdgewiseError
 from edgewise.core.foreign import foreign
-from edgewise.learn import containers, packed
+from edgewise.learn import containers, headers, packed
 from edgewise.learn.files import Listing, kind_of, named
-from edgewise.learn.rows import SEPARATORS, csv_rows
+from edgewise.learn.rows import csv_rows
 from edgewise.learn.tables import ENDINGS, decode
+from edgewise.plan.data import Header
 from edgewise.plan.recipe import DataSection
 
 ROWS = 5000  # that are looked at
-LONGEST_OWNER = 80  # characters; a longer value names nobody
 LEAST_TEXT = 8  # characters on average; a column of shorter values is text by its name only
 LEAST_REPEATS = 1.5  # rows of an owner on average; a column of rarer values is an owner by its name only
-PROSE = 4.0  # words on average; a column of longer values names nobody unless it is called so
-OWNERS = (
-    "owner user speaker author patient ward device client site hospital customer account person member name".split()
-)
-TEXTS = "text content note body message utterance document answer response output completion summary".split()
-ANSWERS = "answer response output completion summary".split()  # which belong to a prompt where there is one
-PROMPTS = "prompt question instruction dialogue context input".split()
-TIMES = "time date timestamp datetime created created_at day".split()
 
 
 class Column(NamedTuple):
@@ -62,27 +52,36 @@ class Look(NamedTuple):
 
     def texts(self) -> list[str]:
         """Columns that may be the text, the likeliest first: known names, then the longest that are no prompts."""
-        fit = [c for c in self.columns if c.characters >= (0.1 if _known(c.name, TEXTS) else LEAST_TEXT)]
-        asked = {c.name for c in fit if _known(c.name, PROMPTS)}
-        return [c.name for c in sorted(fit, key=lambda c: (_rank(c.name, TEXTS), c.name in asked, -c.characters))]
+        fit = [c for c in self.columns if c.characters >= (0.1 if headers.known(c.name, headers.TEXTS) else LEAST_TEXT)]
+        asked = {c.name for c in fit if headers.known(c.name, headers.PROMPTS)}
+        return [
+            c.name
+            for c in sorted(fit, key=lambda c: (headers.rank(c.name, headers.TEXTS), c.name in asked, -c.characters))
+        ]
 
     def owners(self, read: Collection[str]) -> list[str]:
         """Columns whose values may be the devices, the likeliest first: known names, then those that repeat most.
         ``read``: columns that are the text or its prompt."""
         fit = [c for c in self.columns if c.names and c.distinct > 1 and c.name not in read]
-        known = [c for c in fit if _known(c.name, OWNERS)]
+        known = [c for c in fit if headers.known(c.name, headers.OWNERS)]
         likely = [
-            c for c in fit if c.repeats >= LEAST_REPEATS and c.words < PROSE and not _known(c.name, PROMPTS + TEXTS)
+            c
+            for c in fit
+            if c.repeats >= LEAST_REPEATS
+            and c.words < headers.PROSE
+            and not headers.known(c.name, headers.PROMPTS + headers.TEXTS)
         ]
-        found = sorted({*known, *likely}, key=lambda c: (_rank(c.name, OWNERS), -c.repeats))
+        found = sorted({*known, *likely}, key=lambda c: (headers.rank(c.name, headers.OWNERS), -c.repeats))
         return [c.name for c in found]
 
     def prompts(self, text: str) -> list[str]:
         """Columns that may be what ``text`` answers, the likeliest first; none where it is no answer by its name."""
-        if not _known(text, ANSWERS):
+        if not headers.known(text, headers.ANSWERS):
             return []
-        fit = [c for c in self.columns if c.characters > 0 and c.name != text and _known(c.name, PROMPTS)]
-        return [c.name for c in sorted(fit, key=lambda c: _rank(c.name, PROMPTS))]
+        fit = [
+            c for c in self.columns if c.characters > 0 and c.name != text and headers.known(c.name, headers.PROMPTS)
+        ]
+        return [c.name for c in sorted(fit, key=lambda c: headers.rank(c.name, headers.PROMPTS))]
 
     def chats(self, kind: str) -> list[str]:
         """Columns of chats of this kind (``Column.chat``)."""
@@ -90,21 +89,12 @@ class Look(NamedTuple):
 
     def like(self, known: list[str]) -> str:
         """The first column with one of these names; empty where there is none."""
-        return min((c.name for c in self.columns if _known(c.name, known)), default="")
+        return min((c.name for c in self.columns if headers.known(c.name, known)), default="")
 
 
-def _known(name: str, known: list[str]) -> bool:
-    return _rank(name, known) < len(known)
-
-
-def _rank(name: str, known: list[str]) -> int:
-    """Place of the first known word that is the name or a part of it (``user_id``); ``len(known)`` where none is."""
-    parts = name.lower().replace("-", "_").split("_")
-    return next((i for i, word in enumerate(known) if word in parts), len(known))
-
-
-def look(path: str, base: Path) -> Look:
-    """What ``data.path`` holds, by the endings of its files and the first rows of its tables.
+def look(path: str, base: Path, header: Header = "auto") -> Look:
+    """What ``data.path`` holds, by the endings of its files and the first rows of its tables. ``header`` is that of the
+    recipe.
 
     Raises:
         DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-EMPTY.
@@ -120,15 +110,16 @@ def look(path: str, base: Path) -> Look:
             return Look(source)
         tables = [f for f in files if _source(f) == source]
         each = max(20, ROWS // len(tables))
-        rows = [row for file in tables[: ROWS // each] for row in islice(_rows(source, file), each)]
+        rows = [row for file in tables[: ROWS // each] for row in islice(_rows(source, file, header), each)]
     except OSError as e:
         raise DataError("E-DATA-MISSING", f"{e.filename or path} cannot be read: {e.strerror or e}.", "") from None
     if not rows:
         raise DataError("E-DATA-EMPTY", f"{path} has no row.", "give a table with some.")
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = [_column(name, [row.get(name) for row in rows]) for name in names]
-    if source == "csv":
-        columns = [c._replace(header=_header(c.name, [r.get(c.name) for r in rows], c.characters)) for c in columns]
+    if source == "csv" and header == "auto":
+        below = {c.name: [row[c.name] for row in rows[: headers.ROWS] if c.name in row] for c in columns}
+        columns = [c._replace(header=headers.as_data(c.name, below[c.name])) for c in columns]
     return Look(source, tuple(columns))
 
 
@@ -140,7 +131,7 @@ def _source(file: Path) -> str:
     return next((source for source, endings in ENDINGS.items() if ending in endings), "text")
 
 
-def _rows(source: str, file: Path) -> Iterator[dict[str, Any]]:
+def _rows(source: str, file: Path, header: Header) -> Iterator[dict[str, Any]]:
     if source != "parquet":
         containers.refuse_file(file, file.name)
     if source == "jsonl":
@@ -148,7 +139,7 @@ def _rows(source: str, file: Path) -> Iterator[dict[str, Any]]:
             if raw.strip():
                 yield decode(raw.removeprefix(b"\xef\xbb\xbf"), f"{file.name}:{number}")
     elif source == "csv":
-        open_section = DataSection.model_construct(source="csv", text="", separator=_separator(file))
+        open_section = DataSection.model_construct(source="csv", text="", header=header)
         yield from (row for _, row in csv_rows(open_section, file, file.name) if row is not None)
     else:
         try:
@@ -160,18 +151,12 @@ def _rows(source: str, file: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist() if batch is not None else ()
 
 
-def _separator(file: Path) -> str:
-    """The separator by which the header has most columns."""
-    header = next((raw for raw in packed.lines(file) if raw.strip()), b"").decode("utf-8-sig", "replace")
-    return max(SEPARATORS, key=lambda s: (len(next(csv.reader([header], delimiter=s), [])), -SEPARATORS.index(s)))
-
-
 def _column(name: str, values: list[Any]) -> Column:
     plain = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
     given = [v for v in plain if v is not None]
     texts = [v for v in given if isinstance(v, str)]
     names = all(
-        isinstance(v, str | int) and not isinstance(v, bool) and 0 < len(str(v)) <= LONGEST_OWNER for v in plain
+        isinstance(v, str | int) and not isinstance(v, bool) and 0 < len(str(v)) <= headers.LONGEST_OWNER for v in plain
     )
     distinct = len({str(v) for v in given})
     whole = bool(given) and len(texts) == len(plain)
@@ -187,25 +172,3 @@ def _chat(values: list[Any]) -> str:
         return ""
     said = all(isinstance(one.get(key), str) for v in first for one in v for key in ("role", "content"))
     return "messages" if said else "other"
-
-
-def _header(name: str, values: list[Any], length: float) -> str:
-    """Why the name of a column of a CSV file seems to be a row of data; empty where it does not."""
-    if _known(name, [*OWNERS, *TEXTS, *PROMPTS, *TIMES]) and len(name.split()) < PROSE:
-        return ""
-    if len(name) > LONGEST_OWNER or "\n" in name:
-        return f"it has {len(name)} characters"
-    if name in values:
-        return "it is a value of the column too"
-    if len(name.split()) >= PROSE and not name.endswith("?") and len(name) >= length / 2:
-        return "it is as long as the texts below it"
-    kinds = {_kind(v) for v in values if isinstance(v, str) and v}
-    if _kind(name) != "word" and kinds == {_kind(name)}:
-        return f"it is a {_kind(name)}, as all values below it are"
-    return ""
-
-
-def _kind(value: str) -> str:
-    if re.fullmatch(r"[-+]?\d+([.,]\d+)?", value):
-        return "number"
-    return "date" if re.match(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b", value) else "word"

@@ -10,16 +10,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from edgewise.core.errors import DataError, EdgewiseError
 from edgewise.core.foreign import foreign, reason
-from edgewise.learn import packed
+from edgewise.learn import headers, packed
 from edgewise.learn.times import stamp
 from edgewise.plan.recipe import DataSection
 
 SEPARATORS = (",", ";", "\t", "|")
+SAME_WIDTH = 50  # rows without a header that a separator has to fit
 _QUOTES = 'a " that belongs to the text is written twice (""), and its field stands in quotes.'
 Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row | None]]  # (place for messages, row; None for a blank line)
@@ -39,7 +41,7 @@ def need_columns(section: DataSection, row: Iterable[str], where: str, header: b
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean `{near[0]}`?" if near else f"columns: {', '.join(known) or 'none'}."
             if header and not near:
-                hint += " If this is a row of data, put a line with the columns' names before it."
+                hint += " If this is a row of data: " + no_header(section, known)
             raise DataError("E-DATA-COLUMN", f"{where}: data.{key} = `{name}` is not a column.", hint)
 
 
@@ -53,49 +55,115 @@ def _once(names: Sequence[str], wanted: Sequence[str], where: str) -> None:
 
 
 def csv_rows(section: DataSection, path: Path, name: str) -> Rows:
-    """Rows of a CSV file. The separator is ``data.separator`` or the first of , ; tab | by which the header has all
-    columns of the recipe. Raises DataError: E-DATA-FORMAT with the line, E-DATA-COLUMN, E-DATA-EMPTY."""
+    """Rows of a CSV file. The separator is ``data.separator``, else ``separator``. Where ``data.header`` is False, the
+    first line is a row and columns have numbers. Raises DataError: E-DATA-FORMAT with the line, E-DATA-COLUMN,
+    E-DATA-EMPTY; where ``data.header`` is "auto" also for names that seem to be a row of data."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    separator = section.separator or _separator(section, path, name)
-    reader = csv.reader(_lines(path, name), strict=True, delimiter=separator)
-    header = _next(reader, name) or []
-    while header == [] and (again := _next(reader, name)) is not None:  # blank lines above
-        header = again
-    if not header:
+    between = section.separator or separator(section, path, name)
+    reader = csv.reader(_lines(path, name), strict=True, delimiter=between)
+    first = _next(reader, name) or []
+    while first == [] and (again := _next(reader, name)) is not None:  # blank lines above
+        first = again
+    if not first:
         raise DataError("E-DATA-EMPTY", f"{name} is empty: it has no header.", "give a table with one row or more.")
     at = f"{name}:{reader.line_num}"
+    header, of = (first, "header") if section.header else (headers.numbers(len(first)), "first row")
     _once(header, columns(section), f"{at}: the header")
     need_columns(section, header, at, header=True)
+    seen = _Seen(section, header, at)
+    if not section.header:
+        yield at, dict(zip(header, first, strict=True))
     while (values := _next(reader, name)) is not None:
         where = f"{name}:{reader.line_num}"
         if values and len(values) != len(header):
-            said = f"{where}: {len(values)} fields, the header has {len(header)} (separated by {separator!r})."
-            raise DataError("E-DATA-FORMAT", said, f"quote fields that contain {separator!r}, or set data.separator.")
+            said = f"{where}: {len(values)} fields, the {of} has {len(header)} (separated by {between!r})."
+            raise DataError("E-DATA-FORMAT", said, f"quote fields that contain {between!r}, or set data.separator.")
         row = dict(zip(header, values, strict=True)) if values else None
-        if values == header and len(header) > 1:
+        if section.header and values == header and len(header) > 1:
             raise DataError("E-DATA-FORMAT", f"{where}: the header stands here again.", "take this line out.")
-        if row and section.owner and row[section.owner] == section.owner:
-            raise _no_header(section.owner, where, at)
+        if row:
+            seen.add(row, where)
         yield where, row
+    seen.judge()
 
 
-def _no_header(owner: str, where: str, at: str) -> DataError:
-    """The error for an owner that is spelt as its column."""
-    what = f"{where}: {owner!r} is an owner here, and the name of the column in {at}, which seems to be a row of data."
-    return DataError("E-DATA-FORMAT", what, "put a line with the columns' names first, or rename the column.")
+class _Seen:
+    """The first rows of a table whose header nobody has vouched for: do they say that it is a row of data?"""
+
+    def __init__(self, section: DataSection, header: Sequence[str], at: str) -> None:
+        self._section, self._header, self._at = section, header, at
+        self._rows: list[Row] = []
+        self._open = section.header == "auto"
+
+    def add(self, row: Row, where: str) -> None:
+        """Raises DataError(E-DATA-FORMAT) as soon as the header is found out."""
+        owner = self._section.owner
+        if self._section.header == "auto" and owner and row[owner] == owner:
+            raise self._refused(f"{where}: {owner!r} is an owner here, and the name of the column in {self._at}")
+        if self._open:
+            self._rows.append(row)
+            if len(self._rows) == headers.ROWS:
+                self.judge()
+
+    def judge(self) -> None:
+        """Raises DataError(E-DATA-FORMAT) where a column of the recipe has a name that seems to be data."""
+        rows, self._rows = self._rows, []
+        for key, column in self._section.columns if self._open else ():
+            if why := headers.as_data(column, [row[column] for row in rows]):
+                raise self._refused(f"{self._at}: `{column:.60}` names the column of data.{key} here, and {why}")
+        self._open = False
+
+    def _refused(self, what: str) -> DataError:
+        said = what + ", so the first line seems to be a row of data and no header."
+        return DataError("E-DATA-FORMAT", said, no_header(self._section, self._header))
 
 
-def _separator(section: DataSection, path: Path, name: str) -> str:
-    def header(separator: str) -> list[str]:
-        lines = (line for line in _lines(path, name) if line.strip())
-        try:
-            return next(csv.reader(lines, strict=True, delimiter=separator), [])
-        except csv.Error:  # quoted fields that are not separated by this
-            return []
+def no_header(section: DataSection, header: Sequence[str]) -> str:
+    """What to write for a table without a header: the numbers of the columns that a recipe names by their first row."""
+    place = {name: f'"{number}"' for name, number in zip(header, headers.numbers(len(header)), strict=True)}
+    named: dict[str, list[str]] = {}
+    for key, name in section.columns:
+        named.setdefault(key, []).append(place.get(name, '"NUMBER"'))
+    keys = (f"{key} = {found[0] if len(found) == 1 else '[' + ', '.join(found) + ']'}" for key, found in named.items())
+    return f"write header = false and {', '.join(keys)} under [data]; or header = true, if it does name the columns."
 
-    found = {separator: header(separator) for separator in SEPARATORS}
-    fits = (s for s, names in found.items() if set(columns(section)) <= set(names))
-    return next(fits, None) or max(SEPARATORS, key=lambda s: (len(found[s]), -SEPARATORS.index(s)))
+
+def separator(section: DataSection, path: Path, name: str) -> str:
+    """The first of , ; tab | by which the header has all columns of the recipe, else most fields. Without a header: the
+    one by which all of the first rows have as many fields. Raises DataError(E-DATA-FORMAT) where several do that."""
+    wanted = set(columns(section))
+    found = {between: _first_rows(path, name, between, 1 if section.header else SAME_WIDTH) for between in SEPARATORS}
+    width = {between: len(rows[0]) if rows else 0 for between, (rows, _) in found.items()}
+    if section.header:
+        fits = [s for s, (rows, _) in found.items() if wanted and rows and wanted <= set(rows[0])]
+    else:
+        fits = [s for s, (rows, _) in found.items() if width[s] > 1 and {len(row) for row in rows} == {width[s]}]
+        fits = [s for s in fits if not found[s][1]] or fits
+        if len(fits) > 1:
+            what = f"{name}: its rows can be separated by {' and by '.join(map(repr, fits))}."
+            raise DataError(
+                "E-DATA-FORMAT", what, "quote fields that contain one, or write data.separator in a recipe."
+            )
+    return fits[0] if fits else max(SEPARATORS, key=lambda s: (width[s], -SEPARATORS.index(s)))
+
+
+def _first_rows(path: Path, name: str, between: str, n: int) -> tuple[list[list[str]], bool]:
+    """The first ``n`` rows, none where they cannot be separated by ``between``, and whether a field that is not quoted
+    holds a quote: each in a quoted field is written twice, and two are around it."""
+    quotes = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal quotes
+        for line in _lines(path, name):
+            if line.strip():
+                quotes += line.count('"')
+                yield line
+
+    try:
+        rows = list(islice(csv.reader(lines(), strict=True, delimiter=between), n))
+    except csv.Error:
+        return [], False
+    return rows, quotes < sum(2 * field.count('"') + 2 for row in rows for field in row if '"' in field)
 
 
 def _lines(path: Path, name: str) -> Iterator[str]:

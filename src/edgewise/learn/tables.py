@@ -236,7 +236,7 @@ def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> P
     a blank line stays one."""
     kept = columns(section)
     asked = section.model_dump(
-        include={"source", "text", "prompt", "messages", "owner", "time", "time_format", "label", "separator"}
+        include={"source", "text", "prompt", "messages", "owner", "time", "time_format", "separator", "header", "label"}
     )
     key = hashlib.sha256(json.dumps(["table", FORMAT, asked, packed.digest(path), path.suffix]).encode()).hexdigest()
     target = cache_dir / "tables" / f"{key[:32]}.jsonl"

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from edgewise.plan.section import Refused, Section
 
+Header = bool | Literal["auto"]
 SHIPPED = ("python-stdlib", "plays")  # sources that need no path: the text is on this machine
 
 
@@ -47,6 +48,11 @@ class DataSection(Section):
     )
     separator: str = Field(
         "", description="between the fields of a CSV file, one character; empty: the one of , ; tab | that fits"
+    )
+    header: Header = Field(
+        "auto",
+        description="whether the first line of a CSV file names the columns; false: it is a row, and columns have "
+        'numbers, as in owner = "1"; "auto": it does, and is refused where it looks like a row',
     )
     label: str = Field("", description='column whose values a "dirichlet" partition skews; equal chunks where empty')
     partition: Literal["owner", "dirichlet", "iid"] = Field("owner", description="how text comes to devices")
@@ -107,6 +113,12 @@ class DataSection(Section):
             raise Refused("E-COMBO", what, "name the column in data.time, or leave out data.time_format")
         if self.separator and self.source != "csv":
             raise Refused("E-COMBO", 'data.separator is for data.source = "csv"', "leave it out")
+        if self.header != "auto" and self.source != "csv":
+            raise Refused("E-COMBO", 'data.header is for data.source = "csv"', "leave it out")
+        for key, name in self.columns if self.header is False else ():
+            if not (name.isascii() and name.isdecimal() and name[0] != "0"):
+                what = f'data.{key} = "{name}" names a column, and with data.header = false columns have numbers'
+                raise Refused("E-VALUE", what, f'write the number of the column, as in {key} = "2"; the first is "1"')
         if self.separator and (len(self.separator) != 1 or self.separator in '"\r\n'):
             what = "data.separator is one character, and neither a quote nor a line end"
             raise Refused("E-VALUE", what, 'write ",", ";", "|" or a tab, or leave it out')

@@ -1,0 +1,72 @@
+"""Names of columns: what people call an owner, a text, a prompt or a time, and how to tell a name from a row of data
+that stands where the names of a CSV file belong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from statistics import fmean
+
+ROWS = 200  # whose values are compared with the names above them
+LONGEST_OWNER = 80  # characters; a longer value names nobody
+PROSE = 4.0  # words; a longer value is a text and names nobody
+OWNERS = (
+    "owner user speaker author patient ward device client site hospital customer account person member name".split()
+)
+TEXTS = "text content note body message utterance document answer response output completion summary".split()
+ANSWERS = "answer response output completion summary".split()  # which belong to a prompt where there is one
+PROMPTS = "prompt question instruction dialogue context input".split()
+TIMES = "time date timestamp datetime created created_at day".split()
+STOPS = (".", "!", "…", "。")
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+_DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b")
+
+
+def known(name: str, words: Sequence[str]) -> bool:
+    """Whether a column is called by one of these words."""
+    return rank(name, words) < len(words)
+
+
+def rank(name: str, words: Sequence[str]) -> int:
+    """Place of the first word that is the name or a part of it (``user_id``); ``len(words)`` where none is."""
+    parts = name.lower().replace("-", "_").split("_")
+    return next((i for i, word in enumerate(words) if word in parts), len(words))
+
+
+def numbers(width: int) -> list[str]:
+    """Names of the columns of a table without a header: ``"1"``, ``"2"``, ..."""
+    return [str(number) for number in range(1, width + 1)]
+
+
+def as_data(name: str, values: Sequence[str]) -> str:
+    """Why the name of a column seems to be a row of data, by the values below it; empty where it does not.
+
+    A guess, which a person who knows better overrules: a first row whose owner and text are short, and do not occur
+    again, looks like names.
+    """
+    digits = any(c.isdigit() for c in name)  # user_1 is somebody, user is a column
+    if not digits and known(name, [*OWNERS, *TEXTS, *PROMPTS, *TIMES]) and len(name.split()) < PROSE:
+        return ""
+    if len(name) > LONGEST_OWNER or "\n" in name:
+        return f"it has {len(name)} characters"
+    given = [v for v in values if v]
+    if name in given:
+        return "it is a value of the column too"
+    words = len(name.split())
+    if words >= PROSE and not name.endswith("?") and len(name) >= fmean(map(len, given or [""])) / 2:
+        return "it is as long as the texts below it"
+    if words > 1 and name.endswith(STOPS) and sum(v.endswith(STOPS) for v in given) > len(given) / 2:
+        return "it ends as the sentences below it do"
+    if not given:
+        return ""
+    for pattern, kind in ((_NUMBER, "number"), (_DATE, "date")):
+        if pattern.fullmatch(name) if kind == "number" else pattern.match(name):
+            every = all(pattern.fullmatch(v) if kind == "number" else pattern.match(v) for v in given)
+            return f"it is a {kind}, as all values below it are" if every else ""
+    if digits and {_shape(v) for v in given} == {_shape(name)}:
+        return "it is spelt as all values below it are"
+    return ""
+
+
+def _shape(value: str) -> str:
+    return re.sub(r"\d+", "9", value)
