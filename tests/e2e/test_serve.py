@@ -79,6 +79,12 @@ def test_an_operator_lets_devices_in_and_out(serving: Serving, tmp_path: Path) -
     assert command("token", "revoke", "../x", "--home", str(admin))["code"] == "E-UNKNOWN-ID"
     assert command("fleet", "ls", "--home", str(tmp_path / "nobody"))["code"] == "E-IDENTITY"
     assert command("serve", str(tmp_path / "server"), "--listen", "127.0.0.1:0")["code"] == "E-LEASE"
+    arguments = Path(f"/proc/{serving.process.pid}/cmdline")
+    shown = (tmp_path / "server" / "server.log").read_text()
+    assert {json.loads(line)["event"] for line in shown.splitlines()} == {"request"}
+    shown += arguments.read_text() if arguments.exists() else ""
+    for secret in (serving.told["token"], made["text"]):
+        assert secret not in shown
     assert serving.end(signal.SIGTERM) == 0
 
 

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from edgewise.core.errors import EdgewiseError, Interrupted
+from edgewise.core.redacted import redacted
 from edgewise.drivers.files import for_owner
 from edgewise.drivers.folder import marked
 from edgewise.drivers.noise import Noise
@@ -92,11 +93,12 @@ class Session:
 
     def _crash(self, e: BaseException) -> int:
         """Keep the traceback (code lines only, no values of variables) where it can be read and reported."""
-        text = f"edgewise {self.name}\n{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(e))}"
+        traced = "".join(traceback.format_exception(e))
+        text = redacted(f"edgewise {self.name}\n{' '.join(sys.argv)}\n\n{traced}")
         path = write_crash(text, self.folder)
         if self.debug:
             print(text, file=sys.stderr)
-        what = f"unexpected {type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
+        what = f"unexpected {type(e).__name__}: {redacted((str(e).splitlines() or [''])[0])[:200]}"
         if self.as_json:
             error = {"code": "crash", "what": what, "fix": f"see {path}"}
             print(json.dumps({"ok": False, "command": self.name, "error": error}))
@@ -138,7 +140,8 @@ def write_crash(text: str, folder: Path | None) -> Path:
     for place in (folder if folder is not None and marked(folder) else None, Path(tempfile.gettempdir())):
         with suppress(OSError):
             if place is not None and place.is_dir():
-                (place / name).write_text(text, encoding="utf-8")
+                with open(place / name, "w", encoding="utf-8", opener=for_owner) as f:
+                    f.write(text)
                 return place / name
     return Path("(no place could be written)")
 

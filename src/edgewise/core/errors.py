@@ -130,6 +130,7 @@ REGISTRY: dict[str, Entry] = {
     "E-RATE": Entry("too many requests or bytes in a short time", 6),
     "E-BUSY": Entry("the server has no room at the moment", 6),
     "E-STALL": Entry("a transfer came to a halt", 3),
+    "E-SERVER": Entry("the server failed at a request by a fault of its own", 1),
     "E-LISTEN": Entry("the server cannot listen at that address", 2),
     "E-LEASE": Entry("another server works with this database, or this one is ending", 1),
     "E-INTERRUPTED": Entry("interrupted by the user; resumable", 130),

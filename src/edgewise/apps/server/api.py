@@ -12,18 +12,19 @@ from typing import TypeVar
 import sqlalchemy as sa
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from edgewise.apps.server.metrics import shown
 from edgewise.core.errors import EdgewiseError, TransportError
 from edgewise.drivers.fleet import members, nonces
 from edgewise.drivers.fleet.members import Grant, Member
-from edgewise.drivers.fleet.tables import MEMBERS, ROUNDS
+from edgewise.drivers.fleet.tables import ROUNDS
 from edgewise.drivers.http import tokens
-from edgewise.drivers.http.guard import Guard, caller, reply
+from edgewise.drivers.http.guard import Guard, caller, failed, refused
 from edgewise.drivers.http.routes import DataPlane
 from edgewise.drivers.http.service import Service
 
@@ -108,6 +109,7 @@ class ControlPlane:
         api.add_exception_handler(EdgewiseError, _answer)
         api.add_exception_handler(RequestValidationError, _answer)
         api.add_exception_handler(HTTPException, _answer)
+        api.add_exception_handler(Exception, _answer)
         api.router.routes.extend(DataPlane(service).routes())
         api.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
         api.add_api_route("/v1/join", self.join, methods=["POST"])
@@ -124,7 +126,7 @@ class ControlPlane:
 
     async def metrics(self) -> Response:
         """Counters for Prometheus; no member is named."""
-        return Response(await self._service.aside(lambda: _metrics(self._service)), media_type="text/plain")
+        return Response(await self._service.aside(lambda: shown(self._service)), media_type=CONTENT_TYPE_LATEST)
 
     async def join(self, request: Request, wanted: Joining) -> Standing:
         """Enrol the signing key by a token."""
@@ -215,31 +217,11 @@ def _may_make(member: Member, role: str) -> None:
         raise TransportError("E-ROLE", what, "ask an administrator.")
 
 
-async def _answer(_: Request, e: Exception) -> Response:
+async def _answer(request: Request, e: Exception) -> Response:
     if isinstance(e, RequestValidationError):
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return reply(TransportError("E-REQUEST", f"{where}: {first['msg']}.", "see `/openapi.json`."))
+        return await refused(request, TransportError("E-REQUEST", f"{where}: {first['msg']}.", "see `/openapi.json`."))
     if isinstance(e, HTTPException):
-        return reply(TransportError("E-ROUTE", f"status {e.status_code}.", "see `/openapi.json`."))
-    assert isinstance(e, EdgewiseError)
-    return reply(e)
-
-
-def _metrics(service: Service) -> bytes:
-    registry = CollectorRegistry()
-    requests = Counter("edgewise_requests", "Requests by outcome.", ["method", "outcome"], registry=registry)
-    for (method, outcome), count in sorted(service.counts.items()):
-        requests.labels(method, outcome).inc(count)
-    gauge = Gauge("edgewise_members", "Members by role and status.", ["role", "status"], registry=registry)
-    with service.database.read() as c:
-        counted = sa.select(MEMBERS.c.role, MEMBERS.c.status, sa.func.count()).group_by(
-            MEMBERS.c.role, MEMBERS.c.status
-        )
-        for role, status, count in c.execute(counted):
-            gauge.labels(role, status).set(count)
-        rounds = c.execute(sa.select(sa.func.count()).select_from(ROUNDS)).scalar()
-    Gauge("edgewise_open_rounds", "Rounds that take frames.", registry=registry).set(rounds or 0)
-    Gauge("edgewise_long_polls", "Devices that wait for mail.", registry=registry).set(service.waiting)
-    Gauge("edgewise_body_bytes", "Bodies in memory.", registry=registry).set(service.gate.in_flight)
-    return generate_latest(registry)
+        return await refused(request, TransportError("E-ROUTE", f"status {e.status_code}.", "see `/openapi.json`."))
+    return await refused(request, e if isinstance(e, EdgewiseError) else failed())

@@ -33,6 +33,9 @@ def serve(
     certificate: Annotated[Path | None, typer.Option("--cert", help="Your own certificate chain (PEM).")] = None,
     key: Annotated[Path | None, typer.Option("--key", help="Its key (PEM).")] = None,
     plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, on 127.0.0.1 only.")] = False,
+    log: Annotated[
+        str, typer.Option("--log", metavar="FILE", help="JSON lines; FOLDER/server.log if left out, - standard error.")
+    ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -50,6 +53,7 @@ def serve(
         from edgewise.apps import shell
         from edgewise.apps.server.start import Server, Tls
         from edgewise.core.errors import TransportError
+        from edgewise.drivers import logs
 
         host, _, port = listen.rpartition(":")
         if not (host and port.isdigit() and int(port) < 2**16):
@@ -57,7 +61,8 @@ def serve(
         if (certificate is None) != (key is None):
             raise TransportError("E-REQUEST", "--cert and --key belong together.", "give both, or neither.")
         names = tuple(dict.fromkeys([*(public or ()), *(() if host in ("0.0.0.0", "::") else (host,))]))
-        with shell.interrupts(), Server(folder, host, int(port), Tls(names, certificate, key, plain)) as server:
+        tls, lines = Tls(names, certificate, key, plain), None if log == "-" else Path(log or folder / "server.log")
+        with shell.interrupts(), Server(folder, host, int(port), tls) as server, logs.opened(lines):
             scheme, first = "http" if plain else "https", server.first_token()
             url = f"{scheme}://{names[0] if names else '127.0.0.1'}:{server.port}"
             if as_json:

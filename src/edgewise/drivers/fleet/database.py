@@ -55,12 +55,12 @@ class Database:
         self._holder, self._number = secrets.token_hex(8), 0
         self._waiting: queue.SimpleQueue[tuple[Change, Future[Any]] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._renewed_s, self._fault = -1.0, ""
+        self._renewed_s, self._until_s, self._fault = -1.0, now_s() + LEASE_S, ""
         with self._guard():
             folder.mkdir(FOLDER, parents=True, exist_ok=True)
             with suppress(FileExistsError), open(self.path, "xb", opener=for_owner):
                 pass
-            self._engine = sa.create_engine(f"sqlite:///{self.path}")
+            self._engine = sa.create_engine(f"sqlite:///{self.path}", hide_parameters=True)
             sa.event.listen(self._engine, "connect", _prepare)
             sa.event.listen(self._engine, "begin", _begin)
             self._take_lease(wait_s)
@@ -113,6 +113,11 @@ class Database:
     def fault(self) -> str:
         """Why the writer could not commit last time; empty while it can."""
         return self._fault
+
+    def lease_left_s(self) -> float:
+        """How long others leave this database alone; 0 where the writer has stood still, or is ending."""
+        left_s = self._until_s - self._now_s()
+        return left_s if self._thread.is_alive() and not self._closed.is_set() and left_s > 0.0 else 0.0
 
     def _fail_what_waits(self) -> None:
         with suppress(queue.Empty):
@@ -191,7 +196,7 @@ class Database:
                             results.append((future, change(c), None))
                     except EdgewiseError as e:
                         results.append((future, None, e))
-            self._fault = ""
+            self._fault, self._until_s = "", self._renewed_s + LEASE_S
         except Exception as e:  # boundary: the writer goes on; whoever waits gets the error
             results, self._fault = [(future, None, e) for _, future in batch], str(e)
         for future, value, error in results:

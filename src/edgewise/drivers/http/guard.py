@@ -14,6 +14,7 @@ import ipaddress
 import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,11 +27,13 @@ from edgewise.drivers.fleet.members import APPROVED, PENDING, REVOKED, Member, r
 from edgewise.drivers.http import rules, signatures
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.http.limits import Later
+from edgewise.drivers.http.meter import Visit
 from edgewise.drivers.http.rules import Rule
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
 
 _SIGNED = {"content-digest", "edgewise-run", "edgewise-round", "edgewise-key", "signature-input", "signature"}
+TROUBLE_S = 5.0  # when to come back to a server that is in trouble: its disk is full, or it is ending
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 
@@ -56,10 +59,18 @@ def caller(request: Request) -> Caller:
     return found
 
 
+async def refused(request: Request, error: EdgewiseError) -> Response:
+    """The answer of a route that raised; the error counts as the outcome of the request."""
+    visit: Visit = request.scope["state"]["visit"]
+    visit.code = error.code
+    return reply(error)
+
+
 def reply(error: EdgewiseError) -> Response:
-    """An error as an answer: its code, what was asked, and what to do."""
+    """An error as an answer: its code, what was asked, and what to do. ``retry-after`` where it ends by itself."""
     status = rules.STATUS.get(error.code, 503)
-    headers = {"retry-after": f"{max(1, round(error.wait_s))}"} if isinstance(error, Later) else {}
+    wait_s = error.wait_s if isinstance(error, Later) else TROUBLE_S if status >= 500 else 0.0
+    headers = {"retry-after": f"{max(1, round(wait_s))}"} if wait_s else {}
     body = {"code": error.code, "what": error.what, "fix": error.fix}
     return JSONResponse(body, status, headers)
 
@@ -78,33 +89,44 @@ class Guard:
         if scope["type"] != "http":
             raise RuntimeError("this server speaks HTTP only")
         self._service.attach()
-        outgoing = _Outgoing(send, self._service.limits.stall_s)
-        held, holder, code = 0, "", ""
+        visit = Visit(scope["method"])
+        outgoing = _Outgoing(send, self._service.limits.stall_s, visit)
+        held, holder = 0, ""
         try:
             rule, length = self._admit(scope)
-            found = await self._identify(scope, rule)
+            visit.route = rule.path
+            found = await self._identify(scope, rule, visit)
             if found.member is not None:
                 self._service.gate.member(found.member.id, length, time.monotonic())
             holder = found.member.id if found.member is not None else ""
             self._service.gate.hold(holder, length)
             held = length
             body, digest = await self._body(receive, length, found)
+            visit.received = length
             if found.proof is not None and not hmac.compare_digest(digest, found.proof.body):
                 raise TransportError("E-SIGNATURE", "the body is not the signed one.", "send it again.")
-            scope.setdefault("state", {})["caller"] = Caller(found.member, found.proof, body, found.public)
+            state = scope.setdefault("state", {})
+            state["caller"], state["visit"] = Caller(found.member, found.proof, body, found.public), visit
             if found.member is not None:
                 self._service.advanced(found.member.id)
             await self._app(scope, _replayed(body, receive), outgoing)
         except EdgewiseError as e:
-            code = e.code
-            if not outgoing.begun:
-                await reply(e)(scope, receive, outgoing)
+            await self._refuse(e, scope, receive, outgoing)
         except TimeoutError:
-            code = "E-STALL"  # of a caller that does not read its answer: the connection is of no use any more
+            visit.code = "E-STALL"  # of a caller that does not read its answer: the connection is of no use any more
+        except Exception as e:  # boundary: one request fails, and says so; the server goes on
+            self._service.meter.fault(visit, e)
+            await self._refuse(failed(), scope, receive, outgoing)
         finally:
             if held:
                 self._service.gate.release(holder, held)
-            self._service.counts[scope["method"], code or str(outgoing.status)] += 1
+            self._service.meter.note(visit)
+
+    async def _refuse(self, error: EdgewiseError, scope: Scope, receive: Receive, outgoing: _Outgoing) -> None:
+        outgoing.visit.code = error.code
+        if not outgoing.begun:
+            with suppress(TimeoutError):
+                await reply(error)(scope, receive, outgoing)
 
     def _admit(self, scope: Scope) -> tuple[Rule, int]:
         """What can be said of a request without asking anything: its address, route and announced size."""
@@ -113,13 +135,13 @@ class Guard:
         raw_path: bytes = scope.get("raw_path", b"").partition(b"?")[0]
         path = raw_path.decode("latin-1")
         if path != scope["path"] or (rule := rules.matched(scope["method"], path)) is None:
-            what = f"there is no {scope['method']:.10} {path:.100}."
+            what = "the server has nothing at this path for this method."  # a path may hold anything
             raise TransportError("E-ROUTE", what, "`/openapi.json` lists what there is.")
         if rule.roles == rules.LOCAL and not _is_local(address, scope):
             raise TransportError("E-ROLE", f"{path} answers requests from its own machine only.", "ask there.")
         return rule, _length(scope, rule)
 
-    async def _identify(self, scope: Scope, rule: Rule) -> Caller:
+    async def _identify(self, scope: Scope, rule: Rule, visit: Visit) -> Caller:
         if rule.roles in (rules.ANYONE, rules.LOCAL):
             return Caller(None, None, b"")
         headers: dict[str, str] = {}
@@ -139,6 +161,7 @@ class Guard:
         key_of: Callable[[str], bytes | None] = lambda _: member.public if member else None  # noqa: E731
         proof = signatures.verify(where, headers, server, now_s, key_of)
         assert member is not None
+        visit.member, visit.role = member.id, member.role if member.status == APPROVED else member.status
         self._standing(member, rule)
         return Caller(member, proof, b"")
 
@@ -190,15 +213,24 @@ class Guard:
 class _Outgoing:
     """Sends the answer, and gives up on a caller that does not read it."""
 
-    def __init__(self, send: Send, stall_s: float) -> None:
-        self._send, self._stall_s = send, stall_s
-        self.begun, self.status = False, 0
+    def __init__(self, send: Send, stall_s: float, visit: Visit) -> None:
+        self._send, self._stall_s, self.visit = send, stall_s, visit
+        self.begun = False
 
     async def __call__(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self.begun, self.status = True, message["status"]
+            self.begun, self.visit.status = True, message["status"]
+            message["headers"] = [*message.get("headers", ()), (b"edgewise-request", self.visit.id.encode())]
+        else:
+            self.visit.sent += len(message.get("body", b""))
         async with asyncio.timeout(self._stall_s):
             await self._send(message)
+
+
+def failed() -> TransportError:
+    """The error that a caller gets for a fault of the server."""
+    what = "the server failed at this request; its log says where."
+    return TransportError("E-SERVER", what, "try again; if it stays, tell the operator (header edgewise-request).")
 
 
 def _replayed(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:

@@ -21,7 +21,8 @@ class Limits:
         address_rate, address_burst: requests of one network address. member_rate, member_burst: of one key.
         byte_rate, byte_burst: bytes of bodies of one key. frame_bytes: the largest frame, in chunks or not.
         in_flight_bytes: bodies in memory, of all requests. holder_bytes: of them those of one key. spool_bytes: of all
-        unfinished and unused uploads, on disk.
+        unfinished and unused uploads, on disk. reserve_bytes: left free on the disk, so that what was taken can be
+        committed when frames have no room any more.
         header_s: until a request's headers are there. stall_s: without a byte of a body. slowest: bytes per second that
         a body must average after its first ``stall_s``.
         waiting: long polls at a time. wait_s: how long one lasts at most. connections: at a time.
@@ -37,6 +38,7 @@ class Limits:
     in_flight_bytes: int = 2**27
     holder_bytes: int = 2**24
     spool_bytes: int = 2**36
+    reserve_bytes: int = 2**26
     header_s: float = 10.0
     stall_s: float = 15.0
     slowest: float = 1024.0

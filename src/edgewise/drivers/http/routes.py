@@ -48,7 +48,8 @@ class DataPlane:
     def routes(self) -> list[Route]:
         """For a router, behind the guard."""
         return [
-            Route("/healthz", self.health, methods=["GET"]),
+            Route("/healthz", self.alive, methods=["GET"]),
+            Route("/readyz", self.ready, methods=["GET"]),
             Route("/v1/server", self.server, methods=["GET"]),
             Route("/v1/inbox", self.inbox, methods=["GET"]),
             Route("/v1/outbox", self.outbox, methods=["POST"]),
@@ -58,10 +59,16 @@ class DataPlane:
             Route("/v1/blobs/{digest}", self.blob, methods=["GET"]),
         ]
 
-    async def health(self, request: Request) -> Response:
-        """Whether the server can commit."""
-        fault = self._service.database.fault()
-        return PlainTextResponse(f"cannot commit: {fault}\n" if fault else "ok\n", 503 if fault else 200)
+    async def alive(self, request: Request) -> Response:
+        """The server answers. A supervisor restarts one that does not."""
+        return PlainTextResponse("ok\n")
+
+    async def ready(self, request: Request) -> Response:
+        """Whether the server can take frames; if not, status 503. A load balancer sends devices elsewhere then."""
+        checks = await self._service.aside(self._service.checks)
+        sound = all(checks.values())
+        body = {"ready": sound, "checks": {name: "ok" if held else "failed" for name, held in checks.items()}}
+        return JSONResponse(body, 200 if sound else 503)
 
     async def server(self, request: Request) -> Response:
         """Who this server is, signed for a nonce of the caller."""
@@ -96,6 +103,7 @@ class DataPlane:
         service, found = self._service, caller(request)
         member, proof = found.signed()
         raw, upload = found.body, request.query_params.get("upload", "")
+        service.check_room(len(raw))
         if not upload:
             return await self._accept(member, proof, raw, proof.body, "")
         async with self._assembling:
@@ -118,6 +126,7 @@ class DataPlane:
         member, proof = found.signed()
         wanted = parsed(found.body)
         digest, size = _announced(wanted)
+        service.check_room(size)
         if proof.run is None or proof.round is None:
             raise TransportError("E-REQUEST", "an upload is for a run and a round.", "sign for both.")
         run, round = proof.run, proof.round
@@ -138,6 +147,7 @@ class DataPlane:
         service, found = self._service, caller(request)
         member, proof = found.signed()
         id, offset = request.path_params["upload"], _whole(request, "offset")
+        service.check_room(len(found.body))
 
         def look(c: sa.Connection) -> tuple[Upload, bytes]:
             begun = uploads.find(c, id, member.id)

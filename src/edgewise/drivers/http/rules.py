@@ -46,6 +46,7 @@ class Rule:
 
 RULES = (
     Rule("GET", "/healthz", ANYONE),
+    Rule("GET", "/readyz", ANYONE),
     Rule("GET", "/metrics", LOCAL),
     Rule("GET", "/openapi.json", ANYONE),
     Rule("GET", "/v1/server", ANYONE),
@@ -92,5 +93,6 @@ STATUS: Mapping[str, int] = {  # error code -> status of the answer; all others 
     "E-FRAME": 422,
     "E-FRAME-SIZE": 413,
     "E-RATE": 429,
+    "E-SERVER": 500,
     "E-BUSY": 503,
 }

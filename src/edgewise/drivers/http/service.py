@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,11 +22,13 @@ from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.spool import Chunks
 from edgewise.drivers.http import identity
-from edgewise.drivers.http.limits import Gatekeeper, Limits
+from edgewise.drivers.http.limits import Gatekeeper, Later, Limits
+from edgewise.drivers.http.meter import Meter
 
 T = TypeVar("T")
 FRESH_S = 1.0  # how long a member is remembered: a revocation by another process works after this long
 REMEMBERED = 65536
+DISK_S = 5.0  # when to come back to a full disk
 READERS = 4
 
 
@@ -43,7 +46,7 @@ class Service:
             (folder / sub).mkdir(FOLDER, exist_ok=True)
         self.blobs, self.chunks = Blobs(folder / "blobs"), Chunks(folder / "spool")
         self.gate = Gatekeeper(limits)
-        self.counts: Counter[tuple[str, str]] = Counter()
+        self.meter = Meter()
         self.progress_s: dict[str, float] = {}  # of devices that a cohort waits for: when they last got on
         self.revoked: set[str] = set()  # since the server started
         self.deliveries, self._arrived = 0, threading.Condition()
@@ -51,6 +54,7 @@ class Service:
         self._members: OrderedDict[str, tuple[Member | None, float]] = OrderedDict()
         self._bells: dict[str, set[asyncio.Event]] = {}
         self._waiting = 0
+        self._free = (0, -1.0)  # bytes of the disk, and when they were looked up
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers = ThreadPoolExecutor(READERS, "edgewise-reader")
         self._sweep()
@@ -132,6 +136,12 @@ class Service:
             if not self._bells[device]:
                 del self._bells[device]
 
+    def check_room(self, size: int) -> None:
+        """Raises TransportError(E-DISK) where the disk has no room for ``size`` bytes more and the reserve."""
+        if self.free_bytes() < size + self.limits.reserve_bytes:
+            fix = "it is kept nowhere here: send it again when the operator has made room."
+            raise Later("E-DISK", "the disk of the server is full.", fix, DISK_S)
+
     # -- from anywhere -------------------------------------------------------------------------------------------
 
     def ring(self, device: str) -> None:
@@ -164,6 +174,22 @@ class Service:
         """Remove the chunks of uploads that are over."""
         for upload in gone:
             self.chunks.drop(upload)
+
+    def free_bytes(self) -> int:
+        """Room on the disk of the folder, at most ``FRESH_S`` old."""
+        free, at_s = self._free
+        if not 0.0 <= time.monotonic() - at_s < FRESH_S:
+            free = shutil.disk_usage(self.folder).free
+            self._free = free, time.monotonic()
+        return free
+
+    def checks(self) -> dict[str, bool]:
+        """Whether this server can do its work: commit, hold the lease of its folder, take frames."""
+        return {
+            "database": not self.database.fault(),
+            "lease": self.database.lease_left_s() > 0.0,
+            "disk": self.free_bytes() >= self.limits.reserve_bytes,
+        }
 
     @property
     def waiting(self) -> int:
