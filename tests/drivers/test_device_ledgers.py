@@ -6,9 +6,11 @@ import json
 from functools import partial
 from math import inf
 from pathlib import Path
+from weakref import finalize
 
 import pytest
 from invited import invitation
+from kept_devices import Round
 from toy import ToyTrainer
 from toy_recipe import make_recipe
 
@@ -19,7 +21,7 @@ from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
-from edgewise.engine.owner_budget import OwnerBudget
+from edgewise.engine.owner_budget import UNCOUNTED, OwnerBudget
 from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
@@ -27,6 +29,7 @@ from edgewise.privacy.accountant import COARSE, epsilon
 from edgewise.privacy.device_ledger import DeviceCharge, DeviceLedger, charge, spent
 from edgewise.privacy.ledger import Budget, Refused
 from edgewise.privacy.spend import Event, gaussian, local, matrix, poisson, record_level
+from edgewise.secagg import server
 
 DELTA = 1e-6
 LOCAL = {
@@ -34,6 +37,7 @@ LOCAL = {
     "dp.delta": 1e-5, "dp.clip_l2": 4.0, "round.rounds": 3,
 }  # fmt: skip
 MASKED = {**LOCAL, "privacy": "distributed_dp", "merge": {"kind": "secure_sum"}, "round.minimum": 0.75}
+ME = "d00001"
 PLAIN = {"privacy": "none", "metrics": "none", "stage": [], "round.rounds": 3}
 
 
@@ -49,15 +53,16 @@ class Run:
         downloads = Downloads(self.plan.spec.dim, self.plan.downlink)
         downloads.put(vector.digest(vector.to_bytes(self.model)), vector.to_bytes(self.model))
         root = simulated_root(self.plan, "", {})
+        store = FileDevices(folder / name, self.plan.run)
+        self.closes = finalize(self, store.close)
         self.devices = Devices(
-            self.plan, registered(trainer), FileDevices(folder / name, self.plan.run), downloads, simulated_trust(root),
+            self.plan, registered(trainer), store, downloads, simulated_trust(root),
             partial(simulated_secrets, self.plan, root), budget=budget,
         )  # fmt: skip
 
     def asked(self, number: int) -> frame.Message:
-        nonce = bytes([number]) * 32 if self.plan.hides else b""
-        invite = invitation(self.plan, number, self.model, accepted=number - 1, nonce=nonce)
-        raw = self.devices.answer("d00001", frame.dump(invite)).frame
+        invite = invitation(self.plan, number, self.model, accepted=number - 1)
+        raw = self.devices.answer(ME, frame.dump(invite)).frame
         assert raw is not None
         return frame.load(raw)
 
@@ -66,11 +71,9 @@ def refused(message: frame.Message) -> str:
     return message.code if isinstance(message, frame.Refusal) else ""
 
 
-@pytest.mark.parametrize(
-    ("settings", "sent"), [(LOCAL, frame.Contribution), (MASKED, frame.Step)], ids=["local", "masks"]
-)
-def test_the_second_run_is_refused_in_the_middle(tmp_path: Path, settings: dict[str, object], sent: type) -> None:
-    """The first run takes all its rounds. Of the second, the cap allows one; asked again, that round stays free."""
+def test_the_second_run_is_refused_in_the_middle(tmp_path: Path) -> None:
+    """The first run takes all its rounds. Of the second, the cap allows one."""
+    settings, sent = LOCAL, frame.Contribution
     (event,) = set(Run(tmp_path, "probe", settings, None).plan.spend.events)  # type: ignore[union-attr]
     cap = Budget((epsilon({event: 4}, DELTA, COARSE) + epsilon({event: 5}, DELTA, COARSE)) / 2, DELTA)
     (tmp_path / "ledgers").mkdir()
@@ -81,18 +84,119 @@ def test_the_second_run_is_refused_in_the_middle(tmp_path: Path, settings: dict[
         budget = OwnerBudget(cap, ledgers)
         second = Run(tmp_path, "second", settings, budget)
         assert isinstance(second.asked(0), sent)
-        before = budget.spent("d00001")
+        before = budget.spent(ME)
         answer = second.asked(1)
         assert refused(answer) == "E-BUDGET"
         assert isinstance(answer, frame.Refusal)
         assert "first" not in answer.reason, "a server learns nothing of other runs"
-        assert budget.spent("d00001") == before <= cap.epsilon
-        assert [(c.run, c.round) for c in ledgers.charges("d00001")] == [
+        assert budget.spent(ME) == before <= cap.epsilon
+        assert [(c.run, c.round) for c in ledgers.charges(ME)] == [
             *((first.plan.run, number) for number in range(3)), (second.plan.run, 0),
         ]  # fmt: skip
         assert ledgers.charges("d00002") == ()
-        assert budget.refusal("d00001", second.plan, 0) == "", "a round that is charged may be asked for again"
+        assert budget.refusal(ME, second.plan, 0) == "", "a round that is charged may be asked for again"
         assert budget.refusal("d00002", second.plan, 1) == "", "another device has its own"
+
+
+def of_masks(folder: Path, name: str, budget: OwnerBudget) -> Round:
+    """A run of masks. One owner has all its devices."""
+    return Round(folder / name, lambda: False, {**MASKED, "name": name, "data.devices": 5}, budget)
+
+
+def test_masks_are_charged_when_the_update_leaves(tmp_path: Path) -> None:
+    """Keys and shares say nothing of it. A session that ended before is free, and the round may be asked for again."""
+    with FileLedgers(tmp_path) as ledgers:
+        run = of_masks(tmp_path, "masks", OwnerBudget(Budget(1e5, DELTA), ledgers))
+        ended = run.play(0, nonce=7, lost=lambda device, state: isinstance(state, server.Sharing))
+        assert isinstance(ended, server.Aborted)
+        assert ledgers.charges(ME) == ()
+        assert isinstance(run.play(0), server.Released)
+        assert [(c.run, c.round) for c in ledgers.charges(ME)] == [(run.plan.run, 0)]
+
+
+def test_another_run_may_spend_what_a_session_counted_on(tmp_path: Path) -> None:
+    """The update of the session does not leave then, and the server is told so."""
+    with FileLedgers(tmp_path) as ledgers:
+        (event,) = set(of_masks(tmp_path, "probe", OwnerBudget(Budget(1.0, DELTA), ledgers)).plan.spend.events)  # type: ignore[union-attr]
+        cap = Budget(epsilon({event: 1}, DELTA, COARSE) * 1.1, DELTA)
+        run = of_masks(tmp_path, "masks", OwnerBudget(cap, ledgers))
+
+        def lost(device: str, state: server.State) -> bool:
+            if device == ME and isinstance(state, server.Masking):
+                ledgers.charge(ME, DeviceCharge("another", 0, event))
+            return False
+
+        released = run.play(0, lost=lost)
+        assert isinstance(released, server.Released)
+        assert ME not in released.survivors
+        assert [c.run for c in ledgers.charges(ME)] == ["another"]
+
+
+@pytest.mark.parametrize("how", ["deleted", "put back"])
+@pytest.mark.parametrize("settings", [LOCAL, MASKED], ids=["local", "masks"])
+def test_a_device_that_lost_its_state_draws_no_noise_again(
+    tmp_path: Path, settings: dict[str, object], how: str
+) -> None:
+    """Its ledger knows for which rounds an update has left, also where the store is that of a round before."""
+    with FileLedgers(tmp_path) as ledgers:
+        budget = OwnerBudget(Budget(1e5, DELTA), ledgers)
+        run = of_masks(tmp_path, "run", budget) if settings is MASKED else Run(tmp_path, "run", settings, budget)
+        kept = tmp_path / "run"
+
+        def played(number: int) -> None:
+            assert isinstance(run.play(number), server.Released) if isinstance(run, Round) else run.asked(number)
+
+        played(0)
+        older = {path: path.read_bytes() for path in kept.glob("*.safetensors")}
+        played(1)
+        for path, raw in older.items():
+            path.write_bytes(raw) if how == "put back" else path.unlink()
+        charged = ledgers.charges(ME)
+        answer = run.answer(ME, run.invite(1, nonce=9)) if isinstance(run, Round) else run.asked(1)
+        assert refused(answer) == "E-SECAGG-ORDER"
+        assert ledgers.charges(ME) == charged
+        played(2)
+        assert len(ledgers.charges(ME)) == 3
+
+
+def test_masks_of_an_older_state_do_not_leave_twice(tmp_path: Path) -> None:
+    """A copy from between the shares and the masked update is put back: other boxes would give another masked sum."""
+    with FileLedgers(tmp_path) as ledgers:
+        run = of_masks(tmp_path, "run", OwnerBudget(Budget(1e5, DELTA), ledgers))
+        older, boxes = dict[Path, bytes](), list[frame.Message]()
+        honest = run.answer
+
+        def answer(device: str, message: frame.Message) -> frame.Message:
+            if device == ME and isinstance(message, frame.Step) and b"boxes" in message.body:
+                older.update({path: path.read_bytes() for path in run.folder.glob("*.safetensors")})
+                boxes.append(message)
+            return honest(device, message)
+
+        run.answer = answer  # type: ignore[method-assign]
+        run.play(0)
+        for path, raw in older.items():
+            path.write_bytes(raw)
+        assert run.said(ME, boxes[0]) is None
+        assert refused(honest(ME, run.invite(0))) == "E-SECAGG-ORDER"
+
+
+def test_a_ledger_that_is_older_than_the_device_takes_no_round(tmp_path: Path) -> None:
+    """It counts too little. What it lost of other runs is not seen here."""
+    with FileLedgers(tmp_path) as ledgers:
+        run = Run(tmp_path, "run", LOCAL, OwnerBudget(Budget(1e5, DELTA), ledgers))
+        assert refused(run.asked(0)) == ""
+        (path,) = tmp_path.glob("*.ledger")
+        older = path.read_bytes()
+        assert refused(run.asked(1)) == ""
+        run.closes()
+    for raw in (older, b""):
+        path.write_bytes(raw)
+        with FileLedgers(tmp_path) as ledgers:
+            run = Run(tmp_path, "run", LOCAL, OwnerBudget(Budget(1e5, DELTA), ledgers))
+            answer = run.asked(2)
+            assert isinstance(answer, frame.Refusal)
+            assert (answer.code, answer.reason) == ("E-BUDGET", UNCOUNTED)
+            run.closes()
 
 
 def test_a_run_without_an_epsilon_is_refused_under_a_cap(tmp_path: Path) -> None:
@@ -112,7 +216,7 @@ def test_a_charge_that_cannot_be_kept_keeps_the_frame_back(tmp_path: Path, monke
             patch.setattr("edgewise.drivers.device_ledgers.os.fsync", full)
             with pytest.raises(StoreError, match="E-DISK"):
                 run.asked(0)
-        assert run.devices.store.load("d00001") is None, "nothing has left, so nothing is answered"
+        assert run.devices.store.load(ME) is None, "nothing has left, so nothing is answered"
 
 
 CHARGES = [DeviceCharge("a", 0, gaussian(2.0)), DeviceCharge("a", 1, gaussian(2.0)), DeviceCharge("b", 0, local(9.0))]

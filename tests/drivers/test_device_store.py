@@ -4,43 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
-from invited import invitation
+from kept_devices import MASKED, Round
 from played import play
 from toy import ToyTrainer
-from toy_recipe import make_recipe
 
 from edgewise.apps import simulate
-from edgewise.core import frame, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.memory import Memory
 from edgewise.core.training import FitRequest, Update
 from edgewise.drivers import device_store, files
 from edgewise.drivers.device_store import FileDevices, SimulatedDevices
-from edgewise.drivers.devices import Devices
 from edgewise.drivers.executor import Inproc
-from edgewise.drivers.following import Downloads
 from edgewise.drivers.host import Host
-from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
 from edgewise.drivers.store import RunStore
 from edgewise.engine.device_state import After, Idle, InSecAgg
 from edgewise.engine.ports import DeviceStore
-from edgewise.engine.trainer import registered
-from edgewise.plan.catalogue import with_extensions
-from edgewise.plan.compile import compile
-from edgewise.secagg import client, events, server
+from edgewise.secagg import client
 
-GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
-MASKED = {
-    "privacy": "hidden", "metrics": "none", "merge": {"kind": "secure_sum"}, "stage": [{"kind": "feedback"}, *GRID],
-    "data.devices": 5, "round.minimum": 0.6, "round.rounds": 2, "compare.local_only": False,
-    "compare.centralised": False,
-}  # fmt: skip
 VISIBLE = {"round.rounds": 3, "compare.local_only": False, "compare.centralised": False}
 IDLE = Idle(
     "d", After(3, Memory({"residual": np.arange(5, dtype=np.uint16)})), After(4, Memory({"residual": np.ones(5)})), 4
@@ -50,67 +35,12 @@ IDLE = Idle(
 @pytest.mark.parametrize("settings", [VISIBLE, MASKED], ids=["visible", "masked"])
 def test_a_federation_gives_the_same_models_on_both_stores(tmp_path, monkeypatch, settings):
     simulated, _, _ = play(tmp_path / "a", settings)
-    real = Host(lambda plan, job: FileDevices(Path(job.memory_dir), plan.run))
+    (kept := tmp_path / "kept").mkdir()
+    real = Host(lambda plan, job: FileDevices(kept, plan.run))
     monkeypatch.setattr(simulate, "Inproc", lambda: Inproc(real))
     on_files, _, _ = play(tmp_path / "b", settings)
     assert on_files == simulated
     assert not list(tmp_path.glob("*/devices/*/sessions/*")), "sessions end with their simulation"
-
-
-class Round:
-    """Rounds of masks whose devices are made anew, from their files, whenever ``restarts`` says so. Then they hear each
-    frame twice, as from a server that does not know that it was answered, and answer it with the same bytes."""
-
-    def __init__(self, folder: Path, restarts: Callable[[], bool] = lambda: True) -> None:
-        folder.mkdir()
-        recipe = make_recipe(MASKED)
-        self.folder, self.restarts, self.trainer = folder, restarts, ToyTrainer(recipe)
-        self.names, self.model = self.trainer.devices(), self.trainer.initial()
-        self.plan = compile(recipe, self.trainer.spec, len(self.names), with_extensions(["toy"]))
-        root = simulated_root(self.plan, "", {})
-        self.trust, self.secrets = simulated_trust(root), partial(simulated_secrets, self.plan, root)
-        self.seen: set[str] = set()
-        self.devices = self.made()
-
-    def made(self) -> Devices:
-        downloads = Downloads(self.plan.spec.dim, self.plan.downlink)
-        downloads.put(vector.digest(vector.to_bytes(self.model)), vector.to_bytes(self.model))
-        store = FileDevices(self.folder, self.plan.run)
-        return Devices(self.plan, registered(self.trainer), store, downloads, self.trust, self.secrets)
-
-    def answer(self, device: str, message: frame.Message) -> frame.Message:
-        if self.restarts():
-            self.devices = self.made()
-        state = self.devices.store.load(device)
-        self.seen.add(type(state.client if isinstance(state, InSecAgg) else state).__name__)
-        raw = self.devices.answer(device, frame.dump(message)).frame
-        assert raw is not None
-        if self.restarts() and isinstance(self.devices.store.load(device), InSecAgg):
-            assert self.made().answer(device, frame.dump(message)).frame == raw
-        return frame.load(raw)
-
-    def invite(self, number: int) -> frame.Invite:
-        return invitation(self.plan, number, self.model, accepted=number - 1, nonce=bytes([number]) * 32)
-
-    def play(self, number: int) -> server.Released:
-        message, mail = self.invite(number), list[tuple[str, bytes]]()
-        session = server.Session(self.plan.secagg(number), self.plan.session(message), self.trust.registry)
-        state: server.State = server.start(session)
-
-        def feed(event: events.Event) -> None:
-            nonlocal state
-            state, effects = server.step(state, event)
-            mail.extend((e.device, e.raw) for e in effects if isinstance(e, events.Send))
-
-        for device in self.names:
-            feed(events.Received(device, self.answer(device, message).body))  # type: ignore[union-attr]
-        feed(events.Close())
-        while mail:
-            device, body = mail.pop(0)
-            step = frame.Step(run=self.plan.run, round=number, device=device, body=body)
-            feed(events.Received(device, self.answer(device, step).body))  # type: ignore[union-attr]
-        assert isinstance(state, server.Released)
-        return state
 
 
 def test_a_device_that_is_restarted_before_every_frame_goes_on(tmp_path):
@@ -153,20 +83,24 @@ def test_a_session_that_a_device_left_is_gone_from_its_store(tmp_path, monkeypat
     assert isinstance(masked.devices.store.load("d00002"), Idle)
 
 
-def stores(folder: Path) -> list[DeviceStore]:
-    return [FileDevices(folder, "run"), SimulatedDevices(folder, "run", "i", remembers=True)]
+def stores(folder: Path, which: int) -> DeviceStore:
+    if which:
+        return SimulatedDevices(folder, "run", "i", remembers=True)
+    store = FileDevices(folder, "run")
+    store.close()
+    return store
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_store_gives_back_what_it_was_given(tmp_path, which):
     state = InSecAgg(5, client.Finished(device="d"), IDLE, "heard", b"said")
     for saved in (IDLE, state, Idle("d", IDLE.committed)):
-        stores(tmp_path)[which].save("d", saved)
-        loaded = stores(tmp_path)[which].load("d")
+        stores(tmp_path, which).save("d", saved)
+        loaded = stores(tmp_path, which).load("d")
         assert repr(loaded) == repr(saved)
         idle = loaded.idle if isinstance(loaded, InSecAgg) else loaded
         np.testing.assert_array_equal(idle.committed.memory["residual"], np.arange(5))
-    assert stores(tmp_path)[which].load("other") is None
+    assert stores(tmp_path, which).load("other") is None
 
 
 def flipped(path: Path) -> None:
@@ -186,17 +120,25 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("how", DAMAGES)
 def test_a_damaged_file_is_refused_by_name(tmp_path, which, how):
-    stores(tmp_path)[which].save("d", IDLE)
+    stores(tmp_path, which).save("d", IDLE)
     (path,) = tmp_path.glob("*.safetensors")
     DAMAGES[how](path)
     with pytest.raises(StoreError, match=r"E-CHECKPOINT: the codec memory of device [de] "):
-        stores(tmp_path)[which].load("e" if how == "of another device" else "d")
+        stores(tmp_path, which).load("e" if how == "of another device" else "d")
 
 
 def test_a_state_of_another_run_is_refused(tmp_path):
-    FileDevices(tmp_path, "run").save("d", IDLE)
-    with pytest.raises(StoreError, match=r"E-CHECKPOINT.*another run"):
-        FileDevices(tmp_path, "another").load("d")
+    with FileDevices(tmp_path, "run") as store:
+        store.save("d", IDLE)
+    with FileDevices(tmp_path, "another") as store, pytest.raises(StoreError, match=r"E-CHECKPOINT.*another run"):
+        store.load("d")
+
+
+def test_one_process_works_in_a_folder_at_a_time(tmp_path):
+    """Two could each send an update of one round."""
+    with FileDevices(tmp_path, "run"), pytest.raises(StoreError, match=r"E-RUN-EXISTS.*one process at a time"):
+        FileDevices(tmp_path, "run")
+    FileDevices(tmp_path, "run").close()
 
 
 def test_a_real_devices_state_is_on_the_disk_when_save_returns(tmp_path, monkeypatch):
@@ -204,7 +146,7 @@ def test_a_real_devices_state_is_on_the_disk_when_save_returns(tmp_path, monkeyp
     done, sync, move = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (done.append("sync"), sync(handle)))
     monkeypatch.setattr(os, "replace", lambda a, b: (done.append("name"), move(a, b)))
-    FileDevices(tmp_path, "run").save("d", IDLE)
+    stores(tmp_path, 0).save("d", IDLE)
     assert done == (["sync", "name", "sync"] if os.name != "nt" else ["sync", "name"])
 
     def full(_: int) -> None:
@@ -212,11 +154,12 @@ def test_a_real_devices_state_is_on_the_disk_when_save_returns(tmp_path, monkeyp
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StoreError, match="E-DISK"):
-        FileDevices(tmp_path, "run").save("d", Idle("d", IDLE.committed))
-    loaded = FileDevices(tmp_path, "run").load("d")
+        stores(tmp_path, 0).save("d", Idle("d", IDLE.committed))
+    loaded = stores(tmp_path, 0).load("d")
     assert isinstance(loaded, Idle)
     assert loaded.pending is not None
-    assert [p.stat().st_mode & 0o777 for p in tmp_path.iterdir()] == ([0o600] if os.name != "nt" else [0o666])
+    (path,) = tmp_path.glob("*.safetensors")
+    assert path.stat().st_mode & 0o777 == (0o600 if os.name != "nt" else 0o666)
 
 
 def test_simulated_devices_forget_their_sessions_with_the_simulation(tmp_path):

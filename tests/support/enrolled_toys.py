@@ -119,11 +119,12 @@ def played(
 @contextmanager
 def working(links: Sequence[Link], toy: Toy, folder: Path) -> Iterator[None]:
     """Devices as threads of this process."""
-    stop, threads = Event(), []
+    stop, threads, stores = Event(), [], []
     for link in links:
         home = folder / link.name
         home.mkdir(parents=True, exist_ok=True)
         devices, downloads = toy.devices(home)
+        stores.append(devices.store)
         arguments = (link, devices, downloads, home / "blobs", stop.is_set, 0.2)
         threads.append(Thread(target=attend, args=arguments, daemon=True))
         threads[-1].start()
@@ -135,6 +136,8 @@ def working(links: Sequence[Link], toy: Toy, folder: Path) -> Iterator[None]:
             link.patience_s = 0.0  # the server may be gone
         for thread in threads:
             thread.join()
+        for store in stores:
+            store.close()
 
 
 def serve(folder: Path, port: int, toy: Toy) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from edgewise.core.errors import StoreError
 from edgewise.core.training import DeviceId
 from edgewise.drivers import files
+from edgewise.drivers.device_store import ONE_PROCESS
 from edgewise.privacy.device_ledger import DeviceCharge
 from edgewise.privacy.spend import Event
 
@@ -33,7 +34,7 @@ class FileLedgers:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._release = files.lock(folder / "lock")
+        self._release = files.lock(folder / "lock", ONE_PROCESS)
         self._known: dict[DeviceId, tuple[tuple[DeviceCharge, ...], str]] = {}
 
     def __enter__(self) -> FileLedgers:

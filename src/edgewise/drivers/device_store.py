@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,25 +32,37 @@ from edgewise.engine.device_state import After, Idle, Kept
 
 SESSIONS = "sessions"  # folder, beside the codec memory of simulated devices, of what ends with the simulation
 RESTORE = "put a whole copy of the folder in its place, or start again with another --out."
+ONE_PROCESS = "stop the other one: a device works in one process at a time."
 JOIN_ANEW = (
-    "put the newest copy of the file in its place. Without one delete the file: the device then begins with empty "
-    "codec memory and forgets which rounds it has answered."
+    "put the newest copy of the file in its place. Without one leave the run: a device that begins again has forgotten "
+    "which rounds it has answered."
 )
 
 
-@dataclass(frozen=True)
 class FileDevices:
-    """The states of real devices in ``folder``, which exists and belongs to its owner alone.
+    """The states of real devices in ``folder``, which exists and belongs to its owner alone. One process has it at a
+    time, for as long as its devices work: two could each send an update of one round. Close it, or use ``with``.
 
-    Attributes:
-        run: identity of the run. A state of another run is refused.
+    Raises StoreError: E-RUN-EXISTS while another process has the folder, E-DISK.
     Guarantees: when ``save`` returns, the state survives a crash and a power cut, and no other state does. A file is
         for its owner only: between two messages of a secure aggregation it holds secret keys.
     Not promised: that the disk forgets the bytes of an older state.
     """
 
-    folder: Path
-    run: str
+    def __init__(self, folder: Path, run: str) -> None:
+        """``run``: identity of the run. A state of another run is refused."""
+        self.folder, self.run = folder, run
+        self._release = files.lock(folder / "lock", ONE_PROCESS)
+
+    def __enter__(self) -> FileDevices:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._release()
 
     def load(self, device: DeviceId) -> Kept | None:
         """See DeviceStore. Raises StoreError(E-CHECKPOINT): the file is unreadable, damaged, or of another run."""

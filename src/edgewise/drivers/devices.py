@@ -22,7 +22,7 @@ import numpy as np
 
 from edgewise.codecs import pack
 from edgewise.core import frame
-from edgewise.core.errors import DecodeError, EdgewiseError, StoreError
+from edgewise.core.errors import BudgetError, DecodeError, EdgewiseError, StoreError
 from edgewise.core.keys import Secrets
 from edgewise.core.training import DeviceId, FitRequest, HeldOut
 from edgewise.drivers.following import Downloads
@@ -80,10 +80,11 @@ class Devices:
         message = frame.from_server(raw, self.plan.frame_limit_bytes)
         if isinstance(message, frame.Probe):
             return Answer(frame.dump(self._measured(device, message)))
-        known = self.store.load(device) or device_state.join(self.plan, device)
+        known = self._known(device)
         if isinstance(message, frame.Step):
             began = time.perf_counter()
             _, effects = machine.step(self.plan, known, machine.Letter(message), self.trust)
+            effects = self._charged(known, effects)
             return self._sent(device, effects, encode_began_s=began)
         state, effects = machine.step(self.plan, known, self._invited(known, message))
         request = next((effect.request for effect in effects if isinstance(effect, machine.Train)), None)
@@ -97,10 +98,25 @@ class Devices:
         # The machine gets the only reference, so that the update is gone before the frame is made.
         event = [self._trained(device, request, elapsed_s, up_mbit)]
         trained = time.perf_counter()
-        if self.budget is not None:
-            self.budget.charge(device, self.plan, message.round)
         _, effects = machine.step(self.plan, state, event.pop(), self.trust)
+        effects = self._charged(state, effects)
         return self._sent(device, effects, train_s=trained - began, encode_began_s=trained)
+
+    def _known(self, device: DeviceId) -> device_state.Kept:
+        known = self.store.load(device) or device_state.join(self.plan, device)
+        if self.budget is None or not self.plan.promise.leaves_once:
+            return known
+        return device_state.recalled(known, self.budget.last(device, self.plan))
+
+    def _charged(self, state: device_state.State, effects: tuple[machine.Effect, ...]) -> tuple[machine.Effect, ...]:
+        """The effects of a step from ``state``, charged where an update leaves; or what follows where it may not."""
+        try:
+            for effect in effects:
+                if isinstance(effect, machine.Charge) and self.budget is not None:
+                    self.budget.charge(state.device, self.plan, effect.round)
+        except BudgetError as e:  # another run of this device has spent what was left since the invitation
+            return machine.step(self.plan, state, machine.Withheld(e.code, e.what), self.trust)[1]
+        return effects
 
     def _kept(self, device: DeviceId, effects: Sequence[machine.Effect]) -> None:
         for effect in effects:
@@ -125,7 +141,7 @@ class Devices:
         idle = state if isinstance(state, device_state.Idle) else state.idle
         if (no := invitation.refused(self.plan, invite, idle.answered)) is not None:
             return machine.Unready(invite, *no)
-        if self.budget and (reason := self.budget.refusal(state.device, self.plan, invite.round)):
+        if self.budget and (reason := self.budget.refusal(state.device, self.plan, invite.round, idle.answered)):
             return machine.Unready(invite, "E-BUDGET", reason)
         try:
             params = self.downloads.model(invite)

@@ -81,15 +81,15 @@ def sync_folder(folder: Path) -> None:
         raise StoreError("E-DISK", f"cannot write {folder}: {e.strerror}.", "free some space, then --resume.") from None
 
 
-def lock(path: Path) -> Callable[[], None]:
-    """Take a folder's advisory lock; returns its release.
+def lock(path: Path, fix: str = "wait for it, or choose another --out.") -> Callable[[], None]:
+    """Take a folder's advisory lock; returns its release. ``fix``: what to do where it is taken.
 
     Raises StoreError: E-RUN-EXISTS if another process holds it, E-DISK where the file cannot be opened.
     """
     try:
         handle = open(path, "a+b")  # noqa: SIM115 (held as long as the store)
     except OSError as e:
-        raise StoreError("E-DISK", f"cannot open {path}: {e.strerror}.", "choose another --out.") from None
+        raise StoreError("E-DISK", f"cannot open {path}: {e.strerror}.", "choose another folder.") from None
     try:
         if os.name == "nt":
             import msvcrt
@@ -101,7 +101,5 @@ def lock(path: Path) -> Callable[[], None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         handle.close()
-        raise StoreError(
-            "E-RUN-EXISTS", f"another process is working in {path.parent}.", "wait for it, or choose another --out."
-        ) from None
+        raise StoreError("E-RUN-EXISTS", f"another process is working in {path.parent}.", fix) from None
     return handle.close

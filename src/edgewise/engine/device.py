@@ -2,7 +2,8 @@
 
     Idle ──Invited──► Training ──Trained──► Idle (with pending codec memory)
       │                   ├─────Trained───► InSecAgg, where masks hide the update ──Letter──► ... ──Letter──► Idle
-      │                   └─────Failed────► Idle (memory as before), a Refusal is sent
+      │                   ├─────Failed────► Idle (memory as before), a Refusal is sent
+      │                   └────Withheld───► Idle (memory as before), a Refusal is sent; InSecAgg ends by it too
       └────Unready──► Idle; an invitation that is refused changes nothing in any state, a Refusal is sent
 
 Its secrets come with each invitation from the driver (``core.keys.Secrets``). None is ever derived from the plan, which
@@ -105,6 +106,15 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Withheld:
+    """The frame of a ``Charge`` may not leave, since the round cannot be charged. The step that asked for it is undone:
+    this event goes to the state before it."""
+
+    code: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Letter:
     """A message of the round's secure aggregation came."""
 
@@ -126,6 +136,14 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Charge:
+    """Please charge the round to the owner's budget (``engine.owner_budget``), before the state is kept and the frame
+    leaves: the device's update goes with it."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
 class Save:
     """Please keep this state (``ports.DeviceStore``) before a frame leaves. No other state needs to be kept: a device
     that goes on from the last one saved sends nothing that it would not have sent."""
@@ -133,8 +151,8 @@ class Save:
     state: Kept
 
 
-Event = Invited | Unready | Trained | Failed | Letter
-Effect = Train | Send | Save
+Event = Invited | Unready | Trained | Failed | Withheld | Letter
+Effect = Train | Charge | Save | Send
 
 
 def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> tuple[State, tuple[Effect, ...]]:
@@ -150,6 +168,8 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         return _invited(plan, state, event)
     if isinstance(event, Unready):
         return state, (Send(_refusal(state.device, event.invite, event.code, event.reason)),)
+    if isinstance(event, Withheld):
+        return _withheld(plan, state, event)
     if not isinstance(state, Training):
         raise ValueError("not training")
     if plan.spend is not None and (isinstance(event, Failed) or not finite(event.update.x)):
@@ -171,11 +191,13 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     del event, update  # one vector less beside the packed payload and the frame; the driver keeps none either
     if plan.promise.leaves_once and not plan.interactive:  # else when the masked update leaves
         idle = replace(idle, answered=invite.round)
-    save = (Save(idle),) if remembers(plan) or idle.answered == invite.round else ()
+    leaves: tuple[Effect, ...] = (Charge(invite.round),)
+    if remembers(plan) or idle.answered == invite.round:
+        leaves += (Save(idle),)
     if plan.hides is None:
         packed = pack.pack(payload, pipe.encoded)
         del payload
-        return idle, (*save, Send(frame.dump(_contribution(state, packed))))
+        return idle, (*leaves, Send(frame.dump(_contribution(state, packed))))
     if trust is None:
         raise ValueError("hiding a contribution needs to know who is enrolled")
     secagg, sid = plan.secagg(invite.round), plan.session(invite)
@@ -184,7 +206,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if not plan.interactive:
         servers, session = (trust.leader, trust.helper), secrets.session
         report = two_server.split(secagg, sid, me, secret, *servers, body, head, session)
-        return idle, (*save, Send(frame.dump(_contribution(state, report))))
+        return idle, (*leaves, Send(frame.dump(_contribution(state, report))))
     hiding, first = client.start(secagg, sid, me, secret, body, head, secrets.session)
     sent = frame.dump(frame.Step(run=invite.run, round=invite.round, device=me, body=first))
     masking = InSecAgg(invite.round, hiding, idle, _heard(invite), sent)
@@ -297,17 +319,30 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
         try:
             state = _grouped(plan, state, state.unsent, message.rung)
         except EdgewiseError as e:
-            abort = messages.dump(messages.Abort(code=e.code))
-            return state.idle, (Save(state.idle), Send(frame.dump(msgspec.structs.replace(sent, body=abort))))
+            return _aborted(plan, state, e.code)
     secagg = plan.secagg(state.round, state.rung)
     after, answer = client.step(secagg, state.client, message.body, trust.registry)
-    idle, answered = state.idle, state.idle.answered
+    idle, answered, charge = state.idle, state.idle.answered, tuple[Effect, ...]()
     if isinstance(after, client.Waiting) and (answered is None or answered < state.round):  # the masked update leaves
-        idle = replace(idle, answered=state.round)
+        idle, charge = replace(idle, answered=state.round), (Charge(state.round),)
     over = isinstance(after, client.Finished | client.Aborted)
     said = frame.dump(msgspec.structs.replace(sent, body=answer))
     kept: Kept = idle if over else replace(state, client=after, idle=idle, heard=heard, said=said)
-    return kept, (Save(kept), Send(said))
+    return kept, (*charge, Save(kept), Send(said))
+
+
+def _withheld(plan: Plan, state: State, event: Withheld) -> tuple[State, tuple[Effect, ...]]:
+    if isinstance(state, Training):
+        return state.idle, (Send(_refusal(state.device, state.invite, event.code, event.reason)),)
+    if isinstance(state, InSecAgg):
+        return _aborted(plan, state, "E-SECAGG-POLICY")
+    raise ValueError("nothing was to leave")
+
+
+def _aborted(plan: Plan, state: InSecAgg, code: str) -> tuple[State, tuple[Effect, ...]]:
+    body = messages.dump(messages.Abort(code=code))
+    sent = frame.Step(run=plan.run, round=state.round, device=state.device, body=body)
+    return state.idle, (Save(state.idle), Send(frame.dump(sent)))
 
 
 def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Effect, ...]]:

@@ -133,6 +133,20 @@ def settled(plan: Plan, state: Idle, accepted: int | None) -> Idle | None:
     return None
 
 
+def recalled(state: Kept, charged: int | None) -> Kept:
+    """The device with what its owner's ledger remembers beside its store. ``charged``: the last round of the run for
+    which an update left, by the ledger; None: there is none.
+
+    A store that is older than the ledger (deleted, put back, or not yet replaced when the process died) has forgotten
+    an update. Its device counts as having answered that round, and is in no session of it.
+    """
+    idle = state if isinstance(state, Idle) else state.idle
+    if charged is None or (idle.answered is not None and idle.answered >= charged):
+        return state
+    idle = replace(idle, answered=charged)
+    return replace(state, idle=idle) if isinstance(state, InSecAgg) and state.round > charged else idle
+
+
 class _Session(msgspec.Struct, frozen=True):
     round: int
     client: bytes

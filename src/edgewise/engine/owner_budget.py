@@ -1,11 +1,16 @@
 """The privacy budget of a device over all runs that it takes part in, beside each run's own.
 
     budget = OwnerBudget(Budget(epsilon=10.0, delta=1e-6), FileLedgers(folder))
-    reason = budget.refusal(device, plan, round)     # asked when an invitation comes
-    budget.charge(device, plan, round)               # before a frame of the round leaves
+    charged = budget.last(device, plan)                        # what the store may have forgotten
+    reason = budget.refusal(device, plan, round, answered)     # asked when an invitation comes
+    budget.charge(device, plan, round)                         # before the update of the round leaves
 
 A server knows what its own run spends. Only the device knows all runs, so its owner's cap is held here: an invitation
 whose charge would pass it is refused with E-BUDGET. The reason says nothing of other runs.
+
+The ledger and the device's store (``engine.ports.DeviceStore``) remember which rounds an update has left for. Where
+they differ, one of them was deleted or put back from an older copy, and the device believes the later one: no round has
+noise drawn for it twice at a single charge.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from edgewise.privacy.device_ledger import DeviceCharge, DeviceLedger
 from edgewise.privacy.ledger import Budget, Refused
 
 SPENT = "the owner of this device allows no more epsilon over all its runs"
+UNCOUNTED = "this device took part in rounds of this run that its ledger does not have"
 NO_EPSILON = "the owner of this device caps epsilon over all its runs, and this run promises none"
 
 
@@ -52,13 +58,24 @@ class OwnerBudget:
     cap: Budget
     ledgers: DeviceLedgers
 
-    def refusal(self, device: DeviceId, plan: Plan, round: int) -> str:
+    def last(self, device: DeviceId, plan: Plan) -> int | None:
+        """The last round of a run that was charged to a device; None: there is none.
+
+        Raises StoreError where the ledger cannot be read.
+        """
+        return max((c.round for c in self.ledgers.charges(device) if c.run == plan.run), default=None)
+
+    def refusal(self, device: DeviceId, plan: Plan, round: int, answered: int | None = None) -> str:
         """Why a device takes no part in a round; empty where it may. Nothing is charged yet.
 
+        ``answered``: the last round that the device's store says was answered, where an update may leave once only.
         Raises StoreError where the ledger cannot be read.
         """
         if plan.spend is None:
             return NO_EPSILON
+        charged = self.last(device, plan)
+        if answered is not None and (charged is None or charged < answered):
+            return UNCOUNTED
         return SPENT if isinstance(self._with(device, plan, round), Refused) else ""
 
     def charge(self, device: DeviceId, plan: Plan, round: int) -> None:
