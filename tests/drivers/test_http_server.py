@@ -141,7 +141,7 @@ def test_tokens_are_made_for_lower_roles_only(links: dict[str, Link]) -> None:
 
 def test_every_route_has_a_rule_and_every_rule_a_route(server: Server) -> None:
     found = set()
-    for route in ControlPlane(server.service).api.router.routes:
+    for route in ControlPlane(server.service, server.hosting).api.router.routes:
         methods = getattr(route, "methods", None)
         assert isinstance(route, Route) or methods, f"{route}: not a plain route"
         found |= {(method, str(getattr(route, "path", ""))) for method in methods or () if method != "HEAD"}
@@ -161,6 +161,7 @@ def test_each_role_may_call_its_routes_and_no_other(
     for rule in RULES:
         path = rule.path.replace("{upload}", "0" * 32).replace("{digest}", "0" * 64)
         path = path.replace("{member}", "0" * 32).replace("{token}", "0" * 16)
+        path = path.replace("{run}", "0" * 64).replace("{verb}", "pause")
         headers = link._signed(rule.method, path, "", b"", signatures.NONE, signatures.NONE)
         answer = link._http.request(rule.method, path, headers=headers)
         open_to_all = rule.roles in ({"anyone"}, {"local"}, {"joining"})
@@ -346,6 +347,7 @@ def test_no_document_breaks_a_route(server: Server, links: dict[str, Link], body
             continue
         link = links["admin" if "admin" in rule.roles else "device"]
         path = rule.path.replace("{member}", "0" * 32).replace("{token}", "0" * 16)
+        path = path.replace("{run}", "0" * 64).replace("{verb}", "pause")
         headers = link._signed("POST", path, "", raw, RUN, "0")
         headers |= {"edgewise-key": link._me.public.hex(), "content-type": "application/json"}
         answer = link._http.post(path, content=raw, headers=headers)

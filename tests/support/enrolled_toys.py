@@ -31,7 +31,7 @@ from edgewise.core.keys import Key
 from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
 from edgewise.drivers.following import Downloads
-from edgewise.drivers.http.attend import attend
+from edgewise.drivers.http.attend import Part, attend
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.identities import (
@@ -67,13 +67,14 @@ class Toy:
         plan = compile(recipe, trainer.spec, len(names), BUILT_IN)
         return cls(plan, trainer, simulated_root(plan, recipe.world, trainer.describe()))
 
-    def devices(self, folder: Path) -> tuple[Devices, Downloads]:
+    def part(self, folder: Path) -> Part:
         """What one device needs to answer."""
         downloads = Downloads(self.plan.spec.dim, self.plan.downlink)
         store = FileDevices(folder, self.plan.run)
         secrets = partial(simulated_secrets, self.plan, self.root)
         trainer = registered(self.trainer)
-        return Devices(self.plan, trainer, store, downloads, simulated_trust(self.root), secrets), downloads
+        devices = Devices(self.plan, trainer, store, downloads, simulated_trust(self.root), secrets)
+        return Part(devices, downloads, folder / "blobs")
 
     def coordinator(self, cohort: Cohort, store: RunStore, tell: Callable[[events.AnyEvent], None]) -> Coordinator:
         """A run over a cohort."""
@@ -123,9 +124,9 @@ def working(links: Sequence[Link], toy: Toy, folder: Path) -> Iterator[None]:
     for link in links:
         home = folder / link.name
         home.mkdir(parents=True, exist_ok=True)
-        devices, downloads = toy.devices(home)
-        stores.append(devices.store)
-        arguments = (link, devices, downloads, home / "blobs", stop.is_set, 0.2)
+        part = toy.part(home)
+        stores.append(part.devices.store)
+        arguments = (link, lambda run, part=part: part, stop.is_set, 0.2)
         threads.append(Thread(target=attend, args=arguments, daemon=True))
         threads[-1].start()
     try:
@@ -158,5 +159,5 @@ if __name__ == "__main__":
         serve(place, int(sys.argv[4]), me)
     else:
         with Link(place) as own:
-            answering, published = me.devices(place)
-            attend(own, answering, published, place / "blobs", until=lambda: False, wait_s=2.0)
+            mine = me.part(place)
+            attend(own, lambda run: mine, until=lambda: False, wait_s=2.0)

@@ -36,7 +36,7 @@ FACTS = plan_facts.PlanFacts(
     noise=plan_facts.StatedNoise(multiplier=1.5, epsilon=8.0),
     secagg=messages.PROTOCOL.decode(),
     wire=frame.VERSION,
-    instance=plan_facts.Instance(server=OPERATOR.public.hex(), nonce=derive(ROOT, "instance").hex()),
+    instance=plan_facts.Instance(server=OPERATOR.public.hex(), nonce=derive(ROOT, "instance").hex(), roster="0f" * 32),
 )
 MODEL = vector.digest(vector.to_bytes(np.array(VALUES, np.float32)))
 RUN, PUBLIC, NONCE = FACTS.digest(), derive(ROOT, "public"), derive(ROOT, "nonce")

@@ -28,7 +28,7 @@ from edgewise.secagg.params import Floor
 SPEC = Spec.of([("w", (40,), "float32")])
 DP = {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0}
 SERVER, STRANGER = ed25519.pair(bytes(range(32))), ed25519.pair(bytes(32))
-INSTANCE = Instance(server=SERVER.public.hex(), nonce="ab" * 32)
+INSTANCE = Instance(server=SERVER.public.hex(), nonce="ab" * 32, roster="0f" * 32)
 ANY = OwnerFloor()
 MASKED = {"privacy": "hidden"}
 NOISED = {"privacy": "distributed_dp", "dp": DP}
@@ -79,8 +79,11 @@ def test_sides_with_other_protocols_have_other_run_ids_and_sessions(word: dict[s
     """40 and 60 devices have other thresholds, rings and noise; so do other layouts and versions other bytes."""
     sides = [plan(word, n) for n in (6, 40, 60)]
     sides += [plan(word, spec=Spec.of([("w", (8, 5), "float32")])), plan(word, spec=Spec.of([("v", (40,), "float32")]))]
-    sides += [plan(word, instance=None), plan(word, instance=Instance(server="00" * 32, nonce="ab" * 32))]
-    sides += [plan(word, instance=Instance(server=INSTANCE.server, nonce="ac" * 32))]
+    sides += [
+        plan(word, instance=None),
+        plan(word, instance=Instance(server="00" * 32, nonce="ab" * 32, roster="0f" * 32)),
+    ]
+    sides += [plan(word, instance=Instance(server=INSTANCE.server, nonce="ac" * 32, roster="0f" * 32))]
     ids = [(side.run, session(side)) for side in sides]
     for module, name in ((frame, "VERSION"), (messages, "PROTOCOL"), (plan_facts, "FORMAT")):
         with monkeypatch.context() as patch:
@@ -173,8 +176,11 @@ REJECTED: dict[str, tuple[Change, str]] = {
     "an unknown protocol": (with_(secagg="secagg/99"), "of secure aggregation"),
     "unknown frames": (with_(wire=99), "version 99"),
     "no instance": (with_(instance=None), "instance"),
-    "another server's instance": (with_(instance=Instance(server=STRANGER.public.hex(), nonce="ab" * 32)), "instance"),
-    "a short nonce": (with_(instance=Instance(server=SERVER.public.hex(), nonce="ab")), "instance"),
+    "another server's instance": (
+        with_(instance=Instance(server=STRANGER.public.hex(), nonce="ab" * 32, roster="0f" * 32)),
+        "instance",
+    ),
+    "a short nonce": (with_(instance=Instance(server=SERVER.public.hex(), nonce="ab", roster="0f" * 32)), "instance"),
     "a smaller minimum": (recipe_with("round", minimum=0.45), "state n_min = 20"),
     "fewer corrupt devices in the recipe": (recipe_with("trust", malicious_fraction=0.0), "state corrupt"),
 }

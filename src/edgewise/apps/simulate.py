@@ -21,6 +21,7 @@ from edgewise.apps import reading
 from edgewise.apps.chosen import chosen
 from edgewise.apps.compare import compare
 from edgewise.apps.longer import longer
+from edgewise.apps.planned import planned
 from edgewise.apps.samples import sample
 from edgewise.apps.toml_text import toml
 from edgewise.core import events, vector
@@ -46,7 +47,6 @@ from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Checkpoint, Cohort
 from edgewise.plan import explain
 from edgewise.plan.catalogue import with_extensions
-from edgewise.plan.claims import privacy_facts
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.facts import canonical, stated_noise
 from edgewise.plan.plan import Plan
@@ -295,16 +295,7 @@ def _load(
         "started_at": time.time(),
         "engine": recipe.simulation.engine,
         "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
-        "plan": {
-            "trace": explain.trace(plan),
-            "trace_down": explain.trace_down(plan),
-            "claims": list(plan.claims),
-            "privacy": privacy_facts(plan),
-            "upload_bytes": explain.cost(plan)["up"],
-            "dim": spec.dim,
-            "population": len(first.devices),
-            "rungs": list(plan.rungs),
-        },
+        "plan": planned(plan),
     }
     if recipe.simulation.link_trace:
         traces, facts["link_trace_sha256"] = read_traces(recipe_dir / recipe.simulation.link_trace)

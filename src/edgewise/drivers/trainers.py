@@ -6,17 +6,22 @@ from pathlib import Path
 
 from edgewise.core import keys
 from edgewise.core.errors import RecipeError
+from edgewise.core.training import DeviceId
 from edgewise.engine.trainer import Registered, registered
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.strategy import strategy_of
 
 
-def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Catalogue) -> Registered:
+def make_trainer(
+    recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Catalogue, device: DeviceId | None = None
+) -> Registered:
     """The recipe's trainer (imports torch, unless it is an extension's), and what it can do.
 
     Where the recipe's strategy works along directions, a torch trainer is wrapped so that its vector is their
     coefficients; another trainer stays as it is, and ``compile`` refuses it.
+    Args:
+        device: an enrolled one, whose text all of it is; None in a simulation.
     Raises: RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or asks for
         samples of text that it cannot give; E-EXTENSION as ``engine.trainer.registered``.
     """
@@ -25,7 +30,7 @@ def make_trainer(recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Cat
     else:
         from edgewise.learn import trainer as text
 
-        trainer = registered(text.make(recipe, recipe_dir, run_dir / "cache"))
+        trainer = registered(text.make(recipe, recipe_dir, run_dir / "cache", device))
     if recipe.training.local_epochs and trainer.counts is None:
         what = "training.local_epochs needs a trainer that says how many records a device has."
         fix = "give training.local_steps, or build the trainer on learn.torch_trainer.TorchTrainer."

@@ -40,6 +40,13 @@ BEST = "best"  # name under which the store keeps the model with the lowest held
 UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
 
 
+def first(plan: Plan, initial: vector.Vector) -> Checkpoint:
+    """A run before its first round, from float32[d]."""
+    state = plan.strategy.init(initial)
+    down = None if plan.downlink is None else broadcast.start(plan.layout.broadcast(state))
+    return Checkpoint(0, state, memory=plan.each(Pipeline.start_memory), down=down)
+
+
 @dataclass(frozen=True)
 class Coordinator:
     """One run: the plan and everything at its edges.
@@ -52,7 +59,7 @@ class Coordinator:
         sampling_key: 32 bytes that decide who is invited, in all rounds; secret where sampling amplifies privacy.
         trust, secret, helper: for merges that hide contributions: who is enrolled; with two servers the leader's secret
             HPKE key and the other server.
-        evaluator: measures models where the recipe wants it. None: nobody can, and a measure that is due is an error.
+        evaluator: measures models where the recipe wants it. None: nobody can, and no model is measured.
     """
 
     plan: Plan
@@ -78,26 +85,23 @@ class Coordinator:
         if (stored := self.store.load()) is not None:
             self.purse.check(stored)
             return stored
-        memory = self.plan.each(Pipeline.start_memory)
-        state = self.plan.strategy.init(initial)
-        down = None if self.plan.downlink is None else broadcast.start(self.plan.layout.broadcast(state))
-        fresh = Checkpoint(0, state, memory=memory, down=down)
+        fresh = first(self.plan, initial)
         self.store.commit(fresh, ())
         return fresh
 
-    def run(self, checkpoint: Checkpoint) -> Checkpoint:
+    def run(self, checkpoint: Checkpoint, until: Callable[[], bool] = lambda: False) -> Checkpoint:
         """Play the remaining rounds and the evaluations that are due, up to the last round or to where
-        ``round.patience`` ends the run.
+        ``round.patience`` ends the run, or until ``until()``, which is asked between two rounds.
 
         Raises:
             RoundError: ``UNMET_LIMIT`` rounds in a row ended below their minimum. The run can be resumed.
         """
         self.evaluate_if_due(checkpoint)
-        while checkpoint.next_round < self.plan.rounds and not self.kept(checkpoint).stopped:
+        while checkpoint.next_round < self.plan.rounds and not self.kept(checkpoint).stopped and not until():
             checkpoint = self.round(checkpoint)
             self.evaluate_if_due(checkpoint)
-        if (played := checkpoint.next_round) < self.plan.rounds:
-            now = self.kept(checkpoint)
+        now, played = self.kept(checkpoint), checkpoint.next_round
+        if played < self.plan.rounds and now.stopped:
             self.tell(events.StoppedEarly(played=played, evaluations=now.waited, kept=now.played))
         return checkpoint
 
@@ -228,7 +232,7 @@ class Coordinator:
         """Measure the model on held-out text when the recipe says so, and not if it is stored already."""
         played, every = checkpoint.next_round, self.plan.evaluations.every
         last = played == self.plan.rounds
-        due = played == 0 or last or (every > 0 and played % every == 0)
+        due = self.evaluator is not None and (played == 0 or last or (every > 0 and played % every == 0))
         name = evaluation.BASE if played == 0 else evaluation.FEDERATED
         if due and not self.store.evaluated(name, played - 1):
             self._evaluate(name, played - 1, checkpoint.state.params)
@@ -245,8 +249,7 @@ class Coordinator:
         return evaluation.kept(asked, told, checkpoint.next_round)
 
     def _evaluate(self, model: str, round: int, params: vector.Vector) -> None:
-        if self.evaluator is None:
-            raise ValueError("the recipe wants its models measured, and there is nobody to do it")
+        assert self.evaluator is not None  # nothing is due without one
         event = self.evaluator.evaluate(model, round, params)
         self.store.append(event)
         self.tell(event)

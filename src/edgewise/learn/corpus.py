@@ -6,7 +6,7 @@ import hashlib
 import logging
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
 from edgewise.learn import containers, partition, sources, tables
 from edgewise.learn.documents import DocumentIndex
-from edgewise.plan.recipe import DataSection
+from edgewise.plan.data import WHOLE, DataSection
 
 LOG = logging.getLogger("edgewise")
 
@@ -62,6 +62,12 @@ class Corpus:
     lenient: bool = False
     _digests: dict[DeviceId, str] = field(default_factory=dict, repr=False)
     _lost: dict[DeviceId, int] = field(default_factory=dict, repr=False)
+
+    def of(self, device: DeviceId) -> Corpus:
+        """The same corpus under the name of an enrolled device, whose text all of it is (``partition = "whole"``)."""
+        if len(self.devices) != 1:
+            raise ValueError(f"a corpus of {len(self.devices)} devices is not that of one")
+        return replace(self, devices=(device,))
 
     def documents(self, device: DeviceId, lost: list[Exception] | None = None) -> Iterator[Document]:
         """Text of one device, document by document.
@@ -120,7 +126,7 @@ class Corpus:
         found = self._found
         files = {"read": len(found.files) - len(found.broken), "left_out": _counts(found.left_out)}
         rows = {"read": len(found.start), "left_out": _counts(found.rows_left_out)} if found.rows else None
-        return {"files": files, "rows": rows, "pieces": not found.rows and self._section.partition != "owner"}
+        return {"files": files, "rows": rows, "pieces": not found.rows and self._section.partition not in WHOLE}
 
     def digest(self, device: DeviceId) -> str:
         """SHA-256 over names, lengths and contents of a device's documents; remembered."""

@@ -24,6 +24,8 @@ def assign(found: DocumentIndex, section: DataSection, key: Key) -> tuple[tuple[
     m, n = len(found.start), section.devices
     if section.partition == "owner":
         return found.owners, found.owner
+    if section.partition == "whole":
+        return ("device",), np.zeros(m, np.int32)
     if m < n:
         raise DataError("E-DATA-EMPTY", f"{m} documents for {n} devices.", "lower data.devices.")
     names = tuple(f"device-{i:0{len(str(n - 1))}d}" for i in range(n))

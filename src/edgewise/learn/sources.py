@@ -20,7 +20,7 @@ from edgewise.core.training import POOLED
 from edgewise.learn import containers, packed, tables
 from edgewise.learn.documents import DocumentIndex
 from edgewise.learn.files import EMPTY, NOT_TEXT, UNREADABLE, Listing, kind_of, named, shown
-from edgewise.plan.recipe import DataSection
+from edgewise.plan.data import OWN, WHOLE, DataSection
 
 STDLIB_PACKAGES = (
     "asyncio", "collections", "concurrent", "ctypes", "email", "html", "http", "importlib", "json", "logging",
@@ -38,8 +38,11 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentInd
     Raises:
         DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY.
     """
-    whole = section.partition == "owner"
+    whole = section.partition in WHOLE
     listing = Listing()
+    if section.source == OWN:
+        what = 'data.source = "own" is read by enrolled devices, each what its owner names.'
+        raise DataError("E-DATA-MISSING", what, "name data of this machine, or submit the recipe to a server.")
     if section.source == "python-stdlib":
         return _plain(*_stdlib(), whole, cache_dir, listing)
     if section.source == "plays":

@@ -43,27 +43,37 @@ OPEN_DEVICES = 256  # memory maps kept open
 SAMPLED_DEVICES, SAMPLED_BLOCKS = 16, 32  # for the bytes of a token
 
 
-def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> TextTrainer:
+def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | None = None) -> TextTrainer:
     """Everything that a recipe says about text and model.
 
     Args:
         recipe_dir: relative paths in the recipe start here. cache_dir: tokenized blocks; may be shared by processes
-            and runs, and deleted at any time between runs.
+            and runs, and deleted at any time between runs. device: an enrolled one, whose text all of it is.
     Raises:
         ModelError: E-MODEL, E-MODEL-REMOTE, E-TARGETS. DataError: E-DATA-*.
     """
     key = root(recipe.seed)
     records = recipe.dp.example  # nothing may hang on one document but its own blocks
     corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)
+    if device is not None:
+        corpus = corpus.of(device)
+    loaded, flat = model(recipe, recipe_dir)
+    store = BlockStore(corpus, loaded.tokens, recipe.data, cache_dir, apart=records)
+    loss = TextLoss(autocast_dtype(recipe.model.precision))
+    return TextTrainer(recipe, loaded, flat, corpus, store, loss)
+
+
+def model(recipe: Recipe, recipe_dir: Path) -> tuple[Loaded, Flat]:
+    """The recipe's model without any text: what is loaded, with adapters where the recipe asks for them, and what of it
+    is trained. Raises ModelError as ``make``."""
     arithmetic = autocast_dtype(recipe.model.precision)
     lora = recipe.trainable.adapts  # nothing of the base is trained, so it can be read in 16 bits at once
     loaded = load(recipe.model.base, recipe_dir, arithmetic if lora else torch.float32)
     _check(loaded, recipe)
     if arithmetic is torch.bfloat16:
         float32_attention(loaded.model)
-    model, flat = trainable(loaded.model, recipe.trainable, derive(key, "model"), frozen=arithmetic)
-    store = BlockStore(corpus, loaded.tokens, recipe.data, cache_dir, apart=records)
-    return TextTrainer(recipe, loaded._replace(model=model), flat, corpus, store, TextLoss(arithmetic))
+    made, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), frozen=arithmetic)
+    return loaded._replace(model=made), flat
 
 
 def _check(loaded: Loaded, recipe: Recipe) -> None:

@@ -77,7 +77,8 @@ def accept(raw: bytes, signature: bytes, server: bytes, spec: Spec, floor: Owner
     if not signed(server, signature, raw):
         raise refused("they are not signed by the server that this device was enrolled with")
     facts = parse(raw)
-    if facts.instance is None or facts.instance.server != server.hex() or len(facts.instance.nonce) != 64:
+    instance = facts.instance
+    if instance is None or instance.server != server.hex() or (len(instance.nonce), len(instance.roster)) != (64, 64):
         raise refused("they do not name an instance of a run of this server")
     plan = planned(facts, spec, catalogue)
     check_floor(plan, floor)

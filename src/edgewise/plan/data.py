@@ -10,15 +10,18 @@ from edgewise.plan.section import Refused, Section
 
 Header = bool | Literal["auto"]
 SHIPPED = ("python-stdlib", "plays")  # sources that need no path: the text is on this machine
+OWN = "own"  # what the owner of each enrolled device names in its policy; no recipe says where that is
+WHOLE = ("owner", "whole")  # partitions that cut no text into pieces
+_BARE = (*SHIPPED, OWN)
 
 
 class DataSection(Section):
     """Whose text trains the model."""
 
-    source: Literal["python-stdlib", "plays", "text", "jsonl", "csv", "parquet"] = Field(
+    source: Literal["python-stdlib", "plays", "text", "jsonl", "csv", "parquet", "own"] = Field(
         "python-stdlib",
         description="source text of this machine's standard library, the lines of 24 characters of Shakespeare, a "
-        "folder of text, or a table",
+        "folder of text, or a table; own: what each enrolled device's owner names",
     )
     path: str | list[str] = Field(
         "",
@@ -55,7 +58,9 @@ class DataSection(Section):
         'numbers, as in owner = "1"; "auto": it does, and is refused where it looks like a row',
     )
     label: str = Field("", description='column whose values a "dirichlet" partition skews; equal chunks where empty')
-    partition: Literal["owner", "dirichlet", "iid"] = Field("owner", description="how text comes to devices")
+    partition: Literal["owner", "dirichlet", "iid", "whole"] = Field(
+        "owner", description="how text comes to devices; whole: all of it is of one device"
+    )
     devices: int = Field(
         0, ge=0, le=10_000_000, description='number of devices for "dirichlet" and "iid"; 0 with "owner"'
     )
@@ -77,27 +82,33 @@ class DataSection(Section):
         rest = [(key, getattr(self, key)) for key in ("owner", "time", "label")]
         return [(key, name) for key, name in (*texts, *prompts, *rest) if name]
 
+    def served(self) -> DataSection:
+        """What enrolled devices are told of this section: how text is cut. Where it lies is their owners' business."""
+        return DataSection(
+            source=OWN, sequence_len=self.sequence_len, holdout=self.holdout, max_tokens=self.max_tokens
+        )  # fmt: skip
+
     @model_validator(mode="after")
     def _consistent(self) -> DataSection:
-        if self.source not in SHIPPED and not (self.path and all(self.path)):
+        if self.source not in _BARE and not (self.path and all(self.path)):
             what = f'data.path is required for data.source = "{self.source}"'
             raise Refused("E-MISSING", what, "name the folder or file, relative to the recipe")
-        if self.source in SHIPPED and self.path:
+        if self.source in _BARE and self.path:
             what = f'data.path is not read with data.source = "{self.source}"'
             raise Refused(
                 "E-COMBO", what, 'leave it out, or say what is there: source = "text", "jsonl", "csv", "parquet"'
             )
-        if self.source in (*SHIPPED, "text"):
+        if self.source in (*_BARE, "text"):
             for key in ("text", "prompt", "messages", "owner", "time", "label"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     what = f'data.{key} names a column of your own; data.source = "{self.source}" has none'
                     raise Refused(
                         "E-COMBO", what, 'leave it out, or name a table: source = "jsonl", "csv" or "parquet"'
                     )
-        if self.partition != "owner" and not self.devices:
+        if self.partition not in WHOLE and not self.devices:
             what = f'data.devices is required for data.partition = "{self.partition}"'
             raise Refused("E-MISSING", what, "write the number of devices, e.g. devices = 20")
-        if self.partition == "owner" and self.devices:
+        if self.partition in WHOLE and self.devices:
             what = 'data.devices is for "dirichlet" and "iid"; with "owner" the owners decide'
             raise Refused("E-COMBO", what, 'leave it out, or write partition = "iid"')
         if self.partition == "owner" and self.source in ("jsonl", "csv", "parquet") and not self.owner:

@@ -51,10 +51,17 @@ class StatedNoise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which of the runs of one recipe it is. ``server``: its Ed25519 key, ``nonce``: 32 bytes, both hexadecimal."""
+    """Which of the runs of one recipe it is; all hexadecimal.
+
+    Attributes:
+        server: its Ed25519 key. nonce: 32 bytes.
+        roster: digest of the devices' public keys, 32 bytes each, sorted and joined. A device is named by the digest of
+            its key, so who knows this run knows all keys of its devices.
+    """
 
     server: str
     nonce: str
+    roster: str
 
 
 class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

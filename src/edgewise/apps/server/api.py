@@ -18,11 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.metrics import shown
+from edgewise.apps.server.run_routes import RunRoutes
 from edgewise.core.errors import EdgewiseError, TransportError
 from edgewise.drivers.fleet import members, nonces
 from edgewise.drivers.fleet.members import Grant, Member
-from edgewise.drivers.fleet.tables import ROUNDS
 from edgewise.drivers.http import tokens
 from edgewise.drivers.http.guard import Guard, caller, failed, refused
 from edgewise.drivers.http.routes import DataPlane
@@ -86,13 +87,6 @@ class ListedToken(BaseModel):
     made_s: float
 
 
-class OpenRound(BaseModel):
-    """A round that takes frames."""
-
-    run: str
-    round: int
-
-
 def _standing(member: Member) -> Standing:
     return Standing(
         id=member.id, role=member.role, status=member.status, tags=list(member.tags), label=member.label,
@@ -103,7 +97,7 @@ def _standing(member: Member) -> Standing:
 class ControlPlane:
     """The application of one service: ``app``, behind its guard."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, hosting: Hosting) -> None:
         self._service = service
         api = FastAPI(title="edgewise server", version=version("edgewise"), docs_url=None, redoc_url=None)
         api.add_exception_handler(EdgewiseError, _answer)
@@ -120,7 +114,7 @@ class ControlPlane:
         api.add_api_route("/v1/tokens", self.tokens, methods=["GET"])
         api.add_api_route("/v1/tokens", self.make_token, methods=["POST"], status_code=201)
         api.add_api_route("/v1/tokens/{token}/revoke", self.revoke_token, methods=["POST"])
-        api.add_api_route("/v1/runs", self.runs, methods=["GET"])
+        RunRoutes(service, hosting).add_to(api)
         self.api = api
         self.app: ASGIApp = Guard(api, service)
 
@@ -172,15 +166,6 @@ class ControlPlane:
         """Nobody enrols by this token any more."""
         await self._once(request, lambda c: members.revoke_token(c, token))
         return {"revoked": token}
-
-    async def runs(self) -> list[OpenRound]:
-        """The rounds that take frames now."""
-
-        def query(c: sa.Connection) -> list[OpenRound]:
-            rows = c.execute(sa.select(ROUNDS.c.run, ROUNDS.c.round).order_by(ROUNDS.c.run, ROUNDS.c.round))
-            return [OpenRound(run=row.run, round=row.round) for row in rows]
-
-        return await self._service.read(query)
 
     async def _decide(
         self, request: Request, name: str, decide: Callable[[sa.Connection, str, float], Member]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgewise.apps.server.api import ControlPlane
+from edgewise.apps.server.hosting import Hosting, Tell
 from edgewise.drivers.files import FOLDER
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.members import Grant
@@ -35,9 +36,9 @@ class Server:
     """A running server; a context manager.
 
     Args:
-        folder: its state. host, port: where it listens; port 0 takes a free one.
+        folder: its state. host, port: where it listens; port 0 takes a free one. tell: gets the events of its runs.
     Attributes:
-        service: what its routes share. port: where it listens. url: for this machine.
+        service: what its routes share. hosting: its runs. port: where it listens. url: for this machine.
     Raises:
         StoreError(E-LEASE) where another server works in the folder; TransportError: E-LISTEN, E-IDENTITY.
     """
@@ -50,6 +51,7 @@ class Server:
         tls: Tls = Tls(),
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         now_s: Callable[[], float] = time.time,
+        tell: Tell = lambda run, event: None,
     ) -> None:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         self.service = Service(folder, limits, now_s)
@@ -62,11 +64,13 @@ class Server:
                     authority, certificate, key = certificates.authority_and_certificate(folder, tls.names, now)
                     self.service.authority = authority.read_bytes()
                 context = certificates.server_context(certificate, key)
-            self._listener = Listener(ControlPlane(self.service).app, host, port, context, limits)
+            self.hosting = Hosting(self.service, tell)
+            self._listener = Listener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)
         except Exception:  # goes on below, once the database and its lease are given back
             self.service.close()
             raise
         self.port = self._listener.port
+        self.hosting.start()
         self.url = f"{'http' if tls.off else 'https'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Server:
@@ -77,6 +81,7 @@ class Server:
 
     def close(self) -> None:
         """Stop serving and give back the database."""
+        self.hosting.close()
         self._listener.close()
         self.service.close()
 

@@ -92,3 +92,17 @@ PUBLICATIONS = sa.Table(  # blobs that devices may download
     sa.Column("run", sa.String, primary_key=True),
     sa.Column("size", sa.Integer, nullable=False),
 )
+SERVED = sa.Table(  # runs that devices of this server take part in
+    "served",
+    META,
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("state", sa.String, nullable=False),
+    sa.Column("why", sa.Text, nullable=False),  # of a run that waits or failed: the error
+    sa.Column("rounds", sa.Integer, nullable=False),
+    sa.Column("facts", sa.LargeBinary, nullable=False),  # canonical (plan.facts)
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("kept", sa.Text, nullable=False),  # blobs that devices need in all rounds: JSON, digest -> bytes
+    sa.Column("made_by", sa.String, nullable=False),
+    sa.Column("made_s", sa.Float, nullable=False),
+)

@@ -1,6 +1,6 @@
 """A device at work: it takes its mail, downloads what an invitation names, answers, and sends the answer.
 
-    attend(link, devices, downloads, home / "blobs", until=stopping.is_set)
+    attend(link, part, until=stopping.is_set)
 
 What is kept of its state is on the disk before a frame leaves (``drivers.devices``). After a crash it takes the mail of
 the open rounds again. Where it then answers with other bytes than before, the server keeps the first answer.
@@ -11,11 +11,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
 
 from edgewise.core import frame
-from edgewise.core.errors import TransportError
+from edgewise.core.errors import EdgewiseError, StoreError, TransportError
 from edgewise.drivers.devices import Devices
 from edgewise.drivers.files import discard
 from edgewise.drivers.following import Downloads
@@ -23,17 +24,27 @@ from edgewise.drivers.http.link import WAIT_S, Link, Mail
 from edgewise.engine.broadcast import downloads as named
 
 TOUCH_S = 20.0  # between two calls of a device that trains; far below the silence that costs its place
+FRAME_BYTES = 2**26  # of a frame from a server, whatever run it is of
 LOG = logging.getLogger("edgewise")
 _OVER = ("E-CLOSED", "E-CONFLICT", "E-BLOB")  # the round went on without this device
 
 
-def attend(
-    link: Link, devices: Devices, downloads: Downloads, blobs: Path, until: Callable[[], bool], wait_s: float = WAIT_S
-) -> None:
+@dataclass(frozen=True)
+class Part:
+    """What a device needs to take part in a run. ``downloads``: those of ``devices``; ``blobs``: a folder for what is
+    downloaded."""
+
+    devices: Devices
+    downloads: Downloads
+    blobs: Path
+
+
+def attend(link: Link, part: Callable[[str], Part], until: Callable[[], bool], wait_s: float = WAIT_S) -> None:
     """Answer mail until ``until()`` is true, which is asked between two frames.
 
     Args:
-        downloads: those of ``devices``. blobs: a folder for what is downloaded. wait_s: how long one poll lasts.
+        part: run -> this device's part in it. An EdgewiseError that it raises is the answer to an invitation: the
+            device refuses it with the error's code. wait_s: how long one poll lasts.
     Raises:
         TransportError: E-REVOKED, E-CONNECT and what else the link gives up with. DecodeError for a frame that no
         server sends. StoreError where the device's state cannot be read or kept.
@@ -43,7 +54,7 @@ def attend(
         mail = link.poll(after, wait_s)
         if mail is not None:
             try:
-                _answer(link, devices, downloads, blobs, mail)
+                _answer(link, part, mail)
             except TransportError as e:
                 if e.code not in _OVER:
                     raise
@@ -51,18 +62,30 @@ def attend(
             after = mail.number
 
 
-def _answer(link: Link, devices: Devices, downloads: Downloads, blobs: Path, mail: Mail) -> None:
-    message = frame.from_server(mail.raw, devices.plan.frame_limit_bytes)
+def _answer(link: Link, part: Callable[[str], Part], mail: Mail) -> None:
+    message = frame.from_server(mail.raw, FRAME_BYTES)
     if isinstance(message, frame.Probe):
         LOG.warning("the server asks for a loss of this device alone; it is not answered")
+        return
+    try:
+        with _in_touch(link):
+            mine = part(message.run)
+    except (StoreError, TransportError):
+        raise
+    except EdgewiseError as e:
+        LOG.warning("no part in run %.12s: %s", message.run, e)
+        if isinstance(message, frame.Invite):
+            # The code alone: what an error says may name files of this device.
+            no = frame.Refusal(run=message.run, round=message.round, device=link.name, code=e.code, reason="")
+            link.send(message.run, message.round, frame.dump(no))
         return
     if isinstance(message, frame.Invite):
         wanted = named(message)
         for digest in wanted:
-            downloads.put(digest, link.download(digest, blobs).read_bytes(), keep=wanted)
-        _tidy(blobs, wanted)
+            mine.downloads.put(digest, link.download(digest, mine.blobs).read_bytes(), keep=wanted)
+        _tidy(mine.blobs, wanted)
     with _in_touch(link):
-        answer = devices.answer(link.name, mail.raw)
+        answer = mine.devices.answer(link.name, mail.raw)
     if answer.frame is not None:
         link.send(message.run, message.round, answer.frame)
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
+from types import MappingProxyType
 
 import sqlalchemy as sa
 
@@ -29,6 +30,10 @@ SILENCE_S = 120.0
 LOOK_S = 1.0  # how often devices that are silent are looked for
 
 
+class Halted(Exception):
+    """The server leaves a run in the middle of a round; it goes on there when it is played again."""
+
+
 class HttpCohort:
     """A Cohort port over a server's mailboxes, for one run; used by one thread.
 
@@ -36,16 +41,27 @@ class HttpCohort:
         run: identity of the run. frame_limit_bytes: of frames to devices.
         silence_s: a device that owes an answer and neither calls nor sends a chunk for so long is lost. So is one
             that is revoked, at once.
+        kept: digest -> bytes of blobs that stay published beside those of the round; they are stored already.
+        halted: whether to leave the run now; asked every second. ``receive`` raises Halted then.
     """
 
-    def __init__(self, service: Service, run: str, frame_limit_bytes: int, silence_s: float = SILENCE_S) -> None:
+    def __init__(
+        self,
+        service: Service,
+        run: str,
+        frame_limit_bytes: int,
+        silence_s: float = SILENCE_S,
+        kept: Mapping[str, int] = MappingProxyType({}),
+        halted: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._service, self._run = service, run
         self._limit, self._silence_s = frame_limit_bytes, silence_s
+        self._kept, self._halted = kept, halted
         self._zero_s = time.monotonic()
         self._after = 0  # number of the last frame that was delivered
         self._sends: deque[tuple[DeviceId, Future[int]]] = deque()
         self._lost: deque[Lost] = deque()
-        self._awaited: set[DeviceId] = set()
+        self._awaited: dict[DeviceId, float] = {}  # when it was sent something last
 
     def now_s(self) -> float:
         """Seconds since the last publish."""
@@ -56,7 +72,7 @@ class HttpCohort:
         service = self._service
         digests = tuple(service.blobs.put(blob) for blob in blobs)
         service.blobs.sync()
-        sizes = dict(zip(digests, map(len, blobs), strict=True))
+        sizes = {**self._kept, **dict(zip(digests, map(len, blobs), strict=True))}
 
         def change(c: sa.Connection) -> set[str]:
             mailboxes.publish(c, self._run, sizes)
@@ -76,8 +92,7 @@ class HttpCohort:
                 return 0
             return mailboxes.post(c, to, raw, message, service.now_s())
 
-        self._awaited.add(to)
-        service.progress_s[to] = time.monotonic()
+        self._awaited[to] = time.monotonic()
         future = service.database.submit(change)
         future.add_done_callback(lambda _: service.ring(to))
         self._sends.append((to, future))
@@ -94,6 +109,8 @@ class HttpCohort:
         """See Cohort."""
         service, until_s = self._service, time.monotonic() + timeout_s
         while True:
+            if self._halted():
+                raise Halted
             self._settle()
             seen = service.deliveries
             if (arrived := self._next()) is not None:
@@ -141,8 +158,8 @@ class HttpCohort:
     def _find_lost(self) -> bool:
         """Look for a device that is silent, or was revoked meanwhile."""
         now = time.monotonic()
-        for device in self._awaited:
-            silent_s = now - self._service.progress_s.get(device, now)
+        for device, sent_s in self._awaited.items():
+            silent_s = now - max(sent_s, self._service.progress_s.get(device, 0.0))
             if silent_s > self._silence_s or device in self._service.revoked:
                 self._lose(device)
                 return True
@@ -153,5 +170,4 @@ class HttpCohort:
         self._lost.append(Lost(device, DROPPED, self.now_s()))
 
     def _forget(self, device: DeviceId) -> None:
-        self._awaited.discard(device)
-        self._service.progress_s.pop(device, None)
+        self._awaited.pop(device, None)

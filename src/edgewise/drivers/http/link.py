@@ -137,6 +137,11 @@ class Link:
         """The id of this device."""
         return self._me.name
 
+    @property
+    def identity(self) -> Identity:
+        """The key of this device."""
+        return self._me
+
     def standing(self) -> Mapping[str, Any]:
         """What the server knows of this member: id, role, status, tags."""
         found: Mapping[str, Any] = self.call("GET", "/v1/me")

@@ -64,7 +64,13 @@ RULES = (
     Rule("GET", "/v1/tokens", OPERATOR),
     Rule("POST", "/v1/tokens", OPERATOR, SMALL_BYTES),
     Rule("POST", "/v1/tokens/{token}/revoke", OPERATOR, SMALL_BYTES),
+    Rule("GET", "/v1/staged/{digest}", OPERATOR),
+    Rule("PUT", "/v1/staged/{digest}", OPERATOR, CHUNK_BYTES),
     Rule("GET", "/v1/runs", VIEWER),
+    Rule("POST", "/v1/runs", OPERATOR, CHUNK_BYTES),
+    Rule("GET", "/v1/runs/{run}", DEVICE | VIEWER),
+    Rule("GET", "/v1/runs/{run}/events", VIEWER),
+    Rule("POST", "/v1/runs/{run}/{verb}", OPERATOR, SMALL_BYTES),
 )
 
 

@@ -24,6 +24,7 @@ from edgewise.drivers.fleet.spool import Chunks
 from edgewise.drivers.http import identity
 from edgewise.drivers.http.limits import Gatekeeper, Later, Limits
 from edgewise.drivers.http.meter import Meter
+from edgewise.drivers.http.staging import Staging
 
 T = TypeVar("T")
 FRESH_S = 1.0  # how long a member is remembered: a revocation by another process works after this long
@@ -45,9 +46,10 @@ class Service:
         for sub in ("blobs", "spool"):
             (folder / sub).mkdir(FOLDER, exist_ok=True)
         self.blobs, self.chunks = Blobs(folder / "blobs"), Chunks(folder / "spool")
+        self.staging = Staging(folder / "staged", now_s)
         self.gate = Gatekeeper(limits)
         self.meter = Meter()
-        self.progress_s: dict[str, float] = {}  # of devices that a cohort waits for: when they last got on
+        self.progress_s: dict[str, float] = {}  # device -> when it last got on, on the monotonic clock
         self.revoked: set[str] = set()  # since the server started
         self.deliveries, self._arrived = 0, threading.Condition()
         self.authority = b""
@@ -156,8 +158,7 @@ class Service:
 
     def advanced(self, device: str) -> None:
         """A device got on: it called, or a chunk of it came."""
-        if device in self.progress_s:
-            self.progress_s[device] = time.monotonic()
+        self.progress_s[device] = time.monotonic()
 
     def delivered(self) -> None:
         """Wake whoever waits for frames: ``deliveries`` has grown."""

@@ -1,0 +1,182 @@
+"""A device joins a run that its server plays: it checks the facts, fetches the model, reads its own text.
+
+    parts = Parts(link, home, owner)
+    attend(link, parts, until)                 # parts(run) is this device's part in a run
+
+In this order, so that nothing is done for a run that will be refused: the server's signature on the facts, the owner's
+choice of models, the model, the floor of the owner, the owner's text.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgewise.core.errors import DecodeError, EdgewiseError
+from edgewise.core.keys import Secrets
+from edgewise.core.training import DeviceId
+from edgewise.drivers.device_store import FileDevices
+from edgewise.drivers.devices import Devices
+from edgewise.drivers.files import FOLDER, write_durably
+from edgewise.drivers.fleet import roster
+from edgewise.drivers.following import Downloads
+from edgewise.drivers.http import package
+from edgewise.drivers.http.attend import Part
+from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.link import Link
+from edgewise.drivers.trainers import make_trainer
+from edgewise.engine.owner_budget import OwnerBudget
+from edgewise.engine.ports import Trust
+from edgewise.engine.trainer import Registered
+from edgewise.plan import facts
+from edgewise.plan.acceptance import OwnerFloor, accept
+from edgewise.plan.catalogue import BUILT_IN, Catalogue
+from edgewise.plan.facts import PlanFacts
+from edgewise.plan.plan import Plan
+from edgewise.plan.recipe import Recipe, from_plain
+
+RUNS, MODELS = "runs", "models"  # folders in the device's home
+Make = Callable[[Recipe, Path, DeviceId], Registered]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """What a device's owner decides.
+
+    Attributes:
+        data: the keys of [data] that say where the text lies and how it is read. folder: relative paths start there.
+        floor: what every run has to promise. budget: over all runs; None: no cap. catalogue: parts that may be used.
+    """
+
+    data: Mapping[str, Any]
+    folder: Path
+    floor: OwnerFloor = OwnerFloor()  # noqa: RUF009 (immutable)
+    budget: OwnerBudget | None = None
+    catalogue: Catalogue = field(default=BUILT_IN, repr=False)
+
+
+class Parts:
+    """A device's part in each run, made when its mail first comes; one is kept ready.
+
+    Args:
+        home: folder of the enrolment. make: (recipe, folder of the run, device) -> trainer; None: the recipe's.
+    """
+
+    def __init__(self, link: Link, home: Path, owner: Owner, make: Make | None = None) -> None:
+        self._link, self._home, self._owner, self._make = link, home, owner, make
+        self._run = ""
+        self._part: Part | None = None  # in the last one
+        self._store: FileDevices | None = None
+        self._refused: dict[str, EdgewiseError] = {}
+
+    def __call__(self, run: str) -> Part:
+        """This device's part in a run. Raises EdgewiseError where it takes none; it says the same again later."""
+        if run in self._refused:
+            raise self._refused[run]
+        if run != self._run or self._part is None:
+            self.close()  # its model leaves memory first
+            try:
+                part, self._run = self._join(run), run
+            except (DecodeError, EdgewiseError) as e:
+                if not e.code.startswith(("E-CONNECT", "E-DISK", "E-BLOB")):
+                    self._refused[run] = e
+                raise
+            self._part = part
+            return part
+        return self._part
+
+    def __enter__(self) -> Parts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the part that is kept ready."""
+        if self._store is not None:
+            self._store.close()
+        self._part, self._store = None, None
+
+    def _join(self, run: str) -> Part:
+        raw, signature = self._published(run)
+        stated = facts.parse(raw)
+        if stated.digest() != run or stated.instance is None:
+            raise facts.refused("they are those of another run")
+        server = bytes.fromhex(stated.instance.server)
+        if fingerprint(server) != self._link.home.server or not facts.signed(server, signature, raw):
+            raise facts.refused("they are not signed by the server that this device was enrolled with")
+        folder = self._home / RUNS / run[:32]
+        folder.mkdir(FOLDER, parents=True, exist_ok=True)
+        trainer = self._trainer(stated, folder)
+        plan = accept(raw, signature, server, trainer.trainer.spec, self._owner.floor, self._owner.catalogue)
+        downloads = Downloads(plan.layout.given.dim, plan.downlink)
+        self._store = FileDevices(folder, run)
+        devices = Devices(
+            plan=plan, trainer=trainer, store=self._store, downloads=downloads,
+            trust=self._trust(plan, folder), secrets=fresh, budget=self._owner.budget,
+        )  # fmt: skip
+        return Part(devices, downloads, folder / "blobs")
+
+    def _published(self, run: str) -> tuple[bytes, bytes]:
+        found = self._link.call("GET", f"/v1/runs/{run}")
+        try:
+            return str(found["facts"]).encode("ascii"), bytes.fromhex(found["signature"])
+        except (KeyError, TypeError, ValueError):
+            raise facts.refused("the server sent something else") from None
+
+    def _trainer(self, stated: PlanFacts, folder: Path) -> Registered:
+        """The recipe's trainer on this device's text and model."""
+        tables = stated.settings()
+        own = from_plain(
+            {**tables, "data": self._data(tables), "model": self._model(tables, folder)}, "the run's facts"
+        )
+        if self._make is not None:
+            return self._make(own, folder, self._link.name)
+        return make_trainer(own, self._owner.folder, folder, self._owner.catalogue, self._link.name)
+
+    def _data(self, tables: Mapping[str, Any]) -> dict[str, Any]:
+        """How text is cut as the recipe says, and where it lies as the owner says."""
+        return {**tables["data"], **self._owner.data, "partition": "whole"}
+
+    def _model(self, tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """[model] with a folder of this device, where the facts name a package."""
+        model = dict(tables["model"])
+        manifest = package.digest_in(model["base"])
+        if manifest is not None:
+            model["base"] = str(self._unpacked(manifest, folder).resolve())
+        elif model["base"] != "bundled":
+            raise facts.refused(f"their model {model['base']!r:.80} has no digest")
+        return model
+
+    def _unpacked(self, manifest: str, folder: Path) -> Path:
+        """The folder of a model's files, each with the digest that the manifest names."""
+        blobs, out = folder / "blobs", self._home / MODELS / manifest
+        files = package.parse(self._link.download(manifest, blobs).read_bytes())
+        out.mkdir(FOLDER, parents=True, exist_ok=True)
+        for name, digest in files.items():
+            if not (out / name).exists():
+                os.replace(self._link.download(digest, self._home / MODELS), out / name)
+        return out
+
+    def _trust(self, plan: Plan, folder: Path) -> Trust:
+        """The keys of the run's devices, where they speak to each other, and the own one."""
+        instance, me = plan.facts.instance, self._link.identity
+        assert instance is not None  # ``accept`` takes no others
+        keys: Mapping[str, bytes] = {me.name: me.public}
+        if plan.hides is not None:
+            path = folder / "roster"
+            if not path.exists():
+                write_durably(path, self._link.download(instance.roster, folder / "blobs").read_bytes())
+            keys = roster.parse(path.read_bytes(), plan.facts.population)
+        if me.name not in keys:
+            raise facts.refused("this device is not among their devices")
+        return Trust(registry=keys.get, identity=lambda device: me.secret)
+
+
+def fresh(device: DeviceId, round: int, nonce: bytes) -> Secrets:
+    """Secrets of the system's generator: no two attempts at a round have the same."""
+    return Secrets.of(secrets.token_bytes(32))

@@ -1,0 +1,207 @@
+"""The runs that a server plays with its devices, each in a thread; what is running goes on when the server starts.
+
+    hosting = Hosting(service)
+    hosting.submit(submission, made_by="...")          # its devices are invited at once
+    hosting.ask(run, served.PAUSED)                    # after the round under way
+    hosting.close()                                    # at once; rounds go on where they are at the next start
+
+Randomness is the system's: who is invited follows from a key in the run's folder, which nobody else has; noise, nonces
+and what secure aggregation needs are drawn afresh.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Event, Lock, Thread
+
+import msgspec
+
+from edgewise.apps.server import submission
+from edgewise.apps.server.submission import Submission
+from edgewise.core import events, vector
+from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.training import DeviceId
+from edgewise.core.vector import Spec
+from edgewise.drivers.fleet import mailboxes, roster, served
+from edgewise.drivers.fleet.served import ServedRun
+from edgewise.drivers.http.cohort import Halted, HttpCohort
+from edgewise.drivers.http.service import Service
+from edgewise.drivers.store import RunStore
+from edgewise.engine.coordinator import Coordinator
+from edgewise.engine.ports import Trust
+from edgewise.plan.acceptance import planned
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.facts import parse
+from edgewise.plan.plan import Plan
+
+LOG = logging.getLogger("edgewise")
+Tell = Callable[[str, events.AnyEvent], None]
+
+
+class Hosting:
+    """Plays the runs of a service.
+
+    Args:
+        tell: called with a run's id and each of its events, from the run's thread.
+    """
+
+    def __init__(self, service: Service, tell: Tell = lambda run, event: None) -> None:
+        self._service, self._tell = service, tell
+        self._closing, self._lock = Event(), Lock()
+        self._threads: dict[str, Thread] = {}
+        self._states: dict[str, str] = {}  # as asked for, of runs with a thread
+
+    def start(self) -> None:
+        """Go on with all runs that were running when the server stopped."""
+        with self._service.database.read() as c:
+            running = served.listed(c, served.RUNNING)
+        for run in running:
+            self._begin(run)
+
+    def submit(self, wanted: Submission, made_by: str) -> ServedRun:
+        """Make a run, and begin to play it. Raises as ``submission.begin``."""
+        run = submission.begin(self._service, wanted, made_by)
+        self._begin(run)
+        return run
+
+    def ask(self, run: str, state: str) -> ServedRun:
+        """Pause a run after its round, cancel it at once, or go on with it. Raises TransportError as ``served.ask``."""
+        found = self._service.database.write(lambda c: served.ask(c, run, state))
+        with self._lock:
+            self._states[run] = state
+            thread = self._threads.get(run)
+        if state == served.RUNNING:
+            self._begin(found)
+        elif state == served.CANCELLED:
+            self._service.delivered()  # whoever waits for frames looks up
+            if thread is not None:
+                thread.join()
+            self._withdraw(run)
+        return found
+
+    def wait(self, run: str, timeout_s: float | None = None) -> None:
+        """Wait until a run is not played any more."""
+        thread = self._threads.get(run)
+        if thread is not None:
+            thread.join(timeout_s)
+
+    def close(self) -> None:
+        """Leave all runs where they are."""
+        self._closing.set()
+        self._service.delivered()
+        for thread in list(self._threads.values()):
+            thread.join()
+
+    def _begin(self, run: ServedRun) -> None:
+        with self._lock:
+            self._states[run.run] = served.RUNNING
+            if run.run not in self._threads:
+                thread = Thread(target=self._play, args=(run,), name=f"edgewise-run-{run.run[:8]}", daemon=True)
+                self._threads[run.run] = thread
+                thread.start()
+
+    def _halted(self, run: str) -> bool:
+        return self._closing.is_set() or self._states[run] == served.CANCELLED
+
+    def _paused(self, run: str) -> bool:
+        return self._closing.is_set() or self._states[run] != served.RUNNING
+
+    def _play(self, run: ServedRun) -> None:
+        while True:
+            with suppress(Halted):
+                self._attempt(run)
+            with self._lock:  # it may have been resumed just now
+                if self._ends(run.run):
+                    del self._threads[run.run]
+                    return
+
+    def _ends(self, run: str) -> bool:
+        if self._paused(run):
+            return True
+        with self._service.database.read() as c:
+            return served.find(c, run).state != served.RUNNING
+
+    def _attempt(self, run: ServedRun) -> None:
+        try:
+            if self._played(run):
+                self._ended(run.run, served.FINISHED, "")
+        except EdgewiseError as e:
+            LOG.warning("run %.12s stopped: %s", run.run, e)
+            self._ended(run.run, served.FAILED, f"{e.code}: {e.what} {e.fix}")
+        except Halted:
+            raise
+        except Exception as e:  # boundary: one run that breaks must not end the server
+            LOG.exception("run %.12s broke", run.run)
+            self._ended(run.run, served.FAILED, f"crash: {type(e).__name__}")
+
+    def _ended(self, run: str, state: str, why: str) -> None:
+        with suppress(StoreError):  # the server is closing, or its disk is full: the run goes on at the next start
+            self._states[run] = state
+            self._service.database.write(lambda c: served.ended(c, run, state, why))
+
+    def _played(self, run: ServedRun) -> bool:
+        """Play a run from where it is; whether it came to its end."""
+        out = submission.folder(self._service, run.run)
+        with RunStore(out) as store:
+            known = store.run()
+            if known is None:
+                raise StoreError("E-CHECKPOINT", f"{out} holds no run.", "restore it from a backup.")
+            plan = planned(parse(run.facts), Spec.of(known["facts"]["spec"]), BUILT_IN)
+            coordinator = self._coordinator(run, plan, store)
+            checkpoint = store.load()
+            if checkpoint is None:
+                raise StoreError("E-CHECKPOINT", f"{out} has no checkpoint.", "restore it from a backup.")
+            coordinator.purse.check(checkpoint)
+            resumed = checkpoint.next_round or -1
+            cohort = plan.sampling.goal
+            self._told(run.run, events.RunStarted(
+                run=plan.run, name=run.name, rounds=plan.rounds, population=plan.facts.population, cohort=cohort,
+                dim=plan.spec.dim, resumed_round=resumed,
+            ))  # fmt: skip
+            reached = coordinator.run(checkpoint, lambda: self._paused(run.run))
+            if reached.next_round < plan.rounds:
+                return False
+            coordinator.cohort.publish([vector.to_bytes(reached.state.params)])
+            submission.report(store)
+            store.finish()
+            return True
+
+    def _coordinator(self, run: ServedRun, plan: Plan, store: RunStore) -> Coordinator:
+        service, instance = self._service, plan.facts.instance
+        assert instance is not None
+        keys = roster.parse(service.blobs.get(instance.roster), plan.facts.population)
+        cohort = HttpCohort(
+            service, run.run, plan.frame_limit_bytes, kept=run.kept, halted=lambda: self._halted(run.run)
+        )
+        return Coordinator(
+            plan=plan, population=tuple(sorted(keys)), cohort=cohort, store=store,
+            tell=lambda event: self._told(run.run, event), now_s=time.perf_counter,
+            entropy=lambda round: secrets.token_bytes(32),
+            sampling_key=(store.out / submission.SAMPLING_KEY).read_bytes(),
+            trust=Trust(registry=keys.get, identity=_no_secret),
+        )  # fmt: skip
+
+    def _told(self, run: str, event: events.AnyEvent) -> None:
+        self._tell(run, msgspec.structs.replace(event, at_s=self._service.now_s()))
+
+    def _withdraw(self, run: str) -> None:
+        """Take the mail and the blobs of a run back."""
+        service = self._service
+
+        def change(c: submission.Connection) -> tuple[list[str], set[str]]:
+            gone = mailboxes.close(c, run)
+            mailboxes.publish(c, run, {})
+            return gone, mailboxes.published(c)
+
+        gone, published = service.database.write(change)
+        service.drop_chunks(gone)
+        service.blobs.sweep(published)
+        service.database.scrub()
+
+
+def _no_secret(device: DeviceId) -> bytes:
+    raise ValueError(f"a server has no secret key of {device}")

@@ -1,0 +1,154 @@
+"""The routes of runs: stage blobs, submit, list, show, watch, pause, resume, cancel.
+
+A device asks for a run when it gets mail of one that it does not know: ``GET /v1/runs/RUN`` has the facts and the
+server's signature on them, and nothing that a device would have to believe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from typing import Any
+
+import msgspec
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+
+from edgewise.apps.server import submission
+from edgewise.apps.server.hosting import Hosting
+from edgewise.apps.server.submission import Submission
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet import nonces, served
+from edgewise.drivers.fleet.served import ServedRun
+from edgewise.drivers.http.guard import caller
+from edgewise.drivers.http.service import Service
+
+VERBS = {"pause": served.PAUSED, "resume": served.RUNNING, "cancel": served.CANCELLED}
+TOLD_AT_ONCE = 500
+
+
+class Staged(BaseModel):
+    """How much of a blob is on the server."""
+
+    received: int
+
+
+class ShownRun(BaseModel):
+    """A run in a list."""
+
+    run: str
+    name: str
+    state: str
+    why: str
+    rounds: int
+    made_by: str
+    made_s: float
+
+
+class PublishedRun(ShownRun):
+    """A run as devices get it. ``facts``: canonical JSON, as text; ``signature``: the server's on it, hexadecimal."""
+
+    facts: str
+    signature: str
+
+
+class Told(BaseModel):
+    """Events of a run that were committed, in order; ``after``: to ask for what comes next."""
+
+    after: int
+    state: str
+    events: list[dict[str, Any]]
+
+
+class RunRoutes:
+    """The routes of runs of one service."""
+
+    def __init__(self, service: Service, hosting: Hosting) -> None:
+        self._service, self._hosting = service, hosting
+
+    def add_to(self, api: FastAPI) -> None:
+        """Register the routes."""
+        api.add_api_route("/v1/staged/{digest}", self.staged, methods=["GET"])
+        api.add_api_route("/v1/staged/{digest}", self.stage, methods=["PUT"])
+        api.add_api_route("/v1/runs", self.runs, methods=["GET"])
+        api.add_api_route("/v1/runs", self.submit, methods=["POST"], status_code=201)
+        api.add_api_route("/v1/runs/{run}", self.run, methods=["GET"])
+        api.add_api_route("/v1/runs/{run}/events", self.told, methods=["GET"])
+        api.add_api_route("/v1/runs/{run}/{verb}", self.ask, methods=["POST"])
+
+    async def staged(self, digest: str) -> Staged:
+        """How much of a blob is here."""
+        return Staged(received=await self._service.aside(lambda: self._service.staging.received(digest)))
+
+    async def stage(self, request: Request, digest: str, offset: int, size: int) -> Staged:
+        """Append a piece to a blob that a run will need."""
+        piece = caller(request).body
+        await self._spent(request)
+        return Staged(
+            received=await self._service.aside(lambda: self._service.staging.put(digest, offset, size, piece))
+        )
+
+    async def runs(self) -> list[ShownRun]:
+        """All runs, the oldest first."""
+        return [_shown(run) for run in await self._service.read(served.listed)]
+
+    async def submit(self, request: Request) -> ShownRun:
+        """Begin a run; its blobs are staged before."""
+        found = caller(request)
+        member, _ = found.signed()
+        try:
+            wanted = msgspec.json.decode(found.body, type=Submission)
+        except msgspec.DecodeError as e:
+            raise TransportError("E-REQUEST", f"the submission is malformed: {e}.", "use `edgewise run`.") from None
+        await self._spent(request)
+        made = asyncio.get_running_loop().run_in_executor(None, self._hosting.submit, wanted, member.id)
+        return _shown(await made)
+
+    async def run(self, run: str) -> PublishedRun:
+        """A run, and what devices need to join it."""
+        found = await self._service.read(lambda c: served.find(c, run))
+        return PublishedRun(
+            **_shown(found).model_dump(), facts=found.facts.decode("ascii"), signature=found.signature.hex()
+        )
+
+    async def told(self, run: str, after: int = 0) -> Told:
+        """What happened in a run after the event of that number."""
+        found = await self._service.read(lambda c: served.find(c, run))
+        rows = await self._service.aside(lambda: _events(self._service, run, after))
+        last = rows[-1][0] if rows else after
+        return Told(after=last, state=found.state, events=[json.loads(body) for _, body in rows])
+
+    async def ask(self, request: Request, run: str, verb: str) -> ShownRun:
+        """Pause a run after its round, resume it, or cancel it."""
+        if verb not in VERBS:
+            raise TransportError("E-ROUTE", f"a run cannot {verb:.20}.", "pause, resume or cancel it.")
+        await self._spent(request)
+        done = asyncio.get_running_loop().run_in_executor(None, self._hosting.ask, run, VERBS[verb])
+        return _shown(await done)
+
+    async def _spent(self, request: Request) -> None:
+        """Spend the request's nonce, before what it asks for is done."""
+        _, proof = caller(request).signed()
+        await self._service.write(lambda c: nonces.spend(c, proof, self._service.now_s()))
+
+
+def _shown(run: ServedRun) -> ShownRun:
+    return ShownRun(
+        run=run.run, name=run.name, state=run.state, why=run.why, rounds=run.rounds, made_by=run.made_by,
+        made_s=run.made_s,
+    )  # fmt: skip
+
+
+def _events(service: Service, run: str, after: int) -> list[tuple[int, str]]:
+    """Rows of a run's store, read beside whoever plays it."""
+    path = submission.folder(service, run) / "run.db"
+    try:
+        c = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
+        try:
+            query = "SELECT number, body FROM events WHERE number > ? ORDER BY number LIMIT ?"
+            return [(int(n), str(b)) for n, b in c.execute(query, (after, TOLD_AT_ONCE))]
+        finally:
+            c.close()
+    except sqlite3.Error as e:
+        raise TransportError("E-UNKNOWN-ID", f"the events of run {run:.12} cannot be read: {e}.", "try again.") from e

@@ -1,0 +1,192 @@
+"""From a submitted recipe to a run that devices can join: its facts, signed, and its folder on the server's disk.
+
+Nothing of a recipe that names places of the submitter's machine reaches a device: each device reads what its owner
+names, and the model is named by the digest of its files.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from edgewise.apps.planned import planned
+from edgewise.apps.toml_text import toml
+from edgewise.core import vector
+from edgewise.core.errors import EdgewiseError, RecipeError, TransportError
+from edgewise.core.vector import Spec
+from edgewise.drivers.files import FOLDER, write_durably
+from edgewise.drivers.fleet import mailboxes, members, roster, served
+from edgewise.drivers.fleet.members import Member
+from edgewise.drivers.fleet.served import ServedRun
+from edgewise.drivers.http import package
+from edgewise.drivers.http.service import Service
+from edgewise.drivers.store import RunStore
+from edgewise.engine.coordinator import first
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
+from edgewise.plan.facts import Instance, canonical, sign
+from edgewise.plan.plan import Plan
+from edgewise.plan.recipe import Recipe, from_plain
+
+Connection = sa.Connection
+SAMPLING_KEY = "sampling.key"
+MODEL = "model"  # folder of the model's files in that of a run
+
+
+class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a person submits.
+
+    Attributes:
+        recipe: its tables. spec: layout of what is trained (``Spec.to_list``). initial: digest of its first values, raw
+            float32. model: digest of the manifest of its files (``drivers.http.package``); empty: the bundled one.
+        facts: what else the submitter tells of the model. tags: of the devices that take part, all of them.
+    """
+
+    recipe: dict[str, Any]
+    spec: list[Any]
+    initial: str
+    model: str = ""
+    facts: dict[str, Any] = {}
+    tags: tuple[str, ...] = ()
+
+
+def served_recipe(recipe: Recipe, model: str) -> Recipe:
+    """The recipe as devices get it. Raises RecipeError(E-COMBO) for what enrolled devices cannot do."""
+    if recipe.round.patience or recipe.round.keep == "best":
+        what = "round.patience and round.keep choose a model by held-out losses, which no server measures."
+        raise RecipeError("E-COMBO", what, "leave them out, or simulate the recipe.")
+    base = f"{package.PREFIX}{model}" if model else "bundled"
+    tables = recipe.resolved()
+    tables["model"]["base"] = base
+    tables["data"] = recipe.data.served().model_dump(mode="json", by_alias=True)
+    return from_plain(tables, "the submitted recipe")
+
+
+def population(found: Sequence[Member], tags: Sequence[str]) -> dict[str, bytes]:
+    """The approved devices that have all these tags: name -> key."""
+    asked = set(tags)
+    return {m.id: m.public for m in found if m.role == "device" and asked <= set(m.tags)}
+
+
+def begin(service: Service, wanted: Submission, made_by: str) -> ServedRun:
+    """Make a run of a submission: its folder, then its row. Nothing is left of one that is refused.
+
+    Raises EdgewiseError: as ``from_plain`` and ``compile``; TransportError: E-REQUEST, E-BLOB; StoreError(E-DISK).
+    """
+    spec = _spec(wanted.spec)
+    recipe = served_recipe(from_plain(wanted.recipe, "the submitted recipe"), wanted.model)
+    with service.database.read() as c:
+        devices = population(_everybody(c), wanted.tags)
+    if not devices:
+        tagged = f" with the tags {', '.join(wanted.tags)}" if wanted.tags else ""
+        raise RecipeError("E-QUORUM", f"no approved device{tagged}.", "enrol devices first: `edgewise fleet ls`.")
+    listing = roster.dump(list(devices.values()))
+    instance = Instance(
+        server=service.identity.public.hex(), nonce=secrets.token_hex(32), roster=vector.digest(listing)
+    )
+    plan = compile(recipe, spec, len(devices), BUILT_IN, None, instance)
+    if plan.hides is not None and plan.hides.servers > 1:
+        what = '[merge] kind = "shared_sum" needs a second server, and this server has none.'
+        raise RecipeError("E-COMBO", what, 'write kind = "secure_sum".')
+    files = _files(service, wanted.model)
+    initial = vector.from_bytes(service.staging.take(wanted.initial), spec.dim)
+    run = plan.run
+    out = folder(service, run)
+    _store(out, plan, recipe, wanted, files, service, initial)
+    kept = {service.blobs.put(raw): len(raw) for raw in _published(service, wanted.model, files, listing)}
+    service.blobs.sync()
+    facts = canonical(plan.facts)
+    row = ServedRun(
+        run=run, name=recipe.name, state=served.RUNNING, why="", rounds=plan.rounds, facts=facts,
+        signature=sign(service.identity.secret, facts), kept=kept, made_by=made_by, made_s=service.now_s(),
+    )  # fmt: skip
+
+    def change(c: sa.Connection) -> None:
+        served.add(c, row)
+        mailboxes.publish(c, run, dict(kept))
+
+    service.database.write(change)
+    for digest in (wanted.initial, wanted.model, *files.values()):
+        if digest:
+            service.staging.drop(digest)
+    return row
+
+
+def folder(service: Service, run: str) -> Path:
+    """Where a run lies on the server."""
+    return service.folder / "runs" / run[:32]
+
+
+def _spec(plain: list[Any]) -> Spec:
+    try:
+        return Spec.of([(str(name), tuple(map(int, shape)), str(dtype)) for name, shape, dtype in plain])
+    except (TypeError, ValueError, EdgewiseError) as e:
+        raise TransportError("E-REQUEST", f"the layout is malformed: {e}.", "submit with `edgewise run`.") from None
+
+
+def _everybody(c: sa.Connection) -> list[Member]:
+    found: list[Member] = []
+    while page := members.listed(c, members.APPROVED, found[-1].id if found else ""):
+        found += page
+    return found
+
+
+def _files(service: Service, model: str) -> Mapping[str, str]:
+    return package.parse(service.staging.take(model)) if model else {}
+
+
+def _published(service: Service, model: str, files: Mapping[str, str], listing: bytes) -> list[bytes]:
+    """What devices need beside the blobs of rounds, one at a time in memory but for the list itself."""
+    return [listing, *(service.staging.take(digest) for digest in ((model, *files.values()) if model else ()))]
+
+
+def _store(
+    out: Path,
+    plan: Plan,
+    recipe: Recipe,
+    wanted: Submission,
+    files: Mapping[str, str],
+    service: Service,
+    initial: vector.Vector,
+) -> None:
+    """The run's folder, as a simulation would have it, with the first checkpoint."""
+    out.parent.mkdir(FOLDER, exist_ok=True)
+    tables = recipe.resolved()
+    with RunStore(out) as store:
+        if files:
+            (out / MODEL).mkdir(FOLDER, exist_ok=True)
+            for name, digest in files.items():
+                write_durably(out / MODEL / name, service.staging.take(digest))
+            tables["model"]["base"] = MODEL
+        write_durably(out / SAMPLING_KEY, secrets.token_bytes(32), owner_only=True)
+        write_durably(out / "recipe.toml", toml(tables).encode())
+        facts = {
+            **wanted.facts,
+            "spec": wanted.spec,
+            "spec_sha256": plan.spec.digest(),
+            "initial_sha256": wanted.initial,
+            "plan_facts": canonical(plan.facts).decode("ascii"),
+            "recipe_dir": str(out.resolve()),
+            "recipe_from_run": ".",
+            "engine": "devices",
+            "started_at": service.now_s(),
+            "plan": planned(plan),
+        }
+        store.create(plan.run, recipe.name, tables, facts)
+        store.commit(first(plan, initial), ())
+
+
+def report(store: RunStore) -> None:
+    """Write summary.json and report.html. `edgewise report` draws the plots: a server need not have matplotlib."""
+    from edgewise.apps import report as pages
+    from edgewise.apps import summary
+
+    data = summary.build(store)
+    summary.write(store.out, data)
+    summary.write_devices(store, data, store.out)
+    pages.write(store, data, store.out)

@@ -1,0 +1,95 @@
+"""The runs that a server plays with its devices, and what becomes of them. Functions of a connection; see ``database``.
+
+    running ◄──resume── paused          running ──► finished, or failed with the error
+       └──────pause───────►▲            any but the last two ──cancel──► cancelled
+
+A failed run can be resumed: it goes on from its last commit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet.tables import SERVED
+
+RUNNING, PAUSED, CANCELLED, FINISHED, FAILED = "running", "paused", "cancelled", "finished", "failed"
+_FROM = {
+    RUNNING: (PAUSED, FAILED, RUNNING),
+    PAUSED: (RUNNING, PAUSED, FAILED),
+    CANCELLED: (RUNNING, PAUSED, FAILED, CANCELLED),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRun:
+    """A run of this server.
+
+    Attributes:
+        run: its id. rounds: that it has. facts, signature: as devices get them (``plan.facts``).
+        why: the error of a run that failed, else empty. kept: digest -> bytes of the blobs that devices need in all
+            rounds.
+    """
+
+    run: str
+    name: str
+    state: str
+    why: str
+    rounds: int
+    facts: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+    kept: Mapping[str, int] = field(repr=False)
+    made_by: str
+    made_s: float
+
+
+def add(c: sa.Connection, new: ServedRun) -> None:
+    """Register a run."""
+    values = {name: getattr(new, name) for name in ServedRun.__slots__}
+    c.execute(SERVED.insert().values(**{**values, "kept": json.dumps(dict(new.kept))}))
+
+
+def find(c: sa.Connection, run: str) -> ServedRun:
+    """A run. Raises TransportError(E-UNKNOWN-ID)."""
+    row = c.execute(sa.select(SERVED).where(SERVED.c.run == run)).first()
+    if row is None:
+        raise TransportError("E-UNKNOWN-ID", f"there is no run {run:.64}.", "`edgewise run ls` lists them.")
+    return _run(row)
+
+
+def listed(c: sa.Connection, state: str = "") -> list[ServedRun]:
+    """All runs, or those of a state, the oldest first."""
+    query = sa.select(SERVED).order_by(SERVED.c.made_s, SERVED.c.run)
+    return [_run(row) for row in c.execute(query.where(SERVED.c.state == state) if state else query)]
+
+
+def ask(c: sa.Connection, run: str, state: str) -> ServedRun:
+    """Bring a run into a state that a person asks for: running, paused, cancelled.
+
+    Raises TransportError: E-UNKNOWN-ID; E-CONFLICT where it cannot come into that state any more.
+    """
+    known = find(c, run)
+    if known.state not in _FROM[state]:
+        what = f"run {run:.12} is {known.state}, and cannot be {state} any more."
+        raise TransportError("E-CONFLICT", what, "submit the recipe again for another run.")
+    return _set(c, known, state, "")
+
+
+def ended(c: sa.Connection, run: str, state: str, why: str = "") -> ServedRun:
+    """Note that a run finished or failed; one that was cancelled meanwhile stays so."""
+    known = find(c, run)
+    return known if known.state == CANCELLED else _set(c, known, state, why)
+
+
+def _set(c: sa.Connection, known: ServedRun, state: str, why: str) -> ServedRun:
+    c.execute(SERVED.update().where(SERVED.c.run == known.run).values(state=state, why=why))
+    return find(c, known.run)
+
+
+def _run(row: Any) -> ServedRun:
+    return ServedRun(**{**row._asdict(), "kept": json.loads(row.kept)})

@@ -1,0 +1,52 @@
+"""A model's files on their way to devices: a manifest names them and their digests, and is a blob like each of them.
+
+    {"config.json": "5f2a…", "model.safetensors": "c01b…", "tokenizer.json": "9e77…"}
+
+The run's facts name the model by the digest of its manifest (``model.base = "sha256:…"``), so the signature on the
+facts covers every byte of it. Files are settings, tokenizers and safetensors; nothing in them is run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from edgewise.core.errors import DecodeError
+
+PREFIX = "sha256:"
+MANIFEST_BYTES = 2**20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(json|model|txt|jinja|safetensors)")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def dump(files: Mapping[str, str]) -> bytes:
+    """The manifest of files: name -> digest."""
+    return json.dumps(dict(files), sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def parse(raw: bytes) -> Mapping[str, str]:
+    """Inverse of ``dump``. Raises DecodeError(E-FACTS) for anything else."""
+    try:
+        files = json.loads(raw.decode("ascii")) if len(raw) <= MANIFEST_BYTES else None
+    except (ValueError, RecursionError):
+        files = None
+    if not isinstance(files, dict) or not files or not all(map(_sound, files.items())) or dump(files) != raw:
+        raise DecodeError("E-FACTS", "the list of the model's files is malformed.", "ask the operator of the server.")
+    return files
+
+
+def digest_in(base: str) -> str | None:
+    """The manifest's digest in ``model.base``; None where it names no package."""
+    digest = base.removeprefix(PREFIX)
+    return digest if base.startswith(PREFIX) and _DIGEST.fullmatch(digest) else None
+
+
+def packed(name: str) -> bool:
+    """Whether a file of this name belongs into a package."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _sound(item: tuple[object, object]) -> bool:
+    name, digest = item
+    return isinstance(name, str) and packed(name) and isinstance(digest, str) and bool(_DIGEST.fullmatch(digest))
