@@ -227,6 +227,16 @@ def test_a_nonce_is_not_spent_by_a_change_that_fails(database: Database, clock: 
     database.write(lambda c: nonces.spend(c, proof(1, clock()), clock()))
 
 
+def test_who_was_revoked_after_a_request_was_let_in_changes_nothing(database: Database, clock: Clock) -> None:
+    """Its body was read; the change and the revocation are one after the other."""
+    enrol(database, clock, Grant(approved=True))
+    name = fingerprint(sign.pair(bytes([1]) * 32).public)
+    change = lambda n: lambda c: nonces.spend(c, proof(n, clock(), name), clock())  # noqa: E731
+    assert code(database.write, change(1)) == ""
+    database.write(lambda c: members.revoke(c, name, clock()))
+    assert code(database.write, change(2)) == "E-REVOKED"
+
+
 def test_nonces_are_forgotten_when_they_cannot_be_replayed(database: Database, clock: Clock) -> None:
     """A signature from a clock that is a minute fast is accepted for two minutes; one more is for clocks that step."""
 

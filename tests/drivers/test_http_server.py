@@ -237,6 +237,24 @@ def test_rates_hold_by_address_and_key(tmp_path: Path) -> None:
         other.close()
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "shared"),
+    [
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
+        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("192.0.2.1", "::ffff:192.0.2.1", True),
+        ("192.0.2.1", "192.0.2.2", False),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("?", "?", True),
+    ],
+)
+def test_an_ipv6_network_counts_as_one_address(first: str, second: str, shared: bool) -> None:
+    gate = Gatekeeper(Limits(address_rate=0.001, address_burst=1.0))
+    gate.address(first, 0.0)
+    assert code(gate.address, second, 0.0) == ("E-RATE" if shared else "")
+
+
 def test_a_bucket_fills_again_and_a_table_of_them_is_bounded() -> None:
     buckets = Buckets(2.0, 4.0, keys=3)
     assert [buckets.take("a", 1.0, 0.0) for _ in range(5)] == [0.0, 0.0, 0.0, 0.0, 0.5]

@@ -1,6 +1,8 @@
-"""Used nonces: a request that changed something is taken once. Functions of a connection; see ``database``.
+"""Used nonces: a request that changes something is taken once, and not after its sender was revoked. Functions of a
+connection; see ``database``.
 
-A nonce is spent in the transaction of the change that it stands for, so both are durable or neither. Only hashes are
+A nonce is spent in the transaction of the change that it stands for, so both are durable or neither, and a revocation
+comes before the change or after it. Only hashes are
 stored, and only for as long as a signature is accepted at all, so the table is bounded by the rate of requests.
 """
 
@@ -12,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.tables import NONCES
 from edgewise.drivers.http.signatures import TOLERANCE_S, Proof
 
@@ -19,7 +22,14 @@ _KEEP_S = 2 * TOLERANCE_S + 1  # one tolerance is needed; the other is for a ser
 
 
 def spend(c: sa.Connection, proof: Proof, now_s: float) -> None:
-    """Take a request once. Raises TransportError(E-REPLAY) where its nonce was spent by the same sender before."""
+    """Take a request once.
+
+    Raises TransportError: E-REPLAY where its nonce was spent by the same sender before; E-REVOKED where the sender was
+    revoked since the request was let in.
+    """
+    sender = members.find(c, proof.sender)
+    if sender is not None and sender.status == members.REVOKED:
+        raise members.revoked(proof.sender)
     digest = hashlib.sha256(proof.sender.encode() + proof.nonce).digest()
     row = upsert(NONCES).values(digest=digest, created_s=proof.created_s).on_conflict_do_nothing()
     if not c.execute(row).rowcount:

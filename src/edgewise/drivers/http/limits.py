@@ -5,6 +5,7 @@ All are asked before a body is read. The tables have a fixed size: the key that 
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
@@ -18,8 +19,8 @@ class Limits:
     """What the server takes. Rates are per second; bursts are what may come at once after a pause.
 
     Attributes:
-        address_rate, address_burst: requests of one network address. member_rate, member_burst: of one key.
-        byte_rate, byte_burst: bytes of bodies of one key. frame_bytes: the largest frame, in chunks or not.
+        address_rate, address_burst: requests of one network address, or one IPv6 /64. member_rate, member_burst: of one
+        key. byte_rate, byte_burst: bytes of bodies of one key. frame_bytes: the largest frame, in chunks or not.
         in_flight_bytes: bodies in memory, of all requests. holder_bytes: of them those of one key. spool_bytes: of all
         unfinished and unused uploads, on disk. reserve_bytes: left free on the disk, so that what was taken can be
         committed when frames have no room any more.
@@ -94,13 +95,27 @@ class Gatekeeper:
             del self._held[holder]
 
     def address(self, address: str, now_s: float) -> None:
-        """Count a request of an address. Raises TransportError(E-RATE)."""
-        _refuse(self._addresses.take(address, 1.0, now_s), "requests from this address")
+        """Count a request of an address, an IPv6 address as its /64. Raises TransportError(E-RATE)."""
+        _refuse(self._addresses.take(_customer(address), 1.0, now_s), "requests from this address")
 
     def member(self, name: str, size: int, now_s: float) -> None:
         """Count a request of a member with a body of ``size`` bytes. Raises TransportError(E-RATE)."""
         _refuse(self._members.take(name, 1.0, now_s), "requests by this key")
         _refuse(self._bytes.take(name, size, now_s), "bytes from this key")
+
+
+def _customer(address: str) -> str:
+    """What one customer of a network has: an IPv4 address, or an IPv6 /64, in which it has as many as it likes. An IPv4
+    address that is written as an IPv6 one is the same customer."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address  # of a socket that has none
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed), 64), strict=False))
 
 
 def _refuse(wait_s: float, what: str) -> None:
