@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
-from math import inf
+from math import erfc, exp, inf, pi, sqrt
 from pathlib import Path
+from typing import get_args
 from weakref import finalize
 
+import numpy as np
 import pytest
 from invited import invitation
 from kept_devices import Round
@@ -16,6 +19,7 @@ from toy_recipe import make_recipe
 
 from edgewise.core import frame, vector
 from edgewise.core.errors import StoreError
+from edgewise.core.space import Adjacency
 from edgewise.drivers.device_ledgers import FileLedgers
 from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
@@ -28,7 +32,7 @@ from edgewise.plan.compile import compile
 from edgewise.privacy.accountant import COARSE, epsilon
 from edgewise.privacy.device_ledger import DeviceCharge, DeviceLedger, charge, spent
 from edgewise.privacy.ledger import Budget, Refused
-from edgewise.privacy.spend import Event, gaussian, local, matrix, poisson, record_level
+from edgewise.privacy.spend import Event, Unit, gaussian, local, matrix, poisson, record_level
 from edgewise.secagg import server
 
 DELTA = 1e-6
@@ -274,14 +278,59 @@ def charged(*charges: DeviceCharge, cap: float = 1e6) -> DeviceLedger | Refused:
     return ledger
 
 
-def test_rounds_of_all_runs_compose_and_kinds_of_neighbours_are_added_up() -> None:
+def test_rounds_of_all_runs_compose() -> None:
     many = [DeviceCharge(run, number, gaussian(2.0)) for run in "ab" for number in range(3)]
     assert spent(many, DELTA) == pytest.approx(epsilon({gaussian(2.0): 6}, DELTA))
     assert spent([*many, *many], DELTA) == spent(many, DELTA)
-    one, two, three = gaussian(2.0), local(9.0), record_level(1.0, 0.01, 5)
-    mixed = [DeviceCharge("a", 0, one), DeviceCharge("b", 0, two), DeviceCharge("c", 0, three)]
-    total = sum(epsilon({event: 1}, DELTA, COARSE) for event in (one, two, three))
-    assert spent(mixed, DELTA) == pytest.approx(total)
+    assert spent([DeviceCharge("a", 0, gaussian(0.0)), *many], DELTA) == inf
+
+
+def normal(x: float) -> float:
+    return erfc(-x / sqrt(2.0)) / 2.0
+
+
+def delta_of(mu: float, eps: float) -> float:
+    """The delta of one Gaussian whose means are ``mu`` standard deviations apart (Balle and Wang 2018, theorem 8)."""
+    return normal(mu / 2.0 - eps / mu) - exp(eps) * normal(-mu / 2.0 - eps / mu)
+
+
+def smallest(delta_at: Callable[[float], float]) -> float:
+    low, high = 0.0, 50.0
+    while high - low > 1e-6:
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if delta_at(middle) <= DELTA else (middle, high)
+    return high
+
+
+def test_different_neighbours_compose_at_one_delta() -> None:
+    """Six kinds that are each nothing at this delta are not nothing together: each has all of delta for itself."""
+    z = 1.0 / (2.0 * DELTA * sqrt(pi / 2.0)) * 1.01  # P[|N(0, 1)| < 1 / 2z], 99 % of delta
+    kinds = [(neighbours, unit) for neighbours in get_args(Adjacency) for unit in get_args(Unit)]
+    events = [Event("gaussian", neighbours, z=z, unit=unit) for neighbours, unit in kinds]
+    assert [epsilon({event: 1}, DELTA) for event in events] == [0.0] * 6
+    assert delta_of(sqrt(6.0) / z, 1e-12) > 2.0 * DELTA
+    total = spent([DeviceCharge(str(n), 0, event) for n, event in enumerate(events)], DELTA)
+    assert total == pytest.approx(smallest(lambda eps: delta_of(sqrt(6.0) / z, max(eps, 1e-12))), abs=2e-6)
+    assert total > 0.0
+
+
+def test_noise_on_updates_and_on_steps_composes_as_by_hand() -> None:
+    """One update with noise, 20 steps later one step of DP-SGD: delta integrated over what the step shows."""
+    z, sigma, rate = 2.0, 1.5, 0.25
+    y, mu = np.linspace(-14.0, 15.0, 3_001), 1.0 / (z / 2.0)
+    without = np.exp(-((y / sigma) ** 2) / 2.0) / (sigma * sqrt(2.0 * pi))
+    loss = np.log(1.0 - rate + rate * np.exp((2.0 * y - 1.0) / (2.0 * sigma**2)))
+
+    def delta_at(eps: float) -> float:
+        removed = np.trapezoid(without * np.exp(loss) * [delta_of(mu, eps - one) for one in loss], y)
+        added = np.trapezoid(without * [delta_of(mu, eps + one) for one in loss], y)
+        return float(max(removed, added))
+
+    both = [DeviceCharge("a", 0, local(z)), DeviceCharge("b", 0, record_level(sigma, rate, 1))]
+    total = spent(both, DELTA)
+    assert delta_at(total) <= DELTA
+    assert delta_at(total * 0.99) > DELTA
+    assert total < sum(epsilon({one.event: 1}, DELTA) for one in both)
 
 
 def test_sampling_of_devices_amplifies_nothing_for_who_knows_that_it_took_part() -> None:

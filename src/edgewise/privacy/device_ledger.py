@@ -3,25 +3,25 @@
     ledger = DeviceLedger(Budget(epsilon=10.0, delta=1e-6))
     after = charge(ledger, DeviceCharge(run, round, event))      # a DeviceLedger, or Refused
 
-    epsilon = sum over neighbours and units of epsilon(events of that kind, delta)
+    epsilon = epsilon(all events together, delta)
 
-A run counts its own rounds and no others (``privacy.ledger``). Here the rounds of all runs are composed. Events of one
-kind of neighbours and one unit compose exactly, and the epsilons of different ones are added up. Whoever reads the
+A run counts its own rounds and no others (``privacy.ledger``). Here the rounds of all runs are composed, also those of
+different neighbours and units (``accountant.together``): the number is for two worlds that differ by the device in the
+way of each run. Whoever reads the
 device's part of a round, or the models after it, knows that it took part. So sampling of devices amplifies nothing here
 (``Event.seen``), and a round without the device costs it nothing.
 
 Correlated noise is one release for its whole run: its rounds cost the event once, up to as many as it was sized for.
-Source: Kairouz, Oh, Viswanath 2015 (composition); basic composition between kinds.
+Source: Kairouz, Oh, Viswanath 2015 (composition); Zhu, Dong, Wang 2022 (of different neighbours).
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import inf
 
-from edgewise.core.errors import CompositionError
 from edgewise.privacy import accountant
 from edgewise.privacy.ledger import RUN_LONG, Budget, Refused
 from edgewise.privacy.spend import Event
@@ -45,7 +45,7 @@ class DeviceLedger:
 
     @property
     def spent(self) -> float:
-        """Epsilon of all charges; ``inf`` where they cannot be added up."""
+        """Epsilon of all charges; ``inf`` where they cannot be composed."""
         return spent(self.charges, self.cap.delta)
 
 
@@ -53,9 +53,9 @@ def spent(charges: Iterable[DeviceCharge], delta: float) -> float:
     """Epsilon of a device's rounds in all its runs, recomputed from them.
 
     Each is charged once, however often it stands there. ``inf`` where correlated noise was not sized for so many rounds
-    of one device, or where events cannot be added up.
+    of one device, or where an event has no noise.
     """
-    kinds: dict[tuple[str, str], Counter[Event]] = defaultdict(Counter)
+    events: Counter[Event] = Counter()
     rounds: Counter[tuple[str, Event]] = Counter()
     for one in set(charges):
         event = replace(one.event.seen, steps=1)
@@ -65,11 +65,8 @@ def spent(charges: Iterable[DeviceCharge], delta: float) -> float:
                 return inf
             if rounds[one.run, event] > 1:
                 continue
-        kinds[event.adjacency, event.unit][event] += one.event.steps
-    try:
-        return sum(accountant.epsilon(events, delta, accountant.COARSE) for events in kinds.values())
-    except CompositionError:  # no number would be true
-        return inf
+        events[event] += one.event.steps
+    return accountant.together(events, delta)
 
 
 def charge(ledger: DeviceLedger, new: DeviceCharge) -> DeviceLedger | Refused:
