@@ -23,6 +23,7 @@ from edgewise.apps.options import (
     Workers,
 )
 from edgewise.apps.server import commands as operators
+from edgewise.apps.server import run_commands
 
 if TYPE_CHECKING:
     from edgewise.apps.shell import Session
@@ -329,6 +330,7 @@ app.command()(guides.explain)
 app.command()(operators.serve)
 app.command()(operators.join)
 app.add_typer(owners.device, name="device", help="What your device does, and what left it.")
+app.add_typer(run_commands.run, name="run", help="Submit recipes to a server, and watch what becomes of them.")
 app.add_typer(operators.token, name="token", help="Make, list and revoke enrolment tokens.")
 app.add_typer(operators.fleet, name="fleet", help="List, approve and revoke devices.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -27,3 +28,5 @@ Extension = Annotated[
 ]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).", show_default=False)]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.", show_default=False)]
+HOME = Path(os.environ.get("EDGEWISE_HOME", "~/.edgewise"))
+Home = Annotated[Path, typer.Option("--home", envvar="EDGEWISE_HOME", help="Folder of your key and your server.")]

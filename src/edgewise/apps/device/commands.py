@@ -8,8 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from edgewise.apps.options import Debug, Json
-from edgewise.apps.server.commands import HOME, Home
+from edgewise.apps.options import HOME, Debug, Home, Json
 
 device = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 

@@ -4,20 +4,17 @@ at once."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgewise.apps.options import Debug, Json
+from edgewise.apps.options import HOME, Debug, Home, Json
+from edgewise.apps.server.asking import PATIENCE_S, ask_server, identifier, run_body, table
 
 if TYPE_CHECKING:
     from edgewise.drivers.http.link import Link
-
-HOME = Path(os.environ.get("EDGEWISE_HOME", "~/.edgewise"))
-Home = Annotated[Path, typer.Option("--home", envvar="EDGEWISE_HOME", help="Folder of your key and your server.")]
-PATIENCE_S = 30.0  # of an operator's command
 
 token = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 fleet = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -75,7 +72,7 @@ def serve(
                 Event().wait()
         return {"ended": url}
 
-    _run("serve", as_json, debug, body)
+    run_body("serve", as_json, debug, body)
 
 
 def join(
@@ -112,7 +109,7 @@ def join(
             print(f"  next  write into {folder / policy.FILE} where your text is (data.path), and what you ask of runs")
         return {**standing, "policy": str(folder / policy.FILE)}
 
-    _run("join", as_json, debug, body)
+    run_body("join", as_json, debug, body)
 
 
 def _token(file: str) -> str:
@@ -152,7 +149,7 @@ def create_token(
             print(f"{made['text']}\n  id {made['id']}; on the device:  edgewise join {link.home.url}")
         return made
 
-    _ask("token create", home, as_json, debug, ask)
+    ask_server("token create", home, as_json, debug, ask)
 
 
 @token.command("ls")
@@ -162,10 +159,10 @@ def list_tokens(home: Home = HOME, as_json: Json = False, debug: Debug = False) 
     def ask(link: Link) -> dict[str, Any]:
         found = link.call("GET", "/v1/tokens")
         if not as_json:
-            _table(found, ("id", "role", "tags", "used", "uses", "approved", "revoked", "expires_s"))
+            table(found, ("id", "role", "tags", "used", "uses", "approved", "revoked", "expires_s"))
         return {"tokens": found}
 
-    _ask("token ls", home, as_json, debug, ask)
+    ask_server("token ls", home, as_json, debug, ask)
 
 
 @token.command("revoke")
@@ -178,12 +175,12 @@ def revoke_token(
     """Let nobody enrol by a token any more."""
 
     def ask(link: Link) -> dict[str, Any]:
-        done: dict[str, Any] = link.call("POST", f"/v1/tokens/{_id(id)}/revoke")
+        done: dict[str, Any] = link.call("POST", f"/v1/tokens/{identifier(id)}/revoke")
         if not as_json:
             print(f"token {id} is revoked")
         return done
 
-    _ask("token revoke", home, as_json, debug, ask)
+    ask_server("token revoke", home, as_json, debug, ask)
 
 
 @fleet.command("ls")
@@ -203,10 +200,10 @@ def list_members(
             if not page:
                 break
         if not as_json:
-            _table(found, ("id", "role", "status", "tags", "label", "joined_s"))
+            table(found, ("id", "role", "status", "tags", "label", "joined_s"))
         return {"members": found}
 
-    _ask("fleet ls", home, as_json, debug, ask)
+    ask_server("fleet ls", home, as_json, debug, ask)
 
 
 def _decide(verb: str, done: str) -> Callable[..., None]:
@@ -217,63 +214,15 @@ def _decide(verb: str, done: str) -> Callable[..., None]:
         debug: Debug = False,
     ) -> None:
         def ask(link: Link) -> dict[str, Any]:
-            changed = [link.call("POST", f"/v1/devices/{_id(one)}/{verb}") for one in ids]
+            changed = [link.call("POST", f"/v1/devices/{identifier(one)}/{verb}") for one in ids]
             if not as_json:
                 print("\n".join(f"{one['id']} is {done}" for one in changed))
             return {"members": changed}
 
-        _ask(f"fleet {verb}", home, as_json, debug, ask)
+        ask_server(f"fleet {verb}", home, as_json, debug, ask)
 
     return command
 
 
 fleet.command("approve", help="Let pending devices in.")(_decide("approve", "approved"))
 fleet.command("revoke", help="Keep devices out, at once and for good.")(_decide("revoke", "revoked"))
-
-
-def _id(text: str) -> str:
-    """A name that fits into a path. Raises TransportError(E-UNKNOWN-ID)."""
-    from edgewise.core.errors import TransportError
-
-    if not (text.isalnum() and text.isascii()):
-        raise TransportError("E-UNKNOWN-ID", f"{text:.40} is no id.", "copy it from `ls`.")
-    return text
-
-
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    import datetime
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(*[column.removesuffix("_s") for column in columns], box=None, pad_edge=False)
-    for row in rows:
-        cells = []
-        for column in columns:
-            value = row[column]
-            if column.endswith("_s"):
-                moment = datetime.datetime.fromtimestamp(value, datetime.UTC)
-                cells.append(moment.strftime("%Y-%m-%d %H:%M UTC"))
-            else:
-                cells.append(escape(", ".join(value) if isinstance(value, list) else str(value)))
-        table.add_row(*cells)
-    Console().print(table)
-
-
-def _ask(name: str, home: Path, as_json: bool, debug: bool, ask: Callable[[Link], Mapping[str, Any]]) -> None:
-    """Put a question to the server of ``home``."""
-
-    def body() -> Mapping[str, Any]:
-        from edgewise.drivers.http.link import Link
-
-        with Link(home.expanduser(), PATIENCE_S) as link:
-            return ask(link)
-
-    _run(name, as_json, debug, body)
-
-
-def _run(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:
-    from edgewise.apps.shell import Session
-
-    raise typer.Exit(Session(name, as_json=as_json, debug=debug).run(body))
