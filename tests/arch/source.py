@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import functools
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,11 +28,10 @@ def where(path: Path, node: ast.AST | None = None) -> str:
     return f"{path.relative_to(ROOT).as_posix()}{f':{node.lineno}' if node is not None else ''}"  # type: ignore[attr-defined]
 
 
-def nodes() -> Iterator[tuple[Path, ast.AST]]:
+@functools.cache
+def nodes() -> tuple[tuple[Path, ast.AST], ...]:
     """All syntax nodes of all files."""
-    for path in files():
-        for node in ast.walk(tree(path)):
-            yield path, node
+    return tuple((path, node) for path in files() for node in ast.walk(tree(path)))
 
 
 def dotted(node: ast.AST) -> str:

@@ -6,7 +6,7 @@ import ast
 import re
 from functools import cache
 
-from arch.source import SRC, files, tree, where
+from arch.source import SRC, nodes, where
 from edgewise.core.errors import REGISTRY
 
 CODE = re.compile(r"\bE-[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*\b")
@@ -16,20 +16,18 @@ CODE = re.compile(r"\bE-[A-Z][A-Z0-9]*(?:-[A-Z0-9]+)*\b")
 def used() -> dict[str, str]:
     """Code -> one place that uses it: string literals outside docstrings and outside the registry."""
     places: dict[str, str] = {}
-    for path in files():
-        if path == SRC / "core" / "errors.py":
+    prose = {
+        id(node.body[0].value)
+        for _, node in nodes()
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    for path, node in nodes():
+        if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or "E-" not in node.value:
             continue
-        prose = {
-            id(node.body[0].value)
-            for node in ast.walk(tree(path))
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and node.body
-            and isinstance(node.body[0], ast.Expr)
-        }
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
-                for code in CODE.findall(node.value):
-                    places.setdefault(code, where(path, node))
+        if id(node) not in prose and path != SRC / "core" / "errors.py":
+            places |= {code: where(path, node) for code in CODE.findall(node.value) if code not in places}
     return places
 
 

@@ -64,6 +64,7 @@ def test_what_is_executed_is_what_is_accounted(tmp_path: Path) -> None:
 
 
 ALL = DEVICES * RECORDS
+QUICK = {"dp.epsilon": 0.0, "dp.noise_multiplier": 8.0}  # to account for
 
 
 def test_a_delta_that_says_nothing_of_records_ends_before_a_step(tmp_path: Path) -> None:
@@ -74,17 +75,17 @@ def test_a_delta_that_says_nothing_of_records_ends_before_a_step(tmp_path: Path)
         lambda asked: check.examine(asked, tmp_path, ["record_toy"]),
     ):
         with pytest.raises(EdgewiseError, match=said) as caught:
-            start(recipe.parse(TEXT, overrides={"dp.delta": 1.01 * ALL**-1.1}))
+            start(recipe.parse(TEXT, overrides={**QUICK, "dp.delta": 1.01 * ALL**-1.1}))
         assert caught.value.code == "E-VALUE"
         fix = re.search(r"dp\.delta = ([0-9.e-]+):", caught.value.fix)
         assert fix
-    found = check.examine(recipe.parse(TEXT, overrides={"dp.delta": float(fix[1])}), tmp_path, ["record_toy"])
+    found = check.examine(recipe.parse(TEXT, overrides={**QUICK, "dp.delta": float(fix[1])}), tmp_path, ["record_toy"])
     assert "the n blocks of text on them" in found["privacy"]["card"]["below"]
 
 
 def test_a_device_compares_delta_with_its_own_records() -> None:
     """On a device there is nobody else to count."""
-    asked = recipe.parse(TEXT, overrides={"dp.delta": 2.0 * RECORDS**-1.1})
+    asked = recipe.parse(TEXT, overrides={**QUICK, "dp.delta": 2.0 * RECORDS**-1.1})
     plan = compile(asked, record_toy.make(asked).spec, 2, with_extensions(["record_toy"]))
     with pytest.raises(EdgewiseError, match=f"{RECORDS:,} blocks of text"):
         noise_steps(plan, registered(record_toy.make(asked, devices=1)))
@@ -93,7 +94,7 @@ def test_a_device_compares_delta_with_its_own_records() -> None:
 @pytest.mark.long(sample=0)
 def test_records_are_counted_over_all_devices_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device whose blocks cannot be read trains on none; a full disk says nothing of them, and ends the run."""
-    asked = recipe.parse(TEXT, overrides={"dp.delta": 0.2})
+    asked = recipe.parse(TEXT, overrides={**QUICK, "dp.delta": 0.2})
     trainer = record_toy.make(asked)
     plan = compile(asked, trainer.spec, DEVICES, with_extensions(["record_toy"]))
 
@@ -117,7 +118,7 @@ def test_a_device_that_trains_alone_has_no_noise(tmp_path: Path, monkeypatch: py
     """Nothing leaves it. Noise would make the federation look better than it is."""
     drawn, true = [], grid.noise
     monkeypatch.setattr(grid, "noise", lambda on, n, key: drawn.append(n) or true(on, n, key))
-    asked = recipe.parse(TEXT, overrides={"compare.local_only": True})
+    asked = recipe.parse(TEXT, overrides={**QUICK, "compare.local_only": True})
     simulate.run(asked, out=tmp_path, recipe_dir=tmp_path, extensions=["record_toy"], sinks=[], report=False)
     with RunStore(tmp_path) as store:
         assert store.evaluated("local_only", 0)

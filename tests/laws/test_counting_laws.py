@@ -36,7 +36,7 @@ NOISE = {
 }
 every = pytest.mark.parametrize("merge", MERGES)
 pytestmark = pytest.mark.long
-TRIES = examples(16, 120)
+TRIES, MOST = examples(16, 120), examples(400, 3000)  # recipes, devices
 
 
 def drawn(rng: np.random.Generator, population: int) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_no_cohort_that_a_lying_server_picks_has_fewer_honest_devices_in_its_sma
 def test_the_smallest_sum_hides_honest_devices_and_its_policy_allows_for_all_corrupt_ones(
     merge: str, server: str
 ) -> None:
-    for plan in plans(merge, server, 2, (10, 3000)):
+    for plan in plans(merge, server, 2, (10, MOST)):
         quorum = (plan.ways or plan.pipelines)[0].encoded.quorum
         most, least = quorum.corrupt, plan.secagg(0, 0 if plan.ways else -1).n_min
         assert least == quorum.n_min >= 2
@@ -105,7 +105,7 @@ def test_the_smallest_sum_hides_honest_devices_and_its_policy_allows_for_all_cor
 @every
 def test_cohorts_and_groups_that_are_drawn_honestly_hold_more_corrupt_devices_never(merge: str) -> None:
     """But for one draw in 2^40."""
-    for plan in plans(merge, "curious", 3, (20, 3000)):
+    for plan in plans(merge, "curious", 3, (20, MOST)):
         s, bad = plan.sampling, exist(plan)
         most = (plan.ways or plan.pipelines)[0].encoded.quorum.corrupt
         if s.kind == "poisson":
@@ -124,7 +124,7 @@ def test_cohorts_and_groups_that_are_drawn_honestly_hold_more_corrupt_devices_ne
 def test_a_lying_server_cannot_have_both_secrets_of_a_device(merge: str) -> None:
     """2 t > holders + corrupt holders: else it has the seed's shares of some and the key's shares of others."""
     graphs = 0
-    for plan in plans(merge, "malicious", 4, (10, 1500)):
+    for plan in plans(merge, "malicious", 4, (10, MOST)):
         rung = 0 if plan.ways else -1
         params, most = plan.secagg(0, rung), exist(plan)
         sizes = {params.n_min, plan.sampling.largest} if merge != "grouped" else {params.n_min}

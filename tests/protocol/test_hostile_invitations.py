@@ -30,6 +30,7 @@ from edgewise.plan.recipe import from_plain
 
 SPEC = Spec.of([("a", (32,), "float32"), ("b", (32,), "float32")])
 DP = {"epsilon": 4.0, "delta": 1e-5, "clip_l2": 1.0}
+EXAMPLE = {"noise_multiplier": 4.0, "delta": 1e-5, "clip_l2": 1.0, "unit": "example", "sample_rate": 0.05}
 GRID = [{"kind": "clip", "l2": 1.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
 MEMORY = [{"kind": "weigh", "cap": 100}, {"kind": "feedback"}, {"kind": "top_k", "fraction": 0.2}]
 X = np.linspace(-1, 1, 64, dtype=np.float32)
@@ -50,7 +51,7 @@ PLANS = {
     "central_dp": plan("central_dp", dp=DP),
     "following": plan("central_dp", dp={**DP, "epsilon": 40.0, "adaptive_clip": True}),
     "local_dp": plan("local_dp", dp=DP),
-    "example": plan("local_dp", dp={**DP, "unit": "example", "sample_rate": 0.05}, training={"local_steps": 10}),
+    "example": plan("local_dp", dp=EXAMPLE, training={"local_steps": 10}),
 }
 
 

@@ -30,7 +30,9 @@ clip_l2 = 0.5
 rounds = 4
 minimum = 0.9
 """
-    overrides = {"dp.unit": "example", "dp.sample_rate": 0.1} if word == "example" else {}
+    overrides: dict[str, object] = {"dp.unit": "example", "dp.sample_rate": 0.1} if word == "example" else {}
+    if word == "example" and "dp__epsilon" not in more:
+        more = {"dp__noise_multiplier": 0.77, **more}  # of epsilon 8, which takes seconds to find
     overrides |= {"dp.epsilon": 0.0} if "dp__noise_multiplier" in more else {}
     overrides |= {key.replace("__", "."): value for key, value in more.items()}
     return compile(parse(text, overrides=overrides), SPEC, population, BUILT_IN)

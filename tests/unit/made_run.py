@@ -45,13 +45,14 @@ GRID = [
     {"kind": "wrap"},
 ]
 DP: dict[str, Any] = {"stage": [], "metrics": "none", "dp": {"epsilon": 20.0, "delta": 1e-3, "clip_l2": 1.0}}
+EXAMPLE = {"epsilon": 2.0, "unit": "example", "sample_rate": 0.1}
 RECIPES: dict[str, dict[str, Any]] = {  # the sections in which a recipe of each privacy word differs from ``PLAIN``
     "none": {"privacy": "none"},
     "hidden": {"privacy": "hidden", "merge": SECURE, "stage": GRID},
     "central_dp": {"privacy": "central_dp", **DP},
     "distributed_dp": {"privacy": "distributed_dp", **DP, "trust": {"malicious_fraction": 0.05}, "merge": SECURE},
     "local_dp": {"privacy": "local_dp", **DP},
-    "example": {"privacy": "local_dp", **DP, "dp": {**DP["dp"], "unit": "example", "sample_rate": 0.1}},
+    "example": {"privacy": "local_dp", **DP, "dp": {**DP["dp"], **EXAMPLE}},
 }
 
 

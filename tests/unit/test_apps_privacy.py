@@ -57,7 +57,7 @@ def test_every_part_of_the_card_is_in_all_three(word: str, tmp_path: Path) -> No
         for part in parts:
             assert part in text, (where, part)
     for where in ("check", "model card"):  # the report says it in large figures
-        assert "epsilon 20; the round that would exceed it is not played" in told[where]
+        assert f"epsilon {recipe['dp']['epsilon']:g}; the round that would exceed it is not played" in told[where]
         assert f"epsilon {card.of_release:.3g} at delta 0.001" in told[where]
         assert ("against the server nothing is promised" in told[where].replace("| ", "")) == (word == "central_dp")
 
@@ -96,7 +96,7 @@ def test_updates_that_devices_noise_are_not_said_to_be_without_promise(word: str
     plan = made_plan(**RECIPES[word])
     server = privacy_facts(plan)["seen"][0]
     assert (server["updates"], server["sum"]) == ("each, with its noise", "with noise")
-    assert "epsilon 20" in server["promised"]
+    assert f"epsilon {RECIPES[word]['dp']['epsilon']:g}" in server["promised"]
     assert "with the noise that the device added" in plan.claims[0]
     assert "nothing is promised" not in plan.claims[0]
 

@@ -29,6 +29,7 @@ SPEC = Spec.of([("w", (40,), "float32")])
 DP = {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0}
 SERVER, STRANGER = ed25519.pair(bytes(range(32))), ed25519.pair(bytes(32))
 INSTANCE = Instance(server=SERVER.public.hex(), nonce="ab" * 32, roster="0f" * 32)
+EXAMPLE = {"epsilon": 1.0, "unit": "example", "sample_rate": 0.1}
 ANY = OwnerFloor()
 MASKED = {"privacy": "hidden"}
 NOISED = {"privacy": "distributed_dp", "dp": DP}
@@ -41,7 +42,7 @@ WORDS: dict[str, dict[str, Any]] = {
     "distributed_dp": NOISED,
     "noise given": {"privacy": "distributed_dp", "dp": {"noise_multiplier": 1.1, "delta": 1e-5, "clip_l2": 1.0}},
     "local_dp": {"privacy": "local_dp", "dp": DP},
-    "example": {"privacy": "local_dp", "dp": {**DP, "unit": "example", "sample_rate": 0.1}, "round": {"rounds": 2}},
+    "example": {"privacy": "local_dp", "dp": {**DP, **EXAMPLE}, "round": {"rounds": 2}},
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 from toy import ToyTrainer
 from toy_recipe import make_recipe
 
-from arch.source import files, where
+from arch.source import dotted, nodes, where
 from edgewise.core.errors import RecipeError
 from edgewise.engine.trainer import Registered, registered
 
@@ -32,13 +32,12 @@ def test_what_is_no_trainer_is_refused_by_what_it_lacks() -> None:
 def test_nobody_else_looks_what_a_trainer_can_do() -> None:
     """By ``hasattr``, ``getattr`` or ``isinstance`` of a trainer, or by a method's signature."""
     doors = []
-    for path in files():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call) or not node.args:
-                continue
-            called, of = ast.unparse(node.func), ast.unparse(node.args[0])
-            if called in ("hasattr", "getattr", "isinstance") and of.split(".")[-1] in ("trainer", "_trainer"):
-                doors.append(where(path))
-            if called == "inspect.signature" and "trainer" in of:
-                doors.append(where(path))
+    for path, node in nodes():
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        called, of = dotted(node.func), dotted(node.args[0])
+        if called in ("hasattr", "getattr", "isinstance") and of.split(".")[-1] in ("trainer", "_trainer"):
+            doors.append(where(path))
+        if called == "inspect.signature" and "trainer" in ast.unparse(node.args[0]):
+            doors.append(where(path))
     assert set(doors) == {"src/edgewise/engine/trainer.py", "src/edgewise/learn/zeroth_order.py"}

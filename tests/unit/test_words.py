@@ -26,7 +26,10 @@ ALONE: dict[str, dict[str, Any]] = {
     "central_dp": {"privacy": "central_dp", "dp": DP},
     "distributed_dp": {"privacy": "distributed_dp", "dp": DP},
     "local_dp": {"privacy": "local_dp", "dp": DP},
-    "local_dp for examples": {"privacy": "local_dp", "dp": {**DP, "unit": "example", "sample_rate": 0.1}},
+    "local_dp for examples": {
+        "privacy": "local_dp",
+        "dp": {**DP, "epsilon": 1.0, "unit": "example", "sample_rate": 0.1},
+    },
 }
 
 
