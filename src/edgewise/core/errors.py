@@ -119,7 +119,7 @@ REGISTRY: dict[str, Entry] = {
     "E-REPLAY": Entry("a request came a second time", 4),
     "E-ROLE": Entry("a request that this role may not make", 4),
     "E-PENDING": Entry("the operator has not approved this device yet", 4),
-    "E-REVOKED": Entry("the operator has revoked this device", 4),
+    "E-REVOKED": Entry("this device was revoked, or has left", 4),
     "E-REQUEST": Entry("a request is not in the form that the server takes", 2),
     "E-ROUTE": Entry("the server has nothing at this address", 2),
     "E-UNKNOWN-ID": Entry("the server has no member, token or upload of that name", 2),

@@ -14,6 +14,108 @@ device = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 @device.command()
+def status(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
+    """What this device does, and what left it.
+
+    Server, state and its reason, runs, bytes today and in all, epsilon spent, refusals. Asks no server.
+    """
+
+    def body() -> dict[str, Any]:
+        import time
+
+        from edgewise.apps.device import status as statuses
+
+        found = statuses.found(home.expanduser(), time.time())
+        if not as_json:
+            print("\n".join(statuses.lines(found)))
+        return found
+
+    _run("status", as_json, debug, body)
+
+
+@device.command()
+def pause(
+    until: Annotated[
+        str, typer.Option("--until", metavar="TIME", help="Local time HH:MM, or YYYY-MM-DD HH:MM; then it goes on.")
+    ] = "",
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Let nothing leave this device until you resume.
+
+    Takes effect within a second, also in the middle of an upload. A round that waits too long goes on without this
+    device.
+    """
+
+    def body() -> dict[str, Any]:
+        import time
+
+        from edgewise.apps.device import clock, control
+        from edgewise.apps.device.status import moment
+        from edgewise.drivers.http import home as homes
+
+        folder, now_s = home.expanduser(), time.time()
+        homes.load(folder)
+        until_s = clock.next_time(until, now_s) if until else None
+        control.give(folder, control.Order("pause", until_s))
+        if not as_json:
+            print(f"paused until {'`edgewise device resume`' if until_s is None else moment(until_s)}")
+        return {"paused": True, "until_s": until_s}
+
+    _run("pause", as_json, debug, body)
+
+
+@device.command()
+def resume(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
+    """Go on after a pause."""
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.device import control
+        from edgewise.drivers.http import home as homes
+
+        folder = home.expanduser()
+        homes.load(folder)
+        control.give(folder, control.Order())
+        said = control.running(folder)
+        if not as_json:
+            print("resumed" if said else "resumed; no agent runs here: edgewise device run")
+        return {"paused": False, "running": said is not None}
+
+    _run("resume", as_json, debug, body)
+
+
+@device.command()
+def leave(
+    home: Home = HOME,
+    keep_records: Annotated[
+        bool, typer.Option("--keep-records", help="Keep the record of what left, and the privacy ledger.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not tell the server, which still lists the device then.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Leave the server for good: it revokes this device, whose key and state are removed.
+
+    Says what stays where. Your text and your policy are not touched. Without the privacy ledger a new enrolment counts
+    epsilon from zero.
+    """
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.device import leave as leaving
+
+        folder = home.expanduser()
+        done = leaving.leave(folder, keep_records, offline)
+        if not as_json:
+            print("\n".join(leaving.words(done, folder)))
+        return done
+
+    _run("leave", as_json, debug, body)
+
+
+@device.command()
 def policy(
     home: Home = HOME,
     show: Annotated[bool, typer.Option("--print", help="Print all keys with their meaning; write nothing.")] = False,

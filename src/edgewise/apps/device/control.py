@@ -22,11 +22,12 @@ from typing import Literal
 
 import msgspec
 
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import Interrupted, StoreError
 from edgewise.drivers import files
 
 ORDER, SAYS, LOCK = "order.json", "agent.json", "agent.lock"
 POLL_S = 0.5  # an agent that waits asks this often
+LOOK_S = 0.2  # between two looks at the order while something leaves
 GLANCES, GLANCE_S = 5, 0.05
 Word = Literal["work", "pause", "leave"]
 
@@ -88,6 +89,7 @@ class Agent:
         self._home, self._now_s = home, now_s
         self._release = _locked(home / LOCK)
         self._said: tuple[str, str] | None = None
+        self._order, self._looked_s = Order(), float("-inf")
 
     def __enter__(self) -> Agent:
         return self
@@ -103,6 +105,18 @@ class Agent:
     def order(self) -> Order:
         """The owner's order now."""
         return order(self._home, self._now_s())
+
+    def open(self) -> bool:
+        """Whether anything may leave now; for ``drivers.http.link.Link``. The files are looked at a few times a second.
+
+        Raises Interrupted(E-INTERRUPTED) where the owner leaves.
+        """
+        now = time.monotonic()
+        if now - self._looked_s >= LOOK_S:
+            self._order, self._looked_s = self.order(), now
+        if self._order.leave:
+            raise Interrupted("E-INTERRUPTED", "the owner leaves this server.", "nothing more leaves this device.")
+        return not self._order.pause
 
     def say(self, state: str, why: str = "") -> None:
         """Tell the owner what is done now, and why; nothing is written where it is what was said last."""

@@ -27,7 +27,7 @@ from edgewise.drivers import files
 from edgewise.plan.plan import Plan
 from edgewise.secagg import messages
 
-FILE = "left.jsonl"
+FILE, LEDGERS = "left.jsonl", "ledgers"  # of frames; folder of what they cost
 REFUSAL, RUN_REFUSED = "refusal", "refused run"
 _STEPS = {
     messages.Advertise: "public keys of a hidden sum",

@@ -55,6 +55,12 @@ class Standing(BaseModel):
     joined_s: float
 
 
+class Leaving(_Body):
+    """A device's wish to be revoked."""
+
+    device: str = Field(max_length=80, description="The id of the device that leaves: that of the signing key.")
+
+
 class NewToken(_Body):
     """What a token shall give."""
 
@@ -108,6 +114,7 @@ class ControlPlane:
         api.add_api_route("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
         api.add_api_route("/v1/join", self.join, methods=["POST"])
         api.add_api_route("/v1/me", self.me, methods=["GET"])
+        api.add_api_route("/v1/me/leave", self.leave, methods=["POST"])
         api.add_api_route("/v1/devices", self.devices, methods=["GET"])
         api.add_api_route("/v1/devices/{member}/approve", self.approve, methods=["POST"])
         api.add_api_route("/v1/devices/{member}/revoke", self.revoke, methods=["POST"])
@@ -135,6 +142,17 @@ class ControlPlane:
     async def me(self, request: Request) -> Standing:
         """The calling member; also while it waits for approval."""
         return _standing(caller(request).signed()[0])
+
+    async def leave(self, request: Request, wanted: Leaving) -> Standing:
+        """Revoke the calling device, at once and for good; its uploads and long polls end."""
+        own, _ = caller(request).signed()
+        if wanted.device != own.id:
+            what = f"{wanted.device:.40} is not the device that signs."
+            raise TransportError("E-REQUEST", what, "a device revokes itself alone.")
+        now_s = self._service.now_s()
+        member = await self._once(request, lambda c: members.revoke(c, own.id, now_s))
+        self._service.changed(member)
+        return _standing(member)
 
     async def devices(self, status: str = "", after: str = "", limit: int = 1000) -> list[Standing]:
         """Members in the order of their ids, a page at a time: ``after`` is the last id of the page before."""

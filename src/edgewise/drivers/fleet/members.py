@@ -121,7 +121,7 @@ def join(c: sa.Connection, token: tokens.Token, public: bytes, label: str, now_s
 
 def revoked(name: str) -> TransportError:
     """The error for a member that was revoked."""
-    return TransportError("E-REVOKED", f"{name} was revoked by the operator.", "make a new key and ask for a token.")
+    return TransportError("E-REVOKED", f"{name} was revoked, or has left.", "make a new key and ask for a token.")
 
 
 def find(c: sa.Connection, name: str) -> Member | None:

@@ -147,6 +147,14 @@ class Link:
         found: Mapping[str, Any] = self.call("GET", "/v1/me")
         return found
 
+    def leave(self) -> None:
+        """Ask the server to revoke this device, at once and for good. One that was revoked before has left too."""
+        try:
+            self.call("POST", "/v1/me/leave", document={"device": self.name})
+        except TransportError as e:
+            if e.code != "E-REVOKED":
+                raise
+
     # -- mail ----------------------------------------------------------------------------------------------------
 
     def poll(self, after: int, wait_s: float = WAIT_S) -> Mail | None:

@@ -52,6 +52,7 @@ RULES = (
     Rule("GET", "/v1/server", ANYONE),
     Rule("POST", "/v1/join", JOINING, SMALL_BYTES),
     Rule("GET", "/v1/me", MEMBERS),
+    Rule("POST", "/v1/me/leave", DEVICE | {"pending"}, SMALL_BYTES),
     Rule("GET", "/v1/inbox", DEVICE),
     Rule("POST", "/v1/outbox", DEVICE, CHUNK_BYTES),
     Rule("POST", "/v1/uploads", DEVICE, SMALL_BYTES),

@@ -1,0 +1,93 @@
+"""The end of an enrolment: the server is told, and what edgewise made on this device is removed.
+
+The owner's text is never touched, nor the policy, which the owner wrote. Files that edgewise did not make stay.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps.device import control, policy, record
+from edgewise.core.errors import StoreError
+from edgewise.drivers import files
+from edgewise.drivers.http import home as homes
+from edgewise.drivers.http.link import Link
+
+PATIENCE_S = 30.0  # with the server
+POLITE_S, LONGEST_S = 5.0, 25.0  # that an agent has to end by itself, and after a signal
+STATE = ("runs", "models", "link.json", control.SAYS, control.ORDER)  # codec memory, sessions, models, measurements
+SECRETS = (homes.KEY, homes.SERVER)
+RECORDS = (record.FILE, record.LEDGERS)
+
+
+def leave(home: Path, keep_records: bool = False, offline: bool = False) -> dict[str, Any]:
+    """End the agent, have the server revoke this device, and remove its key and state.
+
+    Args:
+        keep_records: what left this device, and its privacy ledger, stay. offline: do not tell the server, which then
+            still lists the device.
+    Returns: ``told`` whether the server knows; ``removed`` and ``stays``: paths.
+    Raises:
+        TransportError: E-IDENTITY where the folder holds no enrolment; E-CONNECT where the server cannot be told, and
+            nothing is removed. StoreError: E-RUN-EXISTS where the agent does not end, E-DISK.
+    """
+    homes.load(home)
+    _end_agent(home)
+    if not offline:
+        with Link(home, PATIENCE_S) as link:
+            link.leave()
+    removed = [str(home / name) for name in _gone(keep_records) if _remove(home / name)]
+    files.sync_folder(home)
+    files.discard(home / control.LOCK)
+    stays = [str(path) for path in sorted(home.iterdir())]
+    return {"told": not offline, "removed": removed, "stays": stays}
+
+
+def _gone(keep_records: bool) -> tuple[str, ...]:
+    return (*SECRETS, *STATE, *(() if keep_records else RECORDS))
+
+
+def _end_agent(home: Path) -> None:
+    """Raises StoreError(E-RUN-EXISTS)."""
+    if control.running(home) is None:
+        return
+    control.give(home, control.Order("leave"))
+    if control.ended(home, POLITE_S):
+        return
+    said = control.running(home)
+    if said is not None and said.pid > 0:
+        with suppress(OSError):
+            os.kill(said.pid, signal.SIGTERM)
+    if not control.ended(home, LONGEST_S):
+        what = f"the agent that works in {home} has not ended yet; it sends nothing any more."
+        raise StoreError("E-RUN-EXISTS", what, "wait for it, or end its process, and leave again.")
+
+
+def _remove(path: Path) -> bool:
+    """Whether there was anything. Raises StoreError(E-DISK)."""
+    if not path.exists():
+        return False
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot remove {path}: {e.strerror}.", "remove it by hand.") from None
+    return True
+
+
+def words(done: dict[str, Any], home: Path) -> list[str]:
+    """What happened, for a screen."""
+    told = "the server has revoked this device" if done["told"] else "the server was not told, and still lists it"
+    out = [f"left: {told}", f"  removed  {len(done['removed'])} of its files and folders: key, state, models"]
+    ours = {str(home / name) for name in (policy.FILE, *RECORDS)}
+    for path in done["stays"]:
+        out.append(f"  stays    {path}{'' if path in ours else '  (not made by edgewise)'}")
+    out.append("  your text was never anywhere else than where it is")
+    return out

@@ -1,0 +1,87 @@
+"""What an owner sees of a device: where it is enrolled, what it does and why, what left it, and what it refused."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps.device import control, policy, record
+from edgewise.core.errors import RecipeError
+from edgewise.drivers.http import home as homes
+
+SHOWN = 12  # characters of a run's id
+RUNS, REFUSALS = 5, 5  # that a screen shows, the newest
+
+
+def found(home: Path, now_s: float) -> dict[str, Any]:
+    """The status of a device as plain JSON. Asks no server.
+
+    Raises TransportError(E-IDENTITY) where the folder holds no enrolment; StoreError as ``record.rows``.
+    """
+    enrolled = homes.load(home)
+    said, order = control.running(home), control.order(home, now_s)
+    state, why, since_s = ("not running", "", None) if said is None else (said.state, said.why, said.since_s)
+    if order.pause:
+        state, why, since_s = "paused", _until(order.until_s), None
+    budget: dict[str, float] | None = None
+    trouble = ""
+    try:
+        cap = policy.load(home).cap()
+        budget = None if cap is None else {"epsilon": cap.epsilon, "delta": cap.delta}
+    except RecipeError as e:
+        trouble = str(e)
+    return {
+        "device": enrolled.name, "server": enrolled.url, "server_key": enrolled.server, "state": state, "why": why,
+        "since_s": since_s, "running": said is not None, "policy": str(home / policy.FILE), "policy_error": trouble,
+        "budget": budget, "left": record.summary(record.rows(home), now_s), "home": str(home),
+    }  # fmt: skip
+
+
+def lines(status: Mapping[str, Any]) -> list[str]:
+    """The status for a screen."""
+    left, why = status["left"], f": {status['why']}" if status["why"] else ""
+    since = f"  since {moment(status['since_s'])}" if status["since_s"] is not None else ""
+    out = [f"device   {status['device']}  of {status['server']}", f"now      {status['state']}{why}{since}"]
+    if status["state"] == "paused" and status["running"]:
+        out.append("         the agent runs, and nothing leaves")
+    if status["policy_error"]:
+        out.append(f"policy   {status['policy_error']}")
+    whole = left["all"]
+    out.append(f"left     today {amount(left['today'])}; in all {amount(whole)}, {plural(whole['rounds'], 'round')}")
+    for run in sorted(left["runs"], key=lambda one: -(one["last_s"] or 0.0))[:RUNS]:
+        kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(run["kinds"].items()))
+        out.append(
+            f"  run {run['run'][:SHOWN]}  {plural(run['rounds'], 'round')}, last {moment(run['last_s'])}: {kinds}"
+        )
+    spent, budget = left["epsilon"], status["budget"]
+    if budget is not None:
+        of = f"{budget['epsilon']:g} at delta {budget['delta']:g}, over all runs"
+        out.append(f"epsilon  {0.0 if spent is None else spent:.4g} of {of}")
+    else:
+        out.append("epsilon  not capped by your policy")
+    for one in sorted(left["refusals"], key=lambda one: -one["last_s"])[:REFUSALS]:
+        out.append(f"refused  run {one['run'][:SHOWN]}, {plural(one['times'], 'time')}: {one['reason']}")
+    return out
+
+
+def amount(count: Mapping[str, Any]) -> str:
+    """Frames and bytes in words."""
+    size = count["bytes"]
+    unit, by = next((u, b) for u, b in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1)) if size >= b or b == 1)
+    return f"{plural(count['frames'], 'frame')}, {size / by:.3g} {unit}"
+
+
+def plural(count: int, word: str) -> str:
+    """A count with its word."""
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def moment(at_s: float) -> str:
+    """A point in local time."""
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at_s))
+
+
+def _until(until_s: float | None) -> str:
+    return "until `edgewise device resume`" if until_s is None else f"until {moment(until_s)}"
