@@ -165,6 +165,37 @@ def digest(
     _run("digest", as_json, debug, body)
 
 
+@device.command()
+def unit(
+    home: Home = HOME,
+    install: Annotated[
+        bool, typer.Option("--install", help="Write it where your systemd looks for it, and say how to start it.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A systemd user unit that runs this device's agent.
+
+    The agent sees the machine read-only but for its own folder.
+    """
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.device import policy as policies
+        from edgewise.apps.device import unit as units
+        from edgewise.drivers.http import home as homes
+
+        folder = home.expanduser().absolute()
+        homes.load(folder)
+        text = units.text(units.program(), folder, policies.load(folder))
+        at = units.install(text, units.place()) if install else units.place()
+        if not as_json:
+            print("\n".join((f"wrote {at}", *(f"  next  {step}" for step in units.NEXT))) if install else text, end="")
+            print("", end="\n" if install else "")
+        return {"unit": text, "place": str(at), "installed": install, "next": list(units.NEXT)}
+
+    _run("unit", as_json, debug, body)
+
+
 def _run(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:
     from edgewise.apps.shell import Session
 

@@ -1,0 +1,107 @@
+"""A systemd user unit that runs a device's agent, with as little of the machine as it needs.
+
+    print(text(program(), home, policy))
+    path = install(text, folder)                 # ~/.config/systemd/user/edgewise-device.service
+
+The agent sees the machine read-only but for its home folder, and its owner's text read-only too. A unit of a user's own
+manager can do so where the kernel allows user namespaces; ``NoNewPrivileges`` holds everywhere.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgewise.apps.device.policy import Policy
+from edgewise.core.errors import RecipeError
+from edgewise.drivers import files
+
+NAME = "edgewise-device.service"
+NEXT = ("systemctl --user daemon-reload", f"systemctl --user enable --now {NAME}", "loginctl enable-linger")
+NOT_AUTHORISED, USAGE = 4, 2  # exit statuses after which another start would end the same
+
+_UNIT = """\
+# The agent of an edgewise device. Written by `edgewise device unit`.
+#   put it at  {place}
+#   then       {next}
+[Unit]
+Description=edgewise device: trains on text that stays here
+StartLimitIntervalSec=600
+StartLimitBurst=10
+
+[Service]
+Type=exec
+ExecStart={start}
+Restart=on-failure
+RestartSec=30
+RestartPreventExitStatus={final}
+Nice=10
+UMask=0077
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectSystem=strict
+ProtectHome=read-only
+ReadWritePaths={home}
+{read_only}ProtectKernelTunables=yes
+ProtectControlGroups=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6
+SystemCallArchitectures=native
+
+[Install]
+WantedBy=default.target
+"""
+
+
+def program() -> tuple[str, ...]:
+    """The command that is this program."""
+    found = shutil.which("edgewise")
+    return (str(Path(found).absolute()),) if found else (sys.executable, "-m", "edgewise.apps.cli")
+
+
+def text(command: Sequence[str], home: Path, policy: Policy) -> str:
+    """The unit for a home folder.
+
+    Raises RecipeError(E-VALUE) for a path that no unit can hold (with a line break).
+    """
+    folder = home.absolute()
+    data = policy.data_keys(folder)["path"] if policy.data.given else ""
+    own = [_part_without_patterns(one) for one in ([data] if isinstance(data, str) else data) if one]
+    start = " ".join(_quoted(word, dollars=True) for word in (*command, "device", "run", "--home", str(folder)))
+    return _UNIT.format(
+        place=place(), next=" && ".join(NEXT), start=start, final=f"{USAGE} {NOT_AUTHORISED}",
+        home=_quoted(str(folder)), read_only="".join(f"ReadOnlyPaths={_quoted(path, '-')}\n" for path in own),
+    )  # fmt: skip
+
+
+def place() -> Path:
+    """Where the user's systemd looks for it."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "systemd" / "user" / NAME
+
+
+def install(unit: str, at: Path) -> Path:
+    """Write the unit where systemd looks for it. Raises StoreError: E-FILE-EXISTS, E-DISK."""
+    at.parent.mkdir(parents=True, exist_ok=True)
+    files.write_new(at, unit.encode())
+    return at
+
+
+def _part_without_patterns(path: str) -> str:
+    """The folder above the first pattern such as ``*``: systemd knows none."""
+    at = Path(path)
+    while glob.has_magic(str(at)):
+        at = at.parent
+    return str(at)
+
+
+def _quoted(word: str, before: str = "", dollars: bool = False) -> str:
+    """A word of a unit, in quotes, with nothing in it that systemd would expand."""
+    if any(ord(c) < 32 for c in word):
+        raise RecipeError("E-VALUE", f"{word!r:.80} has a line break, which no unit can hold.", "rename it.")
+    word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{before}{word.replace("$", "$$") if dollars else word}"'
