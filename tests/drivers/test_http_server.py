@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -11,10 +10,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from long import examples
-from served import RUN, code, contribution, joined, running, send_invitation
+from served import RUN, code, connected, contribution, joined, running, send_invitation
 from starlette.routing import Route
 
 from edgewise.apps.server.api import ControlPlane
@@ -132,7 +128,7 @@ def test_tokens_are_made_for_lower_roles_only(links: dict[str, Link]) -> None:
     made = make(admin, role="operator", uses=2)
     assert tokens.parse(made["text"]).id == made["id"]
     assert made["id"] in {token["id"] for token in operator.call("GET", "/v1/tokens")}
-    operator.call("POST", f"/v1/tokens/{made['id']}/revoke")
+    admin.call("POST", f"/v1/tokens/{made['id']}/revoke")
     assert code(operator.call, "POST", "/v1/tokens/0123/revoke") == "E-UNKNOWN-ID"
 
 
@@ -181,12 +177,6 @@ def test_other_spellings_of_a_path_do_not_exist(server: Server, links: dict[str,
     assert answer.json()["code"] == "E-ROUTE"
 
 
-def test_the_description_is_open_and_names_the_routes_of_the_control_plane(links: dict[str, Link]) -> None:
-    described = links["viewer"]._http.get("/openapi.json").json()
-    control = {rule.path for rule in RULES if "/v1/" in rule.path} - {"/v1/server", "/v1/inbox", "/v1/outbox"}
-    assert set(described["paths"]) == {path for path in control if "uploads" not in path and "blobs" not in path}
-
-
 # -- replays, floods and slow callers ----------------------------------------------------------------------------------
 
 
@@ -214,7 +204,7 @@ def test_a_revocation_ends_a_long_poll_and_an_upload(server: Server, links: dict
     send_invitation(server, device.name)
     poll.join()
     headers = device._signed("POST", "/v1/outbox", "", bytes(1000), RUN, "0")
-    with _connected(server) as raw:
+    with connected(server) as raw:
         raw.sendall(_head("POST", "/v1/outbox", {**headers, "content-length": "1000"}) + bytes(500))
         time.sleep(0.1)
         admin.call("POST", f"/v1/devices/{device.name}/revoke")
@@ -264,13 +254,6 @@ def test_a_bucket_fills_again_and_a_table_of_them_is_bounded() -> None:
     assert len(buckets._level) == 3
 
 
-def _connected(server: Server) -> ssl.SSLSocket:
-    context = certificates.client_context(server.service.authority)
-    made = context.wrap_socket(socket.create_connection(("127.0.0.1", server.port)), server_hostname="localhost")
-    made.settimeout(5.0)
-    return made
-
-
 def _head(method: str, path: str, headers: dict[str, str]) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "host: localhost", *(f"{k}: {v}" for k, v in headers.items())]
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
@@ -306,7 +289,7 @@ def test_slow_and_oversized_callers_are_ended_and_others_served(server: Server, 
         b"GET /healthz HTTP/1.1\r\n" + b"a: b\r\n" * 10_000: b"400",
         b"\x00" * 100: b"400",
     }
-    open_ones = [(_connected(server), sent, expected) for sent, expected in vectors.items()]
+    open_ones = [(connected(server), sent, expected) for sent, expected in vectors.items()]
     for raw, sent, _ in open_ones:
         raw.sendall(sent)
     assert device.standing()["status"] == "approved", "others are served meanwhile"
@@ -342,62 +325,6 @@ def test_rules_match_whole_paths() -> None:
     for path in ("/v1/blobs/", "/v1/blobs/a/b", "/v1/blobs/..", "/v1/blobs/a%2fb", "/v1/blobs/" + "a" * 81):
         assert not rule.pattern.fullmatch(path)
     assert json.dumps(sorted(rule.roles)) == "[]"
-
-
-# -- fuzzing -----------------------------------------------------------------------------------------------------------
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
-    max_leaves=8,
-)
-FIELDS = st.dictionaries(
-    st.sampled_from(["token", "label", "role", "tags", "uses", "approved", "expires_in_s", "digest", "size"]), JSON
-)
-
-
-@given(body=JSON | FIELDS | st.binary(max_size=40))
-@settings(max_examples=examples(6))
-def test_no_document_breaks_a_route(server: Server, links: dict[str, Link], body: object) -> None:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    for rule in RULES:
-        if rule.method != "POST":
-            continue
-        link = links["admin" if "admin" in rule.roles else "device"]
-        path = rule.path.replace("{member}", "0" * 32).replace("{token}", "0" * 16)
-        path = path.replace("{run}", "0" * 64).replace("{verb}", "pause")
-        headers = link._signed("POST", path, "", raw, RUN, "0")
-        headers |= {"edgewise-key": link._me.public.hex(), "content-type": "application/json"}
-        answer = link._http.post(path, content=raw, headers=headers)
-        assert answer.status_code < 500, f"{path}: {answer.text}"
-        if answer.status_code >= 400:
-            assert answer.json()["code"].startswith("E-")
-
-
-@given(query=st.text(alphabet="&=%+;#afterwaioffsetupload0123456789-.\u00e9\x00 ", max_size=40))
-@settings(max_examples=examples(6))
-def test_no_query_breaks_a_route(links: dict[str, Link], query: str) -> None:
-    from urllib.parse import quote
-
-    sent = quote(query, safe="&=%+;")
-    for rule in RULES:
-        if rule.method != "GET" or (rule.path == "/v1/inbox" and "wait" in query):
-            continue
-        link = links["admin" if "admin" in rule.roles else "device"]
-        path = rule.path.replace("{upload}", "0" * 32).replace("{digest}", "0" * 64)
-        headers = link._signed("GET", path, sent, b"", signatures.NONE, signatures.NONE)
-        answer = link._http.get(f"{path}?{sent}" if sent else path, headers=headers)
-        assert answer.status_code < 500, f"{path}?{sent}: {answer.text}"
-
-
-@given(st.lists(st.binary(max_size=60), max_size=3))
-@settings(max_examples=examples(6))
-def test_no_bytes_before_http_end_the_server(server: Server, links: dict[str, Link], parts: list[bytes]) -> None:
-    with socket.create_connection(("127.0.0.1", server.port)) as plain:
-        plain.sendall(b"".join(parts))
-    with _connected(server) as inside:
-        inside.sendall(b"".join(parts))
-    assert links["viewer"].standing()["role"] == "viewer"
 
 
 def test_who_cannot_wait_is_told_when_to_come_back(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +13,11 @@ from edgewise.apps.server.start import Server
 from edgewise.core import frame
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import Grant
+from edgewise.drivers.http import certificates
 from edgewise.drivers.http.limits import Limits
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.meter import NOWHERE
+from edgewise.drivers.http.rules import RULES
 
 RUN = "run-1"
 
@@ -41,9 +46,18 @@ def send_invitation(server: Server, device: str, round: int = 0, run: str = RUN)
 
 @contextmanager
 def running(folder: Path, limits: Limits = Limits()) -> Iterator[Server]:  # noqa: B008 (frozen)
-    """A server over TLS."""
+    """A server over TLS. At its end: whatever it has refused, its description names the code for that route."""
     with Server(folder / "server", limits=limits) as server:
         yield server
+        unnamed = undocumented(server)
+    assert not unnamed, f"add to the rules of these routes (drivers.http.rules): {sorted(unnamed)}"
+
+
+def undocumented(server: Server) -> set[tuple[str, str]]:
+    """(route, code) of errors that a server has answered with and that the route does not name."""
+    named = {(rule.path, code) for rule in RULES for code in rule.codes} | {(NOWHERE, "E-ROUTE"), (NOWHERE, "E-RATE")}
+    answered = {(route, outcome) for _, route, outcome in server.service.meter.outcomes() if outcome.startswith("E-")}
+    return answered - named
 
 
 def joined(server: Server, folder: Path, role: str = "device", approved: bool = True, url: str = "") -> Link:
@@ -61,3 +75,11 @@ def code(call: object, *arguments: object) -> str:
     except EdgewiseError as e:
         return e.code
     return ""
+
+
+def connected(server: Server) -> ssl.SSLSocket:
+    """A bare connection to a server, for bytes that no client sends."""
+    context = certificates.client_context(server.service.authority)
+    made = context.wrap_socket(socket.create_connection(("127.0.0.1", server.port)), server_hostname="localhost")
+    made.settimeout(5.0)
+    return made

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from edgewise.apps.server.description import described
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.metrics import shown
 from edgewise.apps.server.run_routes import RunRoutes
@@ -122,6 +123,7 @@ class ControlPlane:
         api.add_api_route("/v1/tokens", self.make_token, methods=["POST"], status_code=201)
         api.add_api_route("/v1/tokens/{token}/revoke", self.revoke_token, methods=["POST"])
         RunRoutes(service, hosting).add_to(api)
+        api.openapi = lambda: described(api)  # type: ignore[method-assign]
         self.api = api
         self.app: ASGIApp = Guard(api, service)
 
@@ -181,8 +183,13 @@ class ControlPlane:
         return MadeToken(id=token.id, text=token.text)
 
     async def revoke_token(self, request: Request, token: str) -> dict[str, str]:
-        """Nobody enrols by this token any more."""
-        await self._once(request, lambda c: members.revoke_token(c, token))
+        """Nobody enrols by this token any more. Operators revoke tokens for devices; administrators all."""
+        own, _ = caller(request).signed()
+
+        def change(c: sa.Connection) -> None:
+            _may_make(own, members.revoke_token(c, token))
+
+        await self._once(request, change)
         return {"revoked": token}
 
     async def _decide(
@@ -226,5 +233,6 @@ async def _answer(request: Request, e: Exception) -> Response:
         where = ".".join(str(part) for part in first["loc"])
         return await refused(request, TransportError("E-REQUEST", f"{where}: {first['msg']}.", "see `/openapi.json`."))
     if isinstance(e, HTTPException):
-        return await refused(request, TransportError("E-ROUTE", f"status {e.status_code}.", "see `/openapi.json`."))
+        code = "E-REQUEST" if e.status_code == 400 else "E-ROUTE"
+        return await refused(request, TransportError(code, f"{e.detail}.", "see `/openapi.json`."))
     return await refused(request, e if isinstance(e, EdgewiseError) else failed())

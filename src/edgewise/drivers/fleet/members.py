@@ -76,10 +76,15 @@ def make_token(c: sa.Connection, token: tokens.Token, grant: Grant, made_by: str
     )  # fmt: skip
 
 
-def revoke_token(c: sa.Connection, id: str) -> None:
-    """Nobody enrols by this token any more; who did stays. Raises TransportError(E-UNKNOWN-ID)."""
-    if not c.execute(TOKENS.update().where(TOKENS.c.id == id).values(revoked=True)).rowcount:
+def revoke_token(c: sa.Connection, id: str) -> str:
+    """Nobody enrols by this token any more; who did stays. Returns the role that it gave.
+
+    Raises TransportError(E-UNKNOWN-ID).
+    """
+    role = c.execute(TOKENS.update().where(TOKENS.c.id == id).values(revoked=True).returning(TOKENS.c.role)).scalar()
+    if role is None:
         raise TransportError("E-UNKNOWN-ID", f"there is no token {id:.40}.", "`edgewise token ls` lists them.")
+    return str(role)
 
 
 def list_tokens(c: sa.Connection) -> list[dict[str, Any]]:

@@ -71,7 +71,8 @@ def reply(error: EdgewiseError) -> Response:
     status = rules.STATUS.get(error.code, 503)
     wait_s = error.wait_s if isinstance(error, Later) else TROUBLE_S if status >= 500 else 0.0
     headers = {"retry-after": f"{max(1, round(wait_s))}"} if wait_s else {}
-    body = {"code": error.code, "what": error.what, "fix": error.fix}
+    fix = error.fix or f"`edgewise explain {error.code}` says what to do."
+    body = {"code": error.code, "what": error.what, "fix": fix}
     return JSONResponse(body, status, headers)
 
 
@@ -93,8 +94,7 @@ class Guard:
         outgoing = _Outgoing(send, self._service.limits.stall_s, visit)
         held, holder = 0, ""
         try:
-            rule, length = self._admit(scope)
-            visit.route = rule.path
+            rule, length = self._admit(scope, visit)
             found = await self._identify(scope, rule, visit)
             if found.member is not None:
                 self._service.gate.member(found.member.id, length, time.monotonic())
@@ -128,7 +128,7 @@ class Guard:
             with suppress(TimeoutError):
                 await reply(error)(scope, receive, outgoing)
 
-    def _admit(self, scope: Scope) -> tuple[Rule, int]:
+    def _admit(self, scope: Scope, visit: Visit) -> tuple[Rule, int]:
         """What can be said of a request without asking anything: its address, route and announced size."""
         address = (scope.get("client") or ("?", 0))[0]
         self._service.gate.address(address, time.monotonic())
@@ -137,6 +137,7 @@ class Guard:
         if path != scope["path"] or (rule := rules.matched(scope["method"], path)) is None:
             what = "the server has nothing at this path for this method."  # a path may hold anything
             raise TransportError("E-ROUTE", what, "`/openapi.json` lists what there is.")
+        visit.route = rule.path
         if rule.roles == rules.LOCAL and not _is_local(address, scope):
             raise TransportError("E-ROLE", f"{path} answers requests from its own machine only.", "ask there.")
         return rule, _length(scope, rule)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,6 +36,7 @@ from edgewise.drivers.http.signatures import Proof
 
 T = TypeVar("T")
 ASSEMBLING = 2  # uploads that are put together at a time: each is in memory as a whole meanwhile
+_RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
 PACE_S = 30.0  # when an idle device that may not wait comes back, on average
 
 
@@ -165,8 +167,13 @@ class DataPlane:
         digest = request.path_params["digest"]
         if not await self._service.read(lambda c: mailboxes.published(c, digest)):
             raise TransportError("E-BLOB", f"no blob {digest:.64} is published.", "wait for the next invitation.")
+        path = self._service.blobs.path(digest)
+        if not path.is_file():  # a new model was published just now
+            raise TransportError("E-BLOB", f"blob {digest:.64} is gone.", "wait for the next invitation.")
+        if (error := _bad_range(request.headers.get("range"), path.stat().st_size)) is not None:
+            return error
         headers = {"etag": f'"{digest}"', "cache-control": "private, max-age=31536000, immutable"}
-        return FileResponse(self._service.blobs.path(digest), headers=headers, media_type="application/octet-stream")
+        return FileResponse(path, headers=headers, media_type="application/octet-stream")
 
     async def _assemble(self, upload: Upload) -> bytes:
         key = await self._service.read(lambda c: mailboxes.round_key(c, upload.run, upload.round))
@@ -186,6 +193,21 @@ class DataPlane:
             return change(c)
 
         return await self._service.write(both)
+
+
+def _bad_range(text: str | None, size: int) -> Response | None:
+    """The answer to a range that cannot be served: one range, whose first byte the blob has."""
+    if text is None:
+        return None
+    if (given := _RANGE.fullmatch(text)) is None or (given[2] and int(given[2]) < int(given[1])):
+        raise TransportError(
+            "E-REQUEST", "range is not one range of bytes.", "send `bytes=FIRST-` or `bytes=FIRST-LAST`."
+        )
+    if int(given[1]) < size:
+        return None
+    error = TransportError("E-OFFSET", f"the blob has {size} bytes.", "all of it is there, or begin anew.")
+    body = {"code": error.code, "what": error.what, "fix": error.fix}
+    return JSONResponse(body, 416, {"content-range": f"bytes */{size}"})
 
 
 def _whole(request: Request, name: str) -> int:

@@ -25,13 +25,15 @@ SMALL_BYTES = 2**14
 class Rule:
     """A route: its method and path, the roles that may call it, the bytes that its body may have.
 
-    ``path``: with ``{name}`` for one segment, as in the routers.
+    ``path``: with ``{name}`` for one segment, as in the routers. ``refuses``: the error codes of this route itself,
+    beside those of all routes (``codes``).
     """
 
     method: str
     path: str
     roles: frozenset[str]
     body_bytes: int = 0
+    refuses: tuple[str, ...] = ()
     pattern: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -43,6 +45,32 @@ class Rule:
         """Whether a replay of the request would change anything; its nonce is then spent with the change."""
         return self.method not in ("GET", "HEAD")
 
+    @property
+    def codes(self) -> frozenset[str]:
+        """The codes of all errors that this route may answer with."""
+        found = {"E-RATE", "E-REQUEST", "E-QUOTA", "E-STALL", "E-SERVER", *self.refuses}
+        if self.roles == LOCAL:
+            found |= {"E-ROLE"}
+        if self.roles not in (ANYONE, LOCAL):
+            found |= {"E-SIGNATURE", "E-CLOCK", "E-DISK", "E-CHECKPOINT"}
+        if self.roles not in (ANYONE, LOCAL, JOINING):
+            found |= {"E-ROLE", "E-REVOKED"} | (set() if "pending" in self.roles else {"E-PENDING"})
+        if self.body_bytes:
+            found |= {"E-BUSY"}
+        if self.changes:
+            found |= {"E-REPLAY", "E-LEASE"}
+        return frozenset(found)
+
+
+_FRAME = ("E-FRAME", "E-FRAME-SIZE", "E-SEAL")
+_UPLOAD = ("E-UNKNOWN-ID", "E-CLOSED", "E-OFFSET")
+RECIPE = (  # what is wrong with a recipe that somebody submits
+    "E-KEY", "E-TYPE", "E-VALUE", "E-MISSING", "E-COMBO", "E-NAME", "E-UNKNOWN", "E-EXTENSION", "E-SEGMENT",
+    "E-NO-BOUND", "E-NOISE-NOCLIP", "E-WEIGHT", "E-NOT-SUMMABLE", "E-TOPK-SECAGG", "E-NOT-REAL", "E-NOT-INTEGER",
+    "E-SPARSE-TWICE", "E-WRAP", "E-RUNG", "E-ORDER", "E-NORM-AFTER", "E-AMP-VISIBLE", "E-BN", "E-ADJ-MIX", "E-BUDGET",
+    "E-STATS", "E-PERTENSOR", "E-PRECISION", "E-MF-LOCAL", "E-MF-GAP", "E-DIV-N", "E-ROBUST-SECAGG", "E-NMIN",
+    "E-QUORUM", "E-FACTS", "E-MODEL",
+)  # fmt: skip
 
 RULES = (
     Rule("GET", "/healthz", ANYONE),
@@ -50,28 +78,28 @@ RULES = (
     Rule("GET", "/metrics", LOCAL),
     Rule("GET", "/openapi.json", ANYONE),
     Rule("GET", "/v1/server", ANYONE),
-    Rule("POST", "/v1/join", JOINING, SMALL_BYTES),
+    Rule("POST", "/v1/join", JOINING, SMALL_BYTES, ("E-TOKEN", "E-REVOKED")),
     Rule("GET", "/v1/me", MEMBERS),
     Rule("POST", "/v1/me/leave", DEVICE | {"pending"}, SMALL_BYTES),
     Rule("GET", "/v1/inbox", DEVICE),
-    Rule("POST", "/v1/outbox", DEVICE, CHUNK_BYTES),
-    Rule("POST", "/v1/uploads", DEVICE, SMALL_BYTES),
-    Rule("GET", "/v1/uploads/{upload}", DEVICE),
-    Rule("PUT", "/v1/uploads/{upload}", DEVICE, CHUNK_BYTES),
-    Rule("GET", "/v1/blobs/{digest}", DEVICE | VIEWER),
+    Rule("POST", "/v1/outbox", DEVICE, CHUNK_BYTES, (*_FRAME, *_UPLOAD, "E-CONFLICT", "E-BLOB")),
+    Rule("POST", "/v1/uploads", DEVICE, SMALL_BYTES, ("E-CLOSED", "E-BUSY")),
+    Rule("GET", "/v1/uploads/{upload}", DEVICE, 0, ("E-UNKNOWN-ID",)),
+    Rule("PUT", "/v1/uploads/{upload}", DEVICE, CHUNK_BYTES, _UPLOAD),
+    Rule("GET", "/v1/blobs/{digest}", DEVICE | VIEWER, 0, ("E-BLOB", "E-OFFSET")),
     Rule("GET", "/v1/devices", VIEWER),
-    Rule("POST", "/v1/devices/{member}/approve", OPERATOR, SMALL_BYTES),
-    Rule("POST", "/v1/devices/{member}/revoke", OPERATOR, SMALL_BYTES),
+    Rule("POST", "/v1/devices/{member}/approve", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
+    Rule("POST", "/v1/devices/{member}/revoke", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/tokens", OPERATOR),
     Rule("POST", "/v1/tokens", OPERATOR, SMALL_BYTES),
-    Rule("POST", "/v1/tokens/{token}/revoke", OPERATOR, SMALL_BYTES),
+    Rule("POST", "/v1/tokens/{token}/revoke", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/staged/{digest}", OPERATOR),
-    Rule("PUT", "/v1/staged/{digest}", OPERATOR, CHUNK_BYTES),
+    Rule("PUT", "/v1/staged/{digest}", OPERATOR, CHUNK_BYTES, ("E-OFFSET", "E-BLOB")),
     Rule("GET", "/v1/runs", VIEWER),
-    Rule("POST", "/v1/runs", OPERATOR, CHUNK_BYTES),
-    Rule("GET", "/v1/runs/{run}", DEVICE | VIEWER),
-    Rule("GET", "/v1/runs/{run}/events", VIEWER),
-    Rule("POST", "/v1/runs/{run}/{verb}", OPERATOR, SMALL_BYTES),
+    Rule("POST", "/v1/runs", OPERATOR, CHUNK_BYTES, ("E-BLOB", *RECIPE)),
+    Rule("GET", "/v1/runs/{run}", DEVICE | VIEWER, 0, ("E-UNKNOWN-ID",)),
+    Rule("GET", "/v1/runs/{run}/events", VIEWER, 0, ("E-UNKNOWN-ID",)),
+    Rule("POST", "/v1/runs/{run}/{verb}", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID", "E-CONFLICT", "E-ROUTE")),
 )
 
 
@@ -80,7 +108,9 @@ def matched(method: str, path: str) -> Rule | None:
     return next((rule for rule in RULES if rule.method == method and rule.pattern.fullmatch(path)), None)
 
 
-STATUS: Mapping[str, int] = {  # error code -> status of the answer; all others are the server's own trouble
+STATUS: Mapping[str, int] = dict.fromkeys(
+    RECIPE, 422
+) | {  # error code -> status of the answer; all others are the server's own trouble
     "E-REQUEST": 400,
     "E-SIGNATURE": 401,
     "E-CLOCK": 401,
