@@ -29,7 +29,7 @@ from edgewise.plan.recipe import from_plain
 
 SPEC = Spec.of([("w", (40,), "float32")])
 SERVER = ed25519.pair(bytes(range(32)))
-INSTANCE = Instance(server=SERVER.public.hex(), nonce="ab" * 32)
+INSTANCE = Instance(server=SERVER.public.hex(), nonce="ab" * 32, roster="0f" * 32)
 NONE: dict[str, Any] = {"privacy": "none"}
 HIDDEN: dict[str, Any] = {"privacy": "hidden"}
 NOISED: dict[str, Any] = {"privacy": "distributed_dp", "dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0}}
