@@ -166,8 +166,8 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
         ),
         (
             isfinite(floor.upload_bytes),
-            _largest_upload(plan) <= floor.upload_bytes,
-            f"an upload has {floor.upload_bytes:.4g} bytes at most; here it has {_largest_upload(plan):.4g}",
+            largest_upload(plan) <= floor.upload_bytes,
+            f"an upload has {floor.upload_bytes:.4g} bytes at most; here it has {largest_upload(plan):.4g}",
         ),
         (
             promise.hidden,
@@ -196,5 +196,6 @@ def _largest_update(plan: Plan) -> float:
     return max(pipe.encoded.l2 for pipe in (*plan.pipelines, *plan.ways))
 
 
-def _largest_upload(plan: Plan) -> float:
+def largest_upload(plan: Plan) -> float:
+    """Bytes that a device sends in a round at most."""
     return max([*plan.sizes, *(plan.upload_bytes(r * plan.sampling.groups) for r in range(len(plan.pipelines)))])

@@ -1,26 +1,89 @@
-"""The agent: a device that takes its mail until it is told to end."""
+"""The agent: a device that works for its owner until it is told to end. Imports torch when it first trains."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from edgewise.apps.device import control, policy
+from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.device.joining import Make, Owner, Parts
-from edgewise.drivers.http.attend import attend
+from edgewise.apps.device.record import LEDGERS, Record
+from edgewise.core.errors import EdgewiseError
+from edgewise.drivers.device_ledgers import FileLedgers
+from edgewise.drivers.files import FOLDER
+from edgewise.drivers.http.attend import Part, Watch, attend
 from edgewise.drivers.http.link import WAIT_S, Link
+from edgewise.plan.acceptance import largest_upload
+from edgewise.plan.catalogue import with_extensions
+
+PATIENCE_S = 86400.0  # with a server that cannot be reached: it may be down for long
+
+
+class _Owner(Watch):
+    """The owner's conditions and record, in the loop of the device."""
+
+    def __init__(self, agent: control.Agent, link: Link, owner: Owner, conditions: Conditions, record: Record) -> None:
+        self._agent, self._link, self._owner = agent, link, owner
+        self._conditions, self._record = conditions, record
+
+    def doing(self, state: str, run: str = "") -> None:
+        self._agent.say(state, f"run {run[:12]}" if run else "for the server's mail")
+
+    def declines(self, part: Part) -> str:
+        return self.refusal(largest_upload(part.devices.plan)) or ""
+
+    def leaving(self, part: Part, frame: bytes) -> None:
+        budget = self._owner.budget
+        spent = None if budget is None else budget.spent(self._link.name)
+        self._record.frame(self._link.home.server, part.devices.plan, frame, spent)
+
+    def refused(self, run: str, error: EdgewiseError) -> None:
+        self._record.refused(self._link.home.server, run, error)
+
+    def refusal(self, next_bytes: float = 0.0) -> str | None:
+        """Why the device does not work now; None: it may."""
+        now_s = time.time()
+        return self._conditions.refusal(now_s, self._record.today(now_s), next_bytes)
+
+    def rest(self, until: Callable[[], bool]) -> bool:
+        """Wait while the owner's conditions forbid work, or a pause does; whether to end."""
+        while not until():
+            why = None if self._agent.open() else "paused by the owner"
+            if why is None and (why := self.refusal()) is None:
+                return False
+            self._agent.say("waiting", why)
+            time.sleep(control.POLL_S)
+        return True
 
 
 def work(
     home: Path,
-    owner: Owner,
     until: Callable[[], bool] = lambda: False,
     make: Make | None = None,
     wait_s: float = WAIT_S,
-    patience_s: float = 300.0,
+    patience_s: float = PATIENCE_S,
 ) -> None:
-    """Take part in the runs of the server that ``home`` is enrolled at, until ``until()``.
+    """Take part in the runs of the server that ``home`` is enrolled at, as its policy allows, until ``until()``.
 
-    Raises: TransportError, StoreError as ``drivers.http.attend``.
+    Args:
+        make: (recipe, folder of the run, device) -> trainer; None: the recipe's. wait_s: how long one poll lasts.
+            patience_s: with a server that cannot be reached.
+    Raises:
+        RecipeError as ``policy.load``; TransportError, StoreError as ``drivers.http.attend``; Interrupted where the
+        owner leaves the server. StoreError(E-RUN-EXISTS) where another agent works in ``home``.
     """
-    with Link(home, patience_s) as link, Parts(link, home, owner, make) as parts:
-        attend(link, parts, until, wait_s)
+    own = policy.load(home)
+    data = own.data_keys(home)
+    (home / LEDGERS).mkdir(FOLDER, exist_ok=True)
+    with (
+        control.Agent(home) as agent,
+        Link(home, patience_s, open=agent.open) as link,
+        FileLedgers(home / LEDGERS) as ledgers,
+    ):
+        catalogue = with_extensions(own.extensions())
+        owner = Owner(data, home, own.floor(), own.owner_budget(ledgers), catalogue)
+        watch = _Owner(agent, link, owner, Conditions(own), Record(home))
+        with Parts(link, home, owner, make) as parts:
+            attend(link, parts, lambda: watch.rest(until), wait_s, watch)

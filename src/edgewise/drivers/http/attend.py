@@ -39,8 +39,31 @@ class Part:
     blobs: Path
 
 
-def attend(link: Link, part: Callable[[str], Part], until: Callable[[], bool], wait_s: float = WAIT_S) -> None:
-    """Answer mail until ``until()`` is true, which is asked between two frames.
+class Watch:
+    """What a device's owner sees and decides while it works; this one decides nothing."""
+
+    def doing(self, state: str, run: str = "") -> None:
+        """The device begins to do this: waiting, joining, training, sending."""
+
+    def declines(self, part: Part) -> str:
+        """Why the device takes no part in a round now; empty where it does."""
+        return ""
+
+    def leaving(self, part: Part, frame: bytes) -> None:
+        """A frame is about to leave."""
+
+    def refused(self, run: str, error: EdgewiseError) -> None:
+        """The device takes no part in a run."""
+
+
+def attend(
+    link: Link,
+    part: Callable[[str], Part],
+    until: Callable[[], bool],
+    wait_s: float = WAIT_S,
+    watch: Watch = Watch(),  # noqa: B008 (it has no state)
+) -> None:
+    """Answer mail until ``until()`` is true, which is asked between two frames, and may take its time.
 
     Args:
         part: run -> this device's part in it. An EdgewiseError that it raises is the answer to an invitation: the
@@ -51,10 +74,11 @@ def attend(link: Link, part: Callable[[str], Part], until: Callable[[], bool], w
     """
     after = 0
     while not until():
+        watch.doing("waiting")
         mail = link.poll(after, wait_s)
         if mail is not None:
             try:
-                _answer(link, part, mail)
+                _answer(link, part, mail, watch)
             except TransportError as e:
                 if e.code not in _OVER:
                     raise
@@ -62,32 +86,46 @@ def attend(link: Link, part: Callable[[str], Part], until: Callable[[], bool], w
             after = mail.number
 
 
-def _answer(link: Link, part: Callable[[str], Part], mail: Mail) -> None:
+def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -> None:
     message = frame.from_server(mail.raw, FRAME_BYTES)
     if isinstance(message, frame.Probe):
         LOG.warning("the server asks for a loss of this device alone; it is not answered")
         return
     try:
+        watch.doing("joining", message.run)
         with _in_touch(link):
             mine = part(message.run)
     except (StoreError, TransportError):
         raise
     except EdgewiseError as e:
         LOG.warning("no part in run %.12s: %s", message.run, e)
-        if isinstance(message, frame.Invite):
-            # The code alone: what an error says may name files of this device.
-            no = frame.Refusal(run=message.run, round=message.round, device=link.name, code=e.code, reason="")
-            link.send(message.run, message.round, frame.dump(no))
+        watch.refused(message.run, e)
+        _refuse(link, message, e.code)
+        return
+    if isinstance(message, frame.Invite) and (why := watch.declines(mine)):
+        LOG.info("no part in round %d of run %.12s: %s", message.round, message.run, why)
+        _refuse(link, message, "E-OWNER")
         return
     if isinstance(message, frame.Invite):
         wanted = named(message)
         for digest in wanted:
             mine.downloads.put(digest, link.download(digest, mine.blobs).read_bytes(), keep=wanted)
         _tidy(mine.blobs, wanted)
+    watch.doing("training", message.run)
     with _in_touch(link):
         answer = mine.devices.answer(link.name, mail.raw)
     if answer.frame is not None:
+        watch.doing("sending", message.run)
+        watch.leaving(mine, answer.frame)
         link.send(message.run, message.round, answer.frame)
+
+
+def _refuse(link: Link, message: frame.FromServer, code: str) -> None:
+    """Refuse an invitation; other frames are left alone."""
+    if isinstance(message, frame.Invite):
+        # The code alone: what an error says may name files of this device.
+        no = frame.Refusal(run=message.run, round=message.round, device=link.name, code=code, reason="")
+        link.send(message.run, message.round, frame.dump(no))
 
 
 @contextmanager
