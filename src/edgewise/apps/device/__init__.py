@@ -1,5 +1,5 @@
 """The owner's side of a device: the policy, the conditions under which it works, the record of what left it, and the
-orders to pause, resume and leave. ``run`` is the agent that trains.
+orders to pause, resume and leave. ``agent`` trains.
 
-Nothing here but ``run`` imports torch.
+Nothing here but ``agent`` and ``joining`` imports torch.
 """

@@ -13,6 +13,31 @@ from edgewise.apps.options import HOME, Debug, Home, Json
 device = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
+@device.command("run")
+def run_agent(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
+    """Work for the server that this device is enrolled at, as your policy allows; Ctrl-C ends.
+
+    The device trains on your text, which stays here, and sends what the policy lets out. `edgewise device status`
+    shows what it does and what left.
+    """
+
+    def body() -> dict[str, Any]:
+        from contextlib import suppress
+
+        from edgewise.apps import shell
+        from edgewise.apps.device.agent import work
+        from edgewise.core.errors import Interrupted
+
+        folder = home.expanduser()
+        if not as_json:
+            print(f"working for the server of {folder}  (Ctrl-C ends; `edgewise device status` shows what it does)")
+        with shell.interrupts(), suppress(KeyboardInterrupt, Interrupted):
+            work(folder)
+        return {"ended": str(folder)}
+
+    _run("run", as_json, debug, body)
+
+
 @device.command()
 def status(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
     """What this device does, and what left it.

@@ -14,6 +14,7 @@ from edgewise.apps.options import HOME, Debug, Home, Json
 from edgewise.apps.server.asking import PATIENCE_S, ask_server, identifier, run_body, table
 
 if TYPE_CHECKING:
+    from edgewise.core.events import AnyEvent
     from edgewise.drivers.http.link import Link
 
 token = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -36,10 +37,10 @@ def serve(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Enrol devices over TLS, and hold their mail.
+    """Enrol devices over TLS, and play runs with them.
 
-    The first start makes keys, a certificate and a token for the first administrator. Rounds are driven from Python
-    (edgewise.drivers.http.cohort).
+    The first start makes keys, a certificate and a token for the first administrator. Runs begin with
+    `edgewise run submit`, and go on where they are when the server starts again.
     """
 
     def body() -> dict[str, Any]:
@@ -59,7 +60,8 @@ def serve(
             raise TransportError("E-REQUEST", "--cert and --key belong together.", "give both, or neither.")
         names = tuple(dict.fromkeys([*(public or ()), *(() if host in ("0.0.0.0", "::") else (host,))]))
         tls, lines = Tls(names, certificate, key, plain), None if log == "-" else Path(log or folder / "server.log")
-        with shell.interrupts(), Server(folder, host, int(port), tls) as server, logs.opened(lines):
+        tell = (lambda run, event: None) if as_json else _told
+        with shell.interrupts(), Server(folder, host, int(port), tls, tell=tell) as server, logs.opened(lines):
             scheme, first = "http" if plain else "https", server.first_token()
             url = f"{scheme}://{names[0] if names else '127.0.0.1'}:{server.port}"
             if as_json:
@@ -73,6 +75,14 @@ def serve(
         return {"ended": url}
 
     run_body("serve", as_json, debug, body)
+
+
+def _told(run: str, event: AnyEvent) -> None:
+    """Print what happens in a run."""
+    from edgewise.apps.server.lines import line
+
+    if (text := line(event)) is not None:
+        print(f"{run[:12]}  {text}", flush=True)
 
 
 def join(

@@ -127,15 +127,19 @@ def _whole(link: Link, begun: str) -> str:
 
 def _followed(link: Link, id: str, as_json: bool) -> dict[str, Any]:
     """Tell what happens in a run until it ends or waits for a person; returns its last state."""
+    import json
     import time
+
+    from edgewise.apps.server.lines import line
+    from edgewise.core import events
 
     after = 0
     while True:
         told = link.call("GET", f"/v1/runs/{id}/events", {"after": after})
         if not as_json:
             for event in told["events"]:
-                if (line := _line(event)) is not None:
-                    print(line, flush=True)
+                if (said := line(events.from_json(json.dumps(event)))) is not None:
+                    print(said, flush=True)
         if not told["events"] and told["state"] != "running":
             break
         if not told["events"]:
@@ -145,16 +149,3 @@ def _followed(link: Link, id: str, as_json: bool) -> dict[str, Any]:
     if not as_json:
         print(f"{found['state']} {found['why']}".rstrip())
     return {name: found[name] for name in ("run", "name", "state", "why", "rounds")}
-
-
-def _line(event: dict[str, Any]) -> str | None:
-    """A round as a line; None for other events."""
-    if event["event"] == "lost":
-        return f"  lost    {event['device'][:12]}  {event['code']} {event.get('reason', '')}".rstrip()
-    if event["event"] != "round_finished":
-        return None
-    met = f"{event['accepted']} contributions" if event["met"] else f"abandoned, {event['accepted']} contributions"
-    loss = "".join(f"  {name} {value:.3f}" for name, value in event.get("head", {}).items())
-    spent = f"  epsilon {event['epsilon']:.3g}" if event.get("epsilon") else ""
-    size = f"  {event['bytes_up'] / 1e6:.2f} MB up"
-    return f"round {event['round'] + 1}  {met}{size}{loss}{spent}  {event['seconds']:.1f} s"

@@ -1,0 +1,23 @@
+"""What happens in a run as lines of text, for who serves it and for who watches it."""
+
+from __future__ import annotations
+
+from edgewise.core import events
+from edgewise.core.events import AnyEvent
+
+
+def line(event: AnyEvent) -> str | None:
+    """An event as a line; None where there is nothing to say of it."""
+    match event:
+        case events.RunStarted(resumed_round=resumed):
+            goes_on = f", goes on with round {resumed + 1}" if resumed >= 0 else ""
+            return f"{event.name}: {event.rounds} rounds of {event.cohort} of {event.population} devices{goes_on}"
+        case events.Lost(device=device, code=code, reason=reason):
+            return f"  lost {device[:12]}  {code} {reason}".rstrip()
+        case events.RoundFinished():
+            met = f"{event.accepted} contributions" if event.met else f"abandoned with {event.accepted} contributions"
+            loss = "".join(f"  {name} {value:.3f}" for name, value in event.head.items())
+            spent = f"  epsilon {event.epsilon:.3g}" if event.epsilon else ""
+            size = f"  {event.bytes_up / 1e6:.2f} MB up"
+            return f"round {event.round + 1}  {met}{size}{loss}{spent}  {event.seconds:.1f} s"
+    return None

@@ -1,0 +1,125 @@
+"""Runs that a server plays with enrolled devices, by the commands that people type."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EDGEWISE = [sys.executable, "-m", "edgewise.apps.cli"]
+RECIPE = """
+name = "served"
+seed = 7
+privacy = "hidden"
+[data]
+source = "text"
+path = "nowhere on this machine"
+sequence_len = 32
+[round]
+rounds = 2
+minimum = 1.0
+deadline_s = 120
+[training]
+local_steps = 1
+batch = 2
+[model]
+base = "tiny"
+"""
+POLICY = """
+[data]
+source = "text"
+path = "own.txt"
+[privacy]
+words = ["hidden"]
+cohort = 3
+"""
+
+
+def edgewise(*arguments: object, home: Path, **more: Any) -> dict[str, Any]:
+    environment = {**os.environ, "EDGEWISE_HOME": str(home), **more}
+    command = [*EDGEWISE, *map(str, arguments), "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    return told.get("result", told)
+
+
+@contextmanager
+def serving(folder: Path, port: int = 0) -> Iterator[dict[str, Any]]:
+    """A server as a process; killed at the end."""
+    command = [*EDGEWISE, "serve", str(folder), "--listen", f"127.0.0.1:{port}", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            yield json.loads(server.stdout.readline())
+        finally:
+            server.send_signal(signal.SIGKILL)
+
+
+@contextmanager
+def devices(homes: list[Path]) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Agents as processes."""
+    agents = [subprocess.Popen([*EDGEWISE, "device", "run", "--home", str(home)]) for home in homes]
+    try:
+        yield agents
+    finally:
+        for agent in agents:
+            agent.terminate()
+        for agent in agents:
+            agent.wait()
+
+
+def enrolled(url: str, admin: Path, folder: Path, n: int) -> list[Path]:
+    token = edgewise("token", "create", "--uses", n, "--approved", home=admin)["text"]
+    homes = []
+    for i in range(n):
+        home = folder / f"device-{i}"
+        edgewise("join", url, home=home, EDGEWISE_TOKEN=token)
+        (home / "policy.toml").write_text(POLICY)
+        (home / "own.txt").write_text(f"the text of device {i}, which stays where it is. " * 40)
+        homes.append(home)
+    return homes
+
+
+def tiny_model(folder: Path) -> None:
+    from tiny_model import save
+
+    save(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.long(sample=1)
+def test_a_recipe_runs_on_three_devices_and_goes_on_after_the_server_was_killed(tmp_path: Path) -> None:
+    tiny_model(tmp_path / "tiny")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    admin, folder = tmp_path / "admin", tmp_path / "server"
+    with serving(folder) as told:
+        edgewise("join", told["url"], home=admin, EDGEWISE_TOKEN=told["token"])
+        homes = enrolled(told["url"], admin, tmp_path, 3)
+        begun = edgewise("run", "submit", tmp_path / "recipe.toml", home=admin)
+    port = int(told["url"].rpartition(":")[2])
+    with devices(homes), serving(folder, port):
+        deadline = time.monotonic() + 200
+        while (found := edgewise("run", "show", begun["run"][:12], home=admin))["state"] == "running":
+            assert time.monotonic() < deadline
+            time.sleep(1)
+    assert (found["state"], found["why"]) == ("finished", "")
+    (out,) = (folder / "runs").iterdir()
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["rounds"]["met"] == 2
+    assert summary["participation"]["accepted"] == 6
+    assert (out / "report.html").is_file()
+    status = edgewise("device", "status", home=homes[0])
+    assert status["left"]["all"]["kinds"]["masked update"] == 2
+    assert "own.txt" not in (folder / "runs").as_posix()
+    text = b"which stays where it is"
+    assert not any(text in path.read_bytes() for path in folder.rglob("*") if path.is_file())
