@@ -40,7 +40,7 @@ def invitation(round: int) -> bytes:
     rule = frame.LocalRule(steps=1, lr=0.1)
     return frame.dump(
         frame.Invite(
-            run="r", round=round, spec="s", model="m", public=bytes(32), accepted=-1, deadline_s=60.0, rule=rule
+            run="r", round=round, spec="s", model="m", public=bytes(32), accepted=None, deadline_s=60.0, rule=rule
         )
     )
 

@@ -37,7 +37,7 @@ def test_zeros_in_place_of_an_update_leave_the_memory_of_their_round() -> None:
     state: Any = states.join(checked, "dev0")
     for number, value in enumerate((0.1, 3e38, 3e38, 0.1)):  # residual and update overflow together in round 2
         before = state
-        state, effects = machine.step(checked, state, invited(checked, number, accepted=number - 1))
+        state, effects = machine.step(checked, state, invited(checked, number, accepted=number - 1 if number else None))
         assert isinstance(effects[0], machine.Train)
         state, _ = machine.step(checked, state, machine.Trained(Update(np.full(DIM, value, np.float32), {}, 1.0)))
         if number == 2:

@@ -41,7 +41,7 @@ def plan_of(kind: str) -> Plan:
     return compile(recipe, SPEC, len(DEVICES), BUILT_IN)
 
 
-def invite(plan: Plan, nonce: bytes, round: int = 0) -> frame.Invite:
+def invite(plan: Plan, nonce: bytes | None, round: int = 0) -> frame.Invite:
     return invitation(plan, round, nonce=nonce)
 
 
@@ -61,7 +61,7 @@ class Devices:
     def asked(self, device: str, message: frame.Invite) -> frame.Message:
         """The answer to an invitation, trained where the device would."""
         # It rounds alike in both sessions, so that the difference of two sums shows one update and nothing else.
-        secrets = replace(Secrets.of(derive(root(9), device, message.nonce)), encoding=derive(root(9), device))
+        secrets = replace(Secrets.of(derive(root(9), device, message.nonce or b"")), encoding=derive(root(9), device))
         effects = self.step(device, machine.Invited(message, np.zeros(5, np.float32), secrets))
         if isinstance(effects[0], machine.Train):
             effects = self.step(device, machine.Trained(Update(XS[device], {}, 1.0)))
@@ -151,7 +151,7 @@ def test_noise_of_a_device_is_not_averaged_out() -> None:
     devices = Devices(compile(recipe, SPEC, len(DEVICES), BUILT_IN))
     codes = []
     for round in (0, 0, 1, 2, 2, 3, 4, 5, 999):
-        answer = devices.asked("d0", invite(devices.plan, b"", round))
+        answer = devices.asked("d0", invite(devices.plan, None, round))
         codes.append(answer.code if isinstance(answer, frame.Refusal) else "")
         if not codes[-1]:
             assert devices.remembered["d0"].answered == round

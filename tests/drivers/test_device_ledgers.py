@@ -65,7 +65,7 @@ class Run:
         )  # fmt: skip
 
     def asked(self, number: int) -> frame.Message:
-        invite = invitation(self.plan, number, self.model, accepted=number - 1)
+        invite = invitation(self.plan, number, self.model, accepted=number - 1 if number else None)
         raw = self.devices.answer(ME, frame.dump(invite)).frame
         assert raw is not None
         return frame.load(raw)

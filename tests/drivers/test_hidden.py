@@ -327,7 +327,7 @@ def test_devices_that_reveal_wrong_shares_are_told_of_and_change_nothing(tmp_pat
 def test_a_device_that_deals_wrong_shares_and_vanishes_costs_one_round_and_is_named(tmp_path, monkeypatch):
     liar = _deals_wrong_shares_and_vanishes
     _, told, _ = play(tmp_path, MASKS, wrap=lambda c: _Lying(c, {"d00003"}, liar, monkeypatch))
-    assert [(r.met, r.code) for r in rounds(told)] == [(True, ""), (False, "E-SECAGG-FEW"), (True, "")]
+    assert [(r.met, r.code) for r in rounds(told)] == [(True, None), (False, "E-SECAGG-FEW"), (True, None)]
     named = [(e.device, e.round, e.code) for e in told if isinstance(e, events.Lost)]
     assert named == [("d00003", 1, "E-SHARE")]
 

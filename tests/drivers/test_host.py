@@ -53,7 +53,7 @@ class Bench:
         p = self.plan
         return self.send(
             frame.Invite(
-                run=p.run, round=0, spec=p.spec.digest(), model=self.model, public=p.public(0), accepted=-1,
+                run=p.run, round=0, spec=p.spec.digest(), model=self.model, public=p.public(0), accepted=None,
                 deadline_s=9.0, rule=p.rule(0),
             )
         )  # fmt: skip
@@ -177,7 +177,7 @@ def test_an_invitation_that_lies_leaves_the_host_as_it_was(tmp_path):
     bench = Bench(tmp_path, {"downlink": [{"kind": "quantize", "bits": 8}]})
     p = bench.plan
     lie = frame.Invite(
-        run=p.run, round=10**15, spec=p.spec.digest(), model=bench.model, public=p.public(0), accepted=-1,
+        run=p.run, round=10**15, spec=p.spec.digest(), model=bench.model, public=p.public(0), accepted=None,
         deadline_s=9.0, rule=p.rule(0),
     )  # fmt: skip
     assert frame.load(bench.send(lie).frame).code == "E-INVITE"

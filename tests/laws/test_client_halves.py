@@ -78,7 +78,7 @@ class Federation:
         return Update(w - request.params, {"loss_first": 1.0, "loss_last": 1.0}, 1.0)
 
     def contribution(self, device: int, number: int) -> frame.Contribution:
-        plan, accepted = self.plan, self.accepted.get(device, -1)
+        plan, accepted = self.plan, self.accepted.get(device)
         params = plan.layout.broadcast(self.server)
         state, effects = machine.step(plan, self.states[device], invited(plan, number, params, accepted=accepted))
         request = next(e.request for e in effects if isinstance(e, machine.Train))

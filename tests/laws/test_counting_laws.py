@@ -91,14 +91,14 @@ def test_the_smallest_sum_hides_honest_devices_and_its_policy_allows_for_all_cor
 ) -> None:
     for plan in plans(merge, server, 2, (10, MOST)):
         quorum = (plan.ways or plan.pipelines)[0].encoded.quorum
-        most, least = quorum.corrupt, plan.secagg(0, 0 if plan.ways else -1).n_min
+        most, least = quorum.corrupt, plan.secagg(0, 0 if plan.ways else None).n_min
         assert least == quorum.n_min >= 2
         assert quorum.honest >= 2
         assert most == exist(plan) or most == plan.sampling.invite or server == "curious"
         if merge == "shared_sum":
             continue
         assert least > 3 * most
-        policy = plan.secagg(0, 0 if plan.ways else -1).policy
+        policy = plan.secagg(0, 0 if plan.ways else None).policy
         assert all(floor(policy.corrupt * n + 1e-9) >= most for n in range(least, plan.sampling.population))
 
 
@@ -125,7 +125,7 @@ def test_a_lying_server_cannot_have_both_secrets_of_a_device(merge: str) -> None
     """2 t > holders + corrupt holders: else it has the seed's shares of some and the key's shares of others."""
     graphs = 0
     for plan in plans(merge, "malicious", 4, (10, MOST)):
-        rung = 0 if plan.ways else -1
+        rung = 0 if plan.ways else None
         params, most = plan.secagg(0, rung), exist(plan)
         sizes = {params.n_min, plan.sampling.largest} if merge != "grouped" else {params.n_min}
         for n in sizes:

@@ -76,7 +76,7 @@ def frames() -> list[bytes]:
     rule = frame.LocalRule(steps=3, lr=0.1)
     messages: list[frame.Message] = [
         frame.Invite(
-            run="r" * 64, round=3, spec="s" * 64, model="m" * 64, public=bytes(range(32)), accepted=-1,
+            run="r" * 64, round=3, spec="s" * 64, model="m" * 64, public=bytes(range(32)), accepted=None,
             deadline_s=1.5, rule=rule,
         ),
         frame.Contribution(run="r" * 64, round=3, device="d1", payload=bytes(range(256))),

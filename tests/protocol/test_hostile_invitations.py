@@ -67,7 +67,13 @@ def asked(plan: Plan, state: states.State, event: machine.Event) -> tuple[states
 def honest(plan: Plan, number: int = 0, /, secrets: Secrets = SECRETS, **lies: Any) -> machine.Invited:
     """What an honest server sends but for the ``lies``."""
     support = np.zeros(0, np.int64) if plan.at(number).encoded.announced else None
-    event = invited(plan, number, secrets=secrets, support=support, clip=min(plan.clips(number) or (0.0,)))
+    event = invited(
+        plan,
+        number,
+        secrets=secrets,
+        support=support,
+        clip=None if (clips := plan.clips(number)) is None else min(clips),
+    )
     return replace(event, invite=msgspec.structs.replace(event.invite, **lies))
 
 
@@ -89,15 +95,17 @@ def contributed(plan: Plan, state: states.State, round: int) -> states.State:
 
 
 INTEGERS = st.integers(-(2**63), 2**64 - 1) | st.integers(-3, 12) | st.sampled_from([2**63, 10**12, 10**15])
+NUMBERS = st.integers(0, 2**64 - 1) | st.integers(0, 12)
 FLOATS = st.floats() | st.sampled_from([math.nan, math.inf, -1.0, 0.0, 1e-9, 1e300])
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64) | st.text(max_size=80)
 KEYS = st.binary(max_size=100) | st.binary(min_size=32, max_size=32)
 NAMES = st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=3).map(tuple)
 RULES = st.builds(LocalRule, steps=INTEGERS, lr=FLOATS, segments=NAMES, epochs=FLOATS)
 LIES: dict[str, st.SearchStrategy[Any]] = {
-    "run": HEX, "round": INTEGERS, "spec": HEX, "model": HEX, "public": KEYS, "accepted": INTEGERS,
-    "deadline_s": FLOATS, "rule": RULES, "base": HEX, "deltas": st.lists(HEX, max_size=3).map(tuple), "support": HEX,
-    "nonce": KEYS, "clip": FLOATS,
+    "run": HEX, "round": INTEGERS, "spec": HEX, "model": HEX, "public": KEYS, "accepted": st.none() | NUMBERS,
+    "deadline_s": FLOATS, "rule": RULES, "base": st.none() | HEX, "deltas": st.lists(HEX, max_size=3).map(tuple),
+    "support": st.none() | HEX,
+    "nonce": st.none() | KEYS, "clip": st.none() | FLOATS,
 }  # fmt: skip
 
 
@@ -146,15 +154,15 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("turns", {"rule": PLANS["turns"].rule(2)}),
     *((name, {"round": r}) for name in ("none", "hidden", "example", "local_dp") for r in (-1, 10, 10**15, 2**63)),
     *(("none", {"public": b}) for b in (b"", bytes(31), bytes(33), bytes(65), bytes(1000))),
-    *(("hidden", {"nonce": b}) for b in (b"", bytes(31), bytes(33))),
+    *(("hidden", {"nonce": b}) for b in (None, b"", bytes(31), bytes(33))),
     ("none", {"nonce": bytes(32)}),
     *(
         (name, {"clip": c})
         for name in ("none", "central_dp", "local_dp")
-        for c in (math.nan, 1.0, -1.0, 1e-30, math.inf)
+        for c in (math.nan, 0.0, 1.0, -1.0, 1e-30, math.inf)
     ),
-    *(("following", {"clip": c}) for c in (math.nan, 0.0, -1.0, 0.7, 1.4, math.inf)),
-    *(("none", {"accepted": a}) for a in (-2, 3, 4, 2**63)),
+    *(("following", {"clip": c}) for c in (None, math.nan, 0.0, -1.0, 0.7, 1.4, math.inf)),
+    *(("none", {"accepted": a}) for a in (3, 4, 2**63)),
     *(("none", {"deadline_s": s}) for s in (math.nan, math.inf, 0.0, -1.0)),
     ("none", {"base": "0" * 64, "deltas": ("0" * 64,)}),
     ("deltas", {"base": "0" * 64}),
@@ -220,15 +228,15 @@ def test_the_support_is_the_one_that_the_invitation_names() -> None:
     plan, at = PLANS["support"], np.array([1, 5, 9], np.int64)
     named = vector.digest(pack.pack_support(at, 64))
     none = np.zeros(0, np.int64)
-    for support, positions in ((named, at + 1), (named, none), (named, None), ("", at), ("", None), ("0" * 64, at)):
+    for support, positions in ((named, at + 1), (named, none), (named, None), (None, at), (None, None), ("0" * 64, at)):
         refused = refusal(asked(plan, states.join(plan, "d"), told(plan, support, positions))[1])
         assert refused is not None, (support, positions)
         assert refused.code == "E-BLOB"
     assert refusal(asked(plan, states.join(plan, "d"), told(plan, named, at))[1]) is None
-    assert refusal(asked(PLANS["none"], states.join(PLANS["none"], "d"), told(PLANS["none"], "", at))[1]) is not None
+    assert refusal(asked(PLANS["none"], states.join(PLANS["none"], "d"), told(PLANS["none"], None, at))[1]) is not None
 
 
-def told(plan: Plan, digest: str, support: Any) -> machine.Invited:
+def told(plan: Plan, digest: str | None, support: Any) -> machine.Invited:
     zeros = np.zeros(64, np.float32)
     message = msgspec.structs.replace(invitation(plan), support=digest)
     return machine.Invited(message, zeros, SECRETS, support)
@@ -253,8 +261,9 @@ def test_letters_of_any_kind(data: st.DataObject) -> None:
     plan = PLANS["hidden"]
     state = contributed(plan, states.join(plan, "d"), 0)
     letter = frame.Step(
-        run=data.draw(st.just(plan.run) | HEX), round=data.draw(st.just(0) | INTEGERS), rung=data.draw(INTEGERS),
-        device=data.draw(st.just("d") | st.text(max_size=5)), body=data.draw(st.binary(max_size=200)),
+        run=data.draw(st.just(plan.run) | HEX), round=data.draw(st.just(0) | INTEGERS),
+        rung=data.draw(st.none() | NUMBERS), device=data.draw(st.just("d") | st.text(max_size=5)),
+        body=data.draw(st.binary(max_size=200)),
     )  # fmt: skip
     message = frame.load(frame.dump(letter))
     assert isinstance(message, frame.Step)

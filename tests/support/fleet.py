@@ -134,7 +134,7 @@ class Fleet:
         params = vector.from_bytes(self._blobs[message.model], self.plan.spec.dim)
         # What a device draws for a session hangs on the nonce, its noise does not: a sum is then always the same.
         own = derive(root(9), device)
-        drawn = Secrets(own, derive(own, message.round), derive(own, message.nonce, self.trained[device]))
+        drawn = Secrets(own, derive(own, message.round), derive(own, message.nonce or b"", self.trained[device]))
         return self._step(device, machine.Invited(message, params, drawn))
 
     def _step(self, device: str, event: machine.Event) -> bytes:

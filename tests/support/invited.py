@@ -23,8 +23,8 @@ def invitation(plan: Plan, round: int = 0, params: np.ndarray | None = None, **c
     params = np.zeros(plan.spec.dim, np.float32) if params is None else params
     honest = frame.Invite(
         run=plan.run, round=round, spec=plan.spec.digest(), model=vector.digest(vector.to_bytes(params)),
-        public=plan.public(round), accepted=-1, deadline_s=plan.sampling.deadline_s, rule=plan.rule(round),
-        nonce=b"" if plan.hides is None else bytes(32),
+        public=plan.public(round), accepted=None, deadline_s=plan.sampling.deadline_s, rule=plan.rule(round),
+        nonce=None if plan.hides is None else bytes(32),
     )  # fmt: skip
     return msgspec.structs.replace(honest, **changes)
 
@@ -52,7 +52,7 @@ def decided(
     """A round as a coordinator decides it, with ``standings`` for its cohort; by default the first one, of a model of
     zeros, that nobody is invited to."""
     checkpoint = checkpoint or Checkpoint(0, plan.strategy.init(np.zeros(plan.spec.dim, np.float32)))
-    began = Began(0.0, "attempt", b"" if plan.hides is None else bytes(32), dealing, tuple(standings or ()))
+    began = Began(0.0, "attempt", None if plan.hides is None else bytes(32), dealing, tuple(standings or ()))
     return decide(plan, checkpoint, began, standings or {}, trust)
 
 

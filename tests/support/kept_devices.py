@@ -90,7 +90,7 @@ class Round:
     def invite(self, number: int, nonce: int | None = None) -> frame.Invite:
         """The invitation to a round. ``nonce``: of another attempt at it."""
         drawn = bytes([number if nonce is None else nonce]) * 32
-        return invitation(self.plan, number, self.model, accepted=number - 1, nonce=drawn)
+        return invitation(self.plan, number, self.model, accepted=number - 1 if number else None, nonce=drawn)
 
     def play(
         self, number: int, nonce: int | None = None, lost: Callable[[str, server.State], bool] = lambda *_: False

@@ -41,7 +41,7 @@ FACTS = plan_facts.PlanFacts(
 MODEL = vector.digest(vector.to_bytes(np.array(VALUES, np.float32)))
 RUN, PUBLIC, NONCE = FACTS.digest(), derive(ROOT, "public"), derive(ROOT, "nonce")
 PLAIN = Invite(
-    run=RUN, round=3, spec=SPEC.digest(), model=MODEL, public=PUBLIC, accepted=-1, deadline_s=60.0,
+    run=RUN, round=3, spec=SPEC.digest(), model=MODEL, public=PUBLIC, accepted=None, deadline_s=60.0,
     rule=LocalRule(steps=8, lr=0.25), nonce=NONCE,
 )  # fmt: skip
 RULE = LocalRule(steps=1, lr=0.001, segments=("b",))
@@ -67,6 +67,7 @@ def sid(invite: Invite) -> bytes:
     """The session that an invitation opens, from its fields alone."""
     rule = msgspec.msgpack.encode(invite.rule)
     config = messages.configuration(invite.spec, rule, invite.public, invite.clip, invite.support)
+    assert invite.nonce is not None
     return messages.session_id(invite.run, invite.round, invite.model, config.hex(), invite.nonce)
 
 
@@ -115,13 +116,14 @@ def _refused() -> list[tuple[str, str, int, bytes, str]]:
         ("an unknown field", "server", made({**fields, "more": 1})),
         ("a missing field", "server", made({k: v for k, v in fields.items() if k != "round"})),
         ("fields in another order", "server", made(dict(reversed(fields.items())))),
-        ("a rung of -1, which is left out", "server", made({**fields, "rung": -1})),
+        ("a rung of -1", "server", made({**fields, "rung": -1})),
+        ("no rung, which is left out", "server", made({**fields, "rung": None})),
         ("text in place of bytes", "server", made({**fields, "body": "text"})),
         ("an integer in place of a double", "device", raw.replace(msgspec.msgpack.encode(60.0), b"\x3c", 1)),
         ("a longer integer", "server", step.replace(b"\xa5round\x03", b"\xa5round\xcc\x03", 1)),
         ("a field twice", "server", step.replace(b"\x85", b"\x86", 1) + b"\xa5round\x03"),
         ("no segments, which are left out", "device",
-         raw.replace(b"\xa4rule\x83", b"\xa4rule\x84", 1).replace(b"\xa4base", b"\xa8segments\x90\xa4base", 1)),
+         raw.replace(b"\xa4rule\x82", b"\xa4rule\x83", 1).replace(b"\xa5nonce", b"\xa8segments\x90\xa5nonce", 1)),
         ("text that is no UTF-8", "server", step.replace(b"\xa4d000", b"\xa4d\xff00", 1)),
     ]  # fmt: skip
     limited = [("one byte above the limit", "device", len(raw) - 1, raw, "E-FRAME-SIZE"),

@@ -26,7 +26,7 @@ def invite(round: int = 0, run: str = RUN) -> frame.Invite:
     """An invitation, as small as one can be."""
     rule = frame.LocalRule(steps=1, lr=0.1)
     return frame.Invite(
-        run=run, round=round, spec="s", model="m", public=bytes(32), accepted=-1, deadline_s=60.0, rule=rule
+        run=run, round=round, spec="s", model="m", public=bytes(32), accepted=None, deadline_s=60.0, rule=rule
     )
 
 

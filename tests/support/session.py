@@ -52,7 +52,7 @@ class Session:
     bits: int = 20
     sid: Callable[[str], bytes] = lambda _: SID
     policy: Policy = field(default_factory=Policy)
-    rung: int = -1
+    rung: int | None = None
     names: Sequence[str] = ()
 
     def __post_init__(self) -> None:

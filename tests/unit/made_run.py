@@ -145,7 +145,7 @@ def _round(
     for i, d in enumerate(gone):
         told.append(events.Lost(round=number, device=d, code="E-NAN" if (i + number) % 4 == 0 else "dropped"))
     for d in accepted:
-        rung = names.index(d) % len(plan.rungs) if plan.rungs else -1
+        rung = names.index(d) % len(plan.rungs) if plan.rungs else None
         told.append(
             events.Accepted(
                 round=number, device=d, bytes_up=up, bytes_down=down, train_s=0.41, encode_s=0.012, rung=rung

@@ -185,7 +185,7 @@ def test_poisson_cohorts_have_a_size_that_they_hardly_ever_pass() -> None:
 def test_a_session_hangs_on_all_that_its_devices_are_told_alike() -> None:
     plan = compile_plan(make_recipe({}), SPEC, 8, BUILT_IN)
     one = frame.Invite(
-        run=plan.run, round=1, model="m", spec=SPEC.digest(), rule=plan.rule(1), public=plan.public(1), accepted=-1,
+        run=plan.run, round=1, model="m", spec=SPEC.digest(), rule=plan.rule(1), public=plan.public(1), accepted=None,
         deadline_s=9.0, nonce=bytes(32),
     )  # fmt: skip
     other = {

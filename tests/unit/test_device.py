@@ -22,7 +22,7 @@ X = np.random.default_rng(0).normal(size=40).astype(np.float32)
 HEAD = {"loss_first": 2.0, "loss_last": 1.0}
 
 
-def contribute(state, number, accepted=-1, x=X):
+def contribute(state, number, accepted=None, x=X):
     state, (train,) = machine.step(PLAN, state, invited(PLAN, number, accepted=accepted))
     assert isinstance(train, machine.Train)
     state, effects = machine.step(PLAN, state, machine.Trained(Update(x, HEAD, 100.0)))
@@ -63,7 +63,7 @@ def test_a_repeated_invitation_gives_the_same_bytes():
 def test_memory_is_committed_only_when_the_server_used_it():
     state, _ = contribute(states.join(PLAN, "d"), 0)
     taken, sent_after = contribute(state, 1, accepted=0)
-    dropped, sent_fresh = contribute(state, 1, accepted=-1)
+    dropped, sent_fresh = contribute(state, 1, accepted=None)
     np.testing.assert_array_equal(residual(taken.committed.memory), residual(state.pending.memory))
     assert not residual(dropped.committed.memory).any()
     assert sent_after.payload != sent_fresh.payload
@@ -91,7 +91,7 @@ def test_failure_and_nan_are_refusals_and_change_no_memory():
 
 def test_a_model_that_cannot_be_had_is_a_refusal_and_keeps_the_memory_that_holds():
     start, _ = contribute(states.join(PLAN, "d"), 0)
-    for accepted in (0, -1):
+    for accepted in (0, None):
         state, (send,) = machine.step(
             PLAN, start, machine.Unready(invitation(PLAN, 1, accepted=accepted), "E-STALE", "wiped")
         )
@@ -127,12 +127,12 @@ def lost(number, accepted, state):
 
 @pytest.mark.parametrize(
     ("rounds", "accepted"),
-    [((), 1), ((0,), 1), ((0, 1), -1), ((0, 1, 2), 0)],
+    [((), 1), ((0,), 1), ((0, 1), None), ((0, 1, 2), 0)],
     ids=["wiped", "device from a backup", "server begun anew", "server from a backup"],
 )
 def test_memory_of_another_round_is_refused_once_and_never_used(rounds, accepted):
     """The device and the server are out of step. Nothing is trained, the server hears of it, and the device goes on."""
-    state, before = states.join(PLAN, "d"), -1
+    state, before = states.join(PLAN, "d"), None
     for number in rounds:
         state, _ = contribute(state, number, before)
         before = number
@@ -143,4 +143,4 @@ def test_memory_of_another_round_is_refused_once_and_never_used(rounds, accepted
     fresh = contribute(states.join(PLAN, "d"), 3)[1]
     state, sent = contribute(reloaded(state), 3, accepted)
     assert sent.payload == fresh.payload, "empty memory, as of a device that has never taken part"
-    assert (state.committed.round, state.pending.round) == (None if accepted < 0 else accepted, 3)
+    assert (state.committed.round, state.pending.round) == (accepted, 3)

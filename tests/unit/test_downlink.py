@@ -148,7 +148,7 @@ def test_a_delta_larger_than_a_snapshot_is_kept_but_nobody_is_sent_it():
     assert [len(d.ring) for d in downs] == [0, 1, 1, 1]
     checkpoint = Checkpoint(3, plan.strategy.init(models[-1]), down=downs[-1])
     letters = decided(plan, checkpoint, {"a": Standing(held=2)}).letters
-    assert frame.load(letters.frames["a"]).base == ""
+    assert frame.load(letters.frames["a"]).base is None
     assert len(letters.blobs) == 2
 
 

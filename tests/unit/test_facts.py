@@ -69,7 +69,7 @@ def device(
 def session(side: Plan) -> bytes:
     return side.session(
         frame.Invite(
-            run=side.run, round=0, model="m", spec="s", rule=side.rule(0), public=side.public(0), accepted=-1,
+            run=side.run, round=0, model="m", spec="s", rule=side.rule(0), public=side.public(0), accepted=None,
             deadline_s=9.0, nonce=bytes(32),
         )
     )  # fmt: skip

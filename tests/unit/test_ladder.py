@@ -123,7 +123,7 @@ def test_sparse_rungs_stay_sparse_through_decoding() -> None:
     back = stage.decode(payload, START, turn(0))
     assert back.support is not None
     assert back.support.size == DIM // 100
-    assert back.rung == -1
+    assert back.rung is None
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x04", b"\x80", b"\x80\x00", b"\x81\x00", b"\x80\x80\x01", b"\xff\x7f"])

@@ -305,7 +305,7 @@ def test_what_a_device_sends_of_noised_steps_is_theirs_alone_feedback_and_all() 
     def sent(count: float, told: dict[str, float]) -> list[bytes]:
         state, frames = states.join(it, "d"), []
         for round, x in enumerate(drawn):
-            state, _ = machine.step(it, state, invited(it, round, accepted=round - 1))
+            state, _ = machine.step(it, state, invited(it, round, accepted=round - 1 if round else None))
             state, effects = machine.step(it, state, machine.Trained(Update(x, told, count)))
             frames += [e.frame for e in effects if isinstance(e, machine.Send)]
         return frames

@@ -54,12 +54,11 @@ class Board:
     population: int = 0
     dim: int = 0
     rounds: int = 0
-    resumed: int = -1
+    resumed: int | None = None
     phase: str = ""
     phase_at: float = 0.0
     done: int = 0
     total: int = 0
-    round: int = -1
     invited: int = 0
     answered: int = 0
     bytes_up: int = 0
@@ -86,11 +85,11 @@ class Board:
                 self.phase, self.phase_at = e.phase, self.now_s()
                 self.done, self.total = 0, e.steps
                 if e.phase == "federated":
-                    self.done = max(0, self.resumed)
+                    self.done = self.resumed or 0
             case events.Forecast():
                 self.forecast = e
             case events.RoundStarted():
-                self.round, self.invited, self.answered = e.round, e.invited, 0
+                self.invited, self.answered = e.invited, 0
             case events.Accepted():
                 self.answered += 1
                 self.contributions += 1
@@ -135,7 +134,7 @@ class Board:
         In the rounds: their rate here, plus comparisons that repeat the same training (see ``plan.explain.forecast``).
         Before the first one has ended: the forecast, where there is one.
         """
-        began = max(0, self.resumed) if self.phase == "federated" else 0
+        began = self.resumed or 0 if self.phase == "federated" else 0
         if self.phase in ("report", "stopping") or self.total <= self.done:
             return None
         if self.done <= began:
@@ -245,7 +244,7 @@ class Progress:
         b = self.board
         match e:
             case events.RunStarted():
-                again = f", resumed after round {e.resumed_round}" if e.resumed_round > 0 else ""
+                again = f", resumed after round {e.resumed_round}" if e.resumed_round else ""
                 return f"{e.name}: {e.population} devices, {words.count(e.dim)} trained coordinates{again}"
             case events.PhaseStarted():
                 return _title(e.phase, b.recipe)

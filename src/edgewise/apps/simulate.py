@@ -366,7 +366,6 @@ def _begun(name: str, coordinator: Coordinator, simulated: SimulatedCohort, load
     plan, checkpoint = loaded.plan, coordinator.begin(loaded.initial.pop())
     if checkpoint.down is not None:
         simulated.restore(checkpoint.down)
-    resumed = checkpoint.next_round if checkpoint.next_round else -1
     tell(
         events.RunStarted(
             run=plan.run,
@@ -375,7 +374,7 @@ def _begun(name: str, coordinator: Coordinator, simulated: SimulatedCohort, load
             population=len(loaded.devices),
             cohort=plan.sampling.goal,
             dim=plan.spec.dim,
-            resumed_round=resumed,
+            resumed_round=checkpoint.next_round or None,
         )
     )
     tell(events.PhaseStarted(phase="federated", steps=plan.rounds))

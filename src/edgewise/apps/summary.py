@@ -255,7 +255,7 @@ def _rungs(told: Sequence[events.AnyEvent], names: Sequence[str]) -> list[dict[s
     """One row per rung that devices could choose, from the most bytes to the fewest; empty where the codec is fixed.
     Contributions to rounds that were met."""
     met = {e.round for e in told if isinstance(e, events.RoundFinished) and e.met}
-    chosen: dict[int, list[events.Accepted]] = defaultdict(list)
+    chosen: dict[int | None, list[events.Accepted]] = defaultdict(list)
     for e in told:
         if isinstance(e, events.Accepted) and e.round in met:
             chosen[e.rung].append(e)

@@ -102,7 +102,7 @@ def feedback(
             part[sent.support[low:high] - start] -= sent.body[low:high]
             return part
 
-        if message.rung >= 0 and is_rescaled_sample(space, nest.spaces(space)[-1].rungs[message.rung]):
+        if message.rung is not None and is_rescaled_sample(space, nest.spaces(space)[-1].rungs[message.rung]):
             kept = residuals.start(kind, space.dim)
         else:
             kept = residuals.store(kind, space.dim, left, turn.own("residual", turn.round))

@@ -52,7 +52,7 @@ class Numbered:
 
     def pack(self, payload: Payload, space: Space) -> bytes:
         """As ``core.space.Layout`` says."""
-        if not 0 <= payload.rung < len(self.rungs):
+        if payload.rung is None or not 0 <= payload.rung < len(self.rungs):
             raise ValueError(f"no rung {payload.rung} among {len(self.rungs)}")
         return _varint(payload.rung) + pack.pack(payload, self.rungs[payload.rung])
 
@@ -145,8 +145,9 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
         return payload.but(rung=chosen), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
+        assert payload.rung is not None, "a payload of this stage's own says by which rung"
         chain = chains[payload.rung]
-        return undo(chain, fold(space, chain), payload.but(rung=-1), turn)
+        return undo(chain, fold(space, chain), payload.but(rung=None), turn)
 
     def says(before: Space, after: Space) -> str:
         sizes = rung_bytes(after)

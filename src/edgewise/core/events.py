@@ -16,7 +16,7 @@ class Event(msgspec.Struct, frozen=True, tag_field="event", kw_only=True):
 
 
 class RunStarted(Event, frozen=True, tag="run_started"):
-    """A run begins or, with ``resumed_round >= 0``, goes on from that round."""
+    """A run begins or, with ``resumed_round``, goes on from that round."""
 
     run: str
     name: str
@@ -24,7 +24,7 @@ class RunStarted(Event, frozen=True, tag="run_started"):
     population: int
     cohort: int
     dim: int
-    resumed_round: int = -1
+    resumed_round: int | None = None
 
 
 class Forecast(Event, frozen=True, tag="forecast"):
@@ -58,7 +58,7 @@ class RoundStarted(Event, frozen=True, tag="round_started"):
 
 
 class Accepted(Event, frozen=True, tag="accepted"):
-    """A contribution entered the round's sum; ``rung`` is the one its device chose, -1 where the codec is fixed;
+    """A contribution entered the round's sum; ``rung`` is the one its device chose, None where the codec is fixed;
     ``bytes_down`` is what its device had to download for it."""
 
     round: int
@@ -66,7 +66,7 @@ class Accepted(Event, frozen=True, tag="accepted"):
     bytes_up: int
     train_s: float
     encode_s: float
-    rung: int = -1
+    rung: int | None = None
     bytes_down: int = 0
 
 
@@ -94,7 +94,7 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
 
     ``head`` holds the weighted means that travelled with the updates (train losses). ``lag_l2`` is the L2 distance of
     the model from what devices will be given of it in the next round; 0.0 where they are given the model itself.
-    ``code`` says why secure aggregation ended without a sum; empty where it did not. ``epsilon`` is what all rounds so
+    ``code`` says why secure aggregation ended without a sum; None where it did not. ``epsilon`` is what all rounds so
     far have spent of the privacy budget; 0.0 without one.
     """
 
@@ -113,7 +113,7 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
     seconds: float
     model: str
     lag_l2: float = 0.0
-    code: str = ""
+    code: str | None = None
     epsilon: float = 0.0
 
 

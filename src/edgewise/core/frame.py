@@ -11,7 +11,7 @@ so that one broadcast serves a whole cohort. The blob of one round's compressed 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,6 +21,7 @@ from edgewise.core.outline import outline
 MAGIC = b"EWF"
 VERSION = 2
 HEADER_BYTES = len(MAGIC) + 1
+Number = Annotated[int, msgspec.Meta(ge=0)]
 LIMIT_BYTES = 64 * 1024 * 1024  # default ceiling of one frame; a contribution of 5 MB leaves room for ten
 
 
@@ -60,7 +61,7 @@ class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return msgspec.structs.replace(self, steps=min(self.steps, wanted), epochs=0.0)
 
 
-class Invite(_Message, frozen=True, tag="invite"):
+class Invite(_Message, frozen=True, tag="invite", omit_defaults=True):
     """Server -> device: train on this model in this round.
 
     Attributes:
@@ -69,14 +70,16 @@ class Invite(_Message, frozen=True, tag="invite"):
         model: digest of the round's parameters, and of what the strategy gives devices beside them, as one vector: of
             the snapshot's blob, and of what the deltas lead to.
         public: the round's public key, 32 bytes, for shared supports and grids.
-        accepted: last round in which a contribution of this device entered a model, -1 if none; the device commits
+        accepted: last round in which a contribution of this device entered a model, None if none; the device commits
             or discards its pending codec memory by it.
         deadline_s: seconds from now after which a contribution is late.
-        base: digest of the model that the deltas start from, one that this device has; empty = download ``model``.
+        base: digest of the model that the deltas start from, one that this device has; None = download ``model``.
         deltas: digests of the ``Delta`` blobs to apply to ``base``, in this order.
-        support: digest of the blob with the positions of the last release (``Turn.support``); empty = none.
-        clip: the round's clip where it follows the updates (``Turn.clip``); 0 = fixed by the recipe.
-        nonce: 32 fresh bytes that tell this round's secure aggregation from all others; empty where there is none.
+        support: digest of the blob with the positions of the last release (``Turn.support``); None = there are none.
+        clip: the round's clip where it follows the updates (``Turn.clip``); None = fixed by the recipe.
+        nonce: 32 fresh bytes that tell this round's secure aggregation from all others; None where there is none.
+
+    What is None is left out of the frame, but for ``accepted``.
     """
 
     run: str
@@ -84,14 +87,14 @@ class Invite(_Message, frozen=True, tag="invite"):
     spec: str
     model: str
     public: bytes
-    accepted: int
+    accepted: Number | None
     deadline_s: float
     rule: LocalRule
-    base: str = ""
+    base: str | None = None
     deltas: tuple[str, ...] = ()
-    support: str = ""
-    nonce: bytes = b""
-    clip: float = 0.0
+    support: str | None = None
+    nonce: bytes | None = None
+    clip: float | None = None
 
 
 class Delta(_Message, frozen=True, tag="delta"):
@@ -120,13 +123,13 @@ class Contribution(_Message, frozen=True, tag="contribution"):
 class Step(_Message, frozen=True, tag="step", omit_defaults=True):
     """Either way: one message of the round's secure aggregation. ``body`` is a message of ``secagg.messages``, with a
     strict form of its own; ``device`` is who sends or is sent it. ``rung``: with keys, the best that the device can
-    send in time; with the server's messages, that of the device's group; -1 where the codec is fixed."""
+    send in time; with the server's messages, that of the device's group; None where the codec is fixed."""
 
     run: str
     round: int
     device: str
     body: bytes
-    rung: int = -1
+    rung: Number | None = None
 
 
 class Refusal(_Message, frozen=True, tag="refusal"):

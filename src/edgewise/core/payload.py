@@ -22,7 +22,7 @@ class Payload:
         scales: float32[scales ceil(m / block)], bfloat16 values; None where the grid is public.
         count: amount of data behind the contribution; input of ``weigh``, never sent.
         widths: uint8[parts], bits per coordinate of each part (``codecs.mixed``); None where all have the same.
-        rung: number of the space that this is an encoding of (``codecs.ladder``); -1 where there is no choice.
+        rung: number of the space that this is an encoding of (``codecs.ladder``); None where there is no choice.
     """
 
     body: NDArray[Any]
@@ -31,7 +31,7 @@ class Payload:
     scales: NDArray[np.float32] | None = None
     count: float = field(default=1.0, repr=False)
     widths: NDArray[np.uint8] | None = None
-    rung: int = -1
+    rung: int | None = None
 
     __repr__ = outline
 

@@ -65,7 +65,7 @@ class Devices:
     store: DeviceStore
     downloads: Downloads
     trust: Trust
-    secrets: Callable[[DeviceId, int, bytes], Secrets]
+    secrets: Callable[[DeviceId, int, bytes | None], Secrets]
     out_of_step: Callable[[device_state.Idle, int | None], StoreError] | None = None
     budget: OwnerBudget | None = None
 
@@ -91,7 +91,7 @@ class Devices:
         if request is None:
             if self.out_of_step and any(isinstance(effect, machine.Save) for effect in effects):
                 idle = known if isinstance(known, device_state.Idle) else known.idle
-                raise self.out_of_step(idle, message.accepted if message.accepted >= 0 else None)
+                raise self.out_of_step(idle, message.accepted)
             return self._sent(device, effects)
         self._kept(device, effects)
         began = time.perf_counter()
@@ -150,7 +150,7 @@ class Devices:
             support = None
             if most := self.plan.at(invite.round).encoded.announced:
                 support = np.zeros(0, np.int64)
-                if invite.support:
+                if invite.support is not None:
                     support = pack.unpack_support(self.downloads.blob(invite.support), most, self.plan.layout.sent.dim)
         except DecodeError as e:
             return machine.Unready(invite, e.code, e.what)

@@ -101,7 +101,7 @@ class Downloads:
     def model(self, invite: frame.Invite) -> Vector | None:
         """What an invitation names, float32 of ``dim``, from its snapshot or by its deltas; None where the deltas
         start from a model that the devices here do not have. Raises DecodeError as ``snapshot``."""
-        if invite.base:
+        if invite.base is not None:
             return self._following.find(invite)
         model = self.snapshot(invite.model, self._dim)
         self._following.put(invite.round, invite.model, model)

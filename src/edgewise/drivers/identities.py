@@ -57,10 +57,11 @@ def simulated_trust(key: Key) -> Trust:
     )
 
 
-def simulated_secrets(plan: Plan, root: Key, device: DeviceId, round: int, nonce: bytes) -> Secrets:
-    """A simulated device's secrets. ``nonce``: of the invitation; another attempt at a round that hides contributions
-    has another one, so no noise is repeated. Without noise the rounding of updates is on the seed, as batches are."""
-    session = derive(root, "session", device, round, nonce)
+def simulated_secrets(plan: Plan, root: Key, device: DeviceId, round: int, nonce: bytes | None) -> Secrets:
+    """A simulated device's secrets. ``nonce``: of the invitation, None where it has none; another attempt at a round
+    that hides contributions has another one, so no noise is repeated. Without noise the rounding of updates is on the
+    seed, as batches are."""
+    session = derive(root, "session", device, round, nonce or b"")
     if not noised(plan):
         return Secrets(plan.batch_key(device, round), derive(plan.key, "device", device, round), session)
     return Secrets(derive(session, "training"), derive(session, "private"), session)

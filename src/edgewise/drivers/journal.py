@@ -44,7 +44,7 @@ _LENGTHS, _CRC = struct.Struct("<II"), struct.Struct("<I")
 _HEADER_BYTES = _LENGTHS.size + _CRC.size
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(tuple[str, str, bytes, float, float, float])
-_began = msgspec.msgpack.Decoder(tuple[bytes, bytes, tuple[str, ...]])
+_began = msgspec.msgpack.Decoder(tuple[bytes, bytes | None, tuple[str, ...]])
 _pinned = msgspec.msgpack.Decoder(tuple[int, tuple[str, ...]])
 
 

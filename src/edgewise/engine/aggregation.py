@@ -22,18 +22,18 @@ from edgewise.core.stage import Sum
 from edgewise.core.training import DeviceId
 from edgewise.engine.ports import Helper, Trust
 from edgewise.engine.round_facts import RoundFacts
-from edgewise.engine.round_states import FIXED, Closed, Masks, TwoServers
+from edgewise.engine.round_states import Closed, Masks, TwoServers
 from edgewise.secagg import two_server
 from edgewise.secagg.merge import Groups, total
 
-Sums = tuple[tuple[int, Sum], ...]  # with the rung of each; several only where devices were sorted by rungs
+Sums = tuple[tuple[int | None, Sum], ...]  # with the rung of each; several only where devices were sorted by rungs
 
 
 class Aggregation(Protocol):
     """Where one round's contributions go."""
 
-    def fold(self, device: DeviceId, message: Contribution) -> int:
-        """Add one contribution that counts; the number of the rung that it chose, ``FIXED`` where there is no choice.
+    def fold(self, device: DeviceId, message: Contribution) -> int | None:
+        """Add one contribution that counts; the number of the rung that it chose, None where there is no choice.
 
         Raises DecodeError; nothing has changed then.
         """
@@ -55,7 +55,7 @@ class PlainAggregation:
         self._pipe, self._turn = facts.pipe, facts.turn
         self._total = self._pipe.start_sum()
 
-    def fold(self, device: DeviceId, message: Contribution) -> int:
+    def fold(self, device: DeviceId, message: Contribution) -> int | None:
         """See Aggregation."""
         payload = pack.unpack(message.payload, self._pipe.encoded)
         self._total = self._pipe.add(self._total, payload, replace(self._turn, device=device))
@@ -67,7 +67,7 @@ class PlainAggregation:
 
     def sums(self, closed: Closed) -> Sums:
         """See Aggregation."""
-        return ((FIXED, self._total),)
+        return ((None, self._total),)
 
 
 class TwoServerAggregation:
@@ -82,13 +82,13 @@ class TwoServerAggregation:
         self._helper, self._leader = helper, two_server.lead(facts.secagg, facts.session, secret, trust.registry)
         helper.begin(facts.invite)
 
-    def fold(self, device: DeviceId, message: Contribution) -> int:
+    def fold(self, device: DeviceId, message: Contribution) -> int | None:
         """See Aggregation."""
         ticket, share = two_server.open_report(self._leader, device, message.payload)
         if (code := self._helper.admit(two_server.dump(ticket))) is not None:
             raise DecodeError(code, "the helper refuses the report.")
         self._leader = two_server.count(self._leader, ticket, share)
-        return FIXED
+        return None
 
     def open(self, devices: Sequence[DeviceId]) -> None:
         """See Aggregation."""
@@ -98,7 +98,7 @@ class TwoServerAggregation:
     def sums(self, closed: Closed) -> Sums:
         """See Aggregation."""
         opened, n = self._leader.total, len(closed.accepted)
-        return ((FIXED, Sum(total(opened.body, opened.head, n), n)),)
+        return ((None, Sum(total(opened.body, opened.head, n), n)),)
 
 
 class MaskedAggregation:
@@ -108,7 +108,7 @@ class MaskedAggregation:
         assert isinstance(facts.protocol, Masks)
         self._together = facts.protocol.groups > 1 and not facts.protocol.rungs
 
-    def fold(self, device: DeviceId, message: Contribution) -> int:
+    def fold(self, device: DeviceId, message: Contribution) -> int | None:
         """See Aggregation: a contribution that the server could read is refused."""
         raise DecodeError("E-FRAME", "keys of secure aggregation are expected.")
 
@@ -124,7 +124,7 @@ class MaskedAggregation:
         )
         if not self._together:
             return sums
-        return ((FIXED, Sum(Groups(tuple(part.acc for _, part in sums)), len(closed.accepted))),)
+        return ((None, Sum(Groups(tuple(part.acc for _, part in sums)), len(closed.accepted))),)
 
 
 def aggregation(facts: RoundFacts, trust: Trust | None, secret: Key | None, helper: Helper | None) -> Aggregation:

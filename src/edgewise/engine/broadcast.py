@@ -129,7 +129,7 @@ def letters(
     sizes: dict[DeviceId, int] = {}
     whole = down is None  # somebody needs the snapshot
     for device, standing in devices.items():
-        letter = msgspec.structs.replace(common, accepted=-1 if standing.accepted is None else standing.accepted)
+        letter = msgspec.structs.replace(common, accepted=standing.accepted)
         raw = frame.dump(letter)
         size = len(raw) + len(model) + len(support)
         if down is not None and standing.held is not None and (way := since(down, standing.held)):

@@ -139,7 +139,7 @@ class Coordinator:
     def _drawn(self, number: int) -> Began:
         """What the server draws for a round; the time is set when the round starts."""
         entropy, hidden = self.entropy(number), self.plan.hides is not None
-        nonce = derive(entropy, "nonce") if hidden else b""
+        nonce = derive(entropy, "nonce") if hidden else None
         invited = draw(self.plan.sampling, self.population, self.sampling_key, number)
         return Began(0.0, derive(entropy, "attempt").hex(), nonce, derive(entropy, "groups"), invited)
 

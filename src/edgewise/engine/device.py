@@ -183,7 +183,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     pipe = plan.at(invite.round)
     secrets, budget_bytes = state.secrets, plan.budget_bytes(event.elapsed_s, event.up_mbit)
     private, me = secrets.encoding, state.device
-    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, _clip(invite), me)
+    turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip, me)
     try:
         payload, idle = _encoded(plan, pipe, state.idle, update, turn, memory)
     except EdgewiseError as e:
@@ -204,8 +204,9 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     body, head = residues(payload)
     secret = trust.identity(me)
     if not plan.interactive:
-        servers, session = (trust.leader, trust.helper), secrets.session
-        report = two_server.split(secagg, sid, me, secret, *servers, body, head, session)
+        if trust.leader is None or trust.helper is None:
+            raise ValueError("sharing a contribution needs the keys of both servers")
+        report = two_server.split(secagg, sid, me, secret, trust.leader, trust.helper, body, head, secrets.session)
         return idle, (*leaves, Send(frame.dump(_contribution(state, report))))
     hiding, first = client.start(secagg, sid, me, secret, body, head, secrets.session)
     sent = frame.dump(frame.Step(run=invite.run, round=invite.round, device=me, body=first))
@@ -280,21 +281,21 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
     return asking, (Save(asking), Send(sent))
 
 
-def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int) -> InSecAgg:
+def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int | None) -> InSecAgg:
     """The session with the update encoded by the rung of the device's group: its own best one, or a smaller.
 
     Raises EdgewiseError: E-RUNG for another one, E-STALE where codec memory got lost since the invitation, or whatever
     encoding raises.
     """
-    if not unsent.best <= rung < len(plan.ways):
+    if rung is None or not unsent.best <= rung < len(plan.ways):
         raise DecodeError("E-RUNG", "the group's rung is not one that this device can send in time.")
     invite, pipe = frame.from_server(unsent.invite, len(unsent.invite)), plan.at(state.round, rung)
     assert isinstance(invite, Invite)
     assert isinstance(state.client, client.Advertised)
-    idle = settled(plan, state.idle, _round(invite.accepted))  # a store may have kept the memory of before
+    idle = settled(plan, state.idle, invite.accepted)  # a store may have kept the memory of before
     if idle is None:
         raise DecodeError(STALE, OUT_OF_STEP)
-    turn = keys.Turn(state.round, invite.public, unsent.private, clip=_clip(invite), device=state.idle.device)
+    turn = keys.Turn(state.round, invite.public, unsent.private, clip=invite.clip, device=state.idle.device)
     update = Update(vector.from_bytes(unsent.x, plan.layout.sent.dim), unsent.head, unsent.count)
     payload, idle = _encoded(plan, pipe, idle, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
@@ -354,7 +355,7 @@ def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Eff
     no = invitation.refused(plan, invite, before.answered)
     if (no := no or invitation.unfit(plan, invite, event.params, event.support)) is not None:
         return state, (Send(_refusal(device, invite, *no)),)
-    accepted = _round(invite.accepted)
+    accepted = invite.accepted
     held = settled(plan, before, accepted)
     if held is None:
         empty = Idle(device, After(accepted, join(plan, device).committed.memory), answered=before.answered)
@@ -371,14 +372,6 @@ def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Eff
 
 def _heard(message: Invite | frame.Step) -> str:
     return vector.digest(frame.dump(message))
-
-
-def _round(number: int) -> int | None:
-    return None if number < 0 else number
-
-
-def _clip(invite: Invite) -> float | None:
-    return invite.clip or None
 
 
 def _contribution(state: Training, payload: bytes | bytearray) -> frame.Contribution:

@@ -92,7 +92,7 @@ class InSecAgg:
         client: state of its machine. idle: what holds after it.
         heard, said: digest of the server's frame that was answered last, and the answer. After a stop the server, or
             the device, may not know that the answer came: the same frame gets the same answer again.
-        rung: of the device's group, -1 where the codec is fixed. unsent: until the group is known.
+        rung: of the device's group, None where the codec is fixed. unsent: until the group is known.
     """
 
     round: int
@@ -100,7 +100,7 @@ class InSecAgg:
     idle: Idle = field(repr=False)
     heard: str
     said: bytes = field(repr=False)
-    rung: int = -1
+    rung: int | None = None
     unsent: Unsent | None = None
 
     @property
@@ -150,7 +150,7 @@ def recalled(state: Kept, charged: int | None) -> Kept:
 class _Session(msgspec.Struct, frozen=True):
     round: int
     client: bytes
-    rung: int
+    rung: int | None
     unsent: Unsent | None
     heard: str
     said: bytes

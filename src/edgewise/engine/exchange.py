@@ -10,7 +10,7 @@ at their deadlines, and puts two effects between its messages:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgewise.core.frame import Step
@@ -45,13 +45,13 @@ def begin(
     policy: Policy,
     masks: Masks,
     keys: server.Advertising,
-    counted: Mapping[DeviceId, int],
+    counted: Mapping[DeviceId, int | None],
     at_s: float,
 ) -> Out:
     """Deal the devices whose keys came into groups and send each its roster. ``counted``: device -> rung."""
     groups, member = list[Group](), dict[DeviceId, int]()
     for rung, devices in _dealt(masks, counted):
-        params = masks.rungs[rung] if masks.rungs else masks.session.params
+        params = masks.session.params if rung is None else masks.rungs[rung]
         member |= dict.fromkeys(devices, len(groups))
         groups.append(Group(server.part(keys, devices, params), rung, at_s))
     state, effects = Exchanging(collected, policy, masks, tuple(groups), member), tuple[Effect, ...]()
@@ -61,10 +61,11 @@ def begin(
     return _ended(state, effects)
 
 
-def _dealt(masks: Masks, counted: Mapping[DeviceId, int]) -> list[tuple[int, list[DeviceId]]]:
+def _dealt(masks: Masks, counted: Mapping[DeviceId, int | None]) -> Sequence[tuple[int | None, list[DeviceId]]]:
     if not masks.rungs:
-        return [(-1, devices) for devices in deal(tuple(counted), masks.groups, masks.dealing)]
-    return sort(counted, masks.sizes, masks.groups, masks.rungs[0].n_min, masks.dealing)
+        return [(None, devices) for devices in deal(tuple(counted), masks.groups, masks.dealing)]
+    best = {device: rung for device, rung in counted.items() if rung is not None}
+    return sort(best, masks.sizes, masks.groups, masks.rungs[0].n_min, masks.dealing)
 
 
 def waits_for(state: Exchanging, device: DeviceId) -> bool:
@@ -150,7 +151,7 @@ def _ended(state: Exchanging, effects: tuple[Effect, ...]) -> Out:
         accepted=survivors,
         lost=(*state.collected.lost, *lost),
         flagged=tuple((d, code) for d, code in faults.items() if d in there and code != DROPPED),
-        code="" if met else next(iter(failed), "E-SECAGG-FEW"),
+        code=None if met else next(iter(failed), "E-SECAGG-FEW"),
         released=released,
         rungs={device: state.groups[number].rung for device, number in state.member.items()},
     )

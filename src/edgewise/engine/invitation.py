@@ -62,12 +62,12 @@ def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> 
         return No("E-NAN", "the round's model has values that are not finite")
     most = plan.at(invite.round).encoded.announced
     if not most or support is None:
-        fits = not most and support is None and not invite.support
+        fits = not most and support is None and invite.support is None
     elif support.size:
         named = vector.digest(pack.pack_support(support, plan.layout.sent.dim))
         fits = support.size <= most and named == invite.support
     else:
-        fits = not invite.support
+        fits = invite.support is None
     return None if fits else No("E-BLOB", "the positions of the last release are not those that the invitation names")
 
 
@@ -79,26 +79,28 @@ def _foreign(plan: Plan, invite: Invite) -> str | None:
         return f"the run has the rounds 0 to {plan.rounds - 1}"
     if not _alike(invite.rule, plan.rule(invite.round)):
         return "the invitation asks for other local training than the recipe: steps, epochs, rate or segments"
-    least, most = plan.clips(invite.round) or (0.0, 0.0)
-    if not least * (1.0 - _CLIPS) <= invite.clip <= most * (1.0 + _CLIPS):  # also for NaN
+    if (clips := plan.clips(invite.round)) is None:
+        return None if invite.clip is None else "the recipe fixes the clip, and the invitation names one"
+    least, most = clips
+    if invite.clip is None or not least * (1.0 - _CLIPS) <= invite.clip <= most * (1.0 + _CLIPS):  # also for NaN
         return f"the clip of this round is between {least:.6g} and {most:.6g}"
     return None
 
 
 def _malformed(plan: Plan, invite: Invite) -> str | None:
     """Why no server of this version writes such an invitation; None where one does."""
-    if not -1 <= invite.accepted < invite.round:
+    if invite.accepted is not None and not 0 <= invite.accepted < invite.round:
         return "the last accepted round is not before this one"
     if not 0.0 < invite.deadline_s < math.inf:
         return "the deadline is no positive number of seconds"
     if len(invite.public) != KEY_BYTES:
         return f"the public key does not have {KEY_BYTES} bytes"
-    if len(invite.nonce) != (KEY_BYTES if plan.hides is not None else 0):
+    if (None if invite.nonce is None else len(invite.nonce)) != (None if plan.hides is None else KEY_BYTES):
         return "the nonce has the wrong length, and without one a session could be played twice"
-    if bool(invite.base) != bool(invite.deltas) or (invite.base and plan.downlink is None):
+    if (invite.base is not None) != bool(invite.deltas) or (invite.base is not None and plan.downlink is None):
         return "the invitation names deltas without a base, a base without deltas, or either where there are none"
-    named = [invite.model, *([invite.base] if invite.base else []), *([invite.support] if invite.support else [])]
-    if not all(map(_DIGEST.fullmatch, (*named, *invite.deltas))):
+    named = (name for name in (invite.model, invite.base, invite.support, *invite.deltas) if name is not None)
+    if not all(map(_DIGEST.fullmatch, named)):
         return "the name of a blob is not a digest"
     return None
 

@@ -23,7 +23,6 @@ from edgewise.engine.aggregation import Aggregation, Sums
 from edgewise.engine.ports import Arrived, Cohort, Expired, Journal, Lost, Pinned, Record, Resumed, Sent
 from edgewise.engine.round_facts import RoundFacts
 from edgewise.engine.round_states import (
-    FIXED,
     Answered,
     Charge,
     Close,
@@ -284,7 +283,7 @@ class OpenRound:
         """Who is in a sum that hides its parts is known at its end only."""
         number = closed.round
         for device in closed.accepted if closed.met else ():
-            self._accepted(device, closed.rungs.get(device, FIXED))
+            self._accepted(device, closed.rungs.get(device))
         for device, code in closed.lost:
             if device in self.books.first:  # the others were reported when they were lost
                 self.books.bytes_up += self.books.later[device]
@@ -292,7 +291,7 @@ class OpenRound:
         for device, code in closed.flagged:
             self._say(events.Flagged(round=number, device=device, code=code))
 
-    def _accepted(self, device: DeviceId, rung: int) -> None:
+    def _accepted(self, device: DeviceId, rung: int | None) -> None:
         """Tell that a contribution is in the sum."""
         record, size = self.books.first[device]
         size += self.books.later[device]

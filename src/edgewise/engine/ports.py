@@ -100,13 +100,13 @@ class Trust:
     Attributes:
         registry: device -> its enrolled Ed25519 key; None for a stranger.
         identity: device -> its own secret Ed25519 key; a driver knows that of its own devices only.
-        leader, helper: public HPKE keys of the two servers; empty where there is one.
+        leader, helper: public HPKE keys of the two servers; None where there is one.
     """
 
     registry: Callable[[DeviceId], bytes | None] = field(repr=False)
     identity: Callable[[DeviceId], bytes] = field(repr=False)
-    leader: bytes = b""
-    helper: bytes = b""
+    leader: bytes | None = None
+    helper: bytes | None = None
 
 
 class Helper(Protocol):
@@ -138,13 +138,13 @@ class Began:
 
     Attributes:
         at_s: on the cohort's clock. attempt: the round's name in the privacy ledger.
-        nonce: tells the round's secure aggregation from all others; devices are sent it. Empty where there is none.
+        nonce: tells the round's secure aggregation from all others; devices are sent it. None where there is none.
         dealing: decides the groups of hidden sums. invited: the cohort.
     """
 
     at_s: float
     attempt: str
-    nonce: bytes = field(repr=False)
+    nonce: bytes | None = field(repr=False)
     dealing: Key = field(repr=False)
     invited: tuple[DeviceId, ...]
 

@@ -26,7 +26,6 @@ from edgewise.core.frame import Contribution, Step
 from edgewise.core.training import DeviceId
 from edgewise.engine import exchange
 from edgewise.engine.round_states import (
-    FIXED,
     Answered,
     Charge,
     Close,
@@ -82,15 +81,15 @@ def start(
     return state, (*(Send(device, raw) for device, raw in (invitations or {}).items()), *effects)
 
 
-def unwanted(state: State, device: DeviceId, round: int) -> str:
-    """Why a contribution would not count now: ``closed``, ``uninvited``, ``late``, ``duplicate``; empty if it would."""
+def unwanted(state: State, device: DeviceId, round: int) -> str | None:
+    """Why a contribution would not count now: ``closed``, ``uninvited``, ``late``, ``duplicate``; None if it would."""
     if not isinstance(state, Collecting):
         return "closed"
     if device not in state.invited:
         return "uninvited"
     if round != state.round:
         return LATE
-    return "duplicate" if device in state.counted else ""
+    return "duplicate" if device in state.counted else None
 
 
 def wanted(state: State, event: Event) -> bool:
@@ -99,9 +98,9 @@ def wanted(state: State, event: Event) -> bool:
         case Collecting(), Deadline(at_s):
             return at_s >= state.policy.deadline_at_s
         case Collecting(), Gone(device, round) | Useless(device, round):
-            return not unwanted(state, device, round) and device not in state.reported
+            return unwanted(state, device, round) is None and device not in state.reported
         case Collecting(), Answered(device, round) | Usable(device, round):
-            return not unwanted(state, device, round)
+            return unwanted(state, device, round) is None
         case Exchanging(), _:
             return exchange.wanted(state, event)
         case Opening(), Opened():
@@ -155,8 +154,9 @@ def step(state: State, event: Event) -> Out:
         case _, Deadline() | Opened():
             return state, ()
         case _, _:
-            if (why := unwanted(state, event.device, event.round)) or not isinstance(state, Collecting):
+            if (why := unwanted(state, event.device, event.round)) is not None:
                 return state, (Ignore(event.device, why),)
+            assert isinstance(state, Collecting)
             return _collected(state, event)
 
 
@@ -167,7 +167,7 @@ def _collected(state: Collecting, event: Answered | Usable | Useless | Gone) -> 
         case Answered(device, round, Step() as message, at_s):
             if not isinstance(state.protocol, Masks) or state.keys is None:
                 return _collected(state, Useless(device, round, "E-FRAME", "a contribution is expected.", at_s))
-            if message.rung not in (range(len(state.protocol.rungs)) if state.protocol.rungs else (FIXED,)):
+            if message.rung not in (range(len(state.protocol.rungs)) if state.protocol.rungs else (None,)):
                 return _collected(state, Useless(device, round, "E-RUNG", "no rung of this run has that number.", at_s))
             keys, effects = server.step(state.keys, Received(device, message.body))
             for effect in effects:
@@ -187,7 +187,7 @@ def _collected(state: Collecting, event: Answered | Usable | Useless | Gone) -> 
     return state, (Ignore(event.device, "duplicate"),)
 
 
-def _counted(state: Collecting, device: DeviceId, rung: int, at_s: float) -> Out:
+def _counted(state: Collecting, device: DeviceId, rung: int | None, at_s: float) -> Out:
     returned = state.returned + (device in state.reported)
     state = replace(state, counted=state.counted.plus(device, rung), returned=returned)
     return _settled(state, (Counted(device, rung),), at_s)

@@ -68,9 +68,9 @@ class RoundFacts:
         policy = replace(self.policy, deadline_at_s=deadline_at_s)
         return replace(self, began=replace(self.began, at_s=at_s), policy=policy)
 
-    def at(self, rung: int) -> Pipeline:
+    def at(self, rung: int | None) -> Pipeline:
         """The update pipeline by a rung of ``rungs``, or where the codec is fixed."""
-        return self.pipe if rung < 0 else self.rungs[rung]
+        return self.pipe if rung is None else self.rungs[rung]
 
 
 def decide(
@@ -98,12 +98,12 @@ def decide(
         spec=plan.spec.digest(),
         model=vector.digest(model) if checkpoint.down is None else checkpoint.down.model,
         public=turn.public,
-        accepted=-1,
+        accepted=None,
         deadline_s=sampling.deadline_s,
         rule=plan.rule(number),
-        support=vector.digest(named) if named else "",
+        support=vector.digest(named) if named else None,
         nonce=began.nonce,
-        clip=turn.clip or 0.0,
+        clip=turn.clip,
     )
     secagg = session = None
     protocol: Protocol = None

@@ -12,8 +12,6 @@ from edgewise.core.training import DeviceId
 from edgewise.secagg import server
 from edgewise.secagg.params import Params
 
-FIXED = -1  # number of the rung where the codec is fixed
-
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -70,7 +68,7 @@ class Collecting:
     invited: frozenset[DeviceId]
     policy: Policy
     protocol: Protocol = None
-    counted: AppendMap[DeviceId, int] = field(default_factory=AppendMap)
+    counted: AppendMap[DeviceId, int | None] = field(default_factory=AppendMap)
     reported: AppendMap[DeviceId, str] = field(default_factory=AppendMap)
     returned: int = 0
     keys: server.Advertising | None = None
@@ -100,7 +98,7 @@ class Closed:
         accepted: whose contributions are in the sum, in arrival order. lost: (device, code). late: the invited devices
             that nobody waited for.
         flagged: (device, code) of those who are in the sum, and lied or broke off later. Silence is not flagged.
-        code: why secure aggregation came to no sum; empty otherwise.
+        code: why secure aggregation came to no sum; None otherwise.
         released: with masks the opened sum of each group that has one, with the rung of the group.
         rungs: device -> rung of its group; empty where the codec is fixed or devices choose alone.
     """
@@ -111,9 +109,9 @@ class Closed:
     lost: tuple[tuple[DeviceId, str], ...]
     late: tuple[DeviceId, ...]
     flagged: tuple[tuple[DeviceId, str], ...] = ()
-    code: str = ""
-    released: tuple[tuple[int, server.Released], ...] = field(default=(), repr=False)
-    rungs: Mapping[DeviceId, int] = field(default_factory=dict)
+    code: str | None = None
+    released: tuple[tuple[int | None, server.Released], ...] = field(default=(), repr=False)
+    rungs: Mapping[DeviceId, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +126,7 @@ class Group:
     """One session of masks: its state, its rung, and when the step that it is in ends."""
 
     state: server.State
-    rung: int
+    rung: int | None
     until_s: float
 
     @property
@@ -181,7 +179,7 @@ class Usable:
 
     device: DeviceId
     round: int
-    rung: int = FIXED
+    rung: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +214,7 @@ class Deadline:
 class Opened:
     """The helper's half has been added; or the code with which the helper refused."""
 
-    code: str = ""
+    code: str | None = None
 
 
 Event = Answered | Usable | Useless | Gone | Deadline | Opened
@@ -237,7 +235,7 @@ class Letter:
 
     device: DeviceId
     body: bytes = field(repr=False)
-    rung: int
+    rung: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +279,7 @@ class Counted:
     """This device's contribution counts. ``rung``: the one that it chose."""
 
     device: DeviceId
-    rung: int = FIXED
+    rung: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

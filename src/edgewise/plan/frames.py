@@ -47,7 +47,7 @@ def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
         return Traffic(
             two_server.report_bytes(plan.secagg(phase * plan.sampling.groups)) + _around(plan, device), asked
         )
-    rung = 0 if plan.ways else -1
+    rung = 0 if plan.ways else None
 
     def framed(body: bytes) -> int:
         return len(dump(Step(run=_HEX, round=100, device=device, body=body, rung=rung)))
@@ -73,9 +73,9 @@ def _invite(plan: Plan, phase: int) -> Invite:
         accepted=99,
         deadline_s=plan.sampling.deadline_s,
         rule=plan.rule(phase * plan.sampling.groups),
-        base=_HEX if deltas else "",
+        base=_HEX if deltas else None,
         deltas=(_HEX,) if deltas else (),
-        support=_HEX if plan.at(phase * plan.sampling.groups).encoded.announced else "",
-        nonce=bytes(KEY_BYTES) if plan.hides is not None else b"",
-        clip=max(plan.clips(0) or (0.0,)),
+        support=_HEX if plan.at(phase * plan.sampling.groups).encoded.announced else None,
+        nonce=bytes(KEY_BYTES) if plan.hides is not None else None,
+        clip=None if (clips := plan.clips(0)) is None else max(clips),
     )

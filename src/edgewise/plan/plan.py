@@ -117,9 +117,9 @@ class Plan:
         had one, so that every device trains every part."""
         return round // self.sampling.groups % len(self.pipelines)
 
-    def at(self, round: int, rung: int = -1) -> Pipeline:
-        """The update pipeline in this round, by a rung of ``ways``."""
-        return self.pipelines[self.phase(round)] if rung < 0 else self.ways[rung]
+    def at(self, round: int, rung: int | None = None) -> Pipeline:
+        """The update pipeline in this round, by a rung of ``ways`` where there are any."""
+        return self.pipelines[self.phase(round)] if rung is None else self.ways[rung]
 
     @property
     def hides(self) -> Hiding | None:
@@ -131,7 +131,7 @@ class Plan:
         """Whether devices agree on keys before an update leaves (masks)."""
         return self.hides is not None and self.hides.interactive
 
-    def secagg(self, round: int, rung: int = -1) -> Params:
+    def secagg(self, round: int, rung: int | None = None) -> Params:
         """The fixed part of the round's secure aggregation, in a group that sends by ``rung`` of ``ways``."""
         assert self.policy is not None
         return params(self.at(round, rung).encoded, self.policy, rung)
@@ -142,7 +142,7 @@ class Plan:
         if self.policy is None:
             return ()
         policy, ways = self.policy, self.ways
-        rungs = range(len(ways)) if ways else [-1] * len(self.pipelines)
+        rungs = range(len(ways)) if ways else [None] * len(self.pipelines)
         return tuple(
             params(pipe.encoded, policy, rung) for pipe, rung in zip(ways or self.pipelines, rungs, strict=True)
         )
@@ -158,6 +158,7 @@ class Plan:
         """The id of the session that an invitation opens: run, round, model, configuration and nonce."""
         rule = msgspec.msgpack.encode(invite.rule)
         config = messages.configuration(self.spec.digest(), rule, invite.public, invite.clip, invite.support)
+        assert invite.nonce is not None, "an invitation without one is refused where contributions are hidden"
         return messages.session_id(self.run, invite.round, invite.model, config.hex(), invite.nonce)
 
     def each(self, start: Callable[[Pipeline], Memory]) -> Memory:
@@ -265,7 +266,7 @@ class Plan:
         """The round's public key, announced in the invitation."""
         return keys.derive(self.key, "public", round)
 
-    def answer_bytes(self, round: int, body: bytes, rung: int = -1) -> float:
+    def answer_bytes(self, round: int, body: bytes, rung: int | None = None) -> float:
         """Expected bytes of a device's answer to a message of secure aggregation, in a group that sends by ``rung``."""
         secagg, message = self.secagg(round, rung), messages.load(body)
         match message:
@@ -273,7 +274,7 @@ class Plan:
                 k, _ = secagg.policy.shape(len(message.keys))
                 return BOX_BYTES * k
             case messages.Boxes():
-                return self.sizes[rung] if self.ways else self.upload_bytes(round)
+                return self.upload_bytes(round) if rung is None else self.sizes[rung]
             case messages.Proofs():
                 return REVEALED_BYTES * min(len(message.signatures), 1 + secagg.policy.shape(secagg.n_min)[0])
         return SIGNED_BYTES

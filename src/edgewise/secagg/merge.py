@@ -166,7 +166,7 @@ def grouped(
     )  # fmt: skip
 
 
-def params(space: Space, policy: Policy, rung: int = -1) -> Params:
+def params(space: Space, policy: Policy, rung: int | None = None) -> Params:
     """The session's fixed part for contributions in ``space`` (the ring after all stages)."""
     bits = space.grid.modulus.bit_length() - 1
     return Params(policy, max(2, space.quorum.n_min), bits, space.dim, len(space.head), rung)

@@ -209,15 +209,18 @@ def session_id(task: str, round: int, model: str, config: str, nonce: bytes) -> 
     return digest(b"session", task.encode(), round.to_bytes(8, "little"), model.encode(), config.encode(), nonce)
 
 
-def configuration(layout: str, rule: bytes, public: bytes, clip: float, support: str) -> bytes:
+def configuration(layout: str, rule: bytes, public: bytes, clip: float | None, support: str | None) -> bytes:
     """What devices of a round were told beside its model: of other positions, steps or clips sums would make no sense,
     or could be told apart.
 
     Args:
         layout: digest of the update's. rule: the round's training rule, MessagePack as in the invitation. public: the
-        round's public key. clip, support: as in the invitation.
+        round's public key. clip, support: as in the invitation; None counts as 0.0, and as an
+        empty text.
     """
-    return digest(b"configuration", layout.encode(), rule, public, struct.pack("<d", clip), support.encode())
+    return digest(
+        b"configuration", layout.encode(), rule, public, struct.pack("<d", clip or 0.0), (support or "").encode()
+    )
 
 
 def roster_digest(sid: bytes, keys: Mapping[str, Keys]) -> bytes:

@@ -106,7 +106,7 @@ class Params:
     Attributes:
         policy: see there. n_min: devices below which a device reveals nothing, at least 2.
         bits: of the body's ring, 1 to 32. dim: residues of the body. heads: residues of the head, modulo 2^64.
-        rung: number of the codec that all devices of the session use; -1 where there is no choice.
+        rung: number of the codec that all devices of the session use; None where there is no choice.
     """
 
     policy: Policy
@@ -114,11 +114,11 @@ class Params:
     bits: int
     dim: int
     heads: int
-    rung: int = -1
+    rung: int | None = None
 
     def bound(self, roster: bytes) -> bytes:
         """What masks and masked updates are bound to: masks of devices that were told different rungs do not cancel."""
-        return roster if self.rung < 0 else digest(b"rung", roster, self.rung.to_bytes(8, "little"))
+        return roster if self.rung is None else digest(b"rung", roster, self.rung.to_bytes(8, "little"))
 
     def needed(self, n: int) -> int:
         """Survivors without which a sum of n devices' updates is not opened: max(n_min, t, ``Policy.quorum``).

@@ -177,6 +177,6 @@ class Parts:
         return Trust(registry=keys.get, identity=lambda device: me.secret)
 
 
-def fresh(device: DeviceId, round: int, nonce: bytes) -> Secrets:
+def fresh(device: DeviceId, round: int, nonce: bytes | None) -> Secrets:
     """Secrets of the system's generator: no two attempts at a round have the same."""
     return Secrets.of(secrets.token_bytes(32))
