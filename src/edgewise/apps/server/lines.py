@@ -10,7 +10,7 @@ def line(event: AnyEvent) -> str | None:
     """An event as a line; None where there is nothing to say of it."""
     match event:
         case events.RunStarted(resumed_round=resumed):
-            goes_on = f", goes on with round {resumed + 1}" if resumed >= 0 else ""
+            goes_on = f", goes on with round {resumed + 1}" if resumed is not None else ""
             return f"{event.name}: {event.rounds} rounds of {event.cohort} of {event.population} devices{goes_on}"
         case events.Lost(device=device, code=code, reason=reason):
             return f"  lost {device[:12]}  {code} {reason}".rstrip()
