@@ -25,14 +25,17 @@ from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.core.memory import Memory, flat
 from edgewise.core.vector import digest, to_bytes
+from edgewise.crypto.seal import Boxes
 from edgewise.drivers import blobs, folder
 from edgewise.drivers import store as store_module
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.store import RunStore
+from edgewise.drivers.tables import RUNS
 from edgewise.engine.ports import Arrived, Change, Checkpoint, Delta, Downlink, Expired, Lost, Standing
 from edgewise.strategies.base import State
 
+KEY = bytes(range(32))
 RECORDS = [Arrived("a", b"frame" * 50, 1.5, 0.1, 0.2), Lost("b", "dropped", 2.0), Arrived("c", b"", 3.0), Expired(9.0)]
 
 
@@ -182,7 +185,7 @@ def test_asking_for_an_evaluation_costs_the_same_after_many(store):
 
 def test_journal_survives_a_torn_tail(tmp_path):
     path = tmp_path / "j" / "round.log"
-    journal = FileJournal(path, "c")
+    journal = FileJournal(path, "c", KEY)
     assert list(journal.replay()) == []
     for record in RECORDS:
         journal.append(record)
@@ -190,11 +193,11 @@ def test_journal_survives_a_torn_tail(tmp_path):
     whole = path.read_bytes()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        records = list(FileJournal(path, "c").replay())
+        records = list(FileJournal(path, "c", KEY).replay())
         assert records == RECORDS[: len(records)]
         assert path.stat().st_size <= cut
     path.write_bytes(whole)
-    again = FileJournal(path, "c")
+    again = FileJournal(path, "c", KEY)
     assert list(again.replay()) == RECORDS
     again.discard()
     assert not path.exists()
@@ -202,7 +205,7 @@ def test_journal_survives_a_torn_tail(tmp_path):
 
 def test_journal_damage_in_the_middle_is_an_error(tmp_path):
     path = tmp_path / "round.log"
-    journal = FileJournal(path, "c")
+    journal = FileJournal(path, "c", KEY)
     for record in RECORDS:
         journal.append(record)
     journal.close()
@@ -210,7 +213,7 @@ def test_journal_damage_in_the_middle_is_an_error(tmp_path):
     raw[20] ^= 1
     path.write_bytes(raw)
     with pytest.raises(StoreError) as caught:
-        list(FileJournal(path, "c").replay())
+        list(FileJournal(path, "c", KEY).replay())
     assert caught.value.code == "E-CHECKPOINT"
 
 
@@ -369,7 +372,7 @@ def test_a_replay_holds_one_record_at_a_time(tmp_path):
     path, size = tmp_path / "round.log", 2**20
     journal_of(path, [Arrived(f"d{i}", bytes(size), 0.0) for i in range(30)])
     tracemalloc.start()
-    seen = sum(len(record.frame) for record in FileJournal(path, "c").replay())
+    seen = sum(len(record.frame) for record in FileJournal(path, "c", KEY).replay())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seen == 30 * size
@@ -380,14 +383,16 @@ def test_a_journal_of_another_checkpoint_is_not_replayed(tmp_path):
     path = tmp_path / "round.log"
     raw = journal_of(path)
     with pytest.raises(StoreError, match=r"E-CHECKPOINT.*another checkpoint"):
-        list(FileJournal(path, "other").replay())
-    first = raw[: raw.index(b"arrived") - 14]
+        list(FileJournal(path, "other", KEY).replay())
+    with pytest.raises(StoreError, match=r"E-CHECKPOINT.*another checkpoint"):
+        list(FileJournal(path, "c", bytes(32)).replay())
+    first = raw[: 12 + int.from_bytes(raw[:4], "little")]
     path.write_bytes(raw[len(first) :])
     with pytest.raises(StoreError, match="E-CHECKPOINT"):
-        list(FileJournal(path, "c").replay())
+        list(FileJournal(path, "c", KEY).replay())
     path.write_bytes(raw + first)
     with pytest.raises(StoreError, match="E-CHECKPOINT"):
-        list(FileJournal(path, "c").replay())
+        list(FileJournal(path, "c", KEY).replay())
 
 
 def test_a_journal_is_of_the_checkpoint_that_its_store_has(tmp_path):
@@ -405,8 +410,33 @@ def test_a_journal_is_of_the_checkpoint_that_its_store_has(tmp_path):
             list(store.journal(0).replay())
 
 
+def test_a_journal_opens_until_its_round_is_committed(tmp_path):
+    """Neither the file nor the database has in it what devices sent, nor the key that it was sealed under."""
+    secret = Arrived("d0", b"what a device sent", 0.0)
+    with RunStore(tmp_path) as store:
+        store.create("run", "toy", {}, {})
+        store.commit(checkpoint(0), ())
+        journal = store.journal(0)
+        journal.append(secret)
+        journal.sync()
+        raw = (path := tmp_path / "journal/round-000000.log").read_bytes()
+        key, at = store._rows(sa.select(RUNS.c.journal_key))[0][0], store._checkpoint(store.run())
+        assert b"device sent" not in raw
+        assert list(FileJournal(path, at, key).replay()) == [secret]
+        store.commit(checkpoint(1), ())
+        assert not path.exists()
+        files = [file.read_bytes() for file in tmp_path.glob("run.db*")]
+        assert len(files) >= 2, "the write-ahead log is there too"
+        assert not any(key in file for file in files)
+        with store._engine.connect() as c:
+            assert c.execute(sa.text("PRAGMA secure_delete")).scalar() == 1
+        path.write_bytes(raw)  # from a backup
+        with pytest.raises(StoreError, match="E-CHECKPOINT"):
+            list(store.journal(0).replay())
+
+
 def journal_of(path, records=RECORDS):
-    journal = FileJournal(path, "c")
+    journal = FileJournal(path, "c", KEY)
     for record in records:
         journal.append(record)
     journal.close()
@@ -420,7 +450,7 @@ def test_a_damaged_header_is_never_taken_for_a_torn_tail(tmp_path, at):
     raw[at] ^= 0x40
     path.write_bytes(raw)
     with pytest.raises(StoreError, match="E-CHECKPOINT"):
-        list(FileJournal(path, "c").replay())
+        list(FileJournal(path, "c", KEY).replay())
     assert path.read_bytes() == bytes(raw)
 
 
@@ -428,7 +458,7 @@ def test_zeros_at_the_end_are_a_torn_tail(tmp_path):
     path = tmp_path / "round.log"
     raw = journal_of(path)
     path.write_bytes(raw + bytes(100))
-    assert list(FileJournal(path, "c").replay()) == RECORDS
+    assert list(FileJournal(path, "c", KEY).replay()) == RECORDS
     assert path.read_bytes() == raw
 
 
@@ -443,10 +473,12 @@ def test_zeros_at_the_end_are_a_torn_tail(tmp_path):
 )
 def test_a_whole_record_that_means_nothing_is_an_error(tmp_path, body):
     path = tmp_path / "round.log"
-    lengths = len(body).to_bytes(4, "little") + zlib.crc32(body).to_bytes(4, "little")
-    path.write_bytes(journal_of(path) + lengths + zlib.crc32(lengths).to_bytes(4, "little") + body)
+    before = journal_of(path)
+    box = bytes(12) + Boxes(KEY).seal(bytes(12), body, f"c {len(before)}".encode())
+    lengths = len(box).to_bytes(4, "little") + zlib.crc32(box).to_bytes(4, "little")
+    path.write_bytes(before + lengths + zlib.crc32(lengths).to_bytes(4, "little") + box)
     with pytest.raises(StoreError, match="E-CHECKPOINT"):
-        list(FileJournal(path, "c").replay())
+        list(FileJournal(path, "c", KEY).replay())
 
 
 class NearlyFull(io.FileIO):
@@ -464,11 +496,11 @@ class NearlyFull(io.FileIO):
 
 def test_a_disk_that_takes_a_part_of_a_record(tmp_path):
     path = tmp_path / "round.log"
-    journal = FileJournal(path, "c")
+    journal = FileJournal(path, "c", KEY)
     journal._file = NearlyFull(path, "ab")
     journal.append(RECORDS[0])
     whole = path.read_bytes()
-    assert list(FileJournal(path, "c").replay()) == RECORDS[:1]
+    assert list(FileJournal(path, "c", KEY).replay()) == RECORDS[:1]
     journal._file.room = 20
     with pytest.raises(StoreError, match="E-DISK"):
         journal.append(RECORDS[2])
@@ -476,7 +508,7 @@ def test_a_disk_that_takes_a_part_of_a_record(tmp_path):
     journal._file.room = 10**9
     journal.append(RECORDS[3])
     journal.close()
-    assert list(FileJournal(path, "c").replay()) == [RECORDS[0], RECORDS[3]]
+    assert list(FileJournal(path, "c", KEY).replay()) == [RECORDS[0], RECORDS[3]]
 
 
 def test_a_disk_that_refuses_to_delete_stops_nothing(tmp_path, monkeypatch):

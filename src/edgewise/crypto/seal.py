@@ -1,4 +1,4 @@
-"""Sealed boxes: AES-256-GCM under a key that is used once, and HPKE to a public key (RFC 9180)."""
+"""Sealed boxes: AES-256-GCM, its key used once or its nonces random, and HPKE to a public key (RFC 9180)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ _ONCE = bytes(12)  # a nonce of zeros is sound because a key seals one box only
 OVERHEAD_BYTES = 16  # of a box under a shared key
 HPKE_OVERHEAD_BYTES = 48
 KEY_BYTES = 32
+NONCE_BYTES = 12
 _LEAD_BYTES = KEY_BYTES + HPKE_OVERHEAD_BYTES  # of a large box: its key, sealed
 LARGE_OVERHEAD_BYTES = _LEAD_BYTES + OVERHEAD_BYTES
 
@@ -50,6 +51,27 @@ def hpke_open(secret: bytes, box: bytes, bound: bytes) -> bytes:
         return _SUITE.decrypt(box, X25519PrivateKey.from_private_bytes(secret), bound)
     except (InvalidTag, ValueError):
         raise DecodeError("E-SEAL", "a sealed box does not open.") from None
+
+
+class Boxes:
+    """Many boxes under one key: AES-256-GCM with random nonces, at most 2^32 of them. ``key``: 32 bytes that are used
+    for nothing else."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = AESGCM(key)
+
+    def seal(self, nonce: bytes, plain: bytes, bound: bytes) -> bytes:
+        """The rest of a box that begins with its ``nonce``: 12 random bytes. ``bound`` is authenticated with it."""
+        return self._cipher.encrypt(nonce, plain, bound)
+
+    def open(self, box: bytes, bound: bytes) -> bytes:
+        """Inverse of ``seal``, for the whole box. Raises DecodeError(E-SEAL) for another key or ``bound``, and for
+        changed bytes."""
+        view = memoryview(box)
+        try:
+            return self._cipher.decrypt(view[:NONCE_BYTES], view[NONCE_BYTES:], bound)
+        except (InvalidTag, ValueError):
+            raise DecodeError("E-SEAL", "a sealed box does not open.") from None
 
 
 class LargeBox:

@@ -1,10 +1,10 @@
 """A round's write-ahead log: one file, length- and CRC-framed records, appended before they take effect.
 
-Record: ``u32 length | u32 crc32 of the body | u32 crc32 of these 8 bytes | body``, little endian; the body is
+Record: ``u32 length | u32 crc32 of the body | u32 crc32 of these 8 bytes | body``, little endian; the body is a box
+(``crypto.seal.Boxes``) for the checkpoint that the round started from and the record's place in the file, of
 MessagePack ``[kind, name, bytes, number, train_s, encode_s]``:
 
     kind       name        bytes                                  number
-    of         checkpoint
     began      attempt     MessagePack [dealing, nonce, cohort]   at_s
     arrived    device      frame                                  at_s
     lost       device      code                                   at_s
@@ -12,14 +12,16 @@ MessagePack ``[kind, name, bytes, number, train_s, encode_s]``:
     pinned                 MessagePack [group, survivors]
     resumed                                                       by_s
 
-The first record names the checkpoint that the round started from: a journal of another one is not replayed. A torn tail
-(the process died while writing) is cut off on opening: what it held is asked again. Anything damaged before it is
-E-CHECKPOINT. Without its journal a round is begun anew: a device asked again for the same round sends the same bytes,
-or, where its update may leave once only, nothing.
+A journal of another checkpoint does not open, nor does a record in another place. A torn tail (the process died while
+writing) is cut off on opening: what it held is asked again. Anything damaged before it is E-CHECKPOINT. Without its
+journal a round is begun anew: a device asked again for the same round sends the same bytes, or, where its update may
+leave once only, nothing.
 
-What a journal shows: the updates of the round where the server sees them. Where it does not, what devices sent: masked
-updates, sealed boxes and shares, from which the sum follows once the shares are in; sealed reports, from which nothing
-does. No key of the server is in it.
+The key of the boxes is the round's own. It ends with the round (``RunStore.commit``), so a copy of the file that a disk
+or a backup keeps shows nothing once the round is over. Before that, who has the file and the key sees what the server
+does: the updates of the round where it sees them. Where it does not, what devices sent: masked updates, sealed boxes
+and shares, from which the sum follows once the shares are in; sealed reports, from which nothing does. No key of the
+server is in it.
 
 A replay holds one record at a time, so that a run goes on in the memory in which it began.
 """
@@ -27,6 +29,7 @@ A replay holds one record at a time, so that a run goes on in the memory in whic
 from __future__ import annotations
 
 import os
+import secrets
 import struct
 import zlib
 from collections.abc import Iterator
@@ -36,7 +39,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import DecodeError, StoreError
+from edgewise.crypto.seal import NONCE_BYTES, Boxes
 from edgewise.drivers.files import FOLDER, discard, for_owner, sync_folder
 from edgewise.engine.ports import Arrived, Began, Expired, Lost, Pinned, Record, Resumed
 
@@ -49,11 +53,19 @@ _pinned = msgspec.msgpack.Decoder(tuple[int, tuple[str, ...]])
 
 
 class FileJournal:
-    """The journal of one round in one file; opened on first use. ``of``: names the checkpoint that it extends."""
+    """The journal of one round in one file; opened on first use.
 
-    def __init__(self, path: Path, of: str) -> None:
-        self._path, self._of = path, of
+    Args:
+        of: names the checkpoint that it extends. key: 32 secret bytes, of this round only.
+
+    Attributes:
+        synced: whether ``sync`` was called: the round hides its updates.
+    """
+
+    def __init__(self, path: Path, of: str, key: bytes) -> None:
+        self._path, self._of, self._boxes = path, of, Boxes(key)
         self._file: Any = None
+        self.synced = False
 
     def replay(self) -> Iterator[Record]:
         """See Journal. Raises StoreError(E-CHECKPOINT) where the file is damaged, cannot be read, or extends another
@@ -63,15 +75,18 @@ class FileJournal:
             with open(self._path, "rb") as f:
                 size = os.fstat(f.fileno()).st_size
                 while (body := self._body(f, good, size)) is not None:
+                    length = len(body)
+                    try:
+                        body = self._boxes.open(body, self._place(good))
+                    except DecodeError:
+                        raise self._damaged("is of another checkpoint or run") from None
                     try:
                         record = _record(body)
                     except (msgspec.DecodeError, ValueError):
                         raise self._damaged(f"holds no record of this version at byte {good}") from None
-                    if record != self._of if good == 0 else isinstance(record, str):
-                        raise self._damaged("is of another checkpoint or run")
-                    good += _HEADER_BYTES + len(body)
-                    if not isinstance(record, str):
-                        yield record
+                    good += _HEADER_BYTES + length
+                    del body
+                    yield record
         except FileNotFoundError:
             return
         except OSError as e:
@@ -120,9 +135,7 @@ class FileJournal:
                 item = ("resumed", "", b"", record.by_s, 0.0, 0.0)
         try:
             self._open()
-            if self._file.seek(0, os.SEEK_END) == 0:
-                self._write(("of", self._of, b"", 0.0, 0.0, 0.0))
-            self._write(item)
+            self._write(_encoder.encode(item))
         except OSError as e:
             raise self._full(e) from None
 
@@ -131,12 +144,16 @@ class FileJournal:
             self._path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
             self._file = open(self._path, "ab", 0, opener=for_owner)  # noqa: SIM115 (kept open for the round)
 
-    def _write(self, item: tuple[Any, ...]) -> None:
+    def _place(self, at: int) -> bytes:
+        return f"{self._of} {at}".encode()
+
+    def _write(self, plain: bytes) -> None:
         """All of it, or nothing: a nearly full disk takes a part and then refuses."""
-        body = _encoder.encode(item)
-        lengths = _LENGTHS.pack(len(body), zlib.crc32(body))
-        parts = (lengths + _CRC.pack(zlib.crc32(lengths)), body)  # two, so that the body is not copied again
         start = self._file.seek(0, os.SEEK_END)
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        box = self._boxes.seal(nonce, plain, self._place(start))
+        lengths = _LENGTHS.pack(len(nonce) + len(box), zlib.crc32(box, zlib.crc32(nonce)))
+        parts = (lengths + _CRC.pack(zlib.crc32(lengths)) + nonce, box)  # two, so that the box is not copied again
         try:
             for part in parts:
                 left = memoryview(part)
@@ -152,6 +169,7 @@ class FileJournal:
         try:
             self._open()
             os.fsync(self._file.fileno())
+            self.synced = True
         except OSError as e:
             raise self._full(e) from None
         sync_folder(self._path.parent)
@@ -175,15 +193,10 @@ class FileJournal:
         return StoreError("E-DISK", f"cannot write {self._path}: {e.strerror}.", "free space, then --resume.")
 
 
-def _record(body: bytes) -> Record | str:
-    """A record, or of the first one the name of its checkpoint.
-
-    Raises msgspec.DecodeError or ValueError (UnicodeDecodeError is one) on anything else.
-    """
+def _record(body: bytes) -> Record:
+    """Raises msgspec.DecodeError or ValueError (UnicodeDecodeError is one) on anything else."""
     kind, device, data, at_s, train_s, encode_s = _decoder.decode(body)
     match kind:
-        case "of":
-            return device
         case "arrived":
             return Arrived(device, data, at_s, train_s, encode_s)
         case "lost":

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError
+from edgewise.crypto.seal import KEY_BYTES
 from edgewise.drivers.device_store import SESSIONS
 from edgewise.drivers.files import FOLDER, TEMPORARY, discard, for_owner
 from edgewise.drivers.tables import SCHEMA_VERSION
@@ -43,6 +44,7 @@ def _pragmas(connection: Any, _: object) -> None:
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()
 
 
@@ -110,6 +112,11 @@ def clean(out: Path, next_round: int) -> None:
     left += out.glob(f"devices/*/{SESSIONS}/*")
     for path in left:
         discard(path)
+
+
+def journal_key() -> bytes:
+    """A new key for a journal: 32 bytes of the operating system's randomness."""
+    return secrets.token_bytes(KEY_BYTES)
 
 
 def journal_name(round: int) -> str:

@@ -5,7 +5,7 @@
     OUT/recipe.toml the resolved recipe
     OUT/blobs/      parameter vectors and optimizer slots, raw float32, the codec's memory on the server, safetensors,
                     and the deltas of the downlink as they travel; named by SHA-256, written before they are named
-    OUT/journal/    the write-ahead log of the round in progress
+    OUT/journal/    the write-ahead log of the round in progress, sealed under a key that run.db has until its commit
     OUT/devices/    codec memory of simulated devices, in a folder whose name changes at every opening
     OUT/witness.json what run.db has reached (``drivers.witness``)
     OUT/lock        held while a process works here
@@ -137,7 +137,7 @@ class RunStore:
 
     def run(self) -> Mapping[str, Any] | None:
         """The run in this directory (id, name, recipe, facts, next_round, finished), or None."""
-        if not (rows := self._rows(sa.select(RUNS))):
+        if not (rows := self._rows(sa.select(*(column for column in RUNS.c if column is not RUNS.c.journal_key)))):
             return None
         with self._sound("the run"):
             row = rows[0]._asdict()
@@ -153,7 +153,8 @@ class RunStore:
         with self._write() as c:
             tables = {"recipe": json.dumps(recipe), "facts": json.dumps(facts), "schema_version": SCHEMA_VERSION}
             values = {"id": run, "name": name, "instance": self.instance, "ledger": start, **tables}
-            c.execute(RUNS.insert().values(**values, next_round=-1, unmet=0, finished=False))
+            first = {"next_round": -1, "unmet": 0, "finished": False, "journal_key": opening.journal_key()}
+            c.execute(RUNS.insert().values(**values, **first))
 
     def renew(self, facts: Mapping[str, Any]) -> None:
         """Replace the run's facts: some may change between sessions, as the place of a folder."""
@@ -163,7 +164,7 @@ class RunStore:
     def finish(self) -> None:
         """Mark the run as finished, and remove what an earlier attempt to remove it left: the disk refused it then."""
         with self._write() as c:
-            c.execute(RUNS.update().values(finished=True))
+            c.execute(RUNS.update().values(finished=True, journal_key=opening.journal_key()))
         opening.clean(self.out, number := self._known()["next_round"])
         self._blobs.sweep(self._named(number))
 
@@ -234,7 +235,8 @@ class RunStore:
     def journal(self, round: int) -> FileJournal:
         """See Store."""
         name, at = opening.journal_name(round), self._checkpoint(self._known())
-        self._journal = FileJournal(self.out / "journal" / name, at)
+        (row,) = self._rows(sa.select(RUNS.c.journal_key))
+        self._journal = FileJournal(self.out / "journal" / name, at, bytes(row.journal_key))
         return self._journal
 
     def standing(self, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
@@ -268,7 +270,8 @@ class RunStore:
         with self._write() as c:
             c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
             reached = {"next_round": checkpoint.next_round, "unmet": checkpoint.unmet, "epsilon": checkpoint.epsilon}
-            c.execute(RUNS.update().values(**reached, ledger=charges.end(c, start)[1]))
+            ended = charges.end(c, start)[1]
+            c.execute(RUNS.update().values(**reached, ledger=ended, journal_key=opening.journal_key()))
             if down is not None:
                 standings.write_ring(c, down)
             standings.write(c, checkpoint.next_round - 1, change, down.anchor_round if down is not None else None)
@@ -277,8 +280,16 @@ class RunStore:
         self._testify()
         if self._journal is not None:
             self._journal.discard()
+            if self._journal.synced:  # of a hidden round
+                self._scrub()
             self._journal = None
         self._blobs.sweep(self._named(checkpoint.next_round))
+
+    def _scrub(self) -> None:
+        """Take the key of the last round's journal out of the write-ahead log of the database too; in the database it
+        is overwritten (``secure_delete``). Where somebody reads the database, that is left to the next round."""
+        with self._guard(), self._engine.connect() as c:
+            c.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
 
     def put(self, x: vector.Vector) -> str:
         """Store a float32 vector; returns its digest. Sync the folder before anything durable names it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 META = sa.MetaData()
 RUNS = sa.Table(
@@ -21,6 +21,7 @@ RUNS = sa.Table(
     sa.Column("ledger", sa.String, nullable=False),  # digest of the ledger's last row at the newest checkpoint
     sa.Column("epsilon", sa.Float, nullable=False, default=0.0),  # spent up to there
     sa.Column("finished", sa.Boolean, nullable=False, default=False),
+    sa.Column("journal_key", sa.LargeBinary, nullable=False),  # of the next round; ends with its commit
 )
 MODELS = sa.Table(
     "models",
