@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from record_toy import DEVICES, RECORDS
 
 from edgewise.apps import check, simulate
 from edgewise.core.errors import EdgewiseError, StoreError
-from edgewise.drivers.records import noise_steps
+from edgewise.drivers.records import noise_steps, records
 from edgewise.drivers.store import RunStore
 from edgewise.engine.trainer import registered
 from edgewise.plan import recipe
@@ -92,8 +93,11 @@ def test_a_device_compares_delta_with_its_own_records() -> None:
 
 
 @pytest.mark.long(sample=0)
-def test_records_are_counted_over_all_devices_that_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device whose blocks cannot be read trains on none; a full disk says nothing of them, and ends the run."""
+def test_records_are_counted_over_all_devices_that_can_be_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A device whose blocks cannot be read trains on none, and is named; a full disk says nothing of them, and ends the
+    run."""
     asked = recipe.parse(TEXT, overrides={**QUICK, "dp.delta": 0.2})
     trainer = record_toy.make(asked)
     plan = compile(asked, trainer.spec, DEVICES, with_extensions(["record_toy"]))
@@ -109,6 +113,11 @@ def test_records_are_counted_over_all_devices_that_can_be_read(monkeypatch: pyte
     monkeypatch.setattr(trainer, "records", read)
     with pytest.raises(EdgewiseError, match=f"{2 * RECORDS:,} blocks of text"):
         noise_steps(plan, registered(trainer))
+    assert f"the records of {DEVICES - 1} of {DEVICES} devices; those of 1 are missing: d1" in caplog.text
+    uncounted = replace(registered(trainer), counts=None)
+    assert records(uncounted, "d0") is None
+    with pytest.raises(EdgewiseError, match="E-COMBO"):
+        noise_steps(plan, uncounted)
     monkeypatch.setattr(trainer, "records", full)
     with pytest.raises(StoreError):
         noise_steps(plan, registered(trainer))

@@ -187,7 +187,7 @@ def in_steps(trainer: Registered, plan: Plan, device: DeviceId, rule: frame.Loca
     """The rule as ``Trainer.fit`` takes it: passes over the device's records made into steps."""
     if not rule.epochs:
         return rule
-    return rule.counted(records(trainer, device), plan.batch)
+    return rule.counted(records(trainer, device) or 0, plan.batch)  # of one that cannot be read, training says so
 
 
 def guarded(device: DeviceId, work: Callable[[], T]) -> T | machine.Failed:

@@ -129,9 +129,9 @@ class Trained(_Base, frozen=True, tag="trained"):
 
 
 class Counted(_Base, frozen=True, tag="counted"):
-    """Answer to Count; 0 where the device's text cannot be read, which its training will say."""
+    """Answer to Count; None where the device's text cannot be read, which its training will say."""
 
-    records: int = 0
+    records: int | None = None
 
 
 class Continued(_Base, frozen=True, tag="continued"):

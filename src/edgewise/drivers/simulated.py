@@ -201,7 +201,7 @@ class SimulatedCohort:
             self._executor.submit(jobs.Count(device=device))
             (counted,) = checked([self._executor.result()])
             assert isinstance(counted, jobs.Counted)
-            self._records[device] = counted.records
+            self._records[device] = counted.records or 0
         return rule.counted(self._records.get(device, 0), self._plan.batch).steps
 
     def receive(self, timeout_s: float) -> Arrived | Lost | None:
