@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -30,10 +30,14 @@ from edgewise.core import events
 from edgewise.core.keys import Key
 from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
+from edgewise.drivers.fleet import members
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.http.attend import Part, attend
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
+from edgewise.drivers.http.helper_key import checked
+from edgewise.drivers.http.identity import Identity
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.remote_helper import RemoteHelper
 from edgewise.drivers.identities import (
     simulated_entropy,
     simulated_root,
@@ -45,10 +49,11 @@ from edgewise.drivers.identities import (
 from edgewise.drivers.local_helper import LocalHelper
 from edgewise.drivers.store import RunStore
 from edgewise.engine.coordinator import Coordinator
-from edgewise.engine.ports import Checkpoint, Cohort
+from edgewise.engine.ports import Checkpoint, Cohort, Helper, Trust
 from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
+from edgewise.plan.facts import Instance
 from edgewise.plan.plan import Plan
 
 
@@ -59,13 +64,17 @@ class Toy:
     plan: Plan
     trainer: ToyTrainer
     root: Key = field(repr=False)
+    trust: Trust = field(repr=False)
 
     @classmethod
-    def of(cls, names: Sequence[str], overrides: Mapping[str, Any]) -> Toy:
+    def of(cls, names: Sequence[str], overrides: Mapping[str, Any], server: Identity | None = None) -> Toy:
+        """``server``: whose run it is; None for one that nobody signs."""
         recipe = make_recipe({"data.devices": len(names), **overrides})
         trainer = ToyTrainer(recipe, names)
-        plan = compile(recipe, trainer.spec, len(names), BUILT_IN)
-        return cls(plan, trainer, simulated_root(plan, recipe.world, trainer.describe()))
+        instance = None if server is None else Instance(server=server.public.hex(), nonce="00" * 32)
+        plan = compile(recipe, trainer.spec, len(names), BUILT_IN, instance=instance)
+        root = simulated_root(plan, recipe.world, trainer.describe())
+        return cls(plan, trainer, root, simulated_trust(root))
 
     def part(self, folder: Path) -> Part:
         """What one device needs to answer."""
@@ -73,17 +82,19 @@ class Toy:
         store = FileDevices(folder, self.plan.run)
         secrets = partial(simulated_secrets, self.plan, self.root)
         trainer = registered(self.trainer)
-        devices = Devices(self.plan, trainer, store, downloads, simulated_trust(self.root), secrets)
+        devices = Devices(self.plan, trainer, store, downloads, self.trust, secrets)
         return Part(devices, downloads, folder / "blobs")
 
-    def coordinator(self, cohort: Cohort, store: RunStore, tell: Callable[[events.AnyEvent], None]) -> Coordinator:
-        """A run over a cohort."""
-        trust, (leader, helper) = simulated_trust(self.root), simulated_servers(self.root)
+    def coordinator(
+        self, cohort: Cohort, store: RunStore, tell: Callable[[events.AnyEvent], None], second: Helper | None = None
+    ) -> Coordinator:
+        """A run over a cohort. ``second``: the second server; None: one in this process."""
+        trust, (leader, helper) = self.trust, simulated_servers(self.root)
         return Coordinator(
             plan=self.plan, population=self.trainer.devices(), cohort=cohort, store=store, tell=tell,
             now_s=time.perf_counter, entropy=partial(simulated_entropy, self.plan, self.root),
             sampling_key=simulated_sampling(self.plan, self.root), trust=trust, secret=leader.secret,
-            helper=LocalHelper(self.plan, helper.secret, trust.registry), evaluator=Measured(self.trainer),
+            helper=second or LocalHelper(self.plan, helper.secret, trust.registry), evaluator=Measured(self.trainer),
         )  # fmt: skip
 
 
@@ -105,16 +116,46 @@ def played(
     out: Path,
     tell: Callable[[events.AnyEvent], None] = lambda _: None,
     silence_s: float = SILENCE_S,
+    helper: Helper | None = None,
 ) -> dict[int, str]:
     """Play, or go on with, a run over a server; returns the digests of its models by the rounds played."""
     with RunStore(out) as store:
         if store.run() is None:
             store.create(toy.plan.run, "toy", toy.plan.recipe.resolved(), {"initial_sha256": ""})
         cohort = HttpCohort(server.service, toy.plan.run, toy.plan.frame_limit_bytes, silence_s)
-        coordinator = toy.coordinator(cohort, store, tell)
+        coordinator = toy.coordinator(cohort, store, tell, helper)
         checkpoint: Checkpoint = coordinator.begin(toy.trainer.initial())
         coordinator.run(checkpoint)
         return store.models()
+
+
+@contextmanager
+def helped_by(
+    toy: Toy, server: Server, url: str, name: str, patience_s: float = 60.0
+) -> Iterator[tuple[Toy, RemoteHelper]]:
+    """The run with a gateway as its second server. Devices sign with the keys by which they are enrolled."""
+    registry = enrolled(server)
+    with RemoteHelper.connect(url, name, server.service.identity, toy.plan, registry, patience_s) as helper:
+        trust = replace(toy.trust, registry=registry, helper=checked(helper.said, toy.plan.run, name))
+        yield replace(toy, trust=trust), helper
+
+
+def enrolled(server: Server) -> Callable[[str], bytes | None]:
+    """The keys of a server's members."""
+
+    def key(device: str) -> bytes | None:
+        with server.service.database.read() as c:
+            found = members.find(c, device)
+        return found.public if found is not None else None
+
+    return key
+
+
+def signing(toy: Toy, link: Link) -> Toy:
+    """The run as a device has it that signs with its own enrolled key, where the run has a gateway."""
+    if toy.plan.facts.instance is None:
+        return toy
+    return replace(toy, trust=replace(toy.trust, identity=lambda _: link._me.secret))
 
 
 @contextmanager
@@ -124,7 +165,7 @@ def working(links: Sequence[Link], toy: Toy, folder: Path) -> Iterator[None]:
     for link in links:
         home = folder / link.name
         home.mkdir(parents=True, exist_ok=True)
-        part = toy.part(home)
+        part = signing(toy, link).part(home)
         stores.append(part.devices.store)
         arguments = (link, lambda run, part=part: part, stop.is_set, 0.2)
         threads.append(Thread(target=attend, args=arguments, daemon=True))

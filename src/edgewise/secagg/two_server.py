@@ -194,13 +194,23 @@ def open_report(leader: Leader, device: str, raw: Buffer) -> tuple[Ticket, Hidde
     if device in leader.counted or report.id in leader.ids:
         raise DecodeError("E-SECAGG-ORDER", "a device's report came twice.")
     _authentic(leader.context, leader.registry, ticket)
-    p = leader.params
     plain = seal.large_open(leader.secret, box, _bound(leader.context, b"leader", device, report.id))
-    size = kernels.packed_bytes(p.dim, p.bits)
-    body = kernels.unpack_bits(memoryview(plain)[:size], p.bits, p.dim)
-    if body is None or len(plain) != size + 8 * p.heads:
+    return ticket, load_share(leader.params, plain)
+
+
+def dump_share(share: Hidden) -> bytes:
+    """A share as it travels: the body packed in ``bits`` bits a residue, then the head, 8 bytes a residue."""
+    packed = bytes(kernels.pack_bits(share.body, share.params.bits))
+    return packed + share.head.astype("<u8", copy=False).tobytes()
+
+
+def load_share(params: Params, raw: Buffer) -> Hidden:
+    """Inverse of ``dump_share``. Raises DecodeError(E-PAYLOAD) for another size, or bits beyond the last residue."""
+    size = kernels.packed_bytes(params.dim, params.bits)
+    body = kernels.unpack_bits(memoryview(raw)[:size], params.bits, params.dim)
+    if body is None or len(raw) != size + 8 * params.heads:
         raise DecodeError("E-PAYLOAD", "a share of another size.")
-    return ticket, Hidden(p, body.astype(np.uint32, copy=False), np.frombuffer(plain, "<u8", offset=size))
+    return Hidden(params, body.astype(np.uint32, copy=False), np.frombuffer(raw, "<u8", offset=size))
 
 
 def count(leader: Leader, ticket: Ticket, share: Hidden) -> Leader:
@@ -256,4 +266,9 @@ def open_batch(helper: Helper, devices: Iterable[str]) -> tuple[Helper, Hidden]:
         raise DecodeError("E-SECAGG-FEW", f"a batch of {len(batch)} reports, {helper.params.n_min} are needed.")
     share = Hidden(helper.params)
     share.mask(((helper.seeds[device][1], 1) for device in batch), helper.context)
-    return replace(helper, seeds=AppendMap(), opened=True), share
+    return closed(helper), share
+
+
+def closed(helper: Helper) -> Helper:
+    """The helper after its batch was opened: without a seed of the round."""
+    return replace(helper, seeds=AppendMap(), opened=True)

@@ -48,6 +48,7 @@ class Standing(BaseModel):
     """A member as the server knows it."""
 
     id: str
+    key: str = Field(description="The Ed25519 public key, of which the id is the fingerprint, in hexadecimal.")
     role: str
     status: str = Field(description="pending, approved or revoked")
     tags: list[str]
@@ -96,8 +97,8 @@ class ListedToken(BaseModel):
 
 def _standing(member: Member) -> Standing:
     return Standing(
-        id=member.id, role=member.role, status=member.status, tags=list(member.tags), label=member.label,
-        token=member.token, joined_s=member.joined_s,
+        id=member.id, key=member.public.hex(), role=member.role, status=member.status, tags=list(member.tags),
+        label=member.label, token=member.token, joined_s=member.joined_s,
     )  # fmt: skip
 
 

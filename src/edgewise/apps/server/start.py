@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,18 @@ class Tls:
     off: bool = False
 
 
+def secured(service: Service, tls: Tls) -> ssl.SSLContext | None:
+    """The TLS of a server, whose authority it then names; None where it is off. Raises TransportError(E-IDENTITY)."""
+    if tls.off:
+        return None
+    certificate, key = tls.certificate, tls.key
+    if certificate is None or key is None:
+        now = datetime.datetime.fromtimestamp(service.now_s(), datetime.UTC)
+        authority, certificate, key = certificates.authority_and_certificate(service.folder, tls.names, now)
+        service.authority = authority.read_bytes()
+    return certificates.server_context(certificate, key)
+
+
 class Server:
     """A running server; a context manager.
 
@@ -56,14 +69,7 @@ class Server:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         self.service = Service(folder, limits, now_s)
         try:
-            context = None
-            if not tls.off:
-                certificate, key = tls.certificate, tls.key
-                if certificate is None or key is None:
-                    now = datetime.datetime.fromtimestamp(now_s(), datetime.UTC)
-                    authority, certificate, key = certificates.authority_and_certificate(folder, tls.names, now)
-                    self.service.authority = authority.read_bytes()
-                context = certificates.server_context(certificate, key)
+            context = secured(self.service, tls)
             self.hosting = Hosting(self.service, tell)
             self._listener = Listener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)
         except Exception:  # goes on below, once the database and its lease are given back

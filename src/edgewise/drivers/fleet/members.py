@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet.tables import MEMBERS, TOKENS
 from edgewise.drivers.http import tokens
 from edgewise.drivers.http.identity import fingerprint
 
-ROLES = ("device", "viewer", "operator", "admin")
+ROLES = ("device", "viewer", "operator", "admin", "gateway")
 PENDING, APPROVED, REVOKED = "pending", "approved", "revoked"
 LONGEST_S = 90 * 86400.0  # that a token may live
 _TAG = re.compile(r"[a-z0-9][a-z0-9._=-]{0,63}")
@@ -122,6 +123,15 @@ def join(c: sa.Connection, token: tokens.Token, public: bytes, label: str, now_s
     values = {"role": row.role, "status": status, "label": label, "token": token.id, "joined_s": now_s}
     c.execute(MEMBERS.insert().values(id=name, public=public, tags=row.tags, changed_s=now_s, **values))
     return Member(name, public, row.role, status, tuple(json.loads(row.tags)), label, token.id, now_s)
+
+
+def admit(c: sa.Connection, public: bytes, role: str, now_s: float) -> None:
+    """Let a key in that this machine's operator vouches for, without a token; one that is known stays as it is."""
+    row = {
+        "id": fingerprint(public), "public": public, "role": role, "status": APPROVED, "tags": "[]", "label": "",
+        "token": "", "joined_s": now_s, "changed_s": now_s,
+    }  # fmt: skip
+    c.execute(upsert(MEMBERS).values(row).on_conflict_do_nothing())
 
 
 def revoked(name: str) -> TransportError:

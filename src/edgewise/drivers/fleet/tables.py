@@ -106,3 +106,29 @@ SERVED = sa.Table(  # runs that devices of this server take part in
     sa.Column("made_by", sa.String, nullable=False),
     sa.Column("made_s", sa.Float, nullable=False),
 )
+HELPED = sa.Table(  # of a gateway: runs whose second server it is, each with its round under way
+    "helped",
+    META,
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("facts", sa.LargeBinary, nullable=False),  # as the orchestrator signed them
+    sa.Column("signature", sa.LargeBinary, nullable=False),
+    sa.Column("layout", sa.Text, nullable=False),  # JSON
+    sa.Column("secret", sa.LargeBinary, nullable=False),  # HPKE key, of this run alone
+    sa.Column("made_s", sa.Float, nullable=False),
+    sa.Column("attempt", sa.Integer, nullable=False),  # grows with every invitation that begins a round
+    sa.Column("invite", sa.LargeBinary, nullable=False),  # of the round under way, as a frame; empty before the first
+    sa.Column("opened", sa.Integer, nullable=False),  # the last round whose batch was opened; -1 = none
+    sa.Column("batch", sa.Text, nullable=False),  # of this round: JSON list of devices; empty = not opened
+    sa.Column("share", sa.String, nullable=False),  # digest of the blob that opens it
+)
+TICKETS = sa.Table(  # that a gateway has answered; those that counted stay for ever, so that none counts twice
+    "tickets",
+    META,
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("digest", sa.LargeBinary, primary_key=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("id", sa.LargeBinary, nullable=False),  # of the report
+    sa.Column("code", sa.String, nullable=False),  # of the refusal; empty = it counts
+    sa.Column("ticket", sa.LargeBinary, nullable=False),  # empty once the batch is opened, or another round begins
+    sa.Column("key", sa.LargeBinary, nullable=False),  # the device's Ed25519 key
+)

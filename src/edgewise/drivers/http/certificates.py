@@ -165,3 +165,14 @@ def identity_statement(server: Identity, authority: bytes, nonce: bytes) -> dict
     """What a device is told before it joins: public key and authority, signed for its nonce."""
     signature = server.sign(statement(authority, nonce))
     return {"key": server.public.hex(), "authority": authority.decode(), "signature": signature.hex()}
+
+
+def introduced(server: Identity, authority: bytes, nonce: str) -> dict[str, str]:
+    """``identity_statement`` for a caller who sent ``nonce`` (hexadecimal). Raises TransportError(E-REQUEST)."""
+    try:
+        raw = bytes.fromhex(nonce)
+    except ValueError:
+        raw = b""
+    if len(raw) != 32:
+        raise TransportError("E-REQUEST", "nonce is not 32 bytes.", "send it in hexadecimal.")
+    return identity_statement(server, authority, raw)

@@ -13,7 +13,7 @@ import hmac
 import ipaddress
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,9 +66,13 @@ async def refused(request: Request, error: EdgewiseError) -> Response:
     return reply(error)
 
 
-def reply(error: EdgewiseError) -> Response:
-    """An error as an answer: its code, what was asked, and what to do. ``retry-after`` where it ends by itself."""
-    status = rules.STATUS.get(error.code, 503)
+def reply(error: EdgewiseError, otherwise: int = 503) -> Response:
+    """An error as an answer: its code, what was asked, and what to do. ``retry-after`` where it ends by itself.
+
+    Args:
+        otherwise: status of an error that has none of its own.
+    """
+    status = rules.STATUS.get(error.code, otherwise)
     wait_s = error.wait_s if isinstance(error, Later) else TROUBLE_S if status >= 500 else 0.0
     headers = {"retry-after": f"{max(1, round(wait_s))}"} if wait_s else {}
     fix = error.fix or f"`edgewise explain {error.code}` says what to do."
@@ -79,8 +83,8 @@ def reply(error: EdgewiseError) -> Response:
 class Guard:
     """ASGI middleware around all routes of a server."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service = app, service
+    def __init__(self, app: ASGIApp, service: Service, lines: Sequence[Rule] = rules.RULES) -> None:
+        self._app, self._service, self._rules = app, service, lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check one request, then pass it on."""
@@ -134,7 +138,7 @@ class Guard:
         self._service.gate.address(address, time.monotonic())
         raw_path: bytes = scope.get("raw_path", b"").partition(b"?")[0]
         path = raw_path.decode("latin-1")
-        if path != scope["path"] or (rule := rules.matched(scope["method"], path)) is None:
+        if path != scope["path"] or (rule := rules.matched(scope["method"], path, self._rules)) is None:
             what = "the server has nothing at this path for this method."  # a path may hold anything
             raise TransportError("E-ROUTE", what, "`/openapi.json` lists what there is.")
         visit.route = rule.path

@@ -72,7 +72,7 @@ class Speed:
 
 
 class Link:
-    """A connection of the identity in ``folder``; a context manager.
+    """A connection of the identity in ``folder``, or of an enrolment and its key; a context manager.
 
     Args:
         patience_s: how long a call tries. now_s: wall clock. sleep: pauses. open: whether anything may leave now; what
@@ -83,14 +83,15 @@ class Link:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | tuple[Home, Identity],
         patience_s: float = 300.0,
         now_s: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         open: Callable[[], bool] = lambda: True,
     ) -> None:
-        self.home: Home = home.load(folder)
-        self._me: Identity = identity.load(folder / home.KEY)
+        if isinstance(folder, Path):
+            folder = home.load(folder), identity.load(folder / home.KEY)
+        self.home, self._me = folder
         self.patience_s, self._now_s, self._sleep, self._open = patience_s, now_s, sleep, open
         self.speed = Speed()
         self.requests = 0
@@ -114,7 +115,7 @@ class Link:
         parsed = tokens.parse(token)
         secure = home.check_url(url, plain)
         home.check_free(folder, parsed.server)
-        authority = _authority(url, parsed.server, patience_s)
+        _, authority = named(url, parsed.server, patience_s)
         me = identity.make(folder / home.KEY)
         home.save(folder, Home(url, parsed.server, authority, me.name, secure))
         link = cls(folder, patience_s)
@@ -260,6 +261,10 @@ class Link:
             body, headers["content-type"] = json.dumps(document).encode(), "application/json"
         return self._request(method, path, query or {}, body, run, round, headers).json()
 
+    def fetch(self, method: str, path: str, body: bytes, run: str, round: int) -> bytes:
+        """A signed request about a round, and the bytes of its answer. Raises TransportError as ``call``."""
+        return self._request(method, path, {}, body, run, round).content
+
     def _request(
         self,
         method: str,
@@ -365,12 +370,17 @@ def _timeout(answer_s: float) -> httpx2.Timeout:
     return httpx2.Timeout(answer_s, connect=CONNECT_S)
 
 
-def _authority(url: str, server: str, patience_s: float) -> str:
-    """The certificate authority of a server, checked against the fingerprint of its key. Trusts nothing else."""
+def named(url: str, server: str, patience_s: float, path: str = "/v1/server") -> tuple[bytes, str]:
+    """The key of a server and its certificate authority, checked against the fingerprint of that key. Trusts nothing
+    else.
+
+    Args:
+        path: where it says who it is.
+    """
     nonce = secrets.token_bytes(32)
     try:
         with httpx2.Client(base_url=url, verify=False, timeout=_timeout(min(patience_s, ANSWER_S))) as client:
-            answer = client.get("/v1/server", params={"nonce": nonce.hex()})
+            answer = client.get(path, params={"nonce": nonce.hex()})
         said = answer.json()
         key, signature = bytes.fromhex(said["key"]), bytes.fromhex(said["signature"])
         authority = str(said["authority"])
@@ -379,7 +389,7 @@ def _authority(url: str, server: str, patience_s: float) -> str:
     except (ValueError, KeyError, TypeError):
         raise TransportError("E-SERVER-KEY", f"{url} is no edgewise server.", "check the address.") from None
     certificates.pin(server, key, authority.encode(), nonce, signature)
-    return authority
+    return key, authority
 
 
 def _digest(path: Path) -> str:

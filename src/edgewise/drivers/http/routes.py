@@ -74,14 +74,8 @@ class DataPlane:
 
     async def server(self, request: Request) -> Response:
         """Who this server is, signed for a nonce of the caller."""
-        try:
-            nonce = bytes.fromhex(request.query_params.get("nonce", ""))
-        except ValueError:
-            nonce = b""
-        if len(nonce) != 32:
-            raise TransportError("E-REQUEST", "nonce is not 32 bytes.", "send it in hexadecimal.")
-        service = self._service
-        return JSONResponse(certificates.identity_statement(service.identity, service.authority, nonce))
+        service, nonce = self._service, request.query_params.get("nonce", "")
+        return JSONResponse(certificates.introduced(service.identity, service.authority, nonce))
 
     async def inbox(self, request: Request) -> Response:
         """The oldest frame with a number above ``after``; waits up to ``wait`` seconds for it."""

@@ -6,7 +6,7 @@ A test holds that the routes of the server and these lines are the same, and wal
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgewise.drivers.fleet.uploads import CHUNK_BYTES
@@ -14,7 +14,8 @@ from edgewise.drivers.fleet.uploads import CHUNK_BYTES
 ANYONE = frozenset({"anyone"})  # without a signature
 LOCAL = frozenset({"local"})  # without a signature, from this machine
 JOINING = frozenset({"joining"})  # signed by the key that the request brings
-MEMBERS = frozenset({"device", "viewer", "operator", "admin", "pending"})
+MEMBERS = frozenset({"device", "viewer", "operator", "admin", "gateway", "pending"})
+GATEWAY = frozenset({"gateway"})
 DEVICE = frozenset({"device"})
 VIEWER = frozenset({"viewer", "operator", "admin"})
 OPERATOR = frozenset({"operator", "admin"})
@@ -87,7 +88,7 @@ RULES = (
     Rule("GET", "/v1/uploads/{upload}", DEVICE, 0, ("E-UNKNOWN-ID",)),
     Rule("PUT", "/v1/uploads/{upload}", DEVICE, CHUNK_BYTES, _UPLOAD),
     Rule("GET", "/v1/blobs/{digest}", DEVICE | VIEWER, 0, ("E-BLOB", "E-OFFSET")),
-    Rule("GET", "/v1/devices", VIEWER),
+    Rule("GET", "/v1/devices", VIEWER | GATEWAY),
     Rule("POST", "/v1/devices/{member}/approve", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
     Rule("POST", "/v1/devices/{member}/revoke", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/tokens", OPERATOR),
@@ -103,9 +104,9 @@ RULES = (
 )
 
 
-def matched(method: str, path: str) -> Rule | None:
+def matched(method: str, path: str, rules: Sequence[Rule] = RULES) -> Rule | None:
     """The rule of a request; None where there is no such route."""
-    return next((rule for rule in RULES if rule.method == method and rule.pattern.fullmatch(path)), None)
+    return next((rule for rule in rules if rule.method == method and rule.pattern.fullmatch(path)), None)
 
 
 STATUS: Mapping[str, int] = dict.fromkeys(

@@ -36,13 +36,15 @@ READERS = 4
 class Service:
     """A server's state in ``folder``; use as a context manager: it holds the writer's lease.
 
-    ``now_s``: wall clock. Safe to use from the event loop and from other threads.
+    ``now_s``: wall clock. ``key``: file of the identity. Safe to use from the event loop and from other threads.
     """
 
-    def __init__(self, folder: Path, limits: Limits, now_s: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, limits: Limits, now_s: Callable[[], float] = time.time, key: str = "server.key"
+    ) -> None:
         self.folder, self.now_s, self.limits = folder, now_s, limits
         self.database = Database(folder, now_s)
-        self.identity = identity.make(folder / "server.key")
+        self.identity = identity.make(folder / key)
         for sub in ("blobs", "spool"):
             (folder / sub).mkdir(FOLDER, exist_ok=True)
         self.blobs, self.chunks = Blobs(folder / "blobs"), Chunks(folder / "spool")

@@ -1,0 +1,121 @@
+"""Joining a gateway to its orchestrator, and serving: one folder has keys, database and the list of devices.
+
+FOLDER/device.key, server.json    its identity, and the orchestrator that it belongs to (``drivers.http.home``)
+FOLDER/server.db, blobs/          what it must not forget (``drivers.fleet.helped``)
+FOLDER/devices.txt                the devices whose reports it counts
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import sqlalchemy as sa
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgewise.apps.server.start import Tls, secured
+from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, TransportError
+from edgewise.drivers.fleet import members
+from edgewise.drivers.fleet.database import Database
+from edgewise.drivers.fleet.tables import MEMBERS
+from edgewise.drivers.http import helper_routes, home
+from edgewise.drivers.http.allowed import Allowed
+from edgewise.drivers.http.guard import Guard, reply
+from edgewise.drivers.http.helper_routes import LEADER, HelperPlane
+from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.link import Link, named
+from edgewise.drivers.http.service import Service
+from edgewise.drivers.http.serving import Listener
+from edgewise.plan.acceptance import OwnerFloor
+
+LIMITS = Limits(member_rate=2000.0, member_burst=4000.0, holder_bytes=Limits().in_flight_bytes)
+
+
+def join(url: str, token: str, folder: Path, plain: bool = False, patience_s: float = 60.0) -> Link:
+    """Enrol a gateway at its orchestrator, and remember the orchestrator's key: it alone may ask for shares.
+
+    Raises TransportError as ``Link.join``; StoreError(E-LEASE) while the gateway serves.
+    """
+    link = Link.join(url, token, folder, "gateway", plain, patience_s)
+    key, _ = named(url, link.home.server, patience_s)
+    database = Database(folder)
+    try:
+        database.write(lambda c: members.admit(c, key, LEADER, time.time()))
+    finally:
+        database.close()
+    return link
+
+
+class Gateway:
+    """A running gateway; a context manager.
+
+    Args:
+        folder: of a gateway that has joined. host, port: where it listens; port 0 takes a free one. floor: what its
+        operator asks of every run.
+    Attributes:
+        service: what its routes share. port: where it listens. url: for this machine.
+    Raises:
+        TransportError: E-IDENTITY where the folder has joined nothing; E-LISTEN. StoreError(E-LEASE).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: Tls = Tls(),  # noqa: B008 (frozen)
+        floor: OwnerFloor = OwnerFloor(),  # noqa: B008 (frozen)
+        limits: Limits = LIMITS,
+        now_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.home = home.load(folder)
+        self.allowed = Allowed(folder)
+        self.service = Service(folder, limits, now_s, home.KEY)
+        try:
+            leader = _leader(self.service.database, self.home.server)
+            plane = HelperPlane(self.service, leader, self.allowed, floor)
+            app = Starlette(routes=plane.routes(), exception_handlers={EdgewiseError: _answer, HTTPException: _answer})
+            guarded = Guard(app, self.service, helper_routes.RULES)
+            self._listener = Listener(guarded, host, port, secured(self.service, tls), limits)
+        except Exception:  # goes on below, once the database and its lease are given back
+            self.service.close()
+            raise
+        self.port = self._listener.port
+        self.url = f"{'http' if tls.off else 'https'}://127.0.0.1:{self.port}"
+
+    @property
+    def name(self) -> str:
+        """The fingerprint that owners and the orchestrator's operator pin."""
+        return self.service.identity.name
+
+    def __enter__(self) -> Gateway:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop serving and give back the database."""
+        self._listener.close()
+        self.service.close()
+
+
+def _leader(database: Database, name: str) -> bytes:
+    with database.read() as c:
+        row = c.execute(sa.select(MEMBERS).where((MEMBERS.c.id == name) & (MEMBERS.c.role == LEADER))).first()
+    if row is None:
+        raise TransportError(
+            "E-IDENTITY", "this gateway does not know its orchestrator's key.", "run `edgewise gateway join` again."
+        )
+    return bytes(row.public)
+
+
+async def _answer(_: Request, e: Exception) -> Response:
+    if isinstance(e, HTTPException):
+        return reply(TransportError("E-ROUTE", f"status {e.status_code}.", "see the transport page."))
+    assert isinstance(e, EdgewiseError)
+    return reply(e, 422 if isinstance(e, DecodeError | RecipeError) else 503)

@@ -1,0 +1,129 @@
+"""The durable memory of a gateway: runs whose second server it is, and the replay store of each.
+
+    record = HelpedRun(database, blobs, run)        port ``local_helper.Record``
+
+Every step is one transaction, and on the disk before its answer leaves. Tickets lie here as they came, sealed to the
+run's own key. They are deleted in the transaction that opens their batch, with the share that opens it on the disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from edgewise.core import frame
+from edgewise.core.errors import StoreError
+from edgewise.core.frame import Invite
+from edgewise.core.training import DeviceId
+from edgewise.drivers.blobs import Blobs
+from edgewise.drivers.fleet.database import Database
+from edgewise.drivers.fleet.tables import HELPED, TICKETS
+from edgewise.drivers.local_helper import Answer, Kept
+from edgewise.secagg import two_server
+
+LIMIT_BYTES = 2**20  # of an invitation
+
+
+@dataclass(frozen=True, slots=True)
+class Enlisted:
+    """A run that a gateway helps with: its signed facts, its layout, and the HPKE key that is of this run alone."""
+
+    run: str
+    facts: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+    layout: list[tuple[str, list[int], str]] = field(repr=False)
+    secret: bytes = field(repr=False)
+
+
+def enlist(c: sa.Connection, new: Enlisted, now_s: float) -> None:
+    """Begin to help with a run; one that is known already stays as it is."""
+    row = {
+        "run": new.run, "facts": new.facts, "signature": new.signature, "layout": json.dumps(new.layout),
+        "secret": new.secret, "made_s": now_s, "attempt": 0, "invite": b"", "opened": -1, "batch": "", "share": "",
+    }  # fmt: skip
+    c.execute(upsert(HELPED).values(row).on_conflict_do_nothing())
+
+
+def find(c: sa.Connection, run: str) -> Enlisted | None:
+    """A run by its id."""
+    row = c.execute(sa.select(HELPED).where(HELPED.c.run == run)).first()
+    if row is None:
+        return None
+    layout = [(name, shape, dtype) for name, shape, dtype in json.loads(row.layout)]
+    return Enlisted(row.run, row.facts, row.signature, layout, row.secret)
+
+
+def keys(c: sa.Connection, run: str) -> Mapping[DeviceId, bytes]:
+    """The Ed25519 keys of the devices whose tickets are not forgotten yet."""
+    rows = c.execute(sa.select(TICKETS).where((TICKETS.c.run == run) & (TICKETS.c.code == "") & (TICKETS.c.key != b"")))
+    return {two_server.load(row.ticket).device: row.key for row in rows if row.ticket}
+
+
+class HelpedRun:
+    """The record of one run.
+
+    Args:
+        blobs: where the shares of opened batches lie. key_of: the key of a ticket's device, to be kept with it.
+    """
+
+    def __init__(self, database: Database, blobs: Blobs, run: str, key_of: Callable[[bytes], bytes]) -> None:
+        self._database, self._blobs, self._run, self._key_of = database, blobs, run, key_of
+        self._mine = TICKETS.c.run == run
+
+    def load(self) -> Kept:
+        """See Record. Raises StoreError(E-CHECKPOINT) where the share of a batch is gone."""
+        with self._database.read() as c:
+            row = c.execute(sa.select(HELPED).where(HELPED.c.run == self._run)).one()
+            rows = c.execute(sa.select(TICKETS).where(self._mine)).all()
+        answers = [Answer(t.digest, t.code, t.ticket) for t in rows if t.attempt == row.attempt]
+        ids = {t.id for t in rows if not t.code and not t.ticket}
+        invite = frame.from_server(row.invite, LIMIT_BYTES) if row.invite else None
+        if invite is not None and not isinstance(invite, Invite):
+            raise StoreError("E-CHECKPOINT", f"round of {self._run:.12} is damaged.", "restore it from a backup.")
+        batch = (frozenset(json.loads(row.batch)), self._blobs.get(row.share)) if row.batch else None
+        return Kept(ids, None if row.opened < 0 else row.opened, invite, answers, batch)
+
+    def begin(self, invite: Invite) -> None:
+        """See Record."""
+        raw = frame.dump(invite)
+
+        def change(c: sa.Connection) -> set[str]:
+            c.execute(
+                HELPED.update()
+                .where(HELPED.c.run == self._run)
+                .values(attempt=HELPED.c.attempt + 1, invite=raw, batch="", share="")
+            )
+            c.execute(TICKETS.delete().where(self._mine & (TICKETS.c.code != "")))
+            c.execute(TICKETS.update().where(self._mine).values(ticket=b"", key=b""))
+            return {row.share for row in c.execute(sa.select(HELPED.c.share).where(HELPED.c.share != ""))}
+
+        self._blobs.sweep(self._database.write(change))
+
+    def answer(self, answer: Answer, id: bytes) -> None:
+        """See Record."""
+        key = b"" if answer.code else self._key_of(answer.ticket)
+
+        def change(c: sa.Connection) -> None:
+            attempt = c.execute(sa.select(HELPED.c.attempt).where(HELPED.c.run == self._run)).scalar_one()
+            row = {"run": self._run, "attempt": attempt, "id": id, "key": key, **answer._asdict()}
+            c.execute(upsert(TICKETS).values(row).on_conflict_do_nothing())
+
+        self._database.write(change)
+
+    def open(self, round: int, devices: Collection[DeviceId], share: bytes) -> None:
+        """See Record."""
+        digest = self._blobs.put(share)
+        self._blobs.sync()
+        names = json.dumps(sorted(devices))
+
+        def change(c: sa.Connection) -> None:
+            row = HELPED.update().where(HELPED.c.run == self._run)
+            c.execute(row.values(opened=round, batch=names, share=digest))
+            c.execute(TICKETS.update().where(self._mine).values(ticket=b"", key=b""))
+
+        self._database.write(change)
+        self._database.scrub()

@@ -1,0 +1,50 @@
+"""The devices whose reports a gateway counts: a file of ids, one a line, that the gateway's operator writes.
+
+An id is the fingerprint of a device's key, so the file is the whole registry: the orchestrator gives the keys, and can
+neither change one nor add one. It is read again when it changes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgewise.core.errors import TransportError
+from edgewise.drivers.files import write_durably
+
+NAME = "devices.txt"
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+class Allowed:
+    """The list in ``folder``. Raises TransportError(E-IDENTITY) for a line that is no id."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / NAME
+        self._read: tuple[int, int] | None = None
+        self._ids: frozenset[str] = frozenset()
+        self.ids()
+
+    def ids(self) -> frozenset[str]:
+        """The ids as the file has them now; none where there is no file."""
+        try:
+            state = self._path.stat()
+        except FileNotFoundError:
+            return frozenset()
+        if (stamp := (state.st_mtime_ns, state.st_size)) != self._read:
+            lines = self._path.read_text(encoding="ascii", errors="replace").split("\n")
+            named = [line.partition("#")[0].strip() for line in lines]
+            for number, id in enumerate(named, 1):
+                if id and not _ID.fullmatch(id):
+                    what = f"line {number} of {self._path} is not the id of a device: {id:.40}."
+                    raise TransportError("E-IDENTITY", what, "write one id of 32 hexadecimal digits a line.")
+            self._ids, self._read = frozenset(filter(None, named)), stamp
+        return self._ids
+
+    def add(self, ids: Iterable[str]) -> None:
+        """Write more ids into the file, below those that are there."""
+        known = self.ids()
+        old = self._path.read_text(encoding="ascii") if self._path.exists() else ""
+        new = [id for id in dict.fromkeys(ids) if id not in known]
+        write_durably(self._path, (old + "".join(f"{id}\n" for id in new)).encode(), owner_only=True)

@@ -1,0 +1,221 @@
+"""The routes of a gateway as the second server of shared sums. All but the first are for its orchestrator alone.
+
+orchestrator                                gateway
+GET  /v1/gateway?nonce=       ──►           who it is, signed for the nonce
+POST /v1/shares/run           facts ──►     the run's own HPKE key, signed; or why it does not help with the run
+POST /v1/shares/round         invite ──►    begun, as far as the gateway takes the invitation
+POST /v1/shares/ticket?key=   ticket ──►    {"code"}: empty where the report counts
+POST /v1/shares/batch         devices ──►   the gateway's share of the sum, once a round
+
+The gateway compiles its own plan from the facts: smallest sum, ring and sizes are its own, and facts that say something
+else are refused. It counts reports of the devices on its operator's list alone. Every step is on its disk before it is
+answered; what is asked again gets the same answer.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from threading import Lock
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from edgewise.core import frame
+from edgewise.core.errors import DecodeError, RecipeError, TransportError
+from edgewise.core.frame import Invite
+from edgewise.core.training import DeviceId
+from edgewise.core.vector import Spec
+from edgewise.crypto.agree import public
+from edgewise.drivers.fleet import helped, nonces
+from edgewise.drivers.fleet.helped import LIMIT_BYTES, Enlisted, HelpedRun
+from edgewise.drivers.fleet.uploads import CHUNK_BYTES
+from edgewise.drivers.http import certificates, helper_key
+from edgewise.drivers.http.allowed import Allowed
+from edgewise.drivers.http.guard import caller, parsed
+from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.rules import ANYONE, SMALL_BYTES, Rule
+from edgewise.drivers.http.service import Service
+from edgewise.drivers.local_helper import LocalHelper
+from edgewise.plan.acceptance import OwnerFloor, accept
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.plan import Plan
+from edgewise.secagg import two_server
+
+T = TypeVar("T")
+LEADER = "orchestrator"  # role of the one server that a gateway helps
+_LEADER = frozenset({LEADER})
+RULES = (
+    Rule("GET", "/healthz", ANYONE),
+    Rule("GET", "/v1/gateway", ANYONE),
+    Rule("POST", "/v1/shares/run", _LEADER, CHUNK_BYTES),
+    Rule("POST", "/v1/shares/round", _LEADER, LIMIT_BYTES),
+    Rule("POST", "/v1/shares/ticket", _LEADER, SMALL_BYTES),
+    Rule("POST", "/v1/shares/batch", _LEADER, CHUNK_BYTES),
+)
+
+
+class _Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run that a gateway shall help with. ``facts``: canonical JSON. ``signature``: hexadecimal."""
+
+    facts: str
+    signature: str
+    layout: list[tuple[str, list[int], str]]
+
+
+class HelperPlane:
+    """The routes of one gateway.
+
+    Args:
+        leader: Ed25519 key of its orchestrator. allowed: the devices that count. floor: what the gateway's operator
+        asks of every run.
+    """
+
+    def __init__(self, service: Service, leader: bytes, allowed: Allowed, floor: OwnerFloor) -> None:
+        self._service, self._leader, self._allowed, self._floor = service, leader, allowed, floor
+        self._lock = Lock()  # one step at a time: a step reads and writes the state of its run, and blobs are swept
+        self._helpers: dict[str, LocalHelper] = {}
+        self._keys: dict[DeviceId, bytes] = {}  # of devices that were allowed when their ticket came
+
+    def routes(self) -> list[Route]:
+        """For a router, behind the guard."""
+        return [
+            Route("/healthz", self.health, methods=["GET"]),
+            Route("/v1/gateway", self.gateway, methods=["GET"]),
+            Route("/v1/shares/run", self.run, methods=["POST"]),
+            Route("/v1/shares/round", self.round, methods=["POST"]),
+            Route("/v1/shares/ticket", self.ticket, methods=["POST"]),
+            Route("/v1/shares/batch", self.batch, methods=["POST"]),
+        ]
+
+    async def health(self, request: Request) -> Response:
+        """Whether the gateway can commit."""
+        fault = self._service.database.fault()
+        return Response(
+            f"cannot commit: {fault}\n" if fault else "ok\n", 503 if fault else 200, media_type="text/plain"
+        )
+
+    async def gateway(self, request: Request) -> Response:
+        """Who this gateway is, signed for a nonce of the caller."""
+        service = self._service
+        return JSONResponse(
+            certificates.introduced(service.identity, service.authority, request.query_params.get("nonce", ""))
+        )
+
+    async def run(self, request: Request) -> Response:
+        """Help with a run: compile its plan, and give the key to which its devices seal."""
+        said = await self._step(request, lambda id, body: self._enlist(id, parsed(body)))
+        return JSONResponse(msgspec.to_builtins(said))
+
+    async def round(self, request: Request) -> Response:
+        """Begin a round. Tickets and batch are refused with the code where the invitation is."""
+
+        def begin(run: str, body: bytes) -> None:
+            invite = frame.from_server(body, LIMIT_BYTES)
+            if not isinstance(invite, Invite):
+                raise DecodeError("E-FRAME", "not an invitation.")
+            self._helper(run).begin(invite)
+
+        await self._step(request, begin)
+        return JSONResponse({})
+
+    async def ticket(self, request: Request) -> Response:
+        """Take a report into the round's batch, by its ticket."""
+        key = request.query_params.get("key", "")
+
+        def admit(run: str, body: bytes) -> str | None:
+            helper = self._helper(run)
+            self._introduce(body, key)
+            return helper.admit(body)
+
+        return JSONResponse({"code": await self._step(request, admit) or ""})
+
+    async def batch(self, request: Request) -> Response:
+        """Open the batch of these devices, which are a JSON list."""
+
+        def open(run: str, body: bytes) -> bytes:
+            devices = parsed(body)
+            if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
+                raise TransportError("E-REQUEST", "a batch is a list of devices.", "send their ids as a JSON list.")
+            return two_server.dump_share(self._helper(run).open(devices))
+
+        return Response(await self._step(request, open), media_type="application/octet-stream")
+
+    async def _step(self, request: Request, work: Callable[[str, bytes], T]) -> T:
+        """Do one step for the run that the request is signed for, in a thread. Its nonce is spent before: a recorded
+        request does nothing, and one that is signed anew changes nothing that has happened."""
+        service, found = self._service, caller(request)
+        _, proof = found.signed()
+        run = proof.run
+        if run is None:
+            raise TransportError("E-REQUEST", "a share belongs to a run.", "sign for the run.")
+        await service.write(lambda c: nonces.spend(c, proof, service.now_s()))
+
+        def alone() -> T:
+            with self._lock:
+                return work(run, found.body)
+
+        return await service.aside(alone)
+
+    def _enlist(self, run: str, document: Any) -> helper_key.HelperKey:
+        """Raises DecodeError(E-FACTS), RecipeError and others as ``acceptance.accept``; TransportError(E-REQUEST)."""
+        service = self._service
+        try:
+            wanted = msgspec.convert(document, _Wanted)
+            raw, signature = wanted.facts.encode(), bytes.fromhex(wanted.signature)
+            spec = Spec.of(wanted.layout)
+        except (msgspec.ValidationError, ValueError) as e:
+            raise TransportError("E-REQUEST", f"not the facts of a run: {e}.", "see the transport page.") from None
+        known = self._known(run)
+        if known is None or (known.facts, known.layout) != (raw, wanted.layout):
+            new = Enlisted(run, raw, signature, wanted.layout, secrets.token_bytes(32))
+            self._plan(new, spec)
+            service.database.write(lambda c: helped.enlist(c, new, service.now_s()))
+            known = self._known(run)
+        assert known is not None
+        return helper_key.made(service.identity, run, public(known.secret))
+
+    def _plan(self, run: Enlisted, spec: Spec) -> Plan:
+        """The gateway's own plan of a run, compiled from facts that its orchestrator signed."""
+        plan = accept(run.facts, run.signature, self._leader, spec, self._floor, BUILT_IN)
+        if plan.run != run.run:
+            raise DecodeError("E-FACTS", "the facts are those of another run than the request is signed for.")
+        if plan.hides is None or plan.hides.servers != 2:
+            what = 'a gateway is the second server of [merge] kind = "shared_sum" alone.'
+            raise RecipeError("E-COMBO", what, "run this recipe without a gateway.")
+        return plan
+
+    def _known(self, run: str) -> Enlisted | None:
+        with self._service.database.read() as c:
+            return helped.find(c, run)
+
+    def _helper(self, run: str) -> LocalHelper:
+        """The helper of a run, as the disk has it. Raises TransportError(E-UNKNOWN-ID) for a run that is unknown."""
+        if run not in self._helpers:
+            service, known = self._service, self._known(run)
+            if known is None:
+                raise TransportError("E-UNKNOWN-ID", f"this gateway does not help with the run {run:.12}.", "send it.")
+            with service.database.read() as c:
+                self._keys.update(helped.keys(c, run))
+            record = HelpedRun(service.database, service.blobs, run, self._key_of)
+            self._helpers[run] = LocalHelper(
+                self._plan(known, Spec.of(known.layout)), known.secret, self._keys.get, record
+            )
+        return self._helpers[run]
+
+    def _introduce(self, ticket: bytes, key: str) -> None:
+        """Learn the key of a ticket's device, if the device is on the list and the key is its own."""
+        try:
+            device, raw = two_server.load(ticket).device, bytes.fromhex(key)
+        except (DecodeError, ValueError):
+            return
+        if fingerprint(raw) == device and device in self._allowed.ids():
+            self._keys[device] = raw
+        else:
+            self._keys.pop(device, None)
+
+    def _key_of(self, ticket: bytes) -> bytes:
+        return self._keys.get(two_server.load(ticket).device, b"")

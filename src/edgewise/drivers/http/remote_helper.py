@@ -1,0 +1,115 @@
+"""A gateway as the second server of a run: the port ``engine.ports.Helper`` over HTTPS.
+
+    helper = RemoteHelper.connect("https://gateway.example:9443", name, identity, plan, registry)
+    Coordinator(plan, ..., trust=replace(trust, helper=helper.key), helper=helper)
+
+A gateway that does not answer is asked again until patience ends. Then the run stops with E-CONNECT, and goes on where
+it was when it is resumed: nobody loses a place in the round for it, and nothing is opened without the gateway.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from edgewise.core import frame
+from edgewise.core.errors import DecodeError, TransportError
+from edgewise.core.frame import Invite
+from edgewise.core.training import DeviceId
+from edgewise.drivers.http import helper_key
+from edgewise.drivers.http.home import Home, check_url
+from edgewise.drivers.http.identity import Identity
+from edgewise.drivers.http.link import Link, named
+from edgewise.plan import facts
+from edgewise.plan.plan import Plan
+from edgewise.secagg import two_server
+from edgewise.secagg.client import Registry
+from edgewise.secagg.secrets import Hidden
+
+PATIENCE_S = 600.0
+REFUSALS = ("E-SECAGG-ORDER", "E-SECAGG-FEW", "E-INVITE")  # of a batch: answers, and not trouble on the way
+
+
+class RemoteHelper:
+    """A gateway that helps with one run; a context manager.
+
+    Attributes:
+        key: HPKE key to which devices seal, signed by the gateway. said: the statement itself, for devices.
+    """
+
+    def __init__(self, link: Link, plan: Plan, registry: Registry, said: object) -> None:
+        self._link, self._plan, self._registry, self.said = link, plan, registry, said
+        self.key = helper_key.checked(said, plan.run, link.home.server)
+        self._round = 0
+
+    @classmethod
+    def connect(
+        cls,
+        url: str,
+        name: str,
+        me: Identity,
+        plan: Plan,
+        registry: Registry,
+        patience_s: float = PATIENCE_S,
+        plain: bool = False,
+    ) -> RemoteHelper:
+        """Ask a gateway to help with a run.
+
+        Args:
+            name: fingerprint of its key, which its operator has told. me: the server whose key the plan's facts name.
+            registry: device -> enrolled Ed25519 key.
+        Raises:
+            TransportError: E-SERVER-KEY where another gateway answers; E-CONNECT; E-SIGNATURE where the gateway belongs
+                to another orchestrator; E-FACTS, E-FLOOR and others, with which it refuses the run.
+        """
+        secure = check_url(url, plain)
+        _, authority = named(url, name, patience_s, "/v1/gateway")
+        link = Link((Home(url, name, authority, me.name, secure), me), patience_s)
+        raw = facts.canonical(plan.facts)
+        document = {
+            "facts": raw.decode(), "signature": facts.sign(me.secret, raw).hex(), "layout": plan.spec.to_list(),
+        }  # fmt: skip
+        try:
+            said = link.call("POST", "/v1/shares/run", document=document, run=plan.run)
+            return cls(link, plan, registry, said)
+        except BaseException:
+            link.close()
+            raise
+
+    def __enter__(self) -> RemoteHelper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._link.close()
+
+    def begin(self, invite: Invite) -> None:
+        """See Helper."""
+        self._round = invite.round
+        self._call("round", frame.dump(invite))
+
+    def admit(self, ticket: bytes) -> str | None:
+        """See Helper."""
+        public = self._registry(two_server.load(ticket).device)
+        said = self._call("ticket", ticket, {"key": public.hex() if public else ""})
+        return str(said["code"]) or None
+
+    def open(self, devices: Collection[DeviceId]) -> Hidden:
+        """See Helper. Raises TransportError(E-CONNECT) where the gateway does not answer."""
+        body = json.dumps(sorted(devices)).encode()
+        try:
+            raw = self._link.fetch("POST", "/v1/shares/batch", body, self._plan.run, self._round)
+        except TransportError as e:
+            if e.code in REFUSALS:
+                raise DecodeError(e.code, e.what) from None
+            raise
+        return two_server.load_share(self._plan.secagg(self._round), raw)
+
+    def _call(self, what: str, body: bytes, query: dict[str, object] | None = None) -> dict[str, object]:
+        said: dict[str, object] = self._link.call(
+            "POST", f"/v1/shares/{what}", query, body=body, run=self._plan.run, round=self._round
+        )
+        return said
