@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from enrolled_toys import Toy, helped_by, played, working
+from gateway_process import Restarted
 from played import play
 from served import joined, running
 
@@ -15,6 +17,10 @@ from edgewise.apps.gateway.start import Gateway, join
 from edgewise.apps.server.start import Server
 from edgewise.core import events
 from edgewise.drivers.fleet.members import Grant
+from edgewise.drivers.http import home, identity
+from edgewise.drivers.http import link as connection
+from edgewise.drivers.http.allowed import Allowed
+from edgewise.drivers.http.link import Link
 
 SHARES: dict[str, Any] = {
     "privacy": "hidden",
@@ -33,29 +39,51 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield made
 
 
-def gateway(server: Server, folder: Path) -> Gateway:
-    join(server.url, server.token(Grant("gateway", approved=True)), folder).close()
-    return Gateway(folder)
+@contextmanager
+def fleet(server: Server, folder: Path, n: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Link]]:
+    """Enrolled devices, which the gateway of the same folder counts."""
+    links = [joined(server, folder / f"home-{i}") for i in range(n)]
+    monkeypatch.setenv("TOY_NAMES", ",".join(link.name for link in links))
+    monkeypatch.setattr(connection, "LONGEST_PAUSE_S", 0.3)
+    join(server.url, server.token(Grant("gateway", approved=True)), folder / "gateway").close()
+    Allowed(folder / "gateway").add(link.name for link in links)
+    yield links
+    for link in links:
+        link.close()
 
 
 @pytest.mark.slow
 def test_a_run_with_a_gateway_gives_the_simulators_model(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    links = [joined(server, tmp_path / f"home-{i}") for i in range(4)]
-    names = [link.name for link in links]
-    monkeypatch.setenv("TOY_NAMES", ",".join(names))
-    expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **SHARES})
-    with gateway(server, tmp_path / "gateway") as second:
-        second.allowed.add(names)
-        toy = Toy.of(names, SHARES, server.service.identity)
-        told: list[events.AnyEvent] = []
+    with fleet(server, tmp_path, 4, monkeypatch) as links, Gateway(tmp_path / "gateway") as gateway:
+        expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **SHARES})
+        toy, told = Toy.of([link.name for link in links], SHARES, server.service.identity), list[events.AnyEvent]()
         with (
-            helped_by(toy, server, second.url, second.name) as (helped, helper),
+            helped_by(toy, server, gateway.url, gateway.name) as (helped, helper),
             working(links, helped, tmp_path),
         ):
             assert played(server, helped, tmp_path / "out", told.append, helper=helper) == expected
     finished = [e for e in told if isinstance(e, events.RoundFinished)]
     assert [(r.met, r.accepted) for r in finished] == [(True, 4)] * 2
-    for link in links:
-        link.close()
+
+
+@pytest.mark.slow
+@pytest.mark.long(sample=0)
+def test_a_gateway_that_is_killed_around_every_step_changes_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = {**SHARES, "round.rounds": 1}
+    with fleet(server, tmp_path, 4, monkeypatch) as links:
+        expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **overrides})
+        toy, told = Toy.of([link.name for link in links], overrides, server.service.identity), list[events.AnyEvent]()
+        name = identity.load(tmp_path / "gateway" / home.KEY).name
+        with (
+            Restarted(tmp_path / "gateway") as gateway,
+            helped_by(toy, server, gateway.url, name, 120.0) as (helped, helper),
+            working(links, helped, tmp_path),
+        ):
+            assert played(server, helped, tmp_path / "out", told.append, helper=helper) == expected
+            assert gateway.deaths >= 2 * (1 + 1 + 4 + 1), "the run, the round, four reports, the batch"
+    (finished,) = [e for e in told if isinstance(e, events.RoundFinished)]
+    assert (finished.met, finished.accepted) == (True, 4)

@@ -9,6 +9,7 @@ import typer
 
 from edgewise.apps import guides
 from edgewise.apps.device import commands as owners
+from edgewise.apps.gateway import commands as gateways
 from edgewise.apps.options import (
     Debug,
     Engine,
@@ -333,6 +334,7 @@ app.add_typer(owners.device, name="device", help="What your device does, and wha
 app.add_typer(run_commands.run, name="run", help="Submit recipes to a server, and watch what becomes of them.")
 app.add_typer(operators.token, name="token", help="Make, list and revoke enrolment tokens.")
 app.add_typer(operators.fleet, name="fleet", help="List, approve and revoke devices.")
+app.add_typer(gateways.gateway, name="gateway", help="Be the second server of shared sums, near the devices.")
 
 
 def _session(name: str, as_json: bool, debug: bool) -> Session:

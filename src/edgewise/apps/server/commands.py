@@ -50,18 +50,12 @@ def serve(
 
         from edgewise.apps import shell
         from edgewise.apps.server.start import Server, Tls
-        from edgewise.core.errors import TransportError
         from edgewise.drivers import logs
 
-        host, _, port = listen.rpartition(":")
-        if not (host and port.isdigit() and int(port) < 2**16):
-            raise TransportError("E-REQUEST", f"{listen} is not HOST:PORT.", "write, say, --listen 0.0.0.0:8443.")
-        if (certificate is None) != (key is None):
-            raise TransportError("E-REQUEST", "--cert and --key belong together.", "give both, or neither.")
-        names = tuple(dict.fromkeys([*(public or ()), *(() if host in ("0.0.0.0", "::") else (host,))]))
+        host, port, names = address(listen, public, certificate, key)
         tls, lines = Tls(names, certificate, key, plain), None if log == "-" else Path(log or folder / "server.log")
         tell = (lambda run, event: None) if as_json else _told
-        with shell.interrupts(), Server(folder, host, int(port), tls, tell=tell) as server, logs.opened(lines):
+        with shell.interrupts(), Server(folder, host, port, tls, tell=tell) as server, logs.opened(lines):
             scheme, first = "http" if plain else "https", server.first_token()
             url = f"{scheme}://{names[0] if names else '127.0.0.1'}:{server.port}"
             if as_json:
@@ -83,6 +77,21 @@ def _told(run: str, event: AnyEvent) -> None:
 
     if (text := line(event)) is not None:
         print(f"{run[:12]}  {text}", flush=True)
+
+
+def address(
+    listen: str, public: list[str] | None, certificate: Path | None, key: Path | None
+) -> tuple[str, int, tuple[str, ...]]:
+    """Host, port and names of a server. Raises TransportError(E-REQUEST) for options that cannot be."""
+    from edgewise.core.errors import TransportError
+
+    host, _, port = listen.rpartition(":")
+    if not (host and port.isdigit() and int(port) < 2**16):
+        raise TransportError("E-REQUEST", f"{listen} is not HOST:PORT.", "write, say, --listen 0.0.0.0:8443.")
+    if (certificate is None) != (key is None):
+        raise TransportError("E-REQUEST", "--cert and --key belong together.", "give both, or neither.")
+    names = tuple(dict.fromkeys([*(public or ()), *(() if host in ("0.0.0.0", "::") else (host,))]))
+    return host, int(port), names
 
 
 def join(
@@ -141,7 +150,7 @@ def _token(file: str) -> str:
 
 @token.command("create")
 def create_token(
-    role: Annotated[str, typer.Option("--role", help="device, viewer, operator or admin.")] = "device",
+    role: Annotated[str, typer.Option("--role", help="device, viewer, operator, admin or gateway.")] = "device",
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag of whoever enrols by it.")] = None,
     uses: Annotated[int, typer.Option("--uses", min=1, help="How often it may be used.")] = 1,
     approved: Annotated[bool, typer.Option("--approved", help="Whoever uses it needs no approval.")] = False,
