@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
@@ -24,15 +25,17 @@ from edgewise.secagg.client import Registry
 from edgewise.secagg.secrets import Hidden
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Answer:
     """The answer to a ticket of this round. ``code``: empty where it counts. ``ticket``: empty once it is forgotten."""
 
-    digest: bytes
+    digest: bytes = field(repr=False)
     code: str
-    ticket: bytes
+    ticket: bytes = field(repr=False)
 
 
-class Kept(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Kept:
     """What a record holds of a run.
 
     Attributes:
@@ -42,11 +45,11 @@ class Kept(NamedTuple):
         ``two_server.dump_share`` has it.
     """
 
-    ids: Iterable[bytes]
+    ids: Iterable[bytes] = field(repr=False)
     opened: int | None
     invite: Invite | None
-    answers: Sequence[Answer]
-    batch: tuple[frozenset[DeviceId], bytes] | None
+    answers: Sequence[Answer] = field(repr=False)
+    batch: tuple[frozenset[DeviceId], bytes] | None = field(repr=False)
 
 
 class Record(Protocol):
@@ -150,10 +153,10 @@ class LocalHelper:
         if kept.invite is None:
             return
         self._helper, self._refusal = self._started(kept.invite), None
-        for digest, code, ticket in kept.answers:
-            if not code and ticket:
-                self._helper = two_server.admit(self._helper, two_server.load(ticket))
-            self._answers[digest] = code
+        for answer in kept.answers:
+            if not answer.code and answer.ticket:
+                self._helper = two_server.admit(self._helper, two_server.load(answer.ticket))
+            self._answers[answer.digest] = answer.code
         self._seen = self._helper.seen
         if kept.batch is not None:
             devices, share = kept.batch

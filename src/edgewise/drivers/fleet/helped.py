@@ -109,7 +109,10 @@ class HelpedRun:
 
         def change(c: sa.Connection) -> None:
             attempt = c.execute(sa.select(HELPED.c.attempt).where(HELPED.c.run == self._run)).scalar_one()
-            row = {"run": self._run, "attempt": attempt, "id": id, "key": key, **answer._asdict()}
+            row = {
+                "run": self._run, "attempt": attempt, "id": id, "key": key, "digest": answer.digest,
+                "code": answer.code, "ticket": answer.ticket,
+            }  # fmt: skip
             c.execute(upsert(TICKETS).values(row).on_conflict_do_nothing())
 
         self._database.write(change)
