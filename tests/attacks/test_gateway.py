@@ -11,16 +11,17 @@ import msgspec
 import numpy as np
 import pytest
 from served import code
-from tickets import DEVICES, IDENTITIES, Round, invite, registry
+from tickets import DEVICES, IDENTITIES, ROSTER, Round, invite
 from toy import ToyTrainer
 from toy_recipe import make_recipe
 
 from edgewise.apps.gateway.start import Gateway
+from edgewise.core import vector
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import sign
-from edgewise.drivers.fleet import members
+from edgewise.drivers.fleet import members, roster
 from edgewise.drivers.fleet.database import Database
-from edgewise.drivers.http import home, identity
+from edgewise.drivers.http import home, identity, share_keys
 from edgewise.drivers.http.helper_routes import LEADER
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
@@ -46,7 +47,7 @@ SHARES: dict[str, Any] = {
 
 def plan_of(server: Identity, **overrides: Any) -> Plan:
     recipe = make_recipe({"data.devices": 5, **SHARES, **overrides})
-    instance = Instance(server=server.public.hex(), nonce="00" * 32)
+    instance = Instance(server=server.public.hex(), nonce="00" * 32, roster=vector.digest(ROSTER))
     return compile(recipe, ToyTrainer(recipe, DEVICES).spec, 5, BUILT_IN, instance=instance)
 
 
@@ -77,10 +78,15 @@ def connect(server: Identity, folder: Path) -> Iterator[Callable[..., RemoteHelp
         while running:
             running.pop().close()
 
-    def anew(plan: Plan, me: Identity = server, floor: OwnerFloor = OwnerFloor()) -> RemoteHelper:  # noqa: B008 (frozen)
+    def anew(
+        plan: Plan,
+        me: Identity = server,
+        floor: OwnerFloor = OwnerFloor(),  # noqa: B008 (frozen)
+        roster: bytes = ROSTER,
+    ) -> RemoteHelper:
         end()
         running.append(made := Gateway(folder, floor=floor))
-        helper = RemoteHelper.connect(made.url, made.name, me, plan, registry, 5.0)
+        helper = RemoteHelper.connect(made.name, made.url, me, plan, roster, 5.0)
         running.append(helper)
         return helper
 
@@ -150,11 +156,12 @@ def test_the_orchestrator_invents_no_devices(server: Identity, connect: Callable
     helper.begin(told.told)
     assert helper.admit(told.ticket(DEVICES[4])) == "E-SECAGG-KEYS", "not on the operator's list"
     own = sign.pair(bytes(31) + b"1")
-    helper._registry = lambda device: own.public
     ticket = two_server.load(told.ticket(DEVICES[0]))
     said = two_server.signed(told.context, DEVICES[0], ticket.id, ticket.leader, ticket.helper)
     forged = msgspec.structs.replace(ticket, signature=sign.sign(own.secret, said))
-    assert helper.admit(two_server.dump(forged)) == "E-SECAGG-KEYS", "a key of its own under a device's name"
+    assert helper.admit(two_server.dump(forged)) == "E-SECAGG-KEYS", "signed by a key of its own"
+    invented = roster.dump([own.public, *(IDENTITIES[device].public for device in DEVICES[1:])])
+    assert code(lambda: connect(plan, roster=invented)) == "E-FACTS", "not the devices that devices know"
 
 
 def test_the_gateway_takes_its_parameters_from_its_own_plan(
@@ -190,19 +197,17 @@ def test_a_recorded_step_is_refused(server: Identity, connect: Callable[..., Rem
 def test_nobody_seals_to_a_key_that_the_gateway_did_not_sign(
     server: Identity, connect: Callable[..., RemoteHelper]
 ) -> None:
-    from edgewise.drivers.http import helper_key
-
     plan = plan_of(server)
     helper = connect(plan)
     name, said = helper._link.home.server, helper.said
-    assert isinstance(said, dict)
-    assert helper_key.checked(said, plan.run, name) == helper.key
-    forged = msgspec.to_builtins(helper_key.made(server, plan.run, helper.key))
+    assert share_keys.checked(said, "helper", plan.run, name) == helper.key
+    forged = msgspec.to_builtins(share_keys.made(server, "helper", plan.run, helper.key))
     for wrong, run, by in (
         (forged, plan.run, name), (said, "0" * 64, name), (said, plan.run, server.name),
         ({**said, "key": "00" * 32}, plan.run, name), ({}, plan.run, name), ({**said, "more": ""}, plan.run, name),
     ):  # fmt: skip
-        assert code(helper_key.checked, wrong, run, by) == "E-SERVER-KEY"
+        assert code(share_keys.checked, wrong, "helper", run, by) == "E-SERVER-KEY"
+    assert code(share_keys.checked, said, "leader", plan.run, name) == "E-SERVER-KEY"
 
 
 def test_nothing_on_the_gateways_disk_opens_a_batch_again(
@@ -222,6 +227,13 @@ def test_nothing_on_the_gateways_disk_opens_a_batch_again(
     assert found() == []
     with pytest.raises(DecodeError):
         helper.open(DEVICES[:2])
+
+
+def test_a_run_whose_devices_the_gateway_does_not_count_is_refused_at_its_start(
+    server: Identity, connect: Callable[..., RemoteHelper], folder: Path
+) -> None:
+    (folder / "devices.txt").write_text("\n".join(DEVICES[:2]))
+    assert code(connect, plan_of(server)) == "E-SECAGG-FEW"
 
 
 def test_a_list_that_is_no_list_is_an_error(folder: Path) -> None:

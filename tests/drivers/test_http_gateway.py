@@ -58,7 +58,7 @@ def test_a_run_with_a_gateway_gives_the_simulators_model(
 ) -> None:
     with fleet(server, tmp_path, 4, monkeypatch) as links, Gateway(tmp_path / "gateway") as gateway:
         expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **SHARES})
-        toy, told = Toy.of([link.name for link in links], SHARES, server.service.identity), list[events.AnyEvent]()
+        toy, told = Toy.of([link.name for link in links], SHARES, server), list[events.AnyEvent]()
         with (
             helped_by(toy, server, gateway.url, gateway.name) as (helped, helper),
             working(links, helped, tmp_path),
@@ -76,7 +76,7 @@ def test_a_gateway_that_is_killed_around_every_step_changes_nothing(
     overrides = {**SHARES, "round.rounds": 1}
     with fleet(server, tmp_path, 4, monkeypatch) as links:
         expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **overrides})
-        toy, told = Toy.of([link.name for link in links], overrides, server.service.identity), list[events.AnyEvent]()
+        toy, told = Toy.of([link.name for link in links], overrides, server), list[events.AnyEvent]()
         name = identity.load(tmp_path / "gateway" / home.KEY).name
         with (
             Restarted(tmp_path / "gateway") as gateway,

@@ -26,18 +26,17 @@ from toy import ToyTrainer
 from toy_recipe import make_recipe
 
 from edgewise.apps.server.start import Server
-from edgewise.core import events
+from edgewise.core import events, vector
 from edgewise.core.keys import Key
 from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
-from edgewise.drivers.fleet import members
+from edgewise.drivers.fleet import members, roster
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.http.attend import Part, attend
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
-from edgewise.drivers.http.helper_key import checked
-from edgewise.drivers.http.identity import Identity
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.remote_helper import RemoteHelper
+from edgewise.drivers.http.share_keys import HELPER, checked
 from edgewise.drivers.identities import (
     simulated_entropy,
     simulated_root,
@@ -67,11 +66,14 @@ class Toy:
     trust: Trust = field(repr=False)
 
     @classmethod
-    def of(cls, names: Sequence[str], overrides: Mapping[str, Any], server: Identity | None = None) -> Toy:
+    def of(cls, names: Sequence[str], overrides: Mapping[str, Any], server: Server | None = None) -> Toy:
         """``server``: whose run it is; None for one that nobody signs."""
         recipe = make_recipe({"data.devices": len(names), **overrides})
         trainer = ToyTrainer(recipe, names)
-        instance = None if server is None else Instance(server=server.public.hex(), nonce="00" * 32)
+        instance = None
+        if server is not None:
+            public, keys = server.service.identity.public.hex(), vector.digest(listing(server, names))
+            instance = Instance(server=public, nonce="00" * 32, roster=keys)
         plan = compile(recipe, trainer.spec, len(names), BUILT_IN, instance=instance)
         root = simulated_root(plan, recipe.world, trainer.describe())
         return cls(plan, trainer, root, simulated_trust(root))
@@ -134,28 +136,25 @@ def helped_by(
     toy: Toy, server: Server, url: str, name: str, patience_s: float = 60.0
 ) -> Iterator[tuple[Toy, RemoteHelper]]:
     """The run with a gateway as its second server. Devices sign with the keys by which they are enrolled."""
-    registry = enrolled(server)
-    with RemoteHelper.connect(url, name, server.service.identity, toy.plan, registry, patience_s) as helper:
-        trust = replace(toy.trust, registry=registry, helper=checked(helper.said, toy.plan.run, name))
+    keys = listing(server, toy.trainer.devices())
+    with RemoteHelper.connect(name, url, server.service.identity, toy.plan, keys, patience_s) as helper:
+        registry = roster.parse(keys, toy.plan.facts.population).get
+        trust = replace(toy.trust, registry=registry, helper=checked(helper.said, HELPER, toy.plan.run, name))
         yield replace(toy, trust=trust), helper
 
 
-def enrolled(server: Server) -> Callable[[str], bytes | None]:
-    """The keys of a server's members."""
-
-    def key(device: str) -> bytes | None:
-        with server.service.database.read() as c:
-            found = members.find(c, device)
-        return found.public if found is not None else None
-
-    return key
+def listing(server: Server, names: Sequence[str]) -> bytes:
+    """The roster of members of a server."""
+    with server.service.database.read() as c:
+        found = [members.find(c, name) for name in names]
+    return roster.dump([member.public for member in found if member is not None])
 
 
 def signing(toy: Toy, link: Link) -> Toy:
     """The run as a device has it that signs with its own enrolled key, where the run has a gateway."""
     if toy.plan.facts.instance is None:
         return toy
-    return replace(toy, trust=replace(toy.trust, identity=lambda _: link._me.secret))
+    return replace(toy, trust=replace(toy.trust, identity=lambda _: link.identity.secret))
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from edgewise.core.frame import Invite
 from edgewise.core.keys import derive, root
 from edgewise.crypto import sign
 from edgewise.crypto.agree import Pair
+from edgewise.drivers.fleet import roster
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
@@ -18,6 +19,7 @@ from edgewise.secagg.secrets import Hidden
 IDENTITIES = {fingerprint(pair.public): pair for pair in (sign.pair(derive(root(5), i)) for i in range(5))}
 DEVICES = sorted(IDENTITIES)
 LEADER = two_server.server_pair(derive(root(5), "leader"))
+ROSTER = roster.dump([pair.public for pair in IDENTITIES.values()])
 
 
 def registry(device: str) -> bytes | None:

@@ -9,7 +9,7 @@ run's own key. They are deleted in the transaction that opens their batch, with 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
@@ -23,19 +23,20 @@ from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.tables import HELPED, TICKETS
 from edgewise.drivers.local_helper import Answer, Kept
-from edgewise.secagg import two_server
 
 LIMIT_BYTES = 2**20  # of an invitation
 
 
 @dataclass(frozen=True, slots=True)
 class Enlisted:
-    """A run that a gateway helps with: its signed facts, its layout, and the HPKE key that is of this run alone."""
+    """A run that a gateway helps with: its signed facts, its layout, its devices' keys (``fleet.roster``), and the
+    HPKE key that is of this run alone."""
 
     run: str
     facts: bytes = field(repr=False)
     signature: bytes = field(repr=False)
     layout: list[tuple[str, list[int], str]] = field(repr=False)
+    roster: bytes = field(repr=False)
     secret: bytes = field(repr=False)
 
 
@@ -43,7 +44,8 @@ def enlist(c: sa.Connection, new: Enlisted, now_s: float) -> None:
     """Begin to help with a run; one that is known already stays as it is."""
     row = {
         "run": new.run, "facts": new.facts, "signature": new.signature, "layout": json.dumps(new.layout),
-        "secret": new.secret, "made_s": now_s, "attempt": 0, "invite": b"", "opened": -1, "batch": "", "share": "",
+        "roster": new.roster, "secret": new.secret, "made_s": now_s, "attempt": 0, "invite": b"", "opened": -1,
+        "batch": "", "share": "",
     }  # fmt: skip
     c.execute(upsert(HELPED).values(row).on_conflict_do_nothing())
 
@@ -54,24 +56,18 @@ def find(c: sa.Connection, run: str) -> Enlisted | None:
     if row is None:
         return None
     layout = [(name, shape, dtype) for name, shape, dtype in json.loads(row.layout)]
-    return Enlisted(row.run, row.facts, row.signature, layout, row.secret)
-
-
-def keys(c: sa.Connection, run: str) -> Mapping[DeviceId, bytes]:
-    """The Ed25519 keys of the devices whose tickets are not forgotten yet."""
-    rows = c.execute(sa.select(TICKETS).where((TICKETS.c.run == run) & (TICKETS.c.code == "") & (TICKETS.c.key != b"")))
-    return {two_server.load(row.ticket).device: row.key for row in rows if row.ticket}
+    return Enlisted(row.run, row.facts, row.signature, layout, row.roster, row.secret)
 
 
 class HelpedRun:
     """The record of one run.
 
     Args:
-        blobs: where the shares of opened batches lie. key_of: the key of a ticket's device, to be kept with it.
+        blobs: where the shares of opened batches lie, and nothing else.
     """
 
-    def __init__(self, database: Database, blobs: Blobs, run: str, key_of: Callable[[bytes], bytes]) -> None:
-        self._database, self._blobs, self._run, self._key_of = database, blobs, run, key_of
+    def __init__(self, database: Database, blobs: Blobs, run: str) -> None:
+        self._database, self._blobs, self._run = database, blobs, run
         self._mine = TICKETS.c.run == run
 
     def load(self) -> Kept:
@@ -98,19 +94,18 @@ class HelpedRun:
                 .values(attempt=HELPED.c.attempt + 1, invite=raw, batch="", share="")
             )
             c.execute(TICKETS.delete().where(self._mine & (TICKETS.c.code != "")))
-            c.execute(TICKETS.update().where(self._mine).values(ticket=b"", key=b""))
+            c.execute(TICKETS.update().where(self._mine).values(ticket=b""))
             return {row.share for row in c.execute(sa.select(HELPED.c.share).where(HELPED.c.share != ""))}
 
         self._blobs.sweep(self._database.write(change))
 
     def answer(self, answer: Answer, id: bytes) -> None:
         """See Record."""
-        key = b"" if answer.code else self._key_of(answer.ticket)
 
         def change(c: sa.Connection) -> None:
             attempt = c.execute(sa.select(HELPED.c.attempt).where(HELPED.c.run == self._run)).scalar_one()
             row = {
-                "run": self._run, "attempt": attempt, "id": id, "key": key, "digest": answer.digest,
+                "run": self._run, "attempt": attempt, "id": id, "digest": answer.digest,
                 "code": answer.code, "ticket": answer.ticket,
             }  # fmt: skip
             c.execute(upsert(TICKETS).values(row).on_conflict_do_nothing())
@@ -126,7 +121,7 @@ class HelpedRun:
         def change(c: sa.Connection) -> None:
             row = HELPED.update().where(HELPED.c.run == self._run)
             c.execute(row.values(opened=round, batch=names, share=digest))
-            c.execute(TICKETS.update().where(self._mine).values(ticket=b"", key=b""))
+            c.execute(TICKETS.update().where(self._mine).values(ticket=b""))
 
         self._database.write(change)
         self._database.scrub()

@@ -113,6 +113,7 @@ HELPED = sa.Table(  # of a gateway: runs whose second server it is, each with it
     sa.Column("facts", sa.LargeBinary, nullable=False),  # as the orchestrator signed them
     sa.Column("signature", sa.LargeBinary, nullable=False),
     sa.Column("layout", sa.Text, nullable=False),  # JSON
+    sa.Column("roster", sa.LargeBinary, nullable=False),  # the devices' keys
     sa.Column("secret", sa.LargeBinary, nullable=False),  # HPKE key, of this run alone
     sa.Column("made_s", sa.Float, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),  # grows with every invitation that begins a round
@@ -130,5 +131,4 @@ TICKETS = sa.Table(  # that a gateway has answered; those that counted stay for 
     sa.Column("id", sa.LargeBinary, nullable=False),  # of the report
     sa.Column("code", sa.String, nullable=False),  # of the refusal; empty = it counts
     sa.Column("ticket", sa.LargeBinary, nullable=False),  # empty once the batch is opened, or another round begins
-    sa.Column("key", sa.LargeBinary, nullable=False),  # the device's Ed25519 key
 )

@@ -4,7 +4,7 @@ orchestrator                                gateway
 GET  /v1/gateway?nonce=       ──►           who it is, signed for the nonce
 POST /v1/shares/run           facts ──►     the run's own HPKE key, signed; or why it does not help with the run
 POST /v1/shares/round         invite ──►    begun, as far as the gateway takes the invitation
-POST /v1/shares/ticket?key=   ticket ──►    {"code"}: empty where the report counts
+POST /v1/shares/ticket        ticket ──►    {"code"}: empty where the report counts
 POST /v1/shares/batch         devices ──►   the gateway's share of the sum, once a round
 
 The gateway compiles its own plan from the facts: smallest sum, ring and sizes are its own, and facts that say something
@@ -15,7 +15,7 @@ answered; what is asked again gets the same answer.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -24,21 +24,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgewise.core import frame
+from edgewise.core import frame, vector
 from edgewise.core.errors import DecodeError, RecipeError, TransportError
 from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
 from edgewise.crypto.agree import public
-from edgewise.drivers.fleet import helped, nonces
+from edgewise.drivers.fleet import helped, nonces, roster
 from edgewise.drivers.fleet.helped import LIMIT_BYTES, Enlisted, HelpedRun
 from edgewise.drivers.fleet.uploads import CHUNK_BYTES
-from edgewise.drivers.http import certificates, helper_key
+from edgewise.drivers.http import certificates, share_keys
 from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.guard import caller, parsed
-from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.http.rules import ANYONE, SMALL_BYTES, Rule
 from edgewise.drivers.http.service import Service
+from edgewise.drivers.http.share_keys import ShareKey
 from edgewise.drivers.local_helper import LocalHelper
 from edgewise.plan.acceptance import OwnerFloor, accept
 from edgewise.plan.catalogue import BUILT_IN
@@ -59,11 +59,22 @@ RULES = (
 
 
 class _Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A run that a gateway shall help with. ``facts``: canonical JSON. ``signature``: hexadecimal."""
+    """A run that a gateway shall help with. ``facts``: canonical JSON. ``signature``, ``roster``: hexadecimal."""
 
     facts: str
     signature: str
     layout: list[tuple[str, list[int], str]]
+    roster: str
+
+
+class _Registry:
+    """The keys of a run's devices that are on the operator's list. ``every``: of all, for what was counted before."""
+
+    def __init__(self, keys: Mapping[DeviceId, bytes], allowed: Allowed) -> None:
+        self._keys, self._allowed, self.every = keys, allowed, True
+
+    def __call__(self, device: DeviceId) -> bytes | None:
+        return self._keys.get(device) if self.every or device in self._allowed.ids() else None
 
 
 class HelperPlane:
@@ -78,7 +89,6 @@ class HelperPlane:
         self._service, self._leader, self._allowed, self._floor = service, leader, allowed, floor
         self._lock = Lock()  # one step at a time: a step reads and writes the state of its run, and blobs are swept
         self._helpers: dict[str, LocalHelper] = {}
-        self._keys: dict[DeviceId, bytes] = {}  # of devices that were allowed when their ticket came
 
     def routes(self) -> list[Route]:
         """For a router, behind the guard."""
@@ -124,14 +134,8 @@ class HelperPlane:
 
     async def ticket(self, request: Request) -> Response:
         """Take a report into the round's batch, by its ticket."""
-        key = request.query_params.get("key", "")
-
-        def admit(run: str, body: bytes) -> str | None:
-            helper = self._helper(run)
-            self._introduce(body, key)
-            return helper.admit(body)
-
-        return JSONResponse({"code": await self._step(request, admit) or ""})
+        code = await self._step(request, lambda run, body: self._helper(run).admit(body))
+        return JSONResponse({"code": code or ""})
 
     async def batch(self, request: Request) -> Response:
         """Open the batch of these devices, which are a JSON list."""
@@ -160,23 +164,29 @@ class HelperPlane:
 
         return await service.aside(alone)
 
-    def _enlist(self, run: str, document: Any) -> helper_key.HelperKey:
+    def _enlist(self, run: str, document: Any) -> ShareKey:
         """Raises DecodeError(E-FACTS), RecipeError and others as ``acceptance.accept``; TransportError(E-REQUEST)."""
         service = self._service
         try:
             wanted = msgspec.convert(document, _Wanted)
-            raw, signature = wanted.facts.encode(), bytes.fromhex(wanted.signature)
+            raw, signature, keys = wanted.facts.encode(), bytes.fromhex(wanted.signature), bytes.fromhex(wanted.roster)
             spec = Spec.of(wanted.layout)
         except (msgspec.ValidationError, ValueError) as e:
             raise TransportError("E-REQUEST", f"not the facts of a run: {e}.", "see the transport page.") from None
         known = self._known(run)
-        if known is None or (known.facts, known.layout) != (raw, wanted.layout):
-            new = Enlisted(run, raw, signature, wanted.layout, secrets.token_bytes(32))
-            self._plan(new, spec)
+        if known is None or (known.facts, known.layout, known.roster) != (raw, wanted.layout, keys):
+            new = Enlisted(run, raw, signature, wanted.layout, keys, secrets.token_bytes(32))
+            plan = self._plan(new, spec)
+            counted, least = len(self._devices(plan, new).keys() & self._allowed.ids()), plan.facts.n_min
+            if counted < least:
+                what = (
+                    f"this gateway's operator lists {counted} of the run's devices, and its smallest sum has {least}."
+                )
+                raise DecodeError("E-SECAGG-FEW", what, "ask the gateway's operator (`edgewise gateway approve`).")
             service.database.write(lambda c: helped.enlist(c, new, service.now_s()))
             known = self._known(run)
         assert known is not None
-        return helper_key.made(service.identity, run, public(known.secret))
+        return share_keys.made(service.identity, share_keys.HELPER, run, public(known.secret))
 
     def _plan(self, run: Enlisted, spec: Spec) -> Plan:
         """The gateway's own plan of a run, compiled from facts that its orchestrator signed."""
@@ -188,6 +198,13 @@ class HelperPlane:
             raise RecipeError("E-COMBO", what, "run this recipe without a gateway.")
         return plan
 
+    def _devices(self, plan: Plan, run: Enlisted) -> Mapping[DeviceId, bytes]:
+        """The keys of the run's devices, which its facts name by their digest."""
+        assert plan.facts.instance is not None  # ``accept`` takes no others
+        if vector.digest(run.roster) != plan.facts.instance.roster:
+            raise DecodeError("E-FACTS", "the devices' keys are not those that the facts name.")
+        return roster.parse(run.roster, plan.facts.population)
+
     def _known(self, run: str) -> Enlisted | None:
         with self._service.database.read() as c:
             return helped.find(c, run)
@@ -198,24 +215,9 @@ class HelperPlane:
             service, known = self._service, self._known(run)
             if known is None:
                 raise TransportError("E-UNKNOWN-ID", f"this gateway does not help with the run {run:.12}.", "send it.")
-            with service.database.read() as c:
-                self._keys.update(helped.keys(c, run))
-            record = HelpedRun(service.database, service.blobs, run, self._key_of)
-            self._helpers[run] = LocalHelper(
-                self._plan(known, Spec.of(known.layout)), known.secret, self._keys.get, record
-            )
+            plan = self._plan(known, Spec.of(known.layout))
+            registry = _Registry(self._devices(plan, known), self._allowed)
+            record = HelpedRun(service.database, service.blobs, run)
+            self._helpers[run] = LocalHelper(plan, known.secret, registry, record)
+            registry.every = False
         return self._helpers[run]
-
-    def _introduce(self, ticket: bytes, key: str) -> None:
-        """Learn the key of a ticket's device, if the device is on the list and the key is its own."""
-        try:
-            device, raw = two_server.load(ticket).device, bytes.fromhex(key)
-        except (DecodeError, ValueError):
-            return
-        if fingerprint(raw) == device and device in self._allowed.ids():
-            self._keys[device] = raw
-        else:
-            self._keys.pop(device, None)
-
-    def _key_of(self, ticket: bytes) -> bytes:
-        return self._keys.get(two_server.load(ticket).device, b"")

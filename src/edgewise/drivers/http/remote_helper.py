@@ -1,6 +1,6 @@
 """A gateway as the second server of a run: the port ``engine.ports.Helper`` over HTTPS.
 
-    helper = RemoteHelper.connect("https://gateway.example:9443", name, identity, plan, registry)
+    helper = RemoteHelper.connect(name, "https://gateway.example:9443", identity, plan, roster)
     Coordinator(plan, ..., trust=replace(trust, helper=helper.key), helper=helper)
 
 A gateway that does not answer is asked again until patience ends. Then the run stops with E-CONNECT, and goes on where
@@ -10,20 +10,19 @@ it was when it is resumed: nobody loses a place in the round for it, and nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from edgewise.core import frame
 from edgewise.core.errors import DecodeError, TransportError
 from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
-from edgewise.drivers.http import helper_key
+from edgewise.drivers.http import share_keys
 from edgewise.drivers.http.home import Home, check_url
 from edgewise.drivers.http.identity import Identity
 from edgewise.drivers.http.link import Link, named
 from edgewise.plan import facts
 from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
-from edgewise.secagg.client import Registry
 from edgewise.secagg.secrets import Hidden
 
 PATIENCE_S = 600.0
@@ -37,19 +36,19 @@ class RemoteHelper:
         key: HPKE key to which devices seal, signed by the gateway. said: the statement itself, for devices.
     """
 
-    def __init__(self, link: Link, plan: Plan, registry: Registry, said: object) -> None:
-        self._link, self._plan, self._registry, self.said = link, plan, registry, said
-        self.key = helper_key.checked(said, plan.run, link.home.server)
+    def __init__(self, link: Link, plan: Plan, said: Mapping[str, str]) -> None:
+        self._link, self._plan, self.said = link, plan, said
+        self.key = share_keys.checked(said, share_keys.HELPER, plan.run, link.home.server)
         self._round = 0
 
     @classmethod
     def connect(
         cls,
-        url: str,
         name: str,
+        url: str,
         me: Identity,
         plan: Plan,
-        registry: Registry,
+        roster: bytes,
         patience_s: float = PATIENCE_S,
         plain: bool = False,
     ) -> RemoteHelper:
@@ -57,10 +56,10 @@ class RemoteHelper:
 
         Args:
             name: fingerprint of its key, which its operator has told. me: the server whose key the plan's facts name.
-            registry: device -> enrolled Ed25519 key.
+            roster: the keys of the run's devices (``fleet.roster``).
         Raises:
             TransportError: E-SERVER-KEY where another gateway answers; E-CONNECT; E-SIGNATURE where the gateway belongs
-                to another orchestrator; E-FACTS, E-FLOOR and others, with which it refuses the run.
+                to another orchestrator; E-FACTS, E-FLOOR, E-SECAGG-FEW and others, with which it refuses the run.
         """
         secure = check_url(url, plain)
         _, authority = named(url, name, patience_s, "/v1/gateway")
@@ -68,10 +67,11 @@ class RemoteHelper:
         raw = facts.canonical(plan.facts)
         document = {
             "facts": raw.decode(), "signature": facts.sign(me.secret, raw).hex(), "layout": plan.spec.to_list(),
+            "roster": roster.hex(),
         }  # fmt: skip
         try:
             said = link.call("POST", "/v1/shares/run", document=document, run=plan.run)
-            return cls(link, plan, registry, said)
+            return cls(link, plan, said)
         except BaseException:
             link.close()
             raise
@@ -93,9 +93,7 @@ class RemoteHelper:
 
     def admit(self, ticket: bytes) -> str | None:
         """See Helper."""
-        public = self._registry(two_server.load(ticket).device)
-        said = self._call("ticket", ticket, {"key": public.hex() if public else ""})
-        return str(said["code"]) or None
+        return str(self._call("ticket", ticket)["code"]) or None
 
     def open(self, devices: Collection[DeviceId]) -> Hidden:
         """See Helper. Raises TransportError(E-CONNECT) where the gateway does not answer."""
@@ -108,8 +106,7 @@ class RemoteHelper:
             raise
         return two_server.load_share(self._plan.secagg(self._round), raw)
 
-    def _call(self, what: str, body: bytes, query: dict[str, object] | None = None) -> dict[str, object]:
-        said: dict[str, object] = self._link.call(
-            "POST", f"/v1/shares/{what}", query, body=body, run=self._plan.run, round=self._round
-        )
+    def _call(self, what: str, body: bytes) -> Mapping[str, object]:
+        path = f"/v1/shares/{what}"
+        said: Mapping[str, object] = self._link.call("POST", path, body=body, run=self._plan.run, round=self._round)
         return said

@@ -15,6 +15,7 @@ def upgrade() -> None:
         sa.Column("facts", sa.LargeBinary, nullable=False),
         sa.Column("signature", sa.LargeBinary, nullable=False),
         sa.Column("layout", sa.Text, nullable=False),
+        sa.Column("roster", sa.LargeBinary, nullable=False),
         sa.Column("secret", sa.LargeBinary, nullable=False),
         sa.Column("made_s", sa.Float, nullable=False),
         sa.Column("attempt", sa.Integer, nullable=False),
@@ -31,5 +32,4 @@ def upgrade() -> None:
         sa.Column("id", sa.LargeBinary, nullable=False),
         sa.Column("code", sa.String, nullable=False),
         sa.Column("ticket", sa.LargeBinary, nullable=False),
-        sa.Column("key", sa.LargeBinary, nullable=False),
     )
