@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgewise.apps.options import Debug, Json
-from edgewise.apps.server.commands import PATIENCE_S, _run, _table, _token
+from edgewise.apps.server.asking import PATIENCE_S, run_body, table
+from edgewise.apps.server.commands import address, entered_token
 
 if TYPE_CHECKING:
     from edgewise.drivers.http.link import Link
@@ -38,7 +39,7 @@ def join(
     def body() -> dict[str, Any]:
         from edgewise.apps.gateway import start
 
-        with start.join(url, _token(token_file), folder, plain, PATIENCE_S) as link:
+        with start.join(url, entered_token(token_file), folder, plain, PATIENCE_S) as link:
             standing = dict(link.standing())
         if not as_json:
             waits = "" if standing["status"] == "approved" else "; the orchestrator's operator has to approve it"
@@ -46,7 +47,7 @@ def join(
             print(f"  next  edgewise gateway approve {folder} --all, then edgewise gateway serve {folder}")
         return standing
 
-    _run("gateway join", as_json, debug, body)
+    run_body("gateway join", as_json, debug, body)
 
 
 @gateway.command()
@@ -79,10 +80,10 @@ def approve(
         counted = allowed.ids()
         rows = [{**one, "counts": "yes" if id in counted else "no"} for id, one in found.items()]
         if not as_json:
-            _table(rows, ("id", "label", "tags", "joined_s", "counts"))
+            table(rows, ("id", "label", "tags", "joined_s", "counts"))
         return {"devices": sorted(counted), "enrolled": sorted(found)}
 
-    _run("gateway approve", as_json, debug, body)
+    run_body("gateway approve", as_json, debug, body)
 
 
 def _devices(link: Link) -> list[dict[str, Any]]:
@@ -121,7 +122,6 @@ def serve(
 
         from edgewise.apps import shell
         from edgewise.apps.gateway.start import Gateway
-        from edgewise.apps.server.commands import address
         from edgewise.apps.server.start import Tls
         from edgewise.plan.acceptance import OwnerFloor
         from edgewise.secagg.params import Floor
@@ -139,4 +139,4 @@ def serve(
                 Event().wait()
         return {"ended": url}
 
-    _run("gateway serve", as_json, debug, body)
+    run_body("gateway serve", as_json, debug, body)

@@ -115,7 +115,7 @@ def join(
         from edgewise.drivers.http.link import Link
 
         folder = home.expanduser()
-        with Link.join(url, _token(token_file), folder, label, plain, PATIENCE_S) as link:
+        with Link.join(url, entered_token(token_file), folder, label, plain, PATIENCE_S) as link:
             standing = dict(link.standing())
         if not as_json:
             waits = "" if standing["status"] == "approved" else "; the operator has to approve it"
@@ -131,7 +131,8 @@ def join(
     run_body("join", as_json, debug, body)
 
 
-def _token(file: str) -> str:
+def entered_token(file: str) -> str:
+    """An enrolment token: from a file, standard input (-), the environment, or asked for. Raises TransportError(E-TOKEN)."""
     import getpass
     import sys
 
