@@ -132,7 +132,10 @@ def join(
 
 
 def entered_token(file: str) -> str:
-    """An enrolment token: from a file, standard input (-), the environment, or asked for. Raises TransportError(E-TOKEN)."""
+    """An enrolment token: from a file, standard input (-), the environment, or asked for.
+
+    Raises TransportError(E-TOKEN).
+    """
     import getpass
     import sys
 
