@@ -69,11 +69,13 @@ class Devices:
     out_of_step: Callable[[device_state.Idle, int | None], StoreError] | None = None
     budget: OwnerBudget | None = None
 
-    def answer(self, device: DeviceId, raw: bytes, elapsed_s: float = 0.0, up_mbit: float = inf) -> Answer:
+    def answer(
+        self, device: DeviceId, raw: bytes, elapsed_s: float | Callable[[], float] = 0.0, up_mbit: float = inf
+    ) -> Answer:
         """A device's answer to a frame; what must be kept of its state is in the store when this returns.
 
         Args:
-            elapsed_s, up_mbit: as in ``engine.device.Trained``.
+            elapsed_s, up_mbit: as in ``engine.device.Trained``; a function is asked when the device has trained.
         Raises:
             DecodeError for a frame that no server sends. StoreError where a state cannot be read or kept.
         """
@@ -158,15 +160,14 @@ class Devices:
         return machine.Invited(invite, params, secrets, support)
 
     def _trained(
-        self, device: DeviceId, request: FitRequest, elapsed_s: float, up_mbit: float
+        self, device: DeviceId, request: FitRequest, elapsed_s: float | Callable[[], float], up_mbit: float
     ) -> machine.Trained | machine.Failed:
         request = replace(request, rule=in_steps(self.trainer, self.plan, device, request.rule))
         update = guarded(device, partial(self.trainer.trainer.fit, request))
-        return (
-            update
-            if isinstance(update, machine.Failed)
-            else machine.Trained(update, elapsed_s, up_mbit, request.rule.steps)
-        )
+        if isinstance(update, machine.Failed):
+            return update
+        passed_s = elapsed_s() if callable(elapsed_s) else elapsed_s
+        return machine.Trained(update, passed_s, up_mbit, request.rule.steps)
 
     def _measured(self, device: DeviceId, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
         run, number = probe.run, probe.round

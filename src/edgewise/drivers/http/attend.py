@@ -9,6 +9,7 @@ the open rounds again. Where it then answers with other bytes than before, the s
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,6 +88,7 @@ def attend(
 
 
 def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -> None:
+    came_s = time.monotonic()
     message = frame.from_server(mail.raw, FRAME_BYTES)
     if isinstance(message, frame.Probe):
         LOG.warning("the server asks for a loss of this device alone; it is not answered")
@@ -113,7 +115,7 @@ def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -
         _tidy(mine.blobs, wanted)
     watch.doing("training", message.run)
     with _in_touch(link):
-        answer = mine.devices.answer(link.name, mail.raw)
+        answer = mine.devices.answer(link.name, mail.raw, lambda: time.monotonic() - came_s, link.speed.up_mbit)
     if answer.frame is not None:
         watch.doing("sending", message.run)
         watch.leaving(mine, answer.frame)

@@ -20,7 +20,6 @@ import hashlib
 import json
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
@@ -35,6 +34,7 @@ from edgewise.drivers.files import discard
 from edgewise.drivers.http import certificates, home, identity, signatures, tokens
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
+from edgewise.drivers.http.link_speed import Speed
 
 T = TypeVar("T")
 WAIT_S = 25.0  # of a long poll
@@ -44,8 +44,6 @@ INLINE_BYTES = 2**20  # frames up to this size go in one request
 PIECE_BYTES = 2**16  # of a body, between two looks whether anything may leave
 CLOSED_S = 0.25  # until the next look, where nothing may
 LONGEST_WAIT_S = 3600.0  # that a server can ask for
-SAMPLE_BYTES = 2**16  # transfers from this size measure the link
-HISTORY = 16
 _PAUSES = ("E-RATE", "E-BUSY", "E-STALL")  # refusals that end by themselves
 _IN_DISORDER = ("E-OFFSET",)
 
@@ -56,19 +54,6 @@ class Mail:
 
     number: int
     raw: bytes = field(repr=False)
-
-
-@dataclass(slots=True)
-class Speed:
-    """Measured Mbit/s of the last transfers, the newest last; for ``plan.budget.link_estimate``."""
-
-    up: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
-    down: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
-
-    def note(self, samples: deque[float], size: int, seconds: float) -> None:
-        """Remember a transfer that was large enough to measure."""
-        if size >= SAMPLE_BYTES and seconds > 0.0:
-            samples.append(8e-6 * size / seconds)
 
 
 class Link:
@@ -179,7 +164,7 @@ class Link:
         if len(raw) <= INLINE_BYTES:
             begun = time.monotonic()
             answer = self.call("POST", "/v1/outbox", body=raw, run=run, round=round)
-            self.speed.note(self.speed.up, len(raw), time.monotonic() - begun)
+            self.speed.up.note(len(raw), time.monotonic() - begun)
         else:
             upload = self._upload(run, round, raw)
             answer = self.call("POST", "/v1/outbox", {"upload": upload}, run=run, round=round)
@@ -195,7 +180,7 @@ class Link:
             try:
                 query = {"offset": received}
                 state = self.call("PUT", f"/v1/uploads/{upload}", query, body=piece, run=run, round=round)
-                self.speed.note(self.speed.up, len(piece), time.monotonic() - begun)
+                self.speed.up.note(len(piece), time.monotonic() - begun)
             except TransportError as e:
                 if e.code not in _IN_DISORDER:
                     raise
@@ -237,7 +222,7 @@ class Link:
                 for piece in answer.iter_raw():  # as it comes: what is not in the file yet is lost with the connection
                     f.write(piece)
                     got += len(piece)
-        self.speed.note(self.speed.down, got, time.monotonic() - begun)
+        self.speed.down.note(got, time.monotonic() - begun)
 
     # -- requests ------------------------------------------------------------------------------------------------
 
