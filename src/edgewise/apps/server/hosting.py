@@ -156,7 +156,7 @@ class Hosting:
             if checkpoint is None:
                 raise StoreError("E-CHECKPOINT", f"{out} has no checkpoint.", "restore it from a backup.")
             coordinator.purse.check(checkpoint)
-            resumed = checkpoint.next_round or -1
+            resumed = checkpoint.next_round or None
             cohort = plan.sampling.goal
             self._told(run.run, events.RunStarted(
                 run=plan.run, name=run.name, rounds=plan.rounds, population=plan.facts.population, cohort=cohort,
