@@ -24,7 +24,7 @@ from edgewise.apps.options import (
     Workers,
 )
 from edgewise.apps.server import commands as operators
-from edgewise.apps.server import run_commands
+from edgewise.apps.server import keeping, run_commands
 
 if TYPE_CHECKING:
     from edgewise.apps.shell import Session
@@ -330,6 +330,8 @@ def schema(
 app.command()(guides.explain)
 app.command()(operators.serve)
 app.command()(operators.join)
+app.command()(keeping.backup)
+app.command()(keeping.restore)
 app.add_typer(owners.device, name="device", help="What your device does, and what left it.")
 app.add_typer(run_commands.run, name="run", help="Submit recipes to a server, and watch what becomes of them.")
 app.add_typer(operators.token, name="token", help="Make, list and revoke enrolment tokens.")

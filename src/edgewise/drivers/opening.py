@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -17,8 +18,10 @@ from edgewise.core.errors import StoreError
 from edgewise.crypto.seal import KEY_BYTES
 from edgewise.drivers.device_store import SESSIONS
 from edgewise.drivers.files import FOLDER, TEMPORARY, discard, for_owner
-from edgewise.drivers.tables import SCHEMA_VERSION
+from edgewise.drivers.tables import DELTAS, MODELS, SCHEMA_VERSION, VECTORS
 
+KEEP_MODELS = 3  # model versions whose vectors stay on disk
+RESTORED = "restored.json"  # in the folder of a run that comes from a backup of a server
 _EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # of folders for device memory
 _CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[a-z.]+)?\.[a-z0-9_]{8}")  # a file of the cache before it is whole
 _ROUND = re.compile(r"round-(\d+)\.log")
@@ -60,6 +63,22 @@ def check_schema(engine: sa.Engine, out: Path) -> None:
             what = f"{out} was written by another version of edgewise."
             fix = "read it with the version that wrote it, or start again with another --out."
             raise StoreError("E-CHECKPOINT", what, fix)
+
+
+def check_goes_on(out: Path) -> None:
+    """Raises StoreError(E-RESTORED) for a run that comes from a backup: what it released since then is not known."""
+    if (out / RESTORED).exists():
+        what = f"{out} comes from a backup of a server. What the run released and charged after it is not known."
+        raise StoreError("E-RESTORED", what, "report, export or audit it. For more rounds begin another run.")
+
+
+def named(c: sa.Connection, next_round: int) -> set[str]:
+    """Digests that a row still needs: the newest models, the first one, the deltas, and the vectors kept by name."""
+    kept = c.execute(sa.select(MODELS).where(MODELS.c.next_round > next_round - KEEP_MODELS))
+    found = {d for r in kept for d in (r.params, r.memory, r.shadow, r.anchor, *json.loads(r.slots).values())}
+    found |= {r.digest for r in c.execute(sa.select(DELTAS.c.digest))}
+    found |= {r.digest for r in c.execute(sa.select(VECTORS.c.digest))}
+    return found | {r.params for r in c.execute(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))}
 
 
 def memory_dir(devices: Path, goes_on: bool) -> Path:

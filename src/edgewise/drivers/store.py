@@ -56,7 +56,6 @@ from edgewise.privacy import ledger
 from edgewise.privacy.ledger import Charge
 from edgewise.strategies.base import State
 
-KEEP_MODELS = 3  # model versions whose vectors stay on disk
 DISK = ("readonly", "unable to open", "full", "disk I/O")  # in SQLite's messages
 
 
@@ -171,11 +170,12 @@ class RunStore:
     # -- checkpoints --------------------------------------------------------------------------------------------
 
     def load(self) -> Checkpoint | None:
-        """See Store. Raises StoreError(E-CHECKPOINT) where a blob is missing or not what it was, and where database,
-        ledger, journal and witness are out of step."""
+        """See Store. Raises StoreError: E-CHECKPOINT where a blob is missing or not what it was, and where database,
+        ledger, journal and witness are out of step; E-RESTORED for a run of a restored server."""
         run = self.run()
         if run is None:
             return None
+        opening.check_goes_on(self.out)
         self._in_step(run)
         self._blobs.sweep(self._named(run["next_round"]))  # of a process that was killed after its last transaction
         if run["next_round"] < 0:
@@ -301,14 +301,8 @@ class RunStore:
         return vector.from_bytes(raw, len(raw) // 4)
 
     def _named(self, next_round: int) -> set[str]:
-        """Digests that a row still needs: the newest models, the first one, and the vectors kept by name."""
-        kept = self._rows(sa.select(MODELS).where(MODELS.c.next_round > next_round - KEEP_MODELS))
-        with self._sound("a model"):
-            named = {d for r in kept for d in (r.params, r.memory, r.shadow, r.anchor, *json.loads(r.slots).values())}
-        named |= {r.digest for r in self._rows(sa.select(DELTAS))}
-        named |= {r.digest for r in self._rows(sa.select(VECTORS))}
-        first = self._rows(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))
-        return named | {r.params for r in first}
+        with self._sound("a model"), self._guard(), self._engine.connect() as c:
+            return opening.named(c, next_round)
 
     def models(self) -> dict[int, str]:
         """Rounds played -> digest of the parameters then (vectors of old versions are swept)."""

@@ -100,6 +100,8 @@ class Guard:
         try:
             rule, length = self._admit(scope, visit)
             found = await self._identify(scope, rule, visit)
+            if found.proof is not None and rule.changes:
+                self._fresh(found.proof)
             if found.member is not None:
                 self._service.gate.member(found.member.id, length, time.monotonic())
             holder = found.member.id if found.member is not None else ""
@@ -169,6 +171,13 @@ class Guard:
         visit.member, visit.role = member.id, member.role if member.status == APPROVED else member.status
         self._standing(member, rule)
         return Caller(member, proof, b"")
+
+    def _fresh(self, proof: Proof) -> None:
+        """Raises TransportError(E-BUSY) for what may have been taken before this server was restored from a backup."""
+        began_s = self._service.epoch.began_s
+        if proof.created_s <= began_s:
+            what = "the server was restored from a backup after the request was signed."
+            raise Later("E-BUSY", what, "sign it again.", 1.0)
 
     def _standing(self, member: Member, rule: Rule) -> None:
         """Raises TransportError: E-REVOKED, E-PENDING, E-ROLE."""

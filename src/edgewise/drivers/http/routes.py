@@ -122,7 +122,7 @@ class DataPlane:
         member, proof = found.signed()
         wanted = parsed(found.body)
         digest, size = _announced(wanted)
-        service.check_room(size)
+        service.check_room(min(size, service.limits.frame_bytes))
         if proof.run is None or proof.round is None:
             raise TransportError("E-REQUEST", "an upload is for a run and a round.", "sign for both.")
         run, round = proof.run, proof.round

@@ -59,7 +59,7 @@ class Rule:
         if self.body_bytes:
             found |= {"E-BUSY"}
         if self.changes:
-            found |= {"E-REPLAY", "E-LEASE"}
+            found |= {"E-REPLAY", "E-LEASE", "E-BUSY"}
         return frozenset(found)
 
 

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.files import FOLDER
-from edgewise.drivers.fleet import members, uploads
+from edgewise.drivers.fleet import epoch, members, uploads
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.spool import Chunks
@@ -51,6 +51,7 @@ class Service:
         self.staging = Staging(folder / "staged", now_s)
         self.gate = Gatekeeper(limits)
         self.meter = Meter()
+        self.epoch = epoch.load(folder)
         self.progress_s: dict[str, float] = {}  # device -> when it last got on, on the monotonic clock
         self.revoked: set[str] = set()  # since the server started
         self.deliveries, self._arrived = 0, threading.Condition()

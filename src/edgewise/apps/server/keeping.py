@@ -1,0 +1,74 @@
+"""`edgewise backup` and `edgewise restore`. Everything beyond typer is imported inside: help comes at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgewise.apps.options import Debug, Json
+
+
+def backup(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the server; it may run.", show_default=False)],
+    to: Annotated[Path, typer.Argument(metavar="TO", help="A new folder.", show_default=False)],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a server's folder while it serves.
+
+    TO is there whole or not at all. It holds the keys of the server: keep it as you keep them. It holds no frames of
+    devices and no keys of rounds.
+    """
+
+    def body() -> dict[str, Any]:
+        import time
+
+        from edgewise.drivers.fleet import backup as backups
+
+        made = backups.save(folder, to, time.time())
+        size = sum(size for size, _ in made.files.values())
+        if not as_json:
+            print(f"{to}: {len(made.files)} files, {size / 1e6:.1f} MB, with the keys of the server")
+        return {"backup": str(to), "files": len(made.files), "bytes": size}
+
+    _run("backup", as_json, debug, body)
+
+
+def restore(
+    copy: Annotated[Path, typer.Argument(metavar="BACKUP", help="From `edgewise backup`.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the server.", show_default=False)],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a server's folder of a backup. The old server must not run any more.
+
+    What happened after the backup is lost: who enrolled, who was approved or revoked, rounds, models. Runs that were
+    not finished do not go on, and enrolment tokens that could still be used are revoked.
+    """
+
+    def body() -> dict[str, Any]:
+        import datetime
+        import time
+
+        from edgewise.drivers.fleet import backup as backups
+
+        done = backups.restore(copy, folder, time.time())
+        made = datetime.datetime.fromtimestamp(done.made_s, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        if not as_json:
+            print(
+                f"{folder} is the server as of {made}, in epoch {done.epoch}.\n"
+                f"  runs that do not go on  {', '.join(run[:12] for run in done.ended) or 'none'}\n"
+                f"  tokens revoked          {done.tokens}\n"
+                f"  to do                   revoke again who was revoked after {made}; who enrolled since joins anew"
+            )
+        return {"folder": str(folder), "made": made, "epoch": done.epoch, "ended": done.ended, "tokens": done.tokens}
+
+    _run("restore", as_json, debug, body)
+
+
+def _run(name: str, as_json: bool, debug: bool, body: Any) -> None:
+    from edgewise.apps.shell import Session
+
+    raise typer.Exit(Session(name, as_json=as_json, debug=debug).run(body))
