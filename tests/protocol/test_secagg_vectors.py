@@ -397,6 +397,13 @@ def test_pieces_can_be_put_together() -> None:
     assert secagg_pieces.RULE.hex() == p["configuration"][0]["rule"]
 
 
+@pytest.mark.parametrize("case", FILES["pieces.json"]["signatures"], ids=lambda case: case["what"])
+def test_a_signature_on_which_libraries_differ(case: dict[str, Any]) -> None:
+    """One that the server takes and devices refuse would end a round, with nobody to name."""
+    public, signature, message = (hexed(case[name]) for name in ("public", "signature", "message"))
+    assert sign.verify(public, signature, message) is case["good"]
+
+
 @pytest.mark.parametrize("kind", messages.Message.__args__, ids=lambda kind: kind.__name__)
 def test_every_message_has_one_encoding(kind: Any) -> None:
     """Another order of fields or devices, a longer prefix, a missing or unknown field: E-FRAME, for each message."""

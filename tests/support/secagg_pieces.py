@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from edwards import cases
 from session import IDENTITIES, ROOT, SID
 
 from edgewise.codecs import kernels
@@ -110,6 +111,8 @@ def pieces() -> dict[str, Any]:
                     "neighbours": {d: list(v) for d, v in sorted(graph.neighbours(one, names, k).items())}}
                    for k in (4, 11)],
         "shapes": [_shape(*shape) for shape in SHAPES],
+        "signatures": [{"what": c.name, "public": c.public.hex(), "signature": c.signature.hex(),
+                        "message": c.message.hex(), "good": c.good} for c in cases()],
         "encodings": {
             "abort": messages.dump(messages.Abort(code="E-SECAGG-FEW")).hex(),
             "boxes, none": messages.dump(messages.Boxes(boxes={})).hex(),

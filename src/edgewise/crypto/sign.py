@@ -1,4 +1,10 @@
-"""Signatures: Ed25519 from the ``cryptography`` library (RFC 8032). What is signed names its own purpose."""
+"""Signatures: Ed25519 from the ``cryptography`` library (RFC 8032). What is signed names its own purpose.
+
+Libraries differ on signatures that no honest signer makes. One that the server takes and devices refuse would end a
+round in nobody's name, so there is one rule: [S]B = R + [k]A without the cofactor, S below the group's order, and A and
+R in their one form and not of small order.
+Source: Chalkias, Garillot, Nikolaenko 2020, ePrint 2020/1244.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from edgewise.crypto.agree import Pair
 
 SIGNATURE_BYTES = 64
+_P = 2**255 - 19
+_EIGHTH = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7  # y of four of the points of order 8
+_SMALL = frozenset({0, 1, _P - 1, _EIGHTH, _P - _EIGHTH})  # y of all points whose order divides 8
 
 
 def pair(entropy: bytes) -> Pair:
@@ -21,9 +30,17 @@ def sign(secret: bytes, message: bytes) -> bytes:
 
 
 def verify(public: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether ``signature`` is ``public``'s on ``message``; False for anything malformed."""
+    """Whether ``signature`` is ``public``'s on ``message``; False for what is malformed, and where libraries differ."""
+    if _differs(public) or _differs(signature[:32]):
+        return False
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def _differs(point: bytes) -> bool:
+    """Whether a point is of small order, or not in its one form."""
+    y = int.from_bytes(point, "little") & (2**255 - 1)
+    return y >= _P or y in _SMALL
