@@ -65,6 +65,9 @@ def demo(
     what: Annotated[
         str, typer.Argument(metavar="plays|code", help="Lines of 24 characters of Shakespeare, or Python's library.")
     ] = "plays",
+    network: Annotated[
+        bool, typer.Option("--network", help="On five devices that are processes, enrolled at a server over TLS.")
+    ] = False,
     overrides: Set = None,
     out: Out = None,
     resume: Resume = False,
@@ -80,6 +83,8 @@ def demo(
     """
     from edgewise.apps import doctor
 
+    if network:
+        raise typer.Exit(_network_demo(what, overrides, out, as_json, quiet, debug))
     chosen = any(one.partition("=")[0].strip() == "simulation.engine" for one in overrides or ())
     if engine is None and not chosen:
         engine = "pool" if doctor.cores() > 1 or workers else "inproc"
@@ -378,6 +383,20 @@ def _simulate(
         return runs.play(session, recipe, path.parent, at, resume, parts, quiet, says)
 
     raise typer.Exit(session.run(body))
+
+
+def _network_demo(
+    what: str, overrides: list[str] | None, out: Path | None, as_json: bool, quiet: bool, debug: bool
+) -> int:
+    """Play the demonstration on real devices; returns the exit status."""
+    session = _session("demo", as_json, debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps import runs
+
+        return runs.play_network(session, what, runs.assignments(overrides), out, quiet)
+
+    return session.run(body)
 
 
 def main() -> None:

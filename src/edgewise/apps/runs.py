@@ -13,6 +13,7 @@ from edgewise.apps.progress import Progress
 from edgewise.core import events
 from edgewise.core.errors import RecipeError, StoreError
 from edgewise.drivers import folder
+from edgewise.drivers.files import FOLDER
 from edgewise.plan import toml
 from edgewise.plan.recipe import Recipe
 
@@ -100,6 +101,44 @@ def play(
 
         result.show(Console(), summary, out)
     return {"run_dir": str(out), "report": str(out / "report.html"), "summary": summary}
+
+
+def play_network(
+    session: shell.Session, what: str, overrides: dict[str, Any], out: Path | None, quiet: bool
+) -> dict[str, Any]:
+    """The demonstration on enrolled devices, with progress on standard error; then the result.
+
+    Raises RecipeError(E-COMBO) for another demonstration than that of plays; StoreError(E-RUN-EXISTS) for a folder that
+    is there.
+    """
+    if what != "plays":
+        raise RecipeError("E-COMBO", f"--network plays `plays`, not {what!r:.40}.", "leave out the name.")
+    at = out or _free("demo-network")
+    if at.exists():
+        raise StoreError("E-RUN-EXISTS", f"{at} is there already.", "choose another --out.")
+    at.mkdir(FOLDER, parents=True)
+    with shell.interrupts() as told, shell.quiet_screen(at / "log.txt", session.debug) as screen:
+        from edgewise.apps import network_demo
+
+        recipe = network_demo.recipe_of(at, overrides)
+        with _told(screen, "" if quiet else network_demo.SAYS), Progress(recipe, screen, quiet=quiet) as progress:
+            told.append(progress.stopping)
+            run_dir, summary = network_demo.play(at, recipe, progress)
+    if not session.as_json and not quiet:
+        from rich.console import Console
+
+        result.show(Console(), summary, run_dir)
+    return {"run_dir": str(run_dir), "report": str(run_dir / "report.html"), "summary": summary}
+
+
+def _free(name: str) -> Path:
+    """The first folder of this name that is not there."""
+    first = at = Path("runs") / name
+    number = 1
+    while at.exists():
+        number += 1
+        at = first.with_name(f"{first.name}-{number}")
+    return at
 
 
 @contextmanager

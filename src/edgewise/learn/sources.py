@@ -46,7 +46,7 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentInd
     if section.source == "python-stdlib":
         return _plain(*_stdlib(), whole, cache_dir, listing)
     if section.source == "plays":
-        section, paths, several = section.model_copy(update=PLAYS), [_plays()], False
+        section, paths, several = section.model_copy(update=PLAYS), [shipped_plays()], False
     else:
         paths, several = named(section.path, recipe_dir)
     try:
@@ -68,7 +68,7 @@ def _stdlib() -> tuple[Path, dict[str, list[Path]]]:
     return root, owners
 
 
-def _plays() -> Path:
+def shipped_plays() -> Path:
     """The demo's text, which ships with edgewise (``assets/plays/README.md``)."""
     return Path(str(resources.files("edgewise"))) / "assets" / "plays" / "plays.jsonl.gz"
 

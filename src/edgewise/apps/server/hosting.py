@@ -32,7 +32,7 @@ from edgewise.drivers.http.cohort import Halted, HttpCohort
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.store import RunStore
 from edgewise.engine.coordinator import Coordinator
-from edgewise.engine.ports import Trust
+from edgewise.engine.ports import Evaluator, Trust
 from edgewise.plan.acceptance import planned
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.facts import parse
@@ -47,10 +47,13 @@ class Hosting:
 
     Args:
         tell: called with a run's id and each of its events, from the run's thread.
+        evaluator: measures the models of all runs on text of this machine; None: nobody does.
     """
 
-    def __init__(self, service: Service, tell: Tell = lambda run, event: None) -> None:
-        self._service, self._tell = service, tell
+    def __init__(
+        self, service: Service, tell: Tell = lambda run, event: None, evaluator: Evaluator | None = None
+    ) -> None:
+        self._service, self._tell, self._evaluator = service, tell, evaluator
         self._closing, self._lock = Event(), Lock()
         self._threads: dict[str, Thread] = {}
         self._states: dict[str, str] = {}  # as asked for, of runs with a thread
@@ -64,7 +67,7 @@ class Hosting:
 
     def submit(self, wanted: Submission, made_by: str) -> ServedRun:
         """Make a run, and begin to play it. Raises as ``submission.begin``."""
-        run = submission.begin(self._service, wanted, made_by)
+        run = submission.begin(self._service, wanted, made_by, self._evaluator is not None)
         self._begin(run)
         return run
 
@@ -182,7 +185,7 @@ class Hosting:
             tell=lambda event: self._told(run.run, event), now_s=time.perf_counter,
             entropy=lambda round: secrets.token_bytes(32),
             sampling_key=(store.out / submission.SAMPLING_KEY).read_bytes(),
-            trust=Trust(registry=keys.get, identity=_no_secret),
+            trust=Trust(registry=keys.get, identity=_no_secret), evaluator=self._evaluator,
         )  # fmt: skip
 
     def _told(self, run: str, event: events.AnyEvent) -> None:

@@ -18,6 +18,7 @@ from edgewise.drivers.http import certificates, tokens
 from edgewise.drivers.http.limits import Limits
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.serving import Listener
+from edgewise.engine.ports import Evaluator
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Server:
 
     Args:
         folder: its state. host, port: where it listens; port 0 takes a free one. tell: gets the events of its runs.
+        evaluator: measures their models on text of this machine; None: nobody does.
     Attributes:
         service: what its routes share. hosting: its runs. port: where it listens. url: for this machine.
     Raises:
@@ -65,12 +67,13 @@ class Server:
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         now_s: Callable[[], float] = time.time,
         tell: Tell = lambda run, event: None,
+        evaluator: Evaluator | None = None,
     ) -> None:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         self.service = Service(folder, limits, now_s)
         try:
             context = secured(self.service, tls)
-            self.hosting = Hosting(self.service, tell)
+            self.hosting = Hosting(self.service, tell, evaluator)
             self._listener = Listener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)
         except Exception:  # goes on below, once the database and its lease are given back
             self.service.close()

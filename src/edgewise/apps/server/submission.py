@@ -55,10 +55,13 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     tags: tuple[str, ...] = ()
 
 
-def served_recipe(recipe: Recipe, model: str) -> Recipe:
-    """The recipe as devices get it. Raises RecipeError(E-COMBO) for what enrolled devices cannot do."""
-    if recipe.round.patience or recipe.round.keep == "best":
-        what = "round.patience and round.keep choose a model by held-out losses, which no server measures."
+def served_recipe(recipe: Recipe, model: str, measured: bool) -> Recipe:
+    """The recipe as devices get it. ``measured``: the server measures models itself.
+
+    Raises RecipeError(E-COMBO) for what enrolled devices cannot do.
+    """
+    if not measured and (recipe.round.patience or recipe.round.keep == "best"):
+        what = "round.patience and round.keep choose a model by held-out losses, which this server does not measure."
         raise RecipeError("E-COMBO", what, "leave them out, or simulate the recipe.")
     base = f"{package.PREFIX}{model}" if model else "bundled"
     tables = recipe.resolved()
@@ -73,13 +76,13 @@ def population(found: Sequence[Member], tags: Sequence[str]) -> dict[str, bytes]
     return {m.id: m.public for m in found if m.role == "device" and asked <= set(m.tags)}
 
 
-def begin(service: Service, wanted: Submission, made_by: str) -> ServedRun:
+def begin(service: Service, wanted: Submission, made_by: str, measured: bool = False) -> ServedRun:
     """Make a run of a submission: its folder, then its row. Nothing is left of one that is refused.
 
     Raises EdgewiseError: as ``from_plain`` and ``compile``; TransportError: E-REQUEST, E-BLOB; StoreError(E-DISK).
     """
     spec = _spec(wanted.spec)
-    recipe = served_recipe(from_plain(wanted.recipe, "the submitted recipe"), wanted.model)
+    recipe = served_recipe(from_plain(wanted.recipe, "the submitted recipe"), wanted.model, measured)
     with service.database.read() as c:
         devices = population(_everybody(c), wanted.tags)
     if not devices:

@@ -1,0 +1,157 @@
+"""The demonstration on real devices: a server and five agents on this machine, each a process of its own, over TLS.
+
+    OUT/server      the server's folder; the run lies in OUT/server/runs
+    OUT/devices     the homes of the devices: key, policy, own lines, and what left them
+
+Five characters of Shakespeare with the most lines are enrolled. Each device has the lines of its character alone. The
+server measures the models itself, since the text is public and lies on this machine: real devices are not asked.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps import demos
+from edgewise.apps.compare import compare
+from edgewise.apps.longer import longer
+from edgewise.apps.measuring import Measuring
+from edgewise.apps.samples import sample
+from edgewise.apps.server import submission
+from edgewise.apps.server.start import Server
+from edgewise.apps.server.submit import submit
+from edgewise.apps.simulate import write_report
+from edgewise.core import events
+from edgewise.core.errors import RoundError
+from edgewise.drivers.fleet import served
+from edgewise.drivers.fleet.members import Grant
+from edgewise.drivers.http.link import Link
+from edgewise.drivers.store import RunStore
+from edgewise.learn.sources import shipped_plays
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.loading import load
+from edgewise.plan.recipe import Recipe
+
+DEVICES, LINES = 5, "lines.jsonl"
+FAREWELL_S = 20.0
+POLICY = """# What the owner of this device allows. `edgewise device policy --print` shows all keys.
+[data]
+source = "jsonl"
+path = "lines.jsonl"
+
+[privacy]
+words = ["hidden"]
+cohort = 3
+"""
+SAYS = (
+    "Five characters of Shakespeare are devices: processes of their own, enrolled at a server over TLS. Each keeps its "
+    "own lines, and the server gets masked updates, rounded to 4 bits."
+)
+Tell = Callable[[events.AnyEvent], None]
+
+
+def recipe_of(out: Path, overrides: dict[str, Any]) -> Recipe:
+    """The demo's recipe over the lines of five characters, which are written into ``out``."""
+    _lines(out / LINES)
+    here = {"name": "plays-network", "data.source": "jsonl", "data.path": LINES, "data.owner": "speaker"}
+    return load(demos.recipe("plays"), {**here, **overrides}, BUILT_IN)
+
+
+def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
+    """Enrol the devices, play the recipe with them, compare, and write the report.
+
+    Args:
+        out: a folder with the lines (``recipe_of``).
+    Returns:
+        The run directory and its summary.
+    Raises:
+        EdgewiseError as a run.
+    """
+    tell(events.PhaseStarted(phase="load"))
+    rows = _rows(out / LINES)
+    names = sorted({row["speaker"] for row in rows})
+
+    def told(run: str, event: events.AnyEvent) -> None:
+        tell(event)
+        if isinstance(event, events.RunStarted):
+            tell(events.PhaseStarted(phase="federated", steps=event.rounds))
+
+    with (
+        Measuring(recipe, out, out / "measuring") as here,
+        Server(out / "server", tell=told, evaluator=here.probes) as server,
+    ):
+        token = server.token(Grant(uses=len(names), approved=True))
+        homes = [_device(server, token, out / "devices" / name, rows, name) for name in names]
+        operator = Link.join(server.url, server.token(Grant("admin", approved=True)), out / "operator")
+        with operator, _agents(homes):
+            begun = submit(operator, recipe, out)
+            server.hosting.wait(begun["run"])
+            found = dict(operator.call("GET", f"/v1/runs/{begun['run']}"))
+        if found["state"] != served.FINISHED:
+            raise RoundError("E-ROUND", f"the run is {found['state']}: {found['why']}", f"see {out}.")
+        run_dir = submission.folder(server.service, begun["run"])
+        with RunStore(run_dir) as store:
+            compare(store, here.executor, here.probes, recipe.compare, tell, recipe.round.rounds)
+            longer(store, here.executor, here.probes, recipe.compare, tell, recipe.round.rounds)
+            if recipe.report.samples:
+                sample(store, here.executor, recipe.report.samples, here.probes.devices, tell)
+            tell(events.PhaseStarted(phase="report"))
+            return run_dir, write_report(store, run_dir)
+
+
+def _lines(path: Path) -> None:
+    """Write the lines of the characters that have the most, as a table with a column ``speaker``."""
+    with gzip.open(shipped_plays(), "rt", encoding="utf-8") as f:
+        rows = [json.loads(line) for line in f]
+    sizes = Counter[str]()
+    for row in rows:
+        sizes[row["speaker"]] += len(row["text"])
+    names = {name for name, _ in sizes.most_common(DEVICES)}
+    _write(path, [row for row in rows if row["speaker"] in names])
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with open(path, encoding="utf-8") as f:
+        return [json.loads(line) for line in f]
+
+
+def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _device(server: Server, token: str, home: Path, rows: Sequence[dict[str, Any]], name: str) -> Path:
+    """Enrol a device that has its own lines."""
+    Link.join(server.url, token, home, label=name).close()
+    _write(home / LINES, [{"text": row["text"]} for row in rows if row["speaker"] == name])
+    (home / "policy.toml").write_text(POLICY, encoding="utf-8")
+    return home
+
+
+@contextmanager
+def _agents(homes: Sequence[Path]) -> Iterator[None]:
+    """The agents, each in a process; ended at the end. One thread each: they share this machine."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "EDGEWISE_TOKEN": ""}
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for home in homes:
+            with open(home / "agent.log", "wb") as log:
+                command = [sys.executable, "-m", "edgewise.apps.cli", "device", "run", "--home", str(home)]
+                started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+        yield
+    finally:
+        for agent in started:
+            agent.terminate()
+        for agent in started:
+            try:
+                agent.wait(FAREWELL_S)
+            except subprocess.TimeoutExpired:
+                agent.kill()
+                agent.wait()

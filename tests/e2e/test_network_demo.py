@@ -1,0 +1,22 @@
+"""The demonstration on real devices: five agents, a server and TLS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import done
+
+
+@pytest.mark.slow
+@pytest.mark.long(sample=0)
+def test_five_processes_train_together_and_the_report_compares(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    short = ["--set", "round.rounds=1", "--set", "training.local_steps=1", "--set", "compare.longer=0"]
+    found = done("demo", "--network", "--out", str(out), *short)
+    assert Path(found["report"]).is_file()
+    summary = found["summary"]
+    assert summary["participation"]["accepted"] == 5
+    assert all(summary["perplexity"][name] for name in ("base", "local_only", "federated"))
+    for home in (out / "devices").iterdir():
+        assert "masked update" in (home / "left.jsonl").read_text()
