@@ -295,25 +295,6 @@ def audit(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Is this machine fit to run edgewise?
-
-    Exit status 1 where something must be fixed.
-    """
-    session = _session("doctor", as_json, False)
-
-    def body() -> dict[str, Any]:
-        from edgewise.apps import doctor as checks
-
-        findings = checks.examine(Path("runs").absolute())
-        if not as_json:
-            print("\n".join(checks.lines(findings)))
-        return {"ok": checks.healthy(findings), "findings": [f._asdict() for f in findings]}
-
-    raise typer.Exit(session.run(body))
-
-
-@app.command()
 def schema(
     field: Annotated[str, typer.Option("--field", help="Only one key, e.g. training.lr or stage.quantize.bits.")] = "",
     extension: Extension = None,
@@ -335,6 +316,7 @@ def schema(
 app.command()(guides.explain)
 app.command()(operators.serve)
 app.command()(operators.join)
+app.command()(keeping.doctor)
 app.command()(keeping.backup)
 app.command()(keeping.restore)
 app.add_typer(owners.device, name="device", help="What your device does, and what left it.")

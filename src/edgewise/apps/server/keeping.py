@@ -1,4 +1,4 @@
-"""`edgewise backup` and `edgewise restore`. Everything beyond typer is imported inside: help comes at once."""
+"""`edgewise doctor`, `backup` and `restore`. Everything beyond typer is imported inside: help comes at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,38 @@ from typing import Annotated, Any
 import typer
 
 from edgewise.apps.options import Debug, Json
+
+
+def doctor(
+    server: Annotated[
+        Path | None, typer.Option("--server", metavar="FOLDER", help="Of a server: is that in order?")
+    ] = None,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where the server of --server listens.")
+    ] = "127.0.0.1:8443",
+    as_json: Json = False,
+) -> None:
+    """Is this machine fit to run edgewise? Or, with --server, is a server in order?
+
+    Exit status 1 where something must be fixed.
+    """
+
+    def body() -> dict[str, Any]:
+        import time
+
+        from edgewise.apps import doctor as checks
+
+        if server is None:
+            findings = checks.examine(Path("runs").absolute())
+        else:
+            from edgewise.apps.server import examine
+
+            findings = examine.examine(server, listen, time.time())
+        if not as_json:
+            print("\n".join(checks.lines(findings)))
+        return {"ok": checks.healthy(findings), "findings": [f._asdict() for f in findings]}
+
+    _run("doctor", as_json, False, body)
 
 
 def backup(

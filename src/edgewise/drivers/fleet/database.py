@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.files import FOLDER, for_owner
@@ -132,8 +133,7 @@ class Database:
         give_up = time.monotonic() + wait_s
         while True:
             with self._writing() as c:
-                config = Config()
-                config.set_main_option("script_location", str(_MIGRATIONS))
+                config = _config()
                 config.attributes["connection"] = c
                 if not sa.inspect(c).has_table("leases") or not (row := self._lease(c)) or row.until_s <= self._now_s():
                     command.upgrade(config, "head")
@@ -214,6 +214,17 @@ class Database:
             if any(words in said for words in DISK) or isinstance(e, OSError):
                 raise StoreError("E-DISK", f"{self.path}: {said}.", "free space or give write permission.") from None
             raise StoreError("E-CHECKPOINT", f"{self.path}: {said}.", "restore the folder from a backup.") from None
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    return config
+
+
+def head() -> str:
+    """The version of the tables of this edgewise."""
+    return str(ScriptDirectory.from_config(_config()).get_current_head())
 
 
 def _said(e: BaseException) -> str:
