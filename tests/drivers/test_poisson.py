@@ -24,7 +24,7 @@ CENTRAL = {
     "privacy": "central_dp",
     "merge": {"kind": "sum"},
     "stage": [],
-    "dp.epsilon": 50.0,
+    "dp.epsilon": 8.0,
     "dp.delta": 1e-5,
     "dp.clip_l2": 4.0,
     "round.sampling": "poisson",
@@ -54,7 +54,7 @@ def test_a_round_with_nobody_is_released_too(tmp_path, more):
     assert {0, 1} <= {e.accepted for e in done}, "some had nobody, some one or more"
     assert all(e.update_l2 > 0 for e in done)
     assert len({e.model for e in done}) == 12
-    assert done[-1].epsilon == pytest.approx(more.get("dp.epsilon", 50.0), rel=5e-3)
+    assert done[-1].epsilon == pytest.approx(more.get("dp.epsilon", 8.0), rel=5e-3)
 
 
 @pytest.mark.slow

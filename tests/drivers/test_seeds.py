@@ -24,6 +24,7 @@ NOISED = {
     "local_dp": {**DP, "privacy": "local_dp", "merge": {"kind": "sum"}},
     "no epsilon": {"stage": [{"kind": "clip", "l2": 4.0}], "post": [{"kind": "noise", "z": 1.0}], "round.rounds": 2},
 }
+EXAMPLE = {**DP, "privacy": "local_dp", "dp.unit": "example", "dp.sample_rate": 0.1, "dp.epsilon": 1.0}
 PLAIN = {
     "visible": {"round.rounds": 2},
     "hidden": {"privacy": "hidden", "merge": {"kind": "secure_sum"}, "stage": GRID, "round.rounds": 2},
@@ -33,7 +34,7 @@ PLAIN = {
         "round.rounds": 2, "round.minimum": 1.0, "data.devices": 20, "trust.malicious_fraction": 0.0,
     },
 }  # fmt: skip
-POISSON = {**NOISED["central_dp"], "round.sampling": "poisson", "round.cohort": 4}
+POISSON = {**NOISED["central_dp"], "dp.epsilon": 2.0, "round.sampling": "poisson", "round.cohort": 4}
 
 
 def last(out, recipe):
@@ -77,7 +78,7 @@ def plan(overrides, population=8):
 @pytest.mark.parametrize("word", [*NOISED, "example"])
 def test_every_secret_of_a_device_is_the_runs_own(word):
     """And none is one that the recipe's seed alone leads to, which ``FitRequest.key`` is."""
-    recipe = NOISED.get(word, {**DP, "privacy": "local_dp", "dp.unit": "example", "dp.sample_rate": 0.1})
+    recipe = NOISED.get(word, EXAMPLE)
     plans = [plan(recipe), plan({**recipe, "name": "other"}), plan(recipe, 9)]
     secrets = set()
     for each in plans:
