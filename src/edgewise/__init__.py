@@ -1,13 +1,37 @@
 """edgewise: federate language-model training on data that stays where it is.
 
     import edgewise
-    result = edgewise.simulate("recipe.toml")
+    result = edgewise.simulate("recipe.toml")                       # a federation on this machine
+    for task in edgewise.Device.open().tasks(): ...                 # this machine as a device of one
 
 Importing this package is light: no torch, no numpy.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from edgewise.api import Result, simulate
 from edgewise.core.errors import EdgewiseError
 
+if TYPE_CHECKING:
+    from edgewise.apps.device.script import Device
+    from edgewise.apps.device.task import Outcome, Task
+
 __version__ = "0.1.0"
-__all__ = ["EdgewiseError", "Result", "__version__", "simulate"]
+__all__ = ["Device", "EdgewiseError", "Outcome", "Result", "Task", "__version__", "simulate"]
+_LATER = {  # imported when they are first used
+    "Device": "edgewise.apps.device.script",
+    "Outcome": "edgewise.apps.device.task",
+    "Task": "edgewise.apps.device.task",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LATER[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LATER])

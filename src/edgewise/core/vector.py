@@ -77,9 +77,13 @@ class Spec:
         """Plain ``[name, shape, dtype]`` lists, the form that travels and is hashed."""
         return [[s.name, list(s.shape), s.dtype] for s in self.segments]
 
+    def written(self) -> bytes:
+        """The layout as JSON; SHA-256 of these bytes is ``digest``."""
+        return json.dumps(self.to_list(), separators=(",", ":")).encode()
+
     @cached_property
     def _digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.to_list(), separators=(",", ":")).encode()).hexdigest()
+        return hashlib.sha256(self.written()).hexdigest()
 
     def digest(self) -> str:
         """SHA-256 over names, shapes and dtypes, as 64 hex characters. Two sides with equal digests agree on layout."""

@@ -17,13 +17,13 @@ from edgewise.core.foreign import foreign
 from edgewise.core.keys import Key, derive, generator
 from edgewise.learn.architecture import called, pattern
 from edgewise.learn.flat import Flat
+from edgewise.learn.modules import PEFT_PREFIX, plain_name
 from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe import TrainableSection
 
 FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.|$)")
 ALL_LINEAR = "all-linear"
 MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft adapts no output projection in these
-PEFT_PREFIX = "base_model.model."  # what peft puts before each name in memory and in a saved adapter
 
 
 def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: torch.dtype) -> tuple[nn.Module, Flat]:
@@ -44,7 +44,7 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
         model = _with_lora(model, section, key)
         if section.kind == "ffa_lora":
             _fix_a(model, key)
-        named = [((n + ".").replace(PEFT_PREFIX, "").replace(".default.", ".")[:-1], p) for n, p in _trained(model)]
+        named = [(plain_name(n), p) for n, p in _trained(model)]
     else:
         if section.kind == "layers":
             _freeze_others(model, section.layers)

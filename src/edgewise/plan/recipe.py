@@ -20,7 +20,6 @@ from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
 from edgewise.plan import findings, toml
 from edgewise.plan.data import DataSection
-from edgewise.plan.mechanisms.known import check
 from edgewise.plan.section import (
     DpSection,
     Refused,
@@ -239,7 +238,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _budget_given(self) -> Recipe:
-        check(self.privacy, self.dp)
+        self.dp.check(self.privacy)
         return self
 
     def resolved(self) -> dict[str, Any]:

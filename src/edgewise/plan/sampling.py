@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from edgewise.core.errors import RecipeError
-from edgewise.plan.section import RoundSection
+from edgewise.plan.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ class Sampling:
         }[self.kind]
 
 
-def sampled(r: RoundSection, population: int) -> Sampling:
+def sampled(recipe: Recipe, population: int) -> Sampling:
     """A recipe's sampling of a population. Raises RecipeError(E-QUORUM): a cohort that is larger."""
+    r = recipe.round
     if r.sampling == "all":
         goal = invite = population
     else:

@@ -19,60 +19,53 @@ from edgewise.plan.acceptance import largest_upload
 from edgewise.plan.catalogue import with_extensions
 
 PATIENCE_S = 86400.0  # with a server that cannot be reached: it may be down for long
-APPROVAL_S = 10.0  # between two questions whether the device is approved
-SUM_S = 120.0  # in which the next message of a hidden sum comes, or none
 
 
 class _Owner(Watch):
     """The owner's conditions and record, in the loop of the device."""
 
-    def __init__(self, agent: control.Agent, link: Link, owner: Owner, conditions: Conditions, record: Record) -> None:
+    def __init__(
+        self,
+        agent: control.Agent,
+        link: Link,
+        owner: Owner,
+        conditions: Conditions,
+        record: Record,
+        follow: Watch,
+        sleep: Callable[[float], None],
+    ) -> None:
         self._agent, self._link, self._owner = agent, link, owner
         self._conditions, self._record = conditions, record
-        self._in_a_sum_until_s = 0.0
+        self._follow, self._sleep = follow, sleep
 
     def doing(self, state: str, run: str = "") -> None:
         self._agent.say(state, f"run {run[:12]}" if run else "for the server's mail")
 
     def declines(self, part: Part) -> str:
-        return self.refusal(largest_upload(part.devices.plan)) or ""
+        return self.refusal(largest_upload(part.devices.plan)) or self._follow.declines(part)
 
-    def leaving(self, part: Part | None, frame: bytes) -> None:
-        budget, plan = self._owner.budget, None if part is None else part.devices.plan
+    def leaving(self, part: Part, frame: bytes) -> None:
+        budget = self._owner.budget
         spent = None if budget is None else budget.spent(self._link.name)
-        self._record.frame(self._link.home.server, plan, frame, spent)
-        if plan is not None and plan.hides is not None:
-            self._in_a_sum_until_s = time.monotonic() + SUM_S
+        self._record.frame(self._link.home.server, part.devices.plan, frame, spent)
 
     def refused(self, run: str, error: EdgewiseError) -> None:
         self._record.refused(self._link.home.server, run, error)
+        self._follow.refused(run, error)
 
     def refusal(self, next_bytes: float = 0.0) -> str | None:
         """Why the device does not work now; None: it may."""
         now_s = time.time()
         return self._conditions.refusal(now_s, self._record.today(now_s), next_bytes)
 
-    def approved(self, until: Callable[[], bool]) -> bool:
-        """Wait until the operator has approved this device; whether to go on."""
-        while self._link.standing()["status"] == "pending":
-            self._agent.say("waiting", "for the operator of the server to approve this device")
-            for _ in range(round(APPROVAL_S / control.POLL_S)):
-                if until():
-                    return False
-                time.sleep(control.POLL_S)
-        return True
-
     def rest(self, until: Callable[[], bool]) -> bool:
-        """Wait while the owner's conditions forbid work, or a pause does; whether to end.
-
-        A hidden sum that the device is in is finished first: who leaves in the middle costs the others their round.
-        """
+        """Wait while the owner's conditions forbid work, or a pause does; whether to end."""
         while not until():
             why = None if self._agent.open() else "paused by the owner"
-            if why is None and (time.monotonic() < self._in_a_sum_until_s or (why := self.refusal()) is None):
+            if why is None and (why := self.refusal()) is None:
                 return False
             self._agent.say("waiting", why)
-            time.sleep(control.POLL_S)
+            self._sleep(control.POLL_S)
         return True
 
 
@@ -82,28 +75,29 @@ def work(
     make: Make | None = None,
     wait_s: float = WAIT_S,
     patience_s: float = PATIENCE_S,
+    follow: Watch = Watch(),  # noqa: B008 (it has no state)
+    sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Take part in the runs of the server that ``home`` is enrolled at, as its policy allows, until ``until()``.
 
     Args:
-        make: (recipe, folder of the run, device) -> trainer; None: the recipe's. wait_s: how long one poll lasts.
-            patience_s: with a server that cannot be reached.
-    The device waits until its operator has approved it.
+        make: as in ``Parts``: then the text is whatever trains reads, and the policy need not name any; None: the
+            recipe's trainer. wait_s: how long one poll lasts. patience_s: with a server that cannot be reached.
+        follow: told of invitations and refusals after the owner's conditions and record. sleep: pauses.
     Raises:
         RecipeError as ``policy.load``; TransportError, StoreError as ``drivers.http.attend``; Interrupted where the
         owner leaves the server. StoreError(E-RUN-EXISTS) where another agent works in ``home``.
     """
     own = policy.load(home)
-    data = own.data_keys(home)
+    data = own.data_keys(home) if make is None else {}
     (home / LEDGERS).mkdir(FOLDER, exist_ok=True)
     with (
         control.Agent(home) as agent,
-        Link(home, patience_s, open=agent.open) as link,
+        Link(home, patience_s, sleep=sleep, open=agent.open) as link,
         FileLedgers(home / LEDGERS) as ledgers,
     ):
         catalogue = with_extensions(own.extensions())
         owner = Owner(data, home, own.floor(), own.owner_budget(ledgers), catalogue)
-        watch = _Owner(agent, link, owner, Conditions(own), Record(home))
+        watch = _Owner(agent, link, owner, Conditions(own, text=make is None), Record(home), follow, sleep)
         with Parts(link, home, owner, make) as parts:
-            if watch.approved(until):
-                attend(link, parts, lambda: watch.rest(until), wait_s, watch)
+            attend(link, parts, lambda: watch.rest(until), wait_s, watch)

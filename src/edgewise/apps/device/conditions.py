@@ -21,10 +21,13 @@ DAY = 24 * 60
 
 
 class Conditions:
-    """The conditions of one policy. ``ask``: runs the owner's command and returns why it forbids work, or None."""
+    """The conditions of one policy. ``ask``: runs the owner's command and returns why it forbids work, or None.
+    ``text``: whether the device trains on the text that the policy names."""
 
-    def __init__(self, policy: Policy, ask: Callable[[Sequence[str]], str | None] | None = None) -> None:
-        self._policy, self._ask = policy, ask or asked
+    def __init__(
+        self, policy: Policy, ask: Callable[[Sequence[str]], str | None] | None = None, text: bool = True
+    ) -> None:
+        self._policy, self._ask, self._text = policy, ask or asked, text
         self._answer: str | None = None
         self._asked_s = float("-inf")
 
@@ -35,14 +38,15 @@ class Conditions:
             now_s: seconds since 1970. sent_today: bytes that left since midnight. next_bytes: what the next round may
                 send.
         """
-        if not self._policy.data.given:
+        if self._text and not self._policy.data.given:
             return "the policy names no text: data.path is empty"
         if (until := quiet(self._policy.when.ranges, now_s)) is not None:
             return f"quiet hours until {until // 60:02d}:{until % 60:02d}"
         most = self._policy.limits.upload_mb_per_day * MB
         if sent_today + next_bytes > most:
-            left = f"{sent_today / MB:.3g} of {most / MB:g} MB have left today"
-            return f"{left}, and a round may send {next_bytes / MB:.3g}" if next_bytes else left
+            return (
+                f"{sent_today / MB:.1f} of {most / MB:g} MB have left today, and a round may send {next_bytes / MB:.1f}"
+            )
         command = self._policy.when.command
         if command and not 0.0 <= now_s - self._asked_s < FRESH_S:
             self._answer, self._asked_s = self._ask(command), now_s

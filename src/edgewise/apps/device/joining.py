@@ -9,6 +9,7 @@ choice of models, the model, the floor of the owner, the owner's text.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -16,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgewise.core.errors import DecodeError, EdgewiseError
+from edgewise.core.errors import DecodeError, EdgewiseError, ModelError
 from edgewise.core.keys import Secrets
 from edgewise.core.training import DeviceId
+from edgewise.core.vector import Spec
 from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
 from edgewise.drivers.files import FOLDER, write_durably
@@ -28,19 +30,20 @@ from edgewise.drivers.http import package
 from edgewise.drivers.http.attend import Part
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.records import noise_steps
 from edgewise.drivers.trainers import make_trainer
 from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.ports import Trust
 from edgewise.engine.trainer import Registered
 from edgewise.plan import facts
-from edgewise.plan.acceptance import OwnerFloor, accept, check_model
+from edgewise.plan.acceptance import OwnerFloor, accept
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.facts import PlanFacts
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe, from_plain
 
 RUNS, MODELS = "runs", "models"  # folders in the device's home
-Make = Callable[[Recipe, Path, DeviceId], Registered]
+Make = Callable[[Recipe, Path, DeviceId, Spec], Registered]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ class Parts:
     """A device's part in each run, made when its mail first comes; one is kept ready.
 
     Args:
-        home: folder of the enrolment. make: (recipe, folder of the run, device) -> trainer; None: the recipe's.
+        home: folder of the enrolment. make: (recipe, folder of the run, device, layout of what is trained) -> trainer,
+            for a model that the device has; None: the recipe's, on the owner's text.
     """
 
     def __init__(self, link: Link, home: Path, owner: Owner, make: Make | None = None) -> None:
@@ -113,6 +117,7 @@ class Parts:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         trainer = self._trainer(stated, folder)
         plan = accept(raw, signature, server, trainer.trainer.spec, self._owner.floor, self._owner.catalogue)
+        noise_steps(plan, trainer)
         downloads = Downloads(plan.layout.given.dim, plan.downlink)
         self._store = FileDevices(folder, run)
         devices = Devices(
@@ -131,16 +136,28 @@ class Parts:
     def _trainer(self, stated: PlanFacts, folder: Path) -> Registered:
         """The recipe's trainer on this device's text and model."""
         tables = stated.settings()
-        check_model(self._owner.floor, str(tables["model"]["base"]))  # before it is downloaded
         own = from_plain(
             {**tables, "data": self._data(tables), "model": self._model(tables, folder)}, "the run's facts"
         )
         if self._make is not None:
-            return self._make(own, folder, self._link.name)
+            return self._make(own, folder, self._link.name, self._layout(stated, folder))
         return make_trainer(own, self._owner.folder, folder, self._owner.catalogue, self._link.name)
 
+    def _layout(self, stated: PlanFacts, folder: Path) -> Spec:
+        """The layout that the facts name by its digest."""
+        raw = self._link.download(stated.spec, folder / "blobs").read_bytes()
+        try:
+            spec = Spec.of(json.loads(raw))
+        except (ValueError, TypeError, RecursionError):
+            raise facts.refused("their layout is malformed") from None
+        if spec.digest() != stated.spec:
+            raise facts.refused("their layout is not in its canonical form")
+        return spec
+
     def _data(self, tables: Mapping[str, Any]) -> dict[str, Any]:
-        """How text is cut as the recipe says, and where it lies as the owner says."""
+        """How text is cut as the recipe says, and where it lies as the owner says; a script reads its own."""
+        if self._make is not None:
+            return dict(tables["data"])
         return {**tables["data"], **self._owner.data, "partition": "whole"}
 
     def _model(self, tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -149,6 +166,10 @@ class Parts:
         manifest = package.digest_in(model["base"])
         if manifest is not None:
             model["base"] = str(self._unpacked(manifest, folder).resolve())
+        elif model["base"].startswith(package.OWN):
+            if self._make is None:
+                what = "the run trains a module of which no files travel: only a script that has its code can."
+                raise ModelError("E-MODEL", what, "join it by edgewise.Device, from Python.")
         elif model["base"] != "bundled":
             raise facts.refused(f"their model {model['base']!r:.80} has no digest")
         return model

@@ -38,7 +38,7 @@ FILE = "policy.toml"
 MB = 1e6
 _RANGE = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _DIGEST = r"^[0-9a-f]{64}$"
-_MODEL = re.compile(r"bundled|sha256:[0-9a-f]{64}")
+_MODEL = re.compile(r"bundled|(sha256|module):[0-9a-f]{64}")
 _HERE = ("source", "path", "text", "prompt", "messages", "time", "time_format", "separator")  # keys of both [data]
 
 

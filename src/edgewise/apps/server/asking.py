@@ -24,6 +24,7 @@ def identifier(text: str) -> str:
 
 
 def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Print rows; a column whose name ends with ``_s`` holds seconds since 1970."""
     import datetime
 
     from rich.console import Console
@@ -57,6 +58,7 @@ def ask_server(name: str, home: Path, as_json: bool, debug: bool, ask: Callable[
 
 
 def run_body(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:
+    """Run a command, and end the process with its status."""
     from edgewise.apps.shell import Session
 
     raise typer.Exit(Session(name, as_json=as_json, debug=debug).run(body))

@@ -1,7 +1,8 @@
 """The routes of runs: stage blobs, submit, list, show, watch, pause, resume, cancel.
 
 A device asks for a run when it gets mail of one that it does not know: ``GET /v1/runs/RUN`` has the facts and the
-server's signature on them, and nothing that a device would have to believe.
+server's signature on them, and nothing that a device would have to believe. What became of its own contribution it may
+ask by ``GET /v1/runs/RUN/rounds/ROUND``; that is the server's word, as ``accepted`` in the next invitation is.
 """
 
 from __future__ import annotations
@@ -61,6 +62,20 @@ class Told(BaseModel):
     events: list[dict[str, Any]]
 
 
+class RoundOutcome(BaseModel):
+    """What became of a round, and in it of the device that asks.
+
+    ``state``: ``open``, ``released`` (a model was made of it), ``abandoned``, or ``halted``: its run was cancelled or
+    failed before. ``yours``: whether the device's contribution is in what was released. ``code``, ``reason``: why the
+    device gave nothing, or why the round has no sum; empty where nobody knows.
+    """
+
+    state: str
+    yours: bool = False
+    code: str = ""
+    reason: str = ""
+
+
 class RunRoutes:
     """The routes of runs of one service."""
 
@@ -75,6 +90,7 @@ class RunRoutes:
         api.add_api_route("/v1/runs", self.submit, methods=["POST"], status_code=201)
         api.add_api_route("/v1/runs/{run}", self.run, methods=["GET"])
         api.add_api_route("/v1/runs/{run}/events", self.told, methods=["GET"])
+        api.add_api_route("/v1/runs/{run}/rounds/{round}", self.outcome, methods=["GET"])
         api.add_api_route("/v1/runs/{run}/{verb}", self.ask, methods=["POST"])
 
     async def staged(self, digest: str) -> Staged:
@@ -119,6 +135,12 @@ class RunRoutes:
         last = rows[-1][0] if rows else after
         return Told(after=last, state=found.state, events=[json.loads(body) for _, body in rows])
 
+    async def outcome(self, request: Request, run: str, round: int) -> RoundOutcome:
+        """What became of a round, and of the caller in it."""
+        member, _ = caller(request).signed()
+        found = await self._service.read(lambda c: served.find(c, run))
+        return await self._service.aside(lambda: _outcome(self._service, found, round, member.id))
+
     async def ask(self, request: Request, run: str, verb: str) -> ShownRun:
         """Pause a run after its round, resume it, or cancel it."""
         if verb not in VERBS:
@@ -140,14 +162,37 @@ def _shown(run: ServedRun) -> ShownRun:
     )  # fmt: skip
 
 
+def _outcome(service: Service, run: ServedRun, round: int, device: str) -> RoundOutcome:
+    told = "SELECT body FROM events WHERE round = ? AND kind "
+    end = [json.loads(body) for (body,) in _rows(service, run.run, f"{told} = 'round_finished'", round)]
+    if not end:
+        halted = run.state in (served.CANCELLED, served.FAILED)
+        return RoundOutcome(state="halted", reason=f"the run is {run.state}") if halted else RoundOutcome(state="open")
+    mine = f"{told} IN ('accepted', 'lost') AND json_extract(body, '$.device') = ?"
+    found = [json.loads(body) for (body,) in _rows(service, run.run, mine, round, device)]
+    yours = end[0]["met"] and any(one["event"] == "accepted" for one in found)
+    why: dict[str, str] = next((one for one in found if one["event"] == "lost"), {})
+    return RoundOutcome(
+        state="released" if end[0]["met"] else "abandoned",
+        yours=yours,
+        code="" if yours else why.get("code", "") or end[0].get("code", ""),
+        reason="" if yours else why.get("reason", ""),
+    )
+
+
 def _events(service: Service, run: str, after: int) -> list[tuple[int, str]]:
+    """Events of a run that were committed."""
+    query = "SELECT number, body FROM events WHERE number > ? ORDER BY number LIMIT ?"
+    return [(int(n), str(b)) for n, b in _rows(service, run, query, after, TOLD_AT_ONCE)]
+
+
+def _rows(service: Service, run: str, query: str, *values: object) -> list[tuple[Any, ...]]:
     """Rows of a run's store, read beside whoever plays it."""
     path = submission.folder(service, run) / "run.db"
     try:
         c = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)
         try:
-            query = "SELECT number, body FROM events WHERE number > ? ORDER BY number LIMIT ?"
-            return [(int(n), str(b)) for n, b in c.execute(query, (after, TOLD_AT_ONCE))]
+            return list(c.execute(query, values))
         finally:
             c.close()
     except sqlite3.Error as e:

@@ -35,6 +35,7 @@ from edgewise.plan.recipe import Recipe, from_plain
 
 Connection = sa.Connection
 SAMPLING_KEY = "sampling.key"
+OWN = "module"
 MODEL = "model"  # folder of the model's files in that of a run
 
 
@@ -43,7 +44,8 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     Attributes:
         recipe: its tables. spec: layout of what is trained (``Spec.to_list``). initial: digest of its first values, raw
-            float32. model: digest of the manifest of its files (``drivers.http.package``); empty: the bundled one.
+            float32. model: digest of the manifest of its files (``drivers.http.package``); empty: the bundled one;
+            ``OWN``: a module of which devices have the code.
         facts: what else the submitter tells of the model. tags: of the devices that take part, all of them.
     """
 
@@ -55,8 +57,8 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     tags: tuple[str, ...] = ()
 
 
-def served_recipe(recipe: Recipe, model: str, measured: bool) -> Recipe:
-    """The recipe as devices get it. ``measured``: the server measures models itself.
+def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Recipe:
+    """The recipe as devices get it. ``model``: as in a submission. ``measured``: the server measures models itself.
 
     Raises RecipeError(E-COMBO) for what enrolled devices cannot do.
     """
@@ -64,6 +66,8 @@ def served_recipe(recipe: Recipe, model: str, measured: bool) -> Recipe:
         what = "round.patience and round.keep choose a model by held-out losses, which this server does not measure."
         raise RecipeError("E-COMBO", what, "leave them out, or simulate the recipe.")
     base = f"{package.PREFIX}{model}" if model else "bundled"
+    if model == OWN:
+        base = f"{package.OWN}{spec.digest()}"
     tables = recipe.resolved()
     tables["model"]["base"] = base
     tables["data"] = recipe.data.served().model_dump(mode="json", by_alias=True)
@@ -82,7 +86,7 @@ def begin(service: Service, wanted: Submission, made_by: str, measured: bool = F
     Raises EdgewiseError: as ``from_plain`` and ``compile``; TransportError: E-REQUEST, E-BLOB; StoreError(E-DISK).
     """
     spec = _spec(wanted.spec)
-    recipe = served_recipe(from_plain(wanted.recipe, "the submitted recipe"), wanted.model, measured)
+    recipe = served_recipe(from_plain(wanted.recipe, "the submitted recipe"), wanted.model, spec, measured)
     with service.database.read() as c:
         devices = population(_everybody(c), wanted.tags)
     if not devices:
@@ -96,12 +100,13 @@ def begin(service: Service, wanted: Submission, made_by: str, measured: bool = F
     if plan.hides is not None and plan.hides.servers > 1:
         what = '[merge] kind = "shared_sum" needs a second server, and this server has none.'
         raise RecipeError("E-COMBO", what, 'write kind = "secure_sum".')
-    files = _files(service, wanted.model)
+    packed = "" if wanted.model == OWN else wanted.model
+    files = _files(service, packed)
     initial = vector.from_bytes(service.staging.take(wanted.initial), spec.dim)
     run = plan.run
     out = folder(service, run)
     _store(out, plan, recipe, wanted, files, service, initial)
-    kept = {service.blobs.put(raw): len(raw) for raw in _published(service, wanted.model, files, listing)}
+    kept = {service.blobs.put(raw): len(raw) for raw in _published(service, packed, files, listing, spec)}
     service.blobs.sync()
     facts = canonical(plan.facts)
     row = ServedRun(
@@ -114,7 +119,7 @@ def begin(service: Service, wanted: Submission, made_by: str, measured: bool = F
         mailboxes.publish(c, run, dict(kept))
 
     service.database.write(change)
-    for digest in (wanted.initial, wanted.model, *files.values()):
+    for digest in (wanted.initial, packed, *files.values()):
         if digest:
             service.staging.drop(digest)
     return row
@@ -143,9 +148,13 @@ def _files(service: Service, model: str) -> Mapping[str, str]:
     return package.parse(service.staging.take(model)) if model else {}
 
 
-def _published(service: Service, model: str, files: Mapping[str, str], listing: bytes) -> list[bytes]:
-    """What devices need beside the blobs of rounds, one at a time in memory but for the list itself."""
-    return [listing, *(service.staging.take(digest) for digest in ((model, *files.values()) if model else ()))]
+def _published(service: Service, model: str, files: Mapping[str, str], listing: bytes, spec: Spec) -> list[bytes]:
+    """What devices need beside the blobs of rounds: the list of their keys, the layout, the model's files."""
+    return [
+        listing,
+        spec.written(),
+        *(service.staging.take(digest) for digest in ((model, *files.values()) if model else ())),
+    ]
 
 
 def _store(

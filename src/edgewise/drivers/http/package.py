@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from edgewise.core.errors import DecodeError
 
 PREFIX = "sha256:"
+OWN = "module:"  # and the digest of its layout: a model of which devices have the code, and no files travel
 MANIFEST_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(json|model|txt|jinja|safetensors)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -100,6 +100,7 @@ RULES = (
     Rule("POST", "/v1/runs", OPERATOR, CHUNK_BYTES, ("E-BLOB", *RECIPE)),
     Rule("GET", "/v1/runs/{run}", DEVICE | VIEWER, 0, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/runs/{run}/events", VIEWER, 0, ("E-UNKNOWN-ID",)),
+    Rule("GET", "/v1/runs/{run}/rounds/{round}", DEVICE, 0, ("E-UNKNOWN-ID",)),
     Rule("POST", "/v1/runs/{run}/{verb}", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID", "E-CONFLICT", "E-ROUTE")),
 )
 

@@ -1,0 +1,270 @@
+"""A round that a script trains, and what became of its update."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgewise.apps.device.handover import Desk
+from edgewise.core.errors import TrainingError
+from edgewise.core.training import FitRequest, Update
+from edgewise.core.vector import Spec, Vector
+from edgewise.plan import explain
+from edgewise.plan.plan import Plan
+from edgewise.privacy import card
+
+LOSS = "loss"  # stands for the losses that travel
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 5.0  # between two questions for the end of a round
+
+
+@dataclass(frozen=True)
+class Left:
+    """What has left the device in one round, by its record. ``refusal``: code and reason of one; empty."""
+
+    bytes: int = 0
+    epsilon: float | None = None
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a script's update; prints as a sentence.
+
+    Attributes:
+        run, round: which. released: whether a model was made with it, by the word of the server.
+        why: with its code, where it was dropped. bytes: that left this device in the round, all frames together.
+        epsilon: spent. By ``counted`` that is what all runs of this device have spent together, where its owner's
+            policy has a budget; else what this run may spend in all its rounds. None where no noise is added.
+        metrics: those that travelled.
+    """
+
+    run: str
+    round: int
+    released: bool
+    why: str = ""
+    bytes: int = 0
+    epsilon: float | None = None
+    counted: str = ""
+    metrics: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        end = "released" if self.released else f"dropped ({self.why or 'the round closed without it'})"
+        epsilon = "no epsilon" if self.epsilon is None else f"epsilon {self.epsilon:.3g} {self.counted}"
+        return f"round {self.round}: {end}, {self.bytes:,} bytes, {epsilon}"
+
+
+@dataclass
+class Task:
+    """One round of a run, for a script to train. ``edgewise.Device.tasks`` yields them.
+
+        task.load_into(model)                       # the round's model
+        for _ in range(task.steps): ...             # own data, own loss, own optimizer
+        print(task.submit(model, examples=len(texts), metrics={"loss": loss}))
+
+    Printed, it says what the server asked: local training, the way of the update, the privacy card, the deadline.
+
+    Attributes:
+        plan: what the server and this device agreed on. files: folder with the model's files, each with the digest that
+            the server has signed; None where no files travel.
+    """
+
+    plan: Plan
+    files: Path | None
+    _request: FitRequest = field(repr=False)
+    _desk: Desk = field(repr=False)
+    _end: Callable[[int], Mapping[str, Any]] = field(repr=False)  # what the server says of a round
+    _left: Callable[[int], Left] = field(repr=False)
+    _loaded: bool = field(default=False, repr=False)
+    _corrected: int = field(default=0, repr=False)
+    _done: bool = field(default=False, repr=False)
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return self.plan.run
+
+    @property
+    def round(self) -> int:
+        """From 0."""
+        return self._request.round
+
+    @property
+    def spec(self) -> Spec:
+        """What is trained: names, shapes."""
+        return self.plan.spec
+
+    @property
+    def params(self) -> Vector:
+        """The round's model, float32[d]; ``core.vector.unpack(task.params, task.spec)`` names its tensors."""
+        return self._request.params
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that the server asks for. With a plain average a script may take others."""
+        return self._request.rule.steps
+
+    @property
+    def lr(self) -> float:
+        """The round's learning rate."""
+        return self._request.rule.lr
+
+    @property
+    def trains(self) -> tuple[str, ...]:
+        """Names of the segments that move in this round; empty: all."""
+        return self._request.rule.segments
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics that travel, in the sum and hidden as the update is; others are refused."""
+        own = self.plan.strategy.client.head
+        return tuple(name for name in self.plan.at(self.round).spaces[0].head if name not in own)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the strategy corrects gradients: then ``correct`` is to be called before each step."""
+        correction = self._request.correction
+        return bool(correction.pull) or correction.shift is not None
+
+    @property
+    def privacy(self) -> dict[str, str]:
+        """The privacy card, as names and sentences."""
+        if self.plan.spend is None:
+            hides = self.plan.hides
+            return {"privacy": card.without(0 if hides is None else hides.servers)}
+        plain = self.plan.spend.card.to_plain()
+        return {"privacy": plain["summary"], **dict(card.promises(plain)), **dict(card.rests_on(plain))}
+
+    def __str__(self) -> str:
+        plan, rule = self.plan, self._request.rule
+        passes = f", {rule.epochs:g} passes at most" if rule.epochs else ""
+        lines = [f"run {self.run[:12]}, round {self.round + 1} of {plan.rounds}"]
+        lines.append(f"  train     {rule.steps} steps at a rate of {rule.lr:g}{passes}")
+        lines.append(f"  deadline  {plan.sampling.deadline_s:g} s")
+        lines += [f"  {row['role']:8}  {row['name']}: {row['does']}" for row in explain.trace(plan)]
+        lines += [f"  {name}  {text}" for name, text in self.privacy.items()]
+        return "\n".join(lines)
+
+    def load_into(self, model: Any) -> None:
+        """Write the round's model into a torch module, and let those parameters take a gradient that the round trains.
+
+        A module of ``peft`` is given its adapter's weights; what is frozen stays as it is, and is not compared.
+        Raises:
+            ModelError(E-LAYOUT): the module is not the run's: a parameter is missing, has another shape or is not
+                float32, or the module trains one more. Nothing is written then.
+        """
+        from edgewise.learn import modules
+
+        modules.load(model, self.spec, self.params, self.trains)
+        self._loaded = True
+
+    def correct(self, model: Any) -> None:
+        """Add the strategy's correction to the gradients: call it between ``backward()`` and the optimizer's step.
+
+        FedProx, SCAFFOLD and FedDyn need it; with other strategies it adds nothing. Raises ModelError as ``load_into``.
+        """
+        from edgewise.learn import modules
+
+        modules.correct(model, self.spec, self.params, self._request.correction)
+        self._corrected += 1
+
+    def submit(
+        self, model: Any, examples: float, metrics: Mapping[str, float] | None = None, steps: int | None = None
+    ) -> Outcome:
+        """Send what the script trained, and wait until the round has released or dropped it.
+
+        The change of the module since ``load_into`` is clipped, compressed, noised and hidden as the plan says; it
+        leaves in no other form.
+        Args:
+            examples: that were trained on: the natural weight of this device. metrics: numbers that travel with the
+                update where the plan has them (``Task.metrics``); ``loss`` stands for ``loss_last``, and for
+                ``loss_first`` where that is not given. Where the plan has none, a loss stays here. steps: optimizer
+                steps that were taken, for strategies whose equations need them.
+        Raises:
+            TrainingError(E-TASK): the task was not loaded, or was submitted before; a metric that does not travel, or
+                one that is missing; ``correct`` was not called where the strategy needs it; a part of the model moved
+                that rests in this round.
+            ModelError(E-LAYOUT) as ``load_into``. TransportError, StoreError: what ended the device's loop.
+        """
+        from edgewise.learn import modules
+
+        if self._done or not self._loaded:
+            why = "has been submitted already" if self._done else "was not loaded: call task.load_into(model) first"
+            raise refused(f"the task {why}")
+        head = self._head(metrics or {})
+        if not (isfinite(examples) and examples > 0):
+            raise refused(f"examples = {examples:g} is no number of examples")
+        x = modules.read(model, self.spec) - self.params
+        self._check(x, steps)
+        self._done = True
+        self._desk.answer(Update(x, head, float(examples)))
+        del x
+        return self._outcome(tuple(head))
+
+    def refuse(self, why: str) -> None:
+        """Give nothing in this round; the server gets the sentence, so it must not quote data."""
+        if not self._done:
+            self._done = True
+            self._desk.answer(TrainingError("E-TRAIN", why))
+
+    def _head(self, given: Mapping[str, float]) -> dict[str, float]:
+        names = self.metrics
+        if odd := sorted(set(given) - {LOSS, *names}):
+            known = ", ".join((LOSS, *names)) if names else "none"
+            raise refused(f"metric {odd[0]} does not travel in this run; those that do: {known}")
+        head = {name: float(given[name]) for name in names if name in given}
+        if LOSS in given:
+            head = {**dict.fromkeys(names, float(given[LOSS])), **head}
+        if missing := [name for name in names if name not in head]:
+            raise refused(
+                f'this run sums {", ".join(names)}, and {missing[0]} is missing: give metrics={{"loss": ...}}'
+            )
+        return head
+
+    def _check(self, x: Vector, steps: int | None) -> None:
+        client, asked = self.plan.strategy.client, self.steps
+        if self.corrects and not self._corrected:
+            what = f"the strategy {self.plan.strategy.name} corrects gradients: call task.correct(model) before each"
+            raise refused(f"{what} step of the optimizer")
+        taken = self._corrected if steps is None and self.corrects else steps
+        if client.finish is not None and taken != asked:
+            what = f"the equations of {self.plan.strategy.name} are for {asked} steps; here were {taken or 'no'}"
+            raise refused(f"{what}: take as many, and say so by steps={asked}")
+        for s in self.spec.segments if self.trains else ():
+            if s.name not in self.trains and np.any(x[s.start : s.stop]):
+                raise refused(f"{s.name} moved, and rests in this round: keep it out of the optimizer")
+
+    def _outcome(self, metrics: tuple[str, ...]) -> Outcome:
+        pause_s = FIRST_LOOK_S
+        while True:
+            if self._desk.failure is not None:
+                raise self._desk.failure
+            if (left := self._left(self.round)).refusal:
+                return self._told(left, False, left.refusal, metrics)
+            end = self._end(self.round)
+            if end["state"] != "open":
+                why = ": ".join(filter(None, (str(end["code"]), str(end["reason"]))))
+                if not end["yours"] and not why and end["state"] == "abandoned":
+                    why = "the round was abandoned"
+                return self._told(self._left(self.round), bool(end["yours"]), why, metrics)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_LOOK_S)
+
+    def _told(self, left: Left, released: bool, why: str, metrics: tuple[str, ...]) -> Outcome:
+        epsilon, counted = left.epsilon, "in all runs of this device"
+        if epsilon is None and self.plan.spend is not None:
+            found = self.plan.spend.card
+            epsilon = found.of_release if found.against_server is None else found.against_server
+            counted = f"at most in all {self.plan.rounds} rounds of this run"
+        counted = "" if epsilon is None else counted
+        return Outcome(self.run, self.round, released, "" if released else why, left.bytes, epsilon, counted, metrics)
+
+
+def refused(why: str) -> TrainingError:
+    """The error for a script that does not use a task as it is meant."""
+    return TrainingError("E-TASK", f"{why}.", "see `edgewise explain coming-from`.")

@@ -1,0 +1,234 @@
+"""Devices whose training is a script's, over a server on loopback."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scripted import RECIPE, device, module, step, submission
+from served import running
+from torch import nn
+
+from edgewise.apps.device.handover import Desk
+from edgewise.apps.device.script import Device
+from edgewise.apps.device.task import Left, Outcome, Task
+from edgewise.apps.server.start import Server
+from edgewise.core.errors import ModelError, TrainingError
+from edgewise.core.training import FitRequest, Update
+from edgewise.learn import modules
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
+from edgewise.plan.recipe import from_plain
+
+HERE, GONE = {"state": "released", "yours": True}, {"state": "released", "yours": False}
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path) as made:
+        yield made
+
+
+def test_a_module_that_is_not_the_runs_is_refused_by_name() -> None:
+    spec = modules.layout(module())
+    x = modules.read(module(), spec)
+
+    def refused(model: Any) -> str:
+        before = [p.clone() for p in model.parameters()] if isinstance(model, nn.Module) else []
+        with pytest.raises(ModelError) as e:
+            modules.load(model, spec, x + 1)
+        assert e.value.code == "E-LAYOUT"
+        assert all(map(torch.equal, before, model.parameters() if before else []))
+        return e.value.what
+
+    assert "lacks 1.bias" in refused(nn.Sequential(nn.Linear(4, 3)))
+    wider = nn.Sequential(nn.Linear(5, 3), nn.Linear(3, 2)).requires_grad_(False)
+    assert "0.weight has the shape (3, 5), and in the run (3, 4)" in refused(wider)
+    assert "trains 1.weight, which the run does not" in refused(module().requires_grad_(True))
+    assert "0.weight is bfloat16" in refused(module().to(torch.bfloat16))
+    assert "dict is no torch module" in refused({})
+    good = module().requires_grad_(False)
+    modules.load(good, spec, x + 1, ("0.bias",))
+    assert [name for name, p in good.named_parameters() if p.requires_grad] == ["0.bias"]
+    assert modules.read(good, spec) == pytest.approx(x + 1)
+
+
+def task_of(overrides: dict[str, Any], end: dict[str, Any] | None = None, left: Left = Left()) -> Task:  # noqa: B008
+    """A task of round 0, and what the server and the record say of it."""
+    recipe = from_plain({**RECIPE, **overrides})
+    spec = modules.layout(module())
+    plan = compile(recipe, spec, 4, BUILT_IN)
+    correction = plan.strategy.client.correction(
+        {name: np.ones(spec.dim, np.float32) for name in plan.strategy.client.memory},
+        {name: np.zeros(spec.dim, np.float32) for name in plan.strategy.client.given},
+        plan.work(0, plan.rule(0).steps),
+    )
+    start = modules.read(module(), spec)
+    request = FitRequest("d", 0, start, plan.rule(0), bytes(32), bytes(32), correction)
+    told = end or {**HERE, "code": "", "reason": ""}
+    return Task(plan, None, request, Desk(), lambda round: told, lambda round: left)
+
+
+def refused(task: Task, model: nn.Module, **more: Any) -> str:
+    with pytest.raises(TrainingError) as e:
+        task.submit(model, **{"examples": 8, "metrics": {"loss": 1.0}, **more})
+    assert e.value.code == "E-TASK"
+    assert task._desk._answers.empty(), "nothing was sent"
+    return e.value.what
+
+
+def test_a_task_that_is_not_used_as_it_is_meant_is_refused_and_sends_nothing() -> None:
+    task, model = task_of({}), module()
+    assert "was not loaded" in refused(task, model)
+    task.load_into(model)
+    assert "accuracy does not travel in this run; those that do: loss, loss_first, loss_last" in refused(
+        task, model, metrics={"accuracy": 1.0}
+    )
+    assert "loss_first is missing" in refused(task, model, metrics={"loss_last": 1.0})
+    assert "examples = 0" in refused(task, model, examples=0)
+    outcome = task.submit(model, examples=8, metrics={"loss": 2.0, "loss_first": 3.0})
+    assert outcome.metrics == ("loss_first", "loss_last")
+    update = task._desk._answers.get()
+    assert isinstance(update, Update)
+    assert (dict(update.head), update.count) == ({"loss_first": 3.0, "loss_last": 2.0}, 8.0)
+    assert not update.x.any(), "nothing was trained"
+    with pytest.raises(TrainingError, match="submitted already"):
+        task.submit(model, examples=8)
+
+
+def test_a_loss_stays_on_the_device_where_the_run_asks_for_none() -> None:
+    task, model = task_of({"metrics": "none"}), module()
+    task.load_into(model)
+    assert "accuracy does not travel in this run; those that do: none" in refused(task, model, metrics={"accuracy": 1})
+    assert task.submit(model, examples=8, metrics={"loss": 2.0}).metrics == ()
+
+
+def test_a_strategy_that_corrects_gradients_hands_out_its_hook() -> None:
+    task, model = task_of({"strategy": {"kind": "fedprox", "mu": 0.5}}), module()
+    task.load_into(model)
+    assert "corrects gradients: call task.correct(model)" in refused(task, model)
+    step(model)
+    before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    task.correct(model)
+    moved = modules.read(model, task.spec) - task.params
+    named = [p.grad for p in model.parameters() if p.grad is not None]
+    pulls = torch.cat([(g - b).flatten() for g, b in zip(named, before, strict=True)]).numpy()
+    assert pulls == pytest.approx(0.5 * moved, abs=1e-6)
+    assert task.submit(model, examples=8, metrics={"loss": 1.0}).released
+
+
+def test_equations_for_a_number_of_steps_ask_for_that_many() -> None:
+    scaffold = {"strategy": {"kind": "scaffold"}, "training": {"local_steps": 2, "optimizer": "sgd", "momentum": 0.0}}
+    task, model = task_of(scaffold), module()
+    task.load_into(model)
+    step(model)
+    task.correct(model)
+    assert "are for 2 steps; here were 1: take as many, and say so by steps=2" in refused(task, model)
+    task.correct(model)
+    assert task.submit(model, examples=8, metrics={"loss": 1.0}).released
+
+
+def test_a_part_that_rests_may_not_move() -> None:
+    task, model = task_of({"stage": [{"kind": "segments", "cycle": 2}, {"kind": "weigh"}]}), module()
+    task.load_into(model)
+    rests = {s.name for s in task.spec.segments} - set(task.trains)
+    assert rests
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == set(task.trains)
+    with torch.no_grad():
+        for name in rests:
+            model.get_parameter(name).add_(1.0)
+    assert "moved, and rests in this round" in refused(task, model)
+
+
+@pytest.mark.parametrize(
+    ("end", "left", "said"),
+    [
+        (
+            {**HERE, "code": "", "reason": ""},
+            Left(9, 0.5),
+            "released, 9 bytes, epsilon 0.5",
+        ),
+        ({**GONE, "code": "late", "reason": ""}, Left(9), "dropped (late), 9 bytes, no"),
+        ({**GONE, "code": "", "reason": ""}, Left(9), "dropped (the round closed without"),
+        (
+            {"state": "abandoned", "yours": False, "code": "", "reason": ""},
+            Left(9),
+            "dropped (the round was ab",
+        ),
+        ({"state": "halted", "yours": False, "code": "", "reason": "the run is failed"}, Left(), "dropped (the run is"),
+        ({"state": "open"}, Left(4, None, "E-BUDGET: spent"), "dropped (E-BUDGET: spent), 4 bytes"),
+    ],
+)
+def test_an_outcome_says_what_became_of_an_update(end: dict[str, Any], left: Left, said: str) -> None:
+    task, model = task_of({}, end, left), module()
+    task.load_into(model)
+    assert said in str(task.submit(model, examples=8, metrics={"loss": 1.0}))
+
+
+@pytest.mark.slow
+def test_a_task_shows_what_the_server_asks() -> None:
+    noisy = {"privacy": "local_dp", "dp": {"noise_multiplier": 3.0, "delta": 1e-3, "clip_l2": 1.0}}
+    shown = str(task_of(noisy))
+    for part in (
+        "round 1 of 2",
+        "2 steps at a rate of 0.1",
+        "deadline",
+        "clip",
+        "against the server",
+        "noise multiplier",
+    ):
+        assert part in shown
+
+
+def play(made: Device, outcomes: list[Outcome], most: int) -> None:
+    model = module()
+    for task in made.tasks():
+        task.load_into(model)
+        losses = [step(model, task.lr) for _ in range(task.steps)]
+        outcomes.append(task.submit(model, examples=8, metrics={"loss": losses[-1]}))
+        if len(outcomes) == most:
+            break
+
+
+@pytest.mark.slow
+def test_two_scripts_train_a_module_of_their_own(server: Server, tmp_path: Path) -> None:
+    """Behind masks, one of them after a start that broke off between loading and sending."""
+    devices = [device(server, tmp_path / f"device-{i}") for i in range(3)]
+    outcomes: list[list[Outcome]] = [[] for _ in devices]
+    run = server.hosting.submit(submission({**RECIPE, "privacy": "hidden"}, server), "test")
+    for task in devices[0].tasks():
+        task.load_into(module())
+        break
+    threads = [Thread(target=play, args=(d, o, 2)) for d, o in zip(devices, outcomes, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.hosting.wait(run.run)
+    for made in devices:
+        made.close()
+    for told in outcomes:
+        assert [(o.round, o.released, o.epsilon) for o in told] == [(0, True, None), (1, True, None)]
+        assert all(o.bytes > 50 for o in told)
+
+
+@pytest.mark.slow
+def test_a_device_refuses_what_its_owner_forbids_and_says_why(server: Server, tmp_path: Path) -> None:
+    made = device(server, tmp_path / "device", '[privacy]\nwords = ["hidden"]\n')
+    tasks: list[Task] = []
+    thread = Thread(target=lambda: tasks.extend(made.tasks()), daemon=True)
+    server.hosting.submit(submission({**RECIPE, "round": {"rounds": 1, "deadline_s": 20}}, server), "test")
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not made.refusals and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (error,) = made.refusals.values()
+    assert error.code == "E-FLOOR"
+    assert "privacy is one of hidden" in error.what
+    assert not tasks
