@@ -39,11 +39,12 @@ BELOW = {
 RUNS = {"somebody's": OK, "no run": UNKNOWN}
 PUBLIC = {"published": OK, "not published": "E-BLOB", "nobody's": "E-BLOB"}
 
+FOR_RUNS = ("device", "viewer", "operator", "admin")
 # Of each route that is about an object: who may do it to whose. A new route belongs here, or in one of the two below.
 OBJECTS: Mapping[tuple[str, str], Outcomes] = {
     ("GET", "/v1/uploads/{upload}"): OWN_ALONE,
     ("PUT", "/v1/uploads/{upload}"): OWN_ALONE,
-    ("GET", "/v1/blobs/{digest}"): dict.fromkeys(ROLES, PUBLIC),
+    ("GET", "/v1/blobs/{digest}"): dict.fromkeys(FOR_RUNS, PUBLIC),
     ("POST", "/v1/devices/{member}/approve"): BELOW,
     ("POST", "/v1/devices/{member}/revoke"): BELOW,
     ("POST", "/v1/tokens/{token}/revoke"): {
@@ -60,7 +61,7 @@ OBJECTS: Mapping[tuple[str, str], Outcomes] = {
     ("POST", "/v1/me/leave"): {"device": {"in another's name": "E-REQUEST"}},
     ("GET", "/v1/staged/{digest}"): {"operator": {"nobody's": OK}, "admin": {"nobody's": OK}},
     ("PUT", "/v1/staged/{digest}"): {"operator": {"nobody's": OK}, "admin": {"nobody's": OK}},
-    ("GET", "/v1/runs/{run}"): dict.fromkeys(ROLES, RUNS),
+    ("GET", "/v1/runs/{run}"): dict.fromkeys(FOR_RUNS, RUNS),
     ("GET", "/v1/runs/{run}/events"): dict.fromkeys(("viewer", "operator", "admin"), RUNS),
     ("POST", "/v1/runs/{run}/{verb}"): dict.fromkeys(("operator", "admin"), RUNS),
 }  # fmt: skip

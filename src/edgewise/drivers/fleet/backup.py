@@ -156,6 +156,10 @@ def _save_run(run: Path, to: Path) -> None:
                     (to / place).parent.mkdir(FOLDER, parents=True, exist_ok=True)
                     _copy(path, to / place)  # the witness before the database: it must not be ahead
             _snapshot(run / "run.db", to / "run.db")
+            with closing(sqlite3.connect(to / "run.db")) as c:
+                c.execute("UPDATE runs SET journal_key = x''")
+                c.commit()
+                c.execute("VACUUM")
             for digest in _blobs(to / "run.db"):
                 _copy(run / "blobs" / digest, to / "blobs" / digest)
             return
