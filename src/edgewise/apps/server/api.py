@@ -23,7 +23,7 @@ from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.metrics import shown
 from edgewise.apps.server.run_routes import RunRoutes
 from edgewise.core.errors import EdgewiseError, TransportError
-from edgewise.drivers.fleet import members, nonces
+from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.members import Grant, Member
 from edgewise.drivers.http import tokens
 from edgewise.drivers.http.guard import Guard, caller, failed, refused
@@ -215,7 +215,7 @@ class ControlPlane:
         assert proof is not None  # the guard lets nothing unsigned to routes that change something
 
         def both(c: sa.Connection) -> T:
-            nonces.spend(c, proof, self._service.now_s())
+            self._service.spend(c, proof)
             return change(c)
 
         return await self._service.write(both)

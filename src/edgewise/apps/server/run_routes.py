@@ -20,7 +20,7 @@ from edgewise.apps.server import submission
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.submission import Submission
 from edgewise.core.errors import TransportError
-from edgewise.drivers.fleet import nonces, served
+from edgewise.drivers.fleet import served
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.service import Service
@@ -152,7 +152,7 @@ class RunRoutes:
     async def _spent(self, request: Request) -> None:
         """Spend the request's nonce, before what it asks for is done."""
         _, proof = caller(request).signed()
-        await self._service.write(lambda c: nonces.spend(c, proof, self._service.now_s()))
+        await self._service.write(lambda c: self._service.spend(c, proof))
 
 
 def _shown(run: ServedRun) -> ShownRun:

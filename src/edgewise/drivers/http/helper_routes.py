@@ -30,7 +30,7 @@ from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
 from edgewise.crypto.agree import public
-from edgewise.drivers.fleet import helped, nonces, roster
+from edgewise.drivers.fleet import helped, roster
 from edgewise.drivers.fleet.helped import LIMIT_BYTES, Enlisted, HelpedRun
 from edgewise.drivers.fleet.uploads import CHUNK_BYTES
 from edgewise.drivers.http import certificates, share_keys
@@ -156,7 +156,7 @@ class HelperPlane:
         run = proof.run
         if run is None:
             raise TransportError("E-REQUEST", "a share belongs to a run.", "sign for the run.")
-        await service.write(lambda c: nonces.spend(c, proof, service.now_s()))
+        await service.write(lambda c: service.spend(c, proof))
 
         def alone() -> T:
             with self._lock:

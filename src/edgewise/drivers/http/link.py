@@ -44,7 +44,8 @@ INLINE_BYTES = 2**20  # frames up to this size go in one request
 PIECE_BYTES = 2**16  # of a body, between two looks whether anything may leave
 CLOSED_S = 0.25  # until the next look, where nothing may
 LONGEST_WAIT_S = 3600.0  # that a server can ask for
-_PAUSES = ("E-RATE", "E-BUSY", "E-STALL")  # refusals that end by themselves
+# Refusals that end by themselves; a request that somebody in between sent twice is signed anew.
+_PAUSES = ("E-RATE", "E-BUSY", "E-STALL", "E-REPLAY")
 _IN_DISORDER = ("E-OFFSET",)
 
 
@@ -105,7 +106,11 @@ class Link:
         home.save(folder, Home(url, parsed.server, authority, me.name, secure))
         link = cls(folder, patience_s)
         document = {"token": parsed.text, "label": label}
-        link.call("POST", "/v1/join", document=document, extra={"edgewise-key": me.public.hex()})
+        try:
+            link.call("POST", "/v1/join", document=document, extra={"edgewise-key": me.public.hex()})
+        except BaseException:
+            link.close()
+            raise
         return link
 
     def __enter__(self) -> Link:

@@ -26,7 +26,7 @@ from starlette.routing import Route
 
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
-from edgewise.drivers.fleet import mailboxes, nonces, uploads
+from edgewise.drivers.fleet import mailboxes, uploads
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.uploads import Room, Upload
 from edgewise.drivers.http import certificates
@@ -183,7 +183,7 @@ class DataPlane:
         """Run a change and spend the request's nonce in one transaction."""
 
         def both(c: sa.Connection) -> T:
-            nonces.spend(c, proof, self._service.now_s())
+            self._service.spend(c, proof)
             return change(c)
 
         return await self._service.write(both)

@@ -17,13 +17,14 @@ import sqlalchemy as sa
 
 from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.files import FOLDER
-from edgewise.drivers.fleet import epoch, members, uploads
+from edgewise.drivers.fleet import epoch, members, nonces, uploads
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.spool import Chunks
 from edgewise.drivers.http import identity
 from edgewise.drivers.http.limits import Gatekeeper, Later, Limits
 from edgewise.drivers.http.meter import Meter
+from edgewise.drivers.http.signatures import Proof
 from edgewise.drivers.http.staging import Staging
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ class Service:
         self, folder: Path, limits: Limits, now_s: Callable[[], float] = time.time, key: str = "server.key"
     ) -> None:
         self.folder, self.now_s, self.limits = folder, now_s, limits
+        self._begun_s = now_s(), time.monotonic()
         self.database = Database(folder, now_s)
         self.identity = identity.make(folder / key)
         for sub in ("blobs", "spool"):
@@ -115,6 +117,14 @@ class Service:
             if len(self._members) > REMEMBERED:
                 self._members.popitem(last=False)
         return found[0]
+
+    def spend(self, c: sa.Connection, proof: Proof) -> None:
+        """Take a request once, within the change that it asks for. Raises TransportError(E-REPLAY).
+
+        Nonces are forgotten by a clock that does not jump. One that goes ahead and comes back would forget requests
+        and take them a second time.
+        """
+        nonces.spend(c, proof, self._begun_s[0] + time.monotonic() - self._begun_s[1])
 
     def changed(self, member: Member) -> None:
         """A member's standing has changed: read it anew, wake its long poll, and tell who waits for its frames."""
