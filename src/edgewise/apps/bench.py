@@ -170,7 +170,7 @@ def _local(trainer: Registered, plan: Plan) -> tuple[str, Update]:
     for device in trainer.trainer.devices():
         key, rule = plan.batch_key(device, 0), in_steps(trainer, plan, device, plan.rule(0))
         try:
-            return device, trainer.trainer.fit(FitRequest(device, 0, trainer.trainer.initial(), rule, key, key))
+            return device, trainer.fit(FitRequest(device, 0, trainer.initial(), rule, key, key))
         except DataError as e:  # this device's text is too short or cannot be read: the next one
             reason = e
     raise reason

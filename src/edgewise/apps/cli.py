@@ -110,7 +110,8 @@ def check(
     """
     from edgewise.apps.shell import Session
 
-    session = Session("check", as_json=as_json, debug=debug, verdict="not ok: this recipe does not run")
+    verdict = "not ok: this recipe does not run"
+    session = Session("check", as_json=as_json, debug=debug, verdict=verdict, extensions=extension)
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs, shell
@@ -235,7 +236,7 @@ def codecs(
 
     Trains one device for one round on the recipe's model, and sends its update through the ladder of codecs.
     """
-    session = _session("bench codecs", as_json, debug)
+    session = _session("bench codecs", as_json, debug, extension)
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs, shell, shipped
@@ -272,7 +273,7 @@ def audit(
     steps of example-level privacy, at its own noise. Every figure says of what it is, and what was left out. Exit
     status 8 where more is measured than is claimed.
     """
-    session = _session("audit", as_json, debug)
+    session = _session("audit", as_json, debug, extension)
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs, shell
@@ -300,7 +301,7 @@ def schema(
     extension: Extension = None,
 ) -> None:
     """The recipe's JSON schema, or one key of it."""
-    session = _session("schema", False, False)
+    session = _session("schema", False, False, extension)
 
     def body() -> None:
         from edgewise.apps import keys
@@ -326,10 +327,10 @@ app.add_typer(operators.fleet, name="fleet", help="List, approve and revoke devi
 app.add_typer(gateways.gateway, name="gateway", help="Be the second server of shared sums, near the devices.")
 
 
-def _session(name: str, as_json: bool, debug: bool) -> Session:
+def _session(name: str, as_json: bool, debug: bool, extensions: list[str] | None = None) -> Session:
     from edgewise.apps.shell import Session
 
-    return Session(name, as_json=as_json, debug=debug)
+    return Session(name, as_json=as_json, debug=debug, extensions=extensions)
 
 
 def _simulate(
@@ -346,7 +347,7 @@ def _simulate(
     debug: bool,
 ) -> None:
     """Play a recipe file, or the demonstration of a name."""
-    session = _session(name, as_json, debug)
+    session = _session(name, as_json, debug, extensions)
 
     def body() -> dict[str, Any]:
         from edgewise.apps import demos, runs

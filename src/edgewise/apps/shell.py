@@ -12,13 +12,14 @@ import tempfile
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
 from edgewise.core.errors import EdgewiseError, Interrupted
+from edgewise.core.own_code import fault_of
 from edgewise.core.redacted import redacted
 from edgewise.drivers.files import for_owner
 from edgewise.drivers.folder import marked
@@ -41,11 +42,21 @@ class Session:
     Attributes:
         name: the command. as_json: one envelope on standard output instead of text. debug: show tracebacks. verdict:
             the last line where the command ends with an error.
+        extensions: modules of the user's own parts, whose faults are no bugs of edgewise.
         folder: run directory for crash files. resumable: something was saved that ``--resume`` continues.
     """
 
-    def __init__(self, name: str, *, as_json: bool = False, debug: bool = False, verdict: str = "") -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        as_json: bool = False,
+        debug: bool = False,
+        verdict: str = "",
+        extensions: Sequence[str] | None = None,
+    ) -> None:
         self.name, self.as_json, self.debug, self.verdict = name, as_json, debug, verdict
+        self.extensions = [Path(given).stem if given.endswith(".py") else given for given in extensions or ()]
         self.folder: Path | None = None
         self.resumable = False
 
@@ -68,7 +79,10 @@ class Session:
             fix = f'pip install "edgewise[{extra}]", or in a clone `make setup`.'
             return self._fail(EdgewiseError("E-DEPENDENCY", f"this command needs {e.name}.", fix))
         except (Exception, SystemExit) as e:  # boundary: a bug becomes a crash file and a message, never a traceback
-            return self._crash(e)
+            if (fault := fault_of(e, self.extensions)) is None:
+                return self._crash(e)
+            fault.__cause__ = e
+            return self._fail(fault)
         if self.as_json:
             print(json.dumps({"ok": True, "command": self.name, **payload}))
         return 0 if payload.get("ok", True) else 1

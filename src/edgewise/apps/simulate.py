@@ -26,6 +26,7 @@ from edgewise.apps.samples import sample
 from edgewise.apps.toml_text import toml
 from edgewise.core import events, vector
 from edgewise.core.errors import DataError, EdgewiseError, StoreError
+from edgewise.core.own_code import fault_of
 from edgewise.core.vector import Spec
 from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, Inproc, checked
@@ -119,8 +120,11 @@ def run(
     try:
         _run(recipe, out, recipe_dir, resume, extensions, wrap, report, forecast, tell)
     except BaseException as e:
+        fault = fault_of(e, extensions)
         with suppress(Exception):  # boundary: a sink that fails must not hide why the run failed
-            tell(_failed(e, resumable))
+            tell(_failed(fault or e, resumable))
+        if fault is not None:
+            raise fault from e
         raise
     return out
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import NamedTuple
 
+import numpy as np
+
+from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key
 from edgewise.core.outline import outline
@@ -69,6 +73,39 @@ class HeldOut:
 
     nll: float
     tokens: int
+
+
+def as_update(given: object, dim: int, who: str) -> Update:
+    """What a trainer gave as the update of ``dim`` parameters. Raises TrainingError(E-TRAIN) for anything else.
+    ``who``: the trainer's name."""
+    if not isinstance(given, Update):
+        raise TrainingError("E-TRAIN", f"{who}.fit gave {kind_of(given)}, needs a core.training.Update.")
+    if not is_vector(given.x, dim):
+        raise TrainingError("E-TRAIN", f"{who}.fit gave an update whose x is {kind_of(given.x)}, needs float32[{dim}].")
+    if not isinstance(given.count, Real):
+        raise TrainingError("E-TRAIN", f"{who}.fit gave an update whose count is {kind_of(given.count)}, no number.")
+    return given
+
+
+def as_held_out(given: object, who: str) -> HeldOut:
+    """What a trainer gave as a held-out loss, as Python numbers. Raises TrainingError(E-TRAIN) for anything else."""
+    if isinstance(given, HeldOut) and isinstance(given.nll, Real) and isinstance(given.tokens, Integral):
+        return HeldOut(float(given.nll), int(given.tokens))
+    raise TrainingError("E-TRAIN", f"{who}.evaluate gave {kind_of(given)}, needs core.training.HeldOut(float, int).")
+
+
+def is_vector(x: object, dim: int) -> bool:
+    """Whether it is an array float32[dim]."""
+    return isinstance(x, np.ndarray) and x.dtype == np.float32 and x.shape == (dim,)
+
+
+def kind_of(given: object) -> str:
+    """The type of a value for messages, of an array with its shape."""
+    if isinstance(given, np.ndarray):
+        return f"{given.dtype}{list(given.shape)}"
+    if isinstance(given, HeldOut):
+        return f"HeldOut({type(given.nll).__name__}, {type(given.tokens).__name__})"
+    return type(given).__name__
 
 
 class StepNoise(NamedTuple):

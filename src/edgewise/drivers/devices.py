@@ -24,6 +24,7 @@ from edgewise.codecs import pack
 from edgewise.core import frame
 from edgewise.core.errors import BudgetError, DecodeError, EdgewiseError, StoreError
 from edgewise.core.keys import Secrets
+from edgewise.core.own_code import type_and_line
 from edgewise.core.training import DeviceId, FitRequest, HeldOut
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.records import records
@@ -163,7 +164,7 @@ class Devices:
         self, device: DeviceId, request: FitRequest, elapsed_s: float | Callable[[], float], up_mbit: float
     ) -> machine.Trained | machine.Failed:
         request = replace(request, rule=in_steps(self.trainer, self.plan, device, request.rule))
-        update = guarded(device, partial(self.trainer.trainer.fit, request))
+        update = guarded(device, partial(self.trainer.fit, request))
         if isinstance(update, machine.Failed):
             return update
         passed_s = elapsed_s() if callable(elapsed_s) else elapsed_s
@@ -176,7 +177,7 @@ class Devices:
             held = machine.Failed("E-FRAME", "the probe is for another run, or for a round that this one does not have")
         else:
             blob, dim = probe.model, self.plan.spec.dim
-            held = guarded(device, lambda: self.trainer.trainer.evaluate(device, self.downloads.snapshot(blob, dim)))
+            held = guarded(device, lambda: self.trainer.evaluate(device, self.downloads.snapshot(blob, dim)))
         if isinstance(held, machine.Failed):
             return frame.Refusal(
                 run=run, round=number, device=device, code=held.code, reason=frame.legible(held.reason)
@@ -203,4 +204,4 @@ def guarded(device: DeviceId, work: Callable[[], T]) -> T | machine.Failed:
         return machine.Failed(e.code, e.what)
     except Exception as e:  # boundary: a trainer may raise anything, and its message may quote the device's text
         LOG.warning("device %.60r: local training failed", device, exc_info=e)
-        return machine.Failed("E-TRAIN", type(e).__name__)
+        return machine.Failed("E-TRAIN", type_and_line(e))

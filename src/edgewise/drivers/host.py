@@ -18,6 +18,7 @@ import numpy as np
 
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.own_code import fault_of
 from edgewise.core.training import FitRequest
 from edgewise.drivers import arithmetic, jobs, speed
 from edgewise.drivers.device_store import SimulatedDevices, out_of_step
@@ -61,11 +62,17 @@ class Host:
         self._root: keys.Key
 
     def do(self, job: jobs.Job) -> jobs.Result | None:
-        """Do one job. Edgewise errors become a ``Broken`` result; anything else is a bug and propagates."""
+        """Do one job. Edgewise errors become a ``Broken`` result, and so does what an extension raises, which stops the
+        run; anything else is a bug and propagates."""
         try:
             return self._do(job)
         except EdgewiseError as e:
             return jobs.Broken(id=job.id, code=e.code, what=e.what, fix=e.fix, stops=isinstance(e, StoreError))
+        except (Exception, SystemExit) as e:  # boundary: a codec or a trainer of an extension may raise anything
+            if (fault := fault_of(e, self._setup_job.extensions)) is None:
+                raise
+            LOG.warning("an extension failed", exc_info=e)
+            return jobs.Broken(id=job.id, code=fault.code, what=fault.what, fix=fault.fix, stops=True)
 
     def _do(self, job: jobs.Job) -> jobs.Result | None:
         match job:
@@ -102,13 +109,13 @@ class Host:
             raise EdgewiseError(
                 "E-DEPENDENCY", f"training needs {e.name or e}.", 'pip install "edgewise[train]", or `make setup`.'
             ) from None
-        describes, trainer = self._trainer.describes, self._trainer.trainer
-        self._facts = {} if describes is None else describes.describe()
+        trainer = self._trainer.trainer
+        self._facts = self._trainer.describe()
         return jobs.Described(
             id=job.id,
             spec=trainer.spec.to_list(),
             devices=list(trainer.devices()),
-            initial=memoryview(bytes(vector.to_bytes(trainer.initial()))),  # a trainer may go on with its own
+            initial=memoryview(bytes(vector.to_bytes(self._trainer.initial()))),  # a trainer may go on with its own
             facts={
                 **self._facts,
                 "arithmetic_sha256": arithmetic.digest(self._trainer.computes),
@@ -161,10 +168,10 @@ class Host:
             played[number] += 1
             key, secret = self._plan.batch_key(job.device, drawn), keys.derive(self._root, "alone", job.device, drawn)
             with without_noise(self._trainer):
-                params += self._trainer.trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
+                params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
         seconds = time.perf_counter() - began
         if job.measure:
-            held = self._trainer.trainer.evaluate(job.device, params)
+            held = self._trainer.evaluate(job.device, params)
             return jobs.Trained(id=job.id, device=job.device, nll=held.nll, tokens=held.tokens, seconds=seconds)
         return jobs.Trained(id=job.id, device=job.device, params=vector.to_bytes(params), seconds=seconds)
 

@@ -11,6 +11,7 @@ Devices train from what they are given of the model (``engine.broadcast``); eval
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -74,6 +75,7 @@ class Coordinator:
     secret: Key | None = field(default=None, repr=False)
     helper: Helper | None = None
     evaluator: Evaluator | None = None
+    _losses: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     @cached_property
     def purse(self) -> Purse:
@@ -94,13 +96,16 @@ class Coordinator:
         ``round.patience`` ends the run, or until ``until()``, which is asked between two rounds.
 
         Raises:
-            RoundError: ``UNMET_LIMIT`` rounds in a row ended below their minimum. The run can be resumed.
+            RoundError(E-ROUND): ``UNMET_LIMIT`` rounds in a row ended below their minimum, and the run can be resumed;
+                or all rounds did, so that nothing was trained.
         """
         self.evaluate_if_due(checkpoint)
         while checkpoint.next_round < self.plan.rounds and not self.kept(checkpoint).stopped and not until():
             checkpoint = self.round(checkpoint)
             self.evaluate_if_due(checkpoint)
         now, played = self.kept(checkpoint), checkpoint.next_round
+        if checkpoint.unmet == played and (played == self.plan.rounds or now.stopped):
+            raise self._unmet(played)
         if played < self.plan.rounds and now.stopped:
             self.tell(events.StoppedEarly(played=played, evaluations=now.waited, kept=now.played))
         return checkpoint
@@ -161,14 +166,20 @@ class Coordinator:
         self._commit(after, open_round, None if released is None else released[0], began_s)
         if facts.session is not None:  # devices do not say again what opened the sum: until here it may be needed
             self.cohort.close_round()
+        self._losses.update(_losses(open_round.books.events))
         if after.unmet >= UNMET_LIMIT:
-            raise RoundError(
-                "E-ROUND",
-                f"{after.unmet} rounds in a row ended below their minimum of {self.plan.sampling.minimum} "
-                "contributions.",
-                "see the lost devices in the report; lower round.minimum, raise round.deadline_s or overselect.",
-            )
+            raise self._unmet(after.unmet)
         return after
+
+    def _unmet(self, rounds: int) -> RoundError:
+        what = f"{rounds} rounds in a row" if rounds > 1 else "the only round"
+        most = [why for why, _ in self._losses.most_common(1)]
+        lost = f"; most devices were lost by {most[0]}" if most else ""
+        return RoundError(
+            "E-ROUND",
+            f"{what} ended below their minimum of {self.plan.sampling.minimum} contributions{lost}.",
+            "see the lost devices in the report; lower round.minimum, raise round.deadline_s or overselect.",
+        )
 
     def _released(self, checkpoint: Checkpoint, facts: RoundFacts, sums: Sums) -> tuple[Aggregate, Memory]:
         """The mean of a round, and what the server remembers after it."""
@@ -260,3 +271,8 @@ def _first(record: Record) -> Began:
         what = "the log of a round does not say how the round began."
         raise StoreError("E-CHECKPOINT", what, "put a whole copy of the folder in its place.")
     return record
+
+
+def _losses(told: Sequence[events.AnyEvent]) -> list[str]:
+    """Why devices were lost in a round, of those that said why."""
+    return [f"{e.code}: {e.reason.rstrip('.')}" for e in told if isinstance(e, events.Lost) and e.reason]

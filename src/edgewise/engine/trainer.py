@@ -9,6 +9,7 @@ A trainer is registered once, where it is made. ``registered`` looks which optio
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +17,17 @@ from typing import Any, Protocol
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.keys import Key
-from edgewise.core.training import DeviceId, FitRequest, HeldOut, StepNoise, Update
+from edgewise.core.training import (
+    DeviceId,
+    FitRequest,
+    HeldOut,
+    StepNoise,
+    Update,
+    as_held_out,
+    as_update,
+    is_vector,
+    kind_of,
+)
 from edgewise.core.vector import Spec, Vector
 
 
@@ -133,6 +144,37 @@ class Registered:
     continues: ContinuesText | None = None
     reads: ReportsReading | None = None
     remarks: TakesNotes | None = None
+
+    def fit(self, request: FitRequest) -> Update:
+        """``Trainer.fit``. Raises TrainingError(E-TRAIN) also for what is no update."""
+        return as_update(self.trainer.fit(request), self.trainer.spec.dim, self._name)
+
+    def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
+        """``Trainer.evaluate``. Raises TrainingError(E-TRAIN) also for what is no measurement."""
+        return as_held_out(self.trainer.evaluate(device, params), self._name)
+
+    def initial(self) -> Vector:
+        """``Trainer.initial``. Raises RecipeError(E-EXTENSION) for what is no vector of the layout."""
+        given, dim = self.trainer.initial(), self.trainer.spec.dim
+        if not is_vector(given, dim):
+            raise RecipeError("E-EXTENSION", f"{self._name}.initial gave {kind_of(given)}, needs float32[{dim}].")
+        return given
+
+    def describe(self) -> dict[str, Any]:
+        """``Describes.describe``; empty where the trainer has no such port. Raises RecipeError(E-EXTENSION) for what is
+        not plain JSON."""
+        if self.describes is None:
+            return {}
+        given = self.describes.describe()
+        try:
+            json.dumps(given)
+        except (TypeError, ValueError) as e:
+            raise RecipeError("E-EXTENSION", f"{self._name}.describe gave no plain JSON: {e}.") from e
+        return given
+
+    @property
+    def _name(self) -> str:
+        return type(self.trainer).__name__
 
 
 def registered(trainer: Trainer) -> Registered:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from edgewise.core.errors import DataError, StoreError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
-from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, StepNoise, Update
+from edgewise.core.own_code import type_and_line
+from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, StepNoise, Update, as_update
 from edgewise.core.vector import Array, Spec, Vector
 from edgewise.engine.trainer import Trainer
 from edgewise.learn import dp_sgd
@@ -262,7 +263,7 @@ def measured_step_s(trainer: Trainer, lr: float) -> float:
             request = FitRequest(device, 0, trainer.initial(), LocalRule(steps=1, lr=lr), bytes(32), bytes(32))
             start = time.perf_counter()
             try:
-                update = trainer.fit(request)
+                update = as_update(trainer.fit(request), trainer.spec.dim, type(trainer).__name__)
             except DataError:
                 break
             if not update.count:  # with example-level noise a device without text takes its steps all the same
@@ -294,7 +295,7 @@ def computing(device: DeviceId) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as e:
         fix = "torch's own words are in the run's log.txt; `edgewise check --debug` shows them too."
-        raise TrainingError("E-TRAIN", f"device {device!r:.60}: {type(e).__name__}.", fix) from e
+        raise TrainingError("E-TRAIN", f"device {device!r:.60}: {type_and_line(e)}.", fix) from e
     finally:
         torch.set_num_threads(threads)
 

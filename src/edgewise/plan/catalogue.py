@@ -32,6 +32,7 @@ from edgewise.codecs.top_k import top_k
 from edgewise.codecs.weigh import weigh
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import RecipeError
+from edgewise.core.own_code import line_of
 from edgewise.core.part import Doc, Part
 from edgewise.core.stage import Merge, Post, Stage
 from edgewise.core.vector import Spec
@@ -128,7 +129,7 @@ def with_extensions(modules: Iterable[str]) -> Catalogue:
         except Exception as e:  # boundary: an extension is foreign code, and its import may raise anything
             raise RecipeError(
                 "E-EXTENSION",
-                f"{name}: {type(e).__name__}: {e}.",
+                f"{name}: {type(e).__name__}: {e}" + (f" ({at})." if (at := line_of(e)) else "."),
                 "give its file (parts.py) or a name that Python can import; it defines EDGEWISE = Extension().",
             ) from e
         if not isinstance(extension, Extension):
