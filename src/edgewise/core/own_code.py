@@ -11,7 +11,6 @@ becomes a named error which shows the line of its author's code, and no bug of e
 
 from __future__ import annotations
 
-import os
 import sysconfig
 import traceback
 from collections.abc import Sequence
@@ -60,28 +59,25 @@ def type_and_line(e: BaseException) -> str:
 
 def _place(e: BaseException, modules: Sequence[str]) -> str:
     """The innermost line of the extension, or of what it imports from beside itself."""
-    frames = list(traceback.walk_tb(e.__traceback__))
     own = [
         (frame.f_code, line)
-        for frame, line in frames
+        for frame, line in traceback.walk_tb(e.__traceback__)
         if _of(frame.f_globals.get("__name__", ""), modules) or not _is_library(frame.f_code.co_filename)
     ]
     code, line = own[-1]
-    return f"{_shown(code.co_filename)}:{line}, in {code.co_name}"
-
-
-def _shown(file: str) -> str:
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+    return f"{Path(code.co_filename).name}:{line}, in {code.co_name}"
 
 
 @cache
-def _libraries() -> tuple[str, ...]:
-    places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return (str(Path(__file__).resolve().parents[1]) + os.sep, *(str(Path(p)) + os.sep for p in places))
+def _libraries() -> tuple[Path, ...]:
+    places = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    return (Path(__file__).parents[1], *map(Path, places))
 
 
+@cache
 def _is_library(file: str) -> bool:
-    return (file.startswith("<") and not file.startswith(("<stdin", "<ipython"))) or os.path.abspath(file).startswith(
-        _libraries()
-    )
+    """Whether a file is edgewise's, the standard library's or an installed package's; so is code without a file, except
+    what a person types into Python or a notebook."""
+    if file.startswith("<"):
+        return not file.startswith(("<stdin", "<ipython"))
+    return any(Path(file).is_relative_to(place) for place in _libraries())

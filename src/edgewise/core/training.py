@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import numpy as np
 
-from edgewise.core.errors import TrainingError
+from edgewise.core.errors import RecipeError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key
 from edgewise.core.outline import outline
@@ -87,6 +87,13 @@ def as_update(given: object, dim: int, who: str) -> Update:
     return given
 
 
+def as_initial(given: object, dim: int, who: str) -> Vector:
+    """What a trainer gave as the parameters before round 0. Raises RecipeError(E-EXTENSION) for anything else."""
+    if not is_vector(given, dim):
+        raise RecipeError("E-EXTENSION", f"{who}.initial gave {kind_of(given)}, needs float32[{dim}].")
+    return given
+
+
 def as_held_out(given: object, who: str) -> HeldOut:
     """What a trainer gave as a held-out loss, as Python numbers. Raises TrainingError(E-TRAIN) for anything else."""
     if isinstance(given, HeldOut) and isinstance(given.nll, Real) and isinstance(given.tokens, Integral):
@@ -94,7 +101,7 @@ def as_held_out(given: object, who: str) -> HeldOut:
     raise TrainingError("E-TRAIN", f"{who}.evaluate gave {kind_of(given)}, needs core.training.HeldOut(float, int).")
 
 
-def is_vector(x: object, dim: int) -> bool:
+def is_vector(x: object, dim: int) -> TypeGuard[Vector]:
     """Whether it is an array float32[dim]."""
     return isinstance(x, np.ndarray) and x.dtype == np.float32 and x.shape == (dim,)
 

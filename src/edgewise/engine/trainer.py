@@ -24,9 +24,8 @@ from edgewise.core.training import (
     StepNoise,
     Update,
     as_held_out,
+    as_initial,
     as_update,
-    is_vector,
-    kind_of,
 )
 from edgewise.core.vector import Spec, Vector
 
@@ -155,10 +154,7 @@ class Registered:
 
     def initial(self) -> Vector:
         """``Trainer.initial``. Raises RecipeError(E-EXTENSION) for what is no vector of the layout."""
-        given, dim = self.trainer.initial(), self.trainer.spec.dim
-        if not is_vector(given, dim):
-            raise RecipeError("E-EXTENSION", f"{self._name}.initial gave {kind_of(given)}, needs float32[{dim}].")
-        return given
+        return as_initial(self.trainer.initial(), self.trainer.spec.dim, self._name)
 
     def describe(self) -> dict[str, Any]:
         """``Describes.describe``; empty where the trainer has no such port. Raises RecipeError(E-EXTENSION) for what is

@@ -20,7 +20,7 @@ from edgewise.core.errors import DataError, StoreError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.own_code import type_and_line
-from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, StepNoise, Update, as_update
+from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, StepNoise, Update, as_initial, as_update
 from edgewise.core.vector import Array, Spec, Vector
 from edgewise.engine.trainer import Trainer
 from edgewise.learn import dp_sgd
@@ -257,13 +257,15 @@ def weights_bytes(model: nn.Module) -> int:
 def measured_step_s(trainer: Trainer, lr: float) -> float:
     """Seconds of one step on the first device that can train, the second of two so that caches are warm; 0.0 where
     none can."""
+    who = type(trainer).__name__
     for device in trainer.devices():
         took = 0.0
         for _ in range(2):
-            request = FitRequest(device, 0, trainer.initial(), LocalRule(steps=1, lr=lr), bytes(32), bytes(32))
+            start_D = as_initial(trainer.initial(), trainer.spec.dim, who)
+            request = FitRequest(device, 0, start_D, LocalRule(steps=1, lr=lr), bytes(32), bytes(32))
             start = time.perf_counter()
             try:
-                update = as_update(trainer.fit(request), trainer.spec.dim, type(trainer).__name__)
+                update = as_update(trainer.fit(request), trainer.spec.dim, who)
             except DataError:
                 break
             if not update.count:  # with example-level noise a device without text takes its steps all the same
