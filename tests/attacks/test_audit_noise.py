@@ -63,11 +63,11 @@ def test_local_noise_that_counts_a_device_of_other_text_as_a_silent_one_is_caugh
 ])  # fmt: skip
 def test_noise_that_comes_again_in_the_next_round_is_caught(monkeypatch, word, modules):
     """Each release is noised as it should be; the difference of two is not."""
-    found = round_trials.rounds(plan(word), 1 << 13, quiet)
+    found = round_trials.rounds(plan(word), 1 << 12, quiet)
     assert found.holds, found
     assert found.lower > 0.6 * found.claimed
     forgetful(monkeypatch, *modules)
-    found = round_trials.rounds(plan(word), 1 << 13, quiet)
+    found = round_trials.rounds(plan(word), 1 << 12, quiet)
     assert not found.holds
     assert found.lower > 2.0 * found.claimed
 

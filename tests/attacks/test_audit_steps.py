@@ -14,6 +14,7 @@ from edgewise.privacy.noise import normals
 from support.audited import forgetful, plan, quiet
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [1, -1])
 def test_noise_that_comes_again_in_the_next_step_is_caught(monkeypatch, by):
     """By a difference, or by a sum where it comes back with the other sign."""
@@ -25,14 +26,15 @@ def test_noise_that_comes_again_in_the_next_step_is_caught(monkeypatch, by):
 
     monkeypatch.setattr(train, "derive", derive)
     monkeypatch.setattr(grid, "noise", lambda *of: by ** last[0] * noise_of(*of))
-    found = record_trials.steps(plan("example"), 2048, quiet)
+    found = record_trials.steps(plan("example"), 1024, quiet)
     assert not found.holds
     assert found.lower > 2.0 * found.claimed
 
 
+@pytest.mark.slow
 def test_noise_of_steps_that_comes_again_in_the_next_round_is_caught(monkeypatch):
     forgetful(monkeypatch, identities)
-    assert not record_trials.steps(plan("example"), 2048, quiet).holds
+    assert not record_trials.steps(plan("example"), 1024, quiet).holds
 
 
 @pytest.mark.slow

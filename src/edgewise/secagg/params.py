@@ -173,7 +173,7 @@ def _least(n: int, corrupt: int, dropout: float, server: Server) -> int:
     return high
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)  # of the 1,024 sizes that a plan looks at, for each kind of session
 def choose(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int] | None:
     """The smallest even k below n - 1 that is safe and alive, and its t; None where the largest is not.
 
