@@ -17,6 +17,13 @@ os.environ.update(
 )
 
 import pytest
+from cpu_times import (  # noqa: F401
+    pytest_addoption,
+    pytest_runtest_logreport,
+    pytest_runtest_makereport,
+    pytest_runtest_setup,
+    pytest_terminal_summary,
+)
 from hypothesis import HealthCheck, settings
 from long import LONG
 
