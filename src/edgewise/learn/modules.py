@@ -42,6 +42,11 @@ def layout(model: nn.Module) -> Spec:
     return Spec.of([(name, p.shape, "float32") for name, p in named])
 
 
+def size(model: nn.Module) -> int:
+    """Number of all its parameters, frozen ones too."""
+    return sum(p.numel() for p in model.parameters())
+
+
 def load(model: nn.Module, spec: Spec, x: Vector, trained: Collection[str] = ()) -> None:
     """Write float32[d] into a module, and let those of its parameters take a gradient that the round trains.
 

@@ -48,12 +48,18 @@ class Hosting:
     Args:
         tell: called with a run's id and each of its events, from the run's thread.
         evaluator: measures the models of all runs on text of this machine; None: nobody does.
+        turn: whether a run may play its next round now; asked again and again while it may not, so it should wait a
+            little before it says no.
     """
 
     def __init__(
-        self, service: Service, tell: Tell = lambda run, event: None, evaluator: Evaluator | None = None
+        self,
+        service: Service,
+        tell: Tell = lambda run, event: None,
+        evaluator: Evaluator | None = None,
+        turn: Callable[[str], bool] = lambda run: True,
     ) -> None:
-        self._service, self._tell, self._evaluator = service, tell, evaluator
+        self._service, self._tell, self._evaluator, self._turn = service, tell, evaluator, turn
         self._closing, self._lock = Event(), Lock()
         self._threads: dict[str, Thread] = {}
         self._states: dict[str, str] = {}  # as asked for, of runs with a thread
@@ -113,6 +119,13 @@ class Hosting:
     def _paused(self, run: str) -> bool:
         return self._closing.is_set() or self._states[run] != served.RUNNING
 
+    def _rests(self, run: str) -> bool:
+        """Wait for the run's turn; whether it plays no further round for now."""
+        while not self._paused(run):
+            if self._turn(run):
+                return self._paused(run)
+        return True
+
     def _play(self, run: ServedRun) -> None:
         while True:
             with suppress(Halted):
@@ -165,7 +178,7 @@ class Hosting:
                 run=plan.run, name=run.name, rounds=plan.rounds, population=plan.facts.population, cohort=cohort,
                 dim=plan.spec.dim, resumed_round=resumed,
             ))  # fmt: skip
-            reached = coordinator.run(checkpoint, lambda: self._paused(run.run))
+            reached = coordinator.run(checkpoint, lambda: self._rests(run.run))
             if reached.next_round < plan.rounds:
                 return False
             coordinator.cohort.publish([vector.to_bytes(reached.state.params)])

@@ -51,7 +51,7 @@ class Server:
 
     Args:
         folder: its state. host, port: where it listens; port 0 takes a free one. tell: gets the events of its runs.
-        evaluator: measures their models on text of this machine; None: nobody does.
+        evaluator: measures their models on text of this machine; None: nobody does. turn: as in ``Hosting``.
     Attributes:
         service: what its routes share. hosting: its runs. port: where it listens. url: for this machine.
     Raises:
@@ -68,12 +68,13 @@ class Server:
         now_s: Callable[[], float] = time.time,
         tell: Tell = lambda run, event: None,
         evaluator: Evaluator | None = None,
+        turn: Callable[[str], bool] = lambda run: True,
     ) -> None:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         self.service = Service(folder, limits, now_s)
         try:
             context = secured(self.service, tls)
-            self.hosting = Hosting(self.service, tell, evaluator)
+            self.hosting = Hosting(self.service, tell, evaluator, turn)
             self._listener = Listener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)
         except Exception:  # goes on below, once the database and its lease are given back
             self.service.close()

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from edgewise.apps.server.submission import Submission
 from edgewise.core import vector
 from edgewise.core.errors import ModelError, RecipeError, TransportError
+from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.http import package
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.staging import Staging
 from edgewise.plan.recipe import Recipe
 
 PIECE_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A submission and the blobs that go ahead of it: digest, bytes or a file of them, size."""
+
+    wanted: Submission
+    blobs: Sequence[tuple[str, bytes | Path, int]] = field(repr=False)
 
 
 def submit(
@@ -29,13 +43,23 @@ def submit(
         recipe_dir: relative paths of the recipe start here. tags: of the devices that take part. sent: called with the
             bytes that are at the server, and with all there are.
     Raises:
-        ModelError as the trainer; RecipeError, TransportError as the server.
+        RecipeError, ModelError as ``prepared``; RecipeError, TransportError as the server.
     """
+    made = prepared(recipe, recipe_dir, tags)
+    total, done = sum(size for _, _, size in made.blobs), 0
+    for digest, source, size in made.blobs:
+        for here in _staged(link, digest, source, size):
+            sent(done + here, total)
+        done += size
+    found: dict[str, Any] = link.call("POST", "/v1/runs", document=msgspec.to_builtins(made.wanted))
+    return found
+
+
+def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = ()) -> Prepared:
+    """What is to be sent of a recipe. Raises RecipeError(E-COMBO); ModelError as the trainer."""
     from edgewise.learn.untrained import untrained
 
-    if recipe.strategy.get("kind") == "zeroth_order":
-        what = 'strategy = "zeroth_order" trains along directions, which enrolled devices are not given yet.'
-        raise RecipeError("E-COMBO", what, "take another strategy, or simulate the recipe.")
+    check(recipe)
     begun = untrained(recipe, recipe_dir)
     names = {path.name: path for path in begun.files}
     if odd := [name for name in names if not package.packed(name)]:
@@ -43,26 +67,39 @@ def submit(
         raise ModelError("E-MODEL", what, "rename or remove it.")
     digests = {name: _digest(path) for name, path in names.items()}
     manifest = package.dump(digests) if digests else b""
-    initial = bytes(vector.to_bytes(begun.initial))
-    blobs: list[tuple[str, bytes | Path, int]] = [(vector.digest(initial), initial, len(initial))]
+    made = of_vector(recipe, begun.spec, begun.initial, vector.digest(manifest) if manifest else "", begun.facts, tags)
+    files: list[tuple[str, bytes | Path, int]] = []
     if manifest:
-        blobs.append((vector.digest(manifest), manifest, len(manifest)))
-        blobs += [(digests[name], path, path.stat().st_size) for name, path in names.items()]
-    total, done = sum(size for _, _, size in blobs), 0
-    for digest, source, size in blobs:
-        for here in _staged(link, digest, source, size):
-            sent(done + here, total)
-        done += size
-    document = {
-        "recipe": recipe.resolved(),
-        "spec": begun.spec.to_list(),
-        "initial": vector.digest(initial),
-        "model": vector.digest(manifest) if manifest else "",
-        "facts": begun.facts,
-        "tags": list(tags),
-    }
-    found: dict[str, Any] = link.call("POST", "/v1/runs", document=document)
-    return found
+        files.append((vector.digest(manifest), manifest, len(manifest)))
+        files += [(digests[name], path, path.stat().st_size) for name, path in names.items()]
+    return replace(made, blobs=(*made.blobs, *files))
+
+
+def of_vector(
+    recipe: Recipe, spec: Spec, initial: Vector, model: str, facts: dict[str, Any], tags: Sequence[str] = ()
+) -> Prepared:
+    """The submission of a recipe and the first values of what it trains, float32 of ``spec``. ``model``, ``facts``,
+    ``tags`` as in ``Submission``."""
+    raw = bytes(vector.to_bytes(initial))
+    wanted = Submission(
+        recipe=recipe.resolved(), spec=spec.to_list(), initial=vector.digest(raw), model=model, facts=facts,
+        tags=tuple(tags),
+    )  # fmt: skip
+    return Prepared(wanted, [(wanted.initial, raw, len(raw))])
+
+
+def check(recipe: Recipe) -> None:
+    """Raises RecipeError(E-COMBO) for a recipe that no enrolled device can train."""
+    if recipe.strategy.get("kind") == "zeroth_order":
+        what = 'strategy = "zeroth_order" trains along directions, which enrolled devices are not given yet.'
+        raise RecipeError("E-COMBO", what, "take another strategy, or simulate the recipe.")
+
+
+def stage(staging: Staging, made: Prepared) -> None:
+    """Bring the blobs into a server of this process. Raises as ``Staging.put``."""
+    for digest, source, size in made.blobs:
+        while (here := staging.received(digest)) < size:
+            staging.put(digest, here, size, _piece(source, here))
 
 
 def _staged(link: Link, digest: str, source: bytes | Path, size: int) -> Iterator[int]:

@@ -1,0 +1,301 @@
+"""A server that a script drives, round by round: ``edgewise.Server``."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Condition
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from edgewise.apps.server import given, submission
+from edgewise.apps.server.rounds import Round, told
+from edgewise.apps.server.start import Server as Serving
+from edgewise.apps.server.start import Tls
+from edgewise.apps.server.submission import OWN
+from edgewise.apps.server.submit import Prepared, check, of_vector, prepared, stage
+from edgewise.core import events
+from edgewise.core.errors import REGISTRY, RoundError, TransportError
+from edgewise.core.vector import Spec
+from edgewise.drivers import files
+from edgewise.drivers.fleet import members, served
+from edgewise.drivers.fleet.members import Grant
+from edgewise.drivers.fleet.served import ServedRun
+from edgewise.plan import loading
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.recipe import Recipe
+
+FOLDER, STATE = "edgewise-server", "script.json"
+LOOK_S = 0.25  # between two looks for devices, for the end of a run, for its turn
+Metrics = Callable[[Round], Mapping[str, float]]
+
+
+class _Begun(msgspec.Struct, frozen=True):
+    """Which run a script began in this folder. ``asked``: digest of what it asked for."""
+
+    asked: str
+    run: str
+
+
+class Server:
+    """A federation's server in this process, for a script that plays a run round by round.
+
+        with edgewise.Server("recipe.toml", model=module, listen="0.0.0.0:8443",
+                             public_url="https://federation.example:8443") as server:
+            print(server.token(uses=5))                    # devices enrol with it
+            server.wait_for(devices=5)
+            for round in server:                           # a round is played when the loop asks for it
+                print(round, round.metrics)
+
+    The same recipe runs on `edgewise serve` by `edgewise run submit`. In the same folder the same script goes on with
+    its run, after a crash too.
+
+    Args:
+        recipe: a recipe's file. model: a torch module, whose parameters with ``requires_grad`` are trained by scripts
+            that have the same module; or a folder or "bundled", as ``model.base``; None: the recipe's.
+        folder: the server's keys, database and runs. listen: HOST:PORT, port 0 takes a free one.
+        public_url: by which devices reach it; its name goes into the certificate. certificate, key: an operator's own
+            (PEM), in place of those that the server makes.
+        stages, merge, strategy: in place of the recipe's: tables, names, parts of the catalogue, or
+            ``functools.partial`` of a part with its keys.
+        metrics: called after each round; what it returns is added to ``Round.metrics``. On this machine's data, of
+            the released model: no epsilon is spent by it. callbacks: called with each round after that.
+        tags: of the devices that take part, all of them.
+    Attributes:
+        url: by which devices reach it. recipe: as it is played. run: the run's id, once it has begun; else empty.
+    Raises:
+        RecipeError as ``edgewise check``, and E-EXTENSION for parts that devices do not have; ModelError: E-MODEL,
+        E-LAYOUT; StoreError(E-LEASE) where another server works in the folder; TransportError: E-LISTEN, E-REQUEST,
+        E-IDENTITY.
+    """
+
+    def __init__(
+        self,
+        recipe: str | Path,
+        model: Any = None,
+        *,
+        folder: str | Path = FOLDER,
+        listen: str = "127.0.0.1:0",
+        public_url: str = "",
+        certificate: str | Path | None = None,
+        key: str | Path | None = None,
+        stages: Sequence[Any] | None = None,
+        merge: Any = None,
+        strategy: Any = None,
+        metrics: Metrics | None = None,
+        callbacks: Sequence[Callable[[Round], object]] = (),
+        tags: Sequence[str] = (),
+    ) -> None:
+        self._metrics, self._callbacks, self._tags = metrics, tuple(callbacks), tuple(tags)
+        self.recipe = _recipe(Path(recipe), model, stages, merge, strategy)
+        self._prepared = _prepared(self.recipe, Path(recipe).parent, model, self._tags)
+        self._spec = Spec.of([(n, s, d) for n, s, d in self._prepared.wanted.spec])
+        host, port = _address(listen)
+        name = urlsplit(public_url).hostname
+        names = tuple(dict.fromkeys([*([name] if name else []), *(() if host in ("0.0.0.0", "::") else (host,))]))
+        self._folder = Path(folder)
+        begun = self._begun()
+        self.run = begun.run if begun is not None and begun.asked == self._asked else ""
+        self._turns, self._events = _Turns(self.run or None), SimpleQueue[tuple[str, events.AnyEvent]]()
+        if (certificate is None) != (key is None):
+            raise TransportError("E-REQUEST", "certificate and key belong together.", "give both, or neither.")
+        tls = Tls(names)
+        if certificate is not None and key is not None:
+            tls = Tls(names, Path(certificate), Path(key))
+        tell: Callable[[str, events.AnyEvent], None] = lambda run, event: self._events.put((run, event))  # noqa: E731
+        self._serving = Serving(self._folder, host, port, tls, tell=tell, turn=self._turns.may)
+        self.url = public_url or f"https://{names[0] if names else '127.0.0.1'}:{self._serving.port}"
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Server({self.recipe.name!r}, {self.url})"
+
+    def close(self) -> None:
+        """Stop serving. A run that is not over goes on when the script runs again in the same folder."""
+        self._serving.close()
+
+    def token(self, uses: int = 1, tags: Sequence[str] = (), approved: bool = True, expires_in_s: float = 3600) -> str:
+        """A token with which so many devices enrol. Who has it can enrol: hand it over in private.
+
+        Args:
+            tags: that they get. approved: they may take part at once; else an operator approves each.
+        """
+        return self._serving.token(Grant("device", tuple(tags), uses, approved, expires_in_s))
+
+    def devices(self) -> list[str]:
+        """Names of the approved devices with the tags of this server's run."""
+        with self._serving.service.database.read() as c:
+            return sorted(submission.population(members.listed(c, members.APPROVED), self._tags))
+
+    def wait_for(self, devices: int, timeout_s: float | None = None) -> None:
+        """Wait until so many devices are enrolled and approved. Raises RoundError(E-ROUND) after ``timeout_s``."""
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while (here := len(self.devices())) < devices:
+            if until_s is not None and time.monotonic() > until_s:
+                what = f"{here} of {devices} devices are enrolled after {timeout_s:g} s."
+                raise RoundError("E-ROUND", what, "start the others, or wait longer.")
+            time.sleep(LOOK_S)
+
+    def __iter__(self) -> Iterator[Round]:
+        """Play the run, from where it is, a round for each turn of the loop.
+
+        The devices that are approved when the run begins take part. Raises RecipeError as ``submission.begin``
+        (E-QUORUM without devices), RoundError or another error of the run with its code; a failed run is gone on with
+        when the loop begins again.
+        """
+        run = self._begin()
+        folder, lost = submission.folder(self._serving.service, run.run), dict[str, str]()
+        self._turns.allow()
+        try:
+            while (event := self._next(run.run)) is not None:
+                if isinstance(event, events.Lost):
+                    lost[event.device] = event.code
+                if isinstance(event, events.RoundFinished):
+                    finished, lost = told(event, lost, self._spec, folder), {}
+                    if self._metrics is not None:
+                        finished.metrics.update(self._metrics(finished))
+                    for callback in self._callbacks:
+                        callback(finished)
+                    yield finished
+                    self._turns.allow()
+        finally:
+            self._turns.hold()
+        self._over(run.run)
+
+    def cancel(self) -> None:
+        """End the run for good; its models stay in the folder."""
+        if self.run:
+            self._serving.hosting.ask(self.run, served.CANCELLED)
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run, as of a simulation: `edgewise report`, `export` and `audit` work on it."""
+        return submission.folder(self._serving.service, self.run)
+
+    def _begin(self) -> ServedRun:
+        hosting = self._serving.hosting
+        if self.run:
+            known = self._state(self.run)
+            if known.state in (served.RUNNING, served.PAUSED, served.FAILED):
+                return hosting.ask(self.run, served.RUNNING)
+        stage(self._serving.service.staging, self._prepared)
+        self._turns.watch("")
+        begun = hosting.submit(self._prepared.wanted, "script")
+        self.run = begun.run
+        self._turns.watch(self.run)
+        files.write_durably(self._folder / STATE, msgspec.json.encode(_Begun(self._asked, self.run)), owner_only=True)
+        files.sync_folder(self._folder)
+        return begun
+
+    def _next(self, run: str) -> events.AnyEvent | None:
+        """The next event of a run; None where it is not played any more and all was told."""
+        while True:
+            over = self._state(run).state != served.RUNNING
+            try:
+                whose, event = self._events.get(timeout=LOOK_S)
+            except Empty:
+                if over:
+                    return None
+                continue
+            if whose == run:
+                return event
+
+    def _over(self, run: str) -> None:
+        found = self._state(run)
+        if found.state == served.FAILED:
+            code, _, why = found.why.partition(": ")
+            known = code if code in REGISTRY else "E-SERVER"
+            raise RoundError(known, why if code in REGISTRY else found.why, "see the server's log.")
+
+    def _state(self, run: str) -> ServedRun:
+        with self._serving.service.database.read() as c:
+            return served.find(c, run)
+
+    @property
+    def _asked(self) -> str:
+        return hashlib.sha256(msgspec.json.encode(self._prepared.wanted, order="deterministic")).hexdigest()
+
+    def _begun(self) -> _Begun | None:
+        path = self._folder / STATE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=_Begun)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+
+class _Turns:
+    """Lets one run play a round for each turn of the script's loop; other runs of the server play as they will."""
+
+    def __init__(self, run: str | None) -> None:
+        self._run, self._changed, self._left = run, Condition(), 0
+
+    def watch(self, run: str) -> None:
+        """The script's run; empty: it begins now and has no name yet, so that every run waits for a moment."""
+        with self._changed:
+            self._run = run
+            self._changed.notify_all()
+
+    def allow(self) -> None:
+        """One round more."""
+        with self._changed:
+            self._left = 1
+            self._changed.notify_all()
+
+    def hold(self) -> None:
+        """No round more."""
+        with self._changed:
+            self._left = 0
+
+    def may(self, run: str) -> bool:
+        """Whether a run may play a round now; takes it. Waits a little before it says no."""
+        with self._changed:
+            if not self._left and self._run in ("", run):
+                self._changed.wait(LOOK_S)
+            if self._run is None or (self._run and self._run != run):
+                return True
+            mine, self._left = bool(self._run and self._left), 0 if self._run else self._left
+            return mine
+
+
+def _recipe(path: Path, model: Any, stages: Sequence[Any] | None, merge: Any, strategy: Any) -> Recipe:
+    """The recipe with what the script gives in place of its own."""
+    overrides: dict[str, Any] = {}
+    if isinstance(model, str | Path):
+        base = str(model)
+        local = base != "bundled" and not base.startswith("hub:")
+        overrides["model.base"] = str(Path(base).expanduser().resolve()) if local else base
+    if stages is not None:
+        overrides["stage"] = [given.table(one, "stages") for one in stages]
+    if merge is not None:
+        overrides["merge"] = given.table(merge, "merge")
+    if strategy is not None:
+        overrides["strategy"] = given.table(strategy, "strategy")
+    return loading.load(path, overrides, BUILT_IN)
+
+
+def _prepared(recipe: Recipe, recipe_dir: Path, model: Any, tags: Sequence[str]) -> Prepared:
+    if model is None or isinstance(model, str | Path):
+        return prepared(recipe, recipe_dir, tags)
+    from edgewise.learn import modules
+
+    check(recipe)
+    spec = modules.layout(model)
+    facts = {"model": type(model).__name__, "trainable": spec.dim, "parameters": modules.size(model)}
+    return of_vector(recipe, spec, modules.read(model, spec), OWN, facts, tags)
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, _, port = listen.rpartition(":")
+    if not (host and port.isdigit() and int(port) < 2**16):
+        raise TransportError("E-REQUEST", f"{listen} is not HOST:PORT.", 'write, say, listen="0.0.0.0:8443".')
+    return host.strip("[]"), int(port)

@@ -1,0 +1,133 @@
+"""A server that a script drives, with devices that scripts are, on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+from scripted import device, module, step
+
+import edgewise
+from edgewise.apps.device.script import Device
+from edgewise.codecs.top_k import top_k
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.part import part
+from edgewise.core.stage import Stage
+from edgewise.learn import modules
+from edgewise.strategies.fedopt import fedavg
+
+TEXT = """
+name = "scripted"
+privacy = "none"
+[data]
+source = "plays"
+[round]
+rounds = 3
+minimum = 1.0
+[training]
+local_steps = 1
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.toml").write_text(TEXT)
+    return tmp_path / "recipe.toml"
+
+
+@contextmanager
+def training(devices: list[Device]) -> Iterator[None]:
+    """The loops of these devices, until the server is gone."""
+
+    def loop(made: Device) -> None:
+        model = module()
+        try:
+            for task in made.tasks():
+                task.load_into(model)
+                task.submit(model, examples=4, metrics={"loss": step(model)})
+        except EdgewiseError:
+            pass
+
+    threads = [Thread(target=loop, args=(made,), daemon=True) for made in devices]
+    for thread in threads:
+        thread.start()
+    yield
+
+
+@pytest.mark.slow
+def test_a_loop_plays_rounds_and_goes_on_after_a_start(recipe: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def measured(round: edgewise.Round) -> dict[str, float]:
+        return {"norm": float(np.linalg.norm(round.params))}
+
+    def server(listen: str = "127.0.0.1:0") -> edgewise.Server:
+        return edgewise.Server(
+            recipe, model=module(), folder=tmp_path / "server", listen=listen, strategy="fedavgm",
+            metrics=measured, callbacks=[lambda round: seen.append(round.number)],
+        )  # fmt: skip
+
+    with server() as first:
+        devices = [device(first, tmp_path / f"device-{i}") for i in range(2)]
+        first.wait_for(devices=2, timeout_s=10)
+        run, port = "", first.url.rpartition(":")[2]
+        with training(devices):
+            for round in first:
+                assert (round.number, round.met, round.contributions) == (0, True, 2)
+                assert set(round.metrics) == {"loss_first", "loss_last", "norm"}
+                assert round.tensors()["0.weight"].shape == (3, 4)
+                other = module()
+                round.load_into(other)
+                assert modules.read(other, modules.layout(other)) == pytest.approx(round.params)
+                run = first.run
+                break
+            assert first._state(run).state == "running"
+    assert seen == [0], "a round is played when the loop asks for it"
+    with server(f"127.0.0.1:{port}") as second:
+        assert second.run == run
+        assert [round.number for round in second] == [1, 2]
+        assert (second.run_dir / "summary.json").is_file()
+        assert second._state(run).state == "finished"
+    assert seen == [0, 1, 2]
+
+
+def refused(recipe: Path, **more: Any) -> str:
+    with pytest.raises(EdgewiseError) as e, edgewise.Server(recipe, **more):
+        pass
+    return f"{e.value.code}: {e.value.what}"
+
+
+@part
+def mine() -> Stage:
+    """A part that no device has."""
+    raise AssertionError
+
+
+def test_what_devices_do_not_have_is_refused_before_a_folder_is_made(recipe: Path, tmp_path: Path) -> None:
+    here: dict[str, Any] = {"model": module(), "folder": tmp_path / "server"}
+    own = "the part mine is your own, and a server sends no code"
+    assert refused(recipe, **here, stages=[mine]).startswith(f"E-EXTENSION: stages: {own}")
+    assert "nobody can tell devices" in refused(recipe, **here, stages=[lambda x: x])
+    assert refused(recipe, **here, stages=[{"kind": "topk"}]).startswith("E-NAME")
+    assert refused(recipe, **here, strategy={"kind": "zeroth_order"}).startswith("E-COMBO")
+    assert refused(recipe, **{**here, "model": module().requires_grad_(False)}).startswith("E-LAYOUT")
+    assert refused(recipe, **here, listen="8443").startswith("E-REQUEST")
+    assert not (tmp_path / "server").exists()
+
+
+def test_parts_are_given_as_tables_names_or_parts(recipe: Path, tmp_path: Path) -> None:
+    given = [{"kind": "weigh"}, partial(top_k, fraction=0.5), "rotate"]
+    with edgewise.Server(recipe, module(), folder=tmp_path / "s", stages=given, strategy=fedavg) as server:
+        assert [table["kind"] for table in server.recipe.stage] == ["weigh", "top_k", "rotate"]
+        assert server.recipe.stage[1]["fraction"] == 0.5
+        assert server.recipe.strategy == {"kind": "fedavg"}
+        with pytest.raises(EdgewiseError, match="E-QUORUM"):
+            next(iter(server))
+        with pytest.raises(EdgewiseError, match="0 of 1 devices are enrolled"):
+            server.wait_for(devices=1, timeout_s=0.0)
