@@ -210,15 +210,9 @@ class ControlPlane:
         return _standing(member)
 
     async def _once(self, request: Request, change: Callable[[sa.Connection], T]) -> T:
-        """Run a change and spend the request's nonce in one transaction."""
         proof = caller(request).proof
         assert proof is not None  # the guard lets nothing unsigned to routes that change something
-
-        def both(c: sa.Connection) -> T:
-            self._service.spend(c, proof)
-            return change(c)
-
-        return await self._service.write(both)
+        return await self._service.once(proof, change)
 
 
 def _may_make(member: Member, role: str) -> None:

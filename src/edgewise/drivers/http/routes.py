@@ -15,9 +15,8 @@ import asyncio
 import json
 import re
 import secrets
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import sqlalchemy as sa
 from starlette.requests import Request
@@ -34,7 +33,6 @@ from edgewise.drivers.http.guard import caller, parsed
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
 
-T = TypeVar("T")
 ASSEMBLING = 2  # uploads that are put together at a time: each is in memory as a whole meanwhile
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
 PACE_S = 30.0  # when an idle device that may not wait comes back, on average
@@ -112,7 +110,9 @@ class DataPlane:
         if (message.device, message.run, message.round) != (member.id, proof.run, proof.round):
             what = "the frame is not of the device, run and round that signed the request."
             raise TransportError("E-REQUEST", what, "sign for the run and the round of the frame.")
-        number = await self._once(proof, lambda c: mailboxes.accept(c, message, raw, digest, upload, service.now_s()))
+        number = await self._service.once(
+            proof, lambda c: mailboxes.accept(c, message, raw, digest, upload, service.now_s())
+        )
         service.delivered()
         return JSONResponse({"number": number})
 
@@ -127,7 +127,7 @@ class DataPlane:
             raise TransportError("E-REQUEST", "an upload is for a run and a round.", "sign for both.")
         run, round = proof.run, proof.round
         room = Room(service.limits.frame_bytes, service.limits.spool_bytes)
-        begun = await self._once(
+        begun = await self._service.once(
             proof, lambda c: uploads.begin(c, member.id, run, round, digest, size, room, service.now_s())
         )
         return _upload(begun, 201)
@@ -152,7 +152,7 @@ class DataPlane:
         begun, key = await service.read(look)
         uploads.check_chunk(begun, offset, len(found.body))
         await service.aside(lambda: service.chunks.put(key, id, offset // begun.chunk, found.body))
-        received = await self._once(proof, lambda c: uploads.advance(c, begun, len(found.body)))
+        received = await self._service.once(proof, lambda c: uploads.advance(c, begun, len(found.body)))
         service.advanced(member.id)
         return JSONResponse({"received": received})
 
@@ -178,15 +178,6 @@ class DataPlane:
                 await self._service.write(lambda c: uploads.abandon(c, upload.id))
                 self._service.chunks.drop(upload.id)
             raise
-
-    async def _once(self, proof: Proof, change: Callable[[sa.Connection], T]) -> T:
-        """Run a change and spend the request's nonce in one transaction."""
-
-        def both(c: sa.Connection) -> T:
-            self._service.spend(c, proof)
-            return change(c)
-
-        return await self._service.write(both)
 
 
 def _bad_range(text: str | None, size: int) -> Response | None:

@@ -108,6 +108,18 @@ class Service:
         """Run a change; it is durable when this returns."""
         return await asyncio.wrap_future(self.database.submit(change))
 
+    async def once(self, proof: Proof, change: Callable[[sa.Connection], T]) -> T:
+        """Run a change and spend its request's nonce, in one transaction.
+
+        Raises TransportError as ``nonces.spend`` (E-REPLAY, E-REVOKED), and what the change raises.
+        """
+
+        def both(c: sa.Connection) -> T:
+            self.spend(c, proof)
+            return change(c)
+
+        return await self.write(both)
+
     async def member(self, name: str) -> Member | None:
         """A member as it was at most ``FRESH_S`` ago."""
         found = self._members.get(name)
