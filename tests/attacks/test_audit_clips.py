@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import edgewise.plan.private as private
 from edgewise.apps import trials
+from edgewise.plan.mechanisms import base, central
 from support.audited import POISSON, RUNS, WORDS, half_counted, passing, plan, quiet
+
+OTHER = [(base, "clip_tensors"), (central, "following_clip")]
 
 
 @pytest.mark.long(sample=2)
@@ -19,7 +21,7 @@ def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monke
     """The rounding and the visible sum refuse it: the audit measures, and does not end in their errors."""
     (honest, *_) = trials.examine(plan(word), True, quiet)
     assert (honest.name, honest.holds, honest.tight, honest.confidence) == ("length", True, True, 1.0)
-    monkeypatch.setattr(private, "clip", passing(private.clip))
+    monkeypatch.setattr(base, "clip", passing(base.clip))
     (found,) = trials.examine(plan(word), True, quiet)
     assert not found.holds
     assert found.lower > 4 * found.claimed
@@ -28,19 +30,19 @@ def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clip_tensors", "adaptive_clip"])
-def test_other_clips_are_tried_too(monkeypatch, name):
+@pytest.mark.parametrize(("room", "name"), OTHER)
+def test_other_clips_are_tried_too(monkeypatch, room, name):
     more = {"dp__tensor_l2": 0.2} if name == "clip_tensors" else {"dp__adaptive_clip": True}
     for found in trials.examine(plan("central_dp", **more), True, quiet):
         assert found.holds, found
-    monkeypatch.setattr(private, name, passing(getattr(private, name)))
+    monkeypatch.setattr(room, name, passing(getattr(room, name)))
     assert not trials.length(plan("central_dp", **more)).holds
 
 
-@pytest.mark.parametrize("name", ["clip_tensors", "adaptive_clip"])
-def test_a_clip_of_twice_the_length_is_caught(monkeypatch, name):
+@pytest.mark.parametrize(("room", "name"), OTHER)
+def test_a_clip_of_twice_the_length_is_caught(monkeypatch, room, name):
     true, more = (
-        getattr(private, name),
+        getattr(room, name),
         {"dp__tensor_l2": 0.2} if name == "clip_tensors" else {"dp__adaptive_clip": True},
     )
 
@@ -53,7 +55,7 @@ def test_a_clip_of_twice_the_length_is_caught(monkeypatch, name):
 
         return replace(honest, encode=encode)
 
-    monkeypatch.setattr(private, name, loose)
+    monkeypatch.setattr(room, name, loose)
     assert not trials.length(plan("central_dp", **more)).holds
 
 
@@ -61,7 +63,7 @@ def test_a_bit_that_is_counted_by_half_is_caught(monkeypatch):
     """A zeroed device sends a whole bit more than one whose update is above the clip."""
     honest = trials.length(plan("central_dp", dp__adaptive_clip=True, round__rounds=40))
     assert honest.lower == pytest.approx(honest.claimed, rel=1e-4)
-    monkeypatch.setattr(private, "adaptive_clip", half_counted(private.adaptive_clip))
+    monkeypatch.setattr(central, "following_clip", half_counted(central.following_clip))
     it = plan("central_dp", dp__adaptive_clip=True, round__rounds=40)
     found = trials.length(it)
     assert not found.holds
@@ -73,7 +75,7 @@ def test_a_bit_that_is_counted_by_half_is_caught(monkeypatch):
 @pytest.mark.parametrize("broken", [False, True])
 def test_releases_with_a_bit_beside_the_update_are_scored_with_it(monkeypatch, broken):
     if broken:
-        monkeypatch.setattr(private, "adaptive_clip", half_counted(private.adaptive_clip))
+        monkeypatch.setattr(central, "following_clip", half_counted(central.following_clip))
     found = trials.mechanism(plan("central_dp", dp__adaptive_clip=True), RUNS * 4, quiet)
     assert found.of.startswith("one release, body and head")
     assert found.holds is not broken, found
@@ -90,7 +92,7 @@ def test_a_bit_is_right_by_half_where_a_device_is_there_or_not():
 
 def test_an_encoding_of_zeros_that_is_not_zero_is_caught(monkeypatch):
     """A clip that makes something of nothing: all lengths are as they are said to be, distances are not."""
-    true = private.clip
+    true = base.clip
 
     def shifted(l2):
         stage = true(l2)
@@ -101,7 +103,7 @@ def test_an_encoding_of_zeros_that_is_not_zero_is_caught(monkeypatch):
 
         return replace(stage, encode=lambda p, m, s, t: encode(*stage.encode(p, m, s, t), s, t))
 
-    monkeypatch.setattr(private, "clip", shifted)
+    monkeypatch.setattr(base, "clip", shifted)
     found = trials.length(plan("central_dp"))
     assert found.lower > 1.4 * found.claimed
     assert not found.holds

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-import edgewise.plan.compile as compiling
-import edgewise.plan.private as private
 from edgewise.apps import cli
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
@@ -20,8 +18,9 @@ from edgewise.core.space import Space
 from edgewise.core.stage import Stage
 from edgewise.drivers import identities
 from edgewise.learn import dp_sgd, train
+from edgewise.plan.mechanisms import base, central, known
 from edgewise.privacy import distributed, grid
-from edgewise.privacy.spend import Event
+from support.audited import lying_local
 
 pytestmark = pytest.mark.slow  # every test here loads a model
 
@@ -144,8 +143,8 @@ def test_noise_of_half_the_size_ends_the_command_with_8(
 @pytest.mark.long(sample=1)
 @pytest.mark.parametrize("word", ["central_dp", "distributed_dp", "local_dp", "example"])
 def test_a_missing_clip_ends_the_command_with_8(folder: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
-    true = private.clip
-    monkeypatch.setattr(private, "clip", lambda l2: replace(true(l2), encode=lambda p, memory, *_: (p, memory)))
+    true = base.clip
+    monkeypatch.setattr(base, "clip", lambda l2: replace(true(l2), encode=lambda p, memory, *_: (p, memory)))
     monkeypatch.setattr(dp_sgd, "min", lambda *_: 1.0, raising=False)
     check_broken(folder, word)
 
@@ -154,10 +153,7 @@ def test_local_noise_accounted_at_twice_its_size_ends_the_command_with_8(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device of other text is as far away as two clips, and one is counted, by the fold and the accountant alike."""
-    true = private._local
-    monkeypatch.setattr(private, "adjacency", lambda *_: "zero_out")
-    monkeypatch.setattr(compiling, "adjacency", lambda *_: "zero_out")
-    monkeypatch.setattr(private, "_local", lambda *of: (true(*of)[0], lambda z: (Event("gaussian", "zero_out", z=z),)))
+    monkeypatch.setattr(known, "MECHANISMS", (lying_local("zero_out"),))
     check_broken(folder, "local_dp")
 
 
@@ -175,7 +171,7 @@ def test_noise_that_comes_again_ends_the_command_with_8(
 
 def test_a_bit_that_is_counted_by_half_ends_the_command_with_8(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The adaptive clip as it was where zeroed devices are neighbours: b - 1/2 is sent, and s / 2 counted."""
-    true = private.adaptive_clip
+    true = central.following_clip
 
     def old(start: float, z: float, cohort: float) -> Stage:
         stage = true(start, z, cohort)
@@ -191,7 +187,7 @@ def test_a_bit_that_is_counted_by_half_ends_the_command_with_8(folder: Path, mon
     generous = ("--set", "dp.adaptive_clip=true", "--set", "dp.epsilon=60.0")
     result = run(folder, "central_dp", *generous)
     assert result.exit_code == 0, result.output
-    monkeypatch.setattr(private, "adaptive_clip", old)
+    monkeypatch.setattr(central, "following_clip", old)
     check_broken(folder, "central_dp", *generous)
 
 

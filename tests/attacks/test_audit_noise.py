@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import edgewise.plan.compile as compiling
-import edgewise.plan.private as private
 from edgewise.apps import record_trials, round_trials, trials
 from edgewise.core import keys
 from edgewise.core.keys import generator, root
@@ -15,12 +13,12 @@ from edgewise.drivers import identities
 from edgewise.learn import train
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
+from edgewise.plan.mechanisms import known
 from edgewise.plan.recipe import parse
 from edgewise.privacy import audit as bounds
 from edgewise.privacy import distributed, grid, noise
 from edgewise.privacy.audit import gaussian_mu, upper_rate
-from edgewise.privacy.spend import Event
-from support.audited import RUNS, SPEC, WORDS, forgetful, keyed, plan, quiet
+from support.audited import RUNS, SPEC, WORDS, forgetful, keyed, lying_local, plan, quiet
 
 
 @pytest.mark.long(sample=2)
@@ -49,10 +47,7 @@ def test_corrupt_devices_counted_as_honest_are_caught(monkeypatch):
 @pytest.mark.parametrize("sent", ["replace_one", "zero_out"])
 def test_local_noise_that_counts_a_device_of_other_text_as_a_silent_one_is_caught(monkeypatch, sent):
     """Its epsilon is then told for half of how far its neighbour is, in the accountant alone or in the fold as well."""
-    true = private._local
-    monkeypatch.setattr(private, "adjacency", lambda *_: sent)
-    monkeypatch.setattr(compiling, "adjacency", lambda *_: sent)
-    monkeypatch.setattr(private, "_local", lambda *of: (true(*of)[0], lambda z: (Event("gaussian", sent, z=z),)))
+    monkeypatch.setattr(known, "MECHANISMS", (lying_local(sent),))
     found = trials.examine(plan("local_dp"), True, quiet)[0]
     assert not found.holds
     assert found.lower == pytest.approx(2.0 * found.claimed, rel=1e-3)

@@ -203,7 +203,7 @@ def test_a_device_that_has_nothing_sends_nothing(name: str) -> None:
 def test_a_device_that_cannot_train_sends_nothing_either(name: str) -> None:
     """What leaves the device's machine, as the server decodes it."""
     plan = made(name, [])
-    state, _ = machine.step(plan, states.join(plan, "d"), invited(plan, clip=C if "moving" in name else 0.0))
+    state, _ = machine.step(plan, states.join(plan, "d"), invited(plan, clip=C if "moving" in name else None))
     _, effects = machine.step(plan, state, machine.Failed("E-DATA", "no text"))
     (sent,) = [frame.load(e.frame) for e in effects if isinstance(e, machine.Send)]
     assert isinstance(sent, frame.Contribution)

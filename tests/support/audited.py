@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edgewise.core.space import Adjacency
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
+from edgewise.plan.mechanisms import local
+from edgewise.plan.mechanisms.base import Built, Mechanism, Setting
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import parse
+from edgewise.privacy.spend import Event
 
 WORDS = {"distributed_dp": "secure_sum", "central_dp": "sum", "local_dp": "sum"}
 RUNS = 1 << 14
@@ -81,3 +85,13 @@ def half_counted(true):
         return replace(stage, infer=infer, encode=encode)
 
     return old
+
+
+def lying_local(sent: Adjacency) -> Mechanism:
+    """Local noise whose epsilon is told for neighbours as near as those of ``sent``, as wide as its noise is."""
+
+    def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
+        true = local.build(setting, clip_l2=clip_l2, tensor_l2=tensor_l2)
+        return true._replace(events=lambda z: (Event("gaussian", sent, z=z),))
+
+    return replace(local.MECHANISM, adjacency=lambda kind: sent, build=build)

@@ -20,8 +20,8 @@ from edgewise.core.vector import Spec
 from edgewise.learn import dp_sgd
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
+from edgewise.plan.mechanisms.known import mechanism_of, promised
 from edgewise.plan.private import private
-from edgewise.plan.promise import promised
 from edgewise.plan.recipe import parse
 from edgewise.plan.sampling import sampled
 from edgewise.plan.section import TrainingSection
@@ -133,7 +133,9 @@ SPEC = Spec.of([("x", (10,), "float32")])
 
 def spend(text: str, space: Space):
     recipe = parse(text)
-    return private(recipe, SPEC, space, [[]], sampled(recipe, 4), promised(recipe, hidden=False))[2]
+    promise, mechanism = promised(recipe.privacy, recipe.dp, False), mechanism_of(recipe.privacy, recipe.dp)
+    assert mechanism is not None
+    return private(recipe, SPEC, space, [[]], sampled(recipe.round, 4), promise, mechanism)[2]
 
 
 @pytest.mark.slow

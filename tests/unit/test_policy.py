@@ -239,7 +239,9 @@ def test_no_work_without_text_nor_beyond_the_bytes_of_the_day() -> None:
     assert "data.path is empty" in (Conditions(parsed()).refusal(NOON) or "")
     conditions = Conditions(parsed("[data]\npath = 'x'\n[limits]\nupload_mb_per_day = 10.0"))
     assert conditions.refusal(NOON, sent_today=6e6, next_bytes=4e6) is None
-    assert "6.1 of 10 MB have left today" in (conditions.refusal(NOON, sent_today=6.1e6, next_bytes=4e6) or "")
+    assert "6.1 of 10 MB have left today, and a round may send 4" in (
+        conditions.refusal(NOON, sent_today=6.1e6, next_bytes=4e6) or ""
+    )
 
 
 def test_the_owners_command_is_asked_again_after_a_while_and_not_for_every_question() -> None:

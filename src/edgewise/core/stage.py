@@ -126,6 +126,13 @@ def placed(turn: Turn, stages: Sequence[Stage], at: int) -> Turn:
     return replace(turn, before=kinds, public=derive(turn.public, "again", again), private=private)
 
 
+def fold(space: Space, stages: Sequence[Stage]) -> Space:
+    """The space behind ``stages``."""
+    for stage in stages:
+        space = stage.infer(space)
+    return space
+
+
 @dataclass(frozen=True)
 class Merge:
     """How contributions become one total.

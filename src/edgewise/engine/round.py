@@ -143,7 +143,7 @@ def step(state: State, event: Event) -> Out:
     match state, event:
         case Exchanging(), _:
             return exchange.step(state, event)
-        case Opening(collected), Opened(""):
+        case Opening(collected), Opened(None):
             return collected, (Close(collected.met),)
         case Opening(collected), Opened(code):
             return replace(collected, met=False, accepted=(), code=code), (Close(False),)

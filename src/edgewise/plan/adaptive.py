@@ -17,7 +17,7 @@ from edgewise.codecs.rotate import rotate
 from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import ByMasks, Space
-from edgewise.core.stage import Merge, Stage
+from edgewise.core.stage import Merge, Stage, fold
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.ladder import MASKED_RUNGS, RUNGS, MaskedRung, Rung, remaining
@@ -64,18 +64,12 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidd
         rung = known[name]
         if isinstance(rung, MaskedRung):
             chain = _masked(rung, before)
-            found.append(Offer(name, chain, pack.size_bytes(_folded(chain, before))))
+            found.append(Offer(name, chain, pack.size_bytes(fold(before, chain))))
             continue
         stages = tuple(build_stages(rung.stages, left, catalogue.stages))
-        space = _folded(stages, before)
+        space = fold(before, stages)
         found.append(Offer(name, stages, 1 + pack.size_bytes(space)))  # a rung's number takes one byte
     return sorted(found, key=lambda offer: -offer.size_bytes)
-
-
-def _folded(stages: Sequence[Stage], space: Space) -> Space:
-    for stage in stages:
-        space = stage.infer(space)
-    return space
 
 
 def _masked(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
@@ -92,7 +86,7 @@ def _masked(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
             'put a clip before the ladder: [[stage]] kind = "clip" with l2.',
         )
     chosen = [] if rung.keep == 1.0 else [random_k(rung.keep, most=STRETCH_MOST)]
-    kept = _folded(chosen, before)
+    kept = fold(before, chosen)
     length = kept.l2 * math.sqrt(kept.dim / before.dim)
     cut = [clip(CUT * length)] if chosen else []
     grid = [rotate(), clamp(CLAMP_STDS * length / math.sqrt(kept.dim)), quantize(rung.bits, "shared")]

@@ -20,9 +20,10 @@ from edgewise.plan.client_rules import check_pipelines, check_recipe
 from edgewise.plan.downlink import downlink
 from edgewise.plan.facts import FORMAT, Instance, PlanFacts, StatedNoise, decisive
 from edgewise.plan.layout import Layout
+from edgewise.plan.mechanisms.base import Mechanism
+from edgewise.plan.mechanisms.known import mechanism_of, promised
 from edgewise.plan.plan import MESSAGE_LIMIT_BYTES, Plan
-from edgewise.plan.private import adjacency, private
-from edgewise.plan.promise import Noiser, Promise, promised
+from edgewise.plan.private import private
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
 from edgewise.plan.strategy import strategy_of
@@ -48,21 +49,22 @@ def compile(
         RecipeError: unknown parts or parameters, a cohort larger than the population (E-QUORUM).
         CompositionError: stages that do not compose soundly.
     """
-    sampling = sampled(recipe, population)
+    sampling = sampled(recipe.round, population)
     strategy = strategy_of(recipe, catalogue, spec, population)
     _check_directions(recipe, strategy, spec)
     layout = Layout(spec, strategy.client)
     merge = make(catalogue.merges, "[merge]", recipe.merge, layout.sent)
-    promise = promised(recipe, hidden=merge.hides is not None)
+    mechanism = mechanism_of(recipe.privacy, recipe.dp)
+    promise = promised(recipe.privacy, recipe.dp, hidden=merge.hides is not None)
     check_recipe(recipe, promise, strategy.client)
     sums = sums_of(recipe, merge, sampling)
-    start = _start(recipe, layout, merge, sampling, sums, promise)
+    start = _start(recipe, layout, merge, sampling, sums, mechanism)
     chains = chains_of(recipe, layout.sent, start, sampling, catalogue, promise.hidden)
     _check_word(recipe, merge)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, layout.sent) for i, table in enumerate(recipe.post)]
     stages, spend = chains.stages, None
-    if promise.who_noises is not Noiser.NOBODY:
-        stages, more, spend = private(recipe, layout.sent, start, stages, sampling, promise, noise)
+    if mechanism is not None:
+        stages, more, spend = private(recipe, layout.sent, start, stages, sampling, promise, mechanism, noise)
         posts += more
     divisor = spend.divisor if spend is not None else None
     pipes = tuple(replace(pipeline(start, chain, merge, posts), divisor=divisor) for chain in stages)
@@ -100,7 +102,9 @@ def compile(
     )
 
 
-def _start(recipe: Recipe, layout: Layout, merge: Merge, sampling: Sampling, sums: Sums, promise: Promise) -> Space:
+def _start(
+    recipe: Recipe, layout: Layout, merge: Merge, sampling: Sampling, sums: Sums, mechanism: Mechanism | None
+) -> Space:
     """The space of a trained update, before the first stage."""
     most = sampling.population if sampling.kind == "poisson" else sampling.invite
     head = (*(HEAD if recipe.metrics == "sum" else ()), *layout.client.head)
@@ -110,7 +114,7 @@ def _start(recipe: Recipe, layout: Layout, merge: Merge, sampling: Sampling, sum
         head=head,
         head_l2=HEAD_BOUND * math.sqrt(len(head)),
         population=sampling.population,
-        adjacency=adjacency(promise, sampling.kind),
+        adjacency="zero_out" if mechanism is None else mechanism.adjacency(sampling.kind),
     )
 
 

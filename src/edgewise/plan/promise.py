@@ -1,6 +1,6 @@
 """What a plan promises about privacy, and by what means. Outside of ``plan/`` nobody compares privacy words.
 
-    promise = promised(recipe, hidden=True)     # of privacy = "distributed_dp" with [merge] kind = "secure_sum"
+    promise = promised("distributed_dp", dp, hidden=True)     # ``plan.mechanisms.known``
     promise.who_noises                          # Noiser.COHORT
     promise.leaves_once                         # True: an update of a round leaves its device once
 
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from edgewise.plan.recipe import Recipe
 from edgewise.plan.words import DP_WORDS, Privacy
 from edgewise.privacy.spend import Unit
 
@@ -66,13 +65,3 @@ class Promise:
 def promises_epsilon(resolved: Mapping[str, Any]) -> bool:
     """Whether a recipe promises an epsilon, by its resolved tables as a run records them."""
     return resolved.get("privacy") in DP_WORDS
-
-
-def promised(recipe: Recipe, hidden: bool) -> Promise:
-    """What a recipe promises. ``hidden``: whether its merge hides single updates."""
-    who = {
-        "central_dp": Noiser.SERVER,
-        "distributed_dp": Noiser.COHORT,
-        "local_dp": Noiser.STEPS if recipe.dp.example else Noiser.DEVICE,
-    }.get(recipe.privacy, Noiser.NOBODY)
-    return Promise(recipe.privacy, hidden, who, recipe.dp.unit if recipe.privacy in DP_WORDS else None)

@@ -20,6 +20,7 @@ from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
 from edgewise.plan import findings, toml
 from edgewise.plan.data import DataSection
+from edgewise.plan.mechanisms.known import check
 from edgewise.plan.section import (
     DpSection,
     Refused,
@@ -238,7 +239,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _budget_given(self) -> Recipe:
-        self.dp.check(self.privacy)
+        check(self.privacy, self.dp)
         return self
 
     def resolved(self) -> dict[str, Any]:

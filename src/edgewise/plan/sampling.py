@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from edgewise.core.errors import RecipeError
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.section import RoundSection
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,8 @@ class Sampling:
         }[self.kind]
 
 
-def sampled(recipe: Recipe, population: int) -> Sampling:
+def sampled(r: RoundSection, population: int) -> Sampling:
     """A recipe's sampling of a population. Raises RecipeError(E-QUORUM): a cohort that is larger."""
-    r = recipe.round
     if r.sampling == "all":
         goal = invite = population
     else:

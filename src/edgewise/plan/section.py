@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from edgewise.plan.words import DP_WORDS, Privacy
-
 LARGEST_EPSILON = 1e6  # beyond, nothing is promised to anybody
 
 
@@ -221,47 +219,3 @@ class DpSection(Section):
     def example(self) -> bool:
         """Whether single blocks of text are protected, by noise in every step of training."""
         return self.unit == "example"
-
-    def check(self, privacy: Privacy) -> None:
-        """Raises Refused (E-COMBO, E-MISSING) where the section and the recipe's word do not go together."""
-        if privacy not in DP_WORDS:
-            if self != DpSection():
-                what = f'[dp] is for privacy = {", ".join(DP_WORDS)}; here it is "{privacy}"'
-                raise Refused("E-COMBO", what, "leave out [dp], or name one of these words")
-            return
-        self._check_numbers(privacy)
-        if self.example and privacy != "local_dp":
-            what = f'dp.unit = "example" is for privacy = "local_dp"; here it is "{privacy}", whose noise is on updates'
-            raise Refused("E-COMBO", what, 'write privacy = "local_dp", or leave out dp.unit')
-        if self.adaptive_clip and privacy != "central_dp":
-            what = 'dp.adaptive_clip is for privacy = "central_dp"'
-            raise Refused("E-COMBO", what, "leave it out: dp.clip_l2 is the clip")
-        if self.tensor_l2 and (self.adaptive_clip or self.example):
-            what = "dp.tensor_l2 is for whole updates and a clip that stays"
-            raise Refused("E-COMBO", what, 'leave it out, or dp.adaptive_clip and dp.unit = "example"')
-        distributed, correlated = privacy == "distributed_dp", self.noise == "correlated"
-        for key, read, by in (
-            ("bits", distributed, 'privacy = "distributed_dp"'),
-            ("buffers", correlated, 'dp.noise = "correlated"'),
-        ):
-            if not read and getattr(self, key) != DpSection.model_fields[key].default:
-                raise Refused("E-COMBO", f"dp.{key} is for {by}; nothing reads it here", f"leave out dp.{key}")
-        if self.example != bool(self.sample_rate):
-            what = 'dp.sample_rate goes with dp.unit = "example", and only with it'
-            fix = "write sample_rate = 0.1 or the like" if self.example else "leave it out"
-            raise Refused("E-MISSING", what, fix)
-
-    def _check_numbers(self, privacy: Privacy) -> None:
-        """Raises Refused: E-MISSING for a number that only a person can decide, E-COMBO for one too many."""
-        if self.epsilon and self.noise_multiplier:
-            what = (
-                f"dp.epsilon = {self.epsilon:g} and dp.noise_multiplier = {self.noise_multiplier:g}: each follows from "
-                "the other"
-            )
-            raise Refused("E-COMBO", what, "give one, and leave out the other")
-        missing = [f"dp.{key}" for key in ("delta", "clip_l2") if not getattr(self, key)]
-        if not self.epsilon and not self.noise_multiplier:
-            missing.insert(0, "dp.epsilon (or dp.noise_multiplier)")
-        if missing:
-            what = f'privacy = "{privacy}" needs {" and ".join(missing)}'
-            raise Refused("E-MISSING", what, "write each into [dp]: no word can choose it for you")

@@ -19,6 +19,8 @@ from edgewise.plan.acceptance import largest_upload
 from edgewise.plan.catalogue import with_extensions
 
 PATIENCE_S = 86400.0  # with a server that cannot be reached: it may be down for long
+APPROVAL_S = 10.0  # between two questions whether the device is approved
+SUM_S = 120.0  # in which the next message of a hidden sum comes, or none
 
 
 class _Owner(Watch):
@@ -37,6 +39,7 @@ class _Owner(Watch):
         self._agent, self._link, self._owner = agent, link, owner
         self._conditions, self._record = conditions, record
         self._follow, self._sleep = follow, sleep
+        self._in_a_sum_until_s = 0.0
 
     def doing(self, state: str, run: str = "") -> None:
         self._agent.say(state, f"run {run[:12]}" if run else "for the server's mail")
@@ -44,10 +47,12 @@ class _Owner(Watch):
     def declines(self, part: Part) -> str:
         return self.refusal(largest_upload(part.devices.plan)) or self._follow.declines(part)
 
-    def leaving(self, part: Part, frame: bytes) -> None:
-        budget = self._owner.budget
+    def leaving(self, part: Part | None, frame: bytes) -> None:
+        budget, plan = self._owner.budget, None if part is None else part.devices.plan
         spent = None if budget is None else budget.spent(self._link.name)
-        self._record.frame(self._link.home.server, part.devices.plan, frame, spent)
+        self._record.frame(self._link.home.server, plan, frame, spent)
+        if plan is not None and plan.hides is not None:
+            self._in_a_sum_until_s = time.monotonic() + SUM_S
 
     def refused(self, run: str, error: EdgewiseError) -> None:
         self._record.refused(self._link.home.server, run, error)
@@ -58,11 +63,24 @@ class _Owner(Watch):
         now_s = time.time()
         return self._conditions.refusal(now_s, self._record.today(now_s), next_bytes)
 
+    def approved(self, until: Callable[[], bool]) -> bool:
+        """Wait until the operator has approved this device; whether to go on."""
+        while self._link.standing()["status"] == "pending":
+            self._agent.say("waiting", "for the operator of the server to approve this device")
+            for _ in range(round(APPROVAL_S / control.POLL_S)):
+                if until():
+                    return False
+                self._sleep(control.POLL_S)
+        return True
+
     def rest(self, until: Callable[[], bool]) -> bool:
-        """Wait while the owner's conditions forbid work, or a pause does; whether to end."""
+        """Wait while the owner's conditions forbid work, or a pause does; whether to end.
+
+        A hidden sum that the device is in is finished first: who leaves in the middle costs the others their round.
+        """
         while not until():
             why = None if self._agent.open() else "paused by the owner"
-            if why is None and (why := self.refusal()) is None:
+            if why is None and (time.monotonic() < self._in_a_sum_until_s or (why := self.refusal()) is None):
                 return False
             self._agent.say("waiting", why)
             self._sleep(control.POLL_S)
@@ -84,6 +102,7 @@ def work(
         make: as in ``Parts``: then the text is whatever trains reads, and the policy need not name any; None: the
             recipe's trainer. wait_s: how long one poll lasts. patience_s: with a server that cannot be reached.
         follow: told of invitations and refusals after the owner's conditions and record. sleep: pauses.
+    The device waits until its operator has approved it.
     Raises:
         RecipeError as ``policy.load``; TransportError, StoreError as ``drivers.http.attend``; Interrupted where the
         owner leaves the server. StoreError(E-RUN-EXISTS) where another agent works in ``home``.
@@ -100,4 +119,5 @@ def work(
         owner = Owner(data, home, own.floor(), own.owner_budget(ledgers), catalogue)
         watch = _Owner(agent, link, owner, Conditions(own, text=make is None), Record(home), follow, sleep)
         with Parts(link, home, owner, make) as parts:
-            attend(link, parts, lambda: watch.rest(until), wait_s, watch)
+            if watch.approved(until):
+                attend(link, parts, lambda: watch.rest(until), wait_s, watch)

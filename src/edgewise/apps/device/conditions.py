@@ -44,9 +44,8 @@ class Conditions:
             return f"quiet hours until {until // 60:02d}:{until % 60:02d}"
         most = self._policy.limits.upload_mb_per_day * MB
         if sent_today + next_bytes > most:
-            return (
-                f"{sent_today / MB:.1f} of {most / MB:g} MB have left today, and a round may send {next_bytes / MB:.1f}"
-            )
+            left = f"{sent_today / MB:.3g} of {most / MB:g} MB have left today"
+            return f"{left}, and a round may send {next_bytes / MB:.3g}" if next_bytes else left
         command = self._policy.when.command
         if command and not 0.0 <= now_s - self._asked_s < FRESH_S:
             self._answer, self._asked_s = self._ask(command), now_s

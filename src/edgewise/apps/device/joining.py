@@ -36,7 +36,7 @@ from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.ports import Trust
 from edgewise.engine.trainer import Registered
 from edgewise.plan import facts
-from edgewise.plan.acceptance import OwnerFloor, accept
+from edgewise.plan.acceptance import OwnerFloor, accept, check_model
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.facts import PlanFacts
 from edgewise.plan.plan import Plan
@@ -136,6 +136,7 @@ class Parts:
     def _trainer(self, stated: PlanFacts, folder: Path) -> Registered:
         """The recipe's trainer on this device's text and model."""
         tables = stated.settings()
+        check_model(self._owner.floor, str(tables["model"]["base"]))  # before it is downloaded
         own = from_plain(
             {**tables, "data": self._data(tables), "model": self._model(tables, folder)}, "the run's facts"
         )

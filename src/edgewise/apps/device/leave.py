@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps.device import control, policy, record
+from edgewise.apps.device.joining import MODELS, RUNS
 from edgewise.core.errors import StoreError
 from edgewise.drivers import files
 from edgewise.drivers.http import home as homes
@@ -20,7 +21,7 @@ from edgewise.drivers.http.link import Link
 
 PATIENCE_S = 30.0  # with the server
 POLITE_S, LONGEST_S = 5.0, 25.0  # that an agent has to end by itself, and after a signal
-STATE = ("runs", "models", "link.json", control.SAYS, control.ORDER)  # codec memory, sessions, models, measurements
+STATE = (RUNS, MODELS, control.SAYS, control.ORDER)
 SECRETS = (homes.KEY, homes.SERVER)
 RECORDS = (record.FILE, record.LEDGERS)
 

@@ -75,8 +75,12 @@ class Record:
         self._refused = {(row.run, row.reason) for row in whole if row.kind == RUN_REFUSED}
         self._today = _Today([(row.at_s, row.size) for row in whole])
 
-    def frame(self, server: str, plan: Plan, raw: bytes, epsilon: float | None = None) -> None:
-        """Write down a frame that is about to leave; once, however often it leaves."""
+    def frame(self, server: str, plan: Plan | None, raw: bytes, epsilon: float | None = None) -> None:
+        """Write down a frame that is about to leave; once, however often it leaves.
+
+        Args:
+            plan: of its run; None for the refusal of a run.
+        """
         message, digest = frame.load(raw, len(raw)), hashlib.sha256(raw).hexdigest()
         if isinstance(message, frame.Delta | frame.Invite | frame.Probe) or (message.run, digest) in self._known:
             return
@@ -128,10 +132,10 @@ class _Today:
         return self._bytes if _day(now_s) == self._day else 0
 
 
-def kind(message: frame.Message, plan: Plan) -> str:
+def kind(message: frame.Message, plan: Plan | None) -> str:
     """What a frame of this device is, in plain words."""
     match message:
-        case frame.Contribution():
+        case frame.Contribution() if plan is not None:
             if plan.hides is not None:
                 return "update in two sealed shares"
             return "noised update" if plan.promise.noised_before_leaving else "update, readable by the server"

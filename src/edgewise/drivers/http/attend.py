@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 from edgewise.core import frame
-from edgewise.core.errors import EdgewiseError, StoreError, TransportError
+from edgewise.core.errors import EdgewiseError, Interrupted, StoreError, TransportError
 from edgewise.drivers.devices import Devices
 from edgewise.drivers.files import discard
 from edgewise.drivers.following import Downloads
@@ -44,14 +44,14 @@ class Watch:
     """What a device's owner sees and decides while it works; this one decides nothing."""
 
     def doing(self, state: str, run: str = "") -> None:
-        """The device begins to do this: waiting, joining, training, sending."""
+        """The device begins to do this: waiting, joining, training, answering, sending."""
 
     def declines(self, part: Part) -> str:
         """Why the device takes no part in a round now; empty where it does."""
         return ""
 
-    def leaving(self, part: Part, frame: bytes) -> None:
-        """A frame is about to leave."""
+    def leaving(self, part: Part | None, frame: bytes) -> None:
+        """A frame is about to leave; ``part`` is None where the device refuses the whole run."""
 
     def refused(self, run: str, error: EdgewiseError) -> None:
         """The device takes no part in a run."""
@@ -102,18 +102,19 @@ def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -
     except EdgewiseError as e:
         LOG.warning("no part in run %.12s: %s", message.run, e)
         watch.refused(message.run, e)
-        _refuse(link, message, e.code)
+        _refuse(link, message, e.code, watch)
         return
     if isinstance(message, frame.Invite) and (why := watch.declines(mine)):
         LOG.info("no part in round %d of run %.12s: %s", message.round, message.run, why)
-        _refuse(link, message, "E-OWNER")
+        watch.refused(message.run, TransportError("E-OWNER", why))
+        _refuse(link, message, "E-OWNER", watch)
         return
     if isinstance(message, frame.Invite):
         wanted = named(message)
         for digest in wanted:
             mine.downloads.put(digest, link.download(digest, mine.blobs).read_bytes(), keep=wanted)
         _tidy(mine.blobs, wanted)
-    watch.doing("training", message.run)
+    watch.doing("training" if isinstance(message, frame.Invite) else "answering", message.run)
     with _in_touch(link):
         answer = mine.devices.answer(link.name, mail.raw, lambda: time.monotonic() - came_s, link.speed.up_mbit)
     if answer.frame is not None:
@@ -122,12 +123,13 @@ def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -
         link.send(message.run, message.round, answer.frame)
 
 
-def _refuse(link: Link, message: frame.FromServer, code: str) -> None:
+def _refuse(link: Link, message: frame.FromServer, code: str, watch: Watch) -> None:
     """Refuse an invitation; other frames are left alone."""
     if isinstance(message, frame.Invite):
         # The code alone: what an error says may name files of this device.
-        no = frame.Refusal(run=message.run, round=message.round, device=link.name, code=code, reason="")
-        link.send(message.run, message.round, frame.dump(no))
+        no = frame.dump(frame.Refusal(run=message.run, round=message.round, device=link.name, code=code, reason=""))
+        watch.leaving(None, no)
+        link.send(message.run, message.round, no)
 
 
 @contextmanager
@@ -139,7 +141,7 @@ def _in_touch(link: Link) -> Iterator[None]:
         while not over.wait(TOUCH_S):
             try:
                 link.standing()
-            except TransportError as e:
+            except (TransportError, Interrupted) as e:
                 LOG.info("out of touch with the server: %s", e)
 
     thread = Thread(target=call, daemon=True)

@@ -1,0 +1,82 @@
+"""Central noise: the server adds Gaussian noise to the sum of a round.
+
+    release = sum + N(0, (z Delta)^2),   Delta: how far one device can move the sum (``privacy.noise.moved``)
+
+Every round has noise of its own. With Poisson sampling an epsilon against readers of the models is amplified.
+Source: McMahan et al. 2018, arXiv:1710.06963; Andrew et al. 2021, arXiv:1905.03871 (the clip that follows).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+from edgewise.core.errors import CompositionError
+from edgewise.core.space import Adjacency, Kind, Space
+from edgewise.core.stage import Post, Stage
+from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bound_words, bounded
+from edgewise.plan.promise import Noiser
+from edgewise.privacy.adaptive import adaptive_clip as following_clip
+from edgewise.privacy.noise import noise
+from edgewise.privacy.spend import Event
+
+SUMMARY = (
+    "the server adds noise to the sum: readers of the models learn no more of a device than epsilon allows, the server "
+    "itself is trusted"
+)
+
+
+def check_bounds(setting: Setting, clip_l2: float, tensor_l2: float, adaptive_clip: bool = False) -> bool:
+    """Whether the recipe's stages leave the clip to the mechanism: they quantize nothing.
+
+    Raises CompositionError: E-NOISE-NOCLIP where they quantize what nothing has clipped, E-NOT-REAL where a clip other
+        than ``clip`` would stand behind a quantizer.
+    """
+    real = all(space.grid.kind is Kind.REAL for space in setting.before)
+    if not real and any(space.l2 == inf for space in setting.before):
+        raise CompositionError(
+            "E-NOISE-NOCLIP",
+            "the stages quantize what nothing has clipped.",
+            f"put clip with l2 = {clip_l2:g} before quantize.",
+        )
+    if (adaptive_clip or tensor_l2) and not real:
+        what = "an adaptive clip" if adaptive_clip else "dp.tensor_l2"
+        raise CompositionError("E-NOT-REAL", f"{what} stands behind a quantizer.", "quantize nothing, or use clip.")
+    return real
+
+
+def build(setting: Setting, *, clip_l2: float, tensor_l2: float, adaptive_clip: bool) -> Built:
+    """Noise of z times the sensitivity, on each round's sum.
+
+    Raises CompositionError: as ``check_bounds``, ``bounded`` and ``privacy.noise``.
+    """
+    real, sampling = check_bounds(setting, clip_l2, tensor_l2, adaptive_clip), setting.sampling
+    bound = bounded(setting.spec, clip_l2, tensor_l2)
+
+    def ending(z: float) -> tuple[list[Stage], list[Post]]:
+        if adaptive_clip:
+            return [following_clip(clip_l2, z, sampling.expected)], [noise(z)]
+        return ([bound] if real else []), [noise(z)]
+
+    def events(z: float) -> tuple[Event, ...]:
+        event = Event("gaussian", setting.before[0].adjacency, z=z)
+        if sampling.kind == "poisson":
+            event = replace(event, sampling="poisson", rate=sampling.rate)
+        return (event,) * len(setting.before)
+
+    def card(z: float, after: Space) -> Sentences:
+        how = bound_words(clip_l2, tensor_l2)
+        if adaptive_clip:
+            how = f"a clip that follows the updates, from {clip_l2:g}"
+        moved = f"the server, {z:.4g} times how far one device can move the sum, by {how}"
+        return Sentences(moved, against_server=False)
+
+    return Built(ending, events, card)
+
+
+def adjacency(kind: str) -> Adjacency:
+    """Who takes part is public, but for Poisson sampling."""
+    return "add_remove" if kind == "poisson" else "zero_out"
+
+
+MECHANISM = Mechanism("central", "central_dp", Noiser.SERVER, SUMMARY, build, adjacency, expected=True)

@@ -1,0 +1,58 @@
+"""Correlated noise: the server adds noise to the sum of a round that takes back part of the noise of those before it.
+
+The rounds of a run are one release, of which the accountant counts a single event (``privacy.matrix``). Cohorts take
+turns, so that the rounds between two of one device are known.
+Source: McMahan et al. 2024, arXiv:2404.16706 (buffered linear Toeplitz factorisations).
+"""
+
+from __future__ import annotations
+
+from edgewise.core.errors import CompositionError, RecipeError
+from edgewise.core.space import Space
+from edgewise.core.stage import Post, Stage
+from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bound_words, bounded
+from edgewise.plan.mechanisms.central import SUMMARY, adjacency, check_bounds
+from edgewise.plan.promise import Noiser
+from edgewise.privacy import matrix, rules
+from edgewise.privacy.spend import Event
+
+MOST_ROUNDS = 100_000  # some seconds
+
+
+def build(setting: Setting, *, clip_l2: float, tensor_l2: float, buffers: int) -> Built:
+    """Noise of z times how far one device can move all sums of the run together.
+
+    Raises: CompositionError: as ``check_bounds``; E-MF-GAP without cohorts that take turns, E-COMBO with parts of the
+        model that do. RecipeError(E-VALUE) for too many rounds.
+    """
+    rules.participation_gap(setting.sampling.groups, setting.sampling.kind)
+    real = check_bounds(setting, clip_l2, tensor_l2)
+    bound = bounded(setting.spec, clip_l2, tensor_l2)
+    if len(setting.before) > 1:
+        raise CompositionError(
+            "E-COMBO",
+            "correlated noise with layers that take turns: a round could not take back what an earlier one added.",
+            'dp.noise = "independent", or the same coordinates and clip in all rounds.',
+        )
+    if setting.rounds > MOST_ROUNDS:
+        what = f"correlated noise is worked out round by round, for at most {MOST_ROUNDS} of them."
+        raise RecipeError("E-VALUE", what, 'play fewer rounds, or take dp.noise = "independent".')
+    blt = matrix.choose(setting.rounds, setting.sampling.groups, setting.rounds_each, buffers)
+
+    def ending(z: float) -> tuple[list[Stage], list[Post]]:
+        return ([bound] if real else []), [matrix.correlated_noise(z, blt)]
+
+    def events(z: float) -> tuple[Event, ...]:
+        return (matrix.event(blt, z),)
+
+    def card(z: float, after: Space) -> Sentences:
+        moved = f"the server, {z:.4g} times how far one device in all its rounds can move the run's encoded sums, by "
+        moved += f"{bound_words(clip_l2, tensor_l2)}; rounds take back noise of earlier ones"
+        return Sentences(moved, against_server=False)
+
+    return Built(ending, events, card)
+
+
+MECHANISM = Mechanism(
+    "correlated", "central_dp", Noiser.SERVER, SUMMARY, build, adjacency, {"noise": "correlated"}, expected=True
+)

@@ -1,0 +1,68 @@
+"""Distributed noise: every device of a cohort adds a share, and secure aggregation shows their sum only.
+
+    clip to C, rotate, round to integers, add a discrete Gaussian share, wrap into a ring   (``privacy.distributed``)
+
+The shares of the honest devices of the smallest sum have the standard deviation z C together.
+Source: Kairouz, Liu, Steinke 2021, arXiv:2102.06387.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from edgewise.codecs.rotate import BLOCK, rotate
+from edgewise.codecs.wrap import wrap
+from edgewise.core.errors import RecipeError
+from edgewise.core.space import Space
+from edgewise.core.stage import Post, Stage, fold
+from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bounded
+from edgewise.plan.promise import Noiser
+from edgewise.privacy import accountant, card
+from edgewise.privacy.distributed import discrete_gaussian_noise
+from edgewise.privacy.spend import Event
+
+
+def build(setting: Setting, *, clip_l2: float, tensor_l2: float, bits: int) -> Built:
+    """Shares of discrete Gaussian noise in a ring of ``bits`` bits; 0: the smallest that will do.
+
+    Raises: RecipeError(E-COMBO) where single updates are not hidden; CompositionError: as ``discrete_gaussian_noise``.
+    """
+    if not setting.hidden:
+        raise RecipeError(
+            "E-COMBO",
+            'privacy = "distributed_dp": a device\'s share of the noise hides it only in the sum.',
+            '[merge] kind = "secure_sum" or "shared_sum".',
+        )
+    bound = bounded(setting.spec, clip_l2, tensor_l2)
+    shortest = min(space.dim for space in setting.before)
+    block = max(64, min(BLOCK, 1 << max(0, shortest.bit_length() - 1)))  # the largest usual one that is filled
+
+    def ending(z: float) -> tuple[list[Stage], list[Post]]:
+        return [bound, rotate(block), discrete_gaussian_noise(z, bits or None), wrap()], []
+
+    def events(z: float) -> tuple[Event, ...]:
+        found = [fold(space, ending(z)[0]).noise for space in setting.before]
+        return tuple(Event("zcdp", setting.before[0].adjacency, rho=noise.rho, xi=noise.xi) for noise in found)
+
+    def says(z: float, after: Space) -> Sentences:
+        honest, each = after.quorum.honest, after.noise.std
+        least = each * sqrt(honest) / after.l2
+        return Sentences(
+            f"each device, {each:.4g} per coordinate; at least {each * sqrt(honest):.4g} in every sum",
+            honest=honest,
+            fewer=card.degradation(least, honest, setting.delta),
+            continuous=accountant.gaussian(least / sqrt(setting.rounds_each), setting.delta),
+        )
+
+    return Built(ending, events, says)
+
+
+MECHANISM = Mechanism(
+    "distributed",
+    "distributed_dp",
+    Noiser.COHORT,
+    "every device adds its share of noise before its update is hidden: neither the server nor readers of the models "
+    "learn more of a device than epsilon allows",
+    build,
+    values_only=True,
+)

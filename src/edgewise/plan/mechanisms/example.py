@@ -1,0 +1,58 @@
+"""Noise in the steps: devices train with DP-SGD, which protects single blocks of text.
+
+An update is a function of noised gradients and of what everybody knows. Stages make of it what they like, and so does
+error feedback: what it remembers of earlier rounds are updates of theirs, each of which was charged when it was
+trained. All messages of a device together are post-processing of its noised steps. A weight is not: it counts the
+device's tokens.
+Source: Abadi et al. 2016, arXiv:1607.00133; ``learn.dp_sgd``.
+"""
+
+from __future__ import annotations
+
+from edgewise.core.space import Space
+from edgewise.core.stage import WEIGHT, Post, Stage
+from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting
+from edgewise.plan.promise import Noiser
+from edgewise.privacy import grid, rules
+from edgewise.privacy.spend import Event
+
+
+def build(setting: Setting, *, clip_l2: float, sample_rate: float) -> Built:
+    """Noise of z times the clip of one block's gradient, in every step; a step takes each block with ``sample_rate``.
+
+    Raises CompositionError: E-STATS for a weight, which would count blocks; E-PRECISION as ``grid.fit``.
+    """
+    rules.weight_of_records(any(WEIGHT in space.head for space in setting.before))
+
+    def ending(z: float) -> tuple[list[Stage], list[Post]]:
+        # Devices noise their steps on it; with this room int64 holds the sum of 2^20 records.
+        grid.fit('dp.unit = "example"', z, clip_l2, setting.spec.dim, largest=2.0**10 * clip_l2)
+        return [], []
+
+    def events(z: float) -> tuple[Event, ...]:
+        one = Event("gaussian", "add_remove", z=z, sampling="poisson", rate=sample_rate,
+                    unit="example", steps=setting.steps)  # fmt: skip
+        return (one,) * len(setting.before)
+
+    def card(z: float, after: Space) -> Sentences:
+        return Sentences(
+            f"each device in each step, {z:.4g} times the clip of {clip_l2:g} of one block's gradient",
+            unit="block of text of one device, in all rounds",
+            adjacency="one block is on the device or not; how many there are is public",
+            sampling=f"each step takes each block with probability {sample_rate:g}, unknown to others",
+            blocks=" and for the n blocks of text on them, counted before the first step",
+        )
+
+    return Built(ending, events, card)
+
+
+# Neighbours differ in one block, and the noise is in the steps; the fold is of devices.
+MECHANISM = Mechanism(
+    "example",
+    "local_dp",
+    Noiser.STEPS,
+    "every step on a device is noised: what it sends says no more of one block of its text than epsilon allows",
+    build,
+    chosen={"unit": "example"},
+    required=("sample_rate",),
+)

@@ -1,0 +1,44 @@
+"""Local noise: every device adds Gaussian noise to its own update, which hides it by itself, whatever the server does.
+
+    update + N(0, (z C)^2);   to replace an update moves it by two clips, so the accountant counts z / 2
+
+Source: Dwork and Roth 2014, appendix A; ``privacy.noise.local_noise``.
+"""
+
+from __future__ import annotations
+
+from edgewise.core.space import Space
+from edgewise.core.stage import Post, Stage
+from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bound_words, bounded
+from edgewise.plan.promise import Noiser
+from edgewise.privacy.noise import local_noise
+from edgewise.privacy.spend import Event
+
+
+def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
+    """Noise of z times the clip, on each update. Raises CompositionError: as ``bounded`` and ``local_noise``."""
+    bound = bounded(setting.spec, clip_l2, tensor_l2)
+
+    def ending(z: float) -> tuple[list[Stage], list[Post]]:
+        return [bound, local_noise(z)], []
+
+    def events(z: float) -> tuple[Event, ...]:
+        return (Event("gaussian", setting.before[0].adjacency, z=z / 2.0),) * len(setting.before)
+
+    def card(z: float, after: Space) -> Sentences:
+        return Sentences(f"each device, {z:.4g} times {bound_words(clip_l2, tensor_l2)}")
+
+    return Built(ending, events, card)
+
+
+MECHANISM = Mechanism(
+    "local",
+    "local_dp",
+    Noiser.DEVICE,
+    "every device adds noise to its own update, which says no more of its text than epsilon allows, whatever the "
+    "server does",
+    build,
+    lambda kind: "replace_one",
+    before_quantizers=True,
+    values_only=True,
+)

@@ -1,0 +1,162 @@
+"""Agents under their owners' policies, in runs that a server plays: what leaves, what is refused, and who stops."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from owned import ended, owned, seen, state, submitted, toy, working
+from served import joined, running
+
+from edgewise.apps.device import control, record
+from edgewise.apps.device.conditions import Conditions
+from edgewise.apps.server.start import Server
+from edgewise.core.training import FitRequest, Update
+from edgewise.core.vector import Spec
+from edgewise.drivers.http.link import Link
+from edgewise.engine.trainer import Registered
+from edgewise.plan.recipe import Recipe
+from support.commands import done
+
+pytestmark = pytest.mark.slow
+OPEN = "[privacy]\nwords = ['none']\ncohort = 1\n"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def admin(server: Server, tmp_path: Path) -> Iterator[Link]:
+    with joined(server, tmp_path / "admin", "admin") as link:
+        yield link
+
+
+def kinds(home: Path) -> list[str]:
+    return [row.kind for row in record.rows(home)]
+
+
+def test_what_an_agent_sends_is_what_its_record_says(server: Server, admin: Link, tmp_path: Path) -> None:
+    """One device takes the run. The other refuses it, since its policy wants hidden updates, and sends a code alone."""
+    takes, refuses = owned(server, tmp_path / "takes", OPEN), owned(server, tmp_path / "refuses", "")
+    run = submitted(server, admin, **{"round.rounds": 2, "round.minimum": 0.1})
+    with working(takes, refuses):
+        assert ended(admin, run) == "finished"
+    assert kinds(takes) == ["update, readable by the server"] * 2
+    rows = record.rows(refuses)
+    assert [row.kind for row in rows if row.size] == [record.REFUSAL] * 2
+    (told,) = (row for row in rows if row.kind == record.RUN_REFUSED)
+    assert told.reason.startswith("E-FLOOR: the owner of this device asks that privacy is one of hidden")
+    assert all(row.reason == "E-FLOOR: " for row in rows if row.size), "no word of the policy"
+    sent = sum(row.size for row in record.rows(takes))
+    status = done("device", "status", "--home", str(takes))
+    assert (status["left"]["all"]["bytes"], status["left"]["all"]["rounds"]) == (sent, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[model]\nallow = ['sha256:" + "0" * 64 + "']\n", "the model is one of sha256:0000"),
+        ("[limits]\nlocal_steps = 1\n", "1 local steps at most"),
+        ("[limits]\nupload_mb_per_day = 0.0005\n", "of 0.0005 MB have left today"),
+        ("[limits]\nupload_mb = 1e-5\n", "10 bytes at most"),
+    ],
+)
+def test_a_limit_of_the_owner_holds_in_the_agent(
+    server: Server, admin: Link, tmp_path: Path, text: str, said: str
+) -> None:
+    """The toy's update has 200 bytes, and its frame some 350: of a day with 500, one may leave."""
+    home = owned(server, tmp_path / "home", OPEN + text)
+    run = submitted(server, admin, **{"round.rounds": 2, "round.minimum": 0.1, "round.deadline_s": 5.0})
+    with working(home):
+        reason = seen(lambda: next((row.reason for row in record.rows(home) if said in row.reason), ""))
+        assert reason.partition(":")[0] == ("E-OWNER" if "today" in said else "E-FLOOR")
+        admin.call("POST", f"/v1/runs/{run}/cancel")
+    updates = [kind for kind in kinds(home) if kind.startswith("update")]
+    assert len(updates) == (1 if "today" in said else 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[when]\ncommand = ['false']\n", "your command false says no"),
+        ("[when]\nquiet = ['00:00-12:00', '12:00-00:00']\n", "quiet hours until"),
+    ],
+)
+def test_an_agent_that_may_not_work_says_why_and_asks_for_no_mail(
+    server: Server, admin: Link, tmp_path: Path, text: str, said: str
+) -> None:
+    home = owned(server, tmp_path / "home", OPEN + text)
+    run = submitted(server, admin)
+    with working(home):
+        assert seen(lambda: said in done("device", "status", "--home", str(home))["why"])
+        assert state(admin, run) == "running"
+    assert kinds(home) == []
+
+
+def test_a_hidden_sum_is_finished_in_quiet_hours_that_began_within_it(
+    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first frame of a device on it may not work any more; who left now would cost the others their round."""
+    monkeypatch.setattr(Conditions, "refusal", lambda self, now_s, sent, next_bytes=0.0: "quiet" if sent else None)
+    homes = [owned(server, tmp_path / f"home-{i}", "") for i in range(4)]
+    run = submitted(
+        server, admin, **{"privacy": "hidden", "round.rounds": 1, "round.minimum": 1.0, "round.deadline_s": 20.0,
+        "trust.malicious_fraction": 0.0, "trust.dropout_fraction": 0.0},
+    )  # fmt: skip
+    with working(*homes):
+        assert ended(admin, run) == "finished"
+    assert all("masked update" in kinds(home) for home in homes)
+
+
+def test_a_pause_in_the_middle_of_training_keeps_the_answer_here(server: Server, admin: Link, tmp_path: Path) -> None:
+    home, training, go_on = owned(server, tmp_path / "home", OPEN), threading.Event(), threading.Event()
+
+    def slow(recipe: Recipe, folder: Path, device: str, spec: Spec) -> Registered:
+        made = toy(recipe, folder, device, spec)
+        fit = made.trainer.fit
+
+        def held(request: FitRequest) -> Update:
+            training.set()
+            go_on.wait(20.0)
+            return fit(request)
+
+        made.trainer.fit = held  # type: ignore[method-assign]
+        return made
+
+    run = submitted(server, admin, **{"round.rounds": 1})
+    with working(home, make=slow):
+        assert training.wait(20.0)
+        done("device", "pause", "--home", str(home))
+        go_on.set()
+        assert seen(lambda: kinds(home)), "the answer is ready"
+        time.sleep(0.5)
+        assert state(admin, run) == "running"
+        assert done("device", "status", "--home", str(home))["state"] == "paused"
+        done("device", "resume", "--home", str(home))
+        assert ended(admin, run) == "finished"
+
+
+def test_an_agent_waits_for_its_operator_and_ends_when_its_owner_leaves(
+    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgewise.apps.device import agent
+
+    monkeypatch.setattr(agent, "APPROVAL_S", control.POLL_S)
+    home = tmp_path / "home"
+    with joined(server, home, approved=False) as link:
+        name = link.name
+    (home / "policy.toml").write_text(f"[data]\npath = 'own.txt'\n{OPEN}")
+    with working(home) as (thread,):
+        assert seen(lambda: "to approve" in done("device", "status", "--home", str(home))["why"])
+        admin.call("POST", f"/v1/devices/{name}/approve")
+        assert seen(lambda: "mail" in done("device", "status", "--home", str(home))["why"])
+        assert done("device", "leave", "--home", str(home))["told"]
+        thread.join(20.0)
+        assert not thread.is_alive()
+    assert {path.name for path in home.iterdir()} == {"policy.toml"}
