@@ -179,6 +179,21 @@ def test_rows_that_are_left_out_are_counted_also_from_the_cache(tmp_path: Path, 
 # JSON lines
 
 
+def test_nested_values_are_named_by_their_path(tmp_path: Path) -> None:
+    rows = [
+        {"meta": {"who": "ann", "at": 2}, "said": {"text": "later"}},
+        {"meta": {"who": "ann", "at": 1}, "said": {"text": "first"}},
+        {"meta.who": "bob", "meta": {"who": "not this", "at": 3}, "said": {"text": "x"}},
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    c = corpus(tmp_path, "jsonl", owner="meta.who", text="said.text", time="meta.at")
+    assert (c.devices, texts(c, "ann"), texts(c, "bob")) == (("ann", "bob"), ["first", "later"], ["x"])
+    with (tmp_path / "t.jsonl").open("a", encoding="utf-8") as f:
+        f.write(json.dumps({"meta": {"who": "ann", "at": 4}, "said": "no object"}) + "\n")
+    with pytest.raises(DataError, match=r"E-DATA-FORMAT: t\.jsonl:4: `said\.text` is missing or null"):
+        corpus(tmp_path, "jsonl", owner="meta.who", text="said.text")
+
+
 def test_not_a_number_in_a_column_that_nobody_asks_for(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(

@@ -181,6 +181,14 @@ SHAPES: dict[str, tuple[list[dict[str, object]], tuple[str, ...], dict[str, obje
         (),
         {"owner": "branch", "text": "sentence"},
     ),
+    "nested": (
+        [
+            {"id": i, "meta": {"site": {"user": f"u{i % 2}"}, "day": "2024-01-01"}, "said": {"en": LINE.format(i, 0)}}
+            for i in range(6)
+        ],
+        (),
+        {"owner": "meta.site.user", "text": "said.en"},
+    ),
     "chats": (
         [{"user": f"u{i % 2}", "messages": talk(i)} for i in range(6)],
         ("--base", "hub:owner/chat-model"),
@@ -213,6 +221,12 @@ def test_blocks_are_long_enough_for_most_prompts(folder: Path) -> None:
         ("chat.jsonl", json.dumps({"user": "a", "messages": talk(1)}), "the bundled one has none"),
         ("chat.jsonl", json.dumps({"user": "a", "turns": [{"from": "human", "value": "x"}]}), "messages of `turns`"),
         ("alpaca.jsonl", json.dumps({"instruction": "x", "output": "a longer text"}), "--devices 20"),
+        (
+            "t.csv",
+            "Absender;Kanal;Tag;Nachricht\n"
+            + "".join(f"P{i % 4};K{i % 2};01.02.24;es regnet {i}\n" for i in range(16)),
+            "the owner of a row: `Absender` (4 values), `Kanal` (2 values). fix say --owner COLUMN",
+        ),
         ("t.csv", "".join(f"ann{i % 2},I like cats {i}\n" for i in range(6)), "no header: 'I like cats 0'"),
         ("t.csv", "".join(f"ann{i % 2},{'long ' * 30}{i}\n" for i in range(6)), "it has 151 characters"),
         ("t.csv", "user,text,text\n" + "ann,some words,others\nbob,some,others\n" * 3, "names text more than once"),

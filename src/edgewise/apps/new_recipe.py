@@ -17,7 +17,7 @@ from edgewise.core.errors import CompositionError, DataError, RecipeError
 from edgewise.core.vector import Spec
 from edgewise.drivers.files import write_new
 from edgewise.learn import corpus
-from edgewise.learn.headers import PROMPTS, TIMES
+from edgewise.learn.headers import OWNERS, PROMPTS, TIMES, known
 from edgewise.learn.look import Look, look
 from edgewise.plan import recipe
 from edgewise.plan.catalogue import BUILT_IN
@@ -143,6 +143,12 @@ def _column(found: Look, key: str, given: str, proposed: list[str], ask: Callabl
         if not given and c.header and c.name in (proposed[:1] or names):
             what = f"the table seems to have no header: {c.name!r:.60} stands in its first line, and {c.header}."
             raise DataError("E-DATA-FORMAT", what, "say --no-header; or --header, if the first line names the columns.")
+    likely = [c for c in found.columns if c.name in proposed]
+    if key == "owner" and not (ask or given) and len(likely) > 1 and not known(proposed[0], OWNERS):
+        values = ", ".join(f"`{c.name}` ({c.distinct:,} values)" for c in likely)
+        raise DataError(
+            "E-DATA-COLUMN", f"several columns may name the owner of a row: {values}.", "say --owner COLUMN."
+        )
     if ask and not given:
         given = ask(f"{key}: the column, of {', '.join(names)}", proposed[0] if proposed else "")
     if given in names:

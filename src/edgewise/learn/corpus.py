@@ -111,7 +111,9 @@ class Corpus:
 
     def _document(self, name: str, raw: bytes, at: int) -> Document:
         if self._found.rows:
-            return Document(name, *tables.check(self._section, tables.decode(raw, name), name))
+            return Document(
+                name, *tables.check(self._section, tables.lifted(self._section, tables.decode(raw, name)), name)
+            )
         containers.refuse_text(name, raw, first=not self._found.start[at])
         if not self._found.start[at]:
             raw = raw.removeprefix(tables.BOM)

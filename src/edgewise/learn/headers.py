@@ -18,7 +18,7 @@ ANSWERS = "answer response output completion summary".split()  # which belong to
 PROMPTS = "prompt question instruction dialogue context input".split()
 TIMES = "time date timestamp datetime created created_at day".split()
 STOPS = (".", "!", "…", "。")
-_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?")
+_NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?$")
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b")
 
 
@@ -28,9 +28,15 @@ def known(name: str, words: Sequence[str]) -> bool:
 
 
 def rank(name: str, words: Sequence[str]) -> int:
-    """Place of the first word that is the name or a part of it (``user_id``); ``len(words)`` where none is."""
-    parts = name.lower().replace("-", "_").split("_")
+    """Place of the first word that is the name or a part of it (``user_id``, ``meta.user``); ``len(words)`` where none
+    is."""
+    parts = name.lower().replace("-", "_").replace(".", "_").split("_")
     return next((i for i, word in enumerate(words) if word in parts), len(words))
+
+
+def is_date(value: str) -> bool:
+    """Whether a value is written as a date: ``2024-01-31``, ``31.1.24 10:00``."""
+    return _DATE.match(value) is not None
 
 
 def numbers(width: int) -> list[str]:
@@ -60,8 +66,8 @@ def as_data(name: str, values: Sequence[str]) -> str:
     if not given:
         return ""
     for pattern, kind in ((_NUMBER, "number"), (_DATE, "date")):
-        if pattern.fullmatch(name) if kind == "number" else pattern.match(name):
-            every = all(pattern.fullmatch(v) if kind == "number" else pattern.match(v) for v in given)
+        if pattern.match(name):
+            every = all(map(pattern.match, given))
             return f"it is a {kind}, as all values below it are" if every else ""
     if digits and {_shape(v) for v in given} == {_shape(name)}:
         return "it is spelt as all values below it are"

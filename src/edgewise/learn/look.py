@@ -4,7 +4,7 @@ the text. Reads the first rows of some files, and keeps no text."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -30,8 +30,8 @@ class Column(NamedTuple):
     Attributes:
         distinct: different values. repeats: rows of each on average. characters, words: of its text on average, 0 where
             it has other values than text. names: its values can name devices. chat: ``"messages"`` where its values are
-            lists of role and content, ``"other"`` for lists of objects of another kind, else empty. header: why its
-            name seems to be a row of data; empty where it does not.
+            lists of role and content, ``"other"`` for lists of objects of another kind, else empty. dates: its values
+            are. header: why its name seems to be a row of data; empty where it does not.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Column(NamedTuple):
     words: float
     names: bool
     chat: str = ""
+    dates: bool = False
     header: str = ""
 
 
@@ -60,7 +61,7 @@ class Look(NamedTuple):
         ]
 
     def owners(self, read: Collection[str]) -> list[str]:
-        """Columns whose values may be the devices, the likeliest first: known names, then those that repeat most.
+        """Columns whose values may be the devices, the likeliest first: known names, then those with most values.
         ``read``: columns that are the text or its prompt."""
         fit = [c for c in self.columns if c.names and c.distinct > 1 and c.name not in read]
         known = [c for c in fit if headers.known(c.name, headers.OWNERS)]
@@ -68,10 +69,11 @@ class Look(NamedTuple):
             c
             for c in fit
             if c.repeats >= LEAST_REPEATS
+            and not c.dates
             and c.words < headers.PROSE
             and not headers.known(c.name, headers.PROMPTS + headers.TEXTS)
         ]
-        found = sorted({*known, *likely}, key=lambda c: (headers.rank(c.name, headers.OWNERS), -c.repeats))
+        found = sorted({*known, *likely}, key=lambda c: (headers.rank(c.name, headers.OWNERS), -c.distinct, c.name))
         return [c.name for c in found]
 
     def prompts(self, text: str) -> list[str]:
@@ -137,7 +139,7 @@ def _rows(source: str, file: Path, header: Header) -> Iterator[dict[str, Any]]:
     if source == "jsonl":
         for number, raw in enumerate(packed.lines(file), 1):
             if raw.strip():
-                yield decode(raw.removeprefix(b"\xef\xbb\xbf"), f"{file.name}:{number}")
+                yield _flat(decode(raw.removeprefix(b"\xef\xbb\xbf"), f"{file.name}:{number}"))
     elif source == "csv":
         open_section = DataSection.model_construct(source="csv", text="", header=header)
         yield from (row for _, row in csv_rows(open_section, file, file.name) if row is not None)
@@ -151,6 +153,15 @@ def _rows(source: str, file: Path, header: Header) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist() if batch is not None else ()
 
 
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the values of objects inside it by their paths, as a recipe names them (``meta.shop``)."""
+    out: dict[str, Any] = {}
+    for name, value in row.items():
+        inner = _flat(value) if isinstance(value, dict) else {"": value}
+        out |= {f"{name}.{path}" if path else name: found for path, found in inner.items()}
+    return out
+
+
 def _column(name: str, values: list[Any]) -> Column:
     plain = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
     given = [v for v in plain if v is not None]
@@ -162,7 +173,9 @@ def _column(name: str, values: list[Any]) -> Column:
     whole = bool(given) and len(texts) == len(plain)
     length = fmean(map(len, texts)) if whole else 0.0
     words = fmean(len(v.split()) for v in texts) if whole else 0.0
-    return Column(name, distinct, len(given) / max(1, distinct), length, words, bool(given) and names, _chat(given))
+    dates = whole and all(map(headers.is_date, texts))
+    repeats = len(given) / max(1, distinct)
+    return Column(name, distinct, repeats, length, words, bool(given) and names, _chat(given), dates)
 
 
 def _chat(values: list[Any]) -> str:

@@ -112,7 +112,7 @@ class _Index:
             if raw is None:
                 self._left_out[BLANK] += 1
                 continue
-            row = decode(raw, where)
+            row = lifted(section, decode(raw, where))
             if new:
                 need_columns(section, row, where)
                 new = False
@@ -195,6 +195,21 @@ def decode(raw: bytes, where: str) -> dict[str, Any]:
                 raise
             plain = json.loads(raw.decode("utf-8"), parse_constant=lambda _: None)
             return _decoder.decode(msgspec.json.encode(plain))
+
+
+def lifted(section: DataSection, row: dict[str, Any]) -> dict[str, Any]:
+    """A row of JSON lines with the nested values that the recipe names by a path.
+
+    ``meta.shop`` is ``row["meta"]["shop"]`` where no column has that very name. What is not there stays missing.
+    """
+    for _, name in section.columns:
+        if "." in name and name not in row:
+            value: Any = row
+            for part in name.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            if value is not None:
+                row = {**row, name: value}
+    return row
 
 
 def _value(row: dict[str, Any], name: str, where: str) -> Any:
