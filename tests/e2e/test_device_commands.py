@@ -94,6 +94,17 @@ def test_a_pause_ends_by_itself() -> None:
         assert code(clock.next_time, text, NOON) == "E-REQUEST"
 
 
+def test_an_agent_says_what_it_lacks(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getpass", lambda _: (_ for _ in ()).throw(EOFError))
+    monkeypatch.delenv("EDGEWISE_TOKEN", raising=False)
+    assert command("join", "https://127.0.0.1:1", "--home", str(tmp_path / "new"))["code"] == "E-TOKEN"
+    assert command("device", "run", "--home", str(tmp_path / "new"))["code"] == "E-IDENTITY"
+    found = command("device", "run", *at(home))
+    assert (found["code"], "data.path is empty" in found["what"]) == ("E-MISSING", True)
+    (home / policy.FILE).unlink()
+    assert command("device", "run", *at(home))["code"] == "E-RECIPE-READ"
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, server: Server, keep: bool) -> None:
     name = homes.load(home).name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,17 @@ def test_an_agent_waits_for_its_operator_and_ends_when_its_owner_leaves(
         thread.join(20.0)
         assert not thread.is_alive()
     assert {path.name for path in home.iterdir()} == {"policy.toml"}
+
+
+def test_an_owner_sees_that_the_server_is_gone_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.drivers.http.link.LONGEST_PAUSE_S", 0.2)
+
+    def why() -> str:
+        return str(done("device", "status", "--home", str(tmp_path / "home"))["why"])
+
+    with running(tmp_path) as server:
+        home, port = owned(server, tmp_path / "home", OPEN), server.port
+    with ExitStack() as until_the_agent_ends, working(home, patience_s=60.0):
+        assert seen(lambda: why().startswith("E-CONNECT: https://127.0.0.1"))
+        until_the_agent_ends.enter_context(Server(tmp_path / "server", port=port))
+        assert seen(lambda: why() == "for the server's mail")

@@ -54,13 +54,15 @@ def toy(recipe: Recipe, folder: Path, device: DeviceId, spec: Spec) -> Registere
 
 
 @contextmanager
-def working(*homes: Path, make: Callable[..., Registered] = toy) -> Iterator[list[threading.Thread]]:
+def working(
+    *homes: Path, make: Callable[..., Registered] = toy, patience_s: float = 10.0
+) -> Iterator[list[threading.Thread]]:
     """The agents of these folders, as threads; they end with the block."""
     stop = threading.Event()
 
     def work(home: Path) -> None:
         with suppress(Interrupted):  # its owner leaves
-            agent.work(home, until=stop.is_set, make=make, wait_s=0.2, patience_s=10.0)
+            agent.work(home, until=stop.is_set, make=make, wait_s=0.2, patience_s=patience_s)
 
     threads = [threading.Thread(target=work, args=(home,), daemon=True) for home in homes]
     for thread in threads:

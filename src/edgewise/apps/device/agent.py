@@ -13,6 +13,7 @@ from edgewise.apps.device.record import LEDGERS, Record
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.device_ledgers import FileLedgers
 from edgewise.drivers.files import FOLDER
+from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.attend import Part, Watch, attend
 from edgewise.drivers.http.link import WAIT_S, Link
 from edgewise.plan.acceptance import largest_upload
@@ -65,6 +66,7 @@ class _Owner(Watch):
 
     def approved(self, until: Callable[[], bool]) -> bool:
         """Wait until the operator has approved this device; whether to go on."""
+        self._agent.say("waiting", "for the server")
         while self._link.standing()["status"] == "pending":
             self._agent.say("waiting", "for the operator of the server to approve this device")
             for _ in range(round(APPROVAL_S / control.POLL_S)):
@@ -95,29 +97,33 @@ def work(
     patience_s: float = PATIENCE_S,
     follow: Watch = Watch(),  # noqa: B008 (it has no state)
     sleep: Callable[[float], None] = time.sleep,
+    began: Callable[[], None] = lambda: None,
 ) -> None:
     """Take part in the runs of the server that ``home`` is enrolled at, as its policy allows, until ``until()``.
 
     Args:
         make: as in ``Parts``: then the text is whatever trains reads, and the policy need not name any; None: the
             recipe's trainer. wait_s: how long one poll lasts. patience_s: with a server that cannot be reached.
-        follow: told of invitations and refusals after the owner's conditions and record. sleep: pauses.
+        follow: told of invitations and refusals after the owner's conditions and record. sleep: pauses. began: called
+            when nothing stands in the way of work.
     The device waits until its operator has approved it.
     Raises:
         RecipeError as ``policy.load``; TransportError, StoreError as ``drivers.http.attend``; Interrupted where the
         owner leaves the server. StoreError(E-RUN-EXISTS) where another agent works in ``home``.
     """
+    homes.load(home)
     own = policy.load(home)
     data = own.data_keys(home) if make is None else {}
     (home / LEDGERS).mkdir(FOLDER, exist_ok=True)
     with (
         control.Agent(home) as agent,
-        Link(home, patience_s, sleep=sleep, open=agent.open) as link,
+        Link(home, patience_s, sleep=sleep, open=agent.open, troubled=agent.troubled) as link,
         FileLedgers(home / LEDGERS) as ledgers,
     ):
         catalogue = with_extensions(own.extensions())
         owner = Owner(data, home, own.floor(), own.owner_budget(ledgers), catalogue)
         watch = _Owner(agent, link, owner, Conditions(own, text=make is None), Record(home), follow, sleep)
         with Parts(link, home, owner, make) as parts:
+            began()
             if watch.approved(until):
                 attend(link, parts, lambda: watch.rest(until), wait_s, watch)

@@ -29,10 +29,13 @@ def run_agent(home: Home = HOME, as_json: Json = False, debug: Debug = False) ->
         from edgewise.core.errors import Interrupted
 
         folder = home.expanduser()
-        if not as_json:
-            print(f"working for the server of {folder}  (Ctrl-C ends; `edgewise device status` shows what it does)")
+
+        def began() -> None:
+            if not as_json:
+                print(f"working in {folder}  (Ctrl-C ends; `edgewise device status` shows what it does)", flush=True)
+
         with shell.interrupts(), suppress(KeyboardInterrupt, Interrupted):
-            work(folder)
+            work(folder, began=began)
         return {"ended": str(folder)}
 
     _run("run", as_json, debug, body)

@@ -22,7 +22,7 @@ from typing import Literal
 
 import msgspec
 
-from edgewise.core.errors import Interrupted, StoreError
+from edgewise.core.errors import EdgewiseError, Interrupted, StoreError
 from edgewise.drivers import files
 
 ORDER, SAYS, LOCK = "order.json", "agent.json", "agent.lock"
@@ -124,6 +124,11 @@ class Agent:
             said = Said(state, why, self._now_s(), os.getpid())
             files.replace(self._home / SAYS, msgspec.json.encode(said))
             self._said = (state, why)
+
+    def troubled(self, error: EdgewiseError) -> None:
+        """Tell the owner what keeps a waiting agent from its server."""
+        if self._said is not None and self._said[0] == "waiting":
+            self.say("waiting", f"{error.code}: {error.what}")
 
 
 def _locked(path: Path) -> Callable[[], None]:

@@ -149,7 +149,13 @@ def entered_token(file: str) -> str:
         except OSError as e:
             what = f"the token file {file} cannot be read: {e.strerror}."
             raise TransportError("E-TOKEN", what, "name a file that holds the token.") from None
-    return os.environ.get("EDGEWISE_TOKEN") or getpass.getpass("enrolment token: ")
+    if given := os.environ.get("EDGEWISE_TOKEN"):
+        return given
+    try:
+        return getpass.getpass("enrolment token: ")
+    except EOFError:
+        what = "no enrolment token was given, and nobody is here to be asked."
+        raise TransportError("E-TOKEN", what, "name a file that holds it: --token-file FILE.") from None
 
 
 @token.command("create")

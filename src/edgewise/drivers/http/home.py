@@ -64,7 +64,7 @@ def load(folder: Path) -> Home:
         return msgspec.json.decode(path.read_bytes(), type=Home)
     except OSError:
         raise TransportError(
-            "E-IDENTITY", f"{folder} is not enrolled at a server.", "run `edgewise join URL --token TOKEN` first."
+            "E-IDENTITY", f"{folder} is not enrolled at a server.", "run `edgewise join URL` first."
         ) from None
     except msgspec.DecodeError as e:
         fix = "restore it from a backup, or join again with a new token."

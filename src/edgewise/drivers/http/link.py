@@ -62,7 +62,7 @@ class Link:
 
     Args:
         patience_s: how long a call tries. now_s: wall clock. sleep: pauses. open: whether anything may leave now; what
-            it raises ends the call.
+            it raises ends the call. troubled: told of every attempt that failed and is made again.
     Raises:
         TransportError(E-IDENTITY) where the folder holds no enrolment.
     """
@@ -74,11 +74,13 @@ class Link:
         now_s: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
         open: Callable[[], bool] = lambda: True,
+        troubled: Callable[[TransportError], None] = lambda e: None,
     ) -> None:
         if isinstance(folder, Path):
             folder = home.load(folder), identity.load(folder / home.KEY)
         self.home, self._me = folder
         self.patience_s, self._now_s, self._sleep, self._open = patience_s, now_s, sleep, open
+        self._troubled = troubled
         self.speed = Speed()
         self.requests = 0
         verify = certificates.client_context(self.home.authority.encode()) if self.home.secure else False
@@ -307,6 +309,7 @@ class Link:
             wait_s = least_s + pause_s * secrets.randbelow(1000) / 1000
             if time.monotonic() + wait_s > began + self.patience_s:
                 raise error
+            self._troubled(error)
             self._sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
