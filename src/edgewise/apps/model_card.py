@@ -111,8 +111,8 @@ Data: {self._data()}.{fingerprint}
         if self.played != s["rounds"]["kept"] or not s["complete"]:
             return ""
         rows = [
-            f"| {words.MODELS[m]} | {words.perplexity(q['weighted_mean'])} | {words.perplexity(q['median'])} |"
-            f" {words.perplexity(q['worst_decile'])} |"
+            f"| {words.MODELS[m]} | {words.figure(q, 'weighted_mean')} | {words.figure(q, 'median')} |"
+            f" {words.figure(q, 'worst_decile')} |"
             for m, q in s["perplexity"].items()
             if q
         ]

@@ -214,7 +214,7 @@ def _models_table(s: Mapping[str, Any]) -> str:
         if q:
             change = "" if name == "base" else words.percent(s["change_percent"][name])
             keys = ("weighted_mean", "median", "worst_decile")
-            cells = [*(words.measured(q[k]) for k in keys), change, words.count(q["devices"])]
+            cells = [*(words.figure(q, k) for k in keys), change, words.count(q["devices"] or None)]
         body.append(row(head, cells, "ours" if name == "federated" else ""))
     counts = {q["devices"] for q in s["perplexity"].values() if q}
     odd = "" if len(counts) < 2 else " Not all models were measured on the same devices: compare with care."

@@ -56,7 +56,7 @@ def _quality(s: Mapping[str, Any], wide: bool) -> Any:
             table.add_row(label, Text("not run", "dim"), "", "", "")
             continue
         change = "" if name == "base" else words.percent(s["change_percent"][name])
-        figures = [words.measured(q[k]) for k in ("weighted_mean", "median", "worst_decile")]
+        figures = [words.figure(q, k) for k in ("weighted_mean", "median", "worst_decile")]
         table.add_row(label, *(Text(c, style) for c in [*figures, change]))
     return table
 

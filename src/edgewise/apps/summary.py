@@ -12,6 +12,9 @@ Definitions. ``nll`` is a device's summed negative log-likelihood (nats) over it
 
 ``against_alone`` and ``longer``: see ``apps.alone``.
 
+Of a run on real devices with ``eval.on_devices`` the loss is the mean that came with the sums, of the model that the
+last round trained from; single devices are not known, so ``devices`` is 0 and median and worst decile are null.
+
 ``base`` is the model as it came, ``federated`` after the last round that was measured (with ``round.keep = "best"``
 after the one that counts), ``local_only`` every device alone, ``centralised`` all text in one place. What was not run
 is null; a figure that is not finite is null too. ``no_pooled_data``: the trainer has no data of all devices together,
@@ -79,6 +82,7 @@ from edgewise.core.errors import StoreError
 from edgewise.core.training import POOLED
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.store import RunStore
+from edgewise.engine.evaluation import COHORT
 from edgewise.plan.promise import promises_epsilon
 from edgewise.plan.recipe import simulation_digest
 from edgewise.privacy.card import OUTSIDE
@@ -103,15 +107,16 @@ def quality(measures: Measures) -> dict[str, Any] | None:
     each = sorted(perplexity(*m) for m in measures.values())
     worst = each[-math.ceil(len(each) / 10) :]
     tokens = sum(t for _, t in measures.values())
+    alone = set(measures) == {COHORT}  # a mean of single devices that nobody knows
     return {
         "weighted_mean": perplexity(sum(nll for nll, _ in measures.values()), tokens),
-        "median": statistics.median(each),
-        "worst_decile": statistics.fmean(worst),
+        "median": None if alone else statistics.median(each),
+        "worst_decile": None if alone else statistics.fmean(worst),
         "best": each[0],
         "worst": each[-1],
         "low": each[(len(each) - 1) // 10],
         "high": each[-1 - (len(each) - 1) // 10],
-        "devices": len(each),
+        "devices": 0 if alone else len(each),
         "tokens": tokens,
     }
 
@@ -134,6 +139,7 @@ def build(store: RunStore) -> dict[str, Any]:
     if which.played < played:  # of an earlier round than the last one
         earlier = ("federated", which.played - 1) if which.played else ("base", -1)
         measures["federated"] = store.measures(*earlier)
+    single = {d: m for d, m in measures["federated"].items() if d != COHORT}
     ppl = {name: quality(m) for name, m in measures.items()}
     missing = {e.model: e.missing.get(POOLED, "") for e in told if isinstance(e, events.Evaluated)}
     never = {name: missing.get(name, "") for name in ("local_only", "centralised")}
@@ -142,7 +148,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "schema": 2,
         "name": run["name"],
         "complete": which.over
-        and store.evaluated("federated", played - 1)
+        and (store.evaluated("federated", played - 1) or facts.get("engine") == "devices")
         and all(ppl[name] is not None or not wanted.get(name) or never[name] for name in never)
         and (store.evaluated(LONGER, played - 1) or not wanted.get("longer")),
         "run": run["id"],
@@ -165,9 +171,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "perplexity": ppl,
         "no_pooled_data": bool(never["centralised"]),
         "change_percent": {n: _change(ppl[n], ppl["base"]) for n in MODELS if n != "base"},
-        "share_improved": {
-            f"over_{name}": share_improved(measures["federated"], measures[name]) for name in ("base", "local_only")
-        },
+        "share_improved": {f"over_{name}": share_improved(single, measures[name]) for name in ("base", "local_only")},
         "against_alone": alone.against_alone(measures["federated"], measures["local_only"]),
         "longer": alone.longer(wanted.get("longer", 0), measures, store.measures(LONGER)),
         "bytes": traffic.sizes(told, facts, trained, noised),

@@ -62,6 +62,11 @@ def measured(x: float | None) -> str:
     return perplexity(inf if x is None else x)
 
 
+def figure(q: Mapping[str, Any], key: str) -> str:
+    """A figure of a model over devices; a dash where only their mean is known."""
+    return NOTHING if key != "weighted_mean" and not q["devices"] else measured(q[key])
+
+
 def percent(x: float | None, signed: bool = True) -> str:
     """``−71 %`` with a true minus; one decimal below ten."""
     if x is None:

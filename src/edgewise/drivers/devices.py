@@ -22,10 +22,11 @@ import numpy as np
 
 from edgewise.codecs import pack
 from edgewise.core import frame
-from edgewise.core.errors import BudgetError, DecodeError, EdgewiseError, StoreError
+from edgewise.core.errors import BudgetError, DataError, DecodeError, EdgewiseError, StoreError
 from edgewise.core.keys import Secrets
 from edgewise.core.own_code import type_and_line
-from edgewise.core.training import DeviceId, FitRequest, HeldOut
+from edgewise.core.stage import HELD_OUT, HELD_SHARE
+from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.records import records
 from edgewise.engine import device as machine
@@ -164,11 +165,23 @@ class Devices:
         self, device: DeviceId, request: FitRequest, elapsed_s: float | Callable[[], float], up_mbit: float
     ) -> machine.Trained | machine.Failed:
         request = replace(request, rule=in_steps(self.trainer, self.plan, device, request.rule))
-        update = guarded(device, partial(self.trainer.fit, request))
+        update = guarded(device, partial(self._fitted, request))
         if isinstance(update, machine.Failed):
             return update
         passed_s = elapsed_s() if callable(elapsed_s) else elapsed_s
         return machine.Trained(update, passed_s, up_mbit, request.rule.steps)
+
+    def _fitted(self, request: FitRequest) -> Update:
+        """What training gives, with the held-out loss of the round's model where the plan asks for it."""
+        update = self.trainer.fit(request)
+        if not self.plan.evaluations.on_devices:
+            return update
+        try:
+            held = self.trainer.trainer.evaluate(request.device, request.params)
+        except DataError:  # too little text for a hold-out: it trains all the same
+            held = HeldOut(0.0, 0)
+        loss, share = (held.nll / held.tokens, 1.0) if held.tokens else (0.0, 0.0)
+        return replace(update, head={**update.head, HELD_OUT: loss, HELD_SHARE: share})
 
     def _measured(self, device: DeviceId, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
         run, number = probe.run, probe.round

@@ -163,7 +163,10 @@ class Coordinator:
         del sums  # 8 bytes a coordinate are not held beside the server's step
         after = self._stepped(checkpoint, facts, released)
         open_round.books.aggregate_s += self.now_s() - started_s
-        self._commit(after, open_round, None if released is None else released[0], began_s)
+        aggregate = None if released is None else released[0]
+        self._commit(after, open_round, aggregate, began_s)
+        if aggregate is not None:
+            self._measured(checkpoint, evaluation.told_by_cohort(checkpoint.next_round, aggregate.head))
         if facts.session is not None:  # devices do not say again what opened the sum: until here it may be needed
             self.cohort.close_round()
         self._losses.update(_losses(open_round.books.events))
@@ -252,6 +255,15 @@ class Coordinator:
             known = self.store.kept(BEST)
             if known is None or known[1] != played:
                 self.store.keep(BEST, checkpoint.state.params, played)
+
+    def _measured(self, before: Checkpoint, told: events.Evaluated | None) -> None:
+        """Store what the cohort measured of the model that it trained from."""
+        if told is None or self.store.evaluated(told.model, told.round):
+            return
+        self.store.append(told)
+        self.tell(told)
+        if self.plan.evaluations.keep == "best" and self.kept(before).played == before.next_round:
+            self.store.keep(BEST, before.state.params, before.next_round)
 
     def kept(self, checkpoint: Checkpoint) -> evaluation.Kept:
         """Which model counts so far, and whether the run ends with it."""

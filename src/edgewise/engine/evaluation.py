@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from edgewise.core import events
 from edgewise.core.errors import REGISTRY
+from edgewise.core.stage import HELD_OUT, HELD_SHARE
 from edgewise.plan.plan import Evaluations
 
+COHORT = "cohort"  # who measured a model, where its devices told no more than their mean
 BASE, FEDERATED = "base", "federated"  # the models that evaluations of a run measure
 
 
@@ -59,3 +61,17 @@ def _better(new: events.Evaluated, old: events.Evaluated) -> bool:
 def _loss(e: events.Evaluated, devices: Iterable[str]) -> float:
     at = sorted(devices)
     return math.fsum(e.nll[d] for d in at) / sum(e.tokens[d] for d in at)
+
+
+def told_by_cohort(played: int, head: Mapping[str, float]) -> events.Evaluated | None:
+    """The evaluation that came with a round's sum: of the model after ``played`` rounds, from which the round trained.
+
+    Its loss is mean(held_out) / mean(held_share), the mean over the devices that have held-out text, weighted as their
+    updates are. None where nobody measured.
+    """
+    share = head.get(HELD_SHARE, 0.0)
+    if share <= 0.0:
+        return None
+    loss = head[HELD_OUT] / share
+    name = FEDERATED if played else BASE
+    return events.Evaluated(round=played - 1, model=name, nll={COHORT: loss}, tokens={COHORT: 1}, seconds=0.0)

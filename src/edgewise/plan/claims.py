@@ -59,6 +59,8 @@ def claims(
         fast = "its link and training were" if visible and not promise.noises_steps else "its link is"
         told.append(f"which rung a device chose tells the server roughly how fast {fast}")
     held_out = "held-out losses of single devices are collected by evaluations: a simulation's instrument"
+    if recipe.eval.on_devices:
+        held_out = "the mean of the devices' held-out losses leaves them as train losses do; " + held_out
     chosen = "; they decide when the run ends, or which model counts" if recipe.round.chooses else ""
     told.append(held_out + (", outside every epsilon" if noisy else chosen))
     if recipe.training.local_epochs:

@@ -11,7 +11,7 @@ from edgewise.core import frame
 from edgewise.core.errors import RecipeError
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND, Merge
+from edgewise.core.stage import HEAD, HEAD_BOUND, HELD_OUT, HELD_SHARE, Merge
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.chains import chains_of
@@ -107,7 +107,8 @@ def _start(
 ) -> Space:
     """The space of a trained update, before the first stage."""
     most = sampling.population if sampling.kind == "poisson" else sampling.invite
-    head = (*(HEAD if recipe.metrics == "sum" else ()), *layout.client.head)
+    asked = (HELD_OUT, HELD_SHARE) if recipe.eval.on_devices else ()
+    head = (*(HEAD if recipe.metrics == "sum" else ()), *asked, *layout.client.head)
     return Space(
         dim=layout.sent.dim,
         quorum=Quorum(sums.least, -(-most // merge.groups), sums.corrupt),

@@ -107,10 +107,11 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 def decisive(resolved: Mapping[str, Any]) -> str:
     """Canonical JSON of what a resolved recipe decides about the model and the protocol.
 
-    Left out are [simulation], [compare] and [report], and [eval] unless held-out losses decide which model counts.
+    Left out are [simulation], [compare] and [report], and [eval] unless held-out losses decide which model counts or
+    come with the updates.
     """
-    chooses = resolved["round"]["patience"] or resolved["round"]["keep"] == "best"
-    left_out = {"simulation", "compare", "report"} | (set() if chooses else {"eval"})
+    told = resolved["round"]["patience"] or resolved["round"]["keep"] == "best" or resolved["eval"]["on_devices"]
+    left_out = {"simulation", "compare", "report"} | (set() if told else {"eval"})
     return _json({key: value for key, value in resolved.items() if key not in left_out})
 
 

@@ -48,12 +48,14 @@ class Evaluations:
         devices: evaluate on at most so many devices; 0 = all.
         patience: evaluations in a row without a lower loss that end the run; 0 = none do.
         keep: the model that counts: of the last round, or of the evaluation with the lowest loss.
+        on_devices: the devices of a round measure its model, and the mean comes with the sum.
     """
 
     every: int = 5
     devices: int = 0
     patience: int = 0
     keep: Literal["last", "best"] = "last"
+    on_devices: bool = False
 
     @property
     def choose(self) -> bool:
@@ -63,7 +65,8 @@ class Evaluations:
 
 def evaluations(recipe: Recipe) -> Evaluations:
     """A recipe's evaluations."""
-    return Evaluations(recipe.eval.every, recipe.eval.devices, recipe.round.patience, recipe.round.keep)
+    asked, round = recipe.eval, recipe.round
+    return Evaluations(asked.every, asked.devices, round.patience, round.keep, asked.on_devices)
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,11 @@ class AdaptiveSection(Section):
 class EvalSection(Section):
     """Measuring held-out text (a simulator can; a server cannot)."""
 
+    on_devices: bool = Field(
+        False,
+        description="each device of a round measures the round's model on its held-out text; the mean of the losses "
+        "comes with the sum of updates",
+    )
     every: int = Field(5, ge=0, description="rounds between evaluations; the last round always; 0 = only the last")
     devices: int = Field(0, ge=0, description="evaluate on at most so many devices; 0 = all")
     max_tokens: int = Field(16384, ge=64, description="held-out tokens per device at most")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import exp
+
+from edgewise.apps import words
 from edgewise.core import events
 from edgewise.core.events import AnyEvent
 
@@ -13,10 +16,13 @@ def line(event: AnyEvent) -> str | None:
             goes_on = f", goes on with round {resumed + 1}" if resumed is not None else ""
             return f"{event.name}: {event.rounds} rounds of {event.cohort} of {event.population} devices{goes_on}"
         case events.Lost(device=device, code=code, reason=reason):
-            return f"  lost {device[:12]}  {code} {reason}".rstrip()
+            return f"  lost {device[:12]}  {code}: {reason or words.lost(code)}"
+        case events.Evaluated(model=model, nll=nll, tokens=tokens):
+            nats = sum(nll.values()) / max(1, sum(tokens.values()))
+            return f"  held out  {model} model after {event.round + 1} rounds: perplexity {exp(min(nats, 700.0)):.1f}"
         case events.RoundFinished():
             met = f"{event.accepted} contributions" if event.met else f"abandoned with {event.accepted} contributions"
-            loss = "".join(f"  {name} {value:.3f}" for name, value in event.head.items())
+            loss = "".join(f"  {name} {value:.3f}" for name, value in event.head.items() if "held" not in name)
             spent = f"  epsilon {event.epsilon:.3g}" if event.epsilon else ""
             size = f"  {event.bytes_up / 1e6:.2f} MB up"
             return f"round {event.round + 1}  {met}{size}{loss}{spent}  {event.seconds:.1f} s"

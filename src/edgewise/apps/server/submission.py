@@ -62,14 +62,17 @@ def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Rec
 
     Raises RecipeError(E-COMBO) for what enrolled devices cannot do.
     """
-    if not measured and (recipe.round.patience or recipe.round.keep == "best"):
+    if not (measured or recipe.eval.on_devices) and (recipe.round.patience or recipe.round.keep == "best"):
         what = "round.patience and round.keep choose a model by held-out losses, which this server does not measure."
-        raise RecipeError("E-COMBO", what, "leave them out, or simulate the recipe.")
+        fix = "let the devices measure (eval.on_devices = true), leave them out, or simulate the recipe."
+        raise RecipeError("E-COMBO", what, fix)
     base = f"{package.PREFIX}{model}" if model else "bundled"
     if model == OWN:
         base = f"{package.OWN}{spec.digest()}"
     tables = recipe.resolved()
     tables["model"]["base"] = base
+    if not measured:
+        tables["compare"] = {**tables["compare"], "local_only": False, "centralised": False, "longer": 0}
     tables["data"] = recipe.data.served().model_dump(mode="json", by_alias=True)
     return from_plain(tables, "the submitted recipe")
 

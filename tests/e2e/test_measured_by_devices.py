@@ -1,0 +1,77 @@
+"""Held-out losses that the devices of a round measure themselves, as a mean that comes with their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from played import play
+from toy import ToyTrainer
+from toy_recipe import make_recipe
+
+from edgewise.core import events
+from edgewise.core.errors import EdgewiseError
+from edgewise.drivers.store import RunStore
+from edgewise.engine.evaluation import COHORT, told_by_cohort
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
+from edgewise.plan.facts import decisive
+
+SUMMED: dict[str, Any] = {
+    "stage": [],
+    "strategy.kind": "fedavg",
+    "round.rounds": 3,
+    "eval.every": 0,
+    "eval.on_devices": True,
+    "compare.local_only": False,
+    "compare.centralised": False,
+}
+
+
+def told(out: Path, overrides: Mapping[str, Any]) -> list[events.Evaluated]:
+    _, story, _ = play(out, {**SUMMED, **overrides})
+    return [e for e in story if isinstance(e, events.Evaluated) and set(e.nll) == {COHORT}]
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["visible", "masks"])
+def test_the_mean_is_that_of_the_model_that_the_round_trained_from(tmp_path: Path, hidden: bool) -> None:
+    masks = [{"kind": "clip", "l2": 4.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
+    more = {"privacy": "hidden", "stage": masks} if hidden else {}
+    found = told(tmp_path, more)
+    assert [(e.model, e.round) for e in found] == [("federated", 0), ("federated", 1)]  # the base is measured beside it
+    trainer = ToyTrainer(make_recipe(dict(SUMMED)))
+    with RunStore(tmp_path) as store:
+        models, evaluations = store.models(), store.evaluations()
+        for e in found:
+            params = store.blob(models[e.round + 1])
+            held = [trainer.evaluate(d, params) for d in trainer.devices()]
+            assert e.nll[COHORT] == pytest.approx(np.mean([h.nll / h.tokens for h in held]), rel=1e-4)
+        assert {(e.model, e.round) for e in found} <= {(e.model, e.round) for e in evaluations}
+
+
+def test_devices_without_held_out_text_count_neither_way() -> None:
+    found = told_by_cohort(2, {"held_out": 1.5, "held_share": 0.5})
+    assert found is not None
+    assert (found.model, found.round, found.nll) == ("federated", 1, {COHORT: 3.0})
+    assert told_by_cohort(0, {"held_out": 0.0, "held_share": 0.0}) is None
+    assert told_by_cohort(0, {}) is None
+
+
+def test_the_run_is_another_one_where_devices_measure() -> None:
+    plain = make_recipe({"eval.every": 3}).resolved()
+    assert decisive(plain) == decisive(make_recipe().resolved())
+    assert decisive(make_recipe({"eval.on_devices": True}).resolved()) != decisive(plain)
+
+
+def test_noise_on_updates_refuses_a_loss_beside_them() -> None:
+    recipe = make_recipe(
+        {"privacy": "central_dp", "stage": [], "strategy.kind": "fedavg", "dp.epsilon": 8.0, "dp.delta": 1e-5,
+         "dp.clip_l2": 1.0, "eval.on_devices": True, "metrics": "none"}
+    )  # fmt: skip
+    trainer = ToyTrainer(recipe)
+    with pytest.raises(EdgewiseError) as e:
+        compile(recipe, trainer.spec, 8, BUILT_IN)
+    assert e.value.code == "E-STATS"
