@@ -13,11 +13,11 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgewise.core.errors import DecodeError, EdgewiseError, ModelError
+from edgewise.core.errors import DecodeError, EdgewiseError, ModelError, RecipeError
 from edgewise.core.keys import Secrets
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
@@ -26,7 +26,7 @@ from edgewise.drivers.devices import Devices
 from edgewise.drivers.files import FOLDER, write_durably
 from edgewise.drivers.fleet import roster
 from edgewise.drivers.following import Downloads
-from edgewise.drivers.http import package
+from edgewise.drivers.http import package, share_keys
 from edgewise.drivers.http.attend import Part
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.http.link import Link
@@ -53,6 +53,7 @@ class Owner:
     Attributes:
         data: the keys of [data] that say where the text lies and how it is read. folder: relative paths start there.
         floor: what every run has to promise. budget: over all runs; None: no cap. catalogue: parts that may be used.
+        gateway: fingerprint of the second server that shares may be sealed to; empty: none.
     """
 
     data: Mapping[str, Any]
@@ -60,6 +61,7 @@ class Owner:
     floor: OwnerFloor = OwnerFloor()  # noqa: RUF009 (immutable)
     budget: OwnerBudget | None = None
     catalogue: Catalogue = field(default=BUILT_IN, repr=False)
+    gateway: str = ""
 
 
 class Parts:
@@ -106,7 +108,7 @@ class Parts:
         self._part, self._store = None, None
 
     def _join(self, run: str) -> Part:
-        raw, signature = self._published(run)
+        raw, signature, shares = self._published(run)
         stated = facts.parse(raw)
         if stated.digest() != run or stated.instance is None:
             raise facts.refused("they are those of another run")
@@ -122,14 +124,14 @@ class Parts:
         self._store = FileDevices(folder, run)
         devices = Devices(
             plan=plan, trainer=trainer, store=self._store, downloads=downloads,
-            trust=self._trust(plan, folder), secrets=fresh, budget=self._owner.budget,
+            trust=self._trust(plan, folder, shares), secrets=fresh, budget=self._owner.budget,
         )  # fmt: skip
         return Part(devices, downloads, folder / "blobs")
 
-    def _published(self, run: str) -> tuple[bytes, bytes]:
+    def _published(self, run: str) -> tuple[bytes, bytes, Mapping[str, Any]]:
         found = self._link.call("GET", f"/v1/runs/{run}")
         try:
-            return str(found["facts"]).encode("ascii"), bytes.fromhex(found["signature"])
+            return str(found["facts"]).encode("ascii"), bytes.fromhex(found["signature"]), dict(found["shares"] or {})
         except (KeyError, TypeError, ValueError):
             raise facts.refused("the server sent something else") from None
 
@@ -185,8 +187,8 @@ class Parts:
                 os.replace(self._link.download(digest, self._home / MODELS), out / name)
         return out
 
-    def _trust(self, plan: Plan, folder: Path) -> Trust:
-        """The keys of the run's devices, where they speak to each other, and the own one."""
+    def _trust(self, plan: Plan, folder: Path, shares: Mapping[str, Any]) -> Trust:
+        """The keys of the run's devices, where they speak to each other, and the own one; of two servers theirs."""
         instance, me = plan.facts.instance, self._link.identity
         assert instance is not None  # ``accept`` takes no others
         keys: Mapping[str, bytes] = {me.name: me.public}
@@ -197,7 +199,18 @@ class Parts:
             keys = roster.parse(path.read_bytes(), plan.facts.population)
         if me.name not in keys:
             raise facts.refused("this device is not among their devices")
-        return Trust(registry=keys.get, identity=lambda device: me.secret)
+        trust = Trust(registry=keys.get, identity=lambda device: me.secret)
+        return self._sealing(trust, plan, shares) if plan.hides is not None and plan.hides.servers == 2 else trust
+
+    def _sealing(self, trust: Trust, plan: Plan, shares: Mapping[str, Any]) -> Trust:
+        """With the keys that two servers have signed for this run: the own server, and the gateway of the owner."""
+        gateway, server = self._owner.gateway, self._link.home.server
+        if not gateway or gateway == server:
+            what = "the run has a second server, and the owner of this device has named none to trust."
+            raise RecipeError("E-FLOOR", what, "write its fingerprint into the policy: privacy.gateway.")
+        leader = share_keys.checked(shares.get(share_keys.LEADER), share_keys.LEADER, plan.run, server)
+        helper = share_keys.checked(shares.get(share_keys.HELPER), share_keys.HELPER, plan.run, gateway)
+        return replace(trust, leader=leader, helper=helper)
 
 
 def fresh(device: DeviceId, round: int, nonce: bytes | None) -> Secrets:

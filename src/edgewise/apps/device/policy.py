@@ -114,6 +114,9 @@ class Asked(Section):
     server: Literal["malicious", "curious"] = Field(
         "malicious", description="hidden sums must stand a server that lies, or one that follows the protocol and reads"
     )
+    gateway: str = Field(
+        "", pattern=r"^([0-9a-f]{32})?$", description="fingerprint of the second server that shares may be sealed to"
+    )
 
     @model_validator(mode="after")
     def _hidden_words(self) -> Asked:

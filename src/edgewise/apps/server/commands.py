@@ -34,6 +34,9 @@ def serve(
     log: Annotated[
         str, typer.Option("--log", metavar="FILE", help="JSON lines; FOLDER/server.log if left out, - standard error.")
     ] = "",
+    gateway: Annotated[
+        str, typer.Option("--gateway", metavar="NAME@URL", help="Second server of shared sums, as it names itself.")
+    ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -49,13 +52,19 @@ def serve(
         from threading import Event
 
         from edgewise.apps import shell
+        from edgewise.apps.server import sharing
         from edgewise.apps.server.start import Server, Tls
         from edgewise.drivers import logs
 
         host, port, names = address(listen, public, certificate, key)
         tls, lines = Tls(names, certificate, key, plain), None if log == "-" else Path(log or folder / "server.log")
         tell = (lambda run, event: None) if as_json else _told
-        with shell.interrupts(), Server(folder, host, port, tls, tell=tell) as server, logs.opened(lines):
+        second = sharing.address(gateway) if gateway else None
+        with (
+            shell.interrupts(),
+            Server(folder, host, port, tls, tell=tell, gateway=second) as server,
+            logs.opened(lines),
+        ):
             scheme, first = "http" if plain else "https", server.first_token()
             url = f"{scheme}://{names[0] if names else '127.0.0.1'}:{server.port}"
             if as_json:

@@ -15,12 +15,13 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from threading import Event, Lock, Thread
 
 import msgspec
 
-from edgewise.apps.server import submission
+from edgewise.apps.server import sharing, submission
 from edgewise.apps.server.submission import Submission
 from edgewise.core import events, vector
 from edgewise.core.errors import EdgewiseError, StoreError
@@ -50,6 +51,7 @@ class Hosting:
         evaluator: measures the models of all runs on text of this machine; None: nobody does.
         turn: whether a run may play its next round now; asked again and again while it may not, so it should wait a
             little before it says no.
+        gateway: the second server of runs with shared sums; None: there is none.
     """
 
     def __init__(
@@ -58,8 +60,10 @@ class Hosting:
         tell: Tell = lambda run, event: None,
         evaluator: Evaluator | None = None,
         turn: Callable[[str], bool] = lambda run: True,
+        gateway: sharing.Address | None = None,
     ) -> None:
-        self._service, self._tell, self._evaluator, self._turn = service, tell, evaluator, turn
+        self._service, self._tell, self._evaluator = service, tell, evaluator
+        self._turn, self._gateway = turn, gateway
         self._closing, self._lock = Event(), Lock()
         self._threads: dict[str, Thread] = {}
         self._states: dict[str, str] = {}  # as asked for, of runs with a thread
@@ -73,7 +77,7 @@ class Hosting:
 
     def submit(self, wanted: Submission, made_by: str) -> ServedRun:
         """Make a run, and begin to play it. Raises as ``submission.begin``."""
-        run = submission.begin(self._service, wanted, made_by, self._evaluator is not None)
+        run = submission.begin(self._service, wanted, made_by, self._evaluator is not None, self._gateway)
         self._begin(run)
         return run
 
@@ -115,6 +119,10 @@ class Hosting:
 
     def _halted(self, run: str) -> bool:
         return self._closing.is_set() or self._states[run] == served.CANCELLED
+
+    def _stop(self, run: str) -> None:
+        if self._halted(run):
+            raise Halted
 
     def _paused(self, run: str) -> bool:
         return self._closing.is_set() or self._states[run] != served.RUNNING
@@ -162,12 +170,12 @@ class Hosting:
     def _played(self, run: ServedRun) -> bool:
         """Play a run from where it is; whether it came to its end."""
         out = submission.folder(self._service, run.run)
-        with RunStore(out) as store:
+        with RunStore(out) as store, ExitStack() as links:
             known = store.run()
             if known is None:
                 raise StoreError("E-CHECKPOINT", f"{out} holds no run.", "restore it from a backup.")
             plan = planned(parse(run.facts), Spec.of(known["facts"]["spec"]), BUILT_IN)
-            coordinator = self._coordinator(run, plan, store)
+            coordinator = self._coordinator(run, plan, store, links)
             checkpoint = store.load()
             if checkpoint is None:
                 raise StoreError("E-CHECKPOINT", f"{out} has no checkpoint.", "restore it from a backup.")
@@ -186,10 +194,15 @@ class Hosting:
             store.finish()
             return True
 
-    def _coordinator(self, run: ServedRun, plan: Plan, store: RunStore) -> Coordinator:
+    def _coordinator(self, run: ServedRun, plan: Plan, store: RunStore, links: ExitStack) -> Coordinator:
         service, instance = self._service, plan.facts.instance
         assert instance is not None
-        keys = roster.parse(service.blobs.get(instance.roster), plan.facts.population)
+        listing = service.blobs.get(instance.roster)
+        keys = roster.parse(listing, plan.facts.population)
+        shares, helper = sharing.load(store.out), None
+        if shares is not None:
+            stop = partial(self._stop, run.run)
+            helper = links.enter_context(sharing.helper(service, self._gateway, plan, listing, shares, stop))
         cohort = HttpCohort(
             service, run.run, plan.frame_limit_bytes, kept=run.kept, halted=lambda: self._halted(run.run)
         )
@@ -199,6 +212,7 @@ class Hosting:
             entropy=lambda round: secrets.token_bytes(32),
             sampling_key=(store.out / submission.SAMPLING_KEY).read_bytes(),
             trust=Trust(registry=keys.get, identity=_no_secret), evaluator=self._evaluator,
+            secret=None if shares is None else shares.secret, helper=helper,
         )  # fmt: skip
 
     def _told(self, run: str, event: events.AnyEvent) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
-from edgewise.apps.server import submission
+from edgewise.apps.server import sharing, submission
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.submission import Submission
 from edgewise.core.errors import TransportError
@@ -48,10 +48,12 @@ class ShownRun(BaseModel):
 
 
 class PublishedRun(ShownRun):
-    """A run as devices get it. ``facts``: canonical JSON, as text; ``signature``: the server's on it, hexadecimal."""
+    """A run as devices get it. ``facts``: canonical JSON, as text; ``signature``: the server's on it, hexadecimal.
+    ``shares``: with two servers the keys to which devices seal, each signed by its server."""
 
     facts: str
     signature: str
+    shares: dict[str, dict[str, str]] | None
 
 
 class Told(BaseModel):
@@ -124,9 +126,11 @@ class RunRoutes:
     async def run(self, run: str) -> PublishedRun:
         """A run, and what devices need to join it."""
         found = await self._service.read(lambda c: served.find(c, run))
+        known = await self._service.aside(lambda: sharing.load(submission.folder(self._service, run)))
         return PublishedRun(
-            **_shown(found).model_dump(), facts=found.facts.decode("ascii"), signature=found.signature.hex()
-        )
+            **_shown(found).model_dump(), facts=found.facts.decode("ascii"), signature=found.signature.hex(),
+            shares=None if known is None else msgspec.to_builtins(known.shares),
+        )  # fmt: skip
 
     async def told(self, run: str, after: int = 0) -> Told:
         """What happened in a run after the event of that number."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.hosting import Hosting, Tell
+from edgewise.apps.server.sharing import Address
 from edgewise.drivers.files import FOLDER
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.members import Grant
@@ -52,6 +53,7 @@ class Server:
     Args:
         folder: its state. host, port: where it listens; port 0 takes a free one. tell: gets the events of its runs.
         evaluator: measures their models on text of this machine; None: nobody does. turn: as in ``Hosting``.
+        gateway: the second server of runs with shared sums.
     Attributes:
         service: what its routes share. hosting: its runs. port: where it listens. url: for this machine.
     Raises:
@@ -69,12 +71,13 @@ class Server:
         tell: Tell = lambda run, event: None,
         evaluator: Evaluator | None = None,
         turn: Callable[[str], bool] = lambda run: True,
+        gateway: Address | None = None,
     ) -> None:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         self.service = Service(folder, limits, now_s)
         try:
             context = secured(self.service, tls)
-            self.hosting = Hosting(self.service, tell, evaluator, turn)
+            self.hosting = Hosting(self.service, tell, evaluator, turn, gateway)
             self._listener = Listener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)
         except Exception:  # goes on below, once the database and its lease are given back
             self.service.close()

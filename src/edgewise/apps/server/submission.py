@@ -15,6 +15,7 @@ import msgspec
 import sqlalchemy as sa
 
 from edgewise.apps.planned import planned
+from edgewise.apps.server import sharing
 from edgewise.apps.toml_text import toml
 from edgewise.core import vector
 from edgewise.core.errors import EdgewiseError, RecipeError, TransportError
@@ -83,9 +84,16 @@ def population(found: Sequence[Member], tags: Sequence[str]) -> dict[str, bytes]
     return {m.id: m.public for m in found if m.role == "device" and asked <= set(m.tags)}
 
 
-def begin(service: Service, wanted: Submission, made_by: str, measured: bool = False) -> ServedRun:
+def begin(
+    service: Service,
+    wanted: Submission,
+    made_by: str,
+    measured: bool = False,
+    gateway: sharing.Address | None = None,
+) -> ServedRun:
     """Make a run of a submission: its folder, then its row. Nothing is left of one that is refused.
 
+    ``gateway``: the second server of runs with shared sums.
     Raises EdgewiseError: as ``from_plain`` and ``compile``; TransportError: E-REQUEST, E-BLOB; StoreError(E-DISK).
     """
     spec = _spec(wanted.spec)
@@ -100,15 +108,13 @@ def begin(service: Service, wanted: Submission, made_by: str, measured: bool = F
         server=service.identity.public.hex(), nonce=secrets.token_hex(32), roster=vector.digest(listing)
     )
     plan = compile(recipe, spec, len(devices), BUILT_IN, None, instance)
-    if plan.hides is not None and plan.hides.servers > 1:
-        what = '[merge] kind = "shared_sum" needs a second server, and this server has none.'
-        raise RecipeError("E-COMBO", what, 'write kind = "secure_sum".')
+    shares = sharing.arranged(service, gateway, plan, listing)
     packed = "" if wanted.model == OWN else wanted.model
     files = _files(service, packed)
     initial = vector.from_bytes(service.staging.take(wanted.initial), spec.dim)
     run = plan.run
     out = folder(service, run)
-    _store(out, plan, recipe, wanted, files, service, initial)
+    _store(out, plan, recipe, wanted, files, service, initial, shares)
     kept = {service.blobs.put(raw): len(raw) for raw in _published(service, packed, files, listing, spec)}
     service.blobs.sync()
     facts = canonical(plan.facts)
@@ -168,6 +174,7 @@ def _store(
     files: Mapping[str, str],
     service: Service,
     initial: vector.Vector,
+    shares: sharing.Arranged | None,
 ) -> None:
     """The run's folder, as a simulation would have it, with the first checkpoint."""
     out.parent.mkdir(FOLDER, exist_ok=True)
@@ -179,6 +186,8 @@ def _store(
                 write_durably(out / MODEL / name, service.staging.take(digest))
             tables["model"]["base"] = MODEL
         write_durably(out / SAMPLING_KEY, secrets.token_bytes(32), owner_only=True)
+        if shares is not None:
+            shares.write(out)
         write_durably(out / "recipe.toml", toml(tables).encode())
         facts = {
             **wanted.facts,

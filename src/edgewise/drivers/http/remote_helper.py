@@ -10,14 +10,15 @@ it was when it is resumed: nobody loses a place in the round for it, and nothing
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 
 from edgewise.core import frame
 from edgewise.core.errors import DecodeError, TransportError
 from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
 from edgewise.drivers.http import share_keys
-from edgewise.drivers.http.home import Home, check_url
+from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
 from edgewise.drivers.http.link import Link, named
 from edgewise.plan import facts
@@ -25,7 +26,7 @@ from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
 from edgewise.secagg.secrets import Hidden
 
-PATIENCE_S = 600.0
+PATIENCE_S, PAUSE_S = 600.0, 1.0
 REFUSALS = ("E-SECAGG-ORDER", "E-SECAGG-FEW", "E-INVITE")  # of a batch: answers, and not trouble on the way
 
 
@@ -50,20 +51,20 @@ class RemoteHelper:
         plan: Plan,
         roster: bytes,
         patience_s: float = PATIENCE_S,
-        plain: bool = False,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> RemoteHelper:
         """Ask a gateway to help with a run.
 
         Args:
             name: fingerprint of its key, which its operator has told. me: the server whose key the plan's facts name.
-            roster: the keys of the run's devices (``fleet.roster``).
+            roster: the keys of the run's devices (``fleet.roster``). patience_s: with a gateway that does not answer.
+            sleep: pauses; what it raises ends a call.
         Raises:
             TransportError: E-SERVER-KEY where another gateway answers; E-CONNECT; E-SIGNATURE where the gateway belongs
                 to another orchestrator; E-FACTS, E-FLOOR, E-SECAGG-FEW and others, with which it refuses the run.
         """
-        secure = check_url(url, plain)
-        _, authority = named(url, name, patience_s, "/v1/gateway")
-        link = Link((Home(url, name, authority, me.name, secure), me), patience_s)
+        authority = _found(url, name, patience_s, sleep)
+        link = Link((Home(url, name, authority, me.name), me), patience_s, sleep=sleep)
         raw = facts.canonical(plan.facts)
         document = {
             "facts": raw.decode(), "signature": facts.sign(me.secret, raw).hex(), "layout": plan.spec.to_list(),
@@ -110,3 +111,15 @@ class RemoteHelper:
         path = f"/v1/shares/{what}"
         said: Mapping[str, object] = self._link.call("POST", path, body=body, run=self._plan.run, round=self._round)
         return said
+
+
+def _found(url: str, name: str, patience_s: float, sleep: Callable[[float], None]) -> str:
+    """The certificate authority of a gateway, which may be starting."""
+    give_up_s = time.monotonic() + patience_s
+    while True:
+        try:
+            return named(url, name, patience_s, "/v1/gateway")[1]
+        except TransportError as e:
+            if e.code != "E-CONNECT" or time.monotonic() >= give_up_s:
+                raise
+            sleep(PAUSE_S)

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.core.errors import TransportError
+from edgewise.core.errors import DecodeError
 from edgewise.crypto import sign
 from edgewise.drivers.http.identity import Identity, fingerprint
 
@@ -43,7 +43,7 @@ def made(server: Identity, role: str, run: str, key: bytes) -> ShareKey:
 def checked(said: Any, role: str, run: str, name: str) -> bytes:
     """The key, of 32 bytes. ``said``: the statement as it came, as JSON. ``name``: fingerprint of the server's key.
 
-    Raises TransportError(E-SERVER-KEY) for anything that this server did not sign for this role in this run.
+    Raises DecodeError(E-SERVER-KEY) for anything that this server did not sign for this role in this run.
     """
     try:
         found = msgspec.convert(said, ShareKey)
@@ -52,7 +52,7 @@ def checked(said: Any, role: str, run: str, name: str) -> bytes:
         public = key = signature = b""
     signed = sign.verify(public, signature, statement(role, run, key))
     if len(key) != 32 or fingerprint(public) != name or not signed:
-        raise TransportError(
+        raise DecodeError(
             "E-SERVER-KEY",
             f"the {role}'s key of this run is not signed by the server {name}.",
             "ask the operator which gateway the run has, and the gateway's operator for its fingerprint.",
