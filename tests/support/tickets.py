@@ -31,7 +31,7 @@ def registry(device: str) -> bytes | None:
 def invite(plan: Plan, round: int = 0, nonce: bytes = b"A" * 32) -> Invite:
     """An invitation of the plan's."""
     return Invite(
-        run=plan.run, round=round, spec=plan.spec.digest(), model="0" * 64, public=plan.public(round),
+        run=plan.run, round=round, spec=plan.spec.digest(), model="0" * 64, public=plan.public(round), accepted=None,
         deadline_s=60.0, rule=plan.rule(round), nonce=nonce,
     )  # fmt: skip
 
