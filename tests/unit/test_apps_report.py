@@ -343,6 +343,7 @@ def test_sizes_as_people_read_them(value: float, said: str) -> None:
 
 def test_numbers_as_people_read_them() -> None:
     assert [words.percent(x) for x in (-70.95, -1.94, 0.0, 12.3, None)] == ["−71 %", "−1.9 %", "0 %", "+12 %", "–"]
+    assert [words.percent(x) for x in (-99.97, -99.4, 99.96, 100.0)] == ["−99.9 %", "−99 %", "+99.9 %", "+100 %"]
     assert [words.duration(x) for x in (0.41, 9.96, 64, 3725)] == ["0.41 s", "10.0 s", "1:04", "1:02:05"]
     assert [words.figures(x) for x in (0, 1314, 634.5, 6.3519, 0.0635)] == ["0", "1,314", "634", "6.35", "0.0635"]
     assert [words.smaller(x) for x in (7.53, 1.0, 0.5, None)] == ["7.5× smaller", "same size", "2.0× larger", "–"]
@@ -383,3 +384,14 @@ def test_a_model_of_ones_own_is_called_the_base(tmp_path: Path) -> None:
     for said in (page, screen.export_text(), str({k: v for k, v in s.items() if k != "recipe"})):
         assert "bundled" not in said
     assert "against the base" in page
+
+
+@pytest.mark.parametrize("base", [20.0, 1345.0])
+def test_a_wide_fall_is_drawn_on_a_log_axis_that_says_so(base: float) -> None:
+    """On a linear one training alone and federated would be one line on the axis."""
+    lines = [charts.Series(name, "base", [(0, base), (4, low)]) for name, low in (("alone", 2.6), ("federated", 1.3))]
+    drawn = charts.lines("x", lines, x_name="round", unit=words.perplexity, log_y=True)
+    ends = [float(y) for y in re.findall(r'points="[^"]*,([\d.]+)"', drawn)][:2]
+    assert ("log scale" in drawn) == (base > 1000)
+    assert abs(ends[0] - ends[1]) > 10
+    assert "log scale" not in charts.lines("x", lines, x_name="round", unit=words.perplexity)

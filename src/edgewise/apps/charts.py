@@ -25,6 +25,7 @@ class Series(NamedTuple):
 
 Scale = Callable[[float], float]
 NARROW = 320  # pixels that a phone has for a chart
+WIDE = 30.0  # largest over smallest value of a line, beyond which the small ones lie on the axis
 
 
 def text(x: float, y: float, s: str, cls: str = "", anchor: str = "start", colour: str = "", more: str = "") -> str:
@@ -84,6 +85,11 @@ def log_ticks(low: float, high: float) -> list[float]:
     return found if len(found) > 1 else ticks(low, high)
 
 
+def is_wide(values: Sequence[float]) -> bool:
+    """Whether the largest of positive values is so many times the smallest that a linear axis hides the small ones."""
+    return min(values) > 0 and max(values) > WIDE * min(values)
+
+
 def linear(low: float, high: float, start: float, stop: float) -> Scale:
     """Data -> pixels."""
     span = (high - low) or 1.0
@@ -113,18 +119,19 @@ def lines(
     band_colour: str = "federated",
     whole_x: bool = True,
     log_x: bool = False,
+    log_y: bool = False,
     width: int = 520,
     height: int = 280,
 ) -> str:
     """Lines with their names at the right end, or above them on a narrow screen. ``band``: (x, low, high) drawn behind.
     ``unit`` formats values.
 
-    ``log_x`` needs x above 0.
+    ``log_x`` needs x above 0. ``log_y`` draws values that are far apart (``is_wide``) on a log axis, which says so.
     """
 
     def draw(narrow: bool) -> str:
         size = (NARROW, 210) if narrow else (width, height)
-        return _lines(title, series, x_name, unit, band, band_colour, whole_x, log_x, size, narrow)
+        return _lines(title, series, x_name, unit, band, band_colour, whole_x, log_x, log_y, size, narrow)
 
     return both(draw, width > 600)
 
@@ -138,6 +145,7 @@ def _lines(
     band_colour: str,
     whole_x: bool,
     log_x: bool,
+    log_y: bool,
     size: tuple[int, int],
     narrow: bool,
 ) -> str:
@@ -154,7 +162,7 @@ def _lines(
     room = (max(values) - min(values) or abs(max(values)) or 1.0) * 0.06
     y_low = 0.0 if min(values) >= 0 and min(values) < 0.35 * max(values) else min(values) - room
     x, y = linear(x_low, x_high, left, right), linear(y_low, max(values) + room, bottom, top)
-    x_ticks = ticks(x_low, x_high, 5 if narrow else 6)
+    x_ticks, y_ticks = ticks(x_low, x_high, 5 if narrow else 6), ticks(y_low, max(values) + room)
     if log_x:
         powers, x_ticks = linear(math.log(x_low), math.log(x_high), left, right), log_ticks(x_low, x_high)
 
@@ -162,7 +170,15 @@ def _lines(
             return powers(math.log(v))
 
     body = []
-    for t in ticks(y_low, max(values) + room):
+    if log_y and is_wide(values):
+        heights = linear(math.log(min(values)), math.log(max(values)), bottom, top)
+
+        def y(v: float) -> float:
+            return heights(math.log(v))
+
+        y_ticks = apart(log_ticks(min(values), max(values)), y, 24)
+        body.append(text(left, top - 4, "log scale", "axis"))
+    for t in y_ticks:
         body.append(f'<line x1="{left}" x2="{right}" y1="{y(t):.1f}" y2="{y(t):.1f}" class="grid"/>')
         body.append(text(left - 7, y(t) + 4, f"{t:,.6g}", "tick", "end"))
     for t in apart([t for t in x_ticks if not whole_x or t == int(t)], x, 30):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps import sections, words
-from edgewise.apps.charts import clipped, log_ticks
+from edgewise.apps.charts import clipped, is_wide, log_ticks
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.store import RunStore
 
@@ -46,6 +46,7 @@ STYLE: dict[str, Any] = {
     "figure.constrained_layout.h_pad": 0.12,
     "savefig.dpi": 160,
 }
+LINE = 0.062  # height of a label, as a share of the axis
 MANY = 60  # devices above which the spread is drawn by rank
 
 Summary = Mapping[str, Any]
@@ -98,11 +99,14 @@ def _figure(path: Path, name: str, s: Summary) -> Iterator[Any]:
             raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "free some space.") from None
 
 
-def _label_ends(axes: Any, ends: Sequence[tuple[str, str, float]], x: float, gap: float) -> None:
-    """Names at the right end of lines, moved apart where they would touch; ``gap`` in data units."""
+def _label_ends(axes: Any, ends: Sequence[tuple[str, str, float]], x: float) -> None:
+    """Names at the right end of lines, moved apart where they would touch."""
+    is_log = axes.get_yscale() == "log"
+    low, high = axes.get_ylim()
     at = -inf
     for label, colour, y in sorted(ends, key=lambda e: e[2]):
-        at = max(y, at + gap)  # upwards only: the lowest stays where it is
+        above = at * (high / low) ** LINE if is_log else at + LINE * (high - low)
+        at = max(y, above)  # upwards only: the lowest stays where it is
         axes.annotate(
             label, (x, at), xytext=(8, 0), textcoords="offset points", va="center", color=colour, weight="bold"
         )
@@ -131,9 +135,15 @@ def _quality(figure: Any, s: Summary) -> bool:
         if (q := s["perplexity"][name]) and q["weighted_mean"] is not None:
             left.plot([x[0], x[-1]], [q["weighted_mean"]] * 2, color=COLOUR[name], lw=1.8, ls=(0, (4, 3)))
             ends.append((name, q["weighted_mean"]))
-    left.set_ylim(bottom=0)
+    if is_wide([c["low"] or c["weighted_mean"] for c in curve] + [v for _, v in ends]):
+        left.set_yscale("log")
+        height = log_ticks(*left.get_ylim())
+        left.set_yticks(height, [f"{t:,.6g}" for t in height])
+        left.minorticks_off()
+    else:
+        left.set_ylim(bottom=0)
     named = [(f"{words.MODELS[n]} {words.perplexity(v)}", COLOUR[n], v) for n, v in ends]
-    _label_ends(left, named, x[-1], 0.062 * left.get_ylim()[1])
+    _label_ends(left, named, x[-1])
     _whole(left)
     left.set(title="Held-out perplexity", xlabel="rounds played (shade: middle 80 % of devices)")
     if rounds:
@@ -143,8 +153,7 @@ def _quality(figure: Any, s: Summary) -> bool:
             values = [r[key] for r in rounds]
             right.plot(x, values, color=COLOUR[colour], lw=2, marker="o" if colour == "federated" else "", ms=4)
             steps.append((name, COLOUR[colour], values[-1]))
-        low, high = right.get_ylim()
-        _label_ends(right, steps, x[-1], 0.062 * (high - low))
+        _label_ends(right, steps, x[-1])
         _whole(right)
         right.set(title="Training loss, nats per token", xlabel="round")
     else:

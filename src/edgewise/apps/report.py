@@ -236,8 +236,9 @@ def _quality(s: Mapping[str, Any]) -> str:
             series.append(charts.Series(words.MODELS[name], name, ends, dashed=True))
     band = [(c["played"], c["low"], c["high"]) for c in curve if None not in (c["low"], c["high"])]
     held = charts.lines(
-        "Held-out perplexity by rounds played", series, x_name="rounds played", unit=words.perplexity, band=band
-    )
+        "Held-out perplexity by rounds played", series, x_name="rounds played", unit=words.perplexity, band=band,
+        log_y=True,
+    )  # fmt: skip
     rounds = [r for r in s["per_round"] if r["loss_last"] is not None]
     loss = charts.lines(
         "Training loss by round",

@@ -70,10 +70,11 @@ def _costs(s: Mapping[str, Any]) -> Any:
     grid.add_column()
     if share["over_base"] is not None:
         over = share["over_local_only"]
-        more = f", {100 * over:.0f} % than alone" if over is not None else ""
+        more = f", {words.percent(100 * over, signed=False)} than alone" if over is not None else ""
         grid.add_row(
             "devices",
-            f"{100 * share['over_base']:.0f} % of those measured do better than with the base{more}",
+            f"{words.percent(100 * share['over_base'], signed=False)} of those measured do better than with the base"
+            f"{more}",
         )
     if said := alone.going_on(s):
         grid.add_row("longer", said)

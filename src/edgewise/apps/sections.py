@@ -119,6 +119,7 @@ def _quality_for_bytes(s: Summary) -> str:
         unit=words.perplexity,
         whole_x=False,
         log_x=True,
+        log_y=True,
     )
     hint = "Held-out perplexity against what a device has sent so far, and sent and received; mean over all."
     return panel("Quality for bytes", f"{hint} {few}".strip(), chart)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf, isfinite
+from math import floor, inf, isfinite
 from typing import Any
 
 MODELS = {"base": "base", "local_only": "local only", "federated": "federated", "centralised": "centralised"}
@@ -68,10 +68,12 @@ def figure(q: Mapping[str, Any], key: str) -> str:
 
 
 def percent(x: float | None, signed: bool = True) -> str:
-    """``−71 %`` with a true minus; one decimal below ten."""
+    """``−71 %`` with a true minus; one decimal below ten, and where all would be said of less (``99.9 %``)."""
     if x is None:
         return NOTHING
     text = f"{abs(x):.0f}" if abs(x) >= 9.95 or x == 0 else f"{abs(x):.1f}"
+    if text == "100" and abs(x) < 100:
+        text = f"{floor(10 * abs(x)) / 10:.1f}"
     sign = "−" if x < 0 else "+" if signed and x > 0 else ""
     return f"{sign}{text} %"
 
