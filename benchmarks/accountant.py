@@ -21,7 +21,7 @@ from edgewise.privacy import accountant, card, distributed, ledger, matrix
 from edgewise.privacy.accountant import COARSE, calibrate, epsilon, epsilon_renyi, gaussian, renyi, safe_cap
 from edgewise.privacy.adaptive import bit_noise, split
 from edgewise.privacy.ledger import Budget, Charge, Ledger
-from edgewise.privacy.spend import Event, discrete, fixed_size, local, poisson, tree, truncated
+from edgewise.privacy.spend import PrivacyEvent, discrete, fixed_size, local, poisson, tree, truncated
 from edgewise.privacy.spend import gaussian as plain
 
 Row = tuple[str, str, float]
@@ -145,7 +145,7 @@ def reproduced(name: str, expected: str, ours: float) -> bool:
     return abs(ours - float(expected)) <= 0.5001 * 10.0 ** -len(expected.partition(".")[2])
 
 
-def charges(event: Event, rounds: int) -> list[float]:
+def charges(event: PrivacyEvent, rounds: int) -> list[float]:
     """Seconds of each charge of a run."""
     accountant._by_loss.cache_clear()
     accountant._by_renyi.cache_clear()

@@ -23,7 +23,7 @@ from edgewise.core.keys import derive, root  # noqa: E402
 from edgewise.crypto import agree, prg, seal, shamir, sign  # noqa: E402
 from edgewise.privacy.samplers import discrete_gaussian  # noqa: E402
 from edgewise.secagg import client, events, messages, secrets, server, two_server  # noqa: E402
-from edgewise.secagg.params import Params, Policy  # noqa: E402
+from edgewise.secagg.params import Params, TrustPolicy  # noqa: E402
 
 KEY = root(1)
 
@@ -74,7 +74,7 @@ def masks() -> None:
     bench.note(f"Shamir 67 of 100: share {1e3 * took[0]:.1f} ms, combine {1e6 * took[1]:.0f} us")
 
 
-def session(n: int, d: int, dropped: float, policy: Policy, check: bool, bits: int = 24) -> None:
+def session(n: int, d: int, dropped: float, policy: TrustPolicy, check: bool, bits: int = 24) -> None:
     """One session in this process: devices one after the other, so that only the server's memory counts."""
     params = Params(policy, 2, bits, d, 1)
     names = [f"d{i:05d}" for i in range(n)]
@@ -156,7 +156,7 @@ def shares() -> None:
     identity = sign.pair(derive(KEY, "id"))
     leader, helper = two_server.server_pair(derive(KEY, "l")), two_server.server_pair(derive(KEY, "h"))
     for bits in (16, 24):
-        params = Params(Policy(), 2, bits, 1 << 22, 0)
+        params = Params(TrustPolicy(), 2, bits, 1 << 22, 0)
         body = prg.expand(derive(KEY, "x"), params.dim, bits)
 
         def split(params: Params = params, body: secrets.Body = body) -> bytearray:  # type: ignore[assignment]
@@ -200,10 +200,10 @@ def main() -> None:
                 masks()
             case "complete":
                 for bits in (16, 24):
-                    session(32, 1 << 12, 0.1, Policy(), True, bits)  # compiles
-                    session(32, 1 << 20, 0.1, Policy(), True, bits)
+                    session(32, 1 << 12, 0.1, TrustPolicy(), True, bits)  # compiles
+                    session(32, 1 << 20, 0.1, TrustPolicy(), True, bits)
             case "sparse":
-                session(1000, 1 << 20, 0.05, Policy(0.05, 0.05, "malicious"), True)
+                session(1000, 1 << 20, 0.05, TrustPolicy(0.05, 0.05, "malicious"), True)
             case "shares":
                 shares()
             case "sampler":

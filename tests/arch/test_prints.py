@@ -36,8 +36,8 @@ PUBLIC: dict[str, set[str]] = {
     "secagg.server.Session": {"sid"},
     "secagg.server.Sharing": {"roster"},  # a digest of public keys
     "secagg.server.Signing": {"signatures"},
-    "secagg.two_server.Helper": {"context", "seen"},  # ids of reports
-    "secagg.two_server.Leader": {"context", "counted"},
+    "secagg.two_server.HelperState": {"context", "seen"},  # ids of reports
+    "secagg.two_server.LeaderState": {"context", "counted"},
     "secagg.two_server.Report": {"id", "helper", "signature"},  # the seed is sealed
     "secagg.two_server.Ticket": {"id", "leader", "helper", "signature"},
     "strategies.base.State": {"params", "slots"},  # the model, and averages of what was released

@@ -14,12 +14,12 @@ from edgewise.core.keys import derive
 from edgewise.crypto import agree
 from edgewise.secagg import messages, params, secrets, server
 from edgewise.secagg.client import circle
-from edgewise.secagg.params import Policy
+from edgewise.secagg.params import TrustPolicy
 
 pytestmark = pytest.mark.slow
 
 N = 66
-POLICY = Policy(0.04, 0.02)  # 2 corrupt, 1 drops out
+POLICY = TrustPolicy(0.04, 0.02)  # 2 corrupt, 1 drops out
 
 
 def on_the_circle(s: Session) -> tuple[list[str], bytes]:
@@ -41,7 +41,7 @@ def cut() -> tuple[int, int]:
     these the arc of all others begins, on either side with a corrupt device: the server tried rosters until they stood
     there. It signs the list, and the server takes its masks off.
     """
-    s = Session(90, n_min=66, policy=Policy(0.025, 0.02))
+    s = Session(90, n_min=66, policy=TrustPolicy(0.025, 0.02))
     (k, t), (order, roster) = s.policy.shape(s.n), on_the_circle(s)
     quiet, listed = k // 2 - 1, 24
     silent = {*order[:quiet], *order[quiet + listed : 2 * quiet + listed]}
@@ -68,7 +68,7 @@ def cut() -> tuple[int, int]:
 
 
 def test_a_list_with_a_gap_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    k, t = Policy(0.025, 0.02).shape(90)
+    k, t = TrustPolicy(0.025, 0.02).shape(90)
     assert t - k // 2 > 2  # more corrupt devices on one side than there are
     assert cut()[0] == 0
     # With four neighbours and t = 3 no device shows both secrets either. One corrupt device beside a gap is enough.
@@ -101,7 +101,7 @@ def two_lists() -> list[int]:
 
 def test_two_lists_are_not_both_opened_on_two_arcs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert two_lists() == [0, 0]
-    monkeypatch.setattr(Policy, "quorum", lambda *_: 0)
+    monkeypatch.setattr(TrustPolicy, "quorum", lambda *_: 0)
     assert min(two_lists()) > 10
 
 
@@ -138,7 +138,7 @@ def test_a_device_asks_for_signatures_of_its_holders_and_of_the_roster() -> None
 @pytest.mark.parametrize("apart", [3, 6])
 def test_survivors_without_a_mask_in_common_end_a_session(apart: int) -> None:
     """A curious server, and drop-outs that happen to close in a few devices: their masks would cancel among them."""
-    s = Session(110, n_min=60, policy=Policy(0.0, 0.1, "curious"))
+    s = Session(110, n_min=60, policy=TrustPolicy(0.0, 0.1, "curious"))
     (k, _), (order, _) = s.policy.shape(s.n), on_the_circle(s)
     assert k < s.n - 1
     gone = {*order[: k // 2], *order[k // 2 + apart : k + apart]}
@@ -150,7 +150,7 @@ def test_survivors_without_a_mask_in_common_end_a_session(apart: int) -> None:
 
 
 def test_as_many_that_are_gone_elsewhere_end_no_session() -> None:
-    s = Session(110, n_min=60, policy=Policy(0.0, 0.1, "curious"))
+    s = Session(110, n_min=60, policy=TrustPolicy(0.0, 0.1, "curious"))
     (k, _), (order, _) = s.policy.shape(s.n), on_the_circle(s)
     gone = set(order[::6][: k // 2])
     assert isinstance(s.play(lambda step, device: step == 1 and device in gone), server.Released)

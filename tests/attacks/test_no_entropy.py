@@ -15,7 +15,7 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.secagg import client, two_server
-from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.params import Params, TrustPolicy
 
 SPEC = Spec.of([("w", (64,), "float32")])
 DP = {"stage": [], "metrics": "none", "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "round.minimum": 0.75}
@@ -55,7 +55,7 @@ def test_a_server_releases_no_sum_without_entropy(entropy: bytes) -> None:
 @pytest.mark.parametrize("entropy", [b"", bytes(31)])
 def test_a_device_begins_no_session_without_entropy(entropy: bytes) -> None:
     """Its keys, shares and sealed halves would be those of every device that has none."""
-    params, me = Params(Policy(), 2, 20, 5, 1), "d000"
+    params, me = Params(TrustPolicy(), 2, 20, 5, 1), "d000"
     with pytest.raises(ValueError, match="32 bytes"):
         client.advertise(params, SID, me, IDENTITIES[me].secret, entropy)
     leader, helper = (two_server.server_pair(root(n)).public for n in (1, 2))

@@ -88,7 +88,7 @@ def masked(devices: Devices, nonce: bytes, who: list[str]) -> server.State | lis
     while mail:
         letter = mail.pop(0)
         step = frame.Step(run=plan.run, round=0, device=letter.device, body=letter.raw)
-        for effect in devices.step(letter.device, machine.Letter(step)):
+        for effect in devices.step(letter.device, machine.Delivered(step)):
             if isinstance(effect, machine.Send):
                 feed(events.Received(letter.device, frame.load(effect.frame).body))
     return state

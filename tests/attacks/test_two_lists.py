@@ -17,13 +17,13 @@ from edgewise.plan.plan import Plan
 from edgewise.secagg import messages, recovery, secrets
 from edgewise.secagg.client import holding
 from edgewise.secagg.merge import assured, secure_sum
-from edgewise.secagg.params import Policy
+from edgewise.secagg.params import TrustPolicy
 
 
 def attack(n: int, bad: int) -> np.ndarray | None:
     """Tells some honest devices that the first one survived and others that it did not, and puts its two secrets
     together: its update, or None where too few shares of them came."""
-    s = Session(n, n_min=2, policy=Policy(0.3, 0.0))
+    s = Session(n, n_min=2, policy=TrustPolicy(0.3, 0.0))
     for device, raw in s.advertise():
         s.give(device, raw)
     mail = [letter for device, raw in s.close() for letter in s.give(device, s.answer(device, raw))]
@@ -110,5 +110,5 @@ def test_plans_of_masked_sums_are_held_to_it() -> None:
 def test_the_graph_of_the_smallest_roster_allows_for_all_corrupt_devices_of_the_cohort() -> None:
     """A tenth of 1,000 devices are a fifth of 500, and the graph of 500 has to stand that."""
     policy = assured(secure_sum(), 500, 100)
-    assert policy.shape(500) == Policy(0.2, 0.1).shape(500)
-    assert policy.shape(500)[0] > Policy(0.1, 0.1).shape(500)[0]
+    assert policy.shape(500) == TrustPolicy(0.2, 0.1).shape(500)
+    assert policy.shape(500)[0] > TrustPolicy(0.1, 0.1).shape(500)[0]

@@ -19,14 +19,14 @@ from session import SID, Session
 from edgewise.codecs import kernels
 from edgewise.secagg import messages, secrets, server
 from edgewise.secagg.client import circle
-from edgewise.secagg.params import Policy
+from edgewise.secagg.params import TrustPolicy
 
 LIARS = {"E-SHARE", "E-SECAGG-REVEAL"}
 
 
 def attack(n_min: int, bad: int, forge: str) -> tuple[np.ndarray | None, Server]:
     """The sum of P and the corrupt devices, or None where devices in R1 did not reveal what opens it."""
-    policy = Policy(bad / n_min, 0.1)
+    policy = TrustPolicy(bad / n_min, 0.1)
     s, t = Session(110, n_min=n_min, policy=policy), policy.shape(n_min)[1]
     few, gone, corrupt = s.devices[: t - bad], s.devices[t - bad : n_min - bad], s.devices[n_min - bad : n_min]
     rest = s.devices[n_min : 2 * n_min]
@@ -62,14 +62,14 @@ def test_no_sum_is_opened_with_survivors_that_were_shown_another_roster(n_min: i
     opened, liar = attack(n_min, bad, forge)
     assert opened is None
     code = "E-SECAGG-SURVIVORS" if forge == "none" else "E-SECAGG-KEYS"
-    assert liar.aborted == {code: Policy(bad / n_min, 0.1).shape(n_min)[1]}
+    assert liar.aborted == {code: TrustPolicy(bad / n_min, 0.1).shape(n_min)[1]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("forge", ["junk", "none"])
 def test_an_invented_survivor_closes_a_sparse_sum(forge: str) -> None:
     """Its neighbours alone see that it has not dealt. They abort, and some mask of every sum beyond them stays on."""
-    s = Session(66, n_min=20, policy=Policy(0.02, 0.02))
+    s = Session(66, n_min=20, policy=TrustPolicy(0.02, 0.02))
     (k, t), fake = s.policy.shape(66), s.devices[33]
     liar = Server(s, s.devices)
     _, revealed = liar.play([d for d in s.devices if d != fake], s.devices, s.devices, forge)

@@ -31,8 +31,8 @@ from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
 from edgewise.privacy.accountant import COARSE, epsilon
 from edgewise.privacy.device_ledger import DeviceCharge, DeviceLedger, charge, spent
-from edgewise.privacy.ledger import Budget, Refused
-from edgewise.privacy.spend import Event, Unit, gaussian, local, matrix, poisson, record_level
+from edgewise.privacy.ledger import Budget, OverBudget
+from edgewise.privacy.spend import PrivacyEvent, Unit, gaussian, local, matrix, poisson, record_level
 from edgewise.secagg import server
 
 DELTA = 1e-6
@@ -270,8 +270,8 @@ def test_a_ledger_that_somebody_changed_is_found(tmp_path: Path, how: str) -> No
         ledgers.charges("d")
 
 
-def charged(*charges: DeviceCharge, cap: float = 1e6) -> DeviceLedger | Refused:
-    ledger: DeviceLedger | Refused = DeviceLedger(Budget(cap, DELTA))
+def charged(*charges: DeviceCharge, cap: float = 1e6) -> DeviceLedger | OverBudget:
+    ledger: DeviceLedger | OverBudget = DeviceLedger(Budget(cap, DELTA))
     for one in charges:
         assert isinstance(ledger, DeviceLedger)
         ledger = charge(ledger, one)
@@ -306,7 +306,7 @@ def test_different_neighbours_compose_at_one_delta() -> None:
     """Six kinds that are each nothing at this delta are not nothing together: each has all of delta for itself."""
     z = 1.0 / (2.0 * DELTA * sqrt(pi / 2.0)) * 1.01  # P[|N(0, 1)| < 1 / 2z], 99 % of delta
     kinds = [(neighbours, unit) for neighbours in get_args(Adjacency) for unit in get_args(Unit)]
-    events = [Event("gaussian", neighbours, z=z, unit=unit) for neighbours, unit in kinds]
+    events = [PrivacyEvent("gaussian", neighbours, z=z, unit=unit) for neighbours, unit in kinds]
     assert [epsilon({event: 1}, DELTA) for event in events] == [0.0] * 6
     assert delta_of(sqrt(6.0) / z, 1e-12) > 2.0 * DELTA
     total = spent([DeviceCharge(str(n), 0, event) for n, event in enumerate(events)], DELTA)
@@ -340,7 +340,7 @@ def test_sampling_of_devices_amplifies_nothing_for_who_knows_that_it_took_part()
 
 
 def test_correlated_noise_costs_once_a_run_and_covers_no_more_rounds_than_it_was_sized_for() -> None:
-    event: Event = matrix(3.0, rounds=8, gap=2, takes=4)
+    event: PrivacyEvent = matrix(3.0, rounds=8, gap=2, takes=4)
     one = [DeviceCharge("a", number, event) for number in (0, 2, 4, 6)]
     assert spent(one, DELTA) == pytest.approx(epsilon({event: 1}, DELTA))
     assert spent([*one, DeviceCharge("a", 7, event)], DELTA) == inf
@@ -352,5 +352,5 @@ def test_a_round_is_charged_once_and_with_one_event() -> None:
     ledger = charged(DeviceCharge("a", 0, gaussian(2.0)))
     assert isinstance(ledger, DeviceLedger)
     assert charge(ledger, DeviceCharge("a", 0, gaussian(2.0))) is ledger
-    assert isinstance(charge(ledger, DeviceCharge("a", 0, gaussian(3.0))), Refused)
-    assert isinstance(charged(DeviceCharge("a", 0, gaussian(0.5)), cap=1.0), Refused)
+    assert isinstance(charge(ledger, DeviceCharge("a", 0, gaussian(3.0))), OverBudget)
+    assert isinstance(charged(DeviceCharge("a", 0, gaussian(0.5)), cap=1.0), OverBudget)

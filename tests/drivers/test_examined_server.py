@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from served import running
 
-from edgewise.apps.doctor import BAD, NOTE, OK, Finding
+from edgewise.apps.doctor import BAD, NOTE, OK, Check
 from edgewise.apps.server.examine import examine
 from edgewise.drivers.fleet import backup
 from support.commands import command
@@ -37,7 +37,7 @@ def free() -> str:
         return f"127.0.0.1:{s.getsockname()[1]}"
 
 
-def found(folder: Path, listen: str = "", after_s: float = 0.0) -> dict[str, Finding]:
+def found(folder: Path, listen: str = "", after_s: float = 0.0) -> dict[str, Check]:
     return {one.name: one for one in examine(folder, listen or free(), time.time() + after_s)}
 
 

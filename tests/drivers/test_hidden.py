@@ -17,7 +17,7 @@ from edgewise.crypto import sign
 from edgewise.drivers.faults import Fault, Faulty
 from edgewise.drivers.store import RunStore
 from edgewise.engine import device
-from edgewise.engine.ports import Arrived, Lost
+from edgewise.engine.ports import Absent, Arrived
 from edgewise.plan import acceptance, private
 from edgewise.privacy import ledger
 from edgewise.secagg import messages
@@ -280,7 +280,7 @@ class _Lying(Faulty):
             return item
         said = self._lie(step.round, messages.load(step.body))
         if said is None:
-            return Lost(item.device, "dropped", item.at_s)
+            return Absent(item.device, "dropped", item.at_s)
         if isinstance(said, messages.Shares | messages.Revealed):
             said = _signed(item.device, said, *self._signers[item.device])
         body = frame.dump(msgspec.structs.replace(step, body=messages.dump(said)))

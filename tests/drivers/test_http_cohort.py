@@ -25,7 +25,7 @@ from edgewise.drivers.http import attend
 from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
 from edgewise.drivers.http.link import Link
-from edgewise.engine.ports import Arrived, Lost, Sent
+from edgewise.engine.ports import Absent, Arrived, Sent
 
 KIT = Path(__file__).parents[1] / "support"
 FEDAVG: dict[str, Any] = {
@@ -233,7 +233,7 @@ def test_a_device_without_progress_is_lost_and_one_that_calls_is_not(server: Ser
         assert one.receive(0.1) is None
     time.sleep(0.4)
     lost = one.receive(5.0)
-    assert isinstance(lost, Lost)
+    assert isinstance(lost, Absent)
     assert (lost.device, lost.code) == (device.name, "dropped")
     assert one.receive(0.0) is None, "once"
 
@@ -267,7 +267,7 @@ def test_a_device_that_is_revoked_is_lost_at_once(server: Server, device: Link, 
     with joined(server, tmp_path / "operator", "operator") as operator:
         operator.call("POST", f"/v1/devices/{device.name}/revoke")
     lost = one.receive(5.0)
-    assert isinstance(lost, Lost)
+    assert isinstance(lost, Absent)
     assert lost.device == device.name
 
 

@@ -13,20 +13,20 @@ import pytest
 
 from edgewise.apps import shell
 from edgewise.drivers import folder, noise
-from edgewise.drivers.noise import Noise
+from edgewise.drivers.noise import PrintedNoise
 
 LIMIT = 4096
 
 
 def test_little_is_kept_whole():
-    with Noise(LIMIT) as kept:
+    with PrintedNoise(LIMIT) as kept:
         os.write(kept.fileno(), b"one\n")
         subprocess.run([sys.executable, "-c", "print('two')"], stdout=kept.fileno(), check=True)
         assert kept.read() == b"one\ntwo\n"
 
 
 def test_of_much_the_beginning_and_the_end_are_kept():
-    with Noise(LIMIT, interval_s=3600.0) as kept:
+    with PrintedNoise(LIMIT, interval_s=3600.0) as kept:
         for i in range(3):
             os.write(kept.fileno(), b"".join(b"%05d\n" % n for n in range(i * 2000, (i + 1) * 2000)))
             text = kept.read()
@@ -40,7 +40,7 @@ def test_of_much_the_beginning_and_the_end_are_kept():
 
 @pytest.mark.skipif(os.name == "nt", reason="needs files that all writers append to")
 def test_the_file_does_not_outgrow_its_limit_while_it_is_written():
-    with Noise(LIMIT, interval_s=0.01) as kept:
+    with PrintedNoise(LIMIT, interval_s=0.01) as kept:
         end_s = time.monotonic() + 60.0
         os.write(kept.fileno(), b"x" * 50 * LIMIT)
         while os.fstat(kept.fileno()).st_size > LIMIT and time.monotonic() < end_s:
@@ -63,6 +63,6 @@ def test_without_room_it_is_dropped(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    with Noise(LIMIT) as kept:
+    with PrintedNoise(LIMIT) as kept:
         os.write(kept.fileno(), b"one\n")
         assert kept.read() == b""

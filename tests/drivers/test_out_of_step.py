@@ -26,7 +26,7 @@ from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import canonical
 from edgewise.privacy import ledger
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 COMPARE = {"compare.local_only": False, "compare.centralised": False, "eval.every": 0}
 MASKED = {
@@ -369,7 +369,7 @@ def rebuilt(folder, statement, *values):
         before, count = ledger.start(run, instance), 0
         rows = c.execute("SELECT number, round, attempt, cohort, event FROM charges ORDER BY number").fetchall()
         for number, played, attempt, cohort, event in rows:
-            charge = ledger.Charge(played, attempt, cohort, Event.from_plain(json.loads(event)))
+            charge = ledger.Charge(played, attempt, cohort, PrivacyEvent.from_plain(json.loads(event)))
             before, count = ledger.link(before, charge), count + 1
             c.execute("UPDATE charges SET digest = ? WHERE number = ?", (before, number))
         c.execute("UPDATE runs SET ledger = ?", (before,))

@@ -11,7 +11,7 @@ from edgewise.core import frame
 from edgewise.core.errors import DataError, RoundError
 from edgewise.core.vector import Spec
 from edgewise.drivers.probes import Probes
-from edgewise.engine.ports import Arrived, Lost
+from edgewise.engine.ports import Absent, Arrived
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
 
@@ -64,7 +64,7 @@ def test_an_evaluation_that_nobody_can_do_says_why():
 def test_an_evaluation_closes_at_the_deadline_of_rounds_and_names_who_did_not_answer():
     late = PLAN.sampling.deadline_s + 1.0
     event, _ = evaluate(
-        measurement("d0"), Lost("d1", "dropped", 2.0), refusal("no text", "d2", 3.0), measurement("d3", tokens=0),
+        measurement("d0"), Absent("d1", "dropped", 2.0), refusal("no text", "d2", 3.0), measurement("d3", tokens=0),
         measurement("d4", late),
     )  # fmt: skip
     assert event.nll == {"d0": 10.0}
@@ -75,7 +75,7 @@ def test_an_evaluation_closes_at_the_deadline_of_rounds_and_names_who_did_not_an
 
 
 def test_an_evaluation_that_nobody_answers_ends_with_a_named_error():
-    for script in ([], [Lost(d, "dropped", 1.0) for d in DEVICES]):
+    for script in ([], [Absent(d, "dropped", 1.0) for d in DEVICES]):
         with pytest.raises(RoundError, match=r"E-ROUND.*no device answered"):
             evaluate(*script)
     with pytest.raises(DataError, match=r"E-DATA-EMPTY.*no device holds text"):

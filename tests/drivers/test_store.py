@@ -25,18 +25,23 @@ from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.core.memory import Memory, flat
 from edgewise.core.vector import digest, to_bytes
-from edgewise.crypto.seal import Boxes
+from edgewise.crypto.seal import BoxKey
 from edgewise.drivers import blobs, folder
 from edgewise.drivers import store as store_module
 from edgewise.drivers.files import write_durably
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.store import RunStore
 from edgewise.drivers.tables import RUNS
-from edgewise.engine.ports import Arrived, Change, Checkpoint, Delta, Downlink, Expired, Lost, Standing
+from edgewise.engine.ports import Absent, Arrived, Change, Checkpoint, DeltaBlob, Downlink, Expired, Standing
 from edgewise.strategies.base import State
 
 KEY = bytes(range(32))
-RECORDS = [Arrived("a", b"frame" * 50, 1.5, 0.1, 0.2), Lost("b", "dropped", 2.0), Arrived("c", b"", 3.0), Expired(9.0)]
+RECORDS = [
+    Arrived("a", b"frame" * 50, 1.5, 0.1, 0.2),
+    Absent("b", "dropped", 2.0),
+    Arrived("c", b"", 3.0),
+    Expired(9.0),
+]
 
 
 def checkpoint(n, value=1.0, unmet=0):
@@ -65,7 +70,7 @@ def test_commit_and_load_round_trip(store):
 
 def downlink(n, first):
     """As after n rounds with deltas from round ``first`` on."""
-    ring = tuple(Delta(r, digest(b"delta %d" % r), f"base {r}", b"delta %d" % r) for r in range(first, n + 1))
+    ring = tuple(DeltaBlob(r, digest(b"delta %d" % r), f"base {r}", b"delta %d" % r) for r in range(first, n + 1))
     x = np.full(5, 100.0 + n, np.float32)
     return Downlink(n, x, digest(to_bytes(x)), ring, np.full(5, 100.0 + first - 1, np.float32))
 
@@ -474,7 +479,7 @@ def test_zeros_at_the_end_are_a_torn_tail(tmp_path):
 def test_a_whole_record_that_means_nothing_is_an_error(tmp_path, body):
     path = tmp_path / "round.log"
     before = journal_of(path)
-    box = bytes(12) + Boxes(KEY).seal(bytes(12), body, f"c {len(before)}".encode())
+    box = bytes(12) + BoxKey(KEY).seal(bytes(12), body, f"c {len(before)}".encode())
     lengths = len(box).to_bytes(4, "little") + zlib.crc32(box).to_bytes(4, "little")
     path.write_bytes(before + lengths + zlib.crc32(lengths).to_bytes(4, "little") + box)
     with pytest.raises(StoreError, match="E-CHECKPOINT"):
@@ -523,7 +528,7 @@ def test_a_disk_that_refuses_to_delete_stops_nothing(tmp_path, monkeypatch):
         (store.out / "blobs" / "nobody").write_bytes(b"left over")
         store.commit(checkpoint(0), ())
         journal = store.journal(0)
-        journal.append(Lost("d", "E-NAN", 0.0))
+        journal.append(Absent("d", "E-NAN", 0.0))
         store.commit(checkpoint(1), (), Change(["a"]))
         assert (store.out / "blobs" / "nobody").exists()
         monkeypatch.setattr(os, "replace", lambda *_: refuse(None))

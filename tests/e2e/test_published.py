@@ -71,7 +71,7 @@ def test_a_model_card_names_no_data_and_marks_its_figures(word: str, tmp_path: P
         run, s = store.run(), summary.build(store)
     assert run is not None
     recipe = make_recipe({"seed": 987_654_321, **RECIPES[word]})
-    card = model_card.Card(s, recipe, "merged", s["rounds"]["played"], "0" * 64).text()
+    card = model_card.ModelCard(s, recipe, "merged", s["rounds"]["played"], "0" * 64).text()
     noised = word not in ("none", "hidden")
     assert "## Held-out perplexity" in card
     assert (NOT_COVERED in card) == (OUTSIDE in card) == noised

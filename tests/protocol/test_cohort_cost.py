@@ -18,7 +18,7 @@ from edgewise.engine import round as machine
 from edgewise.engine import round_states
 from edgewise.secagg import messages, server, two_server
 from edgewise.secagg.events import Event
-from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.params import Params, TrustPolicy
 
 SMALL, LARGE, LAST = 64, 1024, 32
 
@@ -38,7 +38,7 @@ def answers(n: int) -> list[round_states.Event]:
 
 
 def opened(n: int) -> round_states.State:
-    return machine.start(0, frozenset(Name(f"d{i:05d}") for i in range(n)), round_states.Policy(n, 1, 9.0))[0]
+    return machine.start(0, frozenset(Name(f"d{i:05d}") for i in range(n)), round_states.RoundPolicy(n, 1, 9.0))[0]
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_every_state_of_a_large_round_stays_as_it_was() -> None:
 
 @pytest.mark.slow
 def test_two_servers_take_the_same_per_report_in_any_batch() -> None:
-    params = Params(Policy(), 3, 20, 8, 1)
+    params = Params(TrustPolicy(), 3, 20, 8, 1)
     context = messages.session_id("task", 0, "model", "config", bytes(32))
     lead_pair, helper_pair = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
     identity = sign.pair(derive(ROOT, "one for all"))
@@ -91,7 +91,7 @@ def test_two_servers_take_the_same_per_report_in_any_batch() -> None:
 
     def cost(n: int) -> float:
         lead = two_server.lead(params, context, lead_pair.secret, lambda device: identity.public)
-        helper = two_server.Helper(params, context, helper_pair.secret, lambda device: identity.public)
+        helper = two_server.HelperState(params, context, helper_pair.secret, lambda device: identity.public)
 
         def take(device: str, report: bytearray) -> None:
             nonlocal lead, helper

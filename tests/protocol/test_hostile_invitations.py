@@ -267,7 +267,7 @@ def test_letters_of_any_kind(data: st.DataObject) -> None:
     )  # fmt: skip
     message = frame.load(frame.dump(letter))
     assert isinstance(message, frame.Step)
-    after, effects = machine.step(plan, state, machine.Letter(message), simulated_trust(plan.key))
+    after, effects = machine.step(plan, state, machine.Delivered(message), simulated_trust(plan.key))
     if (letter.run, letter.round, letter.device) != (plan.run, 0, "d"):
         assert (after is state, effects) == (True, ())
     else:

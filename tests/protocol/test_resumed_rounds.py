@@ -23,7 +23,7 @@ from edgewise.core.keys import root
 from edgewise.drivers.identities import simulated_trust
 from edgewise.engine.aggregation import aggregation
 from edgewise.engine.open_round import OpenRound
-from edgewise.engine.ports import Expired, Lost, Pinned, Standing
+from edgewise.engine.ports import Absent, Expired, Pinned, Standing
 from edgewise.secagg import messages
 from edgewise.secagg.secrets import Hidden
 
@@ -221,7 +221,7 @@ def test_a_log_without_a_beginning_is_refused(tmp_path: Path) -> None:
     fleet = fleet_of("secure_sum")
     with Server(fleet, tmp_path) as server:
         server.begin()
-        server.log(0).append(Lost("d1", "dropped", 1.0))
+        server.log(0).append(Absent("d1", "dropped", 1.0))
     with Server(fleet, tmp_path) as server:
         checkpoint = server.begin()
         with pytest.raises(StoreError, match=r"E-CHECKPOINT.*began"):
@@ -232,7 +232,7 @@ def test_a_log_that_names_other_survivors_is_refused() -> None:
     plan, names = PLANS["secure_sum"], [f"d{i}" for i in range(6)]
     trust = simulated_trust(root(7))
     facts = decided(plan, standings=dict.fromkeys(names, Standing()), trust=trust)
-    for records in ([Pinned(0, ("d0",))], [Lost("d1", "dropped", 1.0), Pinned(0, ("d0",))]):
+    for records in ([Pinned(0, ("d0",))], [Absent("d1", "dropped", 1.0), Pinned(0, ("d0",))]):
         sums = aggregation(facts, trust, b"", None)
         fleet = fleet_of("secure_sum")
         opened = OpenRound(facts, fleet, MemoryLog(), sums, lambda: None, lambda event: None, lambda: 0.0)

@@ -23,7 +23,7 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.probes import Probes
 from edgewise.engine import broadcast
 from edgewise.engine.coordinator import Coordinator
-from edgewise.engine.ports import Arrived, Change, Checkpoint, Lost, Standing
+from edgewise.engine.ports import Absent, Arrived, Change, Checkpoint, Standing
 from edgewise.engine.sampling import draw
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
@@ -127,7 +127,7 @@ NASTY = st.sampled_from(DEVICES).flatmap(
             good(d),
             good(d),
             good(d),
-            Lost(d, "dropped", 1.0),
+            Absent(d, "dropped", 1.0),
             Arrived(d, b"EWF\x02rubbish", 1.0),
             Arrived(d, contribution(d)[:-3], 1.0),
             Arrived(d, contribution(d, number=3), 1.0),

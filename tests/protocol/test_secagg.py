@@ -9,12 +9,12 @@ from session import IDENTITIES, SID, Session, fresh, registry
 
 from edgewise.crypto import sign
 from edgewise.secagg import client, messages, server
-from edgewise.secagg.params import Policy
+from edgewise.secagg.params import TrustPolicy
 
 
 @pytest.mark.slow
 def test_sparse_graph_with_drop_outs() -> None:
-    s = Session(80, n_min=40, policy=Policy(0.05, 0.05, "curious"))
+    s = Session(80, n_min=40, policy=TrustPolicy(0.05, 0.05, "curious"))
     k, t = s.policy.shape(80)
     assert k < 79
     end = s.play(lambda step, d: (step == 2 and d.endswith("7")) or (step == 4 and d.endswith("03")))
@@ -38,7 +38,7 @@ def _to_masks(s: Session) -> list[tuple[str, bytes]]:
 @pytest.mark.parametrize("junk", [False, True])
 def test_a_device_goes_on_with_boxes_of_t_holders_and_not_with_one_fewer(n: int, own: int, junk: bool) -> None:
     """In the complete graph it is a holder itself, in the sparse one it is not; boxes may lack, or not open."""
-    s = Session(n, policy=Policy(0.02, 0.02))
+    s = Session(n, policy=TrustPolicy(0.02, 0.02))
     k, t = s.policy.shape(n)
     assert t < k == 8
     for device, raw in s.advertise():

@@ -15,7 +15,7 @@ from edgewise.core.keys import derive
 from edgewise.core.space import share_of
 from edgewise.crypto import agree
 from edgewise.secagg import server
-from edgewise.secagg.params import Params, Policy, complete_threshold
+from edgewise.secagg.params import Params, TrustPolicy, complete_threshold
 
 STAYS = 5
 
@@ -25,7 +25,7 @@ def expect(end: server.State, leaves: Mapping[str, int], n_min: int = 2) -> None
     pattern = leaves.values()
     shares, masked = (sum(p > step for p in pattern) for step in (1, 2))
     signed, revealed = (sum(p > step for p in pattern) for step in (3, 4))
-    threshold = complete_threshold(n := len(pattern), share_of(Policy().corrupt, n))
+    threshold = complete_threshold(n := len(pattern), share_of(TrustPolicy().corrupt, n))
     if min(shares, masked) >= max(n_min, threshold) and min(signed, revealed) >= threshold:
         assert isinstance(end, server.Released)
         assert end.survivors == tuple(d for d in leaves if leaves[d] > 2)
@@ -78,7 +78,7 @@ def test_larger_cohorts_with_a_minimum(pattern: list[int], n_min: int) -> None:
 @pytest.mark.slow
 def test_a_sparse_graph_with_drop_outs_at_every_step() -> None:
     """80 devices with fewer neighbours than everybody; against a server that lies, as the default is."""
-    policy = Policy(0.05, 0.05)
+    policy = TrustPolicy(0.05, 0.05)
     s = Session(80, n_min=40, policy=policy)
     k, t = policy.shape(80)
     assert t < k < 79
@@ -90,7 +90,7 @@ def test_a_sparse_graph_with_drop_outs_at_every_step() -> None:
 
 @pytest.mark.slow
 def test_a_sparse_graph_below_its_minimum_is_a_named_end() -> None:
-    s = Session(80, n_min=78, policy=Policy(0.05, 0.05))
+    s = Session(80, n_min=78, policy=TrustPolicy(0.05, 0.05))
     end = s.play(lambda step, d: step >= 2 and d in ("d001", "d002", "d003"))
     assert isinstance(end, server.Aborted)
     assert end.code == "E-SECAGG-FEW"
@@ -98,15 +98,15 @@ def test_a_sparse_graph_below_its_minimum_is_a_named_end() -> None:
 
 def test_a_sum_is_never_opened_below_the_threshold() -> None:
     for n in (3, 64, 80):
-        policy = Policy(0.05, 0.05)
+        policy = TrustPolicy(0.05, 0.05)
         assert Params(policy, 2, 20, 1, 0).needed(n) == max(policy.shape(n)[1], policy.quorum(n)) > n / 2
-        assert Params(Policy(0.05, 0.05, "curious"), 2, 20, 1, 0).needed(80) < 40
+        assert Params(TrustPolicy(0.05, 0.05, "curious"), 2, 20, 1, 0).needed(80) < 40
         assert Params(policy, 75, 20, 1, 0).needed(n) == 75
 
 
 def test_a_cohort_for_which_there_is_no_graph_is_a_named_end() -> None:
     """Such policies exist at the edge of what recipes may say; how many came is not known before."""
-    s = Session(67, policy=Policy(0.33, 0.33))
+    s = Session(67, policy=TrustPolicy(0.33, 0.33))
     for device, raw in s.advertise():
         s.give(device, raw)
     s.close()

@@ -11,7 +11,7 @@ from session import IDENTITIES, Session
 
 from edgewise.core.space import share_of
 from edgewise.secagg import server
-from edgewise.secagg.params import Policy
+from edgewise.secagg.params import TrustPolicy
 
 D = list(IDENTITIES)
 DEALT, TOLD = "E-SHARE", "E-SECAGG-REVEAL"
@@ -93,11 +93,11 @@ def test_too_many_liars_are_a_named_end() -> None:
 
 
 TIGHT = {  # n -> a policy under which the shares of n devices are just enough
-    9: Policy(0.12, 0.23),  # 1 corrupt, 2 drop out, t = 6
-    10: Policy(0.3, 0.0),  # 3 corrupt, t = 7
-    12: Policy(0.25, 0.09),  # 3 corrupt, 1 drops out, t = 8
-    14: Policy(0.15, 0.25),  # 2 corrupt, 3 drop out, t = 9
-    20: Policy(0.25, 0.1),  # 5 corrupt, 2 drop out, t = 13
+    9: TrustPolicy(0.12, 0.23),  # 1 corrupt, 2 drop out, t = 6
+    10: TrustPolicy(0.3, 0.0),  # 3 corrupt, t = 7
+    12: TrustPolicy(0.25, 0.09),  # 3 corrupt, 1 drops out, t = 8
+    14: TrustPolicy(0.15, 0.25),  # 2 corrupt, 3 drop out, t = 9
+    20: TrustPolicy(0.25, 0.1),  # 5 corrupt, 2 drop out, t = 13
 }
 
 
@@ -157,8 +157,10 @@ def test_junk_to_more_than_may_lie_is_named_before_anything_is_revealed() -> Non
         assert len(numbers) == told
 
 
-@pytest.mark.parametrize(("policy", "most"), [(Policy(0.0, 0.0), 1), (Policy(0.1, 0.0), 1), (Policy(0.2, 0.0), 2)])
-def test_as_many_as_may_lie_name_nobody_and_one_more_do(policy: Policy, most: int) -> None:
+@pytest.mark.parametrize(
+    ("policy", "most"), [(TrustPolicy(0.0, 0.0), 1), (TrustPolicy(0.1, 0.0), 1), (TrustPolicy(0.2, 0.0), 2)]
+)
+def test_as_many_as_may_lie_name_nobody_and_one_more_do(policy: TrustPolicy, most: int) -> None:
     """As a dealer and as a holder; one accusation names nobody, whatever the policy says."""
     words = {1: "one", 2: "two", 3: "three"}
     for lie, code in (("{}", DEALT), ("accuse {}", TOLD)):
@@ -171,7 +173,7 @@ def test_as_many_as_may_lie_name_nobody_and_one_more_do(policy: Policy, most: in
 def test_a_share_that_a_holder_has_and_does_not_reveal_is_its_lie() -> None:
     """It accused nobody when it could."""
     for lie, expected in (("without one", {D[2]: TOLD}), ("accuse one", {}), ("accuse one+without one", {D[2]: TOLD})):
-        end, named = play(10, {2: lie}, policy=Policy(0.2, 0.0))
+        end, named = play(10, {2: lie}, policy=TrustPolicy(0.2, 0.0))
         assert isinstance(end, server.Released)
         assert named == expected
 
@@ -208,7 +210,7 @@ def test_within_the_policy_there_is_a_sum_or_a_liar_is_reported_and_nobody_else(
 @pytest.mark.slow
 def test_liars_in_a_sparse_graph() -> None:
     """Each has a few neighbours; some of them lie, one device deals wrong shares, and one vanishes."""
-    policy = Policy(0.05, 0.05)
+    policy = TrustPolicy(0.05, 0.05)
     end, named = play(80, {3: "wrong", 40: "half", 77: "wrong", 10: "seed", 20: "boxes", 30: "@4"}, policy=policy)
     assert isinstance(end, server.Released)
     assert named == {D[3]: TOLD, D[40]: TOLD, D[77]: TOLD, D[10]: DEALT, D[20]: DEALT}

@@ -15,7 +15,7 @@ from session import IDENTITIES, SID, Session
 
 from edgewise.crypto import sign
 from edgewise.secagg import messages, server
-from edgewise.secagg.params import Policy
+from edgewise.secagg.params import TrustPolicy
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def test_schedules_on_a_sparse_graph() -> None:
     rng = Random(4)
     for seed in range(2):
         faults = {rng.randrange(9 * 70): rng.choice(KINDS) for _ in range(4)}
-        run = Run(70, faults, seed, policy=Policy(0.05, 0.05))
+        run = Run(70, faults, seed, policy=TrustPolicy(0.05, 0.05))
         run.play()
 
 
@@ -105,7 +105,7 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
     """A server tells every device its own roster, boxes, survivors and proofs, with fewer than a third of any roster on
     its side. Who could be unmasked how, by counting shares; and how many devices revealed anything."""
     rng = Random(seed)
-    s = Session(n, n_min=4, policy=Policy(0.33, 0.0))
+    s = Session(n, n_min=4, policy=TrustPolicy(0.33, 0.0))
     corrupt = set(s.devices[n - (n - 1) // 3 :])
     keys = messages.ordered({d: messages.load(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
     split, careful = rng.random() < 0.5, rng.random() < 0.5

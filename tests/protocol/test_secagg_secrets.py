@@ -14,7 +14,7 @@ from edgewise.crypto import agree
 from edgewise.drivers import jobs
 from edgewise.engine import device_state as states
 from edgewise.secagg import client, events, messages, server, two_server
-from edgewise.secagg.params import Floor, Params, Policy
+from edgewise.secagg.params import Floor, Params, TrustPolicy
 from edgewise.secagg.secrets import coins, mask
 
 
@@ -127,7 +127,7 @@ def test_masks_of_another_model_do_not_cancel() -> None:
 
 
 def _params() -> Params:
-    return Params(Policy(), 2, 20, 5, 0)
+    return Params(TrustPolicy(), 2, 20, 5, 0)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def _params() -> Params:
     ],
 )  # fmt: skip
 def test_a_device_takes_no_part_below_its_owners_floor(floor: Floor, allowed: bool) -> None:
-    params = Params(Policy(), 10, 20, 5, 0)
+    params = Params(TrustPolicy(), 10, 20, 5, 0)
     state, raw = client.start(params, SID, "d000", IDENTITIES["d000"].secret, np.ones(5, np.uint32),
                               np.zeros(0, np.uint64), derive(ROOT, "e"), floor)  # fmt: skip
     if allowed:
@@ -147,8 +147,8 @@ def test_a_device_takes_no_part_below_its_owners_floor(floor: Floor, allowed: bo
         assert state == client.Aborted(device="d000", code="E-SECAGG-POLICY")
         assert messages.load(raw) == messages.Abort(code="E-SECAGG-POLICY")
         assert client.step(params, state, raw, registry) == (state, b"")
-    assert not Floor(server="malicious").allows(Params(Policy(server="curious"), 10, 20, 5, 0))
-    assert not Floor().allows(Params(Policy(), 1, 20, 5, 0))
+    assert not Floor(server="malicious").allows(Params(TrustPolicy(server="curious"), 10, 20, 5, 0))
+    assert not Floor().allows(Params(TrustPolicy(), 1, 20, 5, 0))
 
 
 def _started(sid: bytes, device: str) -> client.Advertised:

@@ -28,7 +28,7 @@ from edgewise.plan import facts
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.secagg import client, events, messages, secrets, server, two_server
-from edgewise.secagg.params import Floor, Params, Policy
+from edgewise.secagg.params import Floor, Params, TrustPolicy
 
 FILES = {name: json.loads((secagg_vectors.HERE / name).read_text())
          for name in ("frames.json", "pieces.json", "sessions.json", "refused.json", "two_servers.json")}  # fmt: skip
@@ -43,7 +43,7 @@ def hexed(text: str) -> bytes:
 
 def params_of(session: dict[str, Any]) -> Params:
     p = session["params"]
-    policy = Policy(p["corrupt"], p["dropout"], p["server"])
+    policy = TrustPolicy(p["corrupt"], p["dropout"], p["server"])
     return Params(policy, p["n_min"], p["bits"], p["dim"], p["heads"], p["rung"])
 
 
@@ -220,7 +220,7 @@ def test_devices_accept(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", REFUSED["by owners"])
 def test_owners_refuse(case: dict[str, Any]) -> None:
     asked, p = Floor(**case["floor"]), case["session"]
-    params = Params(Policy(p["corrupt"], 0.1, p["server"]), p["n_min"], 20, 1, 0)
+    params = Params(TrustPolicy(p["corrupt"], 0.1, p["server"]), p["n_min"], 20, 1, 0)
     state, raw = client.advertise(params, bytes(32), "d", bytes(32), bytes(32), asked)
     if case["code"]:
         assert messages.load(raw) == messages.Abort(code=case["code"])
@@ -258,16 +258,16 @@ def test_servers_refuse(case: dict[str, Any]) -> None:
         assert after is state
 
 
-def _leader(context: str = "") -> two_server.Leader:
+def _leader(context: str = "") -> two_server.LeaderState:
     v = TWO["session"]
-    params = Params(Policy(), v["n_min"], v["bits"], v["dim"], v["heads"])
+    params = Params(TrustPolicy(), v["n_min"], v["bits"], v["dim"], v["heads"])
     known = {d: hexed(r["public"]) for d, r in v["reports"].items()}
     return two_server.lead(params, hexed(context or v["context"]), hexed(v["leader_secret"]), known.get)
 
 
-def _helper() -> two_server.Helper:
+def _helper() -> two_server.HelperState:
     leader, secret = _leader(), hexed(TWO["session"]["helper_secret"])
-    return two_server.Helper(leader.params, leader.context, secret, leader.registry)
+    return two_server.HelperState(leader.params, leader.context, secret, leader.registry)
 
 
 def _half(hidden: secrets.Hidden) -> dict[str, Any]:

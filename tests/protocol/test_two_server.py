@@ -10,11 +10,11 @@ from session import IDENTITIES, ROOT, registry
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import derive
 from edgewise.secagg import messages, two_server
-from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.params import Params, TrustPolicy
 from edgewise.secagg.secrets import fresh
-from edgewise.secagg.two_server import Helper, Ticket
+from edgewise.secagg.two_server import HelperState, Ticket
 
-P = Params(Policy(), 3, 20, 50, 2)
+P = Params(TrustPolicy(), 3, 20, 50, 2)
 CONTEXT = messages.session_id("task", 0, "model", "config", bytes(32))
 LEADER, HELPER = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
 DEVICES = list(IDENTITIES)[:5]
@@ -30,8 +30,8 @@ def report(device: str, context: bytes = CONTEXT, attempt: int = 0) -> bytearray
     )  # fmt: skip
 
 
-def servers() -> tuple[two_server.Leader, Helper]:
-    return two_server.lead(P, CONTEXT, LEADER.secret, registry), Helper(P, CONTEXT, HELPER.secret, registry)
+def servers() -> tuple[two_server.LeaderState, HelperState]:
+    return two_server.lead(P, CONTEXT, LEADER.secret, registry), HelperState(P, CONTEXT, HELPER.secret, registry)
 
 
 def refused(code: str, attempt: object) -> None:
@@ -73,7 +73,7 @@ def test_replays_are_refused() -> None:
     lead = two_server.count(lead, ticket, share)
     refused("E-SECAGG-ORDER", lambda: two_server.open_report(lead, DEVICES[0], report(DEVICES[0], attempt=1)))
     refused("E-SECAGG-ORDER", lambda: two_server.admit(helper, ticket))
-    later = Helper(P, messages.session_id("task", 1, "m", "c", bytes(32)), HELPER.secret, registry, helper.seen)
+    later = HelperState(P, messages.session_id("task", 1, "m", "c", bytes(32)), HELPER.secret, registry, helper.seen)
     refused("E-SECAGG-ORDER", lambda: two_server.admit(later, ticket))
 
 

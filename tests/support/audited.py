@@ -12,7 +12,7 @@ from edgewise.plan.mechanisms import local
 from edgewise.plan.mechanisms.base import Built, Mechanism, Setting
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import parse
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 WORDS = {"distributed_dp": "secure_sum", "central_dp": "sum", "local_dp": "sum"}
 RUNS = 1 << 14
@@ -92,6 +92,6 @@ def lying_local(sent: Adjacency) -> Mechanism:
 
     def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
         true = local.build(setting, clip_l2=clip_l2, tensor_l2=tensor_l2)
-        return true._replace(events=lambda z: (Event("gaussian", sent, z=z),))
+        return true._replace(events=lambda z: (PrivacyEvent("gaussian", sent, z=z),))
 
     return replace(local.MECHANISM, adjacency=lambda kind: sent, build=build)

@@ -30,7 +30,7 @@ from edgewise.engine import device_state as states
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound
-from edgewise.engine.ports import Arrived, Checkpoint, Journal, Lost, Sent
+from edgewise.engine.ports import Absent, Arrived, Checkpoint, Journal, Sent
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan
@@ -81,12 +81,12 @@ class Fleet:
         self.trained: Counter[str] = Counter()
         self.answers: dict[tuple[str, str], set[bytes]] = {}  # device, message -> what it sent
         self.letters: list[tuple[str, frame.Message]] = []  # that servers sent
-        self.mail: deque[Arrived | Lost] = deque()
+        self.mail: deque[Arrived | Absent] = deque()
         self.holds: Callable[[str, str], bool] = lambda device, answer: False  # answers that the network holds back
         self._held = list[Arrived]()
         self.keeps = False  # the network has all mail of a round until it is closed, and gives it to another server
-        self._delivered = list[Arrived | Lost]()
-        self._last: Arrived | Lost
+        self._delivered = list[Arrived | Absent]()
+        self._last: Arrived | Absent
         self._blobs: dict[str, vector.Buffer] = {}
         self._in_hand, self.clock = False, 0.0
 
@@ -129,7 +129,7 @@ class Fleet:
 
     def _answer(self, device: str, message: frame.Message) -> bytes:
         if isinstance(message, frame.Step):
-            return self._step(device, machine.Letter(message))
+            return self._step(device, machine.Delivered(message))
         assert isinstance(message, frame.Invite)
         params = vector.from_bytes(self._blobs[message.model], self.plan.spec.dim)
         # What a device draws for a session hangs on the nonce, its noise does not: a sum is then always the same.
@@ -151,7 +151,7 @@ class Fleet:
             if one.awaited:
                 self.send(one.device, one.frame)
 
-    def receive(self, timeout_s: float) -> Arrived | Lost | None:
+    def receive(self, timeout_s: float) -> Arrived | Absent | None:
         if self._in_hand:
             self.mail.popleft()
         if self._in_hand and self.keeps:

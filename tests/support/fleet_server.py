@@ -15,7 +15,7 @@ import msgspec
 from fleet import Fleet, Server, plan_of
 
 from edgewise.core import vector
-from edgewise.engine.ports import Arrived, Lost, Sent
+from edgewise.engine.ports import Absent, Arrived, Sent
 
 CALLS = ("now_s", "publish", "send", "resume", "receive", "close_round")
 
@@ -53,7 +53,7 @@ class RemoteCohort:
     def resume(self, sent: Sequence[Sent], at_s: float) -> None:
         self._call("resume", [[s.device, s.frame, s.at_s, s.awaited] for s in sent], at_s)
 
-    def receive(self, timeout_s: float) -> Arrived | Lost | None:
+    def receive(self, timeout_s: float) -> Arrived | Absent | None:
         item = self._call("receive", timeout_s)
         return None if item is None else Arrived(*item)
 

@@ -13,7 +13,7 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive
 from edgewise.crypto import agree, seal, shamir, sign
 from edgewise.secagg import client, graph, messages, secrets
-from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.params import Params, TrustPolicy
 
 RULE = msgspec.msgpack.encode(LocalRule(steps=8, lr=0.25, segments=("a",)))
 SHAPES = (  # n, corrupt, dropout, server
@@ -36,7 +36,7 @@ SHAPES = (  # n, corrupt, dropout, server
 
 
 def _shape(n: int, corrupt: float, dropout: float, server: str) -> dict[str, Any]:
-    policy = Policy(corrupt, dropout, server)  # type: ignore[arg-type]
+    policy = TrustPolicy(corrupt, dropout, server)  # type: ignore[arg-type]
     k, t = policy.shape(n)
     return {"n": n, "corrupt": corrupt, "dropout": dropout, "server": server, "k": k, "t": t, "lying": policy.lying(n),
             "quorum": policy.quorum(n)}  # fmt: skip
@@ -45,7 +45,7 @@ def _shape(n: int, corrupt: float, dropout: float, server: str) -> dict[str, Any
 def pieces() -> dict[str, Any]:
     """All of them; bytes as hex, numbers of 64 bits as text."""
     one, two, three = (derive(ROOT, label) for label in ("one", "two", "three"))
-    hidden = {bits: secrets.Hidden(Params(Policy(), 2, bits, 6, 2)) for bits in (8, 16, 17, 20, 32)}
+    hidden = {bits: secrets.Hidden(Params(TrustPolicy(), 2, bits, 6, 2)) for bits in (8, 16, 17, 20, 32)}
     for h in hidden.values():
         h.mask([(one, 1)], SID)
     names, devices = [f"d{i:03d}" for i in range(12)], ("d000", "d001", "d002")
@@ -91,7 +91,7 @@ def pieces() -> dict[str, Any]:
                 "box": (seal.seal(forward, shared[1] + shared[2], bound) + checks).hex()},
         "pair_seed": {"secret": one.hex(), "peer": agree.public(two).hex(), "one": "b", "other": "a",
                       "hex": secrets.pair_seed(loaded, agree.public(two), roster, "b", "a").hex()},
-        "rung": {"roster": roster.hex(), "rung": 3, "hex": Params(Policy(), 2, 20, 1, 0, 3).bound(roster).hex()},
+        "rung": {"roster": roster.hex(), "rung": 3, "hex": Params(TrustPolicy(), 2, 20, 1, 0, 3).bound(roster).hex()},
         "mask": [{"seed": one.hex(), "context": SID.hex(), "bits": bits, "body": h.body.tolist(),
                   "head": [str(v) for v in h.head]} for bits, h in hidden.items()],
         "pack": [{"bits": bits, "body": h.body.tolist(), "hex": bytes(kernels.pack_bits(h.body, bits)).hex()}

@@ -15,7 +15,7 @@ from edgewise.core.keys import derive
 from edgewise.crypto import agree, seal, shamir, sign
 from edgewise.secagg import client, messages, secrets
 from edgewise.secagg.messages import Abort, Boxes, Keys, Masked, Proofs, Revealed, Roster, Shares, Survivors
-from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.params import Params, TrustPolicy
 
 OTHER = messages.session_id("run", 3, "another model", "config", bytes(32))
 replace, pack = msgspec.structs.replace, msgspec.msgpack.encode
@@ -204,7 +204,7 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
 def _roster(record: dict[str, Any]) -> Roster:
     """The keys of all devices of a session, also of one that is recorded by digests."""
     p = record["params"]
-    params = Params(Policy(p["corrupt"], p["dropout"], p["server"]), p["n_min"], p["bits"], p["dim"], p["heads"])
+    params = Params(TrustPolicy(p["corrupt"], p["dropout"], p["server"]), p["n_min"], p["bits"], p["dim"], p["heads"])
     keys = {}
     for d, v in record["devices"].items():
         _, raw = client.advertise(params, SID, d, bytes.fromhex(v["identity"]), bytes.fromhex(v["entropy"]))
@@ -222,7 +222,7 @@ def _boxes_of(roster: Roster) -> Boxes:
     }
     for d in ("d002", "d003"):
         update = np.zeros(6, np.uint32), np.zeros(1, np.uint64)
-        params = Params(Policy(), 2, 20, 6, 1)
+        params = Params(TrustPolicy(), 2, 20, 6, 1)
         state, _ = client.start(params, SID, d, IDENTITIES[d].secret, *update, derive(ROOT, "entropy", d))
         _, answer = client.step(params, state, raw, registry)
         boxes[d] = _dealt(messages.load(answer))
@@ -245,11 +245,11 @@ def device_answers(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("a stranger's proof beside enough good ones", 4, Proofs(signatures={"a": bytes(64), **proofs}), revealed),
     ]
     rows = _rows("all stay", made, ("step", "message", "answer"))
-    params = Params(Policy(), 2, 20, 6, 1)
+    params = Params(TrustPolicy(), 2, 20, 6, 1)
     keys = replace(b.keys["d001"], mask=bytes(32))
     roster = Roster(keys={**b.keys, "d001": b.signed("d001", keys)})
     rows += _answered("all stay", "a mask key that agrees with nobody, which counts with the boxes", params, roster)
-    g, p = _roster(records["a sparse graph"]), Params(Policy(0.02, 0.02), 20, 20, 6, 1)
+    g, p = _roster(records["a sparse graph"]), Params(TrustPolicy(0.02, 0.02), 20, 20, 6, 1)
     for device in list(g.keys)[1:]:
         changed = b.signed(device, replace(g.keys[device], seal=bytes(32)))
         roster = Roster(keys={**g.keys, device: changed})
@@ -451,7 +451,7 @@ def floors() -> list[dict[str, Any]]:
     rows = []
     for (n_min, corrupt, server), (least, share, against), refused in made:
         floor = client.Floor(n_min, corrupt, server)  # type: ignore[arg-type]
-        params = Params(Policy(share, 0.1, against), least, 20, 1, 0)  # type: ignore[arg-type]
+        params = Params(TrustPolicy(share, 0.1, against), least, 20, 1, 0)  # type: ignore[arg-type]
         assert floor.allows(params) == (not refused)
         rows.append({"floor": {"n_min": n_min, "corrupt": corrupt, "server": server},
                      "session": {"n_min": least, "corrupt": share, "server": against},

@@ -11,10 +11,10 @@ from session import FOREIGN, IDENTITIES, ROOT, SID, Session
 
 from edgewise.core.keys import derive
 from edgewise.secagg import messages, server
-from edgewise.secagg.params import Policy
+from edgewise.secagg.params import TrustPolicy
 
-SPARSE = Policy(0.02, 0.02)  # eight neighbours of 66, t = 6
-TWO_LIE = {"policy": Policy(0.3, 0.1)}  # two of 7 devices
+SPARSE = TrustPolicy(0.02, 0.02)  # eight neighbours of 66, t = 6
+TWO_LIE = {"policy": TrustPolicy(0.3, 0.1)}  # two of 7 devices
 RIGHT, LONGER = "the answer", "the answer and a zero byte"
 
 
@@ -93,7 +93,7 @@ CASES = {
         7, lies={"d001": "two@4"}, leaves={"d005": 4}, more=TWO_LIE),
     "three boxes that do not open, and gone": Case(7, lies={"d001": "three@2"}, more=TWO_LIE),
     "three boxes that do not open, and gone at the end": Case(7, lies={"d001": "three@4"}, more=TWO_LIE),
-    "no graph of so many": Case(7, more={"policy": Policy(0.3, 0.2)}),
+    "no graph of so many": Case(7, more={"policy": TrustPolicy(0.3, 0.2)}),
 }  # fmt: skip
 KINDS = ("advertise", "shares", "masked", "consistent", "revealed")
 

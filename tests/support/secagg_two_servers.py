@@ -13,10 +13,10 @@ from session import IDENTITIES, ROOT, SID, registry
 from edgewise.core.keys import derive
 from edgewise.crypto import seal, sign
 from edgewise.secagg import secrets, two_server
-from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.params import Params, TrustPolicy
 
 LEADER, HELPER = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
-PARAMS = Params(Policy(), 3, 20, 5, 1)  # 100 bits: the last byte has four to spare
+PARAMS = Params(TrustPolicy(), 3, 20, 5, 1)  # 100 bits: the last byte has four to spare
 DEVICES = ("d000", "d001", "d002")
 
 
@@ -30,7 +30,7 @@ def _split(device: str, label: str = "report", *, signer: str = "", context: byt
 def session() -> dict[str, Any]:
     """Three reports, both halves of their sum, and the sum, inside ``hpke.repeatable``."""
     leader = two_server.lead(PARAMS, SID, LEADER.secret, registry)
-    helper = two_server.Helper(PARAMS, SID, HELPER.secret, registry)
+    helper = two_server.HelperState(PARAMS, SID, HELPER.secret, registry)
     reports = {}
     for i, device in enumerate(DEVICES):
         raw, entropy = _split(device), derive(ROOT, "report", device)
@@ -90,8 +90,14 @@ def rejects(made: dict[str, Any]) -> list[dict[str, Any]]:
         ("a sealed seed of 79 bytes", "d000", [], _sizes(head, helper=79, signature=65) + box, "E-FRAME"),
         ("a field of another name", "d000", [], mine.replace(b"\xa2id", b"\xa2ix", 1), "E-FRAME"),
         ("its fields in another order", "d000", [], reordered + box, "E-FRAME"),
-        ("a share that is too long", "d000", [], _split("d000", params=Params(Policy(), 3, 20, 8, 1)), "E-PAYLOAD"),
-        ("a head that is too long", "d000", [], _split("d000", params=Params(Policy(), 3, 20, 5, 2)), "E-PAYLOAD"),
+        (
+            "a share that is too long",
+            "d000",
+            [],
+            _split("d000", params=Params(TrustPolicy(), 3, 20, 8, 1)),
+            "E-PAYLOAD",
+        ),
+        ("a head that is too long", "d000", [], _split("d000", params=Params(TrustPolicy(), 3, 20, 5, 2)), "E-PAYLOAD"),
         ("bits beyond the last", "d000", [], _padded(), "E-PAYLOAD"),
         ("a second report of a device", "d000", ["d000"], _split("d000", "second"), "E-SECAGG-ORDER"),
         ("the id of another device's report", "d000", ["d001"], stolen + box, "E-SECAGG-ORDER"),
@@ -155,7 +161,7 @@ def _same_id(id: bytes) -> dict[str, Any]:
 
 def _padded() -> bytes:
     """The same 13 bytes of body, all bits set."""
-    wide = Params(Policy(), 3, 8, 13, 1)
+    wide = Params(TrustPolicy(), 3, 8, 13, 1)
     args = (
         IDENTITIES["d000"].secret,
         LEADER.public,

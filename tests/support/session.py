@@ -13,7 +13,7 @@ import numpy as np
 from edgewise.core.keys import derive, root
 from edgewise.crypto import sign
 from edgewise.secagg import client, events, messages, secrets, server
-from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.params import Params, TrustPolicy
 
 ROOT = root(1)
 IDENTITIES = {f"d{i:03d}": sign.pair(derive(ROOT, "id", i)) for i in range(120)}
@@ -51,7 +51,7 @@ class Session:
     heads: int = 1
     bits: int = 20
     sid: Callable[[str], bytes] = lambda _: SID
-    policy: Policy = field(default_factory=Policy)
+    policy: TrustPolicy = field(default_factory=TrustPolicy)
     rung: int | None = None
     names: Sequence[str] = ()
 

@@ -10,25 +10,25 @@ import pytest
 from edgewise.core.errors import CompositionError
 from edgewise.privacy import accountant, card, distributed, ledger, spend
 from edgewise.privacy.accountant import calibrate, epsilon, epsilon_renyi, gaussian, renyi, safe_cap
-from edgewise.privacy.ledger import Budget, Charge, Ledger, Refused
-from edgewise.privacy.spend import Event
+from edgewise.privacy.ledger import Budget, Charge, Ledger, OverBudget
+from edgewise.privacy.spend import PrivacyEvent
 
 
-def plain(z: float) -> Event:
-    return Event("gaussian", "zero_out", z=z)
+def plain(z: float) -> PrivacyEvent:
+    return PrivacyEvent("gaussian", "zero_out", z=z)
 
 
-def poisson(q: float, z: float) -> Event:
-    return Event("gaussian", "add_remove", z=z, sampling="poisson", rate=q)
+def poisson(q: float, z: float) -> PrivacyEvent:
+    return PrivacyEvent("gaussian", "add_remove", z=z, sampling="poisson", rate=q)
 
 
-def zcdp(rho: float) -> Event:
-    return Event("zcdp", "zero_out", rho=rho)
+def zcdp(rho: float) -> PrivacyEvent:
+    return PrivacyEvent("zcdp", "zero_out", rho=rho)
 
 
-def fixed(z: float) -> Event:
+def fixed(z: float) -> PrivacyEvent:
     """100 of 10,000, replace-one; z = sigma / C, half of which is sigma over the distance of two updates."""
-    return Event("gaussian", "replace_one", z=z / 2, sampling="fixed", population=10_000, cohort=100)
+    return PrivacyEvent("gaussian", "replace_one", z=z / 2, sampling="fixed", population=10_000, cohort=100)
 
 
 @pytest.mark.slow
@@ -50,7 +50,7 @@ def fixed(z: float) -> Event:
         (fixed(1.0), 500, 1e-5, 15.557),  # the same noise as Poisson's 1.33: fixed cohorts are not Poisson
     ],
 )
-def test_anchors(event: Event, rounds: int, delta: float, expected: float) -> None:
+def test_anchors(event: PrivacyEvent, rounds: int, delta: float, expected: float) -> None:
     digits = 5e-4 if expected == 15.557 else 5.1e-5
     assert epsilon({event: rounds}, delta) == pytest.approx(expected, abs=digits)
 
@@ -61,7 +61,7 @@ def test_anchors(event: Event, rounds: int, delta: float, expected: float) -> No
      (160, 1.3265)],
 )  # fmt: skip
 def test_truncated_cohorts(cap: int, expected: float) -> None:
-    event = Event("gaussian", "add_remove", z=1.0, sampling="truncated", rate=0.01, population=10_000, cap=cap)
+    event = PrivacyEvent("gaussian", "add_remove", z=1.0, sampling="truncated", rate=0.01, population=10_000, cap=cap)
     found = epsilon({event: 500}, 1e-5, accountant.COARSE)
     assert found == pytest.approx(expected, abs=5 * 10 ** -len(str(expected).split(".")[1]))
 
@@ -106,8 +106,8 @@ def test_the_librarys_replace_one_trap_is_not_ours() -> None:
         both.append(a.get_epsilon(1e-5))
     assert both[0] == pytest.approx(4.73, abs=0.01)
     assert both[1] == pytest.approx(9.997, abs=0.01)
-    assert epsilon({Event("gaussian", "replace_one", z=1.0): 1}, 1e-5) == pytest.approx(4.377178, abs=1e-6)
-    assert epsilon({Event("gaussian", "replace_one", z=0.5): 1}, 1e-5) == pytest.approx(9.997, abs=0.01)
+    assert epsilon({PrivacyEvent("gaussian", "replace_one", z=1.0): 1}, 1e-5) == pytest.approx(4.377178, abs=1e-6)
+    assert epsilon({PrivacyEvent("gaussian", "replace_one", z=0.5): 1}, 1e-5) == pytest.approx(9.997, abs=0.01)
 
 
 @pytest.mark.long(sample=2)
@@ -151,13 +151,13 @@ def test_no_noise_is_no_privacy() -> None:
 )
 def test_amplification_for_other_neighbours_is_refused(wrong: dict[str, str]) -> None:
     with pytest.raises(CompositionError) as caught:
-        Event(**{"kind": "gaussian", "z": 1.0, **wrong})  # type: ignore[arg-type]
+        PrivacyEvent(**{"kind": "gaussian", "z": 1.0, **wrong})  # type: ignore[arg-type]
     assert caught.value.code == "E-ADJ-MIX"
 
 
 def test_events_survive_the_ledgers_rows() -> None:
     for event in (plain(1.5), poisson(0.1, 1.0), zcdp(0.3), fixed(2.0)):
-        assert Event.from_plain(event.to_plain()) == event
+        assert PrivacyEvent.from_plain(event.to_plain()) == event
 
 
 def test_a_ledger_refuses_what_exceeds_the_budget() -> None:
@@ -167,10 +167,10 @@ def test_a_ledger_refuses_what_exceeds_the_budget() -> None:
         assert isinstance(after, Ledger)
         book = after
     refused = ledger.charge(book, Charge(3, "a", 0, event))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, OverBudget)
     assert refused.epsilon > book.budget.epsilon
     assert ledger.charge(book, Charge(2, "a", 0, event)) == book  # the same attempt again costs nothing
-    assert isinstance(ledger.charge(book, Charge(2, "b", 0, event)), Refused)  # another attempt does
+    assert isinstance(ledger.charge(book, Charge(2, "b", 0, event)), OverBudget)  # another attempt does
     assert ledger.spent(book.charges, 1e-5) == pytest.approx(book.budget.epsilon)
 
 
@@ -204,7 +204,7 @@ def test_fewer_honest_devices_cost_what_the_table_says() -> None:
         (plain(8.0), 100, 1e-6, 6.7346),
     ],
 )
-def test_anchors_by_renyi_divergences(event: Event, rounds: int, delta: float, expected: float) -> None:
+def test_anchors_by_renyi_divergences(event: PrivacyEvent, rounds: int, delta: float, expected: float) -> None:
     assert epsilon_renyi({event: rounds}, delta) == pytest.approx(expected, abs=5.1e-5)
     assert epsilon({event: rounds}, delta) <= expected
 
@@ -264,7 +264,7 @@ def test_published_calibrations_meet_their_targets(
 def test_made_events_keep_the_convention() -> None:
     """z of an event is over the distance of two neighbours' sums; these two are made from noise over the clip."""
     assert spend.fixed_size(1.0, 10_000, 100) == fixed(1.0)
-    assert spend.local(1.0) == Event("gaussian", "replace_one", z=0.5)
+    assert spend.local(1.0) == PrivacyEvent("gaussian", "replace_one", z=0.5)
     assert spend.poisson(1.0, 0.01) == poisson(0.01, 1.0)
     assert spend.gaussian(3.0) == plain(3.0)
     assert spend.discrete(0.81) == zcdp(0.81)
@@ -272,7 +272,7 @@ def test_made_events_keep_the_convention() -> None:
 
 @pytest.mark.slow
 def test_calibration_is_from_above_and_tight() -> None:
-    def one(z: float) -> dict[Event, int]:
+    def one(z: float) -> dict[PrivacyEvent, int]:
         return {poisson(0.01, z): 500}
 
     z = calibrate(one, 2.0, 1e-5)
@@ -285,7 +285,7 @@ def test_calibration_is_from_above_and_tight() -> None:
 def test_calibration_sees_what_truncation_costs() -> None:
     """Renyi divergences, which find the neighbourhood, do not: the answer lies outside it."""
 
-    def one(z: float) -> dict[Event, int]:
+    def one(z: float) -> dict[PrivacyEvent, int]:
         return {spend.truncated(z, 0.01, 10_000, 130): 500}
 
     z = calibrate(one, 2.0, 1e-5)
@@ -318,7 +318,7 @@ def test_amplified_epsilons_are_for_the_release_only() -> None:
 
 
 def test_two_samplings_of_one_noise_are_the_same_thing_to_the_server() -> None:
-    seen: dict[Event, int] = {}
+    seen: dict[PrivacyEvent, int] = {}
     for event, n in {poisson(0.01, 4.0): 3, poisson(0.02, 4.0): 2}.items():
         seen[event.seen] = seen.get(event.seen, 0) + n
     assert epsilon(seen, 1e-5, against="server") == pytest.approx(gaussian(4 / sqrt(5), 1e-5))
@@ -338,9 +338,9 @@ def test_every_event_survives_the_ledgers_rows() -> None:
         spend.tree(2.0, 8), spend.record_level(1.0, 0.1, 7),
     ]  # fmt: skip
     for event in made:
-        assert Event.from_plain(json.loads(json.dumps(event.to_plain()))) == event
+        assert PrivacyEvent.from_plain(json.loads(json.dumps(event.to_plain()))) == event
     # rows from before an event had more fields
-    assert Event.from_plain({"kind": "gaussian", "adjacency": "zero_out", "z": 2}) == plain(2.0)
+    assert PrivacyEvent.from_plain({"kind": "gaussian", "adjacency": "zero_out", "z": 2}) == plain(2.0)
 
 
 @pytest.mark.parametrize(
@@ -354,12 +354,12 @@ def test_every_event_survives_the_ledgers_rows() -> None:
 )  # fmt: skip
 def test_rows_that_are_no_event(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError):
-        Event.from_plain({"kind": "gaussian", "adjacency": "zero_out", "z": 1.0, **wrong})
+        PrivacyEvent.from_plain({"kind": "gaussian", "adjacency": "zero_out", "z": 1.0, **wrong})
 
 
 def test_neighbours_of_a_mechanism_without_a_proof_are_refused() -> None:
     with pytest.raises(CompositionError) as caught:
-        Event("tree", "add_remove", z=1.0, rounds=4)
+        PrivacyEvent("tree", "add_remove", z=1.0, rounds=4)
     assert caught.value.code == "E-ADJ-MIX"
     with pytest.raises(ValueError, match="delta"):
         epsilon({plain(1.0): 1}, 0.0)

@@ -79,7 +79,7 @@ def test_a_model_card_says_what_was_spent_on_its_model(tmp_path: Path) -> None:
         row["epsilon"] = float(row["round"] + 1)
     assert "| spent on this model | epsilon 3, charged before each release |" in privacy_part.markdown(s, 3)
     assert "spent" not in privacy_part.markdown(s, 0)
-    card = model_card.Card(s, made_plan(**RECIPES["central_dp"]).recipe, "merged", 3, "0" * 64).text()
+    card = model_card.ModelCard(s, made_plan(**RECIPES["central_dp"]).recipe, "merged", 3, "0" * 64).text()
     travelled = card[card.index("## How an update travelled") :]
     noise = s["plan"]["trace"][-2]
     assert noise["role"] == "post"

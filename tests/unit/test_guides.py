@@ -15,7 +15,7 @@ import pytest
 from edgewise.apps import guides, keys, manual, runs, shell, shipped
 from edgewise.core.errors import REGISTRY, EdgewiseError, Interrupted, RecipeError
 from edgewise.plan import recipe
-from edgewise.plan.section import Refused
+from edgewise.plan.section import SettingError
 from support.commands import call
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,7 +193,7 @@ def test_every_refusal_of_a_section_says_what_to_do() -> None:
     for name in ("recipe", "section"):
         text = (ROOT / "src" / "edgewise" / "plan" / f"{name}.py").read_text(encoding="utf-8")
         assert "raise ValueError" not in text
-    assert Refused("E-COMBO", "what", "fix").fix == "fix"
+    assert SettingError("E-COMBO", "what", "fix").fix == "fix"
 
 
 def test_words_stay_whole_at_the_end_of_a_line_and_commands_on_theirs() -> None:

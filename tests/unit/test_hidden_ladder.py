@@ -32,7 +32,7 @@ from edgewise.plan.ladder import MASKED_RUNGS
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import from_plain
 from edgewise.secagg import client, messages, server
-from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.params import Params, TrustPolicy
 
 SPEC = Spec.of([("a", (50_000,), "float32"), ("b", (70_000,), "float32")])
 PLAIN: dict[str, Any] = {
@@ -237,7 +237,7 @@ def test_a_device_asks_for_what_it_has_time_for_and_encodes_by_its_groups_rung()
     assert len(frame.dump(sent)) < 600  # keys, and nothing of the update
     for rung in (sent.rung, len(plan.ways) - 1):
         restored = states.resumed(states.join(plan, "d000"), states.session_of(state))
-        after, effects = machine.step(plan, restored, machine.Letter(roster(plan, sent, rung)), trust)
+        after, effects = machine.step(plan, restored, machine.Delivered(roster(plan, sent, rung)), trust)
         assert effects[0] == machine.Save(after), "before the shares leave"
         assert isinstance(after, states.InSecAgg)
         assert (after.rung, after.unsent) == (rung, None)
@@ -251,7 +251,7 @@ def test_a_rung_that_was_not_asked_for_ends_the_session(rung: int | None) -> Non
     """A server cannot make a device send more than it said it could, or by a rung that there is not."""
     plan = plan_of()
     state, sent, trust = asked(plan)
-    after, effects = machine.step(plan, state, machine.Letter(roster(plan, sent, rung)), trust)
+    after, effects = machine.step(plan, state, machine.Delivered(roster(plan, sent, rung)), trust)
     assert isinstance(after, states.Idle)
     assert after.pending is None
     send = effects[-1]
@@ -272,8 +272,8 @@ def test_nothing_of_a_waiting_update_is_printed() -> None:
 def test_masks_of_devices_that_were_told_different_rungs_do_not_cancel() -> None:
     """The same ring and dimension, and one device was told another number: its masked update is refused, since what it
     signed is bound to its rung; and so are its masks."""
-    params = [Params(Policy(), 2, 20, 5, 1, rung) for rung in (0, 1)]
-    assert len({p.bound(SID) for p in [*params, Params(Policy(), 2, 20, 5, 1)]}) == 3
+    params = [Params(TrustPolicy(), 2, 20, 5, 1, rung) for rung in (0, 1)]
+    assert len({p.bound(SID) for p in [*params, Params(TrustPolicy(), 2, 20, 5, 1)]}) == 3
     s = Session(4)
     s.params = params[0]
     s.server = server.start(server.Session(params[0], SID, registry))

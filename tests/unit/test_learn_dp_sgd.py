@@ -141,12 +141,12 @@ def spend(text: str, space: Space):
 @pytest.mark.slow
 def test_epsilon_counts_every_local_step() -> None:
     from edgewise.privacy.accountant import COARSE, epsilon
-    from edgewise.privacy.spend import Event
+    from edgewise.privacy.spend import PrivacyEvent
 
     space = Space(10, Quorum(2, 4))
     found = spend(RECIPE, space)
     assert found.card.against_server == pytest.approx(4.0, rel=2e-3)
-    one = Event("gaussian", "add_remove", z=found.z, sampling="poisson", rate=0.05)
+    one = PrivacyEvent("gaussian", "add_remove", z=found.z, sampling="poisson", rate=0.05)
     assert epsilon({one: 12}, 1e-5, COARSE) == pytest.approx(4.0, rel=2e-3)
     assert spend(RECIPE.replace("local_steps = 4", "local_steps = 8"), space).z > found.z
 

@@ -12,24 +12,24 @@ from hypothesis import strategies as st
 from edgewise.core.errors import REGISTRY
 from edgewise.privacy import ledger
 from edgewise.privacy.accountant import COARSE, epsilon
-from edgewise.privacy.ledger import Budget, Charge, Ledger, Refused, Verdict, charge, spent, verify
-from edgewise.privacy.spend import Event, fixed_size, gaussian, matrix, poisson, record_level, tree
+from edgewise.privacy.ledger import Budget, Charge, Ledger, OverBudget, Verdict, charge, spent, verify
+from edgewise.privacy.spend import PrivacyEvent, fixed_size, gaussian, matrix, poisson, record_level, tree
 
 DELTA = 1e-5
 ROOM = Budget(1e6, DELTA)
 
 
-def play(book: Ledger, *charges: Charge) -> Ledger | Refused:
+def play(book: Ledger, *charges: Charge) -> Ledger | OverBudget:
     """All of them, or the first refusal."""
     for new in charges:
         after = charge(book, new)
-        if isinstance(after, Refused):
+        if isinstance(after, OverBudget):
             return after
         book = after
     return book
 
 
-def rows(event: Event, rounds: int, groups: int = 1) -> list[Charge]:
+def rows(event: PrivacyEvent, rounds: int, groups: int = 1) -> list[Charge]:
     return [Charge(i, f"a{i}", i % groups, event) for i in range(rounds)]
 
 
@@ -39,14 +39,14 @@ def test_another_event_under_a_charged_name_is_not_free() -> None:
     assert charge(book, Charge(0, "a", 0, gaussian(4.0))) is book
     for other in (Charge(0, "a", 0, gaussian(0.1)), Charge(0, "a", 1, gaussian(4.0))):
         refused = charge(book, other)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, OverBudget)
         assert refused.epsilon == inf
         assert "already" in refused.why
 
 
 def test_a_refusal_is_a_spent_budget() -> None:
     refused = charge(Ledger(Budget(1.0, DELTA)), Charge(0, "a", 0, gaussian(1.0)))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, OverBudget)
     assert refused.epsilon == pytest.approx(4.377178, abs=1e-6)
     assert not refused.why
     assert REGISTRY[refused.code].exit_status == 7
@@ -57,7 +57,7 @@ def test_events_that_do_not_add_up_are_refused() -> None:
     assert isinstance(book, Ledger)
     for other in (fixed_size(2.0, 100, 10), record_level(1.0, 0.1, 5), gaussian(1.0)):
         refused = charge(book, Charge(1, "a", 0, other))
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, OverBudget)
         assert refused.epsilon == inf
         assert "cannot be added up" in refused.why
 
@@ -102,13 +102,13 @@ def test_sampled_charges_cost_what_the_accountant_says() -> None:
 
 
 @pytest.mark.parametrize("event", [matrix(1.0, 5, 2, 2), tree(4.0, 5)])
-def test_correlated_noise_is_paid_once_and_covers_each_of_its_rounds_once(event: Event) -> None:
+def test_correlated_noise_is_paid_once_and_covers_each_of_its_rounds_once(event: PrivacyEvent) -> None:
     book = play(Ledger(ROOM), *rows(event, 5))
     assert isinstance(book, Ledger)
     assert spent(book.charges, DELTA) == pytest.approx(epsilon({event: 1}, DELTA))
     for beyond in (Charge(5, "x", 0, event), Charge(4, "again", 0, event), Charge(5, "x", 1, event)):
         refused = charge(book, beyond)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, OverBudget)
         assert "correlated" in refused.why
         assert spent((*book.charges, beyond), DELTA) == inf
 
@@ -119,7 +119,7 @@ def test_the_noise_of_turns_is_one_stream() -> None:
     book = play(Ledger(ROOM), *rows(event, 4, groups=2))
     assert isinstance(book, Ledger)
     assert spent(book.charges, DELTA) == pytest.approx(epsilon({event: 1}, DELTA))
-    assert isinstance(charge(book, Charge(4, "a", 0, event)), Refused)
+    assert isinstance(charge(book, Charge(4, "a", 0, event)), OverBudget)
 
 
 def test_an_honest_ledger_verifies() -> None:

@@ -37,7 +37,7 @@ from edgewise.privacy import rules
 from edgewise.privacy.accountant import epsilon
 from edgewise.privacy.card import promises, rests_on
 from edgewise.privacy.clip import clip, clip_tensors
-from edgewise.privacy.ledger import Charge, Ledger, Refused, charge, spent
+from edgewise.privacy.ledger import Charge, Ledger, OverBudget, charge, spent
 from edgewise.privacy.noise import noise
 from edgewise.privacy.spend import fixed_size, poisson, record_level
 
@@ -233,7 +233,7 @@ def test_whichever_number_is_given_the_other_follows_and_lasts_for_all_rounds(
     assert ("derived from dp.noise_multiplier" in told["budget"]) == (given == "noise_multiplier")
     assert ("derived from dp.epsilon" in told["noise multiplier"]) == (given == "epsilon")
     after = charge(books, Charge(made.rounds, "once more", 0, made.spend.events[0]))
-    assert isinstance(after, Refused)
+    assert isinstance(after, OverBudget)
 
 
 @pytest.mark.slow

@@ -15,8 +15,8 @@ from edgewise.engine.round_states import (
     Deadline,
     Gone,
     Ignore,
-    Policy,
-    Report,
+    ReportLoss,
+    RoundPolicy,
     Usable,
 )
 
@@ -25,7 +25,7 @@ ROUND = 3
 
 
 def begin(goal: int = 6, minimum: int = 2, invited: tuple[str, ...] = DEVICES):
-    return start(ROUND, frozenset(invited), Policy(goal, minimum, 10.0))[0]
+    return start(ROUND, frozenset(invited), RoundPolicy(goal, minimum, 10.0))[0]
 
 
 def play(state, *inputs):
@@ -51,7 +51,7 @@ def test_closes_when_nobody_is_outstanding():
     assert isinstance(state, Closed)
     assert state.met
     assert dict(state.lost) == dict.fromkeys(DEVICES[2:], "E-NAN")
-    assert Report("d2", "E-NAN") in effects
+    assert ReportLoss("d2", "E-NAN") in effects
 
 
 def test_gives_up_as_soon_as_the_minimum_is_out_of_reach():
@@ -86,7 +86,7 @@ def test_an_answer_after_a_loss_counts():
     assert isinstance(state, Collecting)
     assert state.accepted == ("d0",)
     assert state.lost == ()
-    assert effects == [Report("d0", "dropped"), Counted("d0")]
+    assert effects == [ReportLoss("d0", "dropped"), Counted("d0")]
 
 
 _inputs = st.one_of(

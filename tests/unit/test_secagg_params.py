@@ -16,7 +16,7 @@ from edgewise.core.keys import derive, root
 from edgewise.core.space import share_of
 from edgewise.secagg import graph, messages, params
 from edgewise.secagg.merge import fewest
-from edgewise.secagg.params import COMPLETE_MOST, COMPLETE_TO, Params, Policy, Server, choose, complete_threshold
+from edgewise.secagg.params import COMPLETE_MOST, COMPLETE_TO, Params, Server, TrustPolicy, choose, complete_threshold
 
 POLICIES = [
     (corrupt, dropout, server)
@@ -64,7 +64,7 @@ def test_corrupt_devices_and_drop_outs_at_once_leave_enough_holders(server: Serv
     for corrupt, dropout in ((0.33, 0.0), (0.3, 0.04), (0.25, 0.1), (0.1, 0.33), (0.2, 0.2), (1 / 9, 0.33)):
         for n in range(2, COMPLETE_MOST + 1):
             bad, dropped = share_of(corrupt, n), share_of(dropout, n)
-            policy = Policy(corrupt, dropout, server)
+            policy = TrustPolicy(corrupt, dropout, server)
             if n <= 3 * bad + 2 * dropped and (n <= COMPLETE_TO or not choose(n, bad, dropped, server)):
                 with pytest.raises(CompositionError, match="E-NMIN"):
                     policy.shape(n)
@@ -89,19 +89,19 @@ def test_the_smallest_sum_of_masks_lets_larger_ones_be(dropout: float) -> None:
 
 def test_a_share_that_binary_fractions_round_down_is_counted_whole() -> None:
     """0.29 of 200 devices are 58, not 57, as for the next larger share."""
-    assert Policy(0.29, 0.05).shape(200) == Policy(0.2901, 0.05).shape(200) == (199, 130)
+    assert TrustPolicy(0.29, 0.05).shape(200) == TrustPolicy(0.2901, 0.05).shape(200) == (199, 130)
 
 
 def test_what_cannot_be_promised_is_refused_with_what_can() -> None:
     for n, corrupt in ((16, 0.32), (300, 0.25), (5000, 0.33)):
-        policy = Policy(corrupt, 0.1)
+        policy = TrustPolicy(corrupt, 0.1)
         with pytest.raises(CompositionError) as caught:
             policy.shape(n)
         bad, said = share_of(corrupt, n), str(caught.value)
         assert caught.value.code == "E-NMIN"
         assert f"{bad} may be corrupt and {share_of(0.1, n)} more drop out" in said
         enough = int(said.partition("devices take ")[2].partition(" ")[0])
-        assert Policy(bad / enough, 0.1).shape(enough)
+        assert TrustPolicy(bad / enough, 0.1).shape(enough)
 
 
 @pytest.mark.parametrize("n", [200, 5000, 80_000])
@@ -120,18 +120,18 @@ def test_the_search_looks_at_a_few_graphs_whatever_the_policy(
 def test_complete_graph_rule() -> None:
     for n in range(2, COMPLETE_TO + 1):
         for corrupt in (0.0, 0.1, 0.3):
-            k, t = Policy(corrupt, 0.0).shape(n)
+            k, t = TrustPolicy(corrupt, 0.0).shape(n)
             assert (k, t) == (n - 1, complete_threshold(n, bad := share_of(corrupt, n)))
             assert 2 * t > n + bad >= 2 * (t - 1)
-    assert Policy().shape(COMPLETE_TO + 1)[0] < COMPLETE_TO
+    assert TrustPolicy().shape(COMPLETE_TO + 1)[0] < COMPLETE_TO
 
 
 def test_policies_have_bounds() -> None:
     for wrong in ({"corrupt": 0.4}, {"dropout": -0.1}):
         with pytest.raises(RecipeError):
-            Policy(**wrong)
-    assert Params(Policy(), 2, 20, 1, 0).needed(9) == 5
-    assert Params(Policy(), 8, 20, 1, 0).needed(9) == 8
+            TrustPolicy(**wrong)
+    assert Params(TrustPolicy(), 2, 20, 1, 0).needed(9) == 5
+    assert Params(TrustPolicy(), 8, 20, 1, 0).needed(9) == 8
 
 
 @given(st.integers(5, 80), st.integers(1, 6), st.integers(0, 9))
@@ -160,4 +160,4 @@ def test_a_session_of_nobody_ends_at_once() -> None:
     """The refusal looks for a number of devices that would do, and starts from nobody."""
     for server in ("malicious", "curious"):
         with pytest.raises(CompositionError, match=r"take \d or more"):
-            Policy(0.1, 0.1, server).shape(0)
+            TrustPolicy(0.1, 0.1, server).shape(0)

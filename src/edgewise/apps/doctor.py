@@ -23,7 +23,7 @@ TRAIN = ("torch", "transformers", "tokenizers", "peft", "matplotlib")
 CORE = ("numpy", "numba", "msgspec", "pydantic", "sqlalchemy", "safetensors", "rich", "typer")
 
 
-class Finding(NamedTuple):
+class Check(NamedTuple):
     """One check: its state (``ok``, ``note`` = works with a limit, ``bad``), what was found, what to do."""
 
     name: str
@@ -32,7 +32,7 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-def examine(folder: Path) -> list[Finding]:
+def examine(folder: Path) -> list[Check]:
     """All checks; ``folder`` is where runs would be written."""
     return [
         _python(),
@@ -40,9 +40,7 @@ def examine(folder: Path) -> list[Finding]:
         _packages(
             "training packages", TRAIN, BAD, f"in a clone `make setup`, else {CPU_TORCH}, then the extra [train]"
         ),
-        Finding(
-            "graphics card", NOTE, f"not used: training runs on the CPU, so torch without CUDA will do: {CPU_TORCH}"
-        ),
+        Check("graphics card", NOTE, f"not used: training runs on the CPU, so torch without CUDA will do: {CPU_TORCH}"),
         _cores(),
         _memory(),
         _disk(folder),
@@ -54,7 +52,7 @@ def examine(folder: Path) -> list[Finding]:
     ]
 
 
-def healthy(findings: Iterable[Finding]) -> bool:
+def healthy(findings: Iterable[Check]) -> bool:
     """Nothing is bad."""
     return all(f.state != BAD for f in findings)
 
@@ -64,14 +62,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _python() -> Finding:
+def _python() -> Check:
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if sys.version_info < LOWEST_PYTHON:
-        return Finding("python", BAD, found, "install Python 3.11 or newer")
-    return Finding("python", OK, found)
+        return Check("python", BAD, found, "install Python 3.11 or newer")
+    return Check("python", OK, found)
 
 
-def _packages(name: str, wanted: Iterable[str], state: str, fix: str) -> Finding:
+def _packages(name: str, wanted: Iterable[str], state: str, fix: str) -> Check:
     have, missing = [], []
     for package in wanted:
         try:
@@ -79,15 +77,15 @@ def _packages(name: str, wanted: Iterable[str], state: str, fix: str) -> Finding
         except metadata.PackageNotFoundError:
             missing.append(package)
     if missing:
-        return Finding(name, state, f"missing: {', '.join(missing)}", fix)
-    return Finding(name, OK, ", ".join(have))
+        return Check(name, state, f"missing: {', '.join(missing)}", fix)
+    return Check(name, OK, ", ".join(have))
 
 
-def _cores() -> Finding:
+def _cores() -> Check:
     n = cores()
     if n == 1:
-        return Finding("processors", NOTE, "1: everything runs one after the other", "use --engine inproc")
-    return Finding("processors", OK, f"{n}: --engine pool --workers {n}")
+        return Check("processors", NOTE, "1: everything runs one after the other", "use --engine inproc")
+    return Check("processors", OK, f"{n}: --engine pool --workers {n}")
 
 
 def memory_bytes() -> float | None:
@@ -107,45 +105,45 @@ def memory_bytes() -> float | None:
         return free
 
 
-def _memory() -> Finding:
+def _memory() -> Check:
     free = memory_bytes()
     if free is None:
-        return Finding("memory", NOTE, "this system does not tell")
+        return Check("memory", NOTE, "this system does not tell")
     found = f"{free / 1e9:.1f} GB free"
     if free < MEMORY_BYTES:
-        return Finding("memory", NOTE, found, "each worker takes about 0.7 GB: lower --workers")
-    return Finding("memory", OK, found)
+        return Check("memory", NOTE, found, "each worker takes about 0.7 GB: lower --workers")
+    return Check("memory", OK, found)
 
 
-def _disk(folder: Path) -> Finding:
+def _disk(folder: Path) -> Check:
     at = next((p for p in (folder, *folder.parents) if p.exists()), Path())
     free = shutil.disk_usage(at).free
     found = f"{free / 1e9:.1f} GB free in {at}"
     if free < DISK_BYTES:
-        return Finding("disk", BAD, found, "free 1 GB, or choose another --out")
-    return Finding("disk", OK, found)
+        return Check("disk", BAD, found, "free 1 GB, or choose another --out")
+    return Check("disk", OK, found)
 
 
-def _writable(folder: Path) -> Finding:
+def _writable(folder: Path) -> Check:
     at = next((p for p in (folder, *folder.parents) if p.exists()), Path())
     try:
         with tempfile.TemporaryFile(dir=at):
-            return Finding("write access", OK, str(at))
+            return Check("write access", OK, str(at))
     except OSError as e:
-        return Finding("write access", BAD, f"{at}: {e.strerror}", "choose another folder with --out")
+        return Check("write access", BAD, f"{at}: {e.strerror}", "choose another folder with --out")
 
 
-def _bfloat16() -> Finding:
+def _bfloat16() -> Check:
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
     except OSError:
-        return Finding("bfloat16", NOTE, "this system does not tell; training uses float32")
+        return Check("bfloat16", NOTE, "this system does not tell; training uses float32")
     if flags & {"avx512_bf16", "amx_bf16", "bf16"}:
-        return Finding("bfloat16", OK, "in hardware: training is faster")
-    return Finding("bfloat16", NOTE, "not in hardware: training uses float32, which is slower and just as good")
+        return Check("bfloat16", OK, "in hardware: training is faster")
+    return Check("bfloat16", NOTE, "not in hardware: training uses float32, which is slower and just as good")
 
 
-def _bundled_model() -> Finding:
+def _bundled_model() -> Check:
     from safetensors import SafetensorError, safe_open
 
     folder = Path(str(resources.files("edgewise"))) / "assets" / "student"
@@ -155,36 +153,36 @@ def _bundled_model() -> Finding:
         with safe_open(folder / "model.safetensors", framework="numpy") as f:
             tensors = len(list(f.keys()))
     except (OSError, SafetensorError) as e:
-        return Finding("bundled model", BAD, f"{folder}: {e}", fix)
+        return Check("bundled model", BAD, f"{folder}: {e}", fix)
     if missing:
-        return Finding("bundled model", BAD, f"{folder} has no {', '.join(missing)}", fix)
-    return Finding(
+        return Check("bundled model", BAD, f"{folder} has no {', '.join(missing)}", fix)
+    return Check(
         "bundled model", OK, f"{tensors} tensors, {(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB"
     )
 
 
-def _plays() -> Finding:
+def _plays() -> Check:
     """The demo's text."""
     path = Path(str(resources.files("edgewise"))) / "assets" / "plays" / "plays.jsonl.gz"
     try:
         with gzip.open(path) as f:
             speeches = sum(1 for _ in f)
     except (OSError, EOFError, zlib.error) as e:
-        return Finding("demo text", BAD, f"{path}: {e}", "reinstall edgewise")
-    return Finding("demo text", OK, f"{speeches:,} speeches")
+        return Check("demo text", BAD, f"{path}: {e}", "reinstall edgewise")
+    return Check("demo text", OK, f"{speeches:,} speeches")
 
 
-def _stdlib() -> Finding:
+def _stdlib() -> Check:
     """The text of `demo code`: source files of this Python's standard library."""
     root = Path(sysconfig.get_path("stdlib"))
     found = [n for n in ("asyncio", "email", "http", "json", "unittest", "xml") if any(root.glob(f"{n}/*.py"))]
     if len(found) < 2:
         fix = "use a Python whose library has its source, or your own text (data.source)"
-        return Finding("demo code's text", NOTE, f"no source text in {root}", fix)
-    return Finding("demo code's text", OK, f"standard library in {root}")
+        return Check("demo code's text", NOTE, f"no source text in {root}", fix)
+    return Check("demo code's text", OK, f"standard library in {root}")
 
 
-def lines(findings: Iterable[Finding], mark: Callable[[str], str] | None = None) -> list[str]:
+def lines(findings: Iterable[Check], mark: Callable[[str], str] | None = None) -> list[str]:
     """One line per finding, a fix below where there is one; ``mark`` turns a state into its sign."""
     signs = {OK: "ok  ", NOTE: "note", BAD: "BAD "}
     out = []

@@ -75,7 +75,7 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
             raise _refused(what, "--to merged.")
         number, digest, params = _params(store, recipe, wanted.played)
         found = summary.build(store)
-    card = model_card.Card(found, recipe, wanted.to, number, digest, _directions(recipe) is not None)
+    card = model_card.ModelCard(found, recipe, wanted.to, number, digest, _directions(recipe) is not None)
     with _folder(dest) as part:
         more = (
             _tensors(run["facts"], params, part, card)
@@ -151,7 +151,7 @@ def _open_to_others(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_card.Card) -> dict[str, Any]:
+def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_card.ModelCard) -> dict[str, Any]:
     """Write the trained tensors by name: for a trainer of one's own, and for tools of one's own."""
     from safetensors.numpy import save_file
 
@@ -167,7 +167,7 @@ def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_c
 
 def _model(
     recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], params: Vector, part: Path, wanted: Wanted,
-    card: model_card.Card,
+    card: model_card.ModelCard,
 ) -> dict[str, Any]:  # fmt: skip
     if facts.get("extensions") and "precision" not in facts:  # a fact of the text trainer
         own = ", ".join(facts["extensions"])

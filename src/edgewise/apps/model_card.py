@@ -39,7 +39,7 @@ class About(NamedTuple):
     card: Mapping[str, Any]
 
 
-class Card(NamedTuple):
+class ModelCard(NamedTuple):
     """A card in the making. ``run``: the run's summary; figures stand only where they are of this model version."""
 
     run: Mapping[str, Any]

@@ -23,7 +23,7 @@ from edgewise.core.own_code import fault_of
 from edgewise.core.redacted import redacted
 from edgewise.drivers.files import for_owner
 from edgewise.drivers.folder import marked
-from edgewise.drivers.noise import Noise
+from edgewise.drivers.noise import PrintedNoise
 from edgewise.drivers.screen import screen
 
 TRAIN_EXTRA = {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"}
@@ -209,7 +209,7 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
     sys.stdout.flush()
     sys.stderr.flush()
     with (
-        Noise() as noise,
+        PrintedNoise() as noise,
         screen(os.dup(2), sys.stderr.encoding) as shown,
     ):
         kept = {fd: os.dup(fd) for fd in (1, 2)}

@@ -53,7 +53,7 @@ def hpke_open(secret: bytes, box: bytes, bound: bytes) -> bytes:
         raise DecodeError("E-SEAL", "a sealed box does not open.") from None
 
 
-class Boxes:
+class BoxKey:
     """Many boxes under one key: AES-256-GCM with random nonces, at most 2^32 of them. ``key``: 32 bytes that are used
     for nothing else."""
 

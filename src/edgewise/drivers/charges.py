@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from edgewise.drivers.tables import CHARGES
 from edgewise.privacy import ledger
 from edgewise.privacy.ledger import Charge
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 ROWS = sa.select(CHARGES).order_by(CHARGES.c.number)
 
@@ -39,7 +39,7 @@ def read(rows: Sequence[Any], start: str) -> tuple[tuple[Charge, ...], tuple[str
     """
     charges, chain = [], [start]
     for row in rows:
-        charges.append(Charge(row.round, row.attempt, row.cohort, Event.from_plain(json.loads(row.event))))
+        charges.append(Charge(row.round, row.attempt, row.cohort, PrivacyEvent.from_plain(json.loads(row.event))))
         chain.append(ledger.link(chain[-1], charges[-1]))
         if row.digest != chain[-1]:
             raise ValueError(f"row {row.number} is not the one that was written there")

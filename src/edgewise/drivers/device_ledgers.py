@@ -20,7 +20,7 @@ from edgewise.core.training import DeviceId
 from edgewise.drivers import files
 from edgewise.drivers.device_store import ONE_PROCESS
 from edgewise.privacy.device_ledger import DeviceCharge
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 FIX = "put the newest copy of the file in its place. Without one, delete it: the device then counts from zero."
 
@@ -89,7 +89,7 @@ class FileLedgers:
             try:
                 row = json.loads(line)
                 stored = row.pop("digest")
-                charges.append(DeviceCharge(str(row["run"]), int(row["round"]), Event.from_plain(row["event"])))
+                charges.append(DeviceCharge(str(row["run"]), int(row["round"]), PrivacyEvent.from_plain(row["event"])))
             except Exception as e:  # boundary: damaged bytes break parsers in many ways
                 raise StoreError("E-CHECKPOINT", f"line {number} of {path} cannot be read.", FIX) from e
             before = _link(before, row)

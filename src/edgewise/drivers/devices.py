@@ -87,7 +87,7 @@ class Devices:
         known = self._known(device)
         if isinstance(message, frame.Step):
             began = time.perf_counter()
-            _, effects = machine.step(self.plan, known, machine.Letter(message), self.trust)
+            _, effects = machine.step(self.plan, known, machine.Delivered(message), self.trust)
             effects = self._charged(known, effects)
             return self._sent(device, effects, encode_began_s=began)
         state, effects = machine.step(self.plan, known, self._invited(known, message))

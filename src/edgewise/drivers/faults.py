@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Buffer
-from edgewise.engine.ports import Arrived, Cohort, Lost, Sent
+from edgewise.engine.ports import Absent, Arrived, Cohort, Sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Faulty:
 
     def __init__(self, inner: Cohort, script: Script) -> None:
         self._inner, self._script = inner, script
-        self._held: list[tuple[float, int, Arrived | Lost]] = []
+        self._held: list[tuple[float, int, Arrived | Absent]] = []
         self._seen: Counter[DeviceId] = Counter()
         self._now_s = inner.now_s()
         self._order = 0
@@ -63,7 +63,7 @@ class Faulty:
         self._inner.resume(sent, at_s)
         self._now_s = self._inner.now_s()
 
-    def receive(self, timeout_s: float) -> Arrived | Lost | None:
+    def receive(self, timeout_s: float) -> Arrived | Absent | None:
         """See Cohort. Arrivals are pulled from inside until none can come before the earliest one held."""
         limit_s = self._now_s + timeout_s
         while not self._held or self._inner.now_s() < self._held[0][0]:
@@ -80,7 +80,7 @@ class Faulty:
             self._now_s = limit_s
         return None
 
-    def _mangle(self, item: Arrived | Lost) -> None:
+    def _mangle(self, item: Arrived | Absent) -> None:
         fault = self._script(item.device, self._seen[item.device])
         self._seen[item.device] += 1
         if fault.lose:

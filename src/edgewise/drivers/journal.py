@@ -1,7 +1,7 @@
 """A round's write-ahead log: one file, length- and CRC-framed records, appended before they take effect.
 
 Record: ``u32 length | u32 crc32 of the body | u32 crc32 of these 8 bytes | body``, little endian; the body is a box
-(``crypto.seal.Boxes``) for the checkpoint that the round started from and the record's place in the file, of
+(``crypto.seal.BoxKey``) for the checkpoint that the round started from and the record's place in the file, of
 MessagePack ``[kind, name, bytes, number, train_s, encode_s]``:
 
     kind       name        bytes                                  number
@@ -40,9 +40,9 @@ from typing import Any, BinaryIO
 import msgspec
 
 from edgewise.core.errors import DecodeError, StoreError
-from edgewise.crypto.seal import NONCE_BYTES, Boxes
+from edgewise.crypto.seal import NONCE_BYTES, BoxKey
 from edgewise.drivers.files import FOLDER, discard, for_owner, sync_folder
-from edgewise.engine.ports import Arrived, Began, Expired, Lost, Pinned, Record, Resumed
+from edgewise.engine.ports import Absent, Arrived, Began, Expired, Pinned, Record, Resumed
 
 _LENGTHS, _CRC = struct.Struct("<II"), struct.Struct("<I")
 _HEADER_BYTES = _LENGTHS.size + _CRC.size
@@ -63,7 +63,7 @@ class FileJournal:
     """
 
     def __init__(self, path: Path, of: str, key: bytes) -> None:
-        self._path, self._of, self._boxes = path, of, Boxes(key)
+        self._path, self._of, self._boxes = path, of, BoxKey(key)
         self._file: Any = None
         self.synced = False
 
@@ -122,7 +122,7 @@ class FileJournal:
         match record:
             case Arrived():
                 item = ("arrived", record.device, record.frame, record.at_s, record.train_s, record.encode_s)
-            case Lost():
+            case Absent():
                 item = ("lost", record.device, record.code.encode(), record.at_s, 0.0, 0.0)
             case Began():
                 drawn = (record.dealing, record.nonce, record.invited)
@@ -200,7 +200,7 @@ def _record(body: bytes) -> Record:
         case "arrived":
             return Arrived(device, data, at_s, train_s, encode_s)
         case "lost":
-            return Lost(device, data.decode(), at_s)
+            return Absent(device, data.decode(), at_s)
         case "began":
             dealing, nonce, invited = _began.decode(data)
             return Began(at_s, device, nonce, dealing, invited)

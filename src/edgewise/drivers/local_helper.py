@@ -84,7 +84,7 @@ class LocalHelper:
         """``secret``: HPKE key of the run. ``record``: None where nothing needs to outlive this process."""
         self._plan, self._secret, self._registry, self._record = plan, secret, registry, record
         self._seen: AppendMap[bytes, None] = AppendMap()
-        self._helper: two_server.Helper | None = None
+        self._helper: two_server.HelperState | None = None
         self._refusal: str | None = "E-SECAGG-ORDER"  # of this round's tickets; at first no round has begun
         self._round: int | None = None  # this one
         self._opened: int | None = None  # the last one whose batch was opened
@@ -109,10 +109,10 @@ class LocalHelper:
         if refusal is None:
             self._helper = self._started(invite)
 
-    def _started(self, invite: Invite) -> two_server.Helper:
+    def _started(self, invite: Invite) -> two_server.HelperState:
         self._round = invite.round
         params, context = self._plan.secagg(invite.round), self._plan.session(invite)
-        return two_server.Helper(params, context, self._secret, self._registry, self._seen)
+        return two_server.HelperState(params, context, self._secret, self._registry, self._seen)
 
     def admit(self, ticket: bytes) -> str | None:
         """See Helper."""

@@ -18,7 +18,7 @@ LIMIT_BYTES = 8 * 2**20
 INTERVAL_S = 1.0
 
 
-class Noise:
+class PrintedNoise:
     """The file, and a thread that looks at its size once a second. Use as a context manager.
 
     Where the disk has no room for it, what is printed is dropped.
@@ -38,7 +38,7 @@ class Noise:
         self._bounded = _appends(self._file.fileno())
         self._watch = threading.Thread(target=self._watches, name="noise", daemon=True)
 
-    def __enter__(self) -> Noise:
+    def __enter__(self) -> PrintedNoise:
         self._watch.start()
         return self
 

@@ -16,7 +16,7 @@ from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, DecodeError, RoundError
 from edgewise.core.training import DeviceId
 from edgewise.engine.loop import receive
-from edgewise.engine.ports import Arrived, Cohort, Expired, Lost
+from edgewise.engine.ports import Absent, Arrived, Cohort, Expired
 from edgewise.engine.round import LATE
 from edgewise.plan.plan import Plan
 
@@ -95,12 +95,12 @@ class _Answers:
     def until_s(self) -> float | None:
         return self.deadline_at_s if self.waiting and not self.over else None
 
-    def take(self, record: Arrived | Lost | Expired) -> None:
+    def take(self, record: Arrived | Absent | Expired) -> None:
         if isinstance(record, Expired):
             self.over = True
         elif self.over or record.device not in self.waiting:
             return
-        elif isinstance(record, Lost):
+        elif isinstance(record, Absent):
             self.waiting.discard(record.device)
             self.missing[record.device] = record.code
         elif (said := _measurement(record, self.plan, self.round)) is not None:

@@ -25,7 +25,7 @@ from edgewise.drivers import jobs
 from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.traces import Traces
 from edgewise.engine.broadcast import downloads
-from edgewise.engine.ports import Arrived, Downlink, Lost, Sent
+from edgewise.engine.ports import Absent, Arrived, Downlink, Sent
 from edgewise.engine.round import DROPPED
 from edgewise.plan.budget import link_estimate
 from edgewise.plan.plan import Plan
@@ -204,7 +204,7 @@ class SimulatedCohort:
             self._records[device] = counted.records or 0
         return rule.counted(self._records.get(device, 0), self._plan.batch).steps
 
-    def receive(self, timeout_s: float) -> Arrived | Lost | None:
+    def receive(self, timeout_s: float) -> Arrived | Absent | None:
         """See Cohort."""
         until_s = self._now_s + timeout_s
         while self._expected and self._expected[0].at_s <= until_s:
@@ -212,7 +212,7 @@ class SimulatedCohort:
             item = heapq.heappop(self._expected)
             self._now_s = max(self._now_s, item.at_s)
             if item.fate.lost:
-                return Lost(item.device, DROPPED, item.at_s)
+                return Absent(item.device, DROPPED, item.at_s)
             done = self._handled(item.order)
             if done.frame is not None:
                 return Arrived(item.device, done.frame, item.at_s, done.train_s, done.encode_s)

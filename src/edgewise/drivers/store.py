@@ -51,7 +51,7 @@ from edgewise.drivers.files import FOLDER, lock, sync_folder
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.tables import DELTAS, EVENTS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
 from edgewise.drivers.witness import Witness
-from edgewise.engine.ports import Change, Checkpoint, Delta, Downlink, Standing
+from edgewise.engine.ports import Change, Checkpoint, DeltaBlob, Downlink, Standing
 from edgewise.privacy import ledger
 from edgewise.privacy.ledger import Charge
 from edgewise.strategies.base import State
@@ -229,7 +229,7 @@ class RunStore:
 
     def _downlink(self, model: Any) -> Downlink:
         rows = self._rows(sa.select(DELTAS).order_by(DELTAS.c.round))
-        ring = tuple(Delta(r.round, r.digest, r.base, self._blobs.get(r.digest)) for r in rows)
+        ring = tuple(DeltaBlob(r.round, r.digest, r.base, self._blobs.get(r.digest)) for r in rows)
         return Downlink(model.next_round, self.blob(model.shadow), model.shadow, ring, self.blob(model.anchor))
 
     def journal(self, round: int) -> FileJournal:

@@ -28,7 +28,7 @@ from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, undo
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Vector
-from edgewise.engine.ports import Change, Checkpoint, Delta, Downlink, Standing
+from edgewise.engine.ports import Change, Checkpoint, DeltaBlob, Downlink, Standing
 from edgewise.engine.round_states import Closed
 from edgewise.plan.plan import Plan
 
@@ -58,7 +58,7 @@ def advance(plan: Plan, pipe: Pipeline, down: Downlink, model: Vector) -> Downli
         raise TrainingError(
             "E-NAN", f"what devices hold of the model left float32 in round {turn.round}.", "compress less."
         )
-    ring, anchor = [*down.ring, Delta(turn.round, vector.digest(blob), down.model, blob)], down.anchor
+    ring, anchor = [*down.ring, DeltaBlob(turn.round, vector.digest(blob), down.model, blob)], down.anchor
     while len(ring) > 1 and sum(len(d.blob) for d in ring) >= plan.snapshot_bytes:
         anchor = follow(pipe, anchor, ring.pop(0).blob)
     return Downlink(turn.round, shadow, vector.digest(vector.to_bytes(shadow)), tuple(ring), anchor)
@@ -82,7 +82,7 @@ def follow(pipe: Pipeline, model: Vector, blob: vector.Buffer) -> Vector:
     return out
 
 
-def since(down: Downlink, held: int) -> tuple[Delta, ...]:
+def since(down: Downlink, held: int) -> tuple[DeltaBlob, ...]:
     """The deltas from the model of round ``held`` to the shadow; empty where the ring does not reach back so far."""
     if not down.anchor_round <= held < down.round:
         return ()

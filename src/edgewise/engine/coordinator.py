@@ -265,7 +265,7 @@ class Coordinator:
         if self.plan.evaluations.keep == "best" and self.kept(before).played == before.next_round:
             self.store.keep(BEST, before.state.params, before.next_round)
 
-    def kept(self, checkpoint: Checkpoint) -> evaluation.Kept:
+    def kept(self, checkpoint: Checkpoint) -> evaluation.ModelThatCounts:
         """Which model counts so far, and whether the run ends with it."""
         asked = self.plan.evaluations
         told = self.store.evaluations() if asked.choose else ()

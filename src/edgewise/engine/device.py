@@ -1,7 +1,7 @@
 """The device as a pure machine: an invitation becomes a training request, a trained update becomes a frame.
 
     Idle ──Invited──► Training ──Trained──► Idle (with pending codec memory)
-      │                   ├─────Trained───► InSecAgg, where masks hide the update ──Letter──► ... ──Letter──► Idle
+      │                   ├─────Trained───► InSecAgg, where masks hide the update ──Delivered──► ... ──Delivered──► Idle
       │                   ├─────Failed────► Idle (memory as before), a Refusal is sent
       │                   └────Withheld───► Idle (memory as before), a Refusal is sent; InSecAgg ends by it too
       └────Unready──► Idle; an invitation that is refused changes nothing in any state, a Refusal is sent
@@ -115,7 +115,7 @@ class Withheld:
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class Delivered:
     """A message of the round's secure aggregation came."""
 
     message: frame.Step
@@ -151,7 +151,7 @@ class Save:
     state: Kept
 
 
-Event = Invited | Unready | Trained | Failed | Withheld | Letter
+Event = Invited | Unready | Trained | Failed | Withheld | Delivered
 Effect = Train | Charge | Save | Send
 
 
@@ -162,7 +162,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     is in a session of secure aggregation leaves that session. The frame of a session that it answered last gets the
     same answer again.
     """
-    if isinstance(event, Letter):
+    if isinstance(event, Delivered):
         return _letter(plan, state, event.message, trust)
     if isinstance(event, Invited):
         return _invited(plan, state, event)

@@ -16,7 +16,7 @@ COHORT = "cohort"  # who measured a model, where its devices told no more than t
 BASE, FEDERATED = "base", "federated"  # the models that evaluations of a run measure
 
 
-class Kept(NamedTuple):
+class ModelThatCounts(NamedTuple):
     """Which model of a run counts.
 
     Attributes:
@@ -30,7 +30,7 @@ class Kept(NamedTuple):
     stopped: bool
 
 
-def kept(asked: Evaluations, told: Iterable[events.Evaluated], played: int) -> Kept:
+def kept(asked: Evaluations, told: Iterable[events.Evaluated], played: int) -> ModelThatCounts:
     """What a run's evaluations decide, those of the base and of the federated model; of ``played`` rounds the last one
     counts where ``round.keep`` is "last".
 
@@ -49,7 +49,7 @@ def kept(asked: Evaluations, told: Iterable[events.Evaluated], played: int) -> K
             waited += 1
     stopped = bool(asked.patience) and waited >= asked.patience
     lowest = best.round + 1 if best is not None else played
-    return Kept(lowest if asked.keep == "best" else played, waited, stopped)
+    return ModelThatCounts(lowest if asked.keep == "best" else played, waited, stopped)
 
 
 def _better(new: events.Evaluated, old: events.Evaluated) -> bool:

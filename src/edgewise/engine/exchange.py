@@ -29,7 +29,7 @@ from edgewise.engine.round_states import (
     Letter,
     Masks,
     Pin,
-    Policy,
+    RoundPolicy,
 )
 from edgewise.engine.rung_groups import deal, sort
 from edgewise.secagg import events, server
@@ -42,7 +42,7 @@ Out = tuple[Exchanging | Closed, tuple[Effect, ...]]
 
 def begin(
     collected: Closed,
-    policy: Policy,
+    policy: RoundPolicy,
     masks: Masks,
     keys: server.Advertising,
     counted: Mapping[DeviceId, int | None],

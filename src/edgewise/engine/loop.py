@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from edgewise.engine.ports import Arrived, Cohort, Expired, Lost
+from edgewise.engine.ports import Absent, Arrived, Cohort, Expired
 
 
 class Listener(Protocol):
@@ -19,7 +19,7 @@ class Listener(Protocol):
         """Until when it waits; None: no longer."""
         ...
 
-    def take(self, record: Arrived | Lost | Expired) -> None:
+    def take(self, record: Arrived | Absent | Expired) -> None:
         """Take what came, or note that the time ``until_s`` is over."""
         ...
 

@@ -20,7 +20,7 @@ from edgewise.core.errors import REGISTRY, DecodeError, StoreError
 from edgewise.core.training import DeviceId
 from edgewise.engine import round as machine
 from edgewise.engine.aggregation import Aggregation, Sums
-from edgewise.engine.ports import Arrived, Cohort, Expired, Journal, Lost, Pinned, Record, Resumed, Sent
+from edgewise.engine.ports import Absent, Arrived, Cohort, Expired, Journal, Pinned, Record, Resumed, Sent
 from edgewise.engine.round_facts import RoundFacts
 from edgewise.engine.round_states import (
     Answered,
@@ -39,7 +39,7 @@ from edgewise.engine.round_states import (
     Open,
     Opened,
     Pin,
-    Report,
+    ReportLoss,
     Send,
     State,
     Usable,
@@ -49,7 +49,7 @@ from edgewise.engine.round_states import (
 REASON_LATER = "left secure aggregation after its keys were known, or its group came to no sum"
 
 Tell = Callable[[events.AnyEvent], None]
-Input = Arrived | Lost | Expired
+Input = Arrived | Absent | Expired
 
 
 @dataclass
@@ -150,7 +150,7 @@ class OpenRound:
             case Pinned():
                 if not self._unpinned or self._unpinned.popleft() != record:
                     raise self._torn("names other survivors than its records lead to")
-            case Arrived() | Lost() | Expired():
+            case Arrived() | Absent() | Expired():
                 if self._unpinned:
                     raise self._torn("lacks the survivors of a session that went on")
                 self._step(self._read(record), record)
@@ -186,7 +186,7 @@ class OpenRound:
         number = self.facts.round
         if isinstance(record, Expired):
             return Deadline(record.at_s)
-        if isinstance(record, Lost):
+        if isinstance(record, Absent):
             return Gone(record.device, number, record.code, record.at_s)
         try:
             message = frame.from_device(record.frame, self.facts.frame_limit_bytes)
@@ -236,7 +236,7 @@ class OpenRound:
                     self.books.first[device] = replace(record, frame=b""), len(record.frame)
                     if self.facts.session is None:
                         self._accepted(device, rung)
-                case Report(device, code, reason):
+                case ReportLoss(device, code, reason):
                     self._say(events.Lost(round=number, device=device, code=code, reason=reason))
                 case Close() if self.facts.session is not None:
                     self._tell_hidden(self.closed)

@@ -23,7 +23,7 @@ from edgewise.core.training import DeviceId
 from edgewise.plan.plan import Plan
 from edgewise.privacy import device_ledger
 from edgewise.privacy.device_ledger import DeviceCharge, DeviceLedger
-from edgewise.privacy.ledger import Budget, Refused
+from edgewise.privacy.ledger import Budget, OverBudget
 
 SPENT = "the owner of this device allows no more epsilon over all its runs"
 UNCOUNTED = "this device took part in rounds of this run that its ledger does not have"
@@ -76,7 +76,7 @@ class OwnerBudget:
         charged = self.last(device, plan)
         if answered is not None and (charged is None or charged < answered):
             return UNCOUNTED
-        return SPENT if isinstance(self._with(device, plan, round), Refused) else ""
+        return SPENT if isinstance(self._with(device, plan, round), OverBudget) else ""
 
     def charge(self, device: DeviceId, plan: Plan, round: int) -> None:
         """Write the charge of a round down, once for each round of a run.
@@ -84,7 +84,7 @@ class OwnerBudget:
         Raises StoreError where it cannot be kept, BudgetError(E-BUDGET) where it would pass the cap: no frame may leave
         then.
         """
-        if isinstance(self._with(device, plan, round), Refused):
+        if isinstance(self._with(device, plan, round), OverBudget):
             raise BudgetError("E-BUDGET", f"{SPENT}.", "raise the cap, or leave the run.")
         self.ledgers.charge(device, _of(plan, round))
 
@@ -95,7 +95,7 @@ class OwnerBudget:
     def _ledger(self, device: DeviceId) -> DeviceLedger:
         return DeviceLedger(self.cap, self.ledgers.charges(device))
 
-    def _with(self, device: DeviceId, plan: Plan, round: int) -> DeviceLedger | Refused:
+    def _with(self, device: DeviceId, plan: Plan, round: int) -> DeviceLedger | OverBudget:
         return device_ledger.charge(self._ledger(device), _of(plan, round))
 
 

@@ -34,7 +34,7 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class Absent:
     """The driver knows that a device will not answer: it dropped out, crashed, or was cut off."""
 
     device: DeviceId
@@ -81,7 +81,7 @@ class Cohort(Clock, Protocol):
         the devices, and send again what is still awaited."""
         ...
 
-    def receive(self, timeout_s: float) -> Arrived | Lost | None:
+    def receive(self, timeout_s: float) -> Arrived | Absent | None:
         """The next arrival within ``timeout_s``, or None when that time has passed.
 
         An arrival counts as delivered with the next call. One that was not, since the server stopped, may come again.
@@ -171,7 +171,7 @@ class Resumed:
     by_s: float
 
 
-Record = Began | Arrived | Lost | Expired | Pinned | Resumed
+Record = Began | Arrived | Absent | Expired | Pinned | Resumed
 
 
 class Journal(Protocol):
@@ -192,7 +192,7 @@ class Journal(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
+class DeltaBlob:
     """One round's compressed step of the model that devices hold.
 
     Attributes:
@@ -223,7 +223,7 @@ class Downlink:
     round: int
     shadow: Vector = field(repr=False)
     model: str
-    ring: tuple[Delta, ...]
+    ring: tuple[DeltaBlob, ...]
     anchor: Vector = field(repr=False)
 
     @property

@@ -6,7 +6,7 @@ from edgewise.core.errors import BudgetError, StoreError
 from edgewise.engine.ports import Checkpoint, Store
 from edgewise.plan.plan import Plan
 from edgewise.privacy import ledger
-from edgewise.privacy.ledger import Charge, Ledger, Refused
+from edgewise.privacy.ledger import Charge, Ledger, OverBudget
 
 
 class Purse:
@@ -33,7 +33,7 @@ class Purse:
 
     def _with(self, new: Charge) -> Ledger:
         after = ledger.charge(self._ledger(), new)
-        if isinstance(after, Refused):
+        if isinstance(after, OverBudget):
             raise self._empty(new.round, after)
         return after
 
@@ -90,7 +90,7 @@ class Purse:
         """Epsilon so far, 0.0 without differential privacy."""
         return 0.0 if self._plan.spend is None else ledger.counted(self._ledger()).spent
 
-    def _empty(self, round: int, refused: Refused) -> BudgetError:
+    def _empty(self, round: int, refused: OverBudget) -> BudgetError:
         assert self._plan.spend is not None
         return BudgetError(
             "E-BUDGET",

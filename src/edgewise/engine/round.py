@@ -45,9 +45,9 @@ from edgewise.engine.round_states import (
     Opened,
     Opening,
     Pin,
-    Policy,
     Protocol,
-    Report,
+    ReportLoss,
+    RoundPolicy,
     Send,
     State,
     TwoServers,
@@ -65,7 +65,7 @@ Out = tuple[State, tuple[Effect, ...]]
 def start(
     round: int,
     invited: frozenset[DeviceId],
-    policy: Policy,
+    policy: RoundPolicy,
     protocol: Protocol = None,
     invitations: Mapping[DeviceId, bytes] | None = None,
 ) -> Out:
@@ -180,10 +180,10 @@ def _collected(state: Collecting, event: Answered | Usable | Useless | Gone) -> 
             return _counted(state, device, rung, state.policy.deadline_at_s)
         case Useless(device, _, code, reason) if device not in state.reported:
             state = replace(state, reported=state.reported.plus(device, code))
-            return _settled(state, (Report(device, code, reason),), event.at_s)
+            return _settled(state, (ReportLoss(device, code, reason),), event.at_s)
         case Gone(device, _, code) if device not in state.reported:
             state = replace(state, reported=state.reported.plus(device, code))
-            return _settled(state, (Report(device, code),), event.at_s)
+            return _settled(state, (ReportLoss(device, code),), event.at_s)
     return state, (Ignore(event.device, "duplicate"),)
 
 

@@ -20,7 +20,7 @@ from edgewise.core.vector import Segment
 from edgewise.engine import broadcast
 from edgewise.engine.broadcast import Letters
 from edgewise.engine.ports import Began, Checkpoint, Standing, Trust
-from edgewise.engine.round_states import Masks, Policy, Protocol, TwoServers
+from edgewise.engine.round_states import Masks, Protocol, RoundPolicy, TwoServers
 from edgewise.plan.plan import Plan
 from edgewise.privacy.adaptive import CLIP
 from edgewise.secagg import server
@@ -49,7 +49,7 @@ class RoundFacts:
     round: int
     began: Began
     asked: bool
-    policy: Policy
+    policy: RoundPolicy
     protocol: Protocol
     turn: Turn
     frozen: tuple[Segment, ...]
@@ -128,7 +128,7 @@ def decide(
         round=number,
         began=began,
         asked=bool(standings),
-        policy=Policy(goal, sampling.minimum, began.at_s + sampling.deadline_s),
+        policy=RoundPolicy(goal, sampling.minimum, began.at_s + sampling.deadline_s),
         protocol=protocol,
         turn=turn,
         frozen=plan.frozen(number),

@@ -14,7 +14,7 @@ from edgewise.secagg.params import Params
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RoundPolicy:
     """When collecting is over: ``goal`` contributions, or the deadline; below ``minimum`` the round is abandoned."""
 
     goal: int
@@ -66,7 +66,7 @@ class Collecting:
 
     round: int
     invited: frozenset[DeviceId]
-    policy: Policy
+    policy: RoundPolicy
     protocol: Protocol = None
     counted: AppendMap[DeviceId, int | None] = field(default_factory=AppendMap)
     reported: AppendMap[DeviceId, str] = field(default_factory=AppendMap)
@@ -147,7 +147,7 @@ class Exchanging:
     """
 
     collected: Closed
-    policy: Policy
+    policy: RoundPolicy
     masks: Masks
     groups: tuple[Group, ...]
     member: Mapping[DeviceId, int]
@@ -291,7 +291,7 @@ class Ignore:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ReportLoss:
     """Tell people that this device is lost for the round."""
 
     device: DeviceId
@@ -306,4 +306,4 @@ class Close:
     met: bool
 
 
-Effect = Send | Letter | Fold | Charge | Pin | Open | Dismiss | Counted | Ignore | Report | Close
+Effect = Send | Letter | Fold | Charge | Pin | Open | Dismiss | Counted | Ignore | ReportLoss | Close

@@ -52,7 +52,7 @@ class Checked(NamedTuple):
     moved: float
 
 
-class Trained(NamedTuple):
+class TrainedModel(NamedTuple):
     """The trained model in float32, and its logits before and after training: float32[B, T, V] for ``ids_BT``."""
 
     loaded: Loaded
@@ -64,7 +64,7 @@ class Trained(NamedTuple):
 
 def trained(
     recipe: Recipe, base: str, folder: Path, facts: Mapping[str, Any], params: Vector, directions: Directions | None
-) -> Trained:
+) -> TrainedModel:
     """The model that a run's vector stands for, as the program itself evaluates it.
 
     Args:
@@ -94,7 +94,7 @@ def trained(
     wanted_BTV = read_logits(model, ids_BT)
     for p in model.parameters():  # off the shared storage, which a safetensors file cannot say
         p.data, p.grad = p.data.clone(), None
-    return Trained(loaded, model, ids_BT, base_BTV, wanted_BTV)
+    return TrainedModel(loaded, model, ids_BT, base_BTV, wanted_BTV)
 
 
 def _start(recipe: Recipe, base: str, folder: Path, arithmetic: torch.dtype) -> tuple[Loaded, nn.Module, Flat]:
@@ -120,7 +120,7 @@ def read_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
         return logits(model.eval(), ids_BT).float()
 
 
-def write_merged(t: Trained, folder: Path, dtype: str) -> Checked:
+def write_merged(t: TrainedModel, folder: Path, dtype: str) -> Checked:
     """Write the whole model: weights, configuration, tokenizer.
 
     Args:
@@ -150,7 +150,7 @@ def write_merged(t: Trained, folder: Path, dtype: str) -> Checked:
     return _verified(_plain(folder), t, folder, rounding)
 
 
-def write_adapter(t: Trained, folder: Path, base: str, revision: str, beside: bool) -> Checked:
+def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, beside: bool) -> Checked:
     """Write the adapter, its tokenizer, and with ``beside`` the base as it came in ``folder / "base"``.
 
     Args:
@@ -187,14 +187,14 @@ def _plain(folder: Path) -> nn.Module:
     return model
 
 
-def _verified(fresh: nn.Module, t: Trained, folder: Path, rounding: float) -> Checked:
+def _verified(fresh: nn.Module, t: TrainedModel, folder: Path, rounding: float) -> Checked:
     loaded = _close(read_logits(fresh, t.ids_BT), t, "please report it: the run itself is whole.")
     if tokens.load(folder).digest != t.loaded.tokens.digest:
         raise EdgewiseError("E-EXPORT", "the exported tokenizer is not the base's.", "please report it.")
     return Checked(loaded, rounding, _largest(t.wanted_BTV, t.base_BTV))
 
 
-def _close(got_BTV: Tensor, t: Trained, fix: str) -> float:
+def _close(got_BTV: Tensor, t: TrainedModel, fix: str) -> float:
     """The largest difference from the wanted logits. Raises EdgewiseError(E-EXPORT) where rounding does not explain it.
 
     Allowed is a tenth of what training moved, and of the largest logit at least 1e-5 and at most 1e-4.

@@ -18,14 +18,14 @@ PROMPT, NEW = 32, 48  # tokens that are read, and that are written, at most
 TEMPERATURE, TOP = 0.8, 20
 
 
-class Opening(NamedTuple):
+class TextOpening(NamedTuple):
     """The beginning of a held-out text and how it goes on: token ids."""
 
     prompt: list[int]
     actual: list[int]
 
 
-def opening(block_S: Array) -> Opening | None:
+def opening(block_S: Array) -> TextOpening | None:
     """Cut a block (int32[S], ``~id`` is read and never predicted) after its first tokens: after what is read before
     the first token that is predicted, of instruction data the prompt, or else after ``PROMPT`` tokens, at most half.
 
@@ -37,7 +37,7 @@ def opening(block_S: Array) -> Opening | None:
     first, stop = int(predicted[0]), int(predicted[-1]) + 1
     at = first if first > 1 else min(PROMPT, stop // 2)
     read = np.where(block_S < 0, ~block_S, block_S)
-    found = Opening(read[max(0, at - PROMPT) : at].tolist(), read[at : min(stop, at + NEW)].tolist())
+    found = TextOpening(read[max(0, at - PROMPT) : at].tolist(), read[at : min(stop, at + NEW)].tolist())
     return found if found.prompt and found.actual else None
 
 

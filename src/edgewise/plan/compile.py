@@ -19,7 +19,7 @@ from edgewise.plan.claims import claims
 from edgewise.plan.client_rules import check_pipelines, check_recipe
 from edgewise.plan.downlink import downlink
 from edgewise.plan.facts import FORMAT, Instance, PlanFacts, StatedNoise, decisive
-from edgewise.plan.layout import Layout
+from edgewise.plan.layout import VectorLayout
 from edgewise.plan.mechanisms.base import Mechanism
 from edgewise.plan.mechanisms.known import mechanism_of, promised
 from edgewise.plan.plan import MESSAGE_LIMIT_BYTES, Plan
@@ -52,7 +52,7 @@ def compile(
     sampling = sampled(recipe.round, population)
     strategy = strategy_of(recipe, catalogue, spec, population)
     _check_directions(recipe, strategy, spec)
-    layout = Layout(spec, strategy.client)
+    layout = VectorLayout(spec, strategy.client)
     merge = make(catalogue.merges, "[merge]", recipe.merge, layout.sent)
     mechanism = mechanism_of(recipe.privacy, recipe.dp)
     promise = promised(recipe.privacy, recipe.dp, hidden=merge.hides is not None)
@@ -103,7 +103,7 @@ def compile(
 
 
 def _start(
-    recipe: Recipe, layout: Layout, merge: Merge, sampling: Sampling, sums: Sums, mechanism: Mechanism | None
+    recipe: Recipe, layout: VectorLayout, merge: Merge, sampling: Sampling, sums: Sums, mechanism: Mechanism | None
 ) -> Space:
     """The space of a trained update, before the first stage."""
     most = sampling.population if sampling.kind == "poisson" else sampling.invite
@@ -119,7 +119,7 @@ def _start(
     )
 
 
-def _check_sizes(layout: Layout, pipes: Sequence[Pipeline]) -> None:
+def _check_sizes(layout: VectorLayout, pipes: Sequence[Pipeline]) -> None:
     """Raises RecipeError(E-FRAME-SIZE) where one message cannot hold the model, or an upload."""
     upload = max(pack.size_bytes(pipe.encoded) for pipe in pipes)
     for what, size in (("the model's trainable vector", 4.0 * layout.given.dim), ("an upload", upload)):

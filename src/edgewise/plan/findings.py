@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from edgewise.core.errors import RecipeError
 from edgewise.plan import toml
-from edgewise.plan.section import MOVED, Refused
+from edgewise.plan.section import MOVED, SettingError
 from edgewise.plan.words import RENAMED
 
 LONGEST_NAME = 64  # of a key that is looked for among the known ones
@@ -96,7 +96,7 @@ def _finding(e: Mapping[str, Any], model: type[BaseModel], origin: Origin) -> _F
         hint = 'write `privacy = "none"` at the top.' if loc == ("privacy",) else "add it."
         return _Finding("E-MISSING", f"{at}: `{dotted}` is required.", hint)
     cause = e.get("ctx", {}).get("error")
-    if isinstance(cause, Refused):
+    if isinstance(cause, SettingError):
         at = _at(origin, loc, cause.what)
         return _Finding(cause.code, f"{at}: {cause.what}.", f"{cause.fix}.")
     if loc == ("privacy",) and isinstance(e["input"], str) and e["input"] in RENAMED:

@@ -15,7 +15,7 @@ from edgewise.strategies.client import Client
 
 
 @dataclass(frozen=True)
-class Layout:
+class VectorLayout:
     """Where the model, and what a strategy sends and gives beside it, lie in vectors.
 
     ``model``: of the d trained parameters. What stands beside it has the same segments, as ``"c/layers.0.weight"``.

@@ -21,7 +21,7 @@ from edgewise.core.vector import Array, Segment, Spec
 from edgewise.plan.budget import upload_budget
 from edgewise.plan.downlink import delta_bytes
 from edgewise.plan.facts import PlanFacts
-from edgewise.plan.layout import Layout
+from edgewise.plan.layout import VectorLayout
 from edgewise.plan.private import Spend
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe import Recipe
@@ -29,7 +29,7 @@ from edgewise.plan.sampling import Sampling
 from edgewise.privacy.adaptive import reachable
 from edgewise.secagg import messages
 from edgewise.secagg.merge import params
-from edgewise.secagg.params import Params, Policy
+from edgewise.secagg.params import Params, TrustPolicy
 from edgewise.strategies.base import Strategy
 from edgewise.strategies.client import LocalWork
 
@@ -92,7 +92,7 @@ class Plan:
 
     recipe: Recipe
     facts: PlanFacts
-    layout: Layout
+    layout: VectorLayout
     pipelines: tuple[Pipeline, ...]
     strategy: Strategy
     sampling: Sampling
@@ -103,7 +103,7 @@ class Plan:
     downlink: Pipeline | None = None
     spend: Spend | None = None
     ways: tuple[Pipeline, ...] = ()
-    policy: Policy | None = None
+    policy: TrustPolicy | None = None
 
     @property
     def spec(self) -> Spec:

@@ -18,7 +18,7 @@ from edgewise.plan.sampling import Sampling
 from edgewise.plan.section import LARGEST_EPSILON, DpSection
 from edgewise.privacy import accountant, card, rules
 from edgewise.privacy.ledger import RUN_LONG, Budget
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Spend:
             the recipe gives them; 0 = the smallest that will do.
     """
 
-    events: tuple[Event, ...]
+    events: tuple[PrivacyEvent, ...]
     budget: Budget
     rounds_each: int
     divisor: float | None
@@ -105,8 +105,8 @@ def private(
     )
     built = mechanism.build(setting, **{key: getattr(dp, key) for key in mechanism.keys})
 
-    def all_rounds(z: float) -> Counter[Event]:
-        out: Counter[Event] = Counter()
+    def all_rounds(z: float) -> Counter[PrivacyEvent]:
+        out: Counter[PrivacyEvent] = Counter()
         for phase, event in enumerate(built.events(z)):
             turns = len(range(phase, rounds_each, len(phases)))  # as ``Plan.phase``
             out[replace(event, steps=1)] += 1 if event.kind in RUN_LONG else turns * event.steps
@@ -147,7 +147,7 @@ def _card(
     setting: Setting,
     z: float,
     budget: Budget,
-    all_rounds: Counter[Event],
+    all_rounds: Counter[PrivacyEvent],
 ) -> card.Card:
     """The card of a run. ``after``: the space behind the ending."""
     dp, said, spent = recipe.dp, built.card(z, after), accountant.epsilon(all_rounds, recipe.dp.delta)
@@ -172,7 +172,7 @@ def _card(
     )
 
 
-def _derived(dp: DpSection, all_rounds: Callable[[float], Counter[Event]]) -> tuple[float, Budget]:
+def _derived(dp: DpSection, all_rounds: Callable[[float], Counter[PrivacyEvent]]) -> tuple[float, Budget]:
     """The noise multiplier and the budget of a run: the recipe gives one, and the other follows from it.
 
     The epsilon of a given noise is what the ledger counts for all rounds (on the coarse grid, an upper bound), so that

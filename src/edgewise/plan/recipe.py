@@ -23,9 +23,9 @@ from edgewise.plan.data import DataSection
 from edgewise.plan.mechanisms.known import check
 from edgewise.plan.section import (
     DpSection,
-    Refused,
     RoundSection,
     Section,
+    SettingError,
     SimulationSection,
     TrainingSection,
     TrustSection,
@@ -67,7 +67,7 @@ class TrainableSection(Section):
         if (self.kind == "layers") != bool(self.layers):
             what = 'trainable.layers goes with trainable.kind = "layers", and only with it'
             fix = "name layers" if self.kind == "layers" else 'write kind = "layers", or leave out trainable.layers'
-            raise Refused("E-COMBO", what, fix)
+            raise SettingError("E-COMBO", what, fix)
         return self
 
 
@@ -171,18 +171,18 @@ class Recipe(Section):
     def _ladder_used(self) -> Recipe:
         if self.codec == "stages" and self.adaptive != AdaptiveSection():
             what = 'the section [adaptive] is for codec = "adaptive"'
-            raise Refused("E-COMBO", what, 'leave it out, or write codec = "adaptive" at the top')
+            raise SettingError("E-COMBO", what, 'leave it out, or write codec = "adaptive" at the top')
         if self.privacy != "hidden" and self.adaptive.groups != AdaptiveSection().groups:
             what = 'adaptive.groups is for privacy = "hidden"; here each device chooses by itself'
-            raise Refused("E-COMBO", what, "leave out adaptive.groups")
+            raise SettingError("E-COMBO", what, "leave out adaptive.groups")
         untimed = self.privacy == "hidden" or self.dp.example
         if untimed and self.adaptive.patience != AdaptiveSection().patience:
             what = "adaptive.patience compares with training time, which no choice depends on behind masks or with"
             fix = "leave it out; adaptive.deadline_s is the time of the upload there"
-            raise Refused("E-COMBO", f'{what} dp.unit = "example"', fix)
+            raise SettingError("E-COMBO", f'{what} dp.unit = "example"', fix)
         if self.adaptive.deadline_s > self.round.deadline_s:
             what = "adaptive.deadline_s is after round.deadline_s, when the round closes"
-            raise Refused("E-COMBO", what, "lower adaptive.deadline_s, or raise round.deadline_s")
+            raise SettingError("E-COMBO", what, "lower adaptive.deadline_s, or raise round.deadline_s")
         return self
 
     _chosen: dict[str, Any] = PrivateAttr(default_factory=dict)
@@ -206,13 +206,13 @@ class Recipe(Section):
         always = self.privacy == "central_dp" and self.round.sampling == "poisson"
         if not self.round.minimum and not always:
             what = 'round.minimum = 0 is for privacy = "central_dp" with round.sampling = "poisson"'
-            raise Refused("E-COMBO", what, "leave it out (0.5), or choose another share above 0")
+            raise SettingError("E-COMBO", what, "leave it out (0.5), or choose another share above 0")
         if self.round.minimum and always:
             what = (
                 'privacy = "central_dp" with round.sampling = "poisson" hides whether a device is there, and an '
                 "abandoned round would tell how many came"
             )
-            raise Refused("E-COMBO", what, "leave out round.minimum: every round is then released, with noise")
+            raise SettingError("E-COMBO", what, "leave out round.minimum: every round is then released, with noise")
         return self
 
     @model_validator(mode="after")
@@ -224,22 +224,22 @@ class Recipe(Section):
                 f'training.local_epochs with privacy = "{self.privacy}": how long a device trains would tell how much '
                 "text it holds, and no epsilon counts when a device answers"
             )
-            raise Refused("E-COMBO", what, "give training.local_steps")
+            raise SettingError("E-COMBO", what, "give training.local_steps")
         if noisy and self.round.chooses:
             what = (
                 f'round.patience and round.keep = "best" with privacy = "{self.privacy}": held-out text would decide '
                 "which model is released, and no epsilon counts that choice"
             )
-            raise Refused("E-COMBO", what, "leave both out")
+            raise SettingError("E-COMBO", what, "leave both out")
         if noisy and self.report.samples:
             what = (
                 f'report.samples with privacy = "{self.privacy}": the report would print text of devices as it is, and '
                 "no epsilon counts that"
             )
-            raise Refused("E-COMBO", what, "leave it out")
+            raise SettingError("E-COMBO", what, "leave it out")
         if self.round.chooses and not self.eval.every:
             what = 'round.patience and round.keep = "best" compare evaluations, and with eval.every = 0 there is one'
-            raise Refused("E-COMBO", what, "write eval.every = 1 or more")
+            raise SettingError("E-COMBO", what, "write eval.every = 1 or more")
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 LARGEST_EPSILON = 1e6  # beyond, nothing is promised to anybody
 
 
-class Refused(ValueError):
+class SettingError(ValueError):
     """Settings that cannot be, raised by a section's validator: the code, what was asked and why it cannot be, and what
     to do, both without a full stop."""
 
@@ -51,10 +51,10 @@ class RoundSection(Section):
             what = (
                 f'round.cohort = {self.cohort} is not read with round.sampling = "all": all devices are in every round'
             )
-            raise Refused("E-COMBO", what, 'leave out round.cohort, or write sampling = "fixed"')
+            raise SettingError("E-COMBO", what, 'leave out round.cohort, or write sampling = "fixed"')
         if self.sampling != "all" and not self.cohort:
             what = f'round.sampling = "{self.sampling}" needs round.cohort, the number of devices in a round'
-            raise Refused("E-COMBO", what, 'write cohort = 10 or the like, or sampling = "all"')
+            raise SettingError("E-COMBO", what, 'write cohort = 10 or the like, or sampling = "all"')
         return self
 
     @property
@@ -99,20 +99,20 @@ class TrainingSection(Section):
     def _one_length(self) -> TrainingSection:
         if bool(self.local_steps) == bool(self.local_epochs):
             what = "training.local_steps and training.local_epochs: exactly one of them says how long a device trains"
-            raise Refused("E-COMBO", what, "give one, and leave out the other")
+            raise SettingError("E-COMBO", what, "give one, and leave out the other")
         if not self.local_epochs and self.max_local_steps != type(self).model_fields["max_local_steps"].default:
             what = "training.max_local_steps bounds the steps of training.local_epochs, which is not given"
-            raise Refused("E-COMBO", what, "leave it out, or write local_epochs = 1")
+            raise SettingError("E-COMBO", what, "leave it out, or write local_epochs = 1")
         return self
 
     @model_validator(mode="after")
     def _divides(self) -> TrainingSection:
         if self.batch % self.accumulate:
             what = f"training.accumulate = {self.accumulate} does not divide training.batch = {self.batch}"
-            raise Refused("E-COMBO", what, "choose a divisor of training.batch")
+            raise SettingError("E-COMBO", what, "choose a divisor of training.batch")
         if self.momentum and self.optimizer != "sgd":
             what = f'training.momentum is not read with training.optimizer = "{self.optimizer}"'
-            raise Refused("E-COMBO", what, 'leave it out, or write optimizer = "sgd"')
+            raise SettingError("E-COMBO", what, 'leave it out, or write optimizer = "sgd"')
         return self
 
 
@@ -169,10 +169,10 @@ class SimulationSection(Section):
         fields = type(self).model_fields
         if self.link_trace and any(getattr(self, name) != fields[name].default for name in drawn):
             what = "with simulation.link_trace links are not drawn"
-            raise Refused("E-COMBO", what, f"leave out {', '.join(drawn)}")
+            raise SettingError("E-COMBO", what, f"leave out {', '.join(drawn)}")
         if not self.link_low_mbit <= self.link_mbit <= self.link_high_mbit:
             what = f"simulation.link_mbit = {self.link_mbit:g} lies outside of link_low_mbit to link_high_mbit"
-            raise Refused("E-COMBO", what, "set link_low_mbit and link_high_mbit too")
+            raise SettingError("E-COMBO", what, "set link_low_mbit and link_high_mbit too")
         return self
 
 

@@ -16,7 +16,7 @@ from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling
 from edgewise.plan.trust import check_read, corrupt_most
 from edgewise.secagg.merge import assured, check_sessions
-from edgewise.secagg.params import Policy
+from edgewise.secagg.params import TrustPolicy
 
 
 class Sums(NamedTuple):
@@ -30,7 +30,7 @@ class Sums(NamedTuple):
 
     least: int
     corrupt: int = 0
-    policy: Policy | None = None
+    policy: TrustPolicy | None = None
     rungs: int | None = None
 
 

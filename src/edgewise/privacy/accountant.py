@@ -22,19 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import CompositionError
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 # Of the privacy loss distribution; epsilon is an upper bound whatever it is, and tighter with the finer one.
 FINE, COARSE = 1e-4, 1e-3
 LEAST = 1e-3  # noise multiplier of one Gaussian with an epsilon of some 500,000
 Reader = Literal["release", "server"]
-_Counted = tuple[tuple[Event, int], ...]
+_Counted = tuple[tuple[PrivacyEvent, int], ...]
 
 # An order at which dp-accounting's series does not converge is left out: looser, never wrong, nothing a user can mend.
 logging.getLogger("absl").addFilter(lambda record: "Excluding this order" not in record.getMessage())
 
 
-def epsilon(events: Mapping[Event, int], delta: float, grid: float = FINE, against: Reader = "release") -> float:
+def epsilon(events: Mapping[PrivacyEvent, int], delta: float, grid: float = FINE, against: Reader = "release") -> float:
     """The epsilon of all events together, each as often as it says.
 
     Gaussian without amplification: exact, whatever mixture of multipliers. Poisson and truncated Poisson: privacy loss
@@ -44,7 +44,7 @@ def epsilon(events: Mapping[Event, int], delta: float, grid: float = FINE, again
         grid: step of privacy loss distributions, where there are some.
         against: who looks: readers of the "release", or the "server", which sees the devices that take part.
     Raises: CompositionError: E-ADJ-MIX for events of different neighbours or units, E-AMP-VISIBLE for amplification by
-        sampling of devices against the server (``Event.seen`` is what it gets).
+        sampling of devices against the server (``PrivacyEvent.seen`` is what it gets).
     """
     counted = _counted(events)
     if against == "server" and any(event.seen is not event for event, _ in counted):
@@ -56,7 +56,7 @@ def epsilon(events: Mapping[Event, int], delta: float, grid: float = FINE, again
     return _composed(counted, delta, grid)
 
 
-def together(events: Mapping[Event, int], delta: float, grid: float = COARSE) -> float:
+def together(events: Mapping[PrivacyEvent, int], delta: float, grid: float = COARSE) -> float:
     """The epsilon of events of different neighbours and units, at one ``delta``.
 
     It holds for two worlds that are neighbours in the sense of each event: an update replaced in the one run, zeroed in
@@ -68,7 +68,7 @@ def together(events: Mapping[Event, int], delta: float, grid: float = COARSE) ->
     counted = _steps(events)
     plain = [(event, n) for event, n in counted if _closed(((event, n),)) and not _bare(event)]
     if len(plain) > 1:
-        one = Event("gaussian", "zero_out", z=1.0 / sqrt(sum(n / event.z**2 for event, n in plain)))
+        one = PrivacyEvent("gaussian", "zero_out", z=1.0 / sqrt(sum(n / event.z**2 for event, n in plain)))
         counted = (*(both for both in counted if both not in plain), (one, 1))
     return _composed(counted, delta, grid)
 
@@ -85,14 +85,14 @@ def _composed(counted: _Counted, delta: float, grid: float) -> float:
     return _by_loss(counted, delta, grid) if _exact(counted) else _by_renyi(counted, delta)
 
 
-def renyi(events: Mapping[Event, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def renyi(events: Mapping[PrivacyEvent, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(orders, Renyi divergence at each) of all events together: looser than ``epsilon`` where there is Poisson
     sampling. Truncation is left out, so for "truncated" it bounds nothing. Raises as ``epsilon``.
     ``events``: at least one."""
     return _renyi(_counted(events))
 
 
-def epsilon_renyi(events: Mapping[Event, int], delta: float) -> float:
+def epsilon_renyi(events: Mapping[PrivacyEvent, int], delta: float) -> float:
     """Epsilon by Renyi divergences alone (see ``renyi``); milliseconds where ``epsilon`` takes a tenth of a second."""
     counted = _counted(events)
     if any(_bare(event) for event, _ in counted):
@@ -100,12 +100,12 @@ def epsilon_renyi(events: Mapping[Event, int], delta: float) -> float:
     return _by_renyi(counted, delta) if counted else 0.0
 
 
-def _steps(events: Mapping[Event, int]) -> _Counted:
+def _steps(events: Mapping[PrivacyEvent, int]) -> _Counted:
     """Sorted, with steps counted in, without events that never happen."""
     return tuple(sorted(((event, n * event.steps) for event, n in events.items() if n), key=repr))
 
 
-def _counted(events: Mapping[Event, int]) -> _Counted:
+def _counted(events: Mapping[PrivacyEvent, int]) -> _Counted:
     """The same of one kind of neighbours and one unit. Raises E-ADJ-MIX."""
     counted = _steps(events)
     for what in ("adjacency", "unit"):
@@ -118,7 +118,7 @@ def _counted(events: Mapping[Event, int]) -> _Counted:
     return counted
 
 
-def _bare(event: Event) -> bool:
+def _bare(event: PrivacyEvent) -> bool:
     return event.rho <= 0.0 if event.kind == "zcdp" else event.z <= 0.0
 
 
@@ -148,7 +148,7 @@ def _by_loss(counted: _Counted, delta: float, grid: float) -> float:
 
 
 @lru_cache(maxsize=16)
-def _loss(event: Event, grid: float) -> Any:
+def _loss(event: PrivacyEvent, grid: float) -> Any:
     """The privacy loss distribution of one event; most of the time of a round's charge if it were not kept."""
     from dp_accounting.pld import privacy_loss_distribution as loss
 
@@ -174,7 +174,7 @@ def _renyi(counted: _Counted) -> tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 @lru_cache(maxsize=64)
-def _divergences(event: Event) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _divergences(event: PrivacyEvent) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(orders, divergence at each) of one event; most of the time of a round's charge if it were not kept."""
     from dp_accounting import NeighboringRelation, rdp
 
@@ -190,7 +190,7 @@ def _divergences(event: Event) -> tuple[NDArray[np.float64], NDArray[np.float64]
     return orders, divergences
 
 
-def _native(event: Event) -> Any:
+def _native(event: PrivacyEvent) -> Any:
     import dp_accounting as dp_event
 
     inner = dp_event.GaussianDpEvent(event.z)
@@ -206,7 +206,7 @@ def _native(event: Event) -> Any:
 
 
 def calibrate(
-    make: Callable[[float], Mapping[Event, int]],
+    make: Callable[[float], Mapping[PrivacyEvent, int]],
     target: float,
     delta: float,
     tolerance: float = 5e-4,

@@ -30,7 +30,7 @@ from edgewise.core.space import Adjacency, Space
 from edgewise.core.stage import Stage, placed
 from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy import accountant
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 FULL_WEIGHT = 1e9  # amount of data: whatever the cap, every update counts in full
 REPEATED = 1e3  # mu of noise that is there twice: the difference of two releases has none, so any bound would do
@@ -164,7 +164,7 @@ def _epsilon(mu: float, delta: float) -> float:
     return accountant.gaussian(1.0 / mu, delta) if mu > 0.0 else 0.0
 
 
-def event_mu(event: Event) -> float:
+def event_mu(event: PrivacyEvent) -> float:
     """What the accountant charges for ``event`` where it is known who takes part, as mu: 1 / z, or sqrt(2 rho).
 
     The noise of distributed sums is no Gaussian; of its zCDP the Gaussian with the same rho is taken (xi is far below

@@ -9,7 +9,7 @@ A run counts its own rounds and no others (``privacy.ledger``). Here the rounds 
 different neighbours and units (``accountant.together``): the number is for two worlds that differ by the device in the
 way of each run. Whoever reads the
 device's part of a round, or the models after it, knows that it took part. So sampling of devices amplifies nothing here
-(``Event.seen``), and a round without the device costs it nothing.
+(``PrivacyEvent.seen``), and a round without the device costs it nothing.
 
 Correlated noise is one release for its whole run: its rounds cost the event once, up to as many as it was sized for.
 Source: Kairouz, Oh, Viswanath 2015 (composition); Zhu, Dong, Wang 2022 (of different neighbours).
@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from edgewise.privacy import accountant
-from edgewise.privacy.ledger import RUN_LONG, Budget, Refused
-from edgewise.privacy.spend import Event
+from edgewise.privacy.ledger import RUN_LONG, Budget, OverBudget
+from edgewise.privacy.spend import PrivacyEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class DeviceCharge:
 
     run: str
     round: int
-    event: Event
+    event: PrivacyEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ def spent(charges: Iterable[DeviceCharge], delta: float) -> float:
     Each is charged once, however often it stands there. ``inf`` where correlated noise was not sized for so many rounds
     of one device, or where an event has no noise.
     """
-    events: Counter[Event] = Counter()
-    rounds: Counter[tuple[str, Event]] = Counter()
+    events: Counter[PrivacyEvent] = Counter()
+    rounds: Counter[tuple[str, PrivacyEvent]] = Counter()
     for one in set(charges):
         event = replace(one.event.seen, steps=1)
         if event.kind in RUN_LONG:
@@ -69,7 +69,7 @@ def spent(charges: Iterable[DeviceCharge], delta: float) -> float:
     return accountant.together(events, delta)
 
 
-def charge(ledger: DeviceLedger, new: DeviceCharge) -> DeviceLedger | Refused:
+def charge(ledger: DeviceLedger, new: DeviceCharge) -> DeviceLedger | OverBudget:
     """The ledger with one charge more, or why not. The same round of the same run is charged once.
 
     Guarantees: a ledger that comes back holds at most its cap. Another event for a round that is charged already is
@@ -77,6 +77,6 @@ def charge(ledger: DeviceLedger, new: DeviceCharge) -> DeviceLedger | Refused:
     """
     for old in ledger.charges:
         if (old.run, old.round) == (new.run, new.round):
-            return ledger if old == new else Refused(inf, "this round is charged already, with another event")
+            return ledger if old == new else OverBudget(inf, "this round is charged already, with another event")
     after = replace(ledger, charges=(*ledger.charges, new))
-    return after if ledger.cap.holds(after.spent) else Refused(after.spent)
+    return after if ledger.cap.holds(after.spent) else OverBudget(after.spent)

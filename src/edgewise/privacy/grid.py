@@ -35,7 +35,7 @@ _EXACT = 2.0**52  # steps up to which float64 counts one by one, with room for t
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
+class NoiseGrid:
     """``step``: a power of two, model units. ``s``: standard deviation of the noise, steps."""
 
     step: float
@@ -47,7 +47,7 @@ class Grid:
         return self.s * self.step
 
 
-def fit(name: str, z: float, moved: float, dim: int, largest: float = 0.0) -> Grid:
+def fit(name: str, z: float, moved: float, dim: int, largest: float = 0.0) -> NoiseGrid:
     """The grid for noise of at least z (``moved`` + step sqrt(dim)).
 
     Args:
@@ -73,7 +73,7 @@ def fit(name: str, z: float, moved: float, dim: int, largest: float = 0.0) -> Gr
             f"{name}: noise of {z:.4g} times the bound is too fine for values of up to {largest:.3g}.",
             "use a larger noise multiplier, or a smaller cohort.",
         )
-    return Grid(step, s)
+    return NoiseGrid(step, s)
 
 
 def rounded(x: NDArray[np.floating], step: float) -> NDArray[np.int64]:
@@ -82,12 +82,12 @@ def rounded(x: NDArray[np.floating], step: float) -> NDArray[np.int64]:
     return steps
 
 
-def noise(grid: Grid, n: int, entropy: Key) -> NDArray[np.int64]:
+def noise(grid: NoiseGrid, n: int, entropy: Key) -> NDArray[np.int64]:
     """The noise of n coordinates, steps. ``entropy``: 32 fresh secret bytes."""
     return discrete_gaussian(grid.s, n, entropy)
 
 
-def hidden(x: NDArray[np.floating], grid: Grid, entropy: Key) -> NDArray[np.float64]:
+def hidden(x: NDArray[np.floating], grid: NoiseGrid, entropy: Key) -> NDArray[np.float64]:
     """x on the grid with its noise, float64 in model units: exact multiples of the step."""
     steps = noise(grid, x.size, entropy)
     out: NDArray[np.float64] = steps.view(np.float64)  # the same memory, part by part

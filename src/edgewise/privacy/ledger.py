@@ -23,7 +23,7 @@ from math import inf, nan
 from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import CompositionError
 from edgewise.privacy import accountant
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 RUN_LONG = ("matrix", "tree")  # kinds of which one event stands for all rounds
 _HAIR = 1.0 + 1e-9
@@ -48,11 +48,11 @@ class Charge:
     round: int
     attempt: str
     cohort: int
-    event: Event
+    event: PrivacyEvent
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class Counts:
     """What charges come to.
 
     Attributes:
@@ -62,12 +62,12 @@ class Tally:
         at: the charge of each (round, attempt).
     """
 
-    times: Mapping[int, Mapping[Event, int]] = field(default_factory=dict)
-    rounds: Mapping[Event, AppendMap[int, None]] = field(default_factory=dict)
+    times: Mapping[int, Mapping[PrivacyEvent, int]] = field(default_factory=dict)
+    rounds: Mapping[PrivacyEvent, AppendMap[int, None]] = field(default_factory=dict)
     twice: bool = False
     at: AppendMap[tuple[int, str], Charge] = field(default_factory=AppendMap)
 
-    def plus(self, new: Charge) -> Tally:
+    def plus(self, new: Charge) -> Counts:
         """With one charge more; the old one stays as it is. Takes the same time however many charges there are."""
         cohort, event, name = new.cohort, new.event, (new.round, new.attempt)
         counts = self.times.get(cohort, {})
@@ -77,7 +77,7 @@ class Tally:
             played = rounds.get(event, AppendMap[int, None]())
             twice = twice or new.round in played
             rounds = {**rounds, event: played if new.round in played else played.plus(new.round, None)}
-        return Tally(times, rounds, twice, self.at if name in self.at else self.at.plus(name, new))
+        return Counts(times, rounds, twice, self.at if name in self.at else self.at.plus(name, new))
 
     def epsilon(self, delta: float, grid: float, cohorts: Iterable[int] | None = None) -> float:
         """Of the cohort that has given away most, among ``cohorts`` or all."""
@@ -89,7 +89,7 @@ class Tally:
         """Whether correlated noise was asked to cover what it does not: more rounds than it has, or one twice."""
         return self.twice or any(len(played) > event.rounds for event, played in self.rounds.items())
 
-    def _releases(self, cohort: int) -> dict[Event, int]:
+    def _releases(self, cohort: int) -> dict[PrivacyEvent, int]:
         return {event: 1 if event.kind in RUN_LONG else n for event, n in self.times[cohort].items()}
 
 
@@ -100,12 +100,12 @@ class Ledger:
 
     budget: Budget
     charges: tuple[Charge, ...] = ()
-    tally: Tally | None = field(default=None, compare=False, repr=False)
+    tally: Counts | None = field(default=None, compare=False, repr=False)
     spent: float = field(default=nan, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class OverBudget:
     """The charge would exceed the budget; ``epsilon`` is what it would have come to, ``why`` if it is not that."""
 
     epsilon: float
@@ -142,9 +142,9 @@ def link(before: str, new: Charge) -> str:
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
-def tally(charges: Iterable[Charge]) -> Tally:
+def tally(charges: Iterable[Charge]) -> Counts:
     """Count charges; equal ones are counted as often as they stand there."""
-    return reduce(Tally.plus, charges, Tally())
+    return reduce(Counts.plus, charges, Counts())
 
 
 def spent(charges: Iterable[Charge], delta: float) -> float:
@@ -152,7 +152,7 @@ def spent(charges: Iterable[Charge], delta: float) -> float:
     return _spent(tally(charges), delta)
 
 
-def _spent(counted: Tally, delta: float) -> float:
+def _spent(counted: Counts, delta: float) -> float:
     # The coarse grid: it is what budgets are calibrated with, an upper bound, and quick enough for every round.
     return inf if counted.overrun() else counted.epsilon(delta, accountant.COARSE)
 
@@ -165,7 +165,7 @@ def counted(ledger: Ledger) -> Ledger:
     return replace(ledger, tally=count, spent=_spent(count, ledger.budget.delta))
 
 
-def charge(ledger: Ledger, new: Charge) -> Ledger | Refused:
+def charge(ledger: Ledger, new: Charge) -> Ledger | OverBudget:
     """The ledger with one charge more, or why not. The same round and attempt are charged once.
 
     Guarantees: a ledger that comes back holds at most its budget. Charging twice changes nothing; charging *another*
@@ -177,15 +177,17 @@ def charge(ledger: Ledger, new: Charge) -> Ledger | Refused:
         ledger = counted(ledger)
         assert ledger.tally is not None
         if (old := ledger.tally.at.get((new.round, new.attempt))) is not None:
-            return ledger if old == new else Refused(inf, "this attempt is charged already, with another event")
+            return ledger if old == new else OverBudget(inf, "this attempt is charged already, with another event")
         after = ledger.tally.plus(new)
         if after.overrun():
-            return Refused(inf, "correlated noise covers each of its rounds once, and no others; leave the round out")
+            return OverBudget(
+                inf, "correlated noise covers each of its rounds once, and no others; leave the round out"
+            )
         total = max(ledger.spent, after.epsilon(ledger.budget.delta, accountant.COARSE, (new.cohort,)))
     except CompositionError as e:  # events that cannot be added up: no number would be true
-        return Refused(inf, e.what)
+        return OverBudget(inf, e.what)
     if not ledger.budget.holds(total):
-        return Refused(total)
+        return OverBudget(total)
     return Ledger(ledger.budget, (*ledger.charges, new), after, total)
 
 

@@ -34,7 +34,7 @@ from edgewise.core.stage import Post
 from edgewise.privacy import spend
 from edgewise.privacy.grid import rounded
 from edgewise.privacy.noise import adds, bounded, normals, on_total
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 Array = NDArray[np.float64]
 Factors = tuple[tuple[float, ...], tuple[float, ...]]  # theta, w
@@ -167,7 +167,7 @@ def correlated_noise(z: Annotated[float, Gt(0), Doc("noise multiplier")], blt: B
     return Post(name, adds, infer, apply, init)
 
 
-def event(blt: Blt, z: float) -> Event:
+def event(blt: Blt, z: float) -> PrivacyEvent:
     """The whole run, with noise of ``z sensitivity clip`` times what ``step`` gives for standard normals."""
     return spend.matrix(z, blt.rounds, blt.gap, blt.takes)
 

@@ -66,7 +66,7 @@ def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
             )
         return space.but(l2=inf, linf=inf, noise=replace(space.noise, std=hypot(space.noise.std, fitted(space).std)))
 
-    def fitted(space: Space) -> grid.Grid:
+    def fitted(space: Space) -> grid.NoiseGrid:
         return grid.fit(name, z, space.l2, space.dim, space.l2)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
@@ -134,7 +134,7 @@ def bounded(total: Total, name: str) -> None:
         )
 
 
-def on_total(name: str, z: float, total: Total) -> grid.Grid:
+def on_total(name: str, z: float, total: Total) -> grid.NoiseGrid:
     """The grid for noise of z times ``moved`` on a total. Raises CompositionError(E-PRECISION)."""
     return grid.fit(name, z, moved(total), total.dim, total.space.quorum.n_max * total.sensitivity)
 

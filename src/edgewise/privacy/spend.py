@@ -18,7 +18,7 @@ _PROVED = {"poisson": "add_remove", "truncated": "add_remove", "fixed": "replace
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class PrivacyEvent:
     """One release, or ``steps`` equal ones.
 
     Attributes:
@@ -93,7 +93,7 @@ class Event:
         return self.sampling != "every"
 
     @property
-    def seen(self) -> Event:
+    def seen(self) -> PrivacyEvent:
         """The same release for who sees which devices take part; which records a device draws, nobody sees."""
         if self.unit == "example" or not self.amplified:
             return self
@@ -104,61 +104,61 @@ class Event:
         return asdict(self)
 
     @staticmethod
-    def from_plain(plain: dict[str, Any]) -> Event:
+    def from_plain(plain: dict[str, Any]) -> PrivacyEvent:
         """Inverse of ``to_plain``; fields that are missing have their defaults. Raises ValueError for other keys and
-        types, and as ``Event``."""
+        types, and as ``PrivacyEvent``."""
         numbers: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float)}
-        types = {f.name: numbers.get(str(f.type), (str,)) for f in fields(Event)}
+        types = {f.name: numbers.get(str(f.type), (str,)) for f in fields(PrivacyEvent)}
         for key, value in plain.items():
             if key not in types or isinstance(value, bool) or not isinstance(value, types[key]):
                 raise ValueError(f"an event has no {key} = {value!r}")
-        return Event(**plain)
+        return PrivacyEvent(**plain)
 
 
-def gaussian(z: float, adjacency: Adjacency = "zero_out") -> Event:
+def gaussian(z: float, adjacency: Adjacency = "zero_out") -> PrivacyEvent:
     """Everybody may be in, and be known to be: noise of ``z`` times the sensitivity of ``adjacency``."""
-    return Event("gaussian", adjacency, z=z)
+    return PrivacyEvent("gaussian", adjacency, z=z)
 
 
-def discrete(rho: float, xi: float = 0.0) -> Event:
+def discrete(rho: float, xi: float = 0.0) -> PrivacyEvent:
     """Distributed discrete Gaussian noise, (xi, rho)-zCDP (Bun and Steinke 2016, definition 8.1; arXiv:2102.06387)."""
-    return Event("zcdp", "zero_out", rho=rho, xi=xi)
+    return PrivacyEvent("zcdp", "zero_out", rho=rho, xi=xi)
 
 
-def poisson(z: float, rate: float) -> Event:
+def poisson(z: float, rate: float) -> PrivacyEvent:
     """Every device with probability ``rate``; z: noise on the sum over the clip."""
-    return Event("gaussian", "add_remove", z=z, sampling="poisson", rate=rate)
+    return PrivacyEvent("gaussian", "add_remove", z=z, sampling="poisson", rate=rate)
 
 
-def truncated(z: float, rate: float, population: int, cap: int) -> Event:
+def truncated(z: float, rate: float, population: int, cap: int) -> PrivacyEvent:
     """As ``poisson``, at most ``cap`` of ``population`` devices; ``accountant.safe_cap`` costs next to nothing."""
-    return Event("gaussian", "add_remove", z=z, sampling="truncated", rate=rate, population=population, cap=cap)
+    return PrivacyEvent("gaussian", "add_remove", z=z, sampling="truncated", rate=rate, population=population, cap=cap)
 
 
-def fixed_size(z: float, population: int, cohort: int) -> Event:
+def fixed_size(z: float, population: int, cohort: int) -> PrivacyEvent:
     """``cohort`` of ``population`` without replacement. z: noise over the *clip*; replacing moves the sum by two."""
-    return Event("gaussian", "replace_one", z=z / 2.0, sampling="fixed", population=population, cohort=cohort)
+    return PrivacyEvent("gaussian", "replace_one", z=z / 2.0, sampling="fixed", population=population, cohort=cohort)
 
 
-def matrix(z: float, rounds: int, gap: int, takes: int) -> Event:
+def matrix(z: float, rounds: int, gap: int, takes: int) -> PrivacyEvent:
     """A run of ``rounds`` with correlated noise; z: noise over clip times ``matrix.sensitivity``."""
     if rounds < 1 or gap < 1 or takes < 1:
         raise ValueError("rounds, gap and takes must be at least 1")
-    return Event("matrix", "zero_out", z=z, rounds=rounds, gap=gap, takes=takes)
+    return PrivacyEvent("matrix", "zero_out", z=z, rounds=rounds, gap=gap, takes=takes)
 
 
-def tree(z: float, rounds: int) -> Event:
+def tree(z: float, rounds: int) -> PrivacyEvent:
     """A run of ``rounds`` with tree noise of z per node over the clip, every device in one round (arXiv:2103.00039)."""
     if rounds < 1:
         raise ValueError("rounds must be at least 1")
-    return Event("tree", "zero_out", z=z, rounds=rounds)
+    return PrivacyEvent("tree", "zero_out", z=z, rounds=rounds)
 
 
-def local(z: float) -> Event:
+def local(z: float) -> PrivacyEvent:
     """A device hides itself: noise over the *clip* of z on its own update, which might have been any other."""
-    return Event("gaussian", "replace_one", z=z / 2.0)
+    return PrivacyEvent("gaussian", "replace_one", z=z / 2.0)
 
 
-def record_level(z: float, rate: float, steps: int) -> Event:
+def record_level(z: float, rate: float, steps: int) -> PrivacyEvent:
     """``steps`` of DP-SGD in a round, Poisson batches of a device's records; z: noise over the clip per record."""
-    return Event("gaussian", "add_remove", z=z, sampling="poisson", rate=rate, unit="example", steps=steps)
+    return PrivacyEvent("gaussian", "add_remove", z=z, sampling="poisson", rate=rate, unit="example", steps=steps)

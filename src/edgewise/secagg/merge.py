@@ -18,7 +18,7 @@ from edgewise.core.stage import Merge
 from edgewise.merges import robust
 from edgewise.merges.ring import Residues, head_residues, ring_sum
 from edgewise.privacy import rules
-from edgewise.secagg.params import CORRUPT_MOST, Params, Policy, Server
+from edgewise.secagg.params import CORRUPT_MOST, Params, Server, TrustPolicy
 from edgewise.secagg.secrets import Body, Head
 
 
@@ -49,11 +49,11 @@ def secure_sum() -> Merge:
     return _hiding(ring_sum(), "secure_sum", ByMasks())
 
 
-def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious") -> Policy:
+def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious") -> TrustPolicy:
     """What devices assume of each other and of the server, for sums of only ``least`` devices, of which ``corrupt``
     are: all of them may be in the smallest sum, where they are the largest share.
 
-    Args: corrupt: devices of one sum that may work with a server, at most. dropout, server: as in ``Policy``.
+    Args: corrupt: devices of one sum that may work with a server, at most. dropout, server: as in ``TrustPolicy``.
     Raises CompositionError(E-NMIN) where the smallest sum does not hide the honest ones (``fewest``,
         ``fewest_shared``).
     """
@@ -70,7 +70,7 @@ def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server
             f"of the population){less}.",
         )
     # Devices compare a policy with what their owners ask for. Shares stand more corrupt devices than a policy can name.
-    return Policy(min(corrupt / least, CORRUPT_MOST), dropout, server)
+    return TrustPolicy(min(corrupt / least, CORRUPT_MOST), dropout, server)
 
 
 def fewest(corrupt: int, dropout: float = 0.0) -> int:
@@ -92,7 +92,7 @@ def fewest_shared(corrupt: int) -> int:
     return corrupt + 2
 
 
-def check_sessions(policy: Policy, least: int, largest: int) -> None:
+def check_sessions(policy: TrustPolicy, least: int, largest: int) -> None:
     """Refuse a policy before anyone trains under which a session of ``least`` to ``largest`` devices has no graph.
 
     Looks at each size, or at both ends and at 1,024 sizes between them where there are more: above 64 devices a graph
@@ -166,7 +166,7 @@ def grouped(
     )  # fmt: skip
 
 
-def params(space: Space, policy: Policy, rung: int | None = None) -> Params:
+def params(space: Space, policy: TrustPolicy, rung: int | None = None) -> Params:
     """The session's fixed part for contributions in ``space`` (the ring after all stages)."""
     bits = space.grid.modulus.bit_length() - 1
     return Params(policy, max(2, space.quorum.n_min), bits, space.dim, len(space.head), rung)

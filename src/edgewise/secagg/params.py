@@ -52,7 +52,7 @@ Server = Literal["curious", "malicious"]
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class TrustPolicy:
     """What everybody assumes of the others, the same on all devices of a run.
 
     Attributes:
@@ -109,7 +109,7 @@ class Params:
         rung: number of the codec that all devices of the session use; None where there is no choice.
     """
 
-    policy: Policy
+    policy: TrustPolicy
     n_min: int
     bits: int
     dim: int
@@ -121,9 +121,9 @@ class Params:
         return roster if self.rung is None else digest(b"rung", roster, self.rung.to_bytes(8, "little"))
 
     def needed(self, n: int) -> int:
-        """Survivors without which a sum of n devices' updates is not opened: max(n_min, t, ``Policy.quorum``).
+        """Survivors without which a sum of n devices' updates is not opened: max(n_min, t, ``TrustPolicy.quorum``).
 
-        Raises as ``Policy.shape``.
+        Raises as ``TrustPolicy.shape``.
         """
         return max(self.n_min, self.policy.shape(n)[1], self.policy.quorum(n))
 

@@ -7,8 +7,8 @@ Each secret is checked against what its device signed at the start. So
     no share, where the holder accused nobody     its holder lied
     right shares that do not give the secret      their dealer lied
     a holder that accuses a dealer                one of the two lies, and which of them is not known; but of a device's
-                                                  neighbours no more than ``Policy.lying`` do, so who is at odds with
-                                                  more of them lies
+                                                  neighbours no more than ``TrustPolicy.lying`` do, so who is at odds
+                                                  with more of them lies
 and nothing that the others do makes an honest device one of these, while the policy's assumption holds. A dealer that
 is accused by fewer, and of whom fewer shares are left than open its secret, is *suspect*. It lies where no more devices
 dropped out than the policy says: the thresholds leave enough shares of an honest one (``params``, condition 5).

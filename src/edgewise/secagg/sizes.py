@@ -20,7 +20,7 @@ def letters(params: Params, names: Sequence[str], framed: Callable[[bytes], int]
 
     Args:
         names: of the devices of the session, 2 or more. framed: length of the frame around a message.
-    Raises CompositionError as ``Policy.shape``.
+    Raises CompositionError as ``TrustPolicy.shape``.
     """
     n, everybody = len(names), sorted(names)
     k, _ = params.policy.shape(n)

@@ -163,7 +163,7 @@ def _authentic(context: bytes, registry: Registry, t: Ticket) -> None:
 
 
 @dataclass(frozen=True)
-class Leader:
+class LeaderState:
     """The orchestrator: sums its shares as they come. ``total`` must not be used after the next report.
     ``counted``: device -> report id. ``ids``: the same ids, to find one."""
 
@@ -176,12 +176,12 @@ class Leader:
     ids: AppendMap[bytes, None] = field(default_factory=AppendMap, repr=False)
 
 
-def lead(params: Params, context: bytes, secret: bytes, registry: Registry) -> Leader:
+def lead(params: Params, context: bytes, secret: bytes, registry: Registry) -> LeaderState:
     """A leader without reports; ``secret`` is its HPKE key."""
-    return Leader(params, context, secret, registry, Hidden(params))
+    return LeaderState(params, context, secret, registry, Hidden(params))
 
 
-def open_report(leader: Leader, device: str, raw: Buffer) -> tuple[Ticket, Hidden]:
+def open_report(leader: LeaderState, device: str, raw: Buffer) -> tuple[Ticket, Hidden]:
     """The helper's ticket and the leader's own share of a report, which is not counted yet.
 
     Raises DecodeError: E-FRAME, E-SECAGG-KEYS (signature), E-SECAGG-ORDER (a second report), E-SEAL, E-PAYLOAD.
@@ -213,7 +213,7 @@ def load_share(params: Params, raw: Buffer) -> Hidden:
     return Hidden(params, body.astype(np.uint32, copy=False), np.frombuffer(raw, "<u8", offset=size))
 
 
-def count(leader: Leader, ticket: Ticket, share: Hidden) -> Leader:
+def count(leader: LeaderState, ticket: Ticket, share: Hidden) -> LeaderState:
     """Add an opened share that the helper has admitted."""
     leader.total.add(share.body, share.head)
     counted, ids = leader.counted.plus(ticket.device, ticket.id), leader.ids.plus(ticket.id, None)
@@ -221,7 +221,7 @@ def count(leader: Leader, ticket: Ticket, share: Hidden) -> Leader:
 
 
 @dataclass(frozen=True)
-class Helper:
+class HelperState:
     """The gateway: keeps 32 bytes per report until the batch is opened, and report ids for ever.
 
     Attributes:
@@ -239,7 +239,7 @@ class Helper:
     opened: bool = False
 
 
-def admit(helper: Helper, ticket: Ticket) -> Helper:
+def admit(helper: HelperState, ticket: Ticket) -> HelperState:
     """Take a report into the round's batch.
 
     Raises DecodeError: E-SECAGG-ORDER (seen before, a second one of its device, or the batch was opened),
@@ -253,7 +253,7 @@ def admit(helper: Helper, ticket: Ticket) -> Helper:
     return replace(helper, seen=helper.seen.plus(ticket.id, None), seeds=seeds)
 
 
-def open_batch(helper: Helper, devices: Iterable[str]) -> tuple[Helper, Hidden]:
+def open_batch(helper: HelperState, devices: Iterable[str]) -> tuple[HelperState, Hidden]:
     """The helper's share of the sum over these devices' reports, once.
 
     The helper then forgets all seeds of the round: no second batch can be opened that differs by one report.
@@ -269,6 +269,6 @@ def open_batch(helper: Helper, devices: Iterable[str]) -> tuple[Helper, Hidden]:
     return closed(helper), share
 
 
-def closed(helper: Helper) -> Helper:
+def closed(helper: HelperState) -> HelperState:
     """The helper after its batch was opened: without a seed of the round."""
     return replace(helper, seeds=AppendMap(), opened=True)

@@ -19,7 +19,7 @@ Example, error that comes back (``docs/extend.md`` has one that runs):
     def finish(x, memory, given, work):
         whole = x + memory["left"]
         sent = np.round(whole, 2)
-        return Finished(sent, memory={"left": whole - sent})
+        return ClientUpdate(sent, memory={"left": whole - sent})
 
     Client(finish=finish, memory=("left",))
 """
@@ -61,7 +61,7 @@ class LocalWork(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Finished:
+class ClientUpdate:
     """What a device does with a trained update.
 
     Attributes:
@@ -86,7 +86,7 @@ class Client:
     Attributes:
         pull: mu in mu (w - w_0).
         shift: (memory, given, work) -> what every gradient gets besides, float32[d], new. None: nothing.
-        finish: (x, memory, given, work) -> ``Finished``. None: x travels as it is.
+        finish: (x, memory, given, work) -> ``ClientUpdate``. None: x travels as it is.
         memory: names of what a device keeps. given: names of the slots of ``State`` that it is sent.
         sends: names of what travels beside the update; the server has their means as ``Aggregate.beside``.
         head: names of scalars that travel, whose means are in ``Aggregate.head``.
@@ -99,7 +99,7 @@ class Client:
 
     pull: float = 0.0
     shift: Callable[[Vectors, Vectors, LocalWork], Vector] | None = None
-    finish: Callable[[Vector, Vectors, Vectors, LocalWork], Finished] | None = None
+    finish: Callable[[Vector, Vectors, Vectors, LocalWork], ClientUpdate] | None = None
     memory: tuple[str, ...] = ()
     given: tuple[str, ...] = ()
     sends: tuple[str, ...] = ()
@@ -111,6 +111,6 @@ class Client:
         """What is added to the gradients of one round."""
         return Correction(self.pull, None if self.shift is None else self.shift(memory, given, work))
 
-    def finished(self, x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> Finished:
+    def finished(self, x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> ClientUpdate:
         """What a device does with a trained update."""
-        return Finished(x) if self.finish is None else self.finish(x, memory, given, work)
+        return ClientUpdate(x) if self.finish is None else self.finish(x, memory, given, work)

@@ -11,7 +11,7 @@ from edgewise.core.part import Doc, part
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
 from edgewise.strategies.base import State, Strategy
-from edgewise.strategies.client import Client, Finished, LocalWork, Vectors
+from edgewise.strategies.client import Client, ClientUpdate, LocalWork, Vectors
 
 _F = np.float32
 
@@ -51,8 +51,8 @@ def feddyn(
     def shift(memory: Vectors, given: Vectors, work: LocalWork) -> Vector:
         return -memory["h"]
 
-    def finish(x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> Finished:
-        return Finished(x, memory={"h": memory["h"] - _F(alpha) * x})
+    def finish(x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> ClientUpdate:
+        return ClientUpdate(x, memory={"h": memory["h"] - _F(alpha) * x})
 
     def init(params: Vector) -> State:
         return State(params, {"h": np.zeros_like(params)})

@@ -8,7 +8,7 @@ from edgewise.core.part import part
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
 from edgewise.strategies.base import State, Strategy
-from edgewise.strategies.client import Client, Finished, LocalWork, Vectors
+from edgewise.strategies.client import Client, ClientUpdate, LocalWork, Vectors
 from edgewise.strategies.fedopt import ServerLr, fedavg, of
 
 STEPS = "steps"  # in the head: a_i / a
@@ -47,9 +47,9 @@ def fednova(lr: ServerLr = 1.0) -> Strategy:
     """
     average = fedavg(lr)
 
-    def finish(x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> Finished:
+    def finish(x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> ClientUpdate:
         share = effective(work.steps, work.momentum) / effective(work.most, work.momentum)
-        return Finished(x if share == 1.0 else x / np.float32(share), head={STEPS: share})
+        return ClientUpdate(x if share == 1.0 else x / np.float32(share), head={STEPS: share})
 
     def apply(state: State, aggregate: Aggregate) -> State:
         mean = np.float32(aggregate.head[STEPS]) * aggregate.mean

@@ -11,7 +11,7 @@ from edgewise.core.part import Doc, part
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
 from edgewise.strategies.base import State, Strategy
-from edgewise.strategies.client import Client, Finished, LocalWork, Vectors
+from edgewise.strategies.client import Client, ClientUpdate, LocalWork, Vectors
 from edgewise.strategies.fedopt import of
 
 _F = np.float32
@@ -53,9 +53,9 @@ def scaffold(population: int, lr: Annotated[float, Gt(0), Doc("server learning r
         out: Vector = (given["c"] - memory["c"]) / _F(work.unit)
         return out
 
-    def finish(x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> Finished:
+    def finish(x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> ClientUpdate:
         change: Vector = -(given["c"] + _F(work.unit / (work.steps * work.lr)) * x)
-        return Finished(x, beside={"c": change}, memory={"c": memory["c"] + change})
+        return ClientUpdate(x, beside={"c": change}, memory={"c": memory["c"] + change})
 
     def init(params: Vector) -> State:
         return State(params, {"c": np.zeros_like(params)})

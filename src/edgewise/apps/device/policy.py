@@ -29,7 +29,7 @@ from edgewise.engine.owner_budget import DeviceLedgers, OwnerBudget
 from edgewise.plan import findings, toml
 from edgewise.plan.acceptance import OwnerFloor
 from edgewise.plan.data import SHIPPED, DataSection
-from edgewise.plan.section import LARGEST_EPSILON, Refused, Section
+from edgewise.plan.section import LARGEST_EPSILON, Section, SettingError
 from edgewise.plan.words import Privacy
 from edgewise.privacy.ledger import Budget
 from edgewise.secagg.params import Floor
@@ -86,7 +86,7 @@ class When(Section):
         for one in quiet:
             if not _RANGE.fullmatch(one) or one[:5] == one[6:]:
                 what = f'when.quiet has "{one:.20}", which is no range of local times'
-                raise Refused("E-VALUE", what, 'write it like "22:00-06:30"')
+                raise SettingError("E-VALUE", what, 'write it like "22:00-06:30"')
         return quiet
 
     @property
@@ -122,7 +122,7 @@ class Asked(Section):
     def _hidden_words(self) -> Asked:
         if self.hidden and not set(self.words) - {"none", "local_dp"}:
             what = f"privacy.hidden with privacy.words = {self.words}: no run of these words hides updates"
-            raise Refused("E-COMBO", what, 'add "hidden" or "distributed_dp", or write hidden = false')
+            raise SettingError("E-COMBO", what, 'add "hidden" or "distributed_dp", or write hidden = false')
         return self
 
 
@@ -136,7 +136,7 @@ class Cap(Section):
     def _delta_of_something(self) -> Cap:
         if self.epsilon is None and self.delta != type(self).model_fields["delta"].default:
             what = "budget.delta belongs to budget.epsilon, which is not given"
-            raise Refused("E-COMBO", what, "give budget.epsilon, or leave out budget.delta")
+            raise SettingError("E-COMBO", what, "give budget.epsilon, or leave out budget.delta")
         return self
 
 
@@ -151,7 +151,7 @@ class Models(Section):
         for one in allow:
             if not _MODEL.fullmatch(one):
                 what = f'model.allow has "{one:.80}", which names no model'
-                raise Refused("E-VALUE", what, 'write "bundled", or "sha256:" and 64 hexadecimal digits')
+                raise SettingError("E-VALUE", what, 'write "bundled", or "sha256:" and 64 hexadecimal digits')
         return allow
 
 
@@ -176,7 +176,7 @@ class Policy(Section):
     @model_validator(mode="after")
     def _each_once(self) -> Policy:
         if len({package.name for package in self.package}) < len(self.package):
-            raise Refused("E-COMBO", "[[package]] names one twice", "keep one of them")
+            raise SettingError("E-COMBO", "[[package]] names one twice", "keep one of them")
         return self
 
     def floor(self) -> OwnerFloor:

@@ -23,7 +23,7 @@ from edgewise.core.training import DeviceId
 from edgewise.drivers.fleet import mailboxes, members
 from edgewise.drivers.fleet.uploads import CHUNK_BYTES
 from edgewise.drivers.http.service import Service
-from edgewise.engine.ports import Arrived, Lost, Sent
+from edgewise.engine.ports import Absent, Arrived, Sent
 from edgewise.engine.round import DROPPED
 
 SILENCE_S = 120.0
@@ -60,7 +60,7 @@ class HttpCohort:
         self._zero_s = time.monotonic()
         self._after = 0  # number of the last frame that was delivered
         self._sends: deque[tuple[DeviceId, Future[int]]] = deque()
-        self._lost: deque[Lost] = deque()
+        self._lost: deque[Absent] = deque()
         self._awaited: dict[DeviceId, float] = {}  # when it was sent something last
 
     def now_s(self) -> float:
@@ -105,7 +105,7 @@ class HttpCohort:
                 self.send(one.device, one.frame)
         self._zero_s = time.monotonic() - at_s
 
-    def receive(self, timeout_s: float) -> Arrived | Lost | None:
+    def receive(self, timeout_s: float) -> Arrived | Absent | None:
         """See Cohort."""
         service, until_s = self._service, time.monotonic() + timeout_s
         while True:
@@ -167,7 +167,7 @@ class HttpCohort:
 
     def _lose(self, device: DeviceId) -> None:
         self._forget(device)
-        self._lost.append(Lost(device, DROPPED, self.now_s()))
+        self._lost.append(Absent(device, DROPPED, self.now_s()))
 
     def _forget(self, device: DeviceId) -> None:
         self._awaited.pop(device, None)

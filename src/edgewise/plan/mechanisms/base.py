@@ -26,7 +26,7 @@ from edgewise.plan.sampling import Sampling
 from edgewise.plan.words import Privacy
 from edgewise.privacy import rules
 from edgewise.privacy.clip import clip, clip_tensors
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 UNIT = "device: all its text, in all rounds"
 ADJACENT = {
@@ -90,7 +90,7 @@ class Built(NamedTuple):
     """
 
     ending: Callable[[float], tuple[list[Stage], list[Post]]]
-    events: Callable[[float], tuple[Event, ...]]
+    events: Callable[[float], tuple[PrivacyEvent, ...]]
     card: Callable[[float, Space], Sentences]
 
 

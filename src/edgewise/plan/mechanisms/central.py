@@ -18,7 +18,7 @@ from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, 
 from edgewise.plan.promise import Noiser
 from edgewise.privacy.adaptive import adaptive_clip as following_clip
 from edgewise.privacy.noise import noise
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 SUMMARY = (
     "the server adds noise to the sum: readers of the models learn no more of a device than epsilon allows, the server "
@@ -58,8 +58,8 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float, adaptive_clip: 
             return [following_clip(clip_l2, z, sampling.expected)], [noise(z)]
         return ([bound] if real else []), [noise(z)]
 
-    def events(z: float) -> tuple[Event, ...]:
-        event = Event("gaussian", setting.before[0].adjacency, z=z)
+    def events(z: float) -> tuple[PrivacyEvent, ...]:
+        event = PrivacyEvent("gaussian", setting.before[0].adjacency, z=z)
         if sampling.kind == "poisson":
             event = replace(event, sampling="poisson", rate=sampling.rate)
         return (event,) * len(setting.before)

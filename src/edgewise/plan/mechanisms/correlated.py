@@ -14,7 +14,7 @@ from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, 
 from edgewise.plan.mechanisms.central import SUMMARY, adjacency, check_bounds
 from edgewise.plan.promise import Noiser
 from edgewise.privacy import matrix, rules
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 MOST_ROUNDS = 100_000  # some seconds
 
@@ -42,7 +42,7 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float, buffers: int) -
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         return ([bound] if real else []), [matrix.correlated_noise(z, blt)]
 
-    def events(z: float) -> tuple[Event, ...]:
+    def events(z: float) -> tuple[PrivacyEvent, ...]:
         return (matrix.event(blt, z),)
 
     def card(z: float, after: Space) -> Sentences:

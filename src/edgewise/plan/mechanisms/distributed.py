@@ -19,7 +19,7 @@ from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, 
 from edgewise.plan.promise import Noiser
 from edgewise.privacy import accountant, card
 from edgewise.privacy.distributed import discrete_gaussian_noise
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 
 def build(setting: Setting, *, clip_l2: float, tensor_l2: float, bits: int) -> Built:
@@ -40,9 +40,9 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float, bits: int) -> B
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         return [bound, rotate(block), discrete_gaussian_noise(z, bits or None), wrap()], []
 
-    def events(z: float) -> tuple[Event, ...]:
+    def events(z: float) -> tuple[PrivacyEvent, ...]:
         found = [fold(space, ending(z)[0]).noise for space in setting.before]
-        return tuple(Event("zcdp", setting.before[0].adjacency, rho=noise.rho, xi=noise.xi) for noise in found)
+        return tuple(PrivacyEvent("zcdp", setting.before[0].adjacency, rho=noise.rho, xi=noise.xi) for noise in found)
 
     def says(z: float, after: Space) -> Sentences:
         honest, each = after.quorum.honest, after.noise.std

@@ -14,7 +14,7 @@ from edgewise.core.stage import WEIGHT, Post, Stage
 from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting
 from edgewise.plan.promise import Noiser
 from edgewise.privacy import grid, rules
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 
 def build(setting: Setting, *, clip_l2: float, sample_rate: float) -> Built:
@@ -29,8 +29,8 @@ def build(setting: Setting, *, clip_l2: float, sample_rate: float) -> Built:
         grid.fit('dp.unit = "example"', z, clip_l2, setting.spec.dim, largest=2.0**10 * clip_l2)
         return [], []
 
-    def events(z: float) -> tuple[Event, ...]:
-        one = Event("gaussian", "add_remove", z=z, sampling="poisson", rate=sample_rate,
+    def events(z: float) -> tuple[PrivacyEvent, ...]:
+        one = PrivacyEvent("gaussian", "add_remove", z=z, sampling="poisson", rate=sample_rate,
                     unit="example", steps=setting.steps)  # fmt: skip
         return (one,) * len(setting.before)
 

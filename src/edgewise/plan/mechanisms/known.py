@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgewise.plan.mechanisms import central, correlated, distributed, example, local
 from edgewise.plan.mechanisms.base import Mechanism
 from edgewise.plan.promise import Noiser, Promise
-from edgewise.plan.section import DpSection, Refused
+from edgewise.plan.section import DpSection, SettingError
 from edgewise.plan.words import DP_WORDS, Privacy
 
 MECHANISMS: tuple[Mechanism, ...] = tuple(
@@ -37,32 +37,32 @@ def check(word: Privacy, dp: DpSection) -> None:
     if mechanism is None:
         if dp != DpSection():
             what = f'[dp] is for privacy = {", ".join(DP_WORDS)}; here it is "{word}"'
-            raise Refused("E-COMBO", what, "leave out [dp], or name one of these words")
+            raise SettingError("E-COMBO", what, "leave out [dp], or name one of these words")
         return
     _check_numbers(word, dp)
     if dp.example and not mechanism.chosen.get("unit"):
         what = f'dp.unit = "example" is for privacy = "local_dp"; here it is "{word}", whose noise is on updates'
-        raise Refused("E-COMBO", what, 'write privacy = "local_dp", or leave out dp.unit')
+        raise SettingError("E-COMBO", what, 'write privacy = "local_dp", or leave out dp.unit')
     if dp.tensor_l2 and dp.adaptive_clip:
         what = "dp.tensor_l2 is for a clip that stays"
-        raise Refused("E-COMBO", what, "leave it out, or dp.adaptive_clip")
+        raise SettingError("E-COMBO", what, "leave it out, or dp.adaptive_clip")
     for key in dict.fromkeys(key for one in MECHANISMS for key in one.keys):
         given = getattr(dp, key) != DpSection.model_fields[key].default
         if key in mechanism.keys and not given and not getattr(dp, key) and key in mechanism.required:
-            raise Refused("E-MISSING", f"{mechanism.asked} needs dp.{key}", f"write {key} = 0.1 or the like")
+            raise SettingError("E-MISSING", f"{mechanism.asked} needs dp.{key}", f"write {key} = 0.1 or the like")
         if given and key not in mechanism.keys:
             by = " or ".join(one.asked for one in MECHANISMS if key in one.keys)
-            raise Refused("E-COMBO", f"dp.{key} is for {by}; nothing reads it here", f"leave out dp.{key}")
+            raise SettingError("E-COMBO", f"dp.{key} is for {by}; nothing reads it here", f"leave out dp.{key}")
 
 
 def _check_numbers(word: Privacy, dp: DpSection) -> None:
     """Raises Refused: E-MISSING for a number that only a person can decide, E-COMBO for one too many."""
     if dp.epsilon and dp.noise_multiplier:
         what = f"dp.epsilon = {dp.epsilon:g} and dp.noise_multiplier = {dp.noise_multiplier:g}: each follows from "
-        raise Refused("E-COMBO", what + "the other", "give one, and leave out the other")
+        raise SettingError("E-COMBO", what + "the other", "give one, and leave out the other")
     missing = [f"dp.{key}" for key in ("delta", "clip_l2") if not getattr(dp, key)]
     if not dp.epsilon and not dp.noise_multiplier:
         missing.insert(0, "dp.epsilon (or dp.noise_multiplier)")
     if missing:
         what = f'privacy = "{word}" needs {" and ".join(missing)}'
-        raise Refused("E-MISSING", what, "write each into [dp]: no word can choose it for you")
+        raise SettingError("E-MISSING", what, "write each into [dp]: no word can choose it for you")

@@ -12,7 +12,7 @@ from edgewise.core.stage import Post, Stage
 from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bound_words, bounded
 from edgewise.plan.promise import Noiser
 from edgewise.privacy.noise import local_noise
-from edgewise.privacy.spend import Event
+from edgewise.privacy.spend import PrivacyEvent
 
 
 def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
@@ -22,8 +22,8 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         return [bound, local_noise(z)], []
 
-    def events(z: float) -> tuple[Event, ...]:
-        return (Event("gaussian", setting.before[0].adjacency, z=z / 2.0),) * len(setting.before)
+    def events(z: float) -> tuple[PrivacyEvent, ...]:
+        return (PrivacyEvent("gaussian", setting.before[0].adjacency, z=z / 2.0),) * len(setting.before)
 
     def card(z: float, after: Space) -> Sentences:
         return Sentences(f"each device, {z:.4g} times {bound_words(clip_l2, tensor_l2)}")
