@@ -63,6 +63,7 @@ OBJECTS: Mapping[tuple[str, str], Outcomes] = {
     ("PUT", "/v1/staged/{digest}"): {"operator": {"nobody's": OK}, "admin": {"nobody's": OK}},
     ("GET", "/v1/runs/{run}"): dict.fromkeys(FOR_RUNS, RUNS),
     ("GET", "/v1/runs/{run}/events"): dict.fromkeys(("viewer", "operator", "admin"), RUNS),
+    ("GET", "/v1/runs/{run}/rounds/{round}"): {"device": RUNS},
     ("POST", "/v1/runs/{run}/{verb}"): dict.fromkeys(("operator", "admin"), RUNS),
 }  # fmt: skip
 ABSENT = {
@@ -118,7 +119,7 @@ class World:
         out = service.folder / "runs" / run[:32]
         out.mkdir(parents=True)
         with closing(sqlite3.connect(out / "run.db")) as c:
-            c.execute("CREATE TABLE events (number INTEGER, body TEXT)")
+            c.execute("CREATE TABLE events (number INTEGER, round INTEGER, kind TEXT, body TEXT)")
         return run
 
     def blob(self, raw: bytes, public: bool) -> str:
@@ -154,7 +155,7 @@ def asked(world: World, link: Link, method: str, path: str, whose: str) -> str:
         "somebody's": world.run, "no run": lambda: "0" * 64, "nobody's": lambda: "0" * (64 if "staged" in path else 32),
         "another device's": lambda: world.upload(world.links["other"], b"theirs"),
     }  # fmt: skip
-    path = path.replace("{verb}", "pause")
+    path = path.replace("{verb}", "pause").replace("{round}", "0")
     if "staged" in path and method == "PUT":
         query, body = "offset=0&size=5", secrets.token_bytes(5)
         path = f"/v1/staged/{sha256(body).hexdigest()}"
