@@ -163,6 +163,24 @@ def test_an_agent_waits_for_its_operator_and_ends_when_its_owner_leaves(
     assert {path.name for path in home.iterdir()} == {"policy.toml"}
 
 
+def test_an_owner_who_leaves_while_the_device_joins_a_run_refuses_nothing(
+    server: Server, admin: Link, tmp_path: Path
+) -> None:
+    home = owned(server, tmp_path / "home", "")
+
+    def leaves(recipe: Recipe, folder: Path, device: str, spec: Spec) -> Registered:
+        control.give(home, control.Order("leave"))
+        time.sleep(2 * control.LOOK_S)
+        return toy(recipe, folder, device, spec)
+
+    with working(home, make=leaves) as (thread,):
+        joined(server, tmp_path / "other").close()
+        submitted(server, admin, **{"privacy": "hidden", "trust.malicious_fraction": 0.0, "round.minimum": 1.0})
+        thread.join(20.0)
+        assert not thread.is_alive()
+    assert record.rows(home) == []
+
+
 def test_an_owner_sees_that_the_server_is_gone_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgewise.drivers.http.link.LONGEST_PAUSE_S", 0.2)
 

@@ -97,7 +97,7 @@ def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -
         watch.doing("joining", message.run)
         with _in_touch(link):
             mine = part(message.run)
-    except (StoreError, TransportError):
+    except (StoreError, TransportError, Interrupted):
         raise
     except EdgewiseError as e:
         LOG.warning("no part in run %.12s: %s", message.run, e)
