@@ -64,7 +64,7 @@ def agents(links: list[Link], folder: Path, gateway: str) -> Iterator[None]:
 
     def work(link: Link, home: Path) -> None:
         owner = Owner({}, home, gateway=gateway)
-        with Parts(link, home, owner, lambda recipe, at, name: registered(ToyTrainer(recipe, [name]))) as parts:
+        with Parts(link, home, owner, lambda recipe, at, name, _: registered(ToyTrainer(recipe, [name]))) as parts:
             attend(link, parts, stop.is_set, 1.0)
 
     for i, link in enumerate(links):
