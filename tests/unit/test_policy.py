@@ -249,3 +249,43 @@ def test_the_owners_command_is_asked_again_after_a_while_and_not_for_every_quest
     conditions = Conditions(parsed("[data]\npath = 'x'\n[when]\ncommand = ['c']"), lambda _: calls.append(1) or "no")
     assert [conditions.refusal(NOON + s) for s in (0.0, 1.0, 29.0, 31.0)] == ["no"] * 4
     assert len(calls) == 2
+
+
+OTHER = {  # another value of each key than its default, as TOML
+    "data.source": "'jsonl'", "data.path": "'there'", "data.text": "'body'", "data.prompt": "'ask'",
+    "data.messages": "'chat'", "data.time": "'at'", "data.time_format": "'%Y'", "data.separator": "';'",
+    "limits.upload_mb": "1.0", "limits.upload_mb_per_day": "1e-6", "limits.local_steps": "3",
+    "when.quiet": "['00:00-12:00', '12:00-00:00']", "when.command": "['false']",
+    "privacy.words": "['hidden']", "privacy.hidden": "true", "privacy.device_unit": "true", "privacy.epsilon": "1.0",
+    "privacy.delta": "1e-9", "privacy.noise_multiplier": "1.0", "privacy.clip_l2": "1.0", "privacy.cohort": "9",
+    "privacy.malicious_fraction": "0.2", "privacy.server": "'curious'", "budget.epsilon": "1.0",
+    "budget.delta": "1e-9", "model.allow": "['bundled']",
+}  # fmt: skip
+
+
+def effects(text: str) -> tuple[object, ...]:
+    """Everything that a policy decides."""
+    found = parsed(text)
+    why = Conditions(found).refusal(NOON, sent_today=10.0, next_bytes=1.0)
+    return found.floor(), found.cap(), found.data_keys(Path("/home")), why
+
+
+@pytest.mark.parametrize("key", OTHER)
+def test_no_key_is_without_an_effect(key: str) -> None:
+    section, name = key.split(".")
+    tables = {"data": {"path": "'here'"}}
+    if key in ("data.text", "data.prompt", "data.messages"):
+        tables["data"]["source"] = "'jsonl'"
+    if key in ("data.time", "data.time_format", "data.separator"):
+        tables["data"] |= {"source": "'csv'", "time": "'when'"}
+    if key == "budget.delta":
+        tables["budget"] = {"epsilon": "2.0"}
+    before = "\n".join(f"[{s}]\n" + "\n".join(f"{k} = {v}" for k, v in t.items()) for s, t in tables.items())
+    tables.setdefault(section, {})[name] = OTHER[key]
+    after = "\n".join(f"[{s}]\n" + "\n".join(f"{k} = {v}" for k, v in t.items()) for s, t in tables.items())
+    assert effects(before) != effects(after)
+
+
+def test_every_key_is_among_those_with_an_effect() -> None:
+    elsewhere = {"package.name", "package.sha256", "privacy.gateway"}  # of the agent's tests
+    assert OTHER.keys() | elsewhere == set(keys(Policy))
