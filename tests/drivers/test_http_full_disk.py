@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from served import RUN, code, joined, send_invitation
+from small_disk import fill, small_disk
 
 from edgewise.apps.server.start import Server
 from edgewise.core import frame
@@ -26,23 +23,8 @@ CHUNK = 2**16
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB, where this process may make one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if sys.platform != "linux" or os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True, text=True)
-    if made.returncode:
-        pytest.skip(f"no small disk can be mounted: {made.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def fill(disk: Path, left: int) -> None:
-    """Leave so many bytes free."""
-    free = shutil.disk_usage(disk).free - left
-    with open(disk / "filler", "ab") as f:
-        f.write(bytes(max(0, free)))
+    with small_disk(tmp_path / "disk") as made:
+        yield made
 
 
 def step(device: str, number: int, size: int) -> bytes:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import queue
 import secrets
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -209,7 +210,7 @@ class Database:
     def _guard(self) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.DatabaseError, OSError) as e:
+        except (sa.exc.DatabaseError, sqlite3.Error, OSError) as e:
             said = _said(e)
             if any(words in said for words in DISK) or isinstance(e, OSError):
                 raise StoreError("E-DISK", f"{self.path}: {said}.", "free space or give write permission.") from None
