@@ -131,3 +131,14 @@ def test_run_py_parses_on_old_interpreters() -> None:
     """So that Python 3.8 can say that 3.11 is needed."""
     path: Path = ROOT / "run.py"
     ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+def test_no_assertion_of_a_test_holds_whatever_happens() -> None:
+    """``assert x or True`` and ``assert (x, y)`` test nothing."""
+    bad = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in (n for n in ast.walk(tree(path)) if isinstance(n, ast.Assert)):
+            parts = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
+            if any((isinstance(p, ast.Constant) and p.value) or (isinstance(p, ast.Tuple) and p.elts) for p in parts):
+                bad.append(where(path, node))
+    assert not bad, "\n".join(bad)
