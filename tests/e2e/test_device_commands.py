@@ -108,7 +108,7 @@ def test_an_agent_says_what_it_lacks(home: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("keep", [False, True])
 def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, server: Server, keep: bool) -> None:
     name = homes.load(home).name
-    for folder in ("runs", "models", LEDGERS):
+    for folder in ("runs", "models", "cache", LEDGERS):
         (home / folder / "deep").mkdir(parents=True)
     (home / "left.jsonl").write_bytes(b"")
     (home / "mine.txt").write_text("the owner's")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 from edgewise.apps.device import policy, unit
@@ -57,6 +59,31 @@ def test_a_unit_is_never_written_over_another(tmp_path: Path) -> None:
     assert at.read_text() == "a"
     with pytest.raises(EdgewiseError, match="line break"):
         made(tmp_path / "a\nb", "path = 'x'")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("unshare"), reason="no root")
+def test_the_compiled_kernels_find_a_place_where_all_else_is_read_only(tmp_path: Path) -> None:
+    """In a namespace whose file system is read-only but for the home folder, as systemd makes it."""
+    (environment,) = shlex.split(settings(made(tmp_path / "home", "path = 'notes'"))["Environment"][0])
+    (tmp_path / "home").mkdir()
+    program = "import edgewise.codecs.kernels, edgewise.crypto.prg"
+    script = (
+        'for at in "$1" "$2" "$3"; do mount --bind "$at" "$at" && mount -o remount,ro,bind "$at" || exit 9; done; '
+        'exec env "$4" "$5" -c "$6"'
+    )
+    source, caches = Path(unit.__file__).parents[3], Path("~/.cache").expanduser()
+    caches.mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", str(source), str(caches), str(Path(numba.__file__).parents[1]),
+         environment, sys.executable, program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(source), *sys.path])},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    if done.returncode == 9:
+        pytest.skip("no mounts here")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "home" / "cache" / "numba").is_dir()
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not here")

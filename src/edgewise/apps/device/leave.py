@@ -14,6 +14,7 @@ from typing import Any
 
 from edgewise.apps.device import control, policy, record
 from edgewise.apps.device.joining import MODELS, RUNS
+from edgewise.apps.device.unit import CACHE
 from edgewise.core.errors import StoreError
 from edgewise.drivers import files
 from edgewise.drivers.http import home as homes
@@ -21,7 +22,7 @@ from edgewise.drivers.http.link import Link
 
 PATIENCE_S = 30.0  # with the server
 POLITE_S, LONGEST_S = 5.0, 25.0  # that an agent has to end by itself, and after a signal
-STATE = (RUNS, MODELS, control.SAYS, control.ORDER)
+STATE = (RUNS, MODELS, CACHE, control.SAYS, control.ORDER)
 SECRETS = (homes.KEY, homes.SERVER)
 RECORDS = (record.FILE, record.LEDGERS)
 

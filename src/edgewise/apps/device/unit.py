@@ -22,6 +22,7 @@ from edgewise.drivers import files
 
 NAME = "edgewise-device.service"
 NEXT = ("systemctl --user daemon-reload", f"systemctl --user enable --now {NAME}", "loginctl enable-linger")
+CACHE = "cache"  # in the home folder: compiled kernels are kept there, since all else is read-only
 NOT_AUTHORISED, USAGE = 4, 2  # exit statuses after which another start would end the same
 
 _UNIT = """\
@@ -36,6 +37,7 @@ StartLimitBurst=10
 [Service]
 Type=exec
 ExecStart={start}
+Environment={cache}
 Restart=on-failure
 RestartSec=30
 RestartPreventExitStatus={final}
@@ -75,6 +77,7 @@ def text(command: Sequence[str], home: Path, policy: Policy) -> str:
     start = " ".join(_quoted(word, dollars=True) for word in (*command, "device", "run", "--home", str(folder)))
     return _UNIT.format(
         place=place(), next=" && ".join(NEXT), start=start, final=f"{USAGE} {NOT_AUTHORISED}",
+        cache=_quoted(f"XDG_CACHE_HOME={folder / CACHE}"),
         home=_quoted(str(folder)), read_only="".join(f"ReadOnlyPaths={_quoted(path, '-')}\n" for path in own),
     )  # fmt: skip
 
