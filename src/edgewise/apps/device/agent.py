@@ -121,7 +121,9 @@ def work(
         FileLedgers(home / LEDGERS) as ledgers,
     ):
         catalogue = with_extensions(own.extensions())
-        owner = Owner(data, home, own.floor(), own.owner_budget(ledgers), catalogue, own.privacy.gateway)
+        owner = Owner(
+            data, home, own.floor(), own.owner_budget(ledgers), catalogue, own.privacy.gateway or link.home.gateway
+        )
         watch = _Owner(agent, link, owner, Conditions(own, text=make is None), Record(home), follow, sleep)
         with Parts(link, home, owner, make) as parts:
             began()

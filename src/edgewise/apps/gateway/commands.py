@@ -106,11 +106,14 @@ def serve(
     ] = None,
     certificate: Annotated[Path | None, typer.Option("--cert", help="Your own certificate chain (PEM).")] = None,
     key: Annotated[Path | None, typer.Option("--key", help="Its key (PEM).")] = None,
+    cache_gb: Annotated[
+        float, typer.Option("--cache-gb", min=0.0, help="Models that are kept for devices that come through here.")
+    ] = 16.0,
     cohort: Annotated[int, typer.Option("--cohort", min=2, help="Never open a sum of fewer reports.")] = 2,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Be the second server of shared sums, for one orchestrator.
+    """Be the second server of shared sums for one orchestrator, and pass on what its devices near here say.
 
     It compiles the plan of each run by itself, and refuses runs whose smallest sum is below --cohort.
     """
@@ -128,7 +131,8 @@ def serve(
 
         host, port, names = address(listen, public, certificate, key)
         floor = OwnerFloor(secagg=Floor(n_min=cohort))
-        with shell.interrupts(), Gateway(folder, host, port, Tls(names, certificate, key), floor) as made:
+        tls, cache_bytes = Tls(names, certificate, key), int(1e9 * cache_gb)
+        with shell.interrupts(), Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes) as made:
             url = f"https://{names[0] if names else '127.0.0.1'}:{made.port}"
             told = {"url": url, "gateway": made.name, "devices": len(made.allowed.ids())}
             if as_json:

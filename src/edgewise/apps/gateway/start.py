@@ -2,6 +2,7 @@
 
 FOLDER/device.key, server.json    its identity, and the orchestrator that it belongs to (``drivers.http.home``)
 FOLDER/server.db, blobs/          what it must not forget (``drivers.fleet.helped``)
+FOLDER/cache/                     blobs of devices that reach the orchestrator through it
 FOLDER/devices.txt                the devices whose reports it counts
 """
 
@@ -22,16 +23,19 @@ from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, Transp
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.tables import MEMBERS
-from edgewise.drivers.http import helper_routes, home
+from edgewise.drivers.http import helper_routes, home, relay
 from edgewise.drivers.http.allowed import Allowed
+from edgewise.drivers.http.blob_cache import BlobCache
 from edgewise.drivers.http.guard import Guard, reply
 from edgewise.drivers.http.helper_routes import LEADER, HelperPlane
 from edgewise.drivers.http.limits import Limits
 from edgewise.drivers.http.link import Link, named
+from edgewise.drivers.http.relay import Relay
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.serving import Listener
 from edgewise.plan.acceptance import OwnerFloor
 
+CACHE_BYTES = 2**34
 LIMITS = Limits(member_rate=2000.0, member_burst=4000.0, holder_bytes=Limits().in_flight_bytes)
 
 
@@ -55,9 +59,10 @@ class Gateway:
 
     Args:
         folder: of a gateway that has joined. host, port: where it listens; port 0 takes a free one. floor: what its
-        operator asks of every run.
+        operator asks of every run. cache_bytes: of blobs that are kept for devices.
     Attributes:
-        service: what its routes share. port: where it listens. url: for this machine.
+        relay: what devices reach their server by. service: what its routes share. port: where it listens. url: for this
+        machine.
     Raises:
         TransportError: E-IDENTITY where the folder has joined nothing; E-LISTEN. StoreError(E-LEASE).
     """
@@ -71,6 +76,7 @@ class Gateway:
         floor: OwnerFloor = OwnerFloor(),  # noqa: B008 (frozen)
         limits: Limits = LIMITS,
         now_s: Callable[[], float] = time.time,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.home = home.load(folder)
         self.allowed = Allowed(folder)
@@ -78,8 +84,10 @@ class Gateway:
         try:
             leader = _leader(self.service.database, self.home.server)
             plane = HelperPlane(self.service, leader, self.allowed, floor)
-            app = Starlette(routes=plane.routes(), exception_handlers={EdgewiseError: _answer, HTTPException: _answer})
-            guarded = Guard(app, self.service, helper_routes.RULES)
+            self.relay = Relay(self.service, self.home, BlobCache(folder / "cache", cache_bytes))
+            routes = [*plane.routes(), *self.relay.routes()]
+            app = Starlette(routes=routes, exception_handlers={EdgewiseError: _answer, HTTPException: _answer})
+            guarded = Guard(app, self.service, (*helper_routes.RULES, *relay.RULES))
             self._listener = Listener(guarded, host, port, secured(self.service, tls), limits)
         except Exception:  # goes on below, once the database and its lease are given back
             self.service.close()
@@ -100,6 +108,7 @@ class Gateway:
 
     def close(self) -> None:
         """Stop serving and give back the database."""
+        self.relay.close()
         self._listener.close()
         self.service.close()
 

@@ -111,6 +111,9 @@ def join(
     home: Home = HOME,
     label: Annotated[str, typer.Option("--label", help="What you call this device.")] = "",
     plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, to this machine only.")] = False,
+    gateway: Annotated[
+        str, typer.Option("--gateway", metavar="NAME", help="URL is that of a gateway: the fingerprint of its key.")
+    ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -124,7 +127,7 @@ def join(
         from edgewise.drivers.http.link import Link
 
         folder = home.expanduser()
-        with Link.join(url, entered_token(token_file), folder, label, plain, PATIENCE_S) as link:
+        with Link.join(url, entered_token(token_file), folder, label, plain, PATIENCE_S, gateway) as link:
             standing = dict(link.standing())
         if not as_json:
             waits = "" if standing["status"] == "approved" else "; the operator has to approve it"

@@ -25,6 +25,7 @@ class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         url: of the server, without a path. server: fingerprint of its key. name: of the own key.
         authority: PEM of the only certificate authority that TLS trusts; empty: those of the system.
         secure: TLS. False only for plain HTTP to this machine.
+        gateway: fingerprint of the gateway whose address ``url`` is; empty: it is the server's own.
     """
 
     url: str
@@ -32,6 +33,7 @@ class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     authority: str
     name: str
     secure: bool = True
+    gateway: str = ""
 
 
 def check_url(url: str, plain: bool) -> bool:

@@ -88,7 +88,14 @@ class Link:
 
     @classmethod
     def join(
-        cls, url: str, token: str, folder: Path, label: str = "", plain: bool = False, patience_s: float = 60.0
+        cls,
+        url: str,
+        token: str,
+        folder: Path,
+        label: str = "",
+        plain: bool = False,
+        patience_s: float = 60.0,
+        gateway: str = "",
     ) -> Link:
         """Enrol at a server, and open the connection.
 
@@ -96,6 +103,7 @@ class Link:
         that the token names. Joining again with the same token is harmless.
         Args:
             plain: allow plain HTTP, to this machine only.
+            gateway: fingerprint of the gateway whose address ``url`` is; empty: it is the server's own.
         Raises:
             TransportError: E-TOKEN, E-SERVER-KEY, E-CONNECT, E-REVOKED; E-IDENTITY where the folder is enrolled at
                 another server.
@@ -103,9 +111,11 @@ class Link:
         parsed = tokens.parse(token)
         secure = home.check_url(url, plain)
         home.check_free(folder, parsed.server)
-        _, authority = named(url, parsed.server, patience_s)
+        _, authority = named(url, parsed.server, patience_s)  # through a gateway too: it cannot sign for the server
+        if gateway:
+            _, authority = named(url, gateway, patience_s, "/v1/gateway")
         me = identity.make(folder / home.KEY)
-        home.save(folder, Home(url, parsed.server, authority, me.name, secure))
+        home.save(folder, Home(url, parsed.server, authority, me.name, secure, gateway))
         link = cls(folder, patience_s)
         document = {"token": parsed.text, "label": label}
         try:

@@ -1,0 +1,221 @@
+"""A gateway between devices and their server: it passes signed requests on unchanged, and keeps blobs.
+
+A signature covers method, path, query, body and the server's name, so a gateway can change none of them. What it may
+read is what a TLS proxy reads: frames as they are. Blobs are fetched once and kept by digest. Before each device gets
+one from here, the server is asked with the device's own request for the blob's first byte: a device that was revoked,
+or a blob that is not published any more, is refused by the server and nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+
+import httpx2
+from starlette.requests import Request
+from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from edgewise.core.errors import TransportError
+from edgewise.drivers.http import certificates, rules
+from edgewise.drivers.http.blob_cache import BlobCache
+from edgewise.drivers.http.guard import caller
+from edgewise.drivers.http.home import Home
+from edgewise.drivers.http.limits import Later
+from edgewise.drivers.http.link import CONNECT_S
+from edgewise.drivers.http.rules import ANYONE, LOCAL, Rule
+from edgewise.drivers.http.service import Service
+
+ANSWER_S = 65.0  # longer than a long poll
+PATIENCE_S = 10.0  # that a device waits for a blob that is being fetched, before it is told to come back
+_BLOBS = "/v1/blobs/{digest}"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_UP = ("content-digest", "content-type", "edgewise-key", "edgewise-round", "edgewise-run", "range", "signature",
+       "signature-input")  # fmt: skip
+_DOWN = ("cache-control", "content-range", "content-type", "edgewise-number", "etag", "retry-after")
+_DEVICES = frozenset({"device", "joining"})
+
+RULES = (
+    *(
+        Rule(rule.method, rule.path, ANYONE, rule.body_bytes)  # the server looks at the signature
+        for rule in rules.RULES
+        if rule.roles & _DEVICES or rule.path == "/v1/server"
+    ),
+    Rule("GET", "/metrics", LOCAL),
+)
+
+
+class Relay:
+    """The routes of devices on a gateway that belongs to the server of ``home``.
+
+    Attributes:
+        down_bytes: bytes of answers that came from the server. hits: blobs that were answered from here.
+    """
+
+    def __init__(self, service: Service, home: Home, cache: BlobCache) -> None:
+        self._service, self._home, self._cache = service, home, cache
+        self.down_bytes, self.hits = 0, 0
+        self._client: httpx2.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    def routes(self) -> list[Route]:
+        """For a router, behind the guard."""
+        methods: dict[str, list[str]] = {}
+        for rule in RULES:
+            if rule.roles == ANYONE:
+                methods.setdefault(rule.path, []).append(rule.method)
+        passed = [
+            Route(path, self.blob if path == _BLOBS else self.passed, methods=found) for path, found in methods.items()
+        ]
+        return [*passed, Route("/metrics", self.metrics, methods=["GET"])]
+
+    def close(self) -> None:
+        """Close the connections to the server; before the listener ends."""
+        if self._client is not None and self._loop is not None:
+            with suppress(TimeoutError):
+                asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(2.0)
+
+    async def metrics(self, request: Request) -> Response:
+        """Counters for Prometheus."""
+        return PlainTextResponse(
+            f"edgewise_gateway_down_bytes_total {self.down_bytes}\n"
+            f"edgewise_gateway_blob_hits_total {self.hits}\n"
+            f"edgewise_gateway_cache_bytes {self._cache.size_bytes}\n"
+        )
+
+    async def passed(self, request: Request) -> Response:
+        """Pass a request on, and its answer back."""
+        try:
+            answer = await self._http().request(
+                request.method, _target(request), content=caller(request).body, headers=_headers(request)
+            )
+        except httpx2.TransportError as e:
+            raise self._silent(e) from None
+        return self._answer(answer)
+
+    async def blob(self, request: Request) -> Response:
+        """A blob: from here where it is here and the server lets this device have it."""
+        digest = request.path_params["digest"]
+        if not _DIGEST.fullmatch(digest):
+            return await self.passed(request)
+        lock = self._locks.setdefault(digest, asyncio.Lock())
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await lock.acquire()
+        except TimeoutError:
+            raise Later("E-BUSY", "the gateway is fetching this blob.", "come back.", 2.0) from None
+        try:
+            path = self._cache.path(digest)
+            if path is None:
+                refusal = await self._fetched(request, digest)
+                path = self._cache.path(digest)
+                if refusal is not None or path is None:
+                    return refusal or await self._streamed(request)
+                return _file(path, digest)
+        finally:
+            lock.release()
+            if not lock.locked():
+                self._locks.pop(digest, None)
+        if (refusal := await self._asked(request)) is not None:
+            return refusal
+        self.hits += 1
+        return _file(path, digest)
+
+    async def _asked(self, request: Request) -> Response | None:
+        """Ask the server for the blob's first byte, as the device; its refusal, or None."""
+        headers = {**_headers(request), "range": "bytes=0-0"}
+        try:
+            answer = await self._http().get(_target(request), headers=headers)
+        except httpx2.TransportError as e:
+            raise self._silent(e) from None
+        if answer.status_code in (206, 416):  # 416: an empty blob has no first byte
+            self.down_bytes += len(answer.content)
+            return None
+        return self._answer(answer)
+
+    async def _fetched(self, request: Request, digest: str) -> Response | None:
+        """Fetch a blob into the cache, from where an earlier attempt broke off; the server's refusal, or None.
+
+        A blob that is larger than the cache is left alone.
+        """
+        part, headers = self._cache.part(digest), _headers(request)
+        have = part.stat().st_size if part.exists() else 0
+        headers.pop("range", None)
+        if have:
+            headers["range"] = f"bytes={have}-"
+        try:
+            async with self._http().stream("GET", _target(request), headers=headers) as answer:
+                if answer.status_code not in (200, 206):
+                    await answer.aread()
+                    return self._answer(answer)
+                goes_on = answer.status_code == 206
+                length = int(answer.headers.get("content-length", "0"))
+                if (have if goes_on else 0) + length > self._cache.limit_bytes:
+                    return None
+                first = not goes_on
+                self._cache.append(digest, b"", first)
+                async for piece in answer.aiter_raw():
+                    self.down_bytes += len(piece)
+                    self._cache.append(digest, piece, False)
+        except httpx2.TransportError as e:
+            raise self._silent(e) from None
+        await self._service.aside(lambda: self._cache.keep(digest))
+        return None
+
+    async def _streamed(self, request: Request) -> Response:
+        """Pass a large answer back as it comes."""
+        client = self._http()
+        asked = client.build_request("GET", _target(request), headers=_headers(request))
+        try:
+            answer = await client.send(asked, stream=True)
+        except httpx2.TransportError as e:
+            raise self._silent(e) from None
+
+        async def pieces() -> AsyncIterator[bytes]:
+            try:
+                async for piece in answer.aiter_raw():
+                    self.down_bytes += len(piece)
+                    yield piece
+            finally:
+                await answer.aclose()
+
+        headers = _kept(answer.headers, (*_DOWN, "content-length"))
+        return StreamingResponse(pieces(), answer.status_code, headers)
+
+    def _answer(self, answer: httpx2.Response) -> Response:
+        self.down_bytes += len(answer.content)
+        return Response(answer.content, answer.status_code, _kept(answer.headers, _DOWN))
+
+    def _silent(self, e: Exception) -> TransportError:
+        return Later("E-CONNECT", f"the gateway does not reach the server: {type(e).__name__}.", "wait a moment.", 2.0)
+
+    def _http(self) -> httpx2.AsyncClient:
+        if self._client is None:
+            self._loop = asyncio.get_running_loop()
+            verify = certificates.client_context(self._home.authority.encode()) if self._home.secure else False
+            timeout = httpx2.Timeout(ANSWER_S, connect=CONNECT_S)
+            limits = httpx2.Limits(max_connections=None)
+            self._client = httpx2.AsyncClient(base_url=self._home.url, verify=verify, timeout=timeout, limits=limits)
+        return self._client
+
+
+def _target(request: Request) -> str:
+    """Path and query as they are signed; the guard takes no path with escapes."""
+    query = request.scope["query_string"].decode("latin-1")
+    return f"{request.scope['path']}?{query}" if query else str(request.scope["path"])
+
+
+def _headers(request: Request) -> dict[str, str]:
+    return _kept(request.headers, _UP)
+
+
+def _kept(headers: Mapping[str, str], names: tuple[str, ...]) -> dict[str, str]:
+    return {name: headers[name] for name in names if name in headers}
+
+
+def _file(path: object, digest: str) -> Response:
+    headers = {"etag": f'"{digest}"', "cache-control": "private, max-age=31536000, immutable"}
+    return FileResponse(str(path), headers=headers, media_type="application/octet-stream")
