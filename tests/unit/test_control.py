@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from pathlib import Path
 
@@ -46,3 +48,19 @@ def test_one_agent_works_in_a_home_and_says_what_it_does(tmp_path: Path) -> None
     assert control.running(tmp_path) is None
     assert control.ended(tmp_path, 0.0)
     Agent(tmp_path, time.time).close()
+
+
+def test_no_signal_ends_a_process_that_does_more_than_be_an_agent(tmp_path: Path) -> None:
+    """A script has its agent in a thread: who leaves must not end the owner's notebook."""
+    pids = []
+
+    def agent() -> None:
+        with Agent(tmp_path) as made:
+            made.say("waiting")
+            pids.append(control.running(tmp_path).pid)  # type: ignore[union-attr]
+
+    thread = threading.Thread(target=agent)
+    thread.start()
+    thread.join()
+    agent()
+    assert pids == [0, os.getpid()]

@@ -14,6 +14,7 @@ An agent asks for its order before it sends anything, and between the pieces of 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -51,7 +52,8 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Said(msgspec.Struct, frozen=True):
     """What an agent said last. ``state``: one word, such as waiting, training, sending. ``why``: a sentence or empty.
-    ``since_s``: seconds since 1970."""
+    ``since_s``: seconds since 1970. ``pid``: of its process, which a signal may end; 0 for one that does other work
+    too, such as a script or a notebook."""
 
     state: str
     why: str
@@ -88,6 +90,8 @@ class Agent:
     def __init__(self, home: Path, now_s: Callable[[], float] = time.time) -> None:
         self._home, self._now_s = home, now_s
         self._release = _locked(home / LOCK)
+        alone = threading.current_thread() is threading.main_thread()
+        self._pid = os.getpid() if alone else 0
         self._said: tuple[str, str] | None = None
         self._order, self._looked_s = Order(), float("-inf")
 
@@ -121,7 +125,7 @@ class Agent:
     def say(self, state: str, why: str = "") -> None:
         """Tell the owner what is done now, and why; nothing is written where it is what was said last."""
         if self._said != (state, why):
-            said = Said(state, why, self._now_s(), os.getpid())
+            said = Said(state, why, self._now_s(), self._pid)
             files.replace(self._home / SAYS, msgspec.json.encode(said))
             self._said = (state, why)
 

@@ -66,8 +66,8 @@ def _end_agent(home: Path) -> None:
         with suppress(OSError):
             os.kill(said.pid, signal.SIGTERM)
     if not control.ended(home, LONGEST_S):
-        what = f"the agent that works in {home} has not ended yet; it sends nothing any more."
-        raise StoreError("E-RUN-EXISTS", what, "wait for it, or end its process, and leave again.")
+        what = f"what works in {home} has not ended yet; it sends nothing any more."
+        raise StoreError("E-RUN-EXISTS", what, "wait for it, or end your script, and leave again.")
 
 
 def _remove(path: Path) -> bool:
