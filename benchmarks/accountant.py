@@ -20,7 +20,7 @@ import numpy as np
 from edgewise.privacy import accountant, card, distributed, ledger, matrix
 from edgewise.privacy.accountant import COARSE, calibrate, epsilon, epsilon_renyi, gaussian, renyi, safe_cap
 from edgewise.privacy.adaptive import bit_noise, split
-from edgewise.privacy.ledger import Budget, Charge, Ledger
+from edgewise.privacy.ledger import Budget, Ledger, LedgerEntry
 from edgewise.privacy.spend import PrivacyEvent, discrete, fixed_size, local, poisson, tree, truncated
 from edgewise.privacy.spend import gaussian as plain
 
@@ -154,7 +154,7 @@ def charges(event: PrivacyEvent, rounds: int) -> list[float]:
     book, took = Ledger(Budget(1e9, 1e-5)), []
     for round in range(rounds):
         began = time.perf_counter()
-        after = ledger.charge(book, Charge(round, "a", 0, event))
+        after = ledger.charge(book, LedgerEntry(round, "a", 0, event))
         took.append(time.perf_counter() - began)
         assert isinstance(after, Ledger)
         book = after

@@ -29,7 +29,7 @@ from edgewise.drivers.fleet.tables import MAIL, MEMBERS, ROUNDS
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.store import RunStore
 from edgewise.engine.ports import Checkpoint
-from edgewise.privacy.ledger import Charge
+from edgewise.privacy.ledger import LedgerEntry
 from edgewise.privacy.spend import gaussian
 from edgewise.strategies.base import State
 
@@ -43,7 +43,7 @@ def play(folder: Path, rounds: range) -> None:
             store.create(ID, "test", {}, {})
         for number in rounds:
             if number:
-                store.charge(Charge(number - 1, f"{number}", 0, gaussian(1.0)))
+                store.charge(LedgerEntry(number - 1, f"{number}", 0, gaussian(1.0)))
             store.commit(Checkpoint(number, State(np.full(5, number, np.float32), {}, number), 0), ())
 
 

@@ -16,7 +16,7 @@ import pytest
 from served import RUN, contribution, joined, running, send_invitation
 
 from edgewise.apps.server.start import Server
-from edgewise.apps.shell import Session
+from edgewise.apps.shell import CommandSession
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.redacted import redacted
 from edgewise.drivers import logs
@@ -143,7 +143,7 @@ def test_a_crash_file_tells_no_secret(
     def body() -> None:
         raise RuntimeError(f"{token} {key!r} {key.hex()}")
 
-    assert Session("join").run(body) == 1
+    assert CommandSession("join").run(body) == 1
     (path,) = tmp_path.glob("crash-*.txt")
     shown = path.read_text() + capsys.readouterr().err
     for one in (token, key.hex(), repr(key)[2:-1]):

@@ -369,7 +369,7 @@ def rebuilt(folder, statement, *values):
         before, count = ledger.start(run, instance), 0
         rows = c.execute("SELECT number, round, attempt, cohort, event FROM charges ORDER BY number").fetchall()
         for number, played, attempt, cohort, event in rows:
-            charge = ledger.Charge(played, attempt, cohort, PrivacyEvent.from_plain(json.loads(event)))
+            charge = ledger.LedgerEntry(played, attempt, cohort, PrivacyEvent.from_plain(json.loads(event)))
             before, count = ledger.link(before, charge), count + 1
             c.execute("UPDATE charges SET digest = ? WHERE number = ?", (before, number))
         c.execute("UPDATE runs SET ledger = ?", (before,))

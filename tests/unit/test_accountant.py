@@ -10,7 +10,7 @@ import pytest
 from edgewise.core.errors import CompositionError
 from edgewise.privacy import accountant, card, distributed, ledger, spend
 from edgewise.privacy.accountant import calibrate, epsilon, epsilon_renyi, gaussian, renyi, safe_cap
-from edgewise.privacy.ledger import Budget, Charge, Ledger, OverBudget
+from edgewise.privacy.ledger import Budget, Ledger, LedgerEntry, OverBudget
 from edgewise.privacy.spend import PrivacyEvent
 
 
@@ -163,21 +163,21 @@ def test_events_survive_the_ledgers_rows() -> None:
 def test_a_ledger_refuses_what_exceeds_the_budget() -> None:
     book, event = Ledger(Budget(epsilon({plain(4.0): 3}, 1e-5), 1e-5)), plain(4.0)
     for round in range(3):
-        after = ledger.charge(book, Charge(round, "a", 0, event))
+        after = ledger.charge(book, LedgerEntry(round, "a", 0, event))
         assert isinstance(after, Ledger)
         book = after
-    refused = ledger.charge(book, Charge(3, "a", 0, event))
+    refused = ledger.charge(book, LedgerEntry(3, "a", 0, event))
     assert isinstance(refused, OverBudget)
     assert refused.epsilon > book.budget.epsilon
-    assert ledger.charge(book, Charge(2, "a", 0, event)) == book  # the same attempt again costs nothing
-    assert isinstance(ledger.charge(book, Charge(2, "b", 0, event)), OverBudget)  # another attempt does
+    assert ledger.charge(book, LedgerEntry(2, "a", 0, event)) == book  # the same attempt again costs nothing
+    assert isinstance(ledger.charge(book, LedgerEntry(2, "b", 0, event)), OverBudget)  # another attempt does
     assert ledger.spent(book.charges, 1e-5) == pytest.approx(book.budget.epsilon)
 
 
 def test_disjoint_cohorts_do_not_add_up() -> None:
-    charges = [Charge(i, "a", i % 4, plain(2.0)) for i in range(8)]
+    charges = [LedgerEntry(i, "a", i % 4, plain(2.0)) for i in range(8)]
     assert ledger.spent(charges, 1e-5) == pytest.approx(epsilon({plain(2.0): 2}, 1e-5))
-    assert ledger.spent([Charge(8, "a", 0, plain(2.0)), *charges], 1e-5) == pytest.approx(
+    assert ledger.spent([LedgerEntry(8, "a", 0, plain(2.0)), *charges], 1e-5) == pytest.approx(
         epsilon({plain(2.0): 3}, 1e-5)
     )
 

@@ -141,7 +141,7 @@ def test_a_missing_extra_is_named() -> None:
     def body() -> None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
-    assert shell.Session("sim").run(body) == REGISTRY["E-DEPENDENCY"].exit_status
+    assert shell.CommandSession("sim").run(body) == REGISTRY["E-DEPENDENCY"].exit_status
 
 
 def test_check_says_what_would_happen_and_runs_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +284,7 @@ def test_error_output_for_every_status() -> None:
         def body(code: str = code) -> None:
             raise EdgewiseError(code, "what happened.", "what to do.")
 
-        assert shell.Session("sim", as_json=True).run(body) == entry.exit_status
+        assert shell.CommandSession("sim", as_json=True).run(body) == entry.exit_status
 
 
 @pytest.mark.slow

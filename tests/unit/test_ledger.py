@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from edgewise.core.errors import REGISTRY
 from edgewise.privacy import ledger
 from edgewise.privacy.accountant import COARSE, epsilon
-from edgewise.privacy.ledger import Budget, Charge, Ledger, OverBudget, Verdict, charge, spent, verify
+from edgewise.privacy.ledger import Budget, Ledger, LedgerEntry, OverBudget, Verdict, charge, spent, verify
 from edgewise.privacy.spend import PrivacyEvent, fixed_size, gaussian, matrix, poisson, record_level, tree
 
 DELTA = 1e-5
 ROOM = Budget(1e6, DELTA)
 
 
-def play(book: Ledger, *charges: Charge) -> Ledger | OverBudget:
+def play(book: Ledger, *charges: LedgerEntry) -> Ledger | OverBudget:
     """All of them, or the first refusal."""
     for new in charges:
         after = charge(book, new)
@@ -29,15 +29,15 @@ def play(book: Ledger, *charges: Charge) -> Ledger | OverBudget:
     return book
 
 
-def rows(event: PrivacyEvent, rounds: int, groups: int = 1) -> list[Charge]:
-    return [Charge(i, f"a{i}", i % groups, event) for i in range(rounds)]
+def rows(event: PrivacyEvent, rounds: int, groups: int = 1) -> list[LedgerEntry]:
+    return [LedgerEntry(i, f"a{i}", i % groups, event) for i in range(rounds)]
 
 
 def test_another_event_under_a_charged_name_is_not_free() -> None:
-    book = play(Ledger(ROOM), Charge(0, "a", 0, gaussian(4.0)))
+    book = play(Ledger(ROOM), LedgerEntry(0, "a", 0, gaussian(4.0)))
     assert isinstance(book, Ledger)
-    assert charge(book, Charge(0, "a", 0, gaussian(4.0))) is book
-    for other in (Charge(0, "a", 0, gaussian(0.1)), Charge(0, "a", 1, gaussian(4.0))):
+    assert charge(book, LedgerEntry(0, "a", 0, gaussian(4.0))) is book
+    for other in (LedgerEntry(0, "a", 0, gaussian(0.1)), LedgerEntry(0, "a", 1, gaussian(4.0))):
         refused = charge(book, other)
         assert isinstance(refused, OverBudget)
         assert refused.epsilon == inf
@@ -45,7 +45,7 @@ def test_another_event_under_a_charged_name_is_not_free() -> None:
 
 
 def test_a_refusal_is_a_spent_budget() -> None:
-    refused = charge(Ledger(Budget(1.0, DELTA)), Charge(0, "a", 0, gaussian(1.0)))
+    refused = charge(Ledger(Budget(1.0, DELTA)), LedgerEntry(0, "a", 0, gaussian(1.0)))
     assert isinstance(refused, OverBudget)
     assert refused.epsilon == pytest.approx(4.377178, abs=1e-6)
     assert not refused.why
@@ -53,10 +53,10 @@ def test_a_refusal_is_a_spent_budget() -> None:
 
 
 def test_events_that_do_not_add_up_are_refused() -> None:
-    book = play(Ledger(ROOM), Charge(0, "a", 0, poisson(1.0, 0.1)))
+    book = play(Ledger(ROOM), LedgerEntry(0, "a", 0, poisson(1.0, 0.1)))
     assert isinstance(book, Ledger)
     for other in (fixed_size(2.0, 100, 10), record_level(1.0, 0.1, 5), gaussian(1.0)):
-        refused = charge(book, Charge(1, "a", 0, other))
+        refused = charge(book, LedgerEntry(1, "a", 0, other))
         assert isinstance(refused, OverBudget)
         assert refused.epsilon == inf
         assert "cannot be added up" in refused.why
@@ -73,7 +73,7 @@ def test_no_order_of_charges_exceeds_the_budget(asked: list[tuple[int, str, floa
     """Whatever is asked: what is in the ledger was within the budget, counted from scratch; refusals would not be."""
     book = Ledger(Budget(limit, DELTA))
     for round, attempt, z in asked:
-        new = Charge(round, attempt, 0, gaussian(z))
+        new = LedgerEntry(round, attempt, 0, gaussian(z))
         after = charge(book, new)
         if isinstance(after, Ledger):
             assert after.charges[: len(book.charges)] == book.charges, "rows were changed or dropped"
@@ -106,7 +106,7 @@ def test_correlated_noise_is_paid_once_and_covers_each_of_its_rounds_once(event:
     book = play(Ledger(ROOM), *rows(event, 5))
     assert isinstance(book, Ledger)
     assert spent(book.charges, DELTA) == pytest.approx(epsilon({event: 1}, DELTA))
-    for beyond in (Charge(5, "x", 0, event), Charge(4, "again", 0, event), Charge(5, "x", 1, event)):
+    for beyond in (LedgerEntry(5, "x", 0, event), LedgerEntry(4, "again", 0, event), LedgerEntry(5, "x", 1, event)):
         refused = charge(book, beyond)
         assert isinstance(refused, OverBudget)
         assert "correlated" in refused.why
@@ -119,7 +119,7 @@ def test_the_noise_of_turns_is_one_stream() -> None:
     book = play(Ledger(ROOM), *rows(event, 4, groups=2))
     assert isinstance(book, Ledger)
     assert spent(book.charges, DELTA) == pytest.approx(epsilon({event: 1}, DELTA))
-    assert isinstance(charge(book, Charge(4, "a", 0, event)), OverBudget)
+    assert isinstance(charge(book, LedgerEntry(4, "a", 0, event)), OverBudget)
 
 
 def test_an_honest_ledger_verifies() -> None:
@@ -134,13 +134,13 @@ def test_an_honest_ledger_verifies() -> None:
     ("charges", "problem"),
     [
         (rows(gaussian(1.0), 1), "above the budget"),
-        ([*rows(gaussian(9.0), 2), Charge(1, "a1", 0, gaussian(9.0))], "repeat"),
-        ([Charge(3, "a", 0, gaussian(9.0)), Charge(2, "a", 0, gaussian(9.0))], "row 1 is of round 2, after"),
-        ([Charge(0, "a", 0, gaussian(9.0)), Charge(1, "a", 0, poisson(9.0, 0.5))], "cannot be added up"),
+        ([*rows(gaussian(9.0), 2), LedgerEntry(1, "a1", 0, gaussian(9.0))], "repeat"),
+        ([LedgerEntry(3, "a", 0, gaussian(9.0)), LedgerEntry(2, "a", 0, gaussian(9.0))], "row 1 is of round 2, after"),
+        ([LedgerEntry(0, "a", 0, gaussian(9.0)), LedgerEntry(1, "a", 0, poisson(9.0, 0.5))], "cannot be added up"),
         (rows(matrix(9.0, 2, 1, 2), 3), "correlated"),
     ],
 )
-def test_what_an_auditor_finds(charges: list[Charge], problem: str) -> None:
+def test_what_an_auditor_finds(charges: list[LedgerEntry], problem: str) -> None:
     verdict = verify(charges, Budget(3.0, DELTA))
     assert not verdict.sound
     assert any(problem in found for found in verdict.problems)
@@ -148,5 +148,5 @@ def test_what_an_auditor_finds(charges: list[Charge], problem: str) -> None:
 
 def test_a_repeated_row_counts_for_the_auditor() -> None:
     """The writer charges once, so a second row is a release that somebody else wrote down: it is paid for."""
-    twice = [Charge(0, "a", 0, gaussian(4.0))] * 2
+    twice = [LedgerEntry(0, "a", 0, gaussian(4.0))] * 2
     assert verify(twice, ROOM).epsilon == pytest.approx(epsilon({gaussian(4.0): 2}, DELTA))

@@ -37,7 +37,7 @@ from edgewise.privacy import rules
 from edgewise.privacy.accountant import epsilon
 from edgewise.privacy.card import promises, rests_on
 from edgewise.privacy.clip import clip, clip_tensors
-from edgewise.privacy.ledger import Charge, Ledger, OverBudget, charge, spent
+from edgewise.privacy.ledger import Ledger, LedgerEntry, OverBudget, charge, spent
 from edgewise.privacy.noise import noise
 from edgewise.privacy.spend import fixed_size, poisson, record_level
 
@@ -181,7 +181,7 @@ def test_devices_of_cohorts_in_turn_train_every_part_and_the_card_is_the_ledger(
     assert made.spend is not None
     books = Ledger(made.spend.budget)
     for r in range(8):
-        after = charge(books, Charge(r, "", r % 2, made.spend.events[made.phase(r)]))
+        after = charge(books, LedgerEntry(r, "", r % 2, made.spend.events[made.phase(r)]))
         assert isinstance(after, Ledger)
         books = after
     assert spent(books.charges, 1e-5) == pytest.approx(made.spend.card.of_release, rel=1e-3)
@@ -193,7 +193,7 @@ def played(made: Plan) -> Ledger:
     books = Ledger(made.spend.budget)
     for r in range(made.rounds):
         event = made.spend.events[made.phase(r)]
-        after = charge(books, Charge(r, "", r % made.sampling.groups, event))
+        after = charge(books, LedgerEntry(r, "", r % made.sampling.groups, event))
         if not isinstance(after, Ledger):
             break
         books = after
@@ -232,7 +232,7 @@ def test_whichever_number_is_given_the_other_follows_and_lasts_for_all_rounds(
     told = dict([*promises(card.to_plain()), *rests_on(card.to_plain())])
     assert ("derived from dp.noise_multiplier" in told["budget"]) == (given == "noise_multiplier")
     assert ("derived from dp.epsilon" in told["noise multiplier"]) == (given == "epsilon")
-    after = charge(books, Charge(made.rounds, "once more", 0, made.spend.events[0]))
+    after = charge(books, LedgerEntry(made.rounds, "once more", 0, made.spend.events[0]))
     assert isinstance(after, OverBudget)
 
 

@@ -47,7 +47,7 @@ BACK = "go on where it began: on the same kind of processor, with the same versi
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedRun:
     """Facts on which the executor's trainers agree. ``initial``: the initial vector. It is taken out where the run
     begins, so that memory does not hold it beside the models that follow it."""
 
@@ -118,7 +118,7 @@ def load(
     store: RunStore,
     extensions: Sequence[str],
     known: Mapping[str, Any] | None,
-) -> Loaded:
+) -> LoadedRun:
     """Make trainers and plan, on the executor's workers and here. ``known``: the run that goes on.
 
     Raises: EdgewiseError as ``plan.compile`` and the trainer; StoreError(E-WORKER) where workers disagree;
@@ -168,8 +168,8 @@ def load(
     }
     if recipe.simulation.link_trace:
         traces, facts["link_trace_sha256"] = read_traces(recipe_dir / recipe.simulation.link_trace)
-        return Loaded(plan, tuple(first.devices), [initial], facts, traces)
-    return Loaded(plan, tuple(first.devices), [initial], facts, ())
+        return LoadedRun(plan, tuple(first.devices), [initial], facts, traces)
+    return LoadedRun(plan, tuple(first.devices), [initial], facts, ())
 
 
 def places(recipe_dir: Path, out: Path) -> dict[str, str]:

@@ -27,7 +27,7 @@ from edgewise.apps.server import commands as operators
 from edgewise.apps.server import keeping, run_commands
 
 if TYPE_CHECKING:
-    from edgewise.apps.shell import Session
+    from edgewise.apps.shell import CommandSession
 
 app = typer.Typer(
     name="edgewise",
@@ -108,10 +108,10 @@ def check(
 
     Loads the real model and text, and runs nothing but one measured step.
     """
-    from edgewise.apps.shell import Session
+    from edgewise.apps.shell import CommandSession
 
     verdict = "not ok: this recipe does not run"
-    session = Session("check", as_json=as_json, debug=debug, verdict=verdict, extensions=extension)
+    session = CommandSession("check", as_json=as_json, debug=debug, verdict=verdict, extensions=extension)
 
     def body() -> dict[str, Any]:
         from edgewise.apps import runs, shell
@@ -327,10 +327,10 @@ app.add_typer(operators.fleet, name="fleet", help="List, approve and revoke devi
 app.add_typer(gateways.gateway, name="gateway", help="Be the second server of shared sums, near the devices.")
 
 
-def _session(name: str, as_json: bool, debug: bool, extensions: list[str] | None = None) -> Session:
-    from edgewise.apps.shell import Session
+def _session(name: str, as_json: bool, debug: bool, extensions: list[str] | None = None) -> CommandSession:
+    from edgewise.apps.shell import CommandSession
 
-    return Session(name, as_json=as_json, debug=debug, extensions=extensions)
+    return CommandSession(name, as_json=as_json, debug=debug, extensions=extensions)
 
 
 def _simulate(

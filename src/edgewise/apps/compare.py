@@ -97,7 +97,7 @@ def compare(
                     figures.without(store, tell, CENTRALISED, last, result.code)
             tell(events.Progress(phase="compare", done=done, total=total, note=note))
             continue
-        assert isinstance(result, jobs.Trained)
+        assert isinstance(result, jobs.TrainedAlone)
         note = result.device
         if result.device == POOLED:
             chain, chain_left = result.params, chain_left - 1

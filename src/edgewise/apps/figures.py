@@ -11,7 +11,7 @@ from edgewise.drivers import jobs
 from edgewise.drivers.store import RunStore
 
 
-def keep(store: RunStore, model: str, last: int, result: jobs.Trained) -> str:
+def keep(store: RunStore, model: str, last: int, result: jobs.TrainedAlone) -> str:
     """Store a device's held-out loss after round ``last``; returns the note of its progress.
 
     A device without held-out text has no figure, and a loss that is not finite is none: the note says so.

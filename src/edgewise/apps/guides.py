@@ -40,9 +40,9 @@ def recipes(
 
     A name alone prints that recipe. No file is ever written over.
     """
-    from edgewise.apps.shell import Session
+    from edgewise.apps.shell import CommandSession
 
-    session = Session("recipes", as_json=as_json, debug=debug)
+    session = CommandSession("recipes", as_json=as_json, debug=debug)
 
     def body() -> dict[str, Any]:
         from edgewise.apps import shipped
@@ -78,9 +78,9 @@ def compare(
     Perplexity, bytes, rounds, time, epsilon, and the settings in which the runs differ. Runs of other data or models
     are named.
     """
-    from edgewise.apps.shell import Session
+    from edgewise.apps.shell import CommandSession
 
-    session = Session("compare", as_json=as_json, debug=debug)
+    session = CommandSession("compare", as_json=as_json, debug=debug)
 
     def body() -> dict[str, Any]:
         from edgewise.apps import comparison, comparison_page
@@ -115,9 +115,9 @@ def explain(
 
     Examples: edgewise explain E-QUORUM, explain threat-model, explain training.lr, explain masks.
     """
-    from edgewise.apps.shell import Session
+    from edgewise.apps.shell import CommandSession
 
-    session = Session("explain", as_json=as_json, debug=debug)
+    session = CommandSession("explain", as_json=as_json, debug=debug)
 
     def body() -> dict[str, Any]:
         from edgewise.apps import manual
@@ -168,9 +168,9 @@ def new(
     Looks into the data, proposes columns, and asks for what no option says; in a pipe it asks nothing. The recipe
     passes `edgewise check`. No file is ever written over.
     """
-    from edgewise.apps.shell import Session
+    from edgewise.apps.shell import CommandSession
 
-    session = Session("new", as_json=as_json, debug=debug)
+    session = CommandSession("new", as_json=as_json, debug=debug)
 
     def body() -> dict[str, Any]:
         from edgewise.apps import new_recipe

@@ -53,7 +53,7 @@ def longer(
                 checked([result])
             note = f"{left[result.id]}: {result.code}"
         else:
-            assert isinstance(result, jobs.Trained)
+            assert isinstance(result, jobs.TrainedAlone)
             note = figures.keep(store, LONGER, last, result)
         tell(events.Progress(phase=LONGER, done=done, total=len(devices), note=note))
     figures.conclude(store, tell, LONGER, last, time.perf_counter() - began)

@@ -66,7 +66,7 @@ def place(recipe: Recipe, fresh: bool = False, resume: bool = False) -> Path:
 
 
 def play(
-    session: shell.Session,
+    session: shell.CommandSession,
     recipe: Recipe,
     recipe_dir: Path,
     out: Path,
@@ -104,7 +104,7 @@ def play(
 
 
 def play_network(
-    session: shell.Session, what: str, overrides: dict[str, Any], out: Path | None, quiet: bool
+    session: shell.CommandSession, what: str, overrides: dict[str, Any], out: Path | None, quiet: bool
 ) -> dict[str, Any]:
     """The demonstration on enrolled devices, with progress on standard error; then the result.
 

@@ -36,7 +36,7 @@ NOISE = {
 }
 
 
-class Session:
+class CommandSession:
     """One command while it runs: where it works, and how to go on if it is stopped.
 
     Attributes:

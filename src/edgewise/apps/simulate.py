@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from edgewise.apps import reading
-from edgewise.apps.beginning import Loaded, Tell, check_same, claim, load, no_run, places, tell_forecast
+from edgewise.apps.beginning import LoadedRun, Tell, check_same, claim, load, no_run, places, tell_forecast
 from edgewise.apps.chosen import chosen
 from edgewise.apps.compare import compare
 from edgewise.apps.longer import longer
@@ -162,7 +162,9 @@ def _executor(recipe: Recipe) -> Executor:
     return Inproc()
 
 
-def _play(store: RunStore, executor: Executor, recipe: Recipe, loaded: Loaded, wrap: Wrap | None, tell: Tell) -> None:
+def _play(
+    store: RunStore, executor: Executor, recipe: Recipe, loaded: LoadedRun, wrap: Wrap | None, tell: Tell
+) -> None:
     plan = loaded.plan
     simulated = SimulatedCohort(executor, plan, World(recipe.simulation, plan.key, loaded.traces))
     cohort: Cohort = simulated if wrap is None else wrap(simulated)
@@ -191,7 +193,9 @@ def _play(store: RunStore, executor: Executor, recipe: Recipe, loaded: Loaded, w
         sample(store, executor, wanted, probes.devices, tell)
 
 
-def _begun(name: str, coordinator: Coordinator, simulated: SimulatedCohort, loaded: Loaded, tell: Tell) -> Checkpoint:
+def _begun(
+    name: str, coordinator: Coordinator, simulated: SimulatedCohort, loaded: LoadedRun, tell: Tell
+) -> Checkpoint:
     plan, checkpoint = loaded.plan, coordinator.begin(loaded.initial.pop())
     if checkpoint.down is not None:
         simulated.restore(checkpoint.down)

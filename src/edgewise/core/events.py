@@ -95,7 +95,7 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
     ``head`` holds the weighted means that travelled with the updates (train losses). ``lag_l2`` is the L2 distance of
     the model from what devices will be given of it in the next round; 0.0 where they are given the model itself.
     ``code`` says why secure aggregation ended without a sum; None where it did not. ``epsilon`` is what all rounds so
-    far have spent of the privacy budget; 0.0 without one.
+    far have spent of the privacy budget; None without one.
     """
 
     round: int
@@ -114,7 +114,7 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
     model: str
     lag_l2: float = 0.0
     code: str | None = None
-    epsilon: float = 0.0
+    epsilon: float | None = None
 
 
 class Evaluated(Event, frozen=True, tag="evaluated"):

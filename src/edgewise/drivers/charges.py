@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from edgewise.drivers.tables import CHARGES
 from edgewise.privacy import ledger
-from edgewise.privacy.ledger import Charge
+from edgewise.privacy.ledger import LedgerEntry
 from edgewise.privacy.spend import PrivacyEvent
 
 ROWS = sa.select(CHARGES).order_by(CHARGES.c.number)
@@ -23,7 +23,7 @@ def end(c: sa.Connection, start: str) -> tuple[int, str]:
     return count, start if last is None else last
 
 
-def add(c: sa.Connection, start: str, new: Charge) -> None:
+def add(c: sa.Connection, start: str, new: LedgerEntry) -> None:
     """Write a charge; the same round and attempt are written once."""
     same = sa.select(CHARGES.c.number).where(CHARGES.c.round == new.round, CHARGES.c.attempt == new.attempt)
     if c.execute(same).first() is not None:
@@ -32,14 +32,14 @@ def add(c: sa.Connection, start: str, new: Charge) -> None:
     c.execute(CHARGES.insert().values(**row, digest=ledger.link(end(c, start)[1], new)))
 
 
-def read(rows: Sequence[Any], start: str) -> tuple[tuple[Charge, ...], tuple[str, ...]]:
+def read(rows: Sequence[Any], start: str) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
     """The charges of ``ROWS``, and the digests of the chain: ``start``, then one for each row.
 
     Raises ValueError where a row is not the one that was written after the row before it; whatever parsing raises.
     """
     charges, chain = [], [start]
     for row in rows:
-        charges.append(Charge(row.round, row.attempt, row.cohort, PrivacyEvent.from_plain(json.loads(row.event))))
+        charges.append(LedgerEntry(row.round, row.attempt, row.cohort, PrivacyEvent.from_plain(json.loads(row.event))))
         chain.append(ledger.link(chain[-1], charges[-1]))
         if row.digest != chain[-1]:
             raise ValueError(f"row {row.number} is not the one that was written there")

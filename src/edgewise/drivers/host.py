@@ -95,7 +95,7 @@ class Host:
             case jobs.Time():
                 return self._timed(job)
             case jobs.Count():
-                return jobs.Counted(id=job.id, records=records(self._trainer, job.device))
+                return jobs.CountedRecords(id=job.id, records=records(self._trainer, job.device))
             case jobs.Sample():
                 return self._sample(job)
 
@@ -155,7 +155,7 @@ class Host:
         prompt, actual, text = done
         return jobs.Continued(id=job.id, prompt=prompt, actual=actual, text=text)
 
-    def _train_alone(self, job: jobs.Solo) -> jobs.Trained:
+    def _train_alone(self, job: jobs.Solo) -> jobs.TrainedAlone:
         began = time.perf_counter()
         params = np.array(vector.from_bytes(job.params, self._trainer.trainer.spec.dim))
         played: Counter[int] = Counter()
@@ -172,8 +172,8 @@ class Host:
         seconds = time.perf_counter() - began
         if job.measure:
             held = self._trainer.evaluate(job.device, params)
-            return jobs.Trained(id=job.id, device=job.device, nll=held.nll, tokens=held.tokens, seconds=seconds)
-        return jobs.Trained(id=job.id, device=job.device, params=vector.to_bytes(params), seconds=seconds)
+            return jobs.TrainedAlone(id=job.id, device=job.device, nll=held.nll, tokens=held.tokens, seconds=seconds)
+        return jobs.TrainedAlone(id=job.id, device=job.device, params=vector.to_bytes(params), seconds=seconds)
 
     def _timed(self, job: jobs.Time) -> jobs.Timed:
         """For a forecast only, so nothing that goes wrong here stops a run but a disk that cannot be written."""

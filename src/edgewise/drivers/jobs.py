@@ -118,7 +118,7 @@ class Handled(_Base, frozen=True, tag="handled"):
     encode_s: float = 0.0
 
 
-class Trained(_Base, frozen=True, tag="trained"):
+class TrainedAlone(_Base, frozen=True, tag="trained"):
     """Answer to Solo: the parameters (raw float32), or the held-out measure."""
 
     device: str
@@ -128,7 +128,7 @@ class Trained(_Base, frozen=True, tag="trained"):
     seconds: float = 0.0
 
 
-class Counted(_Base, frozen=True, tag="counted"):
+class CountedRecords(_Base, frozen=True, tag="counted"):
     """Answer to Count; None where the device's text cannot be read, which its training will say."""
 
     records: int | None = None
@@ -163,7 +163,7 @@ class Broken(_Base, frozen=True, tag="broken"):
     stops: bool = False
 
 
-Result = Described | Handled | Trained | Counted | Continued | Timed | Ready | Broken
+Result = Described | Handled | TrainedAlone | CountedRecords | Continued | Timed | Ready | Broken
 
 _encoder = msgspec.msgpack.Encoder()
 _jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)

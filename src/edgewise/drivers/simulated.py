@@ -200,7 +200,7 @@ class SimulatedCohort:
         if rule.epochs and device not in self._records:
             self._executor.submit(jobs.Count(device=device))
             (counted,) = checked([self._executor.result()])
-            assert isinstance(counted, jobs.Counted)
+            assert isinstance(counted, jobs.CountedRecords)
             self._records[device] = counted.records or 0
         return rule.counted(self._records.get(device, 0), self._plan.batch).steps
 

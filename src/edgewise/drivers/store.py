@@ -53,7 +53,7 @@ from edgewise.drivers.tables import DELTAS, EVENTS, MEASURES, META, MODELS, RUNS
 from edgewise.drivers.witness import Witness
 from edgewise.engine.ports import Change, Checkpoint, DeltaBlob, Downlink, Standing
 from edgewise.privacy import ledger
-from edgewise.privacy.ledger import Charge
+from edgewise.privacy.ledger import LedgerEntry
 from edgewise.strategies.base import State
 
 DISK = ("readonly", "unable to open", "full", "disk I/O")  # in SQLite's messages
@@ -223,7 +223,7 @@ class RunStore:
     def _start(self, run: Mapping[str, Any]) -> str:
         return ledger.start(run["id"], self.instance)
 
-    def _ledger(self, run: Mapping[str, Any]) -> tuple[tuple[Charge, ...], tuple[str, ...]]:
+    def _ledger(self, run: Mapping[str, Any]) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
         with self._sound("the privacy ledger"):
             return charges.read(self._rows(charges.ROWS), self._start(run))
 
@@ -325,14 +325,14 @@ class RunStore:
 
     # -- the privacy ledger -------------------------------------------------------------------------------------
 
-    def charge(self, charge: Charge) -> None:
+    def charge(self, charge: LedgerEntry) -> None:
         """See Store."""
         start = self._start(self._known())
         with self._write() as c:
             charges.add(c, start, charge)
         self._testify()
 
-    def charges(self) -> tuple[Charge, ...]:
+    def charges(self) -> tuple[LedgerEntry, ...]:
         """See Store. Raises StoreError(E-CHECKPOINT) where a row was changed, removed or moved."""
         run = self.run()
         return self._ledger(run)[0] if run else ()

@@ -237,7 +237,7 @@ class Coordinator:
             model=vector.digest(vector.to_bytes(params)),
             lag_l2=0.0 if after.down is None else vector.norm_l2(params - after.down.shadow[: params.size]),
             code=closed.code,
-            epsilon=after.epsilon,
+            epsilon=None if self.plan.spend is None else after.epsilon,
         )
         self.store.commit(after, [*books.events, finished], broadcast.change(closed))
         self.tell(finished)  # after the commit: a round that is played again has other noise, and nobody saw two

@@ -17,7 +17,7 @@ from edgewise.core.outline import outline
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Buffer, Vector
 from edgewise.engine.device_state import Kept
-from edgewise.privacy.ledger import Charge
+from edgewise.privacy.ledger import LedgerEntry
 from edgewise.secagg.secrets import Hidden
 from edgewise.strategies.base import State
 
@@ -326,12 +326,12 @@ class Store(Protocol):
         """Save a checkpoint with the events that led to it. ``change``: by the round before ``next_round``."""
         ...
 
-    def charge(self, charge: Charge) -> None:
+    def charge(self, charge: LedgerEntry) -> None:
         """Write a charge to the privacy ledger, in a transaction of its own, before what it is for is opened. The same
         round and attempt are written once."""
         ...
 
-    def charges(self) -> tuple[Charge, ...]:
+    def charges(self) -> tuple[LedgerEntry, ...]:
         """The ledger's rows in order."""
         ...
 

@@ -6,7 +6,7 @@ from edgewise.core.errors import BudgetError, StoreError
 from edgewise.engine.ports import Checkpoint, Store
 from edgewise.plan.plan import Plan
 from edgewise.privacy import ledger
-from edgewise.privacy.ledger import Charge, Ledger, OverBudget
+from edgewise.privacy.ledger import Ledger, LedgerEntry, OverBudget
 
 
 class Purse:
@@ -19,11 +19,11 @@ class Purse:
         self._plan, self._store = plan, store
         self._charged: Ledger | None = None
 
-    def _of(self, round: int, attempt: str) -> Charge | None:
+    def _of(self, round: int, attempt: str) -> LedgerEntry | None:
         spend = self._plan.spend
         if spend is None:
             return None
-        return Charge(round, attempt, round % self._plan.sampling.groups, spend.events[self._plan.phase(round)])
+        return LedgerEntry(round, attempt, round % self._plan.sampling.groups, spend.events[self._plan.phase(round)])
 
     def _ledger(self) -> Ledger:
         assert self._plan.spend is not None
@@ -31,13 +31,13 @@ class Purse:
             self._charged = Ledger(self._plan.spend.budget, self._store.charges())
         return self._charged
 
-    def _with(self, new: Charge) -> Ledger:
+    def _with(self, new: LedgerEntry) -> Ledger:
         after = ledger.charge(self._ledger(), new)
         if isinstance(after, OverBudget):
             raise self._empty(new.round, after)
         return after
 
-    def _write(self, new: Charge) -> None:
+    def _write(self, new: LedgerEntry) -> None:
         after = self._with(new)
         self._store.charge(new)
         self._charged = after

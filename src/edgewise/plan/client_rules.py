@@ -18,14 +18,14 @@ def check_recipe(recipe: Recipe, promise: Promise, client: Client) -> None:
         why = "noise would add up in what the server keeps" if client.memory else "no noise covers its exact scalars"
         what = f'strategy "{kind}" cannot be used with differential privacy: {why}.'
         raise RecipeError("E-COMBO", what, "use fedavg, fedprox or a server optimizer.")
-    if client.plain_sgd and (training.optimizer != "sgd" or training.momentum):
+    if client.plain_sgd is not None and (training.optimizer != "sgd" or training.momentum):
         momentum = " with momentum" if training.optimizer == "sgd" else ""
         what = (
             f'strategy "{kind}" cannot use training.optimizer = "{training.optimizer}"{momentum}: {client.plain_sgd}.'
         )
         fix = 'training.optimizer = "sgd", training.momentum = 0; or strategy "feddyn", which takes every optimizer.'
         raise RecipeError("E-COMBO", what, fix)
-    if client.uneven and not training.local_epochs:
+    if client.uneven is not None and not training.local_epochs:
         what = f'strategy "{kind}" with training.local_steps: {client.uneven}, and here all take equally many.'
         raise RecipeError("E-COMBO", what, 'give training.local_epochs, or use strategy "fedavg": it is the same here.')
 

@@ -42,7 +42,7 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class LedgerEntry:
     """One line. ``attempt``: names the session, e.g. by its nonce; ``cohort``: number of the disjoint group asked."""
 
     round: int
@@ -52,7 +52,7 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class LedgerTally:
     """What charges come to.
 
     Attributes:
@@ -65,9 +65,9 @@ class Counts:
     times: Mapping[int, Mapping[PrivacyEvent, int]] = field(default_factory=dict)
     rounds: Mapping[PrivacyEvent, AppendMap[int, None]] = field(default_factory=dict)
     twice: bool = False
-    at: AppendMap[tuple[int, str], Charge] = field(default_factory=AppendMap)
+    at: AppendMap[tuple[int, str], LedgerEntry] = field(default_factory=AppendMap)
 
-    def plus(self, new: Charge) -> Counts:
+    def plus(self, new: LedgerEntry) -> LedgerTally:
         """With one charge more; the old one stays as it is. Takes the same time however many charges there are."""
         cohort, event, name = new.cohort, new.event, (new.round, new.attempt)
         counts = self.times.get(cohort, {})
@@ -77,7 +77,7 @@ class Counts:
             played = rounds.get(event, AppendMap[int, None]())
             twice = twice or new.round in played
             rounds = {**rounds, event: played if new.round in played else played.plus(new.round, None)}
-        return Counts(times, rounds, twice, self.at if name in self.at else self.at.plus(name, new))
+        return LedgerTally(times, rounds, twice, self.at if name in self.at else self.at.plus(name, new))
 
     def epsilon(self, delta: float, grid: float, cohorts: Iterable[int] | None = None) -> float:
         """Of the cohort that has given away most, among ``cohorts`` or all."""
@@ -99,8 +99,8 @@ class Ledger:
     (``counted``); epsilon as of the function ``spent``."""
 
     budget: Budget
-    charges: tuple[Charge, ...] = ()
-    tally: Counts | None = field(default=None, compare=False, repr=False)
+    charges: tuple[LedgerEntry, ...] = ()
+    tally: LedgerTally | None = field(default=None, compare=False, repr=False)
     spent: float = field(default=nan, compare=False)
 
 
@@ -135,24 +135,24 @@ def start(run: str, instance: str) -> str:
     return hashlib.sha256(json.dumps(["edgewise ledger", run, instance]).encode()).hexdigest()
 
 
-def link(before: str, new: Charge) -> str:
+def link(before: str, new: LedgerEntry) -> str:
     """The digest of a row, hex; ``before``: that of the row before it. A row that is changed, removed, swapped or taken
     from another ledger breaks all links after it."""
     row = [before, new.round, new.attempt, new.cohort, new.event.to_plain()]
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
-def tally(charges: Iterable[Charge]) -> Counts:
+def tally(charges: Iterable[LedgerEntry]) -> LedgerTally:
     """Count charges; equal ones are counted as often as they stand there."""
-    return reduce(Counts.plus, charges, Counts())
+    return reduce(LedgerTally.plus, charges, LedgerTally())
 
 
-def spent(charges: Iterable[Charge], delta: float) -> float:
+def spent(charges: Iterable[LedgerEntry], delta: float) -> float:
     """Epsilon of all charges, recomputed from them; ``inf`` where correlated noise does not cover its rounds."""
     return _spent(tally(charges), delta)
 
 
-def _spent(counted: Counts, delta: float) -> float:
+def _spent(counted: LedgerTally, delta: float) -> float:
     # The coarse grid: it is what budgets are calibrated with, an upper bound, and quick enough for every round.
     return inf if counted.overrun() else counted.epsilon(delta, accountant.COARSE)
 
@@ -165,7 +165,7 @@ def counted(ledger: Ledger) -> Ledger:
     return replace(ledger, tally=count, spent=_spent(count, ledger.budget.delta))
 
 
-def charge(ledger: Ledger, new: Charge) -> Ledger | OverBudget:
+def charge(ledger: Ledger, new: LedgerEntry) -> Ledger | OverBudget:
     """The ledger with one charge more, or why not. The same round and attempt are charged once.
 
     Guarantees: a ledger that comes back holds at most its budget. Charging twice changes nothing; charging *another*
@@ -191,7 +191,7 @@ def charge(ledger: Ledger, new: Charge) -> Ledger | OverBudget:
     return Ledger(ledger.budget, (*ledger.charges, new), after, total)
 
 
-def verify(charges: Iterable[Charge], budget: Budget) -> Verdict:
+def verify(charges: Iterable[LedgerEntry], budget: Budget) -> Verdict:
     """Recompute everything from the rows, in order: for an auditor who trusts nothing but them.
 
     Problems: an epsilon above the budget; a (round, attempt) that stands there twice; rounds that go back, which an

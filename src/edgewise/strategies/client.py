@@ -90,8 +90,8 @@ class Client:
         memory: names of what a device keeps. given: names of the slots of ``State`` that it is sent.
         sends: names of what travels beside the update; the server has their means as ``Aggregate.beside``.
         head: names of scalars that travel, whose means are in ``Aggregate.head``.
-        plain_sgd: why the equations need SGD without momentum; empty: they do not.
-        uneven: why devices must take different numbers of steps; empty: they need not.
+        plain_sgd: why the equations need SGD without momentum; None: they do not.
+        uneven: why devices must take different numbers of steps; None: they need not.
 
     With memory, further vectors or scalars the server's mean must be one of all contributions and of all coordinates,
     and noise on it must not add up: ``plan.client_rules`` refuses the rest.
@@ -104,8 +104,8 @@ class Client:
     given: tuple[str, ...] = ()
     sends: tuple[str, ...] = ()
     head: tuple[str, ...] = ()
-    plain_sgd: str = ""
-    uneven: str = ""
+    plain_sgd: str | None = None
+    uneven: str | None = None
 
     def correction(self, memory: Vectors, given: Vectors, work: LocalWork) -> Correction:
         """What is added to the gradients of one round."""

@@ -225,6 +225,6 @@ def unit(
 
 
 def _run(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:
-    from edgewise.apps.shell import Session
+    from edgewise.apps.shell import CommandSession
 
-    raise typer.Exit(Session(f"device {name}", as_json=as_json, debug=debug).run(body))
+    raise typer.Exit(CommandSession(f"device {name}", as_json=as_json, debug=debug).run(body))

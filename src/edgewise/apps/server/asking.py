@@ -59,6 +59,6 @@ def ask_server(name: str, home: Path, as_json: bool, debug: bool, ask: Callable[
 
 def run_body(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:
     """Run a command, and end the process with its status."""
-    from edgewise.apps.shell import Session
+    from edgewise.apps.shell import CommandSession
 
-    raise typer.Exit(Session(name, as_json=as_json, debug=debug).run(body))
+    raise typer.Exit(CommandSession(name, as_json=as_json, debug=debug).run(body))

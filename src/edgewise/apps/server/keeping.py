@@ -101,6 +101,6 @@ def restore(
 
 
 def _run(name: str, as_json: bool, debug: bool, body: Any) -> None:
-    from edgewise.apps.shell import Session
+    from edgewise.apps.shell import CommandSession
 
-    raise typer.Exit(Session(name, as_json=as_json, debug=debug).run(body))
+    raise typer.Exit(CommandSession(name, as_json=as_json, debug=debug).run(body))

@@ -21,7 +21,7 @@ class Round:
             aggregation ended it. metrics: the weighted means that travelled with the updates, and what the script's
             own ``metrics`` gave.
         contributions: updates in the model. lost: device -> code, of those that gave nothing. bytes_up, bytes_down: of
-            the whole cohort. seconds: that the round took. epsilon: that the run has spent so far; 0.0 without noise.
+            the whole cohort. seconds: that the round took. epsilon: that the run has spent so far; None without noise.
         digest: of the model. spec: its layout.
     """
 
@@ -33,16 +33,16 @@ class Round:
     bytes_up: int
     bytes_down: int
     seconds: float
-    epsilon: float
-    code: str
+    epsilon: float | None
+    code: str | None
     digest: str
     spec: Spec = field(repr=False)
     _read: Callable[[], Vector] = field(repr=False)
 
     def __str__(self) -> str:
-        met = f"{self.contributions} contributions" if self.met else f"abandoned {self.code}".rstrip()
+        met = f"{self.contributions} contributions" if self.met else f"abandoned {self.code or ''}".rstrip()
         figures = "".join(f"  {name} {value:.4g}" for name, value in self.metrics.items())
-        epsilon = f"  epsilon {self.epsilon:.3g}" if self.epsilon else ""
+        epsilon = f"  epsilon {self.epsilon:.3g}" if self.epsilon is not None else ""
         return f"round {self.number}  {met}{figures}  {self.bytes_up:,} bytes up{epsilon}  {self.seconds:.1f} s"
 
     @property
@@ -67,6 +67,6 @@ def told(event: events.RoundFinished, lost: Mapping[str, str], spec: Spec, run_d
     return Round(
         number=event.round, met=event.met, metrics=dict(event.head), contributions=event.accepted, lost=dict(lost),
         bytes_up=event.bytes_up, bytes_down=event.bytes_down, seconds=event.seconds, epsilon=event.epsilon,
-        code=event.code or "", digest=event.model, spec=spec,
+        code=event.code, digest=event.model, spec=spec,
         _read=lambda: vector.from_bytes(Blobs(run_dir / "blobs").get(event.model), spec.dim),
     )  # fmt: skip
