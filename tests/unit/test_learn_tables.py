@@ -63,6 +63,7 @@ def test_what_is_no_separator_or_no_csv(data: dict[str, Any]) -> None:
         (b"who,text\n" + b"a,x\n" * 12 + b"a,\xff\n", r"E-DATA-FORMAT: t\.csv:14: .*0xff"),
         (b"\xef\xbb\xbf", "E-DATA-EMPTY: t.csv is empty: it has no header"),
         (b"who,text\n", "E-DATA-EMPTY.*no row with text"),
+        (b"who,text,what we all did there\n", "E-DATA-EMPTY.*no row with text"),
         (b'who,text\na,"x\ny"\nb,x,y\n', r"E-DATA-FORMAT: t\.csv:4: 3 fields, the header has 2"),
         (b'who,text\n\na,"x\ny"\n,z\n', r"E-DATA-FORMAT: t\.csv:5: `who` = '' cannot name anything"),
         (b"who,text,text\na,x,y\n", "E-DATA-FORMAT: t.csv:1: the header names text more than once"),

@@ -53,18 +53,18 @@ def as_data(name: str, values: Sequence[str]) -> str:
     digits = any(c.isdigit() for c in name)  # user_1 is somebody, user is a column
     if not digits and known(name, [*OWNERS, *TEXTS, *PROMPTS, *TIMES]) and len(name.split()) < PROSE:
         return ""
+    given = [v for v in values if v]
+    if not given:
+        return ""
     if len(name) > LONGEST_OWNER or "\n" in name:
         return f"it has {len(name)} characters"
-    given = [v for v in values if v]
     if name in given:
         return "it is a value of the column too"
     words = len(name.split())
-    if words >= PROSE and not name.endswith("?") and len(name) >= fmean(map(len, given or [""])) / 2:
+    if words >= PROSE and not name.endswith("?") and len(name) >= fmean(map(len, given)) / 2:
         return "it is as long as the texts below it"
     if words > 1 and name.endswith(STOPS) and sum(v.endswith(STOPS) for v in given) > len(given) / 2:
         return "it ends as the sentences below it do"
-    if not given:
-        return ""
     for pattern, kind in ((_NUMBER, "number"), (_DATE, "date")):
         if pattern.match(name):
             every = all(map(pattern.match, given))
