@@ -62,16 +62,21 @@ def test_each_frame_is_written_once_before_it_leaves(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "said", "promised"),
     [
-        (PLAIN, "update, readable by the server"),
-        (NOISED, "noised update"),
-        ({**MASKED, "merge": {"kind": "shared_sum"}}, "update in two sealed shares"),
+        (PLAIN, "update, readable by the server", "no epsilon"),
+        (NOISED, "noised update", "for all text of this device in the whole run, against the server"),
+        ({**NOISED, "privacy": "central_dp"}, "update, readable by the server", "against readers of the models"),
+        ({**MASKED, "merge": {"kind": "shared_sum"}}, "update in two sealed shares", "no epsilon"),
     ],
 )
-def test_an_update_is_named_by_who_can_read_it(tmp_path: Path, settings: dict[str, Any], said: str) -> None:
+def test_an_update_is_named_by_who_can_read_it_and_what_its_run_promises(
+    tmp_path: Path, settings: dict[str, Any], said: str, promised: str
+) -> None:
     Record(tmp_path).frame("s", plan(settings), contribution())
-    assert [row.kind for row in rows(tmp_path)] == [said]
+    (row,) = rows(tmp_path)
+    assert row.kind == said
+    assert promised in row.promise
 
 
 def test_every_message_of_a_hidden_sum_has_a_name(tmp_path: Path) -> None:
@@ -141,3 +146,6 @@ def test_a_frame_that_cannot_be_written_down_does_not_leave(tmp_path: Path, monk
     with pytest.raises(EdgewiseError, match="No space left") as caught:
         left.frame("s", plan(PLAIN), contribution())
     assert caught.value.code == "E-DISK"
+    monkeypatch.undo()
+    left.frame("s", plan(PLAIN), contribution(5))
+    assert [row.size for row in rows(tmp_path)] == [len(contribution(5))], "what was cut short is gone"

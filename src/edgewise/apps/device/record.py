@@ -16,6 +16,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
         at_s: seconds since 1970. server: its fingerprint. run: id. round: -1 for a run that was refused.
         kind: in plain words. size: bytes of the frame, 0 where none left. digest: SHA-256 of the frame.
         epsilon: that the device has spent in all its runs, this frame with it; None where no cap counts it.
-        reason: of a refusal, with its code.
+        reason: of a refusal, with its code. promise: of its run, as this device's own plan has it (``promise``).
     """
 
     at_s: float
@@ -58,6 +59,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     digest: str = ""
     epsilon: float | None = None
     reason: str = ""
+    promise: str = ""
 
 
 class Record:
@@ -65,12 +67,7 @@ class Record:
 
     def __init__(self, home: Path, now_s: Callable[[], float] = time.time) -> None:
         self._path, self._now_s = home / FILE, now_s
-        whole, torn = _read(self._path)
-        if torn:
-            try:
-                os.truncate(self._path, self._path.stat().st_size - torn)
-            except OSError as e:
-                raise StoreError("E-DISK", f"cannot write {self._path}: {e.strerror}.", "free some space.") from None
+        whole, self._size = _read(self._path)
         self._known = {(row.run, row.digest) for row in whole if row.digest}
         self._refused = {(row.run, row.reason) for row in whole if row.kind == RUN_REFUSED}
         self._today = _Today([(row.at_s, row.size) for row in whole])
@@ -86,8 +83,9 @@ class Record:
             return
         reason = f"{message.code}: {message.reason}" if isinstance(message, frame.Refusal) else _aborted(message)
         row = Row(
-            self._now_s(), server, message.run, message.round, kind(message, plan), len(raw), digest, epsilon, reason
-        )
+            self._now_s(), server, message.run, message.round, kind(message, plan), len(raw), digest, epsilon, reason,
+            "" if plan is None else promise(plan),
+        )  # fmt: skip
         self._append(row)
         self._known.add((message.run, digest))
         self._today.add(row.at_s, row.size)
@@ -104,14 +102,16 @@ class Record:
         return self._today.bytes(now_s)
 
     def _append(self, row: Row) -> None:
-        fresh = not self._path.exists()
+        fresh, line = not self._path.exists(), msgspec.json.encode(row) + b"\n"
         try:
             with open(self._path, "ab", opener=files.for_owner) as f:
-                f.write(msgspec.json.encode(row) + b"\n")
+                f.truncate(self._size)  # a line that a crash or a full disk cut short
+                f.write(line)
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
             raise StoreError("E-DISK", f"cannot write {self._path}: {e.strerror}.", "free some space.") from None
+        self._size += len(line)
         if fresh:
             files.sync_folder(self._path.parent)
 
@@ -148,6 +148,18 @@ def kind(message: frame.Message, plan: Plan | None) -> str:
     return "message"
 
 
+def promise(plan: Plan) -> str:
+    """What a run promises about what leaves, in plain words: an epsilon of all its rounds, or none."""
+    if plan.spend is None:
+        return "no epsilon"
+    card = plan.spend.card
+    epsilon, whom = card.against_server, "the server"
+    if epsilon is None:
+        epsilon, whom = card.of_release or inf, "readers of the models; the server sees more"
+    about = "one block of text" if plan.promise.noises_steps else "all text of this device"
+    return f"epsilon {epsilon:.3g} at delta {card.delta:g} for {about} in the whole run, against {whom}"
+
+
 def _aborted(message: frame.Message) -> str:
     if isinstance(message, frame.Step) and isinstance(said := messages.load(message.body), messages.Abort):
         return f"{said.code}: left the hidden sum"
@@ -166,6 +178,7 @@ def summary(lines: Iterable[Row], now_s: float) -> dict[str, Any]:
     """
     totals = {"today": _Count(), "all": _Count()}
     runs: dict[str, _Count] = {}
+    promises: dict[str, str] = {}
     refusals: dict[tuple[str, str], dict[str, Any]] = {}
     epsilon: float | None = None
     for row in lines:
@@ -177,11 +190,12 @@ def summary(lines: Iterable[Row], now_s: float) -> dict[str, Any]:
             continue
         for count in (totals["all"], runs.setdefault(row.run, _Count())):
             count.add(row)
+        promises[row.run] = row.promise or promises.get(row.run, "")
         if _day(row.at_s) == _day(now_s):
             totals["today"].add(row)
     return {
         **{name: count.plain() for name, count in totals.items()},
-        "runs": [{"run": run, **count.plain()} for run, count in runs.items()],
+        "runs": [{"run": run, "promise": promises[run], **count.plain()} for run, count in runs.items()],
         "refusals": list(refusals.values()),
         "epsilon": epsilon,
     }
@@ -206,12 +220,12 @@ class _Count:
 
 
 def _read(path: Path) -> tuple[list[Row], int]:
-    """The whole lines, and how many bytes of one without an end follow them."""
+    """The whole lines, and the bytes that they have."""
     try:
         raw = path.read_bytes() if path.exists() else b""
     except OSError as e:
         raise StoreError("E-DISK", f"cannot read {path}: {e.strerror}.", "check the disk.") from None
-    whole, _, torn = raw.rpartition(b"\n")
+    whole, end, _ = raw.rpartition(b"\n")
     found: list[Row] = []
     for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
         try:
@@ -220,7 +234,7 @@ def _read(path: Path) -> tuple[list[Row], int]:
             what = f"line {number} of {path} cannot be read: {e}."
             fix = "put the newest copy of the file in its place, or move it away: a new one begins then."
             raise StoreError("E-CHECKPOINT", what, fix) from None
-    return found, len(torn)
+    return found, len(whole) + len(end)
 
 
 def _day(at_s: float) -> tuple[int, int, int]:
