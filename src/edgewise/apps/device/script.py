@@ -23,6 +23,7 @@ from edgewise.plan.recipe import Recipe
 
 HOME = "~/.edgewise"
 POLL_S = 5.0  # of a long poll, which a script that ends waits for
+WAIT_S = 10  # of a question for the end of a round; a loop that failed meanwhile is found out after it
 APPROVAL_S = 5.0  # between two looks whether the operator has approved the device
 PATIENCE_S = 86400.0  # with a server that cannot be reached
 
@@ -119,7 +120,7 @@ class Device:
         return not control.order(self.home, time.time()).pause
 
     def _end(self, run: str) -> Any:
-        return lambda round: self._link.call("GET", f"/v1/runs/{run}/rounds/{round}")
+        return lambda round: self._link.call("GET", f"/v1/runs/{run}/rounds/{round}", {"wait": WAIT_S})
 
     def _left(self, run: str) -> Any:
         def left(round: int) -> Left:

@@ -20,7 +20,7 @@ from edgewise.plan.plan import Plan
 from edgewise.privacy import card
 
 LOSS = "loss"  # stands for the losses that travel
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.05, 5.0  # between two questions for the end of a round
+LOOK_S = 0.25  # between two questions for the end of a round, each of which the server answers when it has ended
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,6 @@ class Task:
                 raise refused(f"{s.name} moved, and rests in this round: keep it out of the optimizer")
 
     def _outcome(self, metrics: tuple[str, ...]) -> Outcome:
-        pause_s = FIRST_LOOK_S
         while True:
             if self._desk.failure is not None:
                 raise self._desk.failure
@@ -252,8 +251,7 @@ class Task:
                 if not end["yours"] and not why and end["state"] == "abandoned":
                     why = "the round was abandoned"
                 return self._told(self._left(self.round), bool(end["yours"]), why, metrics)
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_LOOK_S)
+            time.sleep(LOOK_S)
 
     def _told(self, left: Left, released: bool, why: str, metrics: tuple[str, ...]) -> Outcome:
         epsilon, counted = left.epsilon, "in all runs of this device"

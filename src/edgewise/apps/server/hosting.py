@@ -94,6 +94,7 @@ class Hosting:
             if thread is not None:
                 thread.join()
             self._withdraw(run)
+            self._service.ring(run)
         return found
 
     def wait(self, run: str, timeout_s: float | None = None) -> None:
@@ -166,6 +167,7 @@ class Hosting:
         with suppress(StoreError):  # the server is closing, or its disk is full: the run goes on at the next start
             self._states[run] = state
             self._service.database.write(lambda c: served.ended(c, run, state, why))
+            self._service.ring(run)
 
     def _played(self, run: ServedRun) -> bool:
         """Play a run from where it is; whether it came to its end."""
@@ -217,6 +219,8 @@ class Hosting:
 
     def _told(self, run: str, event: events.AnyEvent) -> None:
         self._tell(run, msgspec.structs.replace(event, at_s=self._service.now_s()))
+        if isinstance(event, events.RoundFinished):
+            self._service.ring(run)
 
     def _withdraw(self, run: str) -> None:
         """Take the mail and the blobs of a run back."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -139,11 +140,23 @@ class RunRoutes:
         last = rows[-1][0] if rows else after
         return Told(after=last, state=found.state, events=[json.loads(body) for _, body in rows])
 
-    async def outcome(self, request: Request, run: str, round: int) -> RoundOutcome:
-        """What became of a round, and of the caller in it."""
+    async def outcome(self, request: Request, run: str, round: int, wait: int = 0) -> RoundOutcome:
+        """What became of a round, and of the caller in it; waits up to ``wait`` seconds for its end."""
         member, _ = caller(request).signed()
-        found = await self._service.read(lambda c: served.find(c, run))
-        return await self._service.aside(lambda: _outcome(self._service, found, round, member.id))
+        service, wait_s = self._service, min(float(wait), self._service.limits.wait_s)
+
+        async def now() -> RoundOutcome:
+            found = await service.read(lambda c: served.find(c, run))
+            return await service.aside(lambda: _outcome(service, found, round, member.id))
+
+        with service.listening(run) as bell:
+            found = await now()
+            if found.state == "open" and bell is not None and wait_s > 0.0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await bell.wait()
+                found = await now()
+        return found
 
     async def ask(self, request: Request, run: str, verb: str) -> ShownRun:
         """Pause a run after its round, resume it, or cancel it."""

@@ -95,7 +95,7 @@ class Server:
     def close(self) -> None:
         """Stop serving and give back the database."""
         self.hosting.close()
-        self._listener.close()
+        self._listener.close(self.service.hang_up)
         self.service.close()
 
     def token(self, grant: Grant = Grant(), made_by: str = "server") -> str:  # noqa: B008 (frozen)

@@ -148,7 +148,8 @@ class Service:
 
     @contextmanager
     def listening(self, device: str) -> Iterator[asyncio.Event | None]:
-        """An event that is set when a device has mail; None where too many wait already."""
+        """An event that is set when a device has mail, or when a round of a run has ended; None where too many wait
+        already. ``device``: its name, or the run's."""
         if self._waiting >= self.limits.waiting:
             yield None
             return
@@ -169,10 +170,16 @@ class Service:
             fix = "it is kept nowhere here: send it again when the operator has made room."
             raise Later("E-DISK", "the disk of the server is full.", fix, DISK_S)
 
+    def hang_up(self) -> None:
+        """End all long polls."""
+        for bells in self._bells.values():
+            for bell in bells:
+                bell.set()
+
     # -- from anywhere -------------------------------------------------------------------------------------------
 
     def ring(self, device: str) -> None:
-        """Wake the long poll of a device."""
+        """Wake the long poll of a device, or those for a run."""
 
         def wake() -> None:
             for bell in self._bells.get(device, ()):

@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -63,7 +64,16 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn whose TLS handshakes and farewells end in time too."""
+    """uvicorn whose TLS handshakes and farewells end in time too, and that ends long polls when it ends.
+
+    ``leaving`` is called in the event loop when no connection is taken any more, and none is kept after its answer.
+    """
+
+    leaving: Callable[[], None] = staticmethod(lambda: None)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_soon(self.leaving)  # runs when the part above has been done
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self.lifespan.startup()
@@ -137,8 +147,9 @@ class Listener:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Stop: requests that are being answered get two seconds."""
+    def close(self, leaving: Callable[[], None] = lambda: None) -> None:
+        """Stop: requests that are being answered get two seconds. ``leaving``: as in ``_Uvicorn``."""
+        self._server.leaving = leaving
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
