@@ -232,3 +232,18 @@ def test_a_device_refuses_what_its_owner_forbids_and_says_why(server: Server, tm
     assert error.code == "E-FLOOR"
     assert "privacy is one of hidden" in error.what
     assert not tasks
+
+
+@pytest.mark.slow
+def test_a_script_ends_where_its_server_is_gone(tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        made = device(server, tmp_path / "device")
+        server.hosting.submit(submission(RECIPE, server), "test")
+        tasks = made.tasks()
+        task = next(tasks)
+    task.refuse("enough")  # which the device's loop now tries to tell
+    ended = Thread(target=tasks.close)
+    ended.start()
+    ended.join(timeout=20.0)
+    assert not ended.is_alive()
+    made.close()

@@ -163,7 +163,8 @@ class _Inbox(Watch):
             self._desk.fail(e)
 
     def _pause(self, seconds: float) -> None:
-        self._desk.closed.wait(seconds)
+        if self._desk.closed.wait(seconds):  # also between two attempts at a server that is gone
+            raise Stopped
 
     def _approved(self, closed: Event) -> None:
         """Wait until the operator has approved this device."""
