@@ -39,6 +39,7 @@ def main() -> None:
         ["memory.py"],
         ["resume_memory.py"],
         ["transport.py"],
+        ["gateway.py"],
         ["demo.py"],
         ["demo.py", "code"],
     ]

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from edgewise.crypto import sign
-from edgewise.drivers.http import certificates, identity, signatures, tokens
+from edgewise.drivers.http import certificates, identity, share_keys, signatures, tokens
 from edgewise.drivers.http.identity import Identity
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "transport.json").read_text(encoding="utf-8"))
@@ -45,3 +46,10 @@ def test_a_signed_request(one: dict[str, Any]) -> None:
     assert headers == one["headers"]
     where, now = (one["method"], one["path"], one["query"]), float(one["created"])
     assert signatures.verify(where, headers, one["server"], now, lambda _: ME.public).sender == VECTORS["name"]
+
+
+@pytest.mark.parametrize("one", VECTORS["share_keys"], ids=lambda one: one["role"])
+def test_the_signed_key_of_a_run_with_two_servers(one: dict[str, str]) -> None:
+    said = {name: one[name] for name in ("server", "key", "signature")}
+    assert share_keys.checked(said, one["role"], one["run"], VECTORS["name"]).hex() == one["key"]
+    assert msgspec.to_builtins(share_keys.made(ME, one["role"], one["run"], bytes.fromhex(one["key"]))) == said
