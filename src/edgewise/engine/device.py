@@ -203,7 +203,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     secagg, sid = plan.secagg(invite.round), plan.session(invite)
     body, head = residues(payload)
     secret = trust.identity(me)
-    if not plan.interactive:
+    if plan.shared:
         if trust.leader is None or trust.helper is None:
             raise ValueError("sharing a contribution needs the keys of both servers")
         report = two_server.split(secagg, sid, me, secret, trust.leader, trust.helper, body, head, secrets.session)

@@ -43,7 +43,7 @@ def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
     encoded = plan.at(phase * plan.sampling.groups).encoded
     if plan.hides is None:
         return Traffic(pack.size_bytes(encoded) + _around(plan, device), asked)
-    if not plan.interactive:
+    if plan.shared:
         return Traffic(
             two_server.report_bytes(plan.secagg(phase * plan.sampling.groups)) + _around(plan, device), asked
         )

@@ -134,6 +134,11 @@ class Plan:
         """Whether devices agree on keys before an update leaves (masks)."""
         return self.hides is not None and self.hides.interactive
 
+    @property
+    def shared(self) -> bool:
+        """Whether each of two servers holds one share of every contribution."""
+        return self.hides is not None and not self.hides.interactive
+
     def secagg(self, round: int, rung: int | None = None) -> Params:
         """The fixed part of the round's secure aggregation, in a group that sends by ``rung`` of ``ways``."""
         assert self.policy is not None

@@ -200,7 +200,7 @@ class Parts:
         if me.name not in keys:
             raise facts.refused("this device is not among their devices")
         trust = Trust(registry=keys.get, identity=lambda device: me.secret)
-        return self._sealing(trust, plan, shares) if plan.hides is not None and plan.hides.servers == 2 else trust
+        return self._sealing(trust, plan, shares) if plan.shared else trust
 
     def _sealing(self, trust: Trust, plan: Plan, shares: Mapping[str, Any]) -> Trust:
         """With the keys that two servers have signed for this run: the own server, and the gateway of the owner."""

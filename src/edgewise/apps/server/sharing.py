@@ -87,7 +87,7 @@ def arranged(service: Service, gateway: Address | None, plan: Plan, listing: byt
 
     Raises RecipeError(E-COMBO) where there is no gateway; TransportError and others as ``RemoteHelper.connect``.
     """
-    if plan.hides is None or plan.hides.servers == 1:
+    if not plan.shared:
         return None
     if gateway is None:
         what = '[merge] kind = "shared_sum" needs a second server, and this server has none.'
