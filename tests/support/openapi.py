@@ -124,9 +124,7 @@ def requests(
 
 
 def _name(name: str, names: Mapping[str, Sequence[str]]) -> st.SearchStrategy[str]:
-    known = names.get(name)
-    assert known, f"say in the test which {name} there is"
-    return st.sampled_from(list(known)) | _PATH
+    return st.sampled_from(list(names.get(name, ["0"]))) | _PATH
 
 
 def _argument(said: Mapping[str, Any], document: Mapping[str, Any]) -> st.SearchStrategy[str]:
