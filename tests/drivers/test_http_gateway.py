@@ -87,3 +87,23 @@ def test_a_gateway_that_is_killed_around_every_step_changes_nothing(
             assert gateway.deaths >= 2 * (1 + 1 + 4 + 1), "the run, the round, four reports, the batch"
     (finished,) = [e for e in told if isinstance(e, events.RoundFinished)]
     assert (finished.met, finished.accepted) == (True, 4)
+
+
+def test_a_gateway_says_how_it_is(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx2
+
+    with (
+        fleet(server, tmp_path, 1, monkeypatch),
+        Gateway(tmp_path / "gateway") as gateway,
+        httpx2.Client(base_url=gateway.url, verify=False) as http,
+    ):
+        assert http.get("/healthz").text == "ok\n"
+        assert http.get("/readyz").json()["ready"]
+        assert 'edgewise_requests_total{method="GET",outcome="200",route="/readyz"}' in http.get("/metrics").text
+
+        def fails() -> None:
+            raise RuntimeError("broken")
+
+        monkeypatch.setattr(gateway.service, "checks", fails)
+        answer = http.get("/readyz")
+    assert (answer.status_code, answer.json()["code"]) == (500, "E-SERVER")

@@ -110,6 +110,9 @@ def serve(
         float, typer.Option("--cache-gb", min=0.0, help="Models that are kept for devices that come through here.")
     ] = 16.0,
     cohort: Annotated[int, typer.Option("--cohort", min=2, help="Never open a sum of fewer reports.")] = 2,
+    log: Annotated[
+        str, typer.Option("--log", metavar="FILE", help="JSON lines; FOLDER/gateway.log if left out, - standard error.")
+    ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -126,13 +129,16 @@ def serve(
         from edgewise.apps import shell
         from edgewise.apps.gateway.start import Gateway
         from edgewise.apps.server.start import Tls
+        from edgewise.drivers import logs
         from edgewise.plan.acceptance import OwnerFloor
         from edgewise.secagg.params import Floor
 
         host, port, names = address(listen, public, certificate, key)
         floor = OwnerFloor(secagg=Floor(n_min=cohort))
         tls, cache_bytes = Tls(names, certificate, key), int(1e9 * cache_gb)
-        with shell.interrupts(), Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes) as made:
+        lines = None if log == "-" else Path(log or folder / "gateway.log")
+        gateway = Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes)
+        with shell.interrupts(), gateway as made, logs.opened(lines):
             url = f"https://{names[0] if names else '127.0.0.1'}:{made.port}"
             told = {"url": url, "gateway": made.name, "devices": len(made.allowed.ids())}
             if as_json:

@@ -13,11 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import sqlalchemy as sa
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
+from edgewise.apps.server.metrics import shown
 from edgewise.apps.server.start import Tls, secured
 from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, TransportError
 from edgewise.drivers.fleet import members
@@ -26,7 +29,7 @@ from edgewise.drivers.fleet.tables import MEMBERS
 from edgewise.drivers.http import helper_routes, home, relay
 from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.blob_cache import BlobCache
-from edgewise.drivers.http.guard import Guard, reply
+from edgewise.drivers.http.guard import Guard, failed, refused
 from edgewise.drivers.http.helper_routes import LEADER, HelperPlane
 from edgewise.drivers.http.limits import Limits
 from edgewise.drivers.http.link import Link, named
@@ -85,8 +88,10 @@ class Gateway:
             leader = _leader(self.service.database, self.home.server)
             plane = HelperPlane(self.service, leader, self.allowed, floor)
             self.relay = Relay(self.service, self.home, BlobCache(folder / "cache", cache_bytes))
-            routes = [*plane.routes(), *self.relay.routes()]
-            app = Starlette(routes=routes, exception_handlers={EdgewiseError: _answer, HTTPException: _answer})
+            app = Starlette(
+                routes=[*plane.routes(), *self.relay.routes(), Route("/metrics", self._metrics, methods=["GET"])],
+                exception_handlers={EdgewiseError: _answer, HTTPException: _answer, Exception: _answer},
+            )
             guarded = Guard(app, self.service, (*helper_routes.RULES, *relay.RULES))
             self._listener = Listener(guarded, host, port, secured(self.service, tls), limits)
         except Exception:  # goes on below, once the database and its lease are given back
@@ -106,6 +111,10 @@ class Gateway:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def _metrics(self, request: Request) -> Response:
+        """Counters for Prometheus; no device is named."""
+        return Response(await self.service.aside(lambda: shown(self.service)), media_type=CONTENT_TYPE_LATEST)
+
     def close(self) -> None:
         """Stop serving and give back the database."""
         self.relay.close()
@@ -123,8 +132,9 @@ def _leader(database: Database, name: str) -> bytes:
     return bytes(row.public)
 
 
-async def _answer(_: Request, e: Exception) -> Response:
+async def _answer(request: Request, e: Exception) -> Response:
     if isinstance(e, HTTPException):
-        return reply(TransportError("E-ROUTE", f"status {e.status_code}.", "see the transport page."))
-    assert isinstance(e, EdgewiseError)
-    return reply(e, 422 if isinstance(e, DecodeError | RecipeError) else 503)
+        return await refused(request, TransportError("E-ROUTE", f"status {e.status_code}.", "see the transport page."))
+    if not isinstance(e, EdgewiseError):
+        return await refused(request, failed())
+    return await refused(request, e, 422 if isinstance(e, DecodeError | RecipeError) else 503)

@@ -59,11 +59,11 @@ def caller(request: Request) -> Caller:
     return found
 
 
-async def refused(request: Request, error: EdgewiseError) -> Response:
-    """The answer of a route that raised; the error counts as the outcome of the request."""
+async def refused(request: Request, error: EdgewiseError, otherwise: int = 503) -> Response:
+    """The answer of a route that raised; the error is the outcome of the request. ``otherwise``: see ``reply``."""
     visit: Visit = request.scope["state"]["visit"]
     visit.code = error.code
-    return reply(error)
+    return reply(error, otherwise)
 
 
 def reply(error: EdgewiseError, otherwise: int = 503) -> Response:

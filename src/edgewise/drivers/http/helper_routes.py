@@ -36,7 +36,8 @@ from edgewise.drivers.fleet.uploads import CHUNK_BYTES
 from edgewise.drivers.http import certificates, share_keys
 from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.guard import caller, parsed
-from edgewise.drivers.http.rules import ANYONE, SMALL_BYTES, Rule
+from edgewise.drivers.http.health import Health
+from edgewise.drivers.http.rules import ANYONE, LOCAL, SMALL_BYTES, Rule
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.share_keys import ShareKey
 from edgewise.drivers.local_helper import LocalHelper
@@ -50,6 +51,8 @@ LEADER = "orchestrator"  # role of the one server that a gateway helps
 _LEADER = frozenset({LEADER})
 RULES = (
     Rule("GET", "/healthz", ANYONE),
+    Rule("GET", "/readyz", ANYONE),
+    Rule("GET", "/metrics", LOCAL),
     Rule("GET", "/v1/gateway", ANYONE),
     Rule("POST", "/v1/shares/run", _LEADER, CHUNK_BYTES),
     Rule("POST", "/v1/shares/round", _LEADER, LIMIT_BYTES),
@@ -93,20 +96,13 @@ class HelperPlane:
     def routes(self) -> list[Route]:
         """For a router, behind the guard."""
         return [
-            Route("/healthz", self.health, methods=["GET"]),
+            *Health(self._service).routes(),
             Route("/v1/gateway", self.gateway, methods=["GET"]),
             Route("/v1/shares/run", self.run, methods=["POST"]),
             Route("/v1/shares/round", self.round, methods=["POST"]),
             Route("/v1/shares/ticket", self.ticket, methods=["POST"]),
             Route("/v1/shares/batch", self.batch, methods=["POST"]),
         ]
-
-    async def health(self, request: Request) -> Response:
-        """Whether the gateway can commit."""
-        fault = self._service.database.fault()
-        return Response(
-            f"cannot commit: {fault}\n" if fault else "ok\n", 503 if fault else 200, media_type="text/plain"
-        )
 
     async def gateway(self, request: Request) -> Response:
         """Who this gateway is, signed for a nonce of the caller."""

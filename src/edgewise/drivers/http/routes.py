@@ -20,7 +20,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from edgewise.core import frame
@@ -30,6 +30,7 @@ from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.uploads import Room, Upload
 from edgewise.drivers.http import certificates
 from edgewise.drivers.http.guard import caller, parsed
+from edgewise.drivers.http.health import Health
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
 
@@ -48,8 +49,7 @@ class DataPlane:
     def routes(self) -> list[Route]:
         """For a router, behind the guard."""
         return [
-            Route("/healthz", self.alive, methods=["GET"]),
-            Route("/readyz", self.ready, methods=["GET"]),
+            *Health(self._service).routes(),
             Route("/v1/server", self.server, methods=["GET"]),
             Route("/v1/inbox", self.inbox, methods=["GET"]),
             Route("/v1/outbox", self.outbox, methods=["POST"]),
@@ -58,17 +58,6 @@ class DataPlane:
             Route("/v1/uploads/{upload}", self.chunk, methods=["PUT"]),
             Route("/v1/blobs/{digest}", self.blob, methods=["GET"]),
         ]
-
-    async def alive(self, request: Request) -> Response:
-        """The server answers. A supervisor restarts one that does not."""
-        return PlainTextResponse("ok\n")
-
-    async def ready(self, request: Request) -> Response:
-        """Whether the server can take frames; if not, status 503. A load balancer sends devices elsewhere then."""
-        checks = await self._service.aside(self._service.checks)
-        sound = all(checks.values())
-        body = {"ready": sound, "checks": {name: "ok" if held else "failed" for name, held in checks.items()}}
-        return JSONResponse(body, 200 if sound else 503)
 
     async def server(self, request: Request) -> Response:
         """Who this server is, signed for a nonce of the caller."""
