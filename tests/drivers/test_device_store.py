@@ -74,6 +74,14 @@ def test_a_device_whose_frame_was_lost_sends_the_same_bytes_again(tmp_path):
     assert masked.answer("d00002", masked.invite(0)) == first
 
 
+def test_nothing_is_fetched_for_an_invitation_that_is_refused(tmp_path):
+    masked = Round(tmp_path / "devices")
+    invite = masked.invite(0)
+    assert masked.devices.wanted("d00002", invite) == (invite.model,)
+    for lie in ({"run": "f" * 64}, {"model": "../model"}, {"round": 9}, {"support": "/support"}, {"clip": 1.0}):
+        assert masked.devices.wanted("d00002", msgspec.structs.replace(invite, **lie)) == ()
+
+
 def test_a_session_that_a_device_left_is_gone_from_its_store(tmp_path, monkeypatch):
     """It took another invitation, and was killed while it trained."""
     masked = Round(tmp_path / "devices")

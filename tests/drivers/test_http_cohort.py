@@ -214,13 +214,13 @@ def test_a_device_is_in_touch_often_enough() -> None:
 def test_only_what_is_published_can_be_downloaded(server: Server, device: Link, tmp_path: Path) -> None:
     one = cohort(server)
     (old,) = one.publish([b"old"])
-    assert device.download(old, tmp_path / "blobs").read_bytes() == b"old"
+    assert device.download(old, tmp_path / "blobs", 100).read_bytes() == b"old"
     other = HttpCohort(server.service, "run-2", 2**20)
     (theirs,) = other.publish([b"of another run"])
     (new,) = one.publish([b"new"])
     for digest in (new, theirs):
-        device.download(digest, tmp_path / "blobs")
-    assert code(device.download, old, tmp_path / "other") == "E-BLOB"
+        device.download(digest, tmp_path / "blobs", 100)
+    assert code(device.download, old, tmp_path / "other", 100) == "E-BLOB"
     assert not server.service.blobs.path(old).exists()
 
 

@@ -146,15 +146,28 @@ def test_a_download_goes_on_where_it_broke_off(server: Server, folder: Path, par
     server.service.database.write(lambda c: mailboxes.publish(c, RUN, {digest: len(blob)}))
     way = lambda n: Way(cut_down=int(part * len(blob))) if n == 0 else Way()  # noqa: E731
     with proxied(server.port, way) as proxy, through(folder, proxy.url) as device:
-        path = device.download(digest, tmp_path / "blobs")
+        path = device.download(digest, tmp_path / "blobs", 2**20)
         assert path.read_bytes() == blob
         assert proxy.connections == 2
         assert proxy.down < 1.05 * len(blob) + 2 * PIECE + SLACK
-        assert device.download(digest, tmp_path / "blobs") == path
-        assert code(device.download, "0" * 64, tmp_path / "blobs") == "E-BLOB"
+        assert device.download(digest, tmp_path / "blobs", 2**20) == path
+        assert code(device.download, "0" * 64, tmp_path / "blobs", 2**20) == "E-BLOB"
         path.write_bytes(blob[:-1] + b"?")
-        assert device.download(digest, tmp_path / "blobs").read_bytes() == blob, "what rotted is fetched anew"
+        assert device.download(digest, tmp_path / "blobs", 2**20).read_bytes() == blob, "what rotted is fetched anew"
+        path.unlink()
+        assert code(device.download, digest, tmp_path / "blobs", 2**20 - 1) == "E-BLOB", "a disk is not filled"
+        assert sum(left.stat().st_size for left in (tmp_path / "blobs").iterdir()) == 0
     server.service.database.write(lambda c: c.execute(sa.delete(PUBLICATIONS)))
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "", "a" * 63, "A" * 64, "a" * 64 + "/x", "a" * 64 + "\n"])
+def test_a_name_that_is_no_digest_is_no_path(server: Server, folder: Path, tmp_path: Path, name: str) -> None:
+    """Whoever runs the server may write anything in an invitation. It names no file of a device."""
+    with through(folder, server.url) as device:
+        before = device.requests
+        assert code(device.download, name, tmp_path / "blobs", 2**20) == "E-BLOB"
+        assert device.requests == before
+    assert not (tmp_path / "blobs").exists()
 
 
 def test_a_frame_overtakes_another_ones_slow_connection(server: Server, folder: Path) -> None:

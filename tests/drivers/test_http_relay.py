@@ -74,7 +74,7 @@ def test_a_blob_is_fetched_once_for_eight_devices(server: Server, gateway: Gatew
     links = [through(server, gateway, tmp_path / f"home-{i}") for i in range(8)]
     before = gateway.relay.down_bytes
     got: list[bytes] = []
-    ask = lambda link: got.append(link.download(digest, tmp_path / link.name).read_bytes())  # noqa: E731
+    ask = lambda link: got.append(link.download(digest, tmp_path / link.name, 2**28).read_bytes())  # noqa: E731
     threads = [Thread(target=ask, args=(link,)) for link in links]
     for thread in threads:
         thread.start()
@@ -93,7 +93,7 @@ def test_a_download_goes_on_where_it_broke_off(server: Server, device: Link, tmp
     for have in (1000, len(BLOB)):
         folder.mkdir(exist_ok=True)
         (folder / f"{digest}.part").write_bytes(BLOB[:have])
-        assert device.download(digest, folder).read_bytes() == BLOB
+        assert device.download(digest, folder, 2**28).read_bytes() == BLOB
         (folder / digest).unlink()
 
 
@@ -102,15 +102,15 @@ def test_what_is_here_is_for_those_whom_the_server_lets_have_it(
 ) -> None:
     cohort = HttpCohort(server.service, RUN, 2**20)
     (digest,) = cohort.publish([BLOB])
-    device.download(digest, tmp_path / "blobs")
+    device.download(digest, tmp_path / "blobs", 2**28)
     path = f"/v1/blobs/{digest}"
     assert device._http.get(path).json()["code"] == "E-SIGNATURE", "nobody"
     with through(server, gateway, tmp_path / "second") as second, through(server, gateway, tmp_path / "op") as other:
         with Link.join(server.url, server.token(Grant("operator", approved=True)), tmp_path / "operator") as operator:
             operator.call("POST", f"/v1/devices/{second.name}/revoke")
-        assert code(second.download, digest, tmp_path / "none") == "E-REVOKED"
+        assert code(second.download, digest, tmp_path / "none", 2**28) == "E-REVOKED"
         cohort.publish([])
-        assert code(other.download, digest, tmp_path / "none") == "E-BLOB", "not published any more"
+        assert code(other.download, digest, tmp_path / "none", 2**28) == "E-BLOB", "not published any more"
 
 
 def test_a_gateway_changes_nothing_that_is_signed(server: Server, gateway: Gateway, device: Link) -> None:
@@ -130,9 +130,9 @@ def test_other_bytes_than_those_of_the_digest_are_not_kept(
 ) -> None:
     (digest,) = HttpCohort(server.service, RUN, 2**20).publish([BLOB])
     server.service.blobs.path(digest).write_bytes(b"rotten")
-    assert code(device.download, digest, tmp_path / "blobs") == "E-BLOB"
+    assert code(device.download, digest, tmp_path / "blobs", 2**28) == "E-BLOB"
     server.service.blobs.path(digest).write_bytes(BLOB)
-    assert device.download(digest, tmp_path / "blobs").read_bytes() == BLOB
+    assert device.download(digest, tmp_path / "blobs", 2**28).read_bytes() == BLOB
 
 
 def test_a_blob_that_is_larger_than_the_cache_passes(
@@ -140,7 +140,7 @@ def test_a_blob_that_is_larger_than_the_cache_passes(
 ) -> None:
     large = BLOB * 4
     (digest,) = HttpCohort(server.service, RUN, 2**20).publish([large])
-    assert device.download(digest, tmp_path / "blobs").read_bytes() == large
+    assert device.download(digest, tmp_path / "blobs", 2**28).read_bytes() == large
     assert not list((tmp_path / "gateway" / "cache").iterdir())
 
 

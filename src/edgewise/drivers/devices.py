@@ -29,8 +29,8 @@ from edgewise.core.stage import HELD_OUT, HELD_SHARE
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.records import records
+from edgewise.engine import broadcast, device_state, invitation
 from edgewise.engine import device as machine
-from edgewise.engine import device_state, invitation
 from edgewise.engine.broadcast import STALE
 from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.ports import DeviceStore, Trust
@@ -106,6 +106,11 @@ class Devices:
         effects = self._charged(state, effects)
         return self._sent(device, effects, train_s=trained - began, encode_began_s=trained)
 
+    def wanted(self, device: DeviceId, invite: frame.Invite) -> tuple[str, ...]:
+        """Digests of the blobs that an invitation names; none where the device will refuse it: nothing is fetched for a
+        server's word. Raises StoreError as ``answer``."""
+        return () if self._refused(self._known(device), invite) is not None else broadcast.downloads(invite)
+
     def _known(self, device: DeviceId) -> device_state.Kept:
         known = self.store.load(device) or device_state.join(self.plan, device)
         if self.budget is None or not self.plan.promise.leaves_once:
@@ -142,11 +147,8 @@ class Devices:
     def _invited(self, state: device_state.Kept, invite: frame.Invite) -> machine.Invited | machine.Unready:
         """The invitation with what it names: the model by its snapshot or by the deltas, the last release's support.
         Nothing is looked up for an invitation that will be refused."""
-        idle = state if isinstance(state, device_state.Idle) else state.idle
-        if (no := invitation.refused(self.plan, invite, idle.answered)) is not None:
+        if (no := self._refused(state, invite)) is not None:
             return machine.Unready(invite, *no)
-        if self.budget and (reason := self.budget.refusal(state.device, self.plan, invite.round, idle.answered)):
-            return machine.Unready(invite, "E-BUDGET", reason)
         try:
             params = self.downloads.model(invite)
             if params is None:
@@ -160,6 +162,14 @@ class Devices:
             return machine.Unready(invite, e.code, e.what)
         secrets = self.secrets(state.device, invite.round, invite.nonce)
         return machine.Invited(invite, params, secrets, support)
+
+    def _refused(self, state: device_state.Kept, invite: frame.Invite) -> invitation.No | None:
+        idle = state if isinstance(state, device_state.Idle) else state.idle
+        if (no := invitation.refused(self.plan, invite, idle.answered)) is not None:
+            return no
+        if self.budget and (reason := self.budget.refusal(state.device, self.plan, invite.round, idle.answered)):
+            return invitation.No("E-BUDGET", reason)
+        return None
 
     def _trained(
         self, device: DeviceId, request: FitRequest, elapsed_s: float | Callable[[], float], up_mbit: float

@@ -151,6 +151,12 @@ def downloads(letter: frame.Invite) -> tuple[str, ...]:
     return (*(letter.deltas if letter.base else (letter.model,)), *((letter.support,) if letter.support else ()))
 
 
+def most_bytes(plan: Plan) -> int:
+    """Bytes that all blobs of an invitation have at most, with room to spare: a snapshot is float32, deltas are smaller
+    together or one of them is the newest, and positions have 8 bytes each where they have most."""
+    return 16 * plan.layout.given.dim + 2**17
+
+
 def change(closed: Closed) -> Change:
     """What a round changes in who has what: those who sent an update of its model had it, and those who refused with
     E-STALE have nothing to start from any more."""

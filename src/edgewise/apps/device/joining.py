@@ -43,6 +43,7 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe, from_plain
 
 RUNS, MODELS = "runs", "models"  # folders in the device's home
+LIST_BYTES, MODEL_BYTES = 2**24, 2**36  # of a layout and of a file of a model, at most
 Make = Callable[[Recipe, Path, DeviceId, Spec], Registered]
 
 
@@ -148,7 +149,7 @@ class Parts:
 
     def _layout(self, stated: PlanFacts, folder: Path) -> Spec:
         """The layout that the facts name by its digest."""
-        raw = self._link.download(stated.spec, folder / "blobs").read_bytes()
+        raw = self._link.download(stated.spec, folder / "blobs", LIST_BYTES).read_bytes()
         try:
             spec = Spec.of(json.loads(raw))
         except (ValueError, TypeError, RecursionError):
@@ -180,11 +181,11 @@ class Parts:
     def _unpacked(self, manifest: str, folder: Path) -> Path:
         """The folder of a model's files, each with the digest that the manifest names."""
         blobs, out = folder / "blobs", self._home / MODELS / manifest
-        files = package.parse(self._link.download(manifest, blobs).read_bytes())
+        files = package.parse(self._link.download(manifest, blobs, package.MANIFEST_BYTES).read_bytes())
         out.mkdir(FOLDER, parents=True, exist_ok=True)
         for name, digest in files.items():
             if not (out / name).exists():
-                os.replace(self._link.download(digest, self._home / MODELS), out / name)
+                os.replace(self._link.download(digest, self._home / MODELS, MODEL_BYTES), out / name)
         return out
 
     def _trust(self, plan: Plan, folder: Path, shares: Mapping[str, Any]) -> Trust:
@@ -195,7 +196,8 @@ class Parts:
         if plan.hides is not None:
             path = folder / "roster"
             if not path.exists():
-                write_durably(path, self._link.download(instance.roster, folder / "blobs").read_bytes())
+                raw = self._link.download(instance.roster, folder / "blobs", 32 * plan.facts.population)
+                write_durably(path, raw.read_bytes())
             keys = roster.parse(path.read_bytes(), plan.facts.population)
         if me.name not in keys:
             raise facts.refused("this device is not among their devices")

@@ -22,7 +22,7 @@ from edgewise.drivers.devices import Devices
 from edgewise.drivers.files import discard
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.http.link import WAIT_S, Link, Mail
-from edgewise.engine.broadcast import downloads as named
+from edgewise.engine import broadcast
 
 TOUCH_S = 20.0  # between two calls of a device that trains; far below the silence that costs its place
 FRAME_BYTES = 2**26  # of a frame from a server, whatever run it is of
@@ -110,10 +110,13 @@ def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -
         _refuse(link, message, "E-OWNER", watch)
         return
     if isinstance(message, frame.Invite):
-        wanted = named(message)
+        wanted, left = mine.devices.wanted(link.name, message), broadcast.most_bytes(mine.devices.plan)
         for digest in wanted:
-            mine.downloads.put(digest, link.download(digest, mine.blobs).read_bytes(), keep=wanted)
-        _tidy(mine.blobs, wanted)
+            blob = link.download(digest, mine.blobs, left).read_bytes()
+            left -= len(blob)
+            mine.downloads.put(digest, blob, keep=wanted)
+        if wanted:
+            _tidy(mine.blobs, wanted)
     watch.doing("training" if isinstance(message, frame.Invite) else "answering", message.run)
     with _in_touch(link):
         answer = mine.devices.answer(link.name, mail.raw, lambda: time.monotonic() - came_s, link.speed.up_mbit)

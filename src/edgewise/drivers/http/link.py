@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
 from edgewise.drivers.http.link_speed import Speed
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 T = TypeVar("T")
 WAIT_S = 25.0  # of a long poll
 CONNECT_S, ANSWER_S = 10.0, 30.0
@@ -205,23 +207,30 @@ class Link:
             received = int(state["received"])
         return upload
 
-    def download(self, digest: str, folder: Path) -> Path:
+    def download(self, digest: str, folder: Path, most: int) -> Path:
         """Bring a published blob into a folder, under its digest; goes on where an earlier attempt broke off.
 
-        Raises TransportError(E-BLOB) where the server has no such blob, or the bytes are not those of the digest.
+        Args:
+            digest: as the server gave it; anything but a digest would be a path of its choice. most: bytes that the
+            blob may have. What comes beyond them is not kept.
+        Raises:
+            TransportError(E-BLOB) where ``digest`` is none, the server has no such blob, it is larger, or its bytes
+            are not those of the digest.
         """
+        if not _DIGEST.fullmatch(digest):
+            raise TransportError("E-BLOB", f"{digest!r:.80} is not the name of a blob.", "leave the run.")
         path, part = folder / digest, folder / f"{digest}.part"
         if path.exists() and _digest(path) == digest:
             return path
         folder.mkdir(parents=True, exist_ok=True)
-        self._attempts(lambda: self._continue(digest, part))
+        self._attempts(lambda: self._continue(digest, part, most))
         if _digest(part) != digest:
             discard(part)
             raise TransportError("E-BLOB", f"the server sent other bytes than {digest}.", "try again.")
         part.replace(path)
         return path
 
-    def _continue(self, digest: str, part: Path) -> None:
+    def _continue(self, digest: str, part: Path, most: int) -> None:
         """One attempt to get the rest of a blob."""
         have = part.stat().st_size if part.exists() else 0
         begun = time.monotonic()
@@ -236,9 +245,13 @@ class Link:
                 raise self._refusal(answer)
             got = 0
             with part.open("ab" if answer.status_code == 206 else "wb") as f:
+                size = have if answer.status_code == 206 else 0
                 for piece in answer.iter_raw():  # as it comes: what is not in the file yet is lost with the connection
-                    f.write(piece)
                     got += len(piece)
+                    if size + got > most:
+                        f.truncate(0)
+                        raise TransportError("E-BLOB", f"{digest} has more than {most} bytes.", "leave the run.")
+                    f.write(piece)
         self.speed.down.note(got, time.monotonic() - begun)
 
     # -- requests ------------------------------------------------------------------------------------------------
