@@ -14,9 +14,10 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import chain, repeat
 from threading import Event, Lock, Thread
 
 import msgspec
@@ -31,6 +32,7 @@ from edgewise.drivers.fleet import mailboxes, roster, served
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.cohort import Halted, HttpCohort
 from edgewise.drivers.http.service import Service
+from edgewise.drivers.opening import journal_name
 from edgewise.drivers.store import RunStore
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Evaluator, Trust
@@ -40,6 +42,8 @@ from edgewise.plan.facts import parse
 from edgewise.plan.plan import Plan
 
 LOG = logging.getLogger("edgewise")
+HERE_S = 60.0  # a device that called within this time is here: idle ones call twice a minute, training ones more often
+LOOK_S = 0.5
 Tell = Callable[[str, events.AnyEvent], None]
 
 
@@ -67,6 +71,7 @@ class Hosting:
         self._closing, self._lock = Event(), Lock()
         self._threads: dict[str, Thread] = {}
         self._states: dict[str, str] = {}  # as asked for, of runs with a thread
+        self._waiting: dict[str, str] = {}  # why runs wait
 
     def start(self) -> None:
         """Go on with all runs that were running when the server stopped."""
@@ -128,12 +133,26 @@ class Hosting:
     def _paused(self, run: str) -> bool:
         return self._closing.is_set() or self._states[run] != served.RUNNING
 
-    def _rests(self, run: str) -> bool:
-        """Wait for the run's turn; whether it plays no further round for now."""
+    def _rests(self, run: str, devices: Collection[DeviceId], least: int) -> bool:
+        """Wait until enough of the run's devices are here, and for its turn; whether it plays no further round for now.
+
+        A round that begins without them ends at its deadline with nothing, and counts as played.
+        """
         while not self._paused(run):
-            if self._turn(run):
+            here = self._service.present(devices, HERE_S)
+            self._says(run, "" if here >= least else f"waits for devices: {here} of at least {least} are here")
+            if here < least:
+                time.sleep(LOOK_S)
+            elif self._turn(run):  # last, since it may be for one round alone
                 return self._paused(run)
         return True
+
+    def _says(self, run: str, why: str) -> None:
+        """Note why a running run waits."""
+        if self._waiting.get(run, "") != why:
+            self._waiting[run] = why
+            with suppress(StoreError):
+                self._service.database.write(lambda c: served.explain(c, run, why))
 
     def _play(self, run: ServedRun) -> None:
         while True:
@@ -188,7 +207,11 @@ class Hosting:
                 run=plan.run, name=run.name, rounds=plan.rounds, population=plan.facts.population, cohort=cohort,
                 dim=plan.spec.dim, resumed_round=resumed,
             ))  # fmt: skip
-            reached = coordinator.run(checkpoint, lambda: self._rests(run.run))
+            under_way = (out / "journal" / journal_name(checkpoint.next_round)).exists()
+            devices = coordinator.population
+            # A round that is under way goes on, whoever is here.
+            least = chain([0] * under_way, repeat(max(1, plan.sampling.minimum)))
+            reached = coordinator.run(checkpoint, lambda: self._rests(run.run, devices, next(least)))
             if reached.next_round < plan.rounds:
                 return False
             coordinator.cohort.publish([vector.to_bytes(reached.state.params)])

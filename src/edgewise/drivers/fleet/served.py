@@ -32,8 +32,8 @@ class ServedRun:
 
     Attributes:
         run: its id. rounds: that it has. facts, signature: as devices get them (``plan.facts``).
-        why: the error of a run that failed, else empty. kept: digest -> bytes of the blobs that devices need in all
-            rounds.
+        why: the error of a run that failed, or why a running one waits; else empty.
+        kept: digest -> bytes of the blobs that devices need in all rounds.
     """
 
     run: str
@@ -78,6 +78,11 @@ def ask(c: sa.Connection, run: str, state: str) -> ServedRun:
         what = f"run {run:.12} is {known.state}, and cannot be {state} any more."
         raise TransportError("E-CONFLICT", what, "submit the recipe again for another run.")
     return _set(c, known, state, "")
+
+
+def explain(c: sa.Connection, run: str, why: str) -> None:
+    """Note why a running run waits; empty: it does not."""
+    c.execute(SERVED.update().where(SERVED.c.run == run, SERVED.c.state == RUNNING).values(why=why))
 
 
 def ended(c: sa.Connection, run: str, state: str, why: str = "") -> ServedRun:

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,6 +191,11 @@ class Service:
     def advanced(self, device: str) -> None:
         """A device got on: it called, or a chunk of it came."""
         self.progress_s[device] = time.monotonic()
+
+    def present(self, devices: Collection[str], within_s: float) -> int:
+        """How many of these devices have called within that time, or wait for mail now."""
+        since_s = time.monotonic() - within_s
+        return sum(self.progress_s.get(device, 0.0) >= since_s or device in self._bells for device in devices)
 
     def delivered(self) -> None:
         """Wake whoever waits for frames: ``deliveries`` has grown."""

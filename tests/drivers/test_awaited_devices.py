@@ -1,0 +1,55 @@
+"""A served run waits for its devices before a round, and says so."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from scripted import RECIPE, device, module, step, submission
+
+from edgewise.apps.device.script import Device
+from edgewise.apps.server import hosting
+from edgewise.apps.server.start import Server
+from edgewise.core import events
+from edgewise.core.errors import EdgewiseError
+from edgewise.drivers.fleet import served
+
+
+def loop(made: Device) -> None:
+    model = module()
+    try:
+        for task in made.tasks():
+            task.load_into(model)
+            task.submit(model, examples=4, metrics={"loss": step(model)})
+    except EdgewiseError:
+        pass  # the server is gone
+
+
+@pytest.mark.slow
+def test_no_round_begins_before_enough_devices_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosting, "HERE_S", 0.2)
+    told: list[events.AnyEvent] = []
+    with Server(tmp_path / "server", tell=lambda _, event: told.append(event)) as server:
+        homes = [device(server, tmp_path / name) for name in "ab"]
+        time.sleep(0.3)
+        run = server.hosting.submit(submission({**RECIPE, "round": {"rounds": 1, "minimum": 1.0}}, server), "me").run
+
+        def why() -> str:
+            with server.service.database.read() as c:
+                return served.find(c, run).why
+
+        give_up_s = time.monotonic() + 20.0
+        while not why():
+            assert time.monotonic() < give_up_s
+            time.sleep(0.05)
+        assert why() == "waits for devices: 0 of at least 2 are here"
+        assert not any(isinstance(e, events.RoundStarted) for e in told)
+        for made in homes:
+            Thread(target=loop, args=(made,), daemon=True).start()
+        server.hosting.wait(run, 60.0)
+        with server.service.database.read() as c:
+            found = served.find(c, run)
+        assert (found.state, found.why) == (served.FINISHED, "")
+        assert [e.accepted for e in told if isinstance(e, events.RoundFinished)] == [2]
