@@ -76,7 +76,7 @@ def test_no_request_breaks_a_route(
     operation = data.draw(st.sampled_from(list(openapi.operations(document))), label="operation")
     upload = links["device"].call("POST", "/v1/uploads", document=_announced(b"x"), run=RUN, round=0)["upload"]
     names = {"member": ["0" * 32], "token": ["0" * 16], "upload": [upload], "digest": ["0" * 64], "run": ["0" * 64],
-             "verb": ["pause", "resume", "cancel"]}  # fmt: skip
+             "verb": ["pause", "resume", "cancel"], "round": ["0"]}  # fmt: skip
     sent = data.draw(openapi.requests(operation, document, names), label="request")
     role = data.draw(st.sampled_from([*(r for r in ROLES if r in operation.said["x-roles"]), "viewer"]), label="role")
     link = links[role]

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from edgewise.apps import cli, shell
 from edgewise.core.errors import REGISTRY
 from edgewise.drivers import folder
+from edgewise.drivers.fleet.backup import DATABASE
 from unit.made_run import make_run
 
 THEIRS = (
@@ -26,8 +27,15 @@ WRITING = {
     "report": ("report", "mine"),
     "compare": ("compare", "made", "other", "--out", "mine/report.html"),
     "recipes": ("recipes", "private", "--to", "mine/README.md"),
+    "backup": ("backup", "served", "mine"),
 }
-CODES = {"export": "E-EXPORT", "report": "E-RESUME", "compare": "E-FILE-EXISTS", "recipes": "E-FILE-EXISTS"}
+CODES = {
+    "export": "E-EXPORT",
+    "report": "E-RESUME",
+    "compare": "E-FILE-EXISTS",
+    "recipes": "E-FILE-EXISTS",
+    "backup": "E-FILE-EXISTS",
+}
 
 
 @pytest.fixture
@@ -55,6 +63,10 @@ def test_a_folder_of_somebody_else_is_refused_and_not_touched(mine: Path, comman
         make_run(mine.parent / "made")
     if command == "compare":
         make_run(mine.parent / "other")
+    if command == "backup":
+        (mine.parent / "served").mkdir()
+        for name in ("server.key", DATABASE):
+            (mine.parent / "served" / name).touch()
     before = everything(mine)
     result = CliRunner().invoke(cli.app, [*WRITING[command], "--json"])
     error = json.loads(result.stdout)["error"]

@@ -42,11 +42,11 @@ def plan(stages: list[dict[str, Any]] | None = None, spec: Spec = SPEC, **overri
     return compile(recipe, spec, 8, BUILT_IN)
 
 
-def invite(p: Plan, number: int, accepted: int = -1, rule: frame.LocalRule | None = None) -> machine.Invited:
+def invite(p: Plan, number: int, accepted: int | None = None, rule: frame.LocalRule | None = None) -> machine.Invited:
     return invited(p, number, accepted=accepted, rule=rule or p.rule(number))
 
 
-def contribute(p: Plan, state: Any, number: int, accepted: int, x: np.ndarray) -> tuple[Any, np.ndarray]:
+def contribute(p: Plan, state: Any, number: int, accepted: int | None, x: np.ndarray) -> tuple[Any, np.ndarray]:
     """The next state, and what the server decodes."""
     state, (train,) = machine.step(p, state, invite(p, number, accepted))
     assert isinstance(train, machine.Train)
@@ -137,7 +137,7 @@ def test_each_phase_telescopes_on_its_own() -> None:
         group = (FIRST, SECOND)[number % 2]
         x[group] = g.standard_normal(30)
         other = None if state.pending is None else state.pending.memory.child("phase", 1 - number % 2)
-        state, body = contribute(p, state, number, number - 1, x)
+        state, body = contribute(p, state, number, number - 1 if number else None, x)
         now = state.pending.memory.child("phase", 1 - number % 2)
         assert other is None or now is other, "the other phase's memory passes through"
         assert not body[(SECOND, FIRST)[number % 2]].any()
@@ -150,9 +150,9 @@ def test_each_phase_telescopes_on_its_own() -> None:
 
 def test_a_contribution_that_was_not_used_changes_no_phase() -> None:
     p, x = plan(), np.linspace(-1, 1, 60, dtype=np.float32)
-    state, _ = contribute(p, states.join(p, "d"), 0, -1, x)
+    state, _ = contribute(p, states.join(p, "d"), 0, None, x)
     kept = states.idle_of("d", states.memory_of(state))
-    state, _ = contribute(p, kept, 1, -1, x)  # round 0 was late
+    state, _ = contribute(p, kept, 1, None, x)  # round 0 was late
     assert not fed_back(state.committed, 0)["residual"].any()
     assert not fed_back(state.pending, 0)["residual"].any()
     assert fed_back(state.pending, 1)["residual"].any()
@@ -169,7 +169,7 @@ def test_absence_counts_visits_of_the_phase(number: int, factor: float) -> None:
     p = plan([*TURNS[:2], feedback, TURNS[3]], round__rounds=9)
     x = np.zeros(60, np.float32)
     x[FIRST] = np.arange(1, 31)
-    state, _ = contribute(p, states.join(p, "d"), 0, -1, x)
+    state, _ = contribute(p, states.join(p, "d"), 0, None, x)
     before = fed_back(state.pending, 0)["residual"].copy()
     state, body = contribute(p, state, number, 0, np.zeros(60, np.float32))
     np.testing.assert_allclose(body[FIRST] + fed_back(state.pending, 0)["residual"], factor * before, atol=1e-6)

@@ -107,7 +107,7 @@ def described(api: FastAPI) -> dict[str, Any]:
     """The OpenAPI document of a server."""
     document: dict[str, Any] = get_openapi(
         title=api.title, version=api.version, routes=api.routes,
-        description="Requests are signed, see docs/transport.md. Each error has a code; docs/errors.md explains them.",
+        description="Requests are signed: `edgewise explain transport`. `edgewise explain CODE` explains an error.",
     )  # fmt: skip
     components = document.setdefault("components", {})
     for name in ("HTTPValidationError", "ValidationError"):  # they are answered as all errors are
@@ -122,8 +122,10 @@ def described(api: FastAPI) -> dict[str, Any]:
         "required": ["code", "what", "fix"],
     }
     components["securitySchemes"] = {
-        "signature": {"type": "apiKey", "in": "header", "name": "signature", "description": "See docs/transport.md."}
-    }
+        "signature": {
+            "type": "apiKey", "in": "header", "name": "signature", "description": "See `edgewise explain transport`.",
+        }
+    }  # fmt: skip
     paths = document.setdefault("paths", {})
     for rule in RULES:
         bare = BARE.get((rule.method, rule.path))

@@ -19,7 +19,7 @@ def doctor(
     ] = "127.0.0.1:8443",
     as_json: Json = False,
 ) -> None:
-    """Is this machine fit to run edgewise? Or, with --server, is a server in order?
+    """Check this machine, or with --server a server.
 
     Exit status 1 where something must be fixed.
     """

@@ -11,9 +11,10 @@ import asyncio
 import json
 import sqlite3
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from annotated_types import Ge, Lt
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
@@ -28,6 +29,7 @@ from edgewise.drivers.http.service import Service
 
 VERBS = {"pause": served.PAUSED, "resume": served.RUNNING, "cancel": served.CANCELLED}
 TOLD_AT_ONCE = 500
+Whole = Annotated[int, Ge(0), Lt(2**63)]  # what SQLite can compare a number with
 
 
 class Staged(BaseModel):
@@ -100,7 +102,7 @@ class RunRoutes:
         """How much of a blob is here."""
         return Staged(received=await self._service.aside(lambda: self._service.staging.received(digest)))
 
-    async def stage(self, request: Request, digest: str, offset: int, size: int) -> Staged:
+    async def stage(self, request: Request, digest: str, offset: Whole, size: Whole) -> Staged:
         """Append a piece to a blob that a run will need."""
         piece = caller(request).body
         await self._spent(request)
@@ -133,14 +135,14 @@ class RunRoutes:
             shares=None if known is None else msgspec.to_builtins(known.shares),
         )  # fmt: skip
 
-    async def told(self, run: str, after: int = 0) -> Told:
+    async def told(self, run: str, after: Whole = 0) -> Told:
         """What happened in a run after the event of that number."""
         found = await self._service.read(lambda c: served.find(c, run))
         rows = await self._service.aside(lambda: _events(self._service, run, after))
         last = rows[-1][0] if rows else after
         return Told(after=last, state=found.state, events=[json.loads(body) for _, body in rows])
 
-    async def outcome(self, request: Request, run: str, round: int, wait: int = 0) -> RoundOutcome:
+    async def outcome(self, request: Request, run: str, round: Whole, wait: Whole = 0) -> RoundOutcome:
         """What became of a round, and of the caller in it; waits up to ``wait`` seconds for its end."""
         member, _ = caller(request).signed()
         service, wait_s = self._service, min(float(wait), self._service.limits.wait_s)
