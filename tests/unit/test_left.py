@@ -24,7 +24,14 @@ from edgewise.secagg import messages
 
 SPEC = Spec.of([("w", (40,), "float32")])
 NOON = time.mktime((2026, 12, 1, 12, 0, 0, 0, 0, -1))
-DP = {"dp.noise_multiplier": 4.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "metrics": "none", "stage": []}
+DP = {
+    "round.rounds": 1,
+    "dp.noise_multiplier": 4.0,
+    "dp.delta": 1e-5,
+    "dp.clip_l2": 4.0,
+    "metrics": "none",
+    "stage": [],
+}
 PLAIN: dict[str, Any] = {"privacy": "none"}
 NOISED: dict[str, Any] = {**DP, "privacy": "local_dp"}
 STAGES = [

@@ -267,7 +267,7 @@ def effects(text: str) -> tuple[object, ...]:
     """Everything that a policy decides."""
     found = parsed(text)
     why = Conditions(found).refusal(NOON, sent_today=10.0, next_bytes=1.0)
-    return found.floor(), found.cap(), found.data_keys(Path("/home")), why
+    return found.floor(), found.budget, found.data_keys(Path("/home")), why
 
 
 @pytest.mark.parametrize("key", OTHER)

@@ -17,7 +17,7 @@ import re
 from importlib.resources import files as resources
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -25,14 +25,14 @@ from edgewise.apps.device import digests
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
 from edgewise.drivers.files import FOLDER, sync_folder, write_durably
-from edgewise.engine.owner_budget import DeviceLedgers, OwnerBudget
 from edgewise.plan import findings, toml
-from edgewise.plan.acceptance import OwnerFloor
 from edgewise.plan.data import SHIPPED, DataSection
 from edgewise.plan.section import LARGEST_EPSILON, Section, SettingError
 from edgewise.plan.words import Privacy
-from edgewise.privacy.ledger import Budget
-from edgewise.secagg.params import Floor
+
+if TYPE_CHECKING:  # numba comes with these, and takes a second: `edgewise device status` needs none of them
+    from edgewise.engine.owner_budget import DeviceLedgers, OwnerBudget
+    from edgewise.plan.acceptance import OwnerFloor
 
 FILE = "policy.toml"
 MB = 1e6
@@ -181,6 +181,9 @@ class Policy(Section):
 
     def floor(self) -> OwnerFloor:
         """What every run has to promise."""
+        from edgewise.plan.acceptance import OwnerFloor
+        from edgewise.secagg.params import Floor
+
         asked, limits = self.privacy, self.limits
         return OwnerFloor(
             epsilon=inf if asked.epsilon is None else asked.epsilon,
@@ -197,14 +200,15 @@ class Policy(Section):
             models=tuple(self.model.allow),
         )
 
-    def cap(self) -> Budget | None:
-        """What all runs together may spend; None: the owner does not cap it."""
-        return None if self.budget.epsilon is None else Budget(self.budget.epsilon, self.budget.delta)
-
     def owner_budget(self, ledgers: DeviceLedgers) -> OwnerBudget | None:
-        """The cap with the charges of this device, for ``drivers.devices.Devices``."""
-        cap = self.cap()
-        return None if cap is None else OwnerBudget(cap, ledgers)
+        """What all runs together may spend, with the charges of this device (``drivers.devices.Devices``); None: the
+        owner does not cap it."""
+        from edgewise.engine.owner_budget import OwnerBudget
+        from edgewise.privacy.ledger import Budget
+
+        if self.budget.epsilon is None:
+            return None
+        return OwnerBudget(Budget(self.budget.epsilon, self.budget.delta), ledgers)
 
     def extensions(self) -> tuple[str, ...]:
         """Modules with trainers and codecs that the owner allows, for ``plan.catalogue.with_extensions``.

@@ -18,26 +18,19 @@ import time
 from collections.abc import Callable, Iterable
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from edgewise.core import frame
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers import files
-from edgewise.plan.plan import Plan
-from edgewise.secagg import messages
+
+if TYPE_CHECKING:  # numba comes with it, and takes a second: `edgewise device status` only reads
+    from edgewise.plan.plan import Plan
 
 FILE, LEDGERS = "left.jsonl", "ledgers"  # of frames; folder of what they cost
 REFUSAL, RUN_REFUSED = "refusal", "refused run"
-_STEPS = {
-    messages.Advertise: "public keys of a hidden sum",
-    messages.Shares: "sealed shares of its keys",
-    messages.Masked: "masked update",
-    messages.Consistent: "signature on who is in the sum",
-    messages.Revealed: "shares of others' keys that open the sum",
-    messages.Abort: REFUSAL,
-}
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -81,7 +74,8 @@ class Record:
         message, digest = frame.load(raw, len(raw)), hashlib.sha256(raw).hexdigest()
         if isinstance(message, frame.Delta | frame.Invite | frame.Probe) or (message.run, digest) in self._known:
             return
-        reason = f"{message.code}: {message.reason}" if isinstance(message, frame.Refusal) else _aborted(message)
+        reason = f"{message.code}: {message.reason}" if isinstance(message, frame.Refusal) else ""
+        reason = _step(message.body)[1] if isinstance(message, frame.Step) else reason
         row = Row(
             self._now_s(), server, message.run, message.round, kind(message, plan), len(raw), digest, epsilon, reason,
             "" if plan is None else promise(plan),
@@ -140,7 +134,7 @@ def kind(message: frame.Message, plan: Plan | None) -> str:
                 return "update in two sealed shares"
             return "noised update" if plan.promise.noised_before_leaving else "update, readable by the server"
         case frame.Step(body=body):
-            return _STEPS.get(type(messages.load(body)), "message of a hidden sum")
+            return _step(body)[0]
         case frame.Refusal():
             return REFUSAL
         case frame.Measurement():
@@ -160,10 +154,24 @@ def promise(plan: Plan) -> str:
     return f"epsilon {epsilon:.3g} at delta {card.delta:g} for {about} in the whole run, against {whom}"
 
 
-def _aborted(message: frame.Message) -> str:
-    if isinstance(message, frame.Step) and isinstance(said := messages.load(message.body), messages.Abort):
-        return f"{said.code}: left the hidden sum"
-    return ""
+def _step(body: bytes) -> tuple[str, str]:
+    """What a message of a hidden sum is, and why the device left the sum; empty where it did not."""
+    from edgewise.secagg import messages
+
+    match messages.load(body):
+        case messages.Advertise():
+            return "public keys of a hidden sum", ""
+        case messages.Shares():
+            return "sealed shares of its keys", ""
+        case messages.Masked():
+            return "masked update", ""
+        case messages.Consistent():
+            return "signature on who is in the sum", ""
+        case messages.Revealed():
+            return "shares of others' keys that open the sum", ""
+        case messages.Abort(code=code):
+            return REFUSAL, f"{code}: left the hidden sum"
+    return "message of a hidden sum", ""
 
 
 def rows(home: Path) -> list[Row]:

@@ -28,8 +28,8 @@ def found(home: Path, now_s: float) -> dict[str, Any]:
     budget: dict[str, float] | None = None
     trouble = ""
     try:
-        cap = policy.load(home).cap()
-        budget = None if cap is None else {"epsilon": cap.epsilon, "delta": cap.delta}
+        cap = policy.load(home).budget
+        budget = None if cap.epsilon is None else {"epsilon": cap.epsilon, "delta": cap.delta}
     except RecipeError as e:
         trouble = str(e)
     return {
