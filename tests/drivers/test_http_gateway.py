@@ -21,6 +21,7 @@ from edgewise.drivers.http import home, identity
 from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.remote_helper import RemoteHelper
 
 SHARES: dict[str, Any] = {
     "privacy": "hidden",
@@ -66,6 +67,50 @@ def test_a_run_with_a_gateway_gives_the_simulators_model(
             assert played(server, helped, tmp_path / "out", told.append, helper=helper) == expected
     finished = [e for e in told if isinstance(e, events.RoundFinished)]
     assert [(r.met, r.accepted) for r in finished] == [(True, 4)] * 2
+
+
+class Dying:
+    """The way to a gateway, of an orchestrator that dies once when it has an answer of this kind in its hand."""
+
+    def __init__(self, inner: RemoteHelper, at: str, after: int) -> None:
+        self._inner, self._at, self._left = inner, at, after
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            answer = getattr(self._inner, name)(*arguments)
+            if name == self._at:
+                self._left -= 1
+                if self._left == 0:
+                    raise Killed
+            return answer
+
+        return call
+
+
+class Killed(BaseException):
+    """The orchestrator died."""
+
+
+@pytest.mark.slow
+@pytest.mark.long(sample=1)
+@pytest.mark.parametrize(("at", "after"), [("open", 1), ("begin", 1), ("admit", 2), ("admit", 4)])
+def test_an_orchestrator_that_dies_amid_a_step_goes_on_with_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, after: int
+) -> None:
+    """The gateway has done the step. The next orchestrator asks again and gets the same answer; the sum is the same."""
+    overrides = {**SHARES, "round.rounds": 1}
+    with fleet(server, tmp_path, 4, monkeypatch) as links, Gateway(tmp_path / "gateway") as gateway:
+        expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **overrides})
+        toy, told = Toy.of([link.name for link in links], overrides, server), list[events.AnyEvent]()
+        with (
+            helped_by(toy, server, gateway.url, gateway.name) as (helped, helper),
+            working(links, helped, tmp_path),
+        ):
+            with pytest.raises(Killed):
+                played(server, helped, tmp_path / "out", helper=Dying(helper, at, after))
+            assert played(server, helped, tmp_path / "out", told.append, helper=helper) == expected
+    (finished,) = [e for e in told if isinstance(e, events.RoundFinished)]
+    assert (finished.met, finished.accepted) == (True, 4)
 
 
 @pytest.mark.slow

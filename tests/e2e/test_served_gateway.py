@@ -58,12 +58,12 @@ def state(server: Server, run: str) -> tuple[str, str]:
 
 
 @contextmanager
-def agents(links: list[Link], folder: Path, gateway: str) -> Iterator[None]:
-    """Devices as threads, on the toy's data, of owners who trust this gateway."""
+def agents(links: list[Link], folder: Path, gateway: str = "") -> Iterator[None]:
+    """Devices as threads, on the toy's data, of owners who trust this gateway, or the one that they joined through."""
     stop, threads = Event(), list[Thread]()
 
     def work(link: Link, home: Path) -> None:
-        owner = Owner({}, home, gateway=gateway)
+        owner = Owner({}, home, gateway=gateway or link.home.gateway)
         with Parts(link, home, owner, lambda recipe, at, name, _: registered(ToyTrainer(recipe, [name]))) as parts:
             attend(link, parts, stop.is_set, 1.0)
 
@@ -80,19 +80,23 @@ def agents(links: list[Link], folder: Path, gateway: str) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_submitted_recipe_with_shares_is_played_with_the_gateway_that_owners_pin(tmp_path: Path) -> None:
-    """With one that they do not pin, no device answers with an update."""
+    """It is their way to the server too. With one that they do not pin, no device answers with an update."""
     with Server(tmp_path / "server") as first:
-        links = [joined(first, tmp_path / f"home-{i}") for i in range(4)]
         join(first.url, first.token(Grant("gateway", approved=True)), tmp_path / "gateway").close()
         port = first.port
+        with Gateway(tmp_path / "gateway") as gateway:
+            token, near = first.token(Grant(uses=4, approved=True)), (gateway.url, gateway.name)
+            homes = [tmp_path / f"home-{i}" for i in range(4)]
+            links = [Link.join(near[0], token, home, gateway=near[1]) for home in homes]
+            listen = gateway.port
         assert code(submit, first) == "E-COMBO", "a server without a gateway"
-    with Gateway(tmp_path / "gateway") as gateway:
+    with Gateway(tmp_path / "gateway", port=listen) as gateway:
         gateway.allowed.add(link.name for link in links)
         at = Address(gateway.name, gateway.url)
         told = list[events.AnyEvent]()
         tell = lambda run, event: told.append(event)  # noqa: E731
         with Server(tmp_path / "server", port=port, gateway=at, tell=tell) as server:
-            with agents(links, tmp_path, gateway.name):
+            with agents(links, tmp_path):
                 run = submit(server)
                 server.hosting.wait(run.run, 60.0)
             assert state(server, run.run) == (served.FINISHED, "")
