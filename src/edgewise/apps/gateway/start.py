@@ -113,7 +113,8 @@ class Gateway:
 
     async def _metrics(self, request: Request) -> Response:
         """Counters for Prometheus; no device is named."""
-        return Response(await self.service.aside(lambda: shown(self.service)), media_type=CONTENT_TYPE_LATEST)
+        text = (await self.service.aside(lambda: shown(self.service))).decode() + self.relay.counters()
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     def close(self) -> None:
         """Stop serving and give back the database."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import httpx2
 from starlette.requests import Request
-from starlette.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from edgewise.core.errors import TransportError
@@ -25,7 +25,7 @@ from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.limits import Later
 from edgewise.drivers.http.link import CONNECT_S
-from edgewise.drivers.http.rules import ANYONE, LOCAL, Rule
+from edgewise.drivers.http.rules import ANYONE, Rule
 from edgewise.drivers.http.service import Service
 
 ANSWER_S = 65.0  # longer than a long poll
@@ -37,13 +37,10 @@ _UP = ("content-digest", "content-type", "edgewise-key", "edgewise-round", "edge
 _DOWN = ("cache-control", "content-range", "content-type", "edgewise-number", "etag", "retry-after")
 _DEVICES = frozenset({"device", "joining"})
 
-RULES = (
-    *(
-        Rule(rule.method, rule.path, ANYONE, rule.body_bytes)  # the server looks at the signature
-        for rule in rules.RULES
-        if rule.roles & _DEVICES or rule.path == "/v1/server"
-    ),
-    Rule("GET", "/metrics", LOCAL),
+RULES = tuple(
+    Rule(rule.method, rule.path, ANYONE, rule.body_bytes)  # the server looks at the signature
+    for rule in rules.RULES
+    if rule.roles & _DEVICES or rule.path == "/v1/server"
 )
 
 
@@ -65,12 +62,10 @@ class Relay:
         """For a router, behind the guard."""
         methods: dict[str, list[str]] = {}
         for rule in RULES:
-            if rule.roles == ANYONE:
-                methods.setdefault(rule.path, []).append(rule.method)
-        passed = [
+            methods.setdefault(rule.path, []).append(rule.method)
+        return [
             Route(path, self.blob if path == _BLOBS else self.passed, methods=found) for path, found in methods.items()
         ]
-        return [*passed, Route("/metrics", self.metrics, methods=["GET"])]
 
     def close(self) -> None:
         """Close the connections to the server; before the listener ends."""
@@ -78,9 +73,9 @@ class Relay:
             with suppress(TimeoutError):
                 asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(2.0)
 
-    async def metrics(self, request: Request) -> Response:
-        """Counters for Prometheus."""
-        return PlainTextResponse(
+    def counters(self) -> str:
+        """Its counters, in Prometheus' text format."""
+        return (
             f"edgewise_gateway_down_bytes_total {self.down_bytes}\n"
             f"edgewise_gateway_blob_hits_total {self.hits}\n"
             f"edgewise_gateway_cache_bytes {self._cache.size_bytes}\n"
