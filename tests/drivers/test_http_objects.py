@@ -222,9 +222,9 @@ def test_an_inbox_has_its_own_mail_alone(world: World, server: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["events?after={}", "rounds/{}", "rounds/0?wait={}"])
-@pytest.mark.parametrize("number", [-1, 2**63, 10**400])
+@pytest.mark.parametrize("number", [-1, 2**63, 10**400], ids=["-1", "2^63", "10^400"])
 def test_numbers_of_any_size_are_answered(world: World, path: str, number: int) -> None:
     link = world.links["device" if "rounds" in path else "viewer"]
     asked, _, query = f"/v1/runs/{world.run()}/{path.format(number)}".partition("?")
     headers = link._signed("GET", asked, query, b"", RUN, "0")
-    assert link._http.get(f"{asked}?{query}" if query else asked, headers=headers).status_code in (200, 400, 422)
+    assert link._http.get(f"{asked}?{query}" if query else asked, headers=headers).status_code < 500
