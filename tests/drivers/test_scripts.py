@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from scripted import RECIPE, device, module, step, submission
 from served import running
 from torch import nn
 
+import edgewise
 from edgewise.apps.device.handover import Desk
 from edgewise.apps.device.script import Device
 from edgewise.apps.device.task import Left, Outcome, Task
@@ -26,6 +30,7 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.recipe import from_plain
 
+PATHS = os.pathsep.join([str(Path(edgewise.__file__).parents[1]), str(Path(__file__).parents[1] / "support")])
 HERE, GONE = {"state": "released", "yours": True}, {"state": "released", "yours": False}
 
 
@@ -196,15 +201,26 @@ def play(made: Device, outcomes: list[Outcome], most: int) -> None:
             break
 
 
+def killed_when_loaded(home: Path) -> None:
+    """A process that is killed between loading and sending."""
+    code = "from scripted import *; t = next(Device.open(sys.argv[1]).tasks()); t.load_into(module()); print(t.round)"
+    command = [sys.executable, "-uc", f"import sys, time; {code}; time.sleep(600)", str(home)]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": PATHS}, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"0\n"
+        process.kill()
+
+
 @pytest.mark.slow
-def test_two_scripts_train_a_module_of_their_own(server: Server, tmp_path: Path) -> None:
-    """Behind masks, one of them after a start that broke off between loading and sending."""
+def test_three_scripts_train_a_module_of_their_own(server: Server, tmp_path: Path) -> None:
+    """Behind masks. One broke off between loading and sending, and one was killed there: both get the task again."""
     devices = [device(server, tmp_path / f"device-{i}") for i in range(3)]
     outcomes: list[list[Outcome]] = [[] for _ in devices]
     run = server.hosting.submit(submission({**RECIPE, "privacy": "hidden"}, server), "test")
     for task in devices[0].tasks():
         task.load_into(module())
         break
+    killed_when_loaded(devices[1].home)
     threads = [Thread(target=play, args=(d, o, 2)) for d, o in zip(devices, outcomes, strict=True)]
     for thread in threads:
         thread.start()
