@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scripted import RECIPE, device, module, step, submission
+from scripted import POLICY, RECIPE, device, module, step, submission
 from served import running
 from torch import nn
 
 import edgewise
+from edgewise.apps.device import record
+from edgewise.apps.device.agent import work
 from edgewise.apps.device.handover import Desk
 from edgewise.apps.device.script import Device
 from edgewise.apps.device.task import Left, Outcome, Task
@@ -234,20 +236,46 @@ def test_three_scripts_train_a_module_of_their_own(server: Server, tmp_path: Pat
         assert all(o.bytes > 50 for o in told)
 
 
+STEPS = {
+    "privacy": "local_dp",
+    "dp": {"unit": "example", "noise_multiplier": 3.0, "delta": 1e-5, "clip_l2": 1.0, "sample_rate": 0.1},
+}
+
+
 @pytest.mark.slow
-def test_a_device_refuses_what_its_owner_forbids_and_says_why(server: Server, tmp_path: Path) -> None:
-    made = device(server, tmp_path / "device", '[privacy]\nwords = ["hidden"]\n')
+@pytest.mark.parametrize(
+    ("asked", "overrides", "code", "said"),
+    [
+        ('[privacy]\nwords = ["hidden"]\n', {}, "E-FLOOR", "privacy is one of hidden"),
+        (f'{POLICY}[model]\nallow = ["module:{"0" * 64}"]\n', {}, "E-FLOOR", "the model is one of module:000"),
+        (POLICY, STEPS, "E-COMBO", "needs a trainer that noises its steps"),
+    ],
+)
+def test_a_device_refuses_what_its_owner_forbids_or_its_loop_cannot_do(
+    server: Server, tmp_path: Path, asked: str, overrides: dict[str, Any], code: str, said: str
+) -> None:
+    made = device(server, tmp_path / "device", asked)
     tasks: list[Task] = []
     thread = Thread(target=lambda: tasks.extend(made.tasks()), daemon=True)
-    server.hosting.submit(submission({**RECIPE, "round": {"rounds": 1, "deadline_s": 20}}, server), "test")
+    server.hosting.submit(submission({**RECIPE, "round": {"rounds": 1, "deadline_s": 20}, **overrides}, server), "test")
     thread.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not made.refusals and time.monotonic() < deadline:
         time.sleep(0.05)
     (error,) = made.refusals.values()
-    assert error.code == "E-FLOOR"
-    assert "privacy is one of hidden" in error.what
+    assert (error.code, said in error.what) == (code, True), error
     assert not tasks
+
+
+@pytest.mark.slow
+def test_an_agent_refuses_a_module_of_which_it_has_no_code(server: Server, tmp_path: Path) -> None:
+    home = tmp_path / "device"
+    (tmp_path / "text.txt").write_text("some text of the owner")
+    device(server, home, f'{POLICY}[data]\npath = "../text.txt"\n').close()
+    server.hosting.submit(submission({**RECIPE, "round": {"rounds": 1, "deadline_s": 20}}, server), "test")
+    deadline = time.monotonic() + 60
+    work(home, lambda: bool(record.rows(home)) or time.monotonic() > deadline, wait_s=1.0)
+    assert "only a script that has its code can" in record.rows(home)[0].reason
 
 
 @pytest.mark.slow
