@@ -31,7 +31,10 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*[column.removesuffix("_s") for column in columns], box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in columns:  # an id stays whole, to be copied
+        whole = max((len(str(row[column])) for row in rows), default=0) if column in ("id", "run") else None
+        table.add_column(column.removesuffix("_s"), min_width=whole, no_wrap=whole is not None)
     for row in rows:
         cells = []
         for column in columns:
