@@ -166,15 +166,14 @@ def test_an_agent_waits_for_its_operator_and_ends_when_its_owner_leaves(
 def test_an_owner_who_leaves_while_the_device_joins_a_run_refuses_nothing(
     server: Server, admin: Link, tmp_path: Path
 ) -> None:
-    home = owned(server, tmp_path / "home", "")
+    home, other = owned(server, tmp_path / "home", ""), owned(server, tmp_path / "other", "")
 
     def leaves(recipe: Recipe, folder: Path, device: str, spec: Spec) -> Registered:
         control.give(home, control.Order("leave"))
         time.sleep(2 * control.LOOK_S)
         return toy(recipe, folder, device, spec)
 
-    with working(home, make=leaves) as (thread,):
-        joined(server, tmp_path / "other").close()
+    with working(other), working(home, make=leaves) as (thread,):
         submitted(server, admin, **{"privacy": "hidden", "trust.malicious_fraction": 0.0, "round.minimum": 1.0})
         thread.join(20.0)
         assert not thread.is_alive()
