@@ -131,6 +131,15 @@ def test_calibration_without_replacement(target: float, z: float) -> None:
     assert calibrate(lambda z: {fixed(z): 500}, target, 1e-5) == pytest.approx(z, rel=1.2e-3)
 
 
+def test_an_epsilon_that_promises_nothing_costs_no_memory() -> None:
+    """A device computes it from facts that a server wrote. The distribution would have more than 10^9 steps."""
+    many = {poisson(0.5, 1.0): 4_000_000}
+    assert epsilon(many, 1e-5) == epsilon_renyi(many, 1e-5) > 1e5
+    assert epsilon({spend.truncated(1.0, 0.5, 100, 60): 4_000_000}, 1e-5) == inf
+    less = {poisson(0.01, 4.0): 20}
+    assert epsilon(less, 1e-5) < 0.99 * epsilon_renyi(less, 1e-5), "what promises something is as tight as before"
+
+
 def test_no_noise_is_no_privacy() -> None:
     assert epsilon({plain(0.0): 1}, 1e-5) == inf
     assert epsilon({zcdp(0.0): 1}, 1e-5) == inf

@@ -26,6 +26,7 @@ from edgewise.privacy.spend import PrivacyEvent
 
 # Of the privacy loss distribution; epsilon is an upper bound whatever it is, and tighter with the finer one.
 FINE, COARSE = 1e-4, 1e-3
+CELLS = 10**7  # steps of a privacy loss distribution that may have an epsilon of 10^4, or on the fine grid 10^3
 LEAST = 1e-3  # noise multiplier of one Gaussian with an epsilon of some 500,000
 Reader = Literal["release", "server"]
 _Counted = tuple[tuple[PrivacyEvent, int], ...]
@@ -38,7 +39,9 @@ def epsilon(events: Mapping[PrivacyEvent, int], delta: float, grid: float = FINE
     """The epsilon of all events together, each as often as it says.
 
     Gaussian without amplification: exact, whatever mixture of multipliers. Poisson and truncated Poisson: privacy loss
-    distributions. Anything with zCDP, trees or sampling without replacement: Renyi. ``inf`` where there is no noise.
+    distributions. Anything with zCDP, trees or sampling without replacement: Renyi. So is an epsilon of more than
+    ``CELLS`` steps of the grid, whose distribution would not fit in memory; ``inf`` for a truncated one, which Renyi
+    does not bound. ``inf`` where there is no noise.
     Args:
         events: event -> times that the same device may have been in one. delta: in (0, 1).
         grid: step of privacy loss distributions, where there are some.
@@ -82,7 +85,9 @@ def _composed(counted: _Counted, delta: float, grid: float) -> float:
         return inf
     if _closed(counted):
         return gaussian(1.0 / sqrt(sum(n / e.z**2 for e, n in counted)), delta)
-    return _by_loss(counted, delta, grid) if _exact(counted) else _by_renyi(counted, delta)
+    if not _exact(counted) or _by_renyi(counted, delta) > CELLS * grid:
+        return inf if any(event.sampling == "truncated" for event, _ in counted) else _by_renyi(counted, delta)
+    return _by_loss(counted, delta, grid)
 
 
 def renyi(events: Mapping[PrivacyEvent, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
