@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tiny_models
 from commands import command, sim
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from edgewise.drivers.store import RunStore
 
@@ -111,6 +111,25 @@ def test_a_model_that_is_not_the_trained_one_is_no_export(project: Path, monkeyp
     monkeypatch.setattr(exported, "_untie", lambda model: None)
     refused = command("export", "run", "--dest", "out")
     assert (refused["code"], "not the trained one" in refused["what"]) == ("E-EXPORT", True)
+    assert not left(project)
+
+
+@pytest.mark.parametrize("to", ["merged", "peft"])
+def test_what_is_read_back_has_to_be_the_trained_model(to: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder, and not what was in memory: here its weights are written wrong."""
+    from edgewise.learn import exported
+
+    write_tokenizer = exported.write_tokenizer
+
+    def damaged(loaded: exported.Loaded, folder: Path) -> None:
+        write_tokenizer(loaded, folder)
+        (file,) = folder.glob("*model.safetensors")
+        save_file({name: 1.5 * x for name, x in load_file(file).items()}, file, metadata={"format": "pt"})
+
+    sim(trainable__kind="lora")
+    monkeypatch.setattr(exported, "write_tokenizer", damaged)
+    refused = command("export", "run", "--to", to, "--dest", "out")
+    assert (refused["code"], "not the trained one" in refused["what"]) == ("E-EXPORT", True), refused
     assert not left(project)
 
 

@@ -97,6 +97,22 @@ def test_a_fault_of_a_codec_is_told_with_its_line(place: str) -> None:
     assert "--resume" in error["fix"]
 
 
+@pytest.mark.parametrize(
+    ("place", "body", "said"),
+    [
+        ("infer", "return 3", "mine: infer gave int, needs Space."),
+        ("encode", "return payload", "mine: encode gave Payload, needs tuple."),
+        ("encode", "return 1, memory", "mine: encode gave int, needs Payload."),
+        ("decode", "return payload.body", "mine: decode gave ndarray, needs Payload."),
+    ],
+)
+def test_what_a_codec_gives_is_looked_at(place: str, body: str, said: str) -> None:
+    """What a device encodes is its own loss, as everything that it cannot send."""
+    _, error = sim(staged(**{place: body}), recipe=RECIPE + '[[stage]]\nkind = "mine"\n')
+    assert error["code"] == ("E-ROUND" if place == "encode" else "E-EXTENSION")
+    assert said.rstrip(".") in error["what"]
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_once_the_fault_is_mended(tmp_path: Path) -> None:
     """The first round is kept: its model is the one that a run without the fault has."""

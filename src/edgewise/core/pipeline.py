@@ -12,18 +12,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, sqrt
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import CompositionError, DecodeError, TrainingError
+from edgewise.core.errors import CompositionError, DecodeError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import SLACK, Space, Total
 from edgewise.core.stage import BELOW, HEAD_BOUND, WEIGHT, Aggregate, Head, Merge, Post, Rule, Stage, Sum, placed
 from edgewise.core.vector import Vector, finite
+
+T = TypeVar("T")
 
 PIECE = 1 << 16  # coordinates decoded at a time while they are added: 256 KiB of float32, for a second-level cache
 
@@ -87,7 +89,9 @@ class Pipeline:
         values = self.checked(x, head)
         payload, after = Payload(x, np.clip(values, 0.0, HEAD_BOUND), count=count), Memory()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
-            payload, new = stage.encode(payload, memory.child("stage", i), space, placed(turn, self.stages, i))
+            given = stage.encode(payload, memory.child("stage", i), space, placed(turn, self.stages, i))
+            payload, new = _of_kind(tuple, given, f"{stage.name}: encode")
+            payload = _of_kind(Payload, payload, f"{stage.name}: encode")
             after = after.put("stage", i, new)
         return payload, after
 
@@ -256,8 +260,16 @@ def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, tur
         stage, space = stages[i], spaces[i]
         if not stage.takes_support and payload.support is not None and not spaces[i + 1].sparse:
             payload = payload.dense(spaces[i + 1].dim)
-        payload = stage.decode(payload, space, placed(turn, stages, i))
+        given = stage.decode(payload, space, placed(turn, stages, i))
+        payload = _of_kind(Payload, given, f"{stage.name}: decode")
     return payload
+
+
+def _of_kind(kind: type[T], given: object, who: str) -> T:
+    """What a part gave, which may be an extension's. Raises RecipeError(E-EXTENSION) for another kind of value."""
+    if not isinstance(given, kind):
+        raise RecipeError("E-EXTENSION", f"{who} gave {type(given).__name__}, needs {kind.__name__}.")
+    return given
 
 
 def together(parts: Sequence[Aggregate]) -> Aggregate:
@@ -283,7 +295,7 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
     """
     spaces = [start]
     for stage in stages:
-        spaces.append(stage.infer(spaces[-1]))
+        spaces.append(_of_kind(Space, stage.infer(spaces[-1]), f"{stage.name}: infer"))
     if sum(stage.server is not None for stage in stages) > 1:
         names = " and ".join(stage.name for stage in stages if stage.server is not None)
         raise CompositionError("E-ORDER", f"{names}: each is undone on the server, with memory.", "keep one of them.")
