@@ -12,7 +12,7 @@ import pytest
 from served import joined, running
 
 from edgewise.drivers.fleet.members import Grant
-from edgewise.drivers.http.link import named
+from edgewise.drivers.http.naming import named
 from support.commands import command, done
 
 

@@ -32,7 +32,8 @@ from edgewise.drivers.http.blob_cache import BlobCache
 from edgewise.drivers.http.guard import Guard, failed, refused
 from edgewise.drivers.http.helper_routes import LEADER, HelperPlane
 from edgewise.drivers.http.limits import Limits
-from edgewise.drivers.http.link import Link, named
+from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.naming import named
 from edgewise.drivers.http.relay import Relay
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.serving import Listener

@@ -36,11 +36,11 @@ from edgewise.drivers.http import certificates, home, identity, signatures, toke
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
 from edgewise.drivers.http.link_speed import Speed
+from edgewise.drivers.http.naming import ANSWER_S, named, timeout, unreachable
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 T = TypeVar("T")
 WAIT_S = 25.0  # of a long poll
-CONNECT_S, ANSWER_S = 10.0, 30.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0  # a server that restarts is found again in seconds
 INLINE_BYTES = 2**20  # frames up to this size go in one request
 PIECE_BYTES = 2**16  # of a body, between two looks whether anything may leave
@@ -86,7 +86,7 @@ class Link:
         self.speed = Speed()
         self.requests = 0
         verify = certificates.client_context(self.home.authority.encode()) if self.home.secure else False
-        self._http = httpx2.Client(base_url=self.home.url, verify=verify, timeout=_timeout(ANSWER_S), trust_env=True)
+        self._http = httpx2.Client(base_url=self.home.url, verify=verify, timeout=timeout(ANSWER_S), trust_env=True)
 
     @classmethod
     def join(
@@ -301,7 +301,7 @@ class Link:
             url, content = f"{path}?{text}" if text else path, body if len(body) <= PIECE_BYTES else self._pieces(body)
             if body:
                 headers["content-length"] = str(len(body))
-            answer = self._http.request(method, url, content=content, headers=headers, timeout=_timeout(timeout_s))
+            answer = self._http.request(method, url, content=content, headers=headers, timeout=timeout(timeout_s))
             if answer.status_code >= 400:
                 raise self._refusal(answer)
             return answer
@@ -374,38 +374,6 @@ class _Wait(Exception):
     def __init__(self, error: TransportError, least_s: float) -> None:
         super().__init__(str(error))
         self.error, self.least_s = error, least_s
-
-
-def unreachable(url: str, e: Exception) -> TransportError:
-    """The error for a server that does not answer."""
-    what = f"{url} does not answer: {str(e) or type(e).__name__}."
-    return TransportError("E-CONNECT", what, "check the address, the network and whether the server runs.")
-
-
-def _timeout(answer_s: float) -> httpx2.Timeout:
-    return httpx2.Timeout(answer_s, connect=CONNECT_S)
-
-
-def named(url: str, server: str, patience_s: float, path: str = "/v1/server") -> tuple[bytes, str]:
-    """The key of a server and its certificate authority, checked against the fingerprint of that key. Trusts nothing
-    else.
-
-    Args:
-        path: where it says who it is.
-    """
-    nonce = secrets.token_bytes(32)
-    try:
-        with httpx2.Client(base_url=url, verify=False, timeout=_timeout(min(patience_s, ANSWER_S))) as client:
-            answer = client.get(path, params={"nonce": nonce.hex()})
-        said = answer.json()
-        key, signature = bytes.fromhex(said["key"]), bytes.fromhex(said["signature"])
-        authority = str(said["authority"])
-    except httpx2.TransportError as e:
-        raise unreachable(url, e) from None
-    except (ValueError, KeyError, TypeError):
-        raise TransportError("E-SERVER-KEY", f"{url} is no edgewise server.", "check the address.") from None
-    certificates.pin(server, key, authority.encode(), nonce, signature)
-    return key, authority
 
 
 def _digest(path: Path) -> str:

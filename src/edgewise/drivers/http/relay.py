@@ -24,7 +24,7 @@ from edgewise.drivers.http.blob_cache import BlobCache
 from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.limits import Later
-from edgewise.drivers.http.link import CONNECT_S
+from edgewise.drivers.http.naming import CONNECT_S
 from edgewise.drivers.http.rules import ANYONE, Rule
 from edgewise.drivers.http.service import Service
 

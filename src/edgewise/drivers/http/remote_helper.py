@@ -20,7 +20,8 @@ from edgewise.core.training import DeviceId
 from edgewise.drivers.http import share_keys
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
-from edgewise.drivers.http.link import Link, named
+from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.naming import named
 from edgewise.plan import facts
 from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server

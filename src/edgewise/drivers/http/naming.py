@@ -1,0 +1,45 @@
+"""Who a server is: the first question to it, before any certificate is trusted."""
+
+from __future__ import annotations
+
+import secrets
+
+import httpx2
+
+from edgewise.core.errors import TransportError
+from edgewise.drivers.http import certificates
+
+CONNECT_S, ANSWER_S = 10.0, 30.0
+
+
+def named(url: str, server: str, patience_s: float, path: str = "/v1/server") -> tuple[bytes, str]:
+    """The key of a server and its certificate authority, checked against the fingerprint of that key. Trusts nothing
+    else.
+
+    Args:
+        path: where it says who it is.
+    """
+    nonce = secrets.token_bytes(32)
+    try:
+        with httpx2.Client(base_url=url, verify=False, timeout=timeout(min(patience_s, ANSWER_S))) as client:
+            answer = client.get(path, params={"nonce": nonce.hex()})
+        said = answer.json()
+        key, signature = bytes.fromhex(said["key"]), bytes.fromhex(said["signature"])
+        authority = str(said["authority"])
+    except httpx2.TransportError as e:
+        raise unreachable(url, e) from None
+    except (ValueError, KeyError, TypeError):
+        raise TransportError("E-SERVER-KEY", f"{url} is no edgewise server.", "check the address.") from None
+    certificates.pin(server, key, authority.encode(), nonce, signature)
+    return key, authority
+
+
+def unreachable(url: str, e: Exception) -> TransportError:
+    """The error for a server that does not answer."""
+    what = f"{url} does not answer: {str(e) or type(e).__name__}."
+    return TransportError("E-CONNECT", what, "check the address, the network and whether the server runs.")
+
+
+def timeout(answer_s: float) -> httpx2.Timeout:
+    """How long to wait for a connection, and for an answer."""
+    return httpx2.Timeout(answer_s, connect=CONNECT_S)
