@@ -250,3 +250,30 @@ def test_the_model_that_counts_is_exported_and_its_card_has_its_figures(base: Pa
     assert "in 2 of 12 rounds" in card
     assert write(tmp_path / "run", tmp_path / "last", "merged", 12)["rounds"] == 12
     assert "| federated |" not in (tmp_path / "last" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "asked"),
+    [
+        ("hub:a/b", "", f"hub:a/b@{'f' * 40}"),
+        ("hub:a/b@main", "", f"hub:a/b@{'f' * 40}"),
+        ("hub:a/b@main", "hub:a/b@v2", "hub:a/b@v2"),
+    ],
+)
+def test_an_export_asks_for_the_commit_that_the_run_trained_on(
+    model: str, given: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of the hub may have moved since. ``--base`` says another one."""
+    from edgewise.learn import exported
+
+    read: list[str] = []
+
+    def load(base: str, folder: Path, arithmetic: Any) -> Any:
+        read.append(base)
+        raise EdgewiseError("E-MODEL-REMOTE", "there is no network.")
+
+    monkeypatch.setattr(exported, "load", load)
+    make_run(tmp_path / "run", facts={"model_commit": "f" * 40}, model={"base": model})
+    with pytest.raises(EdgewiseError, match="no network"):
+        write(tmp_path / "run", tmp_path / "out", base=given)
+    assert read == [asked]
