@@ -21,11 +21,11 @@ from torch import nn
 import edgewise
 from edgewise.apps.device import record
 from edgewise.apps.device.agent import work
-from edgewise.apps.device.handover import Desk
+from edgewise.apps.device.handover import Desk, handover
 from edgewise.apps.device.script import Device
 from edgewise.apps.device.task import Left, Outcome, Task
 from edgewise.apps.server.start import Server
-from edgewise.core.errors import ModelError, TrainingError
+from edgewise.core.errors import ModelError, RecipeError, TrainingError
 from edgewise.core.training import FitRequest, Update
 from edgewise.learn import modules
 from edgewise.plan.catalogue import BUILT_IN
@@ -191,6 +191,16 @@ def test_a_task_shows_what_the_server_asks() -> None:
         "noise multiplier",
     ):
         assert part in shown
+
+
+def test_passes_over_examples_need_their_number() -> None:
+    spec = modules.layout(module())
+    with pytest.raises(RecipeError, match=r"device\.tasks\(examples=n\)"):
+        handover(spec, "d", Desk(), 0, 2.0)
+    counted, free = handover(spec, "d", Desk(), 12, 2.0), handover(spec, "d", Desk(), 0, 0.0)
+    assert counted.counts is not None
+    assert counted.counts.records("d") == 12
+    assert free.counts is None
 
 
 def play(made: Device, outcomes: list[Outcome], most: int) -> None:

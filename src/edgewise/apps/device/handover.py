@@ -17,7 +17,7 @@ from threading import Event
 
 import numpy as np
 
-from edgewise.core.errors import EdgewiseError, TrainingError
+from edgewise.core.errors import EdgewiseError, RecipeError, TrainingError
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine.trainer import Registered, registered
@@ -105,7 +105,13 @@ class Handover:
         return self._examples
 
 
-def handover(spec: Spec, device: DeviceId, desk: Desk, examples: int) -> Registered:
-    """A handover, registered; it counts records where the script says how many examples it has."""
+def handover(spec: Spec, device: DeviceId, desk: Desk, examples: int, passes: float) -> Registered:
+    """A handover, registered; it counts records where the script says how many examples it has.
+
+    Raises RecipeError(E-COMBO) where the recipe counts ``passes`` and the script does not say it.
+    """
+    if passes and not examples:
+        what = f"the recipe asks for {passes:g} passes over a device's examples, and the script does not say how many."
+        raise RecipeError("E-COMBO", what, "give their number: device.tasks(examples=n).")
     made = registered(Handover(spec, device, desk, examples))
     return made if examples else replace(made, counts=None)

@@ -149,7 +149,7 @@ class _Inbox(Watch):
     def make(self, recipe: Recipe, folder: Path, device: DeviceId, spec: Spec) -> Registered:
         base = Path(recipe.model.base)
         self.files = base if base.is_absolute() else None
-        return handover(spec, device, self._desk, self._examples)
+        return handover(spec, device, self._desk, self._examples, recipe.training.local_epochs)
 
     def work(self) -> None:
         """Answer until the desk is closed."""
