@@ -214,6 +214,22 @@ def test_a_revocation_ends_a_long_poll_and_an_upload(server: Server, links: dict
     device.close()
 
 
+def test_a_server_that_ends_hangs_up_its_long_polls(tmp_path: Path) -> None:
+    import threading
+
+    answers: list[str] = []
+    with running(tmp_path) as server:
+        device = joined(server, tmp_path / "device")
+        device.patience_s = 0.0
+        poll = threading.Thread(target=lambda: answers.append(code(device.poll, 0, 20.0)))
+        poll.start()
+        while not server.service.waiting:
+            time.sleep(0.01)
+    poll.join()
+    device.close()
+    assert answers == [""], "an answer, and no connection that breaks off"
+
+
 def test_rates_hold_by_address_and_key(tmp_path: Path) -> None:
     limits = Limits(member_rate=0.001, member_burst=3.0, byte_rate=1.0, byte_burst=100.0)
     with running(tmp_path, limits) as server:
