@@ -136,8 +136,8 @@ def test_a_request_that_comes_twice_counts_once(plain: Server, tmp_path: Path) -
 def test_an_answer_that_never_comes_costs_a_retry(
     plain: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timeout = links._timeout(0.3)
-    monkeypatch.setattr(links, "_timeout", lambda _: timeout)
+    timeout = links.timeout(0.3)
+    monkeypatch.setattr(links, "timeout", lambda _: timeout)
     enrolled(plain, tmp_path / "home")
     way = lambda n: Way(mute=True) if n == 0 else Way()  # noqa: E731
     with proxied(plain.port, way) as proxy, Link(moved(tmp_path / "home", proxy.port), 10.0) as device:
