@@ -130,5 +130,5 @@ def helper(
     if msgspec.convert(made.said, ShareKey) != known.shares.helper:
         made.close()
         what = f"the gateway {gateway.name} has another key for this run than devices seal to."
-        raise TransportError("E-SERVER-KEY", what, "restore the gateway's folder, or submit the recipe anew.")
+        raise TransportError("E-SERVER-KEY", what, "name the gateway's own folder again, or submit the recipe anew.")
     return made
