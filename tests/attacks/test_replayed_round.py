@@ -340,7 +340,7 @@ def test_the_helper_takes_its_smallest_batch_from_its_own_plan() -> None:
         ({"nonce": b""}, "E-INVITE"),
         ({"nonce": b"B" * 32}, "E-SECAGG-KEYS"),
         ({"model": "f" * 64}, "E-SECAGG-KEYS"),
-        ({"public": b"p" * 32}, "E-SECAGG-KEYS"),
+        ({"public": b"p" * 32}, "E-INVITE"),
         ({"clip": 2.0}, "E-INVITE"),
         ({"round": 1}, "E-INVITE"),
     ],

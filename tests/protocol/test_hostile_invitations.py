@@ -153,7 +153,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("none", {"rule": rule(PLANS["none"], segments=("a",))}),
     ("turns", {"rule": PLANS["turns"].rule(2)}),
     *((name, {"round": r}) for name in ("none", "hidden", "example", "local_dp") for r in (-1, 10, 10**15, 2**63)),
-    *(("none", {"public": b}) for b in (b"", bytes(31), bytes(33), bytes(65), bytes(1000))),
+    *(("none", {"public": b}) for b in (b"", bytes(31), bytes(32), bytes(33), bytes(1000))),
     *(("hidden", {"nonce": b}) for b in (None, b"", bytes(31), bytes(33))),
     ("none", {"nonce": bytes(32)}),
     *(

@@ -79,6 +79,8 @@ def _foreign(plan: Plan, invite: Invite) -> str | None:
         return f"the run has the rounds 0 to {plan.rounds - 1}"
     if not _alike(invite.rule, plan.rule(invite.round)):
         return "the invitation asks for other local training than the recipe: steps, epochs, rate or segments"
+    if invite.public != plan.public(invite.round):  # else a server would choose what supports and rotations come of it
+        return "the round's public key is not the plan's"
     if (clips := plan.clips(invite.round)) is None:
         return None if invite.clip is None else "the recipe fixes the clip, and the invitation names one"
     least, most = clips
@@ -93,8 +95,6 @@ def _malformed(plan: Plan, invite: Invite) -> str | None:
         return "the last accepted round is not before this one"
     if not 0.0 < invite.deadline_s < math.inf:
         return "the deadline is no positive number of seconds"
-    if len(invite.public) != KEY_BYTES:
-        return f"the public key does not have {KEY_BYTES} bytes"
     if (None if invite.nonce is None else len(invite.nonce)) != (None if plan.hides is None else KEY_BYTES):
         return "the nonce has the wrong length, and without one a session could be played twice"
     if (invite.base is not None) != bool(invite.deltas) or (invite.base is not None and plan.downlink is None):
