@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 
 import httpx2
 from starlette.requests import Request
@@ -57,6 +58,7 @@ class Relay:
         self._client: httpx2.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._locks: dict[str, asyncio.Lock] = {}
+        self._asking: Counter[str] = Counter()
 
     def routes(self) -> list[Route]:
         """For a router, behind the guard."""
@@ -96,13 +98,7 @@ class Relay:
         digest = request.path_params["digest"]
         if not _DIGEST.fullmatch(digest):
             return await self.passed(request)
-        lock = self._locks.setdefault(digest, asyncio.Lock())
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await lock.acquire()
-        except TimeoutError:
-            raise Later("E-BUSY", "the gateway is fetching this blob.", "come back.", 2.0) from None
-        try:
+        async with self._alone(digest):
             path = self._cache.path(digest)
             if path is None:
                 refusal = await self._fetched(request, digest)
@@ -110,14 +106,30 @@ class Relay:
                 if refusal is not None or path is None:
                     return refusal or await self._streamed(request)
                 return _file(path, digest)
-        finally:
-            lock.release()
-            if not lock.locked():
-                self._locks.pop(digest, None)
         if (refusal := await self._asked(request)) is not None:
             return refusal
         self.hits += 1
         return _file(path, digest)
+
+    @asynccontextmanager
+    async def _alone(self, digest: str) -> AsyncIterator[None]:
+        """One request for a blob at a time, so that one fetches it. Raises TransportError(E-BUSY) after a while."""
+        lock = self._locks.setdefault(digest, asyncio.Lock())
+        self._asking[digest] += 1
+        try:
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await lock.acquire()
+            except TimeoutError:
+                raise Later("E-BUSY", "the gateway is fetching this blob.", "come back.", 2.0) from None
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            self._asking[digest] -= 1
+            if not self._asking[digest]:  # who waits has this lock, and nobody may get another one meanwhile
+                del self._asking[digest], self._locks[digest]
 
     async def _asked(self, request: Request) -> Response | None:
         """Ask the server for the blob's first byte, as the device; its refusal, or None."""
