@@ -293,7 +293,7 @@ def test_a_worker_that_outlives_its_run_cannot_replace_newer_memory(tmp_path, mo
     with RunStore(out) as store:
         store.create("r", "toy", {}, {})
         orphan = host_of(store)
-        assert isinstance(orphan(0, -1), jobs.Handled)
+        assert isinstance(orphan(0, None), jobs.Handled)
     real, newer = files.os.fsync, []
 
     def stalled(*_):
