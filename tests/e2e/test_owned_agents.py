@@ -192,3 +192,21 @@ def test_an_owner_sees_that_the_server_is_gone_and_back(tmp_path: Path, monkeypa
         assert seen(lambda: why().startswith("E-CONNECT: https://127.0.0.1"))
         until_the_agent_ends.enter_context(Server(tmp_path / "server", port=port))
         assert seen(lambda: why() == "for the server's mail")
+
+
+def test_code_of_the_device_that_breaks_costs_a_round_and_not_the_agent(
+    server: Server, admin: Link, tmp_path: Path
+) -> None:
+    def breaks(recipe: Recipe, folder: Path, device: str, spec: Spec) -> Registered:
+        raise TypeError("a tokenizer that quotes the text of this device")
+
+    homes = [owned(server, tmp_path / name, OPEN) for name in ("one", "other")]
+    with working(*homes, make=breaks) as threads:
+        submitted(server, admin)
+        for home in homes:
+            why = seen(
+                lambda home=home: next((r.reason for r in record.rows(home) if r.kind == record.RUN_REFUSED), "")
+            )
+            assert "TypeError" in why
+            assert "quotes" not in why
+        assert all(thread.is_alive() for thread in threads)

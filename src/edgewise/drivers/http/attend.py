@@ -17,7 +17,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 from edgewise.core import frame
-from edgewise.core.errors import EdgewiseError, Interrupted, StoreError, TransportError
+from edgewise.core.errors import EdgewiseError, Interrupted, StoreError, TrainingError, TransportError
+from edgewise.core.own_code import type_and_line
 from edgewise.drivers.devices import Devices
 from edgewise.drivers.files import discard
 from edgewise.drivers.following import Downloads
@@ -95,7 +96,7 @@ def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -
         return
     try:
         watch.doing("joining", message.run)
-        with _in_touch(link):
+        with _in_touch(link), _named():
             mine = part(message.run)
     except (StoreError, TransportError, Interrupted):
         raise
@@ -118,8 +119,13 @@ def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -
         if wanted:
             _tidy(mine.blobs, wanted)
     watch.doing("training" if isinstance(message, frame.Invite) else "answering", message.run)
-    with _in_touch(link):
-        answer = mine.devices.answer(link.name, mail.raw, lambda: time.monotonic() - came_s, link.speed.up_mbit)
+    try:
+        with _in_touch(link), _named():
+            answer = mine.devices.answer(link.name, mail.raw, lambda: time.monotonic() - came_s, link.speed.up_mbit)
+    except TrainingError as e:
+        watch.refused(message.run, e)
+        _refuse(link, message, e.code, watch)
+        return
     if answer.frame is not None:
         watch.doing("sending", message.run)
         watch.leaving(mine, answer.frame)
@@ -133,6 +139,19 @@ def _refuse(link: Link, message: frame.FromServer, code: str, watch: Watch) -> N
         no = frame.dump(frame.Refusal(run=message.run, round=message.round, device=link.name, code=code, reason=""))
         watch.leaving(None, no)
         link.send(message.run, message.round, no)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Make an error of whatever a model's files or an owner's codec raise: it costs a round, and not the agent."""
+    try:
+        yield
+    except EdgewiseError:
+        raise
+    except Exception as e:  # boundary: foreign code
+        LOG.warning("no part in a round", exc_info=e)
+        fix = "see the log for the whole traceback, and mend it there."
+        raise TrainingError("E-TRAIN", f"code of this device failed: {type_and_line(e)}.", fix) from e
 
 
 @contextmanager
