@@ -97,6 +97,17 @@ def test_a_download_goes_on_where_it_broke_off(server: Server, device: Link, tmp
         (folder / digest).unlink()
 
 
+@pytest.mark.parametrize("have", [1000, len(BLOB)])
+def test_the_gateway_goes_on_where_its_own_download_broke_off(
+    server: Server, gateway: Gateway, device: Link, tmp_path: Path, have: int
+) -> None:
+    (digest,) = HttpCohort(server.service, RUN, 2**20).publish([BLOB])
+    (tmp_path / "gateway" / "cache" / f"{digest}.part").write_bytes(BLOB[:have])
+    before = gateway.relay.down_bytes
+    assert device.download(digest, tmp_path / "blobs", 2**28).read_bytes() == BLOB
+    assert gateway.relay.down_bytes - before == len(BLOB) - have
+
+
 def test_what_is_here_is_for_those_whom_the_server_lets_have_it(
     server: Server, gateway: Gateway, device: Link, tmp_path: Path
 ) -> None:

@@ -155,6 +155,9 @@ class Relay:
             headers["range"] = f"bytes={have}-"
         try:
             async with self._http().stream("GET", _target(request), headers=headers) as answer:
+                if answer.status_code == 416 and have:  # all bytes are here, and were not compared yet
+                    await self._service.aside(lambda: self._cache.keep(digest))
+                    return None
                 if answer.status_code not in (200, 206):
                     await answer.aread()
                     return self._answer(answer)
