@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -213,11 +214,13 @@ def play(made: Device, outcomes: list[Outcome], most: int) -> None:
             break
 
 
-def killed_when_loaded(home: Path) -> None:
+@contextmanager
+def killed_when_loaded(home: Path) -> Iterator[None]:
     """A process that is killed between loading and sending."""
     code = "from scripted import *; t = next(Device.open(sys.argv[1]).tasks()); t.load_into(module()); print(t.round)"
     command = [sys.executable, "-uc", f"import sys, time; {code}; time.sleep(600)", str(home)]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": PATHS}, stdout=subprocess.PIPE) as process:
+        yield
         assert process.stdout is not None
         assert process.stdout.readline() == b"0\n"
         process.kill()
@@ -229,13 +232,14 @@ def test_three_scripts_train_a_module_of_their_own(server: Server, tmp_path: Pat
     devices = [device(server, tmp_path / f"device-{i}") for i in range(3)]
     outcomes: list[list[Outcome]] = [[] for _ in devices]
     run = server.hosting.submit(submission({**RECIPE, "privacy": "hidden"}, server), "test")
-    for task in devices[0].tasks():
-        task.load_into(module())
-        break
-    killed_when_loaded(devices[1].home)
     threads = [Thread(target=play, args=(d, o, 2)) for d, o in zip(devices, outcomes, strict=True)]
-    for thread in threads:
-        thread.start()
+    threads[2].start()
+    with killed_when_loaded(devices[1].home):  # a round begins when all are here
+        for task in devices[0].tasks():
+            task.load_into(module())
+            break
+    threads[0].start()
+    threads[1].start()
     for thread in threads:
         thread.join()
     server.hosting.wait(run.run)
