@@ -35,8 +35,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.ge
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the cases of a test marked ``long(sample=n)`` leave n, evenly spread; ``make test-long`` walks all of them."""
+    """Of the cases of a test marked ``long(sample=n)`` leave n, evenly spread; ``make test-long`` walks all of them.
+
+    It gives each hours, since a busy machine takes long over a thousand examples.
+    """
     if LONG:
+        for item in items:
+            if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(4 * 3600))
         return
     cases: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:

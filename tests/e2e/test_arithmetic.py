@@ -78,7 +78,7 @@ def test_a_run_is_not_resumed_where_bits_differ(tmp_path, monkeypatch):
     )
     sim = ["-m", "edgewise.apps.cli", "sim", "toy.toml", "--extension", "stops", "--json", "--out"]
     here = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(SUPPORT), *sys.path])}
-    assert python(*sim, "run", **here)[0] == 1
+    assert python(*sim, "run", **here)[0] == 2  # the code of an extension failed
     status, said = python(*sim, "run", "--resume", **here, **changed, GO_ON="1")
     error = json.loads(said)["error"]
     assert (status, error["code"]) == (2, "E-RESUME")
