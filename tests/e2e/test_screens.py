@@ -105,7 +105,7 @@ def test_an_unfinished_run_never_ends_with_0(folder, broken):
         encoding="utf-8",
     )
     status, _, _ = command(["sim", "toy.toml", "--extension", "dies", "--out", "run"], broken)
-    assert (status, played("run")[0]) == (1, False)
+    assert (status, played("run")[0]) == (2, False), "the code of the extension ended it: E-EXTENSION"
     assert command(["sim", "toy.toml", "--set", "training.lr=-1", "--out", "other"], broken)[0] == 2
     assert command([*RUN, "run", "--no-such-option"], broken)[0] == 2
 
