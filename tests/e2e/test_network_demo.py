@@ -20,3 +20,4 @@ def test_five_processes_train_together_and_the_report_compares(tmp_path: Path) -
     assert all(summary["perplexity"][name] for name in ("base", "local_only", "federated"))
     for home in (out / "devices").iterdir():
         assert "masked update" in (home / "left.jsonl").read_text()
+    assert list((out / "gateway" / "cache").iterdir()), "devices reach the server by the gateway"

@@ -1,10 +1,12 @@
-"""The demonstration on real devices: a server and five agents on this machine, each a process of its own, over TLS.
+"""The demonstration on real devices: a server, a gateway and five agents on this machine, over TLS.
 
     OUT/server      the server's folder; the run lies in OUT/server/runs
+    OUT/gateway     that of the gateway, by which the devices reach the server
     OUT/devices     the homes of the devices: key, policy, own lines, and what left them
 
-Five characters of Shakespeare with the most lines are enrolled. Each device has the lines of its character alone. The
-server measures the models itself, since the text is public and lies on this machine: real devices are not asked.
+Five characters of Shakespeare with the most lines are enrolled. Each device has the lines of its character alone.
+Gateway and devices are processes of their own. The server measures the models itself, since the text is public and
+lies on this machine: real devices are not asked.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 from edgewise.apps import demos
 from edgewise.apps.compare import compare
+from edgewise.apps.gateway import start as gateways
 from edgewise.apps.longer import longer
 from edgewise.apps.measuring import Measuring
 from edgewise.apps.samples import sample
@@ -30,7 +33,7 @@ from edgewise.apps.server.start import Server
 from edgewise.apps.server.submit import submit
 from edgewise.apps.simulate import write_report
 from edgewise.core import events
-from edgewise.core.errors import RoundError
+from edgewise.core.errors import RoundError, TransportError
 from edgewise.drivers.fleet import served
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http.link import Link
@@ -42,6 +45,7 @@ from edgewise.plan.recipe import Recipe
 
 DEVICES, LINES = 5, "lines.jsonl"
 FAREWELL_S = 20.0
+EDGEWISE = (sys.executable, "-m", "edgewise.apps.cli")
 POLICY = """# What the owner of this device allows. `edgewise device policy --print` shows all keys.
 [data]
 source = "jsonl"
@@ -52,8 +56,8 @@ words = ["hidden"]
 cohort = 3
 """
 SAYS = (
-    "Five characters of Shakespeare are devices: processes of their own, enrolled at a server over TLS. Each keeps its "
-    "own lines, and the server gets masked updates, rounded to 4 bits."
+    "Five characters of Shakespeare are devices: processes of their own, enrolled at a server over TLS, which they "
+    "reach by a gateway. Each keeps its own lines, and the server gets masked updates, rounded to 4 bits."
 )
 Tell = Callable[[events.AnyEvent], None]
 
@@ -89,9 +93,10 @@ def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
         Server(out / "server", tell=told, evaluator=here.probes) as server,
     ):
         token = server.token(Grant(uses=len(names), approved=True))
-        homes = [_device(server, token, out / "devices" / name, rows, name) for name in names]
         operator = Link.join(server.url, server.token(Grant("admin", approved=True)), out / "operator")
-        with operator, _agents(homes):
+        with operator, _gateway(server, out / "gateway") as (url, gateway), _ended() as started:
+            homes = [_device(url, gateway, token, out / "devices" / name, rows, name) for name in names]
+            started += map(_agent, homes)
             begun = submit(operator, recipe, out)
             server.hosting.wait(begun["run"])
             found = dict(operator.call("GET", f"/v1/runs/{begun['run']}"))
@@ -127,31 +132,50 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _device(server: Server, token: str, home: Path, rows: Sequence[dict[str, Any]], name: str) -> Path:
+@contextmanager
+def _gateway(server: Server, folder: Path) -> Iterator[tuple[str, str]]:
+    """A gateway of the server, as a process: its address and its fingerprint."""
+    gateways.join(server.url, server.token(Grant("gateway", approved=True)), folder).close()
+    command = [*EDGEWISE, "gateway", "serve", str(folder), "--listen", "127.0.0.1:0", "--json"]
+    with _ended() as started:
+        with open(folder / "output.log", "wb") as log:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        started.append(process)
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline() or "{}")
+        if "url" not in told:
+            raise TransportError("E-LISTEN", "the gateway did not start.", f"see {folder}.")
+        yield str(told["url"]), str(told["gateway"])
+
+
+def _device(url: str, gateway: str, token: str, home: Path, rows: Sequence[dict[str, Any]], name: str) -> Path:
     """Enrol a device that has its own lines."""
-    Link.join(server.url, token, home, label=name).close()
+    Link.join(url, token, home, name, gateway=gateway).close()
     _write(home / LINES, [{"text": row["text"]} for row in rows if row["speaker"] == name])
     (home / "policy.toml").write_text(POLICY, encoding="utf-8")
     return home
 
 
-@contextmanager
-def _agents(homes: Sequence[Path]) -> Iterator[None]:
-    """The agents, each in a process; ended at the end. One thread each: they share this machine."""
+def _agent(home: Path) -> subprocess.Popen[bytes]:
+    """A device's agent, as a process of one thread: they share this machine."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "EDGEWISE_TOKEN": ""}
+    with open(home / "agent.log", "wb") as log:
+        command = [*EDGEWISE, "device", "run", "--home", str(home)]
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+
+@contextmanager
+def _ended() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that end with the block."""
     started: list[subprocess.Popen[bytes]] = []
     try:
-        for home in homes:
-            with open(home / "agent.log", "wb") as log:
-                command = [sys.executable, "-m", "edgewise.apps.cli", "device", "run", "--home", str(home)]
-                started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
-        yield
+        yield started
     finally:
-        for agent in started:
-            agent.terminate()
-        for agent in started:
+        for process in started:
+            process.terminate()
+        for process in started:
             try:
-                agent.wait(FAREWELL_S)
+                process.communicate(timeout=FAREWELL_S)
             except subprocess.TimeoutExpired:
-                agent.kill()
-                agent.wait()
+                process.kill()
+                process.communicate()
