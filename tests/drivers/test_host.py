@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -83,9 +84,14 @@ def test_a_contribution_and_its_memory(tmp_path):
 FAILURES = [
     (DataError("E-DEVICE-DATA", "no text."), "E-DEVICE-DATA", "no text."),
     (ModelError("E-MODEL", "torn."), "E-MODEL", "torn."),
-    (KeyError("my private diary"), "E-TRAIN", "KeyError"),
-    (ZeroDivisionError("my private diary"), "E-TRAIN", "ZeroDivisionError"),
+    (KeyError("my private diary"), "E-TRAIN", "KeyError (test_host.py)"),
+    (ZeroDivisionError("my private diary"), "E-TRAIN", "ZeroDivisionError (test_host.py)"),
 ]
+
+
+def without_line(reason: str) -> str:
+    """A reason that names a file without the place in it."""
+    return re.sub(r":\d+, in \w+\)$", ")", reason)
 
 
 @pytest.mark.parametrize(("error", "code", "reason"), FAILURES)
@@ -95,7 +101,12 @@ def test_a_trainer_that_fails_is_a_refusal(tmp_path, monkeypatch, caplog, error,
     answer = bench.invite()
     assert b"diary" not in answer.frame
     refused = frame.load(answer.frame)
-    assert (type(refused), refused.code, refused.reason, refused.round) == (frame.Refusal, code, reason, 0)
+    assert (type(refused), refused.code, without_line(refused.reason), refused.round) == (
+        frame.Refusal,
+        code,
+        reason,
+        0,
+    )
     assert ("Traceback" in caplog.text) == (code == "E-TRAIN")
     assert not bench.memories()
 
@@ -105,7 +116,12 @@ def test_a_measurement_that_fails_is_a_refusal(tmp_path, monkeypatch, error, cod
     bench = Bench(tmp_path)
     broken(monkeypatch, "evaluate", error)
     refused = frame.load(bench.probe().frame)
-    assert (type(refused), refused.code, refused.reason, refused.round) == (frame.Refusal, code, reason, 2)
+    assert (type(refused), refused.code, without_line(refused.reason), refused.round) == (
+        frame.Refusal,
+        code,
+        reason,
+        2,
+    )
     assert (refused.device, refused.run) == (DEVICE, bench.plan.run)
 
 
@@ -115,7 +131,8 @@ def test_training_alone_fails_for_one_device_only(tmp_path, monkeypatch, method)
     broken(monkeypatch, method, KeyError("my private diary"))
     x = vector.to_bytes(np.zeros(50, np.float32))
     answer = bench.host.do(jobs.Solo(id=4, device=DEVICE, params=x, rounds=(0, 2), measure=True))
-    assert answer == jobs.Broken(id=4, code="E-TRAIN", what="KeyError", fix="")
+    assert isinstance(answer, jobs.Broken)
+    assert (answer.id, answer.code, without_line(answer.what)) == (4, "E-TRAIN", "KeyError (test_host.py)")
 
 
 @pytest.mark.parametrize("ask", ["invite", "probe"])
