@@ -64,7 +64,7 @@ class BoxKey:
         """The rest of a box that begins with its ``nonce``: 12 random bytes. ``bound`` is authenticated with it."""
         return self._cipher.encrypt(nonce, plain, bound)
 
-    def open(self, box: bytes, bound: bytes) -> bytes:
+    def open(self, box: bytes | memoryview, bound: bytes) -> bytes:
         """Inverse of ``seal``, for the whole box. Raises DecodeError(E-SEAL) for another key or ``bound``, and for
         changed bytes."""
         view = memoryview(box)

@@ -2,7 +2,9 @@
 
 Record: ``u32 length | u32 crc32 of the body | u32 crc32 of these 8 bytes | body``, little endian; the body is a box
 (``crypto.seal.BoxKey``) for the checkpoint that the round started from and the record's place in the file, of
-MessagePack ``[kind, name, bytes, number, train_s, encode_s]``:
+MessagePack ``[kind, name, bytes, number, train_s, encode_s]``. The frame of an arrival, which may be as long as the
+model, is in a second box, so that it is never copied beside its sealed form: ``u32 length of the first box | first box
+| second box``, where records without a frame have an empty second one.
 
     kind       name        bytes                                  number
     began      attempt     MessagePack [dealing, nonce, cohort]   at_s
@@ -77,15 +79,16 @@ class FileJournal:
                 while (body := self._body(f, good, size)) is not None:
                     length = len(body)
                     try:
-                        body = self._boxes.open(body, self._place(good))
-                    except DecodeError:
+                        plain, frame = self._opened(body, good)
+                    except (DecodeError, struct.error):
                         raise self._damaged("is of another checkpoint or run") from None
+                    del body
                     try:
-                        record = _record(body)
+                        record = _record(plain, frame)
                     except (msgspec.DecodeError, ValueError):
                         raise self._damaged(f"holds no record of this version at byte {good}") from None
                     good += _HEADER_BYTES + length
-                    del body
+                    del frame
                     yield record
         except FileNotFoundError:
             return
@@ -117,11 +120,18 @@ class FileJournal:
             raise self._damaged(f"is damaged at byte {at}")
         return body
 
+    def _opened(self, body: bytes, at: int) -> tuple[bytes, bytes]:
+        """The item and the frame of the record at byte ``at``. Raises DecodeError(E-SEAL), struct.error."""
+        view, (first,) = memoryview(body), _CRC.unpack_from(body)
+        start, end = _CRC.size, _CRC.size + first
+        item, rest = self._boxes.open(view[start:end], self._place(at)), view[end:]
+        return item, self._boxes.open(rest, self._place(at, "frame")) if rest else b""
+
     def append(self, record: Record) -> None:
         """See Journal. Survives the death of the process; a power cut may cost the tail, which is then asked again."""
         match record:
             case Arrived():
-                item = ("arrived", record.device, record.frame, record.at_s, record.train_s, record.encode_s)
+                item = ("arrived", record.device, b"", record.at_s, record.train_s, record.encode_s)
             case Absent():
                 item = ("lost", record.device, record.code.encode(), record.at_s, 0.0, 0.0)
             case Began():
@@ -135,7 +145,7 @@ class FileJournal:
                 item = ("resumed", "", b"", record.by_s, 0.0, 0.0)
         try:
             self._open()
-            self._write(_encoder.encode(item))
+            self._write(_encoder.encode(item), record.frame if isinstance(record, Arrived) else b"")
         except OSError as e:
             raise self._full(e) from None
 
@@ -144,16 +154,25 @@ class FileJournal:
             self._path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
             self._file = open(self._path, "ab", 0, opener=for_owner)  # noqa: SIM115 (kept open for the round)
 
-    def _place(self, at: int) -> bytes:
-        return f"{self._of} {at}".encode()
+    def _place(self, at: int, what: str = "item") -> bytes:
+        return f"{self._of} {at} {what}".encode()
 
-    def _write(self, plain: bytes) -> None:
+    def _sealed(self, plain: bytes, place: bytes) -> list[bytes]:
+        """A box, as its nonce and the rest, so that the rest is not copied again."""
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        return [nonce, self._boxes.seal(nonce, plain, place)]
+
+    def _write(self, item: bytes, frame: bytes) -> None:
         """All of it, or nothing: a nearly full disk takes a part and then refuses."""
         start = self._file.seek(0, os.SEEK_END)
-        nonce = secrets.token_bytes(NONCE_BYTES)
-        box = self._boxes.seal(nonce, plain, self._place(start))
-        lengths = _LENGTHS.pack(len(nonce) + len(box), zlib.crc32(box, zlib.crc32(nonce)))
-        parts = (lengths + _CRC.pack(zlib.crc32(lengths)) + nonce, box)  # two, so that the box is not copied again
+        first = self._sealed(item, self._place(start))
+        second = self._sealed(frame, self._place(start, "frame")) if frame else []
+        body = [_CRC.pack(sum(map(len, first))), *first, *second]
+        crc = 0
+        for part in body:
+            crc = zlib.crc32(part, crc)
+        lengths = _LENGTHS.pack(sum(map(len, body)), crc)
+        parts = [lengths + _CRC.pack(zlib.crc32(lengths)), *body]
         try:
             for part in parts:
                 left = memoryview(part)
@@ -193,12 +212,12 @@ class FileJournal:
         return StoreError("E-DISK", f"cannot write {self._path}: {e.strerror}.", "free space, then --resume.")
 
 
-def _record(body: bytes) -> Record:
+def _record(body: bytes, frame: bytes) -> Record:
     """Raises msgspec.DecodeError or ValueError (UnicodeDecodeError is one) on anything else."""
     kind, device, data, at_s, train_s, encode_s = _decoder.decode(body)
     match kind:
         case "arrived":
-            return Arrived(device, data, at_s, train_s, encode_s)
+            return Arrived(device, frame, at_s, train_s, encode_s)
         case "lost":
             return Absent(device, data.decode(), at_s)
         case "began":

@@ -289,7 +289,7 @@ class RunStore:
         """Take the key of the last round's journal out of the write-ahead log of the database too; in the database it
         is overwritten (``secure_delete``). Where somebody reads the database, that is left to the next round."""
         with self._guard(), self._engine.connect() as c:
-            c.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+            c.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
 
     def put(self, x: vector.Vector) -> str:
         """Store a float32 vector; returns its digest. Sync the folder before anything durable names it."""

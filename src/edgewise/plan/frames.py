@@ -38,7 +38,7 @@ def traffic(plan: Plan, names: Sequence[str] = ()) -> tuple[Traffic, ...]:
 
 
 def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
-    asked = len(dump(_invite(plan, phase)))
+    asked = _asked(plan, phase)
     device = sorted(cohort, key=len)[len(cohort) // 2]
     encoded = plan.at(phase * plan.sampling.groups).encoded
     if plan.hides is None:
@@ -62,20 +62,28 @@ def _around(plan: Plan, device: str) -> int:
     return len(dump(Contribution(run=_HEX, round=100, device=device, payload=memoryview(b"")))) + 3
 
 
-def _invite(plan: Plan, phase: int) -> Invite:
-    deltas = plan.delta_bytes is not None and plan.delta_bytes < plan.snapshot_bytes  # else the model itself is fewer
+def _asked(plan: Plan, phase: int) -> float:
+    """Of an invitation, the mean over the rounds: that of the first names no earlier model."""
+    first, later = (len(dump(_invite(plan, phase, known))) for known in (False, True))
+    return (first + (plan.rounds - 1) * later) / plan.rounds
+
+
+def _invite(plan: Plan, phase: int, known: bool) -> Invite:
+    """``known``: the device has had a model of this run."""
+    fewer = plan.delta_bytes is not None and plan.delta_bytes < plan.snapshot_bytes  # else the model itself is fewer
+    deltas = known and fewer
     return Invite(
         run=_HEX,
         round=100,
         spec=_HEX,
         model=_HEX,
         public=bytes(KEY_BYTES),
-        accepted=99,
+        accepted=99 if known else None,
         deadline_s=plan.sampling.deadline_s,
         rule=plan.rule(phase * plan.sampling.groups),
         base=_HEX if deltas else None,
         deltas=(_HEX,) if deltas else (),
-        support=_HEX if plan.at(phase * plan.sampling.groups).encoded.announced else None,
+        support=_HEX if known and plan.at(phase * plan.sampling.groups).encoded.announced else None,
         nonce=bytes(KEY_BYTES) if plan.hides is not None else None,
         clip=None if (clips := plan.clips(0)) is None else max(clips),
     )
