@@ -134,6 +134,7 @@ def test_a_pause_in_the_middle_of_training_keeps_the_answer_here(server: Server,
     with working(home, make=slow):
         assert training.wait(20.0)
         done("device", "pause", "--home", str(home))
+        time.sleep(2 * control.LOOK_S)  # a pause holds within a second
         go_on.set()
         assert seen(lambda: kinds(home)), "the answer is ready"
         time.sleep(0.5)
