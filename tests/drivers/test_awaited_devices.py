@@ -45,6 +45,12 @@ def test_no_round_begins_before_enough_devices_are_here(tmp_path: Path, monkeypa
             assert time.monotonic() < give_up_s
             time.sleep(0.05)
         assert why() == "waits for devices: 0 of at least 2 are here"
+        server.hosting.ask(run, served.PAUSED)
+        assert why() == ""
+        server.hosting.ask(run, served.RUNNING)
+        while not why():
+            assert time.monotonic() < give_up_s, "a run that waits again says so again"
+            time.sleep(0.05)
         assert not any(isinstance(e, events.RoundStarted) for e in told)
         for made in homes:
             Thread(target=loop, args=(made,), daemon=True).start()

@@ -118,6 +118,7 @@ class Hosting:
     def _begin(self, run: ServedRun) -> None:
         with self._lock:
             self._states[run.run] = served.RUNNING
+            self._waiting.pop(run.run, None)  # what the database has is of an earlier start, or was taken back
             if run.run not in self._threads:
                 thread = Thread(target=self._play, args=(run,), name=f"edgewise-run-{run.run[:8]}", daemon=True)
                 self._threads[run.run] = thread
@@ -149,7 +150,7 @@ class Hosting:
 
     def _says(self, run: str, why: str) -> None:
         """Note why a running run waits."""
-        if self._waiting.get(run, "") != why:
+        if self._waiting.get(run) != why:
             self._waiting[run] = why
             with suppress(StoreError):
                 self._service.database.write(lambda c: served.explain(c, run, why))
