@@ -17,6 +17,7 @@ from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.server.start import Server
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec
+from edgewise.drivers.devices import Devices
 from edgewise.drivers.http.link import Link
 from edgewise.engine.trainer import Registered
 from edgewise.plan.recipe import Recipe
@@ -210,4 +211,20 @@ def test_code_of_the_device_that_breaks_costs_a_round_and_not_the_agent(
             )
             assert "TypeError" in why
             assert "quotes" not in why
+        assert all(thread.is_alive() for thread in threads)
+
+
+def test_an_answer_that_breaks_costs_a_round_and_not_the_agent(
+    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: object) -> None:
+        raise KeyError("a codec that quotes the text of this device")
+
+    monkeypatch.setattr(Devices, "answer", breaks)
+    home = owned(server, tmp_path / "home", OPEN)
+    with working(home) as threads:
+        submitted(server, admin)
+        why = seen(lambda: "".join(r.reason for r in record.rows(home) if r.kind == record.RUN_REFUSED))
+        assert "KeyError" in why
+        assert "quotes" not in why
         assert all(thread.is_alive() for thread in threads)
