@@ -1,0 +1,90 @@
+"""A server that lies about a run to a device that would join it: the device refuses, by name, before it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from toy import ToyTrainer
+from toy_recipe import make_recipe
+
+from edgewise.apps.device.joining import Owner, Parts
+from edgewise.core import vector
+from edgewise.core.errors import EdgewiseError
+from edgewise.crypto import sign
+from edgewise.drivers.fleet import roster
+from edgewise.drivers.http.identity import Identity, fingerprint
+from edgewise.engine.trainer import registered
+from edgewise.plan import facts
+from edgewise.plan.acceptance import OwnerFloor
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
+
+SERVER, STRANGER, ME, OTHER = (sign.pair(bytes([i]) * 32) for i in (1, 2, 3, 4))
+HIDDEN = {
+    "privacy": "hidden",
+    "stage": [{"kind": "clip", "l2": 4.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}],
+    "trust.malicious_fraction": 0.0,
+    "trust.dropout_fraction": 0.0,
+    "round.minimum": 1.0,
+}
+
+
+class Lying:
+    """What a device hears from its server, which is not what an honest one says."""
+
+    def __init__(self, folder: Path, signer: Any = SERVER, keys: tuple[bytes, ...] = (ME.public, OTHER.public)) -> None:
+        recipe = make_recipe({"data.devices": 2, **HIDDEN})
+        self._trainer = ToyTrainer(recipe)
+        listing = roster.dump(list(keys))
+        instance = facts.Instance(server=signer.public.hex(), nonce="ab" * 32, roster=vector.digest(listing))
+        plan = compile(recipe, self._trainer.spec, 2, BUILT_IN, None, instance)
+        self.raw = facts.canonical(plan.facts)
+        self.signature, self.run = facts.sign(signer.secret, self.raw), plan.run
+        self._folder, self._listing = folder, listing
+        self.home, self.identity = SimpleNamespace(server=fingerprint(SERVER.public)), Identity(ME.public, ME.secret)
+        self.name = self.identity.name
+
+    def call(self, method: str, path: str) -> dict[str, Any]:
+        return {"facts": self.raw.decode(), "signature": self.signature.hex(), "shares": None}
+
+    def download(self, digest: str, folder: Path, most: int) -> Path:
+        path = self._folder / "listing"
+        path.write_bytes(self._listing)
+        return path
+
+    def joined(self, run: str = "") -> str:
+        """The code with which the device refuses; empty where it joins."""
+        make = lambda recipe, folder, device, spec: registered(self._trainer)  # noqa: E731
+        with Parts(self, self._folder, Owner({}, self._folder, OwnerFloor()), make) as parts:  # type: ignore[arg-type]
+            parts._layout = lambda *_: self._trainer.spec  # type: ignore[method-assign]
+            parts._model = lambda tables, *_: {**tables["model"], "base": "bundled"}  # type: ignore[method-assign]
+            parts._data = lambda tables: tables["data"]  # type: ignore[method-assign]
+            try:
+                parts(run or self.run)
+            except EdgewiseError as e:
+                return e.code
+        return ""
+
+
+def test_an_honest_server_is_joined(tmp_path: Path) -> None:
+    assert Lying(tmp_path).joined() == ""
+
+
+def test_facts_of_another_run_are_refused(tmp_path: Path) -> None:
+    assert Lying(tmp_path).joined("0" * 64) == "E-FACTS"
+
+
+def test_facts_signed_by_another_server_are_refused(tmp_path: Path) -> None:
+    assert Lying(tmp_path, signer=STRANGER).joined() == "E-FACTS"
+
+
+def test_facts_with_another_signature_are_refused(tmp_path: Path) -> None:
+    lying = Lying(tmp_path)
+    lying.signature = facts.sign(STRANGER.secret, lying.raw)
+    assert lying.joined() == "E-FACTS"
+
+
+def test_a_roster_without_the_device_is_refused(tmp_path: Path) -> None:
+    assert Lying(tmp_path, keys=(STRANGER.public, OTHER.public)).joined() == "E-FACTS"
