@@ -135,9 +135,10 @@ class Hosting:
         return self._closing.is_set() or self._states[run] != served.RUNNING
 
     def _rests(self, run: str, devices: Collection[DeviceId], least: int) -> bool:
-        """Wait until enough of the run's devices are here, and for its turn; whether it plays no further round for now.
+        """Wait until enough of the run's devices are here, and for its turn.
 
         A round that begins without them ends at its deadline with nothing, and counts as played.
+        Returns whether the run plays no further round for now.
         """
         while not self._paused(run):
             here = self._service.present(devices, HERE_S)
@@ -190,7 +191,7 @@ class Hosting:
             self._service.ring(run)
 
     def _played(self, run: ServedRun) -> bool:
-        """Play a run from where it is; whether it came to its end."""
+        """Play a run from where it is. Returns whether it came to its end."""
         out = submission.folder(self._service, run.run)
         with RunStore(out) as store, ExitStack() as links:
             known = store.run()
