@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -70,16 +71,34 @@ def test_the_migrations_make_the_tables(database: Database) -> None:
         assert stat.S_IMODE(database.path.stat().st_mode) == 0o600
 
 
-def test_a_change_that_fails_takes_back_itself_alone(database: Database) -> None:
+def break_the_rules(c: sa.Connection) -> None:
+    c.execute(ROUNDS.insert().values(run="good", round=0, key=b""))  # it is there
+
+
+def give_up(c: sa.Connection) -> None:
+    raise TransportError("E-CLOSED", "no.", "no.")
+
+
+@pytest.mark.parametrize(
+    "fault", [give_up, break_the_rules, lambda c: [][0], lambda c: c.execute(sa.text("SELECT no"))]
+)
+def test_a_change_that_fails_takes_back_itself_alone(
+    database: Database, fault: Callable[[sa.Connection], None]
+) -> None:
     def fails(c: sa.Connection) -> None:
         mailboxes.open_round(c, "bad", 0)
-        raise TransportError("E-CLOSED", "no.", "no.")
+        fault(c)
 
+    together = threading.Event()
+    database.submit(lambda c: together.wait(10.0))
     futures = [database.submit(lambda c, n=n: mailboxes.open_round(c, "good", n)) for n in range(3)]  # type: ignore[misc]
-    bad = database.submit(fails)
+    gone, bad = database.submit(lambda c: mailboxes.open_round(c, "gone", 0)), database.submit(fails)
     last = database.submit(lambda c: mailboxes.open_round(c, "good", 3))
+    assert gone.cancel()
+    together.set()
     assert len({f.result() for f in futures} | {last.result()}) == 4
-    assert isinstance(bad.exception(), TransportError)
+    assert isinstance(bad.exception(), TransportError | sa.exc.DBAPIError | IndexError)
+    assert database.fault() == ""
     with database.read() as c:
         assert c.execute(sa.select(ROUNDS.c.run, ROUNDS.c.round)).all() == [("good", n) for n in range(4)]
 

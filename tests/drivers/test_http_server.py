@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from served import RUN, code, connected, contribution, joined, running, send_inv
 from starlette.routing import Route
 
 from edgewise.apps.server.api import ControlPlane
+from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.start import Server, Tls
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes
@@ -228,6 +230,16 @@ def test_a_server_that_ends_hangs_up_its_long_polls(tmp_path: Path) -> None:
     poll.join()
     device.close()
     assert answers == [""], "an answer, and no connection that breaks off"
+
+
+def test_a_server_that_cannot_start_its_runs_gives_all_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(Hosting, "start", lambda _: [][0])
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        with pytest.raises(IndexError):
+            Server(tmp_path, port=port)
+    Server(tmp_path, port=port).close()  # port and lease are free
 
 
 def test_rates_hold_by_address_and_key(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import datetime
 import ssl
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,16 +75,17 @@ class Server:
         gateway: Address | None = None,
     ) -> None:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
-        self.service = Service(folder, limits, now_s)
-        try:
+        with ExitStack() as undo:  # of a server that cannot start: its runs end, its port and its lease are given back
+            self.service = Service(folder, limits, now_s)
+            undo.callback(self.service.close)
             context = secured(self.service, tls)
             self.hosting = Hosting(self.service, tell, evaluator, turn, gateway)
             self._listener = Listener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)
-        except Exception:  # goes on below, once the database and its lease are given back
-            self.service.close()
-            raise
+            undo.callback(self._listener.close, self.service.hang_up)
+            undo.callback(self.hosting.close)
+            self.hosting.start()
+            undo.pop_all()
         self.port = self._listener.port
-        self.hosting.start()
         self.url = f"{'http' if tls.off else 'https'}://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Server:

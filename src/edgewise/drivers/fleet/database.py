@@ -4,8 +4,9 @@
     number = database.write(lambda c: mailboxes.post(c, ...))     # durable when this returns
 
 A change is a function of a connection. The writer's thread runs all changes that wait in one transaction, each in a
-savepoint of its own, so that one that raises takes back itself alone. Whoever waits is answered after the commit:
-acknowledged means durable (WAL, full sync). Reads see what was committed last and never wait.
+savepoint of its own, so that one that raises takes back itself alone, whatever it raises. A disk or a database that
+cannot work fails all of them. Whoever waits is answered after the commit: acknowledged means durable (WAL, full sync).
+Reads see what was committed last and never wait.
 
 The lease keeps a second server off the same database. It names its holder and a number that grows with each holder;
 every transaction checks that number (a fencing token), so a server that was stopped while another took over cannot
@@ -30,7 +31,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.errors import StoreError
 from edgewise.drivers.files import FOLDER, for_owner
 from edgewise.drivers.fleet.tables import LEASES
 
@@ -40,6 +41,12 @@ LEASE_S, RENEW_S = 2.0, 0.5
 TOGETHER = 256  # changes in one transaction at most
 DISK = ("readonly", "unable to open", "full", "disk I/O")  # in SQLite's messages
 _WRITER = "writer"
+_OWN = (
+    sqlite3.SQLITE_ERROR,
+    sqlite3.SQLITE_TOOBIG,
+    sqlite3.SQLITE_CONSTRAINT,
+    sqlite3.SQLITE_MISMATCH,
+)  # of a statement
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -124,7 +131,7 @@ class Database:
     def _fail_what_waits(self) -> None:
         with suppress(queue.Empty):
             while True:
-                if (item := self._waiting.get_nowait()) is not None:
+                if (item := self._waiting.get_nowait()) is not None and item[1].set_running_or_notify_cancel():
                     item[1].set_exception(_closing())
 
     # -- the lease -----------------------------------------------------------------------------------------------
@@ -187,6 +194,7 @@ class Database:
             self._commit(batch)
 
     def _commit(self, batch: list[tuple[Change, Future[Any]]]) -> None:
+        batch = [item for item in batch if item[1].set_running_or_notify_cancel()]  # or its caller has gone
         results: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             with self._guard(), self._writing() as c:
@@ -195,7 +203,9 @@ class Database:
                     try:
                         with c.begin_nested():
                             results.append((future, change(c), None))
-                    except EdgewiseError as e:
+                    except Exception as e:  # boundary: a fault of one change is not one of the others
+                        if _of_all(c, e):
+                            raise
                         results.append((future, None, e))
             self._fault, self._until_s = "", self._renewed_s + LEASE_S
         except Exception as e:  # boundary: the writer goes on; whoever waits gets the error
@@ -226,6 +236,12 @@ def _config() -> Config:
 def head() -> str:
     """The version of the tables of this edgewise."""
     return str(ScriptDirectory.from_config(_config()).get_current_head())
+
+
+def _of_all(c: sa.Connection, e: Exception) -> bool:
+    """Whether an error is one of the transaction, and not of the change that met it: the disk's, the database's."""
+    code: int | None = getattr(getattr(e, "orig", e), "sqlite_errorcode", None)  # its lowest byte is SQLite's main code
+    return not c.connection.driver_connection.in_transaction or (code is not None and code & 0xFF not in _OWN)  # type: ignore[union-attr]
 
 
 def _said(e: BaseException) -> str:

@@ -121,7 +121,7 @@ class Listener:
         if tls is None and self._socket.getsockname()[0] not in ("127.0.0.1", "::1"):
             self._socket.close()
             what = f"plain HTTP on {host}, which others can reach."
-            raise TransportError("E-LISTEN", what, "leave out --no-tls, or listen on 127.0.0.1.")
+            raise TransportError("E-LISTEN", what, "leave out --plain, or listen on 127.0.0.1.")
         self.port = int(self._socket.getsockname()[1])
         context: dict[str, Any] = {} if tls is None else {"ssl_context_factory": lambda *_: tls}
         config = uvicorn.Config(
