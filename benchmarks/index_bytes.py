@@ -14,9 +14,11 @@ from math import lgamma, log
 import bench
 import numpy as np
 
-from edgewise.codecs import kernels, pack
+from edgewise.codecs import pack
 from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Quorum, Space, Support
+from edgewise.kernels.bits import packed_bytes
+from edgewise.kernels.hashing import choose
 
 DENSITIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05)
 BAR = 0.01
@@ -31,12 +33,12 @@ def measure(d: int, density: float) -> dict[str, float]:
     """Bytes of the positions alone: a packed payload less its body of one bit per coordinate."""
     k = round(density * d)
     space = Space(k, Quorum(1, 1), grid=Grid(Kind.INTEGER, 1.0, level_max=1, stride=2), support=Support(d))
-    at = kernels.choose(d, k, np.uint64(k))
+    at = choose(d, k, np.uint64(k))
     raw = pack.pack(Payload(np.ones(k, np.int8), np.zeros(0), at), space)
     back = pack.unpack(raw, space).support
     if back is None or not np.array_equal(back, at):
         raise AssertionError("the positions do not come back")
-    body = kernels.packed_bytes(k, 1)
+    body = packed_bytes(k, 1)
     return {"bytes": len(raw) - body, "announced": pack.size_bytes(space) - body, "entropy": entropy_bytes(d, k)}
 
 

@@ -9,9 +9,9 @@ import pytest
 from lying_server import Server
 from session import ROOT, SID, Session
 
-from edgewise.codecs import kernels
 from edgewise.core.keys import derive
 from edgewise.crypto import agree
+from edgewise.kernels.bits import unpack_bits
 from edgewise.secagg import messages, params, secrets, server
 from edgewise.secagg.client import circle
 from edgewise.secagg.params import TrustPolicy
@@ -54,7 +54,7 @@ def cut() -> tuple[int, int]:
     found = {d for d in masked if d not in corrupt and (d in revealed or shares[d] >= t)}
     hidden = secrets.Hidden(s.params)
     for d in found:
-        body = kernels.unpack_bits(memoryview(masked[d].body), s.bits, s.dim)
+        body = unpack_bits(memoryview(masked[d].body), s.bits, s.dim)
         assert body is not None
         hidden.add(body.astype(np.uint32), np.frombuffer(masked[d].head, "<u8"))
     hidden.mask([(own(d, "seed"), -1) for d in found], roster)

@@ -7,10 +7,10 @@ import pytest
 from session import IDENTITIES, SID, Session
 from toy_recipe import make_recipe
 
-from edgewise.codecs import kernels
 from edgewise.core.errors import CompositionError
 from edgewise.core.vector import Spec
 from edgewise.crypto import agree, sign
+from edgewise.kernels.bits import unpack_bits
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
@@ -59,7 +59,7 @@ def attack(n: int, bad: int) -> np.ndarray | None:
     seed = recovery.seed(SID, victim, shared.keys[victim], seeds, shared.threshold)
     key = agree.Secret(recovery.key(shared.keys[victim], keys, shared.threshold))
     raw = masked[victim]
-    body = kernels.unpack_bits(memoryview(raw.body), s.bits, s.dim)
+    body = unpack_bits(memoryview(raw.body), s.bits, s.dim)
     hidden = secrets.Hidden(s.params, body.astype(np.uint32), np.frombuffer(raw.head, "<u8"))
     hidden.mask([(seed, -1)], shared.roster)
     pairs = [(o, secrets.pair_seed(key, shared.keys[o].mask, shared.roster, victim, o)) for o in shared.near[victim]]

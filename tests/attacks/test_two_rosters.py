@@ -16,7 +16,7 @@ from lying_server import Server
 from schedules import Run
 from session import SID, Session
 
-from edgewise.codecs import kernels
+from edgewise.kernels.bits import unpack_bits
 from edgewise.secagg import messages, secrets, server
 from edgewise.secagg.client import circle
 from edgewise.secagg.params import TrustPolicy
@@ -42,7 +42,7 @@ def attack(n_min: int, bad: int, forge: str) -> tuple[np.ndarray | None, Server]
     roster = messages.roster_digest(SID, {d: liar.keys[d] for d in sorted(one)})
     hidden = secrets.Hidden(s.params)
     for m in masked.values():
-        body = kernels.unpack_bits(memoryview(m.body), s.bits, s.dim)
+        body = unpack_bits(memoryview(m.body), s.bits, s.dim)
         assert body is not None
         hidden.add(body.astype(np.uint32), np.frombuffer(m.head, "<u8"))
     hidden.mask([(revealed[d].seeds[d][:32], -1) for d in inside], roster)

@@ -8,10 +8,10 @@ import msgspec
 from edwards import cases
 from session import IDENTITIES, ROOT, SID
 
-from edgewise.codecs import kernels
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive
 from edgewise.crypto import agree, seal, shamir, sign
+from edgewise.kernels.bits import pack_bits
 from edgewise.secagg import client, graph, messages, secrets
 from edgewise.secagg.params import Params, TrustPolicy
 
@@ -94,7 +94,7 @@ def pieces() -> dict[str, Any]:
         "rung": {"roster": roster.hex(), "rung": 3, "hex": Params(TrustPolicy(), 2, 20, 1, 0, 3).bound(roster).hex()},
         "mask": [{"seed": one.hex(), "context": SID.hex(), "bits": bits, "body": h.body.tolist(),
                   "head": [str(v) for v in h.head]} for bits, h in hidden.items()],
-        "pack": [{"bits": bits, "body": h.body.tolist(), "hex": bytes(kernels.pack_bits(h.body, bits)).hex()}
+        "pack": [{"bits": bits, "body": h.body.tolist(), "hex": bytes(pack_bits(h.body, bits)).hex()}
                  for bits, h in hidden.items()],
         "masked": {"context": roster.hex(), "device": "d000", "told": told.hex(), "body": b"body".hex(),
                    "head": b"headhead".hex(), "failed": ["d001", "d002"],

@@ -5,7 +5,7 @@
     fewer bits           quantize (with eden, codebook, scales), mixed, wrap
     what is lost         feedback (with ef21, inner, residual) brings it back later
     which codec          ladder: each device chooses by its link
-    bytes                pack, golomb; kernels are the compiled loops below
+    bytes                pack, golomb
 
 ``weigh`` counts devices by their data. The bounds ``clip`` and ``clamp`` are stages too, and stand in ``privacy.clip``.
 To add one: docs/extend.md.

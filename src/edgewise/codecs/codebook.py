@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.codecs import scales
-from edgewise.codecs.kernels import compiled
 from edgewise.core import demand
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
@@ -22,6 +21,7 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
+from edgewise.kernels.compiled import compiled
 
 Encode = Callable[[Vector], tuple[NDArray[np.int8], scales.Scales]]
 Decode = Callable[[NDArray[np.int8], scales.Scales], Vector]

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from edgewise.codecs import scales
 from edgewise.codecs.codebook import coded, look_up
-from edgewise.codecs.kernels import compiled
 from edgewise.codecs.rotate import SHORTEST, edges
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError
@@ -17,6 +16,7 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
+from edgewise.kernels.compiled import compiled
 
 # Positive halves of the Lloyd-Max code books of N(0, 1): each value is the mean of its cell, each limit between two
 # cells lies halfway (Max 1960). A test holds them against both conditions.

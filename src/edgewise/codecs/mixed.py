@@ -11,7 +11,7 @@ import numpy as np
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from edgewise.codecs import kernels, pack
+from edgewise.codecs import pack
 from edgewise.codecs.quantize import block_growth
 from edgewise.codecs.scales import SLACK, of_blocks
 from edgewise.core import demand
@@ -23,6 +23,9 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec
+from edgewise.kernels.bits import pack_bits, packed_bytes, unpack_bits
+from edgewise.kernels.compiled import compiled
+from edgewise.kernels.rounding import round_levels, unround
 
 BLOCK = 64  # coordinates per scale
 WIDTHS = (0, 2, 3, 4, 5, 6, 7, 8)  # bits per coordinate that a part may have; 0 = it stays behind
@@ -82,7 +85,7 @@ def mixed(
                 top = 2 ** (width - 1) - 1
                 inverse = np.divide(top, scales[i], out=np.zeros(scales[i].size), where=scales[i] > 0, dtype=np.float64)
                 seed = np.uint64(word(turn.own("mixed", turn.round, i)))
-                kernels.round_levels(x[a:b], inverse, BLOCK, top, seed, body[a:b])
+                round_levels(x[a:b], inverse, BLOCK, top, seed, body[a:b])
         kept = [s for s, width in zip(scales, widths, strict=True) if width]
         sent = np.concatenate([np.zeros(0, np.float32), *kept])
         return payload.but(body=body, scales=sent, widths=widths), memory
@@ -95,7 +98,7 @@ def mixed(
             if width:
                 n = -(-(b - a) // BLOCK)
                 steps = payload.scales[at : at + n].astype(np.float64) / (2 ** (width - 1) - 1)
-                x[a:b] = kernels.unround(payload.body[a:b], steps, BLOCK)
+                x[a:b] = unround(payload.body[a:b], steps, BLOCK)
                 at += n
         return payload.but(body=x, scales=None, widths=None)
 
@@ -105,7 +108,7 @@ def mixed(
     return Stage(name, infer, encode, decode, says)
 
 
-@kernels.compiled
+@compiled
 def part_errors(x: NDArray[np.float32], scales: NDArray[np.float32], block: int) -> NDArray[np.float64]:
     """float64[9]: expected squared error of rounding x to 0, 1, ..., 8 bits with these scales (1 bit: inf)."""
     out = np.zeros(9)
@@ -131,7 +134,7 @@ def part_bytes(sizes: Sequence[int], block: int = BLOCK) -> NDArray[np.int64]:
     out = np.zeros((len(sizes), 9), np.int64)
     for i, size in enumerate(sizes):
         for bits in range(1, 9):
-            out[i, bits] = 2 * -(-size // block) + kernels.packed_bytes(size, bits)
+            out[i, bits] = 2 * -(-size // block) + packed_bytes(size, bits)
     return out
 
 
@@ -200,7 +203,7 @@ class Widths:
     @property
     def width_bytes(self) -> int:
         """Bytes of the packed widths."""
-        return kernels.packed_bytes(len(self.sizes), 4)
+        return packed_bytes(len(self.sizes), 4)
 
     def size_bytes(self, space: Space) -> float:
         """The most."""
@@ -220,10 +223,10 @@ class Widths:
             if levels.size and int(np.abs(levels.astype(np.int16)).max()) > top:
                 raise ValueError("level out of range")
             if width:
-                out.append(kernels.pack_bits((levels + np.int8(top)).view(np.uint8), width))
+                out.append(pack_bits((levels + np.int8(top)).view(np.uint8), width))
         if sum(map(len, out)) > self.budget_bytes:
             raise ValueError("above the budget")
-        return b"".join([head, kernels.pack_bits(widths, 4), *out])
+        return b"".join([head, pack_bits(widths, 4), *out])
 
     def unpack(self, view: memoryview, space: Space) -> Payload:
         """As ``core.space.Layout`` says."""
@@ -231,12 +234,12 @@ class Widths:
         if not first + self.width_bytes <= len(view) <= self.size_bytes(space):
             pack.refuse(f"{len(view)} bytes, expected at most {self.size_bytes(space)}")
         at = first + self.width_bytes
-        widths = kernels.unpack_bits(view[first:at], 4, len(self.sizes))
+        widths = unpack_bits(view[first:at], 4, len(self.sizes))
         if widths is None or not np.isin(widths, WIDTHS).all():
             pack.refuse("no such widths")
         widths = widths.astype(np.uint8)
         scale_bytes = 2 * self._blocks(widths)
-        lengths = [kernels.packed_bytes(size, w) for size, w in zip(self.sizes, widths.tolist(), strict=True)]
+        lengths = [packed_bytes(size, w) for size, w in zip(self.sizes, widths.tolist(), strict=True)]
         need = scale_bytes + sum(lengths)
         if len(view) - at != need or need > self.budget_bytes:
             pack.refuse(f"{len(view) - at} bytes, its widths take {need}")
@@ -245,7 +248,7 @@ class Widths:
         for size, width, length in zip(self.sizes, widths.tolist(), lengths, strict=True):
             if width:
                 top = 2 ** (width - 1) - 1
-                levels: NDArray[Any] | None = kernels.unpack_bits(view[at : at + length], width, size)
+                levels: NDArray[Any] | None = unpack_bits(view[at : at + length], width, size)
                 if levels is None or (levels.size and int(levels.max()) > 2 * top):
                     pack.refuse("a level is out of range, or padding is not zero")
                 body[start : start + size] = (levels.astype(np.int16) - top).astype(np.int8)

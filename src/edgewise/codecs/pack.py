@@ -23,12 +23,13 @@ from typing import Any, Never
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs import golomb, kernels
+from edgewise.codecs import golomb
 from edgewise.core.errors import DecodeError
 from edgewise.core.payload import Payload
 from edgewise.core.space import Kind, Space, Support
 from edgewise.core.stage import WEIGHT
 from edgewise.core.vector import finite
+from edgewise.kernels.bits import pack_bits, packed_bytes, unpack_bits
 
 _COUNT_BYTES = 4  # of the number of positions that travel alone
 
@@ -64,7 +65,7 @@ def pack(payload: Payload, space: Space) -> bytes:
     if space.grid.kind is Kind.REAL:
         parts.append(np.ascontiguousarray(payload.body, "<f4").data)
     else:
-        parts.append(kernels.pack_bits(_indices(payload.body, space), _width(space)))
+        parts.append(pack_bits(_indices(payload.body, space), _width(space)))
     return b"".join(parts)
 
 
@@ -155,7 +156,7 @@ def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
         if not finite(x):
             refuse("a coordinate is not finite")
         return x
-    levels = kernels.unpack_bits(raw, _width(space), space.dim)
+    levels = unpack_bits(raw, _width(space), space.dim)
     if levels is None:
         refuse("nonzero padding after the body")
     if levels.size and _values(space) < 1 << _width(space) and int(levels.max()) >= _values(space):
@@ -201,14 +202,14 @@ def _write_positions(support: NDArray[np.int64], space: Space) -> bytes | memory
         return _write_support(support, space.universe)
     if support.size and not (support[0] >= 0 and support[-1] < space.universe and (np.diff(support) > 0).all()):
         raise ValueError("support is not strictly increasing inside the universe")
-    return kernels.pack_bits(support - _starts(space), _offset_bits(space))
+    return pack_bits(support - _starts(space), _offset_bits(space))
 
 
 def _read_positions(view: memoryview, space: Space) -> tuple[NDArray[np.int64], int]:
     """The payload's positions from the start of ``view``, and the bytes that they took."""
     if _inside(space):
-        size = kernels.packed_bytes(space.dim, _offset_bits(space))
-        offsets = kernels.unpack_bits(view[:size], _offset_bits(space), space.dim)
+        size = packed_bytes(space.dim, _offset_bits(space))
+        offsets = unpack_bits(view[:size], _offset_bits(space), space.dim)
         if offsets is None:
             refuse("nonzero padding after the support")
         support = offsets.astype(np.int64) + _starts(space)
@@ -246,7 +247,7 @@ def _inside(space: Space) -> bool:
     """Whether positions travel relative to their chunk: a choice that the Space alone makes."""
     if not _chosen(space).chunk:
         return False
-    return kernels.packed_bytes(space.dim, _offset_bits(space)) < _support_bytes(space.dim, space.universe)
+    return packed_bytes(space.dim, _offset_bits(space)) < _support_bytes(space.dim, space.universe)
 
 
 def _write_support(support: NDArray[np.int64], universe: int) -> bytes:
@@ -292,20 +293,20 @@ def _before_support(space: Space) -> int:
 
 
 def _body_bytes(space: Space) -> int:
-    return 4 * space.dim if space.grid.kind is Kind.REAL else kernels.packed_bytes(space.dim, _width(space))
+    return 4 * space.dim if space.grid.kind is Kind.REAL else packed_bytes(space.dim, _width(space))
 
 
 def _positions_bytes(space: Space) -> float:
     if not space.sparse:
         return 0
     if _inside(space):
-        return kernels.packed_bytes(space.dim, _offset_bits(space))
+        return packed_bytes(space.dim, _offset_bits(space))
     return _support_bytes(space.dim, space.universe)
 
 
 def _positions_limit(space: Space) -> int:
     if _inside(space):
-        return kernels.packed_bytes(space.dim, _offset_bits(space))
+        return packed_bytes(space.dim, _offset_bits(space))
     return _support_limit(space.dim, space.universe)
 
 

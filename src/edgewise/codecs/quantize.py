@@ -12,7 +12,6 @@ import numpy as np
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from edgewise.codecs import kernels
 from edgewise.codecs.codebook import nf4, pair, sign
 from edgewise.codecs.eden import eden
 from edgewise.codecs.scales import SLACK, of_blocks, rounds
@@ -24,6 +23,7 @@ from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Space
 from edgewise.core.stage import Stage
+from edgewise.kernels.rounding import flip_coins, round_blocks, round_levels, unround
 
 
 def block_growth(block: int, level_max: int) -> float:
@@ -172,9 +172,9 @@ def even(bits: int, shared: bool, block: int) -> Stage:
         body: NDArray[Any] = np.empty(x.size, np.int8 if top <= 127 else np.int32)
         seed = np.uint64(word(turn.own("quantize", turn.round)))
         if bits == 1:
-            kernels.flip_coins(x, inverse, block, seed, body)
+            flip_coins(x, inverse, block, seed, body)
         else:
-            kernels.round_levels(x, inverse, block, top, seed, body)
+            round_levels(x, inverse, block, top, seed, body)
         return body
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
@@ -187,15 +187,13 @@ def even(bits: int, shared: bool, block: int) -> Stage:
             return payload.but(body=rounded(x, inverse, block, turn), scales=scales), memory
         body = np.empty(x.size, np.int8)
         seed = np.uint64(word(turn.own("quantize", turn.round)))
-        return payload.but(scales=kernels.round_blocks(x, block, top, seed, body), body=body), memory
+        return payload.but(scales=round_blocks(x, block, top, seed, body), body=body), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         if shared:
             step = np.array([space.linf / top])
-            return payload.but(body=kernels.unround(payload.body, step, max(1, payload.body.size)))
+            return payload.but(body=unround(payload.body, step, max(1, payload.body.size)))
         assert payload.scales is not None
-        return payload.but(
-            body=kernels.unround(payload.body, payload.scales.astype(np.float64) / top, block), scales=None
-        )
+        return payload.but(body=unround(payload.body, payload.scales.astype(np.float64) / top, block), scales=None)
 
     return Stage(name, infer, encode, decode, rounds, pointwise=True)

@@ -10,7 +10,6 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
-from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
@@ -19,13 +18,14 @@ from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Stage, keeps
+from edgewise.kernels.hashing import choose
 
 HAIR = 1.0 - 2.0**-24  # so that float32 rounding of x * d / k never passes the bound
 
 
 @lru_cache(maxsize=4)
 def _positions(key: Key, dim: int, k: int) -> NDArray[np.int64]:
-    at = kernels.choose(dim, k, np.uint64(word(key)))
+    at = choose(dim, k, np.uint64(word(key)))
     at.setflags(write=False)
     return at
 

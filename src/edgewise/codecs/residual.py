@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs import kernels
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Key, derive, word
 from edgewise.core.memory import Memory
 from edgewise.core.outline import outline
 from edgewise.core.vector import Array, Vector
+from edgewise.kernels.magnitudes import add_bfloat16, add_float32
+from edgewise.kernels.rounding import to_bfloat16, to_int8
 
 TYPES = {"bfloat16": np.uint16, "int8": np.int8, "float32": np.float32}  # as which each is stored
 BLOCK = 256  # coordinates that share a float32 scale (int8)
@@ -43,9 +44,9 @@ def store(kind: str, dim: int, part: Callable[[int, int], Vector], key: Key) -> 
         b = min(dim, a + PART)
         seed = np.uint64(word(derive(key, a)))
         if kind == "bfloat16":
-            kernels.to_bfloat16(part(a, b), seed, kept[a:b])
+            to_bfloat16(part(a, b), seed, kept[a:b])
         elif kind == "int8":
-            kernels.to_int8(part(a, b), BLOCK, seed, kept[a:b], memory["residual_scale"][a // BLOCK : -(-b // BLOCK)])
+            to_int8(part(a, b), BLOCK, seed, kept[a:b], memory["residual_scale"][a // BLOCK : -(-b // BLOCK)])
         else:
             kept[a:b] = part(a, b)
     return memory
@@ -84,21 +85,21 @@ class Mixed:
         x, kept = self.x[where], self.memory["residual"][where]
         out = np.empty(where.size, np.float32)
         if kept.dtype == np.int8:
-            kernels.add_float32(x, _levels(kept, self.memory["residual_scale"][where // BLOCK]), self.factor, out)
+            add_float32(x, _levels(kept, self.memory["residual_scale"][where // BLOCK]), self.factor, out)
         else:
-            (kernels.add_bfloat16 if kept.dtype == np.uint16 else kernels.add_float32)(x, kept, self.factor, out)
+            (add_bfloat16 if kept.dtype == np.uint16 else add_float32)(x, kept, self.factor, out)
         return out
 
     def _into(self, out: Vector, start: int, stop: int) -> None:
         x, kept = np.ascontiguousarray(self.x[start:stop]), self.memory["residual"][start:stop]
         if kept.dtype == np.uint16:
-            peak = kernels.add_bfloat16(x, kept, self.factor, out)
+            peak = add_bfloat16(x, kept, self.factor, out)
         else:
             if kept.dtype == np.int8:
                 first = start // BLOCK * BLOCK
                 scales = self.memory["residual_scale"][start // BLOCK : -(-stop // BLOCK)]
                 kept = _levels(kept, np.repeat(scales, BLOCK)[start - first : stop - first])
-            peak = kernels.add_float32(x, kept, self.factor, out)
+            peak = add_float32(x, kept, self.factor, out)
         if peak > _LARGEST:
             raise TrainingError("E-RANGE", f"{self.name}: update and residual overflow float32.", "lower training.lr.")
 

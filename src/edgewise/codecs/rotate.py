@@ -10,7 +10,6 @@ import numpy as np
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from edgewise.codecs.kernels import compiled, mix
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
@@ -19,6 +18,8 @@ from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Rotation, Space
 from edgewise.core.stage import Stage
+from edgewise.kernels.compiled import compiled
+from edgewise.kernels.hashing import mix
 
 BLOCK = 2**15  # 128 KB of float32: stays in a core's cache
 SHORTEST = 64  # below, a block is too short to look normal; it is joined to the one before it

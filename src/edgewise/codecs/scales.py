@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs import kernels
 from edgewise.core.space import Space
+from edgewise.kernels.hashing import uniform
 
 SLACK = 1.0 + 2.0**-7  # rounding up multiplies by at most this
 SMALLEST = np.float32(2.0**-126)  # below (float32 denormals) a scale is zero
@@ -37,7 +37,7 @@ def rounded_down(values: NDArray[np.float64]) -> Scales:
 def rounded_randomly(values: NDArray[np.float64], seed: np.uint64) -> Scales:
     """Non-negative float64[n] -> the bfloat16 below or above, so that the mean is the value (to float32 precision)."""
     x = np.minimum(values, np.float64(LARGEST)).astype(np.float32)
-    coins = np.array([int(65536.0 * kernels.uniform(seed, i)) for i in range(x.size)], np.uint32)
+    coins = np.array([int(65536.0 * uniform(seed, i)) for i in range(x.size)], np.uint32)
     up = (np.minimum(x.view(np.uint32) + coins, LARGEST.view(np.uint32)) & _HIGH).view(np.float32)
     return np.where(x < SMALLEST, np.float32(0.0), up)
 

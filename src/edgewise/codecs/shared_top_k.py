@@ -10,7 +10,6 @@ import numpy as np
 from annotated_types import Gt, Le
 from numpy.typing import NDArray
 
-from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Key, Turn, derive, word
@@ -20,6 +19,7 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Stage, keeps
 from edgewise.core.vector import Spec
+from edgewise.kernels.hashing import choose
 
 Positions = NDArray[np.int64]
 
@@ -44,7 +44,7 @@ class _Announced:
 def _positions(key: Key, dim: int, k: int, announced: _Announced) -> Positions:
     """The announced positions and k minus their number of the others: ranks among those not announced, spread out."""
     at = announced.at
-    ranks = kernels.choose(dim - at.size, k - at.size, np.uint64(word(key)))
+    ranks = choose(dim - at.size, k - at.size, np.uint64(word(key)))
     others = ranks + np.searchsorted(at - np.arange(at.size), ranks, "right")
     out = np.sort(np.concatenate([at, others]))
     out.setflags(write=False)

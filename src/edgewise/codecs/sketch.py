@@ -10,7 +10,6 @@ import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
-from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Turn, derive, word
@@ -20,6 +19,8 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Head, Server, Stage, percent
 from edgewise.core.vector import Vector
+from edgewise.kernels.compiled import compiled
+from edgewise.kernels.hashing import uniform
 
 BLOCK = 1 << 18  # coordinates estimated at a time: bounds the temporary memory
 _HASHES = bytes(32)  # every run, device and round hashes alike: what the server remembers lives in these cells
@@ -28,13 +29,13 @@ Positions = NDArray[np.int64]
 Seeds = NDArray[np.uint64]  # one hash function per row
 
 
-@kernels.compiled
+@compiled
 def _cell(seed: np.uint64, i: int, cols: int) -> int:
     """Twice the column of coordinate i, plus 1 where its sign is negative: one uniform number decides both."""
-    return int(kernels.uniform(seed, i) * np.float64(2 * cols))
+    return int(uniform(seed, i) * np.float64(2 * cols))
 
 
-@kernels.compiled
+@compiled
 def _project(x: Vector, seeds: Seeds, cols: int) -> NDArray[np.float64]:
     """S x, row after row."""
     table = np.zeros(seeds.size * cols, np.float64)
@@ -45,7 +46,7 @@ def _project(x: Vector, seeds: Seeds, cols: int) -> NDArray[np.float64]:
     return table
 
 
-@kernels.compiled
+@compiled
 def _estimate(table: Vector, seeds: Seeds, cols: int, start: int, n: int, median: bool) -> Vector:
     """Coordinates start..start+n-1 from their cells: median (of an odd number) or mean over the rows."""
     out = np.empty(n, np.float32)
@@ -64,7 +65,7 @@ def _estimate(table: Vector, seeds: Seeds, cols: int, start: int, n: int, median
     return out
 
 
-@kernels.compiled
+@compiled
 def _take_out(table: Vector, at: Positions, values: Vector, seeds: Seeds, cols: int) -> None:
     """table -= S(values at positions ``at``), in place."""
     for r in range(seeds.size):

@@ -9,7 +9,6 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
-from edgewise.codecs import kernels
 from edgewise.core import demand
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
@@ -18,6 +17,8 @@ from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space, Support
 from edgewise.core.stage import Read, Stage, keeps
+from edgewise.kernels.compiled import compiled
+from edgewise.kernels.magnitudes import gather
 
 _PART = 1 << 15  # coordinates read at a time
 _SAMPLES, _SAMPLE = 256, 256  # stretches of the vector that are looked at first, and their length
@@ -57,7 +58,7 @@ def _collect(read: Read, dim: int, k: int, floor: int) -> NDArray[np.int64]:
     for start in range(0, dim, _PART):
         bits, at = read(start, min(dim, start + _PART)).view(np.int32), 0
         while True:
-            used, have = kernels.gather(bits[at:], start + at, floor, where, size, have)
+            used, have = gather(bits[at:], start + at, floor, where, size, have)
             at += used
             if at == bits.size:
                 break
@@ -77,7 +78,7 @@ def _keep(where: NDArray[np.int64], size: NDArray[np.int32], have: int, k: int) 
     return int(edge)
 
 
-@kernels.compiled
+@compiled
 def _at_least(
     magnitude: NDArray[np.float32], chunk: int, k: int, limits: NDArray[np.float32], first: int, out: NDArray[np.int64]
 ) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs.kernels import compiled, mix
 from edgewise.core.keys import Key, derive, word
 from edgewise.core.vector import Vector
+from edgewise.kernels.compiled import compiled
+from edgewise.kernels.hashing import mix
 
 Seeds = NDArray[np.uint64]
 BLOCK = 2048  # coordinates that stay in the first-level cache while all directions pass over them; a multiple of 64

@@ -20,10 +20,10 @@ from itertools import chain
 import msgspec
 import numpy as np
 
-from edgewise.codecs import kernels
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.outline import outline
 from edgewise.crypto import agree, seal, shamir, sign
+from edgewise.kernels.bits import pack_bits
 from edgewise.secagg import graph, messages
 from edgewise.secagg.messages import (
     DIGEST_BYTES,
@@ -329,7 +329,7 @@ def _mask(
         threshold=state.threshold,
         held=held,
     )
-    packed, head = bytes(kernels.pack_bits(hidden.body, params.bits)), hidden.head.astype("<u8").tobytes()
+    packed, head = bytes(pack_bits(hidden.body, params.bits)), hidden.head.astype("<u8").tobytes()
     signature = sign.sign(own.identity, messages.masked_digest(context, me, told, packed, head, failed))
     masked = messages.Masked(body=packed, head=head, failed=tuple(failed), signature=signature)
     return after, messages.dump(masked)

@@ -112,7 +112,7 @@ class Boxes(_Message, frozen=True, tag="boxes"):
 
 
 class Masked(_Message, frozen=True, tag="masked"):
-    """2, device: body, residues of ``bits`` bits packed as in ``codecs.kernels``; head, little-endian uint64; and the
+    """2, device: body, residues of ``bits`` bits packed as in ``kernels.bits``; head, little-endian uint64; and the
     senders of boxes that failed, did not open or fit: the device holds no shares of these.
 
     Signed, with the roster and the boxes as they came (``masked_digest``): any residues are a masked update of

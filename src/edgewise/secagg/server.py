@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.codecs import kernels
 from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, sign
+from edgewise.kernels.bits import unpack_bits
 from edgewise.secagg import messages, recovery
 from edgewise.secagg.client import Registry, circle, holding
 from edgewise.secagg.events import Close, Device, Effect, Event, Gone, Refused, Send
@@ -241,7 +241,7 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
             _check(state.shared.session, device, message.signature, said)  # also other boxes than it was sent
             if not set(_paired(state.shared, device)).issuperset(failed):
                 raise DecodeError("E-SECAGG-ORDER", "a device accuses one whose box it was not sent.")
-            body = kernels.unpack_bits(memoryview(message.body), params.bits, params.dim)
+            body = unpack_bits(memoryview(message.body), params.bits, params.dim)
             if body is None or len(message.head) != 8 * params.heads:
                 raise DecodeError("E-PAYLOAD", "a masked update of another size.")
             state.total.add(body.astype(np.uint32, copy=False), np.frombuffer(message.head, "<u8").astype(np.uint64))

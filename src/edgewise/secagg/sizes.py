@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgewise.codecs import kernels
 from edgewise.crypto.shamir import SHARE_BYTES
 from edgewise.crypto.sign import SIGNATURE_BYTES
+from edgewise.kernels.bits import packed_bytes
 from edgewise.secagg import messages
 from edgewise.secagg.client import holding
 from edgewise.secagg.params import Params
@@ -27,7 +27,7 @@ def letters(params: Params, names: Sequence[str], framed: Callable[[bytes], int]
     near = everybody[1 : k + 1]
     keys = messages.Keys(seal=_WORD, mask=_WORD, commitment=_WORD, signature=_SIGNATURE)
     dealt = messages.Dealt(box=_BOX, all=_WORD, signature=_SIGNATURE)
-    body, head = bytes(kernels.packed_bytes(params.dim, params.bits)), bytes(8 * params.heads)
+    body, head = bytes(packed_bytes(params.dim, params.bits)), bytes(8 * params.heads)
     sent = (
         messages.Advertise(keys=keys),
         messages.Shares(boxes=dict.fromkeys(near, _BOX), signature=_SIGNATURE),

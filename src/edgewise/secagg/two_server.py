@@ -19,12 +19,12 @@ from typing import Annotated, TypeVar
 import msgspec
 import numpy as np
 
-from edgewise.codecs import kernels
 from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
 from edgewise.core.vector import Buffer
 from edgewise.crypto import prg, seal, sign
 from edgewise.crypto.agree import Pair, pair
+from edgewise.kernels.bits import pack_bits, packed_bytes, unpack_bits
 from edgewise.secagg.client import Registry
 from edgewise.secagg.messages import Device, Signature, digest
 from edgewise.secagg.params import Params
@@ -109,7 +109,7 @@ def ends(box: bytes | memoryview) -> bytes:
 
 def report_bytes(params: Params) -> int:
     """Length of a device's report (``split``)."""
-    return _HEAD_BYTES + kernels.packed_bytes(params.dim, params.bits) + 8 * params.heads + seal.LARGE_OVERHEAD_BYTES
+    return _HEAD_BYTES + packed_bytes(params.dim, params.bits) + 8 * params.heads + seal.LARGE_OVERHEAD_BYTES
 
 
 def split(
@@ -141,7 +141,7 @@ def split(
         block = share[: part.size]
         block[:] = part
         minus.add(block)
-        box.write(kernels.pack_bits(block, params.bits))
+        box.write(pack_bits(block, params.bits))
     box.write(tail.astype("<u8", copy=False).view(np.uint8).data)
     box.close()
     other = seal.hpke_seal(helper, k, _bound(context, b"helper", device, id))
@@ -200,14 +200,14 @@ def open_report(leader: LeaderState, device: str, raw: Buffer) -> tuple[Ticket, 
 
 def dump_share(share: Hidden) -> bytes:
     """A share as it travels: the body packed in ``bits`` bits a residue, then the head, 8 bytes a residue."""
-    packed = bytes(kernels.pack_bits(share.body, share.params.bits))
+    packed = bytes(pack_bits(share.body, share.params.bits))
     return packed + share.head.astype("<u8", copy=False).tobytes()
 
 
 def load_share(params: Params, raw: Buffer) -> Hidden:
     """Inverse of ``dump_share``. Raises DecodeError(E-PAYLOAD) for another size, or bits beyond the last residue."""
-    size = kernels.packed_bytes(params.dim, params.bits)
-    body = kernels.unpack_bits(memoryview(raw)[:size], params.bits, params.dim)
+    size = packed_bytes(params.dim, params.bits)
+    body = unpack_bits(memoryview(raw)[:size], params.bits, params.dim)
     if body is None or len(raw) != size + 8 * params.heads:
         raise DecodeError("E-PAYLOAD", "a share of another size.")
     return Hidden(params, body.astype(np.uint32, copy=False), np.frombuffer(raw, "<u8", offset=size))

@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from edgewise.codecs import golomb, kernels
+from edgewise.codecs import golomb
 from edgewise.codecs.scales import of_blocks
+from edgewise.kernels.bits import pack_bits, unpack_bits
+from edgewise.kernels.hashing import choose, uniform
+from edgewise.kernels.magnitudes import peak
+from edgewise.kernels.rounding import round_blocks, round_levels, unround
 
 MASK = (1 << 64) - 1
 
@@ -30,13 +34,11 @@ def half(seed: int, i: int) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
 def test_uniform_is_splitmix64(seed: int) -> None:
-    assert [kernels.uniform(np.uint64(seed), i) for i in range(50)] == [
-        (word(seed, i) >> 11) * 2.0**-53 for i in range(50)
-    ]
+    assert [uniform(np.uint64(seed), i) for i in range(50)] == [(word(seed, i) >> 11) * 2.0**-53 for i in range(50)]
 
 
 def test_uniform_is_uniform() -> None:
-    u = np.array([kernels.uniform(np.uint64(5), i) for i in range(20_000)])
+    u = np.array([uniform(np.uint64(5), i) for i in range(20_000)])
     counts = np.histogram(u, 50, (0, 1))[0]
     assert ((counts - 400) ** 2 / 400).sum() < 100
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.03
@@ -44,7 +46,7 @@ def test_uniform_is_uniform() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (10, 0), (10, 10), (1000, 1), (1000, 37), (1000, 999)])
 def test_choose(n: int, k: int) -> None:
-    at = kernels.choose(n, k, np.uint64(3))
+    at = choose(n, k, np.uint64(3))
     assert at.size == k
     assert (np.diff(at) > 0).all()
     assert k == 0 or 0 <= at[0] <= at[-1] < n
@@ -54,7 +56,7 @@ def test_choose_is_uniform() -> None:
     hits = np.zeros(20)
     pairs = np.zeros((20, 20))
     for s in range(4000):
-        at = kernels.choose(20, 5, np.uint64(s))
+        at = choose(20, 5, np.uint64(s))
         hits[at] += 1
         pairs[np.ix_(at, at)] += 1
     assert (np.abs(hits - 1000) < 5 * np.sqrt(4000 * 0.25 * 0.75)).all()
@@ -67,19 +69,19 @@ def test_choose_is_uniform() -> None:
 @given(st.integers(1, 32), st.data())
 def test_bits_round_trip(width: int, data: st.DataObject) -> None:
     values = np.array(data.draw(st.lists(st.integers(0, 2**width - 1), max_size=40)), np.uint32)
-    raw = kernels.pack_bits(values, width)
+    raw = pack_bits(values, width)
     as_int = sum(int(v) << (i * width) for i, v in enumerate(values))
     assert raw == as_int.to_bytes((values.size * width + 7) // 8, "little")
-    back = kernels.unpack_bits(memoryview(raw), width, values.size)
+    back = unpack_bits(memoryview(raw), width, values.size)
     assert back is not None
     assert back.tolist() == values.tolist()
 
 
 def test_unpack_bits_refuses() -> None:
-    raw = bytes(kernels.pack_bits(np.array([1, 2, 3], np.uint32), 3))
-    assert kernels.unpack_bits(memoryview(raw), 3, 3) is not None
+    raw = bytes(pack_bits(np.array([1, 2, 3], np.uint32), 3))
+    assert unpack_bits(memoryview(raw), 3, 3) is not None
     for bad in (raw[:-1], raw + b"\0", bytes([raw[0], raw[1] | 0x80]), bytes([raw[0], raw[1] | 0x02])):
-        assert kernels.unpack_bits(memoryview(bad), 3, 3) is None
+        assert unpack_bits(memoryview(bad), 3, 3) is None
 
 
 def golomb_by_hand(positions: list[int], m: int) -> bytes:
@@ -128,7 +130,7 @@ def test_round_levels_matches_python(block: int) -> None:
     x = g.standard_normal(6500).astype(np.float32)
     inverse = np.array([3.0, 0.0, 50.0] * 200)[: -(-x.size // block)]
     got = np.empty(x.size, np.int8)
-    kernels.round_levels(x, inverse, block, 7, np.uint64(9), got)
+    round_levels(x, inverse, block, 7, np.uint64(9), got)
     u = [half(9, i) for i in range(x.size)]
     want = np.clip(np.floor(x.astype(np.float64) * np.repeat(inverse, block)[: x.size] + u), -7, 7)
     assert got.tolist() == want.tolist()
@@ -142,10 +144,10 @@ def test_round_blocks_is_scales_then_levels(block: int, scale: float) -> None:
     x = np.clip(x * scale, -3.4e38, 3.4e38).astype(np.float32)
     x[:block] = 0.0
     got, want = np.empty(x.size, np.int8), np.empty(x.size, np.int8)
-    scales = kernels.round_blocks(x, block, 7, np.uint64(5), got)
+    scales = round_blocks(x, block, 7, np.uint64(5), got)
     assert scales.tolist() == of_blocks(x, block).tolist()
     inverse = np.divide(7.0, scales, out=np.zeros(scales.size), where=scales > 0, dtype=np.float64)
-    kernels.round_levels(x, inverse, block, 7, np.uint64(5), want)
+    round_levels(x, inverse, block, 7, np.uint64(5), want)
     assert got.tolist() == want.tolist()
     assert not got[:block].any()
 
@@ -155,7 +157,7 @@ def test_halves_are_uniform_and_apart() -> None:
     n = 400_000
     for p in (0.5, 0.125, 0.001):
         up = np.empty(n, np.int8)
-        kernels.round_levels(np.full(n, p, np.float32), np.ones(1), n, 7, np.uint64(3), up)
+        round_levels(np.full(n, p, np.float32), np.ones(1), n, 7, np.uint64(3), up)
         assert abs(up.mean() - p) < 5 * np.sqrt(p * (1 - p) / n)
         assert abs(np.corrcoef(up[:-1], up[1:])[0, 1]) < 5 / np.sqrt(n)
 
@@ -164,17 +166,17 @@ def test_unround_matches_numpy() -> None:
     g = np.random.default_rng(0)
     levels, step = g.integers(-127, 128, 1003).astype(np.int8), g.uniform(0, 3, 11)
     want = (levels * np.repeat(step, 100)[:1003]).astype(np.float32)
-    assert kernels.unround(levels, step, 100).tobytes() == want.tobytes()
+    assert unround(levels, step, 100).tobytes() == want.tobytes()
 
 
 @pytest.mark.parametrize("width", range(1, 9))
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 1001])
 def test_bytes_round_trip(width: int, n: int) -> None:
     values = np.random.default_rng(n).integers(0, 2**width, n).astype(np.uint8)
-    raw = kernels.pack_bits(values, width)
+    raw = pack_bits(values, width)
     bits = np.unpackbits(values[:, None], axis=1, count=width, bitorder="little")
     assert raw == np.packbits(bits.reshape(-1), bitorder="little").tobytes()
-    back = kernels.unpack_bits(memoryview(raw), width, n)
+    back = unpack_bits(memoryview(raw), width, n)
     assert back is not None
     assert (back.dtype, back.tolist()) == (np.uint8, values.tolist())
     assert back.flags.writeable
@@ -182,6 +184,6 @@ def test_bytes_round_trip(width: int, n: int) -> None:
 
 @given(hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(width=32)))
 def test_peak(x: NDArray[np.float32]) -> None:
-    top = np.array(kernels.peak(x.view(np.int32)), np.int32).view(np.float32)
+    top = np.array(peak(x.view(np.int32)), np.int32).view(np.float32)
     assert bool(np.isfinite(top)) == bool(np.isfinite(x).all())
     assert not np.isfinite(top) or top == np.abs(x).max()

@@ -1,0 +1,145 @@
+"""Round vectors to grids without bias, and back: one random word a coordinate, from its index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.kernels.compiled import MAGNITUDE, RUN, compiled
+from edgewise.kernels.hashing import fill, uniform
+from edgewise.kernels.magnitudes import peak
+
+
+@compiled
+def _round_run(x: NDArray[np.float32], half: NDArray[np.int32], inverse: float, top: float, out: NDArray[Any]) -> None:
+    for i in range(x.size):
+        # A signed half word h is h 2^-32 + 1/2 + 2^-33: the middle of its interval, so the mean is 1/2 exactly.
+        u = np.float64(half[i]) * 2.0**-32 + (0.5 + 2.0**-33)
+        out[i] = np.int32(min(max(np.floor(np.float64(x[i]) * inverse + u), -top), top))
+
+
+@compiled
+def _round_span(
+    x: NDArray[np.float32],
+    start: int,
+    stop: int,
+    inverse: float,
+    top: float,
+    seed: np.uint64,
+    words: NDArray[np.uint64],
+    have: int,
+    out: NDArray[Any],
+) -> int:
+    """Round x[start:stop]; ``words`` holds the randomness of the run that begins at ``have``, which is returned."""
+    halves = words.view(np.int32)
+    while start < stop:
+        run = start // RUN * RUN  # runs begin at fixed places, whatever the block
+        if run != have:
+            fill(seed, run // 2, words)
+            have = run
+        now = min(stop, run + RUN)
+        _round_run(x[start:now], halves[start - run : now - run], inverse, top, out[start:now])
+        start = now
+    return have
+
+
+@compiled
+def round_levels(
+    x: NDArray[np.float32],
+    inverse: NDArray[np.float64],
+    block: int,
+    level_max: int,
+    seed: np.uint64,
+    out: NDArray[Any],
+) -> None:
+    """floor(x_i * inverse_b + u_i), cut to +-level_max; one ``inverse`` (levels per unit) per ``block`` coordinates.
+
+    u_i = (h + 1/2) 2^-32 with h the low (even i) or high half of word i // 2 of the stream: the chance to round up is
+    the fraction to within 2^-33 of a step, far below the rounding of a float32 x itself. Zero stays zero.
+    """
+    words, have = np.empty(RUN // 2, np.uint64), -1
+    for b in range(inverse.size):
+        stop = min(x.size, (b + 1) * block)
+        have = _round_span(x, b * block, stop, inverse[b], np.float64(level_max), seed, words, have, out)
+
+
+@compiled
+def round_blocks(
+    x: NDArray[np.float32], block: int, level_max: int, seed: np.uint64, out: NDArray[Any]
+) -> NDArray[np.float32]:
+    """``round_levels`` with a scale found for each block while it is in the cache; returns the scales.
+
+    A scale is the block's largest magnitude rounded up to bfloat16, at most the largest finite one; below 2^-126 it is
+    0 and so are the levels. inverse = level_max / scale.
+    """
+    scales = np.zeros((x.size + block - 1) // block, np.float32)
+    bits, as_bits = x.view(np.int32), scales.view(np.int32)
+    words, have, top = np.empty(RUN // 2, np.uint64), -1, np.float64(level_max)
+    for b in range(scales.size):
+        start, stop = b * block, min(x.size, (b + 1) * block)
+        m = np.int64(peak(bits[start:stop]))
+        inverse = 0.0
+        if m >= 0x00800000:
+            as_bits[b] = np.int32(min((m + np.int64(0xFFFF)) & np.int64(0xFFFF0000), np.int64(0x7F7F0000)))
+            inverse = top / np.float64(scales[b])
+        have = _round_span(x, start, stop, inverse, top, seed, words, have, out)
+    return scales
+
+
+@compiled
+def _unround_run(levels: NDArray[Any], step: float, out: NDArray[np.float32]) -> None:
+    for i in range(levels.size):
+        out[i] = np.float32(np.float64(levels[i]) * step)
+
+
+@compiled
+def flip_coins(
+    x: NDArray[np.float32], inverse: NDArray[np.float64], block: int, seed: np.uint64, out: NDArray[np.int8]
+) -> None:
+    """1 with probability (1 + x_i * inverse_b) / 2, else -1."""
+    for b in range(inverse.size):
+        inv = inverse[b]
+        for i in range(b * block, min(x.size, (b + 1) * block)):
+            out[i] = 1 if 2.0 * uniform(seed, i) < 1.0 + np.float64(x[i]) * inv else -1
+
+
+@compiled
+def unround(levels: NDArray[Any], step: NDArray[np.float64], block: int) -> NDArray[np.float32]:
+    """level * step_b in float64, then float32."""
+    out = np.empty(levels.size, np.float32)
+    for b in range(step.size):
+        start, stop = b * block, min(levels.size, (b + 1) * block)
+        _unround_run(levels[start:stop], step[b], out[start:stop])
+    return out
+
+
+@compiled
+def to_bfloat16(x: NDArray[np.float32], seed: np.uint64, out: NDArray[np.uint16]) -> None:
+    """The upper halves of x, rounded up in magnitude with the probability of what they leave out; never to infinity.
+
+    Quarter i mod 4 of word i // 4 of the stream is added to the lower half, so the mean is x within 2^-17 of a step.
+    """
+    bits, words = x.view(np.int32), np.empty(RUN // 4, np.uint64)
+    quarters = words.view(np.uint16)
+    for start in range(0, x.size, RUN):
+        fill(seed, start // 4, words)
+        now, to = bits[start : start + RUN], out[start : start + RUN]
+        for i in range(now.size):
+            m = min(np.uint32(now[i] & MAGNITUDE) + np.uint32(quarters[i]), np.uint32(0x7F7FFFFF))
+            to[i] = np.uint16((m >> np.uint32(16)) | ((np.uint32(now[i]) >> np.uint32(16)) & np.uint32(0x8000)))
+
+
+@compiled
+def to_int8(
+    x: NDArray[np.float32], block: int, seed: np.uint64, out: NDArray[np.int8], scales: NDArray[np.float32]
+) -> None:
+    """As ``round_blocks`` to +-127, with the largest magnitude itself, a float32, as the scale of a block."""
+    bits, as_bits = x.view(np.int32), scales.view(np.int32)
+    words, have = np.empty(RUN // 2, np.uint64), -1
+    for b in range(scales.size):
+        start, stop = b * block, min(x.size, (b + 1) * block)
+        as_bits[b] = min(peak(bits[start:stop]), np.int32(0x7F7FFFFF))
+        inverse = 127.0 / np.float64(scales[b]) if scales[b] > 0 else 0.0
+        have = _round_span(x, start, stop, inverse, 127.0, seed, words, have, out)
