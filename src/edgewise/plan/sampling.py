@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from edgewise.core.errors import RecipeError
@@ -84,10 +85,14 @@ def at_most(n: int, p: float, failure: float) -> int:
     """
     if p <= 0.0 or n <= 0:
         return 0
-    for m in range(math.floor(n * p), n - 1 if p < 1.0 else 0):
+
+    def rare(m: int) -> bool:
         q = (m + 1) / n
-        if n * (q * math.log(q / p) + (1.0 - q) * math.log((1.0 - q) / (1.0 - p))) >= -math.log(failure):
-            return m
+        return n * (q * math.log(q / p) + (1.0 - q) * math.log((1.0 - q) / (1.0 - p))) >= -math.log(failure)
+
+    low, end = math.floor(n * p), n - 1 if p < 1.0 else 0  # rare from some m on, above the mean
+    if low < end and rare(end - 1):
+        return bisect_left(range(end - 1), True, low, key=rare)
     return n if p >= 1.0 or n * math.log(1.0 / p) < -math.log(failure) else n - 1
 
 

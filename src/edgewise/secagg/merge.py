@@ -101,7 +101,7 @@ def check_sessions(policy: TrustPolicy, least: int, largest: int) -> None:
     """
     step = max(1, (largest - least) // 1024)
     for n in (*range(least, largest, step), largest):
-        policy.shape(n)
+        policy.check(n)
 
 
 @part

@@ -17,7 +17,8 @@ corrupt at most; limit = 2^-(sigma+2) / n.
 Against a malicious server a device also asks for signatures on its survivor list of floor((n + A) / 2) + 1 devices of
 the roster, so that only one list can open anything, and n > 3 A + 2 D in both graphs. With s1 they leave no gap in the
 circle: the holders that open a device's mask stand on both sides of it (``docs/protocol.md``).
-Both sides compute k and t from the policy. Neither is taken from the wire.
+Both sides compute k and t from the policy. Neither is taken from the wire. What they compute is bounded, since the
+policy may be a server's: no session has more than ``SESSION_MOST`` devices.
 
 A plan's policy has gamma = A / n_min, where A devices of any one sum may be corrupt, so that a session of n >= n_min
 devices allows for all of them: floor(gamma n) >= A. With a malicious server A = min(cohort, floor(malicious_fraction x
@@ -44,6 +45,7 @@ from edgewise.secagg.messages import digest
 
 COMPLETE_TO = 64  # devices: everybody is everybody's neighbour
 COMPLETE_MOST = 256  # devices: so too up to here, where no sparse graph keeps the promise
+SESSION_MOST = 1 << 16  # devices: each of them is sent a roster of all (about 15 MB here), and looks for a graph
 CORRUPT_MOST = 0.33  # of a session's devices: below a third
 ETA = 20  # the protocol fails for want of shares with probability at most 2^-ETA
 SIGMA = {"curious": 40, "malicious": 80}  # bits of statistical security; 80, because a server may draw graphs anew
@@ -74,15 +76,31 @@ class TrustPolicy:
 
         Raises CompositionError(E-NMIN): no graph of n devices is both safe and alive.
         """
-        corrupt = share_of(self.corrupt, n)
-        if found := _shape(n, corrupt, self.dropout, self.server):
+        if found := _shape(n, share_of(self.corrupt, n), self.dropout, self.server):
             return found
-        raise CompositionError(
+        raise self._no_graph(n)
+
+    def check(self, n: int) -> None:
+        """Raises as ``shape``, and looks at one graph, the largest, for it."""
+        if not _is_there(n, share_of(self.corrupt, n), self.dropout, self.server):
+            raise self._no_graph(n)
+
+    def _no_graph(self, n: int) -> CompositionError:
+        if n > SESSION_MOST:
+            return CompositionError(
+                "E-NMIN",
+                f"{n:,} devices are too many for one masked sum: each of them would get the keys of all. At most "
+                f"{SESSION_MOST:,} can be in one.",
+                'take smaller cohorts (round.cohort), or two servers ([merge] kind = "shared_sum").',
+            )
+        corrupt = share_of(self.corrupt, n)
+        least = _least(n, corrupt, self.dropout, self.server)
+        more = f"with {corrupt} corrupt devices take {least} or more in each sum (round.cohort, round.minimum), or "
+        return CompositionError(
             "E-NMIN",
             f"{n} devices, of whom {corrupt} may be corrupt and {share_of(self.dropout, n)} more drop out, cannot be "
             "sure that a masked sum of theirs is hidden and can be opened.",
-            f"with {corrupt} corrupt devices take {_least(n, corrupt, self.dropout, self.server)} or more in each sum "
-            "(round.cohort, round.minimum), or assume fewer corrupt devices (trust.malicious_fraction) or drop-outs "
+            f"{more if least else ''}assume fewer corrupt devices (trust.malicious_fraction) or drop-outs "
             "(trust.dropout_fraction).",
         )
 
@@ -154,26 +172,45 @@ def complete_threshold(n: int, corrupt: int) -> int:
     return (n + corrupt) // 2 + 1
 
 
+def _kinds(n: int, corrupt: int, dropout: float, server: Server) -> tuple[bool, bool]:
+    """Whether n devices may take a sparse graph, where there is one, and whether they may take the complete one."""
+    quorum = n > 3 * corrupt + 2 * share_of(dropout, n)  # that is: complete_threshold(n, A) <= n - A - D
+    sparse = COMPLETE_TO < n <= SESSION_MOST and (quorum or server == "curious")
+    return sparse, quorum and n <= COMPLETE_MOST
+
+
 def _shape(n: int, corrupt: int, dropout: float, server: Server) -> tuple[int, int] | None:
-    dropped = share_of(dropout, n)
-    quorum = n > 3 * corrupt + 2 * dropped  # that is: complete_threshold(n, corrupt) <= n - corrupt - dropped
-    if n > COMPLETE_TO and (quorum or server == "curious") and (found := choose(n, corrupt, dropped, server)):
+    sparse, complete = _kinds(n, corrupt, dropout, server)
+    if sparse and (found := choose(n, corrupt, share_of(dropout, n), server)):
         return found
-    return (max(0, n - 1), complete_threshold(n, corrupt)) if quorum and n <= COMPLETE_MOST else None
+    return (max(0, n - 1), complete_threshold(n, corrupt)) if complete else None
+
+
+def _is_there(n: int, corrupt: int, dropout: float, server: Server) -> bool:
+    """Whether ``_shape`` finds a graph: the complete one, or a sparse one, which is there where the largest is."""
+    sparse, complete = _kinds(n, corrupt, dropout, server)
+    return complete or (sparse and fitting(n, _largest(n), corrupt, share_of(dropout, n), server) > 0)
+
+
+def _largest(n: int) -> int:
+    return (n - 2) // 2 * 2  # the largest even k below n - 1
 
 
 def _least(n: int, corrupt: int, dropout: float, server: Server) -> int:
-    """A number above n of devices for which there is a graph: the smallest, or 1 % more."""
+    """A number above n of devices for which there is a graph: the smallest, or 1 % more; 0 where none is found up to
+    ``SESSION_MOST``."""
     low, high = n, max(2, 2 * n)
-    while not _shape(high, corrupt, dropout, server):
-        low, high = high, 2 * high
+    while not _is_there(high, corrupt, dropout, server):
+        if high >= SESSION_MOST:
+            return 0
+        low, high = high, min(2 * high, SESSION_MOST)
     while high - low > max(1, low // 100):
         half = (low + high) // 2
-        low, high = (low, half) if _shape(half, corrupt, dropout, server) else (half, high)
+        low, high = (low, half) if _is_there(half, corrupt, dropout, server) else (half, high)
     return high
 
 
-@lru_cache(maxsize=4096)  # of the 1,024 sizes that a plan looks at, for each kind of session
+@lru_cache(maxsize=4096)  # a server and its devices ask for one session's again and again
 def choose(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int] | None:
     """The smallest even k below n - 1 that is safe and alive, and its t; None where the largest is not.
 
@@ -181,7 +218,7 @@ def choose(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int
         takes O(n) operations on vectors. The conditions hold above some k and not below it, but for the rounding of t
         and t2 to whole devices. Where that rounding gives several such k, halving decides.
     """
-    low, high = 0, (n - 2) // 2 * 2
+    low, high = 0, _largest(n)
     if high < 2 or not (best := fitting(n, high, corrupt, dropped, server)):
         return None
     while high - low > 2:
