@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic.autogenerate import compare_metadata
-from alembic.migration import MigrationContext
 from hypothesis import given
 from hypothesis import strategies as st
 from served import RUN, code, contribution, invite
@@ -25,7 +20,7 @@ from edgewise.drivers.fleet import mailboxes, members, nonces, spool, uploads
 from edgewise.drivers.fleet.database import LEASE_S, Database
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.fleet.spool import Chunks
-from edgewise.drivers.fleet.tables import META, NONCES, ROUNDS, TOKENS
+from edgewise.drivers.fleet.tables import NONCES, ROUNDS, TOKENS
 from edgewise.drivers.http import tokens
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.http.signatures import TOLERANCE_S, Proof
@@ -60,47 +55,6 @@ def database(tmp_path: Path, clock: Clock) -> Iterator[Database]:
 
 
 # -- the writer --------------------------------------------------------------------------------------------------------
-
-
-def test_the_migrations_make_the_tables(database: Database) -> None:
-    with database.read() as c:
-        context = MigrationContext.configure(c, opts={"compare_type": True})
-        differences = compare_metadata(context, META)
-    assert differences == []
-    if os.name != "nt":
-        assert stat.S_IMODE(database.path.stat().st_mode) == 0o600
-
-
-def break_the_rules(c: sa.Connection) -> None:
-    c.execute(ROUNDS.insert().values(run="good", round=0, key=b""))  # it is there
-
-
-def give_up(c: sa.Connection) -> None:
-    raise TransportError("E-CLOSED", "no.", "no.")
-
-
-@pytest.mark.parametrize(
-    "fault", [give_up, break_the_rules, lambda c: [][0], lambda c: c.execute(sa.text("SELECT no"))]
-)
-def test_a_change_that_fails_takes_back_itself_alone(
-    database: Database, fault: Callable[[sa.Connection], None]
-) -> None:
-    def fails(c: sa.Connection) -> None:
-        mailboxes.open_round(c, "bad", 0)
-        fault(c)
-
-    together = threading.Event()
-    database.submit(lambda c: together.wait(10.0))
-    futures = [database.submit(lambda c, n=n: mailboxes.open_round(c, "good", n)) for n in range(3)]  # type: ignore[misc]
-    gone, bad = database.submit(lambda c: mailboxes.open_round(c, "gone", 0)), database.submit(fails)
-    last = database.submit(lambda c: mailboxes.open_round(c, "good", 3))
-    assert gone.cancel()
-    together.set()
-    assert len({f.result() for f in futures} | {last.result()}) == 4
-    assert isinstance(bad.exception(), TransportError | sa.exc.DBAPIError | IndexError)
-    assert database.fault() == ""
-    with database.read() as c:
-        assert c.execute(sa.select(ROUNDS.c.run, ROUNDS.c.round)).all() == [("good", n) for n in range(4)]
 
 
 def test_a_second_server_is_refused_and_the_first_goes_on(database: Database, tmp_path: Path, clock: Clock) -> None:

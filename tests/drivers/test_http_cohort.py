@@ -214,6 +214,9 @@ def test_a_device_is_in_touch_often_enough() -> None:
 def test_only_what_is_published_can_be_downloaded(server: Server, device: Link, tmp_path: Path) -> None:
     one = cohort(server)
     (old,) = one.publish([b"old"])
+    assert code(device.download, old, tmp_path / "blobs", 100) == "E-BLOB", "it takes no part in the run"
+    for run in ("run-1", "run-2"):
+        server.service.database.write(lambda c, run=run: mailboxes.admit(c, run, [device.name]))  # type: ignore[misc]
     assert device.download(old, tmp_path / "blobs", 100).read_bytes() == b"old"
     other = HttpCohort(server.service, "run-2", 2**20)
     (theirs,) = other.publish([b"of another run"])

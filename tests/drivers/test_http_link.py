@@ -146,6 +146,7 @@ def test_a_download_goes_on_where_it_broke_off(server: Server, folder: Path, par
     server.service.database.write(lambda c: mailboxes.publish(c, RUN, {digest: len(blob)}))
     way = lambda n: Way(cut_down=int(part * len(blob))) if n == 0 else Way()  # noqa: E731
     with proxied(server.port, way) as proxy, through(folder, proxy.url) as device:
+        server.service.database.write(lambda c: mailboxes.admit(c, RUN, [device.name]))
         path = device.download(digest, tmp_path / "blobs", 2**20)
         assert path.read_bytes() == blob
         assert proxy.connections == 2

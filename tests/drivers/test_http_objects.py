@@ -36,15 +36,18 @@ BELOW = {
     "operator": {"own": ROLE, "a device": OK, "another operator": ROLE, "an admin": ROLE, "nobody": UNKNOWN},
     "admin": {"own": OK, "a device": OK, "another operator": OK, "an admin": OK, "nobody": UNKNOWN},
 }
+OTHERS_RUN = "of a run without it"
 RUNS = {"somebody's": OK, "no run": UNKNOWN}
-PUBLIC = {"published": OK, "not published": "E-BLOB", "nobody's": "E-BLOB"}
+OWN_RUNS = {"own run": OK, "somebody's": UNKNOWN, "no run": UNKNOWN}
+PUBLIC = {"published": OK, OTHERS_RUN: OK, "not published": "E-BLOB", "nobody's": "E-BLOB"}
+OWN_BLOBS = {**PUBLIC, OTHERS_RUN: "E-BLOB"}
 
-FOR_RUNS = ("device", "viewer", "operator", "admin")
+PEOPLE = ("viewer", "operator", "admin")
 # Of each route that is about an object: who may do it to whose. A new route belongs here, or in one of the two below.
 OBJECTS: Mapping[tuple[str, str], Outcomes] = {
     ("GET", "/v1/uploads/{upload}"): OWN_ALONE,
     ("PUT", "/v1/uploads/{upload}"): OWN_ALONE,
-    ("GET", "/v1/blobs/{digest}"): dict.fromkeys(FOR_RUNS, PUBLIC),
+    ("GET", "/v1/blobs/{digest}"): {"device": OWN_BLOBS, **dict.fromkeys(PEOPLE, PUBLIC)},
     ("POST", "/v1/devices/{member}/approve"): BELOW,
     ("POST", "/v1/devices/{member}/revoke"): BELOW,
     ("POST", "/v1/tokens/{token}/revoke"): {
@@ -61,9 +64,9 @@ OBJECTS: Mapping[tuple[str, str], Outcomes] = {
     ("POST", "/v1/me/leave"): {"device": {"in another's name": "E-REQUEST"}},
     ("GET", "/v1/staged/{digest}"): {"operator": {"nobody's": OK}, "admin": {"nobody's": OK}},
     ("PUT", "/v1/staged/{digest}"): {"operator": {"nobody's": OK}, "admin": {"nobody's": OK}},
-    ("GET", "/v1/runs/{run}"): dict.fromkeys(FOR_RUNS, RUNS),
-    ("GET", "/v1/runs/{run}/events"): dict.fromkeys(("viewer", "operator", "admin"), RUNS),
-    ("GET", "/v1/runs/{run}/rounds/{round}"): {"device": RUNS},
+    ("GET", "/v1/runs/{run}"): {"device": OWN_RUNS, **dict.fromkeys(PEOPLE, RUNS)},
+    ("GET", "/v1/runs/{run}/events"): dict.fromkeys(PEOPLE, RUNS),
+    ("GET", "/v1/runs/{run}/rounds/{round}"): {"device": OWN_RUNS},
     ("POST", "/v1/runs/{run}/{verb}"): dict.fromkeys(("operator", "admin"), RUNS),
 }  # fmt: skip
 ABSENT = {
@@ -111,22 +114,23 @@ class World:
         announced = {"digest": sha256(raw).hexdigest(), "size": len(raw)}
         return str(device.call("POST", "/v1/uploads", document=announced, run=RUN, round=0)["upload"])
 
-    def run(self) -> str:
-        """A run that is paused, as another operator submitted it."""
+    def run(self, *devices: str) -> str:
+        """A run of these devices that is paused, as another operator submitted it."""
         run, service = secrets.token_hex(32), self.server.service
         row = ServedRun(run, "test", served_runs.PAUSED, "", 1, b"{}", b"", {}, "0" * 32, service.now_s())
         service.database.write(lambda c: served_runs.add(c, row))
+        service.database.write(lambda c: mailboxes.admit(c, run, devices))
         out = service.folder / "runs" / run[:32]
         out.mkdir(parents=True)
         with closing(sqlite3.connect(out / "run.db")) as c:
             c.execute("CREATE TABLE events (number INTEGER, round INTEGER, kind TEXT, body TEXT)")
         return run
 
-    def blob(self, raw: bytes, public: bool) -> str:
-        """A blob on the server's disk."""
+    def blob(self, raw: bytes, run: str = "") -> str:
+        """A blob on the server's disk. ``run``: that publishes it."""
         digest = self.server.service.blobs.put(raw)
-        if public:
-            self.server.service.database.write(lambda c: mailboxes.publish(c, RUN, {digest: len(raw)}))
+        if run:
+            self.server.service.database.write(lambda c: mailboxes.publish(c, run, {digest: len(raw)}))
         return digest
 
 
@@ -138,6 +142,7 @@ def world(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     for name in ("device", "other"):
         send_invitation(server, links[name].name)
     send_invitation(server, links["other"].name, 1)
+    server.service.database.write(lambda c: mailboxes.admit(c, RUN, [links["device"].name]))
     yield World(server, links)
     for link in links.values():
         link.close()
@@ -151,8 +156,10 @@ def asked(world: World, link: Link, method: str, path: str, whose: str) -> str:
         "another operator": lambda: world.member("operator"), "an admin": lambda: world.member("admin"),
         "for a device": lambda: world.token("device"), "for an operator": lambda: world.token("operator"),
         "for an admin": lambda: world.token("admin"), "no token": lambda: "0" * 16,
-        "published": lambda: world.blob(b"public", True), "not published": lambda: world.blob(b"private", False),
-        "somebody's": world.run, "no run": lambda: "0" * 64, "nobody's": lambda: "0" * (64 if "staged" in path else 32),
+        "published": lambda: world.blob(b"public", RUN), "not published": lambda: world.blob(b"private"),
+        OTHERS_RUN: lambda: world.blob(b"theirs", world.run(world.links["other"].name)),
+        "own run": lambda: world.run(link.name), "somebody's": lambda: world.run(world.links["other"].name),
+        "no run": lambda: "0" * 64, "nobody's": lambda: "0" * (64 if "staged" in path else 32),
         "another device's": lambda: world.upload(world.links["other"], b"theirs"),
     }  # fmt: skip
     path = path.replace("{verb}", "pause").replace("{round}", "0")
@@ -225,6 +232,6 @@ def test_an_inbox_has_its_own_mail_alone(world: World, server: Server) -> None:
 @pytest.mark.parametrize("number", [-1, 2**63, 10**400], ids=["-1", "2^63", "10^400"])
 def test_numbers_of_any_size_are_answered(world: World, path: str, number: int) -> None:
     link = world.links["device" if "rounds" in path else "viewer"]
-    asked, _, query = f"/v1/runs/{world.run()}/{path.format(number)}".partition("?")
+    asked, _, query = f"/v1/runs/{world.run(link.name)}/{path.format(number)}".partition("?")
     headers = link._signed("GET", asked, query, b"", RUN, "0")
     assert link._http.get(f"{asked}?{query}" if query else asked, headers=headers).status_code < 500

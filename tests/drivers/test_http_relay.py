@@ -13,6 +13,7 @@ from served import RUN, code, contribution, running, send_invitation
 from edgewise.apps.gateway.start import Gateway, join
 from edgewise.apps.server.start import Server
 from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http.blob_cache import BlobCache
 from edgewise.drivers.http.cohort import HttpCohort
@@ -40,9 +41,12 @@ def device(server: Server, gateway: Gateway, tmp_path: Path) -> Iterator[Link]:
         yield link
 
 
-def through(server: Server, gateway: Gateway, folder: Path) -> Link:
+def through(server: Server, gateway: Gateway, folder: Path, run: str = RUN) -> Link:
+    """A device that takes part in a run, and reaches the server through the gateway."""
     token = server.token(Grant(approved=True))
-    return Link.join(gateway.url, token, folder, patience_s=10.0, gateway=gateway.name)
+    link = Link.join(gateway.url, token, folder, patience_s=10.0, gateway=gateway.name)
+    server.service.database.write(lambda c: mailboxes.admit(c, run, [link.name]))
+    return link
 
 
 def test_mail_goes_both_ways(server: Server, device: Link) -> None:
@@ -116,6 +120,8 @@ def test_what_is_here_is_for_those_whom_the_server_lets_have_it(
     device.download(digest, tmp_path / "blobs", 2**28)
     path = f"/v1/blobs/{digest}"
     assert device._http.get(path).json()["code"] == "E-SIGNATURE", "nobody"
+    with through(server, gateway, tmp_path / "third", "run-2") as third:
+        assert code(third.download, digest, tmp_path / "none", 2**28) == "E-BLOB", "of another run"
     with through(server, gateway, tmp_path / "second") as second, through(server, gateway, tmp_path / "op") as other:
         with Link.join(server.url, server.token(Grant("operator", approved=True)), tmp_path / "operator") as operator:
             operator.call("POST", f"/v1/devices/{second.name}/revoke")

@@ -30,7 +30,7 @@ from edgewise.core import events, vector
 from edgewise.core.keys import Key
 from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
-from edgewise.drivers.fleet import members, roster
+from edgewise.drivers.fleet import mailboxes, members, roster
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.http.attend import Part, attend
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
@@ -124,6 +124,7 @@ def played(
     with RunStore(out) as store:
         if store.run() is None:
             store.create(toy.plan.run, "toy", toy.plan.recipe.resolved(), {"initial_sha256": ""})
+        server.service.database.write(lambda c: mailboxes.admit(c, toy.plan.run, toy.trainer.devices()))
         cohort = HttpCohort(server.service, toy.plan.run, toy.plan.frame_limit_bytes, silence_s)
         coordinator = toy.coordinator(cohort, store, tell, helper)
         checkpoint: Checkpoint = coordinator.begin(toy.trainer.initial())

@@ -1,8 +1,9 @@
 """The routes of runs: stage blobs, submit, list, show, watch, pause, resume, cancel.
 
-A device asks for a run when it gets mail of one that it does not know: ``GET /v1/runs/RUN`` has the facts and the
-server's signature on them, and nothing that a device would have to believe. What became of its own contribution it may
-ask by ``GET /v1/runs/RUN/rounds/ROUND``; that is the server's word, as ``accepted`` in the next invitation is.
+A device sees the runs that it takes part in. Of others it hears the same as of a run that is not there. It asks for a
+run when it gets mail of one that it does not know: ``GET /v1/runs/RUN`` has the facts and the server's signature on
+them, and nothing that a device would have to believe. What became of its own contribution it may ask by
+``GET /v1/runs/RUN/rounds/ROUND``; that is the server's word, as ``accepted`` in the next invitation is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
+import sqlalchemy as sa
 from annotated_types import Ge, Lt
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
@@ -22,7 +24,8 @@ from edgewise.apps.server import sharing, submission
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.submission import Submission
 from edgewise.core.errors import TransportError
-from edgewise.drivers.fleet import served
+from edgewise.drivers.fleet import mailboxes, served
+from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.service import Service
@@ -126,9 +129,10 @@ class RunRoutes:
         made = asyncio.get_running_loop().run_in_executor(None, self._hosting.submit, wanted, member.id)
         return _shown(await made)
 
-    async def run(self, run: str) -> PublishedRun:
+    async def run(self, request: Request, run: str) -> PublishedRun:
         """A run, and what devices need to join it."""
-        found = await self._service.read(lambda c: served.find(c, run))
+        member, _ = caller(request).signed()
+        found = await self._service.read(lambda c: _seen(c, run, member))
         known = await self._service.aside(lambda: sharing.load(submission.folder(self._service, run)))
         return PublishedRun(
             **_shown(found).model_dump(), facts=found.facts.decode("ascii"), signature=found.signature.hex(),
@@ -148,7 +152,7 @@ class RunRoutes:
         service, wait_s = self._service, min(float(wait), self._service.limits.wait_s)
 
         async def now() -> RoundOutcome:
-            found = await service.read(lambda c: served.find(c, run))
+            found = await service.read(lambda c: _seen(c, run, member))
             return await service.aside(lambda: _outcome(service, found, round, member.id))
 
         with service.listening(run) as bell:
@@ -172,6 +176,13 @@ class RunRoutes:
         """Spend the request's nonce, before what it asks for is done."""
         _, proof = caller(request).signed()
         await self._service.write(lambda c: self._service.spend(c, proof))
+
+
+def _seen(c: sa.Connection, run: str, member: Member) -> ServedRun:
+    """A run, where this member may see it. Raises TransportError(E-UNKNOWN-ID)."""
+    if member.role == "device":
+        mailboxes.check_part(c, run, member.id)
+    return served.find(c, run)
 
 
 def _shown(run: ServedRun) -> ShownRun:

@@ -125,6 +125,7 @@ def begin(
 
     def change(c: sa.Connection) -> None:
         served.add(c, row)
+        mailboxes.admit(c, run, devices)
         mailboxes.publish(c, run, dict(kept))
 
     service.database.write(change)

@@ -19,7 +19,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import spool
-from edgewise.drivers.fleet.tables import MAIL, PUBLICATIONS, ROUNDS, UPLOADS
+from edgewise.drivers.fleet.tables import MAIL, PARTICIPANTS, PUBLICATIONS, ROUNDS, UPLOADS
 
 _kind: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(msgspec.defstruct("_Kind", [("type", str)]))
 
@@ -158,10 +158,36 @@ def publish(c: sa.Connection, run: str, sizes: dict[str, int]) -> None:
         c.execute(PUBLICATIONS.insert(), [{"digest": d, "run": run, "size": size} for d, size in sizes.items()])
 
 
-def published(c: sa.Connection, digest: str = "") -> set[str]:
-    """The digests of all blobs that devices may download, or of this one."""
-    query = sa.select(PUBLICATIONS.c.digest).distinct()
-    return {str(row[0]) for row in c.execute(query.where(PUBLICATIONS.c.digest == digest) if digest else query)}
+def published(c: sa.Connection) -> set[str]:
+    """The digests of all blobs that somebody may download."""
+    return {str(row[0]) for row in c.execute(sa.select(PUBLICATIONS.c.digest).distinct())}
+
+
+def offered(c: sa.Connection, digest: str, device: str = "") -> bool:
+    """Whether a run publishes this blob. ``device``: a run that it takes part in; empty: any."""
+    query = sa.select(PUBLICATIONS.c.run).where(PUBLICATIONS.c.digest == digest)
+    if device:
+        query = query.where(_part(PUBLICATIONS.c.run, device))
+    return c.execute(query.limit(1)).first() is not None
+
+
+def admit(c: sa.Connection, run: str, devices: Collection[str]) -> None:
+    """Let devices take part in a run: see it, and download what it publishes. They stay, also when it is over."""
+    rows = [{"device": device, "run": run} for device in devices]
+    if rows:
+        c.execute(upsert(PARTICIPANTS).on_conflict_do_nothing(), rows)
+
+
+def check_part(c: sa.Connection, run: str, device: str) -> None:
+    """Raises TransportError(E-UNKNOWN-ID) for a run that a device has no part in, as for one that is not there."""
+    if c.execute(sa.select(sa.literal(1)).where(_part(sa.literal(run), device))).first() is None:
+        what = f"this device has no part in a run {run:.64}."
+        raise TransportError("E-UNKNOWN-ID", what, "wait for an invitation.")
+
+
+def _part(run: sa.ColumnElement[str], device: str) -> sa.ColumnElement[bool]:
+    found = sa.select(PARTICIPANTS.c.run).where(PARTICIPANTS.c.device == device, PARTICIPANTS.c.run == run)
+    return sa.exists(found)
 
 
 def _place(inbound: bool, run: str, round: int, device: str, phase: str) -> dict[str, Any]:

@@ -106,6 +106,13 @@ SERVED = sa.Table(  # runs that devices of this server take part in
     sa.Column("made_by", sa.String, nullable=False),
     sa.Column("made_s", sa.Float, nullable=False),
 )
+PARTICIPANTS = sa.Table(  # devices of a run: they alone may see it and download its blobs
+    "participants",
+    META,
+    sa.Column("device", sa.String, primary_key=True),
+    sa.Column("run", sa.String, primary_key=True),
+    sqlite_with_rowid=False,
+)
 HELPED = sa.Table(  # of a gateway: runs whose second server it is, each with its round under way
     "helped",
     META,

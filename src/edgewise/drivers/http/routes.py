@@ -146,10 +146,13 @@ class DataPlane:
         return JSONResponse({"received": received})
 
     async def blob(self, request: Request) -> Response:
-        """A published blob, whole or a range of it."""
-        digest = request.path_params["digest"]
-        if not await self._service.read(lambda c: mailboxes.published(c, digest)):
-            raise TransportError("E-BLOB", f"no blob {digest:.64} is published.", "wait for the next invitation.")
+        """A published blob, whole or a range of it. A device gets those of the runs that it takes part in."""
+        digest, (member, _) = request.path_params["digest"], caller(request).signed()
+        device = member.id if member.role == "device" else ""
+        if not await self._service.read(lambda c: mailboxes.offered(c, digest, device)):
+            raise TransportError(
+                "E-BLOB", f"no blob {digest:.64} is published for the caller.", "wait for the next invitation."
+            )
         path = self._service.blobs.path(digest)
         if not path.is_file():  # a new model was published just now
             raise TransportError("E-BLOB", f"blob {digest:.64} is gone.", "wait for the next invitation.")

@@ -1,0 +1,31 @@
+"""Make the table of the devices of each run, and fill it from the rosters of the runs that are here."""
+
+import json
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import op
+
+from edgewise.drivers.http.identity import fingerprint
+
+revision = "0004"
+down_revision = "0003"
+KEY_BYTES = 32  # of a roster, which is the devices' keys
+
+
+def upgrade() -> None:
+    """Make the table. A run whose roster is gone gets no devices: nobody needs it any more."""
+    made = op.create_table(
+        "participants",
+        sa.Column("device", sa.String, primary_key=True),
+        sa.Column("run", sa.String, primary_key=True),
+        sqlite_with_rowid=False,
+    )
+    c = op.get_bind()
+    folder = Path(next(row.file for row in c.execute(sa.text("PRAGMA database_list")) if row.name == "main")).parent
+    for run, facts in c.execute(sa.text("SELECT run, facts FROM served")).all():
+        roster = folder / "blobs" / str((json.loads(facts).get("instance") or {}).get("roster", ""))
+        if roster.is_file():
+            raw = roster.read_bytes()
+            names = {fingerprint(raw[at : at + KEY_BYTES]) for at in range(0, len(raw), KEY_BYTES)}
+            op.bulk_insert(made, [{"device": name, "run": run} for name in names])
