@@ -44,6 +44,8 @@ from edgewise.plan.plan import Plan
 LOG = logging.getLogger("edgewise")
 HERE_S = 60.0  # a device that called within this time is here: idle ones call twice a minute, training ones more often
 LOOK_S = 0.5
+FULL_S = 2.0  # before a run tries again to write, on a disk that had no room; twice as long each time, up to
+LONGEST_FULL_S = 60.0
 Tell = Callable[[str, events.AnyEvent], None]
 
 
@@ -72,6 +74,7 @@ class Hosting:
         self._threads: dict[str, Thread] = {}
         self._states: dict[str, str] = {}  # as asked for, of runs with a thread
         self._waiting: dict[str, str] = {}  # why runs wait
+        self._noted: dict[str, str] = {}  # the same, as far as the database has it
 
     def start(self) -> None:
         """Go on with all runs that were running when the server stopped."""
@@ -102,6 +105,10 @@ class Hosting:
             self._service.ring(run)
         return found
 
+    def why(self, run: ServedRun) -> str:
+        """Why a run failed, or waits: also where a full disk keeps that out of the database."""
+        return self._waiting.get(run.run, run.why) if run.state == served.RUNNING else run.why
+
     def wait(self, run: str, timeout_s: float | None = None) -> None:
         """Wait until a run is not played any more."""
         thread = self._threads.get(run)
@@ -118,7 +125,8 @@ class Hosting:
     def _begin(self, run: ServedRun) -> None:
         with self._lock:
             self._states[run.run] = served.RUNNING
-            self._waiting.pop(run.run, None)  # what the database has is of an earlier start, or was taken back
+            self._waiting.pop(run.run, None)
+            self._noted.pop(run.run, None)  # what the database has is of an earlier start, or was taken back
             if run.run not in self._threads:
                 thread = Thread(target=self._play, args=(run,), name=f"edgewise-run-{run.run[:8]}", daemon=True)
                 self._threads[run.run] = thread
@@ -151,15 +159,35 @@ class Hosting:
 
     def _says(self, run: str, why: str) -> None:
         """Note why a running run waits."""
-        if self._waiting.get(run) != why:
-            self._waiting[run] = why
-            with suppress(StoreError):
+        self._waiting[run] = why
+        if self._noted.get(run) != why:
+            with suppress(StoreError):  # a full disk: it is noted when there is room
                 self._service.database.write(lambda c: served.explain(c, run, why))
+                self._noted[run] = why
+
+    def _waits_for_room(self, run: str, why: str, tried: int) -> None:
+        """Wait until the disk has room again, or may have it: what it cannot do shows when it is tried."""
+        limits, until_s = self._service.limits, time.monotonic() + min(FULL_S * 2**tried, LONGEST_FULL_S)
+        while not self._paused(run):
+            self._says(run, why)
+            if time.monotonic() >= until_s and self._service.free_bytes() >= limits.reserve_bytes:
+                self._says(run, "")
+                return
+            time.sleep(LOOK_S)
 
     def _play(self, run: ServedRun) -> None:
+        full = 0  # how often in succession it met a full disk
         while True:
-            with suppress(Halted):
+            full_before, full = full, 0
+            try:
                 self._attempt(run)
+            except EdgewiseError as e:
+                full = full_before + 1
+                LOG.warning("run %.12s waits: %s", run.run, e)
+                why = f"{e.code}: {e.what} Make room or give write permission; the run then goes on by itself."
+                self._waits_for_room(run.run, why, full_before)
+            except Halted:
+                pass
             with self._lock:  # it may have been resumed just now
                 if self._ends(run.run):
                     del self._threads[run.run]
@@ -168,14 +196,18 @@ class Hosting:
     def _ends(self, run: str) -> bool:
         if self._paused(run):
             return True
-        with self._service.database.read() as c:
+        with suppress(StoreError), self._service.database.read() as c:
             return served.find(c, run).state != served.RUNNING
+        return False
 
     def _attempt(self, run: ServedRun) -> None:
+        """Play a run until it ends, fails, or is paused. Raises Halted, and E-DISK where a full disk stops it."""
         try:
             if self._played(run):
                 self._ended(run.run, served.FINISHED, "")
         except EdgewiseError as e:
+            if e.code == "E-DISK":
+                raise
             LOG.warning("run %.12s stopped: %s", run.run, e)
             self._ended(run.run, served.FAILED, f"{e.code}: {e.what} {e.fix}")
         except Halted:
@@ -185,10 +217,14 @@ class Hosting:
             self._ended(run.run, served.FAILED, f"crash: {type(e).__name__}")
 
     def _ended(self, run: str, state: str, why: str) -> None:
-        with suppress(StoreError):  # the server is closing, or its disk is full: the run goes on at the next start
-            self._states[run] = state
+        """Note how a run ended. Raises StoreError(E-DISK) where that cannot be written now."""
+        try:
             self._service.database.write(lambda c: served.ended(c, run, state, why))
-            self._service.ring(run)
+        except StoreError as e:
+            if e.code == "E-DISK":
+                raise
+        self._states[run] = state  # where the server is closing, the run goes on at the next start
+        self._service.ring(run)
 
     def _played(self, run: ServedRun) -> bool:
         """Play a run from where it is. Returns whether it came to its end."""

@@ -115,7 +115,7 @@ class RunRoutes:
 
     async def runs(self) -> list[ShownRun]:
         """All runs, the oldest first."""
-        return [_shown(run) for run in await self._service.read(served.listed)]
+        return [self._shown(run) for run in await self._service.read(served.listed)]
 
     async def submit(self, request: Request) -> ShownRun:
         """Begin a run; its blobs are staged before."""
@@ -127,7 +127,7 @@ class RunRoutes:
             raise TransportError("E-REQUEST", f"the submission is malformed: {e}.", "use `edgewise run`.") from None
         await self._spent(request)
         made = asyncio.get_running_loop().run_in_executor(None, self._hosting.submit, wanted, member.id)
-        return _shown(await made)
+        return self._shown(await made)
 
     async def run(self, request: Request, run: str) -> PublishedRun:
         """A run, and what devices need to join it."""
@@ -135,7 +135,7 @@ class RunRoutes:
         found = await self._service.read(lambda c: _seen(c, run, member))
         known = await self._service.aside(lambda: sharing.load(submission.folder(self._service, run)))
         return PublishedRun(
-            **_shown(found).model_dump(), facts=found.facts.decode("ascii"), signature=found.signature.hex(),
+            **self._shown(found).model_dump(), facts=found.facts.decode("ascii"), signature=found.signature.hex(),
             shares=None if known is None else msgspec.to_builtins(known.shares),
         )  # fmt: skip
 
@@ -170,7 +170,13 @@ class RunRoutes:
             raise TransportError("E-ROUTE", f"a run cannot {verb:.20}.", "pause, resume or cancel it.")
         await self._spent(request)
         done = asyncio.get_running_loop().run_in_executor(None, self._hosting.ask, run, VERBS[verb])
-        return _shown(await done)
+        return self._shown(await done)
+
+    def _shown(self, run: ServedRun) -> ShownRun:
+        return ShownRun(
+            run=run.run, name=run.name, state=run.state, why=self._hosting.why(run), rounds=run.rounds,
+            made_by=run.made_by, made_s=run.made_s,
+        )  # fmt: skip
 
     async def _spent(self, request: Request) -> None:
         """Spend the request's nonce, before what it asks for is done."""
@@ -183,13 +189,6 @@ def _seen(c: sa.Connection, run: str, member: Member) -> ServedRun:
     if member.role == "device":
         mailboxes.check_part(c, run, member.id)
     return served.find(c, run)
-
-
-def _shown(run: ServedRun) -> ShownRun:
-    return ShownRun(
-        run=run.run, name=run.name, state=run.state, why=run.why, rounds=run.rounds, made_by=run.made_by,
-        made_s=run.made_s,
-    )  # fmt: skip
 
 
 def _outcome(service: Service, run: ServedRun, round: int, device: str) -> RoundOutcome:
