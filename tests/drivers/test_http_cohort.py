@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from enrolled_toys import Toy, played, working
+from network_recipes import MASKS, SHARES
 from played import play
 from served import code, contribution, invite, joined, running
 from toy import ToyTrainer
@@ -34,20 +35,7 @@ FEDAVG: dict[str, Any] = {
     "round.rounds": 1,
     "round.deadline_s": 60.0,
 }
-MASKS: dict[str, Any] = {
-    "privacy": "hidden",
-    "merge": {"kind": "secure_sum"},
-    "stage": [
-        {"kind": "weigh", "cap": 160},
-        {"kind": "clamp", "linf": 2.0},
-        {"kind": "quantize", "bits": 8, "grid": "shared"},
-        {"kind": "wrap"},
-    ],
-    "round.rounds": 1,
-    "round.deadline_s": 60.0,
-}
 COUNTED = ("accepted", "round_started", "round_finished")
-SHARES: dict[str, Any] = {**MASKS, "merge": {"kind": "shared_sum"}}
 MEMORY: dict[str, Any] = {"round.rounds": 3, "round.deadline_s": 60.0}
 
 

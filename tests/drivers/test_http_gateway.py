@@ -10,28 +10,21 @@ from typing import Any
 import pytest
 from enrolled_toys import Toy, helped_by, played, working
 from gateway_process import Restarted
+from network_recipes import GATEWAY
 from played import play
 from served import joined, running
 
 from edgewise.apps.gateway.start import Gateway, join
 from edgewise.apps.server.start import Server
 from edgewise.core import events
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet import backup
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import home, identity
 from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.remote_helper import RemoteHelper
-
-SHARES: dict[str, Any] = {
-    "privacy": "hidden",
-    "merge": {"kind": "shared_sum"},
-    "stage": [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}],
-    "trust.malicious_fraction": 0.0,
-    "round.minimum": 0.6,
-    "round.rounds": 2,
-    "round.deadline_s": 60.0,
-}
 
 
 @pytest.fixture
@@ -58,8 +51,8 @@ def test_a_run_with_a_gateway_gives_the_simulators_model(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with fleet(server, tmp_path, 4, monkeypatch) as links, Gateway(tmp_path / "gateway") as gateway:
-        expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **SHARES})
-        toy, told = Toy.of([link.name for link in links], SHARES, server), list[events.AnyEvent]()
+        expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **GATEWAY})
+        toy, told = Toy.of([link.name for link in links], GATEWAY, server), list[events.AnyEvent]()
         with (
             helped_by(toy, server, gateway.url, gateway.name) as (helped, helper),
             working(links, helped, tmp_path),
@@ -98,7 +91,7 @@ def test_an_orchestrator_that_dies_amid_a_step_goes_on_with_it(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, after: int
 ) -> None:
     """The gateway has done the step. The next orchestrator asks again and gets the same answer; the sum is the same."""
-    overrides = {**SHARES, "round.rounds": 1}
+    overrides = {**GATEWAY, "round.rounds": 1}
     with fleet(server, tmp_path, 4, monkeypatch) as links, Gateway(tmp_path / "gateway") as gateway:
         expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **overrides})
         toy, told = Toy.of([link.name for link in links], overrides, server), list[events.AnyEvent]()
@@ -118,7 +111,7 @@ def test_an_orchestrator_that_dies_amid_a_step_goes_on_with_it(
 def test_a_gateway_that_is_killed_around_every_step_changes_nothing(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = {**SHARES, "round.rounds": 1}
+    overrides = {**GATEWAY, "round.rounds": 1}
     with fleet(server, tmp_path, 4, monkeypatch) as links:
         expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **overrides})
         toy, told = Toy.of([link.name for link in links], overrides, server), list[events.AnyEvent]()
@@ -132,6 +125,13 @@ def test_a_gateway_that_is_killed_around_every_step_changes_nothing(
             assert gateway.deaths >= 2 * (1 + 1 + 4 + 1), "the run, the round, four reports, the batch"
     (finished,) = [e for e in told if isinstance(e, events.RoundFinished)]
     assert (finished.met, finished.accepted) == (True, 4)
+
+
+def test_a_gateways_folder_is_not_copied(server: Server, tmp_path: Path) -> None:
+    join(server.url, server.token(Grant("gateway", approved=True)), tmp_path / "gateway").close()
+    with pytest.raises(TransportError, match=r"E-IDENTITY: .*could open a sum twice.*`edgewise gateway join`"):
+        backup.save(tmp_path / "gateway", tmp_path / "copy", 0.0)
+    assert not (tmp_path / "copy").exists()
 
 
 def test_a_gateway_says_how_it_is(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

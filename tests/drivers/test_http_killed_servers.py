@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from enrolled_toys import Toy, working
 from kit import ACTIONS, _Control, available
+from network_recipes import MASKS, SHARES
 from played import play
 from served import joined, running
 
@@ -24,15 +25,10 @@ from edgewise.drivers.http import link as connection
 
 KIT = Path(__file__).parents[1] / "support"
 SHIM = Path(__file__).parents[1] / "faults" / "shim.c"
-HIDDEN: dict[str, Any] = {
-    "privacy": "hidden", "round.rounds": 1, "round.deadline_s": 60.0,
-    "stage": [{"kind": "weigh", "cap": 160}, {"kind": "clamp", "linf": 2.0},
-              {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}],
-}  # fmt: skip
 RUNS: dict[str, tuple[int, Mapping[str, Any]]] = {
     "plain": (3, {"round.rounds": 2, "round.deadline_s": 60.0}),
-    "masks": (8, {**HIDDEN, "merge": {"kind": "secure_sum"}}),
-    "shares": (8, {**HIDDEN, "merge": {"kind": "shared_sum"}}),
+    "masks": (8, MASKS),
+    "shares": (8, SHARES),
 }
 PLACES = 24  # of a run where its server is killed, evenly spread over its operations
 

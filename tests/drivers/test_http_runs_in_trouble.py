@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 from enrolled_toys import Toy, played, working
+from network_recipes import MASKS
 from played import play
 from proxy import proxied
 from served import joined, running
@@ -29,11 +30,6 @@ from edgewise.drivers.http.limits import Limits
 from edgewise.drivers.http.link import Link
 
 PLAIN: dict[str, Any] = {"round.rounds": 2, "round.deadline_s": 60.0}
-MASKS: dict[str, Any] = {
-    "privacy": "hidden", "merge": {"kind": "secure_sum"}, "round.rounds": 1, "round.deadline_s": 60.0,
-    "stage": [{"kind": "weigh", "cap": 160}, {"kind": "clamp", "linf": 2.0},
-              {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}],
-}  # fmt: skip
 PHASES = 4  # of a masked round: each device sends one frame in each
 
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 import pytest
+from network_recipes import GATEWAY
 from served import code, joined
 from toy import ToyTrainer
 from toy_recipe import make_recipe
@@ -29,16 +29,7 @@ from edgewise.drivers.http.attend import attend
 from edgewise.drivers.http.link import Link
 from edgewise.engine.trainer import registered
 
-SHARES: dict[str, Any] = {
-    "privacy": "hidden",
-    "merge": {"kind": "shared_sum"},
-    "stage": [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}],
-    "trust.malicious_fraction": 0.0,
-    "round.minimum": 0.6,
-    "round.rounds": 2,
-    "round.deadline_s": 60.0,
-}
-RECIPE = make_recipe({"data.devices": 4, **SHARES})
+RECIPE = make_recipe({"data.devices": 4, **GATEWAY})
 TRAINER = ToyTrainer(RECIPE)
 
 

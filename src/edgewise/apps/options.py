@@ -26,6 +26,16 @@ Extension = Annotated[
     list[str] | None,
     typer.Option("--extension", metavar="MODULE", help="Importable module, or its file, with parts of your own."),
 ]
+Listen = Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")]
+Names = Annotated[
+    list[str] | None, typer.Option("--name", metavar="HOST", help="A name or address by which devices reach it.")
+]
+Certificate = Annotated[Path | None, typer.Option("--cert", help="Your own certificate chain (PEM).")]
+Key = Annotated[Path | None, typer.Option("--key", help="Its key (PEM).")]
+Log = Annotated[
+    str,
+    typer.Option("--log", metavar="FILE", help="JSON lines; a .log in FOLDER if left out, - standard error."),
+]
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (TOML).", show_default=False)]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN_DIR", help="A run directory.", show_default=False)]
 HOME = Path(os.environ.get("EDGEWISE_HOME", "~/.edgewise"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgewise.apps.options import Debug, Json
+from edgewise.apps.options import Certificate, Debug, Json, Key, Listen, Log, Names
 from edgewise.apps.server.asking import PATIENCE_S, run_body, table
 from edgewise.apps.server.commands import address, entered_token
 
@@ -99,20 +99,15 @@ def _devices(link: Link) -> list[dict[str, Any]]:
 @gateway.command()
 def serve(
     folder: Folder,
-    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")] = "127.0.0.1:9443",
-    public: Annotated[
-        list[str] | None,
-        typer.Option("--name", metavar="HOST", help="A name or address by which this gateway is reached."),
-    ] = None,
-    certificate: Annotated[Path | None, typer.Option("--cert", help="Your own certificate chain (PEM).")] = None,
-    key: Annotated[Path | None, typer.Option("--key", help="Its key (PEM).")] = None,
+    listen: Listen = "127.0.0.1:9443",
+    public: Names = None,
+    certificate: Certificate = None,
+    key: Key = None,
     cache_gb: Annotated[
         float, typer.Option("--cache-gb", min=0.0, help="Models that are kept for devices that come through here.")
     ] = 16.0,
     cohort: Annotated[int, typer.Option("--cohort", min=2, help="Never open a sum of fewer reports.")] = 2,
-    log: Annotated[
-        str, typer.Option("--log", metavar="FILE", help="JSON lines; FOLDER/gateway.log if left out, - standard error.")
-    ] = "",
+    log: Log = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

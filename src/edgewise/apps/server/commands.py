@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgewise.apps.options import HOME, Debug, Home, Json
+from edgewise.apps.options import HOME, Certificate, Debug, Home, Json, Key, Listen, Log, Names
 from edgewise.apps.server.asking import PATIENCE_S, ask_server, identifier, run_body, table
 
 if TYPE_CHECKING:
@@ -23,17 +23,12 @@ fleet = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 def serve(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Keys and database; made on the first start.")],
-    listen: Annotated[str, typer.Option("--listen", metavar="HOST:PORT", help="Where to listen.")] = "127.0.0.1:8443",
-    public: Annotated[
-        list[str] | None,
-        typer.Option("--name", metavar="HOST", help="A name or address by which devices reach this server."),
-    ] = None,
-    certificate: Annotated[Path | None, typer.Option("--cert", help="Your own certificate chain (PEM).")] = None,
-    key: Annotated[Path | None, typer.Option("--key", help="Its key (PEM).")] = None,
+    listen: Listen = "127.0.0.1:8443",
+    public: Names = None,
+    certificate: Certificate = None,
+    key: Key = None,
     plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, on 127.0.0.1 only.")] = False,
-    log: Annotated[
-        str, typer.Option("--log", metavar="FILE", help="JSON lines; FOLDER/server.log if left out, - standard error.")
-    ] = "",
+    log: Log = "",
     gateway: Annotated[
         str, typer.Option("--gateway", metavar="NAME@URL", help="Second server of shared sums, as it names itself.")
     ] = "",

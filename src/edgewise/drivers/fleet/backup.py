@@ -26,6 +26,7 @@ import msgspec
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.drivers.files import FOLDER, TEMPORARY, for_owner, sync_folder
 from edgewise.drivers.fleet.epoch import EPOCH, Epoch
+from edgewise.drivers.http import home
 from edgewise.drivers.opening import RESTORED, named
 from edgewise.drivers.tables import SCHEMA_VERSION
 
@@ -68,6 +69,10 @@ def save(folder: Path, to: Path, now_s: float) -> Manifest:
         TransportError(E-IDENTITY) where the folder is not a server's; StoreError: E-FILE-EXISTS, E-DISK,
         E-CHECKPOINT where a database is damaged.
     """
+    if (folder / home.KEY).is_file() and (folder / DATABASE).is_file():
+        what = f"{folder} is a gateway's: from an older copy it could open a sum twice, which it would have forgotten."
+        fix = "keep no copy. Where it is lost, make another one (`edgewise gateway join`) and submit its runs anew."
+        raise TransportError("E-IDENTITY", what, fix)
     if not (folder / "server.key").is_file() or not (folder / DATABASE).is_file():
         raise TransportError("E-IDENTITY", f"{folder} is not the folder of a server.", "name that of `edgewise serve`.")
     with _whole(to) as part:
