@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
+import own_package
 import pytest
 from scripted import device, module, step
 
@@ -119,6 +121,20 @@ def test_what_devices_do_not_have_is_refused_before_a_folder_is_made(recipe: Pat
     assert refused(recipe, **{**here, "model": module().requires_grad_(False)}).startswith("E-LAYOUT")
     assert refused(recipe, **here, listen="8443").startswith("E-REQUEST")
     assert not (tmp_path / "server").exists()
+
+
+def test_own_parts_of_an_installed_package_are_given_as_objects(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_package.installed(tmp_path / "site", monkeypatch)
+    own = importlib.import_module(own_package.MODULE)
+    with pytest.raises(EdgewiseError, match="a trainer with a model of its own"):
+        edgewise.Server(recipe, module(), folder=tmp_path / "s", stages=[partial(own.coarse, step=0.5), "weigh"])
+    with edgewise.Server(recipe, folder=tmp_path / "s", stages=["coarse"], strategy=own.careful) as server:
+        assert [package.name for package in server._prepared.wanted.packages] == [own_package.NAME]
+        assert server._spec == own.Readings(server.recipe).spec
+    for name, given in (("metrics", "accuracy"), ("callbacks", [print, "print"])):
+        assert refused(recipe, model=module(), folder=tmp_path / "t", **{name: given}).startswith(f"E-TYPE: {name}")
 
 
 def test_parts_are_given_as_tables_names_or_parts(recipe: Path, tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from edgewise.apps.device import digests, policy
+from edgewise.apps.device import policy
 from edgewise.apps.device.conditions import Conditions, quiet
 from edgewise.apps.device.policy import Policy
 from edgewise.core.errors import EdgewiseError
@@ -181,32 +179,10 @@ def test_this_devices_text_takes_the_place_of_the_runs(tmp_path: Path) -> None:
         parsed().data_keys(tmp_path)
 
 
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package with a codec, unpacked from a wheel as pip does it."""
-    record = "own_codecs.py,,\nown_codecs-1.dist-info/METADATA,,\nown_codecs-1.dist-info/RECORD,,\n"
-    with zipfile.ZipFile(tmp_path / "own_codecs-1-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("own_codecs.py", "from edgewise.plan.catalogue import Extension\nEDGEWISE = Extension()\n")
-        wheel.writestr("own_codecs-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: own-codecs\nVersion: 1\n")
-        wheel.writestr("own_codecs-1.dist-info/entry_points.txt", f"[{digests.GROUP}]\nown = own_codecs\n")
-        wheel.writestr("own_codecs-1.dist-info/RECORD", record)
-        wheel.extractall(tmp_path / "site")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    return tmp_path / "site"
-
-
-def test_a_package_is_used_by_its_name_and_digest(package: Path) -> None:
-    digest = digests.of_package("own-codecs")
-    text = f"[[package]]\nname = 'own-codecs'\nsha256 = '{digest}'"
-    assert parsed(text).extensions() == ("own_codecs",)
-    assert parsed().extensions() == ()
-    (package / "own_codecs.py").write_text("raise SystemExit\n")
-    with pytest.raises(EdgewiseError, match="its digest is") as caught:
-        parsed(text).extensions()
-    assert caught.value.code == "E-EXTENSION"
-    assert "own_codecs" not in sys.modules, "nothing of it is imported"
-    with pytest.raises(EdgewiseError, match="not installed"):
-        digests.of_package("no-such-package")
+def test_packages_are_allowed_by_name_and_digest() -> None:
+    found = parsed(f"[[package]]\nname = 'own-parts'\nsha256 = '{'ab' * 32}'\nevery_run = true")
+    assert (found.packages(), found.always()) == ({"own-parts": "ab" * 32}, ("own-parts",))
+    assert (parsed().packages(), parsed().always()) == ({}, ())
 
 
 @pytest.mark.parametrize(
@@ -287,5 +263,5 @@ def test_no_key_is_without_an_effect(key: str) -> None:
 
 
 def test_every_key_is_among_those_with_an_effect() -> None:
-    elsewhere = {"package.name", "package.sha256", "privacy.gateway"}  # of the agent's tests
+    elsewhere = {"package.name", "package.sha256", "package.every_run", "privacy.gateway"}  # of the agent's tests
     assert OTHER.keys() | elsewhere == set(keys(Policy))

@@ -169,7 +169,7 @@ def _model(
     recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], params: Vector, part: Path, wanted: Wanted,
     card: model_card.ModelCard,
 ) -> dict[str, Any]:  # fmt: skip
-    if facts.get("extensions") and "precision" not in facts:  # a fact of the text trainer
+    if facts.get("extensions") and "vocabulary" not in facts:  # a fact of the text trainer
         own = ", ".join(facts["extensions"])
         raise _refused(
             f"the run trained a model of its extension ({own}), which edgewise cannot rebuild",

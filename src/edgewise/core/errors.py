@@ -88,6 +88,7 @@ REGISTRY: dict[str, Entry] = {
     "E-FACTS": Entry("a run's facts are not valid, not signed, or contradict themselves", 8),
     "E-OWNER": Entry("the owner of a device lets it take no part now", 2),
     "E-FLOOR": Entry("a run protects a device less than its owner asks for", 2),
+    "E-PACKAGE": Entry("a run uses a package that is not allowed, or not the same, on this machine", 2),
     "E-INVITE": Entry("an invitation is not one that the run's plan gives", 8),
     "E-FRAME-SIZE": Entry("a frame or blob is larger than allowed", 8),
     "E-BLOB": Entry("a blob is missing or its digest is wrong", 8),

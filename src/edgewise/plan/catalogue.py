@@ -37,6 +37,7 @@ from edgewise.core.part import Doc, Part
 from edgewise.core.stage import Merge, Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.merges.plain import plain_sum
+from edgewise.plan.facts import ExtensionPackage
 from edgewise.plan.section import MOVED
 from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
@@ -63,18 +64,19 @@ class Extension:
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """Name -> part, for each kind of part."""
+    """Name -> part, for each kind of part. ``packages``: installed ones that a served run names for its parts."""
 
     stages: Mapping[str, AnyPart] = field(default_factory=dict)
     merges: Mapping[str, AnyPart] = field(default_factory=dict)
     posts: Mapping[str, AnyPart] = field(default_factory=dict)
     strategies: Mapping[str, AnyPart] = field(default_factory=dict)
     trainer: Callable[[Any], Any] | None = None
+    packages: tuple[ExtensionPackage, ...] = ()
 
     def extended(self, extension: Extension) -> Catalogue:
         """This catalogue with an extension's parts.
 
-        Raises RecipeError(E-EXTENSION) for a name that exists already, and for what is no part.
+        Raises RecipeError(E-EXTENSION) for a name that exists already, for what is no part, and for a second trainer.
         """
         kinds: dict[str, dict[str, AnyPart]] = {kind: dict(getattr(self, kind)) for kind in KINDS}
         for part in extension.parts:
@@ -82,7 +84,10 @@ class Catalogue:
             if part.name in kinds[kind]:
                 raise RecipeError("E-EXTENSION", f"the extension redefines {kind} {part.name}.", "rename it.")
             kinds[kind][part.name] = part
-        return Catalogue(**kinds, trainer=extension.trainer or self.trainer)
+        if self.trainer and extension.trainer and extension.trainer is not self.trainer:
+            what = "two extensions bring a trainer, and a run has one."
+            raise RecipeError("E-EXTENSION", what, "leave one of them out.")
+        return Catalogue(**kinds, trainer=extension.trainer or self.trainer, packages=self.packages)
 
 
 def _kind(part: AnyPart) -> str:

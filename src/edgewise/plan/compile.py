@@ -82,6 +82,7 @@ def compile(
         secagg=messages.PROTOCOL.decode(),
         wire=frame.VERSION,
         instance=instance,
+        packages=catalogue.packages,
     )
     by_rung = sums.rungs is not None
     return Plan(

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ FORMAT = 1
 LIMIT_BYTES = 1 << 20
 MOST_DEVICES = 10**9
 CONTEXT = b"edgewise plan facts 1\0"  # what a signature is for; no other signature of a server begins so
+NAME, DIGEST = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", r"[0-9a-f]{64}"  # of a package
 _FIX = "ask the operator of the server for the facts of a run that it still serves."
 
 
@@ -64,6 +66,17 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     roster: str
 
 
+class ExtensionPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, order=True):
+    """An installed package with parts that a run uses. Facts carry no code: who takes part has the package.
+
+    Attributes:
+        name: as pip knows it. sha256: digest of its files (``drivers.extension_packages``), 64 hexadecimal digits.
+    """
+
+    name: str
+    sha256: str
+
+
 class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The facts that decide a run's model and protocol.
 
@@ -80,6 +93,7 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         secagg: name and version of the protocol for secure aggregation.
         wire: version of frames and of the payloads in them.
         instance: None in a simulation.
+        packages: those that bring parts which do not ship with edgewise, sorted; not in the JSON where there are none.
     """
 
     format: int
@@ -93,6 +107,7 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     secagg: str
     wire: int
     instance: Instance | None = None
+    packages: tuple[ExtensionPackage, ...] = ()
 
     def digest(self) -> str:
         """The run id, 64 hexadecimal digits."""
@@ -117,7 +132,8 @@ def decisive(resolved: Mapping[str, Any]) -> str:
 
 def canonical(facts: PlanFacts) -> bytes:
     """The facts as bytes: what is hashed, signed and published."""
-    return _json({**msgspec.to_builtins(facts), "recipe": json.loads(facts.recipe)}).encode("ascii")
+    plain = {**msgspec.to_builtins(facts), "recipe": json.loads(facts.recipe)}
+    return _json({key: value for key, value in plain.items() if value or key != "packages"}).encode("ascii")
 
 
 def parse(raw: bytes) -> PlanFacts:
@@ -138,6 +154,7 @@ def parse(raw: bytes) -> PlanFacts:
         raise refused(f"they cannot be read ({type(e).__name__})") from None
     if not 1 <= facts.population <= MOST_DEVICES:
         raise refused(f"they are for {facts.population} devices")
+    _check_packages(facts.packages)
     if not same:
         raise refused("they are not in their canonical form")
     for what, theirs, own in (
@@ -147,6 +164,15 @@ def parse(raw: bytes) -> PlanFacts:
         if theirs != own:
             raise refused(f"they are of version {theirs!r:.40} of {what}, this program speaks {own!r}")
     return facts
+
+
+def _check_packages(packages: tuple[ExtensionPackage, ...]) -> None:
+    names = [package.name for package in packages]
+    if names != sorted(set(names)):
+        raise refused("they do not name each package once, in order")
+    for package in packages:
+        if not (re.fullmatch(NAME, package.name) and re.fullmatch(DIGEST, package.sha256)):
+            raise refused(f"they name the package {package.name!r:.120} with the digest {package.sha256!r:.80}")
 
 
 def stated_noise(raw: str) -> StatedNoise | None:

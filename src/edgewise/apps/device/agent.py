@@ -17,7 +17,6 @@ from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.attend import Part, Watch, attend
 from edgewise.drivers.http.link import WAIT_S, Link
 from edgewise.plan.acceptance import largest_upload
-from edgewise.plan.catalogue import with_extensions
 
 PATIENCE_S = 86400.0  # with a server that cannot be reached: it may be down for long
 APPROVAL_S = 10.0  # between two questions whether the device is approved
@@ -120,9 +119,14 @@ def work(
         Link(home, patience_s, sleep=sleep, open=agent.open, troubled=agent.troubled) as link,
         FileLedgers(home / LEDGERS) as ledgers,
     ):
-        catalogue = with_extensions(own.extensions())
         owner = Owner(
-            data, home, own.floor(), own.owner_budget(ledgers), catalogue, own.privacy.gateway or link.home.gateway
+            data=data,
+            folder=home,
+            floor=own.floor(),
+            budget=own.owner_budget(ledgers),
+            packages=own.packages(),
+            always=own.always(),
+            gateway=own.privacy.gateway or link.home.gateway,
         )
         watch = _Owner(agent, link, owner, Conditions(own, text=make is None), Record(home), follow, sleep)
         with Parts(link, home, owner, make) as parts:

@@ -180,12 +180,12 @@ def digest(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The digest by which a policy allows a package with trainers or codecs."""
+    """The digest by which a policy allows a package with trainers, codecs or strategies."""
 
     def body() -> dict[str, Any]:
-        from edgewise.apps.device import digests
+        from edgewise.drivers import extension_packages
 
-        found = digests.of_package(package)
+        found = extension_packages.digest(package)
         if not as_json:
             print(found)
         return {"sha256": found}

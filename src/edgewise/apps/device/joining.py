@@ -4,7 +4,7 @@
     attend(link, parts, until)                 # parts(run) is this device's part in a run
 
 In this order, so that nothing is done for a run that will be refused: the server's signature on the facts, the owner's
-choice of models, the model, the floor of the owner, the owner's text.
+choice of packages and models, the model, the floor of the owner, the owner's text.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edgewise.core.errors import DecodeError, EdgewiseError, ModelError, RecipeE
 from edgewise.core.keys import Secrets
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
+from edgewise.drivers import extension_packages
 from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
 from edgewise.drivers.files import FOLDER, write_durably
@@ -37,7 +38,7 @@ from edgewise.engine.ports import Trust
 from edgewise.engine.trainer import Registered
 from edgewise.plan import facts
 from edgewise.plan.acceptance import OwnerFloor, accept, check_model
-from edgewise.plan.catalogue import BUILT_IN, Catalogue
+from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import PlanFacts
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe, from_plain
@@ -53,7 +54,9 @@ class Owner:
 
     Attributes:
         data: the keys of [data] that say where the text lies and how it is read. folder: relative paths start there.
-        floor: what every run has to promise. budget: over all runs; None: no cap. catalogue: parts that may be used.
+        floor: what every run has to promise. budget: over all runs; None: no cap.
+        packages: name -> digest of the installed packages that runs may use. always: names of those whose trainer
+            trains where no package of a run brings one.
         gateway: fingerprint of the second server that shares may be sealed to; empty: none.
     """
 
@@ -61,7 +64,8 @@ class Owner:
     folder: Path
     floor: OwnerFloor = OwnerFloor()  # noqa: RUF009 (immutable)
     budget: OwnerBudget | None = None
-    catalogue: Catalogue = field(default=BUILT_IN, repr=False)
+    packages: Mapping[str, str] = field(default_factory=dict)
+    always: tuple[str, ...] = ()
     gateway: str = ""
 
 
@@ -116,10 +120,11 @@ class Parts:
         server = bytes.fromhex(stated.instance.server)
         if fingerprint(server) != self._link.home.server or not facts.signed(server, signature, raw):
             raise facts.refused("they are not signed by the server that this device was enrolled with")
+        catalogue = extension_packages.catalogue(stated.packages, self._owner.packages, self._owner.always)
         folder = self._home / RUNS / run[:32]
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
-        trainer = self._trainer(stated, folder)
-        plan = accept(raw, signature, server, trainer.trainer.spec, self._owner.floor, self._owner.catalogue)
+        trainer = self._trainer(stated, folder, catalogue)
+        plan = accept(raw, signature, server, trainer.trainer.spec, self._owner.floor, catalogue)
         noise_steps(plan, trainer)
         downloads = Downloads(plan.layout.given.dim, plan.downlink)
         self._store = FileDevices(folder, run)
@@ -136,7 +141,7 @@ class Parts:
         except (KeyError, TypeError, ValueError):
             raise facts.refused("the server sent something else") from None
 
-    def _trainer(self, stated: PlanFacts, folder: Path) -> Registered:
+    def _trainer(self, stated: PlanFacts, folder: Path, catalogue: Catalogue) -> Registered:
         """The recipe's trainer on this device's text and model."""
         tables = stated.settings()
         check_model(self._owner.floor, str(tables["model"]["base"]))  # before it is downloaded
@@ -145,7 +150,7 @@ class Parts:
         )
         if self._make is not None:
             return self._make(own, folder, self._link.name, self._layout(stated, folder))
-        return make_trainer(own, self._owner.folder, folder, self._owner.catalogue, self._link.name)
+        return make_trainer(own, self._owner.folder, folder, catalogue, self._link.name)
 
     def _layout(self, stated: PlanFacts, folder: Path) -> Spec:
         """The layout that the facts name by its digest."""

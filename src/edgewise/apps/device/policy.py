@@ -6,7 +6,7 @@ much, and the least privacy.
     accept(raw, signature, server, spec, policy.floor(), catalogue)
     Devices(..., budget=policy.owner_budget(ledgers))
     tables = {**facts.settings()["data"], **policy.data_keys(home)}     # the text is the owner's
-    catalogue = with_extensions(policy.extensions())
+    extension_packages.catalogue(facts.packages, policy.packages(), policy.always())
 
 The keys are read as a recipe's: unknown ones are refused, with file, line and the nearest known one.
 """
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from edgewise.apps.device import digests
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
 from edgewise.drivers.files import FOLDER, sync_folder, write_durably
@@ -156,10 +155,11 @@ class Models(Section):
 
 
 class OwnPackage(Section):
-    """An installed package whose trainer or codecs may be used."""
+    """An installed package whose trainer, codecs and strategies may be used."""
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="as pip knows it")
     sha256: str = Field(..., pattern=_DIGEST, description="of its files (`edgewise device digest NAME`)")
+    every_run: bool = Field(False, description="its trainer also trains in runs whose own packages bring none")
 
 
 class Policy(Section):
@@ -210,12 +210,13 @@ class Policy(Section):
             return None
         return OwnerBudget(Budget(self.budget.epsilon, self.budget.delta), ledgers)
 
-    def extensions(self) -> tuple[str, ...]:
-        """Modules with trainers and codecs that the owner allows, for ``plan.catalogue.with_extensions``.
+    def packages(self) -> dict[str, str]:
+        """Name -> digest of the packages that runs may use."""
+        return {package.name: package.sha256 for package in self.package}
 
-        Raises RecipeError(E-EXTENSION): a package is not installed, or not the one that the policy allows.
-        """
-        return digests.extensions((package.name, package.sha256) for package in self.package)
+    def always(self) -> tuple[str, ...]:
+        """Names of those whose trainer trains in runs that bring none."""
+        return tuple(package.name for package in self.package if package.every_run)
 
     def data_keys(self, home: Path) -> dict[str, Any]:
         """The keys of a recipe's [data] that the owner decides: where the text lies, with absolute paths, and how it is

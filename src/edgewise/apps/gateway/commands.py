@@ -86,6 +86,20 @@ def approve(
     run_body("gateway approve", as_json, debug, body)
 
 
+def _package(given: str) -> tuple[str, str]:
+    """Name and digest of a package. Raises RecipeError(E-VALUE)."""
+    import re
+
+    from edgewise.core.errors import RecipeError
+    from edgewise.plan.facts import DIGEST, NAME
+
+    name, _, sha256 = given.partition("=")
+    if not (re.fullmatch(NAME, name) and re.fullmatch(DIGEST, sha256)):
+        what = f"--package {given:.120} is not a name and a digest."
+        raise RecipeError("E-VALUE", what, "write --package NAME=DIGEST; `edgewise device digest NAME` prints it.")
+    return name, sha256
+
+
 def _devices(link: Link) -> list[dict[str, Any]]:
     """The approved devices of the orchestrator whose ids are the fingerprints of their keys."""
     from edgewise.drivers.http.identity import fingerprint
@@ -107,6 +121,14 @@ def serve(
         float, typer.Option("--cache-gb", min=0.0, help="Models that are kept for devices that come through here.")
     ] = 16.0,
     cohort: Annotated[int, typer.Option("--cohort", min=2, help="Never open a sum of fewer reports.")] = 2,
+    package: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--package",
+            metavar="NAME=DIGEST",
+            help="An installed package whose parts runs may use (`edgewise device digest`); repeat for more.",
+        ),
+    ] = None,
     log: Log = "",
     as_json: Json = False,
     debug: Debug = False,
@@ -132,7 +154,8 @@ def serve(
         floor = OwnerFloor(secagg=Floor(n_min=cohort))
         tls, cache_bytes = Tls(names, certificate, key), int(1e9 * cache_gb)
         lines = None if log == "-" else Path(log or folder / "gateway.log")
-        gateway = Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes)
+        packages = dict(map(_package, package or ()))
+        gateway = Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes, packages=packages)
         with shell.interrupts(), gateway as made, logs.opened(lines):
             url = f"https://{names[0] if names else '127.0.0.1'}:{made.port}"
             told = {"url": url, "gateway": made.name, "devices": len(made.allowed.ids())}

@@ -9,8 +9,9 @@ FOLDER/devices.txt                the devices whose reports it counts
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import sqlalchemy as sa
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -63,7 +64,8 @@ class Gateway:
 
     Args:
         folder: of a gateway that has joined. host, port: where it listens; port 0 takes a free one. floor: what its
-        operator asks of every run. cache_bytes: of blobs that are kept for devices.
+        operator asks of every run. cache_bytes: of blobs that are kept for devices. packages: name -> digest of the
+        installed packages that runs may use.
     Attributes:
         relay: what devices reach their server by. service: what its routes share. port: where it listens. url: for this
         machine.
@@ -81,13 +83,14 @@ class Gateway:
         limits: Limits = LIMITS,
         now_s: Callable[[], float] = time.time,
         cache_bytes: int = CACHE_BYTES,
+        packages: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.home = home.load(folder)
         self.allowed = Allowed(folder)
         self.service = Service(folder, limits, now_s, home.KEY)
         try:
             leader = _leader(self.service.database, self.home.server)
-            plane = HelperPlane(self.service, leader, self.allowed, floor)
+            plane = HelperPlane(self.service, leader, self.allowed, floor, packages)
             self.relay = Relay(self.service, self.home, BlobCache(folder / "cache", cache_bytes))
             app = Starlette(
                 routes=[*plane.routes(), *self.relay.routes(), Route("/metrics", self._metrics, methods=["GET"])],

@@ -26,8 +26,10 @@ from edgewise.apps.server import sharing, submission
 from edgewise.apps.server.submission import Submission
 from edgewise.core import events, vector
 from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.own_code import fault_of
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
+from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import mailboxes, roster, served
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.cohort import Halted, HttpCohort
@@ -37,7 +39,6 @@ from edgewise.drivers.store import RunStore
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Evaluator, Trust
 from edgewise.plan.acceptance import planned
-from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.facts import parse
 from edgewise.plan.plan import Plan
 
@@ -46,6 +47,7 @@ HERE_S = 60.0  # a device that called within this time is here: idle ones call t
 LOOK_S = 0.5
 FULL_S = 2.0  # before a run tries again to write, on a disk that had no room; twice as long each time, up to
 LONGEST_FULL_S = 60.0
+RESUME = "mend the package, install it everywhere, and submit the recipe again."
 Tell = Callable[[str, events.AnyEvent], None]
 
 
@@ -214,7 +216,9 @@ class Hosting:
             raise
         except Exception as e:  # boundary: one run that breaks must not end the server
             LOG.exception("run %.12s broke", run.run)
-            self._ended(run.run, served.FAILED, f"crash: {type(e).__name__}")
+            fault = fault_of(e, extension_packages.modules(parse(run.facts).packages))
+            why = f"crash: {type(e).__name__}" if fault is None else f"{fault.code}: {fault.what} {RESUME}"
+            self._ended(run.run, served.FAILED, why)
 
     def _ended(self, run: str, state: str, why: str) -> None:
         """Note how a run ended. Raises StoreError(E-DISK) where that cannot be written now."""
@@ -233,7 +237,8 @@ class Hosting:
             known = store.run()
             if known is None:
                 raise StoreError("E-CHECKPOINT", f"{out} holds no run.", "restore it from a backup.")
-            plan = planned(parse(run.facts), Spec.of(known["facts"]["spec"]), BUILT_IN)
+            facts = parse(run.facts)
+            plan = planned(facts, Spec.of(known["facts"]["spec"]), extension_packages.catalogue(facts.packages))
             coordinator = self._coordinator(run, plan, store, links)
             checkpoint = store.load()
             if checkpoint is None:

@@ -24,6 +24,10 @@ OVER = ("finished", "failed", "cancelled")
 def submit(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file.", show_default=False)],
     overrides: Set = None,
+    extension: Annotated[
+        list[str] | None,
+        typer.Option("--extension", metavar="MODULE", help="Module with parts of your own, of an installed package."),
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="Only devices with this tag; repeat for more.")] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Then watch the run until it ends.")] = False,
     home: Home = HOME,
@@ -33,16 +37,17 @@ def submit(
     """Begin a run of a recipe on the enrolled devices.
 
     The recipe is the one that `edgewise sim` plays. Its [data] stays here: each device reads what its owner names. The
-    model is sent to the server, and from there to the devices.
+    model is sent to the server, and from there to the devices. No code is: server and devices have the package of an
+    --extension, with the same files, and each owner allows it by its digest.
     """
 
     def asked(link: Link) -> dict[str, Any]:
         from edgewise.apps import runs, shell
         from edgewise.apps.server.submit import submit as send
 
-        parsed, _ = runs.read(recipe, runs.assignments(overrides), ())
+        parsed, modules = runs.read(recipe, runs.assignments(overrides), extension or ())
         with shell.quiet_screen(None, debug):
-            begun = send(link, parsed, recipe.parent, tag or ())
+            begun = send(link, parsed, recipe.parent, tag or (), modules)
         if not as_json:
             print(f"run {begun['run'][:12]} of {begun['name']}: {begun['rounds']} rounds")
             print(f"  next  edgewise run watch {begun['run'][:12]}")
@@ -85,6 +90,8 @@ def show(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False
                     f"  epsilon     {noise['epsilon']:.4g} in all rounds (noise multiplier {noise['multiplier']:.4g})"
                 )
             print(f"  model       {facts['recipe']['model']['base']}\n  rounds      {found['rounds']}")
+            for package in facts.get("packages", ()):
+                print(f"  package     {package['name']}  {package['sha256']}")
         return found
 
     ask_server("run show", home, as_json, debug, asked)

@@ -20,14 +20,14 @@ from edgewise.apps.server.start import Tls
 from edgewise.apps.server.submission import OWN
 from edgewise.apps.server.submit import Prepared, check, of_vector, prepared, stage
 from edgewise.core import events
-from edgewise.core.errors import REGISTRY, RoundError, TransportError
+from edgewise.core.errors import REGISTRY, RecipeError, RoundError, TransportError
 from edgewise.core.vector import Spec
-from edgewise.drivers import files
+from edgewise.drivers import extension_packages, files
 from edgewise.drivers.fleet import members, served
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.plan import loading
-from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.recipe import Recipe
 
 FOLDER, STATE = "edgewise-server", "script.json"
@@ -65,6 +65,8 @@ class Server:
             ``functools.partial`` of a part with its keys.
         metrics: called after each round; what it returns is added to ``Round.metrics``. On this machine's data, of
             the released model: no epsilon is spent by it. callbacks: called with each round after that.
+        extensions: modules with parts of one's own, of installed packages that devices have too (`edgewise explain
+            extend`); those of parts that are given as objects are found by themselves.
         tags: of the devices that take part, all of them.
     Attributes:
         url: by which devices reach it. recipe: as it is played. run: the run's id, once it has begun; else empty.
@@ -89,11 +91,16 @@ class Server:
         strategy: Any = None,
         metrics: Metrics | None = None,
         callbacks: Sequence[Callable[[Round], object]] = (),
+        extensions: Sequence[str] = (),
         tags: Sequence[str] = (),
     ) -> None:
+        given.functions("metrics", () if metrics is None else (metrics,))
+        given.functions("callbacks", callbacks)
         self._metrics, self._callbacks, self._tags = metrics, tuple(callbacks), tuple(tags)
-        self.recipe = _recipe(Path(recipe), model, stages, merge, strategy)
-        self._prepared = _prepared(self.recipe, Path(recipe).parent, model, self._tags)
+        own = {*extensions, *given.modules((*(stages or ()), merge, strategy))}
+        catalogue = extension_packages.catalogue(extension_packages.named(own))
+        self.recipe = _recipe(Path(recipe), model, stages, merge, strategy, catalogue)
+        self._prepared = _prepared(self.recipe, Path(recipe).parent, model, self._tags, catalogue)
         self._spec = Spec.of([(n, s, d) for n, s, d in self._prepared.wanted.spec])
         host, port = _address(listen)
         name = urlsplit(public_url).hostname
@@ -267,7 +274,9 @@ class _Turns:
             return mine
 
 
-def _recipe(path: Path, model: Any, stages: Sequence[Any] | None, merge: Any, strategy: Any) -> Recipe:
+def _recipe(
+    path: Path, model: Any, stages: Sequence[Any] | None, merge: Any, strategy: Any, catalogue: Catalogue
+) -> Recipe:
     """The recipe with what the script gives in place of its own."""
     overrides: dict[str, Any] = {}
     if isinstance(model, str | Path):
@@ -280,18 +289,21 @@ def _recipe(path: Path, model: Any, stages: Sequence[Any] | None, merge: Any, st
         overrides["merge"] = given.table(merge, "merge")
     if strategy is not None:
         overrides["strategy"] = given.table(strategy, "strategy")
-    return loading.load(path, overrides, BUILT_IN)
+    return loading.load(path, overrides, catalogue)
 
 
-def _prepared(recipe: Recipe, recipe_dir: Path, model: Any, tags: Sequence[str]) -> Prepared:
+def _prepared(recipe: Recipe, recipe_dir: Path, model: Any, tags: Sequence[str], catalogue: Catalogue) -> Prepared:
     if model is None or isinstance(model, str | Path):
-        return prepared(recipe, recipe_dir, tags)
+        return prepared(recipe, recipe_dir, tags, catalogue)
+    if catalogue.trainer is not None:
+        what = "model is a module, and an extension brings a trainer with a model of its own."
+        raise RecipeError("E-COMBO", what, "leave out model, or the extension.")
     from edgewise.learn import modules
 
     check(recipe)
     spec = modules.layout(model)
     facts = {"model": type(model).__name__, "trainable": spec.dim, "parameters": modules.size(model)}
-    return of_vector(recipe, spec, modules.read(model, spec), OWN, facts, tags)
+    return of_vector(recipe, spec, modules.read(model, spec), OWN, facts, tags, catalogue.packages)
 
 
 def _address(listen: str) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from edgewise.apps.toml_text import toml
 from edgewise.core import vector
 from edgewise.core.errors import EdgewiseError, RecipeError, TransportError
 from edgewise.core.vector import Spec
+from edgewise.drivers import extension_packages
 from edgewise.drivers.files import FOLDER, write_durably
 from edgewise.drivers.fleet import mailboxes, members, roster, served
 from edgewise.drivers.fleet.members import Member
@@ -28,9 +29,8 @@ from edgewise.drivers.http import package
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.store import RunStore
 from edgewise.engine.coordinator import first
-from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
-from edgewise.plan.facts import Instance, canonical, sign
+from edgewise.plan.facts import ExtensionPackage, Instance, canonical, sign
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe, from_plain
 
@@ -47,6 +47,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         recipe: its tables. spec: layout of what is trained (``Spec.to_list``). initial: digest of its first values, raw
             float32. model: digest of the manifest of its files (``drivers.http.package``); empty: the bundled one;
             ``OWN``: a module of which devices have the code.
+        packages: installed ones that bring parts of the recipe, with the digests that the submitter has.
         facts: what else the submitter tells of the model. tags: of the devices that take part, all of them.
     """
 
@@ -56,6 +57,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     model: str = ""
     facts: dict[str, Any] = {}
     tags: tuple[str, ...] = ()
+    packages: tuple[ExtensionPackage, ...] = ()
 
 
 def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Recipe:
@@ -94,9 +96,10 @@ def begin(
     """Make a run of a submission: its folder, then its row. Nothing is left of one that is refused.
 
     ``gateway``: the second server of runs with shared sums.
-    Raises EdgewiseError: as ``from_plain`` and ``compile``; TransportError: E-REQUEST, E-BLOB; StoreError(E-DISK).
+    Raises EdgewiseError: as ``from_plain``, ``compile`` and ``extension_packages.catalogue``; TransportError:
+    E-REQUEST, E-BLOB; StoreError(E-DISK).
     """
-    spec = _spec(wanted.spec)
+    spec, catalogue = _spec(wanted.spec), extension_packages.catalogue(sorted(wanted.packages))
     recipe = served_recipe(from_plain(wanted.recipe, "the submitted recipe"), wanted.model, spec, measured)
     with service.database.read() as c:
         devices = population(_everybody(c), wanted.tags)
@@ -107,7 +110,7 @@ def begin(
     instance = Instance(
         server=service.identity.public.hex(), nonce=secrets.token_hex(32), roster=vector.digest(listing)
     )
-    plan = compile(recipe, spec, len(devices), BUILT_IN, None, instance)
+    plan = compile(recipe, spec, len(devices), catalogue, None, instance)
     shares = sharing.arranged(service, gateway, plan, listing)
     packed = "" if wanted.model == OWN else wanted.model
     files = _files(service, packed)
@@ -199,6 +202,7 @@ def _store(
             "recipe_dir": str(out.resolve()),
             "recipe_from_run": ".",
             "engine": "devices",
+            "extensions": extension_packages.modules(plan.facts.packages),
             "started_at": service.now_s(),
             "plan": planned(plan),
         }

@@ -14,9 +14,13 @@ from edgewise.apps.server.submission import Submission
 from edgewise.core import vector
 from edgewise.core.errors import ModelError, RecipeError, TransportError
 from edgewise.core.vector import Spec, Vector
+from edgewise.drivers import extension_packages
 from edgewise.drivers.http import package
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.staging import Staging
+from edgewise.drivers.trainers import make_trainer
+from edgewise.plan.catalogue import BUILT_IN, Catalogue
+from edgewise.plan.facts import ExtensionPackage
 from edgewise.plan.recipe import Recipe
 
 PIECE_BYTES = 2**22
@@ -35,17 +39,19 @@ def submit(
     recipe: Recipe,
     recipe_dir: Path,
     tags: Sequence[str] = (),
+    extensions: Sequence[str] = (),
     sent: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
     """Begin a run of a recipe on the devices of a server; returns what the server says of it.
 
     Args:
-        recipe_dir: relative paths of the recipe start here. tags: of the devices that take part. sent: called with the
-            bytes that are at the server, and with all there are.
+        recipe_dir: relative paths of the recipe start here. tags: of the devices that take part. extensions: modules
+            with parts of one's own, of installed packages. sent: called with the bytes that are at the server, and with
+            all there are.
     Raises:
         RecipeError, ModelError as ``prepared``; RecipeError, TransportError as the server.
     """
-    made = prepared(recipe, recipe_dir, tags)
+    made = prepared(recipe, recipe_dir, tags, extension_packages.catalogue(extension_packages.named(extensions)))
     total, done = sum(size for _, _, size in made.blobs), 0
     for digest, source, size in made.blobs:
         for here in _staged(link, digest, source, size):
@@ -55,11 +61,16 @@ def submit(
     return found
 
 
-def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = ()) -> Prepared:
-    """What is to be sent of a recipe. Raises RecipeError(E-COMBO); ModelError as the trainer."""
+def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = (), catalogue: Catalogue = BUILT_IN) -> Prepared:
+    """What is to be sent of a recipe. ``catalogue``: with the packages that it uses.
+
+    Raises RecipeError(E-COMBO); ModelError as the trainer.
+    """
+    check(recipe)
+    if catalogue.trainer is not None:
+        return _of_trainer(recipe, recipe_dir, tags, catalogue)
     from edgewise.learn.untrained import untrained
 
-    check(recipe)
     begun = untrained(recipe, recipe_dir)
     names = {path.name: path for path in begun.files}
     if odd := [name for name in names if not package.packed(name)]:
@@ -67,7 +78,8 @@ def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = ()) -> Prep
         raise ModelError("E-MODEL", what, "rename or remove it.")
     digests = {name: _digest(path) for name, path in names.items()}
     manifest = package.dump(digests) if digests else b""
-    made = of_vector(recipe, begun.spec, begun.initial, vector.digest(manifest) if manifest else "", begun.facts, tags)
+    model = vector.digest(manifest) if manifest else ""
+    made = of_vector(recipe, begun.spec, begun.initial, model, begun.facts, tags, catalogue.packages)
     files: list[tuple[str, bytes | Path, int]] = []
     if manifest:
         files.append((vector.digest(manifest), manifest, len(manifest)))
@@ -75,15 +87,36 @@ def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = ()) -> Prep
     return replace(made, blobs=(*made.blobs, *files))
 
 
+def _of_trainer(recipe: Recipe, recipe_dir: Path, tags: Sequence[str], catalogue: Catalogue) -> Prepared:
+    """The submission of a recipe whose trainer a package brings: layout and first values are the trainer's."""
+    if recipe.model.base != "bundled":
+        what = f"model.base = {recipe.model.base!r} with a trainer of a package: the package brings the model."
+        raise RecipeError("E-COMBO", what, "leave out model.base; put the model's files into the package.")
+    made = make_trainer(recipe, recipe_dir, recipe_dir, catalogue)
+    sizes = made.trainer.sizes()
+    facts = {
+        "model": type(made.trainer).__name__,
+        "parameters": int(sizes["parameters"]),
+        "trainable": made.trainer.spec.dim,
+    }
+    return of_vector(recipe, made.trainer.spec, made.initial(), "", facts, tags, catalogue.packages)
+
+
 def of_vector(
-    recipe: Recipe, spec: Spec, initial: Vector, model: str, facts: dict[str, Any], tags: Sequence[str] = ()
+    recipe: Recipe,
+    spec: Spec,
+    initial: Vector,
+    model: str,
+    facts: dict[str, Any],
+    tags: Sequence[str] = (),
+    packages: Sequence[ExtensionPackage] = (),
 ) -> Prepared:
     """The submission of a recipe and the first values of what it trains, float32 of ``spec``. ``model``, ``facts``,
-    ``tags`` as in ``Submission``."""
+    ``tags`` and ``packages`` as in ``Submission``."""
     raw = bytes(vector.to_bytes(initial))
     wanted = Submission(
         recipe=recipe.resolved(), spec=spec.to_list(), initial=vector.digest(raw), model=model, facts=facts,
-        tags=tuple(tags),
+        tags=tuple(tags), packages=tuple(packages),
     )  # fmt: skip
     return Prepared(wanted, [(wanted.initial, raw, len(raw))])
 

@@ -30,6 +30,7 @@ from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
 from edgewise.crypto.agree import public
+from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import helped, roster
 from edgewise.drivers.fleet.helped import LIMIT_BYTES, Enlisted, HelpedRun
 from edgewise.drivers.fleet.uploads import CHUNK_BYTES
@@ -41,8 +42,8 @@ from edgewise.drivers.http.rules import ANYONE, LOCAL, SMALL_BYTES, Rule
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.share_keys import ShareKey
 from edgewise.drivers.local_helper import LocalHelper
+from edgewise.plan import facts
 from edgewise.plan.acceptance import OwnerFloor, accept
-from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
 
@@ -85,11 +86,14 @@ class HelperPlane:
 
     Args:
         leader: Ed25519 key of its orchestrator. allowed: the devices that count. floor: what the gateway's operator
-        asks of every run.
+        asks of every run. packages: name -> digest of the installed packages that runs may use.
     """
 
-    def __init__(self, service: Service, leader: bytes, allowed: Allowed, floor: OwnerFloor) -> None:
+    def __init__(
+        self, service: Service, leader: bytes, allowed: Allowed, floor: OwnerFloor, packages: Mapping[str, str]
+    ) -> None:
         self._service, self._leader, self._allowed, self._floor = service, leader, allowed, floor
+        self._packages = packages
         self._lock = Lock()  # one step at a time: a step reads and writes the state of its run, and blobs are swept
         self._helpers: dict[str, LocalHelper] = {}
 
@@ -186,7 +190,10 @@ class HelperPlane:
 
     def _plan(self, run: Enlisted, spec: Spec) -> Plan:
         """The gateway's own plan of a run, compiled from facts that its orchestrator signed."""
-        plan = accept(run.facts, run.signature, self._leader, spec, self._floor, BUILT_IN)
+        if not facts.signed(self._leader, run.signature, run.facts):  # before any code of a package is imported
+            raise facts.refused("they are not signed by this gateway's orchestrator")
+        catalogue = extension_packages.catalogue(facts.parse(run.facts).packages, self._packages)
+        plan = accept(run.facts, run.signature, self._leader, spec, self._floor, catalogue)
         if plan.run != run.run:
             raise DecodeError("E-FACTS", "the facts are those of another run than the request is signed for.")
         if plan.hides is None or plan.hides.servers != 2:

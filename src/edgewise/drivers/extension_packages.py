@@ -1,0 +1,164 @@
+"""Installed packages with parts of one's own, by name and digest. No code travels: server, devices and gateway of a run
+each have the same package, and whoever owns a machine says which ones may be used there.
+
+    packages = named(["own_codecs"])                # submitter: modules -> packages, with the digests of this machine
+    catalogue(packages)                             # server: what the submitter has is what is installed here
+    catalogue(facts.packages, allowed={"own-codecs": "5f2a..."})      # device, gateway: and what its owner allows
+
+A package has an entry point in ``GROUP`` whose value is a module with ``EDGEWISE = Extension(...)``.
+
+digest = SHA-256("PATH\\0SHA256\\n" of each file, sorted by path)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+from edgewise.core.errors import RecipeError
+from edgewise.plan.catalogue import Catalogue, with_extensions
+from edgewise.plan.facts import ExtensionPackage
+
+GROUP = "edgewise.extensions"  # entry points of packages with parts of one's own; their value is a module
+_COMPILED = "__pycache__"  # what Python itself compiles from files that are in the digest
+
+
+def digest(name: str) -> str:
+    """The digest of the installed files of a package, without what Python compiles from them.
+
+    Raises RecipeError(E-EXTENSION) where it is not installed, or does not list its files.
+    """
+    found = _distribution(name)
+    if found is None:
+        raise RecipeError("E-EXTENSION", f"the package {name} is not installed.", "install it in this environment.")
+    return _digest(_files(found))
+
+
+def named(modules: Iterable[str]) -> tuple[ExtensionPackage, ...]:
+    """The installed packages that have these modules as entry points, sorted.
+
+    Raises RecipeError(E-EXTENSION) for a module of no such package: nobody else could have it.
+    """
+    found: dict[str, ExtensionPackage] = {}
+    for module in modules:
+        points = [point for point in metadata.entry_points(group=GROUP) if point.module == module]
+        if not points or points[0].dist is None:
+            what = f"{module} is the entry point of no installed package, and a server sends no code to devices."
+            fix = f'put it into a package with [project.entry-points."{GROUP}"], and install that here and there.'
+            raise RecipeError("E-EXTENSION", what, fix)
+        name = points[0].dist.name
+        found[name] = ExtensionPackage(name=name, sha256=digest(name))
+    return tuple(sorted(found.values()))
+
+
+def module_of(function_module: str) -> str:
+    """The entry point around the module of a part's function; empty where no installed package has one."""
+    points = {point.module for point in metadata.entry_points(group=GROUP)}
+    return next((m for m in sorted(points) if function_module == m or function_module.startswith(f"{m}.")), "")
+
+
+def catalogue(
+    packages: Sequence[ExtensionPackage],
+    allowed: Mapping[str, str] | None = None,
+    always: Collection[str] = (),
+) -> Catalogue:
+    """The built-in parts with those of a run's packages.
+
+    Args:
+        packages: as the run's facts name them. allowed: name -> digest of those that may be used here; None: any that
+            is installed. always: of the allowed, those that bring the trainer where no package of the run does.
+    Raises:
+        RecipeError: E-PACKAGE for a package that is not allowed here, is not installed, or has another digest. None of
+            them is imported then. E-EXTENSION as ``with_extensions``.
+    """
+    modules = [module for package in packages for module in _checked(package, allowed)]
+    made = replace(with_extensions(modules), packages=tuple(packages))
+    if made.trainer is not None:
+        return made
+    own = [ExtensionPackage(name=name, sha256=(allowed or {})[name]) for name in always]
+    more = [module for package in own for module in _checked(package, allowed) if module not in modules]
+    return replace(made, trainer=with_extensions(more).trainer) if more else made
+
+
+def modules(packages: Iterable[ExtensionPackage]) -> list[str]:
+    """The modules of packages that ``catalogue`` has taken."""
+    return [module for package in packages for module in _modules(package.name)]
+
+
+def _checked(package: ExtensionPackage, allowed: Mapping[str, str] | None) -> list[str]:
+    name, wanted = package.name, package.sha256
+    if allowed is not None and name not in allowed:
+        what = f"the run uses parts of the package {name}, which the owner of this machine does not allow."
+        raise RecipeError("E-PACKAGE", what, f'look at it, install it, and allow it by its digest, "{wanted}".')
+    if allowed is not None and allowed[name] != wanted:
+        what = (
+            f"the run uses the package {name} with digest {wanted}; the owner of this machine allows {allowed[name]}."
+        )
+        raise RecipeError("E-PACKAGE", what, "look at what changed, install that version, and allow its digest.")
+    found = _distribution(name)
+    if found is None:
+        what = f"the run uses parts of the package {name}, which is not installed here."
+        raise RecipeError("E-PACKAGE", what, f"install the version with digest {wanted}.")
+    if (here := _digest(_files(found))) != wanted:
+        what = f"the run uses the package {name} with digest {wanted}; the one that is installed here has {here}."
+        raise RecipeError("E-PACKAGE", what, "install the same version on all machines; leave its files as they are.")
+    points = _modules(name)
+    if not points:
+        what = f"the package {name} has no entry point in {GROUP}."
+        raise RecipeError("E-PACKAGE", what, f'its pyproject.toml needs [project.entry-points."{GROUP}"].')
+    for module in points:
+        _check_origin(name, module, {str(path.resolve()) for _, path in _files(found)})
+    return points
+
+
+def _check_origin(name: str, module: str, files: Collection[str]) -> None:
+    """Raises RecipeError(E-PACKAGE) where Python would import the module from elsewhere than the package's files."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    origin = "" if spec is None or spec.origin is None else spec.origin
+    if str(Path(origin).resolve()) not in files:
+        what = f"Python finds {module} at {origin or 'no place'}, and not among the files of the package {name}."
+        raise RecipeError("E-PACKAGE", what, "install the package from a wheel, and rename what hides its module.")
+
+
+def _distribution(name: str) -> metadata.Distribution | None:
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _modules(name: str) -> list[str]:
+    found = _distribution(name)
+    return [] if found is None else sorted({p.module for p in found.entry_points if p.group == GROUP})
+
+
+def _files(package: metadata.Distribution) -> list[tuple[str, Path]]:
+    own = [
+        one
+        for one in package.files or []
+        if _COMPILED not in one.parts and not any(part.endswith(".dist-info") for part in one.parts)
+    ]
+    if not own:
+        raise RecipeError("E-EXTENSION", f"{package.name} does not list its files.", "install it from a wheel.")
+    return [(one.as_posix(), Path(str(one.locate()))) for one in own]
+
+
+def _digest(files: Iterable[tuple[str, Path]]) -> str:
+    whole = hashlib.sha256()
+    for name, path in sorted(files):
+        try:
+            with open(path, "rb") as f:
+                found = hashlib.file_digest(f, "sha256").hexdigest()
+        except OSError as e:
+            raise RecipeError(
+                "E-EXTENSION", f"{path} of a package cannot be read: {e.strerror}.", "install it again."
+            ) from None
+        whole.update(f"{name}\0{found}\n".encode())
+    return whole.hexdigest()
