@@ -1,36 +1,69 @@
 """edgewise: federate language-model training on data that stays where it is.
 
-    import edgewise
-    result = edgewise.simulate("recipe.toml")                       # a federation on this machine
-    for task in edgewise.Device.open().tasks(): ...                 # this machine as a device of one
-    for round in edgewise.Server("recipe.toml"): ...                # this process as its server
+    import edgewise as ew
+    run = ew.simulate("recipe.toml")                                # a federation on this machine
+    fed = ew.Federation(ew.Recipe(privacy="none"), data={"alice": texts, "bob": more})     # of objects
+    for task in ew.Device.open().tasks(): ...                       # this machine as a device of one
+    for round in ew.Server("recipe.toml"): ...                      # this process as its server
 
 Importing this package is light: no torch, no numpy.
 """
 
 from typing import TYPE_CHECKING, Any
 
-from edgewise.api import Result, simulate
+from edgewise.api import simulate
 from edgewise.core.errors import EdgewiseError
 
 if TYPE_CHECKING:
     from edgewise.apps.device.script import Device
     from edgewise.apps.device.task import Outcome, Task
-    from edgewise.apps.server.rounds import Round
+    from edgewise.apps.federation.callbacks import STOP, Callback, CsvLogger, EarlyStopping
+    from edgewise.apps.federation.federation import Federation
+    from edgewise.apps.federation.run import Run, open_run
+    from edgewise.apps.federation.settings import Recipe
+    from edgewise.apps.parts import part
+    from edgewise.apps.rounds import Round
     from edgewise.apps.server.script import Server
+    from edgewise.apps.summary_types import Summary
+    from edgewise.plan.catalogue import Extension
 
 __version__ = "0.1.0"
-__all__ = ["Device", "EdgewiseError", "Outcome", "Result", "Round", "Server", "Task", "__version__", "simulate"]
 _LATER = {  # imported when they are first used
+    "Callback": "edgewise.apps.federation.callbacks",
+    "CsvLogger": "edgewise.apps.federation.callbacks",
     "Device": "edgewise.apps.device.script",
+    "EarlyStopping": "edgewise.apps.federation.callbacks",
+    "Extension": "edgewise.plan.catalogue",
+    "Federation": "edgewise.apps.federation.federation",
     "Outcome": "edgewise.apps.device.task",
-    "Round": "edgewise.apps.server.rounds",
+    "Recipe": "edgewise.apps.federation.settings",
+    "Round": "edgewise.apps.rounds",
+    "Run": "edgewise.apps.federation.run",
+    "STOP": "edgewise.apps.federation.callbacks",
     "Server": "edgewise.apps.server.script",
+    "Summary": "edgewise.apps.summary_types",
     "Task": "edgewise.apps.device.task",
+    "open_run": "edgewise.apps.federation.run",
+    "part": "edgewise.apps.parts",
 }
+# Parts of a recipe by name: ew.clip(1.0) is {"kind": "clip", "l2": 1.0}.
+PARTS = (
+    "clamp", "clip", "factors", "fedadagrad", "fedadam", "fedavg", "fedavgm", "feddyn", "fednova", "fedprox", "fedyogi",
+    "feedback", "grouped", "low_rank", "mixed", "noise", "quantize", "random_k", "rotate", "scaffold", "secure_sum",
+    "segments", "shared_sum", "shared_top_k", "sketch", "sum", "top_k", "weigh", "wrap", "zeroth_order",
+)  # fmt: skip
+__all__ = [  # noqa: RUF022
+    "EdgewiseError", "__version__", "simulate",
+    "Callback", "CsvLogger", "Device", "EarlyStopping", "Extension", "Federation", "Outcome", "Recipe", "Round", "Run",
+    "STOP", "Server", "Summary", "Task", "open_run", "part",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
+    if name in PARTS:
+        from edgewise.apps import parts
+
+        return parts.shipped(name)
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
@@ -39,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_LATER])
+    return sorted([*globals(), *_LATER, *PARTS])

@@ -1,42 +1,27 @@
-"""The Python API: ``edgewise.simulate(recipe)``."""
+"""The Python API in one call: ``edgewise.simulate(recipe)``. Objects: ``edgewise.Federation``."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgewise.apps.federation.run import Run
+    from edgewise.apps.federation.settings import Recipe
     from edgewise.core.events import Sink
-    from edgewise.plan.recipe import Recipe
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run: where it lies and its summary (the content of ``summary.json``).
-
-    It shows itself as its folder and the perplexities, since a notebook prints the last value of a cell.
-    """
-
-    run_dir: Path
-    summary: Mapping[str, Any]
-
-    def __repr__(self) -> str:
-        found = {model: q["weighted_mean"] for model, q in self.summary["perplexity"].items() if q}
-        return f"Result({str(self.run_dir)!r}, perplexity={found})"
+    from edgewise.plan import recipe as recipes
 
 
 def simulate(
-    recipe: str | Path | Mapping[str, Any] | Recipe,
+    recipe: str | Path | Mapping[str, Any] | Recipe | recipes.Recipe,
     *,
     out: str | Path | None = None,
     sinks: Sequence[Sink] = (),
     extensions: Sequence[str] = (),
     resume: bool = False,
-) -> Result:
-    """Play a recipe on this machine, from loading to the report.
+) -> Run:
+    """Play a recipe on this machine, from loading to the report: ``Federation(recipe, ...).run(out)`` in silence.
 
     Args:
         recipe: path of a TOML file, plain tables, or a Recipe.
@@ -48,21 +33,6 @@ def simulate(
     Raises:
         edgewise.EdgewiseError: with a stable code; ``edgewise explain CODE`` says more.
     """
-    from edgewise.apps.extensions import importable
-    from edgewise.apps.runs import place, read
-    from edgewise.apps.simulate import run
-    from edgewise.plan.catalogue import with_extensions
-    from edgewise.plan.loading import examine
-    from edgewise.plan.recipe import from_plain
+    from edgewise.apps.federation.federation import Federation
 
-    recipe_dir = Path()
-    if isinstance(recipe, str | Path):
-        recipe_dir = Path(recipe).parent
-        recipe, parts = read(Path(recipe), {}, extensions)
-    else:
-        recipe = from_plain(dict(recipe)) if isinstance(recipe, Mapping) else recipe
-        parts = importable(extensions, recipe_dir)
-        examine(recipe, with_extensions(parts))
-    path = Path(out) if out is not None else place(recipe)
-    run(recipe, out=path, recipe_dir=recipe_dir, resume=resume, extensions=parts, sinks=sinks)
-    return Result(path, json.loads((path / "summary.json").read_text(encoding="utf-8")))
+    return Federation(recipe, extensions=extensions, sinks=sinks).run(out, resume=resume, progress=False)

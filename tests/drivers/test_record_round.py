@@ -73,14 +73,16 @@ def test_a_delta_that_says_nothing_of_records_ends_before_a_step(tmp_path: Path)
     said = rf"{ALL:,} blocks of text"
     for start in (
         lambda asked: simulate.run(asked, out=tmp_path / "run", recipe_dir=tmp_path, extensions=["record_toy"]),
-        lambda asked: check.examine(asked, tmp_path, ["record_toy"]),
+        lambda asked: check.examine(asked, tmp_path, with_extensions(["record_toy"])),
     ):
         with pytest.raises(EdgewiseError, match=said) as caught:
             start(recipe.parse(TEXT, overrides={**QUICK, "dp.delta": 1.01 * ALL**-1.1}))
         assert caught.value.code == "E-VALUE"
         fix = re.search(r"dp\.delta = ([0-9.e-]+):", caught.value.fix)
         assert fix
-    found = check.examine(recipe.parse(TEXT, overrides={**QUICK, "dp.delta": float(fix[1])}), tmp_path, ["record_toy"])
+    found = check.examine(
+        recipe.parse(TEXT, overrides={**QUICK, "dp.delta": float(fix[1])}), tmp_path, with_extensions(["record_toy"])
+    )
     assert "the n blocks of text on them" in found["privacy"]["card"]["below"]
 
 

@@ -115,7 +115,7 @@ def test_what_devices_do_not_have_is_refused_before_a_folder_is_made(recipe: Pat
     here: dict[str, Any] = {"model": module(), "folder": tmp_path / "server"}
     own = "the part mine is your own, and a server sends no code"
     assert refused(recipe, **here, stages=[mine]).startswith(f"E-EXTENSION: stages: {own}")
-    assert "nobody can tell devices" in refused(recipe, **here, stages=[lambda x: x])
+    assert "nobody can tell the name" in refused(recipe, **here, stages=[lambda x: x])
     assert refused(recipe, **here, stages=[{"kind": "topk"}]).startswith("E-NAME")
     assert refused(recipe, **here, strategy={"kind": "zeroth_order"}).startswith("E-COMBO")
     assert refused(recipe, **{**here, "model": module().requires_grad_(False)}).startswith("E-LAYOUT")

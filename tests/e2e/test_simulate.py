@@ -20,7 +20,7 @@ from edgewise.core.training import POOLED, FitRequest
 from edgewise.core.vector import Spec
 from edgewise.drivers.store import RunStore
 from edgewise.plan import recipe as recipes
-from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.catalogue import BUILT_IN, with_extensions
 from edgewise.plan.compile import compile
 
 BARE = {"compare.local_only": False, "compare.centralised": False}
@@ -69,7 +69,7 @@ def test_in_each_round_one_group_moves_and_the_rest_stays_to_the_bit(tmp_path, a
 
 
 def test_check_tells_of_the_turns_within_80_columns(tmp_path):
-    found = check.examine(make_recipe({"stage": TURNS}), tmp_path, ["toy"], fast=True)
+    found = check.examine(make_recipe({"stage": TURNS}), tmp_path, with_extensions(["toy"]), fast=True)
     assert found["bytes"]["up_largest"] > found["bytes"]["up"]
     assert found["bytes"]["up_total"] == pytest.approx(4 * 8 * found["bytes"]["up"])
     console = Console(width=80, record=True, file=io.StringIO())

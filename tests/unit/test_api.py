@@ -1,25 +1,146 @@
-"""The Python API where no run begins: what a result shows, and what is refused before a folder is made."""
+"""The Python API where no run begins: early refusals, settings, parts, and digests of objects."""
 
 from __future__ import annotations
 
+import tomllib
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-import edgewise
-
-
-def test_a_result_shows_itself_in_a_line() -> None:
-    figures = {
-        "base": {"weighted_mean": 565.6, "median": 1.0},
-        "federated": {"weighted_mean": 147.2},
-        "centralised": None,
-    }
-    shown = repr(edgewise.Result(Path("runs/mine"), {"perplexity": figures, "per_device": ["long"] * 1000}))
-    assert shown == "Result('runs/mine', perplexity={'base': 565.6, 'federated': 147.2})"
+import edgewise as ew
+from edgewise.apps import parts
+from edgewise.apps.federation.digest import digest
+from edgewise.apps.federation.texts import OWNER, lines, records
+from edgewise.core.stage import Stage
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.data import DataSection
+from edgewise.privacy.clip import clip
 
 
 def test_parts_that_do_not_exist_are_refused_before_a_folder_is_made(folder: Path) -> None:
-    with pytest.raises(edgewise.EdgewiseError, match=r"E-NAME: \[\[stage\]\] 1: .*quantise.*did you mean `quantize`"):
-        edgewise.simulate({"privacy": "none", "stage": [{"kind": "quantise"}]}, out="run")
+    with pytest.raises(ew.EdgewiseError, match=r"E-NAME: \[\[stage\]\] 1: .*quantise.*did you mean `quantize`"):
+        ew.simulate({"privacy": "none", "stage": [{"kind": "quantise"}]}, out="run")
     assert not list(folder.iterdir())
+
+
+def test_a_setting_finds_its_section() -> None:
+    made = ew.Recipe(privacy="none", rounds=20, lr=1e-3, data={"holdout": 0.2}, strategy={"kind": "fedadam"})
+    assert made.tables == {
+        "privacy": "none",
+        "round": {"rounds": 20},
+        "training": {"lr": 1e-3},
+        "data": {"holdout": 0.2},
+        "strategy": {"kind": "fedadam"},
+    }
+    changed = made.but({"training.lr": 0.5, "name": "x"})
+    assert (changed.tables["training"], changed.tables["name"], made.tables["training"]) == (
+        {"lr": 0.5},
+        "x",
+        {"lr": 1e-3},
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"privacy": "none", "round": {"rounds": 0}}, "E-VALUE"),
+        ({"privacy": "none", "roundz": 3}, "E-KEY.*did you mean `round`"),
+        ({"privacy": "none", "devices": 3}, "E-KEY: `devices` is a key of .* sections"),
+        ({"privacy": "distributed_dp", "rounds": 3}, "E-MISSING"),
+    ],
+)
+def test_settings_are_checked_at_once(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ew.EdgewiseError, match=said):
+        ew.Recipe(**settings)
+
+
+def test_every_part_has_a_name_here() -> None:
+    names = {n for kind in (BUILT_IN.stages, BUILT_IN.merges, BUILT_IN.posts, BUILT_IN.strategies) for n in kind}
+    assert names == set(ew.PARTS)
+    assert parts.table(ew.clip(1.0), "") == parts.table(ew.clip(l2=1.0), "") == ({"kind": "clip", "l2": 1.0}, clip)
+    assert repr(ew.feedback()) == "feedback()"  # what is inside it follows it in the list
+    with pytest.raises(ew.EdgewiseError, match=r"E-VALUE: top_k.*fraction"):
+        ew.top_k(2.0)
+    with pytest.raises(ew.EdgewiseError, match=r"E-TYPE: clip\(.*"):
+        ew.clip(1.0, size=3)
+
+
+def _doubled(level: int = 2) -> Stage:
+    """Double."""
+    raise AssertionError("a part that is chosen is not made")
+
+
+def test_stages_become_tables_of_the_recipe(folder: Path) -> None:
+    mine = ew.part(_doubled)
+    given = [ew.weigh(), ew.clip(1.0), mine(3), partial(clip, l2=2.0), {"kind": "top_k", "fraction": 0.5}, "rotate"]
+    fed = ew.Federation({"privacy": "none"}, data={"a": ["x"]}, stages=given, strategy=ew.fedadam(lr=0.1), merge="sum")
+    assert [s["kind"] for s in fed.recipe.stage] == ["weigh", "clip", "_doubled", "clip", "top_k", "rotate"]
+    assert fed.recipe.stage[2] == {"kind": "_doubled", "level": 3}
+    assert fed.recipe.strategy == {"kind": "fedadam", "lr": 0.1}
+    assert fed.recipe.data.source == "jsonl"
+    with pytest.raises(ew.EdgewiseError, match="E-EXTENSION: stages is a function"):
+        ew.Federation({"privacy": "none"}, stages=[_doubled])
+    assert not list(folder.iterdir())
+
+
+def test_records_of_any_form() -> None:
+    class Numbered:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, at: int) -> str:
+            return "ab"[at]
+
+    forms = (["a", "b"], ("a", "b"), iter(["a", "b"]), Numbered(), lambda: ["a", "b"])
+    assert all(list(records(form, "d")) == ["a", "b"] for form in forms)
+    for wrong in ("text", {"text": "row"}, 3):
+        with pytest.raises(ew.EdgewiseError, match="E-DATA-FORMAT"):
+            list(records(wrong, "d"))
+    section = DataSection(source="jsonl", path="x", owner=OWNER, prompt="q", text="a")
+    rows = {"d": [{"q": "one", "a": np.float32(2), "more": object()}]}
+    assert list(lines(rows, section)) == [("d", '{"edgewise_device": "d", "a": 2.0, "q": "one"}')]
+    with pytest.raises(ew.EdgewiseError, match=r"E-DATA-COLUMN.*'q'"):
+        list(lines({"d": ["alone"]}, section))
+
+
+def test_a_digest_is_of_what_decides_an_objects_work() -> None:
+    def made(source: str, **more: object) -> object:
+        names: dict[str, object] = {"__name__": "notebook", "np": np, **more}
+        exec(compile(source, "<cell>", "exec"), names)
+        return names["f"]
+
+    first = made("def f(x, k=2):\n    return g(x) * k + C\ndef g(x): return x", C=1)
+    same = made("\n\n# a comment\ndef f(x, k=2):\n    return g(x) * k + C  # more\ndef g(x): return x", C=1)
+    assert digest(first) == digest(same)
+    others = [
+        made("def f(x, k=3):\n    return g(x) * k + C\ndef g(x): return x", C=1),  # a default
+        made("def f(x, k=2):\n    return g(x) * k + C\ndef g(x): return x", C=2),  # a global
+        made("def f(x, k=2):\n    return g(x) * k + C\ndef g(x): return -x", C=1),  # a function that it calls
+        made("def make(C):\n  def g(x): return x\n  def f(x, k=2):\n    return g(x) * k + C\n  return f\nf = make(5)"),
+        partial(first, 1),
+        np.zeros(3),
+        np.zeros(3, np.float32),
+        np.ones(3),
+        [1, "a"],
+        [1, "b"],
+    ]
+    found = [digest(x) for x in (first, *others)]
+    assert len(set(found)) == len(found)
+    assert not any(f.startswith("unknown") for f in found)
+    opaque = (i for i in ())
+    assert digest(opaque).startswith("unknown:generator:")
+    assert digest(opaque) != digest(opaque), "nobody can tell whether it is the same"
+
+
+def test_the_readme_of_settings_is_a_file(tmp_path: Path) -> None:
+    """A path, tables and settings are one recipe."""
+    text = 'privacy = "none"\n[round]\nrounds = 3\n'
+    (tmp_path / "r.toml").write_text(text)
+    plain = tomllib.loads(text)
+    by = [
+        ew.Federation(form).recipe.sha256()
+        for form in (tmp_path / "r.toml", plain, ew.Recipe(privacy="none", rounds=3))
+    ]
+    assert len(set(by)) == 1

@@ -26,7 +26,7 @@ from edgewise.drivers.trainers import make_trainer
 from edgewise.learn import directions
 from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
 from edgewise.learn.zeroth_order import ZerothOrderTrainer
-from edgewise.plan.catalogue import BUILT_IN, Extension
+from edgewise.plan.catalogue import BUILT_IN, Extension, with_extensions
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.recipe import from_plain
 from edgewise.plan.section import TrainingSection
@@ -361,7 +361,7 @@ def test_a_trainer_without_a_torch_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"E-COMBO.*torch model"):
         compile_plan(recipe, t.spec, 8, catalogue)
     with pytest.raises(RecipeError, match=r"E-COMBO.*torch model"):
-        check.examine(recipe, tmp_path, ["toy"], fast=True)
+        check.examine(recipe, tmp_path, with_extensions(["toy"]), fast=True)
 
 
 def test_layers_that_do_not_travel_are_refused(place: Path) -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from edgewise.apps import check
 from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
-from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.catalogue import BUILT_IN, with_extensions
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
@@ -114,14 +114,14 @@ def test_all_missing_numbers_are_named_at_once() -> None:
 
 def test_check_prints_what_the_word_chose_as_a_recipe_would_have_it(tmp_path: Path) -> None:
     asked = {"privacy": "hidden", "data": {"partition": "iid", "devices": 8}}
-    found = check.examine(from_plain(asked), tmp_path, ["toy"], fast=True)
+    found = check.examine(from_plain(asked), tmp_path, with_extensions(["toy"]), fast=True)
     console = Console(width=200, file=StringIO())
     check.show(console, found, "r.toml")
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert 'chosen by privacy = "hidden"' in said
     assert 'merge.kind  "secure_sum"' in said
     assert '[{kind = "weigh"}, {kind = "clip", l2 = 4.0}, {kind = "rotate"}, {kind = "clamp", stds = 4.0}, ' in said
-    plain = check.examine(from_plain({**asked, "privacy": "none"}), tmp_path, ["toy"], fast=True)
+    plain = check.examine(from_plain({**asked, "privacy": "none"}), tmp_path, with_extensions(["toy"]), fast=True)
     assert plain["chosen"] == {}
 
 

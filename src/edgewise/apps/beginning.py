@@ -23,9 +23,9 @@ from edgewise.drivers.executor import Executor, checked
 from edgewise.drivers.store import RunStore
 from edgewise.drivers.traces import Traces, read_traces
 from edgewise.plan import explain
-from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.facts import canonical, stated_noise
+from edgewise.plan.objects import NO_OBJECTS, Objects, catalogue
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe, simulation_digest
 
@@ -96,6 +96,7 @@ def check_same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
             f"{commit[:12]} now).",
             f"start again with another --out, and pin the model: write @{then or commit} behind its name.",
         )
+    _check_objects(known.get("objects") or {}, now.get("objects") or {})
     for fact, what in SAME.items():
         if known.get(fact) != now.get(fact):
             was, is_ = (_short(facts.get(fact)) for facts in (known, now))
@@ -105,6 +106,24 @@ def check_same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
                 f"{what} changed since this run began ({fact}: {was} then, {is_} now).",
                 f"{back}, or start again with another --out.",
             )
+
+
+def _check_objects(known: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises StoreError(E-RESUME) by the name of an object that is missing, new or not what it was."""
+    if known and not now:
+        what = f"this run began from Python objects: {_some(known)}."
+        raise StoreError("E-RESUME", what, "go on from the script that began it, with fed.run(out, resume=True).")
+    for name in sorted({*known, *now}):
+        if known.get(name) != now.get(name):
+            how = "is new" if name not in known else "is missing" if name not in now else "changed"
+            what = f"{name} {how} since this run began ({_short(known.get(name))} then, {_short(now.get(name))} now)."
+            fix = "put it back as it was, or start again with another out (or overwrite=True)."
+            raise StoreError("E-RESUME", what, fix)
+
+
+def _some(names: Mapping[str, str], most: int = 5) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
 def _short(fact: Any) -> str:
@@ -118,6 +137,7 @@ def load(
     store: RunStore,
     extensions: Sequence[str],
     known: Mapping[str, Any] | None,
+    objects: Objects = NO_OBJECTS,
 ) -> LoadedRun:
     """Make trainers and plan, on the executor's workers and here. ``known``: the run that goes on.
 
@@ -145,10 +165,9 @@ def load(
     if not first.devices:
         raise DataError("E-DATA-EMPTY", "the trainer knows no device.", "check where its data comes from.")
     spec = Spec.of([(name, shape, dtype) for name, shape, dtype in first.spec])
-    catalogue = with_extensions(extensions)
     begun = None if known is None else known["facts"].get("plan_facts")  # a run of an earlier program has none
     stated = None if begun is None else stated_noise(begun)
-    plan = compile_plan(recipe, spec, len(first.devices), catalogue, stated)
+    plan = compile_plan(recipe, spec, len(first.devices), catalogue(extensions, objects), stated)
     published = canonical(plan.facts)
     checked(executor.broadcast(jobs.Compile(facts=published)))
     initial = vector.from_bytes(first.initial, spec.dim)
@@ -157,6 +176,7 @@ def load(
         "initial_sha256": vector.digest(first.initial),
         "spec_sha256": spec.digest(),
         "extensions": list(extensions),
+        **({"objects": dict(objects.digests)} if objects.digests else {}),
         "spec": first.spec,
         "plan_facts": published.decode("ascii"),
         **places(recipe_dir, store.out),

@@ -19,7 +19,7 @@ from edgewise.drivers.traces import read_traces
 from edgewise.drivers.trainers import make_trainer
 from edgewise.engine.trainer import Registered
 from edgewise.plan import explain
-from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.claims import privacy_facts
 from edgewise.plan.compile import compile
 from edgewise.plan.frames import traffic
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 1 << 26  # of text that is tokenized to be counted: seconds
 
 
-def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fast: bool = False) -> dict[str, Any]:
+def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, fast: bool = False) -> dict[str, Any]:
     """Load model and text, compile, measure one optimizer step (not with ``fast``).
 
     Returns:
@@ -51,7 +51,6 @@ def examine(recipe: Recipe, recipe_dir: Path, extensions: Sequence[str] = (), fa
     """
     if recipe.simulation.engine == "pool":  # measure as a worker computes: with one thread (torch reads this once)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    catalogue = with_extensions(extensions)
     if recipe.simulation.link_trace:
         read_traces(recipe_dir / recipe.simulation.link_trace)
     with tempfile.TemporaryDirectory(prefix="edgewise-check-") as scratch:

@@ -119,8 +119,9 @@ def check(
         parsed, parts = runs.read(recipe, runs.assignments(overrides), extension or ())
         with shell.interrupts(), shell.quiet_screen(None, debug):
             from edgewise.apps import check as checker
+            from edgewise.plan.catalogue import with_extensions
 
-            found = checker.examine(parsed, recipe.parent, parts, fast)
+            found = checker.examine(parsed, recipe.parent, with_extensions(parts), fast)
         if not as_json:
             from rich.console import Console
 

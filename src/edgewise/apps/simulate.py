@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,12 @@ from edgewise.apps.longer import longer
 from edgewise.apps.samples import sample
 from edgewise.apps.toml_text import toml
 from edgewise.core import events
-from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.errors import EdgewiseError, RecipeError, StoreError
 from edgewise.core.own_code import fault_of
+from edgewise.core.vector import Spec
 from edgewise.drivers.executor import Executor, Inproc
 from edgewise.drivers.files import write_durably
+from edgewise.drivers.host import Host
 from edgewise.drivers.identities import (
     simulated_entropy,
     simulated_root,
@@ -37,6 +39,7 @@ from edgewise.drivers.simulated import SimulatedCohort, World
 from edgewise.drivers.store import RunStore
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Checkpoint, Cohort
+from edgewise.plan.objects import NO_OBJECTS, Objects
 from edgewise.plan.recipe import Recipe
 
 Wrap = Callable[[Cohort], Cohort]
@@ -53,17 +56,43 @@ def run(
     wrap: Wrap | None = None,
     report: bool = True,
     forecast: bool = False,
+    objects: Objects = NO_OBJECTS,
 ) -> Path:
-    """Play a recipe to its end in ``out`` and write the report.
+    """Play a recipe to its end in ``out`` and write the report. Returns ``out``; the rest as ``play``."""
+    for _ in play(
+        recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks, wrap=wrap,
+        report=report, forecast=forecast, objects=objects,
+    ):  # fmt: skip
+        pass
+    return out
+
+
+def play(
+    recipe: Recipe,
+    *,
+    out: Path,
+    recipe_dir: Path,
+    resume: bool = False,
+    extensions: Sequence[str] = (),
+    sinks: Sequence[events.Sink] = (),
+    wrap: Wrap | None = None,
+    report: bool = True,
+    forecast: bool = False,
+    objects: Objects = NO_OBJECTS,
+    until: Callable[[], bool] = lambda: False,
+) -> Generator[Spec, None, None]:
+    """Play a recipe in ``out``, a round for each step of the iterator, then the comparisons and the report.
 
     Args:
         out: the run directory; new, or holding this recipe's unfinished run together with ``resume``.
         recipe_dir: relative data paths start here. extensions: importable modules with parts of one's own.
         sinks: called with every event. wrap: put something around the cohort (faults). report: write summary.json,
             plots and report.html at the end. forecast: measure the speed of a step and tell a Forecast before the first
-            round.
-    Returns:
-        ``out``.
+            round. objects: parts, trainer and data of this process, for the engine "inproc".
+        until: asked between two rounds; where it says True, the run rests: the report is written, without comparisons.
+    Yields:
+        The layout of the model, after each round that is committed and measured. An iterator that is closed early
+        leaves a run that ``resume`` goes on with.
     Raises:
         EdgewiseError: with a code; whatever was committed before stays, and ``resume`` goes on from it.
     """
@@ -77,21 +106,20 @@ def run(
             sink(stamped)
 
     try:
-        _run(recipe, out, recipe_dir, resume, extensions, wrap, report, forecast, tell)
+        yield from _run(recipe, out, recipe_dir, resume, extensions, wrap, report, forecast, tell, objects, until)
     except BaseException as e:
-        fault = fault_of(e, extensions)
+        fault = fault_of(e, (*extensions, *objects.modules))
         with suppress(Exception):  # boundary: a sink that fails must not hide why the run failed
             tell(_failed(fault or e, resumable))
         if fault is not None:
             raise fault from e
         raise
-    return out
 
 
 def _failed(e: BaseException, resumable: bool) -> events.RunFailed:
     if isinstance(e, EdgewiseError):
         return events.RunFailed(code=e.code, reason=e.what, resumable=resumable)
-    code = "E-INTERRUPTED" if isinstance(e, KeyboardInterrupt) else "crash"
+    code = "E-INTERRUPTED" if isinstance(e, KeyboardInterrupt | GeneratorExit) else "crash"
     return events.RunFailed(code=code, reason=type(e).__name__, resumable=resumable)
 
 
@@ -105,16 +133,18 @@ def _run(
     report: bool,
     forecast: bool,
     tell: Tell,
-) -> None:
+    objects: Objects,
+    until: Callable[[], bool],
+) -> Generator[Spec, None, None]:
     began = time.time()
     if resume and not (out / "run.db").is_file():
         raise no_run(out)
     with RunStore(out) as store:
         known = claim(store, recipe, resume)
         tell(events.PhaseStarted(phase="load"))
-        executor = _executor(recipe)
+        executor = _executor(recipe, objects)
         try:
-            loaded = load(executor, recipe, recipe_dir, store, extensions, known)
+            loaded = load(executor, recipe, recipe_dir, store, extensions, known, objects)
             if notes := reading.notes(loaded.facts["reading"]) if loaded.facts.get("reading") else []:
                 tell(events.Noted(notes=notes))
             if known is None:
@@ -134,12 +164,14 @@ def _run(
                     )
             if forecast and known is None:
                 tell_forecast(executor, loaded.plan, tell)
-            _play(store, executor, recipe, loaded, wrap, tell)
+            over = yield from _play(store, executor, recipe, loaded, wrap, tell, until)
         finally:
             executor.close()
         if report:
             tell(events.PhaseStarted(phase="report"))
             write_report(store, out)
+        if not over:
+            return
         store.finish()
         tell(events.RunFinished(model=chosen(store).digest, seconds=time.time() - began))
 
@@ -156,15 +188,27 @@ def write_report(store: RunStore, out: Path) -> dict[str, Any]:
     return data
 
 
-def _executor(recipe: Recipe) -> Executor:
-    if recipe.simulation.engine == "pool":
-        return Pool(recipe.simulation.workers)
-    return Inproc()
+def _executor(recipe: Recipe, objects: Objects) -> Executor:
+    if recipe.simulation.engine != "pool":
+        return Inproc(Host(objects=objects))
+    if objects.local:
+        what = 'simulation.engine = "pool" starts processes that import what they run, and these are objects of this '
+        what += f"process: {', '.join(objects.local)}."
+        fix = 'use simulation.engine = "inproc", or put them into a module as EDGEWISE = Extension(...) and name it in '
+        raise RecipeError("E-COMBO", what, fix + 'extensions=["module"].')
+    return Pool(recipe.simulation.workers)
 
 
 def _play(
-    store: RunStore, executor: Executor, recipe: Recipe, loaded: LoadedRun, wrap: Wrap | None, tell: Tell
-) -> None:
+    store: RunStore,
+    executor: Executor,
+    recipe: Recipe,
+    loaded: LoadedRun,
+    wrap: Wrap | None,
+    tell: Tell,
+    until: Callable[[], bool],
+) -> Generator[Spec, None, bool]:
+    """Rounds, then comparisons; returns whether the run is over."""
     plan = loaded.plan
     simulated = SimulatedCohort(executor, plan, World(recipe.simulation, plan.key, loaded.traces))
     cohort: Cohort = simulated if wrap is None else wrap(simulated)
@@ -186,11 +230,17 @@ def _play(
         helper=LocalHelper(plan, helper.secret, trust.registry),
         evaluator=probes,
     )
-    reached = coordinator.run(_begun(recipe.name, coordinator, simulated, loaded, tell))
+    reached = _begun(recipe.name, coordinator, simulated, loaded, tell)
+    for after in coordinator.rounds(reached, until):
+        reached = after
+        yield plan.spec
+    if reached.next_round < plan.rounds and until():
+        return False
     compare(store, executor, probes, recipe.compare, tell, reached.next_round)
     longer(store, executor, probes, recipe.compare, tell, reached.next_round)
     if wanted := recipe.report.samples:
         sample(store, executor, wanted, probes.devices, tell)
+    return True
 
 
 def _begun(

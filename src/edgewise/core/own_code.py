@@ -47,7 +47,7 @@ def line_of(e: BaseException) -> str:
 
     Empty where there is none. The file's name alone, since the reason may travel.
     """
-    found = [at for at in traceback.extract_tb(e.__traceback__) if not _is_library(at.filename)]
+    found = [at for at in traceback.extract_tb(e.__traceback__) if not is_library(at.filename)]
     return f"{Path(found[-1].filename).name}:{found[-1].lineno}, in {found[-1].name}" if found else ""
 
 
@@ -62,7 +62,7 @@ def _place(e: BaseException, modules: Sequence[str]) -> str:
     own = [
         (frame.f_code, line)
         for frame, line in traceback.walk_tb(e.__traceback__)
-        if _of(frame.f_globals.get("__name__", ""), modules) or not _is_library(frame.f_code.co_filename)
+        if _of(frame.f_globals.get("__name__", ""), modules) or not is_library(frame.f_code.co_filename)
     ]
     code, line = own[-1]
     return f"{Path(code.co_filename).name}:{line}, in {code.co_name}"
@@ -75,7 +75,7 @@ def _libraries() -> tuple[Path, ...]:
 
 
 @cache
-def _is_library(file: str) -> bool:
+def is_library(file: str) -> bool:
     """Whether a file is edgewise's, the standard library's or an installed package's; so is code without a file, except
     what a person types into Python or a notebook."""
     if file.startswith("<"):

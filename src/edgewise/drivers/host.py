@@ -32,8 +32,9 @@ from edgewise.engine.device_state import remembers
 from edgewise.engine.ports import DeviceStore
 from edgewise.engine.trainer import Registered
 from edgewise.plan.acceptance import planned
-from edgewise.plan.catalogue import Catalogue, with_extensions
+from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import parse
+from edgewise.plan.objects import NO_OBJECTS, Objects, catalogue
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe
 
@@ -48,9 +49,11 @@ def simulated_devices(plan: Plan, job: jobs.Setup) -> SimulatedDevices:
 class Host:
     """Devices of one machine or process; answers one job at a time."""
 
-    def __init__(self, store: Callable[[Plan, jobs.Setup], DeviceStore] = simulated_devices) -> None:
-        """``store``: where the devices keep their states."""
-        self._store = store
+    def __init__(
+        self, store: Callable[[Plan, jobs.Setup], DeviceStore] = simulated_devices, objects: Objects = NO_OBJECTS
+    ) -> None:
+        """``store``: where the devices keep their states. ``objects``: of this process, beside the extensions."""
+        self._store, self._objects = store, objects
         self._recipe: Recipe
         self._setup_job: jobs.Setup
         self._catalogue: Catalogue
@@ -69,7 +72,7 @@ class Host:
         except EdgewiseError as e:
             return jobs.Broken(id=job.id, code=e.code, what=e.what, fix=e.fix, stops=isinstance(e, StoreError))
         except (Exception, SystemExit) as e:  # boundary: a codec or a trainer of an extension may raise anything
-            if (fault := fault_of(e, self._setup_job.extensions)) is None:
+            if (fault := fault_of(e, (*self._setup_job.extensions, *self._objects.modules))) is None:
                 raise
             LOG.warning("an extension failed", exc_info=e)
             return jobs.Broken(id=job.id, code=fault.code, what=fault.what, fix=fault.fix, stops=True)
@@ -102,7 +105,7 @@ class Host:
     def _setup(self, job: jobs.Setup) -> jobs.Result:
         self._recipe = Recipe.model_validate(json.loads(job.recipe))
         self._setup_job = job
-        self._catalogue = with_extensions(job.extensions)
+        self._catalogue = catalogue(job.extensions, self._objects)
         try:
             self._trainer = make_trainer(self._recipe, Path(job.recipe_dir), Path(job.run_dir), self._catalogue)
         except ImportError as e:

@@ -12,7 +12,7 @@ Devices train from what they are given of the model (``engine.broadcast``); eval
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from math import isfinite
@@ -99,16 +99,23 @@ class Coordinator:
             RoundError(E-ROUND): ``UNMET_LIMIT`` rounds in a row ended below their minimum, and the run can be resumed;
                 or all rounds did, so that nothing was trained.
         """
+        reached = checkpoint
+        for after in self.rounds(checkpoint, until):
+            reached = after
+        return reached
+
+    def rounds(self, checkpoint: Checkpoint, until: Callable[[], bool] = lambda: False) -> Iterator[Checkpoint]:
+        """``run``, a round for each step: the checkpoint after each round that is committed and measured."""
         self.evaluate_if_due(checkpoint)
         while checkpoint.next_round < self.plan.rounds and not self.kept(checkpoint).stopped and not until():
             checkpoint = self.round(checkpoint)
             self.evaluate_if_due(checkpoint)
+            yield checkpoint
         now, played = self.kept(checkpoint), checkpoint.next_round
         if checkpoint.unmet == played and (played == self.plan.rounds or now.stopped):
             raise self._unmet(played)
         if played < self.plan.rounds and now.stopped:
             self.tell(events.StoppedEarly(played=played, evaluations=now.waited, kept=now.played))
-        return checkpoint
 
     def round(self, checkpoint: Checkpoint) -> Checkpoint:
         """Play one round and commit it, met or abandoned."""

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from edgewise.apps.rounds import Round, told
 from edgewise.apps.server import given, submission
-from edgewise.apps.server.rounds import Round, told
 from edgewise.apps.server.start import Server as Serving
 from edgewise.apps.server.start import Tls
 from edgewise.apps.server.submission import OWN

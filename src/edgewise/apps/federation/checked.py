@@ -1,0 +1,34 @@
+"""What a federation would do, cost and reveal: the page of `edgewise check` as a value that shows itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+
+class Checked:
+    """Attributes:
+    facts: as `edgewise check --json` prints them."""
+
+    def __init__(self, facts: Mapping[str, Any], name: str) -> None:
+        self.facts, self._name = facts, name
+
+    def __str__(self) -> str:
+        return self._page(100)
+
+    def __repr__(self) -> str:
+        return f"<check of {self._name!r}: {self.facts['population']} devices, {self.facts['rounds']} rounds>"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self._page(110))}</pre>"
+
+    def _page(self, width: int) -> str:
+        from rich.console import Console
+
+        from edgewise.apps import check
+
+        out = io.StringIO()
+        check.show(Console(file=out, width=width, no_color=True), self.facts, self._name)
+        return out.getvalue()

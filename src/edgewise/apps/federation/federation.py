@@ -1,0 +1,272 @@
+"""A federation of objects, simulated on this machine: ``edgewise.Federation``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps import parts
+from edgewise.apps.extensions import importable
+from edgewise.apps.federation import settings, texts
+from edgewise.apps.federation.callbacks import AnyCallback, EarlyStopping, Started, Stop, begin, end
+from edgewise.apps.federation.checked import Checked
+from edgewise.apps.federation.digest import digest
+from edgewise.apps.federation.playing import Heard, Shown, has_run, remove, wants_progress
+from edgewise.apps.federation.run import Run
+from edgewise.apps.rounds import Round
+from edgewise.apps.runs import place
+from edgewise.core import events
+from edgewise.core.errors import DataError, RecipeError
+from edgewise.drivers import folder
+from edgewise.plan import loading
+from edgewise.plan import recipe as recipes
+from edgewise.plan.catalogue import AnyPart, Extension
+from edgewise.plan.objects import Objects, catalogue
+
+OBJECTS = "objects"  # in the run's folder: what the recipe names of a script's objects
+RecipeLike = str | Path | Mapping[str, Any] | settings.Recipe | recipes.Recipe
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is played: the recipe, the folder that its paths start from, and the objects of this process."""
+
+    recipe: recipes.Recipe
+    recipe_dir: Path
+    objects: Objects
+
+
+class Federation:
+    """Devices with data of their own that train one model together, simulated on this machine.
+
+        fed = Federation({"privacy": "none"}, data={"alice": ["a text", ...], "bob": rows})
+        print(fed.check())
+        run = fed.run("out")
+        for round in fed: print(round.metrics)         # or round by round; the run stays resumable when the loop ends
+
+    The objects become a recipe and files that it names, and `edgewise sim` would play the same.
+
+    Args:
+        recipe: a recipe's file, tables, or ``edgewise.Recipe``; what is given below takes the place of its own.
+        model: a folder, "bundled", "hub:owner/name@revision", or a transformers model with its ``tokenizer``.
+        data: device -> its records: texts, rows (mappings with the columns that the recipe names), a Hugging Face or
+            torch dataset of these, or a function of no arguments that gives one. The run's folder keeps a copy.
+        stages, posts, merge, strategy: parts (``edgewise.clip(1.0)``, one's own by ``edgewise.part``), tables, names.
+        callbacks: called with each ``Round``; see ``edgewise.Callback``. Where one returns ``edgewise.STOP``, the run
+            rests after that round.
+        extensions: modules with ``EDGEWISE = Extension(...)``, by name or file. sinks: called with each event.
+    Raises:
+        RecipeError, DataError, ModelError: as `edgewise check`, before a folder is made.
+    """
+
+    def __init__(
+        self,
+        recipe: RecipeLike,
+        *,
+        model: Any = None,
+        tokenizer: Any = None,
+        data: Mapping[str, Any] | None = None,
+        stages: Sequence[Any] | None = None,
+        posts: Sequence[Any] | None = None,
+        merge: Any = None,
+        strategy: Any = None,
+        callbacks: Sequence[AnyCallback] = (),
+        extensions: Sequence[str] = (),
+        sinks: Sequence[events.Sink] = (),
+    ) -> None:
+        self._file = recipe if isinstance(recipe, str | Path) else None
+        self._home = Path(self._file).parent if self._file is not None else Path()
+        self._tables = settings.tables_of(recipe)
+        self._model, self._tokenizer, self._data = model, tokenizer, data
+        self._callbacks, self._sinks = tuple(callbacks), tuple(sinks)
+        self._extensions = tuple(importable(extensions, self._home))
+        self._parts: dict[str, AnyPart] = {}
+        self._run_dir: Path | None = None
+        if data is not None:
+            texts.check_names(data)
+            self._data = {d: list(x) if isinstance(x, Iterator) else x for d, x in data.items()}  # to be read again
+        self._fill(stages, posts, merge, strategy)
+        self.recipe = self._recipe(self._tables)
+
+    # -- the recipe ---------------------------------------------------------------------------------------------
+
+    def _fill(self, stages: Any, posts: Any, merge: Any, strategy: Any) -> None:
+        """Put what is given as objects into the tables."""
+        found: dict[str, Any] = {}
+        if stages is not None:
+            found["stage"] = [self._table(one, "stages") for one in stages]
+        if posts is not None:
+            found["post"] = [self._table(one, "posts") for one in posts]
+        if merge is not None:
+            found["merge"] = self._table(merge, "merge")
+        if strategy is not None:
+            found["strategy"] = self._table(strategy, "strategy")
+        for callback in self._callbacks:
+            if isinstance(callback, EarlyStopping):
+                found |= callback.settings
+        if self._data is not None:
+            source = {"source": "jsonl", "path": texts.DATA, "owner": texts.OWNER, "partition": "owner"}
+            found |= {f"data.{key}": value for key, value in source.items()}
+        if isinstance(self._model, str | Path):
+            base = str(self._model)
+            named = base == "bundled" or base.startswith("hub:")
+            found["model.base"] = base if named else str(Path(base).expanduser().resolve())
+        elif self._model is not None:
+            found["model.base"] = texts.MODEL
+        self._tables = settings.put(self._tables, found)
+
+    def _table(self, given: Any, where: str) -> dict[str, Any]:
+        table, part = parts.table(given, where)
+        if part is not None and not parts.is_shipped(part):
+            known = self._parts.setdefault(part.name, part)
+            if known is not part:
+                raise RecipeError("E-EXTENSION", f"two parts are called {part.name}.", "give one another name.")
+        return table
+
+    def _recipe(self, tables: Mapping[str, Any]) -> recipes.Recipe:
+        """The recipe of some tables, with its parts looked up."""
+        where, text = ("recipe", "") if self._file is None else (str(self._file), recipes.read(self._file))
+        found = recipes.from_plain(settings.put(tables, {}), where, text)
+        loading.examine(found, catalogue(self._extensions, Objects(Extension(tuple(self._parts.values())))))
+        return found
+
+    @property
+    def _given_model(self) -> bool:
+        return self._model is not None and not isinstance(self._model, str | Path)
+
+    # -- files and objects --------------------------------------------------------------------------------------
+
+    def _prepare(self, at: Path, write: bool) -> _Prepared:
+        """Digests of the objects, and their files in ``at``, written where the run does not have them yet."""
+        if write and (self._data is not None or self._given_model):
+            at.mkdir(parents=True, exist_ok=True)
+        digests = {f"the part {name}": digest(part) for name, part in self._parts.items()}
+        if self._data is not None:
+            found = texts.write(texts.lines(self._data, self.recipe.data), at / texts.DATA if write else None)
+            for device in self._data:
+                if f"the data of {device!r}" not in found:
+                    raise DataError(
+                        "E-DATA-EMPTY", f"device {device!r:.60} has no record.", "give it some, or leave it out."
+                    )
+            digests |= found
+        if self._given_model:
+            digests |= texts.model_digests(self._model, self._tokenizer)
+            if write:
+                texts.save_model(self._model, self._tokenizer, at / texts.MODEL)
+        recipe, home = self._placed(at)
+        modules = tuple(dict.fromkeys(part.function.__module__ for part in self._parts.values()))
+        local = tuple(f"the part {name}" for name in self._parts)
+        return _Prepared(recipe, home, Objects(Extension(tuple(self._parts.values())), digests, modules, local))
+
+    def _placed(self, at: Path) -> tuple[recipes.Recipe, Path]:
+        """The recipe, and the folder that its paths start from. Paths of the recipe's own that do not lie there become
+        absolute."""
+        if self._data is None and not self._given_model:
+            return self.recipe, self._home
+        tables, moved = self._tables, dict[str, Any]()
+        base, paths = self.recipe.model.base, self.recipe.data.path
+        if not self._given_model and base != "bundled" and not base.startswith("hub:"):
+            moved["model.base"] = str((self._home / base).resolve())
+        if self._data is None and paths:
+            listed = [paths] if isinstance(paths, str) else paths
+            whole = [str((self._home / path).resolve()) for path in listed]
+            moved["data.path"] = whole[0] if isinstance(paths, str) else whole
+        if self.recipe.simulation.link_trace:
+            moved["simulation.link_trace"] = str((self._home / self.recipe.simulation.link_trace).resolve())
+        return (self._recipe(settings.put(tables, moved)) if moved else self.recipe), at
+
+    # -- playing ------------------------------------------------------------------------------------------------
+
+    def check(self, fast: bool = False) -> Checked:
+        """What a run would do, cost and reveal: prints as the page of `edgewise check`. ``fast``: without measuring the
+        time of a step. Raises whatever would stop a run before its first round."""
+        from edgewise.apps import check
+
+        with tempfile.TemporaryDirectory(prefix="edgewise-objects-") as scratch:
+            ready = self._prepare(Path(scratch), write=True)
+            found = check.examine(
+                ready.recipe, ready.recipe_dir, fast=fast, catalogue=catalogue(self._extensions, ready.objects)
+            )
+        return Checked(found, self.recipe.name)
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run that was played last, or where the next one without ``out`` goes."""
+        return self._run_dir if self._run_dir is not None else place(self.recipe)
+
+    def run(
+        self,
+        out: str | Path | None = None,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        progress: bool | None = None,
+    ) -> Run:
+        """Play the whole run, its comparisons and its report.
+
+        Args:
+            out: the run's folder; default ``runs/NAME-HASH``. resume: go on with the unfinished run in it.
+            overwrite: remove the run in it first; a folder that edgewise did not make is refused.
+            progress: show it on standard error; None: on a terminal and in a notebook.
+        Raises:
+            EdgewiseError: with a code. What was committed stays, and ``resume`` goes on from it, with the same objects.
+        """
+        at = Path(out) if out is not None else place(self.recipe)
+        for _ in self._play(at, resume, overwrite, progress):
+            pass
+        return Run(at, self._module)
+
+    def rounds(self, out: str | Path | None = None, *, overwrite: bool = False) -> Iterator[Round]:
+        """Play round by round, from where the run in ``out`` is; then the comparisons and the report.
+
+        A loop that ends early leaves a run that the next loop, or ``run(out, resume=True)``, goes on with.
+        """
+        at = Path(out) if out is not None else place(self.recipe)
+        return self._play(at, not overwrite and has_run(at), overwrite, False)
+
+    def __iter__(self) -> Iterator[Round]:
+        """``rounds()``."""
+        return self.rounds()
+
+    @property
+    def _module(self) -> Any:
+        return None
+
+    def _play(self, at: Path, resume: bool, overwrite: bool, progress: bool | None) -> Iterator[Round]:
+        from edgewise.apps import simulate
+        from edgewise.apps.beginning import no_run
+
+        if overwrite:
+            remove(at)
+        if resume and not has_run(at):
+            raise no_run(at)
+        self._run_dir = at
+        folder.claim(at)
+        ready = self._prepare(at / OBJECTS, write=not has_run(at))
+        stop, heard, begun = Stop(), Heard(at), False
+        with Shown(ready.recipe) if wants_progress(progress) else nullcontext(()) as shown:
+            playing = simulate.play(
+                ready.recipe, out=at, recipe_dir=ready.recipe_dir, resume=resume, extensions=self._extensions,
+                sinks=[*shown, heard, *self._sinks], objects=ready.objects, until=stop.asked,
+            )  # fmt: skip
+            try:
+                for spec in playing:
+                    round = heard.round(spec)
+                    if not begun:
+                        begin(self._callbacks, Started(at, ready.recipe, heard.started))
+                        begun = True
+                    stop.ask(self._callbacks, round)
+                    yield round
+            finally:
+                playing.close()
+                if begun:
+                    end(self._callbacks)
+
+    def __repr__(self) -> str:
+        r = self.recipe
+        devices = f"{len(self._data)} devices" if self._data is not None else f'data of "{r.data.source}"'
+        return f"Federation({r.name!r}, {devices}, {r.round.rounds} rounds, privacy={r.privacy!r})"

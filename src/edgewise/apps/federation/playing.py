@@ -1,0 +1,93 @@
+"""What a federation hears of its run while it is played, and how it shows it."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+from edgewise.apps.rounds import Round, told
+from edgewise.core import events
+from edgewise.core.errors import StoreError
+from edgewise.core.vector import Spec
+from edgewise.drivers import folder
+from edgewise.drivers.store import RunStore
+from edgewise.plan.recipe import Recipe
+
+
+class Heard:
+    """A sink that keeps what belongs to the round that was played last."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.started: events.RunStarted | None = None
+        self._run_dir, self._lost = run_dir, dict[str, str]()
+        self._finished: events.RoundFinished | None = None
+        self._measured: dict[str, float] = {}
+
+    def __call__(self, event: events.AnyEvent) -> None:
+        match event:
+            case events.RunStarted():
+                self.started = event
+            case events.RoundStarted():
+                self._lost, self._measured = {}, {}
+            case events.Lost():
+                self._lost[event.device] = event.code
+            case events.RoundFinished():
+                self._finished = event
+            case events.Evaluated(model="federated" | "base") if event.nll:
+                tokens = sum(event.tokens.values())
+                self._measured["held_out_loss"] = math.fsum(event.nll.values()) / tokens if tokens else math.inf
+
+    def round(self, spec: Spec) -> Round:
+        """The round that was played last, with the held-out loss where it was measured."""
+        assert self._finished is not None  # a step of the run is a round
+        found = told(self._finished, self._lost, spec, self._run_dir)
+        found.metrics.update(self._measured)
+        return found
+
+
+class Shown:
+    """The progress of a run on standard error, as a context that gives the sinks."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        from edgewise.apps.progress import Progress
+
+        self._progress = Progress(recipe, sys.stderr, quiet=False)
+
+    def __enter__(self) -> tuple[Callable[[events.AnyEvent], None], ...]:
+        return (self._progress.__enter__(),)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.__exit__(kind, error, traceback)
+
+
+def wants_progress(asked: bool | None) -> bool:
+    """Whether to show progress: as asked; else on a terminal and in a notebook."""
+    return (sys.stderr.isatty() or "ipykernel" in sys.modules) if asked is None else asked
+
+
+def has_run(run_dir: Path) -> bool:
+    """Whether a run has begun in the folder. Raises StoreError as ``RunStore``."""
+    if not (run_dir / "run.db").is_file():
+        return False
+    with RunStore(run_dir) as store:
+        return store.run() is not None
+
+
+def remove(run_dir: Path) -> None:
+    """Remove a run's folder. Raises StoreError: E-FOLDER where edgewise did not make it; E-RUN-EXISTS while another
+    process works in it."""
+    if folder.foreign(run_dir):
+        folder.claim(run_dir)  # refuses, and says why
+    has_run(run_dir)
+    try:
+        shutil.rmtree(run_dir)
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot remove {run_dir}: {e.strerror}.", "choose another out.") from None

@@ -1,0 +1,251 @@
+"""A run's folder as a Python object: its figures, rounds and devices as tables, its model, its report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any, TypeVar
+
+from edgewise.apps import export, runs
+from edgewise.apps import summary as summaries
+from edgewise.apps.chosen import chosen
+from edgewise.apps.summary_types import Summary
+from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.vector import Array, Spec, Vector, unpack
+from edgewise.drivers.store import RunStore
+
+MOST_ROWS, MOST_COLUMNS = 60, 12  # that a notebook shows of a table
+T = TypeVar("T")
+
+
+class Table(Sequence[Mapping[str, Any]]):
+    """Rows with the same columns; ``to_pandas`` makes a DataFrame. Lists inside are those of ``summary.json``."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        self._rows, self._name = tuple(rows), name
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns, in order."""
+        return list(dict.fromkeys(key for row in self._rows for key in row))
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._rows[at]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} {self._name}: {', '.join(self.columns)}>"
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one column; None where a row has none. Raises KeyError for a name that no row has."""
+        if name not in self.columns:
+            raise KeyError(name)
+        return [row.get(name) for row in self._rows]
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame``. Raises EdgewiseError(E-DEPENDENCY) without pandas."""
+        try:
+            import pandas
+        except ImportError:
+            raise EdgewiseError(
+                "E-DEPENDENCY", "to_pandas needs pandas.", "pip install pandas, or use to_csv."
+            ) from None
+        return pandas.DataFrame(list(self._rows), columns=self.columns)
+
+    def to_csv(self) -> str:
+        """The rows as CSV with a header; cells that are no single value as JSON."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, self.columns, lineterminator="\n")
+        writer.writeheader()
+        for row in self._rows:
+            writer.writerow({k: json.dumps(v) if isinstance(v, dict | list) else v for k, v in row.items()})
+        return out.getvalue()
+
+    def _repr_html_(self) -> str:
+        shown = self.columns[:MOST_COLUMNS]
+        head = "".join(f"<th>{escape(c)}</th>" for c in shown)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{_cell(r.get(c))}</td>' for c in shown)}</tr>" for r in self._rows[:MOST_ROWS]
+        )
+        more = f"<caption>{len(self)} {escape(self._name)}, {len(self.columns)} columns</caption>"
+        return f"<table>{more}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else escape(str(value)[:60])
+
+
+class Run:
+    """A run's folder. It reads what the run has stored, also while rounds are left to play.
+
+    Attributes:
+        run_dir: the folder.
+    Raises:
+        StoreError: E-RESUME where the folder holds no run; E-RUN-EXISTS while another process works in it.
+    """
+
+    def __init__(self, run_dir: str | Path, module: Any = None) -> None:
+        """``module``: the torch module that the run trained, for ``model`` of a task of one's own."""
+        self.run_dir, self._module = Path(run_dir), module
+        if not (self.run_dir / "run.db").is_file():
+            raise StoreError("E-RESUME", f"there is no run in {run_dir}.", "give the folder that holds run.db.")
+
+    def _read(self, ask: Callable[[RunStore], T]) -> T:
+        with runs.opened(self.run_dir) as store:
+            return ask(store)
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The content of ``summary.json``, as typed tables."""
+        return self._read(summaries.build)  # type: ignore[return-value]
+
+    @property
+    def rounds(self) -> Table:
+        """A row for each round: losses, contributions, bytes, seconds, epsilon, the perplexity measured after it."""
+        measured = {c["played"] - 1: c for c in self.summary["curve"]}
+        own = _own_by_round(self.summary)
+        rows = [
+            {
+                **row,
+                "perplexity": measured.get(row["round"], {}).get("weighted_mean"),
+                **own.get(row["round"], {}),
+            }
+            for row in self.summary["per_round"]
+        ]
+        return Table(rows, "rounds")
+
+    @property
+    def devices(self) -> Table:
+        """A row for each device: what it gave, and its perplexity under each model. With differential privacy from
+        ``devices.json``, which is for the run's owner."""
+        apart = self.run_dir / "devices.json"
+        if self.summary["not_covered"] and apart.is_file():
+            return Table(json.loads(apart.read_text(encoding="utf-8"))["per_device"], "devices")
+        return Table(self.summary["per_device"], "devices")
+
+    def vector(self, played: int | None = None) -> Vector:
+        """The trained parameters as one vector, float32[d], after ``played`` rounds; None: of the model that counts.
+
+        Raises StoreError(E-CHECKPOINT) for a model that newer ones replaced: the first and the last three are kept.
+        """
+
+        def ask(store: RunStore) -> Vector:
+            models = store.models()
+            number = chosen(store).played if played is None else played
+            if number not in models or not (self.run_dir / "blobs" / models[number]).is_file():
+                kept = [str(n) for n, digest in models.items() if (self.run_dir / "blobs" / digest).is_file()]
+                what = f"{self.run_dir} keeps no model after {number} rounds."
+                raise StoreError("E-CHECKPOINT", what, f"it keeps those after {', '.join(kept)} rounds.")
+            return store.blob(models[number])
+
+        return self._read(ask)
+
+    @cached_property
+    def spec(self) -> Spec:
+        """The layout of the trained parameters."""
+        run = self._read(lambda store: store.run())
+        assert run is not None
+        return Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in run["facts"]["spec"]])
+
+    def params(self, played: int | None = None) -> dict[str, Array]:
+        """The trained tensors by name. ``played`` as in ``vector``."""
+        return unpack(self.vector(played), self.spec)
+
+    def model(self, module: Any = None) -> Any:
+        """The trained model: of a language model a transformers model, else ``module`` with the trained parameters.
+
+        Args:
+            module: of a task of one's own: a module like the one that was trained; its parameters are overwritten.
+                A run of this process knows it, and gives a copy.
+        Raises:
+            EdgewiseError: E-EXPORT without a module; ModelError(E-LAYOUT) for one that does not fit.
+        """
+        facts = self._read(lambda store: store.run())["facts"]  # type: ignore[index]
+        if "precision" in facts and module is None:  # a fact of the text trainer
+            with tempfile.TemporaryDirectory(prefix="edgewise-model-") as place:
+                reached = self._read(lambda store: chosen(store))
+                wanted = export.Wanted(played=None if reached.over else reached.reached)
+                export.write(self.run_dir, Path(place) / "model", wanted)
+                from transformers import AutoModelForCausalLM
+
+                return AutoModelForCausalLM.from_pretrained(Path(place) / "model", local_files_only=True)
+        if module is None and self._module is not None:
+            import copy
+
+            module = copy.deepcopy(self._module)
+        if module is None:
+            what = f"{self.run_dir} holds the trained parameters of a module of your own, and not the module."
+            raise EdgewiseError("E-EXPORT", what, "give it: run.model(Net()). Or take run.params().")
+        from edgewise.learn import modules
+
+        modules.load(module, self.spec, self.vector())
+        return module
+
+    def export(self, dest: str | Path, to: str = "merged") -> Path:
+        """Write the model as `edgewise export` does: ``merged``, ``peft`` or ``tensors``. Raises as ``apps.export``."""
+        export.write(self.run_dir, Path(dest), export.Wanted(to=to))
+        return Path(dest)
+
+    def report(self) -> Path:
+        """Write ``report.html``, ``summary.json`` and the plots anew; returns the page's path."""
+        from edgewise.apps.simulate import write_report
+
+        self._read(lambda store: write_report(store, self.run_dir))
+        return self.run_dir / "report.html"
+
+    def __repr__(self) -> str:
+        measured: Any = self.summary["perplexity"]
+        found = {model: q["weighted_mean"] for model, q in measured.items() if q}
+        return f"Run({str(self.run_dir)!r}, perplexity={found})"
+
+    def _repr_html_(self) -> str:
+        from edgewise.apps import alone
+
+        s: Any = self.summary
+        cells = "".join(
+            f"<tr><td>{escape(model)}</td><td>{q['weighted_mean']:.4g}</td></tr>"
+            for model, q in s["perplexity"].items()
+            if q and q["weighted_mean"] is not None
+        )
+        own = "".join(
+            f"<tr><td>{escape(m['name'])}, {escape(m['model'])}</td><td>{m['mean']:.4g}</td></tr>" for m in _last(s)
+        )
+        link = f"<p>{escape(str(self.run_dir / 'report.html'))}</p>" if (self.run_dir / "report.html").is_file() else ""
+        return (
+            f"<p><b>{escape(s['name'])}</b>: {s['rounds']['played']} of {s['rounds']['planned']} rounds. "
+            f"{escape(alone.sentence(s))}</p><table><thead><tr><th>held-out perplexity</th><th>mean</th></tr></thead>"
+            f"<tbody>{cells}{own}</tbody></table>{link}"
+        )
+
+
+def _last(s: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Of one's own metrics the last figure of each model."""
+    last = {(m["name"], m["model"]): m for m in s.get("metrics") or ()}
+    yield from last.values()
+
+
+def _own_by_round(s: Mapping[str, Any]) -> dict[int, dict[str, float]]:
+    """Round -> one's own metrics of the federated model, and of local training, as means over devices."""
+    out: dict[int, dict[str, float]] = {}
+    for m in s.get("metrics") or ():
+        if m["model"] in ("base", "federated", "training"):
+            name = f"train_{m['name']}" if m["model"] == "training" else m["name"]
+            out.setdefault(m["round"], {})[name] = m["mean"]
+    return out
+
+
+def open_run(run_dir: str | Path) -> Run:
+    """Open the folder of a run, whatever began it. Raises StoreError(E-RESUME) where there is none."""
+    run = Run(run_dir)
+    _ = run.spec
+    return run

@@ -1,0 +1,118 @@
+"""A recipe as keyword arguments: ``edgewise.Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0)``."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections import defaultdict
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgewise.core.errors import RecipeError
+from edgewise.plan import findings, toml
+from edgewise.plan import recipe as recipes
+from edgewise.plan.section import Section
+
+
+class Recipe:
+    """The settings of a run, by the keys of a recipe file.
+
+        Recipe(privacy="central_dp", rounds=20, epsilon=8.0, lr=1e-3)     round.rounds, dp.epsilon, training.lr
+        Recipe(privacy="none", data={"holdout": 0.2}, strategy={"kind": "fedadam"})
+
+    A key that only one section has may stand by itself; a section or a part is a table. What a ``Federation`` is given
+    as objects (model, data, stages ...) is filled in there.
+
+    Attributes:
+        tables: as in the file, without defaults.
+    Raises:
+        RecipeError: E-KEY with the nearest key, E-TYPE, E-VALUE, E-MISSING, E-COMBO, as `edgewise check`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        self.tables: dict[str, Any] = {}
+        for name, value in settings.items():
+            findings.put(self.tables, _place(name), copy.deepcopy(value) if isinstance(value, dict) else value)
+        recipes.from_plain(copy.deepcopy(self.tables))
+
+    def but(self, settings: Mapping[str, Any]) -> Recipe:
+        """The same with other settings, by dotted key: ``recipe.but({"training.lr": 0.01})``. Raises as ``Recipe``."""
+        return from_tables(put(self.tables, settings))
+
+    def __repr__(self) -> str:
+        from edgewise.apps.comparison import flat
+
+        return f"Recipe({', '.join(f'{key}={value!r}' for key, value in flat(self.tables).items())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Recipe) and self.tables == other.tables
+
+    __hash__ = None  # type: ignore[assignment]  # tables may change
+
+
+def from_tables(tables: Mapping[str, Any]) -> Recipe:
+    """Settings from the tables of a recipe. Raises as ``Recipe``."""
+    return Recipe(**tables)
+
+
+def tables_of(given: str | Path | Mapping[str, Any] | Recipe | recipes.Recipe) -> dict[str, Any]:
+    """The tables of a recipe in any form: a file, tables, settings, or a resolved recipe.
+
+    Raises RecipeError: E-RECIPE-READ, E-RECIPE-SYNTAX; E-TYPE for anything else.
+    """
+    if isinstance(given, str | Path):
+        return toml.read(recipes.read(given), str(given))
+    if isinstance(given, Recipe):
+        return copy.deepcopy(given.tables)
+    if isinstance(given, recipes.Recipe):
+        return given.resolved()
+    if isinstance(given, Mapping):
+        return copy.deepcopy(dict(given))
+    fix = "give the path of a TOML file, tables, or edgewise.Recipe(privacy=..., rounds=...)."
+    raise RecipeError("E-TYPE", f"recipe is a {type(given).__name__}.", fix)
+
+
+def put(tables: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of tables with some values replaced, by dotted key. Raises RecipeError(E-KEY)."""
+    out = copy.deepcopy(dict(tables))
+    for dotted, value in settings.items():
+        findings.put(out, dotted, value)
+    return out
+
+
+def _place(name: str) -> str:
+    """The dotted key of a name that stands by itself."""
+    sections = _sections()
+    if name in sections or name in recipes.Recipe.model_fields or name == "schema":
+        return name
+    places = _leaves().get(name, [])
+    if len(places) == 1:
+        return places[0]
+    if places:
+        tables = [place.partition(".")[0] for place in places]
+        fix = f"write one of {', '.join(f'{table}={{{name!r}: ...}}' for table in tables)}."
+        raise RecipeError("E-KEY", f"`{name}` is a key of {len(places)} sections.", fix)
+    near = difflib.get_close_matches(name, [*_leaves(), *recipes.Recipe.model_fields], n=1, cutoff=0.5)
+    raise RecipeError(
+        "E-KEY", f"unknown key `{name}`.", f"did you mean `{near[0]}`?" if near else "see `edgewise schema`."
+    )
+
+
+@cache
+def _sections() -> dict[str, type[Section]]:
+    fields = recipes.Recipe.model_fields.items()
+    return {
+        name: f.annotation for name, f in fields if isinstance(f.annotation, type) and issubclass(f.annotation, Section)
+    }
+
+
+@cache
+def _leaves() -> dict[str, list[str]]:
+    """Key -> its dotted places."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for section, kind in _sections().items():
+        for key in kind.model_fields:
+            found[key].append(f"{section}.{key}")
+    return dict(found)

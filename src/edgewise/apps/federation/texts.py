@@ -1,0 +1,128 @@
+"""Texts and language models of a script, as files that a recipe names. Workers, resume, report and export read those.
+
+OUT/objects/data.jsonl    a row for each record: its device, and the columns that the recipe names; its owner's only
+OUT/objects/model/        the model and its tokenizer, as transformers saves them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgewise.core.errors import DataError, ModelError
+from edgewise.core.training import POOLED
+from edgewise.drivers.files import FOLDER, for_owner
+from edgewise.plan.data import DataSection
+
+DATA, MODEL, OWNER = "data.jsonl", "model", "edgewise_device"
+
+
+def records(given: Any, device: str) -> Iterator[Any]:
+    """The records of one device's data: a list, a dataset with ``len`` and numbers, any iterable, or a function of no
+    arguments that gives one of these. Raises DataError(E-DATA-FORMAT) for anything else."""
+    if callable(given) and not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
+        given = given()
+    if isinstance(given, str | bytes | Mapping):
+        what = f"the data of device {device!r:.60} is one {type(given).__name__}, needs several records."
+        raise DataError("E-DATA-FORMAT", what, "give a list of texts, a list of rows, or a dataset.")
+    if hasattr(given, "__iter__"):
+        yield from given
+    elif hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        yield from (given[i] for i in range(len(given)))
+    else:
+        what = f"the data of device {device!r:.60} is a {type(given).__name__}, which cannot be read record by record."
+        raise DataError("E-DATA-FORMAT", what, "give a list, a dataset, or a function that gives one.")
+
+
+def check_names(data: Mapping[str, Any]) -> None:
+    """Raises DataError: E-DATA-EMPTY without a device, E-DATA-FORMAT for a name that no device can have."""
+    if not data:
+        raise DataError("E-DATA-EMPTY", "data names no device.", 'give data={"alice": [...], "bob": [...]}.')
+    for name in data:
+        if not isinstance(name, str) or not name or name == POOLED:
+            raise DataError("E-DATA-FORMAT", f"{name!r:.60} is no name of a device.", "name devices by texts.")
+
+
+def lines(data: Mapping[str, Any], section: DataSection) -> Iterator[tuple[str, str]]:
+    """(device, line of JSON) of each record. A text is a row with the column ``data.text``. Of a row the columns that
+    the recipe names are taken.
+
+    Raises DataError: E-DATA-FORMAT for a record that is neither; E-DATA-COLUMN for a row without a named column.
+    """
+    wanted = [name for key, name in section.columns if key != "owner"]
+    for device in sorted(data):
+        for number, record in enumerate(records(data[device], device)):
+            if isinstance(record, str):
+                row = {section.text: record}
+            elif isinstance(record, Mapping):
+                row = {name: record[name] for name in wanted if name in record}
+            else:
+                what = f"record {number} of device {device!r:.60} is a {type(record).__name__}."
+                fix = "give texts or rows; other data goes with a module of your own: model=edgewise.TorchTask(...)."
+                raise DataError("E-DATA-FORMAT", what, fix)
+            if lacking := [name for name in wanted if name not in row]:
+                known = ", ".join(map(str, record)) if isinstance(record, Mapping) else "a text alone"
+                what = f"record {number} of device {device!r:.60} lacks the column {lacking[0]!r}; it has {known}."
+                fix = 'name the columns: recipe=Recipe(data={"text": "answer", "prompt": "question"}, ...).'
+                raise DataError("E-DATA-COLUMN", what, fix)
+            try:
+                yield device, json.dumps({OWNER: device, **row}, default=_plain)
+            except (TypeError, ValueError) as e:
+                what = f"record {number} of device {device!r:.60} cannot be written as JSON: {e}."
+                raise DataError("E-DATA-FORMAT", what, "give texts and numbers.") from None
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's, dates as ISO 8601."""
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
+def write(rows: Iterable[tuple[str, str]], path: Path | None) -> dict[str, str]:
+    """Write the rows where ``path`` is given; returns what each device's data is called -> its digest."""
+    digests: dict[str, Any] = {}
+    file = None if path is None else open(path, "w", encoding="utf-8", opener=for_owner)  # noqa: SIM115
+    try:
+        for device, line in rows:
+            digests.setdefault(device, hashlib.sha256()).update(line.encode() + b"\n")
+            if file is not None:
+                file.write(line + "\n")
+    finally:
+        if file is not None:
+            file.close()
+    return {f"the data of {device!r}": h.hexdigest() for device, h in digests.items()}
+
+
+def model_digests(model: Any, tokenizer: Any) -> dict[str, str]:
+    """What a model and its tokenizer are called -> digest of architecture and weights, of the tokenizer's file.
+
+    Raises ModelError(E-MODEL) for what transformers cannot save, and for a model without a fast tokenizer.
+    """
+    if not (hasattr(model, "save_pretrained") and hasattr(model, "config")):
+        what = f"model is a {type(model).__name__}: no language model of transformers, and no task."
+        raise ModelError("E-MODEL", what, "give a folder, a transformers model, or edgewise.TorchTask(module, loss).")
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        what = f"a model needs its fast tokenizer, tokenizer is {type(tokenizer).__name__}."
+        raise ModelError("E-MODEL", what, "give tokenizer=AutoTokenizer.from_pretrained(...).")
+    import torch
+
+    h = hashlib.sha256(model.config.to_json_string().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        h.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        h.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    chat = str(getattr(tokenizer, "chat_template", None))
+    words = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id} {chat} {tokenizer.backend_tokenizer.to_str()}"
+    return {"the model": h.hexdigest(), "the tokenizer": hashlib.sha256(words.encode()).hexdigest()}
+
+
+def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write both as transformers reads them."""
+    folder.mkdir(FOLDER, parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
