@@ -89,7 +89,13 @@ def test_what_holds_is_told_in_true_words(folder: Path, word: str) -> None:
     assert all(f["holds"] for f in told["findings"])
     assert ("No epsilon is claimed" in text) == ("no epsilon is claimed" in page) == (word == "none")
     assert (told["claim"] is None) == (word == "none")
+    nothing, one_update, _ = told["memory"]
+    assert nothing["auc"] == 0.5  # the model before any training knows no half of a text better than the other
+    assert one_update["auc"] >= 0.5
+    assert nothing["members"] >= 2
+    assert 0 <= nothing["others"] - nothing["members"] <= 1
     if word == "none":
+        assert one_update["auc"] > 0.5
         return
     assert told["claim"]["epsilon"] == pytest.approx(8.0, rel=0.01)
     z = f"{told['claim']['noise_multiplier']:.4g}"

@@ -75,6 +75,8 @@ def test_membership_and_exposure():
     same = attacks.membership(rng.normal(1, 1, 3000), rng.normal(1, 1, 3000))
     assert same.auc == pytest.approx(0.5, abs=0.03)
     assert attacks.membership(np.ones(4), np.ones(4)).auc == 0.5
+    alike = [attacks.membership(rng.normal(size=12), rng.normal(size=20)) for _ in range(2000)]
+    assert np.std([found.auc for found in alike]) == pytest.approx(alike[0].chance, rel=0.1)
     others = np.arange(1.0, 256.0)
     assert attacks.exposure(0.5, others) == 8.0
     assert attacks.exposure(300.0, others) == 0.0

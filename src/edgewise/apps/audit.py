@@ -129,10 +129,24 @@ def show(console: Any, found: Mapping[str, Any]) -> None:
     add("tokens of one device's batch that an attacker names", ("from", "span check", "rows", "guessing"), rows)
     console.print("* what the server sees under this recipe\n")
     memory = [
-        (x["what"], f"{x['auc']:.3f}", f"{x['tpr_at_1']:.3f}", f"{x['exposure']:.1f} of {x['exposure_most']:.1f} bits")
+        (
+            x["what"],
+            f"{x['auc']:.3f} (chance: 0.5 +- {x['chance']:.2f})",
+            f"{x['tpr_at_1']:.3f}",
+            f"{x['exposure']:.1f} of {x['exposure_most']:.1f} bits",
+        )
         for x in found["memory"]
     ]
-    add("what the model remembers", ("model after", "membership AUC", "TPR at 1 %", "canary exposure"), memory)
+    add(_remembered(found["memory"]), ("model after", "membership AUC", "TPR at 1 %", "canary exposure"), memory)
+
+
+def _remembered(memory: Sequence[Mapping[str, Any]]) -> str:
+    """The title of what models remember."""
+    title = "what the model remembers"
+    if not memory:
+        return title
+    n, m = memory[0]["members"], memory[0]["others"]
+    return f"{title}: {n} pieces of a device's text that its update trained on, of {n + m}, by how far their loss fell"
 
 
 def _share(x: float | None) -> str:

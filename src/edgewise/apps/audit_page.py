@@ -115,12 +115,20 @@ def _memory(a: Mapping[str, Any]) -> str:
     rows = [
         row(
             escape(x["what"]),
-            [f"{x['auc']:.3f}", f"{x['tpr_at_1']:.3f}", f"{x['exposure']:.1f} of {x['exposure_most']:.1f} bits"],
+            [
+                f"{x['auc']:.3f} (chance: 0.5 +- {x['chance']:.2f})",
+                f"{x['tpr_at_1']:.3f}",
+                f"{x['exposure']:.1f} of {x['exposure_most']:.1f} bits",
+            ],
         )
         for x in a["memory"]
     ]
     made = table(("model after", "membership AUC", "TPR at 1 % FPR", "canary exposure"), rows)
-    hint = "0.5 is chance for membership; an exposure of 1 bit is chance for a planted secret"
+    n, m = a["memory"][0]["members"], a["memory"][0]["others"]
+    hint = (
+        f"membership: which of {n + m} random pieces of one device's text the {n} are that its update trained on, by "
+        "how far their loss fell below the base model's; an exposure of 1 bit is chance for a planted secret"
+    )
     return f"<section><h2>Memory</h2>{pair(panel('What the model remembers', hint, made))}</section>"
 
 

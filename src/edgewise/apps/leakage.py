@@ -33,6 +33,7 @@ from edgewise.privacy.audit import FULL_WEIGHT, release
 
 TOKENS = 48  # of the attacked batch: fewer than the bundled model is wide
 OTHERS = 255  # random strings that a canary is compared with
+PIECES = 96  # pieces of a device's text at most, half of which are trained for the membership test
 LEAVES = {  # what stands between the update in the clear and what leaves a device, by who adds noise
     Noiser.COHORT: ", with its share of the noise, before it is hidden",
     Noiser.DEVICE: ", with its noise",
@@ -188,6 +189,7 @@ class _Probe:
         """The rows of the recipe's own way: leaks, and what models remember."""
         plan, promise = self.plan, self.plan.promise
         steps = min(in_steps(self.registered, plan, self.devices[0], plan.rule(0)).steps, 8)
+        taken, left = self._halves()
         plain = self._trained(self.rows, steps, sgd=False)
         mine = self._trained(self.rows, steps, sgd=False, own=True) if promise.noises_steps else plain
         updates = [mine, *self._others()]
@@ -195,7 +197,7 @@ class _Probe:
         total = np.asarray(np.sum(updates, axis=0, dtype=np.float64), np.float32)
         quiet = self._quiet(mine, len(updates))
         seen = release(plan.at(0), [*updates, *quiet], derive(root(3), "release"))
-        n, with_secret = len(updates), [self._planted(steps), *updates[1:], *quiet]
+        n, with_secret = len(updates), [self._planted(taken, steps), *updates[1:], *quiet]
         remembered = release(plan.at(0), with_secret, derive(root(3), "release"))
         between = LEAVES.get(promise.who_noises, BEFORE if hidden else "")
         leaks = [
@@ -209,11 +211,22 @@ class _Probe:
         start = self.trainer.initial()
         models = [("nothing (base)", start), ("one update of the device", start + with_secret[0])]
         models.append((f"the release of {n}", start + remembered / np.float32(n)))
-        return leaks, [self._remembers(name, x) for name, x in models]
+        before = self._at(start, taken), self._at(start, left)
+        return leaks, [self._remembers(name, x, (taken, left), before) for name, x in models]
 
-    def _planted(self, steps: int) -> Vector:
-        """The update of the device where its text holds a secret of random tokens beside the batch."""
-        rows = np.concatenate([self.rows, self._secret(self.rows.shape[1])])
+    def _halves(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Two random halves of the device's text, int64[., S]: one that its update trains on and one that it does not.
+
+        Blocks of training and held-out text would differ in more than that: held-out text is the end of a document.
+        """
+        blocks = self.trainer.text(self.devices[0]).blocks
+        whole = np.concatenate([np.array(blocks.train_NS), np.array(blocks.held_NS)]).astype(np.int64)
+        order = generator(derive(root(3), "members")).permutation(len(whole))[:PIECES]
+        return whole[order[: len(order) // 2]], whole[order[len(order) // 2 :]]
+
+    def _planted(self, taken: np.ndarray[Any, Any], steps: int) -> Vector:
+        """The update of the device where its text is one half, and a secret of random tokens."""
+        rows = np.concatenate([taken, self._secret(taken.shape[1])])
         return self._trained(rows, steps, sgd=False, own=True)
 
     def _secret(self, length: int, which: int = 0) -> np.ndarray[Any, Any]:
@@ -231,22 +244,34 @@ class _Probe:
         rows = torch.from_numpy(np.array(rows_NS).astype(np.int64))
         return attacks.losses(self.trainer.model.eval(), rows, self.trainer.autocast is torch.bfloat16)
 
-    def _remembers(self, name: str, params: Vector) -> dict[str, Any]:
-        """Membership of the attacked rows' neighbours, and exposure of a canary trained with them."""
-        self.step("what models remember", 0, 1)
-        shard = self.trainer.text(self.devices[0])
+    def _at(self, params: Vector, rows_NS: np.ndarray[Any, Any]) -> attacks.Scores:
+        """The losses of rows under a model."""
         self.trainer.flat.write(params.astype(np.float32))
-        n = min(48, len(shard.blocks.train_NS), max(8, len(shard.blocks.held_NS)))
-        members = self._losses(shard.blocks.train_NS[:n])
-        others = self._losses(shard.blocks.held_NS[:n])
-        found = attacks.membership(members, others)
-        length = self.rows.shape[1]
+        return self._losses(rows_NS)
+
+    def _remembers(
+        self,
+        name: str,
+        params: Vector,
+        halves: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
+        before: tuple[attacks.Scores, attacks.Scores],
+    ) -> dict[str, Any]:
+        """Membership of the half that was trained, and exposure of a canary trained with it. ``before``: the losses of
+        both halves under the base model."""
+        self.step("what models remember", 0, 1)
+        # Some text is easier than other text for every model. What training did is how far its loss fell.
+        fell = [self._at(params, rows) - start for rows, start in zip(halves, before, strict=True)]
+        found = attacks.membership(fell[0], fell[1])
+        length = halves[0].shape[1]
         false = np.concatenate([self._secret(length, i) for i in range(1, OTHERS + 1)])
         own = float(self._losses(self._secret(length))[0])
         bits = attacks.exposure(own, self._losses(false))
         return {
             "what": name,
             "auc": found.auc,
+            "chance": found.chance,
+            "members": fell[0].size,
+            "others": fell[1].size,
             "tpr_at_1": found.tpr_at_1,
             "exposure": bits,
             "exposure_most": float(np.log2(OTHERS + 1)),

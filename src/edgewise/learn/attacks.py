@@ -97,16 +97,21 @@ def leak(scores: Scores, batch: Sequence[int], frequencies: NDArray[np.float64])
 
 
 class Membership(NamedTuple):
-    """Loss-threshold membership inference: AUC, and true positives at 1 % false positives."""
+    """Loss-threshold membership inference: AUC, its standard deviation where both are alike (AUC 0.5), and true
+    positives at 1 % false positives."""
 
     auc: float
+    chance: float
     tpr_at_1: float
 
 
 def membership(members: Scores, others: Scores) -> Membership:
-    """Tell trained text from text that was not by its loss (nats per token; smaller: rather a member).
+    """Tell trained text from text that was not by its score: a loss in nats per token, or how far it is above that of a
+    model that was not trained. Smaller: rather a member.
 
-    Source: Yeom et al. 2018, arXiv:1709.01604; TPR at low FPR: Carlini et al. 2022, arXiv:2112.03570.
+    chance = sqrt((m + n + 1) / (12 m n)) for m members and n others (Mann and Whitney 1947).
+    Source: Watson et al. 2022, arXiv:2111.08440 (the difference); Yeom et al. 2018, arXiv:1709.01604; TPR at low FPR:
+        Carlini et al. 2022, arXiv:2112.03570.
     """
     both = np.concatenate([members, others])
     ranks = np.empty(both.size)
@@ -116,7 +121,8 @@ def membership(members: Scores, others: Scores) -> Membership:
         ranks[same] = ranks[same].mean()
     wins = members.size * others.size + members.size * (members.size + 1) / 2 - ranks[: members.size].sum()
     auc = wins / (members.size * others.size)
-    return Membership(float(auc), float((members < np.quantile(others, 0.01)).mean()))
+    chance = float(np.sqrt((both.size + 1) / (12 * members.size * others.size)))
+    return Membership(float(auc), chance, float((members < np.quantile(others, 0.01)).mean()))
 
 
 def exposure(canary_loss: float, others: Scores) -> float:
