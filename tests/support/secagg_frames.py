@@ -51,6 +51,7 @@ FULL = msgspec.structs.replace(
 )  # fmt: skip
 STEP = Step(run=RUN, round=3, device="d000", body=messages.dump(messages.Abort(code="E-SECAGG-FEW")))
 REFUSAL = Refusal(run=RUN, round=3, device="d000", code="E-INVITE", reason="another clip")
+LARGE = Contribution(run=RUN, round=3, device="d000", payload=memoryview(bytes(300)))
 FRAMES = (
     ("device", PLAIN),
     ("device", FULL),
@@ -58,7 +59,7 @@ FRAMES = (
     ("server", STEP),
     ("server", msgspec.structs.replace(STEP, rung=0)),
     ("device", msgspec.structs.replace(STEP, rung=200)),
-    ("server", Contribution(run=RUN, round=3, device="d000", payload=memoryview(bytes(300)))),
+    ("server", LARGE),
     ("server", REFUSAL),
 )
 
@@ -88,7 +89,7 @@ def frames() -> dict[str, Any]:
         "layout": {"tensors": SPEC.to_list(), "json": layout, "hex": SPEC.digest()},
         "model": {"values": VALUES, "hex": MODEL},
         "frames": [
-            {"to": to, "fields": _plain(m), "hex": frame.dump(m).hex(),
+            {"to": to, "limit": len(frame.dump(m)), "fields": _plain(m), "hex": frame.dump(m).hex(),
              **({"sid": sid(m).hex()} if isinstance(m, Invite) else {})}
             for to, m in FRAMES
         ],
@@ -98,7 +99,7 @@ def frames() -> dict[str, Any]:
 
 
 def _refused() -> list[tuple[str, str, int, bytes, str]]:
-    raw, step, no = frame.dump(PLAIN), frame.dump(STEP), frame.dump(REFUSAL)
+    raw, step, no, big = (frame.dump(message) for message in (PLAIN, STEP, REFUSAL, LARGE))
     fields = msgspec.msgpack.decode(step[frame.HEADER_BYTES :])
 
     def made(changed: dict[str, Any]) -> bytes:
@@ -124,8 +125,13 @@ def _refused() -> list[tuple[str, str, int, bytes, str]]:
         ("a field twice", "server", step.replace(b"\x85", b"\x86", 1) + b"\xa5round\x03"),
         ("no segments, which are left out", "device",
          raw.replace(b"\xa4rule\x82", b"\xa4rule\x83", 1).replace(b"\xa5nonce", b"\xa8segments\x90\xa5nonce", 1)),
+        ("a payload with a longer prefix", "server", big.replace(b"\xc5\x01\x2c", b"\xc6\0\0\x01\x2c", 1)),
+        ("a contribution and a trailing byte", "server", big + b"\0"),
+        ("a contribution that is cut off", "server", big[:-1]),
         ("text that is no UTF-8", "server", step.replace(b"\xa4d000", b"\xa4d\xff00", 1)),
     ]  # fmt: skip
     limited = [("one byte above the limit", "device", len(raw) - 1, raw, "E-FRAME-SIZE"),
+               ("one byte above the limit of a server", "server", len(step) - 1, step, "E-FRAME-SIZE"),
+               ("a contribution one byte above the limit", "server", len(big) - 1, big, "E-FRAME-SIZE"),
                ("rubbish above the limit", "server", 3, b"\xff" * 4, "E-FRAME-SIZE")]  # fmt: skip
     return [(name, by, 1 << 20, bad, "E-FRAME") for name, by, bad in rows] + limited

@@ -8,6 +8,7 @@ import msgspec
 from edwards import cases
 from session import IDENTITIES, ROOT, SID
 
+from edgewise.core.errors import CompositionError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive
 from edgewise.crypto import agree, seal, shamir, sign
@@ -33,6 +34,20 @@ SHAPES = (  # n, corrupt, dropout, server
     # halving passes over a smaller k
     (631, 0.1, 0.05, "malicious"),
 )  # fmt: skip
+
+
+NONE = (  # no graph: more than a third fail, no sparse graph of so many, more than there are in any session
+    (7, 0.3, 0.2, "malicious"), (64, 0.3, 0.1, "malicious"), (257, 0.3, 0.1, "malicious"),
+    (1000, 0.3, 0.1, "malicious"), (65_537, 0.0, 0.0, "malicious"), (65_537, 0.0, 0.0, "curious"),
+)  # fmt: skip
+
+
+def _none(n: int, corrupt: float, dropout: float, server: str) -> str:
+    try:
+        TrustPolicy(corrupt, dropout, server).shape(n)  # type: ignore[arg-type]
+    except CompositionError:
+        return "E-SECAGG-FEW"  # of a session; a plan is refused with E-NMIN
+    raise AssertionError(n)
 
 
 def _shape(n: int, corrupt: float, dropout: float, server: str) -> dict[str, Any]:
@@ -111,6 +126,8 @@ def pieces() -> dict[str, Any]:
                     "neighbours": {d: list(v) for d, v in sorted(graph.neighbours(one, names, k).items())}}
                    for k in (4, 11)],
         "shapes": [_shape(*shape) for shape in SHAPES],
+        "no shapes": [dict(zip(("n", "corrupt", "dropout", "server", "code"), (*case, _none(*case)), strict=True))
+                      for case in NONE],
         "signatures": [{"what": c.name, "public": c.public.hex(), "signature": c.signature.hex(),
                         "message": c.message.hex(), "good": c.good} for c in cases()],
         "encodings": {

@@ -120,6 +120,7 @@ def device_rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         ("the survivors too early", 1, first, "E-SECAGG-ORDER"),
         ("a message that only devices send", 1, b.sent["shares", "d001"], "E-SECAGG-ORDER"),
         ("no boxes", 2, Boxes(boxes={}), "E-SECAGG-FEW"),
+        ("exactly t - 2 boxes", 2, Boxes(boxes={"d001": boxes["d001"]}), "E-SECAGG-FEW"),
         ("a stranger's box", 2, Boxes(boxes={**boxes, "zz": boxes["d001"]}), "E-SECAGG-KEYS"),
         ("a box from myself", 2, Boxes(boxes={"d000": boxes["d001"], **boxes}), "E-SECAGG-KEYS"),
         ("a short box", 2, Boxes(boxes={"d001": replace(boxes["d001"], box=junk[:-1])}), "E-FRAME"),

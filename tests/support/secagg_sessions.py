@@ -14,8 +14,27 @@ from edgewise.secagg import messages, server
 from edgewise.secagg.params import TrustPolicy
 
 SPARSE = TrustPolicy(0.02, 0.02)  # eight neighbours of 66, t = 6
+CURIOUS = {"policy": TrustPolicy(0.02, 0.02, "curious"), "n_min": 20}  # four neighbours of 66, t = 2, no quorum
 TWO_LIE = {"policy": TrustPolicy(0.3, 0.1)}  # two of 7 devices
 RIGHT, LONGER = "the answer", "the answer and a zero byte"
+
+
+def circle(n: int) -> list[str]:
+    """The devices of a session of so many, as they stand on the circle of a sparse graph."""
+    s, keys = Session(n), dict[str, messages.Keys]()
+    for device, raw in s.advertise():
+        message = messages.load(raw)
+        assert isinstance(message, messages.Advertise)
+        keys[device] = message.keys
+    roster = messages.roster_digest(SID, keys)
+    return sorted(keys, key=lambda device: messages.digest(b"circle", roster, device.encode()))
+
+
+def around_two(n: int) -> dict[str, int]:
+    """Four of a session's devices that leave before their update, two on either side of two that stay: these share
+    masks with nobody else."""
+    order = circle(n)
+    return {order[i]: 2 for i in (1, 2, 5, 6)}
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,9 @@ CASES = {
     "shares of nobody revealed": Case(5, lies={"d001": "nothing"}),
     "a sparse graph": Case(66, leaves={"d010": 1, "d020": 2, "d030": 3, "d040": 4}, lies={"d050": "wrong"},
                            more={"policy": SPARSE, "n_min": 20}),
+    "a sparse graph and a curious server": Case(66, leaves={"d010": 1, "d020": 2, "d040": 4}, more=CURIOUS),
     # without a sum
+    "a part of the survivors' graph below the smallest sum": Case(66, leaves=around_two(66), more=CURIOUS),
     "too few keys": Case(2, more={"n_min": 3}),
     "too few shares": Case(leaves={"d000": 1, "d001": 1}),
     "too few updates": Case(leaves={"d000": 2, "d001": 2}),
