@@ -41,6 +41,7 @@ RUNS = {"somebody's": OK, "no run": UNKNOWN}
 OWN_RUNS = {"own run": OK, "somebody's": UNKNOWN, "no run": UNKNOWN}
 PUBLIC = {"published": OK, OTHERS_RUN: OK, "not published": "E-BLOB", "nobody's": "E-BLOB"}
 OWN_BLOBS = {**PUBLIC, OTHERS_RUN: "E-BLOB"}
+EMPTY_RUNS = {"somebody's": "E-CHECKPOINT", "no run": UNKNOWN}  # its folder here holds no record of rounds
 
 PEOPLE = ("viewer", "operator", "admin")
 # Of each route that is about an object: who may do it to whose. A new route belongs here, or in one of the two below.
@@ -66,6 +67,7 @@ OBJECTS: Mapping[tuple[str, str], Outcomes] = {
     ("PUT", "/v1/staged/{digest}"): {"operator": {"nobody's": OK}, "admin": {"nobody's": OK}},
     ("GET", "/v1/runs/{run}"): {"device": OWN_RUNS, **dict.fromkeys(PEOPLE, RUNS)},
     ("GET", "/v1/runs/{run}/events"): dict.fromkeys(PEOPLE, RUNS),
+    ("GET", "/v1/runs/{run}/verification"): dict.fromkeys(PEOPLE, EMPTY_RUNS),
     ("GET", "/v1/runs/{run}/rounds/{round}"): {"device": OWN_RUNS},
     ("POST", "/v1/runs/{run}/{verb}"): dict.fromkeys(("operator", "admin"), RUNS),
 }  # fmt: skip

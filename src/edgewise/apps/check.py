@@ -25,6 +25,7 @@ from edgewise.plan.compile import compile
 from edgewise.plan.frames import traffic
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe
+from edgewise.plan.retention import ALL, window_of
 from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
 
 WIDE = 100  # columns of a screen from which the numbers of a pipeline stand in columns of their own
@@ -41,8 +42,8 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
 
     Returns:
         Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``chosen`` (the values
-        that the privacy word chose, by key), ``ladder``, ``bytes``,
-        ``memory_bytes``, ``kept_bytes`` (what the strategy keeps on a device between rounds), ``ends``,
+        that the privacy word chose, by key), ``ladder``, ``bytes``, ``memory_bytes``, ``totals`` (``Window``),
+        ``kept_bytes`` (what the strategy keeps on a device between rounds), ``ends``,
         ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and round; with epochs of the
         ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``,
         ``notes`` (sentences about model and tokenizer). What is not known is null.
@@ -96,6 +97,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         "ladder": explain.ladder(plan, catalogue, steps["mean"]),
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan, cost["down_frames"])},
         "memory_bytes": (sizes.get("memory_bytes") or 0.0) + _client_bytes(plan) or None,
+        "totals": window_of(plan)._asdict(),
         "kept_bytes": 4 * plan.spec.dim * len(plan.strategy.client.memory),
         "ends": _ends(recipe),
         "local_epochs": recipe.training.local_epochs or None,
@@ -330,6 +332,17 @@ def _local_work(steps: Mapping[str, Any], epochs: float | None) -> str:
     return f"{words.local_work(0, epochs)} per device and round: {some}"
 
 
+def _totals(kept: Mapping[str, int]) -> str:
+    """How much of the run `edgewise run verify` can replay, and the room that it takes."""
+    rounds, most = kept["rounds"], words.size(kept["most_bytes"])
+    if rounds == 0:
+        return "no round can be replayed: store.totals_mb has no room for one released total"
+    which = (
+        "all rounds" if rounds == ALL else f"the last {words.count((rounds + 1) // 2)} to {words.count(rounds)} rounds"
+    )
+    return f"the folder keeps the released totals of {which}, {most} at most, for `edgewise run verify`"
+
+
 def _bound(x: float | None) -> str:
     return "none" if x is None else words.figures(x)
 
@@ -376,6 +389,7 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     if found["kept_bytes"]:
         kept = words.size(found["kept_bytes"])
         grid.add_row("", f"{kept} that the strategy keeps on each device between rounds")
+    grid.add_row("verifying", _totals(found["totals"]))
     if f["total_s"] is None:
         grid.add_row("time", "not measured (leave out --fast)")
     else:

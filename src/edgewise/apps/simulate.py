@@ -41,6 +41,7 @@ from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Checkpoint, Cohort
 from edgewise.plan.objects import NO_OBJECTS, Objects
 from edgewise.plan.recipe import Recipe
+from edgewise.plan.retention import window_of
 
 Wrap = Callable[[Cohort], Cohort]
 
@@ -149,7 +150,8 @@ def _run(
                 tell(events.Noted(notes=notes))
             if known is None:
                 write_durably(out / "recipe.toml", toml(recipe.resolved()).encode())
-                store.create(loaded.plan.run, recipe.name, recipe.resolved(), loaded.facts)
+                window = window_of(loaded.plan).rounds
+                store.create(loaded.plan.run, recipe.name, recipe.resolved(), loaded.facts, window)
             else:
                 check_same(known["facts"], loaded.facts)
                 renewed = {**known["facts"], **places(recipe_dir, out)}

@@ -110,6 +110,7 @@ REGISTRY: dict[str, Entry] = {
     "E-RUN-EXISTS": Entry("the run directory already holds a run", 2),
     "E-RESUME": Entry("nothing to resume, or the recipe is not the one that was started", 2),
     "E-CHECKPOINT": Entry("the run directory is damaged", 8),
+    "E-VERIFY": Entry("a released model does not follow from what the run recorded", 8),
     "E-BACKUP": Entry("a backup of a server is not whole", 8),
     "E-RESTORED": Entry("a run from a backup does not go on", 8),
     "E-DISK": Entry("the disk is full or not writable", 6),

@@ -32,6 +32,11 @@ def add(c: sa.Connection, start: str, new: LedgerEntry) -> None:
     c.execute(CHARGES.insert().values(**row, digest=ledger.link(end(c, start)[1], new)))
 
 
+def entry(row: Any) -> LedgerEntry:
+    """The charge of one of ``ROWS``. Raises whatever parsing raises."""
+    return LedgerEntry(row.round, row.attempt, row.cohort, PrivacyEvent.from_plain(json.loads(row.event)))
+
+
 def read(rows: Sequence[Any], start: str) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
     """The charges of ``ROWS``, and the digests of the chain: ``start``, then one for each row.
 
@@ -39,7 +44,7 @@ def read(rows: Sequence[Any], start: str) -> tuple[tuple[LedgerEntry, ...], tupl
     """
     charges, chain = [], [start]
     for row in rows:
-        charges.append(LedgerEntry(row.round, row.attempt, row.cohort, PrivacyEvent.from_plain(json.loads(row.event))))
+        charges.append(entry(row))
         chain.append(ledger.link(chain[-1], charges[-1]))
         if row.digest != chain[-1]:
             raise ValueError(f"row {row.number} is not the one that was written there")

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError
 from edgewise.crypto.seal import KEY_BYTES
+from edgewise.drivers import rounds
 from edgewise.drivers.device_store import SESSIONS
 from edgewise.drivers.files import FOLDER, TEMPORARY, discard, for_owner
 from edgewise.drivers.tables import DELTAS, MODELS, SCHEMA_VERSION, VECTORS
@@ -73,12 +74,14 @@ def check_goes_on(out: Path) -> None:
 
 
 def named(c: sa.Connection, next_round: int) -> set[str]:
-    """Digests that a row still needs: the newest models, the first one, the deltas, and the vectors kept by name."""
+    """Digests that a row still needs: the newest models, the first one, the deltas, the vectors kept by name, and the
+    kept totals with the models that their replay starts from."""
     kept = c.execute(sa.select(MODELS).where(MODELS.c.next_round > next_round - KEEP_MODELS))
     found = {d for r in kept for d in (r.params, r.memory, r.shadow, r.anchor, *json.loads(r.slots).values())}
     found |= {r.digest for r in c.execute(sa.select(DELTAS.c.digest))}
     found |= {r.digest for r in c.execute(sa.select(VECTORS.c.digest))}
-    return found | {r.params for r in c.execute(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))}
+    first = c.execute(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))
+    return found | {r.params for r in first} | rounds.named(c, next_round)
 
 
 def memory_dir(devices: Path, goes_on: bool) -> Path:

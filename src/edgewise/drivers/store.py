@@ -3,8 +3,9 @@
     OUT/edgewise.json the marker of a folder that edgewise made (``drivers.folder``)
     OUT/run.db      the tables of ``drivers.tables``; WAL, full sync
     OUT/recipe.toml the resolved recipe
-    OUT/blobs/      parameter vectors and optimizer slots, raw float32, the codec's memory on the server, safetensors,
-                    and the deltas of the downlink as they travel; named by SHA-256, written before they are named
+    OUT/blobs/      parameter vectors and optimizer slots, raw float32, released totals (``drivers.rounds``), the
+                    codec's memory on the server, safetensors, and the deltas of the downlink as they travel; named by
+                    SHA-256, written before they are named
     OUT/journal/    the write-ahead log of the round in progress, sealed under a key that run.db has until its commit
     OUT/devices/    codec memory of simulated devices, in a folder whose name changes at every opening
     OUT/witness.json what run.db has reached (``drivers.witness``)
@@ -25,7 +26,6 @@ begins, and the round that they belong to. Where they are out of step, the run d
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,14 +43,16 @@ from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.foreign import foreign
 from edgewise.core.memory import Memory, flat, tree
+from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
-from edgewise.drivers import charges, folder, opening, standings, witness
+from edgewise.drivers import charges, folder, opening, rounds, standings, witness
 from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.device_store import RESTORE
 from edgewise.drivers.files import FOLDER, lock, sync_folder
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.tables import DELTAS, EVENTS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
 from edgewise.drivers.witness import Witness
+from edgewise.engine import released
 from edgewise.engine.ports import Change, Checkpoint, DeltaBlob, Downlink, Standing
 from edgewise.privacy import ledger
 from edgewise.privacy.ledger import LedgerEntry
@@ -143,8 +145,9 @@ class RunStore:
             numbers = {name: int(row[name]) for name in ("next_round", "unmet")}
             return {**row, **numbers, "recipe": json.loads(row["recipe"]), "facts": json.loads(row["facts"])}
 
-    def create(self, run: str, name: str, recipe: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Register the run that lives in this directory. Device memory and journals of another run are removed."""
+    def create(self, run: str, name: str, recipe: Mapping[str, Any], facts: Mapping[str, Any], window: int = 0) -> None:
+        """Register the run that lives in this directory. Device memory and journals of another run are removed.
+        ``window``: rounds whose released totals are kept (``plan.retention``)."""
         opening.empty(self.out, self.memory_dir)
         start = ledger.start(run, self.instance)
         witness.write(self.out, self._reached({"id": run, "next_round": -1}, 0, start))
@@ -152,8 +155,8 @@ class RunStore:
         with self._write() as c:
             tables = {"recipe": json.dumps(recipe), "facts": json.dumps(facts), "schema_version": SCHEMA_VERSION}
             values = {"id": run, "name": name, "instance": self.instance, "ledger": start, **tables}
-            first = {"next_round": -1, "unmet": 0, "finished": False, "journal_key": opening.journal_key()}
-            c.execute(RUNS.insert().values(**values, **first))
+            first = {"next_round": -1, "unmet": 0, "finished": False, "window": window}
+            c.execute(RUNS.insert().values(**values, **first, journal_key=opening.journal_key()))
 
     def renew(self, facts: Mapping[str, Any]) -> None:
         """Replace the run's facts: some may change between sessions, as the place of a folder."""
@@ -193,7 +196,7 @@ class RunStore:
         _, chain = self._ledger(run)
         if run["ledger"] not in chain:
             raise StoreError("E-CHECKPOINT", f"{self.out / 'run.db'} lost rows of the privacy ledger.", RESTORE)
-        witness.check(self.out, self._reached(run, len(chain) - 1, chain[-1]), chain)
+        witness.check(self.out, witness.read(self.out), self._reached(run, len(chain) - 1, chain[-1]), chain)
         for number, path in opening.journals(self.out):
             if number > max(0, run["next_round"]):
                 what = f"{path} is of a later round than run.db has reached ({run['next_round']})."
@@ -203,10 +206,9 @@ class RunStore:
         return Witness(self.instance, run["next_round"], self._checkpoint(run), count, last)
 
     def _checkpoint(self, run: Mapping[str, Any]) -> str:
-        """Digest of the newest checkpoint: run, instance, round, and all that it names."""
-        rows = self._rows(sa.select(MODELS).where(MODELS.c.next_round == run["next_round"]))
-        named = [run["id"], self.instance, run["next_round"], *(list(row) for row in rows)]
-        return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+        """See ``rounds.checkpoint``."""
+        with self._guard(), self._engine.connect() as c:
+            return rounds.checkpoint(c, run["id"], self.instance, run["next_round"])
 
     def _testify(self) -> None:
         """Bring the witness up to date."""
@@ -249,6 +251,7 @@ class RunStore:
         checkpoint: Checkpoint,
         told: Sequence[events.AnyEvent],
         change: Change = Change(),  # noqa: B008 (immutable)
+        total: Aggregate | None = None,
     ) -> None:
         """See Store."""
         state = checkpoint.state
@@ -264,14 +267,18 @@ class RunStore:
             for delta in down.ring:
                 if delta.round not in written:
                     self._blobs.put(delta.blob)
+        known = self._known()
+        stored = rounds.blobs(total, self._blobs.put if known["window"] else vector.digest)
         self._blobs.sync()
         sync_folder(self.memory_dir)
-        start = self._start(self._known())
+        start = self._start(known)
         with self._write() as c:
             c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
             reached = {"next_round": checkpoint.next_round, "unmet": checkpoint.unmet, "epsilon": checkpoint.epsilon}
-            ended = charges.end(c, start)[1]
-            c.execute(RUNS.update().values(**reached, ledger=ended, journal_key=opening.journal_key()))
+            ended = charges.end(c, start)
+            c.execute(RUNS.update().values(**reached, ledger=ended[1], journal_key=opening.journal_key()))
+            line = rounds.record(checkpoint.next_round - 1, model, ended, total, stored)
+            rounds.add(c, released.start(known["id"], self.instance), line)
             if down is not None:
                 standings.write_ring(c, down)
             standings.write(c, checkpoint.next_round - 1, change, down.anchor_round if down is not None else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 META = sa.MetaData()
 RUNS = sa.Table(
@@ -22,6 +22,7 @@ RUNS = sa.Table(
     sa.Column("epsilon", sa.Float, nullable=False, default=0.0),  # spent up to there
     sa.Column("finished", sa.Boolean, nullable=False, default=False),
     sa.Column("journal_key", sa.LargeBinary, nullable=False),  # of the next round; ends with its commit
+    sa.Column("window", sa.Integer, nullable=False),  # rounds whose totals are kept (plan.retention); -1 = all
 )
 MODELS = sa.Table(
     "models",
@@ -33,6 +34,22 @@ MODELS = sa.Table(
     sa.Column("step", sa.Integer, nullable=False),
     sa.Column("shadow", sa.String, nullable=False, default=""),  # what devices hold; empty = the model itself
     sa.Column("anchor", sa.String, nullable=False, default=""),  # the model that the deltas start from
+)
+ROUNDS = sa.Table(  # the record of released models (engine.released); rows are only ever added
+    "rounds",
+    META,
+    sa.Column("round", sa.Integer, primary_key=True),  # -1: the model before the first
+    sa.Column("model", sa.String, nullable=False),
+    sa.Column("slots", sa.Text, nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("charges", sa.Integer, nullable=False),  # rows of the ledger then
+    sa.Column("ledger", sa.String, nullable=False),  # digest of the last of them
+    sa.Column("n", sa.Integer, nullable=False),
+    sa.Column("weight", sa.Float, nullable=False),
+    sa.Column("head", sa.Text, nullable=False),
+    sa.Column("total", sa.String, nullable=False),  # blob of the mean (drivers.rounds); empty = none was released
+    sa.Column("beside", sa.Text, nullable=False),
+    sa.Column("digest", sa.String, nullable=False),  # of this row and the one before (engine.released.link)
 )
 DELTAS = sa.Table(  # the ring of the newest checkpoint
     "deltas",

@@ -37,18 +37,23 @@ def write(out: Path, witness: Witness) -> None:
     write_durably(out / NAME, msgspec.json.encode(witness), owner_only=True)
 
 
-def check(out: Path, now: Witness, ledger: Sequence[str]) -> None:
-    """Compare the witness with what the database says ``now``; ``ledger``: the digests of its rows, the start first.
-
-    Raises StoreError(E-CHECKPOINT) where the database is older than the witness or of another run directory.
-    """
+def read(out: Path) -> Witness:
+    """The witness of a run directory. Raises StoreError(E-CHECKPOINT)."""
     path = out / NAME
     try:
-        seen = msgspec.json.decode(path.read_bytes(), type=Witness)
+        return msgspec.json.decode(path.read_bytes(), type=Witness)
     except OSError as e:
         raise StoreError("E-CHECKPOINT", f"cannot read {path}: {e.strerror}.", RESTORE) from None
     except (msgspec.DecodeError, ValueError):
         raise StoreError("E-CHECKPOINT", f"{path} is damaged.", RESTORE) from None
+
+
+def check(out: Path, seen: Witness, now: Witness, ledger: Sequence[str]) -> None:
+    """Compare a witness with what the database says ``now``; ``ledger``: the digests of its rows, the start first.
+
+    Raises StoreError(E-CHECKPOINT) where the database is older than the witness or of another run directory.
+    """
+    path = out / NAME
     if seen.instance != now.instance:
         raise StoreError("E-CHECKPOINT", f"{out / 'run.db'} is of another run directory than {path}.", RESTORE)
     back = (now.next_round, now.charges) < (seen.next_round, 0) or now.charges < seen.charges

@@ -32,10 +32,11 @@ from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound, Tell
 from edgewise.engine.ports import Began, Checkpoint, Cohort, Evaluator, Helper, Record, Store, Trust
 from edgewise.engine.purse import Purse
+from edgewise.engine.released import stepped
 from edgewise.engine.round_facts import RoundFacts, decide
 from edgewise.engine.sampling import draw
 from edgewise.plan.plan import Plan
-from edgewise.strategies.base import State, hold
+from edgewise.strategies.base import State
 
 BEST = "best"  # name under which the store keeps the model with the lowest held-out loss
 UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
@@ -217,7 +218,7 @@ class Coordinator:
 
     def _applied(self, before: State, facts: RoundFacts, aggregate: Aggregate) -> State:
         with np.errstate(over="ignore", invalid="ignore"):  # looked for below, in all that they could come to
-            after = hold(before, self.plan.strategy.apply(before, aggregate), facts.frozen)
+            after = stepped(self.plan, before, facts.round, aggregate)
         vectors = (aggregate.mean, *aggregate.beside.values(), after.params, *after.slots.values())
         if not (all(map(vector.finite, vectors)) and all(map(isfinite, aggregate.head.values()))):
             fix = "lower strategy.lr, and dp.clip_l2 or the l2 of clip, with which noise grows."
@@ -246,7 +247,7 @@ class Coordinator:
             code=closed.code,
             epsilon=None if self.plan.spend is None else after.epsilon,
         )
-        self.store.commit(after, [*books.events, finished], broadcast.change(closed))
+        self.store.commit(after, [*books.events, finished], broadcast.change(closed), aggregate)
         self.tell(finished)  # after the commit: a round that is played again has other noise, and nobody saw two
 
     def evaluate_if_due(self, checkpoint: Checkpoint) -> None:

@@ -14,6 +14,7 @@ from edgewise.core.frame import Invite
 from edgewise.core.keys import Key
 from edgewise.core.memory import Memory
 from edgewise.core.outline import outline
+from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Buffer, Vector
 from edgewise.engine.device_state import Kept
@@ -322,8 +323,15 @@ class Store(Protocol):
         """Of each of these devices, in their order."""
         ...
 
-    def commit(self, checkpoint: Checkpoint, events: Sequence[AnyEvent], change: Change = Change()) -> None:
-        """Save a checkpoint with the events that led to it. ``change``: by the round before ``next_round``."""
+    def commit(
+        self,
+        checkpoint: Checkpoint,
+        events: Sequence[AnyEvent],
+        change: Change = Change(),
+        total: Aggregate | None = None,
+    ) -> None:
+        """Save a checkpoint with the events that led to it. ``change``, ``total``: by the round before ``next_round``;
+        ``total`` is what it released, None where it released nothing."""
         ...
 
     def charge(self, charge: LedgerEntry) -> None:

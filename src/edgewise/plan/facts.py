@@ -82,8 +82,8 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     Attributes:
         format: version of this record.
-        recipe: canonical JSON of the resolved recipe without the sections that only simulate, compare or measure. In
-            the JSON of the facts it is a table.
+        recipe: canonical JSON of the resolved recipe without the sections that only simulate, compare, measure or
+            store. In the JSON of the facts it is a table.
         spec: digest of the trained vector's layout.
         population: number of devices that exist, at most ``MOST_DEVICES``. Smallest sums, thresholds and noise shares
             are sized by it.
@@ -122,11 +122,11 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 def decisive(resolved: Mapping[str, Any]) -> str:
     """Canonical JSON of what a resolved recipe decides about the model and the protocol.
 
-    Left out are [simulation], [compare] and [report], and [eval] unless held-out losses decide which model counts or
-    come with the updates.
+    Left out are [simulation], [compare], [report] and [store], and [eval] unless held-out losses decide which model
+    counts or come with the updates.
     """
     told = resolved["round"]["patience"] or resolved["round"]["keep"] == "best" or resolved["eval"]["on_devices"]
-    left_out = {"simulation", "compare", "report"} | (set() if told else {"eval"})
+    left_out = {"simulation", "compare", "report", "store"} | (set() if told else {"eval"})
     return _json({key: value for key, value in resolved.items() if key not in left_out})
 
 

@@ -121,6 +121,17 @@ class CompareSection(Section):
     longer_devices: int = Field(6, ge=1, description="how many: spread evenly over those that evaluations measure")
 
 
+class StoreSection(Section):
+    """What a run's folder keeps."""
+
+    totals_mb: float = Field(
+        500.0,
+        ge=0,
+        le=1e9,
+        description="room for released totals, 10^6 bytes; `edgewise run verify` replays those that are kept; 0 = none",
+    )
+
+
 class Recipe(Section):
     """A whole recipe."""
 
@@ -163,6 +174,7 @@ class Recipe(Section):
     eval: EvalSection = EvalSection()
     compare: CompareSection = CompareSection()
     report: ReportSection = ReportSection()
+    store: StoreSection = StoreSection()
     simulation: SimulationSection = SimulationSection()
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)

@@ -22,6 +22,7 @@ from edgewise.apps.server.description import described
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.metrics import shown
 from edgewise.apps.server.run_routes import RunRoutes
+from edgewise.apps.server.verifying import VerifyingRoutes
 from edgewise.core.errors import EdgewiseError, TransportError
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.members import Grant, Member
@@ -124,6 +125,7 @@ class ControlPlane:
         api.add_api_route("/v1/tokens", self.make_token, methods=["POST"], status_code=201)
         api.add_api_route("/v1/tokens/{token}/revoke", self.revoke_token, methods=["POST"])
         RunRoutes(service, hosting).add_to(api)
+        VerifyingRoutes(service).add_to(api)
         api.openapi = lambda: described(api)  # type: ignore[method-assign]
         self.api = api
         self.app: ASGIApp = Guard(api, service)

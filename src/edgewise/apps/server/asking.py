@@ -51,13 +51,15 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
 def ask_server(name: str, home: Path, as_json: bool, debug: bool, ask: Callable[[Link], Mapping[str, Any]]) -> None:
     """Put a question to the server of ``home``."""
 
-    def body() -> Mapping[str, Any]:
-        from edgewise.drivers.http.link import Link
+    run_body(name, as_json, debug, lambda: asked_server(home, ask))
 
-        with Link(home.expanduser(), PATIENCE_S) as link:
-            return ask(link)
 
-    run_body(name, as_json, debug, body)
+def asked_server(home: Path, ask: Callable[[Link], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the server of ``home`` answers."""
+    from edgewise.drivers.http.link import Link
+
+    with Link(home.expanduser(), PATIENCE_S) as link:
+        return ask(link)
 
 
 def run_body(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Commands of operators on runs: submit, ls, show, watch, pause, resume, cancel."""
+"""Commands of operators on runs: submit, ls, show, watch, verify, pause, resume, cancel."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgewise.apps.options import HOME, Debug, Home, Json, Set
-from edgewise.apps.server.asking import ask_server, identifier, table
+from edgewise.apps.options import HOME, Debug, Extension, Home, Json, Set
+from edgewise.apps.server.asking import ask_server, asked_server, identifier, run_body, table
 
 if TYPE_CHECKING:
     from edgewise.drivers.http.link import Link
@@ -101,6 +101,43 @@ def show(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False
 def watch(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
     """Tell the rounds of a run as they end; Ctrl-C leaves the run alone."""
     ask_server("run watch", home, as_json, debug, lambda link: _followed(link, _whole(link, id), as_json))
+
+
+@run.command()
+def verify(
+    run: Annotated[str, typer.Argument(metavar="RUN|FOLDER", help="A run's folder, or the id of a run on the server.")],
+    chain: Annotated[
+        str, typer.Option("--chain", metavar="DIGEST", help="Where an earlier verification ended: still part of it?")
+    ] = "",
+    extension: Extension = None,
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Replay the released totals of a run, and check its records.
+
+    A folder is read here, also while the run is played; nothing in it is changed. The server verifies its own runs.
+    Exit status 8 names the first round that does not follow; 1 where no total is kept to replay.
+    """
+
+    def asked(link: Link) -> dict[str, Any]:
+        return dict(link.call("GET", f"/v1/runs/{_whole(link, run)}/verification", {"chain": chain}))
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps import verification, verified
+        from edgewise.apps.extensions import importable
+        from edgewise.plan.catalogue import with_extensions
+
+        if Path(run).is_dir():
+            parts = with_extensions(importable(extension or (), Path()))
+            found = verification.verify(Path(run), chain, parts)
+        else:
+            found = verified.from_plain(asked_server(home, asked))
+        if not as_json:
+            print("\n".join(verified.lines(found)))
+        return found.to_plain()
+
+    run_body("run verify", as_json, debug, body)
 
 
 def _verb(verb: str, done: str) -> Callable[..., None]:

@@ -33,6 +33,7 @@ from edgewise.plan.compile import compile
 from edgewise.plan.facts import ExtensionPackage, Instance, canonical, sign
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import Recipe, from_plain
+from edgewise.plan.retention import window_of
 
 Connection = sa.Connection
 SAMPLING_KEY = "sampling.key"
@@ -206,7 +207,7 @@ def _store(
             "started_at": service.now_s(),
             "plan": planned(plan),
         }
-        store.create(plan.run, recipe.name, tables, facts)
+        store.create(plan.run, recipe.name, tables, facts, window_of(plan).rounds)
         store.commit(first(plan, initial), ())
 
 

@@ -100,6 +100,7 @@ RULES = (
     Rule("POST", "/v1/runs", OPERATOR, CHUNK_BYTES, ("E-BLOB", *RECIPE)),
     Rule("GET", "/v1/runs/{run}", DEVICE | VIEWER, 0, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/runs/{run}/events", VIEWER, 0, ("E-UNKNOWN-ID",)),
+    Rule("GET", "/v1/runs/{run}/verification", VIEWER, 0, ("E-UNKNOWN-ID", "E-VERIFY", "E-RESUME", "E-FACTS")),
     Rule("GET", "/v1/runs/{run}/rounds/{round}", DEVICE, 0, ("E-UNKNOWN-ID",)),
     Rule("POST", "/v1/runs/{run}/{verb}", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID", "E-CONFLICT", "E-ROUTE")),
 )
@@ -126,6 +127,7 @@ STATUS: Mapping[str, int] = dict.fromkeys(
     "E-BLOB": 404,
     "E-STALL": 408,
     "E-CONFLICT": 409,
+    "E-VERIFY": 409,
     "E-OFFSET": 409,
     "E-CLOSED": 410,
     "E-QUOTA": 413,
