@@ -37,7 +37,7 @@ def portable(text: str) -> str:
 
     def named(link: re.Match[str]) -> str:
         said, target = link[1], Path(link[2])
-        if target.parent == Path("docs") and target.suffix == ".md":
+        if target.parts[0] == "docs" and target.suffix == ".md" and target.stem != "index":
             return f"{said} (`edgewise explain {target.stem}`)"
         return said
 

@@ -1,4 +1,4 @@
-"""The recorded examples of docs/transport.md: written by this code once, and read by it ever since."""
+"""The recorded examples of docs/reference/transport.md: written by this code once, and read by it ever since."""
 
 from __future__ import annotations
 

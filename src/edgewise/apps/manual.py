@@ -40,8 +40,12 @@ def folder() -> Path:
 
 
 def pages() -> dict[str, Path]:
-    """Page name -> file, e.g. ``threat-model``."""
-    return {path.stem: path for path in sorted(folder().glob("*.md"))}
+    """Page name -> file, e.g. ``threat-model``. The pages of all folders but ``adr``, and not the index of the site.
+
+    No two pages have one name.
+    """
+    found = (path for path in folder().rglob("*.md") if path.parent.name != "adr" and path.stem != "index")
+    return {path.stem: path for path in sorted(found, key=lambda path: path.stem)}
 
 
 def codes() -> list[str]:
@@ -60,7 +64,7 @@ def find(asked: str) -> Topic:
     if word in REGISTRY:
         return _code(word)
     known = pages()
-    if (page := asked.strip().lower().removesuffix(".md").removeprefix("docs/")) in known:
+    if (page := asked.strip().lower().removesuffix(".md").rsplit("/", 1)[-1]) in known:
         return Topic("page", page, known[page].read_text(encoding="utf-8"))
     from edgewise.apps import keys  # pydantic takes a third of a second
 

@@ -8,5 +8,5 @@
     bytes                pack, golomb
 
 ``weigh`` counts devices by their data. The bounds ``clip`` and ``clamp`` are stages too, and stand in ``privacy.clip``.
-To add one: docs/extend.md.
+To add one: docs/howto/own-codec.md.
 """

@@ -14,7 +14,7 @@ mask as they do the rest, and memory is pending until the server has used the co
 A correction is affine in w, and its shift stays the same all round, so a step costs two passes and no new vector.
 FedProx, SCAFFOLD and FedDyn need no other. A term that looks inside the model, as MOON's does, belongs to the loss.
 
-Example, error that comes back (``docs/extend.md`` has one that runs):
+Example, error that comes back (``docs/howto/own-algorithm.md`` has one that runs):
 
     def finish(x, memory, given, work):
         whole = x + memory["left"]

@@ -35,7 +35,7 @@ def _answers(status: int, text: str, content: Mapping[str, Any] | None = None) -
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
-# What docs/transport.md says at length: the routes that are not FastAPI's.
+# What docs/reference/transport.md says at length: the routes that are not FastAPI's.
 BARE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("GET", "/healthz"): {"summary": "The server answers.", "responses": _answers(200, "It does.", _TEXT)},
     ("GET", "/readyz"): {
