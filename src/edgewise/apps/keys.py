@@ -6,13 +6,28 @@ import difflib
 import json
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgewise.core.errors import RecipeError
 from edgewise.plan.catalogue import BUILT_IN, Catalogue, schema
 from edgewise.plan.recipe import Recipe
 
 MOST_NAMED = 3  # keys in one suggestion
+
+
+class Key(NamedTuple):
+    """A key, a table or a part of a recipe, as its JSON schema has it.
+
+    ``path`` is ``training.lr`` or ``stage.quantize``. ``kind`` is its type and range in words. ``default`` is JSON, and
+    empty where there is none or where it is a table or a list of tables.
+    """
+
+    path: str
+    kind: str
+    default: str
+    required: bool
+    says: str
+    below: tuple[Key, ...]
 
 
 def everything(catalogue: Catalogue = BUILT_IN) -> str:
@@ -33,7 +48,7 @@ def describe(field: str, catalogue: Catalogue = BUILT_IN) -> str:
             hint = _hint(whole, paths(catalogue), field, part, below, walked)
             raise RecipeError("E-KEY", f"there is no recipe key `{field}`.", hint)
         at, walked = _plain(whole, below[part]), f"{walked}{part}."
-    return "\n".join(_words(whole, field, at))
+    return "\n".join(_words(_key(whole, field, at, False)))
 
 
 def _hint(
@@ -63,6 +78,12 @@ def _says(whole: dict[str, Any], field: str, said: str) -> bool:
     for part in field.split("."):
         at = _plain(whole, _below(whole, at)[part])
     return str(at.get("description", "")).startswith(said)
+
+
+def tree(catalogue: Catalogue = BUILT_IN) -> tuple[Key, ...]:
+    """All keys of a recipe, each with those below it, in the order of the schema."""
+    whole = _schema(catalogue)
+    return _key(whole, "", whole, False).below
 
 
 @cache
@@ -101,22 +122,31 @@ def _below(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, dict[str, A
     return {k: v for k, v in node.get("properties", {}).items() if k != "kind" or "const" not in v}
 
 
-def _words(whole: dict[str, Any], field: str, node: dict[str, Any]) -> list[str]:
-    out = [f"{field}: {_kind(node)}"]
-    if said := node.get("description"):
-        out.append(f"  {said}")
-    if "default" in node and not isinstance(node["default"], dict | list):
-        out.append(f"  default {json.dumps(node['default'])}")
-    for name, child in _below(whole, node).items():
-        plain = _plain(whole, child)
-        default = f" (default {json.dumps(plain['default'])})" if _simple(plain.get("default")) else ""
-        said = " ".join(str(plain.get("description", "")).split())
-        out.append(f"  {name}: {_kind(plain)}{default}{'  ' + said if said else ''}")
+def _key(whole: dict[str, Any], path: str, node: dict[str, Any], required: bool) -> Key:
+    """The key ``path``, of which ``node`` is the schema, its reference followed."""
+    needed = node.get("required", [])
+    below = tuple(
+        _key(whole, f"{path}.{name}" if path else name, _plain(whole, child), name in needed)
+        for name, child in _below(whole, node).items()
+    )
+    default = node.get("default")
+    shown = default is not None and not isinstance(default, dict) and not (isinstance(default, list) and below)
+    said = " ".join(str(node.get("description", "")).split())
+    return Key(path, _kind(node), json.dumps(default) if shown else "", required, said, below)
+
+
+def _words(key: Key) -> list[str]:
+    """What a terminal shows of a key and of those below it."""
+    out = [f"{key.path}: {key.kind}"]
+    if key.says:
+        out.append(f"  {key.says}")
+    if key.default:
+        out.append(f"  default {key.default}")
+    for child in key.below:
+        default = f" (default {child.default})" if child.default else ""
+        name = child.path.rsplit(".", 1)[-1]
+        out.append(f"  {name}: {child.kind}{default}{'  ' + child.says if child.says else ''}")
     return out
-
-
-def _simple(value: Any) -> bool:
-    return value is not None and not isinstance(value, dict | list)
 
 
 def _kind(node: dict[str, Any]) -> str:
