@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgewise.apps.rounds import Round
     from edgewise.apps.server.script import Server
     from edgewise.apps.summary_types import Summary
+    from edgewise.learn.task import TorchTask
     from edgewise.plan.catalogue import Extension
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ _LATER = {  # imported when they are first used
     "Server": "edgewise.apps.server.script",
     "Summary": "edgewise.apps.summary_types",
     "Task": "edgewise.apps.device.task",
+    "TorchTask": "edgewise.learn.task",
     "open_run": "edgewise.apps.federation.run",
     "part": "edgewise.apps.parts",
 }
@@ -55,7 +57,7 @@ PARTS = (
 __all__ = [  # noqa: RUF022
     "EdgewiseError", "__version__", "simulate",
     "Callback", "CsvLogger", "Device", "EarlyStopping", "Extension", "Federation", "Outcome", "Recipe", "Round", "Run",
-    "STOP", "Server", "Summary", "Task", "open_run", "part",
+    "STOP", "Server", "Summary", "Task", "TorchTask", "open_run", "part",
 ]  # fmt: skip
 
 

@@ -102,7 +102,9 @@ def note(s: Mapping[str, Any]) -> str:
     data, c, facts = s["recipe"]["data"], s["against_alone"], s["facts"]
     if c is None or (c["change_percent"] or 0.0) <= 0.0:
         return ""
-    if facts.get("extensions") and "precision" not in facts:  # a fact of the text trainer: others read other data
+    if (
+        facts.get("extensions") or "objects" in facts
+    ) and "precision" not in facts:  # a fact of the text trainer: others read other data
         return ""
     return NOTES.get(data["source"], "") if data["partition"] == "owner" else ""
 

@@ -169,10 +169,10 @@ def _model(
     recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], params: Vector, part: Path, wanted: Wanted,
     card: model_card.ModelCard,
 ) -> dict[str, Any]:  # fmt: skip
-    if facts.get("extensions") and "vocabulary" not in facts:  # a fact of the text trainer
-        own = ", ".join(facts["extensions"])
+    if (facts.get("extensions") or facts.get("objects")) and "vocabulary" not in facts:  # a fact of the text trainer
+        own = f"its extension ({', '.join(facts['extensions'])})" if facts.get("extensions") else "a script's own"
         raise _refused(
-            f"the run trained a model of its extension ({own}), which edgewise cannot rebuild",
+            f"the run trained a model of {own}, which edgewise cannot rebuild",
             f"--to tensors writes what was trained by name; load_state_dict takes {TENSORS}.",
         )
     from edgewise.learn import exported

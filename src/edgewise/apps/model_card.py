@@ -53,9 +53,8 @@ class ModelCard(NamedTuple):
         """Markdown with the metadata of the hub in front. about: None for tensors without a model."""
         s, recipe, t = self.run, self.recipe, self.recipe.training
         trained = KINDS[recipe.trainable.kind].format(recipe.trainable.rank)
-        of = (
-            f"`{about.name}`" if about else "a model of one's own" if s["facts"].get("extensions") else "the base model"
-        )
+        own = s["facts"].get("extensions") or ("objects" in s["facts"] and "precision" not in s["facts"])
+        of = f"`{about.name}`" if about else "a model of one's own" if own else "the base model"
         work, noised = words.local_work(t.local_steps, t.local_epochs), bool(s["not_covered"])
         fingerprint = "" if noised else f" Fingerprint: `{s['facts'].get('fingerprint', 'not recorded')}`."
         seed = "" if noised else f"| seed | {s['seed']} |\n"

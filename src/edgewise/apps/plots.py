@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps import sections, words
+from edgewise.apps import own_metrics, sections, words
 from edgewise.apps.charts import clipped, is_wide, log_ticks
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.store import RunStore
@@ -66,6 +66,7 @@ def write(store: RunStore, summary: Summary, out: Path) -> list[Path]:
     with matplotlib.rc_context(STYLE):
         for name, draw in (
             ("quality", _quality),
+            ("metrics", _metrics),
             ("devices", _devices),
             ("bytes", _bytes),
             ("quality_for_bytes", _quality_for_bytes),
@@ -159,6 +160,20 @@ def _quality(figure: Any, s: Summary) -> bool:
     else:
         right.set_axis_off()
     return True
+
+
+def _metrics(figure: Any, s: Summary) -> bool:
+    """One's own metrics: at most four side by side."""
+    found = dict(list(own_metrics.series(s).items())[:4])
+    for at, (name, kinds) in enumerate(found.items()):
+        axes = figure.add_subplot(1, len(found), at + 1)
+        for kind, points in kinds.items():
+            colour = COLOUR["federated" if kind == "held out" else "base"]
+            axes.plot(*zip(*points, strict=True), color=colour, lw=2, marker="o", ms=4, label=kind)
+        _whole(axes)
+        axes.set(title=_plain(clipped(name, 700 / len(found))), xlabel="rounds played")
+        axes.legend(frameon=False)
+    return bool(found)
 
 
 def _devices(figure: Any, s: Summary) -> bool:

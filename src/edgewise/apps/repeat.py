@@ -22,6 +22,10 @@ def folder(facts: Mapping[str, Any]) -> str:
 
 def block(s: Mapping[str, Any]) -> str:
     """The paragraph and the commands, from ``summary.build``."""
+    if "objects" in s["facts"]:
+        said = "This run began from objects of a Python script or notebook, which edgewise does not keep as code."
+        said += " Run it again with <code>edgewise.Federation</code>. <code>recipe.toml</code> has all settings."
+        return f"<h3>Repeat this run</h3><p class='hint'>{said}</p>"
     said = "The recipe with all defaults is <code>recipe.toml</code> beside this page."
     same = "The same seed, data and arithmetic give the same model bytes with any engine."
     recipe, out, where = "recipe.toml", f"../{s['name']}-again", "here"

@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps import alone, charts, privacy_part, reading, sections, settings, words
+from edgewise.apps import alone, charts, own_metrics, privacy_part, reading, sections, settings, words
 from edgewise.apps.blocks import card, details, facts, pair, panel, row, table
 from edgewise.apps.toml_text import toml
 from edgewise.drivers.files import write_durably
@@ -255,7 +255,7 @@ def _quality(s: Mapping[str, Any]) -> str:
     shown = pair(*filter(None, panels))
     return (
         '<p class="hint">Measured on text that no device trains on: the latest part of each device\'s own.</p>'
-        f"{shown}{_spread(s)}{sections.samples(s)}"
+        f"{shown}{own_metrics.panels(s)}{_spread(s)}{sections.samples(s)}"
     )
 
 

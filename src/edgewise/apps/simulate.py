@@ -16,6 +16,7 @@ from edgewise.apps.beginning import LoadedRun, Tell, check_same, claim, load, no
 from edgewise.apps.chosen import chosen
 from edgewise.apps.compare import compare
 from edgewise.apps.longer import longer
+from edgewise.apps.own_metrics import OwnMetrics
 from edgewise.apps.samples import sample
 from edgewise.apps.toml_text import toml
 from edgewise.core import events
@@ -218,6 +219,7 @@ def _play(
     root = simulated_root(plan, recipe.world, loaded.facts)
     trust, (leader, helper) = simulated_trust(root), simulated_servers(root)
     probes = Probes(cohort, plan, loaded.devices, time.perf_counter)
+    own = OwnMetrics(probes, executor, store, tell)
     coordinator = Coordinator(
         plan=plan,
         population=loaded.devices,
@@ -230,11 +232,12 @@ def _play(
         trust=trust,
         secret=leader.secret,
         helper=LocalHelper(plan, helper.secret, trust.registry),
-        evaluator=probes,
+        evaluator=own,
     )
     reached = _begun(recipe.name, coordinator, simulated, loaded, tell)
     for after in coordinator.rounds(reached, until):
         reached = after
+        own.take()
         yield plan.spec
     if reached.next_round < plan.rounds and until():
         return False

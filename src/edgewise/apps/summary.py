@@ -41,6 +41,9 @@ that one device has sent (``up``) and received (``down``) until then, the mean o
 ``text_per_device`` the mean over devices; ``up_per_device`` is what a device of the population sent in all rounds. The
 first two are null where the tokens of devices are not known, and with differential privacy.
 
+Metrics: one's own (``summary_types.OwnMetric``), of the models ``base`` and ``federated`` on held-out data, and of the
+devices' own ``training``; each device counts alike in ``mean``.
+
 Samples: where the recipe asks for them (``report.samples``), of some devices the beginning of the held-out text
 (``prompt``), how it goes on (``actual``), and how the ``base`` and the ``federated`` model that counts go on.
 
@@ -73,7 +76,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps import alone, repeat, traffic
+from edgewise.apps import alone, own_metrics, repeat, traffic
 from edgewise.apps.alone import Measures, share_improved
 from edgewise.apps.chosen import chosen
 from edgewise.apps.longer import LONGER
@@ -188,6 +191,7 @@ def build(store: RunStore) -> dict[str, Any]:
             for e in told
             if isinstance(e, events.Evaluated) and e.model in ("base", "federated")
         ],
+        "metrics": own_metrics.rows(told, noised),
         "quality_for_bytes": [],
         "per_device": [] if noised else _devices(told, measures, facts),
         "samples": [] if noised else _samples(told),
@@ -200,7 +204,7 @@ def build(store: RunStore) -> dict[str, Any]:
         },
         "reading": None if noised else facts.get("reading"),
         "versions": facts.get("versions") or {},
-        "facts": {k: v for k, v in facts.items() if k not in _SHOWN_APART and not (noised and k == "fingerprint")},
+        "facts": _facts(facts, noised),
         "not_covered": OUTSIDE if noised else "",
         "recipe": recipe,
     }
@@ -228,6 +232,12 @@ def write_devices(store: RunStore, summary: Mapping[str, Any], out: Path) -> Non
     told = {key: run["facts"].get(key) for key in ("fingerprint", "reading")}
     owners = {"per_device": rows, **told, "not_covered": OUTSIDE}
     write_durably(out / "devices.json", _json(owners), owner_only=True)
+
+
+def _facts(facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:
+    """What is passed on. With differential privacy no digest of data: that of the whole, those of objects."""
+    shown = {k: v for k, v in facts.items() if k not in _SHOWN_APART and not (noised and k == "fingerprint")}
+    return {**shown, "objects": {}} if noised and "objects" in shown else shown
 
 
 def _json(plain: Mapping[str, Any]) -> bytes:

@@ -131,6 +131,15 @@ class Evaluated(Event, frozen=True, tag="evaluated"):
     missing: dict[str, str] = {}
 
 
+class OwnMeasured(Event, frozen=True, tag="own_measured"):
+    """A person's own metrics after a round: name -> device -> value. ``model`` is ``base`` or ``federated`` on held-out
+    data, or ``training``: of the devices' own training in this round. They travelled by no frame."""
+
+    round: int
+    model: str
+    metrics: dict[str, dict[str, float]]
+
+
 class Sampled(Event, frozen=True, tag="sampled"):
     """How a model (``base`` or ``federated``) goes on with the beginning of a device's held-out text: after ``prompt``
     the device has ``actual``, the model says ``text``. Only where the recipe asks for samples."""
@@ -187,6 +196,7 @@ AnyEvent = (
     | Flagged
     | RoundFinished
     | Evaluated
+    | OwnMeasured
     | Sampled
     | StoppedEarly
     | Progress
@@ -202,10 +212,15 @@ def to_json(event: AnyEvent) -> str:
     """One JSON line. Raises ValueError on a number that is not finite: JSON would read it back as null."""
     for name in event.__struct_fields__:
         value = getattr(event, name)
-        numbers = value.values() if isinstance(value, dict) else (value,)
+        numbers = _numbers(value) if isinstance(value, dict) else (value,)
         if any(isinstance(x, float) and not isfinite(x) for x in numbers):
             raise ValueError(f"{type(event).__name__}.{name} is not finite")
     return msgspec.json.encode(event).decode()
+
+
+def _numbers(found: dict[str, Any]) -> list[Any]:
+    """The values of a table, and of the tables in it."""
+    return [n for v in found.values() for n in (v.values() if isinstance(v, dict) else (v,))]
 
 
 def from_json(line: str | bytes) -> AnyEvent:

@@ -115,6 +115,16 @@ def kind_of(given: object) -> str:
     return type(given).__name__
 
 
+class Note(NamedTuple):
+    """One of a person's own metrics: of a device's ``training`` in a round, or on its ``held_out`` data (round -1)."""
+
+    kind: str
+    round: int
+    device: DeviceId
+    name: str
+    value: float
+
+
 class StepNoise(NamedTuple):
     """Noise on every training step. ``clip``: C, of one record's gradient. ``z``: noise multiplier. ``rate``: q, with
     which each record is in a step."""

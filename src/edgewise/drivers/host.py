@@ -101,6 +101,9 @@ class Host:
                 return jobs.CountedRecords(id=job.id, records=records(self._trainer, job.device))
             case jobs.Sample():
                 return self._sample(job)
+            case jobs.TakeMetrics():
+                found = [] if self._trainer.metrics is None else self._trainer.metrics.noted()
+                return jobs.MetricNotes(id=job.id, notes=[(*note,) for note in found])
 
     def _setup(self, job: jobs.Setup) -> jobs.Result:
         self._recipe = Recipe.model_validate(json.loads(job.recipe))

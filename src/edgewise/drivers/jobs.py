@@ -97,7 +97,11 @@ class Time(_Base, frozen=True, tag="time"):
     """How long do a step of training and encoding an update take here?"""
 
 
-Job = Setup | Compile | Blob | Held | Handle | Solo | Count | Sample | Time
+class TakeMetrics(_Base, frozen=True, tag="take_metrics"):
+    """Which of a person's own metrics did the trainer measure since the last such job?"""
+
+
+Job = Setup | Compile | Blob | Held | Handle | Solo | Count | Sample | Time | TakeMetrics
 SILENT = Blob | Held  # jobs without an answer
 
 
@@ -149,6 +153,12 @@ class Timed(_Base, frozen=True, tag="timed"):
     encode_s: float = 0.0
 
 
+class MetricNotes(_Base, frozen=True, tag="metric_notes"):
+    """Answer to TakeMetrics: (kind, round, device, name, value) each (``core.training.Note``)."""
+
+    notes: list[tuple[str, int, str, str, float]] = []
+
+
 class Ready(_Base, frozen=True, tag="ready"):
     """Answer to Compile."""
 
@@ -163,7 +173,7 @@ class Broken(_Base, frozen=True, tag="broken"):
     stops: bool = False
 
 
-Result = Described | Handled | TrainedAlone | CountedRecords | Continued | Timed | Ready | Broken
+Result = Described | Handled | TrainedAlone | CountedRecords | Continued | Timed | MetricNotes | Ready | Broken
 
 _encoder = msgspec.msgpack.Encoder()
 _jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)

@@ -21,6 +21,7 @@ from edgewise.core.training import (
     DeviceId,
     FitRequest,
     HeldOut,
+    Note,
     StepNoise,
     Update,
     as_held_out,
@@ -122,6 +123,14 @@ class ReportsReading(Protocol):
         ...
 
 
+class NotesMetrics(Protocol):
+    """Measures a person's own metrics beside the losses."""
+
+    def noted(self) -> list[Note]:
+        """Those since it was asked last."""
+        ...
+
+
 class TakesNotes(Protocol):
     """Has remarks for who checks a recipe."""
 
@@ -143,6 +152,7 @@ class Registered:
     continues: ContinuesText | None = None
     reads: ReportsReading | None = None
     remarks: TakesNotes | None = None
+    metrics: NotesMetrics | None = None
 
     def fit(self, request: FitRequest) -> Update:
         """``Trainer.fit``. Raises TrainingError(E-TRAIN) also for what is no update."""
@@ -191,6 +201,7 @@ def registered(trainer: Trainer) -> Registered:
         continues=_port(trainer, ContinuesText),
         reads=_port(trainer, ReportsReading),
         remarks=_port(trainer, TakesNotes),
+        metrics=_port(trainer, NotesMetrics),
     )
 
 

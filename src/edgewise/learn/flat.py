@@ -5,13 +5,14 @@ Shape suffixes: D = all trainable coordinates.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
 
+from edgewise.core.errors import TrainingError
 from edgewise.core.vector import Segment, Spec, Vector
 
 
@@ -59,6 +60,26 @@ class Flat:
     def minus(self, x: Vector) -> Vector:
         """Parameters minus ``x``: a new float32[d]."""
         return np.subtract(self._w, x)
+
+    def pairs(self) -> Iterator[tuple[Segment, nn.Parameter]]:
+        """Each segment and its parameter."""
+        yield from zip(self.spec.segments, (p for p, _ in self._views), strict=True)
+
+    def gathered(self, named: Mapping[str, nn.Parameter]) -> Vector:
+        """All trained parameters, float32[d], wherever foreign code has put them: of the module itself, or by name of
+        another one. What left the flat storage returns to it. Raises TrainingError(E-TRAIN) for a parameter that is
+        missing or of another shape."""
+        own = {id(p) for p in named.values()}
+        for s, p in self.pairs():
+            there = p if id(p) in own else named.get(s.name)
+            if there is None or tuple(there.shape) != s.shape:
+                what = f"the module that the training loop returned has no parameter {s.name} of the shape {s.shape}."
+                raise TrainingError("E-TRAIN", what, "return the module that it was given, or one like it.")
+            place = view(self.w_D, s)
+            if there.data.data_ptr() != place.data_ptr():
+                place.copy_(there.data)
+                p.data = place
+        return self.read()
 
     def zero_grad(self) -> None:
         """All gradients to zero, as views of ``g_D``."""

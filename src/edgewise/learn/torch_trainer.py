@@ -20,12 +20,23 @@ from edgewise.core.errors import DataError, StoreError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.own_code import type_and_line
-from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, StepNoise, Update, as_initial, as_update
+from edgewise.core.training import (
+    POOLED,
+    DeviceId,
+    FitRequest,
+    HeldOut,
+    Note,
+    StepNoise,
+    Update,
+    as_initial,
+    as_update,
+)
 from edgewise.core.vector import Array, Spec, Vector
 from edgewise.engine.trainer import Trainer
 from edgewise.learn import dp_sgd
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
+from edgewise.learn.own_work import OwnWork
 from edgewise.learn.probe import probe
 from edgewise.learn.train import Batch, Loss, Optimizer, fit
 from edgewise.plan.section import TrainingSection
@@ -73,6 +84,7 @@ class TorchTrainer:
         arithmetic: of matrix work in the optimizer (Muon); the loss decides its own.
     Attributes:
         step_noise: of ``noise_steps``; None where steps are not noised.
+        own: a training loop and metrics of one's own; None without them.
     Guarantees:
         ``fit`` is a function of the request alone, the same bits in any process: it computes with one torch thread,
         whatever is set outside, since sums over threads round differently. Not thread-safe: one instance per worker.
@@ -99,6 +111,7 @@ class TorchTrainer:
         self._activation_bytes, self.forward_bytes = activation_bytes, forward_bytes
         self.step_noise: StepNoise | None = None
         self._examined = False
+        self.own: OwnWork | None = None
 
     @property
     def spec(self) -> Spec:
@@ -118,6 +131,9 @@ class TorchTrainer:
 
         Raises: TrainingError(E-BN) for a model or a loss that carries something from one record to the next.
         """
+        if self.own is not None and self.own.loop is not None:
+            what = 'dp.unit = "example" noises every step, and a training loop of your own takes its steps itself.'
+            raise TrainingError("E-TRAIN", what, 'leave out the loop, or dp.unit = "example".')
         dp_sgd.check(self.model)
         self.step_noise = noise
         for device in self.devices():
@@ -164,6 +180,9 @@ class TorchTrainer:
                 With ``step_noise``: E-BN; E-NAN where noise alone is not finite.
             StoreError: E-DISK where a shard cannot be written.
         """
+        if self.own is not None and self.own.loop is not None:
+            with computing(request.device):
+                return self.own.fit(self.model, self.flat, request, self.training.batch)
         if self.step_noise is None or request.device == POOLED:
             return self._fitted(request, *self.work(request))
         dp, steps = self.step_noise, range(request.rule.steps)
@@ -221,10 +240,19 @@ class TorchTrainer:
         with computing(device):
             self.flat.write(params)
             measured = evaluate(self.model, self.loss, batches)
+            if self.own is not None and measured.tokens:
+                self.own.measure(self.model, device)
         if not measured.tokens:
             what = f"device {device!r:.60} has too little text for a hold-out."
             raise DataError("E-DEVICE-DATA", what, "give it more text, or raise data.holdout.")
         return measured
+
+    def noted(self) -> list[Note]:
+        """One's own metrics since this was asked last."""
+        if self.own is None:
+            return []
+        found, self.own.notes = self.own.notes, []
+        return found
 
     def arithmetic(self) -> bytes:
         """What torch makes of a small fixed training on this processor (``learn.probe``)."""

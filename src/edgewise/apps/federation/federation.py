@@ -11,7 +11,7 @@ from typing import Any
 
 from edgewise.apps import parts
 from edgewise.apps.extensions import importable
-from edgewise.apps.federation import settings, texts
+from edgewise.apps.federation import own_work, settings, texts
 from edgewise.apps.federation.callbacks import AnyCallback, EarlyStopping, Started, Stop, begin, end
 from edgewise.apps.federation.checked import Checked
 from edgewise.apps.federation.digest import digest
@@ -52,10 +52,15 @@ class Federation:
 
     Args:
         recipe: a recipe's file, tables, or ``edgewise.Recipe``; what is given below takes the place of its own.
-        model: a folder, "bundled", "hub:owner/name@revision", or a transformers model with its ``tokenizer``.
+        model: a folder, "bundled", "hub:owner/name@revision", a transformers model with its ``tokenizer``, or a
+            ``edgewise.TorchTask``, whose data are torch datasets, tensors (x, y) or lists of records.
         data: device -> its records: texts, rows (mappings with the columns that the recipe names), a Hugging Face or
             torch dataset of these, or a function of no arguments that gives one. The run's folder keeps a copy.
         stages, posts, merge, strategy: parts (``edgewise.clip(1.0)``, one's own by ``edgewise.part``), tables, names.
+        metrics: name -> (model, held-out data of a device) -> number, on each evaluation. Of a language model the data
+            is a list of passages with ``prompt`` and ``text``.
+        loop: one's own training: (model, data of a device, ``LocalRound``) -> (model or update, n, metrics); of a
+            language model the data is int64[n, sequence_len + 1], a row for each block of tokens.
         callbacks: called with each ``Round``; see ``edgewise.Callback``. Where one returns ``edgewise.STOP``, the run
             rests after that round.
         extensions: modules with ``EDGEWISE = Extension(...)``, by name or file. sinks: called with each event.
@@ -74,6 +79,8 @@ class Federation:
         posts: Sequence[Any] | None = None,
         merge: Any = None,
         strategy: Any = None,
+        metrics: Mapping[str, Any] | None = None,
+        loop: Any = None,
         callbacks: Sequence[AnyCallback] = (),
         extensions: Sequence[str] = (),
         sinks: Sequence[events.Sink] = (),
@@ -89,6 +96,7 @@ class Federation:
         if data is not None:
             texts.check_names(data)
             self._data = {d: list(x) if isinstance(x, Iterator) else x for d, x in data.items()}  # to be read again
+        self._own = own_work.of(model, self._data, loop, metrics or {})
         self._fill(stages, posts, merge, strategy)
         self.recipe = self._recipe(self._tables)
 
@@ -108,14 +116,14 @@ class Federation:
         for callback in self._callbacks:
             if isinstance(callback, EarlyStopping):
                 found |= callback.settings
-        if self._data is not None:
+        if self._reads_texts:
             source = {"source": "jsonl", "path": texts.DATA, "owner": texts.OWNER, "partition": "owner"}
             found |= {f"data.{key}": value for key, value in source.items()}
         if isinstance(self._model, str | Path):
             base = str(self._model)
             named = base == "bundled" or base.startswith("hub:")
             found["model.base"] = base if named else str(Path(base).expanduser().resolve())
-        elif self._model is not None:
+        elif self._given_model:
             found["model.base"] = texts.MODEL
         self._tables = settings.put(self._tables, found)
 
@@ -136,16 +144,21 @@ class Federation:
 
     @property
     def _given_model(self) -> bool:
-        return self._model is not None and not isinstance(self._model, str | Path)
+        """Whether a language model was given as an object."""
+        return self._model is not None and self._own.task is None and not isinstance(self._model, str | Path)
+
+    @property
+    def _reads_texts(self) -> bool:
+        return self._data is not None and self._own.task is None
 
     # -- files and objects --------------------------------------------------------------------------------------
 
     def _prepare(self, at: Path, write: bool) -> _Prepared:
         """Digests of the objects, and their files in ``at``, written where the run does not have them yet."""
-        if write and (self._data is not None or self._given_model):
+        if write and (self._reads_texts or self._given_model):
             at.mkdir(parents=True, exist_ok=True)
         digests = {f"the part {name}": digest(part) for name, part in self._parts.items()}
-        if self._data is not None:
+        if self._data is not None and self._reads_texts:
             found = texts.write(texts.lines(self._data, self.recipe.data), at / texts.DATA if write else None)
             for device in self._data:
                 if f"the data of {device!r}" not in found:
@@ -158,20 +171,22 @@ class Federation:
             if write:
                 texts.save_model(self._model, self._tokenizer, at / texts.MODEL)
         recipe, home = self._placed(at)
-        modules = tuple(dict.fromkeys(part.function.__module__ for part in self._parts.values()))
-        local = tuple(f"the part {name}" for name in self._parts)
-        return _Prepared(recipe, home, Objects(Extension(tuple(self._parts.values())), digests, modules, local))
+        own = self._own.objects(home, at)
+        local = (*(f"the part {name}" for name in self._parts), *own.local)
+        modules = tuple(dict.fromkeys([*(part.function.__module__ for part in self._parts.values()), *own.modules]))
+        extension = Extension(tuple(self._parts.values()), own.extension.trainer)
+        return _Prepared(recipe, home, Objects(extension, {**digests, **own.digests}, modules, local))
 
     def _placed(self, at: Path) -> tuple[recipes.Recipe, Path]:
         """The recipe, and the folder that its paths start from. Paths of the recipe's own that do not lie there become
         absolute."""
-        if self._data is None and not self._given_model:
+        if not self._reads_texts and not self._given_model:
             return self.recipe, self._home
         tables, moved = self._tables, dict[str, Any]()
         base, paths = self.recipe.model.base, self.recipe.data.path
         if not self._given_model and base != "bundled" and not base.startswith("hub:"):
             moved["model.base"] = str((self._home / base).resolve())
-        if self._data is None and paths:
+        if not self._reads_texts and paths:
             listed = [paths] if isinstance(paths, str) else paths
             whole = [str((self._home / path).resolve()) for path in listed]
             moved["data.path"] = whole[0] if isinstance(paths, str) else whole
@@ -218,7 +233,7 @@ class Federation:
         at = Path(out) if out is not None else place(self.recipe)
         for _ in self._play(at, resume, overwrite, progress):
             pass
-        return Run(at, self._module)
+        return Run(at, None if self._own.task is None else self._own.task.module)
 
     def rounds(self, out: str | Path | None = None, *, overwrite: bool = False) -> Iterator[Round]:
         """Play round by round, from where the run in ``out`` is; then the comparisons and the report.
@@ -231,10 +246,6 @@ class Federation:
     def __iter__(self) -> Iterator[Round]:
         """``rounds()``."""
         return self.rounds()
-
-    @property
-    def _module(self) -> Any:
-        return None
 
     def _play(self, at: Path, resume: bool, overwrite: bool, progress: bool | None) -> Iterator[Round]:
         from edgewise.apps import simulate

@@ -41,6 +41,11 @@ class Heard:
                 tokens = sum(event.tokens.values())
                 self._measured["held_out_loss"] = math.fsum(event.nll.values()) / tokens if tokens else math.inf
 
+            case events.OwnMeasured(model="federated" | "training"):
+                front = "train_" if event.model == "training" else ""
+                for name, each in event.metrics.items():
+                    self._measured[front + name] = math.fsum(each.values()) / len(each)
+
     def round(self, spec: Spec) -> Round:
         """The round that was played last, with the held-out loss where it was measured."""
         assert self._finished is not None  # a step of the run is a round

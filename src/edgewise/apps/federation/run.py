@@ -171,7 +171,7 @@ class Run:
             EdgewiseError: E-EXPORT without a module; ModelError(E-LAYOUT) for one that does not fit.
         """
         facts = self._read(lambda store: store.run())["facts"]  # type: ignore[index]
-        if "precision" in facts and module is None:  # a fact of the text trainer
+        if "vocabulary" in facts and module is None:  # a fact of the text trainer
             with tempfile.TemporaryDirectory(prefix="edgewise-model-") as place:
                 reached = self._read(lambda store: chosen(store))
                 wanted = export.Wanted(played=None if reached.over else reached.reached)

@@ -1,0 +1,100 @@
+"""What a script brings of its own training: a task, a training loop, metrics; and the trainer that is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.apps.federation.digest import digest
+from edgewise.core.errors import DataError, RecipeError
+from edgewise.plan.catalogue import Extension
+from edgewise.plan.objects import NO_OBJECTS, Objects
+from edgewise.plan.recipe import Recipe
+
+if TYPE_CHECKING:
+    from edgewise.learn.task import TorchTask
+
+
+@dataclass(frozen=True)
+class OwnTraining:
+    """``task``: with all metrics and the loop in it; None for a language model. ``data``: of the task's devices."""
+
+    task: TorchTask | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    loop: Any = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def objects(self, recipe_dir: Path, run_dir: Path) -> Objects:
+        """The trainer as an extension, with the digests of all that it works with.
+
+        Args:
+            recipe_dir: relative paths of the recipe start here. run_dir: a cache of tokenized text stands here.
+        """
+        if self.task is None and self.loop is None and not self.metrics:
+            return NO_OBJECTS
+        own = {"the training loop": self.loop} if self.loop is not None else {}
+        own |= {f"the metric {name}": metric for name, metric in self.metrics.items()}
+        trainer = self._text_trainer(recipe_dir, run_dir)
+        data: Mapping[str, Any] = {}
+        if self.task is not None:
+            own |= {"the module": self.task.module, "the loss": self.task.loss, "collate": self.task.collate}
+            data = {f"the data of {device!r}": given for device, given in self.data.items()}
+            trainer = self._task_trainer
+        digests = {**{n: digest(one) for n, one in own.items()}, **{n: _content(one) for n, one in data.items()}}
+        modules = {getattr(one, "__module__", None) or type(one).__module__ for one in own.values()}
+        listed = tuple(sorted(m for m in modules if not m.startswith(("edgewise.", "torch."))))
+        return Objects(Extension(trainer=trainer), digests, listed, tuple(own))
+
+    def _task_trainer(self, recipe: Recipe) -> Any:
+        from edgewise.learn.task import TaskTrainer
+
+        assert self.task is not None
+        return TaskTrainer(self.task, self.data, recipe)
+
+    def _text_trainer(self, recipe_dir: Path, run_dir: Path) -> Callable[[Recipe], Any]:
+        def make(recipe: Recipe) -> Any:
+            from edgewise.learn import trainer as text
+            from edgewise.learn.own_text import own_text
+
+            made = text.make(recipe, recipe_dir, run_dir / "cache")
+            made.own = own_text(made, self.loop, self.metrics)
+            return made
+
+        return make
+
+
+def _content(given: Any) -> str:
+    """Digest of a device's records: a dataset that reads files is told by what it gives, not by where they lie."""
+    if callable(given) and not hasattr(given, "__getitem__"):
+        given = given()
+    if isinstance(given, list | tuple) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
+        return digest(given)
+    tensors = getattr(given, "tensors", None)  # of a TensorDataset
+    return digest([digest(given[i]) for i in range(len(given))] if tensors is None else tensors)
+
+
+def of(model: Any, data: Mapping[str, Any] | None, loop: Any, metrics: Mapping[str, Any]) -> OwnTraining:
+    """What a federation was given.
+
+    Raises RecipeError(E-EXTENSION) for a loop or a metric that cannot be called, and for one name of two metrics;
+    DataError(E-DATA-EMPTY) for a task without data.
+    """
+    for name, one in {**metrics, **({"loop": loop} if loop is not None else {})}.items():
+        if not callable(one):
+            raise RecipeError(
+                "E-EXTENSION", f"{name} is a {type(one).__name__}, which cannot be called.", "give a function."
+            )
+    if type(model).__name__ != "TorchTask":  # without torch nobody has one
+        return OwnTraining(loop=loop, metrics=metrics)
+    from edgewise.learn.task import TorchTask
+
+    assert isinstance(model, TorchTask)
+    if data is None:
+        raise DataError("E-DATA-EMPTY", "a task needs data.", 'give data={"alice": dataset, ...}.')
+    if twice := sorted(set(metrics) & set(model.metrics)):
+        raise RecipeError("E-EXTENSION", f"two metrics are called {twice[0]}.", "give one another name.")
+    every = {**model.metrics, **metrics}
+    task = replace(model, metrics=every, loop=loop or model.loop)
+    return OwnTraining(task, data, task.loop, every)

@@ -1,0 +1,144 @@
+"""A torch module with a loss as a task of devices: ``edgewise.TorchTask(module, loss)``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate
+
+from edgewise.core.errors import DataError, ModelError
+from edgewise.core.keys import Key
+from edgewise.core.training import POOLED, DeviceId
+from edgewise.core.vector import Array
+from edgewise.learn.own_work import Loop, Metric, OwnWork
+from edgewise.learn.torch_trainer import TorchTrainer, row_order
+from edgewise.plan.recipe import Recipe
+from edgewise.plan.section import TrainingSection
+
+EVAL_RECORDS = 256  # per forward pass of an evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class TorchTask:
+    """What devices train where it is no language model.
+
+        ew.TorchTask(net, lambda net, batch: cross_entropy(net(batch[0]), batch[1]), {"accuracy": accuracy})
+
+    Args:
+        module: its float32 parameters with ``requires_grad`` are trained; a copy of it, never itself.
+        loss: (module, batch) -> mean loss over the batch, or (mean, number of terms). A batch is what ``collate`` makes
+            of records; terms are as many as its first tensor has rows.
+        metrics: name -> (module, a device's held-out data) -> number, measured wherever the loss is. Held-out data is
+            a torch ``Dataset`` of the device's last records (``data.holdout`` of them).
+        loop: (module, a device's training data, ``LocalRound``) -> (module or update, n, metrics), in place of
+            edgewise's own training. An update is the change: name -> tensor, or one vector. n is the device's weight;
+            the metrics have a ``loss``.
+        collate: list of records -> batch.
+    """
+
+    module: nn.Module
+    loss: Callable[[nn.Module, Any], Any]
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    loop: Loop | None = None
+    collate: Callable[[list[Any]], Any] = default_collate
+
+
+class DatasetShard:
+    """Some records of a dataset for training, and some held out."""
+
+    def __init__(self, train: Dataset[Any], held: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
+        self.train, self.held, self._collate = train, held, collate
+        self.count = float(len(train))  # type: ignore[arg-type]
+
+    @property
+    def size(self) -> int:
+        """Records for training."""
+        return int(self.count)
+
+    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[Any]]:
+        """Records in random order, pass after pass."""
+        size = max(1, training.batch // training.accumulate)
+        for rows in row_order(self.size, steps, training.batch, key):
+            yield [self._batch(self.train, rows[i : i + size]) for i in range(0, len(rows), size)]
+
+    def records(self, rows: Array) -> list[Any]:
+        """These records, a batch of each."""
+        return [self._batch(self.train, [row]) for row in rows]
+
+    def held_out(self) -> Iterator[Any]:
+        """All held-out records."""
+        n = len(self.held)  # type: ignore[arg-type]
+        for at in range(0, n, EVAL_RECORDS):
+            yield self._batch(self.held, range(at, min(n, at + EVAL_RECORDS)))
+
+    def _batch(self, of: Dataset[Any], rows: Iterable[Any]) -> Any:
+        return self._collate([of[int(row)] for row in rows])
+
+
+class TaskTrainer(TorchTrainer):
+    """A task's trainer over the devices' datasets."""
+
+    def __init__(self, task: TorchTask, data: Mapping[DeviceId, Any], recipe: Recipe) -> None:
+        """Raises DataError(E-DATA-FORMAT) for data that has no records by number; ModelError(E-LAYOUT) for a module
+        without a parameter to train."""
+        if not any(p.requires_grad for p in task.module.parameters()):
+            raise ModelError("E-LAYOUT", "no parameter of the module takes a gradient.", "set requires_grad on some.")
+        holdout = recipe.data.holdout
+        shards = {device: _shard(_dataset(given, device), holdout, task.collate) for device, given in data.items()}
+        everyone: Dataset[Any] = ConcatDataset([shard.train for shard in shards.values()])
+        shards[POOLED] = DatasetShard(everyone, Subset(everyone, []), task.collate)
+        self.shards = shards
+        super().__init__(copy.deepcopy(task.module), _terms(task.loss), shards, recipe.training)
+        self.own = OwnWork(
+            lambda device: self.shards[device].train, lambda device: self.shards[device].held, task.loop, task.metrics
+        )
+        self._name = type(task.module).__name__
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: model, parameters, and each device's training records."""
+        sizes = self.sizes()
+        counts = {device: int(shard.count) for device, shard in self.shards.items() if device != POOLED}
+        return {
+            "model": self._name, "parameters": int(sizes["parameters"]), "trainable": int(sizes["trainable"]),
+            "devices": counts,
+        }  # fmt: skip
+
+
+def _dataset(given: Any, device: DeviceId) -> Dataset[Any]:
+    """A device's data as records by number."""
+    if callable(given) and not hasattr(given, "__getitem__"):
+        given = given()
+    if isinstance(given, tuple) and given and all(isinstance(x, Tensor | np.ndarray) for x in given):
+        given = TensorDataset(*(torch.as_tensor(x) for x in given))
+    if isinstance(given, Sequence) or (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+        return given  # type: ignore[return-value]
+    what = f"the data of device {device!r:.60} is a {type(given).__name__}, whose records have no numbers."
+    raise DataError("E-DATA-FORMAT", what, "give a torch Dataset, tensors (x, y), or a list of records.")
+
+
+def _shard(data: Dataset[Any], holdout: float, collate: Callable[[list[Any]], Any]) -> DatasetShard:
+    """The last ``holdout`` of the records are held out: one at least, where there are two."""
+    n = len(data)  # type: ignore[arg-type]
+    held = max(round(n * holdout), 1) if n > 1 else 0
+    return DatasetShard(Subset(data, range(n - held)), Subset(data, range(n - held, n)), collate)
+
+
+def _terms(loss: Callable[[nn.Module, Any], Any]) -> Callable[[nn.Module, Any], tuple[Tensor, float]]:
+    def counted(module: nn.Module, batch: Any) -> tuple[Tensor, float]:
+        found = loss(module, batch)
+        return found if isinstance(found, tuple) else (found, float(_rows(batch)))
+
+    return counted
+
+
+def _rows(batch: Any) -> int:
+    """Rows of the first tensor in a batch."""
+    if isinstance(batch, Mapping):
+        batch = next(iter(batch.values()))
+    return _rows(batch[0]) if isinstance(batch, list | tuple) else len(batch)
