@@ -290,6 +290,24 @@ def test_calibration_is_from_above_and_tight() -> None:
     assert z == pytest.approx(0.8519, rel=1e-3)
 
 
+def test_calibration_measures_few_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bisection alone would take 11 of them, each of which may be a second."""
+    from dp_accounting.pld import privacy_loss_distribution as loss
+
+    measured: list[float] = []
+    original = loss.from_gaussian_mechanism
+
+    def counted(z: float, **settings: object) -> object:
+        measured.append(z)
+        return original(z, **settings)
+
+    monkeypatch.setattr(loss, "from_gaussian_mechanism", counted)
+    z = calibrate(lambda z: {poisson(0.3, z): 7}, 2.0, 1e-6, grid=1e-2)
+    assert len(measured) <= 8
+    assert z in measured, "the answer itself was measured"
+    assert epsilon({poisson(0.3, z): 7}, 1e-6, 1e-2) <= 2.0 < epsilon({poisson(0.3, z / 1.001): 7}, 1e-6, 1e-2)
+
+
 @pytest.mark.slow
 def test_calibration_sees_what_truncation_costs() -> None:
     """Renyi divergences, which find the neighbourhood, do not: the answer lies outside it."""
