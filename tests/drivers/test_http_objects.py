@@ -40,7 +40,9 @@ OTHERS_RUN = "of a run without it"
 RUNS = {"somebody's": OK, "no run": UNKNOWN}
 OWN_RUNS = {"own run": OK, "somebody's": UNKNOWN, "no run": UNKNOWN}
 PUBLIC = {"published": OK, OTHERS_RUN: OK, "not published": "E-BLOB", "nobody's": "E-BLOB"}
+NO_BLOBS = dict.fromkeys(PUBLIC, "E-BLOB")
 OWN_BLOBS = {**PUBLIC, OTHERS_RUN: "E-BLOB"}
+NO_MODEL, NO_FORMER = {"none is promoted": UNKNOWN}, {"none is promoted": "E-CONFLICT"}
 EMPTY_RUNS = {"somebody's": "E-CHECKPOINT", "no run": UNKNOWN}  # its folder here holds no record of rounds
 
 PEOPLE = ("viewer", "operator", "admin")
@@ -48,7 +50,9 @@ PEOPLE = ("viewer", "operator", "admin")
 OBJECTS: Mapping[tuple[str, str], Outcomes] = {
     ("GET", "/v1/uploads/{upload}"): OWN_ALONE,
     ("PUT", "/v1/uploads/{upload}"): OWN_ALONE,
-    ("GET", "/v1/blobs/{digest}"): {"device": OWN_BLOBS, **dict.fromkeys(PEOPLE, PUBLIC)},
+    ("GET", "/v1/models/promoted"): dict.fromkeys(("device", "gateway", *PEOPLE), NO_MODEL),
+    ("POST", "/v1/models/rollback"): dict.fromkeys(("operator", "admin"), NO_FORMER),
+    ("GET", "/v1/blobs/{digest}"): {"device": OWN_BLOBS, "gateway": NO_BLOBS, **dict.fromkeys(PEOPLE, PUBLIC)},
     ("POST", "/v1/devices/{member}/approve"): BELOW,
     ("POST", "/v1/devices/{member}/revoke"): BELOW,
     ("POST", "/v1/tokens/{token}/revoke"): {
@@ -80,7 +84,7 @@ ABSENT = {
 }
 ABOUT_NOBODY = {"/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/server", "/v1/join"}
 ABOUT_THE_CALLER = {"/v1/me"}
-LISTS = {"/v1/devices", "/v1/tokens", "/v1/runs"}  # of the operators; a list names all
+LISTS = {"/v1/devices", "/v1/tokens", "/v1/runs", "/v1/models"}  # of the operators; a list names all
 
 
 @pytest.fixture(scope="module")

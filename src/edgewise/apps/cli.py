@@ -24,7 +24,7 @@ from edgewise.apps.options import (
     Workers,
 )
 from edgewise.apps.server import commands as operators
-from edgewise.apps.server import keeping, run_commands
+from edgewise.apps.server import keeping, model_commands, run_commands
 
 if TYPE_CHECKING:
     from edgewise.apps.shell import CommandSession
@@ -323,6 +323,7 @@ app.command()(keeping.backup)
 app.command()(keeping.restore)
 app.add_typer(owners.device, name="device", help="What your device does, and what left it.")
 app.add_typer(run_commands.run, name="run", help="Submit recipes to a server, and watch what becomes of them.")
+app.add_typer(model_commands.models, name="models", help="Promote released models, and fetch the promoted one.")
 app.add_typer(operators.token, name="token", help="Make, list and revoke enrolment tokens.")
 app.add_typer(operators.fleet, name="fleet", help="List, approve and revoke devices.")
 app.add_typer(gateways.gateway, name="gateway", help="Be the second server of shared sums, near the devices.")

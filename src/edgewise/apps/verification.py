@@ -3,8 +3,8 @@
     found = verify(Path("runs/demo-1a2b3c4d"))          # raises E-VERIFY at the first round that does not follow
     print("\\n".join(verified.lines(found)))
 
-Nothing is trusted but the plan: it is compiled from the run's facts, whose digest is the run's id. No code that the
-folder names is run.
+Nothing is trusted but the plan: it is compiled from the run's facts, whose digest is the run's id. Of parts that are no
+part of edgewise, those of installed packages are used where the facts name them by digest, and those that are given.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgewise.apps.verified import Verified, counted
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.vector import Spec, Vector, digest, to_bytes
 from edgewise.drivers import charges as charge_rows
-from edgewise.drivers import rounds, run_record, witness
+from edgewise.drivers import extension_packages, rounds, run_record, witness
 from edgewise.drivers.run_record import RunRecord
 from edgewise.engine import released
 from edgewise.engine.released import BASE, RoundRecord, replayed
@@ -90,7 +90,8 @@ def _plan(record: RunRecord, catalogue: Catalogue) -> Plan:
     facts, known = parse(record.run["facts"]["plan_facts"].encode()), record.run["id"]
     if facts.digest() != known:
         raise StoreError("E-VERIFY", f"{record.out} holds the facts of another run than {known:.12}.", FIX)
-    return planned(facts, Spec.of(record.run["facts"]["spec"]), catalogue)
+    parts = extension_packages.catalogue(facts.packages) if facts.packages else catalogue
+    return planned(facts, Spec.of(record.run["facts"]["spec"]), parts)
 
 
 def _lines(record: RunRecord) -> tuple[list[RoundRecord], list[str]]:

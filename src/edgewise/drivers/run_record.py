@@ -19,8 +19,9 @@ from edgewise.core.errors import StoreError
 from edgewise.core.foreign import foreign
 from edgewise.drivers import charges, rounds, witness
 from edgewise.drivers.blobs import Blobs
-from edgewise.drivers.tables import EVENTS, MODELS, RUNS, SCHEMA_VERSION
+from edgewise.drivers.tables import EVENTS, MODELS, RUNS, SCHEMA_VERSION, VECTORS
 from edgewise.drivers.witness import Witness
+from edgewise.engine.coordinator import BEST
 
 WAIT_S = 30.0  # for a commit that is under way
 
@@ -33,7 +34,8 @@ class RunRecord:
         out: the folder. run: its row of ``RUNS``, with ``recipe`` and ``facts`` as tables.
         rounds: rows of ``ROUNDS`` in order. models: rows of ``MODELS`` by rounds played. charges: rows of ``CHARGES``
             in order. told: round -> digest of the model as the event of the round's end has it.
-        checkpoint: digest of the newest checkpoint. seen: the witness.
+        checkpoint: digest of the newest checkpoint. seen: the witness. best: the model with the lowest held-out loss is
+            the one after so many rounds; None where none was kept.
     """
 
     out: Path
@@ -44,6 +46,12 @@ class RunRecord:
     told: Mapping[int, str]
     checkpoint: str
     seen: Witness
+    best: int | None = None
+
+    @property
+    def counts(self) -> int:
+        """The model that counts is the one after so many rounds (``round.keep``)."""
+        return int(self.run["next_round"]) if self.best is None else self.best
 
     @property
     def blobs(self) -> Blobs:
@@ -81,6 +89,7 @@ def read(out: Path) -> RunRecord:
             told=dict(_model(end.body) for end in ends),
             checkpoint=rounds.checkpoint(c, run["id"], run["instance"], run["next_round"]),
             seen=seen,
+            best=c.execute(sa.select(VECTORS.c.note).where(VECTORS.c.name == BEST)).scalar_one_or_none(),
         )
 
 

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 from edgewise.apps.server.description import described
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.metrics import shown
+from edgewise.apps.server.model_routes import ModelRoutes
 from edgewise.apps.server.run_routes import RunRoutes
 from edgewise.apps.server.verifying import VerifyingRoutes
 from edgewise.core.errors import EdgewiseError, TransportError
@@ -126,6 +127,7 @@ class ControlPlane:
         api.add_api_route("/v1/tokens/{token}/revoke", self.revoke_token, methods=["POST"])
         RunRoutes(service, hosting).add_to(api)
         VerifyingRoutes(service).add_to(api)
+        ModelRoutes(service).add_to(api)
         api.openapi = lambda: described(api)  # type: ignore[method-assign]
         self.api = api
         self.app: ASGIApp = Guard(api, service)

@@ -78,7 +78,7 @@ def show(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False
     def asked(link: Link) -> dict[str, Any]:
         import json
 
-        found = dict(link.call("GET", f"/v1/runs/{_whole(link, id)}"))
+        found = dict(link.call("GET", f"/v1/runs/{whole(link, id)}"))
         if not as_json:
             facts = json.loads(found["facts"])
             noise = facts["noise"]
@@ -100,7 +100,7 @@ def show(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False
 @run.command()
 def watch(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
     """Tell the rounds of a run as they end; Ctrl-C leaves the run alone."""
-    ask_server("run watch", home, as_json, debug, lambda link: _followed(link, _whole(link, id), as_json))
+    ask_server("run watch", home, as_json, debug, lambda link: _followed(link, whole(link, id), as_json))
 
 
 @run.command()
@@ -121,7 +121,7 @@ def verify(
     """
 
     def asked(link: Link) -> dict[str, Any]:
-        return dict(link.call("GET", f"/v1/runs/{_whole(link, run)}/verification", {"chain": chain}))
+        return dict(link.call("GET", f"/v1/runs/{whole(link, run)}/verification", {"chain": chain}))
 
     def body() -> dict[str, Any]:
         from edgewise.apps import verification, verified
@@ -143,7 +143,7 @@ def verify(
 def _verb(verb: str, done: str) -> Callable[..., None]:
     def command(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
         def asked(link: Link) -> dict[str, Any]:
-            found: dict[str, Any] = link.call("POST", f"/v1/runs/{_whole(link, id)}/{verb}")
+            found: dict[str, Any] = link.call("POST", f"/v1/runs/{whole(link, id)}/{verb}")
             if not as_json:
                 print(f"run {found['run'][:12]} {done}")
             return found
@@ -158,7 +158,7 @@ run.command("resume", help="Go on with a run that is paused or failed.")(_verb("
 run.command("cancel", help="End a run at once, for good.")(_verb("cancel", "is cancelled"))
 
 
-def _whole(link: Link, begun: str) -> str:
+def whole(link: Link, begun: str) -> str:
     """A run's id from the beginning of it. Raises TransportError(E-UNKNOWN-ID)."""
     from edgewise.core.errors import TransportError
 

@@ -26,15 +26,16 @@ import msgspec
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.drivers.files import FOLDER, TEMPORARY, for_owner, sync_folder
 from edgewise.drivers.fleet.epoch import EPOCH, Epoch
+from edgewise.drivers.fleet.mailboxes import EVERYBODY
 from edgewise.drivers.http import home
 from edgewise.drivers.opening import RESTORED, named
 from edgewise.drivers.tables import SCHEMA_VERSION
 
-MANIFEST, DATABASE, RUNS = "backup.json", "server.db", "runs"
+MANIFEST, DATABASE, RUNS, BLOBS = "backup.json", "server.db", "runs", "blobs"
 KEYS = ("server.key", "ca.pem", "ca.key", "tls.pem", "tls.key", EPOCH)
 ATTEMPTS = 5  # to copy a run whose blobs are swept meanwhile
 NUMBERS = 2**40  # of mail in an epoch, so that a number is never given twice
-_FORGOTTEN = ("rounds", "mail", "uploads", "nonces", "publications")
+_FORGOTTEN = ("rounds", "mail", "uploads", "nonces", f"publications WHERE run != '{EVERYBODY}'")
 _LEFT_OUT = {"blobs", "journal", "devices", "cache", "lock", "run.db", "run.db-wal", "run.db-shm", "sampling.key"}
 _FINISHED = "finished"
 
@@ -86,6 +87,10 @@ def save(folder: Path, to: Path, now_s: float) -> Manifest:
             c.execute("UPDATE leases SET until_s = 0")
             c.commit()
             c.execute("VACUUM")  # what was deleted is in no page of the copy
+            promoted = [str(row[0]) for row in c.execute("SELECT digest FROM publications")]
+        (part / BLOBS).mkdir(FOLDER)
+        for digest in promoted:
+            _copy(folder / BLOBS / digest, part / BLOBS / digest)
         for run in sorted((folder / RUNS).iterdir()) if (folder / RUNS).is_dir() else ():
             if (run / "run.db").is_file():
                 _save_run(run, part / RUNS / run.name)

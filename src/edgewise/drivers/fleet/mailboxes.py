@@ -21,6 +21,8 @@ from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import spool
 from edgewise.drivers.fleet.tables import MAIL, PARTICIPANTS, PUBLICATIONS, ROUNDS, UPLOADS
 
+EVERYBODY = ""  # in the place of a run: what is published for all devices
+
 _kind: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(msgspec.defstruct("_Kind", [("type", str)]))
 
 
@@ -164,10 +166,10 @@ def published(c: sa.Connection) -> set[str]:
 
 
 def offered(c: sa.Connection, digest: str, device: str = "") -> bool:
-    """Whether a run publishes this blob. ``device``: a run that it takes part in; empty: any."""
+    """Whether this blob is for everybody, or a run publishes it. ``device``: one that it takes part in; empty: any."""
     query = sa.select(PUBLICATIONS.c.run).where(PUBLICATIONS.c.digest == digest)
     if device:
-        query = query.where(_part(PUBLICATIONS.c.run, device))
+        query = query.where(sa.or_(PUBLICATIONS.c.run == EVERYBODY, _part(PUBLICATIONS.c.run, device)))
     return c.execute(query.limit(1)).first() is not None
 
 

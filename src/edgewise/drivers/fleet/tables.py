@@ -113,6 +113,23 @@ PARTICIPANTS = sa.Table(  # devices of a run: they alone may see it and download
     sa.Column("run", sa.String, primary_key=True),
     sqlite_with_rowid=False,
 )
+PROMOTIONS = sa.Table(  # promoted models, and who took one back; rows are only ever added
+    "promotions",
+    META,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("verb", sa.String, nullable=False),  # promote or rollback; what follows is the model that stands then
+    sa.Column("run", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("played", sa.Integer, nullable=False),  # rounds of the run that led to it
+    sa.Column("model", sa.String, nullable=False),  # digest of its parameters
+    sa.Column("total", sa.String, nullable=False),  # digest of the last released total
+    sa.Column("chain", sa.String, nullable=False),  # where the verification of its run ended
+    sa.Column("layout", sa.String, nullable=False),  # digest of the layout of the parameters
+    sa.Column("base", sa.String, nullable=False),  # the model that the run began with, as its facts name it
+    sa.Column("blobs", sa.Text, nullable=False),  # JSON, digest -> bytes: parameters, layout, files of the base
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("at_s", sa.Float, nullable=False),
+)
 HELPED = sa.Table(  # of a gateway: runs whose second server it is, each with its round under way
     "helped",
     META,

@@ -31,6 +31,7 @@ from edgewise.drivers.fleet.uploads import Room, Upload
 from edgewise.drivers.http import certificates
 from edgewise.drivers.http.guard import caller, parsed
 from edgewise.drivers.http.health import Health
+from edgewise.drivers.http.rules import VIEWER
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
 
@@ -146,9 +147,10 @@ class DataPlane:
         return JSONResponse({"received": received})
 
     async def blob(self, request: Request) -> Response:
-        """A published blob, whole or a range of it. A device gets those of the runs that it takes part in."""
+        """A published blob, whole or a range of it. A device gets those of the runs that it takes part in, a
+        gateway those that are for everybody."""
         digest, (member, _) = request.path_params["digest"], caller(request).signed()
-        device = member.id if member.role == "device" else ""
+        device = "" if member.role in VIEWER else member.id
         if not await self._service.read(lambda c: mailboxes.offered(c, digest, device)):
             raise TransportError(
                 "E-BLOB", f"no blob {digest:.64} is published for the caller.", "wait for the next invitation."

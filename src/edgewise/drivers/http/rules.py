@@ -64,6 +64,7 @@ class Rule:
 
 
 _FRAME = ("E-FRAME", "E-FRAME-SIZE", "E-SEAL")
+_REPLAYED = ("E-VERIFY", "E-RESUME", "E-FACTS", "E-EXTENSION")
 _UPLOAD = ("E-UNKNOWN-ID", "E-CLOSED", "E-OFFSET")
 RECIPE = (  # what is wrong with a recipe that somebody submits
     "E-KEY", "E-TYPE", "E-VALUE", "E-MISSING", "E-COMBO", "E-NAME", "E-UNKNOWN", "E-EXTENSION", "E-SEGMENT",
@@ -87,7 +88,7 @@ RULES = (
     Rule("POST", "/v1/uploads", DEVICE, SMALL_BYTES, ("E-CLOSED", "E-BUSY")),
     Rule("GET", "/v1/uploads/{upload}", DEVICE, 0, ("E-UNKNOWN-ID",)),
     Rule("PUT", "/v1/uploads/{upload}", DEVICE, CHUNK_BYTES, _UPLOAD),
-    Rule("GET", "/v1/blobs/{digest}", DEVICE | VIEWER, 0, ("E-BLOB", "E-OFFSET")),
+    Rule("GET", "/v1/blobs/{digest}", DEVICE | GATEWAY | VIEWER, 0, ("E-BLOB", "E-OFFSET")),
     Rule("GET", "/v1/devices", VIEWER | GATEWAY),
     Rule("POST", "/v1/devices/{member}/approve", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
     Rule("POST", "/v1/devices/{member}/revoke", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
@@ -96,11 +97,15 @@ RULES = (
     Rule("POST", "/v1/tokens/{token}/revoke", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/staged/{digest}", OPERATOR),
     Rule("PUT", "/v1/staged/{digest}", OPERATOR, CHUNK_BYTES, ("E-OFFSET", "E-BLOB")),
+    Rule("GET", "/v1/models", VIEWER),
+    Rule("GET", "/v1/models/promoted", DEVICE | GATEWAY | VIEWER, 0, ("E-UNKNOWN-ID",)),
+    Rule("POST", "/v1/models", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID", *_REPLAYED)),
+    Rule("POST", "/v1/models/rollback", OPERATOR, SMALL_BYTES, ("E-CONFLICT", *_REPLAYED)),
     Rule("GET", "/v1/runs", VIEWER),
     Rule("POST", "/v1/runs", OPERATOR, CHUNK_BYTES, ("E-BLOB", *RECIPE)),
     Rule("GET", "/v1/runs/{run}", DEVICE | VIEWER, 0, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/runs/{run}/events", VIEWER, 0, ("E-UNKNOWN-ID",)),
-    Rule("GET", "/v1/runs/{run}/verification", VIEWER, 0, ("E-UNKNOWN-ID", "E-VERIFY", "E-RESUME", "E-FACTS")),
+    Rule("GET", "/v1/runs/{run}/verification", VIEWER, 0, ("E-UNKNOWN-ID", *_REPLAYED)),
     Rule("GET", "/v1/runs/{run}/rounds/{round}", DEVICE, 0, ("E-UNKNOWN-ID",)),
     Rule("POST", "/v1/runs/{run}/{verb}", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID", "E-CONFLICT", "E-ROUTE")),
 )

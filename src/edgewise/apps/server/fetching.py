@@ -1,0 +1,62 @@
+"""Bring the promoted model from a server into a folder. Every byte is compared with the digest that names it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from edgewise.core import vector
+from edgewise.core.errors import StoreError, TransportError
+from edgewise.core.vector import Spec
+from edgewise.drivers.files import sync_folder
+from edgewise.drivers.http import package
+from edgewise.drivers.http.link import Link
+
+TRAINED, BASE, LINEAGE = "trained.safetensors", "base", "lineage.json"
+PART_SUFFIX = ".part"
+
+
+def fetch(link: Link, dest: Path) -> dict[str, Any]:
+    """Write the promoted model into ``dest``, which is new; returns its lineage.
+
+    Raises TransportError: E-UNKNOWN-ID where none is promoted, E-BLOB for a blob that is not what it is named by;
+        DecodeError(E-FACTS) for a malformed list of files; StoreError: E-FILE-EXISTS, E-DISK.
+    """
+    if dest.exists():
+        raise StoreError("E-FILE-EXISTS", f"{dest} exists already.", "name a new folder.")
+    one: dict[str, Any] = link.call("GET", "/v1/models/promoted")
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{dest.name}.", suffix=PART_SUFFIX, dir=dest.parent) as folder:
+            part, blobs = Path(folder) / "model", Path(folder) / "blobs"
+            part.mkdir()
+            blobs.mkdir()
+            _write(link, one, blobs, part)
+            (part / LINEAGE).write_text(json.dumps(one, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+            os.rename(part, dest)
+        sync_folder(dest.parent)
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot write {dest}: {e.strerror}.", "free some space, or name another.") from None
+    return one
+
+
+def _write(link: Link, one: Mapping[str, Any], blobs: Path, part: Path) -> None:
+    def get(digest: str) -> Path:
+        return link.download(digest, blobs, int(one["blobs"].get(digest, 0)))
+
+    spec = Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in json.loads(get(one["layout"]).read_bytes())])
+    raw = get(one["model"]).read_bytes()
+    if len(raw) != 4 * spec.dim:
+        raise TransportError("E-BLOB", "the promoted model is not of its layout.", "tell the operator of the server.")
+    save_file(vector.unpack(vector.from_bytes(raw, spec.dim), spec), part / TRAINED)
+    if (manifest := package.digest_in(one["base"])) is not None:
+        (part / BASE).mkdir()
+        for name, digest in package.parse(get(manifest).read_bytes()).items():
+            shutil.move(get(digest), part / BASE / name)

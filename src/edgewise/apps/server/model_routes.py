@@ -1,0 +1,85 @@
+"""The routes of promoted models: list, the one that stands, promote, roll back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated
+
+from annotated_types import Ge, Lt
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
+
+from edgewise.apps.server import promoting
+from edgewise.drivers.fleet import promotions
+from edgewise.drivers.fleet.promotions import Promotion
+from edgewise.drivers.http.guard import caller
+from edgewise.drivers.http.service import Service
+
+
+class PromotedModel(BaseModel):
+    """A promoted model and where it comes from (``drivers.fleet.promotions``)."""
+
+    verb: str
+    run: str
+    name: str
+    played: int
+    model: str
+    total: str
+    chain: str
+    layout: str
+    base: str
+    blobs: dict[str, int]
+    by: str
+    at_s: float
+
+
+class Promoting(BaseModel):
+    """Which model to promote: of a run, after so many rounds; null: the one that counts."""
+
+    run: str
+    played: Annotated[int, Ge(1), Lt(2**31)] | None = None
+
+
+class ModelRoutes:
+    """The routes of promoted models. One verification at a time."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._alone = service, asyncio.Lock()
+
+    def add_to(self, api: FastAPI) -> None:
+        """Register the routes."""
+        api.add_api_route("/v1/models", self.models, methods=["GET"])
+        api.add_api_route("/v1/models", self.promote, methods=["POST"], status_code=201)
+        api.add_api_route("/v1/models/promoted", self.promoted, methods=["GET"])
+        api.add_api_route("/v1/models/rollback", self.rollback, methods=["POST"])
+
+    async def models(self) -> list[PromotedModel]:
+        """All promotions and rollbacks, the oldest first."""
+        return [_shown(one) for one in await self._service.read(promotions.history)]
+
+    async def promoted(self) -> PromotedModel:
+        """The model that stands, for devices and gateways too."""
+        return _shown(await self._service.read(promotions.current))
+
+    async def promote(self, request: Request, wanted: Promoting) -> PromotedModel:
+        """Verify a run, and promote a model of it."""
+        return await self._done(request, lambda by: promoting.promote(self._service, wanted.run, wanted.played, by))
+
+    async def rollback(self, request: Request) -> PromotedModel:
+        """Verify the run of the model that was promoted before, and return to that model."""
+        return await self._done(request, lambda by: promoting.rollback(self._service, by))
+
+    async def _done(self, request: Request, work: Callable[[str], Promotion]) -> PromotedModel:
+        """Spend the request's nonce, and do what it asks for in a thread."""
+        member, proof = caller(request).signed()
+        await self._service.write(lambda c: self._service.spend(c, proof))
+        async with self._alone:
+            return _shown(await asyncio.get_running_loop().run_in_executor(None, work, member.id))
+
+
+def _shown(one: Promotion) -> PromotedModel:
+    return PromotedModel(
+        verb=one.verb, run=one.run, name=one.name, played=one.played, model=one.model, total=one.total,
+        chain=one.chain, layout=one.layout, base=one.base, blobs=dict(one.blobs), by=one.by, at_s=one.at_s,
+    )  # fmt: skip

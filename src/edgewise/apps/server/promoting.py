@@ -1,0 +1,126 @@
+"""Promote a released model to the one that devices use for inference, and go back to the one before.
+
+Both verify the model's run first, so that no model is promoted whose totals do not lead to it. What is promoted is on
+the disk before the row that names it, and row and publication are one transaction: a server that is killed has one
+model or the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgewise.apps import verification
+from edgewise.apps.server import submission
+from edgewise.core import vector
+from edgewise.core.errors import StoreError, TransportError
+from edgewise.core.vector import Spec
+from edgewise.drivers import run_record
+from edgewise.drivers.fleet import promotions, served
+from edgewise.drivers.fleet.promotions import Promotion
+from edgewise.drivers.http import package
+from edgewise.drivers.http.service import Service
+from edgewise.drivers.run_record import RunRecord
+from edgewise.plan.facts import parse
+
+
+def promote(service: Service, run: str, played: int | None, by: str) -> Promotion:
+    """Promote the model of a run after ``played`` rounds; None: the one that counts.
+
+    Raises TransportError(E-UNKNOWN-ID) for a run or a model that is not there; StoreError: E-VERIFY where it does not
+        verify, or no total of it is kept; E-DISK.
+    """
+    with service.database.read() as c:
+        name = served.find(c, run).name
+    out = submission.folder(service, run)
+    record, chain = _verified(out, played)
+    number = record.counts if played is None else played
+    line = next(row for row in record.rounds if row.round == number - 1)
+    raws = _blobs(record, out, line.model)
+    new = Promotion(
+        run=run, name=name, played=number, model=line.model, total=line.total, chain=chain,
+        layout=record.run["facts"]["spec_sha256"], base=_base(record),
+        blobs={digest: len(raw) for digest, raw in raws.items()}, by=by, at_s=service.now_s(),
+    )  # fmt: skip
+    _store(service, raws)
+    service.database.write(lambda c: promotions.add(c, new))
+    _store(service, raws)  # a run that published meanwhile has swept what nothing named yet
+    return new
+
+
+def rollback(service: Service, by: str) -> Promotion:
+    """Return to the model that was promoted before. Raises TransportError(E-CONFLICT) where there is none; StoreError
+    as ``promote``."""
+    with service.database.read() as c:
+        old = promotions.former(c)
+    record, chain = _verified(submission.folder(service, old.run), old.played)
+    found = record.models[old.played].params
+    if found != old.model:
+        raise StoreError("E-VERIFY", f"run {old.run:.12} has another model than the one that was promoted.", _FIX)
+    for digest in old.blobs:
+        try:
+            service.blobs.get(digest)
+        except StoreError as e:
+            raise StoreError("E-VERIFY", f"the former model is damaged: {e.what}", _FIX) from None
+    new = Promotion(
+        run=old.run, name=old.name, played=old.played, model=old.model, total=old.total, chain=chain,
+        layout=old.layout, base=old.base, blobs=old.blobs, by=by, at_s=service.now_s(), verb=promotions.ROLLBACK,
+    )  # fmt: skip
+
+    def change(c: submission.Connection) -> None:
+        if promotions.former(c) != old:
+            what = "another model was promoted or taken back meanwhile."
+            raise TransportError("E-CONFLICT", what, "look with `edgewise models ls`, then decide again.")
+        promotions.add(c, new)
+
+    service.database.write(change)
+    return new
+
+
+_FIX = "promote a model of a run that `edgewise run verify` finds in order."
+
+
+def _verified(out: Path, played: int | None) -> tuple[RunRecord, str]:
+    """The record of a run whose model after ``played`` rounds was replayed, and where its verification ended."""
+    found, record = verification.verify(out), run_record.read(out)
+    number = record.counts if played is None else played
+    if not 1 <= number <= found.rounds:
+        what = f"run {found.run:.12} has played {found.rounds} rounds, so it released no model after {number}."
+        raise TransportError("E-UNKNOWN-ID", what, "name a round that it has played with --round.")
+    if not found.ok or number <= found.first:
+        what = f"the model after {number} rounds cannot be replayed: the totals that led to it are not kept."
+        raise StoreError("E-VERIFY", what, "promote a later model, or raise store.totals_mb in the recipe.")
+    return record, found.chain
+
+
+def _base(record: RunRecord) -> str:
+    facts = parse(record.run["facts"]["plan_facts"].encode())
+    return str(facts.settings()["model"]["base"])
+
+
+def _blobs(record: RunRecord, out: Path, model: str) -> Mapping[str, bytes]:
+    """What a device needs for the model: digest -> bytes of parameters, layout and files of the base.
+
+    Raises TransportError(E-UNKNOWN-ID) where the parameters are not on the disk any more.
+    """
+    layout = Spec.of(record.run["facts"]["spec"])
+    if not record.blobs.path(model).is_file():
+        what = (
+            "the parameters of this model are not kept: the last three of a run are, and the best where it is chosen."
+        )
+        raise TransportError("E-UNKNOWN-ID", what, "promote a later one, without --round the one that counts.")
+    found = {model: record.blobs.get(model), layout.digest(): layout.written()}
+    if (manifest := package.digest_in(_base(record))) is not None:
+        files = {path.name: path.read_bytes() for path in sorted((out / submission.MODEL).iterdir())}
+        named = {vector.digest(raw): raw for raw in files.values()}
+        raw = package.dump({name: vector.digest(raw) for name, raw in files.items()})
+        if vector.digest(raw) != manifest:
+            raise StoreError("E-VERIFY", f"the files of the base in {out / submission.MODEL} were changed.", _FIX)
+        found |= {manifest: raw, **named}
+    return found
+
+
+def _store(service: Service, raws: Mapping[str, bytes]) -> None:
+    for raw in raws.values():
+        service.blobs.put(raw)
+    service.blobs.sync()

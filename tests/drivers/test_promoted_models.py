@@ -1,0 +1,165 @@
+"""Promoted models: verified before they are promoted or returned to, fetched by devices, each with who promoted it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from served import code, joined, running
+from toy_recipe import PLAIN
+
+from edgewise.apps import simulate
+from edgewise.apps.server import fetching, promoting, submission
+from edgewise.apps.server.start import Server
+from edgewise.core import vector
+from edgewise.drivers import run_record
+from edgewise.drivers.fleet import backup, mailboxes, served
+from edgewise.drivers.fleet.promotions import KEPT, PROMOTE, ROLLBACK, Promotion, standing
+from edgewise.drivers.fleet.served import ServedRun
+from edgewise.drivers.http.link import Link
+from edgewise.plan import recipe as recipes
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    alone = {"compare.local_only": False, "compare.centralised": False, "eval.every": 0}
+    return simulate.run(
+        recipes.parse(PLAIN, overrides=alone), out=out, recipe_dir=out, extensions=["toy"], report=False
+    )
+
+
+def hosted(server: Server, run: Path) -> str:
+    """A finished run in the place where a server has its runs."""
+    known = run_record.read(run).run
+    id, facts = known["id"], known["facts"]["plan_facts"].encode()
+    out = submission.folder(server.service, id)
+    out.parent.mkdir(exist_ok=True)
+    shutil.copytree(run, out)
+    row = ServedRun(id, "toy", served.FINISHED, "", 3, facts, b"", {}, "0" * 32, server.service.now_s())
+    server.service.database.write(lambda c: served.add(c, row))
+    return str(id)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def links(server: Server, tmp_path: Path) -> Iterator[dict[str, Link]]:
+    made = {role: joined(server, tmp_path / role, role) for role in ("operator", "device", "gateway")}
+    yield made
+    for link in made.values():
+        link.close()
+
+
+def promote(link: Link, run: str, played: int | None = None) -> dict[str, Any]:
+    return dict(link.call("POST", "/v1/models", document={"run": run, "played": played}))
+
+
+def test_devices_and_gateways_fetch_the_model_that_stands(
+    server: Server, links: dict[str, Link], run: Path, tmp_path: Path
+) -> None:
+    id, models = hosted(server, run), run_record.read(run).models
+    assert code(fetching.fetch, links["device"], tmp_path / "none") == "E-UNKNOWN-ID"
+    promote(links["operator"], id, 2)
+    newest = promote(links["operator"], id)
+    assert (newest["played"], newest["model"]) == (3, models[3].params)
+    assert newest["by"] == links["operator"].name
+    for role in ("device", "gateway"):
+        fetched = fetching.fetch(links[role], tmp_path / f"model-{role}")
+        tensors = safetensors.numpy.load_file(tmp_path / f"model-{role}" / "trained.safetensors")
+        assert vector.digest(np.concatenate([tensors["w"], tensors["b"]]).tobytes()) == models[3].params
+        assert json.loads((tmp_path / f"model-{role}" / "lineage.json").read_text()) == fetched
+    back = links["operator"].call("POST", "/v1/models/rollback")
+    assert (back["verb"], back["played"], back["model"]) == ("rollback", 2, models[2].params)
+    assert fetching.fetch(links["device"], tmp_path / "former")["model"] == models[2].params
+    assert code(links["operator"].call, "POST", "/v1/models/rollback") == "E-CONFLICT"
+    told = links["operator"].call("GET", "/v1/models")
+    assert [(one["verb"], one["played"]) for one in told] == [("promote", 2), ("promote", 3), ("rollback", 2)]
+    assert all(one["at_s"] > 0 for one in told)
+    assert sorted(path.name for path in tmp_path.glob(".*.part")) == []
+
+
+def test_a_model_that_does_not_verify_is_neither_promoted_nor_returned_to(
+    server: Server, links: dict[str, Link], run: Path
+) -> None:
+    id = hosted(server, run)
+    promote(links["operator"], id, 2)
+    promote(links["operator"], id, 3)
+    database = submission.folder(server.service, id) / "run.db"
+    with closing(sqlite3.connect(database)) as c:
+        c.execute("UPDATE rounds SET n = n + 1 WHERE round = 1")
+        c.commit()
+    assert code(promote, links["operator"], id) == "E-VERIFY"
+    assert code(links["operator"].call, "POST", "/v1/models/rollback") == "E-VERIFY"
+    assert code(links["operator"].call, "GET", f"/v1/runs/{id}/verification") == "E-VERIFY"
+    assert [one["played"] for one in links["operator"].call("GET", "/v1/models")] == [2, 3]
+
+
+def test_a_damaged_former_model_is_not_returned_to(server: Server, links: dict[str, Link], run: Path) -> None:
+    id = hosted(server, run)
+    former = promote(links["operator"], id, 2)
+    promote(links["operator"], id, 3)
+    server.service.blobs.path(former["model"]).write_bytes(b"other")
+    assert code(links["operator"].call, "POST", "/v1/models/rollback") == "E-VERIFY"
+
+
+def test_only_models_that_are_there_can_be_promoted(server: Server, links: dict[str, Link], run: Path) -> None:
+    id = hosted(server, run)
+    assert code(promote, links["operator"], id, 4) == "E-UNKNOWN-ID"
+    assert code(promote, links["operator"], "0" * 64) == "E-UNKNOWN-ID"
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_has_one_model_or_the_other(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it had done of a promotion when it ended: after the next start a whole model stands."""
+    with running(tmp_path) as server:
+        id = hosted(server, run)
+        promoting.promote(server.service, id, 2, "me")
+
+        def killed(change: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(server.service.database, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            promoting.promote(server.service, id, 3, "me")
+        monkeypatch.undo()
+        server.service.blobs.sweep(server.service.database.write(mailboxes.published))
+    with running(tmp_path) as server, joined(server, tmp_path / "device") as device:
+        assert fetching.fetch(device, tmp_path / "first")["played"] == 2
+        promoting.promote(server.service, id, 3, "me")
+        server.service.blobs.sweep(server.service.database.write(mailboxes.published))
+        assert fetching.fetch(device, tmp_path / "second")["played"] == 3
+
+
+@pytest.mark.slow
+def test_a_backup_holds_the_promoted_model(tmp_path: Path, run: Path) -> None:
+    with running(tmp_path) as server:
+        model = promoting.promote(server.service, hosted(server, run), None, "me").model
+        backup.save(server.service.folder, tmp_path / "copy", 1.0)
+    backup.restore(tmp_path / "copy", tmp_path / "restored" / "server", 2.0)
+    with running(tmp_path / "restored") as server, joined(server, tmp_path / "device") as device:
+        assert fetching.fetch(device, tmp_path / "model")["model"] == model
+
+
+def test_a_rollback_takes_one_promotion_back_and_few_are_kept() -> None:
+    def row(verb: str, played: int) -> Promotion:
+        return Promotion("r", "toy", played, "m", "t", "c", "l", "bundled", {}, "me", 0.0, verb)
+
+    rows = [row(PROMOTE, n) for n in range(1, KEPT + 3)]
+    assert [one.played for one in standing(rows)] == list(range(3, KEPT + 3))
+    rows += [row(ROLLBACK, KEPT + 1), row(PROMOTE, 99)]
+    assert [one.played for one in standing(rows)] == [*range(3, KEPT + 2), 99]
