@@ -81,6 +81,8 @@ CASES = {
     "three boxes that do not open, where two may lie": Case(7, lies={"d001": "three"}, more=TWO_LIE),
     "three boxes that do not open, as a liar and two others say": Case(
         7, lies={"d001": "three", "d000": "own"}, more=TWO_LIE),
+    "wrong shares dealt, which two devices say did not open": Case(
+        8, lies={"d001": "seed", "d000": "accuse one", "d002": "accuse two"}),
     "a share held back": Case(7, lies={"d001": "without one"}, more=TWO_LIE),
     "two dealers accused, where two may lie": Case(7, lies={"d001": "accuse two"}, more=TWO_LIE),
     "three dealers accused, where two may lie": Case(7, lies={"d001": "accuse three"}, more=TWO_LIE),

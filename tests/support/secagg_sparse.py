@@ -16,7 +16,7 @@ from session import IDENTITIES, ROOT, SID, registry
 from edgewise.core.keys import derive
 from edgewise.crypto import sign
 from edgewise.secagg import client, messages
-from edgewise.secagg.messages import Boxes, Dealt, Proofs
+from edgewise.secagg.messages import Boxes, Dealt, Proofs, Survivors
 from edgewise.secagg.params import Params, TrustPolicy
 
 COMPLETE, NAME, CURIOUS = "all stay", "a sparse graph", "a sparse graph and a curious server"
@@ -55,6 +55,10 @@ class Sparse:
         assert isinstance(boxes, Boxes)
         return Boxes(boxes=dict(list(boxes.boxes.items())[:count]))
 
+    def survivors(self, count: int) -> Survivors:
+        """d000, and others of its survivors, the first in order."""
+        return Survivors(devices=self.alive[:count])
+
     def stranger(self, roster: bytes) -> Boxes:
         """All boxes, and one that a device which is no neighbour has dealt and signed."""
         every = messages.boxes_digest({"d000": JUNK})
@@ -79,6 +83,8 @@ def rejects(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     late = s.far[-1]  # its signature stands behind the others
     made = [
         (NAME, "a well signed box of a device that is no neighbour", 2, s.stranger(s.roster), "E-SECAGG-KEYS"),
+        (NAME, "one survivor fewer than the quorum", 3, s.survivors(s.quorum - 1), "E-SECAGG-FEW"),
+        (CURIOUS, "one survivor fewer than the smallest sum", 3, c.survivors(c.params.n_min - 1), "E-SECAGG-FEW"),
         (NAME, "signatures of t holders, and one fewer than the quorum", 4, s.proofs(t, rest - 1), "E-SECAGG-FEW"),
         (NAME, "the quorum, and one holder fewer than t", 4, s.proofs(t - 1, rest + 1), "E-SECAGG-FEW"),
         (NAME, "the quorum and more, and one holder fewer than t", 4, s.proofs(t - 1, 99), "E-SECAGG-FEW"),
@@ -110,6 +116,8 @@ def answers(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     made = [
         (complete, COMPLETE, "exactly t - 1 boxes", 2, complete.boxes(complete.t - 1)),
         (s, NAME, "exactly t boxes", 2, s.boxes(t)),
+        (s, NAME, "exactly as many survivors as the quorum", 3, s.survivors(s.quorum)),
+        (c, CURIOUS, "exactly as many survivors as the smallest sum has", 3, c.survivors(c.params.n_min)),
         (s, NAME, "t holders and exactly the quorum", 4, s.proofs(t, rest)),
         (s, NAME, "a bad signature of no holder behind the quorum", 4, s.proofs(t, rest, [behind])),
         (s, NAME, "a bad signature of a device that is no survivor", 4, s.proofs(t, rest, [gone])),

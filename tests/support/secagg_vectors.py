@@ -16,6 +16,7 @@ from typing import Any
 
 import hpke
 import joining_vectors
+import plan_vectors
 import secagg_frames
 import secagg_pieces
 import secagg_rejects
@@ -66,7 +67,7 @@ def _made() -> dict[str, Any]:
 
 def main() -> None:
     """Write the files."""
-    for name, contents in made().items():
+    for name, contents in (made() | {"plans.json": plan_vectors.plans()}).items():
         (HERE / name).write_text(json.dumps(contents, indent=1) + "\n")
 
 
