@@ -14,6 +14,7 @@ from edgewise.core import vector
 from edgewise.core.errors import EdgewiseError
 from edgewise.crypto import sign
 from edgewise.drivers.fleet import roster
+from edgewise.drivers.http import package
 from edgewise.drivers.http.identity import Identity, fingerprint
 from edgewise.engine.trainer import registered
 from edgewise.plan import facts
@@ -88,3 +89,37 @@ def test_facts_with_another_signature_are_refused(tmp_path: Path) -> None:
 
 def test_a_roster_without_the_device_is_refused(tmp_path: Path) -> None:
     assert Lying(tmp_path, keys=(STRANGER.public, OTHER.public)).joined() == "E-FACTS"
+
+
+def test_files_of_an_earlier_run_are_looked_at_before_they_are_used(tmp_path: Path) -> None:
+    """Frozen weights are in no digest of a round: with a damaged file a device would train another model unseen."""
+    weights, settings = b"frozen weights", b"{}"
+    files = {"config.json": vector.digest(settings), "model.safetensors": vector.digest(weights)}
+    blobs = {vector.digest(raw): raw for raw in (weights, settings, package.dump(files))}
+    fetched: list[str] = []
+
+    def download(digest: str, folder: Path, most: int) -> Path:
+        fetched.append(digest)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / digest).write_bytes(blobs[digest])
+        return folder / digest
+
+    lying = Lying(tmp_path)
+    lying.download = download  # type: ignore[method-assign]
+    with Parts(lying, tmp_path, Owner({}, tmp_path, OwnerFloor())) as parts:  # type: ignore[arg-type]
+        manifest = vector.digest(package.dump(files))
+        model = parts._unpacked(manifest, tmp_path / "run")
+        assert fetched == [manifest, *files.values()]
+        (model / "model.safetensors").write_bytes(bytes(len(weights)))
+        assert parts._unpacked(manifest, tmp_path / "run") == model
+        assert fetched[3:] == [manifest, files["model.safetensors"]]
+        assert (model / "model.safetensors").read_bytes() == weights
+
+
+def test_a_damaged_roster_is_fetched_again(tmp_path: Path) -> None:
+    lying = Lying(tmp_path)
+    assert lying.joined() == ""
+    (path,) = (tmp_path / "runs").glob("*/roster")
+    path.write_bytes(roster.dump([ME.public, STRANGER.public]))  # two keys, in order: nothing else would tell
+    assert lying.joined() == ""
+    assert path.read_bytes() == roster.dump([ME.public, OTHER.public])

@@ -195,3 +195,17 @@ def test_the_cache_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
         cache.keep(names[1])
     assert e.value.code == "E-BLOB"
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_the_cache_of_an_earlier_process_is_looked_at_before_it_is_used(tmp_path: Path) -> None:
+    """A power cut can leave a name with other bytes; devices would refuse them for ever."""
+    names = [hashlib.sha256(blob).hexdigest() for blob in (b"first", b"second")]
+    before = BlobCache(tmp_path, 250)
+    for name, blob in zip(names, (b"first", b"second"), strict=True):
+        before.append(name, blob, first=True)
+        before.keep(name)
+    (tmp_path / names[1]).write_bytes(b"")
+    after = BlobCache(tmp_path, 250)
+    assert [after.path(name) is not None for name in names] == [True, False]
+    after.append(names[1], b"second", first=True)
+    assert after.keep(names[1]) == after.path(names[1])

@@ -92,3 +92,13 @@ def test_staged_bytes_that_are_not_those_of_the_digest_are_dropped(tmp_path: Pat
     assert code(lambda: staging.put(digest, 0, 5, b"other")) == "E-BLOB"
     assert staging.received(digest) == 0
     assert code(lambda: staging.received("../secret")) == "E-REQUEST"
+
+
+def test_a_staged_blob_that_a_power_cut_damaged_is_sent_again(tmp_path: Path) -> None:
+    staging, raw = Staging(tmp_path / "staged", time.time), b"first values" * 100
+    digest = hashlib.sha256(raw).hexdigest()
+    staging.put(digest, 0, len(raw), raw)
+    (tmp_path / "staged" / digest).write_bytes(bytes(len(raw)))
+    assert code(lambda: staging.take(digest)) == "E-BLOB"
+    assert staging.put(digest, 0, len(raw), raw) == len(raw)
+    assert staging.take(digest) == raw

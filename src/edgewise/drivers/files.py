@@ -3,6 +3,7 @@ process."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -59,6 +60,15 @@ def write_new(path: Path, raw: Buffer) -> None:
         raise StoreError("E-FILE-EXISTS", f"{path} exists already.", "name another file.") from None
     except OSError as e:
         raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "choose another place.") from None
+
+
+def is_blob(path: Path, digest: str) -> bool:
+    """Whether a file is there and its bytes have this digest (SHA-256, hexadecimal)."""
+    try:
+        with open(path, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest() == digest
+    except OSError:
+        return False
 
 
 def discard(path: Path) -> None:

@@ -24,7 +24,7 @@ from edgewise.core.vector import Spec
 from edgewise.drivers import extension_packages
 from edgewise.drivers.device_store import FileDevices
 from edgewise.drivers.devices import Devices
-from edgewise.drivers.files import FOLDER, write_durably
+from edgewise.drivers.files import FOLDER, is_blob, write_durably
 from edgewise.drivers.fleet import roster
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.http import package, share_keys
@@ -184,12 +184,13 @@ class Parts:
         return model
 
     def _unpacked(self, manifest: str, folder: Path) -> Path:
-        """The folder of a model's files, each with the digest that the manifest names."""
+        """The folder of a model's files, each with the digest that the manifest names, also where it came long ago: a
+        damaged file would be another model, and of frozen weights nothing else tells."""
         blobs, out = folder / "blobs", self._home / MODELS / manifest
         files = package.parse(self._link.download(manifest, blobs, package.MANIFEST_BYTES).read_bytes())
         out.mkdir(FOLDER, parents=True, exist_ok=True)
         for name, digest in files.items():
-            if not (out / name).exists():
+            if not is_blob(out / name, digest):
                 os.replace(self._link.download(digest, self._home / MODELS, MODEL_BYTES), out / name)
         return out
 
@@ -200,7 +201,7 @@ class Parts:
         keys: Mapping[str, bytes] = {me.name: me.public}
         if plan.hides is not None:
             path = folder / "roster"
-            if not path.exists():
+            if not is_blob(path, instance.roster):
                 raw = self._link.download(instance.roster, folder / "blobs", 32 * plan.facts.population)
                 write_durably(path, raw.read_bytes())
             keys = roster.parse(path.read_bytes(), plan.facts.population)

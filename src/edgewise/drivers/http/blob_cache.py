@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
 from edgewise.core.errors import StoreError, TransportError
-from edgewise.drivers.files import FOLDER, discard, for_owner
+from edgewise.drivers.files import FOLDER, discard, for_owner, is_blob
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -17,7 +16,9 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 class BlobCache:
     """The cache in ``folder``. ``limit_bytes``: of all whole blobs; a part that is being fetched comes on top.
 
-    Guarantees: ``path`` gives files whose bytes had the digest when they came. Safe to use from several threads.
+    Guarantees: ``path`` gives files whose bytes had the digest when they came, or at the first look since this process
+        began: nobody waits for the disk when a blob comes, so a power cut can leave other bytes under its name. Safe to
+        use from several threads.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -26,6 +27,7 @@ class BlobCache:
         found = [path for path in folder.iterdir() if _DIGEST.fullmatch(path.name)]
         found.sort(key=lambda path: path.stat().st_mtime)
         self._sizes = OrderedDict((path.name, path.stat().st_size) for path in found)
+        self._unseen = set(self._sizes)  # from an earlier process
         for path in folder.glob("*.part"):
             discard(path)
         self._make_room(0)
@@ -42,9 +44,12 @@ class BlobCache:
             path = self._folder / digest
             if digest not in self._sizes:
                 return None
-            if not path.exists():  # somebody emptied the folder
-                del self._sizes[digest]
+            if not path.exists() or (digest in self._unseen and not is_blob(path, digest)):
+                del self._sizes[digest]  # somebody emptied the folder, or the blob is damaged: it is fetched again
+                self._unseen.discard(digest)
+                discard(path)
                 return None
+            self._unseen.discard(digest)
             self._sizes.move_to_end(digest)
             return path
 
@@ -65,9 +70,7 @@ class BlobCache:
     def keep(self, digest: str) -> Path:
         """Make a blob of its part. Raises TransportError(E-BLOB) where it has other bytes, which are dropped then."""
         part, path = self.part(digest), self._folder / digest
-        with open(part, "rb") as f:
-            same = hashlib.file_digest(f, "sha256").hexdigest() == digest
-        if not same:
+        if not is_blob(part, digest):
             discard(part)
             raise TransportError("E-BLOB", f"the server sent other bytes than {digest}.", "try again.")
         size = part.stat().st_size

@@ -31,7 +31,7 @@ from urllib.parse import urlencode
 import httpx2
 
 from edgewise.core.errors import REGISTRY, TransportError
-from edgewise.drivers.files import discard
+from edgewise.drivers.files import discard, is_blob
 from edgewise.drivers.http import certificates, home, identity, signatures, tokens
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
@@ -220,11 +220,11 @@ class Link:
         if not _DIGEST.fullmatch(digest):
             raise TransportError("E-BLOB", f"{digest!r:.80} is not the name of a blob.", "leave the run.")
         path, part = folder / digest, folder / f"{digest}.part"
-        if path.exists() and _digest(path) == digest:
+        if is_blob(path, digest):
             return path
         folder.mkdir(parents=True, exist_ok=True)
         self._attempts(lambda: self._continue(digest, part, most))
-        if _digest(part) != digest:
+        if not is_blob(part, digest):
             discard(part)
             raise TransportError("E-BLOB", f"the server sent other bytes than {digest}.", "try again.")
         part.replace(path)
@@ -374,8 +374,3 @@ class _Wait(Exception):
     def __init__(self, error: TransportError, least_s: float) -> None:
         super().__init__(str(error))
         self.error, self.least_s = error, least_s
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

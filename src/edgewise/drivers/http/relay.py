@@ -99,7 +99,7 @@ class Relay:
         if not _DIGEST.fullmatch(digest):
             return await self.passed(request)
         async with self._alone(digest):
-            path = self._cache.path(digest)
+            path = await self._service.aside(lambda: self._cache.path(digest))  # may look at all of its bytes
             if path is None:
                 refusal = await self._fetched(request, digest)
                 path = self._cache.path(digest)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgewise.core.errors import StoreError, TransportError
-from edgewise.drivers.files import FOLDER, discard, for_owner
+from edgewise.drivers.files import FOLDER, discard, for_owner, is_blob
 
 MOST_BYTES = 2**36  # of all that waits here
 KEPT_S = 86400.0
@@ -59,21 +59,23 @@ class Staging:
             except OSError as e:
                 raise StoreError("E-DISK", f"{part}: {e.strerror}.", "free some space on the server.") from None
             if offset + len(piece) == size:
-                with open(part, "rb") as f:
-                    found = hashlib.file_digest(f, "sha256").hexdigest()
-                if found != digest:
+                if not is_blob(part, digest):
                     discard(part)
                     raise TransportError("E-BLOB", f"the bytes are not those of {digest:.12}.", "send it again.")
                 part.replace(whole)
         return offset + len(piece)
 
     def take(self, digest: str) -> bytes:
-        """A whole blob. Raises TransportError(E-BLOB) where it is not here."""
+        """A whole blob. Raises TransportError(E-BLOB) where it is not here, or damaged and has to be sent again."""
         whole, _ = self._paths(digest)
         try:
-            return whole.read_bytes()
+            raw = whole.read_bytes()
         except OSError:
             raise TransportError("E-BLOB", f"blob {digest:.12} was not sent.", "send it, and submit again.") from None
+        if hashlib.sha256(raw).hexdigest() != digest:  # nobody waited for the disk when it came
+            discard(whole)
+            raise TransportError("E-BLOB", f"blob {digest:.12} is damaged here.", "send it, and submit again.")
+        return raw
 
     def drop(self, digest: str) -> None:
         """A blob is not needed here any more."""
