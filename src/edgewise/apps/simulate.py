@@ -217,7 +217,7 @@ def _play(
     cohort: Cohort = simulated if wrap is None else wrap(simulated)
 
     root = simulated_root(plan, recipe.world, loaded.facts)
-    trust, (leader, helper) = simulated_trust(root), simulated_servers(root)
+    trust, (leader, helper) = simulated_trust(root, loaded.devices), simulated_servers(root)
     probes = Probes(cohort, plan, loaded.devices, time.perf_counter)
     own = OwnMetrics(probes, executor, store, tell)
     coordinator = Coordinator(

@@ -90,6 +90,8 @@ REGISTRY: dict[str, Entry] = {
     "E-FLOOR": Entry("a run protects a device less than its owner asks for", 2),
     "E-PACKAGE": Entry("a run uses a package that is not allowed, or not the same, on this machine", 2),
     "E-INVITE": Entry("an invitation is not one that the run's plan gives", 8),
+    "E-BEACON": Entry("the randomness that cohorts are drawn from is not what its devices committed to", 8),
+    "E-COHORT": Entry("a cohort is not the one that its devices draw", 8),
     "E-FRAME-SIZE": Entry("a frame or blob is larger than allowed", 8),
     "E-BLOB": Entry("a blob is missing or its digest is wrong", 8),
     "E-STALE": Entry("a device lacks the model or the memory that an invitation goes on from", 1),

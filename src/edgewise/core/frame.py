@@ -22,6 +22,8 @@ MAGIC = b"EWF"
 VERSION = 2
 HEADER_BYTES = len(MAGIC) + 1
 Number = Annotated[int, msgspec.Meta(ge=0)]
+Word = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]  # a key, a value or a digest
+Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
 LIMIT_BYTES = 64 * 1024 * 1024  # default ceiling of one frame; a contribution of 5 MB leaves room for ten
 
 
@@ -78,6 +80,8 @@ class Invite(_Message, frozen=True, tag="invite", omit_defaults=True):
         support: digest of the blob with the positions of the last release (``Turn.support``); None = there are none.
         clip: the round's clip where it follows the updates (``Turn.clip``); None = fixed by the recipe.
         nonce: 32 fresh bytes that tell this round's secure aggregation from all others; None where there is none.
+        beacon, key: digest of the run's ``Beacon``, a blob, and the server's key of this round, 32 bytes: with both a
+            device draws the cohort itself (``engine.beacon``). None where the server draws it.
 
     What is None is left out of the frame, but for ``accepted``.
     """
@@ -95,6 +99,62 @@ class Invite(_Message, frozen=True, tag="invite", omit_defaults=True):
     support: str | None = None
     nonce: bytes | None = None
     clip: float | None = None
+    beacon: str | None = None
+    key: Word | None = None
+
+
+class Call(_Message, frozen=True, tag="call"):
+    """Server -> device, before the first round: commit to a random value for the run's cohorts (``engine.beacon``).
+    ``round`` is 0 in this and in the next three."""
+
+    run: str
+    round: int
+
+
+class Commitment(_Message, frozen=True, tag="commitment"):
+    """Device -> server: the digest of a value that nobody else knows."""
+
+    run: str
+    round: int
+    device: str
+    commitment: Word
+
+
+class Committed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A device on a list, and what it committed to."""
+
+    device: str
+    commitment: Word
+
+
+class Commitments(_Message, frozen=True, tag="commitments"):
+    """Server -> device: reveal the value, for this list alone. ``anchor``: the server's commitment to its keys of all
+    rounds. ``listed``: sorted by device."""
+
+    run: str
+    round: int
+    anchor: Word
+    listed: tuple[Committed, ...]
+
+
+class Reveal(_Message, frozen=True, tag="reveal"):
+    """Device -> server: the value, and an Ed25519 signature that binds it to the list."""
+
+    run: str
+    round: int
+    device: str
+    value: Word
+    signature: Signature
+
+
+class Beacon(_Message, frozen=True, tag="beacon"):
+    """Server -> devices, as a blob: the list, and in its order the reveals of all who are on it."""
+
+    run: str
+    anchor: Word
+    listed: tuple[Committed, ...]
+    values: tuple[Word, ...]
+    signatures: tuple[Signature, ...]
 
 
 class Delta(_Message, frozen=True, tag="delta"):
@@ -160,9 +220,9 @@ class Measurement(_Message, frozen=True, tag="measurement"):
     tokens: int
 
 
-FromServer = Invite | Step | Probe
-FromDevice = Contribution | Step | Refusal | Measurement
-Message = FromServer | FromDevice | Delta
+FromServer = Invite | Step | Probe | Call | Commitments
+FromDevice = Contribution | Step | Refusal | Measurement | Commitment | Reveal
+Message = FromServer | FromDevice | Delta | Beacon
 
 _EMPTY = b"\xc4\x00"  # no bytes, in MessagePack
 _encoder = msgspec.msgpack.Encoder()
@@ -170,6 +230,7 @@ _any: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
 _from_server: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromServer)
 _from_device: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromDevice)
 _delta: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Delta)
+_beacon: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Beacon)
 
 REASON_CHARACTERS = 500
 
@@ -210,6 +271,12 @@ def from_device(raw: bytes | memoryview, limit_bytes: int) -> FromDevice:
 def delta(blob: bytes | memoryview) -> Delta:
     """Parse the blob of one round's compressed step. Raises DecodeError as ``load``, also for every other message."""
     message: Delta = _load(blob, len(blob), _delta)
+    return message
+
+
+def beacon(blob: bytes | memoryview) -> Beacon:
+    """Parse the blob of a run's joint randomness. Raises DecodeError as ``load``, also for every other message."""
+    message: Beacon = _load(blob, len(blob), _beacon)
     return message
 
 

@@ -119,7 +119,7 @@ class SimulatedDevices:
             _write(_path(self._folder, device), states.memory_of(idle), [*self._of, device])
         self._disk = None
         session = self._session(device)
-        if isinstance(state, Idle) and state.answered is None:
+        if isinstance(state, Idle) and state.answered is None and state.lot is None:
             files.discard(session)
             return
         try:

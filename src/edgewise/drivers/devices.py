@@ -29,7 +29,7 @@ from edgewise.core.stage import HELD_OUT, HELD_SHARE
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.records import records
-from edgewise.engine import broadcast, device_state, invitation
+from edgewise.engine import beacon_device, broadcast, device_state, invitation
 from edgewise.engine import device as machine
 from edgewise.engine.broadcast import STALE
 from edgewise.engine.owner_budget import OwnerBudget
@@ -37,6 +37,7 @@ from edgewise.engine.ports import DeviceStore, Trust
 from edgewise.engine.trainer import Registered
 from edgewise.plan.plan import Plan
 
+BEACON = b"beacon"  # stands for the nonce of an invitation
 LOG = logging.getLogger("edgewise")
 T = TypeVar("T")
 
@@ -85,12 +86,15 @@ class Devices:
         if isinstance(message, frame.Probe):
             return Answer(frame.dump(self._measured(device, message)))
         known = self._known(device)
+        if isinstance(message, frame.Call | frame.Commitments):
+            entropy = self.secrets(device, message.round, BEACON).session
+            return self._sent(device, beacon_device.answer(self.plan, known, message, self.trust, entropy)[1])
         if isinstance(message, frame.Step):
             began = time.perf_counter()
             _, effects = machine.step(self.plan, known, machine.Delivered(message), self.trust)
             effects = self._charged(known, effects)
             return self._sent(device, effects, encode_began_s=began)
-        state, effects = machine.step(self.plan, known, self._invited(known, message))
+        state, effects = machine.step(self.plan, known, self._invited(known, message), self.trust)
         request = next((effect.request for effect in effects if isinstance(effect, machine.Train)), None)
         if request is None:
             if self.out_of_step and any(isinstance(effect, machine.Save) for effect in effects):
@@ -158,10 +162,11 @@ class Devices:
                 support = np.zeros(0, np.int64)
                 if invite.support is not None:
                     support = pack.unpack_support(self.downloads.blob(invite.support), most, self.plan.layout.sent.dim)
+            beacon = b"" if invite.beacon is None else bytes(self.downloads.blob(invite.beacon))
         except DecodeError as e:
             return machine.Unready(invite, e.code, e.what)
         secrets = self.secrets(state.device, invite.round, invite.nonce)
-        return machine.Invited(invite, params, secrets, support)
+        return machine.Invited(invite, params, secrets, support, beacon)
 
     def _refused(self, state: device_state.Kept, invite: frame.Invite) -> invitation.No | None:
         idle = state if isinstance(state, device_state.Idle) else state.idle

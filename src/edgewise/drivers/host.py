@@ -137,7 +137,7 @@ class Host:
             trainer=self._trainer,
             store=self._store(plan, self._setup_job),
             downloads=self._downloads,
-            trust=simulated_trust(self._root),
+            trust=simulated_trust(self._root, self._trainer.trainer.devices()),
             secrets=partial(simulated_secrets, plan, self._root),
             out_of_step=partial(out_of_step, Path(self._setup_job.memory_dir)),
         )

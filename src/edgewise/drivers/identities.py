@@ -7,7 +7,7 @@ from whoever has the recipe and the data: all devices are on this machine anyway
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -46,14 +46,15 @@ def simulated_servers(key: Key) -> tuple[Pair, Pair]:
     return two_server.server_pair(derive(key, "leader")), two_server.server_pair(derive(key, "helper"))
 
 
-def simulated_trust(key: Key) -> Trust:
-    """Everybody's keys, from the run's root. All devices count as enrolled."""
+def simulated_trust(key: Key, devices: Sequence[DeviceId] = ()) -> Trust:
+    """Everybody's keys, from the run's root. All devices count as enrolled. ``devices``: all of the run."""
     leader, helper = simulated_servers(key)
     return Trust(
         registry=lambda device: _identity(key, device).public,
         identity=lambda device: _identity(key, device).secret,
         leader=leader.public,
         helper=helper.public,
+        roster=tuple(sorted(devices)),
     )
 
 

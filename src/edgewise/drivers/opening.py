@@ -22,6 +22,7 @@ from edgewise.drivers.files import FOLDER, TEMPORARY, discard, for_owner
 from edgewise.drivers.tables import DELTAS, MODELS, SCHEMA_VERSION, VECTORS
 
 KEEP_MODELS = 3  # model versions whose vectors stay on disk
+BEACON = "beacon"  # beside the journals: the joint randomness of a run's cohorts, or how far it is
 RESTORED = "restored.json"  # in the folder of a run that comes from a backup of a server
 _EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # of folders for device memory
 _CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[a-z.]+)?\.[a-z0-9_]{8}")  # a file of the cache before it is whole
@@ -117,6 +118,7 @@ def empty(out: Path, memory: Path) -> None:
                 shutil.rmtree(path)
         for _, path in journals(out):
             path.unlink()
+        (out / "journal" / BEACON).unlink(missing_ok=True)
         memory.mkdir(FOLDER)
     except OSError as e:
         raise StoreError("E-DISK", f"cannot empty {out}: {e.strerror}.", "choose another --out.") from None

@@ -48,7 +48,7 @@ from edgewise.core.training import DeviceId
 from edgewise.drivers import charges, folder, opening, rounds, standings, witness
 from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.device_store import RESTORE
-from edgewise.drivers.files import FOLDER, lock, sync_folder
+from edgewise.drivers.files import FOLDER, lock, sync_folder, write_durably
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.tables import DELTAS, EVENTS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
 from edgewise.drivers.witness import Witness
@@ -240,6 +240,16 @@ class RunStore:
         (row,) = self._rows(sa.select(RUNS.c.journal_key))
         self._journal = FileJournal(self.out / "journal" / name, at, bytes(row.journal_key))
         return self._journal
+
+    def beacon(self) -> bytes | None:
+        """See Store. Raises StoreError(E-DISK)."""
+        with self._sound("the run's beacon"):
+            path = self.out / "journal" / opening.BEACON
+            return path.read_bytes() if path.exists() else None
+
+    def keep_beacon(self, raw: bytes) -> None:
+        """See Store. Raises StoreError(E-DISK)."""
+        write_durably(self.out / "journal" / opening.BEACON, raw, owner_only=True)
 
     def standing(self, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
         """See Store."""

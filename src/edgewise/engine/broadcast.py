@@ -33,6 +33,7 @@ from edgewise.engine.round_states import Closed
 from edgewise.plan.plan import Plan
 
 STALE = "E-STALE"
+BEACON_BYTES = 512  # of one device in a run's beacon, at most
 SUPPORT = "support"  # in the child ``release`` of a phase's memory: int64[], increasing positions
 
 
@@ -116,6 +117,7 @@ def letters(
     support: bytes,
     down: Downlink | None,
     devices: Mapping[DeviceId, Standing],
+    beacon: bytes = b"",
 ) -> Letters:
     """The invitations of ``devices``, each by the way down that is fewer bytes for its device.
 
@@ -123,7 +125,7 @@ def letters(
 
     Args:
         common: what all invitations say. model: ``snapshot``. support: the blob that ``common.support`` names; empty
-            where it names none.
+            where it names none. beacon: likewise; a device whose update was accepted has it.
     """
     frames: dict[DeviceId, bytes] = {}
     sizes: dict[DeviceId, int] = {}
@@ -131,11 +133,12 @@ def letters(
     for device, standing in devices.items():
         letter = msgspec.structs.replace(common, accepted=standing.accepted)
         raw = frame.dump(letter)
-        size = len(raw) + len(model) + len(support)
+        beside = len(support) + (len(beacon) if standing.accepted is None else 0)
+        size = len(raw) + len(model) + beside
         if down is not None and standing.held is not None and (way := since(down, standing.held)):
             letter = msgspec.structs.replace(letter, base=way[0].base, deltas=tuple(d.digest for d in way))
             shorter = frame.dump(letter)
-            if (least := len(shorter) + sum(len(d.blob) for d in way) + len(support)) < size:
+            if (least := len(shorter) + sum(len(d.blob) for d in way) + beside) < size:
                 raw, size = shorter, least
             else:
                 whole = True
@@ -143,18 +146,20 @@ def letters(
             whole = True
         frames[device], sizes[device] = raw, size
     ring = () if down is None else tuple(d.blob for d in down.ring)
-    return Letters(frames, sizes, (*((model,) if whole else ()), *ring, *((support,) if support else ())))
+    named = tuple(blob for blob in (support, beacon) if blob)
+    return Letters(frames, sizes, (*((model,) if whole else ()), *ring, *named))
 
 
 def downloads(letter: frame.Invite) -> tuple[str, ...]:
     """Digests of the blobs that an invited device has to download."""
-    return (*(letter.deltas if letter.base else (letter.model,)), *((letter.support,) if letter.support else ()))
+    named = tuple(digest for digest in (letter.support, letter.beacon) if digest)
+    return (*(letter.deltas if letter.base else (letter.model,)), *named)
 
 
 def most_bytes(plan: Plan) -> int:
     """Bytes that all blobs of an invitation have at most, with room to spare: a snapshot is float32, deltas are smaller
     together or one of them is the newest, and positions have 8 bytes each where they have most."""
-    return 16 * plan.layout.given.dim + 2**17
+    return 16 * plan.layout.given.dim + 2**17 + BEACON_BYTES * plan.sampling.population * bool(plan.contributors)
 
 
 def change(closed: Closed) -> Change:

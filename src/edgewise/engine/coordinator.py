@@ -26,7 +26,7 @@ from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, together
 from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
-from edgewise.engine import broadcast, evaluation
+from edgewise.engine import beacon, beacon_server, broadcast, evaluation
 from edgewise.engine.aggregation import Sums, aggregation
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound, Tell
@@ -97,8 +97,8 @@ class Coordinator:
         ``round.patience`` ends the run, or until ``until()``, which is asked between two rounds.
 
         Raises:
-            RoundError(E-ROUND): ``UNMET_LIMIT`` rounds in a row ended below their minimum, and the run can be resumed;
-                or all rounds did, so that nothing was trained.
+            RoundError: E-ROUND where ``UNMET_LIMIT`` rounds in a row ended below their minimum, and the run can be
+                resumed; or all rounds did, so that nothing was trained. E-BEACON as ``gather``.
         """
         reached = checkpoint
         for after in self.rounds(checkpoint, until):
@@ -109,6 +109,7 @@ class Coordinator:
         """``run``, a round for each step: the checkpoint after each round that is committed and measured."""
         self.evaluate_if_due(checkpoint)
         while checkpoint.next_round < self.plan.rounds and not self.kept(checkpoint).stopped and not until():
+            self.gather()
             checkpoint = self.round(checkpoint)
             self.evaluate_if_due(checkpoint)
             yield checkpoint
@@ -117,6 +118,33 @@ class Coordinator:
             raise self._unmet(played)
         if played < self.plan.rounds and now.stopped:
             self.tell(events.StoppedEarly(played=played, evaluations=now.waited, kept=now.played))
+
+    def gather(self) -> None:
+        """Have the run's devices draw its cohorts together, where they verify them and have not done so.
+
+        Raises RoundError(E-BEACON): too few of them are left for that.
+        """
+        if not self.plan.contributors or beacon_server.stored(self.store) is not None:
+            return
+        assert self.trust is not None
+        anchor = beacon.anchor(self._top, self.plan.rounds)
+        parts = (self.plan, self.population, self.trust, anchor, self.cohort, self.store, self.tell)
+        gathering = beacon_server.Gathering(*parts)
+        gathering.begin()
+        receive(self.cohort, gathering)
+        self.cohort.close_round()
+
+    @property
+    def _top(self) -> Key:
+        return derive(self.sampling_key, "beacon")
+
+    def _draw(self, number: int) -> beacon.RoundDraw | None:
+        """How devices verify the cohort of a round; None where the server draws alone."""
+        if not self.plan.contributors:
+            return None
+        if (blob := beacon_server.stored(self.store)) is None:
+            raise StoreError("E-CHECKPOINT", "the run has no beacon.", "put a whole copy of the folder in its place.")
+        return beacon.RoundDraw(blob, beacon.key(self._top, self.plan.rounds, number))
 
     def round(self, checkpoint: Checkpoint) -> Checkpoint:
         """Play one round and commit it, met or abandoned."""
@@ -131,10 +159,11 @@ class Coordinator:
         log = self.store.journal(number)
         records = iter(log.replay())
         logged = next(records, None)
-        began = self._drawn(number) if logged is None else _first(logged)
+        by = self._draw(number)
+        began = self._drawn(number, by) if logged is None else _first(logged)
         # A sampled cohort may be too small to begin with: nobody is asked then.
         asked = began.invited if len(began.invited) >= max(1, self.plan.sampling.minimum) else ()
-        facts = decide(self.plan, checkpoint, began, self.store.standing(asked), self.trust)
+        facts = decide(self.plan, checkpoint, began, self.store.standing(asked), self.trust, by)
         self.cohort.publish(facts.letters.blobs)
         if logged is None:
             facts = facts.started(self.cohort.now_s())
@@ -149,11 +178,16 @@ class Coordinator:
         open_round.begin(None if logged is None else records)
         return open_round
 
-    def _drawn(self, number: int) -> Began:
+    def _drawn(self, number: int, by: beacon.RoundDraw | None) -> Began:
         """What the server draws for a round; the time is set when the round starts."""
         entropy, hidden = self.entropy(number), self.plan.hides is not None
         nonce = derive(entropy, "nonce") if hidden else None
-        invited = draw(self.plan.sampling, self.population, self.sampling_key, number)
+        if by is None:
+            invited = draw(self.plan.sampling, self.population, self.sampling_key, number)
+        else:
+            assert self.trust is not None
+            found = beacon.cohort(self.plan, self.trust, by.digest, by.key, number, by.blob)
+            invited = tuple(device for device in self.population if device in found)
         return Began(0.0, derive(entropy, "attempt").hex(), nonce, derive(entropy, "groups"), invited)
 
     def close(self, checkpoint: Checkpoint, open_round: OpenRound, began_s: float) -> Checkpoint:

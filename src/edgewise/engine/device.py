@@ -35,7 +35,7 @@ from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.training import DeviceId, FitRequest, Update
 from edgewise.core.vector import Array, Vector, finite
-from edgewise.engine import invitation
+from edgewise.engine import beacon, invitation
 from edgewise.engine.broadcast import STALE
 from edgewise.engine.device_state import (
     After,
@@ -61,13 +61,15 @@ OUT_OF_STEP = "this device's codec memory is not of the round that the server na
 @dataclass(frozen=True, slots=True)
 class Invited:
     """An invitation, the round's parameters and what the strategy gives beside them, float32 of ``Layout.given``, the
-    device's secrets for this attempt at the round, and where stages ask for them the positions of the last release.
+    device's secrets for this attempt at the round, where stages ask for them the positions of the last release, and
+    where cohorts are verified the blob of the run's beacon.
     """
 
     invite: Invite
     params: Vector = field(repr=False)
     secrets: keys.Secrets = field(repr=False)
     support: Array | None = field(default=None, repr=False)
+    beacon: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +167,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if isinstance(event, Delivered):
         return _letter(plan, state, event.message, trust)
     if isinstance(event, Invited):
-        return _invited(plan, state, event)
+        return _invited(plan, state, event, trust)
     if isinstance(event, Unready):
         return state, (Send(_refusal(state.device, event.invite, event.code, event.reason)),)
     if isinstance(event, Withheld):
@@ -210,7 +212,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         return idle, (*leaves, Send(frame.dump(_contribution(state, report))))
     hiding, first = client.start(secagg, sid, me, secret, body, head, secrets.session)
     sent = frame.dump(frame.Step(run=invite.run, round=invite.round, device=me, body=first))
-    masking = InSecAgg(invite.round, hiding, idle, _heard(invite), sent)
+    masking = InSecAgg(invite.round, hiding, idle, _heard(invite), sent, cohort=state.cohort)
     return masking, (Save(masking), Send(sent))
 
 
@@ -277,7 +279,7 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
     secagg, secret = plan.secagg(invite.round, best), trust.identity(me)
     hiding, first = client.advertise(secagg, plan.session(invite), me, secret, secrets.session)
     sent = frame.dump(frame.Step(run=invite.run, round=invite.round, device=me, body=first, rung=best))
-    asking = InSecAgg(invite.round, hiding, state.idle, _heard(invite), sent, unsent=unsent)
+    asking = InSecAgg(invite.round, hiding, state.idle, _heard(invite), sent, unsent=unsent, cohort=state.cohort)
     return asking, (Save(asking), Send(sent))
 
 
@@ -322,7 +324,7 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
         except EdgewiseError as e:
             return _aborted(plan, state, e.code)
     secagg = plan.secagg(state.round, state.rung)
-    after, answer = client.step(secagg, state.client, message.body, trust.registry)
+    after, answer = client.step(secagg, state.client, message.body, beacon.within(trust.registry, state.cohort))
     idle, answered, charge = state.idle, state.idle.answered, tuple[Effect, ...]()
     if isinstance(after, client.Waiting) and (answered is None or answered < state.round):  # the masked update leaves
         idle, charge = replace(idle, answered=state.round), (Charge(state.round),)
@@ -346,7 +348,7 @@ def _aborted(plan: Plan, state: InSecAgg, code: str) -> tuple[State, tuple[Effec
     return state.idle, (Save(state.idle), Send(frame.dump(sent)))
 
 
-def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Effect, ...]]:
+def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
     """What is refused changes nothing: neither memory, nor training or a session that is under way."""
     invite, device = event.invite, state.device
     if isinstance(state, InSecAgg) and state.heard == _heard(invite):
@@ -355,13 +357,20 @@ def _invited(plan: Plan, state: State, event: Invited) -> tuple[State, tuple[Eff
     no = invitation.refused(plan, invite, before.answered)
     if (no := no or invitation.unfit(plan, invite, event.params, event.support)) is not None:
         return state, (Send(_refusal(device, invite, *no)),)
+    try:
+        cohort = beacon.verified(plan, trust, device, invite, event.beacon)
+    except DecodeError as e:
+        return state, (Send(_refusal(device, invite, e.code, e.what)),)
     accepted = invite.accepted
     held = settled(plan, before, accepted)
     if held is None:
-        empty = Idle(device, After(accepted, join(plan, device).committed.memory), answered=before.answered)
+        nothing = After(accepted, join(plan, device).committed.memory)
+        empty = Idle(device, nothing, answered=before.answered, lot=before.lot)
         return empty, (Save(empty), Send(_refusal(device, invite, STALE, OUT_OF_STEP)))
     params, given = plan.layout.received(event.params)
-    training = Training(device, invite, held.committed, event.secrets, event.support, held.answered, given)
+    training = Training(
+        device, invite, held.committed, event.secrets, event.support, held.answered, given, held.lot, cohort
+    )
     key, rule = plan.batch_key(device, invite.round), plan.rule(invite.round)
     work = plan.work(invite.round, rule.steps)
     correction = plan.strategy.client.correction(_remembered(plan, held.committed), given, work)

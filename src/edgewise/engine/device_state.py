@@ -33,6 +33,16 @@ class After:
     memory: Memory = field(repr=False)
 
 
+class Lot(msgspec.Struct, frozen=True):
+    """What a device gave to the run's beacon. ``value``: 32 secret bytes. ``fixed``: digest of the one list that it
+    revealed them for; None before."""
+
+    value: bytes
+    fixed: bytes | None = None
+
+    __repr__ = outline
+
+
 @dataclass(frozen=True, slots=True)
 class Idle:
     """Between rounds.
@@ -42,19 +52,22 @@ class Idle:
         pending: the memory that holds if the server used the newest contribution; None: there is no newer one.
         answered: the last round this device contributed to, where an update may leave once only
             (``engine.invitation.refused``). None: there is no such round.
+        lot: its part in the run's beacon; None where it has none.
     """
 
     device: DeviceId
     committed: After
     pending: After | None = None
     answered: int | None = None
+    lot: Lot | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
     """Waiting for the trainer. ``base``: the memory that the contribution will start from. ``given``: what the
-    strategy's server half gives it beside the model. ``support`` as in ``Turn``, ``answered`` as in ``Idle``. No
-    store keeps this state: a device that is restarted here was never invited."""
+    strategy's server half gives it beside the model. ``support`` as in ``Turn``, ``answered`` and ``lot`` as in
+    ``Idle``. ``cohort``: of the round, where the device verifies it. No store keeps this state: a device that is
+    restarted here was never invited."""
 
     device: DeviceId
     invite: Invite
@@ -63,11 +76,13 @@ class Training:
     support: Array | None = field(default=None, repr=False)
     answered: int | None = None
     given: Mapping[str, Vector] = field(default_factory=dict, repr=False)
+    lot: Lot | None = field(default=None, repr=False)
+    cohort: frozenset[DeviceId] | None = field(default=None, repr=False)
 
     @property
     def idle(self) -> Idle:
         """The device without what was under way."""
-        return Idle(self.device, self.base, answered=self.answered)
+        return Idle(self.device, self.base, answered=self.answered, lot=self.lot)
 
 
 class Unsent(msgspec.Struct, frozen=True):
@@ -93,6 +108,7 @@ class InSecAgg:
         heard, said: digest of the server's frame that was answered last, and the answer. After a stop the server, or
             the device, may not know that the answer came: the same frame gets the same answer again.
         rung: of the device's group, None where the codec is fixed. unsent: until the group is known.
+        cohort: of the round, where the device verifies it: it exchanges secrets with nobody else.
     """
 
     round: int
@@ -102,6 +118,7 @@ class InSecAgg:
     said: bytes = field(repr=False)
     rung: int | None = None
     unsent: Unsent | None = None
+    cohort: frozenset[DeviceId] | None = field(default=None, repr=False)
 
     @property
     def device(self) -> DeviceId:
@@ -127,9 +144,9 @@ def settled(plan: Plan, state: Idle, accepted: int | None) -> Idle | None:
     """The device with the one codec memory that holds when the server last used its contribution to round ``accepted``
     (None: to no round yet); None where the device has the memory of another round only."""
     if state.pending is not None and accepted == state.pending.round:
-        return Idle(state.device, state.pending, answered=state.answered)
+        return replace(state, committed=state.pending, pending=None)
     if accepted == state.committed.round or not remembers(plan):
-        return Idle(state.device, After(accepted, state.committed.memory), answered=state.answered)
+        return replace(state, committed=After(accepted, state.committed.memory), pending=None)
     return None
 
 
@@ -147,20 +164,22 @@ def recalled(state: Kept, charged: int | None) -> Kept:
     return replace(state, idle=idle) if isinstance(state, InSecAgg) and state.round > charged else idle
 
 
-class _Session(msgspec.Struct, frozen=True):
+class _Session(msgspec.Struct, frozen=True, omit_defaults=True):
     round: int
     client: bytes
     rung: int | None
     unsent: Unsent | None
     heard: str
     said: bytes
+    cohort: frozenset[str] | None = None
 
     __repr__ = outline
 
 
-class _Kept(msgspec.Struct, frozen=True):
+class _Kept(msgspec.Struct, frozen=True, omit_defaults=True):
     answered: int | None
     session: _Session | None
+    lot: Lot | None = None
 
     __repr__ = outline
 
@@ -188,8 +207,8 @@ def session_of(state: Kept) -> bytes:
     session = None
     if isinstance(state, InSecAgg):
         saved = client.save(state.client)
-        session = _Session(state.round, saved, state.rung, state.unsent, state.heard, state.said)
-    return _encoder.encode(_Kept(idle.answered, session))
+        session = _Session(state.round, saved, state.rung, state.unsent, state.heard, state.said, state.cohort)
+    return _encoder.encode(_Kept(idle.answered, session, idle.lot))
 
 
 def idle_of(device: DeviceId, memory: Mapping[str, Array]) -> Idle:
@@ -203,11 +222,11 @@ def idle_of(device: DeviceId, memory: Mapping[str, Array]) -> Idle:
 def resumed(idle: Idle, session: bytes) -> Kept:
     """The device with the rest of its state. Raises msgspec.DecodeError for bytes that ``session_of`` does not make."""
     kept = _decoder.decode(session)
-    idle = replace(idle, answered=kept.answered)
+    idle = replace(idle, answered=kept.answered, lot=kept.lot)
     if kept.session is None:
         return idle
     s = kept.session
-    return InSecAgg(s.round, client.restore(s.client), idle, s.heard, s.said, s.rung, s.unsent)
+    return InSecAgg(s.round, client.restore(s.client), idle, s.heard, s.said, s.rung, s.unsent, s.cohort)
 
 
 def _after(arrays: Mapping[str, Array], name: str) -> After | None:

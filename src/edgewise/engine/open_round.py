@@ -190,7 +190,7 @@ class OpenRound:
             return Gone(record.device, number, record.code, record.at_s)
         try:
             message = frame.from_device(record.frame, self.facts.frame_limit_bytes)
-            if isinstance(message, frame.Measurement):
+            if isinstance(message, frame.Measurement | frame.Commitment | frame.Reveal):
                 raise DecodeError("E-FRAME", "not an answer to an invitation.")
             if message.device != record.device or message.run != self.facts.run:
                 raise DecodeError("E-FRAME", "the frame names another device or run than its sender.")

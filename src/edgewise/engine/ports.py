@@ -102,12 +102,14 @@ class Trust:
         registry: device -> its enrolled Ed25519 key; None for a stranger.
         identity: device -> its own secret Ed25519 key; a driver knows that of its own devices only.
         leader, helper: public HPKE keys of the two servers; None where there is one.
+        roster: all devices of the run, sorted; cohorts that devices verify are drawn from it.
     """
 
     registry: Callable[[DeviceId], bytes | None] = field(repr=False)
     identity: Callable[[DeviceId], bytes] = field(repr=False)
     leader: bytes | None = None
     helper: bytes | None = None
+    roster: tuple[DeviceId, ...] = ()
 
 
 class Helper(Protocol):
@@ -332,6 +334,14 @@ class Store(Protocol):
     ) -> None:
         """Save a checkpoint with the events that led to it. ``change``, ``total``: by the round before ``next_round``;
         ``total`` is what it released, None where it released nothing."""
+        ...
+
+    def beacon(self) -> bytes | None:
+        """What ``keep_beacon`` was given last; None before that."""
+        ...
+
+    def keep_beacon(self, raw: bytes) -> None:
+        """Keep how far the run's beacon is (``engine.beacon_server``); durable when this returns."""
         ...
 
     def charge(self, charge: LedgerEntry) -> None:

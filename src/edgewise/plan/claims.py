@@ -113,6 +113,11 @@ def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
     space, trust = pipe.encoded, recipe.trust
     exist = corrupt_existing(trust, space.population)
     told = f"this holds while at most {exist:,} of the {space.population:,} devices are corrupt "
+    if trust.cohorts == "verified":
+        return told + (
+            f"(up to {space.quorum.corrupt:,} in a sum, but for odds of 2^-40 in a run), chosen before its cohorts are "
+            "drawn; devices verify each cohort"
+        )
     if trust.server == "malicious":
         return told + f"(up to {space.quorum.corrupt:,} in a sum), whichever of them the server invites"
     return told + f"and the server draws cohorts as it says (then at most {space.quorum.corrupt:,} in a sum)"

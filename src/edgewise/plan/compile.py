@@ -28,6 +28,7 @@ from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
 from edgewise.plan.strategy import strategy_of
 from edgewise.plan.sums import Sums, sums_of
+from edgewise.plan.trust import contributors
 from edgewise.secagg import messages
 from edgewise.strategies.base import Strategy
 
@@ -100,6 +101,7 @@ def compile(
         spend=spend,
         ways=pipes if by_rung else (),
         policy=sums.policy,
+        contributors=contributors(recipe.trust, population),
     )
 
 

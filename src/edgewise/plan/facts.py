@@ -123,11 +123,14 @@ def decisive(resolved: Mapping[str, Any]) -> str:
     """Canonical JSON of what a resolved recipe decides about the model and the protocol.
 
     Left out are [simulation], [compare], [report] and [store], and [eval] unless held-out losses decide which model
-    counts or come with the updates.
+    counts or come with the updates; of [trust] ``cohorts`` where the server draws them.
     """
     told = resolved["round"]["patience"] or resolved["round"]["keep"] == "best" or resolved["eval"]["on_devices"]
     left_out = {"simulation", "compare", "report", "store"} | (set() if told else {"eval"})
-    return _json({key: value for key, value in resolved.items() if key not in left_out})
+    kept = {key: value for key, value in resolved.items() if key not in left_out}
+    if resolved["trust"]["cohorts"] == "server":  # who draws them decides nothing then that the protocol has
+        kept["trust"] = {key: value for key, value in resolved["trust"].items() if key != "cohorts"}
+    return _json(kept)
 
 
 def canonical(facts: PlanFacts) -> bytes:

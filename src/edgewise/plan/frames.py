@@ -85,5 +85,7 @@ def _invite(plan: Plan, phase: int, known: bool) -> Invite:
         deltas=(_HEX,) if deltas else (),
         support=_HEX if known and plan.at(phase * plan.sampling.groups).encoded.announced else None,
         nonce=bytes(KEY_BYTES) if plan.hides is not None else None,
+        beacon=_HEX if plan.contributors else None,
+        key=bytes(KEY_BYTES) if plan.contributors else None,
         clip=None if (clips := plan.clips(0)) is None else max(clips),
     )

@@ -84,6 +84,7 @@ class Plan:
         ways: the way up of each rung where a sum hides its parts, ``pipelines`` being the first; else empty: one
             pipeline then holds all rungs.
         policy: what devices assume of each other and of the server in secure aggregation; None where nothing is hidden.
+        contributors: devices whose random values cohorts are drawn from; 0 where the server draws alone.
         downlink: the way of the model's change down, a pipeline of one contribution, the same in all rounds; None where
             devices download the model itself.
         promise: what is promised about privacy, and by what means.
@@ -104,6 +105,7 @@ class Plan:
     spend: Spend | None = None
     ways: tuple[Pipeline, ...] = ()
     policy: TrustPolicy | None = None
+    contributors: int = 0
 
     @property
     def spec(self) -> Spec:
@@ -166,6 +168,8 @@ class Plan:
         """The id of the session that an invitation opens: run, round, model, configuration and nonce."""
         rule = msgspec.msgpack.encode(invite.rule)
         config = messages.configuration(self.spec.digest(), rule, invite.public, invite.clip, invite.support)
+        if invite.beacon is not None and invite.key is not None:
+            config = messages.drawn(config, invite.beacon, invite.key)
         assert invite.nonce is not None, "an invitation without one is refused where contributions are hidden"
         return messages.session_id(self.run, invite.round, invite.model, config.hex(), invite.nonce)
 
@@ -291,7 +295,7 @@ class Plan:
     def frame_limit_bytes(self) -> int:
         """No honest answer of any phase or rung is larger: the packed payload at its worst, and room for the frame."""
         spaces = [space for pipe in self.ways or self.pipelines for space in pipe.encoded.rungs or (pipe.encoded,)]
-        letters = PART_BYTES * self.sampling.invite if self.hides else 0
+        letters = PART_BYTES * max(self.sampling.invite, self.contributors) if self.hides else 0
         worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces) + letters
         return min(worst, MESSAGE_LIMIT_BYTES)
 

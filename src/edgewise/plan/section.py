@@ -132,6 +132,10 @@ class TrustSection(Section):
         "malicious",
         description="may lie, also about who is in a cohort and who dropped out, or follows the protocol and reads all",
     )
+    cohorts: Literal["server", "verified"] = Field(
+        "server",
+        description="who draws cohorts: the server alone, or devices with it, who verify every cohort that they are in",
+    )
 
 
 # Keys of other sections that say the same as a key of [trust].

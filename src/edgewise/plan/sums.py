@@ -53,7 +53,7 @@ def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
             '[merge] kind = "sum", or round.sampling = "cyclic".',
         )
     trust, rungs = recipe.trust, None
-    corrupt = corrupt_most(trust, sampling, merge.groups)
+    corrupt = corrupt_most(trust, sampling, recipe.round.rounds, merge.groups)
     if recipe.codec == "adaptive":
         rungs, least = sorting(recipe, merge, sampling.minimum, corrupt)
     policy = assured(merge, least, corrupt, trust.dropout_fraction, trust.server)

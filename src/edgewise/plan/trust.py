@@ -5,13 +5,22 @@
         A lying server invites whom it likes, pretends that other keys never came, and deals groups to its liking.
     server = "curious":     A = min{a: P[X > a] <= 2^-40}
         The server draws cohorts and groups as it says. X is the number of corrupt devices in what it drew.
+    cohorts = "verified", with a malicious server:
+                            A = min{a: P[X > a] <= 2^-40 / (draws x lists)},  X ~ Hypergeometric(n, exist, cohort)
+        Every device verifies the draw over the whole population (``engine.beacon``). A lying server still pretends that
+        others are away and deals groups to its liking, so all X of the cohort may be in one sum. It may also choose
+        one of ``lists`` = n - exist seeds: a list of exist + 1 contributors has an honest one, and an honest one
+        reveals for one list. Each seed fixes all ``draws`` of the run: its rounds, or the groups that take turns.
 
 Where devices choose the group that they are in (``codec = "adaptive"``), all corrupt ones of a cohort may be in one.
 Tails are Chernoff's bounds, which hold for draws with and without replacement (Hoeffding 1963, theorems 1 and 4). The
-2^-40 is per cohort and is added neither to delta nor to the failures of a masked session.
+2^-40 is per cohort, per run where cohorts are verified, and is added neither to delta nor to the failures of a masked
+session. The tail of verified cohorts is exact.
 """
 
 from __future__ import annotations
+
+from math import log
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.space import share_of
@@ -19,8 +28,9 @@ from edgewise.core.stage import Merge
 from edgewise.plan.recipe import Recipe
 from edgewise.plan.sampling import Sampling, at_most
 from edgewise.plan.section import TrustSection
+from edgewise.secagg.params import more_than
 
-FAILURE = 2.0**-40  # of a curious server's draw, per cohort
+FAILURE = 2.0**-40  # of a curious server's draw, per cohort; of all verified draws of a run together
 
 
 def corrupt_existing(trust: TrustSection, population: int) -> int:
@@ -28,9 +38,19 @@ def corrupt_existing(trust: TrustSection, population: int) -> int:
     return share_of(trust.malicious_fraction, population)
 
 
-def corrupt_most(trust: TrustSection, sampling: Sampling, groups: int = 1) -> int:
-    """A, of a cohort dealt at random into ``groups`` sums of their own (see the module)."""
+def contributors(trust: TrustSection, population: int) -> int:
+    """Devices whose random values the draw of verified cohorts has: one more than may be corrupt. 0 where the server
+    draws alone."""
+    return corrupt_existing(trust, population) + 1 if trust.cohorts == "verified" else 0
+
+
+def corrupt_most(trust: TrustSection, sampling: Sampling, rounds: int, groups: int = 1) -> int:
+    """A, of a cohort dealt at random into ``groups`` sums of their own (see the module). ``rounds``: of the run."""
     exist, n = corrupt_existing(trust, sampling.population), sampling.population
+    if trust.cohorts == "verified":
+        draws = rounds if sampling.kind == "fixed" else min(rounds, sampling.groups)
+        limit = log(FAILURE) - log(draws) - log(n - exist)
+        return more_than(n, exist, sampling.invite, limit) if sampling.invite < n else exist
     if trust.server == "malicious":
         return min(exist, n if sampling.kind == "poisson" else sampling.invite)
     found = at_most(exist, sampling.invite / n, FAILURE)
@@ -50,7 +70,22 @@ def check_read(recipe: Recipe, merge: Merge) -> None:
     if merge.hides is None:
         unread, by = given, "merges that hide single updates"
     else:
-        unread, by = given & (set() if merge.hides.interactive else {"dropout_fraction"}), "masks"
+        unread, by = given & (set() if merge.hides.interactive else {"dropout_fraction", "cohorts"}), "masks"
     if unread:
         what = f"trust.{sorted(unread)[0]} is for {by}; nothing reads it with [merge] {recipe.merge['kind']}."
         raise RecipeError("E-COMBO", what, "leave it out.")
+    if recipe.trust.cohorts == "verified":
+        _check_verified(recipe)
+
+
+def _check_verified(recipe: Recipe) -> None:
+    """Raises RecipeError(E-COMBO) where verified cohorts have nothing to verify, or would give away what is secret."""
+    asked, fix = 'trust.cohorts = "verified"', 'leave it out, or write round.sampling = "fixed" or "cyclic".'
+    if recipe.trust.server == "curious":
+        what = f'{asked} is against a server that lies about who it drew, and with trust.server = "curious" none does.'
+        raise RecipeError("E-COMBO", what, 'leave it out, or write trust.server = "malicious".')
+    if recipe.round.sampling == "all":
+        raise RecipeError("E-COMBO", f"{asked} has nothing to verify: all devices are in every round.", fix)
+    if recipe.round.sampling == "poisson":
+        what = f"{asked} tells every device who is in a cohort, and Poisson sampling rests on that nobody knows."
+        raise RecipeError("E-COMBO", what, fix)

@@ -33,7 +33,7 @@ from edgewise.crypto.sign import SIGNATURE_BYTES
 
 PROTOCOL = b"edgewise/secagg/v3"
 CODES = (  # with which a device may end its session
-    "E-FRAME", "E-KEY-AGREE", "E-RUNG",
+    "E-COHORT", "E-FRAME", "E-KEY-AGREE", "E-RUNG",
     "E-SECAGG-FEW", "E-SECAGG-KEYS", "E-SECAGG-ORDER", "E-SECAGG-POLICY", "E-SECAGG-SURVIVORS",
 )  # fmt: skip
 DIGEST_BYTES = 32
@@ -221,6 +221,12 @@ def configuration(layout: str, rule: bytes, public: bytes, clip: float | None, s
     return digest(
         b"configuration", layout.encode(), rule, public, struct.pack("<d", clip or 0.0), (support or "").encode()
     )
+
+
+def drawn(config: bytes, beacon: str, key: bytes) -> bytes:
+    """The configuration of a round whose cohort is verified: with the digest of the run's beacon, and the round's key
+    (``core.frame.Invite``)."""
+    return digest(b"drawn", config, beacon.encode(), key)
 
 
 def roster_digest(sid: bytes, keys: Mapping[str, Keys]) -> bytes:

@@ -265,6 +265,11 @@ def _log_masses(n: int, good: int, k: int) -> tuple[int, NDArray[np.float64]]:
     return least, first + np.concatenate(([0.0], np.cumsum(steps)))
 
 
+def more_than(n: int, bad: int, drawn: int, limit: float) -> int:
+    """min{a: ln P[X > a] <= limit}, X ~ Hypergeometric: the bad ones of ``drawn`` of n, ``bad`` of which are."""
+    return _above(n, bad, drawn, limit)
+
+
 def _above(n: int, good: int, k: int, limit: float) -> int:
     """min{t: ln P[X > t] <= limit}, summed from the far end, where the terms are smallest."""
     least, masses = _log_masses(n, good, k)

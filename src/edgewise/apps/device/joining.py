@@ -207,7 +207,7 @@ class Parts:
             keys = roster.parse(path.read_bytes(), plan.facts.population)
         if me.name not in keys:
             raise facts.refused("this device is not among their devices")
-        trust = Trust(registry=keys.get, identity=lambda device: me.secret)
+        trust = Trust(registry=keys.get, identity=lambda device: me.secret, roster=tuple(sorted(keys)))
         return self._sealing(trust, plan, shares) if plan.shared else trust
 
     def _sealing(self, trust: Trust, plan: Plan, shares: Mapping[str, Any]) -> Trust:

@@ -54,6 +54,8 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     promise: str = ""
 
+_FROM_SERVER = (frame.Delta, frame.Invite, frame.Probe, frame.Call, frame.Commitments, frame.Beacon)
+
 
 class Record:
     """The record of a home folder, for the one process that sends. Raises StoreError: E-DISK, E-CHECKPOINT."""
@@ -72,7 +74,7 @@ class Record:
             plan: of its run; None for the refusal of a run.
         """
         message, digest = frame.load(raw, len(raw)), hashlib.sha256(raw).hexdigest()
-        if isinstance(message, frame.Delta | frame.Invite | frame.Probe) or (message.run, digest) in self._known:
+        if isinstance(message, _FROM_SERVER) or (message.run, digest) in self._known:
             return
         reason = f"{message.code}: {message.reason}" if isinstance(message, frame.Refusal) else ""
         reason = _step(message.body)[1] if isinstance(message, frame.Step) else reason
@@ -135,6 +137,8 @@ def kind(message: frame.Message, plan: Plan | None) -> str:
             return "noised update" if plan.promise.noised_before_leaving else "update, readable by the server"
         case frame.Step(body=body):
             return _step(body)[0]
+        case frame.Commitment() | frame.Reveal():
+            return "random number for drawing cohorts"
         case frame.Refusal():
             return REFUSAL
         case frame.Measurement():

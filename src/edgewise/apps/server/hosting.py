@@ -279,7 +279,7 @@ class Hosting:
             tell=lambda event: self._told(run.run, event), now_s=time.perf_counter,
             entropy=lambda round: secrets.token_bytes(32),
             sampling_key=(store.out / submission.SAMPLING_KEY).read_bytes(),
-            trust=Trust(registry=keys.get, identity=_no_secret), evaluator=self._evaluator,
+            trust=Trust(registry=keys.get, identity=_no_secret, roster=tuple(sorted(keys))), evaluator=self._evaluator,
             secret=None if shares is None else shares.secret, helper=helper,
         )  # fmt: skip
 

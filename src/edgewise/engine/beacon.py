@@ -1,0 +1,202 @@
+"""The beacon of a run: random values of several devices, committed to before any is revealed, that draw its cohorts.
+
+    server    asks devices for commitments, fixes a list of ``Plan.contributors`` of them, and asks those for reveals
+    device    commits to a fresh value; reveals it once, with a signature over the one list that it has seen
+    everybody checks the reveals, takes the seed of a round from them and from the server's key of the round, and draws
+
+    commitment = H("beacon value", run, device, value)
+    list       = H("beacon list", run, anchor, device 1, commitment 1, device 2, ...)
+    signature  = Ed25519 over H("beacon reveal", list, device, value)
+    joint      = H("beacon", list, value 1, value 2, ...)
+    key r - 1  = H("beacon key", key r),  anchor = H("beacon key", key 0)
+    seed r     = H("cohort", joint, r, key r); H("turns", joint) where groups take turns
+    ticket     = SHA-256(seed, device); the cohort has the smallest ones
+
+H is ``secagg.messages.digest``. The list binds the server's keys of all rounds (``anchor``), and the run binds the
+roster. One contributor at least is honest, and reveals for one list. Nobody knew its value when that list was fixed, so
+nobody chose ``joint``; who withholds a reveal ends the list, and no cohort is drawn from the others' values. What a
+server gains that throws lists away is counted (``plan.trust``).
+
+A seed is public to the devices of its round. Where privacy rests on cohorts that nobody knows, none is verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
+
+from edgewise.core import frame, vector
+from edgewise.core.errors import DecodeError
+from edgewise.core.keys import Key
+from edgewise.core.training import DeviceId
+from edgewise.crypto import sign
+from edgewise.engine.ports import Trust
+from edgewise.plan.plan import Plan
+from edgewise.plan.sampling import Sampling
+from edgewise.secagg.client import Registry
+from edgewise.secagg.messages import digest
+
+_FIX = "do not trust this server before its operator has explained it."
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDraw:
+    """What an invitation says of a verified cohort. ``blob``: the run's beacon. ``key``: of the round."""
+
+    blob: bytes = field(repr=False)
+    key: Key
+
+    @property
+    def digest(self) -> str:
+        """The name of the blob."""
+        return vector.digest(self.blob)
+
+
+def key(top: Key, rounds: int, round: int) -> Key:
+    """The server's key of a round. ``top``: that of the last one, 32 secret bytes."""
+    found = top
+    for _ in range(rounds - 1 - round):
+        found = _earlier(found)
+    return found
+
+
+def anchor(top: Key, rounds: int) -> bytes:
+    """The commitment to the keys of all rounds."""
+    return _earlier(key(top, rounds, 0))
+
+
+def _earlier(found: Key) -> Key:
+    return digest(b"beacon key", found)
+
+
+def commitment(run: str, device: DeviceId, value: bytes) -> bytes:
+    """What a device commits to its value by."""
+    return digest(b"beacon value", run.encode(), device.encode(), value)
+
+
+def list_digest(run: str, committed_to: bytes, listed: Sequence[frame.Committed]) -> bytes:
+    """What a reveal is bound to."""
+    return digest(
+        b"beacon list",
+        run.encode(),
+        committed_to,
+        *(part for c in listed for part in (c.device.encode(), c.commitment)),
+    )
+
+
+def reveal_digest(fixed: bytes, device: DeviceId, value: bytes) -> bytes:
+    """What a device signs when it reveals. ``fixed``: ``list_digest``."""
+    return digest(b"beacon reveal", fixed, device.encode(), value)
+
+
+def check_list(contributors: int, trust: Trust, listed: Sequence[frame.Committed]) -> None:
+    """Raises DecodeError(E-BEACON) for a list that has too few devices to have an honest one, or names strangers or one
+    device twice. ``contributors``: as in ``Plan``."""
+    if not contributors or len(listed) < contributors:
+        raise _no(f"{len(listed)} devices are on its list, and {contributors} are needed for one to be honest")
+    known = _members(trust.roster)
+    if any(a.device >= b.device for a, b in pairwise(listed)) or not all(c.device in known for c in listed):
+        raise _no("its list is not sorted, or names devices that are not on the run's roster")
+
+
+def valid_reveal(trust: Trust, fixed: bytes, listed: frame.Committed, run: str, value: bytes, signature: bytes) -> bool:
+    """Whether a device on a list has revealed what it committed to, for this list."""
+    public = trust.registry(listed.device)
+    same = commitment(run, listed.device, value) == listed.commitment
+    return same and public is not None and sign.verify(public, signature, reveal_digest(fixed, listed.device, value))
+
+
+def cohort(
+    plan: Plan, trust: Trust, named: str | None, key: Key | None, round: int, blob: bytes
+) -> frozenset[DeviceId]:
+    """The cohort of a round. ``named``, ``key``: ``Invite.beacon`` and ``Invite.key``. ``blob``: what it names.
+
+    Raises DecodeError(E-BEACON): the blob is not the one that is named or not a beacon of this run, a reveal is missing
+        or is not the one committed to, or the round's key does not lead to the anchor.
+    """
+    if key is None or vector.digest(blob) != named:
+        raise _no("the blob is not the one that the invitation names")
+    joint, committed_to = _joint(plan.run, plan.contributors, trust, blob)
+    found = key
+    for _ in range(round + 1):
+        found = _earlier(found)
+    if found != committed_to:
+        raise _no("the round's key is not the one that the server committed to")
+    return drawn(plan.sampling, trust.roster, _seed(plan.sampling, joint, round, key), round)
+
+
+@lru_cache(maxsize=8)
+def _joint(run: str, contributors: int, trust: Trust, blob: bytes) -> tuple[bytes, bytes]:
+    """The joint value of a beacon, and the server's anchor. Raises DecodeError(E-BEACON, E-FRAME)."""
+    beacon = frame.beacon(blob)
+    if beacon.run != run:
+        raise _no("it is of another run")
+    check_list(contributors, trust, beacon.listed)
+    if not len(beacon.listed) == len(beacon.values) == len(beacon.signatures):
+        raise _no("not every device on its list has revealed")
+    fixed = list_digest(run, beacon.anchor, beacon.listed)
+    for listed, value, signature in zip(beacon.listed, beacon.values, beacon.signatures, strict=True):
+        if not valid_reveal(trust, fixed, listed, run, value, signature):
+            raise _no("a device on its list has not revealed, for this list, what it committed to")
+    return digest(b"beacon", fixed, *beacon.values), beacon.anchor
+
+
+def verified(
+    plan: Plan, trust: Trust | None, device: DeviceId, invite: frame.Invite, blob: bytes
+) -> frozenset[DeviceId] | None:
+    """The cohort of an invitation, with this device in it; None where the server draws cohorts alone.
+
+    Raises DecodeError: E-BEACON as ``cohort``; E-COHORT where the device was not drawn.
+    """
+    if not plan.contributors:
+        return None
+    if trust is None:
+        raise ValueError("verifying a cohort needs to know who is enrolled")
+    found = cohort(plan, trust, invite.beacon, invite.key, invite.round, blob)
+    if device not in found:
+        raise DecodeError("E-COHORT", "this device is not in the round's cohort.", _FIX)
+    return found
+
+
+def within(registry: Registry, members: frozenset[DeviceId] | None) -> Registry:
+    """The registry of a session whose cohort the device has verified; that of all devices where it is None.
+
+    Raises (when it is asked) DecodeError(E-COHORT) for a device outside: it has no place on a roster of keys.
+    """
+    if members is None:
+        return registry
+
+    def enrolled(device: DeviceId) -> bytes | None:
+        if device not in members:
+            raise DecodeError("E-COHORT", "the roster names a device that is not in the round's cohort.", _FIX)
+        return registry(device)
+
+    return enrolled
+
+
+def _seed(sampling: Sampling, joint: bytes, round: int, key: Key) -> bytes:
+    if sampling.kind == "cyclic":
+        return digest(b"turns", joint)
+    return digest(b"cohort", joint, round.to_bytes(8, "little"), key)
+
+
+@lru_cache(maxsize=8)
+def drawn(sampling: Sampling, roster: tuple[DeviceId, ...], seed: bytes, round: int) -> frozenset[DeviceId]:
+    """The cohort that a seed gives: the ``invite`` smallest tickets of the roster, or where groups take turns every
+    ``groups``-th one in the order of tickets, from the one of the round's turn on."""
+    order = sorted(roster, key=lambda device: hashlib.sha256(seed + device.encode()).digest())
+    if sampling.kind == "cyclic":
+        return frozenset(order[round % sampling.groups :: sampling.groups])
+    return frozenset(order[: sampling.invite])
+
+
+@lru_cache(maxsize=8)
+def _members(roster: tuple[DeviceId, ...]) -> frozenset[DeviceId]:
+    return frozenset(roster)
+
+
+def _no(why: str) -> DecodeError:
+    return DecodeError("E-BEACON", f"the run's beacon cannot be used: {why}.", _FIX)

@@ -1,0 +1,76 @@
+"""A device's part in the beacon of a run (``engine.beacon``): commit to a value, and reveal it for one list.
+
+    state, effects = answer(plan, state, message, trust, entropy)
+
+What is kept is durable before a frame leaves. So a device that was killed gives the same commitment and the same reveal
+again, and never a reveal for a second list.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgewise.core import frame
+from edgewise.core.errors import DecodeError
+from edgewise.core.keys import Key, derive
+from edgewise.crypto import sign
+from edgewise.engine import beacon
+from edgewise.engine.device import Effect, Save, Send
+from edgewise.engine.device_state import Idle, Kept, Lot
+from edgewise.engine.ports import Trust
+from edgewise.plan.plan import Plan
+
+Out = tuple[Kept, tuple[Effect, ...]]
+
+
+def answer(plan: Plan, state: Kept, message: frame.Call | frame.Commitments, trust: Trust, entropy: Key) -> Out:
+    """The answer to a message about the beacon. ``entropy``: 32 fresh secret bytes, which nothing else is made of.
+
+    A run whose server draws cohorts alone, and another run, get no answer. A list that this device cannot reveal for
+    gets a refusal, and changes nothing.
+    """
+    if message.run != plan.run or not plan.contributors:
+        return state, ()
+    if isinstance(message, frame.Call):
+        return _committed(plan, state, entropy)
+    return _revealed(plan, state, message, trust)
+
+
+def _committed(plan: Plan, state: Kept, entropy: Key) -> Out:
+    idle = state if isinstance(state, Idle) else state.idle
+    lot = idle.lot or Lot(derive(entropy, "beacon"))
+    kept, saved = _with(state, lot)
+    value = beacon.commitment(plan.run, state.device, lot.value)
+    sent = frame.Commitment(run=plan.run, round=0, device=state.device, commitment=value)
+    return kept, (*saved, Send(frame.dump(sent)))
+
+
+def _revealed(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust) -> Out:
+    idle, me = state if isinstance(state, Idle) else state.idle, state.device
+    fixed, lot = beacon.list_digest(plan.run, message.anchor, message.listed), idle.lot
+    try:
+        beacon.check_list(plan.contributors, trust, message.listed)
+        if lot is None:
+            raise DecodeError("E-BEACON", "this device has committed to nothing in this run.")
+        mine = frame.Committed(device=me, commitment=beacon.commitment(plan.run, me, lot.value))
+        if mine not in message.listed:
+            raise DecodeError("E-BEACON", "the list does not have what this device committed to.")
+        if lot.fixed not in (None, fixed):
+            raise DecodeError("E-BEACON", "this device has revealed its value for another list of the run.")
+    except DecodeError as e:
+        no = frame.Refusal(run=plan.run, round=0, device=me, code=e.code, reason=frame.legible(e.what))
+        return state, (Send(frame.dump(no)),)
+    signature = sign.sign(trust.identity(me), beacon.reveal_digest(fixed, me, lot.value))
+    kept, saved = _with(state, Lot(lot.value, fixed))
+    reveal = frame.Reveal(run=plan.run, round=0, device=me, value=lot.value, signature=signature)
+    return kept, (*saved, Send(frame.dump(reveal)))
+
+
+def _with(state: Kept, lot: Lot) -> tuple[Kept, tuple[Effect, ...]]:
+    """The state with a lot, and what saves it where it is another one."""
+    idle = state if isinstance(state, Idle) else state.idle
+    if idle.lot == lot:
+        return state, ()
+    idle = replace(idle, lot=lot)
+    kept: Kept = idle if isinstance(state, Idle) else replace(state, idle=idle)
+    return kept, (Save(kept),)

@@ -1,0 +1,202 @@
+"""The server's part in the beacon of a run (``engine.beacon``): commitments first, then the reveals of one list.
+
+    gathering = Gathering(plan, population, trust, anchor, cohort, store, tell)
+    gathering.begin()
+    receive(cohort, gathering)
+    gathering.blob                      the beacon; None where too few devices are left
+
+The first ``Plan.contributors`` devices that commit make a list, which is on the disk before any is asked to reveal. A
+list ends without a beacon when one of its devices refuses, is lost, or is silent until the deadline; its other devices
+have revealed for it and are no help to another list. The next list is of devices that have not been on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from edgewise.core import events, frame
+from edgewise.core.errors import REGISTRY, DecodeError, RoundError
+from edgewise.core.training import DeviceId
+from edgewise.engine import beacon
+from edgewise.engine.ports import Absent, Arrived, Cohort, Expired, Store, Trust
+from edgewise.plan.plan import Plan
+
+SILENT = "E-BEACON"
+PATIENCE = 3  # deadlines in a row at which nothing has come
+
+
+class _Stored(msgspec.Struct, frozen=True):
+    """``used``: devices of earlier lists. ``asked``: the list whose reveals are waited for. ``blob``: the beacon."""
+
+    used: tuple[str, ...] = ()
+    asked: tuple[tuple[str, bytes], ...] = ()
+    blob: bytes = b""
+
+
+_stored = msgspec.msgpack.Decoder(_Stored)
+
+
+def stored(store: Store) -> bytes | None:
+    """The beacon that a store has; None before there is one. Raises msgspec.DecodeError where it is damaged."""
+    raw = store.beacon()
+    return None if raw is None else _stored.decode(raw).blob or None
+
+
+class Gathering:
+    """See the module; a ``loop.Listener``.
+
+    Args:
+        anchor: the server's commitment to its keys of all rounds. tell: event sink.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        population: Sequence[DeviceId],
+        trust: Trust,
+        anchor: bytes,
+        cohort: Cohort,
+        store: Store,
+        tell: Callable[[events.AnyEvent], None],
+    ) -> None:
+        self._plan, self._population, self._trust, self._anchor = plan, population, trust, anchor
+        self._cohort, self._store, self._tell = cohort, store, tell
+        self.blob: bytes | None = None
+        self.until_s: float | None = None
+        self._used: set[DeviceId] = set()  # were on a list that came to nothing
+        self._commitments: dict[DeviceId, bytes] = {}  # in the order in which they came, of devices on no list
+        self._asked: tuple[frame.Committed, ...] = ()
+        self._reveals: dict[DeviceId, frame.Reveal] = {}
+        self._idle = 0  # deadlines at which nothing had come since the last one
+
+    def begin(self) -> None:
+        """Ask for what is missing, from where the store is."""
+        raw = self._store.beacon()
+        if raw is not None:
+            known = _stored.decode(raw)
+            self._used = set(known.used)
+            self._asked = tuple(frame.Committed(device=d, commitment=c) for d, c in known.asked)
+        self.until_s = self._cohort.now_s() + self._plan.sampling.deadline_s
+        call = frame.dump(frame.Call(run=self._plan.run, round=0))
+        listed = {one.device for one in self._asked}
+        for device in self._population:
+            if device not in self._used and device not in listed:
+                self._cohort.send(device, call)
+        self._ask()
+
+    def take(self, record: Arrived | Absent | Expired) -> None:
+        """See ``Listener``. Raises RoundError(E-BEACON) where no list can come about any more."""
+        if isinstance(record, Expired):
+            self._expired()
+        elif isinstance(record, Absent):
+            self._lost(record.device, record.code, "")
+        else:
+            self._idle = 0
+            self._arrived(record)
+
+    def _arrived(self, record: Arrived) -> None:
+        try:
+            message = frame.from_device(record.frame, self._plan.frame_limit_bytes)
+        except DecodeError as e:
+            self._lost(record.device, e.code, frame.legible(e.what))
+            return
+        if (message.device, message.run, message.round) != (record.device, self._plan.run, 0):
+            self._lost(record.device, "E-FRAME", "the frame names another device, run or round than its sender.")
+        elif isinstance(message, frame.Commitment):
+            self._committed(message)
+        elif isinstance(message, frame.Reveal):
+            self._revealed(message)
+        else:
+            code, reason = "E-FRAME", "not an answer about the run's beacon."
+            if isinstance(message, frame.Refusal):
+                code, reason = message.code if message.code in REGISTRY else code, frame.legible(message.reason)
+            self._lost(record.device, code, reason)
+
+    def _committed(self, message: frame.Commitment) -> None:
+        device = message.device
+        if device not in self._used and device not in {one.device for one in self._asked}:
+            self._commitments.setdefault(device, message.commitment)
+            self._list()
+
+    def _list(self) -> None:
+        """Fix a list as soon as there can be one and none is waited for."""
+        if self._asked or len(self._commitments) < self._plan.contributors:
+            return
+        chosen = sorted(list(self._commitments)[: self._plan.contributors])
+        self._asked = tuple(frame.Committed(device=d, commitment=self._commitments.pop(d)) for d in chosen)
+        self._keep()  # devices reveal for one list: the server has to know it after a stop
+        self._ask()
+
+    def _ask(self) -> None:
+        if self._asked:
+            self.until_s = self._cohort.now_s() + self._plan.sampling.deadline_s
+        message = frame.dump(frame.Commitments(run=self._plan.run, round=0, anchor=self._anchor, listed=self._asked))
+        for one in self._asked:
+            self._cohort.send(one.device, message)
+
+    def _revealed(self, message: frame.Reveal) -> None:
+        device = message.device
+        listed = next((one for one in self._asked if one.device == device), None)
+        if listed is None:
+            return
+        fixed = beacon.list_digest(self._plan.run, self._anchor, self._asked)
+        if not beacon.valid_reveal(self._trust, fixed, listed, self._plan.run, message.value, message.signature):
+            self._lost(device, SILENT, "the device did not reveal what it had committed to.")
+            return
+        self._reveals[device] = message
+        if len(self._reveals) == len(self._asked):
+            reveals = [self._reveals[one.device] for one in self._asked]
+            self.blob = frame.dump(frame.Beacon(
+                run=self._plan.run, anchor=self._anchor, listed=self._asked,
+                values=tuple(r.value for r in reveals), signatures=tuple(r.signature for r in reveals),
+            ))  # fmt: skip
+            self.until_s = None
+            self._keep()
+
+    def _lost(self, device: DeviceId, code: str, reason: str) -> None:
+        self._tell(events.Lost(round=0, device=device, code=code, reason=reason))
+        if any(one.device == device for one in self._asked):
+            self._give_up()
+        else:
+            self._commitments.pop(device, None)
+            self._used.add(device)
+            self._check()
+
+    def _expired(self) -> None:
+        self._idle += 1
+        if self._asked:
+            for one in self._asked:
+                if one.device not in self._reveals:
+                    self._tell(
+                        events.Lost(round=0, device=one.device, code=SILENT, reason="the device did not reveal.")
+                    )
+            self._give_up()
+        elif self._idle >= PATIENCE:
+            raise self._few()
+        if self.until_s is not None:
+            self.until_s = self._cohort.now_s() + self._plan.sampling.deadline_s
+
+    def _give_up(self) -> None:
+        """End the list that is waited for: whoever revealed for it can be on no other one."""
+        self._used |= {one.device for one in self._asked}
+        self._asked, self._reveals = (), {}
+        self._keep()
+        self._check()
+        self._list()
+
+    def _check(self) -> None:
+        if len(self._population) - len(self._used) < self._plan.contributors:
+            raise self._few()
+
+    def _few(self) -> RoundError:
+        what = f"fewer than {self._plan.contributors} devices are left that could draw cohorts together"
+        fix = (
+            'see the lost devices, revoke those that do not reveal, and begin another run; or trust.cohorts = "server".'
+        )
+        return RoundError("E-BEACON", f"{what}.", fix)
+
+    def _keep(self) -> None:
+        asked = tuple((one.device, one.commitment) for one in self._asked)
+        self._store.keep_beacon(msgspec.msgpack.encode(_Stored(tuple(sorted(self._used)), asked, self.blob or b"")))
