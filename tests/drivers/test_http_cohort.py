@@ -20,12 +20,16 @@ from served import code, contribution, invite, joined, running
 from toy import ToyTrainer
 
 from edgewise.apps.server.start import Server
-from edgewise.core import events, frame
+from edgewise.core import events, frame, vector
+from edgewise.core.keys import derive
 from edgewise.drivers.fleet import mailboxes, members
 from edgewise.drivers.http import attend
 from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.identities import simulated_sampling
+from edgewise.drivers.store import RunStore
+from edgewise.engine import beacon, beacon_server
 from edgewise.engine.ports import Absent, Arrived, Sent
 
 KIT = Path(__file__).parents[1] / "support"
@@ -93,6 +97,31 @@ def test_hidden_sums_agree_too(
     server: Server, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agree(server, tmp_path, overrides, monkeypatch, 8)
+
+
+@pytest.mark.slow
+def test_devices_draw_their_cohorts_over_the_network(server: Server, tmp_path: Path) -> None:
+    """Every round has the cohort that its devices drew, and who came first to commit is free."""
+    settings = {
+        **MASKS, "round.rounds": 2, "round.sampling": "fixed", "round.cohort": 4, "round.overselect": 1.0,
+        "round.minimum": 1.0, "trust.malicious_fraction": 0.2, "trust.dropout_fraction": 0.0,
+        "trust.cohorts": "verified",
+    }  # fmt: skip
+    with fleet(server, tmp_path, 5) as links:
+        toy = Toy.of([link.name for link in links], settings)
+        told: list[events.AnyEvent] = []
+        with working(links, toy, tmp_path):
+            played(server, toy, tmp_path / "out", told.append)
+    with RunStore(tmp_path / "out") as store:
+        blob = beacon_server.stored(store)
+    assert blob is not None
+    assert len(frame.beacon(blob).listed) == toy.plan.contributors == 2
+    top = derive(simulated_sampling(toy.plan, toy.root), "beacon")
+    for number in range(2):
+        draw = frame.Draw(beacon=vector.digest(blob), key=beacon.key(top, 2, number))
+        drawn = beacon.cohort(toy.plan, toy.trust, draw, number, blob)
+        assert {e.device for e in told if isinstance(e, events.Accepted) and e.round == number} == drawn
+    assert not [e for e in told if isinstance(e, events.Lost)]
 
 
 @pytest.mark.long(sample=0)

@@ -76,7 +76,7 @@ class Toy:
             instance = Instance(server=public, nonce="00" * 32, roster=keys)
         plan = compile(recipe, trainer.spec, len(names), BUILT_IN, instance=instance)
         root = simulated_root(plan, recipe.world, trainer.describe())
-        return cls(plan, trainer, root, simulated_trust(root))
+        return cls(plan, trainer, root, simulated_trust(root, names))
 
     def part(self, folder: Path) -> Part:
         """What one device needs to answer."""

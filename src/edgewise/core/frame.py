@@ -63,6 +63,14 @@ class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return msgspec.structs.replace(self, steps=min(self.steps, wanted), epochs=0.0)
 
 
+class Draw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What cohorts are drawn from (``engine.beacon``). ``beacon``: digest of the run's ``Beacon``, a blob. ``key``: of
+    the server, for this round; 32 bytes."""
+
+    beacon: str
+    key: Word
+
+
 class Invite(_Message, frozen=True, tag="invite", omit_defaults=True):
     """Server -> device: train on this model in this round.
 
@@ -80,8 +88,7 @@ class Invite(_Message, frozen=True, tag="invite", omit_defaults=True):
         support: digest of the blob with the positions of the last release (``Turn.support``); None = there are none.
         clip: the round's clip where it follows the updates (``Turn.clip``); None = fixed by the recipe.
         nonce: 32 fresh bytes that tell this round's secure aggregation from all others; None where there is none.
-        beacon, key: digest of the run's ``Beacon``, a blob, and the server's key of this round, 32 bytes: with both a
-            device draws the cohort itself (``engine.beacon``). None where the server draws it.
+        draw: how the device draws the round's cohort itself; None where the server draws it.
 
     What is None is left out of the frame, but for ``accepted``.
     """
@@ -99,13 +106,12 @@ class Invite(_Message, frozen=True, tag="invite", omit_defaults=True):
     support: str | None = None
     nonce: bytes | None = None
     clip: float | None = None
-    beacon: str | None = None
-    key: Word | None = None
+    draw: Draw | None = None
 
 
 class Call(_Message, frozen=True, tag="call"):
     """Server -> device, before the first round: commit to a random value for the run's cohorts (``engine.beacon``).
-    ``round`` is 0 in this and in the next three."""
+    ``round`` is the number of the run's rounds in this and in the next three: no invitation has it."""
 
     run: str
     round: int

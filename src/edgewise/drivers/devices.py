@@ -162,7 +162,7 @@ class Devices:
                 support = np.zeros(0, np.int64)
                 if invite.support is not None:
                     support = pack.unpack_support(self.downloads.blob(invite.support), most, self.plan.layout.sent.dim)
-            beacon = b"" if invite.beacon is None else bytes(self.downloads.blob(invite.beacon))
+            beacon = b"" if invite.draw is None else bytes(self.downloads.blob(invite.draw.beacon))
         except DecodeError as e:
             return machine.Unready(invite, e.code, e.what)
         secrets = self.secrets(state.device, invite.round, invite.nonce)

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
 
@@ -40,19 +39,6 @@ from edgewise.secagg.client import Registry
 from edgewise.secagg.messages import digest
 
 _FIX = "do not trust this server before its operator has explained it."
-
-
-@dataclass(frozen=True, slots=True)
-class RoundDraw:
-    """What an invitation says of a verified cohort. ``blob``: the run's beacon. ``key``: of the round."""
-
-    blob: bytes = field(repr=False)
-    key: Key
-
-    @property
-    def digest(self) -> str:
-        """The name of the blob."""
-        return vector.digest(self.blob)
 
 
 def key(top: Key, rounds: int, round: int) -> Key:
@@ -109,23 +95,21 @@ def valid_reveal(trust: Trust, fixed: bytes, listed: frame.Committed, run: str, 
     return same and public is not None and sign.verify(public, signature, reveal_digest(fixed, listed.device, value))
 
 
-def cohort(
-    plan: Plan, trust: Trust, named: str | None, key: Key | None, round: int, blob: bytes
-) -> frozenset[DeviceId]:
-    """The cohort of a round. ``named``, ``key``: ``Invite.beacon`` and ``Invite.key``. ``blob``: what it names.
+def cohort(plan: Plan, trust: Trust, draw: frame.Draw | None, round: int, blob: bytes) -> frozenset[DeviceId]:
+    """The cohort of a round. ``draw``: of its invitation. ``blob``: the beacon that it names.
 
     Raises DecodeError(E-BEACON): the blob is not the one that is named or not a beacon of this run, a reveal is missing
         or is not the one committed to, or the round's key does not lead to the anchor.
     """
-    if key is None or vector.digest(blob) != named:
+    if draw is None or vector.digest(blob) != draw.beacon:
         raise _no("the blob is not the one that the invitation names")
     joint, committed_to = _joint(plan.run, plan.contributors, trust, blob)
-    found = key
+    found = draw.key
     for _ in range(round + 1):
         found = _earlier(found)
     if found != committed_to:
         raise _no("the round's key is not the one that the server committed to")
-    return drawn(plan.sampling, trust.roster, _seed(plan.sampling, joint, round, key), round)
+    return drawn(plan.sampling, trust.roster, _seed(plan.sampling, joint, round, draw.key), round)
 
 
 @lru_cache(maxsize=8)
@@ -155,7 +139,7 @@ def verified(
         return None
     if trust is None:
         raise ValueError("verifying a cohort needs to know who is enrolled")
-    found = cohort(plan, trust, invite.beacon, invite.key, invite.round, blob)
+    found = cohort(plan, trust, invite.draw, invite.round, blob)
     if device not in found:
         raise DecodeError("E-COHORT", "this device is not in the round's cohort.", _FIX)
     return found

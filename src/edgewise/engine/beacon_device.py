@@ -26,10 +26,10 @@ Out = tuple[Kept, tuple[Effect, ...]]
 def answer(plan: Plan, state: Kept, message: frame.Call | frame.Commitments, trust: Trust, entropy: Key) -> Out:
     """The answer to a message about the beacon. ``entropy``: 32 fresh secret bytes, which nothing else is made of.
 
-    A run whose server draws cohorts alone, and another run, get no answer. A list that this device cannot reveal for
+    A run whose server draws cohorts alone, and another run or round, get no answer. A list that this device cannot reveal for
     gets a refusal, and changes nothing.
     """
-    if message.run != plan.run or not plan.contributors:
+    if (message.run, message.round) != (plan.run, plan.rounds) or not plan.contributors:
         return state, ()
     if isinstance(message, frame.Call):
         return _committed(plan, state, entropy)
@@ -41,7 +41,7 @@ def _committed(plan: Plan, state: Kept, entropy: Key) -> Out:
     lot = idle.lot or Lot(derive(entropy, "beacon"))
     kept, saved = _with(state, lot)
     value = beacon.commitment(plan.run, state.device, lot.value)
-    sent = frame.Commitment(run=plan.run, round=0, device=state.device, commitment=value)
+    sent = frame.Commitment(run=plan.run, round=plan.rounds, device=state.device, commitment=value)
     return kept, (*saved, Send(frame.dump(sent)))
 
 
@@ -58,11 +58,11 @@ def _revealed(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust)
         if lot.fixed not in (None, fixed):
             raise DecodeError("E-BEACON", "this device has revealed its value for another list of the run.")
     except DecodeError as e:
-        no = frame.Refusal(run=plan.run, round=0, device=me, code=e.code, reason=frame.legible(e.what))
+        no = frame.Refusal(run=plan.run, round=plan.rounds, device=me, code=e.code, reason=frame.legible(e.what))
         return state, (Send(frame.dump(no)),)
     signature = sign.sign(trust.identity(me), beacon.reveal_digest(fixed, me, lot.value))
     kept, saved = _with(state, Lot(lot.value, fixed))
-    reveal = frame.Reveal(run=plan.run, round=0, device=me, value=lot.value, signature=signature)
+    reveal = frame.Reveal(run=plan.run, round=plan.rounds, device=me, value=lot.value, signature=signature)
     return kept, (*saved, Send(frame.dump(reveal)))
 
 

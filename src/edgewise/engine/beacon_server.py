@@ -63,6 +63,7 @@ class Gathering:
     ) -> None:
         self._plan, self._population, self._trust, self._anchor = plan, population, trust, anchor
         self._cohort, self._store, self._tell = cohort, store, tell
+        self._place = plan.run, plan.rounds
         self.blob: bytes | None = None
         self.until_s: float | None = None
         self._used: set[DeviceId] = set()  # were on a list that came to nothing
@@ -79,7 +80,7 @@ class Gathering:
             self._used = set(known.used)
             self._asked = tuple(frame.Committed(device=d, commitment=c) for d, c in known.asked)
         self.until_s = self._cohort.now_s() + self._plan.sampling.deadline_s
-        call = frame.dump(frame.Call(run=self._plan.run, round=0))
+        call = frame.dump(frame.Call(run=self._plan.run, round=self._plan.rounds))
         listed = {one.device for one in self._asked}
         for device in self._population:
             if device not in self._used and device not in listed:
@@ -102,7 +103,7 @@ class Gathering:
         except DecodeError as e:
             self._lost(record.device, e.code, frame.legible(e.what))
             return
-        if (message.device, message.run, message.round) != (record.device, self._plan.run, 0):
+        if (message.device, message.run, message.round) != (record.device, *self._place):
             self._lost(record.device, "E-FRAME", "the frame names another device, run or round than its sender.")
         elif isinstance(message, frame.Commitment):
             self._committed(message)
@@ -132,7 +133,7 @@ class Gathering:
     def _ask(self) -> None:
         if self._asked:
             self.until_s = self._cohort.now_s() + self._plan.sampling.deadline_s
-        message = frame.dump(frame.Commitments(run=self._plan.run, round=0, anchor=self._anchor, listed=self._asked))
+        message = frame.dump(frame.Commitments(run=self._plan.run, round=self._plan.rounds, anchor=self._anchor, listed=self._asked))
         for one in self._asked:
             self._cohort.send(one.device, message)
 

@@ -152,7 +152,7 @@ def letters(
 
 def downloads(letter: frame.Invite) -> tuple[str, ...]:
     """Digests of the blobs that an invited device has to download."""
-    named = tuple(digest for digest in (letter.support, letter.beacon) if digest)
+    named = tuple(digest for digest in (letter.support, letter.draw and letter.draw.beacon) if digest)
     return (*(letter.deltas if letter.base else (letter.model,)), *named)
 
 

@@ -19,14 +19,14 @@ from math import isfinite
 
 import numpy as np
 
-from edgewise.core import events, vector
+from edgewise.core import events, frame, vector
 from edgewise.core.errors import RoundError, StoreError, TrainingError
 from edgewise.core.keys import Key, derive
 from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, together
 from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
-from edgewise.engine import beacon, beacon_server, broadcast, evaluation
+from edgewise.engine import beacon, beacon_server, broadcast, evaluation, sampling
 from edgewise.engine.aggregation import Sums, aggregation
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound, Tell
@@ -34,7 +34,6 @@ from edgewise.engine.ports import Began, Checkpoint, Cohort, Evaluator, Helper, 
 from edgewise.engine.purse import Purse
 from edgewise.engine.released import stepped
 from edgewise.engine.round_facts import RoundFacts, decide
-from edgewise.engine.sampling import draw
 from edgewise.plan.plan import Plan
 from edgewise.strategies.base import State
 
@@ -138,13 +137,19 @@ class Coordinator:
     def _top(self) -> Key:
         return derive(self.sampling_key, "beacon")
 
-    def _draw(self, number: int) -> beacon.RoundDraw | None:
-        """How devices verify the cohort of a round; None where the server draws alone."""
+    def _beacon(self) -> bytes:
+        """The beacon that cohorts are drawn from; empty where the server draws alone."""
         if not self.plan.contributors:
-            return None
+            return b""
         if (blob := beacon_server.stored(self.store)) is None:
             raise StoreError("E-CHECKPOINT", "the run has no beacon.", "put a whole copy of the folder in its place.")
-        return beacon.RoundDraw(blob, beacon.key(self._top, self.plan.rounds, number))
+        return blob
+
+    def _draw(self, number: int, blob: bytes) -> frame.Draw | None:
+        """What devices are told of a round's cohort."""
+        if not blob:
+            return None
+        return frame.Draw(beacon=vector.digest(blob), key=beacon.key(self._top, self.plan.rounds, number))
 
     def round(self, checkpoint: Checkpoint) -> Checkpoint:
         """Play one round and commit it, met or abandoned."""
@@ -159,11 +164,12 @@ class Coordinator:
         log = self.store.journal(number)
         records = iter(log.replay())
         logged = next(records, None)
-        by = self._draw(number)
-        began = self._drawn(number, by) if logged is None else _first(logged)
+        blob = self._beacon()
+        draw = self._draw(number, blob)
+        began = self._drawn(number, draw, blob) if logged is None else _first(logged)
         # A sampled cohort may be too small to begin with: nobody is asked then.
         asked = began.invited if len(began.invited) >= max(1, self.plan.sampling.minimum) else ()
-        facts = decide(self.plan, checkpoint, began, self.store.standing(asked), self.trust, by)
+        facts = decide(self.plan, checkpoint, began, self.store.standing(asked), self.trust, draw, blob)
         self.cohort.publish(facts.letters.blobs)
         if logged is None:
             facts = facts.started(self.cohort.now_s())
@@ -178,15 +184,15 @@ class Coordinator:
         open_round.begin(None if logged is None else records)
         return open_round
 
-    def _drawn(self, number: int, by: beacon.RoundDraw | None) -> Began:
+    def _drawn(self, number: int, draw: frame.Draw | None, blob: bytes) -> Began:
         """What the server draws for a round; the time is set when the round starts."""
         entropy, hidden = self.entropy(number), self.plan.hides is not None
         nonce = derive(entropy, "nonce") if hidden else None
-        if by is None:
-            invited = draw(self.plan.sampling, self.population, self.sampling_key, number)
+        if draw is None:
+            invited = sampling.draw(self.plan.sampling, self.population, self.sampling_key, number)
         else:
             assert self.trust is not None
-            found = beacon.cohort(self.plan, self.trust, by.digest, by.key, number, by.blob)
+            found = beacon.cohort(self.plan, self.trust, draw, number, blob)
             invited = tuple(device for device in self.population if device in found)
         return Began(0.0, derive(entropy, "attempt").hex(), nonce, derive(entropy, "groups"), invited)
 

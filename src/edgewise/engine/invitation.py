@@ -99,9 +99,10 @@ def _malformed(plan: Plan, invite: Invite) -> str | None:
         return "the nonce has the wrong length, and without one a session could be played twice"
     if (invite.base is not None) != bool(invite.deltas) or (invite.base is not None and plan.downlink is None):
         return "the invitation names deltas without a base, a base without deltas, or either where there are none"
-    if (invite.beacon is not None, invite.key is not None) != (bool(plan.contributors),) * 2:
+    if (invite.draw is not None) != bool(plan.contributors):
         return "the invitation says nothing of how its cohort was drawn, or more than there is to say"
-    named = (n for n in (invite.model, invite.base, invite.support, invite.beacon, *invite.deltas) if n is not None)
+    drawn = None if invite.draw is None else invite.draw.beacon
+    named = (name for name in (invite.model, invite.base, invite.support, drawn, *invite.deltas) if name is not None)
     if not all(map(_DIGEST.fullmatch, named)):
         return "the name of a blob is not a digest"
     return None

@@ -18,7 +18,6 @@ from edgewise.core.pipeline import Pipeline
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Segment
 from edgewise.engine import broadcast
-from edgewise.engine.beacon import RoundDraw
 from edgewise.engine.broadcast import Letters
 from edgewise.engine.ports import Began, Checkpoint, Standing, Trust
 from edgewise.engine.round_states import Masks, Protocol, RoundPolicy, TwoServers
@@ -80,13 +79,14 @@ def decide(
     began: Began,
     standings: Mapping[DeviceId, Standing],
     trust: Trust | None = None,
-    by: RoundDraw | None = None,
+    draw: frame.Draw | None = None,
+    beacon: bytes = b"",
 ) -> RoundFacts:
     """The facts of round ``checkpoint.next_round``.
 
     Args:
         standings: of the devices that get an invitation, in order. trust: where contributions are hidden.
-        by: how devices verify the cohort; None where the server draws it alone.
+        draw: what devices draw the cohort from, and the blob ``beacon`` that it names; None where the server draws it.
     """
     number, sampling = checkpoint.next_round, plan.sampling
     pipe, memory = plan.at(number), plan.mine(checkpoint.memory, number)
@@ -107,8 +107,7 @@ def decide(
         support=vector.digest(named) if named else None,
         nonce=began.nonce,
         clip=turn.clip,
-        beacon=None if by is None else by.digest,
-        key=None if by is None else by.key,
+        draw=draw,
     )
     secagg = session = None
     protocol: Protocol = None
@@ -141,7 +140,7 @@ def decide(
         rungs=plan.ways,
         memory=memory,
         invite=invite,
-        letters=broadcast.letters(invite, model, named, checkpoint.down, standings, b"" if by is None else by.blob),
+        letters=broadcast.letters(invite, model, named, checkpoint.down, standings, beacon),
         secagg=secagg,
         session=session,
         frame_limit_bytes=plan.frame_limit_bytes,

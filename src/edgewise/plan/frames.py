@@ -10,7 +10,7 @@ from math import ceil
 from typing import NamedTuple
 
 from edgewise.codecs import pack
-from edgewise.core.frame import Contribution, Invite, Step, dump
+from edgewise.core.frame import Contribution, Draw, Invite, Step, dump
 from edgewise.core.keys import KEY_BYTES
 from edgewise.plan.plan import Plan
 from edgewise.secagg import sizes, two_server
@@ -85,7 +85,6 @@ def _invite(plan: Plan, phase: int, known: bool) -> Invite:
         deltas=(_HEX,) if deltas else (),
         support=_HEX if known and plan.at(phase * plan.sampling.groups).encoded.announced else None,
         nonce=bytes(KEY_BYTES) if plan.hides is not None else None,
-        beacon=_HEX if plan.contributors else None,
-        key=bytes(KEY_BYTES) if plan.contributors else None,
+        draw=Draw(beacon=_HEX, key=bytes(KEY_BYTES)) if plan.contributors else None,
         clip=None if (clips := plan.clips(0)) is None else max(clips),
     )

@@ -168,8 +168,8 @@ class Plan:
         """The id of the session that an invitation opens: run, round, model, configuration and nonce."""
         rule = msgspec.msgpack.encode(invite.rule)
         config = messages.configuration(self.spec.digest(), rule, invite.public, invite.clip, invite.support)
-        if invite.beacon is not None and invite.key is not None:
-            config = messages.drawn(config, invite.beacon, invite.key)
+        if invite.draw is not None:
+            config = messages.drawn(config, invite.draw.beacon, invite.draw.key)
         assert invite.nonce is not None, "an invitation without one is refused where contributions are hidden"
         return messages.session_id(self.run, invite.round, invite.model, config.hex(), invite.nonce)
 

@@ -54,6 +54,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     reason: str = ""
     promise: str = ""
 
+
 _FROM_SERVER = (frame.Delta, frame.Invite, frame.Probe, frame.Call, frame.Commitments, frame.Beacon)
 
 

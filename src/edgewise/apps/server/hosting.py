@@ -36,6 +36,7 @@ from edgewise.drivers.http.cohort import Halted, HttpCohort
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.opening import journal_name
 from edgewise.drivers.store import RunStore
+from edgewise.engine import beacon_server
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Evaluator, Trust
 from edgewise.plan.acceptance import planned
@@ -253,7 +254,8 @@ class Hosting:
             under_way = (out / "journal" / journal_name(checkpoint.next_round)).exists()
             devices = coordinator.population
             # A round that is under way goes on, whoever is here.
-            least = chain([0] * under_way, repeat(max(1, plan.sampling.minimum)))
+            first = [max(plan.contributors, plan.sampling.minimum)] * (beacon_server.stored(store) is None)
+            least = chain([0] * under_way, first, repeat(max(1, plan.sampling.minimum)))
             reached = coordinator.run(checkpoint, lambda: self._rests(run.run, devices, next(least)))
             if reached.next_round < plan.rounds:
                 return False
