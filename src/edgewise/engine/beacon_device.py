@@ -26,8 +26,8 @@ Out = tuple[Kept, tuple[Effect, ...]]
 def answer(plan: Plan, state: Kept, message: frame.Call | frame.Commitments, trust: Trust, entropy: Key) -> Out:
     """The answer to a message about the beacon. ``entropy``: 32 fresh secret bytes, which nothing else is made of.
 
-    A run whose server draws cohorts alone, and another run or round, get no answer. A list that this device cannot reveal for
-    gets a refusal, and changes nothing.
+    A run whose server draws cohorts alone, and another run or round, get no answer. A list that this device cannot
+    reveal for gets a refusal, and changes nothing.
     """
     if (message.run, message.round) != (plan.run, plan.rounds) or not plan.contributors:
         return state, ()

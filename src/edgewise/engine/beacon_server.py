@@ -133,7 +133,8 @@ class Gathering:
     def _ask(self) -> None:
         if self._asked:
             self.until_s = self._cohort.now_s() + self._plan.sampling.deadline_s
-        message = frame.dump(frame.Commitments(run=self._plan.run, round=self._plan.rounds, anchor=self._anchor, listed=self._asked))
+        run, number = self._place
+        message = frame.dump(frame.Commitments(run=run, round=number, anchor=self._anchor, listed=self._asked))
         for one in self._asked:
             self._cohort.send(one.device, message)
 
