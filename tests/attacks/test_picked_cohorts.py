@@ -52,9 +52,9 @@ def cohort_unchecked(found: bytes) -> frozenset[str]:
     """What a device draws that does not look at signatures."""
     with pytest.MonkeyPatch.context() as blind:
         blind.setattr(sign, "verify", lambda *_: True)
-        beacon._joint.cache_clear()
+        beacon.joint.cache_clear()
         drawn = cohort(PLAN, found)
-    beacon._joint.cache_clear()
+    beacon.joint.cache_clear()
     return drawn
 
 
@@ -123,9 +123,9 @@ def test_who_withholds_a_reveal_ends_the_list_and_chooses_nothing(blob: bytes) -
     with pytest.MonkeyPatch.context() as blind:  # the choice that there would be
         blind.setattr(beacon, "check_list", lambda *_: None)
         blind.setattr(sign, "verify", lambda *_: True)
-        beacon._joint.cache_clear()
+        beacon.joint.cache_clear()
         assert cohort(PLAN, without) != cohort(PLAN, blob)
-    beacon._joint.cache_clear()
+    beacon.joint.cache_clear()
 
 
 @pytest.mark.parametrize("how", ["refuses", "is lost", "is silent", "lies"])
@@ -200,9 +200,9 @@ def test_a_server_replays_an_old_beacon(blob: bytes) -> None:
         cohort(PLAN, renamed)
     with pytest.MonkeyPatch.context() as blind:
         blind.setattr(beacon, "valid_reveal", lambda *_: True)
-        beacon._joint.cache_clear()
+        beacon.joint.cache_clear()
         assert cohort(PLAN, renamed) != cohort(PLAN, blob)
-    beacon._joint.cache_clear()
+    beacon.joint.cache_clear()
     mail = Mail(PLAN)
     mail.ask(DEVICES[0], frame.Call(run=PLAN.run, round=PLAN.rounds))
     asked = frame.Commitments(run=PLAN.run, round=PLAN.rounds, anchor=whole.anchor, listed=whole.listed)
@@ -217,7 +217,7 @@ def test_a_round_has_one_cohort(blob: bytes) -> None:
     drawn = cohort(PLAN, blob, round=0)
     with pytest.raises(DecodeError, match="committed to"):
         cohort(PLAN, blob, round=0, key=beacon.key(beacons.TOP, PLAN.rounds, last))
-    seed = beacon._seed(PLAN.sampling, bytes(32), 0, beacon.key(beacons.TOP, PLAN.rounds, last))
+    seed = beacon.seed(PLAN.sampling, bytes(32), 0, beacon.key(beacons.TOP, PLAN.rounds, last))
     assert beacon.drawn(PLAN.sampling, DEVICES, seed, 0) != drawn
 
 

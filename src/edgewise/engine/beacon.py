@@ -103,18 +103,21 @@ def cohort(plan: Plan, trust: Trust, draw: frame.Draw | None, round: int, blob: 
     """
     if draw is None or vector.digest(blob) != draw.beacon:
         raise _no("the blob is not the one that the invitation names")
-    joint, committed_to = _joint(plan.run, plan.contributors, trust, blob)
+    value, committed_to = joint(plan.run, plan.contributors, trust, blob)
     found = draw.key
     for _ in range(round + 1):
         found = _earlier(found)
     if found != committed_to:
         raise _no("the round's key is not the one that the server committed to")
-    return drawn(plan.sampling, trust.roster, _seed(plan.sampling, joint, round, draw.key), round)
+    return drawn(plan.sampling, trust.roster, seed(plan.sampling, value, round, draw.key), round)
 
 
 @lru_cache(maxsize=8)
-def _joint(run: str, contributors: int, trust: Trust, blob: bytes) -> tuple[bytes, bytes]:
-    """The joint value of a beacon, and the server's anchor. Raises DecodeError(E-BEACON, E-FRAME)."""
+def joint(run: str, contributors: int, trust: Trust, blob: bytes) -> tuple[bytes, bytes]:
+    """The joint value of a beacon, and the server's anchor.
+
+    Raises DecodeError: E-BEACON as ``cohort``; E-FRAME where the bytes are no beacon at all.
+    """
     beacon = frame.beacon(blob)
     if beacon.run != run:
         raise _no("it is of another run")
@@ -161,10 +164,12 @@ def within(registry: Registry, members: frozenset[DeviceId] | None) -> Registry:
     return enrolled
 
 
-def _seed(sampling: Sampling, joint: bytes, round: int, key: Key) -> bytes:
+def seed(sampling: Sampling, value: bytes, round: int, key: Key) -> bytes:
+    """What a round's cohort is drawn by. ``value``: ``joint``. ``key``: of the round; groups that take turns are dealt
+    once, without it."""
     if sampling.kind == "cyclic":
-        return digest(b"turns", joint)
-    return digest(b"cohort", joint, round.to_bytes(8, "little"), key)
+        return digest(b"turns", value)
+    return digest(b"cohort", value, round.to_bytes(8, "little"), key)
 
 
 @lru_cache(maxsize=8)
