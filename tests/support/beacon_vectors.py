@@ -45,6 +45,13 @@ def _refused(good: frame.Beacon) -> dict[str, frame.Beacon]:
         "a device is missing": one(
             lambda b: {"listed": b.listed[1:], "values": b.values[1:], "signatures": b.signatures[1:]}
         ),
+        "a device too many": one(
+            lambda b: {
+                "listed": (*b.listed, frame.Committed(device=DEVICES[CONTRIBUTORS], commitment=bytes(32))),
+                "values": (*b.values, bytes(32)),
+                "signatures": (*b.signatures, bytes(64)),
+            }
+        ),
         "a reveal is missing": one(lambda b: {"values": b.values[:-1], "signatures": b.signatures[:-1]}),
         "another value": one(lambda b: {"values": (bytes(32), *b.values[1:])}),
         "another order": one(lambda b: {"listed": b.listed[::-1], "values": b.values[::-1]}),

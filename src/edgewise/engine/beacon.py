@@ -79,9 +79,12 @@ def reveal_digest(fixed: bytes, device: DeviceId, value: bytes) -> bytes:
 
 
 def check_list(contributors: int, trust: Trust, listed: Sequence[frame.Committed]) -> None:
-    """Raises DecodeError(E-BEACON) for a list that has too few devices to have an honest one, or names strangers or one
-    device twice. ``contributors``: as in ``Plan``."""
-    if not contributors or len(listed) < contributors:
+    """Check a list. ``contributors``: as in ``Plan``.
+
+    Raises DecodeError(E-BEACON): too few devices to have an honest one; more, each of which costs a device the check of
+        a signature; strangers, or one device twice.
+    """
+    if not contributors or len(listed) != contributors:
         raise _no(f"{len(listed)} devices are on its list, and {contributors} are needed for one to be honest")
     known = _members(trust.roster)
     if any(a.device >= b.device for a, b in pairwise(listed)) or not all(c.device in known for c in listed):

@@ -158,8 +158,9 @@ def downloads(letter: frame.Invite) -> tuple[str, ...]:
 
 def most_bytes(plan: Plan) -> int:
     """Bytes that all blobs of an invitation have at most, with room to spare: a snapshot is float32, deltas are smaller
-    together or one of them is the newest, and positions have 8 bytes each where they have most."""
-    return 16 * plan.layout.given.dim + 2**17 + BEACON_BYTES * plan.sampling.population * bool(plan.contributors)
+    together or one of them is the newest, and positions have 8 bytes each where they have most. A beacon has an entry
+    for each of its contributors."""
+    return 16 * plan.layout.given.dim + 2**17 + BEACON_BYTES * plan.contributors
 
 
 def change(closed: Closed) -> Change:
