@@ -70,6 +70,8 @@ class Draw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     beacon: str
     key: Word
 
+    __repr__ = outline
+
 
 class Invite(_Message, frozen=True, tag="invite", omit_defaults=True):
     """Server -> device: train on this model in this round.
@@ -131,6 +133,8 @@ class Committed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
     device: str
     commitment: Word
+
+    __repr__ = outline
 
 
 class Commitments(_Message, frozen=True, tag="commitments"):

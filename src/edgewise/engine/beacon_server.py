@@ -18,6 +18,7 @@ import msgspec
 
 from edgewise.core import events, frame
 from edgewise.core.errors import REGISTRY, DecodeError, RoundError
+from edgewise.core.outline import outline
 from edgewise.core.training import DeviceId
 from edgewise.engine import beacon
 from edgewise.engine.ports import Absent, Arrived, Cohort, Expired, Store, Trust
@@ -33,6 +34,8 @@ class _Stored(msgspec.Struct, frozen=True):
     used: tuple[str, ...] = ()
     asked: tuple[tuple[str, bytes], ...] = ()
     blob: bytes = b""
+
+    __repr__ = outline
 
 
 _stored = msgspec.msgpack.Decoder(_Stored)
