@@ -143,7 +143,7 @@ def test_an_honest_server_begins_another_list_of_other_devices(how: str) -> None
 
     mail, shelf, told = Mail(PLAN, lie), Shelf(), list[object]()
     receive(mail, gathering(PLAN, mail, shelf, told))  # type: ignore[arg-type]
-    found = beacon_server.stored(shelf)  # type: ignore[arg-type]
+    found = beacon_server.stored(shelf)
     assert found is not None
     assert len(cohort(PLAN, found)) == PLAN.sampling.invite
     first, second = mail.lists
@@ -160,7 +160,7 @@ def test_a_server_that_stopped_goes_on_with_its_list() -> None:
         first.take(item)
     mail.lie = lambda _, said: said
     receive(mail, gathering(PLAN, mail, shelf))  # type: ignore[arg-type]
-    assert beacon_server.stored(shelf) is not None  # type: ignore[arg-type]
+    assert beacon_server.stored(shelf) is not None
     assert len(mail.lists) == 1
 
 

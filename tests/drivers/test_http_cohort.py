@@ -113,7 +113,7 @@ def test_devices_draw_their_cohorts_over_the_network(server: Server, tmp_path: P
         with working(links, toy, tmp_path):
             played(server, toy, tmp_path / "out", told.append)
     with RunStore(tmp_path / "out") as store:
-        blob = beacon_server.stored(store)
+        blob = beacon_server.stored(store.beacon)
     assert blob is not None
     assert len(frame.beacon(blob).listed) == toy.plan.contributors == 2
     top = derive(simulated_sampling(toy.plan, toy.root), "beacon")

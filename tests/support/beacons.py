@@ -97,10 +97,10 @@ class Shelf:
 
     raw: bytes | None = None
 
-    def beacon(self) -> bytes | None:
+    def load(self) -> bytes | None:
         return self.raw
 
-    def keep_beacon(self, raw: bytes) -> None:
+    def save(self, raw: bytes) -> None:
         self.raw = raw
 
 
@@ -116,7 +116,7 @@ def honest(plan: Plan) -> tuple[bytes, Mail]:
     """The beacon of honest devices and an honest server."""
     mail, shelf = Mail(plan), Shelf()
     receive(mail, gathering(plan, mail, shelf))  # type: ignore[arg-type]
-    blob = beacon_server.stored(shelf)  # type: ignore[arg-type]
+    blob = beacon_server.stored(shelf)
     assert blob is not None
     return blob, mail
 

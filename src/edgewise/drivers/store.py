@@ -46,9 +46,10 @@ from edgewise.core.memory import Memory, flat, tree
 from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
 from edgewise.drivers import charges, folder, opening, rounds, standings, witness
+from edgewise.drivers.beacon_file import BeaconFile
 from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.device_store import RESTORE
-from edgewise.drivers.files import FOLDER, lock, sync_folder, write_durably
+from edgewise.drivers.files import FOLDER, lock, sync_folder
 from edgewise.drivers.journal import FileJournal
 from edgewise.drivers.tables import DELTAS, EVENTS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
 from edgewise.drivers.witness import Witness
@@ -76,6 +77,7 @@ class RunStore:
         self.out, self._now_s = out, now_s
         self._journal: FileJournal | None = None
         self._blobs = Blobs(out / "blobs")
+        self.beacon = BeaconFile(out / "journal" / opening.BEACON)
         folder.claim(out)
         try:
             for sub in ("blobs", "journal", "devices"):
@@ -240,16 +242,6 @@ class RunStore:
         (row,) = self._rows(sa.select(RUNS.c.journal_key))
         self._journal = FileJournal(self.out / "journal" / name, at, bytes(row.journal_key))
         return self._journal
-
-    def beacon(self) -> bytes | None:
-        """See Store. Raises StoreError(E-DISK)."""
-        with self._sound("the run's beacon"):
-            path = self.out / "journal" / opening.BEACON
-            return path.read_bytes() if path.exists() else None
-
-    def keep_beacon(self, raw: bytes) -> None:
-        """See Store. Raises StoreError(E-DISK)."""
-        write_durably(self.out / "journal" / opening.BEACON, raw, owner_only=True)
 
     def standing(self, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
         """See Store."""

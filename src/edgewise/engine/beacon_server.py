@@ -1,6 +1,6 @@
 """The server's part in the beacon of a run (``engine.beacon``): commitments first, then the reveals of one list.
 
-    gathering = Gathering(plan, population, trust, anchor, cohort, store, tell)
+    gathering = Gathering(plan, population, trust, anchor, cohort, shelf, tell)
     gathering.begin()
     receive(cohort, gathering)
     gathering.blob                      the beacon; None where too few devices are left
@@ -21,7 +21,7 @@ from edgewise.core.errors import REGISTRY, DecodeError, RoundError
 from edgewise.core.outline import outline
 from edgewise.core.training import DeviceId
 from edgewise.engine import beacon
-from edgewise.engine.ports import Absent, Arrived, Cohort, Expired, Store, Trust
+from edgewise.engine.ports import Absent, Arrived, Cohort, Expired, Shelf, Trust
 from edgewise.plan.plan import Plan
 
 SILENT = "E-BEACON"
@@ -41,9 +41,9 @@ class _Stored(msgspec.Struct, frozen=True):
 _stored = msgspec.msgpack.Decoder(_Stored)
 
 
-def stored(store: Store) -> bytes | None:
-    """The beacon that a store has; None before there is one. Raises msgspec.DecodeError where it is damaged."""
-    raw = store.beacon()
+def stored(shelf: Shelf) -> bytes | None:
+    """The beacon of a run; None before there is one. Raises msgspec.DecodeError where it is damaged."""
+    raw = shelf.load()
     return None if raw is None else _stored.decode(raw).blob or None
 
 
@@ -61,11 +61,11 @@ class Gathering:
         trust: Trust,
         anchor: bytes,
         cohort: Cohort,
-        store: Store,
+        shelf: Shelf,
         tell: Callable[[events.AnyEvent], None],
     ) -> None:
         self._plan, self._population, self._trust, self._anchor = plan, population, trust, anchor
-        self._cohort, self._store, self._tell = cohort, store, tell
+        self._cohort, self._shelf, self._tell = cohort, shelf, tell
         self._place = plan.run, plan.rounds
         self.blob: bytes | None = None
         self.until_s: float | None = None
@@ -76,8 +76,8 @@ class Gathering:
         self._idle = 0  # deadlines at which nothing had come since the last one
 
     def begin(self) -> None:
-        """Ask for what is missing, from where the store is."""
-        raw = self._store.beacon()
+        """Ask for what is missing, from where it stopped."""
+        raw = self._shelf.load()
         if raw is not None:
             known = _stored.decode(raw)
             self._used = set(known.used)
@@ -204,4 +204,4 @@ class Gathering:
 
     def _keep(self) -> None:
         asked = tuple((one.device, one.commitment) for one in self._asked)
-        self._store.keep_beacon(msgspec.msgpack.encode(_Stored(tuple(sorted(self._used)), asked, self.blob or b"")))
+        self._shelf.save(msgspec.msgpack.encode(_Stored(tuple(sorted(self._used)), asked, self.blob or b"")))

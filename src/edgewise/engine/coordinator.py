@@ -123,11 +123,11 @@ class Coordinator:
 
         Raises RoundError(E-BEACON): too few of them are left for that.
         """
-        if not self.plan.contributors or beacon_server.stored(self.store) is not None:
+        if not self.plan.contributors or beacon_server.stored(self.store.beacon) is not None:
             return
         assert self.trust is not None
         anchor = beacon.anchor(self._top, self.plan.rounds)
-        parts = (self.plan, self.population, self.trust, anchor, self.cohort, self.store, self.tell)
+        parts = (self.plan, self.population, self.trust, anchor, self.cohort, self.store.beacon, self.tell)
         gathering = beacon_server.Gathering(*parts)
         gathering.begin()
         receive(self.cohort, gathering)
@@ -141,7 +141,7 @@ class Coordinator:
         """The beacon that cohorts are drawn from; empty where the server draws alone."""
         if not self.plan.contributors:
             return b""
-        if (blob := beacon_server.stored(self.store)) is None:
+        if (blob := beacon_server.stored(self.store.beacon)) is None:
             raise StoreError("E-CHECKPOINT", "the run has no beacon.", "put a whole copy of the folder in its place.")
         return blob
 

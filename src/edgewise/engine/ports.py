@@ -310,6 +310,18 @@ class DeviceStore(Protocol):
         ...
 
 
+class Shelf(Protocol):
+    """A place for one value of a run: how far its beacon is (``engine.beacon_server``)."""
+
+    def load(self) -> bytes | None:
+        """What was saved last; None before that."""
+        ...
+
+    def save(self, raw: bytes) -> None:
+        """Replace it; durable when this returns."""
+        ...
+
+
 class Store(Protocol):
     """Durable state of one run. A commit is one transaction: all of it is there after a crash, or none."""
 
@@ -336,12 +348,9 @@ class Store(Protocol):
         ``total`` is what it released, None where it released nothing."""
         ...
 
-    def beacon(self) -> bytes | None:
-        """What ``keep_beacon`` was given last; None before that."""
-        ...
-
-    def keep_beacon(self, raw: bytes) -> None:
-        """Keep how far the run's beacon is (``engine.beacon_server``); durable when this returns."""
+    @property
+    def beacon(self) -> Shelf:
+        """Where the run's beacon is kept."""
         ...
 
     def charge(self, charge: LedgerEntry) -> None:

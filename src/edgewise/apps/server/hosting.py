@@ -254,7 +254,7 @@ class Hosting:
             under_way = (out / "journal" / journal_name(checkpoint.next_round)).exists()
             devices = coordinator.population
             # A round that is under way goes on, whoever is here.
-            first = [max(plan.contributors, plan.sampling.minimum)] * (beacon_server.stored(store) is None)
+            first = [max(plan.contributors, plan.sampling.minimum)] * (beacon_server.stored(store.beacon) is None)
             least = chain([0] * under_way, first, repeat(max(1, plan.sampling.minimum)))
             reached = coordinator.run(checkpoint, lambda: self._rests(run.run, devices, next(least)))
             if reached.next_round < plan.rounds:
