@@ -105,6 +105,7 @@ LIES: dict[str, st.SearchStrategy[Any]] = {
     "run": HEX, "round": INTEGERS, "spec": HEX, "model": HEX, "public": KEYS, "accepted": st.none() | NUMBERS,
     "deadline_s": FLOATS, "rule": RULES, "base": st.none() | HEX, "deltas": st.lists(HEX, max_size=3).map(tuple),
     "support": st.none() | HEX,
+    "draw": st.none() | st.builds(frame.Draw, beacon=HEX, key=st.binary(min_size=32, max_size=32)),
     "nonce": st.none() | KEYS, "clip": st.none() | FLOATS,
 }  # fmt: skip
 
@@ -156,6 +157,7 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     *(("none", {"public": b}) for b in (b"", bytes(31), bytes(32), bytes(33), bytes(1000))),
     *(("hidden", {"nonce": b}) for b in (None, b"", bytes(31), bytes(33))),
     ("none", {"nonce": bytes(32)}),
+    *((name, {"draw": frame.Draw(beacon="0" * 64, key=bytes(32))}) for name in ("none", "hidden", "two servers")),
     *(
         (name, {"clip": c})
         for name in ("none", "central_dp", "local_dp")
