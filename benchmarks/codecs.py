@@ -31,7 +31,7 @@ from edgewise.apps.bench import WEIGH, chain, measure
 from edgewise.codecs import pack
 from edgewise.codecs.codebook import NF4
 from edgewise.codecs.eden import CENTROIDS
-from edgewise.core.stage import HEAD
+from edgewise.core.metric import LOSSES
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 
@@ -160,7 +160,7 @@ def row(name: str, d: int, repeats: int) -> dict[str, float]:
     tables, theory = CHAINS[name]
     pipe = chain(tables, Spec.of([("w", (d,), "float32")]))
     x = np.random.default_rng(1).normal(size=d).astype(np.float32)
-    m = measure(pipe, Update(x, dict.fromkeys(HEAD, 1.0), 1.0), repeats)
+    m = measure(pipe, Update(x, dict.fromkeys(LOSSES, 1.0), 1.0), repeats)
     return {
         "up_s": m.encode_s,
         "down_s": m.decode_s,

@@ -23,8 +23,8 @@ import numpy as np
 from edgewise.apps.bench import chain, rung_tables
 from edgewise.codecs import pack
 from edgewise.core import keys
+from edgewise.core.metric import LOSSES
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.stage import HEAD
 from edgewise.core.vector import Spec
 from edgewise.plan.ladder import RUNGS, Rung
 
@@ -86,7 +86,7 @@ def run(pipe: Pipeline, x: np.ndarray) -> dict[str, Any]:
     turn = keys.Turn(0, keys.derive(keys.root(1), "public"), keys.derive(keys.root(1), "private"))
     memory = pipe.init()
     began = time.perf_counter()
-    payload, after = pipe.encode(x, dict.fromkeys(HEAD, 1.0), 65536.0, memory, turn)
+    payload, after = pipe.encode(x, dict.fromkeys(LOSSES, 1.0), 65536.0, memory, turn)
     raw = pack.pack(payload, pipe.encoded)
     encode_s, device_gib = time.perf_counter() - began, peak_gib()
     kept = sum(v.nbytes for v in after.values())

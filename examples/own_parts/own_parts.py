@@ -20,7 +20,7 @@ from edgewise.core.vector import Spec, Vector
 from edgewise.plan.catalogue import Extension
 from edgewise.strategies.base import State, Strategy
 
-SENSORS = 3
+SENSORS, FAR = 3, 1.0
 
 
 class Readings:
@@ -43,11 +43,15 @@ class Readings:
 
     def fit(self, request: FitRequest) -> Update:
         readings, w = self._readings(request.device), request.params.copy()
-        losses = []
+        losses, far = [], float((np.abs(readings - w) > FAR).any(axis=1).mean())
         for _ in range(request.rule.steps):
             losses.append(float(np.square(w - readings).mean()) / 2)
             w -= np.float32(request.rule.lr) * (w - readings.mean(axis=0))
-        return Update(w - request.params, {"loss_first": losses[0], "loss_last": losses[-1]}, float(len(readings)))
+        head = {"loss_first": losses[0], "loss_last": losses[-1], "far": far}
+        return Update(w - request.params, head, float(len(readings)))
+
+    def metrics(self) -> Sequence[str]:
+        return ("far",)  # share of the readings that are far from the round's model
 
     def evaluate(self, device: str, params: Vector) -> HeldOut:
         readings = self._readings(device)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from math import exp
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -35,6 +37,14 @@ minimum = 1.0
 [training]
 local_steps = 1
 """
+METRICS = """
+[eval]
+on_devices = true
+[[metric]]
+name = "level"
+lower = -1.0
+upper = 3.0
+"""
 
 
 @pytest.fixture
@@ -47,16 +57,21 @@ def recipe(tmp_path: Path) -> Path:
 def training(devices: list[Device]) -> Iterator[None]:
     """The loops of these devices, until the server is gone."""
 
-    def loop(made: Device) -> None:
+    def loop(made: Device, own: dict[str, float]) -> None:
         model = module()
         try:
             for task in made.tasks():
                 task.load_into(model)
-                task.submit(model, examples=4, metrics={"loss": step(model)})
+                told = {"loss": step(model), **own} if "level" in task.metrics else {"loss": step(model)}
+                for odd in ({**told, "accuracy": 1.0}, {**told, "level": float("nan")}):
+                    with pytest.raises(EdgewiseError, match=r"accuracy does not travel|is not a finite"):
+                        task.submit(model, examples=4, metrics=odd)
+                task.submit(model, examples=4, metrics=told)
         except EdgewiseError:
             pass
 
-    threads = [Thread(target=loop, args=(made,), daemon=True) for made in devices]
+    own = ({"level": 99.0, "held_out": 2.0}, {"level": -0.5})  # cut to 3; the other has no held-out examples
+    threads = [Thread(target=loop, args=one, daemon=True) for one in zip(devices, own, strict=True)]
     for thread in threads:
         thread.start()
     yield
@@ -64,6 +79,7 @@ def training(devices: list[Device]) -> Iterator[None]:
 
 @pytest.mark.slow
 def test_a_loop_plays_rounds_and_goes_on_after_a_start(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(TEXT + METRICS)
     seen: list[int] = []
 
     def measured(round: edgewise.Round) -> dict[str, float]:
@@ -82,7 +98,10 @@ def test_a_loop_plays_rounds_and_goes_on_after_a_start(recipe: Path, tmp_path: P
         with training(devices):
             for round in first:
                 assert (round.number, round.met, round.contributions) == (0, True, 2)
-                assert set(round.metrics) == {"loss_first", "loss_last", "norm"}
+                names = {"loss_first", "loss_last", "held_out", "held_share", "level", "norm"}
+                assert set(round.metrics) == names
+                assert round.metrics["level"] == pytest.approx((3.0 - 0.5) / 2)
+                assert round.metrics["held_share"] == pytest.approx(0.5)
                 assert round.tensors()["0.weight"].shape == (3, 4)
                 other = module()
                 round.load_into(other)
@@ -94,7 +113,9 @@ def test_a_loop_plays_rounds_and_goes_on_after_a_start(recipe: Path, tmp_path: P
     with server(f"127.0.0.1:{port}") as second:
         assert second.run == run
         assert [round.number for round in second] == [1, 2]
-        assert (second.run_dir / "summary.json").is_file()
+        summary = json.loads((second.run_dir / "summary.json").read_text())
+        assert [r["summed_metrics"]["level"] for r in summary["per_round"]] == pytest.approx([1.25] * 3)
+        assert summary["perplexity"]["federated"]["weighted_mean"] == pytest.approx(exp(2.0))
         assert second._state(run).state == "finished"
     assert seen == [0, 1, 2]
 

@@ -66,9 +66,9 @@ def test_the_run_is_another_one_where_devices_measure() -> None:
     assert decisive(make_recipe({"eval.on_devices": True}).resolved()) != decisive(plain)
 
 
-def test_noise_on_updates_refuses_a_loss_beside_them() -> None:
+def test_noise_of_devices_on_updates_refuses_a_loss_beside_them() -> None:
     recipe = make_recipe(
-        {"privacy": "central_dp", "stage": [], "strategy.kind": "fedavg", "dp.epsilon": 8.0, "dp.delta": 1e-5,
+        {"privacy": "local_dp", "stage": [], "strategy.kind": "fedavg", "dp.epsilon": 8.0, "dp.delta": 1e-5,
          "dp.clip_l2": 1.0, "eval.on_devices": True, "metrics": "none"}
     )  # fmt: skip
     trainer = ToyTrainer(recipe)

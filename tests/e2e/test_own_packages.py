@@ -16,8 +16,10 @@ from edgewise.apps import simulate
 from edgewise.apps.device import record
 from edgewise.apps.gateway.start import Gateway, join
 from edgewise.apps.server import submission, submit
+from edgewise.apps.server.lines import line
 from edgewise.apps.server.sharing import Address
 from edgewise.apps.server.start import Server
+from edgewise.core import events
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import served
@@ -107,6 +109,13 @@ def test_a_run_of_own_parts_gives_the_simulators_model(
     with RunStore(submission.folder(server.service, run)) as store, RunStore(tmp_path / "simulated") as simulated:
         assert store.models() == simulated.models()
         assert len(set(store.models().values())) == 3
+        told, expected = [
+            [e.head for e in one.events() if isinstance(e, events.RoundFinished)] for one in (store, simulated)
+        ]
+        assert told == expected
+        assert 0.0 < told[0]["far"] < 1.0
+        lines = [line(e) for e in store.events() if isinstance(e, events.RoundFinished)]
+    assert "  far 0." in str(lines[0]), "edgewise run watch"
     found = admin.call("GET", f"/v1/runs/{run}")
     (package,) = parse(found["facts"].encode()).packages
     assert (package.name, package.sha256) == (own_package.NAME, digest())

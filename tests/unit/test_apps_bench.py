@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from edgewise.apps import bench, cli
 from edgewise.codecs import pack
 from edgewise.core.errors import DataError, TrainingError
-from edgewise.core.stage import HEAD
+from edgewise.core.metric import LOSSES
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.plan.ladder import RUNGS
@@ -34,7 +34,7 @@ def spec(d: int) -> Spec:
 
 
 def measured(tables: list[dict[str, Any]], x: np.ndarray[Any, Any], count: float = 1.0) -> bench.Measured:
-    return bench.measure(bench.chain(tables, spec(x.size)), Update(x, dict.fromkeys(HEAD, 1.0), count), 1)
+    return bench.measure(bench.chain(tables, spec(x.size)), Update(x, dict.fromkeys(LOSSES, 1.0), count), 1)
 
 
 @pytest.mark.parametrize("d", [100_000, 1_000_000, 1_000_000_000])
@@ -58,7 +58,7 @@ def test_error_is_of_the_update_whatever_it_weighs() -> None:
     exact = measured([weigh], NORMAL, count=25.0)
     assert exact.nmse < 1e-12
     assert exact.memory_bytes == 0
-    assert len(exact.payload) == 4 * NORMAL.size + 8 * (len(HEAD) + 1)
+    assert len(exact.payload) == 4 * NORMAL.size + 8 * (len(LOSSES) + 1)
     tables = [weigh, {"kind": "feedback"}, {"kind": "top_k", "fraction": 0.25}]
     part = measured(tables, NORMAL, count=25.0)
     squares = np.sort(np.square(NORMAL.astype(np.float64)))

@@ -10,16 +10,16 @@ from edgewise.codecs.weigh import weigh
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
+from edgewise.core.metric import LOSSES
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD
 from edgewise.merges.plain import plain_sum
 from edgewise.privacy.clip import clamp, clip
 
 DIM = 64
 TURN = Turn(0, bytes(32), bytes(32))
-START = Space(DIM, Quorum(1, 4), head=HEAD, head_l2=20 * 2**0.5)
+START = Space(DIM, Quorum(1, 4), head=LOSSES, head_l2=20 * 2**0.5)
 
 
 def chain(*stages):

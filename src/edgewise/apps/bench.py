@@ -27,10 +27,11 @@ from edgewise.codecs.inner import is_rescaled_sample
 from edgewise.core import frame, keys
 from edgewise.core.errors import DataError
 from edgewise.core.memory import flat
+from edgewise.core.metric import LOSSES
 from edgewise.core.outline import outline
 from edgewise.core.pipeline import Pipeline, pipeline
-from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND, WEIGHT
+from edgewise.core.space import HEAD_BOUND, Quorum, Space
+from edgewise.core.stage import WEIGHT
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.devices import in_steps
@@ -68,7 +69,7 @@ class Measured:
 
 def chain(tables: Tables, spec: Spec, catalogue: Catalogue = BUILT_IN) -> Pipeline:
     """The pipeline of ``[[stage]]`` tables under a visible sum. Raises as ``pipeline`` and ``catalogue.make``."""
-    start = Space(dim=spec.dim, quorum=Quorum(1, 64), head=HEAD, head_l2=HEAD_BOUND * sqrt(len(HEAD)))
+    start = Space(dim=spec.dim, quorum=Quorum(1, 64), head=LOSSES, head_l2=HEAD_BOUND * sqrt(len(LOSSES)))
     merge = make(catalogue.merges, "[merge]", {"kind": "sum"}, spec)
     return pipeline(start, build_stages(tables, spec, catalogue.stages), merge)
 
@@ -161,7 +162,8 @@ def examine(
 
 def _normal(plan: Plan) -> Update:
     rng = keys.generator(keys.derive(plan.key, "bench"))
-    return Update(rng.standard_normal(plan.layout.sent.dim, np.float32), dict.fromkeys(HEAD, 1.0), 1.0)
+    head = dict.fromkeys(plan.at(0).spaces[0].head, 1.0)
+    return Update(rng.standard_normal(plan.layout.sent.dim, np.float32), head, 1.0)
 
 
 def _local(trainer: Registered, plan: Plan) -> tuple[str, Update]:

@@ -20,4 +20,5 @@ def planned(plan: Plan) -> dict[str, Any]:
         "dim": plan.spec.dim,
         "population": plan.facts.population,
         "rungs": list(plan.rungs),
+        "metric_noise": {metric.name: plan.metric_noise(metric.name) for metric in plan.metrics.own},
     }

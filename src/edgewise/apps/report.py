@@ -36,15 +36,21 @@ def write(store: RunStore, summary: Mapping[str, Any], out: Path) -> Path:
     return path
 
 
+def _flat(r: Mapping[str, Any]) -> dict[str, Any]:
+    """A round's row with a cell for each metric."""
+    own = {f"metric_{name}": value for name, value in r.get("summed_metrics", {}).items()}
+    return {key: value for key, value in r.items() if key != "summed_metrics"} | own
+
+
 def rounds_csv(s: Mapping[str, Any]) -> str:
     """The rounds as a table for other programs, one row each: ``summary.json``'s ``per_round``, and what the federated
     model measured after it. What is not known is an empty cell."""
     measured = {c["played"]: c for c in s["curve"]}
     told = ("weighted_mean", "median", "worst_decile")
-    rows = [
-        {**r, "round": r["round"] + 1, **{f"perplexity_{k}": measured.get(r["round"] + 1, {}).get(k) for k in told}}
-        for r in s["per_round"]
-    ]
+    rows = []
+    for r in s["per_round"]:
+        after = measured.get(r["round"] + 1, {})
+        rows.append({**_flat(r), "round": r["round"] + 1, **{f"perplexity_{k}": after.get(k) for k in told}})
     text = io.StringIO()
     if rows:
         table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -226,6 +232,19 @@ def _models_table(s: Mapping[str, Any]) -> str:
     )
 
 
+def _metric(s: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    """A metric that the recipe declares, over the rounds."""
+    name = metric["name"]
+    told = [
+        (r["round"] + 1, r["summed_metrics"][name]) for r in s["per_round"] if r["summed_metrics"].get(name) is not None
+    ]
+    noise = f" With noise of standard deviation {words.figures(metric['noise_std'])}." if metric["noise_std"] else ""
+    between = f"between {words.figures(metric['lower'])} and {words.figures(metric['upper'])}"
+    series = [charts.Series("mean", "federated", told, dots=True)]
+    chart = charts.lines(f"{name} by round", series, x_name="round", unit=lambda v: f"{v:.3f}")
+    return panel(escape(name), f"Mean over devices, as their updates are weighted; each {between}.{noise}", chart)
+
+
 def _quality(s: Mapping[str, Any]) -> str:
     curve = [c for c in s["curve"] if c.get("weighted_mean") is not None]
     last = max((c["played"] for c in curve), default=0)
@@ -252,6 +271,7 @@ def _quality(s: Mapping[str, Any]) -> str:
     shade = "Line: mean over tokens. Shade: the middle 80 % of devices. Lower is better."
     quarters = "Nats per token in the first and last quarter of the local steps, over devices."
     panels = [panel("Held-out perplexity", shade, held), alone.picture(s), panel("Training loss", quarters, loss)]
+    panels += [_metric(s, metric) for metric in s["summed_metrics"]]
     shown = pair(*filter(None, panels))
     return (
         '<p class="hint">Measured on text that no device trains on: the latest part of each device\'s own.</p>'

@@ -246,6 +246,10 @@ def _rounds(s: Summary) -> str:
                 words.count(r["lost"]),
                 words.count(r["late"]),
                 words.NOTHING if r["loss_last"] is None else f"{r['loss_last']:.4f}",
+                *(
+                    words.NOTHING if value is None else words.figures(value)
+                    for value in r.get("summed_metrics", {}).values()
+                ),
                 words.figures(r["update_l2"]),
                 *([words.figures(r["lag_l2"])] if lags else []),
                 words.size(r["bytes_up"]),
@@ -256,7 +260,11 @@ def _rounds(s: Summary) -> str:
         for r in s["per_round"]
     ]
     lag = ("devices behind by, L2",) if lags else ()
-    heads = ("round", "accepted", "lost", "late", "train loss", "update L2", *lag, "up", "down", "time")
+    own = [
+        m["name"] + (f" ± {words.figures(m['noise_std'])}" if m["noise_std"] else "")
+        for m in s.get("summed_metrics", ())
+    ]
+    heads = ("round", "accepted", "lost", "late", "train loss", *own, "update L2", *lag, "up", "down", "time")
     beside = '<p class="hint">With more columns in <code>rounds.csv</code> beside this page.</p>'
     return details(f"Table of all {len(rows)} rounds", table(heads, rows) + beside) if rows else ""
 

@@ -51,6 +51,9 @@ Seconds: ``train`` and ``encode`` are device seconds, summed over contributions,
 workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
 and ``total`` is their sum: loading and the report itself are not in it, and what a crash repeated counts once.
 
+Summed metrics (``summary_types.SummedMetric``): ``per_round`` has their means, weighted as updates are; null in a round
+without a sum. With noise they can lie outside of the bounds.
+
 Reading: what was read and what was left out, by reason (``learn.reading``); null where the trainer does not tell.
 
 Facts that are used where the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
@@ -181,7 +184,8 @@ def build(store: RunStore) -> dict[str, Any]:
         "participation": _participation(told),
         "rungs": _rungs(told, plan.get("rungs") or []),
         "seconds": _seconds(told),
-        "per_round": [_round_row(e) for e in rounds],
+        "summed_metrics": _metrics(recipe, plan),
+        "per_round": [_round_row(e, [m["name"] for m in recipe.get("metric", ())]) for e in rounds],
         "curve": [
             {
                 "played": e.round + 1,
@@ -320,7 +324,12 @@ def _samples(told: Sequence[events.AnyEvent]) -> list[dict[str, str]]:
     ]
 
 
-def _round_row(e: events.RoundFinished) -> dict[str, Any]:
+def _metrics(recipe: Mapping[str, Any], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    noise = plan.get("metric_noise", {})
+    return [{**metric, "noise_std": noise.get(metric["name"], 0.0)} for metric in recipe.get("metric", ())]
+
+
+def _round_row(e: events.RoundFinished, metrics: Sequence[str]) -> dict[str, Any]:
     return {
         "round": e.round,
         "met": e.met,
@@ -337,6 +346,7 @@ def _round_row(e: events.RoundFinished) -> dict[str, Any]:
         "epsilon": e.epsilon,
         "train_s": e.train_s,
         "seconds": e.seconds,
+        "summed_metrics": {name: e.head.get(name) for name in metrics},
     }
 
 

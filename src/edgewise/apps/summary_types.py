@@ -48,6 +48,7 @@ class RoundRow(TypedDict):
     epsilon: Figure
     train_s: float
     seconds: float
+    summed_metrics: dict[str, Figure]
 
 
 class Bytes(TypedDict):
@@ -93,6 +94,18 @@ class OwnMetric(TypedDict):
     devices: dict[str, float]
 
 
+class SummedMetric(TypedDict):
+    """A metric that the recipe declares, whose mean travels with the sum of updates.
+
+    ``noise_std``: standard deviation of the noise on its mean over a whole cohort.
+    """
+
+    name: str
+    lower: float
+    upper: float
+    noise_std: float
+
+
 class Summary(TypedDict):
     """The whole file."""
 
@@ -121,6 +134,7 @@ class Summary(TypedDict):
     per_round: list[RoundRow]
     curve: list[dict[str, Any]]
     metrics: list[OwnMetric]
+    summed_metrics: list[SummedMetric]
     quality_for_bytes: list[dict[str, Any]]
     per_device: list[dict[str, Any]]
     samples: list[dict[str, Any]]

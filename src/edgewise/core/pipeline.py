@@ -22,7 +22,7 @@ from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import SLACK, Space, Total
-from edgewise.core.stage import BELOW, HEAD_BOUND, WEIGHT, Aggregate, Head, Merge, Post, Rule, Stage, Sum, placed
+from edgewise.core.stage import BELOW, WEIGHT, Aggregate, Head, Merge, Post, Rule, Stage, Sum, placed
 from edgewise.core.vector import Vector, finite
 
 T = TypeVar("T")
@@ -82,12 +82,12 @@ class Pipeline:
 
         Args:
             x: float32[d]. count: amount of data (tokens, examples).
-            head: the metrics named by the start space; cut to [0, HEAD_BOUND].
+            head: the metrics named by the start space (``Metrics.encoded``); cut to [0, ``Space.head_bound``].
         Raises:
             As ``checked``.
         """
         values = self.checked(x, head)
-        payload, after = Payload(x, np.clip(values, 0.0, HEAD_BOUND), count=count), Memory()
+        payload, after = Payload(x, np.clip(values, 0.0, self.spaces[0].head_bound), count=count), Memory()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
             given = stage.encode(payload, memory.child("stage", i), space, placed(turn, self.stages, i))
             payload, new = _of_kind(tuple, given, f"{stage.name}: encode")
@@ -174,7 +174,7 @@ class Pipeline:
         head = dict(zip(bounds.head, item.head.tolist(), strict=True))
         weight = head.pop(WEIGHT, 1.0)
         head.pop(BELOW, None)  # bounded by its norm already (``codecs.pack``)
-        if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= HEAD_BOUND * weight * slack for v in head.values())):
+        if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= bounds.head_bound * weight * slack for v in head.values())):
             raise DecodeError("E-RANGE", "a weight or a metric is outside its bounds.")
         return square
 

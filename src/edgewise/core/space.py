@@ -186,6 +186,9 @@ class Noise:
     ring_bits: int = 0
 
 
+HEAD_BOUND = 20.0  # of a head value, unless noise is sized by it too
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """The shape, bounds and algebra of one contribution at one point of the pipeline.
@@ -197,7 +200,8 @@ class Space:
         adjacency: what a device sends in the neighbouring data set: the encoding of an update of zeros ("zero_out"),
             nothing at all ("add_remove"), the encoding of any other update ("replace_one").
         head: names of the exact scalars that travel beside the body (metrics, then the weight).
-        head_l2: bound of the head's L2 norm.
+        head_l2: bound of the head's L2 norm. head_bound: every metric is cut to [0, this] on the device, so that one
+            device cannot move the mean freely.
 
         Bounds of the body:
         l2, linf: model units; ``inf`` = unknown.
@@ -236,6 +240,7 @@ class Space:
     adjacency: Adjacency = "zero_out"
     head: tuple[str, ...] = ()
     head_l2: float = 0.0
+    head_bound: float = HEAD_BOUND
     l2: float = inf
     linf: float = inf
     spread: float = 1.0

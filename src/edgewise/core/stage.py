@@ -225,6 +225,3 @@ class Sum:
 
 WEIGHT = "weight"
 BELOW = "below"  # of an adaptive clip: whether the update was below it, as a number around zero
-HEAD = ("loss_first", "loss_last")  # metrics that may travel with an update: mean train loss, nats per token
-HELD_OUT, HELD_SHARE = "held_out", "held_share"  # mean held-out loss of a device, and 1; both 0 where it has none
-HEAD_BOUND = 20.0  # every head value is cut to [0, this] on the device, so that one device cannot move the mean freely

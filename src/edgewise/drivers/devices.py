@@ -22,10 +22,10 @@ import numpy as np
 
 from edgewise.codecs import pack
 from edgewise.core import frame
-from edgewise.core.errors import BudgetError, DataError, DecodeError, EdgewiseError, StoreError
+from edgewise.core.errors import BudgetError, DataError, DecodeError, EdgewiseError, StoreError, TrainingError
 from edgewise.core.keys import Secrets
+from edgewise.core.metric import BUILT_IN, HELD_OUT, HELD_SHARE
 from edgewise.core.own_code import type_and_line
-from edgewise.core.stage import HELD_OUT, HELD_SHARE
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.drivers.following import Downloads
 from edgewise.drivers.records import records
@@ -183,13 +183,16 @@ class Devices:
         update = guarded(device, partial(self._fitted, request))
         if isinstance(update, machine.Failed):
             return update
+        self._check_metrics(update)
         passed_s = elapsed_s() if callable(elapsed_s) else elapsed_s
         return machine.Trained(update, passed_s, up_mbit, request.rule.steps)
 
     def _fitted(self, request: FitRequest) -> Update:
-        """What training gives, with the held-out loss of the round's model where the plan asks for it."""
+        """What training gives, with the held-out loss of the round's model where the plan asks for it and the trainer
+        has not measured it by itself."""
         update = self.trainer.fit(request)
-        if not self.plan.evaluations.on_devices:
+        asked = self.plan.evaluations.on_devices and HELD_OUT not in update.head
+        if not asked:
             return update
         try:
             held = self.trainer.trainer.evaluate(request.device, request.params)
@@ -197,6 +200,16 @@ class Devices:
             held = HeldOut(0.0, 0)
         loss, share = (held.nll / held.tokens, 1.0) if held.tokens else (0.0, 0.0)
         return replace(update, head={**update.head, HELD_OUT: loss, HELD_SHARE: share})
+
+    def _check_metrics(self, update: Update) -> None:
+        """Raises TrainingError(E-TRAIN) where a trainer gives other numbers than it says. With noise too: names follow
+        from its code, and a device that sent zeros for it in every round would never be noticed."""
+        who, names = type(self.trainer.trainer).__name__, set(self.plan.metrics.names)
+        if lacks := sorted(names - update.head.keys()):
+            raise TrainingError("E-TRAIN", f"{who}.fit gave no {lacks[0]} in its head, which travels in this run.")
+        if odd := sorted(update.head.keys() - names - self.trainer.reported - BUILT_IN):
+            what = f"{who}.fit gave {odd[0]} in its head, which {who}.metrics() does not name."
+            raise TrainingError("E-TRAIN", what, "name it there, and declare it as [[metric]] in the recipe.")
 
     def _measured(self, device: DeviceId, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
         run, number = probe.run, probe.round

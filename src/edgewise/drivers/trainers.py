@@ -23,7 +23,7 @@ def make_trainer(
     Args:
         device: an enrolled one, whose text all of it is; None in a simulation.
     Raises: RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or asks for
-        samples of text that it cannot give; E-EXTENSION as ``engine.trainer.registered``.
+        samples of text or metrics that it cannot give; E-EXTENSION as ``engine.trainer.registered``.
     """
     if catalogue.trainer is not None:
         trainer = registered(catalogue.trainer(recipe))
@@ -38,6 +38,10 @@ def make_trainer(
     if recipe.report.samples and trainer.continues is None:
         what = "report.samples needs a trainer that goes on with text."
         raise RecipeError("E-COMBO", what, "leave it out, or use the text trainer.")
+    if lacks := [one.name for one in recipe.metric if one.name not in trainer.reported]:
+        known = ", ".join(sorted(trainer.reported)) or "none"
+        what = f"[[metric]] {lacks[0]}: the trainer does not measure it; what it measures beside losses: {known}."
+        raise RecipeError("E-COMBO", what, "leave it out, or use a trainer that has it (`edgewise explain extend`).")
     spec, population = trainer.trainer.spec, len(trainer.trainer.devices())
     directions = strategy_of(recipe, catalogue, spec, population).directions
     if directions is None:

@@ -240,7 +240,8 @@ class Coordinator:
             parts.append(part)
         aggregate = together(parts)
         memory = broadcast.released(facts.pipe, memory, aggregate.mean)
-        return self.plan.layout.aggregated(aggregate), self.plan.kept(checkpoint.memory, number, memory)
+        kept = self.plan.kept(checkpoint.memory, number, memory)
+        return self.plan.measured(self.plan.layout.aggregated(aggregate)), kept
 
     def _stepped(
         self, checkpoint: Checkpoint, facts: RoundFacts, released: tuple[Aggregate, Memory] | None

@@ -219,6 +219,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
 def _finished(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memory]:
     """What the strategy makes of a trained update: the vector that travels, and what the device keeps for it."""
     client, update = plan.strategy.client, event.update
+    update = replace(update, head=plan.metrics.encoded(update.head))
     if client.finish is None:
         return update, Memory()
     number = state.invite.round
@@ -254,7 +255,7 @@ def _encoded(
     except EdgewiseError:
         if plan.spend is None:
             raise
-        nothing = _nothing(plan)
+        nothing = _zeros(plan)
         payload, _ = pipe.encode(nothing.x, nothing.head, nothing.count, pipe.init(), turn)
         return payload, replace(idle, pending=After(turn.round, base))
     memory = plan.kept(base, turn.round, after)
@@ -272,7 +273,7 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
     except EdgewiseError as e:
         if plan.spend is None:
             return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
-        update = _nothing(plan)
+        update = _zeros(plan)
     head = {name: float(value) for name, value in update.head.items()}
     x, secrets = bytes(vector.to_bytes(update.x)), state.secrets
     unsent = Unsent(frame.dump(invite), x, secrets.encoding, head, float(update.count), best)
@@ -305,7 +306,15 @@ def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int | None) -> I
 
 
 def _nothing(plan: Plan) -> Update:
-    return Update(np.zeros(plan.layout.sent.dim, np.float32), {}, 0.0)
+    """An update of a device that has nothing to say; its metrics are at their lower bounds."""
+    head = {metric.name: metric.lower for metric in plan.metrics}
+    return Update(np.zeros(plan.layout.sent.dim, np.float32), head, 0.0)
+
+
+def _zeros(plan: Plan) -> Update:
+    """``_nothing`` as it travels."""
+    nothing = _nothing(plan)
+    return replace(nothing, head=plan.metrics.encoded(nothing.head))
 
 
 def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from edgewise.core import events
 from edgewise.core.errors import REGISTRY
-from edgewise.core.stage import HELD_OUT, HELD_SHARE
+from edgewise.core.metric import HELD_OUT, HELD_SHARE
 from edgewise.plan.plan import Evaluations
 
 COHORT = "cohort"  # who measured a model, where its devices told no more than their mean

@@ -13,6 +13,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from edgewise.core.errors import RecipeError
@@ -91,6 +92,14 @@ class NoisesSteps(CountsRecords, Protocol):
         ...
 
 
+class ReportsMetrics(Protocol):
+    """Measures more than losses. A recipe that declares a metric sends it; the others stay with the device."""
+
+    def metrics(self) -> Sequence[str]:
+        """Names of what ``Update.head`` has beside the losses."""
+        ...
+
+
 class MeasuresSteps(Protocol):
     """Can measure how long a step takes here."""
 
@@ -153,10 +162,16 @@ class Registered:
     reads: ReportsReading | None = None
     remarks: TakesNotes | None = None
     metrics: NotesMetrics | None = None
+    reports: ReportsMetrics | None = None
 
     def fit(self, request: FitRequest) -> Update:
         """``Trainer.fit``. Raises TrainingError(E-TRAIN) also for what is no update."""
         return as_update(self.trainer.fit(request), self.trainer.spec.dim, self._name)
+
+    @cached_property
+    def reported(self) -> frozenset[str]:
+        """Names of what its updates bring beside losses."""
+        return frozenset() if self.reports is None else frozenset(self.reports.metrics())
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
         """``Trainer.evaluate``. Raises TrainingError(E-TRAIN) also for what is no measurement."""
@@ -202,6 +217,7 @@ def registered(trainer: Trainer) -> Registered:
         reads=_port(trainer, ReportsReading),
         remarks=_port(trainer, TakesNotes),
         metrics=_port(trainer, NotesMetrics),
+        reports=_port(trainer, ReportsMetrics),
     )
 
 

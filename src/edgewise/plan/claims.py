@@ -51,7 +51,7 @@ def claims(
     kept = "raw text and codec memory never leave" if any(p.encoded.memory for p in pipes) else "raw text never leaves"
     told.append(f"{kept} a device{shown}")
     told.append(f"cohort: {earns}")
-    told.append(_metrics(recipe, visible))
+    told.append(_metrics(recipe, visible, noisy))
     if client.head:
         seen = "are visible to the server beside a device's update" if visible else "leave devices only as a sum"
         told.append(f"{recipe.strategy['kind']} asks devices for {', '.join(client.head)}: exact scalars, which {seen}")
@@ -123,7 +123,17 @@ def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
     return told + f"and the server draws cohorts as it says (then at most {space.quorum.corrupt:,} in a sum)"
 
 
-def _metrics(recipe: Recipe, visible: bool) -> str:
+def _metrics(recipe: Recipe, visible: bool, noisy: bool) -> str:
+    own = ", ".join(metric.name for metric in recipe.metric)
+    names = [*(["train losses"] if recipe.metrics == "sum" else []), *([own] if own else [])]
+    if noisy and (names or recipe.eval.on_devices):
+        names += ["held-out losses"] if recipe.eval.on_devices else []
+        return (
+            f"the server sees each device's {' and '.join(names)}; the noise covers them with the update, as one vector"
+        )
+    if own:
+        seen = "are visible to the server beside its update" if visible else "leave devices only as a sum"
+        return f"each device's {' and '.join(names)}, and its weight where a stage weighs, {seen}"
     if recipe.metrics == "none":
         bit = "; whether an update is below the clip does" if recipe.dp.adaptive_clip else ""
         return f"no train losses leave devices; the weight of an update does, where a stage weighs{bit}"

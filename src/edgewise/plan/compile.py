@@ -9,9 +9,10 @@ from dataclasses import replace
 from edgewise.codecs import pack
 from edgewise.core import frame
 from edgewise.core.errors import RecipeError
+from edgewise.core.metric import Metrics
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import HEAD, HEAD_BOUND, HELD_OUT, HELD_SHARE, Merge
+from edgewise.core.stage import Merge
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.chains import chains_of
@@ -22,6 +23,7 @@ from edgewise.plan.facts import FORMAT, Instance, PlanFacts, StatedNoise, decisi
 from edgewise.plan.layout import VectorLayout
 from edgewise.plan.mechanisms.base import Mechanism
 from edgewise.plan.mechanisms.known import mechanism_of, promised
+from edgewise.plan.metrics import metrics_of
 from edgewise.plan.plan import MESSAGE_LIMIT_BYTES, Plan
 from edgewise.plan.private import private
 from edgewise.plan.recipe import Recipe
@@ -59,7 +61,8 @@ def compile(
     promise = promised(recipe.privacy, recipe.dp, hidden=merge.hides is not None)
     check_recipe(recipe, promise, strategy.client)
     sums = sums_of(recipe, merge, sampling)
-    start = _start(recipe, layout, merge, sampling, sums, mechanism)
+    metrics = metrics_of(recipe, promise, strategy.client, sampling.kind)
+    start = _start(metrics, layout, merge, sampling, sums, mechanism)
     chains = chains_of(recipe, layout.sent, start, sampling, catalogue, promise.hidden)
     _check_word(recipe, merge)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, layout.sent) for i, table in enumerate(recipe.post)]
@@ -90,6 +93,7 @@ def compile(
         recipe=recipe,
         facts=facts,
         layout=layout,
+        metrics=metrics,
         pipelines=pipes[:1] if by_rung else pipes,
         strategy=strategy,
         sampling=sampling,
@@ -106,17 +110,17 @@ def compile(
 
 
 def _start(
-    recipe: Recipe, layout: VectorLayout, merge: Merge, sampling: Sampling, sums: Sums, mechanism: Mechanism | None
+    metrics: Metrics, layout: VectorLayout, merge: Merge, sampling: Sampling, sums: Sums, mechanism: Mechanism | None
 ) -> Space:
     """The space of a trained update, before the first stage."""
     most = sampling.population if sampling.kind == "poisson" else sampling.invite
-    asked = (HELD_OUT, HELD_SHARE) if recipe.eval.on_devices else ()
-    head = (*(HEAD if recipe.metrics == "sum" else ()), *asked, *layout.client.head)
+    head = (*metrics.names, *layout.client.head)
     return Space(
         dim=layout.sent.dim,
         quorum=Quorum(sums.least, -(-most // merge.groups), sums.corrupt),
         head=head,
-        head_l2=HEAD_BOUND * math.sqrt(len(head)),
+        head_l2=metrics.bound * math.sqrt(len(head)),
+        head_bound=metrics.bound,
         population=sampling.population,
         adjacency="zero_out" if mechanism is None else mechanism.adjacency(sampling.kind),
     )

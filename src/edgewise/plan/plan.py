@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,8 +15,10 @@ from edgewise.codecs.ladder import pick, rung_bytes
 from edgewise.core import keys
 from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.memory import Memory
+from edgewise.core.metric import Metrics
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Hiding
+from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Array, Segment, Spec
 from edgewise.plan.budget import upload_budget
 from edgewise.plan.downlink import delta_bytes
@@ -77,6 +79,7 @@ class Plan:
         recipe: what the plan was compiled from. Nothing outside of this package reads it: the plan says what it means.
         facts: what identifies the run; their digest is ``run``.
         layout: of the model, and of the vectors that go up and down.
+        metrics: numbers of devices that travel with updates.
         pipelines: the update pipeline, one per phase; round r is of phase r mod their number. One phase, unless a
             stage has a schedule.
         groups: for each phase the segments that it moves and trains; empty with one phase (all are trained).
@@ -94,6 +97,7 @@ class Plan:
     recipe: Recipe
     facts: PlanFacts
     layout: VectorLayout
+    metrics: Metrics
     pipelines: tuple[Pipeline, ...]
     strategy: Strategy
     sampling: Sampling
@@ -264,6 +268,17 @@ class Plan:
         if self.promise.who_noises is not Noiser.SERVER or not self.recipe.dp.adaptive_clip:
             return None
         return reachable(self.recipe.dp.clip_l2, round)
+
+    def measured(self, aggregate: Aggregate) -> Aggregate:
+        """An aggregate with its metrics in their own units. Where noise is on them, they are means over those that came
+        and not over those that were expected: who takes part is public then."""
+        share = aggregate.weight / aggregate.n if self.spend is not None and aggregate.n else 1.0
+        return replace(aggregate, head=self.metrics.decoded(aggregate.head, share))
+
+    def metric_noise(self, name: str) -> float:
+        """Standard deviation of the noise on a metric's mean over a whole cohort; 0.0 where there is none."""
+        metric = next(metric for metric in self.metrics if metric.name == name)
+        return self.pipelines[0].total.noise_std / (self.metrics.factor(metric) * max(1.0, self.sampling.expected))
 
     def turn(self, round: int, private: keys.Key | None = None, support: Array | None = None) -> keys.Turn:
         """The codec's view of a round."""

@@ -92,7 +92,6 @@ def private(
     where no noise keeps the budget.
     """
     dp, rounds_each = recipe.dp, sampling.rounds_each(recipe.round.rounds)
-    rules.metrics(start.head)
     rules.delta(dp.delta, start.population, "device")  # the trainer's side counts records: ``drivers.records``
     by_server = mechanism.who is Noiser.SERVER
     rules.amplification(dp.amplification, sampling.kind, seen_by_reader=not by_server)

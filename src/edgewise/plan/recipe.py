@@ -101,6 +101,21 @@ class EvalSection(Section):
     max_tokens: int = Field(16384, ge=64, description="held-out tokens per device at most")
 
 
+class MetricSection(Section):
+    """A number of each device that travels with its update, summed and hidden as the update is."""
+
+    name: str = Field(..., pattern=r"^[a-z][a-z0-9_]{0,31}$", description="as trainers and scripts call it")
+    lower: float = Field(0.0, ge=-1e12, le=1e12, description="a smaller value counts as this")
+    upper: float = Field(1.0, ge=-1e12, le=1e12, description="a larger value counts as this")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MetricSection:
+        if not self.lower < self.upper:
+            what = f"metric.lower = {self.lower:g} is not below metric.upper = {self.upper:g}"
+            raise SettingError("E-VALUE", what, "give the least and the largest value that is worth telling apart")
+        return self
+
+
 class ReportSection(Section):
     """What the report shows of the data itself: nothing, unless it is asked for."""
 
@@ -171,6 +186,9 @@ class Recipe(Section):
     )
     merge: dict[str, Any] = Field({"kind": "sum"}, description="how contributions become one total")
     post: list[dict[str, Any]] = Field([], description="steps on the total, before the division")
+    metric: list[MetricSection] = Field(
+        [], max_length=32, description="further numbers of devices that travel with updates, each within its bounds"
+    )
     eval: EvalSection = EvalSection()
     compare: CompareSection = CompareSection()
     report: ReportSection = ReportSection()
@@ -260,8 +278,10 @@ class Recipe(Section):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """All keys with their values, defaults filled in; plain JSON types."""
-        return self.model_dump(mode="json", by_alias=True)
+        """All keys with their values, defaults filled in; plain JSON types. Without ``metric`` where there is none, so
+        that identities of runs are those of before there were any."""
+        plain = self.model_dump(mode="json", by_alias=True)
+        return plain if self.metric else {key: value for key, value in plain.items() if key != "metric"}
 
     @property
     def world(self) -> str:

@@ -17,14 +17,25 @@ from edgewise.privacy.spend import Unit
 _ROUNDING = 1.0 + 1e-6
 
 
-def metrics(names: Iterable[str]) -> None:
-    """E-STATS: numbers about a device's data leave it beside the private sum. ``names``: of those that do."""
-    if outside := sorted(set(names)):
-        raise CompositionError(
-            "E-STATS",
-            f"{', '.join(outside)} would leave devices without noise, and each is computed from a device's data.",
-            'write metrics = "none".',
-        )
+def metrics(names: Iterable[str], by_server: bool, sampler: str) -> None:
+    """E-STATS: numbers about a device's data leave it beside the private sum.
+
+    Args:
+        names: of those that do. by_server: the server adds the noise, to body and head of the sum alike. sampler: how
+            cohorts come about; where that is by chance ("poisson"), nobody may learn how many came.
+    """
+    asked = ", ".join(sorted(set(names)))
+    if not asked or (by_server and sampler != "poisson"):
+        return
+    fix = 'write metrics = "none", eval.on_devices = false and no [[metric]]; or privacy = "central_dp" with cohorts'
+    if by_server:
+        what = f"{asked}: how many devices took part is hidden by sampling, so that nobody can take a mean over them."
+        raise CompositionError("E-STATS", what, f"{fix} of a fixed size, whose noise covers them.")
+    raise CompositionError(
+        "E-STATS",
+        f"{asked} would leave devices without noise, and each is computed from a device's data.",
+        f"{fix} that are not drawn by chance, whose noise covers them.",
+    )
 
 
 def amplification(asked: str, sampler: str, seen_by_reader: bool) -> None:

@@ -70,10 +70,12 @@ class Desk:
 
 
 class Handover:
-    """The Trainer port over a desk, for a run of this layout. ``examples``: that the script's device trains on."""
+    """The Trainer port over a desk, for a run of this layout. ``examples``: that the script's device trains on.
+    ``metrics``: names of those that the recipe declares."""
 
-    def __init__(self, spec: Spec, device: DeviceId, desk: Desk, examples: int) -> None:
+    def __init__(self, spec: Spec, device: DeviceId, desk: Desk, examples: int, metrics: Sequence[str] = ()) -> None:
         self._spec, self._device, self._desk, self._examples = spec, device, desk, examples
+        self._metrics = tuple(metrics)
 
     @property
     def spec(self) -> Spec:
@@ -92,6 +94,10 @@ class Handover:
         """Wait for the script's update."""
         return self._desk.update(request)
 
+    def metrics(self) -> Sequence[str]:
+        """What a script gives beside losses: all that the recipe declares (``Task.submit``)."""
+        return self._metrics
+
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
         """A script is not asked. Raises TrainingError(E-TRAIN)."""
         raise TrainingError("E-TRAIN", "a script measures no held-out loss for the server.")
@@ -105,7 +111,9 @@ class Handover:
         return self._examples
 
 
-def handover(spec: Spec, device: DeviceId, desk: Desk, examples: int, passes: float) -> Registered:
+def handover(
+    spec: Spec, device: DeviceId, desk: Desk, examples: int, passes: float, metrics: Sequence[str] = ()
+) -> Registered:
     """A handover, registered; it counts records where the script says how many examples it has.
 
     Raises RecipeError(E-COMBO) where the recipe counts ``passes`` and the script does not say it.
@@ -113,5 +121,5 @@ def handover(spec: Spec, device: DeviceId, desk: Desk, examples: int, passes: fl
     if passes and not examples:
         what = f"the recipe asks for {passes:g} passes over a device's examples, and the script does not say how many."
         raise RecipeError("E-COMBO", what, "give their number: device.tasks(examples=n).")
-    made = registered(Handover(spec, device, desk, examples))
+    made = registered(Handover(spec, device, desk, examples, metrics))
     return made if examples else replace(made, counts=None)

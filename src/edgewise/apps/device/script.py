@@ -149,7 +149,8 @@ class _Inbox(Watch):
     def make(self, recipe: Recipe, folder: Path, device: DeviceId, spec: Spec) -> Registered:
         base = Path(recipe.model.base)
         self.files = base if base.is_absolute() else None
-        return handover(spec, device, self._desk, self._examples, recipe.training.local_epochs)
+        metrics = [metric.name for metric in recipe.metric]
+        return handover(spec, device, self._desk, self._examples, recipe.training.local_epochs, metrics)
 
     def work(self) -> None:
         """Answer until the desk is closed."""

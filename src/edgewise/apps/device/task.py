@@ -13,13 +13,14 @@ import numpy as np
 
 from edgewise.apps.device.handover import Desk
 from edgewise.core.errors import TrainingError
+from edgewise.core.metric import HELD_OUT, HELD_SHARE, LOSSES
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.plan import explain
+from edgewise.plan.metrics import LOSS
 from edgewise.plan.plan import Plan
 from edgewise.privacy import card
 
-LOSS = "loss"  # stands for the losses that travel
 LOOK_S = 0.25  # between two questions for the end of a round, each of which the server answers when it has ended
 
 
@@ -121,9 +122,11 @@ class Task:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that travel, in the sum and hidden as the update is; others are refused."""
-        own = self.plan.strategy.client.head
-        return tuple(name for name in self.plan.at(self.round).spaces[0].head if name not in own)
+        """Names of the metrics that travel, in the sum and hidden as the update is; others are refused.
+
+        ``held_out`` is the mean loss of the round's model on examples that are not trained on. Who has none leaves it
+        out."""
+        return tuple(name for name in self.plan.metrics.names if name != HELD_SHARE)
 
     @property
     def corrects(self) -> bool:
@@ -181,10 +184,11 @@ class Task:
         The change of the module since ``load_into`` is clipped, compressed, noised and hidden as the plan says; it
         leaves in no other form.
         Args:
-            examples: that were trained on: the natural weight of this device. metrics: numbers that travel with the
-                update where the plan has them (``Task.metrics``); ``loss`` stands for ``loss_last``, and for
-                ``loss_first`` where that is not given. Where the plan has none, a loss stays here. steps: optimizer
-                steps that were taken, for strategies whose equations need them.
+            examples: that were trained on: the natural weight of this device.
+            metrics: numbers that travel with the update where the recipe has them (``Task.metrics``), cut to the bounds
+                that it declares. ``loss`` stands for ``loss_last``, and for ``loss_first`` where that is not given.
+                Where the recipe asks for no losses, a loss stays here.
+            steps: optimizer steps that were taken, for strategies whose equations need them.
         Raises:
             TrainingError(E-TASK): the task was not loaded, or was submitted before; a metric that does not travel, or
                 one that is missing; ``correct`` was not called where the strategy needs it; a part of the model moved
@@ -216,14 +220,21 @@ class Task:
         names = self.metrics
         if odd := sorted(set(given) - {LOSS, *names}):
             known = ", ".join((LOSS, *names)) if names else "none"
-            raise refused(f"metric {odd[0]} does not travel in this run; those that do: {known}")
+            what = f"metric {odd[0]} does not travel in this run; those that do: {known}. Others need a [[metric]]"
+            raise refused(f"{what} with bounds in the recipe")
         head = {name: float(given[name]) for name in names if name in given}
         if LOSS in given:
-            head = {**dict.fromkeys(names, float(given[LOSS])), **head}
-        if missing := [name for name in names if name not in head]:
+            losses = [name for name in names if name in LOSSES]
+            head = {**dict.fromkeys(losses, float(given[LOSS])), **head}
+        if missing := [name for name in names if name not in head and name != HELD_OUT]:
+            short = LOSS if missing[0] in LOSSES else missing[0]
             raise refused(
-                f'this run sums {", ".join(names)}, and {missing[0]} is missing: give metrics={{"loss": ...}}'
+                f'this run sums {", ".join(names)}, and {missing[0]} is missing: give metrics={{"{short}": ...}}'
             )
+        if odd := [name for name, value in head.items() if not isfinite(value)]:
+            raise refused(f"metric {odd[0]} = {head[odd[0]]} is not a finite number")
+        if HELD_OUT in names:  # of a device that has none both are zero
+            head = {**head, HELD_OUT: head.get(HELD_OUT, 0.0), HELD_SHARE: float(HELD_OUT in head)}
         return head
 
     def _check(self, x: Vector, steps: int | None) -> None:

@@ -116,7 +116,8 @@ class Run:
         own = _own_by_round(self.summary)
         rows = [
             {
-                **row,
+                **{key: value for key, value in row.items() if key != "summed_metrics"},
+                **row.get("summed_metrics", {}),
                 "perplexity": measured.get(row["round"], {}).get("weighted_mean"),
                 **own.get(row["round"], {}),
             }

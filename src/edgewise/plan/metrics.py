@@ -1,0 +1,44 @@
+"""Which numbers of devices travel in a run, and how large they are on their way."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from edgewise.core.errors import RecipeError
+from edgewise.core.metric import BUILT_IN, HELD_METRICS, LOSS_METRICS, Metric, Metrics
+from edgewise.core.space import HEAD_BOUND
+from edgewise.core.stage import BELOW, WEIGHT
+from edgewise.plan.promise import Noiser, Promise
+from edgewise.plan.recipe import Recipe
+from edgewise.privacy import rules
+from edgewise.strategies.client import Client
+
+SHARE = 0.2  # of the clip: length of all metrics together where noise is sized by both, so that it grows by 2 %
+LOSS = "loss"  # stands for the train losses where a script gives metrics
+_TAKEN = frozenset({LOSS, WEIGHT, BELOW, *BUILT_IN})
+
+
+def metrics_of(recipe: Recipe, promise: Promise, client: Client, sampler: str) -> Metrics:
+    """The metrics of a recipe.
+
+    With noise from the server body and metrics are noised as one vector, so metrics are scaled to a share of the clip:
+    together they are at most ``SHARE`` C long, and the noise is z sqrt(1 + SHARE^2) C.
+
+    Args:
+        client: of the strategy, whose scalars have names of their own. sampler: how cohorts come
+            about.
+    Raises RecipeError(E-VALUE) for a name that is taken or comes twice; CompositionError(E-STATS) as ``rules.metrics``.
+    """
+    own = tuple(Metric(one.name, one.lower, one.upper) for one in recipe.metric)
+    names = [metric.name for metric in own]
+    for name in names:
+        if name in _TAKEN or name in client.head or names.count(name) > 1:
+            what = f"[[metric]] {name}: the name {'comes twice' if names.count(name) > 1 else 'has a meaning already'}."
+            raise RecipeError("E-VALUE", what, "take another name.")
+    losses = LOSS_METRICS if recipe.metrics == "sum" else ()
+    each = (*losses, *(HELD_METRICS if recipe.eval.on_devices else ()), *own)
+    if promise.who_noises is Noiser.NOBODY or not each:
+        return Metrics(each)
+    rules.metrics([metric.name for metric in each], by_server=promise.who_noises is Noiser.SERVER, sampler=sampler)
+    clip = 1.0 if recipe.dp.adaptive_clip else recipe.dp.clip_l2  # a clip that follows is the unit of the update
+    return Metrics(each, min(HEAD_BOUND, SHARE * clip / sqrt(len(each))))
