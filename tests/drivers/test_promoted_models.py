@@ -16,7 +16,7 @@ import safetensors.numpy
 from served import code, joined, running
 from toy_recipe import PLAIN
 
-from edgewise.apps import simulate
+from edgewise.apps import export, simulate
 from edgewise.apps.server import fetching, promoting, submission
 from edgewise.apps.server.start import Server
 from edgewise.core import vector
@@ -81,6 +81,8 @@ def test_devices_and_gateways_fetch_the_model_that_stands(
         tensors = safetensors.numpy.load_file(tmp_path / f"model-{role}" / "trained.safetensors")
         assert vector.digest(np.concatenate([tensors["w"], tensors["b"]]).tobytes()) == models[3].params
         assert json.loads((tmp_path / f"model-{role}" / "lineage.json").read_text()) == fetched
+    written = export.write(server.service.folder, tmp_path / "exported", export.Wanted("tensors"))
+    assert (written["rounds"], written["model_sha256"]) == (3, models[3].params)
     back = links["operator"].call("POST", "/v1/models/rollback")
     assert (back["verb"], back["played"], back["model"]) == ("rollback", 2, models[2].params)
     assert fetching.fetch(links["device"], tmp_path / "former")["model"] == models[2].params

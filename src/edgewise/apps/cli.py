@@ -181,7 +181,12 @@ app.command()(guides.compare)
 
 @app.command()
 def export(
-    run_dir: RunDir,
+    run_dir: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_DIR", help="A run directory, or a server's folder: its promoted model.", show_default=False
+        ),
+    ],
     dest: Annotated[Path, typer.Option("--dest", help="New or empty folder.", show_default=False)],
     to: Annotated[
         str,

@@ -18,7 +18,7 @@ from edgewise.apps.chosen import chosen
 from edgewise.apps.runs import opened
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.foreign import reason
-from edgewise.core.vector import Spec, Vector, unpack
+from edgewise.core.vector import Spec, Vector, from_bytes, unpack
 from edgewise.drivers.store import RunStore
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.recipe import Recipe, from_plain
@@ -51,7 +51,8 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
     """Write the model of a run.
 
     Args:
-        dest: a folder that does not exist or is empty.
+        run_dir: the folder of a run, or that of a server, whose promoted model is then taken. dest: a folder that does
+            not exist or is empty.
     Returns:
         Plain JSON: ``dest``, ``to``, ``rounds``, ``model_sha256``, ``files``; ``dtype`` and ``logits`` (the largest
         differences: ``loaded``, ``rounding``, ``moved``) of models and adapters.
@@ -66,6 +67,9 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
     dest = dest.resolve()  # "." has no name of its own
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise _refused(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
+    promoted = _promoted(run_dir, wanted)
+    if promoted is not None:
+        run_dir = run_dir / "runs" / promoted.run[:32]
     with opened(run_dir) as store:
         run = store.run()
         assert run is not None
@@ -73,7 +77,7 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
         if wanted.to == "peft" and not recipe.trainable.adapts:
             what = f'a PEFT adapter needs trainable.kind = "lora"; this run trained "{recipe.trainable.kind}"'
             raise _refused(what, "--to merged.")
-        number, digest, params = _params(store, recipe, wanted.played)
+        number, digest, params = _params(store, recipe, wanted.played) if promoted is None else promoted[1:]
         found = summary.build(store)
     card = model_card.ModelCard(found, recipe, wanted.to, number, digest, _directions(recipe) is not None)
     with _folder(dest) as part:
@@ -84,6 +88,29 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
         )
     files = sorted(str(p.relative_to(dest)) for p in dest.rglob("*") if p.is_file())
     return {"dest": str(dest), "to": wanted.to, "rounds": number, "model_sha256": digest, "files": files, **more}
+
+
+class _Promoted(NamedTuple):
+    """The promoted model of a server. ``run``: it is of; then as ``_params``."""
+
+    run: str
+    played: int
+    digest: str
+    params: Vector
+
+
+def _promoted(folder: Path, wanted: Wanted) -> _Promoted | None:
+    """The model that a server's operators promoted, where ``folder`` is a server's; None where it is a run's."""
+    if not (folder / "server.db").is_file():
+        return None
+    from edgewise.drivers.blobs import Blobs
+    from edgewise.drivers.fleet import promotions
+
+    if wanted.played is not None:
+        raise _refused("--round is for the folder of a run; of a server its promoted model is taken", "leave it out.")
+    found = promotions.read(folder)
+    raw = Blobs(folder / "blobs").get(found.model)
+    return _Promoted(found.run, found.played, found.model, from_bytes(raw, len(raw) // 4))
 
 
 def _refused(what: str, fix: str) -> EdgewiseError:

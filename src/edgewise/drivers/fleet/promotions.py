@@ -8,13 +8,16 @@ The models that stand behind the newest one are kept for a rollback, ``KEPT`` of
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from edgewise.core.errors import TransportError
+from edgewise.core.errors import StoreError, TransportError
+from edgewise.core.foreign import foreign
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.tables import PROMOTIONS
 
@@ -75,6 +78,18 @@ def former(c: sa.Connection) -> Promotion:
         what = "no model was promoted before this one, or it is not kept any more."
         raise TransportError("E-CONFLICT", what, "promote another model: `edgewise models promote RUN`.")
     return found[-2]
+
+
+def read(folder: Path) -> Promotion:
+    """The promoted model of the server in a folder, which may run.
+
+    Raises TransportError(E-UNKNOWN-ID) where there is none; StoreError(E-CHECKPOINT) for a damaged database.
+    """
+    place = f"{(folder / 'server.db').resolve().as_uri()}?mode=ro"
+    engine = sa.create_engine("sqlite://", creator=lambda: sqlite3.connect(place, uri=True), poolclass=sa.NullPool)
+    fix = "start the server, or look at it with `edgewise doctor --server`."
+    with foreign(StoreError, "E-CHECKPOINT", f"{folder / 'server.db'} cannot be read", fix), engine.connect() as c:
+        return current(c)
 
 
 def add(c: sa.Connection, new: Promotion) -> None:
