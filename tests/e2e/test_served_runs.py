@@ -112,8 +112,15 @@ def test_a_recipe_runs_on_three_devices_and_goes_on_after_the_server_was_killed(
         while (found := edgewise("run", "show", begun["run"][:12], home=admin))["state"] == "running":
             assert time.monotonic() < deadline
             time.sleep(1)
+        replayed = edgewise("run", "verify", begun["run"][:12], home=admin)
+        promoted = edgewise("models", "promote", begun["run"][:12], home=admin)
+        fetched = edgewise("models", "fetch", tmp_path / "model", home=homes[0])
     assert (found["state"], found["why"]) == ("finished", "")
+    assert (replayed["released"], replayed["replayed"]) == (2, 2)
+    assert replayed["model"] == promoted["model"] == fetched["model"]
+    assert (tmp_path / "model" / "base" / "config.json").is_file()
     (out,) = (folder / "runs").iterdir()
+    assert edgewise("run", "verify", out, home=admin)["chain"] == replayed["chain"]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["rounds"]["met"] == 2
     assert summary["participation"]["accepted"] == 6

@@ -77,4 +77,4 @@ def lines(found: Verified) -> list[str]:
         said = f"{counted(found.charges, 'charge')} in one chain, epsilon {found.epsilon:.4g}"
         out.append(f"  ledger      {said} of {found.budget:.4g}, recomputed")
     out.append(f"  on disk     {counted(found.files, 'model')} with the right digest; the newest is {found.model[:16]}")
-    return [*out, "not verified", *(f"  {sentence}" for sentence in found.open)]
+    return [*out, "what this does not show", *(f"  {sentence}" for sentence in found.open)]

@@ -105,12 +105,14 @@ def fetch(
 def _shown(one: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
     import datetime
 
+    from edgewise.apps import words
+
     if not as_json:
         at = datetime.datetime.fromtimestamp(one["at_s"], datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-        done = {"promote": "promoted", "rollback": "rolled back to"}[one["verb"]]
+        done = {"promote": "promoted", "rollback": "returned to"}[one["verb"]]
         print(f"{one['model']}\n  {done} by {one['by']} at {at}")
         print(f"  run         {one['run']}, {one['name']}, after {one['played']} rounds")
         print(f"  base        {one['base']}\n  last total  {one['total'] or 'none: the last round released nothing'}")
         print(f"  chain       {one['chain']} at its verification")
-        print(f"  to fetch    {sum(one['blobs'].values()) / 1e6:.1f} MB")
+        print(f"  to fetch    {words.size(sum(one['blobs'].values()))}")
     return dict(one)
