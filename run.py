@@ -426,7 +426,7 @@ def pytest(arguments: list[str], split: str = "loadfile") -> int:
 
 
 def check(arguments: list[str]) -> int:
-    """The fast gate: four static checks side by side, then the tests that are not slow."""
+    """The fast gate: four static checks side by side, and beside them the tests that are not slow."""
     started = time.monotonic()
     static = {
         "ruff format": ["-m", "ruff", "format", "--check", "."],
@@ -434,18 +434,25 @@ def check(arguments: list[str]) -> int:
         "mypy": ["-m", "mypy"],
         "import layers": ["-c", "from importlinter.cli import lint_imports_command as main; main()", "--no-cache"],
     }
-    running = {}
-    for name, command in static.items():
-        child = [str(PYTHON), *command]
-        running[name] = subprocess.Popen(child, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    failed = []
-    for name, process in running.items():
+    failed: list[str] = []
+
+    def watch(name: str, process: subprocess.Popen[bytes]) -> None:
         text = process.communicate()[0].decode("utf-8", "replace").rstrip()
         say(f"{name:14}{'failed' if process.returncode else 'ok'}")
         if process.returncode:
             failed.append(name)
             say(text)
-    if pytest(["-m", "not slow", *arguments]) != 0:
+
+    watches = []
+    for name, command in static.items():
+        child = [str(PYTHON), *command]
+        process = subprocess.Popen(child, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        watches.append(threading.Thread(target=watch, args=(name, process)))
+        watches[-1].start()
+    tests = pytest(["-m", "not slow", *arguments])
+    for thread in watches:
+        thread.join()
+    if tests != 0:
         failed.append("tests")
     say(f"check: {'failed: ' + ', '.join(failed) if failed else 'all good'}, {time.monotonic() - started:.0f} s")
     if "ruff format" in failed:

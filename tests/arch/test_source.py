@@ -134,11 +134,8 @@ def test_run_py_parses_on_old_interpreters() -> None:
 
 
 def test_no_assertion_of_a_test_holds_whatever_happens() -> None:
-    """``assert x or True`` and ``assert (x, y)`` test nothing."""
-    bad = []
-    for path in sorted((ROOT / "tests").rglob("*.py")):
-        for node in (n for n in ast.walk(tree(path)) if isinstance(n, ast.Assert)):
-            parts = node.test.values if isinstance(node.test, ast.BoolOp) else [node.test]
-            if any((isinstance(p, ast.Constant) and p.value) or (isinstance(p, ast.Tuple) and p.elts) for p in parts):
-                bad.append(where(path, node))
+    """``assert True`` tests nothing. Ruff sees the others: ``x or True`` (SIM222), tuples (F631), texts (PLW0129)."""
+    empty = re.compile(r"^[ \t]*assert (True|[0-9.]+)[ \t]*(,|#|$)", re.MULTILINE)
+    paths = sorted((ROOT / "tests").rglob("*.py"))
+    bad = [where(path) for path in paths if empty.search(path.read_text(encoding="utf-8"))]
     assert not bad, "\n".join(bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -53,3 +54,24 @@ def test_an_environment_of_another_python_is_made_anew(script: ModuleType, tmp_p
     with pytest.raises(script.Stop, match="here"):
         script.make((3, 11, 0), "python", WANTED)
     assert [p.name for p in (tmp_path / ".venv").iterdir()] == ["edgewise-unfinished"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell script stands in for Python")
+def test_static_checks_and_tests_run_side_by_side(script: ModuleType, capfd: pytest.CaptureFixture[str]) -> None:
+    """One waits for the start of the tests here, and another fails."""
+    script.PYTHON.parent.mkdir()
+    script.PYTHON.write_text(
+        """#!/bin/sh
+case "$*" in
+  *pytest*) touch began ;;
+  *mypy*) n=0; until [ -e began ]; do n=$((n + 1)); [ $n -gt 100 ] && exit 9; sleep 0.1; done ;;
+  *"ruff check"*) echo three faults; exit 1 ;;
+esac
+"""
+    )
+    script.PYTHON.chmod(0o755)
+    assert script.check([]) == 1
+    said = capfd.readouterr().err
+    assert "mypy          ok" in said
+    assert "three faults" in said
+    assert "check: failed: ruff lint," in said
