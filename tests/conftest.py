@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import socket
@@ -26,6 +27,9 @@ from cpu_times import (  # noqa: F401
 )
 from hypothesis import HealthCheck, settings
 from long import LONG
+
+# The default threshold, 700 new objects, walks the syntax trees and the modules of all packages again and again.
+gc.set_threshold(50_000, 20, 50)
 
 _CALM: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("fast", max_examples=25, **_CALM)
@@ -56,6 +60,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out and not any("::" in argument for argument in config.args):  # a test that is asked for by name is played
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays until the end, so garbage is looked for among what tests make."""
+    gc.freeze()
 
 
 def _is_local(host: object) -> bool:
