@@ -104,6 +104,9 @@ CASES = {
     "too few updates": Case(leaves={"d000": 2, "d001": 2}),
     "too few updates for the minimum": Case(leaves={"d001": 2}, more={"n_min": 4}),
     "too few signatures": Case(leaves={"d000": 3, "d001": 3}),
+    "fewer signatures than the quorum, in a sparse graph": Case(
+        66, leaves={f"d{i:03d}": 3 for i in range(33, 66)}, more={"policy": SPARSE, "n_min": 20}),
+    "one signature, with a curious server": Case(66, leaves={f"d{i:03d}": 3 for i in range(1, 66)}, more=CURIOUS),
     "too few reveal": Case(leaves={"d000": 4, "d001": 4}),
     "wrong seed shares dealt, and gone": Case(5, lies={"d001": "seed@4"}),
     "wrong key shares dealt, and gone": Case(5, lies={"d001": "key@2"}),
