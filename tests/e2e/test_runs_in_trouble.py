@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from owned import ended, owned, seen, submitted, working
-from served import joined
+import sqlalchemy as sa
+from owned import ended, owned, seen, state, submitted, working
+from served import code, contribution, joined, running
 from small_disk import fill, small_disk
 
 from edgewise.apps.server import hosting
 from edgewise.apps.server.start import Server
+from edgewise.drivers.fleet import served
+from edgewise.drivers.fleet.tables import MAIL, ROUNDS, UPLOADS
 from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.limits import Limits
 from edgewise.drivers.http.link import Link
@@ -30,6 +34,131 @@ def contributions(admin: Link, run: str) -> Counter[tuple[int, str]]:
 
 def shown(admin: Link, run: str) -> dict[str, Any]:
     return dict(admin.call("GET", f"/v1/runs/{run}"))
+
+
+def on_frame(
+    server: Server, count: int, do: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> list[threading.Thread]:
+    """Do something in a thread of its own as soon as so many frames have come from devices."""
+    delivered, come, threads = server.service.delivered, [0], list[threading.Thread]()
+
+    def counted() -> None:
+        delivered()
+        come[0] += 1
+        if come[0] == count:
+            threads.append(threading.Thread(target=do, daemon=True))
+            threads[-1].start()
+
+    monkeypatch.setattr(server.service, "delivered", counted)
+    return threads
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with running(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def admin(server: Server, tmp_path: Path) -> Iterator[Link]:
+    with joined(server, tmp_path / "admin", "admin") as link:
+        yield link
+
+
+def name_of(home: Path) -> str:
+    with Link(home) as link:
+        return link.name
+
+
+def test_two_runs_share_a_fleet(server: Server, admin: Link, tmp_path: Path) -> None:
+    homes = [owned(server, tmp_path / f"home-{i}", OPEN) for i in range(3)]
+    runs = [submitted(server, admin, **{"round.rounds": 2, "round.minimum": 1.0}) for _ in range(2)]
+    assert runs[0] != runs[1]
+    with working(*homes):
+        assert [ended(admin, run) for run in runs] == ["finished"] * 2
+    for run in runs:
+        counts = contributions(admin, run)
+        assert (len(counts), set(counts.values())) == (6, {1})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its agent ends with E-REVOKED
+def test_what_a_device_gave_before_it_was_revoked_counts_and_nothing_after(
+    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = [owned(server, tmp_path / f"home-{i}", OPEN) for i in range(3)]
+    me = name_of(homes[0])
+    run = submitted(server, admin, **{"round.rounds": 3, "round.minimum": 0.5})
+
+    def revoke() -> None:
+        seen(lambda: contributions(admin, run)[0, me])
+        admin.call("POST", f"/v1/devices/{me}/revoke")
+
+    on_frame(server, 1, revoke, monkeypatch)
+    with working(homes[0]) as (gone,), working(*homes[1:]):
+        assert ended(admin, run) == "finished"
+        gone.join(20.0)
+        assert not gone.is_alive(), "its agent ends"
+    counts = contributions(admin, run)
+    assert counts[0, me] == 1
+    assert len(counts) >= 2 * 3 + 1
+    assert set(counts.values()) == {1}
+    with Link(homes[0]) as link:
+        assert code(link.send, run, 2, contribution(me, round=2, run=run)) == "E-REVOKED"
+        assert code(link.call, "GET", f"/v1/runs/{run}") == "E-REVOKED"
+
+
+HIDDEN: dict[str, Any] = {
+    "privacy": "hidden", "round.rounds": 2, "round.minimum": 1.0, "trust.malicious_fraction": 0.0,
+    "trust.dropout_fraction": 0.0,
+}  # fmt: skip
+PHASES = [4 * phase + k for phase in range(5) for k in (1, 4)]  # each of four devices sends a frame in each of five
+
+
+def race(server: Server, run: str, *states: str) -> None:
+    """Ask for all of them at once; the last one stays."""
+    *first, last = states
+    threads = [threading.Thread(target=code, args=(server.hosting.ask, run, one)) for one in first * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.hosting.ask(run, last)
+
+
+@pytest.mark.long(sample=1)
+@pytest.mark.parametrize("count", PHASES)
+def test_a_run_that_is_paused_and_resumed_at_once_in_any_phase_goes_on(
+    server: Server, admin: Link, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = [owned(server, tmp_path / f"home-{i}", "") for i in range(4)]
+    run = submitted(server, admin, **HIDDEN)
+    on_frame(server, count, lambda: race(server, run, served.PAUSED, served.RUNNING, served.RUNNING), monkeypatch)
+    with working(*homes):
+        assert seen(lambda: state(admin, run) == "finished", within_s=60.0)
+    counts = contributions(admin, run)
+    assert (len(counts), set(counts.values())) == (8, {1})
+
+
+@pytest.mark.long(sample=1)
+@pytest.mark.parametrize("count", PHASES)
+def test_a_run_that_is_cancelled_in_any_phase_while_others_pause_and_resume_it_leaves_nothing(
+    server: Server, admin: Link, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = [owned(server, tmp_path / f"home-{i}", "") for i in range(4)]
+    run = submitted(server, admin, **HIDDEN)
+    asked = (served.PAUSED, served.RUNNING, served.CANCELLED, served.CANCELLED)
+    threads = on_frame(server, count, lambda: race(server, run, *asked), monkeypatch)
+    with working(*homes) as agents:
+        assert seen(lambda: threads and not threads[0].is_alive(), within_s=60.0)
+        assert state(admin, run) == "cancelled"
+        assert seen(lambda: run not in server.hosting._threads)
+        assert all(agent.is_alive() for agent in agents)
+        assert code(server.hosting.ask, run, served.RUNNING) == "E-CONFLICT"
+    with server.service.database.read() as c:
+        left = [c.execute(sa.select(table).where(table.c.run == run)).all() for table in (MAIL, ROUNDS, UPLOADS)]
+    assert left == [[], [], []]
+    assert not list((server.service.folder / "spool").iterdir())
+    assert max(contributions(admin, run).values(), default=0) <= 1
 
 
 def test_a_run_whose_disk_is_full_says_so_and_goes_on_by_itself(
