@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,14 +116,37 @@ PHASES = [4 * phase + k for phase in range(5) for k in (1, 4)]  # each of four d
 
 
 def race(server: Server, run: str, *states: str) -> None:
-    """Ask for all of them at once; the last one stays."""
-    *first, last = states
-    threads = [threading.Thread(target=code, args=(server.hosting.ask, run, one)) for one in first * 3]
+    """Ask for all of them at once, several times."""
+    threads = [threading.Thread(target=code, args=(server.hosting.ask, run, one)) for one in states * 4]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    server.hosting.ask(run, last)
+
+
+def test_of_two_who_ask_at_once_the_same_one_is_last_everywhere(
+    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pause comes first, and its caller is held up between the database and the run."""
+    owned(server, tmp_path / "home", OPEN)
+    run, write, held = submitted(server, admin), server.service.database.write, threading.Event()
+
+    def slow(change: Callable[[sa.Connection], Any]) -> Any:
+        done = write(change)
+        if getattr(done, "state", "") == served.PAUSED:
+            held.set()
+            time.sleep(0.5)
+        return done
+
+    monkeypatch.setattr(server.service.database, "write", slow)
+    pause = threading.Thread(target=server.hosting.ask, args=(run, served.PAUSED))
+    pause.start()
+    assert held.wait(10.0)
+    server.hosting.ask(run, served.RUNNING)
+    pause.join()
+    server.hosting.wait(run, 1.5)
+    assert state(admin, run) == "running"
+    assert run in server.hosting._threads, "it is played"
 
 
 @pytest.mark.long(sample=1)
@@ -132,9 +156,12 @@ def test_a_run_that_is_paused_and_resumed_at_once_in_any_phase_goes_on(
 ) -> None:
     homes = [owned(server, tmp_path / f"home-{i}", "") for i in range(4)]
     run = submitted(server, admin, **HIDDEN)
-    on_frame(server, count, lambda: race(server, run, served.PAUSED, served.RUNNING, served.RUNNING), monkeypatch)
+    threads = on_frame(server, count, lambda: race(server, run, served.PAUSED, served.RUNNING), monkeypatch)
     with working(*homes):
-        assert seen(lambda: state(admin, run) == "finished", within_s=60.0)
+        assert seen(lambda: threads and not threads[0].is_alive(), within_s=120.0)
+        if state(admin, run) == "paused":
+            server.hosting.ask(run, served.RUNNING)
+        assert ended(admin, run, within_s=120.0) == "finished", "where it is said to run, it is played"
     counts = contributions(admin, run)
     assert (len(counts), set(counts.values())) == (8, {1})
 
@@ -146,10 +173,10 @@ def test_a_run_that_is_cancelled_in_any_phase_while_others_pause_and_resume_it_l
 ) -> None:
     homes = [owned(server, tmp_path / f"home-{i}", "") for i in range(4)]
     run = submitted(server, admin, **HIDDEN)
-    asked = (served.PAUSED, served.RUNNING, served.CANCELLED, served.CANCELLED)
+    asked = (served.PAUSED, served.RUNNING, served.CANCELLED)
     threads = on_frame(server, count, lambda: race(server, run, *asked), monkeypatch)
     with working(*homes) as agents:
-        assert seen(lambda: threads and not threads[0].is_alive(), within_s=60.0)
+        assert seen(lambda: threads and not threads[0].is_alive(), within_s=120.0)
         assert state(admin, run) == "cancelled"
         assert seen(lambda: run not in server.hosting._threads)
         assert all(agent.is_alive() for agent in agents)

@@ -73,7 +73,7 @@ class Hosting:
     ) -> None:
         self._service, self._tell, self._evaluator = service, tell, evaluator
         self._turn, self._gateway = turn, gateway
-        self._closing, self._lock = Event(), Lock()
+        self._closing, self._lock, self._asking = Event(), Lock(), Lock()
         self._threads: dict[str, Thread] = {}
         self._states: dict[str, str] = {}  # as asked for, of runs with a thread
         self._waiting: dict[str, str] = {}  # why runs wait
@@ -94,10 +94,11 @@ class Hosting:
 
     def ask(self, run: str, state: str) -> ServedRun:
         """Pause a run after its round, cancel it at once, or go on with it. Raises TransportError as ``served.ask``."""
-        found = self._service.database.write(lambda c: served.ask(c, run, state))
-        with self._lock:
-            self._states[run] = state
-            thread = self._threads.get(run)
+        with self._asking:  # of two who ask at once, the same one is the last in the database and here
+            found = self._service.database.write(lambda c: served.ask(c, run, state))
+            with self._lock:
+                self._states[run] = state
+                thread = self._threads.get(run)
         if state == served.RUNNING:
             self._begin(found)
         elif state == served.CANCELLED:
