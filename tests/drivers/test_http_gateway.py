@@ -25,6 +25,8 @@ from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.remote_helper import RemoteHelper
+from edgewise.drivers.store import RunStore
+from edgewise.privacy import ledger
 
 
 @pytest.fixture
@@ -104,6 +106,60 @@ def test_an_orchestrator_that_dies_amid_a_step_goes_on_with_it(
             assert played(server, helped, tmp_path / "out", told.append, helper=helper) == expected
     (finished,) = [e for e in told if isinstance(e, events.RoundFinished)]
     assert (finished.met, finished.accepted) == (True, 4)
+
+
+NOISED: dict[str, Any] = {
+    **GATEWAY, "privacy": "distributed_dp", "metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5,
+    "dp.clip_l2": 4.0,
+}  # fmt: skip
+STEPS = [  # (of what, which call of it, whether it was done)
+    *(("gateway", name, True) for name in ("begin", "admit", "open")),
+    *(("store", name, done) for name in ("charge", "commit") for done in (False, True)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.long(sample=1)
+@pytest.mark.parametrize(("whose", "name", "done"), STEPS)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_budget_holds_wherever_an_orchestrator_with_a_gateway_dies(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, name: str, done: bool
+) -> None:
+    """The budget is for two rounds. It dies once in each of them, and each is charged once."""
+    out, deaths = tmp_path / "out", list[int]()
+
+    def dies_once_a_round(real: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            played = next(iter(arguments[1:]), None)
+            first = len(deaths) < 2 and (name != "commit" or played.next_round > 0)  # the first commit is of the start
+            answer = real(*arguments) if done or not first else None
+            if first:
+                deaths.append(0)
+                raise Killed
+            return answer
+
+        return call
+
+    with fleet(server, tmp_path, 4, monkeypatch) as links, Gateway(tmp_path / "gateway") as gateway:
+        toy = Toy.of([link.name for link in links], NOISED, server)
+        if whose == "store":
+            monkeypatch.setattr(RunStore, name, dies_once_a_round(getattr(RunStore, name)))
+        else:
+            monkeypatch.setattr(RemoteHelper, name, dies_once_a_round(getattr(RemoteHelper, name)))
+        with (
+            helped_by(toy, server, gateway.url, gateway.name) as (helped, helper),
+            working(links, helped, tmp_path),
+        ):
+            for _ in range(2):
+                with pytest.raises(Killed):
+                    played(server, helped, out, helper=helper)
+            assert set(played(server, helped, out, helper=helper)) == {0, 1, 2}, "both rounds moved the model"
+    with RunStore(out) as store:
+        charges = store.charges()
+    budget = toy.plan.spend.budget if toy.plan.spend is not None else None
+    assert budget is not None
+    assert [one.round for one in charges] == [0, 1]
+    assert ledger.spent(charges, budget.delta) <= budget.epsilon
 
 
 @pytest.mark.slow
