@@ -59,3 +59,23 @@ def test_no_round_begins_before_enough_devices_are_here(tmp_path: Path, monkeypa
             found = served.find(c, run)
         assert (found.state, found.why) == (served.FINISHED, "")
         assert [e.accepted for e in told if isinstance(e, events.RoundFinished)] == [2]
+
+
+@pytest.mark.slow
+def test_enrolled_devices_draw_the_cohorts_of_a_served_run(tmp_path: Path) -> None:
+    """With keys that they made themselves, the roster of the signed facts, and the randomness of the system."""
+    drawn = {"rounds": 2, "minimum": 1.0, "sampling": "fixed", "cohort": 4, "overselect": 1.0, "deadline_s": 120.0}
+    assumed = {"malicious_fraction": 0.2, "dropout_fraction": 0.0, "cohorts": "verified"}
+    told: list[events.AnyEvent] = []
+    with Server(tmp_path / "server", tell=lambda _, event: told.append(event)) as server:
+        homes = [device(server, tmp_path / name) for name in "abcde"]
+        asked = {**RECIPE, "privacy": "hidden", "round": drawn, "trust": assumed}
+        run = server.hosting.submit(submission(asked, server), "me").run
+        for made in homes:
+            Thread(target=loop, args=(made,), daemon=True).start()
+        server.hosting.wait(run, 120.0)
+        with server.service.database.read() as c:
+            found = served.find(c, run)
+        assert (found.state, found.why) == (served.FINISHED, "")
+    assert [e.accepted for e in told if isinstance(e, events.RoundFinished)] == [4, 4]
+    assert not [e for e in told if isinstance(e, events.Lost)]

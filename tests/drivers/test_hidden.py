@@ -560,3 +560,22 @@ def test_adaptive_clips_that_cannot_be(tmp_path, code, change):
     with pytest.raises(EdgewiseError) as caught:
         play(tmp_path, {**CENTRAL, "dp.adaptive_clip": True, **change})
     assert caught.value.code == code
+
+
+@pytest.mark.slow
+def test_simulated_devices_draw_their_cohorts_and_runs_repeat(tmp_path):
+    """Masks over cohorts that devices verify: with one seed the same models, and the cohorts of the beacon's draw."""
+    verified = {
+        **MASKS, "data.devices": 12, "round.sampling": "cyclic", "round.cohort": 6, "round.minimum": 1.0,
+        "trust.malicious_fraction": 0.1, "trust.cohorts": "verified",
+    }  # fmt: skip
+    models, told, _ = play(tmp_path / "a", verified)
+    again, repeated, _ = play(tmp_path / "b", {**verified, "simulation.engine": "pool"})
+    other, _, _ = play(tmp_path / "c", {**verified, "trust.cohorts": "server"})
+    assert models == again
+    assert models != other
+    assert story(told) == story(repeated)
+    cohorts = [{e.device for e in told if isinstance(e, events.Accepted) and e.round == r} for r in range(3)]
+    assert [len(cohort) for cohort in cohorts] == [6, 6, 6]
+    assert cohorts[0] | cohorts[1] == {f"d{i:05d}" for i in range(12)}
+    assert cohorts[2] == cohorts[0]
