@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from edgewise.apps.federation.federation import Federation
     from edgewise.apps.federation.run import Run, open_run
     from edgewise.apps.federation.settings import Recipe
+    from edgewise.apps.federation.sweep import sweep
+    from edgewise.apps.federation.trackers import MLflow, TensorBoard, Trackio, WandB
     from edgewise.apps.parts import part
     from edgewise.apps.rounds import Round
     from edgewise.apps.server.script import Server
@@ -36,6 +38,10 @@ _LATER = {  # imported when they are first used
     "EarlyStopping": "edgewise.apps.federation.callbacks",
     "Extension": "edgewise.plan.catalogue",
     "Federation": "edgewise.apps.federation.federation",
+    "MLflow": "edgewise.apps.federation.trackers",
+    "TensorBoard": "edgewise.apps.federation.trackers",
+    "Trackio": "edgewise.apps.federation.trackers",
+    "WandB": "edgewise.apps.federation.trackers",
     "Outcome": "edgewise.apps.device.task",
     "Recipe": "edgewise.apps.federation.settings",
     "Round": "edgewise.apps.rounds",
@@ -47,6 +53,7 @@ _LATER = {  # imported when they are first used
     "TorchTask": "edgewise.learn.task",
     "open_run": "edgewise.apps.federation.run",
     "part": "edgewise.apps.parts",
+    "sweep": "edgewise.apps.federation.sweep",
 }
 # Parts of a recipe by name: ew.clip(1.0) is {"kind": "clip", "l2": 1.0}.
 PARTS = (
@@ -57,7 +64,8 @@ PARTS = (
 __all__ = [  # noqa: RUF022
     "EdgewiseError", "__version__", "simulate",
     "Callback", "CsvLogger", "Device", "EarlyStopping", "Extension", "Federation", "Outcome", "Recipe", "Round", "Run",
-    "STOP", "Server", "Summary", "Task", "TorchTask", "open_run", "part",
+    "STOP", "MLflow", "Server", "Summary", "Task", "TensorBoard", "TorchTask", "Trackio", "WandB",
+    "open_run", "part", "sweep",
 ]  # fmt: skip
 
 

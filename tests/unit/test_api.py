@@ -12,6 +12,7 @@ import pytest
 import edgewise as ew
 from edgewise.apps import parts
 from edgewise.apps.federation.digest import digest
+from edgewise.apps.federation.sweep import trials
 from edgewise.apps.federation.texts import OWNER, lines, records
 from edgewise.core.stage import Stage
 from edgewise.plan.catalogue import BUILT_IN
@@ -132,6 +133,17 @@ def test_a_digest_is_of_what_decides_an_objects_work() -> None:
     opaque = (i for i in ())
     assert digest(opaque).startswith("unknown:generator:")
     assert digest(opaque) != digest(opaque), "nobody can tell whether it is the same"
+
+
+def test_a_grid_has_a_folder_for_each_combination() -> None:
+    grid = {"training.lr": [0.1, 0.3], "strategy.kind": ["fedavg", "fed/adam"]}
+    names = [t.run_dir.as_posix() for t in trials({}, grid, Path("out"))]
+    assert names == [
+        "out/lr=0.1,kind=fedavg", "out/lr=0.1,kind=fed_adam", "out/lr=0.3,kind=fedavg", "out/lr=0.3,kind=fed_adam",
+    ]  # fmt: skip
+    for wrong in ({}, {"training.lr": [1]}, {"training.lr": "12"}, {"training.lr": [1, 2], "name": []}):
+        with pytest.raises(ew.EdgewiseError, match="E-MISSING"):
+            trials({}, wrong, Path("out"))
 
 
 def test_the_readme_of_settings_is_a_file(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgewise.apps import guides
+from edgewise.apps import guides, sweeping
 from edgewise.apps.device import commands as owners
 from edgewise.apps.gateway import commands as gateways
 from edgewise.apps.options import (
@@ -176,6 +176,7 @@ def report(run_dir: RunDir, as_json: Json = False, debug: Debug = False) -> None
     raise typer.Exit(session.run(body))
 
 
+app.command()(sweeping.sweep)
 app.command()(guides.compare)
 
 

@@ -64,6 +64,7 @@ class Federation:
         callbacks: called with each ``Round``; see ``edgewise.Callback``. Where one returns ``edgewise.STOP``, the run
             rests after that round.
         extensions: modules with ``EDGEWISE = Extension(...)``, by name or file. sinks: called with each event.
+        home: relative paths of the recipe start here; None: in the folder of its file, or the current one.
     Raises:
         RecipeError, DataError, ModelError: as `edgewise check`, before a folder is made.
     """
@@ -84,9 +85,11 @@ class Federation:
         callbacks: Sequence[AnyCallback] = (),
         extensions: Sequence[str] = (),
         sinks: Sequence[events.Sink] = (),
+        home: str | Path | None = None,
     ) -> None:
         self._file = recipe if isinstance(recipe, str | Path) else None
-        self._home = Path(self._file).parent if self._file is not None else Path()
+        beside = Path(self._file).parent if self._file is not None else Path()
+        self._home = Path(home) if home is not None else beside
         self._tables = settings.tables_of(recipe)
         self._model, self._tokenizer, self._data = model, tokenizer, data
         self._callbacks, self._sinks = tuple(callbacks), tuple(sinks)

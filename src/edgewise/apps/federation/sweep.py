@@ -1,0 +1,138 @@
+"""One recipe under several settings, a run for each, and a page that compares them: ``edgewise.sweep``."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps.federation import settings
+from edgewise.apps.federation.federation import Federation, RecipeLike
+from edgewise.apps.federation.playing import has_run
+from edgewise.apps.federation.run import Run, Table
+from edgewise.core.errors import RecipeError
+from edgewise.drivers import folder
+
+PAGE = "comparison.html"
+_UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep: the ``settings`` by dotted key, and the folder."""
+
+    settings: Mapping[str, Any]
+    run_dir: Path
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep. ``page``: compares its runs."""
+
+    trials: tuple[Trial, ...]
+    page: Path
+    found: Mapping[str, Any]
+
+    @property
+    def runs(self) -> list[Run]:
+        """One for each trial, in the order of the grid."""
+        return [Run(trial.run_dir) for trial in self.trials]
+
+    @property
+    def table(self) -> Table:
+        """A row for each trial: its settings, perplexities, bytes, seconds and epsilon."""
+        rows = [
+            {
+                **trial.settings,
+                **{f"perplexity_{model}": value for model, value in row["perplexity"].items()},
+                **{
+                    key: row[key]
+                    for key in ("up_per_device_round", "up_total", "seconds", "epsilon", "rounds", "run_dir")
+                },
+            }
+            for trial, row in zip(self.trials, self.found["runs"], strict=True)
+        ]
+        return Table(rows, "trials")
+
+    @property
+    def best(self) -> Trial:
+        """The trial with the lowest held-out perplexity, of those that can be compared; else the first one."""
+        from edgewise.apps import comparison
+
+        names = [row["name"] for row in self.found["runs"]]
+        best = comparison.best(self.found)
+        return self.trials[names.index(best)] if best else self.trials[0]
+
+    def _repr_html_(self) -> str:
+        return self.table._repr_html_()
+
+
+def trials(recipe: RecipeLike, grid: Mapping[str, Sequence[Any]], out: Path) -> list[Trial]:
+    """Each combination of the grid's values, the last key fastest.
+
+    Raises RecipeError: E-MISSING for fewer than two combinations, or a key without values.
+    """
+    for key, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            fix = f'give {{"{key}": [value, value]}}.'
+            raise RecipeError("E-MISSING", f"the grid's `{key}` is no list of values.", fix)
+    combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if len(combined) < 2:
+        raise RecipeError("E-MISSING", "a sweep takes two settings or more.", 'give {"training.lr": [0.001, 0.01]}.')
+    named = [Trial(one, out / _name(one)) for one in combined]
+    if len({trial.run_dir for trial in named}) < len(named):
+        named = [Trial(trial.settings, out / f"{i:03d}") for i, trial in enumerate(named)]
+    return named
+
+
+def _name(one: Mapping[str, Any]) -> str:
+    said = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in one.items())
+    return _UNSAFE.sub("_", said)[:100]
+
+
+def play(
+    recipe: RecipeLike, planned: Sequence[Trial], objects: Mapping[str, Any], progress: bool | None = None
+) -> Iterator[Run]:
+    """Play the trials one after the other. A run that is there goes on where it is: a finished one is only read."""
+    beside = {"home": Path(recipe).parent} if isinstance(recipe, str | Path) else {}
+    tables, given = settings.tables_of(recipe), {**beside, **objects}
+    federations = [Federation(settings.put(tables, t.settings), **given) for t in planned]  # all are checked first
+    for trial, fed in zip(planned, federations, strict=True):
+        yield fed.run(trial.run_dir, resume=has_run(trial.run_dir), progress=progress)
+
+
+def compared(planned: Sequence[Trial], out: Path) -> Sweep:
+    """The sweep of trials that were played, with its page. Raises as ``apps.comparison``."""
+    from edgewise.apps import comparison, comparison_page
+
+    found = comparison.build([trial.run_dir for trial in planned])
+    return Sweep(tuple(planned), comparison_page.write(found, out / PAGE), found)
+
+
+def sweep(
+    recipe: RecipeLike,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    out: str | Path = "sweep",
+    progress: bool | None = None,
+    **objects: Any,
+) -> Sweep:
+    """Play a recipe with every combination of some settings.
+
+        found = ew.sweep(recipe, {"training.lr": [1e-3, 1e-2], "round.rounds": [5, 10]}, data=texts)
+        found.table.to_pandas(); found.best.settings; found.page
+
+    Args:
+        grid: dotted key -> values. out: a folder for the runs and the page; runs that are in it go on.
+        objects: as of ``Federation``: model, data, stages ...
+    Raises:
+        RecipeError: E-MISSING for fewer than two combinations; as ``Federation`` for all trials, before any run.
+    """
+    planned = trials(recipe, grid, Path(out))
+    folder.claim(Path(out))
+    for _ in play(recipe, planned, objects, progress):
+        pass
+    return compared(planned, Path(out))

@@ -1,0 +1,130 @@
+"""Trackers of experiments as callbacks: each imports its package when it is made, and says how to install it.
+
+None of these packages is a dependency of edgewise. A tracker is given the figures of each round under their names in
+``Round.metrics`` and ``callbacks.figures``, and the settings of the recipe by dotted key.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps.comparison import flat
+from edgewise.apps.federation.callbacks import Callback, Started, figures
+from edgewise.apps.rounds import Round
+from edgewise.core.errors import EdgewiseError
+
+
+def _package(name: str, who: str, install: str) -> Any:
+    """Raises EdgewiseError(E-DEPENDENCY) where the package is missing."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise EdgewiseError("E-DEPENDENCY", f"{who} needs the package {install}.", f"pip install {install}.") from None
+
+
+def _settings(run: Started) -> dict[str, Any]:
+    plain = flat(run.recipe.resolved())
+    return {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in plain.items()}
+
+
+def _numbers(round: Round) -> dict[str, float]:
+    return {name: float(value) for name, value in figures(round).items() if name != "round"}
+
+
+class TensorBoard(Callback):
+    """Write scalars for TensorBoard into ``folder`` (None: ``tensorboard`` in the run's folder)."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        _package("tensorboard", "TensorBoard", "tensorboard")
+        self._made = _package("torch.utils.tensorboard", "TensorBoard", "tensorboard").SummaryWriter
+        self._folder = folder
+        self._writer: Any = None
+
+    def begin(self, run: Started) -> None:
+        """Open the log."""
+        self._writer = self._made(str(self._folder or run.run_dir / "tensorboard"))
+        settings = "\n".join(f"    {key} = {value}" for key, value in _settings(run).items())
+        self._writer.add_text("recipe", settings)
+
+    def __call__(self, round: Round) -> object:
+        """Add the round's scalars."""
+        if self._writer is not None:
+            for name, value in _numbers(round).items():
+                self._writer.add_scalar(name, value, round.number)
+        return None
+
+    def end(self) -> None:
+        """Close the log."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class _Session(Callback):
+    """What Trackio and Weights & Biases have in common: ``init``, ``log``, ``finish``."""
+
+    def __init__(self, module: Any, project: str, options: dict[str, Any]) -> None:
+        self._module, self._project, self._options = module, project, options
+        self._run: Any = None
+
+    def begin(self, run: Started) -> None:
+        """Begin a run of the tracker, with the recipe as its configuration."""
+        options = {"name": run.run_dir.name, "config": _settings(run), **self._options}
+        self._run = self._module.init(project=self._project, **options)
+
+    def __call__(self, round: Round) -> object:
+        """Log the round's figures."""
+        if self._run is not None:
+            self._module.log(_numbers(round), step=round.number)
+        return None
+
+    def end(self) -> None:
+        """End the tracker's run."""
+        if self._run is not None:
+            self._module.finish()
+            self._run = None
+
+
+class Trackio(_Session):
+    """Log to Trackio. ``options``: further arguments of ``trackio.init``."""
+
+    def __init__(self, project: str, **options: Any) -> None:
+        super().__init__(_package("trackio", "Trackio", "trackio"), project, options)
+
+
+class WandB(_Session):
+    """Log to Weights & Biases. ``options``: further arguments of ``wandb.init``, such as ``mode="offline"``."""
+
+    def __init__(self, project: str, **options: Any) -> None:
+        super().__init__(_package("wandb", "WandB", "wandb"), project, options)
+
+
+class MLflow(Callback):
+    """Log to MLflow. ``tracking_uri``: of its server or folder; None: MLflow's own setting."""
+
+    def __init__(self, experiment: str, tracking_uri: str | None = None) -> None:
+        self._mlflow = _package("mlflow", "MLflow", "mlflow")
+        self._experiment, self._uri, self._open = experiment, tracking_uri, False
+
+    def begin(self, run: Started) -> None:
+        """Begin a run of the experiment, with the recipe as its parameters."""
+        if self._uri is not None:
+            self._mlflow.set_tracking_uri(self._uri)
+        self._mlflow.set_experiment(self._experiment)
+        self._mlflow.start_run(run_name=run.run_dir.name)
+        self._open = True
+        self._mlflow.log_params({key: str(value)[:500] for key, value in _settings(run).items()})
+
+    def __call__(self, round: Round) -> object:
+        """Log the round's figures."""
+        if self._open:
+            self._mlflow.log_metrics(_numbers(round), step=round.number)
+        return None
+
+    def end(self) -> None:
+        """End the run."""
+        if self._open:
+            self._mlflow.end_run()
+            self._open = False
