@@ -321,12 +321,8 @@ def schema(
     raise typer.Exit(session.run(body))
 
 
-app.command()(guides.explain)
-app.command()(operators.serve)
-app.command()(operators.join)
-app.command()(keeping.doctor)
-app.command()(keeping.backup)
-app.command()(keeping.restore)
+for command in (guides.explain, operators.serve, operators.join, keeping.doctor, keeping.backup, keeping.restore):
+    app.command()(command)
 app.add_typer(owners.device, name="device", help="What your device does, and what left it.")
 app.add_typer(run_commands.run, name="run", help="Submit recipes to a server, and watch what becomes of them.")
 app.add_typer(model_commands.models, name="models", help="Promote released models, and fetch the promoted one.")

@@ -27,7 +27,7 @@ def sweep(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Play a recipe with every combination of some settings, and compare.
+    """Play a recipe under several settings, and compare.
 
     Each combination is a run of its own. The page that compares them is comparison.html. The same command goes on with
     a sweep that was interrupted, and reads runs that are finished.

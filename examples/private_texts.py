@@ -1,0 +1,19 @@
+"""Differential privacy in twenty lines: python examples/private_texts.py [OUT]"""
+
+import sys
+
+import edgewise as ew
+
+texts = {f"phone-{i:02d}": [f"note {i}: call the harbour office about berth {i}. " * 20] for i in range(40)}
+fed = ew.Federation(
+    ew.Recipe(
+        privacy="distributed_dp",  # devices add noise; the server sees masked sums only
+        epsilon=8.0, delta=1e-5, clip_l2=1.0, rounds=2, local_steps=2, batch=4, sequence_len=32, name="private",
+        trainable={"kind": "ffa_lora", "rank": 2},
+        compare={"local_only": False, "centralised": False},
+    ),
+    data=texts,
+)  # fmt: skip
+print(fed.check(fast=True))  # who learns what, and what a round costs
+run = fed.run(sys.argv[1] if len(sys.argv) > 1 else "private-texts", overwrite=True)
+print("epsilon spent", run.rounds.column("epsilon"))
