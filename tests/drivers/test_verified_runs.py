@@ -17,7 +17,8 @@ from edgewise.apps import simulate, verified
 from edgewise.apps.verification import verify
 from edgewise.core import events
 from edgewise.core.errors import StoreError
-from edgewise.drivers import rounds
+from edgewise.drivers import rounds, run_record
+from edgewise.engine import released
 from edgewise.plan import recipe as recipes
 from edgewise.plan.retention import ALL, oldest, window
 
@@ -100,6 +101,18 @@ def _other_total(out: Path) -> None:
     _sql(f"UPDATE rounds SET total = '{name}' WHERE round = 2")(out)
 
 
+def _rewritten(out: Path) -> None:
+    """Another total under its own digest, and all lines from there on chained anew."""
+    _other_total(out)
+    record = run_record.read(out)
+    link = released.start(record.run["id"], record.run["instance"])
+    with closing(sqlite3.connect(out / "run.db")) as c:
+        for row in record.rounds:
+            link = released.link(link, rounds.read(row))
+            c.execute("UPDATE rounds SET digest = ? WHERE round = ?", (link, row.round))
+        c.commit()
+
+
 def _older_database(out: Path) -> None:
     """A consistent history that ends one round earlier."""
     for statement in (
@@ -116,16 +129,17 @@ def _older_database(out: Path) -> None:
         (_blob("total", "rounds", "round = 1"), "round 1", "its released total is not what was written"),
         (_blob("params", "models", "next_round = 4"), "round 3", "its model is not what was written"),
         (_blob("params", "models", "next_round = 0"), "the model before the first round", "its model is not"),
+        (_rewritten, "round 2", "its released total gives another model"),
         (_other_total, "round 2", "its line in the record of rounds is not the one"),
         (_sql("DELETE FROM rounds WHERE round = 1"), "round 1", "its line is missing"),
         (_sql("DELETE FROM rounds WHERE round = 3"), "round 3", "does not end where the run"),
         (_sql("DELETE FROM rounds WHERE round = -1"), "the model before the first round", "its line is missing"),
         (_sql("UPDATE rounds SET n = 9 WHERE round = 2"), "round 2", "its line in the record"),
         (_sql("UPDATE rounds SET head = '[' WHERE round = 2"), "round 2", "cannot be read"),
-        (_sql("UPDATE charges SET cohort = 1 WHERE round = 2"), "round 2", "the privacy ledger"),
-        (_sql("UPDATE charges SET event = '{}' WHERE round = 2"), "round 2", "the privacy ledger"),
-        (_sql("DELETE FROM charges WHERE round = 1"), "round 1", "the privacy ledger"),
-        (_sql("DELETE FROM charges WHERE round = 3"), "round 3", "the privacy ledger"),
+        (_sql("UPDATE charges SET cohort = 1 WHERE round = 2"), "round 2", "the privacy ledger up to it"),
+        (_sql("UPDATE charges SET event = '{}' WHERE round = 2"), "round 2", "the privacy ledger up to it"),
+        (_sql("DELETE FROM charges WHERE round = 1"), "round 1", "the privacy ledger up to it"),
+        (_sql("DELETE FROM charges WHERE round = 3"), "round 3", "the privacy ledger up to it"),
         (_sql("UPDATE models SET params = '00' WHERE next_round = 2"), "round 1", "the table of models"),
         (
             _sql("UPDATE events SET body = replace(body, '\"model\":\"', '\"model\":\"0') "
