@@ -19,6 +19,7 @@ from scripted import device, module, step
 
 import edgewise
 from edgewise.apps.device.script import Device
+from edgewise.apps.server.given import figures
 from edgewise.codecs.top_k import top_k
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.part import part
@@ -156,6 +157,14 @@ def test_own_parts_of_an_installed_package_are_given_as_objects(
         assert server._spec == own.Readings(server.recipe).spec
     for name, given in (("metrics", "accuracy"), ("callbacks", [print, "print"])):
         assert refused(recipe, model=module(), folder=tmp_path / "t", **{name: given}).startswith(f"E-TYPE: {name}")
+
+
+def test_figures_of_a_script_do_not_take_the_place_of_devices_metrics() -> None:
+    assert figures({"norm": np.float32(2.0)}, {"loss_last": 1.0}) == {"norm": 2.0}
+    for found, code in (({"loss_last": 0.0}, "E-VALUE"), (0.5, "E-TYPE"), ({"norm": "2"}, "E-TYPE")):
+        with pytest.raises(EdgewiseError) as e:
+            figures(found, {"loss_last": 1.0})
+        assert e.value.code == code
 
 
 def test_parts_are_given_as_tables_names_or_parts(recipe: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 from edgewise.apps import parts
@@ -37,6 +38,20 @@ def functions(where: str, given: Iterable[Any]) -> None:
         if not callable(one):
             what = f"{where}: {one!r:.80} cannot be called."
             raise RecipeError("E-TYPE", what, "give a function that takes an edgewise.Round.")
+
+
+def figures(found: Any, taken: Mapping[str, float]) -> Mapping[str, float]:
+    """What a script's ``metrics`` gave for a round.
+
+    Raises RecipeError: E-TYPE for what is no mapping of names to numbers; E-VALUE for a name of devices' metrics.
+    """
+    if not isinstance(found, Mapping) or not all(isinstance(value, Real) for value in found.values()):
+        what = f"metrics gave {type(found).__name__} for a round, and not numbers by name."
+        raise RecipeError("E-TYPE", what, 'return something like {"accuracy": 0.9}.')
+    if twice := sorted(found.keys() & taken.keys()):
+        what = f"metrics gave {twice[0]}, which devices give already."
+        raise RecipeError("E-VALUE", what, "take another name.")
+    return found
 
 
 def _entry_point(part: AnyPart) -> str:

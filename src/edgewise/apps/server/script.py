@@ -63,8 +63,9 @@ class Server:
             (PEM), in place of those that the server makes.
         stages, merge, strategy: in place of the recipe's: tables, names, parts of the catalogue, or
             ``functools.partial`` of a part with its keys.
-        metrics: called after each round; what it returns is added to ``Round.metrics``. On this machine's data, of
-            the released model: no epsilon is spent by it. callbacks: called with each round after that.
+        metrics: called after each round; the numbers that it returns by name are added to ``Round.metrics``. On this
+            machine's data, of the released model: no epsilon is spent by it.
+        callbacks: called with each round after that.
         extensions: modules with parts of one's own, of installed packages that devices have too (`edgewise explain
             extend`); those of parts that are given as objects are found by themselves.
         tags: of the devices that take part, all of them.
@@ -170,7 +171,7 @@ class Server:
                 if isinstance(event, events.RoundFinished):
                     finished, lost = told(event, lost, self._spec, folder), {}
                     if self._metrics is not None:
-                        finished.metrics.update(self._metrics(finished))
+                        finished.metrics.update(given.figures(self._metrics(finished), finished.metrics))
                     for callback in self._callbacks:
                         callback(finished)
                     yield finished
