@@ -25,7 +25,7 @@ def seal(key: bytes, plain: bytes, bound: bytes) -> bytes:
     return AESGCM(key).encrypt(_ONCE, plain, bound)
 
 
-def open(key: bytes, box: bytes, bound: bytes) -> bytes:
+def open(key: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
     """Inverse of ``seal``. Raises DecodeError(E-SEAL) where the box is not exactly what was sealed for this."""
     try:
         return AESGCM(key).decrypt(_ONCE, box, bound)

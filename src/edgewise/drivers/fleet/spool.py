@@ -35,8 +35,8 @@ def close_box(key: bytes, plain: bytes, label: str) -> bytes:
 
 def open_box(key: bytes, box: bytes, label: str) -> bytes:
     """Inverse of ``close_box``. Raises DecodeError(E-SEAL) for another key or label and for changed bytes."""
-    salt, box = box[:_SALT_BYTES], box[_SALT_BYTES:]
-    return seal.open(derive(key, salt, b"edgewise/spool/v1 " + label.encode()), box, label.encode())
+    salt, sealed = box[:_SALT_BYTES], memoryview(box)[_SALT_BYTES:]
+    return seal.open(derive(key, salt, b"edgewise/spool/v1 " + label.encode()), sealed, label.encode())
 
 
 class Chunks:
