@@ -15,7 +15,17 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = [page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "adr"]
-PAGES = [ROOT / "README.md", *DOCS]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md")), *DOCS]
+LINKING = [
+    *PAGES,
+    *(ROOT / name for name in ("CHANGELOG.md", "benchmarks/README.md", "benchmarks/RESULTS.md")),
+    *sorted((ROOT / "docs" / "adr").glob("*.md")),
+]
+
+
+def page_id(page: Path) -> str:
+    """The path of a page below the root: what a test of it is called."""
+    return page.relative_to(ROOT).as_posix()
 
 
 class Block(NamedTuple):

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from docs.blocks import PAGES, ROOT
+from docs.blocks import PAGES, ROOT, page_id
 from edgewise.core.errors import REGISTRY
 
 PAGE = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def test_no_section_without_a_code() -> None:
     assert len(headings) == len(set(headings)), "docs/errors.md: a section appears twice"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_pages_name_existing_codes_only(page: object) -> None:
     text = page.read_text(encoding="utf-8")  # type: ignore[attr-defined]
     unknown = sorted(set(re.findall(r"\bE-[A-Z][A-Z0-9-]*[A-Z0-9]\b", text)) - REGISTRY.keys())

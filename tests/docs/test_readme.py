@@ -1,4 +1,4 @@
-"""What README.md and docs/*.md show works: shell and Python blocks run as written, links lead somewhere.
+"""What README.md and the pages of docs/ show works: shell and Python blocks run as written, links lead somewhere.
 
 All ``sh``, ``bash`` and ``python`` blocks run, in order, in one temporary folder per page; ``blocks.py`` says how to
 mark exceptions. ``make`` and ``run.py`` are not called from here (they would call this test): their names are checked.
@@ -17,19 +17,19 @@ from pathlib import Path
 
 import pytest
 
-from docs.blocks import PAGES, ROOT, Block, blocks, logical_lines
+from docs.blocks import LINKING, PAGES, ROOT, Block, blocks, logical_lines, page_id
 
 SHELL = ("sh", "bash", "shell", "console")
 # Belongs to setting up a clone, in which this test already runs.
 SETTING_UP = re.compile(r"\s*(git clone\b|cd edgewise\b|(source|\.) \.venv/bin/activate\b|pip install -e )")
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+every_page = pytest.mark.parametrize("page", PAGES, ids=page_id)
 # What a newcomer follows is played in every test run, the other pages in ``make test-long``.
-FIRST = ("README.md", "own-codec.md", "data.md")
+FIRST = ("README.md", "docs/tutorial/first-model.md", "docs/howto/own-codec.md")
 played_pages = pytest.mark.parametrize(
     "page",
-    [pytest.param(p, marks=() if p.name in FIRST else pytest.mark.long(sample=0)) for p in PAGES],
-    ids=lambda p: p.name,
+    [pytest.param(p, marks=() if page_id(p) in FIRST else pytest.mark.long(sample=0)) for p in PAGES],
+    ids=page_id,
 )
 
 
@@ -89,7 +89,7 @@ def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
             script_path = tmp_path / f"block_{block.line}.py"
             script_path.write_text(block.text, encoding="utf-8")
             run([sys.executable, str(script_path)], tmp_path, block, page)
-    if page.name == "README.md":
+    if page.name == "first-model.md":
         compared = json.loads((tmp_path / "mine-run/summary.json").read_text(encoding="utf-8"))["against_alone"]
         assert compared["change_percent"] < -5, "the first run of one's own shows that federating wins"
         assert compared["better"] > compared["worse"]
@@ -111,7 +111,7 @@ def test_blocks_are_well_formed(page: Path) -> None:
             compile(block.text, place, "exec")
 
 
-@every_page
+@pytest.mark.parametrize("page", LINKING, ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     broken = []
