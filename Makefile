@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-.PHONY: help demo test test-long test-isa check setup
+.PHONY: help demo test test-long test-isa check docs setup
 help:
 	@$(PYTHON) run.py --help
 demo:  ## run the demonstration
@@ -15,5 +15,7 @@ test-isa: ## tests as older and newer processors compute; ARGS go to pytest
 	@$(PYTHON) run.py test-isa $(ARGS)
 check: ## format, lint, types, import layers, fast tests
 	@$(PYTHON) run.py check $(ARGS)
+docs: ## the pages as a site in build/docs/site, links and anchors checked
+	@$(PYTHON) run.py docs
 setup: ## only make .venv
 	@$(PYTHON) run.py setup

@@ -6,6 +6,7 @@
     test-long  walk all of what `test` samples: a fault at every durable operation, many more random examples
     test-isa   run the fast tests under three instruction sets, the whole suite with `test-isa tests`
     check      format, lint, types, import layers, fast tests
+    docs       build the pages as a site in build/docs/site; a link that leads nowhere fails
     setup      only make the environment in .venv
 
 The first start makes ``.venv`` and installs edgewise with the exact versions of ``constraints/``; later starts reuse
@@ -41,7 +42,7 @@ CPU_TORCH = "https://download.pytorch.org/whl/cpu"
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 QUIET = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "Agg"}
-COMMANDS = ("demo", "test", "test-long", "test-isa", "check", "setup")
+COMMANDS = ("demo", "test", "test-long", "test-isa", "check", "docs", "setup")
 LONG = {"EDGEWISE_TEST_LONG": "1", "HYPOTHESIS_PROFILE": "thorough"}
 
 
@@ -200,6 +201,16 @@ def make(version: tuple[int, int, int], base: str, wanted: dict[str, str]) -> No
     STAMP.write_text(json.dumps(wanted, indent=1))
     UNFINISHED.unlink()
     say(f"environment ready in {time.monotonic() - started:.0f} s")
+
+
+def set_up_docs() -> None:
+    """Install the generator of the site, where it is not there yet: 90 MB that nothing else needs. Raises Stop."""
+    if subprocess.call(
+        [str(PYTHON), "-c", "import importlib.util, sys; sys.exit(not importlib.util.find_spec('zensical'))"]
+    ):
+        pins = constraints(find_interpreter()[0]).relative_to(ROOT).as_posix()
+        with alone():
+            pip("installing the generator of the site", ["-c", pins, "-e", ".[docs]"], pins)
 
 
 def _folder_of_stamp() -> str | None:
@@ -475,6 +486,8 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that pip is stopped too
     try:
         setup()
+        if command == "docs":
+            set_up_docs()
     except Stop as e:
         say(f"\nset-up failed: {e.cause}\nnext step: {e.step}")
         return e.status
@@ -493,6 +506,8 @@ def main(arguments: list[str]) -> int:
         return pytest(["-m", "long", "--maxschedchunk=1", *rest], split="load")  # some tests take minutes
     if command == "check":
         return check(rest)
+    if command == "docs":
+        return run([str(PYTHON), "scripts/build_docs.py"])
     say(f"environment: {VENV}")
     return 0
 

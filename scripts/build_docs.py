@@ -79,6 +79,7 @@ def stage(folder: Path) -> None:
         path = folder / "pages" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    shutil.copyfile(DOCS / "site.css", folder / "pages" / "site.css")
     shutil.copyfile(DOCS / "site.toml", folder / "zensical.toml")
 
 
