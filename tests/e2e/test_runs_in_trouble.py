@@ -11,17 +11,21 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from owned import ended, owned, seen, state, submitted, working
+from owned import ended, owned, seen, state, submitted, toy, working
 from served import code, contribution, joined, running
 from small_disk import fill, small_disk
 
 from edgewise.apps.server import hosting
 from edgewise.apps.server.start import Server
+from edgewise.core.errors import TrainingError
+from edgewise.core.vector import Spec
 from edgewise.drivers.fleet import served
 from edgewise.drivers.fleet.tables import MAIL, ROUNDS, UPLOADS
 from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.limits import Limits
 from edgewise.drivers.http.link import Link
+from edgewise.engine.trainer import Registered
+from edgewise.plan.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 OPEN = "[privacy]\nwords = ['none']\ncohort = 1\n"
@@ -47,8 +51,9 @@ def on_frame(
         delivered()
         come[0] += 1
         if come[0] == count:
-            threads.append(threading.Thread(target=do, daemon=True))
-            threads[-1].start()
+            thread = threading.Thread(target=do, daemon=True)
+            thread.start()
+            threads.append(thread)
 
     monkeypatch.setattr(server.service, "delivered", counted)
     return threads
@@ -124,6 +129,36 @@ def race(server: Server, run: str, *states: str) -> None:
         thread.join()
 
 
+def remains(server: Server, run: str) -> list[Any]:
+    """What a server still has of the frames of a run."""
+    with server.service.database.read() as c:
+        rows = [row for t in (MAIL, ROUNDS, UPLOADS) for row in c.execute(sa.select(t).where(t.c.run == run))]
+    return [*rows, *(server.service.folder / "spool").iterdir()]
+
+
+@pytest.mark.long(sample=1)
+@pytest.mark.parametrize("gone", [0, 3, 6, 9])
+def test_a_round_ends_whoever_drops_out(server: Server, admin: Link, tmp_path: Path, gone: int) -> None:
+    """Of ten devices up to nine fail in training. Five have to contribute."""
+    homes = [owned(server, tmp_path / f"home-{i}", OPEN) for i in range(10)]
+    names = {name_of(home) for home in homes[:gone]}
+
+    def make(recipe: Recipe, folder: Path, device: str, spec: Spec) -> Registered:
+        if device in names:
+            raise TrainingError("E-TRAIN", "the text of this device is gone.", "look for it.")
+        return toy(recipe, folder, device, spec)
+
+    run = submitted(server, admin, **{"round.rounds": 1, "round.minimum": 0.5})
+    with working(*homes, make=make):
+        assert ended(admin, run) == ("finished" if gone <= 5 else "failed")
+    counts = contributions(admin, run)
+    assert len(counts) == 10 - gone if gone <= 5 else len(counts) <= 10 - gone  # it ends once too many are gone
+    assert set(counts.values()) <= {1}
+    assert not names & {device for _, device in counts}
+    assert shown(admin, run)["why"].startswith("" if gone <= 5 else "E-ROUND: ")
+    assert seen(lambda: not remains(server, run))
+
+
 def test_of_two_who_ask_at_once_the_same_one_is_last_everywhere(
     server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,10 +216,7 @@ def test_a_run_that_is_cancelled_in_any_phase_while_others_pause_and_resume_it_l
         assert seen(lambda: run not in server.hosting._threads)
         assert all(agent.is_alive() for agent in agents)
         assert code(server.hosting.ask, run, served.RUNNING) == "E-CONFLICT"
-    with server.service.database.read() as c:
-        left = [c.execute(sa.select(table).where(table.c.run == run)).all() for table in (MAIL, ROUNDS, UPLOADS)]
-    assert left == [[], [], []]
-    assert not list((server.service.folder / "spool").iterdir())
+    assert remains(server, run) == []
     assert max(contributions(admin, run).values(), default=0) <= 1
 
 
