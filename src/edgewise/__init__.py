@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from edgewise.apps.parts import part
     from edgewise.apps.rounds import Round
     from edgewise.apps.server.script import Server
-    from edgewise.apps.summary_types import Summary
+    from edgewise.apps.summary_types import Summary, summary_schema
     from edgewise.learn.task import TorchTask
     from edgewise.plan.catalogue import Extension
 
@@ -53,6 +53,7 @@ _LATER = {  # imported when they are first used
     "TorchTask": "edgewise.learn.task",
     "open_run": "edgewise.apps.federation.run",
     "part": "edgewise.apps.parts",
+    "summary_schema": "edgewise.apps.summary_types",
     "sweep": "edgewise.apps.federation.sweep",
 }
 # Parts of a recipe by name: ew.clip(1.0) is {"kind": "clip", "l2": 1.0}.
@@ -65,7 +66,7 @@ __all__ = [  # noqa: RUF022
     "EdgewiseError", "__version__", "simulate",
     "Callback", "CsvLogger", "Device", "EarlyStopping", "Extension", "Federation", "Outcome", "Recipe", "Round", "Run",
     "STOP", "MLflow", "Server", "Summary", "Task", "TensorBoard", "TorchTask", "Trackio", "WandB",
-    "open_run", "part", "sweep",
+    "open_run", "part", "summary_schema", "sweep",
 ]  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import edgewise as ew
@@ -86,6 +87,8 @@ def test_a_classifier_learns_and_its_accuracy_is_everywhere(tmp_path: Path) -> N
     assert "accuracy by rounds played" in page
     assert (tmp_path / "run" / "plots" / "metrics.png").is_file()
     assert run.summary["complete"]
+    assert msgspec.convert(run.summary, ew.Summary, strict=False) == run.summary, "the declared form has every key"
+    assert ew.summary_schema()["$defs"]["Summary"]["required"]
     changed = {**data(), "b": points(3)}
     with pytest.raises(ew.EdgewiseError, match="E-RESUME: the data of 'b' changed"):
         ew.Federation(RECIPE, model=given, data=changed).run(tmp_path / "run", resume=True)

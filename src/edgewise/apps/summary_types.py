@@ -147,9 +147,8 @@ class Summary(TypedDict):
     recipe: dict[str, Any]
 
 
-def schema() -> dict[str, Any]:
+def summary_schema() -> dict[str, Any]:
     """The JSON schema (2020-12) of ``summary.json``."""
-    from pydantic import TypeAdapter
+    import msgspec
 
-    found = TypeAdapter(Summary).json_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Summary)}
