@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.fleet import mailboxes, roster
-from edgewise.drivers.fleet.database import Database
+from edgewise.drivers.fleet.database import Database, _config
 from edgewise.drivers.fleet.tables import META, PARTICIPANTS, ROUNDS
 from edgewise.drivers.http.identity import fingerprint
 
@@ -73,14 +74,16 @@ def test_a_change_that_fails_takes_back_itself_alone(
 
 
 def test_the_devices_of_older_runs_are_those_of_their_rosters(tmp_path: Path) -> None:
-    Database(tmp_path).close()
+    engine, config = sa.create_engine(f"sqlite:///{tmp_path / 'server.db'}"), _config()
+    with engine.begin() as older:
+        config.attributes["connection"] = older
+        command.upgrade(config, "0003")
+    engine.dispose()
     keys = [bytes([i]) * 32 for i in range(3)]
     (tmp_path / "blobs").mkdir()
     facts = {"instance": {"roster": Blobs(tmp_path / "blobs").put(roster.dump(keys))}}
     rows = {"here": facts, "gone": {"instance": {"roster": "0" * 64}}, "alone": {"instance": None}}
     with closing(sqlite3.connect(tmp_path / "server.db")) as c:
-        c.execute("DROP TABLE participants")
-        c.execute("UPDATE alembic_version SET version_num = '0003'")
         for run, said in rows.items():
             raw = json.dumps(said).encode()
             c.execute("INSERT INTO served VALUES (?, '', 'running', '', 1, ?, x'', '{}', '', 0)", (run, raw))
