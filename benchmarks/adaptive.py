@@ -31,11 +31,11 @@ from typing import Any
 
 import bench
 
-from edgewise.apps import simulate
-from edgewise.apps.summary import perplexity
+from edgewise.apps.report.summary import perplexity
+from edgewise.apps.simulate import simulation
 from edgewise.core import events, frame
 from edgewise.core.errors import RoundError
-from edgewise.plan import recipe as recipes
+from edgewise.plan.recipe import recipe as recipes
 
 RUNGS = ("float32", "8 bit", "4 bit", "eden 1 bit", "random 30 %, 1 bit", "random 10 %, 1 bit", "top 0.02 %, 2 bit")
 MASKED = ("masked 8 bit", "masked 4 bit", "masked 25 %, 8 bit", "masked 5 %, 8 bit", "masked 0.5 %, 8 bit")
@@ -93,7 +93,7 @@ def play(ladder: list[str], settings: dict[str, Any], bundled: bool) -> dict[str
     recipe = recipes.load(tiny, {**settings, **({"adaptive.ladder": ladder} if ladder else {})})
     # Masks need two thirds of a group, so a rung may be too large for any sum: such a run ends early.
     with tempfile.TemporaryDirectory() as scratch, suppress(RoundError):
-        simulate.run(
+        simulation.run(
             recipe,
             out=Path(scratch) / "run",
             recipe_dir=Path(),

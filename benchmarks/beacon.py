@@ -16,8 +16,8 @@ from edgewise.core.keys import derive, root
 from edgewise.crypto import sign
 from edgewise.engine import beacon
 from edgewise.engine.ports import Trust
+from edgewise.plan.recipe.sections import RoundSection, TrustSection
 from edgewise.plan.sampling import Sampling, sampled
-from edgewise.plan.section import RoundSection, TrustSection
 from edgewise.plan.trust import contributors, corrupt_most
 
 RUN, ROUNDS, FRACTION, KEY = "ab" * 32, 100, 0.02, root(1)

@@ -17,7 +17,7 @@ from edgewise.core.keys import derive, generator, root
 from edgewise.core.training import FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.plan.catalogue import Extension
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 PACKAGES = (
     "asyncio collections concurrent ctypes email html http importlib json logging multiprocessing re unittest urllib "

@@ -27,10 +27,10 @@ from typing import Any
 import bench
 import numpy as np
 
-from edgewise.apps.bench import WEIGH, chain, measure
-from edgewise.codecs import pack
-from edgewise.codecs.codebook import NF4
-from edgewise.codecs.eden import CENTROIDS
+from edgewise.apps.cli.bench_codecs import WEIGH, chain, measure
+from edgewise.codecs.quantize.codebook import NF4
+from edgewise.codecs.quantize.eden import CENTROIDS
+from edgewise.codecs.wire import pack
 from edgewise.core.metric import LOSSES
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec

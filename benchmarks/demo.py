@@ -21,9 +21,10 @@ RECIPES = Path(bench.HERE).parent / "src" / "edgewise" / "assets" / "recipes"
 
 def main() -> None:
     """Run and print."""
-    from edgewise.apps import alone, simulate
+    from edgewise.apps.report import alone_or_together
+    from edgewise.apps.simulate import simulation
     from edgewise.core import events
-    from edgewise.plan import recipe
+    from edgewise.plan.recipe import recipe
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", choices=("plays", "code"), default="plays")
@@ -43,7 +44,7 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out, path = Path(a.out or folder), Path(a.recipe or RECIPES / f"{a.name}.toml")
-        simulate.run(recipe.load(path, overrides), out=out, recipe_dir=path.parent, sinks=[sink])
+        simulation.run(recipe.load(path, overrides), out=out, recipe_dir=path.parent, sinks=[sink])
         s = json.loads((out / "summary.json").read_text())
     wall = time.perf_counter() - began
     print(f"{bench.machine()}; engine {s['facts'].get('engine')}, {s['rounds']['played']} rounds\n")
@@ -55,7 +56,7 @@ def main() -> None:
                 f"{name:12} {q['weighted_mean']:14.2f} {q['median']:9.2f} {q['worst_decile']:11.2f} "
                 f"{'' if change is None else f'{change:+.1f} %':>8}"
             )
-    print(f"\n{alone.sentence(s)}\n{alone.going_on(s)}".rstrip())
+    print(f"\n{alone_or_together.sentence(s)}\n{alone_or_together.going_on(s)}".rstrip())
     b, t, better = s["bytes"], s["seconds"], s["share_improved"]
     print(f"\ndevices that do better than the base {better['over_base']}, than alone {better['over_local_only']}")
     up, down = b["up_per_device_round"], b["down_per_device_round"]

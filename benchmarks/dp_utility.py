@@ -97,17 +97,17 @@ def deal(data: Path, folder: Path) -> None:
 
 def play(plain: dict[str, Any], recipe_dir: str) -> dict[str, Any]:
     """One run: perplexity before and after, epsilon spent, noise multiplier."""
-    from edgewise.apps import simulate
+    from edgewise.apps.simulate import simulation
     from edgewise.core import events
     from edgewise.core.errors import EdgewiseError
-    from edgewise.drivers.store import RunStore
-    from edgewise.plan import recipe as recipes
+    from edgewise.drivers.storage.run_store import RunStore
+    from edgewise.plan.recipe import recipe as recipes
 
     began = os.times().user
     with tempfile.TemporaryDirectory(prefix="dp-") as folder:
         out = Path(folder) / "run"
         try:
-            simulate.run(recipes.from_plain(plain), out=out, recipe_dir=Path(recipe_dir), report=False)
+            simulation.run(recipes.from_plain(plain), out=out, recipe_dir=Path(recipe_dir), report=False)
         except EdgewiseError as e:
             return {"error": f"{e.code}: {e.what}"}
         with RunStore(out) as store:

@@ -21,12 +21,12 @@ from pathlib import Path
 import bench
 import numpy as np
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
 from edgewise.core.training import HeldOut, Update
 from edgewise.core.vector import Spec
-from edgewise.plan import recipe
 from edgewise.plan.catalogue import Extension
+from edgewise.plan.recipe import recipe
 
 BAR_MS = 1.0  # float32, d = 100,000
 ARGS = argparse.Namespace(dim=100_000, devices=100)
@@ -83,7 +83,7 @@ def main() -> None:
             finished.append(event)
 
     with tempfile.TemporaryDirectory() as out:
-        simulate.run(
+        simulation.run(
             recipe.from_plain(plain),
             out=Path(out),
             recipe_dir=Path(),

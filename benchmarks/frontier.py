@@ -85,16 +85,17 @@ def write_plays(data: Path, folder: Path) -> None:
 
 def play(plain: Table, recipe_dir: str) -> dict[str, Any]:
     """One run: cumulative megabytes and perplexity by round, and what it cost this machine."""
-    from edgewise.apps import simulate, summary
+    from edgewise.apps.report import summary
+    from edgewise.apps.simulate import simulation
     from edgewise.core.errors import EdgewiseError
-    from edgewise.drivers.store import RunStore
-    from edgewise.plan import recipe
+    from edgewise.drivers.storage.run_store import RunStore
+    from edgewise.plan.recipe import recipe
 
     began, cpu = time.perf_counter(), os.times().user
     with tempfile.TemporaryDirectory(prefix="frontier-run-") as folder:
         out = Path(folder) / "run"
         try:
-            simulate.run(recipe.from_plain(plain), out=out, recipe_dir=Path(recipe_dir), report=False)
+            simulation.run(recipe.from_plain(plain), out=out, recipe_dir=Path(recipe_dir), report=False)
         except EdgewiseError as e:
             return {"error": f"{e.code}: {e.what}"}
         with RunStore(out) as store:

@@ -80,8 +80,8 @@ def draw(runs: Mapping[str, Sequence[Record]], png: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from edgewise.apps.charts import log_ticks
-    from edgewise.apps.plots import STYLE
+    from edgewise.apps.report.png import STYLE
+    from edgewise.apps.report.svg import log_ticks
 
     families = list(dict.fromkeys(name.split()[0] for name in runs if name != REFERENCE))
     with matplotlib.rc_context({**STYLE, "figure.constrained_layout.use": True}):

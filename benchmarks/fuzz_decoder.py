@@ -28,9 +28,9 @@ sys.path.insert(0, str(bench.HERE.parent / "tests" / "support"))
 
 from fuzz import KINDS, Damage, frame_is_strict, limit_bytes, payload_is_strict, peak_bytes
 
-from edgewise.codecs import pack
-from edgewise.codecs.quantize import quantize
-from edgewise.codecs.top_k import top_k
+from edgewise.codecs.quantize.quantize import quantize
+from edgewise.codecs.select.top_k import top_k
+from edgewise.codecs.wire import pack
 from edgewise.core import frame
 from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, pipeline

@@ -32,13 +32,13 @@ from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.http.remote_helper import RemoteHelper
-from edgewise.drivers.local_helper import LocalHelper
+from edgewise.drivers.simulation.local_helper import LocalHelper
 from edgewise.engine.ports import Helper
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import Instance
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import from_plain
+from edgewise.plan.recipe.recipe import from_plain
 from edgewise.secagg import two_server
 
 RECIPE: dict[str, Any] = {
@@ -112,7 +112,7 @@ def measured(folder: Path, devices: int, dim: int, rounds: int) -> dict[str, flo
     Allowed(folder / "gateway").add(cohort.pairs)
     plan = plan_of(me.public, cohort.listing, devices, dim)
     near = two_server.server_pair(derive(root(2), "helper"))
-    command = [sys.executable, "-m", "edgewise.apps.cli", "gateway", "serve", str(folder / "gateway")]
+    command = [sys.executable, "-m", "edgewise.apps.cli.main", "gateway", "serve", str(folder / "gateway")]
     child = subprocess.Popen([*command, "--listen", "127.0.0.1:0", "--json"], stdout=subprocess.PIPE, text=True)
     try:
         assert child.stdout is not None

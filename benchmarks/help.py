@@ -17,7 +17,7 @@ import bench
 BAR = 0.3
 HEAVY = ("torch", "transformers", "peft", "numba", "numpy", "sqlalchemy", "matplotlib")
 PROBE = (
-    "import sys\nfrom edgewise.apps.cli import main\nsys.argv = ['edgewise', '--help']\n"
+    "import sys\nfrom edgewise.apps.cli.main import main\nsys.argv = ['edgewise', '--help']\n"
     "try:\n    main()\nexcept SystemExit:\n    pass\n"
     f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
 )

@@ -14,7 +14,7 @@ from math import lgamma, log
 import bench
 import numpy as np
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Quorum, Space, Support
 from edgewise.kernels.bits import packed_bytes

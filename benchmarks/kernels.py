@@ -29,10 +29,10 @@ import bench
 import measure
 import numpy as np
 
-from edgewise.codecs import pack
-from edgewise.codecs.feedback import feedback
-from edgewise.codecs.quantize import quantize
-from edgewise.codecs.top_k import top_k
+from edgewise.codecs.feedback.ef14 import feedback
+from edgewise.codecs.quantize.quantize import quantize
+from edgewise.codecs.select.top_k import top_k
+from edgewise.codecs.wire import pack
 from edgewise.core import keys
 from edgewise.core.memory import Memory, flat, tree
 from edgewise.core.pipeline import Pipeline, pipeline

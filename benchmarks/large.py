@@ -20,13 +20,13 @@ from typing import Any
 import bench
 import numpy as np
 
-from edgewise.apps.bench import chain, rung_tables
-from edgewise.codecs import pack
+from edgewise.apps.cli.bench_codecs import chain, rung_tables
+from edgewise.codecs.wire import pack
 from edgewise.core import keys
 from edgewise.core.metric import LOSSES
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.vector import Spec
-from edgewise.plan.ladder import RUNGS, Rung
+from edgewise.plan.codec_choice.rungs import RUNGS, Rung
 
 # vocabulary, hidden size, inner size of the MLP, layers
 SHAPES = {"1M": (512, 128, 384, 4), "300M": (32_000, 1024, 2816, 21), "1B": (32_000, 2048, 5632, 18)}

@@ -73,8 +73,8 @@ EDGEWISE = Extension(trainer=Fresh)
 
 def child(a: argparse.Namespace) -> None:
     """One run in this process."""
-    from edgewise.apps import simulate
-    from edgewise.plan import recipe
+    from edgewise.apps.simulate import simulation
+    from edgewise.plan.recipe import recipe
 
     importlib.import_module("large_run").ARGS = a  # the extension is imported by name, this file runs as __main__
     plain = {
@@ -91,7 +91,7 @@ def child(a: argparse.Namespace) -> None:
             met.append(event.met and event.accepted == a.devices)
 
     with tempfile.TemporaryDirectory() as out:
-        simulate.run(
+        simulation.run(
             recipe.from_plain(plain),
             out=Path(out),
             recipe_dir=Path(),

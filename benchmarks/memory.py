@@ -59,8 +59,8 @@ def tables(trainer: str, path: str, a: argparse.Namespace) -> dict[str, Any]:
 
 def child(trainer: str, population: int, a: argparse.Namespace) -> None:
     """One run in this process; prints its peak."""
-    from edgewise.apps import simulate
-    from edgewise.plan import recipe
+    from edgewise.apps.simulate import simulation
+    from edgewise.plan.recipe import recipe
 
     extensions = []
     if trainer == "idle":
@@ -71,7 +71,7 @@ def child(trainer: str, population: int, a: argparse.Namespace) -> None:
         if trainer == "text":
             write_table(path, population)
         began = time.perf_counter()
-        simulate.run(
+        simulation.run(
             recipe.from_plain(tables(trainer, str(path), a)),
             out=Path(folder) / "run",
             recipe_dir=Path(),

@@ -32,8 +32,8 @@ from edgewise.apps.server.start import Server  # noqa: E402
 from edgewise.core import events, vector  # noqa: E402
 from edgewise.drivers.fleet.members import Grant  # noqa: E402
 from edgewise.drivers.http.link import Link  # noqa: E402
-from edgewise.drivers.store import RunStore  # noqa: E402
-from edgewise.plan import recipe  # noqa: E402
+from edgewise.drivers.storage.run_store import RunStore  # noqa: E402
+from edgewise.plan.recipe import recipe  # noqa: E402
 
 POLICY = '[data]\nsource = "text"\npath = "none.txt"\n[privacy]\nwords = ["none"]\ncohort = 1\n'
 QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -51,7 +51,7 @@ def device(home: Path, client: int, a: Namespace) -> None:
     """Be a device: the peers' shard of this client, and nothing else."""
     from edgewise.apps.device.agent import work
     from edgewise.engine.trainer import registered
-    from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
+    from edgewise.learn.torch_task import TensorShard, TorchTrainer
 
     module = network(a)
     import fedbench_common as fb
@@ -97,7 +97,7 @@ def main() -> None:
 
 def play(server: Server, folder: Path, a: Namespace) -> tuple[Any, dict[str, float]]:
     """Enrol and start the devices, play; returns the final model, and memory at the end."""
-    from edgewise.learn import modules
+    from edgewise.learn.models import modules
 
     token = server.token(Grant(uses=a.clients, approved=True))
     started = []

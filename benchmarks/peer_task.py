@@ -22,11 +22,11 @@ from typing import Any
 T0 = time.time()
 import numpy as np  # noqa: E402
 
-from edgewise.apps import simulate  # noqa: E402
+from edgewise.apps.simulate import simulation  # noqa: E402
 from edgewise.core import events  # noqa: E402
-from edgewise.drivers.store import RunStore  # noqa: E402
-from edgewise.plan import recipe  # noqa: E402
+from edgewise.drivers.storage.run_store import RunStore  # noqa: E402
 from edgewise.plan.catalogue import Extension  # noqa: E402
+from edgewise.plan.recipe import recipe  # noqa: E402
 
 VARIABLE = "EDGEWISE_PEER_TASK"  # how worker processes learn the arguments
 
@@ -37,7 +37,7 @@ def make_trainer(_: Any) -> Any:
     sys.path.insert(0, str(Path(a.peers) / "common"))
     import fedbench_common as fb
 
-    from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
+    from edgewise.learn.torch_task import TensorShard, TorchTrainer
 
     network = fb.build_model(a.params, a.arch, a.seed)
     shards = {}
@@ -101,7 +101,7 @@ def main() -> None:
     told: list[events.AnyEvent] = []
     with tempfile.TemporaryDirectory() as folder:
         out = Path(a.out or folder)
-        simulate.run(
+        simulation.run(
             recipe.from_plain(tables(a)),
             out=out,
             recipe_dir=Path(),

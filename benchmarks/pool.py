@@ -24,9 +24,9 @@ DEMO = Path(bench.HERE).parent / "src" / "edgewise" / "assets" / "recipes" / "co
 def child(engine: str, a: argparse.Namespace) -> None:
     """One run; prints its times."""
     began = time.time()
-    from edgewise.apps import simulate
+    from edgewise.apps.simulate import simulation
     from edgewise.core import events
-    from edgewise.plan import recipe
+    from edgewise.plan.recipe import recipe
 
     overrides = {
         "round.rounds": a.rounds,
@@ -39,7 +39,7 @@ def child(engine: str, a: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as out:
         path = Path(a.recipe)
         chosen = recipe.load(path, overrides)
-        simulate.run(chosen, out=Path(out), recipe_dir=path.parent, sinks=[told.append])
+        simulation.run(chosen, out=Path(out), recipe_dir=path.parent, sinks=[told.append])
     phases = {e.phase: e.at_s for e in told if isinstance(e, events.PhaseStarted)}
     rounds = [e for e in told if isinstance(e, events.RoundFinished)]
     end = next(e for e in told if isinstance(e, events.RunFinished))

@@ -25,9 +25,9 @@ BAR = 1.10
 
 def child(out: str, part: str, a: argparse.Namespace) -> None:
     """One part in this process; prints its peak, ``begin`` just before it is killed."""
-    from edgewise.apps import simulate
+    from edgewise.apps.simulate import simulation
     from edgewise.core import events
-    from edgewise.plan import recipe
+    from edgewise.plan.recipe import recipe
 
     importlib.import_module("engine_cost").ARGS = argparse.Namespace(dim=a.dim, devices=a.devices)
     began, accepted = time.perf_counter(), 0
@@ -51,7 +51,7 @@ def child(out: str, part: str, a: argparse.Namespace) -> None:
         "eval": {"every": 0, "devices": 1},
         "compare": {"local_only": False, "centralised": False},
     }
-    simulate.run(
+    simulation.run(
         recipe.from_plain(plain),
         out=Path(out),
         recipe_dir=Path(),

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
+from edgewise.learn.torch_task import TensorShard, TorchTrainer
 from edgewise.plan.catalogue import Extension
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 OWNERS, CLASSES, WIDTH, TEST = 24, 10, 32, 24 * 40
 SKEW = 0.2  # of the Dirichlet distribution over classes: one or two classes are most of an owner's points

@@ -21,9 +21,9 @@ from typing import Any
 
 import bench
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
-from edgewise.plan import recipe as recipes
+from edgewise.plan.recipe import recipe as recipes
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "fedavg": {"kind": "fedavg"},
@@ -54,7 +54,7 @@ def play(strategy: dict[str, Any], rate: float, seed: int, rounds: int) -> list[
     }  # fmt: skip
     told: list[events.AnyEvent] = []
     with tempfile.TemporaryDirectory() as scratch:
-        simulate.run(
+        simulation.run(
             recipes.from_plain(plain),
             out=Path(scratch) / "run",
             recipe_dir=Path(),

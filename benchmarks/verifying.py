@@ -19,10 +19,10 @@ from pathlib import Path
 import bench
 import numpy as np
 
-from edgewise.apps.verification import verify
+from edgewise.apps.models.verification import verify
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Spec
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.coordinator import first
 from edgewise.engine.ports import Checkpoint
 from edgewise.engine.released import stepped
@@ -30,7 +30,7 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import canonical
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import from_plain
+from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.retention import ALL
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 import edgewise as ew
-from edgewise.core import demand
+from edgewise.core import require
 from edgewise.core.space import Grid, Kind
 from edgewise.core.stage import Stage
 from edgewise.strategies.base import State, Strategy
@@ -19,7 +19,7 @@ def sign(block: Annotated[int, Ge(8)] = 64) -> Stage:
     name = f"sign({block})"
 
     def infer(space):
-        demand.real(space, name)
+        require.real(space, name)
         return space.but(grid=Grid(Kind.INTEGER, 2.0, 0.0, 1, block=block), summable=False, unbiased=False)
 
     def encode(payload, memory, space, turn):

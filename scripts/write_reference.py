@@ -15,8 +15,8 @@ from typing import Any
 
 import typer
 
-from edgewise.apps.cli import app
-from edgewise.apps.keys import tree
+from edgewise.apps.cli.main import app
+from edgewise.apps.cli.recipe_schema import tree
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 WRITTEN = "<!-- Written by scripts/write_reference.py; do not edit by hand. -->"

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Gt, Le
 
-from edgewise.core import demand
+from edgewise.core import require
 from edgewise.core.errors import DataError
 from edgewise.core.part import Doc, part
 from edgewise.core.stage import Stage
@@ -74,7 +74,7 @@ def coarse(step: Annotated[float, Gt(0), Doc("what coordinates are multiples of"
     name = f"coarse({step:g})"
 
     def infer(space: Any) -> Any:
-        demand.real(space, name)
+        require.real(space, name)
         longer = step / 2
         return space.but(l2=space.l2 + longer * space.dim**0.5, linf=space.linf + longer, unbiased=False)
 

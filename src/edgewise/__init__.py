@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from edgewise.apps.federation.settings import Recipe
     from edgewise.apps.federation.sweep import sweep
     from edgewise.apps.federation.trackers import MLflow, TensorBoard, Trackio, WandB
-    from edgewise.apps.parts import part
-    from edgewise.apps.rounds import Round
+    from edgewise.apps.report.summary_types import Summary, summary_schema
+    from edgewise.apps.runs.parts import part
+    from edgewise.apps.runs.rounds import Round
     from edgewise.apps.server.script import Server
-    from edgewise.apps.summary_types import Summary, summary_schema
     from edgewise.learn.task import TorchTask
     from edgewise.plan.catalogue import Extension
 
@@ -44,16 +44,16 @@ _LATER = {  # imported when they are first used
     "WandB": "edgewise.apps.federation.trackers",
     "Outcome": "edgewise.apps.device.task",
     "Recipe": "edgewise.apps.federation.settings",
-    "Round": "edgewise.apps.rounds",
+    "Round": "edgewise.apps.runs.rounds",
     "Run": "edgewise.apps.federation.run",
     "STOP": "edgewise.apps.federation.callbacks",
     "Server": "edgewise.apps.server.script",
-    "Summary": "edgewise.apps.summary_types",
+    "Summary": "edgewise.apps.report.summary_types",
     "Task": "edgewise.apps.device.task",
     "TorchTask": "edgewise.learn.task",
     "open_run": "edgewise.apps.federation.run",
-    "part": "edgewise.apps.parts",
-    "summary_schema": "edgewise.apps.summary_types",
+    "part": "edgewise.apps.runs.parts",
+    "summary_schema": "edgewise.apps.report.summary_types",
     "sweep": "edgewise.apps.federation.sweep",
 }
 # Parts of a recipe by name: ew.clip(1.0) is {"kind": "clip", "l2": 1.0}.
@@ -72,7 +72,7 @@ __all__ = [  # noqa: RUF022
 
 def __getattr__(name: str) -> Any:
     if name in PARTS:
-        from edgewise.apps import parts
+        from edgewise.apps.runs import parts
 
         return parts.shipped(name)
     if name not in _LATER:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from edgewise.apps.federation.run import Run
     from edgewise.apps.federation.settings import Recipe
     from edgewise.core.events import Sink
-    from edgewise.plan import recipe as recipes
+    from edgewise.plan.recipe import recipe as recipes
 
 
 def simulate(

@@ -69,13 +69,13 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["edgewise", "edgewise.apps.cli"])
+@pytest.mark.parametrize("module", ["edgewise", "edgewise.apps.cli.main"])
 def test_start_imports_nothing_heavy(module: str) -> None:
     assert not loaded_by(f"import {module}")
 
 
 def test_cli_has_its_entry_point() -> None:
-    from edgewise.apps.cli import main
+    from edgewise.apps.cli.main import main
 
     assert callable(main)
 

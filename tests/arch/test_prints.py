@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import edgewise
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 
 SECRET = bytes(range(0x91, 0xB1))
 MARK = 1718281828
@@ -25,14 +25,14 @@ SPELLINGS = (SECRET.hex(), repr(SECRET)[2:-1], str(list(SECRET))[1:-1], str(MARK
 
 # What anybody may see. A field that is not here, also a new one, is taken for a secret.
 PUBLIC: dict[str, set[str]] = {
-    "apps.beginning.LoadedRun": {"initial"},  # a model before training
-    "apps.export._Promoted": {"params"},  # a released model
+    "apps.simulate.beginning.LoadedRun": {"initial"},  # a model before training
+    "apps.models.export._Promoted": {"params"},  # a released model
     "core.keys.Turn": {"public"},
     "core.training.FitRequest": {"params"},  # the round's model
     "crypto.agree.Pair": {"public"},
     "engine.ports.Trust": {"leader", "helper"},  # public keys
-    "learn.corpus.Corpus": {"_order", "_first"},  # which document is whose
-    "learn.documents.DocumentIndex": {"file", "start", "stop", "owner", "label", "ends"},  # where documents are
+    "learn.text.corpus.Corpus": {"_order", "_first"},  # which document is whose
+    "learn.text.documents.DocumentIndex": {"file", "start", "stop", "owner", "label", "ends"},  # where documents are
     "secagg.messages.Keys": {"seal", "mask", "commitment", "signature"},  # public keys, signed
     "secagg.server.Session": {"sid"},
     "secagg.server.Sharing": {"roster"},  # a digest of public keys
@@ -124,7 +124,7 @@ def test_no_record_prints_bytes_or_arrays() -> None:
     found = records()
     bearing = [name for name, kind in found.items() if any(sample(hint) is not None for hint in hints(kind).values())]
     assert len(bearing) > 60
-    for name in ("drivers.jobs.Handle", "core.frame.Step", "engine.device_state._Session", "secagg.client.Own"):
+    for name in ("drivers.workers.jobs.Handle", "core.frame.Step", "engine.device_state._Session", "secagg.client.Own"):
         assert name in bearing
     loud = {name: shows(kind, PUBLIC.get(name, ())) for name, kind in found.items()}
     assert {name: fields for name, fields in loud.items() if fields} == {}, "__repr__ = outline, or field(repr=False)"

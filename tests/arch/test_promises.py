@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import get_args
 
 from arch.source import SRC, dotted, files, nodes, where
-from edgewise.plan import words
+from edgewise.plan.recipe import privacy
 
-WORDS = {*get_args(words.Privacy)} - {"none"}
-WRITERS = {"apps/new_recipe.py", "apps/new_text.py"}  # they write recipes of each word
+WORDS = {*get_args(privacy.Privacy)} - {"none"}
+WRITERS = {"apps/cli/new_recipe.py", "apps/cli/new_text.py"}  # they write recipes of each word
 
 
 def outside(*left_out: str) -> Iterator[tuple[Path, ast.AST]]:
@@ -51,7 +51,7 @@ def test_no_word_of_privacy_is_compared_outside_of_the_plan() -> None:
     for path, node in outside(*WRITERS):
         if found := compared_words(node):
             bad.append(f"{where(path, node)}: {', '.join(sorted(found))}")
-        if isinstance(node, ast.ImportFrom) and node.module == words.__name__:
+        if isinstance(node, ast.ImportFrom) and node.module == privacy.__name__:
             names = {alias.name for alias in node.names} & {"DP_WORDS"}
             bad += [f"{where(path, node)}: import of {name}" for name in names]
     assert not bad, "ask the plan's promise:\n" + "\n".join(bad)

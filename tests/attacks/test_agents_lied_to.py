@@ -26,10 +26,11 @@ from edgewise.core import frame, vector
 from edgewise.crypto import sign
 from edgewise.drivers.fleet import mailboxes, roster, served
 from edgewise.drivers.http.cohort import HttpCohort
-from edgewise.plan import facts, recipe
+from edgewise.plan import facts
 from edgewise.plan.acceptance import planned
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.plan import Plan
+from edgewise.plan.recipe import recipe
 from edgewise.secagg import messages
 
 pytestmark = pytest.mark.slow

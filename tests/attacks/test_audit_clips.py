@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgewise.apps import trials
+from edgewise.apps.audit import epsilon
 from edgewise.plan.mechanisms import base, central
 from support.audited import POISSON, RUNS, WORDS, half_counted, passing, plan, quiet
 
@@ -19,10 +19,10 @@ OTHER = [(base, "clip_tensors"), (central, "following_clip")]
 @pytest.mark.parametrize("word", WORDS)
 def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monkeypatch, word):
     """The rounding and the visible sum refuse it: the audit measures, and does not end in their errors."""
-    (honest, *_) = trials.examine(plan(word), True, quiet)
+    (honest, *_) = epsilon.examine(plan(word), True, quiet)
     assert (honest.name, honest.holds, honest.tight, honest.confidence) == ("length", True, True, 1.0)
     monkeypatch.setattr(base, "clip", passing(base.clip))
-    (found,) = trials.examine(plan(word), True, quiet)
+    (found,) = epsilon.examine(plan(word), True, quiet)
     assert not found.holds
     assert found.lower > 4 * found.claimed
     assert found.epsilon_lower > found.epsilon_claimed == pytest.approx(honest.epsilon_claimed)
@@ -33,10 +33,10 @@ def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monke
 @pytest.mark.parametrize(("room", "name"), OTHER)
 def test_other_clips_are_tried_too(monkeypatch, room, name):
     more = {"dp__tensor_l2": 0.2} if name == "clip_tensors" else {"dp__adaptive_clip": True}
-    for found in trials.examine(plan("central_dp", **more), True, quiet):
+    for found in epsilon.examine(plan("central_dp", **more), True, quiet):
         assert found.holds, found
     monkeypatch.setattr(room, name, passing(getattr(room, name)))
-    assert not trials.length(plan("central_dp", **more)).holds
+    assert not epsilon.length(plan("central_dp", **more)).holds
 
 
 @pytest.mark.parametrize(("room", "name"), OTHER)
@@ -56,16 +56,16 @@ def test_a_clip_of_twice_the_length_is_caught(monkeypatch, room, name):
         return replace(honest, encode=encode)
 
     monkeypatch.setattr(room, name, loose)
-    assert not trials.length(plan("central_dp", **more)).holds
+    assert not epsilon.length(plan("central_dp", **more)).holds
 
 
 def test_a_bit_that_is_counted_by_half_is_caught(monkeypatch):
     """A zeroed device sends a whole bit more than one whose update is above the clip."""
-    honest = trials.length(plan("central_dp", dp__adaptive_clip=True, round__rounds=40))
+    honest = epsilon.length(plan("central_dp", dp__adaptive_clip=True, round__rounds=40))
     assert honest.lower == pytest.approx(honest.claimed, rel=1e-4)
     monkeypatch.setattr(central, "following_clip", half_counted(central.following_clip))
     it = plan("central_dp", dp__adaptive_clip=True, round__rounds=40)
-    found = trials.length(it)
+    found = epsilon.length(it)
     assert not found.holds
     assert found.lower == pytest.approx(1.2 * found.claimed, rel=0.05)
 
@@ -76,7 +76,7 @@ def test_a_bit_that_is_counted_by_half_is_caught(monkeypatch):
 def test_releases_with_a_bit_beside_the_update_are_scored_with_it(monkeypatch, broken):
     if broken:
         monkeypatch.setattr(central, "following_clip", half_counted(central.following_clip))
-    found = trials.mechanism(plan("central_dp", dp__adaptive_clip=True), RUNS * 4, quiet)
+    found = epsilon.mechanism(plan("central_dp", dp__adaptive_clip=True), RUNS * 4, quiet)
     assert found.of.startswith("one release, body and head")
     assert found.holds is not broken, found
     assert found.tight
@@ -85,9 +85,9 @@ def test_releases_with_a_bit_beside_the_update_are_scored_with_it(monkeypatch, b
 @pytest.mark.slow
 def test_a_bit_is_right_by_half_where_a_device_is_there_or_not():
     it = plan("central_dp", 400, dp__adaptive_clip=True, **POISSON)
-    for found in trials.examine(it, True, quiet):
+    for found in epsilon.examine(it, True, quiet):
         assert found.holds, found
-    assert trials.length(it).tight
+    assert epsilon.length(it).tight
 
 
 def test_an_encoding_of_zeros_that_is_not_zero_is_caught(monkeypatch):
@@ -104,6 +104,6 @@ def test_an_encoding_of_zeros_that_is_not_zero_is_caught(monkeypatch):
         return replace(stage, encode=lambda p, m, s, t: encode(*stage.encode(p, m, s, t), s, t))
 
     monkeypatch.setattr(base, "clip", shifted)
-    found = trials.length(plan("central_dp"))
+    found = epsilon.length(plan("central_dp"))
     assert found.lower > 1.4 * found.claimed
     assert not found.holds

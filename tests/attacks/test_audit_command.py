@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from edgewise.apps import cli
+from edgewise.apps.cli import main
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Stage
-from edgewise.drivers import identities
+from edgewise.drivers.simulation import keys
 from edgewise.learn import dp_sgd, train
 from edgewise.plan.mechanisms import base, central, known
 from edgewise.privacy import distributed, grid
@@ -65,7 +65,7 @@ def run(folder: Path, word: str, *more: str) -> Result:
     sets += ['dp.unit="example"', "dp.sample_rate=0.2"] if word == "example" else []
     flags = [flag for s in sets for flag in ("--set", s)]
     out = str(folder / word)
-    return CliRunner().invoke(cli.app, ["audit", str(folder / "small.toml"), "--quick", "--out", out, *flags, *more])
+    return CliRunner().invoke(main.app, ["audit", str(folder / "small.toml"), "--quick", "--out", out, *flags, *more])
 
 
 def found(folder: Path, word: str) -> tuple[dict, str]:
@@ -169,7 +169,7 @@ def test_noise_that_comes_again_ends_the_command_with_8(
     folder: Path, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     """The server's in the next round, a device's in the next step."""
-    module = {"central_dp": identities, "example": train}[word]
+    module = {"central_dp": keys, "example": train}[word]
     true = module.derive
     monkeypatch.setattr(module, "derive", lambda key, *of: true(key, *(x for x in of if type(x) is not int)))
     check_broken(folder, word)

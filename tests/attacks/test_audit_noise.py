@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewise.apps import record_trials, round_trials, trials
+from edgewise.apps.audit import epsilon, record_trials, round_trials
 from edgewise.core import keys
 from edgewise.core.keys import generator, root
 from edgewise.core.space import Quorum
-from edgewise.drivers import identities
+from edgewise.drivers.simulation import keys as identities
 from edgewise.learn import train
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.mechanisms import known
-from edgewise.plan.recipe import parse
+from edgewise.plan.recipe.recipe import parse
 from edgewise.privacy import audit as bounds
 from edgewise.privacy import distributed, grid, noise
 from edgewise.privacy.audit import gaussian_mu, upper_rate
@@ -27,7 +27,7 @@ from support.audited import RUNS, SPEC, WORDS, forgetful, keyed, lying_local, pl
     ("central_dp", noise, "noise"), ("local_dp", keys, "local noise"), ("example", train, "dp"),
 ])  # fmt: skip
 def test_noise_from_a_known_key_is_caught(monkeypatch, word, module, label):
-    try_it = record_trials.mechanism if word == "example" else lambda *of: (trials.mechanism(*of),)
+    try_it = record_trials.mechanism if word == "example" else lambda *of: (epsilon.mechanism(*of),)
     assert try_it(plan(word), 4096, quiet)[0].holds
     keyed(monkeypatch, module, label)
     found = try_it(plan(word), 4096, quiet)[0]
@@ -39,16 +39,16 @@ def test_noise_from_a_known_key_is_caught(monkeypatch, word, module, label):
 def test_corrupt_devices_counted_as_honest_are_caught(monkeypatch):
     """Every device then adds too little noise for those who are left."""
     of = {"merge__kind": "shared_sum", "trust__malicious_fraction": 0.45, "round__minimum": 1.0}
-    assert trials.mechanism(plan("distributed_dp", **of), RUNS, quiet).holds
+    assert epsilon.mechanism(plan("distributed_dp", **of), RUNS, quiet).holds
     monkeypatch.setattr(Quorum, "honest", property(lambda quorum: quorum.n_min))
-    assert not trials.mechanism(plan("distributed_dp", **of), RUNS, quiet).holds
+    assert not epsilon.mechanism(plan("distributed_dp", **of), RUNS, quiet).holds
 
 
 @pytest.mark.parametrize("sent", ["replace_one", "zero_out"])
 def test_local_noise_that_counts_a_device_of_other_text_as_a_silent_one_is_caught(monkeypatch, sent):
     """Its epsilon is then told for half of how far its neighbour is, in the accountant alone or in the fold as well."""
     monkeypatch.setattr(known, "MECHANISMS", (lying_local(sent),))
-    found = trials.examine(plan("local_dp"), True, quiet)[0]
+    found = epsilon.examine(plan("local_dp"), True, quiet)[0]
     assert not found.holds
     assert found.lower == pytest.approx(2.0 * found.claimed, rel=1e-3)
 
@@ -84,7 +84,7 @@ def test_bounds_of_known_gaussians_are_below_and_near():
 
 @pytest.mark.parametrize("word", WORDS)
 def test_honest_code_passes_and_is_found_tight(word):
-    found = trials.mechanism(plan(word), RUNS, quiet)
+    found = epsilon.mechanism(plan(word), RUNS, quiet)
     assert found.holds, found
     assert found.tight, found
     assert found.claimed == pytest.approx(1.0, abs=0.05)
@@ -98,7 +98,7 @@ def test_too_little_noise_is_caught(monkeypatch, word, by):
     true = grid.discrete_gaussian
     for module in (distributed, grid):
         monkeypatch.setattr(module, "discrete_gaussian", lambda s, n, key: true(max(1, round(s / by)), n, key))
-    assert not trials.mechanism(plan(word), RUNS, quiet).holds
+    assert not epsilon.mechanism(plan(word), RUNS, quiet).holds
 
 
 @pytest.mark.slow
@@ -107,12 +107,12 @@ def test_the_share_of_corrupt_devices_is_counted(monkeypatch):
     sent = []
     true = bounds.released
     monkeypatch.setattr(bounds, "released", lambda pipe, x, *a: true(pipe, sent.append(x) or x, *a))
-    found = trials.mechanism(plan("distributed_dp", trust__malicious_fraction=0.2), RUNS, quiet)
+    found = epsilon.mechanism(plan("distributed_dp", trust__malicious_fraction=0.2), RUNS, quiet)
     assert found.holds
     assert found.tight
     assert [len(x) for x in sent] == [16, 16]  # of 20
     assert "corrupt" in " ".join(
-        trials.mechanism(plan("distributed_dp", trust__malicious_fraction=0.02), RUNS, quiet).left_out
+        epsilon.mechanism(plan("distributed_dp", trust__malicious_fraction=0.02), RUNS, quiet).left_out
     )
 
 
@@ -121,13 +121,13 @@ def test_the_recipes_stages_are_played():
     """Those that keep coordinates apart in both trials, the others in one run, and they are named."""
     stages = [{"kind": "random_k", "fraction": 0.25}, {"kind": "clip", "l2": 0.5}, {"kind": "quantize", "bits": 8}]
     it = plan("central_dp", stage=stages)
-    mechanism = trials.mechanism(it, RUNS, quiet)
+    mechanism = epsilon.mechanism(it, RUNS, quiet)
     assert mechanism.runs == RUNS // 4
     assert mechanism.holds
     assert mechanism.tight
     rounds = "how a device's rounds add up"
     assert mechanism.left_out == ("quantize: behind it coordinates are not runs of their own", rounds)
-    found = trials.one_run(it, 512, quiet)
+    found = epsilon.one_run(it, 512, quiet)
     assert found.holds
     assert 0.25 * found.claimed < found.lower, found  # scored along what the stages leave of a canary
     assert found.left_out == (rounds,)
@@ -135,4 +135,4 @@ def test_the_recipes_stages_are_played():
 
 def test_without_an_epsilon_nothing_is_tried():
     it = compile(parse('privacy = "none"'), SPEC, 10, BUILT_IN)
-    assert trials.examine(it, True, quiet) == []
+    assert epsilon.examine(it, True, quiet) == []

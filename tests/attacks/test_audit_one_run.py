@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewise.apps import trials
+from edgewise.apps.audit import epsilon
 from edgewise.privacy import audit as bounds
 from edgewise.privacy import distributed, grid, matrix
 from edgewise.privacy.accountant import gaussian
@@ -16,7 +16,7 @@ from support.audited import POISSON, RUNS, SPEC, WORDS, plan, quiet
 @pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_one_run_of_honest_code_holds_and_sees_something(word):
-    found = trials.one_run(plan(word), 512, quiet)
+    found = epsilon.one_run(plan(word), 512, quiet)
     assert found.holds, found
     assert 0.25 * found.claimed < found.lower, found
     assert found.runs == 512
@@ -26,17 +26,17 @@ def test_one_run_of_honest_code_holds_and_sees_something(word):
 @pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_one_run_catches_noise_of_half_the_size(monkeypatch, word):
-    assert trials.one_run(plan(word), 4096, quiet).holds
+    assert epsilon.one_run(plan(word), 4096, quiet).holds
     true = grid.discrete_gaussian
     for module in (distributed, grid):
         monkeypatch.setattr(module, "discrete_gaussian", lambda s, n, key: true(max(1, s // 2), n, key))
-    assert not trials.one_run(plan(word), 4096, quiet).holds
+    assert not epsilon.one_run(plan(word), 4096, quiet).holds
 
 
 def test_one_run_catches_missing_noise(monkeypatch):
     monkeypatch.setattr(grid, "noise", lambda on, n, key: np.zeros(n, np.int64))
     for word in ("central_dp", "local_dp"):
-        found = trials.one_run(plan(word), 512, quiet)
+        found = epsilon.one_run(plan(word), 512, quiet)
         assert not found.holds, found
         assert found.guessed == bounds.Guessed(114, 114, pytest.approx(3.6, abs=0.1))
 
@@ -61,7 +61,7 @@ def test_one_run_is_at_the_plans_own_noise(monkeypatch, word, population, more):
     it = plan(word, population, **more)
     sizes, true = [], grid.noise
     monkeypatch.setattr(grid, "noise", lambda on, n, key: sizes.append(n) or true(on, n, key))
-    found = trials.one_run(it, 512, quiet)
+    found = epsilon.one_run(it, 512, quiet)
     assert found.claimed == pytest.approx(1 / it.spend.z, rel=0.02)
     assert found.epsilon_claimed == pytest.approx(gaussian(1 / found.claimed, 1e-5))
     assert found.of == f"one release at noise multiplier {it.spend.z:.4g}"
@@ -74,16 +74,16 @@ def test_one_run_is_at_the_plans_own_noise(monkeypatch, word, population, more):
 @pytest.mark.slow
 def test_correlated_noise_is_tried_as_a_run():
     it = plan("central_dp", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
-    found = trials.one_run(it, 1024, quiet)
+    found = epsilon.one_run(it, 1024, quiet)
     assert found.claimed == pytest.approx(1 / it.spend.z)  # of all its rounds together
     assert found.epsilon_claimed == pytest.approx(it.spend.card.of_release, rel=1e-6)
     assert found.holds
     assert 0.4 * found.claimed < found.lower
     assert found.of == f"20 of 20 rounds of correlated noise at multiplier {it.spend.z:.4g}, a device in 5"
-    short = trials.one_run(it, 64, quiet, work=4 * 6 * SPEC.dim)
+    short = epsilon.one_run(it, 64, quiet, work=4 * 6 * SPEC.dim)
     assert short.of.startswith("6 of 20 rounds")
     assert short.claimed < found.claimed
-    assert "how noise correlates over the rounds" in trials.mechanism(it, RUNS, quiet).left_out
+    assert "how noise correlates over the rounds" in epsilon.mechanism(it, RUNS, quiet).left_out
 
 
 @pytest.mark.long(sample=1)
@@ -93,11 +93,11 @@ def test_broken_correlated_noise_is_caught(monkeypatch, broken):
     true = getattr(matrix, broken)
     monkeypatch.setattr(matrix, broken, lambda *args: true(*args) / 2.0)
     it = plan("central_dp", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
-    assert not trials.one_run(it, 4096, quiet).holds
+    assert not epsilon.one_run(it, 4096, quiet).holds
 
 
 def test_what_too_few_canaries_cannot_show_is_said():
-    found = trials.one_run(plan("central_dp", dp__noise_multiplier=0.3), 512, quiet)
+    found = epsilon.one_run(plan("central_dp", dp__noise_multiplier=0.3), 512, quiet)
     assert found.left_out[1:] == ("breaches: 512 canaries show a mu of 1.8 at most, 3.33 is claimed",)
 
 
@@ -114,4 +114,4 @@ def test_noise_that_takes_back_too_much_is_caught(monkeypatch):
 
     monkeypatch.setattr(matrix, "step", greedy)
     it = plan("central_dp", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
-    assert not trials.one_run(it, 1024, quiet).holds
+    assert not epsilon.one_run(it, 1024, quiet).holds

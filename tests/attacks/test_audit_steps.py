@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from edgewise.apps import record_trials, trials
-from edgewise.drivers import identities
+from edgewise.apps.audit import epsilon, record_trials
+from edgewise.drivers.simulation import keys
 from edgewise.learn import dp_sgd, train
 from edgewise.privacy import grid
 from edgewise.privacy.noise import normals
@@ -33,7 +33,7 @@ def test_noise_that_comes_again_in_the_next_step_is_caught(monkeypatch, by):
 
 @pytest.mark.slow
 def test_noise_of_steps_that_comes_again_in_the_next_round_is_caught(monkeypatch):
-    forgetful(monkeypatch, identities)
+    forgetful(monkeypatch, keys)
     assert not record_trials.steps(plan("example"), 1024, quiet).holds
 
 
@@ -85,7 +85,7 @@ def test_noise_in_floating_point_is_caught_by_its_last_bits(monkeypatch):
 def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
     true = grid.discrete_gaussian
     monkeypatch.setattr(grid, "discrete_gaussian", lambda s, n, key: true(round(s / by), n, key))
-    mechanism, _, _, run = trials.examine(plan("example"), True, quiet)
+    mechanism, _, _, run = epsilon.examine(plan("example"), True, quiet)
     assert not mechanism.holds
     assert mechanism.lower == pytest.approx(by * mechanism.claimed, rel=0.1)
     assert run.lower > 0
@@ -95,7 +95,7 @@ def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
 @pytest.mark.slow
 def test_a_missing_clip_of_dp_sgd_is_caught(monkeypatch):
     monkeypatch.setattr(dp_sgd, "min", lambda *_: 1.0, raising=False)  # of 1 and C / norm
-    mechanism, _, _, run = trials.examine(plan("example"), True, quiet)
+    mechanism, _, _, run = epsilon.examine(plan("example"), True, quiet)
     assert not mechanism.holds
     assert mechanism.lower > 3 * mechanism.claimed
     assert not run.holds

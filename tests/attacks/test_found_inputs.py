@@ -24,14 +24,15 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.training import FitRequest, StepNoise, Update
 from edgewise.core.vector import Spec
-from edgewise.drivers.identities import simulated_trust
+from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.engine import device as machine
-from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
+from edgewise.engine import device_events
+from edgewise.learn.torch_task import TensorShard, TorchTrainer
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import from_plain
-from edgewise.plan.section import TrainingSection
+from edgewise.plan.recipe.recipe import from_plain
+from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.privacy.noise import moved
 from edgewise.secagg import server
 
@@ -65,10 +66,10 @@ def merged(plan: Plan, x: np.ndarray, turn: Turn) -> np.ndarray:
 def answer(plan: Plan, trained: np.ndarray, **invitation: Any) -> frame.Frame:
     """What leaves a device that is invited and trains ``trained``."""
     state, effects = machine.step(plan, machine.join(plan, "dev0"), invited(plan, **invitation))
-    if isinstance(effects[0], machine.Train):
-        event = machine.Trained(Update(trained, {}, 1.0))
+    if isinstance(effects[0], device_events.Train):
+        event = device_events.Trained(Update(trained, {}, 1.0))
         _, effects = machine.step(plan, state, event, simulated_trust(plan.key))
-    (out,) = (frame.load(e.frame) for e in effects if isinstance(e, machine.Send))
+    (out,) = (frame.load(e.frame) for e in effects if isinstance(e, device_events.Send))
     return out
 
 
@@ -125,9 +126,9 @@ def model_not_checked() -> None:
     other = np.full(256, 7, np.float32)
     honest = invited(of)
     for params, code in ((honest.params, ""), (other, "E-BLOB")):
-        event = machine.Invited(honest.invite, params, honest.secrets, None)
+        event = device_events.Invited(honest.invite, params, honest.secrets, None)
         _, effects = machine.step(of, machine.join(of, "dev0"), event)
-        said = [frame.load(e.frame) for e in effects if isinstance(e, machine.Send)]
+        said = [frame.load(e.frame) for e in effects if isinstance(e, device_events.Send)]
         assert [f.code for f in said if isinstance(f, frame.Refusal)] == ([code] if code else [])
 
 

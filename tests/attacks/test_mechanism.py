@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgewise.codecs.rotate import rotate
-from edgewise.codecs.wrap import wrap
+from edgewise.codecs.project.rotate import rotate
+from edgewise.codecs.quantize.wrap import wrap
 from edgewise.core.keys import derive, root
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload

@@ -20,7 +20,7 @@ from edgewise.core import frame
 from edgewise.core.errors import DecodeError, EdgewiseError, RoundError
 from edgewise.core.training import Update
 from edgewise.crypto import sign
-from edgewise.engine import beacon, beacon_device, beacon_server, device, device_state
+from edgewise.engine import beacon, beacon_device, beacon_server, device, device_events, device_state
 from edgewise.engine.loop import receive
 from edgewise.engine.ports import Absent
 from edgewise.plan.plan import Plan
@@ -232,8 +232,8 @@ def started(plan: Plan, blob: bytes, name: str, **changes: object) -> tuple[devi
     state, effects = device.step(plan, device_state.join(plan, name), event, TRUST)
     if isinstance(state, device.Training):
         update = Update(np.ones(beacons.DIM, np.float32), {"loss_first": 1.0, "loss_last": 1.0}, 10.0)
-        state, effects = device.step(plan, state, device.Trained(update), TRUST)
-    (raw,) = (e.frame for e in effects if isinstance(e, device.Send))
+        state, effects = device.step(plan, state, device_events.Trained(update), TRUST)
+    (raw,) = (e.frame for e in effects if isinstance(e, device_events.Send))
     sent = frame.from_device(raw, len(raw))
     if isinstance(sent, frame.Refusal):
         return state, sent.code
@@ -261,10 +261,10 @@ def given(plan: Plan, state: device.State, keys: dict[str, messages.Keys]) -> st
     state = device_state.resumed(state.idle, device_state.session_of(state))
     body = messages.dump(messages.Roster(keys=dict(sorted(keys.items()))))
     step = frame.Step(run=plan.run, round=0, device=state.device, body=body)
-    after, effects = device.step(plan, state, device.Delivered(step), TRUST)
+    after, effects = device.step(plan, state, device_events.Delivered(step), TRUST)
     if isinstance(after, device_state.InSecAgg) and isinstance(after.client, client.Sharing):
         return ""
-    (raw,) = (e.frame for e in effects if isinstance(e, device.Send))
+    (raw,) = (e.frame for e in effects if isinstance(e, device_events.Send))
     said = frame.from_device(raw, len(raw))
     assert isinstance(said, frame.Step)
     abort = messages.load(said.body)

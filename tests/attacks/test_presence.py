@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from invited import invited
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core import frame, vector
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
-from edgewise.drivers.identities import simulated_trust
+from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.engine import device as machine
+from edgewise.engine import device_events
 from edgewise.engine import device_state as states
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import from_plain
+from edgewise.plan.recipe.recipe import from_plain
 
 DIM = 4096
 SPEC = Spec.of([("w", (DIM,), "float32")])
@@ -38,8 +39,8 @@ def test_zeros_in_place_of_an_update_leave_the_memory_of_their_round() -> None:
     for number, value in enumerate((0.1, 3e38, 3e38, 0.1)):  # residual and update overflow together in round 2
         before = state
         state, effects = machine.step(checked, state, invited(checked, number, accepted=number - 1 if number else None))
-        assert isinstance(effects[0], machine.Train)
-        state, _ = machine.step(checked, state, machine.Trained(Update(np.full(DIM, value, np.float32), {}, 1.0)))
+        assert isinstance(effects[0], device_events.Train)
+        state, _ = machine.step(checked, state, device_events.Trained(Update(np.full(DIM, value, np.float32), {}, 1.0)))
         if number == 2:
             assert state.pending.round == 2
             assert state.pending.memory is before.pending.memory
@@ -48,9 +49,9 @@ def test_zeros_in_place_of_an_update_leave_the_memory_of_their_round() -> None:
 def answer(plan: Plan, x: vector.Vector) -> frame.Frame:
     """What a device sends after training gave ``x``."""
     state, _ = machine.step(plan, states.join(plan, "dev0"), invited(plan))
-    trained = machine.Trained(Update(x, {}, 10.0))
+    trained = device_events.Trained(Update(x, {}, 10.0))
     _, effects = machine.step(plan, state, trained, simulated_trust(plan.key))
-    (sent,) = (frame.load(e.frame) for e in effects if isinstance(e, machine.Send))
+    (sent,) = (frame.load(e.frame) for e in effects if isinstance(e, device_events.Send))
     return sent
 
 

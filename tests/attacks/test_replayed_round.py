@@ -19,9 +19,10 @@ from edgewise.core.keys import Secrets, derive, root
 from edgewise.core.memory import Memory
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
-from edgewise.drivers.identities import simulated_servers, simulated_trust
-from edgewise.drivers.local_helper import LocalHelper
+from edgewise.drivers.simulation.keys import simulated_servers, simulated_trust
+from edgewise.drivers.simulation.local_helper import LocalHelper
 from edgewise.engine import device as machine
+from edgewise.engine import device_events
 from edgewise.engine import device_state as states
 from edgewise.engine.ports import Arrived
 from edgewise.plan.catalogue import BUILT_IN
@@ -51,10 +52,10 @@ class Devices:
         self.states: dict[str, states.State] = {d: states.join(plan, d) for d in DEVICES}
         self.remembered: dict[str, states.Kept] = {}
 
-    def step(self, device: str, event: machine.Event) -> tuple[machine.Effect, ...]:
+    def step(self, device: str, event: device_events.Event) -> tuple[device_events.Effect, ...]:
         self.states[device], effects = machine.step(self.plan, self.states[device], event, self.trust)
         for effect in effects:
-            if isinstance(effect, machine.Save):
+            if isinstance(effect, device_events.Save):
                 self.remembered[device] = effect.state
         return effects
 
@@ -62,10 +63,10 @@ class Devices:
         """The answer to an invitation, trained where the device would."""
         # It rounds alike in both sessions, so that the difference of two sums shows one update and nothing else.
         secrets = replace(Secrets.of(derive(root(9), device, message.nonce or b"")), encoding=derive(root(9), device))
-        effects = self.step(device, machine.Invited(message, np.zeros(5, np.float32), secrets))
-        if isinstance(effects[0], machine.Train):
-            effects = self.step(device, machine.Trained(Update(XS[device], {}, 1.0)))
-        return frame.load(next(e.frame for e in effects if isinstance(e, machine.Send)))
+        effects = self.step(device, device_events.Invited(message, np.zeros(5, np.float32), secrets))
+        if isinstance(effects[0], device_events.Train):
+            effects = self.step(device, device_events.Trained(Update(XS[device], {}, 1.0)))
+        return frame.load(next(e.frame for e in effects if isinstance(e, device_events.Send)))
 
 
 def masked(devices: Devices, nonce: bytes, who: list[str]) -> server.State | list[frame.Refusal]:
@@ -88,8 +89,8 @@ def masked(devices: Devices, nonce: bytes, who: list[str]) -> server.State | lis
     while mail:
         letter = mail.pop(0)
         step = frame.Step(run=plan.run, round=0, device=letter.device, body=letter.raw)
-        for effect in devices.step(letter.device, machine.Delivered(step)):
-            if isinstance(effect, machine.Send):
+        for effect in devices.step(letter.device, device_events.Delivered(step)):
+            if isinstance(effect, device_events.Send):
                 feed(events.Received(letter.device, frame.load(effect.frame).body))
     return state
 

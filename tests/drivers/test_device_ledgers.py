@@ -20,11 +20,11 @@ from toy_recipe import make_recipe
 from edgewise.core import frame, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.space import Adjacency
-from edgewise.drivers.device_ledgers import FileLedgers
-from edgewise.drivers.device_store import FileDevices
-from edgewise.drivers.devices import Devices
-from edgewise.drivers.following import Downloads
-from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
+from edgewise.drivers.simulation.keys import simulated_root, simulated_secrets, simulated_trust
+from edgewise.drivers.storage.device_ledgers import FileLedgers
+from edgewise.drivers.storage.device_store import FileDevices
+from edgewise.drivers.workers.devices import Devices
+from edgewise.drivers.workers.held_models import Downloads
 from edgewise.engine.owner_budget import UNCOUNTED, OwnerBudget
 from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import with_extensions
@@ -217,7 +217,7 @@ def test_a_charge_that_cannot_be_kept_keeps_the_frame_back(tmp_path: Path, monke
     with FileLedgers(tmp_path) as ledgers:
         run = Run(tmp_path, "full", LOCAL, OwnerBudget(Budget(1e5, DELTA), ledgers))
         with monkeypatch.context() as patch:
-            patch.setattr("edgewise.drivers.device_ledgers.os.fsync", full)
+            patch.setattr("edgewise.drivers.storage.device_ledgers.os.fsync", full)
             with pytest.raises(StoreError, match="E-DISK"):
                 run.asked(0)
         assert run.devices.store.load(ME) is None, "nothing has left, so nothing is answered"

@@ -13,15 +13,15 @@ from kept_devices import MASKED, Round
 from played import play
 from toy import ToyTrainer
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core.errors import StoreError
 from edgewise.core.memory import Memory
 from edgewise.core.training import FitRequest, Update
-from edgewise.drivers import device_store, files
-from edgewise.drivers.device_store import FileDevices, SimulatedDevices
-from edgewise.drivers.executor import Inproc
-from edgewise.drivers.host import Host
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage import device_store, files
+from edgewise.drivers.storage.device_store import FileDevices, SimulatedDevices
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers.executor import Inproc
+from edgewise.drivers.workers.host import Host
 from edgewise.engine.device_state import After, Idle, InSecAgg
 from edgewise.engine.ports import DeviceStore
 from edgewise.secagg import client
@@ -37,7 +37,7 @@ def test_a_federation_gives_the_same_models_on_both_stores(tmp_path, monkeypatch
     simulated, _, _ = play(tmp_path / "a", settings)
     (kept := tmp_path / "kept").mkdir()
     real = Host(lambda plan, job: FileDevices(kept, plan.run))
-    monkeypatch.setattr(simulate, "Inproc", lambda: Inproc(real))
+    monkeypatch.setattr(simulation, "Inproc", lambda host: Inproc(real))
     on_files, _, _ = play(tmp_path / "b", settings)
     assert on_files == simulated
     assert not list(tmp_path.glob("*/devices/*/sessions/*")), "sessions end with their simulation"

@@ -10,14 +10,15 @@ import pytest
 import told
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
-from edgewise.codecs import pack
+from edgewise.apps.simulate import simulation
+from edgewise.codecs.wire import pack
 from edgewise.core import events, frame, vector
 from edgewise.core.memory import flat
-from edgewise.drivers import jobs, simulated
-from edgewise.drivers.executor import Inproc
-from edgewise.drivers.simulated import SimulatedCohort
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.simulation import cohort as simulated
+from edgewise.drivers.simulation.cohort import SimulatedCohort
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.executor import Inproc
 from edgewise.engine import broadcast
 
 DIM = 600
@@ -38,7 +39,7 @@ def _wide(monkeypatch):
 
 def play(out, overrides, wrap=None, extensions=("toy",)):
     seen = []
-    simulate.run(
+    simulation.run(
         make_recipe({**DOWN, **overrides}), out=out, recipe_dir=out, extensions=extensions, sinks=[seen.append],
         wrap=wrap, report=False,
     )  # fmt: skip
@@ -215,9 +216,9 @@ def test_a_stopped_run_goes_on_with_the_same_bytes(tmp_path):
     common = {"out": tmp_path / "b", "recipe_dir": tmp_path, "extensions": ["toy"], "report": False}
     recipe = make_recipe({**DOWN, **SOME})
     with pytest.raises(Stop):
-        simulate.run(recipe, **common, sinks=[stop])
+        simulation.run(recipe, **common, sinks=[stop])
     made, wrap = tapped()
-    simulate.run(recipe, **common, resume=True, wrap=wrap)
+    simulation.run(recipe, **common, resume=True, wrap=wrap)
     with RunStore(tmp_path / "b") as store:
         assert store.models() == calm
         again = [e for e in store.events() if isinstance(e, events.RoundFinished)]
@@ -290,7 +291,7 @@ def test_a_stopped_run_remembers_the_last_release(tmp_path):
     common = {"out": tmp_path / "b", "recipe_dir": tmp_path, "extensions": ["toy", "told"], "report": False}
     recipe = make_recipe({**DOWN, **TOLD})
     with pytest.raises(Stop):
-        simulate.run(recipe, **common, sinks=[stop])
-    simulate.run(recipe, **common, resume=True)
+        simulation.run(recipe, **common, sinks=[stop])
+    simulation.run(recipe, **common, resume=True)
     with RunStore(tmp_path / "b") as store:
         assert store.models() == calm

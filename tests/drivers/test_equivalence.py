@@ -8,7 +8,7 @@ import pytest
 from played import play, story
 
 from edgewise.core import events
-from edgewise.drivers.faults import Fault, Faulty
+from edgewise.drivers.simulation.faults import Fault, Faulty
 
 SETTINGS = {
     "everybody": {},

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from served import running
 
-from edgewise.apps.doctor import BAD, NOTE, OK, Check
-from edgewise.apps.server.examine import examine
+from edgewise.apps.cli.doctor import BAD, NOTE, OK, Check
+from edgewise.apps.cli.server_doctor import examine
 from edgewise.drivers.fleet import backup
 from support.commands import command
 

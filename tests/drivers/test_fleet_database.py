@@ -18,11 +18,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from edgewise.core.errors import TransportError
-from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.fleet import mailboxes, roster
 from edgewise.drivers.fleet.database import Database, _config
 from edgewise.drivers.fleet.tables import META, PARTICIPANTS, ROUNDS
 from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.storage.blobs import Blobs
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from edgewise.core.errors import StoreError
-from edgewise.drivers import folder
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage import folder
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.ports import Checkpoint
 from edgewise.strategies.base import State
 

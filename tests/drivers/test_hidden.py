@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 from played import play, story
 
-from edgewise.apps import summary
+from edgewise.apps.report import summary
 from edgewise.core import events, frame
 from edgewise.core.errors import BudgetError, EdgewiseError, RoundError
 from edgewise.core.memory import flat
 from edgewise.crypto import sign
-from edgewise.drivers.faults import Fault, Faulty
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.simulation.faults import Fault, Faulty
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine import device
 from edgewise.engine.ports import Absent, Arrived
-from edgewise.plan import acceptance, private
+from edgewise.plan import acceptance
+from edgewise.plan import noise as private
 from edgewise.privacy import ledger
 from edgewise.secagg import messages
 
@@ -359,10 +360,10 @@ def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path, monkeypa
     assert done[-1].epsilon <= 20.0
     from toy_recipe import make_recipe
 
-    from edgewise.apps import simulate
+    from edgewise.apps.simulate import simulation
 
     with pytest.raises(BudgetError):
-        simulate.run(
+        simulation.run(
             make_recipe(settings), out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], resume=True, report=False
         )
 
@@ -371,7 +372,7 @@ def test_a_round_is_told_after_its_commit(tmp_path, monkeypatch):
     """A round that is played again has other noise: whoever saw both figures would know more than was charged."""
     from toy_recipe import make_recipe
 
-    from edgewise.apps import simulate
+    from edgewise.apps.simulate import simulation
 
     told, commit = [], RunStore.commit
 
@@ -382,7 +383,7 @@ def test_a_round_is_told_after_its_commit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(RunStore, "commit", fails)
     with pytest.raises(OSError, match="power cut"):
-        simulate.run(
+        simulation.run(
             make_recipe(CENTRAL), out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], report=False,
             sinks=[told.append],
         )  # fmt: skip
@@ -396,7 +397,7 @@ def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
     where the noise would be calibrated to other last digits now, as by another processor."""
     from toy_recipe import make_recipe
 
-    from edgewise.apps import simulate
+    from edgewise.apps.simulate import simulation
     from edgewise.core.pipeline import Pipeline
 
     def crash(*_: object) -> None:
@@ -413,7 +414,7 @@ def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
     calibrated = private.accountant.calibrate
     with monkeypatch.context() as patched:
         patched.setattr(private.accountant, "calibrate", lambda *of: calibrated(*of) * (1.0 + 1e-9))
-        simulate.run(make_recipe(PRIVATE), resume=True, **again)
+        simulation.run(make_recipe(PRIVATE), resume=True, **again)
     with RunStore(tmp_path) as store:
         assert [c.round for c in store.charges()] == [0, 1, 2]
         models = store.models()

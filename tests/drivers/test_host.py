@@ -13,8 +13,8 @@ from toy_recipe import make_recipe
 
 from edgewise.core import frame, vector
 from edgewise.core.errors import DataError, ModelError, StoreError
-from edgewise.drivers import jobs
-from edgewise.drivers.host import Host
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.host import Host
 from edgewise.engine import broadcast
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile

@@ -27,8 +27,8 @@ from edgewise.drivers.http import attend
 from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
 from edgewise.drivers.http.link import Link
-from edgewise.drivers.identities import simulated_sampling
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.simulation.keys import simulated_sampling
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine import beacon, beacon_server
 from edgewise.engine.ports import Absent, Arrived, Sent
 

@@ -25,7 +25,7 @@ from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.remote_helper import RemoteHelper
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.privacy import ledger
 
 

@@ -12,7 +12,7 @@ from served import joined, running
 
 from edgewise.core import events
 from edgewise.drivers.http.cohort import HttpCohort
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.open_round import OpenRound
 
 HIDDEN: dict[str, Any] = {

@@ -16,7 +16,7 @@ import pytest
 from served import RUN, contribution, joined, running, send_invitation
 
 from edgewise.apps.server.start import Server
-from edgewise.apps.shell import CommandSession
+from edgewise.apps.terminal.sessions import CommandSession
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.redacted import redacted
 from edgewise.drivers import logs

@@ -6,9 +6,9 @@ import pytest
 from played import play
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 
 SETTINGS = {"compare.centralised": False, "compare.longer_devices": 3}
 
@@ -63,10 +63,10 @@ def test_a_run_that_is_stopped_goes_on_with_the_devices_that_are_left(tmp_path):
     out = tmp_path / "cut"
     common = {"out": out, "recipe_dir": tmp_path, "extensions": ["toy"], "report": False}
     with pytest.raises(KeyboardInterrupt):
-        simulate.run(make_recipe(settings), sinks=[stop_after_the_first], **common)
+        simulation.run(make_recipe(settings), sinks=[stop_after_the_first], **common)
     with RunStore(out) as store:
         assert len(store.measures("longer")) == 1
     again = []
-    simulate.run(make_recipe(settings), resume=True, sinks=[again.append], **common)
+    simulation.run(make_recipe(settings), resume=True, sinks=[again.append], **common)
     assert [e.done for e in again if isinstance(e, events.Progress) and e.phase == "longer"] == [2, 3]
     assert measured(again, "longer") == whole

@@ -11,9 +11,10 @@ import time
 
 import pytest
 
-from edgewise.apps import shell
-from edgewise.drivers import folder, noise
-from edgewise.drivers.noise import PrintedNoise
+from edgewise.apps.terminal import sessions
+from edgewise.drivers import captured_output
+from edgewise.drivers.captured_output import PrintedNoise
+from edgewise.drivers.storage import folder
 
 LIMIT = 4096
 
@@ -51,10 +52,10 @@ def test_the_file_does_not_outgrow_its_limit_while_it_is_written():
 @pytest.mark.skipif(os.name == "nt", reason="needs files that all writers append to")
 def test_the_log_of_a_run_is_bounded(tmp_path, capfd, monkeypatch):
     folder.claim(tmp_path)
-    with shell.quiet_screen(tmp_path / "log.txt"):
+    with sessions.quiet_screen(tmp_path / "log.txt"):
         for _ in range(20):
             os.write(1, b"x" * 2**20)
-    assert (tmp_path / "log.txt").stat().st_size <= noise.LIMIT_BYTES
+    assert (tmp_path / "log.txt").stat().st_size <= captured_output.LIMIT_BYTES
     assert capfd.readouterr().out == ""
 
 

@@ -16,12 +16,13 @@ import toy
 from safetensors.numpy import load_file, save_file
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core import events, frame, vector
 from edgewise.core.errors import EdgewiseError, StoreError
-from edgewise.drivers import files, jobs
-from edgewise.drivers.host import Host
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage import files
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.host import Host
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import canonical
@@ -47,7 +48,7 @@ PRIVATE = {
 
 def play(out, resume=False, sinks=(), **changes):
     recipe = make_recipe({**COMPARE, **changes})
-    simulate.run(
+    simulation.run(
         recipe, out=out, recipe_dir=out.parent, resume=resume, extensions=["toy"], report=False, sinks=sinks
     )  # fmt: skip
     with RunStore(out) as store:

@@ -14,9 +14,9 @@ from toy_recipe import make_recipe
 
 from edgewise.core import vector
 from edgewise.core.errors import StoreError
-from edgewise.drivers import jobs, pool
-from edgewise.drivers.executor import checked
-from edgewise.drivers.pool import Pool
+from edgewise.drivers.workers import jobs, pool
+from edgewise.drivers.workers.executor import checked
+from edgewise.drivers.workers.pool import Pool
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import canonical

@@ -10,7 +10,7 @@ from toy_recipe import make_recipe
 from edgewise.core import frame
 from edgewise.core.errors import DataError, RoundError
 from edgewise.core.vector import Spec
-from edgewise.drivers.probes import Probes
+from edgewise.drivers.simulation.probes import Probes
 from edgewise.engine.ports import Absent, Arrived
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan

@@ -16,23 +16,24 @@ import safetensors.numpy
 from served import code, joined, running
 from toy_recipe import PLAIN
 
-from edgewise.apps import export, simulate
+from edgewise.apps.models import export
 from edgewise.apps.server import fetching, promoting, submission
 from edgewise.apps.server.start import Server
+from edgewise.apps.simulate import simulation
 from edgewise.core import vector
-from edgewise.drivers import run_record
 from edgewise.drivers.fleet import backup, mailboxes, served
 from edgewise.drivers.fleet.promotions import KEPT, PROMOTE, ROLLBACK, Promotion, standing
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.link import Link
-from edgewise.plan import recipe as recipes
+from edgewise.drivers.storage import run_record
+from edgewise.plan.recipe import recipe as recipes
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
     alone = {"compare.local_only": False, "compare.centralised": False, "eval.every": 0}
-    return simulate.run(
+    return simulation.run(
         recipes.parse(PLAIN, overrides=alone), out=out, recipe_dir=out, extensions=["toy"], report=False
     )
 

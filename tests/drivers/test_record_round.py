@@ -11,14 +11,14 @@ import pytest
 import record_toy
 from record_toy import DEVICES, RECORDS
 
-from edgewise.apps import check, simulate
+from edgewise.apps.simulate import check, simulation
 from edgewise.core.errors import EdgewiseError, StoreError
-from edgewise.drivers.records import noise_steps, records
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers.records import noise_steps, records
 from edgewise.engine.trainer import registered
-from edgewise.plan import recipe
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
+from edgewise.plan.recipe import recipe
 from edgewise.privacy import grid
 
 TEXT = """
@@ -48,7 +48,7 @@ local_only = false
 @pytest.mark.slow
 def test_what_is_executed_is_what_is_accounted(tmp_path: Path) -> None:
     asked = recipe.parse(TEXT)
-    simulate.run(asked, out=tmp_path, recipe_dir=tmp_path, extensions=["record_toy"], sinks=[], report=False)
+    simulation.run(asked, out=tmp_path, recipe_dir=tmp_path, extensions=["record_toy"], sinks=[], report=False)
     with RunStore(tmp_path) as store:
         x = store.blob(store.models()[1]).astype(np.float64)
     plan = compile(asked, record_toy.make(asked).spec, DEVICES, with_extensions(["record_toy"]))
@@ -72,7 +72,7 @@ def test_a_delta_that_says_nothing_of_records_ends_before_a_step(tmp_path: Path)
     """One that would do for as many devices: a mechanism that shows a record of its own on average keeps it."""
     said = rf"{ALL:,} blocks of text"
     for start in (
-        lambda asked: simulate.run(asked, out=tmp_path / "run", recipe_dir=tmp_path, extensions=["record_toy"]),
+        lambda asked: simulation.run(asked, out=tmp_path / "run", recipe_dir=tmp_path, extensions=["record_toy"]),
         lambda asked: check.examine(asked, tmp_path, with_extensions(["record_toy"])),
     ):
         with pytest.raises(EdgewiseError, match=said) as caught:
@@ -130,7 +130,7 @@ def test_a_device_that_trains_alone_has_no_noise(tmp_path: Path, monkeypatch: py
     drawn, true = [], grid.noise
     monkeypatch.setattr(grid, "noise", lambda on, n, key: drawn.append(n) or true(on, n, key))
     asked = recipe.parse(TEXT, overrides={**QUICK, "compare.local_only": True})
-    simulate.run(asked, out=tmp_path, recipe_dir=tmp_path, extensions=["record_toy"], sinks=[], report=False)
+    simulation.run(asked, out=tmp_path, recipe_dir=tmp_path, extensions=["record_toy"], sinks=[], report=False)
     with RunStore(tmp_path) as store:
         assert store.evaluated("local_only", 0)
     assert len(drawn) == DEVICES * asked.training.local_steps

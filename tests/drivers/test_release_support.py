@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
-from edgewise.codecs import pack
+from edgewise.apps.simulate import simulation
+from edgewise.codecs.wire import pack
 from edgewise.core import events, frame
-from edgewise.drivers import simulated
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.simulation import cohort as simulated
+from edgewise.drivers.storage.run_store import RunStore
 
 DIM, KEPT, FRESH = 600, 60, 12
 SHARED = {
@@ -52,7 +52,7 @@ class Tapped:
 
 def play(out, overrides=None, wrap=None, sink=None, resume=False):
     seen = []
-    simulate.run(
+    simulation.run(
         make_recipe({**SHARED, **(overrides or {})}), out=out, recipe_dir=out, extensions=("toy",), wrap=wrap,
         sinks=[sink or seen.append], report=False, resume=resume,
     )  # fmt: skip

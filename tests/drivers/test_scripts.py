@@ -28,10 +28,10 @@ from edgewise.apps.device.task import Left, Outcome, Task
 from edgewise.apps.server.start import Server
 from edgewise.core.errors import ModelError, RecipeError, TrainingError
 from edgewise.core.training import FitRequest, Update
-from edgewise.learn import modules
+from edgewise.learn.models import modules
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
-from edgewise.plan.recipe import from_plain
+from edgewise.plan.recipe.recipe import from_plain
 
 PATHS = os.pathsep.join([str(Path(edgewise.__file__).parents[1]), str(Path(__file__).parents[1] / "support")])
 HERE, GONE = {"state": "released", "yours": True}, {"state": "released", "yours": False}

@@ -10,7 +10,7 @@ from toy_recipe import make_recipe
 
 from edgewise.core import events
 from edgewise.core.vector import Spec
-from edgewise.drivers.identities import simulated_root, simulated_sampling, simulated_secrets, simulated_trust
+from edgewise.drivers.simulation.keys import simulated_root, simulated_sampling, simulated_secrets, simulated_trust
 from edgewise.engine.sampling import draw
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile

@@ -20,11 +20,11 @@ from scripted import device, module, step
 import edgewise
 from edgewise.apps.device.script import Device
 from edgewise.apps.server.given import figures
-from edgewise.codecs.top_k import top_k
+from edgewise.codecs.select.top_k import top_k
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.part import part
 from edgewise.core.stage import Stage
-from edgewise.learn import modules
+from edgewise.learn.models import modules
 from edgewise.strategies.fedopt import fedavg
 
 TEXT = """

@@ -26,12 +26,12 @@ from edgewise.core.errors import StoreError
 from edgewise.core.memory import Memory, flat
 from edgewise.core.vector import digest, to_bytes
 from edgewise.crypto.seal import BoxKey
-from edgewise.drivers import blobs, folder
-from edgewise.drivers import store as store_module
-from edgewise.drivers.files import write_durably
-from edgewise.drivers.journal import FileJournal
-from edgewise.drivers.store import RunStore
-from edgewise.drivers.tables import RUNS
+from edgewise.drivers.storage import blobs, folder
+from edgewise.drivers.storage import run_store as store_module
+from edgewise.drivers.storage.files import write_durably
+from edgewise.drivers.storage.journal import FileJournal
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.storage.schema import RUNS
 from edgewise.engine.ports import Absent, Arrived, Change, Checkpoint, DeltaBlob, Downlink, Expired, Standing
 from edgewise.strategies.base import State
 
@@ -556,7 +556,7 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path, begun):
 
 def test_a_cache_file_that_a_killed_process_was_writing_is_removed(tmp_path):
     target = tmp_path / "cache" / "tables" / ("ab" * 16 + ".jsonl")
-    code = "import os, pathlib; from edgewise.learn.cache import write_atomically as w; "
+    code = "import os, pathlib; from edgewise.learn.text.cache import write_atomically as w; "
     code += f"w(pathlib.Path({str(target)!r}), lambda f: os._exit(9))"
     folder.claim(tmp_path)
     assert subprocess.run([sys.executable, "-c", code]).returncode == 9

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from toy_recipe import PLAIN, make_recipe
 
-from edgewise.apps import simulate, verified
-from edgewise.apps.verification import verify
+from edgewise.apps.models import verified
+from edgewise.apps.models.verification import verify
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
 from edgewise.core.errors import StoreError
-from edgewise.drivers import rounds, run_record
+from edgewise.drivers.storage import round_record, run_record
 from edgewise.engine import released
-from edgewise.plan import recipe as recipes
+from edgewise.plan.recipe import recipe as recipes
 from edgewise.plan.retention import ALL, oldest, window
 
 ALONE = {"compare.local_only": False, "compare.centralised": False, "eval.every": 0}
@@ -31,7 +32,7 @@ NOISY = {
 
 def played(out: Path, overrides: dict[str, Any], sinks: tuple[Callable[[events.AnyEvent], None], ...] = ()) -> Path:
     recipe = recipes.parse(PLAIN, overrides={**ALONE, **overrides})
-    return simulate.run(recipe, out=out, recipe_dir=out, extensions=["toy"], sinks=sinks, report=False)
+    return simulation.run(recipe, out=out, recipe_dir=out, extensions=["toy"], sinks=sinks, report=False)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_replays_every_kind_of_step(tmp_path: Path, overrides: dict[str, Any]) -
 @pytest.mark.slow
 def test_replays_sparse_totals_and_optimizer_state(tmp_path: Path) -> None:
     """The recipe with feedback, top-k and FedAdam."""
-    simulate.run(make_recipe(ALONE), out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], report=False)
+    simulation.run(make_recipe(ALONE), out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], report=False)
     assert verify(tmp_path).replayed == 4
 
 
@@ -95,9 +96,9 @@ def _blob(column: str, table: str, where: str) -> Callable[[Path], None]:
 
 def _other_total(out: Path) -> None:
     """Another total under its own digest, with the line rewritten to name it."""
-    from edgewise.drivers.blobs import Blobs
+    from edgewise.drivers.storage.blobs import Blobs
 
-    name = Blobs(out / "blobs").put(rounds.dump(np.ones(50, np.float32)))
+    name = Blobs(out / "blobs").put(round_record.dump(np.ones(50, np.float32)))
     _sql(f"UPDATE rounds SET total = '{name}' WHERE round = 2")(out)
 
 
@@ -108,7 +109,7 @@ def _rewritten(out: Path) -> None:
     link = released.start(record.run["id"], record.run["instance"])
     with closing(sqlite3.connect(out / "run.db")) as c:
         for row in record.rounds:
-            link = released.link(link, rounds.read(row))
+            link = released.link(link, round_record.read(row))
             c.execute("UPDATE rounds SET digest = ? WHERE round = ?", (link, row.round))
         c.commit()
 
@@ -224,8 +225,8 @@ def test_totals_are_stored_to_the_bit(dim: int, density: float) -> None:
     draw = np.random.default_rng(dim)
     x = np.where(draw.random(dim) < density, draw.normal(size=dim), 0.0).astype(np.float32)
     x[: dim // 8] *= np.float32(-0.0)
-    raw = bytes(rounds.dump(x))
+    raw = bytes(round_record.dump(x))
     assert len(raw) <= 4 * dim
-    assert rounds.load(raw, dim).tobytes() == x.tobytes()
+    assert round_record.load(raw, dim).tobytes() == x.tobytes()
     with pytest.raises(ValueError):
-        rounds.load(raw + b"\0", dim)
+        round_record.load(raw + b"\0", dim)

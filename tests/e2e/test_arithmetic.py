@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import toy_recipe
 
-from edgewise.drivers import arithmetic
+from edgewise.drivers.workers import arithmetic
 from edgewise.learn.probe import probe
-from edgewise.plan.section import TrainingSection
+from edgewise.plan.recipe.sections import TrainingSection
 
 SUPPORT = Path(__file__).parents[1] / "support"
 OTHERS = {
@@ -57,7 +57,7 @@ def test_the_probe_is_of_the_processor_and_the_optimizer_alone():
 def test_other_instructions_show_in_the_probe():
     script = (
         "import hashlib, torch\nfrom edgewise.learn.probe import probe\n"
-        "from edgewise.plan.section import TrainingSection\n"
+        "from edgewise.plan.recipe.sections import TrainingSection\n"
         "torch.set_num_threads(1)\nprint(hashlib.sha256(probe(TrainingSection())).hexdigest())"
     )
     assert other(script, TORCH)
@@ -76,7 +76,7 @@ def test_a_run_is_not_resumed_where_bits_differ(tmp_path, monkeypatch):
         "EDGEWISE = Extension(trainer=Stops)\n",
         encoding="utf-8",
     )
-    sim = ["-m", "edgewise.apps.cli", "sim", "toy.toml", "--extension", "stops", "--json", "--out"]
+    sim = ["-m", "edgewise.apps.cli.main", "sim", "toy.toml", "--extension", "stops", "--json", "--out"]
     here = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(SUPPORT), *sys.path])}
     assert python(*sim, "run", **here)[0] == 2  # the code of an extension failed
     status, said = python(*sim, "run", "--resume", **here, **changed, GO_ON="1")

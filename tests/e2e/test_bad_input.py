@@ -14,8 +14,8 @@ import pytest
 import toy_recipe
 from typer.testing import CliRunner
 
-from edgewise.apps.cli import app
-from edgewise.drivers.store import RunStore
+from edgewise.apps.cli.main import app
+from edgewise.drivers.storage.run_store import RunStore
 
 SUPPORT = Path(__file__).parents[1] / "support"
 TOY = ["--extension", "toy"]
@@ -195,7 +195,7 @@ def process(*arguments, limit_bytes=0, **env):
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
     return subprocess.Popen(
-        [sys.executable, "-m", "edgewise.apps.cli", *arguments],
+        [sys.executable, "-m", "edgewise.apps.cli.main", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,15 +8,19 @@ import pytest
 from rich.console import Console
 from toy_recipe import make_recipe
 
-from edgewise.apps import check, report, result, simulate, summary
-from edgewise.apps.chosen import chosen
+from edgewise.apps.cli import result
+from edgewise.apps.report import page as report
+from edgewise.apps.report import summary
+from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.simulate import check, simulation
 from edgewise.core import events, vector
 from edgewise.core.errors import RecipeError
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.evaluation import kept
+from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.plan import Evaluations
-from edgewise.plan.recipe import from_plain
-from edgewise.plan.words import DP_WORDS
+from edgewise.plan.recipe.privacy import DP_WORDS
+from edgewise.plan.recipe.recipe import from_plain
 
 # FedAdam overshoots: the held-out loss falls for three rounds and rises for five.
 OVERSHOOT = {"round.rounds": 12, "eval.every": 1, "strategy.lr": 0.3}
@@ -30,7 +34,7 @@ class Stopped(Exception):
 def play(out, settings, *, resume=False, sink=None):
     recipe = make_recipe(settings)
     sinks = [sink] if sink else []
-    simulate.run(
+    simulation.run(
         recipe, out=out, recipe_dir=out, resume=resume, extensions=["toy"], sinks=sinks, report=False
     )  # fmt: skip
 
@@ -159,7 +163,7 @@ def test_a_choice_needs_evaluations(choice):
 
 
 def test_check_and_the_claims_say_what_decides(tmp_path):
-    found = check.examine(make_recipe(BEST), tmp_path, ["toy"], fast=True)
+    found = check.examine(make_recipe(BEST), tmp_path, with_extensions(["toy"]), fast=True)
     assert any("they decide when the run ends, or which model counts" in claim for claim in found["claims"])
     screen = Console(width=80, file=io.StringIO(), record=True)
     check.show(screen, found, "toy.toml")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
 
 ROUNDS = 60
@@ -54,7 +54,7 @@ def test_a_round_costs_the_same_after_many(what: str, tmp_path: Any, monkeypatch
     recipe = make_recipe(plain)
     before = sys.getprofile()
     try:
-        simulate.run(recipe, out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], sinks=[sink], report=False)
+        simulation.run(recipe, out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], sinks=[sink], report=False)
     finally:
         sys.setprofile(before)
     each = [b - a for a, b in pairwise(at)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from edgewise.apps import cli
+from edgewise.apps.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -22,7 +22,7 @@ SMALL = {
 def test_the_demo_convinces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     sets = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
-    done = CliRunner().invoke(cli.app, ["demo", *sets, "--engine", "inproc", "--json"])
+    done = CliRunner().invoke(main.app, ["demo", *sets, "--engine", "inproc", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     s = found["summary"]

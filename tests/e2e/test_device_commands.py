@@ -23,7 +23,7 @@ from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.link import Link
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
-from edgewise.plan.recipe import from_plain
+from edgewise.plan.recipe.recipe import from_plain
 from support.commands import call, command, done
 
 NOON = time.mktime((2026, 12, 1, 12, 0, 0, 0, 0, -1))
@@ -178,7 +178,7 @@ def test_the_owners_side_imports_no_torch(home: Path) -> None:
     names = sorted(path.stem for path in Path(control.__file__).parent.glob("*.py") if path.stem != "__init__")
     heavy = "print(*[m for m in ('torch', 'transformers', 'peft', 'fastapi', 'uvicorn') if m in sys.modules])\n"
     program = (
-        "import sys\nfrom edgewise.apps.cli import app\n"
+        "import sys\nfrom edgewise.apps.cli.main import app\n"
         "try:\n    app(sys.argv[1:])\nexcept SystemExit as e:\n    assert not e.code, e.code\n"
         "print(*[m for m in ('numba', 'scipy') if m in sys.modules])\n"
         "import edgewise.drivers.http.link\n"

@@ -15,7 +15,7 @@ import tiny_models
 from commands import command, sim
 from safetensors.numpy import load_file, save_file
 
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.slow  # whole runs
@@ -105,7 +105,7 @@ def test_folders_named_like_files_of_a_tokenizer_are_none(project: Path) -> None
 
 
 def test_a_model_that_is_not_the_trained_one_is_no_export(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from edgewise.learn import exported
+    from edgewise.learn.models import exported
 
     sim(trainable__kind="lora", trainable__targets='["embed_tokens"]')
     monkeypatch.setattr(exported, "_untie", lambda model: None)
@@ -117,7 +117,7 @@ def test_a_model_that_is_not_the_trained_one_is_no_export(project: Path, monkeyp
 @pytest.mark.parametrize("to", ["merged", "peft"])
 def test_what_is_read_back_has_to_be_the_trained_model(to: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder, and not what was in memory: here its weights are written wrong."""
-    from edgewise.learn import exported
+    from edgewise.learn.models import exported
 
     write_tokenizer = exported.write_tokenizer
 

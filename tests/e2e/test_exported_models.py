@@ -34,8 +34,8 @@ def plain(folder: str) -> Any:
 
 def held_out(base: str) -> float:
     """Perplexity of a model folder as it is, measured as a run measures it."""
-    from edgewise.learn import trainer
-    from edgewise.plan.recipe import load
+    from edgewise.learn.text import trainer
+    from edgewise.plan.recipe.recipe import load
 
     made = trainer.make(load("recipe.toml", {"model.base": base}), Path(), Path("cache"))
     measured = [made.evaluate(device, made.initial()) for device in made.devices()]

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from edgewise.apps import check, simulate, summary
-from edgewise.drivers.store import RunStore
-from edgewise.plan import recipe
+from edgewise.apps.report import summary
+from edgewise.apps.simulate import check, simulation
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.plan.recipe import recipe
 
 GRID = [
     {"kind": "weigh"},
@@ -60,7 +61,7 @@ def test_bytes_are_as_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     }
     read = recipe.from_plain(json.loads(json.dumps(plain)))
     told = check.examine(read, tmp_path, ["toy"], fast=True)["bytes"]
-    out = simulate.run(read, out=tmp_path / "run", recipe_dir=tmp_path, extensions=["toy"], report=False)
+    out = simulation.run(read, out=tmp_path / "run", recipe_dir=tmp_path, extensions=["toy"], report=False)
     with RunStore(out) as store:
         measured = summary.build(store)["bytes"]
     assert told["up"] == pytest.approx(measured["up_per_device_round"], rel=0.02)

@@ -32,7 +32,7 @@ def test_a_gateway_joins_lists_devices_and_serves(tmp_path: Path, monkeypatch: p
         assert command("gateway", "approve", folder, "0" * 32)["code"] == "E-UNKNOWN-ID"
         for link in devices:
             link.close()
-    code = "from edgewise.apps.cli import main; main()"
+    code = "from edgewise.apps.cli.main import main; main()"
     words = [sys.executable, "-c", code, "gateway", "serve", folder, "--listen", "127.0.0.1:0", "--json"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
 
 GOLDEN = Path(__file__).parent / "golden_events.jsonl"
@@ -47,7 +47,7 @@ def alike(value):
 def test_the_story_of_a_run(tmp_path):
     told = []
     recipe = make_recipe({"simulation.dropout": 0.15, "round.sampling": "fixed", "round.cohort": 4})
-    simulate.run(recipe, out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], sinks=[told.append], report=False)
+    simulation.run(recipe, out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], sinks=[told.append], report=False)
     log = [line(e) for e in told if not isinstance(e, events.Progress)]
     if os.environ.get("EDGEWISE_REWRITE_GOLDEN"):
         text = "".join(json.dumps(one, separators=(",", ":")) + "\n" for one in log)

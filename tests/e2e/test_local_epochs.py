@@ -10,12 +10,13 @@ import toy
 from rich.console import Console
 from toy_recipe import make_recipe
 
-from edgewise.apps import check, simulate
+from edgewise.apps.simulate import check, simulation
 from edgewise.core.errors import EdgewiseError, RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.training import POOLED
-from edgewise.plan.recipe import from_plain
-from edgewise.plan.words import DP_WORDS
+from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.recipe.privacy import DP_WORDS
+from edgewise.plan.recipe.recipe import from_plain
 
 BATCH = 8
 EPOCHS = {"training": {"local_epochs": 2.0, "batch": BATCH, "max_local_steps": 6}}
@@ -69,7 +70,7 @@ def test_steps_stay_as_they_are():
 
 def test_every_device_takes_the_steps_of_its_own_records(tmp_path, counting, asked):
     recipe = make_recipe({**SETTINGS, **EPOCHS})
-    simulate.run(recipe, out=tmp_path / "run", recipe_dir=tmp_path, extensions=["toy"], report=False)
+    simulation.run(recipe, out=tmp_path / "run", recipe_dir=tmp_path, extensions=["toy"], report=False)
     expected = {f"d{i:05d}": min(6, max(1, math.ceil(2 * 10 * i / min(BATCH, max(1, 10 * i))))) for i in range(5)}
     assert sorted(expected.values()) == [1, 3, 5, 6, 6]
     single = [r for r in asked if r.device != POOLED]
@@ -83,8 +84,8 @@ def test_virtual_time_counts_the_devices_own_steps(tmp_path, counting):
     """With a deadline between the times of few and of many steps, those with much text come too late."""
     world = {"simulation": {"step_s": 1.0, "speed_spread": 0.0, "link_mbit": 20.0, "link_spread": 0.0}}
     settings = {**SETTINGS, "round.deadline_s": 4.5, "round.minimum": 0.2, **EPOCHS, **world}
-    simulate.run(make_recipe(settings), out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], report=False)
-    from edgewise.drivers.store import RunStore
+    simulation.run(make_recipe(settings), out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], report=False)
+    from edgewise.drivers.storage.run_store import RunStore
 
     with RunStore(tmp_path) as store:
         came = {e.device for e in store.events("accepted")}
@@ -92,7 +93,7 @@ def test_virtual_time_counts_the_devices_own_steps(tmp_path, counting):
 
 
 def test_check_says_how_many_steps(tmp_path, counting):
-    found = check.examine(make_recipe({**SETTINGS, **EPOCHS}), tmp_path, ["toy"], fast=True)
+    found = check.examine(make_recipe({**SETTINGS, **EPOCHS}), tmp_path, with_extensions(["toy"]), fast=True)
     assert found["local_steps"] == {"fewest": 1, "mean": 4.2, "most": 6, "devices": 5, "cut": 2}
     screen = Console(width=80, file=io.StringIO(), record=True)
     check.show(screen, found, "toy.toml")
@@ -103,7 +104,7 @@ def test_check_says_how_many_steps(tmp_path, counting):
 
 def test_a_trainer_that_counts_nothing_is_refused(tmp_path):
     with pytest.raises(EdgewiseError, match=r"E-COMBO.*how many records"):
-        check.examine(make_recipe({**SETTINGS, **EPOCHS}), tmp_path, ["toy"], fast=True)
+        check.examine(make_recipe({**SETTINGS, **EPOCHS}), tmp_path, with_extensions(["toy"]), fast=True)
 
 
 def test_exactly_one_of_steps_and_epochs():

@@ -14,7 +14,7 @@ from toy_recipe import make_recipe
 
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.evaluation import COHORT, told_by_cohort
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile

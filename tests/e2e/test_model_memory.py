@@ -9,7 +9,7 @@ from cost import allocated, traced
 from fresh import DIM
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 
 VECTOR = 4  # bytes a coordinate
 QUIET = {"eval.every": 0, "eval.devices": 1, "compare.local_only": False, "compare.centralised": False}
@@ -32,7 +32,7 @@ def test_a_run_needs_few_vectors_of_the_length_of_the_model(
     recipe = make_recipe({**QUIET, "round.rounds": 3, **overrides})
 
     def play(name: str) -> None:
-        simulate.run(recipe, out=tmp_path / name, recipe_dir=tmp_path, extensions=["fresh"], report=False)
+        simulation.run(recipe, out=tmp_path / name, recipe_dir=tmp_path, extensions=["fresh"], report=False)
 
     play("warm")  # what is imported and compiled now is not counted
     with traced():

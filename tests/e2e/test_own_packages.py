@@ -12,13 +12,13 @@ import pytest
 from owned import ended, owned, seen, working
 from served import joined, running
 
-from edgewise.apps import simulate
 from edgewise.apps.device import record
 from edgewise.apps.gateway.start import Gateway, join
 from edgewise.apps.server import submission, submit
 from edgewise.apps.server.lines import line
 from edgewise.apps.server.sharing import Address
 from edgewise.apps.server.start import Server
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers import extension_packages
@@ -26,10 +26,10 @@ from edgewise.drivers.fleet import served
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.link import Link
-from edgewise.drivers.store import RunStore
-from edgewise.plan import loading
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.plan.facts import parse
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe import loading
+from edgewise.plan.recipe.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 OPEN = "[privacy]\nwords = ['none', 'hidden']\ncohort = 1\n"
@@ -105,7 +105,9 @@ def test_a_run_of_own_parts_gives_the_simulators_model(
         recipe = recipe_of(tmp_path / "readings")
         run = begun(admin, recipe)
         assert ended(admin, run) == "finished"
-    simulate.run(recipe, out=tmp_path / "simulated", recipe_dir=tmp_path, extensions=[own_package.MODULE], report=False)
+    simulation.run(
+        recipe, out=tmp_path / "simulated", recipe_dir=tmp_path, extensions=[own_package.MODULE], report=False
+    )
     with RunStore(submission.folder(server.service, run)) as store, RunStore(tmp_path / "simulated") as simulated:
         assert store.models() == simulated.models()
         assert len(set(store.models().values())) == 3

@@ -17,10 +17,10 @@ from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.server.start import Server
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec
-from edgewise.drivers.devices import Devices
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.workers.devices import Devices
 from edgewise.engine.trainer import Registered
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 from support.commands import done
 
 pytestmark = pytest.mark.slow

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from toy_recipe import make_recipe
 
-from edgewise.apps import model_card, simulate, summary
-from edgewise.drivers.store import RunStore
+from edgewise.apps.models import model_card
+from edgewise.apps.report import summary
+from edgewise.apps.simulate import simulation
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.privacy.card import NOT_COVERED, OUTSIDE
 from unit.made_run import RECIPES, make_run
 
@@ -32,7 +34,7 @@ DEVICE, FINGERPRINT = b"d0000", b"toy-12-"
 def played(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a Poisson cohort, which the epsilon of its models assumes to be secret."""
     out = tmp_path_factory.mktemp("run")
-    simulate.run(make_recipe(POISSON), out=out, recipe_dir=Path(), extensions=["toy"], report=True)
+    simulation.run(make_recipe(POISSON), out=out, recipe_dir=Path(), extensions=["toy"], report=True)
     return out
 
 

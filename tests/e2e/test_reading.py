@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 from typer.testing import CliRunner
 
-from edgewise.apps.cli import app
+from edgewise.apps.cli.main import app
 
 pytestmark = pytest.mark.slow
 

@@ -215,7 +215,7 @@ def odd_entries(_: str) -> None:
 def a_hub_list(_: str) -> None:
     from huggingface_hub.utils import filter_repo_objects
 
-    from edgewise.learn import hub
+    from edgewise.learn.models import hub
 
     weights = ["model.safetensors"]
     usual = ["chat_template.jinja", "additional_chat_templates/tool.jinja", "config.json", "tokenizer.json", *weights]
@@ -261,9 +261,9 @@ def a_delta_that_promises_nothing(_: str) -> None:
 
 def the_end_of_a_cut_text(_: str) -> None:
     from edgewise.core.keys import root
-    from edgewise.learn import blocks, corpus
-    from edgewise.learn.tokens import load
-    from edgewise.plan.data import DataSection
+    from edgewise.learn.text import blocks, corpus
+    from edgewise.learn.text.tokens import load
+    from edgewise.plan.recipe.data import DataSection
 
     model()
     text("text/ann/n.txt", 140)

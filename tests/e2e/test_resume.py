@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
 from edgewise.core.errors import StoreError
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -165,12 +165,12 @@ def test_what_was_journalled_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(SUPPORT))
     common = {"out": tmp_path, "recipe_dir": tmp_path, "extensions": ["toy"], "report": False}
     with pytest.raises(Stop):
-        simulate.run(recipe, **common, sinks=[stop_in_round_1])
+        simulation.run(recipe, **common, sinks=[stop_in_round_1])
     import toy
 
     fit = toy.ToyTrainer.fit
     monkeypatch.setattr(toy.ToyTrainer, "fit", lambda self, r: (trained.append((r.round, r.device)), fit(self, r))[1])
-    simulate.run(recipe, **common, resume=True)
+    simulation.run(recipe, **common, resume=True)
     asked = {d for r, d in trained if r == 1}
     assert not asked & set(seen)
     assert len(asked) == 5
@@ -187,7 +187,7 @@ def test_what_a_strategy_keeps_goes_on_after_a_stop(tmp_path, kind):
         "downlink": [{"kind": "quantize", "bits": 8}],
     })  # fmt: skip
     common = {"recipe_dir": tmp_path, "extensions": ["toy"], "report": False}
-    simulate.run(recipe, out=tmp_path / "calm", **common)
+    simulation.run(recipe, out=tmp_path / "calm", **common)
     seen = Counter()
 
     def stop(event):
@@ -197,8 +197,8 @@ def test_what_a_strategy_keeps_goes_on_after_a_stop(tmp_path, kind):
 
     for attempt in range(2):
         with pytest.raises(KeyboardInterrupt):
-            simulate.run(recipe, out=tmp_path / "stormy", sinks=[stop], resume=attempt > 0, **common)
-    simulate.run(recipe, out=tmp_path / "stormy", resume=True, **common)
+            simulation.run(recipe, out=tmp_path / "stormy", sinks=[stop], resume=attempt > 0, **common)
+    simulation.run(recipe, out=tmp_path / "stormy", resume=True, **common)
     assert final(tmp_path / "calm") == final(tmp_path / "stormy")
 
 

@@ -25,7 +25,7 @@ from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.limits import Limits
 from edgewise.drivers.http.link import Link
 from edgewise.engine.trainer import Registered
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 OPEN = "[privacy]\nwords = ['none']\ncohort = 1\n"

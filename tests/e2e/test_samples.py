@@ -11,11 +11,12 @@ from long import LONG
 from toy_recipe import make_recipe
 
 import edgewise
-from edgewise.apps import check
+from edgewise.apps.simulate import check
 from edgewise.core.errors import EdgewiseError, RecipeError
-from edgewise.learn.samples import NEW, PROMPT, opening
-from edgewise.plan.recipe import from_plain
-from edgewise.plan.words import DP_WORDS
+from edgewise.learn.models.generate import NEW, PROMPT, opening
+from edgewise.plan.catalogue import with_extensions
+from edgewise.plan.recipe.privacy import DP_WORDS
+from edgewise.plan.recipe.recipe import from_plain
 
 SECRETS = {"ada": "the ledger of the harbour lists seven ships. ", "bob": "zinc and copper are weighed at dawn. "}
 
@@ -74,7 +75,7 @@ def test_no_epsilon_counts_printed_text(word):
 
 def test_a_trainer_without_text_gives_no_samples(tmp_path):
     with pytest.raises(EdgewiseError, match=r"E-COMBO.*report.samples"):
-        check.examine(make_recipe({"report.samples": 1}), tmp_path, ["toy"], fast=True)
+        check.examine(make_recipe({"report.samples": 1}), tmp_path, with_extensions(["toy"]), fast=True)
 
 
 def test_a_block_is_cut_where_the_models_go_on():

@@ -12,7 +12,7 @@ import pytest
 import toy_recipe
 
 from edgewise.drivers.screen import screen
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 
 SUPPORT = Path(__file__).parents[1] / "support"
 BROKEN = ["gone", "full", "closed"]
@@ -33,7 +33,7 @@ def command(arguments, broken="", which=(1, 2)):
     if broken == "full" and not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-m", "edgewise.apps.cli", *arguments]
+    call = [sys.executable, "-m", "edgewise.apps.cli.main", *arguments]
     if broken == "closed":
         call = ["sh", "-c", 'exec "$@" ' + " ".join(f"{fd}>&-" for fd in which), "sh", *call]
     files = {}
@@ -85,7 +85,7 @@ def test_a_reader_that_leaves_in_the_middle(folder):
     """``edgewise sim ... 2>&1 | head -1``."""
     reader, writer = os.pipe()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *sys.path]), "OMP_NUM_THREADS": "1"}
-    call = [sys.executable, "-m", "edgewise.apps.cli", *RUN, "run"]
+    call = [sys.executable, "-m", "edgewise.apps.cli.main", *RUN, "run"]
     with subprocess.Popen(call, stdout=writer, stderr=writer, env=env) as process:
         os.close(writer)
         with os.fdopen(reader, "rb", 0) as lines:

@@ -27,7 +27,7 @@ class Serving:
     """A server process on one port."""
 
     def __init__(self, folder: Path, listen: str = "127.0.0.1:0") -> None:
-        code = "from edgewise.apps.cli import main; main()"
+        code = "from edgewise.apps.cli.main import main; main()"
         arguments = [sys.executable, "-c", code, "serve", str(folder), "--listen", listen, "--json"]
         self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert self.process.stdout is not None

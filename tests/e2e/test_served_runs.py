@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-EDGEWISE = [sys.executable, "-m", "edgewise.apps.cli"]
+EDGEWISE = [sys.executable, "-m", "edgewise.apps.cli.main"]
 RECIPE = """
 name = "served"
 seed = 7

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core.memory import flat
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 
 STAGES = [{"kind": "weigh", "cap": 160}, {"kind": "sketch", "ratio": 3.0, "rows": 3, "keep": 0.2, "momentum": 0.5}]
 
@@ -33,13 +33,13 @@ def test_a_resumed_sketch_ends_in_the_same_model(tmp_path, monkeypatch):
         if getattr(event, "device", "") and event.round == 2:
             raise Stop
 
-    simulate.run(recipe, out=tmp_path / "calm", **common)
+    simulation.run(recipe, out=tmp_path / "calm", **common)
     with pytest.raises(Stop):
-        simulate.run(recipe, out=tmp_path / "stormy", sinks=[stop_in_round_2], **common)
+        simulation.run(recipe, out=tmp_path / "stormy", sinks=[stop_in_round_2], **common)
     _, half = _end(tmp_path / "stormy")
     assert half.next_round == 2
     assert all(np.any(x) for x in flat(half.memory).values()), "there must be something to lose"
-    simulate.run(recipe, out=tmp_path / "stormy", resume=True, **common)
+    simulation.run(recipe, out=tmp_path / "stormy", resume=True, **common)
     (calm, a), (stormy, b) = _end(tmp_path / "calm"), _end(tmp_path / "stormy")
     assert calm == stormy
     assert {k: v.tobytes() for k, v in flat(a.memory).items()} == {k: v.tobytes() for k, v in flat(b.memory).items()}

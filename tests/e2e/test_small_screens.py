@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from edgewise.apps import report, summary
-from edgewise.drivers.store import RunStore
+from edgewise.apps.report import page as report
+from edgewise.apps.report import summary
+from edgewise.drivers.storage.run_store import RunStore
 from unit.made_run import RECIPES, make_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import edgewise as ew
-from edgewise.apps.cli import app
+from edgewise.apps.cli.main import app
 
 pytestmark = pytest.mark.slow
 TEXT = 'privacy = "none"\nname = "toy"\n[round]\nrounds = 2\n[training]\nlocal_steps = 2\n[eval]\nevery = 1\n'

@@ -7,7 +7,7 @@ import json
 import pytest
 
 import edgewise
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 
 pytestmark = pytest.mark.slow
 

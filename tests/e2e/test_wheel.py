@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from docs.blocks import ROOT
-from edgewise.apps import manual
+from edgewise.apps.cli import manual
 
 pytestmark = pytest.mark.slow
 

@@ -30,8 +30,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgewise.core import events
-from edgewise.drivers.folder import MARKER
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.folder import MARKER
+from edgewise.drivers.storage.run_store import RunStore
 
 HERE, SUPPORT = Path(__file__).parent, Path(__file__).parents[1] / "support"
 ACTIONS = {"nothing": 0, "kill_before": 1, "kill_torn": 2, "kill_after": 3, "fail": 4, "short": 5, "stop": 6, "show": 7}

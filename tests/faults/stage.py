@@ -21,7 +21,7 @@ import statements
 import workers
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core.errors import EdgewiseError
 
 PATIENCE_S = 120  # a run that takes longer hangs
@@ -30,7 +30,7 @@ PATIENCE_S = 120  # a run that takes longer hangs
 def run(settings: dict[str, Any], out: Path, resume: bool = False) -> None:
     """A toy run, by default without a report."""
     recipe = make_recipe({k: v for k, v in settings.items() if k != "report"})
-    simulate.run(
+    simulation.run(
         recipe, out=out, recipe_dir=Path("/"), resume=resume, extensions=["toy"], report=settings.get("report", False)
     )  # fmt: skip
 

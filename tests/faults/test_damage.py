@@ -11,7 +11,7 @@ import pytest
 from kit import CONFIGURATIONS, Fault, Image, available, fresh, image, left
 from long import LONG
 
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 
 pytestmark = [
     pytest.mark.slow,

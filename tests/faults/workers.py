@@ -16,7 +16,7 @@ from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, BinaryIO
 
-from edgewise.drivers import pool, worker
+from edgewise.drivers.workers import pool, worker
 
 PATIENCE_S = 240  # a worker that is older hangs: its run was given up before
 

@@ -14,18 +14,19 @@ import pytest
 from invited import invited
 from toy_recipe import PLAIN
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core import frame
 from edgewise.core.errors import RecipeError
 from edgewise.core.memory import Memory
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine import device as machine
-from edgewise.engine import device_state
-from edgewise.plan import explain, recipe
+from edgewise.engine import device_events, device_state
+from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
+from edgewise.plan.recipe import recipe
 from edgewise.strategies.base import State
 
 DIM, N, ROUNDS, LR, K = 12, 4, 6, 0.1, 5
@@ -81,12 +82,12 @@ class Federation:
         plan, accepted = self.plan, self.accepted.get(device)
         params = plan.layout.broadcast(self.server)
         state, effects = machine.step(plan, self.states[device], invited(plan, number, params, accepted=accepted))
-        request = next(e.request for e in effects if isinstance(e, machine.Train))
+        request = next(e.request for e in effects if isinstance(e, device_events.Train))
         update = self.fit(device, request)
-        state, effects = machine.step(plan, state, machine.Trained(update, steps=self.steps[device]))
+        state, effects = machine.step(plan, state, device_events.Trained(update, steps=self.steps[device]))
         assert isinstance(state, device_state.Idle)
         self.states[device] = state
-        message = frame.load(next(e.frame for e in effects if isinstance(e, machine.Send)))
+        message = frame.load(next(e.frame for e in effects if isinstance(e, device_events.Send)))
         assert isinstance(message, frame.Contribution)
         return message
 
@@ -248,8 +249,8 @@ def test_what_is_not_finite_changes_no_memory() -> None:
     params = run.plan.layout.broadcast(run.server)
     state, _ = machine.step(run.plan, before, invited(run.plan, 1, params, accepted=0))
     bad = Update(np.full(DIM, np.nan, np.float32), {"loss_first": 1.0, "loss_last": 1.0}, 1.0)
-    state, effects = machine.step(run.plan, state, machine.Trained(bad, steps=K))
-    answer = next(e.frame for e in effects if isinstance(e, machine.Send))
+    state, effects = machine.step(run.plan, state, device_events.Trained(bad, steps=K))
+    answer = next(e.frame for e in effects if isinstance(e, device_events.Send))
     assert isinstance(refusal := frame.load(answer), frame.Refusal)
     assert refusal.code == "E-NAN"
     assert isinstance(state, device_state.Idle)

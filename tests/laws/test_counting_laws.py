@@ -16,7 +16,7 @@ from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import from_plain
+from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.trust import FAILURE
 
 SPEC = Spec.of([("w", (40,), "float32")])

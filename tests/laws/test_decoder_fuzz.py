@@ -11,7 +11,7 @@ from fuzz import KINDS, Damage, frame_is_strict, limit_bytes, payload_is_strict,
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core import frame
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.pipeline import Pipeline

@@ -14,7 +14,7 @@ from edgewise.plan.compile import compile
 from edgewise.plan.mechanisms.base import Mechanism
 from edgewise.plan.mechanisms.known import MECHANISMS, mechanism_of
 from edgewise.plan.plan import Plan
-from edgewise.plan.section import DpSection
+from edgewise.plan.recipe.sections import DpSection
 from edgewise.privacy.accountant import epsilon
 from support.toy_recipe import make_recipe
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgewise.codecs.quantize import quantize
-from edgewise.codecs.wrap import wrap
+from edgewise.codecs.quantize.quantize import quantize
+from edgewise.codecs.quantize.wrap import wrap
 from edgewise.core.errors import CompositionError, DecodeError
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.payload import Payload

@@ -16,19 +16,20 @@ import pytest
 from invited import invited
 from numpy.typing import NDArray
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core import frame
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine import device as machine
+from edgewise.engine import device_events
 from edgewise.engine import device_state as states
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import parse
+from edgewise.plan.recipe.recipe import parse
 from edgewise.privacy import distributed
 
 SPEC = Spec.of([("layers.0.a", (10, 30), "float32"), ("layers.0.b", (300,), "float32"), ("head", (403,), "float32")])
@@ -204,8 +205,8 @@ def test_a_device_that_cannot_train_sends_nothing_either(name: str) -> None:
     """What leaves the device's machine, as the server decodes it."""
     plan = made(name, [])
     state, _ = machine.step(plan, states.join(plan, "d"), invited(plan, clip=C if "moving" in name else None))
-    _, effects = machine.step(plan, state, machine.Failed("E-DATA", "no text"))
-    (sent,) = [frame.load(e.frame) for e in effects if isinstance(e, machine.Send)]
+    _, effects = machine.step(plan, state, device_events.Failed("E-DATA", "no text"))
+    (sent,) = [frame.load(e.frame) for e in effects if isinstance(e, device_events.Send)]
     assert isinstance(sent, frame.Contribution)
     pipe = plan.at(0)
     merged = pipe.decode(pack.unpack(sent.payload, pipe.encoded), plan.turn(0), pipe.level)

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgewise.codecs import pack
-from edgewise.codecs.feedback import feedback
-from edgewise.codecs.random_k import random_k
-from edgewise.codecs.rotate import edges, rotate, turned
-from edgewise.codecs.segments import segments
-from edgewise.codecs.shared_top_k import shared_top_k
-from edgewise.codecs.sketch import sketch
-from edgewise.codecs.wrap import wrap
+from edgewise.codecs.feedback.ef14 import feedback
+from edgewise.codecs.project.rotate import edges, rotate, turned
+from edgewise.codecs.project.sketch import sketch
+from edgewise.codecs.quantize.wrap import wrap
+from edgewise.codecs.select.random_k import random_k
+from edgewise.codecs.select.segments import segments
+from edgewise.codecs.select.shared_top_k import shared_top_k
+from edgewise.codecs.wire import pack
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload

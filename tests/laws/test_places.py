@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewise.codecs.feedback import feedback
+from edgewise.codecs.feedback.ef14 import feedback
 from edgewise.codecs.ladder import ladder
-from edgewise.codecs.random_k import random_k
+from edgewise.codecs.select.random_k import random_k
 from edgewise.core.keys import Key, Turn, derive, root
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload

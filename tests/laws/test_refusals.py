@@ -7,19 +7,19 @@ from math import inf, nan
 
 import pytest
 
-from edgewise.codecs.feedback import feedback
+from edgewise.codecs.feedback.ef14 import feedback
 from edgewise.codecs.ladder import ladder
-from edgewise.codecs.low_rank import low_rank
-from edgewise.codecs.mixed import mixed
-from edgewise.codecs.quantize import quantize
-from edgewise.codecs.random_k import random_k
-from edgewise.codecs.rotate import rotate
-from edgewise.codecs.segments import segments
-from edgewise.codecs.shared_top_k import shared_top_k
-from edgewise.codecs.sketch import sketch
-from edgewise.codecs.top_k import top_k
+from edgewise.codecs.project.low_rank import low_rank
+from edgewise.codecs.project.rotate import rotate
+from edgewise.codecs.project.sketch import sketch
+from edgewise.codecs.quantize.mixed import mixed
+from edgewise.codecs.quantize.quantize import quantize
+from edgewise.codecs.quantize.wrap import wrap
+from edgewise.codecs.select.random_k import random_k
+from edgewise.codecs.select.segments import segments
+from edgewise.codecs.select.shared_top_k import shared_top_k
+from edgewise.codecs.select.top_k import top_k
 from edgewise.codecs.weigh import weigh
-from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space

@@ -10,20 +10,21 @@ from math import inf, isfinite
 import numpy as np
 import pytest
 
-from edgewise.codecs import pack, residual
-from edgewise.codecs.feedback import feedback
+from edgewise.codecs.feedback import residual
+from edgewise.codecs.feedback.ef14 import feedback
 from edgewise.codecs.ladder import ladder, rung_bytes
-from edgewise.codecs.low_rank import low_rank
-from edgewise.codecs.mixed import Widths, mixed
-from edgewise.codecs.quantize import quantize
-from edgewise.codecs.random_k import random_k
-from edgewise.codecs.rotate import rotate
-from edgewise.codecs.segments import segments
-from edgewise.codecs.shared_top_k import shared_top_k
-from edgewise.codecs.sketch import sketch
-from edgewise.codecs.top_k import top_k
+from edgewise.codecs.project.low_rank import low_rank
+from edgewise.codecs.project.rotate import rotate
+from edgewise.codecs.project.sketch import sketch
+from edgewise.codecs.quantize.mixed import Widths, mixed
+from edgewise.codecs.quantize.quantize import quantize
+from edgewise.codecs.quantize.wrap import wrap
+from edgewise.codecs.select.random_k import random_k
+from edgewise.codecs.select.segments import segments
+from edgewise.codecs.select.shared_top_k import shared_top_k
+from edgewise.codecs.select.top_k import top_k
 from edgewise.codecs.weigh import weigh
-from edgewise.codecs.wrap import wrap
+from edgewise.codecs.wire import pack
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.memory import flat
 from edgewise.core.payload import Payload
@@ -400,5 +401,5 @@ def test_every_stage_of_the_catalogue_is_under_these_laws() -> None:
     tested = {word for c in CHAINS for s in c.at().stages for word in re.findall(r"[a-z_]+(?=\()", s.name)}
     tested.add(
         "factors"
-    )  # segments by other names, which this layout does not have: tests/unit/test_codecs_segments.py
+    )  # segments by other names, which this layout does not have: tests/unit/codecs/select/test_segments.py
     assert set(BUILT_IN.stages) <= tested, "add a chain with the new stage to CHAINS"

@@ -21,11 +21,12 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.training import Correction, FitRequest
 from edgewise.engine.trainer import Trainer, registered
-from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
-from edgewise.learn.trainer import make
+from edgewise.learn.task import TaskTrainer, TorchTask
+from edgewise.learn.text.trainer import make
+from edgewise.learn.torch_task import TensorShard, TorchTrainer
 from edgewise.learn.zeroth_order import ZerothOrderTrainer
-from edgewise.plan.recipe import from_plain
-from edgewise.plan.section import TrainingSection
+from edgewise.plan.recipe.recipe import from_plain
+from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.strategies.base import Directions
 
 LEARN = Path(__file__).parents[2] / "src" / "edgewise" / "learn"
@@ -51,6 +52,13 @@ def _torch_trainer(_: Path) -> TorchTrainer:
     return TorchTrainer(Line(), _loss, shards, TrainingSection(lr=0.05, batch=4))
 
 
+def _task(_: Path) -> TaskTrainer:
+    rows = torch.linspace(-1, 1, 20 * 7).reshape(20, 7)
+    plain = {"privacy": "none", "training": {"lr": 0.05, "batch": 4}, "data": {"holdout": 0.2}}
+    task = TorchTask(Line(), lambda model, batch: _loss(model, batch)[0] / len(batch[0]))
+    return TaskTrainer(task, {f"d{i}": (rows + i,) for i in range(3)}, from_plain(plain))
+
+
 def _directions(place: Path) -> ZerothOrderTrainer:
     return ZerothOrderTrainer(_torch_trainer(place), Directions(32, 1e-3), root(3))
 
@@ -70,6 +78,7 @@ def _text(place: Path) -> Trainer:
 TRAINERS: dict[str, Callable[[Path], Trainer]] = {
     "ToyTrainer": lambda _: ToyTrainer(make_recipe()),
     "TorchTrainer": _torch_trainer,
+    "TaskTrainer": _task,
     "ZerothOrderTrainer": _directions,
     "TextTrainer": _text,
 }
@@ -93,9 +102,20 @@ def trainer(request: pytest.FixtureRequest, place: Path) -> Trainer:
 
 PORTS = {
     "ToyTrainer": {"describes", "measures"},
-    "TorchTrainer": {"counts", "noises", "measures", "computes"},
+    "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics"},
+    "TaskTrainer": {"describes", "counts", "noises", "measures", "computes", "metrics"},
     "ZerothOrderTrainer": {"describes", "counts", "measures", "continues"},
-    "TextTrainer": {"describes", "counts", "noises", "measures", "computes", "continues", "reads", "remarks"},
+    "TextTrainer": {
+        "describes",
+        "counts",
+        "noises",
+        "measures",
+        "computes",
+        "continues",
+        "reads",
+        "remarks",
+        "metrics",
+    },
 }
 
 

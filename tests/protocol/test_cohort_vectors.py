@@ -10,8 +10,8 @@ import pytest
 
 from edgewise.core.errors import DecodeError
 from edgewise.engine import beacon
+from edgewise.plan.recipe.sections import TrustSection
 from edgewise.plan.sampling import Sampling
-from edgewise.plan.section import TrustSection
 from edgewise.plan.trust import contributors, corrupt_most
 
 FILE = json.loads(beacon_vectors.HERE.read_text())

@@ -11,7 +11,7 @@ from toy_recipe import make_recipe
 from edgewise.core import frame
 from edgewise.core.keys import derive, root
 from edgewise.core.vector import Buffer, Spec
-from edgewise.drivers.identities import simulated_trust
+from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.engine.aggregation import aggregation
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound

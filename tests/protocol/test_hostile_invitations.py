@@ -13,20 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from invited import SECRETS, invitation, invited
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core import frame, vector
 from edgewise.core.errors import REGISTRY
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Secrets
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
-from edgewise.drivers.identities import simulated_trust
+from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.engine import device as machine
+from edgewise.engine import device_events
 from edgewise.engine import device_state as states
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import from_plain
+from edgewise.plan.recipe.recipe import from_plain
 
 SPEC = Spec.of([("a", (32,), "float32"), ("b", (32,), "float32")])
 DP = {"epsilon": 4.0, "delta": 1e-5, "clip_l2": 1.0}
@@ -55,16 +56,16 @@ PLANS = {
 }
 
 
-def asked(plan: Plan, state: states.State, event: machine.Event) -> tuple[states.State, tuple[Any, ...]]:
+def asked(plan: Plan, state: states.State, event: device_events.Event) -> tuple[states.State, tuple[Any, ...]]:
     """A step after the invitation has been over the wire."""
-    if isinstance(event, machine.Invited):
+    if isinstance(event, device_events.Invited):
         message = frame.load(frame.dump(event.invite))
         assert isinstance(message, frame.Invite)
-        event = machine.Invited(message, event.params, event.secrets, event.support)
+        event = device_events.Invited(message, event.params, event.secrets, event.support)
     return machine.step(plan, state, event, simulated_trust(plan.key))
 
 
-def honest(plan: Plan, number: int = 0, /, secrets: Secrets = SECRETS, **lies: Any) -> machine.Invited:
+def honest(plan: Plan, number: int = 0, /, secrets: Secrets = SECRETS, **lies: Any) -> device_events.Invited:
     """What an honest server sends but for the ``lies``."""
     support = np.zeros(0, np.int64) if plan.at(number).encoded.announced else None
     event = invited(
@@ -79,7 +80,7 @@ def honest(plan: Plan, number: int = 0, /, secrets: Secrets = SECRETS, **lies: A
 
 def refusal(effects: tuple[Any, ...]) -> frame.Refusal | None:
     """What was refused; None where training was asked for."""
-    if any(isinstance(effect, machine.Train) for effect in effects):
+    if any(isinstance(effect, device_events.Train) for effect in effects):
         return None
     message = frame.load(effects[-1].frame)
     assert isinstance(message, frame.Refusal)
@@ -89,8 +90,8 @@ def refusal(effects: tuple[Any, ...]) -> frame.Refusal | None:
 def contributed(plan: Plan, state: states.State, round: int) -> states.State:
     state, effects = asked(plan, state, honest(plan, round))
     assert refusal(effects) is None
-    state, effects = asked(plan, state, machine.Trained(Update(X, {}, 10.0)))
-    assert isinstance(effects[-1], machine.Send)
+    state, effects = asked(plan, state, device_events.Trained(Update(X, {}, 10.0)))
+    assert isinstance(effects[-1], device_events.Send)
     return state
 
 
@@ -139,8 +140,8 @@ def test_whatever_an_invitation_says(name: str, data: st.DataObject) -> None:
     request = effects[0].request
     assert request.rule == plan.rule(request.round)
     assert 0 <= request.round < plan.rounds
-    _, effects = asked(plan, after, machine.Trained(Update(X, {}, 10.0)))
-    assert isinstance(effects[-1], machine.Send)
+    _, effects = asked(plan, after, device_events.Trained(Update(X, {}, 10.0)))
+    assert isinstance(effects[-1], device_events.Send)
 
 
 def rule(plan: Plan, round: int = 3, **changes: Any) -> LocalRule:
@@ -215,7 +216,7 @@ def test_the_model_is_the_one_that_the_invitation_names(name: str) -> None:
     plan, other = PLANS[name], np.full(64, 7, np.float32)
     for params in (other, other[:63], other.astype(np.float64), np.zeros((8, 8), np.float32)):
         state = states.join(plan, "d")
-        after, effects = asked(plan, state, machine.Invited(invitation(plan), params, SECRETS))
+        after, effects = asked(plan, state, device_events.Invited(invitation(plan), params, SECRETS))
         refused = refusal(effects)
         assert refused is not None
         assert (refused.code, after is state) == ("E-BLOB", True)
@@ -238,17 +239,17 @@ def test_the_support_is_the_one_that_the_invitation_names() -> None:
     assert refusal(asked(PLANS["none"], states.join(PLANS["none"], "d"), told(PLANS["none"], None, at))[1]) is not None
 
 
-def told(plan: Plan, digest: str | None, support: Any) -> machine.Invited:
+def told(plan: Plan, digest: str | None, support: Any) -> device_events.Invited:
     zeros = np.zeros(64, np.float32)
     message = msgspec.structs.replace(invitation(plan), support=digest)
-    return machine.Invited(message, zeros, SECRETS, support)
+    return device_events.Invited(message, zeros, SECRETS, support)
 
 
 def test_a_lie_ends_no_session() -> None:
     plan = PLANS["hidden"]
     state = contributed(plan, states.join(plan, "d"), 0)
     assert isinstance(state, states.InSecAgg)
-    for event in (honest(plan, 10**15), machine.Unready(invitation(plan, 1), "E-STALE", "")):
+    for event in (honest(plan, 10**15), device_events.Unready(invitation(plan, 1), "E-STALE", "")):
         after, effects = asked(plan, state, event)
         assert after is state
         assert refusal(effects) is not None
@@ -269,7 +270,7 @@ def test_letters_of_any_kind(data: st.DataObject) -> None:
     )  # fmt: skip
     message = frame.load(frame.dump(letter))
     assert isinstance(message, frame.Step)
-    after, effects = machine.step(plan, state, machine.Delivered(message), simulated_trust(plan.key))
+    after, effects = machine.step(plan, state, device_events.Delivered(message), simulated_trust(plan.key))
     if (letter.run, letter.round, letter.device) != (plan.run, 0, "d"):
         assert (after is state, effects) == (True, ())
     else:
@@ -284,7 +285,7 @@ def test_secrets_come_from_the_driver(word: str) -> None:
     for secrets in (SECRETS, other, SECRETS):
         state, (train,) = asked(plan, states.join(plan, "d"), honest(plan, secrets=secrets))
         fits.append(train.request)
-        _, effects = asked(plan, state, machine.Trained(Update(X, {}, 10.0)))
+        _, effects = asked(plan, state, device_events.Trained(Update(X, {}, 10.0)))
         sent.append(effects[-1].frame)
     assert sent[0] == sent[2], "asked again with the same secrets it sends the same bytes"
     assert fits[0].key == fits[1].key, "the order of batches is public"
@@ -299,4 +300,4 @@ def test_a_driver_cannot_forget_them(entropy: bytes) -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         Secrets(bytes(32), entropy, bytes(32))
     with pytest.raises(TypeError):
-        machine.Invited(invitation(PLANS["none"]), X)  # type: ignore[call-arg]
+        device_events.Invited(invitation(PLANS["none"]), X)  # type: ignore[call-arg]

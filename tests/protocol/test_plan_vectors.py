@@ -13,7 +13,7 @@ import numpy as np
 import plan_vectors
 import pytest
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core import frame, vector
 from edgewise.core.errors import DecodeError, EdgewiseError
 from edgewise.core.vector import Spec

@@ -14,7 +14,7 @@ from edgewise.core import frame
 from edgewise.core.keys import derive, root
 from edgewise.core.vector import Buffer, Spec
 from edgewise.crypto import sign
-from edgewise.drivers.identities import simulated_trust
+from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.engine.aggregation import aggregation
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound

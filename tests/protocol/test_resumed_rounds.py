@@ -20,7 +20,7 @@ from long import LONG
 from edgewise.core import frame, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.keys import root
-from edgewise.drivers.identities import simulated_trust
+from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.engine.aggregation import aggregation
 from edgewise.engine.open_round import OpenRound
 from edgewise.engine.ports import Absent, Expired, Pinned, Standing

@@ -14,13 +14,13 @@ from long import examples
 from mailbox_of import CRASH, Crashed, Mailbox
 from toy_recipe import make_recipe
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core import events, frame, vector
 from edgewise.core.errors import REGISTRY, DataError, RoundError
 from edgewise.core.keys import Turn, derive
 from edgewise.core.memory import Memory
 from edgewise.core.vector import Spec
-from edgewise.drivers.probes import Probes
+from edgewise.drivers.simulation.probes import Probes
 from edgewise.engine import broadcast
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Absent, Arrived, Change, Checkpoint, Standing
@@ -78,7 +78,7 @@ class MemoryStore:
     def append(self, item):
         (self.events if isinstance(item, events.Event) else self.records).append(item)
 
-    def commit(self, checkpoint, told, change=Change()):  # noqa: B008
+    def commit(self, checkpoint, told, change=Change(), total=None):  # noqa: B008
         self.checkpoint, self.records = checkpoint, []
         self.events.extend(told)
         played = checkpoint.next_round - 1

@@ -11,7 +11,7 @@ from edgewise.core import frame
 from edgewise.core.keys import derive
 from edgewise.core.memory import Memory
 from edgewise.crypto import agree
-from edgewise.drivers import jobs
+from edgewise.drivers.workers import jobs
 from edgewise.engine import device_state as states
 from edgewise.secagg import client, events, messages, server, two_server
 from edgewise.secagg.params import Floor, Params, TrustPolicy

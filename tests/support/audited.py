@@ -11,7 +11,7 @@ from edgewise.plan.compile import compile
 from edgewise.plan.mechanisms import local
 from edgewise.plan.mechanisms.base import Built, Mechanism, Setting
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import parse
+from edgewise.plan.recipe.recipe import parse
 from edgewise.privacy.spend import PrivacyEvent
 
 WORDS = {"distributed_dp": "secure_sum", "central_dp": "sum", "local_dp": "sum"}

@@ -13,7 +13,7 @@ from edgewise.core.keys import derive
 from edgewise.core.vector import Spec
 from edgewise.crypto import sign
 from edgewise.engine import beacon, beacon_device, beacon_server, device_state
-from edgewise.engine.device import Send
+from edgewise.engine.device_events import Send
 from edgewise.engine.loop import receive
 from edgewise.engine.ports import Absent, Arrived, Trust
 from edgewise.plan.catalogue import BUILT_IN

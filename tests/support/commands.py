@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from edgewise.apps.cli import app
+from edgewise.apps.cli.main import app
 
 
 def call(*arguments: str) -> Result:

@@ -16,9 +16,9 @@ from toy_recipe import make_recipe
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import REGISTRY
 from edgewise.core.keys import Secrets
-from edgewise.drivers.devices import Devices
-from edgewise.drivers.following import Downloads
-from edgewise.drivers.identities import simulated_trust
+from edgewise.drivers.simulation.keys import simulated_trust
+from edgewise.drivers.workers.devices import Devices
+from edgewise.drivers.workers.held_models import Downloads
 from edgewise.engine import device_state as states
 from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.trainer import registered

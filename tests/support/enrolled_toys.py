@@ -28,16 +28,13 @@ from toy_recipe import make_recipe
 from edgewise.apps.server.start import Server
 from edgewise.core import events, vector
 from edgewise.core.keys import Key
-from edgewise.drivers.device_store import FileDevices
-from edgewise.drivers.devices import Devices
 from edgewise.drivers.fleet import mailboxes, members, roster
-from edgewise.drivers.following import Downloads
 from edgewise.drivers.http.attend import Part, attend
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.remote_helper import RemoteHelper
 from edgewise.drivers.http.share_keys import HELPER, checked
-from edgewise.drivers.identities import (
+from edgewise.drivers.simulation.keys import (
     simulated_entropy,
     simulated_root,
     simulated_sampling,
@@ -45,8 +42,11 @@ from edgewise.drivers.identities import (
     simulated_servers,
     simulated_trust,
 )
-from edgewise.drivers.local_helper import LocalHelper
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.simulation.local_helper import LocalHelper
+from edgewise.drivers.storage.device_store import FileDevices
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers.devices import Devices
+from edgewise.drivers.workers.held_models import Downloads
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Checkpoint, Cohort, Helper, Trust
 from edgewise.engine.trainer import registered

@@ -8,7 +8,7 @@ from edgewise.core.vector import Spec
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 SPEC = Spec.of(
     [("model.embed.weight", (30, 8), "float32")]

@@ -22,10 +22,11 @@ from edgewise.core.keys import Key, Secrets, derive, root
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.crypto.agree import Pair
-from edgewise.drivers.identities import simulated_servers, simulated_trust
-from edgewise.drivers.local_helper import LocalHelper
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.simulation.keys import simulated_servers, simulated_trust
+from edgewise.drivers.simulation.local_helper import LocalHelper
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine import device as machine
+from edgewise.engine import device_events
 from edgewise.engine import device_state as states
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.loop import receive
@@ -129,22 +130,22 @@ class Fleet:
 
     def _answer(self, device: str, message: frame.Message) -> bytes:
         if isinstance(message, frame.Step):
-            return self._step(device, machine.Delivered(message))
+            return self._step(device, device_events.Delivered(message))
         assert isinstance(message, frame.Invite)
         params = vector.from_bytes(self._blobs[message.model], self.plan.spec.dim)
         # What a device draws for a session hangs on the nonce, its noise does not: a sum is then always the same.
         own = derive(root(9), device)
         drawn = Secrets(own, derive(own, message.round), derive(own, message.nonce or b"", self.trained[device]))
-        return self._step(device, machine.Invited(message, params, drawn))
+        return self._step(device, device_events.Invited(message, params, drawn))
 
-    def _step(self, device: str, event: machine.Event) -> bytes:
+    def _step(self, device: str, event: device_events.Event) -> bytes:
         self.states[device], effects = machine.step(self.plan, self.states[device], event, self.trust)
         for effect in effects:
-            if isinstance(effect, machine.Train):
+            if isinstance(effect, device_events.Train):
                 self.trained[device] += 1
                 x = np.random.default_rng([effect.request.round, int(device[1:])]).normal(size=self.plan.spec.dim)
-                return self._step(device, machine.Trained(Update(x.astype(np.float32), {}, 1.0)))
-        return next((effect.frame for effect in effects if isinstance(effect, machine.Send)), b"")
+                return self._step(device, device_events.Trained(Update(x.astype(np.float32), {}, 1.0)))
+        return next((effect.frame for effect in effects if isinstance(effect, device_events.Send)), b"")
 
     def resume(self, sent: Sequence[Sent], at_s: float) -> None:
         for one in sent:

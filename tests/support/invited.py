@@ -10,7 +10,7 @@ import numpy as np
 
 from edgewise.core import frame, vector
 from edgewise.core.keys import Key, Secrets, derive, root
-from edgewise.engine import device as machine
+from edgewise.engine import device_events
 from edgewise.engine.ports import Began, Checkpoint, Record, Standing, Trust
 from edgewise.engine.round_facts import RoundFacts, decide
 from edgewise.plan.plan import Plan
@@ -36,10 +36,10 @@ def invited(
     secrets: Secrets = SECRETS,
     support: np.ndarray | None = None,
     **changes: Any,
-) -> machine.Invited:
+) -> device_events.Invited:
     """The same with what it names, as a driver gives it to the machine."""
     params = np.zeros(plan.spec.dim, np.float32) if params is None else params
-    return machine.Invited(invitation(plan, round, params, **changes), params, secrets, support)
+    return device_events.Invited(invitation(plan, round, params, **changes), params, secrets, support)
 
 
 def decided(

@@ -13,10 +13,10 @@ from toy import ToyTrainer
 from toy_recipe import make_recipe
 
 from edgewise.core import frame, vector
-from edgewise.drivers.device_store import FileDevices
-from edgewise.drivers.devices import Devices
-from edgewise.drivers.following import Downloads
-from edgewise.drivers.identities import simulated_root, simulated_secrets, simulated_trust
+from edgewise.drivers.simulation.keys import simulated_root, simulated_secrets, simulated_trust
+from edgewise.drivers.storage.device_store import FileDevices
+from edgewise.drivers.workers.devices import Devices
+from edgewise.drivers.workers.held_models import Downloads
 from edgewise.engine.device_state import InSecAgg
 from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.trainer import registered

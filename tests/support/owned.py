@@ -22,8 +22,8 @@ from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
 from edgewise.drivers.http.link import Link
 from edgewise.engine.trainer import Registered, registered
-from edgewise.plan import recipe as recipes
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe import recipe as recipes
+from edgewise.plan.recipe.recipe import Recipe
 
 
 def owned(server: Server, home: Path, text: str) -> Path:

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgewise.apps import shipped
-from edgewise.codecs import pack
+from edgewise.apps.cli import shipped
+from edgewise.codecs.wire import pack
 from edgewise.core import frame, vector
 from edgewise.core.space import Space
 from edgewise.core.vector import Spec
@@ -21,7 +21,7 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import StatedNoise
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import from_plain
+from edgewise.plan.recipe.recipe import from_plain
 from edgewise.secagg.params import Params
 
 TENSORS = [("layers.0.a", [300, 40], "float32"), ("layers.1.a", [200, 90], "float32"), ("layers.1.b", [70], "float32")]

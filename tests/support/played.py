@@ -5,14 +5,14 @@ from __future__ import annotations
 import msgspec
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 
 
 def play(out, overrides, wrap=None):
     told = []
-    simulate.run(
+    simulation.run(
         make_recipe(overrides),
         out=out,
         recipe_dir=out,

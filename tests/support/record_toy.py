@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgewise.learn.torch_trainer import TensorShard, TorchTrainer
+from edgewise.learn.torch_task import TensorShard, TorchTrainer
 from edgewise.plan.catalogue import Extension
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 DEVICES, RECORDS, DIM = 3, 200, 2000
 

@@ -14,7 +14,7 @@ from edgewise.apps.server.start import Server
 from edgewise.apps.server.submission import OWN, Submission
 from edgewise.core import vector
 from edgewise.drivers.fleet.members import Grant
-from edgewise.learn import modules
+from edgewise.learn.models import modules
 
 RECIPE: dict[str, Any] = {
     "name": "scripted",

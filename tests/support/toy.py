@@ -18,7 +18,7 @@ from edgewise.core.keys import derive, generator, root
 from edgewise.core.training import POOLED, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.plan.catalogue import Extension
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 
 class ToyTrainer:

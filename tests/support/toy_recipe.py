@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgewise.plan import recipe
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe import recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 TEXT = """
 privacy = "none"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from toy_recipe import make_recipe
 
-from edgewise.apps import simulate
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
 
 if __name__ == "__main__":
@@ -23,7 +23,7 @@ if __name__ == "__main__":
     def show(event: events.AnyEvent) -> None:
         print(events.to_json(event), flush=True)
 
-    simulate.run(
+    simulation.run(
         make_recipe({"simulation.engine": engine, **overrides}),
         out=Path(out),
         recipe_dir=Path(),

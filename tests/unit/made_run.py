@@ -10,14 +10,14 @@ import numpy as np
 
 from edgewise.core import events
 from edgewise.core.vector import Spec
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.ports import Change, Checkpoint
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.claims import privacy_facts
 from edgewise.plan.compile import compile
+from edgewise.plan.disclosure import privacy_facts
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import from_plain
+from edgewise.plan.recipe.recipe import from_plain
 from edgewise.strategies.base import State
 
 NAMES = (

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import edgewise as ew
-from edgewise.apps import parts
 from edgewise.apps.federation.digest import digest
 from edgewise.apps.federation.sweep import trials
 from edgewise.apps.federation.texts import OWNER, lines, records
+from edgewise.apps.runs import parts
 from edgewise.core.stage import Stage
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.data import DataSection
+from edgewise.plan.recipe.data import DataSection
 from edgewise.privacy.clip import clip
 
 

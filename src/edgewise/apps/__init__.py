@@ -1,4 +1,6 @@
-"""The programs that people call: the command line, simulation, reports, exports, audits, and (``server``) the server.
+"""Programs that people call, in wings: ``cli`` holds the commands, ``federation`` the Python API for objects.
 
-``cli`` names the commands and imports little; each command's work stands in a file of its name.
+``server``, ``device`` and ``gateway`` are the processes of a real federation; ``simulate``, ``audit`` and ``models``
+do one job each; ``terminal``, ``report`` and ``runs`` are used by all of them. pyproject.toml holds who may import
+whom.
 """

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isnan
 
-from edgewise.codecs import pack
-from edgewise.core import demand
+from edgewise.codecs.wire import pack
+from edgewise.core import require
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
@@ -105,7 +105,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
     """
     chains = tuple(tuple(rung) for rung in rungs)
     name = f"ladder({len(chains)} rungs)"
-    demand.between("ladder: number of rungs", len(chains), 1, 2**14)
+    require.between("ladder: number of rungs", len(chains), 1, 2**14)
 
     def fold(space: Space, chain: Sequence[Stage]) -> list[Space]:
         spaces = [space]
@@ -114,7 +114,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
         return spaces
 
     def infer(space: Space) -> Space:
-        demand.real(space, "ladder")
+        require.real(space, "ladder")
         ends = tuple(fold(space, chain)[-1] for chain in chains)
         for chain, end in zip(chains, ends, strict=True):
             if end.head != space.head or end.memory != space.memory or any(s.server is not None for s in chain):

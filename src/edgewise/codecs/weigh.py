@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Gt, Le
 
-from edgewise.core import demand
+from edgewise.core import require
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
@@ -41,7 +41,7 @@ def weigh(
     name = f"weigh({cap:g})"
 
     def infer(space: Space) -> Space:
-        demand.real(space, name)
+        require.real(space, name)
         if WEIGHT in space.head:
             raise CompositionError("E-ORDER", f"{name}: the update is already weighed.", "keep one weigh stage.")
         return space.but(head=(*space.head, WEIGHT), head_l2=hypot(space.head_l2, 1.0))

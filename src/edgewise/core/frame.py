@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 
 from edgewise.core.errors import DecodeError
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 
 MAGIC = b"EWF"
 VERSION = 2

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 from edgewise.core.vector import Array
 
 Place = tuple[str, int | None]  # of a child: what it belongs to, and its number where there may be several

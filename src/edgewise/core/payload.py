@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,8 @@ class Payload:
         support: int64[m], strictly increasing positions of the body; None where positions are public or all.
         scales: float32[scales ceil(m / block)], bfloat16 values; None where the grid is public.
         count: amount of data behind the contribution; input of ``weigh``, never sent.
-        widths: uint8[parts], bits per coordinate of each part (``codecs.mixed``); None where all have the same.
+        widths: uint8[parts], bits per coordinate of each part (``codecs.quantize.mixed``); None where all have the
+        same.
         rung: number of the space that this is an encoding of (``codecs.ladder``); None where there is no choice.
     """
 

@@ -173,7 +173,7 @@ class Pipeline:
             raise DecodeError("E-RANGE", f"a coordinate is above its bound of {bounds.peak:g}.")
         head = dict(zip(bounds.head, item.head.tolist(), strict=True))
         weight = head.pop(WEIGHT, 1.0)
-        head.pop(BELOW, None)  # bounded by its norm already (``codecs.pack``)
+        head.pop(BELOW, None)  # bounded by its norm already (``codecs.wire.pack``)
         if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= bounds.head_bound * weight * slack for v in head.values())):
             raise DecodeError("E-RANGE", "a weight or a metric is outside its bounds.")
         return square

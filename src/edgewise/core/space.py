@@ -96,7 +96,7 @@ class Quorum:
 
 
 class Layout(Protocol):
-    """How a stage writes its payloads as bytes, where the usual layout (``codecs.pack``) does not do."""
+    """How a stage writes its payloads as bytes, where the usual layout (``codecs.wire.pack``) does not do."""
 
     @property
     def rungs(self) -> tuple[Space, ...]:
@@ -231,7 +231,7 @@ class Space:
         rotation: the rotation that the body has passed, None = none.
 
         grid: what the body holds. noise: what it carries.
-        layout: how payloads become bytes, where a stage has a layout of its own; None = as ``codecs.pack`` does.
+        layout: how payloads become bytes, where a stage has a layout of its own; None = as ``codecs.wire.pack`` does.
     """
 
     dim: int

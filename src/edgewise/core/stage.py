@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.memory import Memory
-from edgewise.core.outline import outline
 from edgewise.core.payload import Payload
+from edgewise.core.safe_repr import outline
 from edgewise.core.space import Hiding, Space, Total
 from edgewise.core.vector import Vector
 

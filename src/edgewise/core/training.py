@@ -12,7 +12,7 @@ import numpy as np
 from edgewise.core.errors import RecipeError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 from edgewise.core.vector import Vector
 
 DeviceId = str

@@ -1,5 +1,5 @@
-"""The engine's ports on real ground: disks, processes, virtual time, and (``http``, ``fleet``) a real network.
+"""The engine's ports on real ground: disks, processes, virtual time, and a network.
 
-``store``, ``journal`` and ``blobs`` keep a run; ``simulated``, ``executor`` and ``pool`` play devices on one machine;
-``devices`` and ``device_store`` are a device's own loop and its state.
+``storage`` keeps runs and device states, ``workers`` and ``simulation`` play devices on one machine, ``http`` and
+``fleet`` connect enrolled devices to a server.
 """

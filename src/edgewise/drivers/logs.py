@@ -26,7 +26,7 @@ from typing import Any
 
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.redacted import redacted
-from edgewise.drivers.files import for_owner
+from edgewise.drivers.storage.files import for_owner
 
 ROTATE_BYTES, KEEP_FILES = 2**24, 4
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core.errors import DecodeError
 from edgewise.core.frame import Contribution
 from edgewise.core.keys import Key

@@ -15,7 +15,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Key, derive
 from edgewise.crypto import sign
 from edgewise.engine import beacon
-from edgewise.engine.device import Effect, Save, Send
+from edgewise.engine.device_events import Effect, Save, Send
 from edgewise.engine.device_state import Idle, Kept, Lot
 from edgewise.engine.ports import Trust
 from edgewise.plan.plan import Plan

@@ -18,7 +18,7 @@ import msgspec
 
 from edgewise.core import events, frame
 from edgewise.core.errors import REGISTRY, DecodeError, RoundError
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 from edgewise.core.training import DeviceId
 from edgewise.engine import beacon
 from edgewise.engine.ports import Absent, Arrived, Cohort, Expired, Shelf, Trust

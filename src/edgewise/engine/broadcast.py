@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core import frame, vector
 from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.keys import KEY_BYTES, Turn

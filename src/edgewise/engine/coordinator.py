@@ -31,7 +31,7 @@ from edgewise.engine.aggregation import Sums, aggregation
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound, Tell
 from edgewise.engine.ports import Began, Checkpoint, Cohort, Evaluator, Helper, Record, Store, Trust
-from edgewise.engine.purse import Purse
+from edgewise.engine.privacy_budget import Purse
 from edgewise.engine.released import stepped
 from edgewise.engine.round_facts import RoundFacts, decide
 from edgewise.plan.plan import Plan

@@ -15,18 +15,17 @@ was accepted last, and the device then commits the pending memory or discards it
 round starts from the same committed memory, and with the same secrets it sends the same bytes: retries and restarts are
 idempotent. Both memories carry their rounds. Where the invitation names neither, the device or the server lost state:
 the device refuses once with E-STALE and goes on with empty memory. What sums or the device's own noise hide leaves
-once per round (``engine.invitation``).
+once per round (``engine.admission``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from math import inf
+from dataclasses import replace
 
 import msgspec
 import numpy as np
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core import frame, keys, vector
 from edgewise.core.errors import DecodeError, EdgewiseError
 from edgewise.core.frame import Invite
@@ -34,9 +33,23 @@ from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.training import DeviceId, FitRequest, Update
-from edgewise.core.vector import Array, Vector, finite
-from edgewise.engine import beacon, invitation
+from edgewise.core.vector import Vector, finite
+from edgewise.engine import admission, beacon
 from edgewise.engine.broadcast import STALE
+from edgewise.engine.device_events import (
+    Charge,
+    Delivered,
+    Effect,
+    Event,
+    Failed,
+    Invited,
+    Save,
+    Send,
+    Train,
+    Trained,
+    Unready,
+    Withheld,
+)
 from edgewise.engine.device_state import (
     After,
     Idle,
@@ -56,105 +69,6 @@ from edgewise.secagg.merge import residues
 
 STRATEGY, NOTHING = "strategy", Memory()  # child of a device's memory: what the strategy's client half keeps
 OUT_OF_STEP = "this device's codec memory is not of the round that the server names; it goes on with empty memory"
-
-
-@dataclass(frozen=True, slots=True)
-class Invited:
-    """An invitation, the round's parameters and what the strategy gives beside them, float32 of ``Layout.given``, the
-    device's secrets for this attempt at the round, where stages ask for them the positions of the last release, and
-    where cohorts are verified the blob of the run's beacon.
-    """
-
-    invite: Invite
-    params: Vector = field(repr=False)
-    secrets: keys.Secrets = field(repr=False)
-    support: Array | None = field(default=None, repr=False)
-    beacon: bytes = field(default=b"", repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Unready:
-    """An invitation that the driver refuses: what it names cannot be had, or ``engine.invitation.refused``."""
-
-    invite: Invite
-    code: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """Training is done; and what the driver measured, from which the device sets its own upload budget.
-
-    Attributes:
-        elapsed_s: since the invitation came, with download and training; 0: not measured, the whole deadline counts.
-        steps: that the trainer took; None: as many as the rule says.
-        up_mbit: what the next upload will probably reach (``plan.budget.link_estimate`` of the device's own transfers);
-            inf: the link is no limit; 0: nothing is known of it, so the smallest rung is sent.
-    """
-
-    update: Update
-    elapsed_s: float = 0.0
-    up_mbit: float = inf
-    steps: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Training is impossible; code and reason go to the server, data never does. With differential privacy neither
-    does: the device then sends zeros."""
-
-    code: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Withheld:
-    """The frame of a ``Charge`` may not leave, since the round cannot be charged. The step that asked for it is undone:
-    this event goes to the state before it."""
-
-    code: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered:
-    """A message of the round's secure aggregation came."""
-
-    message: frame.Step
-
-
-@dataclass(frozen=True, slots=True)
-class Train:
-    """Please train."""
-
-    request: FitRequest
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Please send this frame to the server."""
-
-    frame: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Charge:
-    """Please charge the round to the owner's budget (``engine.owner_budget``), before the state is kept and the frame
-    leaves: the device's update goes with it."""
-
-    round: int
-
-
-@dataclass(frozen=True, slots=True)
-class Save:
-    """Please keep this state (``ports.DeviceStore``) before a frame leaves. No other state needs to be kept: a device
-    that goes on from the last one saved sends nothing that it would not have sent."""
-
-    state: Kept
-
-
-Event = Invited | Unready | Trained | Failed | Withheld | Delivered
-Effect = Train | Charge | Save | Send
 
 
 def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> tuple[State, tuple[Effect, ...]]:
@@ -363,8 +277,8 @@ def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> t
     if isinstance(state, InSecAgg) and state.heard == _heard(invite):
         return state, (Send(state.said),)
     before = state if isinstance(state, Idle) else state.idle
-    no = invitation.refused(plan, invite, before.answered)
-    if (no := no or invitation.unfit(plan, invite, event.params, event.support)) is not None:
+    no = admission.refused(plan, invite, before.answered)
+    if (no := no or admission.unfit(plan, invite, event.params, event.support)) is not None:
         return state, (Send(_refusal(device, invite, *no)),)
     try:
         cohort = beacon.verified(plan, trust, device, invite, event.beacon)

@@ -17,8 +17,8 @@ import numpy as np
 from edgewise.core import keys
 from edgewise.core.frame import Invite
 from edgewise.core.memory import Memory, flat, tree
-from edgewise.core.outline import outline
 from edgewise.core.pipeline import Pipeline
+from edgewise.core.safe_repr import outline
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array, Vector
 from edgewise.plan.plan import Plan
@@ -51,7 +51,7 @@ class Idle:
         committed: the memory after the last contribution that the server is known to have used.
         pending: the memory that holds if the server used the newest contribution; None: there is no newer one.
         answered: the last round this device contributed to, where an update may leave once only
-            (``engine.invitation.refused``). None: there is no such round.
+            (``engine.admission.refused``). None: there is no such round.
         lot: its part in the run's beacon; None where it has none.
     """
 

@@ -13,7 +13,7 @@ from edgewise.core.events import AnyEvent, Evaluated
 from edgewise.core.frame import Invite
 from edgewise.core.keys import Key
 from edgewise.core.memory import Memory
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Buffer, Vector

@@ -128,7 +128,7 @@ class ReportsReading(Protocol):
     """Says what it read and what it left out."""
 
     def reading(self, most_bytes: int = 0) -> dict[str, Any] | None:
-        """The record (``learn.reading``), or None where there is none; tokenizes up to so many bytes for it."""
+        """The record (``learn.text.reading``), or None where there is none; tokenizes up to so many bytes for it."""
         ...
 
 

@@ -15,7 +15,7 @@ from edgewise.core.training import Correction
 from edgewise.core.vector import to_bytes
 from edgewise.learn.flat import Flat
 from edgewise.learn.train import Optimizer, fit
-from edgewise.plan.section import TrainingSection
+from edgewise.plan.recipe.sections import TrainingSection
 
 B, T, C, V = 4, 48, 96, 257
 STEPS = 2

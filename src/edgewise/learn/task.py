@@ -17,9 +17,9 @@ from edgewise.core.keys import Key
 from edgewise.core.training import POOLED, DeviceId
 from edgewise.core.vector import Array
 from edgewise.learn.own_work import Loop, Metric, OwnWork
-from edgewise.learn.torch_trainer import TorchTrainer, row_order
-from edgewise.plan.recipe import Recipe
-from edgewise.plan.section import TrainingSection
+from edgewise.learn.torch_task import TorchTrainer, row_order
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.recipe.sections import TrainingSection
 
 EVAL_RECORDS = 256  # per forward pass of an evaluation
 

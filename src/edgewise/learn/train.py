@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 from edgewise.core.training import Correction, StepNoise
 from edgewise.core.vector import Vector
 from edgewise.learn import dp_sgd
 from edgewise.learn.flat import Flat, view
 from edgewise.learn.seeded import seeded
-from edgewise.plan.section import TrainingSection
+from edgewise.plan.recipe.sections import TrainingSection
 
 Batch = Any
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, float]]  # (mean loss over the batch, how many terms it averages)

@@ -22,9 +22,9 @@ from edgewise.core.vector import Spec, Vector
 from edgewise.engine.trainer import CountsRecords, Registered, Trainer, registered
 from edgewise.learn.directions import Seeds, expand, move, seeds_of
 from edgewise.learn.flat import Flat
-from edgewise.learn.torch_trainer import computing, measured_step_s, weights_bytes
+from edgewise.learn.torch_task import computing, measured_step_s, weights_bytes
 from edgewise.learn.train import LOWER, Batch, Fitted, Loss, dealt, mean_loss, quarters
-from edgewise.plan.section import TrainingSection
+from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.strategies.base import Directions
 
 

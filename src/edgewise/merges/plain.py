@@ -12,9 +12,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from edgewise.core.errors import DecodeError
-from edgewise.core.outline import outline
 from edgewise.core.part import part
 from edgewise.core.payload import Payload
+from edgewise.core.safe_repr import outline
 from edgewise.core.space import SLACK, Space, Total
 from edgewise.core.stage import Merge
 

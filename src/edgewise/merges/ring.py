@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.errors import CompositionError, DecodeError
-from edgewise.core.outline import outline
 from edgewise.core.payload import Payload
+from edgewise.core.safe_repr import outline
 from edgewise.core.space import Kind, Space, Total
 from edgewise.core.stage import Merge
 

@@ -1,6 +1,6 @@
-"""From a recipe to the plan that runs: values, defaults, the fold of the parts, and what may be promised.
+"""Compile a recipe into the plan that runs: values, defaults, the fold of the parts, and the promise of privacy.
 
-``recipe`` and ``section`` read a recipe, ``words`` and ``trust`` choose its defaults, ``catalogue`` knows the parts,
-``compile`` makes the ``plan``; ``facts`` are its signed identity, ``acceptance`` a device's checks of it, ``promise``
-what it says of privacy.
+``recipe`` reads a recipe, ``trust`` and ``recipe.privacy`` choose its defaults, ``catalogue`` knows the parts, and
+``compile`` makes the ``plan``. ``facts`` are its signed identity, ``acceptance`` holds a device's checks of it, and
+``disclosure`` and ``promise`` say what it reveals.
 """

@@ -18,12 +18,12 @@ import msgspec
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
-from edgewise.plan import recipe as recipes
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import PlanFacts, parse, refused, signed
 from edgewise.plan.plan import Plan
-from edgewise.plan.words import Privacy
+from edgewise.plan.recipe import recipe as recipes
+from edgewise.plan.recipe.privacy import Privacy
 from edgewise.secagg.params import Floor
 
 TOLERANCE = 1e-3  # relative: two accountants or grids differ by less in one epsilon

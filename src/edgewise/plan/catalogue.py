@@ -19,18 +19,18 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic import Field as KeyField
 
-from edgewise.codecs.feedback import feedback
-from edgewise.codecs.low_rank import low_rank
-from edgewise.codecs.mixed import mixed
-from edgewise.codecs.quantize import quantize
-from edgewise.codecs.random_k import random_k
-from edgewise.codecs.rotate import rotate
-from edgewise.codecs.segments import factors, segments
-from edgewise.codecs.shared_top_k import shared_top_k
-from edgewise.codecs.sketch import sketch
-from edgewise.codecs.top_k import top_k
+from edgewise.codecs.feedback.ef14 import feedback
+from edgewise.codecs.project.low_rank import low_rank
+from edgewise.codecs.project.rotate import rotate
+from edgewise.codecs.project.sketch import sketch
+from edgewise.codecs.quantize.mixed import mixed
+from edgewise.codecs.quantize.quantize import quantize
+from edgewise.codecs.quantize.wrap import wrap
+from edgewise.codecs.select.random_k import random_k
+from edgewise.codecs.select.segments import factors, segments
+from edgewise.codecs.select.shared_top_k import shared_top_k
+from edgewise.codecs.select.top_k import top_k
 from edgewise.codecs.weigh import weigh
-from edgewise.codecs.wrap import wrap
 from edgewise.core.errors import RecipeError
 from edgewise.core.own_code import line_of
 from edgewise.core.part import Doc, Part
@@ -38,7 +38,7 @@ from edgewise.core.stage import Merge, Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.facts import ExtensionPackage
-from edgewise.plan.section import MOVED
+from edgewise.plan.recipe.sections import MOVED
 from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
 from edgewise.secagg.merge import grouped, secure_sum, shared_sum

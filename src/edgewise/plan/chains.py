@@ -10,9 +10,9 @@ from edgewise.core.errors import RecipeError
 from edgewise.core.space import Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Segment, Spec
-from edgewise.plan.adaptive import adaptive
 from edgewise.plan.catalogue import Catalogue
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.codec_choice.choice import adaptive
+from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling
 from edgewise.plan.stages import build_stages, schedule
 

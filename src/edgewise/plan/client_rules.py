@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgewise.core.errors import RecipeError
 from edgewise.core.pipeline import Pipeline
 from edgewise.plan.promise import Noiser, Promise
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.client import Client
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core import frame
 from edgewise.core.errors import RecipeError
 from edgewise.core.metric import Metrics
@@ -14,19 +14,19 @@ from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Merge
 from edgewise.core.vector import Spec
+from edgewise.plan.broadcast import downlink
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.chains import chains_of
-from edgewise.plan.claims import claims
 from edgewise.plan.client_rules import check_pipelines, check_recipe
-from edgewise.plan.downlink import downlink
+from edgewise.plan.disclosure import claims
 from edgewise.plan.facts import FORMAT, Instance, PlanFacts, StatedNoise, decisive
 from edgewise.plan.layout import VectorLayout
 from edgewise.plan.mechanisms.base import Mechanism
 from edgewise.plan.mechanisms.known import mechanism_of, promised
 from edgewise.plan.metrics import metrics_of
+from edgewise.plan.noise import private
 from edgewise.plan.plan import MESSAGE_LIMIT_BYTES, Plan
-from edgewise.plan.private import private
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
 from edgewise.plan.strategy import strategy_of
 from edgewise.plan.sums import Sums, sums_of
@@ -163,4 +163,4 @@ def _check_directions(recipe: Recipe, strategy: Strategy, spec: Spec) -> None:
         raise RecipeError("E-COMBO", what, "training.weight_decay = 0.")
     if spec != strategy.directions.spec:
         what = f'strategy "{kind}" works with a torch model, and this trainer does not say that it has one.'
-        raise RecipeError("E-COMBO", what, "build the trainer on learn.torch_trainer.TorchTrainer.")
+        raise RecipeError("E-COMBO", what, "build the trainer on learn.torch_task.TorchTrainer.")

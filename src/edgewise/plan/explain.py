@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from math import ceil, inf, isfinite
 from typing import Any
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core.space import Space, Total
 from edgewise.core.stage import BELOW, Stage
-from edgewise.plan.adaptive import offers
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
+from edgewise.plan.codec_choice.choice import offers
 from edgewise.plan.frames import traffic
 from edgewise.plan.plan import Plan
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import ceil
 from typing import NamedTuple
 
-from edgewise.codecs import pack
+from edgewise.codecs.wire import pack
 from edgewise.core.frame import Contribution, Draw, Invite, Step, dump
 from edgewise.core.keys import KEY_BYTES
 from edgewise.plan.plan import Plan

@@ -9,7 +9,7 @@ from edgewise.core.metric import BUILT_IN, HELD_METRICS, LOSS_METRICS, Metric, M
 from edgewise.core.space import HEAD_BOUND
 from edgewise.core.stage import BELOW, WEIGHT
 from edgewise.plan.promise import Noiser, Promise
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 from edgewise.privacy import rules
 from edgewise.strategies.client import Client
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgewise.codecs import pack
 from edgewise.codecs.ladder import pick, rung_bytes
+from edgewise.codecs.wire import pack
 from edgewise.core import keys
 from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.memory import Memory
@@ -20,14 +20,14 @@ from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Hiding
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Array, Segment, Spec
-from edgewise.plan.budget import upload_budget
-from edgewise.plan.downlink import delta_bytes
+from edgewise.plan.broadcast import delta_bytes
 from edgewise.plan.facts import PlanFacts
 from edgewise.plan.layout import VectorLayout
-from edgewise.plan.private import Spend
+from edgewise.plan.noise import Spend
 from edgewise.plan.promise import Noiser, Promise
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling
+from edgewise.plan.upload_budget import upload_budget
 from edgewise.privacy.adaptive import reachable
 from edgewise.secagg import messages
 from edgewise.secagg.merge import params
@@ -320,7 +320,7 @@ class Plan:
 
     def budget_bytes(self, elapsed_s: float, up_mbit: float) -> float:
         """What a device may upload that has spent ``elapsed_s`` of the round and has a link of ``up_mbit``
-        (``plan.budget``); inf where the codec is fixed and the size with it. Where training is not counted
+        (``plan.upload_budget``); inf where the codec is fixed and the size with it. Where training is not counted
         (``counts_training``) the deadline is that of the upload alone."""
         if not self.rungs:
             return math.inf

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from edgewise.plan.words import DP_WORDS, Privacy
+from edgewise.plan.recipe.privacy import DP_WORDS, Privacy
 from edgewise.privacy.spend import Unit
 
 

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from edgewise.core.errors import RecipeError
-from edgewise.plan.section import RoundSection
+from edgewise.plan.recipe.sections import RoundSection
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 
 def scaled(

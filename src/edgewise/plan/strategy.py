@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue, make
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.base import Strategy
 
 

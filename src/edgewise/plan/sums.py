@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.stage import Merge
-from edgewise.plan.adaptive import sorting
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.codec_choice.choice import sorting
+from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling
 from edgewise.plan.trust import check_read, corrupt_most
 from edgewise.secagg.merge import assured, check_sessions

@@ -25,9 +25,9 @@ from math import log
 from edgewise.core.errors import RecipeError
 from edgewise.core.space import share_of
 from edgewise.core.stage import Merge
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.recipe.sections import TrustSection
 from edgewise.plan.sampling import Sampling, at_most
-from edgewise.plan.section import TrustSection
 from edgewise.secagg.params import more_than
 
 FAILURE = 2.0**-40  # of a curious server's draw, per cohort; of all verified draws of a run together

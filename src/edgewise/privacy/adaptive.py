@@ -18,7 +18,7 @@ from math import exp, hypot, sqrt
 
 import numpy as np
 
-from edgewise.core import demand
+from edgewise.core import require
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
@@ -75,7 +75,7 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
         quantile: gamma, share of updates that should stay whole. rate: eta.
     Raises: CompositionError (when folded): E-VALUE (see ``split``), E-NOT-REAL after a quantizer.
     """
-    demand.between("dp.clip_l2", start, SMALLEST, LARGEST)
+    require.between("dp.clip_l2", start, SMALLEST, LARGEST)
     name = f"adaptive_clip({start:g})"
 
     def weight(space: Space) -> float:
@@ -83,7 +83,7 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
         return split(z, bit_noise(cohort), space.adjacency) / bit_noise(cohort)
 
     def infer(space: Space) -> Space:
-        demand.real(space, name)
+        require.real(space, name)
         longest = weight(space) * reach(space.adjacency)
         return space.but(
             l2=1.0,

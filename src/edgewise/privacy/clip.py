@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Le
 
-from edgewise.core import demand
+from edgewise.core import require
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
@@ -51,7 +51,7 @@ def clip(l2: Annotated[float, Ge(SMALLEST), Le(LARGEST), Doc("longest update, in
     name = f"clip({l2:g})"
 
     def infer(space: Space) -> Space:
-        demand.real(space, name)
+        require.real(space, name)
         _whole(space, name)
         unbiased = space.unbiased and space.l2 <= l2
         return space.but(l2=min(space.l2, l2), linf=min(space.linf, l2), unbiased=unbiased, clipped=True)
@@ -88,7 +88,7 @@ def clip_tensors(spec: Spec, l2: Annotated[float, Ge(SMALLEST), Le(LARGEST)]) ->
     joint = l2 * sqrt(len(spec.segments))
 
     def infer(space: Space) -> Space:
-        demand.real(space, name)
+        require.real(space, name)
         if space.dim != spec.dim or space.sparse or space.rank or space.rotated:
             raise CompositionError(
                 "E-ORDER",
@@ -137,7 +137,7 @@ def clamp(
         return linf if linf is not None else (stds or 0.0) * space.l2 / sqrt(space.dim)
 
     def infer(space: Space) -> Space:
-        demand.real(space, name)
+        require.real(space, name)
         _whole(space, name)
         if linf is None and not isfinite(space.l2):
             what = f"{name}: a standard deviation follows from the length of an update, which nothing bounds here."

@@ -27,7 +27,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from edgewise.core import demand
+from edgewise.core import require
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
@@ -177,8 +177,8 @@ def discrete_gaussian_noise(
         return fit(space.quorum.n_max, space.quorum.honest, z, space.l2, space.dim, evenness(space), bits)
 
     def infer(space: Space) -> Space:
-        demand.real(space, name)
-        demand.neighbours_at_zero(space, name)
+        require.real(space, name)
+        require.neighbours_at_zero(space, name)
         if space.l2 == inf:
             raise CompositionError(
                 "E-NOISE-NOCLIP",

@@ -10,7 +10,7 @@ import numpy as np
 from annotated_types import Gt
 from numpy.typing import NDArray
 
-from edgewise.core import demand
+from edgewise.core import require
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.memory import Memory
@@ -57,7 +57,7 @@ def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
     name = f"local_noise({z:g})"
 
     def infer(space: Space) -> Space:
-        demand.real(space, name)
+        require.real(space, name)
         if space.l2 == inf:
             raise CompositionError("E-NOISE-NOCLIP", f"{name}: nothing bounds the update.", "put clip before it.")
         if space.head:

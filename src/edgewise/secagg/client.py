@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from edgewise.core.errors import CompositionError, DecodeError
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 from edgewise.crypto import agree, seal, shamir, sign
 from edgewise.kernels.bits import pack_bits
 from edgewise.secagg import graph, messages

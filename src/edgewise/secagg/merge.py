@@ -9,7 +9,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from annotated_types import Ge, Le
 
-from edgewise.core import demand
+from edgewise.core import require
 from edgewise.core.errors import CompositionError
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
@@ -138,7 +138,7 @@ def grouped(
     Raises: RecipeError(E-VALUE); CompositionError as ``ring_sum``, and E-ROBUST-SECAGG for groups of fewer than f + 2.
     Source: Velicheti et al. 2021, arXiv:2110.02940.
     """
-    demand.between("grouped: groups (above twice byzantine)", groups, 2 * byzantine + 1, 1000)
+    require.between("grouped: groups (above twice byzantine)", groups, 2 * byzantine + 1, 1000)
     one, name = ring_sum(), f"grouped({groups}, {rule})"
 
     def infer(space: Space) -> Total:

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 import msgspec
 
 from edgewise.core.errors import DecodeError
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 from edgewise.crypto.seal import OVERHEAD_BYTES
 from edgewise.crypto.shamir import SHARE_BYTES, is_element
 from edgewise.crypto.sign import SIGNATURE_BYTES

@@ -38,7 +38,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core import demand
+from edgewise.core import require
 from edgewise.core.errors import CompositionError
 from edgewise.core.space import share_of
 from edgewise.secagg.messages import digest
@@ -68,8 +68,8 @@ class TrustPolicy:
     server: Server = "malicious"
 
     def __post_init__(self) -> None:
-        demand.between("secure_sum: corrupt", self.corrupt, 0.0, CORRUPT_MOST)
-        demand.between("secure_sum: dropout", self.dropout, 0.0, 0.33)
+        require.between("secure_sum: corrupt", self.corrupt, 0.0, CORRUPT_MOST)
+        require.between("secure_sum: dropout", self.dropout, 0.0, 0.33)
 
     def shape(self, n: int) -> tuple[int, int]:
         """(k, t) for n devices that have sent keys: neighbours of each, shares that give a secret back.

@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from edgewise.core.outline import outline
+from edgewise.core.safe_repr import outline
 from edgewise.core.training import Correction
 from edgewise.core.vector import Vector
 

@@ -11,11 +11,11 @@ from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.device.joining import Make, Owner, Parts
 from edgewise.apps.device.record import LEDGERS, Record
 from edgewise.core.errors import EdgewiseError
-from edgewise.drivers.device_ledgers import FileLedgers
-from edgewise.drivers.files import FOLDER
 from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.attend import Part, Watch, attend
 from edgewise.drivers.http.link import WAIT_S, Link
+from edgewise.drivers.storage.device_ledgers import FileLedgers
+from edgewise.drivers.storage.files import FOLDER
 from edgewise.plan.acceptance import largest_upload
 
 PATIENCE_S = 86400.0  # with a server that cannot be reached: it may be down for long

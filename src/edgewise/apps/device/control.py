@@ -24,7 +24,7 @@ from typing import Literal
 import msgspec
 
 from edgewise.core.errors import EdgewiseError, Interrupted, StoreError
-from edgewise.drivers import files
+from edgewise.drivers.storage import files
 
 ORDER, SAYS, LOCK = "order.json", "agent.json", "agent.lock"
 POLL_S = 0.5  # an agent that waits asks this often

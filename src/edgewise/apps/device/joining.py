@@ -22,17 +22,17 @@ from edgewise.core.keys import Secrets
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
 from edgewise.drivers import extension_packages
-from edgewise.drivers.device_store import FileDevices
-from edgewise.drivers.devices import Devices
-from edgewise.drivers.files import FOLDER, is_blob, write_durably
 from edgewise.drivers.fleet import roster
-from edgewise.drivers.following import Downloads
 from edgewise.drivers.http import package, share_keys
 from edgewise.drivers.http.attend import Part
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.http.link import Link
-from edgewise.drivers.records import noise_steps
-from edgewise.drivers.trainers import make_trainer
+from edgewise.drivers.storage.device_store import FileDevices
+from edgewise.drivers.storage.files import FOLDER, is_blob, write_durably
+from edgewise.drivers.workers.devices import Devices
+from edgewise.drivers.workers.held_models import Downloads
+from edgewise.drivers.workers.records import noise_steps
+from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.ports import Trust
 from edgewise.engine.trainer import Registered
@@ -41,7 +41,7 @@ from edgewise.plan.acceptance import OwnerFloor, accept, check_model
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import PlanFacts
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import Recipe, from_plain
+from edgewise.plan.recipe.recipe import Recipe, from_plain
 
 RUNS, MODELS = "runs", "models"  # folders in the device's home
 LIST_BYTES, MODEL_BYTES = 2**24, 2**36  # of a layout and of a file of a model, at most

@@ -16,9 +16,9 @@ from edgewise.apps.device import control, policy, record
 from edgewise.apps.device.joining import MODELS, RUNS
 from edgewise.apps.device.unit import CACHE
 from edgewise.core.errors import StoreError
-from edgewise.drivers import files
 from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.storage import files
 
 PATIENCE_S = 30.0  # with the server
 POLITE_S, LONGEST_S = 5.0, 25.0  # that an agent has to end by itself, and after a signal

@@ -23,11 +23,11 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
-from edgewise.drivers.files import FOLDER, sync_folder, write_durably
-from edgewise.plan import findings, toml
-from edgewise.plan.data import SHIPPED, DataSection
-from edgewise.plan.section import LARGEST_EPSILON, Section, SettingError
-from edgewise.plan.words import Privacy
+from edgewise.drivers.storage.files import FOLDER, sync_folder, write_durably
+from edgewise.plan.recipe import findings, toml
+from edgewise.plan.recipe.data import SHIPPED, DataSection
+from edgewise.plan.recipe.privacy import Privacy
+from edgewise.plan.recipe.sections import LARGEST_EPSILON, Section, SettingError
 
 if TYPE_CHECKING:  # numba comes with these, and takes a second: `edgewise device status` needs none of them
     from edgewise.engine.owner_budget import DeviceLedgers, OwnerBudget
@@ -201,8 +201,8 @@ class Policy(Section):
         )
 
     def owner_budget(self, ledgers: DeviceLedgers) -> OwnerBudget | None:
-        """What all runs together may spend, with the charges of this device (``drivers.devices.Devices``); None: the
-        owner does not cap it."""
+        """What all runs together may spend, with the charges of this device (``drivers.workers.devices.Devices``);
+        None: the owner does not cap it."""
         from edgewise.engine.owner_budget import OwnerBudget
         from edgewise.privacy.ledger import Budget
 

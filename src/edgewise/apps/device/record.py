@@ -24,7 +24,7 @@ import msgspec
 
 from edgewise.core import frame
 from edgewise.core.errors import EdgewiseError, StoreError
-from edgewise.drivers import files
+from edgewise.drivers.storage import files
 
 if TYPE_CHECKING:  # numba comes with it, and takes a second: `edgewise device status` only reads
     from edgewise.plan.plan import Plan

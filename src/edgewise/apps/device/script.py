@@ -19,7 +19,7 @@ from edgewise.drivers.http.attend import Part, Watch
 from edgewise.drivers.http.link import Link
 from edgewise.engine.trainer import Registered
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 HOME = "~/.edgewise"
 POLL_S = 5.0  # of a long poll, which a script that ends waits for

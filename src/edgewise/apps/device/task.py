@@ -161,7 +161,7 @@ class Task:
             ModelError(E-LAYOUT): the module is not the run's: a parameter is missing, has another shape or is not
                 float32, or the module trains one more. Nothing is written then.
         """
-        from edgewise.learn import modules
+        from edgewise.learn.models import modules
 
         modules.load(model, self.spec, self.params, self.trains)
         self._loaded = True
@@ -171,7 +171,7 @@ class Task:
 
         FedProx, SCAFFOLD and FedDyn need it; with other strategies it adds nothing. Raises ModelError as ``load_into``.
         """
-        from edgewise.learn import modules
+        from edgewise.learn.models import modules
 
         modules.correct(model, self.spec, self.params, self._request.correction)
         self._corrected += 1
@@ -195,7 +195,7 @@ class Task:
                 that rests in this round.
             ModelError(E-LAYOUT) as ``load_into``. TransportError, StoreError: what ended the device's loop.
         """
-        from edgewise.learn import modules
+        from edgewise.learn.models import modules
 
         if self._done or not self._loaded:
             why = "has been submitted already" if self._done else "was not loaded: call task.load_into(model) first"

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgewise.apps.device.policy import Policy
 from edgewise.core.errors import RecipeError
-from edgewise.drivers import files
+from edgewise.drivers.storage import files
 
 NAME = "edgewise-device.service"
 NEXT = ("systemctl --user daemon-reload", f"systemctl --user enable --now {NAME}", "loginctl enable-linger")
@@ -63,7 +63,7 @@ WantedBy=default.target
 def program() -> tuple[str, ...]:
     """The command that is this program."""
     found = shutil.which("edgewise")
-    return (str(Path(found).absolute()),) if found else (sys.executable, "-m", "edgewise.apps.cli")
+    return (str(Path(found).absolute()),) if found else (sys.executable, "-m", "edgewise.apps.cli.main")
 
 
 def text(command: Sequence[str], home: Path, policy: Policy) -> str:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from edgewise.apps.rounds import Round
+from edgewise.apps.runs.rounds import Round
 from edgewise.core import events
 from edgewise.core.errors import RecipeError
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 
 class _Stop:

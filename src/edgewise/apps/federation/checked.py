@@ -27,7 +27,7 @@ class Checked:
     def _page(self, width: int) -> str:
         from rich.console import Console
 
-        from edgewise.apps import check
+        from edgewise.apps.simulate import check
 
         out = io.StringIO()
         check.show(Console(file=out, width=width, no_color=True), self.facts, self._name)

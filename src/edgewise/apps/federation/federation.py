@@ -9,23 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps import parts
-from edgewise.apps.extensions import importable
 from edgewise.apps.federation import own_work, settings, texts
 from edgewise.apps.federation.callbacks import AnyCallback, EarlyStopping, Started, Stop, begin, end
 from edgewise.apps.federation.checked import Checked
 from edgewise.apps.federation.digest import digest
 from edgewise.apps.federation.playing import Heard, Shown, has_run, remove, wants_progress
 from edgewise.apps.federation.run import Run
-from edgewise.apps.rounds import Round
-from edgewise.apps.runs import place
+from edgewise.apps.runs import parts
+from edgewise.apps.runs.extensions import importable
+from edgewise.apps.runs.rounds import Round
+from edgewise.apps.runs.run_dirs import place
 from edgewise.core import events
 from edgewise.core.errors import DataError, RecipeError
-from edgewise.drivers import folder
-from edgewise.plan import loading
-from edgewise.plan import recipe as recipes
+from edgewise.drivers.storage import folder
 from edgewise.plan.catalogue import AnyPart, Extension
 from edgewise.plan.objects import Objects, catalogue
+from edgewise.plan.recipe import loading
+from edgewise.plan.recipe import recipe as recipes
 
 OBJECTS = "objects"  # in the run's folder: what the recipe names of a script's objects
 RecipeLike = str | Path | Mapping[str, Any] | settings.Recipe | recipes.Recipe
@@ -202,7 +202,7 @@ class Federation:
     def check(self, fast: bool = False) -> Checked:
         """What a run would do, cost and reveal: prints as the page of `edgewise check`. ``fast``: without measuring the
         time of a step. Raises whatever would stop a run before its first round."""
-        from edgewise.apps import check
+        from edgewise.apps.simulate import check
 
         with tempfile.TemporaryDirectory(prefix="edgewise-objects-") as scratch:
             ready = self._prepare(Path(scratch), write=True)
@@ -251,8 +251,8 @@ class Federation:
         return self.rounds()
 
     def _play(self, at: Path, resume: bool, overwrite: bool, progress: bool | None) -> Iterator[Round]:
-        from edgewise.apps import simulate
-        from edgewise.apps.beginning import no_run
+        from edgewise.apps.simulate import simulation
+        from edgewise.apps.simulate.beginning import no_run
 
         if overwrite:
             remove(at)
@@ -263,7 +263,7 @@ class Federation:
         ready = self._prepare(at / OBJECTS, write=not has_run(at))
         stop, heard, begun = Stop(), Heard(at), False
         with Shown(ready.recipe) if wants_progress(progress) else nullcontext(()) as shown:
-            playing = simulate.play(
+            playing = simulation.play(
                 ready.recipe, out=at, recipe_dir=ready.recipe_dir, resume=resume, extensions=self._extensions,
                 sinks=[*shown, heard, *self._sinks], objects=ready.objects, until=stop.asked,
             )  # fmt: skip

@@ -11,7 +11,7 @@ from edgewise.apps.federation.digest import digest
 from edgewise.core.errors import DataError, RecipeError
 from edgewise.plan.catalogue import Extension
 from edgewise.plan.objects import NO_OBJECTS, Objects
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from edgewise.learn.task import TorchTask
@@ -55,8 +55,8 @@ class OwnTraining:
 
     def _text_trainer(self, recipe_dir: Path, run_dir: Path) -> Callable[[Recipe], Any]:
         def make(recipe: Recipe) -> Any:
-            from edgewise.learn import trainer as text
-            from edgewise.learn.own_text import own_text
+            from edgewise.learn.text import trainer as text
+            from edgewise.learn.text.own_text import own_text
 
             made = text.make(recipe, recipe_dir, run_dir / "cache")
             made.own = own_text(made, self.loop, self.metrics)

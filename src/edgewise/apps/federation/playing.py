@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from edgewise.apps.rounds import Round, told
+from edgewise.apps.runs.rounds import Round, told
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.core.vector import Spec
-from edgewise.drivers import folder
-from edgewise.drivers.store import RunStore
-from edgewise.plan.recipe import Recipe
+from edgewise.drivers.storage import folder
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.plan.recipe.recipe import Recipe
 
 
 class Heard:
@@ -58,7 +58,7 @@ class Shown:
     """The progress of a run on standard error, as a context that gives the sinks."""
 
     def __init__(self, recipe: Recipe) -> None:
-        from edgewise.apps.progress import Progress
+        from edgewise.apps.terminal.progress import Progress
 
         self._progress = Progress(recipe, sys.stderr, quiet=False)
 

@@ -12,13 +12,14 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
-from edgewise.apps import export, runs
-from edgewise.apps import summary as summaries
-from edgewise.apps.chosen import chosen
-from edgewise.apps.summary_types import Summary
+from edgewise.apps.models import export
+from edgewise.apps.report import summary as summaries
+from edgewise.apps.report.summary_types import Summary
+from edgewise.apps.runs import run_dirs
+from edgewise.apps.runs.chosen import chosen
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.vector import Array, Spec, Vector, unpack
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.run_store import RunStore
 
 MOST_ROWS, MOST_COLUMNS = 60, 12  # that a notebook shows of a table
 T = TypeVar("T")
@@ -101,7 +102,7 @@ class Run:
             raise StoreError("E-RESUME", f"there is no run in {run_dir}.", "give the folder that holds run.db.")
 
     def _read(self, ask: Callable[[RunStore], T]) -> T:
-        with runs.opened(self.run_dir) as store:
+        with run_dirs.opened(self.run_dir) as store:
             return ask(store)
 
     @cached_property
@@ -187,19 +188,20 @@ class Run:
         if module is None:
             what = f"{self.run_dir} holds the trained parameters of a module of your own, and not the module."
             raise EdgewiseError("E-EXPORT", what, "give it: run.model(Net()). Or take run.params().")
-        from edgewise.learn import modules
+        from edgewise.learn.models import modules
 
         modules.load(module, self.spec, self.vector())
         return module
 
     def export(self, dest: str | Path, to: str = "merged") -> Path:
-        """Write the model as `edgewise export` does: ``merged``, ``peft`` or ``tensors``. Raises as ``apps.export``."""
+        """Write the model as `edgewise export` does: ``merged``, ``peft`` or ``tensors``. Raises as
+        ``apps.models.export``."""
         export.write(self.run_dir, Path(dest), export.Wanted(to=to))
         return Path(dest)
 
     def report(self) -> Path:
         """Write ``report.html``, ``summary.json`` and the plots anew; returns the page's path."""
-        from edgewise.apps.simulate import write_report
+        from edgewise.apps.simulate.simulation import write_report
 
         self._read(lambda store: write_report(store, self.run_dir))
         return self.run_dir / "report.html"
@@ -210,7 +212,7 @@ class Run:
         return f"Run({str(self.run_dir)!r}, perplexity={found})"
 
     def _repr_html_(self) -> str:
-        from edgewise.apps import alone
+        from edgewise.apps.report import alone_or_together
 
         s: Any = self.summary
         cells = "".join(
@@ -224,7 +226,8 @@ class Run:
         link = f"<p>{escape(str(self.run_dir / 'report.html'))}</p>" if (self.run_dir / "report.html").is_file() else ""
         return (
             f"<p><b>{escape(s['name'])}</b>: {s['rounds']['played']} of {s['rounds']['planned']} rounds. "
-            f"{escape(alone.sentence(s))}</p><table><thead><tr><th>held-out perplexity</th><th>mean</th></tr></thead>"
+            f"{escape(alone_or_together.sentence(s))}</p>"
+            f"<table><thead><tr><th>held-out perplexity</th><th>mean</th></tr></thead>"
             f"<tbody>{cells}{own}</tbody></table>{link}"
         )
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.core.errors import RecipeError
-from edgewise.plan import findings, toml
-from edgewise.plan import recipe as recipes
-from edgewise.plan.section import Section
+from edgewise.plan.recipe import findings, toml
+from edgewise.plan.recipe import recipe as recipes
+from edgewise.plan.recipe.sections import Section
 
 
 class Recipe:
@@ -42,7 +42,7 @@ class Recipe:
         return from_tables(put(self.tables, settings))
 
     def __repr__(self) -> str:
-        from edgewise.apps.comparison import flat
+        from edgewise.apps.report.comparison import flat
 
         return f"Recipe({', '.join(f'{key}={value!r}' for key, value in flat(self.tables).items())})"
 

@@ -14,7 +14,7 @@ from edgewise.apps.federation.federation import Federation, RecipeLike
 from edgewise.apps.federation.playing import has_run
 from edgewise.apps.federation.run import Run, Table
 from edgewise.core.errors import RecipeError
-from edgewise.drivers import folder
+from edgewise.drivers.storage import folder
 
 PAGE = "comparison.html"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]")
@@ -60,7 +60,7 @@ class Sweep:
     @property
     def best(self) -> Trial:
         """The trial with the lowest held-out perplexity, of those that can be compared; else the first one."""
-        from edgewise.apps import comparison
+        from edgewise.apps.report import comparison
 
         names = [row["name"] for row in self.found["runs"]]
         best = comparison.best(self.found)
@@ -105,8 +105,8 @@ def play(
 
 
 def compared(planned: Sequence[Trial], out: Path) -> Sweep:
-    """The sweep of trials that were played, with its page. Raises as ``apps.comparison``."""
-    from edgewise.apps import comparison, comparison_page
+    """The sweep of trials that were played, with its page. Raises as ``apps.report.comparison``."""
+    from edgewise.apps.report import comparison, comparison_page
 
     found = comparison.build([trial.run_dir for trial in planned])
     return Sweep(tuple(planned), comparison_page.write(found, out / PAGE), found)

@@ -14,8 +14,8 @@ from typing import Any
 
 from edgewise.core.errors import DataError, ModelError
 from edgewise.core.training import POOLED
-from edgewise.drivers.files import FOLDER, for_owner
-from edgewise.plan.data import DataSection
+from edgewise.drivers.storage.files import FOLDER, for_owner
+from edgewise.plan.recipe.data import DataSection
 
 DATA, MODEL, OWNER = "data.jsonl", "model", "edgewise_device"
 

@@ -10,9 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps.comparison import flat
 from edgewise.apps.federation.callbacks import Callback, Started, figures
-from edgewise.apps.rounds import Round
+from edgewise.apps.report.comparison import flat
+from edgewise.apps.runs.rounds import Round
 from edgewise.core.errors import EdgewiseError
 
 

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 from edgewise.core import vector
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.core.vector import Spec
-from edgewise.drivers.files import sync_folder
 from edgewise.drivers.http import package
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.storage.files import sync_folder
 
 TRAINED, BASE, LINEAGE = "trained.safetensors", "base", "lineage.json"
 PART_SUFFIX = ".part"

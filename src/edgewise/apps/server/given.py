@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any
 
-from edgewise.apps import parts
+from edgewise.apps.runs import parts
 from edgewise.core.errors import RecipeError
 from edgewise.drivers import extension_packages
 from edgewise.plan.catalogue import AnyPart
 
 
 def table(given: Any, where: str) -> dict[str, Any]:
-    """A part's table, as ``apps.parts.table``.
+    """A part's table, as ``apps.runs.parts.table``.
 
     Raises RecipeError(E-EXTENSION) for what devices do not have, and for anything else.
     """

@@ -34,8 +34,8 @@ from edgewise.drivers.fleet import mailboxes, roster, served
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.cohort import Halted, HttpCohort
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.opening import journal_name
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.opening import journal_name
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine import beacon_server
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Evaluator, Trust

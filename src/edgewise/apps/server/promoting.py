@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgewise.apps import verification
+from edgewise.apps.models import verification
 from edgewise.apps.server import submission
 from edgewise.core import vector
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.core.vector import Spec
-from edgewise.drivers import run_record
 from edgewise.drivers.fleet import promotions, served
 from edgewise.drivers.fleet.promotions import Promotion
 from edgewise.drivers.http import package
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.run_record import RunRecord
+from edgewise.drivers.storage import run_record
+from edgewise.drivers.storage.run_record import RunRecord
 from edgewise.plan.facts import parse
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from edgewise.apps.rounds import Round, told
+from edgewise.apps.runs.rounds import Round, told
 from edgewise.apps.server import given, submission
 from edgewise.apps.server.start import Server as Serving
 from edgewise.apps.server.start import Tls
@@ -22,13 +22,14 @@ from edgewise.apps.server.submit import Prepared, check, of_vector, prepared, st
 from edgewise.core import events
 from edgewise.core.errors import REGISTRY, RecipeError, RoundError, TransportError
 from edgewise.core.vector import Spec
-from edgewise.drivers import extension_packages, files
+from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import members, served
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.fleet.served import ServedRun
-from edgewise.plan import loading
+from edgewise.drivers.storage import files
 from edgewise.plan.catalogue import Catalogue
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe import loading
+from edgewise.plan.recipe.recipe import Recipe
 
 FOLDER, STATE = "edgewise-server", "script.json"
 LOOK_S = 0.25  # between two looks for devices, for the end of a run, for its turn
@@ -299,7 +300,7 @@ def _prepared(recipe: Recipe, recipe_dir: Path, model: Any, tags: Sequence[str],
     if catalogue.trainer is not None:
         what = "model is a module, and an extension brings a trainer with a model of its own."
         raise RecipeError("E-COMBO", what, "leave out model, or the extension.")
-    from edgewise.learn import modules
+    from edgewise.learn.models import modules
 
     check(recipe)
     spec = modules.layout(model)

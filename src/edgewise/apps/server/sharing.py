@@ -20,11 +20,11 @@ import msgspec
 
 from edgewise.core.errors import RecipeError, StoreError, TransportError
 from edgewise.crypto.agree import public
-from edgewise.drivers.files import write_durably
 from edgewise.drivers.http import home, share_keys
 from edgewise.drivers.http.remote_helper import PATIENCE_S, RemoteHelper
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.share_keys import ShareKey
+from edgewise.drivers.storage.files import write_durably
 from edgewise.plan.plan import Plan
 
 LOG = logging.getLogger("edgewise")

@@ -13,13 +13,13 @@ from pathlib import Path
 from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.hosting import Hosting, Tell
 from edgewise.apps.server.sharing import Address
-from edgewise.drivers.files import FOLDER
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import certificates, tokens
 from edgewise.drivers.http.limits import Limits
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.serving import Listener
+from edgewise.drivers.storage.files import FOLDER
 from edgewise.engine.ports import Evaluator
 
 

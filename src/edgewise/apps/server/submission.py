@@ -14,25 +14,25 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
-from edgewise.apps.planned import planned
+from edgewise.apps.runs.planned import planned
+from edgewise.apps.runs.toml_text import toml
 from edgewise.apps.server import sharing
-from edgewise.apps.toml_text import toml
 from edgewise.core import vector
 from edgewise.core.errors import EdgewiseError, RecipeError, TransportError
 from edgewise.core.vector import Spec
 from edgewise.drivers import extension_packages
-from edgewise.drivers.files import FOLDER, write_durably
 from edgewise.drivers.fleet import mailboxes, members, roster, served
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http import package
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.store import RunStore
+from edgewise.drivers.storage.files import FOLDER, write_durably
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.coordinator import first
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import ExtensionPackage, Instance, canonical, sign
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import Recipe, from_plain
+from edgewise.plan.recipe.recipe import Recipe, from_plain
 from edgewise.plan.retention import window_of
 
 Connection = sa.Connection
@@ -213,8 +213,8 @@ def _store(
 
 def report(store: RunStore) -> None:
     """Write summary.json and report.html. `edgewise report` draws the plots: a server need not have matplotlib."""
-    from edgewise.apps import report as pages
-    from edgewise.apps import summary
+    from edgewise.apps.report import page as pages
+    from edgewise.apps.report import summary
 
     data = summary.build(store)
     summary.write(store.out, data)

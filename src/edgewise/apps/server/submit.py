@@ -18,10 +18,10 @@ from edgewise.drivers import extension_packages
 from edgewise.drivers.http import package
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.staging import Staging
-from edgewise.drivers.trainers import make_trainer
+from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.facts import ExtensionPackage
-from edgewise.plan.recipe import Recipe
+from edgewise.plan.recipe.recipe import Recipe
 
 PIECE_BYTES = 2**22
 
@@ -69,7 +69,7 @@ def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = (), catalog
     check(recipe)
     if catalogue.trainer is not None:
         return _of_trainer(recipe, recipe_dir, tags, catalogue)
-    from edgewise.learn.untrained import untrained
+    from edgewise.learn.models.untrained import untrained
 
     begun = untrained(recipe, recipe_dir)
     names = {path.name: path for path in begun.files}

@@ -7,7 +7,7 @@ import asyncio
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from edgewise.apps import verification
+from edgewise.apps.models import verification
 from edgewise.apps.server import submission
 from edgewise.drivers.fleet import served
 from edgewise.drivers.http.service import Service

@@ -24,12 +24,12 @@ from typing import Any
 import msgspec
 
 from edgewise.core.errors import StoreError, TransportError
-from edgewise.drivers.files import FOLDER, TEMPORARY, for_owner, sync_folder
 from edgewise.drivers.fleet.epoch import EPOCH, Epoch
 from edgewise.drivers.fleet.mailboxes import EVERYBODY
 from edgewise.drivers.http import home
-from edgewise.drivers.opening import RESTORED, named
-from edgewise.drivers.tables import SCHEMA_VERSION
+from edgewise.drivers.storage.files import FOLDER, TEMPORARY, for_owner, sync_folder
+from edgewise.drivers.storage.opening import RESTORED, named
+from edgewise.drivers.storage.schema import SCHEMA_VERSION
 
 MANIFEST, DATABASE, RUNS, BLOBS = "backup.json", "server.db", "runs", "blobs"
 KEYS = ("server.key", "ca.pem", "ca.key", "tls.pem", "tls.key", EPOCH)

@@ -32,8 +32,8 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 
 from edgewise.core.errors import StoreError
-from edgewise.drivers.files import FOLDER, for_owner
 from edgewise.drivers.fleet.tables import LEASES
+from edgewise.drivers.storage.files import FOLDER, for_owner
 
 T = TypeVar("T")
 Change = Callable[[sa.Connection], Any]

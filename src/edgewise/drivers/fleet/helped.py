@@ -19,10 +19,10 @@ from edgewise.core import frame
 from edgewise.core.errors import StoreError
 from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
-from edgewise.drivers.blobs import Blobs
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.tables import HELPED, TICKETS
-from edgewise.drivers.local_helper import Answer, Kept
+from edgewise.drivers.simulation.local_helper import Answer, Kept
+from edgewise.drivers.storage.blobs import Blobs
 
 LIMIT_BYTES = 2**20  # of an invitation
 

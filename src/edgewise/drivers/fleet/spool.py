@@ -16,7 +16,7 @@ from pathlib import Path
 from edgewise.core.errors import StoreError
 from edgewise.crypto import seal
 from edgewise.crypto.agree import derive
-from edgewise.drivers.files import FOLDER, sync_folder, write_durably
+from edgewise.drivers.storage.files import FOLDER, sync_folder, write_durably
 
 _SALT_BYTES = 16
 OVERHEAD_BYTES = _SALT_BYTES + seal.OVERHEAD_BYTES

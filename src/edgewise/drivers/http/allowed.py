@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edgewise.core.errors import TransportError
-from edgewise.drivers.files import write_durably
+from edgewise.drivers.storage.files import write_durably
 
 NAME = "devices.txt"
 _ID = re.compile(r"[0-9a-f]{32}")

@@ -2,8 +2,9 @@
 
     attend(link, part, until=stopping.is_set)
 
-What is kept of its state is on the disk before a frame leaves (``drivers.devices``). After a crash it takes the mail of
-the open rounds again. Where it then answers with other bytes than before, the server keeps the first answer.
+What is kept of its state is on the disk before a frame leaves (``drivers.workers.devices``). After a crash it takes
+the mail of the open rounds again. Where it then answers with other bytes than before, the server keeps the first
+answer.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from threading import Event, Thread
 from edgewise.core import frame
 from edgewise.core.errors import EdgewiseError, Interrupted, StoreError, TrainingError, TransportError
 from edgewise.core.own_code import type_and_line
-from edgewise.drivers.devices import Devices
-from edgewise.drivers.files import discard
-from edgewise.drivers.following import Downloads
 from edgewise.drivers.http.link import WAIT_S, Link, Mail
+from edgewise.drivers.storage.files import discard
+from edgewise.drivers.workers.devices import Devices
+from edgewise.drivers.workers.held_models import Downloads
 from edgewise.engine import broadcast
 
 TOUCH_S = 20.0  # between two calls of a device that trains; far below the silence that costs its place

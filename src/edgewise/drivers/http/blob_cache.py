@@ -8,7 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 
 from edgewise.core.errors import StoreError, TransportError
-from edgewise.drivers.files import FOLDER, discard, for_owner, is_blob
+from edgewise.drivers.storage.files import FOLDER, discard, for_owner, is_blob
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 

@@ -26,8 +26,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgewise.core.errors import TransportError
 from edgewise.crypto import sign
-from edgewise.drivers.files import write_durably
 from edgewise.drivers.http.identity import Identity, fingerprint
+from edgewise.drivers.storage.files import write_durably
 
 AUTHORITY_DAYS, CERTIFICATE_DAYS, RENEW_DAYS = 3650, 397, 30
 _PIN = b"edgewise/server-certificate/v1\n"

@@ -41,7 +41,7 @@ from edgewise.drivers.http.health import Health
 from edgewise.drivers.http.rules import ANYONE, LOCAL, SMALL_BYTES, Rule
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.share_keys import ShareKey
-from edgewise.drivers.local_helper import LocalHelper
+from edgewise.drivers.simulation.local_helper import LocalHelper
 from edgewise.plan import facts
 from edgewise.plan.acceptance import OwnerFloor, accept
 from edgewise.plan.plan import Plan

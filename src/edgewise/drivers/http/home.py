@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edgewise.core.errors import TransportError
-from edgewise.drivers.files import FOLDER, write_durably
+from edgewise.drivers.storage.files import FOLDER, write_durably
 
 KEY, SERVER = "device.key", "server.json"
 

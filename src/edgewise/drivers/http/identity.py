@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from edgewise.core.errors import TransportError
 from edgewise.crypto import sign
-from edgewise.drivers.files import FOLDER, for_owner
+from edgewise.drivers.storage.files import FOLDER, for_owner
 
 NAME_CHARACTERS = 32
 

@@ -31,12 +31,12 @@ from urllib.parse import urlencode
 import httpx2
 
 from edgewise.core.errors import REGISTRY, TransportError
-from edgewise.drivers.files import discard, is_blob
 from edgewise.drivers.http import certificates, home, identity, signatures, tokens
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
 from edgewise.drivers.http.link_speed import Speed
 from edgewise.drivers.http.naming import ANSWER_S, named, timeout, unreachable
+from edgewise.drivers.storage.files import discard, is_blob
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 T = TypeVar("T")

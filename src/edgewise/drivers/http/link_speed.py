@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from edgewise.plan.budget import link_estimate
+from edgewise.plan.upload_budget import link_estimate
 
 SAMPLE_BYTES = 2**16  # transfers from this size measure the link
 LEAST_BYTES = 2**11  # transfers from this size hint at it
@@ -49,7 +49,8 @@ class Samples:
 
     @property
     def mbit(self) -> float:
-        """What the next transfer will probably reach (``plan.budget.link_estimate``); 0.0 where nothing is known."""
+        """What the next transfer will probably reach (``plan.upload_budget.link_estimate``); 0.0 where nothing is
+        known."""
         return link_estimate(tuple(self._mbit))
 
 

@@ -15,8 +15,6 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from edgewise.drivers.blobs import Blobs
-from edgewise.drivers.files import FOLDER
 from edgewise.drivers.fleet import epoch, members, nonces, uploads
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.members import Member
@@ -26,6 +24,8 @@ from edgewise.drivers.http.limits import Gatekeeper, Later, Limits
 from edgewise.drivers.http.meter import Meter
 from edgewise.drivers.http.signatures import Proof
 from edgewise.drivers.http.staging import Staging
+from edgewise.drivers.storage.blobs import Blobs
+from edgewise.drivers.storage.files import FOLDER
 
 T = TypeVar("T")
 FRESH_S = 1.0  # how long a member is remembered: a revocation by another process works after this long

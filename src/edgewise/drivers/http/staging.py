@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgewise.core.errors import StoreError, TransportError
-from edgewise.drivers.files import FOLDER, discard, for_owner, is_blob
+from edgewise.drivers.storage.files import FOLDER, discard, for_owner, is_blob
 
 MOST_BYTES = 2**36  # of all that waits here
 KEPT_S = 86400.0

@@ -22,8 +22,8 @@ from edgewise.core.space import Adjacency, Space
 from edgewise.core.stage import Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.promise import Noiser
+from edgewise.plan.recipe.privacy import Privacy
 from edgewise.plan.sampling import Sampling
-from edgewise.plan.words import Privacy
 from edgewise.privacy import rules
 from edgewise.privacy.clip import clip, clip_tensors
 from edgewise.privacy.spend import PrivacyEvent

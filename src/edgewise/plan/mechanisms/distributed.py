@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from math import sqrt
 
-from edgewise.codecs.rotate import BLOCK, rotate
-from edgewise.codecs.wrap import wrap
+from edgewise.codecs.project.rotate import BLOCK, rotate
+from edgewise.codecs.quantize.wrap import wrap
 from edgewise.core.errors import RecipeError
 from edgewise.core.space import Space
 from edgewise.core.stage import Post, Stage, fold

@@ -5,8 +5,8 @@ from __future__ import annotations
 from edgewise.plan.mechanisms import central, correlated, distributed, example, local
 from edgewise.plan.mechanisms.base import Mechanism
 from edgewise.plan.promise import Noiser, Promise
-from edgewise.plan.section import DpSection, SettingError
-from edgewise.plan.words import DP_WORDS, Privacy
+from edgewise.plan.recipe.privacy import DP_WORDS, Privacy
+from edgewise.plan.recipe.sections import DpSection, SettingError
 
 MECHANISMS: tuple[Mechanism, ...] = tuple(
     module.MECHANISM for module in (central, correlated, distributed, local, example)

@@ -1,0 +1,166 @@
+"""`edgewise audit`: the recipe's own code path under attack. What is claimed, what is measured, what leaks.
+
+Length      how far a device can be from its neighbour before the noise
+Mechanism   many releases by the recipe's stages and noise, with and without one worst-case device or record
+One run     one play of many canaries by the compiled plan, at the recipe's own noise
+Leakage     token recall from what the server sees: each update, the cohort's sum, the noised sum
+Memory      membership inference and canary exposure of the model after an update, and after the release
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps.audit import epsilon
+from edgewise.apps.audit.epsilon import Step
+from edgewise.core.errors import AuditError
+from edgewise.drivers.storage import folder
+from edgewise.drivers.workers.records import noise_steps
+from edgewise.engine.trainer import registered
+from edgewise.plan.catalogue import BUILT_IN, Catalogue
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
+from edgewise.plan.recipe.recipe import Recipe
+
+
+def examine(
+    recipe: Recipe,
+    recipe_dir: Path,
+    out: Path | None = None,
+    quick: bool = False,
+    step: Step | None = None,
+    catalogue: Catalogue = BUILT_IN,
+) -> dict[str, Any]:
+    """All audits that the recipe's words allow.
+
+    Returns:
+        Plain JSON: ``privacy``, ``claim`` (of the whole run: epsilon, delta, noise multiplier; null without
+        differential privacy), ``findings`` (claimed and measured, of what, what was left out), ``not_tried`` (by
+        any of them), ``leaks``, ``memory`` (both empty where a finding does not hold); the same as ``audit.json`` and
+        a page ``audit.html`` in ``out``.
+    Raises:
+        AuditError(E-AUDIT): more was measured than is claimed. The files are written first. RecipeError,
+        CompositionError: what ``compile`` refuses; E-COMBO for an extension's trainer. StoreError(E-FOLDER): ``out``
+        holds files and edgewise did not make it.
+    """
+    if out is not None:
+        folder.claim(out)
+    say = step or (lambda *_: None)
+    from edgewise.apps.audit import leakage  # imports torch
+
+    with tempfile.TemporaryDirectory(prefix="edgewise-audit-") as scratch:
+        trainer = leakage.text_trainer(recipe, recipe_dir, Path(scratch), catalogue)
+        plan = compile(recipe, trainer.spec, len(trainer.devices()), catalogue)
+        noise_steps(plan, registered(trainer))
+        findings = epsilon.examine(plan, quick, say, catalogue)
+        leaks: dict[str, Any] = {"leaks": [], "memory": [], "tokens": 0}
+        if all(f.holds for f in findings):  # what is broken already may not even release what it should
+            leaks = leakage.examine(recipe, plan, trainer, recipe_dir, Path(scratch), quick, say, catalogue)
+    found: dict[str, Any] = {
+        "recipe": recipe.name,
+        "privacy": recipe.privacy,
+        "claim": _claim(plan),
+        "findings": [{**asdict(f), "holds": f.holds} for f in findings],
+        "not_tried": list(epsilon.NOT_TRIED) if findings else [],
+        **leaks,
+    }
+    if out is not None:
+        (out / "audit.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+        from edgewise.apps.audit import page
+
+        (out / "audit.html").write_text(page.page(found), encoding="utf-8")
+    for f in findings:
+        if not f.holds:
+            raise AuditError(
+                "E-AUDIT",
+                f"{f.name}, {f.of}: mu {f.claimed:.4g} claimed, at least {f.lower:.4g} measured "
+                f"(epsilon {f.epsilon_claimed:.3g} claimed, {f.epsilon_lower:.3g} measured).",
+                "do not run this recipe: the code gives away more than it says. Report it.",
+            )
+    return found
+
+
+def _claim(plan: Plan) -> dict[str, Any] | None:
+    """What the recipe claims of its whole run."""
+    if plan.spend is None:
+        return None
+    return {"epsilon": plan.spend.card.of_release, "delta": plan.spend.card.delta, "noise_multiplier": plan.spend.z}
+
+
+def show(console: Any, found: Mapping[str, Any]) -> None:
+    """Print what ``examine`` found."""
+    from rich import box
+    from rich.table import Table
+
+    def add(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+        for i, head in enumerate(heads):
+            table.add_column(head, justify="right" if i else "left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+    if found["findings"]:
+        claims = [
+            (f["name"], f"{f['epsilon_claimed']:.3g}", f"{f['epsilon_lower']:.3g}", f"{f['runs']:,}",
+             "holds" if f["holds"] else "BROKEN")
+            for f in found["findings"]
+        ]  # fmt: skip
+        add("epsilon: claimed and measured (lower bound)", ("audit", "claimed", "measured", "runs", ""), claims)
+        whole = found["claim"]
+        console.print(
+            f"Claimed of the whole run: epsilon {whole['epsilon']:.3g} at delta {whole['delta']:g}. The audits compare "
+            "with what is claimed of what they played:"
+        )
+        for f in found["findings"]:
+            console.print(f"- {f['name']}: {f['of']}." + _guesses(f) + _left_out(f))
+        console.print(f"Not tried by any audit: {'; '.join(found['not_tried'])}.\n")
+    else:
+        console.print("No epsilon is claimed, so none is measured.\n")
+    rows = [
+        (x["what"] + (" *" if x["seen"] else ""), _share(x["span"]), _share(x["rows"]), _share(x["base"]))
+        for x in found["leaks"]
+    ]
+    add("tokens of one device's batch that an attacker names", ("from", "span check", "rows", "guessing"), rows)
+    console.print("* what the server sees under this recipe\n")
+    memory = [
+        (
+            x["what"],
+            f"{x['auc']:.3f} (chance: 0.5 +- {x['chance']:.2f})",
+            f"{x['tpr_at_1']:.3f}",
+            f"{x['exposure']:.1f} of {x['exposure_most']:.1f} bits",
+        )
+        for x in found["memory"]
+    ]
+    add(_remembered(found["memory"]), ("model after", "membership AUC", "TPR at 1 %", "canary exposure"), memory)
+
+
+def _remembered(memory: Sequence[Mapping[str, Any]]) -> str:
+    """The title of what models remember."""
+    title = "what the model remembers"
+    if not memory:
+        return title
+    n, m = memory[0]["members"], memory[0]["others"]
+    return f"{title}: {n} pieces of a device's text that its update trained on, of {n + m}, by how far their loss fell"
+
+
+def _share(x: float | None) -> str:
+    return "-" if x is None else f"{100 * x:.0f} %"
+
+
+def _guesses(f: Mapping[str, Any]) -> str:
+    if (g := f["guessed"]) is None:
+        return ""
+    return (
+        f" {g['right']} of {g['guesses']} guesses were right; without the Gaussian's curve that shows "
+        f"{g['epsilon_plain']:.3g}."
+    )
+
+
+def _left_out(f: Mapping[str, Any]) -> str:
+    return f" Left out: {'; '.join(f['left_out'])}." if f["left_out"] else ""

@@ -1,0 +1,324 @@
+"""What a plan claims, tried on its own code: lengths before the noise, two worlds, one play with many canaries.
+
+Each finding says of what it is (``Finding.of``), compares with the claim of exactly that, and names what was left out.
+A recipe's epsilon is of all rounds together; a trial is of one release, or, where noise is correlated over rounds, of
+the run. Canaries have updates that no training would give: dense random signs, far longer than the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.apps.audit import record_trials, round_trials
+from edgewise.apps.audit.trial_plans import (
+    COHORT,
+    FINER,
+    LONG,
+    clip_of,
+    first_way,
+    layout,
+    mu_of,
+    promised,
+    spend_of,
+    those,
+    uncounted,
+    ways_of,
+)
+from edgewise.core import keys
+from edgewise.core.keys import Turn, derive
+from edgewise.core.pipeline import Pipeline
+from edgewise.core.vector import Vector
+from edgewise.plan.catalogue import BUILT_IN, Catalogue
+from edgewise.plan.plan import Plan
+from edgewise.plan.promise import Noiser
+from edgewise.plan.scaled import scaled
+from edgewise.privacy import audit, matrix
+from edgewise.privacy import one_run as guessing
+from edgewise.privacy.audit import Finding, contribution, neighbour, release, released
+from edgewise.privacy.distributed import MOST_BITS
+from edgewise.privacy.matrix import Blt
+
+CANARIES = {True: 512, False: 4096}  # quick or not
+RUNS = {True: 1 << 14, False: 1 << 17}
+PAIRS = 1 << 13  # of steps: four are taken for each
+RELEASES = 8  # runs that a whole release costs, where it is one run
+HEADED = 0.9  # noise multiplier of whole releases: mu is about 1, and an adaptive clip's bit can be paid from it
+WORK = {True: 1 << 27, False: 1 << 29}  # coordinates that canaries, and their noise, may have in all
+NOT_TRIED = (  # by any trial, whatever the recipe
+    "who knows the keys of noise: they are the audit's own, or a simulated run's where two rounds or steps are played",
+    "the device's machine: that it answers a round once, sends zeros where it cannot train, and counts rounds",
+    "the recipe's own model and text: canaries are made, and under record noise the model is one linear layer",
+    "the wiring: that the trainer gets the plan's noise, clip and rate, and that a release waits for its charge",
+    "how more than two rounds or steps, and secret draws, add up: that rests on the accountant",
+)
+GROUPS = 8  # of the groups that take turns, at most so many have canaries: each needs a sum of all rounds
+BY_COORDINATE = ("clip", "clamp", "segments", "factors", "random_k", "rotate")  # decode coordinates one by one
+Step = Callable[[str, int, int], None]  # what is done, of how many
+
+
+def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN) -> list[Finding]:
+    """All trials of a plan that claims an epsilon; none of one that does not.
+
+    Where an update is longer than its bound, nothing else is tried: the code refuses such updates later on.
+    """
+    if plan.spend is None:
+        return []
+    if plan.promise.noises_steps:
+        return [
+            *record_trials.mechanism(plan, RUNS[quick], step),
+            record_trials.steps(plan, PAIRS, step),
+            record_trials.one_run(plan, CANARIES[quick], step),
+        ]
+    first = length(plan)
+    if not first.holds:
+        return [replace(first, left_out=("mechanism, rounds and one run: not tried where lengths do not hold",))]
+    released_once = mechanism(plan, RUNS[quick], step, catalogue)
+    whole = one_run(plan, CANARIES[quick], step, WORK[quick])
+    if spend_of(plan).correlated:  # then that is of all rounds
+        return [first, released_once, whole]
+    return [first, released_once, round_trials.rounds(plan, RUNS[quick], step, catalogue), whole]
+
+
+def length(plan: Plan) -> Finding:
+    """Measure the largest distance of an update from its neighbour's at the place of the noise. Returns the worst
+    finding of all phases."""
+    dim, size = plan.spec.dim, LONG * clip_of(plan)
+    spike, found = np.zeros(dim, np.float32), []
+    spike[dim // 2] = size
+    for phase, pipe in enumerate(ways_of(plan)):
+        updates = [*(_signs(dim, i) * np.float32(size) for i in range(6)), spike, np.zeros(dim, np.float32)]
+        mu, key = mu_of(plan, phase), derive(keys.root(7), "length", phase)
+        found.append(
+            audit.length_audit(
+                "length", pipe, mu, updates, spend_of(plan).delta, key, _noise_std(plan, pipe), promised(plan)
+            )
+        )
+    of = f"one release at noise multiplier {_z(plan):.4g}: how far a device can be from its neighbour before the noise"
+    return replace(max(found, key=lambda f: f.lower / f.claimed), of=of)
+
+
+def _noise_std(plan: Plan, pipe: Pipeline) -> float:
+    """What hides a device in one release by the fold; 0 where noise is correlated, and the claim is of the run."""
+    if spend_of(plan).correlated:
+        return 0.0
+    return pipe.encoded.noise.std if plan.promise.who_noises is Noiser.DEVICE else pipe.total.noise_std
+
+
+def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
+    """One worst-case device or its neighbour in a release of ``runs`` coordinates, every one a run; where a number
+    travels beside the update, in ``runs / RELEASES`` releases with it, each of which is a run.
+
+    The recipe's stages, clip and share of corrupt devices, on tensors of the model's names and of one length. The noise
+    multiplier is chosen so that mu is about 1 for one run, where an audit is most telling; the code is the same.
+    """
+    step("mechanism", 0, 1)
+    spec = layout(plan.spec, runs)
+    stages = [table for table in plan.stage_tables if _by_coordinate(table)]
+    whole, size, delta = (
+        2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0,
+        LONG * clip_of(plan),
+        spend_of(plan).delta,
+    )
+    probe = scaled(plan, stages, spec, whole / sqrt(spec.dim), catalogue, COHORT)
+    of = "one coordinate of one release"
+    if probe.at(0).encoded.head:
+        tiny = scaled(plan, stages, layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue, COHORT)
+        update, many = np.full(tiny.spec.dim, size, np.float32), runs // RELEASES
+        pipe, mu, of = first_way(tiny, plan), mu_of(tiny, 0), "one release, body and head"
+        noised = pipe
+        found = audit.releases_audit("mechanism", pipe, update, delta, keys.root(7), many, mu, promised(plan))
+    else:
+        bits = (
+            min(MOST_BITS, probe.at(0).encoded.noise.ring_bits + FINER)
+            if plan.promise.who_noises is Noiser.COHORT
+            else 0
+        )
+        small = scaled(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, COHORT, bits)
+        update = np.full(spec.dim, size, np.float32)
+        noised, mu = first_way(small, plan), mu_of(small, 0)
+        found = audit.mechanism_audit("mechanism", noised, update, delta, keys.root(7), mu, promised(plan))
+    nothing = [np.zeros_like(update)] * max(1, audit.counted_on(noised.total.space))
+    start, public = noised.start_memory(), derive(keys.root(7), "public")
+    one, two = (released(noised, nothing, derive(keys.root(7), "fresh", i), 0, start, public)[0] for i in range(2))
+    found = audit.fresh(found, delta, one, two)
+    spend, others = spend_of(plan), [table["kind"] for table in plan.stage_tables if not _by_coordinate(table)]
+    left = {
+        **{f"{kind}: behind it coordinates are not runs of their own": True for kind in others},
+        "how noise correlates over the rounds": spend.correlated,
+        "corrupt devices: too few for this small a cohort": plan.promise.who_noises is Noiser.COHORT
+        and uncounted(plan),
+        "dp.bits: so little noise needs another ring": spend.bits > 0,
+        "phases but the first": len(plan.pipelines) > 1,
+        "the rungs of the ladder": bool(plan.rungs),
+    }
+    of += f", its noise scaled for a mu of {found.claimed:.3g}"
+    return replace(found, of=of, left_out=tuple(dict.fromkeys([*those(left), *_left_out(plan)])))
+
+
+def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> Finding:
+    """The plan itself, at its own noise: devices of which each is in with probability 1/2, and a score of each.
+
+    The canaries are dealt to releases of the plan's stages, each with noise of its own: together they are one play, and
+    flipping a canary changes one release. Where one is out, its ``neighbour`` is in. With ``local`` noise a release is
+    one message. With correlated noise a play is the run itself: a canary is in all the rounds that a device of its
+    group is in, and its score is the sum of all releases with the weights of a matched filter (``_play``).
+    Args:
+        canaries: as many, or as ``work`` allows (at least 64): coordinates of all that is encoded. Long runs of
+            correlated noise are cut likewise; the claim is then that of their beginning.
+    """
+    pipes, blt = ways_of(plan), _blt(plan)
+    rounds = min(blt.rounds, max(1, work // (4 * plan.spec.dim)))
+    takes = min(blt.takes, -(-rounds // blt.gap))
+    canaries = min(canaries, max(64, work // (plan.spec.dim * takes)))
+    present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
+    if plan.promise.who_noises is Noiser.DEVICE:
+        scores = np.array([_message(plan, pipes[i % len(pipes)], i, present, step) for i in range(canaries)])
+    else:
+        each = min(_each(pipe) for pipe in pipes) * min(blt.gap, rounds, GROUPS)
+        scores = np.zeros(canaries)
+        for play, start in enumerate(range(0, canaries, each)):
+            step("canaries", start, canaries)
+            mine = range(start, min(canaries, start + each))
+            scores[start : mine.stop] = _play(plan, pipes[play % len(pipes)], blt, rounds, mine, present)
+    mu, of = max(mu_of(plan, phase) for phase in range(len(pipes))), f"one release at noise multiplier {_z(plan):.4g}"
+    if blt.rounds > 1:
+        column = matrix.column(blt)
+        mu *= matrix.participation_norm(column[:rounds], blt.gap, takes)
+        mu /= matrix.participation_norm(column, blt.gap, blt.takes)
+        of = f"{rounds} of {blt.rounds} rounds of correlated noise at multiplier {_z(plan):.4g}, a device in {takes}"
+    head = pipes[0].encoded.head
+    beside = {f"{' and '.join(head)} beside the update: all canaries move the same number": bool(head)}
+    found = guessing.played(mu, spend_of(plan).delta, scores, present)
+    return replace(found, of=of, left_out=(*_left_out(plan), *those(beside), *found.left_out))
+
+
+def _play(
+    plan: Plan, pipe: Pipeline, blt: Blt, rounds: int, mine: range, present: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Scores of the canaries ``mine``, dealt to groups, from one play of ``rounds``.
+
+    The noise of all rounds is C^-1 z with z independent, so C times the releases has a canary of group g with length
+    C u_g in white noise, u_g[t] = 1 in its rounds. The best score is sum_t (C^T C u_g)[t] <canary, release_t>, less
+    half of what a canary that is in has there, since groups have different lengths. With rounds = 1 it is the inner
+    product with the release.
+    """
+    groups = min(blt.gap, rounds, GROUPS)
+    column = matrix.column(blt)[:rounds]
+    apart = np.subtract.outer(np.arange(rounds), np.arange(rounds))
+    c = np.where(apart >= 0, column[np.maximum(apart, 0)], 0.0)
+    u = np.zeros((groups, rounds))
+    for g in range(groups):
+        u[g, g : blt.gap * blt.takes : blt.gap] = 1.0
+    weights, half = u @ c.T @ c, 0.5 * pipe.encoded.l2 * np.square(u @ c.T).sum(1)
+    sums, memory = np.zeros((groups, plan.spec.dim)), pipe.start_memory()
+    for t in range(rounds):
+        key = derive(keys.root(7), "one run", mine.start, t)
+        seen, memory = released(pipe, _cohort(plan, pipe, mine, u[:, t], present), key, t, memory)
+        for g in range(groups):
+            sums[g] += weights[g, t] * seen
+    public = derive(derive(keys.root(7), "one run", mine.start, 0), "public") if rounds == 1 else b""
+    scores = np.zeros(len(mine))
+    for at, i in enumerate(mine):
+        along = _seen(plan, pipe, i, Turn(0, public, derive(keys.root(7), "seen", i), device=str(at)))
+        scores[at] = along @ sums[i % groups] - half[i % groups]
+    return scores
+
+
+def _cohort(
+    plan: Plan, pipe: Pipeline, mine: range, turn: NDArray[np.float64], present: NDArray[np.bool_]
+) -> Iterator[Vector]:
+    """Updates of one round: canaries or their neighbours from devices whose turn it is, and zeros from other devices
+    whose noise is counted."""
+    n = 0
+    for i in mine:
+        if turn[i % turn.size]:
+            x = _canary(plan, i)
+            if (sent := x if present[i] else neighbour(x, promised(plan))) is not None:
+                yield sent
+            n += 1
+    for _ in range(max(audit.counted_on(pipe.total.space), 1) - n):
+        yield np.zeros(plan.spec.dim, np.float32)
+
+
+def _message(plan: Plan, pipe: Pipeline, i: int, present: NDArray[np.bool_], step: Step) -> float:
+    """The score of a device that hides itself, from its own message."""
+    step("canaries", i, present.size)
+    x = _canary(plan, i)
+    sent = x if present[i] else neighbour(x, promised(plan))
+    seen = release(pipe, [] if sent is None else [sent], derive(keys.root(7), "message", i))
+    return float(_along(plan, i) @ seen)
+
+
+def _each(pipe: Pipeline) -> int:
+    """Canaries of one release: with more than an eighth of the coordinates they would be in each other's way."""
+    space = pipe.total.space
+    return min(audit.counted_on(space) or space.quorum.n_max, max(8, pipe.spaces[0].dim // 8))
+
+
+def _canary(plan: Plan, i: int) -> Vector:
+    return _signs(plan.spec.dim, i) * np.float32(LONG * clip_of(plan))
+
+
+def _seen(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]:
+    """The direction, of length 1, in which a canary moves the release: what the stages make of it in this round, which
+    anyone can compute that knows the canary; where devices add noise or rounds are weighted, the canary's own."""
+    if turn.public and not pipe.encoded.noise.std:
+        mine = contribution(pipe, _canary(plan, i), turn).astype(np.float64)
+        if mine.size == plan.spec.dim and (norm := float(np.linalg.norm(mine))):
+            return np.asarray(mine / norm)
+    return _along(plan, i)
+
+
+def _along(plan: Plan, i: int) -> NDArray[np.float64]:
+    """The direction of a canary behind the clip, of length 1; a clip for each tensor makes all of them alike."""
+    shape = _signs(plan.spec.dim, i).astype(np.float64)
+    if spend_of(plan).clipping.tensor_l2:
+        for s in plan.spec.segments:
+            shape[s.start : s.stop] /= sqrt(max(1, s.size))
+    return shape / float(np.linalg.norm(shape))
+
+
+def _signs(dim: int, i: int) -> Vector:
+    drawn = keys.generator(derive(keys.root(7), "canary", i)).integers(0, 2, dim, np.int8)
+    return (2 * drawn - 1).astype(np.float32)
+
+
+def _blt(plan: Plan) -> Blt:
+    """How noise correlates over the run's rounds; a run of one round where it does not."""
+    event = spend_of(plan).events[0]
+    if event.kind != "matrix":
+        return Blt((), (), 1, 1, 1)
+    return matrix.choose(event.rounds, event.gap, event.takes, spend_of(plan).buffers)
+
+
+def _z(plan: Plan) -> float:
+    return spend_of(plan).z
+
+
+def _by_coordinate(table: Mapping[str, Any]) -> bool:
+    return table.get("kind") in BY_COORDINATE and not table.get("each")
+
+
+def _left_out(plan: Plan) -> tuple[str, ...]:
+    """What no trial of the plan's releases looks at."""
+    pipe, spend, event = ways_of(plan)[0], spend_of(plan), spend_of(plan).events[0]
+    space = pipe.encoded
+    halves = [stage.name for stage in pipe.stages if stage.server is not None and not spend.clipping.follows]
+    found = {
+        f"the noised sum before the server's half of {', '.join(halves)}: scores are of what leaves it": bool(halves),
+        "sampling: the attacker knows who takes part, and the claim is without it": event.amplified,
+        "how a device's rounds add up": event.kind != "matrix" and spend.rounds_each > 1,
+        "what error feedback keeps from earlier rounds": space.residual,
+        "positions that earlier releases chose": space.announced > 0,
+        "how the clip moves over the rounds": spend.clipping.follows,
+        "rungs of the ladder but the one for the fastest link": bool(plan.rungs) and not plan.ways,
+        "the rule between the groups: the server sees each group's sum": plan.pipelines[0].merge.groups > 1,
+        "masks and shares: they cancel in the sum": plan.hides is not None,
+    }
+    return those(found)

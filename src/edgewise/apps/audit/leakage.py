@@ -1,0 +1,295 @@
+"""The part of an audit that needs the model: what one device's text gives away, behind each defence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgewise.core.errors import DataError, RecipeError
+from edgewise.core.frame import LocalRule
+from edgewise.core.keys import Turn, derive, generator, root
+from edgewise.core.training import FitRequest
+from edgewise.core.vector import Spec, Vector
+from edgewise.drivers.workers.devices import in_steps
+from edgewise.drivers.workers.records import noise_steps
+from edgewise.engine.trainer import registered
+from edgewise.learn.attacks import reconstruction
+from edgewise.learn.attacks.reconstruction import Leak
+from edgewise.learn.text import trainer as text
+from edgewise.learn.text.blocks import predictions
+from edgewise.learn.text.trainer import TextTrainer
+from edgewise.learn.train import fit
+from edgewise.plan.catalogue import Catalogue
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
+from edgewise.plan.promise import Noiser
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.strategy import strategy_of
+from edgewise.privacy.audit import FULL_WEIGHT, release
+
+TOKENS = 48  # of the attacked batch: fewer than the bundled model is wide
+OTHERS = 255  # random strings that a canary is compared with
+PIECES = 96  # pieces of a device's text at most, half of which are trained for the membership test
+LEAVES = {  # what stands between the update in the clear and what leaves a device, by who adds noise
+    Noiser.COHORT: ", with its share of the noise, before it is hidden",
+    Noiser.DEVICE: ", with its noise",
+    Noiser.STEPS: ", every step noised",
+}
+BEFORE = ", before it is hidden"
+Step = Callable[[str, int, int], None]
+
+
+def text_trainer(recipe: Recipe, recipe_dir: Path, scratch: Path, catalogue: Catalogue) -> TextTrainer:
+    """The recipe's own trainer. Raises RecipeError(E-COMBO) for an extension's: the attacks know text models."""
+    trainer = None if catalogue.trainer is not None else text.make(recipe, recipe_dir, scratch / "cache")
+    if trainer is None or strategy_of(recipe, catalogue, trainer.spec, len(trainer.devices())).directions is not None:
+        what = "an audit attacks a text model, and this trainer is an extension's or wrapped."
+        raise RecipeError("E-COMBO", what, "audit a recipe of the text trainer.")
+    return trainer
+
+
+def examine(
+    recipe: Recipe,
+    plan: Plan,
+    trainer: TextTrainer,
+    recipe_dir: Path,
+    scratch: Path,
+    quick: bool,
+    step: Step,
+    catalogue: Catalogue,
+) -> dict[str, Any]:
+    """``leaks``: token recall from one update in the clear, as it leaves the device, from the cohort's sum, and from
+    the release; ``memory``: membership and exposure of the models after them. With ``dp.unit = "example"``
+    devices train by the recipe's DP-SGD wherever a row does not say "in the clear".
+    """
+    cohort = 8 if quick else 32
+    whole = recipe.model_copy(update={"trainable": type(recipe.trainable)(kind="full")})
+    other = text_trainer(whole, recipe_dir, scratch, catalogue)
+    everything = compile(whole, other.spec, len(other.devices()), catalogue)
+    leaks = _Probe(everything, whole, other, cohort, step).whole()
+    more, memory = _Probe(plan, recipe, trainer, cohort, step).behind()
+    return {"leaks": leaks + more, "memory": memory, "tokens": leaks[0]["tokens"]}
+
+
+class _Probe:
+    """One device's batch, and what can be said of it."""
+
+    def __init__(self, plan: Plan, recipe: Recipe, trainer: TextTrainer, cohort: int, step: Step) -> None:
+        self.plan, self.training, self.trainer, self.step = plan, recipe.training, trainer, step
+        self.registered = registered(trainer)
+        noise_steps(plan, self.registered)  # as a host of devices does
+        self.devices = _with_text(trainer, cohort)
+        self.rows = rows = self._first(self.devices[0])
+        self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]
+        self.inputs = reconstruction.layer_inputs(trainer.model)
+        vocabulary = self.inputs.shape[0]
+        others = [np.array(self.trainer.text(d).blocks.train_NS[:64]).ravel() for d in self.devices[1:]]
+        text = np.concatenate([np.where(o < 0, ~o, o) for o in others]) if others else np.zeros(0, np.int64)
+        self.usual = np.bincount(text.astype(np.int64), minlength=vocabulary).astype(np.float64)
+
+    def _first(self, device: str) -> np.ndarray[Any, Any]:
+        """The beginning of a device's text, one row."""
+        found: np.ndarray[Any, Any] = np.array(self.trainer.text(device).blocks.train_NS[:1])[:, : TOKENS + 1]
+        return found.astype(np.int64)
+
+    def single(self) -> Vector:
+        """The update of one plain gradient step on the batch: what federated SGD would send."""
+        return self._trained(self.rows, 1, sgd=True)
+
+    def _trained(self, rows: np.ndarray[Any, Any], steps: int, sgd: bool, own: bool = False, device: int = 0) -> Vector:
+        """The update of some steps on ``rows``; ``own``: noised as the recipe's devices do it, each row a record that
+        is in every step (the worst case; the device's other records are left out).
+        """
+        training = self.training
+        if sgd:
+            training = training.model_copy(update={"optimizer": "sgd", "momentum": 0.0, "clip_grad": 0.0})
+        rule = LocalRule(steps=steps, lr=1e-2 if sgd else self.training.lr)
+        dp, expected = self.trainer.step_noise if own else None, 0.0
+        together: list[Any] = [(torch.from_numpy(rows), int(predictions(rows)))]
+        if dp is not None:
+            batches_each = [(torch.from_numpy(row[None]), int(predictions(row[None]))) for row in rows]
+            together = list(enumerate(batches_each))
+            expected = dp.rate * self.trainer.text(self.devices[device]).size
+        batches: Iterable[Sequence[Any]] = [together] * steps
+        key = derive(root(3), "audit", device)
+        return fit(
+            self.trainer.model, self.trainer.loss, batches, self.trainer.flat, self.trainer.initial(), rule, training,
+            key, dp=dp, expected=expected, secret=key,
+        ).x  # fmt: skip
+
+    def row(self, what: str, update: Vector, seen: bool = False) -> dict[str, Any]:
+        """Both attacks on one vector; None where its layout gives them nothing to work on."""
+        spec = self.trainer.spec
+        span, rows = self._leak(update, spec, "span"), self._leak(update, spec, "rows")
+        base = reconstruction.leak(self.usual, self.tokens.tolist(), self.usual)
+        return {
+            "what": what,
+            "span": None if span is None else span.recall,
+            "rows": None if rows is None else rows.recall,
+            "base": base.base,
+            "tokens": base.tokens,
+            "seen": seen,
+        }
+
+    def _leak(self, update: Vector, spec: Spec, how: str) -> Leak | None:
+        vocabulary = self.inputs.shape[0]
+        segment = reconstruction.first_layer(spec) if how == "span" else reconstruction.embedding(spec, vocabulary)
+        if not segment:
+            return None
+        if how == "rows":
+            scores = reconstruction.row_scores(update, spec, segment)
+        else:
+            width = next(s.shape[1] for s in spec.segments if s.name == segment)
+            if width != self.inputs.shape[1]:  # the second factor of an adapter: it never sees the inputs themselves
+                return None
+            scores = reconstruction.span_scores(update, spec, segment, self.inputs)
+        return reconstruction.leak(scores, self.tokens.tolist(), self.usual)
+
+    def whole(self) -> list[dict[str, Any]]:
+        """The attacks where they are strongest, on one gradient step of all weights: alone, in a sum, in a release."""
+        batches = [self._first(d) for d in self.devices]
+        plain = [self._trained(rows, 1, sgd=True) for rows in batches]
+        total = np.asarray(np.sum(plain, axis=0, dtype=np.float64), np.float32)
+        sent = [self._trained(rows, 1, sgd=True, own=True, device=i) for i, rows in enumerate(batches)]
+        n, key = len(sent), derive(root(3), "whole")
+        seen = release(self.plan.at(0), [*sent, *self._quiet(sent[0], n)], key)
+        return [
+            self.row("whole model, one SGD step of one device, in the clear", plain[0]),
+            self.row(f"whole model, the sum of {n} devices, in the clear", total),
+            self.row(f"whole model, the release of {n}{self._noise(' with ')}", seen),
+        ]
+
+    def _noise(self, word: str) -> str:
+        """The recipe's noise in words; empty where there is none."""
+        promise = self.plan.promise
+        if promise.who_noises is Noiser.NOBODY:
+            return ""
+        return word + ("the noise of every step" if promise.noises_steps else "the recipe's noise")
+
+    def _others(self) -> list[Vector]:
+        """What the other devices of the cohort send, by the recipe's own training."""
+        out = []
+        for i, device in enumerate(self.devices[1:]):
+            self.step("training a cohort", i, len(self.devices) - 1)
+            key = derive(root(3), "fit", device)
+            rule = in_steps(self.registered, self.plan, device, self.plan.rule(0))
+            request = FitRequest(device, 0, self.trainer.initial(), rule, key, key)
+            out.append(self.trainer.fit(request).x)
+        return out
+
+    def _quiet(self, like: Vector, n: int) -> list[Vector]:
+        """The rest of the cohort sends nothing but its noise: no fewer devices than the plan counts on."""
+        return [np.zeros_like(like)] * max(0, min(self.plan.sampling.minimum, 256) - n)
+
+    def behind(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The rows of the recipe's own way: leaks, and what models remember."""
+        plan, promise = self.plan, self.plan.promise
+        steps = min(in_steps(self.registered, plan, self.devices[0], plan.rule(0)).steps, 8)
+        taken, left = self._halves()
+        plain = self._trained(self.rows, steps, sgd=False)
+        mine = self._trained(self.rows, steps, sgd=False, own=True) if promise.noises_steps else plain
+        updates = [mine, *self._others()]
+        hidden, noisy = promise.hidden, promise.who_noises is not Noiser.NOBODY
+        total = np.asarray(np.sum(updates, axis=0, dtype=np.float64), np.float32)
+        quiet = self._quiet(mine, len(updates))
+        seen = release(plan.at(0), [*updates, *quiet], derive(root(3), "release"))
+        n, with_secret = len(updates), [self._planted(taken, steps), *updates[1:], *quiet]
+        remembered = release(plan.at(0), with_secret, derive(root(3), "release"))
+        between = LEAVES.get(promise.who_noises, BEFORE if hidden else "")
+        leaks = [
+            self.row("one update, one SGD step, in the clear", self.single()),
+            self.row(f"one update, this recipe's {steps} local steps, in the clear", plain, not hidden and not noisy),
+            self.row(f"the same as it leaves the device{between}", self._sent(mine),
+                     not hidden and noisy),
+            self.row(f"the sum of {n} updates", total, False),
+            self.row(f"the release: sum of {n}{self._noise(' with ')}", seen, hidden),
+        ]  # fmt: skip
+        start = self.trainer.initial()
+        models = [("nothing (base)", start), ("one update of the device", start + with_secret[0])]
+        models.append((f"the release of {n}", start + remembered / np.float32(n)))
+        before = self._at(start, taken), self._at(start, left)
+        return leaks, [self._remembers(name, x, (taken, left), before) for name, x in models]
+
+    def _halves(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Two random halves of the device's text, int64[., S]: one that its update trains on and one that it does not.
+
+        Blocks of training and held-out text would differ in more than that: held-out text is the end of a document.
+        """
+        blocks = self.trainer.text(self.devices[0]).blocks
+        whole = np.concatenate([np.array(blocks.train_NS), np.array(blocks.held_NS)]).astype(np.int64)
+        order = generator(derive(root(3), "members")).permutation(len(whole))[:PIECES]
+        return whole[order[: len(order) // 2]], whole[order[len(order) // 2 :]]
+
+    def _planted(self, taken: np.ndarray[Any, Any], steps: int) -> Vector:
+        """The update of the device where its text is one half, and a secret of random tokens."""
+        rows = np.concatenate([taken, self._secret(taken.shape[1])])
+        return self._trained(rows, steps, sgd=False, own=True)
+
+    def _secret(self, length: int, which: int = 0) -> np.ndarray[Any, Any]:
+        rng = generator(derive(root(3), "canary", which))
+        drawn: np.ndarray[Any, Any] = rng.choice(np.unique(self.tokens), (1, length)).astype(np.int64)
+        return drawn
+
+    def _sent(self, x: Vector) -> Vector:
+        pipe, public = self.plan.at(0), derive(root(3), "public")
+        turn = Turn(0, public, derive(root(3), "device"))
+        payload, _ = pipe.encode(x, dict.fromkeys(pipe.spaces[0].head, 0.0), FULL_WEIGHT, pipe.init(), turn)
+        return pipe.decode(payload, Turn(0, public)).body
+
+    def _losses(self, rows_NS: np.ndarray[Any, Any]) -> reconstruction.Scores:
+        rows = torch.from_numpy(np.array(rows_NS).astype(np.int64))
+        return reconstruction.losses(self.trainer.model.eval(), rows, self.trainer.autocast is torch.bfloat16)
+
+    def _at(self, params: Vector, rows_NS: np.ndarray[Any, Any]) -> reconstruction.Scores:
+        """The losses of rows under a model."""
+        self.trainer.flat.write(params.astype(np.float32))
+        return self._losses(rows_NS)
+
+    def _remembers(
+        self,
+        name: str,
+        params: Vector,
+        halves: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
+        before: tuple[reconstruction.Scores, reconstruction.Scores],
+    ) -> dict[str, Any]:
+        """Membership of the half that was trained, and exposure of a canary trained with it. ``before``: the losses of
+        both halves under the base model."""
+        self.step("what models remember", 0, 1)
+        # Some text is easier than other text for every model. What training did is how far its loss fell.
+        fell = [self._at(params, rows) - start for rows, start in zip(halves, before, strict=True)]
+        found = reconstruction.membership(fell[0], fell[1])
+        length = halves[0].shape[1]
+        false = np.concatenate([self._secret(length, i) for i in range(1, OTHERS + 1)])
+        own = float(self._losses(self._secret(length))[0])
+        bits = reconstruction.exposure(own, self._losses(false))
+        return {
+            "what": name,
+            "auc": found.auc,
+            "chance": found.chance,
+            "members": fell[0].size,
+            "others": fell[1].size,
+            "tpr_at_1": found.tpr_at_1,
+            "exposure": bits,
+            "exposure_most": float(np.log2(OTHERS + 1)),
+        }
+
+
+def _with_text(trainer: TextTrainer, cohort: int) -> list[str]:
+    """The first devices that can train. Raises DataError(E-DATA-EMPTY) where fewer than two can."""
+    good: list[str] = []
+    for device in trainer.devices():
+        if len(good) == cohort:
+            break
+        try:
+            shard = trainer.text(device)
+        except DataError:
+            continue
+        if len(shard.blocks.train_NS) and len(shard.blocks.held_NS):
+            good.append(device)
+    if len(good) < 2:
+        raise DataError("E-DATA-EMPTY", "an audit needs two devices with text.", "check data.path.")
+    return good

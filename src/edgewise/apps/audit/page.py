@@ -1,0 +1,136 @@
+"""The audit as one self-contained HTML page, in the report's clothes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from typing import Any
+
+from edgewise.apps.report.html import card, pair, panel, row, table
+from edgewise.apps.report.page import POLICY
+from edgewise.apps.report.svg import Bar, bars
+
+
+def page(a: Mapping[str, Any]) -> str:
+    """The whole page, from what ``audit.examine`` found."""
+    css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<title>{escape(a["recipe"])} · edgewise audit</title><style>{css}</style></head><body>
+<div class="page"><header><p class="kind">edgewise audit</p><h1>{escape(a["recipe"])}</h1>
+<p class="lead">{_lead(a)}</p></header><main>{_claims(a)}{_leaks(a)}{_memory(a)}</main>
+<footer>Made by <code>edgewise audit</code>; the same numbers are in <code>audit.json</code>.</footer></div></body>
+</html>
+"""
+
+
+def _lead(a: Mapping[str, Any]) -> str:
+    seen = next((x for x in a["leaks"] if x["seen"]), None)
+    first = "No epsilon is claimed." if not a["findings"] else "Nothing that was measured is above its claim."
+    if any(not f["holds"] for f in a["findings"]):
+        first = "<b>More was measured than is claimed: this recipe must not run.</b>"
+    if seen is None:
+        return first
+    most = max((x for x in (seen["span"], seen["rows"]) if x is not None), default=None)
+    if most is None:
+        return f"{first} From what the server sees, the token attacks have nothing to work on."
+    return (
+        f"{first} From what the server sees, the best attack names <b>{100 * most:.0f} %</b> of one batch's tokens; "
+        f"guessing frequent ones names {100 * seen['base']:.0f} %."
+    )
+
+
+def _claims(a: Mapping[str, Any]) -> str:
+    if not a["findings"]:
+        return "<section><h2>Claims</h2><p>Without differential privacy no epsilon is claimed.</p></section>"
+    cards = [
+        card(
+            f["name"].capitalize(),
+            f"{f['epsilon_lower']:.3g} of {f['epsilon_claimed']:.3g}",
+            f"epsilon measured ({_sure(f)}) of claimed, {_measured(f)}: {'holds' if f['holds'] else 'BROKEN'}",
+        )
+        for f in a["findings"]
+    ]
+    whole = a["claim"]
+    rows = [
+        row(escape(f["name"]), [escape(f["of"]), escape("; ".join(f["left_out"]) or "nothing")], plain=(0, 1))
+        for f in a["findings"]
+    ]
+    note = (
+        f"<p>The recipe claims epsilon {whole['epsilon']:.3g} at delta {whole['delta']:g} of its whole run, at noise "
+        f"multiplier {whole['noise_multiplier']:.4g}. Every audit compares with what is claimed of what it played.</p>"
+        f"{table(('audit', 'what was played', 'left out'), rows, plain=(0, 1))}"
+        f"<p>Not tried by any audit: {escape('; '.join(a['not_tried']))}.</p>"
+        "<p class=hint>A lower bound can show that a claim is false, never that it is true.</p>"
+    )
+    return f'<section><h2>Claims</h2><div class="cards">{"".join(cards)}</div>{note}</section>'
+
+
+def _sure(f: Mapping[str, Any]) -> str:
+    """How sure the bound is."""
+    return "exact" if f["confidence"] == 1.0 else f"{100 * f['confidence']:.0f} % lower bound"
+
+
+def _measured(f: Mapping[str, Any]) -> str:
+    """From what."""
+    if f["name"] == "length":
+        return f"{f['runs']:,} updates"
+    if (g := f["guessed"]) is None:
+        return f"{f['runs']:,} runs"
+    return (
+        f"{f['runs']:,} canaries, {g['right']:,} of {g['guesses']:,} guesses right "
+        f"({g['epsilon_plain']:.3g} without the Gaussian's curve)"
+    )
+
+
+def _leaks(a: Mapping[str, Any]) -> str:
+    if not a["leaks"]:
+        return ""
+    drawn = []
+    for x in a["leaks"]:
+        best = max((v for v in (x["span"], x["rows"]) if v is not None), default=None)
+        if best is not None:
+            name = x["what"] + (" (the server sees this)" if x["seen"] else "")
+            drawn.append(Bar(name, best, f"{100 * best:.0f} %", colour="federated" if x["seen"] else "base"))
+    drawn.append(Bar("guessing frequent tokens", a["leaks"][0]["base"], f"{100 * a['leaks'][0]['base']:.0f} %"))
+    chart = bars("Tokens named by the better attack", drawn, width=1000, left=520)
+    rows = [
+        row(
+            escape(x["what"]) + (" <b>(seen by the server)</b>" if x["seen"] else ""),
+            [_share(x["span"]), _share(x["rows"]), _share(x["base"])],
+        )
+        for x in a["leaks"]
+    ]
+    made = table(("from", "span check", "embedding rows", "guessing"), rows)
+    hint = f"distinct tokens of one batch ({a['tokens']}) that an attacker names with as many guesses"
+    return f"<section><h2>Leakage</h2>{panel('Token recall', hint, chart)}{made}</section>"
+
+
+def _memory(a: Mapping[str, Any]) -> str:
+    if not a["memory"]:
+        return ""
+    rows = [
+        row(
+            escape(x["what"]),
+            [
+                f"{x['auc']:.3f} (chance: 0.5 +- {x['chance']:.2f})",
+                f"{x['tpr_at_1']:.3f}",
+                f"{x['exposure']:.1f} of {x['exposure_most']:.1f} bits",
+            ],
+        )
+        for x in a["memory"]
+    ]
+    made = table(("model after", "membership AUC", "TPR at 1 % FPR", "canary exposure"), rows)
+    n, m = a["memory"][0]["members"], a["memory"][0]["others"]
+    hint = (
+        f"membership: which of {n + m} random pieces of one device's text the {n} are that its update trained on, by "
+        "how far their loss fell below the base model's; an exposure of 1 bit is chance for a planted secret"
+    )
+    return f"<section><h2>Memory</h2>{pair(panel('What the model remembers', hint, made))}</section>"
+
+
+def _share(x: float | None) -> str:
+    return "-" if x is None else f"{100 * x:.0f} %"

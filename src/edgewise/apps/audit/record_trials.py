@@ -1,0 +1,124 @@
+"""Trials of example-level privacy: one step of DP-SGD, played with the code that devices train with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from math import sqrt
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core import keys
+from edgewise.core.keys import Key, derive
+from edgewise.drivers.simulation.keys import simulated_root, simulated_secrets
+from edgewise.drivers.workers.records import steps_noise
+from edgewise.plan.noise import Spend
+from edgewise.plan.plan import Plan
+from edgewise.privacy import audit
+from edgewise.privacy import one_run as guessing
+from edgewise.privacy.audit import Finding, event_mu
+
+if TYPE_CHECKING:
+    from edgewise.core.training import StepNoise
+
+NONCE = b"two rounds"
+STEP_RECORDS = 2048  # canaries of one step of DP-SGD
+LEFT_OUT = (
+    "the draw of records: the attacker knows who is in the step, and the claim is without it",
+    "how steps and rounds add up",
+)
+Step = Callable[[str, int, int], None]  # what is done, of how many
+
+
+def mechanism(plan: Plan, runs: int, step: Step) -> tuple[Finding, Finding]:
+    """DP-SGD's step at the recipe's noise multiplier and clip: one record in or out, many times. What its size tells,
+    and what its last bits do (``audit.grain``).
+
+    Every record of a step is a run of its own: its gradient has a coordinate to itself
+    (``learn.attacks.reconstruction.canaries``).
+    """
+    spend, plays = _spend(plan), -(-runs // STEP_RECORDS)
+    clip, delta = spend.clipping.l2, spend.delta
+    scores: dict[bool, list[NDArray[np.float64]]] = {False: [], True: []}
+    for i in range(plays):
+        step("mechanism", i, plays)
+        for world, seen in scores.items():
+            seen.append(_record_step(plan, np.full(STEP_RECORDS, world), derive(keys.root(7), "record", int(world), i)))
+    out, in_ = (np.concatenate(scores[world])[:runs] for world in (False, True))
+    one, two = (_record_step(plan, np.zeros(64, bool), derive(keys.root(7), "fresh", i)) for i in range(2))
+    size = audit.fresh(audit.mechanism("mechanism", _mu(plan), delta, out, in_), delta, one, two)
+    # As they left the step: the float32 that the scores in clips were made of.
+    bits = audit.grain(
+        "grain", _mu(plan), delta, (out * clip).astype(np.float32), (in_ * clip).astype(np.float32), clip
+    )
+    of = _one_step(plan)
+    return replace(size, of=of, left_out=LEFT_OUT), replace(bits, of=f"{of}: the last bits", left_out=LEFT_OUT)
+
+
+def steps(plan: Plan, runs: int, step: Step) -> Finding:
+    """Two steps of one device, of one round and of two rounds: what their difference and their sum tell of a record
+    that is in both or in neither. As ``round_trials``, and with the keys of a simulated run.
+
+    Every step counts as if it were seen, so the attacker has both of them. The worst of four bounds is taken: each is
+    as sure as it takes for all of them to hold with 95 %.
+    """
+    from edgewise.learn.attacks import canaries  # imports torch
+
+    plays, dp = -(-runs // STEP_RECORDS), _record_dp(plan)
+    signs = 1.0 - 2.0 * keys.generator(derive(keys.root(7), "signs")).integers(0, 2, STEP_RECORDS)
+    seen: dict[tuple[bool, int], list[NDArray[np.float64]]] = {}
+    for i in range(plays):
+        step("steps", i, plays)
+        for world in (False, True):
+            root = simulated_root(plan, "", {"fingerprint": str(world)})
+            one, two = (simulated_secrets(plan, root, str(i), number, NONCE).training for number in range(2))
+            first, *others = canaries.pairs(dp, np.full(STEP_RECORDS, world), signs < 0.0, one, two)
+            for which, other in enumerate(others):
+                seen.setdefault((world, which), []).append(first + signs * other)
+    mu, lower, part = sqrt(2.0) * _mu(plan), 0.0, np.tile(signs, plays)
+    for which, by in product(range(2), (-1.0, 1.0)):
+        out, in_ = (np.concatenate(seen[world, which])[part == by] for world in (False, True))
+        lower = max(lower, audit.gaussian_mu(out, in_, 1.0 - 0.05 / 4))
+    found = audit.measured("steps", mu, _spend(plan).delta, lower, part.size)
+    of = _one_step(plan).replace("one of", "two of", 1)
+    return replace(found, of=f"{of}: of one round and of two", left_out=(LEFT_OUT[0], "how more of them add up"))
+
+
+def one_run(plan: Plan, canaries: int, step: Step) -> Finding:
+    """DP-SGD's step with canaries for records, each drawn with probability 1/2."""
+    present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
+    starts = range(0, canaries, STEP_RECORDS)
+    scores = []
+    for start in starts:
+        step("canaries", start, canaries)
+        key = derive(keys.root(7), "record one run", start)
+        scores.append(_record_step(plan, present[start : start + STEP_RECORDS], key))
+    found = guessing.played(_mu(plan), _spend(plan).delta, np.concatenate(scores), present)
+    return replace(found, of=_one_step(plan), left_out=(*LEFT_OUT, *found.left_out))
+
+
+def _record_step(plan: Plan, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
+    from edgewise.learn.attacks import canaries  # imports torch
+
+    return canaries.step(_record_dp(plan), present, key)
+
+
+def _record_dp(plan: Plan) -> StepNoise:
+    return steps_noise(_spend(plan))
+
+
+def _one_step(plan: Plan) -> str:
+    steps, clip = plan.rule(0).steps * plan.rounds, _spend(plan).clipping.l2
+    return f"one of up to {steps} steps of a device, at noise multiplier {_spend(plan).z:.4g} and clip {clip:g}"
+
+
+def _spend(plan: Plan) -> Spend:
+    assert plan.spend is not None
+    return plan.spend
+
+
+def _mu(plan: Plan) -> float:
+    return event_mu(_spend(plan).events[0])

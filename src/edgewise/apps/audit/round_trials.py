@@ -1,0 +1,133 @@
+"""Two rounds of one device: what a difference or a sum of two releases tells, where each is noised as it should be.
+
+Noise that comes again is taken off by a difference, and noise that comes back with the other sign by a sum. So the
+device sends u and then p u, with random signs p_j of coordinates, and the attacker looks at
+
+    s_j = sign(u_j) (r_j + p_j r'_j)
+
+of the two releases r, r' at the place of the noise. u moves s_j by twice as much as r_j, independent noise makes it
+sqrt(2) as uncertain. That is a mu of sqrt(2) times that of one release, which is what two of them claim together.
+Keys are those of a simulated run: of its devices, its server, and two rounds with one nonce, as a server may repeat it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.apps.audit.record_trials import NONCE, Step
+from edgewise.apps.audit.trial_plans import (
+    COHORT,
+    FINER,
+    LONG,
+    clip_of,
+    first_way,
+    layout,
+    mu_of,
+    promised,
+    spend_of,
+    those,
+)
+from edgewise.core import keys
+from edgewise.core.keys import Turn, derive
+from edgewise.core.payload import Payload
+from edgewise.core.pipeline import Pipeline, undo
+from edgewise.core.space import Adjacency
+from edgewise.core.vector import Vector
+from edgewise.drivers.simulation.keys import simulated_entropy, simulated_root, simulated_secrets
+from edgewise.plan.catalogue import BUILT_IN, Catalogue
+from edgewise.plan.plan import Plan
+from edgewise.plan.promise import Noiser
+from edgewise.plan.scaled import scaled
+from edgewise.privacy import audit
+from edgewise.privacy.audit import FULL_WEIGHT, Finding, counted_on, neighbour
+from edgewise.privacy.distributed import MOST_BITS
+
+
+def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
+    """Two rounds of one worst-case device or its neighbour, every one of ``runs`` coordinates a run.
+
+    The recipe's clip, noise and merge, without its stages, at a noise multiplier for a mu of about 1, as in
+    ``mechanism``. A clip that follows the updates stays where it begins.
+    """
+    step("rounds", 0, 1)
+    spec, whole = layout(plan.spec, runs), 2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0
+    z, bits, stages = whole / sqrt(spec.dim), 0, [table["kind"] for table in plan.stage_tables]
+    if plan.promise.who_noises is Noiser.COHORT:
+        bits = min(MOST_BITS, scaled(plan, [], spec, z, catalogue, COHORT).at(0).encoded.noise.ring_bits + FINER)
+    small = scaled(plan, [], spec, z, catalogue, COHORT, bits, adaptive_clip=False)
+    update = np.full(spec.dim, LONG * clip_of(plan), np.float32)
+    found = _played(small, first_way(small, plan), mu_of(small, 0), update, promised(plan))
+    left = {
+        **{f"{kind}: rounds are played without it": True for kind in stages},
+        "how more than two rounds of a device add up": spend_of(plan).rounds_each > 2,
+        "a clip that moves": spend_of(plan).clipping.follows,
+        "masks and shares: they cancel in the sum": plan.hides is not None,
+    }
+    of = f"one coordinate of two releases in a row, their noise scaled for a mu of {found.claimed:.3g}"
+    return replace(found, of=of, left_out=those(left))
+
+
+def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Adjacency) -> Finding:
+    """Two rounds with one device's updates, and with its neighbour's; every coordinate is a run.
+
+    Args:
+        plan: whose keys are used. pipe: its stages, merge and noise, without a head and without a server's half.
+        mu: claimed of one release. update: float32[d], |update_i| all alike and not 0. adjacency: promised.
+    Guarantees: ``lower`` holds with 95 %.
+    """
+    signs = 1.0 - 2.0 * keys.generator(derive(keys.root(7), "signs")).integers(0, 2, update.size)
+    scores = []
+    for world in ("without", "with"):
+        root, score = simulated_root(plan, "", {"fingerprint": world}), np.zeros(update.size)
+        for number, by in ((0, np.ones(update.size)), (1, signs)):
+            turn = Turn(number, derive(keys.root(7), "public", number))
+            x = _sent_as(pipe, (update * by).astype(np.float32), turn)
+            mine = x if world == "with" else neighbour(x, adjacency)
+            others = 0 if adjacency == "replace_one" else (counted_on(pipe.total.space) or pipe.spaces[0].quorum.n_min)
+            updates = [] if mine is None else [mine]
+            updates += [np.zeros_like(update)] * (others - len(updates))
+            score += by * _noised(plan, pipe, updates, turn, root)
+        scores.append(np.sign(update) * score)
+    lower, claimed = 0.0, sqrt(2.0 / update.size) * mu
+    for part in (signs < 0.0, signs > 0.0):  # differences, sums: both have to hold, so each is half as sure
+        lower = max(lower, audit.gaussian_mu(scores[0][part], scores[1][part], 0.975))
+    return audit.measured("rounds", claimed, spend_of(plan).delta, lower, update.size)
+
+
+def _place(pipe: Pipeline) -> int:
+    """The stage in which devices add noise; -1 where the server does."""
+    return next((i for i in range(len(pipe.stages)) if pipe.spaces[i + 1].noise.std > 0.0), -1)
+
+
+def _sent_as(pipe: Pipeline, shape: Vector, turn: Turn) -> Vector:
+    """The update that the stages before the noise turn into ``shape``, up to its length."""
+    at = max(0, _place(pipe))
+    before = Payload(shape, np.zeros(0), count=FULL_WEIGHT)
+    return undo(pipe.stages[:at], pipe.spaces[: at + 1], before, turn).dense(pipe.spaces[0].dim).body
+
+
+def _noised(plan: Plan, pipe: Pipeline, updates: list[Vector], turn: Turn, root: keys.Key) -> NDArray[np.float64]:
+    """The sum of one round where it is noised: in a hidden sum's or a message's own units, or as it is released."""
+    at, total, payload = _place(pipe), pipe.start_sum(), None
+    for payload in _encoded(plan, pipe, updates, turn, root):
+        total = pipe.add(total, payload, turn)
+    if at < 0:
+        entropy = simulated_entropy(plan, root, turn.round)
+        aggregate, _ = pipe.release(total, turn, entropy, pipe.start_memory())
+        return aggregate.mean.astype(np.float64) * aggregate.weight
+    if pipe.merge.blind:
+        payload = pipe.merge.finish(total.acc, pipe.encoded, False)
+    assert payload is not None, "a device that hides itself is in its own sum"
+    return undo(pipe.stages, pipe.spaces, payload, turn, at + 1).body.astype(np.float64)
+
+
+def _encoded(plan: Plan, pipe: Pipeline, updates: list[Vector], turn: Turn, root: keys.Key) -> Iterator[Payload]:
+    for i, x in enumerate(updates):
+        secrets = simulated_secrets(plan, root, str(i), turn.round, NONCE)
+        own = Turn(turn.round, turn.public, secrets.encoding, device=str(i))
+        yield pipe.encode(x, {}, FULL_WEIGHT, pipe.init(), own)[0]

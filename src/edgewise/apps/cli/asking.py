@@ -1,0 +1,69 @@
+"""How commands ask a server: the connection of an enrolled key, ids, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from edgewise.drivers.http.link import Link
+
+PATIENCE_S = 30.0  # of an operator's command
+
+
+def identifier(text: str) -> str:
+    """A name that fits into a path. Raises TransportError(E-UNKNOWN-ID)."""
+    from edgewise.core.errors import TransportError
+
+    if not (text.isalnum() and text.isascii()):
+        raise TransportError("E-UNKNOWN-ID", f"{text:.40} is no id.", "copy it from `ls`.")
+    return text
+
+
+def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Print rows; a column whose name ends with ``_s`` holds seconds since 1970."""
+    import datetime
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in columns:  # an id stays whole, to be copied
+        whole = max((len(str(row[column])) for row in rows), default=0) if column in ("id", "run") else None
+        table.add_column(column.removesuffix("_s"), min_width=whole, no_wrap=whole is not None)
+    for row in rows:
+        cells = []
+        for column in columns:
+            value = row[column]
+            if column.endswith("_s"):
+                moment = datetime.datetime.fromtimestamp(value, datetime.UTC)
+                cells.append(moment.strftime("%Y-%m-%d %H:%M UTC"))
+            else:
+                cells.append(escape(", ".join(value) if isinstance(value, list) else str(value)))
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def ask_server(name: str, home: Path, as_json: bool, debug: bool, ask: Callable[[Link], Mapping[str, Any]]) -> None:
+    """Put a question to the server of ``home``."""
+
+    run_body(name, as_json, debug, lambda: asked_server(home, ask))
+
+
+def asked_server(home: Path, ask: Callable[[Link], Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the server of ``home`` answers."""
+    from edgewise.drivers.http.link import Link
+
+    with Link(home.expanduser(), PATIENCE_S) as link:
+        return ask(link)
+
+
+def run_body(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:
+    """Run a command, and end the process with its status."""
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    raise typer.Exit(CommandSession(name, as_json=as_json, debug=debug).run(body))

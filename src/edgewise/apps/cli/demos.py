@@ -1,0 +1,29 @@
+"""The demonstrations that ship with edgewise: their recipes, and what to know before one starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgewise.apps.cli.shipped import FOLDER
+from edgewise.core.errors import RecipeError
+from edgewise.plan.recipe.findings import nearest
+
+SAYS = {
+    "plays": (
+        "24 characters of Shakespeare are the devices. Each keeps its own lines, and the server gets masked updates, "
+        "rounded to 4 bits."
+    ),
+    "code": (
+        "The packages of Python's standard library are the devices. Each has names that no other uses, and one "
+        "vocabulary per owner favours training alone."
+    ),
+}
+
+
+def recipe(name: str) -> Path:
+    """The recipe of a demonstration. Raises RecipeError(E-UNKNOWN) with the nearest name."""
+    if name not in SAYS:
+        near = nearest(name, SAYS)
+        hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(SAYS)}."
+        raise RecipeError("E-UNKNOWN", f"no demonstration is called {name!r:.80}.", hint)
+    return FOLDER / f"{name}.toml"

@@ -1,0 +1,230 @@
+"""Commands of a device's owner: policy, digest, status, pause, resume, leave. Everything beyond typer is imported
+inside: help comes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from edgewise.apps.terminal.options import HOME, Debug, Home, Json
+
+device = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+@device.command("run")
+def run_agent(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
+    """Work for the server that this device is enrolled at, as your policy allows; Ctrl-C ends.
+
+    The device trains on your text, which stays here, and sends what the policy lets out. `edgewise device status`
+    shows what it does and what left.
+    """
+
+    def body() -> dict[str, Any]:
+        from contextlib import suppress
+
+        from edgewise.apps.device.agent import work
+        from edgewise.apps.terminal import sessions
+        from edgewise.core.errors import Interrupted
+
+        folder = home.expanduser()
+
+        def began() -> None:
+            if not as_json:
+                print(f"working in {folder}  (Ctrl-C ends; `edgewise device status` shows what it does)", flush=True)
+
+        with sessions.interrupts(), suppress(KeyboardInterrupt, Interrupted):
+            work(folder, began=began)
+        return {"ended": str(folder)}
+
+    _run("run", as_json, debug, body)
+
+
+@device.command()
+def status(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
+    """What this device does, and what left it.
+
+    Server, state and its reason, runs, bytes today and in all, epsilon spent, refusals. Asks no server.
+    """
+
+    def body() -> dict[str, Any]:
+        import time
+
+        from edgewise.apps.device import status as statuses
+
+        found = statuses.found(home.expanduser(), time.time())
+        if not as_json:
+            print("\n".join(statuses.lines(found)))
+        return found
+
+    _run("status", as_json, debug, body)
+
+
+@device.command()
+def pause(
+    until: Annotated[
+        str, typer.Option("--until", metavar="TIME", help="Local time HH:MM, or YYYY-MM-DD HH:MM; then it goes on.")
+    ] = "",
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Let nothing leave this device until you resume.
+
+    Takes effect within a second, also in the middle of an upload. A round that waits too long goes on without this
+    device.
+    """
+
+    def body() -> dict[str, Any]:
+        import time
+
+        from edgewise.apps.device import clock, control
+        from edgewise.apps.device.status import moment
+        from edgewise.drivers.http import home as homes
+
+        folder, now_s = home.expanduser(), time.time()
+        homes.load(folder)
+        until_s = clock.next_time(until, now_s) if until else None
+        control.give(folder, control.Order("pause", until_s))
+        if not as_json:
+            print(f"paused until {'`edgewise device resume`' if until_s is None else moment(until_s)}")
+        return {"paused": True, "until_s": until_s}
+
+    _run("pause", as_json, debug, body)
+
+
+@device.command()
+def resume(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
+    """Go on after a pause."""
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.device import control
+        from edgewise.drivers.http import home as homes
+
+        folder = home.expanduser()
+        homes.load(folder)
+        control.give(folder, control.Order())
+        said = control.running(folder)
+        if not as_json:
+            print("resumed" if said else "resumed; no agent runs here: edgewise device run")
+        return {"paused": False, "running": said is not None}
+
+    _run("resume", as_json, debug, body)
+
+
+@device.command()
+def leave(
+    home: Home = HOME,
+    keep_records: Annotated[
+        bool, typer.Option("--keep-records", help="Keep the record of what left, and the privacy ledger.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not tell the server, which still lists the device then.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Leave the server for good: it revokes this device, whose key and state are removed.
+
+    Says what stays where. Your text and your policy are not touched. Without the privacy ledger a new enrolment counts
+    epsilon from zero.
+    """
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.device import leave as leaving
+
+        folder = home.expanduser()
+        done = leaving.leave(folder, keep_records, offline)
+        if not as_json:
+            print("\n".join(leaving.words(done, folder)))
+        return done
+
+    _run("leave", as_json, debug, body)
+
+
+@device.command()
+def policy(
+    home: Home = HOME,
+    show: Annotated[bool, typer.Option("--print", help="Print all keys with their meaning; write nothing.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check your policy, or write the first one.
+
+    The policy says which text this device trains on, when it works, and the least privacy that it takes.
+    """
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.device import policy as policies
+
+        folder = home.expanduser()
+        if show:
+            if not as_json:
+                print(policies.template(), end="")
+            return {"text": policies.template()}
+        written = policies.first_policy(folder)
+        found = policies.load(folder)
+        if not as_json:
+            print(f"{'wrote' if written else 'good:'} {folder / policies.FILE}")
+            if not found.data.given:
+                print("  next  write into it where your text is: data.path")
+        return {"file": str(folder / policies.FILE), "written": written, "policy": found.model_dump(mode="json")}
+
+    _run("policy", as_json, debug, body)
+
+
+@device.command()
+def digest(
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="An installed package.", show_default=False)],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """The digest by which a policy allows a package with trainers, codecs or strategies."""
+
+    def body() -> dict[str, Any]:
+        from edgewise.drivers import extension_packages
+
+        found = extension_packages.digest(package)
+        if not as_json:
+            print(found)
+        return {"sha256": found}
+
+    _run("digest", as_json, debug, body)
+
+
+@device.command()
+def unit(
+    home: Home = HOME,
+    install: Annotated[
+        bool, typer.Option("--install", help="Write it where your systemd looks for it, and say how to start it.")
+    ] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A systemd user unit that runs this device's agent.
+
+    The agent sees the machine read-only but for its own folder.
+    """
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.device import policy as policies
+        from edgewise.apps.device import unit as units
+        from edgewise.drivers.http import home as homes
+
+        folder = home.expanduser().absolute()
+        homes.load(folder)
+        text = units.text(units.program(), folder, policies.load(folder))
+        at = units.install(text, units.place()) if install else units.place()
+        if not as_json:
+            print("\n".join((f"wrote {at}", *(f"  next  {step}" for step in units.NEXT))) if install else text, end="")
+            print("", end="\n" if install else "")
+        return {"unit": text, "place": str(at), "installed": install, "next": list(units.NEXT)}
+
+    _run("unit", as_json, debug, body)
+
+
+def _run(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    raise typer.Exit(CommandSession(f"device {name}", as_json=as_json, debug=debug).run(body))

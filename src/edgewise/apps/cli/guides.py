@@ -1,0 +1,241 @@
+"""Commands for a start: shipped recipes, a recipe of one's own, and what an error, a page or a key means."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgewise.apps.terminal.options import Debug, Json
+
+WORDS = ("none", "hidden", "central_dp", "distributed_dp", "local_dp")  # of privacy, as a recipe says it
+
+
+def _recipes_like(incomplete: str) -> Iterable[str]:
+    """For the shell: shipped recipes that begin so."""
+    from edgewise.apps.cli import shipped
+
+    return [name for name in shipped.names() if name.startswith(incomplete)]
+
+
+def _topics_like(incomplete: str) -> Iterable[str]:
+    """For the shell: error codes and pages that begin so."""
+    from edgewise.apps.cli import manual
+
+    return [one for one in [*manual.codes(), *manual.pages()] if one.lower().startswith(incomplete.lower())]
+
+
+def recipes(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="One of those listed.", autocompletion=_recipes_like)
+    ] = "",
+    to: Annotated[Path | None, typer.Option("--to", help="Copy it to this file or folder.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List the recipes that ship with edgewise, or copy one.
+
+    A name alone prints that recipe. No file is ever written over.
+    """
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    session = CommandSession("recipes", as_json=as_json, debug=debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.cli import shipped
+        from edgewise.core.errors import RecipeError
+
+        if not name:
+            if to is not None:
+                raise RecipeError("E-MISSING", "--to needs the name of a recipe.", "`edgewise recipes` lists them.")
+            found = {one: shipped.purpose(one) for one in shipped.names()}
+            if not as_json:
+                _print_pairs(found)
+            return {"recipes": found}
+        if to is None:
+            if not as_json:
+                print(shipped.text(name), end="")
+            return {"name": name, "text": shipped.text(name)}
+        target = shipped.copy(name, to)
+        if not as_json:
+            print(f"wrote {target}; next: edgewise check {target}")
+        return {"name": name, "file": str(target)}
+
+    raise typer.Exit(session.run(body))
+
+
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("compare.html"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare runs: a table, and a page with overlaid plots.
+
+    Perplexity, bytes, rounds, time, epsilon, and the settings in which the runs differ. Runs of other data or models
+    are named.
+    """
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    session = CommandSession("compare", as_json=as_json, debug=debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.report import comparison, comparison_page
+
+        found = comparison.build(run_dirs)
+        comparison_page.write(found, out)
+        if not as_json:
+            from rich.console import Console
+            from rich.text import Text
+
+            console = Console()
+            comparison.show(console, found)
+            console.print(Text("page    ", "dim").append(str(out), "bold"), soft_wrap=True)
+        return {**found, "page": str(out)}
+
+    raise typer.Exit(session.run(body))
+
+
+def explain(
+    topic: Annotated[
+        str,
+        typer.Argument(
+            metavar="[TOPIC]",
+            help="An error code, a page, a recipe key or a word; all if none.",
+            autocompletion=_topics_like,
+        ),
+    ] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Explain an error code, a page, a recipe key or a word.
+
+    Examples: edgewise explain E-QUORUM, explain threat-model, explain training.lr, explain masks.
+    """
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    session = CommandSession("explain", as_json=as_json, debug=debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.cli import manual
+
+        if not topic:
+            if not as_json:
+                print(manual.overview())
+            return {"codes": manual.codes(), "pages": list(manual.pages())}
+        found = manual.find(topic)
+        if not as_json:
+            _print_markdown(found.text, plain=found.kind == "key")
+        return found._asdict()
+
+    raise typer.Exit(session.run(body))
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The recipe's file is NAME.toml.")] = "mine",
+    data: Annotated[str, typer.Option("--data", help="Folder of text, or table (jsonl, csv, parquet).")] = "",
+    owner: Annotated[str, typer.Option("--owner", help="Column whose values are the devices.")] = "",
+    text: Annotated[str, typer.Option("--text", help="Column to train on.")] = "",
+    privacy: Annotated[
+        str,
+        typer.Option("--privacy", help=f"{', '.join(WORDS[:-1])} or {WORDS[-1]}.", autocompletion=lambda: list(WORDS)),
+    ] = "",
+    header: Annotated[
+        bool | None,
+        typer.Option(
+            "--header/--no-header",
+            help="The first line of a CSV file names the columns, or it is data.",
+            show_default=False,
+        ),
+    ] = None,
+    devices: Annotated[
+        int, typer.Option("--devices", min=0, help="Deal the text out to so many devices, without an owner.")
+    ] = 0,
+    base: Annotated[
+        str, typer.Option("--base", help="Model to start from: a folder or hub:owner/name; the bundled one if none.")
+    ] = "",
+    unit: Annotated[
+        str, typer.Option("--unit", help="Whose data an epsilon is about: device, or example (with local_dp).")
+    ] = "device",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write an annotated recipe for your own data.
+
+    Looks into the data, proposes columns, and asks for what no option says; in a pipe it asks nothing. The recipe
+    passes `edgewise check`. No file is ever written over.
+    """
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    session = CommandSession("new", as_json=as_json, debug=debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.cli import new_recipe
+        from edgewise.core.errors import RecipeError, StoreError
+
+        file = new_recipe.place(name)
+        if file.exists():
+            raise StoreError("E-FILE-EXISTS", f"{file} exists already.", f"name another recipe: edgewise new {name}-2")
+        asks = sys.stdin.isatty() and sys.stderr.isatty()
+        path = data or (_ask("data: a folder of text, or a table (jsonl, csv, parquet)") if asks else "")
+        if not path:
+            raise RecipeError("E-MISSING", "no data is named.", "say where it is: --data PATH.")
+        ask = _ask if asks else None
+        found, named = new_recipe.seen(path, "auto" if header is None else header, ask)
+        columns = new_recipe.columns(found, path, new_recipe.Asked(text, owner, devices, base, named), ask)
+        word = privacy or (_ask(f"privacy: {', '.join(WORDS)}", "hidden") if asks else "")
+        if not word:
+            raise RecipeError("E-MISSING", "no privacy word is given.", f"--privacy with one of: {', '.join(WORDS)}.")
+        answers = new_recipe.Answers(file, path, columns, word, base or "bundled", unit)
+        written = new_recipe.write(answers, found)
+        if not as_json:
+            print(f"wrote {written.file}: {written.devices:,} devices{_said(columns)}")
+            print("\n".join([*(f"note: {note}" for note in written.notes), f"next: edgewise check {written.file}"]))
+        return {"file": str(written.file), "devices": written.devices, "notes": list(written.notes), **columns}
+
+    raise typer.Exit(session.run(body))
+
+
+def _ask(question: str, proposed: str = "") -> str:
+    """Ask a person on the terminal; standard output stays free for what a command says."""
+    return str(typer.prompt(question, default=proposed or None, err=True))
+
+
+def _said(columns: Mapping[str, Any]) -> str:
+    """The clause on reading a table: ``, by `ward`, text from `note` ``."""
+    by = ("owner", "by"), ("messages", "chats from"), ("prompt", "prompts from"), ("text", "text from")
+    named = {key: [value] if isinstance(value, str) else value for key, value in columns.items() if key != "devices"}
+    said = [f", {words} {' and '.join(f'`{name}`' for name in named[key])}" for key, words in by if key in named]
+    return "".join([", dealt out at random" * ("devices" in columns), *said])
+
+
+def _print_pairs(pairs: dict[str, str]) -> None:
+    """A table on a terminal, one line each in a pipe."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        print("\n".join(f"{name:<12} {said}" for name, said in pairs.items()))
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    for name, said in pairs.items():
+        grid.add_row(name, said)
+    console.print(grid)
+
+
+def _print_markdown(text: str, plain: bool) -> None:
+    """As it is into a pipe; laid out on a terminal."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console(highlight=False)
+    if plain or not console.is_terminal:
+        print(text.rstrip())
+    else:
+        console.print(Markdown(text))

@@ -1,0 +1,106 @@
+"""`edgewise doctor`, `backup` and `restore`. Everything beyond typer is imported inside: help comes at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgewise.apps.terminal.options import Debug, Json
+
+
+def doctor(
+    server: Annotated[
+        Path | None, typer.Option("--server", metavar="FOLDER", help="Of a server: is that in order?")
+    ] = None,
+    listen: Annotated[
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Where the server of --server listens.")
+    ] = "127.0.0.1:8443",
+    as_json: Json = False,
+) -> None:
+    """Check this machine, or with --server a server.
+
+    Exit status 1 where something must be fixed.
+    """
+
+    def body() -> dict[str, Any]:
+        import time
+
+        from edgewise.apps.cli import doctor as checks
+
+        if server is None:
+            findings = checks.examine(Path("runs").absolute())
+        else:
+            from edgewise.apps.cli import server_doctor
+
+            findings = server_doctor.examine(server, listen, time.time())
+        if not as_json:
+            print("\n".join(checks.lines(findings)))
+        return {"ok": checks.healthy(findings), "findings": [f._asdict() for f in findings]}
+
+    _run("doctor", as_json, False, body)
+
+
+def backup(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the server; it may run.", show_default=False)],
+    to: Annotated[Path, typer.Argument(metavar="TO", help="A new folder.", show_default=False)],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Copy a server's folder while it serves.
+
+    TO is there whole or not at all. It holds the keys of the server: keep it as you keep them. It holds no frames of
+    devices and no keys of rounds.
+    """
+
+    def body() -> dict[str, Any]:
+        import time
+
+        from edgewise.drivers.fleet import backup as backups
+
+        made = backups.save(folder, to, time.time())
+        size = sum(size for size, _ in made.files.values())
+        if not as_json:
+            print(f"{to}: {len(made.files)} files, {size / 1e6:.1f} MB, with the keys of the server")
+        return {"backup": str(to), "files": len(made.files), "bytes": size}
+
+    _run("backup", as_json, debug, body)
+
+
+def restore(
+    copy: Annotated[Path, typer.Argument(metavar="BACKUP", help="From `edgewise backup`.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the server.", show_default=False)],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make a server's folder of a backup. The old server must not run any more.
+
+    What happened after the backup is lost: who enrolled, who was approved or revoked, rounds, models. Runs that were
+    not finished do not go on, and enrolment tokens that could still be used are revoked.
+    """
+
+    def body() -> dict[str, Any]:
+        import datetime
+        import time
+
+        from edgewise.drivers.fleet import backup as backups
+
+        done = backups.restore(copy, folder, time.time())
+        made = datetime.datetime.fromtimestamp(done.made_s, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        if not as_json:
+            print(
+                f"{folder} is the server as of {made}, in epoch {done.epoch}.\n"
+                f"  runs that do not go on  {', '.join(run[:12] for run in done.ended) or 'none'}\n"
+                f"  tokens revoked          {done.tokens}\n"
+                f"  to do                   revoke again who was revoked after {made}; who enrolled since joins anew"
+            )
+        return {"folder": str(folder), "made": made, "epoch": done.epoch, "ended": done.ended, "tokens": done.tokens}
+
+    _run("restore", as_json, debug, body)
+
+
+def _run(name: str, as_json: bool, debug: bool, body: Any) -> None:
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    raise typer.Exit(CommandSession(name, as_json=as_json, debug=debug).run(body))

@@ -1,0 +1,145 @@
+"""The pages of docs/, which ship with the package: `edgewise explain` shows an error code, a page, a recipe key or a
+word of the glossary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from edgewise.core.errors import REGISTRY, EdgewiseError
+
+_SECTION = re.compile(r"^## (E-[A-Z0-9-]+)\n(.*?)(?=^#|\Z)", re.DOTALL | re.MULTILINE)
+
+_ENTRY = re.compile(r"^## ([^\n]+)\n(.*?)(?=^#|\Z)", re.DOTALL | re.MULTILINE)
+_ALSO = re.compile(r"\*Also:\* (.+)")
+
+
+class Topic(NamedTuple):
+    """Something that can be explained: ``kind`` is ``code``, ``page``, ``key`` or ``word``; ``text`` is Markdown."""
+
+    kind: str
+    name: str
+    text: str
+
+
+def folder() -> Path:
+    """The folder of the pages: in the installed package, or in a clone beside ``src``.
+
+    Raises EdgewiseError(E-UNKNOWN) where the installation lacks them.
+    """
+    package = Path(str(resources.files("edgewise")))
+    for place in (package / "docs", package.parents[1] / "docs"):
+        if (place / "errors.md").is_file():
+            return place
+    raise EdgewiseError("E-UNKNOWN", f"{package} was installed without its pages.", "install edgewise again.")
+
+
+def pages() -> dict[str, Path]:
+    """Page name -> file, e.g. ``threat-model``. The pages of all folders but ``adr``, and not the index of the site.
+
+    No two pages have one name.
+    """
+    found = (path for path in folder().rglob("*.md") if path.parent.name != "adr" and path.stem != "index")
+    return {path.stem: path for path in sorted(found, key=lambda path: path.stem)}
+
+
+def codes() -> list[str]:
+    """All error codes, as ``docs/errors.md`` orders them."""
+    return list(_sections())
+
+
+def find(asked: str) -> Topic:
+    """Find what ``asked`` names: an error code in any case, a page, a recipe key, a glossary word (in any case, in
+    the plural, with spaces or hyphens), or an error code without its ``E-``.
+
+    Raises EdgewiseError(E-UNKNOWN) with the nearest of all that can be explained.
+    """
+    word = asked.strip().upper().replace("_", "-")
+    code = word if word.startswith("E-") else f"E-{word}"
+    if word in REGISTRY:
+        return _code(word)
+    known = pages()
+    if (page := asked.strip().lower().removesuffix(".md").rsplit("/", 1)[-1]) in known:
+        return Topic("page", page, known[page].read_text(encoding="utf-8"))
+    from edgewise.apps.cli import recipe_schema as keys  # pydantic takes a third of a second
+
+    if asked in keys.paths():
+        return Topic("key", asked, keys.describe(asked))
+    if term := _words().get(_plain(asked)):
+        return Topic("word", term, f"# {term}\n\n{_glossary()[term]}\n")
+    if code in REGISTRY:
+        return _code(code)
+    raise EdgewiseError("E-UNKNOWN", f"nothing is called {asked!r:.80}.", _hint(asked, code, known, keys.paths()))
+
+
+def _code(code: str) -> Topic:
+    return Topic("code", code, f"# {code}\n\n{_sections()[code]}\n")
+
+
+def _hint(asked: str, code: str, known: Iterable[str], keys: Sequence[str]) -> str:
+    same = [key for key in keys if key.rsplit(".", 1)[-1] == asked.lower()]
+    words = _words()
+    near = [
+        *get_close_matches(code, REGISTRY, n=2, cutoff=0.8 if same else 0.7),
+        *same[:2],
+        *dict.fromkeys(words[one] for one in get_close_matches(_plain(asked), words, n=3, cutoff=0.75)),
+        *get_close_matches(asked.lower(), [*known, *keys], n=2, cutoff=0.7),
+    ]
+    if not near:  # a word of a code: `secagg` of E-SECAGG-FEW
+        near = [c for c in REGISTRY if code[2:] in c][:3]
+    if not near:  # a word of a term
+        parts = {_plain(part) for part in asked.split()}
+        near = [term for term in _glossary() if parts & {_plain(part) for part in term.split()}][:3]
+    if near:
+        return f"did you mean {' or '.join(f'`{one}`' for one in dict.fromkeys(near))}?"
+    return "`edgewise explain` lists all codes, pages and words."
+
+
+def overview() -> str:
+    """All that can be explained, as lines for a terminal."""
+    lines = [f"{code:<20} {REGISTRY[code].title}" for code in codes()]
+    for name, path in pages().items():
+        title = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+        lines.append(f"{name:<20} {title}")
+    lines += [
+        "",
+        "words: " + ", ".join(_glossary()),
+        "",
+        "and every key of a recipe, e.g. training.lr or stage.quantize",
+    ]
+    return "\n".join(lines)
+
+
+@cache
+def _sections() -> dict[str, str]:
+    """Code -> its section of the page, without the heading."""
+    page = (folder() / "errors.md").read_text(encoding="utf-8")
+    return {code: text.strip().removesuffix("---").strip() for code, text in _SECTION.findall(page)}
+
+
+@cache
+def _glossary() -> dict[str, str]:
+    """Word -> its entry in the glossary, without the heading."""
+    page = (folder() / "glossary.md").read_text(encoding="utf-8")
+    return {term.strip(): text.strip() for term, text in _ENTRY.findall(page)}
+
+
+@cache
+def _words() -> dict[str, str]:
+    """Every word of the glossary and its other names (``_plain``) -> the word that has the entry."""
+    out: dict[str, str] = {}
+    for term, text in _glossary().items():
+        also = _ALSO.match(text)
+        for name in [term, *(also[1].split(",") if also else ())]:
+            out[_plain(name)] = term
+    return out
+
+
+def _plain(word: str) -> str:
+    """A word without case, spaces, hyphens and the s of a plural."""
+    return re.sub(r"[\s_-]+", "", word.casefold()).removesuffix("s")

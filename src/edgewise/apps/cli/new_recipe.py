@@ -1,0 +1,333 @@
+"""`edgewise new`: an annotated recipe for one's own data, checked to compose before it is written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from math import ceil, log2, log10
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from edgewise.apps.cli import new_text
+from edgewise.apps.cli.doctor import cores
+from edgewise.apps.cli.shipped import STUDENT
+from edgewise.core import keys
+from edgewise.core.errors import CompositionError, DataError, RecipeError
+from edgewise.core.vector import Spec
+from edgewise.drivers.storage.files import write_new
+from edgewise.learn.text import corpus
+from edgewise.learn.text.headers import OWNERS, PROMPTS, TIMES, known
+from edgewise.learn.text.look import Look, look
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
+from edgewise.plan.recipe import recipe
+from edgewise.plan.recipe.data import DataSection, Header
+from edgewise.plan.recipe.findings import nearest
+from edgewise.plan.recipe.privacy import DP_WORDS, RENAMED, Privacy
+from edgewise.plan.recipe.sections import TrustSection
+from edgewise.secagg.merge import fewest
+
+EVERYBODY = 40  # devices up to which all are in every round
+COHORT, DP_COHORT = 20, 125  # contributions of a round beyond that; noise does not grow with a cohort, so it is larger
+MINIMUM = {"hidden": 0.75, "distributed_dp": 0.9}  # share of the cohort that masks and noise are sized for
+CORRUPT = {"hidden": 0.1, "distributed_dp": 0.02}  # share of the devices that may lie, where so many can be borne
+MOST_ROWS = 0.9  # share of the rows that a block holds with their prompts
+LONGEST_ROW = 512  # tokens of a block, which is what the bundled model reads at once
+FEW = 100  # devices below which device-level noise drowns what they say together
+
+
+class Answers(NamedTuple):
+    """A person's answers: the recipe's file, the data as seen from here, the keys of ``[data]`` that name columns or
+    deal rows out (``columns``), the privacy word, the base model, and whose data an epsilon is about."""
+
+    file: Path
+    data: str
+    columns: Mapping[str, Any]
+    privacy: str
+    base: str = "bundled"
+    unit: str = "device"
+
+
+class Asked(NamedTuple):
+    """The data as options describe it; empty or 0 where they say nothing."""
+
+    text: str = ""
+    owner: str = ""
+    devices: int = 0
+    base: str = ""
+    header: Header = "auto"
+
+
+class Written(NamedTuple):
+    """What was written: the file, the devices that it found, and what is worth knowing before a run."""
+
+    file: Path
+    devices: int
+    notes: tuple[str, ...]
+
+
+def place(name: str) -> Path:
+    """The file of a recipe of that name: ``mine`` and ``mine.toml`` are ``mine.toml``."""
+    return Path(name) if name.endswith(".toml") else Path(f"{name}.toml")
+
+
+def seen(data: str, header: Header, ask: Callable[[str, str], str] | None) -> tuple[Look, Header]:
+    """A first look into the data, and whether a first line names its columns: a person is asked where that is in doubt.
+
+    Raises: DataError as ``learn.text.look.look``. RecipeError: E-COMBO for a header of what is no CSV file.
+    """
+    found = look(data, Path(), header)
+    if header != "auto" and found.source != "csv":
+        what = (
+            f"--{'' if header else 'no-'}header: {data} is {'a folder of text' * (not found.columns) or found.source}."
+        )
+        raise RecipeError("E-COMBO", what, "leave it out: it is for CSV files.")
+    if ask and (doubtful := [c for c in found.columns if c.header]):
+        line = ", ".join(c.name for c in found.columns)
+        question = f"the first line is {line:.200} ({doubtful[0].header}): does it name the columns? yes or no"
+        header = ask(question, "no").strip().lower() in ("yes", "y")
+        found = look(data, Path(), header)
+    return found, header
+
+
+def columns(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
+    """The keys of ``[data]`` that say how a table is read: columns that a person names, else the likeliest.
+
+    Args:
+        ask: (question, what is proposed) -> a person's answer; None where nobody can be asked.
+    Raises:
+        DataError: E-DATA-COLUMN for a column that does not exist or where none is likely, E-DATA-FORMAT for a table
+        that seems to have no header. RecipeError: E-COMBO for columns of a folder, and for chats that the base cannot
+        read.
+    """
+    read = _read(found, data, asked, ask)
+    vouched = any(c.header for c in found.columns if c.name in (read.get("text"), read.get("owner")))
+    return {**read, "header": True if vouched else asked.header} if vouched or asked.header != "auto" else read
+
+
+def _read(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
+    if not found.columns:
+        for option, given in (("text", asked.text), ("owner", asked.owner)):
+            if given:
+                what = f"--{option} {given}: {data} is a folder of text, which has no columns."
+                raise RecipeError("E-COMBO", what, f"leave out --{option}.")
+        return _dealt(asked) if asked.devices else {}
+    out: dict[str, Any] = {}
+    prompts: list[str] = []
+    chats = found.chats("messages")
+    if asked.text in chats or (chats and not asked.text and not found.texts()):
+        out["messages"] = asked.text or chats[0]
+        if asked.base in ("", "bundled"):
+            what = f"`{out['messages']}` holds chats. A model's chat template reads them, and the bundled one has none."
+            fix = "name a chat model: --base FOLDER or --base hub:owner/name; or write prompts and answers apart."
+            raise RecipeError("E-COMBO", what, fix)
+    else:
+        out["text"] = _column(found, "text", asked.text, found.texts(), ask)
+        if prompts := found.prompts(out["text"]):
+            out["prompt"] = prompts if len(prompts) > 1 else prompts[0]
+    if asked.devices:
+        if asked.owner:
+            raise RecipeError("E-COMBO", "--owner and --devices both say whose the rows are.", "leave one of them out.")
+        return {**out, **_dealt(asked)}
+    return {**out, "owner": _column(found, "owner", asked.owner, found.owners([out.get("text", ""), *prompts]), ask)}
+
+
+def _dealt(asked: Asked) -> dict[str, Any]:
+    return {"partition": "iid", "devices": asked.devices}
+
+
+def _column(found: Look, key: str, given: str, proposed: list[str], ask: Callable[[str, str], str] | None) -> str:
+    names = [c.name for c in found.columns]
+    for c in found.columns:
+        if not given and c.header and c.name in (proposed[:1] or names):
+            what = f"the table seems to have no header: {c.name!r:.60} stands in its first line, and {c.header}."
+            raise DataError("E-DATA-FORMAT", what, "say --no-header; or --header, if the first line names the columns.")
+    likely = [c for c in found.columns if c.name in proposed]
+    if key == "owner" and not (ask or given) and len(likely) > 1 and not known(proposed[0], OWNERS):
+        values = ", ".join(f"`{c.name}` ({c.distinct:,} values)" for c in likely)
+        raise DataError(
+            "E-DATA-COLUMN", f"several columns may name the owner of a row: {values}.", "say --owner COLUMN."
+        )
+    if ask and not given:
+        given = ask(f"{key}: the column, of {', '.join(names)}", proposed[0] if proposed else "")
+    if given in names:
+        return given
+    if given:
+        near = nearest(given, names)
+        hint = f"did you mean `{near}`?" if near else f"columns: {', '.join(names)}."
+        raise DataError("E-DATA-COLUMN", f"--{key} {given}: there is no such column.", hint)
+    if not proposed:
+        what = f"no column looks like the {key} ({new_text.MEANS[key]})."
+        hint = f"name one with --{key}; columns: {', '.join(names)}."
+        if key == "owner":
+            hint += " Or deal the rows out at random: --devices 20."
+        elif others := found.chats("other"):
+            hint = f'write the messages of `{others[0]}` as a list of {{"role": ..., "content": ...}}; or {hint}'
+        raise DataError("E-DATA-COLUMN", what, hint)
+    return proposed[0]
+
+
+def write(answers: Answers, found: Look) -> Written:
+    """Write the recipe where there is no file yet.
+
+    Guarantees: the recipe is valid, its data can be read, and its stages, privacy and cohorts compose for the bundled
+        model and the devices that are there.
+    Raises:
+        RecipeError, CompositionError, DataError: what cannot be, as a run would say it. StoreError: E-FILE-EXISTS.
+    """
+    word, words = answers.privacy, get_args(Privacy)
+    if word not in words:
+        near = nearest(word, words)
+        hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(words)}."
+        if word in RENAMED:
+            new, unit = RENAMED[word]
+            hint = f"write --privacy {new}" + (f" --unit {unit}." if unit != "device" else ".")
+        raise RecipeError("E-VALUE", f"--privacy {word}: there is no such word.", hint)
+    if answers.unit not in new_text.UNIT:
+        raise RecipeError("E-VALUE", f"--unit {answers.unit}: there is no such unit.", "one of: device, example.")
+    example = answers.unit == "example"
+    if example and word != "local_dp":
+        raise RecipeError("E-COMBO", f"--unit example with --privacy {word}.", "write --privacy local_dp.")
+    folder = answers.file.parent
+    section = {"source": found.source, "path": _relative(answers.data, folder), **answers.columns}
+    held = _devices(section, folder)
+    devices = held.devices
+    settings = _settings(word, example, held)
+    hints = {"prompt": found.like(PROMPTS), "time": found.like(TIMES)} if found.columns else {}
+    hints = {key: name for key, name in hints.items() if name and name not in answers.columns.values()}
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in answers.file.stem).strip("._-")
+    base = (
+        answers.base
+        if answers.base == "bundled" or answers.base.startswith("hub:")
+        else _relative(answers.base, folder)
+    )
+    facts = {
+        "name": name[:64] or "mine",
+        "base": base,
+        "privacy": word,
+        "unit": answers.unit,
+        "data": section,
+        "devices": devices,
+        "hints": hints,
+    }
+    text = new_text.text(facts, settings)
+    _composes(text, devices)
+    write_new(answers.file, text.encode())
+    return Written(answers.file, devices, tuple(_notes(word, example, devices, settings)))
+
+
+def _relative(data: str, folder: Path) -> str:
+    at = Path(data).expanduser()
+    return data if at.is_absolute() else os.path.relpath(at, folder)
+
+
+class _Held(NamedTuple):
+    """Amounts of text on devices. ``median_bytes``: of the median device. ``blocks``: of all devices, rather too many.
+    ``row_tokens``: of most rows with their prompts, about; 0 without prompts."""
+
+    devices: int
+    median_bytes: int
+    blocks: int
+    row_tokens: int
+
+
+def _devices(section: Mapping[str, Any], folder: Path) -> _Held:
+    """A token has a byte or more, about three, and a document a block of its own for what is left over."""
+    with tempfile.TemporaryDirectory(prefix="edgewise-new-") as cache:
+        listed = corpus.load(DataSection(**section), folder, Path(cache), keys.root(0))
+        looked = listed.devices[:: max(1, len(listed.devices) // 25)]
+        refused: list[DataError] = []
+        read = [[(len(d.prompt), _size(d.text)) for d in _some(listed, name, refused)] for name in looked]
+    if len(refused) == len(looked):
+        raise refused[0]
+    n, sizes = len(listed.devices), sorted(sum(size for _, size in rows) for rows in read)
+    blocks = sum(size // new_text.SEQUENCE_LEN + 1 for rows in read for _, size in rows)
+    whole = sorted(prompt + size for rows in read for prompt, size in rows if prompt)
+    row_tokens = whole[int(MOST_ROWS * len(whole))] // 3 if whole else 0
+    return _Held(n, sizes[len(sizes) // 2], ceil(n * blocks / len(read)), row_tokens)
+
+
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "replace"))
+
+
+def _some(listed: corpus.Corpus, device: str, refused: list[DataError]) -> list[corpus.Document]:
+    try:
+        return list(listed.documents(device))
+    except DataError as e:  # it cannot take part; the run says so and goes on without it
+        refused.append(e)
+        return []
+
+
+def _settings(word: str, example: bool, held: _Held) -> dict[str, Any]:
+    """Numbers of a first run: cohorts, rounds and steps by how many devices there are and how much text they hold."""
+    n = held.devices
+    units = max(2, n, held.blocks if example else 0)  # that delta is about
+    noisy = word in ("central_dp", "distributed_dp")
+    cohort = 0 if n <= EVERYBODY else min(DP_COHORT, n // 2) if noisy else COHORT
+    expected = cohort or n
+    rounds = 16 if noisy else 8 if not cohort else 12
+    steps = min(
+        4, max(2, round(held.median_bytes / 3 / 256 / 2))
+    )  # half a pass per round: 3 bytes a token, 4 x 64 a step
+    out: dict[str, Any] = {
+        "cohort": cohort,
+        "sampling": "all" if not cohort else "cyclic" if noisy else "fixed",
+        "rounds": rounds,
+        "steps": 1 if word in DP_WORDS and not example else steps,
+        "minimum": MINIMUM.get(word, 0.5),
+        "workers": cores(),
+        "sequence_len": min(LONGEST_ROW, max(new_text.SEQUENCE_LEN, 2 ** ceil(log2(max(1, held.row_tokens))))),
+        "measured": 100 if n > 100 else 0,
+        "delta": 10.0 ** -max(5, ceil(1.1 * log10(units)) + 1),
+    }
+    if word in CORRUPT:
+        invited = ceil(expected * 1.3) if out["sampling"] == "fixed" else ceil(n / max(1, n // expected))
+        least = max(2, ceil(expected * out["minimum"] - 1e-9))
+        if least > expected:
+            raise CompositionError(
+                "E-NMIN", f'privacy = "{word}" hides a device in a sum of two or more; the data has {n}.',
+                "give data of more owners.",
+            )  # fmt: skip
+        out["minimum"] = max(out["minimum"], min(1.0, 2 / expected))
+        corrupt = min(int(CORRUPT[word] * n), invited)
+        while corrupt and fewest(corrupt, dropout=TrustSection().dropout_fraction) > least:
+            corrupt -= 1
+        out["corrupt"] = corrupt
+        out["fraction"] = CORRUPT[word] if corrupt == int(CORRUPT[word] * n) else _share(corrupt, n)
+    return out
+
+
+def _share(count: int, n: int) -> float:
+    """A short fraction f with floor(f n) = count."""
+    digits = 2
+    while int((share := round((count + 0.5) / n, digits)) * n) != count:
+        digits += 1
+    return share
+
+
+def _composes(text: str, devices: int) -> None:
+    """Raises what `edgewise check` would, for the bundled model's whole layout."""
+    from safetensors import safe_open
+
+    with safe_open(STUDENT / "model.safetensors", framework="numpy") as f:
+        shapes = [(name, tuple(f.get_slice(name).get_shape()), "float32") for name in sorted(f.keys())]
+    compile(recipe.parse(text, "the new recipe"), Spec.of(shapes), devices, BUILT_IN)
+
+
+def _notes(word: str, example: bool, devices: int, settings: Mapping[str, Any]) -> list[str]:
+    notes = []
+    if word in DP_WORDS and not example and devices < FEW:
+        notes.append(
+            f"{devices} devices are few for noise: it is the same for any number of them, and takes hundreds to learn "
+            "through. A run will hold its epsilon and learn little."
+        )
+    if word == "local_dp" and not example:
+        notes.append("local noise hides each update by itself, which takes very much of it.")
+    if word in CORRUPT and settings["fraction"] < CORRUPT[word]:
+        notes.append(
+            f"at most {settings['corrupt']} of the {devices:,} devices may work with a lying server; a larger "
+            "round.cohort bears more."
+        )
+    return notes

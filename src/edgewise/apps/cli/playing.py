@@ -1,0 +1,97 @@
+"""Run directories: where a run goes, playing one with its progress on the screen, opening one that must exist."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from edgewise.apps.cli import result
+from edgewise.apps.runs import run_dirs
+from edgewise.apps.terminal import sessions
+from edgewise.apps.terminal.progress import Progress
+from edgewise.core import events
+from edgewise.core.errors import RecipeError, StoreError
+from edgewise.drivers.storage.files import FOLDER
+from edgewise.plan.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    pass
+
+
+def play(
+    session: sessions.CommandSession,
+    recipe: Recipe,
+    recipe_dir: Path,
+    out: Path,
+    resume: bool,
+    extensions: Sequence[str],
+    quiet: bool,
+    says: str = "",
+) -> dict[str, Any]:
+    """Run, with progress on standard error; then the result. ``says``: to be told before the run starts."""
+    session.folder = out
+
+    def started(event: events.AnyEvent) -> None:
+        session.resumable |= isinstance(event, events.RunStarted)
+
+    with (
+        sessions.interrupts() as told,
+        sessions.quiet_screen(out / "log.txt", session.debug) as screen,
+        _told(screen, "" if quiet else says),
+        Progress(recipe, screen, quiet=quiet) as progress,
+    ):
+        from edgewise.apps.simulate import simulation  # seconds to import: the screen is there first
+
+        told.append(progress.stopping)
+        sinks = (started, progress)
+        simulation.run(
+            recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks,
+            forecast=not quiet,
+        )  # fmt: skip
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    if not session.as_json and not quiet:
+        from rich.console import Console
+
+        result.show(Console(), summary, out)
+    return {"run_dir": str(out), "report": str(out / "report.html"), "summary": summary}
+
+
+def play_network(
+    session: sessions.CommandSession, what: str, overrides: dict[str, Any], out: Path | None, quiet: bool
+) -> dict[str, Any]:
+    """The demonstration on enrolled devices, with progress on standard error; then the result.
+
+    Raises RecipeError(E-COMBO) for another demonstration than that of plays; StoreError(E-RUN-EXISTS) for a folder that
+    is there.
+    """
+    if what != "plays":
+        raise RecipeError("E-COMBO", f"--network plays `plays`, not {what!r:.40}.", "leave out the name.")
+    at = out or run_dirs.free("demo-network")
+    if at.exists():
+        raise StoreError("E-RUN-EXISTS", f"{at} is there already.", "choose another --out.")
+    at.mkdir(FOLDER, parents=True)
+    with sessions.interrupts() as told, sessions.quiet_screen(at / "log.txt", session.debug) as screen:
+        from edgewise.apps.cli import network_demo
+
+        recipe = network_demo.recipe_of(at, overrides)
+        with _told(screen, "" if quiet else network_demo.SAYS), Progress(recipe, screen, quiet=quiet) as progress:
+            told.append(progress.stopping)
+            run_dir, summary = network_demo.play(at, recipe, progress)
+    if not session.as_json and not quiet:
+        from rich.console import Console
+
+        result.show(Console(), summary, run_dir)
+    return {"run_dir": str(run_dir), "report": str(run_dir / "report.html"), "summary": summary}
+
+
+@contextmanager
+def _told(screen: TextIO, says: str) -> Iterator[None]:
+    """Say what is about to run."""
+    if says:
+        from rich.console import Console
+
+        Console(file=screen).print(says, highlight=False)
+    yield

@@ -1,0 +1,168 @@
+"""`edgewise schema`: the recipe's JSON schema, or one key of it in words."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from edgewise.core.errors import RecipeError
+from edgewise.plan.catalogue import BUILT_IN, Catalogue, schema
+from edgewise.plan.recipe.recipe import Recipe
+
+MOST_NAMED = 3  # keys in one suggestion
+
+
+class Key(NamedTuple):
+    """A key, a table or a part of a recipe, as its JSON schema has it.
+
+    ``path`` is ``training.lr`` or ``stage.quantize``. ``kind`` is its type and range in words. ``default`` is JSON, and
+    empty where there is none or where it is a table or a list of tables.
+    """
+
+    path: str
+    kind: str
+    default: str
+    required: bool
+    says: str
+    below: tuple[Key, ...]
+
+
+def everything(catalogue: Catalogue = BUILT_IN) -> str:
+    """The whole schema as JSON text."""
+    return json.dumps(_schema(catalogue), indent=2)
+
+
+def describe(field: str, catalogue: Catalogue = BUILT_IN) -> str:
+    """What a key means: ``training.lr``, a table ``training``, a part ``stage.quantize``, its ``stage.quantize.bits``.
+
+    Raises RecipeError(E-KEY) with the nearest known key.
+    """
+    whole = _schema(catalogue)
+    at, walked = whole, ""
+    for part in field.split("."):
+        below = _below(whole, at)
+        if part not in below:
+            hint = _hint(whole, paths(catalogue), field, part, below, walked)
+            raise RecipeError("E-KEY", f"there is no recipe key `{field}`.", hint)
+        at, walked = _plain(whole, below[part]), f"{walked}{part}."
+    return "\n".join(_words(_key(whole, field, at, False)))
+
+
+def _hint(
+    whole: dict[str, Any], known: Sequence[str], field: str, part: str, below: dict[str, Any], walked: str
+) -> str:
+    """What a person may have meant: keys of that very name elsewhere, else the nearest one here, else anywhere."""
+    last = field.rsplit(".", 1)[-1]
+    everywhere = [dotted for dotted in known if dotted.rsplit(".", 1)[-1] == last]
+    if not everywhere and (near := difflib.get_close_matches(part, below, n=1, cutoff=0.5)):
+        return f"did you mean `{walked}{near[0]}`?"
+    if not everywhere:
+        everywhere = difflib.get_close_matches(field, known, n=1, cutoff=0.6)
+    if not everywhere:
+        everywhere = [dotted for dotted in known if _says(whole, dotted, last.replace("_", " "))]
+    if not everywhere:
+        names = sorted({dotted.rsplit(".", 1)[-1] for dotted in known})
+        near = difflib.get_close_matches(last, names, n=1, cutoff=0.7)
+        everywhere = [dotted for dotted in known if near and dotted.rsplit(".", 1)[-1] == near[0]]
+    if everywhere:
+        return f"did you mean {' or '.join(f'`{dotted}`' for dotted in everywhere[:MOST_NAMED])}?"
+    return f"known here: {', '.join(below) or 'nothing'}."
+
+
+def _says(whole: dict[str, Any], field: str, said: str) -> bool:
+    """Whether a key's description begins with these words."""
+    at = whole
+    for part in field.split("."):
+        at = _plain(whole, _below(whole, at)[part])
+    return str(at.get("description", "")).startswith(said)
+
+
+def tree(catalogue: Catalogue = BUILT_IN) -> tuple[Key, ...]:
+    """All keys of a recipe, each with those below it, in the order of the schema."""
+    whole = _schema(catalogue)
+    return _key(whole, "", whole, False).below
+
+
+@cache
+def paths(catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
+    """All keys of a recipe as ``training.lr`` or ``stage.quantize.bits``, tables and parts too, shallow ones first."""
+    whole = _schema(catalogue)
+    level, found = [("", whole)], list[str]()
+    while level:
+        level = [
+            (f"{at}.{name}" if at else name, _plain(whole, child))
+            for at, node in level
+            for name, child in _below(whole, node).items()
+        ]
+        found += [at for at, _ in level]
+    return tuple(found)
+
+
+@cache
+def _schema(catalogue: Catalogue) -> dict[str, Any]:
+    return schema(catalogue, Recipe.model_json_schema())
+
+
+def _plain(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    """The node with its reference followed; what stands beside the reference wins."""
+    if "$ref" not in node:
+        return node
+    target = whole["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+    return {**target, **{k: v for k, v in node.items() if k != "$ref"}}
+
+
+def _below(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Keys of a table, or parts of a slot (``strategy``, ``stage`` ...)."""
+    options = node.get("oneOf") or node.get("items", {}).get("oneOf")
+    if options:
+        return {one["title"]: one for one in options}
+    return {k: v for k, v in node.get("properties", {}).items() if k != "kind" or "const" not in v}
+
+
+def _key(whole: dict[str, Any], path: str, node: dict[str, Any], required: bool) -> Key:
+    """The key ``path``, of which ``node`` is the schema, its reference followed."""
+    needed = node.get("required", [])
+    below = tuple(
+        _key(whole, f"{path}.{name}" if path else name, _plain(whole, child), name in needed)
+        for name, child in _below(whole, node).items()
+    )
+    default = node.get("default")
+    shown = default is not None and not isinstance(default, dict) and not (isinstance(default, list) and below)
+    said = " ".join(str(node.get("description", "")).split())
+    return Key(path, _kind(node), json.dumps(default) if shown else "", required, said, below)
+
+
+def _words(key: Key) -> list[str]:
+    """What a terminal shows of a key and of those below it."""
+    out = [f"{key.path}: {key.kind}"]
+    if key.says:
+        out.append(f"  {key.says}")
+    if key.default:
+        out.append(f"  default {key.default}")
+    for child in key.below:
+        default = f" (default {child.default})" if child.default else ""
+        name = child.path.rsplit(".", 1)[-1]
+        out.append(f"  {name}: {child.kind}{default}{'  ' + child.says if child.says else ''}")
+    return out
+
+
+def _kind(node: dict[str, Any]) -> str:
+    """Type and range in words."""
+    if "enum" in node:
+        return " | ".join(json.dumps(v) for v in node["enum"])
+    if "const" in node:
+        return json.dumps(node["const"])
+    if "oneOf" in node or "oneOf" in node.get("items", {}):
+        return "list of parts" if "items" in node else "one part"
+    if options := [one for one in node.get("anyOf", []) if one.get("type") != "null"]:
+        return " | ".join(map(_kind, options))
+    kind = {"object": "table", "array": "list", "number": "number", "integer": "whole number", "string": "text"}
+    limits = [
+        f"{sign} {node[key]:g}"
+        for key, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
+        if key in node
+    ]
+    return " ".join([kind.get(node.get("type", ""), node.get("type", "value")), *limits])

@@ -1,0 +1,97 @@
+"""The end of a run on the terminal: what came out, what it cost, where the time went, where to read more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.apps.report import alone_or_together, numbers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show(console: Console, s: Mapping[str, Any], out: Path) -> None:
+    """Print the result of ``summary.build``."""
+    from rich.text import Text
+
+    console.print()
+    console.print(Text(alone_or_together.sentence(s), "bold"))
+    if note := alone_or_together.note(s):
+        console.print(Text(note))
+    console.print()
+    console.print(_quality(s, wide=console.width >= 104))
+    console.print(_costs(s))
+    r = s["rounds"]
+    if r["stopped"]:
+        console.print(Text(numbers.stopped(r["played"], r["planned"], r["waited"], r["kept"])))
+    elif r["kept"] != r["played"]:
+        console.print(Text(f"{numbers.counts(r['kept'])}, of {r['played']} played: its held-out loss is the lowest"))
+    if r["abandoned"]:
+        console.print(Text(f"{r['met']} rounds moved the model, {r['abandoned']} were abandoned", "yellow"))
+    if not s["complete"]:
+        console.print(Text(f"not complete: {numbers.unfinished(s)}", "yellow"))
+    # A path must stay whole, to be clicked or copied.
+    console.print(Text("report  ", "dim").append(str(out / "report.html"), "bold"), soft_wrap=True)
+
+
+def _quality(s: Mapping[str, Any], wide: bool) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD, title="held-out perplexity, lower is better", title_justify="left", pad_edge=False
+    )
+    table.add_column("model")
+    for head in ("weighted mean", "median", "worst 10 %", "change"):
+        table.add_column(head, justify="right")
+    for name in numbers.MODELS:
+        q, style = s["perplexity"][name], "bold" if name == "federated" else ""
+        label = Text(numbers.MODELS[name], style)
+        if wide:
+            label.append(f"  {numbers.MEANS[name]}", "dim not bold")
+        if q is None:
+            table.add_row(label, Text("not run", "dim"), "", "", "")
+            continue
+        change = "" if name == "base" else numbers.percent(s["change_percent"][name])
+        figures = [numbers.figure(q, k) for k in ("weighted_mean", "median", "worst_decile")]
+        table.add_row(label, *(Text(c, style) for c in [*figures, change]))
+    return table
+
+
+def _costs(s: Mapping[str, Any]) -> Any:
+    from rich.table import Table
+
+    b, t, p, share = s["bytes"], s["seconds"], s["participation"], s["share_improved"]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    if share["over_base"] is not None:
+        over = share["over_local_only"]
+        more = f", {numbers.percent(100 * over, signed=False)} than alone" if over is not None else ""
+        grid.add_row(
+            "devices",
+            f"{numbers.percent(100 * share['over_base'], signed=False)} of those measured do better than with the base"
+            f"{more}",
+        )
+    if said := alone_or_together.going_on(s):
+        grid.add_row("longer", said)
+    for key, name in (("up", "up"), ("down", "down")):
+        size = numbers.size(b[f"{key}_per_device_round"])
+        said = numbers.against(b[f"{key}_ratio"], b["up_ratio_update"] if key == "up" else None)
+        grid.add_row(name, f"{size} per device and round, {said}")
+    lost = ", ".join(
+        [*(f"{n} {code}" for code, n in p["lost_by_code"].items()), *([f"{p['late']} late"] * bool(p["late"]))]
+    )
+    unused = f"; {numbers.count(p['unused'])} in abandoned rounds" if p["unused"] else ""
+    said = f"{numbers.count(p['accepted'])} of {numbers.count(p['invited'])} invitations"
+    grid.add_row("counted", f"{said}{unused}{f'; lost: {lost}' if lost else ''}")
+    if used := [r for r in s["rungs"] if r["accepted"]]:
+        grid.add_row("rungs", ", ".join(f"{r['accepted']} × {r['name'].replace(', ', ' ')}" for r in used))
+    wall = ", ".join(f"{k} {numbers.duration(t[k])}" for k in ("rounds", "evaluate", "compare") if t[k])
+    grid.add_row("time", f"{numbers.duration(t['total'])}: {wall}" if wall else numbers.duration(t["total"]))
+    work = ", ".join(f"{k} {numbers.duration(t[k])}" for k in ("train", "encode", "aggregate"))
+    grid.add_row("work", f"{work} (device and server seconds)")
+    return grid

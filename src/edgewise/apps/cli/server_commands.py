@@ -1,0 +1,264 @@
+"""Commands of operators and owners: serve, join, token, fleet. Everything beyond typer is imported inside: help comes
+at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgewise.apps.cli.asking import PATIENCE_S, ask_server, identifier, run_body, table
+from edgewise.apps.terminal.options import HOME, Certificate, Debug, Home, Json, Key, Listen, Log, Names
+
+if TYPE_CHECKING:
+    from edgewise.core.events import AnyEvent
+    from edgewise.drivers.http.link import Link
+
+token = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+fleet = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Keys and database; made on the first start.")],
+    listen: Listen = "127.0.0.1:8443",
+    public: Names = None,
+    certificate: Certificate = None,
+    key: Key = None,
+    plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, on 127.0.0.1 only.")] = False,
+    log: Log = "",
+    gateway: Annotated[
+        str, typer.Option("--gateway", metavar="NAME@URL", help="Second server of shared sums, as it names itself.")
+    ] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Enrol devices over TLS, and play runs with them.
+
+    The first start makes keys, a certificate and a token for the first administrator. Runs begin with
+    `edgewise run submit`, and go on where they are when the server starts again.
+    """
+
+    def body() -> dict[str, Any]:
+        import json
+        from contextlib import suppress
+        from threading import Event
+
+        from edgewise.apps.server import sharing
+        from edgewise.apps.server.start import Server, Tls
+        from edgewise.apps.terminal import sessions
+        from edgewise.drivers import logs
+
+        host, port, names = address(listen, public, certificate, key)
+        tls, lines = Tls(names, certificate, key, plain), None if log == "-" else Path(log or folder / "server.log")
+        tell = (lambda run, event: None) if as_json else _told
+        second = sharing.address(gateway) if gateway else None
+        with (
+            sessions.interrupts(),
+            Server(folder, host, port, tls, tell=tell, gateway=second) as server,
+            logs.opened(lines),
+        ):
+            scheme, first = "http" if plain else "https", server.first_token()
+            url = f"{scheme}://{names[0] if names else '127.0.0.1'}:{server.port}"
+            if as_json:
+                print(json.dumps({"url": url, "server": server.service.identity.name, "token": first}), flush=True)
+            else:
+                print(f"serving  {url}  key {server.service.identity.name}  (Ctrl-C ends)", flush=True)
+                if first:
+                    print(f"first administrator, within an hour:  edgewise join {url}\n  token  {first}", flush=True)
+            with suppress(KeyboardInterrupt):  # the way to end it
+                Event().wait()
+        return {"ended": url}
+
+    run_body("serve", as_json, debug, body)
+
+
+def _told(run: str, event: AnyEvent) -> None:
+    """Print what happens in a run."""
+    from edgewise.apps.server.lines import line
+
+    if (text := line(event)) is not None:
+        print(f"{run[:12]}  {text}", flush=True)
+
+
+def address(
+    listen: str, public: list[str] | None, certificate: Path | None, key: Path | None
+) -> tuple[str, int, tuple[str, ...]]:
+    """Host, port and names of a server. Raises TransportError(E-REQUEST) for options that cannot be."""
+    from edgewise.core.errors import TransportError
+
+    host, _, port = listen.rpartition(":")
+    if not (host and port.isdigit() and int(port) < 2**16):
+        raise TransportError("E-REQUEST", f"{listen} is not HOST:PORT.", "write, say, --listen 0.0.0.0:8443.")
+    if (certificate is None) != (key is None):
+        raise TransportError("E-REQUEST", "--cert and --key belong together.", "give both, or neither.")
+    names = tuple(dict.fromkeys([*(public or ()), *(() if host in ("0.0.0.0", "::") else (host,))]))
+    return host, int(port), names
+
+
+def join(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Of the server: https://HOST:PORT.", show_default=False)],
+    token_file: Annotated[
+        str, typer.Option("--token-file", help="File with the token; - reads standard input. Asked for if left out.")
+    ] = "",
+    home: Home = HOME,
+    label: Annotated[str, typer.Option("--label", help="What you call this device.")] = "",
+    plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, to this machine only.")] = False,
+    gateway: Annotated[
+        str, typer.Option("--gateway", metavar="NAME", help="URL is that of a gateway: the fingerprint of its key.")
+    ] = "",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Enrol this machine at a server, with a token of its operator.
+
+    Makes a key that never leaves this machine, and a device's policy. The token is not an option, since others can read
+    command lines; the variable EDGEWISE_TOKEN is read too.
+    """
+
+    def body() -> dict[str, Any]:
+        from edgewise.drivers.http.link import Link
+
+        folder = home.expanduser()
+        with Link.join(url, entered_token(token_file), folder, label, plain, PATIENCE_S, gateway) as link:
+            standing = dict(link.standing())
+        if not as_json:
+            waits = "" if standing["status"] == "approved" else "; the operator has to approve it"
+            print(f"{standing['role']} {standing['id']} is {standing['status']}{waits}")
+        if standing["role"] != "device":
+            return standing
+        from edgewise.apps.device import policy
+
+        if policy.first_policy(folder) and not as_json:
+            print(f"  next  write into {folder / policy.FILE} where your text is (data.path), and what you ask of runs")
+        return {**standing, "policy": str(folder / policy.FILE)}
+
+    run_body("join", as_json, debug, body)
+
+
+def entered_token(file: str) -> str:
+    """An enrolment token: from a file, standard input (-), the environment, or asked for.
+
+    Raises TransportError(E-TOKEN).
+    """
+    import getpass
+    import sys
+
+    from edgewise.core.errors import TransportError
+
+    if file == "-":
+        return sys.stdin.readline()
+    if file:
+        try:
+            return Path(file).read_text(encoding="utf-8", errors="replace")
+        except OSError as e:
+            what = f"the token file {file} cannot be read: {e.strerror}."
+            raise TransportError("E-TOKEN", what, "name a file that holds the token.") from None
+    if given := os.environ.get("EDGEWISE_TOKEN"):
+        return given
+    try:
+        return getpass.getpass("enrolment token: ")
+    except EOFError:
+        what = "no enrolment token was given, and nobody is here to be asked."
+        raise TransportError("E-TOKEN", what, "name a file that holds it: --token-file FILE.") from None
+
+
+@token.command("create")
+def create_token(
+    role: Annotated[str, typer.Option("--role", help="device, viewer, operator, admin or gateway.")] = "device",
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag of whoever enrols by it.")] = None,
+    uses: Annotated[int, typer.Option("--uses", min=1, help="How often it may be used.")] = 1,
+    approved: Annotated[bool, typer.Option("--approved", help="Whoever uses it needs no approval.")] = False,
+    hours: Annotated[float, typer.Option("--hours", min=0.001, max=2160.0, help="Until it expires.")] = 1.0,
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make an enrolment token. It is shown this once."""
+
+    def ask(link: Link) -> dict[str, Any]:
+        wanted = {"role": role, "tags": tag or [], "uses": uses, "approved": approved, "expires_in_s": 3600.0 * hours}
+        made: dict[str, Any] = link.call("POST", "/v1/tokens", document=wanted)
+        if not as_json:
+            print(f"{made['text']}\n  id {made['id']}; on the device:  edgewise join {link.home.url}")
+        return made
+
+    ask_server("token create", home, as_json, debug, ask)
+
+
+@token.command("ls")
+def list_tokens(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
+    """List the enrolment tokens."""
+
+    def ask(link: Link) -> dict[str, Any]:
+        found = link.call("GET", "/v1/tokens")
+        if not as_json:
+            table(found, ("id", "role", "tags", "used", "uses", "approved", "revoked", "expires_s"))
+        return {"tokens": found}
+
+    ask_server("token ls", home, as_json, debug, ask)
+
+
+@token.command("revoke")
+def revoke_token(
+    id: Annotated[str, typer.Argument(metavar="ID", help="As `edgewise token ls` shows it.", show_default=False)],
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Let nobody enrol by a token any more."""
+
+    def ask(link: Link) -> dict[str, Any]:
+        done: dict[str, Any] = link.call("POST", f"/v1/tokens/{identifier(id)}/revoke")
+        if not as_json:
+            print(f"token {id} is revoked")
+        return done
+
+    ask_server("token revoke", home, as_json, debug, ask)
+
+
+@fleet.command("ls")
+def list_members(
+    status: Annotated[str, typer.Option("--status", help="Only pending, approved or revoked ones.")] = "",
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List devices, and the people who run the fleet."""
+
+    def ask(link: Link) -> dict[str, Any]:
+        found: list[dict[str, Any]] = []
+        while True:
+            page = link.call("GET", "/v1/devices", {"status": status, "after": found[-1]["id"] if found else ""})
+            found += page
+            if not page:
+                break
+        if not as_json:
+            table(found, ("id", "role", "status", "tags", "label", "joined_s"))
+        return {"members": found}
+
+    ask_server("fleet ls", home, as_json, debug, ask)
+
+
+def _decide(verb: str, done: str) -> Callable[..., None]:
+    def command(
+        ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Of members.", show_default=False)],
+        home: Home = HOME,
+        as_json: Json = False,
+        debug: Debug = False,
+    ) -> None:
+        def ask(link: Link) -> dict[str, Any]:
+            changed = [link.call("POST", f"/v1/devices/{identifier(one)}/{verb}") for one in ids]
+            if not as_json:
+                print("\n".join(f"{one['id']} is {done}" for one in changed))
+            return {"members": changed}
+
+        ask_server(f"fleet {verb}", home, as_json, debug, ask)
+
+    return command
+
+
+fleet.command("approve", help="Let pending devices in.")(_decide("approve", "approved"))
+fleet.command("revoke", help="Keep devices out, at once and for good.")(_decide("revoke", "revoked"))

@@ -1,0 +1,48 @@
+"""The recipes that ship with edgewise: what each is for, and a copy of one to change."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from edgewise.core.errors import RecipeError
+from edgewise.drivers.storage.files import write_new
+from edgewise.plan.recipe.findings import nearest
+
+_ASSETS = Path(str(resources.files("edgewise"))) / "assets"
+FOLDER, STUDENT = _ASSETS / "recipes", _ASSETS / "student"  # the recipes, the bundled model
+
+
+def names() -> list[str]:
+    """The names of all shipped recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def text(name: str) -> str:
+    """A recipe as it ships. Raises RecipeError(E-UNKNOWN) with the nearest name."""
+    wanted = name.removesuffix(".toml")
+    if wanted not in names():
+        near = nearest(wanted, names())
+        hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(names())}."
+        raise RecipeError("E-UNKNOWN", f"no recipe is called {name!r:.80}.", hint)
+    return (FOLDER / f"{wanted}.toml").read_text(encoding="utf-8")
+
+
+def purpose(name: str) -> str:
+    """The first sentence of a recipe's own heading."""
+    lines = []
+    for line in text(name).splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines).split(". ")[0].rstrip(".:") + "."
+
+
+def copy(name: str, to: Path) -> Path:
+    """Write a shipped recipe to ``to``, or under its own name into the folder ``to``; returns the file.
+
+    Raises RecipeError(E-UNKNOWN), StoreError: E-FILE-EXISTS where there is a file already, E-DISK.
+    """
+    target = to / f"{name.removesuffix('.toml')}.toml" if to.is_dir() else to
+    write_new(target, text(name).encode())
+    return target

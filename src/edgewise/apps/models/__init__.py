@@ -1,0 +1,4 @@
+"""A run's model as files that others load: export and its model card.
+
+``export`` is the door.
+"""

@@ -1,0 +1,259 @@
+"""`edgewise export`: a run's model as a plain transformers folder, a PEFT adapter, or tensors by name, with a card that
+says how it came to be. What is written is read back and compared with the trained model. The folder appears whole or
+not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgewise.apps.models import model_card
+from edgewise.apps.report import summary
+from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.run_dirs import opened
+from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.foreign import reason
+from edgewise.core.vector import Spec, Vector, from_bytes, unpack
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.recipe.recipe import Recipe, from_plain
+from edgewise.plan.strategy import strategy_of
+from edgewise.strategies.base import Directions
+
+if TYPE_CHECKING:
+    from edgewise.learn.models.exported import Checked
+
+FORMATS = ("peft", "merged", "tensors")
+DTYPES = ("base", "float32", "bfloat16", "float16")
+TENSORS = "trained.safetensors"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Wanted(NamedTuple):
+    """A request for an export. ``to``: one of ``FORMATS``. ``played``: the model after so many rounds; where None, the
+    one that counts in a complete run. ``base``: a folder, or ``hub:owner/name``, that takes the place of the recipe's
+    ``model.base``; empty: as in the recipe. ``dtype``: of a merged model's weights; ``base``: as the base has them.
+    ``with_base``: write a base folder beside the adapter."""
+
+    to: str = "merged"
+    played: int | None = None
+    base: str = ""
+    dtype: str = "base"
+    with_base: bool = False
+
+
+def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
+    """Write the model of a run.
+
+    Args:
+        run_dir: the folder of a run, or that of a server, whose promoted model is then taken. dest: a folder that does
+            not exist or is empty.
+    Returns:
+        Plain JSON: ``dest``, ``to``, ``rounds``, ``model_sha256``, ``files``; ``dtype`` and ``logits`` (the largest
+        differences: ``loaded``, ``rounding``, ``moved``) of models and adapters.
+    Raises:
+        EdgewiseError: E-EXPORT with the reason; E-RESUME without a run; E-MODEL where the base cannot be loaded;
+            E-DISK.
+    Guarantees:
+        A model that transformers or peft loads from ``dest`` gives the logits of the trained model, or nothing is left
+        there.
+    """
+    _possible(wanted)
+    dest = dest.resolve()  # "." has no name of its own
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise _refused(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
+    promoted = _promoted(run_dir, wanted)
+    if promoted is not None:
+        run_dir = run_dir / "runs" / promoted.run[:32]
+    with opened(run_dir) as store:
+        run = store.run()
+        assert run is not None
+        recipe = from_plain(run["recipe"], f"the recipe of {run_dir}")
+        if wanted.to == "peft" and not recipe.trainable.adapts:
+            what = f'a PEFT adapter needs trainable.kind = "lora"; this run trained "{recipe.trainable.kind}"'
+            raise _refused(what, "--to merged.")
+        number, digest, params = _params(store, recipe, wanted.played) if promoted is None else promoted[1:]
+        found = summary.build(store)
+    card = model_card.ModelCard(found, recipe, wanted.to, number, digest, _directions(recipe) is not None)
+    with _folder(dest) as part:
+        more = (
+            _tensors(run["facts"], params, part, card)
+            if wanted.to == "tensors"
+            else _model(recipe, run_dir, run["facts"], params, part, wanted, card)
+        )
+    files = sorted(str(p.relative_to(dest)) for p in dest.rglob("*") if p.is_file())
+    return {"dest": str(dest), "to": wanted.to, "rounds": number, "model_sha256": digest, "files": files, **more}
+
+
+class _Promoted(NamedTuple):
+    """The promoted model of a server. ``run``: it is of; then as ``_params``."""
+
+    run: str
+    played: int
+    digest: str
+    params: Vector
+
+
+def _promoted(folder: Path, wanted: Wanted) -> _Promoted | None:
+    """The model that a server's operators promoted, where ``folder`` is a server's; None where it is a run's."""
+    if not (folder / "server.db").is_file():
+        return None
+    from edgewise.drivers.fleet import promotions
+    from edgewise.drivers.storage.blobs import Blobs
+
+    if wanted.played is not None:
+        raise _refused("--round is for the folder of a run; of a server its promoted model is taken", "leave it out.")
+    found = promotions.read(folder)
+    raw = Blobs(folder / "blobs").get(found.model)
+    return _Promoted(found.run, found.played, found.model, from_bytes(raw, len(raw) // 4))
+
+
+def _refused(what: str, fix: str) -> EdgewiseError:
+    return EdgewiseError("E-EXPORT", f"{what}.", fix)
+
+
+def _possible(wanted: Wanted) -> None:
+    if wanted.to not in FORMATS:
+        raise _refused(f"there is no format {wanted.to!r}", f"--to {' or '.join(FORMATS)}.")
+    if wanted.dtype not in DTYPES:
+        raise _refused(f"there is no dtype {wanted.dtype!r}", f"--dtype {' or '.join(DTYPES)}.")
+    if wanted.dtype != "base" and wanted.to != "merged":
+        raise _refused("--dtype is for --to merged; what was trained is written in float32", "leave out --dtype.")
+    if wanted.with_base and wanted.to != "peft":
+        raise _refused("--with-base is for --to peft; a merged model needs no base", "leave out --with-base.")
+
+
+def _params(store: RunStore, recipe: Recipe, played: int | None) -> tuple[int, str, Vector]:
+    """(rounds played, digest, vector) of the wanted model version."""
+    models, which = store.models(), chosen(store)
+    if played is None:
+        if not which.over:
+            what = f"the run has played {which.reached} of {recipe.round.rounds} rounds"
+            raise _refused(what, f"finish it with --resume, or take what is there with --round {which.reached}.")
+        played = which.played
+    kept = [n for n, digest in models.items() if (store.out / "blobs" / digest).exists()]
+    if played not in kept:
+        what = f"there is no model after {played} rounds any more" if played in models else f"no round {played} yet"
+        raise _refused(what, f"kept: --round {', '.join(map(str, kept)) or 'none'}.")
+    return played, models[played], store.blob(models[played])
+
+
+@contextmanager
+def _folder(dest: Path) -> Iterator[Path]:
+    """A folder beside ``dest`` that becomes ``dest`` when all went well, and is gone otherwise.
+
+    Raises StoreError(E-DISK) for what the disk refuses, whichever library met it.
+    """
+    from safetensors import SafetensorError
+
+    made: list[str] = []
+    try:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        made.append(tempfile.mkdtemp(prefix=f".{dest.name}.", suffix=".part", dir=dest.parent))
+        part = Path(made[0])
+        yield part
+        _open_to_others(part)
+        if dest.exists():
+            dest.rmdir()
+        part.rename(dest)
+    except (OSError, SafetensorError) as e:  # safetensors tells of a full disk in an exception of its own
+        full = getattr(e, "errno", None) in FULL or "No space left" in str(e) or "too large" in str(e)
+        where = "free some space" if full else "give another --dest"
+        raise StoreError("E-DISK", f"cannot write {dest}: {reason(e)}.", f"{where}; the run is whole.") from e
+    finally:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give a folder and all in it the modes that the umask asks for: some libraries write for the owner only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_card.ModelCard) -> dict[str, Any]:
+    """Write the trained tensors by name: for a trainer of one's own, and for tools of one's own."""
+    from safetensors.numpy import save_file
+
+    if not facts.get("spec"):
+        raise _refused("the run does not record the names of what it trained", "run it again with this version.")
+    spec = Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in facts["spec"]])
+    if params.shape != (spec.dim,):
+        raise _refused(f"the run's vector has {params.size} numbers, its layout {spec.dim}", "the run is damaged.")
+    save_file(unpack(params, spec), part / TENSORS)
+    (part / "README.md").write_text(card.text(), encoding="utf-8")
+    return {}
+
+
+def _model(
+    recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], params: Vector, part: Path, wanted: Wanted,
+    card: model_card.ModelCard,
+) -> dict[str, Any]:  # fmt: skip
+    if (facts.get("extensions") or facts.get("objects")) and "vocabulary" not in facts:  # a fact of the text trainer
+        own = f"its extension ({', '.join(facts['extensions'])})" if facts.get("extensions") else "a script's own"
+        raise _refused(
+            f"the run trained a model of {own}, which edgewise cannot rebuild",
+            f"--to tensors writes what was trained by name; load_state_dict takes {TENSORS}.",
+        )
+    from edgewise.learn.models import exported
+
+    base, place = _base(recipe, run_dir, facts, wanted.base)
+    t = exported.trained(recipe, base, place, facts, params, _directions(recipe))
+    origin, bundled = t.loaded.folder, base == "bundled"
+    beside = wanted.to == "peft" and (bundled or wanted.with_base)
+    name = model_card.base_name(base)
+    if wanted.to == "peft":
+        dtype, local = "float32", not base.startswith("hub:")
+        named = f"./{exported.BASE}" if beside else name
+        checked = exported.write_adapter(t, part, named, "" if beside or local else t.loaded.commit, beside)
+    else:
+        dtype = exported.stored_dtype(origin) if wanted.dtype == "base" else wanted.dtype
+        checked = exported.write_merged(t, part, dtype)
+    about = model_card.About(base, name, t.loaded.commit, beside, dtype, checked, model_card.said_of(origin))
+    (part / "README.md").write_text(card.text(about), encoding="utf-8")
+    return {"dtype": dtype, "logits": _plain(checked)}
+
+
+def _plain(checked: Checked) -> dict[str, float]:
+    return dict(checked._asdict())
+
+
+def _base(recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], given: str) -> tuple[str, Path]:
+    """(what to load, where a relative path starts): the model that the run began with, also where the project moved.
+
+    The recipe's folder is looked for from the run's folder first: a project moves as a whole. Raises E-EXPORT.
+    """
+    if given:
+        hub = given.startswith("hub:") or given == "bundled"
+        return given if hub else str(Path(given).resolve()), Path()
+    base = recipe.model.base
+    if base == "bundled":
+        return base, Path()
+    if base.startswith("hub:"):
+        pinned = facts.get("model_commit")
+        return f"{base.partition('@')[0]}@{pinned}" if pinned else base, Path()
+    places = [run_dir / facts["recipe_from_run"]] if facts.get("recipe_from_run") else []
+    places.append(Path(facts.get("recipe_dir") or "."))
+    for place in places:
+        if (place / Path(base).expanduser()).is_dir():
+            return base, place
+    looked = " and ".join(str((place / base).resolve()) for place in places)
+    raise _refused(f"the run's base {base!r} is not at {looked}", "name its folder with --base FOLDER.")
+
+
+def _directions(recipe: Recipe) -> Directions | None:
+    """The directions whose coefficients the run's vector holds; None where it holds parameters.
+
+    An extension's strategy is not known here: its vector is taken for parameters, and refused where it is too short.
+    """
+    if recipe.strategy["kind"] not in BUILT_IN.strategies:
+        return None
+    return strategy_of(recipe, BUILT_IN, Spec(()), population=1).directions

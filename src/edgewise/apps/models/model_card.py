@@ -1,0 +1,192 @@
+"""The README.md of an exported model: how to load it, where it comes from, who learnt what, how it was checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from edgewise.apps.report import numbers, privacy
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.privacy.card import NOT_COVERED
+
+if TYPE_CHECKING:
+    from edgewise.learn.models.exported import Checked
+
+HEAD = "| model | weighted mean | median | worst 10 % |\n| --- | ---: | ---: | ---: |\n"
+PASSED_ON = ("license", "license_name", "license_link", "language")  # from the base's card to this one
+KINDS = {
+    "full": "all parameters",
+    "layers": "some layers",
+    "lora": "LoRA adapters of rank {}",
+    "ffa_lora": "LoRA adapters of rank {}, B only (FFA-LoRA)",
+    "rolora": "LoRA adapters of rank {}, B and A in turn (RoLoRA)",
+}
+
+
+class About(NamedTuple):
+    """What only the export knows. ``base``: as ``model.base``; ``name``: for people, without a path of this machine;
+    ``commit``: of a base of the hub; ``beside``: the base lies beside the adapter; ``dtype``: of the weights;
+    ``card``: what the base's own card says."""
+
+    base: str
+    name: str
+    commit: str
+    beside: bool
+    dtype: str
+    checked: Checked
+    card: Mapping[str, Any]
+
+
+class ModelCard(NamedTuple):
+    """A card in the making. ``run``: the run's summary; figures stand only where they are of this model version."""
+
+    run: Mapping[str, Any]
+    recipe: Recipe
+    to: str
+    played: int
+    digest: str
+    coefficients: bool = False
+
+    def text(self, about: About | None = None) -> str:
+        """Markdown with the metadata of the hub in front. about: None for tensors without a model."""
+        s, recipe, t = self.run, self.recipe, self.recipe.training
+        trained = KINDS[recipe.trainable.kind].format(recipe.trainable.rank)
+        own = s["facts"].get("extensions") or ("objects" in s["facts"] and "precision" not in s["facts"])
+        of = f"`{about.name}`" if about else "a model of one's own" if own else "the base model"
+        work, noised = numbers.local_work(t.local_steps, t.local_epochs), bool(s["not_covered"])
+        fingerprint = "" if noised else f" Fingerprint: `{s['facts'].get('fingerprint', 'not recorded')}`."
+        seed = "" if noised else f"| seed | {s['seed']} |\n"
+        commit = f"| base, commit on the hub | `{about.commit}` |\n" if about and about.commit else ""
+        vector = "coefficients of the directions" if self.coefficients else "trained parameters"
+        claims = "\n".join(f"- {c}" for c in s["plan"]["claims"])
+        return f"""{self._metadata(about)}
+# {s["name"]}
+
+{trained[0].upper()}{trained[1:]} of {of}, trained with edgewise on {numbers.count(s["population"])} simulated devices
+in {self.played} of {recipe.round.rounds} rounds of {work} ({t.optimizer}, learning rate {t.lr:g}).
+{_weights(about)}
+
+{_loading(about, self.to)}
+Data: {self._data()}.{fingerprint}
+{self._figures(noised)}
+## Who learnt what in training
+
+{claims or "Not recorded."}
+{_travelled(s["plan"]["trace"])}{privacy.markdown(s, self.played)}
+## Identity
+
+| | |
+| --- | --- |
+| {vector}, SHA-256 | `{self.digest}` |
+| run id | `{s["run"]}` |
+| recipe, SHA-256 | `{s["recipe_sha256"]}` |
+{commit}{seed}| versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |
+"""
+
+    def _metadata(self, about: About | None) -> str:
+        lines = {"library_name": "peft" if self.to == "peft" else "transformers"}
+        if about is None:
+            lines = {}
+        else:
+            lines |= {key: json.dumps(about.card[key]) for key in PASSED_ON if about.card.get(key)}
+            if about.base.startswith("hub:"):
+                kind = "adapter" if self.to == "peft" else "finetune"
+                lines |= {"base_model": about.name, "base_model_relation": kind}
+            lines["pipeline_tag"] = "text-generation"
+        rows = [f"{key}: {value}" for key, value in lines.items()]
+        return "\n".join(["---", *rows, "tags:", "- edgewise", "- federated", "---", ""])
+
+    def _data(self) -> str:
+        data = self.recipe.data
+        stdlib = data.source == "python-stdlib"
+        said = "source text of the Python standard library" if stdlib else f"{data.source} data"
+        whole = stdlib and data.partition == "owner"
+        return said + (", one package per device" if whole else f", partition `{data.partition}`")
+
+    def _figures(self, noised: bool) -> str:
+        s = self.run
+        if self.played != s["rounds"]["kept"] or not s["complete"]:
+            return ""
+        rows = [
+            f"| {numbers.MODELS[m]} | {numbers.figure(q, 'weighted_mean')} | {numbers.figure(q, 'median')} |"
+            f" {numbers.figure(q, 'worst_decile')} |"
+            for m, q in s["perplexity"].items()
+            if q
+        ]
+        mark = f"{NOT_COVERED}\n\n" if noised else ""
+        return f"\n## Held-out perplexity\n\n{mark}{HEAD}" + "\n".join(rows) + "\n" if rows else ""
+
+
+def base_name(base: str) -> str:
+    """What the base is called in exported files: no path of this machine."""
+    if base == "bundled":
+        return "edgewise bundled student"
+    return base[4:].partition("@")[0] if base.startswith("hub:") else Path(base).name
+
+
+def said_of(folder: Path) -> Mapping[str, Any]:
+    """The metadata of a model's own card; empty where it has none that can be read."""
+    from huggingface_hub import metadata_load
+
+    try:
+        found = metadata_load(folder / "README.md")
+    except (OSError, ValueError):  # no card, or one that is not what a card should be
+        return {}
+    return found or {}
+
+
+def _travelled(trace: Sequence[Mapping[str, Any]]) -> str:
+    """List what each part did to an update on its way into the model, in the words of the parts."""
+    rows = [
+        f"- `{row['name'].split('(')[0]}`: {row['does']}."
+        for row in trace
+        if row["role"] in ("stage", "inner", "merge", "post", "strategy")
+    ]
+    return "\n## How an update travelled\n\n" + "\n".join(rows) + "\n" if rows else ""
+
+
+def _weights(about: About | None) -> str:
+    if about is None:
+        return "What was trained is written by name, in float32."
+    c, of = about.checked, f"The weights are {about.dtype}."
+    rounds = f" Rounding to {about.dtype} moves them by up to {c.rounding:.2g}." if about.dtype != "float32" else ""
+    return (
+        f"{of} Read back from this folder, the model's logits differ from the trained model's by at most {c.loaded:.2g}"
+        f"{' after rounding' if rounds else ''}.{rounds} Training moved them by up to {c.moved:.2g}."
+    )
+
+
+def _loading(about: About | None, to: str) -> str:
+    if about is None:
+        return """```python
+from safetensors.torch import load_file
+
+trained = load_file("path/to/this/folder/trained.safetensors")  # name -> tensor
+# net.load_state_dict(trained, strict=False)  where the names are those of a module `net`
+```
+"""
+    model = "AutoModelForCausalLM.from_pretrained(folder)"
+    imports, note = "from transformers import AutoModelForCausalLM, AutoTokenizer", ""
+    if to == "peft" and about.base.startswith("hub:") and not about.beside:
+        imports = "from peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer"
+        model = "AutoPeftModelForCausalLM.from_pretrained(folder)"
+    elif to == "peft":
+        imports = f"from peft import PeftModel\n{imports}"
+        base = 'folder / "base"' if about.beside else f'"path/to/{about.name}"'
+        model = f"PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base}), folder)"
+        where = "lies beside the adapter" if about.beside else "is on no hub and not in this folder"
+        note = f"The base, `{about.name}`, {where}, so it is loaded first.\n\n"
+    return f"""{note}```python
+from pathlib import Path
+
+{imports}
+
+folder = Path("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = {model}
+prompt = tokenizer("Once upon a time", return_tensors="pt", return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
+```
+"""

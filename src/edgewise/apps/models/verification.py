@@ -1,0 +1,256 @@
+"""Verify a run: replay the released totals that its folder keeps, and check what is chained.
+
+    found = verify(Path("runs/demo-1a2b3c4d"))          # raises E-VERIFY at the first round that does not follow
+    print("\\n".join(verified.lines(found)))
+
+Nothing is trusted but the plan: it is compiled from the run's facts, whose digest is the run's id. Of parts that are no
+part of edgewise, those of installed packages are used where the facts name them by digest, and those that are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgewise.apps.models.verified import Verified, counted
+from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.vector import Spec, Vector, digest, to_bytes
+from edgewise.drivers import extension_packages
+from edgewise.drivers.storage import charges as charge_rows
+from edgewise.drivers.storage import round_record, run_record, witness
+from edgewise.drivers.storage.run_record import RunRecord
+from edgewise.engine import released
+from edgewise.engine.released import BASE, RoundRecord, replayed
+from edgewise.plan.acceptance import planned
+from edgewise.plan.catalogue import BUILT_IN, Catalogue
+from edgewise.plan.facts import parse
+from edgewise.plan.plan import Plan
+from edgewise.plan.retention import oldest
+from edgewise.privacy import ledger
+from edgewise.strategies.base import State
+
+ATTEMPTS = 5  # to replay a run that drops old totals meanwhile
+KIND = "replay it on the kind of machine that played it: bits are promised per kind of processor. Else {}"
+FIX = "use a whole copy of the folder from a backup, or no model from this round on."
+
+
+def verify(out: Path, chain: str = "", catalogue: Catalogue = BUILT_IN) -> Verified:
+    """Verify the run in a folder; it may be under way.
+
+    Args:
+        chain: a digest that an earlier verification ended in; the record has to pass through it. catalogue: with parts
+            of one's own, where the run has some.
+    Raises:
+        StoreError: E-VERIFY, naming the first round that does not follow; as ``run_record.read``.
+        EdgewiseError: where the facts of the run give no plan.
+    """
+    for attempt in range(ATTEMPTS):
+        record = run_record.read(out)
+        try:
+            return _verified(record, chain, catalogue)
+        except EdgewiseError:
+            if attempt == ATTEMPTS - 1 or run_record.read(out).run["next_round"] == record.run["next_round"]:
+                raise
+    raise AssertionError
+
+
+def _verified(record: RunRecord, anchor: str, catalogue: Catalogue) -> Verified:
+    plan = _plan(record, catalogue)
+    lines, links = _lines(record)
+    charges, chain = _charges(record)
+    next_round, played = record.run["next_round"], [line for line in lines if line.round != BASE]
+    first = oldest(next_round, record.run["window"])
+    state: State | None = None
+    files = 0
+    for i, line in enumerate(lines):
+        _followed(record, plan, line, lines[i - 1] if i else None, charges, chain)
+        files += _file(record, line)
+        if line.round + 1 == first and record.run["window"]:
+            state = _state(record, plan, line)
+        elif state is not None:
+            state = _next(record, plan, state, line)
+    _whole(record, lines, links, charges, chain)
+    if anchor and not any(link.startswith(anchor.lower()) for link in links):
+        what = f"the record of {record.run['name']} does not pass through {anchor:.64}."
+        raise StoreError("E-VERIFY", what, "the folder holds another history than the one that was verified then.")
+    spend = plan.spend
+    verdict = None if spend is None else ledger.verify(charges, spend.budget)
+    if verdict is not None and not verdict.sound:
+        raise _fault(record, _overdrawn(charges, plan), f"the privacy ledger does not hold: {verdict.problems[0]}.")
+    replays = sum(line.released and line.round >= first for line in played) if state is not None else 0
+    return Verified(
+        run=record.run["id"], name=record.run["name"], rounds=max(0, next_round),
+        released=sum(line.released for line in played), first=first, replayed=replays, server=plan.strategy.says,
+        lines=len(lines), chain=links[-1], charges=len(charges),
+        epsilon=None if verdict is None else verdict.epsilon, budget=None if spend is None else spend.budget.epsilon,
+        files=files, model=lines[-1].model, open=_open(plan, record, played, first, bool(anchor)),
+    )  # fmt: skip
+
+
+def _plan(record: RunRecord, catalogue: Catalogue) -> Plan:
+    facts, known = parse(record.run["facts"]["plan_facts"].encode()), record.run["id"]
+    if facts.digest() != known:
+        raise StoreError("E-VERIFY", f"{record.out} holds the facts of another run than {known:.12}.", FIX)
+    parts = extension_packages.catalogue(facts.packages) if facts.packages else catalogue
+    return planned(facts, Spec.of(record.run["facts"]["spec"]), parts)
+
+
+def _lines(record: RunRecord) -> tuple[list[RoundRecord], list[str]]:
+    """The lines of the record up to the newest checkpoint, and their digests."""
+    link, lines, links = released.start(record.run["id"], record.run["instance"]), list[RoundRecord](), list[str]()
+    for row, number in zip(record.rounds, range(BASE, record.run["next_round"]), strict=False):
+        if row.round != number:
+            raise _fault(record, number, "its line is missing from the record of rounds.")
+        try:
+            line = round_record.read(row)
+        except (ValueError, TypeError, AttributeError):
+            raise _fault(record, number, "its line in the record of rounds cannot be read.") from None
+        link = released.link(link, line)
+        if row.digest != link:
+            raise _fault(record, number, "its line in the record of rounds is not the one that was written.")
+        lines.append(line)
+        links.append(link)
+    if not record.rounds and record.run["next_round"] < 0:
+        raise StoreError("E-RESUME", f"the run in {record.out} never began.", "start it again.")
+    if len(lines) != record.run["next_round"] + 1 or len(lines) != len(record.rounds):
+        raise _fault(record, len(lines) - 1, "the record of rounds does not end where the run has got to.")
+    return lines, links
+
+
+def _charges(record: RunRecord) -> tuple[list[ledger.LedgerEntry], list[str]]:
+    """The charges of the privacy ledger, and the digests of its chain; both end before the first wrong line."""
+    link, found, chain = ledger.start(record.run["id"], record.run["instance"]), list[ledger.LedgerEntry](), list[str]()
+    for row in record.charges:
+        try:
+            entry = charge_rows.entry(row)
+        except (ValueError, TypeError, KeyError):
+            break
+        link = ledger.link(link, entry)
+        if link != row.digest:
+            break
+        found.append(entry)
+        chain.append(link)
+    return found, [ledger.start(record.run["id"], record.run["instance"]), *chain]
+
+
+def _followed(
+    record: RunRecord, plan: Plan, line: RoundRecord, before: RoundRecord | None,
+    charges: Sequence[ledger.LedgerEntry], chain: Sequence[str],
+) -> None:  # fmt: skip
+    """What the tables say of a round has to agree with its line."""
+    if not line.charges < len(chain) or chain[line.charges] != line.ledger:
+        raise _fault(record, line.round, "the privacy ledger up to it is not the one that was written.")
+    model = record.models.get(line.round + 1)
+    if model is None or model.params != line.model:
+        raise _fault(record, line.round, "the table of models names another model than its line.")
+    if line.round == BASE:
+        return
+    if record.told.get(line.round, line.model) != line.model:
+        raise _fault(record, line.round, "its event names another model than its line.")
+    if before is not None and not line.released and (line.model, line.step) != (before.model, before.step):
+        raise _fault(record, line.round, "it released nothing, and the model changed.")
+    if plan.spend is not None and line.released:
+        event = plan.spend.events[plan.phase(line.round)]
+        if not any(one.round == line.round and one.event == event for one in charges[: line.charges]):
+            raise _fault(record, line.round, "its release is not charged in the privacy ledger.")
+
+
+def _file(record: RunRecord, line: RoundRecord) -> int:
+    """Check the file of a round's model where it is kept; how many there are."""
+    path = record.blobs.path(line.model)
+    if not path.is_file():
+        return 0
+    _read(record, line, line.model, "its model")
+    return 1
+
+
+def _state(record: RunRecord, plan: Plan, line: RoundRecord) -> State:
+    """The state that a replay starts from, after a line."""
+    params = _vector(record, plan, line, line.model, "its model")
+    if line.round == BASE:
+        state = plan.strategy.init(params)
+        if _digests(state) != (line.model, dict(line.slots)):
+            raise _fault(record, line.round, "the optimizer does not start from the run's first model.")
+        return state
+    slots = {name: _vector(record, plan, line, found, "its optimizer state") for name, found in line.slots.items()}
+    return State(params, slots, line.step)
+
+
+def _next(record: RunRecord, plan: Plan, state: State, line: RoundRecord) -> State:
+    """Replay a round."""
+    if line.released:
+        mean = _vector(record, plan, line, line.total, "its released total")
+        beside = {name: _vector(record, plan, line, found, f"its {name}") for name, found in line.beside.items()}
+        state = replayed(plan, state, line, mean, beside)
+    if (*_digests(state), state.round) != (line.model, dict(line.slots), line.step):
+        what = "its released total gives another model than the one that was released."
+        raise _fault(record, line.round, what, KIND.format(FIX))
+    return state
+
+
+def _digests(state: State) -> tuple[str, dict[str, str]]:
+    return digest(to_bytes(state.params)), {name: digest(to_bytes(x)) for name, x in state.slots.items()}
+
+
+def _vector(record: RunRecord, plan: Plan, line: RoundRecord, name: str, what: str) -> Vector:
+    raw = _read(record, line, name, what)
+    try:
+        return round_record.load(raw, plan.spec.dim)
+    except ValueError:
+        raise _fault(record, line.round, f"{what} is not of this run's layout.") from None
+
+
+def _read(record: RunRecord, line: RoundRecord, name: str, what: str) -> bytes:
+    try:
+        return record.blobs.get(name)
+    except StoreError:
+        gone = not record.blobs.path(name).exists()
+        how = "is missing" if gone else "is not what was written"
+        raise _fault(record, line.round, f"{what} {how} (blobs/{name}).") from None
+
+
+def _whole(
+    record: RunRecord, lines: Sequence[RoundRecord], links: Sequence[str], charges: Sequence[object],
+    chain: Sequence[str],
+) -> None:  # fmt: skip
+    """The database has to be as new as the witness, and its ledger whole to the last line."""
+    if len(charges) < len(record.charges):
+        number = record.charges[len(charges)].round
+        raise _fault(record, number, f"line {len(charges)} of the privacy ledger is not the one that was written.")
+    run = record.run
+    now = witness.Witness(run["instance"], run["next_round"], record.checkpoint, len(charges), chain[-1])
+    try:
+        witness.check(record.out, record.seen, now, chain)
+    except (StoreError, IndexError):
+        what = f"run.db is not what {witness.NAME} has seen: rounds or charges after it were removed, or put back."
+        raise _fault(record, min(record.seen.next_round, run["next_round"]), what) from None
+
+
+def _overdrawn(charges: Sequence[ledger.LedgerEntry], plan: Plan) -> int:
+    """The first round whose charge passes the budget."""
+    assert plan.spend is not None
+    for i, entry in enumerate(charges):
+        if not ledger.verify(charges[: i + 1], plan.spend.budget).sound:
+            return entry.round
+    return charges[-1].round if charges else 0
+
+
+def _fault(record: RunRecord, round: int, what: str, fix: str = FIX) -> StoreError:
+    where = "the model before the first round" if round == BASE else f"round {round}"
+    return StoreError("E-VERIFY", f"{where} of {record.run['name']} does not follow: {what}", fix)
+
+
+def _open(plan: Plan, record: RunRecord, played: Sequence[RoundRecord], first: int, anchored: bool) -> tuple[str, ...]:
+    """What a verification leaves open, in sentences."""
+    hidden = "nobody has single contributions of a hidden sum" if plan.promise.hidden else "contributions are not kept"
+    said = [f"whether a total is the sum of what devices sent: {hidden}"]
+    if plan.spend is not None:
+        said.append("whether the noise in a total has the size that the ledger counts: noise cannot be told from a sum")
+    if plan.downlink is not None:
+        said.append("the compressed changes that devices downloaded: the models themselves are replayed")
+    if dropped := sum(line.released and line.round < first for line in played):
+        room = f"store.totals_mb = {record.run['recipe']['store']['totals_mb']:g}"
+        said.append(f"the models of {counted(dropped, 'round')} before round {first}: {room} dropped their totals")
+    if not anchored:
+        said.append("whether somebody rewrote the whole folder: keep the last digest elsewhere, and give it as --chain")
+    return tuple(said)

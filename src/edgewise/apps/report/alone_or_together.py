@@ -1,0 +1,146 @@
+"""Is it better than training alone? The sentence that a report begins with, and the picture of going on alone.
+
+against_alone   the devices that were measured under both models: perplexities (weighted means) of the federated
+                model and of each device alone, and on how many devices the federated one is better, worse or equal
+longer          of the devices that trained alone for ``times`` as many steps: perplexities (weighted means) of the
+                base, of training alone for the same and for more steps, and of the federated model
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgewise.apps.report import numbers, svg
+from edgewise.apps.report.html import panel
+
+Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
+# What the data of a source means for this comparison.
+LONGER = "longer"  # model of the measures and of the event
+NOTES = {
+    "python-stdlib": (
+        "Each package of the library has names that no other uses: one vocabulary per owner favours training alone. "
+        "The federated model is one model for all of them."
+    )
+}
+
+
+def share_improved(new: Measures, old: Measures) -> float | None:
+    """Share of the devices in both whose perplexity is lower under ``new``; None where there is no such device."""
+    common = new.keys() & old.keys()
+    if not common:
+        return None
+    return sum(_nats(new[d]) < _nats(old[d]) for d in common) / len(common)
+
+
+def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None:
+    """See the module; None where no device was measured both ways."""
+    common = sorted(federated.keys() & alone.keys())
+    if not common:
+        return None
+    better = sum(_nats(federated[d]) < _nats(alone[d]) for d in common)
+    worse = sum(_nats(federated[d]) > _nats(alone[d]) for d in common)
+    together, apart = (_mean({d: m[d] for d in common}) for m in (federated, alone))
+    return {
+        "devices": len(common),
+        "better": better,
+        "worse": worse,
+        "equal": len(common) - better - worse,
+        "federated": together,
+        "local_only": apart,
+        "change_percent": 100.0 * (together / apart - 1.0) if together < math.inf and apart < math.inf else None,
+    }
+
+
+def longer(times: int, measures: Mapping[str, Measures], going_on: Measures) -> dict[str, Any] | None:
+    """See the module; None where it was not run."""
+    if not going_on:
+        return None
+    names = ("base", "local_only", "federated")
+    same = {name: {d: m for d, m in measures[name].items() if d in going_on} for name in names}
+    means = {name: _mean(m) if len(m) == len(going_on) else None for name, m in same.items()}
+    return {"times": times, "devices": len(going_on), "perplexity": _mean(going_on), **means}
+
+
+def _nats(measure: tuple[float, int]) -> float:
+    """Per token."""
+    nll, tokens = measure
+    return nll / tokens if tokens else math.inf
+
+
+def _mean(measures: Measures) -> float:
+    try:
+        return math.exp(sum(nll for nll, _ in measures.values()) / sum(tokens for _, tokens in measures.values()))
+    except (OverflowError, ZeroDivisionError):
+        return math.inf
+
+
+def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
+    """The comparison of federated with training alone, in one sentence; ``mark`` sets figures apart."""
+    c = s["against_alone"]
+    if c is None:
+        if not s["recipe"]["compare"]["local_only"]:
+            return "Training together was not compared with training alone: compare.local_only is false."
+        return "Training together is not compared with training alone yet: no device was measured both ways."
+    on = f"It is better on {numbers.count(c['better'])} of {numbers.count(c['devices'])} devices"
+    on += f", and equal on {numbers.count(c['equal'])}." if c["equal"] else "."
+    together, apart = numbers.measured(c["federated"]), numbers.measured(c["local_only"])
+    if together == apart:
+        return f"Training together did as well as training alone: held-out perplexity {mark(together)} both ways. {on}"
+    if c["change_percent"] is None:
+        verdict = "worse" if c["federated"] is None else "better"
+        change = ""
+    else:
+        verdict = "better" if c["change_percent"] < 0 else "worse"
+        change = f" ({numbers.percent(c['change_percent'])})"
+    figures = f"held-out perplexity {mark(together)} against {mark(apart)}{change}"
+    return f"Training together did {verdict} than training alone: {figures}. {on}"
+
+
+def note(s: Mapping[str, Any]) -> str:
+    """Why training alone did better, where the data tells; else empty."""
+    data, c, facts = s["recipe"]["data"], s["against_alone"], s["facts"]
+    if c is None or (c["change_percent"] or 0.0) <= 0.0:
+        return ""
+    if (
+        facts.get("extensions") or "objects" in facts
+    ) and "precision" not in facts:  # a fact of the text trainer: others read other data
+        return ""
+    return NOTES.get(data["source"], "") if data["partition"] == "owner" else ""
+
+
+def going_on(s: Mapping[str, Any]) -> str:
+    """The result of training alone for longer, in one sentence; empty where it was not run."""
+    g = s["longer"]
+    if g is None:
+        return ""
+    said = f"{numbers.devices(g['devices'])} alone, {g['times']} times the steps: "
+    said += numbers.measured(g["perplexity"])
+    if g["local_only"] is not None:
+        said += f", for the same steps {numbers.measured(g['local_only'])}"
+    if g["federated"] is not None:
+        said += f"; federated, on the same: {numbers.measured(g['federated'])}"
+    return said
+
+
+def picture(s: Mapping[str, Any]) -> str:
+    """The panel on training alone for longer; empty where it was not run."""
+    g = s["longer"]
+    if g is None or None in (g["perplexity"], g["base"]):
+        return ""
+    points = [(0.0, g["base"])]
+    if g["local_only"] is not None:
+        points.append((1.0, g["local_only"]))
+    points.append((float(g["times"]), g["perplexity"]))
+    series = [svg.Series("alone", "local_only", points, dots=True)]
+    if g["federated"] is not None:
+        ends = [(0.0, g["federated"]), (float(g["times"]), g["federated"])]
+        series.insert(0, svg.Series("federated", "federated", ends, dashed=True))
+    name = "multiples of the federation's steps"
+    chart = svg.lines("Perplexity of training alone for longer", series, x_name=name, unit=numbers.perplexity)
+    of = f"{numbers.count(g['devices'])} of {numbers.count(s['population'] or g['devices'])} devices, spread evenly"
+    hint = f"{of}. The schedule of learning rates is stretched over the steps."
+    if g["local_only"] is not None and g["perplexity"] > g["local_only"]:
+        hint += " A device soon learns its few words by heart, and then its held-out text gets worse."
+    return panel("Could a device not train longer alone?", hint, chart)

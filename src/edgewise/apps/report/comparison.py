@@ -1,0 +1,218 @@
+"""Several runs side by side: their figures, the settings in which they differ, and which of them can be compared.
+
+Perplexities can be compared where runs begin with one base model and measure one text: the same data, and the same
+held-out tokens of the same devices. What differs in one of these is told for each run, against the first.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.apps.report import numbers, summary
+from edgewise.apps.runs import run_dirs
+from edgewise.core.errors import RecipeError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgewise.drivers.storage.run_store import RunStore
+
+# Settings that decide how fast a simulation is, or what it is called, and never what it finds.
+UNTOLD = ("name", "simulation.engine", "simulation.workers")
+
+
+def build(folders: Sequence[Path]) -> dict[str, Any]:
+    """Everything about the runs in ``folders``, as plain JSON.
+
+    Returns:
+        ``runs``: a row each: ``name`` (short and unique), ``run_dir``, ``complete``, ``rounds``, ``perplexity``
+        (weighted mean by model; null where it was not measured), ``worst_decile`` (federated),
+        ``up_per_device_round``, ``up_total``, ``seconds``, ``epsilon`` (spent so far; null without a budget),
+        ``share_over_local_only``, ``curve`` (``played``, ``perplexity``, ``up``), ``loss`` (``round``, ``loss``).
+        ``settings``: recipe key -> its value in each run, of keys that differ.
+        ``not_comparable``: name of a run -> why its perplexities are not those of the first.
+    Raises:
+        RecipeError: E-MISSING for fewer than two runs. StoreError: E-RESUME where a folder holds none.
+    """
+    if len(folders) < 2:
+        raise RecipeError("E-MISSING", "a comparison takes two runs or more.", "name their folders: runs/a runs/b.")
+    names = _names(folders)
+    rows, recipes, grounds = [], [], []
+    for folder, name in zip(folders, names, strict=True):
+        with run_dirs.opened(folder) as store:
+            found = summary.build(store)
+            grounds.append(_ground(store))
+        rows.append(_row(found, name, folder))
+        recipes.append(flat(found["recipe"]))
+    settings = {
+        key: [one.get(key) for one in recipes]
+        for key in sorted({key for one in recipes for key in one})
+        if key not in UNTOLD and any(one.get(key) != recipes[0].get(key) for one in recipes)
+    }
+    apart = {name: _apart(ground, grounds[0]) for name, ground in zip(names, grounds, strict=True)}
+    return {"runs": rows, "settings": settings, "not_comparable": {n: why for n, why in apart.items() if why}}
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart."""
+    parts = [Path(os.path.abspath(folder)).parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{'/'.join(p[-1:])} ({i + 1})" for i, p in enumerate(parts)]  # one folder, named twice
+
+
+def _ground(store: RunStore) -> dict[str, Any]:
+    """The ground of a run's perplexities. ``base_loss``: the base's on the held-out text, nats a token, or None."""
+    run = store.run()
+    assert run is not None  # ``run_dirs.opened`` has seen to it
+    facts, recipe = run["facts"], run["recipe"]
+    data = {k: v for k, v in recipe["data"].items() if k != "path"}
+    measures = store.measures("base")
+    held = {device: tokens for device, (_, tokens) in measures.items()}
+    total = sum(held.values())
+    return {
+        "data": facts.get("fingerprint") or data,
+        "held": held,
+        "base": recipe["model"]["base"],
+        "base_loss": math.fsum(nll for nll, _ in measures.values()) / total if total else None,
+    }
+
+
+def _apart(one: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
+    """Why perplexities of two runs cannot be compared. Names of bases say little: a base is another one where its
+    loss on the same text is another, by more than rounding."""
+    why = ["other data"] if one["data"] != first["data"] else []
+    why += ["other held-out text"] if one["held"] != first["held"] else []
+    losses = (one["base_loss"], first["base_loss"])
+    other = one["base"] != first["base"] if why or None in losses else not math.isclose(*losses, rel_tol=1e-3)
+    return [*why, "another base model"] if other else why
+
+
+def _row(s: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    spent = [r["epsilon"] for r in s["per_round"] if r.get("epsilon")]
+    up, total = {0: 0.0}, 0.0
+    for r in s["per_round"]:
+        total += r["bytes_up"]
+        up[r["round"] + 1] = total / (s["population"] or 1)
+    federated = s["perplexity"]["federated"]
+    return {
+        "name": name,
+        "run_dir": str(folder),
+        "complete": s["complete"],
+        "rounds": s["rounds"]["played"],
+        "perplexity": {model: q["weighted_mean"] if q else None for model, q in s["perplexity"].items()},
+        "worst_decile": federated["worst_decile"] if federated else None,
+        "up_per_device_round": s["bytes"]["up_per_device_round"],
+        "up_total": s["bytes"]["up_total"],
+        "seconds": s["seconds"]["total"],
+        "epsilon": spent[-1] if spent else None,
+        "share_over_local_only": s["share_improved"]["over_local_only"],
+        "curve": [
+            {"played": c["played"], "perplexity": c["weighted_mean"], "up": up[c["played"]]}
+            for c in s["curve"]
+            if c.get("weighted_mean") is not None and c["played"] in up
+        ],
+        "loss": [
+            {"round": r["round"] + 1, "loss": r["loss_last"]} for r in s["per_round"] if r["loss_last"] is not None
+        ],
+    }
+
+
+def flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"training": {"lr": 1}}`` -> ``{"training.lr": 1}``; lists of parts as a line: ``weigh, quantize(bits=4)``."""
+    out: dict[str, Any] = {}
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            out |= {f"{key}.{name}": one for name, one in value.items()}
+        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+            out[key] = ", ".join(map(_part, value))
+        else:
+            out[key] = value
+    return out
+
+
+def _part(part: Mapping[str, Any]) -> str:
+    rest = ", ".join(f"{k}={v}" for k, v in part.items() if k != "kind")
+    return f"{part.get('kind')}({rest})" if rest else str(part.get("kind"))
+
+
+def setting(value: Any) -> str:
+    """A recipe's value as people read it."""
+    if value is None:
+        return numbers.NOTHING
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def apart(name: str, why: Sequence[str]) -> str:
+    """The sentence on a run whose perplexities are of something else."""
+    return f"{name} has {' and '.join(why)} than the first run: their perplexities cannot be compared."
+
+
+HEADS = ("base", "alone", "federated", "together", "up/round", "up in all", "rounds", "time", "epsilon")
+PERPLEXITIES, WIDE = 4, 110  # of the heads; columns from which all stand in one table
+SHOWN = ("base", "local_only", "federated", "centralised")
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """One run's figures under ``HEADS``, as people read them."""
+    perplexities = [row["perplexity"].get(model) for model in SHOWN]
+    return [
+        *(numbers.NOTHING if p is None else numbers.perplexity(p) for p in perplexities),
+        numbers.size(row["up_per_device_round"]),
+        numbers.size(row["up_total"]),
+        f"{row['rounds']}{'' if row['complete'] else ' *'}",
+        numbers.duration(row["seconds"]),
+        numbers.NOTHING if row["epsilon"] is None else f"{row['epsilon']:.3g}",
+    ]
+
+
+def best(found: Mapping[str, Any]) -> str:
+    """Name of the run with the lowest federated perplexity among those that can be compared; empty where none can."""
+    fit = [
+        r
+        for r in found["runs"]
+        if r["name"] not in found["not_comparable"] and r["perplexity"].get("federated") is not None
+    ]
+    return min(fit, key=lambda r: r["perplexity"]["federated"])["name"] if len(fit) > 1 else ""
+
+
+def show(console: Console, found: Mapping[str, Any]) -> None:
+    """Print what ``build`` found: figures, differing settings, and what cannot be compared."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    wins = best(found)
+    halves = [range(len(HEADS))] if console.width >= WIDE else [range(PERPLEXITIES), range(PERPLEXITIES, len(HEADS))]
+    for shown in halves:
+        title = "held-out perplexity, lower is better" if shown.start == 0 else "cost"
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+        table.add_column("run", overflow="fold")
+        for i in shown:
+            table.add_column(HEADS[i], justify="right", no_wrap=True)
+        for row in found["runs"]:
+            style, all_cells = "bold" if row["name"] == wins else "", cells(row)
+            table.add_row(Text(row["name"], style), *(Text(all_cells[i], style) for i in shown))
+        console.print(table)
+    if not all(row["complete"] for row in found["runs"]):
+        console.print(Text("* not complete", "dim"))
+    if found["settings"]:
+        settings = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="settings that differ", title_justify="left")
+        settings.add_column("key", style="dim", overflow="fold")
+        for row in found["runs"]:
+            settings.add_column(row["name"], overflow="fold")
+        for key, values in found["settings"].items():
+            settings.add_row(key, *map(setting, values))
+        console.print(settings)
+    for name, why in found["not_comparable"].items():
+        console.print(Text(apart(name, why), "yellow"))

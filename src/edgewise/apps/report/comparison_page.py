@@ -1,0 +1,164 @@
+"""One self-contained page on several runs: their figures, differing settings, and their curves in one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps.report import comparison, numbers, svg
+from edgewise.apps.report.html import pair, panel, row, table
+from edgewise.apps.report.page import POLICY
+from edgewise.core.errors import StoreError
+from edgewise.drivers.storage.files import write_durably
+
+MARK = '<meta name="generator" content="edgewise compare">'
+# Near Okabe and Ito's colours, which people of any colour vision tell apart; darker for text, lighter in the dark.
+LIGHT = ("0072b2", "d55e00", "009e73", "b0588c", "b58900", "2f8fc7", "7a5c2e", "5f666f")
+LIGHT_TEXT = ("00609a", "a84a00", "00795a", "8f3f70", "7d5f00", "1f6f9e", "634a24", "4d545c")
+DARK = ("4aa8e8", "f0824a", "1fb58a", "d98bb8", "e0b341", "7cc4ee", "b8935a", "9aa4ae")
+
+
+def write(found: Mapping[str, Any], path: Path) -> Path:
+    """Write the page, over an older one of its kind only. Raises StoreError: E-FILE-EXISTS, E-DISK."""
+    try:
+        with path.open("rb") as f:
+            ours = MARK.encode() in f.read(2048)
+    except FileNotFoundError:
+        ours = True
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "choose another --out.") from None
+    if not ours:
+        raise StoreError(
+            "E-FILE-EXISTS", f"{path} exists, and is no page of edgewise compare.", "choose another --out."
+        )
+    write_durably(path, page(found).encode())
+    return path
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """The whole page, from ``comparison.build``."""
+    css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    names = ", ".join(r["name"] for r in found["runs"])
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">{MARK}
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<title>{len(found["runs"])} runs · edgewise</title><style>{css}{_colours()}</style></head><body>
+<div class="page"><header><p class="kind">edgewise compare</p><h1>{len(found["runs"])} runs</h1>
+<p class="lead">{_lead(found)}</p>{_apart(found)}</header><main>
+<section aria-label="Figures"><div class="panel">{_figures(found)}</div>{_settings(found)}</section>
+<section aria-label="Curves">{_curves(found)}</section></main>
+<footer>Made from the databases of {escape(names)} by <code>edgewise compare</code>.</footer></div></body></html>
+"""
+
+
+def _colours() -> str:
+    def root(shades: tuple[str, ...], texts: tuple[str, ...]) -> str:
+        both = zip(shades, texts, strict=True)
+        return ":root{" + "".join(f"--run{i}:#{c};--run{i}-text:#{t};" for i, (c, t) in enumerate(both)) + "}"
+
+    return f"{root(LIGHT, LIGHT_TEXT)}@media (prefers-color-scheme: dark){{{root(DARK, DARK)}}}"
+
+
+def _colour(i: int) -> str:
+    return f"run{i % len(LIGHT)}"
+
+
+def _lead(found: Mapping[str, Any]) -> str:
+    wins = comparison.best(found)
+    if not wins:
+        return "No two of these runs have a federated perplexity that can be compared."
+    top = next(r for r in found["runs"] if r["name"] == wins)
+    lowest = numbers.perplexity(top["perplexity"]["federated"])
+    said = f"<b>{escape(wins)}</b> has the lowest held-out perplexity: <b>{lowest}</b>"
+    sent = (
+        f", for {numbers.size(top['up_per_device_round'])} per device and round" if top["up_per_device_round"] else ""
+    )
+    return f"{said}{sent}."
+
+
+def _apart(found: Mapping[str, Any]) -> str:
+    said = "<br>".join(escape(comparison.apart(name, why)) for name, why in found["not_comparable"].items())
+    return f'<p class="note-box" role="note">{said}</p>' if said else ""
+
+
+def _figures(found: Mapping[str, Any]) -> str:
+    wins = comparison.best(found)
+    rows = [
+        row(
+            f'<span class="key" style="--c:var(--{_colour(i)})"></span>{escape(r["name"])}',
+            comparison.cells(r),
+            "ours" if r["name"] == wins else "",
+        )
+        for i, r in enumerate(found["runs"])
+    ]
+    unfinished = "" if all(r["complete"] for r in found["runs"]) else " * not complete."
+    caption = (
+        f"Held-out perplexity: weighted mean over tokens, lower is better. Up: bytes that devices sent.{unfinished}"
+    )
+    return table(("run", *comparison.HEADS), rows, caption)
+
+
+def _settings(found: Mapping[str, Any]) -> str:
+    if not found["settings"]:
+        return '<p class="hint">The runs have the same settings.</p>'
+    rows = [
+        row(f"<code>{escape(key)}</code>", [escape(comparison.setting(v)) for v in values], plain=range(len(values)))
+        for key, values in found["settings"].items()
+    ]
+    heads = ("setting", *(r["name"] for r in found["runs"]))
+    return panel("Settings that differ", "", table(heads, rows, plain=range(len(heads) - 1)))
+
+
+def _curves(found: Mapping[str, Any]) -> str:
+    runs = found["runs"]
+    height = max(280, 60 + 16 * len(runs))
+
+    def lines(title: str, points: list[list[tuple[float, float]]], x_name: str, unit: Any, whole: bool = True) -> str:
+        series = [
+            svg.Series(svg.clipped(r["name"], 72), _colour(i), p, dots=len(p) < 30, dashed=i >= len(LIGHT))
+            for i, (r, p) in enumerate(zip(runs, points, strict=True))
+        ]
+        return svg.lines(title, series, x_name=x_name, unit=unit, whole_x=whole, height=height)
+
+    by_round = lines(
+        "Held-out perplexity by rounds played",
+        [[(c["played"], c["perplexity"]) for c in r["curve"]] for r in runs],
+        "rounds played",
+        numbers.perplexity,
+    )
+    by_bytes = lines(
+        "Held-out perplexity by bytes sent",
+        [[(c["up"] / 1e6, c["perplexity"]) for c in r["curve"]] for r in runs],
+        "MB that one device has sent, on average",
+        numbers.perplexity,
+        whole=False,
+    )
+    loss = lines(
+        "Training loss by round",
+        [[(one["round"], one["loss"]) for one in r["loss"]] for r in runs],
+        "round",
+        lambda v: f"{v:.3f}",
+    )
+    quality = pair(
+        panel("Held-out perplexity by rounds", "Lower is better.", by_round)
+        + panel("Held-out perplexity by bytes", "Lower and further left is better.", by_bytes)
+    )
+    return f"{quality}<div class=gap></div>" + pair(
+        panel("Training loss", "Nats per token in the last quarter of the local steps, over devices.", loss)
+        + panel("Federated against alone", "Lower is better.", _bars(found))
+    )
+
+
+def _bars(found: Mapping[str, Any]) -> str:
+    bars = []
+    for i, r in enumerate(found["runs"]):
+        together, alone = r["perplexity"].get("federated"), r["perplexity"].get("local_only")
+        if together is not None:
+            bars.append(svg.Bar(r["name"], together, numbers.perplexity(together), "federated", _colour(i)))
+        if alone is not None:
+            bars.append(svg.Bar("", alone, numbers.perplexity(alone), "alone", "quiet"))
+    return svg.bars("Federated perplexity beside that of devices alone", bars)

@@ -1,0 +1,147 @@
+"""What was read and what was not, in words: ``learn.text.reading`` in; lines for ``check``, a run's start and report
+out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from edgewise.apps.report import numbers
+from edgewise.learn.text.files import HIDDEN, OWN
+
+Reading = Mapping[str, Any]
+
+
+def table(r: Reading) -> Any:
+    """``rows`` as a rich table without lines."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    for name, sentence in rows(r):
+        grid.add_row(name, Text(sentence))
+    return grid
+
+
+def rows(r: Reading) -> list[tuple[str, str]]:
+    """(name, sentence) of each thing that can be said; what is nothing is left out."""
+    t = r["text"]
+    said = [("files", _read(r["files"])), ("rows", _read(r["rows"]) if r["rows"] else "")]
+    some = "" if r["examined"] == r["devices"] else f" on {numbers.count(r['examined'])} of the devices"
+    tokens = f"{numbers.count(r['train_tokens'])} to train, {numbers.count(r['held_tokens'])} held out{some}"
+    said += [("tokens", tokens), ("held out", held_out(r)), ("max_tokens", _beyond(r))]
+    if t["replaced"]:
+        said.append(("not UTF-8", f"{numbers.count(t['replaced'])} bad bytes stand as U+FFFD in the text"))
+    if t["empty"] and not r["rows"]:
+        said.append(("empty", _some(t["empty"], "document has", "documents have") + " no token"))
+    if n := r["unread_documents"]:
+        said.append(("unread", _some(n, "document", "documents") + " cannot be read, and are left out"))
+    said += [("devices", _cannot(r)), ("names", _alike(r)), ("prompts", prompts(r)), ("long prompts", prompts_over(r))]
+    return [(name, sentence) for name, sentence in said if sentence]
+
+
+def notes(r: Reading) -> list[str]:
+    """What a person should know before a run begins: text that is left out, and prompts out of sight. Hidden files and
+    those of edgewise itself are what everybody expects."""
+    sentences = [prompts(r), prompts_over(r), _beyond(r), _cannot(r), _alike(r)]
+    if left := {reason: n for reason, n in r["files"]["left_out"].items() if reason not in (HIDDEN, OWN)}:
+        sentences.append(f"Files left out: {_reasons(left)}")
+    return [s[0].upper() + s[1:] + "." for s in sentences if s]
+
+
+def prompts(r: Reading) -> str:
+    """How many answers are trained without their whole prompt in sight; empty where all are."""
+    t = r["text"]
+    if not t["answers_short"]:
+        return ""
+    return (
+        f"{_share(t['answers_short'], t['answers'])} of the answers ({numbers.count(t['answers_short'])} of "
+        f"{numbers.count(t['answers'])}) see less than their whole prompt: "
+        f"{_share(t['tokens_short'], t['answer_tokens'])} of all their tokens are predicted without all of it in the "
+        f"block, {_share(t['tokens_blind'], t['answer_tokens'])} without any of it. Blocks have data.sequence_len = "
+        f"{r['sequence_len']} tokens: raise it, or shorten the prompts"
+    )
+
+
+def prompts_over(r: Reading) -> str:
+    """How many rows are not used for the length of their prompts; empty where there are none."""
+    n = r["text"]["prompts_over"]
+    if not n:
+        return ""
+    verb = "is" if n == 1 else "are"
+    return (
+        f"{_some(n, 'row', 'rows')} {verb} not used: the prompt alone is as long as data.max_tokens = "
+        f"{r['max_tokens']}, which counts prompts and texts of a device together"
+    )
+
+
+def held_out(r: Reading) -> str:
+    """The rule of the hold-out."""
+    share = f"the last {numbers.percent(100 * r['holdout'], signed=False)}"
+    order = f" by `{r['time']}`" if r["time"] else ""
+    if r["rows"]:
+        what = f"{share} of each device's rows{order or ' in their order'}"
+        return f"{what}, whole rows" if r["prompt"] else what
+    if r["pieces"]:
+        return f"{share} of each piece of a file (about 2 kB); the device trains on the beginning of the same piece"
+    return f"{share} of each file"
+
+
+def _beyond(r: Reading) -> str:
+    t, kept = r["text"], r["text"]["characters"] - r["text"]["characters_beyond"]
+    if not t["characters_beyond"]:
+        return ""
+    about = f", about {numbers.count(round(t['tokens'] * t['characters_beyond'] / kept))} tokens" if kept else ""
+    share, limit = _share(t["characters_beyond"], t["characters"]), r["max_tokens"]
+    unused = _some(t["beyond"], "document is", "documents are")
+    return (
+        f"{share} of the text is beyond data.max_tokens = {limit} of a device{about}: {unused} not used, "
+        f"{numbers.count(t['cut'])} cut"
+    )
+
+
+def _cannot(r: Reading) -> str:
+    c = r["cannot"]
+    said = [
+        f"{numbers.count(n)} {what}"
+        for n, what in (
+            (c["too_little"], "with too little text to train on"),
+            (c["unreadable"], f"that cannot be read ({r['example']})"),
+            (c["no_holdout"], "with too little text for a hold-out"),
+        )
+        if n
+    ]
+    return f"of {numbers.count(r['examined'])} devices, {', '.join(said)}" if said else ""
+
+
+def _alike(r: Reading) -> str:
+    alike = r.get("alike")  # runs that began before it was counted have none
+    if not alike or not alike["names"]:
+        return ""
+    names = [repr(name if len(name) <= 40 else f"{name[:39]}…") for name in alike["example"][:3]]
+    return (
+        f"{numbers.count(alike['names'])} devices differ from another one in case, spaces or Unicode form only, as "
+        f"{', '.join(names[:-1])} and {names[-1]} do. Each counts as an owner of its own; "
+        "spell them alike if they are one"
+    )
+
+
+def _read(part: Mapping[str, Any]) -> str:
+    left = part["left_out"]
+    return f"{numbers.count(part['read'])} read" + (f"; left out: {_reasons(left)}" if left else "")
+
+
+def _reasons(left: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} ({numbers.count(n)})" for reason, n in left.items())
+
+
+def _some(n: int, one: str, more: str) -> str:
+    return f"{numbers.count(n)} {one if n == 1 else more}"
+
+
+def _share(part: int, whole: int) -> str:
+    if 0 < part < 0.0005 * whole:
+        return "under 0.1 %"
+    return numbers.percent(100 * part / whole, signed=False)

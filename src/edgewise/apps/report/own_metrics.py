@@ -1,0 +1,116 @@
+"""A person's own metrics of a simulation: taken from the trainers, kept as events, shown in summary and report."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from math import fsum
+from typing import Any
+
+from edgewise.apps.report import numbers as words
+from edgewise.apps.report import svg
+from edgewise.apps.report.html import panel, row, table
+from edgewise.core import events
+from edgewise.core.vector import Vector
+from edgewise.drivers.simulation.probes import Probes
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.executor import Executor, checked
+
+TRAINING, HELD = "training", "held_out"
+
+
+@dataclass(frozen=True)
+class OwnMetrics:
+    """An evaluator that also keeps what trainers noted."""
+
+    probes: Probes
+    executor: Executor
+    store: RunStore
+    tell: Callable[[events.AnyEvent], None]
+
+    def evaluate(self, model: str, round: int, params: Vector) -> events.Evaluated:
+        """See ``engine.ports.Evaluator``."""
+        found = self.probes.evaluate(model, round, params)
+        self.take(model, round)
+        return found
+
+    def take(self, model: str = "", round: int = -1) -> None:
+        """Keep what was noted since the last time: held-out figures as those of ``model``, where one is named."""
+        noted: dict[tuple[int, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+        for answer in checked(self.executor.broadcast(jobs.TakeMetrics())):
+            for kind, number, device, name, value in answer.notes if isinstance(answer, jobs.MetricNotes) else ():
+                if kind == TRAINING:
+                    noted[number, TRAINING][name][device] = value
+                elif model:
+                    noted[round, model][name][device] = value
+        for (number, whose), metrics in sorted(noted.items()):
+            plain = {name: dict(sorted(each.items())) for name, each in sorted(metrics.items())}
+            event = events.OwnMeasured(round=number, model=whose, metrics=plain)
+            self.store.append(event)
+            self.tell(event)
+
+
+def rows(told: Sequence[events.AnyEvent], noised: bool) -> list[dict[str, Any]]:
+    """A row for each metric, model and round, in order (``summary_types.OwnMetric``). A round that was broken off and
+    gone on with may tell in two parts. ``noised``: without single devices' figures."""
+    found: dict[tuple[int, str, str], dict[str, float]] = defaultdict(dict)
+    for e in told:
+        if isinstance(e, events.OwnMeasured):
+            for name, each in e.metrics.items():
+                found[e.round, e.model, name].update(each)
+    return [
+        {
+            "name": name,
+            "model": model,
+            "round": round,
+            "mean": fsum(each.values()) / len(each),
+            "lowest": min(each.values()),
+            "highest": max(each.values()),
+            "measured": len(each),
+            "devices": {} if noised else dict(sorted(each.items())),
+        }
+        for (round, model, name), each in sorted(found.items())
+    ]
+
+
+def series(s: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Name -> "held out" or "training" -> (rounds played, mean over devices)."""
+    out: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for m in s.get("metrics") or ():
+        kind = "training" if m["model"] == TRAINING else "held out"
+        out.setdefault(m["name"], {}).setdefault(kind, []).append((m["round"] + 1.0, m["mean"]))
+    return out
+
+
+def panels(s: Mapping[str, Any]) -> str:
+    """A chart for each metric, and the last figures as a table; empty without metrics."""
+    found = series(s)
+    if not found:
+        return ""
+    shown = []
+    for name, kinds in found.items():
+        lines = [
+            svg.Series(kind, "federated" if kind == "held out" else "base", points, dots=True)
+            for kind, points in kinds.items()
+        ]
+        drawn = svg.lines(f"{name} by rounds played", lines, x_name="rounds played", unit=lambda v: f"{v:.4g}")
+        shown.append(panel(_title(name), "Your own metric: mean over the devices that were measured.", drawn))
+    last = {(m["name"], m["model"]): m for m in s["metrics"]}
+    body = [
+        row(_title(f"{name}, {words.MODELS.get(model, model)}"), _figures(m))
+        for (name, model), m in sorted(last.items())
+    ]
+    heads = ("metric", "after rounds", "mean", "lowest", "highest", "devices")
+    return f'<div class="gap"></div>{"".join(shown)}{panel("Own metrics", "The last figures.", table(heads, body))}'
+
+
+def _title(name: str) -> str:
+    return escape(svg.clipped(name, 300))
+
+
+def _figures(m: Mapping[str, Any]) -> list[str]:
+    numbers = [f"{m[key]:.4g}" for key in ("mean", "lowest", "highest")]
+    return [words.count(m["round"] + 1), *numbers, words.count(m["measured"])]

@@ -1,0 +1,323 @@
+"""One self-contained HTML file about a run: no scripts, no requests, light and dark, printable.
+
+The page is built from ``summary.build`` alone, so it can be made again at any time from ``run.db``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps.report import alone_or_together, data_read, numbers, own_metrics, privacy, sections, settings, svg
+from edgewise.apps.report.html import card, details, facts, pair, panel, row, table
+from edgewise.apps.runs.toml_text import toml
+from edgewise.drivers.storage.files import write_durably
+from edgewise.drivers.storage.run_store import RunStore
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser itself refuses any request
+PARTS = ("Verdict", "Quality", "Privacy", "Cost", "Participation", "Time", "Pipeline", "Provenance")
+
+
+def write(store: RunStore, summary: Mapping[str, Any], out: Path) -> Path:
+    """Write ``out/report.html``, ``out/rounds.csv`` and the resolved recipe ``out/recipe.toml``; returns the page's
+    path.
+
+    ``summary`` is ``summary.build(store)``; the store itself is not asked again.
+    """
+    path = out / "report.html"
+    write_durably(out / "recipe.toml", toml(summary["recipe"]).encode())
+    write_durably(out / "rounds.csv", rounds_csv(summary).encode())
+    write_durably(path, page(summary).encode())
+    return path
+
+
+def _flat(r: Mapping[str, Any]) -> dict[str, Any]:
+    """A round's row with a cell for each metric."""
+    own = {f"metric_{name}": value for name, value in r.get("summed_metrics", {}).items()}
+    return {key: value for key, value in r.items() if key != "summed_metrics"} | own
+
+
+def rounds_csv(s: Mapping[str, Any]) -> str:
+    """The rounds as a table for other programs, one row each: ``summary.json``'s ``per_round``, and what the federated
+    model measured after it. What is not known is an empty cell."""
+    measured = {c["played"]: c for c in s["curve"]}
+    told = ("weighted_mean", "median", "worst_decile")
+    rows = []
+    for r in s["per_round"]:
+        after = measured.get(r["round"] + 1, {})
+        rows.append({**_flat(r), "round": r["round"] + 1, **{f"perplexity_{k}": after.get(k) for k in told}})
+    text = io.StringIO()
+    if rows:
+        table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    return text.getvalue()
+
+
+def page(s: Mapping[str, Any]) -> str:
+    """The whole page."""
+    css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    bodies = (
+        _verdict(s),
+        _quality(s),
+        privacy.privacy(s),
+        sections.cost(s),
+        sections.participation(s),
+        sections.time(s),
+        sections.pipeline(s),
+        sections.provenance(s),
+    )
+    links = "".join(f'<li><a href="#{p.lower()}">{p}</a></li>' for p in PARTS)
+    parts = "".join(
+        f'<section id="{p.lower()}" aria-labelledby="h-{p.lower()}"><h2 id="h-{p.lower()}">{p}</h2>{b}</section>'
+        for p, b in zip(PARTS, bodies, strict=True)
+    )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
+<title>{escape(s["name"])} · edgewise report</title><style>{css}</style></head><body>
+<a class="skip" href="#verdict">Skip to the verdict</a><div class="page"><header>
+<p class="kind">edgewise report · run <span class="hash">{escape(s["run"][:12])}</span></p>
+<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_chosen(s)}{_unfinished(s)}{_not_covered(s)}{_notes(s)}
+<nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>
+<footer>Made from <code>run.db</code> by <code>edgewise report</code>; the same numbers are in
+<code>summary.json</code>.</footer></div></body></html>
+"""
+
+
+def _lead(s: Mapping[str, Any]) -> str:
+    """The run in a few sentences. The first says whether it is better than training alone."""
+    first, note = alone_or_together.sentence(s, lambda figure: f"<b>{figure}</b>"), alone_or_together.note(s)
+    return f"{first} {_moved(s)}{f' {note}' if note else ''}"
+
+
+def _moved(s: Mapping[str, Any]) -> str:
+    """What the rounds did to the model, and what they cost."""
+    ppl, change = s["perplexity"], s["change_percent"]["federated"]
+    played = s["rounds"]["played"]
+    measured = max((c["played"] for c in s["curve"]), default=played)  # what the shown perplexity belongs to
+    if s["rounds"]["kept"] < played:
+        measured = s["rounds"]["kept"]
+    who = f"{numbers.count(s['population'])} devices" if s["population"] else "The devices"
+    if abandoned := s["rounds"]["abandoned"]:
+        who = f"{numbers.count(abandoned)} of {played} rounds were abandoned for too few contributions. {who}"
+    if change is None and ppl["federated"] and ppl["base"]:
+        return f"{who}, {measured} rounds. A held-out perplexity is too large for a number."
+    if change is None:
+        return f"{who}, {played} rounds. The federated model has not been measured yet."
+    verb = "lowered" if change < 0 else "raised"
+    first = (
+        f"{who} training together for {measured} rounds {verb} held-out perplexity from"
+        f" <b>{numbers.perplexity(ppl['base']['weighted_mean'])}</b> to"
+        f" <b>{numbers.perplexity(ppl['federated']['weighted_mean'])}</b> ({numbers.percent(change)})."
+    )
+    b = s["bytes"]
+    up = b["up_per_device_round"]
+    if up is None:
+        return first
+    against = numbers.against(b["up_ratio"], b["up_ratio_update"])
+    return f"{first} Each device sent <b>{numbers.size(up)}</b> per round: {against}."
+
+
+def _chosen(s: Mapping[str, Any]) -> str:
+    """Which model counts, and why the run ended, where held-out losses decided it."""
+    r = s["rounds"]
+    if r["stopped"]:
+        said = numbers.stopped(r["played"], r["planned"], r["waited"], r["kept"])
+    elif r["kept"] < r["played"]:
+        said = f"{numbers.counts(r['kept'])}, of {r['played']} played: its held-out loss is the lowest"
+    else:
+        return ""
+    said = f"{said[0].upper()}{said[1:]}."
+    if r["kept"] < r["played"]:
+        n = sum(c.get("weighted_mean") is not None for c in s["curve"])
+        said += f" It is the best of {n} evaluations on the text of these figures, so they flatter it a little."
+    return f'<p class="note-box" role="note">{escape(said)}</p>'
+
+
+def _unfinished(s: Mapping[str, Any]) -> str:
+    if s["complete"]:
+        return ""
+    return (
+        f'<p class="note-box" role="note"><b>This run is not complete:</b> {numbers.unfinished(s)}.'
+        " Figures cover what is there; go on with <code>--resume</code>.</p>"
+    )
+
+
+def _not_covered(s: Mapping[str, Any]) -> str:
+    if not s["not_covered"]:
+        return ""
+    return (
+        '<p class="note-box" role="note"><b>Not covered by epsilon:</b> the figures of this page. '
+        f"{escape(s['not_covered'][0].upper() + s['not_covered'][1:])}. Rows of single devices are in "
+        "<code>devices.json</code>, which only the owner of this folder can read.</p>"
+    )
+
+
+def _notes(s: Mapping[str, Any]) -> str:
+    """What was left out of the text, prompts out of sight, and a comparison that cannot be."""
+    said = data_read.notes(s["reading"]) if s["reading"] else []
+    if s["no_pooled_data"]:
+        said.append("Centralised training was not compared: the trainer has no data of all devices together.")
+    return "".join(f'<p class="note-box" role="note">{escape(note)}</p>' for note in said)
+
+
+def _verdict(s: Mapping[str, Any]) -> str:
+    ppl, change, share, b = s["perplexity"], s["change_percent"], s["share_improved"], s["bytes"]
+    cards = []
+    if ppl["federated"]:
+        cards.append(
+            card(
+                "Federated perplexity",
+                numbers.measured(ppl["federated"]["weighted_mean"]),
+                f"{numbers.percent(change['federated'])} against the base",
+            )
+        )
+    if share["over_base"] is not None:
+        over = share["over_local_only"]
+        more = f"{_share(over)} do better than alone" if over is not None else "training alone was not measured"
+        cards.append(card("Measured devices that gain", _share(share["over_base"]), more))
+    if b["up_per_device_round"] is not None:
+        more = (
+            f"{numbers.against(b['up_ratio'], b['up_ratio_update'])}; down {numbers.size(b['down_per_device_round'])}"
+        )
+        cards.append(card("Up, per device and round", numbers.size(b["up_per_device_round"]), more))
+    p = s["participation"]
+    missing = f"{p['lost']} lost, {p['late']} late"
+    if p["unused"]:
+        missing += f", {numbers.count(p['unused'])} in abandoned rounds"
+    if p["invited"]:
+        cards.append(
+            card(
+                "Contributions that counted",
+                numbers.percent(100 * p["accepted"] / p["invited"], signed=False),
+                f"{numbers.count(p['accepted'])} of {numbers.count(p['invited'])}; {missing}",
+            )
+        )
+    return f'<div class="cards">{"".join(cards)}</div><div class="panel models">{_models_table(s)}</div>{_training(s)}'
+
+
+def _training(s: Mapping[str, Any]) -> str:
+    """What was trained, and how."""
+    return panel("Training", "", facts((name, escape(said)) for name, said in settings.training(s)))
+
+
+def _share(x: float) -> str:
+    return numbers.percent(100 * x, signed=False)
+
+
+def _models_table(s: Mapping[str, Any]) -> str:
+    body = []
+    for name in numbers.MODELS:
+        q = s["perplexity"][name]
+        key = f'<span class="key" style="--c:var(--{name})"></span>'
+        head = f"{key}{numbers.MODELS[name]} <small>{numbers.MEANS[name]}</small>"
+        cells = ["not run", "", "", "", ""]
+        if q:
+            change = "" if name == "base" else numbers.percent(s["change_percent"][name])
+            keys = ("weighted_mean", "median", "worst_decile")
+            cells = [*(numbers.figure(q, k) for k in keys), change, numbers.count(q["devices"] or None)]
+        body.append(row(head, cells, "ours" if name == "federated" else ""))
+    counts = {q["devices"] for q in s["perplexity"].values() if q}
+    odd = "" if len(counts) < 2 else " Not all models were measured on the same devices: compare with care."
+    return table(
+        ("model", "weighted mean", "median", "worst 10 %", "change", "devices"),
+        body,
+        "Held-out perplexity; lower is better. Weighted mean: over all held-out tokens. Median and worst 10 %: over"
+        f" the measured devices.{odd}",
+    )
+
+
+def _metric(s: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+    """A metric that the recipe declares, over the rounds."""
+    name = metric["name"]
+    told = [
+        (r["round"] + 1, r["summed_metrics"][name]) for r in s["per_round"] if r["summed_metrics"].get(name) is not None
+    ]
+    noise = f" With noise of standard deviation {numbers.figures(metric['noise_std'])}." if metric["noise_std"] else ""
+    between = f"between {numbers.figures(metric['lower'])} and {numbers.figures(metric['upper'])}"
+    series = [svg.Series("mean", "federated", told, dots=True)]
+    chart = svg.lines(f"{name} by round", series, x_name="round", unit=lambda v: f"{v:.3f}")
+    return panel(escape(name), f"Mean over devices, as their updates are weighted; each {between}.{noise}", chart)
+
+
+def _quality(s: Mapping[str, Any]) -> str:
+    curve = [c for c in s["curve"] if c.get("weighted_mean") is not None]
+    last = max((c["played"] for c in curve), default=0)
+    series = [svg.Series("federated", "federated", [(c["played"], c["weighted_mean"]) for c in curve], dots=True)]
+    for name in ("base", "local_only", "centralised"):
+        if (q := s["perplexity"][name]) and curve and q["weighted_mean"] is not None:
+            ends = [(0.0, q["weighted_mean"]), (last, q["weighted_mean"])]
+            series.append(svg.Series(numbers.MODELS[name], name, ends, dashed=True))
+    band = [(c["played"], c["low"], c["high"]) for c in curve if None not in (c["low"], c["high"])]
+    held = svg.lines(
+        "Held-out perplexity by rounds played", series, x_name="rounds played", unit=numbers.perplexity, band=band,
+        log_y=True,
+    )  # fmt: skip
+    rounds = [r for r in s["per_round"] if r["loss_last"] is not None]
+    loss = svg.lines(
+        "Training loss by round",
+        [
+            svg.Series("first steps", "base", [(r["round"] + 1, r["loss_first"]) for r in rounds]),
+            svg.Series("last steps", "federated", [(r["round"] + 1, r["loss_last"]) for r in rounds], dots=True),
+        ],
+        x_name="round",
+        unit=lambda v: f"{v:.3f}",
+    )
+    shade = "Line: mean over tokens. Shade: the middle 80 % of devices. Lower is better."
+    quarters = "Nats per token in the first and last quarter of the local steps, over devices."
+    panels = [
+        panel("Held-out perplexity", shade, held),
+        alone_or_together.picture(s),
+        panel("Training loss", quarters, loss),
+    ]
+    panels += [_metric(s, metric) for metric in s["summed_metrics"]]
+    shown = pair(*filter(None, panels))
+    return (
+        '<p class="hint">Measured on text that no device trains on: the latest part of each device\'s own.</p>'
+        f"{shown}{own_metrics.panels(s)}{_spread(s)}{sections.samples(s)}"
+    )
+
+
+def _spread(s: Mapping[str, Any]) -> str:
+    """Every device under every model: rows for few devices, ranks for many; and the table behind it."""
+    models = [m for m in numbers.MODELS if s["perplexity"][m]]
+    order = "federated" if "federated" in models else "base"
+    rows = sorted((r for r in s["per_device"] if r.get(order)), key=lambda r: -r[order])
+    if not rows:
+        return ""
+    if len(rows) <= 60:
+        chart = svg.dumbbells("Perplexity of each device under each model", rows, models)
+        hint = "One row per device, sorted by the federated model."
+    else:
+        ranked = {m: sorted(r[m] for r in rows if r.get(m)) for m in models}
+        lines = [
+            svg.Series(numbers.MODELS[m], m, [(100 * i / max(1, len(v) - 1), p) for i, p in enumerate(v)])
+            for m, v in ranked.items()
+        ]
+        chart = svg.lines(
+            "Perplexity over devices", lines, x_name="% of devices, best first", unit=numbers.perplexity, width=1000
+        )
+        hint = f"{numbers.count(len(rows))} devices, each curve sorted on its own; the value is the worst device's."
+    cells = [
+        row(
+            escape(r["device"]),
+            [
+                numbers.count(r["tokens"]),
+                numbers.count(r["held_out_tokens"]),
+                *(numbers.perplexity(r.get(m)) for m in models),
+                str(len(r["rounds"])),
+            ],
+        )
+        for r in rows
+    ]
+    heads = ("device", "training tokens", "held-out tokens", *(numbers.MODELS[m] for m in models), "rounds")
+    return f"<div class=gap></div>{panel('Devices', hint, chart)}" + details(
+        f"Table of all {len(rows)} devices", table(heads, cells)
+    )

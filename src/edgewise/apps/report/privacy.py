@@ -1,0 +1,91 @@
+"""What a run says of privacy, in the report and in the model card: who could see what, the privacy card, and epsilon
+by round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from edgewise.apps.report import svg
+from edgewise.apps.report.html import card, facts, pair, panel, row, table
+from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
+
+Summary = Mapping[str, Any]
+SEEN = {"who": "who", "updates": "single updates", "sum": "the sum", "promised": "promised"}
+
+
+def privacy(s: Summary) -> str:
+    """The section; a sentence where a run of an older version recorded nothing."""
+    p = s["plan"].get("privacy")
+    if not p:
+        return '<p class="hint">Not recorded.</p>'
+    said = [[escape(w[k]) for k in SEEN] for w in p["seen"]]
+    made = table(tuple(SEEN.values()), [row(who, rest, plain=(0, 1, 2)) for who, *rest in said], plain=(0, 1, 2))
+    c = p["card"]
+    if c is None:
+        return f"<p>{without(p['servers'])}</p>{panel('Who could see what', '', made)}"
+    return _cards(s, c) + panel("Who could see what", "", made) + pair(_spending(s, c), _rests_on(c))
+
+
+def markdown(s: Summary, played: int) -> str:
+    """The same for a model card: what ``privacy`` says of the run, and what was spent on the model after ``played``
+    rounds; empty where nothing was recorded."""
+    p = s["plan"].get("privacy")
+    if not p:
+        return ""
+    seen = _markdown(tuple(SEEN.values()), [[w[k] for k in SEEN] for w in p["seen"]])
+    c = p["card"]
+    if c is None:
+        return f"\n## Who could see what\n\n{without(p['servers'])}\n\n{seen}"
+    promised = promises(c)
+    if (spent := _spent(s, played)) is not None:
+        promised.append(("spent on this model", f"epsilon {spent:.3g}, charged before each release"))
+    card = _markdown(("", ""), [*promised, *rests_on(c)])
+    caption, *heads = FEWER
+    left = f"\n{caption}:\n\n{_markdown(heads, rows)}" if (rows := fewer(c)) else ""
+    summary = c["summary"][0].upper() + c["summary"][1:]
+    return f"\n## Privacy card\n\n{summary}.\n\n{card}{left}\n### Who could see what\n\n{seen}"
+
+
+def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def _spent(s: Summary, played: int) -> float | None:
+    """Epsilon that the ledger had charged when that many rounds were played; None without a ledger."""
+    return next((r["epsilon"] for r in reversed(s["per_round"]) if r["round"] < played and r.get("epsilon")), None)
+
+
+def _cards(s: Summary, c: Mapping[str, Any]) -> str:
+    spent = _spent(s, s["rounds"]["played"])
+    shown = [
+        card("Against the server", _eps(c["against_server"]), f"epsilon at delta {c['delta']:g}, after all rounds"),
+        card("Of the released models", _eps(c["of_release"]), f"epsilon at delta {c['delta']:g}, after all rounds"),
+    ]
+    if spent is not None:
+        shown.append(card("Spent so far", f"{spent:.3g} of {c['budget']:g}", "the ledger, charged before each release"))
+    return f'<div class="cards">{"".join(shown)}</div><p class="hint">{escape(c["summary"])}.</p>'
+
+
+def _spending(s: Summary, c: Mapping[str, Any]) -> str:
+    spent = [(r["round"] + 1, r["epsilon"]) for r in s["per_round"] if r.get("epsilon")]
+    some = spent[:: -(-len(spent) // 12) or 1]
+    bars = [svg.Bar(f"round {n}", eps, f"{eps:.3g}") for n, eps in some + spent[-1:] * (some[-1:] != spent[-1:])]
+    if not bars:
+        return ""
+    bars.append(svg.Bar("budget", c["budget"], f"{c['budget']:g}", colour="base"))
+    return panel("Epsilon by round", "what the ledger had charged after each round", svg.bars("Epsilon by round", bars))
+
+
+def _rests_on(c: Mapping[str, Any]) -> str:
+    body = facts((name, escape(said)) for name, said in rests_on(c))
+    if rows := fewer(c):
+        caption, *heads = FEWER
+        body += table(heads, [row(honest, [epsilon]) for honest, epsilon in rows], caption)
+    return panel("What it rests on", "", body)
+
+
+def _eps(x: float | None) -> str:
+    return "nothing" if x is None else f"{x:.3g}"

@@ -1,0 +1,68 @@
+"""A run's recipe in words: what was trained and how, and which keys its author set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from edgewise.apps.report import numbers
+from edgewise.plan.recipe.recipe import Recipe
+
+TRAINED = {
+    "full": "all parameters",
+    "layers": "some layers",
+    "lora": "LoRA adapters of rank {rank}",
+    "ffa_lora": "LoRA adapters of rank {rank}, B only (FFA-LoRA)",
+    "rolora": "LoRA adapters of rank {rank}, B and A in turn (RoLoRA)",
+}
+
+
+def training(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values for a list, from ``summary.build``."""
+    recipe = s["recipe"]
+    t, cohort = recipe["training"], recipe["round"]
+    what = TRAINED[recipe["trainable"]["kind"]].format(**recipe["trainable"])
+    rate = f"learning rate {t['lr']:g}"
+    if t["schedule"] == "cosine":
+        rate += ", falling to a tenth over the rounds (cosine)"
+    if t["weight_decay"]:
+        rate += f", weight decay {t['weight_decay']:g}"
+    if t["momentum"]:
+        rate += f", momentum {t['momentum']:g}"
+    steps = " in steps" if t["local_epochs"] else ""
+    work = f"{numbers.local_work(t['local_steps'], t['local_epochs'])}{steps} of {t['batch']} blocks"
+    everyone = cohort["sampling"] == "all"
+    who = "every device in every round" if everyone else f"{cohort['cohort']} devices ({cohort['sampling']} sampling)"
+    return [
+        ("base", str(s["facts"].get("model") or recipe["model"]["base"])),
+        ("trained", f"{what}: {numbers.count(s['trainable'])} of {numbers.count(s['parameters'])}"),
+        ("on devices", f"{t['optimizer']}, {rate}"),
+        ("each round", f"{work} of {recipe['data']['sequence_len']} tokens"),
+        ("cohort", who),
+        ("on the server", _part(recipe["strategy"])),
+    ]
+
+
+def _part(table: Mapping[str, Any]) -> str:
+    given = ", ".join(f"{k} = {numbers.plain(v)}" for k, v in table.items() if k != "kind")
+    return f"{table['kind']} ({given})" if given else str(table["kind"])
+
+
+def own(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a resolved recipe that are not as a recipe has them by itself, in its order."""
+    out: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        key = field.alias or name
+        if key not in resolved:
+            continue
+        value, default = resolved[key], field.default
+        if isinstance(default, BaseModel):
+            usual = default.model_dump(mode="json")
+            value = {k: v for k, v in value.items() if k not in usual or usual[k] != v}
+            if value:
+                out[key] = value
+        elif field.is_required() or value != default:
+            out[key] = value
+    return out

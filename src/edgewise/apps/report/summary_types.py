@@ -1,0 +1,155 @@
+"""The form of ``summary.json``, for type checkers and other programs. ``apps.report.summary`` says what each
+figure means."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+Figure = float | None  # null: not measured, or not finite
+
+
+class Quality(TypedDict):
+    """Held-out perplexity of one model over devices."""
+
+    weighted_mean: Figure
+    median: Figure
+    worst_decile: Figure
+    best: Figure
+    worst: Figure
+    low: Figure
+    high: Figure
+    devices: int
+    tokens: int
+
+
+class Perplexities(TypedDict):
+    """By model; null for one that was not measured."""
+
+    base: Quality | None
+    local_only: Quality | None
+    federated: Quality | None
+    centralised: Quality | None
+
+
+class RoundRow(TypedDict):
+    """One round."""
+
+    round: int
+    met: bool
+    accepted: int
+    lost: int
+    late: int
+    loss_first: Figure
+    loss_last: Figure
+    update_l2: Figure
+    bytes_up: int
+    bytes_down: int
+    lag_l2: Figure
+    code: str | None
+    epsilon: Figure
+    train_s: float
+    seconds: float
+    summed_metrics: dict[str, Figure]
+
+
+class Bytes(TypedDict):
+    """What travels."""
+
+    up_per_device_round: Figure
+    down_per_device_round: Figure
+    up_total: int
+    down_total: int
+    float32_model: Figure
+    float32_update: Figure
+    up_ratio: Figure
+    up_ratio_update: Figure
+    down_ratio: Figure
+    text_total: Figure
+    text_per_device: Figure
+    up_per_device: Figure
+
+
+class Rounds(TypedDict):
+    """How many rounds: see ``apps.report.summary``."""
+
+    planned: int
+    played: int
+    met: int
+    abandoned: int
+    kept: int
+    waited: int
+    stopped: bool
+
+
+class OwnMetric(TypedDict):
+    """One's own metric of one model after one round: over the devices that were measured. ``devices`` has each device's
+    figure, and is empty with differential privacy."""
+
+    name: str
+    model: str
+    round: int
+    mean: float
+    lowest: float
+    highest: float
+    measured: int
+    devices: dict[str, float]
+
+
+class SummedMetric(TypedDict):
+    """A metric that the recipe declares, whose mean travels with the sum of updates.
+
+    ``noise_std``: standard deviation of the noise on its mean over a whole cohort.
+    """
+
+    name: str
+    lower: float
+    upper: float
+    noise_std: float
+
+
+class Summary(TypedDict):
+    """The whole file."""
+
+    schema: int
+    name: str
+    complete: bool
+    no_pooled_data: bool
+    run: str
+    recipe_sha256: str
+    model_sha256: str | None
+    initial_sha256: str | None
+    recipe_folder: str
+    seed: int | None
+    parameters: float | None
+    trainable: float | None
+    rounds: Rounds
+    perplexity: Perplexities
+    change_percent: dict[str, Figure]
+    share_improved: dict[str, Figure]
+    against_alone: dict[str, Any] | None
+    longer: dict[str, Any] | None
+    bytes: Bytes
+    participation: dict[str, Any]
+    rungs: list[dict[str, Any]]
+    seconds: dict[str, float]
+    per_round: list[RoundRow]
+    curve: list[dict[str, Any]]
+    metrics: list[OwnMetric]
+    summed_metrics: list[SummedMetric]
+    quality_for_bytes: list[dict[str, Any]]
+    per_device: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    population: int | None
+    plan: dict[str, Any]
+    reading: dict[str, Any] | None
+    versions: dict[str, Any]
+    facts: dict[str, Any]
+    not_covered: str
+    recipe: dict[str, Any]
+
+
+def summary_schema() -> dict[str, Any]:
+    """The JSON schema (2020-12) of ``summary.json``."""
+    import msgspec
+
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Summary)}

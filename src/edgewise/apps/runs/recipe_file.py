@@ -1,0 +1,42 @@
+"""Read a recipe from its file, with the values that a command line sets over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgewise.core.errors import RecipeError
+from edgewise.plan.recipe import toml
+from edgewise.plan.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    pass
+
+
+def assignments(given: list[str] | None) -> dict[str, Any]:
+    """``["training.lr=0.01", "name=x"]`` -> ``{"training.lr": 0.01, "name": "x"}``.
+
+    Values are TOML; what is not TOML is text. Raises RecipeError: E-VALUE without ``=``, E-RECIPE-SYNTAX for TOML that
+    is too deep or too long.
+    """
+    out: dict[str, Any] = {}
+    for one in given or []:
+        key, equals, text = one.partition("=")
+        if not (equals and key.strip()):
+            raise RecipeError("E-VALUE", f"--set {one!r} assigns nothing.", "write --set section.key=value.")
+        out[key.strip()] = toml.value(text, f"--set {key.strip()}")
+    return out
+
+
+def read(path: Path, overrides: dict[str, Any], extensions: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """A recipe from its file, and the names of the extensions' modules, importable from now on.
+
+    Raises RecipeError as ``plan.recipe.loading.load``, ``extensions.importable`` and ``catalogue.with_extensions``.
+    """
+    from edgewise.apps.runs.extensions import importable
+    from edgewise.plan.catalogue import with_extensions
+    from edgewise.plan.recipe.loading import load
+
+    parts = importable(extensions, path.parent)
+    return load(path, overrides, with_extensions(parts)), parts

@@ -1,0 +1,72 @@
+"""What a script on the server sees of a round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgewise.core import events, vector
+from edgewise.core.vector import Array, Spec, Vector
+from edgewise.drivers.storage.blobs import Blobs
+
+
+@dataclass
+class Round:
+    """A round that is over and stored; the next one waits until the loop goes on. Prints as a line.
+
+    Attributes:
+        number: from 0. met: whether the model moved; else the round was abandoned, and ``code`` says why where secure
+            aggregation ended it. metrics: the weighted means that travelled with the updates, and what the script's
+            own ``metrics`` gave.
+        contributions: updates in the model. lost: device -> code, of those that gave nothing. bytes_up, bytes_down: of
+            the whole cohort. seconds: that the round took. epsilon: that the run has spent so far; None without noise.
+        digest: of the model. spec: its layout.
+    """
+
+    number: int
+    met: bool
+    metrics: dict[str, float]
+    contributions: int
+    lost: Mapping[str, str]
+    bytes_up: int
+    bytes_down: int
+    seconds: float
+    epsilon: float | None
+    code: str | None
+    digest: str
+    spec: Spec = field(repr=False)
+    _read: Callable[[], Vector] = field(repr=False)
+
+    def __str__(self) -> str:
+        met = f"{self.contributions} contributions" if self.met else f"abandoned {self.code or ''}".rstrip()
+        figures = "".join(f"  {name} {value:.4g}" for name, value in self.metrics.items())
+        epsilon = f"  epsilon {self.epsilon:.3g}" if self.epsilon is not None else ""
+        return f"round {self.number}  {met}{figures}  {self.bytes_up:,} bytes up{epsilon}  {self.seconds:.1f} s"
+
+    @property
+    def params(self) -> Vector:
+        """The model after the round, float32[d]. Raises StoreError(E-CHECKPOINT) for one that newer ones replaced: the
+        last three are kept."""
+        return self._read()
+
+    def tensors(self) -> dict[str, Array]:
+        """The model's tensors by name."""
+        return vector.unpack(self.params, self.spec)
+
+    def load_into(self, model: Any) -> None:
+        """Write the model into a torch module, strictly. Raises ModelError(E-LAYOUT)."""
+        from edgewise.learn.models import modules
+
+        modules.load(model, self.spec, self.params)
+
+
+def told(event: events.RoundFinished, lost: Mapping[str, str], spec: Spec, run_dir: Path) -> Round:
+    """The round that an event tells of. ``lost``: as in ``Round``. ``run_dir``: where its models lie."""
+    return Round(
+        number=event.round, met=event.met, metrics=dict(event.head), contributions=event.accepted, lost=dict(lost),
+        bytes_up=event.bytes_up, bytes_down=event.bytes_down, seconds=event.seconds, epsilon=event.epsilon,
+        code=event.code, digest=event.model, spec=spec,
+        _read=lambda: vector.from_bytes(Blobs(run_dir / "blobs").get(event.model), spec.dim),
+    )  # fmt: skip

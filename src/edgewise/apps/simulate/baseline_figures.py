@@ -1,0 +1,44 @@
+"""Figures of devices that trained by themselves: stored one by one as they come, then told as one evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+
+from edgewise.core import events
+from edgewise.core.training import POOLED
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers import jobs
+
+
+def keep(store: RunStore, model: str, last: int, result: jobs.TrainedAlone) -> str:
+    """Store a device's held-out loss after round ``last``; returns the note of its progress.
+
+    A device without held-out text has no figure, and a loss that is not finite is none: the note says so.
+    """
+    if result.tokens and isfinite(result.nll):
+        store.measure(model, last, result.device, result.nll, result.tokens)
+    elif result.tokens:
+        return f"{result.device}: E-NAN: its held-out loss is not finite."
+    return result.device
+
+
+def conclude(store: RunStore, tell: Callable[[events.AnyEvent], None], model: str, last: int, seconds: float) -> None:
+    """Tell and store the evaluation of all figures that were kept. It is then not measured again."""
+    measured = sorted(store.measures(model, last).items())
+    event = events.Evaluated(
+        round=last,
+        model=model,
+        nll={d: nll for d, (nll, _) in measured},
+        tokens={d: tokens for d, (_, tokens) in measured},
+        seconds=seconds,
+    )
+    store.append(event)
+    tell(event)
+
+
+def without(store: RunStore, tell: Callable[[events.AnyEvent], None], model: str, last: int, code: str) -> None:
+    """Tell and store that the trainer has no data of all devices together, so that ``model`` has no figure here."""
+    event = events.Evaluated(round=last, model=model, nll={}, tokens={}, seconds=0.0, missing={POOLED: code})
+    store.append(event)
+    tell(event)

@@ -1,0 +1,123 @@
+"""What the federated model is compared with, at equal steps: every device alone, and all text in one place.
+
+Equal steps. A device takes part in rounds x expected / population rounds on average, where the round wants ``expected``
+contributions; so a device alone trains that many rounds, spread evenly over the schedule of learning rates (all of
+them where every device is in every round). The centralised run takes ``expected`` times the steps in every round.
+
+The centralised run is one chain of optimizer steps and cannot be split over workers, so it is started first and runs
+beside the devices' own training. Its progress is kept after every chunk, and each device's figure as soon as it is
+there, so a killed run goes on from both.
+
+Time. The wall-clock seconds of both together are in local_only's event, and in centralised's where local_only was not
+run beside it; what was spent before a crash or Ctrl-C is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from edgewise.apps.simulate import baseline_figures
+from edgewise.core import events, vector
+from edgewise.core.training import POOLED
+from edgewise.drivers.simulation.probes import Probes
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.executor import Executor, checked
+from edgewise.plan.recipe.recipe import CompareSection
+
+CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
+
+
+def compare(
+    store: RunStore,
+    executor: Executor,
+    probes: Probes,
+    wanted: CompareSection,
+    tell: Callable[[events.AnyEvent], None],
+    rounds: int,
+) -> None:
+    """Run the comparisons that the recipe wants and that are not stored yet.
+
+    local_only: each device that evaluations measure repeats its federated schedule (same steps, rates and batches) on
+    its own model. centralised: rounds x expected x local_steps steps on the pooled text, same schedule over rounds;
+    with local_epochs, expected / population x local_epochs passes over it in every round, about as many steps.
+    ``rounds``: those that the federation played, which ``round.patience`` may have ended before its last one.
+    What cannot train has no figure, and a Progress note says why; nothing is put in its place. A trainer without data
+    of all devices together has no centralised figure, and the run is complete without it.
+    Raises EdgewiseError only where the run directory or a worker fails.
+    """
+    plan, last = probes.plan, rounds - 1
+    wants_locals = wanted.local_only and not store.evaluated(LOCAL_ONLY, last)
+    locals_left = deque(probes.devices if wants_locals else ())
+    pooled = wanted.centralised and not store.evaluated(CENTRALISED, last)
+    if not (locals_left or pooled):
+        return
+    began, ids = time.perf_counter(), 0
+    start = vector.to_bytes(store.blob(store.models()[0]))  # the initial vector
+    kept = store.kept(CENTRALISED) if pooled else None
+    chain, played = (vector.to_bytes(kept[0]), kept[1]) if kept else (start, 0)
+    chain_left = rounds - played if pooled else 0
+    total = len(locals_left) + (rounds if pooled else 0)
+    tell(events.PhaseStarted(phase="compare", steps=total))
+    had_locals, stored = bool(locals_left), store.measures(LOCAL_ONLY, last)
+    locals_left = deque(d for d in locals_left if d not in stored)
+    done = played + len(stored)
+
+    def submit_chain() -> None:
+        number, scale = rounds - chain_left, plan.sampling.expected
+        passes = plan.rule(0).epochs * scale / plan.sampling.population
+        executor.submit(jobs.Solo(device=POOLED, params=chain, rounds=(number,), scale=scale, epochs=passes))
+
+    if chain_left:
+        submit_chain()
+    under_way: dict[int, str] = {}
+    alone = plan.rounds_alone(rounds)
+    while chain_left or locals_left or under_way:
+        # One place belongs to the chain while it lasts; the devices share the others.
+        places = max(1, executor.parallel - 1) if chain_left else executor.parallel
+        while locals_left and len(under_way) < places:
+            ids += 1
+            under_way[ids] = device = locals_left.popleft()
+            executor.submit(jobs.Solo(id=ids, device=device, params=start, rounds=alone, measure=True))
+        result = executor.result()
+        done += 1
+        if isinstance(result, jobs.Broken):
+            if result.stops:
+                checked([result])
+            if result.id:
+                note = f"{under_way.pop(result.id)}: {result.code}"
+            else:
+                note = f"{CENTRALISED}: {result.code}: {result.what}"
+                done, chain_left, pooled = done + chain_left - 1, 0, False
+                if result.code == "E-DEVICE-DATA":  # and it will be so when the run is resumed
+                    baseline_figures.without(store, tell, CENTRALISED, last, result.code)
+            tell(events.Progress(phase="compare", done=done, total=total, note=note))
+            continue
+        assert isinstance(result, jobs.TrainedAlone)
+        note = result.device
+        if result.device == POOLED:
+            chain, chain_left = result.params, chain_left - 1
+            store.keep(CENTRALISED, vector.from_bytes(chain, plan.spec.dim), rounds - chain_left)
+            if chain_left:
+                submit_chain()
+        else:
+            del under_way[result.id]
+            note = baseline_figures.keep(store, LOCAL_ONLY, last, result)
+        tell(events.Progress(phase="compare", done=done, total=total, note=note))
+    if had_locals:
+        baseline_figures.conclude(store, tell, LOCAL_ONLY, last, time.perf_counter() - began)
+    if pooled:
+        trained_s = 0.0 if had_locals else time.perf_counter() - began
+        event = probes.evaluate(CENTRALISED, last, vector.from_bytes(chain, plan.spec.dim))
+        event = timed(event, trained_s)
+        store.append(event)
+        tell(event)
+
+
+def timed(event: events.Evaluated, trained_s: float) -> events.Evaluated:
+    """The evaluation of a model that trained for ``trained_s`` before, with both in its seconds."""
+    return msgspec.structs.replace(event, seconds=event.seconds + trained_s)

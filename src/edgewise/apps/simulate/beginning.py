@@ -1,0 +1,223 @@
+"""The beginning of a simulated run, or its going on: whose folder it is, what is loaded, whether that is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from edgewise.apps.runs.planned import planned
+from edgewise.core import events, vector
+from edgewise.core.errors import DataError, StoreError
+from edgewise.core.vector import Spec
+from edgewise.drivers.simulation.link_traces import Traces, read_traces
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.executor import Executor, checked
+from edgewise.plan import explain
+from edgewise.plan.compile import compile as compile_plan
+from edgewise.plan.facts import canonical, stated_noise
+from edgewise.plan.objects import NO_OBJECTS, Objects, catalogue
+from edgewise.plan.plan import Plan
+from edgewise.plan.recipe.recipe import Recipe, simulation_digest
+
+Tell = Callable[[events.AnyEvent], None]
+# What a resumed run must still have, or it would go on as another one: fact -> what it is.
+SAME = {
+    "fingerprint": "the data",
+    "model_fingerprint": "the model's weights",
+    "precision": "the arithmetic that the recipe asks for",
+    "arithmetic_sha256": "what this processor computes with these libraries",
+    "initial_sha256": "the model's trained parameters",
+    "base_sha256": "the parameters that the directions start from",
+    "spec_sha256": "the layout of the model's trained parameters",
+    "extensions": "the extensions",
+    "link_trace_sha256": "the file of link traces",
+}
+
+BACK = "go on where it began: on the same kind of processor, with the same versions of the libraries"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """Facts on which the executor's trainers agree. ``initial``: the initial vector. It is taken out where the run
+    begins, so that memory does not hold it beside the models that follow it."""
+
+    plan: Plan
+    devices: tuple[str, ...]
+    initial: list[vector.Vector]
+    facts: dict[str, Any]
+    traces: Traces
+
+
+def claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
+    """The run that the folder holds, None where it is new.
+
+    Raises StoreError: E-RESUME where there is nothing to go on with, E-RUN-EXISTS where another run is in the way.
+    """
+    known = store.run()
+    if known is None:
+        if resume:
+            raise no_run(store.out)
+        return None
+    if (sha := simulation_digest(known["recipe"])) != recipe.sha256():
+        what = f"{store.out} holds a run of another recipe ({known['name']}, {sha[:8]})."
+        raise StoreError("E-RESUME" if resume else "E-RUN-EXISTS", what, "choose another --out.")
+    if not resume:
+        state = "a finished" if known["finished"] else "an unfinished"
+        raise StoreError(
+            "E-RUN-EXISTS",
+            f"{store.out} holds {state} run of this recipe.",
+            "add --resume (in Python resume=True), or choose another --out (out=...).",
+        )
+    return known
+
+
+def no_run(out: Path) -> StoreError:
+    """The error of a folder that holds no run to go on with."""
+    return StoreError("E-RESUME", f"there is no run in {out}.", "leave out --resume (resume=True).")
+
+
+def check_same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raises StoreError(E-RESUME) where something that decides the model is not what it was when the run began."""
+    then, commit = (str(facts.get("model_commit") or "") for facts in (known, now))
+    if then != commit:
+        raise StoreError(
+            "E-RESUME",
+            f"model.base names no commit of the hub, and the model there moved since this run began ({then[:12]} then, "
+            f"{commit[:12]} now).",
+            f"start again with another --out, and pin the model: write @{then or commit} behind its name.",
+        )
+    _check_objects(known.get("objects") or {}, now.get("objects") or {})
+    for fact, what in SAME.items():
+        if known.get(fact) != now.get(fact):
+            was, is_ = (_short(facts.get(fact)) for facts in (known, now))
+            back = BACK if fact == "arithmetic_sha256" else "put it back as it was"
+            raise StoreError(
+                "E-RESUME",
+                f"{what} changed since this run began ({fact}: {was} then, {is_} now).",
+                f"{back}, or start again with another --out.",
+            )
+
+
+def _check_objects(known: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises StoreError(E-RESUME) by the name of an object that is missing, new or not what it was."""
+    if known and not now:
+        what = f"this run began from Python objects: {_some(known)}."
+        raise StoreError("E-RESUME", what, "go on from the script that began it, with fed.run(out, resume=True).")
+    for name in sorted({*known, *now}):
+        if known.get(name) != now.get(name):
+            how = "is new" if name not in known else "is missing" if name not in now else "changed"
+            what = f"{name} {how} since this run began ({_short(known.get(name))} then, {_short(now.get(name))} now)."
+            fix = "put it back as it was, or start again with another out (or overwrite=True)."
+            raise StoreError("E-RESUME", what, fix)
+
+
+def _some(names: Mapping[str, str], most: int = 5) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
+
+
+def _short(fact: Any) -> str:
+    return fact[:12] if isinstance(fact, str) else ", ".join(fact) or "none" if isinstance(fact, list) else "none"
+
+
+def load(
+    executor: Executor,
+    recipe: Recipe,
+    recipe_dir: Path,
+    store: RunStore,
+    extensions: Sequence[str],
+    known: Mapping[str, Any] | None,
+    objects: Objects = NO_OBJECTS,
+) -> LoadedRun:
+    """Make trainers and plan, on the executor's workers and here. ``known``: the run that goes on.
+
+    Raises: EdgewiseError as ``plan.compile`` and the trainer; StoreError(E-WORKER) where workers disagree;
+        DataError(E-DATA-EMPTY) without devices.
+    """
+    setup = jobs.Setup(
+        recipe=json.dumps(recipe.resolved()),
+        recipe_dir=str(recipe_dir.resolve()),
+        run_dir=str(store.out.resolve()),
+        memory_dir=str(store.memory_dir.resolve()),
+        instance=store.instance,
+        extensions=tuple(extensions),
+    )
+    answers = checked(executor.broadcast(setup))
+    first = answers[0]
+    assert isinstance(first, jobs.Described)
+    for other in answers[1:]:
+        if not isinstance(other, jobs.Described) or (other.spec, other.devices, other.initial) != (
+            first.spec,
+            first.devices,
+            first.initial,
+        ):
+            raise StoreError("E-WORKER", "the worker processes disagree about model or data.", "run it again.")
+    if not first.devices:
+        raise DataError("E-DATA-EMPTY", "the trainer knows no device.", "check where its data comes from.")
+    spec = Spec.of([(name, shape, dtype) for name, shape, dtype in first.spec])
+    begun = None if known is None else known["facts"].get("plan_facts")  # a run of an earlier program has none
+    stated = None if begun is None else stated_noise(begun)
+    plan = compile_plan(recipe, spec, len(first.devices), catalogue(extensions, objects), stated)
+    published = canonical(plan.facts)
+    checked(executor.broadcast(jobs.Compile(facts=published)))
+    initial = vector.from_bytes(first.initial, spec.dim)
+    facts = {
+        **first.facts,
+        "initial_sha256": vector.digest(first.initial),
+        "spec_sha256": spec.digest(),
+        "extensions": list(extensions),
+        **({"objects": dict(objects.digests)} if objects.digests else {}),
+        "spec": first.spec,
+        "plan_facts": published.decode("ascii"),
+        **places(recipe_dir, store.out),
+        "versions": versions(),
+        "started_at": time.time(),
+        "engine": recipe.simulation.engine,
+        "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
+        "plan": planned(plan),
+    }
+    if recipe.simulation.link_trace:
+        traces, facts["link_trace_sha256"] = read_traces(recipe_dir / recipe.simulation.link_trace)
+        return LoadedRun(plan, tuple(first.devices), [initial], facts, traces)
+    return LoadedRun(plan, tuple(first.devices), [initial], facts, ())
+
+
+def places(recipe_dir: Path, out: Path) -> dict[str, str]:
+    """Where the recipe lies: from the root of this machine, and from the run, so that both may move together."""
+    here, run = recipe_dir.resolve(), out.resolve()
+    try:
+        return {"recipe_dir": str(here), "recipe_from_run": Path(os.path.relpath(here, run)).as_posix()}
+    except ValueError:  # on another drive of Windows
+        return {"recipe_dir": str(here)}
+
+
+@cache
+def versions() -> Mapping[str, str]:
+    """Versions of Python, of this machine's system, and of what decides a model."""
+    found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for name in ("edgewise", "numpy", "torch", "transformers", "peft"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def tell_forecast(executor: Executor, plan: Plan, tell: Tell) -> None:
+    """Tell how long the run will take, where a step can be measured and the recipe counts steps."""
+    timed = [t for t in executor.broadcast(jobs.Time()) if isinstance(t, jobs.Timed) and t.step_s]
+    if not timed or plan.rule(0).epochs:
+        return
+    step_s, encode_s = (fmean(getattr(t, name) for t in timed) for name in ("step_s", "encode_s"))
+    found = explain.forecast(plan, step_s, executor.parallel, encode_s=encode_s)
+    tell(events.Forecast(rounds_s=found["federated_s"], compare_s=found["compare_s"]))

@@ -1,0 +1,64 @@
+"""Training alone for longer: does a device that goes on by itself get as far as the federation?
+
+Some devices train alone for ``compare.longer`` times the steps that they take in the federation. The schedule of
+learning rates is stretched over them: each of its rounds is played that many times, with other batches each time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from edgewise.apps.report.alone_or_together import LONGER
+from edgewise.apps.simulate import baseline_figures
+from edgewise.core import events, vector
+from edgewise.drivers.simulation.probes import Probes
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.executor import Executor, checked
+from edgewise.plan.recipe.recipe import CompareSection
+
+
+def longer(
+    store: RunStore,
+    executor: Executor,
+    probes: Probes,
+    wanted: CompareSection,
+    tell: Callable[[events.AnyEvent], None],
+    rounds: int,
+) -> None:
+    """Run the comparison where the recipe wants it and it is not stored yet.
+
+    ``rounds``: those that the federation played. Each device's figure is kept as soon as it is there, so a killed run
+    goes on with the others. What cannot train has no figure, and a Progress note says why.
+    Raises EdgewiseError only where the run directory or a worker fails.
+    """
+    plan, last = probes.plan, rounds - 1
+    if not wanted.longer or store.evaluated(LONGER, last):
+        return
+    began = time.perf_counter()
+    devices = sample(probes.devices, wanted.longer_devices)
+    stored = store.measures(LONGER, last)
+    left = [d for d in devices if d not in stored]
+    tell(events.PhaseStarted(phase=LONGER, steps=len(devices)))
+    start = vector.to_bytes(store.blob(store.models()[0]))  # the initial vector
+    stretched = tuple(number for number in plan.rounds_alone(rounds) for _ in range(wanted.longer))
+    for i, device in enumerate(left):
+        executor.submit(jobs.Solo(id=i, device=device, params=start, rounds=stretched, measure=True))
+    for done in range(len(devices) - len(left) + 1, len(devices) + 1):
+        result = executor.result()
+        if isinstance(result, jobs.Broken):
+            if result.stops:
+                checked([result])
+            note = f"{left[result.id]}: {result.code}"
+        else:
+            assert isinstance(result, jobs.TrainedAlone)
+            note = baseline_figures.keep(store, LONGER, last, result)
+        tell(events.Progress(phase=LONGER, done=done, total=len(devices), note=note))
+    baseline_figures.conclude(store, tell, LONGER, last, time.perf_counter() - began)
+
+
+def sample(devices: list[str], most: int) -> list[str]:
+    """At most ``most`` of the devices, spread evenly over them."""
+    n, limit = len(devices), min(most, len(devices))
+    return [devices[i * n // limit] for i in range(limit)]

@@ -1,0 +1,46 @@
+"""Samples of text for the report: what the base and the model that counts make of the beginning of held-out texts.
+
+They print text of devices, so nothing is sampled unless the recipe says so (``report.samples``), and nowhere with
+differential privacy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from edgewise.apps.runs.chosen import chosen
+from edgewise.core import events, vector
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.executor import Executor, checked
+from edgewise.engine.evaluation import BASE, FEDERATED
+
+
+def sample(
+    store: RunStore, executor: Executor, wanted: int, devices: Sequence[str], tell: Callable[[events.AnyEvent], None]
+) -> None:
+    """Store ``wanted`` samples (``events.Sampled``), of devices spread evenly over ``devices``; those that are stored
+    already are not made again. A device whose hold-out is too short has none."""
+    told = {(e.device, e.model) for e in store.events("sampled") if isinstance(e, events.Sampled)}
+    n = min(wanted, len(devices))
+    vectors = {BASE: store.models()[0], FEDERATED: chosen(store).digest}
+    left = [(devices[i * len(devices) // n], model) for model in vectors for i in range(n)]
+    left = [one for one in left if one not in told]
+    if not left:
+        return
+    tell(events.PhaseStarted(phase="samples", steps=len(left)))
+    params = {model: vector.to_bytes(store.blob(vectors[model])) for _, model in left}
+    for number, (device, model) in enumerate(left):
+        executor.submit(jobs.Sample(id=number, device=device, params=params[model]))
+    results = {result.id: result for result in (executor.result() for _ in left)}
+    for number, (device, model) in enumerate(left):
+        result = results[number]
+        if isinstance(result, jobs.Broken) and not result.stops:
+            continue
+        checked([result])
+        assert isinstance(result, jobs.Continued)
+        event = events.Sampled(
+            device=device, model=model, prompt=result.prompt, actual=result.actual, text=result.text
+        )  # fmt: skip
+        store.append(event)
+        tell(event)

@@ -1,0 +1,270 @@
+"""The whole simulated job: load, federate, compare, report. Wires the engine to an executor and a run directory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgewise.apps.report import data_read
+from edgewise.apps.report.own_metrics import OwnMetrics
+from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.toml_text import toml
+from edgewise.apps.simulate.baselines import compare
+from edgewise.apps.simulate.beginning import LoadedRun, Tell, check_same, claim, load, no_run, places, tell_forecast
+from edgewise.apps.simulate.longer import longer
+from edgewise.apps.simulate.samples import sample
+from edgewise.core import events
+from edgewise.core.errors import EdgewiseError, RecipeError, StoreError
+from edgewise.core.own_code import fault_of
+from edgewise.core.vector import Spec
+from edgewise.drivers.simulation.cohort import SimulatedCohort, World
+from edgewise.drivers.simulation.keys import (
+    simulated_entropy,
+    simulated_root,
+    simulated_sampling,
+    simulated_servers,
+    simulated_trust,
+)
+from edgewise.drivers.simulation.local_helper import LocalHelper
+from edgewise.drivers.simulation.probes import Probes
+from edgewise.drivers.storage.files import write_durably
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers.executor import Executor, Inproc
+from edgewise.drivers.workers.host import Host
+from edgewise.drivers.workers.pool import Pool
+from edgewise.engine.coordinator import Coordinator
+from edgewise.engine.ports import Checkpoint, Cohort
+from edgewise.plan.objects import NO_OBJECTS, Objects
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.retention import window_of
+
+Wrap = Callable[[Cohort], Cohort]
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path,
+    recipe_dir: Path,
+    resume: bool = False,
+    extensions: Sequence[str] = (),
+    sinks: Sequence[events.Sink] = (),
+    wrap: Wrap | None = None,
+    report: bool = True,
+    forecast: bool = False,
+    objects: Objects = NO_OBJECTS,
+) -> Path:
+    """Play a recipe to its end in ``out`` and write the report. Returns ``out``; the rest as ``play``."""
+    for _ in play(
+        recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks, wrap=wrap,
+        report=report, forecast=forecast, objects=objects,
+    ):  # fmt: skip
+        pass
+    return out
+
+
+def play(
+    recipe: Recipe,
+    *,
+    out: Path,
+    recipe_dir: Path,
+    resume: bool = False,
+    extensions: Sequence[str] = (),
+    sinks: Sequence[events.Sink] = (),
+    wrap: Wrap | None = None,
+    report: bool = True,
+    forecast: bool = False,
+    objects: Objects = NO_OBJECTS,
+    until: Callable[[], bool] = lambda: False,
+) -> Generator[Spec, None, None]:
+    """Play a recipe in ``out``, a round for each step of the iterator, then the comparisons and the report.
+
+    Args:
+        out: the run directory; new, or holding this recipe's unfinished run together with ``resume``.
+        recipe_dir: relative data paths start here. extensions: importable modules with parts of one's own.
+        sinks: called with every event. wrap: put something around the cohort (faults). report: write summary.json,
+            plots and report.html at the end. forecast: measure the speed of a step and tell a Forecast before the first
+            round. objects: parts, trainer and data of this process, for the engine "inproc".
+        until: asked between two rounds; where it says True, the run rests: the report is written, without comparisons.
+    Yields:
+        The layout of the model, after each round that is committed and measured. An iterator that is closed early
+        leaves a run that ``resume`` goes on with.
+    Raises:
+        EdgewiseError: with a code; whatever was committed before stays, and ``resume`` goes on from it.
+    """
+    resumable = False
+
+    def tell(event: events.AnyEvent) -> None:
+        nonlocal resumable
+        resumable |= isinstance(event, events.RunStarted)
+        stamped = msgspec.structs.replace(event, at_s=time.time())
+        for sink in sinks:
+            sink(stamped)
+
+    try:
+        yield from _run(recipe, out, recipe_dir, resume, extensions, wrap, report, forecast, tell, objects, until)
+    except BaseException as e:
+        fault = fault_of(e, (*extensions, *objects.modules))
+        with suppress(Exception):  # boundary: a sink that fails must not hide why the run failed
+            tell(_failed(fault or e, resumable))
+        if fault is not None:
+            raise fault from e
+        raise
+
+
+def _failed(e: BaseException, resumable: bool) -> events.RunFailed:
+    if isinstance(e, EdgewiseError):
+        return events.RunFailed(code=e.code, reason=e.what, resumable=resumable)
+    code = "E-INTERRUPTED" if isinstance(e, KeyboardInterrupt | GeneratorExit) else "crash"
+    return events.RunFailed(code=code, reason=type(e).__name__, resumable=resumable)
+
+
+def _run(
+    recipe: Recipe,
+    out: Path,
+    recipe_dir: Path,
+    resume: bool,
+    extensions: Sequence[str],
+    wrap: Wrap | None,
+    report: bool,
+    forecast: bool,
+    tell: Tell,
+    objects: Objects,
+    until: Callable[[], bool],
+) -> Generator[Spec, None, None]:
+    began = time.time()
+    if resume and not (out / "run.db").is_file():
+        raise no_run(out)
+    with RunStore(out) as store:
+        known = claim(store, recipe, resume)
+        tell(events.PhaseStarted(phase="load"))
+        executor = _executor(recipe, objects)
+        try:
+            loaded = load(executor, recipe, recipe_dir, store, extensions, known, objects)
+            if notes := data_read.notes(loaded.facts["reading"]) if loaded.facts.get("reading") else []:
+                tell(events.Noted(notes=notes))
+            if known is None:
+                write_durably(out / "recipe.toml", toml(recipe.resolved()).encode())
+                window = window_of(loaded.plan).rounds
+                store.create(loaded.plan.run, recipe.name, recipe.resolved(), loaded.facts, window)
+            else:
+                check_same(known["facts"], loaded.facts)
+                renewed = {**known["facts"], **places(recipe_dir, out)}
+                if renewed != known["facts"]:
+                    store.renew(renewed)
+                if known["id"] != loaded.plan.run:
+                    raise StoreError(
+                        "E-RESUME",
+                        f"{out} holds a run that began with another number of devices or another version of the wire's "
+                        f"protocols ({known['id'][:12]} then, {loaded.plan.run[:12]} now).",
+                        "resume it with the program and the devices that it began with, or choose another --out.",
+                    )
+            if forecast and known is None:
+                tell_forecast(executor, loaded.plan, tell)
+            over = yield from _play(store, executor, recipe, loaded, wrap, tell, until)
+        finally:
+            executor.close()
+        if report:
+            tell(events.PhaseStarted(phase="report"))
+            write_report(store, out)
+        if not over:
+            return
+        store.finish()
+        tell(events.RunFinished(model=chosen(store).digest, seconds=time.time() - began))
+
+
+def write_report(store: RunStore, out: Path) -> dict[str, Any]:
+    """summary.json, plots and report.html from what the store holds; devices.json with differential privacy."""
+    from edgewise.apps.report import page as report
+    from edgewise.apps.report import png, summary
+
+    data = summary.build(store)
+    summary.write(out, data)
+    summary.write_devices(store, data, out)
+    report.write(store, data, out)  # before the plots: they need more that can fail
+    png.write(store, data, out)
+    return data
+
+
+def _executor(recipe: Recipe, objects: Objects) -> Executor:
+    if recipe.simulation.engine != "pool":
+        return Inproc(Host(objects=objects))
+    if objects.local:
+        what = 'simulation.engine = "pool" starts processes that import what they run, and these are objects of this '
+        what += f"process: {', '.join(objects.local)}."
+        fix = 'use simulation.engine = "inproc", or put them into a module as EDGEWISE = Extension(...) and name it in '
+        raise RecipeError("E-COMBO", what, fix + 'extensions=["module"].')
+    return Pool(recipe.simulation.workers)
+
+
+def _play(
+    store: RunStore,
+    executor: Executor,
+    recipe: Recipe,
+    loaded: LoadedRun,
+    wrap: Wrap | None,
+    tell: Tell,
+    until: Callable[[], bool],
+) -> Generator[Spec, None, bool]:
+    """Rounds, then comparisons; returns whether the run is over."""
+    plan = loaded.plan
+    simulated = SimulatedCohort(executor, plan, World(recipe.simulation, plan.key, loaded.traces))
+    cohort: Cohort = simulated if wrap is None else wrap(simulated)
+
+    root = simulated_root(plan, recipe.world, loaded.facts)
+    trust, (leader, helper) = simulated_trust(root, loaded.devices), simulated_servers(root)
+    probes = Probes(cohort, plan, loaded.devices, time.perf_counter)
+    own = OwnMetrics(probes, executor, store, tell)
+    coordinator = Coordinator(
+        plan=plan,
+        population=loaded.devices,
+        cohort=cohort,
+        store=store,
+        tell=tell,
+        now_s=time.perf_counter,
+        entropy=partial(simulated_entropy, plan, root),
+        sampling_key=simulated_sampling(plan, root),
+        trust=trust,
+        secret=leader.secret,
+        helper=LocalHelper(plan, helper.secret, trust.registry),
+        evaluator=own,
+    )
+    reached = _begun(recipe.name, coordinator, simulated, loaded, tell)
+    for after in coordinator.rounds(reached, until):
+        reached = after
+        own.take()
+        yield plan.spec
+    if reached.next_round < plan.rounds and until():
+        return False
+    compare(store, executor, probes, recipe.compare, tell, reached.next_round)
+    longer(store, executor, probes, recipe.compare, tell, reached.next_round)
+    if wanted := recipe.report.samples:
+        sample(store, executor, wanted, probes.devices, tell)
+    return True
+
+
+def _begun(
+    name: str, coordinator: Coordinator, simulated: SimulatedCohort, loaded: LoadedRun, tell: Tell
+) -> Checkpoint:
+    plan, checkpoint = loaded.plan, coordinator.begin(loaded.initial.pop())
+    if checkpoint.down is not None:
+        simulated.restore(checkpoint.down)
+    tell(
+        events.RunStarted(
+            run=plan.run,
+            name=name,
+            rounds=plan.rounds,
+            population=len(loaded.devices),
+            cohort=plan.sampling.goal,
+            dim=plan.spec.dim,
+            resumed_round=checkpoint.next_round or None,
+        )
+    )
+    tell(events.PhaseStarted(phase="federated", steps=plan.rounds))
+    return checkpoint

@@ -1,0 +1,232 @@
+"""What all commands share: errors as messages and exit statuses, crash files, Ctrl-C, and a quiet screen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import textwrap
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from edgewise.core.errors import EdgewiseError, Interrupted
+from edgewise.core.own_code import fault_of
+from edgewise.core.redacted import redacted
+from edgewise.drivers.captured_output import PrintedNoise
+from edgewise.drivers.screen import screen
+from edgewise.drivers.storage.files import for_owner
+from edgewise.drivers.storage.folder import marked
+
+TRAIN_EXTRA = {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"}
+SERVER_EXTRA = {"fastapi", "starlette", "uvicorn", "alembic", "prometheus_client"}
+NOISE = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+class CommandSession:
+    """One command while it runs: where it works, and how to go on if it is stopped.
+
+    Attributes:
+        name: the command. as_json: one envelope on standard output instead of text. debug: show tracebacks. verdict:
+            the last line where the command ends with an error.
+        extensions: modules of the user's own parts, whose faults are no bugs of edgewise.
+        folder: run directory for crash files. resumable: something was saved that ``--resume`` continues.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        as_json: bool = False,
+        debug: bool = False,
+        verdict: str = "",
+        extensions: Sequence[str] | None = None,
+    ) -> None:
+        self.name, self.as_json, self.debug, self.verdict = name, as_json, debug, verdict
+        self.extensions = [Path(given).stem if given.endswith(".py") else given for given in extensions or ()]
+        self.folder: Path | None = None
+        self.resumable = False
+
+    def run(self, body: Callable[[], Mapping[str, Any] | None]) -> int:
+        """Do the command's work and return the exit status.
+
+        ``body`` returns what goes into the envelope; an ``ok`` in it that is False makes the status 1.
+        """
+        try:
+            payload = dict(body() or {})
+        except KeyboardInterrupt:
+            return self._fail(self._interrupted())
+        except EdgewiseError as e:
+            return self._fail(e)
+        except ImportError as e:
+            package = (e.name or "").split(".")[0]
+            extra = "train" if package in TRAIN_EXTRA else "server" if package in SERVER_EXTRA else ""
+            if not extra:
+                return self._crash(e)
+            fix = f'pip install "edgewise[{extra}]", or in a clone `make setup`.'
+            return self._fail(EdgewiseError("E-DEPENDENCY", f"this command needs {e.name}.", fix))
+        except (Exception, SystemExit) as e:  # boundary: a bug becomes a crash file and a message, never a traceback
+            if (fault := fault_of(e, self.extensions)) is None:
+                return self._crash(e)
+            fault.__cause__ = e
+            return self._fail(fault)
+        if self.as_json:
+            print(json.dumps({"ok": True, "command": self.name, **payload}))
+        return 0 if payload.get("ok", True) else 1
+
+    def _interrupted(self) -> Interrupted:
+        if not self.resumable:
+            return Interrupted("E-INTERRUPTED", "stopped before anything was saved.", "run the same command again.")
+        what = "stopped; every complete round is saved, and what arrived in the current one."
+        return Interrupted("E-INTERRUPTED", what, f"continue with: {again(sys.argv)}")
+
+    def _fail(self, e: EdgewiseError) -> int:
+        if self.debug:
+            traceback.print_exception(e)
+        if self.as_json:
+            error = {"code": e.code, "what": e.what, "fix": e.fix}
+            print(json.dumps({"ok": False, "command": self.name, "error": error}))
+        else:
+            print(message(e, _width()), file=sys.stderr)
+            if self.verdict and not isinstance(e, Interrupted):
+                print(_bold(self.verdict), file=sys.stderr)
+        return e.exit_status
+
+    def _crash(self, e: BaseException) -> int:
+        """Keep the traceback (code lines only, no values of variables) where it can be read and reported."""
+        traced = "".join(traceback.format_exception(e))
+        text = redacted(f"edgewise {self.name}\n{' '.join(sys.argv)}\n\n{traced}")
+        path = write_crash(text, self.folder)
+        if self.debug:
+            print(text, file=sys.stderr)
+        what = f"unexpected {type(e).__name__}: {redacted((str(e).splitlines() or [''])[0])[:200]}"
+        if self.as_json:
+            error = {"code": "crash", "what": what, "fix": f"see {path}"}
+            print(json.dumps({"ok": False, "command": self.name, "error": error}))
+        else:
+            go_on = f"\n  then  {again(sys.argv)}" if self.resumable else ""
+            print(f"{_bold('this is a bug in edgewise')}: {what}\n  see   {path}{go_on}", file=sys.stderr)
+        return 1
+
+
+def message(e: EdgewiseError, width: int = 0) -> str:
+    """What a person reads of an error: code and cause, ``fix``, ``also`` for each further fault, ``more``.
+
+    Words stay whole where the lines of a screen end (``width``, 0 = no end). A command to copy stays on one line.
+    """
+    parts = [("", f"{e.code}: {e.what}")]
+    for i, line in enumerate(filter(None, e.fix.split("\n"))):
+        parts.append(("fix", line) if not i else ("also", line.removeprefix("also ")))
+    parts.append(("more", f"edgewise explain {e.code}"))
+    lines: list[str] = []
+    for label, said in parts:
+        text = f"  {label:<6}{said}" if label else said
+        if not width or (label == "fix" and isinstance(e, Interrupted)):
+            lines.append(text)
+            continue
+        indent = " " * (8 if label else 2)
+        lines += textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    lines[0] = lines[0].replace(e.code, _bold(e.code), 1)
+    return "\n".join(lines)
+
+
+def _width() -> int:
+    """Columns of the screen that errors go to; 0 where it is none."""
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
+
+
+def write_crash(text: str, folder: Path | None) -> Path:
+    """Write a crash file into the run directory where edgewise made one, else into the system's temporary folder."""
+    name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for place in (folder if folder is not None and marked(folder) else None, Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            if place is not None and place.is_dir():
+                with open(place / name, "w", encoding="utf-8", opener=for_owner) as f:
+                    f.write(text)
+                return place / name
+    return Path("(no place could be written)")
+
+
+def again(argv: list[str]) -> str:
+    """The command line that continues this one."""
+    program = "edgewise" if shutil.which("edgewise") else argv[0]
+    words = [program, *argv[1:]]
+    return shlex.join(words if "--resume" in words else [*words, "--resume"])
+
+
+@contextmanager
+def interrupts() -> Iterator[list[Callable[[], None]]]:
+    """The first Ctrl-C (or SIGTERM) raises KeyboardInterrupt, the second ends the process at once.
+
+    Yields a list: what is put into it is called at the first one. It must only set a flag.
+    """
+    pressed = False
+    told: list[Callable[[], None]] = []
+
+    def stop(number: int, _: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            os._exit(130)
+        pressed = True
+        for tell in told:
+            tell()
+        raise KeyboardInterrupt
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
+    """Send what libraries and worker processes print (file descriptors 1 and 2) to ``log``; yields the real stderr.
+
+    ``log`` is appended to only where something was said and edgewise made its folder, and is for its owner only: what a
+    trainer says may quote text. Of much, the middle is left out (``drivers.captured_output``). None drops it. With
+    ``debug`` all stays on the screen.
+    """
+    for key, value in NOISE.items():
+        os.environ.setdefault(key, value)
+    if debug:
+        yield sys.stderr
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with (
+        PrintedNoise() as noise,
+        screen(os.dup(2), sys.stderr.encoding) as shown,
+    ):
+        kept = {fd: os.dup(fd) for fd in (1, 2)}
+        for fd in kept:
+            os.dup2(noise.fileno(), fd)
+        try:
+            yield shown
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for fd, copy in kept.items():
+                os.dup2(copy, fd)
+                os.close(copy)
+            if (said := noise.read()) and log is not None and marked(log.parent):
+                with suppress(OSError), open(log, "ab", opener=for_owner) as f:
+                    f.write(said)
+
+
+def _bold(text: str) -> str:
+    return f"\033[1m{text}\033[0m" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else text

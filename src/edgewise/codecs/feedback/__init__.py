@@ -1,0 +1,1 @@
+"""Error feedback: what a codec left out comes back in a later round."""

@@ -1,0 +1,1 @@
+"""Codecs that send fewer bits a coordinate: grids, codebooks, mixed widths, rings."""

@@ -1,0 +1,1 @@
+"""Codecs that send some coordinates: chosen segments, random ones, the largest ones."""

@@ -1,0 +1,1 @@
+"""Payloads as bytes: layouts that a space fixes, and codes for positions."""

@@ -1,0 +1,261 @@
+"""The simulated cohort: real devices' frames in virtual time, over any executor.
+
+Each device has a speed and a link (drawn by the seed, or a trace); an invitation's arrival time is known before anyone
+trains, also where devices choose how much to send: the choice depends on announced sizes and times alone. So arrivals
+are delivered in virtual order whatever finishes first in reality, the same on every executor; devices past the goal
+need not be trained at all; and a deadline means something on a laptop.
+The clock's zero is the last ``publish``: a resumed round has the times of the first attempt.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
+from math import inf
+
+from edgewise.core import frame, vector
+from edgewise.core.keys import Key, derive, generator
+from edgewise.core.safe_repr import outline
+from edgewise.core.training import DeviceId
+from edgewise.drivers.simulation.link_traces import Traces
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.executor import Executor, checked
+from edgewise.engine.broadcast import downloads
+from edgewise.engine.ports import Absent, Arrived, Downlink, Sent
+from edgewise.engine.round import DROPPED
+from edgewise.plan.plan import Plan
+from edgewise.plan.recipe.sections import SimulationSection
+from edgewise.plan.upload_budget import link_estimate
+
+HISTORY = 16  # transfers that a device remembers of its link
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of one invitation: answered or lost after ``after_s`` virtual seconds; and what the device knows
+    when it has trained: ``elapsed_s`` seconds have passed, its next upload will probably reach ``up_mbit``."""
+
+    after_s: float
+    lost: bool
+    elapsed_s: float = 0.0
+    up_mbit: float = inf
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The simulated devices and links.
+
+    A device's speed is exp(speed_spread N(0, 1)), and 10 % log-normal jitter in every round. Its uplink is a sequence
+    of samples: of its trace, which starts anywhere and goes around; or, without traces, link_mbit exp(link_spread
+    N(0, 1)) per device with 10 % jitter per sample, within the limits. In round r it downloads at ``link_down`` times
+    sample r, and uploads at sample r + 1. A device measures its uplink once a round, so it knows samples 0 to r when it
+    decides what to send, and never the one that its upload will meet: it can be late in spite of its care.
+    """
+
+    section: SimulationSection
+    key: Key = field(repr=False)
+    traces: Traces = ()
+
+    def uplink_mbit(self, device: DeviceId, samples: Iterable[int]) -> list[float]:
+        """Samples of a device's uplink."""
+        s, fixed = self.section, generator(derive(self.key, "link", device))
+        if self.traces:
+            trace = self.traces[int(fixed.integers(len(self.traces)))]
+            first = int(fixed.integers(len(trace)))
+            return [trace[(first + i) % len(trace)] for i in samples]
+        mean = s.link_mbit * fixed.lognormal(0.0, s.link_spread)
+        drawn = (mean * generator(derive(self.key, "link", device, i)).lognormal(0.0, 0.1) for i in samples)
+        return [float(min(max(link, s.link_low_mbit), s.link_high_mbit)) for link in drawn]
+
+    def fate(
+        self,
+        device: DeviceId,
+        round: int,
+        steps: int,
+        bytes_down: float,
+        upload: Callable[[float, float], float],
+        history: int = HISTORY,
+    ) -> Fate:
+        """Time until the answer: download + steps x step_s / speed + upload; or until the device drops out.
+
+        Args:
+            upload: bytes of the answer by a device that has spent ``elapsed_s`` and believes in ``up_mbit``.
+            history: transfers that it remembers; 1 where it has no choice that would depend on them.
+        """
+        s = self.section
+        slow = generator(derive(self.key, "world", device)).lognormal(0.0, s.speed_spread)
+        now = generator(derive(self.key, "world", device, round))
+        train_s = steps * s.step_s * slow * now.lognormal(0.0, 0.1)
+        *known, next_mbit = self.uplink_mbit(device, range(max(0, round + 1 - history), round + 2))
+        elapsed_s = 8.0 * bytes_down / (known[-1] * s.link_down * 1e6) + train_s
+        up_mbit = link_estimate(known)
+        upload_s = 8.0 * upload(elapsed_s, up_mbit) / (next_mbit * 1e6)
+        after_s = elapsed_s + upload_s
+        lost = bool(now.random() < s.dropout)
+        return Fate(after_s * now.random() if lost else after_s, lost, elapsed_s, up_mbit)
+
+    def answer(self, device: DeviceId, round: int, step: int, bytes_down: float, bytes_up: float) -> Fate:
+        """Time until the answer to message ``step`` (1, 2, ...) of the round's secure aggregation, or until the device
+        drops out: download and upload at the rate of the round's upload; computing is not counted."""
+        now = generator(derive(self.key, "step", device, round, step))
+        (mbit,) = self.uplink_mbit(device, (round + 1,))
+        after_s = 8.0 * (bytes_down / self.section.link_down + bytes_up) / (mbit * 1e6)
+        lost = bool(now.random() < self.section.step_dropout)
+        return Fate(after_s * now.random() if lost else after_s, lost)
+
+
+@dataclass(order=True)
+class _Expected:
+    at_s: float
+    order: int
+    device: DeviceId = field(compare=False)
+    frame: bytes = field(compare=False)
+    fate: Fate = field(compare=False)
+
+    __repr__ = outline
+
+
+class SimulatedCohort:
+    """A Cohort port over an executor."""
+
+    def __init__(self, executor: Executor, plan: Plan, world: World) -> None:
+        self._executor, self._plan, self._world = executor, plan, world
+        self._expected: list[_Expected] = []  # heap by arrival: not delivered yet
+        self._unsent: list[_Expected] = []  # heap by arrival: not given to the executor yet
+        self._under_way = 0
+        self._results: dict[int, jobs.Handled] = {}
+        self._sizes: dict[str, int] = {}  # of the blobs that are available
+        self._steps: Counter[DeviceId] = Counter()
+        self._records: dict[DeviceId, int] = {}  # that devices train on, where the recipe counts passes
+        self._now_s = 0.0
+        self._order = 0
+
+    def now_s(self) -> float:
+        """Virtual seconds since the last publish."""
+        return self._now_s
+
+    def restore(self, down: Downlink) -> None:
+        """Give the devices back what they had downloaded when the run stopped: the model that the deltas start from.
+        (Real devices have it on their disks.)"""
+        self._executor.broadcast(jobs.Held(round=down.anchor_round, data=vector.to_bytes(down.anchor)))
+
+    def publish(self, blobs: Sequence[vector.Buffer]) -> Sequence[str]:
+        """See Cohort."""
+        digests = tuple(vector.digest(blob) for blob in blobs)
+        for digest, blob in zip(digests, blobs, strict=True):
+            if digest not in self._sizes:
+                self._executor.broadcast(jobs.Blob(digest=digest, data=memoryview(blob), keep=digests))
+        self._sizes, self._now_s = dict(zip(digests, map(len, blobs), strict=True)), 0.0
+        return digests
+
+    def send(self, to: DeviceId, raw: bytes) -> None:
+        """See Cohort. A probe is answered at once and is never lost."""
+        item = self._made(to, raw)
+        heapq.heappush(self._expected, item)
+        heapq.heappush(self._unsent, item)
+
+    def _made(self, to: DeviceId, raw: bytes) -> _Expected:
+        message = frame.from_server(raw, self._plan.frame_limit_bytes)
+        fate = Fate(0.0, False)
+        if isinstance(message, frame.Invite):
+            down = len(raw) + sum(self._sizes[digest] for digest in downloads(message))
+            upload = partial(self._plan.expected_bytes, message.round)
+            history = HISTORY if self._plan.rungs else 1
+            fate = self._world.fate(to, message.round, self._local_steps(to, message.rule), down, upload, history)
+        elif isinstance(message, frame.Step):
+            self._steps[to] += 1
+            up = self._plan.answer_bytes(message.round, message.body, message.rung)
+            fate = self._world.answer(to, message.round, self._steps[to], len(raw), up)
+        self._order += 1
+        return _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)
+
+    def resume(self, sent: Sequence[Sent], at_s: float) -> None:
+        """See Cohort. Simulated devices end with their server. Those in a session of masks are brought back to it by
+        what they had been sent: with the same secrets they come to the same session, whatever they answer on the way.
+        """
+        answered = defaultdict[DeviceId, list[_Expected]](list)
+        for one in sent:
+            self._now_s = one.at_s
+            if one.awaited:
+                self.send(one.device, one.frame)
+            elif not (item := self._made(one.device, one.frame)).fate.lost:
+                answered[one.device].append(item)
+        if self._plan.interactive:
+            for turn in zip_longest(*answered.values()):  # a device takes its frames one after the other
+                items = [item for item in turn if item is not None]
+                for item in items:
+                    self._submit(item)
+                for _ in items:
+                    self._take()
+            self._results.clear()
+        self._now_s = at_s
+
+    def _local_steps(self, device: DeviceId, rule: frame.LocalRule) -> int:
+        """Steps that a rule means for a device. Where it counts passes, the device is asked once for its records: no
+        job is under way while a round's invitations are sent."""
+        if rule.epochs and device not in self._records:
+            self._executor.submit(jobs.Count(device=device))
+            (counted,) = checked([self._executor.result()])
+            assert isinstance(counted, jobs.CountedRecords)
+            self._records[device] = counted.records or 0
+        return rule.counted(self._records.get(device, 0), self._plan.batch).steps
+
+    def receive(self, timeout_s: float) -> Arrived | Absent | None:
+        """See Cohort."""
+        until_s = self._now_s + timeout_s
+        while self._expected and self._expected[0].at_s <= until_s:
+            self._dispatch()
+            item = heapq.heappop(self._expected)
+            self._now_s = max(self._now_s, item.at_s)
+            if item.fate.lost:
+                return Absent(item.device, DROPPED, item.at_s)
+            done = self._handled(item.order)
+            if done.frame is not None:
+                return Arrived(item.device, done.frame, item.at_s, done.train_s, done.encode_s)
+        self._now_s = until_s if timeout_s != inf else self._now_s
+        return None
+
+    def _handled(self, order: int) -> jobs.Handled:
+        while order not in self._results:
+            self._take()
+            self._dispatch()
+        return self._results.pop(order)
+
+    def _take(self) -> None:
+        (result,) = checked([self._executor.result()])
+        assert isinstance(result, jobs.Handled)
+        self._results[result.id] = result
+        self._under_way -= 1
+
+    def _submit(self, item: _Expected) -> None:
+        self._under_way += 1
+        self._executor.submit(
+            jobs.Handle(
+                id=item.order,
+                device=item.device,
+                frame=item.frame,
+                elapsed_s=item.fate.elapsed_s,
+                up_mbit=item.fate.up_mbit,
+            )
+        )
+
+    def _dispatch(self) -> None:
+        """Keep the executor busy with the next arrivals, in order, at most two per place: results wait as small frames,
+        and hardly anything is trained that the round will not need."""
+        while self._unsent and self._under_way < 2 * self._executor.parallel:
+            item = heapq.heappop(self._unsent)
+            if not item.fate.lost:
+                self._submit(item)
+
+    def close_round(self, keep: Collection[DeviceId] = ()) -> None:
+        """See Cohort."""
+        self._executor.cancel()
+        self._expected.clear()
+        self._unsent.clear()
+        self._under_way = 0
+        self._results.clear()
+        self._steps = Counter({device: n for device, n in self._steps.items() if device in keep})

@@ -1,0 +1,51 @@
+"""The privacy ledger as rows of ``run.db``: only added to, each row chained to the one before."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from edgewise.drivers.storage.schema import CHARGES
+from edgewise.privacy import ledger
+from edgewise.privacy.ledger import LedgerEntry
+from edgewise.privacy.spend import PrivacyEvent
+
+ROWS = sa.select(CHARGES).order_by(CHARGES.c.number)
+
+
+def end(c: sa.Connection, start: str) -> tuple[int, str]:
+    """The number of rows, and the digest of the last one (``start`` where there is none)."""
+    count = c.execute(sa.select(sa.func.count()).select_from(CHARGES)).scalar_one()
+    last = c.execute(sa.select(CHARGES.c.digest).order_by(CHARGES.c.number.desc()).limit(1)).scalar_one_or_none()
+    return count, start if last is None else last
+
+
+def add(c: sa.Connection, start: str, new: LedgerEntry) -> None:
+    """Write a charge; the same round and attempt are written once."""
+    same = sa.select(CHARGES.c.number).where(CHARGES.c.round == new.round, CHARGES.c.attempt == new.attempt)
+    if c.execute(same).first() is not None:
+        return
+    row = {"round": new.round, "attempt": new.attempt, "cohort": new.cohort, "event": json.dumps(new.event.to_plain())}
+    c.execute(CHARGES.insert().values(**row, digest=ledger.link(end(c, start)[1], new)))
+
+
+def entry(row: Any) -> LedgerEntry:
+    """The charge of one of ``ROWS``. Raises whatever parsing raises."""
+    return LedgerEntry(row.round, row.attempt, row.cohort, PrivacyEvent.from_plain(json.loads(row.event)))
+
+
+def read(rows: Sequence[Any], start: str) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
+    """The charges of ``ROWS``, and the digests of the chain: ``start``, then one for each row.
+
+    Raises ValueError where a row is not the one that was written after the row before it; whatever parsing raises.
+    """
+    charges, chain = [], [start]
+    for row in rows:
+        charges.append(entry(row))
+        chain.append(ledger.link(chain[-1], charges[-1]))
+        if row.digest != chain[-1]:
+            raise ValueError(f"row {row.number} is not the one that was written there")
+    return tuple(charges), tuple(chain)

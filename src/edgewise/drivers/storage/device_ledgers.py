@@ -1,0 +1,105 @@
+"""What devices gave away in all their runs, on their owner's disk (port ``engine.owner_budget.DeviceLedgers``).
+
+One file for each device, of JSON lines that are only added to. A line holds the run, the round, the event, and a digest
+over the line before it and itself, so a line that is changed, removed or moved is found. A line without its end was
+being written when the process died: its charge never returned, so no frame had left, and it is cut off.
+
+The ledger belongs to a device and no run, so it lies beside the runs and not in one. It is not protected from its
+owner: whoever deletes the file begins anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from edgewise.core.errors import StoreError
+from edgewise.core.training import DeviceId
+from edgewise.drivers.storage import files
+from edgewise.drivers.storage.device_store import ONE_PROCESS
+from edgewise.privacy.device_ledger import DeviceCharge
+from edgewise.privacy.spend import PrivacyEvent
+
+FIX = "put the newest copy of the file in its place. Without one, delete it: the device then counts from zero."
+
+
+class FileLedgers:
+    """The ledgers of the devices in ``folder``, which exists. One process has it at a time: close it, or use ``with``.
+
+    Raises StoreError: E-RUN-EXISTS while another process has the folder, E-DISK.
+    Guarantees: when ``charge`` returns, the charge survives a crash and a power cut.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._release = files.lock(folder / "lock", ONE_PROCESS)
+        self._known: dict[DeviceId, tuple[tuple[DeviceCharge, ...], str]] = {}
+
+    def __enter__(self) -> FileLedgers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._release()
+
+    def charges(self, device: DeviceId) -> tuple[DeviceCharge, ...]:
+        """See DeviceLedgers. Raises StoreError(E-CHECKPOINT): the file is damaged, or of another device."""
+        return self._read(device)[0]
+
+    def charge(self, device: DeviceId, new: DeviceCharge) -> None:
+        """See DeviceLedgers. Raises StoreError(E-DISK)."""
+        charges, before = self._read(device)
+        if new in charges:
+            return
+        row = {"run": new.run, "round": new.round, "event": new.event.to_plain()}
+        digest, path = _link(before, row), self._path(device)
+        fresh = not path.exists()
+        try:
+            with open(path, "ab", opener=files.for_owner) as f:
+                f.write(json.dumps({**row, "digest": digest}).encode() + b"\n")
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as e:
+            self._known.pop(device, None)  # part of the line may be there
+            raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "free some space.") from None
+        if fresh:
+            files.sync_folder(self._folder)
+        self._known[device] = ((*charges, new), digest)
+
+    def _read(self, device: DeviceId) -> tuple[tuple[DeviceCharge, ...], str]:
+        if device not in self._known:
+            self._known[device] = self._load(device)
+        return self._known[device]
+
+    def _load(self, device: DeviceId) -> tuple[tuple[DeviceCharge, ...], str]:
+        path, charges, before = self._path(device), list[DeviceCharge](), _link("", {"device": device})
+        try:
+            raw = path.read_bytes() if path.exists() else b""
+            whole, end, torn = raw.rpartition(b"\n")
+            if torn:
+                os.truncate(path, len(whole) + len(end))
+        except OSError as e:
+            raise StoreError("E-DISK", f"cannot read {path}: {e.strerror}.", "check the disk.") from None
+        for number, line in enumerate(whole.split(b"\n") if end else [], 1):
+            try:
+                row = json.loads(line)
+                stored = row.pop("digest")
+                charges.append(DeviceCharge(str(row["run"]), int(row["round"]), PrivacyEvent.from_plain(row["event"])))
+            except Exception as e:  # boundary: damaged bytes break parsers in many ways
+                raise StoreError("E-CHECKPOINT", f"line {number} of {path} cannot be read.", FIX) from e
+            before = _link(before, row)
+            if stored != before:
+                raise StoreError("E-CHECKPOINT", f"line {number} of {path} is not the one written there.", FIX)
+        return tuple(charges), before
+
+    def _path(self, device: DeviceId) -> Path:
+        return self._folder / f"{hashlib.sha256(device.encode()).hexdigest()[:32]}.ledger"
+
+
+def _link(before: str, row: object) -> str:
+    return hashlib.sha256(json.dumps([before, row], sort_keys=True).encode()).hexdigest()

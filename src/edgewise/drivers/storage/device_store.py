@@ -1,0 +1,202 @@
+"""Where devices keep their states (port ``engine.ports.DeviceStore``): a real device, and the devices of a simulation.
+
+    FileDevices        one file holds a device's whole state; it is on the disk before a frame leaves
+    SimulatedDevices   codec memory is on the disk as above; sessions and rounds answered end with the simulation
+
+A file of states is a safetensors file: the arrays of ``engine.device_state.memory_of``, ``session`` (bytes), ``of``
+(whose it is, as JSON) and ``digest``, the SHA-256 of all the rest.
+
+The folder of a simulation changes its name whenever the run directory is opened (``RunStore.memory_dir``), and only the
+run's store makes folders. So a worker process that outlives its run cannot replace newer memory, however late it
+writes: the name it writes to is gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from edgewise.core.errors import StoreError
+from edgewise.core.foreign import foreign
+from edgewise.core.memory import Memory
+from edgewise.core.training import DeviceId
+from edgewise.core.vector import Array
+from edgewise.drivers.storage import files
+from edgewise.engine import device_state as states
+from edgewise.engine.device_state import After, Idle, Kept
+
+SESSIONS = "sessions"  # folder, beside the codec memory of simulated devices, of what ends with the simulation
+RESTORE = "put a whole copy of the folder in its place, or start again with another --out."
+ONE_PROCESS = "stop the other one: a device works in one process at a time."
+JOIN_ANEW = (
+    "put the newest copy of the file in its place. Without one leave the run: a device that begins again has forgotten "
+    "which rounds it has answered."
+)
+
+
+class FileDevices:
+    """The states of real devices in ``folder``, which exists and belongs to its owner alone. One process has it at a
+    time, for as long as its devices work: two could each send an update of one round. Close it, or use ``with``.
+
+    Raises StoreError: E-RUN-EXISTS while another process has the folder, E-DISK.
+    Guarantees: when ``save`` returns, the state survives a crash and a power cut, and no other state does. A file is
+        for its owner only: between two messages of a secure aggregation it holds secret keys.
+    Not promised: that the disk forgets the bytes of an older state.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        """``run``: identity of the run. A state of another run is refused."""
+        self.folder, self.run = folder, run
+        self._release = files.lock(folder / "lock", ONE_PROCESS)
+
+    def __enter__(self) -> FileDevices:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let other processes have the folder."""
+        self._release()
+
+    def load(self, device: DeviceId) -> Kept | None:
+        """See DeviceStore. Raises StoreError(E-CHECKPOINT): the file is unreadable, damaged, or of another run."""
+        path = _path(self.folder, device)
+        if (arrays := _read(path, device, [self.run, device], JOIN_ANEW)) is None:
+            return None
+        with foreign(StoreError, "E-CHECKPOINT", f"{path} is of another version of edgewise", JOIN_ANEW):
+            session = arrays.pop("session").tobytes()
+            return states.resumed(states.idle_of(device, arrays), session)
+
+    def save(self, device: DeviceId, state: Kept) -> None:
+        """See DeviceStore. Raises StoreError(E-DISK)."""
+        session = np.frombuffer(states.session_of(state), np.uint8)
+        _write(_path(self.folder, device), {**states.memory_of(state), "session": session}, [self.run, device])
+        files.sync_folder(self.folder)
+
+
+class SimulatedDevices:
+    """The states of the devices of one run directory, for all worker processes of a simulation.
+
+    Codec memory is replaced on the disk before a frame leaves, so a run that is killed goes on with it. Sessions and
+    the rounds answered are what these devices have in memory: worker processes share them by files that nobody waits
+    for, and ``drivers.storage.opening`` removes them when the run directory is opened again. Devices are then brought
+    back to a round that was cut off by what they had been sent (``SimulatedCohort.resume``), as if they had not
+    answered it.
+    """
+
+    def __init__(self, folder: Path, run: str, instance: str, remembers: bool) -> None:
+        """``folder``: of this opening of the run directory. ``instance``: of the run directory. ``remembers``: devices
+        have codec memory (``engine.device_state.remembers``); nothing is kept on the disk where they have none."""
+        self._folder, self._of, self._remembers = folder, [run, instance], remembers
+        self._disk: Idle | None = None  # what the disk has of the device that was loaded last
+
+    def load(self, device: DeviceId) -> Kept | None:
+        """See DeviceStore. Raises StoreError(E-CHECKPOINT) as ``FileDevices``, and of another run directory."""
+        path = _path(self._folder, device)
+        arrays = _read(path, device, [*self._of, device], RESTORE) if self._remembers else None
+        with foreign(StoreError, "E-CHECKPOINT", f"{path} is of another version of edgewise", RESTORE):
+            self._disk = None if arrays is None else states.idle_of(device, arrays)
+        try:
+            session = self._session(device).read_bytes()
+        except FileNotFoundError:
+            return self._disk
+        if self._remembers and self._disk is None:
+            raise _unusable(device, "is missing", path, RESTORE)
+        with foreign(StoreError, "E-CHECKPOINT", f"{self._session(device)} is damaged", RESTORE):
+            return states.resumed(self._disk or Idle(device, After(None, Memory())), session)
+
+    def save(self, device: DeviceId, state: Kept) -> None:
+        """See DeviceStore. Raises StoreError: E-WORKER where the run directory was opened anew since; E-DISK."""
+        if not self._folder.exists():
+            raise StoreError("E-WORKER", "the run that this process worked for has ended.", "go on with --resume.")
+        idle = state if isinstance(state, Idle) else state.idle
+        if self._remembers and not self._on_disk(idle):
+            _write(_path(self._folder, device), states.memory_of(idle), [*self._of, device])
+        self._disk = None
+        session = self._session(device)
+        if isinstance(state, Idle) and state.answered is None and state.lot is None:
+            files.discard(session)
+            return
+        try:
+            session.parent.mkdir(files.FOLDER, exist_ok=True)
+        except OSError as e:
+            raise StoreError("E-DISK", f"cannot make {session.parent}: {e.strerror}.", "free some space.") from None
+        files.replace(session, states.session_of(state))
+
+    def _on_disk(self, idle: Idle) -> bool:
+        """Whether the disk has this codec memory. Arrays are not compared: a memory that a device did not change is
+        the same object."""
+        disk = self._disk
+        if disk is None or disk.device != idle.device:
+            return False
+        return _same(disk.committed, idle.committed) and _same(disk.pending, idle.pending)
+
+    def _session(self, device: DeviceId) -> Path:
+        return self._folder / SESSIONS / _name(device)
+
+
+def out_of_step(folder: Path, state: Idle, accepted: int | None) -> StoreError:
+    """The error for a simulated device whose memory is not of the round that the server last took a contribution to:
+    the run directory is damaged."""
+    last = state.committed.round
+    has = "none" if last is None else f"that after round {last}"
+    wanted = "from before the first round" if accepted is None else f"that after round {accepted}"
+    return _unusable(state.device, f"is not {wanted}: it is {has}", _path(folder, state.device), RESTORE)
+
+
+def _same(a: After | None, b: After | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return a.round == b.round and a.memory is b.memory
+
+
+def _name(device: DeviceId) -> str:
+    return hashlib.sha256(device.encode()).hexdigest()[:32]
+
+
+def _path(folder: Path, device: DeviceId) -> Path:
+    return folder / f"{_name(device)}.safetensors"
+
+
+def _write(path: Path, arrays: Mapping[str, Array], of: Sequence[str]) -> None:
+    whole = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    whole["of"] = np.frombuffer(json.dumps(list(of)).encode(), np.uint8)
+    whole["digest"] = np.frombuffer(_digest(whole), np.uint8)
+    files.write_durably(path, save(whole), owner_only=True)
+
+
+def _read(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str, Array] | None:
+    """The arrays of a file; None where there is no file. Raises StoreError(E-CHECKPOINT)."""
+    if not path.exists():
+        return None
+    try:
+        arrays: dict[str, Array] = load(path.read_bytes())
+        stored, owner = arrays.pop("digest").tobytes(), bytes(arrays["of"])
+        whole = stored == _digest(arrays)
+        names = json.loads(owner) if whole else None
+    except Exception as e:  # boundary: damaged bytes break parsers in ways that no list of errors is complete for
+        raise _unusable(device, f"cannot be read: {e}", path, fix) from e
+    if not whole:
+        raise _unusable(device, "is damaged", path, fix)
+    if names != list(of):
+        raise _unusable(device, "belongs to another run, run directory or device", path, fix)
+    del arrays["of"]
+    return arrays
+
+
+def _unusable(device: DeviceId, how: str, path: Path, fix: str) -> StoreError:
+    return StoreError("E-CHECKPOINT", f"the codec memory of device {device:.60} {how} ({path}).", fix)
+
+
+def _digest(arrays: Mapping[str, Array]) -> bytes:
+    whole = hashlib.sha256()
+    for name, x in sorted(arrays.items()):
+        whole.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
+        whole.update(np.ascontiguousarray(x).data.cast("B") if x.size else b"")
+    return whole.digest()

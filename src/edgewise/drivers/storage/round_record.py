@@ -1,0 +1,118 @@
+"""The record of rounds as rows of ``run.db``, and the blobs of released totals (``engine.released``).
+
+A total's mean is stored as d float32, or, where that is shorter, as a bitmap of the k coordinates that are not +0 and
+their values: ceil(d / 8) + 4 k bytes. Both give back the same bits, and the length of a blob tells which it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from edgewise.core import vector
+from edgewise.core.stage import Aggregate
+from edgewise.core.vector import Buffer, Vector
+from edgewise.drivers.storage.schema import MODELS, ROUNDS, RUNS
+from edgewise.engine import released
+from edgewise.engine.released import RoundRecord
+from edgewise.plan.retention import Window, oldest
+
+ROWS = sa.select(ROUNDS).order_by(ROUNDS.c.round)
+
+
+def dump(x: Vector) -> Buffer:
+    """A total's vector, float32[d], as the bytes of its blob."""
+    bits = x.view(np.uint32)
+    nonzero = bits != 0
+    count = int(np.count_nonzero(nonzero))
+    if (x.size + 7) // 8 + 4 * count >= 4 * x.size:
+        return vector.to_bytes(x)
+    return np.packbits(nonzero).tobytes() + bytes(vector.to_bytes(np.ascontiguousarray(x[nonzero])))
+
+
+def load(raw: bytes, dim: int) -> Vector:
+    """Inverse of ``dump``. Raises ValueError for anything that it does not give."""
+    if len(raw) == 4 * dim:
+        return vector.from_bytes(raw, dim)
+    size = (dim + 7) // 8
+    flags = np.unpackbits(np.frombuffer(raw[:size].ljust(size), np.uint8), count=dim).astype(bool)
+    if not size <= len(raw) < 4 * dim or len(raw) != size + 4 * int(np.count_nonzero(flags)):
+        raise ValueError(f"{len(raw)} bytes are no total of {dim} coordinates")
+    x = np.zeros(dim, np.float32)
+    x[flags] = np.frombuffer(raw[size:], "<f4")
+    return x
+
+
+def blobs(total: Aggregate | None, put: Callable[[Buffer], str]) -> tuple[str, dict[str, str]]:
+    """Store a total, if there is one; the digests of its mean and of what is beside it."""
+    if total is None:
+        return "", {}
+    return put(dump(total.mean)), {name: put(dump(x)) for name, x in total.beside.items()}
+
+
+def record(
+    round: int, model: Mapping[str, Any], ledger: tuple[int, str], total: Aggregate | None,
+    stored: tuple[str, dict[str, str]],
+) -> RoundRecord:  # fmt: skip
+    """The line of a round. ``model``: its row of ``MODELS``; ``ledger``: rows and digest of the last one; ``stored``:
+    as from ``blobs``."""
+    line = RoundRecord(round, model["params"], json.loads(model["slots"]), model["step"], *ledger)
+    if total is None:
+        return line
+    head = {name: float(value) for name, value in total.head.items()}
+    digest, beside = stored
+    return replace(line, n=int(total.n), weight=float(total.weight), head=head, total=digest, beside=beside)
+
+
+def end(c: sa.Connection, start: str) -> str:
+    """The digest of the last line; ``start`` where there is none."""
+    found = c.execute(sa.select(ROUNDS.c.digest).order_by(ROUNDS.c.round.desc()).limit(1)).scalar_one_or_none()
+    return start if found is None else str(found)
+
+
+def add(c: sa.Connection, start: str, new: RoundRecord) -> None:
+    """Write the line of a round; the same round is written once."""
+    row = {
+        "round": new.round, "model": new.model, "slots": json.dumps(dict(new.slots)), "step": new.step,
+        "charges": new.charges, "ledger": new.ledger, "n": new.n, "weight": new.weight,
+        "head": json.dumps(dict(new.head)), "total": new.total, "beside": json.dumps(dict(new.beside)),
+        "digest": released.link(end(c, start), new),
+    }  # fmt: skip
+    c.execute(upsert(ROUNDS).values(**row).on_conflict_do_nothing())
+
+
+def read(row: Any) -> RoundRecord:
+    """A row of ``ROWS``. Raises whatever parsing raises."""
+    slots, head, beside = (dict(json.loads(text)) for text in (row.slots, row.head, row.beside))
+    return RoundRecord(
+        row.round, row.model, slots, row.step, row.charges, row.ledger, row.n, row.weight, head, row.total, beside
+    )
+
+
+def named(c: sa.Connection, next_round: int) -> set[str]:
+    """Digests that a replay of the kept totals needs: totals, and the model and optimizer state before each stretch."""
+    window = c.execute(sa.select(RUNS.c.window)).scalar_one_or_none()
+    if window is None:
+        return set()
+    first, stride = oldest(next_round, window), Window(window, 0).stride
+    found: set[str] = set()
+    for row in c.execute(sa.select(ROUNDS.c.total, ROUNDS.c.beside).where(ROUNDS.c.round >= first)):
+        found |= {row.total, *json.loads(row.beside).values()}
+    anchors = sa.select(MODELS).where(MODELS.c.next_round >= first)
+    for row in c.execute(anchors.where(MODELS.c.next_round % stride == 0)) if stride else ():
+        found |= {row.params, *json.loads(row.slots).values()}
+    return found
+
+
+def checkpoint(c: sa.Connection, run: str, instance: str, next_round: int) -> str:
+    """Digest of the newest checkpoint: run, instance, round, all that it names, and the end of the record."""
+    rows = c.execute(sa.select(MODELS).where(MODELS.c.next_round == next_round))
+    told = [run, instance, next_round, *(list(row) for row in rows), end(c, "")]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -1,0 +1,399 @@
+"""The run directory: a SQLite database (SQLAlchemy Core), content-addressed blobs, and the round journal.
+
+    OUT/edgewise.json the marker of a folder that edgewise made (``drivers.storage.folder``)
+    OUT/run.db      the tables of ``drivers.storage.schema``; WAL, full sync
+    OUT/recipe.toml the resolved recipe
+    OUT/blobs/      parameter vectors and optimizer slots, raw float32, released totals
+                    (``drivers.storage.round_record``), the codec's memory on the server, safetensors, and the deltas
+                    of the downlink as they travel; named by SHA-256, written before they are named
+    OUT/journal/    the write-ahead log of the round in progress, sealed under a key that run.db has until its commit
+    OUT/devices/    codec memory of simulated devices, in a folder whose name changes at every opening
+    OUT/witness.json what run.db has reached (``drivers.storage.witness``)
+    OUT/lock        held while a process works here
+
+Database, blobs, journal and codec memory are made readable by their owner only, their folders too: they hold losses of
+single devices, plain updates where those are visible, residuals, and the buffers of correlated noise. Recipe, summary
+and report are as the umask has it.
+
+A commit is one transaction. Blobs that no row names any more are swept after it and when a run goes on; what a killed
+process left half-done (temporary files, journals of rounds that are committed) is removed at opening. Only files with
+names that edgewise gives are ever removed. A damaged blob or database is E-CHECKPOINT, a full disk E-DISK; neither
+leaves anything half-written that is named.
+
+Database, device memory, journal, ledger and witness name one ``instance``, which is random and made when the run
+begins, and the round that they belong to. Where they are out of step, the run does not go on: E-CHECKPOINT.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import safetensors.numpy
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from edgewise.core import events, vector
+from edgewise.core.errors import StoreError
+from edgewise.core.foreign import foreign
+from edgewise.core.memory import Memory, flat, tree
+from edgewise.core.stage import Aggregate
+from edgewise.core.training import DeviceId
+from edgewise.drivers.storage import charges, folder, opening, round_record, standings, witness
+from edgewise.drivers.storage.beacon_file import BeaconFile
+from edgewise.drivers.storage.blobs import Blobs
+from edgewise.drivers.storage.device_store import RESTORE
+from edgewise.drivers.storage.files import FOLDER, lock, sync_folder
+from edgewise.drivers.storage.journal import FileJournal
+from edgewise.drivers.storage.schema import DELTAS, EVENTS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
+from edgewise.drivers.storage.witness import Witness
+from edgewise.engine import released
+from edgewise.engine.ports import Change, Checkpoint, DeltaBlob, Downlink, Standing
+from edgewise.privacy import ledger
+from edgewise.privacy.ledger import LedgerEntry
+from edgewise.strategies.base import State
+
+DISK = ("readonly", "unable to open", "full", "disk I/O")  # in SQLite's messages
+
+
+class RunStore:
+    """One run's durable state; a Store port. Use as a context manager: it holds the directory's lock.
+
+    Raises StoreError(E-FOLDER) where ``out`` holds files and edgewise did not make it; nothing is touched then.
+    ``now_s`` stamps events that carry no time yet: those of a round have the time of its commit.
+
+    Attributes:
+        instance: of this run directory; of the run that would begin in it, where there is none.
+        memory_dir: folder for the codec memory of devices, of this opening only.
+    """
+
+    def __init__(self, out: Path, now_s: Callable[[], float] = time.time) -> None:
+        self.out, self._now_s = out, now_s
+        self._journal: FileJournal | None = None
+        self._blobs = Blobs(out / "blobs")
+        self.beacon = BeaconFile(out / "journal" / opening.BEACON)
+        folder.claim(out)
+        try:
+            for sub in ("blobs", "journal", "devices"):
+                (out / sub).mkdir(FOLDER, parents=True, exist_ok=True)
+        except OSError as e:
+            raise StoreError("E-DISK", f"cannot create {out}: {e.strerror}.", "choose another --out.") from None
+        self._lock = lock(out / "lock")
+        self._engine = opening.database(out)
+        try:
+            with self._guard():
+                opening.check_schema(self._engine, out)
+                META.create_all(self._engine)
+            run = self.run()
+            self.instance: str = run["instance"] if run else opening.token()
+            self.memory_dir = opening.memory_dir(out / "devices", run is not None)
+            opening.clean(out, run["next_round"] if run else -1)
+        except StoreError:
+            self.close()
+            raise
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the database, the journal and the lock."""
+        if self._journal is not None:
+            self._journal.close()
+        self._engine.dispose()
+        self._lock()
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.DatabaseError as e:
+            what, said = f"{self.out / 'run.db'}: {e.orig}.", str(e.orig)
+            if "locked" in said:
+                raise StoreError("E-RUN-EXISTS", what, "another program reads or writes it: wait for it.") from None
+            if any(words in said for words in DISK):
+                raise StoreError("E-DISK", what, "free space or give write permission, then --resume.") from None
+            raise StoreError("E-CHECKPOINT", what, "use another --out.") from None
+
+    def _sound(self, what: str) -> foreign:
+        """Turn whatever parsing a damaged row raises into StoreError(E-CHECKPOINT)."""
+        return foreign(StoreError, "E-CHECKPOINT", f"{what} in {self.out / 'run.db'} is damaged", "use another --out.")
+
+    @contextmanager
+    def _write(self) -> Iterator[sa.Connection]:
+        with self._guard(), self._engine.begin() as connection:
+            yield connection
+
+    def _rows(self, query: sa.Select[Any]) -> list[Any]:
+        with self._sound("a row"), self._guard(), self._engine.connect() as connection:
+            return list(connection.execute(query))
+
+    # -- the run ------------------------------------------------------------------------------------------------
+
+    def run(self) -> Mapping[str, Any] | None:
+        """The run in this directory (id, name, recipe, facts, next_round, finished), or None."""
+        if not (rows := self._rows(sa.select(*(column for column in RUNS.c if column is not RUNS.c.journal_key)))):
+            return None
+        with self._sound("the run"):
+            row = rows[0]._asdict()
+            numbers = {name: int(row[name]) for name in ("next_round", "unmet")}
+            return {**row, **numbers, "recipe": json.loads(row["recipe"]), "facts": json.loads(row["facts"])}
+
+    def create(self, run: str, name: str, recipe: Mapping[str, Any], facts: Mapping[str, Any], window: int = 0) -> None:
+        """Register the run that lives in this directory. Device memory and journals of another run are removed.
+        ``window``: rounds whose released totals are kept (``plan.retention``)."""
+        opening.empty(self.out, self.memory_dir)
+        start = ledger.start(run, self.instance)
+        witness.write(self.out, self._reached({"id": run, "next_round": -1}, 0, start))
+        sync_folder(self.out)
+        with self._write() as c:
+            tables = {"recipe": json.dumps(recipe), "facts": json.dumps(facts), "schema_version": SCHEMA_VERSION}
+            values = {"id": run, "name": name, "instance": self.instance, "ledger": start, **tables}
+            first = {"next_round": -1, "unmet": 0, "finished": False, "window": window}
+            c.execute(RUNS.insert().values(**values, **first, journal_key=opening.journal_key()))
+
+    def renew(self, facts: Mapping[str, Any]) -> None:
+        """Replace the run's facts: some may change between sessions, as the place of a folder."""
+        with self._write() as c:
+            c.execute(RUNS.update().values(facts=json.dumps(facts)))
+
+    def finish(self) -> None:
+        """Mark the run as finished, and remove what an earlier attempt to remove it left: the disk refused it then."""
+        with self._write() as c:
+            c.execute(RUNS.update().values(finished=True, journal_key=opening.journal_key()))
+        opening.clean(self.out, number := self._known()["next_round"])
+        self._blobs.sweep(self._named(number))
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def load(self) -> Checkpoint | None:
+        """See Store. Raises StoreError: E-CHECKPOINT where a blob is missing or not what it was, and where database,
+        ledger, journal and witness are out of step; E-RESTORED for a run of a restored server."""
+        run = self.run()
+        if run is None:
+            return None
+        opening.check_goes_on(self.out)
+        self._in_step(run)
+        self._blobs.sweep(self._named(run["next_round"]))  # of a process that was killed after its last transaction
+        if run["next_round"] < 0:
+            return None
+        with self._sound("the newest checkpoint"):
+            (model,) = self._rows(sa.select(MODELS).where(MODELS.c.next_round == run["next_round"]))
+            slots = {name: self.blob(digest) for name, digest in json.loads(model.slots).items()}
+            state = State(self.blob(model.params), slots, model.step)
+            memory = tree(safetensors.numpy.load(self._blobs.get(model.memory))) if model.memory else Memory()
+            down = self._downlink(model) if model.shadow else None
+            return Checkpoint(run["next_round"], state, run["unmet"], memory, down, run["epsilon"])
+
+    def _in_step(self, run: Mapping[str, Any]) -> None:
+        """Raises StoreError(E-CHECKPOINT) where the files of this directory do not belong together."""
+        _, chain = self._ledger(run)
+        if run["ledger"] not in chain:
+            raise StoreError("E-CHECKPOINT", f"{self.out / 'run.db'} lost rows of the privacy ledger.", RESTORE)
+        witness.check(self.out, witness.read(self.out), self._reached(run, len(chain) - 1, chain[-1]), chain)
+        for number, path in opening.journals(self.out):
+            if number > max(0, run["next_round"]):
+                what = f"{path} is of a later round than run.db has reached ({run['next_round']})."
+                raise StoreError("E-CHECKPOINT", what, RESTORE)
+
+    def _reached(self, run: Mapping[str, Any], count: int, last: str) -> Witness:
+        return Witness(self.instance, run["next_round"], self._checkpoint(run), count, last)
+
+    def _checkpoint(self, run: Mapping[str, Any]) -> str:
+        """See ``rounds.checkpoint``."""
+        with self._guard(), self._engine.connect() as c:
+            return round_record.checkpoint(c, run["id"], self.instance, run["next_round"])
+
+    def _testify(self) -> None:
+        """Bring the witness up to date."""
+        run = self._known()
+        with self._guard(), self._engine.connect() as c:
+            count, last = charges.end(c, self._start(run))
+        witness.write(self.out, self._reached(run, count, last))
+
+    def _known(self) -> Mapping[str, Any]:
+        if (run := self.run()) is None:
+            raise ValueError("no run was created here")
+        return run
+
+    def _start(self, run: Mapping[str, Any]) -> str:
+        return ledger.start(run["id"], self.instance)
+
+    def _ledger(self, run: Mapping[str, Any]) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
+        with self._sound("the privacy ledger"):
+            return charges.read(self._rows(charges.ROWS), self._start(run))
+
+    def _downlink(self, model: Any) -> Downlink:
+        rows = self._rows(sa.select(DELTAS).order_by(DELTAS.c.round))
+        ring = tuple(DeltaBlob(r.round, r.digest, r.base, self._blobs.get(r.digest)) for r in rows)
+        return Downlink(model.next_round, self.blob(model.shadow), model.shadow, ring, self.blob(model.anchor))
+
+    def journal(self, round: int) -> FileJournal:
+        """See Store."""
+        name, at = opening.journal_name(round), self._checkpoint(self._known())
+        (row,) = self._rows(sa.select(RUNS.c.journal_key))
+        self._journal = FileJournal(self.out / "journal" / name, at, bytes(row.journal_key))
+        return self._journal
+
+    def standing(self, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
+        """See Store."""
+        with self._sound("the standing of a device"), self._guard(), self._engine.connect() as c:
+            return standings.read(c, devices)
+
+    def commit(
+        self,
+        checkpoint: Checkpoint,
+        told: Sequence[events.AnyEvent],
+        change: Change = Change(),  # noqa: B008 (immutable)
+        total: Aggregate | None = None,
+    ) -> None:
+        """See Store."""
+        state = checkpoint.state
+        slots = json.dumps({name: self.put(x) for name, x in state.slots.items()})
+        memory = ""
+        if checkpoint.memory:
+            arrays = {k: np.ascontiguousarray(v) for k, v in flat(checkpoint.memory).items()}
+            memory = self._blobs.put(safetensors.numpy.save(arrays))
+        model = {"params": self.put(state.params), "slots": slots, "step": state.round, "memory": memory}
+        if (down := checkpoint.down) is not None:
+            model |= {"shadow": self.put(down.shadow), "anchor": self.put(down.anchor)}
+            written = {r.round for r in self._rows(sa.select(DELTAS.c.round))}
+            for delta in down.ring:
+                if delta.round not in written:
+                    self._blobs.put(delta.blob)
+        known = self._known()
+        stored = round_record.blobs(total, self._blobs.put if known["window"] else vector.digest)
+        self._blobs.sync()
+        sync_folder(self.memory_dir)
+        start = self._start(known)
+        with self._write() as c:
+            c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
+            reached = {"next_round": checkpoint.next_round, "unmet": checkpoint.unmet, "epsilon": checkpoint.epsilon}
+            ended = charges.end(c, start)
+            c.execute(RUNS.update().values(**reached, ledger=ended[1], journal_key=opening.journal_key()))
+            line = round_record.record(checkpoint.next_round - 1, model, ended, total, stored)
+            round_record.add(c, released.start(known["id"], self.instance), line)
+            if down is not None:
+                standings.write_ring(c, down)
+            standings.write(c, checkpoint.next_round - 1, change, down.anchor_round if down is not None else None)
+            if told:
+                c.execute(EVENTS.insert(), [self._event_row(e) for e in told])
+        self._testify()
+        if self._journal is not None:
+            self._journal.discard()
+            if self._journal.synced:  # of a hidden round
+                self._scrub()
+            self._journal = None
+        self._blobs.sweep(self._named(checkpoint.next_round))
+
+    def _scrub(self) -> None:
+        """Take the key of the last round's journal out of the write-ahead log of the database too; in the database it
+        is overwritten (``secure_delete``). Where somebody reads the database, that is left to the next round."""
+        with self._guard(), self._engine.connect() as c:
+            c.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
+
+    def put(self, x: vector.Vector) -> str:
+        """Store a float32 vector; returns its digest. Sync the folder before anything durable names it."""
+        return self._blobs.put(vector.to_bytes(x))
+
+    def blob(self, digest: str) -> vector.Vector:
+        """A stored vector, its digest checked."""
+        raw = self._blobs.get(digest)
+        return vector.from_bytes(raw, len(raw) // 4)
+
+    def _named(self, next_round: int) -> set[str]:
+        with self._sound("a model"), self._guard(), self._engine.connect() as c:
+            return opening.named(c, next_round)
+
+    def models(self) -> dict[int, str]:
+        """Rounds played -> digest of the parameters then (vectors of old versions are swept)."""
+        return {r.next_round: r.params for r in self._rows(sa.select(MODELS).order_by(MODELS.c.next_round))}
+
+    def keep(self, name: str, x: vector.Vector, note: int = 0) -> None:
+        """Keep a vector under a name beside the model versions (progress of a comparison); ``note`` is a counter."""
+        digest = self.put(x)
+        self._blobs.sync()
+        with self._write() as c:
+            row = upsert(VECTORS).values(name=name, digest=digest, note=note)
+            c.execute(row.on_conflict_do_update(index_elements=["name"], set_={"digest": digest, "note": note}))
+        rows = self._rows(sa.select(RUNS.c.next_round))
+        self._blobs.sweep(self._named(rows[0].next_round if rows else 0))
+
+    def kept(self, name: str) -> tuple[vector.Vector, int] | None:
+        """The vector and note kept under a name."""
+        rows = self._rows(sa.select(VECTORS).where(VECTORS.c.name == name))
+        return (self.blob(rows[0].digest), rows[0].note) if rows else None
+
+    # -- the privacy ledger -------------------------------------------------------------------------------------
+
+    def charge(self, charge: LedgerEntry) -> None:
+        """See Store."""
+        start = self._start(self._known())
+        with self._write() as c:
+            charges.add(c, start, charge)
+        self._testify()
+
+    def charges(self) -> tuple[LedgerEntry, ...]:
+        """See Store. Raises StoreError(E-CHECKPOINT) where a row was changed, removed or moved."""
+        run = self.run()
+        return self._ledger(run)[0] if run else ()
+
+    # -- events and measures ------------------------------------------------------------------------------------
+
+    def append(self, event: events.AnyEvent) -> None:
+        """See Store."""
+        with self._write() as c:
+            c.execute(EVENTS.insert(), [self._event_row(event)])
+            if isinstance(event, events.Evaluated):
+                self._measure(c, event)
+
+    def measure(self, model: str, round: int, device: DeviceId, nll: float, tokens: int) -> None:
+        """Store one device's held-out loss before the whole evaluation is there."""
+        row = {"model": model, "round": round, "device": device, "nll": nll, "tokens": tokens}
+        with self._write() as c:
+            c.execute(upsert(MEASURES).values(**row).on_conflict_do_nothing())
+
+    def _measure(self, c: sa.Connection, e: events.Evaluated) -> None:
+        rows = [
+            {"model": e.model, "round": e.round, "device": d, "nll": e.nll[d], "tokens": e.tokens[d]} for d in e.nll
+        ]
+        if rows:
+            c.execute(upsert(MEASURES).on_conflict_do_nothing(), rows)
+
+    def evaluated(self, model: str, round: int) -> bool:
+        """See Store."""
+        query = sa.select(EVENTS.c.body).where(EVENTS.c.kind == "evaluated", EVENTS.c.round == round)
+        with self._sound("an event"):
+            found = [events.from_json(r.body) for r in self._rows(query)]
+        return any(isinstance(e, events.Evaluated) and e.model == model for e in found)
+
+    def evaluations(self) -> list[events.Evaluated]:
+        """See Store."""
+        return [e for e in self.events("evaluated") if isinstance(e, events.Evaluated)]
+
+    def measures(self, model: str, round: int | None = None) -> dict[DeviceId, tuple[float, int]]:
+        """Device -> (nll, tokens) of a model; of its latest round where ``round`` is None."""
+        query = sa.select(MEASURES).where(MEASURES.c.model == model).order_by(MEASURES.c.round)
+        rows = self._rows(query if round is None else query.where(MEASURES.c.round == round))
+        latest = rows[-1].round if rows else 0
+        return {r.device: (r.nll, r.tokens) for r in rows if r.round == latest}
+
+    def _event_row(self, event: events.AnyEvent) -> dict[str, Any]:
+        stamped = msgspec.structs.replace(event, at_s=event.at_s or self._now_s())
+        kind = event.__struct_config__.tag
+        return {"kind": kind, "round": getattr(event, "round", -1), "body": events.to_json(stamped)}
+
+    def events(self, kind: str = "") -> list[events.AnyEvent]:
+        """Stored events in order, of one kind (tag) or all."""
+        query = sa.select(EVENTS.c.body).order_by(EVENTS.c.number)
+        rows = self._rows(query.where(EVENTS.c.kind == kind) if kind else query)
+        with self._sound("an event"):
+            return [events.from_json(r.body) for r in rows]

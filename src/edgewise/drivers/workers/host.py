@@ -1,0 +1,194 @@
+"""A host does a simulation's jobs: it gives frames to its devices (``drivers.workers.devices``), trains one alone,
+measures.
+
+One class for the single-process simulator and for worker processes. Only a run directory that cannot be written ends
+the run; whatever else goes wrong is one device's loss.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from edgewise.core import frame, keys, vector
+from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.own_code import fault_of
+from edgewise.core.training import FitRequest
+from edgewise.drivers.simulation.keys import simulated_root, simulated_secrets, simulated_trust
+from edgewise.drivers.storage.device_store import SimulatedDevices, out_of_step
+from edgewise.drivers.workers import arithmetic, jobs, speed
+from edgewise.drivers.workers.devices import Devices, guarded, in_steps
+from edgewise.drivers.workers.held_models import Downloads
+from edgewise.drivers.workers.records import noise_steps, records, without_noise
+from edgewise.drivers.workers.trainers import make_trainer
+from edgewise.engine.device_events import Failed
+from edgewise.engine.device_state import remembers
+from edgewise.engine.ports import DeviceStore
+from edgewise.engine.trainer import Registered
+from edgewise.plan.acceptance import planned
+from edgewise.plan.catalogue import Catalogue
+from edgewise.plan.facts import parse
+from edgewise.plan.objects import NO_OBJECTS, Objects, catalogue
+from edgewise.plan.plan import Plan
+from edgewise.plan.recipe.recipe import Recipe
+
+LOG = logging.getLogger("edgewise")
+
+
+def simulated_devices(plan: Plan, job: jobs.Setup) -> SimulatedDevices:
+    """Where a simulation's devices keep their states."""
+    return SimulatedDevices(Path(job.memory_dir), plan.run, job.instance, remembers(plan))
+
+
+class Host:
+    """Devices of one machine or process; answers one job at a time."""
+
+    def __init__(
+        self, store: Callable[[Plan, jobs.Setup], DeviceStore] = simulated_devices, objects: Objects = NO_OBJECTS
+    ) -> None:
+        """``store``: where the devices keep their states. ``objects``: of this process, beside the extensions."""
+        self._store, self._objects = store, objects
+        self._recipe: Recipe
+        self._setup_job: jobs.Setup
+        self._catalogue: Catalogue
+        self._trainer: Registered
+        self._plan: Plan
+        self._downloads: Downloads
+        self._devices: Devices
+        self._facts: dict[str, object]
+        self._root: keys.Key
+
+    def do(self, job: jobs.Job) -> jobs.Result | None:
+        """Do one job. Edgewise errors become a ``Broken`` result, and so does what an extension raises, which stops the
+        run; anything else is a bug and propagates."""
+        try:
+            return self._do(job)
+        except EdgewiseError as e:
+            return jobs.Broken(id=job.id, code=e.code, what=e.what, fix=e.fix, stops=isinstance(e, StoreError))
+        except (Exception, SystemExit) as e:  # boundary: a codec or a trainer of an extension may raise anything
+            if (fault := fault_of(e, (*self._setup_job.extensions, *self._objects.modules))) is None:
+                raise
+            LOG.warning("an extension failed", exc_info=e)
+            return jobs.Broken(id=job.id, code=fault.code, what=fault.what, fix=fault.fix, stops=True)
+
+    def _do(self, job: jobs.Job) -> jobs.Result | None:
+        match job:
+            case jobs.Setup():
+                return self._setup(job)
+            case jobs.Compile():
+                self._compile(job)
+                return jobs.Ready(id=job.id)
+            case jobs.Blob():
+                self._downloads.put(job.digest, job.data, job.keep)
+                return None
+            case jobs.Held():
+                self._downloads.hold(job.round, vector.from_bytes(job.data, self._plan.layout.given.dim))
+                return None
+            case jobs.Handle():
+                done = self._devices.answer(job.device, job.frame, job.elapsed_s, job.up_mbit)
+                return jobs.Handled(id=job.id, frame=done.frame, train_s=done.train_s, encode_s=done.encode_s)
+            case jobs.Solo():
+                return self._solo(job)
+            case jobs.Time():
+                return self._timed(job)
+            case jobs.Count():
+                return jobs.CountedRecords(id=job.id, records=records(self._trainer, job.device))
+            case jobs.Sample():
+                return self._sample(job)
+            case jobs.TakeMetrics():
+                found = [] if self._trainer.metrics is None else self._trainer.metrics.noted()
+                return jobs.MetricNotes(id=job.id, notes=[(*note,) for note in found])
+
+    def _setup(self, job: jobs.Setup) -> jobs.Result:
+        self._recipe = Recipe.model_validate(json.loads(job.recipe))
+        self._setup_job = job
+        self._catalogue = catalogue(job.extensions, self._objects)
+        try:
+            self._trainer = make_trainer(self._recipe, Path(job.recipe_dir), Path(job.run_dir), self._catalogue)
+        except ImportError as e:
+            raise EdgewiseError(
+                "E-DEPENDENCY", f"training needs {e.name or e}.", 'pip install "edgewise[train]", or `make setup`.'
+            ) from None
+        trainer = self._trainer.trainer
+        self._facts = self._trainer.describe()
+        return jobs.Described(
+            id=job.id,
+            spec=trainer.spec.to_list(),
+            devices=list(trainer.devices()),
+            initial=memoryview(bytes(vector.to_bytes(self._trainer.initial()))),  # a trainer may go on with its own
+            facts={
+                **self._facts,
+                "arithmetic_sha256": arithmetic.digest(self._trainer.computes),
+            },
+        )
+
+    def _compile(self, job: jobs.Compile) -> None:
+        plan = planned(parse(job.facts), self._trainer.trainer.spec, self._catalogue)
+        self._plan, self._root = plan, simulated_root(plan, self._recipe.world, self._facts)
+        self._downloads = Downloads(plan.layout.given.dim, plan.downlink)
+        self._devices = Devices(
+            plan=plan,
+            trainer=self._trainer,
+            store=self._store(plan, self._setup_job),
+            downloads=self._downloads,
+            trust=simulated_trust(self._root, self._trainer.trainer.devices()),
+            secrets=partial(simulated_secrets, plan, self._root),
+            out_of_step=partial(out_of_step, Path(self._setup_job.memory_dir)),
+        )
+        noise_steps(plan, self._trainer)
+
+    def _solo(self, job: jobs.Solo) -> jobs.Result:
+        done = guarded(job.device, partial(self._train_alone, job))
+        if isinstance(done, Failed):
+            return jobs.Broken(id=job.id, code=done.code, what=done.reason, fix="")
+        return done
+
+    def _sample(self, job: jobs.Sample) -> jobs.Result:
+        """A device has one sample: its randomness is the same for all models."""
+        params = vector.from_bytes(job.params, self._trainer.trainer.spec.dim)
+        key = keys.derive(keys.root(self._recipe.seed), "sample", job.device)
+        if (continues := self._trainer.continues) is None:
+            return jobs.Broken(id=job.id, code="E-COMBO", what="this trainer does not go on with text.", fix="")
+        done = guarded(job.device, lambda: continues.sample(job.device, params, key))
+        if isinstance(done, Failed):
+            return jobs.Broken(id=job.id, code=done.code, what=done.reason, fix="")
+        prompt, actual, text = done
+        return jobs.Continued(id=job.id, prompt=prompt, actual=actual, text=text)
+
+    def _train_alone(self, job: jobs.Solo) -> jobs.TrainedAlone:
+        began = time.perf_counter()
+        params = np.array(vector.from_bytes(job.params, self._trainer.trainer.spec.dim))
+        played: Counter[int] = Counter()
+        for number in job.rounds:
+            rule = self._plan.rule(number)
+            # Nothing travels here, so nothing takes turns: all segments train in every round.
+            rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr, epochs=job.epochs or rule.epochs)
+            rule = in_steps(self._trainer, self._plan, job.device, rule)
+            drawn = number + played[number] * self._plan.rounds  # other batches when a round is played again
+            played[number] += 1
+            key, secret = self._plan.batch_key(job.device, drawn), keys.derive(self._root, "alone", job.device, drawn)
+            with without_noise(self._trainer):
+                params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
+        seconds = time.perf_counter() - began
+        if job.measure:
+            held = self._trainer.evaluate(job.device, params)
+            return jobs.TrainedAlone(id=job.id, device=job.device, nll=held.nll, tokens=held.tokens, seconds=seconds)
+        return jobs.TrainedAlone(id=job.id, device=job.device, params=vector.to_bytes(params), seconds=seconds)
+
+    def _timed(self, job: jobs.Time) -> jobs.Timed:
+        """For a forecast only, so nothing that goes wrong here stops a run but a disk that cannot be written."""
+        try:
+            step_s = 0.0 if self._trainer.measures is None else self._trainer.measures.step_s()
+            return jobs.Timed(id=job.id, step_s=step_s, encode_s=speed.encode_s(self._plan))
+        except StoreError:
+            raise
+        except Exception:  # boundary: a trainer is foreign code
+            LOG.warning("the speed of a step cannot be measured", exc_info=True)
+            return jobs.Timed(id=job.id)

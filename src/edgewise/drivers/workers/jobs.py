@@ -1,0 +1,221 @@
+"""What a simulation asks of the place where devices run, and the bytes of it: the same jobs in process and over pipes.
+
+A job carries its answer's identity in ``id``. Device frames ride inside unchanged; blobs are sent once per worker and
+named by digest afterwards. Length-prefixed MessagePack, decoded strictly; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any, BinaryIO
+
+import msgspec
+
+from edgewise.core.errors import DecodeError
+from edgewise.core.safe_repr import outline
+
+LIMIT_BYTES = 4 * 1024**3
+
+
+class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
+    id: int = 0
+
+    __repr__ = outline
+
+
+class Setup(_Base, frozen=True, tag="setup"):
+    """First job of a worker: make the trainer for this recipe (resolved, as JSON) and describe it. ``memory_dir``,
+    ``instance``: of the run directory as it is open now (``RunStore``)."""
+
+    recipe: str
+    recipe_dir: str
+    run_dir: str
+    memory_dir: str
+    instance: str
+    extensions: tuple[str, ...]
+
+
+class Compile(_Base, frozen=True, tag="compile"):
+    """Second job: compile the plan that follows from these facts (``plan.facts.canonical``)."""
+
+    facts: bytes
+
+
+class Blob(_Base, frozen=True, tag="blob"):
+    """Keep this blob; ``keep`` names the digests still needed, everything else may go. No answer."""
+
+    digest: str
+    data: memoryview
+    keep: tuple[str, ...] = ()
+
+
+class Held(_Base, frozen=True, tag="held"):
+    """The devices of this run have this model (raw float32) of that round already: what the disks of real ones would
+    give back after a restart. No answer."""
+
+    round: int
+    data: memoryview
+
+
+class Handle(_Base, frozen=True, tag="handle"):
+    """Give a server's frame to a device and return what it answers. ``elapsed_s``, ``up_mbit``: what the device will
+    have measured in the simulated world when it has trained (``engine.device.Trained``)."""
+
+    device: str
+    frame: bytes
+    elapsed_s: float = 0.0
+    up_mbit: float = inf
+
+
+class Solo(_Base, frozen=True, tag="solo"):
+    """Train without a federation: the given rounds of the schedule in order, from ``params`` (raw float32), with
+    ``scale`` times the steps, or with so many ``epochs`` where they are not 0. A round that is given again takes other
+    batches. ``measure``: return the device's held-out loss instead of the parameters."""
+
+    device: str
+    params: memoryview
+    rounds: tuple[int, ...]
+    scale: int = 1
+    epochs: float = 0.0
+    measure: bool = False
+
+
+class Count(_Base, frozen=True, tag="count"):
+    """How many records does this device train on?"""
+
+    device: str
+
+
+class Sample(_Base, frozen=True, tag="sample"):
+    """Let a model (raw float32) go on with the beginning of a device's held-out text."""
+
+    device: str
+    params: memoryview
+
+
+class Time(_Base, frozen=True, tag="time"):
+    """How long do a step of training and encoding an update take here?"""
+
+
+class TakeMetrics(_Base, frozen=True, tag="take_metrics"):
+    """Which of a person's own metrics did the trainer measure since the last such job?"""
+
+
+Job = Setup | Compile | Blob | Held | Handle | Solo | Count | Sample | Time | TakeMetrics
+SILENT = Blob | Held  # jobs without an answer
+
+
+class Described(_Base, frozen=True, tag="described"):
+    """Answer to Setup: layout, population, and provenance facts; ``initial`` is the raw initial vector."""
+
+    spec: list[Any]
+    devices: list[str]
+    initial: memoryview
+    facts: dict[str, Any]
+
+
+class Handled(_Base, frozen=True, tag="handled"):
+    """Answer to Handle: the device's frame (None: it says nothing), and where its time went."""
+
+    frame: bytes | None
+    train_s: float = 0.0
+    encode_s: float = 0.0
+
+
+class TrainedAlone(_Base, frozen=True, tag="trained"):
+    """Answer to Solo: the parameters (raw float32), or the held-out measure."""
+
+    device: str
+    params: memoryview = memoryview(b"")
+    nll: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class CountedRecords(_Base, frozen=True, tag="counted"):
+    """Answer to Count; None where the device's text cannot be read, which its training will say."""
+
+    records: int | None = None
+
+
+class Continued(_Base, frozen=True, tag="continued"):
+    """Answer to Sample: the beginning, how it really goes on, and how the model goes on."""
+
+    prompt: str
+    actual: str
+    text: str
+
+
+class Timed(_Base, frozen=True, tag="timed"):
+    """Answer to Time; 0.0 where it is not known."""
+
+    step_s: float = 0.0
+    encode_s: float = 0.0
+
+
+class MetricNotes(_Base, frozen=True, tag="metric_notes"):
+    """Answer to TakeMetrics: (kind, round, device, name, value) each (``core.training.Note``)."""
+
+    notes: list[tuple[str, int, str, str, float]] = []
+
+
+class Ready(_Base, frozen=True, tag="ready"):
+    """Answer to Compile."""
+
+
+class Broken(_Base, frozen=True, tag="broken"):
+    """The job failed with an edgewise error. ``stops``: not the device but the run directory is at fault, so that
+    nothing can go on."""
+
+    code: str
+    what: str
+    fix: str
+    stops: bool = False
+
+
+Result = Described | Handled | TrainedAlone | CountedRecords | Continued | Timed | MetricNotes | Ready | Broken
+
+_encoder = msgspec.msgpack.Encoder()
+_jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)
+_results: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Result)
+
+
+def write(stream: BinaryIO, item: Job | Result) -> None:
+    """Write one length-prefixed item and flush."""
+    raw = _encoder.encode(item)
+    stream.write(len(raw).to_bytes(8, "little"))
+    stream.write(raw)
+    stream.flush()
+
+
+def _read(stream: BinaryIO) -> bytes | None:
+    header = stream.read(8)
+    if not header:
+        return None
+    size = int.from_bytes(header, "little")
+    if len(header) < 8 or size > LIMIT_BYTES:
+        raise DecodeError("E-FRAME-SIZE", "a worker stream is out of step.")
+    raw = stream.read(size)
+    if len(raw) < size:
+        raise DecodeError("E-FRAME", "a worker stream ended in the middle of an item.")
+    return raw
+
+
+def read_job(stream: BinaryIO) -> Job | None:
+    """The next job; None at the end of the stream. Raises DecodeError on anything else."""
+    raw = _read(stream)
+    try:
+        job: Job | None = None if raw is None else _jobs.decode(raw)
+    except msgspec.DecodeError as e:
+        raise DecodeError("E-FRAME", f"malformed job: {e}.") from None
+    return job
+
+
+def read_result(stream: BinaryIO) -> Result | None:
+    """The next result; None at the end of the stream. Raises DecodeError on anything else."""
+    raw = _read(stream)
+    try:
+        result: Result | None = None if raw is None else _results.decode(raw)
+    except msgspec.DecodeError as e:
+        raise DecodeError("E-FRAME", f"malformed result: {e}.") from None
+    return result

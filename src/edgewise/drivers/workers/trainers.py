@@ -1,0 +1,51 @@
+"""Which trainer a recipe has: the extension's where there is one, else the text trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgewise.core import keys
+from edgewise.core.errors import RecipeError
+from edgewise.core.training import DeviceId
+from edgewise.engine.trainer import Registered, registered
+from edgewise.plan.catalogue import Catalogue
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.strategy import strategy_of
+
+
+def make_trainer(
+    recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Catalogue, device: DeviceId | None = None
+) -> Registered:
+    """The recipe's trainer (imports torch, unless it is an extension's), and what it can do.
+
+    Where the recipe's strategy works along directions, a torch trainer is wrapped so that its vector is their
+    coefficients; another trainer stays as it is, and ``compile`` refuses it.
+    Args:
+        device: an enrolled one, whose text all of it is; None in a simulation.
+    Raises: RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or asks for
+        samples of text or metrics that it cannot give; E-EXTENSION as ``engine.trainer.registered``.
+    """
+    if catalogue.trainer is not None:
+        trainer = registered(catalogue.trainer(recipe))
+    else:
+        from edgewise.learn.text import trainer as text
+
+        trainer = registered(text.make(recipe, recipe_dir, run_dir / "cache", device))
+    if recipe.training.local_epochs and trainer.counts is None:
+        what = "training.local_epochs needs a trainer that says how many records a device has."
+        fix = "give training.local_steps, or build the trainer on learn.torch_task.TorchTrainer."
+        raise RecipeError("E-COMBO", what, fix)
+    if recipe.report.samples and trainer.continues is None:
+        what = "report.samples needs a trainer that goes on with text."
+        raise RecipeError("E-COMBO", what, "leave it out, or use the text trainer.")
+    if lacks := [one.name for one in recipe.metric if one.name not in trainer.reported]:
+        known = ", ".join(sorted(trainer.reported)) or "none"
+        what = f"[[metric]] {lacks[0]}: the trainer does not measure it; what it measures beside losses: {known}."
+        raise RecipeError("E-COMBO", what, "leave it out, or use a trainer that has it (`edgewise explain extend`).")
+    spec, population = trainer.trainer.spec, len(trainer.trainer.devices())
+    directions = strategy_of(recipe, catalogue, spec, population).directions
+    if directions is None:
+        return trainer
+    from edgewise.learn import zeroth_order
+
+    return zeroth_order.wrapped(trainer, directions, keys.root(recipe.seed))

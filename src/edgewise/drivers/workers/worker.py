@@ -1,0 +1,37 @@
+"""A worker process: jobs from standard input, results to standard output, until the input or the parent ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from edgewise.drivers.screen import guard
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.host import Host
+
+
+def main() -> None:
+    """Serve jobs until the pipe closes. Anything printed by libraries goes to standard error, never into the stream.
+
+    An orphan ends with its job: ``--resume`` may have started another worker for the same device. What the orphan
+    still writes is kept from that one's folder (``drivers.storage.device_store``).
+    """
+    stream_in, stream_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    guard()
+    parent = os.getppid()
+
+    def alive() -> bool:
+        return os.getppid() == parent
+
+    host = Host()
+    while (job := jobs.read_job(stream_in)) is not None and alive():
+        answer = host.do(job)
+        if not alive():
+            return
+        if answer is not None:
+            jobs.write(stream_out, answer)
+
+
+if __name__ == "__main__":
+    main()

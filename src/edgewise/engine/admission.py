@@ -1,0 +1,114 @@
+"""Which invitations a device takes: those that its own plan gives, and no more than its privacy was counted for.
+
+Whatever an epsilon or another promise rests on, a device computes from the plan. The invitation repeats it, so that a
+server with another recipe or version is found out, and a server that lies is refused. Nothing is trained by its word.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from edgewise.codecs.wire import pack
+from edgewise.core import vector
+from edgewise.core.frame import Invite, LocalRule
+from edgewise.core.keys import KEY_BYTES
+from edgewise.core.vector import Array, Vector
+from edgewise.plan.plan import Plan
+
+_ALIKE = 1e-9  # relative: two processors differ by less in the learning rate of a schedule
+_CLIPS = 1e-6  # relative: and by less in a clip after many rounds
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+class No(NamedTuple):
+    """Why a device refuses an invitation: a registered code, and a reason for people."""
+
+    code: str
+    reason: str
+
+
+def refused(plan: Plan, invite: Invite, answered: int | None) -> No | None:
+    """Why a device refuses an invitation; None: it takes part, if ``unfit`` agrees.
+
+    ``answered``: the last round for which an update of the device has left; None: there is none. It counts where an
+    update leaves once (``Promise.leaves_once``).
+    Guarantees: no value of any field raises.
+    """
+    if reason := _foreign(plan, invite) or _malformed(plan, invite):
+        return No("E-INVITE", reason)
+    # Noise is counted for a number of rounds, of which a device is in one of as many as there are cohorts in turn.
+    apart = plan.sampling.groups if plan.spend is not None else 1
+    if plan.promise.leaves_once and answered is not None and invite.round < (first := answered + apart):
+        why = f"this device's update of round {answered} has left, the next may in round {first}"
+        return No("E-SECAGG-ORDER", why)
+    return None
+
+
+def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> No | None:
+    """The same for what an invitation names: the model with what the strategy gives beside it (``Layout.given``), and
+    the positions of the last release (int64[]).
+
+    The session of secure aggregation is bound to both digests. A device that did not compare them would train, unseen
+    by the others, from a model that was made for it alone.
+    """
+    layout = params.dtype == np.float32 and params.shape == (plan.layout.given.dim,)
+    if not layout or vector.digest(vector.to_bytes(params)) != invite.model:
+        return No("E-BLOB", "the model is not the one that the invitation names")
+    if not vector.finite(params):
+        return No("E-NAN", "the round's model has values that are not finite")
+    most = plan.at(invite.round).encoded.announced
+    if not most or support is None:
+        fits = not most and support is None and invite.support is None
+    elif support.size:
+        named = vector.digest(pack.pack_support(support, plan.layout.sent.dim))
+        fits = support.size <= most and named == invite.support
+    else:
+        fits = invite.support is None
+    return None if fits else No("E-BLOB", "the positions of the last release are not those that the invitation names")
+
+
+def _foreign(plan: Plan, invite: Invite) -> str | None:
+    """Why the plan does not give this invitation; None where it does."""
+    if invite.run != plan.run or invite.spec != plan.spec.digest():
+        return "the invitation is for another run or another model layout"
+    if not 0 <= invite.round < plan.rounds:
+        return f"the run has the rounds 0 to {plan.rounds - 1}"
+    if not _alike(invite.rule, plan.rule(invite.round)):
+        return "the invitation asks for other local training than the recipe: steps, epochs, rate or segments"
+    if invite.public != plan.public(invite.round):  # else a server would choose what supports and rotations come of it
+        return "the round's public key is not the plan's"
+    if (clips := plan.clips(invite.round)) is None:
+        return None if invite.clip is None else "the recipe fixes the clip, and the invitation names one"
+    least, most = clips
+    if invite.clip is None or not least * (1.0 - _CLIPS) <= invite.clip <= most * (1.0 + _CLIPS):  # also for NaN
+        return f"the clip of this round is between {least:.6g} and {most:.6g}"
+    return None
+
+
+def _malformed(plan: Plan, invite: Invite) -> str | None:
+    """Why no server of this version writes such an invitation; None where one does."""
+    if invite.accepted is not None and not 0 <= invite.accepted < invite.round:
+        return "the last accepted round is not before this one"
+    if not 0.0 < invite.deadline_s < math.inf:
+        return "the deadline is no positive number of seconds"
+    if (None if invite.nonce is None else len(invite.nonce)) != (None if plan.hides is None else KEY_BYTES):
+        return "the nonce has the wrong length, and without one a session could be played twice"
+    if (invite.base is not None) != bool(invite.deltas) or (invite.base is not None and plan.downlink is None):
+        return "the invitation names deltas without a base, a base without deltas, or either where there are none"
+    if (invite.draw is not None) != bool(plan.contributors):
+        return "the invitation says nothing of how its cohort was drawn, or more than there is to say"
+    drawn = None if invite.draw is None else invite.draw.beacon
+    named = (name for name in (invite.model, invite.base, invite.support, drawn, *invite.deltas) if name is not None)
+    if not all(map(_DIGEST.fullmatch, named)):
+        return "the name of a blob is not a digest"
+    return None
+
+
+def _alike(told: LocalRule, rule: LocalRule) -> bool:
+    """Whether two rules are the same but for the rounding of another processor."""
+    same = (told.steps, told.segments, told.epochs) == (rule.steps, rule.segments, rule.epochs)
+    return same and math.isclose(told.lr, rule.lr, rel_tol=_ALIKE)

@@ -1,0 +1,1 @@
+"""Attacks on what leaves a device: reconstruction of text, canaries."""

@@ -1,0 +1,181 @@
+"""Which parameters are trained and travel: all of them, named layers, or low-rank adapters (LoRA, Hu et al. 2021)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from edgewise.core.errors import ModelError
+from edgewise.core.foreign import foreign
+from edgewise.core.keys import Key, derive, generator
+from edgewise.learn.flat import Flat
+from edgewise.learn.models.architecture import called, pattern
+from edgewise.learn.models.modules import PEFT_PREFIX, plain_name
+from edgewise.learn.seeded import seeded
+from edgewise.plan.recipe.recipe import TrainableSection
+
+FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.|$)")
+ALL_LINEAR = "all-linear"
+MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft adapts no output projection in these
+
+
+def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: torch.dtype) -> tuple[nn.Module, Flat]:
+    """Choose, freeze, lay out.
+
+    Args:
+        key: decides the start of LoRA A (Kaiming uniform, as peft does); B starts at zero, so the adapted model equals
+            the base. Equal keys, equal starts.
+        frozen: dtype of everything that is not trained; the trained parameters are float32.
+    Returns:
+        The model to run (wrapped for LoRA) and its flat parameters. Segment names are the model's own parameter names;
+        an adapter's are the ones of a saved PEFT file without ``base_model.model.``:
+        ``model.layers.0.self_attn.q_proj.lora_A.weight``.
+    Raises:
+        ModelError: E-TARGETS where a target or pattern matches nothing that text runs through, or that LoRA can adapt.
+    """
+    if section.adapts:
+        model = _with_lora(model, section, key)
+        if section.kind == "ffa_lora":
+            _fix_a(model, key)
+        named = [(plain_name(n), p) for n, p in _trained(model)]
+    else:
+        if section.kind == "layers":
+            _freeze_others(model, section.layers)
+        named = _trained(model)
+    kept = {p for n, p in model.named_parameters() if is_factor_a(n)}  # half of an adapter, as exact as the other half
+    for p in model.parameters():
+        if not p.requires_grad and p.is_floating_point() and p not in kept:
+            p.data = p.data.to(frozen)
+    return model, Flat(named)
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]  # tied weights come once
+
+
+def _freeze_others(model: nn.Module, patterns: list[str]) -> None:
+    names = [n for n, _ in model.named_parameters()]
+    for asked in patterns:
+        if not any(fnmatchcase(n, asked) for n in names):
+            raise _no_match("trainable.layers", asked, names)
+    for name, p in model.named_parameters():
+        p.requires_grad_(any(fnmatchcase(name, asked) for asked in patterns))
+
+
+def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Module:
+    from peft import LoraConfig, get_peft_model  # seconds to import, and only LoRA needs it
+
+    config = LoraConfig(
+        r=section.rank,
+        lora_alpha=section.alpha,
+        lora_dropout=0.0,
+        target_modules=_targets(model, section.targets),
+        fan_in_fan_out=any(_is_conv1d(m) for m in model.modules()),
+        task_type="CAUSAL_LM",
+    )
+    refused = f"trainable.targets = {section.targets}: peft refuses"
+    fix = f'take others of these, or targets = ["{ALL_LINEAR}"]: {_listed(_linear(model))}.'
+    with seeded(derive(key, "lora")), warnings.catch_warnings(), foreign(ModelError, "E-TARGETS", refused, fix):
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls a deprecated name of transformers
+        return get_peft_model(model, config)
+
+
+def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
+    """Modules for LoRA: those that are asked for and that a text runs through.
+
+    ``all-linear`` is every linear layer but the output head, as in peft, without those that peft refuses in Mamba.
+    A name stays as it was asked for where all its modules count; else the full names stand for it. (For ``all-linear``
+    as it is, peft also adapts the fused experts of the architectures that it knows.)
+    """
+    able = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding) or _is_conv1d(m)]
+    live, chosen = called(model), []
+    for target in asked:
+        found = [n for n in able if n == target or n.endswith(f".{target}")]
+        if target == ALL_LINEAR:
+            found = _linear(model)
+        elif not found:
+            raise _no_match("trainable.targets", target, {n.rsplit(".", 1)[-1] for n in able})
+        read = [n for n in found if pattern(n) in live]
+        if not read:
+            what = f"trainable.targets: no text runs through `{target}`, so an adapter there would change nothing."
+            known = [n for n in able if pattern(n) in live]
+            raise ModelError("E-TARGETS", what, f"the model has: {_listed(known)}.")
+        if asked == [ALL_LINEAR] and len(read) == len(found) and not _barred(model):
+            return ALL_LINEAR
+        chosen += read if target == ALL_LINEAR or len(read) < len(found) else [target]
+    return chosen
+
+
+def _linear(model: nn.Module) -> list[str]:
+    """Names of the linear layers that ``all-linear`` means."""
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    return [
+        n for n, m in model.named_modules()
+        if (isinstance(m, nn.Linear) or _is_conv1d(m)) and m is not head and n.rsplit(".", 1)[-1] not in _barred(model)
+    ]  # fmt: skip
+
+
+def _barred(model: nn.Module) -> set[str]:
+    return {"out_proj"} if getattr(model.config, "model_type", None) in MAMBA else set()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted({n.rsplit(".", 1)[-1] for n in names})[:12])
+
+
+def without_adapter(model: nn.Module) -> dict[str, int]:
+    """Weights of an adapted model that no adapter changes: pattern of their name -> how many; matrices only.
+
+    Experts that share one tensor are often among them: LoRA adapts modules, and that tensor is none.
+    """
+    counts: Counter[str] = Counter()
+    for name, p in model.named_parameters():
+        if p.ndim > 1 and not FACTOR.search(name) and ".base_layer." not in name:
+            counts[pattern(name.replace(PEFT_PREFIX, ""))] += p.numel()
+    return dict(counts)
+
+
+def is_factor_a(name: str) -> bool:
+    """Whether a parameter is the factor A of an adapter, on a linear layer or an embedding."""
+    found = FACTOR.search(name)
+    return found is not None and found[1] == "A"
+
+
+def _fix_a(model: nn.Module, key: Key) -> None:
+    """FFA-LoRA: A with orthonormal rows, the same on all devices, is never trained; only B moves and travels.
+
+    Then mean(B_i A) = mean(B_i) A exactly, noise on B enters the product once instead of squared, and half as much
+    travels. Rows are orthonormal (columns where the rank is larger than the layer is wide), so B's noise reaches the
+    product undistorted.
+    Source: Sun et al. 2024, arXiv:2403.12313 (FFA-LoRA).
+    """
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if not is_factor_a(name):
+                if FACTOR.search(name):
+                    p.zero_()  # B on an embedding starts at random in peft, since A starts at zero there
+                continue
+            rng = generator(derive(key, "ffa", name.replace(PEFT_PREFIX, "")))
+            draw = torch.from_numpy(rng.standard_normal((max(p.shape), min(p.shape))))
+            q, r = torch.linalg.qr(draw)
+            q = q * torch.sign(torch.diagonal(r))  # one answer, whatever signs the library chooses
+            p.copy_(q.T if p.shape[0] <= p.shape[1] else q)
+            p.requires_grad_(False)
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # GPT-2's transposed linear layer
+
+
+def _no_match(where: str, asked: str, known: Iterable[str]) -> ModelError:
+    known = sorted(set(known))
+    near = difflib.get_close_matches(asked, known, n=1, cutoff=0.4)
+    hint = f"did you mean `{near[0]}`?" if near else f"the model has: {', '.join(known[:12])}."
+    return ModelError("E-TARGETS", f"{where}: `{asked}` matches nothing in the model.", hint)

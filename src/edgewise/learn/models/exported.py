@@ -1,0 +1,280 @@
+"""A run's vector as a model folder that others load, held against the trained model before anybody sees it.
+
+Shape suffixes: B = batch, T = sequence, V = vocabulary.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from edgewise.core import vector
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.foreign import foreign
+from edgewise.core.keys import derive, root
+from edgewise.core.vector import Vector
+from edgewise.learn.flat import Flat
+from edgewise.learn.models.adapters import trainable
+from edgewise.learn.models.architecture import logits, probe_ids, sizes, text_config
+from edgewise.learn.models.load import Loaded, load
+from edgewise.learn.text import tokens
+from edgewise.learn.text.trainer import frozen_digest
+from edgewise.learn.zeroth_order import base_digest, rebuilt
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.strategies.base import Directions
+
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
+TEMPLATES = ("chat_template*", "additional_chat_templates/*.jinja")
+BASE = "base"  # folder of the base beside an adapter
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors names them
+ROWS, LENGTH = 4, 32  # of the text that the logits are compared on
+FINEST, COARSEST = 1e-5, 1e-4  # of the largest logit: rounding of float32 in small and in deep models
+AGAIN = "put the base model back as it was when the run began, or name its folder with --base."
+
+
+class Checked(NamedTuple):
+    """Largest differences between logits on the same text: ``loaded``, of the model that was read back from the folder
+    against the one that was trained (as rounded to the folder's dtype); ``rounding``, by that dtype alone; ``moved``,
+    by training."""
+
+    loaded: float
+    rounding: float
+    moved: float
+
+
+class TrainedModel(NamedTuple):
+    """The trained model in float32, and its logits before and after training: float32[B, T, V] for ``ids_BT``."""
+
+    loaded: Loaded
+    model: nn.Module
+    ids_BT: Tensor
+    base_BTV: Tensor
+    wanted_BTV: Tensor
+
+
+def trained(
+    recipe: Recipe, base: str, folder: Path, facts: Mapping[str, Any], params: Vector, directions: Directions | None
+) -> TrainedModel:
+    """The model that a run's vector stands for, as the program itself evaluates it.
+
+    Args:
+        base: as ``model.base``; folder: where a relative one starts. facts: of the run; they say on which base it
+            trained. params: the run's vector. directions: what its coefficients belong to, if they are such.
+    Raises:
+        EdgewiseError: E-EXPORT where the base is another one than the run's. ModelError: E-MODEL, E-MODEL-REMOTE.
+    """
+    loaded, model, flat = _start(recipe, base, folder, torch.float32)
+    if directions is not None:
+        params = _from_directions(recipe, base, folder, facts, params, directions)
+    if params.shape != (flat.spec.dim,):
+        what = f"the run trained {params.size} parameters, {loaded.name} has {flat.spec.dim}."
+        raise EdgewiseError("E-EXPORT", what, AGAIN)
+    arithmetic = getattr(torch, facts.get("precision") or "float32")
+    same = [facts.get("model_fingerprint") in (None, frozen_digest(model, arithmetic))]
+    if (
+        not recipe.trainable.adapts and directions is None
+    ):  # all parameters are the run's, but not the rest of the model
+        same.append(facts.get("initial_sha256") in (None, vector.digest(vector.to_bytes(flat.read()))))
+    if not all(same):
+        raise EdgewiseError("E-EXPORT", f"{loaded.name} has other weights than the run trained on.", AGAIN)
+    found = sizes(model)
+    ids_BT = probe_ids(loaded.tokens, ROWS, min(LENGTH, found.context or LENGTH), found.vocabulary)
+    base_BTV = read_logits(model, ids_BT)
+    flat.write(params)
+    wanted_BTV = read_logits(model, ids_BT)
+    for p in model.parameters():  # off the shared storage, which a safetensors file cannot say
+        p.data, p.grad = p.data.clone(), None
+    return TrainedModel(loaded, model, ids_BT, base_BTV, wanted_BTV)
+
+
+def _start(recipe: Recipe, base: str, folder: Path, arithmetic: torch.dtype) -> tuple[Loaded, nn.Module, Flat]:
+    loaded = load(base, folder, arithmetic if recipe.trainable.adapts else torch.float32)
+    return loaded, *trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), arithmetic)
+
+
+def _from_directions(
+    recipe: Recipe, base: str, folder: Path, facts: Mapping[str, Any], params: Vector, directions: Directions
+) -> Vector:
+    """The parameters that the run's coefficients stand for."""
+    # Read as the run read it: in bfloat16, the start of LoRA's A is drawn in that.
+    loaded, _, flat = _start(recipe, base, folder, getattr(torch, facts.get("precision") or "float32"))
+    if facts.get("base_sha256") != base_digest(flat.spec, flat.read()):
+        what = f"{loaded.name} has other parameters than the run's directions start from."
+        raise EdgewiseError("E-EXPORT", what, AGAIN)
+    return rebuilt(flat.read(), params, directions, root(recipe.seed))
+
+
+def read_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
+    """float32[B, T, V], in evaluation mode."""
+    with torch.no_grad():
+        return logits(model.eval(), ids_BT).float()
+
+
+def write_merged(t: TrainedModel, folder: Path, dtype: str) -> Checked:
+    """Write the whole model: weights, configuration, tokenizer.
+
+    Args:
+        dtype: ``float32``, ``bfloat16`` or ``float16``: of all weights.
+    Returns:
+        How close the folder is to the trained model.
+    Raises:
+        EdgewiseError: E-EXPORT where the folder cannot be loaded, or gives other logits. Whatever writing raises.
+    """
+    model: Any = t.model
+    if hasattr(model, "merge_and_unload"):
+        _untie(model)
+        model = model.merge_and_unload()
+    merged_BTV = read_logits(model, t.ids_BT)
+    _close(merged_BTV, t, 'export the adapter instead: "--to peft".')
+    for p in model.parameters():
+        p.data = p.data.to(DTYPES[dtype]).float()
+    rounded_BTV = read_logits(model, t.ids_BT)
+    for p in model.parameters():
+        p.data = p.data.to(DTYPES[dtype])
+    model.save_pretrained(folder)
+    write_tokenizer(t.loaded, folder)
+    del model
+    rounding = _largest(rounded_BTV, merged_BTV)
+    t = t._replace(model=nn.Identity(), loaded=t.loaded._replace(model=nn.Identity()), wanted_BTV=rounded_BTV)
+    gc.collect()  # a large model shall not be in memory twice
+    return _verified(_plain(folder), t, folder, rounding)
+
+
+def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, beside: bool) -> Checked:
+    """Write the adapter, its tokenizer, and with ``beside`` the base as it came in ``folder / "base"``.
+
+    Args:
+        base, revision: what the adapter names as its base. Returns, Raises: as ``write_merged``.
+    """
+    from peft import PeftModel
+
+    model: Any = t.model
+    model.save_pretrained(folder)
+    config = folder / "adapter_config.json"
+    plain = json.loads(config.read_text(encoding="utf-8"))
+    plain |= {"base_model_name_or_path": base, "revision": revision or None}
+    config.write_text(json.dumps(plain, indent=2), encoding="utf-8")
+    write_tokenizer(t.loaded, folder)
+    origin = t.loaded.folder
+    if beside:
+        copy_base(origin, folder / BASE)
+        origin = folder / BASE
+    del model
+    t = t._replace(model=nn.Identity(), loaded=t.loaded._replace(model=nn.Identity()))
+    gc.collect()
+    plain_model = _plain(origin)
+    with foreign(EdgewiseError, "E-EXPORT", "peft cannot load the adapter that it wrote", "take --to merged."):
+        fresh = PeftModel.from_pretrained(plain_model, folder)
+    return _verified(fresh, t, folder, 0.0)
+
+
+def _plain(folder: Path) -> nn.Module:
+    """A folder as any user of ``transformers`` reads it, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    with foreign(EdgewiseError, "E-EXPORT", "transformers cannot load the model that it wrote", "update transformers."):
+        model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    return model
+
+
+def _verified(fresh: nn.Module, t: TrainedModel, folder: Path, rounding: float) -> Checked:
+    loaded = _close(read_logits(fresh, t.ids_BT), t, "please report it: the run itself is whole.")
+    if tokens.load(folder).digest != t.loaded.tokens.digest:
+        raise EdgewiseError("E-EXPORT", "the exported tokenizer is not the base's.", "please report it.")
+    return Checked(loaded, rounding, _largest(t.wanted_BTV, t.base_BTV))
+
+
+def _close(got_BTV: Tensor, t: TrainedModel, fix: str) -> float:
+    """The largest difference from the wanted logits. Raises EdgewiseError(E-EXPORT) where rounding does not explain it.
+
+    Allowed is a tenth of what training moved, and of the largest logit at least 1e-5 and at most 1e-4.
+    """
+    found = _largest(got_BTV, t.wanted_BTV)
+    scale, moved = float(t.wanted_BTV.abs().max()), _largest(t.wanted_BTV, t.base_BTV)
+    if not found <= min(max(0.1 * moved, FINEST * scale), COARSEST * scale):
+        what = f"the exported model is not the trained one: its logits differ by up to {found:.3g}"
+        raise EdgewiseError("E-EXPORT", f"{what}, and training moved them by {moved:.3g}.", fix)
+    return found
+
+
+def _largest(a_BTV: Tensor, b_BTV: Tensor) -> float:
+    return float((a_BTV - b_BTV).abs().max()) if a_BTV.shape == b_BTV.shape else float("inf")
+
+
+def _untie(model: Any) -> None:
+    """Give each adapted layer weights of its own where it shares them with another one (tied embeddings).
+
+    The adapter changed one use of the shared weights. Merged into them, it would change the other use too.
+    """
+    plain = model.get_base_model()
+    users = Counter(id(p) for m in plain.modules() for p in m._parameters.values() if p is not None)
+    adapted = [m for m in plain.modules() if hasattr(m, "lora_A")]
+    shared = [m for m in adapted if users[id(getattr(m.get_base_layer(), "weight", None))] > 1]
+    for layer in shared:
+        layer.get_base_layer().weight = nn.Parameter(layer.get_base_layer().weight.detach().clone())
+    if shared:
+        for config in (plain.config, text_config(plain.config)):
+            config.tie_word_embeddings = False
+        plain.all_tied_weights_keys = {}
+
+
+def stored_dtype(folder: Path) -> str:
+    """The dtype of most weights in a model's folder; ``float32`` for one that is none of ``DTYPES``."""
+    counts: Counter[str] = Counter()
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as f:
+            for name in f.keys():  # noqa: SIM118  (no dict)
+                piece = f.get_slice(name)
+                counts[piece.get_dtype()] += int(torch.tensor(piece.get_shape()).prod())
+    most = counts.most_common(1)
+    return STORED.get(most[0][0], "float32") if most else "float32"
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that ``transformers`` reads weights from: one, or the parts that an index lists."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return [folder / "model.safetensors"]
+    return sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
+
+
+def write_tokenizer(loaded: Loaded, folder: Path) -> None:
+    """Write a tokenizer that splits text as the base's does, its files as they are where they do.
+
+    Beside an adapter there is no config.json. Where the tokenizer depends on what that says of the architecture,
+    transformers writes it out in full.
+    """
+    copy_tokenizer(loaded.folder, folder)
+    if tokens.load(folder).digest != loaded.tokens.digest:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(loaded.folder, local_files_only=True).save_pretrained(folder)
+
+
+def copy_tokenizer(origin: Path, folder: Path) -> None:
+    """Copy the tokenizer's files and chat templates; a folder of such a name is none of them."""
+    for pattern in (*TOKENIZER_FILES, *TEMPLATES):
+        for file in origin.glob(pattern):
+            if file.is_file():
+                to = folder / file.relative_to(origin)
+                to.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, to)
+
+
+def copy_base(origin: Path, folder: Path) -> None:
+    """Copy a model as it is: weights, settings, tokenizer, card and licence."""
+    folder.mkdir()
+    copy_tokenizer(origin, folder)
+    settings = [p for pattern in ("*.json", "README.md", "LICENSE*") for p in origin.glob(pattern) if p.is_file()]
+    for file in {*settings, *weight_files(origin)}:
+        shutil.copyfile(file, folder / file.name)

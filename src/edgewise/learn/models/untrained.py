@@ -1,0 +1,51 @@
+"""A recipe's model before any training, without text: what a run of it begins with, and the files that devices need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgewise.core.vector import Spec, Vector
+from edgewise.learn.models.hub import INDEX, WEIGHTS
+from edgewise.learn.text import trainer
+from edgewise.plan.recipe.recipe import Recipe
+
+SETTINGS = ("*.json", "*.model", "*.txt", "*.jinja")
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A model before the first round.
+
+    Attributes:
+        initial: what is trained, float32 of ``spec``. files: that ``transformers`` reads; none of the bundled model,
+            which every device has. facts: as ``learn.text.trainer.TextTrainer.describe`` tells them of the model.
+    """
+
+    spec: Spec
+    initial: Vector = field(repr=False)
+    files: tuple[Path, ...]
+    facts: dict[str, Any]
+
+
+def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
+    """The recipe's model. Raises ModelError as ``learn.text.trainer.make``."""
+    loaded, flat = trainer.model(recipe, recipe_dir)
+    facts = {
+        "model": loaded.name,
+        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "trainable": flat.spec.dim,
+        "vocabulary": loaded.tokens.size,
+        **({"model_commit": loaded.commit} if loaded.commit else {}),
+    }
+    files = () if recipe.model.base == "bundled" else _files(loaded.folder)
+    return Untrained(flat.spec, flat.read(), files, facts)
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    """Settings, tokenizer and the weights that are read: one file, or those of an index."""
+    found = {path for pattern in SETTINGS for path in folder.glob(pattern)}
+    whole = folder / WEIGHTS
+    parts = [whole] if whole.is_file() and not (folder / INDEX).is_file() else folder.glob("*.safetensors")
+    return tuple(sorted({*found, *parts}))

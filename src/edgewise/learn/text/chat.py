@@ -1,0 +1,136 @@
+"""Chats: a row's messages through the chat template of the model's tokenizer. Answers are learnt, all else is read.
+
+    messages            [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]
+    the template's      <|user|>hi<|assistant|>yes?<|end|>
+    learnt              ^ read             ^ learnt
+
+An answer begins where the template's invitation to answer (``add_generation_prompt``) ends, as when the model is used.
+It ends where the next message begins: the token that ends a turn is learnt. A chat is one row with all of its answers.
+Where the template shows an earlier answer otherwise than the last one (some leave out what was thought), every answer
+is a row of its own, behind the messages before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from edgewise.core.errors import DataError
+from edgewise.core.foreign import foreign
+from edgewise.core.safe_repr import outline
+from edgewise.core.vector import Array
+
+ANSWER = "assistant"
+Message = dict[str, Any]
+
+
+class Part(NamedTuple):
+    """A part of a rendered chat; ``learnt``: it is an answer."""
+
+    text: str
+    learnt: bool
+
+    def __repr__(self) -> str:
+        return f"Part(text=<{len(self.text)} characters>, learnt={self.learnt})"
+
+
+class Row(NamedTuple):
+    """A chat's tokens, int32, and which of them are learnt, bool; the first one is not."""
+
+    ids: Array
+    learnt: Array
+
+    __repr__ = outline
+
+
+def messages(value: Any, name: str, where: str) -> list[Message]:
+    """The messages of a row. Raises DataError(E-DATA-FORMAT) where they are none."""
+    fix = 'write a list of {"role": ..., "content": ...}, both of them text.'
+    if not isinstance(value, list) or not value:
+        kind = "an empty list" if value == [] else type(value).__name__
+        raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is {kind}, needs a list of messages.", fix)
+    for i, message in enumerate(value):
+        for key in ("role", "content"):
+            if not isinstance(message, dict) or not isinstance(message.get(key), str):
+                what = f"{where}: message {i + 1} of `{name}` has no {key} that is text."
+                raise DataError("E-DATA-FORMAT", what, fix)
+    return value
+
+
+def pack(found: Sequence[Message]) -> tuple[str, str]:
+    """(the messages as JSON, the text of the answers): what a document keeps of a chat."""
+    answers = [message["content"] for message in found if message["role"] == ANSWER]
+    return msgspec.json.encode(found).decode(), "\n".join(answers)
+
+
+class Template:
+    """The chat template of a tokenizer, and its tokens with the special ones that the template writes.
+
+    A message cannot forge what the template writes: one that spells a special token is refused.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer, self._backend = tokenizer, tokenizer.backend_tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        self.digest = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()  # for cache keys
+        self._special = {str(t) for t in added if t.special} | set(tokenizer.all_special_tokens)
+
+    def rows(self, packed: str, where: str) -> list[Row]:
+        """The rows of one chat (``pack``): one, or one for each answer; none where there is no answer.
+
+        Raises:
+            DataError: E-DATA-FORMAT where the template refuses the messages, or one of them spells a special token.
+        """
+        found: list[Message] = msgspec.json.decode(packed)
+        for i, message in enumerate(found):
+            if spelt := next((token for token in self._special if token in message["content"]), None):
+                what = f"{where}: message {i + 1} spells {spelt!r}, which the chat template writes between messages."
+                raise DataError("E-DATA-FORMAT", what, "take it out of the text, or drop the row.")
+        at = [i for i, message in enumerate(found) if message["role"] == ANSWER]
+        if not at:
+            return []
+        whole = self._render(found[: at[-1] + 1], where)
+        parts = [self._parts(found[: i + 1], where) for i in at]
+        if all(whole.startswith("".join(p.text for p in pair)) for pair in parts):
+            return [self._row(_together(parts))]
+        return [self._row(pair) for pair in parts]
+
+    def _parts(self, found: list[Message], where: str) -> list[Part]:
+        """What is read and what is learnt of a chat whose last message is an answer."""
+        whole = self._render(found, where)
+        for invited in (True, False):
+            before = self._render(found[:-1], where, invited) if found[:-1] or invited else ""
+            if whole.startswith(before):
+                return [Part(before, False), Part(whole[len(before) :], True)]
+        what = f"{where}: the chat template rewrites what stands before message {len(found)}."
+        raise DataError("E-DATA-FORMAT", what, "write prompt and text columns in place of the messages.")
+
+    def _render(self, found: list[Message], where: str, invited: bool = False) -> str:
+        why, fix = f"{where}: the model's chat template refuses the messages", "correct them, or drop the row."
+        with foreign(DataError, "E-DATA-FORMAT", why, fix):
+            return str(self._tokenizer.apply_chat_template(found, tokenize=False, add_generation_prompt=invited))
+
+    def _row(self, parts: Sequence[Part]) -> Row:
+        """Each part by itself, as a model that is used is given what stands before an answer."""
+        self._backend.encode_special_tokens = False
+        try:
+            encoded = [self._backend.encode(part.text, add_special_tokens=False).ids for part in parts]
+        finally:
+            self._backend.encode_special_tokens = True
+        learnt = np.repeat([part.learnt for part in parts], [len(ids) for ids in encoded])
+        learnt[:1] = False
+        return Row(np.concatenate([np.array(ids, np.int32) for ids in encoded]), learnt)
+
+
+def _together(parts: Sequence[Sequence[Part]]) -> list[Part]:
+    """The parts of a chat whose answers stand one behind the other: of each, what the ones before do not have."""
+    out: list[Part] = []
+    done = 0
+    for before, answer in parts:
+        out += [Part(before.text[done:], False), answer]
+        done = len(before.text) + len(answer.text)
+    return out

@@ -1,0 +1,193 @@
+"""Whose text trains the model: an index of devices -> documents. Places, never text: 10,000 devices cost a few MB."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from edgewise.core.errors import DataError
+from edgewise.core.keys import Key
+from edgewise.core.training import DeviceId
+from edgewise.core.vector import Array
+from edgewise.learn.text import containers, partition, sources, tables
+from edgewise.learn.text.documents import DocumentIndex
+from edgewise.plan.recipe.data import WHOLE, DataSection
+
+LOG = logging.getLogger("edgewise")
+
+
+class Document(NamedTuple):
+    """``name`` is the place (``asyncio/base_events.py@0``, ``notes.jsonl@5120``); ``prompt`` is read, not learnt.
+    Of a chat, ``prompt`` has all messages and ``text`` the answers (``chat.pack``).
+
+    ``replaced``: bad bytes that stand in ``text`` as U+FFFD. ``ends``: the text ends here; else it is a piece, and goes
+    on in another document.
+    """
+
+    name: str
+    prompt: str
+    text: str
+    replaced: int = 0
+    ends: bool = True
+
+    def __repr__(self) -> str:
+        return (
+            f"Document(name={self.name!r}, prompt=<{len(self.prompt)} characters>, text=<{len(self.text)} characters>)"
+        )
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Devices (sorted) and where their documents are; ``documents`` reads one device's, in time order.
+
+    ``cut_each`` says how the hold-out is taken: from the end of each document (files), or from the end of the device
+    (rows of a table). ``lenient``: a document that cannot be read is left out, and the others are as they were; else
+    its device cannot train.
+    """
+
+    devices: tuple[DeviceId, ...]
+    cut_each: bool
+    _found: DocumentIndex
+    _order: Array  # documents sorted by device, in time order within
+    _first: Array  # int64[n + 1]: device i has _order[_first[i] : _first[i + 1]]
+    _section: DataSection
+    lenient: bool = False
+    _digests: dict[DeviceId, str] = field(default_factory=dict, repr=False)
+    _lost: dict[DeviceId, int] = field(default_factory=dict, repr=False)
+
+    def of(self, device: DeviceId) -> Corpus:
+        """The same corpus under the name of an enrolled device, whose text all of it is (``partition = "whole"``)."""
+        if len(self.devices) != 1:
+            raise ValueError(f"a corpus of {len(self.devices)} devices is not that of one")
+        return replace(self, devices=(device,))
+
+    def documents(self, device: DeviceId, lost: list[Exception] | None = None) -> Iterator[Document]:
+        """Text of one device, document by document.
+
+        Args:
+            lost: where ``lenient`` leaves a document out, why goes in here.
+        Raises:
+            DataError: E-DEVICE-DATA for an unknown device; unless ``lenient`` E-DEVICE-DATA for a file that is gone,
+                E-DATA-FORMAT for a binary file or a row without text.
+        """
+        i = bisect_left(self.devices, device)
+        if i == len(self.devices) or self.devices[i] != device:
+            raise DataError("E-DEVICE-DATA", f"no device {device!r:.60} in the data.", "see the list of devices.")
+        found = self._found
+        for number, places in groupby(self._order[self._first[i] : self._first[i + 1]], found.file.__getitem__):
+            path = found.files[number]
+            if number in found.broken:
+                e = DataError("E-DEVICE-DATA", found.broken[number], "restore the file, or remove it.")
+                self._left_out(e, lost)
+                continue
+            try:
+                with path.open("rb") as f:
+                    for d in places:
+                        try:
+                            f.seek(found.start[d])
+                            raw = f.read(found.stop[d] - found.start[d])
+                            document = self._document(f"{found.names[number]}@{found.start[d]}", raw, d)
+                        except (DataError, OSError) as e:
+                            self._left_out(e, lost)
+                            continue
+                        yield document
+            except OSError as e:
+                self._left_out(DataError("E-DEVICE-DATA", f"{path}: {e.strerror}.", "restore the file."), lost)
+
+    def _left_out(self, e: DataError | OSError, lost: list[Exception] | None) -> None:
+        if not self.lenient:
+            raise e from None
+        if lost is not None:
+            lost.append(e)
+        LOG.warning("a document cannot be read, and counts as if it were not there: %s", e)
+
+    def _document(self, name: str, raw: bytes, at: int) -> Document:
+        if self._found.rows:
+            return Document(
+                name, *tables.check(self._section, tables.lifted(self._section, tables.decode(raw, name)), name)
+            )
+        containers.refuse_text(name, raw, first=not self._found.start[at])
+        if not self._found.start[at]:
+            raw = raw.removeprefix(tables.BOM)
+        text = raw.decode("utf-8", errors="replace")
+        replaced = text.count("\ufffd") - raw.count("\ufffd".encode())
+        return Document(name, "", text, replaced, bool(self._found.ends[at]))
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """What was found before any text was read: ``files`` and ``rows`` (None for text) as {"read": how many,
+        "left_out": {reason: how many}}, and ``pieces``, whether files are dealt out in pieces."""
+        found = self._found
+        files = {"read": len(found.files) - len(found.broken), "left_out": _counts(found.left_out)}
+        rows = {"read": len(found.start), "left_out": _counts(found.rows_left_out)} if found.rows else None
+        return {"files": files, "rows": rows, "pieces": not found.rows and self._section.partition not in WHOLE}
+
+    def digest(self, device: DeviceId) -> str:
+        """SHA-256 over names, lengths and contents of a device's documents; remembered."""
+        if device not in self._digests:
+            h, lost = hashlib.sha256(), []
+            for document in self.documents(device, lost):
+                for part in document[:3]:
+                    raw = part.encode("utf-8", errors="surrogatepass")
+                    h.update(len(raw).to_bytes(8, "little") + raw)
+                if not document.ends:
+                    h.update(b"a piece")
+            self._digests[device], self._lost[device] = h.hexdigest(), len(lost)
+        return self._digests[device]
+
+    def lost(self, device: DeviceId) -> int:
+        """How many of a device's documents cannot be read and are left out; 0 unless ``lenient``. Raises as
+        ``documents``."""
+        self.digest(device)
+        return self._lost[device]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all documents as they stand in their files; of rows, with all that is needed of them."""
+        return int((self._found.stop - self._found.start).sum())
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all devices' names and digests: what a run was trained on. Reads everything once.
+
+        A device whose text cannot be read counts with the error's code: it will refuse to train, not stop the run.
+        """
+        h = hashlib.sha256()
+        for device in self.devices:
+            try:
+                digest = self.digest(device)
+            except DataError as e:
+                digest = e.code
+            h.update(f"{len(device)} {device} {digest}\n".encode())
+        return h.hexdigest()
+
+
+def _counts(found: Mapping[str, int]) -> dict[str, int]:
+    return {reason: n for reason, n in sorted(found.items()) if n}
+
+
+def load(section: DataSection, recipe_dir: Path, cache_dir: Path, key: Key, lenient: bool = False) -> Corpus:
+    """Find, partition, index.
+
+    Args:
+        recipe_dir: relative paths start here. cache_dir: csv and parquet are normalised into it. key: of the partition.
+        lenient: see ``Corpus``.
+    Raises:
+        DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY. A device with too little text is no error
+            here: it refuses when it is asked to train.
+    """
+    found = sources.find(section, recipe_dir, cache_dir)
+    if not (found.stop - found.start > 1).any():
+        raise DataError("E-DATA-EMPTY", "no document has two characters.", "give devices some text.")
+    names, device = partition.assign(found, section, key)
+    order = np.argsort(device, kind="stable")
+    first = np.searchsorted(device[order], np.arange(len(names) + 1))
+    cut_each = not found.rows
+    return Corpus(names, cut_each, found, order.astype(np.int32), first, section, lenient)

@@ -1,0 +1,187 @@
+"""A first look into data that nobody has described yet: its format, its columns, and which of them may be the owner and
+the text. Reads the first rows of some files, and keeps no text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from edgewise.core.errors import DataError, EdgewiseError
+from edgewise.core.foreign import foreign
+from edgewise.learn.text import containers, headers, packed
+from edgewise.learn.text.files import Listing, kind_of, named
+from edgewise.learn.text.rows import csv_rows
+from edgewise.learn.text.tables import ENDINGS, decode
+from edgewise.plan.recipe.data import Header
+from edgewise.plan.recipe.recipe import DataSection
+
+ROWS = 5000  # that are looked at
+LEAST_TEXT = 8  # characters on average; a column of shorter values is text by its name only
+LEAST_REPEATS = 1.5  # rows of an owner on average; a column of rarer values is an owner by its name only
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        distinct: different values. repeats: rows of each on average. characters, words: of its text on average, 0 where
+            it has other values than text. names: its values can name devices. chat: ``"messages"`` where its values are
+            lists of role and content, ``"other"`` for lists of objects of another kind, else empty. dates: its values
+            are. header: why its name seems to be a row of data; empty where it does not.
+    """
+
+    name: str
+    distinct: int
+    repeats: float
+    characters: float
+    words: float
+    names: bool
+    chat: str = ""
+    dates: bool = False
+    header: str = ""
+
+
+class Look(NamedTuple):
+    """What was found: ``source`` as in a recipe, and the columns (none in folders of text)."""
+
+    source: str
+    columns: tuple[Column, ...] = ()
+
+    def texts(self) -> list[str]:
+        """Columns that may be the text, the likeliest first: known names, then the longest that are no prompts."""
+        fit = [c for c in self.columns if c.characters >= (0.1 if headers.known(c.name, headers.TEXTS) else LEAST_TEXT)]
+        asked = {c.name for c in fit if headers.known(c.name, headers.PROMPTS)}
+        return [
+            c.name
+            for c in sorted(fit, key=lambda c: (headers.rank(c.name, headers.TEXTS), c.name in asked, -c.characters))
+        ]
+
+    def owners(self, read: Collection[str]) -> list[str]:
+        """Columns whose values may be the devices, the likeliest first: known names, then those with most values.
+        ``read``: columns that are the text or its prompt."""
+        fit = [c for c in self.columns if c.names and c.distinct > 1 and c.name not in read]
+        known = [c for c in fit if headers.known(c.name, headers.OWNERS)]
+        likely = [
+            c
+            for c in fit
+            if c.repeats >= LEAST_REPEATS
+            and not c.dates
+            and c.words < headers.PROSE
+            and not headers.known(c.name, headers.PROMPTS + headers.TEXTS)
+        ]
+        found = sorted({*known, *likely}, key=lambda c: (headers.rank(c.name, headers.OWNERS), -c.distinct, c.name))
+        return [c.name for c in found]
+
+    def prompts(self, text: str) -> list[str]:
+        """Columns that may be what ``text`` answers, the likeliest first; none where it is no answer by its name."""
+        if not headers.known(text, headers.ANSWERS):
+            return []
+        fit = [
+            c for c in self.columns if c.characters > 0 and c.name != text and headers.known(c.name, headers.PROMPTS)
+        ]
+        return [c.name for c in sorted(fit, key=lambda c: headers.rank(c.name, headers.PROMPTS))]
+
+    def chats(self, kind: str) -> list[str]:
+        """Columns of chats of this kind (``Column.chat``)."""
+        return [c.name for c in self.columns if c.chat == kind]
+
+    def like(self, known: list[str]) -> str:
+        """The first column with one of these names; empty where there is none."""
+        return min((c.name for c in self.columns if headers.known(c.name, known)), default="")
+
+
+def look(path: str, base: Path, header: Header = "auto") -> Look:
+    """What ``data.path`` holds, by the endings of its files and the first rows of its tables. ``header`` is that of the
+    recipe.
+
+    Raises:
+        DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-EMPTY.
+    """
+    paths, _ = named(path, base, "where you are")
+    try:
+        listed = Listing()
+        files = list(listed.below(paths[0])) if kind_of(paths[0]) == "folder" else paths
+        if not files:
+            raise DataError("E-DATA-EMPTY", f"{path}: there is no file in it.", "name a folder with text or tables.")
+        source = Counter(map(_source, files)).most_common(1)[0][0]
+        if source == "text":
+            return Look(source)
+        tables = [f for f in files if _source(f) == source]
+        each = max(20, ROWS // len(tables))
+        rows = [row for file in tables[: ROWS // each] for row in islice(_rows(source, file, header), each)]
+    except OSError as e:
+        raise DataError("E-DATA-MISSING", f"{e.filename or path} cannot be read: {e.strerror or e}.", "") from None
+    if not rows:
+        raise DataError("E-DATA-EMPTY", f"{path} has no row.", "give a table with some.")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = [_column(name, [row.get(name) for row in rows]) for name in names]
+    if source == "csv" and header == "auto":
+        below = {c.name: [row[c.name] for row in rows[: headers.ROWS] if c.name in row] for c in columns}
+        columns = [c._replace(header=headers.as_data(c.name, below[c.name])) for c in columns]
+    return Look(source, tuple(columns))
+
+
+def _source(file: Path) -> str:
+    plain = file.with_suffix("") if packed.is_packed(file) else file
+    ending = plain.suffix.lower()
+    if ending == ".txt":  # a table only where a recipe says so
+        return "text"
+    return next((source for source, endings in ENDINGS.items() if ending in endings), "text")
+
+
+def _rows(source: str, file: Path, header: Header) -> Iterator[dict[str, Any]]:
+    if source != "parquet":
+        containers.refuse_file(file, file.name)
+    if source == "jsonl":
+        for number, raw in enumerate(packed.lines(file), 1):
+            if raw.strip():
+                yield _flat(decode(raw.removeprefix(b"\xef\xbb\xbf"), f"{file.name}:{number}"))
+    elif source == "csv":
+        open_section = DataSection.model_construct(source="csv", text="", header=header)
+        yield from (row for _, row in csv_rows(open_section, file, file.name) if row is not None)
+    else:
+        try:
+            from pyarrow import parquet
+        except ImportError:
+            raise EdgewiseError("E-DEPENDENCY", "parquet needs pyarrow.", "pip install pyarrow.") from None
+        with foreign(DataError, "E-DATA-FORMAT", f"{file.name}: not a readable Parquet file", "write it again."):
+            batch = next(parquet.ParquetFile(file).iter_batches(batch_size=ROWS), None)
+            yield from batch.to_pylist() if batch is not None else ()
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with the values of objects inside it by their paths, as a recipe names them (``meta.shop``)."""
+    out: dict[str, Any] = {}
+    for name, value in row.items():
+        inner = _flat(value) if isinstance(value, dict) else {"": value}
+        out |= {f"{name}.{path}" if path else name: found for path, found in inner.items()}
+    return out
+
+
+def _column(name: str, values: list[Any]) -> Column:
+    plain = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
+    given = [v for v in plain if v is not None]
+    texts = [v for v in given if isinstance(v, str)]
+    names = all(
+        isinstance(v, str | int) and not isinstance(v, bool) and 0 < len(str(v)) <= headers.LONGEST_OWNER for v in plain
+    )
+    distinct = len({str(v) for v in given})
+    whole = bool(given) and len(texts) == len(plain)
+    length = fmean(map(len, texts)) if whole else 0.0
+    words = fmean(len(v.split()) for v in texts) if whole else 0.0
+    dates = whole and all(map(headers.is_date, texts))
+    repeats = len(given) / max(1, distinct)
+    return Column(name, distinct, repeats, length, words, bool(given) and names, _chat(given), dates)
+
+
+def _chat(values: list[Any]) -> str:
+    """``Column.chat`` of a column: by its first values."""
+    first = [v for v in values[:20] if v != []]
+    if not first or not all(isinstance(v, list) and all(isinstance(one, dict) for one in v) for v in first):
+        return ""
+    said = all(isinstance(one.get(key), str) for v in first for one in v for key in ("role", "content"))
+    return "messages" if said else "other"

@@ -1,0 +1,87 @@
+"""The record of what was read and what was not: one set of counts for ``check``, the run and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from unicodedata import normalize
+
+import numpy as np
+
+from edgewise.core.errors import DataError
+from edgewise.core.training import DeviceId
+from edgewise.learn.text.blocks import Blocks
+from edgewise.learn.text.corpus import Corpus
+from edgewise.learn.text.counts import Counts
+from edgewise.plan.recipe.recipe import DataSection
+
+MOST_DEVICES = 1000  # that are all tokenized to be counted
+SOME_DEVICES = 200  # of more, spread evenly over their names
+
+
+def reading(
+    corpus: Corpus, section: DataSection, blocks: Callable[[DeviceId], Blocks], most_bytes: int = 0
+) -> dict[str, Any]:
+    """What was read and what was left out, as plain JSON.
+
+    Args:
+        blocks: of a device. most_bytes: tokenize about so much text at most; 0 = that of up to 1,000 devices, and of
+            200 where there are more.
+    Returns:
+        ``files``, ``rows``, ``pieces`` (``Corpus.found``); ``devices``, and ``examined``, of how many of them the rest
+        is counted; ``text`` (``Counts``); ``train_tokens``, ``held_tokens`` (predicted); ``unread_documents``;
+        ``cannot``: reason -> devices that cannot train (``too_little``, ``unreadable``) or cannot be measured
+        (``no_holdout``), and ``example``, why one of the unreadable ones cannot be read and what to do; ``alike``:
+        ``names``, how many devices are named as another one but for case, spaces or Unicode form, and one ``example``,
+        a list of such names; the recipe's ``sequence_len``, ``max_tokens``, ``holdout`` and ``time``.
+    """
+    examined = _chosen(corpus, most_bytes)
+    total, train, held, lost = Counts(), 0, 0, 0
+    cannot = {"too_little": 0, "unreadable": 0, "no_holdout": 0}
+    example = ""
+    for device in examined:
+        try:
+            of = blocks(device)
+            lost += corpus.lost(device)
+        except DataError as e:
+            cannot["unreadable"] += 1
+            example = example or f"{device}: {e.what} Fix: {e.fix}"
+            continue
+        total += Counts(*map(int, of.counts))
+        train, held = train + of.train_tokens, held + of.held_tokens
+        cannot["too_little"] += not of.train_tokens
+        cannot["no_holdout"] += bool(of.train_tokens) and not of.held_tokens
+    return {
+        **corpus.found,
+        "devices": len(corpus.devices),
+        "examined": len(examined),
+        "text": total._asdict(),
+        "train_tokens": train,
+        "held_tokens": held,
+        "unread_documents": lost,
+        "cannot": cannot,
+        "example": example,
+        "alike": _alike(corpus.devices),
+        "sequence_len": section.sequence_len,
+        "max_tokens": section.max_tokens,
+        "holdout": section.holdout,
+        "time": section.time,
+        "prompt": bool(section.prompt or section.messages),
+    }
+
+
+def _alike(devices: Sequence[DeviceId]) -> dict[str, Any]:
+    """Devices that may be one owner whose name is written in several ways."""
+    spelt: dict[str, list[DeviceId]] = {}
+    for device in devices:
+        spelt.setdefault(" ".join(normalize("NFKC", device).casefold().split()), []).append(device)
+    several = [names for names in spelt.values() if len(names) > 1]
+    return {"names": sum(map(len, several)), "example": several[0] if several else []}
+
+
+def _chosen(corpus: Corpus, most_bytes: int) -> Sequence[DeviceId]:
+    devices = corpus.devices
+    n = len(devices) if len(devices) <= MOST_DEVICES else SOME_DEVICES
+    if most_bytes:
+        n = min(n, max(1, most_bytes * len(devices) // max(1, corpus.size_bytes)))
+    return [devices[i] for i in np.unique(np.arange(n) * len(devices) // n)]

@@ -1,0 +1,176 @@
+"""Where text comes from: each source finds its documents as byte ranges of files, without keeping any text.
+
+Non-UTF-8 bytes: in text files (people's notes, old source code) each bad byte becomes U+FFFD, because one stray byte
+must not lock a device out, and the report counts them; in a table they are an error with the line, because a table is
+an export and a bad byte there means that the export is wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from edgewise.core.errors import DataError
+from edgewise.core.training import POOLED
+from edgewise.learn.text import containers, packed, tables
+from edgewise.learn.text.documents import DocumentIndex
+from edgewise.learn.text.files import EMPTY, NOT_TEXT, UNREADABLE, Listing, kind_of, named, shown
+from edgewise.plan.recipe.data import OWN, WHOLE, DataSection
+
+STDLIB_PACKAGES = (
+    "asyncio", "collections", "concurrent", "ctypes", "email", "html", "http", "importlib", "json", "logging",
+    "multiprocessing", "re", "unittest", "urllib", "wsgiref", "xml", "xmlrpc",
+)  # fmt: skip
+STDLIB_LEAST_BYTES = 8192  # a package with less source than this (about 2,400 tokens) is not a device
+TEST_FOLDERS = {"test", "tests", "idle_test", "__pycache__"}
+PLAYS = {"source": "jsonl", "owner": "speaker", "text": "text"}  # as a table
+PIECE_BYTES = 2048  # where files are dealt out to devices in pieces ("dirichlet", "iid"): at least this, whole lines
+
+
+def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentIndex:
+    """The documents of a data section.
+
+    Raises:
+        DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY.
+    """
+    whole = section.partition in WHOLE
+    listing = Listing()
+    if section.source == OWN:
+        what = 'data.source = "own" is read by enrolled devices, each what its owner names.'
+        raise DataError("E-DATA-MISSING", what, "name data of this machine, or submit the recipe to a server.")
+    if section.source == "python-stdlib":
+        return _plain(*_stdlib(), whole, cache_dir, listing)
+    if section.source == "plays":
+        section, paths, several = section.model_copy(update=PLAYS), [shipped_plays()], False
+    else:
+        paths, several = named(section.path, recipe_dir)
+    try:
+        if section.source == "text":
+            return _plain(*_texts(paths, several, listing), whole, cache_dir, listing)
+        return tables.find(section, paths, cache_dir, listing)
+    except OSError as e:
+        what = f"{e.filename or paths[0]} cannot be read: {e.strerror or e}."
+        raise DataError("E-DATA-MISSING", what, "give permission, or take it out of data.path.") from None
+
+
+def _stdlib() -> tuple[Path, dict[str, list[Path]]]:
+    root = Path(sysconfig.get_path("stdlib"))
+    owners = {name: sorted(_sources(root / name)) for name in STDLIB_PACKAGES}
+    owners = {n: f for n, f in owners.items() if sum(p.stat().st_size for p in f) >= STDLIB_LEAST_BYTES}
+    if len(owners) < 2:
+        what = f"{root} has source text of {len(owners)} of the {len(STDLIB_PACKAGES)} demo packages, needs 2."
+        raise DataError("E-DATA-EMPTY", what, "use a Python with its library's source, or your own text.")
+    return root, owners
+
+
+def shipped_plays() -> Path:
+    """The demo's text, which ships with edgewise (``assets/plays/README.md``)."""
+    return Path(str(resources.files("edgewise"))) / "assets" / "plays" / "plays.jsonl.gz"
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    """Python source below, without hidden files and tests."""
+
+    def unreadable(e: OSError) -> None:
+        raise e
+
+    for at, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [f for f in folders if not f.startswith(".") and f not in TEST_FOLDERS]
+        yield from (Path(at, n) for n in names if not n.startswith(".") and n.endswith(".py"))
+
+
+def _texts(paths: list[Path], several: bool, listing: Listing) -> tuple[Path, dict[str, list[Path]]]:
+    """(root, device -> its files). In a folder, each sub-folder and each file is a device; so is each of several paths;
+    a single file is one device, named without its ending.
+
+    Raises DataError(E-DATA-FORMAT) where two devices would have one name.
+    """
+    if several:
+        root = Path(os.path.commonpath([p.parent for p in paths]))
+        entries = [(p, kind_of(p) == "folder") for p in paths]
+    elif kind_of(paths[0]) == "folder":
+        root, entries = paths[0], listing.entries(paths[0])
+    elif kind_of(paths[0]) == "special":
+        raise DataError("E-DATA-MISSING", f"{paths[0]} is neither a file nor a folder.", "check data.path.")
+    else:
+        root, entries = paths[0].parent, [(paths[0], False)]
+    single = len(entries) == 1 and entries[0][0] == paths[0]
+    devices: dict[str, list[Path]] = {}
+    for path, is_folder in entries:
+        before = sum(listing.left_out.values())
+        files = list(listing.below(path)) if is_folder else [path]
+        if not files and sum(listing.left_out.values()) > before:
+            continue  # a folder of nothing but runs, or the like, is nobody's
+        name = shown(path.stem if single and not several else path.name)
+        if name in devices or name == POOLED:
+            what = f"{root}: two devices are called {name!r}." if name in devices else f"{path}: no device's name."
+            raise DataError("E-DATA-FORMAT", what, "rename one of the folders or files.")
+        devices[name] = files
+    return root, devices
+
+
+def _plain(
+    root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: Path, listing: Listing
+) -> DocumentIndex:
+    owners = tuple(sorted(by_owner))
+    listed = [(path, code) for code, name in enumerate(owners) for path in by_owner[name]]
+    files, broken, pieces = [], {}, []
+    for path, code in listed:
+        try:
+            file = packed.unpacked(path, cache_dir)
+            size = file.stat().st_size
+            if not whole and _is_container(file):  # its device would refuse it; pieces of it have no device of theirs
+                listing.left_out[NOT_TEXT] += 1
+                continue
+            cuts = [(0, size)] if whole else list(_pieces(file))
+        except (OSError, DataError) as e:
+            listing.left_out[UNREADABLE] += 1
+            if not whole:
+                continue  # it would be a random device's
+            broken[len(files)] = e.what if isinstance(e, DataError) else f"{shown(str(path))}: {e.strerror or e}."
+            file, size, cuts = path, 1, [(0, 1)]
+        pieces += [(len(files), start, stop, code, stop == size) for start, stop in cuts if stop > start]
+        files.append((file, path))
+        listing.left_out[EMPTY] += not size
+    if not pieces:
+        left = "".join(f"; {n} {reason}" for reason, n in listing.left_out.items() if n)
+        raise DataError("E-DATA-EMPTY", f"no text in {root}{left}.", "put text files there, one sub-folder per device.")
+    number, start, stop, owner, ends = np.array(pieces, np.int64).T
+    return DocumentIndex(
+        files=tuple(file for file, _ in files),
+        names=tuple(shown(path.relative_to(root).as_posix()) for _, path in files),
+        file=number.astype(np.int32),
+        start=start,
+        stop=stop,
+        owners=owners,
+        owner=owner.astype(np.int32),
+        label=None,
+        rows=False,
+        ends=ends.astype(bool),
+        broken=broken,
+        left_out=listing.left_out,
+    )
+
+
+def _is_container(path: Path) -> bool:
+    try:
+        containers.refuse_file(path, path.name)
+    except DataError:
+        return True
+    return False
+
+
+def _pieces(path: Path) -> Iterator[tuple[int, int]]:
+    start = at = 0
+    with path.open("rb") as f:
+        for line in f:
+            at += len(line)
+            if at - start >= PIECE_BYTES:
+                yield start, at
+                start = at
+    yield start, at

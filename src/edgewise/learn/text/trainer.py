@@ -1,0 +1,356 @@
+"""The text trainer: recipe -> model, corpus, blocks -> the engine's ``Trainer`` port.
+
+Shape suffixes: N = blocks, B = blocks of a micro-batch, S = tokens per block (sequence_len + 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgewise.core.errors import DataError, ModelError
+from edgewise.core.keys import Key, derive, root
+from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut
+from edgewise.core.vector import Array, Vector
+from edgewise.learn.flat import Flat
+from edgewise.learn.models import generate
+from edgewise.learn.models.adapters import is_factor_a, trainable, without_adapter
+from edgewise.learn.models.architecture import Sizes, check_causal, shares, sizes, unread
+from edgewise.learn.models.load import Loaded, TextLoss, autocast_dtype, float32_attention, load
+from edgewise.learn.text import corpus as corpora
+from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
+from edgewise.learn.text.corpus import Corpus
+from edgewise.learn.text.counts import Counts
+from edgewise.learn.text.reading import MOST_DEVICES, reading
+from edgewise.learn.torch_task import TorchTrainer, computing, row_order
+from edgewise.learn.train import Batch
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.recipe.sections import TrainingSection
+
+EVAL_TOKENS = 2048  # per forward pass of an evaluation: larger batches gain nothing on a CPU and cost memory
+OPEN_DEVICES = 256  # memory maps kept open
+SAMPLED_DEVICES, SAMPLED_BLOCKS = 16, 32  # for the bytes of a token
+
+
+def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | None = None) -> TextTrainer:
+    """Everything that a recipe says about text and model.
+
+    Args:
+        recipe_dir: relative paths in the recipe start here. cache_dir: tokenized blocks; may be shared by processes
+            and runs, and deleted at any time between runs. device: an enrolled one, whose text all of it is.
+    Raises:
+        ModelError: E-MODEL, E-MODEL-REMOTE, E-TARGETS. DataError: E-DATA-*.
+    """
+    key = root(recipe.seed)
+    records = recipe.dp.example  # nothing may hang on one document but its own blocks
+    corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)
+    if device is not None:
+        corpus = corpus.of(device)
+    loaded, flat = model(recipe, recipe_dir)
+    store = BlockStore(corpus, loaded.tokens, recipe.data, cache_dir, apart=records)
+    loss = TextLoss(autocast_dtype(recipe.model.precision))
+    return TextTrainer(recipe, loaded, flat, corpus, store, loss)
+
+
+def model(recipe: Recipe, recipe_dir: Path) -> tuple[Loaded, Flat]:
+    """The recipe's model without any text: what is loaded, with adapters where the recipe asks for them, and what of it
+    is trained. Raises ModelError as ``make``."""
+    arithmetic = autocast_dtype(recipe.model.precision)
+    lora = recipe.trainable.adapts  # nothing of the base is trained, so it can be read in 16 bits at once
+    loaded = load(recipe.model.base, recipe_dir, arithmetic if lora else torch.float32)
+    _check(loaded, recipe)
+    if arithmetic is torch.bfloat16:
+        float32_attention(loaded.model)
+    made, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), frozen=arithmetic)
+    return loaded._replace(model=made), flat
+
+
+def _check(loaded: Loaded, recipe: Recipe) -> None:
+    found, asked = sizes(loaded.model), recipe.data.sequence_len
+    if found.context is not None and asked > found.context:
+        what = f"{loaded.name} reads at most {found.context} tokens, data.sequence_len is {asked}."
+        raise ModelError("E-MODEL", what, f"set data.sequence_len = {found.context} or less.")
+    if recipe.data.messages and loaded.tokens.template is None:
+        what = f"{loaded.name} has no chat template, by which data.messages = {recipe.data.messages!r} is read."
+        raise ModelError("E-MODEL", what, "take a chat model, or write prompts and answers into two columns.")
+    if loaded.tokens.size > found.vocabulary:
+        what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {found.vocabulary}."
+        raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")
+    check_causal(loaded.model, loaded.tokens, asked, loaded.name)
+
+
+class TextTrainer(TorchTrainer):
+    """A causal language model over the devices' text. ``count`` of an update is the device's training tokens."""
+
+    def __init__(
+        self, recipe: Recipe, loaded: Loaded, flat: Flat, corpus: Corpus, store: BlockStore, loss: TextLoss
+    ) -> None:
+        self.loaded, self.corpus, self._store = loaded, corpus, store
+        self._eval_tokens, self._data = recipe.eval.max_tokens, recipe.data
+        self._adapts = recipe.trainable.adapts
+        self._open = lru_cache(OPEN_DEVICES)(self._device)
+        found = sizes(loaded.model)
+        micro = recipe.training.batch // recipe.training.accumulate * recipe.data.sequence_len
+        super().__init__(
+            loaded.model, loss, self._pooled_or_device, recipe.training, corpus.devices, flat,
+            activation_bytes=float(micro * _activation_bytes_per_token(found)), arithmetic=loss.autocast,
+            forward_bytes=float(micro * _forward_bytes_per_token(found)),
+        )  # fmt: skip
+
+    def _device(self, device: DeviceId) -> TextShard:
+        return TextShard(self._store.open(device), self._eval_tokens)
+
+    def _pooled_or_device(self, device: DeviceId) -> TextShard | PooledShard:
+        return self._pooled if device == POOLED else self._open(device)
+
+    @cached_property
+    def _pooled(self) -> PooledShard:
+        return PooledShard(self._open, self.devices())
+
+    def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
+        """As ``TorchTrainer.work``; a device that ``data.max_tokens`` leaves nothing says so."""
+        with self._explained(request.device):
+            return super().work(request)
+
+    def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
+        """As ``TorchTrainer.evaluate``; a device that ``data.max_tokens`` leaves nothing says so."""
+        with self._explained(device):
+            return super().evaluate(device, params)
+
+    @contextmanager
+    def _explained(self, device: DeviceId) -> Iterator[None]:
+        try:
+            yield
+        except DataError as e:
+            limit = self._data.max_tokens
+            if e.code != "E-DEVICE-DATA" or not limit or not (beyond := self._beyond(device)):
+                raise
+            prompts = ", since a prompt alone is as long" if beyond.prompts_over else ""
+            what = f"{e.what} data.max_tokens = {limit} leaves out texts of it{prompts}."
+            raise DataError(e.code, what, "raise data.max_tokens.") from None
+
+    def _beyond(self, device: DeviceId) -> Counts | None:
+        if device == POOLED:
+            return None
+        with suppress(DataError):
+            counts = Counts(*map(int, self._open(device).blocks.counts))
+            return counts if counts.beyond else None
+        return None
+
+    def text(self, device: DeviceId) -> TextShard:
+        """One device's blocks. Raises DataError(E-DEVICE-DATA, E-DATA-*) where they cannot be made."""
+        return self._open(device)
+
+    @property
+    def autocast(self) -> torch.dtype:
+        """In which arithmetic the model is run."""
+        return self.loss.autocast
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all documents' names, lengths and contents; reads all text once."""
+        return self.corpus.fingerprint()
+
+    def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
+        """The beginning of a device's held-out text, how it goes on, and how the model with ``params`` (float32[d])
+        goes on. Raises DataError(E-DEVICE-DATA) where the device holds too little text out."""
+        held_NS = self._open(device).blocks.held_NS
+        found = generate.opening(np.array(held_NS[0])) if len(held_NS) else None
+        if found is None:
+            what = f"device {device!r:.60} has too little text for a hold-out."
+            raise DataError("E-DEVICE-DATA", what, "give it more text, or raise data.holdout.")
+        tokens = self.loaded.tokens
+        longest = getattr(self.loaded.model.config, "max_position_embeddings", None) or generate.PROMPT + generate.NEW
+        with computing(device):
+            self.flat.write(params)
+            ids = generate.continued(
+                self.model, found.prompt, longest, tokens.end, self.loss.autocast, key
+            )  # fmt: skip
+        return tokens.decode(found.prompt), tokens.decode(found.actual), tokens.decode(ids)
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: model name, parameters, vocabulary, arithmetic, data fingerprint, what was read and what was left
+        out, and each device's training tokens and the bytes of a token (not for more than 1,000 devices: but for some
+        that are counted, only those that take part are ever tokenized then).
+        """
+        sizes, listed = self.sizes(), self.devices() if len(self.devices()) <= MOST_DEVICES else ()
+        # Workers share the cache: half of them begin at the other end, so that they meet in the middle.
+        tokens = {d: self._train_tokens(d) for d in (listed if os.getpid() % 2 else reversed(listed))}
+        return {
+            "model": self.loaded.name,
+            "parameters": int(sizes["parameters"]),
+            "trainable": int(sizes["trainable"]),
+            "vocabulary": self.loaded.tokens.size,
+            "precision": str(self.loss.autocast).removeprefix("torch."),
+            "fingerprint": self.fingerprint(),
+            "model_fingerprint": frozen_digest(self.model),
+            **({"model_commit": self.loaded.commit} if self.loaded.commit else {}),
+            **({"notes": list(self.notes())} if self.notes() else {}),
+            "devices": {d: tokens[d] for d in listed},
+            "bytes_per_token": self._bytes_per_token(listed),
+            "reading": self.reading(),
+        }
+
+    def _bytes_per_token(self, devices: Sequence[DeviceId]) -> float:
+        """Bytes of text (UTF-8) for each token that is predicted in training, from the beginnings of some devices'
+        text; 0 where there is none."""
+        size, count = 0, 0
+        for device in devices[:: -(-len(devices) // SAMPLED_DEVICES) or 1]:
+            try:
+                blocks_NS = self._open(device).blocks.train_NS[:SAMPLED_BLOCKS, 1:]
+            except DataError:
+                continue
+            ids = blocks_NS[blocks_NS >= 0]
+            size, count = size + len(self.loaded.tokens.decode(ids).encode()), count + len(ids)
+        return round(size / count, 4) if count else 0.0
+
+    def reading(self, most_bytes: int = 0) -> dict[str, Any]:
+        """See ``learn.text.reading``."""
+        return reading(self.corpus, self._data, lambda device: self._open(device).blocks, most_bytes)
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know before a run, a sentence each: what is read otherwise than the model's files say,
+        and what is never trained."""
+        said = self.loaded.tokens.notes
+        bare = without_adapter(self.model) if self._adapts else {}
+        if idle := {} if self._adapts else unread(self.model):
+            share = 100 * sum(idle.values()) / self.spec.dim
+            parts = ", ".join(sorted(idle))
+            said += (f"{share:.0f} % of the trained weights are where no text runs through ({parts}) and never move.",)
+        if bare:
+            weights = sum(p.numel() for n, p in self.model.named_parameters() if not p.requires_grad)
+            share = 100 * sum(bare.values()) / weights
+            said += (f"{share:.0f} % of the model's weights have no adapter and are never trained: {shares(bare)}.",)
+        return said
+
+    def _train_tokens(self, device: DeviceId) -> int:
+        try:
+            return int(self._open(device).count)
+        except DataError:  # a device with unreadable text cannot train; fit says why
+            return 0
+
+
+def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> str:
+    """SHA-256 over the weights that are not trained, as stored or rounded to ``arithmetic``. (The trained ones are the
+    run's initial vector, and a fixed factor A comes from the seed.)"""
+    h = hashlib.sha256()
+    for name, p in model.named_parameters():
+        if not p.requires_grad and not is_factor_a(name):
+            h.update(name.encode())
+            h.update(p.detach().to(arithmetic or p.dtype).contiguous().view(torch.uint8).numpy().data)
+    return h.hexdigest()
+
+
+class TextShard:
+    """One device's blocks (memory maps)."""
+
+    def __init__(self, blocks: Blocks, eval_tokens: int) -> None:
+        self.blocks, self._eval_tokens = blocks, eval_tokens
+        self.count = float(blocks.train_tokens)
+
+    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
+        """Blocks in random order, pass after pass."""
+        return _batches(self.blocks.train_NS.__getitem__, len(self.blocks.train_NS), steps, training, key)
+
+    @property
+    def size(self) -> int:
+        """Blocks of training text: the records of example-level privacy."""
+        return len(self.blocks.train_NS)
+
+    def records(self, rows: Array) -> list[tuple[Tensor, int]]:
+        """These blocks, a batch of each."""
+        return [_batch(self.blocks.train_NS[int(r) : int(r) + 1]) for r in rows]
+
+    def held_out(self) -> Iterator[tuple[Tensor, int]]:
+        """The first held-out predictions, at most ``eval_tokens``."""
+        held_NS, left = self.blocks.held_NS, self._eval_tokens
+        size = max(1, EVAL_TOKENS // max(1, held_NS.shape[1] - 1))
+        for at in range(0, len(held_NS), size):
+            if left <= 0:
+                return
+            blocks_BS = np.array(held_NS[at : at + size])
+            beyond_BT = np.cumsum(blocks_BS[:, 1:] >= 0).reshape(blocks_BS[:, 1:].shape) > left
+            blocks_BS[:, 1:][beyond_BT] = np.minimum(blocks_BS[:, 1:], ~blocks_BS[:, 1:])[beyond_BT]
+            batch = _batch(blocks_BS)
+            left -= batch[1]
+            yield batch
+
+
+class PooledShard:
+    """All devices' training blocks as one, for the centralised comparison. Nothing is copied: rows stay in their maps.
+
+    Devices whose text cannot be read or is too short have no part in it.
+    """
+
+    def __init__(self, open_device: Any, devices: Sequence[DeviceId]) -> None:
+        self._open, self._devices, counts = open_device, [], []
+        self.count = 0.0
+        for device in devices:
+            try:
+                shard = open_device(device)
+            except DataError:
+                continue
+            self._devices.append(device)
+            counts.append(len(shard.blocks.train_NS))
+            self.count += shard.count
+        self._stops = list(accumulate(counts))
+
+    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
+        """As ``TextShard.batches`` over all rows."""
+        return _batches(self._rows, self.size, steps, training, key)
+
+    def held_out(self) -> Iterator[tuple[Tensor, int]]:
+        """All devices' hold-outs, one after the other."""
+        for device in self._devices:
+            yield from self._open(device).held_out()
+
+    @property
+    def size(self) -> int:
+        """Blocks of all devices together."""
+        return self._stops[-1] if self._stops else 0
+
+    def _rows(self, rows: Array) -> Array:
+        return np.stack([self._row(int(r)) for r in rows])
+
+    def _row(self, row: int) -> Array:
+        i = bisect_right(self._stops, row)
+        start = self._stops[i - 1] if i else 0
+        return self._open(self._devices[i]).blocks.train_NS[row - start]
+
+
+def _batches(take: Any, n: int, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
+    size = training.batch // training.accumulate
+    for rows in row_order(n, steps, training.batch, key):
+        blocks_BS = take(rows)
+        yield [_batch(blocks_BS[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def _batch(blocks_BS: Array) -> tuple[Tensor, int]:
+    """Blocks as the loss takes them, without columns in which nothing is predicted any more (padding)."""
+    used = np.flatnonzero((blocks_BS[:, 1:] >= 0).any(0))
+    stop = int(used[-1]) + 2 if len(used) else 2
+    return torch.from_numpy(blocks_BS[:, :stop].astype(np.int64)), predictions(blocks_BS)
+
+
+def _activation_bytes_per_token(found: Sizes) -> int:
+    """Rough: logits, their log-softmax and gradient in float32, and what each layer keeps for the backward pass."""
+    return 14 * found.vocabulary + found.layers * _layer_bytes_per_token(found)
+
+
+def _forward_bytes_per_token(found: Sizes) -> int:
+    """Rough: logits and their log-softmax, and one layer at a time."""
+    return 8 * found.vocabulary + _layer_bytes_per_token(found)
+
+
+def _layer_bytes_per_token(found: Sizes) -> int:
+    return 4 * (16 * found.hidden + 5 * found.inner)

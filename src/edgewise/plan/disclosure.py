@@ -1,0 +1,187 @@
+"""Who learns what, in sentences: nothing is called private that no epsilon stands behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from edgewise.core.pipeline import Pipeline
+from edgewise.core.space import ByMasks, ByShares, Hiding
+from edgewise.core.stage import BELOW
+from edgewise.plan.noise import Spend
+from edgewise.plan.plan import Plan
+from edgewise.plan.promise import Noiser, Promise
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.trust import corrupt_existing
+from edgewise.privacy import card
+from edgewise.strategies.client import Client
+
+
+def claims(
+    recipe: Recipe,
+    promise: Promise,
+    client: Client,
+    pipes: Sequence[Pipeline],
+    earns: str,
+    spend: Spend | None,
+    sorted_into: int = 1,
+) -> tuple[str, ...]:
+    """The claims of a plan, the most important first. ``earns``: what the sampling does for privacy, in words.
+    ``sorted_into``: groups of a rung each, at most, where a sum hides its parts."""
+    pipe = max(pipes, key=lambda p: p.total.sensitivity)
+    hides, noisy = pipe.merge.hides, spend is not None
+    visible = hides is None
+    told = [_updates(promise, pipe, sorted_into)]
+    if not visible:
+        told.append(_assumed(recipe, pipe))
+    if spend is not None:
+        c = spend.card
+        told.append(c.summary)
+        told.append(f"against the server: {card.words(c.against_server, c.delta)}, for one {c.unit}")
+        told.append(f"against readers of the models: {card.words(c.of_release, c.delta)}; neighbours: {c.adjacency}")
+        told.append(f"budget: {card.limit(spend.budget.epsilon)}")
+    elif not visible:
+        told.append(
+            "the sum is not noised: what it says about one device is not bounded (no epsilon); a server that lies can "
+            f"send one model in up to {recipe.round.rounds} rounds to cohorts that differ by one device, and subtract "
+            "the sums"
+        )
+    shown = f", but for {n} held-out texts that the report prints" if (n := recipe.report.samples) else ""
+    kept = "raw text and codec memory never leave" if any(p.encoded.memory for p in pipes) else "raw text never leaves"
+    told.append(f"{kept} a device{shown}")
+    told.append(f"cohort: {earns}")
+    told.append(_metrics(recipe, visible, noisy))
+    if client.head:
+        seen = "are visible to the server beside a device's update" if visible else "leave devices only as a sum"
+        told.append(f"{recipe.strategy['kind']} asks devices for {', '.join(client.head)}: exact scalars, which {seen}")
+    if recipe.codec == "adaptive":
+        fast = "its link and training were" if visible and not promise.noises_steps else "its link is"
+        told.append(f"which rung a device chose tells the server roughly how fast {fast}")
+    held_out = "held-out losses of single devices are collected by evaluations: a simulation's instrument"
+    if recipe.eval.on_devices:
+        held_out = "the mean of the devices' held-out losses leaves them as train losses do; " + held_out
+    chosen = "; they decide when the run ends, or which model counts" if recipe.round.chooses else ""
+    told.append(held_out + (", outside every epsilon" if noisy else chosen))
+    if recipe.training.local_epochs:
+        told.append("how long a device trains tells the server roughly how much text it holds (local_epochs)")
+    if not visible:
+        told.append("who takes part, when, and how many bytes it sends is visible to the server")
+    clips = " clips" if BELOW in pipe.encoded.head else ""
+    if math.isfinite(pipe.total.sensitivity):
+        moved = f"moves the summed update by at most {pipe.total.sensitivity:.4g}{clips} (L2)"
+        told.append(f"one device {moved}" if visible else f"an honest device {moved}; a corrupt one sends anything")
+    elif hides is not None and hides.groups > 1:
+        f = (hides.minimum - 1) // 2
+        told.append(f"up to {f} devices of a cohort may send anything: the mean stays within that of the other groups")
+    elif not noisy:
+        told.append("one device can move the sum without limit (no clip)")
+    if pipe.total.noise_std:
+        stds = sorted({f"{p.total.noise_std:.4g}" for p in pipes}, key=float)
+        told.append(
+            f"noise of std {' or '.join(stds)}{clips} on the sum" + ("" if noisy else "; no epsilon is derived")
+        )
+    if noisy:
+        told.append(card.ADD_UP)
+        told.append(
+            "in a simulation all noise follows from the recipe, its seed and the data: who knows or guesses them can "
+            "take it off; the same run played again has the same noise, another run has its own"
+        )
+    return tuple(told)
+
+
+def _updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
+    if (hides := pipe.merge.hides) is not None:
+        told = hides.says
+        if sorted_into > 1:
+            least = pipe.encoded.quorum.n_min
+            told += f"; it sees the sums of at most {sorted_into} groups of like links, each of {least} or more"
+        if pipe.merge.groups > 1:
+            told += (
+                f"; it sees the sums of {pipe.merge.groups} random groups, each of {pipe.encoded.quorum.n_min} or more"
+            )
+        return told
+    word = f'privacy = "{promise.word}"'
+    if promise.noised_before_leaving:
+        return f"the server sees every device's update, with the noise that the device added ({word})"
+    promised = "nothing is promised about privacy against it" if promise.who_noises is Noiser.SERVER else None
+    return f"the server sees every device's update: {promised or 'nothing is promised about privacy'} ({word})"
+
+
+def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
+    """On how many honest devices hidden sums rest."""
+    space, trust = pipe.encoded, recipe.trust
+    exist = corrupt_existing(trust, space.population)
+    told = f"this holds while at most {exist:,} of the {space.population:,} devices are corrupt "
+    if trust.cohorts == "verified":
+        return told + (
+            f"(up to {space.quorum.corrupt:,} in a sum, but for odds of 2^-40 in a run), chosen before its cohorts are "
+            "drawn; devices verify each cohort"
+        )
+    if trust.server == "malicious":
+        return told + f"(up to {space.quorum.corrupt:,} in a sum), whichever of them the server invites"
+    return told + f"and the server draws cohorts as it says (then at most {space.quorum.corrupt:,} in a sum)"
+
+
+def _metrics(recipe: Recipe, visible: bool, noisy: bool) -> str:
+    own = ", ".join(metric.name for metric in recipe.metric)
+    names = [*(["train losses"] if recipe.metrics == "sum" else []), *([own] if own else [])]
+    if noisy and (names or recipe.eval.on_devices):
+        names += ["held-out losses"] if recipe.eval.on_devices else []
+        return (
+            f"the server sees each device's {' and '.join(names)}; the noise covers them with the update, as one vector"
+        )
+    if own:
+        seen = "are visible to the server beside its update" if visible else "leave devices only as a sum"
+        return f"each device's {' and '.join(names)}, and its weight where a stage weighs, {seen}"
+    if recipe.metrics == "none":
+        bit = "; whether an update is below the clip does" if recipe.dp.adaptive_clip else ""
+        return f"no train losses leave devices; the weight of an update does, where a stage weighs{bit}"
+    if visible:
+        return "each device's train losses and weight are visible to the server beside its update"
+    return "train losses and weights leave devices only as a sum"
+
+
+def witnesses(promise: Promise, hides: Hiding | None, spend: Spend | None, groups: int = 1) -> list[dict[str, str]]:
+    """Who could see what: for each party its ``who``, single ``updates``, the ``sum``, and what is ``promised``.
+
+    ``hides``: how updates are hidden; None where the server sees each. ``groups``: sums of a round.
+    """
+    c = spend.card if spend is not None else None
+    server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
+    reader = card.words(c.of_release, c.delta) if c is not None else "nothing is promised"
+    if c is None and hides is not None:
+        server, reader = "sums alone are seen; no epsilon", "no epsilon"
+    noisy = {Noiser.NOBODY: "as it is", Noiser.SERVER: "before noise"}
+    noised = noisy.get(promise.who_noises, "with noise") + (f", of each of up to {groups} groups" if groups > 1 else "")
+    each = "each, with its noise" if promise.noised_before_leaving else "each"
+    match hides:
+        case None:
+            rows = [{"who": "the server", "updates": each, "sum": noised, "promised": server}]
+        case ByMasks():
+            rows = [{"who": "the server", "updates": "hidden", "sum": noised, "promised": server}]
+        case ByShares():
+            both = "each" + (", with its share of the noise" if promise.who_noises is Noiser.COHORT else "")
+            rows = [
+                {"who": "the server (leader)", "updates": "one share", "sum": noised, "promised": server},
+                {"who": "the gateway (helper)", "updates": "one share", "sum": "hidden", "promised": server},
+                {"who": "both together", "updates": both, "sum": noised, "promised": "nothing is promised"},
+            ]
+    rows.append({"who": "other devices", "updates": "hidden", "sum": "what the models show", "promised": reader})
+    rows.append({"who": "who reads the models", "updates": "hidden", "sum": "what the models show", "promised": reader})
+    rows.append(
+        {"who": "the network", "updates": "who, when, how many bytes", "sum": "hidden", "promised": "needs TLS outside"}
+    )
+    return rows
+
+
+def privacy_facts(plan: Plan) -> dict[str, Any]:
+    """For check and report, plain JSON: ``word``, ``servers``, ``card`` (None without epsilon), ``seen``."""
+    hides = plan.hides
+    groups = plan.most_rung_groups if plan.ways else hides.groups if hides is not None else 1
+    return {
+        "word": plan.promise.word,
+        "servers": hides.servers if hides is not None else 0,
+        "card": None if plan.spend is None else plan.spend.card.to_plain(),
+        "seen": witnesses(plan.promise, hides, plan.spend, groups),
+    }

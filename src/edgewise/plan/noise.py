@@ -1,0 +1,206 @@
+"""Differential privacy in a plan: where the noise goes, how much of it the budget asks for, what is then promised."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from edgewise.core.errors import RecipeError
+from edgewise.core.space import Kind, Space
+from edgewise.core.stage import Post, Stage, fold
+from edgewise.core.vector import Spec
+from edgewise.plan.facts import StatedNoise
+from edgewise.plan.mechanisms.base import ADJACENT, Built, Mechanism, Setting
+from edgewise.plan.promise import Noiser, Promise
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.recipe.sections import LARGEST_EPSILON, DpSection
+from edgewise.plan.sampling import Sampling
+from edgewise.privacy import accountant, card, rules
+from edgewise.privacy.ledger import RUN_LONG, Budget
+from edgewise.privacy.spend import PrivacyEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Clipping:
+    """How far one contribution can reach before noise is added.
+
+    Attributes:
+        l2: bound of an update's L2 norm, or of the gradient of one example; where the clip begins, if it follows.
+        tensor_l2: bound of every tensor by itself, in place of the whole's; 0 = off.
+        follows: whether the clip follows the updates' median from round to round.
+    """
+
+    l2: float
+    tensor_l2: float
+    follows: bool
+
+    @property
+    def largest(self) -> float:
+        """The largest bound of a part of an update that is clipped by itself."""
+        return max(self.l2, self.tensor_l2)
+
+
+@dataclass(frozen=True)
+class Spend:
+    """What a plan spends.
+
+    Attributes:
+        events: of a release, by phase. budget: enforced, of all rounds. rounds_each: rounds that a device is in at
+            most.
+        divisor: what the sum is divided by; None: the number of contributions. z: noise multiplier. card: in words.
+        clipping: what the noise is sized for. buffers: memory of correlated noise, in models. bits: of the ring, where
+            the recipe gives them; 0 = the smallest that will do.
+    """
+
+    events: tuple[PrivacyEvent, ...]
+    budget: Budget
+    rounds_each: int
+    divisor: float | None
+    z: float
+    card: card.Card
+    clipping: Clipping
+    buffers: int
+    bits: int
+
+    @property
+    def delta(self) -> float:
+        """Of all epsilons."""
+        return self.budget.delta
+
+    @property
+    def correlated(self) -> bool:
+        """Whether a round takes back part of the noise of those before it: one event then stands for the run."""
+        return self.events[0].kind in RUN_LONG
+
+
+def private(
+    recipe: Recipe,
+    spec: Spec,
+    start: Space,
+    phases: Sequence[Sequence[Stage]],
+    sampling: Sampling,
+    promise: Promise,
+    mechanism: Mechanism,
+    stated: StatedNoise | None = None,
+) -> tuple[list[list[Stage]], list[Post], Spend]:
+    """Each phase's stages with the private ending, the posts that belong to it, and the spend.
+
+    ``stated``: the noise by the run's facts; None where it is derived from the recipe.
+
+    Raises CompositionError and RecipeError: what does not compose; E-VALUE for a delta that promises nothing; E-BUDGET
+    where no noise keeps the budget.
+    """
+    dp, rounds_each = recipe.dp, sampling.rounds_each(recipe.round.rounds)
+    rules.delta(dp.delta, start.population, "device")  # the trainer's side counts records: ``drivers.workers.records``
+    by_server = mechanism.who is Noiser.SERVER
+    rules.amplification(dp.amplification, sampling.kind, seen_by_reader=not by_server)
+    if dp.noise == "correlated":
+        rules.correlated_noise(recipe.privacy, by_server=by_server)
+    before = [fold(start, stages) for stages in phases]
+    mechanism.check_values(before)
+    setting = Setting(
+        spec, before, sampling, recipe.round.rounds, recipe.training.local_steps, promise.hidden, dp.delta
+    )
+    built = mechanism.build(setting, **{key: getattr(dp, key) for key in mechanism.keys})
+
+    def all_rounds(z: float) -> Counter[PrivacyEvent]:
+        out: Counter[PrivacyEvent] = Counter()
+        for phase, event in enumerate(built.events(z)):
+            turns = len(range(phase, rounds_each, len(phases)))  # as ``Plan.phase``
+            out[replace(event, steps=1)] += 1 if event.kind in RUN_LONG else turns * event.steps
+        return out
+
+    if stated is not None:
+        z, budget = stated.multiplier, Budget(stated.epsilon, dp.delta)
+    else:
+        z, budget = _derived(dp, all_rounds)
+    events = built.events(z)
+    chains: list[list[Stage]] = []
+    posts: list[Post] = []
+    for stages in phases:
+        more, posts = built.ending(z)
+        at = _noised_at(start, stages) if mechanism.before_quantizers else len(stages)
+        chains.append([*stages[:at], *more, *stages[at:]])
+    divisor = float(sampling.expected) if mechanism.expected else None
+    rules.divisor(divisor is None, events[0].adjacency, promise.noised_before_leaving)
+    spend = Spend(
+        events=events,
+        budget=budget,
+        rounds_each=rounds_each,
+        divisor=divisor,
+        z=z,
+        card=_card(recipe, mechanism, built, fold(start, chains[0]), setting, z, budget, all_rounds(z)),
+        clipping=Clipping(dp.clip_l2, dp.tensor_l2, dp.adaptive_clip),
+        buffers=dp.buffers,
+        bits=dp.bits,
+    )
+    return chains, posts, spend
+
+
+def _card(
+    recipe: Recipe,
+    mechanism: Mechanism,
+    built: Built,
+    after: Space,
+    setting: Setting,
+    z: float,
+    budget: Budget,
+    all_rounds: Counter[PrivacyEvent],
+) -> card.Card:
+    """The card of a run. ``after``: the space behind the ending."""
+    dp, said, spent = recipe.dp, built.card(z, after), accountant.epsilon(all_rounds, recipe.dp.delta)
+    return card.Card(
+        word=recipe.privacy,
+        summary=mechanism.summary,
+        against_server=spent if said.against_server else None,
+        of_release=spent,
+        delta=dp.delta,
+        below=f"below 1 / n^1.1 for n = {after.population:,} devices{said.blocks}",
+        unit=said.unit,
+        adjacency=said.adjacency or ADJACENT[built.events(z)[0].adjacency],
+        sampling=said.sampling or setting.sampling.earns,
+        noise=said.noise,
+        honest=said.honest,
+        rounds_each=setting.rounds_each,
+        fewer=said.fewer,
+        budget=budget.epsilon,
+        continuous=said.continuous,
+        z=z,
+        derived="noise_multiplier" if dp.epsilon else "epsilon",
+    )
+
+
+def _derived(dp: DpSection, all_rounds: Callable[[float], Counter[PrivacyEvent]]) -> tuple[float, Budget]:
+    """The noise multiplier and the budget of a run: the recipe gives one, and the other follows from it.
+
+    The epsilon of a given noise is what the ledger counts for all rounds (on the coarse grid, an upper bound), so that
+    a run reaches its last round. Raises RecipeError(E-BUDGET) where the one has no other.
+    """
+    if not dp.noise_multiplier:
+        try:
+            return accountant.calibrate(all_rounds, dp.epsilon, dp.delta), Budget(dp.epsilon, dp.delta)
+        except ValueError as e:
+            fix = "raise dp.epsilon, or play fewer rounds."
+            raise RecipeError("E-BUDGET", f"the budget cannot be kept: {e}.", fix) from None
+    epsilon = accountant.epsilon(all_rounds(dp.noise_multiplier), dp.delta, accountant.COARSE)
+    if not epsilon <= LARGEST_EPSILON:
+        raise RecipeError(
+            "E-BUDGET",
+            f"dp.noise_multiplier = {dp.noise_multiplier:g} is so little noise that all rounds together take an "
+            f"epsilon above {LARGEST_EPSILON:g}, which promises nothing.",
+            "raise dp.noise_multiplier, play fewer rounds, or give dp.epsilon in its place.",
+        )
+    return dp.noise_multiplier, Budget(epsilon, dp.delta)
+
+
+def _noised_at(start: Space, stages: Sequence[Stage]) -> int:
+    """How many stages stand before a device's own noise: all, or those before a quantizer, which then is given noised
+    values and says no more than they do."""
+    space = start
+    for i, stage in enumerate(stages):
+        after = stage.infer(space)
+        if after.grid.kind is not Kind.REAL and not after.residual:
+            return i
+        space = after
+    return len(stages)

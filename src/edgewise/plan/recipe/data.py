@@ -1,0 +1,140 @@
+"""The recipe's section on data: whose text trains the model, where it is and how it is read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from edgewise.plan.recipe.sections import Section, SettingError
+
+Header = bool | Literal["auto"]
+SHIPPED = ("python-stdlib", "plays")  # sources that need no path: the text is on this machine
+OWN = "own"  # what the owner of each enrolled device names in its policy; no recipe says where that is
+WHOLE = ("owner", "whole")  # partitions that cut no text into pieces
+_BARE = (*SHIPPED, OWN)
+
+
+class DataSection(Section):
+    """Whose text trains the model."""
+
+    source: Literal["python-stdlib", "plays", "text", "jsonl", "csv", "parquet", "own"] = Field(
+        "python-stdlib",
+        description="source text of this machine's standard library, the lines of 24 characters of Shakespeare, a "
+        "folder of text, or a table; own: what each enrolled device's owner names",
+    )
+    path: str | list[str] = Field(
+        "",
+        description="folder or file, relative to the recipe's folder; several as a list or as a pattern such as "
+        '"2024-*.csv"; .gz, .bz2, .xz and .zst are unpacked',
+    )
+    text: str = Field("text", description="column with the text")
+    prompt: str | list[str] = Field(
+        "",
+        description="column with the prompt, whose tokens are not trained on (instruction data); of several, what is "
+        "not empty is joined by blank lines",
+    )
+    messages: str = Field(
+        "",
+        description="column with chats, in place of text: lists of role and content, read through the model's chat "
+        "template; the assistant's messages are learnt",
+    )
+    owner: str = Field("", description="column that names the device which holds the row")
+    time: str = Field(
+        "",
+        description="column to order rows by before the hold-out: numbers, or dates as ISO 8601 writes them, unless "
+        "time_format says another form; file order where empty",
+    )
+    time_format: str = Field(
+        "",
+        description='how the times are written, as for Python\'s strptime: "%d.%m.%Y %H:%M"; numbers or ISO if empty',
+    )
+    separator: str = Field(
+        "", description="between the fields of a CSV file, one character; empty: the one of , ; tab | that fits"
+    )
+    header: Header = Field(
+        "auto",
+        description="whether the first line of a CSV file names the columns; false: it is a row, and columns have "
+        'numbers, as in owner = "1"; "auto": it does, and is refused where it looks like a row',
+    )
+    label: str = Field("", description='column whose values a "dirichlet" partition skews; equal chunks where empty')
+    partition: Literal["owner", "dirichlet", "iid", "whole"] = Field(
+        "owner", description="how text comes to devices; whole: all of it is of one device"
+    )
+    devices: int = Field(
+        0, ge=0, le=10_000_000, description='number of devices for "dirichlet" and "iid"; 0 with "owner"'
+    )
+    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small = strong skew")
+    sequence_len: int = Field(128, ge=8, le=8192, description="tokens per training block")
+    holdout: float = Field(0.1, gt=0, lt=0.9, description="share of each device's text, its latest part, never trained")
+    max_tokens: int = Field(0, ge=0, description="tokens used per device at most; 0 = all")
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The columns that make the prompt, in order; none without one."""
+        return tuple(self.prompt if isinstance(self.prompt, list) else [self.prompt] if self.prompt else [])
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """(key, the column that it names) of those that are read."""
+        texts = [("messages", self.messages)] if self.messages else [("text", self.text)]
+        prompts = [] if self.messages else [("prompt", name) for name in self.prompts]
+        rest = [(key, getattr(self, key)) for key in ("owner", "time", "label")]
+        return [(key, name) for key, name in (*texts, *prompts, *rest) if name]
+
+    def served(self) -> DataSection:
+        """What enrolled devices are told of this section: how text is cut. Where it lies is their owners' business."""
+        return DataSection(
+            source=OWN, sequence_len=self.sequence_len, holdout=self.holdout, max_tokens=self.max_tokens
+        )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataSection:
+        if self.source not in _BARE and not (self.path and all(self.path)):
+            what = f'data.path is required for data.source = "{self.source}"'
+            raise SettingError("E-MISSING", what, "name the folder or file, relative to the recipe")
+        if self.source in _BARE and self.path:
+            what = f'data.path is not read with data.source = "{self.source}"'
+            raise SettingError(
+                "E-COMBO", what, 'leave it out, or say what is there: source = "text", "jsonl", "csv", "parquet"'
+            )
+        if self.source in (*_BARE, "text"):
+            for key in ("text", "prompt", "messages", "owner", "time", "label"):
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    what = f'data.{key} names a column of your own; data.source = "{self.source}" has none'
+                    raise SettingError(
+                        "E-COMBO", what, 'leave it out, or name a table: source = "jsonl", "csv" or "parquet"'
+                    )
+        if self.partition not in WHOLE and not self.devices:
+            what = f'data.devices is required for data.partition = "{self.partition}"'
+            raise SettingError("E-MISSING", what, "write the number of devices, e.g. devices = 20")
+        if self.partition in WHOLE and self.devices:
+            what = 'data.devices is for "dirichlet" and "iid"; with "owner" the owners decide'
+            raise SettingError("E-COMBO", what, 'leave it out, or write partition = "iid"')
+        if self.partition == "owner" and self.source in ("jsonl", "csv", "parquet") and not self.owner:
+            what = "data.owner is required: it names the column whose values are the devices"
+            raise SettingError("E-MISSING", what, 'name the column, or deal rows out: partition = "iid", devices = 20')
+        if self.messages and (self.prompt or self.text != "text" or self.source == "csv"):
+            what = "data.messages holds prompts and answers, as lists in a JSON-lines or Parquet table"
+            raise SettingError("E-COMBO", what, "leave out data.text and data.prompt, or leave out data.messages")
+        if isinstance(self.prompt, list) and not all(self.prompt):
+            raise SettingError(
+                "E-VALUE", "data.prompt lists a column without a name", "name each column, or leave it out"
+            )
+        if self.time_format and not self.time:
+            what = "data.time_format says how data.time is written, and no column is named there"
+            raise SettingError("E-COMBO", what, "name the column in data.time, or leave out data.time_format")
+        if self.separator and self.source != "csv":
+            raise SettingError("E-COMBO", 'data.separator is for data.source = "csv"', "leave it out")
+        if self.header != "auto" and self.source != "csv":
+            raise SettingError("E-COMBO", 'data.header is for data.source = "csv"', "leave it out")
+        for key, name in self.columns if self.header is False else ():
+            if not (name.isascii() and name.isdecimal() and name[0] != "0"):
+                what = f'data.{key} = "{name}" names a column, and with data.header = false columns have numbers'
+                raise SettingError(
+                    "E-VALUE", what, f'write the number of the column, as in {key} = "2"; the first is "1"'
+                )
+        if self.separator and (len(self.separator) != 1 or self.separator in '"\r\n'):
+            what = "data.separator is one character, and neither a quote nor a line end"
+            raise SettingError("E-VALUE", what, 'write ",", ";", "|" or a tab, or leave it out')
+        return self

@@ -1,0 +1,351 @@
+"""The recipe: one TOML file that describes a run completely. Unknown keys are errors with a suggestion.
+
+Depth at most two, units in names, the safe choice is the default, and the unsafe one needs its word
+(``privacy = "none"``). The *resolved* recipe has all defaults filled in; ``plan.facts`` makes a run's identity of it.
+Parts with their own parameters (``[[stage]]``, ``[[downlink]]``, ``[[post]]``, ``[strategy]``, ``[merge]``) keep them
+as plain tables here; ``plan.catalogue`` validates them against the part's own model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
+
+from edgewise.core.errors import RecipeError
+from edgewise.core.foreign import foreign
+from edgewise.plan.mechanisms.known import check
+from edgewise.plan.recipe import findings, toml
+from edgewise.plan.recipe.data import DataSection
+from edgewise.plan.recipe.privacy import DP_WORDS, Privacy, chosen, filled
+from edgewise.plan.recipe.sections import (
+    DpSection,
+    RoundSection,
+    Section,
+    SettingError,
+    SimulationSection,
+    TrainingSection,
+    TrustSection,
+)
+
+
+class ModelSection(Section):
+    """Which model is federated."""
+
+    base: str = Field(
+        "bundled", description='"bundled", a local directory, or "hub:owner/name@revision"; safetensors only'
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="arithmetic of training and evaluation; auto = bfloat16 where the CPU has it in hardware"
+    )
+
+
+class TrainableSection(Section):
+    """Which parameters are trained and travel."""
+
+    @property
+    def adapts(self) -> bool:
+        """Whether adapters are trained, and nothing of the model itself."""
+        return "lora" in self.kind
+
+    kind: Literal["full", "lora", "ffa_lora", "rolora", "layers"] = Field(
+        "full",
+        description="all; named layers; adapters of low rank, of which ffa_lora trains B only (A is fixed; the default "
+        "with differential privacy) and rolora B and A in turn",
+    )
+    rank: int = Field(8, ge=1, le=1024, description="LoRA rank")
+    alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
+    targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
+    layers: list[str] = Field([], description='parameter name patterns for kind = "layers", e.g. "model.layers.3.*"')
+
+    @model_validator(mode="after")
+    def _layers_named(self) -> TrainableSection:
+        if (self.kind == "layers") != bool(self.layers):
+            what = 'trainable.layers goes with trainable.kind = "layers", and only with it'
+            fix = "name layers" if self.kind == "layers" else 'write kind = "layers", or leave out trainable.layers'
+            raise SettingError("E-COMBO", what, fix)
+        return self
+
+
+class AdaptiveSection(Section):
+    """For ``codec = "adaptive"``: which codecs a device may choose from, and how much it may send."""
+
+    max_upload_mb: float = Field(5.0, gt=0, description="largest upload of one device and round, 10^6 bytes")
+    deadline_s: float = Field(0.0, ge=0, description="when an upload has to be complete; 0 = round.deadline_s")
+    slack: float = Field(0.1, ge=0, lt=1, description="share of the deadline that devices keep free")
+    patience: float = Field(
+        0.1,
+        ge=0,
+        description="visible updates without record noise: upload time / time until then, at most; 0 = no limit",
+    )
+    ladder: list[str] = Field([], description="names of the rungs, see `edgewise check`; empty = all that fit")
+    groups: int = Field(
+        3, ge=1, le=16, description="behind a hidden sum: into how many groups of one rung a cohort is sorted at most"
+    )
+
+
+class EvalSection(Section):
+    """Measuring held-out text (a simulator can; a server cannot)."""
+
+    on_devices: bool = Field(
+        False,
+        description="each device of a round measures the round's model on its held-out text; the mean of the losses "
+        "comes with the sum of updates",
+    )
+    every: int = Field(5, ge=0, description="rounds between evaluations; the last round always; 0 = only the last")
+    devices: int = Field(0, ge=0, description="evaluate on at most so many devices; 0 = all")
+    max_tokens: int = Field(16384, ge=64, description="held-out tokens per device at most")
+
+
+class MetricSection(Section):
+    """A number of each device that travels with its update, summed and hidden as the update is."""
+
+    name: str = Field(..., pattern=r"^[a-z][a-z0-9_]{0,31}$", description="as trainers and scripts call it")
+    lower: float = Field(0.0, ge=-1e12, le=1e12, description="a smaller value counts as this")
+    upper: float = Field(1.0, ge=-1e12, le=1e12, description="a larger value counts as this")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MetricSection:
+        if not self.lower < self.upper:
+            what = f"metric.lower = {self.lower:g} is not below metric.upper = {self.upper:g}"
+            raise SettingError("E-VALUE", what, "give the least and the largest value that is worth telling apart")
+        return self
+
+
+class ReportSection(Section):
+    """What the report shows of the data itself: nothing, unless it is asked for."""
+
+    samples: int = Field(
+        0,
+        ge=0,
+        le=8,
+        description="held-out texts that the report prints, and how the base and the model that counts go on with them",
+    )
+
+
+class CompareSection(Section):
+    """What the federated model is compared with; the first two cost about as much compute as the federation each."""
+
+    local_only: bool = Field(True, description="each device alone, same steps")
+    centralised: bool = Field(True, description="all text in one place, same number of steps in total")
+    longer: int = Field(0, ge=0, le=64, description="some devices alone, for so many times the steps; 0 = not run")
+    longer_devices: int = Field(6, ge=1, description="how many: spread evenly over those that evaluations measure")
+
+
+class StoreSection(Section):
+    """What a run's folder keeps."""
+
+    totals_mb: float = Field(
+        500.0,
+        ge=0,
+        le=1e9,
+        description="room for released totals, 10^6 bytes; `edgewise run verify` replays those that are kept; 0 = none",
+    )
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    schema_: Literal[1] = Field(1, alias="schema", description="version of the recipe format")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="names the run directory")
+    seed: int = Field(
+        0,
+        ge=0,
+        description="all simulated randomness derives from it; noise from the rest of the recipe and the data too",
+    )
+    privacy: Privacy = Field(
+        ...,
+        description='required word. "none": nothing is promised; "hidden": secure aggregation hides single updates; '
+        'with noise: "central_dp" (by the server), "distributed_dp" (by devices, under secure aggregation), "local_dp" '
+        '(by each device for itself; dp.unit = "example": in its steps, for single blocks of text)',
+    )
+    metrics: Literal["sum", "none"] = Field(
+        "sum", description="train losses travel beside the update, to be summed; or not at all"
+    )
+    model: ModelSection = ModelSection()
+    trainable: TrainableSection = TrainableSection()
+    data: DataSection = DataSection()
+    dp: DpSection = DpSection()
+    trust: TrustSection = TrustSection()
+    round: RoundSection = RoundSection()
+    training: TrainingSection = TrainingSection()
+    strategy: dict[str, Any] = Field({"kind": "fedavg"}, description="server algorithm and its parameters")
+    codec: Literal["stages", "adaptive"] = Field(
+        "stages", description="the stages are the codec, or each device picks a rung of a ladder that follows them"
+    )
+    adaptive: AdaptiveSection = AdaptiveSection()
+    stage: list[dict[str, Any]] = Field(
+        [{"kind": "weigh"}], description="the update pipeline, in order; see `edgewise schema`"
+    )
+    downlink: list[dict[str, Any]] = Field(
+        [], description="stages that compress what devices download each round; none = the model in float32"
+    )
+    merge: dict[str, Any] = Field({"kind": "sum"}, description="how contributions become one total")
+    post: list[dict[str, Any]] = Field([], description="steps on the total, before the division")
+    metric: list[MetricSection] = Field(
+        [], max_length=32, description="further numbers of devices that travel with updates, each within its bounds"
+    )
+    eval: EvalSection = EvalSection()
+    compare: CompareSection = CompareSection()
+    report: ReportSection = ReportSection()
+    store: StoreSection = StoreSection()
+    simulation: SimulationSection = SimulationSection()
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ladder_used(self) -> Recipe:
+        if self.codec == "stages" and self.adaptive != AdaptiveSection():
+            what = 'the section [adaptive] is for codec = "adaptive"'
+            raise SettingError("E-COMBO", what, 'leave it out, or write codec = "adaptive" at the top')
+        if self.privacy != "hidden" and self.adaptive.groups != AdaptiveSection().groups:
+            what = 'adaptive.groups is for privacy = "hidden"; here each device chooses by itself'
+            raise SettingError("E-COMBO", what, "leave out adaptive.groups")
+        untimed = self.privacy == "hidden" or self.dp.example
+        if untimed and self.adaptive.patience != AdaptiveSection().patience:
+            what = "adaptive.patience compares with training time, which no choice depends on behind masks or with"
+            fix = "leave it out; adaptive.deadline_s is the time of the upload there"
+            raise SettingError("E-COMBO", f'{what} dp.unit = "example"', fix)
+        if self.adaptive.deadline_s > self.round.deadline_s:
+            what = "adaptive.deadline_s is after round.deadline_s, when the round closes"
+            raise SettingError("E-COMBO", what, "lower adaptive.deadline_s, or raise round.deadline_s")
+        return self
+
+    _chosen: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The values that the word of ``privacy`` chose, by dotted key: those that the recipe did not give."""
+        return self._chosen
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _choices_of_the_word(cls, plain: Any, build: ModelWrapValidatorHandler[Recipe]) -> Recipe:
+        """Fill in what the word chooses, so that it is validated as if the recipe had it."""
+        choices = chosen(plain) if isinstance(plain, dict) else {}
+        recipe = build(filled(plain, choices) if choices else plain)
+        recipe._chosen = choices
+        return recipe
+
+    @model_validator(mode="after")
+    def _minimum_given(self) -> Recipe:
+        always = self.privacy == "central_dp" and self.round.sampling == "poisson"
+        if not self.round.minimum and not always:
+            what = 'round.minimum = 0 is for privacy = "central_dp" with round.sampling = "poisson"'
+            raise SettingError("E-COMBO", what, "leave it out (0.5), or choose another share above 0")
+        if self.round.minimum and always:
+            what = (
+                'privacy = "central_dp" with round.sampling = "poisson" hides whether a device is there, and an '
+                "abandoned round would tell how many came"
+            )
+            raise SettingError("E-COMBO", what, "leave out round.minimum: every round is then released, with noise")
+        return self
+
+    @model_validator(mode="after")
+    def _counted(self) -> Recipe:
+        """What depends on a device's own text is refused where an epsilon counts everything that does."""
+        noisy = self.privacy in DP_WORDS
+        if noisy and self.training.local_epochs:
+            what = (
+                f'training.local_epochs with privacy = "{self.privacy}": how long a device trains would tell how much '
+                "text it holds, and no epsilon counts when a device answers"
+            )
+            raise SettingError("E-COMBO", what, "give training.local_steps")
+        if noisy and self.round.chooses:
+            what = (
+                f'round.patience and round.keep = "best" with privacy = "{self.privacy}": held-out text would decide '
+                "which model is released, and no epsilon counts that choice"
+            )
+            raise SettingError("E-COMBO", what, "leave both out")
+        if noisy and self.report.samples:
+            what = (
+                f'report.samples with privacy = "{self.privacy}": the report would print text of devices as it is, and '
+                "no epsilon counts that"
+            )
+            raise SettingError("E-COMBO", what, "leave it out")
+        if self.round.chooses and not self.eval.every:
+            what = 'round.patience and round.keep = "best" compare evaluations, and with eval.every = 0 there is one'
+            raise SettingError("E-COMBO", what, "write eval.every = 1 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _budget_given(self) -> Recipe:
+        check(self.privacy, self.dp)
+        return self
+
+    def resolved(self) -> dict[str, Any]:
+        """All keys with their values, defaults filled in; plain JSON types. Without ``metric`` where there is none, so
+        that identities of runs are those of before there were any."""
+        plain = self.model_dump(mode="json", by_alias=True)
+        return plain if self.metric else {key: value for key, value in plain.items() if key != "metric"}
+
+    @property
+    def world(self) -> str:
+        """Digest of what is simulated around the run. The noise of a simulation depends on it, no identity does."""
+        return digest(simulated_world(self.resolved()))
+
+    def sha256(self) -> str:
+        """``simulation_digest`` of the resolved recipe."""
+        return simulation_digest(self.resolved())
+
+
+def digest(plain: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of plain tables, 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def simulation_digest(resolved: Mapping[str, Any]) -> str:
+    """Digest of everything in a resolved recipe that decides the results of a simulation.
+
+    ``simulation.engine`` and ``simulation.workers`` are left out: they decide how fast, never what. Resuming a run
+    directory and its name go by this digest. A run's identity on the wire is ``plan.facts``.
+    """
+    return digest({**resolved, "simulation": simulated_world(resolved)})
+
+
+def simulated_world(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The [simulation] section of a resolved recipe without ``engine`` and ``workers``."""
+    return {k: v for k, v in resolved["simulation"].items() if k not in ("engine", "workers")}
+
+
+def parse(text: str, where: str = "recipe", overrides: dict[str, Any] | None = None) -> Recipe:
+    """Recipe from TOML text.
+
+    Args:
+        text: TOML. where: file name for messages. overrides: ``{"training.lr": 0.01}``, applied before validation.
+    Raises:
+        RecipeError: E-RECIPE-SYNTAX, E-KEY (with the nearest known key), E-TYPE, E-VALUE, E-MISSING, E-COMBO.
+    """
+    plain = toml.read(text, where)
+    for dotted, value in (overrides or {}).items():
+        findings.put(plain, dotted, value)
+    return from_plain(plain, where, text, overrides or {})
+
+
+def read(path: str | Path) -> str:
+    """The text of a recipe's file. Raises RecipeError(E-RECIPE-READ) where it cannot be read."""
+    with foreign(RecipeError, "E-RECIPE-READ", str(path), "check the path."), open(path, encoding="utf-8") as f:
+        return f.read(toml.LONGEST + 1)
+
+
+def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Recipe from a TOML file. Raises RecipeError as ``read`` and ``parse``."""
+    return parse(read(path), str(path), overrides)
+
+
+def from_plain(
+    plain: dict[str, Any], where: str = "recipe", text: str = "", overrides: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Recipe from plain tables (the Python API). ``text`` and ``overrides``: where a key came from, for messages.
+
+    Raises RecipeError as ``parse``; a message names all faults that were found, the cause of the others first.
+    """
+    toml.bounded(plain, where)
+    try:
+        return Recipe.model_validate(plain, strict=True)
+    except ValidationError as e:
+        raise findings.explain(e, Recipe, findings.Origin(where, text, tuple(overrides or ()))) from None

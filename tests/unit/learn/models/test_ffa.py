@@ -1,0 +1,92 @@
+"""FFA-LoRA and RoLoRA: which factor moves, and that the other one stays to the bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgewise.codecs.select.segments import factor_groups, factors
+from edgewise.core.errors import CompositionError
+from edgewise.core.keys import Turn, root
+from edgewise.core.memory import Memory
+from edgewise.core.payload import Payload
+from edgewise.core.space import Quorum, Space
+from edgewise.core.vector import Spec
+from edgewise.learn.models.adapters import trainable
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
+from edgewise.plan.recipe.recipe import TrainableSection, parse
+
+
+def model() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(
+            LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+                        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32)
+        )  # fmt: skip
+
+
+def adapted(kind: str, key: int = 0, rank: int = 4):
+    return trainable(model(), TrainableSection(kind=kind, rank=rank, alpha=8.0), root(key), torch.float32)
+
+
+def a_of(wrapped: nn.Module) -> dict[str, np.ndarray]:
+    return {n: p.detach().numpy().copy() for n, p in wrapped.named_parameters() if "lora_A" in n}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [4, 20])  # also wider than the layer
+def test_a_is_orthonormal_fixed_and_the_same_for_all(rank):
+    wrapped, flat = adapted("ffa_lora", rank=rank)
+    assert all("lora_B" in s.name for s in flat.spec.segments)
+    first, second, other = a_of(wrapped), a_of(adapted("ffa_lora", rank=rank)[0]), a_of(adapted("ffa_lora", 1, rank)[0])
+    assert first
+    for name, a in first.items():
+        short = a if a.shape[0] <= a.shape[1] else a.T
+        np.testing.assert_allclose(short @ short.T, np.eye(short.shape[0]), atol=1e-5)
+        np.testing.assert_array_equal(a, second[name])
+        assert not np.array_equal(a, other[name])
+    x = torch.arange(10)[None]
+    np.testing.assert_allclose(  # B begins at zero: the model is the base
+        wrapped(input_ids=x).logits.detach().numpy(), model()(input_ids=x).logits.detach().numpy(), atol=1e-5
+    )
+    flat.write(np.full(flat.spec.dim, 0.1, np.float32))
+    for name, a in a_of(wrapped).items():
+        np.testing.assert_array_equal(a, first[name])
+
+
+def test_rolora_takes_turns():
+    _, flat = adapted("rolora")
+    b, a = factor_groups(flat.spec)
+    assert {s.name for s in (*a, *b)} == {s.name for s in flat.spec.segments}
+    text = 'privacy = "none"\n[trainable]\nkind = "rolora"\nrank = 4\n[round]\nrounds = 4\n'
+    plan = compile(parse(text), flat.spec, 3, BUILT_IN)
+    for round in range(4):
+        names = set(plan.rule(round).segments)
+        assert names == {s.name for s in (b, a)[round % 2]}
+        assert {s.name for s in plan.frozen(round)} == {s.name for s in (a, b)[round % 2]}
+        assert plan.at(round).encoded.dim == sum(s.size for s in (b, a)[round % 2])
+
+
+def test_factors_keep_one_and_decode_zeros_for_the_other():
+    _, flat = adapted("rolora")
+    x = np.arange(1, flat.spec.dim + 1, dtype=np.float32)
+    space, turn = Space(flat.spec.dim, Quorum(1, 2)), Turn(0, root(0))
+    parts = []
+    for phase in (0, 1):
+        stage = factors(flat.spec, phase)
+        sent, _ = stage.encode(Payload(x, np.zeros(0)), Memory(), space, turn)
+        parts.append(stage.decode(sent, space, turn).body)
+    np.testing.assert_array_equal(parts[0] + parts[1], x)
+    assert not (parts[0] * parts[1]).any()
+
+
+def test_factors_need_factors():
+    with pytest.raises(CompositionError) as caught:
+        factors(Spec.of([("w", (4,), "float32")]))
+    assert caught.value.code == "E-SEGMENT"

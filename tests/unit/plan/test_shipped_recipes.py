@@ -1,0 +1,53 @@
+"""Every recipe that is shipped compiles against the bundled model's own layout."""
+
+from __future__ import annotations
+
+import json
+import struct
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from edgewise.codecs.ladder import rung_bytes
+from edgewise.core.vector import Spec
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
+from edgewise.plan.plan import Plan
+from edgewise.plan.recipe import recipe
+
+ASSETS = Path(str(resources.files("edgewise"))) / "assets"
+OWNERS = {"python-stdlib": 17, "plays": 24}
+RECIPES = sorted((ASSETS / "recipes").glob("*.toml"))
+
+
+def student() -> list[tuple[str, list[int], str]]:
+    """Names and shapes of the bundled model, from the header of its file, layers in the order of the model."""
+    raw = (ASSETS / "student" / "model.safetensors").read_bytes()
+    (size,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + size])
+    return [(n, t["shape"], "float32") for n, t in sorted(header.items()) if n != "__metadata__"]
+
+
+def planned(path: Path) -> Plan:
+    read = recipe.load(path)
+    assert read.model.base == "bundled"
+    wanted = read.trainable.layers or ["*"]
+    spec = Spec.of([s for s in student() if any(fnmatchcase(s[0], p) for p in wanted)])
+    return compile(read, spec, read.data.devices or OWNERS[read.data.source], BUILT_IN)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_compiles(path: Path) -> None:
+    plan = planned(path)
+    assert plan.recipe.name == path.stem
+    sizes = rung_bytes(plan.at(0).encoded) or (plan.upload_bytes(0),)  # a rung may be float32, for fast links
+    assert min(sizes) < 4 * plan.spec.dim
+
+
+def test_the_layer_wise_recipe_moves_whole_layers_by_halves() -> None:
+    plan = planned(ASSETS / "recipes" / "layerwise.toml")
+    moved = [{".".join(s.name.split(".")[:3]) for s in group} for group in plan.groups]
+    assert moved == [{"model.layers.0", "model.layers.1"}, {"model.layers.2", "model.layers.3"}]
+    assert plan.rounds % len(plan.pipelines) == 0
