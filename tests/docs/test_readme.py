@@ -25,7 +25,7 @@ SETTING_UP = re.compile(r"\s*(git clone\b|cd edgewise\b|(source|\.) \.venv/bin/a
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 every_page = pytest.mark.parametrize("page", PAGES, ids=page_id)
 # What a newcomer follows is played in every test run, the other pages in ``make test-long``.
-FIRST = ("README.md", "docs/tutorial/first-model.md", "docs/howto/own-codec.md")
+FIRST = ("README.md", "docs/tutorial/first-model.md")
 played_pages = pytest.mark.parametrize(
     "page",
     [pytest.param(p, marks=() if page_id(p) in FIRST else pytest.mark.long(sample=0)) for p in PAGES],
