@@ -6,6 +6,8 @@ mark exceptions. ``make`` and ``run.py`` are not called from here (they would ca
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import re
@@ -13,6 +15,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -95,9 +98,24 @@ def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
         assert compared["better"] > compared["worse"]
 
 
+def imported(source: str) -> list[str]:
+    """What a block imports of edgewise, as ``edgewise.core.part.Doc``. Raises SyntaxError."""
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in found if (node.module or "").split(".")[0] == "edgewise"]
+    return [f"{node.module}.{alias.name}" for node in ours for alias in node.names]
+
+
+def find_object(dotted: str) -> object | None:
+    """The module or the object of a module that is called so; None where there is none."""
+    home, _, name = dotted.rpartition(".")
+    if find_spec(home) is None:
+        return None
+    return getattr(importlib.import_module(home), name, None) or find_spec(dotted)
+
+
 @every_page
 def test_blocks_are_well_formed(page: Path) -> None:
-    """The cheap part: marks have reasons and stand before blocks, commands exist, TOML parses, Python compiles."""
+    """The cheap part: marks have reasons and stand before blocks, commands exist, TOML parses, imports exist."""
     for block in blocks(page):
         place = f"{page.name}:{block.line}"
         assert all(block.marks.values()), f"{place}: an empty mark {block.marks}"
@@ -108,7 +126,8 @@ def test_blocks_are_well_formed(page: Path) -> None:
         elif block.language == "toml":
             tomllib.loads(block.text)
         elif block.language == "python":
-            compile(block.text, place, "exec")
+            missing = [name for name in imported(block.text) if find_object(name) is None]
+            assert not missing, f"{place}: edgewise has no {missing}"
 
 
 @pytest.mark.parametrize("page", LINKING, ids=page_id)
