@@ -1,5 +1,7 @@
-"""Commands of a device's owner: policy, digest, status, pause, resume, leave. Everything beyond typer is imported
-inside: help comes at once."""
+"""The commands ``edgewise device``: run, status, pause, resume, leave, policy, digest and unit.
+
+The commands import everything beyond typer inside their bodies, so that help is fast.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,10 @@ device = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @device.command("run")
 def run_agent(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
-    """Work for the server that this device is enrolled at, as your policy allows; Ctrl-C ends.
+    """Train for the server as your policy allows. Ctrl-C ends it.
 
-    The device trains on your text, which stays here, and sends what the policy lets out. `edgewise device status`
-    shows what it does and what left.
+    The device trains on your text. The text stays here. The device sends only what the policy allows.
+    `edgewise device status` shows its work and the bytes that left.
     """
 
     def body() -> dict[str, Any]:
@@ -32,7 +34,7 @@ def run_agent(home: Home = HOME, as_json: Json = False, debug: Debug = False) ->
 
         def began() -> None:
             if not as_json:
-                print(f"working in {folder}  (Ctrl-C ends; `edgewise device status` shows what it does)", flush=True)
+                print(f"working in {folder}  (Ctrl-C ends; `edgewise device status` shows its work)", flush=True)
 
         with sessions.interrupts(), suppress(KeyboardInterrupt, Interrupted):
             work(folder, began=began)
@@ -43,9 +45,10 @@ def run_agent(home: Home = HOME, as_json: Json = False, debug: Debug = False) ->
 
 @device.command()
 def status(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
-    """What this device does, and what left it.
+    """Show this device's state and the data that left it.
 
-    Server, state and its reason, runs, bytes today and in all, epsilon spent, refusals. Asks no server.
+    Prints the server, the state and its reason, the runs, the bytes of today and in total, the spent epsilon and the
+    refused invitations. Reads local files only.
     """
 
     def body() -> dict[str, Any]:
@@ -64,16 +67,16 @@ def status(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> No
 @device.command()
 def pause(
     until: Annotated[
-        str, typer.Option("--until", metavar="TIME", help="Local time HH:MM, or YYYY-MM-DD HH:MM; then it goes on.")
+        str, typer.Option("--until", metavar="TIME", help="Local time to resume at: HH:MM or YYYY-MM-DD HH:MM.")
     ] = "",
     home: Home = HOME,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Let nothing leave this device until you resume.
+    """Stop all uploads of this device until you resume.
 
-    Takes effect within a second, also in the middle of an upload. A round that waits too long goes on without this
-    device.
+    Takes effect within a second, even in the middle of an upload. A round does not wait for a paused device beyond its
+    deadline.
     """
 
     def body() -> dict[str, Any]:
@@ -96,7 +99,7 @@ def pause(
 
 @device.command()
 def resume(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
-    """Go on after a pause."""
+    """Resume after a pause."""
 
     def body() -> dict[str, Any]:
         from edgewise.apps.device import control
@@ -105,10 +108,10 @@ def resume(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> No
         folder = home.expanduser()
         homes.load(folder)
         control.give(folder, control.Order())
-        said = control.running(folder)
+        agent = control.running(folder)
         if not as_json:
-            print("resumed" if said else "resumed; no agent runs here: edgewise device run")
-        return {"paused": False, "running": said is not None}
+            print("resumed" if agent else "resumed; no agent runs here, start one with `edgewise device run`")
+        return {"paused": False, "running": agent is not None}
 
     _run("resume", as_json, debug, body)
 
@@ -117,18 +120,19 @@ def resume(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> No
 def leave(
     home: Home = HOME,
     keep_records: Annotated[
-        bool, typer.Option("--keep-records", help="Keep the record of what left, and the privacy ledger.")
+        bool, typer.Option("--keep-records", help="Keep the record of uploads and the privacy ledger.")
     ] = False,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Do not tell the server, which still lists the device then.")
+        bool, typer.Option("--offline", help="Do not tell the server. It then still lists the device.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Leave the server for good: it revokes this device, whose key and state are removed.
+    """Leave the server for good and delete this device's key.
 
-    Says what stays where. Your text and your policy are not touched. Without the privacy ledger a new enrolment counts
-    epsilon from zero.
+    The server revokes the device. The device's key and state are deleted here. Your text and your policy are not
+    touched. The command lists what stays on each side. Without the privacy ledger a new enrolment counts epsilon from
+    zero.
     """
 
     def body() -> dict[str, Any]:
@@ -146,13 +150,13 @@ def leave(
 @device.command()
 def policy(
     home: Home = HOME,
-    show: Annotated[bool, typer.Option("--print", help="Print all keys with their meaning; write nothing.")] = False,
+    show: Annotated[bool, typer.Option("--print", help="Print all keys with their meaning. Write nothing.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check your policy, or write the first one.
+    """Check your policy, or write a first one.
 
-    The policy says which text this device trains on, when it works, and the least privacy that it takes.
+    The policy says which text this device trains on, when it works, and the least privacy that it accepts.
     """
 
     def body() -> dict[str, Any]:
@@ -166,9 +170,9 @@ def policy(
         written = policies.first_policy(folder)
         found = policies.load(folder)
         if not as_json:
-            print(f"{'wrote' if written else 'good:'} {folder / policies.FILE}")
+            print(f"{'wrote' if written else 'valid:'} {folder / policies.FILE}")
             if not found.data.given:
-                print("  next  write into it where your text is: data.path")
+                print("  next  set data.path in it to your text")
         return {"file": str(folder / policies.FILE), "written": written, "policy": found.model_dump(mode="json")}
 
     _run("policy", as_json, debug, body)
@@ -180,7 +184,10 @@ def digest(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """The digest by which a policy allows a package with trainers, codecs or strategies."""
+    """Print the digest of a package, for a policy to allow it.
+
+    The package may hold trainers, codecs or strategies.
+    """
 
     def body() -> dict[str, Any]:
         from edgewise.drivers import extension_packages
@@ -197,14 +204,14 @@ def digest(
 def unit(
     home: Home = HOME,
     install: Annotated[
-        bool, typer.Option("--install", help="Write it where your systemd looks for it, and say how to start it.")
+        bool, typer.Option("--install", help="Write the unit into your systemd folder and print how to start it.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """A systemd user unit that runs this device's agent.
+    """Print or install a systemd user unit for this device's agent.
 
-    The agent sees the machine read-only but for its own folder.
+    Under the unit the agent can write to its own folder only.
     """
 
     def body() -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""Commands of a gateway's operator: join, approve, serve. Everything beyond typer is imported inside: help comes at
-once."""
+"""The commands ``edgewise gateway``: join, approve and serve.
+
+The commands import everything beyond typer inside their bodies, so that help is fast.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +18,27 @@ if TYPE_CHECKING:
     from edgewise.drivers.http.link import Link
 
 gateway = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Keys, memory and list of devices.", show_default=False)]
+Folder = Annotated[
+    Path,
+    typer.Argument(metavar="FOLDER", help="Folder of the gateway: keys, memory, list of devices.", show_default=False),
+]
 
 
 @gateway.command()
 def join(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Of the orchestrator.", show_default=False)],
+    url: Annotated[str, typer.Argument(metavar="URL", help="Address of the server.", show_default=False)],
     folder: Folder,
     token_file: Annotated[
-        str, typer.Option("--token-file", help="File with the token; - reads standard input. Asked for if left out.")
+        str, typer.Option("--token-file", help="File with the token; - is standard input (default: a prompt).")
     ] = "",
-    plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, to this machine only.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Use HTTP without TLS, to this machine only.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Enrol a gateway at an orchestrator, with a token of role gateway.
+    """Enrol a gateway at a server with a token of role gateway.
 
-    Makes its key. Devices' owners and the orchestrator's operator need the fingerprint that it prints; give it to them
-    yourself.
+    Makes the gateway's key and prints its fingerprint. Give the fingerprint to the owners of devices and to the
+    server's operator yourself.
     """
 
     def body() -> dict[str, Any]:
@@ -42,7 +47,7 @@ def join(
         with start.join(url, entered_token(token_file), folder, plain, PATIENCE_S) as link:
             standing = dict(link.standing())
         if not as_json:
-            waits = "" if standing["status"] == "approved" else "; the orchestrator's operator has to approve it"
+            waits = "" if standing["status"] == "approved" else "; the server's operator must approve it"
             print(f"gateway {standing['id']} is {standing['status']}{waits}")
             print(f"  next  edgewise gateway approve {folder} --all, then edgewise gateway serve {folder}")
         return standing
@@ -53,15 +58,17 @@ def join(
 @gateway.command()
 def approve(
     folder: Folder,
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID...]", help="Of devices.", show_default=False)] = None,
-    everybody: Annotated[bool, typer.Option("--all", help="All that are enrolled now; look at them first.")] = False,
+    ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[ID...]", help="Ids of devices.", show_default=False)
+    ] = None,
+    everybody: Annotated[bool, typer.Option("--all", help="Approve every enrolled device. List them first.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List the devices of the orchestrator, or count the reports of some of them.
+    """List the server's devices, or approve some for this gateway.
 
-    Without ids it lists, and marks those that count. What it writes is FOLDER/devices.txt; take a line out to count a
-    device no more.
+    The gateway counts reports of approved devices only. Without ids the command lists all devices and marks the
+    approved ones. FOLDER/devices.txt holds their ids. Remove a line to stop counting a device.
     """
 
     def body() -> dict[str, Any]:
@@ -74,8 +81,8 @@ def approve(
             found = {one["id"]: one for one in _devices(link)}
         wanted = list(found) if everybody else list(ids or ())
         if unknown := [id for id in wanted if id not in found]:
-            what = f"the orchestrator has no approved device {unknown[0]:.40}."
-            raise TransportError("E-UNKNOWN-ID", what, "`edgewise gateway approve FOLDER` lists them.")
+            what = f"the server has no approved device {unknown[0]:.40}."
+            raise TransportError("E-UNKNOWN-ID", what, "list the ids with `edgewise gateway approve FOLDER`.")
         allowed.add(wanted)
         counted = allowed.ids()
         rows = [{**one, "counts": "yes" if id in counted else "no"} for id, one in found.items()]
@@ -87,7 +94,7 @@ def approve(
 
 
 def _package(given: str) -> tuple[str, str]:
-    """Name and digest of a package. Raises RecipeError(E-VALUE)."""
+    """Parse the name and digest of a package. Raises RecipeError(E-VALUE)."""
     import re
 
     from edgewise.core.errors import RecipeError
@@ -101,7 +108,7 @@ def _package(given: str) -> tuple[str, str]:
 
 
 def _devices(link: Link) -> list[dict[str, Any]]:
-    """The approved devices of the orchestrator whose ids are the fingerprints of their keys."""
+    """List the server's approved devices whose ids are the fingerprints of their keys."""
     from edgewise.drivers.http.identity import fingerprint
 
     found: list[dict[str, Any]] = []
@@ -118,24 +125,27 @@ def serve(
     certificate: Certificate = None,
     key: Key = None,
     cache_gb: Annotated[
-        float, typer.Option("--cache-gb", min=0.0, help="Models that are kept for devices that come through here.")
+        float, typer.Option("--cache-gb", min=0.0, help="Space for cached models, which devices download from here.")
     ] = 16.0,
-    cohort: Annotated[int, typer.Option("--cohort", min=2, help="Never open a sum of fewer reports.")] = 2,
+    cohort: Annotated[
+        int, typer.Option("--cohort", min=2, help="Smallest number of reports in a sum that is opened.")
+    ] = 2,
     package: Annotated[
         list[str] | None,
         typer.Option(
             "--package",
             metavar="NAME=DIGEST",
-            help="An installed package whose parts runs may use (`edgewise device digest`); repeat for more.",
+            help="Installed package that runs may use. `edgewise device digest` prints its digest. Repeatable.",
         ),
     ] = None,
     log: Log = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Be the second server of shared sums for one orchestrator, and pass on what its devices near here say.
+    """Run a gateway: second server of shared sums, relay for devices.
 
-    It compiles the plan of each run by itself, and refuses runs whose smallest sum is below --cohort.
+    It serves one server, and relays the messages of devices near it. It compiles the plan of each run by itself, and
+    refuses runs whose smallest sum is below --cohort.
     """
 
     def body() -> dict[str, Any]:
@@ -158,12 +168,12 @@ def serve(
         gateway = Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes, packages=packages)
         with sessions.interrupts(), gateway as made, logs.opened(lines):
             url = f"https://{names[0] if names else '127.0.0.1'}:{made.port}"
-            told = {"url": url, "gateway": made.name, "devices": len(made.allowed.ids())}
+            status = {"url": url, "gateway": made.name, "devices": len(made.allowed.ids())}
             if as_json:
-                print(json.dumps(told), flush=True)
+                print(json.dumps(status), flush=True)
             else:
-                print(f"gateway  {made.name}@{url}  counts {told['devices']} devices  (Ctrl-C ends)", flush=True)
-            with suppress(KeyboardInterrupt):  # the way to end it
+                print(f"gateway  {made.name}@{url}  counts {status['devices']} devices  (Ctrl-C ends)", flush=True)
+            with suppress(KeyboardInterrupt):  # Ctrl-C is how a person ends the gateway.
                 Event().wait()
         return {"ended": url}
 

@@ -1,4 +1,7 @@
-"""`edgewise doctor`, `backup` and `restore`. Everything beyond typer is imported inside: help comes at once."""
+"""The commands ``edgewise doctor``, ``backup`` and ``restore``.
+
+The commands import everything beyond typer inside their bodies, so that help is fast.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from edgewise.apps.terminal.options import Debug, Json
 
 def doctor(
     server: Annotated[
-        Path | None, typer.Option("--server", metavar="FOLDER", help="Of a server: is that in order?")
+        Path | None, typer.Option("--server", metavar="FOLDER", help="Check this server's folder instead.")
     ] = None,
     listen: Annotated[
-        str, typer.Option("--listen", metavar="HOST:PORT", help="Where the server of --server listens.")
+        str, typer.Option("--listen", metavar="HOST:PORT", help="Address on which that server listens.")
     ] = "127.0.0.1:8443",
     as_json: Json = False,
 ) -> None:
-    """Check this machine, or with --server a server.
+    """Check this machine, or a server's folder.
 
-    Exit status 1 where something must be fixed.
+    Exit status 1 means that something must be fixed.
     """
 
     def body() -> dict[str, Any]:
@@ -43,15 +46,17 @@ def doctor(
 
 
 def backup(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Of the server; it may run.", show_default=False)],
-    to: Annotated[Path, typer.Argument(metavar="TO", help="A new folder.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The server's folder. The server may run.", show_default=False)
+    ],
+    to: Annotated[Path, typer.Argument(metavar="TO", help="A new folder for the backup.", show_default=False)],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Copy a server's folder while it serves.
+    """Back up a server's folder, even while the server runs.
 
-    TO is there whole or not at all. It holds the keys of the server: keep it as you keep them. It holds no frames of
-    devices and no keys of rounds.
+    TO appears complete or not at all. It holds the keys of the server, so protect it as you protect them. It holds no
+    messages of devices and no keys of rounds.
     """
 
     def body() -> dict[str, Any]:
@@ -69,15 +74,17 @@ def backup(
 
 
 def restore(
-    copy: Annotated[Path, typer.Argument(metavar="BACKUP", help="From `edgewise backup`.", show_default=False)],
+    copy: Annotated[
+        Path, typer.Argument(metavar="BACKUP", help="A folder written by `edgewise backup`.", show_default=False)
+    ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder for the server.", show_default=False)],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a server's folder of a backup. The old server must not run any more.
+    """Restore a server's folder from a backup.
 
-    What happened after the backup is lost: who enrolled, who was approved or revoked, rounds, models. Runs that were
-    not finished do not go on, and enrolment tokens that could still be used are revoked.
+    The old server must not run any more. Everything after the backup is lost: enrolments, approvals, revocations,
+    rounds and models. Unfinished runs end. Unused enrolment tokens are revoked.
     """
 
     def body() -> dict[str, Any]:
@@ -91,9 +98,10 @@ def restore(
         if not as_json:
             print(
                 f"{folder} is the server as of {made}, in epoch {done.epoch}.\n"
-                f"  runs that do not go on  {', '.join(run[:12] for run in done.ended) or 'none'}\n"
-                f"  tokens revoked          {done.tokens}\n"
-                f"  to do                   revoke again who was revoked after {made}; who enrolled since joins anew"
+                f"  runs ended      {', '.join(run[:12] for run in done.ended) or 'none'}\n"
+                f"  tokens revoked  {done.tokens}\n"
+                f"  next            revoke again each member that was revoked after {made}; members that enrolled\n"
+                "                  after it must join again"
             )
         return {"folder": str(folder), "made": made, "epoch": done.epoch, "ended": done.ended, "tokens": done.tokens}
 

@@ -1,4 +1,7 @@
-"""The command line. Everything beyond typer is imported inside the commands: help must come at once."""
+"""The command line: every command of ``edgewise``, and its entry point.
+
+The commands import everything beyond typer inside their bodies. So ``edgewise --help`` answers in under 0.3 s.
+"""
 
 from __future__ import annotations
 
@@ -62,10 +65,10 @@ def _root(
 @app.command()
 def demo(
     what: Annotated[
-        str, typer.Argument(metavar="plays|code", help="Lines of 24 characters of Shakespeare, or Python's library.")
+        str, typer.Argument(metavar="plays|code", help="Shakespeare's plays or Python's library as text.")
     ] = "plays",
     network: Annotated[
-        bool, typer.Option("--network", help="On five devices that are processes, enrolled at a server over TLS.")
+        bool, typer.Option("--network", help="Run five device processes and a server over TLS.")
     ] = False,
     overrides: Set = None,
     out: Out = None,
@@ -78,7 +81,7 @@ def demo(
 ) -> None:
     """Run a demonstration from start to report.
 
-    Model and text are on this machine already; nothing is downloaded.
+    The model and the text ship with edgewise. Nothing is downloaded.
     """
     from edgewise.apps.cli import doctor
 
@@ -99,13 +102,13 @@ def check(
     recipe: RecipePath,
     overrides: Set = None,
     extension: Extension = None,
-    fast: Annotated[bool, typer.Option("--fast", help="Do not measure speed.")] = False,
+    fast: Annotated[bool, typer.Option("--fast", help="Skip the measured training step.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Validate a recipe and estimate its cost and privacy.
 
-    Loads the real model and text, and runs nothing but one measured step.
+    Loads the real model and text. Runs one training step to measure its speed, and nothing else.
     """
     from edgewise.apps.terminal.sessions import CommandSession
 
@@ -146,16 +149,17 @@ def sim(
 ) -> None:
     """Simulate a federation on this machine.
 
-    Plays the recipe, compares with training alone and on pooled text, and writes a report.
+    Runs all rounds of the recipe. Compares the result with devices that train alone, and with training on pooled text
+    if the recipe asks for it. Writes a report.
     """
     _simulate("sim", recipe, overrides, out, resume, engine, workers, extension or [], as_json, quiet, debug)
 
 
 @app.command()
 def report(run_dir: RunDir, as_json: Json = False, debug: Debug = False) -> None:
-    """Make a run's report again.
+    """Rebuild a run's report from its database.
 
-    From its database: summary, plots and page; also of an unfinished run.
+    Writes the summary, the plots and the page. The run need not be finished.
     """
     session = _session("report", as_json, debug)
 
@@ -185,31 +189,39 @@ def export(
     run_dir: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN_DIR", help="A run directory, or a server's folder: its promoted model.", show_default=False
+            metavar="RUN_DIR",
+            help="A run directory. A server's folder stands for its promoted model.",
+            show_default=False,
         ),
     ],
-    dest: Annotated[Path, typer.Option("--dest", help="New or empty folder.", show_default=False)],
+    dest: Annotated[Path, typer.Option("--dest", help="A new or empty folder for the model.", show_default=False)],
     to: Annotated[
         str,
-        typer.Option("--to", help="merged (whole model), peft (LoRA adapter) or tensors (what was trained, by name)."),
+        typer.Option("--to", help="merged (whole model), peft (LoRA adapter) or tensors (trained tensors by name)."),
     ] = "merged",
     played: Annotated[
         int | None,
-        typer.Option("--round", min=0, help="Model after so many rounds; the last one where left out."),
+        typer.Option("--round", min=0, help="Number of rounds after which to take the model (default: all rounds)."),
     ] = None,
-    base: Annotated[str, typer.Option("--base", help="Folder of the base model, where it moved.")] = "",
+    base: Annotated[str, typer.Option("--base", help="Folder of the base model, if it has moved.")] = "",
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Of a merged model: base (as the base has it), float32, bfloat16 or float16.")
+        str,
+        typer.Option(
+            "--dtype", help="Type of a merged model: base (that of the base model), float32, bfloat16, float16."
+        ),
     ] = "base",
     with_base: Annotated[
-        bool, typer.Option("--with-base", help="Write the base beside an adapter (the bundled one always is).")
+        bool,
+        typer.Option(
+            "--with-base", help="Write the base model next to an adapter. The bundled model is always written."
+        ),
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run's model for transformers or peft.
+    """Export a run's model for transformers or peft.
 
-    What was written is read back: its logits are those of the trained model, or the command fails.
+    Reads the written model back and compares its logits with those of the trained model. Fails if they differ.
     """
     session = _session("export", as_json, debug)
 
@@ -230,18 +242,20 @@ def export(
 @bench.command()
 def codecs(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file; that of `demo code` if none.")
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file (default: the recipe of `demo code`).")
     ] = None,
     overrides: Set = None,
     extension: Extension = None,
-    random: Annotated[bool, typer.Option("--random", help="Normal numbers as the update: no training.")] = False,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timings are medians of so many.")] = 5,
+    random: Annotated[
+        bool, typer.Option("--random", help="Use normal random numbers as the update, without training.")
+    ] = False,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Repetitions; timings are their median.")] = 5,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Bytes, error and speed of each way to send an update.
+    """Measure the bytes, error and speed of each codec.
 
-    Trains one device for one round on the recipe's model, and sends its update through the ladder of codecs.
+    Trains one device for one round on the recipe's model. Encodes its update with each rung of the codec ladder.
     """
     session = _session("bench codecs", as_json, debug, extension)
 
@@ -271,16 +285,18 @@ def audit(
     recipe: RecipePath,
     overrides: Set = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.html and audit.json.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer runs and devices: weaker bounds.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Use fewer trials and devices. The bounds get weaker.")
+    ] = False,
     extension: Extension = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Attack a recipe: does its epsilon hold, and what leaks?
+    """Attack a recipe to test its epsilon and measure leakage.
 
-    Claimed against measured epsilon, and what leaks behind each defence. Plays the compiled recipe: single releases, or
-    steps of example-level privacy, at its own noise. Every figure says of what it is, and what was left out. Exit
-    status 8 where more is measured than is claimed.
+    Runs the compiled recipe at its own noise: single releases, or single steps with example-level privacy. Compares
+    the measured epsilon with the claimed one, and measures what an attacker learns behind each defence. Every finding
+    says what was attacked and what was left out. Exit status 8 means that more was measured than is claimed.
     """
     session = _session("audit", as_json, debug, extension)
 
@@ -307,10 +323,12 @@ def audit(
 
 @app.command()
 def schema(
-    field: Annotated[str, typer.Option("--field", help="Only one key, e.g. training.lr or stage.quantize.bits.")] = "",
+    field: Annotated[
+        str, typer.Option("--field", help="Describe one key, e.g. training.lr or stage.quantize.bits.")
+    ] = "",
     extension: Extension = None,
 ) -> None:
-    """The recipe's JSON schema, or one key of it."""
+    """Print the JSON schema of recipes, or describe one key."""
     session = _session("schema", False, False, extension)
 
     def body() -> None:
@@ -326,12 +344,12 @@ def schema(
 
 for command in (guides.explain, operators.serve, operators.join, keeping.doctor, keeping.backup, keeping.restore):
     app.command()(command)
-app.add_typer(owners.device, name="device", help="What your device does, and what left it.")
-app.add_typer(run_commands.run, name="run", help="Submit recipes to a server, and watch what becomes of them.")
-app.add_typer(model_commands.models, name="models", help="Promote released models, and fetch the promoted one.")
-app.add_typer(operators.token, name="token", help="Make, list and revoke enrolment tokens.")
+app.add_typer(owners.device, name="device", help="Run and control your own device.")
+app.add_typer(run_commands.run, name="run", help="Submit recipes to a server and follow their runs.")
+app.add_typer(model_commands.models, name="models", help="Promote released models and fetch the promoted one.")
+app.add_typer(operators.token, name="token", help="Create, list and revoke enrolment tokens.")
 app.add_typer(operators.fleet, name="fleet", help="List, approve and revoke devices.")
-app.add_typer(gateways.gateway, name="gateway", help="Be the second server of shared sums, near the devices.")
+app.add_typer(gateways.gateway, name="gateway", help="Run a gateway, the second server of shared sums.")
 
 
 def _session(name: str, as_json: bool, debug: bool, extensions: list[str] | None = None) -> CommandSession:
@@ -353,7 +371,7 @@ def _simulate(
     quiet: bool,
     debug: bool,
 ) -> None:
-    """Play a recipe file, or the demonstration of a name."""
+    """Run a recipe file, or a demonstration by its name."""
     session = _session(name, as_json, debug, extensions)
 
     def body() -> dict[str, Any]:
@@ -368,7 +386,7 @@ def _simulate(
                 values[f"simulation.{key}"] = given
         recipe, parts = recipe_file.read(path, values, extensions)
         if workers is not None and recipe.simulation.engine != "pool":
-            what = f'--workers is for the pool; the engine is "{recipe.simulation.engine}".'
+            what = f'--workers needs the pool engine. The engine of this recipe is "{recipe.simulation.engine}".'
             raise RecipeError("E-COMBO", what, "add --engine pool, or leave out --workers.")
         at = out or run_dirs.place(recipe, bool(says), resume)
         return playing.play(session, recipe, path.parent, at, resume, parts, quiet, says)
@@ -379,7 +397,7 @@ def _simulate(
 def _network_demo(
     what: str, overrides: list[str] | None, out: Path | None, as_json: bool, quiet: bool, debug: bool
 ) -> int:
-    """Play the demonstration on real devices; returns the exit status."""
+    """Run the demonstration on device processes and return the exit status."""
     from edgewise.apps.cli import playing
     from edgewise.apps.runs import recipe_file
 
@@ -388,7 +406,7 @@ def _network_demo(
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line (the entry point of the package)."""
     from edgewise.drivers.screen import guard
 
     guard()

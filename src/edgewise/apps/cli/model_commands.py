@@ -1,4 +1,4 @@
-"""Commands on promoted models: ls, show, promote, rollback, fetch."""
+"""The commands ``edgewise models``: ls, show, promote, rollback and fetch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ models = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 @models.command("ls")
 def list_models(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
-    """List the promotions and rollbacks, and who made them. The last one stands."""
+    """List promotions and rollbacks with their authors. The last one counts."""
 
     def ask(link: Link) -> dict[str, Any]:
         found = link.call("GET", "/v1/models")
@@ -33,7 +33,7 @@ def list_models(home: Home = HOME, as_json: Json = False, debug: Debug = False) 
 
 @models.command()
 def show(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
-    """Show the promoted model, and where it comes from."""
+    """Show the promoted model and its origin."""
 
     def ask(link: Link) -> dict[str, Any]:
         return _shown(link.call("GET", "/v1/models/promoted"), as_json)
@@ -43,15 +43,18 @@ def show(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None
 
 @models.command()
 def promote(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Its id, or the beginning of it.", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="The run's id or a unique prefix of it.", show_default=False)
+    ],
     played: Annotated[
-        int | None, typer.Option("--round", min=1, help="Model after so many rounds; the one that counts if left out.")
+        int | None,
+        typer.Option("--round", min=1, help="Rounds after which to take the model (default: the run's final model)."),
     ] = None,
     home: Home = HOME,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a released model the one that devices and gateways fetch.
+    """Promote a released model for devices and gateways to fetch.
 
     The server verifies the run first, as `edgewise run verify` does.
     """
@@ -67,9 +70,9 @@ def promote(
 
 @models.command()
 def rollback(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
-    """Return to the model that was promoted before.
+    """Return to the previously promoted model.
 
-    The server verifies its run first.
+    The server verifies that model's run first.
     """
 
     def ask(link: Link) -> dict[str, Any]:
@@ -80,15 +83,15 @@ def rollback(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> 
 
 @models.command()
 def fetch(
-    dest: Annotated[Path, typer.Argument(metavar="DEST", help="A new folder.", show_default=False)],
+    dest: Annotated[Path, typer.Argument(metavar="DEST", help="A new folder for the model.", show_default=False)],
     home: Home = HOME,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fetch the promoted model: on a device, a gateway, or your own machine.
+    """Fetch the promoted model to a device, a gateway or your machine.
 
-    DEST holds what was trained, by name (trained.safetensors), the files of its base model where they travel (base),
-    and lineage.json. It appears whole or not at all.
+    DEST holds the trained tensors by name (trained.safetensors), the files of the base model if the server has them
+    (base), and lineage.json. DEST appears complete or not at all.
     """
 
     def ask(link: Link) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Commands of operators on runs: submit, ls, show, watch, verify, pause, resume, cancel."""
+"""The commands ``edgewise run``: submit, ls, show, watch, verify, pause, resume and cancel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgewise.drivers.http.link import Link
 
 run = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-Run = Annotated[str, typer.Argument(metavar="RUN", help="Its id, or the beginning of it.", show_default=False)]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id or a unique prefix of it.", show_default=False)]
 LOOK_S = 1.0
 OVER = ("finished", "failed", "cancelled")
 
@@ -26,19 +26,22 @@ def submit(
     overrides: Set = None,
     extension: Annotated[
         list[str] | None,
-        typer.Option("--extension", metavar="MODULE", help="Module with parts of your own, of an installed package."),
+        typer.Option("--extension", metavar="MODULE", help="Module of an installed package with your own parts."),
     ] = None,
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="Only devices with this tag; repeat for more.")] = None,
-    follow: Annotated[bool, typer.Option("--watch", help="Then watch the run until it ends.")] = False,
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", help="Invite only devices with this tag. Repeatable.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Watch the run until it ends.")] = False,
     home: Home = HOME,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Begin a run of a recipe on the enrolled devices.
+    """Start a run of a recipe on the enrolled devices.
 
-    The recipe is the one that `edgewise sim` plays. Its [data] stays here: each device reads what its owner names. The
-    model is sent to the server, and from there to the devices. No code is: server and devices have the package of an
-    --extension, with the same files, and each owner allows it by its digest.
+    The recipe has the same format as for `edgewise sim`. Its [data] table stays here: each device reads the text that
+    its owner names. The model is sent to the server, and from there to the devices. No code is sent. The package of an
+    --extension must be installed on the server and the devices with the same files, and each owner must allow its
+    digest.
     """
 
     def asked(link: Link) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def list_runs(home: Home = HOME, as_json: Json = False, debug: Debug = False) ->
 
 @run.command()
 def show(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
-    """What a run promises its devices, and where it stands."""
+    """Show the state of a run and the privacy that it promises."""
 
     def asked(link: Link) -> dict[str, Any]:
         import json
@@ -85,10 +88,10 @@ def show(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False
             noise = facts["noise"]
             print(f"{found['run']}\n  {found['name']}, {found['state']} {found['why']}".rstrip())
             print(f"  privacy     {facts['recipe']['privacy']}")
-            print(f"  devices     {facts['population']}, {facts['n_min']} at least in a sum")
+            print(f"  devices     {facts['population']}, at least {facts['n_min']} in each sum")
             if noise is not None:
                 print(
-                    f"  epsilon     {noise['epsilon']:.4g} in all rounds (noise multiplier {noise['multiplier']:.4g})"
+                    f"  epsilon     {noise['epsilon']:.4g} for all rounds (noise multiplier {noise['multiplier']:.4g})"
                 )
             print(f"  model       {facts['recipe']['model']['base']}\n  rounds      {found['rounds']}")
             for package in facts.get("packages", ()):
@@ -100,25 +103,33 @@ def show(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False
 
 @run.command()
 def watch(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
-    """Tell the rounds of a run as they end; Ctrl-C leaves the run alone."""
+    """Print the rounds of a run as they end. Ctrl-C does not stop the run."""
     ask_server("run watch", home, as_json, debug, lambda link: _followed(link, whole(link, id), as_json))
 
 
 @run.command()
 def verify(
-    run: Annotated[str, typer.Argument(metavar="RUN|FOLDER", help="A run's folder, or the id of a run on the server.")],
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|FOLDER", help="A run directory, or the id of a run on the server.")
+    ],
     chain: Annotated[
-        str, typer.Option("--chain", metavar="DIGEST", help="Where an earlier verification ended: still part of it?")
+        str,
+        typer.Option(
+            "--chain",
+            metavar="DIGEST",
+            help="Digest printed by an earlier verification. It must still be in the chain.",
+        ),
     ] = "",
     extension: Extension = None,
     home: Home = HOME,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Replay the released totals of a run, and check its records.
+    """Replay the released totals of a run and check its records.
 
-    A folder is read here, also while the run is played; nothing in it is changed. The server verifies its own runs.
-    Exit status 8 names the first round that does not follow; 1 where no total is kept to replay.
+    Reads a run directory on this machine without changing it, even while the run is going on. A run on the server is
+    verified by the server. Exit status 8 means that a round does not follow from its total: the first one is named.
+    Exit status 1 means that the run kept no total to replay.
     """
 
     def asked(link: Link) -> dict[str, Any]:
@@ -154,24 +165,24 @@ def _verb(verb: str, done: str) -> Callable[..., None]:
     return command
 
 
-run.command("pause", help="Hold a run after the round under way.")(_verb("pause", "pauses after its round"))
-run.command("resume", help="Go on with a run that is paused or failed.")(_verb("resume", "goes on"))
-run.command("cancel", help="End a run at once, for good.")(_verb("cancel", "is cancelled"))
+run.command("pause", help="Pause a run after its current round.")(_verb("pause", "pauses after its current round"))
+run.command("resume", help="Resume a paused or failed run.")(_verb("resume", "is resumed"))
+run.command("cancel", help="Cancel a run at once. It cannot be resumed.")(_verb("cancel", "is cancelled"))
 
 
 def whole(link: Link, begun: str) -> str:
-    """A run's id from the beginning of it. Raises TransportError(E-UNKNOWN-ID)."""
+    """Return the id of the only run whose id begins with ``begun``. Raises TransportError(E-UNKNOWN-ID)."""
     from edgewise.core.errors import TransportError
 
     ids = [one["run"] for one in link.call("GET", "/v1/runs") if one["run"].startswith(identifier(begun))]
     if len(ids) != 1:
         what = f"{len(ids)} runs have an id that begins with {begun:.64}."
-        raise TransportError("E-UNKNOWN-ID", what, "`edgewise run ls` lists them.")
+        raise TransportError("E-UNKNOWN-ID", what, "list the ids with `edgewise run ls`.")
     return str(ids[0])
 
 
 def _followed(link: Link, id: str, as_json: bool) -> dict[str, Any]:
-    """Tell what happens in a run until it ends or waits for a person; returns its last state."""
+    """Print the events of a run until it ends or waits for a person. Returns its last state."""
     import json
     import time
 
@@ -180,16 +191,16 @@ def _followed(link: Link, id: str, as_json: bool) -> dict[str, Any]:
 
     after = 0
     while True:
-        told = link.call("GET", f"/v1/runs/{id}/events", {"after": after})
+        page = link.call("GET", f"/v1/runs/{id}/events", {"after": after})
         if not as_json:
-            for event in told["events"]:
-                if (said := line(events.from_json(json.dumps(event)))) is not None:
-                    print(said, flush=True)
-        if not told["events"] and told["state"] != "running":
+            for event in page["events"]:
+                if (text := line(events.from_json(json.dumps(event)))) is not None:
+                    print(text, flush=True)
+        if not page["events"] and page["state"] != "running":
             break
-        if not told["events"]:
+        if not page["events"]:
             time.sleep(LOOK_S)
-        after = told["after"]
+        after = page["after"]
     found = dict(link.call("GET", f"/v1/runs/{id}"))
     if not as_json:
         print(f"{found['state']} {found['why']}".rstrip())

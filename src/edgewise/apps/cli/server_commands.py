@@ -1,5 +1,7 @@
-"""Commands of operators and owners: serve, join, token, fleet. Everything beyond typer is imported inside: help comes
-at once."""
+"""The commands ``edgewise serve``, ``join``, ``token`` and ``fleet``.
+
+The commands import everything beyond typer inside their bodies, so that help is fast.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +24,26 @@ fleet = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 def serve(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Keys and database; made on the first start.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder for keys and database. The first start makes it.")
+    ],
     listen: Listen = "127.0.0.1:8443",
     public: Names = None,
     certificate: Certificate = None,
     key: Key = None,
-    plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, on 127.0.0.1 only.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Use HTTP without TLS, on 127.0.0.1 only.")] = False,
     log: Log = "",
     gateway: Annotated[
-        str, typer.Option("--gateway", metavar="NAME@URL", help="Second server of shared sums, as it names itself.")
+        str,
+        typer.Option("--gateway", metavar="NAME@URL", help="Gateway that aggregates shared sums, as it prints itself."),
     ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Enrol devices over TLS, and play runs with them.
+    """Run a server that enrols devices and trains with them.
 
-    The first start makes keys, a certificate and a token for the first administrator. Runs begin with
-    `edgewise run submit`, and go on where they are when the server starts again.
+    The first start makes keys, a certificate and a token for the first administrator. `edgewise run submit` starts a
+    run. A server that starts again resumes its runs.
     """
 
     def body() -> dict[str, Any]:
@@ -68,7 +73,7 @@ def serve(
                 print(f"serving  {url}  key {server.service.identity.name}  (Ctrl-C ends)", flush=True)
                 if first:
                     print(f"first administrator, within an hour:  edgewise join {url}\n  token  {first}", flush=True)
-            with suppress(KeyboardInterrupt):  # the way to end it
+            with suppress(KeyboardInterrupt):  # Ctrl-C is how a person ends the server.
                 Event().wait()
         return {"ended": url}
 
@@ -76,7 +81,7 @@ def serve(
 
 
 def _told(run: str, event: AnyEvent) -> None:
-    """Print what happens in a run."""
+    """Print one event of a run as a line."""
     from edgewise.apps.server.lines import line
 
     if (text := line(event)) is not None:
@@ -86,12 +91,12 @@ def _told(run: str, event: AnyEvent) -> None:
 def address(
     listen: str, public: list[str] | None, certificate: Path | None, key: Path | None
 ) -> tuple[str, int, tuple[str, ...]]:
-    """Host, port and names of a server. Raises TransportError(E-REQUEST) for options that cannot be."""
+    """Parse the host, port and names of a server. Raises TransportError(E-REQUEST) for impossible options."""
     from edgewise.core.errors import TransportError
 
     host, _, port = listen.rpartition(":")
     if not (host and port.isdigit() and int(port) < 2**16):
-        raise TransportError("E-REQUEST", f"{listen} is not HOST:PORT.", "write, say, --listen 0.0.0.0:8443.")
+        raise TransportError("E-REQUEST", f"{listen} is not HOST:PORT.", "write for example --listen 0.0.0.0:8443.")
     if (certificate is None) != (key is None):
         raise TransportError("E-REQUEST", "--cert and --key belong together.", "give both, or neither.")
     names = tuple(dict.fromkeys([*(public or ()), *(() if host in ("0.0.0.0", "::") else (host,))]))
@@ -99,23 +104,28 @@ def address(
 
 
 def join(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Of the server: https://HOST:PORT.", show_default=False)],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="Address of the server: https://HOST:PORT.", show_default=False)
+    ],
     token_file: Annotated[
-        str, typer.Option("--token-file", help="File with the token; - reads standard input. Asked for if left out.")
+        str, typer.Option("--token-file", help="File with the token; - is standard input (default: a prompt).")
     ] = "",
     home: Home = HOME,
-    label: Annotated[str, typer.Option("--label", help="What you call this device.")] = "",
-    plain: Annotated[bool, typer.Option("--plain", help="HTTP without TLS, to this machine only.")] = False,
+    label: Annotated[str, typer.Option("--label", help="Your name for this device.")] = "",
+    plain: Annotated[bool, typer.Option("--plain", help="Use HTTP without TLS, to this machine only.")] = False,
     gateway: Annotated[
-        str, typer.Option("--gateway", metavar="NAME", help="URL is that of a gateway: the fingerprint of its key.")
+        str,
+        typer.Option(
+            "--gateway", metavar="NAME", help="Fingerprint of the gateway's key, if URL is that of a gateway."
+        ),
     ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Enrol this machine at a server, with a token of its operator.
+    """Enrol this machine at a server with a token.
 
-    Makes a key that never leaves this machine, and a device's policy. The token is not an option, since others can read
-    command lines; the variable EDGEWISE_TOKEN is read too.
+    Makes a key that never leaves this machine, and the first policy of a device. The token is not an option, because
+    other users can read command lines. The variable EDGEWISE_TOKEN can hold it too.
     """
 
     def body() -> dict[str, Any]:
@@ -125,21 +135,21 @@ def join(
         with Link.join(url, entered_token(token_file), folder, label, plain, PATIENCE_S, gateway) as link:
             standing = dict(link.standing())
         if not as_json:
-            waits = "" if standing["status"] == "approved" else "; the operator has to approve it"
+            waits = "" if standing["status"] == "approved" else "; the operator must approve it"
             print(f"{standing['role']} {standing['id']} is {standing['status']}{waits}")
         if standing["role"] != "device":
             return standing
         from edgewise.apps.device import policy
 
         if policy.first_policy(folder) and not as_json:
-            print(f"  next  write into {folder / policy.FILE} where your text is (data.path), and what you ask of runs")
+            print(f"  next  edit {folder / policy.FILE}: set data.path to your text, and the privacy that you demand")
         return {**standing, "policy": str(folder / policy.FILE)}
 
     run_body("join", as_json, debug, body)
 
 
 def entered_token(file: str) -> str:
-    """An enrolment token: from a file, standard input (-), the environment, or asked for.
+    """Read an enrolment token from a file, standard input (-), the environment or a prompt.
 
     Raises TransportError(E-TOKEN).
     """
@@ -161,22 +171,24 @@ def entered_token(file: str) -> str:
     try:
         return getpass.getpass("enrolment token: ")
     except EOFError:
-        what = "no enrolment token was given, and nobody is here to be asked."
+        what = "no enrolment token was given, and there is no terminal to ask for it."
         raise TransportError("E-TOKEN", what, "name a file that holds it: --token-file FILE.") from None
 
 
 @token.command("create")
 def create_token(
-    role: Annotated[str, typer.Option("--role", help="device, viewer, operator, admin or gateway.")] = "device",
-    tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag of whoever enrols by it.")] = None,
-    uses: Annotated[int, typer.Option("--uses", min=1, help="How often it may be used.")] = 1,
-    approved: Annotated[bool, typer.Option("--approved", help="Whoever uses it needs no approval.")] = False,
-    hours: Annotated[float, typer.Option("--hours", min=0.001, max=2160.0, help="Until it expires.")] = 1.0,
+    role: Annotated[str, typer.Option("--role", help="Role: device, viewer, operator, admin or gateway.")] = "device",
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", help="Tag for the members that enrol with it. Repeatable.")
+    ] = None,
+    uses: Annotated[int, typer.Option("--uses", min=1, help="Number of enrolments that it allows.")] = 1,
+    approved: Annotated[bool, typer.Option("--approved", help="Approve members that enrol with it at once.")] = False,
+    hours: Annotated[float, typer.Option("--hours", min=0.001, max=2160.0, help="Hours until it expires.")] = 1.0,
     home: Home = HOME,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make an enrolment token. It is shown this once."""
+    """Create an enrolment token. It is shown only once."""
 
     def ask(link: Link) -> dict[str, Any]:
         wanted = {"role": role, "tags": tag or [], "uses": uses, "approved": approved, "expires_in_s": 3600.0 * hours}
@@ -203,12 +215,14 @@ def list_tokens(home: Home = HOME, as_json: Json = False, debug: Debug = False) 
 
 @token.command("revoke")
 def revoke_token(
-    id: Annotated[str, typer.Argument(metavar="ID", help="As `edgewise token ls` shows it.", show_default=False)],
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="The token's id, as `edgewise token ls` shows it.", show_default=False)
+    ],
     home: Home = HOME,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Let nobody enrol by a token any more."""
+    """Revoke an enrolment token. Nobody can enrol with it any more."""
 
     def ask(link: Link) -> dict[str, Any]:
         done: dict[str, Any] = link.call("POST", f"/v1/tokens/{identifier(id)}/revoke")
@@ -221,12 +235,12 @@ def revoke_token(
 
 @fleet.command("ls")
 def list_members(
-    status: Annotated[str, typer.Option("--status", help="Only pending, approved or revoked ones.")] = "",
+    status: Annotated[str, typer.Option("--status", help="Show only pending, approved or revoked members.")] = "",
     home: Home = HOME,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List devices, and the people who run the fleet."""
+    """List the devices and the operators of the fleet."""
 
     def ask(link: Link) -> dict[str, Any]:
         found: list[dict[str, Any]] = []
@@ -244,7 +258,12 @@ def list_members(
 
 def _decide(verb: str, done: str) -> Callable[..., None]:
     def command(
-        ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Of members.", show_default=False)],
+        ids: Annotated[
+            list[str],
+            typer.Argument(
+                metavar="ID...", help="Ids of members, as `edgewise fleet ls` shows them.", show_default=False
+            ),
+        ],
         home: Home = HOME,
         as_json: Json = False,
         debug: Debug = False,
@@ -260,5 +279,5 @@ def _decide(verb: str, done: str) -> Callable[..., None]:
     return command
 
 
-fleet.command("approve", help="Let pending devices in.")(_decide("approve", "approved"))
-fleet.command("revoke", help="Keep devices out, at once and for good.")(_decide("revoke", "revoked"))
+fleet.command("approve", help="Approve pending devices.")(_decide("approve", "approved"))
+fleet.command("revoke", help="Revoke devices at once and for good.")(_decide("revoke", "revoked"))

@@ -1,4 +1,4 @@
-"""`edgewise sweep`: one recipe under several settings."""
+"""The command ``edgewise sweep``: run one recipe under several settings."""
 
 from __future__ import annotations
 
@@ -12,9 +12,13 @@ from edgewise.apps.terminal.options import Debug, Extension, Json, Quiet, Recipe
 
 Grid = Annotated[
     list[str],
-    typer.Argument(metavar="KEY=VALUE,VALUE...", help="Settings to try: training.lr=0.001,0.01.", show_default=False),
+    typer.Argument(
+        metavar="KEY=VALUE,VALUE...", help="Values to try, e.g. training.lr=0.001,0.01.", show_default=False
+    ),
 ]
-SweepOut = Annotated[Path | None, typer.Option("--out", help="Folder for the runs and the page.", show_default=False)]
+SweepOut = Annotated[
+    Path | None, typer.Option("--out", help="Folder for the runs and the comparison page.", show_default=False)
+]
 
 
 def sweep(
@@ -27,10 +31,10 @@ def sweep(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Play a recipe under several settings, and compare.
+    """Run a recipe under several settings and compare them.
 
-    Each combination is a run of its own. The page that compares them is comparison.html. The same command goes on with
-    a sweep that was interrupted, and reads runs that are finished.
+    Each combination of values is one run. comparison.html compares them. The same command continues an interrupted
+    sweep and does not repeat finished runs.
     """
     from edgewise.apps.terminal.sessions import CommandSession
 
@@ -66,7 +70,7 @@ def sweep(
 
 
 def _values(given: str) -> tuple[str, Sequence[Any]]:
-    """``training.lr=0.001,0.01`` or ``trainable.targets=[["q"], ["v"]]`` -> key and values."""
+    """Parse ``training.lr=0.001,0.01`` or ``trainable.targets=[["q"], ["v"]]`` into a key and its values."""
     from edgewise.apps.runs import recipe_file
 
     key, equals, text = given.partition("=")

@@ -1,4 +1,4 @@
-"""The terminal: sessions with exit statuses and crash files, shared options, and progress on the screen.
+"""The terminal: command sessions with exit statuses and crash files, shared options, and live progress.
 
-The commands and the runs that they start use it. It knows no model and no server.
+Commands and the runs that they start use this package. It knows no model and no server.
 """
