@@ -240,8 +240,8 @@ class Coordinator:
             parts.append(part)
         aggregate = together(parts)
         memory = broadcast.released(facts.pipe, memory, aggregate.mean)
-        kept = self.plan.kept(checkpoint.memory, number, memory)
-        return self.plan.measured(self.plan.layout.aggregated(aggregate)), kept
+        memory = self.plan.with_phase_memory(checkpoint.memory, number, memory)
+        return self.plan.measured(self.plan.layout.aggregated(aggregate)), memory
 
     def _stepped(
         self, checkpoint: Checkpoint, facts: RoundFacts, released: tuple[Aggregate, Memory] | None

@@ -165,14 +165,14 @@ def _encoded(
     """
     base = idle.committed.memory
     try:
-        payload, after = pipe.encode(update.x, update.head, update.count, plan.mine(base, turn.round), turn)
+        payload, after = pipe.encode(update.x, update.head, update.count, plan.phase_memory(base, turn.round), turn)
     except EdgewiseError:
         if plan.spend is None:
             raise
         nothing = _zeros(plan)
         payload, _ = pipe.encode(nothing.x, nothing.head, nothing.count, pipe.init(), turn)
         return payload, replace(idle, pending=After(turn.round, base))
-    memory = plan.kept(base, turn.round, after)
+    memory = plan.with_phase_memory(base, turn.round, after)
     return payload, replace(idle, pending=After(turn.round, memory.put(STRATEGY, None, kept) if kept else memory))
 
 

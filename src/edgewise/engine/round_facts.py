@@ -89,7 +89,7 @@ def decide(
         draw: what devices draw the cohort from, and the blob ``beacon`` that it names; None where the server draws it.
     """
     number, sampling = checkpoint.next_round, plan.sampling
-    pipe, memory = plan.at(number), plan.mine(checkpoint.memory, number)
+    pipe, memory = plan.at(number), plan.phase_memory(checkpoint.memory, number)
     turn = Turn(number, plan.public(number), support=_support(pipe, memory), clip=_clip(pipe, memory))
     named = (
         b"" if turn.support is None or not turn.support.size else pack.pack_support(turn.support, plan.layout.sent.dim)

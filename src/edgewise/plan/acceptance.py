@@ -1,10 +1,10 @@
-"""What a device accepts of a run's facts: the plan that follows from them, or a refusal.
+"""Check a run's facts on a device: compile the plan that follows from them, or refuse.
 
     plan = accept(raw, signature, server, spec, OwnerFloor(epsilon=8.0, hidden=True), BUILT_IN)
 
-The server is not trusted with anything that a promise rests on. A device compiles the plan from the facts and its own
-layout, so rounds, steps, clips, rings and thresholds are its own. It compares the integers that the facts state with
-those that it derives. Of the noise, which the server calibrated, it checks the inequality that matters:
+A device does not trust the server with any number behind a promise. It compiles the plan from the facts and its own
+layout, so rounds, steps, clips, rings and thresholds are its own. It derives the integers that the facts state, and
+compares them. The server calibrated the noise, and the device checks the inequality that matters:
 
     epsilon(noise multiplier, all rounds) <= stated epsilon (1 + TOLERANCE)
 """
@@ -26,27 +26,27 @@ from edgewise.plan.recipe import recipe as recipes
 from edgewise.plan.recipe.privacy import Privacy
 from edgewise.secagg.params import Floor
 
-TOLERANCE = 1e-3  # relative: two accountants or grids differ by less in one epsilon
+TOLERANCE = 1e-3  # Relative. Two accountants or grids differ by less in one epsilon.
 
 
 @dataclass(frozen=True, slots=True)
 class OwnerFloor:
-    """What a device's owner asks of every run, whatever its recipe says.
+    """The least protection that a device's owner asks of every run.
 
     Attributes:
-        epsilon: of a whole run at most, against who sees what leaves the device; inf asks for none.
-        device_unit: whether an epsilon must be about all text of the device, not about single examples.
-        hidden: whether single updates must be hidden from the server.
-        local_steps: optimizer steps of a round at most; 0 = any number.
-        upload_bytes: of a round at most; inf = any number.
-        secagg: of every session of secure aggregation.
-        delta: at which ``epsilon`` must hold, at most; an epsilon at a larger one promises next to nothing.
-        words: values of ``privacy`` that a recipe may have; empty = any.
-        clip_l2: L2 norm of an update at most, in model units, as the plan bounds it before it leaves; inf asks for no
-            bound.
-        noise_multiplier: of the noise that an epsilon rests on, at least; 0 asks for none.
-        cohort: contributions at least to a sum that a model is made of, hidden or not.
-        models: values of ``model.base`` that a recipe may have; empty = any.
+        epsilon: largest epsilon of a whole run, against a reader of everything that leaves the device; inf = any.
+        device_unit: True where an epsilon must protect all text of the device, not single examples.
+        hidden: True where secure aggregation must hide single updates from the server.
+        local_steps: largest number of optimizer steps in a round; 0 = any.
+        upload_bytes: largest upload of a round; inf = any.
+        secagg: requirements on every session of secure aggregation.
+        delta: largest delta at which ``epsilon`` may hold. An epsilon at a larger one promises next to nothing.
+        words: allowed values of ``privacy``; empty = any.
+        clip_l2: largest L2 norm of an update, in model units, to which the plan must bound it before it leaves; inf =
+            any.
+        noise_multiplier: smallest noise multiplier of the noise behind an epsilon; 0 = any.
+        cohort: smallest number of contributions to a sum, hidden or not, that a model is made of.
+        models: allowed values of ``model.base``; empty = any.
     """
 
     epsilon: float = inf
@@ -64,15 +64,20 @@ class OwnerFloor:
 
 
 def accept(raw: bytes, signature: bytes, server: bytes, spec: Spec, floor: OwnerFloor, catalogue: Catalogue) -> Plan:
-    """The plan of a served run.
+    """Verify a served run's facts and compile its plan.
 
     Args:
-        raw: its facts, as published. signature: the server's, on them. server: the public key that this device was
-            enrolled with. spec: the device's own layout of what is trained.
+        raw: the facts as published.
+        signature: the server's signature on them.
+        server: the public key that this device was enrolled with.
+        spec: the device's own layout of the trained parameters.
+        floor: the least protection that the owner asks for.
+        catalogue: the parts that this device has.
     Raises:
-        DecodeError(E-FACTS): facts that are not signed by this server, of another version, or that contradict
-            themselves. RecipeError(E-FLOOR): facts of a run with less protection than the owner asks for. RecipeError,
-            CompositionError: as ``compile``.
+        DecodeError: E-FACTS for facts without this server's signature, of another version, or that contradict
+            themselves.
+        RecipeError: E-FLOOR for a run with less protection than the owner asks for, and as ``compile``.
+        CompositionError: as ``compile``.
     """
     if not signed(server, signature, raw):
         raise refused("they are not signed by the server that this device was enrolled with")
@@ -86,9 +91,12 @@ def accept(raw: bytes, signature: bytes, server: bytes, spec: Spec, floor: Owner
 
 
 def planned(facts: PlanFacts, spec: Spec, catalogue: Catalogue) -> Plan:
-    """The plan that follows from facts. Its own facts are these, to the last digit.
+    """Compile the plan that follows from facts.
 
-    Raises DecodeError(E-FACTS) where they contradict themselves; RecipeError, CompositionError as ``compile``.
+    Guarantees: the facts of the returned plan are the given ones, to the last digit.
+    Raises:
+        DecodeError: E-FACTS where the facts contradict themselves.
+        RecipeError, CompositionError: as ``compile``.
     """
     if facts.spec != spec.digest():
         raise refused("they are for another model, or for other trained parameters of it, than this device has")
@@ -116,7 +124,7 @@ def planned(facts: PlanFacts, spec: Spec, catalogue: Catalogue) -> Plan:
 
 
 def check_floor(plan: Plan, floor: OwnerFloor) -> None:
-    """Raises RecipeError(E-FLOOR) where a plan protects the device less than its owner asks for."""
+    """Check that a plan protects the device as its owner asks. Raises RecipeError(E-FLOOR)."""
     promise, card = plan.promise, None if plan.spend is None else plan.spend.card
     against = inf if card is None or card.against_server is None else card.against_server
     bound, multiplier = _largest_update(plan), 0.0 if plan.spend is None else plan.spend.z
@@ -181,8 +189,7 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
 
 
 def check_model(floor: OwnerFloor, base: str) -> None:
-    """Raises RecipeError(E-FLOOR) where the owner does not train this model (``model.base``); asked before it is
-    downloaded."""
+    """Check that the owner allows this model (``model.base``), before its download. Raises RecipeError(E-FLOOR)."""
     if floor.models and base not in floor.models:
         raise _below(f"the model is one of {', '.join(floor.models)}; here it is {base}")
 
@@ -192,10 +199,10 @@ def _below(what: str) -> RecipeError:
 
 
 def _largest_update(plan: Plan) -> float:
-    """The L2 norm that a stage of each pipeline bounds an update to, as it enters the sum; inf where one has none."""
+    """Return the largest L2 norm of an update as it enters the sum. It is inf where a pipeline has no bound."""
     return max(pipe.encoded.l2 for pipe in (*plan.pipelines, *plan.ways))
 
 
 def largest_upload(plan: Plan) -> float:
-    """Bytes that a device sends in a round at most."""
+    """Return the largest number of bytes that a device sends in a round."""
     return max([*plan.sizes, *(plan.upload_bytes(r * plan.sampling.groups) for r in range(len(plan.pipelines)))])

@@ -1,4 +1,7 @@
-"""[[downlink]]: the pipeline of the model's change on its way to devices, checked for what cannot work there."""
+"""Compile [[downlink]]: the pipeline that compresses the model's change for devices.
+
+A delta is taken against the model that devices hold, so what one delta leaves out comes with the next.
+"""
 
 from __future__ import annotations
 
@@ -18,47 +21,48 @@ from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.stages import build_stages
 
-DELTA_FRAME_BYTES = 75  # of a ``frame.Delta``: all but its payload, give or take the digits of its integers
+DELTA_FRAME_BYTES = 75  # A ``frame.Delta`` without its payload. The digits of its integers change it a little.
 
 
 def delta_bytes(pipe: Pipeline) -> float:
-    """Expected bytes of one round's delta, its frame included."""
+    """Return the expected bytes of one round's delta, with its frame."""
     return pack.size_bytes(pipe.encoded) + DELTA_FRAME_BYTES
 
 
 def downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | None:
-    """The way down: one contribution, the server's, with nothing beside it. None where there are no stages.
+    """Build the download pipeline. Its one contribution is the server's.
 
+    Returns:
+        None where the recipe has no [[downlink]] stages.
     Raises:
-        CompositionError: E-ORDER for what cannot work there, besides whatever the stages refuse by themselves.
-        E-COMBO for a quantizer that does not contract.
-        RecipeError: E-COMBO where a delta would be no smaller than the model; as ``build_stages``.
+        CompositionError: E-ORDER for a stage that cannot work in a download, E-COMBO for a quantizer that does not
+            contract, and the refusals of the stages themselves.
+        RecipeError: E-COMBO where a delta would be no smaller than the model, and as ``build_stages``.
     """
     stages = build_stages(recipe.downlink, spec, catalogue.stages, label="[[downlink]]")
     if not stages:
         return None
     if any(stage.server is not None for stage in stages):
-        _refuse(stages, "a stage has its own memory on the server: it undoes a mean, and nothing is averaged here")
+        _refuse(stages, "a stage has a memory on the server to undo a mean, and nothing is averaged here")
     start = Space(dim=spec.dim, quorum=Quorum(1, 1))
     pipe = pipeline(start, stages, plain_sum())
     out = pipe.encoded
     if out.memory or pipe.init():
-        _refuse(
-            stages, "what a delta leaves out comes back by itself, as the next one is taken against what devices hold"
-        )
+        _refuse(stages, "it remembers what a delta left out, and that comes back by itself in the next delta")
     if out.head:
-        _refuse(stages, "there is one model to send and nothing to weigh")
+        _refuse(stages, "a download has one model and nothing to weigh")
     if out.announced:
-        _refuse(stages, "a stage needs the positions of the last release, and a late device has only the newest")
-    # A support is chosen by size and other projections are drawn anew; what is fixed, or would take turns, stays here.
+        _refuse(stages, "a stage needs the positions of the last release, and a late device has only the newest ones")
+    # A support follows the sizes of coordinates, and other projections are drawn anew in each round. A fixed choice
+    # would leave out the same coordinates for good.
     if any(space.universe < spec.dim and not space.moving for space in pipe.spaces):
         _refuse(stages, "every delta would leave out the same coordinates, so their changes would never reach devices")
     if any(space.l2 < inf or space.linf < inf for space in pipe.spaces):
-        _refuse(stages, "a delta longer than the bound would never arrive whole: devices would fall behind for good")
+        _refuse(stages, "a bound would cut every longer delta, so devices would fall behind for good")
     if out.gain > 1.0:
         raise CompositionError(
             "E-ORDER",
-            f"[[downlink]]: a stage stretches what it keeps {out.gain:.3g} times, so what deltas leave out would grow.",
+            f"[[downlink]]: a stage scales coordinates up {out.gain:.3g} times, so the error of deltas would grow.",
             "set unbiased = false for random_k.",
         )
     require.contracting(out, f"[[downlink]] {', '.join(stage.name for stage in stages)}")

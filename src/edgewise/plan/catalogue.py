@@ -1,8 +1,11 @@
-"""The catalogue: the parts that a recipe can name. An extension module adds to it, in one file.
+"""The catalogue of the parts that a recipe can name. An extension module adds parts to it.
 
-A part is a function (``core.part``). Its signature gives its keys, their limits, and what ``edgewise schema`` says.
-An extension is an importable module with a module-level ``EDGEWISE = Extension(parts=(mine,))``; give its name to
-``edgewise sim --extension my.module`` or ``edgewise.simulate(recipe, extensions=["my.module"])``. Worker processes
+    EDGEWISE = Extension(parts=(my_codec,))                           # in the module my_parts
+    edgewise sim recipe.toml --extension my_parts                     # on the command line
+    edgewise.simulate(recipe, extensions=["my_parts"])                # in Python
+
+A part is a function (``core.part``). Its signature gives its keys, their limits and their descriptions in ``edgewise
+schema``. An extension is an importable module with ``EDGEWISE = Extension(...)`` at module level. Worker processes
 import it too, so nothing is pickled.
 """
 
@@ -51,12 +54,12 @@ from edgewise.strategies.scaffold import scaffold
 from edgewise.strategies.zeroth_order import zeroth_order
 
 AnyPart = Part[Any, Any]
-KINDS = {"stages": Stage, "merges": Merge, "posts": Post, "strategies": Strategy}  # what a part of each kind returns
+KINDS = {"stages": Stage, "merges": Merge, "posts": Post, "strategies": Strategy}  # The return type tells the kind.
 
 
 @dataclass(frozen=True)
 class Extension:
-    """What a module adds: parts of any kind, and optionally a trainer factory ``trainer(recipe) -> Trainer``."""
+    """The additions of a module: parts of any kind, and optionally a trainer factory ``trainer(recipe) -> Trainer``."""
 
     parts: Sequence[AnyPart] = ()
     trainer: Callable[[Any], Any] | None = None
@@ -64,7 +67,12 @@ class Extension:
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """Name -> part, for each kind of part. ``packages``: installed ones that a served run names for its parts."""
+    """The parts of each kind, by name.
+
+    Attributes:
+        trainer: factory of the trainer that an extension brings. None takes the built-in trainer.
+        packages: installed packages that a served run names as the source of its parts.
+    """
 
     stages: Mapping[str, AnyPart] = field(default_factory=dict)
     merges: Mapping[str, AnyPart] = field(default_factory=dict)
@@ -74,9 +82,11 @@ class Catalogue:
     packages: tuple[ExtensionPackage, ...] = ()
 
     def extended(self, extension: Extension) -> Catalogue:
-        """This catalogue with an extension's parts.
+        """Return this catalogue with an extension's parts.
 
-        Raises RecipeError(E-EXTENSION) for a name that exists already, for what is no part, and for a second trainer.
+        Raises:
+            RecipeError: E-EXTENSION for a name that exists already, for an object that is not a part, and for a second
+                trainer.
         """
         kinds: dict[str, dict[str, AnyPart]] = {kind: dict(getattr(self, kind)) for kind in KINDS}
         for part in extension.parts:
@@ -91,12 +101,12 @@ class Catalogue:
 
 
 def _kind(part: AnyPart) -> str:
-    """Which mapping of a catalogue a part belongs to: what its function says that it returns."""
+    """Find the kind of a part by the return annotation of its function. Raises RecipeError(E-EXTENSION)."""
     try:
         made = part.makes
-        part.fields  # noqa: B018 (both read the signature)
+        part.fields  # noqa: B018 (reading it checks the signature)
     except (AttributeError, NameError, TypeError) as e:
-        what = f"{getattr(part, 'name', part)!r} is no part: {type(e).__name__}: {e}."
+        what = f"{getattr(part, 'name', part)!r} is not a part: {type(e).__name__}: {e}."
         raise RecipeError("E-EXTENSION", what, "write @part above the function and annotate its arguments.") from e
     for kind, cls in KINDS.items():
         if made is cls:
@@ -123,9 +133,10 @@ BUILT_IN = Catalogue().extended(
 
 
 def with_extensions(modules: Iterable[str]) -> Catalogue:
-    """The built-in catalogue plus the ``EDGEWISE`` of each importable module.
+    """Return the built-in catalogue with the ``EDGEWISE`` of each importable module.
 
-    Raises RecipeError(E-EXTENSION) where a module cannot be imported or has no ``EDGEWISE``.
+    Raises:
+        RecipeError: E-EXTENSION where a module cannot be imported or has no ``EDGEWISE``.
     """
     catalogue = BUILT_IN
     for name in modules:
@@ -155,10 +166,12 @@ def make(
     """Build one part from its recipe table ``{"kind": name, **keys}``.
 
     Args:
-        where: the table's place in the recipe, for messages. spec, inner, phase, population: what the plan gives to
-            parts that ask for it (``core.part.GIVEN``).
-    Raises RecipeError: E-MISSING without ``kind``, E-NAME for an unknown one, E-KEY / E-TYPE / E-VALUE / E-MISSING for
-        its keys.
+        parts: the parts of one kind, by name.
+        where: the table's place in the recipe, for messages.
+        spec, inner, phase, population: values of the plan for parts that ask for them (``core.part.GIVEN``).
+    Raises:
+        RecipeError: E-MISSING without ``kind``, E-NAME for an unknown one, and E-KEY, E-TYPE, E-VALUE or E-MISSING for
+            its keys.
     """
     part, keys = look_up(parts, where, table)
     given = {"spec": spec, "inner": inner, "phase": phase, "population": population}
@@ -166,7 +179,7 @@ def make(
 
 
 def look_up(parts: Mapping[str, AnyPart], where: str, table: Mapping[str, Any]) -> tuple[AnyPart, dict[str, Any]]:
-    """The part that a table names, and its validated keys with their defaults. Raises as ``make``."""
+    """Return the part that a table names, and its validated keys with their defaults. Raises as ``make``."""
     kind = table.get("kind")
     if kind is None:
         raise RecipeError("E-MISSING", f"{where}: `kind` is required.", f"one of: {', '.join(parts)}.")
@@ -187,19 +200,19 @@ def look_up(parts: Mapping[str, AnyPart], where: str, table: Mapping[str, Any]) 
 
 @cache
 def keys_of(part: AnyPart) -> type[BaseModel]:
-    """The keys of a part as a pydantic model, made from its signature: no unknown keys, no infinities."""
+    """Make a pydantic model of a part's keys from its signature. It refuses unknown keys and infinities."""
     fields: dict[str, Any] = {}
     for name, key in part.fields.items():
         notes = get_args(key.hint)[1:] if get_origin(key.hint) is Annotated else ()
-        said = next((note.text for note in notes if isinstance(note, Doc)), None)
+        text = next((note.text for note in notes if isinstance(note, Doc)), None)
         default = ... if key.default is inspect.Parameter.empty else key.default
-        fields[name] = (key.hint, KeyField(default, description=said))
+        fields[name] = (key.hint, KeyField(default, description=text))
     config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     return create_model(part.name, __config__=config, __doc__=part.summary, **fields)
 
 
 def _explain(error: ValidationError, where: str, kind: str, model: type[BaseModel]) -> RecipeError:
-    # A misspelt key is also a missing one: the misspelling is the cause.
+    # A misspelt key is also reported as a missing one. The misspelling is the cause, so it goes first.
     first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
     name = ".".join(map(str, first["loc"]))
     known = list(model.model_fields)
@@ -218,7 +231,7 @@ def _explain(error: ValidationError, where: str, kind: str, model: type[BaseMode
 
 
 def schema(catalogue: Catalogue, recipe_schema: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's JSON schema with each part's parameters in place of free tables, for editors."""
+    """Return the recipe's JSON schema with each part's keys in place of free tables, for editors."""
 
     def alternatives(parts: Mapping[str, AnyPart]) -> dict[str, Any]:
         options: list[dict[str, Any]] = []
@@ -238,8 +251,8 @@ def schema(catalogue: Catalogue, recipe_schema: dict[str, Any]) -> dict[str, Any
         ("downlink", catalogue.stages, True),
         ("post", catalogue.posts, True),
     ):
-        kept = {k: properties[key][k] for k in ("default", "description") if k in properties[key]}
+        common = {k: properties[key][k] for k in ("default", "description") if k in properties[key]}
         one = alternatives(parts)
-        properties[key] = {**kept, "type": "array", "items": one} if many else {**kept, **one}
+        properties[key] = {**common, "type": "array", "items": one} if many else {**common, **one}
     out["properties"] = properties
     return out

@@ -1,4 +1,9 @@
-"""Recipe -> Plan. Parts that must match travel together; bounds are derived, never typed."""
+"""Compile a recipe into a plan: choose the parts, fold their bounds, size the noise, and check that all compose.
+
+    plan = compile(recipe, spec, population=100, catalogue=BUILT_IN)
+
+A person writes no bound. Each bound, threshold and ring follows from the recipe, the layout and the population.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +51,16 @@ def compile(
     """Check and assemble a recipe for a model layout and a population.
 
     Args:
-        noise: the run's, where its facts state it (``plan.acceptance``); else it is derived from the recipe.
-        instance: which run of the recipe it is; None in a simulation.
+        spec: layout of the model's trained parameters.
+        population: number of devices that exist.
+        catalogue: the parts that the recipe can name.
+        noise: the noise that the run's facts state (``plan.acceptance``). None derives it from the recipe.
+        instance: the run of the recipe, where a server runs it. None in a simulation.
+    Returns:
+        A plan whose parts compose. Equal arguments give equal facts on one kind of processor.
     Raises:
-        RecipeError: unknown parts or parameters, a cohort larger than the population (E-QUORUM).
-        CompositionError: stages that do not compose soundly.
+        RecipeError: for unknown parts or parameters, and with E-QUORUM for a cohort larger than the population.
+        CompositionError: for stages that do not compose soundly.
     """
     sampling = sampled(recipe.round, population)
     strategy = strategy_of(recipe, catalogue, spec, population)
@@ -112,7 +122,7 @@ def compile(
 def _start(
     metrics: Metrics, layout: VectorLayout, merge: Merge, sampling: Sampling, sums: Sums, mechanism: Mechanism | None
 ) -> Space:
-    """The space of a trained update, before the first stage."""
+    """Return the space of a trained update, before the first stage."""
     most = sampling.population if sampling.kind == "poisson" else sampling.invite
     head = (*metrics.names, *layout.client.head)
     return Space(
@@ -127,7 +137,7 @@ def _start(
 
 
 def _check_sizes(layout: VectorLayout, pipes: Sequence[Pipeline]) -> None:
-    """Raises RecipeError(E-FRAME-SIZE) where one message cannot hold the model, or an upload."""
+    """Check that one message can hold the model, and an upload. Raises RecipeError(E-FRAME-SIZE)."""
     upload = max(pack.size_bytes(pipe.encoded) for pipe in pipes)
     for what, size in (("the model's trainable vector", 4.0 * layout.given.dim), ("an upload", upload)):
         if size > MESSAGE_LIMIT_BYTES:
@@ -138,7 +148,7 @@ def _check_sizes(layout: VectorLayout, pipes: Sequence[Pipeline]) -> None:
 
 
 def _check_word(recipe: Recipe, merge: Merge) -> None:
-    """Raises RecipeError(E-COMBO) where the privacy word and the merge say different things."""
+    """Check that the privacy word and the merge agree. Raises RecipeError(E-COMBO)."""
     kind = recipe.merge["kind"]
     if recipe.privacy == "none" and merge.hides is not None:
         what = f'privacy = "none", but [merge] {kind} hides single updates.'
@@ -149,7 +159,7 @@ def _check_word(recipe: Recipe, merge: Merge) -> None:
 
 
 def _check_directions(recipe: Recipe, strategy: Strategy, spec: Spec) -> None:
-    """Raises RecipeError(E-COMBO) where directions meet what has no meaning along them."""
+    """Check that the local training can move along the strategy's directions. Raises RecipeError(E-COMBO)."""
     if strategy.directions is None:
         return
     kind, training = recipe.strategy["kind"], recipe.training

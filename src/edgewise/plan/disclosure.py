@@ -1,4 +1,8 @@
-"""Who learns what, in sentences: nothing is called private that no epsilon stands behind."""
+"""Describe in sentences what each party of a run learns. Only data behind an epsilon is called private.
+
+claims(...)               # sentences for a plan, the most important first
+privacy_facts(plan)       # the same facts as plain JSON, for check and report
+"""
 
 from __future__ import annotations
 
@@ -27,80 +31,96 @@ def claims(
     spend: Spend | None,
     sorted_into: int = 1,
 ) -> tuple[str, ...]:
-    """The claims of a plan, the most important first. ``earns``: what the sampling does for privacy, in words.
-    ``sorted_into``: groups of a rung each, at most, where a sum hides its parts."""
+    """Write the claims of a plan about privacy, the most important first.
+
+    Args:
+        pipes: the update pipelines, one per phase or rung.
+        earns: effect of the sampling on privacy, in words (``Sampling.earns``).
+        spend: the privacy cost. None without an epsilon.
+        sorted_into: largest number of groups of one rung, where a sum hides single updates.
+    """
     pipe = max(pipes, key=lambda p: p.total.sensitivity)
     hides, noisy = pipe.merge.hides, spend is not None
     visible = hides is None
-    told = [_updates(promise, pipe, sorted_into)]
+    sentences = [_updates(promise, pipe, sorted_into)]
     if not visible:
-        told.append(_assumed(recipe, pipe))
+        sentences.append(_assumed(recipe, pipe))
     if spend is not None:
         c = spend.card
-        told.append(c.summary)
-        told.append(f"against the server: {card.words(c.against_server, c.delta)}, for one {c.unit}")
-        told.append(f"against readers of the models: {card.words(c.of_release, c.delta)}; neighbours: {c.adjacency}")
-        told.append(f"budget: {card.limit(spend.budget.epsilon)}")
+        sentences.append(c.summary)
+        sentences.append(f"against the server: {card.words(c.against_server, c.delta)}, for one {c.unit}")
+        sentences.append(
+            f"against readers of the models: {card.words(c.of_release, c.delta)}; neighbours: {c.adjacency}"
+        )
+        sentences.append(f"budget: {card.limit(spend.budget.epsilon)}")
     elif not visible:
-        told.append(
+        sentences.append(
             "the sum is not noised: what it says about one device is not bounded (no epsilon); a server that lies can "
             f"send one model in up to {recipe.round.rounds} rounds to cohorts that differ by one device, and subtract "
             "the sums"
         )
     shown = f", but for {n} held-out texts that the report prints" if (n := recipe.report.samples) else ""
-    kept = "raw text and codec memory never leave" if any(p.encoded.memory for p in pipes) else "raw text never leaves"
-    told.append(f"{kept} a device{shown}")
-    told.append(f"cohort: {earns}")
-    told.append(_metrics(recipe, visible, noisy))
+    staying = (
+        "raw text and codec memory never leave" if any(p.encoded.memory for p in pipes) else "raw text never leaves"
+    )
+    sentences.append(f"{staying} a device{shown}")
+    sentences.append(f"cohort: {earns}")
+    sentences.append(_metrics(recipe, visible, noisy))
     if client.head:
         seen = "are visible to the server beside a device's update" if visible else "leave devices only as a sum"
-        told.append(f"{recipe.strategy['kind']} asks devices for {', '.join(client.head)}: exact scalars, which {seen}")
+        sentences.append(
+            f"{recipe.strategy['kind']} asks devices for {', '.join(client.head)}: exact scalars, which {seen}"
+        )
     if recipe.codec == "adaptive":
         fast = "its link and training were" if visible and not promise.noises_steps else "its link is"
-        told.append(f"which rung a device chose tells the server roughly how fast {fast}")
+        sentences.append(f"which rung a device chose tells the server roughly how fast {fast}")
     held_out = "held-out losses of single devices are collected by evaluations: a simulation's instrument"
     if recipe.eval.on_devices:
         held_out = "the mean of the devices' held-out losses leaves them as train losses do; " + held_out
     chosen = "; they decide when the run ends, or which model counts" if recipe.round.chooses else ""
-    told.append(held_out + (", outside every epsilon" if noisy else chosen))
+    sentences.append(held_out + (", outside every epsilon" if noisy else chosen))
     if recipe.training.local_epochs:
-        told.append("how long a device trains tells the server roughly how much text it holds (local_epochs)")
+        sentences.append("how long a device trains tells the server roughly how much text it holds (local_epochs)")
     if not visible:
-        told.append("who takes part, when, and how many bytes it sends is visible to the server")
+        sentences.append("who takes part, when, and how many bytes it sends is visible to the server")
     clips = " clips" if BELOW in pipe.encoded.head else ""
     if math.isfinite(pipe.total.sensitivity):
         moved = f"moves the summed update by at most {pipe.total.sensitivity:.4g}{clips} (L2)"
-        told.append(f"one device {moved}" if visible else f"an honest device {moved}; a corrupt one sends anything")
+        sentences.append(
+            f"one device {moved}" if visible else f"an honest device {moved}; a corrupt one sends anything"
+        )
     elif hides is not None and hides.groups > 1:
         f = (hides.minimum - 1) // 2
-        told.append(f"up to {f} devices of a cohort may send anything: the mean stays within that of the other groups")
+        sentences.append(
+            f"up to {f} devices of a cohort may send anything: the mean stays within that of the other groups"
+        )
     elif not noisy:
-        told.append("one device can move the sum without limit (no clip)")
+        sentences.append("one device can move the sum without limit (no clip)")
     if pipe.total.noise_std:
         stds = sorted({f"{p.total.noise_std:.4g}" for p in pipes}, key=float)
-        told.append(
+        sentences.append(
             f"noise of std {' or '.join(stds)}{clips} on the sum" + ("" if noisy else "; no epsilon is derived")
         )
     if noisy:
-        told.append(card.ADD_UP)
-        told.append(
+        sentences.append(card.ADD_UP)
+        sentences.append(
             "in a simulation all noise follows from the recipe, its seed and the data: who knows or guesses them can "
             "take it off; the same run played again has the same noise, another run has its own"
         )
-    return tuple(told)
+    return tuple(sentences)
 
 
 def _updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
     if (hides := pipe.merge.hides) is not None:
-        told = hides.says
+        text = hides.says
         if sorted_into > 1:
             least = pipe.encoded.quorum.n_min
-            told += f"; it sees the sums of at most {sorted_into} groups of like links, each of {least} or more"
+            text += f"; it sees the sums of at most {sorted_into} groups of like links, each of {least} or more"
         if pipe.merge.groups > 1:
-            told += (
+            text += (
                 f"; it sees the sums of {pipe.merge.groups} random groups, each of {pipe.encoded.quorum.n_min} or more"
             )
-        return told
+        return text
     word = f'privacy = "{promise.word}"'
     if promise.noised_before_leaving:
         return f"the server sees every device's update, with the noise that the device added ({word})"
@@ -109,18 +129,18 @@ def _updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
 
 
 def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
-    """On how many honest devices hidden sums rest."""
+    """State the number of honest devices that hidden sums rely on."""
     space, trust = pipe.encoded, recipe.trust
     exist = corrupt_existing(trust, space.population)
-    told = f"this holds while at most {exist:,} of the {space.population:,} devices are corrupt "
+    text = f"this holds while at most {exist:,} of the {space.population:,} devices are corrupt "
     if trust.cohorts == "verified":
-        return told + (
+        return text + (
             f"(up to {space.quorum.corrupt:,} in a sum, but for odds of 2^-40 in a run), chosen before its cohorts are "
             "drawn; devices verify each cohort"
         )
     if trust.server == "malicious":
-        return told + f"(up to {space.quorum.corrupt:,} in a sum), whichever of them the server invites"
-    return told + f"and the server draws cohorts as it says (then at most {space.quorum.corrupt:,} in a sum)"
+        return text + f"(up to {space.quorum.corrupt:,} in a sum), whichever of them the server invites"
+    return text + f"and the server draws cohorts as it says (then at most {space.quorum.corrupt:,} in a sum)"
 
 
 def _metrics(recipe: Recipe, visible: bool, noisy: bool) -> str:
@@ -143,9 +163,11 @@ def _metrics(recipe: Recipe, visible: bool, noisy: bool) -> str:
 
 
 def witnesses(promise: Promise, hides: Hiding | None, spend: Spend | None, groups: int = 1) -> list[dict[str, str]]:
-    """Who could see what: for each party its ``who``, single ``updates``, the ``sum``, and what is ``promised``.
+    """List each party's view of a round: ``who``, single ``updates``, the ``sum``, and what is ``promised``.
 
-    ``hides``: how updates are hidden; None where the server sees each. ``groups``: sums of a round.
+    Args:
+        hides: the means that hide updates. None where the server sees each.
+        groups: number of sums of a round.
     """
     c = spend.card if spend is not None else None
     server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
@@ -176,7 +198,7 @@ def witnesses(promise: Promise, hides: Hiding | None, spend: Spend | None, group
 
 
 def privacy_facts(plan: Plan) -> dict[str, Any]:
-    """For check and report, plain JSON: ``word``, ``servers``, ``card`` (None without epsilon), ``seen``."""
+    """Return a plan's privacy as plain JSON: ``word``, ``servers``, ``card`` (None without epsilon) and ``seen``."""
     hides = plan.hides
     groups = plan.most_rung_groups if plan.ways else hides.groups if hides is not None else 1
     return {

@@ -1,4 +1,10 @@
-"""A plan in words and numbers: what each part does to an update, what it costs, how long a run would take. Pure."""
+"""Explain a plan in words and numbers: the work of each part, the bytes of a round, and the time of a run. Pure.
+
+for row in trace(plan):
+    print(row["name"], row["does"])
+cost(plan)["up"]                          # bytes that a device uploads in a round
+forecast(plan, step_s=0.2, workers=2)     # seconds of computing
+"""
 
 from __future__ import annotations
 
@@ -14,18 +20,20 @@ from edgewise.plan.codec_choice.choice import offers
 from edgewise.plan.frames import traffic
 from edgewise.plan.plan import Plan
 
-Row = dict[str, Any]  # plain JSON; an unknown (infinite) bound is None
+Row = dict[str, Any]  # Plain JSON. An unknown (infinite) bound is None.
 
 
 def trace(plan: Plan) -> list[Row]:
-    """One row per part of the pipeline of round 0, in the order in which an update passes them. Where stages take turns
-    over rounds, the row of the stage that keeps another group in each phase says what the phases keep.
+    """Describe each part of the pipeline of round 0, in the order in which an update passes them.
 
-    Every row has ``role`` (``start``, ``stage``, ``inner``, ``merge``, ``post``, ``strategy``), ``name`` and ``does``
-    (what the part says of itself). start, stage and inner: ``dim``, ``kind``, ``l2``, ``linf``, ``bits``, ``sparse``,
-    ``summable``, ``unbiased``, ``memory``, ``bytes`` (packed size of one contribution at that point). merge and post:
-    ``sensitivity``, ``noise_std``, ``visible``. ``inner`` rows are the stages inside the ``feedback`` row that stands
-    before them.
+    Where parts of the model take turns over rounds, the row of the stage with that schedule also describes the phases.
+
+    Returns:
+        One row per part. Every row has ``role`` (``start``, ``stage``, ``inner``, ``merge``, ``post``, ``strategy``),
+        ``name`` and ``does`` (the part's own sentence). Rows of start, stage and inner also have ``dim``, ``kind``,
+        ``l2``, ``linf``, ``bits``, ``sparse``, ``summable``, ``unbiased``, ``memory`` and ``bytes`` (packed size of one
+        contribution at that point). Rows of merge and post have ``sensitivity``, ``noise_std`` and ``visible``. The
+        stages inside ``feedback`` follow its row as ``inner`` rows.
     """
     pipe = plan.at(0)
     each = "direction" if plan.strategy.directions else "trained parameter"
@@ -33,7 +41,7 @@ def trace(plan: Plan) -> list[Row]:
     for i, stage in enumerate(pipe.stages):
         before, after = pipe.spaces[i], pipe.spaces[i + 1]
         does = stage.says(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
-        if plan.ways and i == len(plan.recipe.stage):  # the ladder's first
+        if plan.ways and i == len(plan.recipe.stage):  # This is the first stage of the ladder.
             does = f"{_shared_choice(plan)}; the largest: {does}"
         rows.append(_space_row("stage", stage.name, does, after))
         rows += _inner(stage, before)
@@ -56,7 +64,10 @@ def _inner(stage: Stage, before: Space) -> list[Row]:
 
 
 def trace_down(plan: Plan) -> list[Row]:
-    """The same for the way down: ``start`` and ``stage`` rows; empty where devices download the model itself."""
+    """Describe the download pipeline as ``trace`` does, in ``start`` and ``stage`` rows.
+
+    Edge cases: no rows where devices download the model itself.
+    """
     pipe = plan.downlink
     if pipe is None:
         return []
@@ -68,15 +79,24 @@ def trace_down(plan: Plan) -> list[Row]:
 
 
 def cost(plan: Plan, parameters: float = 0.0, trained: float = 0.0, names: Sequence[str] = ()) -> Row:
-    """Bytes per device and round, against float32: ``up`` (expected frames of a contribution, masks included
-    (``plan.frames``), mean over phases; ``up_largest``: of the largest; ``up_payload``: the packed update alone),
-    ``down`` (expected download of a device that takes part in every round: one delta, or the run's vector where there
-    is no downlink; the positions of the last release where stages ask for them; and ``down_frames``: the invitation and
-    the messages of secure aggregation), ``snapshot`` (the run's vector, what a device downloads the first time and
-    after a longer absence), ``down_missed`` (rounds that a device may miss and still download deltas; None without a
-    downlink), ``float32_update`` (the ``trained`` part; the vector where 0), ``float32_model`` (all ``parameters``;
-    None where unknown), and the ratios ``up_ratio``, ``down_ratio`` = how many times smaller than the float32 model (or
-    update, where that is unknown). ``names``: of the devices; frames are longer where names are."""
+    """Count the bytes of a device in a round, and compare them with float32.
+
+    Args:
+        parameters: number of all parameters of the model; 0 = unknown.
+        trained: number of trained parameters; 0 takes the size of the run's vector.
+        names: names of the devices. Longer names make longer frames.
+    Returns:
+        Bytes, but for the last three:
+        ``up``: expected frames of a contribution with masks (``plan.frames``), the mean over phases.
+        ``up_largest``: those of the phase with the largest. ``up_payload``: the packed update alone.
+        ``down``: expected download of a device that takes part in every round. It is one delta, or the run's vector
+        without a downlink, the positions of the last release where stages need them, and ``down_frames``.
+        ``down_frames``: the invitation and the messages of secure aggregation.
+        ``snapshot``: the run's vector, which a device downloads the first time and after a longer absence.
+        ``float32_update``: the trained part in float32. ``float32_model``: the model in float32; None where unknown.
+        ``down_missed``: rounds that a device may miss and still download deltas; None without a downlink.
+        ``up_ratio``, ``down_ratio``: the float32 model (the update, where the model is unknown) over the bytes.
+    """
     down, missed = float(plan.snapshot_bytes), None
     if plan.delta_bytes is not None:
         down, missed = plan.delta_bytes, ceil(plan.snapshot_bytes / plan.delta_bytes) - 2
@@ -104,23 +124,28 @@ def cost(plan: Plan, parameters: float = 0.0, trained: float = 0.0, names: Seque
 
 
 def _support_bytes(plan: Plan) -> float:
-    """Expected bytes of the positions of the last release that devices are told each round, mean over phases; 0 where
-    none are."""
+    """Return the expected bytes of the last release's positions in a round's download, the mean over phases.
+
+    Edge cases: 0 where no stage needs positions.
+    """
     wanted = [pipe.encoded.announced for pipe in plan.pipelines]
     return sum(pack.announced_bytes(n, plan.layout.sent.dim) for n in wanted if n) / len(wanted)
 
 
 def down_total(plan: Plan, frames: float) -> float:
-    """Expected bytes that all invited devices download in all rounds. ``frames``: of them in a round, see ``cost``.
+    """Return the expected bytes that all invited devices download in all rounds.
 
-    A device is invited with probability p each round, so in round t it took part g rounds ago with probability
-    p (1 - p)^(g - 1), g <= t, and never with (1 - p)^t; it downloads min(g deltas, snapshot), or the snapshot. Devices
-    that were invited and gave nothing count as if they had taken part.
+    A device is invited with probability p each round. In round t it last took part g rounds ago with probability
+    p (1 - p)^(g - 1), g <= t, and never with (1 - p)^t. It downloads min(g deltas, snapshot), or the snapshot if it
+    never took part. An invited device counts as one that took part, even without a contribution.
+
+    Args:
+        frames: bytes of a device's frames in a round, ``down_frames`` of ``cost``.
     """
     sampling, snapshot = plan.sampling, float(plan.snapshot_bytes)
     delta = snapshot if plan.delta_bytes is None else plan.delta_bytes
     p, support = min(1.0, sampling.invite / sampling.population), _support_bytes(plan) + frames
-    total, known = 0.0, 0.0  # known: expected download of those who took part before
+    total, known = 0.0, 0.0  # The second is the expected download of a device that took part before.
     for t in range(plan.rounds):
         if t:
             known += p * (1.0 - p) ** (t - 1) * min(t * delta, snapshot)
@@ -129,14 +154,19 @@ def down_total(plan: Plan, frames: float) -> float:
 
 
 def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, encode_s: float = 0.0) -> Row:
-    """Seconds of computing that a simulation needs, from the measured time of one optimizer step and of one encoding.
+    """Forecast the seconds of computing of a simulation.
 
-    federated = (step_s x local_steps + encode_s) x contributions x rounds / workers; local_only
-    the training of the measured devices, at the rounds that a device takes part in;
-    centralised is one chain of steps, which has a worker to itself and runs beside local_only; longer comes after them.
-    Evaluation, masks, the server's work and start-up are not in it; a step that trains only some segments counts as a
-    whole one. All None where ``step_s``
-    is not known (0). ``local_steps``: the mean over devices where the recipe counts passes; 0 = the recipe's own steps.
+        federated = (step_s x local_steps + encode_s) x contributions x rounds / workers
+
+    The local-only comparison trains the measured devices, in as many rounds as a device takes part in. The centralised
+    one is a single chain of steps on a worker of its own, beside the local-only one. Longer local training comes after
+    both. Evaluation, masks, the server's work and start-up are left out. A step on some segments counts as a whole one.
+
+    Args:
+        step_s: measured seconds of one optimizer step; 0 = unknown, which makes all forecasts None.
+        workers: number of worker processes.
+        local_steps: mean steps of a device in a round, where the recipe counts passes; 0 = the recipe's own steps.
+        encode_s: measured seconds of one encoding.
     """
     recipe, sampling = plan.recipe, plan.sampling
     expected = sampling.expected
@@ -158,7 +188,7 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
 
 
 def longer_rounds(plan: Plan, rounds: int) -> int:
-    """Rounds of training of each device that trains alone for longer, where the federation played ``rounds``."""
+    """Return the rounds of training of a device that trains alone for longer, for a federation of ``rounds``."""
     return len(plan.rounds_alone(rounds)) * plan.recipe.compare.longer
 
 
@@ -166,14 +196,17 @@ LINKS_MBIT = (0.1, 0.3, 1.0, 3.0, 10.0, 20.0)
 
 
 def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN, local_steps: float = 0.0) -> Row | None:
-    """What devices may choose from and what a device on a given link would; None where the codec is fixed.
+    """List the rungs that devices may choose from, and the choice of a device on each of some links.
 
-    ``rungs``: ``name``, ``bytes``, ``number`` (None for one that is left out: above ``adaptive.max_upload_mb``).
-    ``links``: for each uplink speed ``mbit``: ``down_s``, ``train_s``, the ``rung`` (name) and ``bytes`` that a device
-    picks on a steady link, ``total_s`` with the upload, and ``late`` where that is after ``deadline_s``; behind masks
-    where training ends after the round's deadline or the upload by itself takes longer than ``deadline_s``. Training
-    time is that of the simulation's median device and of ``local_steps`` (as in ``forecast``), the downlink
+    Training takes the time of the simulation's median device for ``local_steps`` (as in ``forecast``). The downlink is
     ``simulation.link_down`` times the uplink.
+
+    Returns:
+        None where the codec is fixed. ``rungs``: ``name``, ``bytes`` and ``number``, which is None for a rung above
+        ``adaptive.max_upload_mb``. ``links``: for each uplink speed ``mbit`` the ``down_s``, ``train_s``, ``rung``
+        (name) and ``bytes`` of a device on a steady link, ``total_s`` with the upload, and ``late``. A device is late
+        where ``total_s`` is above ``deadline_s``. Behind masks it is late where training ends after the round's
+        deadline, or the upload alone takes longer than ``deadline_s``.
     """
     if not plan.rungs:
         return None
@@ -213,8 +246,8 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN, local_steps: float = 0.0
             }
         )
     patience = recipe.adaptive.patience if plan.counts_training else 0.0
-    told = {"deadline_s": deadline_s, "slack": recipe.adaptive.slack, "patience": patience}
-    return {**told, "rungs": rungs, "links": links}
+    settings = {"deadline_s": deadline_s, "slack": recipe.adaptive.slack, "patience": patience}
+    return {**settings, "rungs": rungs, "links": links}
 
 
 def _shared_choice(plan: Plan) -> str:
@@ -227,12 +260,12 @@ def _shared_choice(plan: Plan) -> str:
 
 
 def _turns(plan: Plan, i: int) -> str:
-    """What the phases keep at space ``i``, in words."""
-    kept = [100 * pipe.spaces[i].dim / plan.layout.sent.dim for pipe in plan.pipelines]
-    each = ", ".join(f"{share:.3g}" for share in kept)
-    if len(kept) > 4:
-        each = f"{min(kept):.3g} to {max(kept):.3g}"
-    return f"; {len(kept)} groups of {each} % take turns, the group of round 0 is shown"
+    """Describe the groups of segments that the phases keep at space ``i``."""
+    percents = [100 * pipe.spaces[i].dim / plan.layout.sent.dim for pipe in plan.pipelines]
+    each = ", ".join(f"{percent:.3g}" for percent in percents)
+    if len(percents) > 4:
+        each = f"{min(percents):.3g} to {max(percents):.3g}"
+    return f"; {len(percents)} groups of {each} % take turns, the group of round 0 is shown"
 
 
 def _finite(x: float) -> float | None:

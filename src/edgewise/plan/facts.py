@@ -1,4 +1,4 @@
-"""The facts of a run: signed data from which a device compiles the plan that the server compiled.
+"""The facts of a run: signed data from which a device compiles the same plan as the server.
 
     run = SHA-256(canonical JSON of the facts)
 
@@ -6,14 +6,14 @@
     signature = facts.sign(secret, raw)
     plan = acceptance.accept(raw, signature, server, spec, floor, catalogue)      # device
 
-The facts hold everything that decides the model and the protocol: the recipe without what only measures or
-simulates, the layout of the trained vector, how many devices exist, the numbers that follow from them, and the
-versions of the program's protocols. Two sides with equal run ids have compiled the same bounds, thresholds, noise,
-rings and layout, and masks of sides with different ones cancel with nobody's. A served run also names its instance, so
-a second run of one recipe is another run.
+The facts hold everything that decides the model and the protocol. These are the recipe without the sections that only
+measure or simulate, the layout of the trained vector, the number of devices, the numbers that follow from them, and
+the versions of the protocols. Two sides with equal run ids have compiled the same bounds, thresholds, noise, rings and
+layout. Masks of sides with different run ids do not cancel. A served run also names its instance, so a second run of
+one recipe has another id.
 
-Calibrated numbers are stated, and never computed again to be compared: the last digit of a noise multiplier depends on
-processor and library. Integers follow from the rest, so each side derives them and refuses facts that state others.
+Facts state calibrated numbers, and no device compares them with its own. The last digit of a noise multiplier depends
+on processor and library. Integers follow from the rest, so each side derives them and refuses facts with others.
 
 Canonical JSON: keys sorted, no spaces, ASCII, numbers as the shortest decimal that reads back to the same float64.
 """
@@ -42,10 +42,11 @@ _FIX = "ask the operator of the server for the facts of a run that it still serv
 
 
 class StatedNoise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The numbers of a run's noise, of which the recipe gives one and the server derives the other.
+    """The two numbers of a run's noise. The recipe gives one and the server derives the other.
 
     Attributes:
-        multiplier: noise multiplier. epsilon: budget of all rounds together, at the recipe's delta.
+        multiplier: noise multiplier.
+        epsilon: budget of all rounds together, at the recipe's delta.
     """
 
     multiplier: float
@@ -53,12 +54,13 @@ class StatedNoise(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Which of the runs of one recipe it is; all hexadecimal.
+    """The identity of one of the runs of a recipe. All fields are hexadecimal.
 
     Attributes:
-        server: its Ed25519 key. nonce: 32 bytes.
-        roster: digest of the devices' public keys, 32 bytes each, sorted and joined. A device is named by the digest of
-            its key, so who knows this run knows all keys of its devices.
+        server: the server's Ed25519 public key, 32 bytes.
+        nonce: random, 32 bytes.
+        roster: digest of the devices' public keys, 32 bytes each, sorted and joined. The digest of its key names a
+            device, so the run fixes the keys of all its devices.
     """
 
     server: str
@@ -67,10 +69,11 @@ class Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class ExtensionPackage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, order=True):
-    """An installed package with parts that a run uses. Facts carry no code: who takes part has the package.
+    """An installed package with parts that a run uses. Facts carry no code, so each device must have the package.
 
     Attributes:
-        name: as pip knows it. sha256: digest of its files (``drivers.extension_packages``), 64 hexadecimal digits.
+        name: the name that pip knows.
+        sha256: digest of its files (``drivers.extension_packages``), 64 hexadecimal digits.
     """
 
     name: str
@@ -85,15 +88,16 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         recipe: canonical JSON of the resolved recipe without the sections that only simulate, compare, measure or
             store. In the JSON of the facts it is a table.
         spec: digest of the trained vector's layout.
-        population: number of devices that exist, at most ``MOST_DEVICES``. Smallest sums, thresholds and noise shares
-            are sized by it.
-        n_min: devices of the smallest sum that a round may open. corrupt: devices of a sum that may be corrupt.
-        ring_bits: of the ring that each pipeline or rung sums in; 0 where updates are not in a ring.
-        noise: None without an epsilon.
+        population: number of devices that exist, at most ``MOST_DEVICES``. It sizes the smallest sum, thresholds and
+            noise shares.
+        n_min: number of devices in the smallest sum that a round may open.
+        corrupt: largest number of corrupt devices in a sum.
+        ring_bits: bits of the ring of each pipeline or rung; 0 where updates are not in a ring.
+        noise: noise multiplier and epsilon. None without an epsilon.
         secagg: name and version of the protocol for secure aggregation.
         wire: version of frames and of the payloads in them.
-        instance: None in a simulation.
-        packages: those that bring parts which do not ship with edgewise, sorted; not in the JSON where there are none.
+        instance: the run among those of its recipe. None in a simulation.
+        packages: packages with parts that do not ship with edgewise, sorted. The JSON leaves out an empty list.
     """
 
     format: int
@@ -110,40 +114,41 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     packages: tuple[ExtensionPackage, ...] = ()
 
     def digest(self) -> str:
-        """The run id, 64 hexadecimal digits."""
+        """Return the run id, 64 hexadecimal digits."""
         return hashlib.sha256(canonical(self)).hexdigest()
 
     def settings(self) -> dict[str, Any]:
-        """The recipe's tables, for ``plan.recipe.from_plain``."""
+        """Return the recipe's tables, for ``plan.recipe.from_plain``."""
         tables: dict[str, Any] = json.loads(self.recipe)
         return tables
 
 
 def decisive(resolved: Mapping[str, Any]) -> str:
-    """Canonical JSON of what a resolved recipe decides about the model and the protocol.
+    """Return canonical JSON of the part of a resolved recipe that decides the model and the protocol.
 
-    Left out are [simulation], [compare], [report] and [store], and [eval] unless held-out losses decide which model
-    counts or come with the updates; of [trust] ``cohorts`` where the server draws them.
+    It leaves out [simulation], [compare], [report] and [store]. It leaves out [eval], unless held-out losses decide
+    which model counts or come with the updates. It leaves out ``trust.cohorts`` where the server draws cohorts.
     """
-    told = resolved["round"]["patience"] or resolved["round"]["keep"] == "best" or resolved["eval"]["on_devices"]
-    left_out = {"simulation", "compare", "report", "store"} | (set() if told else {"eval"})
-    kept = {key: value for key, value in resolved.items() if key not in left_out}
-    if resolved["trust"]["cohorts"] == "server":  # who draws them decides nothing then that the protocol has
-        kept["trust"] = {key: value for key, value in resolved["trust"].items() if key != "cohorts"}
-    return _json(kept)
+    evaluated = resolved["round"]["patience"] or resolved["round"]["keep"] == "best" or resolved["eval"]["on_devices"]
+    left_out = {"simulation", "compare", "report", "store"} | (set() if evaluated else {"eval"})
+    tables = {key: value for key, value in resolved.items() if key not in left_out}
+    if resolved["trust"]["cohorts"] == "server":  # The protocol without verified cohorts does not depend on this key.
+        tables["trust"] = {key: value for key, value in resolved["trust"].items() if key != "cohorts"}
+    return _json(tables)
 
 
 def canonical(facts: PlanFacts) -> bytes:
-    """The facts as bytes: what is hashed, signed and published."""
+    """Return the facts as bytes, in the form that is hashed, signed and published."""
     plain = {**msgspec.to_builtins(facts), "recipe": json.loads(facts.recipe)}
     return _json({key: value for key, value in plain.items() if value or key != "packages"}).encode("ascii")
 
 
 def parse(raw: bytes) -> PlanFacts:
-    """Inverse of ``canonical``, for facts from elsewhere.
+    """Read facts from elsewhere. The inverse of ``canonical``.
 
-    Raises DecodeError(E-FACTS): anything that ``canonical`` does not write, more than ``LIMIT_BYTES``, and facts of
-        another version of the record, of secure aggregation or of frames.
+    Raises:
+        DecodeError: E-FACTS for anything that ``canonical`` does not write, for more than ``LIMIT_BYTES``, and for
+            facts of another version of the record, of secure aggregation or of frames.
     """
     if len(raw) > LIMIT_BYTES:
         raise refused(f"they have {len(raw):,} bytes, the limit is {LIMIT_BYTES:,}")
@@ -179,22 +184,22 @@ def _check_packages(packages: tuple[ExtensionPackage, ...]) -> None:
 
 
 def stated_noise(raw: str) -> StatedNoise | None:
-    """The noise of facts that this program wrote down itself, of whatever version."""
+    """Read the noise from facts that this program stored itself, of any version."""
     return msgspec.convert(json.loads(raw)["noise"], StatedNoise | None, strict=True)
 
 
 def sign(secret: bytes, raw: bytes) -> bytes:
-    """A server's Ed25519 signature on canonical facts, 64 bytes. ``secret``: 32 bytes."""
+    """Sign canonical facts with a server's Ed25519 key of 32 bytes. Returns 64 bytes."""
     return ed25519.sign(secret, CONTEXT + raw)
 
 
 def signed(server: bytes, signature: bytes, raw: bytes) -> bool:
-    """Whether the server with this public key (32 bytes) signed these facts; False for anything malformed."""
+    """Verify a server's signature on facts by its public key of 32 bytes. False for anything malformed."""
     return ed25519.verify(server, signature, CONTEXT + raw)
 
 
 def refused(why: str) -> DecodeError:
-    """The error for facts that a device does not take."""
+    """Return the error for facts that a device refuses."""
     return DecodeError("E-FACTS", f"the run's facts are refused: {why}.", _FIX)
 
 

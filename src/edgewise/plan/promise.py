@@ -1,10 +1,10 @@
-"""What a plan promises about privacy, and by what means. Outside of ``plan/`` nobody compares privacy words.
+"""The promise of a plan about privacy, and the means that keep it.
 
     promise = promised("distributed_dp", dp, hidden=True)     # ``plan.mechanisms.known``
     promise.who_noises                          # Noiser.COHORT
     promise.leaves_once                         # True: an update of a round leaves its device once
 
-Whatever runs, tests or describes a plan asks its promise, and never a word of the recipe.
+Code that runs, tests or describes a plan asks its promise. Outside ``plan/`` nothing compares the words of a recipe.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgewise.privacy.spend import Unit
 
 
 class Noiser(Enum):
-    """Who adds the noise that an epsilon rests on."""
+    """The party that adds the noise behind an epsilon."""
 
     NOBODY = "nobody"
     SERVER = "the server, to the sum"
@@ -30,13 +30,13 @@ class Noiser(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What a plan promises.
+    """The promise of a plan about privacy.
 
     Attributes:
         word: the recipe's word, for sentences only.
-        hidden: whether secure aggregation hides single updates from the server.
-        who_noises: who adds the noise that an epsilon rests on.
-        unit: whose data the epsilon is about; None without an epsilon.
+        hidden: True where secure aggregation hides single updates from the server.
+        who_noises: the party that adds the noise behind the epsilon.
+        unit: the data that the epsilon protects, of one device or one example. None without an epsilon.
     """
 
     word: Privacy
@@ -46,22 +46,27 @@ class Promise:
 
     @property
     def noised_before_leaving(self) -> bool:
-        """Whether an update is a function of noised values when it leaves its device, so that its epsilon holds against
-        whoever reads it alone."""
+        """True where an update is a function of noised values when it leaves its device.
+
+        The epsilon then holds against anyone who reads that single update.
+        """
         return self.who_noises in (Noiser.DEVICE, Noiser.STEPS)
 
     @property
     def leaves_once(self) -> bool:
-        """Whether an update of a round leaves its device once: two sums that differ by one hidden update show it, and
-        two noised copies of one update average the noise out."""
+        """True where an update of a round may leave its device only once.
+
+        Two sums that differ by one hidden update would reveal it. Two noised copies of one update would average the
+        noise out.
+        """
         return self.hidden or self.noised_before_leaving
 
     @property
     def noises_steps(self) -> bool:
-        """Whether devices train with DP-SGD."""
+        """True where devices train with DP-SGD."""
         return self.who_noises is Noiser.STEPS
 
 
 def promises_epsilon(resolved: Mapping[str, Any]) -> bool:
-    """Whether a recipe promises an epsilon, by its resolved tables as a run records them."""
+    """Tell whether a recipe promises an epsilon, from its resolved tables as a run records them."""
     return resolved.get("privacy") in DP_WORDS

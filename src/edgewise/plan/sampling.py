@@ -1,4 +1,4 @@
-"""Who takes part: cohorts as a recipe wants them, in numbers of devices."""
+"""The sampling of cohorts, in numbers of devices."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from edgewise.plan.recipe.sections import RoundSection
 
 @dataclass(frozen=True)
 class Sampling:
-    """Who is invited and when a round is complete.
+    """The size of a cohort, and the number of contributions that completes a round.
 
     Attributes:
-        kind: ``all``, ``fixed``, ``poisson``, ``cyclic``. population: devices that exist.
-        goal: contributions that close the round; the population for ``all`` and ``poisson`` (nobody is turned away:
-            closing early would spoil the sampling).
-        expected: contributions that a round is meant to have: the population, or ``round.cohort``.
-        invite: devices invited (expected number for ``poisson``).
-        minimum: contributions below which the round is abandoned; 0: never, not even with none.
-        deadline_s: when it closes regardless.
+        kind: ``all``, ``fixed``, ``poisson`` or ``cyclic``.
+        population: number of devices that exist.
+        goal: number of contributions that closes the round. It is the population for ``all`` and ``poisson``, because
+            closing early would spoil the sampling.
+        expected: number of contributions that a round should have: the population, or ``round.cohort``.
+        invite: number of invited devices (the expected number for ``poisson``).
+        minimum: number of contributions below which the round is abandoned; 0 never abandons one, even an empty one.
+        deadline_s: seconds after which the round closes in any case.
         rate: probability that a given device is invited.
-        groups: disjoint groups that take turns; 1 = everybody may be in every round.
+        groups: number of disjoint groups that take turns; 1 = every device may be in every round.
     """
 
     kind: str
@@ -38,16 +39,16 @@ class Sampling:
 
     @property
     def largest(self) -> int:
-        """Devices of a cohort at most; of a Poisson cohort in all but one of 10^9 (``at_most``)."""
+        """The largest size of a cohort. One Poisson cohort in 10^9 may be larger (``at_most``)."""
         return self.invite if self.kind != "poisson" else at_most(self.population, self.rate, 1e-9)
 
     def rounds_each(self, rounds: int) -> int:
-        """Rounds of so many that one device is in, at most."""
+        """Return the largest number of the ``rounds`` that one device takes part in."""
         return -(-rounds // self.groups)
 
     @property
     def earns(self) -> str:
-        """What a privacy accountant may later assume, in words."""
+        """The assumption about sampling that a privacy accountant may make, in words."""
         return {
             "all": "no amplification: every device is in every round",
             "fixed": f"sampling without replacement, {self.invite} of {self.population}; not Poisson",
@@ -57,7 +58,7 @@ class Sampling:
 
 
 def sampled(r: RoundSection, population: int) -> Sampling:
-    """A recipe's sampling of a population. Raises RecipeError(E-QUORUM): a cohort that is larger."""
+    """Return a recipe's sampling of a population. Raises RecipeError(E-QUORUM) for a larger cohort."""
     if r.sampling == "all":
         goal = invite = population
     else:
@@ -77,9 +78,11 @@ def sampled(r: RoundSection, population: int) -> Sampling:
 
 
 def at_most(n: int, p: float, failure: float) -> int:
-    """The smallest m with P[X > m] <= ``failure`` by Chernoff's bound, P[X > m] <= exp(-n KL((m + 1) / n, p)).
+    """Return the smallest m with P[X > m] <= ``failure`` by Chernoff's bound.
 
-    X counts successes among ``n`` trials of probability ``p``: independent ones, or draws without replacement.
+        P[X > m] <= exp(-n KL((m + 1) / n, p))
+
+    X counts successes among ``n`` trials of probability ``p``. Trials are independent, or draws without replacement.
     Edge cases: p = 0 or n = 0 gives 0; p >= 1, or no such m, gives n.
     Source: Hoeffding 1963, theorems 1 and 4.
     """
@@ -97,5 +100,5 @@ def at_most(n: int, p: float, failure: float) -> int:
 
 
 def _ceil(x: float) -> int:
-    """Round up, but not because of the last bits of a product such as 100 x 1.1."""
+    """Round up, and ignore an excess in the last bits of a product such as 100 x 1.1."""
     return math.ceil(x - 1e-9)
