@@ -1,5 +1,5 @@
-"""The vocabulary of every layer: vectors and their layout, spaces, stages and pipelines, keys, frames, events, errors.
+"""Shared vocabulary of all layers: vectors, spaces, stages, pipelines, keys, frames, events and errors.
 
-Start with ``stage`` (the parts of a pipeline), ``space`` (what is known of an update before any data exists) and
-``pipeline`` (the fold that checks them, and the chain at work). ``part`` makes a function a part of recipes.
+Start with three modules. ``stage`` defines the parts of a pipeline. ``space`` defines what is known of an update before
+any data exists. ``pipeline`` checks a chain of parts and runs it. ``part`` turns a function into a part of recipes.
 """

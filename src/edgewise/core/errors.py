@@ -1,8 +1,8 @@
-"""Every exception of edgewise, and the registry of their stable codes.
+"""Exceptions of edgewise, and the registry of their stable codes.
 
     EdgewiseError
     ├── RecipeError          the recipe is wrong: unknown key, wrong type, impossible value
-    │   └── CompositionError the parts are each fine but do not compose soundly
+    │   └── CompositionError each part is valid alone, but they do not compose soundly
     ├── DataError            a corpus is missing, empty, or not what the recipe says
     ├── ModelError           a model cannot be read or does not fit the recipe
     ├── TrainingError        local training failed on a device (the device is lost for the round)
@@ -11,11 +11,16 @@
     ├── BudgetError          the next round would exceed the privacy budget
     ├── AuditError           an audit measured more than is claimed
     ├── StoreError           the run directory cannot be used: exists, corrupt, full
-    ├── TransportError       a request cannot be made, or is refused by the other side
+    ├── TransportError       a request cannot be made, or the other side refuses it
     └── Interrupted          the person pressed Ctrl-C; everything up to here is saved
 
-An error says what was asked, what is needed, and what to do; ``code`` is stable and has an entry in ``docs/errors.md``.
-Remote misbehaviour never raises out of an engine: it becomes a value (a lost device with a code).
+An error says what was asked, what is needed, and what to do. Its ``code`` is stable and has an entry in
+``docs/errors.md``. Remote misbehaviour never raises out of an engine. It becomes a value: a lost device with a code.
+
+    try:
+        edgewise.simulate("recipe.toml")
+    except edgewise.EdgewiseError as e:
+        print(e.code, e.what, e.fix)
 """
 
 from __future__ import annotations
@@ -25,7 +30,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """One line of the registry: what the code means and the process's exit status."""
+    """One line of the registry: the meaning of a code, and the exit status of the process."""
 
     title: str
     exit_status: int
@@ -146,11 +151,11 @@ REGISTRY: dict[str, Entry] = {
 }
 
 
-LONGEST_WORD, LONGEST_TEXT = 250, 2000  # characters of a message; a path is a word
+LONGEST_WORD, LONGEST_TEXT = 250, 2000  # Characters of a message. A path counts as one word.
 
 
 def _shown(text: str) -> str:
-    """A message that may quote anything, as a terminal can take it."""
+    """Shorten a message and escape its control characters, so that a terminal can show it."""
     if len(text) > LONGEST_TEXT:
         text = f"{text[: LONGEST_TEXT // 2]} ... {text[-LONGEST_TEXT // 2 :]}"
     text = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda m: f"{m[0][:120]}...{m[0][-120:]}", text)
@@ -158,14 +163,16 @@ def _shown(text: str) -> str:
 
 
 class EdgewiseError(Exception):
-    """Base of all errors; ``str()`` is one readable line: code, cause, and what to do.
+    """Base of all errors. ``str()`` gives one readable line: code, cause, and what to do.
 
     Args:
         code: a key of ``REGISTRY``.
         what: the cause in one sentence, with the evidence (file, line, value, limit).
-        fix: the next step; may be empty when the cause already says it.
-    Guarantees: what input is quoted cannot flood or steer a terminal: words and texts are cut in their middle, control
-        characters other than the line feed show as escapes.
+        fix: the next step. It may be empty when the cause already says it.
+    Raises:
+        KeyError: ``code`` is not in the registry.
+    Guarantees: quoted input cannot flood or steer a terminal. Long words and texts lose their middle. Control
+    characters other than the line feed show as escapes.
     """
 
     def __init__(self, code: str, what: str, fix: str = "") -> None:
@@ -180,16 +187,16 @@ class EdgewiseError(Exception):
 
     @property
     def exit_status(self) -> int:
-        """The process exit status that goes with the code."""
+        """Exit status of the process for this code."""
         return REGISTRY[self.code].exit_status
 
 
 class RecipeError(EdgewiseError):
-    """The recipe asks for something that does not exist or cannot be."""
+    """A recipe asks for something that does not exist or cannot be done."""
 
 
 class CompositionError(RecipeError):
-    """Two parts of a pipeline do not compose soundly; raised before any data exists."""
+    """Two parts of a pipeline that do not compose soundly. Raised before any data exists."""
 
 
 class DataError(EdgewiseError):
@@ -201,11 +208,11 @@ class ModelError(EdgewiseError):
 
 
 class TrainingError(EdgewiseError):
-    """Local training failed; the device machine turns this into a refusal, never into an update."""
+    """A failure of local training. The device machine turns it into a refusal, never into an update."""
 
 
 class DecodeError(EdgewiseError):
-    """Bytes from elsewhere are not valid; raised by decoders only, caught by the engine."""
+    """Invalid bytes from elsewhere. Only decoders raise it, and the engine catches it."""
 
 
 class RoundError(EdgewiseError):
@@ -217,7 +224,7 @@ class BudgetError(EdgewiseError):
 
 
 class AuditError(EdgewiseError):
-    """The code gives away more than it claims."""
+    """An audit measured more than the code claims."""
 
 
 class StoreError(EdgewiseError):
@@ -225,8 +232,8 @@ class StoreError(EdgewiseError):
 
 
 class TransportError(EdgewiseError):
-    """A request between a device and a server cannot be made, or is refused."""
+    """A request between a device and a server that cannot be made, or that the other side refuses."""
 
 
 class Interrupted(EdgewiseError):
-    """The person stopped the run; everything up to here is saved."""
+    """A stop by the person. Everything up to here is saved."""

@@ -1,4 +1,4 @@
-"""Typed events: what a person, a log or a dashboard is told about a run. A sink is ``Callable[[AnyEvent], None]``."""
+"""Typed events of a run, for people, logs and dashboards. A sink is ``Callable[[AnyEvent], None]``."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import msgspec
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="event", kw_only=True):
-    """Base; ``at_s`` is wall-clock seconds since the epoch, stamped by the driver (0.0 in golden logs)."""
+    """Base of all events. The driver stamps ``at_s``, wall-clock seconds since the epoch (0.0 in golden logs)."""
 
     at_s: float = 0.0
 
 
 class RunStarted(Event, frozen=True, tag="run_started"):
-    """A run begins or, with ``resumed_round``, goes on from that round."""
+    """A run begins. With ``resumed_round``, it continues from that round."""
 
     run: str
     name: str
@@ -28,28 +28,30 @@ class RunStarted(Event, frozen=True, tag="run_started"):
 
 
 class Forecast(Event, frozen=True, tag="forecast"):
-    """How long a run will take, from the measured speed of a step: its rounds, and the comparisons after them."""
+    """Expected duration of a run's rounds, and of the comparisons after them, from the measured speed of a step."""
 
     rounds_s: float
     compare_s: float
 
 
 class PhaseStarted(Event, frozen=True, tag="phase_started"):
-    """A part of the run: ``load``, ``federated``, ``compare``, ``longer``, ``samples``, ``report``; of how many
-    ``steps`` (0: not known)."""
+    """A part of the run begins: ``load``, ``federated``, ``compare``, ``longer``, ``samples`` or ``report``.
+
+    ``steps`` is the number of its steps. 0 means unknown.
+    """
 
     phase: str
     steps: int = 0
 
 
 class Noted(Event, frozen=True, tag="noted"):
-    """What a person should know before the rounds begin, in sentences: text that is left out, prompts out of sight."""
+    """Notes for a person to read before the rounds begin, for example on text that is left out. One sentence each."""
 
     notes: list[str]
 
 
 class RoundStarted(Event, frozen=True, tag="round_started"):
-    """``invited`` devices are asked; ``goal`` contributions close the round."""
+    """A round begins. ``invited`` devices are asked, and ``goal`` contributions close it."""
 
     round: int
     invited: int
@@ -58,8 +60,12 @@ class RoundStarted(Event, frozen=True, tag="round_started"):
 
 
 class Accepted(Event, frozen=True, tag="accepted"):
-    """A contribution entered the round's sum; ``rung`` is the one its device chose, None where the codec is fixed;
-    ``bytes_down`` is what its device had to download for it."""
+    """A contribution entered the round's sum.
+
+    Attributes:
+        rung: the rung that its device chose. None if the codec is fixed.
+        bytes_down: bytes that its device had to download for it.
+    """
 
     round: int
     device: str
@@ -71,7 +77,7 @@ class Accepted(Event, frozen=True, tag="accepted"):
 
 
 class Lost(Event, frozen=True, tag="lost"):
-    """A device gives nothing this round: ``E-*`` code of its failure, or ``dropped`` where it never answered."""
+    """A device contributes nothing to this round. ``code`` is an ``E-*`` code, or ``dropped`` if it never answered."""
 
     round: int
     device: str
@@ -80,9 +86,11 @@ class Lost(Event, frozen=True, tag="lost"):
 
 
 class Flagged(Event, frozen=True, tag="flagged"):
-    """A device's update is in the sum, and after that it broke off, or broke the protocol of secure aggregation:
-    ``code`` says how. With E-SHARE and E-SECAGG-REVEAL it lied, and should be revoked;
-    with E-SECAGG-ODDS it lied, or more devices dropped out than the policy says."""
+    """A device broke off or broke the secure aggregation protocol after its update entered the sum.
+
+    ``code`` says how. With E-SHARE and E-SECAGG-REVEAL the device lied, and should be revoked. With E-SECAGG-ODDS it
+    lied, or more devices dropped out than the policy allows.
+    """
 
     round: int
     device: str
@@ -90,12 +98,14 @@ class Flagged(Event, frozen=True, tag="flagged"):
 
 
 class RoundFinished(Event, frozen=True, tag="round_finished"):
-    """The model moved, or with ``met=False`` the round was abandoned and it did not.
+    """A round ended. The model moved, or with ``met=False`` the round was abandoned and the model did not move.
 
-    ``head`` holds the weighted means that travelled with the updates (train losses). ``lag_l2`` is the L2 distance of
-    the model from what devices will be given of it in the next round; 0.0 where they are given the model itself.
-    ``code`` says why secure aggregation ended without a sum; None where it did not. ``epsilon`` is what all rounds so
-    far have spent of the privacy budget; None without one.
+    Attributes:
+        head: weighted means that travelled with the updates (train losses).
+        lag_l2: L2 distance of the model from the model that devices get in the next round. 0.0 if they get the model
+            itself.
+        code: reason why secure aggregation ended without a sum. None if it did not.
+        epsilon: privacy budget spent by all rounds so far. None without a budget.
     """
 
     round: int
@@ -118,10 +128,15 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
 
 
 class Evaluated(Event, frozen=True, tag="evaluated"):
-    """Held-out quality of one model over devices: ``model`` is ``base``, ``federated``, ``local_only``,
-    ``centralised``, or ``longer`` (some devices alone, for more steps); ``nll`` and ``tokens`` per device. ``missing``:
-    devices that were asked and did not measure it, each with the code of the reason (``late``, ``dropped``, or an
-    error's)."""
+    """Held-out quality of one model over devices.
+
+    Attributes:
+        model: ``base``, ``federated``, ``local_only``, ``centralised``, or ``longer`` (some devices alone, for more
+            steps).
+        nll: summed negative log-likelihood by device, nats. tokens: number of predictions by device.
+        missing: devices that were asked and did not measure the model, each with the code of the reason (``late``,
+            ``dropped``, or an error's).
+    """
 
     round: int
     model: str
@@ -132,8 +147,11 @@ class Evaluated(Event, frozen=True, tag="evaluated"):
 
 
 class OwnMeasured(Event, frozen=True, tag="own_measured"):
-    """A person's own metrics after a round: name -> device -> value. ``model`` is ``base`` or ``federated`` on held-out
-    data, or ``training``: of the devices' own training in this round. They travelled by no frame."""
+    """A person's own metrics after a round: name -> device -> value. They did not travel in a frame.
+
+    ``model`` is ``base`` or ``federated`` for metrics on held-out data, and ``training`` for metrics of the devices'
+    own training in this round.
+    """
 
     round: int
     model: str
@@ -141,8 +159,11 @@ class OwnMeasured(Event, frozen=True, tag="own_measured"):
 
 
 class Sampled(Event, frozen=True, tag="sampled"):
-    """How a model (``base`` or ``federated``) goes on with the beginning of a device's held-out text: after ``prompt``
-    the device has ``actual``, the model says ``text``. Only where the recipe asks for samples."""
+    """Continuation of a device's held-out text by a model (``base`` or ``federated``).
+
+    After ``prompt`` the device's text has ``actual``, and the model writes ``text``. Sent only if the recipe asks for
+    samples.
+    """
 
     device: str
     model: str
@@ -152,8 +173,11 @@ class Sampled(Event, frozen=True, tag="sampled"):
 
 
 class StoppedEarly(Event, frozen=True, tag="stopped_early"):
-    """The run ends after ``played`` rounds, before its last one: the held-out loss was not lower in so many
-    ``evaluations`` in a row. The model that counts is the one after ``kept`` rounds. Told again by a resumed run."""
+    """The run ends after ``played`` rounds, before its last one.
+
+    The held-out loss was not lower in ``evaluations`` evaluations in a row. The model that counts is the one after
+    ``kept`` rounds. A resumed run sends this event again.
+    """
 
     played: int
     evaluations: int
@@ -161,7 +185,7 @@ class StoppedEarly(Event, frozen=True, tag="stopped_early"):
 
 
 class Progress(Event, frozen=True, tag="progress"):
-    """``done`` of ``total`` steps of a phase that is not made of rounds."""
+    """Progress of a phase that is not made of rounds: ``done`` of ``total`` steps."""
 
     phase: str
     done: int
@@ -170,15 +194,17 @@ class Progress(Event, frozen=True, tag="progress"):
 
 
 class RunFinished(Event, frozen=True, tag="run_finished"):
-    """All done."""
+    """The run is complete."""
 
     model: str
     seconds: float
 
 
 class RunFailed(Event, frozen=True, tag="run_failed"):
-    """The run ended early: ``E-*`` code, or ``crash`` for a bug; with ``resumable`` the same command goes on from
-    what is saved when ``--resume`` is added."""
+    """The run ended early. ``code`` is an ``E-*`` code, or ``crash`` for a bug.
+
+    With ``resumable``, the same command with ``--resume`` continues from the saved state.
+    """
 
     code: str
     reason: str
@@ -209,7 +235,11 @@ _decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(AnyEvent)
 
 
 def to_json(event: AnyEvent) -> str:
-    """One JSON line. Raises ValueError on a number that is not finite: JSON would read it back as null."""
+    """Write an event as one JSON line.
+
+    Raises:
+        ValueError: a number is not finite. JSON would read it back as null.
+    """
     for name in event.__struct_fields__:
         value = getattr(event, name)
         numbers = _numbers(value) if isinstance(value, dict) else (value,)
@@ -218,12 +248,12 @@ def to_json(event: AnyEvent) -> str:
     return msgspec.json.encode(event).decode()
 
 
-def _numbers(found: dict[str, Any]) -> list[Any]:
-    """The values of a table, and of the tables in it."""
-    return [n for v in found.values() for n in (v.values() if isinstance(v, dict) else (v,))]
+def _numbers(table: dict[str, Any]) -> list[Any]:
+    """List the values of a table, and of the tables in it."""
+    return [n for v in table.values() for n in (v.values() if isinstance(v, dict) else (v,))]
 
 
 def from_json(line: str | bytes) -> AnyEvent:
-    """Inverse of ``to_json``; raises msgspec.DecodeError on anything else."""
+    """Read an event from a JSON line. Inverse of ``to_json``. Raises msgspec.DecodeError for anything else."""
     event: AnyEvent = _decoder.decode(line)
     return event

@@ -1,4 +1,4 @@
-"""The boundary around parsers that are not ours: whatever they raise about someone's input becomes a named error."""
+"""Boundary around parsers of other libraries. Their exceptions become errors with a code."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from edgewise.core.errors import EdgewiseError
 class foreign:
     """Turn any exception of a foreign parser into an error with a code.
 
-    A list of the exceptions that a parser may raise is never complete: damaged input also ends in RecursionError,
-    ZeroDivisionError or an exception type of the parser's own. Put the foreign call alone inside, and no code of ours:
-    a bug of ours in there would be told as a fault of the input. The exception stays the error's cause, so ``--debug``
-    shows where it came from. Errors that have a code already pass as they are; so do exits and Ctrl-C.
+    No list of the exceptions that a parser may raise is complete. Damaged input also ends in RecursionError,
+    ZeroDivisionError or an exception type of the parser's own. Put the foreign call alone inside, and none of our own
+    code. Otherwise a bug of ours would be reported as a fault of the input. The exception stays the cause of the error,
+    so ``--debug`` shows its origin. Errors that already have a code pass unchanged. So do exits and Ctrl-C.
 
         with foreign(RecipeError, "E-RECIPE-SYNTAX", path):
             plain = tomllib.loads(text)
 
     Args:
-        error: what to raise. code: of the registry. what: the input that cannot be read; the reason follows it.
-        fix: what to do.
+        error: the class of error to raise.
+        code: a code of the registry.
+        what: the input that cannot be read. The reason follows it.
+        fix: what the reader should do.
     """
 
     __slots__ = ("_code", "_error", "_fix", "_what")
@@ -37,7 +39,7 @@ class foreign:
 
 
 def reason(e: BaseException) -> str:
-    """Why another library failed: the first line of what it says, with its type where that says more."""
+    """Say why another library failed: the first line of its message, with the type if that says more."""
     if isinstance(e, OSError) and e.strerror:
         return e.strerror
     first = (str(e).strip().splitlines() or [""])[0].rstrip(".")

@@ -1,11 +1,15 @@
-"""The messages that cross a Cohort port, and their only form on the wire.
+"""Messages that cross a Cohort port, and their only form on the wire.
 
-A frame is ``b"EWF" + version byte + MessagePack map`` (msgspec, tagged by ``"type"``). The decoder is strict: unknown
-fields, missing fields, wrong types, trailing bytes, wrong magic, any encoding but ``dump``'s own (a key given twice, a
-longer integer) and anything above ``limit_bytes`` are DecodeErrors, and the size is checked before anything is parsed.
-Each side decodes what the other may send and nothing else: ``from_device`` on the server, ``from_server`` on devices.
-Model vectors do not ride in frames: they are content-addressed blobs (``vector.digest``), named here by their digest,
-so that one broadcast serves a whole cohort. The blob of one round's compressed step is itself a frame, ``Delta``.
+A frame is ``b"EWF" + version byte + MessagePack map`` (msgspec, tagged by ``"type"``). The decoder is strict. It raises
+DecodeError for unknown fields, missing fields, wrong types, trailing bytes, wrong magic, anything above
+``limit_bytes``, and any encoding but that of ``dump`` (a key given twice, a longer integer). It checks the size before
+it parses anything.
+
+Each side decodes only messages that the other side may send: ``from_device`` on the server, ``from_server`` on devices.
+
+Model vectors are not part of frames. They are content-addressed blobs (``vector.digest``). A frame names them by
+digest, so that one broadcast serves a whole cohort. The blob of one round's compressed step is itself a frame,
+``Delta``.
 """
 
 from __future__ import annotations
@@ -24,24 +28,24 @@ HEADER_BYTES = len(MAGIC) + 1
 Number = Annotated[int, msgspec.Meta(ge=0)]
 Word = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]  # a key, a value or a digest
 Signature = Annotated[bytes, msgspec.Meta(min_length=64, max_length=64)]
-LIMIT_BYTES = 64 * 1024 * 1024  # default ceiling of one frame; a contribution of 5 MB leaves room for ten
+LIMIT_BYTES = 64 * 1024 * 1024  # Default limit of one frame, more than ten times a contribution of 5 MB.
 
 
 class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
-    """Base of all messages: immutable, no unknown fields; printing shows no payload."""
+    """Base of all messages. They are immutable, refuse unknown fields, and print without their payload."""
 
     __repr__ = outline
 
 
 class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """What the device does between download and upload; the same for every device of the round.
+    """Training rule of a device between download and upload, the same for every device of the round.
 
     Attributes:
-        steps: optimizer steps, or the most of them where ``epochs`` is above 0.
+        steps: optimizer steps, or their upper limit if ``epochs`` is above 0.
         lr: learning rate of this round (the schedule over rounds is the server's).
-        segments: names of the segments that train, the others stay as they are to the bit; empty = all train, and
+        segments: names of the segments that train. The others stay bit-identical. Empty means that all train, and
             nothing is written into the frame.
-        epochs: passes over the device's own records, which ``counted`` turns into steps; 0 = ``steps`` as they are.
+        epochs: passes over the device's own records. ``counted`` converts them to steps. 0 means ``steps`` unchanged.
     """
 
     steps: int
@@ -50,11 +54,11 @@ class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     epochs: float = 0.0
 
     def counted(self, records: int, batch: int) -> LocalRule:
-        """The rule of a device with so many records, in steps alone.
+        """Convert epochs to steps for a device with ``records`` records.
 
             steps = min(steps, max(1, ceil(epochs records / min(batch, records))))
 
-        As it is where there are no epochs.
+        Without epochs the rule stays as it is.
         """
         if not self.epochs:
             return self
@@ -64,8 +68,12 @@ class LocalRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Draw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What cohorts are drawn from (``engine.beacon``). ``beacon``: digest of the run's ``Beacon``, a blob. ``key``: of
-    the server, for this round; 32 bytes."""
+    """Inputs of the draw of cohorts (``engine.beacon``).
+
+    Attributes:
+        beacon: digest of the run's ``Beacon``, a blob.
+        key: the server's key for this round, 32 bytes.
+    """
 
     beacon: str
     key: Word
@@ -77,22 +85,24 @@ class Invite(_Message, frozen=True, tag="invite", omit_defaults=True):
     """Server -> device: train on this model in this round.
 
     Attributes:
-        run: identity of the run (``plan.facts``). round: from 0.
-        spec: digest of the trainable spec; the device refuses to answer another one.
-        model: digest of the round's parameters, and of what the strategy gives devices beside them, as one vector: of
-            the snapshot's blob, and of what the deltas lead to.
+        run: identity of the run (``plan.facts``).
+        round: number of the round, from 0.
+        spec: digest of the trainable spec. The device refuses any other spec.
+        model: digest of the round's parameters and of the vectors that the strategy gives devices beside them, as one
+            vector. It names the snapshot's blob, and it is the result of the deltas.
         public: the round's public key, 32 bytes, for shared supports and grids.
-        accepted: last round in which a contribution of this device entered a model, None if none; the device commits
-            or discards its pending codec memory by it.
+        accepted: last round in which a contribution of this device entered a model, None if none. The device then
+            commits or discards its pending codec memory.
         deadline_s: seconds from now after which a contribution is late.
-        base: digest of the model that the deltas start from, one that this device has; None = download ``model``.
+        base: digest of the model that the deltas start from, which this device has. None: download ``model``.
         deltas: digests of the ``Delta`` blobs to apply to ``base``, in this order.
-        support: digest of the blob with the positions of the last release (``Turn.support``); None = there are none.
-        clip: the round's clip where it follows the updates (``Turn.clip``); None = fixed by the recipe.
-        nonce: 32 fresh bytes that tell this round's secure aggregation from all others; None where there is none.
-        draw: how the device draws the round's cohort itself; None where the server draws it.
+        support: digest of the blob with the positions of the last release (``Turn.support``). None if there are none.
+        clip: the round's clip if it adapts to the updates (``Turn.clip``). None if the recipe fixes it.
+        nonce: 32 fresh bytes that distinguish this round's secure aggregation from all others. None without secure
+            aggregation.
+        draw: inputs with which the device draws the round's cohort itself. None if the server draws it.
 
-    What is None is left out of the frame, but for ``accepted``.
+    Fields that are None are left out of the frame, except ``accepted``.
     """
 
     run: str
@@ -113,7 +123,9 @@ class Invite(_Message, frozen=True, tag="invite", omit_defaults=True):
 
 class Call(_Message, frozen=True, tag="call"):
     """Server -> device, before the first round: commit to a random value for the run's cohorts (``engine.beacon``).
-    ``round`` is the number of the run's rounds in this and in the next three: no invitation has it."""
+
+    Here and in the next three messages ``round`` is the total number of rounds. No invitation has that number.
+    """
 
     run: str
     round: int
@@ -129,7 +141,7 @@ class Commitment(_Message, frozen=True, tag="commitment"):
 
 
 class Committed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A device on a list, and what it committed to."""
+    """A device on a list, with its commitment."""
 
     device: str
     commitment: Word
@@ -138,8 +150,12 @@ class Committed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Commitments(_Message, frozen=True, tag="commitments"):
-    """Server -> device: reveal the value, for this list alone. ``anchor``: the server's commitment to its keys of all
-    rounds. ``listed``: sorted by device."""
+    """Server -> device: reveal the value, for this list only.
+
+    Attributes:
+        anchor: the server's commitment to its keys of all rounds.
+        listed: the devices with their commitments, sorted by device.
+    """
 
     run: str
     round: int
@@ -158,7 +174,7 @@ class Reveal(_Message, frozen=True, tag="reveal"):
 
 
 class Beacon(_Message, frozen=True, tag="beacon"):
-    """Server -> devices, as a blob: the list, and in its order the reveals of all who are on it."""
+    """Server -> devices, as a blob: the list, and the reveals of all its devices in the same order."""
 
     run: str
     anchor: Word
@@ -168,11 +184,11 @@ class Beacon(_Message, frozen=True, tag="beacon"):
 
 
 class Delta(_Message, frozen=True, tag="delta"):
-    """Server -> devices, as a blob: the step from the model of the round before to that of ``round``.
+    """Server -> devices, as a blob: the step from the previous round's model to that of ``round``.
 
     Attributes:
-        public: 32 bytes, what the payload's stages drew from; the key of its own round, whenever it is applied.
-        payload: packed by the plan's downlink; a view as in ``Contribution``.
+        public: 32 bytes, the key of its own round, whenever it is applied. The stages of the payload drew from it.
+        payload: packed by the plan's downlink. A view as in ``Contribution``.
     """
 
     round: int
@@ -181,8 +197,10 @@ class Delta(_Message, frozen=True, tag="delta"):
 
 
 class Contribution(_Message, frozen=True, tag="contribution"):
-    """Device -> server: the packed payload of one round. How long it took is the device's own business.
-    ``payload`` is a view of the frame that it was read from."""
+    """Device -> server: the packed payload of one round. It does not say how long the device took.
+
+    ``payload`` is a view of the frame that it was read from.
+    """
 
     run: str
     round: int
@@ -191,9 +209,14 @@ class Contribution(_Message, frozen=True, tag="contribution"):
 
 
 class Step(_Message, frozen=True, tag="step", omit_defaults=True):
-    """Either way: one message of the round's secure aggregation. ``body`` is a message of ``secagg.messages``, with a
-    strict form of its own; ``device`` is who sends or is sent it. ``rung``: with keys, the best that the device can
-    send in time; with the server's messages, that of the device's group; None where the codec is fixed."""
+    """Either direction: one message of the round's secure aggregation.
+
+    Attributes:
+        device: the device that sends or receives it.
+        body: a message of ``secagg.messages``, which has a strict form of its own.
+        rung: beside keys, the best rung that the device can send in time. In the server's messages, the rung of the
+            device's group. None if the codec is fixed.
+    """
 
     run: str
     round: int
@@ -203,7 +226,7 @@ class Step(_Message, frozen=True, tag="step", omit_defaults=True):
 
 
 class Refusal(_Message, frozen=True, tag="refusal"):
-    """Device -> server: no contribution this round, with a registered code and a reason (never data)."""
+    """Device -> server: no contribution in this round, with a registered code and a reason that holds no data."""
 
     run: str
     round: int
@@ -213,7 +236,7 @@ class Refusal(_Message, frozen=True, tag="refusal"):
 
 
 class Probe(_Message, frozen=True, tag="probe"):
-    """Server -> device: measure this model on your held-out text (simulation, or where the recipe allows it)."""
+    """Server -> device: measure this model on your held-out text. For simulations, or if the recipe allows it."""
 
     run: str
     round: int
@@ -234,7 +257,7 @@ FromServer = Invite | Step | Probe | Call | Commitments
 FromDevice = Contribution | Step | Refusal | Measurement | Commitment | Reveal
 Message = FromServer | FromDevice | Delta | Beacon
 
-_EMPTY = b"\xc4\x00"  # no bytes, in MessagePack
+_EMPTY = b"\xc4\x00"  # an empty byte string in MessagePack
 _encoder = msgspec.msgpack.Encoder()
 _any: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
 _from_server: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromServer)
@@ -246,14 +269,14 @@ REASON_CHARACTERS = 500
 
 
 def dump(message: Message) -> bytes:
-    """Serialise one message. A payload, which may be as large as the model, is copied once."""
+    """Serialise one message. A payload may be as large as the model, so it is copied only once."""
     if isinstance(message, Delta | Contribution):
         return b"".join((_before_payload(message), message.payload))
     return MAGIC + bytes([VERSION]) + _encoder.encode(message)
 
 
 def _before_payload(message: Delta | Contribution) -> bytes:
-    """The frame up to its payload, which is the last of the fields."""
+    """Serialise the frame up to its payload, which is the last field."""
     empty = _encoder.encode(msgspec.structs.replace(message, payload=memoryview(b"")))
     n = len(message.payload)
     kind, width = (0xC4, 1) if n < 1 << 8 else (0xC5, 2) if n < 1 << 16 else (0xC6, 4)  # MessagePack bin 8, 16, 32
@@ -261,40 +284,42 @@ def _before_payload(message: Delta | Contribution) -> bytes:
 
 
 def legible(text: str) -> str:
-    """Cut a reason from the other side to 500 characters. U+FFFD replaces each character that is not printable:
-    control characters, line breaks, marks that turn the direction of writing."""
+    """Cut a reason from the other side to 500 characters, and replace unprintable characters by U+FFFD.
+
+    Unprintable are control characters, line breaks, and marks that change the direction of writing.
+    """
     return "".join(c if c.isprintable() else "\ufffd" for c in text[:REASON_CHARACTERS])
 
 
 def from_server(raw: bytes | memoryview, limit_bytes: int) -> FromServer:
-    """Parse one frame on a device. Raises DecodeError as ``load``, also for what only devices send."""
+    """Parse one frame on a device. Raises DecodeError as ``load`` does, and for messages that only devices send."""
     message: FromServer = _load(raw, limit_bytes, _from_server)
     return message
 
 
 def from_device(raw: bytes | memoryview, limit_bytes: int) -> FromDevice:
-    """Parse one frame on the server. Raises DecodeError as ``load``, also for what only a server sends."""
+    """Parse one frame on the server. Raises DecodeError as ``load`` does, and for messages that only a server sends."""
     message: FromDevice = _load(raw, limit_bytes, _from_device)
     return message
 
 
 def delta(blob: bytes | memoryview) -> Delta:
-    """Parse the blob of one round's compressed step. Raises DecodeError as ``load``, also for every other message."""
+    """Parse the blob of one round's compressed step. Raises DecodeError as ``load`` does, and for other messages."""
     message: Delta = _load(blob, len(blob), _delta)
     return message
 
 
 def beacon(blob: bytes | memoryview) -> Beacon:
-    """Parse the blob of a run's joint randomness. Raises DecodeError as ``load``, also for every other message."""
+    """Parse the blob of a run's joint randomness. Raises DecodeError as ``load`` does, and for other messages."""
     message: Beacon = _load(blob, len(blob), _beacon)
     return message
 
 
 def load(raw: bytes | memoryview, limit_bytes: int = LIMIT_BYTES) -> Message:
-    """Parse one frame of either direction, for whoever watches both.
+    """Parse one frame of either direction, for an observer of both.
 
     Raises:
-        DecodeError: E-FRAME-SIZE above ``limit_bytes``; E-FRAME for anything that is not exactly one valid message.
+        DecodeError: E-FRAME-SIZE above ``limit_bytes``. E-FRAME for anything but exactly one valid message.
     """
     message: Message = _load(raw, limit_bytes, _any)
     return message
@@ -311,12 +336,12 @@ def _load(raw: bytes | memoryview, limit_bytes: int, decoder: msgspec.msgpack.De
         message = decoder.decode(memoryview(raw)[HEADER_BYTES:])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise DecodeError("E-FRAME", f"malformed frame: {e}.") from None
-    # Another encoding of the same message, e.g. a key given twice: two parsers may differ.
+    # Two parsers may read another encoding of a message differently, e.g. one that gives a key twice.
     if isinstance(message, Delta | Contribution):
         start = _before_payload(message)
         same = len(raw) == len(start) + len(message.payload) and raw[: len(start)] == start
     else:
         same = raw == dump(message)
     if not same:
-        raise DecodeError("E-FRAME", "malformed frame: not in the one encoding that `dump` gives.")
+        raise DecodeError("E-FRAME", "malformed frame: not in the encoding that `dump` writes.")
     return message

@@ -1,8 +1,13 @@
-"""Domain-separated randomness: every random choice names what it is for.
+"""Domain-separated randomness. Every random choice names its purpose.
 
-A ``Key`` is 32 bytes. ``derive`` is a keyed BLAKE2b over length-prefixed labels, so no two different label tuples can
-collide by concatenation. Nothing in edgewise uses a global generator. Everything derived here can be repeated by who
-knows the seed, so it is no secret: a simulation's noise comes from here on purpose (runs repeat), a server's must not.
+A ``Key`` is 32 bytes. ``derive`` is a keyed BLAKE2b over length-prefixed labels, so two different label tuples cannot
+collide by concatenation. Nothing in edgewise uses a global generator. Anyone who knows the seed can repeat everything
+derived here, so it is no secret. A simulation takes its noise from here on purpose, so that runs repeat. A server must
+not.
+
+>>> key = derive(root(7), "cohort", 3)
+>>> len(key), key == derive(root(7), "cohort", 4)
+(32, False)
 """
 
 from __future__ import annotations
@@ -20,19 +25,21 @@ KEY_BYTES = 32
 
 
 def root(seed: int) -> Key:
-    """The key of a whole run, from the recipe's integer seed (any non-negative integer)."""
+    """Make the key of a whole run from the recipe's seed, any non-negative integer. Raises ValueError below 0."""
     if seed < 0:
         raise ValueError(f"seed must be >= 0, got {seed}")
     return hashlib.blake2b(f"edgewise/seed/{seed}".encode(), digest_size=KEY_BYTES).digest()
 
 
 def derive(key: Key, *labels: str | int | bytes) -> Key:
-    """A new key for one purpose: BLAKE2b-256(key; len(l1) l1 len(l2) l2 ...).
+    """Derive a key for one purpose: BLAKE2b-256(key; len(l1) l1 len(l2) l2 ...).
 
     Args:
-        key: 32 bytes. Raises ValueError for another length: an empty key would make public what looks secret.
-        labels: what the key is for, e.g. ``derive(k, "cohort", round)``; ints, strings and bytes are type-tagged, so
+        key: 32 bytes.
+        labels: the purpose of the key, e.g. ``derive(k, "cohort", round)``. Ints, strings and bytes are type-tagged, so
             ``1``, ``"1"`` and ``b"1"`` give different keys.
+    Raises:
+        ValueError: ``key`` has another length. An empty key would make public what looks secret.
     """
     mac = hashlib.blake2b(key=_whole(key), digest_size=KEY_BYTES)
     for label in labels:
@@ -47,13 +54,16 @@ def derive(key: Key, *labels: str | int | bytes) -> Key:
 
 
 def generator(key: Key) -> np.random.Generator:
-    """A numpy generator (counter-based Philox, 128-bit key) for choices that need no secrecy."""
+    """Make a numpy generator (counter-based Philox, 128-bit key) for choices that need no secrecy."""
     return np.random.Generator(np.random.Philox(_Words(_whole(key))))  # type: ignore[arg-type]  # numpy's stub leaves ISeedSequence out
 
 
 class _Words(ISeedSequence):
-    """Gives Philox its key as it is. ``Philox(key=...)`` makes the same stream, but reads the system's random source
-    for a seed that it does not use, which takes twice the time of all the rest."""
+    """Hand Philox its key unchanged.
+
+    ``Philox(key=...)`` makes the same stream. But it also reads the system's random source for a seed that it does not
+    use, which takes twice as long as everything else.
+    """
 
     def __init__(self, key: Key) -> None:
         self._words = np.frombuffer(key, "<u8", 2).astype(np.uint64)
@@ -63,7 +73,7 @@ class _Words(ISeedSequence):
 
 
 def word(key: Key) -> int:
-    """The first 63 bits of a key as an int, for generators that take one integer (torch, kernels)."""
+    """Return the first 63 bits of a key as an int, for generators that take one integer (torch, kernels)."""
     return int.from_bytes(_whole(key)[:8], "little") >> 1
 
 
@@ -78,10 +88,11 @@ class Secrets:
     """A device's own randomness for one attempt at a round. Nobody else has it, and no recipe or seed leads to it.
 
     Attributes: 32 bytes each.
-        training: noise and the draw of records while the device trains.
-        encoding: noise and stochastic rounding of its update.
-        session: keys, shares and sealed reports of secure aggregation.
-    Raises: ValueError for a key of another length, so an empty one.
+        training: for noise and the draw of records while the device trains.
+        encoding: for noise and stochastic rounding of its update.
+        session: for keys, shares and sealed reports of secure aggregation.
+    Raises:
+        ValueError: a key has another length, for example an empty one.
     """
 
     training: Key = field(repr=False)
@@ -89,29 +100,30 @@ class Secrets:
     session: Key = field(repr=False)
 
     def __post_init__(self) -> None:
-        """See the class."""
+        """Check the lengths of the keys."""
         for key in (self.training, self.encoding, self.session):
             _whole(key)
 
     @classmethod
     def of(cls, entropy: Key) -> Secrets:
-        """All three from 32 fresh bytes of the system's generator. Raises ValueError for another number of bytes."""
+        """Derive all three keys from 32 fresh bytes of the system's generator. Raises ValueError for another length."""
         return cls(derive(entropy, "training"), derive(entropy, "encoding"), derive(entropy, "session"))
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a codec may know about the moment: the round, its public key, and this device's own key.
+    """Facts that a codec may know about the moment: the round, its public key, and this device's own key.
 
     Attributes:
-        public: announced by the server, equal on all devices of the round (shared supports, rotations, grids).
-        private: never leaves the device (noise, stochastic rounding); None on the server.
-        support: announced likewise: int64[], increasing positions of the largest coordinates of the last release, for
-            stages whose ``Space.announced`` asks for them; empty before the first release.
-        clip: announced likewise: the round's clip, model units, where it follows the updates; None: it is fixed.
-        budget_bytes: what the device may upload in this round, measured by itself; never sent.
-        device: whose contribution it is; empty on the server where contributions are added before they are decoded.
-        before: kinds of the stages that stand before those to which the turn is given (``core.stage.placed``).
+        public: key that the server announces, equal on all devices of the round (shared supports, rotations, grids).
+        private: key that never leaves the device (noise, stochastic rounding). None on the server.
+        support: int64[], announced like ``public``: increasing positions of the largest coordinates of the last
+            release, for stages whose ``Space.announced`` asks for them. Empty before the first release.
+        clip: the round's clip, model units, announced like ``public``, if it adapts to the updates. None if it is
+            fixed.
+        budget_bytes: bytes that the device may upload in this round. It measures them itself and never sends them.
+        device: the device whose contribution it is. Empty on the server if contributions are added before decoding.
+        before: kinds of the stages before those that get the turn (``core.stage.placed``).
     """
 
     round: int
@@ -124,7 +136,7 @@ class Turn:
     before: tuple[str, ...] = ()
 
     def own(self, *labels: str | int | bytes) -> Key:
-        """A key that this device alone has, for one purpose (``derive``). Raises ValueError on the server."""
+        """Derive a key for one purpose that this device alone has (``derive``). Raises ValueError on the server."""
         if self.private is None:
-            raise ValueError("this turn has no private key: only a device that encodes has one")
+            raise ValueError("this turn has no private key. Only a device that encodes has one.")
         return derive(self.private, *labels)

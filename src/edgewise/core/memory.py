@@ -1,14 +1,14 @@
-"""The memory of pipeline parts between rounds: a small tree of named arrays, the same on devices and on the server.
+"""Memory of pipeline parts between rounds: a small tree of named arrays, the same on devices and on the server.
 
-    phase.0                      the stages of a schedule take turns; most plans have this one phase
-    ├── stage.1                  of the pipeline's second stage, on a device or on the server: "residual", "last"
-    │   └── stage.0              of the first stage inside it
-    ├── strategy                 on a device: what the strategy's client half keeps, by its own names
-    ├── post.0                   on the server: of the first post
-    └── release                  on the server: the positions of the last release
+    phase.0                      stages of a schedule take turns; most plans have this one phase
+    ├── stage.1                  second stage of the pipeline, on a device or on the server: "residual", "last"
+    │   └── stage.0              first stage inside it
+    ├── strategy                 on a device: arrays of the strategy's client half, by its own names
+    ├── post.0                   on the server: memory of the first post
+    └── release                  on the server: positions of the last release
 
-A part sees its own arrays and hands new ones back; whoever holds a tree puts each part's memory in its place. Only a
-store makes one flat mapping of it (``flat``), and reads it back (``tree``).
+A part sees its own arrays and returns new ones. The holder of a tree puts the memory of each part in its place. Only a
+store flattens the tree to one mapping (``flat``) and reads it back (``tree``).
 
 >>> import numpy as np
 >>> memory = Memory().put("stage", 1, Memory({"last": np.array([3])}))
@@ -26,15 +26,17 @@ from dataclasses import dataclass, field
 from edgewise.core.safe_repr import outline
 from edgewise.core.vector import Array
 
-Place = tuple[str, int | None]  # of a child: what it belongs to, and its number where there may be several
+Place = tuple[str, int | None]  # Of a child: the kind of its owner, and a number if there may be several.
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Memory:
-    """Arrays by name, and the memories of parts inside. False where it holds nothing.
+    """Arrays by name, and the memories of the parts inside. An empty memory is False.
 
-    A memory never changes: ``put`` and ``plus`` give new ones, which share what stayed as it was. Raises ValueError for
-    a name with a slash, which a store could not read back.
+    A memory never changes. ``put`` and ``plus`` return new ones, which share the unchanged entries.
+
+    Raises:
+        ValueError: a name holds a slash, which a store could not read back.
     """
 
     arrays: Mapping[str, Array] = field(default_factory=dict)
@@ -51,29 +53,29 @@ class Memory:
         return bool(self.arrays or self.children)
 
     def __getitem__(self, name: str) -> Array:
-        """An array of its own. Raises KeyError where there is none."""
+        """Return an array of its own. Raises KeyError if there is none."""
         return self.arrays[name]
 
     def get(self, name: str) -> Array | None:
-        """An array of its own; None where there is none."""
+        """Return an array of its own, or None."""
         return self.arrays.get(name)
 
     def child(self, kind: str, number: int | None = None) -> Memory:
-        """The memory of a part inside; empty where it has none."""
+        """Return the memory of a part inside. It is empty if the part has none."""
         return self.children.get((kind, number)) or Memory()
 
     def put(self, kind: str, number: int | None, memory: Memory) -> Memory:
-        """This memory with another one for a part inside; an empty one leaves no trace."""
+        """Replace the memory of a part inside. An empty memory leaves no trace."""
         others = {place: child for place, child in self.children.items() if place != (kind, number)}
         return Memory(self.arrays, {**others, (kind, number): memory} if memory else others)
 
     def plus(self, arrays: Mapping[str, Array]) -> Memory:
-        """This memory with more arrays of its own, or with others under their names."""
+        """Add arrays of its own, or replace those of the same names."""
         return Memory({**self.arrays, **arrays}, self.children)
 
 
 def flat(memory: Memory) -> dict[str, Array]:
-    """All arrays of a tree by their paths, for a store: ``"stage.1/last"``."""
+    """List all arrays of a tree by their paths, for a store: ``"stage.1/last"``."""
     out = dict(memory.arrays)
     for (kind, number), child in memory.children.items():
         place = kind if number is None else f"{kind}.{number}"
@@ -82,7 +84,11 @@ def flat(memory: Memory) -> dict[str, Array]:
 
 
 def tree(arrays: Mapping[str, Array]) -> Memory:
-    """Inverse of ``flat``. Raises ValueError for paths that ``flat`` does not give."""
+    """Rebuild a tree from paths. Inverse of ``flat``.
+
+    Raises:
+        ValueError: a path that ``flat`` does not write.
+    """
     own: dict[str, Array] = {}
     inside: dict[Place, dict[str, Array]] = {}
     for path, x in arrays.items():

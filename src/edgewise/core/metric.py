@@ -1,13 +1,14 @@
-"""Numbers of devices that travel with an update, each within bounds that are known before: losses, and a recipe's own.
+"""Metrics that travel with an update, each within bounds known beforehand: losses, and a recipe's own.
 
     wire = bound (min(max(v, lower), upper) - lower) / (upper - lower)        on the device, in [0, bound]
     mean = lower + (upper - lower) mean(wire) / bound                         on the server
 
-    metrics = Metrics((Metric("accuracy", 0.0, 1.0),))
-    sent = metrics.encoded({"accuracy": 0.75})        # {"accuracy": 15.0}
-    metrics.decoded(sent)                             # {"accuracy": 0.75}
+>>> metrics = Metrics((Metric("accuracy", 0.0, 1.0),))
+>>> sent = metrics.encoded({"accuracy": 0.75})
+>>> sent, metrics.decoded(sent)
+({'accuracy': 15.0}, {'accuracy': 0.75})
 
-They are scalars of the head, so every merge sums them with the update, hidden where the update is.
+They are scalars of the head. Every merge sums them with the update, and hides them if it hides the update.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import NamedTuple
 from edgewise.core.space import HEAD_BOUND
 
 LOSSES = ("loss_first", "loss_last")  # mean train loss of the first and of the last steps, nats per token
-HELD_OUT, HELD_SHARE = "held_out", "held_share"  # mean held-out loss of a device, and 1; both 0 where it has none
+# The mean held-out loss of a device, and 1. Both are 0 on a device without held-out data.
+HELD_OUT, HELD_SHARE = "held_out", "held_share"
 
 
 class Metric(NamedTuple):
-    """One number of a device. A value outside of ``lower`` to ``upper`` counts as the nearest of them."""
+    """One number that a device reports. A value below ``lower`` or above ``upper`` counts as the nearer bound."""
 
     name: str
     lower: float
@@ -40,7 +42,8 @@ class Metrics:
     """The metrics of a run, in the order in which they travel.
 
     Attributes:
-        each: all of them. bound: of each on its way.
+        each: all metrics.
+        bound: largest value of a metric on the wire.
     """
 
     each: tuple[Metric, ...] = ()
@@ -51,24 +54,30 @@ class Metrics:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all."""
+        """Names of all metrics."""
         return tuple(metric.name for metric in self.each)
 
     @property
     def own(self) -> tuple[Metric, ...]:
-        """Those that a recipe declares."""
+        """Metrics that a recipe declares."""
         return tuple(metric for metric in self.each if metric.name not in BUILT_IN)
 
     def factor(self, metric: Metric) -> float:
-        """What one unit of it is on its way."""
+        """Wire units per unit of the metric."""
         return self.bound / (metric.upper - metric.lower)
 
     def encoded(self, head: Mapping[str, float]) -> dict[str, float]:
-        """A head with its metrics as they travel, but for the cut to the bounds (``core.pipeline``); NaN stays NaN."""
-        given = {m.name: (head[m.name] - m.lower) * self.factor(m) for m in self.each if m.name in head}
-        return {**head, **given}
+        """Scale the metrics of a head to wire units. NaN stays NaN.
+
+        ``core.pipeline`` then cuts them to [0, bound].
+        """
+        scaled = {m.name: (head[m.name] - m.lower) * self.factor(m) for m in self.each if m.name in head}
+        return {**head, **scaled}
 
     def decoded(self, head: Mapping[str, float], share: float = 1.0) -> dict[str, float]:
-        """The inverse, of means. ``share``: what a mean was divided by, over the number of contributions in it."""
-        given = {m.name: m.lower + head[m.name] * share / self.factor(m) for m in self.each if m.name in head}
-        return {**head, **given}
+        """Scale means of a head from wire units back to metrics. Inverse of ``encoded``.
+
+        ``share`` is the number that the means were divided by, over the number of contributions in them.
+        """
+        scaled = {m.name: m.lower + head[m.name] * share / self.factor(m) for m in self.each if m.name in head}
+        return {**head, **scaled}

@@ -1,5 +1,7 @@
-"""Faults in code that is not ours: an extension's codec, strategy, merge or trainer may raise anything, anywhere. That
-becomes a named error which shows the line of its author's code, and no bug of edgewise.
+"""Named errors for faults in code of a user: an extension's codec, strategy, merge or trainer.
+
+Such code may raise anything, anywhere. ``fault_of`` makes it an error that shows the line of the author's code, so that
+it does not look like a bug of edgewise.
 
     try:
         work()
@@ -19,23 +21,26 @@ from pathlib import Path
 
 from edgewise.core.errors import EdgewiseError, RecipeError
 
-FIX = "mend it there; --debug shows the whole traceback. A run that had begun goes on with --resume."
+FIX = "correct that line. --debug shows the whole traceback, and --resume continues a run that had started."
 
 
 def fault_of(e: BaseException, modules: Sequence[str]) -> EdgewiseError | None:
-    """RecipeError(E-EXTENSION) with file, line and reason where an exception came out of code of an extension; None
-    where it did not, or where it has a code already.
+    """Name the fault of an extension behind an exception.
 
     Args:
-        modules: names of the extensions' modules; what they import beside them counts as theirs.
+        e: the exception.
+        modules: names of the extensions' modules. Modules that they import from beside them count as theirs.
+    Returns:
+        RecipeError(E-EXTENSION) with file, line and reason. None if the exception did not come out of an extension, or
+        has a code already.
     """
     if isinstance(e, EdgewiseError | KeyboardInterrupt | GeneratorExit) or not any(
         _of(frame.f_globals.get("__name__", ""), modules) for frame, _ in traceback.walk_tb(e.__traceback__)
     ):
         return None
     first = (str(e).strip().splitlines() or [""])[0]
-    said = f"{type(e).__name__}: {first}".rstrip(":. ")
-    return RecipeError("E-EXTENSION", f"{_place(e, modules)}: {said}.", FIX)
+    message = f"{type(e).__name__}: {first}".rstrip(":. ")
+    return RecipeError("E-EXTENSION", f"{_place(e, modules)}: {message}.", FIX)
 
 
 def _of(name: str, modules: Sequence[str]) -> bool:
@@ -43,22 +48,22 @@ def _of(name: str, modules: Sequence[str]) -> bool:
 
 
 def line_of(e: BaseException) -> str:
-    """``net.py:31, in fit``: the innermost line that is neither edgewise's nor that of an installed library.
+    """Find the innermost line of a traceback outside edgewise and installed libraries: ``net.py:31, in fit``.
 
-    Empty where there is none. The file's name alone, since the reason may travel.
+    Empty if there is none. Only the name of the file is given, because the reason may travel.
     """
-    found = [at for at in traceback.extract_tb(e.__traceback__) if not is_library(at.filename)]
-    return f"{Path(found[-1].filename).name}:{found[-1].lineno}, in {found[-1].name}" if found else ""
+    frames = [frame for frame in traceback.extract_tb(e.__traceback__) if not is_library(frame.filename)]
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name}" if frames else ""
 
 
 def type_and_line(e: BaseException) -> str:
-    """``TypeError (net.py:31, in fit)``: what may be said of an exception whose message may quote text of a device."""
-    at = line_of(e)
-    return f"{type(e).__name__} ({at})" if at else type(e).__name__
+    """Describe an exception without its message, which may quote a device's text: ``TypeError (net.py:31, in fit)``."""
+    line = line_of(e)
+    return f"{type(e).__name__} ({line})" if line else type(e).__name__
 
 
 def _place(e: BaseException, modules: Sequence[str]) -> str:
-    """The innermost line of the extension, or of what it imports from beside itself."""
+    """Find the innermost line of the extension, or of a module that it imports from beside itself."""
     own = [
         (frame.f_code, line)
         for frame, line in traceback.walk_tb(e.__traceback__)
@@ -76,8 +81,10 @@ def _libraries() -> tuple[Path, ...]:
 
 @cache
 def is_library(file: str) -> bool:
-    """Whether a file is edgewise's, the standard library's or an installed package's; so is code without a file, except
-    what a person types into Python or a notebook."""
+    """Return True for files of edgewise, the standard library and installed packages.
+
+    Code without a file counts as a library too, except code that a person types into Python or a notebook.
+    """
     if file.startswith("<"):
         return not file.startswith(("<stdin", "<ipython"))
     return any(Path(file).is_relative_to(place) for place in _libraries())

@@ -1,12 +1,14 @@
-"""A part of a recipe: one function, whose signature is its schema.
+"""Parts of a recipe, each made of one function whose signature is its schema.
 
     @part
     def top_k(fraction: Annotated[float, Gt(0), Le(1), Doc("share of the coordinates that travels")]) -> Stage:
         \"\"\"Keep the coordinates of largest magnitude.\"\"\"
 
-Everything else is derived from that: the name in a recipe (``kind = "top_k"``), the kind of part (what it returns), the
-keys with their types, limits, defaults and descriptions, and the limits that a caller in Python is held to as well.
-Four arguments are the plan's to give and are no keys of a recipe: ``spec``, ``inner``, ``phase`` and ``population``.
+Everything else is derived from the function. Its name is the name in a recipe (``kind = "top_k"``). Its return type is
+the kind of part. Its parameters are the keys, with types, limits, defaults and descriptions. A caller in Python is held
+to the same limits.
+
+The plan supplies four arguments, which are no keys of a recipe: ``spec``, ``inner``, ``phase`` and ``population``.
 """
 
 from __future__ import annotations
@@ -25,30 +27,35 @@ from edgewise.core.errors import RecipeError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# The layout of the update; the stages after this one; whose turn it is; how many devices exist.
+# The layout of the update, the stages after this one, the group whose turn it is, and the number of devices.
 GIVEN = ("spec", "inner", "phase", "population")
 
 
 @dataclass(frozen=True, slots=True)
 class Doc:
-    """What a key means, for ``edgewise schema`` and editors."""
+    """Description of a key, for ``edgewise schema`` and editors."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One key of a part. ``hint``: its type with its limits; ``default``: ``inspect.Parameter.empty`` if required."""
+    """One key of a part.
+
+    Attributes:
+        hint: its type with its limits.
+        default: ``inspect.Parameter.empty`` if the key is required.
+    """
 
     hint: Any
     default: Any
 
 
 class Part(Generic[P, T]):
-    """A function that makes a part. Calling it checks the limits of its signature first.
+    """A function that makes a part. A call checks the limits of its signature first.
 
-    ``turns``, for a stage that moves another group of segments in each round: (keys, spec) -> the groups, in turn; the
-    part itself then takes ``phase``, the number of the group.
+    ``turns`` is for a stage that moves another group of segments in each round: (keys, spec) -> the groups, in turn.
+    The function then takes ``phase``, the number of the group.
     """
 
     def __init__(self, function: Callable[P, T], name: str | None, turns: Callable[..., Any] | None) -> None:
@@ -57,7 +64,11 @@ class Part(Generic[P, T]):
         self.name = name or function.__name__
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Make the part. Raises RecipeError(E-VALUE) for an argument outside its limits; whatever the function says."""
+        """Make the part.
+
+        Raises:
+            RecipeError: E-VALUE for an argument outside its limits, and any error of the function itself.
+        """
         for key, value in self._signature.bind(*args, **kwargs).arguments.items():
             if key in self.fields:
                 _check(f"{self.name}: {key}", value, self.fields[key].hint)
@@ -68,23 +79,23 @@ class Part(Generic[P, T]):
 
     @property
     def summary(self) -> str:
-        """The first paragraph of the docstring, on one line."""
+        """First paragraph of the docstring, on one line."""
         return " ".join((self.__doc__ or "").split("\n\n")[0].split())
 
     @cached_property
     def makes(self) -> Any:
-        """What the function returns: ``Stage``, ``Merge``, ``Post`` or ``Strategy``."""
+        """Return type of the function: ``Stage``, ``Merge``, ``Post`` or ``Strategy``."""
         return self._hints.get("return")
 
     @cached_property
     def fields(self) -> Mapping[str, Field]:
-        """The keys that a recipe may give."""
+        """Keys that a recipe may set."""
         parameters = self._signature.parameters.items()
         return {k: Field(self._hints[k], p.default) for k, p in parameters if k not in GIVEN}
 
     @cached_property
     def given(self) -> tuple[str, ...]:
-        """The arguments that the plan gives."""
+        """Names of the arguments that the plan supplies."""
         return tuple(name for name in self._signature.parameters if name in GIVEN)
 
     @cached_property
@@ -107,7 +118,10 @@ def part(
 
 
 def part(function: Any = None, *, name: str | None = None, turns: Callable[..., Any] | None = None) -> Any:
-    """Make a part of a function (see the module). ``name``: as recipes call it, if not by the function's name."""
+    """Make a part of a function (see the module).
+
+    ``name`` is the name in recipes, if it differs from the function's.
+    """
     if function is None:
         return lambda function: Part(function, name, turns)
     return Part(function, name, turns)
@@ -129,7 +143,7 @@ def _check(what: str, value: Any, hint: Any) -> None:
 
 
 def _types(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a hint, without what is annotated."""
+    """List the alternatives of a hint, without annotations."""
     bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return (bare, *get_args(bare)) if get_origin(bare) is not Literal else (bare,)
 

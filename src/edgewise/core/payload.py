@@ -1,4 +1,4 @@
-"""One contribution between two stages, and at the end of them."""
+"""Contributions between the stages of a pipeline, and after the last one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ class Payload:
     """One contribution between two stages.
 
     Attributes:
-        body: float32[m] (REAL); int8[m] up to level_max 127, else int32[m] (INTEGER); uint32[m] (RING).
-        head: float64[h], exact scalars in the order of ``Space.head``; only ``weigh`` touches them.
-        support: int64[m], strictly increasing positions of the body; None where positions are public or all.
-        scales: float32[scales ceil(m / block)], bfloat16 values; None where the grid is public.
-        count: amount of data behind the contribution; input of ``weigh``, never sent.
-        widths: uint8[parts], bits per coordinate of each part (``codecs.quantize.mixed``); None where all have the
-        same.
-        rung: number of the space that this is an encoding of (``codecs.ladder``); None where there is no choice.
+        body: float32[m] (REAL). int8[m] up to level_max 127, else int32[m] (INTEGER). uint32[m] (RING).
+        head: float64[h], exact scalars in the order of ``Space.head``. Only ``weigh`` changes them.
+        support: int64[m], strictly increasing positions of the body. None if positions are public, or all are sent.
+        scales: float32[scales ceil(m / block)], bfloat16 values. None if the grid is public.
+        count: amount of data behind the contribution. Input of ``weigh``, never sent.
+        widths: uint8[parts], bits per coordinate of each part (``codecs.quantize.mixed``). None if all are the same.
+        rung: number of the space that this is an encoding of (``codecs.ladder``). None if there is no choice.
     """
 
     body: NDArray[Any]
@@ -41,7 +40,7 @@ class Payload:
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def dense(self, dim: int) -> Payload:
-        """The same in a body of ``dim`` coordinates: zeros wherever ``support`` does not point."""
+        """Spread the body over ``dim`` coordinates. All positions outside ``support`` become zero."""
         if self.support is None:
             return self
         x = np.zeros(dim, self.body.dtype)

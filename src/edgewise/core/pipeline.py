@@ -1,9 +1,9 @@
-"""The fold that type-checks a chain before any data exists, and the chain at work: encode, add, release.
+"""Type check of a chain of parts before any data exists, and its execution: encode, add, release.
 
-``pipeline`` carries a ``Space`` through every ``infer``; what does not compose raises ``CompositionError`` with the
-reason and the fix. There is one merge slot, so "secure sum *and* Krum" cannot be written. A blind merge adds encodings
-and decodes the sum once; a visible merge decodes each contribution, then merges; for a summable chain the two agree (a
-law test).
+``pipeline`` carries a ``Space`` through every ``infer``. A chain that does not compose raises ``CompositionError`` with
+the reason and the fix. There is one merge slot, so "secure sum *and* Krum" cannot be written. A blind merge adds
+encodings and decodes the sum once. A visible merge decodes each contribution, then merges. For a summable chain the two
+agree (a law test).
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ from edgewise.core.vector import Vector, finite
 
 T = TypeVar("T")
 
-PIECE = 1 << 16  # coordinates decoded at a time while they are added: 256 KiB of float32, for a second-level cache
+PIECE = 1 << 16  # Coordinates decoded at a time while they are added: 256 KiB of float32 fit a second-level cache.
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A type-checked chain; build with ``pipeline``. ``spaces[i]`` is before stage i, ``spaces[-1]`` after all.
+    """A type-checked chain. Build it with ``pipeline``.
 
-    ``divisor``: a fixed number to divide by, where how many came is private; None: their number or weight."""
+    Attributes:
+        spaces: ``spaces[i]`` is before stage i, ``spaces[-1]`` after all stages.
+        divisor: a fixed divisor of the sum, if the number of contributions is private. None: divide by their number or
+            weight.
+    """
 
     stages: tuple[Stage, ...]
     merge: Merge
@@ -45,31 +49,31 @@ class Pipeline:
 
     @property
     def encoded(self) -> Space:
-        """The space of what travels."""
+        """Space of the encoded contribution that travels."""
         return self.spaces[-1]
 
     @cached_property
     def level(self) -> int:
-        """``spaces[level]`` is where contributions are merged: before all stages, or where a ``Server`` takes over."""
+        """Index of the space in which contributions are merged: 0, or the stage at which a ``Server`` takes over."""
         return _level(self.stages)
 
     @cached_property
     def served(self) -> int | None:
-        """Number of the one stage that has a half on the server; None where no stage has."""
+        """Number of the one stage that has a server half. None if no stage has one."""
         return next((i for i, stage in enumerate(self.stages) if stage.server is not None), None)
 
     @property
     def merged(self) -> Space:
-        """The space of the decoded sum."""
+        """Space of the decoded sum."""
         return self.spaces[self.level]
 
     @property
     def total(self) -> Total:
-        """What is known of the total after all posts."""
+        """Facts about the total after all posts."""
         return self.totals[-1]
 
     def init(self) -> Memory:
-        """The codec memory of a device that has never taken part."""
+        """Make the codec memory of a device that has never taken part."""
         memory = Memory()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
             memory = memory.put("stage", i, stage.init(space))
@@ -78,11 +82,15 @@ class Pipeline:
     def encode(
         self, x: Vector, head: Mapping[str, float], count: float, memory: Memory, turn: Turn
     ) -> tuple[Payload, Memory]:
-        """Device side: a raw update becomes what travels.
+        """Encode a raw update for the upload. Runs on the device.
 
         Args:
-            x: float32[d]. count: amount of data (tokens, examples).
-            head: the metrics named by the start space (``Metrics.encoded``); cut to [0, ``Space.head_bound``].
+            x: float32[d].
+            head: the metrics named by the start space (``Metrics.encoded``). They are cut to [0, ``Space.head_bound``].
+            count: amount of data (tokens, examples).
+            memory: the device's codec memory (``init`` before its first round).
+        Returns:
+            The payload, and the codec memory after this round.
         Raises:
             As ``checked``.
         """
@@ -96,10 +104,11 @@ class Pipeline:
         return payload, after
 
     def checked(self, x: Vector, head: Mapping[str, float]) -> NDArray[np.float64]:
-        """The head's values of an update that can be encoded.
+        """Check that an update can be encoded, and return the values of its head.
 
         Raises:
-            TrainingError(E-NAN): x or a head value is not finite. ValueError for another shape (own misuse).
+            TrainingError: E-NAN if x or a head value is not finite.
+            ValueError: x has another shape (own misuse).
         """
         start = self.spaces[0]
         if x.shape != (start.dim,):
@@ -110,11 +119,14 @@ class Pipeline:
         return values
 
     def decode(self, payload: Payload, turn: Turn, level: int = 0) -> Payload:
-        """Server side: undo the stages in reverse order down to ``spaces[level]``; the body is float32 of its dim."""
+        """Undo the stages in reverse order down to ``spaces[level]``.
+
+        Runs on the server. The body is float32 of its dim.
+        """
         return undo(self.stages, self.spaces, payload, turn, level).dense(self.spaces[level].dim)
 
     def start_memory(self) -> Memory:
-        """What the server keeps for stages and posts before the first round; empty for most pipelines."""
+        """Make the server's memory for stages and posts before the first round. It is empty for most pipelines."""
         memory = Memory()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
             if stage.server is not None:
@@ -125,17 +137,18 @@ class Pipeline:
         return memory
 
     def start_sum(self) -> Sum:
-        """An empty total."""
+        """Make an empty total."""
         return Sum(self.merge.init(self.encoded if self.merge.blind else self.merged), 0)
 
     def add(self, total: Sum, payload: Payload, turn: Turn) -> Sum:
-        """Fold one encoded contribution into the total (the old total must not be used again).
+        """Fold one encoded contribution into the total. The old total must not be used again.
 
-        A visible merge sees each contribution, so it enforces what the plan claims of it, honest device or not.
+        A visible merge sees each contribution, so it enforces the plan's bounds on it, whether the device is honest or
+        not.
 
         Raises:
-            DecodeError: E-RANGE above the plan's norm bounds or with head values that no honest device sends;
-                whatever the merge refuses. The total is unchanged then.
+            DecodeError: E-RANGE above the plan's norm bounds or for head values that no honest device sends, and all
+                refusals of the merge. The total is then unchanged.
         """
         if self.merge.blind:
             return Sum(self.merge.add(total.acc, payload, self.encoded), total.n + 1)
@@ -150,7 +163,7 @@ class Pipeline:
         return all(stage.pointwise for stage in self.stages[self.level :])
 
     def _pieces(self, payload: Payload, turn: Turn) -> Iterator[Payload]:
-        """The decoded contribution, some blocks at a time, refused as soon as it is beyond the plan's bounds."""
+        """Decode the contribution, some blocks at a time. Refuse it as soon as it exceeds the plan's bounds."""
         space, square = self.encoded, 0.0
         block = space.grid.block or 1
         size = max(1, PIECE // block) * block
@@ -163,7 +176,10 @@ class Pipeline:
             yield item
 
     def _enforce(self, item: Payload, square: float = 0.0) -> float:
-        """Refuse what is beyond the bounds; ``square``: squared norm of earlier pieces; returns it with this one."""
+        """Refuse a contribution that exceeds the bounds. Return the squared norm of all pieces so far.
+
+        ``square`` is the squared norm of the earlier pieces.
+        """
         bounds, slack = self.encoded, 1.0 + SLACK
         if isfinite(bounds.l2):
             square += float(np.square(item.body, dtype=np.float64).sum())
@@ -173,28 +189,35 @@ class Pipeline:
             raise DecodeError("E-RANGE", f"a coordinate is above its bound of {bounds.peak:g}.")
         head = dict(zip(bounds.head, item.head.tolist(), strict=True))
         weight = head.pop(WEIGHT, 1.0)
-        head.pop(BELOW, None)  # bounded by its norm already (``codecs.wire.pack``)
+        head.pop(BELOW, None)  # Its norm bounds it already (``codecs.wire.pack``).
         if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= bounds.head_bound * weight * slack for v in head.values())):
             raise DecodeError("E-RANGE", "a weight or a metric is outside its bounds.")
         return square
 
     def release(self, total: Sum, turn: Turn, entropy: Key, memory: Memory) -> tuple[Aggregate, Memory]:
-        """Decode (blind merges), apply the posts, divide by the summed weight; then what the server undoes on the mean.
+        """Compute the aggregate of a round from its total.
+
+        Blind merges decode first. Then the posts are applied, and the sum is divided by the summed weight. Last, the
+        server half of a stage undoes its part on the mean.
 
         Args:
-            memory: what the server keeps for stages and posts (``start_memory`` before the first round).
+            total: the sum of all contributions.
+            entropy: fresh randomness for the posts.
+            memory: the server's memory for stages and posts (``start_memory`` before the first round).
         Returns:
-            The aggregate and the server's memory after this round.
-        Raises ValueError on an empty total, unless the divisor is fixed: then it is the noise that posts add. A summed
-            weight of zero gives a zero mean (nobody had anything to say).
+            The aggregate, and the server's memory after this round.
+        Raises:
+            ValueError: the total is empty. With a fixed divisor an empty total is allowed, and is the noise of the
+                posts.
+        Edge cases: a summed weight of zero gives a zero mean (no device had data).
         """
         if total.n == 0 and self.divisor is None:
             raise ValueError("nothing to release: no contribution was added")
         if self.merge.combine is not None and self.merge.parts is not None:
             return self._combined(self.merge.parts(total.acc), self.merge.combine, turn, memory)
         x, head = self._finished(total.acc, turn)
-        if self.posts:  # body and head leave together, so posts (noise above all) see them as one vector
-            joint = np.concatenate([x.astype(np.float64, copy=False), head])  # rounded once: after the division
+        if self.posts:  # Body and head are released together, so posts (noise above all) see them as one vector.
+            joint = np.concatenate([x.astype(np.float64, copy=False), head])  # The division alone rounds to float32.
             for i, post in enumerate(self.posts):
                 fresh, before = derive(entropy, "post", i), memory.child("post", i)
                 joint, new = post.apply(joint, self.totals[i], turn.round, fresh, before)
@@ -205,18 +228,21 @@ class Pipeline:
         return Aggregate(mean, means, total.n, weight), memory
 
     def _finished(self, acc: Any, turn: Turn) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
-        """A sum's body, decoded to ``merged``, and head. The body is float64 where posts follow and the merge has it,
-        for noise must not be added to a sum that is rounded; else float32."""
+        """Finish a sum: its body, decoded to ``merged``, and its head.
+
+        The body is float64 if posts follow and the merge has it, because noise must not be added to a rounded sum.
+        Otherwise it is float32.
+        """
         payload = self.merge.finish(acc, self.encoded if self.merge.blind else self.merged, bool(self.posts))
         if self.merge.blind:
             payload = self.decode(payload, turn, self.level)
-        head = payload.head if payload.head.size else np.zeros(len(self.encoded.head))  # of nobody: there was no head
+        head = payload.head if payload.head.size else np.zeros(len(self.encoded.head))  # An empty sum has no head.
         return payload.body if self.posts else payload.body.astype(np.float32, copy=False), head
 
     def _divided(
         self, x: NDArray[np.floating], head: NDArray[np.float64], n: int
     ) -> tuple[Vector, dict[str, float], float]:
-        """(mean, means of the head, weight) of a sum of n contributions."""
+        """Divide a sum of n contributions: (mean, means of the head, weight)."""
         sums = dict(zip(self.encoded.head, head.tolist(), strict=True))
         weight = sums.pop(WEIGHT, float(n) if self.divisor is None else self.divisor)
         empty = weight <= 0.0
@@ -226,7 +252,7 @@ class Pipeline:
     def _combined(
         self, parts: list[tuple[Any, int]], combine: Rule, turn: Turn, memory: Memory
     ) -> tuple[Aggregate, Memory]:
-        """One mean of the means of several sums, each of which counts the same."""
+        """Combine the means of several sums into one. Each sum counts the same."""
         means = [self._divided(*self._finished(acc, turn), n) for acc, n in parts]
         body = combine(np.stack([mean for mean, *_ in means]).astype(np.float64)).astype(np.float32)
         heads = combine(np.array([list(head.values()) for _, head, _ in means], np.float64).reshape(len(means), -1))
@@ -236,7 +262,7 @@ class Pipeline:
         return Aggregate(mean, head, n, sum(weight for *_, weight in means)), memory
 
     def _settle(self, mean: Vector, n: int, memory: Memory, turn: Turn, head: Head) -> tuple[Vector, Memory]:
-        """The mean in ``spaces[level]`` -> in ``spaces[0]``, through the server's half of the one stage that has it."""
+        """Map the mean from ``spaces[level]`` to ``spaces[0]``, through the one stage that has a server half."""
         if (at := self.served) is None:
             return mean, memory
         server, before = self.stages[at].server, memory.child("stage", at)
@@ -255,7 +281,7 @@ def _level(stages: Sequence[Stage]) -> int:
 
 
 def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, turn: Turn, level: int = 0) -> Payload:
-    """Decode ``stages[level:]`` in reverse order; the result may be sparse. ``spaces[i]`` is before stage i."""
+    """Decode ``stages[level:]`` in reverse order. ``spaces[i]`` is before stage i. The result may be sparse."""
     for i in range(len(stages) - 1, level - 1, -1):
         stage, space = stages[i], spaces[i]
         if not stage.takes_support and payload.support is not None and not spaces[i + 1].sparse:
@@ -266,15 +292,24 @@ def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, tur
 
 
 def _of_kind(kind: type[T], given: object, who: str) -> T:
-    """What a part gave, which may be an extension's. Raises RecipeError(E-EXTENSION) for another kind of value."""
+    """Check the type of a value that a part returned. The part may be an extension's.
+
+    Raises:
+        RecipeError: E-EXTENSION for a value of another type.
+    """
     if not isinstance(given, kind):
-        raise RecipeError("E-EXTENSION", f"{who} gave {type(given).__name__}, needs {kind.__name__}.")
+        raise RecipeError("E-EXTENSION", f"{who} returned {type(given).__name__}, needs {kind.__name__}.")
     return given
 
 
 def together(parts: Sequence[Aggregate]) -> Aggregate:
-    """The mean of all contributions from the means of several sums: each counts by its weight; n and weights add up.
-    A single part is returned as it is. Raises ValueError for no parts (own misuse)."""
+    """Compute the mean of all contributions from the means of several sums. Each counts by its weight.
+
+    n and weights add up. A single part is returned unchanged.
+
+    Raises:
+        ValueError: there are no parts (own misuse).
+    """
     if not parts:
         raise ValueError("there is no part")
     if len(parts) == 1:
@@ -289,48 +324,59 @@ def together(parts: Sequence[Aggregate]) -> Aggregate:
 def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequence[Post] = ()) -> Pipeline:
     """Type-check ``stages``, ``merge`` and ``posts`` by folding the start space through them.
 
+    Args:
+        start: facts about the raw update.
+        stages: the chain, in the order of encoding.
+        merge: the rule that makes one total.
+        posts: steps on the total, in order.
     Raises:
-        CompositionError: some part cannot stand where it stands; the message names the part, what it needs, what it
-            got, and the fix.
+        CompositionError: a part cannot stand where it stands. The message names the part, its needs, what it got, and
+            the fix.
     """
     spaces = [start]
     for stage in stages:
         spaces.append(_of_kind(Space, stage.infer(spaces[-1]), f"{stage.name}: infer"))
     if sum(stage.server is not None for stage in stages) > 1:
         names = " and ".join(stage.name for stage in stages if stage.server is not None)
-        raise CompositionError("E-ORDER", f"{names}: each is undone on the server, with memory.", "keep one of them.")
+        raise CompositionError(
+            "E-ORDER", f"{names}: each needs memory on the server, and only one stage can have it.", "keep one of them."
+        )
     for stage, space in zip(stages, spaces, strict=False):
         if stage.server is not None and not stage.server.encoded and not space.summable:
             raise CompositionError(
                 "E-NOT-SUMMABLE",
-                f"{stage.name}: the server adds updates in the form that they have before it, and there each device "
-                "has positions or factors of its own.",
+                f"{stage.name}: the server adds updates in their form before this stage. There each device has "
+                "positions or factors of its own, which cannot be added.",
                 "leave out the stages before it that choose them (top_k, low_rank, random_k with each).",
             )
     if merge.blind and spaces[-1].rungs:
         raise CompositionError(
             "E-RUNG",
-            f"{merge.name}: a blind sum needs one grid, and here each device chooses its own codec.",
+            f"{merge.name}: a blind sum needs one grid for all devices. Here each device chooses its own codec.",
             'fix one codec for all: codec = "stages".',
         )
-    totals = [merge.infer(spaces[-1])]  # first, because the merge knows the better reason
+    totals = [
+        merge.infer(spaces[-1])
+    ]  # The merge comes first, because its refusals are more specific than those below.
     totals[0] = totals[0].but(dim=spaces[_level(stages)].dim + len(spaces[-1].head))
     if merge.blind and not spaces[-1].summable:
         raise CompositionError(
             "E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k, without each."
         )
     if not merge.blind and spaces[-1].noise.honest:
-        raise CompositionError("E-COMBO", f"{merge.name} sees single shares of noise.", "use secure_sum.")
+        raise CompositionError(
+            "E-COMBO", f"{merge.name} sees single updates, each with too little noise to hide it.", "use secure_sum."
+        )
     if merge.combine is not None and posts:
         raise CompositionError(
             "E-COMBO",
-            f"{posts[0].name} behind {merge.name}: a rule between sums has no bound for what one device moves.",
+            f"{posts[0].name} behind {merge.name}: a rule between sums does not bound the influence of one device.",
             'let devices add the noise (privacy = "distributed_dp"), or use secure_sum.',
         )
     if merge.combine is not None and (served := [stage.name for stage in stages if stage.server is not None]):
         raise CompositionError(
             "E-COMBO",
-            f"{served[0]} with {merge.name}: its half on the server needs the mean of all, not one between sums.",
+            f"{served[0]} with {merge.name}: its server half needs the mean of all updates, not a rule between sums.",
             "leave it out, or use secure_sum.",
         )
     for post in posts:
@@ -339,7 +385,7 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
     if mirrored and totals[-1].noise_std > 0.0:
         raise CompositionError(
             "E-ORDER",
-            f"{mirrored[0]}: the server keeps what it was sent, so noise on it stays and adds up over the rounds.",
+            f"{mirrored[0]}: the server keeps what it receives. Noise on it would stay and add up over the rounds.",
             'use feedback with form = "ef14", or leave out the noise.',
         )
     return Pipeline(tuple(stages), merge, tuple(posts), tuple(spaces), tuple(totals))

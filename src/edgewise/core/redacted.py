@@ -1,6 +1,7 @@
-"""Cut secrets out of texts that others may read: logs, crash files.
+"""Remove secrets from texts that others may read, such as logs and crash files.
 
-redacted("join fedtok1_abcdef failed")     # "join fedtok1_[redacted] failed"
+>>> redacted("join fedtok1_abcdef failed")
+'join fedtok1_[redacted] failed'
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ _SECRETS = (
     (re.compile(r"\b(?![0-9a-fA-F]{32}\b)[0-9a-fA-F]{24,}\b"), "[redacted]"),
     (re.compile(r"\b([0-9a-fA-F]{8})[0-9a-fA-F]{24}\b"), r"\1..."),  # names of members, and nonces
 )
-_MAYBE = re.compile(r"-----BEGIN|fedtok1_|\bb['\"]|[A-Za-z0-9+/]{24}")  # most texts of a log hold nothing of these
+# A quick test: most texts of a log hold no secret.
+_MAYBE = re.compile(r"-----BEGIN|fedtok1_|\bb['\"]|[A-Za-z0-9+/]{24}")
 
 
 def redacted(text: str) -> str:
-    """A text without tokens, keys, nonces, signatures and bytes. Of 32 hexadecimal digits the first 8 stay: a member
-    can be found by them, and a nonce cannot be used."""
+    """Replace tokens, keys, nonces, signatures and bytes in a text.
+
+    The first 8 of 32 hexadecimal digits stay. A member can be found by them, and a nonce cannot be used.
+    """
     if not _MAYBE.search(text):
         return text
-    for pattern, instead in _SECRETS:
-        text = pattern.sub(instead, text)
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
     return text

@@ -1,4 +1,4 @@
-"""What a part demands of its arguments and of the space before it, said in one voice."""
+"""Checks of a part's arguments, and of the space before it, that all parts share."""
 
 from __future__ import annotations
 
@@ -9,28 +9,33 @@ from edgewise.core.space import Kind, Space
 
 
 def positive(what: str, value: float, high: float = inf) -> None:
-    """Raise RecipeError(E-VALUE) unless ``0 < value <= high`` and value is finite (NaN never is)."""
+    """Raise RecipeError(E-VALUE) unless ``0 < value <= high`` and value is finite (NaN is refused)."""
     if not (0.0 < value <= high and value < inf):
         limit = f"above 0 and at most {high:g}" if high < inf else "above 0 and finite"
         raise RecipeError("E-VALUE", f"{what} is {value!r}, must be {limit}.", "choose a value in that range.")
 
 
 def between(what: str, value: float, low: float, high: float) -> None:
-    """Raise RecipeError(E-VALUE) unless ``low <= value <= high`` (NaN never is)."""
+    """Raise RecipeError(E-VALUE) unless ``low <= value <= high`` (NaN is refused)."""
     if not low <= value <= high:
         raise RecipeError("E-VALUE", f"{what} is {value!r}, must be {low:g} to {high:g}.", "choose a value in it.")
 
 
 def still(space: Space, who: str, why: str, fix: str) -> None:
-    """Raise CompositionError(E-ORDER) where the positions before ``who``, which remembers per position, change every
-    round. ``why``: what would go wrong, after a "so"."""
+    """Raise CompositionError(E-ORDER) if the positions before ``who`` change every round.
+
+    ``who`` keeps memory per position. ``why`` says what would go wrong, and follows the word "so".
+    """
     if space.sparse or space.moving:
         raise CompositionError("E-ORDER", f"{who}: the positions before it change every round, so {why}.", fix)
 
 
 def contracting(space: Space, who: str) -> None:
-    """Raise CompositionError(E-COMBO) where what ``who`` remembers would grow: the quantizer's error is added to it
-    every round, and is larger than what was encoded (``Space.quantized``)."""
+    """Raise CompositionError(E-COMBO) if the memory of ``who`` would grow from round to round.
+
+    The memory takes in the error of the quantizer every round. It grows if that error is larger than the encoded vector
+    (``Space.quantized``).
+    """
     if space.quantized >= 1.0:
         raise CompositionError(
             "E-COMBO",
@@ -41,8 +46,11 @@ def contracting(space: Space, who: str) -> None:
 
 
 def real(space: Space, who: str) -> None:
-    """Raise CompositionError unless the body before ``who`` is real numbers (E-NOT-REAL), the same ones on every device
-    (E-ORDER behind a ladder)."""
+    """Raise CompositionError unless ``who`` gets real numbers, in the same encoding on every device.
+
+    Raises:
+        CompositionError: E-NOT-REAL for a body of integers or residues. E-ORDER behind a ladder.
+    """
     if space.rungs:
         raise CompositionError(
             "E-ORDER", f"{who}: behind a ladder every device has another encoding.", f"put {who} before the ladder."
@@ -56,11 +64,13 @@ def real(space: Space, who: str) -> None:
 
 
 def neighbours_at_zero(space: Space, who: str) -> None:
-    """Raise CompositionError(E-ADJ-MIX) unless a neighbouring device sends zeros, and zeros are encoded to zeros: the
-    accounting of ``who`` measures from there."""
+    """Raise CompositionError(E-ADJ-MIX) unless a neighbouring device sends zeros and zeros are encoded to zeros.
+
+    The privacy accounting of ``who`` measures distances from zero.
+    """
     if space.adjacency != "zero_out" or not space.keeps_zero:
         raise CompositionError(
             "E-ADJ-MIX",
-            f"{who}: it is accounted for neighbours that send zeros, and here a neighbour sends something else.",
+            f"{who}: its accounting assumes neighbours that send zeros. Here a neighbour sends something else.",
             "leave out the stage before it that does not encode zeros as zeros.",
         )

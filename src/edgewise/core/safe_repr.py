@@ -1,4 +1,7 @@
-"""Printing without contents, for values that hold keys, shares, noise or updates: what is printed ends up in a log."""
+"""Printing of values without their contents.
+
+For values that hold keys, shares, noise or updates. A printed value often ends up in a log.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import numpy as np
 
 
 def outline(self: Any) -> str:
-    """A ``__repr__`` for dataclasses, msgspec structs and named tuples: names, scalars and sizes.
+    """Return a ``repr`` of names, scalars and sizes, for dataclasses, msgspec structs and named tuples.
 
-    ``__repr__ = outline`` in the body of a class that has ``device: str`` and ``box: bytes`` prints
-    ``Letter(device='d1', box=<80 bytes>)``.
-    Guarantees: bytes, arrays, elements of containers and text of more than 100 characters are not shown; of a field
-    that is another record, its own outline or its type. Fields with ``repr=False`` are left out.
+    With ``__repr__ = outline``, a class that has ``device: str`` and ``box: bytes`` prints as ``Letter(device='d1',
+    box=<80 bytes>)``.
+
+    Guarantees: bytes, arrays, elements of containers and text of more than 100 characters are not shown. A field that
+    holds another record shows as its outline or its type. Fields with ``repr=False`` are left out.
     """
     shown = ", ".join(f"{name}={_sized(getattr(self, name))}" for name in _names(self))
     return f"{type(self).__name__}({shown})"

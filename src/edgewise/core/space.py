@@ -1,7 +1,7 @@
-"""What is known about an update before any data exists: the abstract value that a fold carries through the stages.
+"""Facts about an update before any data exists. The pipeline carries this abstract value through its stages.
 
-All bounds are in model units and hold for one contribution *as it enters the decoded sum*: a stage that rescales on
-decode (``random_k``) has already paid for it here. ``inf`` means unknown, never "small".
+All bounds are in model units. They hold for one contribution *as it enters the decoded sum*. A stage that rescales on
+decode (``random_k``) has already enlarged them. ``inf`` means unknown, never "small".
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from edgewise.core.payload import Payload
 
 Adjacency = Literal["zero_out", "add_remove", "replace_one"]
 
-SLACK = 1e-5  # of a bound: what float32 rounding in an honest encoder and its decoder may add
+SLACK = 1e-5  # Share of a bound that float32 rounding in an honest encoder and its decoder may add.
 
 
 class Kind(Enum):
-    """What the encoded body holds: reals, integers on a public grid, or residues modulo ``Grid.modulus``."""
+    """Content of the encoded body: reals, integers on a public grid, or residues modulo ``Grid.modulus``."""
 
     REAL = "real"
     INTEGER = "integer"
@@ -27,21 +27,23 @@ class Kind(Enum):
 
 
 def share_of(share: float, n: int) -> int:
-    """How many of ``n`` devices a share of them is at most: floor(share n), where 0.29 of 100 are 29 and not 28, as
-    they would be in binary fractions."""
+    """Count the devices in a share of ``n``, rounded down: floor(share n).
+
+    0.29 of 100 are 29. In binary fractions they would be 28.
+    """
     return floor(share * n + 1e-9)
 
 
 @dataclass(frozen=True, slots=True)
 class ByMasks:
-    """Masks that cancel in the sum hide contributions from the one server that adds them.
+    """Secure aggregation by masks that cancel in the sum. They hide contributions from the one server that adds them.
 
     Attributes:
-        groups: into how many a cohort is dealt, each with a sum of its own.
-        minimum: sums without which a round has no result.
-        servers: that hold contributions.
-        interactive: whether devices agree on keys before an update leaves. They may drop out in between.
-        says: what is hidden from whom, a sentence.
+        groups: number of groups that a cohort is divided into. Each has a sum of its own.
+        minimum: number of sums that a round needs for a result.
+        servers: number of servers that hold contributions.
+        interactive: True if devices agree on keys before an update leaves. They may drop out in between.
+        says: a sentence on what is hidden from whom.
     """
 
     groups: int = 1
@@ -53,7 +55,10 @@ class ByMasks:
 
 @dataclass(frozen=True, slots=True)
 class ByShares:
-    """Each of two servers holds one additive share of every contribution; attributes as of ``ByMasks``."""
+    """Secure aggregation by additive shares. Each of two servers holds one share of every contribution.
+
+    The attributes are those of ``ByMasks``.
+    """
 
     groups: ClassVar[int] = 1
     minimum: ClassVar[int] = 1
@@ -64,14 +69,17 @@ class ByShares:
     )
 
 
-Hiding = ByMasks | ByShares  # how secure aggregation hides contributions from who adds them
+Hiding = ByMasks | ByShares  # The way in which secure aggregation hides contributions from the servers that add them.
 
 
 @dataclass(frozen=True, slots=True)
 class Quorum:
-    """How many contributions a sum has: at least ``n_min`` (a promise to privacy), at most ``n_max`` (capacity).
+    """Number of contributions in a sum: at least ``n_min`` (a promise to privacy), at most ``n_max`` (capacity).
 
-    ``corrupt``: contributions of any one sum that may come from corrupt devices, at most.
+    ``corrupt`` is the largest number of contributions to any one sum that may come from corrupt devices.
+
+    Raises:
+        ValueError: unless 1 <= n_min <= n_max and corrupt >= 0.
     """
 
     n_min: int
@@ -86,45 +94,48 @@ class Quorum:
 
     @property
     def honest(self) -> int:
-        """Contributions of the smallest sum that surely come from honest devices: max(0, n_min - corrupt)."""
+        """Contributions of the smallest sum that certainly come from honest devices: max(0, n_min - corrupt)."""
         return max(0, self.n_min - self.corrupt)
 
     @property
     def corrupt_share(self) -> float:
-        """Share of the smallest sum that may come from corrupt devices, at most."""
+        """Largest share of the smallest sum that may come from corrupt devices."""
         return self.corrupt / self.n_min
 
 
 class Layout(Protocol):
-    """How a stage writes its payloads as bytes, where the usual layout (``codecs.wire.pack``) does not do."""
+    """Byte layout of a stage's payloads, for stages that cannot use the usual one (``codecs.wire.pack``)."""
 
     @property
     def rungs(self) -> tuple[Space, ...]:
-        """The spaces of which a payload is in one, by ``Payload.rung``; empty where all are in the same."""
+        """Spaces of which each payload is in one, by ``Payload.rung``. Empty if all payloads are in the same space."""
 
     def size_bytes(self, space: Space) -> float:
-        """Bytes of one payload: exact, expected, or the most, as the layout says."""
+        """Bytes of one payload. The layout says if the number is exact, expected or an upper limit."""
 
     def pack(self, payload: Payload, space: Space) -> bytes:
-        """The payload as bytes. Raises ValueError for one of another space (own misuse)."""
+        """Write the payload as bytes. Raises ValueError for a payload of another space (own misuse)."""
 
     def unpack(self, view: memoryview, space: Space) -> Payload:
-        """Inverse of ``pack``. Raises DecodeError(E-PAYLOAD) on what it cannot have produced."""
+        """Read a payload from bytes. Inverse of ``pack``.
+
+        Raises DecodeError(E-PAYLOAD) for bytes that ``pack`` does not write.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What the encoded body holds. A stage that changes it states the whole of it.
+    """Content of the encoded body. A stage that changes the grid states all of it.
 
     Attributes:
         kind: REAL, INTEGER or RING.
-        bits: per encoded coordinate on the wire.
-        scale: model units per encoded unit (INTEGER, RING); 1.0 for REAL. 0.0: scales travel per block.
+        bits: bits per encoded coordinate on the wire.
+        scale: model units per encoded unit (INTEGER, RING). 1.0 for REAL. 0.0 if scales travel per block.
         level_max: largest absolute encoded integer of one contribution (INTEGER, RING).
-        stride: distance of neighbouring encoded integers (INTEGER): 1 where zero is one of them; 2 for grids of an
-            even number of values, -level_max, -level_max + 2, ..., level_max.
-        modulus: of the ring; 0 otherwise.
-        block: coordinates that share ``scales`` travelling scales; 0 = none.
+        stride: distance of neighbouring encoded integers (INTEGER). 1 if zero is one of them. 2 for grids of an even
+            number of values, -level_max, -level_max + 2, ..., level_max.
+        modulus: modulus of the ring. 0 otherwise.
+        block: coordinates that share ``scales`` travelling scales. 0 if none travel.
         scales: travelling scales per block.
     """
 
@@ -144,8 +155,9 @@ class Support:
 
     Attributes:
         universe: length of the vector that they point into.
-        chunk: they are chosen per this many coordinates of the universe, ``chunk_k`` of each whole chunk and the others
-            of the last, shorter one; 0 = freely.
+        chunk: number of coordinates of the universe per which they are chosen: ``chunk_k`` of each whole chunk, and the
+            others of the last, shorter one. 0 means that they are chosen freely.
+        chunk_k: positions per whole chunk.
     """
 
     universe: int
@@ -158,8 +170,9 @@ class Rotation:
     """A random rotation that the update has passed.
 
     Attributes:
-        block: length of its blocks. dim: length of the vector that was rotated; ``Space.dim`` while its blocks still
-            are whole. shortest: length of its shortest block.
+        block: length of its blocks.
+        dim: length of the rotated vector. Equals ``Space.dim`` while its blocks are still whole.
+        shortest: length of its shortest block.
     """
 
     block: int
@@ -172,11 +185,11 @@ class Noise:
     """Noise that each contribution already carries.
 
     Attributes:
-        std: standard deviation, model units; 0 = no noise.
-        honest: contributions to a sum whose noise can be counted on; 0 = each contribution hides itself, or there is
-            no noise.
-        rho, xi: one round's sum is xi-approximately rho-zCDP by that noise; 0 where ``honest`` is.
-        ring_bits: of the ring that noisy integers (which have no largest value) are scaled for; 0 = none.
+        std: standard deviation, model units. 0 without noise.
+        honest: number of contributions to a sum whose noise can be relied on. 0 if each contribution hides itself, or
+            if there is no noise.
+        rho, xi: one round's sum is xi-approximately rho-zCDP by that noise. 0 if ``honest`` is 0.
+        ring_bits: bits of the ring that noisy integers (which have no largest value) are scaled for. 0 if none.
     """
 
     std: float = 0.0
@@ -186,7 +199,7 @@ class Noise:
     ring_bits: int = 0
 
 
-HEAD_BOUND = 20.0  # of a head value, unless noise is sized by it too
+HEAD_BOUND = 20.0  # Largest head value, unless noise is sized by it too.
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,43 +208,46 @@ class Space:
 
     Attributes:
         dim: length of the encoded body.
-        quorum: survivors guaranteed, contributors possible.
-        population: devices that exist, of which a round's cohort is drawn; 0 = not known.
-        adjacency: what a device sends in the neighbouring data set: the encoding of an update of zeros ("zero_out"),
-            nothing at all ("add_remove"), the encoding of any other update ("replace_one").
+        quorum: guaranteed survivors and possible contributors.
+        population: number of devices from which a round's cohort is drawn. 0 if unknown.
+        adjacency: message of a device in the neighbouring data set: the encoding of an update of zeros ("zero_out"),
+            nothing at all ("add_remove"), or the encoding of any other update ("replace_one").
         head: names of the exact scalars that travel beside the body (metrics, then the weight).
-        head_l2: bound of the head's L2 norm. head_bound: every metric is cut to [0, this] on the device, so that one
-            device cannot move the mean freely.
+        head_l2: bound of the head's L2 norm.
+        head_bound: upper bound of every metric. The device cuts metrics to [0, head_bound], so that one device cannot
+            move the mean freely.
 
         Bounds of the body:
-        l2, linf: model units; ``inf`` = unknown.
-        spread: decoding may enlarge a single coordinate beyond ``linf`` by this factor (rotations).
-        clipped: some stage before has bounded the L2 norm.
+        l2, linf: model units. ``inf`` means unknown.
+        spread: factor by which decoding may enlarge a single coordinate beyond ``linf`` (rotations).
+        clipped: True if an earlier stage has bounded the L2 norm.
 
         Algebra:
         summable: decode(sum of encodings) = sum of decodings.
         unbiased: the mean of decode(encode(x)) over the stages' own randomness is x.
         keeps_zero: an update of zeros, with a head of zeros and a count of 0, is encoded to exactly zero, body and
-            head. A stage after which that does not hold says so, and ``sensitivity`` counts it.
-        memory: some stage keeps state on the device between rounds.
-        residual: an error feedback keeps what was not sent.
-        quantized: expected ||Q(x) - x||^2 / ||x||^2 of the last quantizer on its own input, where that is normally
-            distributed (after ``top_k``: the largest of normals). A design figure, no bound: heavier tails have more.
-            1 or more does not contract, so it cannot stand inside error feedback. 0: no quantizer, or one whose error
-            does not grow with what it encodes (a shared grid; ``mixed``, which rather leaves a part behind).
-        gain: product of the factors by which stages stretched what is kept (unbiased sparsifiers); > 1 does not
-            contract, so it cannot stand inside error feedback, unless nothing is remembered after it.
+            head. A stage that breaks this sets it to False, and ``sensitivity`` accounts for it.
+        memory: True if a stage keeps state on the device between rounds.
+        residual: True if an error feedback keeps the part that was not sent.
+        quantized: expected ||Q(x) - x||^2 / ||x||^2 of the last quantizer on its own input, if that is normally
+            distributed (after ``top_k``: the largest of normals). This is a design figure, no bound. Heavier tails have
+            more. A value of 1 or more does not contract, so such a quantizer cannot stand inside error feedback. 0
+            means no quantizer, or one whose error does not grow with its input (a shared grid, or ``mixed``, which
+            leaves a part behind instead).
+        gain: product of the factors by which stages stretched the coordinates they keep (unbiased sparsifiers). A value
+            above 1 does not contract, so it cannot stand inside error feedback, unless nothing is remembered after it.
 
         Positions of the body's coordinates:
-        moving: they are public but drawn anew every round, so nothing after may remember per position.
-        period: rounds from one visit of these positions to the next; 1 = every round (``segments`` with a cycle).
-        announced: positions of the last release that devices have to be told (``shared_top_k``); 0 = none.
-        rank: matrices travel as factors of this rank; 0 = none do.
-        support: they are chosen per device and travel; None = they are public, or all.
-        rotation: the rotation that the body has passed, None = none.
+        moving: True if they are public but drawn anew every round. No later stage may then keep memory per position.
+        period: rounds from one visit of these positions to the next. 1 means every round (``segments`` with a cycle).
+        announced: number of positions of the last release that devices must be told (``shared_top_k``). 0 if none.
+        rank: rank of the factors that matrices travel as. 0 if none do.
+        support: positions that each device chooses and sends. None if positions are public, or all are sent.
+        rotation: rotation that the body has passed. None if none.
 
-        grid: what the body holds. noise: what it carries.
-        layout: how payloads become bytes, where a stage has a layout of its own; None = as ``codecs.wire.pack`` does.
+        grid: content of the body.
+        noise: noise that the body carries.
+        layout: byte layout of payloads, if a stage has its own. None means that of ``codecs.wire.pack``.
     """
 
     dim: int
@@ -268,44 +284,49 @@ class Space:
 
     @property
     def sparse(self) -> bool:
-        """Whether positions are chosen per device and travel."""
+        """True if positions are chosen per device and travel."""
         return self.support is not None
 
     @property
     def universe(self) -> int:
-        """Length of the vector that positions point into: ``dim`` where none travel."""
+        """Length of the vector that positions point into. Equals ``dim`` if no positions travel."""
         return self.dim if self.support is None else self.support.universe
 
     @property
     def rungs(self) -> tuple[Space, ...]:
-        """What travels is in one of these spaces, chosen by the device (``ladder``); the other fields then are those of
-        the largest one, with bounds and flags that hold for all. Empty = no choice."""
+        """Spaces among which the device chooses the one that travels (``ladder``). Empty if there is no choice.
+
+        The other fields are then those of the largest rung, with bounds and flags that hold for all.
+        """
         return self.layout.rungs if self.layout else ()
 
     @property
     def rotated(self) -> int:
-        """Length of the rotation's blocks; 0 = not rotated."""
+        """Length of the rotation's blocks. 0 if not rotated."""
         return self.rotation.block if self.rotation else 0
 
     @property
     def peak(self) -> float:
-        """Bound of one coordinate of the decoded contribution: min(l2, linf spread) where something spreads."""
+        """Bound of one coordinate of the decoded contribution: ``linf``, or min(l2, linf spread) if a stage spreads."""
         return self.linf if self.spread == 1.0 else min(self.l2, self.linf * self.spread)
 
     @property
     def sides(self) -> int:
-        """Encodings between which the distance of neighbours is: one and nothing or zero, or two of any kind."""
+        """Number of encodings in which neighbours differ.
+
+        1 if one neighbour sends nothing or zero. 2 if both may send anything.
+        """
         alone = self.adjacency == "add_remove" or (self.adjacency == "zero_out" and self.keeps_zero)
         return 1 if alone else 2
 
     @property
     def sensitivity(self) -> float:
-        """L2 bound of the distance between what a device sends and what it sends in the neighbouring data set.
+        """L2 bound of the distance between a device's messages in neighbouring data sets.
 
         With r = sqrt(l2^2 + head_l2^2), body and head as one vector:
 
             add_remove     r      (nothing is sent instead)
-            zero_out       r      where the encoding of zero is zero, else 2 r (it may be any encoding)
+            zero_out       r      if the encoding of zero is zero, else 2 r (it may be any encoding)
             replace_one    2 r
         """
         return self.sides * hypot(self.l2, self.head_l2)
@@ -313,20 +334,20 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What is known about a merged total: where it came from, how much one device can move it, who can see what.
+    """Facts about a merged total: its origin, the influence of one device on it, and its visibility.
 
     Attributes:
         space: the space of each contribution that was merged.
-        sensitivity: L2, model units, of how far the total moves between neighbouring data sets (``Space.sensitivity``);
-            inf = unknown.
-        noise_std: standard deviation per coordinate, model units, of noise in the total.
-        visible: the server sees single contributions.
-        dim: coordinates of the decoded total, body and head together; set by ``core.pipeline.pipeline``.
-        step: a contribution is rounded to multiples of this before it is added, model units, at most half of it per
-            coordinate; inf: the merge does not say, so no noise is known to be finer than what it hides.
-        rounding: how much farther apart two totals can be because they are rounded once more after they are summed: L2,
-            model units.
-        most: a contribution with a larger coordinate is refused, model units.
+        sensitivity: L2 distance, model units, that the total can move between neighbouring data sets
+            (``Space.sensitivity``). inf means unknown.
+        noise_std: standard deviation per coordinate of noise in the total, model units.
+        visible: True if the server sees single contributions.
+        dim: coordinates of the decoded total, body and head together. Set by ``core.pipeline.pipeline``.
+        step: each contribution is rounded to multiples of this before it is added, model units, an error of at most
+            half of it per coordinate. inf if the merge does not say. Then no noise is known to be finer than the values
+            it hides.
+        rounding: L2 distance, model units, by which another rounding after the sum may separate two totals further.
+        most: largest coordinate of a contribution, model units. A contribution with a larger one is refused.
     """
 
     space: Space

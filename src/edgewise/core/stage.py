@@ -1,10 +1,10 @@
-"""The parts of a pipeline ``Stage* Merge Post*``. Each is a frozen value that holds a few functions.
+"""Parts of an update pipeline ``Stage* Merge Post*``, as frozen values that hold a few functions.
 
     pipe = pipeline(Space(1000, Quorum(1, 10)), [clip(1.0), quantize(4)], plain_sum())     # core.pipeline
     payload, memory = pipe.encode(update, head, count, memory, turn)                       # stage by stage, on a device
 
-``infer`` computes what a part makes of the ``Space`` (or ``Total``) before it, without data. ``core.pipeline`` folds
-the parts by it, refuses what does not compose, and runs the rest.
+``infer`` maps the ``Space`` (or ``Total``) before a part to the one after it, without data. ``core.pipeline`` folds the
+parts by ``infer``, refuses chains that do not compose, and runs the others.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from edgewise.core.safe_repr import outline
 from edgewise.core.space import Hiding, Space, Total
 from edgewise.core.vector import Vector
 
-Read = Callable[[int, int], Vector]  # coordinates start to stop of a vector that need not be there as a whole
+Read = Callable[[int, int], Vector]  # (start, stop) -> those coordinates of a vector that need not be in memory whole
 Head = Mapping[str, float]  # scalars beside the body, by name
-Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [g, m] -> [m]: one mean for several
+Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [g, m] -> [m]: combines several means into one
 
 
 def _stateless(_: Space) -> Memory:
@@ -37,12 +37,12 @@ def _same(space: Space) -> Space:
 
 
 def keeps(before: Space, after: Space) -> str:
-    """How many of the coordinates are left, for ``Stage.says``: ``"keeps 5 % of the coordinates"``."""
+    """Say which share of the coordinates a stage keeps, for ``Stage.says``: ``"keeps 5 % of the coordinates"``."""
     return f"keeps {percent(before, after)} of the coordinates"
 
 
 def percent(before: Space, after: Space) -> str:
-    """The length after a stage as a share of the length before it."""
+    """Length after a stage as a percentage of the length before it."""
     return f"{100 * after.dim / max(1, before.dim):.3g} %"
 
 
@@ -52,14 +52,16 @@ def _nothing(total: Total, size: int) -> Memory:
 
 @dataclass(frozen=True)
 class Server:
-    """A stage's other half: what the server keeps for it between rounds, and how a round's mean passes through it.
+    """The server half of a stage: its memory between rounds, and its effect on the mean of a round.
 
     Attributes:
         init: Space before the stage -> memory before the first round.
-        absorb: (mean, contributions in it, memory, Space before, turn, means of the head) -> (what leaves the stage,
+        absorb: (mean, contributions in it, memory, Space before, turn, means of the head) -> (output of the stage,
             float32 of the space before; new memory).
-        encoded: the mean is one of encodings and ``absorb`` takes the place of ``decode``; else of what is decoded.
-        mirrors: the memory keeps what was sent, so noise on it would stay and add up over the rounds.
+        encoded: True if the mean is a mean of encodings and ``absorb`` replaces ``decode``. False if it is a mean of
+            decoded contributions.
+        mirrors: True if the memory repeats the vectors that were sent. Noise on them would stay in it and add up over
+            the rounds.
     """
 
     init: Callable[[Space], Memory]
@@ -73,21 +75,23 @@ class Stage:
     """One reversible step of the update pipeline: a codec, a bound, a weight.
 
     Attributes:
-        name: as in the recipe, with its arguments: ``"clip(1.0)"``.
+        name: the name in the recipe, with its arguments: ``"clip(1.0)"``.
         infer: Space before -> Space after. Raises CompositionError.
-        encode: (payload, memory, Space before, turn) -> (payload, new memory). Runs on the device and may use
+        encode: (payload, memory, Space before, turn) -> (payload, new memory). Runs on the device. It may use
             ``turn.own``, a key that this device alone has.
         decode: (payload, Space before, turn) -> payload. Runs on the server, and inside ``feedback`` on the device. It
-            may use public values only. It is linear in the encoding where the stage keeps ``summable``.
-        says: (Space before, Space after) -> what the stage does to an update, in words, for ``edgewise check``, the
+            may use public values only. It is linear in the encoding if the stage keeps ``summable``.
+        says: (Space before, Space after) -> a sentence on what the stage does to an update, for ``edgewise check``, the
             report and model cards.
         init: Space before -> memory of a device before its first round.
-        takes_support: ``decode`` takes a payload with a support and passes one on. Other stages are given it ``dense``.
-        pointwise: ``decode`` leaves as many coordinates as it is given, and each depends on its own encoded value and
-            its block's scales only. Decoding some blocks then equals taking those blocks of the decoded whole.
+        takes_support: True if ``decode`` takes a payload with a support and returns one. Other stages get a ``dense``
+            payload.
+        pointwise: True if ``decode`` returns as many coordinates as it gets, and each depends only on its own encoded
+            value and on the scales of its block. Decoding some blocks then equals taking those blocks of the decoded
+            whole.
         pick: (read, Space before) -> int64[k], the increasing positions that ``encode`` keeps. The body is read in
-            parts, float32 = read(start, stop). ``encode`` then does nothing but take them, and has no memory.
-        server: the server's half, for stages that are undone once a round, on the mean.
+            parts, float32 = read(start, stop). ``encode`` then only takes those positions, and has no memory.
+        server: the server half, for stages that are undone once a round, on the mean.
         inner: the stages inside this one, outermost first.
         opens: Space before -> Space before the first inner stage.
     """
@@ -112,11 +116,17 @@ class Stage:
 
 
 def placed(turn: Turn, stages: Sequence[Stage], at: int) -> Turn:
-    """The turn as ``stages[at]`` has it: keys of its own for a stage of a kind that stands before it too.
+    """Give ``stages[at]`` its own view of the turn, with keys of its own if its kind occurs before it.
 
-    A stage derives its keys by what they are for, and two of one kind are for the same: with the same keys the second
-    ``random_k`` would choose among the survivors of its own choice, and no mean over supports would be right.
-    The first of a kind has the turn's own keys. A chain inside a stage counts the stages before it outside.
+    A stage derives its keys from their purpose, and two stages of one kind have the same purpose. With the same keys, a
+    second ``random_k`` would choose among the survivors of the first by the same draw, and the mean over supports would
+    be biased.
+
+    The first stage of a kind has the turn's own keys. A chain inside a stage also counts the stages before it outside.
+
+    Args:
+        turn: the turn as the whole chain has it.
+        stages: the chain. at: number of the stage in it.
     """
     kinds = (*turn.before, *(stage.kind for stage in stages[:at]))
     again = kinds.count(stages[at].kind)
@@ -127,7 +137,7 @@ def placed(turn: Turn, stages: Sequence[Stage], at: int) -> Turn:
 
 
 def fold(space: Space, stages: Sequence[Stage]) -> Space:
-    """The space behind ``stages``."""
+    """Infer the space behind ``stages``."""
     for stage in stages:
         space = stage.infer(space)
     return space
@@ -135,24 +145,26 @@ def fold(space: Space, stages: Sequence[Stage]) -> Space:
 
 @dataclass(frozen=True)
 class Merge:
-    """How contributions become one total.
+    """A rule that makes one total of all contributions.
 
     Attributes:
-        blind: encodings are added and the sum is decoded once; else each contribution is decoded and then merged.
-        says: total -> what the merge does, in words.
+        blind: True if encodings are added and the sum is decoded once. False if each contribution is decoded before it
+            is merged.
+        says: total -> a sentence on what the merge does.
         infer: Space -> Total. Raises CompositionError.
-        init: Space -> accumulator. add: (accumulator, payload, Space) -> accumulator; it may reuse the old one, and
-            leaves it unchanged where it raises DecodeError. A blind merge is given the space after all stages. A
-            visible one is given ``Pipeline.merged`` and payloads decoded to it, which may still have a support.
+        init: Space -> accumulator.
+        add: (accumulator, payload, Space) -> accumulator. It may reuse the old accumulator, and leaves it unchanged if
+            it raises DecodeError. A blind merge gets the space after all stages. A visible one gets ``Pipeline.merged``
+            and payloads decoded to it, which may still have a support.
         finish: (accumulator, Space, precise) -> payload of the total. The body of a visible sum is float64 if
-            ``precise``, else float32; a blind one has its residues.
-        stream: (accumulator, pieces, Space) -> accumulator: ``add`` of one dense contribution that is decoded while it
-            is added and never as a whole. ``pieces()`` starts the sequence of its consecutive parts, each with the
-            whole head; it may raise DecodeError before any of them. Result and errors are those of ``add``.
-        hides: how the contributions are hidden from servers; None where they are not.
-        parts: accumulator -> [(accumulator, contributions)] of the sums that are not empty, where there are several.
-            Each is finished and divided by itself.
-        combine: rows float64[g, m] -> [m]: one mean of the means of several sums.
+            ``precise``, else float32. The body of a blind sum is its residues.
+        stream: (accumulator, pieces, Space) -> accumulator. The same as ``add`` of one dense contribution, which is
+            decoded piece by piece while it is added. ``pieces()`` starts the sequence of consecutive parts, each with
+            the whole head. It may raise DecodeError before any of them. Result and errors are those of ``add``.
+        hides: how contributions are hidden from servers. None if they are not.
+        parts: accumulator -> [(accumulator, contributions)] of the non-empty sums, for merges with several. Each is
+            finished and divided by itself.
+        combine: rows float64[g, m] -> [m]. Combines the means of several sums into one.
     """
 
     name: str
@@ -169,7 +181,7 @@ class Merge:
 
     @property
     def groups(self) -> int:
-        """How many sums a cohort is dealt into."""
+        """Number of groups that a cohort is divided into. Each has a sum of its own."""
         return 1 if self.hides is None else self.hides.groups
 
 
@@ -178,11 +190,11 @@ class Post:
     """A step on the decoded total, in model units, before the division.
 
     Attributes:
-        says: (Total before, Total after) -> what the post does, in words.
+        says: (Total before, Total after) -> a sentence on what the post does.
         infer: Total before -> Total after. Raises CompositionError.
-        apply: (x, Total before, round, entropy, memory) -> (x, new memory). ``x`` is body and head, float64[d + h];
+        apply: (x, Total before, round, entropy, memory) -> (x, new memory). ``x`` is body and head, float64[d + h].
             ``entropy`` is fresh for each post and round.
-        init: (Total before, d + h) -> what the post keeps on the server before the first round; empty for most.
+        init: (Total before, d + h) -> memory of the post on the server before the first round. Empty for most.
     """
 
     name: str
@@ -194,14 +206,14 @@ class Post:
 
 @dataclass(frozen=True)
 class Aggregate:
-    """What a round gives: the weighted mean update and the weighted means of the head scalars.
+    """The result of a round: the weighted mean update, and the weighted means of the head scalars.
 
     Attributes:
         mean: float32[d].
         head: name -> weighted mean of that scalar over the contributions.
-        n: contributions.
-        weight: sum of weights (n where nothing weighs).
-        beside: name -> weighted mean of what the strategy sends beside the update, float32[d] each.
+        n: number of contributions.
+        weight: sum of the weights. Equals n if no stage weighs.
+        beside: name -> weighted mean of a vector that the strategy sends beside the update, float32[d] each.
     """
 
     mean: Vector
@@ -215,7 +227,7 @@ class Aggregate:
 
 @dataclass(frozen=True)
 class Sum:
-    """A running merge: the merge's accumulator and how many contributions it holds. Memory O(d), not O(n d)."""
+    """A running merge: the accumulator, and the number of contributions in it. Memory is O(d), not O(n d)."""
 
     acc: Any
     n: int
@@ -224,4 +236,4 @@ class Sum:
 
 
 WEIGHT = "weight"
-BELOW = "below"  # of an adaptive clip: whether the update was below it, as a number around zero
+BELOW = "below"  # Head scalar of an adaptive clip. It says, around zero, if the update was below the clip.

@@ -1,4 +1,4 @@
-"""The records of local training: what a trainer (port ``engine.trainer.Trainer``) is asked for and gives back."""
+"""Requests to a trainer and its answers (port ``engine.trainer.Trainer``): the records of local training."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from edgewise.core.safe_repr import outline
 from edgewise.core.vector import Vector
 
 DeviceId = str
-POOLED: DeviceId = "*"  # all training text together: the centralised comparison, possible in simulation only
+POOLED: DeviceId = "*"  # All training text together, for the centralised comparison. Simulations only.
 
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What every gradient gets besides, before it is clipped: g += pull (w - params) + shift.
+    """A term added to every gradient before it is clipped: g += pull (w - params) + shift.
 
-    ``shift``: float32[d], the same in all steps; None: there is none. A strategy's client half makes it.
+    ``shift`` is float32[d], the same in all steps. None means no shift. The client half of a strategy makes it.
     """
 
     pull: float = 0.0
@@ -34,15 +34,17 @@ class Correction:
 
 @dataclass(frozen=True, slots=True)
 class FitRequest:
-    """Train ``rule.steps`` steps from ``params`` (float32[d]) on the device's own text; where ``rule.segments`` names
-    segments, only those, the update being zero elsewhere.
+    """Request to train ``rule.steps`` steps from ``params`` (float32[d]) on the device's own text.
+
+    If ``rule.segments`` names segments, only those train, and the update is zero elsewhere.
 
     Attributes:
-        key: decides batch order and dropout. Everyone who has the recipe can derive it, so nothing secret may.
-        secret: decides the noise and the draw of records where training is differentially private (``Secrets``).
-        correction: of the gradients. A trainer that leaves it out trains another algorithm than the recipe says.
+        key: decides batch order and dropout. Anyone who has the recipe can derive it, so nothing secret may depend on
+            it.
+        secret: decides the noise and the draw of records if training is differentially private (``Secrets``).
+        correction: of the gradients. A trainer that ignores it trains another algorithm than the recipe says.
 
-    Same ``key`` and ``secret``, same update, on any driver.
+    Guarantees: the same ``key`` and ``secret`` give the same update, on any driver.
     """
 
     device: DeviceId
@@ -56,9 +58,14 @@ class FitRequest:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What training gives: ``x = params after - params before`` (float32[d]); ``head`` scalars (``loss_first``,
-    ``loss_last``: mean loss in nats per token of the first and last quarter of the steps, at least one step each);
-    ``count`` tokens (or examples) that the device holds for training, its natural weight."""
+    """Result of local training.
+
+    Attributes:
+        x: params after - params before, float32[d].
+        head: scalars by name. ``loss_first`` and ``loss_last`` are the mean loss in nats per token of the first and
+            last quarter of the steps, at least one step each.
+        count: tokens (or examples) that the device holds for training, its natural weight.
+    """
 
     x: Vector
     head: Mapping[str, float]
@@ -76,38 +83,58 @@ class HeldOut:
 
 
 def as_update(given: object, dim: int, who: str) -> Update:
-    """What a trainer gave as the update of ``dim`` parameters. Raises TrainingError(E-TRAIN) for anything else.
-    ``who``: the trainer's name."""
+    """Check that a trainer returned an update of ``dim`` parameters.
+
+    Args:
+        given: the value that ``fit`` returned.
+        who: name of the trainer.
+    Raises:
+        TrainingError: E-TRAIN for anything but an ``Update`` with x of float32[dim] and a real count.
+    """
     if not isinstance(given, Update):
-        raise TrainingError("E-TRAIN", f"{who}.fit gave {kind_of(given)}, needs a core.training.Update.")
+        raise TrainingError("E-TRAIN", f"{who}.fit returned {kind_of(given)}, needs a core.training.Update.")
     if not is_vector(given.x, dim):
-        raise TrainingError("E-TRAIN", f"{who}.fit gave an update whose x is {kind_of(given.x)}, needs float32[{dim}].")
+        raise TrainingError(
+            "E-TRAIN", f"{who}.fit returned an update whose x is {kind_of(given.x)}, needs float32[{dim}]."
+        )
     if not isinstance(given.count, Real):
-        raise TrainingError("E-TRAIN", f"{who}.fit gave an update whose count is {kind_of(given.count)}, no number.")
+        raise TrainingError(
+            "E-TRAIN", f"{who}.fit returned an update whose count is {kind_of(given.count)}, needs a number."
+        )
     return given
 
 
 def as_initial(given: object, dim: int, who: str) -> Vector:
-    """What a trainer gave as the parameters before round 0. Raises RecipeError(E-EXTENSION) for anything else."""
+    """Check that a trainer returned initial parameters.
+
+    Raises:
+        RecipeError: E-EXTENSION for anything but float32[dim].
+    """
     if not is_vector(given, dim):
-        raise RecipeError("E-EXTENSION", f"{who}.initial gave {kind_of(given)}, needs float32[{dim}].")
+        raise RecipeError("E-EXTENSION", f"{who}.initial returned {kind_of(given)}, needs float32[{dim}].")
     return given
 
 
 def as_held_out(given: object, who: str) -> HeldOut:
-    """What a trainer gave as a held-out loss, as Python numbers. Raises TrainingError(E-TRAIN) for anything else."""
+    """Check that a trainer returned a held-out loss, and convert it to Python numbers.
+
+    Raises:
+        TrainingError: E-TRAIN for anything but ``HeldOut(float, int)``.
+    """
     if isinstance(given, HeldOut) and isinstance(given.nll, Real) and isinstance(given.tokens, Integral):
         return HeldOut(float(given.nll), int(given.tokens))
-    raise TrainingError("E-TRAIN", f"{who}.evaluate gave {kind_of(given)}, needs core.training.HeldOut(float, int).")
+    raise TrainingError(
+        "E-TRAIN", f"{who}.evaluate returned {kind_of(given)}, needs core.training.HeldOut(float, int)."
+    )
 
 
 def is_vector(x: object, dim: int) -> TypeGuard[Vector]:
-    """Whether it is an array float32[dim]."""
+    """Return True if ``x`` is an array float32[dim]."""
     return isinstance(x, np.ndarray) and x.dtype == np.float32 and x.shape == (dim,)
 
 
 def kind_of(given: object) -> str:
-    """The type of a value for messages, of an array with its shape."""
+    """Name the type of a value for messages. An array shows with its shape."""
     if isinstance(given, np.ndarray):
         return f"{given.dtype}{list(given.shape)}"
     if isinstance(given, HeldOut):
@@ -116,7 +143,7 @@ def kind_of(given: object) -> str:
 
 
 class Note(NamedTuple):
-    """One of a person's own metrics: of a device's ``training`` in a round, or on its ``held_out`` data (round -1)."""
+    """One of a person's own metrics, of a device's ``training`` in a round or on its ``held_out`` data (round -1)."""
 
     kind: str
     round: int
@@ -126,8 +153,13 @@ class Note(NamedTuple):
 
 
 class StepNoise(NamedTuple):
-    """Noise on every training step. ``clip``: C, of one record's gradient. ``z``: noise multiplier. ``rate``: q, with
-    which each record is in a step."""
+    """Noise on every training step.
+
+    Attributes:
+        clip: C, the L2 clip of one record's gradient.
+        z: noise multiplier.
+        rate: q, the probability of each record to be in a step.
+    """
 
     clip: float
     z: float

@@ -100,10 +100,10 @@ def test_a_fault_of_a_codec_is_told_with_its_line(place: str) -> None:
 @pytest.mark.parametrize(
     ("place", "body", "said"),
     [
-        ("infer", "return 3", "mine: infer gave int, needs Space."),
-        ("encode", "return payload", "mine: encode gave Payload, needs tuple."),
-        ("encode", "return 1, memory", "mine: encode gave int, needs Payload."),
-        ("decode", "return payload.body", "mine: decode gave ndarray, needs Payload."),
+        ("infer", "return 3", "mine: infer returned int, needs Space."),
+        ("encode", "return payload", "mine: encode returned Payload, needs tuple."),
+        ("encode", "return 1, memory", "mine: encode returned int, needs Payload."),
+        ("decode", "return payload.body", "mine: decode returned ndarray, needs Payload."),
     ],
 )
 def test_what_a_codec_gives_is_looked_at(place: str, body: str, said: str) -> None:
@@ -136,16 +136,16 @@ def test_a_run_goes_on_once_the_fault_is_mended(tmp_path: Path) -> None:
     [
         ("__init__(self, recipe)", BUG, "E-EXTENSION", "own_parts.py:9, in __init__: TypeError: unsupported operand"),
         ("devices(self)", "raise SystemExit(3)", "E-EXTENSION", "own_parts.py:9, in devices: SystemExit: 3."),
-        ("initial(self)", "return [0.0]", "E-EXTENSION", "Mine.initial gave list, needs float32[50]."),
+        ("initial(self)", "return [0.0]", "E-EXTENSION", "Mine.initial returned list, needs float32[50]."),
         ("describe(self)", "return {'a': object()}", "E-EXTENSION", "Mine.describe gave no plain JSON"),
         ("fit(self, request)", BUG, "E-ROUND", "lost by E-TRAIN: TypeError (own_parts.py:9, in fit)."),
-        ("fit(self, request)", "return 3", "E-ROUND", "E-TRAIN: Mine.fit gave int, needs a core.training.Update."),
+        ("fit(self, request)", "return 3", "E-ROUND", "E-TRAIN: Mine.fit returned int, needs a core.training.Update."),
         (
             "fit(self, request)", "u = super().fit(request); return Update(u.x[:3], u.head, u.count)",
             "E-ROUND", "an update whose x is float32[3], needs float32[50].",
         ),
         ("evaluate(self, device, params)", BUG, "E-TRAIN", "TypeError (own_parts.py:9, in evaluate)"),
-        ("evaluate(self, device, params)", "return HeldOut('a', 1)", "E-TRAIN", "Mine.evaluate gave HeldOut(str, int)"),
+        ("evaluate(self, device, params)", "return HeldOut('a', 1)", "E-TRAIN", "evaluate returned HeldOut(str, int)"),
     ],
 )  # fmt: skip
 def test_a_fault_of_a_trainer_is_told_with_its_line(method: str, body: str, code: str, said: str) -> None:
