@@ -1,5 +1,7 @@
-"""Secure aggregation as pure machines: masks with one server (``client``, ``server``), shares with ``two_server``.
+"""Secure aggregation as pure machines.
 
-``params`` sizes thresholds, ``messages`` is the wire, ``recovery`` opens sums and names liars, ``merge`` are the parts
-of a recipe. The protocol, with vectors to accept and refuse, is docs/protocol.md.
+With one server, devices add masks that cancel in the sum (``client``, ``server``, ``recovery``). With two servers, each
+device splits its update into two additive shares (``two_server``).
+``params`` computes thresholds. ``messages`` defines the wire format. ``merge`` holds the parts that a recipe names.
+docs/protocol.md specifies the protocol, with test vectors that an implementation must accept or refuse.
 """

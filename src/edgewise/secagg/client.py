@@ -1,14 +1,15 @@
-"""The device's side of single-server secure aggregation, a pure machine.
+"""Device side of secure aggregation with one server, a pure state machine.
 
     start ─► Advertised ─Roster─► Sharing ─Boxes─► Waiting ─Survivors─► Signed ─Proofs─► Finished
                  └──────────────────┴─────────────────┴──────────────────┴────► Aborted(code)
 
-The masked update is y = x + PRG(b) + sum_(v > u) PRG(k_uv) - sum_(v < u) PRG(k_uv) in the ring, v over the neighbours
-whose boxes came, each with its signature: v deals under this roster, and so under no other one of the session, where
-its key might be revealed. Nothing that a server sends can make a device reveal both secrets of another one: it answers
-one survivor list per session, which enough holders and enough devices of the roster have signed, and then has no state
-left. It reveals its own seed when it reveals its shares of others', so that no sum depends on the shares of a device
-that is still there.
+The masked update of device u is y = x + PRG(b) + sum_(v > u) PRG(k_uv) - sum_(v < u) PRG(k_uv) in the ring. Here v runs
+over the neighbours whose boxes arrived. The signature of v on its boxes shows that v deals under this roster, and so
+under no other roster of the session, where its key might be revealed.
+Guarantees: nothing that a server sends can make a device reveal both secrets of another device. It answers one survivor
+    list per session, which enough holders and enough devices of the roster have signed. Afterwards it has no state.
+A device reveals its own seed together with its shares of other devices' secrets. So no sum depends on the shares of a
+device that is still present.
 Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4 (malicious); Bell et al. 2020, ePrint 2020/704.
 """
 
@@ -48,11 +49,11 @@ from edgewise.secagg.secrets import (
     sealing_keys,
 )
 
-Registry = Callable[[str], bytes | None]  # device -> its enrolled Ed25519 key, None for a stranger
+Registry = Callable[[str], bytes | None]  # device -> its enrolled Ed25519 key, or None for an unknown device
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="state", kw_only=True):
-    """Base; printing shows whose state it is, and sizes."""
+    """Base of all states. Printing one shows its device and the sizes of its fields."""
 
     device: str
 
@@ -60,7 +61,7 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
 
 
 class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A device's secrets of one session. ``seed``: of its own mask. ``shares``: polynomials are drawn from it."""
+    """Secrets of one session. ``seed`` generates the device's own mask. ``shares`` seeds the sharing polynomials."""
 
     sid: bytes
     identity: bytes
@@ -73,7 +74,7 @@ class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Advertised(_State, frozen=True, tag="advertised"):
-    """Keys are sent; ``body`` (uint32) and ``head`` (uint64) are the update, little-endian."""
+    """State after sending keys. ``body`` (uint32) and ``head`` (uint64) are the update, little-endian."""
 
     own: Own
     body: bytes
@@ -81,8 +82,8 @@ class Advertised(_State, frozen=True, tag="advertised"):
 
 
 class Sharing(_State, frozen=True, tag="sharing"):
-    """Shares are sent. ``roster``: its digest. ``keys``: of the neighbours. ``everybody``: who is on the roster.
-    ``opening``: the keys of the boxes that they send."""
+    """State after sending shares. ``roster``: its digest. ``everybody``: the devices on it. ``keys``: neighbours'
+    public keys. ``opening``: neighbour -> key that opens its box. ``threshold``: shares that give a secret back."""
 
     own: Own
     body: bytes
@@ -95,8 +96,8 @@ class Sharing(_State, frozen=True, tag="sharing"):
 
 
 class Waiting(_State, frozen=True, tag="waiting"):
-    """The masked update is sent. ``holders``: of this device's secrets. ``paired``: with whom it shares a mask.
-    ``held``: whose shares this device holds, seed and key."""
+    """State after sending the masked update. ``holders``: devices that hold shares of this device's secrets.
+    ``paired``: devices that share a mask with it. ``held``: dealer -> the shares of its seed and of its key."""
 
     own: Own
     roster: bytes
@@ -108,7 +109,8 @@ class Waiting(_State, frozen=True, tag="waiting"):
 
 
 class Signed(_State, frozen=True, tag="signed"):
-    """A survivor list is signed, this one and no other. ``quorum``: signatures on it that open it, of any devices."""
+    """State after signing a survivor list, the only one of the session. Shares are revealed only after ``quorum``
+    signatures of any devices and ``threshold`` signatures of holders on it."""
 
     own: Own
     roster: bytes
@@ -120,11 +122,11 @@ class Signed(_State, frozen=True, tag="signed"):
 
 
 class Finished(_State, frozen=True, tag="finished"):
-    """Shares are revealed and forgotten."""
+    """End state after revealing shares. It keeps none of them."""
 
 
 class Aborted(_State, frozen=True, tag="aborted"):
-    """The session is over for this device."""
+    """End state of a device that ended its session early. ``code`` is the reason."""
 
     code: str
 
@@ -135,12 +137,12 @@ _decoder: msgspec.msgpack.Decoder[State] = msgspec.msgpack.Decoder(State)
 
 
 def save(state: State) -> bytes:
-    """The state as bytes, secrets and all: for a store that its owner alone can read."""
+    """Serialise a state, its secrets included. Keep the bytes where only the device's owner can read them."""
     return _encoder.encode(state)
 
 
 def restore(raw: bytes) -> State:
-    """Inverse of ``save``."""
+    """Load a state that ``save`` wrote."""
     return _decoder.decode(raw)
 
 
@@ -154,7 +156,7 @@ def start(
     entropy: bytes,
     floor: Floor = Floor(),  # noqa: B008 (immutable)
 ) -> tuple[Advertised | Aborted, bytes]:
-    """``advertise`` with an update that is ``ready``."""
+    """Begin a session with its update at hand: ``advertise``, then ``ready``."""
     state, raw = advertise(params, sid, device, identity, entropy, floor)
     return (ready(params, state, body, head) if isinstance(state, Advertised) else state), raw
 
@@ -167,14 +169,14 @@ def advertise(
     entropy: bytes,
     floor: Floor = Floor(),  # noqa: B008 (immutable)
 ) -> tuple[Advertised | Aborted, bytes]:
-    """Begin a session.
+    """Begin a session whose update is not known yet.
 
     Args:
-        identity: secret Ed25519 key of the device, 32 bytes. entropy: 32 secret bytes, fresh for every call. floor:
-        what the device's owner asks for.
+        identity: secret Ed25519 key of the device, 32 bytes. entropy: 32 secret bytes, fresh for every call.
+        floor: the least that the device's owner accepts.
     Returns:
-        The state, without an update, and the first message; an end with E-SECAGG-POLICY where ``params`` are below
-        ``floor``.
+        The state, without an update, and the first message. Where ``params`` are below ``floor``, an end state with
+        E-SECAGG-POLICY and an Abort.
     """
     if not floor.allows(params):
         return Aborted(device=device, code="E-SECAGG-POLICY"), messages.dump(messages.Abort(code="E-SECAGG-POLICY"))
@@ -197,8 +199,8 @@ def advertise(
 
 
 def ready(params: Params, state: Advertised, body: Body, head: Head) -> Advertised:
-    """The session with its update: body uint32[dim] below 2^bits, head uint64[heads]. At the latest before the roster
-    is answered. Raises ValueError for other shapes."""
+    """Put the update into a session, at the latest before the roster is answered. Body: uint32[dim] below 2^bits.
+    Head: uint64[heads]. Raises ValueError for other shapes."""
     if body.shape != (params.dim,) or head.shape != (params.heads,):
         raise ValueError(f"body {body.shape} and head {head.shape} do not fit {params.dim} and {params.heads}")
     raw = body.astype("<u4", copy=False).tobytes(), head.astype("<u8", copy=False).tobytes()
@@ -206,8 +208,8 @@ def ready(params: Params, state: Advertised, body: Body, head: Head) -> Advertis
 
 
 def step(params: Params, state: State, raw: bytes, registry: Registry) -> tuple[State, bytes]:
-    """One message from the server. What is not the next step of this session ends it: the answer then is an Abort; a
-    session that has ended answers nothing (empty bytes)."""
+    """Answer one message from the server. Any message but the next step of this session ends it with an Abort. A
+    session that has ended answers with empty bytes."""
     if isinstance(state, Finished | Aborted):
         return state, b""
     try:
@@ -221,7 +223,7 @@ def step(params: Params, state: State, raw: bytes, registry: Registry) -> tuple[
                 return _sign(params, state, message)
             case Signed(), messages.Proofs():
                 return _reveal(state, message, registry)
-        raise DecodeError("E-SECAGG-ORDER", "a message that is not the next step.")
+        raise DecodeError("E-SECAGG-ORDER", "the message is not the next step of this session.")
     except DecodeError as e:
         return Aborted(device=state.device, code=e.code), messages.dump(messages.Abort(code=e.code))
 
@@ -230,16 +232,16 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
     own, me, keys = state.own, state.device, roster.keys
     everybody = tuple(keys)
     if len(everybody) < params.n_min:
-        raise DecodeError("E-SECAGG-FEW", f"{len(everybody)} devices, at least {params.n_min} are needed.")
-    mine = keys.get(me)
-    if mine is None or mine.seal != agree.public(own.seal) or mine.mask != agree.public(own.mask):
-        raise DecodeError("E-SECAGG-KEYS", "my own keys are not on the roster.")
-    for device, theirs in keys.items():
+        raise DecodeError("E-SECAGG-FEW", f"the roster has {len(everybody)} devices. {params.n_min} are needed.")
+    own_keys = keys.get(me)
+    if own_keys is None or own_keys.seal != agree.public(own.seal) or own_keys.mask != agree.public(own.mask):
+        raise DecodeError("E-SECAGG-KEYS", "this device's own keys are not on the roster.")
+    for device, peer in keys.items():
         enrolled = registry(device)
-        if enrolled is None or not sign.verify(enrolled, theirs.signature, theirs.signed(own.sid, device)):
+        if enrolled is None or not sign.verify(enrolled, peer.signature, peer.signed(own.sid, device)):
             raise DecodeError("E-SECAGG-KEYS", "keys on the roster are not signed by an enrolled device.")
     if len({k.seal for k in keys.values()} | {k.mask for k in keys.values()}) != 2 * len(keys):
-        raise DecodeError("E-SECAGG-KEYS", "a key stands twice on the roster.")
+        raise DecodeError("E-SECAGG-KEYS", "the roster lists a key twice.")
     digest, near, threshold = circle(params, own.sid, keys)
     secret, boxes, opening = agree.Secret(own.seal), {}, dict[str, bytes]()
     points = {device: i + 1 for i, device in enumerate(holding(me, near[me], len(keys)))}
@@ -250,8 +252,9 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
         both = seeds[points[device]], masks[points[device]]
         checks = _checks(digest, me, device, *both)
         boxes[device] = seal.seal(sealing, b"".join(both), bound(digest, me, device, checks)) + checks
-    said = messages.shares_digest(digest, me, messages.boxes_digest(boxes))
-    signature = sign.sign(own.identity, said)  # of a session's rosters this one alone: no step leads back to its keys
+    signed = messages.shares_digest(digest, me, messages.boxes_digest(boxes))
+    # A device signs one roster per session, because no later state keeps what another roster would need.
+    signature = sign.sign(own.identity, signed)
     after = Sharing(
         device=me,
         own=own,
@@ -271,50 +274,50 @@ def _checks(roster: bytes, dealer: str, holder: str, seed: bytes, key: bytes) ->
 
 
 def circle(params: Params, sid: bytes, keys: dict[str, Keys]) -> tuple[bytes, dict[str, tuple[str, ...]], int]:
-    """The roster's digest, everybody's neighbours and the threshold, from the signed keys of a session.
+    """Compute a session's roster digest, each device's neighbours and the threshold from the signed keys.
 
-    Raises DecodeError(E-SECAGG-FEW): no graph of that many devices keeps the policy's promise.
+    Raises DecodeError(E-SECAGG-FEW) where no graph of that many devices keeps the policy's promise.
     """
     try:
         k, threshold = params.policy.shape(len(keys))
-    except CompositionError as e:  # how many devices there are came over the wire
+    except CompositionError as e:  # The number of devices came over the wire, so it is no error of this program.
         raise DecodeError("E-SECAGG-FEW", e.what) from None
     digest = roster_digest(sid, keys)
     return digest, dict(graph.neighbours(digest, tuple(keys), k)), threshold
 
 
 def holding(device: str, near: tuple[str, ...], n: int) -> list[str]:
-    """Who holds shares of a device's secrets: its neighbours; where these are all others, also itself."""
+    """List the holders of a device's shares: its neighbours, in a complete graph of ``n`` devices also itself."""
     return sorted((*near, device)) if len(near) == n - 1 else list(near)
 
 
 def _mask(
-    params: Params, state: Sharing, message: messages.Boxes, registry: Registry, told: bytes
+    params: Params, state: Sharing, message: messages.Boxes, registry: Registry, boxes_received: bytes
 ) -> tuple[State, bytes]:
     own, me = state.own, state.device
     held, failed = dict[str, tuple[bytes, bytes]](), list[str]()
     masking = agree.Secret(own.mask)
     for sender, dealt in message.boxes.items():
         if sender not in state.keys:
-            raise DecodeError("E-SECAGG-KEYS", "a box from a device that is no neighbour.")
-        enrolled, said = registry(sender), messages.shares_digest(state.roster, sender, dealt.all)
-        if enrolled is None or not sign.verify(enrolled, dealt.signature, said):  # it would count as a survivor
-            raise DecodeError("E-SECAGG-KEYS", "a box whose sender has not signed that it deals under this roster.")
+            raise DecodeError("E-SECAGG-KEYS", "a box came from a device that is no neighbour.")
+        enrolled, signed = registry(sender), messages.shares_digest(state.roster, sender, dealt.all)
+        if enrolled is None or not sign.verify(enrolled, dealt.signature, signed):  # It would count as a survivor.
+            raise DecodeError("E-SECAGG-KEYS", "the sender of a box has not signed that it deals under this roster.")
         box, checks = dealt.box, dealt.box[SEALED_BYTES:]
         try:
             plain = seal.open(state.opening[sender], box[:SEALED_BYTES], bound(state.roster, sender, me, checks))
         except DecodeError:
-            failed.append(sender)  # one holder fewer for it; the mask between the two cancels all the same
+            failed.append(sender)  # The sender has one holder fewer. The mask between the two cancels all the same.
             continue
         seed, key = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
         is_seed = fits(checks[:DIGEST_BYTES], state.roster, sender, me, b"seed", seed)
         if is_seed and fits(checks[DIGEST_BYTES:], state.roster, sender, me, b"key", key):
-            held[sender] = seed, key  # any other share would be taken for this device's lie
+            held[sender] = seed, key  # The server would take any other share for a lie of this device.
         else:
             failed.append(sender)
     holders = holding(me, tuple(state.keys), len(state.everybody))
     if len(held) + (me in holders) < state.threshold:
-        raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares, {state.threshold} are needed.")
+        raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares. {state.threshold} are needed.")
     hidden = Hidden(params, np.frombuffer(state.body, "<u4"), np.frombuffer(state.head, "<u8"))
     context = params.bound(state.roster)
     seeds = ((v, pair_seed(masking, state.keys[v].mask, state.roster, me, v)) for v in message.boxes)
@@ -330,7 +333,7 @@ def _mask(
         held=held,
     )
     packed, head = bytes(pack_bits(hidden.body, params.bits)), hidden.head.astype("<u8").tobytes()
-    signature = sign.sign(own.identity, messages.masked_digest(context, me, told, packed, head, failed))
+    signature = sign.sign(own.identity, messages.masked_digest(context, me, boxes_received, packed, head, failed))
     masked = messages.Masked(body=packed, head=head, failed=tuple(failed), signature=signature)
     return after, messages.dump(masked)
 
@@ -338,13 +341,13 @@ def _mask(
 def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[State, bytes]:
     me, survivors = state.device, message.devices
     if not set(state.everybody).issuperset(survivors):
-        raise DecodeError("E-SECAGG-SURVIVORS", "the survivors are no part of the roster.")
+        raise DecodeError("E-SECAGG-SURVIVORS", "the survivor list names a device that is not on the roster.")
     if me not in survivors:
-        raise DecodeError("E-SECAGG-SURVIVORS", "the survivors are without me.")
-    if len(survivors) < params.needed(len(state.everybody)):
-        raise DecodeError("E-SECAGG-FEW", f"{len(survivors)} survivors are too few.")
+        raise DecodeError("E-SECAGG-SURVIVORS", "the survivor list lacks this device.")
+    if len(survivors) < (need := params.needed(len(state.everybody))):
+        raise DecodeError("E-SECAGG-FEW", f"the survivor list has {len(survivors)} devices. {need} are needed.")
     if not set(state.paired).issuperset(set(survivors) & set(state.holders) - {me}):
-        raise DecodeError("E-SECAGG-SURVIVORS", "a neighbour survived with whom I share no mask.")
+        raise DecodeError("E-SECAGG-SURVIVORS", "a neighbour on the survivor list shares no mask with this device.")
     signature = sign.sign(state.own.identity, survivors_digest(state.roster, survivors))
     after = Signed(
         device=me,
@@ -360,23 +363,23 @@ def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[
 
 
 def _reveal(state: Signed, message: messages.Proofs, registry: Registry) -> tuple[State, bytes]:
-    said, alive, holders = survivors_digest(state.roster, state.survivors), set(state.survivors), set(state.holders)
-    near, good = 0, 0  # signatures of holders, and of anybody
+    signed, alive, holders = survivors_digest(state.roster, state.survivors), set(state.survivors), set(state.holders)
+    by_holders, by_anybody = 0, 0  # numbers of valid signatures
     for device, signature in message.signatures.items():
-        wanted = good < state.quorum or (near < state.threshold and device in holders)
+        wanted = by_anybody < state.quorum or (by_holders < state.threshold and device in holders)
         if not wanted or device not in alive:
-            continue  # enough to be sure that no other list can have as many; each costs as much as a key agreement
+            continue  # With enough signatures no other list can have as many. Each check costs as much as an agreement.
         enrolled = registry(device)
-        if enrolled is None or not sign.verify(enrolled, signature, said):
+        if enrolled is None or not sign.verify(enrolled, signature, signed):
             raise DecodeError("E-SECAGG-SURVIVORS", "a device has signed another list of survivors.")
-        near, good = near + (device in holders), good + 1
-    if near < state.threshold or good < state.quorum:
+        by_holders, by_anybody = by_holders + (device in holders), by_anybody + 1
+    if by_holders < state.threshold or by_anybody < state.quorum:
         need = f"{state.threshold} and {state.quorum} are needed"
-        raise DecodeError("E-SECAGG-FEW", f"{near} holders and {good} devices signed the survivors, {need}.")
+        raise DecodeError("E-SECAGG-FEW", f"{by_holders} holders and {by_anybody} devices signed the list. {need}.")
     seeds = {d: shares[0] for d, shares in state.held.items() if d in alive}
     keys = {d: shares[1] for d, shares in state.held.items() if d not in alive}
     seeds[state.device] = shamir.element(state.own.seed)
     seeds, keys = messages.ordered(seeds), messages.ordered(keys)
-    said = messages.revealed_digest(state.roster, state.device, seeds, keys)
-    revealed = messages.Revealed(seeds=seeds, keys=keys, signature=sign.sign(state.own.identity, said))
+    signed = messages.revealed_digest(state.roster, state.device, seeds, keys)
+    revealed = messages.Revealed(seeds=seeds, keys=keys, signature=sign.sign(state.own.identity, signed))
     return Finished(device=state.device), messages.dump(revealed)

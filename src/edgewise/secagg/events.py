@@ -1,4 +1,4 @@
-"""What happens to the server's side of secure aggregation (events), and what it asks for (effects): see ``server``."""
+"""Events and effects of the server side of secure aggregation (``server``)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Device = str
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message from a device, authenticated by the transport as its own."""
+    """Event: a message from a device. The transport has authenticated the device."""
 
     device: Device
     raw: bytes = field(repr=False)
@@ -17,19 +17,19 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A device will say nothing more."""
+    """Event: a device will send nothing more."""
 
     device: Device
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Wait no longer for answers to this step."""
+    """Event: the deadline of this step has passed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Please send."""
+    """Effect: send a message to a device."""
 
     device: Device
     raw: bytes = field(repr=False)
@@ -37,7 +37,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What a device sent is of no use, or it is out of the session."""
+    """Effect: report a device whose message was refused, or that is out of the session, with a code."""
 
     device: Device
     code: str

@@ -1,4 +1,4 @@
-"""Who shares secrets with whom: everybody with everybody, or a Harary graph over a random circle."""
+"""Graph of the devices that share secrets: the complete graph, or a Harary graph over a random circle."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from edgewise.secagg.messages import digest
 
 
 def neighbours(roster: bytes, devices: Sequence[str], k: int) -> Mapping[str, tuple[str, ...]]:
-    """Each device's neighbours, sorted.
+    """Find each device's neighbours, sorted.
 
-    The devices are put on a circle, in the order of H("circle", roster, device): a uniformly random one that every
-    implementation finds alike. Each is a neighbour of the k / 2 nearest on either side; with k = n - 1 everybody is.
-    The relation is symmetric.
+    The devices stand on a circle in the order of H("circle", roster, device). This order is uniformly random, and every
+    implementation computes the same one. A device's neighbours are the k / 2 nearest on either side. With k = n - 1
+    they are all other devices. The relation is symmetric.
     Args:
         roster: ``messages.roster_digest``, which nobody can choose alone. devices: distinct. k: even, or n - 1.
     Source: Bell et al. 2020, ePrint 2020/704, algorithm 1.
@@ -26,16 +26,16 @@ def neighbours(roster: bytes, devices: Sequence[str], k: int) -> Mapping[str, tu
 
 
 def smallest_part(near: Mapping[str, Sequence[str]], devices: Collection[str]) -> int:
-    """The number of devices in the smallest connected part of the graph that is left with ``devices``; 0 without any.
+    """Count the devices in the smallest connected part of the graph that ``devices`` span. Without devices: 0.
 
     The masks of a part cancel within it. So whoever has all masked updates can read the sum of each part.
     """
-    left, smallest = set(devices), len(devices)
-    while left:
-        part = [left.pop()]
-        for device in part:  # grows while it is walked
-            reached = left.intersection(near[device])
-            left -= reached
+    unvisited, smallest = set(devices), len(devices)
+    while unvisited:
+        part = [unvisited.pop()]
+        for device in part:  # The list grows while the loop walks it.
+            reached = unvisited.intersection(near[device])
+            unvisited -= reached
             part.extend(reached)
         smallest = min(smallest, len(part))
     return smallest

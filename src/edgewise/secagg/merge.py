@@ -1,4 +1,4 @@
-"""Sums that hide what is summed: the arithmetic of ``ring_sum`` under a protocol that shows the server nothing else."""
+"""Merges under secure aggregation: the arithmetic of ``ring_sum``, under a protocol that shows the server only sums."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def _hiding(merge: Merge, name: str, hides: Hiding) -> Merge:
 def secure_sum() -> Merge:
     """Add contributions behind masks that cancel in the sum (``secagg.client``, ``secagg.server``).
 
-    Guarantees: the server learns the sum over at least ``n_min`` devices and who is in it, and nothing else of any
-        contribution, as long as no more devices of a sum work with it than ``assured`` was told. The numbers are those
-        of ``ring_sum``.
+    Guarantees: the server learns the sum over at least ``n_min`` devices and who is in it. It learns nothing else of
+        any contribution, as long as no more devices of a sum work with it than ``assured`` was given as ``corrupt``.
+        The sum has the same numbers as with ``ring_sum``.
     Not promised: that the sum itself says nothing of a device (that takes noise), or that devices are honest.
     Raises: CompositionError as ``ring_sum``, and E-NMIN.
     """
@@ -50,11 +50,11 @@ def secure_sum() -> Merge:
 
 
 def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious") -> TrustPolicy:
-    """What devices assume of each other and of the server, for sums of only ``least`` devices, of which ``corrupt``
-    are: all of them may be in the smallest sum, where they are the largest share.
+    """Derive the trust policy for sums of ``least`` devices or more, ``corrupt`` of which may be corrupt.
 
-    Args: corrupt: devices of one sum that may work with a server, at most. dropout, server: as in ``TrustPolicy``.
-    Raises CompositionError(E-NMIN) where the smallest sum does not hide the honest ones (``fewest``,
+    All corrupt devices may be in the smallest sum, where they are the largest share.
+    Args: corrupt: most devices of one sum that may work with a server. dropout, server: as in ``TrustPolicy``.
+    Raises CompositionError(E-NMIN) where the smallest sum does not hide the honest devices (``fewest``,
         ``fewest_shared``).
     """
     assert merge.hides is not None
@@ -69,34 +69,35 @@ def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server
             "raise round.cohort or round.minimum, or assume fewer corrupt devices (trust.malicious_fraction, a share "
             f"of the population){less}.",
         )
-    # Devices compare a policy with what their owners ask for. Shares stand more corrupt devices than a policy can name.
+    # Devices compare this policy with their owners' floors. Shares withstand more corrupt devices than it can name.
     return TrustPolicy(min(corrupt / least, CORRUPT_MOST), dropout, server)
 
 
 def fewest(corrupt: int, dropout: float = 0.0) -> int:
-    """Devices of the smallest masked sum that hides the honest ones among them, and that they can open.
+    """Number of devices of the smallest masked sum that hides the honest ones and that they can open.
 
-    max(2, ceil((3 A + 1) / (1 - 2 delta))), where all A = ``corrupt`` and the share delta = ``dropout`` may fail at
-    once. Then every session of n >= n_min devices has n > 3 A(n) + 2 floor(delta n), with A(n) = floor(n A / n_min):
-    enough holders stay to give a secret back, and no lying server gets two survivor lists signed (``secagg.params``;
-    above 64 devices its sparse graph asks for more). A curious server does not lie, but one rule is for both.
+    It is max(2, ceil((3 A + 1) / (1 - 2 delta))), where all A = ``corrupt`` devices and the share delta = ``dropout``
+    may fail at once. Then every session of n >= n_min devices has n > 3 A(n) + 2 floor(delta n), with
+    A(n) = floor(n A / n_min). So enough holders remain to give a secret back, and no lying server gets two survivor
+    lists signed (``secagg.params``). Above 64 devices the sparse graph asks for more. A curious server does not lie,
+    but the same rule applies to it.
     """
     return max(2, ceil(corrupt / CORRUPT_MOST), ceil((3 * corrupt + 1) / (1.0 - 2.0 * dropout) - 1e-9))
 
 
 def fewest_shared(corrupt: int) -> int:
-    """Devices of the smallest sum of shares that hides the honest ones: two more than the corrupt.
+    """Number of devices of the smallest sum of shares that hides the honest ones: two more than the corrupt ones.
 
-    With one more, a server that knows what the corrupt ones sent reads the last device's update off the sum.
+    With one more only, a server that knows the corrupt devices' updates can subtract them and read the last one's.
     """
     return corrupt + 2
 
 
 def check_sessions(policy: TrustPolicy, least: int, largest: int) -> None:
-    """Refuse a policy before anyone trains under which a session of ``least`` to ``largest`` devices has no graph.
+    """Refuse a policy under which a session of ``least`` to ``largest`` devices has no graph, before anyone trains.
 
-    Looks at each size, or at both ends and at 1,024 sizes between them where there are more: above 64 devices a graph
-    of more devices is not always there, because corrupt devices and drop-outs are whole ones.
+    It looks at each size. Where there are more than 1,024, it looks at both ends and at 1,024 sizes between them. Above
+    64 devices a larger session does not always have a graph, because corrupt devices and drop-outs are whole numbers.
     Raises CompositionError(E-NMIN).
     """
     step = max(1, (largest - least) // 1024)
@@ -108,14 +109,15 @@ def check_sessions(policy: TrustPolicy, least: int, largest: int) -> None:
 def shared_sum() -> Merge:
     """Add contributions in two shares, one for the server and one for a helper (``secagg.two_server``).
 
-    Guarantees: neither learns more than a sum of at least ``n_min`` devices, ``n_min`` being two more than the corrupt
-        devices that ``assured`` was told, unless both work together. Raises as ``secure_sum``.
+    Guarantees: unless both work together, neither learns more than a sum of at least ``n_min`` devices. Here ``n_min``
+        is two more than the ``corrupt`` devices that ``assured`` was given.
+    Raises as ``secure_sum``.
     """
     return _hiding(ring_sum(), "shared_sum", ByShares())
 
 
 class Groups(NamedTuple):
-    """An accumulator of several sums. ``sums``: one for each group."""
+    """Accumulator of several sums, one for each group."""
 
     sums: tuple[Residues, ...]
 
@@ -126,14 +128,14 @@ def grouped(
     byzantine: Annotated[int, Ge(1), Le(499), Doc("devices of a cohort that may send anything")] = 1,
     rule: Annotated[robust.RuleName, Doc("between the groups' means")] = "median",
 ) -> Merge:
-    """Mask the sums of several random groups, and take a robust rule between the groups' means.
+    """Mask the sums of several random groups, and apply a robust rule to the groups' means.
 
-    The server deals the groups anew in every round, after the keys are in, so that nobody can choose a group. A device
-    that poisons spoils the mean of one group; with at most ``byzantine`` such devices the result is within the range of
-    the means of the other groups, coordinate by coordinate.
-    Guarantees: those of ``secure_sum`` with a group in place of the cohort: the server sees the sum of each group.
-    Algebra: sensitivity inf, so no noise on the result; noise that devices add is sized for their group, and the groups
-        are disjoint, so that a round costs what one group's sum costs.
+    The server deals the groups anew in every round, after the keys have arrived, so that nobody can choose a group. A
+    device that poisons spoils the mean of one group. With at most ``byzantine`` such devices the result is within the
+    range of the means of the other groups, coordinate by coordinate.
+    Guarantees: those of ``secure_sum`` with a group in place of the cohort. The server sees the sum of each group.
+    Algebra: sensitivity inf, so no noise can be added to the result. Noise that devices add is sized for their group.
+        The groups are disjoint, so a round costs as much privacy as one group's sum.
     Args: groups: g > 2 ``byzantine``. byzantine: f.
     Raises: RecipeError(E-VALUE); CompositionError as ``ring_sum``, and E-ROBUST-SECAGG for groups of fewer than f + 2.
     Source: Velicheti et al. 2021, arXiv:2110.02940.
@@ -149,12 +151,12 @@ def grouped(
         return Groups(tuple(one.init(space) for _ in range(groups)))
 
     def add(acc: Groups, payload: Payload, space: Space) -> Groups:
-        """To the smallest group; a protocol with real groups brings its sums itself."""
-        at = min(range(groups), key=lambda i: acc.sums[i].n)
-        return Groups((*acc.sums[:at], one.add(acc.sums[at], payload, space), *acc.sums[at + 1 :]))
+        """Add a contribution to the smallest group. A protocol with real groups makes its sums itself."""
+        group = min(range(groups), key=lambda i: acc.sums[i].n)
+        return Groups((*acc.sums[:group], one.add(acc.sums[group], payload, space), *acc.sums[group + 1 :]))
 
     def parts(acc: Groups) -> list[tuple[Residues, int]]:
-        return [(held, held.n) for held in acc.sums if held.n]
+        return [(total, total.n) for total in acc.sums if total.n]
 
     def says(total: Total) -> str:
         how = f"adds the encodings of {groups} random groups, decodes each sum, a robust mean of their means"
@@ -167,16 +169,19 @@ def grouped(
 
 
 def params(space: Space, policy: TrustPolicy, rung: int | None = None) -> Params:
-    """The session's fixed part for contributions in ``space`` (the ring after all stages)."""
+    """Derive a session's parameters for contributions in ``space`` (the ring after all stages)."""
     bits = space.grid.modulus.bit_length() - 1
     return Params(policy, max(2, space.quorum.n_min), bits, space.dim, len(space.head), rung)
 
 
 def residues(payload: Payload) -> tuple[Body, Head]:
-    """What a device hides: body uint32[d], head uint64[h]. Raises DecodeError as ``head_residues``."""
+    """Convert a payload to the residues that a device masks: body uint32[d], head uint64[h].
+
+    Raises DecodeError as ``head_residues``.
+    """
     return payload.body.astype(np.uint32, copy=False), head_residues(payload.head)
 
 
 def total(body: Body, head: Head, n: int) -> Residues:
-    """A released sum of n contributions as the merge's accumulator."""
+    """Wrap a released sum of n contributions as the merge's accumulator."""
     return Residues(body, head, n)

@@ -1,7 +1,7 @@
-"""How many neighbours hold shares of a device's secrets, and how many of them give a secret back.
+"""Parameters of a masked sum: neighbours that hold shares of a secret, and the threshold that gives it back.
 
-Of n devices that sent keys A = floor(gamma n) may be corrupt, and D = floor(delta n) more may drop out: both at once.
-A secret has m holders, t of whom open it. Two things pull at t.
+Of n devices that sent keys A = floor(gamma n) may be corrupt. D = floor(delta n) more may drop out at the same time.
+A secret has m holders, t of whom open it. Two conditions bound t.
     safe    No device may show both of its secrets, nor may two survivor lists be signed: 2 t > m + (corrupt holders).
     alive   The holders that are neither corrupt nor gone are enough: t <= good holders.
 
@@ -15,15 +15,16 @@ corrupt at most; limit = 2^-(sigma+2) / n.
     4. safe:   t = max(2, floor((k + t1) / 2) + 1, k/2 + s1 + 1) against a malicious server, max(2, t1 + 1) else
     5. alive:  t <= t2 = max{x <= k: P[Y < x] <= 2^-eta / n},                Y  ~ Hypergeometric(n-1, n-1-A-D, k)
 Against a malicious server a device also asks for signatures on its survivor list of floor((n + A) / 2) + 1 devices of
-the roster, so that only one list can open anything, and n > 3 A + 2 D in both graphs. With s1 they leave no gap in the
-circle: the holders that open a device's mask stand on both sides of it (``docs/protocol.md``).
-Both sides compute k and t from the policy. Neither is taken from the wire. What they compute is bounded, since the
-policy may be a server's: no session has more than ``SESSION_MOST`` devices.
+the roster, so that only one list can open anything. Then n > 3 A + 2 D in both graphs. With s1 the signatures leave no
+gap in the circle: the holders that open a device's mask stand on both sides of it (``docs/protocol.md``).
+Both sides compute k and t from the policy. Neither is taken from the wire. The work is bounded, because a server may
+choose the policy: no session has more than ``SESSION_MOST`` devices.
 
-A plan's policy has gamma = A / n_min, where A devices of any one sum may be corrupt, so that a session of n >= n_min
-devices allows for all of them: floor(gamma n) >= A. With a malicious server A = min(cohort, floor(malicious_fraction x
-population)), since it picks the cohort. With a curious one A is the 1 - 2^-40 quantile of how many an honestly drawn
-cohort holds (``plan.trust``). delta = dropout_fraction. ``secagg.merge.fewest`` sizes n_min.
+A plan's policy has gamma = A / n_min, where A devices of any one sum may be corrupt. So a session of n >= n_min devices
+allows for all of them: floor(gamma n) >= A. With a malicious server A = min(cohort, floor(malicious_fraction x
+population)), because the server picks the cohort. With a curious one A is the 1 - 2^-40 quantile of the number of
+corrupt devices in an honestly drawn cohort (``plan.trust``). delta = dropout_fraction. ``secagg.merge.fewest`` computes
+n_min.
 Source: Bonawitz et al. 2017, ePrint 2017/281; Bell et al. 2020, ePrint 2020/704, theorems 3.10 and 4.9, for 1, 2, and
 the first bound of 4. Condition 5 counts corrupt holders there only as those who reveal.
 """
@@ -43,19 +44,19 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.space import share_of
 from edgewise.secagg.messages import digest
 
-COMPLETE_TO = 64  # devices: everybody is everybody's neighbour
-COMPLETE_MOST = 256  # devices: so too up to here, where no sparse graph keeps the promise
-SESSION_MOST = 1 << 16  # devices: each of them is sent a roster of all (about 15 MB here), and looks for a graph
-CORRUPT_MOST = 0.33  # of a session's devices: below a third
-ETA = 20  # the protocol fails for want of shares with probability at most 2^-ETA
-SIGMA = {"curious": 40, "malicious": 80}  # bits of statistical security; 80, because a server may draw graphs anew
+COMPLETE_TO = 64  # Up to this number of devices the graph is complete.
+COMPLETE_MOST = 256  # Up to this number it is complete where no sparse graph keeps the promise.
+SESSION_MOST = 1 << 16  # Most devices of a session. Each gets a roster of all (about 15 MB here) and finds a graph.
+CORRUPT_MOST = 0.33  # Largest share of a session's devices that may be corrupt, below a third.
+ETA = 20  # The protocol fails for want of shares with probability at most 2^-ETA.
+SIGMA = {"curious": 40, "malicious": 80}  # Bits of statistical security. 80, because a server may draw graphs anew.
 
 Server = Literal["curious", "malicious"]
 
 
 @dataclass(frozen=True, slots=True)
 class TrustPolicy:
-    """What everybody assumes of the others, the same on all devices of a run.
+    """Trust assumptions of a run, the same on all of its devices.
 
     Attributes:
         corrupt: share of a session's devices that may work with the server, below 1/3.
@@ -72,16 +73,16 @@ class TrustPolicy:
         require.between("secure_sum: dropout", self.dropout, 0.0, 0.33)
 
     def shape(self, n: int) -> tuple[int, int]:
-        """(k, t) for n devices that have sent keys: neighbours of each, shares that give a secret back.
+        """Compute (k, t) for n devices that have sent keys: neighbours of each, and shares that give a secret back.
 
-        Raises CompositionError(E-NMIN): no graph of n devices is both safe and alive.
+        Raises CompositionError(E-NMIN) where no graph of n devices is both safe and alive.
         """
         if found := _shape(n, share_of(self.corrupt, n), self.dropout, self.server):
             return found
         raise self._no_graph(n)
 
     def check(self, n: int) -> None:
-        """Raises as ``shape``, and looks at one graph, the largest, for it."""
+        """Refuse what ``shape`` refuses, by looking at one graph only, the largest."""
         if not _is_there(n, share_of(self.corrupt, n), self.dropout, self.server):
             raise self._no_graph(n)
 
@@ -105,13 +106,14 @@ class TrustPolicy:
         )
 
     def quorum(self, n: int) -> int:
-        """Signatures on one survivor list of n devices without which a device reveals nothing: floor((n + A) / 2) + 1,
-        which two lists of a roster cannot both have. None are asked for where the server does not lie.
+        """Number of signatures on a survivor list of n devices without which a device reveals nothing.
+
+        It is floor((n + A) / 2) + 1, which two lists of one roster cannot both have. With a curious server it is 0.
         """
         return complete_threshold(n, share_of(self.corrupt, n)) if self.server == "malicious" else 0
 
     def lying(self, n: int) -> int:
-        """How many of a device's neighbours may be corrupt, with n devices: A where everybody is one, else t1."""
+        """Number of a device's neighbours that may be corrupt, with n devices: A in a complete graph, otherwise t1."""
         (k, _), corrupt = self.shape(n), share_of(self.corrupt, n)
         limit = -(SIGMA[self.server] + 2) * log(2) - log(n)
         return corrupt if k == n - 1 else _above(n - 1, corrupt, k, limit)
@@ -119,12 +121,12 @@ class TrustPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """One session's fixed part.
+    """Parameters of one session.
 
     Attributes:
-        policy: see there. n_min: devices below which a device reveals nothing, at least 2.
-        bits: of the body's ring, 1 to 32. dim: residues of the body. heads: residues of the head, modulo 2^64.
-        rung: number of the codec that all devices of the session use; None where there is no choice.
+        policy: trust assumptions. n_min: least number of devices in a sum, at least 2. A device reveals nothing for
+        fewer. bits: of the body's ring, 1 to 32. dim: residues of the body. heads: residues of the head, modulo 2^64.
+        rung: number of the codec that all devices of the session use. None where there is no choice.
     """
 
     policy: TrustPolicy
@@ -135,11 +137,11 @@ class Params:
     rung: int | None = None
 
     def bound(self, roster: bytes) -> bytes:
-        """What masks and masked updates are bound to: masks of devices that were told different rungs do not cancel."""
+        """Context that binds masks and masked updates. Masks of devices that use different rungs do not cancel."""
         return roster if self.rung is None else digest(b"rung", roster, self.rung.to_bytes(8, "little"))
 
     def needed(self, n: int) -> int:
-        """Survivors without which a sum of n devices' updates is not opened: max(n_min, t, ``TrustPolicy.quorum``).
+        """Least number of survivors that opens a sum of n devices' updates: max(n_min, t, ``TrustPolicy.quorum``).
 
         Raises as ``TrustPolicy.shape``.
         """
@@ -148,11 +150,11 @@ class Params:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What a device's owner asks of every session, whatever the run's recipe says.
+    """Least assurances that a device's owner asks of every session, whatever the run's recipe says.
 
     Attributes:
-        n_min: a sum over fewer devices is never opened. corrupt: at least this share must be allowed for.
-        server: "malicious" asks for sessions that stand a server which lies; "curious" takes either.
+        n_min: a sum over fewer devices is never opened. corrupt: the session must allow for at least this share.
+        server: "malicious" asks for sessions that withstand a server which lies. "curious" accepts either.
     """
 
     n_min: int = 2
@@ -160,21 +162,24 @@ class Floor:
     server: Server = "curious"
 
     def allows(self, params: Params) -> bool:
-        """Whether a session is at least as careful as this."""
+        """Tell whether a session gives at least these assurances."""
         policy = params.policy
         careful = self.server == "curious" or policy.server == "malicious"
         return params.n_min >= self.n_min and policy.corrupt >= self.corrupt and careful
 
 
 def complete_threshold(n: int, corrupt: int) -> int:
-    """t = floor((n + A) / 2) + 1 of n holders: two survivor lists would take 2 t signatures, and honest devices give
-    one each: 2 t > (n - A) + 2 A."""
+    """Threshold of n holders in a complete graph: t = floor((n + A) / 2) + 1.
+
+    Two survivor lists would need 2 t signatures. Honest devices sign one list each, so at most (n - A) + 2 A < 2 t
+    signatures exist.
+    """
     return (n + corrupt) // 2 + 1
 
 
 def _kinds(n: int, corrupt: int, dropout: float, server: Server) -> tuple[bool, bool]:
-    """Whether n devices may take a sparse graph, where there is one, and whether they may take the complete one."""
-    quorum = n > 3 * corrupt + 2 * share_of(dropout, n)  # that is: complete_threshold(n, A) <= n - A - D
+    """Tell whether n devices may use a sparse graph, if one exists, and whether they may use the complete one."""
+    quorum = n > 3 * corrupt + 2 * share_of(dropout, n)  # equivalent to complete_threshold(n, A) <= n - A - D
     sparse = COMPLETE_TO < n <= SESSION_MOST and (quorum or server == "curious")
     return sparse, quorum and n <= COMPLETE_MOST
 
@@ -187,7 +192,7 @@ def _shape(n: int, corrupt: int, dropout: float, server: Server) -> tuple[int, i
 
 
 def _is_there(n: int, corrupt: int, dropout: float, server: Server) -> bool:
-    """Whether ``_shape`` finds a graph: the complete one, or a sparse one, which is there where the largest is."""
+    """Tell whether ``_shape`` finds a graph. A sparse one exists exactly where the largest sparse one does."""
     sparse, complete = _kinds(n, corrupt, dropout, server)
     return complete or (sparse and fitting(n, _largest(n), corrupt, share_of(dropout, n), server) > 0)
 
@@ -197,7 +202,7 @@ def _largest(n: int) -> int:
 
 
 def _least(n: int, corrupt: int, dropout: float, server: Server) -> int:
-    """A number above n of devices for which there is a graph: the smallest, or 1 % more; 0 where none is found up to
+    """Find a number of devices above n that has a graph: the smallest, or up to 1 % more. 0 where none is found up to
     ``SESSION_MOST``."""
     low, high = n, max(2, 2 * n)
     while not _is_there(high, corrupt, dropout, server):
@@ -210,13 +215,13 @@ def _least(n: int, corrupt: int, dropout: float, server: Server) -> int:
     return high
 
 
-@lru_cache(maxsize=4096)  # a server and its devices ask for one session's again and again
+@lru_cache(maxsize=4096)  # A server and its devices ask for the same session many times.
 def choose(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int] | None:
-    """The smallest even k below n - 1 that is safe and alive, and its t; None where the largest is not.
+    """Find the smallest even k below n - 1 that is safe and alive, and its t. None where the largest k is not.
 
-    Guarantees: found by halving, from 0 (which is not) and the largest k: log2(n) graphs are looked at, each of which
-        takes O(n) operations on vectors. The conditions hold above some k and not below it, but for the rounding of t
-        and t2 to whole devices. Where that rounding gives several such k, halving decides.
+    Guarantees: bisection between 0, which is not safe and alive, and the largest k. It looks at log2(n) graphs, each of
+        which takes O(n) operations on vectors. But for the rounding of t and t2 to whole devices, the conditions hold
+        above some k and not below it. Where that rounding gives several such k, bisection decides.
     """
     low, high = 0, _largest(n)
     if high < 2 or not (best := fitting(n, high, corrupt, dropped, server)):
@@ -231,7 +236,7 @@ def choose(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int
 
 
 def fitting(n: int, k: int, corrupt: int, dropped: int, server: Server) -> int:
-    """t of a sparse graph with k neighbours each; 0 where no t is safe and alive (see the module)."""
+    """Threshold t of a sparse graph with k neighbours each. 0 where no t is safe and alive (see the module)."""
     sigma = SIGMA[server]
     if not _connected(n, corrupt + dropped, k, sigma):
         return 0
@@ -256,8 +261,11 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def _log_masses(n: int, good: int, k: int) -> tuple[int, NDArray[np.float64]]:
-    """ln P[X = x] for all x that are possible, from the smallest on, which comes first: x good ones among k drawn of n
-    without replacement, ``good`` of the n are. By P[x + 1] / P[x] = (good-x)(k-x) / ((x+1)(n-good-k+x+1))."""
+    """Compute the smallest possible x, and ln P[X = x] for every possible x from there on.
+
+    X counts the good ones among k drawn of n without replacement, where ``good`` of the n are good.
+    P[x + 1] / P[x] = (good-x)(k-x) / ((x+1)(n-good-k+x+1)).
+    """
     least, most = max(0, k - (n - good)), min(k, good)
     x = np.arange(least, most, dtype=np.float64)
     steps = np.log((good - x) * (k - x)) - np.log((x + 1.0) * (n - good - k + x + 1.0))
@@ -266,18 +274,18 @@ def _log_masses(n: int, good: int, k: int) -> tuple[int, NDArray[np.float64]]:
 
 
 def more_than(n: int, bad: int, drawn: int, limit: float) -> int:
-    """min{a: ln P[X > a] <= limit}, X ~ Hypergeometric: the bad ones of ``drawn`` of n, ``bad`` of which are."""
+    """Compute min{a: ln P[X > a] <= limit}. X ~ Hypergeometric(n, bad, drawn) counts the bad ones of ``drawn``."""
     return _above(n, bad, drawn, limit)
 
 
 def _above(n: int, good: int, k: int, limit: float) -> int:
-    """min{t: ln P[X > t] <= limit}, summed from the far end, where the terms are smallest."""
+    """Compute min{t: ln P[X > t] <= limit}, summed from the far end, where the terms are smallest."""
     least, masses = _log_masses(n, good, k)
     tails = np.logaddexp.accumulate(masses[:0:-1])  # of X >= most, X >= most - 1, ..., X > least
     return least + masses.size - 1 - int(np.count_nonzero(tails <= limit))
 
 
 def _below(n: int, good: int, k: int, limit: float) -> int:
-    """max{t <= k: ln P[Y < t] <= limit}."""
+    """Compute max{t <= k: ln P[Y < t] <= limit}."""
     least, masses = _log_masses(n, good, k)
     return min(k, least + int(np.count_nonzero(np.logaddexp.accumulate(masses) <= limit)))

@@ -1,17 +1,17 @@
-"""A device's secrets from what others told, of whom some may lie; and who did.
+"""Recovery of devices' secrets from revealed shares, some of them false, and identification of the liars.
 
-A dealer says of each share what it is (``messages.share_check``), so a share that a holder reveals is the one that it
-was dealt, or is known not to be. A holder says with its masked update which boxes failed, and so which shares it has.
-Each secret is checked against what its device signed at the start. So
-    a share that is not the one of its check      its holder lied: an honest one took no other from its box
-    no share, where the holder accused nobody     its holder lied
+A dealer publishes a digest of each share (``messages.share_check``). So a revealed share is the dealt one, or is known
+to be another. A holder reports with its masked update which boxes failed, and so which shares it has. Each secret is
+checked against its device's signed commitment. The rules are
+    a share that does not fit its digest          its holder lied: an honest one took no other from its box
+    no share of a dealer that it did not accuse   the holder lied
     right shares that do not give the secret      their dealer lied
-    a holder that accuses a dealer                one of the two lies, and which of them is not known; but of a device's
-                                                  neighbours no more than ``TrustPolicy.lying`` do, so who is at odds
-                                                  with more of them lies
-and nothing that the others do makes an honest device one of these, while the policy's assumption holds. A dealer that
-is accused by fewer, and of whom fewer shares are left than open its secret, is *suspect*. It lies where no more devices
-dropped out than the policy says: the thresholds leave enough shares of an honest one (``params``, condition 5).
+    a holder that accuses a dealer                one of the two lies, and which one is not known. At most
+                                                  ``TrustPolicy.lying`` of a device's neighbours lie, so a device that
+                                                  is at odds with more of them lies
+While the policy's assumption holds, nothing that others do makes an honest device fall under one of these rules.
+A dealer that fewer holders accuse, and of whose secret too few shares remain, is *suspect*. It lies where no more
+devices dropped out than the policy says: the thresholds leave enough shares of an honest one (``params``, condition 5).
 """
 
 from __future__ import annotations
@@ -25,36 +25,40 @@ from edgewise.crypto import agree, shamir
 from edgewise.secagg.messages import DIGEST_BYTES, Keys, Revealed, fits
 from edgewise.secagg.secrets import commitment
 
-LIED = "E-SECAGG-REVEAL"  # reported of who accused too many, or revealed something else than it knows
-DEALT = "E-SHARE"  # of who dealt wrong shares
-SUSPECT = "E-SECAGG-ODDS"  # of who is accused, and of whom too few shares are left
+LIED = "E-SECAGG-REVEAL"  # for a device that accused too many dealers, or revealed something else than it knows
+DEALT = "E-SHARE"  # for a device that dealt wrong shares
+SUSPECT = "E-SECAGG-ODDS"  # for an accused device of whose secret too few shares remain
 NAMED = (LIED, DEALT, SUSPECT)
 Checks = Mapping[str, Mapping[str, bytes]]  # dealer -> holder -> its two checks
 
 
 def seed(sid: bytes, device: str, keys: Keys, shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The seed of a device's own mask. ``shares``: point -> 33 bytes. Raises DecodeError(E-SHARE)."""
+    """Recover the seed of a device's own mask.
+
+    Args: shares: point -> 33 bytes. threshold: shares that give a secret back.
+    Raises DecodeError(E-SHARE) for too few or other shares than its device committed to.
+    """
     return _right(secret := shamir.combine(shares, threshold), commitment(sid, device, secret) == keys.commitment)
 
 
 def key(keys: Keys, shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret behind a device's pairwise masks. Raises as ``seed``."""
+    """Recover the secret key of a device's pairwise masks. Raises as ``seed``."""
     return _right(secret := shamir.combine(shares, threshold), agree.public(secret) == keys.mask)
 
 
 def _right(secret: bytes, is_right: bool) -> bytes:
     if not is_right:
-        raise DecodeError(DEALT, "shares of another secret than their device committed to.")
+        raise DecodeError(DEALT, "the shares give another secret than their device committed to.")
     return secret
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one device revealed, without what is not true.
+class CheckedShares:
+    """Shares that one device revealed and that passed their checks.
 
     Attributes:
-        own: the seed of its own mask; empty where it told another one, or none. seeds, keys: dealer -> share.
-        lied: it told something else than it knows.
+        own: the seed of its own mask, empty where it revealed another one or none. seeds, keys: dealer -> share.
+        lied: it revealed something else than it knows.
     """
 
     own: bytes = field(repr=False)
@@ -63,31 +67,37 @@ class Told:
     lied: bool
 
 
-def told(sid: bytes, roster: bytes, device: str, keys: Keys, message: Revealed, checks: Checks, held: int) -> Told:
-    """What a device revealed, held against its commitment and the ``checks`` of the dealers. ``held``: of how many
-    dealers it has shares, by its own account."""
+def check_revealed(
+    sid: bytes, roster: bytes, device: str, keys: Keys, message: Revealed, checks: Checks, dealers: int
+) -> CheckedShares:
+    """Check the shares that a device revealed against its commitment and the dealers' digests.
 
-    def right(shares: Mapping[str, bytes], kind: bytes) -> dict[str, bytes]:
-        at = slice(0, DIGEST_BYTES) if kind == b"seed" else slice(DIGEST_BYTES, None)
+    Args: checks: the dealers' digests. dealers: number of dealers whose shares the device has, by its own report.
+    """
+
+    def fitting(shares: Mapping[str, bytes], kind: bytes) -> dict[str, bytes]:
+        half = slice(0, DIGEST_BYTES) if kind == b"seed" else slice(DIGEST_BYTES, None)
         return {
             dealer: share
             for dealer, share in shares.items()
-            if fits(checks[dealer][device][at], roster, dealer, device, kind, share)
+            if fits(checks[dealer][device][half], roster, dealer, device, kind, share)
         }
 
-    of_others = {dealer: share for dealer, share in message.seeds.items() if dealer != device}
-    seeds, others = right(of_others, b"seed"), right(message.keys, b"key")
+    seeds_of_others = {dealer: share for dealer, share in message.seeds.items() if dealer != device}
+    seeds, key_shares = fitting(seeds_of_others, b"seed"), fitting(message.keys, b"key")
     own = message.seeds.get(device, b"")[: shamir.SECRET_BYTES]
     is_own = shamir.element(own) == message.seeds.get(device) and commitment(sid, device, own) == keys.commitment
-    lied = not is_own or len(seeds) + len(others) < held
-    return Told(own if is_own else b"", seeds, others, lied)
+    lied = not is_own or len(seeds) + len(key_shares) < dealers
+    return CheckedShares(own if is_own else b"", seeds, key_shares, lied)
 
 
 @dataclass(frozen=True)
 class Found:
-    """Attributes:
-    secrets: of each dealer that is in the sum the seed of its own mask, of the others that of their pairwise masks.
-    named: device -> code, of those who lied. lacking: the dealers whose secret cannot be found.
+    """Recovered secrets of a session.
+
+    Attributes:
+        secrets: dealer -> the seed of its own mask if it is in the sum, otherwise the key of its pairwise masks.
+        named: liar -> code. lacking: dealers whose secret cannot be recovered.
     """
 
     secrets: Mapping[str, bytes] = field(repr=False)
@@ -97,25 +107,25 @@ class Found:
 
 def recover(
     sid: bytes, keys: Mapping[str, Keys], holders: Mapping[str, Sequence[str]], alive: Collection[str],
-    said: Mapping[str, Told], threshold: int,
+    revealed: Mapping[str, CheckedShares], threshold: int,
 ) -> Found:  # fmt: skip
-    """The secrets that open a sum.
+    """Recover the secrets that open a sum.
 
     Args:
-        holders: dealer -> who was dealt its shares, in the order of their points. alive: whose updates are in the sum.
-        said: what those revealed who did.
+        holders: dealer -> holders of its shares, in the order of their points. alive: devices in the sum.
+        revealed: device -> the shares that it revealed. A device that revealed nothing is not in it.
     """
     secrets, named, lacking = dict[str, bytes](), dict[str, str](), list[str]()
     for dealer in holders:
         shares = dict[int, bytes]()
         for point, holder in enumerate(holders[dealer], 1):
-            if holder == dealer or holder not in said:
+            if holder == dealer or holder not in revealed:
                 continue
-            of_it = said[holder].seeds if dealer in alive else said[holder].keys
-            if dealer in of_it:
-                shares[point] = of_it[dealer]
-        own = said[dealer].own if dealer in said else b""
-        if len(shares) >= threshold:  # also where the seed is known: this is how wrong shares come to light
+            by_dealer = revealed[holder].seeds if dealer in alive else revealed[holder].keys
+            if dealer in by_dealer:
+                shares[point] = by_dealer[dealer]
+        own = revealed[dealer].own if dealer in revealed else b""
+        if len(shares) >= threshold:  # Combine even where the seed is known: this brings wrong shares to light.
             try:
                 own = (
                     seed(sid, dealer, keys[dealer], shares, threshold)
@@ -133,9 +143,10 @@ def recover(
 
 @dataclass(frozen=True)
 class Accused:
-    """Attributes:
-    named: device -> code, of those who lied. lacking: dealers that are in no sum, and of whose secret too few others
-    have shares.
+    """Liars and lost secrets, known before any share is revealed.
+
+    Attributes:
+        named: liar -> code. lacking: dealers that are in no sum, and of whose secret too few others have shares.
     """
 
     named: Mapping[str, str]
@@ -145,11 +156,12 @@ class Accused:
 def accused(
     holders: Mapping[str, Sequence[str]], failed: Mapping[str, Sequence[str]], threshold: int, most: int
 ) -> Accused:
-    """Who lied about boxes, and which secrets are lost already, before anything is revealed.
+    """Name the devices that lied about boxes, and the secrets that are lost already, before any share is revealed.
 
     Args:
-        holders: dealer -> who was dealt its shares. failed: holder -> the dealers that it accuses, of all whose masked
-        updates came. most: how many of a device's neighbours may lie. One accusation names nobody, whatever ``most``.
+        holders: dealer -> holders of its shares. failed: holder -> the dealers that it accuses, for every holder whose
+        masked update came. most: how many of a device's neighbours may lie.
+    Edge case: one accusation names nobody, whatever ``most``.
     """
     pairs = [(dealer, holder) for holder, dealers in failed.items() for dealer in dealers]
     by_dealer, by_holder = Counter(dealer for dealer, _ in pairs), Counter(holder for _, holder in pairs)
@@ -164,6 +176,6 @@ def accused(
 
 
 def suspects(lacking: Iterable[str], failed: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Of dealers whose secrets are lost those that some holder accuses."""
-    by_any = {dealer for dealers in failed.values() for dealer in dealers}
-    return {dealer: SUSPECT for dealer in lacking if dealer in by_any}
+    """Select, of the dealers whose secrets are lost, those that some holder accuses."""
+    accused_dealers = {dealer for dealers in failed.values() for dealer in dealers}
+    return {dealer: SUSPECT for dealer in lacking if dealer in accused_dealers}

@@ -1,4 +1,4 @@
-"""What both sides derive from keys: sealing keys, pairwise and own masks, commitments. Every use has its own label."""
+"""Derivation of sealing keys, pairwise masks, own masks and commitments. Every use has its own label."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ def _info(label: str, *names: str) -> bytes:
 
 
 def fresh(entropy: bytes, sid: bytes, role: str, device: str) -> bytes:
-    """A device's 32 secret bytes for one purpose in one session: entropy that is used twice gives no key twice.
+    """Derive 32 secret bytes of a device for one purpose in one session.
 
-    Raises ValueError for entropy that has not 32 bytes: without any, everybody could derive the same.
+    Guarantees: entropy that is used in two sessions gives different secrets.
+    Raises ValueError unless ``entropy`` has 32 bytes. Without entropy anybody could derive the same secrets.
     """
     if len(entropy) != KEY_BYTES:
         raise ValueError(f"entropy has {KEY_BYTES} bytes, this has {len(entropy)}")
@@ -31,42 +32,48 @@ def fresh(entropy: bytes, sid: bytes, role: str, device: str) -> bytes:
 
 
 def coins(shares: bytes, roster: bytes, kind: str) -> bytes:
-    """The seed of one secret's polynomial (``shamir.share``): other rosters have other thresholds and holders."""
+    """Derive the seed of one secret's polynomial (``shamir.share``).
+
+    It depends on the roster, because other rosters have other thresholds and holders.
+    """
     return derive(shares, roster, _info("polynomial", kind))
 
 
 def sealing_keys(secret: Secret, peer: bytes, roster: bytes, me: str, other: str) -> tuple[bytes, bytes]:
-    """The key of the one box that ``me`` seals for ``other``, and that of the box that comes back."""
+    """Derive the key of the box that ``me`` seals for ``other``, and the key of the box that ``other`` seals for it."""
     both = derive(secret.shared(peer), roster, _info("seal", *sorted((me, other))), 2 * KEY_BYTES)
-    up, down = both[:KEY_BYTES], both[KEY_BYTES:]  # from the first in order to the second, and back
+    up, down = both[:KEY_BYTES], both[KEY_BYTES:]  # ``up`` seals from the first name in order to the second.
     return (up, down) if me < other else (down, up)
 
 
 def bound(roster: bytes, sender: str, to: str, checks: bytes) -> bytes:
-    """What is authenticated with that box. ``checks``: the digests of both shares, 64 bytes."""
+    """Associated data that authenticates a box. ``checks``: the digests of both shares, 64 bytes."""
     return digest(b"box", roster, sender.encode(), to.encode(), checks)
 
 
 def pair_seed(secret: Secret, peer: bytes, roster: bytes, one: str, other: str) -> bytes:
-    """The seed of the mask between two devices, the same for both."""
+    """Derive the seed of the mask between two devices. Both get the same one."""
     return secret.agree(peer, roster, _info("mask", *sorted((one, other))))
 
 
 def commitment(sid: bytes, device: str, seed: bytes) -> bytes:
-    """Binds a device to the seed of its own mask without showing it (the seed has 256 random bits)."""
+    """Commitment of a device to the seed of its own mask. The seed has 256 random bits, so this does not show it."""
     return digest(b"commit", sid, device.encode(), seed)
 
 
 def mask(seed: bytes, context: bytes, heads: int) -> tuple[Head, prg.Words]:
-    """The mask that a seed stands for: the first words of a key stream for the head, and the stream from there on, for
-    the body. ``context``: ``Params.bound``, or the session's id with two servers."""
+    """Expand a seed to its mask.
+
+    Args: context: ``Params.bound``, or the session's id with two servers. heads: residues of the head.
+    Returns: the mask of the head, which is the first words of a key stream, and the rest of the stream for the body.
+    """
     stream, head = prg.Words(derive(seed, context, _info("stream"))), np.empty(heads, np.uint64)
     stream.fill(head)
     return head, stream
 
 
 class Hidden:
-    """A body and a head under construction: residues, to which masks are added in place."""
+    """Sum of residues, body and head, to which updates and masks are added in place."""
 
     def __init__(self, params: Params, body: Body | None = None, head: Head | None = None) -> None:
         self.params = params
@@ -74,13 +81,13 @@ class Hidden:
         self.head: Head = np.zeros(params.heads, np.uint64) if head is None else np.array(head, np.uint64)
 
     def add(self, body: Body, head: Head) -> None:
-        """Add residues."""
+        """Add residues: body uint32[dim] modulo 2^bits, head uint64[heads] modulo 2^64."""
         np.add(self.body, body, out=self.body)
         np.bitwise_and(self.body, np.uint32((1 << self.params.bits) - 1), out=self.body)
         np.add(self.head, head, out=self.head)
 
     def mask(self, seeds: Iterable[tuple[bytes, int]], context: bytes) -> None:
-        """Add (1) or take away (-1) the masks that seeds stand for."""
+        """Add (1) or subtract (-1) the masks of seeds."""
 
         def bodies() -> Iterator[tuple[prg.Words, int]]:
             for seed, sign in seeds:
@@ -92,6 +99,6 @@ class Hidden:
 
 
 def pairwise(device: str, seeds: Iterable[tuple[str, bytes]]) -> Iterator[tuple[bytes, int]]:
-    """The masks of ``device`` with others, as it adds them: plus where its name comes first."""
+    """Yield the seeds of the masks of ``device`` with others, with their signs: plus where its name sorts first."""
     for other, seed in seeds:
         yield seed, 1 if device < other else -1

@@ -1,19 +1,20 @@
-"""The server's side of single-server secure aggregation, a pure machine.
+"""Server side of secure aggregation with one server, a pure state machine.
 
     Advertising ─Close─► Sharing ─all or Close─► Masking ─► Signing ─► Unmasking ─► Released
          └───────────────────┴───────────────────────┴──────────┴──────────┴─────► Aborted(code)
 
-A step ends when everybody has answered who is still in, or with ``Close`` (its deadline). Whoever has not answered by
-then has dropped out; what they send later is refused. Masked updates are folded on arrival: memory O(d), whatever the
-number of devices. What a device does wrong costs it its place and is reported with a code; once its masked update is
-added, it is only reported. The sum is opened only with ``Params.needed`` survivors. Every share is checked against what
-its dealer said of it, and every secret against what its device committed to: wrong ones are left out and cannot give a
-wrong sum (``recovery``). A device signs all that it sends, its masked update with the boxes as they came to it and
-with the senders of those that failed: what happens on the way spoils no sum and makes no honest device a liar.
+A step ends when every device that is still in has answered, or with ``Close`` (its deadline). A device that has not
+answered by then has dropped out. Its later messages are refused. Masked updates are added on arrival, so memory is O(d)
+for any number of devices. A device that breaks the protocol loses its place and is reported with a code. After its
+masked update is added it is only reported.
+The sum is opened only with ``Params.needed`` survivors. Every share is checked against its dealer's digest and every
+secret against its device's commitment. Wrong ones are left out and cannot give a wrong sum (``recovery``). A device
+signs every message. It signs its masked update together with the boxes as they arrived and with the senders of failed
+boxes. So damage in transit spoils no sum and makes no honest device a liar.
 Guarantees: the sum is opened, whatever liars deal and reveal, where every device that does not reveal its own seed has
     dealt right shares and at least t of its holders reveal them. While no more devices are corrupt and drop out than
     the policy says, only a device that dealt wrong shares ends a session for want of them, and it is reported.
-Not checked, because nobody can: that a masked update holds what its device says; nor, before it is too late, that
+Not checked, because nobody can: that a masked update holds what its device claims, nor, before it is too late, that
     shares which fit their checks give back a secret.
 Source: Bonawitz et al. 2017, ePrint 2017/281, figure 4.
 """
@@ -42,7 +43,7 @@ from edgewise.secagg.secrets import Body, Head, Hidden, pair_seed, pairwise
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What does not change in a session. ``registry``: device -> its enrolled Ed25519 key."""
+    """Constants of one session. ``registry``: device -> its enrolled Ed25519 key."""
 
     params: Params
     sid: bytes
@@ -51,7 +52,7 @@ class Session:
 
 @dataclass(frozen=True)
 class Advertising:
-    """Collecting keys. ``seen``: all public keys among them."""
+    """State that collects keys. ``seen``: all public keys among them."""
 
     session: Session
     keys: AppendMap[Device, Keys] = field(default_factory=AppendMap)
@@ -60,9 +61,9 @@ class Advertising:
 
 @dataclass(frozen=True)
 class Sharing:
-    """Collecting sealed shares. ``roster``: its digest. ``near``: everybody's neighbours. ``boxes``: dealer, neighbour
-    -> box; once boxes have been passed on, what their dealers say of the shares in them. ``signatures``: dealer -> its
-    signature on all its boxes, and their digest."""
+    """State that collects sealed shares. ``roster``: its digest. ``near``: device -> its neighbours. ``boxes``: dealer
+    -> neighbour -> box. Once boxes have been passed on, only their dealers' digests of the shares remain in ``boxes``.
+    ``signatures``: dealer -> its signature on all its boxes, and their digest."""
 
     session: Session
     roster: bytes
@@ -76,11 +77,11 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Masking:
-    """Collecting masked updates; ``total`` is their running sum and must not be used after the next step. ``told``:
-    device -> digest of the boxes that it was sent. ``folded``: device -> whose boxes failed, as it says."""
+    """State that collects masked updates. ``total`` is their running sum and must not be used after the next step.
+    ``boxes_sent``: device -> digest of its boxes. ``folded``: device -> dealers whose boxes it reports failed."""
 
     shared: Sharing
-    told: Mapping[Device, bytes] = field(repr=False)
+    boxes_sent: Mapping[Device, bytes] = field(repr=False)
     total: Hidden = field(repr=False)
     folded: AppendMap[Device, tuple[Device, ...]] = field(default_factory=AppendMap)
     gone: AppendMap[Device, None] = field(default_factory=AppendMap)
@@ -88,7 +89,7 @@ class Masking:
 
 @dataclass(frozen=True)
 class Signing:
-    """Collecting signatures on the survivor list: those of ``masked.folded``, sorted. ``digest``: what they sign."""
+    """State that collects signatures on ``survivors``, the sorted devices of ``masked.folded``, by their ``digest``."""
 
     masked: Masking
     survivors: tuple[Device, ...]
@@ -99,16 +100,16 @@ class Signing:
 
 @dataclass(frozen=True)
 class Unmasking:
-    """Collecting shares, from all who signed."""
+    """State that collects shares from every device that signed."""
 
     signed: Signing
-    told: AppendMap[Device, recovery.Told] = field(default_factory=AppendMap)
+    revealed: AppendMap[Device, recovery.CheckedShares] = field(default_factory=AppendMap)
     gone: AppendMap[Device, None] = field(default_factory=AppendMap)
 
 
 @dataclass(frozen=True)
 class Released:
-    """The end: the sum of the survivors' bodies (uint32[d] mod 2^bits) and heads (uint64[h]), nothing of any one."""
+    """End state with the sum of the survivors' bodies (uint32[d] mod 2^bits) and heads (uint64[h]), and no more."""
 
     body: Body = field(repr=False)
     head: Head = field(repr=False)
@@ -117,7 +118,7 @@ class Released:
 
 @dataclass(frozen=True)
 class Aborted:
-    """The end without a sum."""
+    """End state without a sum. ``why`` is one sentence."""
 
     code: str
     why: str
@@ -134,12 +135,12 @@ _EARLIER: Mapping[type, tuple[type, ...]] = {
 
 
 def start(session: Session) -> Advertising:
-    """An empty session. It stays in this state until ``Close``: the caller knows how many keys are enough."""
+    """Begin an empty session. It collects keys until ``Close``, because the caller knows how many are enough."""
     return Advertising(session)
 
 
 def part(state: Advertising, devices: Collection[Device], params: Params) -> Advertising:
-    """The session of ``state`` among some of its devices, who then are each other's whole roster."""
+    """Restrict a session to some of its devices. They become each other's whole roster."""
     chosen = set(devices)
     keys = AppendMap((d, keys) for d, keys in state.keys.items() if d in chosen)
     return Advertising(
@@ -150,19 +151,19 @@ def part(state: Advertising, devices: Collection[Device], params: Params) -> Adv
 
 
 def waiting_for(state: State) -> frozenset[Device]:
-    """Who has not answered yet in this step; empty while advertising, and at the end."""
+    """List the devices that have not answered this step yet. Empty while advertising and at the end."""
     asked, answered, gone = _books(state)
     return frozenset(device for device in asked if device not in answered and device not in gone)
 
 
 def waits_for(state: State, device: Device) -> bool:
-    """Whether a device is in ``waiting_for(state)``; takes the same time in a session of any size."""
+    """Tell whether a device is in ``waiting_for(state)``, in constant time for a session of any size."""
     asked, answered, gone = _books(state)
     return device in asked and device not in answered and device not in gone
 
 
 def _books(state: State) -> tuple[Mapping[Device, Any], Mapping[Device, Any], Mapping[Device, Any]]:
-    """Who was asked in this step, and of them who answered and who dropped out, which nobody did both of."""
+    """Tables of the devices that this step asked, that answered and that dropped out. The last two are disjoint."""
     match state:
         case Sharing():
             return state.keys, state.boxes, state.gone
@@ -171,12 +172,12 @@ def _books(state: State) -> tuple[Mapping[Device, Any], Mapping[Device, Any], Ma
         case Signing():
             return state.masked.folded, state.signatures, state.gone
         case Unmasking():
-            return state.signed.signatures, state.told, state.gone
+            return state.signed.signatures, state.revealed, state.gone
     return {}, {}, {}
 
 
 def step(state: State, event: Event) -> Out:
-    """One input. Never raises for anything a device does."""
+    """Take one event. Returns the next state and the effects. Never raises for anything that a device does."""
     if isinstance(state, Released | Aborted):
         return state, ()
     if isinstance(event, Close):
@@ -188,14 +189,14 @@ def step(state: State, event: Event) -> Out:
         if isinstance(state, Advertising):
             return _advertised(state, event.device, message), ()
         if type(message) in _EARLIER[type(state)]:
-            return state, ()  # a copy that the network kept for a while
+            return state, ()  # The network delivered an older message again.
         if not waits_for(state, event.device):
-            raise DecodeError("E-SECAGG-ORDER", "a message from a device that is not waited for.")
+            raise DecodeError("E-SECAGG-ORDER", "this step expects no message from the device.")
         if isinstance(message, messages.Abort):
             code = message.code if message.code in messages.CODES else "E-SECAGG-ORDER"
             return _settle(_without(state, event.device), (Refused(event.device, code),))
         after = _taken(state, event.device, message)
-        lied = isinstance(after, Unmasking) and after.told[event.device].lied
+        lied = isinstance(after, Unmasking) and after.revealed[event.device].lied
         return _settle(after, (Refused(event.device, recovery.LIED),) if lied else ())
     except DecodeError as e:
         after = _without(state, event.device)
@@ -203,7 +204,7 @@ def step(state: State, event: Event) -> Out:
 
 
 def _without(state: State, device: Device) -> State:
-    """A device that is waited for no longer."""
+    """Mark a device as dropped out where this step still waits for it."""
     if isinstance(state, Sharing | Masking | Signing | Unmasking) and waits_for(state, device):
         return replace(state, gone=state.gone.plus(device, None))
     return state
@@ -211,39 +212,39 @@ def _without(state: State, device: Device) -> State:
 
 def _advertised(state: Advertising, device: Device, message: messages.Message) -> Advertising:
     if not isinstance(message, messages.Advertise):
-        raise DecodeError("E-SECAGG-ORDER", "keys are expected.")
+        raise DecodeError("E-SECAGG-ORDER", "this step expects keys.")
     if device in state.keys:
-        raise DecodeError("E-SECAGG-ORDER", "a device's keys came twice.")
+        raise DecodeError("E-SECAGG-ORDER", "the device has sent keys before.")
     keys = message.keys
     _check(state.session, device, keys.signature, keys.signed(state.session.sid, device))
-    if not (agree.usable(keys.seal) and agree.usable(keys.mask)):  # every neighbour would have to end its session
+    if not (agree.usable(keys.seal) and agree.usable(keys.mask)):  # Every neighbour would have to end its session.
         raise DecodeError("E-KEY-AGREE", "a device's public key is not usable.")
     if keys.seal in state.seen or keys.mask in state.seen or keys.seal == keys.mask:
-        raise DecodeError("E-SECAGG-KEYS", "keys of another device, or one key for two purposes.")
+        raise DecodeError("E-SECAGG-KEYS", "a public key stands twice in the session.")
     seen = state.seen.plus(keys.seal, None).plus(keys.mask, None)
     return replace(state, keys=state.keys.plus(device, keys), seen=seen)
 
 
 def _taken(state: State, device: Device, message: messages.Message) -> State:
-    """A device's answer to the step, checked and kept. Raises DecodeError."""
+    """Check a device's answer to the step and store it. Raises DecodeError for a wrong answer."""
     match state, message:
         case Sharing(), messages.Shares():
             if set(message.boxes) != set(state.near[device]):
-                raise DecodeError("E-SECAGG-ORDER", "boxes are not for exactly the neighbours.")
-            every = messages.boxes_digest(message.boxes)
-            _check(state.session, device, message.signature, messages.shares_digest(state.roster, device, every))
-            signatures = state.signatures.plus(device, (message.signature, every))
+                raise DecodeError("E-SECAGG-ORDER", "the boxes are not for exactly the device's neighbours.")
+            digest = messages.boxes_digest(message.boxes)
+            _check(state.session, device, message.signature, messages.shares_digest(state.roster, device, digest))
+            signatures = state.signatures.plus(device, (message.signature, digest))
             return replace(state, boxes=state.boxes.plus(device, message.boxes), signatures=signatures)
         case Masking(), messages.Masked():
             params, context = state.shared.session.params, state.shared.session.params.bound(state.shared.roster)
-            told, failed = state.told[device], message.failed
-            said = messages.masked_digest(context, device, told, message.body, message.head, failed)
-            _check(state.shared.session, device, message.signature, said)  # also other boxes than it was sent
+            failed, boxes = message.failed, state.boxes_sent[device]
+            signed = messages.masked_digest(context, device, boxes, message.body, message.head, failed)
+            _check(state.shared.session, device, message.signature, signed)  # Fails also for other boxes than sent.
             if not set(_paired(state.shared, device)).issuperset(failed):
-                raise DecodeError("E-SECAGG-ORDER", "a device accuses one whose box it was not sent.")
+                raise DecodeError("E-SECAGG-ORDER", "the device reports a failed box that it was not sent.")
             body = unpack_bits(memoryview(message.body), params.bits, params.dim)
             if body is None or len(message.head) != 8 * params.heads:
-                raise DecodeError("E-PAYLOAD", "a masked update of another size.")
+                raise DecodeError("E-PAYLOAD", "the masked update has another size than the session's.")
             state.total.add(body.astype(np.uint32, copy=False), np.frombuffer(message.head, "<u8").astype(np.uint64))
             return replace(state, folded=state.folded.plus(device, failed))
         case Signing(), messages.Consistent():
@@ -254,23 +255,23 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
             dealers = set(_paired(shared, device)).difference(folded[device])
             alive = {dealer for dealer in dealers if dealer in folded}
             if not {device, *alive}.issuperset(message.seeds) or not (dealers - alive).issuperset(message.keys):
-                raise DecodeError("E-SECAGG-ORDER", "shares of the wrong kind, or that the device was not dealt.")
-            said = messages.revealed_digest(shared.roster, device, message.seeds, message.keys)
-            _check(shared.session, device, message.signature, said)  # else damage on the way would be its lie
+                raise DecodeError("E-SECAGG-ORDER", "shares have the wrong kind, or were not dealt to the device.")
+            signed = messages.revealed_digest(shared.roster, device, message.seeds, message.keys)
+            _check(shared.session, device, message.signature, signed)  # Otherwise damage in transit would be its lie.
             sid, keys = shared.session.sid, shared.keys[device]
-            told_ = recovery.told(sid, shared.roster, device, keys, message, shared.boxes, len(dealers))
-            return replace(state, told=state.told.plus(device, told_))
-    raise DecodeError("E-SECAGG-ORDER", "a message that is not the answer to this step.")
+            checked = recovery.check_revealed(sid, shared.roster, device, keys, message, shared.boxes, len(dealers))
+            return replace(state, revealed=state.revealed.plus(device, checked))
+    raise DecodeError("E-SECAGG-ORDER", "the message is not the answer to this step.")
 
 
-def _check(session: Session, device: Device, signature: bytes, said: bytes, code: str = "E-SECAGG-KEYS") -> None:
+def _check(session: Session, device: Device, signature: bytes, signed: bytes, code: str = "E-SECAGG-KEYS") -> None:
     enrolled = session.registry(device)
-    if enrolled is None or not sign.verify(enrolled, signature, said):
-        raise DecodeError(code, "what came is not what an enrolled device has signed for this session.")
+    if enrolled is None or not sign.verify(enrolled, signature, signed):
+        raise DecodeError(code, "the message is not what an enrolled device has signed for this session.")
 
 
 def _settle(state: State, effects: tuple[Effect, ...]) -> Out:
-    """Go on where nobody is waited for."""
+    """Close the step once every asked device has answered or dropped out."""
     asked, answered, gone = _books(state)
     if isinstance(state, Advertising | Released | Aborted) or len(answered) + len(gone) < len(asked):
         return state, effects
@@ -316,19 +317,19 @@ def _boxes(state: Sharing) -> Out:
         return _few(len(state.boxes), need, "sent shares"), ()
     letters = []
     for device in state.boxes:
-        mine = dict[Device, messages.Dealt]()
+        dealt = dict[Device, messages.Dealt]()
         for v in _paired(state, device):
-            signature, every = state.signatures[v]
-            mine[v] = messages.Dealt(box=state.boxes[v][device], all=every, signature=signature)
-        letters.append(Send(device, messages.dump(messages.Boxes(boxes=mine))))
+            signature, digest = state.signatures[v]
+            dealt[v] = messages.Dealt(box=state.boxes[v][device], all=digest, signature=signature)
+        letters.append(Send(device, messages.dump(messages.Boxes(boxes=dealt))))
     checks = ((device, {v: box[SEALED_BYTES:] for v, box in boxes.items()}) for device, boxes in state.boxes.items())
-    kept = replace(state, boxes=AppendMap(checks), signatures=AppendMap())
-    told = {letter.device: messages.told_digest(letter.raw) for letter in letters}
-    return Masking(kept, told, Hidden(params)), tuple(letters)
+    shared = replace(state, boxes=AppendMap(checks), signatures=AppendMap())
+    digests = {letter.device: messages.told_digest(letter.raw) for letter in letters}
+    return Masking(shared, digests, Hidden(params)), tuple(letters)
 
 
 def _paired(state: Sharing, device: Device) -> list[Device]:
-    """Whose boxes a device is sent, and with whom it shares a mask."""
+    """List the neighbours whose boxes a device is sent. It shares a mask with each."""
     return [v for v in state.near[device] if v in state.boxes]
 
 
@@ -348,7 +349,7 @@ def _survivors(state: Masking) -> Out:
 
 
 def _holders(state: Sharing) -> dict[Device, list[Device]]:
-    """Dealer -> who was dealt its shares, in the order of their points."""
+    """Map each dealer to the holders of its shares, in the order of their points."""
     return {device: holding(device, state.near[device], len(state.keys)) for device in state.boxes}
 
 
@@ -379,15 +380,15 @@ def _open(state: Unmasking) -> Out:
     masked = state.signed.masked
     shared, total, survivors = masked.shared, masked.total, state.signed.survivors
     session, alive = shared.session, frozenset(survivors)
-    found = recovery.recover(session.sid, shared.keys, _holders(shared), alive, state.told, shared.threshold)
-    before = _accused(masked).named  # reported when the masked updates were in
+    found = recovery.recover(session.sid, shared.keys, _holders(shared), alive, state.revealed, shared.threshold)
+    before = _accused(masked).named  # These were reported when all masked updates had arrived.
     late = {d: code for d, code in recovery.suspects(found.lacking, masked.folded).items() if d not in before}
     effects = _reports({d: c for d, c in {**late, **found.named}.items() if before.get(d) != recovery.DEALT})
     if found.lacking:
         return Aborted("E-SECAGG-FEW", f"too few right shares of {', '.join(found.lacking)}"), effects
     context = session.params.bound(shared.roster)
     total.mask(((found.secrets[v], -1) for v in survivors), context)
-    for device in sorted(set(shared.boxes) - alive):  # they may have masked for others, and are not in the sum
+    for device in sorted(set(shared.boxes) - alive):  # Survivors masked with these devices, which are not in the sum.
         secret, near = agree.Secret(found.secrets[device]), [v for v in shared.near[device] if v in alive]
         pairs = ((v, pair_seed(secret, shared.keys[v].mask, shared.roster, device, v)) for v in near)
         total.mask(pairwise(device, pairs), context)

@@ -1,4 +1,4 @@
-"""How many bytes one device's session takes, where nobody drops out: made of real messages, with zeros for contents."""
+"""Bytes that one device's session takes where nobody drops out, measured on real messages with zeros for contents."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SIGNATURE, _WORD, _BOX, _SHARE = bytes(SIGNATURE_BYTES), bytes(32), bytes(messa
 
 
 def letters(params: Params, names: Sequence[str], framed: Callable[[bytes], int]) -> tuple[int, int]:
-    """Bytes that a device sends and receives in a session of ``names``: all messages of all steps, the masked update
-    among them.
+    """Count the bytes that a device sends and receives in a session, over all messages of all steps.
 
     Args:
-        names: of the devices of the session, 2 or more. framed: length of the frame around a message.
+        names: devices of the session, 2 or more. framed: length of the frame around a message.
+    Returns: bytes sent, the masked update included, and bytes received.
     Raises CompositionError as ``TrustPolicy.shape``.
     """
     n, everybody = len(names), sorted(names)
@@ -41,5 +41,5 @@ def letters(params: Params, names: Sequence[str], framed: Callable[[bytes], int]
         messages.Survivors(devices=tuple(everybody)),
         messages.Proofs(signatures=dict.fromkeys(holding(everybody[0], tuple(near), n), _SIGNATURE)),
     )
-    up, down = (sum(framed(messages.dump(message)) for message in way) for way in (sent, received))
-    return up, down
+    up_bytes, down_bytes = (sum(framed(messages.dump(message)) for message in side) for side in (sent, received))
+    return up_bytes, down_bytes

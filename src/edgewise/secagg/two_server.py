@@ -1,13 +1,13 @@
-"""Secure aggregation with two servers: additive shares, one message per device, no drop-outs.
+"""Secure aggregation with two servers: additive shares and one message per device, so that drop-outs need no recovery.
 
     x_H = PRG(k)  (k: 32 bytes),  x_L = x - PRG(k) mod 2^b;  sum x = sum x_L + sum x_H
 
-The leader gets x_L and the helper k, each sealed to its own HPKE key, so neither learns anything about x unless they
-work together. The report is signed by the device: a leader cannot fill a batch with reports of its own (Sybils), and
-both servers refuse one that was seen, belongs to another model or configuration, or whose half does not open. The
-helper opens a batch once, with at least ``n_min`` reports, each of another device.
-Source: the shape of DAP (draft-ietf-ppm-dap) and Prio (Corrigan-Gibbs and Boneh 2017), without validity proofs: a
-device may send any residues.
+The leader gets x_L and the helper gets k, each sealed to its own HPKE key. Neither learns anything about x unless they
+work together. The device signs its report, so a leader cannot fill a batch with reports of its own (Sybils). Both
+servers refuse a report that they have seen before, that belongs to another model or configuration, or whose half does
+not open. The helper opens a batch once, with at least ``n_min`` reports, each of another device.
+Not checked: a device may send any residues, because there are no validity proofs.
+Source: the shape of DAP (draft-ietf-ppm-dap) and Prio (Corrigan-Gibbs and Boneh 2017).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from edgewise.secagg.params import Params
 from edgewise.secagg.secrets import Body, Head, Hidden, fresh, mask
 
 ID_BYTES = 16
-_BLOCK = 1 << 16  # coordinates; a multiple of 8, so that every block ends on a byte
+_BLOCK = 1 << 16  # Coordinates per block. A multiple of 8, so that every block ends on a byte.
 _SEALED_SEED_BYTES = prg.SEED_BYTES + seal.HPKE_OVERHEAD_BYTES
 
 Id = Annotated[bytes, msgspec.Meta(min_length=ID_BYTES, max_length=ID_BYTES)]
@@ -40,13 +40,13 @@ Sealed = Annotated[bytes, msgspec.Meta(min_length=_SEALED_SEED_BYTES, max_length
 
 
 class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The head of what a device sends, of ``_HEAD_BYTES``; the leader's box follows: x_L and the head scalars.
+    """First ``_HEAD_BYTES`` of a device's report. The leader's box follows, with x_L and the head scalars.
 
+    The signature covers the leader's box by its ends (sealed key and authentication tag), not by a digest of its
+    megabytes. Without the key nobody can make another box with these ends. The leader has the key, but it could
+    misstate its own share in any case.
     Attributes:
         id: 16 random bytes. helper: sealed k. signature: Ed25519 over ``signed``.
-        The signature covers the leader's box by its ends (sealed key and authentication tag), not by a digest of its
-        megabytes: without the key nobody can make another box with these ends, and the leader, who has it, could
-        misstate its own share in any case.
     """
 
     id: Id
@@ -55,7 +55,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The helper's part of a report: all of it but the leader's box, of which the ends."""
+    """Helper's part of a report: everything except the leader's box, of which it has the ends."""
 
     device: Device
     id: Id
@@ -74,12 +74,12 @@ _HEAD_BYTES = len(
 
 
 def dump(ticket: Ticket) -> bytes:
-    """A ticket as it travels to the helper."""
+    """Serialise a ticket for the helper."""
     return _encoder.encode(ticket)
 
 
 def load(raw: bytes) -> Ticket:
-    """Inverse of ``dump``. Raises DecodeError(E-FRAME) for anything that ``dump`` cannot have produced."""
+    """Parse a ticket. Raises DecodeError(E-FRAME) for anything that ``dump`` cannot have produced."""
     return _strict(raw, _tickets)
 
 
@@ -87,14 +87,14 @@ def _strict(raw: bytes, decoder: msgspec.msgpack.Decoder[_Record]) -> _Record:
     try:
         record = decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise DecodeError("E-FRAME", "malformed report or ticket.") from None
+        raise DecodeError("E-FRAME", "the report or ticket is malformed.") from None
     if _encoder.encode(record) != raw:
-        raise DecodeError("E-FRAME", "a report or ticket in another encoding than its own.")
+        raise DecodeError("E-FRAME", "the report or ticket is not in its only encoding.")
     return record
 
 
 def signed(context: bytes, device: str, id: bytes, leader: bytes, helper: bytes) -> bytes:
-    """What a device signs; ``leader``: the ends of the leader's box."""
+    """Digest that a device signs. ``leader``: the ends of the leader's box."""
     return digest(b"report", context, device.encode(), id, leader, helper)
 
 
@@ -103,12 +103,12 @@ def _bound(context: bytes, role: bytes, device: str, id: bytes) -> bytes:
 
 
 def ends(box: bytes | memoryview) -> bytes:
-    """Sealed key (80 bytes) and authentication tag (16 bytes) of the leader's box."""
+    """Ends of the leader's box: its sealed key (80 bytes) and its authentication tag (16 bytes)."""
     return bytes(box[: seal.LARGE_OVERHEAD_BYTES - seal.OVERHEAD_BYTES]) + bytes(box[-seal.OVERHEAD_BYTES :])
 
 
 def report_bytes(params: Params) -> int:
-    """Length of a device's report (``split``)."""
+    """Length of a device's report (``split``), in bytes."""
     return _HEAD_BYTES + packed_bytes(params.dim, params.bits) + 8 * params.heads + seal.LARGE_OVERHEAD_BYTES
 
 
@@ -123,8 +123,9 @@ def split(
     head: Head,
     entropy: bytes,
 ) -> bytearray:
-    """A device's report: its only large copy of the update, a block of which is masked, packed and sealed at a time.
+    """Split an update into two sealed shares and sign the report.
 
+    The report is the only large copy of the update. It is masked, packed and sealed block by block.
     Args:
         context: ``messages.session_id`` of the round. identity: secret Ed25519 key. leader, helper: the servers' HPKE
         keys. body: uint32[dim] below 2^bits. head: uint64[heads]. entropy: 32 fresh secret bytes.
@@ -151,21 +152,24 @@ def split(
 
 
 def server_pair(entropy: bytes) -> Pair:
-    """A server's HPKE pair."""
+    """Derive a server's HPKE key pair from its entropy."""
     return pair(entropy)
 
 
 def _authentic(context: bytes, registry: Registry, t: Ticket) -> None:
     enrolled = registry(t.device)
-    said = signed(context, t.device, t.id, t.leader, t.helper)
-    if enrolled is None or not sign.verify(enrolled, t.signature, said):
-        raise DecodeError("E-SECAGG-KEYS", "a report is not signed by an enrolled device for this round.")
+    if enrolled is None or not sign.verify(enrolled, t.signature, signed(context, t.device, t.id, t.leader, t.helper)):
+        raise DecodeError("E-SECAGG-KEYS", "the report is not signed by an enrolled device for this round.")
 
 
 @dataclass(frozen=True)
 class LeaderState:
-    """The orchestrator: sums its shares as they come. ``total`` must not be used after the next report.
-    ``counted``: device -> report id. ``ids``: the same ids, to find one."""
+    """State of the leader, which adds its shares as they arrive.
+
+    Attributes:
+        secret: HPKE key. total: running sum, which must not be used after the next report.
+        counted: device -> report id. ids: the same ids, for looking one up.
+    """
 
     params: Params
     context: bytes
@@ -177,39 +181,39 @@ class LeaderState:
 
 
 def lead(params: Params, context: bytes, secret: bytes, registry: Registry) -> LeaderState:
-    """A leader without reports; ``secret`` is its HPKE key."""
+    """Begin a leader's round without reports. ``secret`` is its HPKE key."""
     return LeaderState(params, context, secret, registry, Hidden(params))
 
 
 def open_report(leader: LeaderState, device: str, raw: Buffer) -> tuple[Ticket, Hidden]:
-    """The helper's ticket and the leader's own share of a report, which is not counted yet.
+    """Open a report: the ticket for the helper, and the leader's own share, which is not counted yet.
 
     Raises DecodeError: E-FRAME, E-SECAGG-KEYS (signature), E-SECAGG-ORDER (a second report), E-SEAL, E-PAYLOAD.
     """
     box = memoryview(raw)[_HEAD_BYTES:]
     report = _strict(bytes(raw[:_HEAD_BYTES]), _reports)
     if len(box) < seal.LARGE_OVERHEAD_BYTES:
-        raise DecodeError("E-FRAME", "a report whose box has no room for its ends.")
+        raise DecodeError("E-FRAME", "the report's box is too short for its ends.")
     ticket = Ticket(device=device, id=report.id, leader=ends(box), helper=report.helper, signature=report.signature)
     if device in leader.counted or report.id in leader.ids:
-        raise DecodeError("E-SECAGG-ORDER", "a device's report came twice.")
+        raise DecodeError("E-SECAGG-ORDER", "the device or its report is counted already.")
     _authentic(leader.context, leader.registry, ticket)
     plain = seal.large_open(leader.secret, box, _bound(leader.context, b"leader", device, report.id))
     return ticket, load_share(leader.params, plain)
 
 
 def dump_share(share: Hidden) -> bytes:
-    """A share as it travels: the body packed in ``bits`` bits a residue, then the head, 8 bytes a residue."""
+    """Serialise a share: the body packed in ``bits`` bits a residue, then the head in 8 bytes a residue."""
     packed = bytes(pack_bits(share.body, share.params.bits))
     return packed + share.head.astype("<u8", copy=False).tobytes()
 
 
 def load_share(params: Params, raw: Buffer) -> Hidden:
-    """Inverse of ``dump_share``. Raises DecodeError(E-PAYLOAD) for another size, or bits beyond the last residue."""
+    """Parse a share. Raises DecodeError(E-PAYLOAD) for another size, or bits beyond the last residue."""
     size = packed_bytes(params.dim, params.bits)
     body = unpack_bits(memoryview(raw)[:size], params.bits, params.dim)
     if body is None or len(raw) != size + 8 * params.heads:
-        raise DecodeError("E-PAYLOAD", "a share of another size.")
+        raise DecodeError("E-PAYLOAD", "the share has another size than the session's.")
     return Hidden(params, body.astype(np.uint32, copy=False), np.frombuffer(raw, "<u8", offset=size))
 
 
@@ -222,11 +226,11 @@ def count(leader: LeaderState, ticket: Ticket, share: Hidden) -> LeaderState:
 
 @dataclass(frozen=True)
 class HelperState:
-    """The gateway: keeps 32 bytes per report until the batch is opened, and report ids for ever.
+    """State of the helper, which keeps 32 bytes per report until the batch is opened, and report ids for ever.
 
     Attributes:
-        seen: ids of all reports of earlier rounds and this one (what must survive a restart).
-        seeds: device -> (report id, k) of this round; empty once it is opened.
+        secret: HPKE key. seen: ids of all reports of earlier rounds and this one. They must survive a restart.
+        seeds: device -> (report id, k) of this round. Empty once the batch is opened.
         opened: this round's batch has been opened.
     """
 
@@ -240,13 +244,13 @@ class HelperState:
 
 
 def admit(helper: HelperState, ticket: Ticket) -> HelperState:
-    """Take a report into the round's batch.
+    """Admit a report to the round's batch.
 
     Raises DecodeError: E-SECAGG-ORDER (seen before, a second one of its device, or the batch was opened),
-        E-SECAGG-KEYS (signature: also where the context, that is model, configuration or round, is another), E-SEAL.
+        E-SECAGG-KEYS (wrong signature, or another context, that is model, configuration or round), E-SEAL.
     """
     if helper.opened or ticket.id in helper.seen or ticket.device in helper.seeds:
-        raise DecodeError("E-SECAGG-ORDER", "a report came twice, or after its batch was opened.")
+        raise DecodeError("E-SECAGG-ORDER", "the device or its report came before, or the batch has been opened.")
     _authentic(helper.context, helper.registry, ticket)
     k = seal.hpke_open(helper.secret, ticket.helper, _bound(helper.context, b"helper", ticket.device, ticket.id))
     seeds = helper.seeds.plus(ticket.device, (ticket.id, k))
@@ -254,21 +258,22 @@ def admit(helper: HelperState, ticket: Ticket) -> HelperState:
 
 
 def open_batch(helper: HelperState, devices: Iterable[str]) -> tuple[HelperState, Hidden]:
-    """The helper's share of the sum over these devices' reports, once.
+    """Open the helper's share of the sum over these devices' reports, once.
 
-    The helper then forgets all seeds of the round: no second batch can be opened that differs by one report.
+    Guarantees: the helper then forgets all seeds of the round. So no second batch can be opened that differs by one
+        report.
     Raises DecodeError: E-SECAGG-ORDER (opened already, a device without a report), E-SECAGG-FEW (below n_min).
     """
     batch = sorted(set(devices))
     if helper.opened or not all(device in helper.seeds for device in batch):
-        raise DecodeError("E-SECAGG-ORDER", "the batch was opened, or lists a report that never came.")
+        raise DecodeError("E-SECAGG-ORDER", "the batch was opened before, or lists a device without a report.")
     if len(batch) < helper.params.n_min:
-        raise DecodeError("E-SECAGG-FEW", f"a batch of {len(batch)} reports, {helper.params.n_min} are needed.")
+        raise DecodeError("E-SECAGG-FEW", f"the batch has {len(batch)} reports. {helper.params.n_min} are needed.")
     share = Hidden(helper.params)
     share.mask(((helper.seeds[device][1], 1) for device in batch), helper.context)
     return closed(helper), share
 
 
 def closed(helper: HelperState) -> HelperState:
-    """The helper after its batch was opened: without a seed of the round."""
+    """Mark a helper's batch as opened, and forget the seeds of the round."""
     return replace(helper, seeds=AppendMap(), opened=True)
