@@ -1,6 +1,6 @@
 """One round and one run as pure machines, and the loop that drives them over ports.
 
-The server: ``coordinator`` opens and closes rounds, ``loop`` receives, ``round`` and ``exchange`` decide,
-``aggregation`` sums. The device: ``device``. What stands at the edges: ``ports``, ``trainer``. No torch, no sockets,
-no wall clock.
+Server side: ``coordinator`` opens and closes rounds, ``loop`` receives frames, ``round`` and ``exchange`` decide, and
+``aggregation`` sums. Device side: ``device``. Edges: ``ports`` and ``trainer``. Nothing here uses torch, sockets or the
+wall clock.
 """

@@ -1,12 +1,13 @@
-"""The coordinator of a run: one round after the other, over a Cohort and a Store. No torch, sockets or wall clock.
+"""Coordinator of a run: plays one round after the other over a Cohort and a Store. No torch, sockets or wall clock.
 
-Crash safety: what arrives is written to the round's log before it takes effect; a finished round is one transaction
-(model, strategy state, who contributed, events). After a crash the log is folded by the same pure machine
-(``engine.round``), only the devices without an answer are asked again, and their answers are the same bytes as before;
-so the final model is bit-identical to an undisturbed run. That holds of hidden rounds too, as long as devices hold
-their sessions; where they do not, the round is abandoned, and nothing is charged twice.
+Crash safety: each arrival is written to the round's log before it takes effect. A finished round is one transaction
+(model, strategy state, contributors, events). After a crash the same pure machine (``engine.round``) replays the log.
+Only devices without an answer are asked again, and they answer with the same bytes as before. So the final model is
+bit-identical to an undisturbed run. That holds under secure aggregation too, as long as devices keep their sessions.
+Where they do not, the round is abandoned, and nothing is charged twice.
 
-Devices train from what they are given of the model (``engine.broadcast``); evaluations measure the model itself.
+Devices train on the broadcast model, which may lag behind the server's (``engine.broadcast``). Evaluations measure the
+server's model.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from edgewise.plan.plan import Plan
 from edgewise.strategies.base import State
 
 BEST = "best"  # name under which the store keeps the model with the lowest held-out loss
-UNMET_LIMIT = 3  # abandoned rounds in a row after which the run stops instead of spinning
+UNMET_LIMIT = 3  # The run stops after this many abandoned rounds in a row, instead of trying for ever.
 
 
 def first(plan: Plan, initial: vector.Vector) -> Checkpoint:
-    """A run before its first round, from float32[d]."""
+    """Make the checkpoint of a run before its first round, from initial parameters float32[d]."""
     state = plan.strategy.init(initial)
     down = None if plan.downlink is None else broadcast.start(plan.layout.broadcast(state))
     return Checkpoint(0, state, memory=plan.each(Pipeline.start_memory), down=down)
@@ -50,17 +51,18 @@ def first(plan: Plan, initial: vector.Vector) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Coordinator:
-    """One run: the plan and everything at its edges.
+    """One run: the plan and its ports.
 
     Attributes:
         population: sorted device ids. cohort, store: the ports. tell: event sink.
-        now_s: wall clock for durations in events (injected; the engine has none).
-        entropy: round -> 32 secret bytes, for noise that is added at release and for what secure aggregation needs
-            fresh. Other bytes for a round that is gone on with are no harm: its log has what must be the same.
-        sampling_key: 32 bytes that decide who is invited, in all rounds; secret where sampling amplifies privacy.
-        trust, secret, helper: for merges that hide contributions: who is enrolled; with two servers the leader's secret
+        now_s: wall clock for durations in events. It is injected, because the engine has no clock.
+        entropy: round -> 32 secret bytes, for noise that is added at release and for fresh values of secure
+            aggregation. A resumed round may get other bytes, because its log has all that must stay the same.
+        sampling_key: 32 bytes that decide which devices are invited, in all rounds. Secret where sampling amplifies
+            privacy.
+        trust, secret, helper: for secure aggregation: the enrolled devices, and with two servers the leader's secret
             HPKE key and the other server.
-        evaluator: measures models where the recipe wants it. None: nobody can, and no model is measured.
+        evaluator: measures models where the recipe asks for it. With None no model is measured.
     """
 
     plan: Plan
@@ -83,7 +85,7 @@ class Coordinator:
         return Purse(self.plan, self.store)
 
     def begin(self, initial: vector.Vector) -> Checkpoint:
-        """The stored checkpoint, or a fresh one from ``initial`` (float32[d]), committed."""
+        """Load the stored checkpoint, or commit a fresh one from ``initial`` (float32[d])."""
         if (stored := self.store.load()) is not None:
             self.purse.check(stored)
             return stored
@@ -92,36 +94,37 @@ class Coordinator:
         return fresh
 
     def run(self, checkpoint: Checkpoint, until: Callable[[], bool] = lambda: False) -> Checkpoint:
-        """Play the remaining rounds and the evaluations that are due, up to the last round or to where
-        ``round.patience`` ends the run, or until ``until()``, which is asked between two rounds.
+        """Play the remaining rounds and the evaluations that are due.
 
+        The run ends after the last round, where ``round.patience`` ends it, or when ``until()`` is true. ``until()`` is
+        asked between two rounds.
         Raises:
             RoundError: E-ROUND where ``UNMET_LIMIT`` rounds in a row ended below their minimum, and the run can be
-                resumed; or all rounds did, so that nothing was trained. E-BEACON as ``gather``.
+                resumed. E-ROUND also where all rounds did, so that nothing was trained. E-BEACON as ``gather``.
         """
-        reached = checkpoint
+        latest = checkpoint
         for after in self.rounds(checkpoint, until):
-            reached = after
-        return reached
+            latest = after
+        return latest
 
     def rounds(self, checkpoint: Checkpoint, until: Callable[[], bool] = lambda: False) -> Iterator[Checkpoint]:
-        """``run``, a round for each step: the checkpoint after each round that is committed and measured."""
+        """Yield the checkpoint after each round, once it is committed and measured. Otherwise as ``run``."""
         self.evaluate_if_due(checkpoint)
         while checkpoint.next_round < self.plan.rounds and not self.kept(checkpoint).stopped and not until():
             self.gather()
             checkpoint = self.round(checkpoint)
             self.evaluate_if_due(checkpoint)
             yield checkpoint
-        now, played = self.kept(checkpoint), checkpoint.next_round
-        if checkpoint.unmet == played and (played == self.plan.rounds or now.stopped):
+        best, played = self.kept(checkpoint), checkpoint.next_round
+        if checkpoint.unmet == played and (played == self.plan.rounds or best.stopped):
             raise self._unmet(played)
-        if played < self.plan.rounds and now.stopped:
-            self.tell(events.StoppedEarly(played=played, evaluations=now.waited, kept=now.played))
+        if played < self.plan.rounds and best.stopped:
+            self.tell(events.StoppedEarly(played=played, evaluations=best.waited, kept=best.played))
 
     def gather(self) -> None:
-        """Have the run's devices draw its cohorts together, where they verify them and have not done so.
+        """Run the common draw of the cohorts, where devices verify cohorts and the draw has not been made yet.
 
-        Raises RoundError(E-BEACON): too few of them are left for that.
+        Raises RoundError(E-BEACON) where too few devices remain for it.
         """
         if not self.plan.contributors or beacon_server.stored(self.store.beacon) is not None:
             return
@@ -138,7 +141,7 @@ class Coordinator:
         return derive(self.sampling_key, "beacon")
 
     def _beacon(self) -> bytes:
-        """The beacon that cohorts are drawn from; empty where the server draws alone."""
+        """Load the beacon that cohorts are drawn from. Empty where the server draws alone."""
         if not self.plan.contributors:
             return b""
         if (blob := beacon_server.stored(self.store.beacon)) is None:
@@ -146,7 +149,7 @@ class Coordinator:
         return blob
 
     def _draw(self, number: int, blob: bytes) -> frame.Draw | None:
-        """What devices are told of a round's cohort."""
+        """Make the message by which devices verify a round's cohort. None where they do not."""
         if not blob:
             return None
         return frame.Draw(beacon=vector.digest(blob), key=beacon.key(self._top, self.plan.rounds, number))
@@ -159,7 +162,7 @@ class Coordinator:
         return self.close(checkpoint, open_round, began_s)
 
     def open(self, checkpoint: Checkpoint) -> OpenRound:
-        """Begin the next round, or go on with it where its log ends. It wants to be fed until it is closed."""
+        """Begin the next round, or resume it where its log ends. The caller feeds it until it is closed."""
         number = checkpoint.next_round
         log = self.store.journal(number)
         records = iter(log.replay())
@@ -167,15 +170,15 @@ class Coordinator:
         blob = self._beacon()
         draw = self._draw(number, blob)
         began = self._drawn(number, draw, blob) if logged is None else _first(logged)
-        # A sampled cohort may be too small to begin with: nobody is asked then.
+        # A sampled cohort may be below the minimum. Then no device is asked.
         asked = began.invited if len(began.invited) >= max(1, self.plan.sampling.minimum) else ()
         facts = decide(self.plan, checkpoint, began, self.store.standing(asked), self.trust, draw, blob)
         self.cohort.publish(facts.letters.blobs)
         if logged is None:
             facts = facts.started(self.cohort.now_s())
             log.append(facts.began)
-            if facts.session is not None or self.plan.spend is not None:  # it names what is charged, or a session
-                log.sync()
+            if facts.session is not None or self.plan.spend is not None:
+                log.sync()  # The record names the session, or the attempt that the ledger is charged for.
         attempt = facts.began.attempt
         self.purse.ask(number, attempt)
         sums = aggregation(facts, self.trust, self.secret, self.helper)
@@ -185,9 +188,9 @@ class Coordinator:
         return open_round
 
     def _drawn(self, number: int, draw: frame.Draw | None, blob: bytes) -> Began:
-        """What the server draws for a round; the time is set when the round starts."""
-        entropy, hidden = self.entropy(number), self.plan.hides is not None
-        nonce = derive(entropy, "nonce") if hidden else None
+        """Draw the random values and the cohort of a round. Its time is set when the round starts."""
+        entropy, secure = self.entropy(number), self.plan.hides is not None
+        nonce = derive(entropy, "nonce") if secure else None
         if draw is None:
             invited = sampling.draw(self.plan.sampling, self.population, self.sampling_key, number)
         else:
@@ -204,18 +207,18 @@ class Coordinator:
             RoundError(E-ROUND): ``UNMET_LIMIT`` rounds in a row are abandoned. This one is committed.
         """
         started_s, facts = self.now_s(), open_round.facts
-        if facts.session is None:  # what is under way is not wanted any more
+        if facts.session is None:  # Frames that are still under way are not needed any more.
             self.cohort.close_round()
         sums = open_round.sums()
         released = self._released(checkpoint, facts, sums) if sums else None
-        del sums  # 8 bytes a coordinate are not held beside the server's step
+        del sums  # It frees 8 bytes a coordinate before the server's step.
         after = self._stepped(checkpoint, facts, released)
         open_round.books.aggregate_s += self.now_s() - started_s
         aggregate = None if released is None else released[0]
         self._commit(after, open_round, aggregate, began_s)
         if aggregate is not None:
             self._measured(checkpoint, evaluation.told_by_cohort(checkpoint.next_round, aggregate.head))
-        if facts.session is not None:  # devices do not say again what opened the sum: until here it may be needed
+        if facts.session is not None:  # Devices do not reveal shares twice, so a crash before here may need the frames.
             self.cohort.close_round()
         self._losses.update(_losses(open_round.books.events))
         if after.unmet >= UNMET_LIMIT:
@@ -224,8 +227,8 @@ class Coordinator:
 
     def _unmet(self, rounds: int) -> RoundError:
         what = f"{rounds} rounds in a row" if rounds > 1 else "the only round"
-        most = [why for why, _ in self._losses.most_common(1)]
-        lost = f"; most devices were lost by {most[0]}" if most else ""
+        causes = [why for why, _ in self._losses.most_common(1)]
+        lost = f"; most devices were lost by {causes[0]}" if causes else ""
         return RoundError(
             "E-ROUND",
             f"{what} ended below their minimum of {self.plan.sampling.minimum} contributions{lost}.",
@@ -233,7 +236,7 @@ class Coordinator:
         )
 
     def _released(self, checkpoint: Checkpoint, facts: RoundFacts, sums: Sums) -> tuple[Aggregate, Memory]:
-        """The mean of a round, and what the server remembers after it."""
+        """Decode the mean of a round, and the server's codec memory after it."""
         number, memory, parts = facts.round, facts.memory, list[Aggregate]()
         for rung, summed in sums:
             part, memory = facts.at(rung).release(summed, facts.turn, self.entropy(number), memory)
@@ -246,9 +249,9 @@ class Coordinator:
     def _stepped(
         self, checkpoint: Checkpoint, facts: RoundFacts, released: tuple[Aggregate, Memory] | None
     ) -> Checkpoint:
-        """The checkpoint after a round; with None after one without a sum."""
+        """Make the checkpoint after a round. ``released`` is None for a round without a sum."""
         state, memory, down = checkpoint.state, checkpoint.memory, checkpoint.down
-        # A cohort that sampling drew too small says nothing about the devices: it does not count as a failure.
+        # A cohort that sampling drew below the minimum is no failure of devices, so it does not count.
         unmet = checkpoint.unmet + int(facts.asked)
         if released is not None:
             aggregate, memory = released
@@ -258,7 +261,7 @@ class Coordinator:
         return Checkpoint(facts.round + 1, state, unmet, memory, down, self.purse.spent())
 
     def _applied(self, before: State, facts: RoundFacts, aggregate: Aggregate) -> State:
-        with np.errstate(over="ignore", invalid="ignore"):  # looked for below, in all that they could come to
+        with np.errstate(over="ignore", invalid="ignore"):  # The check below finds every value that is not finite.
             after = stepped(self.plan, before, facts.round, aggregate)
         vectors = (aggregate.mean, *aggregate.beside.values(), after.params, *after.slots.values())
         if not (all(map(vector.finite, vectors)) and all(map(isfinite, aggregate.head.values()))):
@@ -289,39 +292,39 @@ class Coordinator:
             epsilon=None if self.plan.spend is None else after.epsilon,
         )
         self.store.commit(after, [*books.events, finished], broadcast.change(closed), aggregate)
-        self.tell(finished)  # after the commit: a round that is played again has other noise, and nobody saw two
+        self.tell(finished)  # It follows the commit, so that nobody sees two noisy results of a round played twice.
 
     def evaluate_if_due(self, checkpoint: Checkpoint) -> None:
-        """Measure the model on held-out text when the recipe says so, and not if it is stored already."""
+        """Measure the model on held-out text when the recipe asks for it, unless a measurement is stored already."""
         played, every = checkpoint.next_round, self.plan.evaluations.every
         last = played == self.plan.rounds
         due = self.evaluator is not None and (played == 0 or last or (every > 0 and played % every == 0))
         name = evaluation.BASE if played == 0 else evaluation.FEDERATED
         if due and not self.store.evaluated(name, played - 1):
             self._evaluate(name, played - 1, checkpoint.state.params)
-        # Also after a crash between an evaluation and this: no round is played before it is made up for.
+        # This also runs after a crash between an evaluation and this line, before another round is played.
         if due and self.plan.evaluations.keep == "best" and self.kept(checkpoint).played == played:
-            known = self.store.kept(BEST)
-            if known is None or known[1] != played:
+            stored = self.store.kept(BEST)
+            if stored is None or stored[1] != played:
                 self.store.keep(BEST, checkpoint.state.params, played)
 
-    def _measured(self, before: Checkpoint, told: events.Evaluated | None) -> None:
-        """Store what the cohort measured of the model that it trained from."""
-        if told is None or self.store.evaluated(told.model, told.round):
+    def _measured(self, before: Checkpoint, event: events.Evaluated | None) -> None:
+        """Store the cohort's own evaluation of the model that it trained from."""
+        if event is None or self.store.evaluated(event.model, event.round):
             return
-        self.store.append(told)
-        self.tell(told)
+        self.store.append(event)
+        self.tell(event)
         if self.plan.evaluations.keep == "best" and self.kept(before).played == before.next_round:
             self.store.keep(BEST, before.state.params, before.next_round)
 
     def kept(self, checkpoint: Checkpoint) -> evaluation.ModelThatCounts:
-        """Which model counts so far, and whether the run ends with it."""
-        asked = self.plan.evaluations
-        told = self.store.evaluations() if asked.choose else ()
-        return evaluation.kept(asked, told, checkpoint.next_round)
+        """Choose the model that counts so far, and tell whether the run ends with it."""
+        rule = self.plan.evaluations
+        measured = self.store.evaluations() if rule.choose else ()
+        return evaluation.kept(rule, measured, checkpoint.next_round)
 
     def _evaluate(self, model: str, round: int, params: vector.Vector) -> None:
-        assert self.evaluator is not None  # nothing is due without one
+        assert self.evaluator is not None  # No evaluation is due without an evaluator.
         event = self.evaluator.evaluate(model, round, params)
         self.store.append(event)
         self.tell(event)
@@ -329,11 +332,11 @@ class Coordinator:
 
 def _first(record: Record) -> Began:
     if not isinstance(record, Began):
-        what = "the log of a round does not say how the round began."
+        what = "the log of a round lacks its first record, how the round began."
         raise StoreError("E-CHECKPOINT", what, "put a whole copy of the folder in its place.")
     return record
 
 
-def _losses(told: Sequence[events.AnyEvent]) -> list[str]:
-    """Why devices were lost in a round, of those that said why."""
-    return [f"{e.code}: {e.reason.rstrip('.')}" for e in told if isinstance(e, events.Lost) and e.reason]
+def _losses(round_events: Sequence[events.AnyEvent]) -> list[str]:
+    """List the reasons that lost devices of a round gave."""
+    return [f"{e.code}: {e.reason.rstrip('.')}" for e in round_events if isinstance(e, events.Lost) and e.reason]

@@ -1,6 +1,6 @@
-"""The ports of the engine: small enough to fake in a test. Everything with a socket, a clock or torch is behind one.
+"""Ports of the engine: protocols for everything with a socket, a clock, a disk or torch, small enough to fake in tests.
 
-Frames, not objects, cross a ``Cohort``, also within one process: one path, tested everywhere.
+Frames, not objects, cross a ``Cohort``, even within one process. So there is one path, which all tests use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgewise.strategies.base import State
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A frame from a device, ``at_s`` on the cohort's clock. The timings are telemetry of simulation drivers."""
+    """Frame from a device, at ``at_s`` on the cohort's clock. The timings are telemetry of simulation drivers."""
 
     device: DeviceId
     frame: bytes = field(repr=False)
@@ -36,7 +36,7 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """The driver knows that a device will not answer: it dropped out, crashed, or was cut off."""
+    """Notice of the driver that a device will not answer: it dropped out, crashed, or was cut off."""
 
     device: DeviceId
     code: str
@@ -45,10 +45,10 @@ class Absent:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A frame that a server sent in a round before it stopped.
+    """Frame that a server sent in a round before it stopped.
 
     Attributes:
-        at_s: when it was sent. awaited: the device's answer is still waited for.
+        at_s: time of sending. awaited: the round still waits for the device's answer.
     """
 
     device: DeviceId
@@ -58,51 +58,56 @@ class Sent:
 
 
 class Clock(Protocol):
-    """Seconds on some monotonic scale; virtual in simulation."""
+    """Monotonic clock. It is virtual in simulation."""
 
     def now_s(self) -> float:
-        """Now."""
+        """Read the time in seconds, from an arbitrary start."""
         ...
 
 
 class Cohort(Clock, Protocol):
-    """A synchronous mailbox to the devices."""
+    """Synchronous mailbox to the devices."""
 
     def publish(self, blobs: Sequence[Buffer]) -> Sequence[str]:
-        """Make these blobs, and no others, available to all devices; returns their SHA-256 digests in order. A blob
-        that was available already need not be moved again."""
+        """Make these blobs, and no others, available to all devices. Returns their SHA-256 digests in order.
+
+        A blob that is available already need not be moved again.
+        """
         ...
 
     def send(self, to: DeviceId, frame: bytes) -> None:
-        """Post one frame; returns at once."""
+        """Post one frame. Returns at once."""
         ...
 
     def resume(self, sent: Sequence[Sent], at_s: float) -> None:
-        """Go on with a round that was cut off at ``at_s``, after ``publish``: bring all that was ``sent`` in it back to
-        the devices, and send again what is still awaited."""
+        """Resume a round that was interrupted at ``at_s``. Call it after ``publish``.
+
+        It restores every frame in ``sent`` for the devices, and sends the frames again whose answers are awaited.
+        """
         ...
 
     def receive(self, timeout_s: float) -> Arrived | Absent | None:
-        """The next arrival within ``timeout_s``, or None when that time has passed.
+        """Wait for the next arrival. Returns None when ``timeout_s`` has passed.
 
-        An arrival counts as delivered with the next call. One that was not, since the server stopped, may come again.
+        An arrival counts as delivered with the next call. An arrival before a stop of the server that was not
+        delivered may come again.
         """
         ...
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
-        """Whatever has not arrived will not be waited for; drop it. With the devices ``keep`` the round goes on."""
+        """Drop everything that has not arrived. The round goes on with the devices ``keep`` only."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """Who is who, known before a run and not from the other side of the wire.
+    """Identities of devices and servers, known before a run and not taken from the other side of the wire.
 
     Attributes:
-        registry: device -> its enrolled Ed25519 key; None for a stranger.
-        identity: device -> its own secret Ed25519 key; a driver knows that of its own devices only.
-        leader, helper: public HPKE keys of the two servers; None where there is one.
-        roster: all devices of the run, sorted; cohorts that devices verify are drawn from it.
+        registry: device -> its enrolled Ed25519 key, None for an unknown device.
+        identity: device -> its own secret Ed25519 key. A driver knows those of its own devices only.
+        leader, helper: public HPKE keys of the two servers. None where there is one server.
+        roster: all devices of the run, sorted. Cohorts that devices verify are drawn from it.
     """
 
     registry: Callable[[DeviceId], bytes | None] = field(repr=False)
@@ -113,36 +118,35 @@ class Trust:
 
 
 class Helper(Protocol):
-    """The second server, which holds one share of every contribution (``secagg.two_server``)."""
+    """Second server, which holds one share of every contribution (``secagg.two_server``)."""
 
     def begin(self, invite: Invite) -> None:
-        """A new round: forget the reports of the last one.
+        """Begin a new round, and forget the reports of the last one.
 
-        The helper works out the smallest batch and the session's id from its own plan and from the invitation as the
-        devices got it; neither is taken from the leader. It refuses an invitation that a device would refuse, one of an
-        earlier round, and one of a round whose batch was opened, since two batches that differ by one report would show
-        it. Then ``admit`` and ``open`` refuse with the code.
+        The helper computes the smallest batch and the session's id from its own plan and from the invitation as the
+        devices received it. It takes neither from the leader. It refuses an invitation that a device would refuse, one
+        of an earlier round, and one of a round whose batch was opened, because two batches that differ by one report
+        would show that report. Then ``admit`` and ``open`` refuse with the code.
         """
         ...
 
     def admit(self, ticket: bytes) -> str | None:
-        """Take a report into the batch, by its ticket (``two_server.dump``); the code of a refusal, None where it is
-        taken."""
+        """Admit a report to the batch, by its ticket (``two_server.dump``). Returns the code of a refusal, or None."""
         ...
 
     def open(self, devices: Collection[DeviceId]) -> Hidden:
-        """The helper's share of the batch's sum. Raises DecodeError where it refuses."""
+        """Open the helper's share of the batch's sum. Raises DecodeError where it refuses."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """The first record of a round's log: what the server draws once for the round and must have again.
+    """First record of a round's log: values that the server draws once, and needs again when the round resumes.
 
     Attributes:
         at_s: on the cohort's clock. attempt: the round's name in the privacy ledger.
-        nonce: tells the round's secure aggregation from all others; devices are sent it. None where there is none.
-        dealing: decides the groups of hidden sums. invited: the cohort.
+        nonce: makes the round's secure aggregation unlike any other. The server sends it to devices. None without
+        secure aggregation. dealing: decides the groups of masked sums. invited: the cohort.
     """
 
     at_s: float
@@ -154,14 +158,14 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """A deadline passed: that of the round, or of a step of its secure aggregation."""
+    """Record of a deadline that passed, of the round or of a step of its secure aggregation."""
 
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Pinned:
-    """The sum of a group will be that of ``survivors``. It is written before devices hear of the list."""
+    """Record of the devices in a group's sum. It is written before devices hear of the list."""
 
     group: int
     survivors: tuple[DeviceId, ...]
@@ -169,7 +173,7 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The server goes on after a stop; all deadlines are ``by_s`` later."""
+    """Record of a resumed round. All deadlines are ``by_s`` later."""
 
     by_s: float
 
@@ -178,11 +182,13 @@ Record = Began | Arrived | Absent | Expired | Pinned | Resumed
 
 
 class Journal(Protocol):
-    """The log of one round: what happened, in order, surviving a crash. The round's state is a fold of it."""
+    """Write-ahead log of one round, which survives a crash. The round's state is a fold of its records."""
 
     def replay(self) -> Iterable[Record]:
-        """The records written so far, one at a time; a torn last record is dropped. Read all of them before the next
-        ``append``."""
+        """Read the records written so far, one at a time, without a torn last one.
+
+        Read all of them before the next ``append``.
+        """
         ...
 
     def append(self, record: Record) -> None:
@@ -190,18 +196,17 @@ class Journal(Protocol):
         ...
 
     def sync(self) -> None:
-        """Return when all records survive a power cut."""
+        """Make all records survive a power cut before returning."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaBlob:
-    """One round's compressed step of the model that devices hold.
+    """Compressed step of the broadcast model in one round.
 
     Attributes:
         round: the round whose model it leads to, from the one before.
-        digest: of ``blob``. base: digest of the model it starts from.
-        blob: a ``frame.Delta`` as it travels.
+        digest: of ``blob``. base: digest of the model that it starts from. blob: an encoded ``frame.Delta``.
     """
 
     round: int
@@ -212,14 +217,14 @@ class DeltaBlob:
 
 @dataclass(frozen=True, slots=True)
 class Downlink:
-    """What devices hold of the model (``engine.broadcast``).
+    """Broadcast model of a run and its latest deltas (``engine.broadcast``).
 
     Attributes:
-        round: the round that ``shadow`` is for: the next one to play.
-        shadow: float32[d], what devices train from in that round.
+        round: the next round to play, which ``shadow`` is for.
+        shadow: float32[d], the model that devices train from in that round.
         model: digest of ``shadow``.
-        ring: the latest deltas, of consecutive rounds up to ``round``; together smaller than a snapshot, but at least
-            the newest. Empty before the first.
+        ring: the latest deltas, of consecutive rounds up to ``round``. Together they are smaller than a snapshot, but
+            the newest is always there. Empty before the first.
         anchor: float32[d], the model that the ring starts from.
     """
 
@@ -231,22 +236,22 @@ class Downlink:
 
     @property
     def anchor_round(self) -> int:
-        """The round whose model ``anchor`` was."""
+        """Round whose model ``anchor`` was."""
         return self.round - len(self.ring)
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A run between two rounds.
+    """State of a run between two rounds.
 
     Attributes:
         next_round: the round to play next.
-        state: strategy state; ``state.params`` is the current model.
-        unmet: rounds abandoned in a row.
-        memory: what the server keeps for the codec between rounds, arrays by name: ``Pipeline.start_memory``, and the
-            positions of the last release (``engine.broadcast.SUPPORT``).
-        down: what devices hold of the model; None where they download the model itself.
-        epsilon: spent up to here; 0 without differential privacy.
+        state: strategy state. ``state.params`` is the current model.
+        unmet: number of abandoned rounds in a row.
+        memory: the server's codec memory between rounds, arrays by name: ``Pipeline.start_memory``, and the positions
+            of the last release (``engine.broadcast.SUPPORT``).
+        down: the broadcast model. None where devices download the model itself.
+        epsilon: spent so far. 0 without differential privacy.
     """
 
     next_round: int
@@ -260,11 +265,11 @@ class Checkpoint:
 
 
 class Standing(NamedTuple):
-    """What the server knows of a device.
+    """Server's record of a device.
 
     Attributes:
-        accepted: last round in which its contribution entered a model; None: there is none.
-        held: round whose model it certainly has; None: not known, or too old for the deltas.
+        accepted: last round in which its contribution entered a model. None: there is none.
+        held: round whose model it certainly has. None: not known, or too old for the deltas.
     """
 
     accepted: int | None = None
@@ -273,12 +278,12 @@ class Standing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a round changes in the standing of devices; of all others nothing is written.
+    """Changes of devices' standing by one round. Nothing is written for other devices.
 
     Attributes:
-        accepted: their contributions entered the round's model.
-        had: they sent an update of the round's model, so they have it.
-        stale: they have no model that a delta starts from.
+        accepted: devices whose contributions entered the round's model.
+        had: devices that sent an update of the round's model, so they have it.
+        stale: devices without a model that a delta starts from.
     """
 
     accepted: Sequence[DeviceId] = ()
@@ -290,35 +295,35 @@ class Evaluator(Protocol):
     """Measures models on text that no device trains on."""
 
     def evaluate(self, model: str, round: int, params: Vector) -> Evaluated:
-        """Held-out losses of ``params`` (float32[d]), the model of this name after a round (-1: the base)."""
+        """Measure the held-out losses of ``params`` (float32[d]), the model of this name after ``round`` (-1: base)."""
         ...
 
 
 class DeviceStore(Protocol):
-    """Where devices keep their states between two frames: codec memory, the last round answered, and the device's side
-    of a secure aggregation under way."""
+    """Durable states of devices between two frames: codec memory, the last round answered, and the device's side of a
+    secure aggregation under way."""
 
     def load(self, device: DeviceId) -> Kept | None:
-        """The state saved last; None for a device that has saved none. Raises StoreError for a damaged one."""
+        """Load the state saved last. None for a device that has saved none. Raises StoreError for a damaged one."""
         ...
 
     def save(self, device: DeviceId, state: Kept) -> None:
-        """Replace a device's state, whole or not at all. Call it before the frame leaves that goes with the state.
+        """Replace a device's state, whole or not at all. Call it before the frame that goes with the state leaves.
 
-        Raises StoreError where the state cannot be kept: the frame must not leave then.
+        Raises StoreError where the state cannot be saved. Then the frame must not leave.
         """
         ...
 
 
 class Shelf(Protocol):
-    """A place for one value of a run: how far its beacon is (``engine.beacon_server``)."""
+    """Durable place for one value of a run, the progress of its beacon (``engine.beacon_server``)."""
 
     def load(self) -> bytes | None:
-        """What was saved last; None before that."""
+        """Load the value saved last. None before the first."""
         ...
 
     def save(self, raw: bytes) -> None:
-        """Replace it; durable when this returns."""
+        """Replace the value. It is durable when this returns."""
         ...
 
 
@@ -326,15 +331,15 @@ class Store(Protocol):
     """Durable state of one run. A commit is one transaction: all of it is there after a crash, or none."""
 
     def load(self) -> Checkpoint | None:
-        """The last committed checkpoint; None before the first commit."""
+        """Load the last committed checkpoint. None before the first commit."""
         ...
 
     def journal(self, round: int) -> Journal:
-        """The round's write-ahead log."""
+        """Open the round's write-ahead log."""
         ...
 
     def standing(self, devices: Sequence[DeviceId]) -> Mapping[DeviceId, Standing]:
-        """Of each of these devices, in their order."""
+        """Look up the standing of each of these devices, in their order."""
         ...
 
     def commit(
@@ -344,26 +349,31 @@ class Store(Protocol):
         change: Change = Change(),
         total: Aggregate | None = None,
     ) -> None:
-        """Save a checkpoint with the events that led to it. ``change``, ``total``: by the round before ``next_round``;
-        ``total`` is what it released, None where it released nothing."""
+        """Save a checkpoint with the events that led to it.
+
+        Args: change: of devices' standing, by the round before ``next_round``. total: that round's released aggregate,
+        None where it released nothing.
+        """
         ...
 
     @property
     def beacon(self) -> Shelf:
-        """Where the run's beacon is kept."""
+        """Place of the run's beacon."""
         ...
 
     def charge(self, charge: LedgerEntry) -> None:
-        """Write a charge to the privacy ledger, in a transaction of its own, before what it is for is opened. The same
-        round and attempt are written once."""
+        """Write a charge to the privacy ledger, in a transaction of its own. Call it before the sum is opened.
+
+        A charge for the same round and attempt is written once.
+        """
         ...
 
     def charges(self) -> tuple[LedgerEntry, ...]:
-        """The ledger's rows in order."""
+        """Load the ledger's rows in order."""
         ...
 
     def evaluated(self, model: str, round: int) -> bool:
-        """Whether this evaluation is already stored."""
+        """Tell whether this evaluation is already stored."""
         ...
 
     def append(self, event: AnyEvent) -> None:
@@ -371,13 +381,13 @@ class Store(Protocol):
         ...
 
     def evaluations(self) -> Sequence[Evaluated]:
-        """The stored evaluations of all models."""
+        """Load the stored evaluations of all models."""
         ...
 
     def keep(self, name: str, x: Vector, note: int = 0) -> None:
-        """Keep a vector under a name, durably, until another takes its place; ``note`` is a number of the caller's."""
+        """Store a vector durably under a name, in place of an earlier one. ``note`` is a number of the caller's."""
         ...
 
     def kept(self, name: str) -> tuple[Vector, int] | None:
-        """The vector and the number kept under a name."""
+        """Load the vector and the number stored under a name. None where there are none."""
         ...

@@ -1,20 +1,22 @@
-"""The round as a pure machine: ``step(state, event) -> (state, effects)``. No clock, no I/O.
+"""One round as a pure state machine: ``step(state, event) -> (state, effects)``. No clock, no I/O.
 
     Collecting ──goal reached / nobody outstanding / deadline with enough──► Closed(met=True), the sum in the clear
         │    └──the same, two servers──► Opening ──the helper's half──────► Closed(met=True)
         │    └──the same, masks──► Exchanging ──every session has ended───► Closed(met, or not)
         └──minimum out of reach / deadline with too few──► Closed(met=False)
 
-A state is a fold of the round's log: the same events give the same state, so a round that was cut off goes on where it
-was. Whoever receives feeds one event at a time and does what the effects say, in their order, before the next event.
-The order of effects carries the promises: the budget is charged before anything that opens a sum leaves, and the list
-of survivors is on the disk before devices, or a helper, hear of it.
+A state is a fold of the round's log. The same events give the same state, so an interrupted round resumes where it was.
+The driver feeds one event at a time. It performs the effects in their order before the next event.
+Guarantees by the order of effects: the privacy budget is charged before anything that opens a sum leaves. The list of
+    survivors is on the disk before devices, or a helper, hear of it.
 
-Vectors are folded outside (``Fold``, ``engine.aggregation``); with masks they are residues in the sessions' states.
+Vectors are summed outside (``Fold``, ``engine.aggregation``). With masks they are residues in the sessions' states.
 
-Rules: a device counts once (duplicates are ignored); a device that was reported lost and answers before collecting
-ends counts as having answered; a contribution to another round is late; one from a device that was not invited is
-refused; after closing nothing changes any more.
+Rules:
+    A device counts once. Duplicates are ignored.
+    A device that was reported lost and answers before collecting ends counts as having answered.
+    A contribution to another round is late. One from a device that was not invited is refused.
+    After closing nothing changes any more.
 """
 
 from __future__ import annotations
@@ -69,10 +71,10 @@ def start(
     protocol: Protocol = None,
     invitations: Mapping[DeviceId, bytes] | None = None,
 ) -> Out:
-    """Begin a round. With too few invited to ever reach the minimum it is closed at once, unmet.
+    """Begin a round. With fewer invited devices than the minimum it closes at once, unmet.
 
     Args:
-        invitations: device -> frame; sent in this order, unless the round is closed at once.
+        invitations: device -> frame. They are sent in this order, unless the round closes at once.
     """
     keys = server.start(protocol.session) if isinstance(protocol, Masks) else None
     state, effects = _settled(Collecting(round, invited, policy, protocol, keys=keys), (), 0.0)
@@ -82,7 +84,7 @@ def start(
 
 
 def unwanted(state: State, device: DeviceId, round: int) -> str | None:
-    """Why a contribution would not count now: ``closed``, ``uninvited``, ``late``, ``duplicate``; None if it would."""
+    """Reason why a contribution would not count now: ``closed``, ``uninvited``, ``late``, ``duplicate``, or None."""
     if not isinstance(state, Collecting):
         return "closed"
     if device not in state.invited:
@@ -93,7 +95,7 @@ def unwanted(state: State, device: DeviceId, round: int) -> str | None:
 
 
 def wanted(state: State, event: Event) -> bool:
-    """Whether an event changes anything. What does not need not be written down."""
+    """Tell whether an event changes the state. Other events need not be logged."""
     match state, event:
         case Collecting(), Deadline(at_s):
             return at_s >= state.policy.deadline_at_s
@@ -109,7 +111,7 @@ def wanted(state: State, event: Event) -> bool:
 
 
 def waits_for(state: State, device: DeviceId) -> bool:
-    """Whether an answer of this device is still waited for."""
+    """Tell whether the round still waits for an answer of this device."""
     match state:
         case Collecting():
             return device in state.invited and device not in state.counted and device not in state.reported
@@ -119,7 +121,7 @@ def waits_for(state: State, device: DeviceId) -> bool:
 
 
 def until_s(state: State) -> float | None:
-    """When the next ``Deadline`` is due; None where none is."""
+    """Time at which the next ``Deadline`` is due. None where none is."""
     match state:
         case Collecting():
             return state.policy.deadline_at_s
@@ -129,7 +131,7 @@ def until_s(state: State) -> float | None:
 
 
 def postponed(state: State, by_s: float) -> State:
-    """The same state with all deadlines later: the time in which nobody could be heard does not count."""
+    """Postpone all deadlines. The time in which the server could hear no device does not count."""
     match state:
         case Collecting():
             return replace(state, policy=replace(state.policy, deadline_at_s=state.policy.deadline_at_s + by_s))
@@ -139,7 +141,7 @@ def postponed(state: State, by_s: float) -> State:
 
 
 def step(state: State, event: Event) -> Out:
-    """One event. Never raises for anything a device does."""
+    """Take one event. Returns the next state and the effects. Never raises for anything that a device does."""
     match state, event:
         case Exchanging(), _:
             return exchange.step(state, event)
@@ -166,7 +168,7 @@ def _collected(state: Collecting, event: Answered | Usable | Useless | Gone) -> 
             return state, (Fold(device, message),)
         case Answered(device, round, Step() as message, at_s):
             if not isinstance(state.protocol, Masks) or state.keys is None:
-                return _collected(state, Useless(device, round, "E-FRAME", "a contribution is expected.", at_s))
+                return _collected(state, Useless(device, round, "E-FRAME", "a contribution was expected.", at_s))
             if message.rung not in (range(len(state.protocol.rungs)) if state.protocol.rungs else (None,)):
                 return _collected(state, Useless(device, round, "E-RUNG", "no rung of this run has that number.", at_s))
             keys, effects = server.step(state.keys, Received(device, message.body))
@@ -203,7 +205,7 @@ def _settled(state: Collecting, effects: tuple[Effect, ...], at_s: float) -> Out
 
 
 def _closed(state: Collecting, met: bool, effects: tuple[Effect, ...], at_s: float) -> Out:
-    """The end of collecting: with a sum in the clear that of the round."""
+    """End collecting. Where the server sees each contribution, this ends the round too."""
     late = tuple(sorted(state.invited - {*state.counted, *state.reported}))
     end = Closed(state.round, met, state.accepted, state.lost, late)
     match state.protocol:

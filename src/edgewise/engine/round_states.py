@@ -1,4 +1,4 @@
-"""The states, events and effects of a round (``engine.round`` and ``engine.exchange`` have the transitions)."""
+"""States, events and effects of a round. ``engine.round`` and ``engine.exchange`` have the transitions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from edgewise.secagg.params import Params
 
 @dataclass(frozen=True, slots=True)
 class RoundPolicy:
-    """When collecting is over: ``goal`` contributions, or the deadline; below ``minimum`` the round is abandoned."""
+    """Rule for the end of collecting: ``goal`` contributions, or the deadline. Below ``minimum`` contributions the
+    round is abandoned."""
 
     goal: int
     minimum: int
@@ -24,16 +25,16 @@ class RoundPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """One server that never sees an unmasked contribution: what decides the masked sessions of a round.
+    """Protocol with one server that never sees an unmasked contribution: the masked sessions of a round.
 
     Attributes:
-        session: before any keys are in; ``session.params`` are those of the fixed codec.
-        rungs: parameters of the sessions of each rung, by number; empty where the codec is fixed.
+        session: the session before any keys arrive. ``session.params`` are those of the fixed codec.
+        rungs: parameters of the sessions of each rung, by number. Empty where the codec is fixed.
         sizes: bytes of a contribution by each rung.
-        groups: groups that the cohort is dealt into; with rungs the most groups that it is sorted into.
-        least: sums without which the round has none.
+        groups: number of groups that the cohort is dealt into. With rungs the largest number of groups.
+        least: least number of opened sums. With fewer the round has no sum.
         deadline_s: for the answers to each message.
-        dealing: decides the groups. No device can know it before its keys are in.
+        dealing: decides the groups. No device can know it before it has sent its keys.
     """
 
     session: server.Session
@@ -47,7 +48,7 @@ class Masks:
 
 @dataclass(frozen=True, slots=True)
 class TwoServers:
-    """Each contribution is two sealed shares; a helper has half of the sum."""
+    """Protocol with two servers. Each contribution is two sealed shares, and a helper has half of the sum."""
 
 
 Protocol = Masks | TwoServers | None  # None: the server sees each contribution
@@ -55,13 +56,13 @@ Protocol = Masks | TwoServers | None  # None: the server sees each contribution
 
 @dataclass(frozen=True, slots=True)
 class Collecting:
-    """Waiting for contributions, or with masks for keys. A step takes the same time in a cohort of any size.
+    """State that waits for contributions, or with masks for keys. A step takes constant time in a cohort of any size.
 
     Attributes:
-        counted: device -> rung, of those whose contributions count, in arrival order.
-        reported: device -> code of its failure, also of devices that answered afterwards.
-        returned: how many of ``reported`` did.
-        keys: with masks the keys that came.
+        counted: device -> rung, for devices whose contributions count, in arrival order.
+        reported: device -> code of its failure, also for devices that answered afterwards.
+        returned: number of ``reported`` devices that answered afterwards.
+        keys: with masks, the keys that have arrived.
     """
 
     round: int
@@ -85,22 +86,22 @@ class Collecting:
 
     @property
     def outstanding(self) -> int:
-        """Invited devices that have neither answered nor been lost."""
+        """Number of invited devices that have neither answered nor been lost."""
         return len(self.invited) - len(self.counted) - len(self.reported) + self.returned
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The end.
+    """End state of a round.
 
     Attributes:
         met: the minimum was reached, and there is a sum.
-        accepted: whose contributions are in the sum, in arrival order. lost: (device, code). late: the invited devices
-            that nobody waited for.
-        flagged: (device, code) of those who are in the sum, and lied or broke off later. Silence is not flagged.
-        code: why secure aggregation came to no sum; None otherwise.
-        released: with masks the opened sum of each group that has one, with the rung of the group.
-        rungs: device -> rung of its group; empty where the codec is fixed or devices choose alone.
+        accepted: devices in the sum, in arrival order. lost: (device, code). late: invited devices that the round did
+            not wait for.
+        flagged: (device, code) of devices that are in the sum, and lied or broke off later. Silence is not flagged.
+        code: reason why secure aggregation gave no sum. None otherwise.
+        released: with masks, the rung and the opened sum of each group that has one.
+        rungs: device -> rung of its group. Empty where the codec is fixed or devices choose alone.
     """
 
     round: int
@@ -116,14 +117,14 @@ class Closed:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """Waiting for the helper's half of the sum. ``collected``: the end that the round comes to with it."""
+    """State that waits for the helper's half of the sum. ``collected``: the end state of the round once it arrives."""
 
     collected: Closed
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One session of masks: its state, its rung, and when the step that it is in ends."""
+    """One masked session of a round: its state, its rung, and the deadline of its present step."""
 
     state: server.State
     rung: int | None
@@ -131,18 +132,18 @@ class Group:
 
     @property
     def open(self) -> bool:
-        """Whether the session goes on."""
+        """Tell whether the session goes on."""
         return not isinstance(self.state, server.Released | server.Aborted)
 
 
 @dataclass(frozen=True, slots=True)
 class Exchanging:
-    """In the exchanges of secure aggregation, with the devices whose keys came.
+    """State of the exchanges of secure aggregation, with the devices whose keys arrived.
 
     Attributes:
-        collected: what collecting came to. policy: whose minimum the sums have to reach.
-        groups: a session for each. member: device -> number of its group.
-        faults: number -> (device, code), in order: how devices were lost, or what they did.
+        collected: result of collecting. policy: its minimum applies to the devices of all opened sums together.
+        groups: one session each. member: device -> number of its group.
+        faults: number -> (device, code), in order: losses and offences of devices.
         charged: the privacy budget has been charged for the round.
     """
 
@@ -156,7 +157,7 @@ class Exchanging:
 
     @property
     def round(self) -> int:
-        """The round's number."""
+        """Number of the round."""
         return self.collected.round
 
 
@@ -165,7 +166,7 @@ State = Collecting | Exchanging | Opening | Closed
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A device's message of the round: a contribution, or a message of secure aggregation. ``at_s``: when it came."""
+    """Event: a device's contribution, or its message of secure aggregation. ``at_s``: time of its arrival."""
 
     device: DeviceId
     round: int
@@ -175,7 +176,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Usable:
-    """A device's contribution to ``round`` has been folded into the sum. ``rung``: the one that it chose."""
+    """Event: a device's contribution to ``round`` has been added to the sum. ``rung``: the device's choice."""
 
     device: DeviceId
     round: int
@@ -184,7 +185,7 @@ class Usable:
 
 @dataclass(frozen=True, slots=True)
 class Useless:
-    """What came from a device is of no use to ``round``: a refusal, or rubbish. ``code``, ``reason``: say which."""
+    """Event: a device refused, or its message to ``round`` is invalid, by ``code`` and ``reason``."""
 
     device: DeviceId
     round: int
@@ -195,7 +196,7 @@ class Useless:
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A device will say nothing more in ``round``."""
+    """Event: a device will send nothing more in ``round``."""
 
     device: DeviceId
     round: int
@@ -205,14 +206,14 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """The clock reached ``at_s``."""
+    """Event: the clock reached ``at_s``."""
 
     at_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The helper's half has been added; or the code with which the helper refused."""
+    """Event: the helper's half has been added. With ``code``: the helper refused."""
 
     code: str | None = None
 
@@ -222,7 +223,7 @@ Event = Answered | Usable | Useless | Gone | Deadline | Opened
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send this frame to a device."""
+    """Effect: send a frame to a device."""
 
     device: DeviceId
     frame: bytes = field(repr=False)
@@ -230,8 +231,10 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """Send a device this message of secure aggregation, in a frame with the rung of its group. A roster is one object
-    for all: as frames, those of a large cohort would fill the memory."""
+    """Effect: send a device a message of secure aggregation, in a frame with the rung of its group.
+
+    All devices share one roster object. Frames of it for a large cohort would fill the memory.
+    """
 
     device: DeviceId
     body: bytes = field(repr=False)
@@ -240,7 +243,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Fold a contribution into the sum and say how that went: ``Usable``, or ``Useless`` and the sum unchanged."""
+    """Effect: add a contribution to the sum and answer with ``Usable``, or ``Useless`` where the sum is unchanged."""
 
     device: DeviceId
     message: Contribution = field(repr=False)
@@ -248,13 +251,13 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """Charge the privacy budget, durably, before the effects that follow."""
+    """Effect: charge the privacy budget, durably, before the effects that follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Write down that the sum of a group will be that of ``survivors`` and of no other devices. Like all records, it is
-    durable before a letter leaves or the budget is charged."""
+    """Effect: log that the sum of a group will be that of ``survivors`` and of no other devices. Like all records, it
+    is durable before a letter leaves or the budget is charged."""
 
     group: int
     survivors: tuple[DeviceId, ...]
@@ -262,21 +265,21 @@ class Pin:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Ask the helper for its half of the sum over these devices, and say how that went: ``Opened``."""
+    """Effect: ask the helper for its half of the sum over these devices, and answer with ``Opened``."""
 
     devices: tuple[DeviceId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Dismiss:
-    """Nobody but the devices ``keep`` is waited for any more."""
+    """Effect: stop waiting for all devices but ``keep``."""
 
     keep: frozenset[DeviceId]
 
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """This device's contribution counts. ``rung``: the one that it chose."""
+    """Effect: report that a device's contribution counts. ``rung``: the device's choice."""
 
     device: DeviceId
     rung: int | None = None
@@ -284,7 +287,7 @@ class Counted:
 
 @dataclass(frozen=True, slots=True)
 class Ignore:
-    """What a device sent does not count: ``duplicate``, ``late``, ``uninvited``, ``closed``."""
+    """Effect: report that a device's message does not count: ``duplicate``, ``late``, ``uninvited`` or ``closed``."""
 
     device: DeviceId
     why: str
@@ -292,7 +295,7 @@ class Ignore:
 
 @dataclass(frozen=True, slots=True)
 class ReportLoss:
-    """Tell people that this device is lost for the round."""
+    """Effect: report that a device is lost for the round."""
 
     device: DeviceId
     code: str
@@ -301,7 +304,7 @@ class ReportLoss:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """The round is over; stop waiting."""
+    """Effect: end the round and stop waiting."""
 
     met: bool
 
