@@ -1,5 +1,5 @@
-"""The engine's ports on real ground: disks, processes, virtual time, and a network.
+"""Implementations of the engine's ports: files, worker processes, simulated devices, and HTTP.
 
-``storage`` keeps runs and device states, ``workers`` and ``simulation`` play devices on one machine, ``http`` and
+``storage`` saves runs and device states. ``workers`` and ``simulation`` run many devices on one machine. ``http`` and
 ``fleet`` connect enrolled devices to a server.
 """

@@ -145,7 +145,7 @@ def _followed(
         raise _fault(record, line.round, "the table of models names another model than its line.")
     if line.round == BASE:
         return
-    if record.told.get(line.round, line.model) != line.model:
+    if record.reported_models.get(line.round, line.model) != line.model:
         raise _fault(record, line.round, "its event names another model than its line.")
     if before is not None and not line.released and (line.model, line.step) != (before.model, before.step):
         raise _fault(record, line.round, "it released nothing, and the model changed.")
@@ -220,10 +220,10 @@ def _whole(
     run = record.run
     now = witness.Witness(run["instance"], run["next_round"], record.checkpoint, len(charges), chain[-1])
     try:
-        witness.check(record.out, record.seen, now, chain)
+        witness.check(record.out, record.witness, now, chain)
     except (StoreError, IndexError):
         what = f"run.db is not what {witness.NAME} has seen: rounds or charges after it were removed, or put back."
-        raise _fault(record, min(record.seen.next_round, run["next_round"]), what) from None
+        raise _fault(record, min(record.witness.next_round, run["next_round"]), what) from None
 
 
 def _overdrawn(charges: Sequence[ledger.LedgerEntry], plan: Plan) -> int:

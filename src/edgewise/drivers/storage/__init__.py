@@ -1,4 +1,4 @@
-"""What outlives a process: run directories, journals, blobs, device states, privacy ledgers.
+"""Durable state: run directories, journals, blobs, device states, and privacy ledgers.
 
-``run_store.RunStore`` is the door to a run directory, ``device_store`` to a device's state.
+Start at ``run_store.RunStore`` for a run directory and at ``device_store`` for a device's state.
 """

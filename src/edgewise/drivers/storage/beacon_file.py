@@ -1,4 +1,4 @@
-"""The file in which a server keeps the beacon of a run, or how far it is (``engine.beacon_server``)."""
+"""The file in which a server saves a run's beacon or its progress towards one (``engine.beacon_server``)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from edgewise.drivers.storage.files import write_durably
 
 
 class BeaconFile:
-    """A port ``engine.ports.Shelf`` in one file, which is for its owner only."""
+    """Store a server's beacon in one file (port ``engine.ports.Shelf``). Only its owner can read the file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def load(self) -> bytes | None:
-        """See Shelf. Raises StoreError(E-DISK)."""
+        """See Shelf.
+
+        Raises:
+            StoreError: E-DISK.
+        """
         try:
             return self._path.read_bytes()
         except FileNotFoundError:
@@ -24,5 +28,9 @@ class BeaconFile:
             raise StoreError("E-DISK", f"cannot read {self._path}: {e.strerror}.", "see to the disk.") from None
 
     def save(self, raw: bytes) -> None:
-        """See Shelf. Raises StoreError(E-DISK)."""
+        """See Shelf.
+
+        Raises:
+            StoreError: E-DISK.
+        """
         write_durably(self._path, raw, owner_only=True)

@@ -1,4 +1,12 @@
-"""Content-addressed files: each is named by the SHA-256 of its bytes."""
+"""Content-addressed files. Each file is named by the SHA-256 of its bytes.
+
+    blobs = Blobs(out / "blobs")
+    digest = blobs.put(raw)
+    blobs.sync()
+    assert blobs.get(digest) == raw
+
+A killed process leaves at most a temporary file beside them.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +24,16 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Blobs:
-    """The blobs of one folder."""
+    """The content-addressed files of one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def put(self, raw: vector.Buffer) -> str:
-        """Store bytes; returns their digest. One that rotted since it was written is written anew. ``sync`` before
-        anything durable names it."""
+        """Store bytes and return their digest.
+
+        A stored file whose bytes have changed is written again. Call ``sync`` before anything durable names the digest.
+        """
         digest = vector.digest(raw)
         path = self._folder / digest
         if not _holds(path, raw):
@@ -31,11 +41,15 @@ class Blobs:
         return digest
 
     def sync(self) -> None:
-        """Make the names survive a power cut."""
+        """Make the names of all stored blobs survive a power cut."""
         sync_folder(self._folder)
 
     def get(self, digest: str) -> bytes:
-        """Stored bytes. Raises StoreError(E-CHECKPOINT) where they are missing or not what was written."""
+        """Return the bytes of a digest.
+
+        Raises:
+            StoreError: E-CHECKPOINT where the file is missing or its bytes are not those that were written.
+        """
         path = self._folder / digest
         try:
             raw = path.read_bytes()
@@ -48,11 +62,11 @@ class Blobs:
         return raw
 
     def path(self, digest: str) -> Path:
-        """The file of a stored blob, for who sends it as it is."""
+        """Return the file of a stored blob, for a caller that sends the file itself."""
         return self._folder / digest
 
     def sweep(self, named: Collection[str]) -> None:
-        """Remove all other blobs, and what a killed process left of one; other files stay."""
+        """Remove all blobs that are not ``named``, and the partial blobs of killed processes. Other files stay."""
         for path in self._folder.iterdir():
             ours = _DIGEST.fullmatch(path.name) or TEMPORARY.fullmatch(path.name)
             if ours and path.name not in named:
@@ -60,11 +74,11 @@ class Blobs:
 
 
 def _holds(path: Path, raw: vector.Buffer) -> bool:
-    """Compare a file with ``raw``, a piece at a time, so that memory holds no second copy."""
+    """Compare a file with ``raw`` piece by piece, so that memory holds no second copy."""
     try:
         with open(path, "rb") as f:
             return os.fstat(f.fileno()).st_size == len(raw) and all(
                 f.read(PIECE) == raw[at : at + PIECE] for at in range(0, len(raw), PIECE)
             )
-    except OSError:  # absent, or unreadable and so written anew
+    except OSError:  # an absent file is written; an unreadable one is written again
         return False

@@ -1,4 +1,4 @@
-"""The privacy ledger as rows of ``run.db``: only added to, each row chained to the one before."""
+"""The privacy ledger as rows of ``run.db``. Rows are only added, and each row is chained to the one before."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ ROWS = sa.select(CHARGES).order_by(CHARGES.c.number)
 
 
 def end(c: sa.Connection, start: str) -> tuple[int, str]:
-    """The number of rows, and the digest of the last one (``start`` where there is none)."""
+    """Return the number of rows and the digest of the last row, or ``start`` where there is no row."""
     count = c.execute(sa.select(sa.func.count()).select_from(CHARGES)).scalar_one()
     last = c.execute(sa.select(CHARGES.c.digest).order_by(CHARGES.c.number.desc()).limit(1)).scalar_one_or_none()
     return count, start if last is None else last
 
 
 def add(c: sa.Connection, start: str, new: LedgerEntry) -> None:
-    """Write a charge; the same round and attempt are written once."""
+    """Add a charge. A second charge for the same round and attempt changes nothing."""
     same = sa.select(CHARGES.c.number).where(CHARGES.c.round == new.round, CHARGES.c.attempt == new.attempt)
     if c.execute(same).first() is not None:
         return
@@ -33,14 +33,17 @@ def add(c: sa.Connection, start: str, new: LedgerEntry) -> None:
 
 
 def entry(row: Any) -> LedgerEntry:
-    """The charge of one of ``ROWS``. Raises whatever parsing raises."""
+    """Read one of ``ROWS`` as a charge. Raises whatever parsing raises."""
     return LedgerEntry(row.round, row.attempt, row.cohort, PrivacyEvent.from_plain(json.loads(row.event)))
 
 
 def read(rows: Sequence[Any], start: str) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
-    """The charges of ``ROWS``, and the digests of the chain: ``start``, then one for each row.
+    """Read the charges of ``ROWS`` and check their chain.
 
-    Raises ValueError where a row is not the one that was written after the row before it; whatever parsing raises.
+    Returns:
+        The charges, and the digests of the chain: ``start``, then one for each row.
+    Raises:
+        ValueError: where a row is not the one that was written after the row before it. Parsing may raise other errors.
     """
     charges, chain = [], [start]
     for row in rows:

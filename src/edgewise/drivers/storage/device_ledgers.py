@@ -1,11 +1,12 @@
-"""What devices gave away in all their runs, on their owner's disk (port ``engine.owner_budget.DeviceLedgers``).
+"""Privacy ledgers of devices over all their runs, on the owner's disk (port ``engine.owner_budget.DeviceLedgers``).
 
-One file for each device, of JSON lines that are only added to. A line holds the run, the round, the event, and a digest
-over the line before it and itself, so a line that is changed, removed or moved is found. A line without its end was
-being written when the process died: its charge never returned, so no frame had left, and it is cut off.
+Each device has one file of JSON lines. Lines are only added. A line holds the run, the round, the event, and a digest
+over the previous line and itself. So a line that was changed, removed or moved is detected. A line without its end was
+being written when the process died. Its charge never returned, so no frame had left the device, and the line is cut
+off.
 
-The ledger belongs to a device and no run, so it lies beside the runs and not in one. It is not protected from its
-owner: whoever deletes the file begins anew.
+A ledger belongs to a device and not to a run, so it lies beside the run directories. It is not protected from its
+owner: an owner who deletes the file starts again from zero.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ FIX = "put the newest copy of the file in its place. Without one, delete it: the
 
 
 class FileLedgers:
-    """The ledgers of the devices in ``folder``, which exists. One process has it at a time: close it, or use ``with``.
+    """The ledgers of all devices in ``folder``, which must exist. Use as a context manager, or close it.
 
-    Raises StoreError: E-RUN-EXISTS while another process has the folder, E-DISK.
-    Guarantees: when ``charge`` returns, the charge survives a crash and a power cut.
+    One process has the folder at a time.
+
+    Guarantees: a charge survives a crash and a power cut once ``charge`` has returned.
+    Raises:
+        StoreError: E-RUN-EXISTS while another process has the folder, E-DISK.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,20 +48,28 @@ class FileLedgers:
         self.close()
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder for other processes."""
         self._release()
 
     def charges(self, device: DeviceId) -> tuple[DeviceCharge, ...]:
-        """See DeviceLedgers. Raises StoreError(E-CHECKPOINT): the file is damaged, or of another device."""
+        """See DeviceLedgers.
+
+        Raises:
+            StoreError: E-CHECKPOINT where the file is damaged or belongs to another device.
+        """
         return self._read(device)[0]
 
     def charge(self, device: DeviceId, new: DeviceCharge) -> None:
-        """See DeviceLedgers. Raises StoreError(E-DISK)."""
-        charges, before = self._read(device)
+        """See DeviceLedgers.
+
+        Raises:
+            StoreError: E-DISK.
+        """
+        charges, previous = self._read(device)
         if new in charges:
             return
         row = {"run": new.run, "round": new.round, "event": new.event.to_plain()}
-        digest, path = _link(before, row), self._path(device)
+        digest, path = _link(previous, row), self._path(device)
         fresh = not path.exists()
         try:
             with open(path, "ab", opener=files.for_owner) as f:
@@ -65,7 +77,7 @@ class FileLedgers:
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
-            self._known.pop(device, None)  # part of the line may be there
+            self._known.pop(device, None)  # the disk may hold part of the line, so the file is read again
             raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "free some space.") from None
         if fresh:
             files.sync_folder(self._folder)
@@ -77,29 +89,29 @@ class FileLedgers:
         return self._known[device]
 
     def _load(self, device: DeviceId) -> tuple[tuple[DeviceCharge, ...], str]:
-        path, charges, before = self._path(device), list[DeviceCharge](), _link("", {"device": device})
+        path, charges, previous = self._path(device), list[DeviceCharge](), _link("", {"device": device})
         try:
             raw = path.read_bytes() if path.exists() else b""
-            whole, end, torn = raw.rpartition(b"\n")
+            complete, end, torn = raw.rpartition(b"\n")
             if torn:
-                os.truncate(path, len(whole) + len(end))
+                os.truncate(path, len(complete) + len(end))
         except OSError as e:
             raise StoreError("E-DISK", f"cannot read {path}: {e.strerror}.", "check the disk.") from None
-        for number, line in enumerate(whole.split(b"\n") if end else [], 1):
+        for number, line in enumerate(complete.split(b"\n") if end else [], 1):
             try:
                 row = json.loads(line)
                 stored = row.pop("digest")
                 charges.append(DeviceCharge(str(row["run"]), int(row["round"]), PrivacyEvent.from_plain(row["event"])))
-            except Exception as e:  # boundary: damaged bytes break parsers in many ways
+            except Exception as e:  # boundary: damaged bytes make parsers raise many types of errors
                 raise StoreError("E-CHECKPOINT", f"line {number} of {path} cannot be read.", FIX) from e
-            before = _link(before, row)
-            if stored != before:
+            previous = _link(previous, row)
+            if stored != previous:
                 raise StoreError("E-CHECKPOINT", f"line {number} of {path} is not the one written there.", FIX)
-        return tuple(charges), before
+        return tuple(charges), previous
 
     def _path(self, device: DeviceId) -> Path:
         return self._folder / f"{hashlib.sha256(device.encode()).hexdigest()[:32]}.ledger"
 
 
-def _link(before: str, row: object) -> str:
-    return hashlib.sha256(json.dumps([before, row], sort_keys=True).encode()).hexdigest()
+def _link(previous: str, row: object) -> str:
+    return hashlib.sha256(json.dumps([previous, row], sort_keys=True).encode()).hexdigest()

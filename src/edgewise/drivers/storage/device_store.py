@@ -1,14 +1,14 @@
-"""Where devices keep their states (port ``engine.ports.DeviceStore``): a real device, and the devices of a simulation.
+"""States of devices on disk (port ``engine.ports.DeviceStore``), for a real device and for the devices of a simulation.
 
     FileDevices        one file holds a device's whole state; it is on the disk before a frame leaves
-    SimulatedDevices   codec memory is on the disk as above; sessions and rounds answered end with the simulation
+    SimulatedDevices   codec memory is on the disk as above; sessions and answered rounds end with the simulation
 
-A file of states is a safetensors file: the arrays of ``engine.device_state.memory_of``, ``session`` (bytes), ``of``
-(whose it is, as JSON) and ``digest``, the SHA-256 of all the rest.
+A state is a safetensors file. It holds the arrays of ``engine.device_state.memory_of``, ``session`` (bytes), ``of``
+(the owner of the state, as JSON) and ``digest``, the SHA-256 of everything else in the file.
 
 The folder of a simulation changes its name whenever the run directory is opened (``RunStore.memory_dir``), and only the
-run's store makes folders. So a worker process that outlives its run cannot replace newer memory, however late it
-writes: the name it writes to is gone.
+run's store creates folders. So a worker process that outlives its run cannot replace newer memory: the folder that it
+would write to no longer exists.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edgewise.drivers.storage import files
 from edgewise.engine import device_state as states
 from edgewise.engine.device_state import After, Idle, Kept
 
-SESSIONS = "sessions"  # folder, beside the codec memory of simulated devices, of what ends with the simulation
+SESSIONS = "sessions"  # a folder beside the codec memory, for states that end with the simulation
 RESTORE = "put a whole copy of the folder in its place, or start again with another --out."
 ONE_PROCESS = "stop the other one: a device works in one process at a time."
 JOIN_ANEW = (
@@ -40,13 +40,16 @@ JOIN_ANEW = (
 
 
 class FileDevices:
-    """The states of real devices in ``folder``, which exists and belongs to its owner alone. One process has it at a
-    time, for as long as its devices work: two could each send an update of one round. Close it, or use ``with``.
+    """The states of real devices in ``folder``, which must exist and belong to its owner alone.
 
-    Raises StoreError: E-RUN-EXISTS while another process has the folder, E-DISK.
-    Guarantees: when ``save`` returns, the state survives a crash and a power cut, and no other state does. A file is
-        for its owner only: between two messages of a secure aggregation it holds secret keys.
-    Not promised: that the disk forgets the bytes of an older state.
+    One process has the folder at a time, for as long as its devices work. Two processes could each send an update of
+    the same round. Use as a context manager, or close it.
+
+    Guarantees: when ``save`` returns, the state survives a crash and a power cut, and no other state does. Only the
+    owner can read the files, because between two messages of secure aggregation they hold secret keys.
+    Not guaranteed: that the disk erases the bytes of older states.
+    Raises:
+        StoreError: E-RUN-EXISTS while another process has the folder, E-DISK.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
@@ -61,11 +64,15 @@ class FileDevices:
         self.close()
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder for other processes."""
         self._release()
 
     def load(self, device: DeviceId) -> Kept | None:
-        """See DeviceStore. Raises StoreError(E-CHECKPOINT): the file is unreadable, damaged, or of another run."""
+        """See DeviceStore.
+
+        Raises:
+            StoreError: E-CHECKPOINT where the file is unreadable, damaged, or of another run.
+        """
         path = _path(self.folder, device)
         if (arrays := _read(path, device, [self.run, device], JOIN_ANEW)) is None:
             return None
@@ -74,30 +81,45 @@ class FileDevices:
             return states.resumed(states.idle_of(device, arrays), session)
 
     def save(self, device: DeviceId, state: Kept) -> None:
-        """See DeviceStore. Raises StoreError(E-DISK)."""
+        """See DeviceStore.
+
+        Raises:
+            StoreError: E-DISK.
+        """
         session = np.frombuffer(states.session_of(state), np.uint8)
         _write(_path(self.folder, device), {**states.memory_of(state), "session": session}, [self.run, device])
         files.sync_folder(self.folder)
 
 
 class SimulatedDevices:
-    """The states of the devices of one run directory, for all worker processes of a simulation.
+    """The states of a run directory's simulated devices, shared by all worker processes of the simulation.
 
-    Codec memory is replaced on the disk before a frame leaves, so a run that is killed goes on with it. Sessions and
-    the rounds answered are what these devices have in memory: worker processes share them by files that nobody waits
-    for, and ``drivers.storage.opening`` removes them when the run directory is opened again. Devices are then brought
-    back to a round that was cut off by what they had been sent (``SimulatedCohort.resume``), as if they had not
-    answered it.
+    Codec memory is replaced on the disk before a frame leaves, so a killed run continues with it. A session and the
+    last answered round would be in the memory of a real device. Worker processes share them through files without
+    durability guarantees, and ``drivers.storage.opening`` removes these files when the run directory is opened again.
+    The devices are then brought back to an interrupted round by replaying the frames that they had been sent
+    (``SimulatedCohort.resume``), as if they had not answered it.
     """
 
     def __init__(self, folder: Path, run: str, instance: str, remembers: bool) -> None:
-        """``folder``: of this opening of the run directory. ``instance``: of the run directory. ``remembers``: devices
-        have codec memory (``engine.device_state.remembers``); nothing is kept on the disk where they have none."""
+        """Take the folder of this opening of the run directory.
+
+        Args:
+            folder: the folder for device memory (``RunStore.memory_dir``).
+            run: identity of the run.
+            instance: identity of the run directory.
+            remembers: whether devices have codec memory (``engine.device_state.remembers``). Without it nothing is
+                saved on the disk.
+        """
         self._folder, self._of, self._remembers = folder, [run, instance], remembers
-        self._disk: Idle | None = None  # what the disk has of the device that was loaded last
+        self._disk: Idle | None = None  # the state on the disk of the device that was loaded last
 
     def load(self, device: DeviceId) -> Kept | None:
-        """See DeviceStore. Raises StoreError(E-CHECKPOINT) as ``FileDevices``, and of another run directory."""
+        """See DeviceStore.
+
+        Raises:
+            StoreError: E-CHECKPOINT as for ``FileDevices``, and where the state is of another run directory.
+        """
         path = _path(self._folder, device)
         arrays = _read(path, device, [*self._of, device], RESTORE) if self._remembers else None
         with foreign(StoreError, "E-CHECKPOINT", f"{path} is of another version of edgewise", RESTORE):
@@ -112,7 +134,11 @@ class SimulatedDevices:
             return states.resumed(self._disk or Idle(device, After(None, Memory())), session)
 
     def save(self, device: DeviceId, state: Kept) -> None:
-        """See DeviceStore. Raises StoreError: E-WORKER where the run directory was opened anew since; E-DISK."""
+        """See DeviceStore.
+
+        Raises:
+            StoreError: E-WORKER where the run directory was opened again by another process; E-DISK.
+        """
         if not self._folder.exists():
             raise StoreError("E-WORKER", "the run that this process worked for has ended.", "go on with --resume.")
         idle = state if isinstance(state, Idle) else state.idle
@@ -130,8 +156,10 @@ class SimulatedDevices:
         files.replace(session, states.session_of(state))
 
     def _on_disk(self, idle: Idle) -> bool:
-        """Whether the disk has this codec memory. Arrays are not compared: a memory that a device did not change is
-        the same object."""
+        """Return whether the disk has this codec memory.
+
+        Arrays are compared by identity, because a memory that a device did not change is the same object.
+        """
         disk = self._disk
         if disk is None or disk.device != idle.device:
             return False
@@ -142,8 +170,10 @@ class SimulatedDevices:
 
 
 def out_of_step(folder: Path, state: Idle, accepted: int | None) -> StoreError:
-    """The error for a simulated device whose memory is not of the round that the server last took a contribution to:
-    the run directory is damaged."""
+    """Make the error for a simulated device whose memory is not of the round of its last accepted contribution.
+
+    Such a run directory is damaged.
+    """
     last = state.committed.round
     has = "none" if last is None else f"that after round {last}"
     wanted = "from before the first round" if accepted is None else f"that after round {accepted}"
@@ -172,7 +202,11 @@ def _write(path: Path, arrays: Mapping[str, Array], of: Sequence[str]) -> None:
 
 
 def _read(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str, Array] | None:
-    """The arrays of a file; None where there is no file. Raises StoreError(E-CHECKPOINT)."""
+    """Read the arrays of a file; None where there is no file.
+
+    Raises:
+        StoreError: E-CHECKPOINT.
+    """
     if not path.exists():
         return None
     try:
@@ -180,7 +214,7 @@ def _read(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str
         stored, owner = arrays.pop("digest").tobytes(), bytes(arrays["of"])
         whole = stored == _digest(arrays)
         names = json.loads(owner) if whole else None
-    except Exception as e:  # boundary: damaged bytes break parsers in ways that no list of errors is complete for
+    except Exception as e:  # boundary: no list of the errors that damaged bytes cause is complete
         raise _unusable(device, f"cannot be read: {e}", path, fix) from e
     if not whole:
         raise _unusable(device, "is damaged", path, fix)

@@ -1,5 +1,4 @@
-"""Files that survive a crash: written whole or not at all; files for their owner only; and a lock that ends with its
-process."""
+"""Files that survive a crash: durable writes, files for their owner only, and locks that end with their process."""
 
 from __future__ import annotations
 
@@ -13,27 +12,39 @@ from pathlib import Path
 from edgewise.core.errors import StoreError
 from edgewise.core.vector import Buffer
 
-TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # names of files that ``write_durably`` has not finished
-FOLDER = 0o700  # of a folder that others than its owner have no business in
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # a file that ``write_durably`` has not finished
+FOLDER = 0o700  # the mode of a folder that only its owner may use
 
 
 def for_owner(path: str, flags: int) -> int:
-    """An ``opener`` for ``open``: a file that is created is for its owner to read and write, for nobody else."""
+    """Open a file; a file that this creates can be read and written by its owner only. Pass it to ``open`` as
+    ``opener``.
+    """
     return os.open(path, flags, 0o600)
 
 
 def write_durably(path: Path, raw: Buffer, owner_only: bool = False) -> None:
-    """Write a file so that after a crash it is there whole, or as it was before. Raises StoreError(E-DISK).
+    """Write a file so that after a crash it is either complete or as it was before.
 
-    ``owner_only``: for its owner only (``for_owner``); else as the umask has it. The bytes are on the disk when this
-    returns; its name is there for all processes, and survives a power cut once ``sync_folder`` was called.
+    The bytes are on the disk when this returns. All processes see the new name. The name survives a power cut once
+    ``sync_folder`` was called.
+
+    Args:
+        owner_only: create the file for its owner only (``for_owner``); otherwise by the umask.
+    Raises:
+        StoreError: E-DISK.
     """
     _replace(path, raw, owner_only, durable=True)
 
 
 def replace(path: Path, raw: Buffer) -> None:
-    """Write a file for its owner only, whole or not at all for all processes. It survives the end of this one, and not
-    a power cut. Raises StoreError(E-DISK)."""
+    """Replace a file for its owner only, atomically for all processes.
+
+    The file survives the end of this process but not a power cut.
+
+    Raises:
+        StoreError: E-DISK.
+    """
     _replace(path, raw, owner_only=True, durable=False)
 
 
@@ -52,7 +63,11 @@ def _replace(path: Path, raw: Buffer, owner_only: bool, durable: bool) -> None:
 
 
 def write_new(path: Path, raw: Buffer) -> None:
-    """Write a file that is not there yet. Raises StoreError: E-FILE-EXISTS where one is, which stays; E-DISK."""
+    """Write a file that does not exist yet.
+
+    Raises:
+        StoreError: E-FILE-EXISTS where the file exists, which is left as it is; E-DISK.
+    """
     try:
         with open(path, "xb") as f:
             f.write(raw)
@@ -63,7 +78,7 @@ def write_new(path: Path, raw: Buffer) -> None:
 
 
 def is_blob(path: Path, digest: str) -> bool:
-    """Whether a file is there and its bytes have this digest (SHA-256, hexadecimal)."""
+    """Return whether a file exists and its bytes have this digest (SHA-256, hexadecimal)."""
     try:
         with open(path, "rb") as f:
             return hashlib.file_digest(f, "sha256").hexdigest() == digest
@@ -72,14 +87,18 @@ def is_blob(path: Path, digest: str) -> bool:
 
 
 def discard(path: Path) -> None:
-    """Delete a file that nothing names any more; where the disk refuses, it stays and costs room only."""
+    """Delete a file that nothing names any more. Where the disk refuses, the file stays and only takes space."""
     with suppress(OSError):
         path.unlink()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut. Raises StoreError(E-DISK)."""
-    if os.name == "nt":  # folders cannot be opened there; NTFS journals its names
+    """Make the names in a folder survive a power cut.
+
+    Raises:
+        StoreError: E-DISK.
+    """
+    if os.name == "nt":  # Windows cannot open folders, and NTFS journals names by itself
         return
     try:
         handle = os.open(folder, os.O_RDONLY)
@@ -92,9 +111,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def lock(path: Path, fix: str = "wait for it, or choose another --out.") -> Callable[[], None]:
-    """Take a folder's advisory lock; returns its release. ``fix``: what to do where it is taken.
+    """Take a folder's advisory lock and return the function that releases it.
 
-    Raises StoreError: E-RUN-EXISTS if another process holds it, E-DISK where the file cannot be opened.
+    Args:
+        fix: the advice in the error where another process has the lock.
+    Raises:
+        StoreError: E-RUN-EXISTS if another process holds the lock, E-DISK where the file cannot be opened.
     """
     try:
         handle = open(path, "a+b")  # noqa: SIM115 (held as long as the store)

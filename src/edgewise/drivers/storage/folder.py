@@ -1,10 +1,10 @@
-"""Folders that edgewise made. Runs and audits write and delete files only in these.
+"""Ownership marks of folders. Runs and audits write and delete files only in folders that edgewise made.
 
-    OUT/edgewise.json   the marker: it is written into a new or empty folder before anything else
+    OUT/edgewise.json   the marker, written into a new or empty folder before anything else
 
-A folder that holds anything else, and no marker, belongs to somebody else. It is refused before anything in it is
-touched. A run directory of a version without markers is known by files that nothing else writes: a database and a
-witness of the form that runs leave. It gets its marker when it is next opened for writing.
+A folder with other files and no marker belongs to somebody else. It is refused before anything in it is touched. A run
+directory of a version without markers is recognised by files that nothing else writes: a database, and a witness of the
+form that runs leave. It gets its marker when it is next opened for writing.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ _SQLITE = b"SQLite format 3\0"
 
 
 def marked(folder: Path) -> bool:
-    """Whether ``folder`` holds edgewise's marker."""
+    """Return whether ``folder`` holds edgewise's marker."""
     return (folder / MARKER).is_file()
 
 
 def made(folder: Path) -> bool:
-    """Whether edgewise made ``folder``: it holds the marker, or a run of a version that wrote none."""
+    """Return whether edgewise made ``folder``: it holds the marker, or a run of a version that wrote no markers."""
     return marked(folder) or _run_without_marker(folder)
 
 
 def foreign(folder: Path) -> bool:
-    """Whether ``folder`` holds files and edgewise did not make it."""
+    """Return whether ``folder`` holds files and edgewise did not make it."""
     return folder.is_dir() and any(folder.iterdir()) and not made(folder)
 
 
 def claim(folder: Path) -> None:
-    """Make a folder, or take an empty one, and mark it; one that edgewise made is taken as it is.
+    """Make a folder, or take an empty one, and mark it. A folder that edgewise made is taken as it is.
 
     Raises:
-        StoreError: E-FOLDER where the folder holds files and edgewise did not make it, and nothing is touched;
-            E-DISK where it cannot be made, read or written.
+        StoreError: E-FOLDER where the folder holds files and edgewise did not make it. Nothing is touched then. E-DISK
+            where it cannot be made, read or written.
     """
     try:
         if foreign(folder):
@@ -56,7 +56,7 @@ def claim(folder: Path) -> None:
 
 
 def _mark(folder: Path) -> None:
-    """Write the marker where there is none. Its name is what counts: a torn one marks the folder as well."""
+    """Write the marker where there is none. Only its name counts, so an incomplete file marks the folder as well."""
     if marked(folder):
         return
     handle = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT, 0o666)

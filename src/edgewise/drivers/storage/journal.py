@@ -1,10 +1,10 @@
-"""A round's write-ahead log: one file, length- and CRC-framed records, appended before they take effect.
+"""A round's write-ahead log: one file of records with length and checksum, each appended before it takes effect.
 
-Record: ``u32 length | u32 crc32 of the body | u32 crc32 of these 8 bytes | body``, little endian; the body is a box
-(``crypto.seal.BoxKey``) for the checkpoint that the round started from and the record's place in the file, of
-MessagePack ``[kind, name, bytes, number, train_s, encode_s]``. The frame of an arrival, which may be as long as the
-model, is in a second box, so that it is never copied beside its sealed form: ``u32 length of the first box | first box
-| second box``, where records without a frame have an empty second one.
+Record: ``u32 length | u32 crc32 of the body | u32 crc32 of these 8 bytes | body``, little endian. The body is a box
+(``crypto.seal.BoxKey``) of MessagePack ``[kind, name, bytes, number, train_s, encode_s]``. The box is bound to the
+checkpoint that the round started from and to the record's place in the file. The frame of an arrival may be as long as
+the model. It is in a second box, so that it is never copied beside its sealed form: ``u32 length of the first box |
+first box | second box``. Records without a frame have an empty second box.
 
     kind       name        bytes                                  number
     began      attempt     MessagePack [dealing, nonce, cohort]   at_s
@@ -14,18 +14,18 @@ model, is in a second box, so that it is never copied beside its sealed form: ``
     pinned                 MessagePack [group, survivors]
     resumed                                                       by_s
 
-A journal of another checkpoint does not open, nor does a record in another place. A torn tail (the process died while
-writing) is cut off on opening: what it held is asked again. Anything damaged before it is E-CHECKPOINT. Without its
-journal a round is begun anew: a device asked again for the same round sends the same bytes, or, where its update may
-leave once only, nothing.
+A journal of another checkpoint does not open, and neither does a record in another place. A torn tail, left by a
+process that died while writing, is cut off on opening, and the server asks again for its content. Damage before the
+tail is E-CHECKPOINT. Without its journal a round begins again. A device that is asked again for the same round sends
+the same bytes. It sends nothing where its update may leave only once.
 
-The key of the boxes is the round's own. It ends with the round (``RunStore.commit``), so a copy of the file that a disk
-or a backup keeps shows nothing once the round is over. Before that, who has the file and the key sees what the server
-does: the updates of the round where it sees them. Where it does not, what devices sent: masked updates, sealed boxes
-and shares, from which the sum follows once the shares are in; sealed reports, from which nothing does. No key of the
-server is in it.
+The key of the boxes belongs to one round and ends with it (``RunStore.commit``). So a copy of the file on a disk or in
+a backup shows nothing once the round is over. Before that, a person with the file and the key sees what the server
+sees. Where updates are visible, these are the updates of the round. Where they are hidden, these are the messages of
+devices. Masked updates, sealed boxes and shares give the sum once the shares have arrived. Sealed reports give nothing.
+The file holds no key of the server.
 
-A replay holds one record at a time, so that a run goes on in the memory in which it began.
+A replay holds one record at a time, so a resumed run needs no more memory than the run needed before.
 """
 
 from __future__ import annotations
@@ -55,13 +55,14 @@ _pinned = msgspec.msgpack.Decoder(tuple[int, tuple[str, ...]])
 
 
 class FileJournal:
-    """The journal of one round in one file; opened on first use.
+    """The journal of one round in one file, opened on first use.
 
     Args:
-        of: names the checkpoint that it extends. key: 32 secret bytes, of this round only.
-
+        path: the file.
+        of: name of the checkpoint that the journal extends.
+        key: 32 secret bytes, used for this round only.
     Attributes:
-        synced: whether ``sync`` was called: the round hides its updates.
+        synced: whether ``sync`` was called, which means that the round hides its updates.
     """
 
     def __init__(self, path: Path, of: str, key: bytes) -> None:
@@ -70,45 +71,49 @@ class FileJournal:
         self.synced = False
 
     def replay(self) -> Iterator[Record]:
-        """See Journal. Raises StoreError(E-CHECKPOINT) where the file is damaged, cannot be read, or extends another
-        checkpoint; E-DISK where its torn tail cannot be cut off."""
-        good = 0
+        """See Journal.
+
+        Raises:
+            StoreError: E-CHECKPOINT where the file is damaged, cannot be read, or extends another checkpoint. E-DISK
+                where its torn tail cannot be cut off.
+        """
+        sound_bytes = 0
         try:
             with open(self._path, "rb") as f:
                 size = os.fstat(f.fileno()).st_size
-                while (body := self._body(f, good, size)) is not None:
+                while (body := self._body(f, sound_bytes, size)) is not None:
                     length = len(body)
                     try:
-                        plain, frame = self._opened(body, good)
+                        plain, frame = self._opened(body, sound_bytes)
                     except (DecodeError, struct.error):
                         raise self._damaged("is of another checkpoint or run") from None
                     del body
                     try:
                         record = _record(plain, frame)
                     except (msgspec.DecodeError, ValueError):
-                        raise self._damaged(f"holds no record of this version at byte {good}") from None
-                    good += _HEADER_BYTES + length
+                        raise self._damaged(f"holds no record of this version at byte {sound_bytes}") from None
+                    sound_bytes += _HEADER_BYTES + length
                     del frame
                     yield record
         except FileNotFoundError:
             return
         except OSError as e:
             raise self._damaged(f"cannot be read: {e.strerror}") from None
-        if good < size:
+        if sound_bytes < size:
             try:
-                os.truncate(self._path, good)
+                os.truncate(self._path, sound_bytes)
             except OSError as e:
                 raise self._full(e) from None
 
     def _body(self, f: BinaryIO, at: int, size: int) -> bytes | None:
-        """The body of the record at byte ``at``, where the file stands; None at the end or at a torn tail."""
+        """Read the body of the record at byte ``at``, the file's position; None at the end or at a torn tail."""
         header = f.read(_HEADER_BYTES)
         if len(header) < _HEADER_BYTES:
             return None
         (length, crc), (header_crc,) = _LENGTHS.unpack_from(header), _CRC.unpack_from(header, _LENGTHS.size)
         if zlib.crc32(header[: _LENGTHS.size]) != header_crc:
             if not any(header) and not any(any(chunk) for chunk in iter(lambda: f.read(2**20), b"")):
-                return None  # a power cut may leave zeros where the tail was to be
+                return None  # a power cut may leave zeros in place of the tail
             raise self._damaged(f"is damaged at byte {at}")
         end = at + _HEADER_BYTES + length
         if end > size:
@@ -121,14 +126,16 @@ class FileJournal:
         return body
 
     def _opened(self, body: bytes, at: int) -> tuple[bytes, bytes]:
-        """The item and the frame of the record at byte ``at``. Raises DecodeError(E-SEAL), struct.error."""
+        """Open the item and the frame of the record at byte ``at``. Raises DecodeError(E-SEAL), struct.error."""
         view, (first,) = memoryview(body), _CRC.unpack_from(body)
         start, end = _CRC.size, _CRC.size + first
         item, rest = self._boxes.open(view[start:end], self._place(at)), view[end:]
         return item, self._boxes.open(rest, self._place(at, "frame")) if rest else b""
 
     def append(self, record: Record) -> None:
-        """See Journal. Survives the death of the process; a power cut may cost the tail, which is then asked again."""
+        """See Journal. The record survives the death of the process. A power cut may remove the tail, which is then
+        asked again.
+        """
         match record:
             case Arrived():
                 item = ("arrived", record.device, b"", record.at_s, record.train_s, record.encode_s)
@@ -158,12 +165,12 @@ class FileJournal:
         return f"{self._of} {at} {what}".encode()
 
     def _sealed(self, plain: bytes, place: bytes) -> list[bytes]:
-        """A box, as its nonce and the rest, so that the rest is not copied again."""
+        """Seal a box; return its nonce and the rest apart, so that the rest is not copied again."""
         nonce = secrets.token_bytes(NONCE_BYTES)
         return [nonce, self._boxes.seal(nonce, plain, place)]
 
     def _write(self, item: bytes, frame: bytes) -> None:
-        """All of it, or nothing: a nearly full disk takes a part and then refuses."""
+        """Write a record completely or not at all. A nearly full disk takes a part and then refuses."""
         start = self._file.seek(0, os.SEEK_END)
         first = self._sealed(item, self._place(start))
         second = self._sealed(frame, self._place(start, "frame")) if frame else []
@@ -175,16 +182,20 @@ class FileJournal:
         parts = [lengths + _CRC.pack(zlib.crc32(lengths)), *body]
         try:
             for part in parts:
-                left = memoryview(part)
-                while left:
-                    left = left[self._file.write(left) :]
+                unwritten = memoryview(part)
+                while unwritten:
+                    unwritten = unwritten[self._file.write(unwritten) :]
         except OSError:
-            with suppress(OSError):  # what cannot be cut off is a torn tail, cut off on opening
+            with suppress(OSError):  # a part that stays is a torn tail, which the next opening cuts off
                 self._file.truncate(start)
             raise
 
     def sync(self) -> None:
-        """See Journal. Raises StoreError(E-DISK)."""
+        """See Journal.
+
+        Raises:
+            StoreError: E-DISK.
+        """
         try:
             self._open()
             os.fsync(self._file.fileno())
@@ -194,14 +205,16 @@ class FileJournal:
         sync_folder(self._path.parent)
 
     def close(self) -> None:
-        """Close the file; what it holds stays."""
+        """Close the file and keep its content."""
         if self._file is not None:
-            with suppress(OSError):  # every record was written when it was appended
+            with suppress(OSError):  # nothing is lost: every record was written when it was appended
                 self._file.close()
             self._file = None
 
     def discard(self) -> None:
-        """Close and delete: the round is committed. One that cannot be deleted is skipped: its round is over."""
+        """Close and delete the file after its round was committed. A file that cannot be deleted is skipped by later
+        replays.
+        """
         self.close()
         discard(self._path)
 
@@ -213,7 +226,7 @@ class FileJournal:
 
 
 def _record(body: bytes, frame: bytes) -> Record:
-    """Raises msgspec.DecodeError or ValueError (UnicodeDecodeError is one) on anything else."""
+    """Decode a record. Raises msgspec.DecodeError or ValueError (also UnicodeDecodeError) on other bytes."""
     kind, device, data, at_s, train_s, encode_s = _decoder.decode(body)
     match kind:
         case "arrived":

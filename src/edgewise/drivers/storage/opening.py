@@ -1,4 +1,4 @@
-"""Putting the files of a run directory in order when it is opened, and when a run begins in it."""
+"""Preparation of a run directory's files, when it is opened and when a run begins in it."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from edgewise.drivers.storage.device_store import SESSIONS
 from edgewise.drivers.storage.files import FOLDER, TEMPORARY, discard, for_owner
 from edgewise.drivers.storage.schema import DELTAS, MODELS, SCHEMA_VERSION, VECTORS
 
-KEEP_MODELS = 3  # model versions whose vectors stay on disk
-BEACON = "beacon"  # beside the journals: the joint randomness of a run's cohorts, or how far it is
-RESTORED = "restored.json"  # in the folder of a run that comes from a backup of a server
-_EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # of folders for device memory
-_CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[a-z.]+)?\.[a-z0-9_]{8}")  # a file of the cache before it is whole
+KEEP_MODELS = 3  # number of model versions whose vectors stay on disk
+BEACON = "beacon"  # beside the journals: the joint randomness of a run's cohorts, or the progress towards it
+RESTORED = "restored.json"  # marks a run that comes from a backup of a server
+_EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # a folder for device memory
+_CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[a-z.]+)?\.[a-z0-9_]{8}")  # an incomplete file of the cache
 _ROUND = re.compile(r"round-(\d+)\.log")
 
 
 def token() -> str:
-    """A new name for a run directory: 128 random bits."""
+    """Draw a name for a run directory: 128 random bits."""
     return secrets.token_hex(16)
 
 
 def database(out: Path) -> sa.Engine:
-    """``run.db``, empty where there is none; SQLite gives its journal and log files the mode of the database."""
+    """Open ``run.db`` or create it empty. SQLite gives its journal and log files the mode of the database."""
     path = out / "run.db"
     if not path.exists():
-        with suppress(OSError), open(path, "ab", opener=for_owner):  # SQLite says why it cannot be
+        with suppress(OSError), open(path, "ab", opener=for_owner):  # SQLite reports the reason
             pass
     engine = sa.create_engine(f"sqlite:///{path}")
     sa.event.listen(engine, "connect", _pragmas)
@@ -54,7 +54,11 @@ def _pragmas(connection: Any, _: object) -> None:
 
 
 def check_schema(engine: sa.Engine, out: Path) -> None:
-    """Raises StoreError(E-CHECKPOINT) for a damaged database, and for one of another version of edgewise."""
+    """Refuse a damaged database and one of another version of edgewise.
+
+    Raises:
+        StoreError: E-CHECKPOINT.
+    """
     with engine.connect() as c:
         found = [str(row[0]) for row in c.execute(sa.text("PRAGMA quick_check(1)"))]
         if found != ["ok"]:
@@ -68,17 +72,24 @@ def check_schema(engine: sa.Engine, out: Path) -> None:
 
 
 def check_goes_on(out: Path) -> None:
-    """Raises StoreError(E-RESTORED) for a run that comes from a backup: what it released since then is not known."""
+    """Refuse to continue a run that comes from a backup. Its releases after the backup are not known.
+
+    Raises:
+        StoreError: E-RESTORED.
+    """
     if (out / RESTORED).exists():
         what = f"{out} comes from a backup of a server. What the run released and charged after it is not known."
         raise StoreError("E-RESTORED", what, "report, export or audit it. For more rounds begin another run.")
 
 
 def named(c: sa.Connection, next_round: int) -> set[str]:
-    """Digests that a row still needs: the newest models, the first one, the deltas, the vectors kept by name, and the
-    kept totals with the models that their replay starts from."""
-    kept = c.execute(sa.select(MODELS).where(MODELS.c.next_round > next_round - KEEP_MODELS))
-    found = {d for r in kept for d in (r.params, r.memory, r.shadow, r.anchor, *json.loads(r.slots).values())}
+    """List the digests that a row still needs.
+
+    These are the newest models, the first model, the deltas, the vectors kept by name, and the kept totals with the
+    models from which their replay starts.
+    """
+    newest = c.execute(sa.select(MODELS).where(MODELS.c.next_round > next_round - KEEP_MODELS))
+    found = {d for r in newest for d in (r.params, r.memory, r.shadow, r.anchor, *json.loads(r.slots).values())}
     found |= {r.digest for r in c.execute(sa.select(DELTAS.c.digest))}
     found |= {r.digest for r in c.execute(sa.select(VECTORS.c.digest))}
     first = c.execute(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))
@@ -86,11 +97,15 @@ def named(c: sa.Connection, next_round: int) -> set[str]:
 
 
 def memory_dir(devices: Path, goes_on: bool) -> Path:
-    """The folder for device memory of this opening: ``devices/EPOCH-RANDOM``, with an epoch above all that are there.
+    """Choose the folder for device memory of this opening: ``devices/EPOCH-RANDOM``, with a higher epoch than all
+    others.
 
-    Where a run ``goes_on``, the newest folder gets the new name, so that whoever knows the old one finds nothing there.
-    The sessions of simulated devices ended with the simulation that was stopped, so they are removed from it.
-    Otherwise the folder is made when a run begins (``empty``). Raises StoreError(E-DISK).
+    Where a run ``goes_on``, the newest folder is renamed to it, so that a process that knows the old name finds nothing
+    there. The sessions of simulated devices ended with the stopped simulation, so they are removed. Otherwise the
+    folder is made when a run begins (``empty``).
+
+    Raises:
+        StoreError: E-DISK.
     """
     try:
         there = sorted((int(found[1]), p) for p in devices.iterdir() if (found := _EPOCH.fullmatch(p.name)))
@@ -108,9 +123,12 @@ def memory_dir(devices: Path, goes_on: bool) -> Path:
 
 
 def empty(out: Path, memory: Path) -> None:
-    """Remove device memory and journals of whatever run was here before, and make the folder ``memory``.
+    """Remove device memory and journals of an earlier run, and make the folder ``memory``.
 
-    What edgewise did not name stays. Raises StoreError(E-DISK).
+    Files that edgewise did not name stay.
+
+    Raises:
+        StoreError: E-DISK.
     """
     try:
         for path in (out / "devices").iterdir():
@@ -125,31 +143,32 @@ def empty(out: Path, memory: Path) -> None:
 
 
 def clean(out: Path, next_round: int) -> None:
-    """Remove what a killed process left behind, by the names that edgewise gives, and the sessions of devices.
+    """Remove the files that a killed process left behind, and the sessions of devices. Only names that edgewise gives
+    are removed.
 
     The caller holds the lock, so nobody is writing.
     """
-    left = [path for number, path in journals(out) if number < max(0, next_round)]
+    leftovers = [path for number, path in journals(out) if number < max(0, next_round)]
     for pattern in (".*.tmp", "blobs/.*.tmp", "devices/*/.*.tmp"):
-        left += (path for path in out.glob(pattern) if TEMPORARY.fullmatch(path.name))
-    left += (path for path in out.glob("cache/*/.*") if _CACHING.fullmatch(path.name))
-    left += out.glob(f"devices/*/{SESSIONS}/*")
-    for path in left:
+        leftovers += (path for path in out.glob(pattern) if TEMPORARY.fullmatch(path.name))
+    leftovers += (path for path in out.glob("cache/*/.*") if _CACHING.fullmatch(path.name))
+    leftovers += out.glob(f"devices/*/{SESSIONS}/*")
+    for path in leftovers:
         discard(path)
 
 
 def journal_key() -> bytes:
-    """A new key for a journal: 32 bytes of the operating system's randomness."""
+    """Draw a key for a journal: 32 bytes of the operating system's randomness."""
     return secrets.token_bytes(KEY_BYTES)
 
 
 def journal_name(round: int) -> str:
-    """The file of a round's journal."""
+    """Return the file name of a round's journal."""
     return f"round-{max(0, round):06d}.log"
 
 
 def journals(out: Path) -> Iterator[tuple[int, Path]]:
-    """The journals of a run directory: (round, file)."""
+    """List the journals of a run directory as (round, file)."""
     for path in (out / "journal").iterdir():
         if found := _ROUND.fullmatch(path.name):
             yield int(found[1]), path

@@ -1,7 +1,8 @@
-"""The record of rounds as rows of ``run.db``, and the blobs of released totals (``engine.released``).
+"""Rows of ``run.db`` that record released models, and the blobs of released totals (``engine.released``).
 
-A total's mean is stored as d float32, or, where that is shorter, as a bitmap of the k coordinates that are not +0 and
-their values: ceil(d / 8) + 4 k bytes. Both give back the same bits, and the length of a blob tells which it is.
+A total's mean is stored as d float32. Where it is shorter, it is stored as a bitmap of the k coordinates that are not
++0, followed by their values: ceil(d / 8) + 4 k bytes. Both forms give back the same bits. The length of a blob tells
+which form it has.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ROWS = sa.select(ROUNDS).order_by(ROUNDS.c.round)
 
 
 def dump(x: Vector) -> Buffer:
-    """A total's vector, float32[d], as the bytes of its blob."""
+    """Encode a total's vector, float32[d], as the bytes of its blob."""
     bits = x.view(np.uint32)
     nonzero = bits != 0
     count = int(np.count_nonzero(nonzero))
@@ -38,7 +39,11 @@ def dump(x: Vector) -> Buffer:
 
 
 def load(raw: bytes, dim: int) -> Vector:
-    """Inverse of ``dump``. Raises ValueError for anything that it does not give."""
+    """Decode a blob of ``dim`` coordinates; the inverse of ``dump``.
+
+    Raises:
+        ValueError: where ``dump`` gives no such bytes.
+    """
     if len(raw) == 4 * dim:
         return vector.from_bytes(raw, dim)
     size = (dim + 7) // 8
@@ -51,7 +56,7 @@ def load(raw: bytes, dim: int) -> Vector:
 
 
 def blobs(total: Aggregate | None, put: Callable[[Buffer], str]) -> tuple[str, dict[str, str]]:
-    """Store a total, if there is one; the digests of its mean and of what is beside it."""
+    """Store a total, if there is one. Return the digest of its mean, and the digests of its other vectors by name."""
     if total is None:
         return "", {}
     return put(dump(total.mean)), {name: put(dump(x)) for name, x in total.beside.items()}
@@ -61,8 +66,13 @@ def record(
     round: int, model: Mapping[str, Any], ledger: tuple[int, str], total: Aggregate | None,
     stored: tuple[str, dict[str, str]],
 ) -> RoundRecord:  # fmt: skip
-    """The line of a round. ``model``: its row of ``MODELS``; ``ledger``: rows and digest of the last one; ``stored``:
-    as from ``blobs``."""
+    """Make the line of a round.
+
+    Args:
+        model: the round's row of ``MODELS``.
+        ledger: the number of rows of the privacy ledger, and the digest of the last one.
+        stored: the result of ``blobs``.
+    """
     line = RoundRecord(round, model["params"], json.loads(model["slots"]), model["step"], *ledger)
     if total is None:
         return line
@@ -72,13 +82,13 @@ def record(
 
 
 def end(c: sa.Connection, start: str) -> str:
-    """The digest of the last line; ``start`` where there is none."""
+    """Return the digest of the last line, or ``start`` where there is no line."""
     found = c.execute(sa.select(ROUNDS.c.digest).order_by(ROUNDS.c.round.desc()).limit(1)).scalar_one_or_none()
     return start if found is None else str(found)
 
 
 def add(c: sa.Connection, start: str, new: RoundRecord) -> None:
-    """Write the line of a round; the same round is written once."""
+    """Add the line of a round. A second line for the same round changes nothing."""
     row = {
         "round": new.round, "model": new.model, "slots": json.dumps(dict(new.slots)), "step": new.step,
         "charges": new.charges, "ledger": new.ledger, "n": new.n, "weight": new.weight,
@@ -89,7 +99,7 @@ def add(c: sa.Connection, start: str, new: RoundRecord) -> None:
 
 
 def read(row: Any) -> RoundRecord:
-    """A row of ``ROWS``. Raises whatever parsing raises."""
+    """Read one of ``ROWS``. Raises whatever parsing raises."""
     slots, head, beside = (dict(json.loads(text)) for text in (row.slots, row.head, row.beside))
     return RoundRecord(
         row.round, row.model, slots, row.step, row.charges, row.ledger, row.n, row.weight, head, row.total, beside
@@ -97,7 +107,9 @@ def read(row: Any) -> RoundRecord:
 
 
 def named(c: sa.Connection, next_round: int) -> set[str]:
-    """Digests that a replay of the kept totals needs: totals, and the model and optimizer state before each stretch."""
+    """List the digests that a replay of the kept totals needs: the totals, and the model and optimizer state before
+    each stretch.
+    """
     window = c.execute(sa.select(RUNS.c.window)).scalar_one_or_none()
     if window is None:
         return set()
@@ -112,7 +124,9 @@ def named(c: sa.Connection, next_round: int) -> set[str]:
 
 
 def checkpoint(c: sa.Connection, run: str, instance: str, next_round: int) -> str:
-    """Digest of the newest checkpoint: run, instance, round, all that it names, and the end of the record."""
+    """Return the digest of the newest checkpoint, over run, instance, round, all blobs that it names, and the end of
+    the record.
+    """
     rows = c.execute(sa.select(MODELS).where(MODELS.c.next_round == next_round))
-    told = [run, instance, next_round, *(list(row) for row in rows), end(c, "")]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    fields = [run, instance, next_round, *(list(row) for row in rows), end(c, "")]
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()

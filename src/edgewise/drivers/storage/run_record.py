@@ -1,6 +1,9 @@
-"""What a run's folder says of its past, read as of one moment, without the lock: also while somebody plays the run.
+"""A read-only snapshot of a run's database, taken without the lock, also while the run is in progress.
 
-Nothing is changed. The witness is read before the database, so that an honest one is never ahead of it.
+    record = read(Path("out"))
+    record.run["id"], len(record.rounds)
+
+Nothing is changed. The witness is read before the database, so an honest witness is never ahead of it.
 """
 
 from __future__ import annotations
@@ -24,19 +27,23 @@ from edgewise.drivers.storage.schema import EVENTS, MODELS, RUNS, SCHEMA_VERSION
 from edgewise.drivers.storage.witness import Witness
 from edgewise.engine.coordinator import BEST
 
-WAIT_S = 30.0  # for a commit that is under way
+WAIT_S = 30.0  # the longest wait for a commit in progress
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The rows of a run, as they stand there: nothing of them is checked.
+    """The rows of a run as they are stored. Nothing in them is checked.
 
     Attributes:
-        out: the folder. run: its row of ``RUNS``, with ``recipe`` and ``facts`` as tables.
-        rounds: rows of ``ROUNDS`` in order. models: rows of ``MODELS`` by rounds played. charges: rows of ``CHARGES``
-            in order. told: round -> digest of the model as the event of the round's end has it.
-        checkpoint: digest of the newest checkpoint. seen: the witness. best: the model with the lowest held-out loss is
-            the one after so many rounds; None where none was kept.
+        out: the folder.
+        run: its row of ``RUNS``, with ``recipe`` and ``facts`` as tables.
+        rounds: rows of ``ROUNDS`` in order.
+        models: rows of ``MODELS`` by rounds played.
+        charges: rows of ``CHARGES`` in order.
+        reported_models: round -> digest of the model in the event ``round_finished``.
+        checkpoint: digest of the newest checkpoint.
+        witness: the file ``witness.json``.
+        best: number of rounds after which the model had the lowest held-out loss; None where no such model was kept.
     """
 
     out: Path
@@ -44,14 +51,14 @@ class RunRecord:
     rounds: Sequence[Any]
     models: Mapping[int, Any]
     charges: Sequence[Any]
-    told: Mapping[int, str]
+    reported_models: Mapping[int, str]
     checkpoint: str
-    seen: Witness
+    witness: Witness
     best: int | None = None
 
     @property
     def counts(self) -> int:
-        """The model that counts is the one after so many rounds (``round.keep``)."""
+        """The number of rounds played of the model to use (``round.keep``)."""
         return int(self.run["next_round"]) if self.best is None else self.best
 
     @property
@@ -61,10 +68,11 @@ class RunRecord:
 
 
 def read(out: Path) -> RunRecord:
-    """The record of the run in a folder.
+    """Read the record of the run in a folder.
 
-    Raises StoreError: E-RESUME where there is no run; E-CHECKPOINT where the database cannot be read, is of another
-        version of edgewise, or the witness is not there.
+    Raises:
+        StoreError: E-RESUME where there is no run. E-CHECKPOINT where the database cannot be read or is of another
+            version of edgewise, and where the witness is missing.
     """
     if not (out / "run.db").is_file():
         raise StoreError("E-RESUME", f"there is no run in {out}.", "give the folder that holds run.db.")
@@ -87,17 +95,19 @@ def read(out: Path) -> RunRecord:
             rounds=c.execute(rounds.ROWS).all(),
             models={model.next_round: model for model in c.execute(sa.select(MODELS))},
             charges=c.execute(charges.ROWS).all(),
-            told=dict(_model(end.body) for end in ends),
+            reported_models=dict(_model(end.body) for end in ends),
             checkpoint=rounds.checkpoint(c, run["id"], run["instance"], run["next_round"]),
-            seen=seen,
+            witness=seen,
             best=c.execute(sa.select(VECTORS.c.note).where(VECTORS.c.name == BEST)).scalar_one_or_none(),
         )
 
 
 def _opened(path: Path) -> sqlite3.Connection:
-    """A connection that sees one moment of a database and cannot write."""
+    """Open a database read-only, as of one moment."""
     place = path.resolve().as_uri()
-    still = not path.with_name(f"{path.name}-wal").exists()  # nobody has it open, so it may lie where nobody writes
+    still = not path.with_name(
+        f"{path.name}-wal"
+    ).exists()  # without a log nobody has the database open, and its folder may be read-only
     c = sqlite3.connect(f"{place}?mode=ro{'&immutable=1' if still else ''}", uri=True, timeout=WAIT_S)
     c.isolation_level = None
     c.execute("BEGIN")
@@ -105,6 +115,6 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def _model(body: str) -> tuple[int, str]:
-    told = events.from_json(body)
-    assert isinstance(told, events.RoundFinished)
-    return told.round, told.model
+    finished = events.from_json(body)
+    assert isinstance(finished, events.RoundFinished)
+    return finished.round, finished.model

@@ -3,25 +3,24 @@
     OUT/edgewise.json the marker of a folder that edgewise made (``drivers.storage.folder``)
     OUT/run.db      the tables of ``drivers.storage.schema``; WAL, full sync
     OUT/recipe.toml the resolved recipe
-    OUT/blobs/      parameter vectors and optimizer slots, raw float32, released totals
-                    (``drivers.storage.round_record``), the codec's memory on the server, safetensors, and the deltas
-                    of the downlink as they travel; named by SHA-256, written before they are named
+    OUT/blobs/      parameter vectors and optimizer slots (raw float32), released totals (``round_record``), the codec's
+                    memory on the server (safetensors), and the broadcast deltas; written before anything names them
     OUT/journal/    the write-ahead log of the round in progress, sealed under a key that run.db has until its commit
     OUT/devices/    codec memory of simulated devices, in a folder whose name changes at every opening
-    OUT/witness.json what run.db has reached (``drivers.storage.witness``)
+    OUT/witness.json the progress of run.db (``drivers.storage.witness``)
     OUT/lock        held while a process works here
 
-Database, blobs, journal and codec memory are made readable by their owner only, their folders too: they hold losses of
-single devices, plain updates where those are visible, residuals, and the buffers of correlated noise. Recipe, summary
-and report are as the umask has it.
+Only the owner can read database, blobs, journal, codec memory and their folders. They hold losses of single devices,
+plain updates where those are visible, residuals, and the buffers of correlated noise. Recipe, summary and report have
+the mode of the umask.
 
-A commit is one transaction. Blobs that no row names any more are swept after it and when a run goes on; what a killed
-process left half-done (temporary files, journals of rounds that are committed) is removed at opening. Only files with
-names that edgewise gives are ever removed. A damaged blob or database is E-CHECKPOINT, a full disk E-DISK; neither
-leaves anything half-written that is named.
+A commit is one transaction. Blobs that no row names any more are swept after it and when a run continues. Opening
+removes what a killed process left: temporary files, and journals of committed rounds. Only files with names that
+edgewise gives are ever removed. A damaged blob or database is E-CHECKPOINT and a full disk is E-DISK. Neither leaves a
+named file incomplete.
 
-Database, device memory, journal, ledger and witness name one ``instance``, which is random and made when the run
-begins, and the round that they belong to. Where they are out of step, the run does not go on: E-CHECKPOINT.
+Database, device memory, journal, ledger and witness name the same random ``instance``, made when the run begins, and
+the round that they belong to. Where they disagree, the run does not continue: E-CHECKPOINT.
 """
 
 from __future__ import annotations
@@ -59,18 +58,18 @@ from edgewise.privacy import ledger
 from edgewise.privacy.ledger import LedgerEntry
 from edgewise.strategies.base import State
 
-DISK = ("readonly", "unable to open", "full", "disk I/O")  # in SQLite's messages
+DISK = ("readonly", "unable to open", "full", "disk I/O")  # words of SQLite's messages about the disk
 
 
 class RunStore:
-    """One run's durable state; a Store port. Use as a context manager: it holds the directory's lock.
+    """The durable state of one run (a Store port). Use as a context manager: it holds the directory's lock.
 
-    Raises StoreError(E-FOLDER) where ``out`` holds files and edgewise did not make it; nothing is touched then.
-    ``now_s`` stamps events that carry no time yet: those of a round have the time of its commit.
+    ``now_s`` stamps events that carry no time yet. The events of a round have the time of its commit.
+    Raises StoreError(E-FOLDER) where ``out`` holds files and edgewise did not make it. Nothing is touched then.
 
     Attributes:
-        instance: of this run directory; of the run that would begin in it, where there is none.
-        memory_dir: folder for the codec memory of devices, of this opening only.
+        instance: random identity of this run directory, or of the run that would begin in it.
+        memory_dir: folder for the codec memory of devices, for this opening only.
     """
 
     def __init__(self, out: Path, now_s: Callable[[], float] = time.time) -> None:
@@ -116,15 +115,15 @@ class RunStore:
         try:
             yield
         except sa.exc.DatabaseError as e:
-            what, said = f"{self.out / 'run.db'}: {e.orig}.", str(e.orig)
-            if "locked" in said:
+            what, message = f"{self.out / 'run.db'}: {e.orig}.", str(e.orig)
+            if "locked" in message:
                 raise StoreError("E-RUN-EXISTS", what, "another program reads or writes it: wait for it.") from None
-            if any(words in said for words in DISK):
+            if any(words in message for words in DISK):
                 raise StoreError("E-DISK", what, "free space or give write permission, then --resume.") from None
             raise StoreError("E-CHECKPOINT", what, "use another --out.") from None
 
     def _sound(self, what: str) -> foreign:
-        """Turn whatever parsing a damaged row raises into StoreError(E-CHECKPOINT)."""
+        """Turn any error of parsing a damaged row into StoreError(E-CHECKPOINT)."""
         return foreign(StoreError, "E-CHECKPOINT", f"{what} in {self.out / 'run.db'} is damaged", "use another --out.")
 
     @contextmanager
@@ -139,7 +138,7 @@ class RunStore:
     # -- the run ------------------------------------------------------------------------------------------------
 
     def run(self) -> Mapping[str, Any] | None:
-        """The run in this directory (id, name, recipe, facts, next_round, finished), or None."""
+        """Return the run in this directory (id, name, recipe, facts, next_round, finished), or None."""
         if not (rows := self._rows(sa.select(*(column for column in RUNS.c if column is not RUNS.c.journal_key)))):
             return None
         with self._sound("the run"):
@@ -148,8 +147,8 @@ class RunStore:
             return {**row, **numbers, "recipe": json.loads(row["recipe"]), "facts": json.loads(row["facts"])}
 
     def create(self, run: str, name: str, recipe: Mapping[str, Any], facts: Mapping[str, Any], window: int = 0) -> None:
-        """Register the run that lives in this directory. Device memory and journals of another run are removed.
-        ``window``: rounds whose released totals are kept (``plan.retention``)."""
+        """Register a run in this directory. Device memory and journals of another run are removed.
+        ``window``: number of rounds whose released totals are kept (``plan.retention``)."""
         opening.empty(self.out, self.memory_dir)
         start = ledger.start(run, self.instance)
         witness.write(self.out, self._reached({"id": run, "next_round": -1}, 0, start))
@@ -161,12 +160,12 @@ class RunStore:
             c.execute(RUNS.insert().values(**values, **first, journal_key=opening.journal_key()))
 
     def renew(self, facts: Mapping[str, Any]) -> None:
-        """Replace the run's facts: some may change between sessions, as the place of a folder."""
+        """Replace the run's facts. Some may change between sessions, such as the path of a folder."""
         with self._write() as c:
             c.execute(RUNS.update().values(facts=json.dumps(facts)))
 
     def finish(self) -> None:
-        """Mark the run as finished, and remove what an earlier attempt to remove it left: the disk refused it then."""
+        """Mark the run as finished. Remove files that an earlier removal left because the disk refused."""
         with self._write() as c:
             c.execute(RUNS.update().values(finished=True, journal_key=opening.journal_key()))
         opening.clean(self.out, number := self._known()["next_round"])
@@ -175,14 +174,14 @@ class RunStore:
     # -- checkpoints --------------------------------------------------------------------------------------------
 
     def load(self) -> Checkpoint | None:
-        """See Store. Raises StoreError: E-CHECKPOINT where a blob is missing or not what it was, and where database,
-        ledger, journal and witness are out of step; E-RESTORED for a run of a restored server."""
+        """See Store. Raises StoreError: E-CHECKPOINT where a blob is missing or damaged, and where database, ledger,
+        journal and witness disagree. E-RESTORED for a run of a restored server."""
         run = self.run()
         if run is None:
             return None
         opening.check_goes_on(self.out)
         self._in_step(run)
-        self._blobs.sweep(self._named(run["next_round"]))  # of a process that was killed after its last transaction
+        self._blobs.sweep(self._named(run["next_round"]))  # a killed process may have left some
         if run["next_round"] < 0:
             return None
         with self._sound("the newest checkpoint"):
@@ -194,7 +193,7 @@ class RunStore:
             return Checkpoint(run["next_round"], state, run["unmet"], memory, down, run["epsilon"])
 
     def _in_step(self, run: Mapping[str, Any]) -> None:
-        """Raises StoreError(E-CHECKPOINT) where the files of this directory do not belong together."""
+        """Refuse files that do not belong together. Raises StoreError(E-CHECKPOINT)."""
         _, chain = self._ledger(run)
         if run["ledger"] not in chain:
             raise StoreError("E-CHECKPOINT", f"{self.out / 'run.db'} lost rows of the privacy ledger.", RESTORE)
@@ -208,7 +207,7 @@ class RunStore:
         return Witness(self.instance, run["next_round"], self._checkpoint(run), count, last)
 
     def _checkpoint(self, run: Mapping[str, Any]) -> str:
-        """See ``rounds.checkpoint``."""
+        """See ``round_record.checkpoint``."""
         with self._guard(), self._engine.connect() as c:
             return round_record.checkpoint(c, run["id"], self.instance, run["next_round"])
 
@@ -251,7 +250,7 @@ class RunStore:
     def commit(
         self,
         checkpoint: Checkpoint,
-        told: Sequence[events.AnyEvent],
+        new_events: Sequence[events.AnyEvent],
         change: Change = Change(),  # noqa: B008 (immutable)
         total: Aggregate | None = None,
     ) -> None:
@@ -284,28 +283,28 @@ class RunStore:
             if down is not None:
                 standings.write_ring(c, down)
             standings.write(c, checkpoint.next_round - 1, change, down.anchor_round if down is not None else None)
-            if told:
-                c.execute(EVENTS.insert(), [self._event_row(e) for e in told])
+            if new_events:
+                c.execute(EVENTS.insert(), [self._event_row(e) for e in new_events])
         self._testify()
         if self._journal is not None:
             self._journal.discard()
-            if self._journal.synced:  # of a hidden round
+            if self._journal.synced:  # the round hides its updates
                 self._scrub()
             self._journal = None
         self._blobs.sweep(self._named(checkpoint.next_round))
 
     def _scrub(self) -> None:
-        """Take the key of the last round's journal out of the write-ahead log of the database too; in the database it
-        is overwritten (``secure_delete``). Where somebody reads the database, that is left to the next round."""
+        """Remove the key of the last round's journal from the database's log. The database overwrites its own copy
+        (``secure_delete``). While another process reads the database, the removal waits for the next round."""
         with self._guard(), self._engine.connect() as c:
             c.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
 
     def put(self, x: vector.Vector) -> str:
-        """Store a float32 vector; returns its digest. Sync the folder before anything durable names it."""
+        """Store a float32 vector and return its digest. Sync the folder before anything durable names the digest."""
         return self._blobs.put(vector.to_bytes(x))
 
     def blob(self, digest: str) -> vector.Vector:
-        """A stored vector, its digest checked."""
+        """Return a stored vector after checking its digest."""
         raw = self._blobs.get(digest)
         return vector.from_bytes(raw, len(raw) // 4)
 
@@ -314,11 +313,13 @@ class RunStore:
             return opening.named(c, next_round)
 
     def models(self) -> dict[int, str]:
-        """Rounds played -> digest of the parameters then (vectors of old versions are swept)."""
+        """Return rounds played -> digest of the parameters. The vectors of old versions are swept."""
         return {r.next_round: r.params for r in self._rows(sa.select(MODELS).order_by(MODELS.c.next_round))}
 
     def keep(self, name: str, x: vector.Vector, note: int = 0) -> None:
-        """Keep a vector under a name beside the model versions (progress of a comparison); ``note`` is a counter."""
+        """Keep a vector under a name beside the model versions, for the progress of a comparison; ``note`` is a
+        counter.
+        """
         digest = self.put(x)
         self._blobs.sync()
         with self._write() as c:
@@ -328,7 +329,7 @@ class RunStore:
         self._blobs.sweep(self._named(rows[0].next_round if rows else 0))
 
     def kept(self, name: str) -> tuple[vector.Vector, int] | None:
-        """The vector and note kept under a name."""
+        """Return the vector and note kept under a name."""
         rows = self._rows(sa.select(VECTORS).where(VECTORS.c.name == name))
         return (self.blob(rows[0].digest), rows[0].note) if rows else None
 
@@ -356,7 +357,7 @@ class RunStore:
                 self._measure(c, event)
 
     def measure(self, model: str, round: int, device: DeviceId, nll: float, tokens: int) -> None:
-        """Store one device's held-out loss before the whole evaluation is there."""
+        """Store one device's held-out loss before the evaluation is complete."""
         row = {"model": model, "round": round, "device": device, "nll": nll, "tokens": tokens}
         with self._write() as c:
             c.execute(upsert(MEASURES).values(**row).on_conflict_do_nothing())
@@ -380,7 +381,7 @@ class RunStore:
         return [e for e in self.events("evaluated") if isinstance(e, events.Evaluated)]
 
     def measures(self, model: str, round: int | None = None) -> dict[DeviceId, tuple[float, int]]:
-        """Device -> (nll, tokens) of a model; of its latest round where ``round`` is None."""
+        """Return device -> (nll, tokens) of a model, of its latest round where ``round`` is None."""
         query = sa.select(MEASURES).where(MEASURES.c.model == model).order_by(MEASURES.c.round)
         rows = self._rows(query if round is None else query.where(MEASURES.c.round == round))
         latest = rows[-1].round if rows else 0
@@ -392,7 +393,7 @@ class RunStore:
         return {"kind": kind, "round": getattr(event, "round", -1), "body": events.to_json(stamped)}
 
     def events(self, kind: str = "") -> list[events.AnyEvent]:
-        """Stored events in order, of one kind (tag) or all."""
+        """Return the stored events in order, of one kind (tag) or all."""
         query = sa.select(EVENTS.c.body).order_by(EVENTS.c.number)
         rows = self._rows(query.where(EVENTS.c.kind == kind) if kind else query)
         with self._sound("an event"):

@@ -12,16 +12,16 @@ RUNS = sa.Table(
     META,
     sa.Column("id", sa.String, primary_key=True),
     sa.Column("schema_version", sa.Integer, nullable=False),
-    sa.Column("instance", sa.String, nullable=False),  # of the run directory: random, made when the run began
+    sa.Column("instance", sa.String, nullable=False),  # random identity of the run directory
     sa.Column("name", sa.String, nullable=False),
     sa.Column("recipe", sa.Text, nullable=False),
     sa.Column("facts", sa.Text, nullable=False),
     sa.Column("next_round", sa.Integer, nullable=False, default=-1),
     sa.Column("unmet", sa.Integer, nullable=False, default=0),
     sa.Column("ledger", sa.String, nullable=False),  # digest of the ledger's last row at the newest checkpoint
-    sa.Column("epsilon", sa.Float, nullable=False, default=0.0),  # spent up to there
+    sa.Column("epsilon", sa.Float, nullable=False, default=0.0),  # spent up to the newest checkpoint
     sa.Column("finished", sa.Boolean, nullable=False, default=False),
-    sa.Column("journal_key", sa.LargeBinary, nullable=False),  # of the next round; ends with its commit
+    sa.Column("journal_key", sa.LargeBinary, nullable=False),  # the next round's key, replaced by its commit
     sa.Column("window", sa.Integer, nullable=False),  # rounds whose totals are kept (plan.retention); -1 = all
 )
 MODELS = sa.Table(
@@ -32,26 +32,26 @@ MODELS = sa.Table(
     sa.Column("slots", sa.Text, nullable=False),
     sa.Column("memory", sa.String, nullable=False),  # blob of the codec's memory on the server; empty = none
     sa.Column("step", sa.Integer, nullable=False),
-    sa.Column("shadow", sa.String, nullable=False, default=""),  # what devices hold; empty = the model itself
+    sa.Column("shadow", sa.String, nullable=False, default=""),  # the devices' model; empty = params
     sa.Column("anchor", sa.String, nullable=False, default=""),  # the model that the deltas start from
 )
 ROUNDS = sa.Table(  # the record of released models (engine.released); rows are only ever added
     "rounds",
     META,
-    sa.Column("round", sa.Integer, primary_key=True),  # -1: the model before the first
+    sa.Column("round", sa.Integer, primary_key=True),  # -1: the model before the first round
     sa.Column("model", sa.String, nullable=False),
     sa.Column("slots", sa.Text, nullable=False),
     sa.Column("step", sa.Integer, nullable=False),
-    sa.Column("charges", sa.Integer, nullable=False),  # rows of the ledger then
-    sa.Column("ledger", sa.String, nullable=False),  # digest of the last of them
+    sa.Column("charges", sa.Integer, nullable=False),  # the number of ledger rows at that time
+    sa.Column("ledger", sa.String, nullable=False),  # the digest of the last of these rows
     sa.Column("n", sa.Integer, nullable=False),
     sa.Column("weight", sa.Float, nullable=False),
     sa.Column("head", sa.Text, nullable=False),
     sa.Column(
         "total", sa.String, nullable=False
-    ),  # blob of the mean (drivers.storage.round_record); empty = none was released
+    ),  # blob of the mean (drivers.storage.round_record); empty = no total was released
     sa.Column("beside", sa.Text, nullable=False),
-    sa.Column("digest", sa.String, nullable=False),  # of this row and the one before (engine.released.link)
+    sa.Column("digest", sa.String, nullable=False),  # over this row and the one before (engine.released.link)
 )
 DELTAS = sa.Table(  # the ring of the newest checkpoint
     "deltas",
@@ -60,7 +60,7 @@ DELTAS = sa.Table(  # the ring of the newest checkpoint
     sa.Column("digest", sa.String, nullable=False),
     sa.Column("base", sa.String, nullable=False),
 )
-HELD = sa.Table(  # whose model devices have, as far as the deltas of the newest checkpoint reach
+HELD = sa.Table(  # the round of each device's model, where the deltas of the newest checkpoint still start from it
     "held",
     META,
     sa.Column("device", sa.String, primary_key=True),
@@ -98,7 +98,7 @@ CHARGES = sa.Table(  # the privacy ledger; rows are only ever added
     sa.Column("attempt", sa.String, nullable=False),
     sa.Column("cohort", sa.Integer, nullable=False),
     sa.Column("event", sa.Text, nullable=False),
-    sa.Column("digest", sa.String, nullable=False),  # of this row and the one before (privacy.ledger.link)
+    sa.Column("digest", sa.String, nullable=False),  # over this row and the one before (privacy.ledger.link)
     sa.UniqueConstraint("round", "attempt"),
 )
 VECTORS = sa.Table(

@@ -1,4 +1,4 @@
-"""What the server knows of each device, and the deltas that they follow, as rows of ``run.db``, changed one by one."""
+"""Standings of devices and the ring of broadcast deltas, as rows of ``run.db`` that change one by one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgewise.core.training import DeviceId
 from edgewise.drivers.storage.schema import CONTRIBUTIONS, DELTAS, HELD
 from edgewise.engine.ports import Change, Downlink, Standing
 
-_MANY = 1000  # names in one statement
+_MANY = 1000  # the largest number of names in one SQL statement
 
 
 def read(c: sa.Connection, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
-    """Of each of these devices, in their order."""
+    """Read the standings of these devices, in their order."""
     accepted: dict[DeviceId, int] = {}
     held: dict[DeviceId, int] = {}
     for part in _parts(devices):
@@ -28,8 +28,12 @@ def read(c: sa.Connection, devices: Sequence[DeviceId]) -> dict[DeviceId, Standi
 
 
 def write(c: sa.Connection, round: int, change: Change, anchor_round: int | None) -> None:
-    """What ``round`` changed. ``anchor_round``: of the model that the deltas start from; None where there are none, so
-    that nobody's model is of interest."""
+    """Write the changes that ``round`` made to the standings.
+
+    Args:
+        anchor_round: the round of the model that the deltas start from. None where there are no deltas; the devices'
+            models are then not recorded.
+    """
     if change.accepted:
         row = upsert(CONTRIBUTIONS)
         update = {"last_round": row.excluded.last_round, "times": CONTRIBUTIONS.c.times + 1}
@@ -55,7 +59,7 @@ def _among(table: sa.Table, devices: Sequence[DeviceId]) -> sa.ColumnElement[boo
 
 
 def write_ring(c: sa.Connection, down: Downlink) -> None:
-    """Write the deltas that came to the ring of the checkpoint before, and delete those that left it."""
+    """Add the deltas that are new since the previous checkpoint, and delete those that left the ring."""
     written = {row[0] for row in c.execute(sa.select(DELTAS.c.round))}
     if new := [{"round": d.round, "digest": d.digest, "base": d.base} for d in down.ring if d.round not in written]:
         c.execute(DELTAS.insert(), new)

@@ -1,8 +1,9 @@
-"""What the database has reached, told by a second file: ``witness.json`` beside it.
+"""A second record of a database's progress: ``witness.json`` beside ``run.db``.
 
-A database can go back without being damaged: it is restored from a backup, it is copied without its log, or SQLite
-drops the damaged end of the log. Device memory, journal and privacy ledger would then be of a future that the database
-does not know. The witness is replaced after every commit and every charge, so it is never ahead of an honest database.
+A database can go back in time without damage. Somebody restores it from a backup or copies it without its log, or
+SQLite drops the damaged end of the log. Device memory, journal and privacy ledger would then belong to a future that
+the database does not know. The witness is replaced after every commit and every charge, so it is never ahead of an
+honest database.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ NAME = "witness.json"
 
 
 class Witness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Attributes:
-    instance: of the run directory. next_round, checkpoint: of the newest checkpoint, and its digest.
-    charges: rows of the privacy ledger. ledger: digest of the last one.
+    """The progress of a database.
+
+    Attributes:
+        instance: identity of the run directory.
+        next_round, checkpoint: the round and the digest of the newest checkpoint.
+        charges, ledger: the number of rows of the privacy ledger, and the digest of the last one.
     """
 
     instance: str
@@ -33,12 +37,20 @@ class Witness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def write(out: Path, witness: Witness) -> None:
-    """Replace the witness of a run directory. Raises StoreError(E-DISK)."""
+    """Replace the witness of a run directory.
+
+    Raises:
+        StoreError: E-DISK.
+    """
     write_durably(out / NAME, msgspec.json.encode(witness), owner_only=True)
 
 
 def read(out: Path) -> Witness:
-    """The witness of a run directory. Raises StoreError(E-CHECKPOINT)."""
+    """Read the witness of a run directory.
+
+    Raises:
+        StoreError: E-CHECKPOINT.
+    """
     path = out / NAME
     try:
         return msgspec.json.decode(path.read_bytes(), type=Witness)
@@ -49,9 +61,14 @@ def read(out: Path) -> Witness:
 
 
 def check(out: Path, seen: Witness, now: Witness, ledger: Sequence[str]) -> None:
-    """Compare a witness with what the database says ``now``; ``ledger``: the digests of its rows, the start first.
+    """Compare a witness with the database.
 
-    Raises StoreError(E-CHECKPOINT) where the database is older than the witness or of another run directory.
+    Args:
+        seen: the witness on the disk.
+        now: the progress of the database.
+        ledger: the digests of the ledger's chain, beginning with its start.
+    Raises:
+        StoreError: E-CHECKPOINT where the database is older than the witness or of another run directory.
     """
     path = out / NAME
     if seen.instance != now.instance:
