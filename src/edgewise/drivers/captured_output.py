@@ -1,9 +1,9 @@
-"""A file without a name for what libraries print, which does not outgrow its limit however long the run is.
+"""A temporary file for the output of libraries, with a limited size however long the run is.
 
-    with Noise() as noise:
+    with PrintedNoise() as noise:
         os.dup2(noise.fileno(), 2)
 
-The beginning and the end are kept, since the first complaint tells the cause and the last one how it went.
+The beginning and the end stay in the file. The first message usually names the cause, and the last one the outcome.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ INTERVAL_S = 1.0
 
 
 class PrintedNoise:
-    """The file, and a thread that looks at its size once a second. Use as a context manager.
+    """A file without a name, and a thread that checks its size once a second. Use as a context manager.
 
-    Where the disk has no room for it, what is printed is dropped.
+    Where the disk has no room for the file, all output is dropped.
 
     Args:
-        limit_bytes: where the file is larger, its middle is left out. Between two looks it can be.
+        limit_bytes: the largest size. The middle of a larger file is left out. Between two checks the file may be
+            larger.
+        interval_s: seconds between two checks.
     """
 
     def __init__(self, limit_bytes: int = LIMIT_BYTES, interval_s: float = INTERVAL_S) -> None:
@@ -48,11 +50,11 @@ class PrintedNoise:
         self._file.close()
 
     def fileno(self) -> int:
-        """For ``os.dup2``; also child processes may write to it."""
+        """The file descriptor, for ``os.dup2``. Child processes may write to it too."""
         return self._file.fileno()
 
     def read(self) -> bytes:
-        """All that is kept."""
+        """Return the stored output."""
         self._trim()
         with suppress(OSError):
             return os.pread(self.fileno(), self._limit_bytes, 0)
@@ -63,7 +65,7 @@ class PrintedNoise:
             self._trim()
 
     def _trim(self) -> None:
-        """Leave out the middle of a file that is too large; what is written meanwhile may be left out too."""
+        """Leave out the middle of a file that is too large. Output written in the meantime may be left out too."""
         fd, half = self.fileno(), self._limit_bytes // 2
         with self._trims, suppress(OSError):
             size = os.fstat(fd).st_size
@@ -76,7 +78,7 @@ class PrintedNoise:
 
 
 def _appends(fd: int) -> bool:
-    """Make all writers append, so that a truncated file goes on at its end; whether that is possible here."""
+    """Make all writers append, so that a truncated file continues at its end. Return whether the system can do that."""
     if os.name == "nt":
         return False
     import fcntl

@@ -1,9 +1,9 @@
-"""Installed packages with parts of one's own, by name and digest. No code travels: server, devices and gateway of a run
-each have the same package, and whoever owns a machine says which ones may be used there.
+"""Installed extension packages, identified by name and digest. No code travels between machines: server, devices and
+gateway of a run each have the same package, and the owner of a machine decides which ones may be used there.
 
     packages = named(["own_codecs"])                # submitter: modules -> packages, with the digests of this machine
-    catalogue(packages)                             # server: what the submitter has is what is installed here
-    catalogue(facts.packages, allowed={"own-codecs": "5f2a..."})      # device, gateway: and what its owner allows
+    catalogue(packages)                             # server: the submitter's packages are those installed here
+    catalogue(facts.packages, allowed={"own-codecs": "5f2a..."})      # device, gateway: and the owner allows them
 
 A package has an entry point in ``GROUP`` whose value is a module with ``EDGEWISE = Extension(...)``.
 
@@ -23,14 +23,15 @@ from edgewise.core.errors import RecipeError
 from edgewise.plan.catalogue import Catalogue, with_extensions
 from edgewise.plan.facts import ExtensionPackage
 
-GROUP = "edgewise.extensions"  # entry points of packages with parts of one's own; their value is a module
-_COMPILED = "__pycache__"  # what Python itself compiles from files that are in the digest
+GROUP = "edgewise.extensions"  # group of the entry points; their value is a module
+_COMPILED = "__pycache__"  # Python compiles these files from others that are in the digest
 
 
 def digest(name: str) -> str:
-    """The digest of the installed files of a package, without what Python compiles from them.
+    """Return the digest of a package's installed files, without those that Python compiles from them.
 
-    Raises RecipeError(E-EXTENSION) where it is not installed, or does not list its files.
+    Raises:
+        RecipeError: E-EXTENSION where the package is not installed, or does not list its files.
     """
     found = _distribution(name)
     if found is None:
@@ -39,9 +40,10 @@ def digest(name: str) -> str:
 
 
 def named(modules: Iterable[str]) -> tuple[ExtensionPackage, ...]:
-    """The installed packages that have these modules as entry points, sorted.
+    """Find the installed packages that have these modules as entry points, sorted.
 
-    Raises RecipeError(E-EXTENSION) for a module of no such package: nobody else could have it.
+    Raises:
+        RecipeError: E-EXTENSION for a module that belongs to no such package, because no other machine could have it.
     """
     found: dict[str, ExtensionPackage] = {}
     for module in modules:
@@ -56,7 +58,7 @@ def named(modules: Iterable[str]) -> tuple[ExtensionPackage, ...]:
 
 
 def module_of(function_module: str) -> str:
-    """The entry point around the module of a part's function; empty where no installed package has one."""
+    """Return the entry point whose module contains a part's function; empty where no installed package has one."""
     points = {point.module for point in metadata.entry_points(group=GROUP)}
     return next((m for m in sorted(points) if function_module == m or function_module.startswith(f"{m}.")), "")
 
@@ -66,14 +68,15 @@ def catalogue(
     allowed: Mapping[str, str] | None = None,
     always: Collection[str] = (),
 ) -> Catalogue:
-    """The built-in parts with those of a run's packages.
+    """Add the parts of a run's packages to the built-in parts.
 
     Args:
-        packages: as the run's facts name them. allowed: name -> digest of those that may be used here; None: any that
-            is installed. always: of the allowed, those that bring the trainer where no package of the run does.
+        packages: the packages in the run's facts.
+        allowed: name -> digest of the packages that may be used here. None: all installed ones.
+        always: those of the allowed packages that bring the trainer where no package of the run does.
     Raises:
         RecipeError: E-PACKAGE for a package that is not allowed here, is not installed, or has another digest. None of
-            them is imported then. E-EXTENSION as ``with_extensions``.
+            the packages is imported then. E-EXTENSION as ``with_extensions``.
     """
     modules = [module for package in packages for module in _checked(package, allowed)]
     made = replace(with_extensions(modules), packages=tuple(packages))
@@ -85,7 +88,7 @@ def catalogue(
 
 
 def modules(packages: Iterable[ExtensionPackage]) -> list[str]:
-    """The modules of packages that ``catalogue`` has taken."""
+    """Return the modules of packages that ``catalogue`` has accepted."""
     return [module for package in packages for module in _modules(package.name)]
 
 
@@ -116,7 +119,7 @@ def _checked(package: ExtensionPackage, allowed: Mapping[str, str] | None) -> li
 
 
 def _check_origin(name: str, module: str, files: Collection[str]) -> None:
-    """Raises RecipeError(E-PACKAGE) where Python would import the module from elsewhere than the package's files."""
+    """Refuse a module that Python would not import from the package's files. Raises RecipeError(E-PACKAGE)."""
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError):

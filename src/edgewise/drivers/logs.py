@@ -5,8 +5,8 @@
 
     {"at": "2026-01-31T12:00:00.123Z", "level": "info", "from": "edgewise.http", "event": "request", "route": ...}
 
-Every text passes ``redacted``. An exception is logged by its type and the places in the code that it went through, and
-by its message only where it is one of edgewise: the message of another one may quote anything.
+Every text passes ``redacted``. An exception is logged by its type and the places in the code that it passed. Its
+message is logged only for errors of edgewise, because any other message may quote secrets.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROTATE_BYTES, KEEP_FILES = 2**24, 4
 
 
 class JsonLines(logging.Formatter):
-    """A record as one line of JSON; its ``fields`` (a mapping) become keys of the object."""
+    """Format a record as one line of JSON. Its ``fields`` (a mapping) become keys of the object."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
@@ -46,14 +46,14 @@ class JsonLines(logging.Formatter):
         fields: dict[str, Any] = getattr(record, "fields", {})
         line |= {key: redacted(value) if isinstance(value, str) else value for key, value in fields.items()}
         if record.exc_info and record.exc_info[1] is not None:
-            line["exception"] = [_told(e) for e in _chain(record.exc_info[1])]
+            line["exception"] = [_described(e) for e in _chain(record.exc_info[1])]
         return json.dumps(line)
 
 
-def _told(e: BaseException) -> dict[str, Any]:
+def _described(e: BaseException) -> dict[str, Any]:
     places = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(e.__traceback__)]
-    told: dict[str, Any] = {"type": type(e).__name__, "at": places}
-    return told | {"says": redacted(str(e))} if isinstance(e, EdgewiseError) else told
+    entry: dict[str, Any] = {"type": type(e).__name__, "at": places}
+    return entry | {"says": redacted(str(e))} if isinstance(e, EdgewiseError) else entry
 
 
 def _chain(e: BaseException) -> Iterator[BaseException]:
@@ -75,10 +75,13 @@ class _Rotating(logging.handlers.RotatingFileHandler):
 
 @contextmanager
 def opened(path: Path | None) -> Iterator[None]:
-    """Log to a file, or with None to standard error, what this program says and what ends its threads.
+    """Log this program's messages, and errors that end its threads, to a file, or to standard error where ``path`` is
+    None.
 
-    The file is for its owner only, and is set aside at 16 MiB; four older ones stay.
-    Raises StoreError(E-DISK) where it cannot be written.
+    Only the owner can read the file. It rotates at 16 MiB, and four older files stay.
+
+    Raises:
+        StoreError: E-DISK where the file cannot be written.
     """
     try:
         handler = (
@@ -107,5 +110,5 @@ def opened(path: Path | None) -> Iterator[None]:
 
 def _thread_ended(args: threading.ExceptHookArgs) -> None:
     if args.exc_value is not None:
-        told = (args.exc_type, args.exc_value, args.exc_traceback)
-        logging.getLogger("edgewise").error("a thread ended", exc_info=told)
+        error = (args.exc_type, args.exc_value, args.exc_traceback)
+        logging.getLogger("edgewise").error("a thread ended", exc_info=error)

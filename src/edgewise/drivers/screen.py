@@ -1,4 +1,4 @@
-"""Standard output and standard error that cannot fail: what nobody can read is dropped, and the work goes on."""
+"""Standard output and standard error that cannot fail. Text that nobody can read is dropped, and the work continues."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import BinaryIO, cast
 class Screen(io.TextIOWrapper):
     """A text stream whose writing never raises OSError.
 
-    A reader that went away, a full disk and a closed terminal decide nothing about the work whose progress they show:
-    from the first failure on the file descriptor leads to the null device, for libraries and child processes too. What
-    a slow reader of a non-blocking pipe has no room for is dropped alone.
+    A reader that ended, a full disk or a closed terminal must not stop the work whose progress is shown. After the
+    first failure the file descriptor leads to the null device, for libraries and child processes too. Where a slow
+    reader of a non-blocking pipe has no room, only the text without room is dropped.
     """
 
     def write(self, text: str) -> int:
-        """Write, or drop; returns the number of characters either way."""
+        """Write the text or drop it. Return the number of characters in both cases."""
         try:
             return super().write(text)
         except OSError as e:
@@ -26,14 +26,14 @@ class Screen(io.TextIOWrapper):
             return len(text)
 
     def flush(self) -> None:
-        """Flush, or drop."""
+        """Flush the text or drop it."""
         try:
             super().flush()
         except OSError as e:
             self._drop(e)
 
     def close(self) -> None:
-        """Flush or drop, and close."""
+        """Flush the text or drop it, and close."""
         if not self.closed:
             self.flush()
         with suppress(OSError):
@@ -46,33 +46,34 @@ class Screen(io.TextIOWrapper):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
-            super().flush()  # what is still buffered goes the same way
+            super().flush()  # the rest of the buffer goes to the null device too
 
 
 def screen(fd: int, encoding: str | None = None) -> Screen:
-    """A screen on a file descriptor, which it closes; characters that the encoding lacks show as escapes."""
+    """Make a screen on a file descriptor, which it closes. Characters that the encoding lacks appear as escapes."""
     return Screen(cast(BinaryIO, os.fdopen(fd, "wb")), encoding=encoding, errors="backslashreplace")
 
 
 def guard() -> None:
-    """Make the process's own standard streams screens, and open those that it was started without.
+    """Make the process's standard streams screens, and open those that the process was started without.
 
-    A closed descriptor would be given to the next file that is opened, and what is printed would end up in it.
+    Otherwise the next opened file would get the number of a closed descriptor, and printed text would be written into
+    it.
     """
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is ``fd``
     for name, fd in (("stdout", 1), ("stderr", 2)):
         stream = getattr(sys, name)
         if stream is None:
-            raw = open(fd, "wb", closefd=False)  # noqa: SIM115 (open as long as the process)
+            raw = open(fd, "wb", closefd=False)  # noqa: SIM115 (stays open as long as the process runs)
             guarded = Screen(raw, "utf-8", "backslashreplace")
         elif isinstance(stream, io.TextIOWrapper):
             encoding, by_line, at_once = stream.encoding, stream.line_buffering, stream.write_through
             guarded = Screen(stream.detach(), encoding, "backslashreplace", None, by_line, at_once)
-        else:  # whoever put it there knows what it does
+        else:  # a stream that a program has set on purpose stays
             continue
         setattr(sys, name, guarded)
         setattr(sys, f"__{name}__", guarded)

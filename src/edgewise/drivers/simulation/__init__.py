@@ -1,4 +1,4 @@
-"""A simulated world behind the engine's ports: devices in virtual time, faults, links, keys, the second server.
+"""Simulated devices behind the engine's ports: virtual time, faults, links, keys, and the second server.
 
-``cohort.SimulatedCohort`` is the door.
+Start at ``cohort.SimulatedCohort``.
 """

@@ -1,10 +1,11 @@
-"""The simulated cohort: real devices' frames in virtual time, over any executor.
+"""The simulated cohort: real frames of devices in virtual time, over any executor.
 
-Each device has a speed and a link (drawn by the seed, or a trace); an invitation's arrival time is known before anyone
-trains, also where devices choose how much to send: the choice depends on announced sizes and times alone. So arrivals
-are delivered in virtual order whatever finishes first in reality, the same on every executor; devices past the goal
-need not be trained at all; and a deadline means something on a laptop.
-The clock's zero is the last ``publish``: a resumed round has the times of the first attempt.
+Each device has a speed and a link, drawn by the seed or taken from a trace. The arrival time of an answer is known
+before anyone trains. This also holds where devices choose how much to send, because the choice depends only on
+announced sizes and times. So arrivals are delivered in virtual order, whichever job finishes first in reality, and the
+order is the same on every executor. Devices that would answer after the round's goal need not be trained. A deadline
+has a meaning on one machine too.
+The clock is zero at the last ``publish``, so a resumed round has the times of the first attempt.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.sections import SimulationSection
 from edgewise.plan.upload_budget import link_estimate
 
-HISTORY = 16  # transfers that a device remembers of its link
+HISTORY = 16  # number of transfers over its link that a device remembers
 
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What becomes of one invitation: answered or lost after ``after_s`` virtual seconds; and what the device knows
-    when it has trained: ``elapsed_s`` seconds have passed, its next upload will probably reach ``up_mbit``."""
+    """The outcome of one message: answered or lost after ``after_s`` virtual seconds.
+
+    After training the device knows two things: ``elapsed_s`` seconds have passed, and its next upload will probably
+    reach ``up_mbit``.
+    """
 
     after_s: float
     lost: bool
@@ -49,11 +53,12 @@ class Fate:
 class World:
     """The simulated devices and links.
 
-    A device's speed is exp(speed_spread N(0, 1)), and 10 % log-normal jitter in every round. Its uplink is a sequence
-    of samples: of its trace, which starts anywhere and goes around; or, without traces, link_mbit exp(link_spread
-    N(0, 1)) per device with 10 % jitter per sample, within the limits. In round r it downloads at ``link_down`` times
-    sample r, and uploads at sample r + 1. A device measures its uplink once a round, so it knows samples 0 to r when it
-    decides what to send, and never the one that its upload will meet: it can be late in spite of its care.
+    A device's speed is exp(speed_spread N(0, 1)), with 10 % log-normal jitter in every round. Its uplink is a sequence
+    of samples. With traces, the samples are those of one trace, from a random start and in a circle. Without traces,
+    they are link_mbit exp(link_spread N(0, 1)) per device, with 10 % jitter per sample, within the limits. In round r
+    the device downloads at ``link_down`` times sample r and uploads at sample r + 1. It measures its uplink once a
+    round. So it knows samples 0 to r when it decides what to send, and never the sample of its own upload. It can
+    therefore be late although it chose with care.
     """
 
     section: SimulationSection
@@ -61,7 +66,7 @@ class World:
     traces: Traces = ()
 
     def uplink_mbit(self, device: DeviceId, samples: Iterable[int]) -> list[float]:
-        """Samples of a device's uplink."""
+        """Draw samples of a device's uplink."""
         s, fixed = self.section, generator(derive(self.key, "link", device))
         if self.traces:
             trace = self.traces[int(fixed.integers(len(self.traces)))]
@@ -80,11 +85,12 @@ class World:
         upload: Callable[[float, float], float],
         history: int = HISTORY,
     ) -> Fate:
-        """Time until the answer: download + steps x step_s / speed + upload; or until the device drops out.
+        """Compute the time until the answer, download + steps x step_s / speed + upload, or until the device drops out.
 
         Args:
-            upload: bytes of the answer by a device that has spent ``elapsed_s`` and believes in ``up_mbit``.
-            history: transfers that it remembers; 1 where it has no choice that would depend on them.
+            upload: (elapsed_s, up_mbit) -> bytes of the answer, for a device that has spent ``elapsed_s`` and expects
+                ``up_mbit``.
+            history: number of transfers that the device remembers; 1 where it has no choice that would depend on them.
         """
         s = self.section
         slow = generator(derive(self.key, "world", device)).lognormal(0.0, s.speed_spread)
@@ -99,8 +105,11 @@ class World:
         return Fate(after_s * now.random() if lost else after_s, lost, elapsed_s, up_mbit)
 
     def answer(self, device: DeviceId, round: int, step: int, bytes_down: float, bytes_up: float) -> Fate:
-        """Time until the answer to message ``step`` (1, 2, ...) of the round's secure aggregation, or until the device
-        drops out: download and upload at the rate of the round's upload; computing is not counted."""
+        """Compute the time until the answer to message ``step`` (1, 2, ...) of the round's secure aggregation.
+
+        It is download and upload at the rate of the round's upload, or less where the device drops out. Computing is
+        not counted.
+        """
         now = generator(derive(self.key, "step", device, round, step))
         (mbit,) = self.uplink_mbit(device, (round + 1,))
         after_s = 8.0 * (bytes_down / self.section.link_down + bytes_up) / (mbit * 1e6)
@@ -120,17 +129,17 @@ class _Expected:
 
 
 class SimulatedCohort:
-    """A Cohort port over an executor."""
+    """A cohort of simulated devices over an executor (a Cohort port)."""
 
     def __init__(self, executor: Executor, plan: Plan, world: World) -> None:
         self._executor, self._plan, self._world = executor, plan, world
-        self._expected: list[_Expected] = []  # heap by arrival: not delivered yet
-        self._unsent: list[_Expected] = []  # heap by arrival: not given to the executor yet
+        self._expected: list[_Expected] = []  # a heap by arrival of the answers that are not delivered yet
+        self._unsent: list[_Expected] = []  # a heap by arrival of the frames that the executor does not have yet
         self._under_way = 0
         self._results: dict[int, jobs.Handled] = {}
-        self._sizes: dict[str, int] = {}  # of the blobs that are available
+        self._sizes: dict[str, int] = {}  # bytes of the available blobs
         self._steps: Counter[DeviceId] = Counter()
-        self._records: dict[DeviceId, int] = {}  # that devices train on, where the recipe counts passes
+        self._records: dict[DeviceId, int] = {}  # counts of devices, where the recipe counts passes
         self._now_s = 0.0
         self._order = 0
 
@@ -139,8 +148,7 @@ class SimulatedCohort:
         return self._now_s
 
     def restore(self, down: Downlink) -> None:
-        """Give the devices back what they had downloaded when the run stopped: the model that the deltas start from.
-        (Real devices have it on their disks.)"""
+        """Give the devices the model that the deltas start from, after a stop. Real devices have it on their disks."""
         self._executor.broadcast(jobs.Held(round=down.anchor_round, data=vector.to_bytes(down.anchor)))
 
     def publish(self, blobs: Sequence[vector.Buffer]) -> Sequence[str]:
@@ -174,8 +182,11 @@ class SimulatedCohort:
         return _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)
 
     def resume(self, sent: Sequence[Sent], at_s: float) -> None:
-        """See Cohort. Simulated devices end with their server. Those in a session of masks are brought back to it by
-        what they had been sent: with the same secrets they come to the same session, whatever they answer on the way.
+        """See Cohort.
+
+        Simulated devices end with their server. Devices in a session of secure aggregation come back to it by replaying
+        the frames that they had been sent. Equal secrets lead to the same session, whatever the devices answer on the
+        way.
         """
         answered = defaultdict[DeviceId, list[_Expected]](list)
         for one in sent:
@@ -195,8 +206,11 @@ class SimulatedCohort:
         self._now_s = at_s
 
     def _local_steps(self, device: DeviceId, rule: frame.LocalRule) -> int:
-        """Steps that a rule means for a device. Where it counts passes, the device is asked once for its records: no
-        job is under way while a round's invitations are sent."""
+        """Return the number of steps of a rule for a device.
+
+        Where the rule counts passes, the device is asked once for its number of records. No other job is in progress
+        while a round's invitations are sent.
+        """
         if rule.epochs and device not in self._records:
             self._executor.submit(jobs.Count(device=device))
             (counted,) = checked([self._executor.result()])
@@ -244,8 +258,10 @@ class SimulatedCohort:
         )
 
     def _dispatch(self) -> None:
-        """Keep the executor busy with the next arrivals, in order, at most two per place: results wait as small frames,
-        and hardly anything is trained that the round will not need."""
+        """Keep the executor busy with the next arrivals, in order, at most two per process.
+
+        Results wait as small frames, and few devices train that the round will not need.
+        """
         while self._unsent and self._under_way < 2 * self._executor.parallel:
             item = heapq.heappop(self._unsent)
             if not item.fate.lost:

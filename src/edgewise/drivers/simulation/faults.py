@@ -1,7 +1,9 @@
-"""A cohort with scripted faults: loss, delay, duplication and corruption between the devices and the server.
+"""A cohort with scripted faults: loss, delay, duplication and corruption between devices and server.
 
-For tests and drills: wrap any Cohort. The script sees the device and a running number of its arrival and says what
-happens to it; the wrapped cohort knows nothing.
+    Faulty(cohort, lambda device, number: Fault(lose=number == 3))
+
+For tests and drills, wrap any Cohort. The script sees the device and the running number of its arrival, and returns a
+fault. The wrapped cohort notices nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ from edgewise.engine.ports import Absent, Arrived, Cohort, Sent
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to one arrival.
+    """The fault of one arrival.
 
     Attributes:
-        lose: the server never hears of it (not even a Lost). delay_s: it comes later. copies: further identical
-        arrivals. corrupt: one byte of the frame is flipped.
+        lose: the server never learns of the arrival, not even by a Lost.
+        delay_s: seconds by which it comes later.
+        copies: number of further identical arrivals.
+        corrupt: flip one byte of the frame.
     """
 
     lose: bool = False
@@ -35,7 +39,7 @@ Script = Callable[[DeviceId, int], Fault]
 
 
 class Faulty:
-    """A Cohort port around another one."""
+    """A Cohort port that adds faults to another one."""
 
     def __init__(self, inner: Cohort, script: Script) -> None:
         self._inner, self._script = inner, script
@@ -45,7 +49,7 @@ class Faulty:
         self._order = 0
 
     def now_s(self) -> float:
-        """Time of the last delivery."""
+        """Return the time of the last delivery."""
         return self._now_s
 
     def publish(self, blobs: Sequence[Buffer]) -> Sequence[str]:
@@ -59,15 +63,17 @@ class Faulty:
         self._inner.send(to, frame)
 
     def resume(self, sent: Sequence[Sent], at_s: float) -> None:
-        """See Cohort. What was held back when the server stopped is lost."""
+        """See Cohort. Delayed arrivals of a stopped server are lost."""
         self._inner.resume(sent, at_s)
         self._now_s = self._inner.now_s()
 
     def receive(self, timeout_s: float) -> Arrived | Absent | None:
-        """See Cohort. Arrivals are pulled from inside until none can come before the earliest one held."""
+        """See Cohort. Takes arrivals from the wrapped cohort until none can come before the earliest delayed one."""
         limit_s = self._now_s + timeout_s
         while not self._held or self._inner.now_s() < self._held[0][0]:
-            until_s = min(limit_s, self._held[0][0]) if self._held else limit_s  # its clock must not run ahead
+            until_s = (
+                min(limit_s, self._held[0][0]) if self._held else limit_s
+            )  # the wrapped cohort's clock must not run ahead
             item = self._inner.receive(max(0.0, until_s - self._inner.now_s()))
             if item is None:
                 break
@@ -95,5 +101,5 @@ class Faulty:
             heapq.heappush(self._held, (item.at_s, self._order, item))
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
-        """See Cohort. What is still held arrives later, as late mail does."""
+        """See Cohort. Delayed arrivals come after the round, as late mail does."""
         self._inner.close_round(keep)

@@ -1,8 +1,8 @@
-"""Who is who in a simulation, and the secrets of its devices and its server.
+"""Keys and secrets of a simulation's devices and servers, derived from the seed.
 
-All of them follow from the seed and from what identifies the run, so a run repeats and nothing needs to be enrolled.
-Runs that differ in recipe, population, data or simulated world share no noise even with one seed. Nothing is hidden
-from whoever has the recipe and the data: all devices are on this machine anyway.
+They follow from the seed and from the identity of the run. So a run repeats, and nothing needs to be enrolled. Runs
+that differ in recipe, population, data or simulated world share no noise, even with one seed. A person with the recipe
+and the data can derive all secrets; all devices are on that person's machine anyway.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from edgewise.secagg import two_server
 
 
 def simulated_root(plan: Plan, world: str, facts: Mapping[str, Any]) -> Key:
-    """Root of all secrets of one simulated run.
+    """Derive the root of all secrets of one simulated run.
 
     Args:
-        world: digest of what is simulated around the run (``plan.recipe.Recipe.world``).
-        facts: what the trainer tells of itself (``describe``). ``fingerprint``, of the data, is part of the identity:
-            one recipe over two versions of the data is two runs with noise of their own.
+        world: digest of the simulated surroundings of the run (``plan.recipe.Recipe.world``).
+        facts: the trainer's facts about itself (``describe``). Its ``fingerprint`` of the data is part of the identity:
+            one recipe over two versions of the data is two runs with different noise.
     """
     return derive(plan.key, "run", plan.run, world, str(facts.get("fingerprint", "")))
 
 
 def noised(plan: Plan) -> bool:
-    """Whether releases or messages carry noise, with an epsilon or without one."""
+    """Return whether releases or messages carry noise, with an epsilon or without one."""
     return plan.spend is not None or any(pipe.total.noise_std > 0.0 for pipe in plan.pipelines)
 
 
@@ -42,12 +42,12 @@ def _identity(key: Key, device: DeviceId) -> Pair:
 
 
 def simulated_servers(key: Key) -> tuple[Pair, Pair]:
-    """The HPKE pairs of leader and helper."""
+    """Derive the HPKE pairs of leader and helper."""
     return two_server.server_pair(derive(key, "leader")), two_server.server_pair(derive(key, "helper"))
 
 
 def simulated_trust(key: Key, devices: Sequence[DeviceId] = ()) -> Trust:
-    """Everybody's keys, from the run's root. All devices count as enrolled. ``devices``: all of the run."""
+    """Derive all public keys from the run's root. All ``devices`` of the run count as enrolled."""
     leader, helper = simulated_servers(key)
     return Trust(
         registry=lambda device: _identity(key, device).public,
@@ -59,9 +59,12 @@ def simulated_trust(key: Key, devices: Sequence[DeviceId] = ()) -> Trust:
 
 
 def simulated_secrets(plan: Plan, root: Key, device: DeviceId, round: int, nonce: bytes | None) -> Secrets:
-    """A simulated device's secrets. ``nonce``: of the invitation, None where it has none; another attempt at a round
-    that hides contributions has another one, so no noise is repeated. Without noise the rounding of updates is on the
-    seed, as batches are."""
+    """Derive a simulated device's secrets.
+
+    ``nonce``: of the invitation, None where it has none. Another attempt at a round that hides contributions has
+    another nonce, so no noise is repeated. Without noise the rounding of updates is derived from the seed, as batches
+    are.
+    """
     session = derive(root, "session", device, round, nonce or b"")
     if not noised(plan):
         return Secrets(plan.batch_key(device, round), derive(plan.key, "device", device, round), session)
@@ -69,11 +72,14 @@ def simulated_secrets(plan: Plan, root: Key, device: DeviceId, round: int, nonce
 
 
 def simulated_entropy(plan: Plan, root: Key, round: int) -> Key:
-    """The server's entropy of a round. Without noise it decides who is in which group of hidden sums, so it is on the
-    seed then: such runs are compared device by device. (A session's id names its run, whatever its nonce is.)"""
+    """Derive the server's entropy of a round.
+
+    Without noise it only decides the groups of hidden sums. It is then derived from the seed, because such runs are
+    compared device by device. (A session's id contains its run, whatever its nonce is.)
+    """
     return derive(root if noised(plan) else plan.key, "noise", round)
 
 
 def simulated_sampling(plan: Plan, root: Key) -> Key:
-    """The key of all cohorts. Poisson cohorts that noise counts on are secret; others are on the seed."""
+    """Derive the key of all cohorts. Poisson cohorts that noise relies on are secret; others follow from the seed."""
     return root if plan.sampling.kind == "poisson" and noised(plan) else plan.key

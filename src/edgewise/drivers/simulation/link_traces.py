@@ -7,8 +7,8 @@ Columns ``trace`` (any name) and ``mbit`` (megabit a second), in any order among
     bus-1,0.9
     hut-7,0.12
 
-The rows of a trace are its samples in the order of the file, one for each round, whatever time they stand for: a
-simulation's clock starts anew in every round, so that a resumed run has the same times.
+The rows of a trace are its samples in the order of the file, one for each round. Times of day are not used: a
+simulation's clock starts at zero in every round, so that a resumed run has the same times.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ COLUMNS = ("trace", "mbit")
 
 
 def read_traces(path: Path) -> tuple[Traces, str]:
-    """The traces of a file, and the SHA-256 of its bytes.
+    """Read the traces of a file, and the SHA-256 of its bytes.
 
-    Raises DataError: E-DATA-MISSING, E-DATA-COLUMN, E-DATA-FORMAT (not CSV in UTF-8, or a sample that is not a finite
-        number above 0), E-DATA-EMPTY.
+    Raises:
+        DataError: E-DATA-MISSING. E-DATA-COLUMN. E-DATA-FORMAT where the file is not CSV in UTF-8, or a sample is not a
+            finite number above 0. E-DATA-EMPTY.
     """
     with foreign(DataError, "E-DATA-MISSING", f"simulation.link_trace: {path}", "check the path."):
         raw = path.read_bytes()

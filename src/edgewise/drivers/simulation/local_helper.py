@@ -1,10 +1,10 @@
-"""The second server of ``shared_sum`` in this process: the helper of ``secagg.two_server`` behind the engine's port.
+"""The helper of ``shared_sum`` in the server's own process (``secagg.two_server`` behind the engine's port).
 
     LocalHelper(plan, secret, registry)             in a simulation: in memory, beside the leader
     LocalHelper(plan, secret, registry, record)     in a gateway: its memory survives a crash
 
-A record has every step before the answer to it leaves. So a helper that was killed gives the answers that it gave
-before, and never the sum of a second batch.
+A record has every step before the answer to it leaves. So a killed helper repeats its earlier answers and never gives
+the sum of a second batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ from edgewise.secagg.secrets import Hidden
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answer to a ticket of this round. ``code``: empty where it counts. ``ticket``: empty once it is forgotten."""
+    """The answer to a ticket of this round.
+
+    Attributes:
+        digest: SHA-256 of the ticket.
+        code: empty where the ticket counts.
+        ticket: empty once it is forgotten.
+    """
 
     digest: bytes = field(repr=False)
     code: str
@@ -36,13 +42,14 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a record holds of a run.
+    """The content of a record for one run.
 
     Attributes:
-        ids: of the reports that counted, but those whose tickets are in ``answers``. opened: the last round whose batch
-        was opened.
-        invite: of this round. answers: in any order. batch: what was opened of this round: devices, and the share as
-        ``two_server.dump_share`` has it.
+        ids: ids of counted reports, except those whose tickets are in ``answers``.
+        opened: the last round whose batch was opened.
+        invite: the invitation of this round.
+        answers: the answers of this round, in any order.
+        batch: the opened batch of this round: devices, and the share in the form of ``two_server.dump_share``.
     """
 
     ids: Iterable[bytes] = field(repr=False)
@@ -56,15 +63,15 @@ class Record(Protocol):
     """The durable memory of a helper, for one run. A change is on the disk when its method returns."""
 
     def load(self) -> Kept:
-        """What was written last."""
+        """Return the newest content."""
         ...
 
     def begin(self, invite: Invite) -> None:
-        """Begin a round. Its report ids, and those of all earlier ones, stay for ever; else the last one is over."""
+        """Begin a round. Forget the last round, but keep the report ids of all rounds for ever."""
         ...
 
     def answer(self, answer: Answer, id: bytes) -> None:
-        """Write down how a ticket is answered. ``id``: of its report, empty where it has none."""
+        """Write down the answer to a ticket. ``id``: of its report, empty where it has none."""
         ...
 
     def open(self, round: int, devices: Collection[DeviceId], share: bytes) -> None:
@@ -73,22 +80,27 @@ class Record(Protocol):
 
 
 class LocalHelper:
-    """A helper in the server's own process: right for a simulation, and no protection by itself.
+    """A helper in the server's own process. It suits a simulation and is no protection by itself.
 
-    ``plan`` is the helper's own, compiled from the recipe and the population. The leader's word counts for nothing but
-    which invitation the devices got; were it another one, their signatures would not match. What a leader asks again
-    changes nothing and is answered as before: it goes on after a stop.
+    ``plan`` is the helper's own, compiled from the recipe and the population. The helper believes the leader in one
+    point only: which invitation the devices got. With another invitation their signatures would not match. A repeated
+    question of the leader changes nothing and gets the same answer, so the leader can continue after a stop.
     """
 
     def __init__(self, plan: Plan, secret: bytes, registry: Registry, record: Record | None = None) -> None:
-        """``secret``: HPKE key of the run. ``record``: None where nothing needs to outlive this process."""
+        """Begin before any round.
+
+        Args:
+            secret: HPKE key of the run.
+            record: durable memory; None where nothing needs to outlive this process.
+        """
         self._plan, self._secret, self._registry, self._record = plan, secret, registry, record
         self._seen: AppendMap[bytes, None] = AppendMap()
         self._helper: two_server.HelperState | None = None
-        self._refusal: str | None = "E-SECAGG-ORDER"  # of this round's tickets; at first no round has begun
-        self._round: int | None = None  # this one
-        self._opened: int | None = None  # the last one whose batch was opened
-        self._invite: Invite | None = None  # of this round, and what was done in it
+        self._refusal: str | None = "E-SECAGG-ORDER"  # the code for this round's tickets; no round has begun yet
+        self._round: int | None = None  # the round in progress
+        self._opened: int | None = None  # the last round whose batch was opened
+        self._invite: Invite | None = None  # this round's invitation, answers and batch follow
         self._answers: dict[bytes, str] = {}
         self._batch: tuple[frozenset[DeviceId], Hidden] | None = None
         if record is not None:
@@ -98,15 +110,15 @@ class LocalHelper:
         """See Helper."""
         if invite == self._invite:
             return
-        no, past = refused(self._plan, invite, answered=None), False
+        refusal, over = refused(self._plan, invite, answered=None), False
         if self._round is not None:
-            past = invite.round < self._round or (self._opened is not None and invite.round <= self._opened)
-        refusal = "E-SECAGG-ORDER" if past and no is None else no and no.code
-        if refusal is None and self._record is not None:
+            over = invite.round < self._round or (self._opened is not None and invite.round <= self._opened)
+        code = "E-SECAGG-ORDER" if over and refusal is None else refusal and refusal.code
+        if code is None and self._record is not None:
             self._record.begin(invite)
         self._invite, self._answers, self._batch, self._helper = invite, {}, None, None
-        self._refusal = refusal
-        if refusal is None:
+        self._refusal = code
+        if code is None:
             self._helper = self._started(invite)
 
     def _started(self, invite: Invite) -> two_server.HelperState:
@@ -121,15 +133,15 @@ class LocalHelper:
             return self._answers[digest] or None
         if self._helper is None:
             return self._refusal
-        after, id, code = self._helper, b"", ""
+        helper, id, code = self._helper, b"", ""
         try:
             read = two_server.load(ticket)
-            id, after = read.id, two_server.admit(self._helper, read)
+            id, helper = read.id, two_server.admit(self._helper, read)
         except DecodeError as e:
             code = e.code
         if self._record is not None:
             self._record.answer(Answer(digest, code, ticket), id)
-        self._helper, self._seen = after, after.seen
+        self._helper, self._seen = helper, helper.seen
         self._answers[digest] = code
         return code or None
 
@@ -140,15 +152,15 @@ class LocalHelper:
         if self._helper is None:
             raise DecodeError(self._refusal or "E-SECAGG-ORDER", "the helper refused the round's invitation.")
         assert self._round is not None
-        after, share = two_server.open_batch(self._helper, devices)
+        helper, share = two_server.open_batch(self._helper, devices)
         if self._record is not None:
             self._record.open(self._round, frozenset(devices), two_server.dump_share(share))
-        self._helper, self._opened = after, self._round
+        self._helper, self._opened = helper, self._round
         self._batch = frozenset(devices), share
         return share
 
     def _restore(self, kept: Kept) -> None:
-        """Go on where a helper stopped. Raises DecodeError where the record is not one that a helper wrote."""
+        """Continue where a helper stopped. Raises DecodeError where no helper wrote the record."""
         self._seen, self._opened, self._invite = AppendMap((id, None) for id in kept.ids), kept.opened, kept.invite
         if kept.invite is None:
             return

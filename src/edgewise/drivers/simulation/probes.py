@@ -1,10 +1,10 @@
-"""Exact held-out losses of single devices: an instrument of simulations, behind the port ``engine.ports.Evaluator``.
+"""Exact held-out losses of single devices: an instrument of simulations (port ``engine.ports.Evaluator``).
 
     probes = Probes(cohort, plan, population, time.perf_counter)
     probes.evaluate("federated", 3, params).nll      device -> summed loss on text that it did not train on
 
-A probe is a frame like any other, and its answer comes by the loop that rounds use. The answer has the figures of a
-single device, which say something of its text, so no real fleet is asked.
+A probe is an ordinary frame, and its answer comes through the loop that rounds use. The answer holds the figures of a
+single device, which reveal something about its text. So no real fleet is asked.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from edgewise.engine.ports import Absent, Arrived, Cohort, Expired
 from edgewise.engine.round import LATE
 from edgewise.plan.plan import Plan
 
-MOST_TOKENS, LARGEST_NLL = 2**53, 2.0**128  # of a measurement: integers of a database, float32 losses
+MOST_TOKENS, LARGEST_NLL = 2**53, 2.0**128  # limits of a measurement: integers of a database, float32 losses
 
 NO_TEXT = "no device holds text to measure it on."
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Asks devices for the held-out loss of a model. ``now_s``: wall clock for the duration in the event."""
+    """Ask devices for the held-out loss of a model.
+
+    ``now_s``: wall clock for the duration in the event.
+    """
 
     cohort: Cohort
     plan: Plan
@@ -36,19 +39,19 @@ class Probes:
 
     @property
     def devices(self) -> list[DeviceId]:
-        """Who is asked: all, or ``eval.devices`` spread evenly over the population."""
+        """The devices to ask: all, or ``eval.devices`` of them spread evenly over the population."""
         limit = self.plan.evaluations.devices or len(self.population)
         n, limit = len(self.population), min(limit, len(self.population))
         return [self.population[i * n // limit] for i in range(limit)]
 
     def evaluate(self, model: str, round: int, params: vector.Vector) -> events.Evaluated:
-        """See Evaluator. It closes as a round does: when all have answered, or after ``round.deadline_s``.
+        """See Evaluator. It ends as a round does: when all have answered, or after ``round.deadline_s``.
 
         Devices that do not answer by the deadline, are lost, or refuse are ``missing`` in the event, each with its
-        code. A device that holds no held-out text is not missing: it has nothing to measure.
+        code. A device that holds no held-out text is not missing, because it has nothing to measure.
 
         Raises:
-            DataError: every device refused or holds no held-out text; the reason is that of the last refusal.
+            DataError: every device refused or holds no held-out text. The reason is that of the last refusal.
             RoundError: no device answered in time.
         """
         began, plan, devices = self.now_s(), self.plan, self.devices
@@ -63,7 +66,9 @@ class Probes:
         if not answers.nll and len(silent) == len(devices):
             within = f"within {plan.sampling.deadline_s:g} s"
             what = f"no device answered {within} when {len(silent)} were asked to measure the model ({model})."
-            raise RoundError("E-ROUND", what, "see that devices are there, or raise round.deadline_s, then --resume.")
+            raise RoundError(
+                "E-ROUND", what, "check that devices are running, or raise round.deadline_s, then --resume."
+            )
         if not answers.nll:
             refused = answers.refused
             raise DataError(refused.code, f"no device could measure the model ({model}): {refused.what}", refused.fix)
@@ -79,7 +84,7 @@ class Probes:
 
 @dataclass
 class _Answers:
-    """What came to one evaluation; a ``Listener``."""
+    """The answers to one evaluation; a ``Listener``."""
 
     plan: Plan
     round: int
@@ -103,17 +108,17 @@ class _Answers:
         elif isinstance(record, Absent):
             self.waiting.discard(record.device)
             self.missing[record.device] = record.code
-        elif (said := _measurement(record, self.plan, self.round)) is not None:
-            self.waiting.discard(said.device)
-            if isinstance(said, frame.Refusal):
-                code = said.code if said.code in REGISTRY else "E-FRAME"
-                self.missing[said.device], self.refused = code, DecodeError(code, frame.legible(said.reason))
-            elif said.tokens:
-                self.nll[said.device], self.tokens[said.device] = said.nll, said.tokens
+        elif (answer := _measurement(record, self.plan, self.round)) is not None:
+            self.waiting.discard(answer.device)
+            if isinstance(answer, frame.Refusal):
+                code = answer.code if answer.code in REGISTRY else "E-FRAME"
+                self.missing[answer.device], self.refused = code, DecodeError(code, frame.legible(answer.reason))
+            elif answer.tokens:
+                self.nll[answer.device], self.tokens[answer.device] = answer.nll, answer.tokens
 
 
 def _measurement(item: Arrived, plan: Plan, number: int) -> frame.Measurement | frame.Refusal | None:
-    """What answers this evaluation's probe; None for late mail and rubbish, impossible numbers included."""
+    """Decode an answer to this evaluation's probe; None for late mail, rubbish and impossible numbers."""
     try:
         message = frame.from_device(item.frame, plan.frame_limit_bytes)
     except DecodeError:

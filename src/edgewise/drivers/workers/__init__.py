@@ -1,4 +1,4 @@
-"""Where a simulation's jobs run: in this process, or in a pool of worker processes.
+"""Execution of a simulation's jobs, in this process or in a pool of worker processes.
 
-``executor`` is the door.
+Start at ``executor``.
 """

@@ -1,7 +1,7 @@
-"""Digest of the arithmetic of this processor and these libraries. A run resumes only where the digest is the same.
+"""Digest of the arithmetic of this processor and its libraries. A run resumes only where the digest is the same.
 
-Libraries choose their kernels by the instructions that a processor has, and every kernel adds in an order of its own. A
-model that was begun under one and finished under another would belong to neither.
+Libraries choose their kernels by the instructions that a processor has, and every kernel adds in its own order. A model
+that was begun under one order and finished under another would be reproducible under neither.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from edgewise.engine.trainer import ComputesProbe
 
 
 def digest(trainer: ComputesProbe | None) -> str:
-    """SHA-256, 64 hex characters, over fixed computations of the kinds that runs are made of: numpy's, and the
-    trainer's own where it has any.
+    """Hash the results of fixed computations: SHA-256, 64 hex characters.
+
+    The computations are of the kinds that runs use: numpy's, and the trainer's own where it has any.
 
     Guarantees: depends on neither recipe nor model nor text; takes milliseconds.
     """
@@ -29,7 +30,7 @@ def digest(trainer: ComputesProbe | None) -> str:
 
 
 def _computed() -> list[Any]:
-    """Products and factorizations as ``low_rank`` takes them, and functions as noise and norms do."""
+    """Compute products and factorizations as ``low_rank`` uses them, and functions as noise and norms use them."""
     x = ((np.arange(96 * 160) * 617 % 1009) / 1009 - 0.5).reshape(96, 160)
     y = x.astype(np.float32)
     factor, sizes = np.linalg.qr(x.T[:, :8])[0], np.linalg.svd(x[:24], compute_uv=False)

@@ -1,11 +1,11 @@
-"""The devices of one process: each takes a frame of the server, trains where its machine asks for it, and answers.
+"""The devices of one process. Each takes a server's frame, trains where its machine asks for it, and answers.
 
-For a simulation's host and for a real device alike; what they differ in is what they are given. Data and models stay
-with the trainer, states with the store (``engine.ports.DeviceStore``), which has them before a frame leaves.
+A simulation's host and a real device use the same class with different parts. Data and models stay with the trainer.
+States stay with the store (``engine.ports.DeviceStore``), which has them before a frame leaves.
 
-A trainer is foreign code: whatever it raises costs the device its part in the round, never the run. The server is told
-the code and, of errors that are not edgewise's own, the name of the type; the traceback stays here, in the log
-``edgewise``.
+A trainer is foreign code. Any error that it raises costs the device its part in the round and never stops the run. The
+server learns the code of the error and, where the error is not edgewise's own, the name of its type. The traceback
+stays on this machine, in the log ``edgewise``.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from edgewise.engine.ports import DeviceStore, Trust
 from edgewise.engine.trainer import Registered
 from edgewise.plan.plan import Plan
 
-BEACON = b"beacon"  # stands for the nonce of an invitation
+BEACON = b"beacon"  # takes the place of an invitation's nonce
 LOG = logging.getLogger("edgewise")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A device's frame, None where it says nothing, and where its time went."""
+    """A device's answer and the time that it took. ``frame`` is None where the device sends nothing."""
 
     frame: bytes | None = field(repr=False)
     train_s: float = 0.0
@@ -53,14 +53,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Devices:
-    """What devices need to answer.
+    """Answer a server's frames for devices.
 
     Attributes:
-        downloads: the blobs that the server has published, and the models that they make.
+        downloads: the blobs that the server has published, and the models that follow from them.
         secrets: (device, round, nonce of the invitation) -> the device's own randomness for this attempt.
-        out_of_step: (device, round that the server names) -> the error to raise for a device whose codec memory is not
-            of that round. None: it refuses the round with E-STALE and goes on with empty memory, as a real device does.
-        budget: what each device's owner allows over all runs; None: no limit.
+        out_of_step: (device, round that the server names) -> the error to raise for a device whose codec memory is of
+            another round. None: the device refuses the round with E-STALE and continues with empty memory, as a real
+            device does.
+        budget: the owner's limits for each device over all runs; None: no limit.
     """
 
     plan: Plan
@@ -75,12 +76,13 @@ class Devices:
     def answer(
         self, device: DeviceId, raw: bytes, elapsed_s: float | Callable[[], float] = 0.0, up_mbit: float = inf
     ) -> Answer:
-        """A device's answer to a frame; what must be kept of its state is in the store when this returns.
+        """Answer a frame for a device. When this returns, the store has every state that must last.
 
         Args:
-            elapsed_s, up_mbit: as in ``engine.device.Trained``; a function is asked when the device has trained.
+            elapsed_s, up_mbit: as in ``engine.device.Trained``. A function is called when the device has trained.
         Raises:
-            DecodeError for a frame that no server sends. StoreError where a state cannot be read or kept.
+            DecodeError: for a frame that no server sends.
+            StoreError: where a state cannot be read or saved.
         """
         message = frame.from_server(raw, self.plan.frame_limit_bytes)
         if isinstance(message, frame.Probe):
@@ -103,7 +105,7 @@ class Devices:
             return self._sent(device, effects)
         self._kept(device, effects)
         began = time.perf_counter()
-        # The machine gets the only reference, so that the update is gone before the frame is made.
+        # The machine gets the only reference, so that the update is freed before the frame is made.
         event = [self._trained(device, request, elapsed_s, up_mbit)]
         trained = time.perf_counter()
         _, effects = machine.step(self.plan, state, event.pop(), self.trust)
@@ -111,8 +113,11 @@ class Devices:
         return self._sent(device, effects, train_s=trained - began, encode_began_s=trained)
 
     def wanted(self, device: DeviceId, invite: frame.Invite) -> tuple[str, ...]:
-        """Digests of the blobs that an invitation names; none where the device will refuse it: nothing is fetched for a
-        server's word. Raises StoreError as ``answer``."""
+        """List the digests of the blobs that an invitation names.
+
+        The list is empty where the device will refuse the invitation, so that a server cannot make it download
+        anything. Raises StoreError as ``answer``.
+        """
         return () if self._refused(self._known(device), invite) is not None else broadcast.downloads(invite)
 
     def _known(self, device: DeviceId) -> device_state.Kept:
@@ -124,12 +129,14 @@ class Devices:
     def _charged(
         self, state: device_state.State, effects: tuple[device_events.Effect, ...]
     ) -> tuple[device_events.Effect, ...]:
-        """The effects of a step from ``state``, charged where an update leaves; or what follows where it may not."""
+        """Charge the effects of a step from ``state`` where an update leaves. Return the effects of a refusal where
+        it may not.
+        """
         try:
             for effect in effects:
                 if isinstance(effect, device_events.Charge) and self.budget is not None:
                     self.budget.charge(state.device, self.plan, effect.round)
-        except BudgetError as e:  # another run of this device has spent what was left since the invitation
+        except BudgetError as e:  # another run of this device has spent the rest of the budget since the invitation
             return machine.step(self.plan, state, device_events.Withheld(e.code, e.what), self.trust)[1]
         return effects
 
@@ -151,10 +158,13 @@ class Devices:
         return Answer(raw, train_s, encode_s)
 
     def _invited(self, state: device_state.Kept, invite: frame.Invite) -> device_events.Invited | device_events.Unready:
-        """The invitation with what it names: the model by its snapshot or by the deltas, the last release's support.
-        Nothing is looked up for an invitation that will be refused."""
-        if (no := self._refused(state, invite)) is not None:
-            return device_events.Unready(invite, *no)
+        """Collect the parts that an invitation names: the model, by snapshot or by deltas, and the last release's
+        support.
+
+        Nothing is looked up for an invitation that the device will refuse.
+        """
+        if (refusal := self._refused(state, invite)) is not None:
+            return device_events.Unready(invite, *refusal)
         try:
             params = self.downloads.model(invite)
             if params is None:
@@ -162,10 +172,12 @@ class Devices:
                     invite, STALE, "the deltas start from a model that this device no longer has"
                 )
             support = None
-            if most := self.plan.at(invite.round).encoded.announced:
+            if support_size := self.plan.at(invite.round).encoded.announced:
                 support = np.zeros(0, np.int64)
                 if invite.support is not None:
-                    support = pack.unpack_support(self.downloads.blob(invite.support), most, self.plan.layout.sent.dim)
+                    support = pack.unpack_support(
+                        self.downloads.blob(invite.support), support_size, self.plan.layout.sent.dim
+                    )
             beacon = b"" if invite.draw is None else bytes(self.downloads.blob(invite.draw.beacon))
         except DecodeError as e:
             return device_events.Unready(invite, e.code, e.what)
@@ -174,8 +186,8 @@ class Devices:
 
     def _refused(self, state: device_state.Kept, invite: frame.Invite) -> admission.No | None:
         idle = state if isinstance(state, device_state.Idle) else state.idle
-        if (no := admission.refused(self.plan, invite, idle.answered)) is not None:
-            return no
+        if (refusal := admission.refused(self.plan, invite, idle.answered)) is not None:
+            return refusal
         if self.budget and (reason := self.budget.refusal(state.device, self.plan, invite.round, idle.answered)):
             return admission.No("E-BUDGET", reason)
         return None
@@ -192,55 +204,59 @@ class Devices:
         return device_events.Trained(update, passed_s, up_mbit, request.rule.steps)
 
     def _fitted(self, request: FitRequest) -> Update:
-        """What training gives, with the held-out loss of the round's model where the plan asks for it and the trainer
-        has not measured it by itself."""
+        """Train, and add the held-out loss of the round's model where the plan asks for it and the trainer did not
+        report it.
+        """
         update = self.trainer.fit(request)
         asked = self.plan.evaluations.on_devices and HELD_OUT not in update.head
         if not asked:
             return update
         try:
-            held = self.trainer.trainer.evaluate(request.device, request.params)
-        except DataError:  # too little text for a hold-out: it trains all the same
-            held = HeldOut(0.0, 0)
-        loss, share = (held.nll / held.tokens, 1.0) if held.tokens else (0.0, 0.0)
+            measured = self.trainer.trainer.evaluate(request.device, request.params)
+        except DataError:  # a device with too little text for a hold-out still trains
+            measured = HeldOut(0.0, 0)
+        loss, share = (measured.nll / measured.tokens, 1.0) if measured.tokens else (0.0, 0.0)
         return replace(update, head={**update.head, HELD_OUT: loss, HELD_SHARE: share})
 
     def _check_metrics(self, update: Update) -> None:
-        """Raises TrainingError(E-TRAIN) where a trainer gives other numbers than it says. With noise too: names follow
-        from its code, and a device that sent zeros for it in every round would never be noticed."""
+        """Refuse an update whose numbers are not those that the trainer names. Raises TrainingError(E-TRAIN).
+
+        This also matters under noise. A trainer's code fixes the names, and nobody would notice a device that always
+        sent zeros for a missing number.
+        """
         who, names = type(self.trainer.trainer).__name__, set(self.plan.metrics.names)
         if lacks := sorted(names - update.head.keys()):
-            raise TrainingError("E-TRAIN", f"{who}.fit gave no {lacks[0]} in its head, which travels in this run.")
+            raise TrainingError("E-TRAIN", f"{who}.fit gave no {lacks[0]} in its head, but this run sends it.")
         if odd := sorted(update.head.keys() - names - self.trainer.reported - BUILT_IN):
             what = f"{who}.fit gave {odd[0]} in its head, which {who}.metrics() does not name."
             raise TrainingError("E-TRAIN", what, "name it there, and declare it as [[metric]] in the recipe.")
 
     def _measured(self, device: DeviceId, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
         run, number = probe.run, probe.round
-        held: HeldOut | device_events.Failed
+        measured: HeldOut | device_events.Failed
         if run != self.plan.run or not -1 <= number < self.plan.rounds:
-            held = device_events.Failed(
+            measured = device_events.Failed(
                 "E-FRAME", "the probe is for another run, or for a round that this one does not have"
             )
         else:
             blob, dim = probe.model, self.plan.spec.dim
-            held = guarded(device, lambda: self.trainer.evaluate(device, self.downloads.snapshot(blob, dim)))
-        if isinstance(held, device_events.Failed):
+            measured = guarded(device, lambda: self.trainer.evaluate(device, self.downloads.snapshot(blob, dim)))
+        if isinstance(measured, device_events.Failed):
             return frame.Refusal(
-                run=run, round=number, device=device, code=held.code, reason=frame.legible(held.reason)
+                run=run, round=number, device=device, code=measured.code, reason=frame.legible(measured.reason)
             )
-        return frame.Measurement(run=run, round=number, device=device, nll=held.nll, tokens=held.tokens)
+        return frame.Measurement(run=run, round=number, device=device, nll=measured.nll, tokens=measured.tokens)
 
 
 def in_steps(trainer: Registered, plan: Plan, device: DeviceId, rule: frame.LocalRule) -> frame.LocalRule:
-    """The rule as ``Trainer.fit`` takes it: passes over the device's records made into steps."""
+    """Turn a rule's passes over the device's records into steps, as ``Trainer.fit`` takes them."""
     if not rule.epochs:
         return rule
-    return rule.counted(records(trainer, device) or 0, plan.batch)  # of one that cannot be read, training says so
+    return rule.counted(records(trainer, device) or 0, plan.batch)  # training reports records that cannot be read
 
 
 def guarded(device: DeviceId, work: Callable[[], T]) -> T | device_events.Failed:
-    """What the trainer gives, or why it failed. Raises StoreError only."""
+    """Call the trainer and turn its errors into ``Failed``. Raises StoreError only."""
     try:
         return work()
     except StoreError:

@@ -1,4 +1,4 @@
-"""Where jobs run: in this process one after the other, or in worker processes."""
+"""Executors of jobs: in this process one after the other, or in worker processes."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from edgewise.drivers.workers.host import Host
 
 
 class Executor(Protocol):
-    """A queue of jobs. Results may come in any order; ``id`` links them."""
+    """A queue of jobs. Results may come in any order; ``id`` links a result to its job."""
 
     @property
     def parallel(self) -> int:
-        """How many jobs run at the same time."""
+        """The number of jobs that run at the same time."""
         ...
 
     def broadcast(self, job: jobs.Job) -> list[jobs.Result]:
-        """Do this job in every place where devices run; answers (if the job has one) in order."""
+        """Do this job in every process that runs devices. Return the answers, if the job has any, in order."""
         ...
 
     def submit(self, job: jobs.Job) -> None:
-        """Queue a job for any one place."""
+        """Queue a job for any one process."""
         ...
 
     def result(self) -> jobs.Result:
-        """Wait for any submitted job to finish. Raises LookupError when none is under way."""
+        """Wait for any submitted job to finish.
+
+        Raises:
+            LookupError: where no job is in progress.
+        """
         ...
 
     def cancel(self) -> None:
-        """Forget jobs that have not begun; results of those under way will not be returned."""
+        """Forget jobs that have not begun, and drop the results of those in progress."""
         ...
 
     def close(self) -> None:
@@ -41,7 +45,7 @@ class Executor(Protocol):
 
 
 class Inproc:
-    """Everything in this process; a job runs when its result is asked for."""
+    """Run all jobs in this process. A job runs when its result is asked for."""
 
     parallel = 1
 
@@ -76,7 +80,7 @@ class Inproc:
 
 
 def checked(results: Iterable[jobs.Result]) -> list[jobs.Result]:
-    """The results, or the first ``Broken`` among them raised as the error that it carries."""
+    """Return the results, or raise the error of the first ``Broken`` among them."""
     out = list(results)
     for r in out:
         if isinstance(r, jobs.Broken):

@@ -1,8 +1,7 @@
-"""A host does a simulation's jobs: it gives frames to its devices (``drivers.workers.devices``), trains one alone,
-measures.
+"""A host of simulated devices. It gives frames to them (``drivers.workers.devices``), trains one alone, and measures.
 
-One class for the single-process simulator and for worker processes. Only a run directory that cannot be written ends
-the run; whatever else goes wrong is one device's loss.
+The single-process simulator and worker processes use the same class. Only a run directory that cannot be written ends
+the run. Any other failure costs one device its part.
 """
 
 from __future__ import annotations
@@ -43,17 +42,22 @@ LOG = logging.getLogger("edgewise")
 
 
 def simulated_devices(plan: Plan, job: jobs.Setup) -> SimulatedDevices:
-    """Where a simulation's devices keep their states."""
+    """Open the store of a simulation's devices."""
     return SimulatedDevices(Path(job.memory_dir), plan.run, job.instance, remembers(plan))
 
 
 class Host:
-    """Devices of one machine or process; answers one job at a time."""
+    """The devices of one process. It answers one job at a time."""
 
     def __init__(
         self, store: Callable[[Plan, jobs.Setup], DeviceStore] = simulated_devices, objects: Objects = NO_OBJECTS
     ) -> None:
-        """``store``: where the devices keep their states. ``objects``: of this process, beside the extensions."""
+        """Begin without a trainer; the job ``Setup`` makes it.
+
+        Args:
+            store: makes the store of the devices' states.
+            objects: objects of this process, used beside the extensions.
+        """
         self._store, self._objects = store, objects
         self._recipe: Recipe
         self._setup_job: jobs.Setup
@@ -66,8 +70,11 @@ class Host:
         self._root: keys.Key
 
     def do(self, job: jobs.Job) -> jobs.Result | None:
-        """Do one job. Edgewise errors become a ``Broken`` result, and so does what an extension raises, which stops the
-        run; anything else is a bug and propagates."""
+        """Do one job.
+
+        Errors of edgewise and of extensions become a ``Broken`` result. Those of extensions stop the run. Any other
+        error is a fault of edgewise and propagates.
+        """
         try:
             return self._do(job)
         except EdgewiseError as e:
@@ -122,7 +129,9 @@ class Host:
             id=job.id,
             spec=trainer.spec.to_list(),
             devices=list(trainer.devices()),
-            initial=memoryview(bytes(vector.to_bytes(self._trainer.initial()))),  # a trainer may go on with its own
+            initial=memoryview(
+                bytes(vector.to_bytes(self._trainer.initial()))
+            ),  # a copy, because a trainer may change its own array later
             facts={
                 **self._facts,
                 "arithmetic_sha256": arithmetic.digest(self._trainer.computes),
@@ -151,7 +160,7 @@ class Host:
         return done
 
     def _sample(self, job: jobs.Sample) -> jobs.Result:
-        """A device has one sample: its randomness is the same for all models."""
+        """Continue a device's text. Its randomness is the same for all models, so samples of models can be compared."""
         params = vector.from_bytes(job.params, self._trainer.trainer.spec.dim)
         key = keys.derive(keys.root(self._recipe.seed), "sample", job.device)
         if (continues := self._trainer.continues) is None:
@@ -168,22 +177,24 @@ class Host:
         played: Counter[int] = Counter()
         for number in job.rounds:
             rule = self._plan.rule(number)
-            # Nothing travels here, so nothing takes turns: all segments train in every round.
+            # Nothing is sent here, so layer groups take no turns: all segments train in every round.
             rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr, epochs=job.epochs or rule.epochs)
             rule = in_steps(self._trainer, self._plan, job.device, rule)
-            drawn = number + played[number] * self._plan.rounds  # other batches when a round is played again
+            drawn = number + played[number] * self._plan.rounds  # a round that is played again takes other batches
             played[number] += 1
             key, secret = self._plan.batch_key(job.device, drawn), keys.derive(self._root, "alone", job.device, drawn)
             with without_noise(self._trainer):
                 params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
         seconds = time.perf_counter() - began
         if job.measure:
-            held = self._trainer.evaluate(job.device, params)
-            return jobs.TrainedAlone(id=job.id, device=job.device, nll=held.nll, tokens=held.tokens, seconds=seconds)
+            measured = self._trainer.evaluate(job.device, params)
+            return jobs.TrainedAlone(
+                id=job.id, device=job.device, nll=measured.nll, tokens=measured.tokens, seconds=seconds
+            )
         return jobs.TrainedAlone(id=job.id, device=job.device, params=vector.to_bytes(params), seconds=seconds)
 
     def _timed(self, job: jobs.Time) -> jobs.Timed:
-        """For a forecast only, so nothing that goes wrong here stops a run but a disk that cannot be written."""
+        """Measure speeds for a forecast. No failure stops a run, except a disk that cannot be written."""
         try:
             step_s = 0.0 if self._trainer.measures is None else self._trainer.measures.step_s()
             return jobs.Timed(id=job.id, step_s=step_s, encode_s=speed.encode_s(self._plan))

@@ -1,7 +1,7 @@
-"""What a simulation asks of the place where devices run, and the bytes of it: the same jobs in process and over pipes.
+"""Jobs of a simulation and their bytes, the same in this process and over pipes.
 
-A job carries its answer's identity in ``id``. Device frames ride inside unchanged; blobs are sent once per worker and
-named by digest afterwards. Length-prefixed MessagePack, decoded strictly; nothing is pickled.
+A job's ``id`` identifies its answer. Frames of devices are carried unchanged. A blob is sent once to each worker and
+named by its digest afterwards. The bytes are length-prefixed MessagePack, decoded strictly. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
 
 class Setup(_Base, frozen=True, tag="setup"):
-    """First job of a worker: make the trainer for this recipe (resolved, as JSON) and describe it. ``memory_dir``,
-    ``instance``: of the run directory as it is open now (``RunStore``)."""
+    """Make the trainer for this recipe (resolved, as JSON) and describe it; the first job of a worker.
+
+    ``memory_dir``, ``instance``: of the run directory as it is open now (``RunStore``).
+    """
 
     recipe: str
     recipe_dir: str
@@ -36,13 +38,13 @@ class Setup(_Base, frozen=True, tag="setup"):
 
 
 class Compile(_Base, frozen=True, tag="compile"):
-    """Second job: compile the plan that follows from these facts (``plan.facts.canonical``)."""
+    """Compile the plan that follows from these facts (``plan.facts.canonical``); the second job of a worker."""
 
     facts: bytes
 
 
 class Blob(_Base, frozen=True, tag="blob"):
-    """Keep this blob; ``keep`` names the digests still needed, everything else may go. No answer."""
+    """Store this blob and drop all blobs that ``keep`` does not name. No answer."""
 
     digest: str
     data: memoryview
@@ -50,16 +52,21 @@ class Blob(_Base, frozen=True, tag="blob"):
 
 
 class Held(_Base, frozen=True, tag="held"):
-    """The devices of this run have this model (raw float32) of that round already: what the disks of real ones would
-    give back after a restart. No answer."""
+    """Set the model (raw float32) that this run's devices have of that round already. No answer.
+
+    The disks of real devices would give it back after a restart.
+    """
 
     round: int
     data: memoryview
 
 
 class Handle(_Base, frozen=True, tag="handle"):
-    """Give a server's frame to a device and return what it answers. ``elapsed_s``, ``up_mbit``: what the device will
-    have measured in the simulated world when it has trained (``engine.device.Trained``)."""
+    """Give a server's frame to a device and return its answer.
+
+    ``elapsed_s``, ``up_mbit``: the device's measurements in the simulated world after training
+    (``engine.device.Trained``).
+    """
 
     device: str
     frame: bytes
@@ -68,9 +75,11 @@ class Handle(_Base, frozen=True, tag="handle"):
 
 
 class Solo(_Base, frozen=True, tag="solo"):
-    """Train without a federation: the given rounds of the schedule in order, from ``params`` (raw float32), with
-    ``scale`` times the steps, or with so many ``epochs`` where they are not 0. A round that is given again takes other
-    batches. ``measure``: return the device's held-out loss instead of the parameters."""
+    """Train without a federation, from ``params`` (raw float32), over the given rounds of the schedule in order.
+
+    ``scale`` multiplies the steps. ``epochs`` replaces them where it is not 0. A round that is given again takes other
+    batches. ``measure``: return the device's held-out loss instead of the parameters.
+    """
 
     device: str
     params: memoryview
@@ -81,24 +90,24 @@ class Solo(_Base, frozen=True, tag="solo"):
 
 
 class Count(_Base, frozen=True, tag="count"):
-    """How many records does this device train on?"""
+    """Count the records that a device trains on."""
 
     device: str
 
 
 class Sample(_Base, frozen=True, tag="sample"):
-    """Let a model (raw float32) go on with the beginning of a device's held-out text."""
+    """Continue the beginning of a device's held-out text with a model (raw float32)."""
 
     device: str
     params: memoryview
 
 
 class Time(_Base, frozen=True, tag="time"):
-    """How long do a step of training and encoding an update take here?"""
+    """Measure the time of a training step and of encoding an update here."""
 
 
 class TakeMetrics(_Base, frozen=True, tag="take_metrics"):
-    """Which of a person's own metrics did the trainer measure since the last such job?"""
+    """Collect a person's own metrics that the trainer measured since the last such job."""
 
 
 Job = Setup | Compile | Blob | Held | Handle | Solo | Count | Sample | Time | TakeMetrics
@@ -106,7 +115,7 @@ SILENT = Blob | Held  # jobs without an answer
 
 
 class Described(_Base, frozen=True, tag="described"):
-    """Answer to Setup: layout, population, and provenance facts; ``initial`` is the raw initial vector."""
+    """Answer to Setup: layout, population, and provenance facts. ``initial`` is the raw initial vector."""
 
     spec: list[Any]
     devices: list[str]
@@ -115,7 +124,7 @@ class Described(_Base, frozen=True, tag="described"):
 
 
 class Handled(_Base, frozen=True, tag="handled"):
-    """Answer to Handle: the device's frame (None: it says nothing), and where its time went."""
+    """Answer to Handle: the device's frame, None where it sends nothing, and the time that it took."""
 
     frame: bytes | None
     train_s: float = 0.0
@@ -133,13 +142,13 @@ class TrainedAlone(_Base, frozen=True, tag="trained"):
 
 
 class CountedRecords(_Base, frozen=True, tag="counted"):
-    """Answer to Count; None where the device's text cannot be read, which its training will say."""
+    """Answer to Count. None where the device's text cannot be read; its training reports the reason."""
 
     records: int | None = None
 
 
 class Continued(_Base, frozen=True, tag="continued"):
-    """Answer to Sample: the beginning, how it really goes on, and how the model goes on."""
+    """Answer to Sample: the beginning, its true continuation, and the model's continuation."""
 
     prompt: str
     actual: str
@@ -147,14 +156,14 @@ class Continued(_Base, frozen=True, tag="continued"):
 
 
 class Timed(_Base, frozen=True, tag="timed"):
-    """Answer to Time; 0.0 where it is not known."""
+    """Answer to Time. 0.0 where a speed is not known."""
 
     step_s: float = 0.0
     encode_s: float = 0.0
 
 
 class MetricNotes(_Base, frozen=True, tag="metric_notes"):
-    """Answer to TakeMetrics: (kind, round, device, name, value) each (``core.training.Note``)."""
+    """Answer to TakeMetrics: one (kind, round, device, name, value) for each note (``core.training.Note``)."""
 
     notes: list[tuple[str, int, str, str, float]] = []
 
@@ -164,8 +173,9 @@ class Ready(_Base, frozen=True, tag="ready"):
 
 
 class Broken(_Base, frozen=True, tag="broken"):
-    """The job failed with an edgewise error. ``stops``: not the device but the run directory is at fault, so that
-    nothing can go on."""
+    """Answer to a job that failed with an edgewise error. ``stops``: the fault lies in the run directory and not in
+    the device, so the run cannot continue.
+    """
 
     code: str
     what: str
@@ -202,7 +212,7 @@ def _read(stream: BinaryIO) -> bytes | None:
 
 
 def read_job(stream: BinaryIO) -> Job | None:
-    """The next job; None at the end of the stream. Raises DecodeError on anything else."""
+    """Read the next job; None at the end of the stream. Raises DecodeError on other bytes."""
     raw = _read(stream)
     try:
         job: Job | None = None if raw is None else _jobs.decode(raw)
@@ -212,7 +222,7 @@ def read_job(stream: BinaryIO) -> Job | None:
 
 
 def read_result(stream: BinaryIO) -> Result | None:
-    """The next result; None at the end of the stream. Raises DecodeError on anything else."""
+    """Read the next result; None at the end of the stream. Raises DecodeError on other bytes."""
     raw = _read(stream)
     try:
         result: Result | None = None if raw is None else _results.decode(raw)

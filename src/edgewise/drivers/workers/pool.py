@@ -1,8 +1,7 @@
-"""A pool of worker processes, each one torch thread, fed over pipes with length-prefixed jobs (never pickles).
+"""A pool of worker processes with one torch thread each. Jobs travel over pipes, length-prefixed and never pickled.
 
-Workers are plain ``python -m edgewise.drivers.workers.worker`` processes: no fork of a process that holds torch,
-nothing inherited but two pipes, and the end of the pipe is the end of the worker, so a killed parent leaves none
-behind.
+Workers are plain ``python -m edgewise.drivers.workers.worker`` processes. No process that holds torch is forked, and
+workers inherit nothing but two pipes. The end of the pipe ends the worker, so a killed parent leaves none behind.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from edgewise.core.errors import DecodeError, StoreError
 from edgewise.drivers.workers import jobs
 
 CLOSE_S = 2.0
-LOOK_S, STOPPED_S = 30.0, 300.0  # how often a silent worker is looked at; for how long it may be stopped
+LOOK_S, STOPPED_S = 30.0, 300.0  # interval of looking at silent workers; longest time that a worker may be stopped
 
 
-# Linux's default of 64 KiB makes a context switch of every 64 KiB: 12.5 ms for 4 MB there and back, against 3.5 ms.
+# With Linux's default of 64 KiB, every 64 KiB cost a context switch: 12.5 ms for 4 MB there and back, against 3.5 ms.
 PIPE_BYTES = 2**20
 
 
@@ -38,12 +37,15 @@ class _Worker:
 
 
 class Pool:
-    """``workers`` processes, each with one job under way; a finished worker gets the next job from its listener thread
-    at once, also while the main thread is folding."""
+    """An executor over ``workers`` processes, each with one job in progress.
+
+    A worker that finishes gets the next job from its listener thread at once, also while the main thread merges
+    updates.
+    """
 
     def __init__(self, workers: int) -> None:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        # Workers must import what this process can (extensions next to the recipe, a source checkout).
+        # Workers must import the same modules as this process (extensions next to the recipe, a source checkout).
         env["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(p or os.getcwd() for p in sys.path))
         self._done: queue.SimpleQueue[tuple[int, jobs.Result | None]] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards _queue and every worker's idle flag
@@ -72,12 +74,12 @@ class Pool:
                 "-P",
                 "-m",
                 "edgewise.drivers.workers.worker",
-            ],  # -P: the current folder is not searched first
+            ],  # -P: Python does not search the current folder first
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pipesize=PIPE_BYTES,
             env=env,
-            start_new_session=True,  # Ctrl-C is for the parent; workers end when their pipe does
+            start_new_session=True,  # Ctrl-C reaches the parent only; workers end when their pipe ends
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -86,7 +88,7 @@ class Pool:
         return worker
 
     def _listen(self, index: int, worker: _Worker) -> None:
-        """One thread per worker moves answers into the common queue; None marks the worker's end."""
+        """Move a worker's answers into the common queue, in a thread of its own. None marks the worker's end."""
         try:
             while (answer := jobs.read_result(worker.stdout)) is not None:
                 with self._lock:
@@ -94,7 +96,7 @@ class Pool:
                     self._feed()
                 self._done.put((index, answer))
         except (DecodeError, OSError, ValueError):
-            pass  # the stream broke: reported as the worker's end just below
+            pass  # a broken stream is reported as the worker's end just below
         self._done.put((index, None))
 
     def _feed(self) -> None:
@@ -102,12 +104,14 @@ class Pool:
         for worker in self._workers:
             if worker.idle and self._queue:
                 worker.idle = False
-                with suppress(OSError):  # this worker is dead: its own listener reports it, and result() raises it
+                with suppress(OSError):  # the listener of a dead worker reports it, and result() raises the error
                     jobs.write(worker.stdin, self._queue.popleft())
 
     def _watch(self) -> None:
-        """End workers that somebody stopped (SIGSTOP) and left so: their answers, and what is written to them once
-        their pipes are full, would be waited for without end."""
+        """End workers that stay stopped by a signal (SIGSTOP).
+
+        Otherwise the pool would wait without end for their answers, and for writes to them once their pipes are full.
+        """
         since_s: dict[int, float] = {}
         while not self._closing.wait(LOOK_S):
             now_s = time.monotonic()
@@ -140,7 +144,7 @@ class Pool:
         return index, answer
 
     def broadcast(self, job: jobs.Job) -> list[jobs.Result]:
-        """See Executor. Only between submitted batches: nothing else may be under way."""
+        """See Executor. No submitted job may be in progress."""
         if self._pending:
             raise RuntimeError("broadcast while jobs are under way")
         for index, worker in enumerate(self._workers):
@@ -169,7 +173,7 @@ class Pool:
         return answer
 
     def cancel(self) -> None:
-        """See Executor. Waits for jobs under way, so that the next broadcast finds idle workers."""
+        """See Executor. Waits for jobs in progress, so that the next broadcast finds idle workers."""
         with self._lock:
             self._pending -= len(self._queue)
             self._queue.clear()
@@ -177,7 +181,7 @@ class Pool:
             self.result()
 
     def close(self) -> None:
-        """See Executor. A worker in the middle of a job has two seconds to end it; all have the same two."""
+        """See Executor. All workers together have two seconds to finish their jobs."""
         with self._lock:
             self._queue.clear()
         self._closing.set()
@@ -196,7 +200,7 @@ class Pool:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a child process is stopped by a signal; False where the system does not tell."""
+    """Return whether a signal has stopped a child process; False where the system does not tell."""
     if not hasattr(os, "waitid"):
         return False
     with suppress(OSError):  # it ended and was waited for

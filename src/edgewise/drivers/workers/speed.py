@@ -1,4 +1,4 @@
-"""How fast devices are here: seconds of encoding one update, for forecasts."""
+"""Seconds of encoding one update on this machine, for forecasts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from edgewise.plan.plan import Plan
 
 
 def encode_s(plan: Plan) -> float:
-    """Seconds to encode and pack an update of normal numbers, the second of two so that kernels are compiled; masks are
-    not in it. 0.0 where devices choose their codec."""
+    """Measure the seconds to encode and pack an update of normally distributed numbers.
+
+    The second of two runs counts, so kernels are compiled. Masks are not included. 0.0 where devices choose their
+    codec.
+    """
     if plan.rungs:
         return 0.0
     pipe, key = plan.at(0), keys.derive(plan.key, "speed")

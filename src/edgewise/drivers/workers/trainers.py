@@ -1,4 +1,4 @@
-"""Which trainer a recipe has: the extension's where there is one, else the text trainer."""
+"""Choice of a recipe's trainer: the extension's where there is one, otherwise the text trainer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from edgewise.plan.strategy import strategy_of
 def make_trainer(
     recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Catalogue, device: DeviceId | None = None
 ) -> Registered:
-    """The recipe's trainer (imports torch, unless it is an extension's), and what it can do.
+    """Make the recipe's trainer and list its abilities. Imports torch, unless the trainer is an extension's.
 
-    Where the recipe's strategy works along directions, a torch trainer is wrapped so that its vector is their
-    coefficients; another trainer stays as it is, and ``compile`` refuses it.
+    Where the recipe's strategy works along directions, a torch trainer is wrapped so that its vector holds their
+    coefficients. Another trainer stays as it is, and ``compile`` refuses it.
+
     Args:
-        device: an enrolled one, whose text all of it is; None in a simulation.
-    Raises: RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or asks for
-        samples of text or metrics that it cannot give; E-EXTENSION as ``engine.trainer.registered``.
+        device: an enrolled device that owns all the text; None in a simulation.
+    Raises:
+        RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or where it asks for
+            samples of text or metrics that the trainer cannot give. E-EXTENSION as ``engine.trainer.registered``.
     """
     if catalogue.trainer is not None:
         trainer = registered(catalogue.trainer(recipe))

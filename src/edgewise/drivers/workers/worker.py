@@ -1,4 +1,4 @@
-"""A worker process: jobs from standard input, results to standard output, until the input or the parent ends."""
+"""A worker process. It reads jobs from standard input and writes results to standard output, until its input ends."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from edgewise.drivers.workers.host import Host
 
 
 def main() -> None:
-    """Serve jobs until the pipe closes. Anything printed by libraries goes to standard error, never into the stream.
+    """Serve jobs until the pipe closes. Output of libraries goes to standard error and never into the stream.
 
-    An orphan ends with its job: ``--resume`` may have started another worker for the same device. What the orphan
-    still writes is kept from that one's folder (``drivers.storage.device_store``).
+    An orphan ends after its current job, because ``--resume`` may have started another worker for the same device. The
+    orphan's last writes never reach the folder of the new worker (``drivers.storage.device_store``).
     """
     stream_in, stream_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
