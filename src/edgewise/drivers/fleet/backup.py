@@ -1,11 +1,12 @@
-"""Backups of a server's folder, made while it serves; and the server that goes on from one.
+"""Backup and restore of a server's folder. A backup can be made while the server runs.
 
-    save(folder, to)            server.db as of one moment, the keys, and of each run what its database names
+    save(folder, to)            server.db as of one moment, the keys, and the files of each run that its database names
     restore(backup, folder)     another folder, for a server that begins a new epoch
 
-A backup holds no frames, and no keys of rounds: what a round's end destroys must not live on in a copy. So the rounds
-that were open are over in a restored server. It cannot know either what was released and charged after the backup was
-made, so no run goes on that was not finished: it could pass its privacy budget (E-RESTORED). It can still be read.
+A backup holds no frames and no keys of rounds, because a copy must not preserve what a round's end destroys. So rounds
+that were open are over in a restored server. The restored server does not know what was released and charged after the
+backup was made. Unfinished runs therefore do not continue, because they could pass their privacy budget (E-RESTORED).
+They can still be read.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ from edgewise.drivers.storage.schema import SCHEMA_VERSION
 
 MANIFEST, DATABASE, RUNS, BLOBS = "backup.json", "server.db", "runs", "blobs"
 KEYS = ("server.key", "ca.pem", "ca.key", "tls.pem", "tls.key", EPOCH)
-ATTEMPTS = 5  # to copy a run whose blobs are swept meanwhile
-NUMBERS = 2**40  # of mail in an epoch, so that a number is never given twice
+ATTEMPTS = 5  # attempts to copy a run whose blobs are swept in the meantime
+NUMBERS = 2**40  # numbers of mail reserved for each epoch, so that no number is given twice
 _FORGOTTEN = ("rounds", "mail", "uploads", "nonces", f"publications WHERE run != '{EVERYBODY}'")
 _LEFT_OUT = {"blobs", "journal", "devices", "cache", "lock", "run.db", "run.db-wal", "run.db-shm", "sampling.key"}
 _FINISHED = "finished"
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a backup holds. ``files``: path -> bytes and SHA-256."""
+    """The list of a backup's files. ``files``: path -> bytes and SHA-256."""
 
     version: int
     made_s: float
@@ -50,11 +51,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore has done.
+    """The result of a restore.
 
     Attributes:
-        made_s: when the backup was made. epoch: number of the new epoch. ended: runs that do not go on. tokens: number
-        of enrolment tokens that it revoked.
+        made_s: time of the backup.
+        epoch: number of the new epoch.
+        ended: runs that do not continue.
+        tokens: number of enrolment tokens that the restore revoked.
     """
 
     made_s: float
@@ -64,11 +67,11 @@ class Restored:
 
 
 def save(folder: Path, to: Path, now_s: float) -> Manifest:
-    """Copy a server's folder to ``to``, which is there whole or not at all. The server may be running.
+    """Copy a server's folder to ``to``, completely or not at all. The server may be running.
 
     Raises:
-        TransportError(E-IDENTITY) where the folder is not a server's; StoreError: E-FILE-EXISTS, E-DISK,
-        E-CHECKPOINT where a database is damaged.
+        TransportError: E-IDENTITY where the folder is not a server's.
+        StoreError: E-FILE-EXISTS, E-DISK, and E-CHECKPOINT where a database is damaged.
     """
     if (folder / home.KEY).is_file() and (folder / DATABASE).is_file():
         what = f"{folder} is a gateway's: from an older copy it could open a sum twice, which it would have forgotten."
@@ -86,7 +89,7 @@ def save(folder: Path, to: Path, now_s: float) -> Manifest:
                 c.execute(f"DELETE FROM {table}")
             c.execute("UPDATE leases SET until_s = 0")
             c.commit()
-            c.execute("VACUUM")  # what was deleted is in no page of the copy
+            c.execute("VACUUM")  # no page of the copy keeps deleted rows
             promoted = [str(row[0]) for row in c.execute("SELECT digest FROM publications")]
         (part / BLOBS).mkdir(FOLDER)
         for digest in promoted:
@@ -100,10 +103,12 @@ def save(folder: Path, to: Path, now_s: float) -> Manifest:
 
 
 def restore(backup: Path, folder: Path, now_s: float) -> Restored:
-    """Make a server's folder of a backup, in a new epoch. Nothing is left of one that fails.
+    """Make a server's folder from a backup, in a new epoch. A failed restore leaves nothing behind.
 
-    The old server must not run any more: both would have one identity.
-    Raises StoreError: E-BACKUP where the backup is not whole; E-FOLDER where the folder holds files; E-DISK.
+    The old server must not run any more, because both servers would have the same identity.
+
+    Raises:
+        StoreError: E-BACKUP where the backup is incomplete or changed; E-FOLDER where the folder holds files; E-DISK.
     """
     manifest = check(backup)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -112,8 +117,8 @@ def restore(backup: Path, folder: Path, now_s: float) -> Restored:
         for name in manifest.files:
             (part / name).parent.mkdir(FOLDER, parents=True, exist_ok=True)
             _copy(backup / name, part / name)
-        before = msgspec.json.decode((part / EPOCH).read_bytes(), type=Epoch) if (part / EPOCH).is_file() else None
-        epoch = Epoch((before.number if before else 0) + 1, now_s, manifest.made_s)
+        previous = msgspec.json.decode((part / EPOCH).read_bytes(), type=Epoch) if (part / EPOCH).is_file() else None
+        epoch = Epoch((previous.number if previous else 0) + 1, now_s, manifest.made_s)
         _write(part / EPOCH, msgspec.json.encode(epoch))
         with closing(sqlite3.connect(part / DATABASE)) as c:
             ended, tokens = _begin_epoch(c, epoch)
@@ -125,8 +130,12 @@ def restore(backup: Path, folder: Path, now_s: float) -> Restored:
 
 
 def check(backup: Path) -> Manifest:
-    """The manifest of a backup that is whole. Raises StoreError(E-BACKUP)."""
-    fix = "use another backup; `edgewise backup` writes one whole or not at all."
+    """Check that a backup is complete and return its manifest.
+
+    Raises:
+        StoreError: E-BACKUP.
+    """
+    fix = "use another backup. `edgewise backup` writes a complete one or none."
     try:
         manifest = msgspec.json.decode((backup / MANIFEST).read_bytes(), type=Manifest)
         found = dict(_listed(backup))
@@ -143,7 +152,9 @@ def check(backup: Path) -> Manifest:
 
 
 def _begin_epoch(c: sqlite3.Connection, epoch: Epoch) -> tuple[tuple[str, ...], int]:
-    """End what a restored server cannot know; returns the runs that ended and the number of tokens revoked."""
+    """End the runs and tokens that a restored server cannot vouch for. Return the ended runs and the number of
+    revoked tokens.
+    """
     why = "E-RESTORED: restored from a backup; what the run released after it is not known."
     going_on = "state NOT IN ('finished', 'cancelled')"
     ended = tuple(str(row[0]) for row in c.execute(f"SELECT run FROM served WHERE {going_on} ORDER BY run"))
@@ -155,7 +166,7 @@ def _begin_epoch(c: sqlite3.Connection, epoch: Epoch) -> tuple[tuple[str, ...], 
 
 
 def _save_run(run: Path, to: Path) -> None:
-    """Copy a run's folder: its database as of one moment, the blobs that it names, and its pages."""
+    """Copy a run's folder: its database as of one moment, the blobs that the database names, and its pages."""
     for attempt in range(ATTEMPTS):
         shutil.rmtree(to, ignore_errors=True)
         (to / "blobs").mkdir(FOLDER, parents=True)
@@ -164,7 +175,7 @@ def _save_run(run: Path, to: Path) -> None:
                 place = path.relative_to(run)
                 if path.is_file() and place.parts[0] not in _LEFT_OUT and not TEMPORARY.fullmatch(path.name):
                     (to / place).parent.mkdir(FOLDER, parents=True, exist_ok=True)
-                    _copy(path, to / place)  # the witness before the database: it must not be ahead
+                    _copy(path, to / place)  # the witness is copied before the database, so it is never ahead
             _snapshot(run / "run.db", to / "run.db")
             with closing(sqlite3.connect(to / "run.db")) as c:
                 c.execute("UPDATE runs SET journal_key = x''")
@@ -197,7 +208,7 @@ def _finished(database: Path) -> bool:
 
 
 def _snapshot(source: Path, target: Path) -> None:
-    """A database as of one moment, in one file. Raises StoreError: E-CHECKPOINT, E-DISK."""
+    """Copy a database as of one moment into one file. Raises StoreError: E-CHECKPOINT, E-DISK."""
     try:
         with open(target, "xb", opener=for_owner):
             pass
@@ -205,20 +216,20 @@ def _snapshot(source: Path, target: Path) -> None:
             closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=rw", uri=True, timeout=30.0)) as theirs,
             closing(sqlite3.connect(target)) as ours,
         ):
-            theirs.backup(ours)  # in one step, so between two commits
+            theirs.backup(ours)  # one step copies all pages, so the copy lies between two commits
             ours.execute("PRAGMA journal_mode=DELETE")
-            (said,) = ours.execute("PRAGMA integrity_check(1)").fetchone()
+            (verdict,) = ours.execute("PRAGMA integrity_check(1)").fetchone()
     except sqlite3.Error as e:
         if "full" in str(e) or "disk I/O" in str(e):
             raise StoreError("E-DISK", f"{target}: {e}.", "free some space.") from None
         raise StoreError("E-CHECKPOINT", f"{source}: {e}.", "restore the folder from an older backup.") from None
-    if said != "ok":
-        raise StoreError("E-CHECKPOINT", f"{source} is damaged: {said}.", "restore the folder from an older backup.")
+    if verdict != "ok":
+        raise StoreError("E-CHECKPOINT", f"{source} is damaged: {verdict}.", "restore the folder from an older backup.")
 
 
 @contextmanager
 def _whole(to: Path) -> Iterator[Path]:
-    """A folder that gets its name when all of it is on the disk. What killed attempts left is removed."""
+    """Make a folder that gets its name once all of it is on the disk. Remove the remains of killed attempts."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise StoreError("E-FILE-EXISTS", f"{to} exists already.", "name another folder.")
     part = to.parent / f".{to.name}.partial"

@@ -1,15 +1,15 @@
-"""The database of a server: SQLite with one writer, which commits what waits together and holds a lease.
+"""The database of a server: SQLite with a single writer, which commits waiting changes together and holds a lease.
 
     database = Database(folder)
     number = database.write(lambda c: mailboxes.post(c, ...))     # durable when this returns
 
-A change is a function of a connection. The writer's thread runs all changes that wait in one transaction, each in a
-savepoint of its own, so that one that raises takes back itself alone, whatever it raises. A disk or a database that
-cannot work fails all of them. Whoever waits is answered after the commit: acknowledged means durable (WAL, full sync).
-Reads see what was committed last and never wait.
+A change is a function of a connection. The writer's thread runs all waiting changes in one transaction, each in its own
+savepoint. So a change that raises undoes only itself, whatever it raises. A failing disk or database fails all of them.
+Callers are answered after the commit, so an acknowledged change is durable (WAL, full sync). Reads see the last commit
+and never wait.
 
-The lease keeps a second server off the same database. It names its holder and a number that grows with each holder;
-every transaction checks that number (a fencing token), so a server that was stopped while another took over cannot
+The lease keeps a second server off the same database. It names its holder and a number that grows with each holder.
+Every transaction checks that number (a fencing token). So a server that was stopped while another took over cannot
 write any more: its changes fail with E-LEASE.
 """
 
@@ -38,23 +38,25 @@ from edgewise.drivers.storage.files import FOLDER, for_owner
 T = TypeVar("T")
 Change = Callable[[sa.Connection], Any]
 LEASE_S, RENEW_S = 2.0, 0.5
-TOGETHER = 256  # changes in one transaction at most
-DISK = ("readonly", "unable to open", "full", "disk I/O")  # in SQLite's messages
+TOGETHER = 256  # the largest number of changes in one transaction
+DISK = ("readonly", "unable to open", "full", "disk I/O")  # words of SQLite's messages about the disk
 _WRITER = "writer"
 _OWN = (
     sqlite3.SQLITE_ERROR,
     sqlite3.SQLITE_TOOBIG,
     sqlite3.SQLITE_CONSTRAINT,
     sqlite3.SQLITE_MISMATCH,
-)  # of a statement
+)  # SQLite's codes for errors of a single statement
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class Database:
-    """The database in ``folder``, made or brought up to date; holds the writer's lease until ``close``.
+    """The database in ``folder``, created or migrated when opened. Holds the writer's lease until ``close``.
 
     Args:
-        now_s: wall clock, seconds since 1970. wait_s: how long to wait for the lease of a server that may have died.
+        folder: the server's folder.
+        now_s: wall clock, seconds since 1970.
+        wait_s: longest wait for the lease of a server that may have died.
     Raises:
         StoreError: E-LEASE where another server holds the lease; E-DISK, E-CHECKPOINT where SQLite cannot work.
     """
@@ -77,17 +79,20 @@ class Database:
         self._thread.start()
 
     def now_s(self) -> float:
-        """The server's clock."""
+        """Return the time of the server's clock."""
         return self._now_s()
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A connection to the last commit; it does not change while it is held."""
+        """Open a connection to the last commit. It does not change while it is open."""
         with self._guard(), self._engine.begin() as c:
             yield c
 
     def submit(self, change: Callable[[sa.Connection], T]) -> Future[T]:
-        """Hand a change to the writer; done when it is durable, or with the error for which nothing of it was kept."""
+        """Hand a change to the writer.
+
+        The future is done when the change is durable, or fails with the error for which all of the change was undone.
+        """
         future: Future[T] = Future()
         if self._closed.is_set():
             future.set_exception(_closing())
@@ -96,35 +101,37 @@ class Database:
         return future
 
     def write(self, change: Callable[[sa.Connection], T]) -> T:
-        """``submit``, and wait."""
+        """Submit a change and wait until it is durable."""
         return self.submit(change).result()
 
     def scrub(self) -> None:
-        """Take what was deleted out of the write-ahead log too; in the database it is overwritten (``secure_delete``).
+        """Remove deleted rows from the write-ahead log too. The database itself overwrites them (``secure_delete``).
 
-        Where a reader still looks at an older state, that is left to the next call.
+        While a reader still sees an older state, the removal waits for the next call.
         """
         with self._guard(), self._engine.connect() as c:
             c.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
 
     def close(self) -> None:
-        """Commit what waits, and give the lease back."""
+        """Commit the waiting changes and give the lease back."""
         if not self._closed.is_set():
             self._closed.set()
             self._waiting.put(None)
             self._thread.join()
             self._fail_what_waits()
             with suppress(StoreError), self._guard(), self._writing() as c:
-                mine = (LEASES.c.name == _WRITER) & (LEASES.c.number == self._number)
-                c.execute(LEASES.update().where(mine).values(until_s=0.0))
+                own_lease = (LEASES.c.name == _WRITER) & (LEASES.c.number == self._number)
+                c.execute(LEASES.update().where(own_lease).values(until_s=0.0))
         self._engine.dispose()
 
     def fault(self) -> str:
-        """Why the writer could not commit last time; empty while it can."""
+        """The reason why the writer's last commit failed; empty while it can commit."""
         return self._fault
 
     def lease_left_s(self) -> float:
-        """How long others leave this database alone; 0 where the writer has stood still, or is ending."""
+        """Return the seconds for which other servers leave this database alone; 0 where the writer has stalled or is
+        ending.
+        """
         left_s = self._until_s - self._now_s()
         return left_s if self._thread.is_alive() and not self._closed.is_set() and left_s > 0.0 else 0.0
 
@@ -194,7 +201,9 @@ class Database:
             self._commit(batch)
 
     def _commit(self, batch: list[tuple[Change, Future[Any]]]) -> None:
-        batch = [item for item in batch if item[1].set_running_or_notify_cancel()]  # or its caller has gone
+        batch = [
+            item for item in batch if item[1].set_running_or_notify_cancel()
+        ]  # without the changes of callers that cancelled
         results: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             with self._guard(), self._writing() as c:
@@ -203,12 +212,12 @@ class Database:
                     try:
                         with c.begin_nested():
                             results.append((future, change(c), None))
-                    except Exception as e:  # boundary: a fault of one change is not one of the others
+                    except Exception as e:  # boundary: an error of one change must not fail the others
                         if _of_all(c, e):
                             raise
                         results.append((future, None, e))
             self._fault, self._until_s = "", self._renewed_s + LEASE_S
-        except Exception as e:  # boundary: the writer goes on; whoever waits gets the error
+        except Exception as e:  # boundary: the writer continues, and the callers get the error
             results, self._fault = [(future, None, e) for _, future in batch], str(e)
         for future, value, error in results:
             if error is None:
@@ -221,10 +230,10 @@ class Database:
         try:
             yield
         except (sa.exc.DatabaseError, sqlite3.Error, OSError) as e:
-            said = _said(e)
-            if any(words in said for words in DISK) or isinstance(e, OSError):
-                raise StoreError("E-DISK", f"{self.path}: {said}.", "free space or give write permission.") from None
-            raise StoreError("E-CHECKPOINT", f"{self.path}: {said}.", "restore the folder from a backup.") from None
+            reason = _reason(e)
+            if any(words in reason for words in DISK) or isinstance(e, OSError):
+                raise StoreError("E-DISK", f"{self.path}: {reason}.", "free space or give write permission.") from None
+            raise StoreError("E-CHECKPOINT", f"{self.path}: {reason}.", "restore the folder from a backup.") from None
 
 
 def _config() -> Config:
@@ -234,18 +243,20 @@ def _config() -> Config:
 
 
 def head() -> str:
-    """The version of the tables of this edgewise."""
+    """Return the version of the tables in this version of edgewise."""
     return str(ScriptDirectory.from_config(_config()).get_current_head())
 
 
 def _of_all(c: sa.Connection, e: Exception) -> bool:
-    """Whether an error is one of the transaction, and not of the change that met it: the disk's, the database's."""
-    code: int | None = getattr(getattr(e, "orig", e), "sqlite_errorcode", None)  # its lowest byte is SQLite's main code
+    """Return whether an error fails the whole transaction, as errors of the disk do, and not one change alone."""
+    code: int | None = getattr(getattr(e, "orig", e), "sqlite_errorcode", None)  # the low byte is SQLite's main code
     return not c.connection.driver_connection.in_transaction or (code is not None and code & 0xFF not in _OWN)  # type: ignore[union-attr]
 
 
-def _said(e: BaseException) -> str:
-    """What SQLite said first: on a full disk it ends the whole transaction, and the savepoint's end fails after it."""
+def _reason(e: BaseException) -> str:
+    """Return SQLite's first message. On a full disk it ends the whole transaction, and the savepoint's end fails
+    after it.
+    """
     first, before = e, e.__context__
     while before is not None:
         first, before = (before if isinstance(before, sa.exc.DatabaseError) else first), before.__context__
@@ -257,7 +268,7 @@ def _closing() -> StoreError:
 
 
 def _prepare(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # transactions begin where ``_begin`` says
+    connection.isolation_level = None  # ``_begin`` begins transactions
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=5000"):
         cursor.execute(f"PRAGMA {pragma}")

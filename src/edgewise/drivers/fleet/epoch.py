@@ -1,7 +1,7 @@
-"""The epoch of a server: a restore from a backup begins a new one.
+"""The epoch of a server. A restore from a backup begins a new epoch.
 
-A server knows nothing of requests that were taken after its backup was made, so it would take them a second time.
-It takes none that was signed before its epoch began.
+A restored server does not know the requests that were accepted after its backup was made, so it could accept them
+twice. It accepts no request that was signed before its epoch began.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ EPOCH = "epoch.json"
 
 
 class Epoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``number``: of restores so far. ``began_s``: when the last one was. ``backup_s``: how old its backup is."""
+    """An epoch of a server.
+
+    Attributes:
+        number: number of restores so far.
+        began_s: time of the last restore.
+        backup_s: time of its backup.
+    """
 
     number: int
     began_s: float
@@ -24,7 +30,11 @@ class Epoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load(folder: Path) -> Epoch:
-    """The epoch of a server's folder; number 0 where it was never restored. Raises StoreError(E-CHECKPOINT)."""
+    """Load the epoch of a server's folder; number 0 where it was never restored.
+
+    Raises:
+        StoreError: E-CHECKPOINT.
+    """
     path = folder / EPOCH
     try:
         return msgspec.json.decode(path.read_bytes(), type=Epoch)

@@ -1,9 +1,9 @@
-"""The durable memory of a gateway: runs whose second server it is, and the replay store of each.
+"""The durable memory of a gateway: the runs for which it is the second server, and the replay store of each.
 
     record = HelpedRun(database, blobs, run)        port ``local_helper.Record``
 
-Every step is one transaction, and on the disk before its answer leaves. Tickets lie here as they came, sealed to the
-run's own key. They are deleted in the transaction that opens their batch, with the share that opens it on the disk.
+Every step is one transaction, and it is on the disk before its answer leaves. Tickets are stored as they came, sealed
+to the run's own key. The transaction that opens their batch deletes them, when the share that opens it is on the disk.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from edgewise.drivers.fleet.tables import HELPED, TICKETS
 from edgewise.drivers.simulation.local_helper import Answer, Kept
 from edgewise.drivers.storage.blobs import Blobs
 
-LIMIT_BYTES = 2**20  # of an invitation
+LIMIT_BYTES = 2**20  # the largest invitation
 
 
 @dataclass(frozen=True, slots=True)
 class Enlisted:
-    """A run that a gateway helps with: its signed facts, its layout, its devices' keys (``fleet.roster``), and the
-    HPKE key that is of this run alone."""
+    """A run that a gateway helps with.
+
+    It holds the signed facts, the layout, the devices' keys (``fleet.roster``), and an HPKE key for this run alone.
+    """
 
     run: str
     facts: bytes = field(repr=False)
@@ -41,7 +43,7 @@ class Enlisted:
 
 
 def enlist(c: sa.Connection, new: Enlisted, now_s: float) -> None:
-    """Begin to help with a run; one that is known already stays as it is."""
+    """Begin to help with a run. A known run stays as it is."""
     row = {
         "run": new.run, "facts": new.facts, "signature": new.signature, "layout": json.dumps(new.layout),
         "roster": new.roster, "secret": new.secret, "made_s": now_s, "attempt": 0, "invite": b"", "opened": -1,
@@ -51,7 +53,7 @@ def enlist(c: sa.Connection, new: Enlisted, now_s: float) -> None:
 
 
 def find(c: sa.Connection, run: str) -> Enlisted | None:
-    """A run by its id."""
+    """Find a run by its id."""
     row = c.execute(sa.select(HELPED).where(HELPED.c.run == run)).first()
     if row is None:
         return None
@@ -63,7 +65,9 @@ class HelpedRun:
     """The record of one run.
 
     Args:
-        blobs: where the shares of opened batches lie, and nothing else.
+        database: the gateway's database.
+        blobs: the store of the shares of opened batches, and of nothing else.
+        run: id of the run.
     """
 
     def __init__(self, database: Database, blobs: Blobs, run: str) -> None:
@@ -71,7 +75,11 @@ class HelpedRun:
         self._mine = TICKETS.c.run == run
 
     def load(self) -> Kept:
-        """See Record. Raises StoreError(E-CHECKPOINT) where the share of a batch is gone."""
+        """See Record.
+
+        Raises:
+            StoreError: E-CHECKPOINT where the share of a batch is missing.
+        """
         with self._database.read() as c:
             row = c.execute(sa.select(HELPED).where(HELPED.c.run == self._run)).one()
             rows = c.execute(sa.select(TICKETS).where(self._mine)).all()

@@ -1,8 +1,8 @@
-"""Mailboxes: frames to devices and frames from them, until their round closes. Functions of a connection.
+"""Mailboxes: frames to and from devices, stored until their round closes. Functions of a connection.
 
-A round is open from the first ``post`` to ``close``. A device may answer a round that it has mail of. One frame lies in
-a place, (run, round, device, phase): the same frame again is acknowledged again, another one is refused when it comes
-from a device. Frames from devices are sealed under the round's key (``spool``).
+A round is open from the first ``post`` to ``close``. A device may answer a round for which it has mail. Each place
+(run, round, device, phase) holds one frame. The same frame again is acknowledged again. Another frame in the same place
+is refused when it comes from a device. Frames from devices are sealed under the round's key (``spool``).
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import spool
 from edgewise.drivers.fleet.tables import MAIL, PARTICIPANTS, PUBLICATIONS, ROUNDS, UPLOADS
 
-EVERYBODY = ""  # in the place of a run: what is published for all devices
+EVERYBODY = ""  # takes the place of a run for blobs that are published to all devices
 
 _kind: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(msgspec.defstruct("_Kind", [("type", str)]))
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A frame in a mailbox. ``number`` grows with every frame; ``upload``: where the frame is, if not in ``body``;
-    ``at_s``: when it came, by the server's clock."""
+    """A frame in a mailbox.
+
+    Attributes:
+        number: grows with every frame.
+        upload: the upload that holds the frame; empty where ``body`` holds it.
+        at_s: time of arrival by the server's clock.
+    """
 
     number: int
     run: str
@@ -43,25 +48,29 @@ class Letter:
 
 
 def phase(message: frame.FromDevice | frame.FromServer) -> str:
-    """The step of a round that a message stands for: ``invite``, ``contribution``, ``step-masked``, ..."""
+    """Return the phase of a round to which a message belongs: ``invite``, ``contribution``, ``step-masked``, ..."""
     name = str(type(message).__struct_config__.tag)
     if not isinstance(message, frame.Step):
         return name
     try:
         return f"{name}-{_kind.decode(message.body).type:.40}"
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return name  # what it is, and whether it is anything, is for the round to say
+        return name  # the round checks the content
 
 
 def open_round(c: sa.Connection, run: str, round: int) -> bytes:
-    """The key of a round, which is opened where it is not."""
+    """Return the key of a round. Opens the round where it is not open."""
     row = upsert(ROUNDS).values(run=run, round=round, key=spool.new_key()).on_conflict_do_nothing()
     c.execute(row)
     return round_key(c, run, round)
 
 
 def round_key(c: sa.Connection, run: str, round: int) -> bytes:
-    """The key of an open round. Raises TransportError(E-CLOSED)."""
+    """Return the key of an open round.
+
+    Raises:
+        TransportError: E-CLOSED.
+    """
     key = c.execute(sa.select(ROUNDS.c.key).where(ROUNDS.c.run == run, ROUNDS.c.round == round)).scalar()
     if key is None:
         raise TransportError("E-CLOSED", f"round {round} takes no frames any more.", "wait for the next invitation.")
@@ -69,9 +78,10 @@ def round_key(c: sa.Connection, run: str, round: int) -> bytes:
 
 
 def post(c: sa.Connection, device: str, raw: bytes, message: frame.FromServer, now_s: float) -> int:
-    """Put a frame into a device's inbox, and open its round; returns its number.
+    """Put a frame into a device's inbox and open its round. Return the frame's number.
 
-    Another frame in its place, of an attempt that was given up, is replaced: the new one has a new number.
+    Another frame in its place belongs to an attempt that was given up. It is replaced, and the new frame has a new
+    number.
     """
     open_round(c, message.run, message.round)
     digest = hashlib.sha256(raw).digest()
@@ -85,14 +95,14 @@ def post(c: sa.Connection, device: str, raw: bytes, message: frame.FromServer, n
 
 
 def next_letter(c: sa.Connection, device: str, after: int) -> Letter | None:
-    """The oldest frame in a device's inbox with a number above ``after``."""
+    """Return the oldest frame in a device's inbox with a number above ``after``."""
     query = sa.select(MAIL).where(MAIL.c.device == device, sa.not_(MAIL.c.inbound), MAIL.c.number > after)
     row = c.execute(query.order_by(MAIL.c.number).limit(1)).first()
     return _letter(row) if row else None
 
 
 def invited(c: sa.Connection, run: str, round: int, device: str) -> None:
-    """Raises TransportError(E-CLOSED) unless the device has mail of that round."""
+    """Refuse a device that has no mail of that round. Raises TransportError(E-CLOSED)."""
     query = sa.select(MAIL.c.number).where(
         MAIL.c.device == device, MAIL.c.run == run, MAIL.c.round == round, sa.not_(MAIL.c.inbound)
     )
@@ -102,13 +112,15 @@ def invited(c: sa.Connection, run: str, round: int, device: str) -> None:
 
 
 def accept(c: sa.Connection, message: frame.FromDevice, raw: bytes, digest: bytes, upload: str, now_s: float) -> int:
-    """Take a frame from the device that it names; returns its number.
+    """Store a frame from the device that it names. Return the frame's number.
 
     Args:
-        raw: the whole frame. digest: its SHA-256. upload: where its bytes lie already; empty: they are stored here.
+        raw: the whole frame.
+        digest: SHA-256 of the frame.
+        upload: the upload that holds the bytes already; empty: they are stored here.
     Raises:
-        TransportError: E-CLOSED where the device has no part in the round; E-CONFLICT where another frame of the same
-            phase was taken before.
+        TransportError: E-CLOSED where the device has no part in the round. E-CONFLICT where another frame of the same
+            phase was accepted before.
     """
     run, round, device = message.run, message.round, message.device
     invited(c, run, round, device)
@@ -117,20 +129,20 @@ def accept(c: sa.Connection, message: frame.FromDevice, raw: bytes, digest: byte
     if old is not None:
         if old.digest == digest:
             return int(old.number)
-        what = f"another {place['phase']} of round {round} was taken from this device before."
+        what = f"another {place['phase']} of round {round} was accepted from this device before."
         raise TransportError("E-CONFLICT", what, "a frame cannot be replaced: send the first one, or nothing.")
     body = b"" if upload else spool.close_box(round_key(c, run, round), raw, _label(place))
     return _insert(c, place, digest, len(raw), upload, body, now_s)
 
 
 def arrivals(c: sa.Connection, run: str, after: int, limit: int = 1) -> list[Letter]:
-    """Frames from devices for a run, in order, with numbers above ``after``; as they lie, sealed."""
+    """List the sealed frames from devices for a run, in order, with numbers above ``after``."""
     query = sa.select(MAIL).where(MAIL.c.inbound, MAIL.c.run == run, MAIL.c.number > after)
     return [_letter(row) for row in c.execute(query.order_by(MAIL.c.number).limit(limit))]
 
 
 def opened(letter: Letter, key: bytes, chunks: spool.Chunks, chunk_bytes: int) -> bytes:
-    """The frame of a letter from a device. Raises DecodeError(E-SEAL), StoreError(E-CHECKPOINT)."""
+    """Open the frame of a letter from a device. Raises DecodeError(E-SEAL), StoreError(E-CHECKPOINT)."""
     if not letter.upload:
         place = _place(True, letter.run, letter.round, letter.device, letter.phase)
         return spool.open_box(key, letter.body, _label(place))
@@ -138,15 +150,15 @@ def opened(letter: Letter, key: bytes, chunks: spool.Chunks, chunk_bytes: int) -
 
 
 def close(c: sa.Connection, run: str, keep: Collection[str] = ()) -> list[str]:
-    """End what a run has open, except for the devices ``keep``; returns the uploads whose chunks may go.
+    """End the open rounds of a run, except for the devices ``keep``. Return the uploads whose chunks may be removed.
 
-    Without ``keep`` all rounds of the run close and their keys are destroyed.
+    Without ``keep`` all rounds of the run close, and their keys are destroyed.
     """
-    mine = MAIL.c.run == run
+    of_run = MAIL.c.run == run
     if keep:
-        c.execute(MAIL.delete().where(mine, sa.not_(MAIL.c.inbound), MAIL.c.device.not_in(list(keep))))
+        c.execute(MAIL.delete().where(of_run, sa.not_(MAIL.c.inbound), MAIL.c.device.not_in(list(keep))))
         return []
-    c.execute(MAIL.delete().where(mine))
+    c.execute(MAIL.delete().where(of_run))
     c.execute(ROUNDS.delete().where(ROUNDS.c.run == run))
     gone = [str(row[0]) for row in c.execute(sa.select(UPLOADS.c.id).where(UPLOADS.c.run == run))]
     c.execute(UPLOADS.delete().where(UPLOADS.c.run == run))
@@ -154,19 +166,22 @@ def close(c: sa.Connection, run: str, keep: Collection[str] = ()) -> list[str]:
 
 
 def publish(c: sa.Connection, run: str, sizes: dict[str, int]) -> None:
-    """Let devices download these blobs, and no others of the run: digest -> bytes."""
+    """Let devices download these blobs of the run, digest -> bytes, and no others."""
     c.execute(PUBLICATIONS.delete().where(PUBLICATIONS.c.run == run))
     if sizes:
         c.execute(PUBLICATIONS.insert(), [{"digest": d, "run": run, "size": size} for d, size in sizes.items()])
 
 
 def published(c: sa.Connection) -> set[str]:
-    """The digests of all blobs that somebody may download."""
+    """List the digests of all blobs that somebody may download."""
     return {str(row[0]) for row in c.execute(sa.select(PUBLICATIONS.c.digest).distinct())}
 
 
 def offered(c: sa.Connection, digest: str, device: str = "") -> bool:
-    """Whether this blob is for everybody, or a run publishes it. ``device``: one that it takes part in; empty: any."""
+    """Return whether a blob is published to everybody or by a run.
+
+    ``device``: count only the runs that this device takes part in; empty: any run.
+    """
     query = sa.select(PUBLICATIONS.c.run).where(PUBLICATIONS.c.digest == digest)
     if device:
         query = query.where(sa.or_(PUBLICATIONS.c.run == EVERYBODY, _part(PUBLICATIONS.c.run, device)))
@@ -174,14 +189,16 @@ def offered(c: sa.Connection, digest: str, device: str = "") -> bool:
 
 
 def admit(c: sa.Connection, run: str, devices: Collection[str]) -> None:
-    """Let devices take part in a run: see it, and download what it publishes. They stay, also when it is over."""
+    """Let devices take part in a run: see it, and download its blobs. They stay when the run is over."""
     rows = [{"device": device, "run": run} for device in devices]
     if rows:
         c.execute(upsert(PARTICIPANTS).on_conflict_do_nothing(), rows)
 
 
 def check_part(c: sa.Connection, run: str, device: str) -> None:
-    """Raises TransportError(E-UNKNOWN-ID) for a run that a device has no part in, as for one that is not there."""
+    """Refuse a run that a device has no part in, with the same error as an unknown run. Raises
+    TransportError(E-UNKNOWN-ID).
+    """
     if c.execute(sa.select(sa.literal(1)).where(_part(sa.literal(run), device))).first() is None:
         what = f"this device has no part in a run {run:.64}."
         raise TransportError("E-UNKNOWN-ID", what, "wait for an invitation.")

@@ -1,9 +1,9 @@
-"""Enrolment: tokens, and the members that they let in. Functions of a connection; see ``database``.
+"""Enrolment: tokens, and the members that they admit. Functions of a connection; see ``database``.
 
     pending ──approve──► approved ──revoke──► revoked          a pre-approved token skips the first state
        └────────────────revoke─────────────────▲
 
-A revoked member stays in the table, so that its key cannot enrol again.
+A revoked member stays in the table, so its key cannot enrol again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from edgewise.drivers.http.identity import fingerprint
 
 ROLES = ("device", "viewer", "operator", "admin", "gateway")
 PENDING, APPROVED, REVOKED = "pending", "approved", "revoked"
-LONGEST_S = 90 * 86400.0  # that a token may live
+LONGEST_S = 90 * 86400.0  # the longest life of a token
 _TAG = re.compile(r"[a-z0-9][a-z0-9._=-]{0,63}")
 LABEL_CHARACTERS = 100
 _ASK = "ask the operator for a new token."
@@ -32,7 +32,7 @@ _ASK = "ask the operator for a new token."
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A device, or a person who runs the fleet. ``id``: fingerprint of ``public``. ``token``: the id of its token."""
+    """A device, or an operator of the fleet. ``id``: fingerprint of ``public``. ``token``: id of its token."""
 
     id: str
     public: bytes = field(repr=False)
@@ -46,7 +46,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What a token gives: a role and tags, so many times, until it expires; ``approved``: at once."""
+    """The rights that a token gives: a role and tags, for a number of uses, until it expires. ``approved``: without
+    approval.
+    """
 
     role: str = "device"
     tags: tuple[str, ...] = ()
@@ -56,7 +58,11 @@ class Grant:
 
 
 def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """Sorted, each once. Raises TransportError(E-REQUEST)."""
+    """Sort tags and remove duplicates.
+
+    Raises:
+        TransportError: E-REQUEST for a tag or a number of tags that is not allowed.
+    """
     if len(tags) > 32 or any(not _TAG.fullmatch(tag) for tag in tags):
         what = "a tag has 1 to 64 of the characters a-z 0-9 . _ = -, and nobody has more than 32."
         raise TransportError("E-REQUEST", what, "use other tags.")
@@ -64,7 +70,11 @@ def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def make_token(c: sa.Connection, token: tokens.Token, grant: Grant, made_by: str, now_s: float) -> None:
-    """Store a token's hash. Raises TransportError(E-REQUEST) for a grant that cannot be."""
+    """Store a token's hash.
+
+    Raises:
+        TransportError: E-REQUEST for a grant outside the limits.
+    """
     if grant.role not in ROLES or not 1 <= grant.uses <= 1_000_000 or not 1.0 <= grant.expires_in_s <= LONGEST_S:
         what = f"a token gives one of the roles {', '.join(ROLES)}, 1 to 1,000,000 times, for 1 s to 90 days."
         raise TransportError("E-REQUEST", what, "ask for one within these limits.")
@@ -78,9 +88,10 @@ def make_token(c: sa.Connection, token: tokens.Token, grant: Grant, made_by: str
 
 
 def revoke_token(c: sa.Connection, id: str) -> str:
-    """Nobody enrols by this token any more; who did stays. Returns the role that it gave.
+    """Revoke a token, so that nobody enrols by it any more. Members who did stay. Return the role that the token gave.
 
-    Raises TransportError(E-UNKNOWN-ID).
+    Raises:
+        TransportError: E-UNKNOWN-ID.
     """
     role = c.execute(TOKENS.update().where(TOKENS.c.id == id).values(revoked=True).returning(TOKENS.c.role)).scalar()
     if role is None:
@@ -89,19 +100,21 @@ def revoke_token(c: sa.Connection, id: str) -> str:
 
 
 def list_tokens(c: sa.Connection) -> list[dict[str, Any]]:
-    """All tokens, without their hashes, the oldest first."""
+    """List all tokens without their hashes, the oldest first."""
     columns = [column for column in TOKENS.c if column.name != "digest"]
     rows = c.execute(sa.select(*columns).order_by(TOKENS.c.made_s, TOKENS.c.id))
     return [{**row._asdict(), "tags": json.loads(row.tags)} for row in rows]
 
 
 def join(c: sa.Connection, token: tokens.Token, public: bytes, label: str, now_s: float) -> Member:
-    """Enrol a key by a token, and use the token once, in one transaction.
+    """Enrol a key by a token, and count one use of the token, in one transaction.
 
-    A key that has enrolled by this token already gets the same answer again and uses nothing: its first answer may have
-    been lost.
-    Raises TransportError: E-TOKEN where the token is unknown, used up, expired or revoked; E-REVOKED for a key that was
-    revoked.
+    A key that has enrolled by this token before gets the same answer and costs no use, because its first answer may
+    have been lost.
+
+    Raises:
+        TransportError: E-TOKEN where the token is unknown, used up, expired or revoked. E-REVOKED for a key that was
+            revoked.
     """
     row = c.execute(sa.select(TOKENS).where(TOKENS.c.id == token.id)).first()
     if row is None or row.digest != token.digest:
@@ -113,7 +126,7 @@ def join(c: sa.Connection, token: tokens.Token, public: bytes, label: str, now_s
         if known.token == token.id:
             return known
         what = f"{name} is enrolled already, by another token."
-        raise TransportError("E-TOKEN", what, "go on without a token; for another role use another key.")
+        raise TransportError("E-TOKEN", what, "continue without a token. For another role use another key.")
     if row.revoked or row.expires_s <= now_s or row.used >= row.uses:
         why = "revoked" if row.revoked else "expired" if row.expires_s <= now_s else "used as often as it may be"
         raise TransportError("E-TOKEN", f"the enrolment token was {why}.", _ASK)
@@ -126,7 +139,7 @@ def join(c: sa.Connection, token: tokens.Token, public: bytes, label: str, now_s
 
 
 def admit(c: sa.Connection, public: bytes, role: str, now_s: float) -> None:
-    """Let a key in that this machine's operator vouches for, without a token; one that is known stays as it is."""
+    """Admit a key that this machine's operator vouches for, without a token. A known key stays as it is."""
     row = {
         "id": fingerprint(public), "public": public, "role": role, "status": APPROVED, "tags": "[]", "label": "",
         "token": "", "joined_s": now_s, "changed_s": now_s,
@@ -135,29 +148,37 @@ def admit(c: sa.Connection, public: bytes, role: str, now_s: float) -> None:
 
 
 def revoked(name: str) -> TransportError:
-    """The error for a member that was revoked."""
+    """Make the error for a member that was revoked."""
     return TransportError("E-REVOKED", f"{name} was revoked, or has left.", "make a new key and ask for a token.")
 
 
 def find(c: sa.Connection, name: str) -> Member | None:
-    """A member by its id."""
+    """Find a member by its id."""
     row = c.execute(sa.select(MEMBERS).where(MEMBERS.c.id == name)).first()
     return _member(row) if row else None
 
 
 def listed(c: sa.Connection, status: str = "", after: str = "", limit: int = 1000) -> list[Member]:
-    """Members in the order of their ids, of one status or all, a page at a time."""
+    """List members in the order of their ids, of one status or all, a page at a time."""
     query = sa.select(MEMBERS).where(MEMBERS.c.id > after).order_by(MEMBERS.c.id).limit(limit)
     return [_member(row) for row in c.execute(query.where(MEMBERS.c.status == status) if status else query)]
 
 
 def approve(c: sa.Connection, name: str, now_s: float) -> Member:
-    """Let a pending member in; an approved one stays. Raises TransportError: E-UNKNOWN-ID, E-REVOKED."""
+    """Approve a pending member. An approved one stays approved.
+
+    Raises:
+        TransportError: E-UNKNOWN-ID, E-REVOKED.
+    """
     return _change(c, name, APPROVED, now_s)
 
 
 def revoke(c: sa.Connection, name: str, now_s: float) -> Member:
-    """Keep a member out, for good. Raises TransportError(E-UNKNOWN-ID)."""
+    """Revoke a member for ever.
+
+    Raises:
+        TransportError: E-UNKNOWN-ID.
+    """
     return _change(c, name, REVOKED, now_s)
 
 

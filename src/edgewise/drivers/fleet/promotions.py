@@ -1,8 +1,9 @@
-"""Promoted models: the released model that devices and gateways use for inference. Functions of a connection.
+"""Promoted models: the released models that devices and gateways use for inference. Functions of a connection.
 
-    promote A, promote B, rollback         # A stands; rows are only ever added, so each says who did it, and when
+    promote A, promote B, rollback         # A is the promoted model again
 
-The models that stand behind the newest one are kept for a rollback, ``KEPT`` of them at most.
+Rows are only added, and each says who did it and when. The models behind the newest one are kept for a rollback, at
+most ``KEPT`` of them.
 """
 
 from __future__ import annotations
@@ -27,13 +28,19 @@ KEPT = 8
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """A released model, and where it comes from.
+    """A promotion or a rollback: a released model and its origin.
 
     Attributes:
-        run, name: of the run. played: rounds of it that led to the model. model: digest of its parameters, raw float32.
-        total: digest of the last released total. chain: where the verification of its run ended.
-        layout: digest of the layout (``Spec.written``). base: what the run began with, as its facts name it.
-        blobs: digest -> bytes: parameters, layout, and files of the base. by: member who did it. at_s: when.
+        run, name: id and name of the run.
+        played: number of rounds of the run that led to the model.
+        model: digest of its parameters, raw float32.
+        total: digest of the last released total.
+        chain: end of the chain that the verification of the run computed.
+        layout: digest of the layout (``Spec.written``).
+        base: the model that the run began with, as named in its facts.
+        blobs: digest -> bytes, of parameters, layout, and files of the base.
+        by: the member who did it.
+        at_s: time.
         verb: ``PROMOTE`` or ``ROLLBACK``.
     """
 
@@ -52,12 +59,12 @@ class Promotion:
 
 
 def history(c: sa.Connection) -> list[Promotion]:
-    """All promotions and rollbacks, the oldest first."""
+    """List all promotions and rollbacks, the oldest first."""
     return [_promotion(row) for row in c.execute(sa.select(PROMOTIONS).order_by(PROMOTIONS.c.number))]
 
 
 def standing(rows: Sequence[Promotion]) -> list[Promotion]:
-    """The promotions that were not taken back, the newest last: the last one is the promoted model."""
+    """List the promotions that were not taken back. The last one is the promoted model."""
     found: list[Promotion] = []
     for row in rows:
         found = [*found, row][-KEPT:] if row.verb == PROMOTE else found[:-1]
@@ -65,14 +72,22 @@ def standing(rows: Sequence[Promotion]) -> list[Promotion]:
 
 
 def current(c: sa.Connection) -> Promotion:
-    """The promoted model. Raises TransportError(E-UNKNOWN-ID) where there is none."""
+    """Return the promoted model.
+
+    Raises:
+        TransportError: E-UNKNOWN-ID where there is none.
+    """
     if not (found := standing(history(c))):
         raise TransportError("E-UNKNOWN-ID", "no model is promoted.", "ask an operator: `edgewise models promote RUN`.")
     return found[-1]
 
 
 def former(c: sa.Connection) -> Promotion:
-    """The model that a rollback returns to. Raises TransportError(E-CONFLICT) where there is none."""
+    """Return the model that a rollback would promote again.
+
+    Raises:
+        TransportError: E-CONFLICT where there is none.
+    """
     found = standing(history(c))
     if len(found) < 2:
         what = "no model was promoted before this one, or it is not kept any more."
@@ -81,9 +96,11 @@ def former(c: sa.Connection) -> Promotion:
 
 
 def read(folder: Path) -> Promotion:
-    """The promoted model of the server in a folder, which may run.
+    """Read the promoted model of the server in a folder, which may be running.
 
-    Raises TransportError(E-UNKNOWN-ID) where there is none; StoreError(E-CHECKPOINT) for a damaged database.
+    Raises:
+        TransportError: E-UNKNOWN-ID where there is none.
+        StoreError: E-CHECKPOINT for a damaged database.
     """
     place = f"{(folder / 'server.db').resolve().as_uri()}?mode=ro"
     engine = sa.create_engine("sqlite://", creator=lambda: sqlite3.connect(place, uri=True), poolclass=sa.NullPool)
@@ -93,7 +110,7 @@ def read(folder: Path) -> Promotion:
 
 
 def add(c: sa.Connection, new: Promotion) -> None:
-    """Write a promotion or a rollback, and publish what stands after it to all members."""
+    """Write a promotion or a rollback, and publish the model that is then promoted to all members."""
     row = {**asdict(new), "blobs": json.dumps(dict(new.blobs), sort_keys=True)}
     c.execute(PROMOTIONS.insert().values(**row))
     blobs = {digest: size for one in standing(history(c)) for digest, size in one.blobs.items()}

@@ -1,7 +1,7 @@
-"""The devices of a run as one blob: their public keys, 32 bytes each, sorted and joined.
+"""The roster of a run: the public keys of its devices as one blob, 32 bytes each, sorted and joined.
 
-A device is named by the fingerprint of its key, so a name cannot be given to another key. The run's facts have the
-digest of the blob, so all devices of one run know the same devices.
+A device is named by the fingerprint of its key, so nobody can give its name to another key. The run's facts hold the
+digest of the blob, so all devices of a run know the same devices.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ KEY_BYTES = 32
 
 
 def dump(keys: Collection[bytes]) -> bytes:
-    """The blob of these keys."""
+    """Encode these keys as a blob."""
     return b"".join(sorted(keys))
 
 
 def parse(raw: bytes, population: int) -> Mapping[str, bytes]:
-    """Device -> its key. Raises DecodeError(E-FACTS) for anything that ``dump`` does not write for so many devices."""
+    """Decode a roster as device -> key.
+
+    Raises:
+        DecodeError: E-FACTS for bytes that ``dump`` does not write for so many devices.
+    """
     keys = [raw[at : at + KEY_BYTES] for at in range(0, len(raw), KEY_BYTES)]
     if len(raw) != population * KEY_BYTES or any(a >= b for a, b in pairwise(keys)):
         what = f"the roster of the run does not hold the keys of {population} devices."

@@ -1,9 +1,9 @@
-"""The runs that a server plays with its devices, and what becomes of them. Functions of a connection; see ``database``.
+"""The runs that a server plays with its devices, and their states. Functions of a connection; see ``database``.
 
     running ◄──resume── paused          running ──► finished, or failed with the error
        └──────pause───────►▲            any but the last two ──cancel──► cancelled
 
-A failed run can be resumed: it goes on from its last commit.
+A failed run can be resumed. It continues from its last commit.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class ServedRun:
     """A run of this server.
 
     Attributes:
-        run: its id. rounds: that it has. facts, signature: as devices get them (``plan.facts``).
-        why: the error of a run that failed, or why a running one waits; else empty.
+        run: its id.
+        rounds: number of its rounds.
+        facts, signature: in the form that devices get (``plan.facts``).
+        why: the error of a failed run, or the reason why a running one waits; otherwise empty.
         kept: digest -> bytes of the blobs that devices need in all rounds.
     """
 
@@ -55,7 +57,11 @@ def add(c: sa.Connection, new: ServedRun) -> None:
 
 
 def find(c: sa.Connection, run: str) -> ServedRun:
-    """A run. Raises TransportError(E-UNKNOWN-ID)."""
+    """Find a run.
+
+    Raises:
+        TransportError: E-UNKNOWN-ID.
+    """
     row = c.execute(sa.select(SERVED).where(SERVED.c.run == run)).first()
     if row is None:
         raise TransportError("E-UNKNOWN-ID", f"there is no run {run:.64}.", "`edgewise run ls` lists them.")
@@ -63,7 +69,7 @@ def find(c: sa.Connection, run: str) -> ServedRun:
 
 
 def listed(c: sa.Connection, state: str = "") -> list[ServedRun]:
-    """All runs, or those of a state, the oldest first."""
+    """List all runs, or those in a state, the oldest first."""
     query = sa.select(SERVED).order_by(SERVED.c.made_s, SERVED.c.run)
     return [_run(row) for row in c.execute(query.where(SERVED.c.state == state) if state else query)]
 
@@ -71,7 +77,8 @@ def listed(c: sa.Connection, state: str = "") -> list[ServedRun]:
 def ask(c: sa.Connection, run: str, state: str) -> ServedRun:
     """Bring a run into a state that a person asks for: running, paused, cancelled.
 
-    Raises TransportError: E-UNKNOWN-ID; E-CONFLICT where it cannot come into that state any more.
+    Raises:
+        TransportError: E-UNKNOWN-ID. E-CONFLICT where the run cannot enter that state any more.
     """
     known = find(c, run)
     if known.state not in _FROM[state]:
@@ -81,12 +88,12 @@ def ask(c: sa.Connection, run: str, state: str) -> ServedRun:
 
 
 def explain(c: sa.Connection, run: str, why: str) -> None:
-    """Note why a running run waits; empty: it does not."""
+    """Note why a running run waits; empty: it does not wait."""
     c.execute(SERVED.update().where(SERVED.c.run == run, SERVED.c.state == RUNNING).values(why=why))
 
 
 def ended(c: sa.Connection, run: str, state: str, why: str = "") -> ServedRun:
-    """Note that a run finished or failed; one that was cancelled meanwhile stays so."""
+    """Note that a run finished or failed. A run that was cancelled in the meantime stays cancelled."""
     known = find(c, run)
     return known if known.state == CANCELLED else _set(c, known, state, why)
 

@@ -1,9 +1,9 @@
-"""Boxes for frames that wait for their round: sealed under the round's key, which is destroyed when the round closes.
+"""Boxes for frames that wait for their round, sealed under the round's key, which is destroyed when the round closes.
 
     box = 16 random bytes + AES-256-GCM under HKDF(round key, those bytes, label)
 
-Each box has a key of its own, so the same place can be written twice. With the round's key gone from the database
-(``secure_delete``), no copy of a box on a disk or in a backup of the folder can be opened any more.
+Each box has its own key, so the same place can be written twice. Once the round's key is gone from the database
+(``secure_delete``), nobody can open a copy of a box on a disk or in a backup of the folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OVERHEAD_BYTES = _SALT_BYTES + seal.OVERHEAD_BYTES
 
 
 def new_key() -> bytes:
-    """A round's key: 32 bytes of the operating system's randomness."""
+    """Draw a round's key: 32 bytes of the operating system's randomness."""
     return secrets.token_bytes(32)
 
 
@@ -34,19 +34,27 @@ def close_box(key: bytes, plain: bytes, label: str) -> bytes:
 
 
 def open_box(key: bytes, box: bytes, label: str) -> bytes:
-    """Inverse of ``close_box``. Raises DecodeError(E-SEAL) for another key or label and for changed bytes."""
+    """Open a box of ``close_box``.
+
+    Raises:
+        DecodeError: E-SEAL for another key or label, and for changed bytes.
+    """
     salt, sealed = box[:_SALT_BYTES], memoryview(box)[_SALT_BYTES:]
     return seal.open(derive(key, salt, b"edgewise/spool/v1 " + label.encode()), sealed, label.encode())
 
 
 class Chunks:
-    """The chunks of unfinished and unused uploads: ``folder/UPLOAD/NUMBER``, sealed."""
+    """The sealed chunks of unfinished and unused uploads: ``folder/UPLOAD/NUMBER``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def put(self, key: bytes, upload: str, number: int, plain: bytes) -> None:
-        """Write a chunk durably. Raises StoreError(E-DISK)."""
+        """Write a chunk durably.
+
+        Raises:
+            StoreError: E-DISK.
+        """
         folder = self._folder / upload
         try:
             folder.mkdir(FOLDER, parents=True, exist_ok=True)
@@ -56,7 +64,12 @@ class Chunks:
         sync_folder(folder)
 
     def get(self, key: bytes, upload: str, number: int) -> bytes:
-        """Read a chunk. Raises StoreError(E-CHECKPOINT) where it is missing, DecodeError(E-SEAL)."""
+        """Read a chunk.
+
+        Raises:
+            StoreError: E-CHECKPOINT where it is missing.
+            DecodeError: E-SEAL.
+        """
         path = self._folder / upload / f"{number:06d}"
         try:
             box = path.read_bytes()
@@ -65,16 +78,16 @@ class Chunks:
         return open_box(key, box, f"{upload}/{number}")
 
     def whole(self, key: bytes, upload: str, count: int) -> bytes:
-        """All chunks, one after the other; memory holds the result and one chunk. Raises as ``get``."""
-        buffer = io.BytesIO()  # a join would hold all of it twice
+        """Join all chunks. Memory holds the result and one chunk. Raises as ``get``."""
+        buffer = io.BytesIO()  # joining the chunks at once would hold them twice
         for number in range(count):
             buffer.write(self.get(key, upload, number))
         return buffer.getvalue()
 
     def drop(self, upload: str) -> None:
-        """Remove an upload's chunks; where the disk refuses, they stay, and nothing can open them."""
+        """Remove an upload's chunks. Where the disk refuses, they stay, but nothing can open them."""
         shutil.rmtree(self._folder / upload, ignore_errors=True)
 
     def uploads(self) -> list[str]:
-        """The uploads that have chunks here."""
+        """List the uploads that have chunks here."""
         return sorted(p.name for p in self._folder.iterdir()) if self._folder.exists() else []

@@ -1,11 +1,13 @@
-"""The tables of a server's database. A change here needs a migration (``migrations/versions``); a test compares."""
+"""The tables of a server's database. A change here needs a migration (``migrations/versions``); a test compares
+both.
+"""
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
 META = sa.MetaData()
-LEASES = sa.Table(  # who may write; ``number`` grows with every holder
+LEASES = sa.Table(  # the server that may write; ``number`` grows with every holder
     "leases",
     META,
     sa.Column("name", sa.String, primary_key=True),
@@ -21,7 +23,7 @@ MEMBERS = sa.Table(  # devices, and the people who run the fleet
     sa.Column("role", sa.String, nullable=False),
     sa.Column("status", sa.String, nullable=False, index=True),
     sa.Column("tags", sa.Text, nullable=False),  # JSON list, sorted
-    sa.Column("label", sa.String, nullable=False),  # as the owner calls it
+    sa.Column("label", sa.String, nullable=False),  # the owner's name for it
     sa.Column("token", sa.String, nullable=False),
     sa.Column("joined_s", sa.Float, nullable=False),
     sa.Column("changed_s", sa.Float, nullable=False),
@@ -30,24 +32,24 @@ TOKENS = sa.Table(
     "tokens",
     META,
     sa.Column("id", sa.String, primary_key=True),
-    sa.Column("digest", sa.LargeBinary, nullable=False),  # of the secret
+    sa.Column("digest", sa.LargeBinary, nullable=False),  # hash of the secret
     sa.Column("role", sa.String, nullable=False),
     sa.Column("tags", sa.Text, nullable=False),
-    sa.Column("uses", sa.Integer, nullable=False),  # how often it may be used
+    sa.Column("uses", sa.Integer, nullable=False),  # the number of times that it may be used
     sa.Column("used", sa.Integer, nullable=False),
-    sa.Column("approved", sa.Boolean, nullable=False),  # whoever uses it needs no approval
+    sa.Column("approved", sa.Boolean, nullable=False),  # its users need no approval
     sa.Column("expires_s", sa.Float, nullable=False),
     sa.Column("revoked", sa.Boolean, nullable=False),
     sa.Column("made_by", sa.String, nullable=False),
     sa.Column("made_s", sa.Float, nullable=False),
 )
-NONCES = sa.Table(  # of requests that changed something, as long as they could be replayed
+NONCES = sa.Table(  # nonces of requests that changed something, while they could be replayed
     "nonces",
     META,
     sa.Column("digest", sa.LargeBinary, primary_key=True),
     sa.Column("created_s", sa.Integer, nullable=False, index=True),
 )
-ROUNDS = sa.Table(  # rounds that take frames; ``key`` opens what they have received, and goes with the row
+ROUNDS = sa.Table(  # rounds that accept frames; ``key`` opens the frames received and is deleted with the row
     "rounds",
     META,
     sa.Column("run", sa.String, primary_key=True),
@@ -58,18 +60,18 @@ MAIL = sa.Table(
     "mail",
     META,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("inbound", sa.Boolean, nullable=False),  # from a device
+    sa.Column("inbound", sa.Boolean, nullable=False),  # the frame comes from a device
     sa.Column("run", sa.String, nullable=False),
     sa.Column("round", sa.Integer, nullable=False),
     sa.Column("device", sa.String, nullable=False, index=True),
     sa.Column("phase", sa.String, nullable=False),
     sa.Column("digest", sa.LargeBinary, nullable=False),
     sa.Column("size", sa.Integer, nullable=False),
-    sa.Column("upload", sa.String, nullable=False),  # where the frame is; empty = in ``body``
+    sa.Column("upload", sa.String, nullable=False),  # the upload that holds the frame; empty = ``body`` holds it
     sa.Column("body", sa.LargeBinary, nullable=False),  # sealed under the round's key where inbound
     sa.Column("at_s", sa.Float, nullable=False),
     sa.UniqueConstraint("inbound", "run", "round", "device", "phase"),
-    sqlite_autoincrement=True,  # numbers are never given twice: devices count by them
+    sqlite_autoincrement=True,  # numbers are never given twice, because devices count by them
 )
 UPLOADS = sa.Table(
     "uploads",
@@ -98,7 +100,7 @@ SERVED = sa.Table(  # runs that devices of this server take part in
     sa.Column("run", sa.String, primary_key=True),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("state", sa.String, nullable=False),
-    sa.Column("why", sa.Text, nullable=False),  # of a run that waits or failed: the error
+    sa.Column("why", sa.Text, nullable=False),  # the error of a run that waits or failed
     sa.Column("rounds", sa.Integer, nullable=False),
     sa.Column("facts", sa.LargeBinary, nullable=False),  # canonical (plan.facts)
     sa.Column("signature", sa.LargeBinary, nullable=False),
@@ -106,53 +108,55 @@ SERVED = sa.Table(  # runs that devices of this server take part in
     sa.Column("made_by", sa.String, nullable=False),
     sa.Column("made_s", sa.Float, nullable=False),
 )
-PARTICIPANTS = sa.Table(  # devices of a run: they alone may see it and download its blobs
+PARTICIPANTS = sa.Table(  # devices of a run; only they may see it and download its blobs
     "participants",
     META,
     sa.Column("device", sa.String, primary_key=True),
     sa.Column("run", sa.String, primary_key=True),
     sqlite_with_rowid=False,
 )
-PROMOTIONS = sa.Table(  # promoted models, and who took one back; rows are only ever added
+PROMOTIONS = sa.Table(  # promotions and rollbacks of models; rows are only added
     "promotions",
     META,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("verb", sa.String, nullable=False),  # promote or rollback; what follows is the model that stands then
+    sa.Column(
+        "verb", sa.String, nullable=False
+    ),  # promote or rollback; the other columns describe the model that is then promoted
     sa.Column("run", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("played", sa.Integer, nullable=False),  # rounds of the run that led to it
     sa.Column("model", sa.String, nullable=False),  # digest of its parameters
     sa.Column("total", sa.String, nullable=False),  # digest of the last released total
-    sa.Column("chain", sa.String, nullable=False),  # where the verification of its run ended
+    sa.Column("chain", sa.String, nullable=False),  # end of the chain that the verification of its run computed
     sa.Column("layout", sa.String, nullable=False),  # digest of the layout of the parameters
-    sa.Column("base", sa.String, nullable=False),  # the model that the run began with, as its facts name it
+    sa.Column("base", sa.String, nullable=False),  # the model that the run began with, as named in its facts
     sa.Column("blobs", sa.Text, nullable=False),  # JSON, digest -> bytes: parameters, layout, files of the base
     sa.Column("by", sa.String, nullable=False),
     sa.Column("at_s", sa.Float, nullable=False),
 )
-HELPED = sa.Table(  # of a gateway: runs whose second server it is, each with its round under way
+HELPED = sa.Table(  # runs that a gateway helps as second server, each with its round in progress
     "helped",
     META,
     sa.Column("run", sa.String, primary_key=True),
-    sa.Column("facts", sa.LargeBinary, nullable=False),  # as the orchestrator signed them
+    sa.Column("facts", sa.LargeBinary, nullable=False),  # as signed by the orchestrator
     sa.Column("signature", sa.LargeBinary, nullable=False),
     sa.Column("layout", sa.Text, nullable=False),  # JSON
     sa.Column("roster", sa.LargeBinary, nullable=False),  # the devices' keys
     sa.Column("secret", sa.LargeBinary, nullable=False),  # HPKE key, of this run alone
     sa.Column("made_s", sa.Float, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),  # grows with every invitation that begins a round
-    sa.Column("invite", sa.LargeBinary, nullable=False),  # of the round under way, as a frame; empty before the first
+    sa.Column("invite", sa.LargeBinary, nullable=False),  # frame of the round in progress; empty before the first
     sa.Column("opened", sa.Integer, nullable=False),  # the last round whose batch was opened; -1 = none
-    sa.Column("batch", sa.Text, nullable=False),  # of this round: JSON list of devices; empty = not opened
+    sa.Column("batch", sa.Text, nullable=False),  # this round's opened devices as a JSON list; empty = not opened
     sa.Column("share", sa.String, nullable=False),  # digest of the blob that opens it
 )
-TICKETS = sa.Table(  # that a gateway has answered; those that counted stay for ever, so that none counts twice
+TICKETS = sa.Table(  # tickets that a gateway answered; counted ones stay for ever, so that none counts twice
     "tickets",
     META,
     sa.Column("run", sa.String, primary_key=True),
     sa.Column("digest", sa.LargeBinary, primary_key=True),
     sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("id", sa.LargeBinary, nullable=False),  # of the report
-    sa.Column("code", sa.String, nullable=False),  # of the refusal; empty = it counts
+    sa.Column("id", sa.LargeBinary, nullable=False),  # id of the report
+    sa.Column("code", sa.String, nullable=False),  # code of the refusal; empty = it counts
     sa.Column("ticket", sa.LargeBinary, nullable=False),  # empty once the batch is opened, or another round begins
 )

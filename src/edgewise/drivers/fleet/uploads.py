@@ -1,7 +1,7 @@
-"""Uploads in chunks: a frame too large for one request comes in pieces that are durable one by one.
+"""Uploads in chunks. A frame that is too large for one request comes in pieces, and each piece is durable by itself.
 
-The server says how much it has (``received``); the device goes on from there. So whatever happens to either side, one
-chunk at most is sent again. Chunks lie sealed (``spool``). Functions of a connection; see ``database``.
+The server names the bytes that it has (``received``), and the device continues from there. So after a failure of either
+side at most one chunk is sent again. Chunks are sealed (``spool``). Functions of a connection; see ``database``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from edgewise.drivers.fleet import mailboxes, spool
 from edgewise.drivers.fleet.tables import UPLOADS
 
 CHUNK_BYTES = 2**22
-OPEN_BYTES = 2**28  # of the uploads that one device may have open
+OPEN_BYTES = 2**28  # the largest size of one device's open uploads
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A frame on its way. ``digest``: SHA-256 of all of it. ``received``: the bytes that are durable here, from 0."""
+    """An unfinished or unused upload of a frame.
+
+    Attributes:
+        digest: SHA-256 of the whole frame.
+        received: number of durable bytes here, from byte 0.
+    """
 
     id: str
     device: str
@@ -36,7 +41,7 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """How many bytes a frame may have, and all open uploads together."""
+    """Limits in bytes: of one frame, and of all open uploads together."""
 
     frame: int
     spool: int
@@ -47,12 +52,15 @@ def begin(
 ) -> Upload:
     """Begin an upload, or find the one that was begun for the same bytes.
 
-    Raises TransportError: E-CLOSED where the device has no part in the round; E-QUOTA where the frame is larger than
-    there is room, or the device has too much open; E-BUSY where all devices have.
+    Raises:
+        TransportError: E-CLOSED where the device has no part in the round. E-QUOTA where the frame is too large or the
+            device has too much open. E-BUSY where all devices together have too much open.
     """
     mailboxes.invited(c, run, round, device)
-    mine = sa.select(UPLOADS).where(UPLOADS.c.device == device)
-    row = c.execute(mine.where(UPLOADS.c.run == run, UPLOADS.c.round == round, UPLOADS.c.digest == digest)).first()
+    own_uploads = sa.select(UPLOADS).where(UPLOADS.c.device == device)
+    row = c.execute(
+        own_uploads.where(UPLOADS.c.run == run, UPLOADS.c.round == round, UPLOADS.c.digest == digest)
+    ).first()
     if row is None:
         is_open = c.execute(sa.select(sa.func.sum(UPLOADS.c.size)).where(UPLOADS.c.device == device)).scalar() or 0
         if not 0 < size <= room.frame or is_open + size > OPEN_BYTES:
@@ -70,7 +78,11 @@ def begin(
 
 
 def find(c: sa.Connection, id: str, device: str) -> Upload:
-    """An upload of this device. Raises TransportError(E-UNKNOWN-ID), also for an upload of another device."""
+    """Find an upload of this device.
+
+    Raises:
+        TransportError: E-UNKNOWN-ID, also for an upload of another device.
+    """
     row = c.execute(sa.select(UPLOADS).where(UPLOADS.c.id == id, UPLOADS.c.device == device)).first()
     if row is None:
         raise TransportError("E-UNKNOWN-ID", "this device has no such upload open.", "begin it anew.")
@@ -78,20 +90,26 @@ def find(c: sa.Connection, id: str, device: str) -> Upload:
 
 
 def check_chunk(upload: Upload, offset: int, size: int) -> None:
-    """Raises TransportError(E-OFFSET) for a chunk that does not begin where the server stands, E-QUOTA for one of
-    another size than ``chunk`` (the last one: what is left)."""
+    """Refuse a chunk at a wrong place or of a wrong size.
+
+    Raises:
+        TransportError: E-OFFSET where the chunk does not begin at ``received``. E-QUOTA where its size is not ``chunk``
+            (for the last one: the rest).
+    """
     if offset != upload.received:
         what = f"a chunk for byte {offset}; the server has {upload.received} bytes."
-        raise TransportError("E-OFFSET", what, "ask how much it has, and go on from there.")
+        raise TransportError("E-OFFSET", what, "ask how much it has, and continue from there.")
     if size != min(upload.chunk, upload.size - offset) or size == 0:
-        what = f"a chunk of {size} bytes; chunks have {upload.chunk}, the last one what is left."
+        what = f"a chunk of {size} bytes; chunks have {upload.chunk}, and the last one has the rest."
         raise TransportError("E-QUOTA", what, "cut the frame as the server said.")
 
 
 def advance(c: sa.Connection, upload: Upload, size: int) -> int:
-    """Note that the chunk after ``received`` is durable; returns what is received now.
+    """Note that the chunk after ``received`` is durable. Return the new number of received bytes.
 
-    Raises TransportError: E-UNKNOWN-ID where the round has closed meanwhile; E-OFFSET where another request was first.
+    Raises:
+        TransportError: E-UNKNOWN-ID where the round has closed in the meantime. E-OFFSET where another request was
+            first.
     """
     here = (UPLOADS.c.id == upload.id) & (UPLOADS.c.received == upload.received)
     if not c.execute(UPLOADS.update().where(here).values(received=upload.received + size)).rowcount:
@@ -100,8 +118,11 @@ def advance(c: sa.Connection, upload: Upload, size: int) -> int:
 
 
 def assembled(upload: Upload, key: bytes, chunks: spool.Chunks) -> bytes:
-    """The whole frame. Raises TransportError: E-OFFSET where chunks are missing, E-BLOB where it is not what was
-    announced."""
+    """Join the chunks of a complete upload to the frame.
+
+    Raises:
+        TransportError: E-OFFSET where chunks are missing. E-BLOB where the bytes are not those that were announced.
+    """
     if upload.received != upload.size:
         what = f"{upload.received} of {upload.size} bytes have come."
         raise TransportError("E-OFFSET", what, "send the rest first.")
@@ -117,7 +138,7 @@ def abandon(c: sa.Connection, id: str) -> None:
 
 
 def in_use(c: sa.Connection) -> set[str]:
-    """The ids of all uploads."""
+    """List the ids of all uploads."""
     return {str(row[0]) for row in c.execute(sa.select(UPLOADS.c.id))}
 
 

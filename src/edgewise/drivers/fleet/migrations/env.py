@@ -1,4 +1,4 @@
-"""Runs migrations on the connection that ``fleet.database`` hands over."""
+"""Run migrations on the connection that ``fleet.database`` hands over."""
 
 from alembic import context
 
@@ -8,6 +8,6 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=META,
     render_as_batch=True,  # SQLite cannot change a column in place
-    transactional_ddl=False,  # the transaction is the caller's
+    transactional_ddl=False,  # the caller has begun the transaction
 )
 context.run_migrations()

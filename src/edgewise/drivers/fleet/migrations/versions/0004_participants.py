@@ -1,4 +1,4 @@
-"""Make the table of the devices of each run, and fill it from the rosters of the runs that are here."""
+"""Make the table of each run's devices, and fill it from the rosters of the known runs."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,11 @@ from edgewise.drivers.http.identity import fingerprint
 
 revision = "0004"
 down_revision = "0003"
-KEY_BYTES = 32  # of a roster, which is the devices' keys
+KEY_BYTES = 32  # the size of a device's key in a roster
 
 
 def upgrade() -> None:
-    """Make the table. A run whose roster is gone gets no devices: nobody needs it any more."""
+    """Make the table. A run without its roster gets no devices, because nobody needs such a run any more."""
     made = op.create_table(
         "participants",
         sa.Column("device", sa.String, primary_key=True),
